@@ -29,8 +29,8 @@ LEAVES = frozenset(
 FOUNDATION = frozenset({"identity", "pki", "net", "mux", "wire", "socket_options"})
 ALLOWED: dict[str, frozenset[str]] = {
     "__main__": frozenset({"cli"}),
-    "cli": frozenset({*ROLES, *FOUNDATION, "config", "observe"}),
-    **{role: frozenset({*FOUNDATION, "config", "observe"}) for role in ROLES},
+    "cli": frozenset({*ROLES, *FOUNDATION, "config", "config_loader", "observe"}),
+    **{role: frozenset({*FOUNDATION, "config", "config_loader", "observe"}) for role in ROLES},
     "identity": frozenset({"net", "mux", "wire"}),
     "pki": frozenset({"net", "mux", "wire"}),
     "net": frozenset({"identity", "pki", "mux", "wire", "socket_options"}),
@@ -38,6 +38,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "wire": frozenset(),
     "observe": frozenset(),
     "config": frozenset(),
+    "config_loader": frozenset({"config"}),
     "errors": frozenset(),
     "limiters": frozenset(),
     "choices": frozenset(),
@@ -72,7 +73,7 @@ KUBERNETES = ("arcbridge.agent", "arcbridge.client", "kubernetes", "kubernetes_a
 SLOW = frozenset(
     {"aiofastnet", "aiohttp", "cryptography", "filelock", "jwt", "structlog", "prometheus_client", "yaml", "uvloop"}
 )
-FAST_MODULES = ("__init__", "__main__", "config", "errors", "cli")
+FAST_MODULES = ("__init__", "__main__", "config", "config_loader", "errors", "cli")
 
 
 class Import(NamedTuple):
@@ -326,7 +327,7 @@ def test_the_environment_is_read_in_the_command_line_alone() -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("module", ["arcbridge", "arcbridge.config", "arcbridge.errors", "arcbridge.cli.parser"])
+@pytest.mark.parametrize("module", ["arcbridge", "arcbridge.config_loader", "arcbridge.errors", "arcbridge.cli.parser"])
 def test_start_loads_nothing_slow(module: str) -> None:
     """Ask the interpreter what it loaded: that counts imports at any depth, where the test above reads the source."""
     code = f"import sys, {module}; print(*sorted(set(m.split('.')[0] for m in sys.modules)))"

@@ -40,9 +40,9 @@ LEAST_AGENT_WAITING_BYTES = 16 * 1024 * 1024
 MAX_PACE = 10.0
 """Seconds that a connection waits at most for its user's bytes a second, and as much is owed at most: far below the
 25 s after which the other end takes the connection for dead."""
-ABANDONED = 50
-"""Requests without their answer, each of which ends a connection to the API server: a user with more of them of late
-makes connections of their own, and takes none that others left."""
+ENDED_CONNECTIONS = 50
+"""Connections to the API server that a user may end by not waiting for long answers; one is forgotten each second.
+With more of them a user makes connections of their own, and takes none that others left."""
 CONNECTING = 8
 """Connections to the API server that are made for one user at a time: each handshake is a millisecond of the event
 loop, and more at once would keep the requests of others waiting for as many."""
@@ -149,6 +149,7 @@ class Account:
         "_day_ends",
         "_day_most",
         "_day_spent",
+        "_ended_connections",
         "_prompt",
         "_requests",
         "_to_cluster",
@@ -198,6 +199,7 @@ class Account:
         self._connects: TokenBucket | None = None
         self._to_cluster: TokenBucket | None = None
         self._to_user: TokenBucket | None = None
+        self._ended_connections: TokenBucket | None = None
         self._prompt: TokenBucket | None = None
         """Refusals that are answered at once; made with the first refusal, because most users never see one."""
         self._bursts: dict[Limit, _Burst] = {}
@@ -233,9 +235,15 @@ class Account:
             self.limits = limits
             self._apply(limits)
 
-    def abandons(self, now: float) -> bool:
-        """Return whether the user has abandoned more than ABANDONED requests beyond what the allowance has refilled."""
-        return self.churn.wait(now, self.churn.burst - ABANDONED) > 0.0
+    def end_connection(self, now: float) -> None:
+        """Count a connection to the API server that ended because its answer was not waited for."""
+        if self._ended_connections is None:
+            self._ended_connections = TokenBucket(ENDED_CONNECTIONS, 1.0)
+        self._ended_connections.take(now)
+
+    def ends_connections(self, now: float) -> bool:
+        """Return whether the user has ended more connections of late than a user may."""
+        return self._ended_connections is not None and self._ended_connections.wait(now) > 0.0
 
     def leave(self, member: Member) -> None:
         """End a session's membership; the last one's end retires the account. A second call changes nothing."""
@@ -403,6 +411,7 @@ class Account:
         self._day_most = limits.bytes_per_day or math.inf
         was, self._day_spent = self._day_spent, self.moved_today >= self._day_most
         if self._day_spent and not was and now < self._day_ends:
+            # What runs ends now and not with its next byte: the limit is about bytes that move, and not about starts.
             self._spend_day()
 
     def _spend_day(self) -> None:

@@ -49,6 +49,10 @@ clock was set or the machine slept."""
 RESENT_AUTH_GRACE = 30.0
 """Seconds after a resumption in which an AUTH may be one from before the connection was lost: its token may have
 expired since then."""
+KUBERNETES = "kubernetes"
+"""The target of streams to the API server."""
+AUTH_OK_ROOM = 3500
+"""Bytes of AUTH_OK, whose frame has at most 4 KiB, for the user's name and the list of targets."""
 
 _log = structlog.get_logger("arcbridge.agent")
 
@@ -147,7 +151,7 @@ class AgentSession(BaseHandler):
         if limit is not None:
             self._report(caller, limit, caller.request_id(stream.id, 0), target)
             stream.abort(ResetCode.LIMIT)
-        elif target == "kubernetes":
+        elif target == KUBERNETES:
             self._sessions.proxy.serve(stream, caller)
         else:
             self._sessions.targets.serve(stream, target, caller)
@@ -295,11 +299,10 @@ class AgentSession(BaseHandler):
             if code is GoawayCode.UNAVAILABLE or (again and code is GoawayCode.UNAUTHENTICATED):
                 # A renewal that cannot be verified now, or was sent before the loss of the connection and has expired
                 # since, changes nothing: the session's own token is valid until it expires.
-                self._log.warning("renewal changed nothing", reason=error.message)
+                self._log.warning("renewal changed nothing", reason=error.message, **_about(error))
                 return False
         self._sessions.refused += 1
-        about = {name: said for name in ("rule", "detail") if (said := getattr(error, name, ""))}
-        self._log.warning("session refused", reason=error.message, **about)
+        self._log.warning("session refused", reason=error.message, **_about(error))
         session.refuse_auth(code, tell(error))
         return True
 
@@ -387,7 +390,11 @@ class AgentSession(BaseHandler):
 
     def _auth_ok(self, session_id: bytes, secret: bytes, caller: Caller) -> AuthOk:
         left = max(1, int(caller.identity.expires_at - self._sessions.clock()))
-        return AuthOk(session_id=session_id, resume_secret=secret, subject=caller.identity.username, expires_in=left)
+        name = caller.identity.username
+        targets = " ".join((KUBERNETES, *self._sessions.targets.open_to(caller.identity)))
+        if len(targets) + len(name.encode()) > AUTH_OK_ROOM:
+            targets = ""
+        return AuthOk(session_id=session_id, resume_secret=secret, subject=name, expires_in=left, targets=targets)
 
     def _resume_held(self, session: MuxSession, hello: Hello, found: Authenticated) -> bool:
         """Let the held session that this HELLO names take the connection over; this handler ends either way."""
@@ -513,3 +520,9 @@ def _duration(seconds: float) -> str:
         if seconds >= length:
             return f"{seconds / length:.3g} {unit}"
     return f"{seconds:.3g} s"
+
+
+def _about(error: ArcbridgeError) -> dict[str, str]:
+    """Return what the log says of a refusal beside its sentence, which the caller reads too: the rule, and our own
+    words."""
+    return {name: said for name in ("rule", "detail") if (said := getattr(error, name, ""))}

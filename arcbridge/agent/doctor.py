@@ -12,7 +12,7 @@ import contextlib
 import os
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
@@ -22,6 +22,7 @@ from arcbridge.agent.self_checks import (
     AUDIT,
     api_checks,
     certificate_finding,
+    groups_checks,
     issuers_check,
 )
 from arcbridge.agent.service import credential_store
@@ -29,16 +30,19 @@ from arcbridge.agent.settings import check
 from arcbridge.config import AgentConfig
 from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, PinMismatch
 from arcbridge.identity import authentication
+from arcbridge.identity.groups import GroupSources
 from arcbridge.identity.verifier import Acceptance, TokenVerifier
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import connect
 from arcbridge.net.fetch import HttpFetcher
+from arcbridge.net.named_files import is_directory, is_there
 from arcbridge.net.tls import ALPN_HTTP, RelayTrust, fetch_relay_ca, outer_client_context
-from arcbridge.observe.diagnosis import Finding, State, failed, ok, skipped
+from arcbridge.observe.diagnosis import Finding, State, failed, ok, settings_findings, skipped
 from arcbridge.observe.running import look_at_process, look_at_refusals, read_page, samples_of
 from arcbridge.observe.self_checks import SelfCheck, SelfChecks
 from arcbridge.pki.credentials import AgentCredential
 from arcbridge.pki.pins import pin_of, same_pin
+from arcbridge.problems import Place, located
 
 SETTINGS, CREDENTIAL, JOIN_TOKEN = "settings", "agent's credential at the relay", "join token"
 _LOOKED_AT = ("audit.", "authentication", "join_token_file", "kubernetes", "relay_ca", "state")
@@ -50,11 +54,11 @@ _PIN = (
 )
 
 
-async def diagnose(config: AgentConfig) -> list[Finding]:
-    """Look at everything, in the order in which one thing needs the other."""
+async def diagnose(config: AgentConfig, place: Callable[[str], Place | None] = lambda _: None) -> list[Finding]:
+    """Look at everything, in the order in which one thing needs the other. `place`: where a setting was given."""
     checked = check(config)
     if wrong := [one for one in checked.problems.errors if not one.setting.startswith(_LOOKED_AT)]:
-        return [failed(SETTINGS, str(wrong[0]), "correct the settings file; `config check` has all of it", "config")]
+        return settings_findings(located(wrong, place), lambda _: SETTINGS)
     try:
         endpoint = endpoint_of(config.kubernetes)
     except ConfigError as error:
@@ -195,13 +199,16 @@ async def _issuers(config: AgentConfig) -> list[Finding]:
     fetcher = HttpFetcher()
     try:
         accept = Acceptance(frozenset(config.forbidden_audiences), config.max_token_lifetime)
-        verifier = TokenVerifier(authentication.load(config.authentication), fetcher, accept=accept)
+        issuers = authentication.load(config.authentication)
+        groups = GroupSources(issuers, fetcher.ask, directories=config.graph)
+        verifier = TokenVerifier(issuers, fetcher, accept=accept, groups=groups)
         try:
-            return await _all([issuers_check(verifier, token_mode=lambda: config.token_mode)])
+            checks = [issuers_check(verifier, token_mode=lambda: config.token_mode), *groups_checks(verifier)]
+            return await _all(checks)
         finally:
             await verifier.close()
     except ConfigError as error:
-        return [failed("authentication", error.message, "correct the authentication file", "config")]
+        return [failed("authentication", error.message, "correct the file or the setting", "config")]
     finally:
         await fetcher.close()
 
@@ -215,7 +222,7 @@ async def _audit(config: AgentConfig) -> list[Finding]:
     if page is not None and samples_of(page.text).get("arcbridge_agent_audit_failing", 0.0):
         return [failed(AUDIT, f"the running agent cannot write {file}", remedy, "audit")]
     path = Path(file)
-    target = path if path.exists() else path.parent
-    if not os.access(target, os.W_OK) or path.is_dir():
+    target = path if is_there(path) else path.parent
+    if not os.access(target, os.W_OK) or is_directory(path):
         return [failed(AUDIT, f"{file} cannot be written by this user", remedy, "audit")]
     return [ok(AUDIT, f"{file} can be written")]

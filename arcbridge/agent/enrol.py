@@ -32,6 +32,7 @@ from arcbridge.agent.relay_http import post
 from arcbridge.errors import ArcbridgeError, ConfigError, ConnectionLost, EnrolmentRefused, StateError, Unreachable
 from arcbridge.net.address import Address
 from arcbridge.net.backoff import Backoff
+from arcbridge.net.named_files import is_there
 from arcbridge.net.tls import RelayTrust, fetch_relay_ca
 from arcbridge.pki import credentials as entries
 from arcbridge.pki.authority import Authority, certificate_validity
@@ -368,7 +369,7 @@ class CredentialKeeper:
         how = "make one with `arcbridge --role relay token create` and put it into join_token_file"
         if self._token_file is None:
             raise ConfigError(f"join_token_file: {why} and needs a join token; {how}")
-        if not self._token_file.exists():
+        if not is_there(self._token_file):
             raise ConfigError(
                 f"join_token_file: {why} and {self._token_file} does not exist: it needs a join token; {how}"
             )

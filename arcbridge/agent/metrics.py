@@ -272,6 +272,10 @@ def _register_tokens(metrics: Metrics, verifier: TokenVerifier) -> None:
         "group_lookups_total", "Look-ups of groups that a token did not hold.", {"result": ("answered", "failed")},
         verifier.group_lookups,
     )  # fmt: skip
+    metrics.counter(
+        "graph_tokens_total", "Requests for the own token of Microsoft Graph.", {"result": ("granted", "failed")},
+        verifier.graph_tokens,
+    )  # fmt: skip
     metrics.gauge("jwks_age_seconds", "Age of the oldest key set in use.", None, lambda: oldest_keys(verifier))
 
 

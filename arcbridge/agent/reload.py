@@ -1,17 +1,16 @@
 """What a running agent takes over when its settings are read again, and what needs a restart.
 
-Everything is checked and read before anything is put in force, so that a mistake changes nothing. No session is
-touched: one keeps the identity that its token was given, until it is renewed. Sessions of users on a new denylist end,
-as at each change of that file.
+Everything is checked and read before anything is put in force, and what fails then is taken back, so that a mistake
+changes nothing. No session is touched: one keeps the identity that its token was given, until it is renewed. Sessions
+of users on a new denylist end, as at each change of that file.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 
 import structlog
 
@@ -20,13 +19,13 @@ from arcbridge.agent.authenticator import Authenticator
 from arcbridge.agent.denylist import Denylist
 from arcbridge.agent.kube.apiserver import ApiServer
 from arcbridge.agent.sessions import Sessions
-from arcbridge.agent.settings import required
+from arcbridge.agent.settings import Checked, required
 from arcbridge.agent.targets import TcpTargets
 from arcbridge.config import AgentConfig
 from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.mux import memory
 from arcbridge.observe import logging as logs
-from arcbridge.observe.reloads import Outcome, changed, split
+from arcbridge.observe.reloads import Outcome, changed, digest, split
 
 _log = structlog.get_logger("arcbridge.agent")
 
@@ -44,6 +43,8 @@ RELOADABLE = frozenset(
 )
 """Settings, and tables of them, that hold from a reload on. `authentication` and `denylist_file` do too, unless there
 was none before or is none now; every other setting holds from the next start on."""
+JUDGED = frozenset({"forbidden_audiences", "max_token_lifetime"})
+"""Settings by which tokens of the issuers are judged; where `authentication` waits for a restart, they do too."""
 
 
 class Reload:
@@ -51,7 +52,7 @@ class Reload:
 
     def __init__(
         self,
-        config: AgentConfig,
+        checked: Checked,
         *,
         api: ApiServer,
         verifier: TokenVerifier | None,
@@ -61,8 +62,10 @@ class Reload:
         denylist: Denylist | None,
         audit: AuditLog,
     ) -> None:
-        self.config = config
+        """`checked`: what is in force."""
+        self.config = checked.config
         """The settings in force."""
+        self._in_force = checked
         self._api = api
         self._verifier = verifier
         self._authenticator = authenticator
@@ -70,27 +73,65 @@ class Reload:
         self._targets = targets
         self._denylist = denylist
         self._audit = audit
-        self._contents = contents(config)
+        self._contents = contents(checked.config)
 
     async def run(self, reread: Callable[[], AgentConfig]) -> Outcome:
         """Open the audit file anew, which needs no settings; then read these with `reread` and put them in force.
 
-        Raises ConfigError, and no setting is another then.
+        Whatever it raises, no setting is another then.
         """
         self._audit.reopen()
         self._api.reread()
         return self.apply(reread())
 
     def apply(self, config: AgentConfig) -> Outcome:
-        """Put `config` in force. Raises ConfigError, and changes nothing then."""
+        """Put `config` in force. Whatever it raises, the settings that were in force are so again."""
         checked = required(config)
+        for problem in checked.problems.warnings:
+            _log.warning("settings", setting=problem.setting, reason=str(problem))
+        reloadable = self._reloadable(checked)
+        found = {name: text for name, text in contents(config).items() if name in reloadable}
+        with ExitStack() as undo:
+            undo.callback(self._put, self._in_force)
+            self._put(checked)
+            if "denylist_file" in reloadable:
+                # Last, because a list that is put back may be older than what the file held a moment ago.
+                undo.callback(self._put_denylist, self._in_force)
+                self._put_denylist(checked)
+            undo.pop_all()
+        outcome = split(changed(self.config, config), reloadable)
+        taken = [*outcome.taken, *(name for name in found if found[name] != self._contents.get(name))]
+        self.config, self._contents = self._merged(config, reloadable), self._contents | found
+        kept = self._in_force
+        judged = checked if "authentication" in reloadable else kept
+        listed = checked if "denylist_file" in reloadable else kept
+        self._in_force = replace(
+            checked,
+            config=self.config,
+            issuers=judged.issuers,
+            acceptance=judged.acceptance,
+            denylist=listed.denylist,
+        )
+        return Outcome(tuple(dict.fromkeys(taken)), outcome.needs_restart)
+
+    def _reloadable(self, checked: Checked) -> frozenset[str]:
+        """The settings that this agent takes over: issuers and a denylist only where it has a part that knows them, and
+        goes on to."""
         reloadable = set(RELOADABLE)
         if self._verifier is not None and checked.issuers is not None:
-            self._verifier.replace(checked.issuers, checked.acceptance)
             reloadable.add("authentication")
-        if self._denylist is not None and config.denylist_file is not None:
-            self._denylist.take(config.denylist_file, checked.denylist)
+        elif self._verifier is not None or checked.issuers is not None:
+            # The verifier judges on by what it has, or there is none yet.
+            reloadable -= JUDGED
+        if self._denylist is not None and checked.config.denylist_file is not None:
             reloadable.add("denylist_file")
+        return frozenset(reloadable)
+
+    def _put(self, checked: Checked) -> None:
+        config = checked.config
+        logs.reconfigure_level(config.observe.log_level)
+        if self._verifier is not None and checked.issuers is not None:
+            self._verifier.replace(checked.issuers, checked.acceptance)
         self._authenticator.token_mode = config.token_mode
         self._authenticator.proofs.policy = checked.proof
         self._targets.replace(checked.targets)
@@ -98,27 +139,19 @@ class Reload:
         self._sessions.max_age = config.session.max_age
         memory.backlog.most = config.limits.agent_waiting_bytes
         self._api.upstream.limit.change(time.monotonic(), config.limits.agent_connects_per_second)
-        logs.reconfigure_level(config.observe.log_level)
-        for problem in checked.problems.warnings:
-            _log.warning("settings", setting=problem.setting, reason=str(problem))
-        outcome = split(changed(self.config, config), frozenset(reloadable))
-        found = contents(config)
-        taken = [
-            *outcome.taken,
-            *(name for name in found if name in reloadable and found[name] != self._contents.get(name)),
-        ]
-        self.config, self._contents = self._merged(config, frozenset(reloadable)), found
-        return Outcome(tuple(dict.fromkeys(taken)), outcome.needs_restart)
+
+    def _put_denylist(self, checked: Checked) -> None:
+        assert self._denylist is not None
+        assert checked.config.denylist_file is not None
+        self._denylist.take(checked.config.denylist_file, checked.denylist)
 
     def _merged(self, config: AgentConfig, reloadable: frozenset[str]) -> AgentConfig:
         """What runs now: the new settings where a reload takes them over. The others stay named until a restart."""
         running = self.config
+        sometimes = ("authentication", "denylist_file", *JUDGED)
         return replace(
             running,
-            authentication=config.authentication if "authentication" in reloadable else running.authentication,
-            denylist_file=config.denylist_file if "denylist_file" in reloadable else running.denylist_file,
-            forbidden_audiences=config.forbidden_audiences,
-            max_token_lifetime=config.max_token_lifetime,
+            **{name: getattr(config, name) for name in sometimes if name in reloadable},
             proof=config.proof,
             token_mode=config.token_mode,
             targets=config.targets,
@@ -130,11 +163,4 @@ class Reload:
 
 def contents(config: AgentConfig) -> dict[str, str]:
     """What the files hold whose changes a reload tells of, as hashes; "" for one that cannot be read."""
-    return {"authentication": _digest(config.authentication), "denylist_file": _digest(config.denylist_file)}
-
-
-def _digest(path: Path | None) -> str:
-    try:
-        return "" if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
-        return ""
+    return {"authentication": digest(config.authentication), "denylist_file": digest(config.denylist_file)}

@@ -23,6 +23,7 @@ from arcbridge.agent.enrol import CredentialKeeper
 from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
 from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.observe.diagnosis import Finding, failed, ok, skipped, warning
+from arcbridge.observe.directory_findings import directory_finding
 from arcbridge.observe.key_findings import key_finding
 from arcbridge.observe.self_checks import SelfCheck
 
@@ -283,6 +284,20 @@ def issuers_check(verifier: TokenVerifier | None, *, token_mode: Callable[[], bo
     )
 
 
+def groups_checks(verifier: TokenVerifier | None) -> list[SelfCheck]:
+    """Return the check of directories, where the settings have one. It gates nothing: users whose groups are in their
+    tokens come in."""
+    if verifier is None or not verifier.has_directories:
+        return []
+    looked_at = verifier
+
+    async def groups() -> Sequence[Finding]:
+        found = await looked_at.look_at_directories()
+        return [directory_finding(one.at, one.usable, one.code, one.why) for one in found]
+
+    return [SelfCheck("groups", groups)]
+
+
 def checks_of(
     api: ApiServer,
     verifier: TokenVerifier | None,
@@ -313,6 +328,7 @@ def checks_of(
     return [
         *api_checks(api, impersonates=verifier is not None, refused=refused),
         issuers_check(verifier, token_mode=token_mode),
+        *groups_checks(verifier),
         SelfCheck("audit", audited),
         SelfCheck("relays", relays),
         SelfCheck("certificate", certificate),

@@ -44,7 +44,7 @@ from arcbridge.net.address import Address
 from arcbridge.net.fetch import HttpFetcher
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
-from arcbridge.observe.reloads import Reloads
+from arcbridge.observe.reloads import Outcome, Reloads
 from arcbridge.observe.self_checks import SelfChecks
 from arcbridge.observe.server import ObserveServer
 from arcbridge.pki.credentials import CredentialStore, DirectoryStore
@@ -79,7 +79,7 @@ async def serve(
     async with AsyncExitStack() as stack:
         parts = _compose(config, checked, instance, stack)
         keeper, control = parts.keeper, parts.control
-        reload = await _observe(config, parts, reread, stack)
+        reload = await _observe(checked, parts, reread, stack)
         if not await _run_unless(stopping, keeper.start()):
             return
         relays = len(checked.relays)
@@ -173,7 +173,7 @@ def _compose(config: AgentConfig, checked: Checked, instance: str, stack: AsyncE
 
 
 async def _observe(
-    config: AgentConfig, parts: _Parts, reread: Callable[[], AgentConfig] | None, stack: AsyncExitStack
+    checked: Checked, parts: _Parts, reread: Callable[[], AgentConfig] | None, stack: AsyncExitStack
 ) -> Reload:
     """Show what the agent counts and finds, look at what it depends on, and reload at SIGHUP where it can `reread`.
 
@@ -195,7 +195,7 @@ async def _observe(
     checks.add("control", parts.control.unready)
     checks.add("audit", parts.audit.unready)
     reload = Reload(
-        config,
+        checked,
         api=parts.api,
         verifier=parts.verifier,
         authenticator=parts.authenticator,
@@ -204,11 +204,6 @@ async def _observe(
         denylist=parts.denylist,
         audit=parts.audit,
     )
-    if reread is not None:
-        reloads = Reloads("agent", lambda: reload.run(reread))
-        reloads.register(metrics)
-        reloads.start()
-        stack.push_async_callback(reloads.stop)
     found = checks_of(
         parts.api,
         parts.verifier,
@@ -219,8 +214,23 @@ async def _observe(
     )
     self_checks = SelfChecks(found, _log)
     self_checks.register(metrics, checks)
+
+    async def read_again(reread: Callable[[], AgentConfig]) -> Outcome:
+        try:
+            return await reload.run(reread)
+        finally:
+            # Also after a failure: the files of the API server were read again.
+            self_checks.look_soon()
+
+    if reread is not None:
+        reloads = Reloads("agent", lambda: read_again(reread))
+        reloads.register(metrics)
+        reloads.start()
+        stack.push_async_callback(reloads.stop)
     _watch_requests(parts.api, self_checks)
-    observe = ObserveServer(config.observe.listen, metrics, checks)
+    if parts.verifier is not None:
+        parts.verifier.on_directory_failure(lambda: self_checks.look_soon("groups"))
+    observe = ObserveServer(checked.config.observe.listen, metrics, checks)
     await observe.start()
     stack.push_async_callback(observe.stop)
     _keep_running(self_checks.run(), "self-checks", stack)

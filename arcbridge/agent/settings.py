@@ -18,12 +18,10 @@ from arcbridge.agent.revocations import Revocation
 from arcbridge.agent.targets import Target, read_targets
 from arcbridge.config import AgentConfig
 from arcbridge.errors import ConfigError, StateError
-from arcbridge.identity import authentication
 from arcbridge.identity.authentication import AuthenticationConfig
-from arcbridge.identity.groups import check as check_groups
-from arcbridge.identity.proof import ProofPolicy, policy_of
+from arcbridge.identity.proof import ProofPolicy
 from arcbridge.identity.verifier import Acceptance
-from arcbridge.net import named_files
+from arcbridge.net import named_files, token_settings
 from arcbridge.net.address import Address, parse_address
 from arcbridge.observe.server import parse_observe_listen
 from arcbridge.pki.credentials import AgentCredential, DirectoryStore
@@ -72,19 +70,18 @@ def check(
     """
     problems = Problems()
     relays = _relays(config, problems)
-    acceptance, proof = (
-        Acceptance(frozenset(config.forbidden_audiences), config.max_token_lifetime),
-        ProofPolicy.IF_BOUND,
-    )
-    with problems.collect("proof"):
-        proof = policy_of(config.proof)
     with problems.collect("observe.listen"):
         parse_observe_listen(config.observe.listen)
     _relay_trust(config, problems)
-    issuers = _authentication(config, problems, acceptance)
-    with problems.collect("graph"):
-        check_groups(config.graph, config.claim_sources, issuers)
-    named_files.check_graph(problems, config.graph)
+    _who_may_log_in(config, problems)
+    tokens = token_settings.check(
+        problems,
+        file=config.authentication,
+        acceptance=Acceptance(frozenset(config.forbidden_audiences), config.max_token_lifetime),
+        proof=config.proof,
+        directories=config.graph,
+        claim_sources=config.claim_sources,
+    )
     denylist = _denylist(config, problems)
     if serves or config.state.secret:
         _kubernetes(config, problems, environment, service_account)
@@ -100,7 +97,7 @@ def check(
     if not 0 < config.session.drain <= MAX_DRAIN:
         problems.error("session.drain", f"session.drain: must be above 0 s, and at most {MAX_DRAIN / 3600:.0f} h")
     _audit(config, problems)
-    return Checked(config, problems, tuple(relays), issuers, acceptance, proof, targets, denylist)
+    return Checked(config, problems, tuple(relays), tokens.issuers, tokens.acceptance, tokens.proof, targets, denylist)
 
 
 def _relays(config: AgentConfig, problems: Problems) -> list[Address]:
@@ -144,7 +141,7 @@ def _relay_trust(config: AgentConfig, problems: Problems) -> None:
         )
 
 
-def _authentication(config: AgentConfig, problems: Problems, acceptance: Acceptance) -> AuthenticationConfig | None:
+def _who_may_log_in(config: AgentConfig, problems: Problems) -> None:
     if config.token_mode:
         problems.warn(
             "token_mode",
@@ -156,23 +153,12 @@ def _authentication(config: AgentConfig, problems: Problems, acceptance: Accepta
             problems.error("authentication", "authentication: missing, and token_mode is off: no caller could log in")
         else:
             problems.warn("authentication", "authentication: missing, so that only ServiceAccount tokens count")
-        with problems.collect("max_token_lifetime"):
-            acceptance.check(AuthenticationConfig(()))
-        return None
-    issuers = AuthenticationConfig(())
-    with problems.collect("authentication"):
-        issuers, found = authentication.inspect(config.authentication)
-        problems.extend(found)
-        named_files.check_issuers(problems, config.authentication, [(i.path, i.url) for i in issuers.issuers])
-    with problems.collect("max_token_lifetime"):
-        acceptance.check(issuers)
-    if not config.forbidden_audiences:
+    elif not config.forbidden_audiences:
         problems.warn(
             "forbidden_audiences",
             "forbidden_audiences: empty; name the relay's audience, so that no token that was shown to a relay counts "
             "here",
         )
-    return issuers
 
 
 def _denylist(config: AgentConfig, problems: Problems) -> Mapping[str, Revocation]:
@@ -222,14 +208,14 @@ def _state(config: AgentConfig, problems: Problems, service_account: Path) -> No
     enrolled = True  # a Secret may hold a credential; only the API server could tell
     if state.directory is not None:
         named_files.check_directory(problems, "state.directory", state.directory)
-        if not state.directory.is_dir() and state.directory.exists():
+        if not named_files.is_directory(state.directory) and named_files.is_there(state.directory):
             return
         try:
             kept = DirectoryStore(state.directory).read()
             enrolled = kept is not None and AgentCredential.from_entries(kept) is not None
         except StateError as error:
             problems.error("state.directory", f"state.directory: {error.message}")
-    elif "/" not in state.secret and not (service_account / "namespace").is_file():
+    elif "/" not in state.secret and not named_files.is_there(service_account / "namespace"):
         problems.error("state.secret", "state.secret: write namespace/name (this is not a pod)")
     if config.join_token_file is not None:
         named_files.check_join_token(

@@ -90,6 +90,10 @@ class TcpTargets:
         """Connect to these targets from now on; connections that stand go on."""
         self._targets = dict(targets)
 
+    def open_to(self, identity: Identity) -> list[str]:
+        """Return the targets (`tcp:NAME`) to which this caller may connect, in order."""
+        return sorted(f"{PREFIX}{name}" for name, target in self._targets.items() if target.allows(identity))
+
     def serve(self, stream: StreamTransport, target: str, caller: Caller) -> None:
         """Connect `stream` to the address that `target` (`tcp:NAME`) names, or reset it with the reason's code."""
         identity = caller.identity

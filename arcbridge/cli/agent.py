@@ -71,7 +71,9 @@ def _doctor(invocation: Invocation) -> int:
 
     config: AgentConfig = load_settings(invocation, os.environ)
     logging.configure("agent", "critical", config.observe.log_format)
-    well = print_findings(asyncio.run(diagnose(config)), invocation.text("output", "table"))
+    well = print_findings(
+        asyncio.run(diagnose(config, place_of(invocation, os.environ))), invocation.text("output", "table")
+    )
     return ExitCode.DONE if well else ExitCode.FAILURE
 
 

@@ -90,7 +90,7 @@ def _connect(invocation: Invocation, foreground: Foreground) -> int:
     _check(invocation, config, names)
     files = [os.path.abspath(file.path) for file in Kubeconfig.find(config.file, environment).files]
     context = ClientContext(config, foreground.terminal(sys.stderr), environment=environment)
-    _repair(config.state_dir, environment)
+    repair_contexts(config.state_dir, environment)
     kept = naming_relays(kept_arguments(invocation, environment), config)
     width = max(map(len, names))
     code: int = ExitCode.DONE
@@ -240,7 +240,8 @@ def settings_of(arguments: Sequence[str], environment: Mapping[str, str]) -> Cli
     return config
 
 
-def _repair(state_dir: Path | None, environment: Mapping[str, str]) -> None:
+def repair_contexts(state_dir: Path | None, environment: Mapping[str, str]) -> None:
+    """Let no context of ours point at the port of a process that was killed; says which ones did."""
     from arcbridge.client.state import StateDirectory
 
     state = StateDirectory.find(state_dir, environment)
@@ -253,7 +254,7 @@ def _repair(state_dir: Path | None, environment: Mapping[str, str]) -> None:
 
 def _repair_for(invocation: Invocation) -> None:
     given = invocation.text("state_dir") or os.environ.get("ARCBRIDGE_STATE_DIR", "")
-    _repair(Path(given).expanduser().absolute() if given else None, os.environ)
+    repair_contexts(Path(given).expanduser().absolute() if given else None, os.environ)
 
 
 # --- the others -----------------------------------------------------------------------------------------------------

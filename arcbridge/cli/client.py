@@ -41,7 +41,11 @@ def run_client(invocation: Invocation) -> int:
     if name in _OF_THE_BACKGROUND or (name == "status" and "role" not in invocation.given):
         return _background(invocation)
     config: ClientConfig = load_settings(invocation, os.environ)
-    return _COMMANDS[invocation.command[0]](invocation, config, _token(invocation))
+    if name in _REPAIRING:
+        from arcbridge.cli.background import repair_contexts
+
+        repair_contexts(config.state_dir, os.environ)
+    return _COMMANDS[name](invocation, config, _token(invocation))
 
 
 # --- commands that run until they are interrupted -------------------------------------------------------------------
@@ -238,7 +242,9 @@ async def _clusters(invocation: Invocation, context: ClientContext) -> int:
     else:
         found = [_as_document(one) for one in found]
     wide = output == "wide"
-    print_rows(found, (*_COLUMNS, *_WIDE) if wide else _COLUMNS, "table" if wide else output)
+    # No command of ours gives a cluster labels: a column without any would be a riddle.
+    more = [column for column in _WIDE if column[0] != "labels" or any(cluster.get("labels") for cluster in found)]
+    print_rows(found, (*_COLUMNS, *more) if wide else _COLUMNS, "table" if wide else output)
     return ExitCode.DONE
 
 
@@ -457,6 +463,9 @@ def _background(invocation: Invocation, *_: object) -> int:
 
 _OF_THE_BACKGROUND = ("connect", "disconnect", "stop", "logs", "credential", "background")
 """What concerns the background process. `status` does too, unless the role is named: then it checks each step."""
+_REPAIRING = ("clusters", "forward", "login", "logout", "speedtest", "status")
+"""What puts contexts right that a killed process has left. `proxy` and the commands of the background process do so by
+themselves; `run`, `doctor` and `whoami` promise to change nothing."""
 
 _COMMANDS: dict[str, Callable[[Invocation, ClientConfig, str], int]] = {
     "proxy": _proxy,

@@ -18,7 +18,7 @@ from arcbridge.errors import ExitCode
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from arcbridge.config import SettingError
+    from arcbridge.config_loader import SettingError
     from arcbridge.problems import Problem
 
 

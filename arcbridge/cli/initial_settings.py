@@ -19,7 +19,7 @@ from arcbridge.cli.flags import AGENT, CLIENT, RELAY
 from arcbridge.cli.output import print_error, print_warning
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.settings import KINDS, normalized_settings
-from arcbridge.config import Given, load
+from arcbridge.config_loader import Given, load
 from arcbridge.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:

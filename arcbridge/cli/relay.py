@@ -180,7 +180,7 @@ async def _doctor(invocation: Invocation, config: RelayConfig) -> tuple[str, boo
     from arcbridge.observe.diagnosis import first_failure
     from arcbridge.relay.doctor import diagnose
 
-    found = await diagnose(config)
+    found = await diagnose(config, place_of(invocation, os.environ))
     return format_findings(found, invocation.text("output", "table")), first_failure(found) is None
 
 

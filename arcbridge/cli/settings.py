@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from arcbridge.cli.flags import AGENT, CLIENT, LIST, OFF, RELAY, Flag, flags_of
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.suggest import unknown
-from arcbridge.config import AgentConfig, ClientConfig, Given, RelayConfig, SettingError, load_all
+from arcbridge.config import AgentConfig, ClientConfig, RelayConfig
+from arcbridge.config_loader import Given, SettingError, load_all
 from arcbridge.errors import ConfigError
 from arcbridge.user_directories import shared_settings, user_directory
 
@@ -36,8 +37,14 @@ def settings_file(invocation: Invocation, environment: Mapping[str, str]) -> Pat
         return Path(named).expanduser()
     for directory in (user_directory("config", environment), shared_settings(environment)):
         candidate = directory / f"{invocation.role}.toml"
-        if candidate.is_file():
-            return candidate
+        try:
+            if candidate.is_file():
+                return candidate
+        except PermissionError:
+            # A server's settings are there and not to be read, which the loader says; a client may be on the machine of
+            # a relay, whose settings are none of its business. (From Python 3.14 on `is_file` is False then.)
+            if invocation.role != CLIENT:
+                return candidate
     return None
 
 
@@ -66,12 +73,20 @@ def load_settings(invocation: Invocation, environment: Mapping[str, str]) -> Any
     """Return the settings of the invocation's role, checked; raises ConfigError."""
     config, wrong = read_settings(invocation, environment)
     if wrong:
-        raise wrong[0]
+        raise _with_place(wrong[0], invocation, environment)
     for flag in _own_flags(invocation):
         value = invocation.text(flag.dest)
         if flag.choices and value and value not in flag.choices:
             raise ConfigError(unknown(f"flag {flag.long}", value, flag.choices))
     return config
+
+
+def _with_place(error: SettingError, invocation: Invocation, environment: Mapping[str, str]) -> ConfigError:
+    """Return the mistake with its flag, variable, or file and line, as `config check` says it."""
+    if error.source or not error.path:
+        return error  # it says so itself, or it is of no place
+    place = place_of(invocation, environment)(".".join(error.path))
+    return error if place is None else ConfigError(f"{place}: {error.message}")
 
 
 def read_settings(invocation: Invocation, environment: Mapping[str, str]) -> tuple[Any, list[SettingError]]:

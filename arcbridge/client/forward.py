@@ -15,13 +15,18 @@ import socket
 import structlog
 
 from arcbridge.client.session_manager import SessionManager
-from arcbridge.errors import ArcbridgeError, ConfigError, StreamReset
+from arcbridge.errors import ArcbridgeError, ConfigError, PermissionRefused, StreamReset
 from arcbridge.mux.session import MuxSession
 from arcbridge.mux.splice import SocketSplice, SpliceResult
 from arcbridge.net.descriptors import explain
 from arcbridge.net.peer_user import PeerUser, peer_user
 from arcbridge.net.sockets import AcceptLoop, reset
 from arcbridge.wire.frames import ResetCode
+
+PREFIX = "tcp:"
+"""What a TCP target's name begins with in an OPEN."""
+TARGETS_SHOWN = 20
+"""Targets that an error names."""
 
 log = structlog.get_logger("arcbridge.client")
 
@@ -44,7 +49,7 @@ class Forward:
 
     def __init__(self, session: SessionManager, target: str, sock: socket.socket, *, any_user: bool = False) -> None:
         self._session = session
-        self._target = f"tcp:{check_target_name(target)}"
+        self._target = f"{PREFIX}{check_target_name(target)}"
         self._loop = asyncio.get_running_loop()
         self._accepting = AcceptLoop([sock], self._accepted, self._exhausted)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -132,14 +137,31 @@ class Forward:
 
 def check_target_name(target: str) -> str:
     """A target's name as the agent's settings may spell it; raises ConfigError."""
-    if not target or len(target) > 253 or not all(c.isascii() and (c.isalnum() or c in "-_.") for c in target):
+    if not _is_target_name(target):
         raise ConfigError(f"{target[:64]!r} is not a target's name; use one of [targets] in the agent's settings")
     return target
 
 
+def check_offered(target: str, offered: str, cluster: str) -> None:
+    """Raise PermissionRefused where the agent's list of targets (of AUTH_OK) lacks this one; an empty list is none."""
+    names = [word.removeprefix(PREFIX) for word in offered.split() if word.startswith(PREFIX)]
+    if not offered or target in names:
+        return
+    shown = [name for name in names if _is_target_name(name)][:TARGETS_SHOWN]
+    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+    there = f"you may use {', '.join(shown)}{more}" if shown else "there is none for you"
+    raise PermissionRefused(
+        f'the agent of cluster "{cluster}" has no target {target!r} for you; {there} ([targets] in its settings)'
+    )
+
+
+def _is_target_name(name: str) -> bool:
+    return 0 < len(name) <= 253 and all(c.isascii() and (c.isalnum() or c in "-_.") for c in name)
+
+
 def reason(error: Exception, target: str) -> str:
     """Why a connection was cut, and what to do about it."""
-    name = target.removeprefix("tcp:")
+    name = target.removeprefix(PREFIX)
     if isinstance(error, StreamReset):
         known: dict[int, str] = {
             ResetCode.UNKNOWN_TARGET: f"the agent has no target {name!r} for you; see [targets] in its settings",

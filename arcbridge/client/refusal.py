@@ -214,6 +214,8 @@ def _wrong_with(rule: str, wanted: str, place: str, shown: Shown) -> str:
             return f'{place} needs the claim "{wanted}", which {token} does not have as it has to be'
         case "claims.groups.overage" | "claims.groups.many":
             return f"{token} has more groups than {place} takes; have the issuer send fewer"
+        case "claims.elsewhere" if wanted:
+            return f'{place} reads the claim "{wanted}", to which {token} only points; have the issuer put it there'
         case "user.rule" | "claims.rule":
             return f"a rule of {place} does not let {token} in; ask its operator"
         case _:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from arcbridge.choices import PROGRAM
-from arcbridge.client.forward import Forward, check_target_name
+from arcbridge.client.forward import Forward, check_offered, check_target_name
 from arcbridge.client.kubeconfig import Kubeconfig, Merged, render
 from arcbridge.client.kubeconfig_repair import repair_kubeconfigs, running_of
 from arcbridge.client.listening import listen_at
@@ -343,6 +343,7 @@ async def run_forward(
     try:
         observer = await _observe(config, [], forwards=[forward], sessions=[session])
         await session.connect_once()
+        check_offered(target, session.targets, cluster)
         async with asyncio.TaskGroup() as group:
             group.create_task(session.run())
             forward.start()

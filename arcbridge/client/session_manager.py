@@ -99,6 +99,8 @@ class SessionManager(BaseHandler):
         self._failed_at = float("-inf")
         self.subject = ""
         """The user name that the agent found in the token."""
+        self.targets = ""
+        """The targets that the user may open, as the agent's last AUTH_OK lists them; empty: it did not say."""
         self.attempts = 0
         self.established_count = 0
         self.failures = 0
@@ -479,6 +481,7 @@ class SessionManager(BaseHandler):
 
     def auth_accepted(self, session: MuxSession, ok: AuthOk) -> None:
         self.subject = ok.subject
+        self.targets = ok.targets
         resumable = self._resumables.get(session)
         if resumable is not None:
             resumable.accepted(float(ok.expires_in))

@@ -21,7 +21,7 @@ from arcbridge.identity.proof import UNBOUND, Binding, binding
 from arcbridge.identity.refusal import TokenRefused
 
 if TYPE_CHECKING:
-    from arcbridge.identity.cel.mapping import Budget
+    from arcbridge.identity.cel.mapping import Budget, Expressions
 
 MAX_NAME = 1024
 """Bytes of a user name, uid or group: far above any real one, far below a header line's limit."""
@@ -34,6 +34,10 @@ MAX_EXTRA = 100
 CREDENTIAL_ID = "authentication.kubernetes.io/credential-id"
 """kube-apiserver's extra key for the id of a token. Rules on the user see it; it is not sent on."""
 
+_OVERAGE = (
+    "the token has too many groups: its issuer put a pointer in their place; let the issuer send only the groups "
+    "assigned to this application, or have the operator set up [graph.NAME] (docs/how-to/entra-id.md)"
+)
 _SYSTEM = "system:"
 # Letters of other scripts, and colons of other blocks, that are drawn like those of "system:" and that NFKC keeps.
 _LOOK_ALIKE = str.maketrans(
@@ -165,6 +169,7 @@ def _mapped(issuer: IssuerConfig, claims: Mapping[str, Any], budget: Budget | No
         return _username(issuer, claims), groups, _uid(issuer.uid_claim, claims), {}
     from arcbridge.identity.cel.mapping import Budget
 
+    _check_pointers(issuer.expressions, claims)
     budget = budget or Budget()
     mapped = issuer.expressions.map(claims, budget)
     username = _username(issuer, claims) if mapped.username is None else _name(mapped.username, "username")
@@ -222,19 +227,47 @@ def _uid(claim: str | None, claims: Mapping[str, Any]) -> str:
     return value
 
 
+def _elsewhere(claims: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Return the claims that a token does not have and says to be elsewhere, each with the claims that say so."""
+    found: dict[str, tuple[str, ...]] = {}
+    names = claims.get("_claim_names")
+    if isinstance(names, Mapping):
+        found = {name: ("_claim_names", "_claim_sources") for name in names if claims.get(name) is None}
+    elif names is not None and claims.get("groups") is None:
+        found = {"groups": ("_claim_names",)}  # what it points to cannot be told
+    if claims.get("hasgroups") in (True, "true") and claims.get("groups") is None:
+        found["groups"] = (*found.get("groups", ()), "hasgroups")
+    return found
+
+
+def _check_pointers(expressions: Expressions, claims: Mapping[str, Any]) -> None:
+    """Refuse a token of which an expression would take a claim that is elsewhere for one that is not there.
+
+    An expression that looks at the pointer itself says what is to become of such a token, and is left to say it.
+    """
+    for claim, pointers in _elsewhere(claims).items():
+        if path := expressions.takes_for_absent(claim, pointers):
+            detail = (
+                f"{path} reads claim {claim!r}, which the token says to be elsewhere ({pointers[0]}); set up "
+                "[graph.NAME], or have the expression say what is to become of such a token"
+            )
+            if claim == "groups":
+                raise TokenRefused("claims.groups.overage", _OVERAGE, detail=detail)
+            raise TokenRefused(
+                "claims.elsewhere",
+                "the token does not have a claim that this place reads, and says that it is elsewhere",
+                wanted=claim,
+                detail=detail,
+            )
+
+
 def _groups(mapping: PrefixedClaim | None, claims: Mapping[str, Any]) -> tuple[str, ...]:
     if mapping is None:
         return ()
     value = claims.get(mapping.claim)
     # Entra ID: over 200 groups the claim is replaced by a pointer. "No groups" would be a silent loss of rights.
-    pointers = claims.get("_claim_names")
-    pointed = isinstance(pointers, Mapping) and mapping.claim in pointers
-    if value is None and (pointed or (mapping.claim == "groups" and claims.get("hasgroups") in (True, "true"))):
-        raise TokenRefused(
-            "claims.groups.overage",
-            "the token has too many groups: its issuer put a pointer in their place; let the issuer send only the "
-            "groups assigned to this application, or have the operator set up [graph.NAME] (docs/how-to/entra-id.md)",
-        )
+    if mapping.claim in _elsewhere(claims):
+        raise TokenRefused("claims.groups.overage", _OVERAGE)
     if value is None:
         return ()
     names = [value] if isinstance(value, str) else value

@@ -8,20 +8,18 @@ that the verified token names, or an error.
 
 from __future__ import annotations
 
-import asyncio
-import json
 import re
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlsplit
 
-from arcbridge.errors import ArcbridgeError, ConfigError, Unreachable
+from arcbridge.errors import ConfigError, Unreachable
 from arcbridge.identity.claims import MAX_GROUPS
-from arcbridge.identity.client_assertion import asserted, read_word, sign_assertion
 from arcbridge.identity.fetch import Ask, ReplyDocument
+from arcbridge.identity.graph_token import NOT_ASKED, Failure, GraphToken, json_object
 from arcbridge.identity.lookups import Lookups
 from arcbridge.identity.refusal import GroupsUnavailable, TokenRefused
 
@@ -31,10 +29,11 @@ MAX_KEEP = 3600.0
 BACK_OFF = 5.0
 """Seconds without requests after Graph has said that it is busy, where it does not say how long."""
 MAX_BACK_OFF = 120.0
-_MARGIN = 300.0
-"""Seconds before its end at which the own token is renewed, at most half of its life."""
+KEEP_DENIED = 900.0
+"""Seconds for which a self-check tells that Graph has refused the application (403)."""
 _GUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII)
-_OAUTH_ERROR: Final = re.compile(r"[a-z_]{1,40}", re.ASCII)
+_TOO_MANY: Final = "Directory_ResultSizeLimitExceeded"
+"""Graph's code for a user with more groups than it tells, which is 11,000 ("directoryObject: getMemberObjects")."""
 _QUESTION: Final = b'{"securityEnabledOnly": true}'
 """Security groups, direct and nested, and neither distribution lists nor roles: what can be bound in a cluster."""
 
@@ -125,19 +124,28 @@ class Directory:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         check(name, settings)
-        self._at = f"graph.{name}"
-        self._settings = settings
+        self.at = f"graph.{name}"
+        """The table of the settings."""
         self._tenant = settings.tenant.lower()
         self._url = settings.url.rstrip("/")
         self._token_endpoint = settings.token_endpoint or TOKEN_ENDPOINT.format(tenant=self._tenant)
-        self._ca_pem = None if settings.ca_file is None else _read_ca(settings.ca_file, f"{self._at}.ca_file")
+        self._ca_pem = None if settings.ca_file is None else _read_ca(settings.ca_file, f"{self.at}.ca_file")
         self._ask = ask
-        self._clock = clock
         self._monotonic = monotonic
         self.lookups = Lookups(monotonic, settings.cache)
-        self._renewing = asyncio.Lock()
-        self._token = ""
-        self._renew_at = 0.0
+        self.token = GraphToken(
+            self.at,
+            settings,
+            self._token_endpoint,
+            f"{self._url}/.default",
+            self._ca_pem,
+            ask,
+            clock=clock,
+            monotonic=monotonic,
+        )
+        """The own token for Graph."""
+        self._denied: dict[str, tuple[float, Failure]] = {}
+        """Of which kinds of objects Graph does not tell this application, and until when (monotonic) it is known."""
         self._busy_until = 0.0
 
     async def groups(self, claims: Mapping[str, Any]) -> tuple[str, ...]:
@@ -158,109 +166,83 @@ class Directory:
         key = (kind, object_id.lower())
         return await self.lookups.get(key, partial(self._members, *key), "Microsoft Graph")
 
+    async def look(self) -> Failure | None:
+        """See to it that there is an own token; return why there is none, or no new one, or what Graph refuses."""
+        failure = await self.token.look()
+        now = self._monotonic()
+        return failure or next((denied for until, denied in self._denied.values() if now < until), None)
+
     async def close(self) -> None:
         """End what is under way."""
         await self.lookups.close()
+        await self.token.close()
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
     async def _members(self, kind: str, object_id: str) -> tuple[str, ...]:
-        reply = await self._question(kind, object_id, await self._own_token())
+        token = await self.token.get()
+        reply = await self._question(kind, object_id, token)
         if reply.status == 401:  # the own token may have been revoked
-            reply = await self._question(kind, object_id, await self._own_token(renew=True))
+            token = await self.token.get(refused=token)
+            reply = await self._question(kind, object_id, token)
         if reply.status == 404:
             raise TokenRefused("claims.groups.unknown", "the directory does not know the user of the token (any more)")
         if reply.status in (401, 403):
-            raise GroupsUnavailable(
-                f"Microsoft Graph refuses the application of {self._at} (status {reply.status}): it needs the "
+            why = (
+                f"Microsoft Graph refuses the application of {self.at} (status {reply.status}): it needs the "
                 "permissions of docs/how-to/entra-id.md, with admin consent"
             )
+            if reply.status == 401:
+                self.token.reject(token, why)
+            else:
+                # Of other kinds of objects it may tell: users are not left alone for an application's sake.
+                known_until = self._monotonic() + KEEP_DENIED
+                self._denied[kind] = (known_until, Failure("graph_permission", f"{why}; asked about {kind}"))
+                self.token.on_failure()
+            raise GroupsUnavailable(NOT_ASKED, detail=why)
         if reply.status in (429, 503):
             wait = BACK_OFF if reply.retry_after is None else min(max(reply.retry_after, 1.0), MAX_BACK_OFF)
             self._busy_until = self._monotonic() + wait
             raise GroupsUnavailable(f"Microsoft Graph is busy (status {reply.status})")
-        document = _json_object(reply) if reply.status == 200 else {}
-        found = document.get("value")
-        if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        document = json_object(reply)
+        if reply.status == 400 and _code_of(document) == _TOO_MANY:
+            raise _too_many()
+        if reply.status != 200:
             raise GroupsUnavailable(f"Microsoft Graph gave no list of groups (status {reply.status})")
-        if len(found) > MAX_GROUPS or "@odata.nextLink" in document:
-            raise TokenRefused("claims.groups.many", f"the user of the token has more than {MAX_GROUPS} groups")
+        self._denied.pop(kind, None)
+        self.token.accepted()
+        found = document.get("value")
+        if not isinstance(found, list) or not all(map(_is_guid, found)):
+            raise GroupsUnavailable(f"Microsoft Graph gave no list of groups (status {reply.status})")
+        if len(found) > MAX_GROUPS:
+            raise _too_many()
+        if any(name.endswith("nextLink") for name in document):
+            raise GroupsUnavailable("Microsoft Graph gave a part of the groups alone, which is never taken for all")
         return tuple(dict.fromkeys(found))
 
     async def _question(self, kind: str, object_id: str, token: str) -> ReplyDocument:
-        return await self._send(
-            f"{self._url}/v1.0/{kind}/{object_id}/getMemberObjects",
-            {"Authorization": f"Bearer {token}", "Content-Type": "application/json", "Accept": "application/json"},
-            _QUESTION,
-            "Microsoft Graph",
-        )
-
-    async def _own_token(self, *, renew: bool = False) -> str:
-        async with self._renewing:
-            if not self._token or renew or self._monotonic() >= self._renew_at:
-                await self._renew()
-            return self._token
-
-    async def _renew(self) -> None:
-        self._token = ""
-        settings = self._settings
-        try:
-            form = self._credential()
-        except ArcbridgeError as error:
-            raise GroupsUnavailable(f"the credential for Microsoft Graph cannot be used ({error.message})") from error
-        form |= {"grant_type": "client_credentials", "scope": f"{self._url}/.default"}
-        reply = await self._send(
-            self._token_endpoint,
-            {"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"},
-            urlencode(form).encode(),
-            "the token endpoint for Microsoft Graph",
-        )
-        document = _json_object(reply)
-        token, life = document.get("access_token"), document.get("expires_in")
-        if reply.status != 200 or not isinstance(token, str) or not token.isascii() or not token.isprintable():
-            word = document.get("error")
-            said = f", {word}" if isinstance(word, str) and _OAUTH_ERROR.fullmatch(word) else ""
-            raise GroupsUnavailable(
-                f"the application {settings.client_id} of {self._at} gets no token for Microsoft Graph "
-                f"(status {reply.status}{said})"
-            )
-        lasts = float(life) if isinstance(life, int | float) and not isinstance(life, bool) and life > 0 else 600.0
-        self._renew_at = self._monotonic() + max(lasts - _MARGIN, lasts / 2)
-        self._token = token
-
-    def _credential(self) -> dict[str, str]:
-        """The fields of a form that prove which application this is."""
-        settings, at = self._settings, self._at
-        if settings.certificate_file is not None and settings.key_file is not None:
-            signed = sign_assertion(
-                settings.client_id,
-                self._token_endpoint,
-                self._clock(),
-                key=(settings.key_file, f"{at}.key_file"),
-                certificate=(settings.certificate_file, f"{at}.certificate_file"),
-            )
-            return asserted(settings.client_id, signed)
-        if settings.federated_token_file is not None:
-            return asserted(settings.client_id, read_word(settings.federated_token_file, f"{at}.federated_token_file"))
-        assert settings.client_secret_file is not None
-        secret = read_word(settings.client_secret_file, f"{at}.client_secret_file")
-        return {"client_id": settings.client_id, "client_secret": secret}
-
-    async def _send(self, url: str, headers: Mapping[str, str], body: bytes, place: str) -> ReplyDocument:
         if self._monotonic() < self._busy_until:
             raise GroupsUnavailable("Microsoft Graph is busy")
+        url = f"{self._url}/v1.0/{kind}/{object_id}/getMemberObjects"
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json", "Accept": "application/json"}
         try:
-            return await self._ask("POST", url, self._ca_pem, headers=headers, body=body)
+            return await self._ask("POST", url, self._ca_pem, headers=headers, body=_QUESTION)
         except Unreachable as error:
-            raise GroupsUnavailable(f"{place} does not answer ({error.message})") from error
+            raise GroupsUnavailable("Microsoft Graph does not answer", detail=f"{self.at}: {error.message}") from error
 
 
-def _json_object(reply: ReplyDocument) -> dict[str, Any]:
-    try:
-        document = json.loads(reply.body)
-    except (ValueError, RecursionError):
-        return {}
-    return document if isinstance(document, dict) else {}
+def _is_guid(value: object) -> bool:
+    return isinstance(value, str) and _GUID.fullmatch(value.lower()) is not None
+
+
+def _code_of(document: Mapping[str, Any]) -> object:
+    """The code of an error of Graph (Microsoft, "Microsoft Graph error responses")."""
+    error = document.get("error")
+    return error.get("code") if isinstance(error, Mapping) else None
+
+
+def _too_many() -> TokenRefused:
+    return TokenRefused("claims.groups.many", f"the user of the token has more than {MAX_GROUPS} groups")
 
 
 def _check_https(url: str, setting: str) -> None:

@@ -89,12 +89,20 @@ class GroupSources:
                     raise ConfigError(f"{at}: {url} is no issuer.url of the authentication file")
                 if self._directories.setdefault(url, directory) is not directory:
                     raise ConfigError(f"{at}: {url} has another [graph.…] already")
-        self.lookups = Lookups(monotonic, KEEP)
+        self._monotonic = monotonic
+        self._places: dict[tuple[str, str], Lookups] = {}
+        """The look-ups of distributed claims, by issuer and origin: one that stalls holds up no other. The settings
+        bound their number, since an origin is one of the issuer's own or of `claim_sources`."""
+
+    @property
+    def directories(self) -> tuple[graph.Directory, ...]:
+        """All directories, in the order of the settings."""
+        return tuple(dict.fromkeys(self._directories.values()))
 
     @property
     def all_lookups(self) -> tuple[Lookups, ...]:
         """For metrics."""
-        return (self.lookups, *(one.lookups for one in set(self._directories.values())))
+        return (*self._places.values(), *(one.lookups for one in self.directories))
 
     async def expand(
         self, issuer: IssuerConfig, claims: dict[str, Any], digest: bytes, verify: Verify
@@ -106,32 +114,38 @@ class GroupSources:
         directory = self._directories.get(issuer.url)
         if directory is not None:
             # An expression, too, is given the groups under the name that it knows.
-            wanted = issuer.expressions is not None or (issuer.groups is not None and issuer.groups.claim == "groups")
+            wanted = (issuer.groups is not None and issuer.groups.claim == "groups") or (
+                issuer.expressions is not None and issuer.expressions.may_read("groups")
+            )
             if wanted and graph.points_elsewhere(claims):
                 return {**claims, "groups": list(await directory.groups(claims))}
             return claims
         if issuer.groups is None or (source := source_of(claims, issuer.groups.claim)) is None:
             return claims
-        self._check_origin(issuer, source.endpoint)
+        where = self._origin_of(issuer, source.endpoint)
+        lookups = self._places.get((issuer.url, where))
+        if lookups is None:
+            lookups = self._places[issuer.url, where] = Lookups(self._monotonic, KEEP)
         look = partial(self._fetch, issuer, issuer.groups.claim, source, claims.get("sub"), verify)
-        names = await self.lookups.get(
-            (issuer.url, issuer.groups.claim, digest), look, "the place that the token names for its groups"
-        )
+        names = await lookups.get((issuer.groups.claim, digest), look, "the place that the token names for its groups")
         return {**claims, issuer.groups.claim: list(names)}
 
     def forget(self) -> None:
         """Forget what was looked up for tokens: other settings may name another claim, or trust other keys."""
-        self.lookups.forget()
+        for lookups in self._places.values():
+            lookups.forget()
 
     async def close(self) -> None:
         """End what is under way."""
-        await self.lookups.close()
-        for directory in set(self._directories.values()):
+        for lookups in self._places.values():
+            await lookups.close()
+        for directory in self.directories:
             await directory.close()
 
     # -- distributed claims -------------------------------------------------------------------------------------------
 
-    def _check_origin(self, issuer: IssuerConfig, endpoint: str) -> None:
+    def _origin_of(self, issuer: IssuerConfig, endpoint: str) -> str:
+        """The origin of an endpoint in a token, where it may be asked. Raises TokenRefused."""
         own = {_origin(issuer.url), _origin(issuer.discovery_url)} - {""}
         where = _origin(endpoint)
         if not where or where not in own | self._allowed:
@@ -140,6 +154,7 @@ class GroupSources:
                 "the token says that its groups are at a place that is not asked; the operator can name it in "
                 "claim_sources",
             )
+        return where
 
     async def _fetch(
         self, issuer: IssuerConfig, claim: str, source: Source, subject: object, verify: Verify
@@ -150,7 +165,7 @@ class GroupSources:
         try:
             reply = await self._ask("GET", source.endpoint, issuer.ca_pem, headers=headers)
         except Unreachable as error:
-            raise GroupsUnavailable(f"the place that the token names does not answer ({error.message})") from error
+            raise GroupsUnavailable("the place that the token names does not answer", detail=error.message) from error
         if reply.status != 200:
             raise GroupsUnavailable(f"the place that the token names answered with status {reply.status}")
         found = await verify(reply.body.decode("ascii", "replace").strip())

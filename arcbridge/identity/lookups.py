@@ -1,8 +1,9 @@
-"""Bounded look-ups of names at another server, for all callers together.
+"""Bounded look-ups of names at one other server, for all callers together.
 
 Of one key there is one look-up at a time, and its result is remembered for a while, a failure for a shorter one.
-Look-ups at once, those that wait, the time of one, remembered keys and remembered names are bounded. It knows nothing
-of what is looked up, or where. Invariant: what was found for one key is never given for another one.
+Look-ups at once, those that wait, the time of one, remembered keys and the memory of what is remembered are bounded,
+for each server by itself: one that stalls fills its own bounds alone. It knows nothing of what is looked up, or where.
+Invariant: what was found for one key is never given for another one.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ DEADLINE = 6.0
 KEEP_FAILURE = 5.0
 """Seconds for which a failure is remembered: a client that comes back at once costs the other server nothing."""
 ENTRIES = 4096
-NAMES = 200_000
-"""Names of all entries together: with the ids of Entra ID's groups these are 20 MB."""
+MEMORY = 24 << 20
+"""Bytes of the names of all entries together: 200,000 ids of Entra ID's groups, or fewer names that are longer."""
+_NAME = 80
+"""Bytes that a name takes besides its characters, of which each takes up to four."""
 
 Look = Callable[[], Awaitable[tuple[str, ...]]]
 
@@ -36,13 +39,19 @@ class _Entry:
     until: float
     names: tuple[str, ...] = ()
     unavailable: str = ""
+    detail: str = ""
     refused: tuple[str, str] | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of its names, about."""
+        return sum(_NAME + (len(name) if name.isascii() else 4 * len(name)) for name in self.names)
 
     def result(self) -> tuple[str, ...]:
         if self.refused is not None:
             raise TokenRefused(*self.refused)
         if self.unavailable:
-            raise GroupsUnavailable(self.unavailable)
+            raise GroupsUnavailable(self.unavailable, detail=self.detail)
         return self.names
 
 
@@ -56,7 +65,7 @@ class Lookups:
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._running: dict[Hashable, asyncio.Task[_Entry]] = {}
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
-        self._names = 0
+        self._size = 0
         self.asked = 0
         """Look-ups that were begun."""
         self.failed = 0
@@ -65,7 +74,7 @@ class Lookups:
     def forget(self) -> None:
         """Forget what is remembered; what is being looked up goes on."""
         self._entries.clear()
-        self._names = 0
+        self._size = 0
 
     async def get(self, key: Hashable, look: Look, where: str) -> tuple[str, ...]:
         """Return the names for `key`, remembered or by `look`. `where` is asked, for messages.
@@ -102,7 +111,7 @@ class Lookups:
         except TimeoutError:
             entry = self._failure(f"{where} did not answer within {self._deadline:.0f} s")
         except GroupsUnavailable as error:
-            entry = self._failure(error.why)
+            entry = self._failure(error.why, error.detail)
         except TokenRefused as error:
             entry = _Entry(self._clock() + KEEP_FAILURE, refused=(error.rule, error.message))
         finally:
@@ -110,14 +119,14 @@ class Lookups:
         self._remember(key, entry)
         return entry
 
-    def _failure(self, why: str) -> _Entry:
+    def _failure(self, why: str, detail: str = "") -> _Entry:
         self.failed += 1
-        return _Entry(self._clock() + KEEP_FAILURE, unavailable=why)
+        return _Entry(self._clock() + KEEP_FAILURE, unavailable=why, detail=detail)
 
     def _remember(self, key: Hashable, entry: _Entry) -> None:
         former = self._entries.pop(key, None)
-        self._names += len(entry.names) - (0 if former is None else len(former.names))
+        self._size += entry.size - (0 if former is None else former.size)
         self._entries[key] = entry
-        while len(self._entries) > ENTRIES or self._names > NAMES:
+        while len(self._entries) > ENTRIES or self._size > MEMORY:
             _, oldest = self._entries.popitem(last=False)
-            self._names -= len(oldest.names)
+            self._size -= oldest.size

@@ -42,6 +42,7 @@ RULES: Final = (
     "claims.groups",
     "claims.groups.overage",
     "claims.groups.many",
+    "claims.elsewhere",
     "claims.expression",
     "claims.cost",
     "user.rule",
@@ -87,9 +88,11 @@ class GroupsUnavailable(IssuerUnavailable):
 
     rule = ""
 
-    def __init__(self, why: str) -> None:
+    def __init__(self, why: str, *, detail: str = "") -> None:
+        """`why`: for the caller, who is told nothing of settings, files and applications; `detail`: for our log."""
         super().__init__(f"{GROUPS_UNAVAILABLE}{why}; try again shortly")
         self.why = why
+        self.detail = detail
 
 
 class Told(NamedTuple):

@@ -102,6 +102,19 @@ class IssuerKeys:
     """Why the last fetch failed; None where it did not."""
 
 
+@dataclass(frozen=True, slots=True)
+class DirectoryState:
+    """What is known of one directory in which groups are looked up."""
+
+    at: str
+    """Its table in the settings (`graph.NAME`)."""
+    usable: bool
+    """Whether it can be asked now."""
+    code: str = ""
+    """What is wrong, in the words of `graph_token.Failure`; empty where nothing is."""
+    why: str = ""
+
+
 class TokenVerifier:
     """Verifies tokens of the configured issuers.
 
@@ -158,6 +171,30 @@ class TokenVerifier:
             IssuerKeys(issuer.path, issuer.url, self._keys[issuer.url].usable, failure)
             for issuer, failure in zip(issuers, failures, strict=True)
         ]
+
+    @property
+    def has_directories(self) -> bool:
+        """Whether the settings have a directory in which groups are looked up."""
+        return self.groups is not None and bool(self.groups.directories)
+
+    def on_directory_failure(self, call: Callable[[], None]) -> None:
+        """Have `call` called whenever a directory cannot be asked."""
+        for directory in () if self.groups is None else self.groups.directories:
+            directory.token.on_failure = call
+
+    async def look_at_directories(self) -> list[DirectoryState]:
+        """See to it that each directory of the settings can be asked, as often as its delays allow, and say how."""
+        directories = () if self.groups is None else self.groups.directories
+        failures = await asyncio.gather(*(one.look() for one in directories))
+        return [
+            DirectoryState(one.at, one.token.usable, *((failure.code, failure.why) if failure else ("", "")))
+            for one, failure in zip(directories, failures, strict=True)
+        ]
+
+    def graph_tokens(self) -> dict[str, int]:
+        """Count the requests for own tokens of Microsoft Graph: `granted` and `failed`."""
+        tokens = () if self.groups is None else [one.token for one in self.groups.directories]
+        return {"granted": sum(one.granted for one in tokens), "failed": sum(one.failed for one in tokens)}
 
     def group_lookups(self) -> dict[str, int]:
         """Count the look-ups of groups that tokens did not hold: `answered`, and `failed` for want of an answer."""

@@ -131,7 +131,9 @@ class HttpFetcher:
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=DialingConnector(limit=16, force_close=True),
+                # No bound of its own: callers bound what they ask of one server (a key set once at a time, groups eight
+                # times), and a bound for all would let a server that stalls hold up those that answer.
+                connector=DialingConnector(limit=0, force_close=True),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(total=self._deadline),
                 # Not True: that would also send credentials from ~/.netrc. Proxies are the connector's.

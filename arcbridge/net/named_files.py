@@ -32,6 +32,45 @@ _JOIN_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,128}\.[A-Za-z0-9_-]{1,256}")
 _ALL_ZEROS = "sha256:" + "0" * 64
 
 
+def is_there(path: Path) -> bool:
+    """Return whether something has this name, or this user may not look: then the one who opens it is told why.
+
+    `Path.exists` raises PermissionError there, before Python 3.14.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def is_directory(path: Path) -> bool:
+    """Return whether there is a directory of this name that this user may look at."""
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def closed_to_this_user(path: Path) -> str:
+    """Return why this user may not look at `path`, and what to do: the first directory on the way that may not be
+    searched; empty where there is none."""
+    for directory in reversed(path.absolute().parents):
+        if is_directory(directory) and not _may(directory, os.X_OK):
+            return (
+                f"this user may search nothing in {directory}: let it (chmod, chgrp), keep the file elsewhere, or run "
+                "this as the user that the role runs as"
+            )
+    return ""
+
+
+def _may(path: Path, mode: int) -> bool:
+    """Return what this process may do, by its effective user where the system tells that."""
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
+
+
 def read(problems: Problems, setting: str, path: Path) -> bytes | None:
     """Read the contents of a file that must be there; None, with a problem, where it cannot be read."""
     try:
@@ -40,9 +79,12 @@ def read(problems: Problems, setting: str, path: Path) -> bytes | None:
     except FileNotFoundError:
         problems.error(setting, f"{setting}: {path} does not exist")
     except PermissionError:
-        problems.error(setting, f"{setting}: {path} cannot be read by this user")
+        why = closed_to_this_user(path)
+        problems.error(setting, f"{setting}: {path} cannot be read by this user{f': {why}' if why else ''}")
     except OSError as error:
         problems.error(setting, f"{setting}: {path} cannot be read: {error.strerror}")
+    except ValueError:
+        problems.error(setting, f"{setting}: {str(path)!r} is no path: it holds a character of value 0")
     else:
         if len(data) <= MOST:
             return data
@@ -52,25 +94,38 @@ def read(problems: Problems, setting: str, path: Path) -> bytes | None:
 
 def check_readable(problems: Problems, setting: str, path: Path) -> None:
     """A file with a secret, whatever its form, that may be absent until it is used."""
-    if not path.exists():
+    if not is_there(path):
         problems.warn(setting, f"{setting}: {path} does not exist; it must be there when it is used")
     elif read(problems, setting, path) is not None:
         warn_of_readers(problems, setting, path)
 
 
 def check_graph(problems: Problems, tables: Mapping[str, object]) -> None:
-    """The secrets of `[graph.NAME]`: renewed by others, they may come after the start."""
+    """The files of `[graph.NAME]`. Secrets and the certificate may come after the start, renewed by others; the CA is
+    read by the start."""
     for name, table in tables.items():
-        for setting in ("client_secret_file", "federated_token_file", "key_file"):
+        for setting in ("client_secret_file", "federated_token_file", "key_file", "certificate_file"):
             path = getattr(table, setting)
-            if path is not None:
+            if path is None:
+                continue
+            if setting != "certificate_file":
                 check_readable(problems, f"graph.{name}.{setting}", path)
+            elif not is_there(path):
+                problems.warn(
+                    f"graph.{name}.{setting}",
+                    f"graph.{name}.{setting}: {path} does not exist; it must be there when it is used",
+                )
+            else:
+                read(problems, f"graph.{name}.{setting}", path)
+        ca_file: Path | None = getattr(table, "ca_file", None)
+        if ca_file is not None:
+            check_ca(problems, f"graph.{name}.ca_file", ca_file)
 
 
 def check_secret(problems: Problems, setting: str, path: Path, *, missing: str = "error") -> str | None:
     """Check a file with one word that only its reader may know; `missing`: `error`, `warning` or `fine`. Returns the
     word."""
-    if not path.exists() and missing != "error":
+    if not is_there(path) and missing != "error":
         if missing == "warning":
             problems.warn(setting, f"{setting}: {path} does not exist; it must be there when it is used")
         return None
@@ -169,15 +224,18 @@ def check_pair(
 
 def check_directory(problems: Problems, setting: str, directory: Path) -> None:
     """A directory that is written to, or the place in which it will be made."""
-    place = directory
-    while not place.exists() and place != place.parent:
-        place = place.parent
     what = f"{setting}: {directory}"
-    if not place.is_dir():
+    if why := closed_to_this_user(directory):
+        problems.error(setting, f"{what} cannot be used by this user: {why}")
+        return
+    place = directory
+    while not is_there(place) and place != place.parent:
+        place = place.parent
+    if not is_directory(place):
         problems.error(setting, f"{what} cannot be a directory, because {place} is a file")
     elif _is_kernels(place):
         problems.error(setting, f"{what} cannot be made: {place} holds no files of programs")
-    elif not os.access(place, os.W_OK | os.X_OK):
+    elif not _may(place, os.W_OK | os.X_OK):
         if place == directory:
             problems.error(setting, f"{what} cannot be written by this user")
         else:
@@ -186,14 +244,16 @@ def check_directory(problems: Problems, setting: str, directory: Path) -> None:
 
 def check_appendable(problems: Problems, setting: str, path: Path) -> None:
     """A file that is opened to append, and made where it is missing; its directory must be there."""
-    if path.is_dir():
+    if why := closed_to_this_user(path):
+        problems.error(setting, f"{setting}: {path} cannot be written by this user: {why}")
+    elif is_directory(path):
         problems.error(setting, f"{setting}: {path} is a directory; name a file in it")
-    elif path.exists():
-        if not os.access(path, os.W_OK):
+    elif is_there(path):
+        if not _may(path, os.W_OK):
             problems.error(setting, f"{setting}: {path} cannot be written by this user")
-    elif not path.parent.is_dir():
+    elif not is_directory(path.parent):
         problems.error(setting, f"{setting}: {path} cannot be made: there is no directory {path.parent}")
-    elif _is_kernels(path.parent) or not os.access(path.parent, os.W_OK | os.X_OK):
+    elif _is_kernels(path.parent) or not _may(path.parent, os.W_OK | os.X_OK):
         problems.error(setting, f"{setting}: {path} cannot be made: this user may make nothing in {path.parent}")
 
 
@@ -230,7 +290,7 @@ def _is_kernels(directory: Path) -> bool:
     """Return whether the kernel makes up what is in a directory, where root also may make nothing."""
     try:
         device = directory.stat().st_dev
-        return any(Path(place).stat().st_dev == device for place in ("/proc", "/sys") if Path(place).is_dir())
+        return any(Path(place).stat().st_dev == device for place in ("/proc", "/sys") if is_directory(Path(place)))
     except OSError:
         return False
 

@@ -7,9 +7,11 @@ nothing that belongs to the hop: what is wrong is its result. This module decide
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+
+from arcbridge.problems import Problem, Severity
 
 
 class State(StrEnum):
@@ -41,6 +43,17 @@ class Finding:
 def first_failure(findings: Sequence[Finding]) -> Finding | None:
     """Return the first hop that failed, in the order of the way; None where none did."""
     return next((finding for finding in findings if finding.state is State.FAILED), None)
+
+
+def settings_findings(problems: Iterable[Problem], hop: Callable[[str], str]) -> list[Finding]:
+    """Return what a role's check of its settings has found, errors first; `hop`: which hop a setting is about."""
+    found = [
+        Finding(hop(one.setting), State.FAILED, str(one), "correct the setting, or the file that it names", "config")
+        if one.severity is Severity.ERROR
+        else Finding(hop(one.setting), State.WARNING, str(one), "correct it, or leave it where it is meant", "config")
+        for one in problems
+    ]
+    return sorted(found, key=lambda one: one.state is not State.FAILED)
 
 
 def ok(hop: str, detail: str) -> Finding:

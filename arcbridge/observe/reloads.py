@@ -7,10 +7,12 @@ Invariant: a reload that fails changes nothing. Reloads do not overlap: what is 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import signal
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -50,11 +52,20 @@ def split(paths: list[str], reloadable: frozenset[str]) -> Outcome:
     return Outcome(tuple(taken), tuple(path for path in paths if path not in taken))
 
 
+def digest(path: Path | None) -> str:
+    """Return the hash of what a file holds, by which a reload sees that it has changed; "" for one that cannot be
+    read."""
+    try:
+        return "" if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
 class Reloads:
     """The reloads of one process; `start` on the running loop, `stop` at its end."""
 
     def __init__(self, role: str, reload: Callable[[], Awaitable[Outcome]]) -> None:
-        """`reload` raises ArcbridgeError, and changes nothing then."""
+        """`reload` changes nothing when it raises."""
         self._log = structlog.get_logger(f"arcbridge.{role}")
         self._reload = reload
         self._running: asyncio.Task[None] | None = None

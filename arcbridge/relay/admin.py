@@ -22,7 +22,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from arcbridge.config import RelayConfig, parse_duration
+from arcbridge.config import RelayConfig
+from arcbridge.config_loader import parse_duration
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.net.address import parse_address
 from arcbridge.net.join import JOIN_ID

@@ -2,7 +2,9 @@
 
 `admin.sock` has mode 0600 in a directory of mode 0700, and only processes of the relay's own user, or of root, are
 answered: who can read the relay's key can ask it. It is no port, and nothing of another machine reaches it. One
-connection carries one question and its answer, each a line of JSON (`relay.operations`). The process that holds the
+connection carries one question and its answer, each a line of JSON (`relay.operations`): `{"rows": [...]}`, or
+`{"error": TEXT}` where the relay refuses. Questions are answered a few at a time, and written as fast as they are read,
+so that no number of them takes much memory or holds up sessions. The process that holds the
 data directory's lock serves it: the relay, or the supervisor of its workers.
 
 The commands work without it, too: what the registry has does not need a relay that runs (`relay.admin`).
@@ -23,7 +25,7 @@ from typing import Final
 import structlog
 
 from arcbridge.errors import StateError
-from arcbridge.relay.operations import Question, Row
+from arcbridge.relay.operations import Question, Row, parts
 from arcbridge.tasks import cancel_and_wait
 
 SOCKET: Final = "admin.sock"
@@ -33,7 +35,10 @@ MAX_QUESTION: Final = 64 * 1024
 MAX_ANSWER: Final = 256 * 1024 * 1024
 """Bytes: more than the rows of a million sessions, and an end for an answer that has none."""
 CONNECTIONS: Final = 16
-"""Questions at a time; one more is closed unanswered."""
+"""Questions at a time; one more is refused."""
+ANSWERING: Final = 2
+"""Questions that are being answered at a time; the others wait. Each takes memory for the rows of all sessions."""
+BUSY: Final = "the relay is answering other commands; try again in some seconds"
 _PATH: Final = 100
 """Bytes of a path that fit into the address of a Unix socket (unix(7): 108) with room to spare."""
 
@@ -51,6 +56,7 @@ class AdminSocket:
         self._handle = handle
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.Task[None]] = set()
+        self._turn = asyncio.Semaphore(ANSWERING)
 
     async def start(self) -> None:
         """Listen. A relay that cannot have the socket says so in its log, and serves without."""
@@ -88,7 +94,7 @@ class AdminSocket:
         self._open.add(task)
         try:
             sock: socket.socket = writer.get_extra_info("socket")
-            if len(self._open) <= CONNECTIONS and _is_operator(sock):
+            if _is_operator(sock):
                 async with asyncio.timeout(DEADLINE):
                     await self._serve(reader, writer)
         except (OSError, ValueError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
@@ -99,11 +105,40 @@ class AdminSocket:
             writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._open) > CONNECTIONS:
+            await self._refuse(reader, writer)
+            return
         question = json.loads(await reader.readuntil(b"\n"))
         if not isinstance(question, dict):
             return
-        rows = await self._handle(question)
-        writer.write(json.dumps({"rows": rows}, separators=(",", ":")).encode() + b"\n")
+        try:
+            # A command that gives up after DEADLINE is told before it does.
+            async with asyncio.timeout(DEADLINE / 2):
+                await self._turn.acquire()
+        except TimeoutError:
+            await self._refuse(reader, writer)
+            return
+        try:
+            rows = await self._handle(question)
+            writer.write(b'{"rows":[')
+            before = b""
+            for part, _ in parts(rows):
+                if inner := part[1:-1]:
+                    writer.write(before + inner)
+                    before = b","
+                # Behind a reader that is slow, and with time for what the relay is for.
+                await writer.drain()
+                await asyncio.sleep(0)
+            writer.write(b"]}\n")
+            await self._end(reader, writer)
+        finally:
+            self._turn.release()
+
+    async def _refuse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(json.dumps({"error": BUSY}).encode() + b"\n")
+        await self._end(reader, writer)
+
+    async def _end(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await writer.drain()
         # All of it has to have left before the connection is closed.
         writer.write_eof()
@@ -131,6 +166,8 @@ async def ask(data_dir: Path, question: Question) -> list[Row] | None:
         ) from error
     except (OSError, ValueError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
         raise StateError(f"the relay that runs on {data_dir} does not answer; its log may say why") from error
+    if isinstance(answer, dict) and isinstance(answer.get("error"), str):
+        raise StateError(answer["error"])
     rows = answer.get("rows") if isinstance(answer, dict) else None
     if not isinstance(rows, list):
         raise StateError(f"the relay that runs on {data_dir} gave no answer that this version knows")

@@ -16,7 +16,7 @@ import structlog
 from aiohttp import web
 
 from arcbridge.errors import ArcbridgeError, EnrolmentRefused
-from arcbridge.identity.refusal import tell
+from arcbridge.identity.refusal import GroupsUnavailable, tell
 from arcbridge.relay.registry.base import RegistryUnavailable
 
 _CODES = {
@@ -61,6 +61,8 @@ async def answer_of(
         if isinstance(error, RegistryUnavailable):
             origin = type(error.__cause__).__name__ if error.__cause__ is not None else ""
             log.error("registry unavailable", path=_route(request), reason=error.message, error=origin)
+        if isinstance(error, GroupsUnavailable):
+            log.warning("request refused", path=_route(request), reason=error.message, detail=error.detail)
         # Its holder learns what is wrong with a token; of other errors there is no more to tell.
         message = tell(error) if status == HTTPStatus.UNAUTHORIZED else error.message
         answer = error_answer(status, message, code="enrolment_refused" if isinstance(error, EnrolmentRefused) else "")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
@@ -21,6 +22,21 @@ from arcbridge.pki.credentials import renew_at
 log = structlog.get_logger("arcbridge.relay")
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A certificate and its key as they were read or issued; nothing of it is in force yet."""
+
+    config: RelayTlsConfig
+    stamp: tuple[object, ...]
+    """Dates of the files before they were read."""
+    chain_pem: str
+    contexts: dict[str, ServerContext]
+    """By ALPN protocol."""
+    expires: float
+    """Unix seconds."""
+    renew_at: float
+
+
 class ServerCertificate:
     """`contexts` by ALPN protocol; `refresh` is called once in a while. Raises `ConfigError` when made."""
 
@@ -32,35 +48,52 @@ class ServerCertificate:
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._config = config
         self._authority = authority
         self._host = host
         self._clock = clock
         if (config.certificate is None) != (config.key is None):
             raise ConfigError("tls: certificate and key go together; set both or neither")
-        self._stamp = self._files_stamp()
-        self.expires = 0.0
-        """Unix seconds."""
-        self._renew_at = 0.0
-        self.contexts: dict[str, ServerContext] = {}
-        self._load()
+        self._loaded = self._load(config)
 
-    def take(self, config: RelayTlsConfig) -> bool:
-        """Take over the files of `config` now, whatever their dates say; return whether the certificate is another.
+    def read(self, config: RelayTlsConfig) -> Loaded:
+        """Read the files of `config` now, whatever their dates say, for `put`. Raises `ConfigError`.
 
-        Raises `ConfigError`, and changes nothing then.
+        An own certificate stays the one in force.
         """
-        before, was = self._config, (self.spki, self.expires)
-        self._config = config
-        try:
-            stamp = self._files_stamp()
-            if config.certificate is not None or before.certificate is not None:
-                self._load()
-        except ArcbridgeError:
-            self._config = before
-            raise
-        self._stamp = stamp
+        if config.certificate is None and self._loaded.config.certificate is None:
+            return replace(self._loaded, config=config)
+        return self._load(config)
+
+    def put(self, loaded: Loaded) -> bool:
+        """Show this certificate from the next handshake on; return whether it is another. Raises nothing."""
+        was = (self.spki, self.expires)
+        self._loaded = loaded
         return (self.spki, self.expires) != was
+
+    @property
+    def loaded(self) -> Loaded:
+        """What is in force."""
+        return self._loaded
+
+    @property
+    def contexts(self) -> dict[str, ServerContext]:
+        """The contexts in force, by ALPN protocol."""
+        return self._loaded.contexts
+
+    @property
+    def expires(self) -> float:
+        """The certificate's end in unix seconds."""
+        return self._loaded.expires
+
+    @property
+    def chain_pem(self) -> str:
+        """What handshakes show: the certificate, and those of its CAs that came with it."""
+        return self._loaded.chain_pem
+
+    @property
+    def ca_pem(self) -> str | None:
+        """The relay's own CA where it has issued the certificate; None where the certificate came as a file."""
+        return self._authority.certificate_pem if self._loaded.config.certificate is None else None
 
     @property
     def spki(self) -> bytes:
@@ -69,39 +102,43 @@ class ServerCertificate:
 
     def refresh(self) -> None:
         """Take over changed files; issue a new certificate at two thirds of the life of an own one."""
+        config = self._loaded.config
         try:
-            if self._config.certificate is not None:
-                stamp = self._files_stamp()
-                if stamp == self._stamp:
+            if config.certificate is not None:
+                if _stamp(config) == self._loaded.stamp:
                     return
-                self._load()
-                self._stamp = stamp
-            elif self._clock() < self._renew_at:
+            elif self._clock() < self._loaded.renew_at:
                 return
-            else:
-                self._load()
+            self._loaded = self._load(config)
             log.info("certificate renewed", expires=int(self.expires))
         except ArcbridgeError as error:
             # The two files are not replaced in one instant: the old pair goes on until both fit.
             log.warning("certificate not renewed", reason=error.message)
 
-    def _load(self) -> None:
-        if self._config.certificate is not None and self._config.key is not None:
-            certificate_pem = _read("tls.certificate", self._config.certificate)
-            key_pem = _read("tls.key", self._config.key)
+    def _load(self, config: RelayTlsConfig) -> Loaded:
+        # Before the files are read: one that changes meanwhile is read again.
+        stamp = _stamp(config)
+        if config.certificate is not None and config.key is not None:
+            certificate_pem = _read("tls.certificate", config.certificate)
+            key_pem = _read("tls.key", config.key)
         else:
             issued = self._authority.issue_server([self._host])
             certificate_pem, key_pem = issued.certificate_pem, issued.key_pem
         not_before, not_after = certificate_validity(certificate_pem)
-        self.contexts = outer_server_contexts(certificate_pem, key_pem, self._authority.certificate_pem)
-        self.expires = not_after
-        self._renew_at = renew_at(not_before, not_after)
+        contexts = outer_server_contexts(certificate_pem, key_pem, self._authority.certificate_pem)
+        return Loaded(config, stamp, certificate_pem, contexts, not_after, renew_at(not_before, not_after))
 
-    def _files_stamp(self) -> tuple[object, ...]:
-        return tuple(
-            (path.stat().st_mtime_ns, path.stat().st_ino) if path is not None and path.exists() else None
-            for path in (self._config.certificate, self._config.key)
-        )
+
+def _stamp(config: RelayTlsConfig) -> tuple[object, ...]:
+    """Dates and numbers of the files; None for one that is not named or cannot be looked at."""
+    found: list[object] = []
+    for path in (config.certificate, config.key):
+        try:
+            status = None if path is None else path.stat()
+        except OSError:
+            status = None
+        found.append(None if status is None else (status.st_mtime_ns, status.st_ino))
+    return tuple(found)
 
 
 def _read(setting: str, path: Path) -> str:

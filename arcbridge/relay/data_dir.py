@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from arcbridge.errors import ConfigError, StateError
+from arcbridge.net.named_files import is_there
 from arcbridge.pki.authority import CERTIFICATE_FILE, KEY_FILE, Authority
 from arcbridge.pki.private_files import ensure_private_directory, read_file
 from arcbridge.relay.registry.sqlite import DATABASE_FILE, SqliteRegistry
@@ -50,7 +51,7 @@ def count_clusters(data_dir: Path) -> int:
     import sqlite3
 
     path = data_dir / DATABASE_FILE
-    if not path.exists():
+    if not is_there(path):
         raise StateError(f"there is no registry in {data_dir}: is data_dir right, and has the relay ever run?")
     try:
         with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
@@ -64,7 +65,7 @@ async def open_registry(
 ) -> SqliteRegistry:
     """Return the relay's registry, made at first use unless it `must_exist`; raises `StateError` and
     `RegistryUnavailable`."""
-    if must_exist and not (data_dir / DATABASE_FILE).exists():
+    if must_exist and not is_there(data_dir / DATABASE_FILE):
         raise StateError(f"there is no registry in {data_dir}: is data_dir right, and has the relay ever run?")
     return await SqliteRegistry.open(data_dir, clock=clock)
 

@@ -1,8 +1,9 @@
 """The relay's `doctor`: looks at everything that a relay with these settings depends on, beside the one that runs.
 
 It opens no port, makes nothing and changes nothing: what the relay would make at its first start is reported as
-missing. First the settings and files, then what this process can reach itself (registry, issuers, public address), then
-what the running relay says of itself through its admin socket, and which tokens it has refused since its start.
+missing. First the settings and files, by the check that a start runs (`relay.settings`), then what this process can
+reach itself (registry, issuers, public address), then what the running relay says of itself through its admin socket,
+and which tokens it has refused since its start.
 """
 
 from __future__ import annotations
@@ -10,68 +11,64 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 from arcbridge.config import RelayConfig
 from arcbridge.errors import ArcbridgeError, ConfigError
-from arcbridge.identity import authentication
-from arcbridge.identity.policy import PolicyFile
-from arcbridge.identity.verifier import Acceptance, TokenVerifier
-from arcbridge.net.address import parse_address
+from arcbridge.identity.groups import GroupSources
+from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.net.fetch import HttpFetcher
-from arcbridge.net.tls import RelayTrust
-from arcbridge.observe.diagnosis import Finding, State, failed, ok, skipped
+from arcbridge.observe.diagnosis import Finding, State, failed, ok, settings_findings, skipped
+from arcbridge.observe.directory_findings import directory_finding
 from arcbridge.observe.key_findings import key_finding
 from arcbridge.observe.running import look_at_refusals
 from arcbridge.pki.authority import Authority, certificate_validity
+from arcbridge.problems import Place, located
 from arcbridge.relay.admin_socket import ask
 from arcbridge.relay.data_dir import count_clusters, read_authority
 from arcbridge.relay.self_checks import (
+    CERTIFICATE,
     POLICY,
     PUBLIC_ADDRESS,
     REGISTRY,
     certificate_finding,
     look_at_public_address,
 )
+from arcbridge.relay.settings import Checked, check
 
-RUNNING, AUTHENTICATION, CA = "running relay", "authentication", "relay's CA"
+SETTINGS, RUNNING, AUTHENTICATION, CA = "settings", "running relay", "authentication", "relay's CA"
 
 
-async def diagnose(config: RelayConfig) -> list[Finding]:
-    """Look at everything, in the order in which one thing needs the other."""
-    found = [
-        _file_finding(AUTHENTICATION, "authentication", config.authentication, authentication.load),
-        _file_finding(POLICY, "policy", config.policy, PolicyFile),
+async def diagnose(config: RelayConfig, place: Callable[[str], Place | None] = lambda _: None) -> list[Finding]:
+    """Look at everything, in the order in which one thing needs the other. `place`: where a setting was given."""
+    checked = await asyncio.to_thread(check, config)
+    wrong = settings_findings(located(list(checked.problems), place), _hop_of)
+    bad = {one.hop for one in wrong if one.state is State.FAILED}
+    found = wrong if SETTINGS in bad else [ok(SETTINGS, "complete and well-formed"), *wrong]
+    found += [
+        ok(hop, f"{path} is well-formed")
+        for hop, path in ((AUTHENTICATION, config.authentication), (POLICY, config.policy))
+        if hop not in bad
     ]
     authority, ca = await asyncio.to_thread(_authority, config)
     found.append(ca)
     found.append(await _guarded(REGISTRY, lambda: _registry(config)))
-    if found[0].state is State.OK and config.authentication is not None:
-        found += await _issuers(config, config.authentication)
-    if config.tls.certificate is not None:
-        found.append(_file_finding("relay's certificate", "tls.certificate", config.tls.certificate, _certificate))
-    found.append(await _guarded(PUBLIC_ADDRESS, lambda: _public_address(config, authority)))
+    if AUTHENTICATION not in bad:
+        found += await _issuers(config, checked)
+    chain_pem = ""
+    if config.tls.certificate is not None and CERTIFICATE not in bad:
+        chain_pem = config.tls.certificate.read_text(encoding="ascii")
+        found.append(await _guarded(CERTIFICATE, lambda: _certificate(chain_pem)))
+    if CERTIFICATE in bad:
+        found.append(skipped(PUBLIC_ADDRESS, "the files of [tls] do not say by which certificate to know the relay"))
+    elif checked.public.host:
+        found.append(await _guarded(PUBLIC_ADDRESS, lambda: _public_address(checked, authority, chain_pem)))
     return found + await _running(config)
 
 
-def _file_finding(hop: str, setting: str, path: Path | None, load: Callable[[Path], object]) -> Finding:
-    """Whether a file can be read and understood."""
-    if path is None:
-        return failed(hop, f"{setting} is not set", f"set {setting} in the settings file", "config")
-    try:
-        loaded = load(path)
-    except (ArcbridgeError, OSError) as error:
-        words = error.message if isinstance(error, ArcbridgeError) else f"{path}: {error.strerror}"
-        return failed(hop, words, "correct the file", "config")
-    return loaded if isinstance(loaded, Finding) else ok(hop, f"{path} is well-formed")
-
-
-def _certificate(path: Path) -> Finding:
-    try:
-        _, not_after = certificate_validity(path.read_text(encoding="ascii"))
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not PEM text") from error
-    return certificate_finding(not_after, time.time(), own=False)
+def _hop_of(setting: str) -> str:
+    """The hop that a setting is about; most are about none."""
+    table = setting.partition(".")[0]
+    return {"authentication": AUTHENTICATION, "policy": POLICY, "tls": CERTIFICATE}.get(table, SETTINGS)
 
 
 def _authority(config: RelayConfig) -> tuple[Authority | None, Finding]:
@@ -93,31 +90,35 @@ async def _registry(config: RelayConfig) -> Finding:
     return ok(REGISTRY, f"{clusters} clusters")
 
 
-async def _issuers(config: RelayConfig, path: Path) -> list[Finding]:
+async def _certificate(chain_pem: str) -> Finding:
+    return certificate_finding(certificate_validity(chain_pem)[1], time.time(), own=False)
+
+
+async def _issuers(config: RelayConfig, checked: Checked) -> list[Finding]:
     fetcher = HttpFetcher()
     try:
-        accept = Acceptance(max_lifetime=config.max_token_lifetime)
-        verifier = TokenVerifier(authentication.load(path), fetcher, accept=accept)
+        groups = GroupSources(checked.issuers, fetcher.ask, directories=config.graph)
+        verifier = TokenVerifier(checked.issuers, fetcher, accept=checked.acceptance, groups=groups)
         try:
-            return [key_finding(one.path, one.url, one.usable, one.failure) for one in await verifier.look_at_keys()]
+            keys, directories = await asyncio.gather(verifier.look_at_keys(), verifier.look_at_directories())
+            return [
+                *(key_finding(one.path, one.url, one.usable, one.failure) for one in keys),
+                *(directory_finding(one.at, one.usable, one.code, one.why) for one in directories),
+            ]
         finally:
             await verifier.close()
-    except ConfigError as error:
-        return [failed(AUTHENTICATION, error.message, "correct the setting", "config")]
+    except ConfigError:
+        return []  # the check has told it
     finally:
         await fetcher.close()
 
 
-async def _public_address(config: RelayConfig, authority: Authority | None) -> Finding:
-    if not config.public_address:
-        return failed(PUBLIC_ADDRESS, "public_address is not set", "set it to what agents and clients dial", "config")
-    if config.tls.certificate is not None:
-        trust = RelayTrust()
-    elif authority is None:
+async def _public_address(checked: Checked, authority: Authority | None, chain_pem: str) -> Finding:
+    if checked.config.tls.certificate is not None:
+        return await look_at_public_address(checked.public, None, chain_pem)
+    if authority is None:
         return skipped(PUBLIC_ADDRESS, "there is no CA yet to know the relay by")
-    else:
-        trust = RelayTrust(authority.certificate_pem)
-    return await look_at_public_address(parse_address(config.public_address), trust)
+    return await look_at_public_address(checked.public, authority.certificate_pem)
 
 
 async def _running(config: RelayConfig) -> list[Finding]:

@@ -148,6 +148,8 @@ def _register_tokens(metrics: Metrics, verifier: TokenVerifier, proofs: ProofChe
             {"reason": PROOF_REFUSALS}, lambda: proofs.refused)  # fmt: skip
     counter("group_lookups_total", "Look-ups of groups that an access token did not hold.",
             {"result": ("answered", "failed")}, verifier.group_lookups)  # fmt: skip
+    counter("graph_tokens_total", "Requests for the own token of Microsoft Graph.",
+            {"result": ("granted", "failed")}, verifier.graph_tokens)  # fmt: skip
 
 
 def _register_api(metrics: Metrics, api: HttpApiServer, api_refusals: Limited, certificate: ServerCertificate) -> None:

@@ -1,28 +1,30 @@
 """What a running relay takes over when its settings are read again, and what needs a restart.
 
-Everything is checked and read before anything is put in force, so that a mistake changes nothing. No connection is
+Everything is checked and read before anything is put in force, and what fails then is taken back, so that a mistake
+changes nothing. No connection is
 touched: what a session was given it keeps, unless the new policy takes it away, as at each change of the policy.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from arcbridge.config import RelayConfig, RelayLimitsConfig
-from arcbridge.identity.policy import PolicyFile
-from arcbridge.identity.proof import ProofChecker
-from arcbridge.identity.verifier import TokenVerifier
+from arcbridge.identity.authentication import AuthenticationConfig
+from arcbridge.identity.policy import Policy, PolicyFile
+from arcbridge.identity.proof import ProofChecker, ProofPolicy
+from arcbridge.identity.verifier import Acceptance, TokenVerifier
 from arcbridge.limiters import KeyedTokenBucket
 from arcbridge.net.descriptors import raise_limit
 from arcbridge.observe import logging as logs
-from arcbridge.observe.reloads import Outcome, changed, split
+from arcbridge.observe.reloads import Outcome, changed, digest, split
 from arcbridge.relay.capacity import capacity
-from arcbridge.relay.certificate import ServerCertificate
-from arcbridge.relay.settings import required
+from arcbridge.relay.certificate import Loaded, ServerCertificate
+from arcbridge.relay.settings import Checked
 
 if TYPE_CHECKING:
     from arcbridge.relay.admission import Admission
@@ -35,12 +37,26 @@ RELOADABLE = frozenset(
 """Settings, and tables of them, that hold from a reload on; every other one holds from the next start on."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """All that a reload puts in force, read and checked."""
+
+    issuers: AuthenticationConfig
+    acceptance: Acceptance
+    proof: ProofPolicy
+    policy_file: Path
+    policy: Policy
+    certificate: Loaded
+    limits: RelayLimitsConfig
+    log_level: str
+
+
 class Reload:
     """Puts other settings in force at the parts of one process."""
 
     def __init__(
         self,
-        config: RelayConfig,
+        checked: Checked,
         *,
         verifier: TokenVerifier,
         proofs: ProofChecker,
@@ -53,8 +69,8 @@ class Reload:
         share: Callable[[RelayLimitsConfig], RelayLimitsConfig],
         now: Callable[[], float],
     ) -> None:
-        """`share`: this process' part of the relay's limits; `now`: monotonic seconds."""
-        self._config = config
+        """`checked`: what is in force. `share`: this process' part of the relay's limits; `now`: monotonic seconds."""
+        self._config = checked.config
         self._verifier = verifier
         self._proofs = proofs
         self._policy = policy
@@ -65,25 +81,35 @@ class Reload:
         self._callers = callers
         self._share = share
         self._now = now
-        self._contents = contents(config)
+        self._contents = contents(checked.config)
+        self._checked = checked
 
-    def apply(self, config: RelayConfig) -> Outcome:
-        """Put `config` in force. Raises `ConfigError`, and changes nothing then."""
-        checked = required(config)
-        assert config.policy is not None, "the check requires it"
+    def apply(self, checked: Checked) -> Outcome:
+        """Put the settings in force that were checked. Whatever it raises, those that were in force are so again."""
+        config = checked.config
         found = contents(config)
-        renewed = self._certificate.take(config.tls)
-        self._verifier.replace(checked.issuers, checked.acceptance)
-        self._proofs.policy = checked.proof
-        self._policy.take(config.policy, checked.policy)
-        self._change_limits(config.limits)
-        logs.reconfigure_level(config.observe.log_level)
+        settings = _settings(checked, checked.policy, self._certificate.read(config.tls))
+        before = _settings(self._checked, self._policy.current(), self._certificate.loaded)
+        with ExitStack() as undo:
+            undo.callback(self._put, before)
+            renewed = self._put(settings)
+            undo.pop_all()
+        self._checked = checked
         outcome = split(changed(self._config, config), RELOADABLE)
         taken = [*outcome.taken, *(name for name in found if found[name] != self._contents.get(name))]
         if renewed:
             taken.append("tls")
         self._config, self._contents = merged(self._config, config), found
         return Outcome(tuple(dict.fromkeys(taken)), outcome.needs_restart)
+
+    def _put(self, settings: _Settings) -> bool:
+        """Put all of it in force; return whether the certificate is another."""
+        logs.reconfigure_level(settings.log_level)
+        self._change_limits(settings.limits)
+        self._verifier.replace(settings.issuers, settings.acceptance)
+        self._proofs.policy = settings.proof
+        self._policy.take(settings.policy_file, settings.policy)
+        return self._certificate.put(settings.certificate)
 
     def _change_limits(self, limits: RelayLimitsConfig) -> None:
         shared = self._share(limits)
@@ -100,16 +126,24 @@ class Reload:
         self._callers.change(self._now(), minute, minute / 60)
 
 
+def _settings(checked: Checked, policy: Policy, certificate: Loaded) -> _Settings:
+    config = checked.config
+    assert config.policy is not None, "the check requires it"
+    return _Settings(
+        issuers=checked.issuers,
+        acceptance=checked.acceptance,
+        proof=checked.proof,
+        policy_file=config.policy,
+        policy=policy,
+        certificate=certificate,
+        limits=config.limits,
+        log_level=config.observe.log_level,
+    )
+
+
 def contents(config: RelayConfig) -> dict[str, str]:
     """What the files hold whose changes a reload tells of, as hashes; "" for one that cannot be read."""
-    return {"authentication": _digest(config.authentication), "policy": _digest(config.policy)}
-
-
-def _digest(path: Path | None) -> str:
-    try:
-        return "" if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
-        return ""
+    return {"authentication": digest(config.authentication), "policy": digest(config.policy)}
 
 
 def merged(running: RelayConfig, config: RelayConfig) -> RelayConfig:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import os
+import socket
 import ssl
 import time
 from collections.abc import Callable, Sequence
@@ -20,9 +22,10 @@ from arcbridge.identity.policy import PolicyFile
 from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.net.address import Address
 from arcbridge.net.descriptors import UNLIMITED, advice, limit
-from arcbridge.net.dialer import DIRECT, connect
+from arcbridge.net.dialer import DIRECT, SockAddr, connect, resolve
 from arcbridge.net.tls import ALPN_HTTP, RelayTrust, outer_client_context
 from arcbridge.observe.diagnosis import Finding, failed, ok, skipped, warning
+from arcbridge.observe.directory_findings import directory_finding
 from arcbridge.observe.key_findings import key_finding
 from arcbridge.observe.self_checks import SelfCheck
 from arcbridge.relay.certificate import ServerCertificate
@@ -81,31 +84,93 @@ def policy_finding(error: str) -> Finding:
     return ok(POLICY, "as it was read")
 
 
-async def look_at_public_address(public: Address, trust: RelayTrust) -> Finding:
-    """Connect to the public address as an agent does, and compare its certificate with what agents trust."""
-    remedy = (
-        "set public_address to what agents and clients dial; where only this machine cannot dial it (a NAT without a "
-        "way back), this says nothing"
-    )
+async def look_at_public_address(public: Address, ca_pem: str | None, chain_pem: str = "") -> Finding:
+    """Connect to the public address as an agent does, and compare its certificate with what agents trust.
+
+    `ca_pem`: the relay's own CA, if it has issued the relay's certificate. None: a certificate of another CA, which
+    agents know by their system's CAs or by a file; then `chain_pem`, what the relay shows, is known as well.
+
+    Fails only where that is certain. That this machine cannot dial an address that is not its own (a NAT without a
+    way back) says nothing of agents and clients, and is a warning.
+    """
     try:
         async with asyncio.timeout(CONNECT_DEADLINE):
-            sock = await connect(public, deadline=CONNECT_DEADLINE, proxy=DIRECT)
-            try:
-                context = outer_client_context(trust, ALPN_HTTP)
-                _, writer = await asyncio.open_connection(sock=sock, ssl=context, server_hostname=public.host)
-            except BaseException:
-                sock.close()
-                raise
-            with contextlib.suppress(OSError):
-                writer.transport.abort()
+            known_by = await _known_by(public, ca_pem, chain_pem)
     except ssl.SSLError as error:
         words = getattr(error, "verify_message", "") or error.reason or "TLS failed"
         return failed(PUBLIC_ADDRESS, f"{public} is answered by another server, or under another name ({words})",
                       "set public_address to the name and port of this relay", "public_address")  # fmt: skip
     except (ArcbridgeError, OSError, TimeoutError) as error:
         words = error.message if isinstance(error, ArcbridgeError) else "no answer in time"
+        return await _unreached(public, words)
+    return ok(PUBLIC_ADDRESS, f"{public} leads to this relay{known_by}")
+
+
+async def _known_by(public: Address, ca_pem: str | None, chain_pem: str) -> str:
+    """Make a TLS connection to the relay at the address; return what to add about its CA. Raises what the way there
+    raises, and `ssl.SSLError` where another server answers."""
+    context = outer_client_context(RelayTrust(ca_pem), ALPN_HTTP)
+    try:
+        await _handshake(public, context)
+    except ssl.SSLCertVerificationError:
+        if ca_pem is not None or not chain_pem:
+            raise
+    else:
+        return ""
+    # What the relay shows is known, whichever of it that is: its own certificate is enough.
+    context = outer_client_context(RelayTrust(chain_pem), ALPN_HTTP)
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    await _handshake(public, context)
+    return "; this system does not trust its CA, so that agents and clients need relay_ca_file"
+
+
+async def _handshake(public: Address, context: ssl.SSLContext) -> None:
+    sock = await connect(public, deadline=CONNECT_DEADLINE, proxy=DIRECT)
+    try:
+        _, writer = await asyncio.open_connection(sock=sock, ssl=context, server_hostname=public.host)
+    except BaseException:
+        sock.close()
+        raise
+    with contextlib.suppress(OSError):
+        writer.transport.abort()
+
+
+async def _unreached(public: Address, words: str) -> Finding:
+    """Return what it means that nothing answers at the public address."""
+    remedy = "set public_address to what agents and clients dial"
+    try:
+        here = any(_is_of_this_machine(family, sockaddr) for family, sockaddr in await resolve(public))
+    except socket.gaierror as error:
+        if error.errno in _NO_SUCH_NAME:
+            return failed(PUBLIC_ADDRESS, f"there is no name {public.host}", remedy, "public_address")
+        here = False
+    except OSError:
+        here = False
+    if here:
         return failed(PUBLIC_ADDRESS, f"{public} does not lead to this relay: {words}", remedy, "public_address")
-    return ok(PUBLIC_ADDRESS, f"{public} leads to this relay")
+    return warning(
+        PUBLIC_ADDRESS,
+        f"{public} cannot be judged from here: {words}",
+        "a NAT without a way back keeps this machine from dialling it: then look from elsewhere (`arcbridge doctor`); "
+        f"else {remedy}",
+        "public_address_unknown",
+    )
+
+
+_NO_SUCH_NAME: Final = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
+
+
+def _is_of_this_machine(family: int, sockaddr: SockAddr) -> bool:
+    """Return whether an address is this machine's: then nothing is between it and this process. Nothing is sent for
+    it."""
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect(sockaddr)
+        except OSError:
+            return False
+        # The kernel chooses the source: for an own address that address, and for others of the loopback 127.0.0.1.
+        source, wanted = (ipaddress.ip_address(str(one[0])) for one in (sock.getsockname(), sockaddr))
+        return source == wanted or (source.is_loopback and wanted.is_loopback)
 
 
 def checks_of(
@@ -114,19 +179,21 @@ def checks_of(
     verifier: TokenVerifier,
     fleet: Fleet,
     certificate: ServerCertificate,
-    own_certificate: bool,
     policy: PolicyFile,
     public: Address,
-    trust: RelayTrust,
     clock: Callable[[], float] = time.time,
 ) -> list[SelfCheck]:
-    """Return all checks of a relay that serves. `trust`: how agents know it. The registry gates readiness by itself."""
+    """Return all checks of a relay that serves. The registry gates readiness by itself."""
 
     async def registry() -> Sequence[Finding]:
         return [registry_finding(registry_error())]
 
     async def issuers() -> Sequence[Finding]:
         return [key_finding(one.path, one.url, one.usable, one.failure) for one in await verifier.look_at_keys()]
+
+    async def groups() -> Sequence[Finding]:
+        found = await verifier.look_at_directories()
+        return [directory_finding(one.at, one.usable, one.code, one.why) for one in found]
 
     async def nats() -> Sequence[Finding]:
         connected = fleet.engine_connected
@@ -137,7 +204,7 @@ def checks_of(
         return [failed(FLEET, "NATS does not answer", "check fleet.servers and NATS itself", "fleet")]
 
     async def certificates() -> Sequence[Finding]:
-        return [certificate_finding(certificate.expires, clock(), own=own_certificate)]
+        return [certificate_finding(certificate.expires, clock(), own=certificate.ca_pem is not None)]
 
     async def descriptors() -> Sequence[Finding]:
         return [descriptors_finding(descriptors_used(), limit())]
@@ -146,11 +213,12 @@ def checks_of(
         return [policy_finding(policy.error)]
 
     async def public_address() -> Sequence[Finding]:
-        return [await look_at_public_address(public, trust)]
+        return [await look_at_public_address(public, certificate.ca_pem, certificate.chain_pem)]
 
     return [
         SelfCheck("registry", registry),
         SelfCheck("issuers", issuers),
+        *([SelfCheck("groups", groups)] if verifier.has_directories else ()),
         SelfCheck("fleet", nats),
         SelfCheck("certificate", certificates),
         SelfCheck("descriptors", descriptors),

@@ -25,7 +25,7 @@ from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.net import client_hello
 from arcbridge.net.descriptors import raise_limit
 from arcbridge.net.fetch import HttpFetcher
-from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN, RelayTrust
+from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
 from arcbridge.observe.reloads import Outcome, Reloads
@@ -59,7 +59,7 @@ from arcbridge.relay.registry.base import Registry, RegistryUnavailable
 from arcbridge.relay.reload import Reload
 from arcbridge.relay.rendezvous import Rendezvous
 from arcbridge.relay.self_checks import checks_of
-from arcbridge.relay.settings import required
+from arcbridge.relay.settings import Checked, required
 from arcbridge.relay.siblings.worker_membership import WorkerMembership
 from arcbridge.tasks import cancel_and_wait
 
@@ -239,7 +239,7 @@ async def _start(
         register_handovers(metrics, membership.handovers)
 
     reload = Reload(
-        config,
+        checked,
         verifier=verifier,
         proofs=proofs,
         policy=policy,
@@ -251,10 +251,6 @@ async def _start(
         share=(lambda limits: limits) if membership is None else membership.share,
         now=time.monotonic,
     )
-    if membership is not None:
-        membership.reload = reload.apply
-    elif reread is not None:
-        stack.push_async_callback(_hear_reloads(reload, reread, metrics).stop)
 
     def tell(lost: Lost) -> None:
         control.end_sessions(lost)
@@ -265,19 +261,27 @@ async def _start(
     maintenance = _Maintenance(registry, fleet, control, policy, access, enforcement, certificate)
     checks.add("registry", lambda: maintenance.registry_error)
     checks.add("draining", drain.unready)
-    own_certificate = config.tls.certificate is None
     found = checks_of(
         registry_error=lambda: maintenance.registry_error,
         verifier=verifier,
         fleet=fleet,
         certificate=certificate,
-        own_certificate=own_certificate,
         policy=policy,
         public=public,
-        trust=RelayTrust(authority.certificate_pem if own_certificate else None),
     )
     looks = SelfChecks(found, log)
     looks.register(metrics, checks)
+    verifier.on_directory_failure(lambda: looks.look_soon("groups"))
+
+    def apply(found: Checked) -> Outcome:
+        outcome = reload.apply(found)
+        looks.look_soon()
+        return outcome
+
+    if membership is not None:
+        membership.reload = lambda config: apply(required(config))
+    elif reread is not None:
+        stack.push_async_callback(_hear_reloads(apply, reread, metrics).stop)
     worker = None if membership is None else membership.index
     operations = Operations(pumps, fleet, looks, tell, relay=str(public), worker=worker)
     stack.push_async_callback(operations.close)
@@ -436,12 +440,12 @@ async def _running(work: Coroutine[object, object, None]) -> AsyncIterator[None]
         await cancel_and_wait(task)
 
 
-def _hear_reloads(reload: Reload, reread: Callable[[], RelayConfig], metrics: Metrics) -> Reloads:
+def _hear_reloads(apply: Callable[[Checked], Outcome], reread: Callable[[], RelayConfig], metrics: Metrics) -> Reloads:
     async def again() -> Outcome:
-        config = reread()
-        outcome = reload.apply(config)
-        tell_warnings(required(config).problems)
-        return outcome
+        # One check, so that what is told, what is put in force and what the result says are of the same files.
+        checked = required(reread())
+        tell_warnings(checked.problems)
+        return apply(checked)
 
     reloads = Reloads("relay", again)
     reloads.register(metrics)

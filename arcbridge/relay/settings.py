@@ -10,13 +10,11 @@ from dataclasses import dataclass, fields
 
 from arcbridge.config import RelayConfig
 from arcbridge.errors import StateError
-from arcbridge.identity import authentication
 from arcbridge.identity.authentication import AuthenticationConfig, IssuerConfig
-from arcbridge.identity.groups import check as check_groups
 from arcbridge.identity.policy import Policy
-from arcbridge.identity.proof import ProofPolicy, policy_of
+from arcbridge.identity.proof import ProofPolicy
 from arcbridge.identity.verifier import Acceptance
-from arcbridge.net import named_files
+from arcbridge.net import named_files, token_settings
 from arcbridge.net.address import Address, parse_address, parse_listen
 from arcbridge.observe.server import parse_observe_listen
 from arcbridge.pki.authority import CERTIFICATE_FILE, KEY_FILE, Authority
@@ -47,7 +45,6 @@ def check(config: RelayConfig) -> Checked:
     """Check the settings and every file that they name; the mistakes are in `problems`."""
     problems = Problems()
     public, listen = Address("", 0), Address("", 0)
-    acceptance, proof = Acceptance(max_lifetime=config.max_token_lifetime), ProofPolicy.IF_BOUND
     if not config.public_address:
         problems.error(
             "public_address",
@@ -60,8 +57,6 @@ def check(config: RelayConfig) -> Checked:
             named_files.check_not_placeholder(problems, "public_address", public.host)
     with problems.collect("listen"):
         listen = parse_listen(config.listen)
-    with problems.collect("proof"):
-        proof = policy_of(config.proof)
     with problems.collect("observe.listen"):
         parse_observe_listen(config.observe.listen)
     with problems.collect("proxy_protocol_from"):
@@ -69,10 +64,21 @@ def check(config: RelayConfig) -> Checked:
     with problems.collect("workers"):
         worker_count(config)
     _check_limits(config, problems)
-    issuers = _authentication(config, problems, acceptance)
-    with problems.collect("graph"):
-        check_groups(config.graph, config.claim_sources, issuers)
-    named_files.check_graph(problems, config.graph)
+    if config.authentication is None:
+        problems.error(
+            "authentication",
+            "authentication: required but not set; give --authentication FILE (AuthenticationConfiguration for users' "
+            "tokens), or set it in the settings file",
+        )
+    tokens = token_settings.check(
+        problems,
+        file=config.authentication,
+        acceptance=Acceptance(max_lifetime=config.max_token_lifetime),
+        proof=config.proof,
+        directories=config.graph,
+        claim_sources=config.claim_sources,
+    )
+    issuers = tokens.issuers or AuthenticationConfig(())
     policy = _policy(config, problems, issuers)
     named_files.check_pair(
         problems,
@@ -82,14 +88,19 @@ def check(config: RelayConfig) -> Checked:
     )
     with problems.collect("login"):
         login_document(config.login)
+    if config.client.directory is not None:
+        from arcbridge.relay.client_files import check_directory  # with aiohttp, which few relays' checks need
+
+        with problems.collect("client.directory"):
+            check_directory(config.client.directory)
     _check_data_dir(config, problems)
     _check_fleet(config, problems)
-    return Checked(config, problems, public, listen, issuers, policy, acceptance, proof)
+    return Checked(config, problems, public, listen, issuers, policy, tokens.acceptance, tokens.proof)
 
 
 def has_authority(config: RelayConfig) -> bool:
     """Whether a relay, or a command for it, has made the CA in `data_dir`."""
-    return (config.data_dir / CERTIFICATE_FILE).exists() or (config.data_dir / KEY_FILE).exists()
+    return any(named_files.is_there(config.data_dir / name) for name in (CERTIFICATE_FILE, KEY_FILE))
 
 
 def require_complete(config: RelayConfig) -> None:
@@ -123,24 +134,6 @@ def _check_limits(config: RelayConfig, problems: Problems) -> None:
             f"agent_certificate_life: {config.agent_certificate_life:.0f} s has every agent renew all the time, and "
             "enrol anew after a relay's outage of a third of it",
         )
-
-
-def _authentication(config: RelayConfig, problems: Problems, acceptance: Acceptance) -> AuthenticationConfig:
-    issuers = AuthenticationConfig(())
-    if config.authentication is None:
-        problems.error(
-            "authentication",
-            "authentication: required but not set; give --authentication FILE (AuthenticationConfiguration for users' "
-            "tokens), or set it in the settings file",
-        )
-        return issuers
-    with problems.collect("authentication"):
-        issuers, found = authentication.inspect(config.authentication)
-        problems.extend(found)
-        named_files.check_issuers(problems, config.authentication, [(i.path, i.url) for i in issuers.issuers])
-    with problems.collect("max_token_lifetime"):
-        acceptance.check(issuers)
-    return issuers
 
 
 def _policy(config: RelayConfig, problems: Problems, issuers: AuthenticationConfig) -> Policy:
@@ -204,9 +197,9 @@ def _prefixes(issuers: tuple[IssuerConfig, ...], kind: str) -> set[str] | None:
 def _check_data_dir(config: RelayConfig, problems: Problems) -> None:
     named_files.check_directory(problems, "data_dir", config.data_dir)
     certificate, key = config.data_dir / CERTIFICATE_FILE, config.data_dir / KEY_FILE
-    if not certificate.exists():
+    if named_files.closed_to_this_user(certificate) or not named_files.is_there(certificate):
         return
-    if not key.exists():
+    if not named_files.is_there(key):
         problems.error("data_dir", f"data_dir: {key} is missing beside {certificate}: restore it from a backup")
         return
     data, key_data = (named_files.read(problems, "data_dir", path) for path in (certificate, key))

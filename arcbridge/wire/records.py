@@ -155,13 +155,18 @@ class Auth(Record):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class AuthOk(Record):
-    """The agent's consent. `subject` is the user's name in the cluster; `expires_in` is in seconds."""
+    """The agent's consent. `subject` is the user's name in the cluster; `expires_in` is in seconds.
 
-    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4)
+    `targets` are those that the user may open now, separated by spaces, as `Open` names them. An empty text says
+    nothing about them: it comes from an older agent, or from one whose list has no room in the frame.
+    """
+
+    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5)
     session_id: bytes = b""
     resume_secret: bytes = b""
     subject: str = ""
     expires_in: int = 0
+    targets: str = ""
 
     def __repr__(self) -> str:
         return f"AuthOk(session_id={self.session_id.hex()}, subject={self.subject!r}, expires_in={self.expires_in})"

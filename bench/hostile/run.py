@@ -24,7 +24,7 @@ from arcbridge.pki.credentials import CLUSTER_CA_CERTIFICATE, DirectoryStore
 from arcbridge.pki.enrolment import make_csr, make_key
 from arcbridge.relay.data_dir import open_authority
 from bench import machine
-from bench.hostile.attacks import ATTACKS
+from bench.hostile.attacks import ATTACKS, LARGE
 from bench.hostile.place import Person, Place
 from bench.hostile.watch import Watch, connections_opened
 from bench.peers.base import Unavailable
@@ -133,6 +133,9 @@ def api_server(directory: Path) -> Iterator[tuple[Cluster, Path]]:
         token = directory / "agent-token"
         token.touch(mode=0o600)
         token.write_text(cluster.service_account_token("arcbridge", "arcbridge-agent", lifetime=24 * 3600))
+        cluster.request(
+            "GET", LARGE
+        )  # the API server makes it when it is first asked for, which costs it a core for a while
         yield cluster, token
 
 
@@ -169,7 +172,8 @@ def measure(name: str, cluster: Cluster, agent_token: Path, directory: Path, pha
             "commit": machine.commit(),
             "load_average_before": load,
             "seconds": {"alone": phases.alone, "attack": phases.attack, "after": phases.after},
-            "honest": _honest(honest.stdout_path.read_text(), alone, attacked, ended),
+            "honest": _honest(honest.stdout_path.read_text(), alone, attacked, ended, watch),
+            "idle_share": {"alone": watch.idle(alone, attacked), "attack": watch.idle(attacked, ended)},
             "roles": watch.over(alone, attacked, ended),
             "audit": _audit(world.audit_log, written["audit"]),
             "log_bytes": {role: after[f"{role}_log"] - written[f"{role}_log"] for role in ("relay", "agent")},
@@ -194,9 +198,9 @@ def _begin(world: World, module: str, place: Place, *arguments: str) -> ManagedP
 # -- what came of it --------------------------------------------------------------------------------------------------
 
 
-def _honest(lines: str, alone: float, attacked: float, ended: float) -> dict[str, Any]:
+def _honest(lines: str, alone: float, attacked: float, ended: float, watch: Watch) -> dict[str, Any]:
     """Per kind: the calls that began while the honest were alone, and those that began under attack."""
-    calls: dict[str, dict[str, list[tuple[float, str]]]] = {}
+    calls: dict[str, dict[str, list[tuple[float, float, str]]]] = {}
     for line in lines.splitlines():
         kind, tab, rest = line.partition("\t")
         if not tab:
@@ -204,10 +208,12 @@ def _honest(lines: str, alone: float, attacked: float, ended: float) -> dict[str
         begun, took, how = rest.split("\t", 2)
         phase = "alone" if alone <= float(begun) < attacked else "attack" if attacked <= float(begun) < ended else ""
         if phase:
-            calls.setdefault(kind, {"alone": [], "attack": []})[phase].append((float(took), how))
+            calls.setdefault(kind, {"alone": [], "attack": []})[phase].append((float(begun), float(took), how))
     found = {}
     for kind, phases in calls.items():
-        told = {phase: _distribution(some) for phase, some in phases.items()}
+        told = {phase: _distribution([(took, how) for _, took, how in some]) for phase, some in phases.items()}
+        if told["alone"]["p99_ms"]:
+            told["attack"]["slow"] = _slow(phases["attack"], RATIO * told["alone"]["p99_ms"], attacked, watch)
         found[kind] = {
             **told,
             **{
@@ -217,6 +223,17 @@ def _honest(lines: str, alone: float, attacked: float, ended: float) -> dict[str
             },
         }
     return found
+
+
+def _slow(calls: list[tuple[float, float, str]], bound: float, attacked: float, watch: Watch) -> dict[str, Any]:
+    """Return when the calls began that took more than `bound` milliseconds, in seconds of the attack, and how many of
+    them met a machine without a core to spare."""
+    slow = [(begun, took) for begun, took, how in calls if how == "ok" and took > bound]
+    return {
+        "calls": len(slow),
+        "began_s": [round(begun - attacked, 2) for begun, _ in slow],
+        "on_a_full_machine": sum(watch.full(begun, begun + took / 1000) for begun, took in slow),
+    }
 
 
 def _distribution(calls: list[tuple[float, str]]) -> dict[str, Any]:
@@ -282,6 +299,12 @@ def table(name: str, found: dict[str, Any]) -> str:
         lines.append(
             f"  {role:9} RSS {rss['before']} -> {rss['peak']} -> {rss['after']} MiB  descriptors {fds['before']} -> "
             f"{fds['peak']} -> {fds['after']}  CPU {cpu['alone']} -> {cpu['attack']} cores"
+        )
+    get, idle = found["honest"]["get"]["attack"].get("slow"), found["idle_share"]
+    if get is not None:
+        lines.append(
+            f"  {get['calls']} slow GETs, {get['on_a_full_machine']} of them while no core was idle; idle share "
+            f"{idle['alone']['mean']} -> {idle['attack']['mean']}, at least {idle['attack']['least']}"
         )
     audit = found["audit"]
     lines.append(

@@ -1,7 +1,10 @@
-"""What the roles hold while they are attacked: resident memory, descriptors, CPU time, read from /proc by a thread."""
+"""What the roles hold while they are attacked: resident memory, descriptors, CPU time, read from /proc by a thread.
+
+It also tells when the machine had no core to spare: a call that is slow then is slow on a machine of that size."""
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -15,6 +18,8 @@ EVERY = 0.25
 """Seconds between two looks."""
 KEPT = 4
 """Of so many looks one goes into the series of a result."""
+FULL = 0.1
+"""Of the machine's time between two looks: where less was idle, no core was to spare."""
 
 
 class Watch:
@@ -24,6 +29,8 @@ class Watch:
         self._pids = dict(pids)
         self._looks: list[tuple[float, dict[str, tuple[int, int, float]]]] = []
         """When (monotonic seconds); role -> resident bytes, descriptors, CPU seconds."""
+        self._idle: list[tuple[float, float, float]] = []
+        """From when until when (monotonic seconds), and the share of the cores' time that was idle."""
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
@@ -37,7 +44,11 @@ class Watch:
         self._thread.join()
 
     def _run(self) -> None:
+        then, idle, whole = time.monotonic(), *_ticks()
         while not self._stopped.wait(EVERY):
+            now, idle_now, whole_now = time.monotonic(), *_ticks()
+            self._idle.append((then, now, (idle_now - idle) / max(whole_now - whole, 1)))
+            then, idle, whole = now, idle_now, whole_now
             self._looks.append(
                 (
                     time.monotonic(),
@@ -71,6 +82,25 @@ class Watch:
                 ],
             }
         return found
+
+    def idle(self, begun: float, ended: float) -> dict[str, float]:
+        """Return the share of the cores' time that was idle in a phase: the mean, and the least between two looks."""
+        looks = [(until - since, share) for since, until, share in self._idle if begun <= since and until <= ended]
+        whole = sum(length for length, _ in looks)
+        return {
+            "mean": round(sum(length * share for length, share in looks) / whole, 3) if whole else math.nan,
+            "least": round(min((share for _, share in looks), default=math.nan), 3),
+        }
+
+    def full(self, begun: float, ended: float) -> bool:
+        """Return whether the machine had no core to spare at some time of a call."""
+        return any(share < FULL for since, until, share in self._idle if since < ended and begun < until)
+
+
+def _ticks() -> tuple[int, int]:
+    """Return the idle and all ticks of all cores since the machine's start (proc_stat(5))."""
+    ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return ticks[3] + ticks[4], sum(ticks)
 
 
 def descriptors(pid: int) -> int:

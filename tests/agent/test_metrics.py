@@ -38,6 +38,9 @@ class Verifier(Counters):
     def group_lookups(self) -> dict[str, int]:
         return {"answered": 4, "failed": 1}
 
+    def graph_tokens(self) -> dict[str, int]:
+        return {"granted": 2, "failed": 3}
+
 
 def test_every_metric_can_be_read() -> None:
     metrics = Metrics("agent")
@@ -66,6 +69,7 @@ def test_every_metric_can_be_read() -> None:
     assert 'arcbridge_agent_auths_total{bound="nonce"} 8.0' in text
     assert 'arcbridge_agent_auths_total{bound="none"} 0.0' in text
     assert 'arcbridge_agent_group_lookups_total{result="failed"} 1.0' in text
+    assert 'arcbridge_agent_graph_tokens_total{result="failed"} 3.0' in text
     assert 'arcbridge_agent_proofs_refused_total{reason="peer"} 9.0' in text
     assert 'arcbridge_agent_responses_total{code="2xx"} 3.0' in text
     assert "arcbridge_agent_apiserver_unreachable_total 5.0" in text

@@ -15,6 +15,7 @@ import aiohttp
 import pytest
 from structlog.testing import capture_logs
 
+from arcbridge.agent.accounts import Accounts
 from arcbridge.agent.audit.verify import verify
 from arcbridge.agent.service import serve
 from arcbridge.config import (
@@ -27,6 +28,8 @@ from arcbridge.config import (
     SessionConfig,
     TargetConfig,
 )
+from arcbridge.mux import memory
+from arcbridge.observe.self_checks import SelfChecks
 from tests.identity.issuer import CONFIG
 from tests.support.fake_apiserver import FakeApiServer
 
@@ -136,6 +139,54 @@ async def test_a_mistake_changes_nothing(agent: Running) -> None:
     agent.config = good
     good.authentication.write_text(CONFIG)  # type: ignore[union-attr]
     assert (await agent.reload("ok"))["taken"] == []
+
+
+async def test_what_issuers_are_judged_by_waits_for_a_restart_with_them(agent: Running) -> None:
+    """Without an authentication file the verifier goes on as it is: nothing that it judges by is taken over."""
+    good = agent.config
+    agent.config = replace(
+        good, authentication=None, forbidden_audiences=("arcbridge-relay",), max_token_lifetime=3600.0, token_mode=True
+    )
+    for _ in range(2):
+        told = await agent.reload("ok")
+        assert told["taken"] == []
+        assert told["needs_restart"] == ["authentication", "forbidden_audiences", "max_token_lifetime"]
+    # With the file they are taken over at once.
+    agent.config = replace(agent.config, authentication=good.authentication)
+    told = await agent.reload("ok")
+    assert told["taken"] == ["forbidden_audiences", "max_token_lifetime"]
+    assert told["needs_restart"] == []
+
+
+async def test_whatever_goes_wrong_the_last_good_settings_stay(agent: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    good, before = agent.config, memory.backlog.most
+    real, failed = Accounts.change, False
+
+    def change(accounts: Accounts, limits: AgentLimitsConfig) -> None:
+        nonlocal failed
+        real(accounts, limits)
+        if not failed:
+            failed = True
+            raise RuntimeError("a defect")
+
+    monkeypatch.setattr(Accounts, "change", change)
+    agent.config = replace(good, token_mode=False, limits=AgentLimitsConfig(streams=7, agent_waiting_bytes=1 << 26))
+    told = await agent.reload("failed")
+    assert told["reason"] == "RuntimeError"
+    assert memory.backlog.most == before
+    agent.config = good
+    assert (await agent.reload("ok"))["taken"] == []
+
+
+@pytest.mark.parametrize("result", ["ok", "failed"])
+async def test_everything_is_looked_at_again(agent: Running, result: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an operator has just mended shows at once, and not within a minute."""
+    looked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(SelfChecks, "look_soon", lambda checks, *names: looked.append(names))
+    if result == "failed":
+        agent.config = replace(agent.config, limits=AgentLimitsConfig(streams=-1))
+    await agent.reload(result)
+    assert () in looked
 
 
 async def test_the_audit_log_is_opened_anew_and_its_chain_goes_on(agent: Running, tmp_path: Path) -> None:

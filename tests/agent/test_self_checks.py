@@ -12,8 +12,9 @@ import trustme
 from arcbridge.agent import self_checks as looks
 from arcbridge.agent.authenticator import REVIEW
 from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
-from arcbridge.config import KubernetesConfig
+from arcbridge.config import GraphConfig, KubernetesConfig
 from arcbridge.identity.authentication import parse
+from arcbridge.identity.groups import GroupSources
 from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.net.fetch import HttpFetcher
 from arcbridge.observe.diagnosis import Finding, State
@@ -138,6 +139,28 @@ async def test_an_agent_that_can_verify_no_token_is_unready_unless_it_takes_othe
     assert (found.state, found.code) == (State.FAILED, "issuer_unreachable")
     assert callable(check.gates)
     assert check.gates() is not token_mode
+    await verifier.close()
+    await fetcher.close()
+
+
+async def test_a_directory_that_cannot_be_asked_fails_and_gates_nothing(tmp_path: Path) -> None:
+    fetcher, issuers = HttpFetcher(), parse(issuing.CONFIG)
+    (tmp_path / "secret").write_text("word")
+    graph = GraphConfig(
+        (issuing.URL,),
+        "11111111-1111-1111-1111-111111111111",
+        "reader",
+        client_secret_file=tmp_path / "secret",
+        token_endpoint="https://127.0.0.1:1/token",
+    )
+    groups = GroupSources(issuers, fetcher.ask, directories={"example": graph})
+    verifier = TokenVerifier(issuers, fetcher, groups=groups)
+    (check,) = looks.groups_checks(verifier)
+    assert check.gates is False
+    assert one(list(await check.look())) == (State.FAILED, "graph_unreachable")
+    assert one(list(await check.look())) == (State.FAILED, "graph_unreachable")
+    assert verifier.graph_tokens() == {"granted": 0, "failed": 1}, "it is not asked again by each look"
+    assert looks.groups_checks(TokenVerifier(issuers, fetcher)) == looks.groups_checks(None) == []
     await verifier.close()
     await fetcher.close()
 

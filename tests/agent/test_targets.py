@@ -48,6 +48,21 @@ def test_bad_settings_are_named(name: str, config: TargetConfig, message: str) -
         read_targets({name: config})
 
 
+async def test_what_a_user_may_open_is_said_where_there_is_room() -> None:
+    lists = TargetConfig("a:1", users=("alice",)), TargetConfig("a:1", users=("bob",))
+    targets = TcpTargets(read_targets({"z": lists[0], "db": lists[1], "a": lists[0]}), RecordedAudit())
+    judge = FakeAuthenticator()
+    judge.add("t", "alice")
+    sessions, _ = make_sessions(judge, Clock(), targets)
+    async with joined(sessions, alone=False) as (client, handler):
+        await client.wait_established()
+        assert handler.accepted[-1].targets == "kubernetes tcp:a tcp:z"
+    targets.replace(read_targets({f"t{n}-{'x' * 50}": lists[0] for n in range(80)}))
+    async with joined(sessions) as (client, handler):
+        await client.wait_established()
+        assert handler.accepted[-1].targets == "", "the frame has 4 KiB"
+
+
 async def test_only_users_and_groups_of_the_list_connect(echo: str) -> None:
     audit = RecordedAudit()
     targets = TcpTargets(

@@ -17,6 +17,7 @@ from arcbridge.wire.frames import GoawayCode, ResetCode
 from bench.hostile import run
 from bench.hostile.attacks import ATTACKS
 from bench.hostile.place import Person, Place, word
+from bench.hostile.watch import Watch
 from tests.support.cluster import Unavailable, binaries
 from tests.support.processes import require_or_skip
 
@@ -54,6 +55,13 @@ def call(kind: str, begun: float, took: float, how: str = "ok") -> str:
     return f"{kind}\t{begun:.6f}\t{took:.3f}\t{how}"
 
 
+def looked(*idle: tuple[float, float, float]) -> Watch:
+    """A watch that has found these shares of the cores idle, each from when until when."""
+    watch = Watch({})
+    watch._idle.extend(idle)
+    return watch
+
+
 def test_calls_count_for_the_phase_in_which_they_began() -> None:
     lines = [
         "ready",
@@ -63,7 +71,7 @@ def test_calls_count_for_the_phase_in_which_they_began() -> None:
         call("get", 2.5, 3.0, "join OVERLOADED"),
         call("get", 3.5, 1000.0, "join OVERLOADED"),  # after the attack
     ]
-    found = run._honest("\n".join(lines), 1.0, 2.0, 3.0)["get"]
+    found = run._honest("\n".join(lines), 1.0, 2.0, 3.0, looked((2.0, 2.05, 0.0)))["get"]
     assert found["alone"] == {
         "calls": 200, "p50_ms": 100.0, "p99_ms": 198.0, "max_ms": 200.0, "refused": 0, "refused_as": {}
     }  # fmt: skip
@@ -71,6 +79,20 @@ def test_calls_count_for_the_phase_in_which_they_began() -> None:
     assert found["attack"]["p99_ms"] == 198.0
     assert found["attack"]["refused_as"] == {"join OVERLOADED": 1}
     assert found["p99_ratio"] == 1.0
+    assert found["attack"]["slow"] == {"calls": 0, "began_s": [], "on_a_full_machine": 0}
+
+
+def test_slow_calls_are_told_apart_by_whether_a_core_was_idle() -> None:
+    lines = [
+        *(call("get", 1.0 + n / 1000, 10.0) for n in range(200)),
+        *(call("get", 2.1 + n / 10, 21.0) for n in range(3)),
+        call("get", 2.5, 20.0),
+    ]
+    watch = looked((2.0, 2.11, 0.5), (2.11, 2.2, 0.05), (2.2, 2.9, 0.4))
+    assert run._honest("\n".join(lines), 1.0, 2.0, 3.0, watch)["get"]["attack"]["slow"] == {
+        "calls": 3, "began_s": [0.1, 0.2, 0.3], "on_a_full_machine": 1
+    }  # fmt: skip
+    assert watch.idle(2.0, 3.0) == {"mean": 0.377, "least": 0.05}
 
 
 def honest(calls: int, ratio: float, refused: int) -> dict[str, Any]:

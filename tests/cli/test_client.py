@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import signal
 import socket
 import stat
@@ -20,6 +21,7 @@ import yaml
 
 from arcbridge.cli.client import _ago, _parallel, _reading_time, _until, without_token
 from arcbridge.client import proof_keys
+from arcbridge.client.state import StateDirectory
 from arcbridge.errors import ConfigError, ExitCode
 from arcbridge.net.join import JoinCode
 from arcbridge.wire.records import JoinReply
@@ -150,6 +152,24 @@ async def test_a_busy_port(shell: Shell) -> None:
         got, _, err = await shell.run(*shell.trusting, "--port", str(port))
     assert got == ExitCode.USAGE
     assert err.startswith(f"error: Port {port} is already in use. Please select a different port with --port option.\n")
+
+
+async def test_a_port_that_was_kept_and_is_taken(shell: Shell, far: FarSide) -> None:
+    """The cluster gets another one, and the user is told which; it is the one that is kept from then on."""
+    at = shell.always.index("--port")
+    del shell.always[at : at + 2]
+    state = StateDirectory(shell.directory / "state", shell.directory)
+    with socket.create_server(("127.0.0.1", 0)) as squatter:
+        had = squatter.getsockname()[1]
+        state.remember_port((f"127.0.0.1:{far.port}",), CLUSTER, had)
+        async with shell.proxy() as (process, (first, second, *_)):
+            found = re.fullmatch(rf'Port {had} was taken.*; cluster "{CLUSTER}" has port (\d+) now', first)
+            assert found is not None, first
+            assert second == f"Proxy is listening on port {found[1]}"
+            assert f"https://127.0.0.1:{found[1]}" in shell.kubeconfig.read_text()
+            process.send_signal(signal.SIGINT)
+            assert await asyncio.wait_for(process.wait(), 10) == ExitCode.DONE
+    assert state.port((f"127.0.0.1:{far.port}",), CLUSTER) == int(found[1])
 
 
 async def test_no_terminal_to_ask_for_the_pin(shell: Shell) -> None:

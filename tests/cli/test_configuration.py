@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -13,8 +14,10 @@ import pytest
 
 from arcbridge.cli.configuration import as_data, as_toml
 from arcbridge.cli.run import run
-from arcbridge.config import AgentConfig, AgentStateConfig, TargetConfig, load
+from arcbridge.config import AgentConfig, AgentStateConfig, TargetConfig
+from arcbridge.config_loader import load
 from arcbridge.errors import ExitCode
+from tests.support.unprivileged import as_nobody, closed_directory
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
 CA = (Path(__file__).parents[1] / "fuzz/corpus/certificate/p256").read_text()
@@ -196,6 +199,35 @@ def test_the_annotated_files_are_refused_until_they_are_edited(
     assert any("is the example's name" in problem["message"] for problem in document["problems"])
 
 
+def test_the_executable_checks_as_well(directory: Path) -> None:
+    """Several mistakes in three files, by a process."""
+    (directory / "relay.toml").write_text(RELAY.replace("100", "-5").replace('"data"', '"/proc/nope"'))
+    (directory / "authentication.yaml").write_text(AUTHENTICATION.replace("audiences:", "audience:"))
+    (directory / "policy.toml").write_text(POLICY.replace("groups", "group"))
+    command = [sys.executable, "-m", "arcbridge", "--role", "relay", "config", "check", "--config", "relay.toml"]
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == ExitCode.USAGE
+    for words in (
+        "error: relay.toml, line 2: data_dir: /proc/nope cannot be made",
+        "error: relay.toml, line 6: limits.sessions: must be at least 1, not -5",
+        "authentication.yaml, line 6, column 15: jwt[0].issuer.audience: unknown field",
+        "policy.toml, line 2: allow[0].group: unknown key",
+    ):
+        assert words in done.stderr
+
+
+def test_the_executable_makes_no_token_with_an_unedited_example(tmp_path: Path) -> None:
+    for file in CONFIG.glob("*.*"):
+        shutil.copy(file, tmp_path)
+    before = sorted(tmp_path.iterdir())
+    words = ("--role", "relay", "token", "create", "--cluster", "x", "--config", "relay.toml")
+    command = [sys.executable, "-m", "arcbridge", *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (ExitCode.USAGE, "")
+    assert "public_address: relay.example.org is the example's name; write your own" in done.stderr
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_token_create_with_an_unedited_example_changes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -239,6 +271,74 @@ def test_a_start_says_what_the_check_says(role: str, directory: Path) -> None:
     assert "none.yaml" in started.stderr
     assert not (directory / "data").exists()
     assert not (directory / "state").exists()
+
+
+@pytest.mark.parametrize(
+    ("role", "setting", "replaced"),
+    [
+        ("relay", "data_dir", '"data"'),
+        ("relay", "policy", '"policy.toml"'),
+        ("relay", "authentication", '"authentication.yaml"'),
+        ("agent", "join_token_file", '"join-token"'),
+        ("agent", "kubernetes.token_file", '"token"'),
+        ("agent", "kubernetes.ca_file", '"ca.pem"'),
+        ("agent", "state.directory", '"state"'),
+        ("agent", "audit.file", '"audit.jsonl"'),
+    ],
+)
+def test_a_directory_that_may_not_be_searched_is_a_finding_of_check_and_start(
+    role: str, setting: str, replaced: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With its line and what to do; a start says the same, and nothing is made."""
+    with closed_directory() as closed:
+        directory = closed.parent
+        for name, text in FILES.items():
+            (directory / name).write_text(text)
+            (directory / name).chmod(0o644)
+            (closed / name).write_text(text)
+        file = directory / f"{role}.toml"
+        file.write_text(file.read_text().replace(replaced, f'"{closed / replaced.strip(chr(34))}"'))
+        line = 1 + next(n for n, text in enumerate(file.read_text().splitlines()) if str(closed) in text)
+        command = ["--role", role, "--config", str(file)]
+        # What the two import when they need it may be where the other user sees nothing.
+        importlib.import_module(f"arcbridge.{role}.service")
+        run([*command, "config", "check"])
+        capsys.readouterr()
+        with as_nobody(closed):
+            codes = run([*command, "config", "check"]), run(command)
+        said = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error: ")]
+        assert codes == (ExitCode.USAGE, ExitCode.USAGE)
+        found = [one for one in said if one.startswith(f"error: {file}, line {line}: {setting}: ")]
+        assert found, said
+        assert all(f"this user may search nothing in {closed}: let it (chmod, chgrp)" in one for one in found)
+        assert not (directory / "data").exists()
+        assert not (directory / "state" / "credential.json").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["token list", "token create --cluster a", "cluster list", "session list", "user list", "cluster revoke a"],
+)
+def test_an_operators_command_by_a_user_who_may_not_use_data_dir(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closed_directory() as closed:
+        for name, text in FILES.items():
+            (closed.parent / name).write_text(text)
+            (closed.parent / name).chmod(0o644)
+        (closed / "data").mkdir(mode=0o700)
+        file = closed.parent / "relay.toml"
+        file.write_text(RELAY.replace('"data"', f'"{closed / "data"}"'))
+        importlib.import_module("arcbridge.relay.admin")
+        run(["--role", "relay", *command.split(), "--config", str(file)])
+        capsys.readouterr()
+        with as_nobody(closed):
+            code = run(["--role", "relay", *command.split(), "--config", str(file)])
+        said = capsys.readouterr().err.splitlines()
+        assert code in (ExitCode.USAGE, ExitCode.FAILURE)
+        assert said[-1].startswith("error: ")
+        assert "internal error" not in said[-1]
+        assert str(closed / "data") in said[-1]
 
 
 def test_what_is_printed_loads_again(tmp_path: Path) -> None:

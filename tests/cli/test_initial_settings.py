@@ -10,7 +10,8 @@ import pytest
 from arcbridge.cli.initial_settings import fill, initial_files, template
 from arcbridge.cli.parser import parse
 from arcbridge.cli.run import run
-from arcbridge.config import AgentConfig, ClientConfig, RelayConfig, load
+from arcbridge.config import AgentConfig, ClientConfig, RelayConfig
+from arcbridge.config_loader import load
 from arcbridge.errors import ConfigError, ExitCode
 from arcbridge.identity import authentication
 from arcbridge.identity.policy import Policy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +115,31 @@ def test_a_client_needs_no_role(
     assert run(["clusters", "-o", "wdie"]) == ExitCode.USAGE
     said = "flag --output: 'wdie' is unknown; did you mean wide? Use table, wide, json, yaml or name"
     assert capsys.readouterr().err == f"error: {said}\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("--role relay token", "error: a sub-command is needed: one of create, list, delete"),
+        ("--role client stauts", "error: unknown sub-command 'stauts'; did you mean status?"),
+        ("stauts", "error: unknown sub-command 'stauts'; did you mean status?"),
+        ("clusters -o wdie", "error: flag --output: 'wdie' is unknown; did you mean wide? Use table, wide, json,"),
+        ("--role relay token list -o wide", "error: flag --output: 'wide' is unknown; use table, json, yaml or name"),
+        ("config check", "error: `config` is for the settings of one role: give --role relay|agent|client"),
+        ("-n X", "error: flag --cluster: 'X': not a cluster name: use 1 to 63 lower-case letters"),
+        ("--role client login", "error: no relay is known here: run `arcbridge login https://RELAY`"),
+        ("--role agent", "error: relays: required but not set; give --relay https://host:port"),
+    ],
+)
+def test_a_line_that_goes_wrong_is_answered_in_a_sentence(line: str, said: str, tmp_path: Path) -> None:
+    """The executable itself, in an empty home."""
+    command = [sys.executable, "-m", "arcbridge", *line.split()]
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=30)
+    assert (done.returncode, done.stdout) == (ExitCode.USAGE, "")
+    assert done.stderr.startswith(said), done.stderr
+    assert len(done.stderr.splitlines()) <= 2
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_closed_pipe_is_no_traceback() -> None:

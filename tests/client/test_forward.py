@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -12,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from arcbridge.client import forward as forward_module
-from arcbridge.client.forward import Forward, check_target_name, reason
+from arcbridge.client.forward import Forward, check_offered, check_target_name, reason
 from arcbridge.client.listening import listen_at
-from arcbridge.errors import ConfigError, SessionEnded, StreamReset
+from arcbridge.errors import ConfigError, PermissionRefused, SessionEnded, StreamReset
 from arcbridge.net.join import JoinCode
 from arcbridge.net.peer_user import PeerUser
 from arcbridge.wire.frames import GoawayCode, ResetCode
@@ -184,6 +185,26 @@ async def test_a_local_reset_reaches_the_target(forward: Forward, far: FarSide) 
 def test_bad_target_names(name: str) -> None:
     with pytest.raises(ConfigError):
         check_target_name(name)
+
+
+@pytest.mark.parametrize("offered", ["", "kubernetes tcp:db", "tcp:db", "kubernetes tcp:ab tcp:db"])
+def test_a_target_that_is_offered_or_of_which_nothing_is_said(offered: str) -> None:
+    check_offered("db", offered, "prod")
+
+
+@pytest.mark.parametrize(
+    ("offered", "said"),
+    [
+        ("kubernetes", "there is none for you"),
+        ("kubernetes tcp:echo tcp:tcp:db", "you may use echo and 1 more"),
+        (" ".join(f"tcp:t{n}" for n in range(25)), "t19 and 5 more"),
+        ("kubernetes tcp:\x1b[31m tcp:echo", "you may use echo and 1 more"),
+    ],
+)
+def test_a_target_that_is_not_offered(offered: str, said: str) -> None:
+    with pytest.raises(PermissionRefused, match=re.escape(said)) as caught:
+        check_offered("db", offered, "prod")
+    assert caught.value.message.isprintable()
 
 
 def test_reasons_are_sentences() -> None:

@@ -98,10 +98,11 @@ def shown(source: str = "ci/id", **claims: object) -> Shown:
             'ci/id comes from the issuer "https://elsewhere", which the relay does not accept',
         ),
         ('words (claims.rule wants "hd")', {}, 'the relay requires the claim "hd", which ci/id does not have'),
+        ('words (claims.elsewhere wants "roles")', {}, 'reads the claim "roles", to which ci/id only points; have'),
         ('words (claims.username wants "email")', {}, 'the relay needs the claim "email"'),
         ("words (token.exp)", {}, "ci/id has expired; log in again"),
     ],
-    ids=["audience", "audiences", "issuer", "claim", "user name", "expired"],
+    ids=["audience", "audiences", "issuer", "claim", "claim elsewhere", "user name", "expired"],
 )
 def test_a_refused_token_is_explained_from_the_token_itself(
     told: str, claims: dict[str, object], expected: str

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from arcbridge import config
+from arcbridge.config_loader import load
 from arcbridge.identity import authentication
 from arcbridge.net.address import parse_address
 from arcbridge.wire.limits import DEFAULT
@@ -188,7 +189,7 @@ def check_settings(rendered: Rendered, directory: Path) -> config.AgentConfig:
     data = rendered.one("ConfigMap")["data"]
     for name, text in data.items():
         (directory / name).write_text(text)
-    settings = config.load(config.AgentConfig, directory / "agent.toml")
+    settings = load(config.AgentConfig, directory / "agent.toml")
     assert container["args"] == ["--role", "agent", "--config", "/etc/arcbridge/agent.toml"]
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     assert mounts["config"] == "/etc/arcbridge"

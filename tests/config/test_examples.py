@@ -20,6 +20,7 @@ from arcbridge.client import second_audience
 from arcbridge.client.client_authentication import ClientAuthentication
 from arcbridge.client.client_credentials import ClientCredentials
 from arcbridge.client.workload import WorkloadTokens
+from arcbridge.config_loader import load
 from arcbridge.errors import ConfigError
 from arcbridge.identity import authentication
 from arcbridge.identity.claims import Identity, map_claims
@@ -78,7 +79,7 @@ def default_at(kind: type[Any], dotted: str) -> Any:
 
 @pytest.mark.parametrize("role", KINDS)
 def test_the_file_as_shipped_loads(role: str) -> None:
-    settings = config.load(KINDS[role], CONFIG / f"{role}.toml")
+    settings = load(KINDS[role], CONFIG / f"{role}.toml")
     assert isinstance(settings, KINDS[role])
 
 
@@ -89,7 +90,7 @@ def test_every_setting_is_there_and_no_other(role: str, tmp_path: Path) -> None:
     assert set(written) == keys(KINDS[role])
     whole = tmp_path / f"{role}.toml"
     whole.write_text(text)
-    config.load(KINDS[role], whole)
+    load(KINDS[role], whole)
 
 
 @pytest.mark.parametrize("role", KINDS)
@@ -97,7 +98,7 @@ def test_what_is_shown_as_default_is_the_default(role: str, tmp_path: Path) -> N
     text = (CONFIG / f"{role}.toml").read_text()
     whole = tmp_path / f"{role}.toml"
     whole.write_text(uncommented(text))
-    settings = config.load(KINDS[role], whole)
+    settings = load(KINDS[role], whole)
     active = set(paths(tomllib.loads(text)))
     wrong = {}
     for dotted in keys(KINDS[role]) - active:
@@ -129,7 +130,7 @@ def test_an_unknown_setting_is_an_error_that_names_it(role: str, added: str, nam
     table, _, key = added.rpartition("\n")
     file.write_text(text.replace(table, added, 1) if table else f"{key}\n{text}")
     with pytest.raises(ConfigError, match=re.escape(named)) as caught:
-        config.load(KINDS[role], file)
+        load(KINDS[role], file)
     assert "wrong.toml" in str(caught.value)
 
 
@@ -189,7 +190,7 @@ def test_every_file_of_the_examples_loads(file: Path) -> None:
     elif file.name == "policy.toml":
         assert Policy.load(file.read_text())
     else:
-        settings = config.load(KINDS[ROLE_OF.get(file.stem, file.stem)], file)
+        settings = load(KINDS[ROLE_OF.get(file.stem, file.stem)], file)
         for name in ("authentication", "policy"):
             named = getattr(settings, name, None)
             assert named is None or named.is_file()
@@ -215,12 +216,12 @@ def test_the_files_of_an_example_fit_together(directory: Path) -> None:
     agent = authentication.load(directory / "agent-authentication.yaml").issuers[0]
     assert relay.url == agent.url
     assert not set(relay.audiences) & set(agent.audiences)
-    forbidden = config.load(config.AgentConfig, directory / "agent.toml").forbidden_audiences
+    forbidden = load(config.AgentConfig, directory / "agent.toml").forbidden_audiences
     assert set(forbidden) == set(relay.audiences)
     clients = [file for file in named_in(directory, ".toml") if ROLE_OF.get(file.stem, file.stem) == "client"]
     assert clients
     for file in clients:
-        settings = config.load(config.ClientConfig, file)
+        settings = load(config.ClientConfig, file)
         login = settings.login
         assert login.issuer in ("", relay.url)
         assert not login.audience or login.audience in relay.audiences
@@ -242,7 +243,7 @@ def test_the_files_of_an_example_fit_together(directory: Path) -> None:
     ],
 )
 def test_what_a_login_asks_for_a_cluster(example: str, scopes: set[str]) -> None:
-    login = config.load(config.ClientConfig, CONFIG / "examples" / example / "client.toml").login
+    login = load(config.ClientConfig, CONFIG / "examples" / example / "client.toml").login
     form = second_audience.for_cluster(login, login.cluster_audience)
     assert set(form.pop("scope").split()) == scopes
     assert form == {}

@@ -11,6 +11,8 @@ import pytest
 
 from arcbridge import __version__
 from arcbridge.config import AgentLimitsConfig, RelayLimitsConfig
+from arcbridge.errors import ExitCode
+from tests.support import citations
 
 from .test_prometheus import defined_metrics
 
@@ -73,6 +75,28 @@ def test_what_is_said_to_survive_is_held_by_tests() -> None:
     for row in rows:
         (cited,) = re.findall(r"`(tests/[^`]+\.py)`", row)
         assert (ROOT / cited).is_file(), cited
+
+
+def test_what_people_meet_is_said_by_the_code_and_held_by_tests() -> None:
+    page = (ROOT / "docs/troubleshooting.md").read_text()
+    section = page.partition("## What people meet\n")[2].partition("\n## ")[0]
+    assert citations.missing(section) == []
+    # Sentences may be spread over several literals of one expression.
+    code = "\n".join(file.read_text() for file in sorted((ROOT / "arcbridge").rglob("*.py")))
+    code = re.sub(r"""["']\s*\n\s*f?["']""", "", code)
+    rows = [line for line in section.splitlines() if line.startswith("| `")]
+    assert len(rows) > 15
+    for row in rows:
+        words, _, held_by = (cell.strip() for cell in row.strip("| ").split(" | "))
+        assert citations.tests(held_by), row
+        for said in re.findall(r"`([^`]+)`", words):
+            assert said in code, f"no message of ours has {said!r}"
+
+
+def test_exit_codes_are_those_of_the_code() -> None:
+    page = (ROOT / "docs/troubleshooting.md").read_text()
+    table = page.partition("| exit code | means | do |\n")[2].partition("\n\n")[0]
+    assert [int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)] == list(ExitCode)
 
 
 def test_the_changelog_has_this_version() -> None:

@@ -97,6 +97,34 @@ def test_it_may_do_nothing_but_its_job() -> None:
     assert settings["ProtectSystem"] == ["strict"]
 
 
+def commented(unit: Path) -> str:
+    """The unit with every setting in force that it offers in a comment."""
+    return re.sub(r"^# (?=[A-Z][A-Za-z]+=)", "", unit.read_text(), flags=re.MULTILINE)
+
+
+def test_a_renewed_key_is_read_without_a_restart_and_the_unit_says_where_not(tmp_path: Path) -> None:
+    """Both ways to hand over the key are settings that systemd knows; an older one ignores what it does not know."""
+    (tmp_path / UNIT.name).write_text(commented(UNIT))
+    settings = service(tmp_path / UNIT.name)
+    assert settings["SupplementaryGroups"] == ["arcbridge-tls"]
+    assert settings["LoadCredential"] == ["tls.key:/etc/arcbridge/tls.key"]
+    # systemd.service(5): by default a reload refreshes extensions alone.
+    assert settings["RefreshOnReload"] == ["credentials"]
+    assert "systemctl restart arcbridge-relay" in UNIT.read_text()
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        require_or_skip("systemd", "systemd-analyze is not on this machine (Debian: package systemd)")
+    (tmp_path / "arcbridge").write_text("#!/bin/sh\n")
+    (tmp_path / "arcbridge").chmod(0o755)
+    text = (tmp_path / UNIT.name).read_text()
+    (tmp_path / UNIT.name).write_text(text.replace("/opt/arcbridge/bin/", f"{tmp_path}/"))
+    done = subprocess.run(
+        [analyze, "verify", str(tmp_path / UNIT.name)], capture_output=True, text=True, timeout=60, check=False
+    )
+    complaints = [line for line in done.stderr.splitlines() if UNIT.name in line]
+    assert [line for line in complaints if "RefreshOnReload" not in line] == []
+
+
 def test_its_bounds_fit_the_relays_own() -> None:
     settings = service()
     limits = RelayLimitsConfig()

@@ -173,6 +173,8 @@ def test_connect_status_disconnect_as_a_person_sees_them(person: Person) -> None
     until(lambda: not alive(pid), "the process ends with its last cluster")
     assert person.document()["contexts"] == []
     assert person.status() == {"process": None, "clusters": []}
+    state = Path(person.env["XDG_STATE_HOME"]) / "arcbridge"
+    assert json.loads((state / "ports.json").read_text()) == {}, "ports are given back"
 
 
 def test_kubectl_answers_in_a_fresh_shell_after_everything_was_killed(
@@ -325,6 +327,16 @@ def test_a_login_is_asked_for_where_there_is_a_terminal(person: Person, cluster:
     assert "alice@example.com" in kubectl.run("auth", "whoami").stdout
 
 
+def test_the_log_is_followed_until_an_interrupt(person: Person, tmp_path: Path) -> None:
+    person.connect(CLUSTER)
+    with ManagedProcess(arcbridge("logs", "-f"), log_dir=tmp_path, name="logs", env=person.env) as logs:
+        logs.wait_for_line("background process serves", timeout=30)
+        person.run("connect", SECOND, *person.flags, "--trust-first-use")
+        logs.wait_for_line(rf"session established.*cluster={SECOND}", timeout=30)
+        logs.signal(signal.SIGINT)
+        assert logs.wait() in (ExitCode.DONE, ExitCode.INTERRUPTED)
+
+
 def test_a_refused_pin_connects_nothing(person: Person, tmp_path: Path) -> None:
     argv = arcbridge("connect", CLUSTER, *person.flags)
     with ManagedProcess(argv, log_dir=tmp_path, name="connect", env=person.env, terminal=(40, 120)) as connect:
@@ -410,14 +422,18 @@ class TestProxy:
             assert proxy.wait() == 0
         assert person.document()["current-context"] == "home"
 
+    @pytest.mark.parametrize(
+        ("number", "command"), [(signal.SIGKILL, "status"), (signal.SIGQUIT, "clusters")], ids=["kill", "quit"]
+    )
     def test_after_a_kill_the_next_command_puts_it_right(
-        self, person: Person, cluster: Cluster, tmp_path: Path
+        self, person: Person, cluster: Cluster, tmp_path: Path, number: signal.Signals, command: str
     ) -> None:
         person.kubeconfig.write_text("current-context: home\n")
         with self.proxy(person, tmp_path, "-n", CLUSTER) as proxy:
             proxy.wait_for_line("Press Ctrl", timeout=30)
-            proxy.kill()
-        told = person.run("status")
+            proxy.signal(number)
+            proxy.wait()
+        told = person.run(command, *(person.flags if command == "clusters" else ()))
         assert told.stderr == f'what served context "{CLUSTER}" had ended; the kubeconfig says so now\n'
         assert person.document()["current-context"] == "home"
         kubectl = Kubectl(cluster.binaries.kubectl, person.kubeconfig, tmp_path / "kubectl", env=person.env)
@@ -457,6 +473,53 @@ class TestProxy:
             second.signal(signal.SIGINT)
             assert second.wait() == 0
         assert person.document()["current-context"] == "home"
+
+    def test_one_of_another_cluster_ends_well_after_a_kill(self, person: Person, tmp_path: Path) -> None:
+        """It remembers the context of the user, and not the one that the killed process left."""
+        person.kubeconfig.write_text("current-context: home\n")
+        with self.proxy(person, tmp_path, "-n", CLUSTER) as proxy:
+            proxy.wait_for_line("Press Ctrl", timeout=30)
+            proxy.kill()
+        with self.proxy(person, tmp_path, "-n", SECOND) as proxy:
+            proxy.wait_for_line("Press Ctrl", timeout=30)
+            proxy.signal(signal.SIGINT)
+            assert proxy.wait() == 0
+        assert person.document()["current-context"] == "home"
+
+    def test_two_contexts_of_one_cluster(self, person: Person, tmp_path: Path) -> None:
+        """The end of the first one takes nothing from the second one."""
+        person.kubeconfig.write_text("current-context: home\n")
+        other = ("-n", CLUSTER, "--kube-context", "other", "--port", "0")
+        with self.proxy(person, tmp_path, "-n", CLUSTER) as first, self.proxy(person, tmp_path, *other) as second:
+            first.wait_for_line("Press Ctrl", timeout=30)
+            second.wait_for_line("Press Ctrl", timeout=30)
+            current = person.document()["current-context"]
+            first.signal(signal.SIGINT)
+            assert first.wait() == 0
+            # The one that came last is the current one, and goes on to be it.
+            assert person.document()["current-context"] == ("other" if current == "other" else "home")
+            second.signal(signal.SIGINT)
+            assert second.wait() == 0
+        assert person.document()["current-context"] == "home"
+
+    def test_a_context_that_the_user_has_switched_to_goes_too(
+        self, person: Person, cluster: Cluster, tmp_path: Path
+    ) -> None:
+        person.kubeconfig.write_text("current-context: home\n")
+        kubectl = Kubectl(cluster.binaries.kubectl, person.kubeconfig, tmp_path / "kubectl", env=person.env)
+        with self.proxy(person, tmp_path, "-n", CLUSTER, "-n", SECOND) as proxy:
+            proxy.wait_for_line("Press Ctrl", timeout=30)
+            kubectl.run("config", "use-context", SECOND)
+            assert "namespace/default" in kubectl.run("get", "ns", "-o", "name").stdout
+            proxy.signal(signal.SIGINT)
+            assert proxy.wait() == 0
+        assert person.document()["current-context"] == "home"
+
+    def test_a_name_that_is_none_takes_no_port(self, person: Person, tmp_path: Path) -> None:
+        with self.proxy(person, tmp_path, "-n", "berlin-facotry") as proxy:
+            assert proxy.wait(30) == ExitCode.LOGIN
+            assert 'error: cluster "berlin-facotry" does not exist or you may not reach it' in proxy.output("stderr")
+        assert not (Path(person.env["XDG_STATE_HOME"]) / "arcbridge" / "ports.json").exists()
 
     def test_clusters_that_are_met_at_once_are_asked_about_in_turn(self, person: Person, tmp_path: Path) -> None:
         argv = arcbridge("--role", "client", *person.flags, "-n", CLUSTER, "-n", SECOND)

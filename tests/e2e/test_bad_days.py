@@ -153,7 +153,7 @@ def test_a_cluster_that_is_unknown(world: World) -> None:
     )
     record = only(world.relay, "join failed", after=mark)
     assert record["reason"] == "the cluster is unknown"
-    assert record["user"] == ALICE.email
+    assert (record["cluster"], record["user"]) == ("no-such-cluster", ALICE.email)
 
 
 def test_a_person_whom_the_policy_does_not_let_in(world: World) -> None:
@@ -165,7 +165,8 @@ def test_a_person_whom_the_policy_does_not_let_in(world: World) -> None:
         f'cluster "{CLUSTER}" does not exist or you may not reach it; ask the relay\'s operator for access'
     )
     record = only(world.relay, "join failed", after=mark)
-    assert (record["reason"], record["user"]) == ("the policy does not allow it", MALLORY.email)
+    assert (record["code"], record["reason"]) == ("FORBIDDEN", "the policy does not allow it")
+    assert (record["cluster"], record["user"]) == (CLUSTER, MALLORY.email)
 
 
 @pytest.mark.parametrize("token", ["audience", "foreign", "garbage"])

@@ -171,6 +171,15 @@ def test_gitlab(runner: Runner) -> None:
     assert owner(runner) == f"gitlab:{GITLAB_USER}"
 
 
+def test_tokens_of_variables_that_are_named(runner: Runner) -> None:
+    """`env:NAME,NAME`, for platforms that put tokens into variables of their own."""
+    job = yaml.safe_load(snippets()[".gitlab-ci.yml"])["deploy"]
+    line = job["script"][0].replace("--workload gitlab", "--workload env:RELAY_TOKEN,CLUSTER_TOKEN")
+    done = runner.step(line, {**runner.settings(job["variables"]), **runner.world.platforms.gitlab(job["id_tokens"])})
+    check(runner, done)
+    assert owner(runner) == f"gitlab:{GITLAB_USER}"
+
+
 def test_azure_pipelines(runner: Runner) -> None:
     pipeline = yaml.safe_load(snippets()["azure-pipelines.yml"])
     *_, step = pipeline["steps"]

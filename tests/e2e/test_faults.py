@@ -26,7 +26,7 @@ from arcbridge.errors import ExitCode
 from tests.support.cluster import Cluster
 from tests.support.issuer import Issuer
 from tests.support.processes import ManagedProcess, ProcessFailed, run
-from tests.support.reports import agent_again, metrics, until
+from tests.support.reports import agent_again, metrics, page, until
 from tests.support.targets import EchoServer
 from tests.support.world import ALICE, BOB, CLUSTER_AUDIENCE, ApiServer, Client, User, World, arcbridge, fixed_port
 
@@ -120,11 +120,11 @@ class Day:
         self.token_file.write_text(self.token)
         agent_again(self.world)
 
-    def change_authentication(self, change: Callable[[dict[str, Any]], None]) -> None:
+    def change_authentication(self, change: Callable[[dict[str, Any]], None], *changes: tuple[str, str]) -> None:
         document = json.loads(self.authentication)
         change(document["jwt"][0])
         (self.agent_directory / "authentication.yaml").write_text(json.dumps(document))
-        self.restart_agent()
+        self.restart_agent(*changes)
 
     def another_ca(self) -> Path:
         path = self.directory / "another-ca.crt"
@@ -141,11 +141,20 @@ class Day:
         finally:
             client.process.stop()
 
-    def refused(self) -> str:
+    def refused(self, code: ExitCode = ExitCode.LOGIN) -> str:
         """Start a client whose token is refused; what it said."""
         client = self.world.start_client(ALICE, ready=False)
-        assert client.process.wait(30) == ExitCode.LOGIN
+        assert client.process.wait(30) == code
         return str(client.process.output())
+
+    def examine(self) -> str:
+        """The first failure that the doctor of a user's client finds."""
+        done = self.world.run_client(ALICE, "doctor", self.world.cluster, "-o", "json", timeout=60)
+        document = json.loads(done.stdout)
+        assert (done.returncode == 0) == document["ok"], document
+        failed = [hop for hop in document["hops"] if hop["state"] == "failed"]
+        assert all(hop["remedy"] for hop in failed), document
+        return str(document["cause"])
 
     def doctor(self, role: str) -> dict[str, Any]:
         config = self.world.relay_config if role == "relay" else self.world.agent_config
@@ -181,6 +190,7 @@ def public_address(day: Day) -> None:
     day.world.relay.wait(60)
     day.world.agent_routes[0] = f"127.0.0.1:{fixed_port()}"
     day.world.start_relay()
+    until(lambda: metrics(day.world.relay_observe)["arcbridge_relay_agents"] > 0, "the agent is connected")
 
 
 def audit(day: Day) -> None:
@@ -217,6 +227,7 @@ def foreign_issuer(day: Day) -> None:
         day.world.issuer = TwoIssuers(own, issuer)  # type: ignore[assignment]
         try:
             said = day.refused()
+            assert day.examine() == SEEN_BY_USERS["foreign-issuer"]
         finally:
             day.world.issuer = own
         assert f'comes from the issuer "{issuer.url}", which its agent does not accept' in said
@@ -236,7 +247,12 @@ def missing_claim(day: Day) -> None:
 
 def issuer_ca(day: Day) -> None:
     pem = day.another_ca().read_text()
-    day.change_authentication(lambda jwt: jwt["issuer"].update(certificateAuthority=pem))
+    # With token mode, whose users need no issuer, the agent would go on to be ready.
+    token_mode = (r"^relays = ", "token_mode = false\nrelays = ")
+    day.change_authentication(lambda jwt: jwt["issuer"].update(certificateAuthority=pem), token_mode)
+    day.world.agent.wait_for_line("control connection up")
+    said = day.refused(ExitCode.UNREACHABLE)
+    assert "cannot fetch the keys of your login's issuer, so it cannot verify you" in said
 
 
 def agent_token(day: Day) -> None:
@@ -270,6 +286,38 @@ BREAK: dict[str, Callable[[Day], None]] = {
     "agent-token": agent_token,
     "impersonation": impersonation,
 }
+
+
+SEEN_BY_USERS = {
+    "api-port": "api_server",
+    "api-ca": "api_server",
+    "relay-pin": "agent_missing",
+    "join-token": "agent_missing",
+    "public-address": "agent_refused",
+    "audit": "",
+    "foreign-issuer": "cluster_token_issuer",
+    "missing-claim": "cluster_token_claim",
+    "issuer-ca": "agent_unavailable",
+    "agent-token": "agent_credential",
+    "impersonation": "agent_impersonation",
+}
+"""What `arcbridge doctor` of a user finds, by fault: the hop behind which only the operator sees more. An agent
+without its audit log serves users, unless `audit.on_failure` says otherwise."""
+UNREADY = {
+    "api-port": "api_server",
+    "api-ca": "api_server",
+    "issuer-ca": "issuers",
+    "agent-token": "credential",
+    "impersonation": "impersonation",
+}
+"""The faults that make an agent unready, with the check that says so."""
+
+
+def readiness(day: Day) -> str:
+    try:
+        return page(day.world.agent_observe, "/readyz")
+    except urllib.error.HTTPError as error:
+        return error.read().decode()
 
 
 def mend_public_address(day: Day) -> None:
@@ -334,6 +382,10 @@ def test_a_fault_is_found_at_the_first_look(day: Day, name: str) -> None:
             until(lambda: sample(day, row.metric) > before, row.metric)
         else:
             until(lambda: sample(day, row.metric) == row.value, row.metric)
+        if name != "foreign-issuer":
+            assert day.examine() == SEEN_BY_USERS[name]
+        if name in UNREADY:
+            assert f"[-] {UNREADY[name]}: " in readiness(day)
         document = day.doctor(row.doctor)
         found = {hop["code"]: hop for hop in document["hops"] if hop["state"] in ("failed", "warning")}
         assert row.code in found, document

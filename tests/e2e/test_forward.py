@@ -8,8 +8,9 @@ import socket
 
 import pytest
 
+from arcbridge.errors import ExitCode
 from tests.e2e.test_upgrades import exchange
-from tests.support.world import ALICE, BOB, World
+from tests.support.world import ALICE, BOB, CLUSTER, User, World
 
 
 @pytest.fixture(scope="module")
@@ -34,24 +35,19 @@ def test_many_connections_share_one_session(port: int, world: World) -> None:
         sock.close()
 
 
-def test_a_target_that_is_not_allowed_is_refused_with_a_reason(world: World) -> None:
-    process, port = world.start_forward("nothing")
-    # The reset may come at any step, even while `connect` still waits for the handshake's end.
-    with pytest.raises((ConnectionResetError, BrokenPipeError)):  # noqa: PT012, SIM117
-        with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
-            sock.sendall(b"x")
-            sock.recv(1)
-    process.wait_for_line("nothing", stream="stderr")
-
-
-def test_a_person_outside_the_targets_groups_is_refused(world: World) -> None:
-    process, port = world.start_forward("echo", BOB)
-    # The reset may come at any step, even while `connect` still waits for the handshake's end.
-    with pytest.raises((ConnectionResetError, BrokenPipeError)):  # noqa: PT012, SIM117
-        with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
-            sock.sendall(b"x")
-            sock.recv(1)
-    process.wait_for_line("not allowed|may not", stream="stderr")
+@pytest.mark.parametrize(
+    ("user", "target", "there"),
+    [(ALICE, "nosuch", "you may use closed, echo"), (BOB, "echo", "there is none for you")],
+    ids=["none of this name", "none for this user"],
+)
+def test_a_target_that_is_none_is_said_before_a_port_is_served(
+    world: World, user: User, target: str, there: str
+) -> None:
+    done = world.run_client(user, "forward", target)
+    assert (done.returncode, done.stdout) == (ExitCode.LOGIN, "")
+    assert done.stderr.splitlines()[-1] == (
+        f'error: the agent of cluster "{CLUSTER}" has no target {target!r} for you; {there} ([targets] in its settings)'
+    )
 
 
 def test_a_target_that_is_down_resets_the_connection(world: World) -> None:

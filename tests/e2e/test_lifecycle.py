@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import signal
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -17,7 +20,7 @@ from cryptography import x509
 from arcbridge.errors import ExitCode
 from arcbridge.pki.credentials import CERTIFICATE
 from tests.support.cluster import KUBECTL_MINORS, Cluster, Kubectl
-from tests.support.processes import ManagedProcess
+from tests.support.processes import ManagedProcess, run
 from tests.support.reports import agent_again, records, until, wait_for_record
 from tests.support.world import ALICE, BOB, CLUSTER, ApiServer, Client, User, World, arcbridge, fixed_port
 
@@ -207,6 +210,65 @@ def test_two_clusters_have_a_port_each(world: World, api: ApiServer, cluster: Cl
     assert not asked(world.audit_log)
     assert client.process.stop() == 0
     assert agent.stop() == 0
+
+
+def relay_command(world: World, *words: str) -> str:
+    return run(arcbridge("--role", "relay", *words, "--config", str(world.relay_config))).stdout.decode()
+
+
+def listed(world: World) -> dict[str, dict[str, Any]]:
+    """The clusters as the relay's operator sees them, by name."""
+    return {row["name"]: row for row in json.loads(relay_command(world, "cluster", "list", "-o", "json"))}
+
+
+def test_the_printed_command_starts_an_agent(world: World, tmp_path: Path) -> None:
+    """As it is printed, in an empty directory of a machine that is no pod."""
+    api = world.api
+    flags = ("--kube-server", api.url, "--kube-ca-file", str(api.ca_file), "--kube-token-file", str(api.token_file))
+    text = relay_command(world, "token", "create", "--cluster", "printed", *flags)
+    *lines, last = text.partition("On the agent's machine:\n")[2].split("\n  ")[1:]
+    script = "\n".join([*lines, f"exec {last}"])
+    environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    with ManagedProcess(
+        ["sh", "-ec", script], log_dir=world.logs, name="agent-printed", cwd=tmp_path, env=environment
+    ) as agent:
+        wait_for_record(agent, "control connection up")
+        until(lambda: listed(world)["printed"]["agents"] == 1, "the relay has the agent")
+        agent.signal(signal.SIGTERM)
+        assert agent.wait(30) == 0
+
+
+def test_the_list_of_clusters_says_at_once_that_an_agent_has_gone(world: World) -> None:
+    """The operator's list and the user's say the same; what a program reads has times of RFC 3339."""
+    moment = r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ"
+    before = listed(world)[CLUSTER]
+    assert all(re.fullmatch(moment, before[name]) for name in ("created", "last_seen", "certificate_expires"))
+    assert (before["state"], before["agents"], before["revoked"], before["revoked_at"]) == ("Connected", 1, False, None)
+    assert "labels" not in before
+    (token, *_) = json.loads(relay_command(world, "token", "list", "-o", "json"))
+    assert all(re.fullmatch(moment, token[name]) for name in ("created", "expires_at"))
+
+    def gone() -> bool:
+        rows = json.loads(world.run_client(ALICE, "clusters", "-o", "json", check=True).stdout)
+        (shown,) = (row for row in rows if row["name"] == CLUSTER)
+        return (listed(world)[CLUSTER]["state"], shown["state"], shown["agents"]) == ("Offline", "Offline", 0)
+
+    assert world.agent.stop() == 0
+    try:
+        until(gone, "both lists say so")
+        relay_command(world, "cluster", "revoke", CLUSTER)
+        assert listed(world)[CLUSTER]["state"] == "Revoked"
+        relay_command(world, "cluster", "restore", CLUSTER)
+        assert gone()
+
+        def missing() -> bool:
+            done = world.run_client(ALICE, "run", "--", "true")
+            return f'error: cluster "{CLUSTER}" has no connected agent' in done.stderr
+
+        # A relay hears within seconds of what a command of its operator has changed.
+        until(missing, "the user is told the same", timeout=30)
+    finally:
+        agent_again(world)
 
 
 @pytest.mark.parametrize("role", ["agent", "relay"])

@@ -41,8 +41,11 @@ def world(
 
 
 def test_agents_reach_the_relay_through_both(world: World, proxies: dict[str, OutboundProxy]) -> None:
+    issuer = urlsplit(world.issuer.url).port
+    assert issuer is not None
     for scheme in SCHEMES:
         assert proxies[scheme].carried(world.relay_port) >= 1, proxies[scheme].process.tail()
+        until(lambda scheme=scheme: proxies[scheme].carried(issuer), "the issuer was reached through the proxy, too")
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

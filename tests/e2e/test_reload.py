@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from arcbridge.errors import ExitCode
 from tests.e2e.test_survival_kubectl import NAMESPACE, Everything
 from tests.support.cluster import KUBECTL_MINORS, Cluster, Kubectl
 from tests.support.processes import ManagedProcess, run
@@ -115,6 +118,36 @@ def test_nothing_is_cut_by_reloads_and_rotations(world: World, alice: Client, ev
     until(lambda: audit.exists() and audit.stat().st_size, "the agent writes to a new file")
     done = run(arcbridge("audit", "verify", str(audit), f"{audit}.1"), check=False)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("role", ["agent", "relay"])
+def test_another_authentication_counts_from_the_signal_on(world: World, role: str) -> None:
+    """Those whom it lets in, and those whom it refuses."""
+    processes = {"agent": world.agents, "relay": [world.relay]}[role]
+    files = [world.config_of(role, index).parent / "authentication.yaml" for index in range(len(processes))]
+    before = [file.read_text() for file in files]
+
+    def reload_all() -> None:
+        for process in processes:
+            assert "authentication" in cast("list[str]", reload(process)["taken"])
+
+    def answer() -> tuple[int, bool]:
+        done = world.run_client(ALICE, "run", "--", "true")
+        return done.returncode, f'the {role} requires the claim "hd"' in done.stderr.replace("its agent", "the agent")
+
+    assert answer() == (0, False)
+    for file, text in zip(files, before, strict=True):
+        document = json.loads(text)
+        document["jwt"][0]["claimValidationRules"] = [{"claim": "hd", "requiredValue": "example.com"}]
+        file.write_text(json.dumps(document))
+    assert answer() == (0, False), "nothing is read before the signal"
+    reload_all()
+    # Of several workers of a relay one may be a moment later than the line.
+    until(lambda: answer() == (ExitCode.LOGIN, True), "the claim is required")
+    for file, text in zip(files, before, strict=True):
+        file.write_text(text)
+    reload_all()
+    until(lambda: answer() == (0, False), "it is no longer required")
 
 
 def test_an_agent_that_is_stopped_keeps_what_runs_and_begins_nothing(

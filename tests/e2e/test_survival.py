@@ -105,8 +105,12 @@ def refused(port: int) -> None:
 
 
 def resumed(forward: ManagedProcess, after: Mark, times: int = 1) -> None:
-    """Require that the client logged the loss and then the resumption."""
+    """Require that the client logged the loss and then the resumption, which has the id of both connections."""
     until(lambda: len(records(forward, BACK, after=after)) >= times, "the client is back", timeout=60)
+    begun = {record["session"] for record in records(forward, "session established")}
+    for record in records(forward, BACK, after=after):
+        assert record["first_session"] in begun
+        assert record["session"] not in begun
     events = [record["event"] for record in records(forward, after=after)]
     assert events.index(LOST) < events.index(BACK)
 

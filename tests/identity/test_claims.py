@@ -102,6 +102,34 @@ def test_a_pointer_in_place_of_groups_is_an_error_and_not_no_groups() -> None:
     assert refusal(groups=None, _claim_names={"groups": "src1"}, _claim_sources={}) == "claims.groups.overage"
 
 
+BY_EXPRESSION = PLAIN.replace('groups: {claim: groups, prefix: ""}', "groups: {expression: 'claims.?%s.orValue([])'}")
+
+
+@pytest.mark.parametrize("pointer", [{"_claim_names": {"groups": "src1"}}, {"hasgroups": True}], ids=["names", "has"])
+def test_t54_what_an_expression_reads_is_not_missing_where_it_is_elsewhere(pointer: dict[str, Any]) -> None:
+    with pytest.raises(TokenRefused) as caught:
+        mapped(BY_EXPRESSION % "groups", groups=None, **pointer)
+    assert caught.value.rule == "claims.groups.overage"
+    assert "the token has too many groups" in caught.value.message
+    assert "jwt[0].claimMappings.groups.expression reads claim 'groups'" in caught.value.detail
+    assert mapped(BY_EXPRESSION % "groups", groups=None).groups == ()
+    assert mapped(BY_EXPRESSION % "roles", groups=None, **pointer).groups == ()
+
+
+def test_t54_a_rule_that_keeps_a_group_out_does_not_pass_for_want_of_the_claim() -> None:
+    rule = "  claimValidationRules:\n  - {expression: \"!('blocked' in claims.?groups.orValue([]))\"}\n"
+    config = PLAIN.replace('    groups: {claim: groups, prefix: ""}\n', "") + rule
+    assert refusal(config, groups=["blocked"]) == "claims.rule"
+    assert refusal(config, groups=None, _claim_names={"groups": "src1"}) == "claims.groups.overage"
+    assert mapped(config, groups=None).groups == ()
+
+
+def test_t54_another_claim_that_is_elsewhere_is_named() -> None:
+    with pytest.raises(TokenRefused) as caught:
+        mapped(BY_EXPRESSION % "roles", groups=None, _claim_names={"roles": "src1"})
+    assert (caught.value.rule, caught.value.wanted) == ("claims.elsewhere", "roles")
+
+
 RULES = (
     CONFIG
     + """  claimValidationRules:

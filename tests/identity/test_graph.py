@@ -15,10 +15,18 @@ from arcbridge.config import GraphConfig
 from arcbridge.errors import ConfigError
 from arcbridge.identity import graph
 from arcbridge.identity.claims import MAX_GROUPS
-from arcbridge.identity.graph import BACK_OFF, MAX_BACK_OFF, Directory, is_application, points_elsewhere
-from arcbridge.identity.lookups import AT_ONCE, KEEP_FAILURE
+from arcbridge.identity.graph import (
+    BACK_OFF,
+    KEEP_DENIED,
+    MAX_BACK_OFF,
+    Directory,
+    is_application,
+    points_elsewhere,
+)
+from arcbridge.identity.graph_token import FIRST_DELAY, MOST_SPREAD
+from arcbridge.identity.lookups import AT_ONCE, KEEP_FAILURE, Lookups
 from arcbridge.identity.refusal import GroupsUnavailable, TokenRefused
-from arcbridge.net.fetch import HttpFetcher
+from arcbridge.net.fetch import MAX_DOCUMENT, HttpFetcher
 from tests.support.entra import READER, TENANT, Certificate, Entra, Federated, GraphState
 from tests.support.issuer import Issuer
 
@@ -73,9 +81,14 @@ def claims_of(object_id: str, **changes: Any) -> dict[str, Any]:
 
 
 async def unavailable(directory: Directory, object_id: str) -> str:
+    """Why, for the caller."""
+    return (await failure(directory, object_id)).why
+
+
+async def failure(directory: Directory, object_id: str) -> GroupsUnavailable:
     with pytest.raises(GroupsUnavailable) as caught:
         await directory.groups(claims_of(object_id))
-    return caught.value.why
+    return caught.value
 
 
 async def refused(directory: Directory, claims: dict[str, Any]) -> str:
@@ -117,7 +130,7 @@ async def test_by_a_federated_token_of_another_issuer(entra: Entra, fetcher: Htt
         # It is read again each time, since a pod's token rotates.
         file.write_text(issuer.mint(sub="system:serviceaccount:other:other", aud="api://AzureADTokenExchange"))
         other = Directory("example", settings(entra, client_secret_file=None, federated_token_file=file), fetcher.ask)
-        assert "(status 401, invalid_client)" in await unavailable(other, anna.object_id)
+        assert "(status 401, invalid_client)" in (await failure(other, anna.object_id)).detail
 
 
 async def test_of_many_users_at_once_few_are_asked_for(entra: Entra, fetcher: HttpFetcher) -> None:
@@ -159,10 +172,47 @@ async def test_a_broken_answer_is_not_no_groups(body: bytes, entra: Entra, fetch
 async def test_more_groups_than_can_be_sent_are_none(entra: Entra, fetcher: HttpFetcher) -> None:
     anna = entra.hire("anna@example.org")
     many = [str(uuid.UUID(int=n)) for n in range(MAX_GROUPS + 1)]
-    for body in ({"value": many}, {"value": many[:2], "@odata.nextLink": "https://graph.example.org/next"}):
-        entra.graph.body = json.dumps(body).encode()
+    entra.graph.body = json.dumps({"value": many}).encode()
+    directory = Directory("example", settings(entra), fetcher.ask)
+    assert await refused(directory, claims_of(anna.object_id)) == "claims.groups.many"
+    # Beyond 11,000 Graph itself gives none.
+    entra.graph.body, entra.graph.status = b"", 400
+    entra.graph.code = "Directory_ResultSizeLimitExceeded"
+    directory = Directory("example", settings(entra), fetcher.ask)
+    assert await refused(directory, claims_of(anna.object_id)) == "claims.groups.many"
+
+
+@pytest.mark.parametrize("link", ["https://graph.example.org/next", "", None, "$self"])
+async def test_t57_a_page_is_not_all_groups_and_the_next_is_not_asked_for(
+    link: str | None, entra: Entra, fetcher: HttpFetcher
+) -> None:
+    anna = entra.hire("anna@example.org")
+    link = f"{entra.graph_url}/v1.0/users/{anna.object_id}/getMemberObjects" if link == "$self" else link
+    entra.graph.body = json.dumps({"value": GROUPS[:2], "@odata.nextLink": link}).encode()
+    directory = Directory("example", settings(entra), fetcher.ask)
+    assert "gave a part of the groups alone" in await unavailable(directory, anna.object_id)
+    assert len(entra.graph.asked) == 1
+
+
+async def test_t57_an_answer_that_is_too_large_or_silent_is_none(entra: Entra, fetcher: HttpFetcher) -> None:
+    anna = entra.hire("anna@example.org", groups=GROUPS)
+    entra.graph.body = b'{"value": []' + b" " * MAX_DOCUMENT + b"}"
+    directory = Directory("example", settings(entra), fetcher.ask)
+    assert "the document is larger than 1048576 bytes" in await unavailable(directory, anna.object_id)
+    entra.graph.body, entra.graph.slow = b"", 30.0
+    directory = Directory("example", settings(entra), fetcher.ask)
+    directory.lookups = Lookups(Clock(), 300.0, deadline=0.2)
+    assert "Microsoft Graph did not answer within" in await unavailable(directory, anna.object_id)
+
+
+async def test_t57_names_that_are_no_ids_are_no_groups(entra: Entra, fetcher: HttpFetcher) -> None:
+    anna = entra.hire("anna@example.org")
+    for name in ("system:masters", "x" * 100_000, GROUPS[0] + "\n", ""):
+        entra.graph.body = json.dumps({"value": [GROUPS[1], name]}).encode()
         directory = Directory("example", settings(entra), fetcher.ask)
-        assert await refused(directory, claims_of(anna.object_id)) == "claims.groups.many"
+        assert "gave no list of groups" in await unavailable(directory, anna.object_id)
+    entra.graph.body = json.dumps({"value": [GROUPS[1], GROUPS[1]]}).encode()
+    assert await Directory("example", settings(entra), fetcher.ask).groups(claims_of(anna.object_id)) == (GROUPS[1],)
 
 
 @pytest.mark.parametrize(
@@ -181,23 +231,27 @@ async def test_a_busy_graph_is_left_alone(given: str, wait: float, entra: Entra,
     assert await directory.groups(claims_of(bert.object_id)) == GROUPS
 
 
-async def test_what_the_application_lacks_is_said(entra: Entra, fetcher: HttpFetcher) -> None:
+async def test_what_the_application_lacks_is_said_to_the_operator_and_not_to_the_caller(
+    entra: Entra, fetcher: HttpFetcher
+) -> None:
     anna = entra.hire("anna@example.org", groups=GROUPS)
+
+    async def detail(settings: GraphConfig) -> str:
+        found = await failure(Directory("example", settings, fetcher.ask), anna.object_id)
+        for ours in ("graph.example", str(entra.directory), READER, "127.0.0.1"):
+            assert ours not in found.message
+        return found.detail
+
     entra.graph.permitted = False
-    said = await unavailable(Directory("example", settings(entra), fetcher.ask), anna.object_id)
-    assert "refuses the application of graph.example (status 403)" in said
+    assert "refuses the application of graph.example (status 403)" in await detail(settings(entra))
     wrong = entra.directory / "wrong"
     wrong.write_text("another secret")
-    said = await unavailable(
-        Directory("example", settings(entra, client_secret_file=wrong), fetcher.ask), anna.object_id
-    )
+    said = await detail(settings(entra, client_secret_file=wrong))
     assert "gets no token for Microsoft Graph (status 401, invalid_client)" in said
     assert "another secret" not in said
     missing = settings(entra, client_secret_file=entra.directory / "missing")
-    said = await unavailable(Directory("example", missing, fetcher.ask), anna.object_id)
-    assert "graph.example.client_secret_file: " in said
-    said = await unavailable(Directory("example", settings(entra, ca_file=None), fetcher.ask), anna.object_id)
-    assert "the token endpoint for Microsoft Graph does not answer (127.0.0.1: " in said
+    assert "graph.example.client_secret_file: " in await detail(missing)
+    assert "graph.example: 127.0.0.1: " in await detail(settings(entra, ca_file=None))
 
 
 async def test_its_own_token_is_renewed_before_its_end_and_when_it_is_refused(
@@ -214,7 +268,62 @@ async def test_its_own_token_is_renewed_before_its_end_and_when_it_is_refused(
     assert entra.graph.tokens == {"secret": 2}
     clock.now += 4200 - 300
     assert await directory.groups(claims_of(users[3].object_id)) == GROUPS
+    assert await directory.look() is None
     assert entra.graph.tokens == {"secret": 3}
+
+
+async def test_t56_users_do_not_show_a_refused_credential_again_and_it_recovers(
+    entra: Entra, fetcher: HttpFetcher
+) -> None:
+    users = [entra.hire(f"u{n}@example.org", groups=GROUPS) for n in range(20)]
+    clock, reader = Clock(), entra.applications[READER]
+    directory = Directory("example", settings(entra), fetcher.ask, monotonic=clock)
+    secret, reader.secret = reader.secret, "another one"
+    said = await asyncio.gather(*(unavailable(directory, one.object_id) for one in users))
+    assert all("(status 401, invalid_client); it is asked for again in" in one for one in said)
+    assert (entra.graph.tokens_asked, entra.graph.asked) == (1, [])
+    failure = await directory.look()
+    assert failure is not None
+    assert failure.code == "graph_credential"
+    assert entra.graph.tokens_asked == 1, "a self-check asks no sooner"
+    reader.secret = secret
+    clock.now += FIRST_DELAY + MOST_SPREAD
+    assert await directory.look() is None
+    assert await directory.groups(claims_of(users[0].object_id)) == GROUPS
+    assert entra.graph.tokens_asked == 2
+
+
+async def test_t56_a_graph_that_takes_no_token_is_not_asked_for_each_user(entra: Entra, fetcher: HttpFetcher) -> None:
+    users = [entra.hire(f"u{n}@example.org", groups=GROUPS) for n in range(12)]
+    clock = Clock()
+    directory = Directory("example", settings(entra), fetcher.ask, monotonic=clock)
+    entra.graph.status = 401
+    for one in users:
+        assert "refuses the application of graph.example (status 401)" in await unavailable(directory, one.object_id)
+    assert (entra.graph.tokens_asked, len(entra.graph.asked)) == (2, 2)
+    failure = await directory.look()
+    assert failure is not None
+    assert failure.code == "graph_permission"
+    entra.graph.status = 200
+    clock.now += FIRST_DELAY + MOST_SPREAD
+    assert await directory.groups(claims_of(users[0].object_id)) == GROUPS
+    assert await directory.look() is None
+
+
+async def test_what_graph_does_not_permit_is_told_of_the_kind_it_is_about(entra: Entra, fetcher: HttpFetcher) -> None:
+    anna, reader = entra.hire("anna@example.org", groups=GROUPS), entra.applications[READER]
+    clock = Clock()
+    directory = Directory("example", settings(entra), fetcher.ask, monotonic=clock)
+    entra.graph.permitted = False
+    with pytest.raises(GroupsUnavailable):
+        await directory.groups(claims_of(reader.object_id, sub=reader.object_id))
+    entra.graph.permitted = True
+    assert await directory.groups(claims_of(anna.object_id)) == GROUPS, "users are asked for all the same"
+    failure = await directory.look()
+    assert failure is not None
+    assert failure.why.endswith("asked about servicePrincipals")
+    clock.now += KEEP_DENIED
+    assert await directory.look() is None
 
 
 async def test_who_is_not_in_the_directory_is_refused(entra: Entra, fetcher: HttpFetcher) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from arcbridge.config import GraphConfig
 from arcbridge.errors import ConfigError, Unreachable
 from arcbridge.identity.authentication import parse
 from arcbridge.identity.groups import GroupSources, Source, source_of
+from arcbridge.identity.lookups import AT_ONCE, WAITING
 from arcbridge.identity.refusal import GroupsUnavailable, TokenRefused
 from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.net.fetch import HttpFetcher
@@ -230,6 +232,71 @@ async def test_an_aggregated_claim_is_refused_and_not_taken_for_no_groups() -> N
     assert source_of({"_claim_names": {"g": "s"}, "_claim_sources": {"s": {"endpoint": "e"}}}, "g") == Source("e", "")
 
 
+TWO_ISSUERS = CONFIG + CONFIG.partition("jwt:\n")[2].replace(URL, "https://second.example")
+
+
+class Stalling(Place):
+    """Answers for all hosts but one, which takes requests and says nothing."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__()
+        self.host = host
+        self.waiting = 0
+
+    async def __call__(self, method: str, url: str, ca_pem: str | None, **given: Any) -> Reply:
+        if url.startswith(f"https://{self.host}/"):
+            self.waiting += 1
+            await asyncio.Event().wait()
+        return await super().__call__(method, url, ca_pem, **given)
+
+
+@pytest.mark.parametrize("stalled", ["issuer.example", "claims.example"])
+async def test_t55_a_place_that_stalls_holds_up_no_other(stalled: str) -> None:
+    place = Stalling(stalled)
+    place.give()
+    issuers, clock = parse(CONFIG), Clock()
+    sources = GroupSources(issuers, place, claim_sources=("https://claims.example",), clock=clock, monotonic=clock)
+    verifier = TokenVerifier(issuers, Issuer().fetch, clock, monotonic=clock, groups=sources)
+    other = {"issuer.example", "claims.example"} - {stalled}
+
+    def held(n: int, host: str) -> str:
+        return token(claims(groups=None, jti=str(n), **pointing(f"https://{host}/{n}")))
+
+    held_up = [asyncio.create_task(verifier.verify(held(n, stalled))) for n in range(AT_ONCE + WAITING)]
+    while place.waiting < AT_ONCE:
+        await asyncio.sleep(0)
+    with pytest.raises(GroupsUnavailable, match="too many look-ups"):
+        await verifier.verify(held(1000, stalled))
+    for n in range(20):
+        assert (await verifier.verify(held(n, *other))).groups == ("oidc:ops", "oidc:dev")
+    assert place.waiting == AT_ONCE
+    await verifier.close()
+    await asyncio.gather(*held_up, return_exceptions=True)
+
+
+async def test_t55_users_of_one_issuer_hold_up_none_of_another_at_a_place_of_both() -> None:
+    place, issuers = Stalling("claims.example"), parse(TWO_ISSUERS)
+    sources = GroupSources(issuers, place, claim_sources=("https://claims.example",))
+
+    async def verify(text: str) -> dict[str, Any]:
+        return {"groups": ["ops"]}
+
+    async def groups(issuer: int, n: int) -> Any:
+        pointer = pointing(f"https://claims.example/{n}")
+        return (await sources.expand(issuers.issuers[issuer], pointer, str(n).encode(), verify))["groups"]
+
+    held_up = [asyncio.create_task(groups(0, n)) for n in range(AT_ONCE + WAITING)]
+    while place.waiting < AT_ONCE:
+        await asyncio.sleep(0)
+    place.host = ""
+    place.give()
+    assert await groups(1, 0) == ["ops"]
+    with pytest.raises(GroupsUnavailable, match="too many look-ups"):
+        await groups(0, 1000)
+    await sources.close()
+    await asyncio.gather(*held_up, return_exceptions=True)
+
+
 # -- Microsoft Graph ---------------------------------------------------------------------------------------------------
 
 GROUPS = tuple(str(uuid.UUID(int=n)) for n in range(1, 251))
@@ -349,6 +416,26 @@ async def test_where_no_groups_are_mapped_none_are_looked_up(entra: Entra, fetch
     config = config.replace('{expression: "has(claims.upn) ? claims.upn : claims.oid"}', '{claim: oid, prefix: ""}')
     assert (await verifier_of(entra, fetcher, config).verify(entra.token_for(anna, CLUSTER))).groups == ()
     assert entra.graph.asked == []
+
+
+async def test_expressions_that_read_no_groups_need_none(entra: Entra, fetcher: HttpFetcher) -> None:
+    anna = entra.hire("anna@example.org", groups=GROUPS)
+    config = config_of(entra).replace('    groups: {claim: groups, prefix: ""}\n', "")
+    assert (await verifier_of(entra, fetcher, config).verify(entra.token_for(anna, CLUSTER))).groups == ()
+    assert entra.graph.asked == []
+
+
+async def test_t54_without_graph_no_expression_takes_the_pointer_for_no_groups(
+    entra: Entra, fetcher: HttpFetcher
+) -> None:
+    anna = entra.hire("anna@example.org", groups=GROUPS)
+    issuers = parse(config_of(entra, "{expression: 'claims.?groups.orValue([])'}"))
+    verifier = TokenVerifier(issuers, fetcher, groups=GroupSources(issuers, fetcher.ask))
+    with pytest.raises(TokenRefused, match="the token has too many groups"):
+        await verifier.verify(entra.token_for(anna, CLUSTER))
+    assert verifier.refusals == {"claims.groups.overage": 1}
+    bert = entra.hire("bert@example.org", groups=GROUPS[:2])
+    assert (await verifier.verify(entra.token_for(bert, CLUSTER))).groups == GROUPS[:2]
 
 
 def test_a_directory_belongs_to_issuers_of_the_file(entra: Entra) -> None:

@@ -121,7 +121,7 @@ async def test_who_does_not_answer_is_not_waited_for() -> None:
 
 
 async def test_the_oldest_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lookups, "NAMES", 10)
+    monkeypatch.setattr(lookups, "MEMORY", 850)  # ten names
     subject, place = Lookups(Clock(), 300.0), Place("a", "b", "c", "d")
     for key in ("anna", "bert", "anna", "carl"):
         await subject.get(key, place, "there")
@@ -134,6 +134,19 @@ async def test_the_oldest_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
     for n in range(ENTRIES + 10):
         await subject.get(n, place, "there")
     assert len(subject._entries) == ENTRIES
+
+
+async def test_long_names_make_room_as_many_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lookups, "MEMORY", 10_000)
+    subject, place = Lookups(Clock(), 300.0), Place("x" * 4000)
+    for key in ("anna", "bert", "carl"):
+        await subject.get(key, place, "there")
+    await subject.get("anna", place, "there")
+    assert place.asked == 4, "two names of 4 KB take the room of a hundred short ones"
+    place.names = ("é" * 4000,)
+    await subject.get("dora", place, "there")
+    await subject.get("dora", place, "there")
+    assert place.asked == 6, "what takes more than all the room is not remembered"
 
 
 async def test_an_end_leaves_nothing_running() -> None:

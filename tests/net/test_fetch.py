@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import tracemalloc
+import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -171,3 +173,31 @@ async def test_a_question_is_not_sent_elsewhere(fetch: HttpFetcher) -> None:
 async def test_only_https(fetch: HttpFetcher) -> None:
     with pytest.raises(Unreachable, match="only https"):
         await fetch("http://localhost/keys", None)
+
+
+async def test_t55_a_server_that_stalls_holds_up_no_other() -> None:
+    fetch = HttpFetcher(deadline=60.0)
+    async with serving(b"", hold=True) as (stalled, seen), serving(answer("200 OK", b"{}")) as (good, _):
+        held_up = [asyncio.create_task(fetch.ask("GET", stalled, CA_PEM, headers={})) for _ in range(40)]
+        async with asyncio.timeout(20):
+            while len(seen) < 16:
+                await asyncio.sleep(0.01)
+        assert (await fetch(good, CA_PEM)).body == b"{}"
+        assert not any(one.done() for one in held_up), "it waited for none of them"
+        for one in held_up:
+            one.cancel()
+        await asyncio.gather(*held_up, return_exceptions=True)
+    await fetch.close()
+
+
+async def test_t57_what_is_compressed_is_bounded_by_what_it_becomes(fetch: HttpFetcher) -> None:
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    body = b"".join(packer.compress(bytes(1 << 20)) for _ in range(64)) + packer.flush()
+    async with serving(answer("200 OK\r\nContent-Encoding: gzip", body)) as (url, _):
+        tracemalloc.start()
+        try:
+            with pytest.raises(Unreachable, match="larger than 1000 bytes"):
+                await fetch.ask("GET", url, CA_PEM, headers={})
+            assert tracemalloc.get_traced_memory()[1] < 16 << 20, "64 MiB were not unpacked to find that they are many"
+        finally:
+            tracemalloc.stop()

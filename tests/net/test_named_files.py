@@ -10,6 +10,7 @@ import pytest
 from arcbridge.net import named_files
 from arcbridge.pki.authority import Authority
 from arcbridge.problems import Problems
+from tests.support.unprivileged import as_nobody, closed_directory
 
 
 @pytest.fixture
@@ -135,3 +136,37 @@ def test_join_tokens(tmp_path: Path, text: str, good: bool) -> None:
     named_files.check_join_token(problems, "a", file, missing="error")
     assert bool(said(problems)) != good
     assert not any("hidden" in one.replace(str(tmp_path), "") for one in said(problems))
+
+
+def test_what_is_in_a_directory_that_may_not_be_searched_is_a_finding_and_no_traceback() -> None:
+    """`Path.exists` and `is_dir` raise PermissionError there, until Python 3.14."""
+    with closed_directory() as closed:
+        file, deep = closed / "file", closed / "directory" / "deeper"
+        file.write_text("secret")
+        problems = Problems()
+        with as_nobody(closed):
+            assert named_files.is_there(file), "nobody can say that it is not"
+            assert not named_files.is_directory(closed / "directory")
+            named_files.check_readable(problems, "a", file)
+            named_files.check_secret(problems, "b", file, missing="fine")
+            named_files.check_join_token(problems, "c", file, missing="warning")
+            named_files.check_ca(problems, "d", file)
+            named_files.check_pair(problems, ("e", file), ("f", file))
+            named_files.check_directory(problems, "g", deep)
+            named_files.check_directory(problems, "h", closed)
+            named_files.check_appendable(problems, "i", file)
+            named_files.check_appendable(problems, "j", deep / "file")
+        found = said(problems)
+    assert [one.partition(":")[0] for one in found] == ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"]
+    for one in found:
+        if not one.startswith("h:"):  # the directory itself can be looked at, and not be written
+            assert f"this user may search nothing in {closed}: let it (chmod, chgrp), keep the file elsewhere" in one
+    assert problems.warnings == []
+
+
+def test_a_path_with_a_character_of_value_0_is_a_finding() -> None:
+    problems = Problems()
+    assert named_files.read(problems, "a", Path("/etc/a\0b")) is None
+    assert not named_files.is_there(Path("/etc/a\0b"))
+    named_files.check_directory(problems, "b", Path("/etc/a\0b"))
+    assert said(problems)[0] == "a: '/etc/a\\x00b' is no path: it holds a character of value 0"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 import stat
@@ -103,9 +104,9 @@ async def test_nonsense_ends_nothing(relay: Relay, tmp_path: Path, said: bytes) 
     assert await ask(tmp_path, {"ask": "sessions"}) == relay.rows
 
 
-async def test_a_relay_that_is_asked_too_much_at_once_closes_what_is_over(relay: Relay, tmp_path: Path) -> None:
+async def test_a_relay_that_is_asked_too_much_at_once_refuses_what_is_over(relay: Relay, tmp_path: Path) -> None:
     held = [await asyncio.open_unix_connection(str(tmp_path / SOCKET)) for _ in range(module.CONNECTIONS)]
-    with pytest.raises(StateError):
+    with pytest.raises(StateError, match="the relay is answering other commands; try again"):
         await ask(tmp_path, {"ask": "sessions"})
     for _, writer in held:
         writer.close()
@@ -117,3 +118,49 @@ async def test_a_relay_that_is_asked_too_much_at_once_closes_what_is_over(relay:
                 break
             except StateError:
                 await asyncio.sleep(0.01)
+
+
+async def test_sixteen_long_answers_come_whole_and_few_at_a_time(relay: Relay, tmp_path: Path) -> None:
+    relay.rows = [{"session": f"{number:016x}", "user": "u" * 200} for number in range(10_000)]
+    answering = most = 0
+    real = relay.handle
+
+    async def handle(question: Mapping[str, Any]) -> list[dict[str, Any]]:
+        nonlocal answering, most
+        answering += 1
+        most = max(most, answering)
+        await asyncio.sleep(0)
+        answering -= 1
+        return await real(question)
+
+    server = AdminSocket(tmp_path, handle)
+    await server.start()
+    answers = await asyncio.gather(*(ask(tmp_path, {"ask": "sessions"}) for _ in range(module.CONNECTIONS)))
+    assert answers == [relay.rows] * module.CONNECTIONS
+    assert most <= module.ANSWERING
+    await server.close()
+
+
+async def test_one_whose_turn_does_not_come_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = asyncio.Event()
+
+    async def handle(question: Mapping[str, Any]) -> list[dict[str, Any]]:
+        await gate.wait()
+        return []
+
+    server = AdminSocket(tmp_path, handle)
+    await server.start()
+    held = [asyncio.create_task(ask(tmp_path, {"ask": "sessions"})) for _ in range(module.ANSWERING)]
+    async with asyncio.timeout(10):
+        while not server._turn.locked():
+            await asyncio.sleep(0.01)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "DEADLINE", 0.1)
+        # The server's own waits are short now; this client is one that waits longer.
+        reader, writer = await asyncio.open_unix_connection(str(tmp_path / SOCKET))
+        writer.write(b'{"ask":"sessions"}\n')
+        assert json.loads(await asyncio.wait_for(reader.readuntil(b"\n"), 10)) == {"error": module.BUSY}
+        writer.close()
+    gate.set()
+    assert await asyncio.gather(*held) == [[], []]
+    await server.close()

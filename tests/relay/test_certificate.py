@@ -48,3 +48,33 @@ def test_given_files_are_taken_over_when_both_fit(tmp_path: Path) -> None:
     files.key.write_text(two.key_pem)
     certificate.refresh()
     assert certificate.contexts[ALPN_HTTP] is not first
+
+
+def test_a_read_changes_nothing_and_a_put_everything(tmp_path: Path) -> None:
+    """A reload reads first; from own CA to files and back, what is in force says by which CA peers know it."""
+    authority = Authority.create("test")
+    files = RelayTlsConfig(certificate=tmp_path / "tls.crt", key=tmp_path / "tls.key")
+    issued = authority.issue_server(["relay.test"])
+    (tmp_path / "tls.crt").write_text(issued.certificate_pem)
+    (tmp_path / "tls.key").write_text(issued.key_pem)
+    certificate = ServerCertificate(RelayTlsConfig(), authority, "relay.test")
+    own = certificate.loaded
+    assert certificate.ca_pem == authority.certificate_pem
+    read = certificate.read(files)
+    assert certificate.loaded is own
+    assert certificate.put(read)
+    assert (certificate.ca_pem, certificate.chain_pem) == (None, issued.certificate_pem)
+    assert certificate.put(certificate.read(RelayTlsConfig())), "from files to one of the own CA"
+    assert certificate.ca_pem == authority.certificate_pem
+    assert not certificate.put(certificate.read(RelayTlsConfig())), "an own certificate stays the same"
+
+
+def test_files_that_do_not_fit_are_not_put(tmp_path: Path) -> None:
+    authority = Authority.create("test")
+    certificate = ServerCertificate(RelayTlsConfig(), authority, "relay.test")
+    own = certificate.loaded
+    (tmp_path / "tls.crt").write_text(authority.issue_server(["relay.test"]).certificate_pem)
+    (tmp_path / "tls.key").write_text(authority.issue_server(["relay.test"]).key_pem)
+    with pytest.raises(ConfigError):
+        certificate.read(RelayTlsConfig(certificate=tmp_path / "tls.crt", key=tmp_path / "tls.key"))
+    assert certificate.loaded is own

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from arcbridge.config import RelayConfig
+from arcbridge.config import GraphConfig, RelayConfig, RelayLimitsConfig, RelayTlsConfig
 from arcbridge.observe.diagnosis import Finding, State
+from arcbridge.problems import Place
 from arcbridge.relay.data_dir import open_authority, open_registry
 from arcbridge.relay.doctor import diagnose
+from arcbridge.relay.settings import check
 
 AUTHENTICATION = """
 apiVersion: apiserver.config.k8s.io/v1
@@ -53,6 +57,17 @@ async def test_what_is_there_is_left_as_it_is(config: RelayConfig) -> None:
     assert {name: after[name] for name in before} == before
 
 
+async def test_a_directory_that_cannot_be_asked(config: RelayConfig) -> None:
+    graph = GraphConfig(
+        ("https://127.0.0.1:1",),
+        "11111111-1111-1111-1111-111111111111",
+        "reader",
+        client_secret_file=config.data_dir.parent / "missing",
+    )
+    found = await codes(dataclasses.replace(config, graph={"example": graph}))
+    assert "graph.example.client_secret_file: " in found["graph_credential"].detail
+
+
 async def test_files_that_cannot_be_understood(config: RelayConfig) -> None:
     assert config.policy is not None
     assert config.authentication is not None
@@ -60,6 +75,39 @@ async def test_files_that_cannot_be_understood(config: RelayConfig) -> None:
     config.authentication.unlink()
     failed = [one.hop for one in await diagnose(config) if one.code == "config"]
     assert failed == ["authentication", "policy"]
+
+
+async def test_all_that_a_start_would_refuse_is_found_and_what_it_would_warn_of(config: RelayConfig) -> None:
+    """Not the two files alone: limits, listen, workers, a certificate without its key."""
+    assert config.policy is not None
+    config.policy.write_text("")
+    config = replace(
+        config,
+        listen="0.0.0.0:70000",
+        limits=RelayLimitsConfig(sessions=-5),
+        tls=RelayTlsConfig(certificate=config.policy),
+    )
+    found = [one for one in await diagnose(config, lambda setting: Place("relay.toml", 7)) if one.code == "config"]
+    expected = [*check(config).problems.errors, *check(config).problems.warnings]
+    assert len(expected) == 4
+    assert sorted(one.detail.rpartition(": ")[2] for one in found) == sorted(
+        problem.message.rpartition(": ")[2] for problem in expected
+    )
+    assert [(one.hop, one.state) for one in found] == [
+        ("settings", State.FAILED),
+        ("settings", State.FAILED),
+        ("relay's certificate", State.FAILED),
+        ("policy", State.WARNING),
+    ]
+    assert "relay.toml, line 7: limits.sessions: must be at least 1, not -5" in [one.detail for one in found]
+
+
+async def test_without_a_usable_certificate_the_public_address_is_not_blamed(config: RelayConfig) -> None:
+    open_authority(config.data_dir)
+    found = await diagnose(replace(config, tls=RelayTlsConfig(config.policy, config.policy)))
+    assert {("relay's certificate", State.FAILED), ("public address", State.SKIPPED)} <= {
+        (one.hop, one.state) for one in found
+    }
 
 
 async def test_a_ca_that_lost_its_key(config: RelayConfig) -> None:

@@ -17,7 +17,13 @@ async def test_every_metric_reads_and_the_series_are_fixed(tmp_path: Path) -> No
     async with station(tmp_path) as relay:
         metrics = Metrics("relay")
         lookups = {"answered": 5, "failed": 6}
-        verifier = SimpleNamespace(verified=3, refused=1, refusals={"token.aud": 1}, group_lookups=lambda: lookups)
+        verifier = SimpleNamespace(
+            verified=3,
+            refused=1,
+            refusals={"token.aud": 1},
+            group_lookups=lambda: lookups,
+            graph_tokens=lambda: {"granted": 1, "failed": 8},
+        )
         proofs = ProofChecker(ProofPolicy.IF_BOUND, "the relay")
         proofs.taken["cnf.jkt"], proofs.refused["missing"] = 2, 4
         api = SimpleNamespace(malformed=0, slow=0, outlived=0)
@@ -41,6 +47,7 @@ async def test_every_metric_reads_and_the_series_are_fixed(tmp_path: Path) -> No
         assert 'arcbridge_relay_connections_rejected_total{reason="cap_total"} 7.0' in text
         assert 'arcbridge_relay_tokens_total{result="verified"} 3.0' in text
         assert 'arcbridge_relay_group_lookups_total{result="failed"} 6.0' in text
+        assert 'arcbridge_relay_graph_tokens_total{result="failed"} 8.0' in text
         assert 'arcbridge_relay_tokens_accepted_total{bound="cnf.jkt"} 2.0' in text
         assert 'arcbridge_relay_proofs_refused_total{reason="missing"} 4.0' in text
         for reason in REJECTIONS:

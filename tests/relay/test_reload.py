@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import signal
+import socket
 from collections.abc import MutableMapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from arcbridge.config import RelayConfig, RelayLimitsConfig, RelayUserLimitsConfig
+from arcbridge.config import RelayConfig, RelayLimitsConfig, RelayTlsConfig, RelayUserLimitsConfig
 from arcbridge.errors import JoinRefused
 from arcbridge.net.join import JoinCode
 from arcbridge.observe import logging as logs
-from arcbridge.relay.reload import RELOADABLE, merged
+from arcbridge.pki.authority import Authority
+from arcbridge.relay import service, settings
+from arcbridge.relay.admin_socket import ask
+from arcbridge.relay.operations import Row
+from arcbridge.relay.reload import RELOADABLE, Reload, merged
 from arcbridge.relay.service import RelayInfo, serve
 from tests.identity.issuer import CONFIG
 from tests.relay.test_service import POLICY, Running, config  # noqa: F401  the fixture
@@ -120,6 +127,134 @@ async def test_an_issuer_that_is_taken_out_counts_no_more(config: RelayConfig, r
         assert refused.value.code == JoinCode.UNAUTHENTICATED
     finally:
         await relay.stop()
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "arcbridge.relay.certificate.ServerCertificate.read",
+        "arcbridge.relay.certificate.ServerCertificate.put",
+        "arcbridge.identity.verifier.TokenVerifier.replace",
+        "arcbridge.relay.rendezvous.Rendezvous.change_limits",
+    ],
+)
+async def test_whatever_goes_wrong_the_last_good_settings_stay(
+    relay: Reloading, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not an error of ours alone: the parts that had the new settings already get the old ones back."""
+    made: list[Reload] = []
+
+    def make(*arguments: Any, **named: Any) -> Reload:
+        made.append(Reload(*arguments, **named))
+        return made[0]
+
+    monkeypatch.setattr(service, "Reload", make)
+    await relay.start()
+    try:
+        before = in_force(made[0])
+        assert relay.config.policy is not None
+        assert relay.config.authentication is not None
+        good = relay.config
+        relay.config.policy.write_text(POLICY.replace("alice", "bob"))
+        relay.config.authentication.write_text(CONFIG.replace("issuer.example", "other.example"))
+        relay.config = replace(relay.config, proof="off", limits=RelayLimitsConfig(sessions=7))
+        with monkeypatch.context() as patch:
+            patch.setattr(part, _once(part))
+            (told,) = await relay.told("failed", "settings not reloaded")
+        assert told["reason"] == "RuntimeError"
+        assert await relay.count("ok") == 0
+        assert in_force(made[0]) == before
+        # Nothing was noted as taken over either: to set that again takes nothing over.
+        relay.config = good
+        good.policy.write_text(POLICY)  # type: ignore[union-attr]
+        good.authentication.write_text(CONFIG)  # type: ignore[union-attr]
+        (told,) = await relay.told("ok", "settings reloaded")
+        assert told["taken"] == []
+    finally:
+        await relay.stop()
+
+
+def in_force(reload: Reload) -> list[object]:
+    """What the parts of a relay go by."""
+    return [
+        reload._rendezvous._limits,
+        reload._verifier._config.issuers,
+        reload._proofs.policy,
+        reload._policy._policy.rules,
+        reload._certificate.loaded,
+    ]
+
+
+def _once(path: str) -> object:
+    """A method that raises after it has done its work, the first time."""
+    module, kind, name = path.rsplit(".", 2)
+    real = getattr(getattr(importlib.import_module(module), kind), name)
+    failed = False
+
+    def method(*arguments: object, **named: object) -> object:
+        nonlocal failed
+        found = real(*arguments, **named)
+        if not failed:
+            failed = True
+            raise RuntimeError("a defect")
+        return found
+
+    return method
+
+
+async def test_files_are_checked_once_for_a_reload(relay: Reloading, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is removed behind the check is no failure of settings that are in force."""
+    await relay.start()
+    try:
+        checks, check = 0, settings.check
+
+        def counted(config: RelayConfig) -> settings.Checked:
+            nonlocal checks
+            checks += 1
+            return check(config)
+
+        monkeypatch.setattr(settings, "check", counted)
+        await relay.reload("ok")
+        assert checks == 1
+    finally:
+        await relay.stop()
+
+
+async def test_the_self_checks_judge_by_the_certificate_in_force(relay: Reloading, tmp_path: Path) -> None:
+    """From the relay's own CA to files of a private one: the public address still leads here, and is found to."""
+    private = Authority.create("private")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    relay.config = replace(relay.config, listen=f"127.0.0.1:{port}", public_address=f"127.0.0.1:{port}")
+    await relay.start()
+    try:
+        own = await public_address(relay)
+        assert own["detail"] == f"127.0.0.1:{port} leads to this relay"
+        issued = private.issue_server(["127.0.0.1"])
+        (tmp_path / "tls.crt").write_text(issued.certificate_pem)
+        (tmp_path / "tls.key").write_text(issued.key_pem)
+        relay.config = replace(relay.config, tls=RelayTlsConfig(tmp_path / "tls.crt", tmp_path / "tls.key"))
+        await relay.reload("ok")
+        async with asyncio.timeout(10):
+            while (await public_address(relay))["detail"] == own["detail"]:
+                await asyncio.sleep(0.02)
+        found = await public_address(relay)
+        assert found["state"] == "ok"
+        assert "agents and clients need relay_ca_file" in found["detail"]
+    finally:
+        await relay.stop()
+
+
+async def public_address(relay: Reloading) -> Row:
+    """What the relay that runs says of its public address, once it has looked."""
+    async with asyncio.timeout(10):
+        while True:
+            rows = await ask(relay.config.data_dir, {"ask": "checks"})
+            for row in rows or []:
+                if row["hop"] == "public address":
+                    return row
+            await asyncio.sleep(0.02)
 
 
 def test_what_runs_after_a_reload_is_what_it_takes_over() -> None:

@@ -115,7 +115,7 @@ async def test_groups_that_cannot_be_looked_up_are_no_fault_of_the_issuer_s_keys
     async with station(tmp_path, "prod") as relay:
 
         async def refuse(token: str) -> Identity:
-            raise GroupsUnavailable("graph.a.client_secret_file: /etc/secret does not exist")
+            raise GroupsUnavailable("Graph is away", detail="graph.a.client_secret_file: /etc/secret does not exist")
 
         relay.rendezvous._verifier.verify = refuse  # type: ignore[method-assign]
         with capture_logs() as lines, pytest.raises(JoinRefused) as caught:
@@ -123,7 +123,7 @@ async def test_groups_that_cannot_be_looked_up_are_no_fault_of_the_issuer_s_keys
         assert caught.value.message.startswith(GROUPS_UNAVAILABLE)
         assert "/etc/secret" not in caught.value.message
         (failed,) = (line for line in lines if line["event"] == "join failed")
-        assert "/etc/secret" in failed["reason"]
+        assert "/etc/secret" in failed["detail"]
 
 
 async def test_bytes_in_one_segment_with_close_notify_reach_the_agent(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from arcbridge.config import (
     GraphConfig,
     ObserveConfig,
+    RelayClientConfig,
     RelayConfig,
     RelayFleetConfig,
     RelayLimitsConfig,
@@ -74,12 +75,21 @@ def users(**limits: int) -> RelayLimitsConfig:
     return RelayLimitsConfig(users={"a": RelayUserLimitsConfig(**limits)})
 
 
+def graph(at: Path, **more: Any) -> GraphConfig:
+    tenant, secret = "11111111-1111-1111-1111-111111111111", at / "tls.key"
+    return GraphConfig(("https://login.test",), tenant, "client", client_secret_file=secret, **more)
+
+
 ERRORS: list[tuple[Callable[[Path], dict[str, Any]], str]] = [
     (lambda at: {"public_address": ""}, "public_address: required but not set; give --public-address"),
     (lambda at: {"public_address": "http://relay.test"}, "public_address: "),
     (lambda at: {"public_address": "relay.example.org:443"}, "public_address: relay.example.org is the example's"),
     (lambda at: {"listen": "0.0.0.0:70000"}, "listen: "),
     (lambda at: {"graph": {"a": GraphConfig()}}, "graph.a.issuers: missing"),
+    (lambda at: {"graph": {"a": graph(at, ca_file=at / "none")}}, "graph.a.ca_file: "),
+    (lambda at: {"graph": {"a": graph(at, ca_file=at / "policy.toml")}}, "graph.a.ca_file: "),
+    (lambda at: {"client": RelayClientConfig(at / "none")}, "client.directory: "),
+    (lambda at: {"client": RelayClientConfig(at / "policy.toml")}, "client.directory: "),
     (lambda at: {"claim_sources": ("claims",)}, "claim_sources[0]: must be"),
     (lambda at: {"login": RelayLoginConfig(client_id="cli")}, "login.issuer: required with login.client_id"),
     (lambda at: {"observe": ObserveConfig(listen="nowhere")}, "observe.listen 'nowhere' is not host:port"),

@@ -156,6 +156,8 @@ class GraphState:
     status: int = 200
     """Another one than 200 is answered to every question."""
     retry_after: str = ""
+    code: str = "ServiceError"
+    """Of the error."""
     slow: float = 0.0
     permitted: bool = True
     """Whether the application may read memberships."""
@@ -169,6 +171,14 @@ class GraphState:
     most_at_once: int = 0
     revoked: bool = False
     """The next question is refused as if its token had been revoked."""
+    token_status: int = 200
+    """Another one than 200 is answered to every application that asks for a token for Graph."""
+    token_silent: bool = False
+    """The token endpoint takes requests for Graph's tokens, and answers none."""
+    token_answer: dict[str, Any] = field(default_factory=dict)
+    """Members of the token endpoint's answer that are others."""
+    tokens_asked: int = 0
+    """Requests for tokens for Graph, whatever became of them."""
 
 
 class Entra:
@@ -511,6 +521,14 @@ class Entra:
 
     async def _token(self, request: web.Request) -> web.Response:
         form = _form(await request.post())
+        state = self.graph
+        for_graph = form.get("scope") == f"{self.graph_url}/.default"
+        if for_graph:
+            state.tokens_asked += 1
+            while state.token_silent and self.graph is state:
+                await asyncio.sleep(0.01)
+            if state.token_status != 200:
+                return _graph_error(state.token_status, "temporarily_unavailable", state.retry_after)
         client, how = await self._client(request, form)
         match form.get("grant_type"):
             case "authorization_code":
@@ -541,8 +559,9 @@ class Entra:
         if grant.user and not self.users[grant.user].enabled:
             raise Refused("invalid_grant", "AADSTS50057: The user account is disabled")
         answer = self._answer(grant, client, form)
-        if not grant.user and grant.scope == f"{self.graph_url}/.default":
-            self.graph.tokens[how] += 1
+        if not grant.user and for_graph:
+            state.tokens[how] += 1
+            answer |= state.token_answer
         return web.json_response(answer, headers={"Cache-Control": "no-store, no-cache"})
 
     async def _trap(self, request: web.Request) -> web.Response:
@@ -556,8 +575,9 @@ class Entra:
         state.at_once += 1
         state.most_at_once = max(state.most_at_once, state.at_once)
         try:
-            if state.slow:
-                await asyncio.sleep(state.slow)
+            until = time.monotonic() + state.slow
+            while self.graph is state and (left := until - time.monotonic()) > 0:
+                await asyncio.sleep(min(left, 0.1))
         finally:
             state.at_once -= 1
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
@@ -571,7 +591,7 @@ class Entra:
         if not state.permitted:
             return _graph_error(403, "Authorization_RequestDenied")
         if state.status != 200:
-            return _graph_error(state.status, "ServiceError", state.retry_after)
+            return _graph_error(state.status, state.code, state.retry_after)
         if state.body:
             return web.Response(body=state.body, content_type="application/json")
         if (await request.json()) != {"securityEnabledOnly": True}:
@@ -634,6 +654,7 @@ class Entra:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.graph = GraphState()  # requests that are held back end
         asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(30)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)

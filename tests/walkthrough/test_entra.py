@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +17,10 @@ from typing import Any
 import pytest
 
 from tests.support.cluster import Cluster
-from tests.support.entra import CLUSTER, PIPELINE, RELAY, Certificate, Entra, Federated, GraphState
+from tests.support.entra import CLUSTER, PIPELINE, READER, RELAY, Certificate, Entra, Federated, GraphState
 from tests.support.issuer import Issuer
 from tests.support.issuer_server import ACTIONS_SECRET
-from tests.support.reports import until
+from tests.support.reports import metrics, records, until
 from tests.walkthrough.arc import Shell, walk
 from tests.walkthrough.people import JOB_ID, STAFF, EntraOrganisation, EntraWorld, Machine
 
@@ -145,8 +146,22 @@ class TestPeople:
         assert refused.wait(60) == 4
         said = refused.output()
         assert "cannot say which groups you are in: Microsoft Graph is busy (status 503); try again shortly" in said
+        assert re.search(r"\(session [0-9a-f]{16}\)", said), "by which the operators find it in their logs"
         assert not [line for line in enrolled.audit_lines() if line.get("user") == user.upn]
-        entra.graph.status = 200
+        # What the operator's application lacks is for the operator's log.
+        entra.graph.status, entra.graph.permitted = 200, False
+        mark, lacks = enrolled.agent.mark(), "Microsoft Graph refuses the application of graph.example (status 403)"
+
+        def told() -> bool:
+            refused = hugo.begin("--file", "kubeconfig", "--port", "0")
+            assert refused.wait(60) == 4
+            assert "cannot say which groups you are in: " in refused.output()
+            assert "graph.example" not in refused.output()
+            found = records(enrolled.agent, "session refused", after=mark)
+            return any(lacks in str(one.get("detail")) for one in found)
+
+        until(told, "the agent's log says what its application lacks", timeout=60)
+        entra.graph.permitted = True
 
         def comes_in() -> bool:
             again = hugo.begin("--file", str(hugo.directory / "kubeconfig"), "--port", "0")
@@ -154,6 +169,27 @@ class TestPeople:
 
         until(comes_in, "Graph is asked again", timeout=60)
         assert STAFF in Shell(cluster, hugo).whoami()["groups"]  # type: ignore[operator]
+
+    def test_a_credential_for_graph_that_lapses_shows_and_a_new_one_counts_without_a_restart(
+        self, cluster: Cluster, enrolled: EntraWorld, entra: Entra
+    ) -> None:
+        entra.applications[RELAY].assigned = (STAFF,)
+        user = entra.hire("ines@example.org", groups=[*MANY, STAFF])
+        ines = Machine.at_work(enrolled, "ines", user=user)
+        ines.log_in()
+        reader = entra.applications[READER]
+        reader.secret, entra.graph.revoked = f"{reader.secret}-next", True
+        refused = ines.begin("--file", "kubeconfig", "--port", "0")
+        assert refused.wait(60) == 4
+        assert "gets no token for Microsoft Graph (status 401, invalid_client)" in refused.output()
+        failing = 'arcbridge_agent_check_ok{check="groups"}'
+        until(lambda: metrics(enrolled.agent_observe)[failing] == 0.0, "the self-check has failed", timeout=60)
+        assert enrolled.agent is not None
+        assert '"check":"groups","code":"graph_credential"' in enrolled.agent.output()
+        enrolled.graph()  # the file has the new secret
+        until(lambda: metrics(enrolled.agent_observe)[failing] == 1.0, "the new secret counts", timeout=60)
+        ines.start()
+        assert STAFF in Shell(cluster, ines).whoami()["groups"]  # type: ignore[operator]
 
 
 class TestPipelines:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 from arcbridge.agent.accounts import Account, Limit
 from arcbridge.agent.audit import AuditRecord
+from arcbridge.agent.kube.abandoned import AbandonedAnswer
 from arcbridge.agent.kube.authorize import Plan
 from arcbridge.agent.kube.body import RequestBody
 from arcbridge.agent.kube.connect_limit import LONGEST_WAIT, too_much
@@ -140,10 +141,14 @@ class Exchange:
             self._connection.resume_reading()
 
     def cancel(self) -> None:
-        """End the exchange where it is; `ended` is not called any more."""
+        """End the exchange where it is: the caller is gone. `ended` is not called any more."""
         if self.over:
             return
         self.over = True
+        connection = self._connection
+        if connection is not None and self._seated and self._plan.repeatable:
+            self._connection, self._seated = None, False
+            AbandonedAnswer(connection, self._account)  # has the seat from now on
         self._release()
 
     def fail(self, refusal: RequestRefusal) -> None:

@@ -178,6 +178,14 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             self._reading_paused = False
             self.transport.resume_reading()
 
+    def abandon(self, rest: ResponseHandler) -> None:
+        """Give the rest of the answer to `rest`, which takes all of it: the caller is gone and waits for nothing."""
+        self._handler = rest
+        if self._backlog is not None:
+            self._count(0)
+            self._backlog = None
+        self.resume_reading()
+
     def release(self) -> None:
         """Count for no caller any more: the request is over, or what it was upgraded to."""
         if self._backlog is not None:
@@ -350,7 +358,9 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             if tail:
                 handler.response_data(tail, 0)
         if self._handler is not handler:
-            return  # the handler has dropped the connection meanwhile
+            if self._handler is None:
+                return  # the handler has dropped the connection meanwhile
+            handler = self._handler  # its caller is gone, and another one takes the rest
         if broken:
             raise unusable_answer()
         if over:
@@ -403,7 +413,7 @@ class UpstreamPool:
     def take(self, *, own: bool, account: Account | None = None) -> UpstreamConnection | None:
         """Return an idle connection that was made with today's credentials of that kind, if there is one, for a request
         of the account's user."""
-        if not self._idle or (account is not None and account.abandons(self._clock())):
+        if not self._idle or (account is not None and account.ends_connections(self._clock())):
             return None
         context = self._credentials.tls(own=own)
         for position in range(len(self._idle) - 1, -1, -1):

@@ -306,7 +306,8 @@ def judge_api(facts: ApiFacts) -> Finding:
         down = isinstance(facts.error, StreamReset)
         text = "the agent cannot reach the API server" if down else sentence(facts.error)
         return failed(hop, text, "tell the cluster's operator: `arcbridge --role agent doctor` says why", "api_server")
-    said = clip(facts.message)
+    # The agent's own sentence ends with the id already.
+    said = clip(facts.message.removesuffix(f" (request {facts.request_id})"))
     agents_own = "credential of this cluster's agent" in facts.message
     if agents_own or (facts.status == 401 and not facts.token_mode):
         return failed(

@@ -56,13 +56,14 @@ class ExpressionError(Exception):
 class Expression:
     """A compiled expression. It holds no state of an evaluation, so that several threads may evaluate it."""
 
-    __slots__ = ("_checked", "_run", "_variable", "source")
+    __slots__ = ("_checked", "_read", "_run", "_variable", "source")
 
     def __init__(self, source: str, variable: str, checked: Checked, run: Run) -> None:
         self.source = source
         self._variable = variable
         self._checked = checked
         self._run = run
+        self._read = _fields_read(checked, variable)
 
     def evaluate(
         self,
@@ -86,6 +87,15 @@ class Expression:
     def selects(self, field: str) -> bool:
         """Tell whether the expression reads `claims.field` or `claims.?field`; by Kubernetes' rule no other form."""
         return any(_selects(node, self._variable, field) for node in descendants(self._checked.root))
+
+    def may_read(self, field: str) -> bool:
+        """Tell whether the result may depend on `claims.field`: it is read in any form, or a name is computed, or the
+        claims are used as a whole."""
+        return None in self._read or field in self._read
+
+    def names(self, field: str) -> bool:
+        """Tell whether the expression itself names `claims.field`, in any form."""
+        return field in self._read
 
 
 def compile_claims(source: str, *, rule: bool = False) -> Expression:
@@ -153,6 +163,32 @@ def _selects(node: Node, variable: str, field: str) -> bool:
             and name.value == field
         )
     return False
+
+
+def _fields_read(checked: Checked, variable: str) -> frozenset[str | None]:
+    """Return the fields of `variable` that are named; None is among them where another one may be read as well."""
+    found: set[str | None] = set()
+    by_name: set[int] = set()
+    for node in descendants(checked.root):
+        operand: Node | None = None
+        field: object = None
+        if isinstance(node, Select):
+            operand, field = node.operand, node.field
+        elif isinstance(node, Call) and node.target is None and len(node.arguments) == 2:
+            if node.function in ("_?._", "_[_]", "_[?_]"):
+                operand, name = node.arguments
+            elif node.function == "@in":
+                name, operand = node.arguments
+            else:
+                continue
+            field = name.value if isinstance(name, Literal) else None
+        if isinstance(operand, Identifier) and operand.name == variable and isinstance(field, str):
+            found.add(field)
+            by_name.add(id(operand))
+    for node in descendants(checked.root):
+        if isinstance(node, Identifier) and node.name == variable and id(node) not in by_name:
+            found.add(None)
+    return frozenset(found)
 
 
 class _Checks:

@@ -8,7 +8,7 @@ token's expressions share a `Budget`, so that claims that are made to be expensi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,6 +101,29 @@ class Expressions:
     extra: tuple[tuple[str, Expression], ...]
     claim_rules: tuple[Rule, ...]
     user_rules: tuple[Rule, ...]
+
+    def may_read(self, claim: str) -> bool:
+        """Tell whether any of them may read a claim."""
+        return any(expression.may_read(claim) for _, expression in self._on_claims())
+
+    def takes_for_absent(self, claim: str, pointers: Iterable[str]) -> str:
+        """Return where the first expression stands that may read `claim` and looks at none of `pointers`, the claims
+        that say of it that it is elsewhere; empty where there is none."""
+        for path, expression in self._on_claims():
+            if expression.may_read(claim) and not any(expression.names(pointer) for pointer in pointers):
+                return path
+        return ""
+
+    def _on_claims(self) -> Iterator[tuple[str, Expression]]:
+        """Yield the expressions that see claims, with their places, in the order in which they are evaluated."""
+        mappings = f"{self.path}.claimMappings"
+        for name, expression in (("username", self.username), ("groups", self.groups), ("uid", self.uid)):
+            if expression is not None:
+                yield f"{mappings}.{name}.expression", expression
+        for index, (_, expression) in enumerate(self.extra):
+            yield f"{mappings}.extra[{index}].valueExpression", expression
+        for rule in self.claim_rules:
+            yield rule.path, rule.expression
 
     def map(self, claims: Mapping[str, Any], budget: Budget) -> Mapped:
         """Map verified claims, and check the rules on them. Raises TokenRefused or BudgetExceeded."""

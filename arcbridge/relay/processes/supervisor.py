@@ -47,7 +47,7 @@ from arcbridge.relay.processes.worker import Assignment
 from arcbridge.relay.reload import merged
 from arcbridge.relay.service import RelayInfo, tell_warnings
 from arcbridge.relay.settings import required
-from arcbridge.relay.siblings.channel import Channel, Head, Received, pair
+from arcbridge.relay.siblings.channel import Channel, Head, Received, in_parts, pair
 from arcbridge.relay.worker_count import worker_count
 from arcbridge.tasks import cancel_and_wait
 
@@ -166,6 +166,11 @@ class _Worker:
     @property
     def lives(self) -> bool:
         return self.state is not WorkerState.GONE
+
+    def tell_settings(self, head: Head, body: bytes) -> None:
+        """`body` may be longer than a message: settings have as many users and groups as an operator likes."""
+        for part, last in in_parts(body):
+            self.channel.tell({**head, "last": last}, part)
 
 
 class Supervisor:
@@ -300,7 +305,7 @@ class Supervisor:
         worker.channel.start()
         assignment = Assignment(self._config, index, self._count, self._listen.host, self._listen.port)
         worker.settings = self._config
-        worker.channel.tell({"t": "assign"}, pickle.dumps(assignment))
+        worker.tell_settings({"t": "assign"}, pickle.dumps(assignment))
         self._run(self._watch(worker))
 
     def _introduce(self, new: Iterable[int]) -> None:
@@ -519,7 +524,7 @@ class Supervisor:
 
     def _tell_settings(self, worker: _Worker, number: int, config: RelayConfig) -> None:
         worker.settings = config
-        worker.channel.tell({"t": "reload", "n": number}, pickle.dumps(config))
+        worker.tell_settings({"t": "reload", "n": number}, pickle.dumps(config))
 
     def _close_together(self) -> None:
         alive = self._alive()

@@ -33,11 +33,13 @@ import socket
 from dataclasses import dataclass
 from typing import Final
 
+import structlog
+
 from arcbridge.config import RelayConfig
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.net.address import Address
 from arcbridge.observe import logging as logs
-from arcbridge.relay.operations import parts
+from arcbridge.relay.operations import Question, parts
 from arcbridge.relay.service import RelayInfo, serve
 from arcbridge.relay.siblings.channel import Channel, ChannelClosed, Received
 from arcbridge.relay.siblings.group import Siblings
@@ -45,6 +47,10 @@ from arcbridge.relay.siblings.worker_membership import WorkerMembership
 
 BEAT: Final = 1.0
 """Seconds between two `beat`s."""
+ANSWERS: Final = 1024 * 1024
+"""Bytes of answers to operators' questions that wait for the supervisor, above which no more are added."""
+
+log = structlog.get_logger("arcbridge.relay")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,10 @@ class _Worker:
         self._stopping = stopping
         self._hurry = hurry
         self._siblings = Siblings(self._lost)
+        self._settings = bytearray()
+        """What has come of settings whose last part has not."""
+        self._answering = asyncio.Lock()
+        self._answers: set[asyncio.Task[None]] = set()
         self.channel = Channel(parent, self._received, self._orphaned)
         self.channel.start()
 
@@ -93,6 +103,8 @@ class _Worker:
 
     def close(self) -> None:
         """Close the channels to the siblings."""
+        for answer in list(self._answers):
+            answer.cancel()
         self._siblings.close()
 
     # -- inside ----------------------------------------------------------------------------------------------------
@@ -100,8 +112,10 @@ class _Worker:
     def _received(self, message: Received) -> None:
         head = message.head
         match head["t"]:
+            case "assign" | "reload" if not head["last"]:
+                self._settings += message.body
             case "assign":
-                assigned: Assignment = pickle.loads(message.body)
+                assigned: Assignment = pickle.loads(self._whole(message.body))
                 listen = Address(assigned.host, assigned.port)
                 self.membership = WorkerMembership(
                     assigned.index, assigned.count, listen, self._siblings, self.wait_for_all
@@ -115,11 +129,11 @@ class _Worker:
             case "metrics":
                 self.channel.tell({"t": "metrics", "n": head["n"]}, self.membership.snapshot())
             case "ask":
-                rows = self.membership.answer(head["question"]) if hasattr(self, "membership") else []
-                for part, last in parts(rows):
-                    self.channel.tell({"t": "answered", "n": head["n"], "last": last}, part)
+                answer = asyncio.get_running_loop().create_task(self._answer(int(head["n"]), head["question"]))
+                self._answers.add(answer)
+                answer.add_done_callback(self._answers.discard)
             case "reload":
-                self._reload(int(head["n"]), pickle.loads(message.body))
+                self._reload(int(head["n"]), pickle.loads(self._whole(message.body)))
             case "toggle":
                 logs.toggle_debug()
             case "stop":
@@ -133,6 +147,28 @@ class _Worker:
                 if message.sock is not None:
                     message.sock.close()
 
+    def _whole(self, last: bytes) -> bytes:
+        """Return the settings of which this is the last part."""
+        whole = bytes(self._settings) + last
+        self._settings.clear()
+        return whole
+
+    async def _answer(self, number: int, question: Question) -> None:
+        """Answer an operator's question, one after the other, as fast as the supervisor takes it.
+
+        All at once they could be more than the channel holds, which would be taken for a supervisor that is dead.
+        """
+        async with self._answering:
+            rows = self.membership.answer(question) if hasattr(self, "membership") else []
+            for part, last in parts(rows):
+                try:
+                    await self.channel.room(ANSWERS)
+                except ChannelClosed:
+                    return
+                self.channel.tell({"t": "answered", "n": number, "last": last}, part)
+                # What this worker is for goes on in between.
+                await asyncio.sleep(0)
+
     def _reload(self, number: int, config: RelayConfig) -> None:
         """Put other settings in force, and say what came of it. One that does not serve yet says that it failed."""
         reload = self.membership.reload
@@ -143,6 +179,10 @@ class _Worker:
             outcome = reload(config)
         except ArcbridgeError as error:
             self.channel.tell({"t": "reloaded", "n": number, "error": error.message})
+            return
+        except Exception as error:
+            log.error("settings not reloaded", reason=type(error).__name__, exc_info=True)
+            self.channel.tell({"t": "reloaded", "n": number, "error": f"internal error ({type(error).__name__})"})
             return
         self.channel.tell(
             {"t": "reloaded", "n": number, "taken": outcome.taken, "needs_restart": outcome.needs_restart}

@@ -32,13 +32,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 import structlog
 
@@ -46,7 +45,7 @@ from arcbridge.errors import EnrolmentRefused
 from arcbridge.pki.enrolment import JoinToken
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.pki.pins import pin_of, same_pin
-from arcbridge.relay.nats import NatsConnection, NatsUnavailable, end, subject_token
+from arcbridge.relay.nats import NatsConnection, end, subject_token
 from arcbridge.relay.registry import generations
 from arcbridge.relay.registry.base import (
     KEEP_EXPIRED,
@@ -71,38 +70,19 @@ from arcbridge.relay.registry.base import (
     shown_version,
     spent,
 )
-
-if TYPE_CHECKING:
-    from nats.aio.client import Client
-    from nats.js.kv import KeyValue
-
 from arcbridge.relay.registry.generations import RenewedTwice, ShownCertificate
+from arcbridge.relay.registry.nats_bucket import CALL, CHANGE, NOTHING, Bucket, Faster, Value, Watch
 
 T = TypeVar("T")
 
-CALL: Final = 2.0
-"""Seconds for one request to JetStream. A leader that is being elected takes longer; then the caller tries again."""
 READ: Final = 1.0
-"""... for a read that the copy can answer instead."""
-CHANGE: Final = 15.0
-"""Seconds for a change with all its repeats, when many relays want the same key."""
+"""Seconds for a read that the copy can answer instead."""
 PAUSES: Final = (0.001, 0.02)
 FOLLOW: Final = 300.0
 """Seconds until the copy is read anew, in case the server lost the watch without a word."""
 FOLLOW_AGAIN: Final = (0.5, 2.0)
 
 log = structlog.get_logger("arcbridge.relay")
-
-
-class _Value(NamedTuple):
-    """What a key holds, and at which revision. `data` None: nothing (any more); revision 0: never anything."""
-
-    data: dict[str, Any] | None
-    revision: int
-
-
-class _Faster(Exception):
-    """Another relay has written the key since it was read."""
 
 
 class NatsRegistry(Registry):
@@ -118,25 +98,18 @@ class NatsRegistry(Registry):
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._nats = connection
-        self._bucket = bucket
-        self._replicas = replicas
+        self._bucket = Bucket(connection, name=bucket, replicas=replicas, monotonic=monotonic)
         self._outage = outage
         self._clock = clock
         self._monotonic = monotonic
-        self._closed = False
-        self._store: tuple[Client, KeyValue] | None = None
-        self._opening = asyncio.Lock()
         self._following: asyncio.Task[None] | None = None
-        # The copy: bindings and revocations by subject token, users' by hash, each with its revision; when JetStream
-        # last answered; whether it was ever read whole; when the bucket was made, because revisions count from 1 in
-        # another one.
-        self._bindings: dict[str, _Value] = {}
-        self._revoked: dict[str, _Value] = {}
-        self._users: dict[str, _Value] = {}
+        # The copy: bindings and revocations by subject token, users' by hash, each with its revision; whether it was
+        # ever read whole; when the bucket was made, because revisions count from 1 in another one.
+        self._bindings: dict[str, Value] = {}
+        self._revoked: dict[str, Value] = {}
+        self._users: dict[str, Value] = {}
         self._users_read = False
         """Whether the users of the bucket were ever read whole."""
-        self._contact: float | None = None
         self._complete = False
         self._made: object = None
 
@@ -145,7 +118,7 @@ class NatsRegistry(Registry):
         self._following = asyncio.get_running_loop().create_task(self._follow())
 
     async def close(self) -> None:
-        self._closed = True
+        self._bucket.closed = True
         if self._following is not None:
             await end([self._following])
             self._following = None
@@ -162,7 +135,7 @@ class NatsRegistry(Registry):
         }  # fmt: skip
 
         async def create() -> None:
-            await self._write(f"token.{token.id}", data, 0)
+            await self._bucket.write(f"token.{token.id}", data, 0)
 
         await self._changing(create)
         await self._drop_expired(now)
@@ -171,9 +144,9 @@ class NatsRegistry(Registry):
     async def _drop_expired(self, now: float) -> None:
         """Housekeeping of who makes tokens; the new one stands, whatever comes of it."""
         try:
-            for key, value in (await self._all("token.>")).items():
+            for key, value in (await self._bucket.read_all("token.>")).items():
                 if value.data is not None and value.data["expires_at"] < now - KEEP_EXPIRED:
-                    await self._remove(key)
+                    await self._bucket.remove(key)
         except RegistryUnavailable as error:
             log.warning("long expired join tokens not removed", reason=error.message)
 
@@ -188,7 +161,7 @@ class NatsRegistry(Registry):
                 expires_at=data["expires_at"],
                 rebind=data["rebind"],
             )
-            for key, (data, _) in (await self._all("token.>")).items()
+            for key, (data, _) in (await self._bucket.read_all("token.>")).items()
             if data is not None
         ]
         return sorted(found, key=lambda record: (record.created, record.id))
@@ -196,9 +169,9 @@ class NatsRegistry(Registry):
     async def delete_join_token(self, token_id: str) -> bool:
         if not token_id.isascii() or not token_id.isalnum():
             return False
-        if (await self._read(f"token.{token_id}")).data is None:
+        if (await self._bucket.read(f"token.{token_id}")).data is None:
             return False
-        await self._remove(f"token.{token_id}")
+        await self._bucket.remove(f"token.{token_id}")
         return True
 
     async def redeem_join_token(self, text: str, key_hash: str, cluster_ca_pem: str) -> ClusterRecord:
@@ -208,7 +181,7 @@ class NatsRegistry(Registry):
         async def redeem() -> str:
             now = self._clock()
             key = f"token.{token.id}"
-            found, revision = await self._read(key)
+            found, revision = await self._bucket.read(key)
             # An unknown id costs the same comparison as a wrong secret, and gets the same answer.
             if not token.matches("0" * 64 if found is None else found["secret_hash"]) or found is None:
                 raise EnrolmentRefused(UNKNOWN_TOKEN)
@@ -220,7 +193,7 @@ class NatsRegistry(Registry):
             cluster: str = found["cluster"]
             place = f"cluster.{subject_token(cluster)}"
             revoked, binding = await asyncio.gather(
-                self._revocation(subject_token(cluster)), self._read(f"{place}.binding")
+                self._revocation(subject_token(cluster)), self._bucket.read(f"{place}.binding")
             )
             if revoked:
                 raise EnrolmentRefused(REVOKED)
@@ -231,7 +204,7 @@ class NatsRegistry(Registry):
             if not repeated:
                 kept = {one: at for one, at in found["redemptions"].items() if abs(now - at) <= REDEEM_AGAIN}
                 used = {"used": found["used"] + 1, "redemptions": {**kept, key_hash: now}}
-                await self._write(key, {**found, **used}, revision)
+                await self._bucket.write(key, {**found, **used}, revision)
             bound = {
                 "name": cluster,
                 "ca_pem": cluster_ca_pem,
@@ -241,7 +214,7 @@ class NatsRegistry(Registry):
                 "keys": generations.to_json(generations.enrolled(_keys(known), key_hash, now, repeated=repeated)),
             }
             if bound != known:
-                await self._write(f"{place}.binding", bound, binding.revision)
+                await self._bucket.write(f"{place}.binding", bound, binding.revision)
             return cluster
 
         record = await self.cluster(await self._changing(redeem))
@@ -251,7 +224,7 @@ class NatsRegistry(Registry):
 
     async def check_join_token(self, text: str) -> str:
         token = JoinToken.parse(text)
-        found = (await self._read(f"token.{token.id}")).data
+        found = (await self._bucket.read(f"token.{token.id}")).data
         if not token.matches("0" * 64 if found is None else found["secret_hash"]) or found is None:
             raise EnrolmentRefused(UNKNOWN_TOKEN)
         if why := spent(found["used"], found["uses"], found["expires_at"], self._clock()):
@@ -274,23 +247,23 @@ class NatsRegistry(Registry):
         data = {"name": name, "ca_pem": ca_pem, "ca_pin": pin_of(ca_pem), "created": when, "valid_since": 0.0}
 
         async def adopt() -> bool:
-            found, revision = await self._read(f"cluster.{token}.binding")
+            found, revision = await self._bucket.read(f"cluster.{token}.binding")
             # A revocation without a binding is what is left of a bucket that was emptied: it still holds.
             if found is not None or await self._revocation(token):
                 return False
-            await self._write(f"cluster.{token}.binding", data, revision)
+            await self._bucket.write(f"cluster.{token}.binding", data, revision)
             return True
 
         return await self._changing(adopt)
 
     async def clusters(self) -> list[ClusterRecord]:
-        bound, seen = await asyncio.gather(self._all("cluster.>"), self._all("seen.>"))
+        bound, seen = await asyncio.gather(self._bucket.read_all("cluster.>"), self._bucket.read_all("seen.>"))
         records = []
         for key, (data, _) in bound.items():
             if key.endswith(".binding") and data is not None:
                 token = subject_token(data["name"])
-                revoked = self._held(token, bound.get(f"cluster.{token}.revoked", _NOTHING))
-                records.append(_record(data, seen.get(f"seen.{token}", _NOTHING).data, revoked))
+                revoked = self._held(token, bound.get(f"cluster.{token}.revoked", NOTHING))
+                records.append(_record(data, seen.get(f"seen.{token}", NOTHING).data, revoked))
         return sorted(records, key=lambda record: record.name)
 
     async def certificate_issued(self, name: str, expires_at: float) -> None:
@@ -311,15 +284,15 @@ class NatsRegistry(Registry):
 
         async def note() -> None:
             # The copy will do: it is asked only whether there is such a cluster.
-            if token not in self._bindings and (await self._read(f"cluster.{token}.binding")).data is None:
+            if token not in self._bindings and (await self._bucket.read(f"cluster.{token}.binding")).data is None:
                 return
-            found, revision = await self._read(f"seen.{token}")
+            found, revision = await self._bucket.read(f"seen.{token}")
             noted = dict(found or {})
             for field, value in changes.items():
                 # Times only go up: notes of several relays come in any order.
                 noted[field] = max(noted.get(field, 0.0), value) if isinstance(value, float | int) else value
             if noted != found:
-                await self._write(f"seen.{token}", noted, revision)
+                await self._bucket.write(f"seen.{token}", noted, revision)
 
         await self._changing(note)
 
@@ -327,7 +300,9 @@ class NatsRegistry(Registry):
         token = subject_token(name)
 
         async def renew() -> generations.Renewal:
-            revoked, binding = await asyncio.gather(self._revocation(token), self._read(f"cluster.{token}.binding"))
+            revoked, binding = await asyncio.gather(
+                self._revocation(token), self._bucket.read(f"cluster.{token}.binding")
+            )
             if binding.data is None:
                 raise EnrolmentRefused(NOT_ENROLLED)
             if revoked:
@@ -336,7 +311,7 @@ class NatsRegistry(Registry):
             renewal = generations.renewed(known, shown, request, self._clock())
             if renewal.keys != known:
                 data = {**binding.data, "keys": generations.to_json(renewal.keys)}
-                await self._write(f"cluster.{token}.binding", data, binding.revision)
+                await self._bucket.write(f"cluster.{token}.binding", data, binding.revision)
             return renewal
 
         renewal = await self._changing(renew)
@@ -350,12 +325,12 @@ class NatsRegistry(Registry):
         token = subject_token(name)
 
         async def revoke() -> bool:
-            known = (await self._read(f"cluster.{token}.binding")).data is not None
-            found, revision = await self._read(f"cluster.{token}.revoked")
+            known = (await self._bucket.read(f"cluster.{token}.binding")).data is not None
+            found, revision = await self._bucket.read(f"cluster.{token}.revoked")
             # The time of the first revocation stays.
             if found is None:
                 data = {"at": self._clock()}
-                self._revoked[token] = _Value(data, await self._write(f"cluster.{token}.revoked", data, revision))
+                self._revoked[token] = Value(data, await self._bucket.write(f"cluster.{token}.revoked", data, revision))
             return known
 
         return await self._changing(revoke)
@@ -364,11 +339,11 @@ class NatsRegistry(Registry):
         token = subject_token(name)
 
         async def restore() -> bool:
-            bound, held = (await self._read(f"cluster.{token}.binding")).data, await self._revocation(token)
+            bound, held = (await self._bucket.read(f"cluster.{token}.binding")).data, await self._revocation(token)
             if bound is None and not held:
                 return False
             # Also when there is nothing to delete: the mark of the deletion is what other relays believe.
-            await self._remove(f"cluster.{token}.revoked")
+            await self._bucket.remove(f"cluster.{token}.revoked")
             await self._revocation(token)
             return True
 
@@ -378,10 +353,10 @@ class NatsRegistry(Registry):
         token = subject_token(name)
 
         async def delete() -> bool:
-            bound, held = (await self._read(f"cluster.{token}.binding")).data, await self._revocation(token)
+            bound, held = (await self._bucket.read(f"cluster.{token}.binding")).data, await self._revocation(token)
             # Also what is not there: the mark of the deletion is what other relays believe.
             for key in (f"cluster.{token}.binding", f"seen.{token}", f"cluster.{token}.revoked"):
-                await self._remove(key)
+                await self._bucket.remove(key)
             await self._revocation(token)
             return bound is not None or bool(held)
 
@@ -389,7 +364,7 @@ class NatsRegistry(Registry):
 
     async def revocations(self) -> frozenset[str]:
         try:
-            for key, value in (await self._all("cluster.*.revoked", CALL)).items():
+            for key, value in (await self._bucket.read_all("cluster.*.revoked", CALL)).items():
                 self._held(key.split(".")[1], value)
         except RegistryUnavailable:
             self._require_copy()
@@ -403,10 +378,10 @@ class NatsRegistry(Registry):
         await self._make_room(digest)
 
         async def revoke() -> UserRevocation:
-            found, revision = await self._read(f"user.{digest}")
+            found, revision = await self._bucket.read(f"user.{digest}")
             record = added(None if found is None else _user(found), UserRevocation(user, before, reason, self._clock()))
             data = asdict(record)
-            self._users[digest] = _Value(data, await self._write(f"user.{digest}", data, revision))
+            self._users[digest] = Value(data, await self._bucket.write(f"user.{digest}", data, revision))
             return record
 
         return await self._changing(revoke)
@@ -414,7 +389,7 @@ class NatsRegistry(Registry):
     async def _make_room(self, digest: str) -> None:
         """Raise `StateError` where the list is full. Two operators at once may put one more into it than may be in it,
         which harms nothing."""
-        known = await self._all("user.>")
+        known = await self._bucket.read_all("user.>")
         known.pop(f"user.{digest}", None)
         entries = {key: _user(data) for key, (data, _) in known.items() if data is not None}
         if len(entries) < MAX_REVOKED_USERS:
@@ -423,19 +398,19 @@ class NatsRegistry(Registry):
         if not old:
             raise full()
         for key in old:
-            await self._remove(key)
+            await self._bucket.remove(key)
 
     async def restore_user(self, user: str) -> bool:
         digest = _digest(check_user(user))
-        known = (await self._read(f"user.{digest}")).data or self._users.get(digest, _NOTHING).data
+        known = (await self._bucket.read(f"user.{digest}")).data or self._users.get(digest, NOTHING).data
         # Also when there is nothing to delete: the mark of the deletion is what other relays believe.
-        await self._remove(f"user.{digest}")
-        _take(self._users, digest, await self._read(f"user.{digest}"))
+        await self._bucket.remove(f"user.{digest}")
+        _take(self._users, digest, await self._bucket.read(f"user.{digest}"))
         return known is not None
 
     async def user_revocations(self) -> Mapping[str, UserRevocation]:
         try:
-            for key, value in (await self._all("user.>", CALL)).items():
+            for key, value in (await self._bucket.read_all("user.>", CALL)).items():
                 _take(self._users, key.removeprefix("user."), value)
             self._users_read = True
         except RegistryUnavailable:
@@ -447,33 +422,33 @@ class NatsRegistry(Registry):
 
     # The copy.
 
-    async def _read_or_copy(self, key: str, copy: dict[str, _Value], token: str) -> _Value:
+    async def _read_or_copy(self, key: str, copy: dict[str, Value], token: str) -> Value:
         try:
-            return await self._read(key, READ)
+            return await self._bucket.read(key, READ)
         except RegistryUnavailable:
             self._require_copy()
-            return copy.get(token, _NOTHING)
+            return copy.get(token, NOTHING)
 
-    async def _read_or_nothing(self, key: str) -> _Value:
+    async def _read_or_nothing(self, key: str) -> Value:
         """For what decides nothing."""
         try:
-            return await self._read(key, READ)
+            return await self._bucket.read(key, READ)
         except RegistryUnavailable:
             self._require_copy()
-            return _NOTHING
+            return NOTHING
 
     async def _revocation(self, token: str) -> float:
         """Return when the cluster was revoked, 0 if it is not."""
         return self._held(token, await self._read_or_copy(f"cluster.{token}.revoked", self._revoked, token))
 
-    def _held(self, token: str, found: _Value) -> float:
+    def _held(self, token: str, found: Value) -> float:
         """Take over what was read of a cluster's revocation; when it was revoked, or 0."""
         known = _take(self._revoked, token, found)
         return 0.0 if known.data is None else float(known.data["at"])
 
     def _require_copy(self) -> None:
-        silence = math.inf if self._contact is None else self._monotonic() - self._contact
-        if self._closed or not self._complete or silence > self._outage:
+        silence = math.inf if self._bucket.contact is None else self._monotonic() - self._bucket.contact
+        if self._bucket.closed or not self._complete or silence > self._outage:
             raise RegistryUnavailable("the fleet's registry does not answer: is NATS up?")
 
     async def _follow(self) -> None:
@@ -490,16 +465,16 @@ class NatsRegistry(Registry):
 
     async def _follow_once(self) -> None:
         """Everything there is, then every change, for the life of one connection."""
-        client, store = await self._opened()
-        made = (await self._answered(store.status(), CALL)).stream_info.created
+        client, store = await self._bucket.opened()
+        made = (await self._bucket.answered(store.status(), CALL)).stream_info.created
         if self._made not in (None, made):
             log.warning("the registry's bucket is another one; revocations known from the old one still hold")
             for copy in (self._revoked, self._users):
-                copy.update({token: _Value(value.data, 0) for token, value in copy.items()})
+                copy.update({token: Value(value.data, 0) for token, value in copy.items()})
         self._made = made
-        watch = _Watch(await self._answered(store.watch("cluster.>"), CALL))
+        watch = Watch(await self._bucket.answered(store.watch("cluster.>"), CALL))
         until = self._monotonic() + FOLLOW
-        fresh: dict[str, _Value] | None = {}
+        fresh: dict[str, Value] | None = {}
         try:
             while self._monotonic() < until and not client.is_closed:
                 try:
@@ -510,7 +485,7 @@ class NatsRegistry(Registry):
                     # All that was there: what is not among it is gone, revocations aside.
                     self._bindings, fresh = fresh or {}, None
                     self._complete = True
-                    self._contact = self._monotonic()
+                    self._bucket.contact = self._monotonic()
                     continue
                 key, value = found
                 _, token, kind = key.split(".")
@@ -521,130 +496,6 @@ class NatsRegistry(Registry):
         finally:
             await watch.stop()
 
-    # The bucket.
-
-    async def _opened(self) -> tuple[Client, KeyValue]:
-        """Return the bucket over the connection that stands, made if there is none."""
-        if self._closed:
-            raise RegistryUnavailable("the registry is closed: the relay is stopping")
-        try:
-            client = self._nats.client
-        except NatsUnavailable as error:
-            raise RegistryUnavailable("the fleet's registry does not answer: is NATS up?") from error
-        if self._store is not None and self._store[0] is client:
-            return self._store
-        async with self._opening:
-            if self._store is not None and self._store[0] is client:
-                return self._store
-            from nats.js import api, errors
-
-            jetstream = client.jetstream(timeout=CALL)
-            try:
-                store = await self._answered(jetstream.key_value(self._bucket), CALL)
-            except errors.NotFoundError:
-                # Another relay may make it at the same time: the same settings, so both succeed.
-                config = api.KeyValueConfig(
-                    bucket=self._bucket,
-                    description="arcbridge relays: clusters, join tokens, revocations",
-                    history=1,
-                    replicas=self._replicas,
-                    # Reads go to the leader, which has every write: an old replica would bring revoked clusters back.
-                    direct=False,
-                )
-                try:
-                    store = await self._answered(jetstream.create_key_value(config), 2 * CALL)
-                except errors.APIError as error:
-                    log.error("registry bucket not made", bucket=self._bucket, reason=error.description)
-                    raise RegistryUnavailable(
-                        f"the registry's bucket {self._bucket} is not there and cannot be made: {error.description}"
-                    ) from error
-                log.info("registry bucket made", bucket=self._bucket, replicas=self._replicas)
-            self._store = (client, store)
-            return self._store
-
-    async def _answered(self, call: Awaitable[T], timeout: float) -> T:
-        """The result of a call to JetStream, or `RegistryUnavailable`; answers that mean something pass as they are."""
-        from nats import errors
-        from nats.js import errors as answers
-
-        try:
-            async with asyncio.timeout(timeout):
-                return await call
-        except (answers.NotFoundError, answers.KeyDeletedError, answers.KeyWrongLastSequenceError):
-            self._contact = self._monotonic()
-            raise
-        except (answers.ServiceUnavailableError, answers.NoStreamResponseError, errors.NoRespondersError) as error:
-            raise RegistryUnavailable("JetStream is not available: is it enabled, and has it a leader?") from error
-        except (errors.TimeoutError, TimeoutError) as error:
-            self._nats.doubt()
-            raise RegistryUnavailable("the fleet's registry does not answer: is NATS up?") from error
-        except answers.APIError:
-            raise
-        except (errors.Error, OSError) as error:
-            raise RegistryUnavailable("the fleet's registry does not answer: is NATS up?") from error
-
-    async def _read(self, key: str, timeout: float = CALL) -> _Value:
-        from nats.js import errors
-
-        _, store = await self._opened()
-        try:
-            entry = await self._answered(store._get(key), timeout)
-        except errors.KeyDeletedError as error:
-            return _Value(None, (error.entry.revision if error.entry is not None else None) or 0)
-        except errors.NotFoundError:
-            return _NOTHING
-        except errors.APIError as error:
-            raise _unavailable(error) from error
-        self._contact = self._monotonic()
-        return _Value(_decoded(entry.value), entry.revision or 0)
-
-    async def _write(self, key: str, data: Mapping[str, Any], revision: int) -> int:
-        """Only if the key is still at `revision`; raises `_Faster` otherwise."""
-        from nats.js import errors
-
-        _, store = await self._opened()
-        encoded = json.dumps(data, separators=(",", ":"), sort_keys=True).encode()
-        try:
-            written = await self._answered(store.update(key, encoded, last=revision), CALL)
-        except errors.KeyWrongLastSequenceError as error:
-            raise _Faster from error
-        except errors.APIError as error:
-            raise _unavailable(error) from error
-        self._contact = self._monotonic()
-        return written
-
-    async def _remove(self, key: str) -> None:
-        from nats.js import errors
-
-        _, store = await self._opened()
-        try:
-            await self._answered(store.delete(key), CALL)
-        except errors.APIError as error:
-            raise _unavailable(error) from error
-        self._contact = self._monotonic()
-
-    async def _all(self, keys: str, timeout: float = CHANGE) -> dict[str, _Value]:
-        """Every key that matches, deleted ones too, as they are now."""
-        from nats.js import errors
-
-        _, store = await self._opened()
-        found: dict[str, _Value] = {}
-
-        async def collect() -> None:
-            watch = _Watch(await store.watch(keys, inactive_threshold=10.0))
-            try:
-                while (entry := await watch.next(timeout)) is not None:
-                    found[entry[0]] = entry[1]
-            finally:
-                await watch.stop()
-
-        try:
-            await self._answered(collect(), timeout)
-        except errors.APIError as error:
-            raise _unavailable(error) from error
-        self._contact = self._monotonic()
-        return found
-
     async def _changing(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Run `attempt`, again whenever another relay was faster; each time it reads and judges anew."""
         until = self._monotonic() + CHANGE
@@ -652,23 +503,20 @@ class NatsRegistry(Registry):
         while True:
             try:
                 return await attempt()
-            except _Faster:
+            except Faster:
                 if self._monotonic() > until:
                     raise RegistryUnavailable("too many changes at once in the registry: try again") from None
                 await asyncio.sleep(random.uniform(0, pause))
                 pause = min(2 * pause, PAUSES[1])
 
 
-_NOTHING: Final = _Value(None, 0)
-
-
-def _take(copy: dict[str, _Value], token: str, found: _Value) -> _Value:
+def _take(copy: dict[str, Value], token: str, found: Value) -> Value:
     """Take over what was read of a revocation, unless the copy knows better; return what holds.
 
     A key that is missing says nothing (rule of the module), and neither does a revision older than a known one, as
     long as the bucket is the same; one that was made anew counts from 1 again, and there a revocation wins.
     """
-    known = copy.get(token, _NOTHING)
+    known = copy.get(token, NOTHING)
     if found.revision and (found.revision >= known.revision or (found.data is not None and known.data is None)):
         copy[token] = known = found
     return known
@@ -681,60 +529,6 @@ def _user(data: Mapping[str, Any]) -> UserRevocation:
 def _digest(user: str) -> str:
     """A user as part of a key, for which only some characters may be used."""
     return hashlib.sha256(user.encode()).hexdigest()[:40]
-
-
-class _Watch:
-    """The entries of a bucket, and each change behind them.
-
-    nats-py marks the end of what was there when it has handed over no entry yet, also where some have arrived and wait
-    for their turn of the loop. Here the mark comes behind all that the server had sent by then.
-    """
-
-    def __init__(self, watcher: KeyValue.KeyWatcher) -> None:
-        self._watcher = watcher
-        self._seen = 0
-        """Entries so far."""
-        self._marked = -1
-        """Entries behind which the end is to be marked, because nats-py did so too early; -1: it did not."""
-
-    async def next(self, timeout: float) -> tuple[str, _Value] | None:
-        """Return a key and its value; None once, when all that was there at the beginning has been told.
-
-        Raises TimeoutError after `timeout` seconds without either.
-        """
-        if self._seen == self._marked:
-            self._marked = -1
-            return None
-        async with asyncio.timeout(timeout):
-            entry: Any = await self._watcher._updates.get()
-            if entry is None and not self._seen:
-                subscription: Any = self._watcher._sub
-                sent = (await subscription.consumer_info()).delivered.consumer_seq
-                if sent:
-                    self._marked = sent
-                    entry = await self._watcher._updates.get()
-        if entry is None:
-            return None
-        self._seen += 1
-        return entry.key, _Value(_decoded(entry.value) if entry.operation is None else None, entry.revision or 0)
-
-    async def stop(self) -> None:
-        """End it; the consumer goes by itself where its connection is over."""
-        try:
-            async with asyncio.timeout(1.0):
-                await self._watcher.stop()  # type: ignore[no-untyped-call]
-        except Exception:
-            pass
-
-
-def _decoded(value: bytes | None) -> dict[str, Any]:
-    try:
-        data = json.loads(value or b"")
-    except ValueError as error:
-        raise RegistryUnavailable("the registry holds something that is not ours: was its bucket shared?") from error
-    if not isinstance(data, dict):
-        raise RegistryUnavailable("the registry holds something that is not ours: was its bucket shared?")
-    return data
 
 
 def _record(binding: Mapping[str, Any], seen: Mapping[str, Any] | None, revoked: float) -> ClusterRecord:
@@ -757,7 +551,3 @@ def _record(binding: Mapping[str, Any], seen: Mapping[str, Any] | None, revoked:
 def _keys(binding: Mapping[str, Any] | None) -> generations.Keys:
     """What a binding holds of keys; one that was written by a relay that counts nothing has nothing of them."""
     return generations.from_json((binding or {}).get("keys", {}))
-
-
-def _unavailable(error: Any) -> RegistryUnavailable:
-    return RegistryUnavailable(f"JetStream refused: {getattr(error, 'description', '') or type(error).__name__}")

@@ -25,7 +25,7 @@ import os
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
 from arcbridge.errors import ArcbridgeError
@@ -35,6 +35,8 @@ QUEUE: Final = 32 * 1024 * 1024
 MAX_MESSAGE: Final = 128 * 1024
 """Bytes. The longest are metrics and a join with what came behind its TLS (64 KiB); the kernel's default for a Unix
 socket's buffer is 208 KiB, and a message has to fit."""
+PART: Final = 64 * 1024
+"""Bytes of a longer body in each of the messages that carry it."""
 _SPARE_DESCRIPTORS: Final = 4
 """Room in the ancillary buffer: one descriptor is sent, and a buffer that is too short loses them without an error."""
 _MESSAGES: Final = 64
@@ -75,6 +77,7 @@ class Channel:
         self._on_closed = on_closed
         self._waiting: deque[tuple[bytes, socket.socket | None, bool]] = deque()
         self._queued = 0
+        self._moved = asyncio.Event()
         self.closed = False
 
     def start(self) -> None:
@@ -114,6 +117,15 @@ class Channel:
         except ChannelClosed:
             pass
 
+    async def room(self, most: int) -> None:
+        """Wait until at most `most` bytes wait here for the other process; for what is long and may come slowly. Raises
+        `ChannelClosed`."""
+        while self._queued > most and not self.closed:
+            self._moved.clear()
+            await self._moved.wait()
+        if self.closed:
+            raise ChannelClosed
+
     def read_rest(self) -> None:
         """Take what has come, for when the other end is known to be gone."""
         while not self.closed and self._readable():
@@ -131,6 +143,7 @@ class Channel:
             if sock is not None and not keep:
                 sock.close()
         self._waiting.clear()
+        self._moved.set()
         self._sock.close()
         self._on_closed()
 
@@ -161,6 +174,7 @@ class Channel:
                     return
                 self._waiting.popleft()
                 self._queued -= len(message)
+                self._moved.set()
                 if sock is not None and not keep:
                     sock.close()
         except ChannelClosed:
@@ -192,6 +206,13 @@ class Channel:
             if self.closed:
                 return False
         return True
+
+
+def in_parts(body: bytes) -> Iterator[tuple[bytes, bool]]:
+    """Yield a body of any length in parts that fit into a message each; the second value says which is the last. One at
+    least."""
+    for begin in range(0, max(len(body), 1), PART):
+        yield body[begin : begin + PART], begin + PART >= len(body)
 
 
 def check_peer(sock: socket.socket) -> None:

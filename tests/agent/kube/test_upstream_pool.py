@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trustme
 
-from arcbridge.agent.accounts import ABANDONED, CONNECTING, Account, Accounts
+from arcbridge.agent.accounts import CONNECTING, ENDED_CONNECTIONS, Account, Accounts
 from arcbridge.agent.kube import upstream_pool
 from arcbridge.agent.kube.apiserver import REREAD, ApiServer, endpoint_of
 from arcbridge.agent.kube.connect_limit import ConnectLimit
@@ -275,22 +275,22 @@ async def test_l32_connections_count_for_who_uses_them(tmp_path: Path) -> None:
         assert (a.connections, b.connections, pool.limit.held) == (0, 0, 0)
 
 
-async def test_l32_who_abandons_requests_takes_no_connection_that_others_left(tmp_path: Path) -> None:
-    """Each abandoned request ends its connection: others would have to connect for theirs."""
+async def test_l32_who_ends_connections_takes_none_that_others_left(tmp_path: Path) -> None:
+    """Others would have to connect for theirs."""
     clock = Clock()
     clock.now = 1000.0
     async with serving(tmp_path, clock) as (_, api):
         api.upstream._clock = clock
         await ask(api.upstream)
         a, b = account(), account()
-        for _ in range(ABANDONED + 1):
-            a.churn.take(clock.now)
+        for _ in range(ENDED_CONNECTIONS):
+            a.end_connection(clock.now)
         assert api.upstream.take(own=True, account=a) is None
         kept = api.upstream.take(own=True, account=b)
         assert kept is not None
         kept.send(done := Collected(), GET)
         await asyncio.wait_for(done.done.wait(), 5)
-        clock.now += 2 / a.churn.rate
+        clock.now += 1.0
         assert api.upstream.take(own=True, account=a) is kept, "the allowance was refilled"
         kept.drop()
 

@@ -95,6 +95,34 @@ SELECTS = [
 ]
 
 
+READS = [
+    ("claims.groups", True, True),
+    ("claims.?groups.orValue([])", True, True),
+    ("has(claims.groups) ? 'a' : 'b'", True, True),
+    ("claims['groups']", True, True),
+    ("claims[?'groups'].orValue([])", True, True),
+    ("'groups' in claims", True, True),
+    ("['x'].exists(x, x in dyn(claims.groups))", True, True),
+    ("claims.groups.size() == claims.size()", True, True),
+    ("claims[claims.sub]", True, False),
+    ("claims.sub in claims", True, False),
+    ("claims.exists(name, name == 'groups')", True, False),
+    ("dyn(claims).groups", True, False),
+    ("[claims][0].groups", True, False),
+    ("claims == claims", True, False),
+    ("claims.sub", False, False),
+    ("claims.nested.groups", False, False),
+    ("claims['sub'] == 'groups'", False, False),
+    ("'a' in dyn(claims.roles)", False, False),
+]
+
+
+@pytest.mark.parametrize(("source", "may", "names"), READS, ids=[row[0] for row in READS])
+def test_which_expressions_may_read_a_claim_in_any_form(source: str, may: bool, names: bool) -> None:
+    found = compile_claims(source)
+    assert (found.may_read("groups"), found.names("groups")) == (may, names)
+
+
 @pytest.mark.parametrize(("source", "selects"), SELECTS, ids=[row[0] for row in SELECTS])
 def test_which_expressions_read_a_claim(source: str, selects: bool) -> None:
     assert compile_claims(source).selects("email") is selects

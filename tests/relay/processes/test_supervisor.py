@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pickle
 import signal
 import socket
 import time
@@ -15,9 +16,10 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from arcbridge.config import ObserveConfig, RelayConfig
+from arcbridge.config import ObserveConfig, RelayConfig, RelayLimitsConfig, RelayUserLimitsConfig
 from arcbridge.errors import ConfigError
 from arcbridge.net.address import Address, parse_address
+from arcbridge.observe.reloads import Outcome
 from arcbridge.relay.listener import bind
 from arcbridge.relay.processes import supervisor as supervisor_module
 from arcbridge.relay.processes.supervisor import Supervisor, supervise
@@ -137,6 +139,36 @@ async def test_a_port_that_is_in_use(config: RelayConfig, tmp_path: Path) -> Non
                 await serve(
                     replace(config, listen=listen, workers=1), lambda info: None, asyncio.Event(), asyncio.Event()
                 )
+
+
+async def test_settings_of_five_thousand_users_reach_every_worker(config: RelayConfig) -> None:
+    """At the start, by a reload, and when a worker is started again: they are longer than one message."""
+
+    def limited(sessions: int) -> RelayConfig:
+        users = {f"oidc:user-{n}@example.com": RelayUserLimitsConfig(sessions=sessions) for n in range(5000)}
+        return replace(config, limits=RelayLimitsConfig(users=users))
+
+    assert len(pickle.dumps(limited(1))) > MAX_MESSAGE
+    supervisor = Supervisor(limited(1), 2, held_port(), os.open(os.devnull, os.O_RDONLY))
+    try:
+        await supervisor.start()
+        outcome = await supervisor.reload(lambda: limited(2))
+        assert outcome == Outcome(("limits.users",), ()), "each worker has seen what is different"
+        os.kill(children()[0], signal.SIGKILL)
+        async with asyncio.timeout(30):
+            while supervisor.restarts < 1 or len(supervisor._serving()) < 2:
+                await asyncio.sleep(0.02)
+        outcome = await supervisor.reload(lambda: limited(2))
+        assert outcome == Outcome((), ()), "also the new worker has the limits of the last reload"
+    finally:
+        await supervisor.kill()
+
+
+def held_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 async def test_a_worker_that_started_during_a_reload_is_told_the_new_settings(config: RelayConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 
 from arcbridge.config import RelayConfig
 from arcbridge.observe import logging as logs
+from arcbridge.relay.operations import Operations, rows_of
 from arcbridge.relay.processes.worker import Assignment, work
-from arcbridge.relay.siblings.channel import Channel, Received, pair
+from arcbridge.relay.siblings.channel import QUEUE, Channel, Received, in_parts, pair
 from tests.identity.issuer import CONFIG
 
 
@@ -49,7 +51,8 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RelayConfig:
 
 
 def assign(supervisor: Supervisor, config: RelayConfig) -> None:
-    supervisor.channel.send({"t": "assign"}, pickle.dumps(Assignment(config, 0, 1, "127.0.0.1", 0)))
+    for part, last in in_parts(pickle.dumps(Assignment(config, 0, 1, "127.0.0.1", 0))):
+        supervisor.channel.send({"t": "assign", "last": last}, part)
     supervisor.channel.send({"t": "serve", "siblings": 0})
 
 
@@ -100,3 +103,47 @@ async def test_an_error_at_the_start_is_told_and_not_raised(config: RelayConfig)
     assert "policy.toml" in told["message"]
     await asyncio.wait_for(supervisor.task, 10)
     supervisor.channel.close()
+
+
+async def test_sixteen_questions_about_ten_thousand_sessions_are_answered_and_the_worker_lives(
+    config: RelayConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once the answers are more than the channel holds, which would be taken for a supervisor that is dead."""
+    rows = [{"session": f"{number:016x}", "user": f"oidc:{'u' * 200}{number}"} for number in range(10_000)]
+    assert 16 * len(json.dumps(rows)) > QUEUE
+    monkeypatch.setattr(Operations, "answer", lambda operations, question: rows)
+    supervisor = Supervisor()
+    assign(supervisor, config)
+    await supervisor.hears("serving")
+    for number in range(16):
+        supervisor.channel.send({"t": "ask", "n": number, "question": {"ask": "sessions"}})
+    async with asyncio.timeout(60):
+        while sum(1 for message in supervisor.said if message.head.get("last")) < 16:
+            assert not supervisor.task.done()
+            assert not supervisor.channel.closed
+            await asyncio.sleep(0.01)
+    for number in range(16):
+        of_one = [one.body for one in supervisor.said if one.head["t"] == "answered" and one.head["n"] == number]
+        assert [row for body in of_one for row in rows_of(body)] == rows
+    supervisor.stopping.set()
+    supervisor.hurry.set()
+    await asyncio.wait_for(supervisor.task, 10)
+
+
+async def test_a_defect_in_a_reload_is_told_and_ends_nothing(
+    config: RelayConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def defect(*_: object) -> None:
+        raise RuntimeError("a defect")
+
+    supervisor = Supervisor()
+    assign(supervisor, config)
+    await supervisor.hears("serving")
+    monkeypatch.setattr("arcbridge.relay.certificate.ServerCertificate.read", defect)
+    for part, last in in_parts(pickle.dumps(config)):
+        supervisor.channel.send({"t": "reload", "n": 7, "last": last}, part)
+    assert (await supervisor.hears("reloaded")).head["error"] == "internal error (RuntimeError)"
+    assert not supervisor.task.done()
+    supervisor.stopping.set()
+    supervisor.hurry.set()
+    await asyncio.wait_for(supervisor.task, 10)

@@ -73,48 +73,20 @@ class TestNatsFaults:
             await relays[(n + 1) % 3].redeem_join_token(token, f"{n:064x}", pem)
         assert (await relays[2].list_join_tokens())[0].used == uses
 
-    async def test_a_mark_of_the_end_before_the_first_entry(
-        self, connections: Connections, clock: Clock, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """nats-py tells of the end first where entries wait for their turn of the loop: none is left out."""
-        registry = await opened(connections, clock, stack)
-        _, store = await registry._opened()
-        watch = store.watch
-
-        async def early(*arguments: Any, **options: Any) -> Any:
-            watcher = await watch(*arguments, **options)
-            entries = []
-            while (entry := await asyncio.wait_for(watcher._updates.get(), 10)) is not None:
-                entries.append(entry)
-            for one in (None, *entries):
-                watcher._updates.put_nowait(one)
-            return watcher
-
-        monkeypatch.setattr(store, "watch", early)
-
-        async def same() -> tuple[object, object]:
-            return None, store
-
-        monkeypatch.setattr(registry, "_opened", same)
-        assert await registry.list_join_tokens() == [], "none is there: the mark is right"
-        for _ in range(3):
-            await registry.create_join_token("prod", expires_at=clock.now + HOUR)
-        assert len(await registry.list_join_tokens()) == 3
-
     async def test_dying_between_the_two_writes(
         self, connections: Connections, clock: Clock, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The use is spent and the cluster not bound: the same key finishes the enrolment at another relay."""
         first, second = [await opened(connections, clock, stack) for _ in range(2)]
         token = await first.create_join_token("prod", expires_at=clock.now + HOUR)
-        write = first._write
+        write = first._bucket.write
 
         async def dies(key: str, *arguments: object) -> int:
             if key.endswith(".binding"):
                 raise RegistryUnavailable("gone")
             return await write(key, *arguments)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(first, "_write", dies)
+        monkeypatch.setattr(first._bucket, "write", dies)
         with pytest.raises(RegistryUnavailable):
             await first.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
         assert await second.cluster("prod") is None
@@ -181,19 +153,19 @@ class TestNatsFaults:
         await first.revoke_user("alice", int(clock.now))
         registry = await opened(connections, clock, stack)
         await until(lambda: registry._complete)
-        whole = registry._all
+        whole = registry._bucket.read_all
 
         async def without_users(keys: str, *rest: float) -> Any:
             if keys == "user.>":
                 raise RegistryUnavailable("no answer in time")
             return await whole(keys, *rest)
 
-        monkeypatch.setattr(registry, "_all", without_users)
+        monkeypatch.setattr(registry._bucket, "read_all", without_users)
         with pytest.raises(RegistryUnavailable):
             await registry.user_revocations()
         monkeypatch.undo()
         assert set(await registry.user_revocations()) == {"alice"}
-        monkeypatch.setattr(registry, "_all", without_users)
+        monkeypatch.setattr(registry._bucket, "read_all", without_users)
         assert set(await registry.user_revocations()) == {"alice"}, "what is known stays in force"
 
     async def test_the_copy_is_not_believed_for_ever(
@@ -254,15 +226,15 @@ class TestNatsFaults:
         await registry.revoke_user("alice", int(clock.now), "left")
         assert await other.revocations() == {"prod"}
         assert set(await other.user_revocations()) == {"alice"}
-        jetstream = registry._nats.client.jetstream()
+        jetstream = registry._bucket.connection.client.jetstream()
         if how == "purge":
             await jetstream.purge_stream("KV_arcbridge")
         else:
             await jetstream.delete_key_value("arcbridge")
             # The next connection finds that the bucket is gone.
             for one in (registry, other):
-                one._store = None
-                await one._opened()
+                one._bucket._store = None
+                await one._bucket.opened()
         for one in (registry, other):
             assert await one.revocations() == {"prod"}
             assert set(await one.user_revocations()) == {"alice"}
@@ -289,10 +261,3 @@ class TestNatsFaults:
             assert [await relay.revocations() for relay in relays] == [{"a.b"}, {"a.b"}]
             await relays[1].unrevoke_cluster("a.b")
             assert [await relay.revocations() for relay in relays] == [frozenset(), frozenset()]
-
-    async def test_what_is_not_ours(self, connections: Connections, clock: Clock, stack: AsyncExitStack) -> None:
-        registry = await opened(connections, clock, stack)
-        _, store = await registry._opened()
-        await store.put("cluster.prod.binding", b"\xff not ours")
-        with pytest.raises(RegistryUnavailable):
-            await registry._read("cluster.prod.binding")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.config import AgentConfig, ClientConfig, Given, RelayConfig, load, parse_duration
+from arcbridge.config import AgentConfig, ClientConfig, RelayConfig
+from arcbridge.config_loader import Given, load, parse_duration
 from arcbridge.errors import ConfigError
 
 CONFIG = Path(__file__).parent.parent / "config"

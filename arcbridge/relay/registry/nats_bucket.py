@@ -1,0 +1,251 @@
+"""The JetStream key-value bucket in which a fleet's registry is kept: one key at a time, read with its revision,
+written only at the revision that was read, and watched.
+
+It knows nothing of what the keys mean (`relay.registry.nats`). Invariant: what NATS does not answer in time, or
+refuses, is `RegistryUnavailable`; an answer that means something (no such key, another revision) never is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+
+import structlog
+
+from arcbridge.relay.nats import NatsConnection, NatsUnavailable
+from arcbridge.relay.registry.base import RegistryUnavailable
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+    from nats.js.kv import KeyValue
+
+T = TypeVar("T")
+
+CALL: Final = 2.0
+"""Seconds for one request to JetStream. A leader that is being elected takes longer; then the caller tries again."""
+CHANGE: Final = 15.0
+"""Seconds for a change with all its repeats, when many relays want the same key."""
+
+log = structlog.get_logger("arcbridge.relay")
+
+
+class Value(NamedTuple):
+    """What a key holds, and at which revision. `data` None: nothing (any more); revision 0: never anything."""
+
+    data: dict[str, Any] | None
+    revision: int
+
+
+class Faster(Exception):
+    """Another relay has written the key since it was read."""
+
+
+NOTHING: Final = Value(None, 0)
+
+
+class Bucket:
+    """The bucket over whatever connection stands; made where there is none. The caller starts and closes the
+    connection."""
+
+    def __init__(
+        self,
+        connection: NatsConnection,
+        *,
+        name: str = "arcbridge",
+        replicas: int = 1,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.connection = connection
+        self._name = name
+        self._replicas = replicas
+        self._monotonic = monotonic
+        self.closed = False
+        """Whether the registry is: then every call is refused."""
+        self.contact: float | None = None
+        """Monotonic seconds at which JetStream last answered; None: never."""
+        self._store: tuple[Client, KeyValue] | None = None
+        self._opening = asyncio.Lock()
+
+    async def opened(self) -> tuple[Client, KeyValue]:
+        """Return the bucket over the connection that stands, made if there is none."""
+        if self.closed:
+            raise RegistryUnavailable("the registry is closed: the relay is stopping")
+        try:
+            client = self.connection.client
+        except NatsUnavailable as error:
+            raise RegistryUnavailable("the fleet's registry does not answer: is NATS up?") from error
+        if self._store is not None and self._store[0] is client:
+            return self._store
+        async with self._opening:
+            if self._store is not None and self._store[0] is client:
+                return self._store
+            from nats.js import api, errors
+
+            jetstream = client.jetstream(timeout=CALL)
+            try:
+                store = await self.answered(jetstream.key_value(self._name), CALL)
+            except errors.NotFoundError:
+                # Another relay may make it at the same time: the same settings, so both succeed.
+                config = api.KeyValueConfig(
+                    bucket=self._name,
+                    description="arcbridge relays: clusters, join tokens, revocations",
+                    history=1,
+                    replicas=self._replicas,
+                    # Reads go to the leader, which has every write: an old replica would bring revoked clusters back.
+                    direct=False,
+                )
+                try:
+                    store = await self.answered(jetstream.create_key_value(config), 2 * CALL)
+                except errors.APIError as error:
+                    log.error("registry bucket not made", bucket=self._name, reason=error.description)
+                    raise RegistryUnavailable(
+                        f"the registry's bucket {self._name} is not there and cannot be made: {error.description}"
+                    ) from error
+                log.info("registry bucket made", bucket=self._name, replicas=self._replicas)
+            self._store = (client, store)
+            return self._store
+
+    async def answered(self, call: Awaitable[T], timeout: float) -> T:
+        """Return the result of a call to JetStream, or `RegistryUnavailable`; answers that mean something pass as they
+        are."""
+        from nats import errors
+        from nats.js import errors as answers
+
+        try:
+            async with asyncio.timeout(timeout):
+                return await call
+        except (answers.NotFoundError, answers.KeyDeletedError, answers.KeyWrongLastSequenceError):
+            self.contact = self._monotonic()
+            raise
+        except (answers.ServiceUnavailableError, answers.NoStreamResponseError, errors.NoRespondersError) as error:
+            raise RegistryUnavailable("JetStream is not available: is it enabled, and has it a leader?") from error
+        except (errors.TimeoutError, TimeoutError) as error:
+            self.connection.doubt()
+            raise RegistryUnavailable("the fleet's registry does not answer: is NATS up?") from error
+        except answers.APIError:
+            raise
+        except (errors.Error, OSError) as error:
+            raise RegistryUnavailable("the fleet's registry does not answer: is NATS up?") from error
+
+    async def read(self, key: str, timeout: float = CALL) -> Value:
+        from nats.js import errors
+
+        _, store = await self.opened()
+        try:
+            entry = await self.answered(store._get(key), timeout)
+        except errors.KeyDeletedError as error:
+            return Value(None, (error.entry.revision if error.entry is not None else None) or 0)
+        except errors.NotFoundError:
+            return NOTHING
+        except errors.APIError as error:
+            raise _unavailable(error) from error
+        self.contact = self._monotonic()
+        return Value(_decoded(entry.value), entry.revision or 0)
+
+    async def write(self, key: str, data: Mapping[str, Any], revision: int) -> int:
+        """Only if the key is still at `revision`; raises `Faster` otherwise."""
+        from nats.js import errors
+
+        _, store = await self.opened()
+        encoded = json.dumps(data, separators=(",", ":"), sort_keys=True).encode()
+        try:
+            written = await self.answered(store.update(key, encoded, last=revision), CALL)
+        except errors.KeyWrongLastSequenceError as error:
+            raise Faster from error
+        except errors.APIError as error:
+            raise _unavailable(error) from error
+        self.contact = self._monotonic()
+        return written
+
+    async def remove(self, key: str) -> None:
+        from nats.js import errors
+
+        _, store = await self.opened()
+        try:
+            await self.answered(store.delete(key), CALL)
+        except errors.APIError as error:
+            raise _unavailable(error) from error
+        self.contact = self._monotonic()
+
+    async def read_all(self, keys: str, timeout: float = CHANGE) -> dict[str, Value]:
+        """Return every key that matches, deleted ones too, as they are now."""
+        from nats.js import errors
+
+        _, store = await self.opened()
+        found: dict[str, Value] = {}
+
+        async def collect() -> None:
+            watch = Watch(await store.watch(keys, inactive_threshold=10.0))
+            try:
+                while (entry := await watch.next(timeout)) is not None:
+                    found[entry[0]] = entry[1]
+            finally:
+                await watch.stop()
+
+        try:
+            await self.answered(collect(), timeout)
+        except errors.APIError as error:
+            raise _unavailable(error) from error
+        self.contact = self._monotonic()
+        return found
+
+
+class Watch:
+    """The entries of a bucket, and each change behind them.
+
+    nats-py marks the end of what was there when it has handed over no entry yet, also where some have arrived and wait
+    for their turn of the loop. Here the mark comes behind all that the server had sent by then.
+    """
+
+    def __init__(self, watcher: KeyValue.KeyWatcher) -> None:
+        self._watcher = watcher
+        self._seen = 0
+        """Entries so far."""
+        self._marked = -1
+        """Entries behind which the end is to be marked, because nats-py did so too early; -1: it did not."""
+
+    async def next(self, timeout: float) -> tuple[str, Value] | None:
+        """Return a key and its value; None once, when all that was there at the beginning has been told.
+
+        Raises TimeoutError after `timeout` seconds without either.
+        """
+        if self._seen == self._marked:
+            self._marked = -1
+            return None
+        async with asyncio.timeout(timeout):
+            entry: Any = await self._watcher._updates.get()
+            if entry is None and not self._seen:
+                subscription: Any = self._watcher._sub
+                sent = (await subscription.consumer_info()).delivered.consumer_seq
+                if sent:
+                    self._marked = sent
+                    entry = await self._watcher._updates.get()
+        if entry is None:
+            return None
+        self._seen += 1
+        return entry.key, Value(_decoded(entry.value) if entry.operation is None else None, entry.revision or 0)
+
+    async def stop(self) -> None:
+        """End it; the consumer goes by itself where its connection is over."""
+        try:
+            async with asyncio.timeout(1.0):
+                await self._watcher.stop()  # type: ignore[no-untyped-call]
+        except Exception:
+            pass
+
+
+def _decoded(value: bytes | None) -> dict[str, Any]:
+    try:
+        data = json.loads(value or b"")
+    except ValueError as error:
+        raise RegistryUnavailable("the registry holds something that is not ours: was its bucket shared?") from error
+    if not isinstance(data, dict):
+        raise RegistryUnavailable("the registry holds something that is not ours: was its bucket shared?")
+    return data
+
+
+def _unavailable(error: Any) -> RegistryUnavailable:
+    return RegistryUnavailable(f"JetStream refused: {getattr(error, 'description', '') or type(error).__name__}")

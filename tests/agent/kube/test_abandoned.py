@@ -1,0 +1,175 @@
+"""Requests whose caller is gone: what becomes of their connections and seats, on both entrances of the agent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from arcbridge.agent.accounts import ENDED_CONNECTIONS, Account
+from arcbridge.agent.kube import abandoned
+from arcbridge.agent.kube.abandoned import MOST, AbandonedAnswer
+from arcbridge.agent.kube.response import ResponseHead
+from tests.support.fake_apiserver import Exchange, chunked, reply
+
+from .bench import Bench, running
+from .test_upstream_pool import Clock, Collected, account, ask, serving
+
+FAST = b"GET /x HTTP/1.1\r\nHost: k\r\n\r\n"
+GENERAL = b"GET /x HTTP/1.1\r\nHost: k\r\nTE: trailers\r\n\r\n"
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    async with running(tmp_path) as made:
+        yield made
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def leave(bench: Bench, request: bytes) -> None:
+    """Send a request, and leave once the API server has it."""
+    before = len(bench.api.requests)
+    wire = bench.stream()
+    await wire.send(request)
+    await until(lambda: len(bench.api.requests) > before)
+    wire.io.reset()
+    await until(lambda: not bench.proxy.stats.in_flight)
+
+
+@pytest.mark.parametrize("request_bytes", [FAST, GENERAL], ids=["fast", "general"])
+@pytest.mark.parametrize(
+    "answer", [reply(200, b"the first"), chunked(200, b"the", b"first")], ids=["length", "chunked"]
+)
+async def test_l32_an_answer_that_comes_soon_leaves_its_connection_to_the_next(
+    bench: Bench, request_bytes: bytes, answer: bytes
+) -> None:
+    release, half = asyncio.Event(), len(answer) - 4
+
+    async def slow(exchange: Exchange) -> None:
+        await exchange.send(answer[:half])
+        await release.wait()
+        await exchange.send(answer[half:])
+
+    bench.api.routes["/x"] = slow
+    bench.api.routes["/y"] = reply(200, b"the second")
+    user = bench.caller.account
+    await leave(bench, request_bytes)
+    assert user.seats.held == 1, "the API server still works on it"
+    release.set()
+    await until(lambda: user.seats.held == 0)
+    wire = bench.stream()
+    await wire.send(request_bytes.replace(b"/x", b"/y"))
+    assert (await wire.answer()).body == b"the second"
+    assert (bench.api.connections, user.ends_connections(0.0)) == (1, False)
+    records = await bench.audit.wait(2)
+    assert [record.outcome for record in records] == ["cut", "answered"]
+
+
+async def test_l32_a_long_answer_ends_its_connection_and_counts(bench: Bench) -> None:
+    bench.api.routes["/x"] = reply(200, bytes(4 * MOST))
+    release = asyncio.Event()
+
+    async def held(exchange: Exchange) -> None:
+        await release.wait()
+        await exchange.send(reply(200, bytes(4 * MOST)))
+
+    bench.api.routes["/x"] = held
+    user = bench.caller.account
+    await leave(bench, FAST)
+    release.set()
+    await until(lambda: user.seats.held == 0)
+    assert bench.proxy.api.upstream.take(own=True) is None
+    assert user.connections == 0
+
+
+async def test_l32_what_does_not_come_soon_ends_its_connection(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(abandoned, "LONGEST", 0.05)
+    gone = asyncio.Event()
+
+    async def never(exchange: Exchange) -> None:
+        await exchange.reader.read()
+        gone.set()
+
+    bench.api.routes["/x"] = never
+    await leave(bench, FAST)
+    await asyncio.wait_for(gone.wait(), 5)
+    await until(lambda: bench.caller.account.seats.held == 0)
+
+
+async def test_l32_an_api_server_that_goes_gives_the_seat_back(bench: Bench) -> None:
+    release = asyncio.Event()
+
+    async def cut(exchange: Exchange) -> None:
+        await release.wait()
+        exchange.reset()
+
+    bench.api.routes["/x"] = cut
+    await leave(bench, FAST)
+    assert bench.caller.account.seats.held == 1
+    release.set()
+    await until(lambda: bench.caller.account.seats.held == 0)
+
+
+async def test_a_write_or_a_watch_is_not_waited_for(bench: Bench) -> None:
+    """A write's connection serves no other request, and a watch has no end."""
+    for request in (b"POST /x HTTP/1.1\r\nHost: k\r\nContent-Length: 2\r\n\r\nok", WATCH):
+        gone = asyncio.Event()
+
+        async def never(exchange: Exchange, gone: asyncio.Event = gone) -> None:
+            await exchange.reader.read()
+            gone.set()
+
+        bench.api.routes["/x"] = bench.api.routes["/api/v1/pods"] = never
+        await leave(bench, request)
+        assert bench.caller.account.seats.held == 0
+        await asyncio.wait_for(gone.wait(), 5)
+
+
+WATCH = b"GET /api/v1/pods?watch=true HTTP/1.1\r\nHost: k\r\n\r\n"
+
+
+class Leaves(Collected):
+    """A caller who leaves when the first bytes are there, which may be all of the answer."""
+
+    def __init__(self, user: Account) -> None:
+        super().__init__()
+        self.user = user
+        self.abandon: Callable[[], object] = lambda: None
+
+    def response_data(self, data: bytes | memoryview, payload: int) -> None:
+        self.abandon()
+
+    def response_begins(self, head: ResponseHead) -> bytes:
+        return head.lines + b"\r\n"
+
+
+@pytest.mark.parametrize("answer", [reply(200, b"ok"), chunked(200, b"o", b"k")], ids=["length", "chunked"])
+async def test_a_caller_may_leave_during_the_read_that_ends_the_answer(tmp_path: Path, answer: bytes) -> None:
+    async with serving(tmp_path, Clock()) as (fake, api):
+        fake.routes["/x"] = answer
+        user = account()
+        assert user.seats.take()
+        connection = await api.upstream.dial(own=True, account=user, repeatable=True)
+        handler = Leaves(user)
+        handler.abandon = lambda: AbandonedAnswer(connection, user)
+        connection.send(handler, FAST)
+        await until(lambda: user.seats.held == 0)
+        assert not handler.done.is_set(), "who has left hears nothing more"
+        collected, again = await ask(api.upstream)
+        assert (collected.payload, again is connection, fake.connections) == (2, True, 1)
+
+
+def test_l32_connections_that_a_user_ended_are_forgotten_with_time() -> None:
+    user = account()
+    for _ in range(ENDED_CONNECTIONS):
+        assert not user.ends_connections(100.0)
+        user.end_connection(100.0)
+    assert user.ends_connections(100.0)
+    assert not user.ends_connections(101.0)

@@ -1,0 +1,82 @@
+"""The bucket alone, over a real NATS server: reading, writing at a revision, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from arcbridge.relay.registry.base import RegistryUnavailable
+from arcbridge.relay.registry.nats_bucket import NOTHING, Bucket, Faster
+from tests.relay.conftest import Connections
+
+
+async def opened(connections: Connections) -> Bucket:
+    """The bucket over a connection of its own, as another relay has it."""
+    return Bucket(await connections.make(), name=connections.config.bucket)
+
+
+async def test_a_write_counts_at_the_revision_that_was_read_and_no_other(connections: Connections) -> None:
+    first, second = await opened(connections), await opened(connections)
+    assert await first.read("token.a") == NOTHING
+    written = await first.write("token.a", {"used": 0}, 0)
+    assert await second.read("token.a") == ({"used": 0}, written)
+    with pytest.raises(Faster):
+        await second.write("token.a", {"used": 9}, 0)
+    await second.write("token.a", {"used": 1}, written)
+    assert (await first.read("token.a")).data == {"used": 1}
+
+
+async def test_what_was_removed_has_a_revision_and_nothing_in_it(connections: Connections) -> None:
+    bucket = await opened(connections)
+    written = await bucket.write("user.a", {"user": "alice"}, 0)
+    await bucket.remove("user.a")
+    found = await bucket.read("user.a")
+    assert found.data is None
+    assert found.revision > written
+    assert await bucket.read_all("user.>") == {"user.a": found}
+
+
+async def test_a_mark_of_the_end_before_the_first_entry(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nats-py tells of the end first where entries wait for their turn of the loop: none is left out."""
+    bucket = await opened(connections)
+    _, store = await bucket.opened()
+    watch = store.watch
+
+    async def early(*arguments: Any, **options: Any) -> Any:
+        watcher = await watch(*arguments, **options)
+        entries = []
+        while (entry := await asyncio.wait_for(watcher._updates.get(), 10)) is not None:
+            entries.append(entry)
+        for one in (None, *entries):
+            watcher._updates.put_nowait(one)
+        return watcher
+
+    monkeypatch.setattr(store, "watch", early)
+
+    async def same() -> tuple[object, object]:
+        return None, store
+
+    monkeypatch.setattr(bucket, "opened", same)
+    assert await bucket.read_all("token.>") == {}, "none is there: the mark is right"
+    for n in range(3):
+        await bucket.write(f"token.{n}", {}, 0)
+    assert len(await bucket.read_all("token.>")) == 3
+
+
+async def test_what_is_not_ours(connections: Connections) -> None:
+    bucket = await opened(connections)
+    _, store = await bucket.opened()
+    await store.put("cluster.prod.binding", b"\xff not ours")
+    with pytest.raises(RegistryUnavailable):
+        await bucket.read("cluster.prod.binding")
+
+
+async def test_a_bucket_that_is_closed_refuses(connections: Connections) -> None:
+    bucket = await opened(connections)
+    bucket.closed = True
+    with pytest.raises(RegistryUnavailable, match="stopping"):
+        await bucket.read("cluster.prod.binding")
