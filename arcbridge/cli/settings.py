@@ -30,13 +30,17 @@ KINDS: dict[str, type[Any]] = {RELAY: RelayConfig, AGENT: AgentConfig, CLIENT: C
 
 
 def settings_file(invocation: Invocation, environment: Mapping[str, str]) -> Path | None:
-    """The settings file in force, or None."""
+    """The settings file in force, or None. Raises ConfigError for one that another user has planted (Windows)."""
     named = invocation.text("config") or environment.get("ARCBRIDGE_CONFIG", "")
     if named:
         return Path(named).expanduser()
     for directory in (user_directory("config", environment), shared_settings(environment)):
         candidate = directory / f"{invocation.role}.toml"
         if candidate.is_file():
+            if sys.platform == "win32" and directory == shared_settings(environment):
+                from arcbridge.windows_owner import refuse_foreign_settings
+
+                refuse_foreign_settings(candidate)
             return candidate
     return None
 
