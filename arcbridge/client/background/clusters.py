@@ -188,9 +188,9 @@ class Clusters:
 
     async def _update_kubeconfig(self, served: Served, connection: Connection) -> str:
         """Let the context of a connection name the port and the process of today; returns why it does not."""
-        if not connection.kubeconfig or connection not in self.kept.all():
-            return "nothing is connected with it"
         try:
+            if not connection.kubeconfig or connection not in self.kept.all():
+                return "nothing is connected with it"
             if await asyncio.to_thread(_refresh, served.cluster, connection):
                 return ""
             return "the entry was changed, or taken out, by hand"
@@ -343,12 +343,9 @@ class Clusters:
                     return None
                 # Others may have been quicker: then theirs is served, and this one's proof is all that it was for.
                 taken = now if now is not None else served
-                done = await self._replace(key, taken, connection, kubeconfig, context, switch=switch)
-                if taken is candidate:
-                    candidate = None
-                return done
+                return await self._replace(key, taken, connection, kubeconfig, context, switch=switch)
         finally:
-            if candidate is not None:
+            if candidate is not None and self.served.get(key) is not candidate:
                 await self.close(candidate)
 
     async def _replace(
@@ -399,8 +396,11 @@ class Clusters:
         for one, _ in replaced:
             if not one.connections:
                 await self.close(one)
-        self._keep_port(served)
-        context.state.add_cluster_name(connection.cluster)
+        try:
+            self._keep_port(served)
+            context.state.add_cluster_name(connection.cluster)
+        except StateError as error:  # it is connected, and the next process may have to take another port
+            log.warning("the port of a cluster is not kept", cluster=connection.cluster, reason=error.message)
         return {
             "cluster": connection.cluster,
             "context": connection.context,

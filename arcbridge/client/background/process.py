@@ -117,9 +117,9 @@ class BackgroundProcess:
                 try:
                     self._place.make()
                     control = _listen(self._place.socket)
-                except StateError as error:
+                except (StateError, OSError) as error:
                     if not told:
-                        log.warning("the control socket was removed and cannot be made anew", reason=error.message)
+                        log.warning("the control socket was removed and cannot be made anew", reason=str(error))
                     told = True
                     continue
                 loop = asyncio.get_running_loop()

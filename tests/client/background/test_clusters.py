@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import ssl
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from arcbridge.client.background.caller import NotRunning
 from arcbridge.client.background.clusters import Clusters, connect_command, settings_key
 from arcbridge.client.background.connections import Connections
 from arcbridge.client.kubeconfig import Kubeconfig
+from arcbridge.client.state import StateDirectory
 from arcbridge.errors import ArcbridgeError, StateError
 from arcbridge.net.join import JoinCode
 from arcbridge.wire.records import JoinReply
@@ -34,8 +36,8 @@ class Stream:
         self.writer = writer
 
     @classmethod
-    async def open(cls, background: Background, port: int) -> Stream:
-        stream = cls(*await through(background, port))
+    async def open(cls, background: Background, port: int, *more: str) -> Stream:
+        stream = cls(*await through(background, port, *more))
         await stream.check()
         return stream
 
@@ -99,6 +101,35 @@ async def test_a_kubeconfig_that_cannot_be_written_leaves_them_too(
         assert [one["port"] for one in (await background.ask("status"))["clusters"]] == [port]
         await stream.check()
         await (await Stream.open(background, port)).check()
+
+
+async def test_a_port_that_cannot_be_kept_takes_no_connection_back(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By then the context says that it is served, and the former connection is gone."""
+
+    def refuse(*_: object) -> None:
+        raise StateError("the disk is full")
+
+    async with background.running():
+        await background.connect()
+        monkeypatch.setattr(StateDirectory, "remember_port", refuse)
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            free = sock.getsockname()[1]
+        assert (await background.connect("--port", str(free)))["port"] == free
+        (one,) = (await background.ask("status"))["clusters"]
+        assert (one["port"], one["state"]) == (free, "connected")
+        await (await Stream.open(background, free, "--port", str(free))).check()
+
+
+async def test_a_list_that_is_damaged_takes_no_credential_away(background: Background) -> None:
+    async with background.running():
+        port = (await background.connect())["port"]
+        Path(background.place.connections).write_text("{")
+        with pytest.raises(ArcbridgeError, match=r"was not changed \(.*connections\.json is damaged"):
+            await background.ask("credential", *background.arguments, server="https://127.0.0.1:9")
+        await background.ask("credential", *background.arguments, server=f"https://127.0.0.1:{port}")
 
 
 async def test_other_settings_take_over_the_port(background: Background) -> None:

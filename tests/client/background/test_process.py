@@ -318,11 +318,11 @@ async def _next_version(
     return asyncio.create_task(running), ready
 
 
-async def through(background: Background, port: int) -> Any:
+async def through(background: Background, port: int, *more: str) -> Any:
     """A connection to the local endpoint with the certificate that the process gives."""
     import ssl
 
-    credential = await background.ask("credential", *background.arguments, server="")
+    credential = await background.ask("credential", *background.arguments, *more, server="")
     directory = Path(background.place.state)
     pem = directory / "pem"
     pem.write_text(credential["status"]["clientCertificateData"] + credential["status"]["clientKeyData"])
