@@ -76,6 +76,7 @@ class Clusters:
         self.changing = asyncio.Lock()
         """Held while it is changed, so that a process that hands over hands over a whole state."""
         self.leaving = False
+        self._closing: set[asyncio.Task[None]] = set()
         self._settings_of = settings_of
         self._environment = environment
         self._clock = clock
@@ -145,7 +146,26 @@ class Clusters:
 
     def _begin(self, served: Served) -> None:
         """Keep a session up, from now on until `close`."""
-        served.tasks.append(asyncio.create_task(served.cluster.session.run()))
+        keeping = asyncio.create_task(served.cluster.session.run())
+        served.tasks.append(keeping)
+        keeping.add_done_callback(lambda task: self._ended(served, task))
+
+    def _ended(self, served: Served, task: asyncio.Task[None]) -> None:
+        """After a defect of ours ended what keeps a session up: serve the cluster anew when it is asked for."""
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        log.error("the session is kept up no more", cluster=served.cluster.cluster, exc_info=error)
+        if served in self.served.values():
+            closing = asyncio.create_task(self._give_up(served, f"internal error ({type(error).__name__})"))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+
+    async def _give_up(self, served: Served, reason: str) -> None:
+        async with self.changing:
+            if served in self.served.values():
+                # At no moment is it in neither place: a process without clusters ends.
+                self.failed |= dict.fromkeys(served.connections, f"{reason}; see `arcbridge logs`")
+                await self.close(served)
 
     async def _accept(self, key: Settings, served: Served) -> None:
         """Serve at the port that it has."""

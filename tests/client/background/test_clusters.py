@@ -17,6 +17,7 @@ from arcbridge.client.background.caller import NotRunning
 from arcbridge.client.background.clusters import Clusters, connect_command, settings_key
 from arcbridge.client.background.connections import Connections
 from arcbridge.client.kubeconfig import Kubeconfig
+from arcbridge.client.session_manager import SessionManager
 from arcbridge.client.state import StateDirectory
 from arcbridge.errors import ArcbridgeError, StateError
 from arcbridge.net.join import JoinCode
@@ -215,6 +216,28 @@ async def test_what_failed_and_comes_back_is_still_the_context_s(background: Bac
         await background.ask("disconnect", CLUSTER)
         await asyncio.wait_for(task, 10)
     assert background.document()["contexts"] == []
+
+
+async def test_a_session_that_a_defect_ended_comes_back_when_it_is_asked_for(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(self: SessionManager) -> None:
+        raise RuntimeError("a defect")
+
+    async with background.running():
+        port = (await background.connect())["port"]
+    monkeypatch.setattr(SessionManager, "run", broken)
+    async with background.running():
+        async with asyncio.timeout(10):
+            while (await background.ask("status"))["clusters"][0]["state"] != "failed":
+                await asyncio.sleep(0.01)
+        (one,) = (await background.ask("status"))["clusters"]
+        assert (one["state"], one["reason"]) == ("failed", "internal error (RuntimeError); see `arcbridge logs`")
+        monkeypatch.undo()
+        await background.ask("credential", *background.arguments, server=f"https://127.0.0.1:{port}")
+        (one,) = (await background.ask("status"))["clusters"]
+        assert (one["state"], one["port"]) == ("connected", port)
+        await (await Stream.open(background, port)).check()
 
 
 # -- a port that differs ----------------------------------------------------------------------------------------------
