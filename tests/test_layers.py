@@ -22,7 +22,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "arcbridge"
 ROLES = ("client", "relay", "agent")
 
 # The packages of arcbridge that each package may import, besides itself and the leaves.
-LEAVES = frozenset({"errors", "limiters", "problems", "single_file", "toml_lines", "user_directories", ""})
+LEAVES = frozenset(
+    {"errors", "limiters", "problems", "single_file", "toml_lines", "user_directories", "windows_owner", ""}
+)
 # "" is the package itself: __version__
 FOUNDATION = frozenset({"identity", "pki", "net", "mux", "wire", "socket_options"})
 ALLOWED: dict[str, frozenset[str]] = {
@@ -44,6 +46,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "socket_options": frozenset(),
     "single_file": frozenset(),
     "user_directories": frozenset(),
+    "windows_owner": frozenset(),
     "": frozenset(),
 }
 
