@@ -379,7 +379,8 @@ class LoginConfig:
     require_bound: bool = False
     """Whether clusters are shown only tokens that are bound to a key of this client."""
     ca_file: Path | None = None
-    """CA of the issuer's HTTPS certificate; none: the system's."""
+    """CA of the issuer's HTTPS certificate; none: the system's. The token services of GitHub Actions and Azure
+    Pipelines are public ones, for which the system's CAs always count."""
     grant_type: str = "auto"
     """`auto`, `device-code`, `authcode`, or `client-credentials` for a program without a person."""
     client_secret_file: Path | None = None

@@ -23,7 +23,18 @@ ROLES = ("client", "relay", "agent")
 
 # The packages of arcbridge that each package may import, besides itself and the leaves.
 LEAVES = frozenset(
-    {"choices", "errors", "limiters", "problems", "single_file", "tasks", "toml_lines", "user_directories", ""}
+    {
+        "choices",
+        "errors",
+        "limiters",
+        "problems",
+        "single_file",
+        "tasks",
+        "toml_lines",
+        "user_directories",
+        "windows_owner",
+        "",
+    }
 )
 # "" is the package itself: __version__
 FOUNDATION = frozenset({"identity", "pki", "net", "mux", "wire", "socket_options"})
@@ -48,6 +59,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "socket_options": frozenset(),
     "single_file": frozenset(),
     "user_directories": frozenset(),
+    "windows_owner": frozenset(),
     "": frozenset(),
 }
 

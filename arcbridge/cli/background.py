@@ -90,7 +90,8 @@ def _connect(invocation: Invocation, foreground: Foreground) -> int:
     _check(invocation, config, names)
     files = [os.path.abspath(file.path) for file in Kubeconfig.find(config.file, environment).files]
     context = ClientContext(config, foreground.terminal(sys.stderr), environment=environment)
-    repair_contexts(config.state_dir, environment)
+    _repair_known(config.state_dir, environment)
+    _sweep()
     kept = naming_relays(kept_arguments(invocation, environment), config)
     width = max(map(len, names))
     code: int = ExitCode.DONE
@@ -252,9 +253,72 @@ def repair_contexts(state_dir: Path | None, environment: Mapping[str, str]) -> N
             sys.stderr.write(f'what served context "{plain(name)}" had ended; the kubeconfig says so now\n')
 
 
+def _repair_known(state_dir: Path | None, environment: Mapping[str, str]) -> None:
+    """Repair what the state directory of this command knows, and those of all that is connected.
+
+    Raises StateError for that of this command; what cannot be looked at of the others is a line.
+    """
+    repair_contexts(state_dir, environment)
+    looked_at: set[object] = {state_dir}
+    for cluster, directory in _state_directories(environment):
+        if directory in looked_at:
+            continue
+        looked_at.add(directory)
+        try:
+            if isinstance(directory, ArcbridgeError):
+                raise directory
+            repair_contexts(directory, environment)
+        except ArcbridgeError as error:
+            sys.stderr.write(
+                f'the kubeconfigs of "{plain(cluster)}" were not looked at: {plain(error.message)}; '
+                f"`arcbridge disconnect {plain(cluster)}` forgets it\n"
+            )
+
+
+def _state_directories(environment: Mapping[str, str]) -> list[tuple[str, Path | ArcbridgeError | None]]:
+    """For each cluster that is connected the state directory of its settings, or why that is not known."""
+    from itertools import pairwise
+
+    found: list[tuple[str, Path | ArcbridgeError | None]] = []
+    by_file: dict[str, Path | ArcbridgeError | None] = {}
+    for one in _kept(Place.find(environment)):
+        arguments = [str(word) for word in one["arguments"]]
+        pairs = dict(pairwise(arguments))
+        directory: Path | ArcbridgeError | None = None
+        if named := pairs.get("--state-dir"):
+            directory = Path(named)
+        elif file := pairs.get("--config"):
+            if file not in by_file:
+                try:
+                    by_file[file] = settings_of(arguments, environment).state_dir
+                except ArcbridgeError as error:
+                    by_file[file] = error
+            directory = by_file[file]
+        found.append((str(one["cluster"]), directory))
+    return found
+
+
+def _kept(place: Place) -> list[dict[str, Any]]:
+    """Return what is connected, as the list has it; nothing where it cannot be read, which the process says."""
+    import json
+
+    try:
+        kept = json.loads(Path(place.connections).read_text())
+        return [one for one in kept if {"cluster", "context", "arguments"} <= set(one)]
+    except (OSError, ValueError, TypeError):
+        return []
+
+
 def _repair_for(invocation: Invocation) -> None:
     given = invocation.text("state_dir") or os.environ.get("ARCBRIDGE_STATE_DIR", "")
-    repair_contexts(Path(given).expanduser().absolute() if given else None, os.environ)
+    _repair_known(Path(given).expanduser().absolute() if given else None, os.environ)
+
+
+def _sweep() -> None:
+    """Remove the kubeconfigs of commands of `run` that were killed."""
+    from arcbridge.client.private_kubeconfig import sweep
+
+    sweep(os.environ)
 
 
 # --- the others -----------------------------------------------------------------------------------------------------
@@ -295,6 +359,7 @@ def _disconnect_here(place: Place, names: Sequence[str], every: bool) -> list[di
 def _status(invocation: Invocation, foreground: Foreground) -> int:
     output = invocation.text("output") or "table"
     _repair_for(invocation)
+    _sweep()
     place = Place.find(os.environ)
     process: dict[str, Any] | None = None
     try:
@@ -337,13 +402,7 @@ def _about(process: Mapping[str, Any] | None) -> str:
 
 def _not_served(place: Place) -> list[dict[str, Any]]:
     """Return what is connected while no process of this version runs."""
-    import json
-
-    try:
-        kept = json.loads(Path(place.connections).read_text())
-        return [{"name": one["cluster"], "contexts": [one["context"]], "state": "not running"} for one in kept]
-    except (OSError, ValueError, TypeError, KeyError):
-        return []
+    return [{"name": one["cluster"], "contexts": [one["context"]], "state": "not running"} for one in _kept(place)]
 
 
 def _for_people(one: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ KINDS: dict[str, type[Any]] = {RELAY: RelayConfig, AGENT: AgentConfig, CLIENT: C
 
 
 def settings_file(invocation: Invocation, environment: Mapping[str, str]) -> Path | None:
-    """Return the settings file in force, or None."""
+    """Return the settings file in force, or None. Raises ConfigError for one that another user planted (Windows)."""
     named = invocation.text("config") or environment.get("ARCBRIDGE_CONFIG", "")
     if named:
         return Path(named).expanduser()
@@ -39,6 +39,10 @@ def settings_file(invocation: Invocation, environment: Mapping[str, str]) -> Pat
         candidate = directory / f"{invocation.role}.toml"
         try:
             if candidate.is_file():
+                if sys.platform == "win32" and directory == shared_settings(environment):
+                    from arcbridge.windows_owner import refuse_foreign_settings
+
+                    refuse_foreign_settings(candidate)
                 return candidate
         except PermissionError:
             # A server's settings are there and not to be read, which the loader says; a client may be on the machine of

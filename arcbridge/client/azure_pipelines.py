@@ -2,7 +2,8 @@
 
 The job asks Azure DevOps for it (`SYSTEM_OIDCREQUESTURI`, as azure-identity's AzurePipelinesCredential does), with its
 own `SYSTEM_ACCESSTOKEN`. The token has one audience, that of the exchange at Entra ID, so neither relay nor cluster is
-ever shown it. Invariant: neither of the two tokens is in an error.
+ever shown it. The service is a public one, so the system's CAs vouch for it, and `login.ca_file`, which is for the
+issuer and may come with a login at a relay, does not. Invariant: neither of the two tokens is in an error.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from arcbridge.client.token_request import request, trust
@@ -35,10 +35,9 @@ class AzurePipelines:
     url: str
     connection: str
     secret: str
-    ca_file: Path | None = None
 
     @classmethod
-    def of(cls, workload: str, environment: Mapping[str, str], ca_file: Path | None = None) -> AzurePipelines:
+    def of(cls, workload: str, environment: Mapping[str, str]) -> AzurePipelines:
         """By the setting and the job's environment. Raises ConfigError."""
         url, secret = environment.get("SYSTEM_OIDCREQUESTURI", ""), environment.get("SYSTEM_ACCESSTOKEN", "")
         if urlsplit(url).scheme != "https" or not secret:
@@ -54,7 +53,7 @@ class AzurePipelines:
                 "login.workload: no service connection is named; write azure-pipelines:ID with the id of one that has "
                 "a federated credential, or run in a task that has one (AzureCLI@2)"
             )
-        return cls(url, connection, secret, ca_file)
+        return cls(url, connection, secret)
 
     async def assertion(self) -> str:
         """Ask for a token of the service connection. Raises Unauthenticated, Unreachable."""
@@ -62,7 +61,7 @@ class AzurePipelines:
         url = f"{self.url}{joint}api-version={API_VERSION}&serviceConnectionId={quote(self.connection, safe='')}"
         # Without this header a refusal is a redirect to a page for people.
         headers = {"X-TFS-FedAuthRedirect": "Suppress"}
-        status, answer = await request("POST", url, f"Bearer {self.secret}", trust(self.ca_file), None, headers)
+        status, answer = await request("POST", url, f"Bearer {self.secret}", trust(None), None, headers)
         token = answer.get("oidcToken")
         if status in (302, 401, 403):
             raise Unauthenticated(

@@ -62,7 +62,7 @@ class ClientAuthentication:
         self._warned = False
         self._job: AzurePipelines | None = None
         if ways["workload"]:
-            self._job = AzurePipelines.of(config.workload, environment, config.ca_file)
+            self._job = AzurePipelines.of(config.workload, environment)
         self.confidential = bool(given)
         """Whether the client proves anything; False: a public client, known by its id alone."""
 

@@ -114,6 +114,10 @@ class LocalEndpoint:
         if not again:  # once, not at each try for as long as it lasts
             self.log.warning("cannot accept a local connection", reason=explain(error), retry_in=ACCEPT_PAUSE)
 
+    def renew(self, certificates: LocalCertificates) -> None:
+        """Show this certificate from the next handshake on; what is open stays open."""
+        self._context = server_context(certificates)
+
     @property
     def busy(self) -> bool:
         """Whether any connection is open."""

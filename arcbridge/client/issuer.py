@@ -22,6 +22,7 @@ from arcbridge.client.http_errors import reason
 from arcbridge.errors import ConfigError, StateError, Unreachable
 from arcbridge.net.http_connector import DialingConnector, NotConnected
 from arcbridge.net.system_trust import trusting_context
+from arcbridge.observe.foreign_text import clean
 
 if TYPE_CHECKING:
     from arcbridge.identity.proof import ProofKey
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 DEADLINE = 20.0
 """Seconds for one request."""
 _LIMIT = 1024 * 1024
+_CODE_LIMIT = 64
+_DESCRIPTION_LIMIT = 200
+"""Bytes of an issuer's word and of its own explanation, which messages quote."""
+_URL_LIMIT = 2048
 _NONCE_LIMIT = 1024
 """Characters of a nonce that the issuer wants in DPoP proofs."""
 
@@ -64,12 +69,15 @@ class _Answer(NamedTuple):
 
 
 class IssuerError(Exception):
-    """The issuer answered with an OAuth error; `code` is its word (RFC 6749 §5.2, RFC 8628 §3.5)."""
+    """The issuer answered with an OAuth error; `code` is its word (RFC 6749 §5.2, RFC 8628 §3.5).
+
+    What another party says comes in here alone: it is one line without control characters, and short.
+    """
 
     def __init__(self, code: str, description: str = "") -> None:
-        super().__init__(code)
-        self.code = code
-        self.description = description
+        self.code = clean(code, _CODE_LIMIT)
+        self.description = clean(description, _DESCRIPTION_LIMIT)
+        super().__init__(self.code)
 
     @property
     def words(self) -> str:
@@ -183,7 +191,7 @@ class Issuer:
         bind: bool = True,
     ) -> _Answer:
         who = ClientProof({}, {}) if proof is None else await proof()
-        if self._find_pop_key is not None and self._endpoints is not None and url == self._endpoints.token:
+        if bind and self._find_pop_key is not None and self._endpoints is not None and url == self._endpoints.token:
             form = {**form, "token_type": "pop", "req_cnf": self._find_pop_key().req_cnf()}
         dpop = self._dpop(url) if bind else ""
         return await self._request("POST", url, {**form, **who.form}, dpop, who.headers)
@@ -246,13 +254,27 @@ def _judged(url: str, answer: _Answer) -> dict[str, Any]:
     code = answer.document.get("error")
     if isinstance(code, str) and code:
         description = answer.document.get("error_description")
-        raise IssuerError(code[:64], description[:200] if isinstance(description, str) else "")
+        raise IssuerError(code, description if isinstance(description, str) else "")
     raise Unreachable(f"the issuer {url} answered with status {answer.status}; try again")
 
 
+def page_of(value: object) -> str:
+    """A URL that an issuer gives for a browser, as it may be shown; empty where it is none.
+
+    A URL is ASCII (RFC 3986 §2): what else is in it could move the cursor of the terminal that shows it.
+    """
+    if not isinstance(value, str) or len(value) > _URL_LIMIT or not (value.isascii() and value.isprintable()):
+        return ""
+    try:
+        parts = urlsplit(value)
+    except ValueError:
+        return ""
+    return value if parts.scheme in ("https", "http") and parts.hostname and " " not in value else ""
+
+
 def _endpoint(document: Mapping[str, Any], key: str) -> str:
-    url = document.get(key)
-    return url if isinstance(url, str) and urlsplit(url).scheme == "https" else ""
+    url = page_of(document.get(key))
+    return url if urlsplit(url).scheme == "https" else ""
 
 
 def _lists(document: Mapping[str, Any], key: str, value: str) -> bool:

@@ -124,8 +124,11 @@ class Kubeconfig:
             self._save()
         return Merged(entry, path, switch, former)
 
-    def refresh(self, entry: Entry) -> None:
-        """Write our entries anew where they are all still there and ours; the current context stays."""
+    def refresh(self, entry: Entry) -> bool:
+        """Write our entries anew where they are all still there and ours; the current context stays.
+
+        Returns whether they were. Raises StateError.
+        """
         with self._locked():
             for section in _SECTIONS:
                 name = _named(section, entry)
@@ -135,13 +138,14 @@ class Kubeconfig:
                     mark is None or not _owns(mark, entry) or _was_edited(section, body, mark)
                     for body, mark in zip(bodies, marks, strict=True)
                 ):
-                    return
+                    return False
             context = self._context(entry.name)
             mark = (_mark_of(context) if context is not None else None) or {}
             former = None if is_empty(mark.get("former")) else str(mark["former"])
             for section, make in (("clusters", _cluster), ("users", _user), ("contexts", _context)):
                 self._put(section, _named(section, entry), entry, make, former)
             self._save()
+        return True
 
     def undo(self, merged: Merged, *, remove: bool) -> None:
         """At the end of what served an entry, if it still does: the last context that was not ours comes back where

@@ -32,7 +32,7 @@ import structlog
 from arcbridge.choices import BROWSER, DEVICE
 from arcbridge.client import proof_keys, second_audience
 from arcbridge.client.client_authentication import ClientAuthentication
-from arcbridge.client.issuer import Issuer, IssuerEndpoints, IssuerError
+from arcbridge.client.issuer import Issuer, IssuerEndpoints, IssuerError, page_of
 from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
 from arcbridge.client.listening import listen_local
 from arcbridge.client.token_cache import MAX_TIME, AudienceToken, TokenCache, TokenSet, token_set
@@ -51,6 +51,8 @@ _EXCHANGE_GRANT = "urn:ietf:params:oauth:grant-type:token-exchange"
 _ACCESS_TOKEN = "urn:ietf:params:oauth:token-type:access_token"
 _DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 _HEAD_LIMIT = 16 * 1024
+_CODE_LIMIT = 128
+"""Characters of a code that the user is to type (RFC 8628 §6.1 has eight)."""
 _CALLBACK_CONNECTIONS = 64
 """Connections of the loopback listener at a time; beyond them the oldest is closed."""
 BY_AUDIENCE = (*second_audience.BY_PARAMETER, second_audience.BY_SCOPE, second_audience.BY_EXCHANGE)
@@ -318,12 +320,13 @@ class Login:
         wanted = {**self._wanted(), **_challenge(verifier)}
         proof = partial(self._authentication.proof, endpoints)
         answer = await issuer.post(endpoints.device_authorization, wanted, proof)
-        device_code, user_code, page = (answer.get(k) for k in ("device_code", "user_code", "verification_uri"))
-        if not (isinstance(device_code, str) and isinstance(user_code, str) and isinstance(page, str)):
+        device_code, page = answer.get("device_code"), page_of(answer.get("verification_uri"))
+        user_code = _code_of(answer.get("user_code"))
+        if not (isinstance(device_code, str) and user_code and page):
             raise Unreachable(f"the issuer {issuer.url} gave an incomplete device code; try again")
-        whole = answer.get("verification_uri_complete")
+        whole = page_of(answer.get("verification_uri_complete"))
         self._say(f"To log in, open {page} in a browser and enter the code {user_code}")
-        if isinstance(whole, str) and whole:
+        if whole:
             self._say(f"or open {whole}")
         interval = _positive(answer.get("interval"), 5.0)
         loop = asyncio.get_running_loop()
@@ -518,13 +521,19 @@ class _Callback:
         if query.get("code"):
             self.code.set_result(query["code"])
             return "200 OK", "You are logged in. You may close this window."
-        self.code.set_exception(IssuerError(query.get("error", "no_code")[:64]))
+        self.code.set_exception(IssuerError(query.get("error", "no_code")))
         return "200 OK", "The login was refused. You may close this window."
 
 
 def _refused(error: IssuerError) -> Unauthenticated:
     clock = "; compare this machine's clock" if error.code == "invalid_dpop_proof" else ""
     return Unauthenticated(f"the issuer refused the login ({error.words}){clock}")
+
+
+def _code_of(value: object) -> str:
+    """A code that the user is to type, as it may be shown; empty where it is none."""
+    good = isinstance(value, str) and len(value) <= _CODE_LIMIT and value.isascii() and value.isprintable()
+    return value if good and isinstance(value, str) else ""
 
 
 def _challenge(verifier: str) -> dict[str, str]:

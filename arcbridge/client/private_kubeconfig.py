@@ -23,7 +23,7 @@ PREFIX = "arcbridge-run-"
 KUBECONFIG = "kubeconfig"
 LOCK = "lock"
 _UNLOCKED_FOR = 600.0
-"""Seconds after which a directory without a lock is no longer one that is just being made."""
+"""Seconds after which a directory without a kubeconfig is no longer one that is just being made."""
 
 
 def place(environment: Mapping[str, str]) -> Path:
@@ -66,21 +66,23 @@ def private_directory(environment: Mapping[str, str], kubeconfig: str) -> Iterat
 
 def sweep(environment: Mapping[str, str]) -> int:
     """Remove what commands of this user left that were killed; return how many. It raises nothing."""
-    from filelock import FileLock, Timeout
-
     removed = 0
     try:
         found = [entry for entry in os.scandir(place(environment)) if entry.name.startswith(PREFIX)]
     except OSError:
         return 0
+    if not found:
+        return 0
+    from filelock import FileLock, Timeout  # 15 ms: `status` pays for it only where there is something
+
     for entry in found:
         directory = Path(entry.path)
         try:
             if not _is_ours(directory):
                 continue
+            if not (directory / KUBECONFIG).exists() and time.time() - directory.stat().st_mtime < _UNLOCKED_FOR:
+                continue  # it may be just being made: its process has no lock yet
             if not (directory / LOCK).exists():
-                if time.time() - directory.stat().st_mtime < _UNLOCKED_FOR:
-                    continue
                 shutil.rmtree(directory, ignore_errors=True)
             else:
                 with FileLock(directory / LOCK, timeout=0, mode=0o600):

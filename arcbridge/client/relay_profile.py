@@ -1,9 +1,9 @@
 """Relays that this user has logged in at: what was trusted then, kept so that later commands need no flags.
 
 One directory for each relay under `relays/` of the state directory (0700, files 0600): `profile.json` with the relay's
-addresses, the pin of its CA and where it says that one logs in; `ca.pem`, the CA itself; `issuer-ca.pem`, the issuer's,
-where the user gave one. Invariant: what is here was shown to the user, or given by the user, and only `login` writes
-it; a relay that says something else later changes nothing here.
+addresses, the pin of its CA, where it says that one logs in, and what the user gave beside that; `ca.pem`, the CA
+itself; `issuer-ca.pem`, the issuer's, where the user gave one. Invariant: what is here was shown to the user, or given
+by the user, and only `login` writes it; a relay that says something else later changes nothing here.
 
 Settings that flags, environment and settings file give go before what is kept here (`fill`).
 """
@@ -28,6 +28,8 @@ _TEXTS = ("issuer", "client_id", "audience", "cluster_audience", "cluster_audien
 _LISTS = ("scopes", "cluster_scopes", "relay_scopes")
 SETTINGS = (*_TEXTS, *_LISTS, "dpop")
 """The settings of a login that a relay may name. What would weaken a login, such as `one_token`, is not among them."""
+OWN = ("client_id", *_TEXTS[2:], *_LISTS, "redirect_port", "proof_key_file")
+"""The settings of a login that the user may give beside what a relay names, and that are kept with it."""
 _TEXT_LIMIT = 512
 _LIST_LIMIT = 64
 _NONE_NAMED = LoginConfig()
@@ -117,6 +119,8 @@ class RelayProfile:
     issuer_ca_pem: str = field(default="", repr=False)
     """CA of the issuer's certificate, as the user gave it; empty: the system's."""
     grant_type: str = "auto"
+    own: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the login that the user gave (of `OWN`, as in `LoginConfig`); they go before those of `login`."""
     logged_in_at: float = 0.0
     """Unix seconds of the last login; 0: trusted, and not logged in yet."""
     directory: Path = Path()
@@ -168,6 +172,7 @@ class RelayProfiles:
                 "login": profile.login.document(),
                 "from_relay": profile.from_relay,
                 "grant_type": profile.grant_type,
+                "own": {name: str(one) if isinstance(one, Path) else one for name, one in profile.own.items()},
                 "logged_in_at": profile.logged_in_at,
             }
             # The last one: a profile without it is none.
@@ -192,6 +197,7 @@ class RelayProfiles:
                 (read_file(directory / "ca.pem") or b"").decode("ascii"),
                 (read_file(directory / "issuer-ca.pem") or b"").decode("ascii"),
                 str(document["grant_type"]),
+                _read_own(document.get("own", {})),
                 float(document["logged_in_at"]),
                 directory,
             )
@@ -250,7 +256,9 @@ def apply(config: ClientConfig, profile: RelayProfile) -> ClientConfig:
 def apply_login(login: LoginConfig, profile: RelayProfile) -> LoginConfig:
     """The login's settings with those of a profile where they have their defaults."""
     added: dict[str, Any] = {
-        name: value for name, value in profile.login.settings.items() if getattr(login, name) == _default(name)
+        name: value
+        for name, value in {**profile.login.settings, **profile.own}.items()
+        if getattr(login, name) == _default(name)
     }
     if login.ca_file is None and profile.issuer_ca_pem:
         added["ca_file"] = profile.directory / "issuer-ca.pem"
@@ -260,6 +268,34 @@ def apply_login(login: LoginConfig, profile: RelayProfile) -> LoginConfig:
         if profile.grant_type == "auto" and len(offered) == 1:
             added["grant_type"] = offered[0]
     return replace(login, **added)
+
+
+def given(login: LoginConfig, offer: LoginOffer) -> dict[str, Any]:
+    """The settings of `OWN` that the user gives, and in which `offer` says something else."""
+    found = {name: getattr(login, name) for name in OWN if getattr(login, name) != _default(name)}
+    if (file := found.get("proof_key_file")) is not None:
+        found["proof_key_file"] = file.absolute()
+    return {name: value for name, value in found.items() if offer.settings.get(name) != value}
+
+
+def _read_own(document: object) -> dict[str, Any]:
+    """What was kept of the user's own settings; raises ValueError."""
+    if not isinstance(document, dict) or not set(document) <= set(OWN):
+        raise ValueError("not the settings of a login")
+    own: dict[str, Any] = {}
+    for name, value in document.items():
+        if name in _LISTS:
+            good = isinstance(value, list) and all(_is_word(one) for one in value)
+            own[name] = tuple(value) if good else None
+        elif name == "redirect_port":
+            own[name] = value if type(value) is int else None
+        elif name == "proof_key_file":
+            own[name] = Path(value) if isinstance(value, str) else None
+        else:
+            own[name] = value if _is_word(value) else None
+    if None in own.values():
+        raise ValueError("not a setting of that name")
+    return own
 
 
 def has_login(login: LoginConfig) -> bool:

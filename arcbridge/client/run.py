@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from arcbridge.client import child
 from arcbridge.client.cluster_selection import Chosen, check_names, choose, is_pattern
-from arcbridge.client.endpoint import LocalEndpoint
-from arcbridge.client.kubeconfig import Entry, render
+from arcbridge.client.kubeconfig import Entry, Kubeconfig, render
 from arcbridge.client.listening import listen_local
-from arcbridge.client.private_kubeconfig import private_directory, sweep
+from arcbridge.client.private_kubeconfig import KUBECONFIG, private_directory, sweep
+from arcbridge.client.served_cluster import ServedCluster
 from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.client.session_manager import SessionManager
 from arcbridge.config import ClientConfig
@@ -117,7 +116,9 @@ async def _at(
             keeping = group.create_task(place.session.run())
             with private_directory(context.environment, render(place.entry())) as directory:
                 environment = child.environment_for(context.environment, directory, cluster.name)
+                renewing = group.create_task(place.keep_renewed(directory))
                 code = await child.run(command, environment, signals, prefix=prefix, write=write)
+                renewing.cancel()
             keeping.cancel()
         return code
     except BaseExceptionGroup as errors:
@@ -137,9 +138,7 @@ class _Place:
     """One cluster of a command: its session, and its endpoint at a port that the kernel chooses."""
 
     def __init__(self, context: ClientContext, cluster: Chosen) -> None:
-        self._context = context
         self._cluster = cluster
-        self._certificates = context.state.certificates(cluster.name, time.time())
         # What a pattern matched is a name of the relay's choice, with a CA of its choice (docs/threats.md#W21).
         self._trust = context.trust(first_use=not cluster.pattern)
         self.session = SessionManager(
@@ -149,7 +148,7 @@ class _Place:
             self._trust,
             resumption=context.config.resumption,
         )
-        self._endpoint: LocalEndpoint | None = None
+        self.served = ServedCluster(self.session, context.config, context.state, context.relays.names, context.token)
 
     async def start(self) -> None:
         """Have the session up and the endpoint serving. Raises ArcbridgeError."""
@@ -160,26 +159,20 @@ class _Place:
                 "pattern matches is not trusted unseen; give --pins-file, or name it once with --cluster"
             )
         await self.session.connect_once()
-        self._endpoint = LocalEndpoint(name, self.session, self._certificates, listen_local(0))
-        await self._endpoint.start()
+        self.served.take(listen_local(0))
+        await self.served.serve()
 
     def entry(self) -> Entry:
         """What the command's kubeconfig says."""
-        assert self._endpoint is not None
-        context, file = self._context, self._context.config.token_file
-        return Entry(
-            self._cluster.name,
-            self._cluster.name,
-            f"https://127.0.0.1:{self._endpoint.port}",
-            self._certificates.ca_pem,
-            self._certificates.client_certificate_pem,
-            self._certificates.client_key_pem,
-            token=context.token,
-            token_file=str(Path(file).absolute()) if file is not None and not context.token else "",
-        )
+        return self.served.entry(self._cluster.name, process="")
+
+    async def keep_renewed(self, directory: Path) -> None:
+        """Keep the certificates of the endpoint and of the command's kubeconfig young."""
+
+        async def write() -> None:
+            await asyncio.to_thread(Kubeconfig([directory / KUBECONFIG]).refresh, self.entry())
+
+        await self.served.keep_renewed(write)
 
     async def close(self) -> None:
-        if self._endpoint is not None:
-            await self._endpoint.close()
-        self.session.close()
-        await self.session.wait_closed()
+        await self.served.close()

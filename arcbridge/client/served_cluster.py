@@ -9,27 +9,42 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from collections.abc import Awaitable, Callable
 from itertools import chain, islice
 from pathlib import Path
+
+import structlog
 
 from arcbridge.client.endpoint import LocalEndpoint
 from arcbridge.client.kubeconfig import Entry
 from arcbridge.client.listening import PortInUse, listen_local, port_holder
 from arcbridge.client.session_manager import SessionManager
-from arcbridge.client.state import LocalCertificates, StateDirectory
+from arcbridge.client.state import LocalCertificates, StateDirectory, aged_at
 from arcbridge.config import ClientConfig
+from arcbridge.errors import ArcbridgeError
 
 PORTS_TRIED = 100
 """Ports that are tried after the one of the cluster."""
+RENEWAL_CHECK = 60.0
+"""Seconds between two looks at the clock. The certificates' times are of the wall clock, which runs on while the
+machine sleeps, and the loop's timers do not."""
+
+log = structlog.get_logger("arcbridge.client")
 
 
 class ServedCluster:
     """`bind`, then `session.connect_once`, then `serve`; `close` ends what is open."""
 
     def __init__(
-        self, session: SessionManager, config: ClientConfig, state: StateDirectory, relays: tuple[str, ...], token: str
+        self,
+        session: SessionManager,
+        config: ClientConfig,
+        state: StateDirectory,
+        relays: tuple[str, ...],
+        token: str,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        """`relays`: `host:port` of each; `token`: of token mode, where it is in no file."""
+        """`relays`: `host:port` of each; `token`: of token mode, where it is in no file; `clock`: unix seconds."""
         self.session = session
         self.cluster = session.cluster
         self.config = config
@@ -39,6 +54,10 @@ class ServedCluster:
         self.port = 0
         self.certificates: LocalCertificates | None = None
         self._token = token
+        self._clock = clock
+        self._renew_at: float | None = None
+        """Unix seconds from which younger certificates are wanted; None: not looked at yet."""
+        self._told_of_failure = False
 
     def bind(self) -> str:
         """Take the port: the wanted one, or the one this cluster had, or the next free one.
@@ -62,11 +81,19 @@ class ServedCluster:
             return f'Port {had} was taken{by}; cluster "{self.cluster}" has port {port} now'
         raise PortInUse(had)
 
+    def announce(self, port: int) -> None:
+        """Have what `entry` says before the sockets of this port are here; raises StateError."""
+        self.certificates = self.state.certificates(self.cluster, self._clock())
+        self.port = port
+
     def take(self, sockets: list[socket.socket]) -> None:
-        """Serve on sockets that listen already."""
-        self.certificates = self.state.certificates(self.cluster, time.time())
+        """Serve on sockets that listen already; raises StateError, and nothing after `announce`."""
+        self.certificates = self.certificates or self.state.certificates(self.cluster, self._clock())
         self.endpoint = LocalEndpoint(self.cluster, self.session, self.certificates, sockets)
         self.port = self.endpoint.port
+
+    def has_kept_port(self) -> bool:
+        return self.state.has_port(self.relays, self.cluster)
 
     def keep_port(self) -> None:
         """Remember the port, once the cluster was reached; one that the system chose (0) is not kept."""
@@ -97,6 +124,49 @@ class ServedCluster:
             plugin=plugin,
         )
 
+    async def renew(self) -> bool:
+        """Take over younger certificates once a third of the life of those in use is left, for new connections.
+
+        Returns whether the kubeconfig has to say something else: the client certificate, or its CA. A failure is
+        logged once, and tried again at the next call.
+        """
+        now = self._clock()
+        if self.certificates is None or (self._renew_at is not None and now < self._renew_at):
+            return False
+        try:
+            if self._renew_at is None:
+                self._renew_at = await asyncio.to_thread(renewal_time, self.certificates)
+                if now < self._renew_at:
+                    return False
+            # Beside the loop: it makes keys, waits for locks, and imports `cryptography`.
+            fresh = await asyncio.to_thread(self.state.certificates, self.cluster, now)
+            renew_at = await asyncio.to_thread(renewal_time, fresh)
+        except ArcbridgeError as error:
+            if not self._told_of_failure:
+                self._told_of_failure = True
+                log.warning("the certificates of the endpoint are not renewed", reason=error.message)
+            return False
+        former, self.certificates, self._renew_at = self.certificates, fresh, renew_at
+        self._told_of_failure = False
+        if fresh == former:
+            return False
+        if self.endpoint is not None:
+            self.endpoint.renew(fresh)
+        log.info("took over younger certificates", cluster=self.cluster)
+        return (fresh.ca_pem, fresh.client_certificate_pem) != (former.ca_pem, former.client_certificate_pem)
+
+    async def keep_renewed(self, changed: Callable[[], Awaitable[None]]) -> None:
+        """Call `renew` for ever, and `changed` where the kubeconfig has to say something else."""
+        while True:
+            await asyncio.sleep(RENEWAL_CHECK)
+            try:
+                if await self.renew():
+                    await changed()
+            except ArcbridgeError as error:
+                log.warning("a kubeconfig has the former client certificate", reason=error.message)
+            except Exception:  # a defect of ours is to cut nothing that runs
+                log.exception("the certificates of the endpoint are not renewed", cluster=self.cluster)
+
     async def close(self) -> None:
         """Stop listening, reset what is open, and end the session in order."""
         if self.endpoint is not None:
@@ -104,6 +174,11 @@ class ServedCluster:
         self.session.close()
         await self.session.wait_closed()
         await let_close()
+
+
+def renewal_time(certificates: LocalCertificates) -> float:
+    """The unix seconds at which the first of them has a third of its life left; raises StateError."""
+    return min(map(aged_at, (certificates.server_certificate_pem, certificates.client_certificate_pem)))
 
 
 async def let_close() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -195,9 +196,9 @@ class ClientContext:
             resumption=self.config.resumption,
         )
 
-    def served(self, cluster: str) -> ServedCluster:
+    def served(self, cluster: str, clock: Callable[[], float] = time.time) -> ServedCluster:
         """A cluster to be served on a local port."""
-        return ServedCluster(self.session(cluster), self.config, self.state, self.relays.names, self.token)
+        return ServedCluster(self.session(cluster), self.config, self.state, self.relays.names, self.token, clock)
 
     def trust(self, *, first_use: bool = True) -> ClusterTrust:
         """The rule for clusters; without `first_use` none is trusted unseen, whatever the settings say."""
@@ -267,6 +268,7 @@ async def run_proxy(
                     proxy.keep_port()
                     group.create_task(proxy.session.run())
                     await proxy.serve()
+                    group.create_task(proxy.keep_renewed(_renewed(proxy, kubeconfig, config, running)))
                 for number, proxy in enumerate(proxies):
                     name = config.kube_context or proxy.cluster
                     if kubeconfig is None:
@@ -297,6 +299,21 @@ async def run_proxy(
         running.end()
         if observer is not None:
             await observer.stop()
+
+
+def _renewed(
+    proxy: ServedCluster, kubeconfig: Kubeconfig | None, config: ClientConfig, running: Running
+) -> Callable[[], Awaitable[None]]:
+    """Give what writes a new client certificate to where the one of before was written."""
+
+    async def write() -> None:
+        name = config.kube_context or proxy.cluster
+        if kubeconfig is None:
+            log.warning("the kubeconfig of standard output has a client certificate that ends", cluster=proxy.cluster)
+            return
+        await asyncio.to_thread(kubeconfig.refresh, proxy.entry(name, process=running.begin()))
+
+    return write
 
 
 def _told_of_another(

@@ -24,6 +24,7 @@ from arcbridge.client.relay_profile import (
     RelayProfile,
     RelayProfiles,
     apply,
+    given,
     has_login,
     short_url,
 )
@@ -32,7 +33,7 @@ from arcbridge.client.token_cache import TokenSet
 from arcbridge.config import ClientConfig, LoginConfig
 from arcbridge.errors import ArcbridgeError, ConfigError, ConnectionLost, PinMismatch, StateError, Unreachable
 from arcbridge.net.address import parse_address
-from arcbridge.pki.pins import check_pin, same_pin
+from arcbridge.pki.pins import check_pin, pin_of, same_pin
 
 Ask = Callable[[str], Awaitable[bool]]
 """Asks the user a question; returns whether the answer was yes."""
@@ -79,17 +80,24 @@ async def trusted(
 async def _later_contact(
     config: ClientConfig, profiles: RelayProfiles, profile: RelayProfile, relays: tuple[str, ...], say: Say
 ) -> RelayProfile:
-    """Hold what the relay says against what was trusted."""
+    """Hold what the relay says against what was trusted, and keep what the user gives with this login."""
     login = config.login
-    given = check_pin(config.relay_ca_pin) if config.relay_ca_pin else ""
-    if given and profile.ca_pin and not same_pin(given, profile.ca_pin):
-        raise PinMismatch(
-            f"flag --relay-ca-pin: {given} is not the pin that was trusted for {profile.url} ({profile.ca_pin}); run "
-            f"`arcbridge login --renew-trust {profile.url}` with it when the new one is right"
-        )
+    for flag, pin in _given_pins(config):
+        if profile.ca_pin and not same_pin(pin, profile.ca_pin):
+            raise PinMismatch(
+                f"flag {flag}: {pin} is not the pin that was trusted for {profile.url} ({profile.ca_pin}); run "
+                f"`arcbridge login --renew-trust {profile.url}` with it when the new one is right"
+            )
     try:
-        contact = await ask_known(profile)
+        if not profile.ca_pin and (config.relay_ca_pin or config.relay_ca_file):
+            # Until now the system's CAs vouched for it. What cannot be checked is not kept, so no answer is an error.
+            contact = await _any_contact(config, profile.relays, given=True)
+            profile = replace(profile, ca_pin=contact.ca_pin)
+        else:
+            contact = await ask_known(profile)
     except (Unreachable, ConnectionLost) as error:
+        if not profile.ca_pin and (config.relay_ca_pin or config.relay_ca_file):
+            raise
         say(f"{profile.url} cannot be asked now ({error.message}); logging in as it said before")
     else:
         check_known(profile, contact)
@@ -98,12 +106,24 @@ async def _later_contact(
     if not set(urls) <= set(profile.relays):
         profile = replace(profile, relays=tuple(dict.fromkeys((*profile.relays, *urls))))
     if login.issuer and login.issuer != profile.login.issuer:
-        profile = replace(profile, login=_own_offer(login), from_relay=False)
+        profile = replace(profile, login=_own_offer(login), from_relay=False, own={})
+    if own := given(login, profile.login):
+        profile = replace(profile, own={**profile.own, **own})
     if login.ca_file is not None:
         profile = replace(profile, issuer_ca_pem=_text(login.ca_file))
     if login.grant_type != "auto":
         profile = replace(profile, grant_type=login.grant_type)
     return profiles.save(profile)
+
+
+def _given_pins(config: ClientConfig) -> list[tuple[str, str]]:
+    """The pins of the relay's CA that the settings give, each with its flag. Raises ConfigError, StateError."""
+    found = []
+    if config.relay_ca_pin:
+        found.append(("--relay-ca-pin", check_pin(config.relay_ca_pin)))
+    if config.relay_ca_file is not None:
+        found.append(("--relay-ca-file", pin_of(_text(config.relay_ca_file, "relay_ca_file"))))
+    return found
 
 
 async def _first_contact(
@@ -114,8 +134,8 @@ async def _first_contact(
     ask: Ask | None,
 ) -> RelayProfile:
     login = config.login
-    given = bool(config.relay_ca_pin or config.relay_ca_file)
-    contact = await _any_contact(config, relays, given=given)
+    trust_given = bool(config.relay_ca_pin or config.relay_ca_file)
+    contact = await _any_contact(config, relays, given=trust_given)
     relay = short_url(contact.address)
     offer, from_relay = contact.offer, True
     if login.issuer and (offer is None or (offer.issuer, offer.settings["client_id"]) != _named(login, offer)):
@@ -138,6 +158,7 @@ async def _first_contact(
         contact.ca_pem,
         _text(login.ca_file) if login.ca_file is not None else "",
         login.grant_type,
+        given(login, offer),
     )
     if former is not None:
         kept = former.issuer_ca_pem if former.login.issuer == offer.issuer else ""
@@ -215,13 +236,13 @@ def _untold(relay: str, pin: str, issuer: str) -> str:
     )
 
 
-def _text(file: Path) -> str:
+def _text(file: Path, setting: str = "login.ca_file") -> str:
     try:
         return file.read_text("ascii")
     except OSError as error:
-        raise StateError(f"login.ca_file: cannot read {file}: {error.strerror}") from error
+        raise StateError(f"{setting}: cannot read {file}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"login.ca_file: {file} holds no PEM certificate") from error
+        raise ConfigError(f"{setting}: {file} holds no PEM certificate") from error
 
 
 def logged_in(profiles: RelayProfiles, profile: RelayProfile) -> RelayProfile:

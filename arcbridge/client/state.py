@@ -83,7 +83,8 @@ class StateDirectory:
         """The local CA (made once), the endpoint's certificate of today, and the cluster's client certificate.
 
         The CA and the client certificate outlive the process: a program that loaded the kubeconfig before a restart
-        goes on working. A client certificate is replaced when less than a third of its life is left.
+        goes on working. A client certificate is replaced when less than a third of its life is left. A process that
+        runs for longer than a day asks again when one of them grows old (`ServedCluster.renew`).
         """
         return self._kept_certificates(cluster, now) or self._make_certificates(cluster, now)
 
@@ -105,7 +106,7 @@ class StateDirectory:
     def _make_certificates(self, cluster: str, now: float) -> LocalCertificates:
         from arcbridge.pki.authority import Authority
 
-        authority = Authority.load_or_create(self.path / "local-ca", "arcbridge local endpoint")
+        authority = Authority.load_or_create(self.path / "local-ca", "arcbridge local endpoint", clock=lambda: now)
         server = authority.issue_server(_LOCAL_NAMES)
         file = self._client_file(cluster)
         ensure_private_directory(file.parent)
@@ -254,11 +255,18 @@ def _split(pem: str) -> tuple[str, str]:
     return (certificate + mark, key) if mark and "PRIVATE KEY" in key else ("", "")
 
 
-def _worn(certificate_pem: str, now: float) -> bool:
+def aged_at(certificate_pem: str) -> float:
+    """The unix seconds at which a certificate has a third of its life left; raises StateError."""
     from arcbridge.pki.authority import certificate_validity
 
     begin, end = certificate_validity(certificate_pem)
-    return not begin <= now < begin + (end - begin) * 2 / 3
+    return begin + (end - begin) * 2 / 3
+
+
+def _worn(certificate_pem: str, now: float) -> bool:
+    from arcbridge.pki.authority import certificate_validity
+
+    return not certificate_validity(certificate_pem)[0] <= now < aged_at(certificate_pem)
 
 
 def _issued_by(authority: Authority, certificate_pem: str) -> bool:

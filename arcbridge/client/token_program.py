@@ -1,7 +1,7 @@
 """Runs a program of the user's settings that prints a token, and returns what it printed.
 
-It neither reads what was printed nor keeps it. Invariant: no byte of the output is in an error, because it may be a
-token, and the program has ended when `output_of` returns or raises.
+It neither interprets what was printed nor keeps it, and reads no more than `OUTPUT_LIMIT`. Invariant: no byte of the
+output is in an error, because it may be a token, and the program has ended when `output_of` returns or raises.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from arcbridge.errors import Unauthenticated
 DEADLINE = 120.0
 """Seconds: a program may itself ask the user."""
 OUTPUT_LIMIT = 256 * 1024
+"""Bytes of the output: several tokens with many groups are some ten KiB."""
 
 
 async def output_of(setting: str, command: tuple[str, ...], environment: Mapping[str, str] | None = None) -> bytes:
-    """Return the standard output of `command`; empty when it is over 256 KiB.
+    """Return the standard output of `command`.
 
     `setting` is where the command was configured, for messages. `environment`: instead of this process's own. Raises
     Unauthenticated.
@@ -31,13 +32,28 @@ async def output_of(setting: str, command: tuple[str, ...], environment: Mapping
         raise Unauthenticated(f"{setting}: cannot run {name}: {error.strerror}") from error
     try:
         async with asyncio.timeout(DEADLINE):
-            output, _ = await process.communicate()
+            output = await _read(process)
+            if output is not None:
+                await process.wait()
     except TimeoutError as error:
         raise Unauthenticated(f"{setting}: {name} gave no token within {DEADLINE:.0f} s") from error
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
+    if output is None:
+        raise Unauthenticated(f"{setting}: {name} printed more than {OUTPUT_LIMIT // 1024} KiB, which is no token")
     if process.returncode:
         raise Unauthenticated(f"{setting}: {name} ended with code {process.returncode}")
-    return output if len(output) <= OUTPUT_LIMIT else b""
+    return output
+
+
+async def _read(process: asyncio.subprocess.Process) -> bytes | None:
+    """The whole output; None as soon as it is more than `OUTPUT_LIMIT`."""
+    assert process.stdout is not None
+    output = bytearray()
+    while received := await process.stdout.read(65536):
+        output += received
+        if len(output) > OUTPUT_LIMIT:
+            return None
+    return bytes(output)

@@ -55,6 +55,11 @@ async def request(
                     raise Unreachable(f"{host} answered more than {_LIMIT} bytes for a token")
     except TimeoutError as error:
         raise Unreachable(f"{host} did not answer within {DEADLINE:.0f} s") from error
+    except aiohttp.ClientSSLError as error:
+        raise Unreachable(
+            f"the certificate of {host} is not of a CA that is trusted for tokens; have this system trust the right "
+            "one (SSL_CERT_FILE names a file of CAs)"
+        ) from error
     except (aiohttp.ClientError, OSError) as error:
         raise Unreachable(f"{host} cannot be reached for a token ({type(error).__name__})") from error
     try:

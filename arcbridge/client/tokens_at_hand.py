@@ -8,6 +8,7 @@ a token is given out only for an audience that it names, and no token is in an e
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,6 +22,10 @@ GITLAB = "gitlab"
 FILE = "file:"
 ENVIRONMENT = "env:"
 _MOST_FILES = 64
+_FILE_LIMIT = 1024 * 1024
+"""Bytes of a file with tokens, one on each line; a token is some KiB."""
+_KEY = re.compile(r"arcbridge:key:[A-Za-z0-9_-]{43}@", re.ASCII)
+"""What comes before an audience to say to which key a token is bound (RFC 7638, SHA-256); see `ProofKey.audience`."""
 _SHOWN = 120
 """Bytes of an audience that a message names."""
 
@@ -90,26 +95,37 @@ class TokensAtHand:
             files = sorted(file for file in self._path.iterdir() if not file.name.startswith(".") and file.is_file())
         except OSError as error:
             raise StateError(f"cannot read {self._path}: {error.strerror}") from error
-        for file in files[:_MOST_FILES]:
+        if len(files) > _MOST_FILES:
+            raise Unauthenticated(
+                f"login.workload: {self._path} holds more than {_MOST_FILES} files; name a directory with tokens alone"
+            )
+        for file in files:
             yield read_token(file)
 
 
 def is_for(found: UnverifiedClaims, audience: str) -> bool:
     """Whether a token names `audience`, alone or behind the key to which it is bound (`identity.proof`)."""
-    return any(
-        one == audience or (one.startswith("arcbridge:key:") and one.endswith(f"@{audience}"))
-        for one in found.audiences
-    )
+    return any(_without_key(one) == audience or one == audience for one in found.audiences)
+
+
+def _without_key(audience: str) -> str:
+    # From the first `@` on, as an audience may itself have one: `…@a@b` is for `a@b` and not for `b`.
+    bound = _KEY.match(audience)
+    return audience[bound.end() :] if bound else audience
 
 
 def _words(path: Path) -> list[str]:
     """The tokens of a file, one on each line. Raises Unauthenticated, StateError."""
     try:
-        text = path.read_text("ascii")
+        with path.open("rb") as file:
+            data = file.read(_FILE_LIMIT + 1)
+        text = data.decode("ascii")
     except FileNotFoundError as error:
         raise Unauthenticated(f"login.workload: {path} does not exist") from error
     except UnicodeDecodeError as error:
         raise Unauthenticated(f"login.workload: {path} holds no tokens") from error
     except OSError as error:
         raise StateError(f"cannot read {path}: {error.strerror}") from error
+    if len(data) > _FILE_LIMIT:
+        raise Unauthenticated(f"login.workload: {path} holds more than {_FILE_LIMIT // 1024} KiB: no file of tokens")
     return text.split()

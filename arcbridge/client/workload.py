@@ -62,7 +62,7 @@ class WorkloadTokens:
         self._service: _GitHubActions | _Kubernetes | None = None
         self._at_hand: TokensAtHand | None = None
         if login.workload in SERVICES:
-            self._service = _service(login.workload, environment, login.ca_file, service_account, "login.workload")
+            self._service = _service(login.workload, environment, service_account, "login.workload")
         elif login.workload == GITLAB or login.workload.startswith((FILE, ENVIRONMENT)):
             self._at_hand = TokensAtHand(login.workload, environment, clock)
         else:
@@ -120,7 +120,7 @@ async def assertion(login: LoginConfig, environment: Mapping[str, str], service_
     Raises ConfigError where this is no such job or pod, Unauthenticated or Unreachable.
     """
     setting = "login.client_assertion_workload"
-    service = _service(login.client_assertion_workload, environment, login.ca_file, service_account, setting)
+    service = _service(login.client_assertion_workload, environment, service_account, setting)
     audience = login.client_assertion_audience
     text = await service.ask([audience])
     if audience not in read_unverified(text).audiences:
@@ -129,24 +129,23 @@ async def assertion(login: LoginConfig, environment: Mapping[str, str], service_
 
 
 def _service(
-    kind: str, environment: Mapping[str, str], ca_file: Path | None, service_account: Path, setting: str
+    kind: str, environment: Mapping[str, str], service_account: Path, setting: str
 ) -> _GitHubActions | _Kubernetes:
     if kind in GITHUB:
-        return _GitHubActions.of(environment, ca_file, setting)
+        return _GitHubActions.of(environment, setting)
     return _Kubernetes.of(environment, service_account, setting)
 
 
 @dataclass(frozen=True, slots=True)
 class _GitHubActions:
-    """The token service of a job with the permission `id-token: write`."""
+    """The token service of a job with the permission `id-token: write`: a public one, by the system's CAs."""
 
     url: str
     secret: str
-    ca_file: Path | None
     name: str = "GitHub Actions"
 
     @classmethod
-    def of(cls, environment: Mapping[str, str], ca_file: Path | None, setting: str) -> _GitHubActions:
+    def of(cls, environment: Mapping[str, str], setting: str) -> _GitHubActions:
         url = environment.get("ACTIONS_ID_TOKEN_REQUEST_URL", "")
         secret = environment.get("ACTIONS_ID_TOKEN_REQUEST_TOKEN", "")
         if urlsplit(url).scheme != "https" or not secret:
@@ -154,7 +153,7 @@ class _GitHubActions:
                 f"{setting}: this is no job of GitHub Actions that may ask for tokens: give the job "
                 "`permissions: id-token: write` (ACTIONS_ID_TOKEN_REQUEST_URL and ACTIONS_ID_TOKEN_REQUEST_TOKEN)"
             )
-        return cls(url, secret, ca_file)
+        return cls(url, secret)
 
     def audiences(self, audience: str, key: ProofKey) -> list[str]:
         return [f"{key.audience()}@{audience}"]
@@ -162,7 +161,7 @@ class _GitHubActions:
     async def ask(self, audiences: list[str]) -> str:
         joint = "&" if urlsplit(self.url).query else "?"
         url = f"{self.url}{joint}audience={quote(audiences[0], safe='')}"
-        status, answer = await request("GET", url, f"bearer {self.secret}", trust(self.ca_file), None)
+        status, answer = await request("GET", url, f"bearer {self.secret}", trust(None), None)
         token = answer.get("value")
         if status in (401, 403):
             raise Unauthenticated("GitHub Actions gives this job no token: it needs `permissions: id-token: write`")

@@ -185,7 +185,7 @@ class GraphToken:
             return self._fail(Failure("graph_credential", words), None)
         form |= {"grant_type": "client_credentials", "scope": self._scope}
         headers = {"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"}
-        where = "the token endpoint for Microsoft Graph"
+        where = f"{self._at}: the token endpoint for Microsoft Graph"
         try:
             async with asyncio.timeout(DEADLINE):
                 reply = await self._ask(

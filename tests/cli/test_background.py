@@ -13,8 +13,12 @@ import pytest
 from arcbridge.cli.background import kept_arguments, naming_relays, settings_of
 from arcbridge.cli.flags import CLIENT
 from arcbridge.cli.parser import parse
+from arcbridge.client.background.connections import Connection, Connections
+from arcbridge.client.kubeconfig import Entry, Kubeconfig
+from arcbridge.client.state import StateDirectory
 from arcbridge.config import ClientConfig
 from arcbridge.errors import ConfigError
+from arcbridge.pki.private_files import try_lock
 
 
 def kept(*words: str, environment: dict[str, str] | None = None) -> tuple[str, ...]:
@@ -97,6 +101,56 @@ def test_where_no_process_runs(tmp_path: Path) -> None:
     done = arcbridge(tmp_path, "disconnect", "berlin")
     assert (done.returncode, done.stderr) == (2, 'error: "berlin" is not connected; connected: none\n')
     assert arcbridge(tmp_path, "disconnect", "--all").stdout == "No cluster is connected.\n"
+
+
+@pytest.mark.parametrize("words", [("status",), ("connect", "berlin", "--relay", "https://127.0.0.1:1")])
+def test_what_a_killed_run_left_is_removed(tmp_path: Path, words: tuple[str, ...]) -> None:
+    runtime = tmp_path / "runtime"
+    for name in ("left", "living"):
+        (runtime / f"arcbridge-run-{name}").mkdir(parents=True, mode=0o700)
+        for file in ("kubeconfig", "lock"):
+            (runtime / f"arcbridge-run-{name}" / file).write_text("")
+    runtime.chmod(0o700)
+    lock = try_lock(runtime / "arcbridge-run-living" / "lock")
+    assert lock is not None
+    try:
+        arcbridge(tmp_path, *words, XDG_RUNTIME_DIR=str(runtime))
+        assert os.listdir(runtime) == ["arcbridge-run-living"]
+        assert (runtime / "arcbridge-run-living" / "kubeconfig").exists()
+    finally:
+        os.close(lock)
+
+
+def left_by_a_killed_proxy(home: Path, state: Path, name: str) -> Path:
+    """A kubeconfig with a context whose process is gone, known in one state directory."""
+    file = home / f"{name}.yaml"
+    entry = Entry(name, name, "https://127.0.0.1:9", "CA", "CERT", "KEY", relays=("r:443",), process="1-gone")
+    Kubeconfig([file]).merge(entry, switch=True)
+    StateDirectory(state, state / "cache").add_kubeconfig([file])
+    return file
+
+
+@pytest.mark.parametrize("words", [("status",), ("stop",), ("disconnect", "none")])
+def test_what_is_known_is_repaired_wherever_it_is(tmp_path: Path, words: tuple[str, ...]) -> None:
+    """The state directory of a connection is in its own flags, or in its settings file."""
+    (tmp_path / "settings.toml").write_text(f'state_dir = "{tmp_path / "b"}"\n')
+    flags = {
+        "berlin": ("--state-dir", str(tmp_path / "a")),
+        "munich": ("--config", str(tmp_path / "settings.toml")),
+        "paris": ("--config", str(tmp_path / "missing.toml")),
+    }
+    kept = Connections(tmp_path / "state" / "arcbridge" / "connections.json")
+    for name, words_of in flags.items():
+        kept.add(Connection(("--cluster", name, *words_of), name, name, (str(tmp_path / f"{name}.yaml"),)))
+    files = [
+        left_by_a_killed_proxy(tmp_path, tmp_path / letter, name) for letter, name in (("a", "berlin"), ("b", "munich"))
+    ]
+    done = arcbridge(tmp_path, *words)
+    for file, name in zip(files, ("berlin", "munich"), strict=True):
+        assert f'what served context "{name}" had ended; the kubeconfig says so now' in done.stderr
+        assert "--ended" in file.read_text()
+    assert 'the kubeconfigs of "paris" were not looked at: ' in done.stderr
+    assert "`arcbridge disconnect paris` forgets it" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,9 @@ class FarSide(BaseHandler):
         self.targets: list[str] = []
         self.streams: list[StreamTransport] = []
         self.reply = JoinReply()
+        self.answers = asyncio.Event()
+        """Whether joins are answered; the test clears it to hold them up."""
+        self.answers.set()
         """What JOIN is answered with; its CA and id are filled in."""
         self.relay_keys: list[bytes] = []
         """What the relay showed in each join (SubjectPublicKeyInfo)."""
@@ -157,6 +160,7 @@ class FarSide(BaseHandler):
         self.joined.set()
         if self.silent_join:
             await asyncio.Event().wait()
+        await self.answers.wait()
         reply = JoinReply(
             code=self.reply.code,
             message=self.reply.message,

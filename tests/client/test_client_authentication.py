@@ -179,14 +179,15 @@ async def test_a_certificate_is_named_as_entra_id_wants_it(tmp_path: Path) -> No
         client(client_certificate_file=public)
 
 
-async def test_a_workload_s_own_token_is_asked_for_each_time(tmp_path: Path) -> None:
+async def test_a_workload_s_own_token_is_asked_for_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"login\.client_assertion_workload: must be one of github, github-actions"):
         client(client_assertion_workload="jenkins")
     with pytest.raises(ConfigError, match=r"given together with login\.client_assertion_workload"):
         client(client_assertion_workload="kubernetes", client_secret_file=tmp_path / "secret")
     with Issuer(tmp_path / "issuer") as issuer:
+        monkeypatch.setenv("SSL_CERT_FILE", str(issuer.ca_file))
         subject = ClientAuthentication(
-            LoginConfig(client_id="our:ci", client_assertion_workload="github-actions", ca_file=issuer.ca_file),
+            LoginConfig(client_id="our:ci", client_assertion_workload="github-actions"),
             environment={
                 "ACTIONS_ID_TOKEN_REQUEST_URL": f"{issuer.url}/actions",
                 "ACTIONS_ID_TOKEN_REQUEST_TOKEN": ACTIONS_SECRET,

@@ -11,7 +11,7 @@ import pytest
 import trustme
 from aiohttp import web
 
-from arcbridge.client.issuer import ClientProof, Issuer, IssuerError
+from arcbridge.client.issuer import ClientProof, Issuer, IssuerError, page_of
 from arcbridge.client.jwt_unverified import claims_unverified
 from arcbridge.errors import ConfigError, StateError, Unreachable
 from arcbridge.identity.proof import ProofKey
@@ -248,3 +248,57 @@ async def test_tokens_in_the_way_of_entra_id_are_asked_for_at_the_token_endpoint
         {"grant_type": "x", "token_type": "pop", "req_cnf": key.req_cnf()},
         {"client_id": "x"},
     ]
+
+
+async def test_a_form_that_is_to_be_bound_to_nothing_names_no_key(tmp_path: Path) -> None:
+    endpoint = TokenEndpoint(GOOD)
+    async with (
+        serving(endpoint, tmp_path) as ca,
+        Issuer(endpoint.url, ca, key=ProofKey.generate, pop=ProofKey.generate) as issuer,
+    ):
+        await issuer.post((await issuer.endpoints()).token, {"grant_type": "x"}, bind=False)
+    assert (endpoint.forms, endpoint.seen) == ([{"grant_type": "x"}], [None])
+
+
+# -- what an issuer says ----------------------------------------------------------------------------------------------
+
+
+async def test_an_issuer_s_words_are_one_short_line_from_the_start(tmp_path: Path) -> None:
+    hostile = {"error": "x\x1b[2J\ny", "error_description": "do\r\nthis\u202e " + "z" * 4096}
+    endpoint = TokenEndpoint((400, hostile, ""))
+    async with serving(endpoint, tmp_path) as ca, Issuer(endpoint.url, ca) as issuer:
+        with pytest.raises(IssuerError) as caught:
+            await issuer.post((await issuer.endpoints()).token, {})
+    error = caught.value
+    assert error.code == "x\\x1b[2J\\ny"
+    assert error.description.startswith("do\\r\\nthis\\u202e")
+    for text in (error.code, error.description, error.words, str(error)):
+        assert text.isprintable()
+    assert len(error.words.encode()) < 300
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(
+            None,
+            1,
+            "",
+            "javascript:alert(1)",
+            "https://",
+            "https://[x",
+            "https://a/\x1b[2J",
+            "https://a/ b",
+            "https://ä",
+        ),
+        f"https://a/{'x' * 2048}",
+    ],
+)
+def test_what_is_no_page_for_a_browser(value: object) -> None:
+    assert page_of(value) == ""
+
+
+def test_a_page_for_a_browser() -> None:
+    assert page_of("https://login.example.org/device?user_code=AB-CD") == (
+        "https://login.example.org/device?user_code=AB-CD"
+    )

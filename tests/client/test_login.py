@@ -710,3 +710,24 @@ class TestRedirectPort:
     async def test_what_is_no_port(self, issuer: Issuer, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"login\.redirect_port: must be a port"):
             make(issuer, tmp_path, Terminal(issuer), redirect_port=70_000)
+
+
+@pytest.mark.parametrize(
+    ("member", "value"),
+    [
+        ("verification_uri", "https://login.example.org/\x1b[2J"),
+        ("verification_uri", "javascript:alert(1)"),
+        ("user_code", "AB\r\nCD"),
+        ("user_code", "A" * 129),
+    ],
+)
+async def test_a_device_code_that_cannot_be_shown_is_none(member: str, value: str, tmp_path: Path) -> None:
+    code = {"device_code": "d", "user_code": "AB-CD", "verification_uri": "https://login.example.org/device"}
+    endpoint = TokenEndpoint((200, {**code, member: value}, ""))
+    lines: list[str] = []
+    async with serving(endpoint, tmp_path) as ca:
+        config = LoginConfig(issuer=endpoint.url, client_id="cli", ca_file=ca, grant_type="device-code")
+        cache = TokenCache(tmp_path, issuer=config.issuer, client_id="cli", scopes=config.scopes, audience="")
+        with pytest.raises(Unreachable, match="incomplete device code"):
+            await Login(config, cache, say=lines.append, environment={}).log_in()
+    assert lines == []

@@ -43,6 +43,14 @@ def test_sweep_leaves_what_a_process_has(runtime: dict[str, str]) -> None:
         assert (directory / "kubeconfig").exists()
 
 
+def test_sweep_leaves_what_a_process_is_just_making(runtime: dict[str, str], tmp_path: Path) -> None:
+    """It has opened its lock file, and waits for nobody before it writes."""
+    (tmp_path / "arcbridge-run-young").mkdir()
+    (tmp_path / "arcbridge-run-young" / "lock").write_text("")
+    assert sweep(runtime) == 0
+    assert entries(runtime) == ["arcbridge-run-young"]
+
+
 def left_behind(runtime: dict[str, str], name: str = "arcbridge-run-left") -> Path:
     """What a process that was killed leaves: nobody has the lock."""
     directory = Path(runtime["XDG_RUNTIME_DIR"]) / name

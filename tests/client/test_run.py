@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from arcbridge.client.run import run_command
 from arcbridge.client.service import Terminal
@@ -16,6 +18,7 @@ from arcbridge.errors import ArcbridgeError, CommandNotFound, ConfigError, Permi
 from arcbridge.net.join import JoinCode
 from arcbridge.wire.records import JoinReply
 from tests.client.far_side import CLUSTER, CLUSTER_CA, RELAY_CA, FarSide
+from tests.client.test_service import short_lives
 from tests.client.test_session_manager import login
 
 
@@ -98,3 +101,14 @@ async def test_what_cannot_run_reaches_no_relay(
     with pytest.raises(error):
         await case.run(*command, **changes)
     assert far.requests == []
+
+
+async def test_a_long_command_gets_a_new_certificate_before_the_old_one_ends(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short_lives(monkeypatch)
+    wait = 'cp "$KUBECONFIG" first; while cmp -s "$KUBECONFIG" first; do sleep 0.05; done; cp "$KUBECONFIG" second'
+    assert await asyncio.wait_for(case.run("sh", "-c", f"cd {tmp_path}; {wait}"), 20) == 0
+    first, second = (yaml.safe_load((tmp_path / name).read_text()) for name in ("first", "second"))
+    assert first["users"] != second["users"]
+    assert (first["clusters"], first["contexts"]) == (second["clusters"], second["contexts"])

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from arcbridge.client.listening import PortInUse
 from arcbridge.client.served_cluster import ServedCluster
 from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.config import ClientConfig
+from arcbridge.pki.authority import certificate_validity
 from tests.client.test_session_manager import login
 
 
@@ -24,11 +27,11 @@ def squatter() -> Iterator[socket.socket]:
         yield sock
 
 
-def served(tmp_path: Path, port: int | None = None) -> ServedCluster:
+def served(tmp_path: Path, port: int | None = None, clock: Callable[[], float] = time.time) -> ServedCluster:
     config = ClientConfig(
         relay="https://127.0.0.1:1", cluster="prod", port=port, state_dir=tmp_path / "state", login=login(tmp_path)
     )
-    return ClientContext(config, Terminal(), environment={}).served("prod")
+    return ClientContext(config, Terminal(), environment={}).served("prod", clock)
 
 
 async def test_a_kept_port_that_was_taken_is_left_to_who_has_it(tmp_path: Path, squatter: socket.socket) -> None:
@@ -70,4 +73,47 @@ async def test_a_port_of_the_system_is_not_kept(tmp_path: Path) -> None:
     assert not one.state.has_port(one.relays, "prod")
     entry = one.entry("mine", process="me", arguments=("--cluster", "prod"), plugin=True)
     assert (entry.name, entry.server, entry.plugin) == ("mine", f"https://127.0.0.1:{one.port}", True)
+    await one.close()
+
+
+DAY = 86400.0
+
+
+async def test_certificates_are_renewed_when_a_third_of_their_life_is_left(tmp_path: Path) -> None:
+    began = now = time.time() - 365 * DAY
+    one = served(tmp_path, port=0, clock=lambda: now)
+    one.bind()
+    first = one.certificates
+    assert first is not None
+    seen = []
+    while now < began + 300 * DAY:
+        former, changed = one.certificates, await one.renew()
+        certificates = one.certificates
+        assert certificates is not None
+        if certificates != former:
+            seen.append((round((now - began) / DAY), changed))
+        for pem in (certificates.server_certificate_pem, certificates.client_certificate_pem):
+            assert certificate_validity(pem)[1] > now + 29 * DAY
+        now += DAY
+    # 90 days for the endpoint, 366 for the client, in the same minute where both are due.
+    assert seen == [(60, False), (120, False), (180, False), (240, False), (244, True)]
+    assert one.certificates.ca_pem == first.ca_pem
+    await one.close()
+
+
+async def test_a_renewal_that_fails_is_told_once_and_tried_again(tmp_path: Path) -> None:
+    now = time.time() - 61 * DAY
+    one = served(tmp_path, port=0, clock=lambda: now)
+    one.bind()
+    former, now = one.certificates, now + 61 * DAY
+    file = tmp_path / "state" / "local-ca" / "ca.key"
+    file.rename(file.with_name("away"))
+    with capture_logs() as logs:
+        for _ in range(3):
+            assert not await one.renew()
+    assert one.certificates is former
+    assert [line["event"] for line in logs].count("the certificates of the endpoint are not renewed") == 1
+    file.with_name("away").rename(file)
+    await one.renew()
+    assert one.certificates != former
     await one.close()

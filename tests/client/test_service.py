@@ -63,6 +63,13 @@ class Case:
         return yaml.safe_load(self.kubeconfig.read_text())
 
 
+def short_lives(patch: pytest.MonkeyPatch) -> None:
+    """Let the client certificate end within seconds, and be looked at as often."""
+    patch.setattr("arcbridge.client.state.CLIENT_CERTIFICATE_LIFE", 2.0)
+    patch.setattr("arcbridge.client.state.SERVER_CERTIFICATE_REUSE", 0.0)
+    patch.setattr("arcbridge.client.served_cluster.RENEWAL_CHECK", 0.05)
+
+
 @contextlib.asynccontextmanager
 async def _running(work: Any, ready: asyncio.Event) -> AsyncIterator[None]:
     task = asyncio.ensure_future(work)
@@ -226,3 +233,19 @@ def test_a_program_s_tokens_need_no_login(tmp_path: Path) -> None:
     assert isinstance(context._pair(), ClientCredentials)
     with pytest.raises(ConfigError, match="client-credentials has no login"):
         context.login()
+
+
+async def test_a_proxy_that_runs_long_renews_the_certificate_of_the_kubeconfig(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short_lives(monkeypatch)
+    async with case.running():
+        document = case.document()
+        document["contexts"][0]["context"]["namespace"] = "mine"
+        case.kubeconfig.write_text(yaml.safe_dump(document))
+        first = document["users"]
+        async with asyncio.timeout(20):
+            while case.document()["users"] == first:
+                await asyncio.sleep(0.05)
+        assert case.document()["contexts"][0]["context"]["namespace"] == "mine"
+        assert case.document()["current-context"] == document["current-context"]

@@ -13,7 +13,7 @@ from arcbridge.client.relay_profile import RelayProfiles
 from arcbridge.client.sign_in import logged_in, revoke, trusted, with_profile
 from arcbridge.client.token_cache import TokenSet
 from arcbridge.config import ClientConfig, LoginConfig
-from arcbridge.errors import ConfigError, PinMismatch, StateError
+from arcbridge.errors import ConfigError, PinMismatch, StateError, Unreachable
 from arcbridge.pki.authority import Authority
 from tests.relay.api_station import Relay, serving
 from tests.support.issuer import Issuer
@@ -100,6 +100,84 @@ async def test_a_pin_that_contradicts_what_is_kept(person: Person, relay: Relay)
     await person.trust(relay)
     with pytest.raises(PinMismatch, match="--renew-trust"):
         await person.trust(relay, relay_ca_pin=Authority.create("x").pin)
+
+
+async def test_a_ca_file_that_contradicts_what_is_kept(person: Person, relay: Relay, tmp_path: Path) -> None:
+    await person.trust(relay)
+    (tmp_path / "other.pem").write_text(Authority.create("x").certificate_pem)
+    with pytest.raises(PinMismatch, match=r"flag --relay-ca-file: sha256:.* is not the pin that was trusted"):
+        await person.trust(relay, relay_ca_file=tmp_path / "other.pem")
+    (tmp_path / "same.pem").write_text(relay.authority.certificate_pem)
+    assert (await person.trust(relay, relay_ca_file=tmp_path / "same.pem")).ca_pin == relay.authority.pin
+
+
+@pytest.mark.parametrize("by", ["pin", "file"])
+async def test_a_ca_that_is_given_for_a_relay_with_a_public_one(
+    person: Person, relay: Relay, tmp_path: Path, by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It counts from then on, and one by which the relay is not known is refused."""
+    (tmp_path / "public.pem").write_text(relay.authority.certificate_pem)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "public.pem"))
+    profile = await person.trust(relay)
+    assert profile.ca_pin == ""
+    other = Authority.create("x")
+    (tmp_path / "other.pem").write_text(other.certificate_pem)
+    wrong: dict[str, Any] = {"relay_ca_pin": other.pin} if by == "pin" else {"relay_ca_file": tmp_path / "other.pem"}
+    with pytest.raises(PinMismatch):
+        await person.trust(relay, **wrong)
+    assert person.profiles.all() == [profile]
+    right: dict[str, Any] = (
+        {"relay_ca_pin": relay.authority.pin} if by == "pin" else {"relay_ca_file": tmp_path / "public.pem"}
+    )
+    pinned = await person.trust(relay, **right)
+    assert (pinned.ca_pin, pinned.ca_pem) == (relay.authority.pin, relay.authority.certificate_pem)
+    assert person.profiles.all() == [pinned]
+    with pytest.raises(PinMismatch, match="--renew-trust"):
+        await person.trust(relay, **wrong)
+
+
+async def test_a_ca_that_cannot_be_checked_is_not_kept(
+    person: Person, relay: Relay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "public.pem").write_text(relay.authority.certificate_pem)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "public.pem"))
+    profile = await person.trust(relay)
+    gone = replace(profile, relays=("https://127.0.0.1:9",))
+    person.profiles.save(gone)
+    config = ClientConfig(relays=gone.relays, relay_ca_pin=relay.authority.pin)
+    with pytest.raises(Unreachable):
+        await trusted(config, person.profiles, gone.relays, ask=person.ask, say=person.told.append)
+    assert [one.ca_pin for one in person.profiles.all()] == [""]
+
+
+async def test_what_a_second_login_gives_is_kept(person: Person, relay: Relay, tmp_path: Path) -> None:
+    first = await person.trust(relay)
+    key = tmp_path / "key.jwk"
+    own = LoginConfig(
+        issuer=ISSUER, client_id="mine", audience="a", cluster_audience="b-{cluster}", redirect_port=0,
+        scopes=("openid",), proof_key_file=key,
+    )  # fmt: skip
+    await person.trust(relay, login=own)
+    again = await person.trust(relay)  # without a flag
+    assert len(person.questions) == 1
+    assert (again.login, again.from_relay) == (first.login, True)
+    later = with_profile(ClientConfig(), person.profiles.all()[0]).login
+    assert later == replace(own, ca_file=None)
+    # One more setting, and the others stay; a flag of a later command goes before all of them.
+    await person.trust(relay, login=LoginConfig(audience="c"))
+    later = with_profile(ClientConfig(login=LoginConfig(client_id="flag")), person.profiles.all()[0]).login
+    assert (later.client_id, later.audience, later.cluster_audience) == ("flag", "c", "b-{cluster}")
+    # Another issuer has nothing of them, and neither has trust that is renewed.
+    await person.trust(relay, login=LoginConfig(issuer="https://own.example", client_id="c"))
+    assert with_profile(ClientConfig(), person.profiles.all()[0]).login.audience == ""
+    await person.trust(relay, renew=True)
+    assert with_profile(ClientConfig(), person.profiles.all()[0]).login.client_id == "arcbridge"
+
+
+async def test_what_the_first_login_gives_beside_the_relay_is_kept_too(person: Person, relay: Relay) -> None:
+    profile = await person.trust(relay, login=LoginConfig(client_id="mine"))
+    assert profile.from_relay
+    assert with_profile(ClientConfig(), person.profiles.all()[0]).login.client_id == "mine"
 
 
 async def test_settings_with_tokens_of_their_own(person: Person, tmp_path: Path) -> None:

@@ -19,9 +19,10 @@ async def test_the_output() -> None:
     assert await token_program.output_of("login.command", program("print('SECRET')")) == b"SECRET\n"
 
 
-async def test_an_output_without_end_is_none() -> None:
-    code = f"print('x' * {token_program.OUTPUT_LIMIT + 1})"
-    assert await token_program.output_of("login.command", program(code)) == b""
+@pytest.mark.parametrize("code", ["print('x' * (256 * 1024 + 1))", "while True: print('x' * 4096)"])
+async def test_an_output_beyond_the_bound_is_an_error_and_the_program_ends(code: str) -> None:
+    with pytest.raises(Unauthenticated, match=r"login\.command: .* printed more than 256 KiB, which is no token"):
+        await token_program.output_of("login.command", program(code))
 
 
 @pytest.mark.parametrize(

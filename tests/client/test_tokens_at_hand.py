@@ -84,6 +84,18 @@ def test_files(tmp_path: Path) -> None:
         tokens.for_audience("arcbridge-a")
 
 
+def test_what_is_read_is_bounded(tmp_path: Path) -> None:
+    big = tmp_path / "big"
+    with big.open("wb") as file:
+        file.truncate(1024 * 1024 + 1)
+    with pytest.raises(Unauthenticated, match="big holds more than 1024 KiB: no file of tokens"):
+        at_hand(f"file:{big}").for_audience("a")
+    for number in range(65):
+        (tmp_path / f"token-{number}").write_text(token("a"))
+    with pytest.raises(Unauthenticated, match="holds more than 64 files"):
+        at_hand(f"file:{tmp_path}").for_audience("a")
+
+
 @pytest.mark.parametrize("kind", ["env:", "env:A B", "env:A", "file:", "gitlab"])
 def test_places_that_cannot_be(kind: str) -> None:
     with pytest.raises(ConfigError, match="workload: "):
@@ -91,6 +103,11 @@ def test_places_that_cannot_be(kind: str) -> None:
 
 
 def test_an_audience_behind_a_key() -> None:
-    assert is_for(read_unverified(token("arcbridge:key:x@arcbridge-a")), "arcbridge-a")
+    key = f"arcbridge:key:{'x' * 43}"
+    assert is_for(read_unverified(token(f"{key}@arcbridge-a")), "arcbridge-a")
+    assert is_for(read_unverified(token(f"{key}@a@b")), "a@b")
+    # The end alone is not the audience.
+    for other in (f"{key}@evil@arcbridge-a", f"{key}@arcbridge-a@evil", "arcbridge:key:x@arcbridge-a", f"{key}@"):
+        assert not is_for(read_unverified(token(other)), "arcbridge-a")
     assert not is_for(read_unverified(token("x@arcbridge-a")), "arcbridge-a")
     assert not is_for(read_unverified("text"), "arcbridge-a")

@@ -52,7 +52,8 @@ def test_settings_and_places_that_cannot_work(login: LoginConfig, words: str, tm
 
 @pytest.fixture(scope="module")
 def issuer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Issuer]:
-    with Issuer(tmp_path_factory.mktemp("issuer")) as issuer:
+    with Issuer(tmp_path_factory.mktemp("issuer")) as issuer, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_CERT_FILE", str(issuer.ca_file))  # the system's CAs, as OpenSSL finds them
         yield issuer
 
 
@@ -61,7 +62,27 @@ def job(issuer: Issuer, secret: str = ACTIONS_SECRET, **more: Any) -> WorkloadTo
         "ACTIONS_ID_TOKEN_REQUEST_URL": f"{issuer.url}/actions?api-version=2.0",
         "ACTIONS_ID_TOKEN_REQUEST_TOKEN": secret,
     }
-    return WorkloadTokens(settings("github-actions", ca_file=issuer.ca_file), environment=environment, **more)
+    return WorkloadTokens(settings("github-actions"), environment=environment, **more)
+
+
+async def test_the_issuer_s_ca_does_not_vouch_for_the_platform(
+    issuer: Issuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`login.ca_file` may come from a relay's operator, who is not to read the job's secret."""
+    (tmp_path / "none.pem").write_text("")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+    environment = {
+        "ACTIONS_ID_TOKEN_REQUEST_URL": f"{issuer.url}/actions",
+        "ACTIONS_ID_TOKEN_REQUEST_TOKEN": ACTIONS_SECRET,
+    }
+    before = issuer.requests("/actions")
+    found = WorkloadTokens(settings("github-actions", ca_file=issuer.ca_file), environment=environment)
+    with pytest.raises(Unreachable, match="have this system trust the right"):
+        await found.tokens(interactive=False)
+    login = LoginConfig(client_assertion_workload="github-actions", ca_file=issuer.ca_file)
+    with pytest.raises(Unreachable, match="have this system trust the right"):
+        await assertion(login, environment)
+    assert issuer.requests("/actions") == before
 
 
 async def test_a_job_s_tokens_name_the_place_and_the_key(issuer: Issuer) -> None:
@@ -258,7 +279,7 @@ EXCHANGE = "api://AzureADTokenExchange"
 
 
 async def test_a_job_s_assertion_is_for_the_issuer_and_names_no_key(issuer: Issuer) -> None:
-    login = LoginConfig(client_assertion_workload="github-actions", ca_file=issuer.ca_file)
+    login = LoginConfig(client_assertion_workload="github-actions")
     environment = {
         "ACTIONS_ID_TOKEN_REQUEST_URL": f"{issuer.url}/actions",
         "ACTIONS_ID_TOKEN_REQUEST_TOKEN": ACTIONS_SECRET,

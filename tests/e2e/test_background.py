@@ -246,6 +246,23 @@ def test_twenty_at_once_start_one_process(alice_at_home: Person) -> None:
     assert "another background process" not in log
 
 
+def test_it_is_found_after_the_last_logout(person: Person) -> None:
+    """systemd removes the runtime directory then, and the process lives on; so it does where that one is its own."""
+    session = person.directory / "user-1000"
+    session.mkdir(mode=0o700)
+    person.env["XDG_RUNTIME_DIR"] = str(session)
+    person.connect(CLUSTER, "--port", str(fixed_port()))
+    pid = person.pid()
+    shutil.rmtree(session)
+    assert person.pid() == pid
+    plugin = person.document()["users"][0]["user"]["exec"]["args"]
+    for words in (plugin, ["connect", CLUSTER, *person.flags]):
+        shutil.rmtree(Place.find(person.env).runtime)
+        person.run(*words)
+        assert person.pid() == pid
+    assert person.log().count("background process serves pid=") == 1
+
+
 def test_an_upgrade_replaces_it_and_what_runs_goes_on(alice_at_home: Person, cluster: Cluster, tmp_path: Path) -> None:
     """The next version is a copy of this one that calls itself so."""
     import arcbridge as package
@@ -381,7 +398,7 @@ def test_a_port_that_another_program_took_meanwhile(person: Person, cluster: Clu
         squatter.listen()
         done = kubectl.run("get", "ns", check=False)
         assert done.returncode == 1
-        assert f"because https://127.0.0.1:{port} was taken by another program; the context says so now" in done.stderr
+        assert f"kubectl was about to connect to https://127.0.0.1:{port}; the context in " in done.stderr
         assert "namespace/default" in kubectl.run("get", "ns", "-o", "name").stdout
     assert int(person.status()["clusters"][0]["port"]) != port
 

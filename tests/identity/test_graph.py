@@ -82,7 +82,8 @@ def claims_of(object_id: str, **changes: Any) -> dict[str, Any]:
 
 async def unavailable(directory: Directory, object_id: str) -> str:
     """Why, for the caller."""
-    return (await failure(directory, object_id)).why
+    found = await failure(directory, object_id)
+    return found.detail or found.why
 
 
 async def failure(directory: Directory, object_id: str) -> GroupsUnavailable:
@@ -251,7 +252,8 @@ async def test_what_the_application_lacks_is_said_to_the_operator_and_not_to_the
     assert "another secret" not in said
     missing = settings(entra, client_secret_file=entra.directory / "missing")
     assert "graph.example.client_secret_file: " in await detail(missing)
-    assert "graph.example: 127.0.0.1: " in await detail(settings(entra, ca_file=None))
+    said = await detail(settings(entra, ca_file=None))
+    assert said.startswith("graph.example: the token endpoint for Microsoft Graph does not answer (127.0.0.1: ")
 
 
 async def test_its_own_token_is_renewed_before_its_end_and_when_it_is_refused(

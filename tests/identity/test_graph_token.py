@@ -90,7 +90,7 @@ class End:
     async def why(self) -> str:
         with pytest.raises(GroupsUnavailable) as caught:
             await self.token.get()
-        return caught.value.why
+        return caught.value.detail
 
 
 @pytest.fixture

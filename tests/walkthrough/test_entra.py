@@ -181,10 +181,11 @@ class TestPeople:
         reader.secret, entra.graph.revoked = f"{reader.secret}-next", True
         refused = ines.begin("--file", "kubeconfig", "--port", "0")
         assert refused.wait(60) == 4
-        assert "gets no token for Microsoft Graph (status 401, invalid_client)" in refused.output()
+        assert "cannot say which groups you are in: " in refused.output()
+        assert enrolled.agent is not None
+        assert "gets no token for Microsoft Graph (status 401, invalid_client)" in enrolled.agent.output()
         failing = 'arcbridge_agent_check_ok{check="groups"}'
         until(lambda: metrics(enrolled.agent_observe)[failing] == 0.0, "the self-check has failed", timeout=60)
-        assert enrolled.agent is not None
         assert '"check":"groups","code":"graph_credential"' in enrolled.agent.output()
         enrolled.graph()  # the file has the new secret
         until(lambda: metrics(enrolled.agent_observe)[failing] == 1.0, "the new secret counts", timeout=60)

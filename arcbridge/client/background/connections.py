@@ -48,7 +48,13 @@ class Connections:
 
     def add(self, connection: Connection) -> None:
         """Keep a connection, in the place of one of the same context in the same files."""
-        self._change(lambda kept: [*(one for one in kept if not _same_place(one, connection)), connection])
+
+        def change(kept: list[Connection]) -> list[Connection]:
+            if not connection.kubeconfig and any(one.arguments == connection.arguments for one in kept):
+                return kept  # one whose kubeconfig is known says all of it, and more
+            return [*(one for one in kept if not same_place(one, connection)), connection]
+
+        self._change(change)
 
     def remove(self, connection: Connection) -> None:
         self._change(lambda kept: [one for one in kept if one != connection])
@@ -64,7 +70,8 @@ class Connections:
                 write_private(self._path, document.encode())
 
 
-def _same_place(one: Connection, other: Connection) -> bool:
+def same_place(one: Connection, other: Connection) -> bool:
+    """Whether one of two connections takes the place of the other: they are one context in the same files."""
     if not one.kubeconfig or not other.kubeconfig:
         return one.arguments == other.arguments
     return (one.context, one.kubeconfig) == (other.context, other.kubeconfig)

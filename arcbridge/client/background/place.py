@@ -1,7 +1,13 @@
-"""Where the background process of a user is reached, and where it keeps its log and what is connected.
+"""Where the background process of a user is reached, and where it keeps its lock, its log and what is connected.
 
-The socket is in the user's runtime directory, which a reboot empties; the log and the list of connections are in the
-state directory. This module is imported by each `arcbridge credential`, so it imports nothing that takes time.
+All of it is in the state directory, and not in XDG_RUNTIME_DIR. systemd removes that one at the user's last logout
+while the process lives on, and cron, `su` and some terminals do not name it: a command that looked there would find
+nothing, and start a second process beside the first (docs/decisions/0021). What a reboot leaves behind does no harm,
+because the kernel frees a lock with its process. Homes may be shared by machines, so the names carry the machine's.
+
+The locks are outside the directory of the socket: where that one is removed under a living process, the lock still
+says that there is one, and it makes the socket anew. This module is imported by each `arcbridge credential`, so it
+imports nothing that takes time.
 """
 
 from __future__ import annotations
@@ -17,32 +23,34 @@ if TYPE_CHECKING:
 
 SOCKET_LIMIT = 100
 """Bytes of a Unix socket's path: the kernel takes 107, macOS 103."""
+MACHINE_ID = "/etc/machine-id"
+"""The same from boot to boot, and another one on each machine (machine-id(5)). A host's name changes while it runs."""
 
 
 class Place:
-    """The paths of one user. `runtime` is made by `make`, 0700."""
+    """The paths of one user on one machine. `make` makes the two directories, 0700."""
 
-    __slots__ = ("runtime", "state")
+    __slots__ = ("_machine", "runtime", "state")
 
-    def __init__(self, runtime: str, state: str) -> None:
+    def __init__(self, runtime: str, state: str, machine: str = "") -> None:
+        """`runtime`: the directory of the socket. `machine`: tells machines with one home apart; empty: there is one"""
         self.runtime = runtime
         self.state = state
+        self._machine = f"-{machine}" if machine else ""
 
     @classmethod
-    def find(cls, environment: Mapping[str, str]) -> Place:
-        """By XDG_RUNTIME_DIR and XDG_STATE_HOME; raises nothing."""
+    def find(cls, environment: Mapping[str, str], machine_id: str = MACHINE_ID) -> Place:
+        """By XDG_STATE_HOME, else the home directory; raises nothing."""
         home = environment.get("HOME") or os.path.expanduser("~")
         base = environment.get("XDG_STATE_HOME", "")
         state = os.path.join(base if base.startswith("/") else os.path.join(home, ".local/state"), "arcbridge")
-        given = environment.get("XDG_RUNTIME_DIR", "")
-        # Relative paths are to be ignored, and after `su` the variable may name another user's directory.
-        usable = given.startswith("/") and os.path.isdir(given) and os.stat(given).st_uid == _user_id()
-        runtime = os.path.join(given, "arcbridge") if usable else os.path.join(state, "run")
+        machine = _machine(machine_id)
+        runtime = os.path.join(state, f"run-{machine}" if machine else "run")
         if len(os.fsencode(runtime)) + len("/control") > SOCKET_LIMIT:
             from binascii import crc32
 
             runtime = f"/tmp/arcbridge-{_user_id()}-{crc32(os.fsencode(runtime)):08x}"
-        return cls(runtime, state)
+        return cls(runtime, state, machine)
 
     @property
     def socket(self) -> str:
@@ -51,12 +59,12 @@ class Place:
     @property
     def start_lock(self) -> str:
         """Held by who starts the process."""
-        return os.path.join(self.runtime, "start.lock")
+        return os.path.join(self.state, f".background-start{self._machine}.lock")
 
     @property
     def process_lock(self) -> str:
         """Held by the process itself; its copy is handed to the one that takes its place."""
-        return os.path.join(self.runtime, "process.lock")
+        return os.path.join(self.state, f".background{self._machine}.lock")
 
     @property
     def log(self) -> str:
@@ -67,9 +75,15 @@ class Place:
         return os.path.join(self.state, "connections.json")
 
     def make(self) -> None:
-        """Make the runtime directory; raises StateError where it is not this user's own and private."""
+        """Make the two directories; raises StateError where one is not this user's own, or the socket's not private."""
+        from pathlib import Path
+
+        from arcbridge.pki.private_files import ensure_private_directory, refuse_foreign_directory
+
+        refuse_foreign_directory(Path(self.state))
+        ensure_private_directory(Path(self.state))
         try:
-            os.makedirs(os.path.dirname(self.runtime), 0o700, exist_ok=True)
+            ensure_private_directory(Path(self.runtime).parent)
             try:
                 os.mkdir(self.runtime, 0o700)
             except FileExistsError:
@@ -78,9 +92,25 @@ class Place:
         except OSError as error:
             raise StateError(f"cannot make the directory {self.runtime}: {error.strerror}") from error
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != _user_id() or status.st_mode & 0o077:
-            raise StateError(
-                f"{self.runtime} is not a directory of this user alone: remove it, or set XDG_RUNTIME_DIR to such a one"
-            )
+            raise StateError(f"{self.runtime} is not a directory of this user alone: remove it, and run this again")
+
+
+def _machine(machine_id: str) -> str:
+    """A short name of this machine; empty where it has none."""
+    try:
+        descriptor = os.open(machine_id, os.O_RDONLY)
+    except OSError:
+        return ""
+    try:
+        text = os.read(descriptor, 64).strip()
+    finally:
+        os.close(descriptor)
+    if not text or not text.isalnum():
+        return ""
+    from binascii import crc32
+
+    # The id itself is not to be shown to others (machine-id(5)).
+    return f"{crc32(text):08x}"
 
 
 def _user_id() -> int:

@@ -38,10 +38,16 @@ class Background:
             login=login(directory),
         )
         self.arguments = ("--cluster", CLUSTER)
+        self.away = False
+        """Whether the settings cannot be read."""
+        self.pem_before = ""
+        """The first client certificate that a test used, with its key."""
 
     def settings_of(self, arguments: Sequence[str]) -> ClientConfig:
-        """Knows `--cluster`, `--kube-context` and `--port`."""
+        """Knows `--cluster`, `--kube-context`, `--port`, and `--other`, by which settings differ and do the same."""
         given = dict(zip(arguments[::2], arguments[1::2], strict=True))
+        if self.away:
+            raise ConfigError("the settings file is away")
         if "--unknown" in given:
             raise ConfigError("flag --unknown")
         port = int(given["--port"]) if "--port" in given else None

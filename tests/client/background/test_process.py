@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ async def test_a_port_that_was_taken_meanwhile_moves_and_the_context_says_so(bac
         async with background.running():
             with pytest.raises(ArcbridgeError) as caught:
                 await background.ask("credential", *background.arguments, server=f"https://127.0.0.1:{port}")
-            assert "the context says so now: run the command again" in caught.value.message
+            assert f"the context in {background.kubeconfig} says so now: run the command again" in caught.value.message
             server = background.document()["clusters"][0]["cluster"]["server"]
             assert server != f"https://127.0.0.1:{port}"
             await background.ask("credential", *background.arguments, server=server)
@@ -228,16 +229,10 @@ async def test_running_streams_survive_the_next_version(
     """The former process keeps what runs, the next one accepts what comes; both are real, in one loop."""
     async with background.running() as former:
         port = (await background.connect())["port"]
-        reader, writer = await _through(background, port)
+        reader, writer = await through(background, port)
         writer.write(b"one ")
         assert await reader.readexactly(4) == b"one "
-        monkeypatch.setattr(process_module, "__version__", "0.0.2")  # what the requests below come from
-        other = Background(background.far, Path(background.place.state).parent)
-        monkeypatch.setattr(process_module.BackgroundProcess, "_is_served", lambda self: False)
-        ready = asyncio.Event()
-        following = asyncio.create_task(
-            process_module.run_background(other.place, other.settings_of, {}, ready=ready.set)
-        )
+        following, ready = await _next_version(background, monkeypatch)
         await asyncio.wait_for(ready.wait(), 20)
         monkeypatch.undo()
         status = await background.ask("status")
@@ -245,7 +240,7 @@ async def test_running_streams_survive_the_next_version(
         assert [one["port"] for one in status["clusters"]] == [port]
         writer.write(b"two ")
         assert await reader.readexactly(4) == b"two "
-        more, writing = await _through(background, port)
+        more, writing = await through(background, port)
         writing.write(b"new ")
         assert await more.readexactly(4) == b"new "
         assert not former.done()
@@ -256,11 +251,78 @@ async def test_running_streams_survive_the_next_version(
         await asyncio.wait_for(following, 20)
 
 
-async def _through(background: Background, port: int) -> Any:
+async def test_no_port_moves_by_an_upgrade_where_a_cluster_has_two_contexts(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with background.running() as former:
+        port = (await background.connect())["port"]
+        await background.connect("--kube-context", "mine")
+        await background.connect()  # kept behind the other one now
+        following, ready = await _next_version(background, monkeypatch)
+        await asyncio.wait_for(ready.wait(), 20)
+        monkeypatch.undo()
+        (one,) = (await background.ask("status"))["clusters"]
+        assert (one["port"], sorted(one["contexts"])) == (port, ["mine", CLUSTER])
+        await asyncio.wait_for(former, 20)
+        await background.ask("stop")
+        await asyncio.wait_for(following, 20)
+    servers = {item["cluster"]["server"] for item in background.document()["clusters"]}
+    assert servers == {f"https://127.0.0.1:{port}"}
+
+
+async def test_a_connect_is_never_lost_in_an_upgrade(background: Background, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The former process leaves it to the next one, which would not know of it otherwise."""
+    async with background.running() as former:
+        background.far.answers.clear()
+        connecting = asyncio.create_task(background.connect())
+        await asyncio.wait_for(background.far.joined.wait(), 10)
+        following, ready = await _next_version(background, monkeypatch)
+        await asyncio.wait_for(ready.wait(), 20)
+        monkeypatch.undo()
+        background.far.answers.set()
+        with pytest.raises(NotRunning):
+            await connecting
+        await asyncio.wait_for(former, 20)
+        assert not background.kubeconfig.exists()
+        assert (await background.connect())["current"]
+        await background.ask("stop")
+        await asyncio.wait_for(following, 20)
+
+
+async def test_a_directory_that_is_removed_under_it_comes_back(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second process would find the lock held, and the first one again: there are never two."""
+    monkeypatch.setattr(process_module, "SOCKET_CHECK", 0.05)
+    async with background.running() as first:
+        port = (await background.connect())["port"]
+        shutil.rmtree(background.place.runtime)
+        with pytest.raises(NotRunning):
+            await background.ask("version")
+        async with background.running() as second:  # what the next command starts
+            await asyncio.wait_for(second, 20)
+        assert not first.done()
+        (one,) = (await background.ask("status"))["clusters"]
+        assert (one["port"], one["state"]) == (port, "connected")
+        assert Path(background.place.socket).stat().st_mode & 0o777 == 0o600
+
+
+async def _next_version(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> tuple[asyncio.Task[None], asyncio.Event]:
+    """Start a process of another version; the event: it serves. `monkeypatch.undo` makes callers of its version."""
+    monkeypatch.setattr(process_module, "__version__", "0.0.2")
+    monkeypatch.setattr(process_module.BackgroundProcess, "_is_served", lambda self: False)
+    ready = asyncio.Event()
+    running = process_module.run_background(background.place, background.settings_of, {}, ready=ready.set)
+    return asyncio.create_task(running), ready
+
+
+async def through(background: Background, port: int, *more: str) -> Any:
     """A connection to the local endpoint with the certificate that the process gives."""
     import ssl
 
-    credential = await background.ask("credential", *background.arguments, server="")
+    credential = await background.ask("credential", *background.arguments, *more, server="")
     directory = Path(background.place.state)
     pem = directory / "pem"
     pem.write_text(credential["status"]["clientCertificateData"] + credential["status"]["clientKeyData"])

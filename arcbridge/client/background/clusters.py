@@ -1,0 +1,539 @@
+"""The clusters that the background process serves, and the contexts for which it does.
+
+A cluster is served once for each set of settings, whatever contexts name it. A connection with other settings is proved
+by a session of its own before it takes the place of the former one, whose port it takes over; until then, and where it
+fails, the former one serves. What is connected is kept in a file, and served again by the next process.
+
+Invariant: once `leaving` is set nothing begins to be served here, because no process would know of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from arcbridge.client.background.connections import Connection, Connections, same_place
+from arcbridge.client.background.exec_credential import exec_credential
+from arcbridge.client.background.removal import SettingsOf, choose, remove_connection
+from arcbridge.client.kubeconfig import Entry, Kubeconfig
+from arcbridge.client.kubeconfig_repair import running_of
+from arcbridge.client.running import BACKGROUND
+from arcbridge.client.served_cluster import ServedCluster
+from arcbridge.client.service import ClientContext, Terminal
+from arcbridge.config import ClientConfig
+from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unreachable
+
+SESSION_WAIT = 25.0
+"""Seconds that a caller waits for a session: kubectl's user sees nothing meanwhile."""
+_TRIES = 3
+"""How often a connect begins again because what it waited for was taken off meanwhile."""
+
+Settings = tuple[str, ...]
+"""The arguments of a connection without the name of its context: what is served once."""
+
+log = structlog.get_logger("arcbridge.client")
+
+
+class Leaving(Exception):
+    """This process ends, or another one has taken its place: the caller is to ask the next one."""
+
+
+class Served:
+    """A cluster, and the connections for which it is served."""
+
+    def __init__(self, cluster: ServedCluster, since: float) -> None:
+        self.cluster = cluster
+        self.connections: list[Connection] = []
+        self.since = since
+        self.moved = False
+        """Whether the port is another one than the kubeconfig may say."""
+        self.tasks: list[asyncio.Task[None]] = []
+        """Keep the session up, and the certificates young."""
+
+
+class Clusters:
+    """What one background process serves; `add`, `connect` and `disconnect` change it, one at a time."""
+
+    def __init__(
+        self,
+        kept: Path,
+        settings_of: SettingsOf,
+        environment: Mapping[str, str],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`kept`: the file of connections. `clock`: unix seconds."""
+        self.kept = Connections(kept)
+        self.served: dict[Settings, Served] = {}
+        self.failed: dict[Connection, str] = {}
+        """Connections that were kept and could not be served again, and why."""
+        self.changing = asyncio.Lock()
+        """Held while it is changed, so that a process that hands over hands over a whole state."""
+        self.leaving = False
+        self._closing: set[asyncio.Task[None]] = set()
+        self._settings_of = settings_of
+        self._environment = environment
+        self._clock = clock
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.served and not self.failed
+
+    # -- serving ----------------------------------------------------------------------------------------------------
+
+    async def restore(self, inherited: Mapping[Settings, list[socket.socket]]) -> None:
+        """Serve what was connected; what cannot be served now is told by `status`, and tried when it is asked for.
+
+        `inherited`: sockets that listen already. Those of settings that nothing is connected with any more are closed.
+        """
+        left = dict(inherited)
+        try:
+            kept = self.kept.all()
+        except StateError as error:
+            log.warning("what was connected is not known", reason=error.message)
+            kept = []
+        for connection in kept:
+            try:
+                await self.add(connection, left.pop(settings_key(connection.arguments), None))
+            except ArcbridgeError as error:
+                self.failed[connection] = error.message
+                log.warning("a cluster is not served", cluster=connection.cluster, reason=error.message)
+        for sockets in left.values():
+            for sock in sockets:
+                sock.close()
+
+    async def add(self, connection: Connection, sockets: list[socket.socket] | None = None) -> Served:
+        """Serve a connection's cluster, unless it is served already; raises ArcbridgeError, Leaving.
+
+        `sockets`: what it is to be served on; None: a port is taken.
+        """
+        async with self.changing:
+            if self.leaving:
+                raise Leaving
+            key = settings_key(connection.arguments)
+            if (served := self.served.get(key)) is None:
+                try:
+                    served = self._new(connection, self._settings_of(connection.arguments))
+                    if sockets:
+                        served.cluster.take(sockets)
+                    else:
+                        self._bind(served)
+                except BaseException:
+                    for sock in sockets or ():
+                        sock.close()
+                    raise
+                self._begin(served)
+                await self._accept(key, served)
+            self._enter(served, connection)
+            if served.moved or connection.static:
+                await self._update_kubeconfig(served, connection)
+            return served
+
+    def _new(self, connection: Connection, config: ClientConfig) -> Served:
+        context = ClientContext(config, Terminal(), environment=self._environment)
+        return Served(context.served(connection.cluster, self._clock), time.time())
+
+    def _bind(self, served: Served) -> None:
+        if moved := served.cluster.bind():
+            served.moved = True
+            log.warning("port moved", reason=moved)
+
+    def _begin(self, served: Served) -> None:
+        """Keep a session up, from now on until `close`."""
+        keeping = asyncio.create_task(served.cluster.session.run())
+        served.tasks.append(keeping)
+        keeping.add_done_callback(lambda task: self._ended(served, task))
+
+    def _ended(self, served: Served, task: asyncio.Task[None]) -> None:
+        """After a defect of ours ended what keeps a session up: serve the cluster anew when it is asked for."""
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        log.error("the session is kept up no more", cluster=served.cluster.cluster, exc_info=error)
+        if served in self.served.values():
+            closing = asyncio.create_task(self._give_up(served, f"internal error ({type(error).__name__})"))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+
+    async def _give_up(self, served: Served, reason: str) -> None:
+        async with self.changing:
+            if served in self.served.values():
+                # At no moment is it in neither place: a process without clusters ends.
+                self.failed |= dict.fromkeys(served.connections, f"{reason}; see `arcbridge logs`")
+                await self.close(served)
+
+    async def _accept(self, key: Settings, served: Served) -> None:
+        """Serve at the port that it has."""
+        self.served[key] = served
+        served.tasks.append(asyncio.create_task(served.cluster.keep_renewed(lambda: self._renewed(served))))
+        await served.cluster.serve()
+
+    def _enter(self, served: Served, connection: Connection) -> None:
+        """Note for whom a cluster is served, in place of what it was served for at the same place."""
+        if connection in served.connections:
+            self.failed.pop(connection, None)
+            return
+        served.connections = [one for one in served.connections if not same_place(one, connection)]
+        served.connections.append(connection)
+        for one in list(self.failed):
+            if same_place(one, connection):
+                del self.failed[one]
+
+    async def close(self, served: Served) -> None:
+        """Serve a cluster no more."""
+        for key, one in list(self.served.items()):
+            if one is served:
+                del self.served[key]
+        for task in served.tasks:
+            task.cancel()
+        if served.tasks:
+            await asyncio.wait(served.tasks)
+        await served.cluster.close()
+
+    async def close_all(self) -> None:
+        await asyncio.gather(*(self.close(served) for served in list(self.served.values())))
+
+    async def _renewed(self, served: Served) -> None:
+        """Let the kubeconfigs have the client certificate, or the CA, that the endpoint has by now."""
+        for connection in list(served.connections):
+            if not self.leaving:
+                await self._update_kubeconfig(served, connection)
+
+    # -- the kubeconfig ---------------------------------------------------------------------------------------------
+
+    async def _update_kubeconfig(self, served: Served, connection: Connection) -> str:
+        """Let the context of a connection name the port and the process of today; returns why it does not."""
+        try:
+            if not connection.kubeconfig or connection not in self.kept.all():
+                return "nothing is connected with it"
+            if await asyncio.to_thread(_refresh, served.cluster, connection):
+                return ""
+            return "the entry was changed, or taken out, by hand"
+        except ArcbridgeError as error:
+            log.warning("the kubeconfig was not changed", reason=error.message)
+            return error.message
+
+    async def make_plugins(self, connections: Sequence[Connection]) -> None:
+        """Leave no client certificate for a process that has ended: the plugin starts the next one for whom it can."""
+        for connection in connections:
+            await asyncio.to_thread(_make_plugins, connection)
+
+    # -- credential -------------------------------------------------------------------------------------------------
+
+    async def credential(self, arguments: tuple[str, ...], server: str) -> dict[str, Any]:
+        """What kubectl's plugin prints: the client certificate, once the endpoint serves and a session is up.
+
+        `server`: to which address kubectl is about to connect; empty: not known. Raises ArcbridgeError, Leaving.
+        """
+        served = self._serving(arguments)
+        if served is None:
+            served = await self.add(self._connection_of(arguments))
+            for connection in served.connections:
+                if connection.arguments == arguments and not connection.kubeconfig:
+                    self.kept.add(connection)
+        cluster = served.cluster
+        if server and server != f"https://127.0.0.1:{cluster.port}":
+            raise ConfigError(await self._elsewhere(served, arguments, server))
+        if cluster.session.current is None:
+            await self._session(served)
+            self._keep_port(served)
+        await self.renew(served)
+        return exec_credential(cluster)
+
+    def _serving(self, arguments: tuple[str, ...]) -> Served | None:
+        served = self.served.get(settings_key(arguments))
+        if served is not None and any(one.arguments == arguments for one in served.connections):
+            return served
+        return None
+
+    def _connection_of(self, arguments: tuple[str, ...]) -> Connection:
+        """The connection that has these arguments; else one that no kubeconfig is known for."""
+        try:
+            kept = self.kept.all()
+        except StateError:
+            kept = []
+        for connection in (*kept, *self.failed):
+            if connection.arguments == arguments:
+                return connection
+        config = self._settings_of(arguments)
+        return Connection(arguments, config.cluster, config.kube_context or config.cluster)
+
+    async def renew(self, served: Served) -> None:
+        """Take over younger certificates where it is time; a failure is logged, and tried again."""
+        if await served.cluster.renew():
+            await self._renewed(served)
+
+    async def _elsewhere(self, served: Served, arguments: tuple[str, ...], server: str) -> str:
+        """What to do where kubectl's context names another address than that of the cluster."""
+        cluster = served.cluster
+        says = f'cluster "{cluster.cluster}" has port {cluster.port} now, and kubectl was about to connect to {server}'
+        again = connect_command(arguments)
+        known = [one for one in served.connections if one.kubeconfig and one.arguments == arguments]
+        if not known:
+            return f"{says}; run `{again}` to save the context anew"
+        right, failures = [], []
+        for connection in known:
+            files = ", ".join(connection.kubeconfig)
+            if why := await self._update_kubeconfig(served, connection):
+                failures.append(f"the context in {files} was not changed ({why})")
+            else:
+                right.append(files)
+        if failures:
+            return f"{says}; {'; '.join(failures)}: run `{again}` to save it anew"
+        return (
+            f"{says}; the context in {', '.join(right)} says so now: run the command again. If that does not help, "
+            f"kubectl reads another file: run `{again} --file FILE` with that one"
+        )
+
+    async def _session(self, served: Served) -> None:
+        """Wait for a session; raises the error of the attempt."""
+        try:
+            async with asyncio.timeout(SESSION_WAIT):
+                await served.cluster.session.ready()
+        except TimeoutError:
+            raise Unreachable(
+                f'cluster "{served.cluster.cluster}" did not answer within {SESSION_WAIT:.0f} s; see `arcbridge logs`'
+            ) from None
+
+    def _keep_port(self, served: Served) -> None:
+        """Remember the port of a cluster that was reached, unless other settings of it hold the one that is kept."""
+        cluster = served.cluster
+        if cluster.has_kept_port():
+            kept = cluster.state.port(cluster.relays, cluster.cluster)
+            if any(one is not served and one.cluster.port == kept for one in self.served.values()):
+                return
+        cluster.keep_port()
+
+    # -- connect ----------------------------------------------------------------------------------------------------
+
+    async def connect(
+        self, arguments: tuple[str, ...], files: tuple[str, ...], *, static: bool, switch: bool
+    ) -> dict[str, Any]:
+        """Serve a cluster and put its context into the kubeconfig; a failure changes nothing.
+
+        Raises ArcbridgeError, Leaving.
+        """
+        config = self._settings_of(arguments)
+        name = config.kube_context or config.cluster
+        connection = Connection(arguments, config.cluster, name, files, static)
+        kubeconfig = Kubeconfig([Path(file) for file in files])
+        context = ClientContext(config, Terminal(), environment=self._environment)
+        await asyncio.to_thread(kubeconfig.check, name, config.cluster, context.relays.names)
+        process, server = kubeconfig.served(name)
+        if process not in ("", BACKGROUND) and running_of(context.state, self._environment).alive(process):
+            raise ConfigError(
+                f'context "{name}" belongs to a proxy in the foreground (port {server.rpartition(":")[2]}): '
+                "end it with Ctrl-C, then connect"
+            )
+        for _ in range(_TRIES):
+            if (done := await self._connect(connection, config, kubeconfig, context, switch=switch)) is not None:
+                return done
+        raise Unreachable(f'cluster "{config.cluster}" was disconnected meanwhile; connect it again')
+
+    async def _connect(
+        self,
+        connection: Connection,
+        config: ClientConfig,
+        kubeconfig: Kubeconfig,
+        context: ClientContext,
+        *,
+        switch: bool,
+    ) -> dict[str, Any] | None:
+        """Prove a connection, then put it in its place; None where what it waited for was taken off meanwhile."""
+        key = settings_key(connection.arguments)
+        served = self.served.get(key)
+        candidate: Served | None = None
+        try:
+            if served is None:
+                served = candidate = self._new(connection, config)
+                if self._donor(connection, candidate) is None:
+                    self._bind(candidate)
+                self._begin(candidate)
+            await self._session(served)
+            async with self.changing:
+                if self.leaving:
+                    raise Leaving
+                now = self.served.get(key)
+                if now is None and candidate is None:
+                    return None
+                # Others may have been quicker: then theirs is served, and this one's proof is all that it was for.
+                taken = now if now is not None else served
+                return await self._replace(key, taken, connection, kubeconfig, context, switch=switch)
+        finally:
+            if candidate is not None and self.served.get(key) is not candidate:
+                await self.close(candidate)
+
+    async def _replace(
+        self,
+        key: Settings,
+        served: Served,
+        connection: Connection,
+        kubeconfig: Kubeconfig,
+        context: ClientContext,
+        *,
+        switch: bool,
+    ) -> dict[str, Any]:
+        """Serve a proved connection, in place of what its context was served by."""
+        cluster = served.cluster
+        donor = None
+        if cluster.endpoint is None:
+            donor = self._donor(connection, served)
+            if donor is None:  # it has gone meanwhile, and another one may have its port
+                self._bind(served)
+            else:
+                cluster.announce(donor.cluster.port)
+        context.state.add_kubeconfig([Path(file) for file in connection.kubeconfig])
+        former = [one for one in self.kept.all() if same_place(one, connection)]
+        self.kept.add(connection)
+        merging = asyncio.ensure_future(asyncio.to_thread(kubeconfig.merge, _entry(cluster, connection), switch=switch))
+        try:
+            merged = await asyncio.shield(merging)
+        except BaseException:
+            await asyncio.wait([merging])  # a thread cannot be cancelled
+            if merging.exception() is not None:
+                self._put_back(connection, former)
+            raise
+        # From here on nothing fails and nothing waits until it is done.
+        replaced = [
+            (one, entry)
+            for one in self.served.values()
+            for entry in one.connections
+            if one is not served and same_place(entry, connection)
+        ]
+        if donor is not None:
+            assert donor.cluster.endpoint is not None
+            cluster.take(list(donor.cluster.endpoint.release()))
+        self._enter(served, connection)
+        for one, entry in replaced:
+            one.connections.remove(entry)
+        if key not in self.served:
+            await self._accept(key, served)
+        for one, _ in replaced:
+            if not one.connections:
+                await self.close(one)
+        try:
+            self._keep_port(served)
+            context.state.add_cluster_name(connection.cluster)
+        except StateError as error:  # it is connected, and the next process may have to take another port
+            log.warning("the port of a cluster is not kept", cluster=connection.cluster, reason=error.message)
+        return {
+            "cluster": connection.cluster,
+            "context": connection.context,
+            "port": cluster.port,
+            "kubeconfig": str(merged.path),
+            "current": merged.switched,
+        }
+
+    def _donor(self, connection: Connection, candidate: Served) -> Served | None:
+        """What serves the connection's context alone, at a port that is good for the candidate too."""
+        for served in self.served.values():
+            mine = served.connections and all(same_place(one, connection) for one in served.connections)
+            if mine and candidate.cluster.config.port in (None, served.cluster.port):
+                return served
+        return None
+
+    def _put_back(self, connection: Connection, former: Sequence[Connection]) -> None:
+        """Keep what was connected before, where the kubeconfig could not be written."""
+        try:
+            self.kept.remove(connection)
+            for one in former:
+                self.kept.add(one)
+        except StateError as error:
+            log.warning("what was connected is not kept", reason=error.message)
+
+    # -- disconnect, status -----------------------------------------------------------------------------------------
+
+    async def disconnect(self, names: tuple[str, ...], *, every: bool) -> dict[str, Any]:
+        """Take connections off: their ports and their contexts; raises ArcbridgeError, Leaving."""
+        async with self.changing:
+            if self.leaving:
+                raise Leaving
+            known = [*(one for served in self.served.values() for one in served.connections), *self.failed]
+            chosen = choose(known, names, every=every)
+            for connection in chosen:
+                await asyncio.to_thread(remove_connection, connection, self.kept, self._settings_of, self._environment)
+                self.failed.pop(connection, None)
+                for served in list(self.served.values()):
+                    if connection in served.connections:
+                        served.connections.remove(connection)
+                        if not served.connections:
+                            await self.close(served)
+            return {"disconnected": [{"cluster": one.cluster, "context": one.context} for one in chosen]}
+
+    def describe(self) -> list[dict[str, Any]]:
+        """For `status`: each cluster, by name."""
+        clusters = [_describe(served) for served in self.served.values()]
+        clusters += [
+            {"name": one.cluster, "contexts": [one.context], "state": "failed", "reason": reason}
+            for one, reason in self.failed.items()
+        ]
+        return sorted(clusters, key=lambda one: str(one["name"]))
+
+
+def settings_key(arguments: Sequence[str]) -> Settings:
+    """What a connection's cluster is served by: its arguments without the name of its context."""
+    kept: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word == "--kube-context":
+            next(words, None)
+        else:
+            kept.append(word)
+    return tuple(kept)
+
+
+def connect_command(arguments: Sequence[str]) -> str:
+    """The command that connects with these arguments, for messages."""
+    names, rest = [], []
+    words = iter(arguments)
+    for word in words:
+        if word == "--cluster":
+            names.append(next(words, "NAME"))
+        else:
+            rest.append(word)
+    return shlex.join(["arcbridge", "connect", *names, *rest])
+
+
+def _describe(served: Served) -> dict[str, Any]:
+    cluster, session = served.cluster, served.cluster.session
+    endpoint = cluster.endpoint
+    up, down = endpoint.moved() if endpoint is not None else (0, 0)
+    state = "connected" if session.current is not None else "resuming" if session.detached_count else "waiting"
+    return {
+        "name": cluster.cluster,
+        "contexts": [one.context for one in served.connections],
+        "port": cluster.port,
+        "state": state,
+        "reason": session.failure.message if session.failure is not None else "",
+        "user": session.subject,
+        "relay": str(session.relay.address) if session.relay is not None else cluster.relays[0],
+        "since": served.since,
+        "connections": endpoint.stats.open if endpoint is not None else 0,
+        "bytes_to_cluster": up,
+        "bytes_from_cluster": down,
+        "token_expires": session.token_ends_at(),
+    }
+
+
+def _entry(cluster: ServedCluster, connection: Connection) -> Entry:
+    return cluster.entry(
+        connection.context, process=BACKGROUND, arguments=connection.arguments, plugin=not connection.static
+    )
+
+
+def _refresh(cluster: ServedCluster, connection: Connection) -> bool:
+    """Write a connection's entry anew where it is still there and ours; say whether it was."""
+    kubeconfig = Kubeconfig([Path(file) for file in connection.kubeconfig])
+    return kubeconfig.refresh(_entry(cluster, connection))
+
+
+def _make_plugins(connection: Connection) -> None:
+    try:
+        Kubeconfig([Path(file) for file in connection.kubeconfig]).repair(lambda process: process != BACKGROUND)
+    except ArcbridgeError as error:
+        log.warning("the kubeconfig was not changed", reason=error.message)

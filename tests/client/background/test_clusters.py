@@ -1,0 +1,335 @@
+"""What the background process serves: proved before it replaces, whole at each moment, young certificates."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import ssl
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+
+from arcbridge.client.background.caller import NotRunning
+from arcbridge.client.background.clusters import Clusters, connect_command, settings_key
+from arcbridge.client.background.connections import Connections
+from arcbridge.client.kubeconfig import Kubeconfig
+from arcbridge.client.session_manager import SessionManager
+from arcbridge.client.state import StateDirectory
+from arcbridge.errors import ArcbridgeError, StateError
+from arcbridge.net.join import JoinCode
+from arcbridge.wire.records import JoinReply
+from tests.client.background.conftest import Background
+from tests.client.background.test_process import through
+from tests.client.far_side import CLUSTER
+
+DAY = 86400.0
+
+
+class Stream:
+    """A connection of kubectl's through the endpoint to the cluster, which says everything back."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    @classmethod
+    async def open(cls, background: Background, port: int, *more: str) -> Stream:
+        stream = cls(*await through(background, port, *more))
+        await stream.check()
+        return stream
+
+    async def check(self) -> None:
+        """It is as it was: nothing has cut it."""
+        self.writer.write(b"echo")
+        assert await asyncio.wait_for(self.reader.readexactly(4), 10) == b"echo"
+
+
+def kept(background: Background) -> str:
+    return Path(background.place.connections).read_text()
+
+
+def test_settings_are_what_is_served_once() -> None:
+    assert settings_key(("--cluster", "a", "--kube-context", "mine", "--port", "1")) == (
+        "--cluster",
+        "a",
+        "--port",
+        "1",
+    )
+    assert connect_command(("--cluster", "a", "--kube-context", "my own")) == (
+        "arcbridge connect a --kube-context 'my own'"
+    )
+
+
+# -- other settings for a context -------------------------------------------------------------------------------------
+
+
+async def test_a_connect_that_fails_leaves_what_serves_and_what_runs(background: Background) -> None:
+    async with background.running():
+        port = (await background.connect())["port"]
+        stream = await Stream.open(background, port)
+        before = (background.kubeconfig.read_text(), kept(background), await background.ask("status"))
+        background.far.reply = JoinReply(code=JoinCode.NO_AGENT)
+        for other in (("--other", "x"), ("--port", "0")):
+            with pytest.raises(ArcbridgeError):
+                await background.connect(*other)
+        assert (background.kubeconfig.read_text(), kept(background)) == before[:2]
+        (one,) = (await background.ask("status"))["clusters"]
+        assert (one["port"], one["state"], one["since"]) == (port, "connected", before[2]["clusters"][0]["since"])
+        await stream.check()
+        background.far.reply = JoinReply()
+        await (await Stream.open(background, port)).check()
+
+
+async def test_a_kubeconfig_that_cannot_be_written_leaves_them_too(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise StateError("the kubeconfig is locked")
+
+    async with background.running():
+        port = (await background.connect())["port"]
+        stream = await Stream.open(background, port)
+        before = kept(background)
+        monkeypatch.setattr(Kubeconfig, "merge", refuse)
+        with pytest.raises(ArcbridgeError, match="is locked"):
+            await background.connect("--other", "x")
+        monkeypatch.undo()
+        assert kept(background) == before
+        assert [one["port"] for one in (await background.ask("status"))["clusters"]] == [port]
+        await stream.check()
+        await (await Stream.open(background, port)).check()
+
+
+async def test_a_port_that_cannot_be_kept_takes_no_connection_back(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By then the context says that it is served, and the former connection is gone."""
+
+    def refuse(*_: object) -> None:
+        raise StateError("the disk is full")
+
+    async with background.running():
+        await background.connect()
+        monkeypatch.setattr(StateDirectory, "remember_port", refuse)
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            free = sock.getsockname()[1]
+        assert (await background.connect("--port", str(free)))["port"] == free
+        (one,) = (await background.ask("status"))["clusters"]
+        assert (one["port"], one["state"]) == (free, "connected")
+        await (await Stream.open(background, free, "--port", str(free))).check()
+
+
+async def test_a_list_that_is_damaged_takes_no_credential_away(background: Background) -> None:
+    async with background.running():
+        port = (await background.connect())["port"]
+        Path(background.place.connections).write_text("{")
+        with pytest.raises(ArcbridgeError, match=r"was not changed \(.*connections\.json is damaged"):
+            await background.ask("credential", *background.arguments, server="https://127.0.0.1:9")
+        await background.ask("credential", *background.arguments, server=f"https://127.0.0.1:{port}")
+
+
+async def test_other_settings_take_over_the_port(background: Background) -> None:
+    async with background.running():
+        port = (await background.connect())["port"]
+        former = await Stream.open(background, port)
+        assert (await background.connect("--other", "x"))["port"] == port
+        (one,) = (await background.ask("status"))["clusters"]
+        assert (one["port"], one["contexts"]) == (port, [CLUSTER])
+        (kept_one,) = Connections(Path(background.place.connections)).all()
+        assert kept_one.arguments == (*background.arguments, "--other", "x")
+        with pytest.raises(ConnectionResetError):  # it ran by the former settings
+            await former.reader.read()
+        await (await Stream.open(background, port)).check()
+        ports = json.loads((Path(background.place.state) / "ports.json").read_text())
+        assert list(ports.values()) == [port]
+
+
+async def test_a_static_certificate_is_no_other_connection(background: Background) -> None:
+    async with background.running():
+        port = (await background.connect())["port"]
+        stream = await Stream.open(background, port)
+        assert (await background.connect(static="yes"))["port"] == port
+        assert "client-key-data" in background.document()["users"][0]["user"]
+        assert (await background.connect())["port"] == port
+        assert "exec" in background.document()["users"][0]["user"]
+        await stream.check()
+        (one,) = (await background.ask("status"))["clusters"]
+        assert one["contexts"] == [CLUSTER]
+
+
+async def test_other_settings_for_one_of_two_contexts(background: Background) -> None:
+    """What the other context goes on to need is neither closed nor robbed of its port, here and in the list."""
+    async with background.running():
+        port = (await background.connect())["port"]
+        await background.connect("--kube-context", "mine")
+        stream = await Stream.open(background, port)
+        other = (await background.connect("--kube-context", "mine", "--other", "x"))["port"]
+        assert other != port
+        await stream.check()
+        status = (await background.ask("status"))["clusters"]
+        assert sorted((one["port"], *one["contexts"]) for one in status) == [(port, CLUSTER), (other, "mine")]
+        ports = json.loads((Path(background.place.state) / "ports.json").read_text())
+        assert list(ports.values()) == [port]
+
+
+async def test_connects_at_once_are_served_once(background: Background) -> None:
+    async with background.running():
+        answers = await asyncio.gather(*(background.connect() for _ in range(5)))
+        (one,) = (await background.ask("status"))["clusters"]
+        assert {answer["port"] for answer in answers} == {one["port"]}
+        assert len(Connections(Path(background.place.connections)).all()) == 1
+
+
+async def test_a_connect_is_never_lost_in_an_end(background: Background) -> None:
+    """Its caller hears nothing, as from a process that has ended, and asks the next one."""
+    async with background.running() as task:
+        background.far.answers.clear()
+        connecting = asyncio.create_task(background.connect())
+        await asyncio.wait_for(background.far.joined.wait(), 10)
+        await background.ask("stop")
+        background.far.answers.set()
+        with pytest.raises(NotRunning):
+            await connecting
+        await asyncio.wait_for(task, 10)
+    assert not background.kubeconfig.exists()
+    assert Connections(Path(background.place.connections)).all() == []
+
+
+async def test_what_failed_and_comes_back_is_still_the_context_s(background: Background) -> None:
+    """The kubeconfig that `connect` wrote stays known, so `disconnect` cleans it."""
+    async with background.running():
+        await background.connect()
+    background.away = True
+    async with background.running() as task:
+        assert (await background.ask("status"))["clusters"][0]["state"] == "failed"
+        background.away = False
+        await background.ask("credential", *background.arguments, server="")
+        (one,) = (await background.ask("status"))["clusters"]
+        assert one["state"] == "connected"
+        (kept_one,) = Connections(Path(background.place.connections)).all()
+        assert kept_one.kubeconfig == (str(background.kubeconfig),)
+        await background.ask("disconnect", CLUSTER)
+        await asyncio.wait_for(task, 10)
+    assert background.document()["contexts"] == []
+
+
+async def test_a_session_that_a_defect_ended_comes_back_when_it_is_asked_for(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(self: SessionManager) -> None:
+        raise RuntimeError("a defect")
+
+    async with background.running():
+        port = (await background.connect())["port"]
+    monkeypatch.setattr(SessionManager, "run", broken)
+    async with background.running():
+        async with asyncio.timeout(10):
+            while (await background.ask("status"))["clusters"][0]["state"] != "failed":
+                await asyncio.sleep(0.01)
+        (one,) = (await background.ask("status"))["clusters"]
+        assert (one["state"], one["reason"]) == ("failed", "internal error (RuntimeError); see `arcbridge logs`")
+        monkeypatch.undo()
+        await background.ask("credential", *background.arguments, server=f"https://127.0.0.1:{port}")
+        (one,) = (await background.ask("status"))["clusters"]
+        assert (one["state"], one["port"]) == ("connected", port)
+        await (await Stream.open(background, port)).check()
+
+
+# -- a port that differs ----------------------------------------------------------------------------------------------
+
+
+async def test_what_to_do_where_the_entry_is_not_ours_to_change(background: Background) -> None:
+    async with background.running():
+        await background.connect()
+        document = background.document()
+        document["clusters"][0]["cluster"]["server"] = "https://127.0.0.1:9"
+        background.kubeconfig.write_text(json.dumps(document))
+        with pytest.raises(ArcbridgeError) as caught:
+            await background.ask("credential", *background.arguments, server="https://127.0.0.1:9")
+        assert "was not changed (the entry was changed, or taken out, by hand)" in caught.value.message
+        assert caught.value.message.endswith(f"run `arcbridge connect {CLUSTER}` to save it anew")
+        assert background.document() == document
+        # And that helps.
+        port = (await background.connect())["port"]
+        await background.ask("credential", *background.arguments, server=f"https://127.0.0.1:{port}")
+
+
+async def test_what_to_do_where_no_kubeconfig_is_known(background: Background) -> None:
+    arguments = (*background.arguments, "--kube-context", "mine")
+    async with background.running():
+        with pytest.raises(ArcbridgeError, match=f"run `arcbridge connect {CLUSTER} --kube-context mine` to save"):
+            await background.ask("credential", *arguments, server="https://127.0.0.1:9")
+
+
+# -- certificates -----------------------------------------------------------------------------------------------------
+
+
+def certificate_of(document: Any) -> str:
+    import base64
+
+    return base64.b64decode(document["users"][0]["user"]["client-certificate-data"]).decode()
+
+
+async def test_a_long_life_renews_both_certificates_and_cuts_nothing(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It begins in the past, so that TLS, which has the machine's clock, takes both the former and the new ones.
+    monkeypatch.setattr("arcbridge.client.state.CLIENT_CERTIFICATE_LIFE", 90 * DAY)
+    now = time.time() - 61 * DAY
+    clusters = Clusters(Path(background.place.connections), background.settings_of, {}, lambda: now)
+    background.place.make()
+    try:
+        files = (str(background.kubeconfig),)
+        port = (await clusters.connect(background.arguments, files, static=True, switch=True))["port"]
+        (served,) = clusters.served.values()
+        stream = Stream(*await _with(background, port))
+        await stream.check()
+        first, shown = certificate_of(background.document()), await _shown(background, port)
+        await clusters.renew(served)
+        assert certificate_of(background.document()) == first
+        assert await _shown(background, port) == shown
+        now = time.time()
+        await clusters.renew(served)
+        second = certificate_of(background.document())
+        assert second != first
+        assert x509.load_pem_x509_certificate(second.encode()).not_valid_after_utc.timestamp() > now + 89 * DAY
+        assert await _shown(background, port) != shown
+        await stream.check()
+        document = await clusters.credential(background.arguments, "")
+        assert document["status"]["clientCertificateData"] == second
+        assert document["status"]["expirationTimestamp"] > time.strftime("%Y-%m-%d", time.gmtime(now + 80 * DAY))
+        # A program that read the kubeconfig before goes on, until its certificate ends.
+        old = Stream(*await _with(background, port, pem=background.pem_before))
+        await old.check()
+    finally:
+        clusters.leaving = True
+        await clusters.close_all()
+
+
+async def _with(background: Background, port: int, pem: str = "") -> Any:
+    """A connection with the static client certificate of the kubeconfig, or with another one."""
+    import base64
+
+    user = background.document()["users"][0]["user"]
+    text = pem or "".join(
+        base64.b64decode(user[key]).decode() for key in ("client-certificate-data", "client-key-data")
+    )
+    background.pem_before = background.pem_before or text
+    file = Path(background.place.state) / "pem"
+    file.write_text(text)
+    context = ssl.create_default_context(cafile=str(Path(background.place.state) / "local-ca" / "ca.crt"))
+    context.load_cert_chain(file)
+    return await asyncio.open_connection("127.0.0.1", port, ssl=context)
+
+
+async def _shown(background: Background, port: int) -> bytes:
+    """The certificate that the endpoint shows to a new connection."""
+    _, writer = await _with(background, port)
+    shown: bytes = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    writer.close()
+    return shown
