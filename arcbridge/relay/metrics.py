@@ -26,6 +26,7 @@ from arcbridge.relay.siblings.handover import Handovers
 
 def register(
     metrics: Metrics,
+    *,
     counters: Counters,
     admission: Admission,
     control: ControlServer,

@@ -16,12 +16,13 @@ from typing import Final
 
 import structlog
 
-from arcbridge.config import RelayConfig
+from arcbridge.config import RelayConfig, RelayLimitsConfig
 from arcbridge.errors import StateError
 from arcbridge.identity.groups import GroupSources
 from arcbridge.identity.policy import PolicyFile
 from arcbridge.identity.proof import ProofChecker
 from arcbridge.identity.verifier import TokenVerifier
+from arcbridge.limiters import KeyedTokenBucket
 from arcbridge.net import client_hello
 from arcbridge.net.descriptors import raise_limit
 from arcbridge.net.fetch import HttpFetcher
@@ -31,6 +32,7 @@ from arcbridge.observe.metrics import Metrics
 from arcbridge.observe.reloads import Outcome, Reloads
 from arcbridge.observe.self_checks import SelfChecks
 from arcbridge.observe.server import ObserveServer
+from arcbridge.pki.authority import Authority
 from arcbridge.problems import Problems
 from arcbridge.relay.access import Access
 from arcbridge.relay.admin_socket import AdminSocket
@@ -108,6 +110,43 @@ async def serve(
     log.info("relay stopped", step="gone")
 
 
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """The parts of one relay, connected with each other; `_compose` makes them."""
+
+    config: RelayConfig
+    checked: Checked
+    limits: RelayLimitsConfig
+    """Those that count: as many sessions and agents as there are descriptors for."""
+    descriptors: int
+    policy: PolicyFile
+    access: Access
+    proofs: ProofChecker
+    authority: Authority
+    registry: Registry
+    fleet: Fleet
+    certificate: ServerCertificate
+    verifier: TokenVerifier
+    counters: Counters
+    callers: KeyedTokenBucket[str]
+    api: HttpApiServer
+    api_refusals: Limited
+    pumps: Pumps
+    control: ControlServer
+    rendezvous: Rendezvous
+    hops: Hops | None
+    admission: Admission
+    listener: Listener
+    drain: Drain
+    enforcement: Enforcement
+    maintenance: _Maintenance
+
+    def tell_lost(self, lost: Lost) -> None:
+        """End the sessions of those who lost their access, at this relay and at the others."""
+        self.control.end_sessions(lost)
+        self.fleet.tell_lost(lost)
+
+
 async def _start(
     config: RelayConfig,
     stack: AsyncExitStack,
@@ -118,7 +157,37 @@ async def _start(
     checked = required(config)
     if membership is None:
         tell_warnings(checked.problems)
-    public, listen = checked.public, checked.listen
+    parts = await _compose(config, checked, membership, stack)
+    observing, self_checks = await _observe(parts, membership, reread, stack)
+
+    # Before the port is open, so that a cluster revoked while the relay was down is refused from the first moment.
+    await parts.maintenance.look()
+    stack.push_async_callback(parts.listener.close)
+    if membership is not None:
+        await membership.acquainted()
+    listen = checked.listen if membership is None else membership.listen
+    bound = parts.listener.start(listen, shared=membership is not None)
+    stack.callback(parts.listener.stop)
+    await stack.enter_async_context(_running(parts.maintenance.run()))
+    await stack.enter_async_context(_running(self_checks.run()))
+    info = RelayInfo(str(bound), str(checked.public), parts.authority.pin, observing)
+    log.info(
+        "relay serving" if membership is None else "worker serving",
+        address=info.address,
+        public_address=info.public_address,
+        ca_pin=info.ca_pin,
+        observe=observing,
+        sessions=parts.limits.sessions,
+        agents=parts.limits.agents,
+        descriptors=parts.descriptors,
+    )
+    return info, parts.drain
+
+
+async def _compose(
+    config: RelayConfig, checked: Checked, membership: WorkerMembership | None, stack: AsyncExitStack
+) -> _Parts:
+    """Make all parts, of which none accepts a connection yet. Raises as `serve` does."""
     assert config.policy is not None, "the check requires it"
     policy = PolicyFile(config.policy)
     access = Access(policy)
@@ -135,17 +204,8 @@ async def _start(
         stack.enter_context(only_one(config.data_dir))
     authority = open_authority(config.data_dir)
     registry, fleet = await open_backend(config, membership, stack)
-    certificate = ServerCertificate(config.tls, authority, public.host)
-
-    fetcher = HttpFetcher()
-    stack.push_async_callback(fetcher.close)
-    verifier = TokenVerifier(
-        checked.issuers,
-        fetcher,
-        accept=checked.acceptance,
-        groups=GroupSources(checked.issuers, fetcher.ask, directories=config.graph, claim_sources=config.claim_sources),
-    )
-    stack.push_async_callback(verifier.close)
+    certificate = ServerCertificate(config.tls, authority, checked.public.host)
+    verifier = _make_verifier(config, checked, stack)
 
     counters, api_refusals, callers = Counters(), Limited(), caller_bucket(limits.requests_per_minute_per_user)
     await fleet.start()
@@ -171,7 +231,7 @@ async def _start(
 
     def pump_ended(pump: Pump) -> None:
         _log_end(pump)
-        enforcement.ended(pump)
+        parts.enforcement.ended(pump)
 
     pumps = Pumps(pump_ended)
     stack.callback(pumps.close)
@@ -192,13 +252,12 @@ async def _start(
         access=access,
         pumps=pumps,
         counters=counters,
-        address=str(public),
+        address=str(checked.public),
         limits=limits,
         proofs=proofs,
         hops=hops,
         handovers=None if membership is None else membership.handovers,
     )
-    http = HttpHandler(lambda: certificate.contexts[ALPN_HTTP], api, counters)
     admission = Admission(
         limits.unauthenticated,
         limits.unauthenticated_per_address,
@@ -207,123 +266,159 @@ async def _start(
     handlers: dict[bytes, ConnectionHandler] = {
         client_hello.CONTROL: control.serve,
         client_hello.JOIN: rendezvous.serve,
-        client_hello.HTTP: http.serve,
+        client_hello.HTTP: HttpHandler(lambda: certificate.contexts[ALPN_HTTP], api, counters).serve,
     }
     if fleet.peers is not None:
         handlers[client_hello.HOP] = rendezvous.serve_hop
         fleet.peers.on_failed = rendezvous.hop_failed
     listener = Listener(handlers, admission, counters, balancers=balancers)
-
-    drain = Drain(
-        listener, control, rendezvous, pumps, counters, together=None if membership is None else membership.together
+    fleet.on_lost = control.end_sessions
+    enforcement = Enforcement(access, pumps, rendezvous, counters, lambda lost: parts.tell_lost(lost))
+    parts = _Parts(
+        config=config,
+        checked=checked,
+        limits=limits,
+        descriptors=fits.available,
+        policy=policy,
+        access=access,
+        proofs=proofs,
+        authority=authority,
+        registry=registry,
+        fleet=fleet,
+        certificate=certificate,
+        verifier=verifier,
+        counters=counters,
+        callers=callers,
+        api=api,
+        api_refusals=api_refusals,
+        pumps=pumps,
+        control=control,
+        rendezvous=rendezvous,
+        hops=hops,
+        admission=admission,
+        listener=listener,
+        drain=Drain(
+            listener, control, rendezvous, pumps, counters, together=None if membership is None else membership.together
+        ),
+        enforcement=enforcement,
+        maintenance=_Maintenance(registry, fleet, control, policy, access, enforcement, certificate),
     )
+    return parts
+
+
+def _make_verifier(config: RelayConfig, checked: Checked, stack: AsyncExitStack) -> TokenVerifier:
+    """Make what verifies access tokens, with a fetcher of its own; `stack` closes both."""
+    fetcher = HttpFetcher()
+    stack.push_async_callback(fetcher.close)
+    groups = GroupSources(checked.issuers, fetcher.ask, directories=config.graph, claim_sources=config.claim_sources)
+    verifier = TokenVerifier(checked.issuers, fetcher, accept=checked.acceptance, groups=groups)
+    stack.push_async_callback(verifier.close)
+    return verifier
+
+
+async def _observe(
+    parts: _Parts,
+    membership: WorkerMembership | None,
+    reread: Callable[[], RelayConfig] | None,
+    stack: AsyncExitStack,
+) -> tuple[str, SelfChecks]:
+    """Show what the relay counts and finds, answer operators, and reload at SIGHUP where it can `reread`.
+
+    Returns the address of metrics and health, empty where there is none, and the self-checks, which do not run yet.
+    """
     metrics, checks = Metrics("relay"), Checks()
     register(
         metrics,
-        counters,
-        admission,
-        control,
-        rendezvous,
-        pumps,
-        verifier,
-        proofs,
-        api,
-        api_refusals,
-        certificate,
-        access,
+        counters=parts.counters,
+        admission=parts.admission,
+        control=parts.control,
+        rendezvous=parts.rendezvous,
+        pumps=parts.pumps,
+        verifier=parts.verifier,
+        proofs=parts.proofs,
+        api=parts.api,
+        api_refusals=parts.api_refusals,
+        certificate=parts.certificate,
+        access=parts.access,
     )
-    fleet.add_metrics(metrics)
-    if hops is not None:
-        register_hops(metrics, hops)
+    parts.fleet.add_metrics(metrics)
+    if parts.hops is not None:
+        register_hops(metrics, parts.hops)
     if membership is not None:
         register_handovers(metrics, membership.handovers)
+    checks.add("registry", lambda: parts.maintenance.registry_error)
+    checks.add("draining", parts.drain.unready)
+    self_checks = SelfChecks(
+        checks_of(
+            registry_error=lambda: parts.maintenance.registry_error,
+            verifier=parts.verifier,
+            fleet=parts.fleet,
+            certificate=parts.certificate,
+            policy=parts.policy,
+            public=parts.checked.public,
+        ),
+        log,
+    )
+    self_checks.register(metrics, checks)
+    parts.verifier.on_directory_failure(lambda: self_checks.look_soon("groups"))
 
     reload = Reload(
-        checked,
-        verifier=verifier,
-        proofs=proofs,
-        policy=policy,
-        certificate=certificate,
-        admission=admission,
-        control=control,
-        rendezvous=rendezvous,
-        callers=callers,
+        parts.checked,
+        verifier=parts.verifier,
+        proofs=parts.proofs,
+        policy=parts.policy,
+        certificate=parts.certificate,
+        admission=parts.admission,
+        control=parts.control,
+        rendezvous=parts.rendezvous,
+        callers=parts.callers,
         share=(lambda limits: limits) if membership is None else membership.share,
         now=time.monotonic,
     )
 
-    def tell(lost: Lost) -> None:
-        control.end_sessions(lost)
-        fleet.tell_lost(lost)
-
-    fleet.on_lost = control.end_sessions
-    enforcement = Enforcement(access, pumps, rendezvous, counters, tell)
-    maintenance = _Maintenance(registry, fleet, control, policy, access, enforcement, certificate)
-    checks.add("registry", lambda: maintenance.registry_error)
-    checks.add("draining", drain.unready)
-    found = checks_of(
-        registry_error=lambda: maintenance.registry_error,
-        verifier=verifier,
-        fleet=fleet,
-        certificate=certificate,
-        policy=policy,
-        public=public,
-    )
-    looks = SelfChecks(found, log)
-    looks.register(metrics, checks)
-    verifier.on_directory_failure(lambda: looks.look_soon("groups"))
-
     def apply(found: Checked) -> Outcome:
         outcome = reload.apply(found)
-        looks.look_soon()
+        self_checks.look_soon()
         return outcome
 
     if membership is not None:
         membership.reload = lambda config: apply(required(config))
     elif reread is not None:
         stack.push_async_callback(_hear_reloads(apply, reread, metrics).stop)
-    worker = None if membership is None else membership.index
-    operations = Operations(pumps, fleet, looks, tell, relay=str(public), worker=worker)
-    stack.push_async_callback(operations.close)
-    fleet.on_question = operations.answer
+    await _answer_operators(parts, self_checks, membership, stack)
     if membership is not None:
         membership.watch(metrics, checks)
-        membership.answer = operations.answer
-    else:
-        # Of several processes the supervisor has the socket.
-        admin = AdminSocket(config.data_dir, _with_others(operations, fleet))
-        await admin.start()
-        stack.push_async_callback(admin.close)
     # Of several processes the supervisor answers for all.
-    observe = ObserveServer(config.observe.listen if membership is None else "", metrics, checks)
-    observing = await observe.start()
-    stack.push_async_callback(observe.stop)
+    server = ObserveServer(parts.config.observe.listen if membership is None else "", metrics, checks)
+    observing = await server.start()
+    stack.push_async_callback(server.stop)
+    return observing, self_checks
 
-    # Before the port is open, so that a cluster revoked while the relay was down is refused from the first moment.
-    await maintenance.look()
-    stack.push_async_callback(listener.close)
-    if membership is not None:
-        await membership.acquainted()
-    bound = listener.start(listen if membership is None else membership.listen, shared=membership is not None)
-    stack.callback(listener.stop)
-    await stack.enter_async_context(_running(maintenance.run()))
-    await stack.enter_async_context(_running(looks.run()))
-    info = RelayInfo(str(bound), str(public), authority.pin, observing)
-    log.info(
-        "relay serving" if membership is None else "worker serving",
-        address=info.address,
-        public_address=info.public_address,
-        ca_pin=info.ca_pin,
-        observe=observing,
-        sessions=limits.sessions,
-        agents=limits.agents,
-        descriptors=fits.available,
+
+async def _answer_operators(
+    parts: _Parts, self_checks: SelfChecks, membership: WorkerMembership | None, stack: AsyncExitStack
+) -> None:
+    """Answer the questions of operators: at the admin socket, or as a worker for the supervisor that has it."""
+    operations = Operations(
+        parts.pumps,
+        parts.fleet,
+        self_checks,
+        parts.tell_lost,
+        relay=str(parts.checked.public),
+        worker=None if membership is None else membership.index,
     )
-    return info, drain
+    stack.push_async_callback(operations.close)
+    parts.fleet.on_question = operations.answer
+    if membership is not None:
+        membership.answer = operations.answer
+        return
+    admin = AdminSocket(parts.config.data_dir, _with_others(operations, parts.fleet))
+    await admin.start()
+    stack.push_async_callback(admin.close)
 
 
 def _with_others(operations: Operations, fleet: Fleet) -> Callable[[Question], Awaitable[list[Row]]]:
-    """What answers an operator's question for this relay and for the others of its fleet."""
+    """Return what answers an operator's question for this relay and for the others of its fleet."""
 
     async def answer(question: Question) -> list[Row]:
         own = operations.answer(question)
