@@ -56,8 +56,12 @@ async def diagnose(config: RelayConfig, place: Callable[[str], Place | None] = l
         found += await _issuers(config, checked)
     chain_pem = ""
     if config.tls.certificate is not None and CERTIFICATE not in bad:
-        chain_pem = config.tls.certificate.read_text(encoding="ascii")
-        found.append(await _guarded(CERTIFICATE, lambda: _certificate(chain_pem)))
+        try:
+            chain_pem = config.tls.certificate.read_text(encoding="ascii")
+        except (OSError, UnicodeDecodeError) as error:  # it was replaced since the check
+            found.append(failed(CERTIFICATE, f"{config.tls.certificate}: {error}", "look once more", "certificate"))
+        else:
+            found.append(await _guarded(CERTIFICATE, lambda: _certificate(chain_pem)))
     if CERTIFICATE in bad:
         found.append(skipped(PUBLIC_ADDRESS, "the files of [tls] do not say by which certificate to know the relay"))
     elif checked.public.host:

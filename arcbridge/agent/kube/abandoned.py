@@ -35,12 +35,14 @@ class AbandonedAnswer:
         self._account = account
         self._left = MOST
         self._timer = asyncio.get_running_loop().call_later(LONGEST, self._give_up)
-        connection.abandon(self)
+        connection.abandon(self, account.waiting)
 
     def response_begins(self, head: ResponseHead) -> bytes:
         return b""
 
     def response_data(self, data: bytes | memoryview, payload: int) -> None:
+        if self._left < 0:
+            return  # the trailers of what was given up
         self._left -= len(data)
         if self._left < 0:
             self._give_up()

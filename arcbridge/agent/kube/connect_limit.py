@@ -2,7 +2,8 @@
 
 A TLS handshake costs the agent and the API server a millisecond each, so a user who connects too often waits for a
 turn, and is refused where it is too far away. How many connections there are is bounded by the requests under way
-(`authorize`): each holds one at the most. The agent's own calls are under no bound: without them no user could log in.
+(`authorize`), each of which holds one at the most, and by the seats of those whose caller has gone. The agent's own
+calls are under no bound: without them no user could log in.
 The module opens no connection. Invariant: what `enter` counted counts until `leave`.
 """
 

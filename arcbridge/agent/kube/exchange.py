@@ -145,10 +145,13 @@ class Exchange:
         if self.over:
             return
         self.over = True
-        connection = self._connection
-        if connection is not None and self._seated and self._plan.repeatable:
-            self._connection, self._seated = None, False
-            AbandonedAnswer(connection, self._account)  # has the seat from now on
+        connection, account = self._connection, self._account
+        if connection is not None and self._plan.repeatable:
+            if self._seated and account.seats.most:
+                self._connection, self._seated = None, False
+                AbandonedAnswer(connection, account)  # has the seat from now on
+            else:
+                account.end_connection(time.monotonic())  # a watch has no end to wait for
         self._release()
 
     def fail(self, refusal: RequestRefusal) -> None:

@@ -178,12 +178,13 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             self._reading_paused = False
             self.transport.resume_reading()
 
-    def abandon(self, rest: ResponseHandler) -> None:
-        """Give the rest of the answer to `rest`, which takes all of it: the caller is gone and waits for nothing."""
+    def abandon(self, rest: ResponseHandler, backlog: Backlog) -> None:
+        """Give the rest of the answer to `rest`, which takes all of it: the caller is gone and waits for nothing. The
+        connection's memory counts in `backlog` from now on."""
         self._handler = rest
-        if self._backlog is not None:
-            self._count(0)
-            self._backlog = None
+        self._count(0)
+        self._backlog = backlog
+        self._count(CONNECTION_MEMORY + _kept(self._read_size))
         self.resume_reading()
 
     def release(self) -> None:

@@ -12,6 +12,7 @@ from arcbridge.agent.accounts import ENDED_CONNECTIONS, Account
 from arcbridge.agent.kube import abandoned
 from arcbridge.agent.kube.abandoned import MOST, AbandonedAnswer
 from arcbridge.agent.kube.response import ResponseHead
+from arcbridge.agent.kube.upstream_pool import CONNECTION_MEMORY
 from tests.support.fake_apiserver import Exchange, chunked, reply
 
 from .bench import Bench, running
@@ -117,8 +118,47 @@ async def test_l32_an_api_server_that_goes_gives_the_seat_back(bench: Bench) -> 
     await until(lambda: bench.caller.account.seats.held == 0)
 
 
-async def test_a_write_or_a_watch_is_not_waited_for(bench: Bench) -> None:
-    """A write's connection serves no other request, and a watch has no end."""
+async def test_l32_trailers_of_a_long_answer_give_no_second_seat_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(abandoned, "MOST", 10)
+    ended: list[float] = []
+    monkeypatch.setattr(Account, "end_connection", lambda _, now: ended.append(now))
+    release = asyncio.Event()
+
+    async def held(exchange: Exchange) -> None:
+        await release.wait()
+        await exchange.send(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n20\r\n" + bytes(32) + b"\r\n0\r\nX-T: 1\r\n\r\n"
+        )
+
+    bench.api.routes["/x"] = held
+    user = bench.caller.account
+    await leave(bench, FAST)
+    release.set()
+    await until(lambda: user.connections == 0)
+    assert (user.seats.held, len(ended)) == (0, 1)
+
+
+async def test_l32_the_memory_of_an_abandoned_answer_counts_for_its_user(bench: Bench) -> None:
+    release = asyncio.Event()
+
+    async def held(exchange: Exchange) -> None:
+        await release.wait()
+        await exchange.send(reply(200, b"ok"))
+
+    bench.api.routes["/x"] = held
+    user = bench.caller.account
+    await leave(bench, FAST)
+    assert user.waiting.held >= CONNECTION_MEMORY
+    release.set()
+    await until(lambda: user.waiting.held == 0)
+
+
+async def test_a_write_or_a_watch_is_not_waited_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write's connection serves no other request, and a watch has no end: it counts as a connection that ended."""
+    ended: list[float] = []
+    monkeypatch.setattr(Account, "end_connection", lambda _, now: ended.append(now))
     for request in (b"POST /x HTTP/1.1\r\nHost: k\r\nContent-Length: 2\r\n\r\nok", WATCH):
         gone = asyncio.Event()
 
@@ -130,6 +170,7 @@ async def test_a_write_or_a_watch_is_not_waited_for(bench: Bench) -> None:
         await leave(bench, request)
         assert bench.caller.account.seats.held == 0
         await asyncio.wait_for(gone.wait(), 5)
+    assert len(ended) == 1
 
 
 WATCH = b"GET /api/v1/pods?watch=true HTTP/1.1\r\nHost: k\r\n\r\n"
