@@ -226,7 +226,7 @@ class Clusters:
     # -- credential -------------------------------------------------------------------------------------------------
 
     async def credential(self, arguments: tuple[str, ...], server: str) -> dict[str, Any]:
-        """What kubectl's plugin prints: the client certificate, once the endpoint serves and a session is up.
+        """Return what kubectl's plugin prints: the client certificate, once the endpoint serves and a session is up.
 
         `server`: to which address kubectl is about to connect; empty: not known. Raises ArcbridgeError, Leaving.
         """
@@ -252,7 +252,7 @@ class Clusters:
         return None
 
     def _connection_of(self, arguments: tuple[str, ...]) -> Connection:
-        """The connection that has these arguments; else one that no kubeconfig is known for."""
+        """Return the connection that has these arguments; else one that no kubeconfig is known for."""
         try:
             kept = self.kept.all()
         except StateError:
@@ -269,7 +269,7 @@ class Clusters:
             await self._renewed(served)
 
     async def _elsewhere(self, served: Served, arguments: tuple[str, ...], server: str) -> str:
-        """What to do where kubectl's context names another address than that of the cluster."""
+        """Say what to do where kubectl's context names another address than that of the cluster."""
         cluster = served.cluster
         says = f'cluster "{cluster.cluster}" has port {cluster.port} now, and kubectl was about to connect to {server}'
         again = connect_command(arguments)
@@ -430,7 +430,7 @@ class Clusters:
         }
 
     def _donor(self, connection: Connection, candidate: Served) -> Served | None:
-        """What serves the connection's context alone, at a port that is good for the candidate too."""
+        """Return what serves the connection's context alone, at a port that is good for the candidate too."""
         for served in self.served.values():
             mine = served.connections and all(same_place(one, connection) for one in served.connections)
             if mine and candidate.cluster.config.port in (None, served.cluster.port):
@@ -476,7 +476,7 @@ class Clusters:
 
 
 def settings_key(arguments: Sequence[str]) -> Settings:
-    """What a connection's cluster is served by: its arguments without the name of its context."""
+    """Return what a connection's cluster is served by: its arguments without the name of its context."""
     kept: list[str] = []
     words = iter(arguments)
     for word in words:
@@ -488,7 +488,7 @@ def settings_key(arguments: Sequence[str]) -> Settings:
 
 
 def connect_command(arguments: Sequence[str]) -> str:
-    """The command that connects with these arguments, for messages."""
+    """Return the command that connects with these arguments, for messages."""
     names, rest = [], []
     words = iter(arguments)
     for word in words:

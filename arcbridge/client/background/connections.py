@@ -71,7 +71,7 @@ class Connections:
 
 
 def same_place(one: Connection, other: Connection) -> bool:
-    """Whether one of two connections takes the place of the other: they are one context in the same files."""
+    """Return whether one of two connections takes the place of the other: they are one context in the same files."""
     if not one.kubeconfig or not other.kubeconfig:
         return one.arguments == other.arguments
     return (one.context, one.kubeconfig) == (other.context, other.kubeconfig)

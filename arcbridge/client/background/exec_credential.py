@@ -14,7 +14,7 @@ RENEW_BEFORE = 3600.0
 
 
 def exec_credential(cluster: ServedCluster) -> dict[str, Any]:
-    """The document; in token mode with the token of the file besides. Raises Unauthenticated, StateError."""
+    """Return the document, in token mode with the token of the file besides. Raises Unauthenticated, StateError."""
     from arcbridge.pki.authority import certificate_validity
 
     certificates = cluster.certificates

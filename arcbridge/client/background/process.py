@@ -156,7 +156,7 @@ class BackgroundProcess:
             await asyncio.sleep(0.05)  # it is about to end, or to listen
 
     def _is_served(self) -> bool:
-        """Whether a process of this version answers."""
+        """Return whether a process of this version answers."""
         try:
             with _connected(self._place.socket) as sock:
                 sock.sendall(request("version"))
@@ -308,7 +308,7 @@ class BackgroundProcess:
         return bytes(line)
 
     async def _answer(self, line: bytes, sock: socket.socket) -> tuple[bytes, bool]:
-        """The answer to a request; and whether the connection is kept."""
+        """Return the answer to a request, and whether the connection is kept."""
         try:
             asked = json.loads(line)
             operation, version = str(asked["operation"]), str(asked["version"])
@@ -430,7 +430,7 @@ async def run_background(
 
 
 def _listen(path: str) -> socket.socket:
-    """The control socket, 0600; what a process that was killed left there goes. The lock is held."""
+    """Open the control socket, 0600, in the place of what a process that was killed left there. The lock is held."""
     Path(path).unlink(missing_ok=True)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:

@@ -21,7 +21,7 @@ log = structlog.get_logger("arcbridge.client")
 
 
 def choose(known: Sequence[Connection], names: Sequence[str], *, every: bool) -> list[Connection]:
-    """The connections of clusters or contexts with these names; raises ConfigError for a name that is none."""
+    """Choose the connections of clusters or contexts with these names; raises ConfigError for a name that is none."""
     if every:
         return list(known)
     if not names:
