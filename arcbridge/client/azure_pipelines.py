@@ -24,7 +24,7 @@ _CONNECTION = re.compile(r"[0-9A-Za-z-]{1,64}", re.ASCII)
 
 
 def is_azure_pipelines(workload: str) -> bool:
-    """Whether `login.workload` is this one: `azure-pipelines` or `azure-pipelines:SERVICE-CONNECTION-ID`."""
+    """Return whether `login.workload` is this one: `azure-pipelines` or `azure-pipelines:SERVICE-CONNECTION-ID`."""
     return workload.partition(":")[0] == KIND
 
 

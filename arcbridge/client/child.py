@@ -121,7 +121,7 @@ def _passed_on() -> tuple[int, ...]:
 
 
 def _in_foreground() -> bool:
-    """Whether the terminal's own signals come to this process and to its children."""
+    """Return whether the terminal's own signals come to this process and to its children."""
     try:
         terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:
@@ -178,7 +178,7 @@ async def run(
 
 
 def not_found(name: str, why: str = "") -> CommandNotFound:
-    """The error for a program that cannot be started."""
+    """Return the error for a program that cannot be started."""
     return CommandNotFound(f"cannot run {name!r}: {why.lower() or 'no such command'}; is it in PATH?")
 
 
@@ -213,5 +213,5 @@ def _make_blocking() -> None:
 
 
 def worst(codes: Sequence[int]) -> int:
-    """The exit code of several programs: 0 only where each had 0, else the highest."""
+    """Return the exit code of several programs: 0 only where each had 0, else the highest."""
     return max(codes, default=int(ExitCode.DONE))

@@ -109,7 +109,7 @@ class ClientAuthentication:
         return ClientProof(asserted(self._config.client_id, assertion), {})
 
     def _signed(self, audience: str, path: Path) -> str:
-        """An assertion of our own (private_key_jwt), for the token endpoint and for one minute."""
+        """Sign an assertion of our own (private_key_jwt), for the token endpoint and for one minute."""
         config = self._config
         certificate = config.client_certificate_file
         return sign_assertion(

@@ -130,7 +130,7 @@ async def _get(relay: RelayAccess, token: str, path: str, tokens: Tokens) -> Any
 
 
 def _message(body: bytes) -> str:
-    """The message of a refusal; it is searched and never shown."""
+    """Return the message of a refusal; it is searched and never shown."""
     try:
         message = json.loads(body)["error"]["message"]
     except (ValueError, KeyError, TypeError, RecursionError):

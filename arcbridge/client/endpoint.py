@@ -124,7 +124,7 @@ class LocalEndpoint:
         return bool(self.tasks or self.connections or self.splices or len(self.unproven))
 
     def moved(self) -> tuple[int, int]:
-        """Bytes to the cluster and back, those of connections that are open included."""
+        """Return the bytes that went to the cluster and back, those of connections that are open included."""
         running = [splice.moved for splice in self.splices]
         up = self.stats.bytes_up + sum(one.to_stream for one in running)
         return up, self.stats.bytes_down + sum(one.from_stream for one in running)
@@ -370,7 +370,7 @@ class _LocalSplice(TransportSplice):
 
 
 def _answer_to_reset(exc: Exception | None, cluster: str) -> ArcbridgeError | None:
-    """The answer to a request whose stream was reset before any byte of an answer came; None for a reset.
+    """Return the answer to a request whose stream was reset before any byte of an answer came; None for a reset.
 
     `retry_after` is set where the request surely reached no API server.
     """

@@ -42,7 +42,7 @@ def listen_local(port: int, *, option: str = "--port") -> list[socket.socket]:
 
 
 def listen_at(host: str, port: int, *, option: str = "--listen") -> socket.socket:
-    """One listening socket at a literal address; raises PortInUse, ConfigError."""
+    """Open one listening socket at a literal address; raises PortInUse, ConfigError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return _listen(family, host, port, option)
@@ -81,7 +81,7 @@ def _listen(family: int, host: str, port: int, option: str) -> socket.socket:
 
 
 def port_holder(port: int) -> str:
-    """The user whose process listens on a port; empty where that cannot be told (no /proc)."""
+    """Return the user whose process listens on a port; empty where that cannot be told (no /proc)."""
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
             lines = Path(table).read_text().splitlines()[1:]

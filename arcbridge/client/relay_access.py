@@ -27,7 +27,7 @@ class RelayAccess:
         return f"<RelayAccess {self.address}>"
 
     async def context(self, alpn: str) -> ssl.SSLContext:
-        """A TLS context for one protocol of the relay.
+        """Return a TLS context for one protocol of the relay.
 
         Raises PinMismatch which names both pins, Unreachable when a pinned CA cannot be fetched, StateError.
         """
@@ -36,7 +36,7 @@ class RelayAccess:
         return self._contexts[alpn]
 
     async def trust(self) -> RelayTrust:
-        """The CA by which the relay is known, found once. Raises as `context` does."""
+        """Return the CA by which the relay is known, found once. Raises as `context` does."""
         if self._trust is None:
             self._trust = await self._find_trust()
         return self._trust

@@ -40,7 +40,7 @@ class RelaysFailed(Exception):
         self.failures = failures
 
     def summed_up(self, rank: Callable[[ArcbridgeError], int]) -> ArcbridgeError:
-        """The failure of the highest rank, the earliest of such, with a word on how many were tried.
+        """Return the failure of the highest rank, the earliest of such, with a word on how many were tried.
 
         It has a `retry_after` only when every relay gave one: else another relay may work sooner.
         """
@@ -89,7 +89,7 @@ class Relays:
         )
 
     def apart(self) -> Relays:
-        """The same relays with a record of their own of which failed and which worked."""
+        """Return the same relays with a record of their own of which failed and which worked."""
         return Relays(self.all, shuffle=self._shuffle, clock=self._clock)
 
     @property
@@ -111,7 +111,7 @@ class Relays:
         self.in_use = relay
 
     def order(self, leaving: RelayAccess | None = None) -> list[RelayAccess]:
-        """Every relay once, in the order to try them now."""
+        """Return every relay once, in the order to try them now."""
         since = self._clock() - FAILED_LATELY
         found = list(self.all)
         self._shuffle(found)
@@ -129,7 +129,7 @@ class Relays:
         *,
         leaving: RelayAccess | None = None,
     ) -> tuple[RelayAccess, T]:
-        """The first success of `attempt` over the relays, each tried once, and whose it was.
+        """Return the first success of `attempt` over the relays, each tried once, and whose it was.
 
         `dispose` gets the results that come too late; attempts that are not needed any more are cancelled. Raises
         RelaysFailed, or at once what would be the same at every relay (`concerns_all`).
@@ -207,7 +207,7 @@ class Relays:
 
 
 def concerns_all(error: ArcbridgeError) -> bool:
-    """Whether another relay would say the same: the token is not taken, or this machine's settings are wrong.
+    """Return whether another relay would say the same: the token is not taken, or this machine's settings are wrong.
 
     "You may not" is not among them: relays that share no registry know a cluster only once its agent has come to
     them, and answer for an unknown cluster with just these words.

@@ -442,7 +442,8 @@ class ResumableSession:
 
 
 def _hint(error: ArcbridgeError) -> float | None:
-    """Seconds that the other end asked to wait. The retry times of our own errors are for kubectl and do not count."""
+    """Return the seconds that the other end asked to wait. The retry times of our own errors are for kubectl and do not
+    count."""
     cause = error.__cause__
     if isinstance(cause, TimeoutError):
         return None
@@ -451,7 +452,8 @@ def _hint(error: ArcbridgeError) -> float | None:
 
 
 def _failure_reason(error: ArcbridgeError, *, during_resume: bool) -> str:
-    """One of `REASONS`. GONE outside a resumption comes from the session's own clock: it was detached for too long."""
+    """Return one of `REASONS`. GONE outside a resumption comes from the session's own clock: it was detached for too
+    long."""
     if not isinstance(error, SessionEnded):
         return "closed" if isinstance(error, ConnectionLost) else "protocol"
     match error.code:

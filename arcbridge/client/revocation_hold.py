@@ -39,12 +39,13 @@ class RevocationHold:
         self.error, self._token, self._wait, self._until = None, b"", 0.0, 0.0
 
     def refusal(self, token: str, now: float) -> ArcbridgeError | None:
-        """The error for a caller while no attempt may be made with `token`; empty: the token to come is not known."""
+        """Return the error for a caller while no attempt may be made with `token`; empty: the token to come is not
+        known."""
         if self.error is None or now >= self._until or (token and _digest(token) != self._token):
             return None
         return self.error
 
 
 def _digest(token: str) -> bytes:
-    """What is kept of a token for comparison alone."""
+    """Return what is kept of a token, for comparison alone."""
     return hashlib.sha256(token.encode()).digest() if token else b""

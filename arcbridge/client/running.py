@@ -50,7 +50,7 @@ class Running:
             os.close(descriptor)
 
     def alive(self, name: str) -> bool:
-        """Whether the process of that name serves now."""
+        """Return whether the process of that name serves now."""
         if self._held is not None and self._held[0].name == name:
             return True
         if not name:

@@ -144,7 +144,7 @@ class SessionManager(BaseHandler):
     # -- for metrics and `status` -------------------------------------------------------------------------------------
 
     def sessions(self) -> list[MuxSession]:
-        """The sessions that have not ended."""
+        """Return the sessions that have not ended."""
         return list(self._resumables)
 
     @property
@@ -153,7 +153,8 @@ class SessionManager(BaseHandler):
         return self._current.relay if self._current is not None else None
 
     def token_ends_at(self) -> float:
-        """When the agent stops to accept the token that it was shown last, in unix seconds; 0: it does not say."""
+        """Return when the agent stops to accept the token that it was shown last, in unix seconds; 0: it does not
+        say."""
         renewal = self._current.renewal if self._current is not None else None
         if renewal is None or not renewal.ends_at:
             return 0.0
@@ -344,7 +345,8 @@ class SessionManager(BaseHandler):
                 # The join succeeded and the connection died afterwards: another relay may work at once.
 
     async def _is_trusted(self, joined: Joined) -> bool:
-        """Whether to go on with this join; False when it was given up to ask the user, who has accepted the CA."""
+        """Return whether to go on with this join; False when it was given up to ask the user, who has accepted the
+        CA."""
         ca = joined.reply.cluster_ca
         try:
             if self._trust.check(self.cluster, ca):
@@ -536,7 +538,8 @@ class SessionManager(BaseHandler):
         self._changed.set()
 
     def _login_refused(self, error: ArcbridgeError, resumable: ResumableSession) -> bool:
-        """Whether the token or the user's rights ended the session; if so, log that, and get a new token next time."""
+        """Return whether the token or the user's rights ended the session; if so, log that, and get a new token next
+        time."""
         shown = Shown(self._tokens.cluster_at_hand(), self._tokens.cluster_source)
         self._refused_with = of_session(error, self.cluster, shown)
         self._refused_with.session = resumable.session.label

@@ -29,7 +29,7 @@ class Checked:
 
 
 def required(config: ClientConfig, environment: Mapping[str, str]) -> Checked:
-    """What a start needs of `check`. Raises SettingsRefused."""
+    """Return what a start needs of `check`. Raises SettingsRefused."""
     checked = check(config, environment)
     checked.problems.refuse()
     return checked

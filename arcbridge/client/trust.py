@@ -50,7 +50,7 @@ class ClusterTrust:
         self._ask = ask
 
     def known(self, cluster: str) -> str:
-        """The pin that the cluster must have; empty when nothing is known. Raises StateError."""
+        """Return the pin that the cluster must have; empty when nothing is known. Raises StateError."""
         if self._pin:
             return self._pin
         return next((pin for store in self._stores if (pin := store.get(cluster))), "")
@@ -66,7 +66,7 @@ class ClusterTrust:
         return True
 
     def contradiction(self, cluster: str, pin: str) -> str:
-        """What is wrong with a pin that a relay states for a cluster; empty where no other one is kept here.
+        """Say what is wrong with a pin that a relay states for a cluster; empty where no other one is kept here.
 
         The pin of the settings is left aside: it is for the one cluster that a command is about. Raises StateError.
         """
