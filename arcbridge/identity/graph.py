@@ -236,7 +236,7 @@ def _is_guid(value: object) -> bool:
 
 
 def _code_of(document: Mapping[str, Any]) -> object:
-    """The code of an error of Graph (Microsoft, "Microsoft Graph error responses")."""
+    """Return the code of an error of Graph (Microsoft, "Microsoft Graph error responses")."""
     error = document.get("error")
     return error.get("code") if isinstance(error, Mapping) else None
 

@@ -145,7 +145,7 @@ class GroupSources:
     # -- distributed claims -------------------------------------------------------------------------------------------
 
     def _origin_of(self, issuer: IssuerConfig, endpoint: str) -> str:
-        """The origin of an endpoint in a token, where it may be asked. Raises TokenRefused."""
+        """Return the origin of an endpoint in a token, where it may be asked. Raises TokenRefused."""
         own = {_origin(issuer.url), _origin(issuer.discovery_url)} - {""}
         where = _origin(endpoint)
         if not where or where not in own | self._allowed:

@@ -66,7 +66,7 @@ async def diagnose(config: RelayConfig, place: Callable[[str], Place | None] = l
 
 
 def _hop_of(setting: str) -> str:
-    """The hop that a setting is about; most are about none."""
+    """Return the hop that a setting is about; most are about none."""
     table = setting.partition(".")[0]
     return {"authentication": AUTHENTICATION, "policy": POLICY, "tls": CERTIFICATE}.get(table, SETTINGS)
 
@@ -83,7 +83,8 @@ def _authority(config: RelayConfig) -> tuple[Authority | None, Finding]:
 
 
 async def _registry(config: RelayConfig) -> Finding:
-    """The registry's file, read alone: to open it as a relay does would make a newer schema of an older one."""
+    """Look at the registry's file and only read it: to open it as a relay does would make a newer schema of an older
+    one."""
     if config.fleet.servers:
         return skipped(REGISTRY, "in NATS: the running relay says whether it answers")
     clusters = await asyncio.to_thread(count_clusters, config.data_dir)
@@ -122,7 +123,7 @@ async def _public_address(checked: Checked, authority: Authority | None, chain_p
 
 
 async def _running(config: RelayConfig) -> list[Finding]:
-    """What the relay that runs says of itself."""
+    """Return what the relay that runs says of itself."""
     try:
         rows = await ask(config.data_dir, {"ask": "checks"})
     except ArcbridgeError as error:
@@ -157,7 +158,7 @@ def _rank(state: State) -> int:
 
 
 async def _guarded(hop: str, look: Callable[[], Awaitable[Finding]]) -> Finding:
-    """The finding; an error of ours is one, too."""
+    """Return the finding of `look`; an error of ours becomes a finding, too."""
     try:
         return await look()
     except ArcbridgeError as error:

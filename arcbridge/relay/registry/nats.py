@@ -527,7 +527,7 @@ def _user(data: Mapping[str, Any]) -> UserRevocation:
 
 
 def _digest(user: str) -> str:
-    """A user as part of a key, for which only some characters may be used."""
+    """Return a user as part of a key, for which only some characters may be used."""
     return hashlib.sha256(user.encode()).hexdigest()[:40]
 
 
@@ -549,5 +549,5 @@ def _record(binding: Mapping[str, Any], seen: Mapping[str, Any] | None, revoked:
 
 
 def _keys(binding: Mapping[str, Any] | None) -> generations.Keys:
-    """What a binding holds of keys; one that was written by a relay that counts nothing has nothing of them."""
+    """Return what a binding holds of keys; one that was written by a relay that counts nothing has nothing of them."""
     return generations.from_json((binding or {}).get("keys", {}))
