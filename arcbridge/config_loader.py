@@ -158,7 +158,7 @@ def _set(kind: type[Any], values: dict[str, Any], path: tuple[str, ...], value: 
 
 
 def _located(kind: type[Any], name: str, value: Any, source: _Source) -> Any:
-    """`value`, made absolute where it is a text that means a file."""
+    """Return `value`, made absolute where it is a text that means a file."""
     if not kind.__dataclass_fields__[name].metadata.get("path") or value in ("", "-"):
         return value
     return str(source.base / Path(value).expanduser())

@@ -38,7 +38,7 @@ class AzurePipelines:
 
     @classmethod
     def of(cls, workload: str, environment: Mapping[str, str]) -> AzurePipelines:
-        """By the setting and the job's environment. Raises ConfigError."""
+        """Find the service connection by the setting and the job's environment. Raises ConfigError."""
         url, secret = environment.get("SYSTEM_OIDCREQUESTURI", ""), environment.get("SYSTEM_ACCESSTOKEN", "")
         if urlsplit(url).scheme != "https" or not secret:
             raise ConfigError(

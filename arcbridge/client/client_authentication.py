@@ -99,7 +99,8 @@ class ClientAuthentication:
             log.warning("other users may read a secret of the client", setting=setting, instead=f"chmod 600 {path}")
 
     def _secret(self, endpoints: IssuerEndpoints, secret: str) -> ClientProof:
-        """HTTP Basic, which each issuer has to know (RFC 6749 §2.3.1), unless discovery offers the form alone."""
+        """Prove by a secret in HTTP Basic, which each issuer has to know (RFC 6749 §2.3.1), unless discovery offers
+        the form alone."""
         if endpoints.secret_in_form:
             return ClientProof({"client_id": self._config.client_id, "client_secret": secret}, {})
         pair = f"{quote_plus(self._config.client_id)}:{quote_plus(secret)}"

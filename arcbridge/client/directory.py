@@ -29,9 +29,9 @@ _LIMIT = 8 * 1024 * 1024
 
 
 async def list_clusters(relays: Relays, tokens: Tokens) -> list[dict[str, Any]]:
-    """GET /v1/clusters of whichever relay answers (then `relays.in_use`).
+    """Get /v1/clusters from the first relay that answers (then `relays.in_use`).
 
-    Rows of name, state, agents, last_seen (unix seconds), ca_pin and more, sorted by name. Raises Unauthenticated,
+    Each row has name, state, agents, last_seen (unix seconds), ca_pin and more, sorted by name. Raises Unauthenticated,
     PermissionRefused, or Unreachable which names the relay.
     """
     return await tokens.twice(lambda: _list_once(relays, tokens))

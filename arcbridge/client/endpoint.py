@@ -395,7 +395,8 @@ def _answer_to_reset(exc: Exception | None, cluster: str) -> ArcbridgeError | No
 
 
 def server_context(certificates: LocalCertificates) -> ssl.SSLContext:
-    """TLS of the local endpoint. 1.2 is for client libraries of old systems; the peer is this machine."""
+    """Make the TLS context of the local endpoint. 1.2 is for client libraries of old systems; the peer is this
+    machine."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     # No tickets: a resumed handshake could do without the client certificate.
@@ -409,7 +410,10 @@ def server_context(certificates: LocalCertificates) -> ssl.SSLContext:
 
 
 def _certificate_refusal(peer: object, cluster: str) -> ArcbridgeError | None:
-    """None for the client certificate of this cluster; it is of our CA, or the handshake had failed."""
+    """Return None for the client certificate of this cluster, else the error to answer with.
+
+    A certificate that gets here is of our CA: with any other the handshake has failed.
+    """
     if not peer or not isinstance(peer, dict):
         # A stranger does not learn which cluster it is of.
         return Unauthenticated(

@@ -11,7 +11,7 @@ from arcbridge.net.http_connector import NotConnected
 
 
 def reason(error: BaseException) -> str:
-    """`connection refused`, `its name cannot be resolved`; the class of the error where there are no better words."""
+    """Say what went wrong, as `connection refused`; the class of the error where there are no better words."""
     if isinstance(error, NotConnected):
         return error.message.partition(": ")[2] or error.message
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error

@@ -134,7 +134,7 @@ class Issuer:
             self._session = None
 
     async def endpoints(self) -> IssuerEndpoints:
-        """By discovery, once. Raises Unreachable, or ConfigError when the issuer is another one."""
+        """Find the endpoints by discovery, once. Raises Unreachable, or ConfigError when the issuer is another one."""
         if self._endpoints is None:
             status, document, _ = await self._request(
                 "GET", self.url.rstrip("/") + "/.well-known/openid-configuration", None

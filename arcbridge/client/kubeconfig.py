@@ -81,7 +81,7 @@ class Kubeconfig:
 
     @classmethod
     def find(cls, file: str, environment: Mapping[str, str]) -> Kubeconfig:
-        """By `--file`, KUBECONFIG or the home directory."""
+        """Find the kubeconfig by `--file`, KUBECONFIG or the home directory."""
         if file:
             return cls([Path(file).expanduser()])
         listed = [Path(name) for name in environment.get("KUBECONFIG", "").split(os.pathsep) if name]

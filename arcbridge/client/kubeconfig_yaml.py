@@ -58,7 +58,7 @@ def parse(data: bytes, name: str) -> Any:
 
 
 def dump(document: Any) -> str:
-    """Block style, order kept, long lines not folded."""
+    """Write a document in block style, its order kept and long lines not folded."""
     text: str = yaml.dump(
         document, Dumper=_PlainDumper, sort_keys=False, default_flow_style=False, width=2**31 - 1, allow_unicode=True
     )

@@ -23,7 +23,7 @@ class PortInUse(ConfigError):
 
 
 def listen_local(port: int, *, option: str = "--port") -> list[socket.socket]:
-    """Non-blocking listening sockets on 127.0.0.1 and, where there is IPv6, on ::1 with the same port (0: any).
+    """Open non-blocking listening sockets on 127.0.0.1 and, where there is IPv6, on ::1 with the same port (0: any).
 
     Both or an error: on `::1` another program could answer to `localhost`. Raises PortInUse, ConfigError.
     """

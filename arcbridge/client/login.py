@@ -114,7 +114,7 @@ class Login:
         self._key: ProofKey | None = None
 
     async def tokens(self, *, interactive: bool, force: bool = False) -> TokenSet:
-        """Tokens that are fresh: kept, refreshed, or from a new login if `interactive`.
+        """Return tokens that are fresh: kept, refreshed, or from a new login if `interactive`.
 
         `force` refreshes even what looks fresh (the other end refused it). Raises Unauthenticated when only a new
         login would help and none may begin, Unreachable when the issuer is down and nothing kept is usable.
@@ -313,7 +313,7 @@ class Login:
         return found
 
     async def _device_code(self, issuer: Issuer, endpoints: IssuerEndpoints) -> TokenSet:
-        """RFC 8628: show a code, poll until the user has entered it on another device."""
+        """Log in by RFC 8628: show a code, poll until the user has entered it on another device."""
         if not endpoints.device_authorization:
             raise ConfigError(f"the issuer {issuer.url} offers no device code; use --grant-type authcode")
         # PKCE has no place in RFC 8628, and is ignored there; Keycloak wants it where the client has to use it.
@@ -354,7 +354,7 @@ class Login:
                 return await self._begin(issuer, given)
 
     async def _authorization_code(self, issuer: Issuer, endpoints: IssuerEndpoints) -> TokenSet:
-        """RFC 8252 and 7636: the browser comes back to a port of ours with a code."""
+        """Log in by RFC 8252 and 7636: the browser comes back to a port of ours with a code."""
         if not endpoints.authorization:
             raise ConfigError(f"the issuer {issuer.url} offers no authorization code; use --grant-type device-code")
         verifier, state = (secrets.token_urlsafe(32) for _ in range(2))

@@ -99,7 +99,7 @@ class LoginOffer:
         return [name for name in SETTINGS if self.settings[name] != other.settings[name]]
 
     def document(self) -> dict[str, Any]:
-        """As JSON, for `read`."""
+        """Return the offer as JSON, for `read`."""
         settings = {name: list(value) if isinstance(value, tuple) else value for name, value in self.settings.items()}
         return {**settings, "grant_types": list(self.grants)}
 

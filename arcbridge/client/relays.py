@@ -83,7 +83,7 @@ class Relays:
 
     @classmethod
     def of(cls, config: ClientConfig) -> Relays:
-        """By the settings; raises ConfigError."""
+        """Return the relays of the settings; raises ConfigError."""
         return cls(
             [RelayAccess(url, ca_file=config.relay_ca_file, ca_pin=config.relay_ca_pin) for url in config.relay_urls()]
         )

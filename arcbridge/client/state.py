@@ -246,13 +246,13 @@ class StateDirectory:
 
 
 def _port_key(ports: Mapping[str, int], relays: tuple[str, ...], cluster: str) -> str:
-    """Under which name a port is kept: the first relay's, unless it was kept under another one of them before."""
+    """Return the name under which a port is kept: the first relay's, unless another relay of them has it already."""
     keys = [f"{cluster} at {relay}" for relay in relays]
     return next((key for key in keys if key in ports), keys[0])
 
 
 def _split(pem: str) -> tuple[str, str]:
-    """Certificate and key of a file that holds both; empty texts when it does not."""
+    """Return certificate and key of a file that holds both; empty texts when it does not."""
     certificate, mark, key = pem.partition("-----END CERTIFICATE-----\n")
     return (certificate + mark, key) if mark and "PRIVATE KEY" in key else ("", "")
 

@@ -92,7 +92,7 @@ def _fresh(obtained_at: float, expires_at: float, now: float) -> bool:
 
 
 def token_set(answer: dict[str, object], now: float, former_refresh_token: str = "") -> TokenSet:
-    """From a token endpoint's answer (RFC 6749 §5.1). An absent refresh token means: the former one stays (§6)."""
+    """Read a token endpoint's answer (RFC 6749 §5.1). An absent refresh token means: the former one stays (§6)."""
 
     def text(key: str) -> str:
         value = answer.get(key)

@@ -198,7 +198,7 @@ class Tokens:
         return found
 
     async def access(self) -> str:
-        """For the relay."""
+        """Return the token for the relay."""
         try:
             token, source = await self._relay_token()
         except Unauthenticated:
@@ -217,7 +217,7 @@ class Tokens:
         return token
 
     async def cluster(self) -> ClusterToken:
-        """For the cluster."""
+        """Return the token for the cluster."""
         token = await self._cluster_token()
         if self._login.require_bound and self._key_of(token.text) is None:
             raise Unauthenticated(

@@ -56,7 +56,7 @@ class ClusterTrust:
         return next((pin for store in self._stores if (pin := store.get(cluster))), "")
 
     def check(self, cluster: str, ca_pem: str) -> bool:
-        """True when the CA is the known one, False when nothing is known; raises PinMismatch for another one."""
+        """Return True when the CA is the known one, False when nothing is known; raises PinMismatch for another one."""
         known = self.known(cluster)
         if not known:
             return False

@@ -140,7 +140,8 @@ def _key(token: str, key_file: Path | None) -> str:
 
 
 def _thumbprint(key_file: Path) -> str:
-    """RFC 7638 §3 of a private JWK in a file, without reading the private half; empty where there is none."""
+    """Return the thumbprint (RFC 7638 §3) of a private JWK in a file, without reading the private half; empty where
+    there is none."""
     try:
         jwk = json.loads(read_file(key_file) or b"{}")
         members = {name: jwk[name] for name in ("crv", "kty", "x", "y")}

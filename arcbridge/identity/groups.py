@@ -207,7 +207,8 @@ def _malformed() -> TokenRefused:
 
 
 def _origin(url: str) -> str:
-    """`host:port` of an https URL; empty for anything else. A URL that two parsers could read differently is none."""
+    """Return `host:port` of an https URL; empty for anything else. A URL that two parsers could read differently is
+    none."""
     if not url.isascii() or not url.isprintable() or any(c in url for c in ' \\"<>`{}|^#'):
         return ""
     try:

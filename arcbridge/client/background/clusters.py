@@ -466,7 +466,7 @@ class Clusters:
             return {"disconnected": [{"cluster": one.cluster, "context": one.context} for one in chosen]}
 
     def describe(self) -> list[dict[str, Any]]:
-        """For `status`: each cluster, by name."""
+        """Return each cluster for `status`, sorted by name."""
         clusters = [_describe(served) for served in self.served.values()]
         clusters += [
             {"name": one.cluster, "contexts": [one.context], "state": "failed", "reason": reason}

@@ -40,7 +40,7 @@ class Place:
 
     @classmethod
     def find(cls, environment: Mapping[str, str], machine_id: str = MACHINE_ID) -> Place:
-        """By XDG_STATE_HOME, else the home directory; raises nothing."""
+        """Find the place by XDG_STATE_HOME, else the home directory; raises nothing."""
         home = environment.get("HOME") or os.path.expanduser("~")
         base = environment.get("XDG_STATE_HOME", "")
         state = os.path.join(base if base.startswith("/") else os.path.join(home, ".local/state"), "arcbridge")

@@ -206,7 +206,7 @@ class BackgroundProcess:
         log.info("the last stream of a former version has ended")
 
     async def _told_to_end(self) -> bool:
-        """Wait for a moment; whether the next process says that this one is to end."""
+        """Wait for a moment; return whether the next process says that this one is to end."""
         for leash in list(self._leashes):
             try:
                 said = leash.recv(64)
@@ -448,7 +448,7 @@ def _listen(path: str) -> socket.socket:
 
 
 def _inode(path: str) -> tuple[int, int]:
-    """Device and inode of what is at a path; zeros where nothing is."""
+    """Return device and inode of what is at a path; zeros where nothing is."""
     try:
         status = os.lstat(path)
     except OSError:

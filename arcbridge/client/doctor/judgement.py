@@ -41,7 +41,7 @@ def sentence(error: ArcbridgeError) -> str:
 
 
 def when(moment: float) -> str:
-    """Unix seconds in this machine's time zone, for people."""
+    """Write unix seconds in this machine's time zone, for people."""
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(moment))
 
 
@@ -67,7 +67,7 @@ class NameFacts:
 
 
 def judge_name(facts: NameFacts) -> Finding:
-    """Name resolution."""
+    """Judge name resolution."""
     hop = "name resolution"
     if facts.by_proxy:
         return skipped(hop, f"the proxy looks {facts.host} up")
@@ -180,7 +180,7 @@ class TlsFacts:
 
 
 def judge_tls(facts: TlsFacts) -> Finding:
-    """TLS itself, before anything is trusted."""
+    """Judge TLS itself, before anything is trusted."""
     hop = "TLS"
     if facts.error:
         return failed(

@@ -158,7 +158,7 @@ async def verified(
 
 
 def _read_certificate(der: bytes) -> tuple[tuple[str, ...], float, float]:
-    """Names and life (unix seconds) of a certificate that may be anything."""
+    """Read names and life (unix seconds) of a certificate that may be anything."""
     from cryptography import x509
 
     try:
@@ -201,7 +201,8 @@ async def clock_ahead(relay: RelayAccess, proxy: Proxy | None) -> float | None:
 
 
 def date_of(answer: bytes) -> float | None:
-    """Unix seconds of the Date header in the head of an answer; None where there is none that can be read."""
+    """Return the unix seconds of the Date header in the head of an answer; None where there is none that can be
+    read."""
     for line in answer.partition(b"\r\n\r\n")[0].split(b"\r\n")[1:]:
         name, _, value = line.decode("latin-1").partition(":")
         if name.lower() == "date":

@@ -430,7 +430,7 @@ class NatsRegistry(Registry):
             return copy.get(token, NOTHING)
 
     async def _read_or_nothing(self, key: str) -> Value:
-        """For what decides nothing."""
+        """Read a key that decides nothing: where NATS does not answer and the copy is young enough, it has no value."""
         try:
             return await self._bucket.read(key, READ)
         except RegistryUnavailable:
@@ -442,7 +442,7 @@ class NatsRegistry(Registry):
         return self._held(token, await self._read_or_copy(f"cluster.{token}.revoked", self._revoked, token))
 
     def _held(self, token: str, found: Value) -> float:
-        """Take over what was read of a cluster's revocation; when it was revoked, or 0."""
+        """Take over what was read of a cluster's revocation; return when it was revoked, or 0."""
         known = _take(self._revoked, token, found)
         return 0.0 if known.data is None else float(known.data["at"])
 
