@@ -1,4 +1,9 @@
-"""The relay's list of clusters, as far as this user may reach them."""
+"""Fetches the relay's list of the clusters that this user may reach.
+
+It keeps no list, and shows nothing of what a relay says beside it: the message of a refusal is searched for a reason
+alone. Invariant: the access token is sent only after the relay's certificate is verified, and every row that is
+returned has a name that a cluster may have (docs/threats.md#B3).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Why an HTTP request got no answer, in words for a person: aiohttp's own name its classes and quote addresses."""
+"""Says why an HTTP request got no answer, in words for a person: aiohttp's own name its classes and quote addresses.
+
+It neither raises nor logs, and does not say what to do: the caller knows which server was asked, and for what.
+Invariant: for an error of the operating system the text has its reason and no address.
+"""
 
 from __future__ import annotations
 

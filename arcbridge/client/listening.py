@@ -1,4 +1,8 @@
-"""Local listening sockets: loopback only, exclusive, and honest about who holds a port."""
+"""Opens the client's listening sockets, and says which user holds a port that is taken.
+
+It accepts no connection, and does not choose a port beyond what the kernel gives. Invariant: a port is never shared
+with another process, and `listen_local` has both loopback addresses wherever the machine has both.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""How this client reaches and knows one relay: address, and the CA file, the pin, or the system's CAs."""
+"""Knows one relay: its address, and the CA by which its certificate is verified (a file, a pin, or the system's CAs).
+
+It opens no connection to the relay but the one that fetches a pinned CA. Invariant: with a file or a pin no other CA
+vouches for the relay, and a CA that contradicts the pin is an error, also when both are given.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """What a running relay takes over when its settings are read again, and what needs a restart.
 
 Everything is checked and read before anything is put in force, and what fails then is taken back, so that a mistake
-changes nothing. No connection is
-touched: what a session was given it keeps, unless the new policy takes it away, as at each change of the policy.
+changes nothing. No connection is touched: what a session was given it keeps, unless the new policy takes it away, as
+at each change of the policy.
 """
 
 from __future__ import annotations

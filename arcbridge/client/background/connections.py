@@ -1,4 +1,8 @@
-"""What is connected: kept in the state directory, so that a process that starts serves what the last one served."""
+"""Keeps the connections in the state directory, so that a process that starts serves what the last one served.
+
+It serves nothing, and does not check whether the arguments of a connection still work. Invariant: a change is made
+under the file's lock and replaces the file at once, so that of two programs that change it neither loses a connection.
+"""
 
 from __future__ import annotations
 

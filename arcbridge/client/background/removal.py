@@ -1,4 +1,9 @@
-"""What `disconnect` does to a connection, whether the background process runs or not."""
+"""Removes a connection for `disconnect`: finds it by name, and takes its context, its record and its port away.
+
+The background process calls it, and the command itself where no such process runs. It stops no endpoint and ends no
+session, which the process does afterwards. Invariant: a connection is forgotten only after its context is out of the
+kubeconfig, so that a removal which failed can be tried again.
+"""
 
 from __future__ import annotations
 
