@@ -73,7 +73,7 @@ def exchange(place: Place, line: bytes, *, timeout: float = ANSWER_TIMEOUT) -> b
             while not answer.endswith(b"\n"):
                 received = sock.recv(65536)
                 if not received:
-                    raise NotRunning  # it ended meanwhile
+                    raise NotRunning  # the process ended before it had answered
                 answer += received
                 if len(answer) > ANSWER_LIMIT:
                     raise StateError("the background process answered more than it may")
@@ -152,7 +152,7 @@ def ensure_started(place: Place, environment: Mapping[str, str], *, take_over: b
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
             answer_of(exchange(place, request("version"), timeout=START_TIMEOUT))
-            return  # another one has started it while this one waited
+            return  # another caller started the process while this one waited for the lock
         except NotRunning:
             pass
         except OtherVersion:
@@ -200,7 +200,7 @@ def leave_terminal() -> None:
     try:
         os.setsid()
     except PermissionError:
-        pass  # it does already
+        pass  # the process leads a session already
     os.chdir("/")
 
 

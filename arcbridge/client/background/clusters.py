@@ -163,7 +163,7 @@ class Clusters:
     async def _give_up(self, served: Served, reason: str) -> None:
         async with self.changing:
             if served in self.served.values():
-                # At no moment is it in neither place: a process without clusters ends.
+                # `failed` gets its connections before `served` loses them: a process in which both are empty ends.
                 self.failed |= dict.fromkeys(served.connections, f"{reason}; see `arcbridge logs`")
                 await self.close(served)
 
@@ -361,7 +361,8 @@ class Clusters:
                 now = self.served.get(key)
                 if now is None and candidate is None:
                     return None
-                # Others may have been quicker: then theirs is served, and this one's proof is all that it was for.
+                # Another connect with these settings may have been quicker: then its cluster is served, and the one
+                # that was proved here is closed.
                 taken = now if now is not None else served
                 return await self._replace(key, taken, connection, kubeconfig, context, switch=switch)
         finally:
@@ -383,7 +384,7 @@ class Clusters:
         donor = None
         if cluster.endpoint is None:
             donor = self._donor(connection, served)
-            if donor is None:  # it has gone meanwhile, and another one may have its port
+            if donor is None:  # it was closed since the proof, and another program may have taken its port
                 self._bind(served)
             else:
                 cluster.announce(donor.cluster.port)
@@ -419,7 +420,7 @@ class Clusters:
         try:
             self._keep_port(served)
             context.state.add_cluster_name(connection.cluster)
-        except StateError as error:  # it is connected, and the next process may have to take another port
+        except StateError as error:  # no reason to fail: the next process only may have to take another port
             log.warning("the port of a cluster is not kept", cluster=connection.cluster, reason=error.message)
         return {
             "cluster": connection.cluster,

@@ -56,7 +56,7 @@ def remove_connection(
         context = ClientContext(settings_of(connection.arguments), Terminal(), environment=environment)
         relays = context.relays.names
     except ArcbridgeError as error:
-        # Its settings file may be gone: what it was is known without.
+        # Its settings file may be gone; its context and cluster are in the record, so only the port stays taken.
         log.warning("the settings of a connection cannot be read", cluster=connection.cluster, reason=error.message)
     if connection.kubeconfig:
         Kubeconfig([Path(file) for file in connection.kubeconfig]).remove(
