@@ -75,7 +75,7 @@ class Signals:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number in _passed_on():
-            # Not removed: what ends in order now must not be killed half-way.
+            # A handler stays, because without one the next signal would kill this process while it ends in order.
             self._loop.add_signal_handler(number, lambda: None)
 
     @contextmanager
@@ -111,7 +111,7 @@ class Signals:
             try:
                 process.send_signal(number)
             except ProcessLookupError:
-                pass  # it has ended, and is not waited for yet
+                pass  # the program has ended, and asyncio has not noticed yet
 
 
 def _passed_on() -> tuple[int, ...]:
@@ -209,7 +209,7 @@ def _make_blocking() -> None:
         try:
             os.set_blocking(descriptor, True)
         except OSError:
-            pass  # it is closed
+            pass  # the descriptor is closed
 
 
 def worst(codes: Sequence[int]) -> int:

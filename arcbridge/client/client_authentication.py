@@ -93,7 +93,7 @@ class ClientAuthentication:
         try:
             others = others_may_use(path.stat())
         except OSError:
-            return  # reading it says why
+            return  # what reads the file next raises, and says why
         if others and not self._warned:
             self._warned = True
             log.warning("other users may read a secret of the client", setting=setting, instead=f"chmod 600 {path}")

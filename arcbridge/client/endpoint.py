@@ -159,7 +159,7 @@ class LocalEndpoint:
         self.stats.bytes_down += result.from_stream
         if result.error is not None:
             self.stats.resets += 1
-            # That an end broke the rules happens to no honest one.
+            # An honest agent never breaks the protocol, so that is worth a warning; a cut connection is not.
             tell = self.log.warning if _broke_rules(result.error) else self.log.debug
             tell("connection cut", up=result.to_stream, down=result.from_stream, reason=_reason(result.error))
 
@@ -169,7 +169,7 @@ class UnprovenConnections:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        # In the order of their arrival.
+        # In the order of arrival, because the oldest makes room for the newest.
         self._handshakes: dict[LocalConnection, asyncio.Transport] = {}
         self._strangers: dict[LocalConnection, asyncio.Transport] = {}
 
@@ -261,7 +261,7 @@ class LocalConnection(asyncio.Protocol):
         if self._transport is not None:
             reset_transport(self._transport)
 
-    # -- the good path ---------------------------------------------------------------------------------------------
+    # -- with a session ---------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
         """First bytes: open the stream now if there is a session, else wait for one."""
@@ -289,7 +289,7 @@ class LocalConnection(asyncio.Protocol):
         try:
             session.open(TARGET, splice.stream_side)
         except ArcbridgeError:
-            # It ended this very moment.
+            # The session ended after it was chosen and before the stream was opened.
             ended = Unreachable(f'the session with cluster "{endpoint.cluster}" ended', retry_after=RETRY_SOON)
             ended.session = session.label
             self._refuse(ended)
@@ -302,7 +302,7 @@ class LocalConnection(asyncio.Protocol):
         self._transport = None
         splice.start(first)
 
-    # -- the other one -----------------------------------------------------------------------------------------------
+    # -- without a session -------------------------------------------------------------------------------------------
 
     def _refuse(self, error: ArcbridgeError) -> None:
         self._refusal = error
@@ -351,7 +351,8 @@ class _LocalSplice(TransportSplice):
         self._session = session
         self._head = first.startswith(b"HEAD ")
         self._received_any = False
-        # Only these bytes show what a late refusal answers; a request whose head is longer gets the reset.
+        # A later refusal answers only a request whose whole head is in these bytes; any other is reset, because the
+        # rest of its head went into the stream unread.
         self._whole_head = b"\r\n\r\n" in first
 
     def from_stream(self, view: memoryview) -> None:

@@ -178,7 +178,7 @@ class Issuer:
             return _judged(self.url, await self._attempt(url, form, proof, bind=False))
         answer = await self._attempt(url, form, proof)
         if answer.document.get("error") == "use_dpop_nonce" and answer.dpop_nonce:
-            # It says which nonce only now (RFC 9449 §8); one that is refused as well is an error like others.
+            # The issuer says only now which nonce it wants (RFC 9449 §8). A second refusal is an error like others.
             answer = await self._attempt(url, form, proof)
         return _judged(self.url, answer)
 

@@ -204,7 +204,7 @@ class Kubeconfig:
             and (mark := _mark_of(body)) is not None
         ]
         context = self._context(name)
-        # Without a context, which the user may have taken out, the other entries say whose they are.
+        # The user may have taken the context out: then the mark of another entry says which cluster they are for.
         whole = _mark_of(context) if context is not None else next((mark for *_, mark in found), None)
         if whole is None or not ours(whole):
             return
@@ -222,7 +222,7 @@ class Kubeconfig:
                 if section == "users" and not _was_edited(section, body, mark):
                     arguments = _texts(mark.get("arguments"))
                     _set_plugin(body, arguments or ("--cluster", str(mark["cluster"]), "--ended"))
-                mark.pop("process")  # it is retired once
+                mark.pop("process")  # so that an entry is retired only once
                 file.changed = True
 
     def _dead(self, alive: Callable[[str], bool]) -> list[str]:
@@ -367,7 +367,7 @@ def _set_plugin(body: dict[Any, Any], arguments: tuple[str, ...]) -> None:
         "command": "arcbridge",
         "args": ["credential", *arguments],
         "interactiveMode": "IfAvailable",
-        # With it the plugin sees to which port kubectl is about to connect.
+        # Without cluster info the plugin could not see to which port kubectl is about to connect.
         "provideClusterInfo": Plain("true"),
         "installHint": "arcbridge is not on the PATH: install it, or put its directory there",
     }
@@ -389,7 +389,7 @@ def _mark(body: dict[Any, Any], entry: Entry, section: str, former: str | None) 
         mark["relays"] = list(entry.relays)
     if entry.process:
         mark["server"] = entry.server
-        if section != "clusters":  # where it is to stay as it is from one start to the next
+        if section != "clusters":  # the cluster's entry is to be the same from one start to the next
             mark["process"] = entry.process
             if entry.plugin:
                 mark["plugin"] = "true"

@@ -130,7 +130,7 @@ class KubeconfigFile:
         try:
             descriptor = os.open(backup, os.O_CREAT | os.O_EXCL | os.O_WRONLY | OPEN_SAFELY, mode)
         except OSError:
-            return  # it is there, or the directory takes no new file: the change itself does not depend on it
+            return  # there is a backup, or the directory takes no new file; the change goes on without
         with os.fdopen(descriptor, "wb") as file:
             file.write(target.read_bytes())
 

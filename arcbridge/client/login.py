@@ -281,7 +281,7 @@ class Login:
         token = AudienceToken(got.access_token, now, got.expires_at)
         if by != second_audience.BY_EXCHANGE and isinstance(renewed := answer.get("refresh_token"), str) and renewed:
             kept = replace(kept, refresh_token=renewed)
-            self._cache.save(kept)  # before anything can fail: the former one may be void
+            self._cache.save(kept)  # at once: the issuer may have made the former refresh token void
         found = read_unverified(token.text).audiences
         if audience not in found:
             # An issuer that does not know the parameter ignores it: the token would be the relay's.
@@ -466,7 +466,7 @@ class _Callback:
     def __init__(self, state: str, issuer: str) -> None:
         self._state = state
         self._issuer = issuer
-        # In the order in which they came.
+        # In the order in which they came, because the oldest makes room for the newest.
         self._connections: dict[asyncio.Task[None], None] = {}
         self.code: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 

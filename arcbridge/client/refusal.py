@@ -69,7 +69,7 @@ def response(error: ArcbridgeError, *, head_only: bool = False) -> bytes:
         "Connection: close",
     ]
     if error.retry_after is not None and error.retry_after <= RETRY_SOON:
-        # A longer one would be ten times as much silence at kubectl, which says nothing while it waits.
+        # kubectl waits up to ten times and says nothing meanwhile: ten longer waits would look like a hang.
         lines.append(f"Retry-After: {error.retry_after}")
     return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii") + (b"" if head_only else body)
 
@@ -181,7 +181,7 @@ def of_token(what: str, said: str, place: str, shown: Shown = NOTHING_SHOWN) -> 
     why = "" if told is None else _wrong_with(told.rule, told.wanted, place, shown)
     if why := why or token_refusal.explain(reason, place):
         return TokenNotTaken(f"{what}: {why}", reason)
-    # A relay that gives no reason: the audience tells swapped files apart.
+    # The relay gave no reason. The audience lets the user see that two token files are swapped.
     audiences = [one for one in read_unverified(shown.token).audiences if one.isprintable() and len(one) <= 200]
     about = f" (its audience is {' and '.join(audiences)})" if audiences else ""
     return TokenNotTaken(f"{what}{about}; log in again, or put a new token there", reason)
@@ -259,7 +259,7 @@ def of_session(error: ArcbridgeError, cluster: str, shown: Shown = NOTHING_SHOWN
                     retry_after=RETRY_SOON,
                 )
             case GoawayCode.UNAVAILABLE if error.message.startswith(GROUPS_UNAVAILABLE):
-                # No Retry-After: the agent itself has just waited for seconds, and would ten times more.
+                # No Retry-After: the agent has waited for seconds already, and would for each of kubectl's ten repeats.
                 said = _said(error).removeprefix(GROUPS_UNAVAILABLE)
                 return Unreachable(f"the agent of {name} cannot say which groups you are in: {said}")
             case GoawayCode.DRAINING | GoawayCode.REPLACED | GoawayCode.UNAVAILABLE:

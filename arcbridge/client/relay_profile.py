@@ -151,7 +151,7 @@ class RelayProfiles:
         try:
             names = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
         except OSError:
-            return []  # there is none
+            return []  # there is no directory before the first login
         found = [profile for name in names if (profile := self._load(self.path / name)) is not None]
         return sorted(found, key=operator.attrgetter("logged_in_at"), reverse=True)
 
@@ -175,7 +175,7 @@ class RelayProfiles:
                 "own": {name: str(one) if isinstance(one, Path) else one for name, one in profile.own.items()},
                 "logged_in_at": profile.logged_in_at,
             }
-            # The last one: a profile without it is none.
+            # Written last, because a directory without this file counts as no profile.
             write_private(directory / "profile.json", (json.dumps(document, indent=1) + "\n").encode())
         return replace(profile, directory=directory)
 

@@ -139,11 +139,11 @@ class Relays:
         running: dict[asyncio.Task[T], RelayAccess] = {}
         try:
             while waiting or running:
-                # Here one has failed, or has had its head start.
+                # A further round begins when a relay has failed, or when the head start of the last one is over.
                 if waiting:
                     relay = waiting.pop(0)
                     if not waiting and not running:
-                        # There is none to be tried beside it, so it needs no task.
+                        # No other relay can be tried beside this one, so it needs no task.
                         try:
                             result = await attempt(relay)
                         except ArcbridgeError as error:
@@ -158,7 +158,7 @@ class Relays:
                 winner = self._settle(done, running, failures, dispose)
                 if winner is not None:
                     for late in running.values():
-                        self.failed(late)  # it had its head start
+                        self.failed(late)  # it has not answered though it had a head start
                     return winner
         finally:
             # No await here: a cancellation that hit it would lose the winner. A cancelled attempt closes its socket

@@ -61,7 +61,7 @@ class Running:
         try:
             descriptor = try_lock(path)
         except StateError:
-            return True  # what cannot be looked at is left alone
+            return True  # a lock that cannot be read counts as held, so that its entries stay
         if descriptor is None:
             return True
         if name != BACKGROUND:

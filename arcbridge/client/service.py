@@ -228,7 +228,7 @@ async def run_proxy(
     context = ClientContext(config, terminal, token=token, environment=environment)
     clusters = context.clusters()
     if not config.relay_urls():
-        context.require_login()  # which says how: a relay that is missing is the least of it
+        context.require_login()  # its error says to log in, which sets the relay as well
     required(config, environment)
     if len(clusters) > 1:
         for flag, value in (("--kube-context", config.kube_context), ("--cluster-ca-pin", config.cluster_ca_pin)):

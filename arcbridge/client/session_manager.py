@@ -332,7 +332,7 @@ class SessionManager(BaseHandler):
                 continue
             try:
                 resumable = await self._connect(joined)
-                if resumable.session.closed:  # between AUTH_OK and here
+                if resumable.session.closed:  # it ended between AUTH_OK and here
                     raise await resumable.session.wait_ended()
                 return resumable
             except ArcbridgeError as error:
@@ -395,7 +395,7 @@ class SessionManager(BaseHandler):
             )
         except BaseException as error:
             if isinstance(error, SessionEnded | ConnectionLost | Unreachable | RemoteProtocolError):
-                error.session = joined.reply.join_id  # what is wrong on this machine has nothing to do with it
+                error.session = joined.reply.join_id  # an error of this machine has nothing to do with the session
             self._note_revoked(error, token)
             if session is not None:
                 session.abort()
@@ -434,7 +434,7 @@ class SessionManager(BaseHandler):
         if resumable is not self._current:
             return
         if is_elsewhere(error):
-            # Another agent of the cluster is connected: it gets the new streams, while these wait for their own.
+            # Another agent of the cluster is connected: it gets new streams, while the open ones wait for their agent.
             self._current = None
             self._changed.set()
         elif resumable.detached_for >= DETACHED_WAIT or not isinstance(error, Unreachable):

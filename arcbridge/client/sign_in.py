@@ -199,7 +199,7 @@ async def _agree(
     if not new_ca and not new_issuer:
         return
     if former is not None and former.ca_pin == pin and not former.login.differs(offer):
-        return  # nothing is new
+        return  # the CA and the login are those that were trusted
     if ask is None or config.trust_first_use:
         if not config.trust_first_use:
             raise PinMismatch(_untold(relay, pin if new_ca else "", offer.issuer if new_issuer else ""))

@@ -237,7 +237,7 @@ class StateDirectory:
             ensure_private_directory(self.cache)
             write_private(self.cache / "clusters", "".join(f"{name}\n" for name in sorted(names)).encode())
         except StateError:
-            pass  # completion goes without
+            pass  # the names are for completion alone
 
     def add_cluster_name(self, name: str) -> None:
         known = (read_file(self.cache / "clusters") or b"").decode("utf-8", "replace").split()

@@ -33,7 +33,7 @@ from arcbridge.config import LoginConfig
 from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unauthenticated, Unreachable
 
 if TYPE_CHECKING:
-    # A client whose tokens are bound to no key never needs it.
+    # Imported late otherwise, because a client whose tokens are bound to no key never needs it.
     from arcbridge.identity.proof import ProofKey
 
 _TOKEN_LIMIT = 64 * 1024
@@ -282,7 +282,7 @@ class Tokens:
 
             key = proof_keys.load(self._login.proof_key_file, of_settings=True)
             if key is not None and (self._file_key is None or key.to_jwk() != self._file_key.to_jwk()):
-                self._file_key = key  # else the one that is ready to sign
+                self._file_key = key  # an equal key is not taken over: the one that is kept is ready to sign
             if key is not None and self._file_key is not None:
                 yield self._file_key
 
