@@ -109,7 +109,7 @@ async def _issuers(config: RelayConfig, checked: Checked) -> list[Finding]:
         finally:
             await verifier.close()
     except ConfigError:
-        return []  # the check has told it
+        return []  # the settings' check has reported it
     finally:
         await fetcher.close()
 
@@ -132,7 +132,7 @@ async def _running(config: RelayConfig) -> list[Finding]:
         words = f"no relay runs on {config.data_dir}"
         return [failed(RUNNING, words, "start it (`systemctl start arcbridge-relay`); its log says why it ended",
                        "relay_not_running")]  # fmt: skip
-    # Of several workers, each one's word where it is bad, and one word where all are well.
+    # Several workers give one row each for a hop: the worst one is shown.
     worst: dict[str, Finding] = {}
     for row in rows:
         place = f" (worker {row['worker']})" if row.get("worker") is not None else ""
@@ -145,7 +145,7 @@ async def _running(config: RelayConfig) -> list[Finding]:
                 str(row["code"]),
             )
         except (KeyError, ValueError):
-            continue  # of another version
+            continue  # a relay of another version wrote the row
         known = worst.get(one.hop)
         if known is None or _rank(one.state) > _rank(known.state):
             worst[one.hop] = one

@@ -283,7 +283,7 @@ class NatsRegistry(Registry):
         token = subject_token(name)
 
         async def note() -> None:
-            # The copy will do: it is asked only whether there is such a cluster.
+            # The copy is good enough, because only the existence of the cluster is in question.
             if token not in self._bindings and (await self._bucket.read(f"cluster.{token}.binding")).data is None:
                 return
             found, revision = await self._bucket.read(f"seen.{token}")
@@ -316,7 +316,7 @@ class NatsRegistry(Registry):
 
         renewal = await self._changing(renew)
         if not renewal.generation:
-            # Dying before this write leaves both certificates void, and the connections that stand.
+            # If this process dies before the write, both certificates are void, but connections that stand go on.
             await self.revoke_cluster(name)
             raise RenewedTwice
         return renewal.generation
@@ -415,7 +415,7 @@ class NatsRegistry(Registry):
             self._users_read = True
         except RegistryUnavailable:
             self._require_copy()
-            if not self._users_read:  # the copy of the clusters says nothing of the users
+            if not self._users_read:  # `_require_copy` knows of the clusters' copy alone
                 raise
         records = [_user(data) for data, _ in self._users.values() if data is not None]
         return {record.user: record for record in sorted(records, key=lambda record: record.user)}
@@ -457,7 +457,7 @@ class NatsRegistry(Registry):
             try:
                 await self._follow_once()
             except RegistryUnavailable:
-                # The caller that needs the registry tells it.
+                # Not logged here: the call that needs the registry raises, and is.
                 pass
             except Exception as error:
                 log.warning("registry not followed, trying again", reason=type(error).__name__)
