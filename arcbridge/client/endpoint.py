@@ -190,7 +190,7 @@ class UnprovenConnections:
         return displaced
 
     def refused(self, connection: LocalConnection) -> None:
-        """The handshake is done, and there was no certificate, or a wrong one."""
+        """Note a connection whose handshake is done, and that showed no certificate, or a wrong one."""
         if (transport := self._handshakes.pop(connection, None)) is not None:
             self._strangers[connection] = transport
 
@@ -200,7 +200,7 @@ class UnprovenConnections:
             (self._strangers or self._handshakes).popitem()[1].abort()
 
     def discard(self, connection: LocalConnection) -> None:
-        """It has shown the certificate, or is gone."""
+        """Leave out a connection that has shown the certificate, or is gone."""
         self._handshakes.pop(connection, None)
         self._strangers.pop(connection, None)
 

@@ -96,7 +96,7 @@ class Forward:
             self._log.warning("cannot accept", reason=explain(error))
 
     async def _wait(self, sock: socket.socket) -> None:
-        """A connection that came while no session is up."""
+        """Wait for a session for a connection that came while none is up."""
         try:
             session = await self._session.ready(before_auth=True)
         except ArcbridgeError as error:

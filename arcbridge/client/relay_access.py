@@ -46,7 +46,7 @@ class RelayAccess:
         return self._trust
 
     def forget(self) -> None:
-        """The trust did not hold: a pinned CA is fetched again next time (its certificate may have been renewed)."""
+        """Forget a trust that did not hold: a pinned CA, whose certificate may have been renewed, is fetched again."""
         self._trust = None
         self._contexts.clear()
 

@@ -101,7 +101,7 @@ class Relays:
         return len(self.all)
 
     def failed(self, relay: RelayAccess) -> None:
-        """What goes through this relay failed just now: it is tried last for a while."""
+        """Note that an attempt through this relay failed just now: the relay is tried last for a while."""
         self._failed[relay] = self._clock()
         if self.in_use is relay:
             self.in_use = None

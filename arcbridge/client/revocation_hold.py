@@ -30,12 +30,12 @@ class RevocationHold:
     _until: float = 0.0
 
     def begin(self, error: ArcbridgeError, token: str, now: float) -> None:
-        """The agent has revoked what `token` opened, or would have opened. An empty one is not known."""
+        """Hold attempts back: the agent has revoked what `token` (empty: not known) opened, or would have opened."""
         self._wait = min(2 * self._wait or FIRST, LONGEST)
         self.error, self._token, self._until = error, _digest(token), now + self._wait
 
     def end(self) -> None:
-        """A session was established."""
+        """Hold nothing back any more: a session was established."""
         self.error, self._token, self._wait, self._until = None, b"", 0.0, 0.0
 
     def refusal(self, token: str, now: float) -> ArcbridgeError | None:

@@ -504,7 +504,7 @@ class SessionManager(BaseHandler):
             self._changed.set()
 
     def stream_opened(self, session: MuxSession, stream: StreamTransport, target: str) -> None:
-        """No agent opens streams; each would take a window of this process's memory (docs/threats.md#D3)."""
+        """End the session: no agent opens streams, and each would take a window of memory (docs/threats.md#D3)."""
         session.abort(RemoteProtocolError("the other end broke the protocol: it opened a stream, which no agent does"))
 
     def detached(self, session: MuxSession, error: ArcbridgeError) -> None:

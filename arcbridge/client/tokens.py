@@ -262,7 +262,7 @@ class Tokens:
         return bool(self._shown)
 
     def refused(self) -> None:
-        """The other end did not take a token: get new ones next time, even if the kept ones look fresh."""
+        """Get new tokens next time, even if the kept ones look fresh: the other end did not take one."""
         self._refused = self._audience_refused = True
 
     def _key_of(self, token: str) -> ProofKey | None:

@@ -464,7 +464,7 @@ class NatsRegistry(Registry):
             await asyncio.sleep(random.uniform(*FOLLOW_AGAIN))
 
     async def _follow_once(self) -> None:
-        """Everything there is, then every change, for the life of one connection."""
+        """Read everything there is, then follow every change, for the life of one connection."""
         client, store = await self._bucket.opened()
         made = (await self._bucket.answered(store.status(), CALL)).stream_info.created
         if self._made not in (None, made):
