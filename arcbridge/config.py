@@ -440,7 +440,7 @@ class ClientConfig:
     observe: ObserveConfig = field(default_factory=ObserveConfig)
 
     def relay_urls(self) -> tuple[str, ...]:
-        """The relays, whichever way they were given; raises ConfigError when both ways were."""
+        """Return the relays, whichever way they were given; raises ConfigError when both ways were."""
         if self.relay and self.relays:
             raise ConfigError("relay: given together with relays; put every relay into relays and take relay out")
         return (self.relay,) if self.relay else self.relays

@@ -56,7 +56,7 @@ class _Source(NamedTuple):
 
 
 def load(kind: type[Config], file: Path | None = None, given: Mapping[str, Given] | None = None) -> Config:
-    """The settings of one role: `given` (dotted path -> value; flags and environment) over `file` over defaults.
+    """Load the settings of one role: `given` (dotted path -> value; flags and environment) over `file` over defaults.
 
     Raises ConfigError that names the file, its line where that can be told, the path of the setting, and for an
     unknown one the nearest that is known.
@@ -70,7 +70,7 @@ def load(kind: type[Config], file: Path | None = None, given: Mapping[str, Given
 def load_all(
     kind: type[Config], file: Path | None = None, given: Mapping[str, Given] | None = None
 ) -> tuple[Config, list[SettingError]]:
-    """What `load` loads, and every mistake instead of the first one; a setting that is wrong has its default."""
+    """Return what `load` loads, and every mistake instead of the first one; a setting that is wrong has its default."""
     document: dict[str, Any] = {}
     source = _Source("", Path(), "", True)
     wrong: list[SettingError] = []
@@ -91,7 +91,7 @@ def load_all(
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of `10m`, `1h30m`, `7d` or a plain number; raises ValueError."""
+    """Return the seconds of `10m`, `1h30m`, `7d` or a plain number; raises ValueError."""
     text = text.strip()
     if _DURATION.fullmatch(text):
         return sum(float(number) * _UNITS[unit] for number, unit in _DURATION_PART.findall(text))
@@ -124,7 +124,7 @@ _known_hints: dict[type[Any], dict[str, Any]] = {}
 
 
 def _hints(kind: type[Any]) -> dict[str, Any]:
-    """The types of a dataclass' fields; evaluated once, because that takes half a millisecond."""
+    """Return the types of a dataclass' fields; evaluated once, because that takes half a millisecond."""
     if kind not in _known_hints:
         _known_hints[kind] = typing.get_type_hints(kind)
     return _known_hints[kind]
@@ -133,8 +133,8 @@ def _hints(kind: type[Any]) -> dict[str, Any]:
 def _table(
     kind: type[Any], table: Mapping[str, Any], path: tuple[str, ...], source: _Source, wrong: list[SettingError]
 ) -> dict[str, Any]:
-    """The values of one table as a dict of field values, sub-tables as dicts; each checked and converted. What is wrong
-    is left out and added to `wrong`."""
+    """Return the values of one table as a dict of field values, sub-tables as dicts; each checked and converted. What
+    is wrong is left out and added to `wrong`."""
     hints = _hints(kind)
     values: dict[str, Any] = {}
     for key, value in table.items():
@@ -158,7 +158,7 @@ def _set(kind: type[Any], values: dict[str, Any], path: tuple[str, ...], value: 
 
 
 def _located(kind: type[Any], name: str, value: Any, source: _Source) -> Any:
-    """`value`, made absolute where it is a text that means a file."""
+    """Return `value`, made absolute where it is a text that means a file."""
     if not kind.__dataclass_fields__[name].metadata.get("path") or value in ("", "-"):
         return value
     return str(source.base / Path(value).expanduser())
@@ -178,7 +178,8 @@ def _build(kind: type[Any], values: dict[str, Any]) -> Any:
 
 
 def _value(hint: Any, value: object, path: tuple[str, ...], source: _Source, wrong: list[SettingError]) -> Any:
-    """One value in the type of its field; raises SettingError. What is wrong within a table is added to `wrong`."""
+    """Return one value in the type of its field; raises SettingError. What is wrong within a table is added to
+    `wrong`."""
     if is_dataclass(hint):
         if not isinstance(value, dict):
             raise _wrong(path, source, f"must be a table, not {_kind(value)}")
@@ -253,7 +254,7 @@ def _wanted(hint: Any) -> str:
 
 
 def _kind(value: object) -> str:
-    """How a message names a value that is of the wrong kind; short ones are quoted."""
+    """Return how a message names a value that is of the wrong kind; short ones are quoted."""
     if isinstance(value, dict):
         return "a table"
     if isinstance(value, list):

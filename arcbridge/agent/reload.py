@@ -115,8 +115,8 @@ class Reload:
         return Outcome(tuple(dict.fromkeys(taken)), outcome.needs_restart)
 
     def _reloadable(self, checked: Checked) -> frozenset[str]:
-        """The settings that this agent takes over: issuers and a denylist only where it has a part that knows them, and
-        goes on to."""
+        """Return the settings that this agent takes over: issuers and a denylist only where it has a part that knows
+        them, and goes on to."""
         reloadable = set(RELOADABLE)
         if self._verifier is not None and checked.issuers is not None:
             reloadable.add("authentication")
@@ -146,7 +146,8 @@ class Reload:
         self._denylist.take(checked.config.denylist_file, checked.denylist)
 
     def _merged(self, config: AgentConfig, reloadable: frozenset[str]) -> AgentConfig:
-        """What runs now: the new settings where a reload takes them over. The others stay named until a restart."""
+        """Return what runs now: the new settings where a reload takes them over. The others stay named until a
+        restart."""
         running = self.config
         sometimes = ("authentication", "denylist_file", *JUDGED)
         return replace(
@@ -162,5 +163,5 @@ class Reload:
 
 
 def contents(config: AgentConfig) -> dict[str, str]:
-    """What the files hold whose changes a reload tells of, as hashes; "" for one that cannot be read."""
+    """Return the hashes of the files whose changes a reload tells of, by setting; "" for one that cannot be read."""
     return {"authentication": digest(config.authentication), "denylist_file": digest(config.denylist_file)}

@@ -50,7 +50,7 @@ class Checked:
 
 
 def required(config: AgentConfig, *, serves: bool = True) -> Checked:
-    """What a start needs of `check`. Raises SettingsRefused."""
+    """Return what a start needs of `check`. Raises SettingsRefused."""
     checked = check(config, serves=serves)
     checked.problems.refuse()
     return checked

@@ -343,7 +343,7 @@ def _disconnect(invocation: Invocation, foreground: Foreground) -> int:
 
 
 def _disconnect_here(place: Place, names: Sequence[str], every: bool) -> list[dict[str, str]]:
-    """Do it while no process runs."""
+    """Disconnect in this process, while no background process runs."""
     from functools import partial
 
     from arcbridge.client.background.connections import Connections

@@ -24,7 +24,7 @@ _CONNECTION = re.compile(r"[0-9A-Za-z-]{1,64}", re.ASCII)
 
 
 def is_azure_pipelines(workload: str) -> bool:
-    """Whether `login.workload` is this one: `azure-pipelines` or `azure-pipelines:SERVICE-CONNECTION-ID`."""
+    """Return whether `login.workload` is this one: `azure-pipelines` or `azure-pipelines:SERVICE-CONNECTION-ID`."""
     return workload.partition(":")[0] == KIND
 
 
@@ -38,7 +38,7 @@ class AzurePipelines:
 
     @classmethod
     def of(cls, workload: str, environment: Mapping[str, str]) -> AzurePipelines:
-        """By the setting and the job's environment. Raises ConfigError."""
+        """Find the service connection by the setting and the job's environment. Raises ConfigError."""
         url, secret = environment.get("SYSTEM_OIDCREQUESTURI", ""), environment.get("SYSTEM_ACCESSTOKEN", "")
         if urlsplit(url).scheme != "https" or not secret:
             raise ConfigError(

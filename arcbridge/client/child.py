@@ -75,7 +75,7 @@ class Signals:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number in _passed_on():
-            # Not removed: what ends in order now must not be killed half-way.
+            # A handler stays, because without one the next signal would kill this process while it ends in order.
             self._loop.add_signal_handler(number, lambda: None)
 
     @contextmanager
@@ -111,7 +111,7 @@ class Signals:
             try:
                 process.send_signal(number)
             except ProcessLookupError:
-                pass  # it has ended, and is not waited for yet
+                pass  # the program has ended, and asyncio has not noticed yet
 
 
 def _passed_on() -> tuple[int, ...]:
@@ -121,7 +121,7 @@ def _passed_on() -> tuple[int, ...]:
 
 
 def _in_foreground() -> bool:
-    """Whether the terminal's own signals come to this process and to its children."""
+    """Return whether the terminal's own signals come to this process and to its children."""
     try:
         terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:
@@ -178,7 +178,7 @@ async def run(
 
 
 def not_found(name: str, why: str = "") -> CommandNotFound:
-    """The error for a program that cannot be started."""
+    """Return the error for a program that cannot be started."""
     return CommandNotFound(f"cannot run {name!r}: {why.lower() or 'no such command'}; is it in PATH?")
 
 
@@ -209,9 +209,9 @@ def _make_blocking() -> None:
         try:
             os.set_blocking(descriptor, True)
         except OSError:
-            pass  # it is closed
+            pass  # the descriptor is closed
 
 
 def worst(codes: Sequence[int]) -> int:
-    """The exit code of several programs: 0 only where each had 0, else the highest."""
+    """Return the exit code of several programs: 0 only where each had 0, else the highest."""
     return max(codes, default=int(ExitCode.DONE))

@@ -93,13 +93,14 @@ class ClientAuthentication:
         try:
             others = others_may_use(path.stat())
         except OSError:
-            return  # reading it says why
+            return  # what reads the file next raises, and says why
         if others and not self._warned:
             self._warned = True
             log.warning("other users may read a secret of the client", setting=setting, instead=f"chmod 600 {path}")
 
     def _secret(self, endpoints: IssuerEndpoints, secret: str) -> ClientProof:
-        """HTTP Basic, which each issuer has to know (RFC 6749 §2.3.1), unless discovery offers the form alone."""
+        """Prove by a secret in HTTP Basic, which each issuer has to know (RFC 6749 §2.3.1), unless discovery offers
+        the form alone."""
         if endpoints.secret_in_form:
             return ClientProof({"client_id": self._config.client_id, "client_secret": secret}, {})
         pair = f"{quote_plus(self._config.client_id)}:{quote_plus(secret)}"
@@ -109,7 +110,7 @@ class ClientAuthentication:
         return ClientProof(asserted(self._config.client_id, assertion), {})
 
     def _signed(self, audience: str, path: Path) -> str:
-        """An assertion of our own (private_key_jwt), for the token endpoint and for one minute."""
+        """Sign an assertion of our own (private_key_jwt), for the token endpoint and for one minute."""
         config = self._config
         certificate = config.client_certificate_file
         return sign_assertion(

@@ -65,14 +65,14 @@ class ClientCredentials:
         return self._key
 
     async def tokens(self, *, interactive: bool, force: bool = False) -> TokenSet:
-        """The relay's token, and an id token for clusters where the issuer gives one beside it."""
+        """Return the relay's token, and an id token for clusters where the issuer gives one beside it."""
         wanted = second_audience.for_relay(self._config)
         if self._config.audience:
             wanted.setdefault("audience", self._config.audience)
         return await self._current(_FOR_RELAY, wanted, force)
 
     async def for_audience(self, audience: str, *, interactive: bool, force: bool = False) -> AudienceToken:
-        """A token for `audience`, which is one cluster's."""
+        """Return a token for `audience`, which is one cluster's."""
         tokens = await self._current(audience, second_audience.for_cluster(self._config, audience), force)
         if audience not in read_unverified(tokens.access_token).audiences:
             raise ConfigError(

@@ -29,7 +29,7 @@ class Chosen:
 
 
 def is_pattern(name: str) -> bool:
-    """Whether a name is a pattern. No cluster's name has one of these characters."""
+    """Return whether a name is a pattern. No cluster's name has one of these characters."""
     return not _SPECIAL.isdisjoint(name)
 
 

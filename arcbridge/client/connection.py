@@ -116,7 +116,7 @@ async def _join_through(
 
 
 def _usefulness(error: ArcbridgeError) -> int:
-    """Of several relays' failures, the one that says most about what to do: the further a join came, the more."""
+    """Rank the failure of one of several relays by how much it tells what to do: the further a join came, the more."""
     if isinstance(error, PinMismatch):
         return 5  # there may be an attacker in between, which must not go unnoticed
     if isinstance(error, PermissionRefused):

@@ -1,4 +1,9 @@
-"""The relay's list of clusters, as far as this user may reach them."""
+"""Fetches the relay's list of the clusters that this user may reach.
+
+It keeps no list, and shows nothing of what a relay says beside it: the message of a refusal is searched for a reason
+alone. Invariant: the access token is sent only after the relay's certificate is verified, and every row that is
+returned has a name that a cluster may have (docs/threats.md#B3).
+"""
 
 from __future__ import annotations
 
@@ -29,9 +34,9 @@ _LIMIT = 8 * 1024 * 1024
 
 
 async def list_clusters(relays: Relays, tokens: Tokens) -> list[dict[str, Any]]:
-    """GET /v1/clusters of whichever relay answers (then `relays.in_use`).
+    """Get /v1/clusters from the first relay that answers (then `relays.in_use`).
 
-    Rows of name, state, agents, last_seen (unix seconds), ca_pin and more, sorted by name. Raises Unauthenticated,
+    Each row has name, state, agents, last_seen (unix seconds), ca_pin and more, sorted by name. Raises Unauthenticated,
     PermissionRefused, or Unreachable which names the relay.
     """
     return await tokens.twice(lambda: _list_once(relays, tokens))
@@ -130,7 +135,7 @@ async def _get(relay: RelayAccess, token: str, path: str, tokens: Tokens) -> Any
 
 
 def _message(body: bytes) -> str:
-    """The message of a refusal; it is searched and never shown."""
+    """Return the message of a refusal; it is searched and never shown."""
     try:
         message = json.loads(body)["error"]["message"]
     except (ValueError, KeyError, TypeError, RecursionError):

@@ -124,7 +124,7 @@ class LocalEndpoint:
         return bool(self.tasks or self.connections or self.splices or len(self.unproven))
 
     def moved(self) -> tuple[int, int]:
-        """Bytes to the cluster and back, those of connections that are open included."""
+        """Return the bytes that went to the cluster and back, those of connections that are open included."""
         running = [splice.moved for splice in self.splices]
         up = self.stats.bytes_up + sum(one.to_stream for one in running)
         return up, self.stats.bytes_down + sum(one.from_stream for one in running)
@@ -159,7 +159,7 @@ class LocalEndpoint:
         self.stats.bytes_down += result.from_stream
         if result.error is not None:
             self.stats.resets += 1
-            # That an end broke the rules happens to no honest one.
+            # An honest agent never breaks the protocol, so that is worth a warning; a cut connection is not.
             tell = self.log.warning if _broke_rules(result.error) else self.log.debug
             tell("connection cut", up=result.to_stream, down=result.from_stream, reason=_reason(result.error))
 
@@ -169,7 +169,7 @@ class UnprovenConnections:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        # In the order of their arrival.
+        # In the order of arrival, because the oldest makes room for the newest.
         self._handshakes: dict[LocalConnection, asyncio.Transport] = {}
         self._strangers: dict[LocalConnection, asyncio.Transport] = {}
 
@@ -190,7 +190,7 @@ class UnprovenConnections:
         return displaced
 
     def refused(self, connection: LocalConnection) -> None:
-        """The handshake is done, and there was no certificate, or a wrong one."""
+        """Note a connection whose handshake is done, and that showed no certificate, or a wrong one."""
         if (transport := self._handshakes.pop(connection, None)) is not None:
             self._strangers[connection] = transport
 
@@ -200,7 +200,7 @@ class UnprovenConnections:
             (self._strangers or self._handshakes).popitem()[1].abort()
 
     def discard(self, connection: LocalConnection) -> None:
-        """It has shown the certificate, or is gone."""
+        """Leave out a connection that has shown the certificate, or is gone."""
         self._handshakes.pop(connection, None)
         self._strangers.pop(connection, None)
 
@@ -261,7 +261,7 @@ class LocalConnection(asyncio.Protocol):
         if self._transport is not None:
             reset_transport(self._transport)
 
-    # -- the good path ---------------------------------------------------------------------------------------------
+    # -- with a session ---------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
         """First bytes: open the stream now if there is a session, else wait for one."""
@@ -289,7 +289,7 @@ class LocalConnection(asyncio.Protocol):
         try:
             session.open(TARGET, splice.stream_side)
         except ArcbridgeError:
-            # It ended this very moment.
+            # The session ended after it was chosen and before the stream was opened.
             ended = Unreachable(f'the session with cluster "{endpoint.cluster}" ended', retry_after=RETRY_SOON)
             ended.session = session.label
             self._refuse(ended)
@@ -302,7 +302,7 @@ class LocalConnection(asyncio.Protocol):
         self._transport = None
         splice.start(first)
 
-    # -- the other one -----------------------------------------------------------------------------------------------
+    # -- without a session -------------------------------------------------------------------------------------------
 
     def _refuse(self, error: ArcbridgeError) -> None:
         self._refusal = error
@@ -351,7 +351,8 @@ class _LocalSplice(TransportSplice):
         self._session = session
         self._head = first.startswith(b"HEAD ")
         self._received_any = False
-        # Only these bytes show what a late refusal answers; a request whose head is longer gets the reset.
+        # A later refusal answers only a request whose whole head is in these bytes; any other is reset, because the
+        # rest of its head went into the stream unread.
         self._whole_head = b"\r\n\r\n" in first
 
     def from_stream(self, view: memoryview) -> None:
@@ -370,7 +371,7 @@ class _LocalSplice(TransportSplice):
 
 
 def _answer_to_reset(exc: Exception | None, cluster: str) -> ArcbridgeError | None:
-    """The answer to a request whose stream was reset before any byte of an answer came; None for a reset.
+    """Return the answer to a request whose stream was reset before any byte of an answer came; None for a reset.
 
     `retry_after` is set where the request surely reached no API server.
     """
@@ -395,7 +396,8 @@ def _answer_to_reset(exc: Exception | None, cluster: str) -> ArcbridgeError | No
 
 
 def server_context(certificates: LocalCertificates) -> ssl.SSLContext:
-    """TLS of the local endpoint. 1.2 is for client libraries of old systems; the peer is this machine."""
+    """Make the TLS context of the local endpoint. 1.2 is for client libraries of old systems; the peer is this
+    machine."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     # No tickets: a resumed handshake could do without the client certificate.
@@ -409,7 +411,10 @@ def server_context(certificates: LocalCertificates) -> ssl.SSLContext:
 
 
 def _certificate_refusal(peer: object, cluster: str) -> ArcbridgeError | None:
-    """None for the client certificate of this cluster; it is of our CA, or the handshake had failed."""
+    """Return None for the client certificate of this cluster, else the error to answer with.
+
+    A certificate that gets here is of our CA: with any other the handshake has failed.
+    """
     if not peer or not isinstance(peer, dict):
         # A stranger does not learn which cluster it is of.
         return Unauthenticated(

@@ -56,7 +56,7 @@ async def ask_relay(access: RelayAccess, *, given: bool) -> Contact:
     try:
         return Contact(address, True, "", await _offer(address, RelayTrust()))
     except ssl.SSLCertVerificationError:
-        pass  # of no public CA: it may have one of its own
+        pass  # no public CA vouches for it, so it may have a CA of its own
     pem = await fetch_unverified_ca(address)
     pem = require_pin("the relay's CA", pin_of(pem), pem)
     try:
@@ -98,7 +98,7 @@ async def _ask_known(address: Address, profile: RelayProfile) -> Contact:
                 f"the CA of {short_url(address)} is not the one that was trusted: expected {profile.ca_pin}, found "
                 f"{found}. Another party may be in between; {renew}"
             ) from error
-    # The same key in a new certificate.
+    # The CA has the key that was trusted, in a new certificate.
     try:
         return Contact(address, True, pem, await _offer(address, RelayTrust(pem)))
     except ssl.SSLCertVerificationError as error:
@@ -117,7 +117,7 @@ def check_known(profile: RelayProfile, contact: Contact) -> None:
         return
     changed = profile.login.differs(contact.offer)
     if profile.login.settings["dpop"] and "dpop" in changed:
-        changed.remove("dpop")  # tokens stay bound: a relay cannot make that weaker, and need not be asked
+        changed.remove("dpop")  # the kept setting binds tokens and stays, so a relay cannot weaken it
     if not changed:
         return
     renew = f"ask its operator, and run `arcbridge login --renew-trust {profile.url}` when that is right"
@@ -133,11 +133,11 @@ def check_known(profile: RelayProfile, contact: Contact) -> None:
 
 
 async def _offer(address: Address, trust: RelayTrust) -> LoginOffer | None:
-    """What the relay says about logins. Raises `ssl.SSLCertVerificationError` where `trust` does not know it."""
+    """Ask the relay what it says about logins. Raises `ssl.SSLCertVerificationError` where `trust` does not know it."""
     context = outer_client_context(trust, ALPN_HTTP)
     status, body = await get_once(address, "/v1/login", context)
     if status == HTTPStatus.NOT_FOUND:
-        return None  # or it is an older one
+        return None  # it has no [login], or is older than this path
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         raise Unreachable(f"{short_url(address)} has too many requests from here: wait a minute and try again")
     if status != HTTPStatus.OK:

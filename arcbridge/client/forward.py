@@ -96,7 +96,7 @@ class Forward:
             self._log.warning("cannot accept", reason=explain(error))
 
     async def _wait(self, sock: socket.socket) -> None:
-        """A connection that came while no session is up."""
+        """Wait for a session for a connection that came while none is up."""
         try:
             session = await self._session.ready(before_auth=True)
         except ArcbridgeError as error:
@@ -136,7 +136,7 @@ class Forward:
 
 
 def check_target_name(target: str) -> str:
-    """A target's name as the agent's settings may spell it; raises ConfigError."""
+    """Return a target's name as the agent's settings may spell it; raises ConfigError."""
     if not _is_target_name(target):
         raise ConfigError(f"{target[:64]!r} is not a target's name; use one of [targets] in the agent's settings")
     return target
@@ -160,7 +160,7 @@ def _is_target_name(name: str) -> bool:
 
 
 def reason(error: Exception, target: str) -> str:
-    """Why a connection was cut, and what to do about it."""
+    """Say why a connection was cut, and what to do about it."""
     name = target.removeprefix(PREFIX)
     if isinstance(error, StreamReset):
         known: dict[int, str] = {

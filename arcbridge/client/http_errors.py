@@ -1,4 +1,8 @@
-"""Why an HTTP request got no answer, in words for a person: aiohttp's own name its classes and quote addresses."""
+"""Says why an HTTP request got no answer, in words for a person: aiohttp's own name its classes and quote addresses.
+
+It neither raises nor logs, and does not say what to do: the caller knows which server was asked, and for what.
+Invariant: for an error of the operating system the text has its reason and no address.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from arcbridge.net.http_connector import NotConnected
 
 
 def reason(error: BaseException) -> str:
-    """`connection refused`, `its name cannot be resolved`; the class of the error where there are no better words."""
+    """Say what went wrong, as `connection refused`; the class of the error where there are no better words."""
     if isinstance(error, NotConnected):
         return error.message.partition(": ")[2] or error.message
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error

@@ -134,7 +134,7 @@ class Issuer:
             self._session = None
 
     async def endpoints(self) -> IssuerEndpoints:
-        """By discovery, once. Raises Unreachable, or ConfigError when the issuer is another one."""
+        """Find the endpoints by discovery, once. Raises Unreachable, or ConfigError when the issuer is another one."""
         if self._endpoints is None:
             status, document, _ = await self._request(
                 "GET", self.url.rstrip("/") + "/.well-known/openid-configuration", None
@@ -168,7 +168,7 @@ class Issuer:
         *,
         bind: bool = True,
     ) -> dict[str, Any]:
-        """The answer to a form; raises IssuerError for an OAuth error, Unreachable for everything else.
+        """Post a form and return the answer; raises IssuerError for an OAuth error, Unreachable for everything else.
 
         `proof` gives what the client proves itself by. It is called for each attempt, because an issuer takes an
         assertion once (RFC 7523 §3, `jti`); what it raises is raised. `bind`: with a proof of the key, if there is one.
@@ -178,7 +178,7 @@ class Issuer:
             return _judged(self.url, await self._attempt(url, form, proof, bind=False))
         answer = await self._attempt(url, form, proof)
         if answer.document.get("error") == "use_dpop_nonce" and answer.dpop_nonce:
-            # It says which nonce only now (RFC 9449 §8); one that is refused as well is an error like others.
+            # The issuer says only now which nonce it wants (RFC 9449 §8). A second refusal is an error like others.
             answer = await self._attempt(url, form, proof)
         return _judged(self.url, answer)
 
@@ -197,7 +197,7 @@ class Issuer:
         return await self._request("POST", url, {**form, **who.form}, dpop, who.headers)
 
     def _dpop(self, url: str) -> str:
-        """A new proof for a form to `url`, each good for one request; empty where none is to be sent."""
+        """Make a new proof for a form to `url`, each good for one request; empty where none is to be sent."""
         endpoints = self._endpoints
         if self._find_key is None or endpoints is None or not endpoints.dpop or url != endpoints.token:
             return ""
@@ -248,7 +248,7 @@ class Issuer:
 
 
 def _judged(url: str, answer: _Answer) -> dict[str, Any]:
-    """The document of a good answer. Raises as `Issuer.post` does."""
+    """Return the document of a good answer. Raises as `Issuer.post` does."""
     if answer.status == 200:
         return answer.document
     code = answer.document.get("error")
@@ -259,7 +259,7 @@ def _judged(url: str, answer: _Answer) -> dict[str, Any]:
 
 
 def page_of(value: object) -> str:
-    """A URL that an issuer gives for a browser, as it may be shown; empty where it is none.
+    """Return a URL that an issuer gives for a browser, as it may be shown; empty where it is none.
 
     A URL is ASCII (RFC 3986 §2): what else is in it could move the cursor of the terminal that shows it.
     """

@@ -81,7 +81,7 @@ class Kubeconfig:
 
     @classmethod
     def find(cls, file: str, environment: Mapping[str, str]) -> Kubeconfig:
-        """By `--file`, KUBECONFIG or the home directory."""
+        """Find the kubeconfig by `--file`, KUBECONFIG or the home directory."""
         if file:
             return cls([Path(file).expanduser()])
         listed = [Path(name) for name in environment.get("KUBECONFIG", "").split(os.pathsep) if name]
@@ -100,7 +100,8 @@ class Kubeconfig:
             self._holder(section, _named(section, probe)).check_writable()
 
     def served(self, name: str) -> tuple[str, str]:
-        """The process and the address of our entry of that name; empty texts where it is not ours, or names none."""
+        """Return the process and the address of our entry of that name; empty texts where it is not ours, or names
+        none."""
         for file in self.files:
             file.read()
         body = self._context(name)
@@ -181,7 +182,7 @@ class Kubeconfig:
         return found
 
     def has_ours(self) -> bool:
-        """Whether any entry is ours; raises StateError."""
+        """Return whether any entry is ours; raises StateError."""
         for file in self.files:
             file.read()
         return any(
@@ -203,7 +204,7 @@ class Kubeconfig:
             and (mark := _mark_of(body)) is not None
         ]
         context = self._context(name)
-        # Without a context, which the user may have taken out, the other entries say whose they are.
+        # The user may have taken the context out: then the mark of another entry says which cluster they are for.
         whole = _mark_of(context) if context is not None else next((mark for *_, mark in found), None)
         if whole is None or not ours(whole):
             return
@@ -221,11 +222,11 @@ class Kubeconfig:
                 if section == "users" and not _was_edited(section, body, mark):
                     arguments = _texts(mark.get("arguments"))
                     _set_plugin(body, arguments or ("--cluster", str(mark["cluster"]), "--ended"))
-                mark.pop("process")  # it is retired once
+                mark.pop("process")  # so that an entry is retired only once
                 file.changed = True
 
     def _dead(self, alive: Callable[[str], bool]) -> list[str]:
-        """The names of our contexts with a client certificate whose process is gone."""
+        """Return the names of our contexts with a client certificate whose process is gone."""
         return [
             name
             for file in self.files
@@ -240,7 +241,7 @@ class Kubeconfig:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """All files locked, and read anew; a list is locked in its order, so two of us cannot wait for each other."""
+        """Lock all files and read them anew; a list is locked in its order, so two of us cannot wait for each other."""
         with ExitStack() as stack:
             for file in self.files:
                 # A file of the list that is not there, and that we would not make, needs no lock (nor a directory).
@@ -257,7 +258,7 @@ class Kubeconfig:
             file.save()
 
     def _new_file(self) -> KubeconfigFile:
-        """Where new entries go."""
+        """Return the file to which new entries go."""
         return next((file for file in self.files if file.exists()), self.files[-1])
 
     def _holder(self, section: str, name: str) -> KubeconfigFile:
@@ -267,11 +268,11 @@ class Kubeconfig:
         return next((file for file in self.files if file.current_context), self._new_file())
 
     def _context(self, name: str) -> dict[Any, Any] | None:
-        """The body of the context that kubectl finds under a name."""
+        """Return the body of the context that kubectl finds under a name."""
         return next((body for file in self.files if (body := file.find("contexts", name)) is not None), None)
 
     def _last_foreign(self, current: str | None) -> str | None:
-        """The current context, or the one that was before it where it is ours."""
+        """Return the current context, or the one that was before it where it is ours."""
         body = self._context(current) if current is not None else None
         mark = _mark_of(body) if body is not None else None
         if mark is None:
@@ -313,7 +314,7 @@ class Kubeconfig:
 
 
 def render(entry: Entry) -> str:
-    """A kubeconfig of its own, for `--file -`."""
+    """Render a kubeconfig of its own, for `--file -`."""
     sections: dict[str, list[dict[str, Any]]] = {}
     for section, make in (("clusters", _cluster), ("users", _user), ("contexts", _context)):
         body: dict[Any, Any] = {}
@@ -366,7 +367,7 @@ def _set_plugin(body: dict[Any, Any], arguments: tuple[str, ...]) -> None:
         "command": "arcbridge",
         "args": ["credential", *arguments],
         "interactiveMode": "IfAvailable",
-        # With it the plugin sees to which port kubectl is about to connect.
+        # Without cluster info the plugin could not see to which port kubectl is about to connect.
         "provideClusterInfo": Plain("true"),
         "installHint": "arcbridge is not on the PATH: install it, or put its directory there",
     }
@@ -388,7 +389,7 @@ def _mark(body: dict[Any, Any], entry: Entry, section: str, former: str | None) 
         mark["relays"] = list(entry.relays)
     if entry.process:
         mark["server"] = entry.server
-        if section != "clusters":  # where it is to stay as it is from one start to the next
+        if section != "clusters":  # the cluster's entry is to be the same from one start to the next
             mark["process"] = entry.process
             if entry.plugin:
                 mark["plugin"] = "true"
@@ -400,7 +401,7 @@ def _mark(body: dict[Any, Any], entry: Entry, section: str, former: str | None) 
 
 
 def _mark_of(body: dict[Any, Any]) -> dict[Any, Any] | None:
-    """What we have written about an entry; None: we did not make it."""
+    """Return what we have written about an entry; None: we did not make it."""
     extensions = body.get("extensions")
     for item in extensions if isinstance(extensions, list) else []:
         if isinstance(item, dict) and item.get("name") == MARK:
@@ -410,7 +411,7 @@ def _mark_of(body: dict[Any, Any]) -> dict[Any, Any] | None:
 
 
 def _owns(mark: dict[Any, Any] | None, entry: Entry) -> bool:
-    """Whether an entry is for this cluster; one that names no relay is for any."""
+    """Return whether an entry is for this cluster; one that names no relay is for any."""
     if mark is None or str(mark.get("cluster", "")) != entry.cluster:
         return False
     relays = _texts(mark.get("relays"))
@@ -422,7 +423,7 @@ def _is_of(mark: dict[Any, Any], entry: Entry) -> bool:
 
 
 def _was_edited(section: str, body: dict[Any, Any], mark: dict[Any, Any]) -> bool:
-    """Whether another program, or the user, has made another thing of our entry."""
+    """Return whether another program, or the user, has made another thing of our entry."""
     if section == "clusters":
         return bool(mark.get("server")) and str(body.get("server")) != str(mark["server"])
     if section == "users":

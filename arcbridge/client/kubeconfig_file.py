@@ -130,7 +130,7 @@ class KubeconfigFile:
         try:
             descriptor = os.open(backup, os.O_CREAT | os.O_EXCL | os.O_WRONLY | OPEN_SAFELY, mode)
         except OSError:
-            return  # it is there, or the directory takes no new file: the change itself does not depend on it
+            return  # there is a backup, or the directory takes no new file; the change goes on without
         with os.fdopen(descriptor, "wb") as file:
             file.write(target.read_bytes())
 
@@ -152,7 +152,7 @@ class KubeconfigFile:
             self.document["current-context"] = name
 
     def find(self, section: str, name: str) -> dict[Any, Any] | None:
-        """The body of an entry, or None."""
+        """Return the body of an entry, or None."""
         for item in self._list(section):
             if isinstance(item, dict) and item.get("name") == name:
                 body = item.get(section[:-1])
@@ -160,7 +160,7 @@ class KubeconfigFile:
         return None
 
     def entry(self, section: str, name: str) -> dict[Any, Any]:
-        """The body of an entry, made if it is missing; to be changed in place."""
+        """Return the body of an entry, made if it is missing; to be changed in place."""
         items = self._list(section)
         for item in items:
             if isinstance(item, dict) and item.get("name") == name:
@@ -182,12 +182,12 @@ class KubeconfigFile:
             self.changed = True
 
     def bodies(self, section: str) -> list[dict[Any, Any]]:
-        """The bodies of all entries."""
+        """Return the bodies of all entries."""
         bodies = [item.get(section[:-1]) for item in self._list(section) if isinstance(item, dict)]
         return [body for body in bodies if isinstance(body, dict)]
 
     def named_bodies(self, section: str) -> list[tuple[str, dict[Any, Any]]]:
-        """The names and bodies of all entries."""
+        """Return the names and bodies of all entries."""
         return [
             (str(item.get("name")), item[section[:-1]])
             for item in self._list(section)

@@ -17,7 +17,7 @@ from arcbridge.errors import ArcbridgeError
 
 
 def running_of(state: StateDirectory, environment: Mapping[str, str]) -> Running:
-    """Which processes serve what stands in the kubeconfigs of this user."""
+    """Return which processes serve what stands in the kubeconfigs of this user."""
     return Running(state.path / "running", Path(Place.find(environment).process_lock))
 
 

@@ -46,7 +46,8 @@ _PlainDumper.add_representer(Plain, _represent)
 
 
 def parse(data: bytes, name: str) -> Any:
-    """The document in `data`; None when it is empty. Raises StateError that names the line, never the content."""
+    """Return the document in `data`; None when it is empty. Raises StateError that names the line, never the
+    content."""
     try:
         return yaml.load(data, Loader=_PlainLoader)
     except yaml.YAMLError as error:
@@ -57,7 +58,7 @@ def parse(data: bytes, name: str) -> Any:
 
 
 def dump(document: Any) -> str:
-    """Block style, order kept, long lines not folded."""
+    """Write a document in block style, its order kept and long lines not folded."""
     text: str = yaml.dump(
         document, Dumper=_PlainDumper, sort_keys=False, default_flow_style=False, width=2**31 - 1, allow_unicode=True
     )
@@ -65,5 +66,5 @@ def dump(document: Any) -> str:
 
 
 def is_empty(value: object) -> bool:
-    """Whether a value stands for nothing: absent, or any spelling of null."""
+    """Return whether a value stands for nothing: absent, or any spelling of null."""
     return value is None or (isinstance(value, Plain) and value.lower() in ("", "~", "null"))

@@ -1,4 +1,8 @@
-"""Local listening sockets: loopback only, exclusive, and honest about who holds a port."""
+"""Opens the client's listening sockets, and says which user holds a port that is taken.
+
+It accepts no connection, and does not choose a port beyond what the kernel gives. Invariant: a port is never shared
+with another process, and `listen_local` has both loopback addresses wherever the machine has both.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ class PortInUse(ConfigError):
 
 
 def listen_local(port: int, *, option: str = "--port") -> list[socket.socket]:
-    """Non-blocking listening sockets on 127.0.0.1 and, where there is IPv6, on ::1 with the same port (0: any).
+    """Open non-blocking listening sockets on 127.0.0.1 and, where there is IPv6, on ::1 with the same port (0: any).
 
     Both or an error: on `::1` another program could answer to `localhost`. Raises PortInUse, ConfigError.
     """
@@ -42,7 +46,7 @@ def listen_local(port: int, *, option: str = "--port") -> list[socket.socket]:
 
 
 def listen_at(host: str, port: int, *, option: str = "--listen") -> socket.socket:
-    """One listening socket at a literal address; raises PortInUse, ConfigError."""
+    """Open one listening socket at a literal address; raises PortInUse, ConfigError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return _listen(family, host, port, option)
@@ -81,7 +85,7 @@ def _listen(family: int, host: str, port: int, option: str) -> socket.socket:
 
 
 def port_holder(port: int) -> str:
-    """The user whose process listens on a port; empty where that cannot be told (no /proc)."""
+    """Return the user whose process listens on a port; empty where that cannot be told (no /proc)."""
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
             lines = Path(table).read_text().splitlines()[1:]

@@ -114,7 +114,7 @@ class Login:
         self._key: ProofKey | None = None
 
     async def tokens(self, *, interactive: bool, force: bool = False) -> TokenSet:
-        """Tokens that are fresh: kept, refreshed, or from a new login if `interactive`.
+        """Return tokens that are fresh: kept, refreshed, or from a new login if `interactive`.
 
         `force` refreshes even what looks fresh (the other end refused it). Raises Unauthenticated when only a new
         login would help and none may begin, Unreachable when the issuer is down and nothing kept is usable.
@@ -153,12 +153,12 @@ class Login:
                 return await self._log_in(issuer)
 
     async def log_in(self) -> TokenSet:
-        """A new login, whatever is kept."""
+        """Log in anew, whatever is kept."""
         async with self._cache.locked(), self._issuer() as issuer:
             return await self._log_in(issuer)
 
     async def for_audience(self, audience: str, *, interactive: bool, force: bool = False) -> AudienceToken:
-        """A token that is fresh, and good for `audience` alone: kept, or traded for this login's tokens.
+        """Return a token that is fresh, and good for `audience` alone: kept, or traded for this login's tokens.
 
         `force`, and what is raised: as for `tokens`; ConfigError besides where the issuer gives no such token.
         """
@@ -180,7 +180,8 @@ class Login:
                     raise
 
     def _suits(self, tokens: TokenSet) -> bool:
-        """Whether the id token may be shown to clusters: it is bound to the key, or need not be, or is not for them."""
+        """Return whether the id token may be shown to clusters: it is bound to the key, or need not be, or is not for
+        them."""
         return not self._config.require_bound or bool(self._config.cluster_audience) or self._is_bound(tokens.id_token)
 
     def _is_bound(self, token: str) -> bool:
@@ -203,7 +204,7 @@ class Login:
         return self._config.proof_key_file or self._cache.key_path
 
     def _remembered(self, key: ProofKey | None) -> ProofKey | None:
-        """The same key, as the one that is ready to sign. It is read each time: a logout takes it away."""
+        """Return the same key, as the one that is ready to sign. It is read each time: a logout takes it away."""
         if key is None or self._key is None or key.to_jwk() != self._key.to_jwk():
             self._key = key
         return self._key
@@ -234,7 +235,7 @@ class Login:
     async def _by_refresh_token(
         self, issuer: Issuer, endpoints: IssuerEndpoints, form: Mapping[str, str]
     ) -> dict[str, Any]:
-        """What the token endpoint answers to a form with a refresh token.
+        """Send a form with a refresh token, and return what the token endpoint answers.
 
         The refresh token of a login without a key, as a former version made it, is bound to none, and an issuer may
         refuse it beside a proof. It is sent once more without one, and the login stays one without a key.
@@ -280,7 +281,7 @@ class Login:
         token = AudienceToken(got.access_token, now, got.expires_at)
         if by != second_audience.BY_EXCHANGE and isinstance(renewed := answer.get("refresh_token"), str) and renewed:
             kept = replace(kept, refresh_token=renewed)
-            self._cache.save(kept)  # before anything can fail: the former one may be void
+            self._cache.save(kept)  # at once: the issuer may have made the former refresh token void
         found = read_unverified(token.text).audiences
         if audience not in found:
             # An issuer that does not know the parameter ignores it: the token would be the relay's.
@@ -312,7 +313,7 @@ class Login:
         return found
 
     async def _device_code(self, issuer: Issuer, endpoints: IssuerEndpoints) -> TokenSet:
-        """RFC 8628: show a code, poll until the user has entered it on another device."""
+        """Log in by RFC 8628: show a code, poll until the user has entered it on another device."""
         if not endpoints.device_authorization:
             raise ConfigError(f"the issuer {issuer.url} offers no device code; use --grant-type authcode")
         # PKCE has no place in RFC 8628, and is ignored there; Keycloak wants it where the client has to use it.
@@ -353,7 +354,7 @@ class Login:
                 return await self._begin(issuer, given)
 
     async def _authorization_code(self, issuer: Issuer, endpoints: IssuerEndpoints) -> TokenSet:
-        """RFC 8252 and 7636: the browser comes back to a port of ours with a code."""
+        """Log in by RFC 8252 and 7636: the browser comes back to a port of ours with a code."""
         if not endpoints.authorization:
             raise ConfigError(f"the issuer {issuer.url} offers no authorization code; use --grant-type device-code")
         verifier, state = (secrets.token_urlsafe(32) for _ in range(2))
@@ -420,7 +421,7 @@ class Login:
     async def _ask(
         self, issuer: Issuer, endpoints: IssuerEndpoints, form: Mapping[str, str], *, bind: bool = True
     ) -> dict[str, Any]:
-        """What the token endpoint answers to a form of this client."""
+        """Send a form of this client to the token endpoint, and return what it answers."""
         return await issuer.post(endpoints.token, form, partial(self._authentication.proof, endpoints), bind=bind)
 
     async def _begin(self, issuer: Issuer, answer: Mapping[str, object]) -> TokenSet:
@@ -465,7 +466,7 @@ class _Callback:
     def __init__(self, state: str, issuer: str) -> None:
         self._state = state
         self._issuer = issuer
-        # In the order in which they came.
+        # In the order in which they came, because the oldest makes room for the newest.
         self._connections: dict[asyncio.Task[None], None] = {}
         self.code: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -531,13 +532,13 @@ def _refused(error: IssuerError) -> Unauthenticated:
 
 
 def _code_of(value: object) -> str:
-    """A code that the user is to type, as it may be shown; empty where it is none."""
+    """Return a code that the user is to type, as it may be shown; empty where it is none."""
     good = isinstance(value, str) and len(value) <= _CODE_LIMIT and value.isascii() and value.isprintable()
     return value if good and isinstance(value, str) else ""
 
 
 def _challenge(verifier: str) -> dict[str, str]:
-    """What a request has so that only the holder of `verifier` can go on with it (RFC 7636 §4.3)."""
+    """Return what a request has so that only the holder of `verifier` can go on with it (RFC 7636 §4.3)."""
     digest = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
     return {"code_challenge": digest, "code_challenge_method": "S256"}
 

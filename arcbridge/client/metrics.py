@@ -1,4 +1,7 @@
-"""The client's metrics: sums over its sessions, endpoints and forwards, computed at each scrape."""
+"""Registers the client's metrics: sums over its sessions, endpoints and forwards, computed at each scrape.
+
+It counts nothing itself; sessions, endpoints and forwards do. Invariant: no label has a value that comes from outside.
+"""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ RETRY_SOON = 1
 
 
 def status_body(error: ArcbridgeError) -> bytes:
-    """The Status object (Kubernetes API conventions, "Response Status Kind")."""
+    """Return the Status object (Kubernetes API conventions, "Response Status Kind")."""
     message = error.told() if error.message.startswith("arcbridge: ") else f"arcbridge: {error.told()}"
     return json.dumps(
         {
@@ -56,7 +56,7 @@ def status_body(error: ArcbridgeError) -> bytes:
 
 
 def response(error: ArcbridgeError, *, head_only: bool = False) -> bytes:
-    """A whole HTTP/1.1 response that ends its connection."""
+    """Return a whole HTTP/1.1 response that ends its connection."""
     from http import HTTPStatus  # no start needs it
 
     body = status_body(error)
@@ -69,7 +69,7 @@ def response(error: ArcbridgeError, *, head_only: bool = False) -> bytes:
         "Connection: close",
     ]
     if error.retry_after is not None and error.retry_after <= RETRY_SOON:
-        # A longer one would be ten times as much silence at kubectl, which says nothing while it waits.
+        # kubectl waits up to ten times and says nothing meanwhile: ten longer waits would look like a hang.
         lines.append(f"Retry-After: {error.retry_after}")
     return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii") + (b"" if head_only else body)
 
@@ -106,7 +106,7 @@ def raise_user_error(
 
 
 def is_elsewhere(error: BaseException | None) -> bool:
-    """Whether the relay has agents of the cluster, but not the one that was asked for, or brings another one."""
+    """Return whether the relay has agents of the cluster, but not the one that was asked for, or brings another one."""
     while error is not None:
         if isinstance(error, WrongAgent):
             return True
@@ -117,8 +117,8 @@ def is_elsewhere(error: BaseException | None) -> bool:
 
 
 def of_join(error: JoinRefused, cluster: str, shown: Shown = NOTHING_SHOWN) -> ArcbridgeError:
-    """A refused join as an error for the user. Of what the relay sent only the retry time, the join's id and the name
-    of a rule with what it wants are used (`identity.refusal`), never its text."""
+    """Turn a refused join into an error for the user. Of what the relay sent only the retry time, the join's id and the
+    name of a rule with what it wants are used (`identity.refusal`), never its text."""
     name = f'cluster "{cluster}"'
     later = min(max(error.retry_after or RETRY_SOON, 1), 30)
     match error.code:
@@ -169,7 +169,8 @@ def of_join(error: JoinRefused, cluster: str, shown: Shown = NOTHING_SHOWN) -> A
 
 
 def of_token(what: str, said: str, place: str, shown: Shown = NOTHING_SHOWN) -> TokenNotTaken:
-    """A refused token as an error for the user, in this client's words; `said` by the end that refused, the `place`."""
+    """Turn a refused token into an error for the user, in this client's words; `said` by the end that refused, the
+    `place`."""
     from arcbridge.client.jwt_unverified import read_unverified
     from arcbridge.identity.proof import explain, refusal_in  # no start needs it
     from arcbridge.identity.refusal import told_in
@@ -180,7 +181,7 @@ def of_token(what: str, said: str, place: str, shown: Shown = NOTHING_SHOWN) -> 
     why = "" if told is None else _wrong_with(told.rule, told.wanted, place, shown)
     if why := why or token_refusal.explain(reason, place):
         return TokenNotTaken(f"{what}: {why}", reason)
-    # A relay that gives no reason: the audience tells swapped files apart.
+    # The relay gave no reason. The audience lets the user see that two token files are swapped.
     audiences = [one for one in read_unverified(shown.token).audiences if one.isprintable() and len(one) <= 200]
     about = f" (its audience is {' and '.join(audiences)})" if audiences else ""
     return TokenNotTaken(f"{what}{about}; log in again, or put a new token there", reason)
@@ -223,7 +224,7 @@ def _wrong_with(rule: str, wanted: str, place: str, shown: Shown) -> str:
 
 
 def of_session(error: ArcbridgeError, cluster: str, shown: Shown = NOTHING_SHOWN) -> ArcbridgeError:
-    """Why a session could not begin or go on, as an error for the user."""
+    """Say why a session could not begin or go on, as an error for the user."""
     name = f'cluster "{cluster}"'
     if isinstance(error, SessionEnded):
         match error.code:
@@ -258,7 +259,7 @@ def of_session(error: ArcbridgeError, cluster: str, shown: Shown = NOTHING_SHOWN
                     retry_after=RETRY_SOON,
                 )
             case GoawayCode.UNAVAILABLE if error.message.startswith(GROUPS_UNAVAILABLE):
-                # No Retry-After: the agent itself has just waited for seconds, and would ten times more.
+                # No Retry-After: the agent has waited for seconds already, and would for each of kubectl's ten repeats.
                 said = _said(error).removeprefix(GROUPS_UNAVAILABLE)
                 return Unreachable(f"the agent of {name} cannot say which groups you are in: {said}")
             case GoawayCode.DRAINING | GoawayCode.REPLACED | GoawayCode.UNAVAILABLE:
@@ -289,5 +290,5 @@ def of_session(error: ArcbridgeError, cluster: str, shown: Shown = NOTHING_SHOWN
 
 
 def _said(error: SessionEnded) -> str:
-    """The agent's sentence, fit for a terminal: it may quote an operator, of the cluster or of a relay."""
+    """Return the agent's sentence, fit for a terminal: it may quote an operator, of the cluster or of a relay."""
     return clean(error.message, SAID_LIMIT)

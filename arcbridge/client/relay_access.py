@@ -1,4 +1,8 @@
-"""How this client reaches and knows one relay: address, and the CA file, the pin, or the system's CAs."""
+"""Knows one relay: its address, and the CA by which its certificate is verified (a file, a pin, or the system's CAs).
+
+It opens no connection to the relay but the one that fetches a pinned CA. Invariant: with a file or a pin no other CA
+vouches for the relay, and a CA that contradicts the pin is an error, also when both are given.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,7 @@ class RelayAccess:
         return f"<RelayAccess {self.address}>"
 
     async def context(self, alpn: str) -> ssl.SSLContext:
-        """A TLS context for one protocol of the relay.
+        """Return a TLS context for one protocol of the relay.
 
         Raises PinMismatch which names both pins, Unreachable when a pinned CA cannot be fetched, StateError.
         """
@@ -36,13 +40,13 @@ class RelayAccess:
         return self._contexts[alpn]
 
     async def trust(self) -> RelayTrust:
-        """The CA by which the relay is known, found once. Raises as `context` does."""
+        """Return the CA by which the relay is known, found once. Raises as `context` does."""
         if self._trust is None:
             self._trust = await self._find_trust()
         return self._trust
 
     def forget(self) -> None:
-        """The trust did not hold: a pinned CA is fetched again next time (its certificate may have been renewed)."""
+        """Forget a trust that did not hold: a pinned CA, whose certificate may have been renewed, is fetched again."""
         self._trust = None
         self._contexts.clear()
 

@@ -75,7 +75,7 @@ class LoginOffer:
 
     @classmethod
     def of(cls, login: LoginConfig) -> LoginOffer:
-        """What the user's own settings say."""
+        """Return what the user's own settings say."""
         return cls({name: getattr(login, name) for name in SETTINGS})
 
     @property
@@ -95,11 +95,11 @@ class LoginOffer:
         return tuple(dict.fromkeys(one for one in named if one and one not in usual))
 
     def differs(self, other: LoginOffer) -> list[str]:
-        """The settings in which `other` says something else; ways to log in do not count."""
+        """Return the settings in which `other` says something else; ways to log in do not count."""
         return [name for name in SETTINGS if self.settings[name] != other.settings[name]]
 
     def document(self) -> dict[str, Any]:
-        """As JSON, for `read`."""
+        """Return the offer as JSON, for `read`."""
         settings = {name: list(value) if isinstance(value, tuple) else value for name, value in self.settings.items()}
         return {**settings, "grant_types": list(self.grants)}
 
@@ -136,7 +136,7 @@ class RelayProfile:
 
 
 def short_url(address: Address) -> str:
-    """A relay's URL as people write it: without the port that goes without saying."""
+    """Write a relay's URL as people do: without the port that goes without saying."""
     return address.url.removesuffix(":443")
 
 
@@ -147,16 +147,16 @@ class RelayProfiles:
         self.path = state / "relays"
 
     def all(self) -> list[RelayProfile]:
-        """All profiles, the one logged in at last first."""
+        """Return all profiles, the one logged in at last first."""
         try:
             names = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
         except OSError:
-            return []  # there is none
+            return []  # there is no directory before the first login
         found = [profile for name in names if (profile := self._load(self.path / name)) is not None]
         return sorted(found, key=operator.attrgetter("logged_in_at"), reverse=True)
 
     def get(self, relay: Address) -> RelayProfile | None:
-        """The profile in which this relay is."""
+        """Return the profile in which this relay is."""
         return next((one for one in self.all() if relay in _addresses(one.relays)), None)
 
     def save(self, profile: RelayProfile) -> RelayProfile:
@@ -175,7 +175,7 @@ class RelayProfiles:
                 "own": {name: str(one) if isinstance(one, Path) else one for name, one in profile.own.items()},
                 "logged_in_at": profile.logged_in_at,
             }
-            # The last one: a profile without it is none.
+            # Written last, because a directory without this file counts as no profile.
             write_private(directory / "profile.json", (json.dumps(document, indent=1) + "\n").encode())
         return replace(profile, directory=directory)
 
@@ -237,7 +237,7 @@ def fill(config: ClientConfig, profiles: RelayProfiles) -> Filled:
 
 
 def apply(config: ClientConfig, profile: RelayProfile) -> ClientConfig:
-    """The settings with those of a profile where they have none of their own."""
+    """Return the settings with those of a profile where they have none of their own."""
     login = config.login
     if not has_login(login):
         login = apply_login(login, profile)
@@ -254,7 +254,7 @@ def apply(config: ClientConfig, profile: RelayProfile) -> ClientConfig:
 
 
 def apply_login(login: LoginConfig, profile: RelayProfile) -> LoginConfig:
-    """The login's settings with those of a profile where they have their defaults."""
+    """Return the login's settings with those of a profile where they have their defaults."""
     added: dict[str, Any] = {
         name: value
         for name, value in {**profile.login.settings, **profile.own}.items()
@@ -271,7 +271,7 @@ def apply_login(login: LoginConfig, profile: RelayProfile) -> LoginConfig:
 
 
 def given(login: LoginConfig, offer: LoginOffer) -> dict[str, Any]:
-    """The settings of `OWN` that the user gives, and in which `offer` says something else."""
+    """Return the settings of `OWN` that the user gives, and in which `offer` says something else."""
     found = {name: getattr(login, name) for name in OWN if getattr(login, name) != _default(name)}
     if (file := found.get("proof_key_file")) is not None:
         found["proof_key_file"] = file.absolute()
@@ -279,7 +279,7 @@ def given(login: LoginConfig, offer: LoginOffer) -> dict[str, Any]:
 
 
 def _read_own(document: object) -> dict[str, Any]:
-    """What was kept of the user's own settings; raises ValueError."""
+    """Read what was kept of the user's own settings; raises ValueError."""
     if not isinstance(document, dict) or not set(document) <= set(OWN):
         raise ValueError("not the settings of a login")
     own: dict[str, Any] = {}
@@ -299,14 +299,14 @@ def _read_own(document: object) -> dict[str, Any]:
 
 
 def has_login(login: LoginConfig) -> bool:
-    """Whether the settings say where tokens come from."""
+    """Return whether the settings say where tokens come from."""
     return bool(
         login.issuer or login.command or login.workload or login.access_token_file or login.id_token_file is not None
     )
 
 
 def login_command(config: ClientConfig, profiles: RelayProfiles) -> str:
-    """The command that logs in at the relay and issuer of these settings, for messages."""
+    """Return the command that logs in at the relay and issuer of these settings, for messages."""
     relays = config.relay_urls()
     words = ["arcbridge login"]
     if relays:
@@ -321,7 +321,7 @@ def login_command(config: ClientConfig, profiles: RelayProfiles) -> str:
 
 
 def _named(known: Sequence[RelayProfile], relays: Sequence[str]) -> RelayProfile | None:
-    """The profile that has all these relays; a host without a port means its only profile, whatever the port."""
+    """Return the profile that has all these relays; a host without a port means its only profile, whatever the port."""
     wanted = _addresses(relays)
     for profile in known:
         if set(wanted) <= set(_addresses(profile.relays)):
@@ -337,7 +337,7 @@ def _addresses(relays: Sequence[str]) -> list[Address]:
 
 
 def _name(address: Address) -> str:
-    """A directory's name that every system takes."""
+    """Return a directory's name that every system takes."""
     return f"{address.host.replace(':', '-')}_{address.port}"
 
 

@@ -40,7 +40,7 @@ class RelaysFailed(Exception):
         self.failures = failures
 
     def summed_up(self, rank: Callable[[ArcbridgeError], int]) -> ArcbridgeError:
-        """The failure of the highest rank, the earliest of such, with a word on how many were tried.
+        """Return the failure of the highest rank, the earliest of such, with a word on how many were tried.
 
         It has a `retry_after` only when every relay gave one: else another relay may work sooner.
         """
@@ -83,13 +83,13 @@ class Relays:
 
     @classmethod
     def of(cls, config: ClientConfig) -> Relays:
-        """By the settings; raises ConfigError."""
+        """Return the relays of the settings; raises ConfigError."""
         return cls(
             [RelayAccess(url, ca_file=config.relay_ca_file, ca_pin=config.relay_ca_pin) for url in config.relay_urls()]
         )
 
     def apart(self) -> Relays:
-        """The same relays with a record of their own of which failed and which worked."""
+        """Return the same relays with a record of their own of which failed and which worked."""
         return Relays(self.all, shuffle=self._shuffle, clock=self._clock)
 
     @property
@@ -101,7 +101,7 @@ class Relays:
         return len(self.all)
 
     def failed(self, relay: RelayAccess) -> None:
-        """What goes through this relay failed just now: it is tried last for a while."""
+        """Note that an attempt through this relay failed just now: the relay is tried last for a while."""
         self._failed[relay] = self._clock()
         if self.in_use is relay:
             self.in_use = None
@@ -111,7 +111,7 @@ class Relays:
         self.in_use = relay
 
     def order(self, leaving: RelayAccess | None = None) -> list[RelayAccess]:
-        """Every relay once, in the order to try them now."""
+        """Return every relay once, in the order to try them now."""
         since = self._clock() - FAILED_LATELY
         found = list(self.all)
         self._shuffle(found)
@@ -129,7 +129,7 @@ class Relays:
         *,
         leaving: RelayAccess | None = None,
     ) -> tuple[RelayAccess, T]:
-        """The first success of `attempt` over the relays, each tried once, and whose it was.
+        """Return the first success of `attempt` over the relays, each tried once, and whose it was.
 
         `dispose` gets the results that come too late; attempts that are not needed any more are cancelled. Raises
         RelaysFailed, or at once what would be the same at every relay (`concerns_all`).
@@ -139,11 +139,11 @@ class Relays:
         running: dict[asyncio.Task[T], RelayAccess] = {}
         try:
             while waiting or running:
-                # Here one has failed, or has had its head start.
+                # A further round begins when a relay has failed, or when the head start of the last one is over.
                 if waiting:
                     relay = waiting.pop(0)
                     if not waiting and not running:
-                        # There is none to be tried beside it, so it needs no task.
+                        # No other relay can be tried beside this one, so it needs no task.
                         try:
                             result = await attempt(relay)
                         except ArcbridgeError as error:
@@ -158,7 +158,7 @@ class Relays:
                 winner = self._settle(done, running, failures, dispose)
                 if winner is not None:
                     for late in running.values():
-                        self.failed(late)  # it had its head start
+                        self.failed(late)  # it has not answered though it had a head start
                     return winner
         finally:
             # No await here: a cancellation that hit it would lose the winner. A cancelled attempt closes its socket
@@ -207,7 +207,7 @@ class Relays:
 
 
 def concerns_all(error: ArcbridgeError) -> bool:
-    """Whether another relay would say the same: the token is not taken, or this machine's settings are wrong.
+    """Return whether another relay would say the same: the token is not taken, or this machine's settings are wrong.
 
     "You may not" is not among them: relays that share no registry know a cluster only once its agent has come to
     them, and answer for an unknown cluster with just these words.

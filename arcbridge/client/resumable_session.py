@@ -291,7 +291,7 @@ class ResumableSession:
             return True
         before = self._received_at_suspicion
         if before is not None and self.session.stats.bytes_received > before:
-            self._received_at_suspicion = before = None  # it has received bytes since: it is alive
+            self._received_at_suspicion = before = None  # bytes have come since, so the connection is alive
         return before is not None
 
     async def _run(self, delay: float) -> None:
@@ -422,7 +422,7 @@ class ResumableSession:
         elif self._missing_since is None:
             self._missing_since = now
         elif now - self._missing_since >= MISSING_TIMEOUT:
-            self._resume_pending = True  # as if the agent itself had said so
+            self._resume_pending = True  # as after GONE of the agent itself
             self.session.abort(SessionEnded(GoawayCode.GONE, "the agent that had the session is gone"))
 
     def _note_attached(self) -> None:
@@ -442,7 +442,8 @@ class ResumableSession:
 
 
 def _hint(error: ArcbridgeError) -> float | None:
-    """Seconds that the other end asked to wait. The retry times of our own errors are for kubectl and do not count."""
+    """Return the seconds that the other end asked to wait. The retry times of our own errors are for kubectl and do not
+    count."""
     cause = error.__cause__
     if isinstance(cause, TimeoutError):
         return None
@@ -451,7 +452,8 @@ def _hint(error: ArcbridgeError) -> float | None:
 
 
 def _failure_reason(error: ArcbridgeError, *, during_resume: bool) -> str:
-    """One of `REASONS`. GONE outside a resumption comes from the session's own clock: it was detached for too long."""
+    """Return one of `REASONS`. GONE outside a resumption comes from the session's own clock: it was detached for too
+    long."""
     if not isinstance(error, SessionEnded):
         return "closed" if isinstance(error, ConnectionLost) else "protocol"
     match error.code:

@@ -30,21 +30,22 @@ class RevocationHold:
     _until: float = 0.0
 
     def begin(self, error: ArcbridgeError, token: str, now: float) -> None:
-        """The agent has revoked what `token` opened, or would have opened. An empty one is not known."""
+        """Hold attempts back: the agent has revoked what `token` (empty: not known) opened, or would have opened."""
         self._wait = min(2 * self._wait or FIRST, LONGEST)
         self.error, self._token, self._until = error, _digest(token), now + self._wait
 
     def end(self) -> None:
-        """A session was established."""
+        """Hold nothing back any more: a session was established."""
         self.error, self._token, self._wait, self._until = None, b"", 0.0, 0.0
 
     def refusal(self, token: str, now: float) -> ArcbridgeError | None:
-        """The error for a caller while no attempt may be made with `token`; empty: the token to come is not known."""
+        """Return the error for a caller while no attempt may be made with `token`; empty: the token to come is not
+        known."""
         if self.error is None or now >= self._until or (token and _digest(token) != self._token):
             return None
         return self.error
 
 
 def _digest(token: str) -> bytes:
-    """What is kept of a token for comparison alone."""
+    """Return what is kept of a token, for comparison alone."""
     return hashlib.sha256(token.encode()).digest() if token else b""

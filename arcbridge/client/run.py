@@ -163,7 +163,7 @@ class _Place:
         await self.served.serve()
 
     def entry(self) -> Entry:
-        """What the command's kubeconfig says."""
+        """Return what the command's kubeconfig says."""
         return self.served.entry(self._cluster.name, process="")
 
     async def keep_renewed(self, directory: Path) -> None:

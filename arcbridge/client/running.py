@@ -50,7 +50,7 @@ class Running:
             os.close(descriptor)
 
     def alive(self, name: str) -> bool:
-        """Whether the process of that name serves now."""
+        """Return whether the process of that name serves now."""
         if self._held is not None and self._held[0].name == name:
             return True
         if not name:
@@ -61,7 +61,7 @@ class Running:
         try:
             descriptor = try_lock(path)
         except StateError:
-            return True  # what cannot be looked at is left alone
+            return True  # a lock that cannot be read counts as held, so that its entries stay
         if descriptor is None:
             return True
         if name != BACKGROUND:

@@ -106,7 +106,7 @@ class ServedCluster:
         await self.endpoint.start()
 
     def entry(self, name: str, *, process: str, arguments: tuple[str, ...] = (), plugin: bool = False) -> Entry:
-        """What the kubeconfig has to say about it, in a context of that name."""
+        """Return what the kubeconfig has to say about it, in a context of that name."""
         assert self.certificates is not None
         file = self.config.token_file
         return Entry(
@@ -177,7 +177,7 @@ class ServedCluster:
 
 
 def renewal_time(certificates: LocalCertificates) -> float:
-    """The unix seconds at which the first of them has a third of its life left; raises StateError."""
+    """Return the unix seconds at which the first of them has a third of its life left; raises StateError."""
     return min(map(aged_at, (certificates.server_certificate_pem, certificates.client_certificate_pem)))
 
 

@@ -124,7 +124,7 @@ class ClientContext:
         return f"{what}; run `{command}`, or give --access-token-file and --id-token-file, or --oidc-issuer-url"
 
     def login_command(self) -> str:
-        """The command that logs in with these settings, for messages."""
+        """Return the command that logs in with these settings, for messages."""
         from arcbridge.client.relay_profile import RelayProfiles, login_command
 
         return login_command(self.config, RelayProfiles(self.state.path))
@@ -144,7 +144,7 @@ class ClientContext:
         return self.login() if login.issuer else None
 
     def _key(self) -> ProofKey | None:
-        """The key of the settings, which must exist; None: each source of tokens has its own."""
+        """Return the key of the settings, which must exist; None: each source of tokens has its own."""
         file = self.config.login.proof_key_file
         if file is None:
             return None
@@ -156,7 +156,7 @@ class ClientContext:
         return key
 
     def login(self) -> Login:
-        """The configured OIDC login; raises ConfigError when there is none."""
+        """Return the configured OIDC login; raises ConfigError when there is none."""
         login = self.config.login
         if not login.issuer:
             raise ConfigError("login.issuer: no OIDC login is configured; give --oidc-issuer-url and --oidc-client-id")
@@ -176,7 +176,7 @@ class ClientContext:
         return cache_of(self.config, self.state)
 
     def clusters(self) -> list[str]:
-        """The clusters that were named, canonical, each once; raises ConfigError when there is none."""
+        """Return the clusters that were named, canonical, each once; raises ConfigError when there is none."""
         names = list(dict.fromkeys(filter(None, (self.config.cluster, *self.config.clusters))))
         if not names:
             raise ConfigError("cluster: required but not set; give --cluster NAME (`clusters` lists them)")
@@ -197,11 +197,11 @@ class ClientContext:
         )
 
     def served(self, cluster: str, clock: Callable[[], float] = time.time) -> ServedCluster:
-        """A cluster to be served on a local port."""
+        """Return a cluster to be served on a local port."""
         return ServedCluster(self.session(cluster), self.config, self.state, self.relays.names, self.token, clock)
 
     def trust(self, *, first_use: bool = True) -> ClusterTrust:
-        """The rule for clusters; without `first_use` none is trusted unseen, whatever the settings say."""
+        """Return the rule for clusters; without `first_use` none is trusted unseen, whatever the settings say."""
         config = self.config
         return ClusterTrust(
             pin=config.cluster_ca_pin,
@@ -228,7 +228,7 @@ async def run_proxy(
     context = ClientContext(config, terminal, token=token, environment=environment)
     clusters = context.clusters()
     if not config.relay_urls():
-        context.require_login()  # which says how: a relay that is missing is the least of it
+        context.require_login()  # its error says to log in, which sets the relay as well
     required(config, environment)
     if len(clusters) > 1:
         for flag, value in (("--kube-context", config.kube_context), ("--cluster-ca-pin", config.cluster_ca_pin)):
@@ -319,7 +319,7 @@ def _renewed(
 def _told_of_another(
     kubeconfig: Kubeconfig, running: Running, config: ClientConfig, cluster: str, terminal: Terminal
 ) -> bool:
-    """Whether another process serves the context of a cluster already; the user is told then."""
+    """Return whether another process serves the context of a cluster already; the user is told then."""
     name = config.kube_context or cluster
     process, server = kubeconfig.served(name)
     if not server or (process != BACKGROUND and not running.alive(process)):
@@ -421,7 +421,7 @@ async def _observe(
     forwards: list[Forward] | None = None,
     sessions: list[SessionManager] | None = None,
 ) -> ObserveServer | None:
-    """The running listener of metrics and health, if one is configured; raises ConfigError."""
+    """Start the listener of metrics and health, if one is configured, and return it; raises ConfigError."""
     if not config.observe.listen:
         return None
     from arcbridge.client.metrics import register

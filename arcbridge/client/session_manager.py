@@ -144,7 +144,7 @@ class SessionManager(BaseHandler):
     # -- for metrics and `status` -------------------------------------------------------------------------------------
 
     def sessions(self) -> list[MuxSession]:
-        """The sessions that have not ended."""
+        """Return the sessions that have not ended."""
         return list(self._resumables)
 
     @property
@@ -153,7 +153,8 @@ class SessionManager(BaseHandler):
         return self._current.relay if self._current is not None else None
 
     def token_ends_at(self) -> float:
-        """When the agent stops to accept the token that it was shown last, in unix seconds; 0: it does not say."""
+        """Return when the agent stops to accept the token that it was shown last, in unix seconds; 0: it does not
+        say."""
         renewal = self._current.renewal if self._current is not None else None
         if renewal is None or not renewal.ends_at:
             return 0.0
@@ -331,7 +332,7 @@ class SessionManager(BaseHandler):
                 continue
             try:
                 resumable = await self._connect(joined)
-                if resumable.session.closed:  # between AUTH_OK and here
+                if resumable.session.closed:  # it ended between AUTH_OK and here
                     raise await resumable.session.wait_ended()
                 return resumable
             except ArcbridgeError as error:
@@ -344,7 +345,8 @@ class SessionManager(BaseHandler):
                 # The join succeeded and the connection died afterwards: another relay may work at once.
 
     async def _is_trusted(self, joined: Joined) -> bool:
-        """Whether to go on with this join; False when it was given up to ask the user, who has accepted the CA."""
+        """Return whether to go on with this join; False when it was given up to ask the user, who has accepted the
+        CA."""
         ca = joined.reply.cluster_ca
         try:
             if self._trust.check(self.cluster, ca):
@@ -393,7 +395,7 @@ class SessionManager(BaseHandler):
             )
         except BaseException as error:
             if isinstance(error, SessionEnded | ConnectionLost | Unreachable | RemoteProtocolError):
-                error.session = joined.reply.join_id  # what is wrong on this machine has nothing to do with it
+                error.session = joined.reply.join_id  # an error of this machine has nothing to do with the session
             self._note_revoked(error, token)
             if session is not None:
                 session.abort()
@@ -432,7 +434,7 @@ class SessionManager(BaseHandler):
         if resumable is not self._current:
             return
         if is_elsewhere(error):
-            # Another agent of the cluster is connected: it gets the new streams, while these wait for their own.
+            # Another agent of the cluster is connected: it gets new streams, while the open ones wait for their agent.
             self._current = None
             self._changed.set()
         elif resumable.detached_for >= DETACHED_WAIT or not isinstance(error, Unreachable):
@@ -502,7 +504,7 @@ class SessionManager(BaseHandler):
             self._changed.set()
 
     def stream_opened(self, session: MuxSession, stream: StreamTransport, target: str) -> None:
-        """No agent opens streams; each would take a window of this process's memory (docs/threats.md#D3)."""
+        """End the session: no agent opens streams, and each would take a window of memory (docs/threats.md#D3)."""
         session.abort(RemoteProtocolError("the other end broke the protocol: it opened a stream, which no agent does"))
 
     def detached(self, session: MuxSession, error: ArcbridgeError) -> None:
@@ -536,7 +538,8 @@ class SessionManager(BaseHandler):
         self._changed.set()
 
     def _login_refused(self, error: ArcbridgeError, resumable: ResumableSession) -> bool:
-        """Whether the token or the user's rights ended the session; if so, log that, and get a new token next time."""
+        """Return whether the token or the user's rights ended the session; if so, log that, and get a new token next
+        time."""
         shown = Shown(self._tokens.cluster_at_hand(), self._tokens.cluster_source)
         self._refused_with = of_session(error, self.cluster, shown)
         self._refused_with.session = resumable.session.label

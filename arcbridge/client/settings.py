@@ -29,7 +29,7 @@ class Checked:
 
 
 def required(config: ClientConfig, environment: Mapping[str, str]) -> Checked:
-    """What a start needs of `check`. Raises SettingsRefused."""
+    """Return what a start needs of `check`. Raises SettingsRefused."""
     checked = check(config, environment)
     checked.problems.refuse()
     return checked
@@ -190,7 +190,8 @@ def _issuer(login: LoginConfig, problems: Problems, environment: Mapping[str, st
 
 
 def _workload(login: LoginConfig, problems: Problems, environment: Mapping[str, str]) -> None:
-    if not login.workload or is_azure_pipelines(login.workload):  # that one is a client of an issuer
+    # A job of Azure Pipelines is a client of an issuer, and has no tokens for relay and cluster.
+    if not login.workload or is_azure_pipelines(login.workload):
         return
     from arcbridge.client.workload import WorkloadTokens
 

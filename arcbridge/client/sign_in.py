@@ -51,7 +51,8 @@ async def trusted(
     say: Say,
     renew: bool = False,
 ) -> RelayProfile | None:
-    """The profile to log in with, kept; None where the settings alone say where to log in and no relay was named.
+    """Find the profile to log in with, and keep it; None where the settings alone say where to log in and no relay was
+    named.
 
     `relays`: the URLs that `login` was given. `ask`: None where there is no terminal. `renew`: ask again, whatever was
     trusted. Raises PinMismatch where the user says no, or the relay is not the one that was trusted; ConfigError where
@@ -117,7 +118,7 @@ async def _later_contact(
 
 
 def _given_pins(config: ClientConfig) -> list[tuple[str, str]]:
-    """The pins of the relay's CA that the settings give, each with its flag. Raises ConfigError, StateError."""
+    """Return the pins of the relay's CA that the settings give, each with its flag. Raises ConfigError, StateError."""
     found = []
     if config.relay_ca_pin:
         found.append(("--relay-ca-pin", check_pin(config.relay_ca_pin)))
@@ -167,7 +168,7 @@ async def _first_contact(
 
 
 async def _any_contact(config: ClientConfig, relays: tuple[str, ...], *, given: bool) -> Contact:
-    """The first relay that answers."""
+    """Return what the first relay that answers shows."""
     accesses = [RelayAccess(one, ca_file=config.relay_ca_file, ca_pin=config.relay_ca_pin) for one in relays]
     for access in accesses[:-1]:
         try:
@@ -179,7 +180,7 @@ async def _any_contact(config: ClientConfig, relays: tuple[str, ...], *, given: 
 
 
 def _named(login: LoginConfig, offer: LoginOffer) -> tuple[str, str]:
-    """The issuer and the client id of the settings, of which the relay may add the second."""
+    """Return the issuer and the client id of the settings, of which the relay may add the second."""
     return login.issuer, login.client_id or offer.settings["client_id"]
 
 
@@ -198,7 +199,7 @@ async def _agree(
     if not new_ca and not new_issuer:
         return
     if former is not None and former.ca_pin == pin and not former.login.differs(offer):
-        return  # nothing is new
+        return  # the CA and the login are those that were trusted
     if ask is None or config.trust_first_use:
         if not config.trust_first_use:
             raise PinMismatch(_untold(relay, pin if new_ca else "", offer.issuer if new_issuer else ""))
@@ -224,7 +225,7 @@ async def _agree(
 
 
 def _untold(relay: str, pin: str, issuer: str) -> str:
-    """What to do where the user cannot be asked."""
+    """Say what to do where the user cannot be asked."""
     shown = [f"its CA would be {pin}"] if pin else []
     flags = ["--relay-ca-pin PIN"] if pin else []
     if issuer:
@@ -251,7 +252,7 @@ def logged_in(profiles: RelayProfiles, profile: RelayProfile) -> RelayProfile:
 
 
 def with_profile(config: ClientConfig, profile: RelayProfile | None) -> ClientConfig:
-    """The settings of a login at a profile's relay."""
+    """Return the settings of a login at a profile's relay."""
     if profile is None:
         return config
     # An issuer that was given with the command is the profile's by now.

@@ -19,7 +19,8 @@ CHECK_INTERVAL = 1.0
 
 
 def seconds_asleep() -> float:
-    """Seconds for which this machine has slept since its start: CLOCK_BOOTTIME runs on then, CLOCK_MONOTONIC does not.
+    """Return the seconds for which this machine has slept since its start: CLOCK_BOOTTIME runs on then, CLOCK_MONOTONIC
+    does not.
 
     Where that cannot be told, 0.
     """
@@ -28,7 +29,8 @@ def seconds_asleep() -> float:
 
 
 def is_gone(address: tuple[str, int] | tuple[str, int, int, int]) -> bool:
-    """Whether no interface has a local socket address (IPv4 or IPv6) any more: then nothing can be bound to it."""
+    """Return whether no interface has a local socket address (IPv4 or IPv6) any more: then nothing can be bound to
+    it."""
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -51,13 +53,13 @@ class SleepDetector:
         self._before = asleep()
 
     def slept(self) -> float:
-        """Seconds slept since the last call; 0 for less than `SLEEP_THRESHOLD`."""
+        """Return the seconds slept since the last call; 0 for less than `SLEEP_THRESHOLD`."""
         now = self._asleep()
         slept, self._before = now - self._before, now
         return slept if slept >= SLEEP_THRESHOLD else 0.0
 
     def lost_address(self, transport: asyncio.BaseTransport | None) -> str:
-        """The local IP address of a connection if it is gone; empty when it is there, or unknown."""
+        """Return the local IP address of a connection if it is gone; empty when it is there, or unknown."""
         name = transport.get_extra_info("sockname") if transport is not None else None
         if not isinstance(name, tuple) or len(name) < 2 or not isinstance(name[0], str):
             return ""  # closed, or no IP socket

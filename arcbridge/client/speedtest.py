@@ -84,7 +84,7 @@ class Measurement:
     reading: Reading = field(default_factory=Reading)
 
     def rows(self) -> list[dict[str, str]]:
-        """A line for each hop, for people."""
+        """Return a line for each hop, for people."""
         reading = self.reading
         how = reading.why_not or (
             f"{reading.path} read {reading.times} times in {reading.seconds:.1f} s over one stream, uncompressed; the "
@@ -103,7 +103,7 @@ class Measurement:
         ]
 
     def document(self) -> dict[str, Any]:
-        """The same for programs: seconds, bytes, bytes per second."""
+        """Return the same for programs: seconds, bytes, bytes per second."""
         reading = self.reading
         return {
             "cluster": self.cluster,
@@ -145,7 +145,7 @@ async def measure(context: ClientContext, cluster: str, seconds: float) -> Measu
 
 
 async def _ping(session: MuxSession) -> float:
-    """The session's own round trip: it sends a PING as soon as it is up."""
+    """Return the session's own round trip: it sends a PING as soon as it is up."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + PING_DEADLINE
     while not session.round_trip and loop.time() < deadline:

@@ -58,7 +58,7 @@ class StateDirectory:
 
     @classmethod
     def find(cls, explicit: Path | None, environment: Mapping[str, str]) -> StateDirectory:
-        """The directory of the settings, else the one of `environment`; raises StateError for another user's."""
+        """Return the directory of the settings, else the one of `environment`; raises StateError for another user's."""
         found = (
             cls(explicit, explicit / "cache")
             if explicit is not None
@@ -80,7 +80,7 @@ class StateDirectory:
         return self.cache / "tokens"
 
     def certificates(self, cluster: str, now: float) -> LocalCertificates:
-        """The local CA (made once), the endpoint's certificate of today, and the cluster's client certificate.
+        """Return the local CA (made once), the endpoint's certificate of today, and the cluster's client certificate.
 
         The CA and the client certificate outlive the process: a program that loaded the kubeconfig before a restart
         goes on working. A client certificate is replaced when less than a third of its life is left. A process that
@@ -89,7 +89,8 @@ class StateDirectory:
         return self._kept_certificates(cluster, now) or self._make_certificates(cluster, now)
 
     def _kept_certificates(self, cluster: str, now: float) -> LocalCertificates | None:
-        """What an earlier start of today found to be good; None when the CA or the client certificate is another."""
+        """Return what an earlier start of today found to be good; None when the CA or the client certificate is
+        another."""
         try:
             kept = json.loads(read_file(self._endpoint_file(cluster)) or b"{}")
             ca = (read_file(self.path / "local-ca" / "ca.crt") or b"").decode("ascii", "replace")
@@ -137,7 +138,7 @@ class StateDirectory:
     # -- ports --------------------------------------------------------------------------------------------------------
 
     def port(self, relays: tuple[str, ...], cluster: str) -> int:
-        """The port for a cluster at its relays: the one it had, else the next that no other cluster has.
+        """Return the port for a cluster at its relays: the one it had, else the next that no other cluster has.
 
         Nothing is kept: a name that was mistyped takes no port.
         """
@@ -147,12 +148,12 @@ class StateDirectory:
         return next(self.free_ports())
 
     def has_port(self, relays: tuple[str, ...], cluster: str) -> bool:
-        """Whether a port is kept for a cluster."""
+        """Return whether a port is kept for a cluster."""
         ports = self._ports()
         return _port_key(ports, relays, cluster) in ports
 
     def free_ports(self) -> Iterator[int]:
-        """The ports that no cluster has, in their order."""
+        """Yield the ports that no cluster has, in their order."""
         taken = set(self._ports().values())
         return (port for port in range(FIRST_PORT, 65536) if port not in taken)
 
@@ -181,7 +182,8 @@ class StateDirectory:
     # -- the kubeconfigs that hold entries of ours --------------------------------------------------------------------
 
     def kubeconfigs(self) -> list[list[Path]]:
-        """The lists of files in which entries of ours may be, each as kubectl reads it; a damaged file names none."""
+        """Return the lists of files in which entries of ours may be, each as kubectl reads it; a damaged file names
+        none."""
         try:
             found = json.loads(read_file(self.path / "kubeconfigs.json") or b"[]")
             return [[Path(str(one)) for one in files] for files in found if isinstance(files, list)]
@@ -235,7 +237,7 @@ class StateDirectory:
             ensure_private_directory(self.cache)
             write_private(self.cache / "clusters", "".join(f"{name}\n" for name in sorted(names)).encode())
         except StateError:
-            pass  # completion goes without
+            pass  # the names are for completion alone
 
     def add_cluster_name(self, name: str) -> None:
         known = (read_file(self.cache / "clusters") or b"").decode("utf-8", "replace").split()
@@ -244,19 +246,19 @@ class StateDirectory:
 
 
 def _port_key(ports: Mapping[str, int], relays: tuple[str, ...], cluster: str) -> str:
-    """Under which name a port is kept: the first relay's, unless it was kept under another one of them before."""
+    """Return the name under which a port is kept: the first relay's, unless another relay of them has it already."""
     keys = [f"{cluster} at {relay}" for relay in relays]
     return next((key for key in keys if key in ports), keys[0])
 
 
 def _split(pem: str) -> tuple[str, str]:
-    """Certificate and key of a file that holds both; empty texts when it does not."""
+    """Return certificate and key of a file that holds both; empty texts when it does not."""
     certificate, mark, key = pem.partition("-----END CERTIFICATE-----\n")
     return (certificate + mark, key) if mark and "PRIVATE KEY" in key else ("", "")
 
 
 def aged_at(certificate_pem: str) -> float:
-    """The unix seconds at which a certificate has a third of its life left; raises StateError."""
+    """Return the unix seconds at which a certificate has a third of its life left; raises StateError."""
     from arcbridge.pki.authority import certificate_validity
 
     begin, end = certificate_validity(certificate_pem)

@@ -37,11 +37,11 @@ class AudienceToken:
     """0: not said."""
 
     def fresh(self, now: float) -> bool:
-        """Whether to use it as it is (`TokenSet.fresh`)."""
+        """Return whether to use it as it is (`TokenSet.fresh`)."""
         return _fresh(self.obtained_at, self.expires_at, now)
 
     def usable(self, now: float) -> bool:
-        """Whether it has not ended yet."""
+        """Return whether it has not ended yet."""
         return not self.expires_at or now < self.expires_at
 
 
@@ -62,7 +62,7 @@ class TokenSet:
         return f"TokenSet(expires_at={self.expires_at:.0f}, refreshable={bool(self.refresh_token)})"
 
     def fresh(self, now: float) -> bool:
-        """Whether to use them as they are: before 80 % of their life, and before the last five minutes.
+        """Return whether to use them as they are: before 80 % of their life, and before the last five minutes.
 
         A life so short that five minutes are most of it is used for its first half.
         """
@@ -71,15 +71,15 @@ class TokenSet:
         return _fresh(self.obtained_at, self.expires_at, now)
 
     def usable(self, now: float) -> bool:
-        """Whether they have not ended yet."""
+        """Return whether they have not ended yet."""
         return bool(self.access_token or self.id_token) and (not self.expires_at or now < self.expires_at)
 
     def same_login(self, other: TokenSet) -> bool:
-        """Whether access and id token are those of `other`: neither has been refreshed since."""
+        """Return whether access and id token are those of `other`: neither has been refreshed since."""
         return (self.access_token, self.id_token) == (other.access_token, other.id_token)
 
     def with_audience(self, audience: str, token: AudienceToken, now: float) -> TokenSet:
-        """The same with one more token; those that have ended are left out."""
+        """Return the same with one more token; those that have ended are left out."""
         kept = {name: one for name, one in self.by_audience.items() if one.usable(now)}
         return replace(self, by_audience={**kept, audience: token})
 
@@ -92,7 +92,7 @@ def _fresh(obtained_at: float, expires_at: float, now: float) -> bool:
 
 
 def token_set(answer: dict[str, object], now: float, former_refresh_token: str = "") -> TokenSet:
-    """From a token endpoint's answer (RFC 6749 §5.1). An absent refresh token means: the former one stays (§6)."""
+    """Read a token endpoint's answer (RFC 6749 §5.1). An absent refresh token means: the former one stays (§6)."""
 
     def text(key: str) -> str:
         value = answer.get(key)
@@ -133,7 +133,7 @@ class TokenCache:
         """The key that this login's tokens are bound to."""
 
     def load(self) -> TokenSet:
-        """The kept tokens; an empty set when there are none or the file is unreadable."""
+        """Return the kept tokens; an empty set when there are none or the file is unreadable."""
         try:
             data = read_file(self.path)
             document = json.loads(data) if data else {}
@@ -195,7 +195,7 @@ class TokenCache:
 
 
 def _by_audience(document: Any) -> dict[str, AudienceToken]:
-    """The tokens for single audiences that are whole; the others are had anew."""
+    """Return the tokens for single audiences that are whole; the others are had anew."""
     found = {}
     for audience, one in document.items() if isinstance(document, dict) else ():
         if isinstance(one, dict):

@@ -49,7 +49,7 @@ async def output_of(setting: str, command: tuple[str, ...], environment: Mapping
 
 
 async def _read(process: asyncio.subprocess.Process) -> bytes | None:
-    """The whole output; None as soon as it is more than `OUTPUT_LIMIT`."""
+    """Read the whole output; None as soon as it is more than `OUTPUT_LIMIT`."""
     assert process.stdout is not None
     output = bytearray()
     while received := await process.stdout.read(65536):

@@ -70,7 +70,7 @@ async def request(
 
 
 def trust(ca_file: Path | None) -> ssl.SSLContext:
-    """TLS that trusts the CA of a service: in a file, or the system's. Raises ConfigError."""
+    """Make a TLS context that trusts the CA of a service: in a file, or the system's. Raises ConfigError."""
     try:
         return trusting_context() if ca_file is None else ssl.create_default_context(cafile=ca_file)
     except (ssl.SSLError, OSError) as error:

@@ -33,7 +33,7 @@ from arcbridge.config import LoginConfig
 from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unauthenticated, Unreachable
 
 if TYPE_CHECKING:
-    # A client whose tokens are bound to no key never needs it.
+    # Imported late otherwise, because a client whose tokens are bound to no key never needs it.
     from arcbridge.identity.proof import ProofKey
 
 _TOKEN_LIMIT = 64 * 1024
@@ -97,11 +97,11 @@ class TokenPair(Protocol):
         ...
 
     async def tokens(self, *, interactive: bool, force: bool = False) -> TokenSet:
-        """The relay's and the cluster's token together."""
+        """Return the relay's and the cluster's token together."""
         ...
 
     async def for_audience(self, audience: str, *, interactive: bool, force: bool = False) -> AudienceToken:
-        """A token for `audience`, which is one cluster's."""
+        """Return a token for `audience`, which is one cluster's."""
         ...
 
 
@@ -191,14 +191,14 @@ class Tokens:
         return str(self._token_file or self._login.id_token_file or "")
 
     def for_cluster(self, cluster: str) -> Tokens:
-        """The same sources for one cluster, with a memory of its own of what was shown and what was refused."""
+        """Return the same sources for one cluster, with a memory of its own of what was shown and what was refused."""
         found = copy(self)
         found._cluster = cluster
         found._shown = ""
         return found
 
     async def access(self) -> str:
-        """For the relay."""
+        """Return the token for the relay."""
         try:
             token, source = await self._relay_token()
         except Unauthenticated:
@@ -217,7 +217,7 @@ class Tokens:
         return token
 
     async def cluster(self) -> ClusterToken:
-        """For the cluster."""
+        """Return the token for the cluster."""
         token = await self._cluster_token()
         if self._login.require_bound and self._key_of(token.text) is None:
             raise Unauthenticated(
@@ -262,11 +262,11 @@ class Tokens:
         return bool(self._shown)
 
     def refused(self) -> None:
-        """The other end did not take a token: get new ones next time, even if the kept ones look fresh."""
+        """Get new tokens next time, even if the kept ones look fresh: the other end did not take one."""
         self._refused = self._audience_refused = True
 
     def _key_of(self, token: str) -> ProofKey | None:
-        """The one of this client's keys to which a token is bound; None: it is bound to none of them."""
+        """Return the one of this client's keys to which a token is bound; None: it is bound to none of them."""
         for key in self._keys():
             from arcbridge.identity.proof import binding
 
@@ -282,7 +282,7 @@ class Tokens:
 
             key = proof_keys.load(self._login.proof_key_file, of_settings=True)
             if key is not None and (self._file_key is None or key.to_jwk() != self._file_key.to_jwk()):
-                self._file_key = key  # else the one that is ready to sign
+                self._file_key = key  # an equal key is not taken over: the one that is kept is ready to sign
             if key is not None and self._file_key is not None:
                 yield self._file_key
 
@@ -300,7 +300,7 @@ class Tokens:
             return await attempt()
 
     async def _relay_token(self) -> tuple[str, str]:
-        """The relay's token, and where it comes from."""
+        """Return the relay's token, and where it comes from."""
         login = self._login
         if login.access_token_file is not None:
             return self._read(login.access_token_file)
@@ -333,7 +333,8 @@ class Tokens:
         return _cluster_token("oidc", (await self._relay_token())[0])
 
     def cluster_at_hand(self) -> str:
-        """The token that `cluster` would give if a file or flag has it; empty where a login or command would be asked.
+        """Return the token that `cluster` would give if a file or flag has it; empty where a login or command would be
+        asked.
 
         It has no effect and raises nothing.
         """
@@ -346,7 +347,7 @@ class Tokens:
             return ""
 
     def _audience(self) -> str:
-        """The audience that the cluster's token has to have; empty: every cluster gets the same token."""
+        """Return the audience that the cluster's token has to have; empty: every cluster gets the same token."""
         return self._login.cluster_audience.replace("{cluster}", self._cluster)
 
     def _refuse_for_both(self, token: str, audience: str) -> None:
@@ -472,7 +473,7 @@ def _new_key() -> ProofKey:
 
 
 def read_token(path: Path) -> str:
-    """The token in a file, trimmed; raises Unauthenticated or StateError, which name the file."""
+    """Read the token in a file, trimmed; raises Unauthenticated or StateError, which name the file."""
     try:
         with path.open("rb") as file:
             data = file.read(_TOKEN_LIMIT + 1)
@@ -484,7 +485,7 @@ def read_token(path: Path) -> str:
 
 
 def check_token(data: bytes, source: str) -> str:
-    """A token as header and AUTH can carry it; raises Unauthenticated."""
+    """Return a token as header and AUTH can carry it; raises Unauthenticated."""
     if len(data) > _TOKEN_LIMIT:
         raise Unauthenticated(f"{source} holds more than {_TOKEN_LIMIT // 1024} KiB: not a token")
     token = data.strip()

@@ -104,7 +104,7 @@ class TokensAtHand:
 
 
 def is_for(found: UnverifiedClaims, audience: str) -> bool:
-    """Whether a token names `audience`, alone or behind the key to which it is bound (`identity.proof`)."""
+    """Return whether a token names `audience`, alone or behind the key to which it is bound (`identity.proof`)."""
     return any(_without_key(one) == audience or one == audience for one in found.audiences)
 
 
@@ -115,7 +115,7 @@ def _without_key(audience: str) -> str:
 
 
 def _words(path: Path) -> list[str]:
-    """The tokens of a file, one on each line. Raises Unauthenticated, StateError."""
+    """Read the tokens of a file, one on each line. Raises Unauthenticated, StateError."""
     try:
         with path.open("rb") as file:
             data = file.read(_FILE_LIMIT + 1)

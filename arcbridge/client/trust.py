@@ -50,13 +50,13 @@ class ClusterTrust:
         self._ask = ask
 
     def known(self, cluster: str) -> str:
-        """The pin that the cluster must have; empty when nothing is known. Raises StateError."""
+        """Return the pin that the cluster must have; empty when nothing is known. Raises StateError."""
         if self._pin:
             return self._pin
         return next((pin for store in self._stores if (pin := store.get(cluster))), "")
 
     def check(self, cluster: str, ca_pem: str) -> bool:
-        """True when the CA is the known one, False when nothing is known; raises PinMismatch for another one."""
+        """Return True when the CA is the known one, False when nothing is known; raises PinMismatch for another one."""
         known = self.known(cluster)
         if not known:
             return False
@@ -66,7 +66,7 @@ class ClusterTrust:
         return True
 
     def contradiction(self, cluster: str, pin: str) -> str:
-        """What is wrong with a pin that a relay states for a cluster; empty where no other one is kept here.
+        """Say what is wrong with a pin that a relay states for a cluster; empty where no other one is kept here.
 
         The pin of the settings is left aside: it is for the one cluster that a command is about. Raises StateError.
         """

@@ -85,7 +85,7 @@ def who(config: ClientConfig, state: StateDirectory, *, now: float | None = None
 
 
 def cache_of(config: ClientConfig, state: StateDirectory) -> TokenCache:
-    """Where the tokens of the configured login are kept."""
+    """Return the cache in which the tokens of the configured login are kept."""
     login = config.login
     return TokenCache(
         state.token_directory,
@@ -98,7 +98,7 @@ def cache_of(config: ClientConfig, state: StateDirectory) -> TokenCache:
 
 
 def user_name(claims: Mapping[str, Any]) -> str:
-    """What a person is known by: a verified e-mail address, the preferred user name, else the subject."""
+    """Return what a person is known by: a verified e-mail address, the preferred user name, else the subject."""
     email, verified = claims.get("email"), claims.get("email_verified", True)
     for value in (email if verified is True else None, claims.get("preferred_username"), claims.get("sub")):
         if isinstance(value, str) and value:
@@ -117,7 +117,7 @@ def _token_of(file: Path) -> str:
 
 
 def _described(identity: str, access: str, relay: str, key_file: Path | None = None, source: str = "login") -> Who:
-    """What the tokens say: `identity` of the person, `access` of the key."""
+    """Return what the tokens say: `identity` of the person, `access` of the key."""
     claims = claims_unverified(identity)
     said = read_unverified(identity)
     return Who(
@@ -126,7 +126,7 @@ def _described(identity: str, access: str, relay: str, key_file: Path | None = N
 
 
 def _key(token: str, key_file: Path | None) -> str:
-    """The thumbprint of the key that a token is bound to."""
+    """Return the thumbprint of the key that a token is bound to."""
     claims = claims_unverified(token)
     if not ({"cnf", "nonce"} & set(claims)) and "arcbridge:key:" not in str(claims.get("aud")):
         return ""
@@ -140,7 +140,8 @@ def _key(token: str, key_file: Path | None) -> str:
 
 
 def _thumbprint(key_file: Path) -> str:
-    """RFC 7638 §3 of a private JWK in a file, without reading the private half; empty where there is none."""
+    """Return the thumbprint (RFC 7638 §3) of a private JWK in a file, without reading the private half; empty where
+    there is none."""
     try:
         jwk = json.loads(read_file(key_file) or b"{}")
         members = {name: jwk[name] for name in ("crv", "kty", "x", "y")}

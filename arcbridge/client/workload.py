@@ -76,12 +76,13 @@ class WorkloadTokens:
         return self._key
 
     async def tokens(self, *, interactive: bool, force: bool = False) -> TokenSet:
-        """The relay's token; those for clusters are had by their audiences."""
+        """Return the relay's token; those for clusters are had by their audiences."""
         token = await self.for_audience(self._audience, interactive=interactive, force=force)
         return TokenSet(token.text, "", "", token.obtained_at, token.expires_at)
 
     async def for_audience(self, audience: str, *, interactive: bool, force: bool = False) -> AudienceToken:
-        """A token for `audience`, bound to the key. Raises Unauthenticated or Unreachable, which say what to do."""
+        """Return a token for `audience`, bound to the key. Raises Unauthenticated or Unreachable, which say what to
+        do."""
         async with self._asking:
             kept = self._kept.get(audience)
             if kept is not None and not force and kept.fresh(self._clock()):
@@ -217,7 +218,7 @@ class _Kubernetes:
 
 
 def _pod(claims: Mapping[str, Any]) -> dict[str, str] | None:
-    """The pod that the token says it was made for."""
+    """Return the pod that the token says it was made for."""
     private = claims.get("kubernetes.io")
     pod = private.get("pod") if isinstance(private, dict) else None
     if isinstance(pod, dict) and isinstance(pod.get("name"), str) and isinstance(pod.get("uid"), str):

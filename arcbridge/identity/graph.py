@@ -182,7 +182,7 @@ class Directory:
     async def _members(self, kind: str, object_id: str) -> tuple[str, ...]:
         token = await self.token.get()
         reply = await self._question(kind, object_id, token)
-        if reply.status == 401:  # the own token may have been revoked
+        if reply.status == 401:  # the agent's own token may have been revoked before its end
             token = await self.token.get(refused=token)
             reply = await self._question(kind, object_id, token)
         if reply.status == 404:
@@ -195,7 +195,7 @@ class Directory:
             if reply.status == 401:
                 self.token.reject(token, why)
             else:
-                # Of other kinds of objects it may tell: users are not left alone for an application's sake.
+                # Per kind, because an application may be allowed to read users and not service principals.
                 known_until = self._monotonic() + KEEP_DENIED
                 self._denied[kind] = (known_until, Failure("graph_permission", f"{why}; asked about {kind}"))
                 self.token.on_failure()
@@ -236,7 +236,7 @@ def _is_guid(value: object) -> bool:
 
 
 def _code_of(document: Mapping[str, Any]) -> object:
-    """The code of an error of Graph (Microsoft, "Microsoft Graph error responses")."""
+    """Return the code of an error of Graph (Microsoft, "Microsoft Graph error responses")."""
     error = document.get("error")
     return error.get("code") if isinstance(error, Mapping) else None
 

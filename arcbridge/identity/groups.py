@@ -145,7 +145,7 @@ class GroupSources:
     # -- distributed claims -------------------------------------------------------------------------------------------
 
     def _origin_of(self, issuer: IssuerConfig, endpoint: str) -> str:
-        """The origin of an endpoint in a token, where it may be asked. Raises TokenRefused."""
+        """Return the origin of an endpoint in a token, where it may be asked. Raises TokenRefused."""
         own = {_origin(issuer.url), _origin(issuer.discovery_url)} - {""}
         where = _origin(endpoint)
         if not where or where not in own | self._allowed:
@@ -207,7 +207,8 @@ def _malformed() -> TokenRefused:
 
 
 def _origin(url: str) -> str:
-    """`host:port` of an https URL; empty for anything else. A URL that two parsers could read differently is none."""
+    """Return `host:port` of an https URL; empty for anything else. A URL that two parsers could read differently is
+    none."""
     if not url.isascii() or not url.isprintable() or any(c in url for c in ' \\"<>`{}|^#'):
         return ""
     try:

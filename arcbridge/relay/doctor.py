@@ -70,7 +70,7 @@ async def diagnose(config: RelayConfig, place: Callable[[str], Place | None] = l
 
 
 def _hop_of(setting: str) -> str:
-    """The hop that a setting is about; most are about none."""
+    """Return the hop that a setting is about; most are about none."""
     table = setting.partition(".")[0]
     return {"authentication": AUTHENTICATION, "policy": POLICY, "tls": CERTIFICATE}.get(table, SETTINGS)
 
@@ -87,7 +87,8 @@ def _authority(config: RelayConfig) -> tuple[Authority | None, Finding]:
 
 
 async def _registry(config: RelayConfig) -> Finding:
-    """The registry's file, read alone: to open it as a relay does would make a newer schema of an older one."""
+    """Look at the registry's file and only read it: to open it as a relay does would make a newer schema of an older
+    one."""
     if config.fleet.servers:
         return skipped(REGISTRY, "in NATS: the running relay says whether it answers")
     clusters = await asyncio.to_thread(count_clusters, config.data_dir)
@@ -112,7 +113,7 @@ async def _issuers(config: RelayConfig, checked: Checked) -> list[Finding]:
         finally:
             await verifier.close()
     except ConfigError:
-        return []  # the check has told it
+        return []  # the settings' check has reported it
     finally:
         await fetcher.close()
 
@@ -126,7 +127,7 @@ async def _public_address(checked: Checked, authority: Authority | None, chain_p
 
 
 async def _running(config: RelayConfig) -> list[Finding]:
-    """What the relay that runs says of itself."""
+    """Return what the relay that runs says of itself."""
     try:
         rows = await ask(config.data_dir, {"ask": "checks"})
     except ArcbridgeError as error:
@@ -135,7 +136,7 @@ async def _running(config: RelayConfig) -> list[Finding]:
         words = f"no relay runs on {config.data_dir}"
         return [failed(RUNNING, words, "start it (`systemctl start arcbridge-relay`); its log says why it ended",
                        "relay_not_running")]  # fmt: skip
-    # Of several workers, each one's word where it is bad, and one word where all are well.
+    # Several workers give one row each for a hop: the worst one is shown.
     worst: dict[str, Finding] = {}
     for row in rows:
         place = f" (worker {row['worker']})" if row.get("worker") is not None else ""
@@ -148,7 +149,7 @@ async def _running(config: RelayConfig) -> list[Finding]:
                 str(row["code"]),
             )
         except (KeyError, ValueError):
-            continue  # of another version
+            continue  # a relay of another version wrote the row
         known = worst.get(one.hop)
         if known is None or _rank(one.state) > _rank(known.state):
             worst[one.hop] = one
@@ -161,7 +162,7 @@ def _rank(state: State) -> int:
 
 
 async def _guarded(hop: str, look: Callable[[], Awaitable[Finding]]) -> Finding:
-    """The finding; an error of ours is one, too."""
+    """Return the finding of `look`; an error of ours becomes a finding, too."""
     try:
         return await look()
     except ArcbridgeError as error:

@@ -1,8 +1,8 @@
 """What a running relay takes over when its settings are read again, and what needs a restart.
 
 Everything is checked and read before anything is put in force, and what fails then is taken back, so that a mistake
-changes nothing. No connection is
-touched: what a session was given it keeps, unless the new policy takes it away, as at each change of the policy.
+changes nothing. No connection is touched: what a session was given it keeps, unless the new policy takes it away, as
+at each change of the policy.
 """
 
 from __future__ import annotations
@@ -142,12 +142,12 @@ def _settings(checked: Checked, policy: Policy, certificate: Loaded) -> _Setting
 
 
 def contents(config: RelayConfig) -> dict[str, str]:
-    """What the files hold whose changes a reload tells of, as hashes; "" for one that cannot be read."""
+    """Return the hashes of the files whose changes a reload tells of, by setting; "" for one that cannot be read."""
     return {"authentication": digest(config.authentication), "policy": digest(config.policy)}
 
 
 def merged(running: RelayConfig, config: RelayConfig) -> RelayConfig:
-    """What runs after a reload: the new settings where it takes them over, and the old ones elsewhere."""
+    """Return what runs after a reload: the new settings where it takes them over, and the old ones elsewhere."""
     return replace(
         running,
         authentication=config.authentication,

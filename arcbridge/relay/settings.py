@@ -99,7 +99,7 @@ def check(config: RelayConfig) -> Checked:
 
 
 def has_authority(config: RelayConfig) -> bool:
-    """Whether a relay, or a command for it, has made the CA in `data_dir`."""
+    """Return whether a relay, or a command for it, has made the CA in `data_dir`."""
     return any(named_files.is_there(config.data_dir / name) for name in (CERTIFICATE_FILE, KEY_FILE))
 
 
@@ -183,7 +183,7 @@ def _warn_of_names(policy: Policy, issuers: AuthenticationConfig, problems: Prob
 
 
 def _prefixes(issuers: tuple[IssuerConfig, ...], kind: str) -> set[str] | None:
-    """What names of a kind begin with; None where an expression gives them."""
+    """Return what names of a kind begin with; None where an expression gives them."""
     found = set()
     for issuer in issuers:
         if issuer.expressions is not None and getattr(issuer.expressions, kind) is not None:
@@ -241,7 +241,7 @@ def _check_fleet(config: RelayConfig, problems: Problems) -> None:
 
 
 def required(config: RelayConfig) -> Checked:
-    """What a start needs of `check`. Raises SettingsRefused."""
+    """Return what a start needs of `check`. Raises SettingsRefused."""
     checked = check(config)
     checked.problems.refuse()
     return checked

@@ -101,7 +101,7 @@ async def test_a_session_enters_its_users_account_and_leaves_it_at_its_end() -> 
         ("robot", ("guests", "ci", "machines"), 7, 1),
     ],
 )
-def test_a_users_own_limit_counts_then_the_largest_of_the_groups_then_everybodys(
+def test_a_users_own_limit_counts_then_the_largest_of_the_groups_then_that_of_all(
     username: str, groups: tuple[str, ...], streams: int, sessions: int
 ) -> None:
     config = AgentLimitsConfig(
@@ -119,7 +119,7 @@ def test_a_users_own_limit_counts_then_the_largest_of_the_groups_then_everybodys
     assert found.bytes_per_day == config.bytes_per_day
 
 
-def test_each_setting_of_everybody_can_be_overridden() -> None:
+def test_each_setting_of_all_users_can_be_overridden() -> None:
     names = [field.name for field in fields(UserLimits)]
     assert [field.name for field in fields(LimitsOverrideConfig)] == names
     of_all = ["agent_connects_per_second", "agent_waiting_bytes"]

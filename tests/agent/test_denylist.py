@@ -29,7 +29,7 @@ def test_users_are_listed_with_or_without_a_time() -> None:
         "https://issuer#bob": Revocation("https://issuer#bob", 1_795_608_000.0, "laptop stolen"),
     }
     assert parse_denylist(b"", "list") == {}
-    assert parse_denylist(b"# nobody is denied now\n", "list") == {}
+    assert parse_denylist(b"# no user is denied now\n", "list") == {}
 
 
 BROKEN = [

@@ -60,7 +60,7 @@ STRANGERS = [
 
 
 @pytest.mark.parametrize(("reason", "asked", "subject", "token_mode"), STRANGERS)
-def test_everybody_else_hears_one_answer(reason: str, asked: Hello, subject: str, token_mode: bool) -> None:
+def test_every_other_caller_hears_one_answer(reason: str, asked: Hello, subject: str, token_mode: bool) -> None:
     resumes, session = held()
     assert resumes.judge(asked, subject, token_mode) == ResumeRefusal(reason, GoawayCode.GONE, GONE)
     assert resumes.refused[reason] == 1
@@ -98,7 +98,7 @@ def test_s5_guessing_is_limited_for_the_subject_and_the_owner_gets_in() -> None:
     assert resumes.refused["secret"] == TRIES + 2
 
 
-def test_whoever_failed_often_still_gets_his_own() -> None:
+def test_a_user_who_failed_often_still_gets_his_own() -> None:
     resumes, session = held()
     for number in range(100):
         resumes.judge(hello(session_id=bytes([number]) * 16), "alice", False)

@@ -40,7 +40,7 @@ def test_a_user_is_found_by_username_and_by_subject(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["alice", "oidc:Alice", "oidc:alice ", "oidc:alicea", ""])
-def test_nobody_else_is(name: str) -> None:
+def test_no_other_user_is_revoked(name: str) -> None:
     lists = made()
     lists.hear("r1", Revoke(name, 1500))
     assert lists.find(alice()) is None

@@ -356,7 +356,7 @@ async def test_a_newcomer_that_leaves_while_it_is_judged_changes_nothing() -> No
         await held.echo(b"after")
 
 
-async def test_the_callers_absence_is_known_to_whoever_has_deadlines_for_him() -> None:
+async def test_the_callers_absence_is_known_to_what_has_deadlines_for_him() -> None:
     async with holding() as held:
         caller = held.proxy.callers[0]
         assert caller.connected_since == 0

@@ -156,7 +156,7 @@ def test_an_agent_that_only_enrols_needs_no_api_server(good: AgentConfig) -> Non
         required(replace(config, state=AgentStateConfig(secret="a/b")), serves=False)
 
 
-def test_everybody_may_read_a_secret(good: AgentConfig, tmp_path: Path) -> None:
+def test_a_secret_that_every_user_may_read_is_a_warning(good: AgentConfig, tmp_path: Path) -> None:
     (tmp_path / "token").chmod(0o644)
     (found,) = check(good).problems.warnings
     assert "every user of this machine may read" in found.message

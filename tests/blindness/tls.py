@@ -45,7 +45,7 @@ class Closed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """What everybody on the path reads of a handshake."""
+    """What every machine on the path reads of a handshake."""
 
     random: bytes
     server_name: str

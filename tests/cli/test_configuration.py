@@ -17,7 +17,7 @@ from arcbridge.cli.run import run
 from arcbridge.config import AgentConfig, AgentStateConfig, TargetConfig
 from arcbridge.config_loader import load
 from arcbridge.errors import ExitCode
-from tests.support.unprivileged import as_nobody, closed_directory
+from tests.support.unprivileged import as_unprivileged_user, closed_directory
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
 CA = (Path(__file__).parents[1] / "fuzz/corpus/certificate/p256").read_text()
@@ -304,7 +304,7 @@ def test_a_directory_that_may_not_be_searched_is_a_finding_of_check_and_start(
         importlib.import_module(f"arcbridge.{role}.service")
         run([*command, "config", "check"])
         capsys.readouterr()
-        with as_nobody(closed):
+        with as_unprivileged_user(closed):
             codes = run([*command, "config", "check"]), run(command)
         said = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error: ")]
         assert codes == (ExitCode.USAGE, ExitCode.USAGE)
@@ -332,7 +332,7 @@ def test_an_operators_command_by_a_user_who_may_not_use_data_dir(
         importlib.import_module("arcbridge.relay.admin")
         run(["--role", "relay", *command.split(), "--config", str(file)])
         capsys.readouterr()
-        with as_nobody(closed):
+        with as_unprivileged_user(closed):
             code = run(["--role", "relay", *command.split(), "--config", str(file)])
         said = capsys.readouterr().err.splitlines()
         assert code in (ExitCode.USAGE, ExitCode.FAILURE)

@@ -49,7 +49,7 @@ def test_a_relay_is_complete_in_one_command(tmp_path: Path, capsys: pytest.Captu
     assert (directory / "relay.toml").read_text().count("#") > 100, "the comments are there"
 
 
-def test_without_a_group_nobody_is_allowed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_group_no_user_is_allowed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert init("relay", tmp_path, *RELAY[:4]) == 0
     assert Policy.load((tmp_path / "policy.toml").read_text()).rules == ()
     assert "so no user may reach any cluster" in capsys.readouterr().err

@@ -137,7 +137,7 @@ class TestTheWords:
         second.reply = JoinReply(code=JoinCode.FORBIDDEN)
         assert isinstance(await Way(tmp_path, far, second).failure(), PermissionRefused)
 
-    async def test_somebody_in_between(self, far: FarSide, second: FarSide, tmp_path: Path) -> None:
+    async def test_a_server_in_between(self, far: FarSide, second: FarSide, tmp_path: Path) -> None:
         second.reply = JoinReply(code=JoinCode.NO_AGENT)
         way = Way(tmp_path, far, second)
 

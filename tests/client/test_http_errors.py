@@ -18,7 +18,7 @@ async def failure(url: str) -> str:
     return reason(caught.value)
 
 
-async def test_nobody_listens() -> None:
+async def test_no_process_listens() -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         assert await failure(f"http://127.0.0.1:{sock.getsockname()[1]}/") == "connection refused"

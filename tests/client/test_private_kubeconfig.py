@@ -44,7 +44,7 @@ def test_sweep_leaves_what_a_process_has(runtime: dict[str, str]) -> None:
 
 
 def test_sweep_leaves_what_a_process_is_just_making(runtime: dict[str, str], tmp_path: Path) -> None:
-    """It has opened its lock file, and waits for nobody before it writes."""
+    """The process has opened its lock file, and has no lock on it yet."""
     (tmp_path / "arcbridge-run-young").mkdir()
     (tmp_path / "arcbridge-run-young" / "lock").write_text("")
     assert sweep(runtime) == 0
@@ -52,7 +52,7 @@ def test_sweep_leaves_what_a_process_is_just_making(runtime: dict[str, str], tmp
 
 
 def left_behind(runtime: dict[str, str], name: str = "arcbridge-run-left") -> Path:
-    """What a process that was killed leaves: nobody has the lock."""
+    """What a process that was killed leaves: no process has the lock."""
     directory = Path(runtime["XDG_RUNTIME_DIR"]) / name
     (directory / "cache").mkdir(parents=True)
     for file in ("kubeconfig", "lock"):

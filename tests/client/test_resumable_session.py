@@ -458,7 +458,7 @@ class TestReady:
             await stream.check(b"more")
             assert await session.ready() is mux
 
-    async def test_whoever_waits_makes_it_try_again(
+    async def test_a_waiting_caller_makes_it_try_again(
         self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("arcbridge.client.session_manager.FAILURE_HOLD", 0.0)

@@ -121,7 +121,7 @@ class TestCertificates:
         assert two.server_key_pem != one.server_key_pem
         assert (two.ca_pem, two.client_key_pem) == (one.ca_pem, one.client_key_pem)
 
-    def test_a_ca_key_that_everybody_can_read_is_refused_at_each_start(self, tmp_path: Path) -> None:
+    def test_a_ca_key_that_every_user_can_read_is_refused_at_each_start(self, tmp_path: Path) -> None:
         state(tmp_path).certificates("prod", time.time())
         (tmp_path / "state/local-ca/ca.key").chmod(0o604)
         with pytest.raises(StateError, match="open to every user"):

@@ -33,7 +33,7 @@ def keep(state: StateDirectory, **tokens: object) -> None:
     cache_of(CONFIG, state).save(TokenSet(obtained_at=NOW, **tokens))  # type: ignore[arg-type]
 
 
-def test_nobody(state: StateDirectory) -> None:
+def test_no_login(state: StateDirectory) -> None:
     with pytest.raises(Unauthenticated, match="you are not logged in; run `arcbridge login https://RELAY`"):
         who(ClientConfig(), state)
     with pytest.raises(Unauthenticated, match=r"not logged in at https://login.example.org; run `arcbridge login"):

@@ -178,7 +178,7 @@ def test_without_groups_none_is_sent(helm: Helm) -> None:
     assert not [rule for rule in rendered.rules() if "groups" in rule.get("resources", ())]
 
 
-def test_token_mode_alone_impersonates_nobody(helm: Helm) -> None:
+def test_token_mode_alone_impersonates_no_user(helm: Helm) -> None:
     alone = ("--set", "tokenMode=true", "--set", "authentication=null", "--set", "impersonation.users=null")
     for mode in MODES:
         verbs = {verb for rule in helm.template(*alone, "--set", f"impersonation.mode={mode}").rules()

@@ -137,7 +137,7 @@ def test_a12_a_kill_takes_no_record_of_what_was_under_way(tmp_path: Path) -> Non
 
 
 def test_a11_a_full_disk(tmp_path: Path) -> None:
-    """`refuse`: nobody gets an answer that no record has; the agent says so, and comes back by itself."""
+    """`refuse`: no user gets an answer that no record has; the agent says so, and comes back by itself."""
     with organisation(tmp_path, 'on_failure = "refuse"') as (world, client, fake):
         assert ask(client, "GET", "/version")[0] == 200
         until(lambda: len(lines(world.audit_log)) == 2, "the request is recorded")

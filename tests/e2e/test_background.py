@@ -126,7 +126,7 @@ def person(everyday: World, tmp_path: Path) -> Iterator[Person]:
 
 @pytest.fixture(scope="module")
 def alice_at_home(everyday: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Person]:
-    """Somebody who has connected both clusters."""
+    """A user who has connected both clusters."""
     with a_person(everyday, tmp_path_factory.mktemp("alice") / "home") as person:
         # Ports that no other test takes while the process is away.
         person.connect(CLUSTER, "--port", str(fixed_port()))

@@ -280,7 +280,7 @@ def tokens_of(page: dict[str, float], role: str) -> float:
     return sum(value for name, value in page.items() if name.startswith(f"arcbridge_{role}_tokens_"))
 
 
-def test_whoever_lacks_the_client_certificate_reads_why(alice: Client) -> None:
+def test_a_caller_without_the_client_certificate_reads_why(alice: Client) -> None:
     code, _, status = Caller(alice, certificate=False).get()
     assert (code, status["kind"], status["code"], status["reason"]) == (401, "Status", 401, "Unauthorized")
     assert "client certificate" in status["message"]

@@ -187,7 +187,7 @@ def test_the_chart_is_installed_rolled_upgraded_and_removed(tmp_path: Path, mode
         now = json.loads(here.kubectl("get", "secret", "arcbridge-agent", "-o", "json"))["data"]
         assert now == credential, "every pod used the first one's enrolment"
 
-        # A pod that is lost, with no word to anybody, is made anew.
+        # A pod that is deleted by force, with no time to say that it ends, is made anew.
         here.kubectl("delete", "pod", fourth, "--grace-period=0", "--force")
         until(lambda: [pod["metadata"]["name"] for pod in here.pods()] not in ([], [fourth]), "another pod", timeout=60)
         here.ready_pod()

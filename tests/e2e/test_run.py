@@ -232,7 +232,7 @@ def test_what_cannot_run(job: Job, line: list[str], code: int, words: str) -> No
 
 def test_the_token_of_the_environment_is_not_passed_on(job: Job, cluster: Cluster) -> None:
     """In token mode: the kubeconfig has it, the environment does not."""
-    job.env["ARCBRIDGE_TOKEN"] = cluster.service_account_token("default", "nobody-in-particular")
+    job.env["ARCBRIDGE_TOKEN"] = cluster.service_account_token("default", "no-rights")
     done = job.run("-n", BERLIN, "--", "sh", "-c", 'printf %s "$ARCBRIDGE_TOKEN"; grep -c "token:" "$KUBECONFIG"')
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
 

@@ -31,7 +31,7 @@ CAROL = User("carol", ("contractors",))
 WITHIN = 10.0
 """Seconds from the change to the end of all that runs."""
 TICK = 'n=0; while [ $n -lt 3000 ]; do echo tick-$n; n=$((n+1)); sleep 0.1; done'  # fmt: skip
-EVERYBODY = 'groups = ["platform", "contractors"]'
+BOTH_GROUPS = 'groups = ["platform", "contractors"]'
 ONLY_PLATFORM = 'groups = ["platform"]'
 
 
@@ -78,7 +78,7 @@ def place(
         echo = stack.enter_context(EchoServer())
         world = World(api, directory=directory / "world", relays=2 if topology in ("several", "nats") else 1)
         stack.enter_context(world)
-        world.policy = f'[[allow]]\n{EVERYBODY}\nclusters = ["*"]\n'
+        world.policy = f'[[allow]]\n{BOTH_GROUPS}\nclusters = ["*"]\n'
         world.targets["echo"] = (echo.address, ("platform", "contractors"))
         world.agent_settings = 'denylist_file = "denylist.toml"'
         world.relay_settings = "workers = 2" if topology == "workers" else ""
@@ -187,7 +187,7 @@ class Running:
 def carol(place: Place) -> Iterator[Running]:
     with Running(place, CAROL) as found:
         yield found
-    place.policy(EVERYBODY)  # also where the test has failed
+    place.policy(BOTH_GROUPS)  # also where the test has failed
     place.deny("")
 
 
@@ -271,7 +271,7 @@ def test_the_policy_takes_back(place: Place, carol: Running, alice: Running) -> 
     cut.told("ask the relay's operator for access")
     cut.audited("session", "cut")
     cut.stays_out()
-    place.policy(EVERYBODY)
+    place.policy(BOTH_GROUPS)
     until(carol.in_again, "carol is in again", timeout=30)
 
 
@@ -301,7 +301,7 @@ def test_the_denylist_takes_back(place: Place, carol: Running, alice: Running) -
     cut.audited("session", "cut")
     # The client asks again no sooner than a second after it was refused.
     until(lambda: carol.get() and cut.audit_record("authenticate", "refused"), "the new token is refused")
-    place.deny("# nobody\n")
+    place.deny("# no user\n")
     carol.new_tokens()
     until(carol.in_again, "carol is in again with a new token", timeout=30)
 

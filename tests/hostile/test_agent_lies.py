@@ -27,7 +27,7 @@ from arcbridge.wire.records import Auth, AuthOk, Dial, Hello, Open, Revoke, Stat
 from tests.hostile.agent_lies import Control, answers_with, own_authority, shows
 from tests.hostile.organisation import ALICE, BOB, Organisation
 
-STRANGER = Authority.create("nobody's")
+STRANGER = Authority.create("a stranger's")
 NAME = "prod.cluster.arcbridge"
 CERTIFICATES: dict[str, Callable[[Any], tuple[str, str]]] = {
     "of another CA": lambda credential: _pair(STRANGER.issue_server([NAME])),

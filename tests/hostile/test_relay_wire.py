@@ -105,7 +105,7 @@ async def test_an_answer_that_was_altered_comes_whole_over_another_connection(
             assert told["reason"].startswith(ALTERED)
             assert told["log_level"] == "warning"
         assert len(org.said("session resumed", epoch=1)) == 1
-        # What the relay saw of all this holds no secret and no word of anybody.
+        # What the relay saw of all this holds no secret and no word of either end.
         seen = b"".join(bytes(wire.passed[way]) for wire in made[0].wires for way in (TO_AGENT, TO_CLIENT))
         assert len(seen) > 500_000
         for secret in (b"/tagged/prod/alice", ALICE.token("cluster").encode()[:60], b"Bearer"):

@@ -160,7 +160,7 @@ ENDS: dict[str, tuple[Any, type, type]] = {
 @both_loops
 @both_links
 @pytest.mark.parametrize("how", ENDS)
-def test_every_end_is_told_to_everybody_once(loop: str, link: str, how: str) -> None:
+def test_every_end_is_told_to_every_part_once(loop: str, link: str, how: str) -> None:
     act, client_error, agent_error = ENDS[how]
 
     async def main() -> None:

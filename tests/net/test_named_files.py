@@ -10,7 +10,7 @@ import pytest
 from arcbridge.net import named_files
 from arcbridge.pki.authority import Authority
 from arcbridge.problems import Problems
-from tests.support.unprivileged import as_nobody, closed_directory
+from tests.support.unprivileged import as_unprivileged_user, closed_directory
 
 
 @pytest.fixture
@@ -144,8 +144,8 @@ def test_what_is_in_a_directory_that_may_not_be_searched_is_a_finding_and_no_tra
         file, deep = closed / "file", closed / "directory" / "deeper"
         file.write_text("secret")
         problems = Problems()
-        with as_nobody(closed):
-            assert named_files.is_there(file), "nobody can say that it is not"
+        with as_unprivileged_user(closed):
+            assert named_files.is_there(file), "whether it is missing cannot be told"
             assert not named_files.is_directory(closed / "directory")
             named_files.check_readable(problems, "a", file)
             named_files.check_secret(problems, "b", file, missing="fine")

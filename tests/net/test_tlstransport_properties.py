@@ -410,7 +410,7 @@ async def test_what_the_peer_said_before_it_left_is_delivered(kind: Callable[...
     await thread
     async with asyncio.timeout(PATIENCE):
         while transport._failed is None:
-            transport.write(b"anybody there?")
+            transport.write(b"are you there?")
             await asyncio.sleep(0.001)
     assert mine.calls == ["made"]
     transport.write(MUCH)  # into the void

@@ -398,7 +398,7 @@ class TestDirectory:
         with pytest.raises(StateError, match="copy both"):
             Authority.load_or_create(tmp_path / "three", "CA")
 
-    def test_a_copy_that_belongs_to_somebody_else(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_copy_that_belongs_to_another_user(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Authority.load_or_create(tmp_path, "CA")
 
         def refuse(path: Path, mode: str) -> None:
@@ -408,7 +408,7 @@ class TestDirectory:
         with pytest.raises(StateError, match="chown"):
             Authority.load_or_create(tmp_path, "CA")
 
-    def test_a_key_open_to_everybody_is_refused(self, tmp_path: Path) -> None:
+    def test_a_key_open_to_every_user_is_refused(self, tmp_path: Path) -> None:
         Authority.load_or_create(tmp_path, "CA")
         (tmp_path / "ca.key").chmod(0o644)
         with pytest.raises(StateError, match="chmod 600"):

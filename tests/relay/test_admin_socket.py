@@ -56,7 +56,7 @@ async def test_no_relay(tmp_path: Path) -> None:
     assert await ask(tmp_path / "missing", {"ask": "sessions"}) is None
 
 
-async def test_what_a_killed_relay_left_is_no_relay_and_in_nobodys_way(tmp_path: Path) -> None:
+async def test_what_a_killed_relay_left_is_no_relay_and_in_no_relays_way(tmp_path: Path) -> None:
     left = socket.socket(socket.AF_UNIX)
     left.bind(str(tmp_path / SOCKET))
     left.close()

@@ -157,7 +157,7 @@ async def test_without_sessions_it_goes_through_and_says_goodbye(tmp_path: Path)
             await relay.dial()
 
 
-async def test_everybody_is_told_while_it_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_clients_and_agents_are_told_while_it_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The port stays open: a client and an agent that come now hear why and when to come back."""
     monkeypatch.setattr(module, "PATIENCE", 3600.0)
     async with station(tmp_path, "prod") as relay, Agent(relay) as agent:

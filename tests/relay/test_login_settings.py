@@ -63,7 +63,7 @@ def test_wrong_settings(settings: dict[str, str], words: str) -> None:
     assert "u:p" not in caught.value.message
 
 
-async def test_a_relay_tells_it_to_everybody(login_relay: Relay) -> None:
+async def test_a_relay_tells_it_without_a_credential(login_relay: Relay) -> None:
     status, answer, headers = await login_relay.call("GET", "/v1/login")
     assert status == 200
     assert answer == json.loads(json.dumps(login_document(LOGIN)))

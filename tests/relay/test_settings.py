@@ -150,7 +150,9 @@ def test_a_mistake_is_named(
         (POLICY.replace('"*"', '"anna"'), 'allow[0].users: no token can give "anna"'),
     ],
 )
-def test_a_policy_that_allows_nobody_is_a_warning(good: RelayConfig, tmp_path: Path, policy: str, message: str) -> None:
+def test_a_policy_that_allows_no_user_is_a_warning(
+    good: RelayConfig, tmp_path: Path, policy: str, message: str
+) -> None:
     (tmp_path / "policy.toml").write_text(policy)
     (found,) = required(good).problems.warnings
     assert found.message.startswith(message)

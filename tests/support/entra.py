@@ -6,7 +6,7 @@
 
 The shapes are those of Microsoft's documentation ("Access token claims reference", "OAuth 2.0 … flow", "Certificate
 credentials", "getMemberObjects"): one tenant, v1.0 and v2.0 tokens by what the resource wants, keys with `x5t` and
-`issuer`, refresh tokens that are good for every resource with consent, errors with AADSTS numbers. Nobody has a
+`issuer`, refresh tokens that are good for every resource with consent, errors with AADSTS numbers. No user has a
 password. What the tests change is plain data: `users`, `applications`, `graph`. `tests.support.issuer` is the issuer
 for all else.
 """

@@ -488,7 +488,7 @@ class FaultProxy:
         if not connection.passage.open:
             return
         self._connections.remove(connection)
-        with self._changed:  # before anybody can see it on the sockets
+        with self._changed:  # before either end can see it on the sockets
             connection.passage.open = False
             connection.passage.end = why
         for sock in (connection.near, connection.far):

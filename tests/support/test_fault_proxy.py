@@ -240,7 +240,7 @@ def test_a_silent_one_accepts_and_says_nothing(ends: Ends) -> None:
         FaultProxy(ends.target, plan=lambda number: Plan(silent=True)) as proxy,
         socket.create_connection((proxy.host, proxy.port), timeout=10) as sock,
     ):
-        sock.sendall(b"anybody?")
+        sock.sendall(b"answer?")
         sock.settimeout(0.1)
         with pytest.raises(TimeoutError):
             sock.recv(1)

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-NOBODY = 65534
+UNPRIVILEGED = 65534
 
 
 @contextmanager
 def closed_directory() -> Iterator[Path]:
-    """A directory in one that every user may search; closed to all but root by `as_nobody`."""
+    """A directory in one that every user may search; closed to all but root by `as_unprivileged_user`."""
     whole = Path(tempfile.mkdtemp(prefix="arcbridge-closed-"))
     closed = whole / "closed"
     try:
@@ -27,13 +27,13 @@ def closed_directory() -> Iterator[Path]:
 
 
 @contextmanager
-def as_nobody(closed: Path) -> Iterator[None]:
+def as_unprivileged_user(closed: Path) -> Iterator[None]:
     """Be a user who may not search `closed`."""
     closed.chmod(0o700 if os.geteuid() == 0 else 0)
     if os.geteuid() != 0:
         yield
         return
-    os.seteuid(NOBODY)
+    os.seteuid(UNPRIVILEGED)
     try:
         yield
     finally:

@@ -134,7 +134,7 @@ class TestPeople:
         assert entra.graph.asked == [f"users/{user.object_id}"] * 2
         assert not [path for path in entra.requests if "trap" in path]
 
-    def test_when_graph_does_not_answer_nobody_comes_in_with_fewer_groups(
+    def test_when_graph_does_not_answer_no_user_comes_in_with_fewer_groups(
         self, cluster: Cluster, enrolled: EntraWorld, entra: Entra
     ) -> None:
         entra.applications[RELAY].assigned = (STAFF,)  # its tokens name the groups that are assigned to it

@@ -62,10 +62,10 @@ class Link(ResumingPair):
     def __init__(self, latency: float) -> None:
         super().__init__(limits=SMALL, eager=False, latency=latency)
         self.deaf = False
-        """What is written reaches nobody, and neither end is told."""
+        """What is written arrives nowhere, and neither end is told."""
 
     def flush(self) -> None:
-        """As `Pair.flush`; but what the agent writes on a connection that the client has given up reaches nobody."""
+        """As `Pair.flush`; but what the agent writes on a connection that the client has given up arrives nowhere."""
         for end in self.ends:
             end.collect()
             while parts := end.machine.sender.data_to_send(self.portion):

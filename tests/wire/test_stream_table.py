@@ -193,7 +193,7 @@ IN_ORDER = ("FIN both ways", "reset behind our FIN", "the peer's reset in order"
 
 @pytest.mark.parametrize("how", ENDS)
 @pytest.mark.parametrize("answered", [True, False])
-def test_m7_a_stream_that_ends_before_its_answer_counts_once_whoever_ended_it(how: str, answered: bool) -> None:
+def test_m7_a_stream_that_ends_before_its_answer_counts_once_whichever_end_ended_it(how: str, answered: bool) -> None:
     parts = Parts(limits=Limits(churn_burst=10, churn_rate=0.0))
     parts.table.peer_opens(1, "kubernetes")
     stream = parts.table.streams[1]

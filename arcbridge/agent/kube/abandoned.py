@@ -2,8 +2,8 @@
 
 Closing the connection in its place would cost each abandoned request a TCP and TLS handshake at the agent and at the
 API server, and a caller who opens streams and ends them at once would take from the others, one after the other, the
-connections that they had idle. The request keeps the user's seat until its answer is there, so that nobody makes the
-API server work on more by not waiting. What is not there soon, or is long, ends its connection after all.
+connections that they had idle. The request keeps the user's seat until its answer is there, so that a caller who does
+not wait cannot make the API server work on more. What is not there soon, or is long, ends its connection after all.
 
 Only answers to requests that may be repeated and are not long-running come here (`exchange`).
 """

@@ -42,7 +42,7 @@ class OtherVersion(Exception):
 
 
 def request(operation: str, arguments: Sequence[str] = (), **more: str) -> bytes:
-    """A request as one line. `more`: further texts."""
+    """Write a request as one line. `more`: further texts."""
     from _json import encode_basestring_ascii as quoted
 
     fields = [f'"{name}":{quoted(text)}' for name, text in (("operation", operation), *more.items())]
@@ -73,7 +73,7 @@ def exchange(place: Place, line: bytes, *, timeout: float = ANSWER_TIMEOUT) -> b
             while not answer.endswith(b"\n"):
                 received = sock.recv(65536)
                 if not received:
-                    raise NotRunning  # it ended meanwhile
+                    raise NotRunning  # the process ended before it had answered
                 answer += received
                 if len(answer) > ANSWER_LIMIT:
                     raise StateError("the background process answered more than it may")
@@ -89,7 +89,7 @@ def exchange(place: Place, line: bytes, *, timeout: float = ANSWER_TIMEOUT) -> b
 
 
 def peer_user_id(sock: Any) -> int | None:
-    """The user of the process at the other end of a Unix socket; None where the system does not tell."""
+    """Return the user id of the process at the other end of a Unix socket; None where the system does not tell."""
     import _socket
 
     if hasattr(_socket, "SO_PEERCRED"):
@@ -99,7 +99,7 @@ def peer_user_id(sock: Any) -> int | None:
 
 
 def answer_of(line: bytes) -> dict[str, Any]:
-    """The document of an answer; raises the error that it states, and OtherVersion."""
+    """Return the document of an answer; raises the error that it states, and OtherVersion."""
     import json
 
     document: dict[str, Any] = json.loads(line)
@@ -111,7 +111,7 @@ def answer_of(line: bytes) -> dict[str, Any]:
 
 
 def error_of(document: Mapping[str, Any]) -> ArcbridgeError:
-    """The error that an answer states."""
+    """Return the error that an answer states."""
     error = ArcbridgeError(str(document["error"]))
     try:
         error.exit_code = ExitCode(int(document.get("exit_code", 1)))
@@ -152,7 +152,7 @@ def ensure_started(place: Place, environment: Mapping[str, str], *, take_over: b
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
             answer_of(exchange(place, request("version"), timeout=START_TIMEOUT))
-            return  # another one has started it while this one waited
+            return  # another caller started the process while this one waited for the lock
         except NotRunning:
             pass
         except OtherVersion:
@@ -200,7 +200,7 @@ def leave_terminal() -> None:
     try:
         os.setsid()
     except PermissionError:
-        pass  # it does already
+        pass  # the process leads a session already
     os.chdir("/")
 
 
@@ -213,7 +213,7 @@ def _kept(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def program() -> list[str]:
-    """The command line that runs this very installation."""
+    """Return the command line that runs this very installation."""
     if is_single_file():
         return own_command()
     file = os.path.abspath(sys.argv[0]) if sys.argv and sys.argv[0] else ""
@@ -225,7 +225,7 @@ def program() -> list[str]:
 
 
 def _is_python(file: str) -> bool:
-    """Whether a program is a script of Python, as installers make them."""
+    """Return whether a program is a script of Python, as installers make them."""
     try:
         with open(file, "rb") as script:
             first = script.readline(256)
@@ -235,7 +235,7 @@ def _is_python(file: str) -> bool:
 
 
 def _read_word(descriptor: int) -> str:
-    """What the process writes until it closes the pipe; nothing after START_TIMEOUT seconds."""
+    """Read what the process writes until it closes the pipe, or says nothing for START_TIMEOUT seconds."""
     import select
 
     said = b""

@@ -163,7 +163,7 @@ class Clusters:
     async def _give_up(self, served: Served, reason: str) -> None:
         async with self.changing:
             if served in self.served.values():
-                # At no moment is it in neither place: a process without clusters ends.
+                # `failed` gets its connections before `served` loses them: a process in which both are empty ends.
                 self.failed |= dict.fromkeys(served.connections, f"{reason}; see `arcbridge logs`")
                 await self.close(served)
 
@@ -226,7 +226,7 @@ class Clusters:
     # -- credential -------------------------------------------------------------------------------------------------
 
     async def credential(self, arguments: tuple[str, ...], server: str) -> dict[str, Any]:
-        """What kubectl's plugin prints: the client certificate, once the endpoint serves and a session is up.
+        """Return what kubectl's plugin prints: the client certificate, once the endpoint serves and a session is up.
 
         `server`: to which address kubectl is about to connect; empty: not known. Raises ArcbridgeError, Leaving.
         """
@@ -252,7 +252,7 @@ class Clusters:
         return None
 
     def _connection_of(self, arguments: tuple[str, ...]) -> Connection:
-        """The connection that has these arguments; else one that no kubeconfig is known for."""
+        """Return the connection that has these arguments; else one that no kubeconfig is known for."""
         try:
             kept = self.kept.all()
         except StateError:
@@ -269,7 +269,7 @@ class Clusters:
             await self._renewed(served)
 
     async def _elsewhere(self, served: Served, arguments: tuple[str, ...], server: str) -> str:
-        """What to do where kubectl's context names another address than that of the cluster."""
+        """Say what to do where kubectl's context names another address than that of the cluster."""
         cluster = served.cluster
         says = f'cluster "{cluster.cluster}" has port {cluster.port} now, and kubectl was about to connect to {server}'
         again = connect_command(arguments)
@@ -361,7 +361,8 @@ class Clusters:
                 now = self.served.get(key)
                 if now is None and candidate is None:
                     return None
-                # Others may have been quicker: then theirs is served, and this one's proof is all that it was for.
+                # Another connect with these settings may have been quicker: then its cluster is served, and the one
+                # that was proved here is closed.
                 taken = now if now is not None else served
                 return await self._replace(key, taken, connection, kubeconfig, context, switch=switch)
         finally:
@@ -383,7 +384,7 @@ class Clusters:
         donor = None
         if cluster.endpoint is None:
             donor = self._donor(connection, served)
-            if donor is None:  # it has gone meanwhile, and another one may have its port
+            if donor is None:  # it was closed since the proof, and another program may have taken its port
                 self._bind(served)
             else:
                 cluster.announce(donor.cluster.port)
@@ -419,7 +420,7 @@ class Clusters:
         try:
             self._keep_port(served)
             context.state.add_cluster_name(connection.cluster)
-        except StateError as error:  # it is connected, and the next process may have to take another port
+        except StateError as error:  # no reason to fail: the next process only may have to take another port
             log.warning("the port of a cluster is not kept", cluster=connection.cluster, reason=error.message)
         return {
             "cluster": connection.cluster,
@@ -430,7 +431,7 @@ class Clusters:
         }
 
     def _donor(self, connection: Connection, candidate: Served) -> Served | None:
-        """What serves the connection's context alone, at a port that is good for the candidate too."""
+        """Return what serves the connection's context alone, at a port that is good for the candidate too."""
         for served in self.served.values():
             mine = served.connections and all(same_place(one, connection) for one in served.connections)
             if mine and candidate.cluster.config.port in (None, served.cluster.port):
@@ -466,7 +467,7 @@ class Clusters:
             return {"disconnected": [{"cluster": one.cluster, "context": one.context} for one in chosen]}
 
     def describe(self) -> list[dict[str, Any]]:
-        """For `status`: each cluster, by name."""
+        """Return each cluster for `status`, sorted by name."""
         clusters = [_describe(served) for served in self.served.values()]
         clusters += [
             {"name": one.cluster, "contexts": [one.context], "state": "failed", "reason": reason}
@@ -476,7 +477,7 @@ class Clusters:
 
 
 def settings_key(arguments: Sequence[str]) -> Settings:
-    """What a connection's cluster is served by: its arguments without the name of its context."""
+    """Return what a connection's cluster is served by: its arguments without the name of its context."""
     kept: list[str] = []
     words = iter(arguments)
     for word in words:
@@ -488,7 +489,7 @@ def settings_key(arguments: Sequence[str]) -> Settings:
 
 
 def connect_command(arguments: Sequence[str]) -> str:
-    """The command that connects with these arguments, for messages."""
+    """Return the command that connects with these arguments, for messages."""
     names, rest = [], []
     words = iter(arguments)
     for word in words:

@@ -1,4 +1,8 @@
-"""What is connected: kept in the state directory, so that a process that starts serves what the last one served."""
+"""Keeps the connections in the state directory, so that a process that starts serves what the last one served.
+
+It serves nothing, and does not check whether the arguments of a connection still work. Invariant: a change is made
+under the file's lock and replaces the file at once, so that of two programs that change it neither loses a connection.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +75,7 @@ class Connections:
 
 
 def same_place(one: Connection, other: Connection) -> bool:
-    """Whether one of two connections takes the place of the other: they are one context in the same files."""
+    """Return whether one of two connections takes the place of the other: they are one context in the same files."""
     if not one.kubeconfig or not other.kubeconfig:
         return one.arguments == other.arguments
     return (one.context, one.kubeconfig) == (other.context, other.kubeconfig)

@@ -1,4 +1,9 @@
-"""The credential that `arcbridge credential` prints for kubectl (client.authentication.k8s.io/v1, ExecCredential)."""
+"""Makes the credential that `arcbridge credential` prints for kubectl: an ExecCredential.
+
+The form is that of client.authentication.k8s.io/v1. This module issues no certificate and asks no server: the
+certificate is the cluster's local one, and a token is read from its file. Invariant: the credential ends `RENEW_BEFORE`
+seconds before its certificate, and no later than its token, so that kubectl asks again before either is refused.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,7 @@ RENEW_BEFORE = 3600.0
 
 
 def exec_credential(cluster: ServedCluster) -> dict[str, Any]:
-    """The document; in token mode with the token of the file besides. Raises Unauthenticated, StateError."""
+    """Return the document, in token mode with the token of the file besides. Raises Unauthenticated, StateError."""
     from arcbridge.pki.authority import certificate_validity
 
     certificates = cluster.certificates

@@ -91,7 +91,7 @@ def _send_descriptors(sock: socket.socket, descriptors: Sequence[int]) -> None:
 
 
 def _receive_descriptors(sock: socket.socket) -> list[int]:
-    # One byte at a time: each has the descriptors that were sent with it.
+    # One byte at a time, because the kernel gives the descriptors with the byte that they were sent with.
     _, descriptors, _, _ = socket.recv_fds(sock, 1, 8)
     if not descriptors:
         raise StateError("the former background process ended while it handed over")

@@ -40,7 +40,7 @@ class Place:
 
     @classmethod
     def find(cls, environment: Mapping[str, str], machine_id: str = MACHINE_ID) -> Place:
-        """By XDG_STATE_HOME, else the home directory; raises nothing."""
+        """Find the place by XDG_STATE_HOME, else the home directory; raises nothing."""
         home = environment.get("HOME") or os.path.expanduser("~")
         base = environment.get("XDG_STATE_HOME", "")
         state = os.path.join(base if base.startswith("/") else os.path.join(home, ".local/state"), "arcbridge")
@@ -96,7 +96,7 @@ class Place:
 
 
 def _machine(machine_id: str) -> str:
-    """A short name of this machine; empty where it has none."""
+    """Return a short name of this machine; empty where it has none."""
     try:
         descriptor = os.open(machine_id, os.O_RDONLY)
     except OSError:
@@ -114,5 +114,5 @@ def _machine(machine_id: str) -> str:
 
 
 def _user_id() -> int:
-    """This user; 0 on systems without such numbers, which have no background process."""
+    """Return this user's id; 0 on systems without such numbers, which have no background process."""
     return os.geteuid() if hasattr(os, "geteuid") else 0

@@ -153,10 +153,10 @@ class BackgroundProcess:
                 return {}
             if time.monotonic() > deadline:
                 raise StateError("a background process holds the lock and does not answer; see `arcbridge logs`")
-            await asyncio.sleep(0.05)  # it is about to end, or to listen
+            await asyncio.sleep(0.05)  # the process that has the lock is about to end, or to listen
 
     def _is_served(self) -> bool:
-        """Whether a process of this version answers."""
+        """Return whether a process of this version answers."""
         try:
             with _connected(self._place.socket) as sock:
                 sock.sendall(request("version"))
@@ -191,7 +191,7 @@ class BackgroundProcess:
             sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
             for one in sockets:
                 one.setblocking(False)
-            # They name one context of perhaps several, and not the one that is restored first.
+            # By settings, because the arguments name one of perhaps several contexts, and not the first to be restored.
             inherited[settings_key(about["arguments"])] = sockets
         log.info("took the place of another version", clusters=len(inherited))
         return inherited
@@ -206,7 +206,7 @@ class BackgroundProcess:
         log.info("the last stream of a former version has ended")
 
     async def _told_to_end(self) -> bool:
-        """Wait for a moment; whether the next process says that this one is to end."""
+        """Wait for a moment; return whether the next process says that this one is to end."""
         for leash in list(self._leashes):
             try:
                 said = leash.recv(64)
@@ -216,7 +216,7 @@ class BackgroundProcess:
                 said = b""
             if said:
                 return True
-            self._leashes.remove(leash)  # the next one has ended; this one goes on by itself
+            self._leashes.remove(leash)  # the next process has ended, so its word is not waited for any more
         await asyncio.sleep(0.2)
         return False
 
@@ -238,13 +238,13 @@ class BackgroundProcess:
                 try:
                     former.send(handover.END)
                 except OSError:
-                    pass  # it has ended
+                    pass  # the former process has ended by itself
         statics = [one for served in self._clusters.served.values() for one in served.connections if one.static]
-        async with self._clusters.changing:  # a connect that is being written is written whole
+        async with self._clusters.changing:  # waits for a connect that is writing the kubeconfig
             await self._clusters.close_all()
         if not self._handed_over:
             await self._clusters.make_plugins(statics)
-        # What answers callers that are still there; a listening socket that is closed answers none.
+        # Only now, because the tasks answer callers that are still there.
         for task in self._tasks:
             task.cancel()
         if self._lock >= 0:
@@ -267,7 +267,7 @@ class BackgroundProcess:
             try:
                 sock, _ = self._control.accept()
             except OSError:
-                return  # none waits, or no descriptor is left: it stays readable
+                return  # no caller waits, or no descriptor is left, in which case the socket stays readable
             if (user := peer_user_id(sock)) not in (None, os.geteuid()):
                 log.warning("a program of another user was refused", user=user)
                 sock.close()
@@ -308,7 +308,7 @@ class BackgroundProcess:
         return bytes(line)
 
     async def _answer(self, line: bytes, sock: socket.socket) -> tuple[bytes, bool]:
-        """The answer to a request; and whether the connection is kept."""
+        """Return the answer to a request, and whether the connection is kept."""
         try:
             asked = json.loads(line)
             operation, version = str(asked["operation"]), str(asked["version"])
@@ -320,7 +320,7 @@ class BackgroundProcess:
         if operation == "hand-over":
             return await self._hand_over(sock)
         if self._handed_over:
-            return b"", False  # as if it had ended: the caller asks the next process
+            return b"", False  # as a process that has ended would: the caller then asks the next one
         if operation == "stop":
             self._finish()
             return _line({"stopped": True}), False
@@ -430,7 +430,7 @@ async def run_background(
 
 
 def _listen(path: str) -> socket.socket:
-    """The control socket, 0600; what a process that was killed left there goes. The lock is held."""
+    """Open the control socket, 0600, in the place of what a process that was killed left there. The lock is held."""
     Path(path).unlink(missing_ok=True)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -448,7 +448,7 @@ def _listen(path: str) -> socket.socket:
 
 
 def _inode(path: str) -> tuple[int, int]:
-    """Device and inode of what is at a path; zeros where nothing is."""
+    """Return device and inode of what is at a path; zeros where nothing is."""
     try:
         status = os.lstat(path)
     except OSError:

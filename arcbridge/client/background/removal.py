@@ -1,4 +1,9 @@
-"""What `disconnect` does to a connection, whether the background process runs or not."""
+"""Removes a connection for `disconnect`: finds it by name, and takes its context, its record and its port away.
+
+The background process calls it, and the command itself where no such process runs. It stops no endpoint and ends no
+session, which the process does afterwards. Invariant: a connection is forgotten only after its context is out of the
+kubeconfig, so that a removal which failed can be tried again.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +26,7 @@ log = structlog.get_logger("arcbridge.client")
 
 
 def choose(known: Sequence[Connection], names: Sequence[str], *, every: bool) -> list[Connection]:
-    """The connections of clusters or contexts with these names; raises ConfigError for a name that is none."""
+    """Choose the connections of clusters or contexts with these names; raises ConfigError for a name that is none."""
     if every:
         return list(known)
     if not names:
@@ -51,7 +56,7 @@ def remove_connection(
         context = ClientContext(settings_of(connection.arguments), Terminal(), environment=environment)
         relays = context.relays.names
     except ArcbridgeError as error:
-        # Its settings file may be gone: what it was is known without.
+        # Its settings file may be gone; its context and cluster are in the record, so only the port stays taken.
         log.warning("the settings of a connection cannot be read", cluster=connection.cluster, reason=error.message)
     if connection.kubeconfig:
         Kubeconfig([Path(file) for file in connection.kubeconfig]).remove(

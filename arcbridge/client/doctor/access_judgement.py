@@ -51,7 +51,7 @@ class LoginFacts:
 
 
 def judge_login(facts: LoginFacts, now: float) -> Finding:
-    """The tokens as this machine has them."""
+    """Judge the tokens as this machine has them."""
     hop, error = "login", facts.error
     again = "run `arcbridge login`, or have the program that writes the token files write new ones"
     if isinstance(error, NoLogin):
@@ -93,7 +93,7 @@ def judge_login(facts: LoginFacts, now: float) -> Finding:
 
 
 def audiences(claims: UnverifiedClaims) -> str:
-    """A token's audiences, for people."""
+    """Write a token's audiences for people."""
     return ", ".join(f'"{clip(one)}"' for one in claims.audiences[:3]) or "no audience"
 
 
@@ -103,7 +103,7 @@ def audiences(claims: UnverifiedClaims) -> str:
 def judge_policy(
     error: ArcbridgeError | None, clusters: Sequence[str], cluster: str, token: UnverifiedClaims
 ) -> Finding:
-    """Whether the relay takes the token, and lists the cluster (empty: there is none to look for).
+    """Judge whether the relay takes the token, and lists the cluster (empty: there is none to look for).
 
     `error`: what asking for the list ended with.
     """
@@ -132,7 +132,7 @@ def _not_allowed(cluster: str) -> Finding:
 
 
 def _refused_token(hop: str, error: Unauthenticated, place: str, token: UnverifiedClaims, code: str) -> Finding:
-    """The finding for a token that an end did not take; `code` is `relay_token` or `cluster_token`."""
+    """Return the finding for a token that an end did not take; `code` is `relay_token` or `cluster_token`."""
     reason = error.refusal if isinstance(error, TokenNotTaken) else Reason.UNKNOWN
     setting = "login.audience" if code == "relay_token" else "login.cluster_audience"
     if reason in (Reason.AUDIENCE, Reason.OTHER_AUDIENCE):
@@ -177,7 +177,7 @@ class SessionFacts:
 
 
 def judge_session(facts: SessionFacts, token: UnverifiedClaims) -> list[Finding]:
-    """The hops `agent` and `session`; a refusal of the relay's policy is a finding of the hop `policy` alone."""
+    """Judge the hops `agent` and `session`; a refusal of the relay's policy is a finding of the hop `policy` alone."""
     error = facts.error
     if error is None:
         through = f" through {facts.relay}" if facts.relay else ""
@@ -299,7 +299,7 @@ class ApiFacts:
 
 
 def judge_api(facts: ApiFacts) -> Finding:
-    """The API server through the session: a SelfSubjectReview."""
+    """Judge the API server by an answer through the session: a SelfSubjectReview."""
     hop = "API server"
     which = f" (request {clip(facts.request_id)})" if facts.request_id else ""
     if isinstance(facts.error, ArcbridgeError):
@@ -366,7 +366,7 @@ class ContextFacts:
 def judge_kubeconfig(
     contexts: Sequence[ContextFacts], cluster: str, kept: ContextFacts | None = None, error: str = ""
 ) -> Finding:
-    """The contexts of ours, of `cluster` or, where that is empty, all; `kept`: the port that is kept for it."""
+    """Judge our contexts of `cluster`, or all where that is empty; `kept`: the port that is kept for it."""
     hop = "kubeconfig"
     if error:
         return failed(hop, clip(error), "repair the file, or name another one in KUBECONFIG", "kubeconfig")

@@ -96,7 +96,7 @@ async def _all_relays(context: ClientContext) -> list[Finding]:
 
 
 async def _relay(context: ClientContext, relay: RelayAccess) -> list[Finding]:
-    """The hops to one relay and its clock; those behind one that failed are skipped."""
+    """Look at the hops to one relay and at its clock; those behind one that failed are skipped."""
     findings: list[Finding] = []
 
     def over() -> bool:

@@ -31,22 +31,22 @@ _NOT_YET_VALID, _EXPIRED, _WRONG_NAME, _WRONG_ADDRESS = 9, 10, 62, 64
 
 
 def clip(text: str) -> str:
-    """A text from outside as a finding may hold it."""
+    """Return a text from outside as a finding may hold it."""
     return clean(text, _SHOWN)
 
 
 def sentence(error: ArcbridgeError) -> str:
-    """The message of an error as a finding may hold it."""
+    """Return the message of an error as a finding may hold it."""
     return clean(error.message, _SENTENCE)
 
 
 def when(moment: float) -> str:
-    """Unix seconds in this machine's time zone, for people."""
+    """Write unix seconds in this machine's time zone, for people."""
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(moment))
 
 
 def span(seconds: float) -> str:
-    """A length of time, for people."""
+    """Write a length of time for people."""
     for limit, unit, name in ((120.0, 1.0, "s"), (7200.0, 60.0, "min"), (172800.0, 3600.0, "h")):
         if seconds < limit:
             return f"{seconds / unit:.0f} {name}"
@@ -67,7 +67,7 @@ class NameFacts:
 
 
 def judge_name(facts: NameFacts) -> Finding:
-    """Name resolution."""
+    """Judge name resolution."""
     hop = "name resolution"
     if facts.by_proxy:
         return skipped(hop, f"the proxy looks {facts.host} up")
@@ -98,7 +98,7 @@ class ProxyFacts:
 
 
 def judge_proxy(facts: ProxyFacts) -> Finding:
-    """The outbound proxy."""
+    """Judge the outbound proxy."""
     hop = "outbound proxy"
     if facts.settings_error:
         return failed(
@@ -145,7 +145,7 @@ class TcpFacts:
 
 
 def judge_tcp(facts: TcpFacts) -> Finding:
-    """The relay's port."""
+    """Judge the relay's port."""
     hop = "TCP"
     if not facts.error:
         return ok(hop, f"{facts.address} accepts connections ({facts.seconds * 1000:.0f} ms)")
@@ -180,7 +180,7 @@ class TlsFacts:
 
 
 def judge_tls(facts: TlsFacts) -> Finding:
-    """TLS itself, before anything is trusted."""
+    """Judge TLS itself, before anything is trusted."""
     hop = "TLS"
     if facts.error:
         return failed(
@@ -207,7 +207,7 @@ class CertificateFacts:
 
 
 def judge_certificate(facts: CertificateFacts, now: float) -> Finding:
-    """The relay's certificate, by CA file, pin or the system's CAs."""
+    """Judge the relay's certificate, by CA file, pin or the system's CAs."""
     hop, error = "relay certificate", facts.error
     if isinstance(error, PinMismatch):
         return failed(
@@ -279,7 +279,7 @@ class RelayFacts:
 
 
 def judge_relay(facts: RelayFacts) -> Finding:
-    """Whether the server is a relay of arcbridge."""
+    """Judge whether the server is a relay of arcbridge."""
     if facts.speaks_join:
         return ok("relay", f"{facts.address} is an arcbridge relay")
     return failed(
@@ -291,7 +291,7 @@ def judge_relay(facts: RelayFacts) -> Finding:
 
 
 def judge_clock(ahead: float | None) -> Finding:
-    """This machine's clock against the relay's; `ahead` in seconds, None: the relay did not say its time."""
+    """Judge this machine's clock against the relay's; `ahead` in seconds, None: the relay did not say its time."""
     hop = "clock"
     if ahead is None:
         return skipped(hop, "the relay did not say its time")

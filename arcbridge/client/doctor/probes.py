@@ -158,7 +158,7 @@ async def verified(
 
 
 def _read_certificate(der: bytes) -> tuple[tuple[str, ...], float, float]:
-    """Names and life (unix seconds) of a certificate that may be anything."""
+    """Read names and life (unix seconds) of a certificate that may be anything."""
     from cryptography import x509
 
     try:
@@ -175,7 +175,8 @@ def _read_certificate(der: bytes) -> tuple[tuple[str, ...], float, float]:
 
 
 async def clock_ahead(relay: RelayAccess, proxy: Proxy | None) -> float | None:
-    """Seconds by which this machine's clock is ahead of the relay's, by the Date of an answer; None: it has none."""
+    """Return the seconds by which this machine's clock is ahead of the relay's, by the Date of an answer; None: it has
+    none."""
     try:
         async with asyncio.timeout(CONNECT_DEADLINE + TLS_DEADLINE):
             context = await relay.context(ALPN_HTTP)
@@ -200,7 +201,8 @@ async def clock_ahead(relay: RelayAccess, proxy: Proxy | None) -> float | None:
 
 
 def date_of(answer: bytes) -> float | None:
-    """Unix seconds of the Date header in the head of an answer; None where there is none that can be read."""
+    """Return the unix seconds of the Date header in the head of an answer; None where there is none that can be
+    read."""
     for line in answer.partition(b"\r\n\r\n")[0].split(b"\r\n")[1:]:
         name, _, value = line.decode("latin-1").partition(":")
         if name.lower() == "date":
@@ -215,12 +217,12 @@ def date_of(answer: bytes) -> float | None:
 
 
 def find_kubeconfig(file: str, environment: Mapping[str, str]) -> Kubeconfig:
-    """The kubeconfig of the settings. `-` is standard output, which cannot be looked at."""
+    """Find the kubeconfig of the settings. `-` is standard output, which cannot be looked at."""
     return Kubeconfig.find("" if file == "-" else file, environment)
 
 
 async def contexts(kubeconfig: Kubeconfig, state: StateDirectory) -> list[ContextFacts]:
-    """The contexts of ours, each with what listens at its port. Raises StateError for a file that cannot be read."""
+    """Return our contexts, each with what listens at its port. Raises StateError for a file that cannot be read."""
     found: dict[str, ContextFacts] = {}
     current = ""
     sections: dict[str, dict[str, Mapping[str, Any]]] = {"clusters": {}, "users": {}, "contexts": {}}
@@ -244,13 +246,13 @@ async def contexts(kubeconfig: Kubeconfig, state: StateDirectory) -> list[Contex
 
 
 def _starts(user: Mapping[str, Any]) -> bool:
-    """Whether kubectl starts what serves: the plugin of a `proxy` that has ended only says so."""
+    """Return whether kubectl starts what serves: the plugin of a `proxy` that has ended only says so."""
     plugin = user.get("exec")
     return isinstance(plugin, dict) and "--ended" not in (plugin.get("args") or [])
 
 
 async def at_port(facts: ContextFacts, state: StateDirectory) -> ContextFacts:
-    """The same with what listens at its port."""
+    """Return the same facts with what listens at the context's port."""
     listening, ours = await _look_at_port(facts.port, state.path / "local-ca" / "ca.crt")
     holder = port_holder(facts.port) if listening and not ours else ""
     return ContextFacts(
@@ -259,7 +261,7 @@ async def at_port(facts: ContextFacts, state: StateDirectory) -> ContextFacts:
 
 
 async def kept_port(state: StateDirectory, relays: tuple[str, ...], cluster: str) -> ContextFacts | None:
-    """What listens at the port that is kept for a cluster; None where none is kept."""
+    """Return what listens at the port that is kept for a cluster; None where none is kept."""
     import json
 
     try:
@@ -274,7 +276,8 @@ async def kept_port(state: StateDirectory, relays: tuple[str, ...], cluster: str
 
 
 async def _look_at_port(port: int, ca_file: Path) -> tuple[bool, bool]:
-    """Whether something listens at a port of loopback, and whether it shows a certificate of this user's local CA."""
+    """Return whether something listens at a port of loopback, and whether it shows a certificate of this user's local
+    CA."""
     address = Address("127.0.0.1", port)
     try:
         async with asyncio.timeout(LOCAL_DEADLINE):
@@ -292,7 +295,7 @@ async def _look_at_port(port: int, ca_file: Path) -> tuple[bool, bool]:
 
 
 def _managed(body: Mapping[str, Any]) -> str | None:
-    """The cluster for which we made an entry; None: we did not."""
+    """Return the cluster for which we made an entry; None: we did not."""
     extensions = body.get("extensions")
     for item in extensions if isinstance(extensions, list) else []:
         if isinstance(item, dict) and item.get("name") == MARK and isinstance(item.get("extension"), dict):
@@ -301,7 +304,7 @@ def _managed(body: Mapping[str, Any]) -> str | None:
 
 
 def _local_port(server: str) -> int:
-    """The port of a server on loopback; 0 for any other."""
+    """Return the port of a server on loopback; 0 for any other."""
     try:
         url = urlsplit(server)
         return (url.port or 0) if url.hostname in ("127.0.0.1", "localhost", "::1") else 0

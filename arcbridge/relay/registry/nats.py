@@ -283,7 +283,7 @@ class NatsRegistry(Registry):
         token = subject_token(name)
 
         async def note() -> None:
-            # The copy will do: it is asked only whether there is such a cluster.
+            # The copy is good enough, because only the existence of the cluster is in question.
             if token not in self._bindings and (await self._bucket.read(f"cluster.{token}.binding")).data is None:
                 return
             found, revision = await self._bucket.read(f"seen.{token}")
@@ -316,7 +316,7 @@ class NatsRegistry(Registry):
 
         renewal = await self._changing(renew)
         if not renewal.generation:
-            # Dying before this write leaves both certificates void, and the connections that stand.
+            # If this process dies before the write, both certificates are void, but connections that stand go on.
             await self.revoke_cluster(name)
             raise RenewedTwice
         return renewal.generation
@@ -415,7 +415,7 @@ class NatsRegistry(Registry):
             self._users_read = True
         except RegistryUnavailable:
             self._require_copy()
-            if not self._users_read:  # the copy of the clusters says nothing of the users
+            if not self._users_read:  # `_require_copy` knows of the clusters' copy alone
                 raise
         records = [_user(data) for data, _ in self._users.values() if data is not None]
         return {record.user: record for record in sorted(records, key=lambda record: record.user)}
@@ -430,7 +430,7 @@ class NatsRegistry(Registry):
             return copy.get(token, NOTHING)
 
     async def _read_or_nothing(self, key: str) -> Value:
-        """For what decides nothing."""
+        """Read a key that decides nothing: where NATS does not answer and the copy is young enough, it has no value."""
         try:
             return await self._bucket.read(key, READ)
         except RegistryUnavailable:
@@ -442,7 +442,7 @@ class NatsRegistry(Registry):
         return self._held(token, await self._read_or_copy(f"cluster.{token}.revoked", self._revoked, token))
 
     def _held(self, token: str, found: Value) -> float:
-        """Take over what was read of a cluster's revocation; when it was revoked, or 0."""
+        """Take over what was read of a cluster's revocation; return when it was revoked, or 0."""
         known = _take(self._revoked, token, found)
         return 0.0 if known.data is None else float(known.data["at"])
 
@@ -457,14 +457,14 @@ class NatsRegistry(Registry):
             try:
                 await self._follow_once()
             except RegistryUnavailable:
-                # The caller that needs the registry tells it.
+                # Not logged here: the call that needs the registry raises, and is.
                 pass
             except Exception as error:
                 log.warning("registry not followed, trying again", reason=type(error).__name__)
             await asyncio.sleep(random.uniform(*FOLLOW_AGAIN))
 
     async def _follow_once(self) -> None:
-        """Everything there is, then every change, for the life of one connection."""
+        """Read everything there is, then follow every change, for the life of one connection."""
         client, store = await self._bucket.opened()
         made = (await self._bucket.answered(store.status(), CALL)).stream_info.created
         if self._made not in (None, made):
@@ -527,7 +527,7 @@ def _user(data: Mapping[str, Any]) -> UserRevocation:
 
 
 def _digest(user: str) -> str:
-    """A user as part of a key, for which only some characters may be used."""
+    """Return a user as part of a key, for which only some characters may be used."""
     return hashlib.sha256(user.encode()).hexdigest()[:40]
 
 
@@ -549,5 +549,5 @@ def _record(binding: Mapping[str, Any], seen: Mapping[str, Any] | None, revoked:
 
 
 def _keys(binding: Mapping[str, Any] | None) -> generations.Keys:
-    """What a binding holds of keys; one that was written by a relay that counts nothing has nothing of them."""
+    """Return what a binding holds of keys; one that was written by a relay that counts nothing has nothing of them."""
     return generations.from_json((binding or {}).get("keys", {}))

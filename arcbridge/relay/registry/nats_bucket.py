@@ -146,7 +146,7 @@ class Bucket:
         return Value(_decoded(entry.value), entry.revision or 0)
 
     async def write(self, key: str, data: Mapping[str, Any], revision: int) -> int:
-        """Only if the key is still at `revision`; raises `Faster` otherwise."""
+        """Write only if the key is still at `revision`; raises `Faster` otherwise."""
         from nats.js import errors
 
         _, store = await self.opened()

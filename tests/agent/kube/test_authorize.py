@@ -254,7 +254,7 @@ async def test_in_token_mode_the_callers_token_goes_on_and_no_identity_is_added(
 AS_BOB = parsed((b"Impersonate-User", b"bob"))
 
 
-async def test_no_plan_for_somebody_else_without_the_approval_of_exactly_that(desk: Desk) -> None:
+async def test_no_plan_for_another_user_without_the_approval_of_exactly_that(desk: Desk) -> None:
     other = dataclasses.replace(ALICE)
     bob = Subject("bob")
     for approval in (

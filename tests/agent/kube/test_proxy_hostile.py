@@ -93,7 +93,7 @@ async def test_another_ca_is_a_502_that_says_so(tmp_path: Path) -> None:
         assert bench.api.requests == []
 
 
-async def test_a_kept_connection_that_died_is_no_error_to_anybody(bench: Bench) -> None:
+async def test_a_kept_connection_that_died_is_no_error_to_any_caller(bench: Bench) -> None:
     async def once(exchange: Exchange) -> None:
         await exchange.send(reply(200, b"ok"))
         exchange.writer.close()

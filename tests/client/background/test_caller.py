@@ -67,7 +67,7 @@ def test_an_answer_in_pieces(place: Place, listener: socket.socket) -> None:
     assert answer_of(exchange(place, request("status")))["a"] == "x" * 100_000
 
 
-def test_nobody_listens(place: Place, listener: socket.socket) -> None:
+def test_no_process_listens(place: Place, listener: socket.socket) -> None:
     with pytest.raises(NotRunning):
         exchange(Place("/nonexistent", "/"), request("status"))
     listener.close()  # as after SIGKILL: the file is there

@@ -88,7 +88,7 @@ async def test_a_port_that_was_taken_meanwhile_moves_and_the_context_says_so(bac
             await background.ask("credential", *background.arguments, server=server)
 
 
-async def test_a_credential_for_what_nobody_connected_serves_it(background: Background) -> None:
+async def test_a_credential_for_a_cluster_that_was_not_connected_serves_it(background: Background) -> None:
     """As after the state directory was lost: the kubeconfig has all that is needed."""
     async with background.running():
         answer = await background.ask("credential", *background.arguments, server="")

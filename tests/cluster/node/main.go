@@ -8,7 +8,7 @@
 // With -isolate, pods are more than that (see life): a loopback and a file system of their own, volumes, the security
 // context's user, init containers, probes, hooks and restarts. That needs root.
 //
-// Whoever holds the client certificate that the API server uses can run any command here, hence loopback only.
+// A program that holds the client certificate that the API server uses can run any command here, hence loopback only.
 package main
 
 import (

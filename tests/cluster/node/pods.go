@@ -311,7 +311,7 @@ func (n *node) forget(object *core.Pod) {
 	}
 }
 
-// report writes the pod's status, as a patch: labels that somebody changed meanwhile stay changed.
+// report writes the pod's status, as a patch: labels that another client changed meanwhile stay changed.
 func (n *node) report(ctx context.Context, object *core.Pod, p *pod, failure error) {
 	phase, ready := core.PodRunning, core.ConditionTrue
 	statuses, running, failed := []core.ContainerStatus{}, 0, failure != nil

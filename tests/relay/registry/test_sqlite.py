@@ -245,7 +245,7 @@ class TestFile:
         database.close()
         await (await SqliteRegistry.open(tmp_path)).close()
 
-    async def test_somebody_elses_database_is_refused_untouched(self, tmp_path: Path) -> None:
+    async def test_a_database_of_another_program_is_refused_untouched(self, tmp_path: Path) -> None:
         path = tmp_path / "registry.db"
         database = sqlite3.connect(path)
         database.execute("CREATE TABLE notes (text)")
