@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from arcbridge.errors import ConfigError, Unreachable
 from arcbridge.identity.claims import MAX_GROUPS
 from arcbridge.identity.fetch import Ask, ReplyDocument
-from arcbridge.identity.graph_token import NOT_ASKED, Failure, GraphToken, json_object
+from arcbridge.identity.graph_token import NOT_ASKED, Credential, Failure, GraphToken, json_object
 from arcbridge.identity.lookups import Lookups
 from arcbridge.identity.refusal import GroupsUnavailable, TokenRefused
 
@@ -38,23 +38,13 @@ _QUESTION: Final = b'{"securityEnabledOnly": true}'
 """Security groups, direct and nested, and neither distribution lists nor roles: what can be bound in a cluster."""
 
 
-class GraphSettings(Protocol):
+class GraphSettings(Credential, Protocol):
     """`config.GraphConfig`, which says what each is."""
 
     @property
     def issuers(self) -> tuple[str, ...]: ...
     @property
     def tenant(self) -> str: ...
-    @property
-    def client_id(self) -> str: ...
-    @property
-    def certificate_file(self) -> Path | None: ...
-    @property
-    def key_file(self) -> Path | None: ...
-    @property
-    def client_secret_file(self) -> Path | None: ...
-    @property
-    def federated_token_file(self) -> Path | None: ...
     @property
     def url(self) -> str: ...
     @property
