@@ -479,7 +479,10 @@ class _Callback:
         try:
             user = peer_user(writer.get_extra_info("socket"))
             if user is PeerUser.OTHER:
-                log.warning("a program of another user asked for the answer to the login; it got none")
+                log.warning(
+                    "login refused to another user",
+                    reason="a program of another user asked for the answer to the login",
+                )
             if user is not PeerUser.OWN:
                 return
             async with asyncio.timeout(10):

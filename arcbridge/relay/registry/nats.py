@@ -468,7 +468,10 @@ class NatsRegistry(Registry):
         client, store = await self._bucket.opened()
         made = (await self._bucket.answered(store.status(), CALL)).stream_info.created
         if self._made not in (None, made):
-            log.warning("the registry's bucket is another one; revocations known from the old one still hold")
+            log.warning(
+                "registry bucket replaced",
+                reason="another one is there; revocations known from the former one still hold",
+            )
             for copy in (self._revoked, self._users):
                 copy.update({token: Value(value.data, 0) for token, value in copy.items()})
         self._made = made
