@@ -249,9 +249,10 @@ def test_a_job_of_github_actions(world: World, cluster: Cluster, person: Person)
     env = {
         "ACTIONS_ID_TOKEN_REQUEST_URL": f"{world.issuer.url}/actions?api-version=2.0",
         "ACTIONS_ID_TOKEN_REQUEST_TOKEN": ACTIONS_SECRET,
+        "SSL_CERT_FILE": str(world.issuer.ca_file),
     }
     workload = ["--workload", "github-actions", "--oidc-audience", RELAY_AUDIENCE, "--cluster-audience", PER_CLUSTER]
-    client = person.proxy(*workload, "--oidc-ca-file", str(world.issuer.ca_file), env=env)
+    client = person.proxy(*workload, env=env)
     for context in (A, B):
         answer = cluster.kubectl("auth", "whoami", f"--kubeconfig={person.kubeconfig}", f"--context={context}")
         assert "shop@ci.example.com" in answer.stdout
