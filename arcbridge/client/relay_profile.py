@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -276,6 +276,16 @@ def given(login: LoginConfig, offer: LoginOffer) -> dict[str, Any]:
     if (file := found.get("proof_key_file")) is not None:
         found["proof_key_file"] = file.absolute()
     return {name: value for name, value in found.items() if offer.settings.get(name) != value}
+
+
+def later_own(kept: Mapping[str, Any], login: LoginConfig, offer: LoginOffer, named: Collection[str]) -> dict[str, Any]:
+    """Return the user's own settings after a login that gives some of them; the others stay as they were kept.
+
+    `named`: settings that this login gives even where they have their defaults. What it gives as `offer` has it is the
+    user's own no more.
+    """
+    changed = {name for name in OWN if name in named or getattr(login, name) != _default(name)}
+    return {name: value for name, value in kept.items() if name not in changed} | given(login, offer)
 
 
 def _read_own(document: object) -> dict[str, Any]:
