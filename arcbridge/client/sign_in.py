@@ -24,6 +24,7 @@ from arcbridge.client.relay_profile import (
     RelayProfile,
     RelayProfiles,
     apply,
+    check_readable,
     given,
     has_login,
     later_own,
@@ -156,7 +157,6 @@ async def _first_contact(
         # The user has named the issuer, and is asked nothing: what is not shown makes no login weaker
         # (docs/threats.md#B24).
         offer = replace(offer, settings={**offer.settings, "dpop": login.dpop})
-    await _agree(config, contact, offer, former, ask)
     profile = RelayProfile(
         tuple(parse_address(one).url for one in relays),
         offer,
@@ -167,6 +167,8 @@ async def _first_contact(
         login.grant_type,
         given(login, offer),
     )
+    check_readable(profile)  # before the user is asked
+    await _agree(config, contact, offer, former, ask)
     if former is not None:
         kept = former.issuer_ca_pem if former.login.issuer == offer.issuer else ""
         profile = replace(profile, directory=former.directory, issuer_ca_pem=profile.issuer_ca_pem or kept)

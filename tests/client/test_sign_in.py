@@ -183,6 +183,17 @@ async def test_what_the_first_login_gives_beside_the_relay_is_kept_too(person: P
     assert with_profile(ClientConfig(), person.profiles.all()[0]).login.client_id == "mine"
 
 
+async def test_what_cannot_be_kept_is_told_before_the_user_is_asked(person: Person, relay: Relay) -> None:
+    odd = LoginConfig(scopes=("openid profile groups",))
+    with pytest.raises(ConfigError, match=r"^login\.scopes is not a list of words"):
+        await person.trust(relay, login=odd)
+    assert person.questions == []
+    profile = await person.trust(relay)
+    with pytest.raises(ConfigError, match=r"^login\.scopes is not a list of words"):
+        await person.trust(relay, login=odd)
+    assert person.profiles.all() == [profile]
+
+
 async def test_what_the_relay_names_takes_back_what_was_kept(person: Person, relay: Relay) -> None:
     """The next command logs in, and looks for the tokens, as this login did."""
     own = LoginConfig(client_id="other", audience="a", scopes=("openid",), grant_type="device-code")
