@@ -231,19 +231,32 @@ class Clusters:
         `server`: to which address kubectl is about to connect; empty: not known. Raises ArcbridgeError, Leaving.
         """
         served = self._serving(arguments)
-        if served is None:
-            served = await self.add(self._connection_of(arguments))
-            for connection in served.connections:
-                if connection.arguments == arguments and not connection.kubeconfig:
-                    self.kept.add(connection)
-        cluster = served.cluster
-        if server and server != f"https://127.0.0.1:{cluster.port}":
-            raise ConfigError(await self._elsewhere(served, arguments, server))
-        if cluster.session.current is None:
-            await self._session(served)
-            self._keep_port(served)
-        await self.renew(served)
-        return exec_credential(cluster)
+        for _ in range(_TRIES):
+            if served is None:
+                served = await self.add(self._connection_of(arguments))
+                for connection in served.connections:
+                    if connection.arguments == arguments and not connection.kubeconfig:
+                        self.kept.add(connection)
+            cluster = served.cluster
+            if server and server != f"https://127.0.0.1:{cluster.port}":
+                raise ConfigError(await self._elsewhere(served, arguments, server))
+            if cluster.session.current is None:
+                try:
+                    await self._session(served)
+                except ArcbridgeError:
+                    if self._serving(arguments) is served:
+                        raise
+                    served = self._serving(arguments)
+                    if served is None and not any(one.arguments == arguments for one in self.failed):
+                        break  # what was taken off by the user does not come back by itself
+                    continue
+                self._keep_port(served)
+            await self.renew(served)
+            return exec_credential(cluster)
+        name = self._settings_of(arguments).cluster
+        raise Unreachable(
+            f'cluster "{name}" was disconnected, or connected with other settings, meanwhile; run the command again'
+        )
 
     def _serving(self, arguments: tuple[str, ...]) -> Served | None:
         served = self.served.get(settings_key(arguments))
@@ -349,12 +362,19 @@ class Clusters:
         served = self.served.get(key)
         candidate: Served | None = None
         try:
+            if self.leaving:
+                raise Leaving
             if served is None:
                 served = candidate = self._new(connection, config)
                 if self._donor(connection, candidate) is None:
                     self._bind(candidate)
                 self._begin(candidate)
-            await self._session(served)
+            try:
+                await self._session(served)
+            except ArcbridgeError:
+                if candidate is None and self.served.get(key) is not served:
+                    return None  # what closed it is no failure of the cluster
+                raise
             async with self.changing:
                 if self.leaving:
                     raise Leaving

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import ssl
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from arcbridge.client.background.connections import Connections
 from arcbridge.client.kubeconfig import Kubeconfig
 from arcbridge.client.session_manager import SessionManager
 from arcbridge.client.state import StateDirectory
-from arcbridge.errors import ArcbridgeError, StateError
+from arcbridge.errors import ArcbridgeError, StateError, Unreachable
 from arcbridge.net.join import JoinCode
 from arcbridge.wire.records import JoinReply
 from tests.client.background.conftest import Background
@@ -198,6 +200,95 @@ async def test_a_connect_is_never_lost_in_an_end(background: Background) -> None
         await asyncio.wait_for(task, 10)
     assert not background.kubeconfig.exists()
     assert Connections(Path(background.place.connections)).all() == []
+
+
+@pytest.mark.parametrize("operation", ["connect", "credential"])
+async def test_who_waits_for_a_session_at_an_end_asks_the_next_process(
+    background: Background, waiting: asyncio.Event, operation: str
+) -> None:
+    """The end of the session is no answer to what was asked."""
+    async with background.running():
+        await background.connect()
+    background.far.answers.clear()
+    async with background.running() as task:
+        asking = background.connect() if operation == "connect" else background.ask(operation, *background.arguments)
+        caller = asyncio.create_task(asking)
+        await asyncio.wait_for(waiting.wait(), 10)
+        await background.ask("stop")
+        with pytest.raises(NotRunning):
+            await asyncio.wait_for(caller, 10)
+        await asyncio.wait_for(task, 10)
+    background.far.answers.set()
+
+
+async def test_a_connect_whose_cluster_is_disconnected_meanwhile_begins_again(
+    background: Background, waiting: asyncio.Event
+) -> None:
+    async with serving(background) as clusters:
+        files = (str(background.kubeconfig),)
+        caller = asyncio.create_task(clusters.connect(background.arguments, files, static=False, switch=True))
+        await asyncio.wait_for(waiting.wait(), 10)
+        await clusters.disconnect((CLUSTER,), every=False)
+        background.far.answers.set()
+        assert (await asyncio.wait_for(caller, 20))["cluster"] == CLUSTER
+        (served,) = clusters.served.values()
+        assert served.cluster.session.current is not None
+
+
+async def test_a_credential_whose_cluster_is_disconnected_meanwhile_says_so(
+    background: Background, waiting: asyncio.Event
+) -> None:
+    """And does not connect it again, which the user has just taken back."""
+    async with serving(background) as clusters:
+        caller = asyncio.create_task(clusters.credential(background.arguments, ""))
+        await asyncio.wait_for(waiting.wait(), 10)
+        await clusters.disconnect((CLUSTER,), every=False)
+        with pytest.raises(Unreachable, match='"prod" was disconnected, or connected with other settings, meanwhile'):
+            await asyncio.wait_for(caller, 10)
+        assert clusters.is_empty
+
+
+async def test_a_credential_whose_cluster_is_given_up_meanwhile_has_it_served_anew(
+    background: Background, waiting: asyncio.Event
+) -> None:
+    async with serving(background) as clusters:
+        caller = asyncio.create_task(clusters.credential(background.arguments, ""))
+        await asyncio.wait_for(waiting.wait(), 10)
+        (served,) = clusters.served.values()
+        await clusters._give_up(served, "a defect")
+        background.far.answers.set()
+        assert (await asyncio.wait_for(caller, 20))["kind"] == "ExecCredential"
+        assert not clusters.failed
+
+
+@pytest.fixture
+def waiting(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Set once a caller waits for a session."""
+    found, ready = asyncio.Event(), SessionManager.ready
+
+    async def told(self: SessionManager, *, before_auth: bool = False) -> Any:
+        if self.current is None:
+            asyncio.get_running_loop().call_soon(found.set)
+        return await ready(self, before_auth=before_auth)
+
+    monkeypatch.setattr(SessionManager, "ready", told)
+    return found
+
+
+@contextlib.asynccontextmanager
+async def serving(background: Background) -> AsyncIterator[Clusters]:
+    """What serves a connection after a restart, and has no session yet: joins are not answered."""
+    async with background.running():
+        await background.connect()
+    background.far.answers.clear()
+    clusters = Clusters(Path(background.place.connections), background.settings_of, {})
+    try:
+        await clusters.restore({})
+        yield clusters
+    finally:
+        clusters.leaving = True
+        await clusters.close_all()
+        background.far.answers.set()
 
 
 async def test_what_failed_and_comes_back_is_still_the_context_s(background: Background) -> None:
