@@ -239,8 +239,8 @@ class BackgroundProcess:
                     former.send(handover.END)
                 except OSError:
                     pass  # it has ended
-        statics = [one for served in self._clusters.served.values() for one in served.connections if one.static]
         async with self._clusters.changing:  # a connect that is being written is written whole
+            statics = [one for served in self._clusters.served.values() for one in served.connections if one.static]
             await self._clusters.close_all()
         if not self._handed_over:
             await self._clusters.make_plugins(statics)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from arcbridge.client.background import process as process_module
 from arcbridge.client.background.caller import NotRunning, OtherVersion, exchange, request
 from arcbridge.client.background.connections import Connections
+from arcbridge.client.kubeconfig import Kubeconfig
 from arcbridge.errors import ArcbridgeError, ExitCode
 from arcbridge.net.join import JoinCode
 from arcbridge.wire.records import JoinReply
@@ -145,6 +147,27 @@ async def test_static_is_a_certificate_while_it_runs_and_the_plugin_afterwards(b
     assert background.document()["users"][0]["user"]["exec"]["args"] == ["credential", *background.arguments]
     async with background.running():
         assert "client-key-data" in background.document()["users"][0]["user"]
+
+
+async def test_static_that_is_written_during_the_end_is_the_plugin_afterwards_too(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merge, begun, goes_on = Kubeconfig.merge, threading.Event(), threading.Event()
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        begun.set()
+        assert goes_on.wait(10)
+        return merge(*arguments, **options)
+
+    async with background.running() as task:
+        monkeypatch.setattr(Kubeconfig, "merge", slow)
+        connecting = asyncio.create_task(background.connect(static="yes"))
+        assert await asyncio.to_thread(begun.wait, 10)
+        await background.ask("stop")
+        goes_on.set()
+        await asyncio.gather(connecting, return_exceptions=True)  # its answer may still have come
+        await asyncio.wait_for(task, 10)
+    assert background.document()["users"][0]["user"]["exec"]["args"] == ["credential", *background.arguments]
 
 
 async def test_what_cannot_be_served_again_is_told(background: Background) -> None:
