@@ -13,7 +13,7 @@ import asyncio
 import shlex
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -156,9 +156,14 @@ class Clusters:
             return
         log.error("the session is kept up no more", cluster=served.cluster.cluster, exc_info=error)
         if served in self.served.values():
-            closing = asyncio.create_task(self._give_up(served, f"internal error ({type(error).__name__})"))
-            self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
+            self._start_closing(self._give_up(served, f"internal error ({type(error).__name__})"))
+
+    def _start_closing(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Close something beside what runs; `wait_closed` waits for it."""
+        closing = asyncio.create_task(work)
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+        return closing
 
     async def _give_up(self, served: Served, reason: str) -> None:
         async with self.changing:
@@ -197,6 +202,11 @@ class Clusters:
 
     async def close_all(self) -> None:
         await asyncio.gather(*(self.close(served) for served in list(self.served.values())))
+
+    async def wait_closed(self) -> None:
+        """Wait after `close_all` until no candidate of a connect is left open either."""
+        if self._closing:
+            await asyncio.wait(self._closing)
 
     async def _renewed(self, served: Served) -> None:
         """Let the kubeconfigs have the client certificate, or the CA, that the endpoint has by now."""
@@ -386,7 +396,7 @@ class Clusters:
                 return await self._replace(key, taken, connection, kubeconfig, context, switch=switch)
         finally:
             if candidate is not None and self.served.get(key) is not candidate:
-                await self.close(candidate)
+                await asyncio.shield(self._start_closing(self.close(candidate)))
 
     async def _replace(
         self,

@@ -247,6 +247,10 @@ class BackgroundProcess:
         # What answers callers that are still there; a listening socket that is closed answers none.
         for task in self._tasks:
             task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        # The next process may take the lock at once, and what was being proved here has ports that it wants.
+        await self._clusters.wait_closed()
         if self._lock >= 0:
             os.close(self._lock)
         log.info("background process ends")

@@ -16,6 +16,7 @@ from arcbridge.client.background import process as process_module
 from arcbridge.client.background.caller import NotRunning, OtherVersion, exchange, request
 from arcbridge.client.background.connections import Connections
 from arcbridge.client.kubeconfig import Kubeconfig
+from arcbridge.client.served_cluster import ServedCluster
 from arcbridge.errors import ArcbridgeError, ExitCode
 from arcbridge.net.join import JoinCode
 from arcbridge.wire.records import JoinReply
@@ -208,6 +209,28 @@ async def test_stop(background: Background) -> None:
         await asyncio.wait_for(task, 10)
     assert background.document()["current-context"] == CLUSTER  # the plugin starts the next one
     assert len(Connections(Path(background.place.connections)).all()) == 1
+
+
+async def test_no_port_is_held_when_the_lock_is_free(background: Background, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by a connect that was being proved either: the next process may want its port."""
+    close, closed = ServedCluster.close, []
+
+    async def slow(self: ServedCluster) -> None:
+        await asyncio.sleep(0.2)
+        await close(self)
+        closed.append(self.port)
+
+    monkeypatch.setattr(ServedCluster, "close", slow)
+    background.far.answers.clear()
+    async with background.running() as task:
+        connecting = asyncio.create_task(background.connect())
+        await asyncio.wait_for(background.far.joined.wait(), 10)
+        await background.ask("stop")
+        await asyncio.wait_for(task, 10)
+        assert len(closed) == 1
+        with pytest.raises(NotRunning):
+            await connecting
+    background.far.answers.set()
 
 
 async def test_w14_a_program_of_another_user_is_refused(
