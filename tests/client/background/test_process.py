@@ -353,6 +353,45 @@ async def test_a_directory_that_is_removed_under_it_comes_back(
         assert Path(background.place.socket).stat().st_mode & 0o777 == 0o600
 
 
+async def test_a_state_directory_that_is_removed_under_it_is_locked_anew(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next command's process would find the lock free, and the two would take the socket from each other."""
+    monkeypatch.setattr(process_module, "SOCKET_CHECK", 0.05)
+    async with background.running() as first:
+        await background.connect()
+        _remove(background)
+        async with asyncio.timeout(10):
+            while not Path(background.place.socket).exists():
+                await asyncio.sleep(0.01)
+        async with background.running() as second:
+            await asyncio.wait_for(second, process_module.IDLE_END / 2)  # at once, and not for want of work
+        assert not first.done()
+        assert len((await background.ask("status"))["clusters"]) == 1
+
+
+async def test_a_process_whose_lock_another_one_has_taken_ends(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_module, "SOCKET_CHECK", 0.3)
+    async with background.running() as first:
+        await background.connect()
+        _remove(background)
+        async with background.running() as second:
+            assert not second.done()
+            await asyncio.wait_for(first, 10)
+            assert (await background.ask("status"))["clusters"] == []
+            await asyncio.sleep(0.5)
+            assert not second.done()
+            assert Path(background.place.socket).exists()
+
+
+def _remove(background: Background) -> None:
+    """Remove the state directory and the directory of the socket, as by hand."""
+    shutil.rmtree(background.place.runtime)
+    shutil.rmtree(background.place.state)
+
+
 async def _next_version(
     background: Background, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[asyncio.Task[None], asyncio.Event]:
