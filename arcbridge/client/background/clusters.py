@@ -209,24 +209,38 @@ class Clusters:
             await asyncio.wait(self._closing)
 
     async def _renewed(self, served: Served) -> None:
-        """Let the kubeconfigs have the client certificate, or the CA, that the endpoint has by now."""
+        """Let the kubeconfigs have the client certificate, or the CA, that the endpoint has by now.
+
+        Raises the first error, after all were tried.
+        """
+        failure: ArcbridgeError | None = None
         for connection in list(served.connections):
-            if not self.leaving:
-                await self._update_kubeconfig(served, connection)
+            if self.leaving:
+                return
+            try:
+                await self._write_context(served, connection)
+            except ArcbridgeError as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
 
     # -- the kubeconfig ---------------------------------------------------------------------------------------------
 
     async def _update_kubeconfig(self, served: Served, connection: Connection) -> str:
         """Let the context of a connection name the port and the process of today; returns why it does not."""
         try:
-            if not connection.kubeconfig or connection not in self.kept.all():
-                return "nothing is connected with it"
-            if await asyncio.to_thread(_refresh, served.cluster, connection):
-                return ""
-            return "the entry was changed, or taken out, by hand"
+            return await self._write_context(served, connection)
         except ArcbridgeError as error:
             log.warning("the kubeconfig was not changed", reason=error.message)
             return error.message
+
+    async def _write_context(self, served: Served, connection: Connection) -> str:
+        """Do as `_update_kubeconfig`, which does not raise the ArcbridgeError of what may succeed later."""
+        if not connection.kubeconfig or connection not in self.kept.all():
+            return "nothing is connected with it"
+        if await asyncio.to_thread(_refresh, served.cluster, connection):
+            return ""
+        return "the entry was changed, or taken out, by hand"
 
     async def make_plugins(self, connections: Sequence[Connection]) -> None:
         """Leave no client certificate for a process that has ended: the plugin starts the next one for whom it can."""
@@ -289,7 +303,7 @@ class Clusters:
     async def renew(self, served: Served) -> None:
         """Take over younger certificates where it is time; a failure is logged, and tried again."""
         if await served.cluster.renew():
-            await self._renewed(served)
+            await served.cluster.update_kubeconfig(lambda: self._renewed(served))
 
     async def _elsewhere(self, served: Served, arguments: tuple[str, ...], server: str) -> str:
         """What to do where kubectl's context names another address than that of the cluster."""

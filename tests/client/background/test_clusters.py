@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from cryptography import x509
 
 from arcbridge.client.background.caller import NotRunning
@@ -397,6 +398,36 @@ async def test_a_long_life_renews_both_certificates_and_cuts_nothing(
         # A program that read the kubeconfig before goes on, until its certificate ends.
         old = Stream(*await _with(background, port, pem=background.pem_before))
         await old.check()
+    finally:
+        clusters.leaving = True
+        await clusters.close_all()
+
+
+async def test_a_renewed_certificate_that_could_not_be_written_is_written_later(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first kubeconfig is broken: the other one is written at once, and the first one when it is whole again."""
+    monkeypatch.setattr("arcbridge.client.served_cluster.RENEWAL_CHECK", 0.05)
+    now = time.time() - 245 * DAY
+    clusters = Clusters(Path(background.place.connections), background.settings_of, {}, lambda: now)
+    background.place.make()
+    other = background.kubeconfig.with_name("other")
+    try:
+        for file in (background.kubeconfig, other):
+            await clusters.connect(background.arguments, (str(file),), static=True, switch=True)
+        whole, text = background.document(), background.kubeconfig.read_text()
+        background.kubeconfig.write_text("{ half of")
+        now = time.time()
+        async with asyncio.timeout(10):
+            while certificate_of(yaml.safe_load(other.read_text())) == certificate_of(whole):
+                await asyncio.sleep(0.01)
+        background.kubeconfig.write_text(text)
+        (served,) = clusters.served.values()
+        assert served.cluster.certificates is not None
+        renewed = served.cluster.certificates.client_certificate_pem
+        async with asyncio.timeout(10):
+            while certificate_of(background.document()) != renewed:
+                await asyncio.sleep(0.01)
     finally:
         clusters.leaving = True
         await clusters.close_all()
