@@ -29,9 +29,14 @@ from arcbridge.client.served_cluster import ServedCluster
 from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.config import ClientConfig
 from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unreachable
+from arcbridge.net.backoff import Backoff
 
 SESSION_WAIT = 25.0
 """Seconds that a caller waits for a session: kubectl's user sees nothing meanwhile."""
+FIRST_RETRY = 5.0
+"""Bound of the seconds after which a static connection that failed is served again for the first time."""
+LAST_RETRY = 300.0
+"""Largest such bound; what cannot be served now is mostly a setting or a port that a person has to change."""
 _TRIES = 3
 """How often a connect begins again because what it waited for was taken off meanwhile."""
 
@@ -77,6 +82,10 @@ class Clusters:
         """Held while it is changed, so that a process that hands over hands over a whole state."""
         self.leaving = False
         self._closing: set[asyncio.Task[None]] = set()
+        self._retrying: set[asyncio.Task[None]] = set()
+        """What waits to serve a static connection again."""
+        self._backoffs: dict[Connection, Backoff] = {}
+        """Delays of static connections that have failed: one that fails as soon as it is served has longer ones."""
         self._settings_of = settings_of
         self._environment = environment
         self._clock = clock
@@ -104,6 +113,7 @@ class Clusters:
             except ArcbridgeError as error:
                 self.failed[connection] = error.message
                 log.warning("a cluster is not served", cluster=connection.cluster, reason=error.message)
+                self._serve_later(connection)
         for sockets in left.values():
             for sock in sockets:
                 sock.close()
@@ -116,24 +126,27 @@ class Clusters:
         async with self.changing:
             if self.leaving:
                 raise Leaving
-            key = settings_key(connection.arguments)
-            if (served := self.served.get(key)) is None:
-                try:
-                    served = self._new(connection, self._settings_of(connection.arguments))
-                    if sockets:
-                        served.cluster.take(sockets)
-                    else:
-                        self._bind(served)
-                except BaseException:
-                    for sock in sockets or ():
-                        sock.close()
-                    raise
-                self._begin(served)
-                await self._accept(key, served)
-            self._enter(served, connection)
-            if served.moved or connection.static:
-                await self._update_kubeconfig(served, connection)
-            return served
+            return await self._add(connection, sockets)
+
+    async def _add(self, connection: Connection, sockets: list[socket.socket] | None) -> Served:
+        key = settings_key(connection.arguments)
+        if (served := self.served.get(key)) is None:
+            try:
+                served = self._new(connection, self._settings_of(connection.arguments))
+                if sockets:
+                    served.cluster.take(sockets)
+                else:
+                    self._bind(served)
+            except BaseException:
+                for sock in sockets or ():
+                    sock.close()
+                raise
+            self._begin(served)
+            await self._accept(key, served)
+        self._enter(served, connection)
+        if served.moved or connection.static:
+            await self._update_kubeconfig(served, connection)
+        return served
 
     def _new(self, connection: Connection, config: ClientConfig) -> Served:
         context = ClientContext(config, Terminal(), environment=self._environment)
@@ -171,6 +184,36 @@ class Clusters:
                 # At no moment is it in neither place: a process without clusters ends.
                 self.failed |= dict.fromkeys(served.connections, f"{reason}; see `arcbridge logs`")
                 await self.close(served)
+                for connection in served.connections:
+                    self._serve_later(connection, lasted=time.time() - served.since)
+
+    def _serve_later(self, connection: Connection, *, lasted: float = 0.0) -> None:
+        """Have a static connection that failed served again: its context has no plugin that would ask for it.
+
+        `lasted`: seconds for which it was served.
+        """
+        if connection.static and not self.leaving:
+            backoff = self._backoffs.setdefault(connection, Backoff(first=FIRST_RETRY, cap=LAST_RETRY))
+            retrying = asyncio.create_task(self._serve_again(connection, backoff, lasted))
+            self._retrying.add(retrying)
+            retrying.add_done_callback(self._retrying.discard)
+
+    async def _serve_again(self, connection: Connection, backoff: Backoff, lasted: float) -> None:
+        while True:
+            await asyncio.sleep(backoff.next_delay(lasted=lasted))
+            lasted = 0.0
+            async with self.changing:
+                if self.leaving or connection not in self.failed:
+                    return  # it is served again, or was taken off, or is for the next process
+                try:
+                    await self._add(connection, None)
+                except ArcbridgeError as error:
+                    self.failed[connection] = error.message
+                except Exception:  # a defect of ours ends no attempts
+                    log.exception("a cluster is not served", cluster=connection.cluster)
+                else:
+                    log.info("a cluster is served again", cluster=connection.cluster)
+                    return
 
     async def _accept(self, key: Settings, served: Served) -> None:
         """Serve at the port that it has."""
@@ -201,6 +244,8 @@ class Clusters:
         await served.cluster.close()
 
     async def close_all(self) -> None:
+        for retrying in self._retrying:
+            retrying.cancel()
         await asyncio.gather(*(self.close(served) for served in list(self.served.values())))
 
     async def wait_closed(self) -> None:
@@ -502,6 +547,7 @@ class Clusters:
             for connection in chosen:
                 await asyncio.to_thread(remove_connection, connection, self.kept, self._settings_of, self._environment)
                 self.failed.pop(connection, None)
+                self._backoffs.pop(connection, None)
                 for served in list(self.served.values()):
                     if connection in served.connections:
                         served.connections.remove(connection)

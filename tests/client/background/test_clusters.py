@@ -332,6 +332,65 @@ async def test_a_session_that_a_defect_ended_comes_back_when_it_is_asked_for(
         await (await Stream.open(background, port)).check()
 
 
+async def test_a_static_connection_that_a_defect_ended_comes_back_by_itself(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its context has no plugin that would ask for it."""
+    monkeypatch.setattr("arcbridge.client.background.clusters.FIRST_RETRY", 0.05)
+    run, defects = SessionManager.run, [RuntimeError("a defect")] * 3
+
+    async def broken(self: SessionManager) -> None:
+        if defects:
+            raise defects.pop()
+        await run(self)
+
+    async with background.running():
+        port = (await background.connect(static="yes"))["port"]
+    monkeypatch.setattr(SessionManager, "run", broken)
+    async with background.running():
+        async with asyncio.timeout(10):
+            while (await background.ask("status"))["clusters"][0]["state"] != "connected":
+                await asyncio.sleep(0.01)
+        assert not defects
+        (one,) = (await background.ask("status"))["clusters"]
+        assert (one["port"], one["contexts"]) == (port, [CLUSTER])
+        assert "client-key-data" in background.document()["users"][0]["user"]
+
+
+async def test_a_static_connection_whose_settings_were_away_comes_back_by_itself(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("arcbridge.client.background.clusters.FIRST_RETRY", 0.05)
+    async with background.running():
+        await background.connect(static="yes")
+    background.away = True
+    async with background.running():
+        (one,) = (await background.ask("status"))["clusters"]
+        assert (one["state"], one["reason"]) == ("failed", "the settings file is away")
+        background.away = False
+        async with asyncio.timeout(10):
+            while (await background.ask("status"))["clusters"][0]["state"] != "connected":
+                await asyncio.sleep(0.01)
+
+
+async def test_what_was_disconnected_does_not_come_back(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("arcbridge.client.background.clusters.FIRST_RETRY", 0.05)
+    async with background.running():
+        await background.connect(static="yes")
+    clusters = Clusters(Path(background.place.connections), background.settings_of, {})
+    background.away = True
+    await clusters.restore({})
+    assert clusters.failed
+    background.away = False
+    await clusters.disconnect((CLUSTER,), every=False)
+    await asyncio.sleep(0.2)
+    assert clusters.is_empty
+    assert not clusters._retrying
+    await clusters.close_all()
+
+
 # -- a port that differs ----------------------------------------------------------------------------------------------
 
 
