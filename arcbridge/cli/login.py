@@ -12,6 +12,7 @@ from arcbridge.choices import PROGRAM
 from arcbridge.cli.flags import DOCUMENTS
 from arcbridge.cli.output import plain, print_document, print_rows, print_warning, rfc3339
 from arcbridge.cli.parser import Invocation
+from arcbridge.cli.settings import given_settings
 from arcbridge.config import ClientConfig
 from arcbridge.errors import ConfigError, ExitCode
 
@@ -34,10 +35,12 @@ def _run(work: Coroutine[Any, Any, int]) -> int:
 
 
 def _login(invocation: Invocation, config: ClientConfig) -> int:
-    return _run(_log_in(config, invocation.texts("relay_url"), renew=invocation.switch("renew_trust")))
+    given = given_settings(invocation, os.environ)
+    named = {path.removeprefix("login.") for path in given if path.startswith("login.")}
+    return _run(_log_in(config, invocation.texts("relay_url"), renew=invocation.switch("renew_trust"), named=named))
 
 
-async def _log_in(config: ClientConfig, relays: tuple[str, ...], *, renew: bool) -> int:
+async def _log_in(config: ClientConfig, relays: tuple[str, ...], *, renew: bool, named: set[str]) -> int:
     from arcbridge.cli.terminal import ask_yes, configure_logging, terminal
     from arcbridge.client.jwt_unverified import claims_unverified
     from arcbridge.client.relay_profile import RelayProfiles
@@ -52,7 +55,7 @@ async def _log_in(config: ClientConfig, relays: tuple[str, ...], *, renew: bool)
     if relays:
         config = replace(config, relay="", relays=relays)
     ask = ask_yes if shown.ask_trust is not None else None
-    profile = await trusted(config, profiles, relays, ask=ask, say=shown.tell, renew=renew)
+    profile = await trusted(config, profiles, relays, ask=ask, say=shown.tell, renew=renew, named=named)
     context = ClientContext(with_profile(config, profile), shown)
     if profile is not None and context.config.login.grant_type == PROGRAM:
         # Its tokens are asked for by each command; here it is seen whether the issuer gives any.

@@ -45,9 +45,9 @@ def settings_file(invocation: Invocation, environment: Mapping[str, str]) -> Pat
                     refuse_foreign_settings(candidate)
                 return candidate
         except PermissionError:
-            # A server's settings are there and not to be read, which the loader says; a client may be on the machine of
+            # Settings that are not to be read are an error, which the loader says; a client may be on the machine of
             # a relay, whose settings are none of its business. (From Python 3.14 on `is_file` is False then.)
-            if invocation.role != CLIENT:
+            if invocation.role != CLIENT or directory != shared_settings(environment):
                 return candidate
     return None
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ OWN = ("client_id", *_TEXTS[2:], *_LISTS, "redirect_port", "proof_key_file")
 """The settings of a login that the user may give beside what a relay names, and that are kept with it."""
 _TEXT_LIMIT = 512
 _LIST_LIMIT = 64
+_WORD_RULE = f"a word is printable ASCII without a space, of at most {_TEXT_LIMIT} characters"
 _NONE_NAMED = LoginConfig()
 
 
@@ -141,7 +142,7 @@ def short_url(address: Address) -> str:
 
 
 class RelayProfiles:
-    """The profiles of one state directory. Every method raises StateError."""
+    """The profiles of one state directory. Every method raises StateError; `save` raises ConfigError too."""
 
     def __init__(self, state: Path) -> None:
         self.path = state / "relays"
@@ -161,6 +162,7 @@ class RelayProfiles:
 
     def save(self, profile: RelayProfile) -> RelayProfile:
         """Keep a profile in place of the one of the same relay; returns it with its directory."""
+        check_readable(profile)
         directory = profile.directory if profile.directory != Path() else self.path / _name(profile.address)
         ensure_private_directory(directory)
         with locked(self.path / ".lock"):
@@ -172,7 +174,7 @@ class RelayProfiles:
                 "login": profile.login.document(),
                 "from_relay": profile.from_relay,
                 "grant_type": profile.grant_type,
-                "own": {name: str(one) if isinstance(one, Path) else one for name, one in profile.own.items()},
+                "own": _own_document(profile.own),
                 "logged_in_at": profile.logged_in_at,
             }
             # Written last, because a directory without this file counts as no profile.
@@ -278,23 +280,55 @@ def given(login: LoginConfig, offer: LoginOffer) -> dict[str, Any]:
     return {name: value for name, value in found.items() if offer.settings.get(name) != value}
 
 
+def later_own(kept: Mapping[str, Any], login: LoginConfig, offer: LoginOffer, named: Collection[str]) -> dict[str, Any]:
+    """Return the user's own settings after a login that gives some of them; the others stay as they were kept.
+
+    `named`: settings that this login gives even where they have their defaults. What it gives as `offer` has it is the
+    user's own no more.
+    """
+    changed = {name for name in OWN if name in named or getattr(login, name) != _default(name)}
+    return {name: value for name, value in kept.items() if name not in changed} | given(login, offer)
+
+
+def check_readable(profile: RelayProfile) -> None:
+    """Raise ConfigError, which names the setting, where the login of a profile could be kept and not be read again."""
+    try:
+        LoginOffer.read(profile.login.document())
+        _read_own(_own_document(profile.own))
+    except ConfigError as error:
+        raise ConfigError(f"login.{error.message} ({_WORD_RULE})") from error
+
+
+def _own_document(own: Mapping[str, Any]) -> dict[str, Any]:
+    """The user's own settings as JSON, for `_read_own`."""
+    return {
+        name: str(one) if isinstance(one, Path) else list(one) if isinstance(one, tuple) else one
+        for name, one in own.items()
+    }
+
+
 def _read_own(document: object) -> dict[str, Any]:
-    """Read what was kept of the user's own settings; raises ValueError."""
+    """Read what was kept of the user's own settings; raises ConfigError."""
     if not isinstance(document, dict) or not set(document) <= set(OWN):
-        raise ValueError("not the settings of a login")
+        raise ConfigError("own is not the settings of a login")
     own: dict[str, Any] = {}
     for name, value in document.items():
         if name in _LISTS:
-            good = isinstance(value, list) and all(_is_word(one) for one in value)
-            own[name] = tuple(value) if good else None
+            if not isinstance(value, list) or not all(_is_word(one) for one in value):
+                raise ConfigError(f"{name} is not a list of words")
+            own[name] = tuple(value)
         elif name == "redirect_port":
-            own[name] = value if type(value) is int else None
+            if type(value) is not int:
+                raise ConfigError(f"{name} is not a number")
+            own[name] = value
         elif name == "proof_key_file":
-            own[name] = Path(value) if isinstance(value, str) else None
+            if not isinstance(value, str):
+                raise ConfigError(f"{name} is not a path")
+            own[name] = Path(value)
         else:
-            own[name] = value if _is_word(value) else None
-    if None in own.values():
-        raise ValueError("not a setting of that name")
+            if not _is_word(value):
+                raise ConfigError(f"{name} is not a text that it can be")
+            own[name] = value
     return own
 
 

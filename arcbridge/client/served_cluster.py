@@ -58,6 +58,9 @@ class ServedCluster:
         self._renew_at: float | None = None
         """Unix seconds from which younger certificates are wanted; None: not looked at yet."""
         self._told_of_failure = False
+        self._unwritten = False
+        """Whether the kubeconfig has a former client certificate, or CA."""
+        self._told_of_unwritten = False
 
     def bind(self) -> str:
         """Take the port: the wanted one, or the one this cluster had, or the next free one.
@@ -146,24 +149,43 @@ class ServedCluster:
                 self._told_of_failure = True
                 log.warning("the certificates of the endpoint are not renewed", reason=error.message)
             return False
+        if fresh != self.certificates and self.endpoint is not None:
+            self.endpoint.renew(fresh)
         former, self.certificates, self._renew_at = self.certificates, fresh, renew_at
         self._told_of_failure = False
         if fresh == former:
             return False
-        if self.endpoint is not None:
-            self.endpoint.renew(fresh)
         log.info("took over younger certificates", cluster=self.cluster)
-        return (fresh.ca_pem, fresh.client_certificate_pem) != (former.ca_pem, former.client_certificate_pem)
+        changed = (fresh.ca_pem, fresh.client_certificate_pem) != (former.ca_pem, former.client_certificate_pem)
+        self._unwritten = self._unwritten or changed
+        return changed
+
+    async def update_kubeconfig(self, changed: Callable[[], Awaitable[None]]) -> None:
+        """Call `changed` where the kubeconfig has to say something else, at each call until it has succeeded.
+
+        Its ArcbridgeError is logged once.
+        """
+        if not self._unwritten:
+            return
+        certificates = self.certificates
+        try:
+            await changed()
+        except ArcbridgeError as error:
+            if not self._told_of_unwritten:
+                self._told_of_unwritten = True
+                log.warning("a kubeconfig has the former client certificate", reason=error.message)
+            return
+        self._told_of_unwritten = False
+        if self.certificates is certificates:
+            self._unwritten = False
 
     async def keep_renewed(self, changed: Callable[[], Awaitable[None]]) -> None:
-        """Call `renew` for ever, and `changed` where the kubeconfig has to say something else."""
+        """Call `renew` for ever, and `changed` where the kubeconfig has to say something else, until it succeeds."""
         while True:
             await asyncio.sleep(RENEWAL_CHECK)
             try:
-                if await self.renew():
-                    await changed()
-            except ArcbridgeError as error:
-                log.warning("a kubeconfig has the former client certificate", reason=error.message)
+                await self.renew()
+                await self.update_kubeconfig(changed)
             except Exception:  # a defect of ours is to cut nothing that runs
                 log.exception("the certificates of the endpoint are not renewed", cluster=self.cluster)
 

@@ -8,7 +8,7 @@ does the login itself.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -24,8 +24,10 @@ from arcbridge.client.relay_profile import (
     RelayProfile,
     RelayProfiles,
     apply,
+    check_readable,
     given,
     has_login,
+    later_own,
     short_url,
 )
 from arcbridge.client.relays import concerns_all
@@ -50,13 +52,15 @@ async def trusted(
     ask: Ask | None,
     say: Say,
     renew: bool = False,
+    named: Collection[str] = (),
 ) -> RelayProfile | None:
     """Find the profile to log in with, and keep it; None where the settings alone say where to log in and no relay was
     named.
 
     `relays`: the URLs that `login` was given. `ask`: None where there is no terminal. `renew`: ask again, whatever was
-    trusted. Raises PinMismatch where the user says no, or the relay is not the one that was trusted; ConfigError where
-    nothing says how to log in; Unreachable.
+    trusted. `named`: settings of the login that are given even where they have their defaults, by their names in
+    `LoginConfig`; what was kept of them before counts no more. Raises PinMismatch where the user says no, or the relay
+    is not the one that was trusted; ConfigError where nothing says how to log in; Unreachable.
     """
     if has_login(config.login) and not config.login.issuer:
         raise ConfigError(
@@ -75,11 +79,16 @@ async def trusted(
     profile = profiles.get(addresses[0])
     if profile is None or renew:
         return await _first_contact(config, profiles, relays, profile, ask)
-    return await _later_contact(config, profiles, profile, relays, say)
+    return await _later_contact(config, profiles, profile, relays, say, named)
 
 
 async def _later_contact(
-    config: ClientConfig, profiles: RelayProfiles, profile: RelayProfile, relays: tuple[str, ...], say: Say
+    config: ClientConfig,
+    profiles: RelayProfiles,
+    profile: RelayProfile,
+    relays: tuple[str, ...],
+    say: Say,
+    named: Collection[str],
 ) -> RelayProfile:
     """Hold what the relay says against what was trusted, and keep what the user gives with this login."""
     login = config.login
@@ -108,11 +117,10 @@ async def _later_contact(
         profile = replace(profile, relays=tuple(dict.fromkeys((*profile.relays, *urls))))
     if login.issuer and login.issuer != profile.login.issuer:
         profile = replace(profile, login=_own_offer(login), from_relay=False, own={})
-    if own := given(login, profile.login):
-        profile = replace(profile, own={**profile.own, **own})
+    profile = replace(profile, own=later_own(profile.own, login, profile.login, named))
     if login.ca_file is not None:
         profile = replace(profile, issuer_ca_pem=_text(login.ca_file))
-    if login.grant_type != "auto":
+    if login.grant_type != "auto" or "grant_type" in named:
         profile = replace(profile, grant_type=login.grant_type)
     return profiles.save(profile)
 
@@ -150,7 +158,6 @@ async def _first_contact(
         # The user has named the issuer, and is asked nothing: what is not shown makes no login weaker
         # (docs/threats.md#B24).
         offer = replace(offer, settings={**offer.settings, "dpop": login.dpop})
-    await _agree(config, contact, offer, former, ask)
     profile = RelayProfile(
         tuple(parse_address(one).url for one in relays),
         offer,
@@ -161,6 +168,8 @@ async def _first_contact(
         login.grant_type,
         given(login, offer),
     )
+    check_readable(profile)  # before the user is asked
+    await _agree(config, contact, offer, former, ask)
     if former is not None:
         kept = former.issuer_ca_pem if former.login.issuer == offer.issuer else ""
         profile = replace(profile, directory=former.directory, issuer_ca_pem=profile.issuer_ca_pem or kept)

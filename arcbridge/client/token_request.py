@@ -19,6 +19,8 @@ from arcbridge.net.system_trust import trusting_context
 DEADLINE = 20.0
 """Seconds for one request."""
 _LIMIT = 256 * 1024
+_UNTRUSTED_CA = (18, 19, 20, 21)
+"""Of x509_vfy.h: a certificate that vouches for itself, such a CA, one that is not here, and no CA at all."""
 
 
 async def request(
@@ -56,10 +58,7 @@ async def request(
     except TimeoutError as error:
         raise Unreachable(f"{host} did not answer within {DEADLINE:.0f} s") from error
     except aiohttp.ClientSSLError as error:
-        raise Unreachable(
-            f"the certificate of {host} is not of a CA that is trusted for tokens; have this system trust the right "
-            "one (SSL_CERT_FILE names a file of CAs)"
-        ) from error
+        raise Unreachable(_tls_failure(str(host), error.__cause__)) from error
     except (aiohttp.ClientError, OSError) as error:
         raise Unreachable(f"{host} cannot be reached for a token ({type(error).__name__})") from error
     try:
@@ -67,6 +66,19 @@ async def request(
     except (ValueError, RecursionError):
         document = {}
     return status, document if isinstance(document, dict) else {}
+
+
+def _tls_failure(host: str, cause: BaseException | None) -> str:
+    """Why TLS failed, for the user."""
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        if cause.verify_code in _UNTRUSTED_CA:
+            return (
+                f"the certificate of {host} is not of a CA that is trusted for tokens; have this system trust the "
+                "right one (SSL_CERT_FILE names a file of CAs)"
+            )
+        return f"the certificate of {host} is not good: {cause.verify_message}"
+    reason = cause.reason if isinstance(cause, ssl.SSLError) else ""
+    return f"{host} cannot be reached for a token: TLS failed ({reason or type(cause).__name__})"
 
 
 def trust(ca_file: Path | None) -> ssl.SSLContext:

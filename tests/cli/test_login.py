@@ -219,6 +219,16 @@ class TestFirstContact:
         assert kept["from_relay"]
         assert kept["ca_pin"] == relay.authority.pin
 
+    async def test_a_flag_takes_back_what_an_earlier_one_gave(
+        self, person: Person, relay: Relay, issuer: Issuer
+    ) -> None:
+        """Also where it gives the default, which settings alone do not tell from no flag."""
+        await person.log_in(*known(relay, issuer), "--oidc-audience", "other", "--grant-type", "device-code")
+        code, _, err = await person.log_in(url(relay), "--oidc-audience", "", "--grant-type", "auto")
+        assert code == ExitCode.DONE, err
+        document = json.loads((person.profiles[0] / "profile.json").read_text())
+        assert (document["own"], document["grant_type"]) == ({}, "auto")
+
     async def test_a_pin_alone_leaves_the_issuer_to_be_asked(self, person: Person, relay: Relay) -> None:
         _, _, err = await person.run("login", url(relay), "--relay-ca-pin", relay.authority.pin)
         assert "its CA would be" not in err

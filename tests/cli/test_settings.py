@@ -10,6 +10,7 @@ from arcbridge.cli.flags import flags_of
 from arcbridge.cli.parser import parse
 from arcbridge.cli.settings import load_settings, settings_file
 from arcbridge.errors import ConfigError
+from arcbridge.user_directories import shared_settings, user_directory
 
 
 def settings(line: str, role: str = "client", **environment: str) -> object:
@@ -87,6 +88,26 @@ def test_the_settings_file(tmp_path: Path) -> None:
     assert settings_file(invocation, {"XDG_CONFIG_HOME": str(tmp_path)}) == own
     assert settings_file(invocation, {"XDG_CONFIG_HOME": str(tmp_path), "ARCBRIDGE_CONFIG": "/x"}) == Path("/x")
     assert settings_file(parse(["--config", "/y"], "client"), {"ARCBRIDGE_CONFIG": "/x"}) == Path("/y")
+
+
+@pytest.mark.parametrize("role", ["client", "relay"])
+@pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
+def test_settings_that_are_not_to_be_read(
+    role: str, shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are no settings that are absent, except for a client those in the directory of a server."""
+    environment = {"XDG_CONFIG_HOME": str(tmp_path)}
+    closed = shared_settings(environment) if shared else user_directory("config", environment)
+    is_file = Path.is_file
+
+    def guarded(path: Path) -> bool:
+        if path.parent == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", guarded)
+    expected = None if shared and role == "client" else closed / f"{role}.toml"
+    assert settings_file(parse([], role), environment) == expected
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,42 @@ class TestKept:
         with pytest.raises(StateError, match="is damaged: remove it, and log in again"):
             profiles.all()
 
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("scopes", ("openid profile groups",)),
+            ("relay_scopes", ("openid", "s" * 513)),
+            ("client_id", "a b"),
+            ("audience", "f\u00fcr"),
+        ],
+    )
+    def test_what_could_not_be_read_again_is_not_kept(self, profiles: RelayProfiles, name: str, value: Any) -> None:
+        """One such setting made the profile a damaged one for every command."""
+        saved = profiles.save(PROFILE)
+        named = rf"^login\.{name} is not .* \(a word is printable ASCII without a space"
+        with pytest.raises(ConfigError, match=named):
+            profiles.save(replace(saved, own={name: value}))
+        with pytest.raises(ConfigError, match=named):
+            profiles.save(replace(saved, login=replace(OFFER, settings={**OFFER.settings, name: value})))
+        assert profiles.all() == [saved]
+
+    def test_what_the_user_gave_is_read_as_it_was_saved(self, profiles: RelayProfiles) -> None:
+        own = {"scopes": ("openid", "groups"), "redirect_port": 0, "proof_key_file": Path("/k"), "audience": ""}
+        saved = profiles.save(replace(PROFILE, own=own))
+        assert saved.own == own
+        assert profiles.all() == [saved]
+
+    @pytest.mark.parametrize(
+        "own",
+        [[], {"issuer": "x"}, {"scopes": "s"}, {"redirect_port": "1"}, {"proof_key_file": 1}, {"client_id": 1}],
+        ids=str,
+    )
+    def test_damaged_settings_of_the_user(self, profiles: RelayProfiles, own: object) -> None:
+        file = profiles.save(PROFILE).directory / "profile.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "own": own}))
+        with pytest.raises(StateError, match="is damaged"):
+            profiles.all()
+
     def test_a_half_written_one_is_none(self, profiles: RelayProfiles) -> None:
         (profiles.save(PROFILE).directory / "profile.json").unlink()
         assert profiles.all() == []

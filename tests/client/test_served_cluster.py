@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ from arcbridge.client.listening import PortInUse
 from arcbridge.client.served_cluster import ServedCluster
 from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.config import ClientConfig
+from arcbridge.errors import StateError
 from arcbridge.pki.authority import certificate_validity
 from tests.client.test_session_manager import login
 
@@ -98,6 +101,60 @@ async def test_certificates_are_renewed_when_a_third_of_their_life_is_left(tmp_p
     # 90 days for the endpoint, 366 for the client, in the same minute where both are due.
     assert seen == [(60, False), (120, False), (180, False), (240, False), (244, True)]
     assert one.certificates.ca_pem == first.ca_pem
+    await one.close()
+
+
+async def test_a_certificate_that_is_not_written_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each minute, and not with the next certificate in months; a lock, a full disk or half of a file is soon over."""
+    monkeypatch.setattr("arcbridge.client.served_cluster.RENEWAL_CHECK", 0.01)
+    now = time.time() - 245 * DAY
+    one = served(tmp_path, port=0, clock=lambda: now)
+    one.bind()
+    now = time.time()
+    failures: list[Exception] = [StateError("is locked"), StateError("is locked"), RuntimeError("a defect")]
+    written: list[object] = []
+
+    async def write() -> None:
+        if failures:
+            raise failures.pop(0)
+        written.append(one.certificates)
+
+    with capture_logs() as logs:
+        keeping = asyncio.create_task(one.keep_renewed(write))
+        async with asyncio.timeout(10):
+            while not written:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        keeping.cancel()
+    assert written == [one.certificates], "once it is written it is written"
+    assert [line["event"] for line in logs].count("a kubeconfig has the former client certificate") == 1
+    await one.close()
+
+
+async def test_an_endpoint_that_does_not_take_a_certificate_is_given_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time() - 61 * DAY
+    one = served(tmp_path, port=0, clock=lambda: now)
+    one.bind()
+    former, now = one.certificates, time.time()
+    endpoint = one.endpoint
+    assert endpoint is not None
+
+    def refuse(*_: object) -> None:
+        raise ssl.SSLError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(endpoint, "renew", refuse)
+        with pytest.raises(ssl.SSLError):
+            await one.renew()
+    assert one.certificates is former
+    shown = endpoint._context
+    await one.renew()
+    assert one.certificates != former
+    assert endpoint._context is not shown
     await one.close()
 
 

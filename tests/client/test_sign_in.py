@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,10 +43,13 @@ class Person:
         self.questions.append(question)
         return self.answer
 
-    async def trust(self, relay: Relay | None, *, renew: bool = False, **settings: Any) -> Any:
+    async def trust(
+        self, relay: Relay | None, *, renew: bool = False, named: Collection[str] = (), **settings: Any
+    ) -> Any:
         relays = () if relay is None else (f"127.0.0.1:{relay.port}",)
         config = ClientConfig(relays=relays, **settings)
-        return await trusted(config, self.profiles, relays, ask=self.ask, say=self.told.append, renew=renew)
+        say = self.told.append
+        return await trusted(config, self.profiles, relays, ask=self.ask, say=say, renew=renew, named=named)
 
 
 @pytest.fixture
@@ -178,6 +181,31 @@ async def test_what_the_first_login_gives_beside_the_relay_is_kept_too(person: P
     profile = await person.trust(relay, login=LoginConfig(client_id="mine"))
     assert profile.from_relay
     assert with_profile(ClientConfig(), person.profiles.all()[0]).login.client_id == "mine"
+
+
+async def test_what_cannot_be_kept_is_told_before_the_user_is_asked(person: Person, relay: Relay) -> None:
+    odd = LoginConfig(scopes=("openid profile groups",))
+    with pytest.raises(ConfigError, match=r"^login\.scopes is not a list of words"):
+        await person.trust(relay, login=odd)
+    assert person.questions == []
+    profile = await person.trust(relay)
+    with pytest.raises(ConfigError, match=r"^login\.scopes is not a list of words"):
+        await person.trust(relay, login=odd)
+    assert person.profiles.all() == [profile]
+
+
+async def test_what_the_relay_names_takes_back_what_was_kept(person: Person, relay: Relay) -> None:
+    """The next command logs in, and looks for the tokens, as this login did."""
+    own = LoginConfig(client_id="other", audience="a", scopes=("openid",), grant_type="device-code")
+    await person.trust(relay, login=own)
+    profile = await person.trust(relay, login=LoginConfig(client_id="arcbridge"))
+    assert profile.own == {"audience": "a", "scopes": ("openid",)}
+    assert with_profile(ClientConfig(), person.profiles.all()[0]).login.client_id == "arcbridge"
+    # A flag that gives a default is told from a flag that is not there.
+    profile = await person.trust(relay, named={"audience", "scopes", "grant_type"})
+    assert (profile.own, profile.grant_type) == ({}, "auto")
+    assert person.profiles.all() == [profile]
+    assert with_profile(ClientConfig(), profile).login.audience == ""
 
 
 async def test_settings_with_tokens_of_their_own(person: Person, tmp_path: Path) -> None:

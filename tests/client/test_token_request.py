@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 import ssl
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -48,6 +51,40 @@ async def test_an_answer(service: str, tmp_path: Path) -> None:
     found = await request("POST", f"{service}/token", "Bearer x", context, None, {"X-A": "b"})
     assert found == (200, {"got": "Bearer x", "with": "b"})
     assert await request("GET", f"{service}/text", "Bearer x", context, None) == (200, {})
+
+
+async def answered_with(context: ssl.SSLContext | None, ca_file: Path) -> str:
+    """What the user is told where a server of this context answers."""
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(Unreachable) as caught:
+            await request("GET", f"https://127.0.0.1:{port}/token", "Bearer SECRET", trust(ca_file), None)
+    assert "SECRET" not in str(caught.value)
+    return caught.value.message
+
+
+async def test_a_ca_is_blamed_only_where_it_is_the_ca(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    trusted = tmp_path / "ca.pem"
+    ended = datetime.now(UTC) - timedelta(days=1)
+    for certificate, words in (
+        (authority.issue_cert("127.0.0.1", not_after=ended), "is not good: certificate has expired"),
+        (authority.issue_cert("127.0.0.2"), "is not good: IP address mismatch, certificate is not valid for"),
+        (trustme.CA().issue_cert("127.0.0.1"), "is not of a CA that is trusted for tokens"),
+    ):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        certificate.configure_cert(context)
+        said = await answered_with(context, trusted)
+        assert said.startswith(f"the certificate of 127.0.0.1 {words}")
+    said = await answered_with(None, trusted)  # it speaks no TLS
+    assert re.fullmatch(r"127\.0\.0\.1 cannot be reached for a token: TLS failed \([A-Z_]+\)", said)
 
 
 async def test_a_redirect_is_not_followed(service: str, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import asyncio
 import shlex
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,14 @@ from arcbridge.client.served_cluster import ServedCluster
 from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.config import ClientConfig
 from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unreachable
+from arcbridge.net.backoff import Backoff
 
 SESSION_WAIT = 25.0
 """Seconds that a caller waits for a session: kubectl's user sees nothing meanwhile."""
+FIRST_RETRY = 5.0
+"""Bound of the seconds after which a static connection that failed is served again for the first time."""
+LAST_RETRY = 300.0
+"""Largest such bound; what cannot be served now is mostly a setting or a port that a person has to change."""
 _TRIES = 3
 """How often a connect begins again because what it waited for was taken off meanwhile."""
 
@@ -77,6 +82,10 @@ class Clusters:
         """Held while it is changed, so that a process that hands over hands over a whole state."""
         self.leaving = False
         self._closing: set[asyncio.Task[None]] = set()
+        self._retrying: set[asyncio.Task[None]] = set()
+        """What waits to serve a static connection again."""
+        self._backoffs: dict[Connection, Backoff] = {}
+        """Delays of static connections that have failed: one that fails as soon as it is served has longer ones."""
         self._settings_of = settings_of
         self._environment = environment
         self._clock = clock
@@ -104,6 +113,7 @@ class Clusters:
             except ArcbridgeError as error:
                 self.failed[connection] = error.message
                 log.warning("a cluster is not served", cluster=connection.cluster, reason=error.message)
+                self._serve_later(connection)
         for sockets in left.values():
             for sock in sockets:
                 sock.close()
@@ -116,24 +126,27 @@ class Clusters:
         async with self.changing:
             if self.leaving:
                 raise Leaving
-            key = settings_key(connection.arguments)
-            if (served := self.served.get(key)) is None:
-                try:
-                    served = self._new(connection, self._settings_of(connection.arguments))
-                    if sockets:
-                        served.cluster.take(sockets)
-                    else:
-                        self._bind(served)
-                except BaseException:
-                    for sock in sockets or ():
-                        sock.close()
-                    raise
-                self._begin(served)
-                await self._accept(key, served)
-            self._enter(served, connection)
-            if served.moved or connection.static:
-                await self._update_kubeconfig(served, connection)
-            return served
+            return await self._add(connection, sockets)
+
+    async def _add(self, connection: Connection, sockets: list[socket.socket] | None) -> Served:
+        key = settings_key(connection.arguments)
+        if (served := self.served.get(key)) is None:
+            try:
+                served = self._new(connection, self._settings_of(connection.arguments))
+                if sockets:
+                    served.cluster.take(sockets)
+                else:
+                    self._bind(served)
+            except BaseException:
+                for sock in sockets or ():
+                    sock.close()
+                raise
+            self._begin(served)
+            await self._accept(key, served)
+        self._enter(served, connection)
+        if served.moved or connection.static:
+            await self._update_kubeconfig(served, connection)
+        return served
 
     def _new(self, connection: Connection, config: ClientConfig) -> Served:
         context = ClientContext(config, Terminal(), environment=self._environment)
@@ -156,9 +169,14 @@ class Clusters:
             return
         log.error("the session is kept up no more", cluster=served.cluster.cluster, exc_info=error)
         if served in self.served.values():
-            closing = asyncio.create_task(self._give_up(served, f"internal error ({type(error).__name__})"))
-            self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
+            self._start_closing(self._give_up(served, f"internal error ({type(error).__name__})"))
+
+    def _start_closing(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Close something beside what runs; `wait_closed` waits for it."""
+        closing = asyncio.create_task(work)
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+        return closing
 
     async def _give_up(self, served: Served, reason: str) -> None:
         async with self.changing:
@@ -166,6 +184,36 @@ class Clusters:
                 # `failed` gets its connections before `served` loses them: a process in which both are empty ends.
                 self.failed |= dict.fromkeys(served.connections, f"{reason}; see `arcbridge logs`")
                 await self.close(served)
+                for connection in served.connections:
+                    self._serve_later(connection, lasted=time.time() - served.since)
+
+    def _serve_later(self, connection: Connection, *, lasted: float = 0.0) -> None:
+        """Have a static connection that failed served again: its context has no plugin that would ask for it.
+
+        `lasted`: seconds for which it was served.
+        """
+        if connection.static and not self.leaving:
+            backoff = self._backoffs.setdefault(connection, Backoff(first=FIRST_RETRY, cap=LAST_RETRY))
+            retrying = asyncio.create_task(self._serve_again(connection, backoff, lasted))
+            self._retrying.add(retrying)
+            retrying.add_done_callback(self._retrying.discard)
+
+    async def _serve_again(self, connection: Connection, backoff: Backoff, lasted: float) -> None:
+        while True:
+            await asyncio.sleep(backoff.next_delay(lasted=lasted))
+            lasted = 0.0
+            async with self.changing:
+                if self.leaving or connection not in self.failed:
+                    return  # it is served again, or was taken off, or is for the next process
+                try:
+                    await self._add(connection, None)
+                except ArcbridgeError as error:
+                    self.failed[connection] = error.message
+                except Exception:  # a defect of ours ends no attempts
+                    log.exception("a cluster is not served", cluster=connection.cluster)
+                else:
+                    log.info("a cluster is served again", cluster=connection.cluster)
+                    return
 
     async def _accept(self, key: Settings, served: Served) -> None:
         """Serve at the port that it has."""
@@ -196,27 +244,48 @@ class Clusters:
         await served.cluster.close()
 
     async def close_all(self) -> None:
+        for retrying in self._retrying:
+            retrying.cancel()
         await asyncio.gather(*(self.close(served) for served in list(self.served.values())))
 
+    async def wait_closed(self) -> None:
+        """Wait after `close_all` until no candidate of a connect is left open either."""
+        if self._closing:
+            await asyncio.wait(self._closing)
+
     async def _renewed(self, served: Served) -> None:
-        """Let the kubeconfigs have the client certificate, or the CA, that the endpoint has by now."""
+        """Let the kubeconfigs have the client certificate, or the CA, that the endpoint has by now.
+
+        Raises the first error, after all were tried.
+        """
+        failure: ArcbridgeError | None = None
         for connection in list(served.connections):
-            if not self.leaving:
-                await self._update_kubeconfig(served, connection)
+            if self.leaving:
+                return
+            try:
+                await self._write_context(served, connection)
+            except ArcbridgeError as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
 
     # -- the kubeconfig ---------------------------------------------------------------------------------------------
 
     async def _update_kubeconfig(self, served: Served, connection: Connection) -> str:
         """Let the context of a connection name the port and the process of today; returns why it does not."""
         try:
-            if not connection.kubeconfig or connection not in self.kept.all():
-                return "nothing is connected with it"
-            if await asyncio.to_thread(_refresh, served.cluster, connection):
-                return ""
-            return "the entry was changed, or taken out, by hand"
+            return await self._write_context(served, connection)
         except ArcbridgeError as error:
             log.warning("the kubeconfig was not changed", reason=error.message)
             return error.message
+
+    async def _write_context(self, served: Served, connection: Connection) -> str:
+        """Do as `_update_kubeconfig`, which does not raise the ArcbridgeError of what may succeed later."""
+        if not connection.kubeconfig or connection not in self.kept.all():
+            return "nothing is connected with it"
+        if await asyncio.to_thread(_refresh, served.cluster, connection):
+            return ""
+        return "the entry was changed, or taken out, by hand"
 
     async def make_plugins(self, connections: Sequence[Connection]) -> None:
         """Leave no client certificate for a process that has ended: the plugin starts the next one for whom it can."""
@@ -231,19 +300,32 @@ class Clusters:
         `server`: to which address kubectl is about to connect; empty: not known. Raises ArcbridgeError, Leaving.
         """
         served = self._serving(arguments)
-        if served is None:
-            served = await self.add(self._connection_of(arguments))
-            for connection in served.connections:
-                if connection.arguments == arguments and not connection.kubeconfig:
-                    self.kept.add(connection)
-        cluster = served.cluster
-        if server and server != f"https://127.0.0.1:{cluster.port}":
-            raise ConfigError(await self._elsewhere(served, arguments, server))
-        if cluster.session.current is None:
-            await self._session(served)
-            self._keep_port(served)
-        await self.renew(served)
-        return exec_credential(cluster)
+        for _ in range(_TRIES):
+            if served is None:
+                served = await self.add(self._connection_of(arguments))
+                for connection in served.connections:
+                    if connection.arguments == arguments and not connection.kubeconfig:
+                        self.kept.add(connection)
+            cluster = served.cluster
+            if server and server != f"https://127.0.0.1:{cluster.port}":
+                raise ConfigError(await self._elsewhere(served, arguments, server))
+            if cluster.session.current is None:
+                try:
+                    await self._session(served)
+                except ArcbridgeError:
+                    if self._serving(arguments) is served:
+                        raise
+                    served = self._serving(arguments)
+                    if served is None and not any(one.arguments == arguments for one in self.failed):
+                        break  # what was taken off by the user does not come back by itself
+                    continue
+                self._keep_port(served)
+            await self.renew(served)
+            return exec_credential(cluster)
+        name = self._settings_of(arguments).cluster
+        raise Unreachable(
+            f'cluster "{name}" was disconnected, or connected with other settings, meanwhile; run the command again'
+        )
 
     def _serving(self, arguments: tuple[str, ...]) -> Served | None:
         served = self.served.get(settings_key(arguments))
@@ -266,7 +348,7 @@ class Clusters:
     async def renew(self, served: Served) -> None:
         """Take over younger certificates where it is time; a failure is logged, and tried again."""
         if await served.cluster.renew():
-            await self._renewed(served)
+            await served.cluster.update_kubeconfig(lambda: self._renewed(served))
 
     async def _elsewhere(self, served: Served, arguments: tuple[str, ...], server: str) -> str:
         """Say what to do where kubectl's context names another address than that of the cluster."""
@@ -349,12 +431,19 @@ class Clusters:
         served = self.served.get(key)
         candidate: Served | None = None
         try:
+            if self.leaving:
+                raise Leaving
             if served is None:
                 served = candidate = self._new(connection, config)
                 if self._donor(connection, candidate) is None:
                     self._bind(candidate)
                 self._begin(candidate)
-            await self._session(served)
+            try:
+                await self._session(served)
+            except ArcbridgeError:
+                if candidate is None and self.served.get(key) is not served:
+                    return None  # what closed it is no failure of the cluster
+                raise
             async with self.changing:
                 if self.leaving:
                     raise Leaving
@@ -367,7 +456,7 @@ class Clusters:
                 return await self._replace(key, taken, connection, kubeconfig, context, switch=switch)
         finally:
             if candidate is not None and self.served.get(key) is not candidate:
-                await self.close(candidate)
+                await asyncio.shield(self._start_closing(self.close(candidate)))
 
     async def _replace(
         self,
@@ -459,6 +548,7 @@ class Clusters:
             for connection in chosen:
                 await asyncio.to_thread(remove_connection, connection, self.kept, self._settings_of, self._environment)
                 self.failed.pop(connection, None)
+                self._backoffs.pop(connection, None)
                 for served in list(self.served.values()):
                     if connection in served.connections:
                         served.connections.remove(connection)

@@ -3,7 +3,7 @@
 One process per user, which holds a lock for as long as it lives. It prints nothing and asks no question: a login, and
 the question whether a pin is right, belong to the command at the terminal. It ends with the last cluster, or when it is
 told to. A control socket that is taken out of its directory is made anew: the lock, which is elsewhere, says that this
-process is the one.
+process is the one. Where the lock's file was removed too, the process that locks the new file is the one.
 
 Invariant: a peer of another user is refused before a byte of it is read.
 """
@@ -105,17 +105,26 @@ class BackgroundProcess:
         self._over.set()
 
     async def _keep_socket(self) -> None:
-        """Listen anew where the control socket, or its directory, was removed: cleaners of /tmp do that."""
+        """Listen anew where the control socket, or its directory, was removed: cleaners of /tmp do that.
+
+        Where the state directory was removed, with the file of the lock, another process may have taken the new one.
+        """
         told = False
         while True:
             await asyncio.sleep(SOCKET_CHECK)
-            if _inode(self._place.socket) == self._inode != _NOTHING:
+            if _inode(self._place.socket) == self._inode != _NOTHING and self._has_the_lock():
                 continue
             async with self._clusters.changing:
                 if self._over.is_set() or self._control is None:
                     return
                 try:
                     self._place.make()
+                    if not self._has_the_lock() and not self._lock_anew():
+                        log.warning("the state directory was removed, and another background process has begun")
+                        self._finish()
+                        return
+                    if _inode(self._place.socket) == self._inode != _NOTHING:
+                        continue
                     control = _listen(self._place.socket)
                 except (StateError, OSError) as error:
                     if not told:
@@ -128,6 +137,20 @@ class BackgroundProcess:
                 self._control, self._inode, told = control, _inode(self._place.socket), False
                 loop.add_reader(self._control, self._accept)
             log.warning("the control socket was removed, and made anew", path=self._place.socket)
+
+    def _has_the_lock(self) -> bool:
+        """Whether the file that the next process locks is the one that this process has locked."""
+        status = os.fstat(self._lock)
+        return (status.st_dev, status.st_ino) == _inode(self._place.process_lock)
+
+    def _lock_anew(self) -> bool:
+        """Lock the file that is at the lock's path now; False where another process has it. Raises StateError."""
+        lock = try_lock(Path(self._place.process_lock))
+        if lock is None:
+            return False
+        os.close(self._lock)
+        self._lock = lock
+        return True
 
     async def _keep_swept(self) -> None:
         while True:
@@ -239,14 +262,18 @@ class BackgroundProcess:
                     former.send(handover.END)
                 except OSError:
                     pass  # the former process has ended by itself
-        statics = [one for served in self._clusters.served.values() for one in served.connections if one.static]
         async with self._clusters.changing:  # waits for a connect that is writing the kubeconfig
+            statics = [one for served in self._clusters.served.values() for one in served.connections if one.static]
             await self._clusters.close_all()
         if not self._handed_over:
             await self._clusters.make_plugins(statics)
         # Only now, because the tasks answer callers that are still there.
         for task in self._tasks:
             task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        # The next process may take the lock at once, and what was being proved here has ports that it wants.
+        await self._clusters.wait_closed()
         if self._lock >= 0:
             os.close(self._lock)
         log.info("background process ends")
@@ -343,6 +370,8 @@ class BackgroundProcess:
         except Leaving:
             return b"", False
         except ArcbridgeError as error:
+            if self._clusters.leaving:
+                return b"", False  # it may be this end that it failed by: the next process tells what it knows
             return _error(error), False
         except Exception as error:  # a defect of ours: the caller must not wait, and the log has the trace
             log.exception("a request failed", operation=operation)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import ssl
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from cryptography import x509
 
 from arcbridge.client.background.caller import NotRunning
@@ -19,7 +22,7 @@ from arcbridge.client.background.connections import Connections
 from arcbridge.client.kubeconfig import Kubeconfig
 from arcbridge.client.session_manager import SessionManager
 from arcbridge.client.state import StateDirectory
-from arcbridge.errors import ArcbridgeError, StateError
+from arcbridge.errors import ArcbridgeError, StateError, Unreachable
 from arcbridge.net.join import JoinCode
 from arcbridge.wire.records import JoinReply
 from tests.client.background.conftest import Background
@@ -200,6 +203,95 @@ async def test_a_connect_is_never_lost_in_an_end(background: Background) -> None
     assert Connections(Path(background.place.connections)).all() == []
 
 
+@pytest.mark.parametrize("operation", ["connect", "credential"])
+async def test_who_waits_for_a_session_at_an_end_asks_the_next_process(
+    background: Background, waiting: asyncio.Event, operation: str
+) -> None:
+    """The end of the session is no answer to what was asked."""
+    async with background.running():
+        await background.connect()
+    background.far.answers.clear()
+    async with background.running() as task:
+        asking = background.connect() if operation == "connect" else background.ask(operation, *background.arguments)
+        caller = asyncio.create_task(asking)
+        await asyncio.wait_for(waiting.wait(), 10)
+        await background.ask("stop")
+        with pytest.raises(NotRunning):
+            await asyncio.wait_for(caller, 10)
+        await asyncio.wait_for(task, 10)
+    background.far.answers.set()
+
+
+async def test_a_connect_whose_cluster_is_disconnected_meanwhile_begins_again(
+    background: Background, waiting: asyncio.Event
+) -> None:
+    async with serving(background) as clusters:
+        files = (str(background.kubeconfig),)
+        caller = asyncio.create_task(clusters.connect(background.arguments, files, static=False, switch=True))
+        await asyncio.wait_for(waiting.wait(), 10)
+        await clusters.disconnect((CLUSTER,), every=False)
+        background.far.answers.set()
+        assert (await asyncio.wait_for(caller, 20))["cluster"] == CLUSTER
+        (served,) = clusters.served.values()
+        assert served.cluster.session.current is not None
+
+
+async def test_a_credential_whose_cluster_is_disconnected_meanwhile_says_so(
+    background: Background, waiting: asyncio.Event
+) -> None:
+    """And does not connect it again, which the user has just taken back."""
+    async with serving(background) as clusters:
+        caller = asyncio.create_task(clusters.credential(background.arguments, ""))
+        await asyncio.wait_for(waiting.wait(), 10)
+        await clusters.disconnect((CLUSTER,), every=False)
+        with pytest.raises(Unreachable, match='"prod" was disconnected, or connected with other settings, meanwhile'):
+            await asyncio.wait_for(caller, 10)
+        assert clusters.is_empty
+
+
+async def test_a_credential_whose_cluster_is_given_up_meanwhile_has_it_served_anew(
+    background: Background, waiting: asyncio.Event
+) -> None:
+    async with serving(background) as clusters:
+        caller = asyncio.create_task(clusters.credential(background.arguments, ""))
+        await asyncio.wait_for(waiting.wait(), 10)
+        (served,) = clusters.served.values()
+        await clusters._give_up(served, "a defect")
+        background.far.answers.set()
+        assert (await asyncio.wait_for(caller, 20))["kind"] == "ExecCredential"
+        assert not clusters.failed
+
+
+@pytest.fixture
+def waiting(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Set once a caller waits for a session."""
+    found, ready = asyncio.Event(), SessionManager.ready
+
+    async def told(self: SessionManager, *, before_auth: bool = False) -> Any:
+        if self.current is None:
+            asyncio.get_running_loop().call_soon(found.set)
+        return await ready(self, before_auth=before_auth)
+
+    monkeypatch.setattr(SessionManager, "ready", told)
+    return found
+
+
+@contextlib.asynccontextmanager
+async def serving(background: Background) -> AsyncIterator[Clusters]:
+    """What serves a connection after a restart, and has no session yet: joins are not answered."""
+    async with background.running():
+        await background.connect()
+    background.far.answers.clear()
+    clusters = Clusters(Path(background.place.connections), background.settings_of, {})
+    try:
+        await clusters.restore({})
+        yield clusters
+    finally:
+        clusters.leaving = True
+        await clusters.close_all()
+        background.far.answers.set()
+
+
 async def test_what_failed_and_comes_back_is_still_the_context_s(background: Background) -> None:
     """The kubeconfig that `connect` wrote stays known, so `disconnect` cleans it."""
     async with background.running():
@@ -238,6 +330,65 @@ async def test_a_session_that_a_defect_ended_comes_back_when_it_is_asked_for(
         (one,) = (await background.ask("status"))["clusters"]
         assert (one["state"], one["port"]) == ("connected", port)
         await (await Stream.open(background, port)).check()
+
+
+async def test_a_static_connection_that_a_defect_ended_comes_back_by_itself(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its context has no plugin that would ask for it."""
+    monkeypatch.setattr("arcbridge.client.background.clusters.FIRST_RETRY", 0.05)
+    run, defects = SessionManager.run, [RuntimeError("a defect")] * 3
+
+    async def broken(self: SessionManager) -> None:
+        if defects:
+            raise defects.pop()
+        await run(self)
+
+    async with background.running():
+        port = (await background.connect(static="yes"))["port"]
+    monkeypatch.setattr(SessionManager, "run", broken)
+    async with background.running():
+        async with asyncio.timeout(10):
+            while (await background.ask("status"))["clusters"][0]["state"] != "connected":
+                await asyncio.sleep(0.01)
+        assert not defects
+        (one,) = (await background.ask("status"))["clusters"]
+        assert (one["port"], one["contexts"]) == (port, [CLUSTER])
+        assert "client-key-data" in background.document()["users"][0]["user"]
+
+
+async def test_a_static_connection_whose_settings_were_away_comes_back_by_itself(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("arcbridge.client.background.clusters.FIRST_RETRY", 0.05)
+    async with background.running():
+        await background.connect(static="yes")
+    background.away = True
+    async with background.running():
+        (one,) = (await background.ask("status"))["clusters"]
+        assert (one["state"], one["reason"]) == ("failed", "the settings file is away")
+        background.away = False
+        async with asyncio.timeout(10):
+            while (await background.ask("status"))["clusters"][0]["state"] != "connected":
+                await asyncio.sleep(0.01)
+
+
+async def test_what_was_disconnected_does_not_come_back(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("arcbridge.client.background.clusters.FIRST_RETRY", 0.05)
+    async with background.running():
+        await background.connect(static="yes")
+    clusters = Clusters(Path(background.place.connections), background.settings_of, {})
+    background.away = True
+    await clusters.restore({})
+    assert clusters.failed
+    background.away = False
+    await clusters.disconnect((CLUSTER,), every=False)
+    await asyncio.sleep(0.2)
+    assert clusters.is_empty
+    assert not clusters._retrying
+    await clusters.close_all()
 
 
 # -- a port that differs ----------------------------------------------------------------------------------------------
@@ -306,6 +457,36 @@ async def test_a_long_life_renews_both_certificates_and_cuts_nothing(
         # A program that read the kubeconfig before goes on, until its certificate ends.
         old = Stream(*await _with(background, port, pem=background.pem_before))
         await old.check()
+    finally:
+        clusters.leaving = True
+        await clusters.close_all()
+
+
+async def test_a_renewed_certificate_that_could_not_be_written_is_written_later(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first kubeconfig is broken: the other one is written at once, and the first one when it is whole again."""
+    monkeypatch.setattr("arcbridge.client.served_cluster.RENEWAL_CHECK", 0.05)
+    now = time.time() - 245 * DAY
+    clusters = Clusters(Path(background.place.connections), background.settings_of, {}, lambda: now)
+    background.place.make()
+    other = background.kubeconfig.with_name("other")
+    try:
+        for file in (background.kubeconfig, other):
+            await clusters.connect(background.arguments, (str(file),), static=True, switch=True)
+        whole, text = background.document(), background.kubeconfig.read_text()
+        background.kubeconfig.write_text("{ half of")
+        now = time.time()
+        async with asyncio.timeout(10):
+            while certificate_of(yaml.safe_load(other.read_text())) == certificate_of(whole):
+                await asyncio.sleep(0.01)
+        background.kubeconfig.write_text(text)
+        (served,) = clusters.served.values()
+        assert served.cluster.certificates is not None
+        renewed = served.cluster.certificates.client_certificate_pem
+        async with asyncio.timeout(10):
+            while certificate_of(background.document()) != renewed:
+                await asyncio.sleep(0.01)
     finally:
         clusters.leaving = True
         await clusters.close_all()

@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import pytest
 from arcbridge.client.background import process as process_module
 from arcbridge.client.background.caller import NotRunning, OtherVersion, exchange, request
 from arcbridge.client.background.connections import Connections
+from arcbridge.client.kubeconfig import Kubeconfig
+from arcbridge.client.served_cluster import ServedCluster
 from arcbridge.errors import ArcbridgeError, ExitCode
 from arcbridge.net.join import JoinCode
 from arcbridge.wire.records import JoinReply
@@ -147,6 +150,27 @@ async def test_static_is_a_certificate_while_it_runs_and_the_plugin_afterwards(b
         assert "client-key-data" in background.document()["users"][0]["user"]
 
 
+async def test_static_that_is_written_during_the_end_is_the_plugin_afterwards_too(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merge, begun, goes_on = Kubeconfig.merge, threading.Event(), threading.Event()
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        begun.set()
+        assert goes_on.wait(10)
+        return merge(*arguments, **options)
+
+    async with background.running() as task:
+        monkeypatch.setattr(Kubeconfig, "merge", slow)
+        connecting = asyncio.create_task(background.connect(static="yes"))
+        assert await asyncio.to_thread(begun.wait, 10)
+        await background.ask("stop")
+        goes_on.set()
+        await asyncio.gather(connecting, return_exceptions=True)  # its answer may still have come
+        await asyncio.wait_for(task, 10)
+    assert background.document()["users"][0]["user"]["exec"]["args"] == ["credential", *background.arguments]
+
+
 async def test_what_cannot_be_served_again_is_told(background: Background) -> None:
     async with background.running():
         await background.connect()
@@ -185,6 +209,28 @@ async def test_stop(background: Background) -> None:
         await asyncio.wait_for(task, 10)
     assert background.document()["current-context"] == CLUSTER  # the plugin starts the next one
     assert len(Connections(Path(background.place.connections)).all()) == 1
+
+
+async def test_no_port_is_held_when_the_lock_is_free(background: Background, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by a connect that was being proved either: the next process may want its port."""
+    close, closed = ServedCluster.close, []
+
+    async def slow(self: ServedCluster) -> None:
+        await asyncio.sleep(0.2)
+        await close(self)
+        closed.append(self.port)
+
+    monkeypatch.setattr(ServedCluster, "close", slow)
+    background.far.answers.clear()
+    async with background.running() as task:
+        connecting = asyncio.create_task(background.connect())
+        await asyncio.wait_for(background.far.joined.wait(), 10)
+        await background.ask("stop")
+        await asyncio.wait_for(task, 10)
+        assert len(closed) == 1
+        with pytest.raises(NotRunning):
+            await connecting
+    background.far.answers.set()
 
 
 async def test_w14_a_program_of_another_user_is_refused(
@@ -305,6 +351,45 @@ async def test_a_directory_that_is_removed_under_it_comes_back(
         (one,) = (await background.ask("status"))["clusters"]
         assert (one["port"], one["state"]) == (port, "connected")
         assert Path(background.place.socket).stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_state_directory_that_is_removed_under_it_is_locked_anew(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next command's process would find the lock free, and the two would take the socket from each other."""
+    monkeypatch.setattr(process_module, "SOCKET_CHECK", 0.05)
+    async with background.running() as first:
+        await background.connect()
+        _remove(background)
+        async with asyncio.timeout(10):
+            while not Path(background.place.socket).exists():
+                await asyncio.sleep(0.01)
+        async with background.running() as second:
+            await asyncio.wait_for(second, process_module.IDLE_END / 2)  # at once, and not for want of work
+        assert not first.done()
+        assert len((await background.ask("status"))["clusters"]) == 1
+
+
+async def test_a_process_whose_lock_another_one_has_taken_ends(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_module, "SOCKET_CHECK", 0.3)
+    async with background.running() as first:
+        await background.connect()
+        _remove(background)
+        async with background.running() as second:
+            assert not second.done()
+            await asyncio.wait_for(first, 10)
+            assert (await background.ask("status"))["clusters"] == []
+            await asyncio.sleep(0.5)
+            assert not second.done()
+            assert Path(background.place.socket).exists()
+
+
+def _remove(background: Background) -> None:
+    """Remove the state directory and the directory of the socket, as by hand."""
+    shutil.rmtree(background.place.runtime)
+    shutil.rmtree(background.place.state)
 
 
 async def _next_version(
