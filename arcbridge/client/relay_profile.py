@@ -300,7 +300,7 @@ def check_readable(profile: RelayProfile) -> None:
 
 
 def _own_document(own: Mapping[str, Any]) -> dict[str, Any]:
-    """The user's own settings as JSON, for `_read_own`."""
+    """Return the user's own settings as JSON, for `_read_own`."""
     return {
         name: str(one) if isinstance(one, Path) else list(one) if isinstance(one, tuple) else one
         for name, one in own.items()

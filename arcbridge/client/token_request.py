@@ -69,7 +69,7 @@ async def request(
 
 
 def _tls_failure(host: str, cause: BaseException | None) -> str:
-    """Why TLS failed, for the user."""
+    """Return why TLS failed, for the user."""
     if isinstance(cause, ssl.SSLCertVerificationError):
         if cause.verify_code in _UNTRUSTED_CA:
             return (

@@ -139,7 +139,7 @@ class BackgroundProcess:
             log.warning("the control socket was removed, and made anew", path=self._place.socket)
 
     def _has_the_lock(self) -> bool:
-        """Whether the file that the next process locks is the one that this process has locked."""
+        """Return whether the file that the next process locks is the one that this process has locked."""
         status = os.fstat(self._lock)
         return (status.st_dev, status.st_ino) == _inode(self._place.process_lock)
 
