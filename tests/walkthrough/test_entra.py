@@ -216,14 +216,12 @@ class TestPipelines:
             pod = "system:serviceaccount:shop:deploy"
             for subject in ("repo:example/shop:ref:refs/heads/main", pod):
                 entra.applications[PIPELINE].federated.append(Federated(issuer.url, subject, issuer.ca_file))
-            both = tmp_path / "cas.pem"
-            both.write_text(issuer.ca_file.read_text() + entra.ca_file.read_text())
             github = Machine.at_work(
                 enrolled,
                 "by-github",
                 "ci-github.toml",
-                ca_file=both,
                 env={
+                    "SSL_CERT_FILE": str(issuer.ca_file),
                     "ACTIONS_ID_TOKEN_REQUEST_URL": f"{issuer.url}/actions?api-version=2.0",
                     "ACTIONS_ID_TOKEN_REQUEST_TOKEN": ACTIONS_SECRET,
                 },
