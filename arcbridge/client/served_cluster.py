@@ -160,6 +160,10 @@ class ServedCluster:
         self._unwritten = self._unwritten or changed
         return changed
 
+    def write_later(self) -> None:
+        """Have `update_kubeconfig` write what could not be written now, which was told."""
+        self._unwritten = self._told_of_unwritten = True
+
     async def update_kubeconfig(self, changed: Callable[[], Awaitable[None]]) -> None:
         """Call `changed` where the kubeconfig has to say something else, at each call until it has succeeded.
 

@@ -21,6 +21,8 @@ DEADLINE = 20.0
 _LIMIT = 256 * 1024
 _UNTRUSTED_CA = (18, 19, 20, 21)
 """Of x509_vfy.h: a certificate that vouches for itself, such a CA, one that is not here, and no CA at all."""
+_OPENSSL_CODES = 1000
+"""Above all codes of x509_vfy.h, and below those of Windows."""
 
 
 async def request(
@@ -69,15 +71,21 @@ async def request(
 
 
 def _tls_failure(host: str, cause: BaseException | None) -> str:
-    """Return why TLS failed, for the user."""
+    """Return why TLS failed, for the user.
+
+    What truststore raises has the system's own codes, which say nothing here, or none.
+    """
     if isinstance(cause, ssl.SSLCertVerificationError):
-        if cause.verify_code in _UNTRUSTED_CA:
+        code = getattr(cause, "verify_code", 0)
+        if code in _UNTRUSTED_CA or not 0 < code < _OPENSSL_CODES:
             return (
                 f"the certificate of {host} is not of a CA that is trusted for tokens; have this system trust the "
                 "right one (SSL_CERT_FILE names a file of CAs)"
             )
         return f"the certificate of {host} is not good: {cause.verify_message}"
-    reason = cause.reason if isinstance(cause, ssl.SSLError) else ""
+    reason = getattr(cause, "reason", "")
+    if not reason and isinstance(cause, ssl.SSLError):
+        reason = " ".join(map(str, cause.args))
     return f"{host} cannot be reached for a token: TLS failed ({reason or type(cause).__name__})"
 
 

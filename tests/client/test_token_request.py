@@ -14,7 +14,7 @@ import trustme
 from aiohttp import web
 
 from arcbridge.client import token_request
-from arcbridge.client.token_request import request, trust
+from arcbridge.client.token_request import _tls_failure, request, trust
 from arcbridge.errors import ConfigError, Unreachable
 
 
@@ -85,6 +85,25 @@ async def test_a_ca_is_blamed_only_where_it_is_the_ca(tmp_path: Path) -> None:
         assert said.startswith(f"the certificate of 127.0.0.1 {words}")
     said = await answered_with(None, trusted)  # it speaks no TLS
     assert re.fullmatch(r"127\.0\.0\.1 cannot be reached for a token: TLS failed \([A-Z_]+\)", said)
+
+
+@pytest.mark.parametrize(
+    ("cause", "words"),
+    [
+        (ssl.SSLCertVerificationError("Peer sent no certificates to verify"), "is not of a CA that is trusted"),
+        (ssl.SSLError("errSSLInternal"), "TLS failed (errSSLInternal)"),
+        (OSError("reset"), "TLS failed (OSError)"),
+        (None, "TLS failed (NoneType)"),
+    ],
+)
+def test_errors_of_the_system_s_own_verifier_need_no_codes_of_openssl(cause: BaseException | None, words: str) -> None:
+    assert words in _tls_failure("issuer.example", cause)
+
+
+def test_a_code_of_the_system_is_none_of_openssl() -> None:
+    cause = ssl.SSLCertVerificationError("“issuer.example” certificate is not trusted")
+    cause.verify_code, cause.verify_message = -67843, "certificate is not trusted"
+    assert "have this system trust the right one" in _tls_failure("issuer.example", cause)
 
 
 async def test_a_redirect_is_not_followed(service: str, tmp_path: Path) -> None:

@@ -277,6 +277,7 @@ class Clusters:
             return await self._write_context(served, connection)
         except ArcbridgeError as error:
             log.warning("the kubeconfig was not changed", reason=error.message)
+            served.cluster.write_later()
             return error.message
 
     async def _write_context(self, served: Served, connection: Connection) -> str:

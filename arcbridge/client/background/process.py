@@ -112,6 +112,8 @@ class BackgroundProcess:
         told = False
         while True:
             await asyncio.sleep(SOCKET_CHECK)
+            if self._over.is_set():
+                return
             if _inode(self._place.socket) == self._inode != _NOTHING and self._has_the_lock():
                 continue
             async with self._clusters.changing:
@@ -264,8 +266,10 @@ class BackgroundProcess:
                     pass  # the former process has ended by itself
         async with self._clusters.changing:  # waits for a connect that is writing the kubeconfig
             statics = [one for served in self._clusters.served.values() for one in served.connections if one.static]
+            statics += [one for one in self._clusters.failed if one.static]
             await self._clusters.close_all()
-        if not self._handed_over:
+        # Where another process has the lock by now the entries are that one's.
+        if not self._handed_over and self._has_the_lock():
             await self._clusters.make_plugins(statics)
         # Only now, because the tasks answer callers that are still there.
         for task in self._tasks:

@@ -28,6 +28,12 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         yield made
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that stands still for a second must not end what a test watches."""
+    monkeypatch.setattr(abandoned, "LONGEST", 60.0)
+
+
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
         while not condition():

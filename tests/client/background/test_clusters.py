@@ -492,6 +492,25 @@ async def test_a_renewed_certificate_that_could_not_be_written_is_written_later(
         await clusters.close_all()
 
 
+async def test_a_context_that_could_not_be_written_at_the_start_is_written_later(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("arcbridge.client.served_cluster.RENEWAL_CHECK", 0.05)
+    async with background.running():
+        await background.connect(static="yes")
+    plugin = background.document()["users"][0]["user"]
+    assert "exec" in plugin
+    text = background.kubeconfig.read_text()
+    background.kubeconfig.write_text("{ half of")
+    async with background.running():
+        await background.ask("status")  # it has begun to serve
+        background.kubeconfig.write_text(text)
+        async with asyncio.timeout(10):
+            while "exec" in background.document()["users"][0]["user"]:
+                await asyncio.sleep(0.01)
+        assert certificate_of(background.document())
+
+
 async def _with(background: Background, port: int, pem: str = "") -> Any:
     """A connection with the static client certificate of the kubeconfig, or with another one."""
     import base64

@@ -14,6 +14,7 @@ import pytest
 
 from arcbridge.client.background import process as process_module
 from arcbridge.client.background.caller import NotRunning, OtherVersion, exchange, request
+from arcbridge.client.background.clusters import Clusters
 from arcbridge.client.background.connections import Connections
 from arcbridge.client.kubeconfig import Kubeconfig
 from arcbridge.client.served_cluster import ServedCluster
@@ -167,6 +168,27 @@ async def test_static_that_is_written_during_the_end_is_the_plugin_afterwards_to
         await background.ask("stop")
         goes_on.set()
         await asyncio.gather(connecting, return_exceptions=True)  # its answer may still have come
+        await asyncio.wait_for(task, 10)
+    assert background.document()["users"][0]["user"]["exec"]["args"] == ["credential", *background.arguments]
+
+
+async def test_a_static_connection_that_failed_is_the_plugin_afterwards_too(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enter, made = Clusters._enter, list[Clusters]()
+
+    def noted(clusters: Clusters, *arguments: Any) -> None:
+        made.append(clusters)
+        enter(clusters, *arguments)
+
+    monkeypatch.setattr(Clusters, "_enter", noted)
+    async with background.running() as task:
+        await background.connect(static="yes")
+        clusters = made[0]
+        (served,) = clusters.served.values()
+        await clusters._give_up(served, "a defect")
+        assert "exec" not in background.document()["users"][0]["user"]
+        await background.ask("stop")
         await asyncio.wait_for(task, 10)
     assert background.document()["users"][0]["user"]["exec"]["args"] == ["credential", *background.arguments]
 
