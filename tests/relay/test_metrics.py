@@ -29,17 +29,17 @@ async def test_every_metric_reads_and_the_series_are_fixed(tmp_path: Path) -> No
         api = SimpleNamespace(malformed=0, slow=0, outlived=0)
         register(
             metrics,
-            relay.counters,
-            relay.admission,
-            relay.control,
-            relay.rendezvous,
-            relay.pumps,
-            verifier,  # type: ignore[arg-type]
-            proofs,
-            api,  # type: ignore[arg-type]
-            Limited(),
-            SimpleNamespace(expires=5.0),  # type: ignore[arg-type]
-            relay.access,
+            counters=relay.counters,
+            admission=relay.admission,
+            control=relay.control,
+            rendezvous=relay.rendezvous,
+            pumps=relay.pumps,
+            verifier=verifier,  # type: ignore[arg-type]
+            proofs=proofs,
+            api=api,  # type: ignore[arg-type]
+            api_refusals=Limited(),
+            certificate=SimpleNamespace(expires=5.0),  # type: ignore[arg-type]
+            access=relay.access,
         )
         relay.counters.rejected["cap_total"] += 7
         text = metrics.render()[0].decode()

@@ -288,7 +288,7 @@ def test_a_stalled_reader_never_stalls_the_event_loop(tmp_path: Path) -> None:
         writer.put(line)
     assert time.monotonic() - began < 10
     assert writer.dropped > 0
-    assert writer.writing_since > 0
+    until(lambda: writer.writing_since > 0, "its thread writes")
     os.close(reader)
     writer.close()
     assert not writer.writing_since

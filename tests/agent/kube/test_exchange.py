@@ -16,11 +16,10 @@ from arcbridge.agent.backlog_relief import BacklogRelief
 from arcbridge.agent.kube.authorize import StreamContext, token_digest
 from arcbridge.agent.kube.server import KubeProtocol
 from arcbridge.agent.kube.status import RequestRefusal
-from arcbridge.errors import SessionEnded, StreamReset
+from arcbridge.errors import RemoteProtocolError, StreamReset
 from arcbridge.limiters import TokenBucket
 from arcbridge.mux import memory
 from arcbridge.mux.stream import WRITE_HIGH
-from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.limits import DEFAULT
 from tests.support.fake_apiserver import Exchange, Route, chunked, reply
 
@@ -335,9 +334,12 @@ async def test_m7_requests_whose_callers_do_not_wait_end_the_session(bench: Benc
                     wire.io.transport.write_eof()
                     opened += 1
             await asyncio.sleep(0.005)
-        error = await bench.client.wait_ended()
-    assert isinstance(error, SessionEnded)
-    assert error.code == GoawayCode.LIMIT
+        while not bench.ended:
+            await asyncio.sleep(0.01)
+    # The agent's word may be lost with its connection, on which bytes of the client are unread: it is asked itself.
+    (error,) = bench.ended
+    assert isinstance(error, RemoteProtocolError)
+    assert error.message.endswith("streams end before their answers faster than is allowed")
     assert DEFAULT.churn_burst <= opened <= DEFAULT.churn_burst + 600
     account = bench.caller.account
     async with asyncio.timeout(5):
