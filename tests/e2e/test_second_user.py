@@ -193,12 +193,6 @@ for name in ("environ", "mem", "maps", "smaps", "fd", "fd/0", "fdinfo", "cwd", "
         got.append(name)
     except OSError:
         pass
-for number in (0, signal.SIGUSR1, signal.SIGABRT):
-    try:
-        os.kill(pid, number)
-        got.append(f"signal {number}")
-    except OSError:
-        pass
 if libc.ptrace(16, pid, 0, 0) == 0:  # PTRACE_ATTACH
     got.append("ptrace")
 buffer = ctypes.create_string_buffer(8)
@@ -214,6 +208,13 @@ try:
 except OSError:
     pass
 seen = {name: open(f"/proc/{pid}/{name}", "rb").read().decode("latin-1") for name in ("cmdline", "comm", "status")}
+# At the end: a signal that arrives may end what the others look at.
+for number in (0, signal.SIGUSR1, signal.SIGABRT):
+    try:
+        os.kill(pid, number)
+        got.append(f"signal {number}")
+    except OSError:
+        pass
 print(json.dumps([got, seen]))
 """
 
