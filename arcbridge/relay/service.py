@@ -114,7 +114,6 @@ async def serve(
 class _Parts:
     """The parts of one relay, connected with each other; `_compose` makes them."""
 
-    config: RelayConfig
     checked: Checked
     limits: RelayLimitsConfig
     """Those that count: as many sessions and agents as there are descriptors for."""
@@ -157,7 +156,7 @@ async def _start(
     checked = required(config)
     if membership is None:
         tell_warnings(checked.problems)
-    parts = await _compose(config, checked, membership, stack)
+    parts = await _compose(checked, membership, stack)
     observing, self_checks = await _observe(parts, membership, reread, stack)
 
     # Before the port is open, so that a cluster revoked while the relay was down is refused from the first moment.
@@ -184,10 +183,9 @@ async def _start(
     return info, parts.drain
 
 
-async def _compose(
-    config: RelayConfig, checked: Checked, membership: WorkerMembership | None, stack: AsyncExitStack
-) -> _Parts:
+async def _compose(checked: Checked, membership: WorkerMembership | None, stack: AsyncExitStack) -> _Parts:
     """Make all parts, of which none accepts a connection yet. Raises as `serve` does."""
+    config = checked.config
     assert config.policy is not None, "the check requires it"
     policy = PolicyFile(config.policy)
     access = Access(policy)
@@ -205,7 +203,7 @@ async def _compose(
     authority = open_authority(config.data_dir)
     registry, fleet = await open_backend(config, membership, stack)
     certificate = ServerCertificate(config.tls, authority, checked.public.host)
-    verifier = _make_verifier(config, checked, stack)
+    verifier = _make_verifier(checked, stack)
 
     counters, api_refusals, callers = Counters(), Limited(), caller_bucket(limits.requests_per_minute_per_user)
     await fleet.start()
@@ -275,7 +273,6 @@ async def _compose(
     fleet.on_lost = control.end_sessions
     enforcement = Enforcement(access, pumps, rendezvous, counters, lambda lost: parts.tell_lost(lost))
     parts = _Parts(
-        config=config,
         checked=checked,
         limits=limits,
         descriptors=fits.available,
@@ -306,8 +303,9 @@ async def _compose(
     return parts
 
 
-def _make_verifier(config: RelayConfig, checked: Checked, stack: AsyncExitStack) -> TokenVerifier:
+def _make_verifier(checked: Checked, stack: AsyncExitStack) -> TokenVerifier:
     """Make what verifies access tokens, with a fetcher of its own; `stack` closes both."""
+    config = checked.config
     fetcher = HttpFetcher()
     stack.push_async_callback(fetcher.close)
     groups = GroupSources(checked.issuers, fetcher.ask, directories=config.graph, claim_sources=config.claim_sources)
@@ -389,7 +387,7 @@ async def _observe(
     if membership is not None:
         membership.watch(metrics, checks)
     # Of several processes the supervisor answers for all.
-    server = ObserveServer(parts.config.observe.listen if membership is None else "", metrics, checks)
+    server = ObserveServer(parts.checked.config.observe.listen if membership is None else "", metrics, checks)
     observing = await server.start()
     stack.push_async_callback(server.stop)
     return observing, self_checks
@@ -412,7 +410,7 @@ async def _answer_operators(
     if membership is not None:
         membership.answer = operations.answer
         return
-    admin = AdminSocket(parts.config.data_dir, _with_others(operations, parts.fleet))
+    admin = AdminSocket(parts.checked.config.data_dir, _with_others(operations, parts.fleet))
     await admin.start()
     stack.push_async_callback(admin.close)
 

@@ -36,6 +36,18 @@ def answer(pair: ResumingPair) -> None:
             pair.agent.finish(seen)
 
 
+def conclude(pair: ResumingPair, first: Seen, second: Seen) -> None:
+    """Run the rest of the exchange over a connection that stays, and check both streams."""
+    answer(pair)
+    pair.drive_resuming()
+    pair.client.write(second, UP[100:])
+    pair.client.finish(second)
+    pair.drive_resuming()
+    for one in pair.ends:
+        one.note_ends()
+    check(pair, first, second)
+
+
 def check(pair: ResumingPair, *streams: Seen) -> None:
     pair.check_prefixes()
     for seen in streams:

@@ -15,7 +15,7 @@ from arcbridge.wire.session import Side, State
 from tests.support.pair import SECRET
 from tests.support.resuming import ResumingPair
 from tests.wire.parts import Parts
-from tests.wire.resumed import UP, answer, check, ready, script
+from tests.wire.resumed import UP, answer, check, conclude, ready, script
 
 
 def play(pair: ResumingPair) -> None:
@@ -75,14 +75,7 @@ def test_a_second_cut_at_every_byte_of_the_resumption(end: str) -> None:
         pair.cut_after[end] = at
         pair.drive_resuming()
         pair.cut_after.clear()
-        answer(pair)
-        pair.drive_resuming()
-        pair.client.write(second, UP[100:])
-        pair.client.finish(second)
-        pair.drive_resuming()
-        for one in pair.ends:
-            one.note_ends()
-        check(pair, first, second)
+        conclude(pair, first, second)
 
 
 def test_twenty_cuts_in_a_row() -> None:
@@ -99,14 +92,7 @@ def test_twenty_cuts_in_a_row() -> None:
             pair.deliver(pair.client)
             pair.cut()
     pair.drive_resuming()
-    answer(pair)
-    pair.drive_resuming()
-    pair.client.write(second, UP[100:])
-    pair.client.finish(second)
-    pair.drive_resuming()
-    for one in pair.ends:
-        one.note_ends()
-    check(pair, first, second)
+    conclude(pair, first, second)
     assert pair.client.machine.stats.resumed >= 10
 
 

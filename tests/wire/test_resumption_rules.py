@@ -16,7 +16,7 @@ from arcbridge.wire.replay import Budget
 from arcbridge.wire.session import Kind, Session, Side, State
 from tests.support.pair import SECRET
 from tests.support.resuming import ResumingPair
-from tests.wire.resumed import UP, answer, check, ready, script
+from tests.wire.resumed import conclude, ready, script
 
 
 def test_a_lost_connection_detaches_and_says_why() -> None:
@@ -131,14 +131,7 @@ def test_a_connection_that_is_replaced_while_it_works_loses_nothing() -> None:
     pair.deliver(pair.agent, 77)
     pair.resume()
     pair.drive_resuming()
-    answer(pair)
-    pair.drive_resuming()
-    pair.client.write(second, UP[100:])
-    pair.client.finish(second)
-    pair.drive_resuming()
-    for one in pair.ends:
-        one.note_ends()
-    check(pair, first, second)
+    conclude(pair, first, second)
     assert pair.client.machine.stats.detached == 0
     assert not [event for event in pair.client.events if isinstance(event, ev.Detached)]
 

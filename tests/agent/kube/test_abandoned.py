@@ -79,8 +79,9 @@ async def test_l32_an_answer_that_comes_soon_leaves_its_connection_to_the_next(
     assert [record.outcome for record in records] == ["cut", "answered"]
 
 
-async def test_l32_a_long_answer_ends_its_connection_and_counts(bench: Bench) -> None:
-    bench.api.routes["/x"] = reply(200, bytes(4 * MOST))
+async def test_l32_a_long_answer_ends_its_connection_and_counts(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[float] = []
+    monkeypatch.setattr(Account, "end_connection", lambda _, now: ended.append(now))
     release = asyncio.Event()
 
     async def held(exchange: Exchange) -> None:
@@ -93,7 +94,7 @@ async def test_l32_a_long_answer_ends_its_connection_and_counts(bench: Bench) ->
     release.set()
     await until(lambda: user.seats.held == 0)
     assert bench.proxy.api.upstream.take(own=True) is None
-    assert user.connections == 0
+    assert (user.connections, len(ended)) == (0, 1)
 
 
 async def test_l32_what_does_not_come_soon_ends_its_connection(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
