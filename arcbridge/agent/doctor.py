@@ -214,7 +214,7 @@ async def _issuers(config: AgentConfig) -> list[Finding]:
 
 
 async def _audit(config: AgentConfig) -> list[Finding]:
-    """Return whether the audit log can be written, by this user and by the agent that runs."""
+    """Look whether the audit log can be written, by this user and by the agent that runs."""
     file, remedy = config.audit.file, "make room, or let the agent's user write audit.file"
     if not file or file == "-":
         return [skipped(AUDIT, "no file")]

@@ -72,7 +72,7 @@ async def look_at_api_server(api: ApiServer) -> list[Finding]:
 
 
 async def look_at_credential(api: ApiServer) -> list[Finding]:
-    """Return whether the API server takes the agent's own credential; learns the agent's user name by that."""
+    """Look whether the API server takes the agent's own credential; learns the agent's user name by that."""
     code, answer = await _review(api, REVIEW, {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"})
     if code in (200, 201):
         user = _at(answer, "status", "userInfo", "username")
@@ -104,7 +104,7 @@ async def look_at_credential(api: ApiServer) -> list[Finding]:
 
 
 async def look_at_impersonation(api: ApiServer, refused: Callable[[], int] = lambda: 0) -> list[Finding]:
-    """Return whether any rule lets the agent impersonate users and groups. `refused`: how many requests the API server
+    """Look whether any rule lets the agent impersonate users and groups. `refused`: how many requests the API server
     has refused lately because a rule does not name their user."""
     spec = {"namespace": "default"}
     kind = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview", "spec": spec}
@@ -156,7 +156,7 @@ async def look_at_impersonation(api: ApiServer, refused: Callable[[], int] = lam
 
 
 async def look_at_reload(api: ApiServer) -> list[Finding]:
-    """Return whether the files of CA, token and certificate could be read when they changed."""
+    """Look whether the files of CA, token and certificate could be read when they changed."""
     api.authorization()  # looks at the files, when it is time
     if api.reload_error:
         return [
@@ -174,7 +174,7 @@ async def look_at_reload(api: ApiServer) -> list[Finding]:
 
 
 async def look_at_audit(audit: AuditLog) -> list[Finding]:
-    """Return whether records are written now."""
+    """Look whether records are written now."""
     if failure := audit.failure:
         then = "requests are refused" if audit.refuses else "requests go on unrecorded"
         return [
@@ -189,7 +189,7 @@ async def look_at_audit(audit: AuditLog) -> list[Finding]:
 
 
 async def look_at_relays(control: ControlConnections, keeper: CredentialKeeper) -> list[Finding]:
-    """Return whether control connections are up, and whether the last join that a relay asked for worked."""
+    """Look whether control connections are up, and whether the last join that a relay asked for worked."""
     connects = "check `relays`, their pin, and that this cluster may connect to them"
     if not keeper.enrolled and keeper.last_failure:
         return [failed(RELAYS, f"the agent cannot enrol: {keeper.last_failure}", connects, "enrolment")]
@@ -224,7 +224,7 @@ async def look_at_relays(control: ControlConnections, keeper: CredentialKeeper) 
 
 
 async def look_at_certificate(keeper: CredentialKeeper) -> list[Finding]:
-    """Return whether the agent's certificate is valid, and was renewed in time."""
+    """Look whether the agent's certificate is valid, and was renewed in time."""
     if not keeper.enrolled:
         return [skipped(CERTIFICATE, "the agent has not enrolled yet")]
     return [certificate_finding(*keeper.current.validity(), keeper.now)]

@@ -464,8 +464,8 @@ def _background(invocation: Invocation, *_: object) -> int:
 _OF_THE_BACKGROUND = ("connect", "disconnect", "stop", "logs", "credential", "background")
 """What concerns the background process. `status` does too, unless the role is named: then it checks each step."""
 _REPAIRING = ("clusters", "forward", "login", "logout", "speedtest", "status")
-"""What puts contexts right that a killed process has left. `proxy` and the commands of the background process do so by
-themselves; `run`, `doctor` and `whoami` promise to change nothing."""
+"""Commands that put contexts right which a killed process has left. `proxy` and the commands of the background process
+do so by themselves; `run`, `doctor` and `whoami` promise to change nothing."""
 
 _COMMANDS: dict[str, Callable[[Invocation, ClientConfig, str], int]] = {
     "proxy": _proxy,

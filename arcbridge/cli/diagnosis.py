@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from arcbridge.cli.flags import DOCUMENTS
+from arcbridge.cli.flags import DIAGNOSIS_OUTPUTS, DOCUMENTS
 from arcbridge.cli.output import format_document, format_rows, plain
+from arcbridge.cli.suggest import unknown
 from arcbridge.errors import ConfigError
 from arcbridge.observe.diagnosis import State, first_failure
 
@@ -40,7 +41,7 @@ def format_findings(findings: Sequence[Finding], output: str) -> str:
     if output in DOCUMENTS:
         return format_document({"ok": failed is None, "cause": failed.code if failed else "", "hops": rows}, output)
     if output not in ("", "table"):
-        raise ConfigError(f"flag --output: {output!r} is unknown; use table, json or yaml")
+        raise ConfigError(unknown("flag --output", output, DIAGNOSIS_OUTPUTS))
     lines = [format_rows(rows, _COLUMNS, "table")]
     for finding in findings:
         if finding.remedy and (finding is failed or finding.state is State.WARNING):

@@ -109,7 +109,7 @@ DIAGNOSIS_OUTPUTS = ("table", *DOCUMENTS)
 
 
 def _output(*choices: str) -> Flag:
-    """`--output` of a command; the first of `choices` is the default."""
+    """Make `--output` of a command; the first of `choices` is the default."""
     return Flag("-o", "--output", help=f"how to print (default: {choices[0]})", metavar="FORMAT", choices=choices)
 
 

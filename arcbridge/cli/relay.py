@@ -7,7 +7,7 @@ import signal
 import sys
 
 from arcbridge.cli.flags import DOCUMENTS
-from arcbridge.cli.output import format_document, format_rows, print_warning
+from arcbridge.cli.output import format_document, format_rows, print_warning, rfc3339
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.settings import load_settings, place_of
 from arcbridge.config import RelayConfig
@@ -210,8 +210,8 @@ async def _user_revoke(invocation: Invocation, config: RelayConfig) -> str:
         config, invocation.text("user"), invocation.text("before"), invocation.text("reason").strip()
     )
     return (
-        f"user {made.user} is revoked: tokens issued before {_time(made.before)} are refused, and what runs under them "
-        "ends within seconds\n"
+        f"user {made.user} is revoked: tokens issued before {rfc3339(made.before)} are refused, and what runs under "
+        "them ends within seconds\n"
     )
 
 
@@ -273,9 +273,9 @@ def _format_token(made: NewToken, output: str) -> str:
         return format_document(_dated(asdict(made)), output)
     if output not in ("", "table"):
         return format_rows([asdict(made)], (), output, name="token")
-    uses = "once" if made.uses == 1 else f"{made.uses} times"
+    uses, until = "once" if made.uses == 1 else f"{made.uses} times", rfc3339(made.expires_at) or "-"
     lines = [
-        f"Join token for cluster {made.cluster}, usable {uses} until {_time(made.expires_at)}; shown only now:",
+        f"Join token for cluster {made.cluster}, usable {uses} until {until}; shown only now:",
         "",
         f"  {made.token}",
         "",
@@ -303,11 +303,4 @@ def _format_token(made: NewToken, output: str) -> str:
 
 def _dated(row: Row) -> Row:
     """Return the row with its times as text; None, which tables show as `-`, for never."""
-    return {key: (_time(value) if value else None) if key in _TIMES else value for key, value in row.items()}
-
-
-def _time(when: float) -> str:
-    """Return UTC, to the second; `-` for never."""
-    from datetime import UTC, datetime
-
-    return datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if when > 0 else "-"
+    return {key: rfc3339(value or 0.0) if key in _TIMES else value for key, value in row.items()}

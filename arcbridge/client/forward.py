@@ -143,7 +143,10 @@ def check_target_name(target: str) -> str:
 
 
 def check_offered(target: str, offered: str, cluster: str) -> None:
-    """Raise PermissionRefused where the agent's list of targets (of AUTH_OK) lacks this one; an empty list is none."""
+    """Raise PermissionRefused where the agent's list of targets (of AUTH_OK) lacks this one.
+
+    Where `offered` is empty the agent did not say, and nothing is refused.
+    """
     names = [word.removeprefix(PREFIX) for word in offered.split() if word.startswith(PREFIX)]
     if not offered or target in names:
         return

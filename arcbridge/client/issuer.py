@@ -71,7 +71,7 @@ class _Answer(NamedTuple):
 class IssuerError(Exception):
     """The issuer answered with an OAuth error; `code` is its word (RFC 6749 §5.2, RFC 8628 §3.5).
 
-    What another party says comes in here alone: it is one line without control characters, and short.
+    Both are cleaned here: one line without control characters, and short.
     """
 
     def __init__(self, code: str, description: str = "") -> None:

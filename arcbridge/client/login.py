@@ -536,8 +536,9 @@ def _refused(error: IssuerError) -> Unauthenticated:
 
 def _code_of(value: object) -> str:
     """Return a code that the user is to type, as it may be shown; empty where it is none."""
-    good = isinstance(value, str) and len(value) <= _CODE_LIMIT and value.isascii() and value.isprintable()
-    return value if good and isinstance(value, str) else ""
+    if not isinstance(value, str) or len(value) > _CODE_LIMIT or not value.isascii() or not value.isprintable():
+        return ""
+    return value
 
 
 def _challenge(verifier: str) -> dict[str, str]:

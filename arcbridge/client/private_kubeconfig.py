@@ -22,7 +22,7 @@ from arcbridge.errors import StateError
 PREFIX = "arcbridge-run-"
 KUBECONFIG = "kubeconfig"
 LOCK = "lock"
-_UNLOCKED_FOR = 600.0
+_BEING_MADE_FOR = 600.0
 """Seconds after which a directory without a kubeconfig is no longer one that is just being made."""
 
 
@@ -80,7 +80,7 @@ def sweep(environment: Mapping[str, str]) -> int:
         try:
             if not _is_ours(directory):
                 continue
-            if not (directory / KUBECONFIG).exists() and time.time() - directory.stat().st_mtime < _UNLOCKED_FOR:
+            if not (directory / KUBECONFIG).exists() and time.time() - directory.stat().st_mtime < _BEING_MADE_FOR:
                 continue  # it may be just being made: its process has no lock yet
             if not (directory / LOCK).exists():
                 shutil.rmtree(directory, ignore_errors=True)

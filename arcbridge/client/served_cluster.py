@@ -147,7 +147,7 @@ class ServedCluster:
         except ArcbridgeError as error:
             if not self._told_of_failure:
                 self._told_of_failure = True
-                log.warning("the certificates of the endpoint are not renewed", reason=error.message)
+                log.warning("certificates not renewed", reason=error.message)
             return False
         if fresh != self.certificates and self.endpoint is not None:
             self.endpoint.renew(fresh)
@@ -177,7 +177,7 @@ class ServedCluster:
         except ArcbridgeError as error:
             if not self._told_of_unwritten:
                 self._told_of_unwritten = True
-                log.warning("a kubeconfig has the former client certificate", reason=error.message)
+                log.warning("kubeconfig not updated", reason=error.message)
             return
         self._told_of_unwritten = False
         if self.certificates is certificates:
@@ -191,7 +191,7 @@ class ServedCluster:
                 await self.renew()
                 await self.update_kubeconfig(changed)
             except Exception:  # a defect of ours is to cut nothing that runs
-                log.exception("the certificates of the endpoint are not renewed", cluster=self.cluster)
+                log.exception("certificates not renewed", cluster=self.cluster)
 
     async def close(self) -> None:
         """Stop listening, reset what is open, and end the session in order."""

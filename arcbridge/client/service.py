@@ -309,7 +309,12 @@ def _renewed(
     async def write() -> None:
         name = config.kube_context or proxy.cluster
         if kubeconfig is None:
-            log.warning("the kubeconfig of standard output has a client certificate that ends", cluster=proxy.cluster)
+            log.warning(
+                "kubeconfig not updated",
+                cluster=proxy.cluster,
+                reason="it was written to standard output, and its client certificate ends",
+                advice="start the proxy again before that",
+            )
             return
         await asyncio.to_thread(kubeconfig.refresh, proxy.entry(name, process=running.begin()))
 

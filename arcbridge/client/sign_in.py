@@ -11,7 +11,6 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 
 import structlog
 
@@ -98,15 +97,16 @@ async def _later_contact(
                 f"flag {flag}: {pin} is not the pin that was trusted for {profile.url} ({profile.ca_pin}); run "
                 f"`arcbridge login --renew-trust {profile.url}` with it when the new one is right"
             )
+    newly_pinned = not profile.ca_pin and bool(config.relay_ca_pin or config.relay_ca_file)
     try:
-        if not profile.ca_pin and (config.relay_ca_pin or config.relay_ca_file):
+        if newly_pinned:
             # Until now the system's CAs vouched for it. What cannot be checked is not kept, so no answer is an error.
             contact = await _any_contact(config, profile.relays, given=True)
             profile = replace(profile, ca_pin=contact.ca_pin)
         else:
             contact = await ask_known(profile)
     except (Unreachable, ConnectionLost) as error:
-        if not profile.ca_pin and (config.relay_ca_pin or config.relay_ca_file):
+        if newly_pinned:
             raise
         say(f"{profile.url} cannot be asked now ({error.message}); logging in as it said before")
     else:
@@ -268,7 +268,7 @@ def with_profile(config: ClientConfig, profile: RelayProfile | None) -> ClientCo
     return apply(replace(config, login=replace(config.login, issuer="")), profile)
 
 
-async def revoke(config: LoginConfig, tokens: TokenSet, environment: Mapping[str, str] = MappingProxyType({})) -> str:
+async def revoke(config: LoginConfig, tokens: TokenSet, environment: Mapping[str, str]) -> str:
     """Have the issuer void the refresh token of a login (RFC 7009).
 
     Returns why it did not, for one line to the user; empty: it did, or there is none.

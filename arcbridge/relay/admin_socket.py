@@ -76,7 +76,11 @@ class AdminSocket:
             self._server = await asyncio.start_unix_server(self._accepted, sock=sock, limit=MAX_QUESTION)
         except OSError as error:
             sock.close()
-            log.warning("no admin socket: `session` commands will not work", reason=error.strerror or str(error))
+            log.warning(
+                "admin socket not opened",
+                reason=error.strerror or str(error),
+                effect="`session` commands do not work",
+            )
 
     async def close(self) -> None:
         """Stop, and remove the socket."""
@@ -186,7 +190,7 @@ def _is_operator(sock: socket.socket) -> bool:
 
 @contextlib.contextmanager
 def _address(data_dir: Path) -> Iterator[str]:
-    """Return the socket's path; a short way to it through /proc where the path is too long for an address."""
+    """Yield the socket's path; a short way to it through /proc where the path is too long for an address."""
     path = str(data_dir / SOCKET)
     if len(os.fsencode(path)) <= _PATH or not os.path.isdir("/proc/self/fd"):
         yield path

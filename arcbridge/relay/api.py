@@ -207,7 +207,7 @@ class _Api:
         return web.json_response(answer)
 
     async def check_join_token(self, request: web.Request) -> web.Response:
-        """Return whether a join token could enrol an agent now, for the agent's `doctor`; nothing is used up by it."""
+        """Answer whether a join token could enrol an agent now, for the agent's `doctor`; nothing is used up by it."""
         source = address_of(request)
         (join_token,) = await read_body(request, "join_token")
         try:

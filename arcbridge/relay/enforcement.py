@@ -145,7 +145,7 @@ class Enforcement:
         for user in itertools.islice(told, MOST_TOLD):
             self._tell(user)
         if len(told) > MOST_TOLD:
-            log.warning("agents not told of all who lost their right", users=len(told), users_told=MOST_TOLD)
+            log.warning("agents not told of all losses", users=len(told), users_told=MOST_TOLD)
 
     def _note(self, lost: list[tuple[Pump, Loss]]) -> None:
         """Count and log: one line for each user of a cluster, and one for a whole cluster."""

@@ -132,7 +132,7 @@ class Hops:
         except JoinRefused:
             raise
         except (Unreachable, ConnectionLost, RemoteProtocolError, ConfigError) as error:
-            log.warning("a relay of the fleet cannot be reached for a hop", address=address, reason=error.message)
+            log.warning("relay not reached for a hop", address=address, reason=error.message)
             raise _unreachable() from error
         try:
             await join.reply(JoinReply(join_id=reply.join_id))

@@ -312,7 +312,7 @@ class NatsConnection:
         live, client = subscription.live, subscription.client
         if live is None or client is None or client is not self._client:
             return
-        log.warning("a NATS subscription could not keep up and is made anew", subject=subscription.subject)
+        log.warning("NATS subscription made anew", subject=subscription.subject, reason="it could not keep up")
         subscription.live = subscription.client = None
         await _unsubscribe(live)
         await self._subscribe(client, subscription)

@@ -122,7 +122,6 @@ class _Parts:
     access: Access
     proofs: ProofChecker
     authority: Authority
-    registry: Registry
     fleet: Fleet
     certificate: ServerCertificate
     verifier: TokenVerifier
@@ -280,7 +279,6 @@ async def _compose(checked: Checked, membership: WorkerMembership | None, stack:
         access=access,
         proofs=proofs,
         authority=authority,
-        registry=registry,
         fleet=fleet,
         certificate=certificate,
         verifier=verifier,
@@ -496,7 +494,7 @@ class _Maintenance:
         if self._policy.error != self._policy_error:
             self._policy_error = self._policy.error
             if self._policy_error:
-                log.error("policy not taken over, the last good one stays", reason=self._policy_error)
+                log.error("policy not taken over", reason=self._policy_error, effect="the last good one stays")
             else:
                 log.info("policy taken over")
 

@@ -129,7 +129,7 @@ async def test_a_certificate_that_is_not_written_is_tried_again(
         await asyncio.sleep(0.1)
         keeping.cancel()
     assert written == [one.certificates], "once it is written it is written"
-    assert [line["event"] for line in logs].count("a kubeconfig has the former client certificate") == 1
+    assert [line["event"] for line in logs].count("kubeconfig not updated") == 1
     await one.close()
 
 
@@ -169,7 +169,7 @@ async def test_a_renewal_that_fails_is_told_once_and_tried_again(tmp_path: Path)
         for _ in range(3):
             assert not await one.renew()
     assert one.certificates is former
-    assert [line["event"] for line in logs].count("the certificates of the endpoint are not renewed") == 1
+    assert [line["event"] for line in logs].count("certificates not renewed") == 1
     file.with_name("away").rename(file)
     await one.renew()
     assert one.certificates != former

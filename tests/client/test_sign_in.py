@@ -236,14 +236,14 @@ class TestRevoke:
     async def test_it_is_void_afterwards(self, tmp_path: Path) -> None:
         with Issuer(tmp_path / "issuer") as issuer:
             login = LoginConfig(issuer=issuer.url, client_id="cli", ca_file=issuer.ca_file)
-            assert await revoke(login, TokenSet(refresh_token="unknown")) == ""
+            assert await revoke(login, TokenSet(refresh_token="unknown"), {}) == ""
             assert issuer.requests("/revoke") == 1
-            assert await revoke(login, TokenSet(access_token="a")) == ""
+            assert await revoke(login, TokenSet(access_token="a"), {}) == ""
             assert issuer.requests("/revoke") == 1, "there is nothing to revoke"
             secret = tmp_path / "secret"
             secret.write_text("guess")
             wrong = replace(login, client_id="ci", client_secret_file=secret)
-            assert await revoke(wrong, TokenSet(refresh_token="r")) == (
+            assert await revoke(wrong, TokenSet(refresh_token="r"), {}) == (
                 "the issuer refused (invalid_client: wrong secret)"
             )
 
@@ -251,5 +251,5 @@ class TestRevoke:
         with OidcServer() as server:
             (tmp_path / "ca.pem").write_text(server.ca_pem)
             login = LoginConfig(issuer=server.url("a"), client_id="cli", ca_file=tmp_path / "ca.pem")
-            assert await revoke(login, TokenSet(refresh_token="r")) == "the issuer has no revocation endpoint"
-        assert "cannot be reached (connection refused)" in await revoke(login, TokenSet(refresh_token="r"))
+            assert await revoke(login, TokenSet(refresh_token="r"), {}) == "the issuer has no revocation endpoint"
+        assert "cannot be reached (connection refused)" in await revoke(login, TokenSet(refresh_token="r"), {})

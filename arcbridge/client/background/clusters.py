@@ -97,7 +97,8 @@ class Clusters:
     # -- serving ----------------------------------------------------------------------------------------------------
 
     async def restore(self, inherited: Mapping[Settings, list[socket.socket]]) -> None:
-        """Serve what was connected; what cannot be served now is told by `status`, and tried when it is asked for.
+        """Serve what was connected; what cannot be served now is told by `status`, and tried when it is asked
+        for. A static connection, for which nothing asks, is tried again by itself.
 
         `inherited`: sockets that listen already. Those of settings that nothing is connected with any more are closed.
         """
@@ -105,14 +106,14 @@ class Clusters:
         try:
             kept = self.kept.all()
         except StateError as error:
-            log.warning("what was connected is not known", reason=error.message)
+            log.warning("connections not read", reason=error.message)
             kept = []
         for connection in kept:
             try:
                 await self.add(connection, left.pop(settings_key(connection.arguments), None))
             except ArcbridgeError as error:
                 self.failed[connection] = error.message
-                log.warning("a cluster is not served", cluster=connection.cluster, reason=error.message)
+                log.warning("cluster not served", cluster=connection.cluster, reason=error.message)
                 self._serve_later(connection)
         for sockets in left.values():
             for sock in sockets:
@@ -150,7 +151,7 @@ class Clusters:
 
     def _new(self, connection: Connection, config: ClientConfig) -> Served:
         context = ClientContext(config, Terminal(), environment=self._environment)
-        return Served(context.served(connection.cluster, self._clock), time.time())
+        return Served(context.served(connection.cluster, self._clock), self._clock())
 
     def _bind(self, served: Served) -> None:
         if moved := served.cluster.bind():
@@ -167,7 +168,7 @@ class Clusters:
         """After a defect of ours ended what keeps a session up: serve the cluster anew when it is asked for."""
         if task.cancelled() or (error := task.exception()) is None:
             return
-        log.error("the session is kept up no more", cluster=served.cluster.cluster, exc_info=error)
+        log.error("session task failed", cluster=served.cluster.cluster, exc_info=error)
         if served in self.served.values():
             self._start_closing(self._give_up(served, f"internal error ({type(error).__name__})"))
 
@@ -185,7 +186,7 @@ class Clusters:
                 self.failed |= dict.fromkeys(served.connections, f"{reason}; see `arcbridge logs`")
                 await self.close(served)
                 for connection in served.connections:
-                    self._serve_later(connection, lasted=time.time() - served.since)
+                    self._serve_later(connection, lasted=self._clock() - served.since)
 
     def _serve_later(self, connection: Connection, *, lasted: float = 0.0) -> None:
         """Have a static connection that failed served again: its context has no plugin that would ask for it.
@@ -210,9 +211,9 @@ class Clusters:
                 except ArcbridgeError as error:
                     self.failed[connection] = error.message
                 except Exception:  # a defect of ours ends no attempts
-                    log.exception("a cluster is not served", cluster=connection.cluster)
+                    log.exception("cluster not served", cluster=connection.cluster)
                 else:
-                    log.info("a cluster is served again", cluster=connection.cluster)
+                    log.info("cluster served again", cluster=connection.cluster)
                     return
 
     async def _accept(self, key: Settings, served: Served) -> None:
@@ -222,7 +223,7 @@ class Clusters:
         await served.cluster.serve()
 
     def _enter(self, served: Served, connection: Connection) -> None:
-        """Note for whom a cluster is served, in place of what it was served for at the same place."""
+        """Let a connection have this cluster, in place of one that has the same context of the same file."""
         if connection in served.connections:
             self.failed.pop(connection, None)
             return
@@ -276,12 +277,12 @@ class Clusters:
         try:
             return await self._write_context(served, connection)
         except ArcbridgeError as error:
-            log.warning("the kubeconfig was not changed", reason=error.message)
+            log.warning("kubeconfig not changed", reason=error.message)
             served.cluster.write_later()
             return error.message
 
     async def _write_context(self, served: Served, connection: Connection) -> str:
-        """Do as `_update_kubeconfig`, which does not raise the ArcbridgeError of what may succeed later."""
+        """Write the context; return why it was not written. Raises ArcbridgeError where it may be written later."""
         if not connection.kubeconfig or connection not in self.kept.all():
             return "nothing is connected with it"
         if await asyncio.to_thread(_refresh, served.cluster, connection):
@@ -289,7 +290,7 @@ class Clusters:
         return "the entry was changed, or taken out, by hand"
 
     async def make_plugins(self, connections: Sequence[Connection]) -> None:
-        """Leave no client certificate for a process that has ended: the plugin starts the next one for whom it can."""
+        """Replace client certificates in the kubeconfigs by the plugin, which can start the next process."""
         for connection in connections:
             await asyncio.to_thread(_make_plugins, connection)
 
@@ -414,7 +415,7 @@ class Clusters:
                 "end it with Ctrl-C, then connect"
             )
         for _ in range(_TRIES):
-            if (done := await self._connect(connection, config, kubeconfig, context, switch=switch)) is not None:
+            if (done := await self._connect(connection, config, kubeconfig, switch=switch)) is not None:
                 return done
         raise Unreachable(f'cluster "{config.cluster}" was disconnected meanwhile; connect it again')
 
@@ -423,7 +424,6 @@ class Clusters:
         connection: Connection,
         config: ClientConfig,
         kubeconfig: Kubeconfig,
-        context: ClientContext,
         *,
         switch: bool,
     ) -> dict[str, Any] | None:
@@ -454,7 +454,7 @@ class Clusters:
                 # Another connect with these settings may have been quicker: then its cluster is served, and the one
                 # that was proved here is closed.
                 taken = now if now is not None else served
-                return await self._replace(key, taken, connection, kubeconfig, context, switch=switch)
+                return await self._replace(key, taken, connection, kubeconfig, switch=switch)
         finally:
             if candidate is not None and self.served.get(key) is not candidate:
                 await asyncio.shield(self._start_closing(self.close(candidate)))
@@ -465,7 +465,6 @@ class Clusters:
         served: Served,
         connection: Connection,
         kubeconfig: Kubeconfig,
-        context: ClientContext,
         *,
         switch: bool,
     ) -> dict[str, Any]:
@@ -478,7 +477,7 @@ class Clusters:
                 self._bind(served)
             else:
                 cluster.announce(donor.cluster.port)
-        context.state.add_kubeconfig([Path(file) for file in connection.kubeconfig])
+        cluster.state.add_kubeconfig([Path(file) for file in connection.kubeconfig])
         former = [one for one in self.kept.all() if same_place(one, connection)]
         self.kept.add(connection)
         merging = asyncio.ensure_future(asyncio.to_thread(kubeconfig.merge, _entry(cluster, connection), switch=switch))
@@ -509,9 +508,9 @@ class Clusters:
                 await self.close(one)
         try:
             self._keep_port(served)
-            context.state.add_cluster_name(connection.cluster)
+            cluster.state.add_cluster_name(connection.cluster)
         except StateError as error:  # no reason to fail: the next process only may have to take another port
-            log.warning("the port of a cluster is not kept", cluster=connection.cluster, reason=error.message)
+            log.warning("port not kept", cluster=connection.cluster, reason=error.message)
         return {
             "cluster": connection.cluster,
             "context": connection.context,
@@ -535,7 +534,7 @@ class Clusters:
             for one in former:
                 self.kept.add(one)
         except StateError as error:
-            log.warning("what was connected is not kept", reason=error.message)
+            log.warning("connections not kept", reason=error.message)
 
     # -- disconnect, status -----------------------------------------------------------------------------------------
 
@@ -628,4 +627,4 @@ def _make_plugins(connection: Connection) -> None:
     try:
         Kubeconfig([Path(file) for file in connection.kubeconfig]).repair(lambda process: process != BACKGROUND)
     except ArcbridgeError as error:
-        log.warning("the kubeconfig was not changed", reason=error.message)
+        log.warning("kubeconfig not changed", reason=error.message)

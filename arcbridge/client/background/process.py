@@ -44,6 +44,7 @@ SWEEP_INTERVAL = 3600.0
 """Seconds between two looks for what commands of `run` have left that were killed."""
 
 _NOTHING = (0, 0)
+"""Device and inode of no file."""
 
 log = structlog.get_logger("arcbridge.client")
 
@@ -114,7 +115,7 @@ class BackgroundProcess:
             await asyncio.sleep(SOCKET_CHECK)
             if self._over.is_set():
                 return
-            if _inode(self._place.socket) == self._inode != _NOTHING and self._has_the_lock():
+            if self._has_the_socket() and self._has_the_lock():
                 continue
             async with self._clusters.changing:
                 if self._over.is_set() or self._control is None:
@@ -122,15 +123,18 @@ class BackgroundProcess:
                 try:
                     self._place.make()
                     if not self._has_the_lock() and not self._lock_anew():
-                        log.warning("the state directory was removed, and another background process has begun")
+                        log.warning(
+                            "background process gives way",
+                            reason="the state directory was removed, and another one has begun",
+                        )
                         self._finish()
                         return
-                    if _inode(self._place.socket) == self._inode != _NOTHING:
+                    if self._has_the_socket():
                         continue
                     control = _listen(self._place.socket)
                 except (StateError, OSError) as error:
                     if not told:
-                        log.warning("the control socket was removed and cannot be made anew", reason=str(error))
+                        log.warning("control socket not made anew", reason=str(error))
                     told = True
                     continue
                 loop = asyncio.get_running_loop()
@@ -138,7 +142,11 @@ class BackgroundProcess:
                 self._control.close()
                 self._control, self._inode, told = control, _inode(self._place.socket), False
                 loop.add_reader(self._control, self._accept)
-            log.warning("the control socket was removed, and made anew", path=self._place.socket)
+            log.warning("control socket made anew", path=self._place.socket)
+
+    def _has_the_socket(self) -> bool:
+        """Return whether callers find the socket on which this process listens."""
+        return _inode(self._place.socket) == self._inode != _NOTHING
 
     def _has_the_lock(self) -> bool:
         """Return whether the file that the next process locks is the one that this process has locked."""
@@ -204,7 +212,7 @@ class BackgroundProcess:
             sock.sendall(handover.TAKEN)
         except (OSError, StateError) as error:
             sock.close()
-            log.warning("the former background process did not hand over", reason=str(error))
+            log.warning("former background process did not hand over", reason=str(error))
             return None
         self._control = socket.socket(fileno=given.control)
         self._control.setblocking(False)
@@ -228,7 +236,7 @@ class BackgroundProcess:
             for served in list(self._clusters.served.values()):
                 if served.cluster.endpoint is not None and not served.cluster.endpoint.busy:
                     await self._clusters.close(served)
-        log.info("the last stream of a former version has ended")
+        log.info("former version has ended its last stream")
 
     async def _told_to_end(self) -> bool:
         """Wait for a moment; return whether the next process says that this one is to end."""
@@ -300,7 +308,7 @@ class BackgroundProcess:
             except OSError:
                 return  # no caller waits, or no descriptor is left, in which case the socket stays readable
             if (user := peer_user_id(sock)) not in (None, os.geteuid()):
-                log.warning("a program of another user was refused", user=user)
+                log.warning("program of another user refused", user=user)
                 sock.close()
                 continue
             sock.setblocking(False)
@@ -375,7 +383,7 @@ class BackgroundProcess:
             return b"", False
         except ArcbridgeError as error:
             if self._clusters.leaving:
-                return b"", False  # it may be this end that it failed by: the next process tells what it knows
+                return b"", False  # perhaps it failed because this process ends: the next one is asked
             return _error(error), False
         except Exception as error:  # a defect of ours: the caller must not wait, and the log has the trace
             log.exception("a request failed", operation=operation)

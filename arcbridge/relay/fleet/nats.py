@@ -378,7 +378,7 @@ class NatsFleet(Fleet):
 
     def _cross(self, what: str, cluster: str) -> None:
         self.crossed += 1
-        log.warning("a reply in the fleet belongs to another request", reply=what, cluster=cluster)
+        log.warning("fleet reply of another request", reply=what, cluster=cluster)
 
     # -- answering -------------------------------------------------------------------------------------------------
 

@@ -102,7 +102,7 @@ class _Worker:
             await asyncio.sleep(BEAT)
 
     def close(self) -> None:
-        """Close the channels to the siblings."""
+        """Cancel the answers under way and close the channels to the siblings."""
         for answer in list(self._answers):
             answer.cancel()
         self._siblings.close()

@@ -109,8 +109,10 @@ class Bucket:
             return self._store
 
     async def answered(self, call: Awaitable[T], timeout: float) -> T:
-        """Return the result of a call to JetStream, or `RegistryUnavailable`; answers that mean something pass as they
-        are."""
+        """Return the result of a call to JetStream; answers that mean something pass as they are.
+
+        Raises `RegistryUnavailable`.
+        """
         from nats import errors
         from nats.js import errors as answers
 
