@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from urllib.parse import quote, urlsplit
 
 from arcbridge.client.token_request import request, trust
-from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
+from arcbridge.errors import ConfigError, NotInThisJob, Unauthenticated, Unreachable
 
 KIND = "azure-pipelines"
 API_VERSION = "7.1"
@@ -41,9 +41,10 @@ class AzurePipelines:
         """Find the service connection by the setting and the job's environment. Raises ConfigError."""
         url, secret = environment.get("SYSTEM_OIDCREQUESTURI", ""), environment.get("SYSTEM_ACCESSTOKEN", "")
         if urlsplit(url).scheme != "https" or not secret:
-            raise ConfigError(
-                "login.workload: this is no step of Azure Pipelines that may ask for tokens; give the step "
-                "`env: SYSTEM_ACCESSTOKEN: $(System.AccessToken)` (SYSTEM_OIDCREQUESTURI, SYSTEM_ACCESSTOKEN)"
+            raise NotInThisJob(
+                "login.workload",
+                "this is no step of Azure Pipelines that may ask for tokens; give the step "
+                "`env: SYSTEM_ACCESSTOKEN: $(System.AccessToken)` (SYSTEM_OIDCREQUESTURI, SYSTEM_ACCESSTOKEN)",
             )
         named = workload.partition(":")[2]
         known = next((environment[name] for name in CONNECTION_VARIABLES if environment.get(name)), "")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from arcbridge.client.jwt_unverified import UnverifiedClaims, read_unverified
 from arcbridge.client.tokens import read_token
-from arcbridge.errors import ConfigError, StateError, Unauthenticated
+from arcbridge.errors import ConfigError, NotInThisJob, StateError, Unauthenticated
 from arcbridge.observe.foreign_text import clean
 
 GITLAB = "gitlab"
@@ -42,7 +42,7 @@ class TokensAtHand:
         if kind == GITLAB:
             self._issuer = environment.get("CI_SERVER_URL", "").rstrip("/")
             if not self._issuer:
-                raise ConfigError("login.workload: this is no job of GitLab (CI_SERVER_URL)")
+                raise NotInThisJob("login.workload", "this is no job of GitLab (CI_SERVER_URL)")
             self._names = sorted(environment)
             self.what, self._advice = "the job", "add it to `id_tokens` of the job, with `aud: {audience}`"
         elif kind.startswith(ENVIRONMENT):
