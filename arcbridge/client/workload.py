@@ -20,7 +20,7 @@ from urllib.parse import quote, urlsplit
 
 from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
 from arcbridge.client.token_cache import AudienceToken, TokenSet
-from arcbridge.client.token_request import request, trust
+from arcbridge.client.token_request import request
 from arcbridge.client.tokens import read_token
 from arcbridge.client.tokens_at_hand import ENVIRONMENT, FILE, GITLAB, TokensAtHand
 from arcbridge.config import LoginConfig
@@ -163,7 +163,7 @@ class _GitHubActions:
     async def ask(self, audiences: list[str]) -> str:
         joint = "&" if urlsplit(self.url).query else "?"
         url = f"{self.url}{joint}audience={quote(audiences[0], safe='')}"
-        status, answer = await request("GET", url, f"bearer {self.secret}", trust(None), None)
+        status, answer = await request("GET", url, f"bearer {self.secret}", None, None)
         token = answer.get("value")
         if status in (401, 403):
             raise Unauthenticated("GitHub Actions gives this job no token: it needs `permissions: id-token: write`")
@@ -207,7 +207,7 @@ class _Kubernetes:
         body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
         path = f"namespaces/{quote(namespace, safe='')}/serviceaccounts/{quote(account, safe='')}/token"
         url = f"{self.server}/api/v1/{path}"
-        status, answer = await request("POST", url, f"Bearer {own}", trust(self.directory / "ca.crt"), body)
+        status, answer = await request("POST", url, f"Bearer {own}", self.directory / "ca.crt", body)
         if status in (401, 403):
             raise Unauthenticated(
                 f"the API server gives this pod no token (status {status}): the ServiceAccount {account} of "
