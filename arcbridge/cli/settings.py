@@ -9,6 +9,8 @@ else the first of `$XDG_CONFIG_HOME/arcbridge/<role>.toml` and `/etc/arcbridge/<
 from __future__ import annotations
 
 import operator
+import os
+import stat
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,18 +39,23 @@ def settings_file(invocation: Invocation, environment: Mapping[str, str]) -> Pat
         return Path(named).expanduser()
     for directory in (user_directory("config", environment), shared_settings(environment)):
         candidate = directory / f"{invocation.role}.toml"
+        shared = directory == shared_settings(environment)
         try:
-            if candidate.is_file():
-                if sys.platform == "win32" and directory == shared_settings(environment):
-                    from arcbridge.windows_owner import refuse_foreign_settings
-
-                    refuse_foreign_settings(candidate)
-                return candidate
-        except PermissionError:
+            if not stat.S_ISREG(os.stat(candidate).st_mode):
+                continue
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError:
             # Settings that are not to be read are an error, which the loader says; a client may be on the machine of
-            # a relay, whose settings are none of its business. (From Python 3.14 on `is_file` is False then.)
-            if invocation.role != CLIENT or directory != shared_settings(environment):
-                return candidate
+            # a relay, whose settings are none of its business.
+            if invocation.role == CLIENT and shared:
+                continue
+            return candidate
+        if sys.platform == "win32" and shared:
+            from arcbridge.windows_owner import refuse_foreign_settings
+
+            refuse_foreign_settings(candidate)
+        return candidate
     return None
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -84,8 +86,12 @@ def test_the_settings_file(tmp_path: Path) -> None:
     own = tmp_path / "arcbridge" / "client.toml"
     invocation = parse([], "client")
     assert settings_file(invocation, {"XDG_CONFIG_HOME": str(tmp_path)}) is None
+    own.mkdir()
+    assert settings_file(invocation, {"XDG_CONFIG_HOME": str(tmp_path)}) is None
+    own.rmdir()
     own.write_text("")
     assert settings_file(invocation, {"XDG_CONFIG_HOME": str(tmp_path)}) == own
+    assert settings_file(invocation, {"XDG_CONFIG_HOME": str(own)}) is None, "what is below a file is absent"
     assert settings_file(invocation, {"XDG_CONFIG_HOME": str(tmp_path), "ARCBRIDGE_CONFIG": "/x"}) == Path("/x")
     assert settings_file(parse(["--config", "/y"], "client"), {"ARCBRIDGE_CONFIG": "/x"}) == Path("/y")
 
@@ -98,14 +104,14 @@ def test_settings_that_are_not_to_be_read(
     """They are no settings that are absent, except for a client those in the directory of a server."""
     environment = {"XDG_CONFIG_HOME": str(tmp_path)}
     closed = shared_settings(environment) if shared else user_directory("config", environment)
-    is_file = Path.is_file
+    look = os.stat
 
-    def guarded(path: Path) -> bool:
-        if path.parent == closed:
+    def guarded(path: Path, **options: Any) -> os.stat_result:
+        if path == closed / f"{role}.toml":
             raise PermissionError(13, "Permission denied", str(path))
-        return is_file(path)
+        return look(path, **options)
 
-    monkeypatch.setattr(Path, "is_file", guarded)
+    monkeypatch.setattr("arcbridge.cli.settings.os.stat", guarded)
     expected = None if shared and role == "client" else closed / f"{role}.toml"
     assert settings_file(parse([], role), environment) == expected
 
