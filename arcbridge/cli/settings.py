@@ -27,7 +27,7 @@ from arcbridge.user_directories import shared_settings, user_directory
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from arcbridge.problems import Place
+    from arcbridge.problems import Place, Problem
 
 KINDS: dict[str, type[Any]] = {RELAY: RelayConfig, AGENT: AgentConfig, CLIENT: ClientConfig}
 
@@ -81,10 +81,12 @@ def given_settings(invocation: Invocation, environment: Mapping[str, str]) -> di
 
 
 def load_settings(invocation: Invocation, environment: Mapping[str, str]) -> Any:
-    """Return the settings of the invocation's role, checked; raises ConfigError."""
+    """Return the settings of the invocation's role, checked; raises ConfigError, as SettingsRefused for mistakes."""
     config, wrong = read_settings(invocation, environment)
     if wrong:
-        raise _with_place(wrong[0], invocation, environment)
+        from arcbridge.problems import SettingsRefused, located
+
+        raise SettingsRefused(located([problem_of(error) for error in wrong], place_of(invocation, environment)))
     for flag in _own_flags(invocation):
         value = invocation.text(flag.dest)
         if flag.choices and value and value not in flag.choices:
@@ -92,12 +94,16 @@ def load_settings(invocation: Invocation, environment: Mapping[str, str]) -> Any
     return config
 
 
-def _with_place(error: SettingError, invocation: Invocation, environment: Mapping[str, str]) -> ConfigError:
-    """Return the mistake with its flag, variable, or file and line, as `config check` says it."""
-    if error.source or not error.path:
-        return error  # it says so itself, or it is of no place
-    place = place_of(invocation, environment)(".".join(error.path))
-    return error if place is None else ConfigError(f"{place}: {error.message}")
+def problem_of(error: SettingError) -> Problem:
+    """Return a mistake as a problem, with its place where the loader knows it."""
+    from arcbridge.problems import Place, Problem
+
+    setting = ".".join(error.path)
+    if error.source and error.message.startswith(error.source):
+        # The line is between the source and the colon.
+        message = error.message.removeprefix(error.source).partition(": ")[2]
+        return Problem(setting, message, place=Place(error.source, error.line, error.column))
+    return Problem(setting, error.message)
 
 
 def read_settings(invocation: Invocation, environment: Mapping[str, str]) -> tuple[Any, list[SettingError]]:
