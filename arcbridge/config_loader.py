@@ -107,7 +107,7 @@ def _read(file: Path) -> tuple[_Source, dict[str, Any]]:
     try:
         text = file.read_text(encoding="utf-8")
     except OSError as error:
-        raise SettingError(f"cannot read the settings file {file}: {error.strerror}", (), str(file)) from error
+        raise SettingError(f"{file}: cannot read the settings file: {error.strerror}", (), str(file)) from error
     except UnicodeDecodeError as error:
         raise SettingError(f"{file}: not UTF-8 text; a settings file is TOML", (), str(file)) from error
     try:

@@ -53,6 +53,14 @@ class ConfigError(ArcbridgeError):
     exit_code = ExitCode.USAGE
 
 
+class NotInThisJob(ConfigError):
+    """`setting` is for a job or a pod of a platform, and this process runs in none; elsewhere it may be right."""
+
+    def __init__(self, setting: str, message: str) -> None:
+        super().__init__(f"{setting}: {message}")
+        self.setting = setting
+
+
 class StateError(ArcbridgeError):
     """Something kept on disk (credential, CA, kubeconfig, database) is missing, unreadable or not ours."""
 

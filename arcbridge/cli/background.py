@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Any, TextIO
 
+    from arcbridge.client.background.connections import Connection
     from arcbridge.client.service import ClientContext, Terminal
     from arcbridge.config import ClientConfig
 
@@ -258,54 +259,36 @@ def _repair_known(state_dir: Path | None, environment: Mapping[str, str]) -> Non
 
     Raises StateError for that of this command; what cannot be looked at of the others is a line.
     """
+    from itertools import pairwise
+
     repair_contexts(state_dir, environment)
-    looked_at: set[object] = {state_dir}
-    for cluster, directory in _state_directories(environment):
-        if directory in looked_at:
-            continue
-        looked_at.add(directory)
+    looked_at = {state_dir}
+    by_file: dict[str, Path | None] = {"": None}
+    for one in _connections(Place.find(environment)):
+        named = dict(pairwise(one.arguments))
+        file = named.get("--config", "")
         try:
-            if isinstance(directory, ArcbridgeError):
-                raise directory
-            repair_contexts(directory, environment)
+            if file not in by_file and "--state-dir" not in named:
+                by_file[file] = settings_of(one.arguments, environment).state_dir
+            directory = Path(named["--state-dir"]) if "--state-dir" in named else by_file[file]
+            if directory not in looked_at:
+                looked_at.add(directory)
+                repair_contexts(directory, environment)
         except ArcbridgeError as error:
+            cluster = plain(one.cluster)
             sys.stderr.write(
-                f'the kubeconfigs of "{plain(cluster)}" were not looked at: {plain(error.message)}; '
-                f"`arcbridge disconnect {plain(cluster)}` forgets it\n"
+                f'the kubeconfigs of "{cluster}" were not looked at: {plain(error.message)}; '
+                f"`arcbridge disconnect {cluster}` forgets it\n"
             )
 
 
-def _state_directories(environment: Mapping[str, str]) -> list[tuple[str, Path | ArcbridgeError | None]]:
-    """For each cluster that is connected the state directory of its settings, or why that is not known."""
-    from itertools import pairwise
-
-    found: list[tuple[str, Path | ArcbridgeError | None]] = []
-    by_file: dict[str, Path | ArcbridgeError | None] = {}
-    for one in _kept(Place.find(environment)):
-        arguments = [str(word) for word in one["arguments"]]
-        pairs = dict(pairwise(arguments))
-        directory: Path | ArcbridgeError | None = None
-        if named := pairs.get("--state-dir"):
-            directory = Path(named)
-        elif file := pairs.get("--config"):
-            if file not in by_file:
-                try:
-                    by_file[file] = settings_of(arguments, environment).state_dir
-                except ArcbridgeError as error:
-                    by_file[file] = error
-            directory = by_file[file]
-        found.append((str(one["cluster"]), directory))
-    return found
-
-
-def _kept(place: Place) -> list[dict[str, Any]]:
-    """Return what is connected, as the list has it; nothing where it cannot be read, which the process says."""
-    import json
+def _connections(place: Place) -> list[Connection]:
+    """Return what is connected; nothing where the list cannot be read, which the process says."""
+    from arcbridge.client.background.connections import Connections
 
     try:
-        kept = json.loads(Path(place.connections).read_text())
-        return [one for one in kept if {"cluster", "context", "arguments"} <= set(one)]
-    except (OSError, ValueError, TypeError):
+        return Connections(Path(place.connections)).all()
+    except StateError:
         return []
 
 
@@ -402,7 +385,7 @@ def _about(process: Mapping[str, Any] | None) -> str:
 
 def _not_served(place: Place) -> list[dict[str, Any]]:
     """Return what is connected while no process of this version runs."""
-    return [{"name": one["cluster"], "contexts": [one["context"]], "state": "not running"} for one in _kept(place)]
+    return [{"name": one.cluster, "contexts": [one.context], "state": "not running"} for one in _connections(place)]
 
 
 def _for_people(one: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 from arcbridge.cli.flags import DOCUMENTS, RELAY
 from arcbridge.cli.output import print_document, print_error, print_warning
 from arcbridge.cli.parser import Invocation
-from arcbridge.cli.settings import load_settings, place_of, read_settings, settings_file
+from arcbridge.cli.settings import load_settings, place_of, problem_of, read_settings, settings_file
 from arcbridge.errors import ExitCode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from arcbridge.config_loader import SettingError
     from arcbridge.problems import Problem
 
 
@@ -40,7 +39,7 @@ def find_problems(invocation: Invocation, environment: Mapping[str, str]) -> lis
     from arcbridge.problems import located
 
     config, wrong = read_settings(invocation, environment)
-    found = [_problem_of(error) for error in wrong]
+    found = [problem_of(error) for error in wrong]
     # A setting that could not be read has its default, of which nothing is to be said.
     unread = {problem.setting for problem in found}
     broken = any(not error.path for error in wrong)
@@ -93,16 +92,6 @@ def _check(invocation: Invocation) -> int:
 
 def _count(found: list[Problem], word: str) -> str:
     return f"{len(found)} {word}{'s' if len(found) != 1 else ''}"
-
-
-def _problem_of(error: SettingError) -> Problem:
-    from arcbridge.problems import Place, Problem
-
-    setting = ".".join(error.path)
-    prefix, _, message = error.message.partition(": ")
-    if error.source and prefix.startswith(error.source):
-        return Problem(setting, message, place=Place(error.source, error.line, error.column))
-    return Problem(setting, error.message)
 
 
 def as_data(config: Any) -> dict[str, Any]:

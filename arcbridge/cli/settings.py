@@ -9,6 +9,8 @@ else the first of `$XDG_CONFIG_HOME/arcbridge/<role>.toml` and `/etc/arcbridge/<
 from __future__ import annotations
 
 import operator
+import os
+import stat
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +27,7 @@ from arcbridge.user_directories import shared_settings, user_directory
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from arcbridge.problems import Place
+    from arcbridge.problems import Place, Problem
 
 KINDS: dict[str, type[Any]] = {RELAY: RelayConfig, AGENT: AgentConfig, CLIENT: ClientConfig}
 
@@ -37,18 +39,23 @@ def settings_file(invocation: Invocation, environment: Mapping[str, str]) -> Pat
         return Path(named).expanduser()
     for directory in (user_directory("config", environment), shared_settings(environment)):
         candidate = directory / f"{invocation.role}.toml"
+        shared = directory == shared_settings(environment)
         try:
-            if candidate.is_file():
-                if sys.platform == "win32" and directory == shared_settings(environment):
-                    from arcbridge.windows_owner import refuse_foreign_settings
-
-                    refuse_foreign_settings(candidate)
-                return candidate
-        except PermissionError:
+            if not stat.S_ISREG(os.stat(candidate).st_mode):
+                continue
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError:
             # Settings that are not to be read are an error, which the loader says; a client may be on the machine of
-            # a relay, whose settings are none of its business. (From Python 3.14 on `is_file` is False then.)
-            if invocation.role != CLIENT or directory != shared_settings(environment):
-                return candidate
+            # a relay, whose settings are none of its business.
+            if invocation.role == CLIENT and shared:
+                continue
+            return candidate
+        if sys.platform == "win32" and shared:
+            from arcbridge.windows_owner import refuse_foreign_settings
+
+            refuse_foreign_settings(candidate)
+        return candidate
     return None
 
 
@@ -74,10 +81,12 @@ def given_settings(invocation: Invocation, environment: Mapping[str, str]) -> di
 
 
 def load_settings(invocation: Invocation, environment: Mapping[str, str]) -> Any:
-    """Return the settings of the invocation's role, checked; raises ConfigError."""
+    """Return the settings of the invocation's role, checked; raises ConfigError, as SettingsRefused for mistakes."""
     config, wrong = read_settings(invocation, environment)
     if wrong:
-        raise _with_place(wrong[0], invocation, environment)
+        from arcbridge.problems import SettingsRefused, located
+
+        raise SettingsRefused(located([problem_of(error) for error in wrong], place_of(invocation, environment)))
     for flag in _own_flags(invocation):
         value = invocation.text(flag.dest)
         if flag.choices and value and value not in flag.choices:
@@ -85,12 +94,16 @@ def load_settings(invocation: Invocation, environment: Mapping[str, str]) -> Any
     return config
 
 
-def _with_place(error: SettingError, invocation: Invocation, environment: Mapping[str, str]) -> ConfigError:
-    """Return the mistake with its flag, variable, or file and line, as `config check` says it."""
-    if error.source or not error.path:
-        return error  # it says so itself, or it is of no place
-    place = place_of(invocation, environment)(".".join(error.path))
-    return error if place is None else ConfigError(f"{place}: {error.message}")
+def problem_of(error: SettingError) -> Problem:
+    """Return a mistake as a problem, with its place where the loader knows it."""
+    from arcbridge.problems import Place, Problem
+
+    setting = ".".join(error.path)
+    if error.source and error.message.startswith(error.source):
+        # The line is between the source and the colon.
+        message = error.message.removeprefix(error.source).partition(": ")[2]
+        return Problem(setting, message, place=Place(error.source, error.line, error.column))
+    return Problem(setting, error.message)
 
 
 def read_settings(invocation: Invocation, environment: Mapping[str, str]) -> tuple[Any, list[SettingError]]:

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import quote, urlsplit
 
-from arcbridge.client.token_request import request, trust
-from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
+from arcbridge.client.token_request import request
+from arcbridge.errors import ConfigError, NotInThisJob, Unauthenticated, Unreachable
 
 KIND = "azure-pipelines"
 API_VERSION = "7.1"
@@ -41,9 +41,10 @@ class AzurePipelines:
         """Find the service connection by the setting and the job's environment. Raises ConfigError."""
         url, secret = environment.get("SYSTEM_OIDCREQUESTURI", ""), environment.get("SYSTEM_ACCESSTOKEN", "")
         if urlsplit(url).scheme != "https" or not secret:
-            raise ConfigError(
-                "login.workload: this is no step of Azure Pipelines that may ask for tokens; give the step "
-                "`env: SYSTEM_ACCESSTOKEN: $(System.AccessToken)` (SYSTEM_OIDCREQUESTURI, SYSTEM_ACCESSTOKEN)"
+            raise NotInThisJob(
+                "login.workload",
+                "this is no step of Azure Pipelines that may ask for tokens; give the step "
+                "`env: SYSTEM_ACCESSTOKEN: $(System.AccessToken)` (SYSTEM_OIDCREQUESTURI, SYSTEM_ACCESSTOKEN)",
             )
         named = workload.partition(":")[2]
         known = next((environment[name] for name in CONNECTION_VARIABLES if environment.get(name)), "")
@@ -61,7 +62,7 @@ class AzurePipelines:
         url = f"{self.url}{joint}api-version={API_VERSION}&serviceConnectionId={quote(self.connection, safe='')}"
         # Without this header a refusal is a redirect to a page for people.
         headers = {"X-TFS-FedAuthRedirect": "Suppress"}
-        status, answer = await request("POST", url, f"Bearer {self.secret}", trust(None), None, headers)
+        status, answer = await request("POST", url, f"Bearer {self.secret}", None, None, headers)
         token = answer.get("oidcToken")
         if status in (302, 401, 403):
             raise Unauthenticated(

@@ -15,7 +15,7 @@ import operator
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from arcbridge.choices import BROWSER, DEVICE, GRANTS
 from arcbridge.config import ClientConfig, LoginConfig
@@ -28,11 +28,12 @@ _TEXTS = ("issuer", "client_id", "audience", "cluster_audience", "cluster_audien
 _LISTS = ("scopes", "cluster_scopes", "relay_scopes")
 SETTINGS = (*_TEXTS, *_LISTS, "dpop")
 """The settings of a login that a relay may name. What would weaken a login, such as `one_token`, is not among them."""
-OWN = ("client_id", *_TEXTS[2:], *_LISTS, "redirect_port", "proof_key_file")
-"""The settings of a login that the user may give beside what a relay names, and that are kept with it."""
+OWN = (*(name for name in _TEXTS if name != "issuer"), *_LISTS, "redirect_port", "proof_key_file")
+"""The settings of a login that the user may give beside what a relay names, and that are kept with it. Another issuer
+makes another login."""
 _TEXT_LIMIT = 512
 _LIST_LIMIT = 64
-_WORD_RULE = f"a word is printable ASCII without a space, of at most {_TEXT_LIMIT} characters"
+_WORD = f"printable ASCII without a space, of at most {_TEXT_LIMIT} characters"
 _NONE_NAMED = LoginConfig()
 
 
@@ -55,23 +56,19 @@ class LoginOffer:
             raise ConfigError("it is not a JSON object")
         found: dict[str, Any] = {}
         for name in _TEXTS:
-            value = document.get(name, getattr(_NONE_NAMED, name))
-            if not _is_word(value) or (not value and name in ("issuer", "client_id")):
-                raise ConfigError(f"{name} is not a text that it can be")
-            found[name] = value
+            found[name] = _read_text(name, document.get(name, getattr(_NONE_NAMED, name)))
+            if not found[name] and name in ("issuer", "client_id"):
+                raise ConfigError(f"{name}: required but not set")
         for name in _LISTS:
-            values = document.get(name, list(getattr(_NONE_NAMED, name)))
-            if not isinstance(values, list) or len(values) > _LIST_LIMIT or not all(_is_word(one) for one in values):
-                raise ConfigError(f"{name} is not a list of words")
-            found[name] = tuple(values)
+            found[name] = _read_list(name, document.get(name, list(getattr(_NONE_NAMED, name))))
         found["dpop"] = document.get("dpop", True)
         if not isinstance(found["dpop"], bool):
-            raise ConfigError("dpop is neither true nor false")
+            raise ConfigError("dpop: must be true or false")
         if not str(found["issuer"]).startswith("https://") or "@" in str(found["issuer"]):
-            raise ConfigError("issuer is not an https:// URL")
+            raise ConfigError("issuer: must be an https:// URL without an @")
         grants = document.get("grant_types", [])
         if not isinstance(grants, list):
-            raise ConfigError("grant_types is not a list of words")
+            raise ConfigError("grant_types: must be a list")
         return cls(found, tuple(one for one in GRANTS if one in grants))
 
     @classmethod
@@ -272,7 +269,7 @@ def apply_login(login: LoginConfig, profile: RelayProfile) -> LoginConfig:
     return replace(login, **added)
 
 
-def given(login: LoginConfig, offer: LoginOffer) -> dict[str, Any]:
+def own_settings(login: LoginConfig, offer: LoginOffer) -> dict[str, Any]:
     """Return the settings of `OWN` that the user gives, and in which `offer` says something else."""
     found = {name: getattr(login, name) for name in OWN if getattr(login, name) != _default(name)}
     if (file := found.get("proof_key_file")) is not None:
@@ -287,7 +284,7 @@ def later_own(kept: Mapping[str, Any], login: LoginConfig, offer: LoginOffer, na
     user's own no more.
     """
     changed = {name for name in OWN if name in named or getattr(login, name) != _default(name)}
-    return {name: value for name, value in kept.items() if name not in changed} | given(login, offer)
+    return {name: value for name, value in kept.items() if name not in changed} | own_settings(login, offer)
 
 
 def check_readable(profile: RelayProfile) -> None:
@@ -296,7 +293,7 @@ def check_readable(profile: RelayProfile) -> None:
         LoginOffer.read(profile.login.document())
         _read_own(_own_document(profile.own))
     except ConfigError as error:
-        raise ConfigError(f"login.{error.message} ({_WORD_RULE})") from error
+        raise ConfigError(f"login.{error.message}") from error
 
 
 def _own_document(own: Mapping[str, Any]) -> dict[str, Any]:
@@ -314,22 +311,32 @@ def _read_own(document: object) -> dict[str, Any]:
     own: dict[str, Any] = {}
     for name, value in document.items():
         if name in _LISTS:
-            if not isinstance(value, list) or not all(_is_word(one) for one in value):
-                raise ConfigError(f"{name} is not a list of words")
-            own[name] = tuple(value)
+            own[name] = _read_list(name, value)
         elif name == "redirect_port":
             if type(value) is not int:
-                raise ConfigError(f"{name} is not a number")
+                raise ConfigError(f"{name}: must be a number")
             own[name] = value
         elif name == "proof_key_file":
             if not isinstance(value, str):
-                raise ConfigError(f"{name} is not a path")
+                raise ConfigError(f"{name}: must be a path")
             own[name] = Path(value)
         else:
-            if not _is_word(value):
-                raise ConfigError(f"{name} is not a text that it can be")
-            own[name] = value
+            own[name] = _read_text(name, value)
     return own
+
+
+def _read_text(name: str, value: object) -> str:
+    """Return a setting that is one word; raises ConfigError."""
+    if not _is_word(value):
+        raise ConfigError(f"{name}: must be {_WORD}")
+    return value
+
+
+def _read_list(name: str, values: object) -> tuple[str, ...]:
+    """Return a setting that is a list of words; raises ConfigError."""
+    if not isinstance(values, list) or len(values) > _LIST_LIMIT or not all(map(_is_word, values)):
+        raise ConfigError(f"{name}: must be a list of at most {_LIST_LIMIT} words, each {_WORD}")
+    return tuple(values)
 
 
 def has_login(login: LoginConfig) -> bool:
@@ -375,7 +382,7 @@ def _name(address: Address) -> str:
     return f"{address.host.replace(':', '-')}_{address.port}"
 
 
-def _is_word(value: object) -> bool:
+def _is_word(value: object) -> TypeGuard[str]:
     # ASCII: an issuer that only looks like the right one is spelt in other letters.
     return (
         isinstance(value, str)

@@ -6,14 +6,15 @@ program keeps fresh may be absent until a token is asked for: that is a warning.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from arcbridge.choices import PROGRAM
 from arcbridge.client.azure_pipelines import is_azure_pipelines
 from arcbridge.client.tokens import refuse_contradictions, with_defaults
 from arcbridge.config import ClientConfig, LoginConfig
-from arcbridge.errors import ConfigError, StateError
+from arcbridge.errors import ConfigError, NotInThisJob, StateError
 from arcbridge.net import named_files
 from arcbridge.net.address import parse_address
 from arcbridge.pki.names import check_cluster_name
@@ -173,7 +174,7 @@ def _issuer(login: LoginConfig, problems: Problems, environment: Mapping[str, st
         if parts.scheme != "https" or not parts.hostname:
             raise ConfigError("login.issuer: must be an https URL")
         named_files.check_not_placeholder(problems, "login.issuer", parts.hostname)
-    try:
+    with _for_a_job(problems, "login.client_id"):
         if login.grant_type == PROGRAM:
             from arcbridge.client.client_credentials import ClientCredentials
 
@@ -183,10 +184,6 @@ def _issuer(login: LoginConfig, problems: Problems, environment: Mapping[str, st
             from arcbridge.client.client_authentication import ClientAuthentication
 
             ClientAuthentication(login, environment=environment)
-    except ConfigError as error:
-        # A job's own tokens: the file is checked elsewhere than where it is used.
-        told = problems.warn if ": this is no " in error.message else problems.error
-        told("login.client_id", error.message)
 
 
 def _workload(login: LoginConfig, problems: Problems, environment: Mapping[str, str]) -> None:
@@ -195,10 +192,16 @@ def _workload(login: LoginConfig, problems: Problems, environment: Mapping[str, 
         return
     from arcbridge.client.workload import WorkloadTokens
 
-    try:
+    with _for_a_job(problems, "login.workload"):
         WorkloadTokens(with_defaults(login), environment=environment)
-    except ConfigError as error:
-        if error.message.startswith("login.workload: this is no "):
-            problems.warn("login.workload", error.message)  # the file is checked elsewhere than where it is used
-        else:
-            problems.error("login.workload", error.message)
+
+
+@contextmanager
+def _for_a_job(problems: Problems, setting: str) -> Iterator[None]:
+    """Collect as `Problems.collect` does, with a warning where the tokens of a job are absent: a file may be checked
+    elsewhere than in the job that uses it."""
+    with problems.collect(setting):
+        try:
+            yield
+        except NotInThisJob as error:
+            problems.warn(error.setting, error.message)

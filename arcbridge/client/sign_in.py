@@ -24,9 +24,9 @@ from arcbridge.client.relay_profile import (
     RelayProfiles,
     apply,
     check_readable,
-    given,
     has_login,
     later_own,
+    own_settings,
     short_url,
 )
 from arcbridge.client.relays import concerns_all
@@ -166,7 +166,7 @@ async def _first_contact(
         contact.ca_pem,
         _text(login.ca_file) if login.ca_file is not None else "",
         login.grant_type,
-        given(login, offer),
+        own_settings(login, offer),
     )
     check_readable(profile)  # before the user is asked
     await _agree(config, contact, offer, former, ask)

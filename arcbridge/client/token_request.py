@@ -29,18 +29,21 @@ async def request(
     method: str,
     url: str,
     authorization: str,
-    context: ssl.SSLContext,
+    ca_file: Path | None,
     body: Mapping[str, Any] | None,
     headers: Mapping[str, str] | None = None,
 ) -> tuple[int, dict[str, Any]]:
     """Send one request; return the status and the JSON object of the answer, empty where it is none.
 
-    Raises Unreachable, without a word of what was sent.
+    `ca_file`: the CA of the service; None: the system's. Raises Unreachable, without a word of what was sent, and
+    ConfigError for a file that holds no CA.
     """
     import aiohttp  # a quarter of a second, for those who ask
 
+    from arcbridge.client.http_errors import reason
     from arcbridge.net.http_connector import DialingConnector
 
+    context = _trust(ca_file)
     headers = {"Authorization": authorization, "Accept": "application/json", **(headers or {})}
     host = urlsplit(url).hostname
     try:
@@ -60,9 +63,9 @@ async def request(
     except TimeoutError as error:
         raise Unreachable(f"{host} did not answer within {DEADLINE:.0f} s") from error
     except aiohttp.ClientSSLError as error:
-        raise Unreachable(_tls_failure(str(host), error.__cause__)) from error
+        raise Unreachable(_tls_failure(str(host), error.__cause__, ca_file)) from error
     except (aiohttp.ClientError, OSError) as error:
-        raise Unreachable(f"{host} cannot be reached for a token ({type(error).__name__})") from error
+        raise Unreachable(f"{host} cannot be reached for a token: {reason(error)}") from error
     try:
         document = json.loads(data)
     except (ValueError, RecursionError):
@@ -70,7 +73,7 @@ async def request(
     return status, document if isinstance(document, dict) else {}
 
 
-def _tls_failure(host: str, cause: BaseException | None) -> str:
+def _tls_failure(host: str, cause: BaseException | None, ca_file: Path | None) -> str:
     """Return why TLS failed, for the user.
 
     What truststore raises has the system's own codes, which say nothing here, or none.
@@ -78,6 +81,8 @@ def _tls_failure(host: str, cause: BaseException | None) -> str:
     if isinstance(cause, ssl.SSLCertVerificationError):
         code = getattr(cause, "verify_code", 0)
         if code in _UNTRUSTED_CA or not 0 < code < _OPENSSL_CODES:
+            if ca_file is not None:
+                return f"the certificate of {host} is not of the CA in {ca_file}"
             return (
                 f"the certificate of {host} is not of a CA that is trusted for tokens; have this system trust the "
                 "right one (SSL_CERT_FILE names a file of CAs)"
@@ -89,7 +94,7 @@ def _tls_failure(host: str, cause: BaseException | None) -> str:
     return f"{host} cannot be reached for a token: TLS failed ({reason or type(cause).__name__})"
 
 
-def trust(ca_file: Path | None) -> ssl.SSLContext:
+def _trust(ca_file: Path | None) -> ssl.SSLContext:
     """Make a TLS context that trusts the CA of a service: in a file, or the system's. Raises ConfigError."""
     try:
         return trusting_context() if ca_file is None else ssl.create_default_context(cafile=ca_file)

@@ -352,11 +352,9 @@ class Tokens:
 
     def _refuse_for_both(self, token: str, audience: str) -> None:
         """Refuse, or warn of, a token for the relay that the agent of the cluster with `audience` would take."""
-        names = (audience, f"@{audience}")  # the second: behind the key, where an issuer gives one audience only
-        if not any(
-            one == names[0] or (one.startswith("arcbridge:key:") and one.endswith(names[1]))
-            for one in read_unverified(token).audiences
-        ):
+        from arcbridge.identity.proof import place_of
+
+        if audience not in map(place_of, read_unverified(token).audiences):
             return
         if not self._login.one_token:
             raise TokenForBoth(audience)

@@ -8,14 +8,14 @@ a token is given out only for an audience that it names, and no token is in an e
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from arcbridge.client.jwt_unverified import UnverifiedClaims, read_unverified
 from arcbridge.client.tokens import read_token
-from arcbridge.errors import ConfigError, StateError, Unauthenticated
+from arcbridge.errors import ConfigError, NotInThisJob, StateError, Unauthenticated
+from arcbridge.identity.proof import place_of
 from arcbridge.observe.foreign_text import clean
 
 GITLAB = "gitlab"
@@ -24,8 +24,6 @@ ENVIRONMENT = "env:"
 _MOST_FILES = 64
 _FILE_LIMIT = 1024 * 1024
 """Bytes of a file with tokens, one on each line; a token is some KiB."""
-_KEY = re.compile(r"arcbridge:key:[A-Za-z0-9_-]{43}@", re.ASCII)
-"""What comes before an audience to say to which key a token is bound (RFC 7638, SHA-256); see `ProofKey.audience`."""
 _SHOWN = 120
 """Bytes of an audience that a message names."""
 
@@ -42,7 +40,7 @@ class TokensAtHand:
         if kind == GITLAB:
             self._issuer = environment.get("CI_SERVER_URL", "").rstrip("/")
             if not self._issuer:
-                raise ConfigError("login.workload: this is no job of GitLab (CI_SERVER_URL)")
+                raise NotInThisJob("login.workload", "this is no job of GitLab (CI_SERVER_URL)")
             self._names = sorted(environment)
             self.what, self._advice = "the job", "add it to `id_tokens` of the job, with `aud: {audience}`"
         elif kind.startswith(ENVIRONMENT):
@@ -105,13 +103,7 @@ class TokensAtHand:
 
 def is_for(found: UnverifiedClaims, audience: str) -> bool:
     """Return whether a token names `audience`, alone or behind the key to which it is bound (`identity.proof`)."""
-    return any(_without_key(one) == audience or one == audience for one in found.audiences)
-
-
-def _without_key(audience: str) -> str:
-    # From the first `@` on, as an audience may itself have one: `…@a@b` is for `a@b` and not for `b`.
-    bound = _KEY.match(audience)
-    return audience[bound.end() :] if bound else audience
+    return audience in map(place_of, found.audiences)
 
 
 def _words(path: Path) -> list[str]:

@@ -20,11 +20,11 @@ from urllib.parse import quote, urlsplit
 
 from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
 from arcbridge.client.token_cache import AudienceToken, TokenSet
-from arcbridge.client.token_request import request, trust
+from arcbridge.client.token_request import request
 from arcbridge.client.tokens import read_token
 from arcbridge.client.tokens_at_hand import ENVIRONMENT, FILE, GITLAB, TokensAtHand
 from arcbridge.config import LoginConfig
-from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
+from arcbridge.errors import ConfigError, NotInThisJob, Unauthenticated, Unreachable
 from arcbridge.identity.proof import ProofKey
 
 GITHUB = ("github", "github-actions")
@@ -118,7 +118,7 @@ def check_kind(kind: str, setting: str) -> None:
 async def assertion(login: LoginConfig, environment: Mapping[str, str], service_account: Path = SERVICE_ACCOUNT) -> str:
     """Return a token of this job or pod for `login.client_assertion_audience`, bound to no key.
 
-    Raises ConfigError where this is no such job or pod, Unauthenticated or Unreachable.
+    Raises NotInThisJob where this is no such job or pod, Unauthenticated or Unreachable.
     """
     setting = "login.client_assertion_workload"
     service = _service(login.client_assertion_workload, environment, service_account, setting)
@@ -150,9 +150,10 @@ class _GitHubActions:
         url = environment.get("ACTIONS_ID_TOKEN_REQUEST_URL", "")
         secret = environment.get("ACTIONS_ID_TOKEN_REQUEST_TOKEN", "")
         if urlsplit(url).scheme != "https" or not secret:
-            raise ConfigError(
-                f"{setting}: this is no job of GitHub Actions that may ask for tokens: give the job "
-                "`permissions: id-token: write` (ACTIONS_ID_TOKEN_REQUEST_URL and ACTIONS_ID_TOKEN_REQUEST_TOKEN)"
+            raise NotInThisJob(
+                setting,
+                "this is no job of GitHub Actions that may ask for tokens: give the job "
+                "`permissions: id-token: write` (ACTIONS_ID_TOKEN_REQUEST_URL and ACTIONS_ID_TOKEN_REQUEST_TOKEN)",
             )
         return cls(url, secret)
 
@@ -162,7 +163,7 @@ class _GitHubActions:
     async def ask(self, audiences: list[str]) -> str:
         joint = "&" if urlsplit(self.url).query else "?"
         url = f"{self.url}{joint}audience={quote(audiences[0], safe='')}"
-        status, answer = await request("GET", url, f"bearer {self.secret}", trust(None), None)
+        status, answer = await request("GET", url, f"bearer {self.secret}", None, None)
         token = answer.get("value")
         if status in (401, 403):
             raise Unauthenticated("GitHub Actions gives this job no token: it needs `permissions: id-token: write`")
@@ -183,9 +184,10 @@ class _Kubernetes:
     def of(cls, environment: Mapping[str, str], directory: Path, setting: str) -> _Kubernetes:
         host, port = environment.get("KUBERNETES_SERVICE_HOST", ""), environment.get("KUBERNETES_SERVICE_PORT", "443")
         if not host or not (directory / "token").exists():
-            raise ConfigError(
-                f"{setting}: this is no pod with a ServiceAccount token (KUBERNETES_SERVICE_HOST, and "
-                f"{directory}/token; automountServiceAccountToken)"
+            raise NotInThisJob(
+                setting,
+                f"this is no pod with a ServiceAccount token (KUBERNETES_SERVICE_HOST, and {directory}/token; "
+                "automountServiceAccountToken)",
             )
         return cls(f"https://{f'[{host}]' if ':' in host else host}:{port}", directory)
 
@@ -205,7 +207,7 @@ class _Kubernetes:
         body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
         path = f"namespaces/{quote(namespace, safe='')}/serviceaccounts/{quote(account, safe='')}/token"
         url = f"{self.server}/api/v1/{path}"
-        status, answer = await request("POST", url, f"Bearer {own}", trust(self.directory / "ca.crt"), body)
+        status, answer = await request("POST", url, f"Bearer {own}", self.directory / "ca.crt", body)
         if status in (401, 403):
             raise Unauthenticated(
                 f"the API server gives this pod no token (status {status}): the ServiceAccount {account} of "

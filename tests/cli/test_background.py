@@ -138,6 +138,7 @@ def test_what_is_known_is_repaired_wherever_it_is(tmp_path: Path, words: tuple[s
         "berlin": ("--state-dir", str(tmp_path / "a")),
         "munich": ("--config", str(tmp_path / "settings.toml")),
         "paris": ("--config", str(tmp_path / "missing.toml")),
+        "rome": ("--config", str(tmp_path / "missing.toml")),
     }
     kept = Connections(tmp_path / "state" / "arcbridge" / "connections.json")
     for name, words_of in flags.items():
@@ -149,8 +150,19 @@ def test_what_is_known_is_repaired_wherever_it_is(tmp_path: Path, words: tuple[s
     for file, name in zip(files, ("berlin", "munich"), strict=True):
         assert f'what served context "{name}" had ended; the kubeconfig says so now' in done.stderr
         assert "--ended" in file.read_text()
-    assert 'the kubeconfigs of "paris" were not looked at: ' in done.stderr
-    assert "`arcbridge disconnect paris` forgets it" in done.stderr
+    for name in ("paris", "rome"):
+        assert f'the kubeconfigs of "{name}" were not looked at: ' in done.stderr
+        assert f"`arcbridge disconnect {name}` forgets it" in done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can give a file away")
+def test_w11_a_list_of_another_user_is_not_used(tmp_path: Path) -> None:
+    """docs/threats.md#W11: its arguments name files that this process would write."""
+    connections = tmp_path / "state" / "arcbridge" / "connections.json"
+    Connections(connections).add(Connection(("--cluster", "berlin"), "berlin", "berlin"))
+    assert "berlin" in arcbridge(tmp_path, "status").stdout
+    os.chown(connections, 12345, 12345)
+    assert "berlin" not in arcbridge(tmp_path, "status").stdout
 
 
 @pytest.mark.parametrize(

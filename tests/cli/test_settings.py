@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +12,7 @@ from arcbridge.cli.flags import flags_of
 from arcbridge.cli.parser import parse
 from arcbridge.cli.settings import load_settings, settings_file
 from arcbridge.errors import ConfigError
+from arcbridge.problems import SettingsRefused
 from arcbridge.user_directories import shared_settings, user_directory
 
 
@@ -84,8 +87,12 @@ def test_the_settings_file(tmp_path: Path) -> None:
     own = tmp_path / "arcbridge" / "client.toml"
     invocation = parse([], "client")
     assert settings_file(invocation, {"XDG_CONFIG_HOME": str(tmp_path)}) is None
+    own.mkdir()
+    assert settings_file(invocation, {"XDG_CONFIG_HOME": str(tmp_path)}) is None
+    own.rmdir()
     own.write_text("")
     assert settings_file(invocation, {"XDG_CONFIG_HOME": str(tmp_path)}) == own
+    assert settings_file(invocation, {"XDG_CONFIG_HOME": str(own)}) is None, "what is below a file is absent"
     assert settings_file(invocation, {"XDG_CONFIG_HOME": str(tmp_path), "ARCBRIDGE_CONFIG": "/x"}) == Path("/x")
     assert settings_file(parse(["--config", "/y"], "client"), {"ARCBRIDGE_CONFIG": "/x"}) == Path("/y")
 
@@ -98,14 +105,14 @@ def test_settings_that_are_not_to_be_read(
     """They are no settings that are absent, except for a client those in the directory of a server."""
     environment = {"XDG_CONFIG_HOME": str(tmp_path)}
     closed = shared_settings(environment) if shared else user_directory("config", environment)
-    is_file = Path.is_file
+    look = os.stat
 
-    def guarded(path: Path) -> bool:
-        if path.parent == closed:
+    def guarded(path: Path, **options: Any) -> os.stat_result:
+        if path == closed / f"{role}.toml":
             raise PermissionError(13, "Permission denied", str(path))
-        return is_file(path)
+        return look(path, **options)
 
-    monkeypatch.setattr(Path, "is_file", guarded)
+    monkeypatch.setattr("arcbridge.cli.settings.os.stat", guarded)
     expected = None if shared and role == "client" else closed / f"{role}.toml"
     assert settings_file(parse([], role), environment) == expected
 
@@ -134,6 +141,30 @@ def test_a_wrong_choice_names_its_place_as_the_check_does(role: str, tmp_path: P
         with pytest.raises(ConfigError) as caught:
             load_settings(parse([*arguments, "--config", str(file)], role), {"XDG_STATE_HOME": str(tmp_path)})
         assert caught.value.message.startswith(f"{place}: observe.log_level: '")
+
+
+def test_all_mistakes_of_the_settings_are_counted_and_the_first_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "a: b.toml"
+    file.write_text('[observe]\nlog_level = "loud"\nnonsense = 1\n')
+    with pytest.raises(SettingsRefused) as caught:
+        load_settings(parse(["--config", str(file), "--port", "many"], "client"), {"XDG_STATE_HOME": str(tmp_path)})
+    first, *others = caught.value.problems
+    assert len(others) == 2
+    assert caught.value.message == f"{first} (and 2 more: `config check` lists them)"
+    places = {problem.setting: str(problem.place) for problem in caught.value.problems}
+    assert places == {
+        "observe.nonsense": f"{file}, line 3",
+        "port": "flag --port",
+        "observe.log_level": f"{file}, line 2",
+    }
+    assert not any(str(file) in problem.message for problem in caught.value.problems)
+
+
+def test_a_file_that_cannot_be_read_is_named_once(tmp_path: Path) -> None:
+    file = tmp_path / "none.toml"
+    with pytest.raises(SettingsRefused) as caught:
+        load_settings(parse(["--config", str(file)], "client"), {"XDG_STATE_HOME": str(tmp_path)})
+    assert caught.value.message == f"{file}: cannot read the settings file: No such file or directory"
 
 
 def test_verbose() -> None:

@@ -87,7 +87,7 @@ class TestAsk:
             if document is None:
                 assert (await ask_relay(access, given=False)).offer is None
                 return
-            with pytest.raises(Unreachable, match="cannot be used: issuer is not an https:// URL") as caught:
+            with pytest.raises(Unreachable, match="cannot be used: issuer: must be an https:// URL") as caught:
                 await ask_relay(access, given=False)
             assert "plain.example" not in caught.value.message
 

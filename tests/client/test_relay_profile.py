@@ -75,7 +75,7 @@ class TestOffer:
             {"issuer": "https://user@login.example.org"},
             {"issuer": "https://l\u043egin.example.org"},
             {"issuer": "https://login.example.org\n"},
-            {"issuer": 5},
+            {"issuer": 70000},
             {"client_id": ""},
             {"client_id": "a b"},
             {"scopes": "openid"},
@@ -141,17 +141,25 @@ class TestKept:
             ("relay_scopes", ("openid", "s" * 513)),
             ("client_id", "a b"),
             ("audience", "f\u00fcr"),
+            ("scopes", ("s",) * 65),
         ],
+        ids=["space", "long", "two words", "letters", "many"],
     )
     def test_what_could_not_be_read_again_is_not_kept(self, profiles: RelayProfiles, name: str, value: Any) -> None:
         """One such setting made the profile a damaged one for every command."""
         saved = profiles.save(PROFILE)
-        named = rf"^login\.{name} is not .* \(a word is printable ASCII without a space"
+        named = rf"^login\.{name}: must be .*printable ASCII without a space, of at most 512 characters$"
         with pytest.raises(ConfigError, match=named):
             profiles.save(replace(saved, own={name: value}))
         with pytest.raises(ConfigError, match=named):
             profiles.save(replace(saved, login=replace(OFFER, settings={**OFFER.settings, name: value})))
         assert profiles.all() == [saved]
+
+    def test_an_issuer_without_tls_is_not_told_of_words(self, profiles: RelayProfiles) -> None:
+        settings = {**OFFER.settings, "issuer": "http://login.example.org"}
+        with pytest.raises(ConfigError) as caught:
+            profiles.save(replace(PROFILE, login=replace(OFFER, settings=settings)))
+        assert caught.value.message == "login.issuer: must be an https:// URL without an @"
 
     def test_what_the_user_gave_is_read_as_it_was_saved(self, profiles: RelayProfiles) -> None:
         own = {"scopes": ("openid", "groups"), "redirect_port": 0, "proof_key_file": Path("/k"), "audience": ""}

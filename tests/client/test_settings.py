@@ -98,3 +98,37 @@ def test_what_may_not_be_meant_is_a_warning(
 ) -> None:
     (found,) = required(replace(good, **changes(tmp_path)), {}).problems.warnings
     assert found.message.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("changes", "setting"),
+    [
+        ({"client_id": ""}, "login.client_id"),
+        ({"redirect_port": 70000}, "login.redirect_port"),
+        ({"cluster_audience": "a", "cluster_audience_by": "scope"}, "login.relay_scopes"),
+        ({"client_key_id": "k"}, "login.client_key_id"),
+        ({"grant_type": "client-credentials"}, "login.grant_type"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_mistake_of_a_login_is_of_the_setting_that_it_names(
+    good: ClientConfig, changes: dict[str, Any], setting: str
+) -> None:
+    """By the setting its file and line are found."""
+    (found,) = check(replace(good, login=replace(LOGIN, **changes)), {}).problems.errors
+    assert found.setting == setting
+
+
+@pytest.mark.parametrize(
+    ("login", "setting"),
+    [
+        (LoginConfig(workload="gitlab", audience="a", cluster_audience="b"), "login.workload"),
+        (LoginConfig(workload="kubernetes", audience="a", cluster_audience="b"), "login.workload"),
+        (replace(LOGIN, grant_type="client-credentials", workload="azure-pipelines"), "login.workload"),
+    ],
+    ids=["gitlab", "kubernetes", "azure"],
+)
+def test_settings_of_a_job_may_be_checked_elsewhere(good: ClientConfig, login: LoginConfig, setting: str) -> None:
+    (found,) = required(replace(good, login=login), {}).problems.warnings
+    assert found.setting == setting
+    assert found.message.startswith(f"{setting}: this is no ")

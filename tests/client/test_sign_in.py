@@ -185,11 +185,11 @@ async def test_what_the_first_login_gives_beside_the_relay_is_kept_too(person: P
 
 async def test_what_cannot_be_kept_is_told_before_the_user_is_asked(person: Person, relay: Relay) -> None:
     odd = LoginConfig(scopes=("openid profile groups",))
-    with pytest.raises(ConfigError, match=r"^login\.scopes is not a list of words"):
+    with pytest.raises(ConfigError, match=r"^login\.scopes: must be a list of at most 64 words"):
         await person.trust(relay, login=odd)
     assert person.questions == []
     profile = await person.trust(relay)
-    with pytest.raises(ConfigError, match=r"^login\.scopes is not a list of words"):
+    with pytest.raises(ConfigError, match=r"^login\.scopes: must be a list of at most 64 words"):
         await person.trust(relay, login=odd)
     assert person.profiles.all() == [profile]
 

@@ -14,7 +14,7 @@ import trustme
 from aiohttp import web
 
 from arcbridge.client import token_request
-from arcbridge.client.token_request import _tls_failure, request, trust
+from arcbridge.client.token_request import _tls_failure, request
 from arcbridge.errors import ConfigError, Unreachable
 
 
@@ -47,10 +47,10 @@ async def service(tmp_path: Path) -> AsyncIterator[str]:
 
 
 async def test_an_answer(service: str, tmp_path: Path) -> None:
-    context = trust(tmp_path / "ca.pem")
-    found = await request("POST", f"{service}/token", "Bearer x", context, None, {"X-A": "b"})
+    ca_file = tmp_path / "ca.pem"
+    found = await request("POST", f"{service}/token", "Bearer x", ca_file, None, {"X-A": "b"})
     assert found == (200, {"got": "Bearer x", "with": "b"})
-    assert await request("GET", f"{service}/text", "Bearer x", context, None) == (200, {})
+    assert await request("GET", f"{service}/text", "Bearer x", ca_file, None) == (200, {})
 
 
 async def answered_with(context: ssl.SSLContext | None, ca_file: Path) -> str:
@@ -64,7 +64,7 @@ async def answered_with(context: ssl.SSLContext | None, ca_file: Path) -> str:
     async with server:
         port = server.sockets[0].getsockname()[1]
         with pytest.raises(Unreachable) as caught:
-            await request("GET", f"https://127.0.0.1:{port}/token", "Bearer SECRET", trust(ca_file), None)
+            await request("GET", f"https://127.0.0.1:{port}/token", "Bearer SECRET", ca_file, None)
     assert "SECRET" not in str(caught.value)
     return caught.value.message
 
@@ -77,7 +77,7 @@ async def test_a_ca_is_blamed_only_where_it_is_the_ca(tmp_path: Path) -> None:
     for certificate, words in (
         (authority.issue_cert("127.0.0.1", not_after=ended), "is not good: certificate has expired"),
         (authority.issue_cert("127.0.0.2"), "is not good: IP address mismatch, certificate is not valid for"),
-        (trustme.CA().issue_cert("127.0.0.1"), "is not of a CA that is trusted for tokens"),
+        (trustme.CA().issue_cert("127.0.0.1"), f"is not of the CA in {trusted}"),
     ):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         certificate.configure_cert(context)
@@ -97,26 +97,40 @@ async def test_a_ca_is_blamed_only_where_it_is_the_ca(tmp_path: Path) -> None:
     ],
 )
 def test_errors_of_the_system_s_own_verifier_need_no_codes_of_openssl(cause: BaseException | None, words: str) -> None:
-    assert words in _tls_failure("issuer.example", cause)
+    assert words in _tls_failure("issuer.example", cause, None)
 
 
 def test_a_code_of_the_system_is_none_of_openssl() -> None:
     cause = ssl.SSLCertVerificationError("“issuer.example” certificate is not trusted")
     cause.verify_code, cause.verify_message = -67843, "certificate is not trusted"
-    assert "have this system trust the right one" in _tls_failure("issuer.example", cause)
+    assert "have this system trust the right one" in _tls_failure("issuer.example", cause, None)
+
+
+async def test_an_end_without_an_answer_is_told_in_words() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(Unreachable) as caught:
+            await request("GET", f"http://127.0.0.1:{port}/token", "Bearer SECRET", None, None)
+    expected = "127.0.0.1 cannot be reached for a token: it ended the connection without an answer"
+    assert caught.value.message == expected
 
 
 async def test_a_redirect_is_not_followed(service: str, tmp_path: Path) -> None:
-    status, _ = await request("GET", f"{service}/elsewhere", "Bearer x", trust(tmp_path / "ca.pem"), None)
+    status, _ = await request("GET", f"{service}/elsewhere", "Bearer x", tmp_path / "ca.pem", None)
     assert status == 302
 
 
 async def test_what_cannot_be_used(service: str, tmp_path: Path) -> None:
     with pytest.raises(Unreachable, match="more than"):
-        await request("GET", f"{service}/long", "Bearer SECRET", trust(tmp_path / "ca.pem"), None)
+        await request("GET", f"{service}/long", "Bearer SECRET", tmp_path / "ca.pem", None)
     with pytest.raises(Unreachable, match="is not of a CA that is trusted for tokens") as caught:
-        await request("GET", f"{service}/token", "Bearer SECRET", trust(None), None)
+        await request("GET", f"{service}/token", "Bearer SECRET", None, None)
     assert "SECRET" not in str(caught.value)
     (tmp_path / "bad.pem").write_text("no certificate")
     with pytest.raises(ConfigError, match="holds no PEM"):
-        trust(tmp_path / "bad.pem")
+        await request("GET", f"{service}/token", "Bearer SECRET", tmp_path / "bad.pem", None)

@@ -296,6 +296,12 @@ class TestOneAudiencePerCluster:
         with pytest.raises(TokenForBoth):
             await Tokens(fixed, pair).access()
 
+    async def test_the_end_of_an_audience_is_not_the_audience(self) -> None:
+        """The agent reads `…@x@arcbridge-a` as `x@arcbridge-a`, and takes no such token."""
+        claims = base64.urlsafe_b64encode(json.dumps({"aud": "arcbridge:key:T@x@arcbridge-a"}).encode()).decode()
+        pair = Pair(TokenSet(f"h.{claims}.s", "id"))
+        assert await Tokens(self.SETTINGS, pair).for_cluster("a").access()
+
 
 class TestBoundTokensOnly:
     async def test_files_need_their_key(self, tmp_path: Path) -> None:
