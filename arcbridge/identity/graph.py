@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from arcbridge.errors import ConfigError, Unreachable
 from arcbridge.identity.claims import MAX_GROUPS
 from arcbridge.identity.fetch import Ask, ReplyDocument
-from arcbridge.identity.graph_token import NOT_ASKED, Credential, Failure, GraphToken, json_object
+from arcbridge.identity.graph_token import TOLD_CALLER, Credential, Failure, GraphToken, json_object
 from arcbridge.identity.lookups import Lookups
 from arcbridge.identity.refusal import GroupsUnavailable, TokenRefused
 
@@ -172,7 +172,7 @@ class Directory:
     async def _members(self, kind: str, object_id: str) -> tuple[str, ...]:
         token = await self.token.get()
         reply = await self._question(kind, object_id, token)
-        if reply.status == 401:  # the agent's own token may have been revoked before its end
+        if reply.status == 401:  # this application's token may have been revoked before its end
             token = await self.token.get(refused=token)
             reply = await self._question(kind, object_id, token)
         if reply.status == 404:
@@ -189,7 +189,7 @@ class Directory:
                 known_until = self._monotonic() + KEEP_DENIED
                 self._denied[kind] = (known_until, Failure("graph_permission", f"{why}; asked about {kind}"))
                 self.token.on_failure()
-            raise GroupsUnavailable(NOT_ASKED, detail=why)
+            raise GroupsUnavailable(TOLD_CALLER, detail=why)
         if reply.status in (429, 503):
             wait = BACK_OFF if reply.retry_after is None else min(max(reply.retry_after, 1.0), MAX_BACK_OFF)
             self._busy_until = self._monotonic() + wait

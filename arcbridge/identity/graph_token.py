@@ -27,7 +27,7 @@ DEADLINE = 5.0
 FIRST_DELAY = 5.0
 """Seconds after the first failure, at least; as much again is drawn, then twice as much, up to `MOST_SPREAD`."""
 MOST_SPREAD = 60.0
-"""Seconds: so long does a credential that was mended at the directory wait at most, and `FIRST_DELAY`."""
+"""Seconds that are drawn at most: a credential that was mended is tried after these and `FIRST_DELAY` at the latest."""
 MOST_ASKED_FOR = 120.0
 """Seconds that a `Retry-After` of the token endpoint counts at most."""
 MARGIN = 300.0
@@ -35,11 +35,12 @@ MARGIN = 300.0
 DEFAULT_LIFE = 600.0
 """Seconds, of a token whose answer does not say how long it lives."""
 MOST_LIFE = 86400.0
+"""Seconds that the `expires_in` of an answer counts at most."""
 _TOKEN: Final = re.compile(r"[A-Za-z0-9\-._~+/]{1,32768}=*", re.ASCII)
 """RFC 6750 §2.1."""
 _OAUTH_ERROR: Final = re.compile(r"[a-z_]{1,40}", re.ASCII)
 _FILES: Final = ("certificate_file", "key_file", "client_secret_file", "federated_token_file")
-NOT_ASKED = "Microsoft Graph does not answer this end"
+TOLD_CALLER = "Microsoft Graph does not answer this end"
 """What a caller is told where the operator's application or its credential is at fault."""
 
 
@@ -100,7 +101,7 @@ class GraphToken:
         self._renew_at = self._ends_at = 0.0
         self._not_before = 0.0
         self._rejected = False
-        """Whether Graph refused the last token, or none has been shown to it since."""
+        """Whether Graph has refused a token and accepted none since."""
         self._tried: tuple[object, ...] = ()
         """The files of the credential as they were at the last request."""
         self.failure: Failure | None = None
@@ -128,7 +129,7 @@ class GraphToken:
         elif self._monotonic() >= self._renew_at and self._may_ask():
             self._begin()  # the one that is known is good until the new one is there
         if not self.usable:
-            raise GroupsUnavailable(NOT_ASKED, detail=self._words())
+            raise GroupsUnavailable(TOLD_CALLER, detail=self._words())
         return self._token
 
     def reject(self, token: str, why: str) -> None:
@@ -138,7 +139,7 @@ class GraphToken:
             self._fail(Failure("graph_permission", why), None)
 
     def accepted(self) -> None:
-        """Graph takes the token: the next failure is a new story."""
+        """Note that Graph accepts the token: delays begin anew."""
         if self._rejected:
             self._rejected = False
             self._failures = 0

@@ -93,7 +93,7 @@ def read(problems: Problems, setting: str, path: Path) -> bytes | None:
 
 
 def check_readable(problems: Problems, setting: str, path: Path) -> None:
-    """A file with a secret, whatever its form, that may be absent until it is used."""
+    """Check a file with a secret, whatever its form, that may be absent until it is used."""
     if not is_there(path):
         problems.warn(setting, f"{setting}: {path} does not exist; it must be there when it is used")
     elif read(problems, setting, path) is not None:
@@ -101,7 +101,7 @@ def check_readable(problems: Problems, setting: str, path: Path) -> None:
 
 
 def check_graph(problems: Problems, tables: Mapping[str, object]) -> None:
-    """The files of `[graph.NAME]`. Secrets and the certificate may come after the start, renewed by others; the CA is
+    """Check the files of `[graph.NAME]`. Secrets and the certificate may come after the start, renewed by others; the CA is
     read by the start."""
     for name, table in tables.items():
         for setting in ("client_secret_file", "federated_token_file", "key_file", "certificate_file"):
@@ -141,7 +141,7 @@ def check_secret(problems: Problems, setting: str, path: Path, *, missing: str =
 
 
 def check_join_token(problems: Problems, setting: str, path: Path, *, missing: str) -> None:
-    """A file with a join token, `id.secret`."""
+    """Check a file with a join token, `id.secret`."""
     text = check_secret(problems, setting, path, missing=missing)
     if text is not None and _JOIN_TOKEN.fullmatch(text) is None:
         problems.error(
@@ -183,7 +183,7 @@ def check_ca(problems: Problems, setting: str, path: Path) -> str | None:
 def check_pair(
     problems: Problems, certificate: tuple[str, Path | None], key: tuple[str, Path | None], *, host: str = ""
 ) -> None:
-    """A certificate and its key, both or neither; `host`: a name that the certificate should be for."""
+    """Check a certificate and its key, both or neither; `host`: a name that the certificate should be for."""
     (setting, path), (key_setting, key_path) = certificate, key
     if path is None and key_path is None:
         return
@@ -223,7 +223,7 @@ def check_pair(
 
 
 def check_directory(problems: Problems, setting: str, directory: Path) -> None:
-    """A directory that is written to, or the place in which it will be made."""
+    """Check a directory that is written to, or the place in which it will be made."""
     what = f"{setting}: {directory}"
     if why := closed_to_this_user(directory):
         problems.error(setting, f"{what} cannot be used by this user: {why}")
@@ -243,7 +243,7 @@ def check_directory(problems: Problems, setting: str, directory: Path) -> None:
 
 
 def check_appendable(problems: Problems, setting: str, path: Path) -> None:
-    """A file that is opened to append, and made where it is missing; its directory must be there."""
+    """Check a file that is opened to append, and made where it is missing; its directory must be there."""
     if why := closed_to_this_user(path):
         problems.error(setting, f"{setting}: {path} cannot be written by this user: {why}")
     elif is_directory(path):
@@ -258,14 +258,14 @@ def check_appendable(problems: Problems, setting: str, path: Path) -> None:
 
 
 def check_not_placeholder(problems: Problems, setting: str, host: str) -> None:
-    """A host name of this organisation, and not one that the annotated files use as an example."""
+    """Check that a host name is none that the annotated files use as an example."""
     name = host.lower().removesuffix(".")
     if any(name == domain or name.endswith(f".{domain}") for domain in _DOCUMENTATION):
         problems.error(setting, f"{setting}: {host} is the example's name; write your own")
 
 
 def check_issuers(problems: Problems, file: Path, issuers: Iterable[tuple[str, str]]) -> None:
-    """The issuers of an authentication file, as (path in the file, URL), are not the annotated file's example."""
+    """Check that the issuers of an authentication file, as (path in the file, URL), are not the annotated file's example."""
     lines = (read(Problems(), "authentication", file) or b"").decode("utf-8", "replace").splitlines()
     for path, url in issuers:
         found = Problems()
@@ -276,7 +276,7 @@ def check_issuers(problems: Problems, file: Path, issuers: Iterable[tuple[str, s
 
 
 def check_pin_setting(problems: Problems, setting: str, pin: str) -> None:
-    """A pin, which is not the example's."""
+    """Check a pin, which is not the example's."""
     from arcbridge.pki.pins import check_pin
 
     if not pin:

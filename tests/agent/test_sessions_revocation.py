@@ -1,4 +1,6 @@
-"""Sessions of users who are revoked, and sessions at their greatest age."""
+"""How sessions end at the agent, or are told to move: revocation, greatest age, drain, what they may hold
+(docs/threats.md#S7).
+"""
 
 from __future__ import annotations
 

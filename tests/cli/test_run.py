@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.choices import LOG_FORMATS, LOG_LEVELS
 from arcbridge.cli import agent, client, relay
 from arcbridge.cli import run as run_module
-from arcbridge.cli.flags import ROLES, commands_of
+from arcbridge.cli.flags import GENERAL, ROLES, commands_of
 from arcbridge.cli.run import run
 from arcbridge.errors import (
     ConfigError,
@@ -160,7 +159,11 @@ def test_each_sub_command_has_a_function_of_its_own() -> None:
 
 
 def test_the_choices_of_a_flag_are_what_logging_takes() -> None:
-    for level in LOG_LEVELS:
-        for format in LOG_FORMATS:
-            logging.configure("client", level, format, io.StringIO())
+    choices = {flag.names[0]: flag.choices for flag in GENERAL}
+    assert choices["--log-level"]
+    assert choices["--log-format"]
+    for level in choices["--log-level"]:
+        for format in choices["--log-format"]:
+            logging.configure("client", level, format, io.StringIO())  # raises ConfigError for another word
+            assert logging._state.configured_level == level
     logging.shutdown()

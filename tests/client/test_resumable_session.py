@@ -28,6 +28,7 @@ from arcbridge.wire.limits import Limits
 from arcbridge.wire.records import JoinReply
 from tests.client.far_side import OTHER_CA, FarSide
 from tests.client.test_session_manager import echo, make, running
+from tests.support.eventually import until
 from tests.support.stream_io import StreamIO
 
 WAITS, BACK = "connection lost, waiting to resume", "session resumed"
@@ -53,12 +54,6 @@ def lines() -> Iterator[Lines]:
 def events(lines: Lines, *wanted: str) -> list[str]:
     """Return those of `wanted` that a user sees (above debug), in order."""
     return [line["event"] for line in lines if line["event"] in wanted and line["log_level"] != "debug"]
-
-
-async def until(true: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not true():
-            await asyncio.sleep(0.002)
 
 
 class Stream:

@@ -12,6 +12,7 @@ from arcbridge.errors import ConfigError
 from arcbridge.pki.authority import Authority
 from arcbridge.relay.nats import NatsConnection, NatsUnavailable, NoReply, NoResponder, check, subject_token
 from tests.relay.conftest import Connect, Connections, settings
+from tests.support.eventually import until
 from tests.support.nats_server import NatsServer, silent_port
 
 
@@ -27,12 +28,6 @@ class Echo:
         self.heard.append(message.data)  # type: ignore[attr-defined]
         if reply := message.reply:  # type: ignore[attr-defined]
             self.tasks.append(asyncio.ensure_future(self.connection.publish(reply, message.data)))  # type: ignore[attr-defined]
-
-
-async def until(condition: object, timeout: float = 30) -> None:
-    async with asyncio.timeout(timeout):
-        while not condition():  # type: ignore[operator]
-            await asyncio.sleep(0.01)
 
 
 class TestMessages:

@@ -13,6 +13,7 @@ from arcbridge.agent.kube import abandoned
 from arcbridge.agent.kube.abandoned import MOST, AbandonedAnswer
 from arcbridge.agent.kube.response import ResponseHead
 from arcbridge.agent.kube.upstream_pool import CONNECTION_MEMORY
+from tests.support.eventually import until
 from tests.support.fake_apiserver import Exchange, chunked, reply
 
 from .bench import Bench, running
@@ -32,12 +33,6 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that stands still for a second must not end what a test watches."""
     monkeypatch.setattr(abandoned, "LONGEST", 60.0)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def leave(bench: Bench, request: bytes) -> None:

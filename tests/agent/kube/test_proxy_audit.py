@@ -10,15 +10,9 @@ import pytest
 
 from arcbridge.agent.audit import AuditLog, AuditRecord
 from arcbridge.errors import StreamReset
+from tests.support.eventually import until
 
 from .bench import PODS, Bench
-
-
-async def until(look: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
-        while not look():
-            await asyncio.sleep(0.005)
-
 
 WRITE = f"POST {PODS} HTTP/1.1\nHost: k\nContent-Type: application/json\nContent-Length: 2"
 

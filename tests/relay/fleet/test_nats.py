@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
@@ -17,6 +17,7 @@ from arcbridge.relay.nats import NatsConnection
 from arcbridge.wire.records import Dial, Status
 from tests.relay.conftest import Connect, Connections, settings
 from tests.relay.fleet.conformance import DIAL, FleetConformance, Link
+from tests.support.eventually import until
 from tests.support.nats_server import NatsServer
 
 
@@ -33,12 +34,6 @@ async def settled(*fleets: NatsFleet) -> None:
     """Wait until the NATS server knows all subscriptions."""
     for fleet in fleets:
         await fleet._nats.flush(10)
-
-
-async def until(condition: Callable[[], object], timeout: float = 30) -> None:
-    async with asyncio.timeout(timeout):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 class TestNats(FleetConformance):

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 
@@ -14,6 +14,7 @@ from arcbridge.relay.siblings.group import Siblings
 from arcbridge.wire.records import Dial, Status
 from tests.relay.fleet.conformance import DIAL, FleetConformance, Link
 from tests.relay.siblings.test_group import joined
+from tests.support.eventually import until
 
 
 class Worker:
@@ -34,12 +35,6 @@ async def workers(count: int) -> list[Worker]:
     for one in made:
         assert await one.siblings.synced(count - 1, 5)
     return made
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 class TestOneWorker(FleetConformance):

@@ -9,7 +9,6 @@ import pickle
 import signal
 import socket
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,12 +76,6 @@ def children() -> list[int]:
         except OSError:
             continue
     return sorted(found)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 async def test_a_worker_that_dies_is_started_again(config: RelayConfig) -> None:

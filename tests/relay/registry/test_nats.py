@@ -12,6 +12,7 @@ from arcbridge.relay.registry.base import Registry, RegistryUnavailable
 from arcbridge.relay.registry.nats import NatsRegistry
 from tests.relay.conftest import Connect, Connections
 from tests.relay.registry.conformance import HOUR, KEY_A, KEY_B, Clock, Opener, RegistryConformance, cluster_ca
+from tests.support.eventually import until
 from tests.support.nats_server import NatsServer
 
 
@@ -21,16 +22,6 @@ async def opened(connections: Connections, clock: Clock, stack: AsyncExitStack, 
     registry.start()
     stack.push_async_callback(registry.close)
     return registry
-
-
-async def until(condition: object, timeout: float = 30) -> None:
-    """Wait until the callable, or the coroutine that it returns, gives a true value."""
-    async with asyncio.timeout(timeout):
-        while True:
-            answer = condition()  # type: ignore[operator]
-            if await answer if asyncio.iscoroutine(answer) else answer:
-                return
-            await asyncio.sleep(0.02)
 
 
 class TestNats(RegistryConformance):

@@ -7,12 +7,13 @@ import asyncio
 import os
 import resource
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import pytest
 
 from arcbridge.relay.siblings import channel as module
 from arcbridge.relay.siblings.channel import MAX_MESSAGE, Channel, ChannelClosed, Received, check_peer, pair
+from tests.support.eventually import until
 
 
 class End:
@@ -34,12 +35,6 @@ async def ends() -> AsyncIterator[tuple[End, End]]:
     yield one, other
     one.channel.close()
     other.channel.close()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 def descriptors() -> int:

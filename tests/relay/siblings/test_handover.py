@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from tests.net.ends import RELAY, client_context
 from tests.relay.siblings.test_group import joined
 from tests.relay.station import Agent, Station
 from tests.relay.test_rendezvous import exactly
+from tests.support.eventually import until
 
 
 @dataclass
@@ -81,12 +82,6 @@ async def two(directory: Path, dial_deadline: float = 10.0) -> AsyncIterator[Two
 
 def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
-
-
-async def until(condition: Callable[[], object], timeout: float = 15) -> None:
-    async with asyncio.timeout(timeout):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def test_the_agent_comes_out_at_another_worker(tmp_path: Path) -> None:
