@@ -385,7 +385,7 @@ class Supervisor:
                 worker.state = WorkerState.SERVING
                 worker.served_since = worker.heard
                 if worker.settings is not self._config:
-                    # A reload came while it started; what it says of it is in no answer.
+                    # A reload came while it started, and does not wait for its answer.
                     self._asked += 1
                     self._tell_settings(worker, self._asked, self._config)
                 if self._started:
@@ -410,6 +410,9 @@ class Supervisor:
                 said = self._reloading.get(int(head["n"]))
                 if said is not None and not said.done():
                     said.set_result(head)
+                elif said is None and "error" in head:
+                    # No reload waits for this answer: the worker started during one, or answered too late.
+                    log.error("settings not reloaded", index=worker.index, reason=head["error"])
             case "lost":
                 self._reconnect(worker, int(head["worker"]), int(head["pair"]))
             case "idle":
