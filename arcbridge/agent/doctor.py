@@ -26,12 +26,11 @@ from arcbridge.agent.self_checks import (
     issuers_check,
 )
 from arcbridge.agent.service import credential_store
-from arcbridge.agent.settings import check
+from arcbridge.agent.settings import Checked, check
 from arcbridge.config import AgentConfig
 from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, PinMismatch
-from arcbridge.identity import authentication
 from arcbridge.identity.groups import GroupSources
-from arcbridge.identity.verifier import Acceptance, TokenVerifier
+from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import connect
 from arcbridge.net.fetch import HttpFetcher
@@ -79,7 +78,7 @@ async def diagnose(config: AgentConfig, place: Callable[[str], Place | None] = l
     finally:
         if api is not None:
             await api.close()
-    found += await _issuers(config)
+    found += await _issuers(checked)
     found += await _audit(config)
     found += await look_at_process(config.observe.listen)
     return found + await look_at_refusals("arcbridge_agent_", config.observe.listen, "tokens of users")
@@ -193,15 +192,16 @@ async def _check_token(relay: Address, trust: RelayTrust, token: str) -> Finding
 # --- the rest -------------------------------------------------------------------------------------------------------
 
 
-async def _issuers(config: AgentConfig) -> list[Finding]:
-    if config.authentication is None:
+async def _issuers(checked: Checked) -> list[Finding]:
+    config = checked.config
+    if wrong := [one for one in checked.problems.errors if one.setting.startswith("authentication")]:
+        return [failed("authentication", str(wrong[0]), "correct the file or the setting", "config")]
+    if checked.issuers is None:
         return await _all([issuers_check(None, token_mode=lambda: True)])
     fetcher = HttpFetcher()
     try:
-        accept = Acceptance(frozenset(config.forbidden_audiences), config.max_token_lifetime)
-        issuers = authentication.load(config.authentication)
-        groups = GroupSources(issuers, fetcher.ask, directories=config.graph)
-        verifier = TokenVerifier(issuers, fetcher, accept=accept, groups=groups)
+        groups = GroupSources(checked.issuers, fetcher.ask, directories=config.graph)
+        verifier = TokenVerifier(checked.issuers, fetcher, accept=checked.acceptance, groups=groups)
         try:
             checks = [issuers_check(verifier, token_mode=lambda: config.token_mode), *groups_checks(verifier)]
             return await _all(checks)

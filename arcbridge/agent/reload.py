@@ -63,8 +63,6 @@ class Reload:
         audit: AuditLog,
     ) -> None:
         """`checked`: what is in force."""
-        self.config = checked.config
-        """The settings in force."""
         self._in_force = checked
         self._api = api
         self._verifier = verifier
@@ -74,6 +72,11 @@ class Reload:
         self._denylist = denylist
         self._audit = audit
         self._contents = contents(checked.config)
+
+    @property
+    def config(self) -> AgentConfig:
+        """The settings in force."""
+        return self._in_force.config
 
     async def run(self, reread: Callable[[], AgentConfig]) -> Outcome:
         """Open the audit file anew, which needs no settings; then read these with `reread` and put them in force.
@@ -101,17 +104,16 @@ class Reload:
             undo.pop_all()
         outcome = split(changed(self.config, config), reloadable)
         taken = [*outcome.taken, *(name for name in found if found[name] != self._contents.get(name))]
-        self.config, self._contents = self._merged(config, reloadable), self._contents | found
-        kept = self._in_force
-        judged = checked if "authentication" in reloadable else kept
-        listed = checked if "denylist_file" in reloadable else kept
+        judged = checked if "authentication" in reloadable else self._in_force
+        listed = checked if "denylist_file" in reloadable else self._in_force
         self._in_force = replace(
             checked,
-            config=self.config,
+            config=self._merged(config, reloadable),
             issuers=judged.issuers,
             acceptance=judged.acceptance,
             denylist=listed.denylist,
         )
+        self._contents |= found
         return Outcome(tuple(dict.fromkeys(taken)), outcome.needs_restart)
 
     def _reloadable(self, checked: Checked) -> frozenset[str]:

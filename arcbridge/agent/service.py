@@ -313,10 +313,7 @@ async def _run_unless(stopping: asyncio.Event, work: Coroutine[Any, Any, object]
             return True
         return False
     finally:
-        for one in (task, stop):
-            if not one.done():
-                one.cancel()
-        await asyncio.gather(task, stop, return_exceptions=True)
+        await cancel_and_wait(task, stop)
 
 
 async def _drain(control: ControlConnections, sessions: Sessions, hurry: asyncio.Event, seconds: float) -> None:

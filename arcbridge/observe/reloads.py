@@ -19,6 +19,7 @@ import structlog
 
 from arcbridge.errors import ArcbridgeError
 from arcbridge.observe.metrics import Metrics
+from arcbridge.tasks import cancel_and_wait
 
 RESULTS = ("ok", "failed")
 
@@ -92,8 +93,7 @@ class Reloads:
             self._loop.add_signal_handler(signal.SIGHUP, lambda: None)
             self._loop = None
         if self._running is not None:
-            self._running.cancel()
-            await asyncio.wait([self._running])
+            await cancel_and_wait(self._running)
 
     def request(self) -> None:
         """Reload now, or once more after the reload that is under way."""

@@ -28,11 +28,8 @@ from typing import Final
 import structlog
 from aiohttp import web
 
-from arcbridge.errors import ConfigError, StateError
 from arcbridge.limiters import KeyedTokenBucket, TokenBucket
 from arcbridge.net.address import source_of
-from arcbridge.net.named_files import closed_to_this_user, is_directory
-from arcbridge.pki.private_files import refuse_foreign_directory
 from arcbridge.relay.api_answers import ApiRefusal, expect, wrong_method
 from arcbridge.relay.api_server import address_of, allow_time
 
@@ -99,23 +96,11 @@ class ClientFile:
         return f'"{self.sha256}"'
 
 
-def check_directory(directory: Path) -> None:
-    """Raise `ConfigError` where `client.directory` is no directory, or another user can change what is in it."""
-    if why := closed_to_this_user(directory):
-        raise ConfigError(f"client.directory: {directory} cannot be read by this user: {why}")
-    if not is_directory(directory):
-        raise ConfigError(f"client.directory: {directory} is no directory; make it, or take the setting out")
-    try:
-        refuse_foreign_directory(directory)
-    except StateError as error:
-        raise ConfigError(f"client.directory: {error.message}") from error
-
-
 class ClientFiles:
     """The clients of one directory; `install` puts them into the relay's API."""
 
     def __init__(self, directory: Path | None) -> None:
-        """Raises `ConfigError` where the directory is none, or where another user can change what is in it."""
+        """`directory`: the setting `client.directory`, checked (`relay.settings`); None: no client is served."""
         self._directory = directory
         self._found: dict[str, ClientFile] = {}
         self._looked_at = -math.inf
@@ -126,8 +111,6 @@ class ClientFiles:
         """Downloads, by address."""
         self._requests: KeyedTokenBucket[str] = KeyedTokenBucket(REQUESTS, REQUESTS_RATE, size=4096)
         self._bytes = TokenBucket(RATE, RATE)
-        if directory is not None:
-            check_directory(directory)
 
     def install(self, app: web.Application) -> None:
         """Add the routes and the header to an application, where a directory is set."""

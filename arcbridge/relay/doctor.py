@@ -11,12 +11,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
 
 from arcbridge.config import RelayConfig
 from arcbridge.errors import ArcbridgeError, ConfigError
-from arcbridge.identity.groups import GroupSources
-from arcbridge.identity.verifier import TokenVerifier
-from arcbridge.net.fetch import HttpFetcher
 from arcbridge.observe.diagnosis import Finding, State, failed, ok, settings_findings, skipped
 from arcbridge.observe.directory_findings import directory_finding
 from arcbridge.observe.key_findings import key_finding
@@ -24,6 +23,7 @@ from arcbridge.observe.running import look_at_refusals
 from arcbridge.pki.authority import Authority, certificate_validity
 from arcbridge.problems import Place, located
 from arcbridge.relay.admin_socket import ask
+from arcbridge.relay.certificate import read_pem
 from arcbridge.relay.data_dir import count_clusters, read_authority
 from arcbridge.relay.self_checks import (
     CERTIFICATE,
@@ -33,6 +33,7 @@ from arcbridge.relay.self_checks import (
     certificate_finding,
     look_at_public_address,
 )
+from arcbridge.relay.service import make_verifier
 from arcbridge.relay.settings import Checked, check
 
 SETTINGS, RUNNING, AUTHENTICATION, CA = "settings", "running relay", "authentication", "relay's CA"
@@ -51,21 +52,16 @@ async def diagnose(config: RelayConfig, place: Callable[[str], Place | None] = l
     ]
     authority, ca = await asyncio.to_thread(_authority, config)
     found.append(ca)
-    found.append(await _guarded(REGISTRY, lambda: _registry(config)))
+    found.append(await _guarded(REGISTRY, "registry", lambda: _registry(config)))
     if AUTHENTICATION not in bad:
-        found += await _issuers(config, checked)
-    chain_pem = ""
-    if config.tls.certificate is not None and CERTIFICATE not in bad:
-        try:
-            chain_pem = config.tls.certificate.read_text(encoding="ascii")
-        except (OSError, UnicodeDecodeError) as error:  # it was replaced since the check
-            found.append(failed(CERTIFICATE, f"{config.tls.certificate}: {error}", "look once more", "certificate"))
-        else:
-            found.append(await _guarded(CERTIFICATE, lambda: _certificate(chain_pem)))
+        found += await _issuers(checked)
+    certificate = config.tls.certificate
+    if certificate is not None and CERTIFICATE not in bad:
+        found.append(await _guarded(CERTIFICATE, "certificate", lambda: _certificate(certificate)))
     if CERTIFICATE in bad:
         found.append(skipped(PUBLIC_ADDRESS, "the files of [tls] do not say by which certificate to know the relay"))
     elif checked.public.host:
-        found.append(await _guarded(PUBLIC_ADDRESS, lambda: _public_address(checked, authority, chain_pem)))
+        found.append(await _guarded(PUBLIC_ADDRESS, "public_address", lambda: _public_address(checked, authority)))
     return found + await _running(config)
 
 
@@ -95,32 +91,28 @@ async def _registry(config: RelayConfig) -> Finding:
     return ok(REGISTRY, f"{clusters} clusters")
 
 
-async def _certificate(chain_pem: str) -> Finding:
+async def _certificate(path: Path) -> Finding:
+    chain_pem = read_pem("tls.certificate", path)
     return certificate_finding(certificate_validity(chain_pem)[1], time.time(), own=False)
 
 
-async def _issuers(config: RelayConfig, checked: Checked) -> list[Finding]:
-    fetcher = HttpFetcher()
-    try:
-        groups = GroupSources(checked.issuers, fetcher.ask, directories=config.graph)
-        verifier = TokenVerifier(checked.issuers, fetcher, accept=checked.acceptance, groups=groups)
+async def _issuers(checked: Checked) -> list[Finding]:
+    async with AsyncExitStack() as stack:
         try:
-            keys, directories = await asyncio.gather(verifier.look_at_keys(), verifier.look_at_directories())
-            return [
-                *(key_finding(one.path, one.url, one.usable, one.failure) for one in keys),
-                *(directory_finding(one.at, one.usable, one.code, one.why) for one in directories),
-            ]
-        finally:
-            await verifier.close()
-    except ConfigError:
-        return []  # the settings' check has reported it
-    finally:
-        await fetcher.close()
+            verifier = make_verifier(checked, stack)
+        except ConfigError:
+            return []  # the settings' check has reported it
+        keys, directories = await asyncio.gather(verifier.look_at_keys(), verifier.look_at_directories())
+        return [
+            *(key_finding(one.path, one.url, one.usable, one.failure) for one in keys),
+            *(directory_finding(one.at, one.usable, one.code, one.why) for one in directories),
+        ]
 
 
-async def _public_address(checked: Checked, authority: Authority | None, chain_pem: str) -> Finding:
-    if checked.config.tls.certificate is not None:
-        return await look_at_public_address(checked.public, None, chain_pem)
+async def _public_address(checked: Checked, authority: Authority | None) -> Finding:
+    certificate = checked.config.tls.certificate
+    if certificate is not None:
+        return await look_at_public_address(checked.public, None, read_pem("tls.certificate", certificate))
     if authority is None:
         return skipped(PUBLIC_ADDRESS, "there is no CA yet to know the relay by")
     return await look_at_public_address(checked.public, authority.certificate_pem)
@@ -161,9 +153,9 @@ def _rank(state: State) -> int:
     return (State.SKIPPED, State.OK, State.WARNING, State.FAILED).index(state)
 
 
-async def _guarded(hop: str, look: Callable[[], Awaitable[Finding]]) -> Finding:
-    """Return the finding of `look`; an error of ours becomes a finding, too."""
+async def _guarded(hop: str, code: str, look: Callable[[], Awaitable[Finding]]) -> Finding:
+    """Return the finding of `look`; an error of ours becomes a finding with `code`, too."""
     try:
         return await look()
     except ArcbridgeError as error:
-        return failed(hop, error.message, "see docs/operations.md", hop.replace(" ", "_"))
+        return failed(hop, error.message, "see docs/operations.md", code)

@@ -38,6 +38,7 @@ from arcbridge.relay.admission import Admission, Purpose, Ticket
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.proxy_protocol import Networks, ProxyIncomplete, ProxyRefusal, is_among
 from arcbridge.relay.tcp_state import has_ended
+from arcbridge.tasks import cancel_and_wait
 
 PEEK_DEADLINE: Final = 5.0
 LOG_INTERVAL: Final = 10.0
@@ -132,10 +133,7 @@ class Listener:
 
     async def close(self) -> None:
         """End, after `stop`, what the handlers run, and wait for it."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await cancel_and_wait(*self._tasks)
 
     @property
     def peeking(self) -> int:

@@ -20,6 +20,7 @@ from arcbridge.observe.foreign_text import clean
 from arcbridge.observe.self_checks import SelfChecks
 from arcbridge.relay.fleet.base import Fleet, Lost
 from arcbridge.relay.pump import Pump, Pumps
+from arcbridge.tasks import cancel_and_wait
 
 Row = dict[str, Any]
 Question = Mapping[str, Any]
@@ -83,9 +84,7 @@ class Operations:
 
     async def close(self) -> None:
         """End what waits for its cut; the relay stops, and cuts all."""
-        for cut in list(self._cuts):
-            cut.cancel()
-        await asyncio.gather(*self._cuts, return_exceptions=True)
+        await cancel_and_wait(*self._cuts)
 
     # -- inside ----------------------------------------------------------------------------------------------------
 

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from arcbridge.config import RelayConfig, RelayLimitsConfig
-from arcbridge.identity.authentication import AuthenticationConfig
 from arcbridge.identity.policy import Policy, PolicyFile
-from arcbridge.identity.proof import ProofChecker, ProofPolicy
-from arcbridge.identity.verifier import Acceptance, TokenVerifier
+from arcbridge.identity.proof import ProofChecker
+from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.limiters import KeyedTokenBucket
 from arcbridge.net.descriptors import raise_limit
 from arcbridge.observe import logging as logs
@@ -35,20 +33,6 @@ RELOADABLE = frozenset(
     {"authentication", "policy", "proof", "max_token_lifetime", "tls", "limits", "observe.log_level"}
 )
 """Settings, and tables of them, that hold from a reload on; every other one holds from the next start on."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Settings:
-    """All that a reload puts in force, read and checked."""
-
-    issuers: AuthenticationConfig
-    acceptance: Acceptance
-    proof: ProofPolicy
-    policy_file: Path
-    policy: Policy
-    certificate: Loaded
-    limits: RelayLimitsConfig
-    log_level: str
 
 
 class Reload:
@@ -88,11 +72,10 @@ class Reload:
         """Put the settings in force that were checked. Whatever it raises, those that were in force are so again."""
         config = checked.config
         found = contents(config)
-        settings = _settings(checked, checked.policy, self._certificate.read(config.tls))
-        before = _settings(self._checked, self._policy.current(), self._certificate.loaded)
+        certificate = self._certificate.read(config.tls)
         with ExitStack() as undo:
-            undo.callback(self._put, before)
-            renewed = self._put(settings)
+            undo.callback(self._put, self._checked, self._policy.current(), self._certificate.loaded)
+            renewed = self._put(checked, checked.policy, certificate)
             undo.pop_all()
         self._checked = checked
         outcome = split(changed(self._config, config), RELOADABLE)
@@ -102,14 +85,17 @@ class Reload:
         self._config, self._contents = merged(self._config, config), found
         return Outcome(tuple(dict.fromkeys(taken)), outcome.needs_restart)
 
-    def _put(self, settings: _Settings) -> bool:
-        """Put all of it in force; return whether the certificate is another."""
-        logs.reconfigure_level(settings.log_level)
-        self._change_limits(settings.limits)
-        self._verifier.replace(settings.issuers, settings.acceptance)
-        self._proofs.policy = settings.proof
-        self._policy.take(settings.policy_file, settings.policy)
-        return self._certificate.put(settings.certificate)
+    def _put(self, checked: Checked, policy: Policy, certificate: Loaded) -> bool:
+        """Put all of it in force; return whether the certificate is another. Policy and certificate are arguments of
+        their own: those in force may be newer than the check, because their files are read again when they change."""
+        config = checked.config
+        assert config.policy is not None, "the check requires it"
+        logs.reconfigure_level(config.observe.log_level)
+        self._change_limits(config.limits)
+        self._verifier.replace(checked.issuers, checked.acceptance)
+        self._proofs.policy = checked.proof
+        self._policy.take(config.policy, policy)
+        return self._certificate.put(certificate)
 
     def _change_limits(self, limits: RelayLimitsConfig) -> None:
         shared = self._share(limits)
@@ -124,21 +110,6 @@ class Reload:
         self._rendezvous.change_limits(limits)
         minute = limits.requests_per_minute_per_user
         self._callers.change(self._now(), minute, minute / 60)
-
-
-def _settings(checked: Checked, policy: Policy, certificate: Loaded) -> _Settings:
-    config = checked.config
-    assert config.policy is not None, "the check requires it"
-    return _Settings(
-        issuers=checked.issuers,
-        acceptance=checked.acceptance,
-        proof=checked.proof,
-        policy_file=config.policy,
-        policy=policy,
-        certificate=certificate,
-        limits=config.limits,
-        log_level=config.observe.log_level,
-    )
 
 
 def contents(config: RelayConfig) -> dict[str, str]:

@@ -50,7 +50,7 @@ from arcbridge.errors import (
 )
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.proof import Peer, ProofChecker, ProofPolicy, ProofRefused
-from arcbridge.identity.refusal import GROUPS_UNAVAILABLE, ISSUER_KEYS, GroupsUnavailable, tell
+from arcbridge.identity.refusal import ISSUER_KEYS, GroupsUnavailable, tell
 from arcbridge.limiters import KeyedTokenBucket
 from arcbridge.net.join import JOIN_ID, JoinCode, ServerJoin
 from arcbridge.net.sockets import reset
@@ -357,10 +357,9 @@ class Rendezvous:
                 JoinCode.UNAUTHENTICATED, f"the relay does not accept the access token: {said}"
             ) from error
         except GroupsUnavailable as error:
-            # Why is in the log: it may name files and applications of the operator's.
+            # `detail` may name files and applications of the operator's: it is for the log alone.
             raise JoinRefused(
-                JoinCode.INTERNAL,
-                f"{GROUPS_UNAVAILABLE}the place that has them does not answer the relay; try again shortly",
+                JoinCode.INTERNAL, error.message, retry_after=error.retry_after or _RETRY_AFTER
             ) from error
         except ArcbridgeError as error:
             raise JoinRefused(

@@ -202,7 +202,7 @@ async def _compose(checked: Checked, membership: WorkerMembership | None, stack:
     authority = open_authority(config.data_dir)
     registry, fleet = await open_backend(config, membership, stack)
     certificate = ServerCertificate(config.tls, authority, checked.public.host)
-    verifier = _make_verifier(checked, stack)
+    verifier = make_verifier(checked, stack)
 
     counters, api_refusals, callers = Counters(), Limited(), caller_bucket(limits.requests_per_minute_per_user)
     await fleet.start()
@@ -301,7 +301,7 @@ async def _compose(checked: Checked, membership: WorkerMembership | None, stack:
     return parts
 
 
-def _make_verifier(checked: Checked, stack: AsyncExitStack) -> TokenVerifier:
+def make_verifier(checked: Checked, stack: AsyncExitStack) -> TokenVerifier:
     """Make what verifies access tokens, with a fetcher of its own; `stack` closes both."""
     config = checked.config
     fetcher = HttpFetcher()

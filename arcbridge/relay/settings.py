@@ -7,9 +7,10 @@ was checked. It makes no file, opens no port and asks no peer.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from arcbridge.config import RelayConfig
-from arcbridge.errors import StateError
+from arcbridge.errors import ConfigError, StateError
 from arcbridge.identity.authentication import AuthenticationConfig, IssuerConfig
 from arcbridge.identity.policy import Policy
 from arcbridge.identity.proof import ProofPolicy
@@ -18,6 +19,7 @@ from arcbridge.net import named_files, token_settings
 from arcbridge.net.address import Address, parse_address, parse_listen
 from arcbridge.observe.server import parse_observe_listen
 from arcbridge.pki.authority import CERTIFICATE_FILE, KEY_FILE, Authority
+from arcbridge.pki.private_files import refuse_foreign_directory
 from arcbridge.problems import Place, Problems, SettingsRefused
 from arcbridge.relay.login_settings import login_document
 from arcbridge.relay.proxy_protocol import parse_networks
@@ -89,10 +91,8 @@ def check(config: RelayConfig) -> Checked:
     with problems.collect("login"):
         login_document(config.login)
     if config.client.directory is not None:
-        from arcbridge.relay.client_files import check_directory  # with aiohttp, which few relays' checks need
-
         with problems.collect("client.directory"):
-            check_directory(config.client.directory)
+            _check_client_directory(config.client.directory)
     _check_data_dir(config, problems)
     _check_fleet(config, problems)
     return Checked(config, problems, public, listen, issuers, policy, tokens.acceptance, tokens.proof)
@@ -192,6 +192,18 @@ def _prefixes(issuers: tuple[IssuerConfig, ...], kind: str) -> set[str] | None:
         if claim is not None:
             found.add(claim.prefix)
     return found
+
+
+def _check_client_directory(directory: Path) -> None:
+    """Raise `ConfigError` where `client.directory` is no directory, or another user can change what is in it."""
+    if why := named_files.closed_to_this_user(directory):
+        raise ConfigError(f"client.directory: {directory} cannot be read by this user: {why}")
+    if not named_files.is_directory(directory):
+        raise ConfigError(f"client.directory: {directory} is no directory; make it, or take the setting out")
+    try:
+        refuse_foreign_directory(directory)
+    except StateError as error:
+        raise ConfigError(f"client.directory: {error.message}") from error
 
 
 def _check_data_dir(config: RelayConfig, problems: Problems) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from arcbridge.agent.doctor import diagnose
+from arcbridge.agent.settings import check
 from arcbridge.config import AgentConfig, AgentStateConfig, AuditConfig, GraphConfig, KubernetesConfig
 from arcbridge.observe.diagnosis import Finding, State
 from arcbridge.problems import Place
@@ -82,3 +83,20 @@ async def test_a_directory_that_cannot_be_asked(config: AgentConfig, tmp_path: P
     found = {one.code: one for one in await diagnose(settings)}
     assert found["issuer_unreachable"].state is found["graph_credential"].state is State.FAILED
     assert "graph.example.client_secret_file: " in found["graph_credential"].detail
+
+
+async def test_an_authentication_file_that_a_start_refuses_is_told_in_the_words_of_the_check(
+    config: AgentConfig, tmp_path: Path
+) -> None:
+    file = tmp_path / "authentication.yaml"
+    file.write_text(CONFIG.replace(URL, "https://login.example.org"))
+    settings = dataclasses.replace(config, authentication=file)
+    (expected,) = (one for one in check(settings).problems.errors if one.setting == "authentication")
+    assert "login.example.org is the example's name" in str(expected)
+    found = [(one.hop, one.detail) for one in await diagnose(settings) if one.code == "config"]
+    assert found == [("authentication", str(expected))]
+
+
+async def test_an_agent_that_no_caller_could_log_in_to(config: AgentConfig) -> None:
+    found = {one.hop: one for one in await diagnose(dataclasses.replace(config, token_mode=False))}
+    assert "no caller could log in" in found["authentication"].detail

@@ -14,7 +14,6 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from arcbridge.errors import ConfigError
 from arcbridge.relay import client_files
 from arcbridge.relay.api_answers import no_such_path, set_headers
 from arcbridge.relay.api_server import HttpApiServer, errors
@@ -227,15 +226,6 @@ async def test_bytes_per_second_are_bounded(serve, directory: Path, monkeypatch:
     monkeypatch.setattr(client_files.asyncio, "sleep", sleep)
     assert (await served.get("/client/linux-x86_64"))[1] == BODY
     assert 0.5 < max(waits) < 2.1, "400,000 bytes with a burst of 200,000 and as many a second"
-
-
-async def test_a_directory_that_others_can_change_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"client\.directory: .* is no directory"):
-        ClientFiles(tmp_path / "absent")
-    tmp_path.chmod(0o777)
-    with pytest.raises(ConfigError, match=r"client\.directory: every user of this machine can change"):
-        ClientFiles(tmp_path)
-    tmp_path.chmod(0o700)
 
 
 async def test_a_file_that_others_can_change_is_not_offered(serve, directory: Path) -> None:

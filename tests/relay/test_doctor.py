@@ -11,9 +11,10 @@ import pytest
 from arcbridge.config import GraphConfig, RelayConfig, RelayLimitsConfig, RelayTlsConfig
 from arcbridge.observe.diagnosis import Finding, State
 from arcbridge.problems import Place
+from arcbridge.relay import doctor
 from arcbridge.relay.data_dir import open_authority, open_registry
 from arcbridge.relay.doctor import diagnose
-from arcbridge.relay.settings import check
+from arcbridge.relay.settings import Checked, check
 
 AUTHENTICATION = """
 apiVersion: apiserver.config.k8s.io/v1
@@ -108,6 +109,25 @@ async def test_without_a_usable_certificate_the_public_address_is_not_blamed(con
     assert {("relay's certificate", State.FAILED), ("public address", State.SKIPPED)} <= {
         (one.hop, one.state) for one in found
     }
+
+
+async def test_a_certificate_that_is_gone_since_the_check(
+    config: RelayConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    issued = open_authority(config.data_dir).issue_server(["127.0.0.1"])
+    certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    certificate.write_text(issued.certificate_pem)
+    key.write_text(issued.key_pem)
+
+    def check_then_remove(settings: RelayConfig) -> Checked:
+        checked = check(settings)
+        certificate.unlink()
+        return checked
+
+    monkeypatch.setattr(doctor, "check", check_then_remove)
+    found = await codes(replace(config, tls=RelayTlsConfig(certificate, key)))
+    for code in ("certificate", "public_address"):
+        assert found[code].detail == f"tls.certificate: {certificate} cannot be read: No such file or directory"
 
 
 async def test_a_ca_that_lost_its_key(config: RelayConfig) -> None:

@@ -120,7 +120,8 @@ async def test_groups_that_cannot_be_looked_up_are_no_fault_of_the_issuer_s_keys
         relay.rendezvous._verifier.verify = refuse  # type: ignore[method-assign]
         with capture_logs() as lines, pytest.raises(JoinRefused) as caught:
             await relay.join("alice")
-        assert caught.value.message.startswith(GROUPS_UNAVAILABLE)
+        assert caught.value.message.startswith(f"{GROUPS_UNAVAILABLE}Graph is away; try again shortly")
+        assert caught.value.retry_after == 5
         assert "/etc/secret" not in caught.value.message
         (failed,) = (line for line in lines if line["event"] == "join failed")
         assert "/etc/secret" in failed["detail"]

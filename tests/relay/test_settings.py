@@ -186,6 +186,19 @@ def test_the_example_of_the_authentication_file_is_an_error_with_its_line(good: 
     assert "login.example.org is the example's name" in found.message
 
 
+def test_a_directory_of_clients_that_others_can_change_is_refused(good: RelayConfig, tmp_path: Path) -> None:
+    clients = tmp_path / "clients"
+    settings = replace(good, client=RelayClientConfig(clients))
+    (found,) = check(settings).problems.errors
+    assert found.message.startswith(f"client.directory: {clients} is no directory")
+    clients.mkdir()
+    clients.chmod(0o777)
+    (found,) = check(settings).problems.errors
+    assert found.message.startswith("client.directory: every user of this machine can change")
+    clients.chmod(0o700)
+    assert list(check(settings).problems) == []
+
+
 def test_a_ca_without_its_key(good: RelayConfig, ca: Authority) -> None:
     good.data_dir.mkdir()
     (good.data_dir / "ca.crt").write_text(ca.certificate_pem)

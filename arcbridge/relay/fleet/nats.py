@@ -52,6 +52,7 @@ from arcbridge.relay.fleet.base import AgentInfo, AgentLink, Fleet, Lost, RelayP
 from arcbridge.relay.fleet.local import FIRST_SHARE, LocalFleet, no_agent
 from arcbridge.relay.fleet.nats_questions import NatsQuestions
 from arcbridge.relay.nats import NatsConnection, NatsUnavailable, NoReply, NoResponder, Subscription, end, subject_token
+from arcbridge.tasks import cancel_and_wait
 from arcbridge.wire.records import Dial, Record, Status
 
 if TYPE_CHECKING:
@@ -285,8 +286,7 @@ class NatsFleet(Fleet):
             asking.cancel()
             return await second.ask(dial, max(until - loop.time(), 0.05)), second.outcome
         finally:
-            asking.cancel()
-            await asyncio.gather(asking, return_exceptions=True)
+            await cancel_and_wait(asking)
 
     async def _find(self, cluster: str, wanted: str, tried: list[AgentLink], avoid: str) -> _Attempt | None:
         """Return the next agent to ask, by promise 2; a link of this relay before one of another. None: no agent is

@@ -161,7 +161,7 @@ class _Worker:
         """The number of its channel to each sibling."""
         self.idle = False
         self.settings: RelayConfig | None = None
-        """Those that it was told at its start, or at the last reload."""
+        """The supervisor's settings as of the last time this worker was told; identity compares."""
 
     @property
     def lives(self) -> bool:
@@ -385,9 +385,10 @@ class Supervisor:
                 worker.state = WorkerState.SERVING
                 worker.served_since = worker.heard
                 if worker.settings is not self._config:
-                    # A reload came while it started; what it says of it is in no answer.
+                    # A reload came while it started, and does not wait for its answer.
                     self._asked += 1
                     self._tell_settings(worker, self._asked, self._config)
+                    worker.settings = self._config
                 if self._started:
                     log.info("worker serves again", index=worker.index, pid=worker.process.pid)
             case "failed":
@@ -410,6 +411,9 @@ class Supervisor:
                 said = self._reloading.get(int(head["n"]))
                 if said is not None and not said.done():
                     said.set_result(head)
+                elif said is None and "error" in head:
+                    # No reload waits for this answer: the worker started during one, or answered too late.
+                    log.error("settings not reloaded", index=worker.index, reason=head["error"])
             case "lost":
                 self._reconnect(worker, int(head["worker"]), int(head["pair"]))
             case "idle":
@@ -523,7 +527,6 @@ class Supervisor:
         return Outcome(tuple(taken), tuple(restart))
 
     def _tell_settings(self, worker: _Worker, number: int, config: RelayConfig) -> None:
-        worker.settings = config
         worker.tell_settings({"t": "reload", "n": number}, pickle.dumps(config))
 
     def _close_together(self) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
@@ -54,16 +53,16 @@ class Bucket:
         self,
         connection: NatsConnection,
         *,
-        name: str = "arcbridge",
-        replicas: int = 1,
-        monotonic: Callable[[], float] = time.monotonic,
+        name: str,
+        replicas: int,
+        monotonic: Callable[[], float],
     ) -> None:
         self.connection = connection
         self._name = name
         self._replicas = replicas
         self._monotonic = monotonic
         self.closed = False
-        """Whether the registry is: then every call is refused."""
+        """Whether the registry was closed; every call is refused then."""
         self.contact: float | None = None
         """Monotonic seconds at which JetStream last answered; None: never."""
         self._store: tuple[Client, KeyValue] | None = None
@@ -133,6 +132,7 @@ class Bucket:
             raise RegistryUnavailable("the fleet's registry does not answer: is NATS up?") from error
 
     async def read(self, key: str, timeout: float = CALL) -> Value:
+        """Return what the key holds. Raises `RegistryUnavailable`."""
         from nats.js import errors
 
         _, store = await self.opened()

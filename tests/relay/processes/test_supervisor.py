@@ -14,6 +14,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from structlog.testing import capture_logs
 
 from arcbridge.config import ObserveConfig, RelayConfig, RelayLimitsConfig, RelayUserLimitsConfig
 from arcbridge.errors import ConfigError
@@ -178,5 +179,25 @@ async def test_a_worker_that_started_during_a_reload_is_told_the_new_settings(co
     supervisor._received(worker, serving)
     assert json.loads(theirs.recv(MAX_MESSAGE).partition(b"\n")[0])["t"] == "reload"
     assert worker.settings is supervisor._config
+    worker.channel.close()
+    theirs.close()
+
+
+async def test_a_worker_that_refuses_the_settings_of_its_start_is_in_the_log(config: RelayConfig) -> None:
+    """No reload waits for its answer, and it serves under the policy of before."""
+    supervisor, (ours, theirs) = Supervisor(config, 1, 1, -1), pair()
+    theirs.setblocking(False)
+    worker = supervisor_module._Worker(0)
+    worker.channel = Channel(ours, lambda message: None, lambda: None)
+    worker.settings = config
+    supervisor._config = replace(config, max_token_lifetime=60.0)
+    supervisor._received(worker, Received({"t": "serving"}, b"", None))
+    number = json.loads(theirs.recv(MAX_MESSAGE).partition(b"\n")[0])["n"]
+    with capture_logs() as lines:
+        supervisor._received(worker, Received({"t": "reloaded", "n": number, "error": "no such file"}, b"", None))
+        supervisor._received(worker, Received({"t": "reloaded", "n": number, "taken": []}, b"", None))
+    assert [(line["event"], line["log_level"], line["index"], line["reason"]) for line in lines] == [
+        ("settings not reloaded", "error", 0, "no such file")
+    ]
     worker.channel.close()
     theirs.close()

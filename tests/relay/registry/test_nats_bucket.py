@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from tests.relay.conftest import Connections
 
 async def opened(connections: Connections) -> Bucket:
     """The bucket over a connection of its own, as another relay has it."""
-    return Bucket(await connections.make(), name=connections.config.bucket)
+    name = connections.config.bucket
+    return Bucket(await connections.make(), name=name, replicas=1, monotonic=time.monotonic)
 
 
 async def test_a_write_counts_at_the_revision_that_was_read_and_no_other(connections: Connections) -> None:
