@@ -101,8 +101,10 @@ def check_readable(problems: Problems, setting: str, path: Path) -> None:
 
 
 def check_graph(problems: Problems, tables: Mapping[str, object]) -> None:
-    """Check the files of `[graph.NAME]`. Secrets and the certificate may come after the start, renewed by others; the CA is
-    read by the start."""
+    """Check the files of `[graph.NAME]`.
+
+    Secrets and the certificate may come after the start, renewed by others; the CA is read by the start.
+    """
     for name, table in tables.items():
         for setting in ("client_secret_file", "federated_token_file", "key_file", "certificate_file"):
             path = getattr(table, setting)
@@ -265,7 +267,7 @@ def check_not_placeholder(problems: Problems, setting: str, host: str) -> None:
 
 
 def check_issuers(problems: Problems, file: Path, issuers: Iterable[tuple[str, str]]) -> None:
-    """Check that the issuers of an authentication file, as (path in the file, URL), are not the annotated file's example."""
+    """Check that the issuers of an authentication file, as (path in the file, URL), are not the example's."""
     lines = (read(Problems(), "authentication", file) or b"").decode("utf-8", "replace").splitlines()
     for path, url in issuers:
         found = Problems()

@@ -1,5 +1,6 @@
 """A session that goes on over another connection, and whose it is
-(docs/threats.md#S3, docs/threats.md#S4, docs/threats.md#S5, docs/threats.md#S6, docs/threats.md#S8, docs/threats.md#S10).
+(docs/threats.md#S3, docs/threats.md#S4, docs/threats.md#S5, docs/threats.md#S6, docs/threats.md#S8,
+docs/threats.md#S10).
 """
 
 from __future__ import annotations
