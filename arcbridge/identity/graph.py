@@ -212,7 +212,7 @@ class Directory:
 
     async def _question(self, kind: str, object_id: str, token: str) -> ReplyDocument:
         if self._monotonic() < self._busy_until:
-            raise GroupsUnavailable("Microsoft Graph is busy")
+            raise GroupsUnavailable("Microsoft Graph is busy", asked=False)
         url = f"{self._url}/v1.0/{kind}/{object_id}/getMemberObjects"
         headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json", "Accept": "application/json"}
         try:

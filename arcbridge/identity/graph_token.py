@@ -129,7 +129,7 @@ class GraphToken:
         elif self._monotonic() >= self._renew_at and self._may_ask():
             self._begin()  # the one that is known is good until the new one is there
         if not self.usable:
-            raise GroupsUnavailable(TOLD_CALLER, detail=self._words())
+            raise GroupsUnavailable(TOLD_CALLER, detail=self._words(), asked=False)
         return self._token
 
     def reject(self, token: str, why: str) -> None:

@@ -22,7 +22,8 @@ WAITING = 64
 DEADLINE = 6.0
 """Seconds for one look-up, the wait for its turn included: an AUTH has ten."""
 KEEP_FAILURE = 5.0
-"""Seconds for which a failure is remembered: a client that comes back at once costs the other server nothing."""
+"""Seconds for which a failure is remembered: a client that comes back at once costs the other server nothing. A failure
+for which that server was not asked is not remembered."""
 ENTRIES = 4096
 MEMORY = 24 << 20
 """Bytes of the names of all entries together: 200,000 ids of Entra ID's groups, or fewer names that are longer."""
@@ -112,6 +113,8 @@ class Lookups:
             entry = self._failure(f"{where} did not answer within {self._deadline:.0f} s")
         except GroupsUnavailable as error:
             entry = self._failure(error.why, error.detail)
+            if not error.asked:
+                return entry  # it saves no request, and would outlast the cause
         except TokenRefused as error:
             entry = _Entry(self._clock() + KEEP_FAILURE, refused=(error.rule, error.message))
         finally:

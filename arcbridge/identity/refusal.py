@@ -88,11 +88,13 @@ class GroupsUnavailable(IssuerUnavailable):
 
     rule = ""
 
-    def __init__(self, why: str, *, detail: str = "") -> None:
-        """`why`: for the caller, who is told nothing of settings, files and applications; `detail`: for our log."""
+    def __init__(self, why: str, *, detail: str = "", asked: bool = True) -> None:
+        """`why`: for the caller, who is told nothing of settings, files and applications; `detail`: for our log;
+        `asked`: whether that place was asked. Where it was not, the next caller costs it nothing either."""
         super().__init__(f"{GROUPS_UNAVAILABLE}{why}; try again shortly")
         self.why = why
         self.detail = detail
+        self.asked = asked
 
 
 class Told(NamedTuple):

@@ -295,6 +295,24 @@ async def test_t56_users_do_not_show_a_refused_credential_again_and_it_recovers(
     assert entra.graph.tokens_asked == 2
 
 
+async def test_a_new_secret_counts_at_once_for_a_user_who_was_refused_for_lack_of_one(
+    entra: Entra, fetcher: HttpFetcher
+) -> None:
+    anna = entra.hire("anna@example.org", groups=GROUPS)
+    directory = Directory("example", settings(entra), fetcher.ask, monotonic=Clock())
+    secret, reader = entra.applications[READER].secret, entra.applications[READER]
+    reader.secret = f"{secret}-next"
+    try:
+        assert "invalid_client" in await unavailable(directory, anna.object_id)
+        assert "invalid_client" in await unavailable(directory, anna.object_id)
+        assert (directory.token.failed, directory.lookups.failed) == (1, 2)
+        settings(entra)  # the file has the new secret
+        assert await directory.look() is None
+        assert await directory.groups(claims_of(anna.object_id)) == GROUPS
+    finally:
+        reader.secret = secret
+
+
 async def test_t56_a_graph_that_takes_no_token_is_not_asked_for_each_user(entra: Entra, fetcher: HttpFetcher) -> None:
     users = [entra.hire(f"u{n}@example.org", groups=GROUPS) for n in range(12)]
     clock = Clock()

@@ -100,6 +100,18 @@ async def test_a_failure_is_remembered_for_seconds() -> None:
     assert await subject.get("anna", place, "there") == ("a",)
 
 
+async def test_a_failure_that_cost_the_other_server_nothing_ends_with_its_cause() -> None:
+    place = Place("a")
+    subject = Lookups(Clock(), 300.0)
+    place.error = GroupsUnavailable("there is no token for it", asked=False)
+    for _ in range(2):
+        with pytest.raises(GroupsUnavailable, match="no token for it"):
+            await subject.get("anna", place, "there")
+    assert subject.failed == 2
+    place.error = None
+    assert await subject.get("anna", place, "there") == ("a",)
+
+
 async def test_a_refusal_stays_one() -> None:
     place = Place()
     place.error = TokenRefused("claims.groups.unknown", "not known")
