@@ -22,6 +22,7 @@ import yaml
 from tests.support.ci_platforms import AZURE_USER, GITHUB_USER, GITLAB_USER, CiPlatforms
 from tests.support.cluster import Cluster, kubectl_binary
 from tests.support.processes import require_or_skip, run
+from tests.support.reports import until
 from tests.support.world import ALICE, RELAY_AUDIENCE, ApiServer, World
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "ci.md"
@@ -144,12 +145,16 @@ def check(runner: Runner, done: subprocess.CompletedProcess[bytes]) -> None:
 
 def owner(runner: Runner) -> str:
     """Whom the API server knew when it was deployed (its own audit log)."""
-    (user,) = {
-        event["impersonatedUser"]["username"]
-        for event in runner.cluster.audit_events()
-        if event.get("objectRef", {}).get("name") == runner.name and event["verb"] == "create"
-    }
-    return str(user)
+
+    def users() -> set[str]:
+        return {
+            event["impersonatedUser"]["username"]
+            for event in runner.cluster.audit_events()
+            if event.get("objectRef", {}).get("name") == runner.name and event["verb"] == "create"
+        }
+
+    (user,) = until(users, "the API server has recorded it")
+    return user
 
 
 def test_github_actions(runner: Runner) -> None:

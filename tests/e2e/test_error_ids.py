@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cluster import Kubectl, kubectl_binary
-from tests.support.reports import agent_again, records, rewrite, until
+from tests.support.reports import agent_again, audited, records, rewrite, until
 from tests.support.world import ALICE, ApiServer, World, fixed_port
 
 
@@ -36,8 +36,7 @@ def test_an_agent_s_refusal_has_the_request_s_id(world: World, tmp_path: Path) -
     assert done.returncode == 1
     found = re.search(r"arcbridge: .+ \(request ([\w-]+)\)$", done.stderr.strip())
     assert found is not None, done.stderr
-    (record,) = [one for one in world.audit_records() if one.get("request") == found[1]]
-    assert record["status"] == 503
+    assert audited(world, "the refusal", request=found[1])["status"] == 503
     (session,) = {one["session"] for one in records(client.process, "session established")}
     assert found[1].startswith(session)
 

@@ -68,7 +68,11 @@ def test_pages_of_each_role(ports: dict[str, int], role: str) -> None:
 
 
 def test_counters_move_with_the_requests(ports: dict[str, int], kubectl: Kubectl, world: World) -> None:
+    def idle() -> bool:
+        return metrics(ports["agent"])["arcbridge_agent_requests_in_flight"] == 0
+
     kubectl.run("get", "--raw", "/version")
+    until(idle, "what was asked before is counted")
     before = {role: metrics(port) for role, port in ports.items()}
     for _ in range(3):
         kubectl.run("get", "--raw", "/api/v1/namespaces")
@@ -77,10 +81,11 @@ def test_counters_move_with_the_requests(ports: dict[str, int], kubectl: Kubectl
     def moved(role: str, name: str) -> float:
         return metrics(ports[role])[name] - before[role][name]
 
-    until(lambda: moved("agent", 'arcbridge_agent_responses_total{code="2xx"}') == 3, "answers are counted")
+    until(idle, "answers are counted")
     assert moved("agent", "arcbridge_agent_requests_total") == 4
+    assert moved("agent", 'arcbridge_agent_responses_total{code="2xx"}') == 3
     assert moved("agent", 'arcbridge_agent_responses_total{code="4xx"}') == 1
-    assert moved("agent", "arcbridge_agent_audit_records_total") == 4
+    until(lambda: moved("agent", "arcbridge_agent_audit_records_total") == 4, "all four are recorded")
     assert moved("client", 'arcbridge_client_local_connections_total{result="spliced"}') == 4
     until(lambda: moved("client", 'arcbridge_client_local_bytes_total{direction="down"}') > 1000, "bytes are counted")
     assert moved("relay", 'arcbridge_relay_pumped_bytes_total{direction="down"}') > 1000

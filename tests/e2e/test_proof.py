@@ -15,7 +15,7 @@ import pytest
 from arcbridge.errors import ExitCode
 from arcbridge.identity.proof import ProofKey
 from tests.support.cluster import KUBECTL_MINORS, Cluster
-from tests.support.reports import metrics, records, until
+from tests.support.reports import audited, metrics, records
 from tests.support.world import ALICE, BOB, CLUSTER_AUDIENCE, RELAY_AUDIENCE, World
 
 WAYS: dict[str, Callable[[ProofKey, str], dict[str, object]]] = {
@@ -74,7 +74,7 @@ def test_the_key_opens_and_the_tokens_alone_do_not(world: World, cluster: Cluste
         assert "default" in kubectl.run("get", "namespaces", "-o", "name").stdout
     finally:
         client.process.stop()
-    until(lambda: any(one.get("bound") == login.way for one in world.audit_records()), "a record that says how")
+    audited(world, "how the token is bound", bound=login.way)
     assert records(world.relay, "joined", user=ALICE.email, bound=login.way)
 
     at_relay = metrics(world.relay_observe).get('arcbridge_relay_proofs_refused_total{reason="missing"}', 0.0)
@@ -94,6 +94,7 @@ def test_the_key_opens_and_the_tokens_alone_do_not(world: World, cluster: Cluste
     assert "log in again on this machine" in said
     said = refused(world, *login.with_key("another.jwk", access=own))
     assert "came without a proof" in said, "a client sends no proof of a key that the token does not name"
+    audited(world, "the thief", outcome="refused", bound=login.way)
     stolen = [one for one in world.audit_records() if one.get("outcome") == "refused" and one["bound"] == login.way]
     assert {(one["user"], one["verb"]) for one in stolen} == {(ALICE.email, "authenticate")}
 

@@ -254,12 +254,15 @@ def test_a_put_under_way_reaches_the_api_server_once(
 
     until(ours, "it is audited")
     assert len(ours()) == 1
-    events = [
-        event
-        for event in cluster.audit_events()
-        if event.get("objectRef", {}).get("name") == name and event["verb"] == "update"
-    ]
-    assert len({event["auditID"] for event in events}) == 1
+
+    def events() -> set[str]:
+        return {
+            event["auditID"]
+            for event in cluster.audit_events()
+            if event.get("objectRef", {}).get("name") == name and event["verb"] == "update"
+        }
+
+    assert len(until(events, "the API server has recorded it")) == 1
 
 
 class Loop:

@@ -12,7 +12,7 @@ import yaml
 from arcbridge.errors import ExitCode
 from tests.support.cluster import KUBECTL_MINORS, Cluster, Kubectl
 from tests.support.processes import ProcessFailed
-from tests.support.reports import rewrite, until
+from tests.support.reports import audited, rewrite, until
 from tests.support.world import ALICE, Client, World
 
 NAMESPACE = "token-mode"
@@ -48,10 +48,12 @@ def test_the_api_server_sees_the_service_account_itself(kubectl: Kubectl, cluste
     assert info["username"] == ACCOUNT
     assert f"system:serviceaccounts:{NAMESPACE}" in info["groups"]
     assert not any("arcbridge" in key for key in info.get("extra", {}))
-    events = [event for event in cluster.audit_events() if event["user"].get("username") == ACCOUNT]
-    assert events
+    events = until(
+        lambda: [event for event in cluster.audit_events() if event["user"].get("username") == ACCOUNT],
+        "the API server has recorded it",
+    )
     assert all("impersonatedUser" not in event for event in events)
-    assert {record["user"] for record in world.audit_records() if record.get("user") == ACCOUNT} == {ACCOUNT}
+    audited(world, "the account", user=ACCOUNT)
 
 
 def test_rights_are_those_of_the_account(kubectl: Kubectl) -> None:

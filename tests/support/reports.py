@@ -56,6 +56,14 @@ def wait_for_record(
     return until(look, f"{process.name} logs {event!r} {fields}\n{process.tail()}", timeout=timeout)[0]
 
 
+def audited(world: World, what: str, **values: object) -> dict[str, Any]:
+    """Wait for the first audit record of a request that is over and has `values`, and return it."""
+    return until(
+        lambda: next((one for one in world.audit_records() if values.items() <= one.items()), {}),
+        f"the agent has recorded {what}",
+    )
+
+
 def page(port: int, path: str = "/metrics") -> str:
     """Return a page of a role's observe listener."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

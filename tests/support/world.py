@@ -528,7 +528,10 @@ class World:
         )
 
     def audit_records(self) -> list[dict[str, object]]:
-        """The agents' audit records so far of requests that are over."""
+        """The agents' audit records so far of requests that are over.
+
+        A caller has the end of an answer before its record is in the file: `reports.audited` waits for it.
+        """
         return [record for record in self.audit_lines() if "outcome" in record]
 
     def audit_lines(self) -> list[dict[str, object]]:
