@@ -79,7 +79,7 @@ class FakeRelay:
     """Accepts connections and says nothing."""
     port: int = 0
     _reservation: socket.socket | None = None
-    """Has the port while the relay is down: else another process gets it, or a dial of that very port as its own end."""
+    """Has the port while the relay is down: else another process gets it, or a dial of it as its own near end."""
     _accepting: asyncio.Task[None] | None = None
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _sessions: list[MuxSession] = field(default_factory=list)
