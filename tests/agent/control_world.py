@@ -36,13 +36,14 @@ class World:
 
     @property
     def connected(self) -> list[int]:
-        """Return which relays serve the agent."""
-        return [number for number, relay in enumerate(self.relays) if relay.agents]
+        """Return which relays serve the agent, as both ends see it: a relay has the HELLO before the agent has its."""
+        up = {str(link.relay) for link in self.control._links if link.up}
+        return [number for number, relay in enumerate(self.relays) if relay.agents and relay.address in up]
 
     async def until(self, condition: Callable[[], object], what: str) -> None:
-        """Wait until `condition()` holds; fail after ten seconds."""
+        """Wait until `condition()` holds; fail after half a minute."""
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while not condition():
                     await asyncio.sleep(0.005)
         except TimeoutError:

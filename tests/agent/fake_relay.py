@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -77,6 +78,8 @@ class FakeRelay:
     mute: bool = False
     """Accepts connections and says nothing."""
     port: int = 0
+    _reservation: socket.socket | None = None
+    """Has the port while the relay is down: else another process gets it, or a dial of it as its own near end."""
     _accepting: asyncio.Task[None] | None = None
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _sessions: list[MuxSession] = field(default_factory=list)
@@ -102,12 +105,20 @@ class FakeRelay:
             yield relay
         finally:
             await relay.stop()
+            if relay._reservation is not None:
+                relay._reservation.close()
             while not relay.joins.empty():
                 relay.joins.get_nowait()[1].close()
             await asyncio.sleep(0.01)
 
     def start(self) -> None:
         """Listen; after `stop`, on the same port again."""
+        if self._reservation is None and sys.platform == "linux":
+            # One that does not listen leaves the port to a listener that reuses addresses, and refuses connections.
+            self._reservation = socket.socket()
+            self._reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._reservation.bind(("127.0.0.1", 0))
+            self.port = self._reservation.getsockname()[1]
         listener = socket.create_server(("127.0.0.1", self.port))
         listener.setblocking(False)
         self.port = listener.getsockname()[1]
@@ -144,7 +155,7 @@ class FakeRelay:
         return dial
 
     async def status(self, token: str) -> Status:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while True:
                 for status in self.statuses:
                     if status.token == token:

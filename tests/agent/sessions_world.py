@@ -27,7 +27,7 @@ from .pair import (
 
 
 async def end_of(session: MuxSession) -> ArcbridgeError:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         return await session.wait_ended()
 
 
@@ -56,14 +56,14 @@ class Held:
         await self.until(lambda: self.client.state is State.DETACHED and self.sessions.detached == 1)
 
     async def until(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not condition():
                 await asyncio.sleep(0.005)
 
     async def echo(self, data: bytes) -> None:
         await self.io.write(data)
         got = b""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(got) < len(data):
                 got += await self.io.read(len(data) - len(got))
         assert got == data

@@ -21,15 +21,17 @@ from .control_world import World, agent_of
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shorten the waits that take minutes in production."""
+    """Shorten the waits that take minutes in production. How long a relay may take to answer is made longer: a machine
+    that stands still for a moment must not have the next one tried, or sessions moved, but where a test is about that.
+    """
     for name, seconds in {
-        "HEAD_START": 0.3,
+        "HEAD_START": 60.0,
         "FAIL_OVER_SPREAD": 0.1,
         "BALANCE_FIRST": 0.1,
         "BALANCE_LAST": 0.3,
         "SETTLED": 0.1,
         "LEAVE_GRACE": 0.05,
-        "REPLACEMENT_WAIT": 0.5,
+        "REPLACEMENT_WAIT": 60.0,
         "PROBATION": 0.1,
     }.items():
         monkeypatch.setattr(module, name, seconds)
@@ -97,7 +99,7 @@ async def test_drain_asks_for_no_more(world: World) -> None:
     await world.until(lambda: link.goaways, "GOAWAY")
     assert link.goaways == [GoawayCode.DRAINING]
     await world.control.close()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await session.wait_ended()
     assert len(world.relay.links) == 1
 
@@ -132,7 +134,7 @@ async def test_a_load_balancers_other_relay_replaces_the_leaving_one(world: Worl
     before.goaway(GoawayCode.DRAINING, "going away", 0)
     await world.until(lambda: moves.asked, "asked to move")
     assert moves.asked == [(world.relay.address, [0])]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await before.wait_ended()
     assert world.control.up == 1
 
@@ -166,6 +168,7 @@ async def test_one_that_was_down_at_the_start(tmp_path: Path) -> None:
 
 async def test_one_that_hangs_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "HANDSHAKE_DEADLINE", 60.0)
+    monkeypatch.setattr(module, "HEAD_START", 0.3)
     async with agent_of(tmp_path, relays=3, wanted=1, down=(0,)) as world:
         world.relays[0].mute = True
         world.relays[0].start()
@@ -206,7 +209,7 @@ async def test_a_relay_that_goes_away_is_replaced_first_and_its_sessions_move(th
     leaving.goaway(GoawayCode.DRAINING, "an upgrade", 600)
     await three.until(lambda: moves.asked, "asked to move")
     assert moves.asked == [(three.relays[0].address, [0, 1, 2])], "the old one was still there"
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await leaving.wait_ended()
     assert three.connected == [1, 2]
     await asyncio.sleep(0.5)
@@ -224,7 +227,8 @@ async def test_what_is_left_of_the_list_has_to_do(tmp_path: Path) -> None:
         assert world.control.unready() is None
 
 
-async def test_a_replacement_that_hangs_is_not_waited_for(tmp_path: Path) -> None:
+async def test_a_replacement_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REPLACEMENT_WAIT", 0.5)
     async with agent_of(tmp_path, relays=3) as world:
         await world.until(lambda: world.connected == [0, 1], "connected")
         moves = Moves(world)
@@ -257,7 +261,7 @@ async def test_a_relay_that_paces_is_obeyed_and_another_one_tried(tmp_path: Path
         world.relays[0].turn_away = (code, "too many at once", 7)
         world.relays[0].start()
         await world.until(lambda: world.connected == [1], "connected to the other")
-        await world.until(lambda: not world.relays[0].turned_away or 7 in hints.told, "the hint")
+        assert 7 in hints.told
     assert world.relays[0].links == []
 
 

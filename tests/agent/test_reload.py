@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +31,7 @@ from arcbridge.mux import memory
 from arcbridge.observe.self_checks import SelfChecks
 from tests.identity.issuer import CONFIG
 from tests.support.fake_apiserver import FakeApiServer
+from tests.support.world import fixed_port
 
 from .fake_relay import FakeRelay
 
@@ -49,7 +49,7 @@ class Running:
         serving = serve(self.config, ready.set, self.stopping, self.hurry, reread=lambda: self.config)
         self.task = asyncio.create_task(serving)
         waiting = asyncio.create_task(ready.wait())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             await asyncio.wait([self.task, waiting], return_when=asyncio.FIRST_COMPLETED)
         if self.task.done():
             self.task.result()
@@ -57,7 +57,7 @@ class Running:
     async def stop(self) -> None:
         self.stopping.set()
         self.hurry.set()
-        await asyncio.wait_for(self.task, 10)
+        await asyncio.wait_for(self.task, 30)
 
     async def reload(self, result: str) -> dict[str, object]:
         """Have the agent reload; return what its log says of it."""
@@ -65,7 +65,7 @@ class Running:
         before = await self.count(result)
         with capture_logs() as lines:
             os.kill(os.getpid(), signal.SIGHUP)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while await self.count(result) == before:
                     await asyncio.sleep(0.01)
         (told,) = [dict(line) for line in lines if line["event"] == event]
@@ -86,9 +86,6 @@ async def agent(tmp_path: Path) -> AsyncIterator[Running]:
     (tmp_path / "authentication.yaml").write_text(CONFIG)
     (tmp_path / "deny.toml").write_text("")
     (tmp_path / "join-token").write_text("id.secret")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     async with FakeApiServer.serving(tmp_path) as api, FakeRelay.serving() as relay:
         relay.tokens["id.secret"] = "one"
         running = Running(
@@ -101,7 +98,7 @@ async def agent(tmp_path: Path) -> AsyncIterator[Running]:
                 kubernetes=KubernetesConfig(server=api.url, ca_file=api.ca_file, token_file=api.token_file),
                 state=AgentStateConfig(directory=tmp_path / "state"),
                 audit=AuditConfig(file=str(tmp_path / "audit.jsonl")),
-                observe=ObserveConfig(listen=f"127.0.0.1:{port}"),
+                observe=ObserveConfig(listen=f"127.0.0.1:{fixed_port()}"),
             )
         )
         await running.start()
@@ -193,7 +190,7 @@ async def test_the_audit_log_is_opened_anew_and_its_chain_goes_on(agent: Running
     file, moved = tmp_path / "audit.jsonl", tmp_path / "audit.jsonl.1"
     file.rename(moved)
     await agent.reload("ok")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not file.exists() or not file.stat().st_size:
             await asyncio.sleep(0.01)
     assert b'"event":"chain-end","cause":"rotated"' in moved.read_bytes()

@@ -41,6 +41,9 @@ USERS, GROUPS = ["oidc:anna@example.org", "oidc:editor@example.org"], ["oidc:tea
 NAMESPACE = "remote"
 ACCOUNT = f"system:serviceaccount:{NAMESPACE}:arcbridge-agent"
 
+# Some tests ask kubectl dozens of times, and the first one starts the API server: 24 s of a machine with other work.
+pytestmark = pytest.mark.timeout(600)
+
 
 class Helm:
     """A real Helm with a home of its own."""

@@ -133,10 +133,10 @@ def test_a_scrape_is_cheap() -> None:
     for number in range(60):
         metrics.counter(f"n{number}_total", "N.", {"result": ("a", "b")}, lambda: {"a": 1, "b": 2})
     metrics.render()
-    started = time.perf_counter()
+    started = time.process_time()  # and not the time for which other processes have the machine
     for _ in range(10):
         metrics.render()
-    assert (time.perf_counter() - started) / 10 < 0.05
+    assert (time.process_time() - started) / 10 < 0.05
 
 
 def test_names_are_listed_with_prefix() -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import aiohttp
 import pytest
@@ -98,7 +99,9 @@ async def test_w5_names_are_for_other_networks() -> None:
     """A scraper in the cluster may know a pod by a name of its own."""
     server = ObserveServer("0.0.0.0:0", Metrics("relay"), Checks())
     port = int((await server.start()).rpartition(":")[2])
-    addresses = {str(one[4][0]) for one in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}
+    addresses: set[str] = set()
+    with suppress(socket.gaierror):  # a container may not know its own name
+        addresses = {str(one[4][0]) for one in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}
     for address, status in {"127.0.0.1": 403, **{one: 200 for one in addresses if not one.startswith("127.")}}.items():
         async with (
             aiohttp.ClientSession() as session,
@@ -113,13 +116,15 @@ async def test_w1_a_flood_of_connections_takes_the_places_of_its_oldest(address:
     before = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
     held = [await asyncio.open_connection(host, int(port)) for _ in range(3 * CONNECTIONS)]
     assert (await get(f"http://{address}/livez"))[:2] == (200, "ok\n")
-    open_still = [reader for reader, _ in held if not reader.at_eof()]
+    async with asyncio.timeout(30):  # the ends that the server has cut come one by one
+        while len(open_still := [reader for reader, _ in held if not reader.at_eof()]) > CONNECTIONS:
+            await asyncio.sleep(0.01)
     assert open_still == [reader for reader, _ in held[-len(open_still) :]], "the oldest went"
     assert CONNECTIONS - 2 <= len(open_still) <= CONNECTIONS
     for _, writer in held:
         writer.close()
     if before:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(os.listdir("/proc/self/fd")) > before + 2:
                 await asyncio.sleep(0.01)
 
@@ -183,7 +188,7 @@ async def test_sigusr1_switches_the_log_level_and_back() -> None:
     try:
         for expected in ("debug", "warning"):
             os.kill(os.getpid(), signal.SIGUSR1)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 while logs.level() != expected:
                     await asyncio.sleep(0)
     finally:

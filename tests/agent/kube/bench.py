@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -49,7 +50,7 @@ class RecordedAudit(AuditLog):
 
     async def wait(self, count: int) -> list[AuditRecord]:
         """Wait until there are `count` records."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while len(self.kept) < count:
                 await asyncio.sleep(0.005)
         return self.kept
@@ -198,8 +199,8 @@ def caller_of(identity: Identity, accounts: Accounts | None = None) -> Caller:
 
 @asynccontextmanager
 async def running(directory: Path, **config: Any) -> AsyncIterator[Bench]:
-    """A bench; `config` overrides the agent's kubernetes settings, and `limits` those of users."""
-    accounts = Accounts(config.pop("limits", None))
+    """A bench; `config` overrides the agent's kubernetes settings, `limits` those of users, and `clock` their day's."""
+    accounts = Accounts(config.pop("limits", None), clock=config.pop("clock", time.time))
     async with FakeApiServer.serving(directory, client_ca=config.pop("client_ca", None)) as fake:
         settings: dict[str, Any] = {
             "server": fake.url,

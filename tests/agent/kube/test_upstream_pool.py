@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from arcbridge.mux.socket_error_poll import TransportErrorPoll
 from arcbridge.net.tlstransport import TlsTransport
 from arcbridge.wire.backlog import Backlog
 from tests.agent.kube.bench import ALICE, Member
+from tests.support.eventually import until
 from tests.support.fake_apiserver import Exchange, FakeApiServer, chunked, reply
 
 GET = b"GET /x HTTP/1.1\r\nHost: k\r\n\r\n"
@@ -120,7 +122,10 @@ async def test_h7_what_came_before_a_request_is_no_answer_to_it(tmp_path: Path, 
     async with serving(tmp_path, Clock()) as (fake, api):
         fake.routes["/x"] = kept
         _, first = await ask(api.upstream)
-        writers[0].write(stray)  # at once in the kernel: the socket takes it, and no turn of the loop follows
+        writers[0].write(stray)  # the socket takes it at once, and no turn of the loop follows
+        assert first.transport is not None
+        # A busy kernel brings it to the other end a moment later.
+        assert select.select([first.transport.get_extra_info("socket")], [], [], 10)[0]
         handler, second = await ask(api.upstream)
         assert second is not first
         assert handler.data.endswith(b"\r\n\r\nok")
@@ -297,25 +302,27 @@ async def test_l32_who_ends_connections_takes_none_that_others_left(tmp_path: Pa
 
 async def test_l32_the_agents_own_calls_wait_for_no_user(tmp_path: Path) -> None:
     async with serving(tmp_path, Clock()) as (_, api):
+        api.upstream._clock = Clock()  # no turn comes nearer while others connect
         api.upstream.limit = limit = ConnectLimit(1)
         for _ in range(2):
             (await api.upstream.dial(own=True, account=account())).drop()
+        waits = [limit.turn(account(), 0.0) for _ in range(9)]
         task = asyncio.get_running_loop().create_task(api.upstream.dial(own=True, account=account()))
         status, _ = await api.call("GET", "/x", [], own=True)
-        assert (status, limit.delayed, task.done()) == (200, 1, False)
+        assert (status, limit.delayed, task.done()) == (200, len(waits) + 1, False)
         task.cancel()
         await asyncio.wait([task])
 
 
 async def test_l32_a_dial_that_is_cancelled_while_it_waits_leaves_nothing(tmp_path: Path) -> None:
     async with serving(tmp_path, Clock()) as (fake, api):
+        api.upstream._clock = Clock()  # no turn comes nearer while others connect
         limit, a = api.upstream.limit, account(1)
         for _ in range(4):
             (await api.upstream.dial(own=True, account=a)).drop()
+        waits = [limit.user_turn(a, 0.0) for _ in range(9)]
         task = asyncio.get_running_loop().create_task(api.upstream.dial(own=True, account=a))
-        async with asyncio.timeout(5):
-            while not limit.delayed:
-                await asyncio.sleep(0.01)
+        await until(lambda: limit.delayed > len(waits))
         assert (limit.held, a.connections) == (1, 1)
         task.cancel()
         await asyncio.wait([task])
