@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from arcbridge.client.client_credentials import ClientCredentials
+from arcbridge.client.kubeconfig_file import KubeconfigFile
 from arcbridge.client.service import ClientContext, Terminal, run_forward, run_proxy
 from arcbridge.config import ClientConfig, LoginConfig
 from arcbridge.errors import ConfigError, PinMismatch, Unauthenticated, Unreachable
@@ -241,9 +242,10 @@ async def test_a_proxy_that_runs_long_renews_the_certificate_of_the_kubeconfig(
 ) -> None:
     short_lives(monkeypatch)
     async with case.running():
-        document = case.document()
-        document["contexts"][0]["context"]["namespace"] = "mine"
-        rewrite(case.kubeconfig, yaml.safe_dump(document))  # it may be read meanwhile
+        with KubeconfigFile(case.kubeconfig).locked():  # as kubectl: else what is renewed meanwhile takes it back
+            document = case.document()
+            document["contexts"][0]["context"]["namespace"] = "mine"
+            rewrite(case.kubeconfig, yaml.safe_dump(document))
         first = document["users"]
         async with asyncio.timeout(20):
             while case.document()["users"] == first:
