@@ -466,16 +466,18 @@ class _Callback:
     def __init__(self, state: str, issuer: str) -> None:
         self._state = state
         self._issuer = issuer
-        # In the order in which they came, because the oldest makes room for the newest.
-        self._connections: dict[asyncio.Task[None], None] = {}
+        # In the order in which they came, because the oldest makes room for the newest. They are aborted and not
+        # cancelled: asyncio of Python 3.11 logs an error for each server task that was cancelled.
+        self._connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self.code: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         if len(self._connections) >= _CALLBACK_CONNECTIONS:
-            next(iter(self._connections)).cancel()
-        self._connections[task] = None
+            # Taken out at once: of connections that were accepted in one turn of the loop each displaces another one.
+            self._connections.pop(next(iter(self._connections))).transport.abort()
+        self._connections[task] = writer
         try:
             user = peer_user(writer.get_extra_info("socket"))
             if user is PeerUser.OTHER:
@@ -505,8 +507,10 @@ class _Callback:
         """Let the page reach the browser, then end what is left."""
         if self._connections:
             await asyncio.wait(self._connections, timeout=1)
-        for task in self._connections:
-            task.cancel()
+        for writer in self._connections.values():
+            writer.transport.abort()
+        if self._connections:
+            await asyncio.wait(self._connections)
         if not self.code.done():
             self.code.cancel()
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 
 from tests.client.far_side import FarSide
 
-BOTH = ("test_connection", "test_endpoint", "test_forward", "test_life", "test_session")
+BOTH = ("test_connection", "test_endpoint", "test_forward", "test_resumable_session", "test_session_manager")
+"""The modules whose tests run on both loops."""
+assert all(Path(__file__).with_name(f"{name}.py").is_file() for name in BOTH), "a module of BOTH was renamed"
 
 
 @pytest.hookimpl

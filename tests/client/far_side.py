@@ -91,11 +91,13 @@ class FarSide(BaseHandler):
     async def __aenter__(self) -> FarSide:
         issued = RELAY_CA.issue_server(["127.0.0.1", "localhost"])
         self._outer = outer_server_contexts(issued.certificate_pem, issued.key_pem, RELAY_CA.certificate_pem)[ALPN_JOIN]
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._listener.setblocking(False)
-        self.port = int(self._listener.getsockname()[1])
+        # Bound beside the listener, so that no other program gets the port while this relay does not listen.
+        self._reservation = socket.socket()
+        self._reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._reservation.bind(("127.0.0.1", 0))
+        self.port = int(self._reservation.getsockname()[1])
         self.address = f"https://127.0.0.1:{self.port}"
-        self._accepting = asyncio.get_running_loop().create_task(self._accept())
+        await self.start_listening()
         return self
 
     def cut(self) -> None:
@@ -127,6 +129,7 @@ class FarSide(BaseHandler):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.stop_listening()
+        self._reservation.close()
 
     def _spawn(self, work: Any, *, relaying: bool = False) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -23,12 +23,14 @@ from arcbridge.client.kubeconfig import Entry, render
 from arcbridge.client.listening import listen_local
 from arcbridge.client.session_manager import SessionManager
 from arcbridge.client.state import LocalCertificates, StateDirectory
+from arcbridge.errors import Unauthenticated
 from arcbridge.net.join import JoinCode
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.records import JoinReply
 from tests.client.far_side import CLUSTER, Echo, FarSide
 from tests.client.test_session_manager import make, running
 from tests.support.descriptors import none_left, pauses_of
+from tests.support.eventually import until
 from tests.support.processes import require_or_skip
 
 KUBECTL = shutil.which("kubectl", path=str(Path(sys.executable).parent)) or shutil.which("kubectl")
@@ -129,7 +131,7 @@ class TestTheGoodWay:
             with none_left():
                 waiting.connect_ex(("127.0.0.1", place.endpoint.port))
                 begin = time.process_time()
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(20):
                     while len(pauses) < 2:  # the second try found none either
                         await asyncio.sleep(0.01)
                 assert time.process_time() - begin < 0.2, "it waits instead of asking at once"
@@ -225,7 +227,7 @@ for number in range(10_000_000):  # it is ended by the test, or by the endpoint 
     held.append(sock)
     if len(held) > 400:
         held.pop(0).close()
-    if number == 10_000:
+    if number == 2_000:  # more than it and the endpoint hold
         print("flooding", flush=True)
 """
 
@@ -436,29 +438,27 @@ class TestCuts:
         with contextlib.suppress(ConnectionError, ssl.SSLError):
             assert await reader.read() == b""
         writer.close()
-        async with asyncio.timeout(5):
-            while place.endpoint.stats.open or place.endpoint.splices or place.endpoint.connections:
-                await asyncio.sleep(0.005)
+        endpoint = place.endpoint
+        await until(lambda: not (endpoint.stats.open or endpoint.splices or endpoint.connections))
 
 
 class TestKubectl:
     async def test_its_words(self, place: Place, tmp_path: Path) -> None:
-        """A real kubectl shows the sentence of each Status, at once."""
+        """A real kubectl shows the sentence of each Status, and asks once."""
         if KUBECTL is None:
             require_or_skip("kubectl", "no kubectl")
         kubeconfig = write_kubeconfig(place, tmp_path)
         place.far.reply = JoinReply(code=JoinCode.NO_AGENT)
-        took, text = await self._kubectl(kubeconfig, tmp_path)
+        text = await self._kubectl(kubeconfig, tmp_path)
         assert 'Error from server (ServiceUnavailable): arcbridge: cluster "prod" has no connected agent' in text
-        assert took < 5
+        assert place.endpoint.stats.refused == 1, "it has not tried again"
         place.far.reply = JoinReply(code=JoinCode.UNAUTHENTICATED)
-        await asyncio.sleep(1.1)  # the former error is answered to all for a second
-        took, text = await self._kubectl(kubeconfig, tmp_path)
+        await until(lambda: isinstance(place.session.failure, Unauthenticated))  # it tries again by itself
+        text = await self._kubectl(kubeconfig, tmp_path)
         assert "You must be logged in to the server (arcbridge: the relay does not accept" in text
-        assert took < 5
+        assert place.endpoint.stats.refused == 2
 
-    async def _kubectl(self, kubeconfig: Path, home: Path) -> tuple[float, str]:
-        before = time.monotonic()
+    async def _kubectl(self, kubeconfig: Path, home: Path) -> str:
         done = await kubectl(kubeconfig, home)
         assert done.returncode == 1
-        return time.monotonic() - before, done.stderr
+        return done.stderr

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import structlog
 
+from arcbridge.client import relays as relays_module
 from arcbridge.client import resumable_session
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.resumable_session import Renewal, ResumableSession
@@ -39,10 +40,11 @@ Lines = list[dict[str, Any]]
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shorten the waits that only spread load."""
+    """Shorten the waits that only spread load, and wait for a relay that is only slow, as on a busy machine."""
     monkeypatch.setattr(resumable_session, "STABLE_AFTER", 0.0)
     monkeypatch.setattr(resumable_session, "MOVE_SPREAD", 0.0)
     monkeypatch.setattr(resumable_session, "Backoff", lambda *, cap: Backoff(first=0.01, cap=0.05))
+    monkeypatch.setattr(relays_module, "HEAD_START", 60.0)
 
 
 @pytest.fixture
@@ -160,8 +162,11 @@ class TestResuming:
             assert far.resume_refusals == []
         assert events(lines, WAITS, BACK, OVER, "no session") == [WAITS, BACK]
 
-    async def test_a_relay_that_does_not_know_the_cluster_yet(self, far: FarSide, tmp_path: Path) -> None:
+    async def test_a_relay_that_does_not_know_the_cluster_yet(
+        self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """A relay with a registry of its own learns of the cluster from the agent's next connection."""
+        monkeypatch.setattr(resumable_session, "FORBIDDEN_TIMEOUT", 60.0)
         async with running(make(far, tmp_path)) as session:
             stream = await Stream.open(session)
             far.reply = JoinReply(code=JoinCode.FORBIDDEN)
@@ -416,7 +421,10 @@ class TestAnotherAgent:
 
 
 class TestReady:
-    async def test_it_gets_the_error_of_the_try_under_way(self, far: FarSide, tmp_path: Path) -> None:
+    async def test_it_gets_the_error_of_the_try_under_way(
+        self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("arcbridge.client.session_manager.DETACHED_WAIT", 0.1)
         async with running(make(far, tmp_path)) as session:
             stream = await Stream.open(session)
             await far.stop_listening()
@@ -522,6 +530,7 @@ class TestMoving:
         self, far: FarSide, second: FarSide, tmp_path: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The old connection is gone by then: streams wait, and a caller that asks for a session gets the failure."""
+        monkeypatch.setattr("arcbridge.client.session_manager.DETACHED_WAIT", 0.1)
         async with running(make(far, tmp_path, others=(second,))) as session:
             stream = await Stream.open(session)
             monkeypatch.setattr("arcbridge.client.connection.HANDSHAKE_DEADLINE", 0.1)

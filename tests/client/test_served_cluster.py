@@ -19,6 +19,7 @@ from arcbridge.config import ClientConfig
 from arcbridge.errors import StateError
 from arcbridge.pki.authority import certificate_validity
 from tests.client.test_session_manager import login
+from tests.support.world import fixed_port
 
 
 @pytest.fixture
@@ -37,7 +38,11 @@ def served(tmp_path: Path, port: int | None = None, clock: Callable[[], float] =
     return ClientContext(config, Terminal(), environment={}).served("prod", clock)
 
 
-async def test_a_kept_port_that_was_taken_is_left_to_who_has_it(tmp_path: Path, squatter: socket.socket) -> None:
+async def test_a_kept_port_that_was_taken_is_left_to_who_has_it(
+    tmp_path: Path, squatter: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A port that no other client, and no connection of this machine, takes before it is bound again.
+    monkeypatch.setattr("arcbridge.client.state.FIRST_PORT", fixed_port())
     port = squatter.getsockname()[1]
     one = served(tmp_path)
     one.state.remember_port(one.relays, "prod", port)

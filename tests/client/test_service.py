@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from arcbridge.client.client_credentials import ClientCredentials
+from arcbridge.client.kubeconfig_file import KubeconfigFile
 from arcbridge.client.service import ClientContext, Terminal, run_forward, run_proxy
 from arcbridge.config import ClientConfig, LoginConfig
 from arcbridge.errors import ConfigError, PinMismatch, Unauthenticated, Unreachable
@@ -21,6 +22,8 @@ from arcbridge.net.join import JoinCode
 from arcbridge.wire.records import JoinReply
 from tests.client.far_side import CLUSTER, CLUSTER_CA, OTHER_CA, RELAY_CA, FarSide
 from tests.client.test_session_manager import login
+from tests.support.reports import rewrite
+from tests.support.world import fixed_port
 
 
 class Case:
@@ -96,9 +99,10 @@ class TestProxy:
     async def test_the_four_lines_and_the_way_back(self, case: Case) -> None:
         case.kubeconfig.parent.mkdir()
         case.kubeconfig.write_text("current-context: home\n")
-        async with case.running():
+        port = fixed_port()
+        async with case.running(port=port):
             document = case.document()
-            port = document["clusters"][0]["cluster"]["server"].rpartition(":")[2]
+            assert document["clusters"][0]["cluster"]["server"] == f"https://127.0.0.1:{port}"
             assert case.lines == [
                 f"Proxy is listening on port {port}",
                 f'Merged "prod" as current context in {case.kubeconfig}',
@@ -109,7 +113,7 @@ class TestProxy:
         assert case.document()["current-context"] == "home"
         assert case.document()["contexts"][0]["name"] == "prod"
         with socket.socket() as free:
-            free.bind(("127.0.0.1", int(port)))
+            free.bind(("127.0.0.1", port))
 
     async def test_a_context_of_another_name_that_is_removed(self, case: Case) -> None:
         async with case.running(kube_context="mine", context_switch=False, remove_context=True):
@@ -126,9 +130,7 @@ class TestProxy:
         assert not case.kubeconfig.exists()
 
     async def test_ports_are_remembered(self, case: Case, far: FarSide, monkeypatch: pytest.MonkeyPatch) -> None:
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            free = sock.getsockname()[1]
+        free = fixed_port()
         monkeypatch.setattr("arcbridge.client.state.FIRST_PORT", free)
         for _ in range(2):
             async with case.running(port=None):
@@ -240,9 +242,10 @@ async def test_a_proxy_that_runs_long_renews_the_certificate_of_the_kubeconfig(
 ) -> None:
     short_lives(monkeypatch)
     async with case.running():
-        document = case.document()
-        document["contexts"][0]["context"]["namespace"] = "mine"
-        case.kubeconfig.write_text(yaml.safe_dump(document))
+        with KubeconfigFile(case.kubeconfig).locked():  # as kubectl: else what is renewed meanwhile takes it back
+            document = case.document()
+            document["contexts"][0]["context"]["namespace"] = "mine"
+            rewrite(case.kubeconfig, yaml.safe_dump(document))
         first = document["users"]
         async with asyncio.timeout(20):
             while case.document()["users"] == first:

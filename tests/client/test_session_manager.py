@@ -84,7 +84,10 @@ async def echo(session: SessionManager, data: bytes = b"hello") -> bytes:
 
 
 class TestTheGoodWay:
-    async def test_it_is_gone_when_the_agent_has_heard_of_the_end(self, far: FarSide, tmp_path: Path) -> None:
+    async def test_it_is_gone_when_the_agent_has_heard_of_the_end(
+        self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("arcbridge.client.session_manager.CLOSE_TIMEOUT", 60.0)
         session = make(far, tmp_path)
         async with running(session):
             await echo(session)
@@ -355,6 +358,9 @@ class TestComingBack:
         self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, running_session: bool
     ) -> None:
         monkeypatch.setattr("arcbridge.client.session_manager.FAILURE_HOLD", 0.001)
+        # Longer than any machine takes for what follows: after the hold the same token would be tried again.
+        monkeypatch.setattr("arcbridge.client.revocation_hold.FIRST", 3600.0)
+        monkeypatch.setattr("arcbridge.client.revocation_hold.LONGEST", 3600.0)
         said = "access was revoked: ask the cluster's operator for access"
         accepted = far.auth_answer
         if not running_session:

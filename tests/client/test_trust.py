@@ -1,4 +1,4 @@
-"""The order in which a pin is looked for. (What is sent before: test_session.)"""
+"""The order in which a pin is looked for. (What is sent before: test_session_manager.)"""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import jwt
@@ -15,7 +14,7 @@ from arcbridge.client.who import Who, cache_of, user_name, who
 from arcbridge.config import ClientConfig, LoginConfig
 from arcbridge.errors import StateError, Unauthenticated
 
-NOW = time.time()
+NOW = 1_800_000_000.0
 LOGIN = LoginConfig(issuer="https://login.example.org", client_id="cli")
 CONFIG = ClientConfig(relays=("https://relay.example.org",), login=LOGIN)
 
@@ -42,7 +41,7 @@ def test_no_login(state: StateDirectory) -> None:
 
 def test_a_login(state: StateDirectory) -> None:
     keep(state, id_token=token(email="a@example.com"), access_token=token(), expires_at=NOW + 600, refresh_token="r")
-    found = who(CONFIG, state)
+    found = who(CONFIG, state, now=NOW)
     assert found == Who(
         "a@example.com", "alice", LOGIN.issuer, "https://relay.example.org", NOW + 600, renews=True, key=""
     )
@@ -60,11 +59,11 @@ def test_the_key(state: StateDirectory) -> None:
     key = proof_keys.load_or_make(cache_of(CONFIG, state).key_path)
     for claims in ({"cnf": {"jkt": key.thumbprint}}, {"nonce": key.nonce()}, {"aud": [key.audience()]}):
         keep(state, access_token=token(**claims), expires_at=NOW + 600)
-        assert who(CONFIG, state).key == key.thumbprint, claims
+        assert who(CONFIG, state, now=NOW).key == key.thumbprint, claims
     # A nonce of another kind, and of another key.
     for nonce in ("random", proof_keys.load_or_make(state.path / "other.key").nonce()):
         keep(state, access_token=token(nonce=nonce), expires_at=NOW + 600)
-        assert who(CONFIG, state).key == ""
+        assert who(CONFIG, state, now=NOW).key == ""
 
 
 def test_other_sources(state: StateDirectory, tmp_path: Path) -> None:
@@ -73,7 +72,7 @@ def test_other_sources(state: StateDirectory, tmp_path: Path) -> None:
     with pytest.raises(Unauthenticated, match="does not exist"):
         who(config, state)
     file.write_text(token(preferred_username="ann", iss="https://i.example"))
-    found = who(config, state)
+    found = who(config, state, now=NOW)
     assert (found.user, found.issuer, found.source) == ("ann", "https://i.example", "files")
     with pytest.raises(Unauthenticated, match="has expired; put a new one there"):
         who(config, state, now=NOW + 601)

@@ -18,8 +18,8 @@ from tests.support.world import CLUSTER_AUDIENCE, RELAY_AUDIENCE, World
 
 ROOT = Path(__file__).resolve().parents[2]
 UNIT_TESTS = (
-    *("test_directory", "test_kubeconfig", "test_kubeconfig_file", "test_login", "test_state", "test_token_cache"),
-    *("test_trust", "test_update_notice"),
+    *("test_directory", "test_kubeconfig", "test_kubeconfig_file", "test_login", "test_login_tokens", "test_state"),
+    *("test_token_cache", "test_trust", "test_update_notice"),
 )
 """Of tests/client: what keeps files, takes locks and asks servers; sessions and the endpoint run above."""
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,10 @@ from tests.support.world import fixed_port
 class Background:
     """A user of the background process."""
 
-    def __init__(self, far: FarSide, directory: Path) -> None:
+    def __init__(self, far: FarSide, directory: Path, callers: ThreadPoolExecutor) -> None:
         (directory / "relay-ca.pem").write_text(RELAY_CA.certificate_pem)
         self.far = far
+        self._callers = callers
         self.place = Place(str(directory / "run"), str(directory / "state"))
         self.kubeconfig = directory / "config"
         self.config = ClientConfig(
@@ -72,7 +74,8 @@ class Background:
     async def ask(self, operation: str, *arguments: str, **more: str) -> dict[str, Any]:
         """The answer; raises the error that it states."""
         line = request(operation, arguments, **more)
-        return answer_of(await asyncio.to_thread(exchange, self.place, line))
+        loop = asyncio.get_running_loop()
+        return answer_of(await loop.run_in_executor(self._callers, exchange, self.place, line))
 
     async def connect(self, *more: str, **texts: str) -> dict[str, Any]:
         texts = {"kubeconfig": str(self.kubeconfig), "switch": "yes", "static": "", **texts}
@@ -83,7 +86,9 @@ class Background:
 
 
 @pytest.fixture
-def background(far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Background:
+def background(far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Background]:
     # Ports that clients of other tests, which begin at 47011, do not take while a process is away.
     monkeypatch.setattr("arcbridge.client.state.FIRST_PORT", fixed_port())
-    return Background(far, tmp_path)
+    # Threads of their own: on one CPU the loop has five, which the process needs while its callers wait in them.
+    with ThreadPoolExecutor(16) as callers:
+        yield Background(far, tmp_path, callers)

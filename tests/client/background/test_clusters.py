@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -28,6 +27,8 @@ from arcbridge.wire.records import JoinReply
 from tests.client.background.conftest import Background
 from tests.client.background.test_process import through
 from tests.client.far_side import CLUSTER
+from tests.support.reports import rewrite
+from tests.support.world import fixed_port
 
 DAY = 86400.0
 
@@ -118,9 +119,7 @@ async def test_a_port_that_cannot_be_kept_takes_no_connection_back(
     async with background.running():
         await background.connect()
         monkeypatch.setattr(StateDirectory, "remember_port", refuse)
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            free = sock.getsockname()[1]
+        free = fixed_port()
         assert (await background.connect("--port", str(free)))["port"] == free
         (one,) = (await background.ask("status"))["clusters"]
         assert (one["port"], one["state"]) == (free, "connected")
@@ -480,7 +479,7 @@ async def test_a_renewed_certificate_that_could_not_be_written_is_written_later(
         async with asyncio.timeout(10):
             while certificate_of(yaml.safe_load(other.read_text())) == certificate_of(whole):
                 await asyncio.sleep(0.01)
-        background.kubeconfig.write_text(text)
+        rewrite(background.kubeconfig, text)  # it may be read meanwhile
         (served,) = clusters.served.values()
         assert served.cluster.certificates is not None
         renewed = served.cluster.certificates.client_certificate_pem
@@ -504,7 +503,7 @@ async def test_a_context_that_could_not_be_written_at_the_start_is_written_later
     background.kubeconfig.write_text("{ half of")
     async with background.running():
         await background.ask("status")  # it has begun to serve
-        background.kubeconfig.write_text(text)
+        rewrite(background.kubeconfig, text)  # it may be read meanwhile
         async with asyncio.timeout(10):
             while "exec" in background.document()["users"][0]["user"]:
                 await asyncio.sleep(0.01)

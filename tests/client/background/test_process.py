@@ -23,6 +23,7 @@ from arcbridge.net.join import JoinCode
 from arcbridge.wire.records import JoinReply
 from tests.client.background.conftest import Background
 from tests.client.far_side import CLUSTER
+from tests.support.world import fixed_port
 
 
 async def test_connect_status_and_disconnect(background: Background) -> None:
@@ -119,9 +120,7 @@ async def test_a_cluster_that_cannot_be_reached_changes_nothing(
 
 
 async def test_other_settings_for_a_context_take_the_place_of_the_former(background: Background) -> None:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        free = sock.getsockname()[1]
+    free = fixed_port()
     async with background.running():
         await background.connect()
         answer = await background.connect("--port", str(free))
@@ -366,7 +365,7 @@ async def test_a_directory_that_is_removed_under_it_comes_back(
         port = (await background.connect())["port"]
         shutil.rmtree(background.place.runtime)
         with pytest.raises(NotRunning):
-            await background.ask("version")
+            exchange(background.place, request("version"))  # in one turn with the removal: it may come back in the next
         async with background.running() as second:  # what the next command starts
             await asyncio.wait_for(second, 20)
         assert not first.done()
@@ -380,6 +379,7 @@ async def test_a_state_directory_that_is_removed_under_it_is_locked_anew(
 ) -> None:
     """Else the next command's process would find the lock free, and the two would take the socket from each other."""
     monkeypatch.setattr(process_module, "SOCKET_CHECK", 0.05)
+    monkeypatch.setattr(process_module, "IDLE_END", 3600.0)
     async with background.running() as first:
         await background.connect()
         _remove(background)
@@ -387,7 +387,7 @@ async def test_a_state_directory_that_is_removed_under_it_is_locked_anew(
             while not Path(background.place.socket).exists():
                 await asyncio.sleep(0.01)
         async with background.running() as second:
-            await asyncio.wait_for(second, process_module.IDLE_END / 2)  # at once, and not for want of work
+            await asyncio.wait_for(second, 20)  # not for want of work
         assert not first.done()
         assert len((await background.ask("status"))["clusters"]) == 1
 
@@ -396,8 +396,19 @@ async def test_a_process_whose_lock_another_one_has_taken_ends(
     background: Background, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process_module, "SOCKET_CHECK", 0.3)
+    monkeypatch.setattr(process_module, "IDLE_END", 3600.0)
+    looked, has_the_socket = asyncio.Event(), process_module.BackgroundProcess._has_the_socket
+
+    def look(self: process_module.BackgroundProcess) -> bool:
+        looked.set()
+        return has_the_socket(self)
+
+    monkeypatch.setattr(process_module.BackgroundProcess, "_has_the_socket", look)
     async with background.running() as first:
         await background.connect()
+        # Right behind a look of the first process, so that the second one begins before the next look.
+        looked.clear()
+        await asyncio.wait_for(looked.wait(), 20)
         _remove(background)
         async with background.running() as second:
             assert not second.done()
