@@ -68,9 +68,10 @@ def test_a_target_that_is_down_resets_the_connection(world: World) -> None:
 
 
 def test_forward_leaves_an_audit_record(world: World, port: int) -> None:
+    data = b"what is audited"  # of a length of its own
     with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
-        assert exchange(sock, b"audited") == b"audited"
-    audited(world, "the stream", target="tcp:echo", bytes_up=len(b"audited"))
+        assert exchange(sock, data) == data
+    audited(world, "the stream", target="tcp:echo", bytes_up=len(data))
     records = [record for record in world.audit_records() if record.get("target") == "tcp:echo"]
     served = [record for record in records if record["outcome"] != "refused"]
     assert {record["user"] for record in served} == {ALICE.email}
