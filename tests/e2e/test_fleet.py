@@ -8,6 +8,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from tests.support.processes import run
 from tests.support.reports import metrics, rewrite, until
 from tests.support.targets import EchoServer
 from tests.support.world import ALICE, BOB, ApiServer, User, World, arcbridge, fixed_port
+
+# Some of these start twenty processes, one after the other.
+pytestmark = pytest.mark.timeout(300)
 
 CONTROL = b"arcbridge-control/1"
 JOIN = b"arcbridge-join/1"
@@ -342,12 +346,14 @@ def test_relays_of_the_agent_go_away(tmp_path: Path, echo: EchoServer) -> None:
                 if last:
                     return
 
-        coming = threading.Thread(target=come)
-        coming.start()
-        until(lambda: clients, "the first client was served", timeout=60)
-        status, _ = world.stop_relay(1)
-        stopped.set()
-        coming.join()
+        with ThreadPoolExecutor(1) as pool:
+            coming = pool.submit(come)
+            try:
+                until(lambda: clients or coming.done(), "the first client was served", timeout=60)
+                status, _ = world.stop_relay(1)
+            finally:
+                stopped.set()
+            coming.result()  # raises what became of a client that was not served
         assert status == 0
         assert clients == [b"words"] * len(clients)
         assert len(clients) >= 2
