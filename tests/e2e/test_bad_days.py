@@ -9,12 +9,14 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import math
 import os
 import re
 import signal
 import socket
 import ssl
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -281,13 +283,14 @@ def tokens_of(page: dict[str, float], role: str) -> float:
 
 
 def test_a_caller_without_the_client_certificate_reads_why(alice: Client) -> None:
-    code, _, status = Caller(alice, certificate=False).get()
+    code, headers, status = Caller(alice, certificate=False).get()
     assert (code, status["kind"], status["code"], status["reason"]) == (401, "Status", 401, "Unauthorized")
+    assert "Retry-After" not in headers, "kubectl would repeat it ten times before it says why"
     assert "client certificate" in status["message"]
     assert "arcbridge --role client" in status["message"]
 
 
-def test_kubectl_without_the_certificate_is_told_at_once(alice: Client, cluster: Cluster, tmp_path: Path) -> None:
+def test_kubectl_without_the_certificate_is_told(alice: Client, cluster: Cluster, tmp_path: Path) -> None:
     config = yaml.safe_load(alice.kubeconfig.read_text())
     # Without any credential kubectl would ask for a user name.
     config["users"][0]["user"] = {"token": "none"}
@@ -298,7 +301,7 @@ def test_kubectl_without_the_certificate_is_told_at_once(alice: Client, cluster:
         (("get", "pods"), "the server has asked for the client to provide credentials"),
         (("get", "--raw", "/version"), "arcbridge: this endpoint is for the user whose kubeconfig holds its client"),
     ):
-        done = kubectl.run(*arguments, check=False, timeout=8)
+        done = kubectl.run(*arguments, check=False)
         assert done.returncode == 1
         assert f"error: You must be logged in to the server ({words}" in done.stderr
 
@@ -308,14 +311,14 @@ def test_an_api_server_that_is_down(world: World, alice: Client, kubectl: Kubect
     mark = world.agent.mark()
     door.shut()
     try:
-        code, headers, status = Caller(alice).get("/api/v1/namespaces", timeout=5)
+        code, headers, status = Caller(alice).get("/api/v1/namespaces")
         assert (code, status["kind"], status["code"]) == (503, "Status", 503)
         assert status["message"].startswith("arcbridge: the API server cannot be reached")
         assert headers["Retry-After"] == "1"
         record = only(world.agent, "request failed", after=mark)
         assert status["message"].startswith(f"{record['reason']} (request ")
         with kubectl.start("exec", "no-pod", "--", "true") as shell:
-            done = kubectl.run("get", "namespaces", check=False, timeout=30)
+            done = kubectl.run("get", "namespaces", check=False)
             assert shell.wait(30) == 1
         assert done.returncode == 1
         assert "arcbridge: the API server cannot be reached" in done.stderr
@@ -327,7 +330,7 @@ def test_an_api_server_that_is_down(world: World, alice: Client, kubectl: Kubect
 
 def test_an_agent_that_is_gone_and_comes_back(world: World, alice: Client, kubectl: Kubectl) -> None:
     assert works(kubectl)
-    assert world.agent.stop() == 0
+    assert world.agent.stop(30) == 0
     mark = world.relay.mark()
     try:
         done = start(world)
@@ -336,16 +339,17 @@ def test_an_agent_that_is_gone_and_comes_back(world: World, alice: Client, kubec
             error_of(done)
             == f'cluster "{CLUSTER}" has no connected agent; check that its agent runs and reaches the relay'
         )
-        told = kubectl.run("get", "namespaces", check=False, timeout=25)
+        told = kubectl.run("get", "namespaces", check=False)
         assert told.returncode == 1
         assert f'arcbridge: cluster "{CLUSTER}" has no connected agent' in told.stderr
+        wait_for_record(world.relay, "join failed", after=mark)
         found = records(world.relay, "join failed", after=mark)
         assert {record["code"] for record in found} == {"NO_AGENT"}
         # The log has one line for each join that was asked for, and no other.
         assert len(found) == len({record["session"] for record in found})
     finally:
         agent_again(world)
-    assert works(kubectl)
+    until(lambda: works(kubectl), "kubectl works again", timeout=40)
     assert alice.process.running
 
 
@@ -362,11 +366,12 @@ def test_an_agent_that_does_not_answer_the_dial(world: World, alice: Client, kub
         mark = world.relay.mark()
         with kubectl.start("get", "namespaces") as waiting:
             done = start(world)
-            assert waiting.wait(25) == 1
+            assert waiting.wait(40) == 1
         assert done.returncode == ExitCode.UNREACHABLE
         sentence = f'the agent of cluster "{CLUSTER}" did not answer in time; try again'
         assert error_of(done) == sentence
         assert f"arcbridge: {sentence}" in waiting.output("stderr")
+        wait_for_record(world.relay, "join failed", after=mark)
         found = records(world.relay, "join failed", after=mark)
         assert {record["code"] for record in found} == {"AGENT_TIMEOUT"}
         assert len(found) == len({record["session"] for record in found})
@@ -379,7 +384,7 @@ def test_a_relay_that_dies_and_comes_back(world: World, alice: Client, kubectl: 
     assert works(kubectl)
     world.relay.kill()
     mark = alice.process.mark()
-    done = kubectl.run("get", "namespaces", check=False, timeout=25)
+    done = kubectl.run("get", "namespaces", check=False)
     assert done.returncode == 1
     assert "arcbridge: " in done.stderr
     assert f"127.0.0.1:{world.relay_port}" in done.stderr
@@ -395,30 +400,33 @@ def test_a_token_that_ends_during_a_watch(world: World, cluster: Cluster) -> Non
     """One person's token ends: the watch ends and kubectl is told. Another's file is rewritten: his watch goes on."""
     ends, stays = (world.directory / name for name in ("ends", "stays"))
     ends_id, stays_id = (world.login_files(ALICE, path, lifetime=3600)[1] for path in (ends, stays))
-    life = 8
+    begun = time.monotonic()
+    world.run_client(ALICE, "status", check=True)
+    # Two clients and two kubectl begin before the tokens end: where they take longer, the tokens live longer.
+    life = max(8, math.ceil(10 * (time.monotonic() - begun)))
     rewrite(ends_id, world.token(ALICE, CLUSTER_AUDIENCE, lifetime=life))
     rewrite(stays_id, world.token(ALICE, CLUSTER_AUDIENCE, lifetime=life))
-    mark = world.agent.mark()
     one = world.start_client(ALICE, "--id-token-file", str(ends_id))
     two = world.start_client(ALICE, "--id-token-file", str(stays_id))
     rewrite(stays_id, world.token(ALICE, CLUSTER_AUDIENCE))
+    ending, staying = (wait_for_record(it.process, "session established")["session"] for it in (one, two))
     watching = ("get", "namespaces", "--watch", "-o", "name")
     with through(cluster, one).start(*watching) as ended, through(cluster, two).start(*watching) as kept:
         ended.wait_for_line("namespace/default")
         kept.wait_for_line("namespace/default")
         # client-go takes every end of a watch, a reset too, for the server's timeout, and kubectl ends without a word.
-        ended.wait(life + 10)
-        record = wait_for_record(world.agent, "session ended", after=mark)
+        ended.wait(life + 30)
+        record = wait_for_record(world.agent, "session ended", session=ending)
         assert record["reason"] == "the token has expired; log in again"
         assert wait_for_record(one.process, "no session")["reason"] == "the login has expired; log in again"
-        told = through(cluster, one).run("get", "namespaces", check=False, timeout=15)
+        told = through(cluster, one).run("get", "namespaces", check=False)
         assert told.returncode == 1
         assert "You must be logged in to the server (arcbridge: " in told.stderr
         assert "expired" in told.stderr
         # Past the end of the first token, and the watch still hears.
         cluster.ensure_namespace("after-renewal")
         kept.wait_for_line("namespace/after-renewal")
-        assert len(records(world.agent, "session ended", after=mark)) == 1
+        assert not records(world.agent, "session ended", session=staying)
         # A new token in the file, and the first client works again without a restart.
         rewrite(ends_id, world.token(ALICE, CLUSTER_AUDIENCE))
         until(lambda: works(through(cluster, one)), "the new token is taken")
@@ -438,7 +446,7 @@ def test_a_session_at_its_greatest_age(world: World, cluster: Cluster) -> None:
         client = world.start_client(ALICE)
         with through(cluster, client).start("get", "namespaces", "--watch", "-o", "name") as watch:
             watch.wait_for_line("namespace/default")
-            watch.wait(20)
+            watch.wait(40)
         record = wait_for_record(world.agent, "session ended", after=mark, user=ALICE.email)
         sentence = (
             "a session lasts 12 s here at most; start again what ran in it, and log in again if that is asked for"
@@ -459,6 +467,7 @@ def test_a_session_that_lost_its_right_by_the_policy(world: World, cluster: Clus
     policy = world.relay_config.parent / "policy.toml"
     before = policy.read_text()
     bob = world.start_client(BOB)
+    until(lambda: works(through(cluster, alice)), "alice's client has the agent again", timeout=40)
     watching = ("get", "namespaces", "--watch", "-o", "name")
     try:
         with through(cluster, bob).start(*watching) as ended, through(cluster, alice).start(*watching) as kept:
@@ -466,9 +475,9 @@ def test_a_session_that_lost_its_right_by_the_policy(world: World, cluster: Clus
             kept.wait_for_line("namespace/default")
             mark, other = world.relay.mark(), alice.process.mark()
             rewrite(policy, before.replace('"developers"', '"no-such-group"'))
-            ended.wait(10)
+            ended.wait(30)
             assert only(world.relay, "sessions cut off", after=mark)["user"] == BOB.email
-            told = through(cluster, bob).run("get", "namespaces", check=False, timeout=15)
+            told = through(cluster, bob).run("get", "namespaces", check=False)
             assert told.returncode == 1
             # As the agent says it; where the relay's cut is faster, as the client finds it out at its next join.
             words = f'access to cluster "{CLUSTER}" was revoked: '
@@ -476,6 +485,7 @@ def test_a_session_that_lost_its_right_by_the_policy(world: World, cluster: Clus
             assert "ask the relay's operator for access" in told.stderr
             assert wait_for_record(bob.process, "no session")["reason"].startswith(words)
             assert world.run_client(BOB, "status").returncode == ExitCode.LOGIN
+            wait_for_record(world.relay, "join failed", after=mark)
             found = records(world.relay, "join failed", after=mark)
             assert {record["reason"] for record in found} == {"the policy does not allow it"}
             cluster.ensure_namespace("after-the-policy")
@@ -496,13 +506,13 @@ def test_a_cluster_that_is_revoked_and_restored(
         watch.wait_for_line("namespace/default")
         relay_command(world, "cluster", "revoke", CLUSTER)
         watch.wait(30)
-    told = kubectl.run("get", "namespaces", check=False, timeout=25)
+    told = kubectl.run("get", "namespaces", check=False)
     assert told.returncode == 1
     # The session that was cut says the one, an attempt to make another one the other.
     revoked = f'arcbridge: access to cluster "{CLUSTER}" was revoked'
     assert revoked in told.stderr or f'arcbridge: cluster "{CLUSTER}" does not exist or you may not' in told.stderr
-    assert len(records(world.relay, "sessions cut off", after=mark)) == 1
-    assert len(records(world.relay, "agent cut off", after=mark)) == 1
+    only(world.relay, "sessions cut off", after=mark)
+    only(world.relay, "agent cut off", after=mark)
     done = start(world)
     assert done.returncode == ExitCode.LOGIN
     world.agent.stop()
@@ -543,7 +553,7 @@ def test_ctrl_c_leaves_nothing_open(
             watch.wait()
         until(lambda: under_way() == (0, 0), "the agent holds nothing")
         # The pool drops idle connections to the API server after 15 s; one that carried a stream ends at once.
-        until(lambda: door.passing <= 4, "upstream connections are closed")
+        until(lambda: door.passing <= 4, "upstream connections are closed", timeout=40)
     finally:
         cluster.delete_pod("left", NAMESPACE)
 
@@ -568,7 +578,7 @@ def test_a_cluster_that_came_back_with_another_ca(
     mark = world.relay.mark()
     agent_again(world)
     verified = tokens_judged(world.agent_observe, "agent")
-    told = kubectl.run("get", "namespaces", check=False, timeout=25)
+    told = kubectl.run("get", "namespaces", check=False)
     assert told.returncode == 1
     assert "arcbridge: the CA of cluster" in told.stderr
     assert told.stderr.count("sha256:") == 2
@@ -588,7 +598,7 @@ def test_a_cluster_that_came_back_with_another_ca(
     assert text.count("sha256:") >= 2
     assert "Go on only when the owner confirms the new pin" in text
     assert tokens_judged(world.agent_observe, "agent") == verified
-    assert records(world.relay, "joined", after=mark)  # the relay cannot know; the client does
+    wait_for_record(world.relay, "joined", after=mark)  # the relay cannot know; the client does
     # A client that never saw the cluster trusts the new CA.
     new = world.start_client(ALICE)
     assert works(through(cluster, new))

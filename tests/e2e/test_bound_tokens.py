@@ -29,7 +29,7 @@ from tests.support.world import RELAY_AUDIENCE, ApiServer, World, arcbridge, log
 
 A, B = "berlin", "munich"
 PER_CLUSTER = "arcbridge-{cluster}"
-POD = "system:serviceaccount:ci:builder"
+POD = "system:serviceaccount:bound-tokens:builder"
 STRICT = """\
 proof = "required"
 max_token_lifetime = "2h"
@@ -264,7 +264,7 @@ def test_a_pod_s_own_account_gives_tokens_with_both_audiences(world: World, clus
     """TokenRequest of the real API server, with the right that docs/security.md names and no other."""
     directory = person.directory / "serviceaccount"
     directory.mkdir()
-    (directory / "token").write_text(cluster.service_account_token("ci", "builder"))
+    (directory / "token").write_text(cluster.service_account_token("bound-tokens", "builder"))
     (directory / "ca.crt").write_text(Path(cluster.ca_file).read_text())
     host, _, port = cluster.api_url.removeprefix("https://").rpartition(":")
     environment = {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port}
@@ -275,6 +275,7 @@ def test_a_pod_s_own_account_gives_tokens_with_both_audiences(world: World, clus
     with pytest.raises(Unauthenticated, match="create serviceaccounts/token for itself"):
         asyncio.run(pod.tokens(interactive=False))
     cluster.apply(OWN_TOKENS)
+    cluster.settle_rbac()
 
     async def both() -> tuple[str, str]:
         asking = WorkloadTokens(login, key=key, environment=environment, service_account=directory)
@@ -298,7 +299,7 @@ def test_a_pod_s_own_account_gives_tokens_with_both_audiences(world: World, clus
 OWN_TOKENS = """\
 apiVersion: rbac.authorization.k8s.io/v1
 kind: Role
-metadata: {name: own-tokens, namespace: ci}
+metadata: {name: own-tokens, namespace: bound-tokens}
 rules:
 - apiGroups: [""]
   resources: [serviceaccounts/token]
@@ -307,7 +308,7 @@ rules:
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding
-metadata: {name: own-tokens, namespace: ci}
+metadata: {name: own-tokens, namespace: bound-tokens}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: own-tokens}
-subjects: [{kind: ServiceAccount, name: builder, namespace: ci}]
+subjects: [{kind: ServiceAccount, name: builder, namespace: bound-tokens}]
 """

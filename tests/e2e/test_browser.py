@@ -19,7 +19,7 @@ from arcbridge.pki.enrolment import make_csr, make_key
 from tests.support.browser import OPEN_TEXT, REBOUND, WAYS, Browser, HostileSite, attack
 from tests.support.processes import ManagedProcess, run
 from tests.support.reports import metrics, until
-from tests.support.world import ALICE, CLUSTER, Client, World, arcbridge, fixed_port, login_ports
+from tests.support.world import ALICE, CLUSTER, ApiServer, Client, World, arcbridge, fixed_port, login_ports
 
 NOTHING = "nothing within the time"
 READS = {"fetch", "fetch_with_token", "post", "remove"}
@@ -40,6 +40,13 @@ def browser(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """One that refuses the certificates of relay and endpoint, as every browser does; and one that takes them all."""
     with Browser(tmp_path_factory.mktemp("browser"), lenient=request.param == "lenient") as browser:
         yield browser
+
+
+@pytest.fixture(scope="module")
+def world(api: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """An organisation of this module's own: what it counts, no other test has caused."""
+    with World(api, directory=tmp_path_factory.mktemp("browser-world")) as world:
+        yield world.start()
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +80,7 @@ def counted(world: World, observe: int) -> dict[str, float]:
     return {
         "spliced": client['arcbridge_client_local_connections_total{result="spliced"}'],
         "requests": agent["arcbridge_agent_requests_total"],
-        "sessions": agent["arcbridge_agent_sessions"],
+        "sessions": agent["arcbridge_agent_sessions_total"],
         "joins": sum(value for name, value in relay.items() if name.startswith("arcbridge_relay_joins_total")),
         "audited": len(world.audit_lines()),
     }
@@ -83,7 +90,7 @@ def test_the_ways_work_where_nothing_stops_them(site: HostileSite, browser: Brow
     """The control: each way is one that would be noticed."""
     site.seen.clear()
     target = f"http://127.0.0.1:{site.port}/open"
-    found = {way: outcome for way, _, outcome in attack(browser, site.url(), {target: '{"a": "="}'})}
+    found = {way: outcome for way, _, outcome in attack(browser, site.url(), {target: '{"a": "="}'}, patience=40)}
     assert set(found) == set(WAYS) == READS | REACHES | {"fetch_opaque", "post_opaque", "beacon", "frame", "form"}
     assert {way: found[way] for way in READS} == dict.fromkeys(READS, f"read: 200 {OPEN_TEXT}")
     assert {way: found[way] for way in REACHES} == dict.fromkeys(REACHES, "reached")

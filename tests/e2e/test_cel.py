@@ -143,6 +143,14 @@ class Server:
         return float(found[0]) if found else 0.0
 
     def _ask(self, who: str, headers: Mapping[str, str | list[str]]) -> tuple[int, Any]:
+        if who in self._connections:
+            try:
+                return self._ask_once(who, headers)
+            except ConnectionError:  # the API server closes what was idle for a minute and a half
+                self._connections.pop(who).close()
+        return self._ask_once(who, headers)
+
+    def _ask_once(self, who: str, headers: Mapping[str, str | list[str]]) -> tuple[int, Any]:
         connection = self._connections.get(who)
         if connection is None:
             context = ssl.create_default_context(cafile=self.cluster.ca_file)

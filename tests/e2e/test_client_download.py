@@ -19,7 +19,7 @@ from arcbridge.client.update_notice import platform_name
 from tests.support.cluster import Cluster, Kubectl
 from tests.support.processes import ManagedProcess, require_or_skip
 from tests.support.release import shared_release
-from tests.support.reports import until
+from tests.support.reports import until, wait_for_record
 from tests.support.world import CLUSTER_AUDIENCE, RELAY_AUDIENCE, ApiServer, World
 
 # The release is built first.
@@ -140,9 +140,6 @@ def test_an_old_client_is_told_of_a_newer_one(colleague: Colleague, offered: Pat
     (offered / "new").write_bytes(newer)
     (offered / "new").rename(offered / name)
 
-    def seen(text: str) -> bool:
-        return text in world.relay.output()
-
     piped = colleague.start("piped", "clusters", "-o", "name")
     assert piped.wait(30) == 0, piped.tail()
     assert piped.output().split() == [world.cluster]
@@ -158,5 +155,5 @@ def test_an_old_client_is_told_of_a_newer_one(colleague: Colleague, offered: Pat
         f"notice: this client is {__version__}, the relay offers 99.0.0: {world.relay_url}/client/{platform_name()} "
         "(ARCBRIDGE_NO_UPDATE_NOTICE=1 hides this)"
     )
-    assert seen("client offered")
+    wait_for_record(world.relay, "client offered", version="99.0.0")
     assert told() == "", "it was told today"

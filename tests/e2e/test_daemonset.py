@@ -64,18 +64,13 @@ class Place:
     def ready_pod(self) -> str:
         """The name of the one pod, which is ready."""
 
-        def ready() -> bool:
+        def ready() -> str:
             pods = self.pods()
-            return (
-                len(pods) == 1
-                and {"type": "Ready", "status": "True"}.items()
-                <= next(
-                    condition for condition in pods[0]["status"]["conditions"] if condition["type"] == "Ready"
-                ).items()
-            )
+            # A pod that was just made has no conditions yet.
+            states = {one["type"]: one["status"] for pod in pods for one in pod["status"].get("conditions", ())}
+            return str(pods[0]["metadata"]["name"]) if len(pods) == 1 and states.get("Ready") == "True" else ""
 
-        until(ready, "one pod is there and ready", timeout=60)
-        return str(self.pods()[0]["metadata"]["name"])
+        return until(ready, "one pod is there and ready", timeout=60)
 
 
 @contextmanager

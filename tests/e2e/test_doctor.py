@@ -28,7 +28,7 @@ from cryptography.x509.oid import NameOID
 from arcbridge.client.doctor.codes import CODES
 from tests.support.cluster import Cluster
 from tests.support.processes import run
-from tests.support.reports import agent_again, until
+from tests.support.reports import agent_again, metrics, until
 from tests.support.world import (
     ALICE,
     CLUSTER_AUDIENCE,
@@ -235,11 +235,14 @@ def relay_certificate(world: World, *, ends: timedelta) -> tuple[str, str]:
 class Front:
     """Stands before the real relay: joins pass as they are, the HTTP API has another certificate or another Date."""
 
-    def __init__(self, world: World, directory: Path, *, ends: timedelta, date: float | None, joins_pass: bool) -> None:
+    def __init__(
+        self, world: World, directory: Path, *, ends: timedelta, joins_pass: bool, date_off: float | None = None
+    ) -> None:
+        """`date_off`: seconds by which the Date is ahead of this machine's clock; None: it stays as it is."""
         certificate, key = relay_certificate(world, ends=ends)
         (directory / "front.pem").write_text(certificate + key)
         self._port = world.relay_port
-        self._date = date
+        self._date_off = date_off
         self._joins_pass = joins_pass
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(directory / "front.pem")
@@ -262,10 +265,12 @@ class Front:
                 far.sendall(near.recv(65536))
                 head = b""
                 while b"\r\n\r\n" not in head:
-                    head += far.recv(65536)
-                if self._date is not None:
+                    if not (data := far.recv(65536)):
+                        return
+                    head += data
+                if self._date_off is not None:
                     lines = head.split(b"\r\n")
-                    said = f"Date: {formatdate(self._date, usegmt=True)}".encode()
+                    said = f"Date: {formatdate(time.time() + self._date_off, usegmt=True)}".encode()
                     head = b"\r\n".join(said if line.startswith(b"Date:") else line for line in lines)
                 near.sendall(head)
                 while data := far.recv(65536):
@@ -283,7 +288,7 @@ def copy(source: socket.socket, target: socket.socket) -> None:
 
 
 def test_an_expired_certificate(patient: Patient) -> None:
-    front = Front(patient.world, patient.directory, ends=timedelta(days=-1), date=None, joins_pass=False)
+    front = Front(patient.world, patient.directory, ends=timedelta(days=-1), joins_pass=False)
     with server(front.answer) as port:
         patient.relay = f"https://127.0.0.1:{port}"
         patient.trust = ["--relay-ca-file", str(patient.world.relay_config.parent / "data" / "ca.crt")]
@@ -293,9 +298,7 @@ def test_an_expired_certificate(patient: Patient) -> None:
 @pytest.mark.parametrize("hours", [-1, 1], ids=["ahead", "behind"])
 def test_a_wrong_clock(patient: Patient, hours: int) -> None:
     """The relay's Date differs; all else works, so this is the one failure."""
-    front = Front(
-        patient.world, patient.directory, ends=timedelta(days=30), date=time.time() + hours * 3600, joins_pass=True
-    )
+    front = Front(patient.world, patient.directory, ends=timedelta(days=30), joins_pass=True, date_off=hours * 3600)
     with server(front.answer) as port:
         patient.relay = f"https://127.0.0.1:{port}"
         detail = patient.fails_at("clock", "clock")["detail"]
@@ -385,7 +388,8 @@ def broken_agent(world: World, settings: Mapping[str, str]) -> Iterator[None]:
 
 
 def connected(patient: Patient) -> None:
-    """Wait until the relay has an agent again."""
+    """Wait until the agent that was started last is connected, and the relay lists one."""
+    patient.world.agent.wait_for_line("control connection up", timeout=30)
 
     def look() -> bool:
         listed = json.loads(run(patient.line("clusters", "-o", "json"), env={**os.environ, **patient.env}).stdout)
@@ -418,6 +422,7 @@ def test_an_agent_that_may_not_impersonate(patient: Patient, cluster: Cluster) -
 
 def test_no_agent(patient: Patient) -> None:
     patient.world.agent.stop()
+    until(lambda: metrics(patient.world.relay_observe)["arcbridge_relay_agents"] == 0, "the relay has noticed")
     try:
         patient.fails_at("agent", "agent_missing")
     finally:
@@ -428,8 +433,11 @@ def test_no_agent(patient: Patient) -> None:
 
 
 def serve(patient: Patient, user: User = ALICE) -> Any:
-    """Serve the cluster from this machine, with the kubeconfig that the doctor looks at."""
-    client = patient.world.start_client(user, env=patient.env)
+    """Serve the cluster from this machine, with the kubeconfig that the doctor looks at.
+
+    At a port that no other process gets when the client is gone.
+    """
+    client = patient.world.start_client(user, "--port", str(fixed_port()), env=patient.env)
     patient.env |= {"KUBECONFIG": str(client.kubeconfig)}
     return client
 

@@ -25,7 +25,7 @@ import trustme
 from arcbridge.errors import ExitCode
 from tests.support.cluster import Cluster
 from tests.support.issuer import Issuer
-from tests.support.processes import ManagedProcess, ProcessFailed, run
+from tests.support.processes import START, ManagedProcess, ProcessFailed, run
 from tests.support.reports import agent_again, metrics, page, until
 from tests.support.targets import EchoServer
 from tests.support.world import ALICE, BOB, CLUSTER_AUDIENCE, ApiServer, Client, User, World, arcbridge, fixed_port
@@ -169,10 +169,12 @@ class Day:
 
 def api_port(day: Day) -> None:
     day.restart_agent((r'^server = ".*"$', f'server = "https://127.0.0.1:{fixed_port()}"'))
+    day.world.agent.wait_for_line("control connection up", timeout=30)
 
 
 def api_ca(day: Day) -> None:
     day.restart_agent((r'^ca_file = ".*"$', f'ca_file = "{day.another_ca()}"'))
+    day.world.agent.wait_for_line("control connection up", timeout=30)
 
 
 def relay_pin(day: Day) -> None:
@@ -190,7 +192,8 @@ def public_address(day: Day) -> None:
     day.world.relay.wait(60)
     day.world.agent_routes[0] = f"127.0.0.1:{fixed_port()}"
     day.world.start_relay()
-    until(lambda: metrics(day.world.relay_observe)["arcbridge_relay_agents"] > 0, "the agent is connected")
+    # The agent's delay between two attempts has grown meanwhile.
+    until(lambda: metrics(day.world.relay_observe)["arcbridge_relay_agents"] > 0, "the agent is connected", timeout=40)
 
 
 def audit(day: Day) -> None:
@@ -250,7 +253,7 @@ def issuer_ca(day: Day) -> None:
     # With token mode, whose users need no issuer, the agent would go on to be ready.
     token_mode = (r"^relays = ", "token_mode = false\nrelays = ")
     day.change_authentication(lambda jwt: jwt["issuer"].update(certificateAuthority=pem), token_mode)
-    day.world.agent.wait_for_line("control connection up")
+    day.world.agent.wait_for_line("control connection up", timeout=30)
     said = day.refused(ExitCode.UNREACHABLE)
     assert "cannot fetch the keys of your login's issuer, so it cannot verify you" in said
 
@@ -258,7 +261,7 @@ def issuer_ca(day: Day) -> None:
 def agent_token(day: Day) -> None:
     day.token_file.write_text("garbage")
     day.restart_agent()
-    day.world.agent.wait_for_line("control connection up")
+    day.world.agent.wait_for_line("control connection up", timeout=30)
     said = day.kubectl()
     assert "the API server refuses the credential of this cluster's agent" in said
     assert "You must be logged in" not in said
@@ -267,7 +270,7 @@ def agent_token(day: Day) -> None:
 def impersonation(day: Day) -> None:
     day.token_file.write_text(day.cluster.service_account_token("arcbridge", "without-rights"))
     day.restart_agent()
-    day.world.agent.wait_for_line("control connection up")
+    day.world.agent.wait_for_line("control connection up", timeout=30)
     said = day.kubectl()
     assert "may not act as you: its account system:serviceaccount:arcbridge:without-rights lacks the right" in said
     assert "Forbidden" not in said
@@ -373,11 +376,14 @@ def sample(day: Day, name: str) -> float:
 def test_a_fault_is_found_at_the_first_look(day: Day, name: str) -> None:
     row = next(row for row in rows() if row.name == name)
     before = sample(day, row.metric) if row.value < 0 else 0.0
-    BREAK[name](day)
+    former = process_of(day, row.log_role)
+    mark = former.mark()
     try:
-        process_of(day, row.log_role).wait_for_line(re.escape(row.log), timeout=30)
+        BREAK[name](day)
+        process = process_of(day, row.log_role)
+        process.wait_for_line(re.escape(row.log), timeout=30, after=mark if process is former else START)
         if row.metric == "up":
-            process_of(day, row.log_role).wait(30)
+            process.wait(30)
         elif row.value < 0:
             until(lambda: sample(day, row.metric) > before, row.metric)
         else:
@@ -385,7 +391,7 @@ def test_a_fault_is_found_at_the_first_look(day: Day, name: str) -> None:
         if name != "foreign-issuer":
             assert day.examine() == SEEN_BY_USERS[name]
         if name in UNREADY:
-            assert f"[-] {UNREADY[name]}: " in readiness(day)
+            until(lambda: f"[-] {UNREADY[name]}: " in readiness(day), "the agent is not ready")
         document = day.doctor(row.doctor)
         found = {hop["code"]: hop for hop in document["hops"] if hop["state"] in ("failed", "warning")}
         assert row.code in found, document

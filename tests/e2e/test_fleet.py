@@ -7,8 +7,8 @@ import itertools
 import json
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +20,9 @@ from tests.support.processes import run
 from tests.support.reports import metrics, rewrite, until
 from tests.support.targets import EchoServer
 from tests.support.world import ALICE, BOB, ApiServer, User, World, arcbridge, fixed_port
+
+# Some of these start twenty processes, one after the other.
+pytestmark = pytest.mark.timeout(300)
 
 CONTROL = b"arcbridge-control/1"
 JOIN = b"arcbridge-join/1"
@@ -132,6 +135,12 @@ def of(world: World, index: int, name: str) -> float:
     return float(metrics(world.relay_observes[index]).get(f"arcbridge_relay_{name}", 0))
 
 
+def registered(world: World, index: int) -> bool:
+    """Whether the agent is connected to a relay, and the other relays find it there: a moment later, when that is
+    counted."""
+    return of(world, index, "agents") == 1 and of(world, index, "agent_connections_total") >= 1
+
+
 def talk(port: int, words: bytes) -> bytes:
     """Echo once through a forward; return b"" when it was refused."""
     with socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
@@ -153,9 +162,7 @@ def test_an_agent_of_another_relay(tmp_path: Path, echo: EchoServer) -> None:
     """The agent's control connections are at relays 1 and 2; its cluster enrolled at 0, where the client comes in. Then
     NATS goes away and comes back."""
     with fleet(tmp_path, echo, gate=0) as (world, nats):
-        until(
-            lambda: of(world, 1, "agents") == of(world, 2, "agents") == 1, "the agent is at relays 1 and 2", timeout=60
-        )
+        until(lambda: registered(world, 1) and registered(world, 2), "the agent is at relays 1 and 2", timeout=60)
         assert of(world, 0, "agents") == 0
         _, port = world.start_forward("echo")
         session = socket.create_connection(("127.0.0.1", port), timeout=60)
@@ -164,12 +171,12 @@ def test_an_agent_of_another_relay(tmp_path: Path, echo: EchoServer) -> None:
         assert of(world, 0, "pumps_open") == 1
         # Any relay of the fleet lists the sessions and agents of all.
         for asked in range(3):
-            (listed,) = json.loads(command(world, asked, "session", "list", "-o", "json"))
-            assert (listed["user"], listed["relay"]) == (ALICE.email, world.agent_routes[0])
-            assert [one["agents"] for one in json.loads(command(world, asked, "cluster", "list", "-o", "json"))] == [1]
+            assert len(listed(world, asked, "cluster", "agents", 1)) == 1
+            (found,) = listed(world, asked, "session", "user", ALICE.email)
+            assert found["relay"] == world.agent_routes[0]
         # NATS is gone: the relay serves its own agents and refuses what needs NATS.
         nats.stop()
-        until(lambda: of(world, 0, "fleet_connected") == 0, "the relays have noticed")
+        until(lambda: not any(of(world, n, "fleet_connected") for n in range(3)), "the relays have noticed")
         assert exchanged(session, b"still there") == b"still there"
         assert talk(port, b"a new stream of the session") == b"a new stream of the session"
         world.client_routes = [world.relay_listens[1]]
@@ -193,9 +200,7 @@ def test_a_user_who_lost_the_right_at_a_relay_without_the_agent(tmp_path: Path, 
     """docs/threats.md#V1, docs/threats.md#V3: the relay that holds the session cuts it, and the agent, which is
     connected to others of the fleet, ends it at once."""
     with fleet(tmp_path, echo, gate=0) as (world, nats):
-        until(
-            lambda: of(world, 1, "agents") == of(world, 2, "agents") == 1, "the agent is at relays 1 and 2", timeout=60
-        )
+        until(lambda: registered(world, 1) and registered(world, 2), "the agent is at relays 1 and 2", timeout=60)
         policy = world.config_of("relay", 0).parent / "policy.toml"
         allowed = policy.read_text()
 
@@ -206,29 +211,31 @@ def test_a_user_who_lost_the_right_at_a_relay_without_the_agent(tmp_path: Path, 
             return sock
 
         def is_cut(sock: socket.socket) -> None:
-            begun = time.monotonic()
-            sock.settimeout(10)
+            sock.settimeout(30)
             with contextlib.suppress(ConnectionError):
                 assert sock.recv(1) == b""
-            assert time.monotonic() - begun < 10
             # Before its client could have been waited for in vain, which takes two minutes.
             until(
                 lambda: metrics(world.agent_observe)["arcbridge_agent_sessions"] == 0,
                 "the agent has ended it",
-                timeout=5,
+                timeout=30,
             )
             sock.close()
 
         with session() as sock:
-            (listed,) = json.loads(command(world, 2, "session", "list", "-o", "json"))
-            command(world, 2, "session", "end", listed["session"])
+            (found,) = listed(world, 2, "session", "user", ALICE.email)
+            command(world, 2, "session", "end", str(found["session"]))
             is_cut(sock)
         with session() as sock:
             rewrite(policy, allowed.replace('"platform", ', ""))
             is_cut(sock)
         assert of(world, 0, 'sessions_cut_total{reason="policy"}') == 1
         rewrite(policy, allowed)
-        until(lambda: world.run_client(ALICE, "status").returncode == ExitCode.DONE, "the right is there again")
+        until(
+            lambda: world.run_client(ALICE, "status").returncode == ExitCode.DONE,
+            "the right is there again",
+            timeout=30,
+        )
         with session() as sock:
             # At any relay: the registry is the fleet's. The tests make a token for each client, hence the time ahead.
             command(world, 2, "user", "revoke", ALICE.email, "--before", "2099-01-01", "--reason", "left")
@@ -255,7 +262,7 @@ def test_revoking_at_one_of_two_relays_that_share_nothing(tmp_path: Path, echo: 
     with World(api, directory=tmp_path / "world", relays=2) as world:
         world.targets["echo"] = (echo.address, (*ALICE.groups, *BOB.groups))
         world.start()
-        until(lambda: of(world, 0, "agents") == of(world, 1, "agents") == 1, "the agent is at both", timeout=60)
+        until(lambda: registered(world, 0) and registered(world, 1), "the agent is at both", timeout=60)
 
         def session(user: User) -> socket.socket:
             _, port = world.start_forward("echo", user)
@@ -267,11 +274,9 @@ def test_revoking_at_one_of_two_relays_that_share_nothing(tmp_path: Path, echo: 
         with session(ALICE) as alice, session(BOB) as bob:
             assert of(world, 0, "pumps_open") == 2
             command(world, 1, "user", "revoke", ALICE.email, "--before", "2099-01-01")
-            begun = time.monotonic()
-            alice.settimeout(10)
+            alice.settimeout(30)
             with contextlib.suppress(ConnectionError):
                 assert alice.recv(1) == b""
-            assert time.monotonic() - begun < 10
             assert exchanged(bob, b"bob goes on") == b"bob goes on"
             refused = world.run_client(ALICE, "forward", "echo", "--listen", "127.0.0.1:0")
             assert refused.returncode == ExitCode.LOGIN, refused.stderr
@@ -279,7 +284,9 @@ def test_revoking_at_one_of_two_relays_that_share_nothing(tmp_path: Path, echo: 
             assert of(world, 0, "users_revoked") == 0
             assert command(world, 0, "user", "list", "-o", "name") == ""
             command(world, 1, "user", "restore", ALICE.email)
-            until(lambda: of(world, 1, "users_revoked") == 0, "relay 1 has told the agent")
+            until(
+                lambda: metrics(world.agent_observe)["arcbridge_agent_revocations"] == 0, "relay 1 has told the agent"
+            )
             with session(ALICE):
                 pass
 
@@ -297,7 +304,7 @@ def test_one_address_for_all(tmp_path: Path, echo: EchoServer) -> None:
         return ports[2] if CONTROL in hello else ports[0]
 
     with fleet(tmp_path, echo, front=choose) as (world, nats):
-        until(lambda: of(world, 2, "agents") == 1, "the agent is at relay 2", timeout=60)
+        until(lambda: registered(world, 2), "the agent is at relay 2", timeout=60)
         sessions = []
         for _ in range(4):
             _, port = world.start_forward("echo")
@@ -326,7 +333,7 @@ def test_relays_of_the_agent_go_away(tmp_path: Path, echo: EchoServer) -> None:
     in at the third.
     """
     with fleet(tmp_path, echo, gate=0) as (world, _):
-        until(lambda: of(world, 1, "agents") == of(world, 2, "agents") == 1, "the agent is at two relays", timeout=60)
+        until(lambda: registered(world, 1) and registered(world, 2), "the agent is at two relays", timeout=60)
         stopped = threading.Event()
         clients: list[bytes] = []
 
@@ -339,12 +346,14 @@ def test_relays_of_the_agent_go_away(tmp_path: Path, echo: EchoServer) -> None:
                 if last:
                     return
 
-        coming = threading.Thread(target=come)
-        coming.start()
-        until(lambda: clients, "the first client was served", timeout=60)
-        status, _ = world.stop_relay(1)
-        stopped.set()
-        coming.join()
+        with ThreadPoolExecutor(1) as pool:
+            coming = pool.submit(come)
+            try:
+                until(lambda: clients or coming.done(), "the first client was served", timeout=60)
+                status, _ = world.stop_relay(1)
+            finally:
+                stopped.set()
+            coming.result()  # raises what became of a client that was not served
         assert status == 0
         assert clients == [b"words"] * len(clients)
         assert len(clients) >= 2
@@ -354,7 +363,7 @@ def test_relays_of_the_agent_go_away(tmp_path: Path, echo: EchoServer) -> None:
         assert refused.returncode == ExitCode.UNREACHABLE
         assert of(world, 0, 'fleet_dials_total{result="no_agent"}') >= 1
         world.start_relay(2, extra=fleet_settings(world, 2))
-        until(lambda: of(world, 2, "agents") == 1, "the agent is back", timeout=60)
+        until(lambda: registered(world, 2), "the agent is back", timeout=60)
         _, port = world.start_forward("echo")
         assert talk(port, b"again") == b"again"
 
@@ -365,6 +374,17 @@ def command(world: World, index: int, *arguments: str, status: int = 0) -> str:
     done = run(argv, check=False, timeout=60)
     assert done.returncode == status, done.stderr
     return (done.stdout + done.stderr).decode()
+
+
+def listed(world: World, index: int, what: str, column: str, value: object) -> list[dict[str, object]]:
+    """The rows of an operator's list at a relay, once one of them has this value: what another relay of the fleet has
+    not answered within half a second is missing from it."""
+
+    def look() -> list[dict[str, object]]:
+        rows = json.loads(command(world, index, what, "list", "-o", "json"))
+        return rows if any(row[column] == value for row in rows) else []
+
+    return until(look, f"relay {index} lists {column} {value!r}", timeout=30)
 
 
 def connections(world: World) -> float:

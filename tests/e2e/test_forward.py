@@ -10,7 +10,7 @@ import pytest
 
 from arcbridge.errors import ExitCode
 from tests.e2e.test_upgrades import exchange
-from tests.support.reports import audited
+from tests.support.reports import audited, until
 from tests.support.world import ALICE, BOB, CLUSTER, User, World
 
 
@@ -27,6 +27,7 @@ def test_bytes_pass_both_ways_and_half_close_passes(port: int) -> None:
 
 
 def test_many_connections_share_one_session(port: int, world: World) -> None:
+    earlier = {record["request"] for record in world.audit_records()}
     socks = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(50)]
     for index, sock in enumerate(socks):
         sock.sendall(f"hello {index}".encode())
@@ -34,6 +35,13 @@ def test_many_connections_share_one_session(port: int, world: World) -> None:
         wanted = f"hello {index}".encode()
         assert sock.recv(len(wanted), socket.MSG_WAITALL) == wanted
         sock.close()
+
+    def recorded() -> list[dict[str, object]]:
+        ours = [record for record in world.audit_records() if record.get("target") == "tcp:echo"]
+        return [record for record in ours if record["request"] not in earlier]
+
+    until(lambda: len(recorded()) >= len(socks), "the agent has recorded each")
+    assert len({record["session"] for record in recorded()}) == 1
 
 
 @pytest.mark.parametrize(
@@ -56,13 +64,14 @@ def test_a_target_that_is_down_resets_the_connection(world: World) -> None:
     # The reset may come while `connect` still waits for the handshake's end.
     with pytest.raises(ConnectionResetError), socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
         sock.recv(1)
-    process.wait_for_line("closed", stream="stderr")
+    process.wait_for_line("the agent cannot connect to 'closed'", stream="stderr")
 
 
 def test_forward_leaves_an_audit_record(world: World, port: int) -> None:
+    data = b"what is audited"  # of a length of its own
     with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
-        assert exchange(sock, b"audited") == b"audited"
-    audited(world, "the stream", target="tcp:echo", bytes_up=len(b"audited"))
+        assert exchange(sock, data) == data
+    audited(world, "the stream", target="tcp:echo", bytes_up=len(data))
     records = [record for record in world.audit_records() if record.get("target") == "tcp:echo"]
     served = [record for record in records if record["outcome"] != "refused"]
     assert {record["user"] for record in served} == {ALICE.email}

@@ -186,9 +186,9 @@ class HostileSite:
 
 
 ATTACK = """
-(async (targets) => {
+(async (targets, patience) => {
     const within = (promise) => Promise.race([
-        promise, new Promise((done) => setTimeout(() => done("nothing within the time"), 4000))]);
+        promise, new Promise((done) => setTimeout(() => done("nothing within the time"), patience))]);
     const event = (thing, good, bad) => new Promise((done) => {
         for (const name of good) thing.addEventListener(name, () => done("reached"));
         for (const name of bad) thing.addEventListener(name, () => done("error"));
@@ -246,17 +246,23 @@ ATTACK = """
         found.push([way, url, outcome]);
     })));
     return found;
-})(%s)
+})(%s, %d)
 """
-"""What a page tries against each target, `[URL, BODY]`: gives `[WAY, URL, OUTCOME]`. An outcome `read: …` or `reached`
-tells the page something; `opaque` means that something may have been answered, which the page cannot see."""
+"""What a page tries against each target, `[URL, BODY]`, for so many milliseconds at most: gives `[WAY, URL, OUTCOME]`.
+An outcome `read: …` or `reached` tells the page something; `opaque` means that something may have been answered, which
+the page cannot see."""
 
 WAYS = tuple(re.findall(r"^        (\w+): (?:async )?\(url", ATTACK, re.MULTILINE))
 
 
-def attack(browser: Browser, page: str, targets: Mapping[str, str]) -> list[tuple[str, str, str]]:
-    """Try every way of a page of `page` against targets (URL: body); returns way, URL and outcome of each."""
-    found = browser.run(page, ATTACK % json.dumps(list(targets.items())))
+def attack(
+    browser: Browser, page: str, targets: Mapping[str, str], *, patience: float = 4
+) -> list[tuple[str, str, str]]:
+    """Try every way of a page of `page` against targets (URL: body); returns way, URL and outcome of each.
+
+    `patience`: seconds for which a way waits. Of targets that answer nothing each way takes all of it.
+    """
+    found = browser.run(page, ATTACK % (json.dumps(list(targets.items())), patience * 1000))
     assert isinstance(found, list), found
     assert len(found) == len(WAYS) * len(targets)
     return [(str(way), str(url), str(outcome)) for way, url, outcome in found]

@@ -308,7 +308,7 @@ class Cluster:
         )
         self.settle_rbac()
 
-    def settle_rbac(self, *, timeout: float = 10) -> None:
+    def settle_rbac(self, *, timeout: float = 30) -> None:
         """Return once all roles and bindings written so far are in force.
 
         The authorizer reads them from watches, so a binding that was just created may be unknown to the next request.

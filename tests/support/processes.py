@@ -45,6 +45,9 @@ class Mark(NamedTuple):
 
 START = Mark()
 
+_ASKED_FOR = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+"""What tests send to end a program. A shell's job in the background, and `nohup`, leave some ignored, and every child
+inherits that: kubectl would not hear its Ctrl-C."""
 _PR_SET_PDEATHSIG = 1
 # Loaded before any fork: between fork and exec nothing may be imported.
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
@@ -456,6 +459,8 @@ def prepare_child(death_signal: signal.Signals, terminal: bool) -> Callable[[], 
     parent = os.getpid()
 
     def prepare() -> None:
+        for number in _ASKED_FOR:
+            signal.signal(number, signal.SIG_DFL)
         if _libc is not None:
             _libc.prctl(_PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
             if os.getppid() != parent:  # it died before we asked

@@ -49,9 +49,13 @@ def wait_for_record(
     """Wait for the first such record and return it."""
 
     def look() -> list[dict[str, Any]]:
-        if not process.running and not records(process, event, after=after, **fields):
+        over = not process.running
+        if over:
+            process.wait()  # what it wrote last may not be read yet
+        found = records(process, event, after=after, **fields)
+        if over and not found:
             raise ProcessFailed(f"ended without {event!r}\n{process.tail()}")
-        return records(process, event, after=after, **fields)
+        return found
 
     return until(look, f"{process.name} logs {event!r} {fields}\n{process.tail()}", timeout=timeout)[0]
 
@@ -126,10 +130,10 @@ class Door:
 
     def shut(self) -> None:
         """Refuse connections, and cut those that are open."""
-        if self._listening is not None:
-            self._listening.shutdown(socket.SHUT_RDWR)
-            self._listening.close()
-            self._listening = None
+        listening, self._listening = self._listening, None
+        if listening is not None:
+            listening.shutdown(socket.SHUT_RDWR)
+            listening.close()
         with self._lock:
             for pair in self._pairs:
                 for sock in pair:
@@ -141,9 +145,9 @@ class Door:
                 near, _ = listening.accept()
             except OSError:
                 return  # shut
-            threading.Thread(target=self._serve, args=(near,), daemon=True, name="door pair").start()
+            threading.Thread(target=self._serve, args=(near, listening), daemon=True, name="door pair").start()
 
-    def _serve(self, near: socket.socket) -> None:
+    def _serve(self, near: socket.socket, listening: socket.socket) -> None:
         with near:
             try:
                 far = socket.create_connection(self._target, timeout=10)
@@ -152,6 +156,8 @@ class Door:
             with far:
                 pair = (near, far)
                 with self._lock:
+                    if self._listening is not listening:
+                        return  # shut meanwhile
                     self._pairs.add(pair)
                 try:
                     _pass(near, far)

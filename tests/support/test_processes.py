@@ -52,6 +52,20 @@ def test_an_early_end_is_an_error_that_explains_itself(tmp_path: Path) -> None:
             process.wait_for_url("http://127.0.0.1:1/", timeout=60)
 
 
+def test_a_signal_that_this_process_ignores_reaches_the_program(tmp_path: Path) -> None:
+    """A test run in the background of a shell ignores SIGINT, and what it starts does not."""
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with python("print('ready', flush=True); input()", tmp_path, stdin=True) as process:
+            process.wait_for_line("ready")
+            process.signal(signal.SIGINT)
+            assert process.wait() == -signal.SIGINT
+        ignored = "import signal; print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)"
+        assert run([sys.executable, "-c", ignored]).stdout == b"False\n"
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
 def test_deadlines(tmp_path: Path) -> None:
     with python("input()", tmp_path, stdin=True) as process:
         with pytest.raises(ProcessFailed, match=r"did not write 'ready' within 0\.01 s"):

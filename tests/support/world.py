@@ -116,7 +116,7 @@ def fixed_port() -> int:
 def login_ports() -> Iterator[None]:
     """Have the two ports at which a login of the executable waits for its browser: one test process at a time."""
     with socket.socket(socket.AF_UNIX) as held:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300  # who holds them may drive a browser, or an identity provider
         while sys.platform == "linux":
             try:
                 held.bind("\0arcbridge-test-login")
