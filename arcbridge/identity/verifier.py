@@ -57,7 +57,7 @@ CACHE_SIZE = 4096
 LOOP_COST = 5_000
 """Units of cost (`identity.cel`) that a token's expressions may spend in the event loop: 5 ms. Usual ones cost 50."""
 LOOP_TIME = 0.02
-"""Seconds that they may last there."""
+"""Seconds that they may compute there."""
 MAX_CANDIDATES = 10
 """Keys tried for a token without `kid`: bounds the signature checks one token can cost."""
 ALGORITHMS = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"})
@@ -352,15 +352,16 @@ class TokenVerifier:
         """Map the claims. Expressions that cost more than the event loop may spend are evaluated in a thread."""
         if issuer.expressions is None:
             return map_claims(issuer, claims)
+        from arcbridge.identity.cel.evaluation import TimeLimit
         from arcbridge.identity.cel.mapping import Budget, BudgetExceeded
 
         try:
-            return map_claims(issuer, claims, Budget(LOOP_COST, LOOP_TIME))
+            return map_claims(issuer, claims, Budget(LOOP_COST, TimeLimit(LOOP_TIME)))
         except BudgetExceeded:
             # One at a time: however many such tokens come, one thread competes with the loop, for seconds at most. A
             # thread cannot be ended, so the turn is its own also where the caller leaves before it is done.
             await self._expensive.acquire()
-            evaluated = asyncio.ensure_future(asyncio.to_thread(map_claims, issuer, claims, Budget()))
+            evaluated = asyncio.ensure_future(asyncio.to_thread(map_claims, issuer, claims))
             evaluated.add_done_callback(self._evaluated)
             return await asyncio.shield(evaluated)
 

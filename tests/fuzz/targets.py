@@ -467,7 +467,7 @@ def token(data: bytes) -> None:
         assert source.access_token.isprintable()
     for issuer in (_ISSUER, _CEL_ISSUER):
         try:
-            identity = map_claims(issuer, claims, Budget(20_000, 5.0))
+            identity = map_claims(issuer, claims, Budget(20_000))
         except (TokenRefused, BudgetExceeded):
             continue
         assert isinstance(identity, Identity)

@@ -8,15 +8,12 @@ for regular expressions.
 
 from __future__ import annotations
 
-import math
 import re
-import time
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 from arcbridge.identity.cel import declarations, formatting, regex
-from arcbridge.identity.cel.evaluation import COST_LIMIT, Evaluation, Run, build
+from arcbridge.identity.cel.evaluation import COST_LIMIT, Evaluation, Run, TimeLimit, build
 from arcbridge.identity.cel.memory import Memory
 from arcbridge.identity.cel.syntax import (
     BOOL,
@@ -69,16 +66,15 @@ class Expression:
         self,
         value: Claims,
         limit: int = COST_LIMIT,
-        deadline: float = math.inf,
-        clock: Callable[[], float] = time.monotonic,
+        time_limit: TimeLimit | None = None,
         memory: Memory | None = None,
     ) -> tuple[Value, int]:
         """Answer the result, with `claims` or `user` as `value`, and what it cost.
 
-        Raises EvaluationError, or LimitExceeded where it would cost more than `limit`, last longer than `deadline` or
-        make larger values than `memory` has left.
+        Raises EvaluationError, or LimitExceeded where it would cost more than `limit`, take longer than
+        `time_limit` or make larger values than `memory` has left.
         """
-        state = Evaluation({self._variable: value}, limit, deadline, clock, memory)
+        state = Evaluation({self._variable: value}, limit, time_limit, memory)
         try:
             return self._run(state), state.cost
         except RecursionError as error:

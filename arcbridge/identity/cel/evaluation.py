@@ -1,7 +1,7 @@
 """Runs a checked expression: its tree becomes a closure per node, once, which each evaluation calls.
 
 An evaluation is bounded by `limit`, in the units in which kube-apiserver counts (its own limit is 1,000,000 for an
-expression), by `deadline`, because units are no seconds, and by `memory`, because units are no bytes; beyond any of
+expression), by `time_limit`, because units are no seconds, and by `memory`, because units are no bytes; beyond any of
 them it raises LimitExceeded, which nothing in an expression absorbs. Errors of an expression are exceptions, except in
 a macro's accumulator, which holds them as values until an `&&`, `||` or the result asks.
 """
@@ -50,30 +50,60 @@ COST_LIMIT = 1_000_000
 """What one expression may cost: kube-apiserver's own limit, there about a tenth of a second."""
 
 
-class Evaluation:
-    """The variables of one evaluation and what it has cost so far. `deadline` is a time of `clock`, in seconds."""
+class TimeLimit:
+    """For how many seconds the thread that made it may still compute.
 
-    __slots__ = ("clock", "cost", "deadline", "limit", "memory", "variables")
+    What it waits for does not count, a turn of the interpreter's included: a token that passes on an idle machine
+    passes on a busy one. No thread computes for longer than `clock` (monotonic) says, and asking that costs less than
+    asking the kernel for what the thread has `computed`; so this is asked only when it could matter.
+    """
+
+    __slots__ = ("_began", "_clock", "_computed", "_look_at", "_seconds")
+
+    def __init__(
+        self,
+        seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+        computed: Callable[[], float] = time.thread_time,
+    ) -> None:
+        self._seconds = seconds
+        self._clock = clock
+        self._computed = computed
+        self._began = computed()
+        self._look_at = clock() + seconds
+
+    def passed(self) -> bool:
+        """Return whether the thread has computed for longer."""
+        now = self._clock()
+        if now <= self._look_at:
+            return False
+        left = self._seconds - (self._computed() - self._began)
+        self._look_at = now + max(left, 0.0)
+        return left < 0.0
+
+
+class Evaluation:
+    """The variables of one evaluation and what it has cost so far."""
+
+    __slots__ = ("cost", "limit", "memory", "time_limit", "variables")
 
     def __init__(
         self,
         variables: dict[str, Value],
         limit: int = COST_LIMIT,
-        deadline: float = math.inf,
-        clock: Callable[[], float] = time.monotonic,
+        time_limit: TimeLimit | None = None,
         memory: Memory | None = None,
     ) -> None:
         self.variables = variables
         self.limit = limit
-        self.deadline = deadline
-        self.clock = clock
+        self.time_limit = time_limit or TimeLimit(math.inf)
         self.memory = memory or Memory()
         self.cost = 0
 
     def spend(self, cost: int) -> None:
         """Add `cost`. Raises LimitExceeded."""
         self.cost += cost
-        if self.cost > self.limit or self.clock() > self.deadline:
+        if self.cost > self.limit or self.time_limit.passed():
             raise LimitExceeded("the expression costs too much for these claims")
 
 

@@ -7,13 +7,12 @@ token's expressions share a `Budget`, so that claims that are made to be expensi
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from arcbridge.identity.cel.compiler import Expression
-from arcbridge.identity.cel.evaluation import COST_LIMIT
+from arcbridge.identity.cel.evaluation import COST_LIMIT, TimeLimit
 from arcbridge.identity.cel.memory import Memory
 from arcbridge.identity.cel.values import (
     Claims,
@@ -33,7 +32,7 @@ TOKEN_MEMORY = 64 << 20
 """Bytes of all values that these expressions make, also of those that are dropped again. Kubernetes has no such bound:
 `replace` and `getQuery` can make values there that are far larger than their cost."""
 TOKEN_TIME = 4.0
-"""Seconds that they may last. A million units take 0.1 to 1.1 s here (docs/decisions/0016-cel.md)."""
+"""Seconds that they may compute. A million units take 0.1 to 1.1 s here (docs/decisions/0016-cel.md)."""
 _PYTHON_ERRORS = (ArithmeticError, ValueError, TypeError, AttributeError)
 """Errors of Python that no function of an expression should let through; the token is refused should one do so."""
 
@@ -43,24 +42,21 @@ class BudgetExceeded(Exception):
 
 
 class Budget:
-    """What the expressions of one token may still cost, and how long they may last (seconds of `clock`)."""
+    """What the expressions of one token may still cost. The thread that makes it evaluates them."""
 
-    __slots__ = ("_clock", "_deadline", "_left", "_memory", "_whole")
+    __slots__ = ("_left", "_memory", "_time_limit", "_whole")
 
-    def __init__(
-        self, cost: int = TOKEN_LIMIT, seconds: float = TOKEN_TIME, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, cost: int = TOKEN_LIMIT, time_limit: TimeLimit | None = None) -> None:
         self._left = cost
         self._whole = cost >= TOKEN_LIMIT
         self._memory = Memory(TOKEN_MEMORY)
-        self._clock = clock
-        self._deadline = clock() + seconds
+        self._time_limit = time_limit or TimeLimit(TOKEN_TIME)
 
     def evaluate(self, path: str, expression: Expression, value: Claims) -> Value:
         """Return the result of an expression. Raises TokenRefused or BudgetExceeded."""
         limit = min(self._left, COST_LIMIT)
         try:
-            result, cost = expression.evaluate(value, limit, self._deadline, self._clock, self._memory)
+            result, cost = expression.evaluate(value, limit, self._time_limit, self._memory)
         except (EvaluationError, Unabsorbed, *_PYTHON_ERRORS) as error:
             raise TokenRefused("claims.expression", f"{path} has no result for this token") from error
         except LimitExceeded as error:

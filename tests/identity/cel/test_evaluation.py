@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from arcbridge.identity.cel.compiler import ExpressionError, compile_claims, compile_user
-from arcbridge.identity.cel.evaluation import COST_LIMIT
+from arcbridge.identity.cel.evaluation import COST_LIMIT, TimeLimit
 from arcbridge.identity.cel.values import Claims, EvaluationError, LimitExceeded, StringList, Value
 from tests.identity.cel.corpus import AUDIENCE, Values, expressions
 
@@ -116,11 +116,29 @@ def test_a_limit_of_cost() -> None:
 
 
 def test_a_limit_of_time() -> None:
-    ticks = itertools.count()
     program = compile_claims("lists.range(100).all(i, true)")
-    assert program.evaluate(Claims.from_json(CLAIMS), COST_LIMIT, 1e9, lambda: next(ticks))[0] is True
+
+    def run(seconds: float) -> object:
+        ticks = itertools.count()
+        now = lambda: next(ticks)  # noqa: E731
+        return program.evaluate(Claims.from_json(CLAIMS), COST_LIMIT, TimeLimit(seconds, now, now))[0]
+
+    assert run(1e9) is True
     with pytest.raises(LimitExceeded):
-        program.evaluate(Claims.from_json(CLAIMS), COST_LIMIT, float(next(ticks) + 50), lambda: next(ticks))
+        run(50.0)
+
+
+def test_the_time_of_others_does_not_count() -> None:
+    wall, computed = 0.0, 0.0
+    limit = TimeLimit(4.0, lambda: wall, lambda: computed)
+    wall, computed = 3.0, 3.0
+    assert not limit.passed()
+    for wall in (10.0, 100.0, 1000.0):
+        assert not limit.passed(), "the thread had no turn"
+    wall, computed = wall + 0.5, 4.5
+    assert not limit.passed(), "no sooner than it could matter"
+    wall += 1.0
+    assert limit.passed()
 
 
 # Costs of kube-apiserver 1.36 for the same expressions and claims, from its own tracker.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import tracemalloc
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from arcbridge.errors import ConfigError
 from arcbridge.identity.authentication import IssuerConfig, parse
 from arcbridge.identity.cel.compiler import Expression
+from arcbridge.identity.cel.evaluation import TimeLimit
 from arcbridge.identity.cel.mapping import TOKEN_LIMIT, TOKEN_MEMORY, Budget, BudgetExceeded
 from arcbridge.identity.claims import MAX_EXTRA, map_claims
 from arcbridge.identity.refusal import TokenRefused
@@ -33,7 +35,7 @@ def issuer(**jwt: Any) -> IssuerConfig:
 
 def user(config: IssuerConfig, claims: dict[str, Any], budget: Budget | None = None) -> dict[str, Any]:
     """The user as SelfSubjectReview says it; without a `budget` by all that a token may cost, however long it takes."""
-    identity = map_claims(config, token_claims(claims, ISSUER, NOW), budget or Budget(clock=lambda: 0.0))
+    identity = map_claims(config, token_claims(claims, ISSUER, NOW), budget or Budget(time_limit=TimeLimit(math.inf)))
     found = {
         "username": identity.username,
         "uid": identity.uid,
@@ -148,10 +150,14 @@ def test_the_expressions_of_a_token_share_a_budget() -> None:
 def test_a_budget_has_an_end_in_time() -> None:
     config = issuer(claimMappings=USERNAME, claimValidationRules=[{"expression": "lists.range(50).all(i, true)"}])
     seconds = itertools.count()
+
+    def limit() -> TimeLimit:
+        return TimeLimit(20.0, lambda: next(seconds), lambda: next(seconds))
+
     with pytest.raises(BudgetExceeded):
-        user(config, {}, Budget(5_000, 20.0, lambda: next(seconds)))
+        user(config, {}, Budget(5_000, limit()))
     with pytest.raises(TokenRefused):
-        user(config, {}, Budget(TOKEN_LIMIT, 20.0, lambda: next(seconds)))
+        user(config, {}, Budget(TOKEN_LIMIT, limit()))
 
 
 @pytest.mark.parametrize("error", [ValueError, TypeError, AttributeError, OverflowError, ZeroDivisionError])
