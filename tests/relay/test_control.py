@@ -4,7 +4,9 @@ import asyncio
 import functools
 import socket
 import ssl
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -559,6 +561,8 @@ async def test_a_relay_that_holds_all_the_agents_it_may_sends_the_next_one_away(
 
 async def test_who_leaves_while_it_waits_costs_no_handshake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control_module, "BURST", 1)
+    # No turn comes back while the first agent registers: the second connection has to wait, however long that takes.
+    monkeypatch.setattr(control_module, "time", SimpleNamespace(time=time.time, monotonic=lambda: 1000.0))
     async with station(tmp_path, "prod", agents_per_second=2) as relay, Agent(relay) as agent:
         await agent.registered()
         sock = await relay.dial()
