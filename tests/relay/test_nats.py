@@ -253,7 +253,15 @@ class TestConnection:
         )
         connection = NatsConnection(settings(own_server, **more))
         assert not await connection.start(0.3)
-        assert f"fleet.{setting}" in capsys.readouterr().out
+        told = ""
+
+        def is_told() -> bool:
+            nonlocal told
+            told += capsys.readouterr().out
+            return f"fleet.{setting}" in told
+
+        await until(is_told)
+        assert not connection.connected
         await connection.close()
 
 

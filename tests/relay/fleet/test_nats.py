@@ -419,6 +419,7 @@ class TestNatsDown:
         await two[1].register(coming)
         own_server.start()
         await until(lambda: all(fleet._nats.connected for fleet in two))
+        await settled(*two)
         assert (await two[0].dial("coming", replace(DIAL, cluster="coming"), 10)).token == "t"
         assert (await refused(two[0], "leaving")).code == JoinCode.NO_AGENT
 
