@@ -21,6 +21,12 @@ from tests.support.eventually import until
 from tests.support.nats_server import NatsServer
 
 
+@pytest.fixture(autouse=True)
+def _the_roll_waits_for_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has not answered within half a second is left out: for people that is good enough, and not for a test."""
+    monkeypatch.setattr("arcbridge.relay.fleet.nats.ROLL_DEADLINE", 10.0)
+
+
 async def started(connections: Connections) -> NatsFleet:
     """One relay's fleet; what it subscribed is known to the server."""
     connection = await connections.make()
@@ -391,7 +397,7 @@ class TestNatsDown:
             began = time.monotonic()
             error = await refused(two[0], "there")
             assert (error.code, error.retry_after) == (JoinCode.INTERNAL, 5)
-            assert time.monotonic() - began < 2.5
+            assert time.monotonic() - began < 5, "long before the dial's ten seconds"
             assert dict(await two[0].count(["here", "there"])) == {"here": 1, "there": 0}
         if how == "stop":
             own_server.start()
@@ -404,7 +410,7 @@ class TestNatsDown:
                 break
             except JoinRefused:
                 await asyncio.sleep(0.05)
-        assert time.monotonic() - back < 8
+        assert time.monotonic() - back < 15
         assert (await two[1].dial("here", replace(DIAL, cluster="here"), 10)).token == "t"
 
     async def test_what_changes_meanwhile_is_right_afterwards(
