@@ -519,6 +519,13 @@ async def test_a_herd_is_let_in_at_a_pace(tmp_path: Path, monkeypatch: pytest.Mo
 
     limits = RelayLimitsConfig(unauthenticated_per_address=1000)
     async with station(tmp_path, "prod", limits=limits, agents_per_second=50) as relay:
+        begun = time.monotonic()
+
+        def clock() -> float:
+            # It stands still until the first one is turned away: a slow machine sends no herd in two seconds.
+            return time.monotonic() if relay.counters.agents_paced else begun
+
+        monkeypatch.setattr(control_module, "time", SimpleNamespace(time=time.time, monotonic=clock))
         async with asyncio.timeout(60):
             sessions = await asyncio.gather(*(comes(relay, number) for number in range(100)))
         await connected(relay, 100)
