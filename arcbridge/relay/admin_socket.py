@@ -31,6 +31,8 @@ from arcbridge.tasks import cancel_and_wait
 SOCKET: Final = "admin.sock"
 DEADLINE: Final = 10.0
 """Seconds for a question and its answer."""
+TURN: Final = DEADLINE / 2
+"""Seconds that a question waits for its turn: a command that gives up after `DEADLINE` is told before it does."""
 MAX_QUESTION: Final = 64 * 1024
 MAX_ANSWER: Final = 256 * 1024 * 1024
 """Bytes: more than the rows of a million sessions, and an end for an answer that has none."""
@@ -116,8 +118,7 @@ class AdminSocket:
         if not isinstance(question, dict):
             return
         try:
-            # A command that gives up after DEADLINE is told before it does.
-            async with asyncio.timeout(DEADLINE / 2):
+            async with asyncio.timeout(TURN):
                 await self._turn.acquire()
         except TimeoutError:
             await self._refuse(reader, writer)

@@ -28,7 +28,7 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
 
 
 def run(
-    loop_name: str, main: Callable[[], Awaitable[None]], *, timeout: float = 20.0, expected: tuple[str, ...] = ()
+    loop_name: str, main: Callable[[], Awaitable[None]], *, timeout: float = 60.0, expected: tuple[str, ...] = ()
 ) -> None:
     """Run `main` and assert that no task, timer or unexpected error is left.
 

@@ -205,6 +205,7 @@ def test_a_frozen_reader_bounds_what_is_taken_from_the_writer(loop: str, frozen:
             reader, writer = (way.far, way.near) if frozen == "far" else (way.near, way.far)
             writing = asyncio.ensure_future(_flood(writer))
             receiver = ends.agent if frozen == "far" else ends.client
+            await soon(lambda: receiver._machine.unconsumed > 100_000)
             last = -1
             while last != receiver.stats.bytes_received:
                 last = receiver.stats.bytes_received

@@ -13,6 +13,7 @@ from arcbridge.mux import buffer, memory
 from arcbridge.wire.frames import ResetCode
 from arcbridge.wire.limits import Limits
 from tests.mux.ends import LOOPS, Recorder, connected, run
+from tests.support.eventually import until
 from tests.support.stream_conformance import CHECKS, check
 
 
@@ -28,12 +29,9 @@ def test_conformance(loop: str, link: str, name: str) -> None:
                 yield await ends.stream()
 
             await check(pair, name)
-            await asyncio.sleep(0.01 if link == "tls" else 0)
-            for _ in range(20):
-                await asyncio.sleep(0)
             # The session is as it was: no stream, no credit kept, and it still works.
             for session in (ends.client, ends.agent):
-                assert session.streams_open == 0
+                await until(lambda session=session: session.streams_open == 0, timeout=10)
                 assert session._machine.unconsumed == 0
                 session._machine.assert_invariants()
             mine, theirs = await ends.stream()
@@ -412,10 +410,8 @@ def test_a_cut_comes_behind_every_byte(loop: str, link: str) -> None:
                 await read_on()
             assert received == data
             assert caught.value.code == ResetCode.TRUNCATED
-            for _ in range(20):
-                await asyncio.sleep(0)
             for session in (ends.client, ends.agent):
-                assert session.streams_open == 0
+                await until(lambda session=session: session.streams_open == 0, timeout=10)
                 session._machine.assert_invariants()
             assert ends.client._machine.unconsumed == ends.agent._machine.unconsumed == 0
 

@@ -51,7 +51,7 @@ async def serving(data: bytes, *, hold: bool = False) -> AsyncIterator[tuple[str
 
 @pytest.fixture
 async def fetch() -> AsyncIterator[HttpFetcher]:
-    fetcher = HttpFetcher(deadline=2.0, limit=1000)
+    fetcher = HttpFetcher(deadline=30.0, limit=1000)
     yield fetcher
     await fetcher.close()
 

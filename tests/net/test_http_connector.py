@@ -17,6 +17,7 @@ from arcbridge.errors import Unreachable
 from arcbridge.net import dialer
 from arcbridge.net.http_connector import DialingConnector
 from tests.net.ends import authority, server_certificate
+from tests.support.eventually import until
 from tests.support.proxies import PROXIES
 
 
@@ -108,6 +109,7 @@ async def test_through_a_real_proxy(
         monkeypatch.setenv(variable, proxy.url())
         async with serving(tmp_path) as port:
             assert await ask(f"https://127.0.0.1:{port}/") == "yes"
+            await until(lambda: proxy.carried(port))  # from its log
             assert proxy.carried(port) == 1
             monkeypatch.setenv("NO_PROXY", "127.0.0.0/8")
             assert await ask(f"https://127.0.0.1:{port}/") == "yes"

@@ -401,7 +401,7 @@ async def test_a_paused_reader_bounds_the_peer(ours: str, kind: Callable[..., Re
 
     transport, thread = await against(ours, mine, peer)
     before = -1
-    while sent[0] != before:  # until it is stuck: what is waited for is that nothing happens
+    while not sent[0] or sent[0] != before:  # until it is stuck: what is waited for is that nothing happens
         before = sent[0]
         await asyncio.sleep(0.1)
     assert 0 < sent[0] < whole // 2

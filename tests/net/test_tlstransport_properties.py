@@ -144,8 +144,9 @@ async def test_a_peer_without_any_library_sees_close_notify_then_fin() -> None:
 
 
 @both_sides
-async def test_the_end_comes_with_the_peers(ours: str) -> None:
+async def test_the_end_comes_with_the_peers(ours: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The transport does not linger once the peer has ended, too."""
+    monkeypatch.setattr(tlstransport, "LINGER", 3600.0)
 
     def peer(tls: ssl.SSLSocket) -> bytes:
         data = read_all(tls)
@@ -158,20 +159,21 @@ async def test_the_end_comes_with_the_peers(ours: str) -> None:
     transport.write(b"last words")
     transport.close()
     transport.close()
-    async with asyncio.timeout(tlstransport.LINGER / 2):
+    async with asyncio.timeout(PATIENCE):
         assert await thread == b"last words"
         assert await mine.end() is None
     assert mine.calls == ["made", "lost"]
 
 
-async def test_both_close_at_once() -> None:
+async def test_both_close_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tlstransport, "LINGER", 3600.0)
     mine, other = Recorder(), Recorder()
     server, client = await linked(mine, other)
     server.write(MUCH[:100])
     client.write(MUCH[:100])
     server.close()
     client.close()
-    async with asyncio.timeout(tlstransport.LINGER / 2):
+    async with asyncio.timeout(PATIENCE):
         assert await mine.end() is None
         assert await other.end() is None
 

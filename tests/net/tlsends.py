@@ -14,7 +14,7 @@ import trustme
 from arcbridge.net.tlstransport import TlsTransport, accept_tls, connect_tls
 
 NAME = "end.test"
-PATIENCE = 8.0
+PATIENCE = 30.0
 """Seconds after which a test gives up."""
 T = TypeVar("T")
 

@@ -4,7 +4,9 @@ import asyncio
 import functools
 import socket
 import ssl
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -517,6 +519,13 @@ async def test_a_herd_is_let_in_at_a_pace(tmp_path: Path, monkeypatch: pytest.Mo
 
     limits = RelayLimitsConfig(unauthenticated_per_address=1000)
     async with station(tmp_path, "prod", limits=limits, agents_per_second=50) as relay:
+        begun = time.monotonic()
+
+        def clock() -> float:
+            # It stands still until the first one is turned away: a slow machine sends no herd in two seconds.
+            return time.monotonic() if relay.counters.agents_paced else begun
+
+        monkeypatch.setattr(control_module, "time", SimpleNamespace(time=time.time, monotonic=clock))
         async with asyncio.timeout(60):
             sessions = await asyncio.gather(*(comes(relay, number) for number in range(100)))
         await connected(relay, 100)
@@ -559,6 +568,8 @@ async def test_a_relay_that_holds_all_the_agents_it_may_sends_the_next_one_away(
 
 async def test_who_leaves_while_it_waits_costs_no_handshake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control_module, "BURST", 1)
+    # No turn comes back while the first agent registers: the second connection has to wait, however long that takes.
+    monkeypatch.setattr(control_module, "time", SimpleNamespace(time=time.time, monotonic=lambda: 1000.0))
     async with station(tmp_path, "prod", agents_per_second=2) as relay, Agent(relay) as agent:
         await agent.registered()
         sock = await relay.dial()

@@ -228,8 +228,11 @@ async def test_other_relays_stop_dialling_before_the_agents_hear(tmp_path: Path)
         await draining.over()
 
 
-async def test_one_of_several_keeps_the_port_until_all_are_ready(tmp_path: Path) -> None:
+async def test_one_of_several_keeps_the_port_until_all_are_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A relay process that drains refuses new peers in words, also those that the kernel had queued."""
+    monkeypatch.setattr(module, "_LAST", 10.0)
     all_ready = asyncio.Event()
 
     async def together(hurry: asyncio.Event) -> None:

@@ -22,7 +22,7 @@ from arcbridge.config import RelayLimitsConfig
 from arcbridge.errors import ConfigError
 from arcbridge.net.address import Address
 from arcbridge.net.client_hello import ClientHello, peek
-from arcbridge.net.sockets import receive, send_all
+from arcbridge.net.sockets import ACCEPT_PAUSE, receive, send_all
 from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN
 from arcbridge.net.tlspipe import TlsPipe
 from arcbridge.relay import listener as listener_module
@@ -34,6 +34,7 @@ from tests.net.ends import RELAY, authority, client_context
 from tests.net.test_client_hello import client_hello, in_records, with_extension
 from tests.relay.station import Agent, Station, station
 from tests.relay.test_proxy_protocol import header, tlv
+from tests.support.eventually import until
 
 
 async def http_echo(relay: Station, context: ssl.SSLContext | None = None) -> bytes:
@@ -85,7 +86,8 @@ async def test_a_hello_in_pieces_arrives(tmp_path: Path, pieces: str) -> None:
     """docs/threats.md#J12: the handshake finishes although the hello came in pieces, and not a byte of it was taken
     by the peek.
     """
-    async with station(tmp_path) as relay:
+    # Byte by byte it takes a second on a quiet machine.
+    async with station(tmp_path, peek_deadline=60.0) as relay:
         with await relay.dial() as sock:
             pipe = TlsPipe(sock, client_context(ALPN_HTTP), server_hostname=RELAY)
             with pytest.raises(ssl.SSLWantReadError):
@@ -152,14 +154,16 @@ async def test_slow_hellos_cost_no_wake_ups_and_end_at_the_deadline(
     hello = with_extension(client_hello(["arcbridge-join/1"]), 0xFE0A, b"k" * 2000)
     async with station(tmp_path, peek_deadline=0.5) as relay:
         socks = [await relay.dial() for _ in range(40)]
-        for sock in socks:
-            await send_all(sock, hello[:size])
-        # A drip that does not reach what the parser needs does not wake the listener.
-        for n in range(10):
-            await asyncio.sleep(0.02)
-            if size == 300:
-                for sock in socks:
-                    await send_all(sock, hello[size + n : size + n + 1])
+        # A machine that is slow may reach the deadline within the drip.
+        with contextlib.suppress(OSError):
+            for sock in socks:
+                await send_all(sock, hello[:size])
+            # A drip that does not reach what the parser needs does not wake the listener.
+            for n in range(10):
+                await asyncio.sleep(0.02)
+                if size == 300:
+                    for sock in socks:
+                        await send_all(sock, hello[size + n : size + n + 1])
         assert peeks <= 3 * len(socks)
         assert await http_echo(relay) == b"HELLO"
         for sock in socks:
@@ -393,8 +397,8 @@ async def through_balancer(relay: Station, first: bytes, alpn: str = ALPN_HTTP) 
 
 
 @contextlib.asynccontextmanager
-async def behind_balancer(tmp_path: Path, **limits: int) -> AsyncIterator[Station]:
-    relay = Station(tmp_path, RelayLimitsConfig(**limits), 10.0, 0.5)
+async def behind_balancer(tmp_path: Path, *, peek_deadline: float = 60.0, **limits: int) -> AsyncIterator[Station]:
+    relay = Station(tmp_path, RelayLimitsConfig(**limits), 10.0, peek_deadline)
     relay.balancers = parse_networks(["127.0.0.1"])
     await relay.open()
     try:
@@ -444,7 +448,7 @@ async def test_behind_a_balancer_the_hello_follows_the_header(tmp_path: Path, pi
     ],
 )
 async def test_what_a_balancer_may_not_say(tmp_path: Path, data: bytes, reason: str) -> None:
-    async with behind_balancer(tmp_path) as relay:
+    async with behind_balancer(tmp_path, peek_deadline=0.5 if reason == "peek_timeout" else 60.0) as relay:
         with await relay.dial() as sock:
             await send_all(sock, data)
             assert await is_closed(sock)
@@ -515,10 +519,12 @@ async def test_out_of_descriptors_pauses_and_recovers(tmp_path: Path) -> None:
         try:
             for sock in waiting:
                 sock.connect_ex((relay.address.host, relay.address.port))
-            begin = time.process_time()
+            begin, begin_used = time.monotonic(), time.process_time()
             await asyncio.sleep(0.7)
-            assert time.process_time() - begin < 0.3
-            assert 2 <= relay.counters.accept_pauses <= 5
+            await until(lambda: relay.counters.accept_pauses >= 2)
+            elapsed = time.monotonic() - begin
+            assert time.process_time() - begin_used < 0.3
+            assert relay.counters.accept_pauses <= elapsed / ACCEPT_PAUSE + 2
             assert relay.counters.rejected["descriptors"] >= 1
         finally:
             for descriptor in holes:

@@ -6,7 +6,6 @@ import asyncio
 import importlib
 import os
 import signal
-import socket
 from collections.abc import MutableMapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from arcbridge.relay.reload import RELOADABLE, Reload, merged
 from arcbridge.relay.service import RelayInfo, serve
 from tests.identity.issuer import CONFIG
 from tests.relay.test_service import POLICY, Running, config  # noqa: F401  the fixture
+from tests.support.world import fixed_port
 
 
 class Reloading(Running):
@@ -142,6 +142,8 @@ async def test_whatever_goes_wrong_the_last_good_settings_stay(
     relay: Reloading, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not an error of ours alone: the parts that had the new settings already get the old ones back."""
+    # The relay looks at the policy's file by itself, too, and would take over what is right in it.
+    monkeypatch.setattr("arcbridge.identity.policy.CHECK_INTERVAL", 3600.0)
     made: list[Reload] = []
 
     def make(*arguments: Any, **named: Any) -> Reload:
@@ -223,9 +225,7 @@ async def test_files_are_checked_once_for_a_reload(relay: Reloading, monkeypatch
 async def test_the_self_checks_judge_by_the_certificate_in_force(relay: Reloading, tmp_path: Path) -> None:
     """From the relay's own CA to files of a private one: the public address still leads here, and is found to."""
     private = Authority.create("private")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = fixed_port()
     relay.config = replace(relay.config, listen=f"127.0.0.1:{port}", public_address=f"127.0.0.1:{port}")
     await relay.start()
     try:

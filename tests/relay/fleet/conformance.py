@@ -60,7 +60,7 @@ class FleetConformance:
     async def test_a_cluster_without_agents_is_known_at_once(self, fleet: Fleet) -> None:
         await fleet.register(Link("other"))
         with pytest.raises(JoinRefused) as caught:
-            await asyncio.wait_for(fleet.dial("prod", DIAL, 60), 1)
+            await asyncio.wait_for(fleet.dial("prod", DIAL, 60), 10)
         assert caught.value.code == JoinCode.NO_AGENT
 
     async def test_consent_names_the_token(self, fleet: Fleet) -> None:
@@ -77,7 +77,7 @@ class FleetConformance:
             await fleet.dial("prod", Dial(token="t", instance="i3"), 5)
         assert len(links[3].asked) == 4
         with pytest.raises(JoinRefused) as caught:
-            await asyncio.wait_for(fleet.dial("prod", Dial(token="t", instance="not there"), 60), 2)
+            await asyncio.wait_for(fleet.dial("prod", Dial(token="t", instance="not there"), 60), 10)
         assert caught.value.code == JoinCode.NO_INSTANCE
         links[3].answer = 1
         with pytest.raises(JoinRefused) as caught:
@@ -108,13 +108,14 @@ class FleetConformance:
         good = Link(instance="good")
         await fleet.register(bad[0])
         await fleet.register(good)
-        status = await fleet.dial("prod", DIAL, 0.5)
+        # Who refuses is waited for no longer than the refusal takes.
+        status = await fleet.dial("prod", DIAL, 10 if answer else 1.5)
         assert status.instance == "good"
         await fleet.unregister(good)
         await fleet.register(bad[1])
         await fleet.register(Link(instance="third", answer=answer))
         with pytest.raises(JoinRefused) as caught:
-            await fleet.dial("prod", DIAL, 0.2)
+            await fleet.dial("prod", DIAL, 10 if answer else 0.2)
         assert caught.value.code == (JoinCode.AGENT_REFUSED if answer else JoinCode.AGENT_TIMEOUT)
 
     async def test_both_attempts_share_the_time(self, fleet: Fleet) -> None:
@@ -123,8 +124,8 @@ class FleetConformance:
         loop = asyncio.get_running_loop()
         start = loop.time()
         with pytest.raises(JoinRefused):
-            await fleet.dial("prod", DIAL, 0.3)
-        assert 0.29 <= loop.time() - start < 2
+            await fleet.dial("prod", DIAL, 1.0)
+        assert 0.99 <= loop.time() - start < 1.9, "one after the other with all the time each would take two seconds"
 
     async def test_the_newer_of_one_instance_stays(self, fleet: Fleet) -> None:
         older, newer, foreign = Link(), Link(), Link("other")

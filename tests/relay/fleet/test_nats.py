@@ -21,6 +21,12 @@ from tests.support.eventually import until
 from tests.support.nats_server import NatsServer
 
 
+@pytest.fixture(autouse=True)
+def _the_roll_waits_for_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has not answered within half a second is left out: for people that is good enough, and not for a test."""
+    monkeypatch.setattr("arcbridge.relay.fleet.nats.ROLL_DEADLINE", 10.0)
+
+
 async def started(connections: Connections) -> NatsFleet:
     """One relay's fleet; what it subscribed is known to the server."""
     connection = await connections.make()
@@ -112,7 +118,8 @@ class TestNatsApart(FleetConformance):
         await asyncio.gather(*dials, return_exceptions=True)
         await until(lambda: link.pending == 0)
         assert isinstance(fleet, Apart)
-        assert not fleet.at._offers
+        # An ASK whose offer came too late was repeated: an offer that nobody accepts lapses.
+        await until(lambda: not fleet.at._offers)
         await until(lambda: not fleet.at._dials)  # type: ignore[attr-defined]
 
 
@@ -391,7 +398,7 @@ class TestNatsDown:
             began = time.monotonic()
             error = await refused(two[0], "there")
             assert (error.code, error.retry_after) == (JoinCode.INTERNAL, 5)
-            assert time.monotonic() - began < 2.5
+            assert time.monotonic() - began < 5, "long before the dial's ten seconds"
             assert dict(await two[0].count(["here", "there"])) == {"here": 1, "there": 0}
         if how == "stop":
             own_server.start()
@@ -404,7 +411,7 @@ class TestNatsDown:
                 break
             except JoinRefused:
                 await asyncio.sleep(0.05)
-        assert time.monotonic() - back < 8
+        assert time.monotonic() - back < 15
         assert (await two[1].dial("here", replace(DIAL, cluster="here"), 10)).token == "t"
 
     async def test_what_changes_meanwhile_is_right_afterwards(
@@ -419,6 +426,7 @@ class TestNatsDown:
         await two[1].register(coming)
         own_server.start()
         await until(lambda: all(fleet._nats.connected for fleet in two))
+        await settled(*two)
         assert (await two[0].dial("coming", replace(DIAL, cluster="coming"), 10)).token == "t"
         assert (await refused(two[0], "leaving")).code == JoinCode.NO_AGENT
 

@@ -6,8 +6,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import pytest
+
 from tests.relay.conftest import Connections
 from tests.relay.fleet.test_nats import settled, started
+
+
+@pytest.fixture(autouse=True)
+def _a_busy_machine_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relay that does not begin to answer within `SILENCE` is left out."""
+    monkeypatch.setattr("arcbridge.relay.fleet.nats_questions.SILENCE", 1.0)
+    monkeypatch.setattr("arcbridge.relay.fleet.nats_questions.DEADLINE", 30.0)
 
 
 async def test_every_other_relay_answers_in_parts(connections: Connections) -> None:

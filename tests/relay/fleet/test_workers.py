@@ -211,7 +211,7 @@ async def test_a_worker_that_dies_takes_its_agents_and_its_dials_along() -> None
     await until(lambda: silent.asked)
     second.siblings.close()
     with pytest.raises(JoinRefused) as caught:
-        await asyncio.wait_for(dialling, 2)
+        await asyncio.wait_for(dialling, 10)
     assert caught.value.code == JoinCode.NO_AGENT
     assert await first.fleet.agents("prod") == []
     assert first.fleet._remote == {}

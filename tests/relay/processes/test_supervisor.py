@@ -26,6 +26,7 @@ from arcbridge.relay.processes.supervisor import Supervisor, supervise
 from arcbridge.relay.service import RelayInfo, serve
 from arcbridge.relay.siblings.channel import MAX_MESSAGE, Channel, Received, pair
 from tests.identity.issuer import CONFIG
+from tests.support.world import fixed_port
 
 
 @pytest.fixture
@@ -143,7 +144,7 @@ async def test_settings_of_five_thousand_users_reach_every_worker(config: RelayC
         return replace(config, limits=RelayLimitsConfig(users=users))
 
     assert len(pickle.dumps(limited(1))) > MAX_MESSAGE
-    supervisor = Supervisor(limited(1), 2, held_port(), os.open(os.devnull, os.O_RDONLY))
+    supervisor = Supervisor(limited(1), 2, fixed_port(), os.open(os.devnull, os.O_RDONLY))
     try:
         await supervisor.start()
         outcome = await supervisor.reload(lambda: limited(2))
@@ -156,13 +157,6 @@ async def test_settings_of_five_thousand_users_reach_every_worker(config: RelayC
         assert outcome == Outcome((), ()), "also the new worker has the limits of the last reload"
     finally:
         await supervisor.kill()
-
-
-def held_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
 
 
 async def test_a_worker_that_started_during_a_reload_is_told_the_new_settings(config: RelayConfig) -> None:

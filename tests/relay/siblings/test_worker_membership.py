@@ -57,16 +57,17 @@ async def test_a_user_within_the_limit_is_refused_by_no_worker() -> None:
 async def test_waits_for_those_that_were_there_before(monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = made(2), made(2, 1)
     one.expected = 1
+    monkeypatch.setattr(module, "ACQUAINTED", 3600.0)
     waiting = asyncio.ensure_future(one.acquainted())
     await asyncio.sleep(0)
     assert not waiting.done()
     joined(one.siblings, other.siblings)
-    await asyncio.wait_for(waiting, 1)
+    await asyncio.wait_for(waiting, 5)
     one.siblings.close()
     other.siblings.close()
     # A worker that does not answer must not keep this one from serving.
     monkeypatch.setattr(module, "ACQUAINTED", 0.01)
-    await asyncio.wait_for(one.acquainted(), 1)
+    await asyncio.wait_for(one.acquainted(), 5)
 
 
 async def test_what_the_supervisor_asks_for() -> None:
