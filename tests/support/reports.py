@@ -124,12 +124,17 @@ class Door:
         self._listening = sock
         threading.Thread(target=self._accept, args=(sock,), daemon=True, name="door").start()
 
+    def refuse(self) -> None:
+        """Refuse connections; those that are open stay. Before several doors are shut, or one that is cut at the first
+        comes in at the last."""
+        if self._listening is not None:
+            listening, self._listening = self._listening, None
+            listening.shutdown(socket.SHUT_RDWR)
+            listening.close()
+
     def shut(self) -> None:
         """Refuse connections, and cut those that are open."""
-        if self._listening is not None:
-            self._listening.shutdown(socket.SHUT_RDWR)
-            self._listening.close()
-            self._listening = None
+        self.refuse()
         with self._lock:
             for pair in self._pairs:
                 for sock in pair:
@@ -141,9 +146,9 @@ class Door:
                 near, _ = listening.accept()
             except OSError:
                 return  # shut
-            threading.Thread(target=self._serve, args=(near,), daemon=True, name="door pair").start()
+            threading.Thread(target=self._serve, args=(near, listening), daemon=True, name="door pair").start()
 
-    def _serve(self, near: socket.socket) -> None:
+    def _serve(self, near: socket.socket, listening: socket.socket) -> None:
         with near:
             try:
                 far = socket.create_connection(self._target, timeout=10)
@@ -152,6 +157,8 @@ class Door:
             with far:
                 pair = (near, far)
                 with self._lock:
+                    if self._listening is not listening:
+                        return  # shut since it was accepted
                     self._pairs.add(pair)
                 try:
                     _pass(near, far)
