@@ -99,14 +99,14 @@ def test_a_wrong_token_is_401_at_once(kubectl: Kubectl, world: World, robot: Cli
     path = robot.directory / "wrong"
     path.touch(mode=0o600)
     path.write_text(yaml.safe_dump(config))
-    refused = Kubectl(kubectl.binary, path, robot.directory / "wrong-home").run("get", "pods", check=False, timeout=10)
+    refused = Kubectl(kubectl.binary, path, robot.directory / "wrong-home").run("get", "pods", check=False)
     assert refused.returncode == 1
     assert "You must be logged in to the server" in refused.stderr
     # A request without a token must not borrow the agent's own.
     del user["token"]
     path.write_text(yaml.safe_dump(config))
     refused = Kubectl(kubectl.binary, path, robot.directory / "wrong-home").run(
-        "get", "--raw", "/api/v1/namespaces", check=False, timeout=10
+        "get", "--raw", "/api/v1/namespaces", check=False
     )
     assert refused.returncode == 1
     assert "namespaces" in refused.stderr or "logged in" in refused.stderr
