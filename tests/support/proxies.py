@@ -54,7 +54,7 @@ class OutboundProxy:
         return len([line for line in self.process.lines() if self.mark in line and named.search(line)])
 
     def written_out(self) -> None:
-        """Wait until the log has what was asked for by now: a request of our own, for a closed port, stands behind it."""
+        """Wait until the log has what was asked for by now: a request of our own stands behind it."""
         before, closed = self.carried(9), b"CONNECT 127.0.0.1:9 HTTP/1.1\r\nHost: 127.0.0.1:9\r\n\r\n"
         with socket.create_connection(("127.0.0.1", self.port), 15) as sock:
             sock.sendall(closed)
