@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -45,7 +46,7 @@ def test_agents_reach_the_relay_through_both(world: World, proxies: dict[str, Ou
     assert issuer is not None
     for scheme in SCHEMES:
         for port in (world.relay_port, issuer):
-            until(lambda scheme=scheme, port=port: proxies[scheme].carried(port), f"{scheme} was asked for {port}")
+            until(partial(proxies[scheme].carried, port), f"the {scheme} proxy was asked for {port}")
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
