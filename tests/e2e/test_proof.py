@@ -15,7 +15,7 @@ import pytest
 from arcbridge.errors import ExitCode
 from arcbridge.identity.proof import ProofKey
 from tests.support.cluster import KUBECTL_MINORS, Cluster
-from tests.support.reports import audited, metrics, records
+from tests.support.reports import audited, metrics, wait_for_record
 from tests.support.world import ALICE, BOB, CLUSTER_AUDIENCE, RELAY_AUDIENCE, World
 
 WAYS: dict[str, Callable[[ProofKey, str], dict[str, object]]] = {
@@ -75,7 +75,7 @@ def test_the_key_opens_and_the_tokens_alone_do_not(world: World, cluster: Cluste
     finally:
         client.process.stop()
     audited(world, "how the token is bound", bound=login.way)
-    assert records(world.relay, "joined", user=ALICE.email, bound=login.way)
+    wait_for_record(world.relay, "joined", user=ALICE.email, bound=login.way)
 
     at_relay = metrics(world.relay_observe).get('arcbridge_relay_proofs_refused_total{reason="missing"}', 0.0)
     said = refused(world, *login.files())

@@ -19,7 +19,7 @@ from arcbridge.net.join import JoinCode, client_join
 from arcbridge.net.tls import ALPN_HTTP, ALPN_JOIN, RelayTrust, outer_client_context
 from arcbridge.wire.records import JoinRequest
 from tests.relay.test_proxy_protocol import header, tlv
-from tests.support.reports import metrics, records, until
+from tests.support.reports import metrics, records, until, wait_for_record
 from tests.support.talk import Talk, TalkServer
 from tests.support.world import ALICE, BOB, RELAY_AUDIENCE, ApiServer, User, World, fixed_port
 
@@ -134,11 +134,12 @@ def relay_metrics(world: World) -> dict[str, float]:
     return {name.removeprefix("arcbridge_relay_"): value for name, value in metrics(world.relay_observe).items()}
 
 
+@pytest.mark.timeout(240)  # a thousand handshakes before it begins
 def test_idle_https_connections_shut_out_no_honest_caller(world: World) -> None:
     """docs/threats.md#J15: a thousand strangers from ten addresses; joins, requests and an agent beside them."""
     alice = Caller(world, ALICE)
     with Strangers(world) as strangers:
-        until(lambda: len(strangers.tried) == len(ADDRESSES) * EACH, "all strangers have come", timeout=60)
+        until(lambda: len(strangers.tried) == len(ADDRESSES) * EACH, "all strangers have come", timeout=120)
 
         async def honest() -> list[str]:
             failures = []
@@ -194,7 +195,8 @@ def test_joins_without_end_of_one_user(world: World, server: TalkServer) -> None
     # Each worker has a part of the limit, and room for an uneven spread.
     assert 120 <= codes.count(JoinCode.OK) <= 200
     assert codes.count(JoinCode.LIMIT) == 300 - codes.count(JoinCode.OK)
-    assert relay_metrics(world)['joins_limited_total{limit="user_joins"}'] == codes.count(JoinCode.LIMIT)
+    name = 'joins_limited_total{limit="user_joins"}'  # of a busy worker it may be a second old
+    until(lambda: relay_metrics(world)[name] == codes.count(JoinCode.LIMIT), "all refusals are counted")
     world.kill_relay()
     world.start_relay()
     world.wait_for_agent()
@@ -270,8 +272,9 @@ def test_behind_a_balancer(server: TalkServer, tmp_path: Path) -> None:
         talk = Talk(port, world.relay_port, pause=0.002)
         talk.wait_moves(50_000)
         server.check(talk)
-        (joined,) = records(world.relay, "joined")
+        joined = wait_for_record(world.relay, "joined")
         assert joined["source"] in balancer.origins
+        assert len(records(world.relay, "joined")) == 1
         assert all(one["source"] in balancer.origins for one in records(world.relay, "agent enrolled"))
         seen = relay_metrics(world)
         assert seen['connections_rejected_total{reason="cap_address"}'] == 0

@@ -297,7 +297,7 @@ class Loop:
         assert not self._thread.is_alive()
 
 
-@pytest.mark.timeout(900 if long_form() else 120)
+@pytest.mark.timeout(900 if long_form() else 300)  # half a minute on a quiet machine
 @pytest.mark.parametrize("size", [COPIED])
 def test_a_rolling_upgrade_of_three_relays(
     world: World, alice: Client, kubectl: Kubectl, everything: Everything, size: int

@@ -128,12 +128,18 @@ class Door:
         self._listening = sock
         threading.Thread(target=self._accept, args=(sock,), daemon=True, name="door").start()
 
-    def shut(self) -> None:
-        """Refuse connections, and cut those that are open."""
-        listening, self._listening = self._listening, None
+    def refuse(self) -> None:
+        """Refuse connections; those that are open stay. Before several doors are shut, or one that is cut at the first
+        comes in at the last."""
+        with self._lock:
+            listening, self._listening = self._listening, None
         if listening is not None:
             listening.shutdown(socket.SHUT_RDWR)
             listening.close()
+
+    def shut(self) -> None:
+        """Refuse connections, and cut those that are open."""
+        self.refuse()
         with self._lock:
             for pair in self._pairs:
                 for sock in pair:
