@@ -16,7 +16,7 @@ from typing import Any, Self, TypeVar
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.processes import START, ManagedProcess, Mark, ProcessFailed
-from tests.support.world import World, arcbridge
+from tests.support.world import World, arcbridge, fixed_port
 
 T = TypeVar("T")
 
@@ -49,11 +49,18 @@ def wait_for_record(
     """Wait for the first such record and return it."""
 
     def look() -> list[dict[str, Any]]:
-        if not process.running and not records(process, event, after=after, **fields):
-            raise ProcessFailed(f"ended without {event!r}\n{process.tail()}")
-        return records(process, event, after=after, **fields)
+        over = not process.running
+        if over:
+            process.wait()  # until its last output was read, too
+        found = records(process, event, after=after, **fields)
+        if over and not found:
+            raise ProcessFailed(f"ended without {event!r} {fields}")
+        return found
 
-    return until(look, f"{process.name} logs {event!r} {fields}\n{process.tail()}", timeout=timeout)[0]
+    try:
+        return until(look, f"{process.name} logs {event!r} {fields}", timeout=timeout)[0]
+    except ProcessFailed as error:
+        raise ProcessFailed(f"{error}\n{process.tail()}") from None
 
 
 def audited(world: World, what: str, **values: object) -> dict[str, Any]:
@@ -105,7 +112,7 @@ class Door:
         self._pairs: set[tuple[socket.socket, socket.socket]] = set()
         self._lock = threading.Lock()
         self._listening: socket.socket | None = None
-        self.port = 0
+        self.port = fixed_port()
         self.open()
 
     @property
@@ -120,17 +127,16 @@ class Door:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(("127.0.0.1", self.port))
         sock.listen(64)
-        self.port = int(sock.getsockname()[1])
         self._listening = sock
         threading.Thread(target=self._accept, args=(sock,), daemon=True, name="door").start()
 
     def shut(self) -> None:
         """Refuse connections, and cut those that are open."""
-        if self._listening is not None:
-            self._listening.shutdown(socket.SHUT_RDWR)
-            self._listening.close()
-            self._listening = None
         with self._lock:
+            listening, self._listening = self._listening, None
+            if listening is not None:
+                listening.shutdown(socket.SHUT_RDWR)
+                listening.close()
             for pair in self._pairs:
                 for sock in pair:
                     _shutdown(sock, socket.SHUT_RDWR)
@@ -141,9 +147,9 @@ class Door:
                 near, _ = listening.accept()
             except OSError:
                 return  # shut
-            threading.Thread(target=self._serve, args=(near,), daemon=True, name="door pair").start()
+            threading.Thread(target=self._serve, args=(listening, near), daemon=True, name="door pair").start()
 
-    def _serve(self, near: socket.socket) -> None:
+    def _serve(self, listening: socket.socket, near: socket.socket) -> None:
         with near:
             try:
                 far = socket.create_connection(self._target, timeout=10)
@@ -152,6 +158,8 @@ class Door:
             with far:
                 pair = (near, far)
                 with self._lock:
+                    if self._listening is not listening:
+                        return  # shut meanwhile: nobody would cut this pair
                     self._pairs.add(pair)
                 try:
                     _pass(near, far)
