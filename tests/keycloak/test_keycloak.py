@@ -391,19 +391,29 @@ class TestWhatChanges:
         assert "Logged in" in back.log_in()
         until(lambda: not Shell(cluster, back).refusal(), "the same client after a new login", timeout=4 * BRIEF)
 
-    def test_a_login_with_offline_access_outlives_the_session(
+    def test_a_login_with_offline_access_stands_among_no_sessions(
         self, world: KeycloakWorld, organisation: Organisation
     ) -> None:
-        user = organisation.hire("hanna", "developers")
+        """It ends with the consent, or with a log-out of all sessions."""
+        realm, people, users = organisation.realm, {}, {}
         scopes = 'scopes = ["openid", "arcbridge-relay", "arcbridge-cluster"'
-        hanna = Person.at_work(world, organisation.realm, "hanna", change={scopes: scopes + ', "offline_access"'})
-        hanna.log_in()
-        organisation.realm.admin("POST", f"users/{user}/logout")
-        # Keycloak writes its sessions behind the answers: right after a log-out it may know the offline one not yet.
-        until(lambda: hanna.refresh()[0] == 200, "a log-out ends no offline session", timeout=BRIEF)
-        organisation.realm.admin("DELETE", f"users/{user}/consents/arcbridge")
-        status, answer = hanna.refresh()
+        for name in ("hanna", "hedda"):
+            users[name] = organisation.hire(name, "developers")
+            people[name] = Person.at_work(world, realm, name, change={scopes: scopes + ', "offline_access"'})
+            people[name].log_in()
+        # Keycloak writes its sessions behind the answers.
+        sessions = f"users/{users['hanna']}/sessions"
+        until(lambda: realm.admin("GET", sessions) == [], "no session of it could be ended", timeout=BRIEF)
+        assert people["hanna"].refresh()[0] == 200
+        realm.admin("DELETE", f"users/{users['hanna']}/consents/arcbridge")
+        status, answer = people["hanna"].refresh()
         assert (status, answer["error"]) == (400, "invalid_grant")
+        # A log-out voids what was issued before the second in which it comes.
+        issued = claims(people["hedda"].kept["refresh_token"])["iat"]
+        until(lambda: time.time() >= issued + 1, "the next second")
+        realm.admin("POST", f"users/{users['hedda']}/logout")
+        status, answer = people["hedda"].refresh()
+        assert (status, answer["error"], answer["error_description"]) == (400, "invalid_grant", "Stale token")
 
     def test_keys_come_and_go(self, cluster: Cluster, world: KeycloakWorld, rotating: Organisation) -> None:
         realm = rotating.realm
