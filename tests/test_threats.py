@@ -10,6 +10,8 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from tests.support import citations
 from tests.support.citations import ROOT, SECURITY, claims, rows
 
@@ -102,6 +104,7 @@ def test_each_claim_is_read() -> None:
     assert len(claims()) == SECURITY.read_text(encoding="utf-8").count("\n* *Held by:*") > 20
 
 
+@pytest.mark.timeout(600)  # it imports most of the tests and what they need
 def test_the_command_of_a_claim_names_its_tests() -> None:
     """pytest itself collects what the command names: a test within a class goes by another name than one outside."""
     named = {argument for code, _ in [*rows(), *claims()] for argument in citations.arguments(code)}

@@ -31,10 +31,11 @@ def test_it_goes_to_loopback_and_is_bounded(change: dict[str, object]) -> None:
         Herd(orders_of(json.dumps({**ORDERS, **change})))
 
 
+@pytest.mark.timeout(300)
 def test_all_are_back_after_their_relay_was_killed(tmp_path: Path) -> None:
     out = tmp_path / "herd.json"
     argv = [sys.executable, "-m", "bench.herd", "--agents", "60", "--seconds", "60", "--out", str(out)]
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=110)
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert out.exists(), done.stderr
     result = json.loads(out.read_text())
     assert "100" in result["back_after_kill_s"], result

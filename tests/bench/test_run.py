@@ -320,7 +320,7 @@ def test_the_cost_is_told_before_the_path(
     for name in ("arcbridge", WITHOUT_RESUMPTION):
         monkeypatch.setitem(peers.PEERS, name, lambda name=name: Named(name))
     out = tmp_path / "result.json"
-    short = ["--rounds", "1", "--seconds", "0.1", "--scenarios", "resumption", "--out", str(out)]
+    short = ["--rounds", "1", "--seconds", "0.3", "--scenarios", "resumption", "--out", str(out)]
     assert main([*short, "--peers", f"arcbridge,{WITHOUT_RESUMPTION}"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1] == str(out)
@@ -332,7 +332,7 @@ def test_the_command_writes_a_result_and_prints_its_path_last(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "result.json"
-    short = ["--rounds", "1", "--seconds", "0.1", "--peers", "direct", "--studies", "none"]
+    short = ["--rounds", "1", "--seconds", "0.3", "--peers", "direct", "--studies", "none"]
     assert main(["--quick", *short, "--out", str(out)]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1] == str(out)
@@ -362,7 +362,7 @@ def test_without_arcbridge_itself_it_fails(tmp_path: Path, monkeypatch: pytest.M
             super().__init__("arcbridge", [], "it did not start")
 
     monkeypatch.setitem(peers.PEERS, "arcbridge", Broken)
-    short = ["--rounds", "1", "--seconds", "0.1", "--scenarios", "echo", "--out", str(tmp_path / "result.json")]
+    short = ["--rounds", "1", "--seconds", "0.3", "--scenarios", "echo", "--out", str(tmp_path / "result.json")]
     assert main(["--quick", *short, "--peers", "direct"]) == 0
     assert main(["--quick", *short, "--peers", "arcbridge,direct"]) == 1
     result = json.loads((tmp_path / "result.json").read_text())

@@ -56,7 +56,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 def pour(program: str, source: socket.socket, sink: socket.socket) -> subprocess.CompletedProcess[str]:
     numbers = (source.fileno(), sink.fileno())
-    argv = [program, "0.1", "0", *map(str, numbers)]
+    argv = [program, "0.5", "0", *map(str, numbers)]
     return subprocess.run(argv, pass_fds=numbers, capture_output=True, text=True, check=False, timeout=30)
 
 

@@ -51,8 +51,9 @@ PATIENT = Limits(churn_burst=10**9, small_frame_burst=10**9)
 AGENT_TOKEN = "agent-own-token"
 PATIENCE = 10.0
 """Seconds for an answer that must come."""
-GRACE = 0.03
-"""Seconds without progress after which an answer that need not come is not waited for any more."""
+GRACE = 8
+"""Looks without progress, 5 ms apart and each behind turns of the loop, after which an answer that need not come is not
+waited for any more. Not seconds: they pass also while this process does not run."""
 
 
 class RawStream(asyncio.Protocol):
@@ -165,7 +166,7 @@ class Users:
         loop = asyncio.get_running_loop()
         give_up = loop.time() + PATIENCE
         before: object = None
-        since = loop.time()
+        still = 0
         while loop.time() < give_up:
             await self.turns()
             enough = bool(stream.end) or final_heads(bytes(stream.data)) >= until
@@ -173,9 +174,10 @@ class Users:
                 return
             now = (len(stream.data), user.client._machine.sent, len(self.audit.kept), self.proxy.stats.requests)
             if now != before:
-                before, since = now, loop.time()
-            elif loop.time() - since > GRACE and (enough or not user.in_flight):
+                before, still = now, 0
+            elif still >= GRACE and (enough or not user.in_flight):
                 return
+            still += 1
             stream.changed.clear()
             try:
                 async with asyncio.timeout(0.005):

@@ -48,6 +48,17 @@ def answers_with(frames: Callable[[int], bytes], *, instead: bool = False) -> ty
     return AnswersWith
 
 
+def tells_of_streams(opened: list[StreamTransport]) -> type[KubeProxy]:
+    """The real proxy, which puts each stream into a list as soon as the agent has it."""
+
+    class TellsOfStreams(KubeProxy):
+        def serve(self, stream: StreamTransport, caller: Caller) -> None:
+            opened.append(stream)
+            super().serve(stream, caller)
+
+    return TellsOfStreams
+
+
 def shows(certify: Callable[[AgentCredential], tuple[str, str]]) -> type[SessionCertificate]:
     """A session certificate that `certify` makes: certificate and key, PEM."""
 

@@ -118,7 +118,8 @@ class Cluster:
     def audit(self) -> list[dict[str, Any]]:
         """The agent's audit records so far."""
         path = self.directory / "audit.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
+        text = path.read_bytes() if path.exists() else b""
+        lines = text[: text.rfind(b"\n") + 1].splitlines()  # a thread writes them
         return [record for record in map(json.loads, lines) if "outcome" in record]
 
 

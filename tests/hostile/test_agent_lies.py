@@ -20,11 +20,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from arcbridge.errors import ArcbridgeError, PinMismatch
 from arcbridge.mux.session import MuxSession
+from arcbridge.mux.stream import StreamTransport
 from arcbridge.pki.authority import Authority
 from arcbridge.relay.pump import Pumps
 from arcbridge.wire.frames import U32, U64, FrameType, GoawayCode, frame
 from arcbridge.wire.records import Auth, AuthOk, Dial, Hello, Open, Revoke, Status
-from tests.hostile.agent_lies import Control, answers_with, own_authority, shows
+from tests.hostile.agent_lies import Control, answers_with, own_authority, shows, tells_of_streams
 from tests.hostile.organisation import ALICE, BOB, Organisation
 
 STRANGER = Authority.create("a stranger's")
@@ -231,16 +232,19 @@ async def test_d3_a_resumption_whose_counts_cannot_be_true(tmp_path: Path) -> No
             finally:
                 type(receiver).received = honest  # type: ignore[assignment]
 
-    lie = {"arcbridge.agent.sessions.MuxSession": Overstates}
+    opened: list[StreamTransport] = []
+    lie = {"arcbridge.agent.sessions.MuxSession": Overstates, "KubeProxy": tells_of_streams(opened)}
     async with (
         Organisation.running(tmp_path, relay={"Pumps": keep}, agents={"prod": lie}) as org,
         org.client() as alice,
     ):
         assert (await alice.get()).status == 200
+        opened.clear()
         async with alice.connected() as (reader, writer):
             writer.write(b"GET /api/v1/pods?watch=1 HTTP/1.1\r\nHost: x\r\n")  # never complete: its stream stays open
             await writer.drain()
-            await org.until(lambda: len(org.said("session opened")) == 1, "the session")
+            await org.until(lambda: opened, "the agent has the stream")
+            assert len(org.said("session opened")) == 1
             for pump in list(pumps[0]._open):
                 pump.abort()
             with pytest.raises(ConnectionResetError):

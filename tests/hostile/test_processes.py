@@ -19,7 +19,7 @@ import pytest
 from arcbridge.errors import ExitCode
 from tests.hostile.organisation import Client, Person, TaggedApiServer
 from tests.support import world as world_module
-from tests.support.reports import records, until
+from tests.support.reports import records, until, wait_for_record
 from tests.support.world import ALICE, BOB, ApiServer, User, World
 
 SCRIPT = "tests.hostile.process"
@@ -92,8 +92,8 @@ async def test_b1_a_relay_that_flips_a_bit_of_an_answer(tmp_path: Path, monkeypa
         answer = await caller.get()
         assert answer.status == 200
         assert len(answer.body) > 200_000
-        told = await asyncio.to_thread(records, started.process, "connection lost, waiting to resume")
-        assert told[0]["reason"].startswith("bytes were altered on the way between client and agent")
+        told = await asyncio.to_thread(wait_for_record, started.process, "connection lost, waiting to resume")
+        assert told["reason"].startswith("bytes were altered on the way between client and agent")
         # The answer may be whole before its log line is there.
         await asyncio.to_thread(until, lambda: records(world.agent, "session resumed"), "the agent resumed the session")
         assert len(records(world.agent, "session resumed")) == 1

@@ -18,6 +18,7 @@ from arcbridge.errors import (
 )
 from arcbridge.identity.proof import ProofKey
 from arcbridge.mux.session import BaseHandler, MuxSession
+from arcbridge.mux.stream import StreamTransport
 from arcbridge.net.session_tls import connect_session
 from arcbridge.net.tls import inner_client_context
 from arcbridge.pki.names import cluster_server_name
@@ -27,6 +28,7 @@ from arcbridge.relay.pump import Pumps
 from arcbridge.wire.frames import U32, FrameType, GoawayCode, frame
 from arcbridge.wire.records import Auth, AuthOk, Goaway, Hello, JoinReply, Move, Open, Revoke, Status
 from arcbridge.wire.session import Kind, Side
+from tests.hostile.agent_lies import tells_of_streams
 from tests.hostile.by_hand import auth, hello, session_by_hand
 from tests.hostile.organisation import ALICE, RELAY_AUDIENCE, Organisation
 from tests.hostile.relay_lies import (
@@ -274,16 +276,20 @@ async def test_b8_dials_with_odd_numbers(
 ) -> None:
     from arcbridge.relay import rendezvous
 
-    monkeypatch.setattr(
-        rendezvous.Rendezvous.__init__,
-        "__kwdefaults__",
-        {**rendezvous.Rendezvous.__init__.__kwdefaults__, "dial_deadline": 0.5},
-    )
+    if words:  # the others have the usual time
+        monkeypatch.setattr(
+            rendezvous.Rendezvous.__init__,
+            "__kwdefaults__",
+            {**rendezvous.Rendezvous.__init__.__kwdefaults__, "dial_deadline": 0.5},
+        )
     monkeypatch.setattr(relay_control, "ControlConnection", dials_else(**fields))
     async with Organisation.running(tmp_path) as org:
         if words:
             assert words in (await refused(org)).message
-            assert org.said("agent's join refused", reason="void token") or org.said("join failed")
+            await org.until(
+                lambda: org.said("agent's join refused", reason="void token") or org.said("join failed"),
+                "the agent came, and not for this client",
+            )
         else:
             async with org.client() as alice:
                 assert (await alice.get()).status == 200
@@ -339,6 +345,7 @@ async def test_b8_goodbyes_with_odd_codes_and_times(tmp_path: Path, code: int) -
         assert told["retry_in"] <= 630, "ten minutes, and what is spread"
         if code == GoawayCode.REVOKED:
             await org.until(lambda: org.said("session ended", user="alice"), "the session ends")
+            await org.until(lambda: org.said("no session"), "the client has heard of it")
             answer = await alice.get()
             assert answer.status == 403
             assert answer.sentence.startswith(
@@ -378,6 +385,7 @@ async def test_b8_a_user_whom_the_relay_shuts_out_is_told_by_whom(tmp_path: Path
             frame(FrameType.REVOKE, 0, Revoke("alice", 2**40, reason='\x1b[2J"; run curl evil\nnow').encode())
         )
         await org.until(lambda: org.said("session ended", user="alice"), "the session ends")
+        await org.until(lambda: org.said("no session"), "the client has heard of it")
         answer = await alice.get()
         assert answer.status == 403
         assert answer.sentence.startswith('arcbridge: access to cluster "prod" was revoked: ')
@@ -427,11 +435,13 @@ async def test_b2_another_pod_than_the_one_that_has_the_session(tmp_path: Path) 
         pumps.append(Pumps(*args, **settings))
         return pumps[-1]
 
-    async with Organisation.running(tmp_path, relay={"Rendezvous": OtherPod, "Pumps": keep}) as org:
+    opened: list[StreamTransport] = []
+    watched = {"prod": {"KubeProxy": tells_of_streams(opened)}}
+    async with Organisation.running(tmp_path, relay={"Rendezvous": OtherPod, "Pumps": keep}, agents=watched) as org:
         await org.start_agent(org.clusters["prod"])
         async with org.client() as alice, alice.connected() as (reader, writer):
-            writer.write(b"GET /tagged/prod/alice/9 HTTP/1.1\r\n")  # its stream is open
-            await org.until(lambda: org.said("session opened"), "the session")
+            writer.write(b"GET /tagged/prod/alice/9 HTTP/1.1\r\n")
+            await org.until(lambda: opened, "the agent has the stream")
             for pump in list(pumps[0]._open):
                 pump.abort()
             await org.until(lambda: org.said("session resumed", epoch=2), "it is resumed at the second try")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.cookiejar
 import json
 import os
@@ -11,7 +12,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from html.parser import HTMLParser
@@ -21,7 +22,7 @@ from typing import Any
 from arcbridge.identity.proof import ProofKey
 from tests.support.keycloak import Keycloak, Realm
 from tests.support.processes import ManagedProcess, run
-from tests.support.world import Client, World, arcbridge
+from tests.support.world import Client, World, arcbridge, login_ports
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "config" / "examples" / "keycloak"
 PASSWORD = "a password of the tests"
@@ -201,21 +202,18 @@ class Person:
         self.world.processes.append(process)
         return process
 
-    def begin_login(self) -> tuple[ManagedProcess, str]:
-        """Begin a login by browser; return the command, and the page that it has opened."""
-        for _ in range(100):
+    @contextlib.contextmanager
+    def logging_in(self) -> Iterator[tuple[ManagedProcess, str]]:
+        """A login by browser: the command, which has ended well behind the block, and the page that it has opened."""
+        with login_ports():
             process = self.begin("login", "--grant-type", "authcode")
-            found = process.wait_for_line(r"^opened (https://\S+)|local ports .* are in use", timeout=30)
-            if found[1]:
-                return process, str(found[1])
-            process.wait(30)  # a test in another process logs in just now
-        raise AssertionError("the ports of a login by browser are never free")
+            yield process, str(process.wait_for_line(r"^opened (https://\S+)", timeout=30)[1])
+            assert process.wait(30) == 0, process.tail()
 
     def log_in(self) -> str:
         """Log in by browser, with forms over HTTP; return what the command said at its end."""
-        process, page = self.begin_login()
-        self.browser.log_in(page, self.name)
-        assert process.wait(30) == 0, process.tail()
+        with self.logging_in() as (process, page):
+            self.browser.log_in(page, self.name)
         return process.output()
 
     def log_in_by_device(self, *arguments: str) -> str:

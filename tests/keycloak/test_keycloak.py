@@ -35,11 +35,12 @@ from tests.support.chromium import Chromium
 from tests.support.cluster import Cluster
 from tests.support.keycloak import AdminError, Keycloak
 from tests.support.processes import ManagedProcess, Mark
-from tests.support.reports import records, until
+from tests.support.reports import records, until, wait_for_record
 from tests.support.world import ApiServer
 from tests.walkthrough.arc import walk
 
-pytestmark = pytest.mark.timeout(180)
+# The first test also waits for Keycloak, the API server, the relay and the agent to start.
+pytestmark = pytest.mark.timeout(300)
 
 SIGNED_IN = {"system:authenticated"}
 BRIEFLY = {'client_id = "arcbridge"': 'client_id = "arcbridge-brief"'}
@@ -102,8 +103,10 @@ class TestAPersonLogsIn:
         assert (relay["aud"], agent["aud"]) == ("arcbridge-relay", "arcbridge-cluster")
         key = ProofKey.from_jwk(anna.key_file.read_bytes()).thumbprint
         assert relay["cnf"] == agent["cnf"] == {"jkt": key}
-        begun = [line for line in world.audit_lines() if line.get("user") == "oidc:anna"]
-        assert begun
+        begun = until(
+            lambda: [line for line in world.audit_lines() if line.get("user") == "oidc:anna"],
+            "anna is in the audit log",
+        )
         assert {line["bound"] for line in begun} == {"cnf.jkt"}
         # The same login serves the other commands.
         assert world.cluster in anna.run("clusters")[1]
@@ -114,9 +117,8 @@ class TestAPersonLogsIn:
     ) -> None:
         organisation.hire("bert", "developers")
         bert = Person.at_work(world, organisation.realm, "bert")
-        process, page = bert.begin_login()
 
-        async def log_in() -> str:
+        async def log_in(page: str) -> str:
             async with Chromium(tmp_path, trusted=[organisation.realm.keycloak.certificate]) as browser:
                 await browser.open(page)
                 await browser.type("#username", bert.name)
@@ -124,8 +126,8 @@ class TestAPersonLogsIn:
                 await browser.click("#kc-login")
                 return await browser.text_with("You may close this window.")
 
-        assert "You are logged in." in asyncio.run(log_in())
-        assert process.wait(30) == 0, process.tail()
+        with bert.logging_in() as (_, page):
+            assert "You are logged in." in asyncio.run(log_in(page))
         bert.start()
         assert Shell(cluster, bert).groups() == {"oidc:developers", *SIGNED_IN}
 
@@ -170,11 +172,10 @@ class TestAPersonLogsIn:
     def test_with_a_wrong_password_nothing_happens(self, world: KeycloakWorld, organisation: Organisation) -> None:
         organisation.hire("dana")
         dana = Person.at_work(world, organisation.realm, "dana")
-        process, page = dana.begin_login()
-        assert "Invalid username or password" in dana.browser.log_in(page, "dana", "a guess")
-        assert process.running
-        assert "You are logged in" in dana.browser.log_in(page, "dana")
-        assert process.wait(30) == 0, process.tail()
+        with dana.logging_in() as (process, page):
+            assert "Invalid username or password" in dana.browser.log_in(page, "dana", "a guess")
+            assert process.running
+            assert "You are logged in" in dana.browser.log_in(page, "dana")
 
     def test_who_may_reach_no_cluster_is_told_so(self, world: KeycloakWorld, organisation: Organisation) -> None:
         organisation.hire("egon", "interns")
@@ -349,8 +350,9 @@ class TestWhatChanges:
         shell = Shell(cluster, gustav)
         assert shell.groups() == {"oidc:developers", *SIGNED_IN}
         end_of_the_first = claims(gustav.cluster_token)["exp"]
-        organisation.leave(user, "developers")
+        # In this order: a token that is issued between the two would have no group that the relay lets in.
         organisation.join(user, "platform")
+        organisation.leave(user, "developers")
         until(lambda: shell.groups() == {"oidc:platform", *SIGNED_IN}, "the new groups", timeout=4 * BRIEF)
         # It is the same session, which outlives the token that it began with.
         until(lambda: time.time() > end_of_the_first, "the end of the first token", timeout=4 * BRIEF)
@@ -380,6 +382,7 @@ class TestWhatChanges:
         ):
             shell = Shell(cluster, people[how])
             until(partial(shell.says, words), f"the end of {how}", timeout=4 * BRIEF)
+            wait_for_record(clients[how].process, "the login cannot be renewed")
             (said,) = {line["reason"] for line in records(clients[how].process, "the login cannot be renewed")}
             assert said.startswith(f"the login has ended (invalid_grant: {why}); run `arcbridge login https://")
             status, shown = people[how].run("status", check=False)
@@ -388,19 +391,29 @@ class TestWhatChanges:
         assert "Logged in" in back.log_in()
         until(lambda: not Shell(cluster, back).refusal(), "the same client after a new login", timeout=4 * BRIEF)
 
-    def test_a_login_with_offline_access_outlives_the_session(
+    def test_a_login_with_offline_access_stands_among_no_sessions(
         self, world: KeycloakWorld, organisation: Organisation
     ) -> None:
-        user = organisation.hire("hanna", "developers")
+        """It ends with the consent, or with a log-out of all sessions."""
+        realm, people, users = organisation.realm, {}, {}
         scopes = 'scopes = ["openid", "arcbridge-relay", "arcbridge-cluster"'
-        hanna = Person.at_work(world, organisation.realm, "hanna", change={scopes: scopes + ', "offline_access"'})
-        hanna.log_in()
-        organisation.realm.admin("POST", f"users/{user}/logout")
-        # Keycloak writes its sessions behind the answers: right after a log-out it may know the offline one not yet.
-        until(lambda: hanna.refresh()[0] == 200, "a log-out ends no offline session", timeout=BRIEF)
-        organisation.realm.admin("DELETE", f"users/{user}/consents/arcbridge")
-        status, answer = hanna.refresh()
+        for name in ("hanna", "hedda"):
+            users[name] = organisation.hire(name, "developers")
+            people[name] = Person.at_work(world, realm, name, change={scopes: scopes + ', "offline_access"'})
+            people[name].log_in()
+        # Keycloak writes its sessions behind the answers.
+        sessions = f"users/{users['hanna']}/sessions"
+        until(lambda: realm.admin("GET", sessions) == [], "no session of it could be ended", timeout=BRIEF)
+        assert people["hanna"].refresh()[0] == 200
+        realm.admin("DELETE", f"users/{users['hanna']}/consents/arcbridge")
+        status, answer = people["hanna"].refresh()
         assert (status, answer["error"]) == (400, "invalid_grant")
+        # A log-out voids what was issued before the second in which it comes.
+        issued = claims(people["hedda"].kept["refresh_token"])["iat"]
+        until(lambda: time.time() >= issued + 1, "the next second")
+        realm.admin("POST", f"users/{users['hedda']}/logout")
+        status, answer = people["hedda"].refresh()
+        assert (status, answer["error"], answer["error_description"]) == (400, "invalid_grant", "Stale token")
 
     def test_keys_come_and_go(self, cluster: Cluster, world: KeycloakWorld, rotating: Organisation) -> None:
         realm = rotating.realm
@@ -533,7 +546,8 @@ def test_arc_s_walkthrough(cluster: Cluster, api: ApiServer, keycloak: Keycloak,
 
 
 def refusals(agent: ManagedProcess, after: Mark) -> set[object]:
-    """By which rules the agent has refused tokens."""
+    """Wait until the agent has refused a token, and return by which rules it did; who was refused may hear it first."""
+    wait_for_record(agent, "session refused", after=after)
     return {record["rule"] for record in records(agent, "session refused", after=after)}
 
 

@@ -6,6 +6,7 @@ stand-in for `scp` copies between the directories. Everything else is real.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -20,7 +21,8 @@ from types import TracebackType
 from typing import Self
 
 from tests.readme.blocks import Block, missing
-from tests.support.processes import ManagedProcess
+from tests.support.processes import ManagedProcess, ProcessFailed
+from tests.support.reports import until
 
 ROOT = Path(__file__).resolve().parents[2]
 _SCP = """\
@@ -139,6 +141,8 @@ class Machines:
         shown = block.text
         for said, run in self.replaced.items():
             shown = shown.replace(said, run)
+        with contextlib.suppress(ProcessFailed):  # of a process that stays, some lines may come a moment later
+            until(lambda: not (process.running and missing(shown, process.lines())), block.place, timeout=30)
         line = missing(shown, process.lines())
         assert not line, f"{block.place}: not shown: {line!r}\n{process.tail(60)}"
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.demo.__main__ import demonstration_api
 from tests.readme.blocks import blocks
 from tests.readme.machines import ROOT, Machines
@@ -15,6 +17,7 @@ from tests.support.cluster import kubectl_versions
 from tests.support.world import World
 
 
+@pytest.mark.timeout(240)
 def test_every_block_of_the_readme(tmp_path: Path) -> None:
     kubectl = next(iter(kubectl_versions(build=False).values()))
     with (

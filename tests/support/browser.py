@@ -76,10 +76,12 @@ class Browser:
             async with session.ws_connect(tab["webSocketDebuggerUrl"], max_msg_size=0) as socket:
                 devtools = _DevTools(socket)
                 await devtools.call("Page.enable")
+                await devtools.call("Page.setLifecycleEventsEnabled", enabled=True)
                 opened = await devtools.call("Page.navigate", url=url)
                 if "errorText" in opened:
                     return {"failed": opened["errorText"]}
-                await devtools.event("Page.loadEventFired")
+                # By its loader: the empty page that the tab begins with tells of its own end of loading, too.
+                await devtools.event("Page.lifecycleEvent", name="load", loaderId=opened["loaderId"])
                 run = await devtools.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
                 if "exceptionDetails" in run:
                     raise AssertionError(f"the page's script failed: {json.dumps(run['exceptionDetails'])[:2000]}")
@@ -104,7 +106,7 @@ class _DevTools:
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket = socket
         self._number = 0
-        self._events: list[str] = []
+        self._events: list[dict[str, Any]] = []
 
     async def call(self, method: str, **parameters: object) -> dict[str, Any]:
         self._number += 1
@@ -115,11 +117,14 @@ class _DevTools:
                 assert "error" not in message, message
                 result: dict[str, Any] = message["result"]
                 return result
-            self._events.append(message.get("method", ""))
+            self._events.append(message)
 
-    async def event(self, name: str) -> None:
-        while name not in self._events:
-            self._events.append((await self._socket.receive_json()).get("method", ""))
+    async def event(self, method: str, **parameters: object) -> None:
+        """Wait for an event with these parameters, unless it came before."""
+        while not any(
+            one.get("method") == method and parameters.items() <= one["params"].items() for one in self._events
+        ):
+            self._events.append(await self._socket.receive_json())
 
 
 class HostileSite:

@@ -67,9 +67,8 @@ class Chromium:
             line = await self._process.line(r"DevTools listening on ws://(127\.0\.0\.1:\d+)/", timeout=PATIENCE)
             self._session = aiohttp.ClientSession()
             try:
-                async with self._session.get(f"http://{line[1]}/json/list") as answer:
-                    pages = [one for one in await answer.json() if one["type"] == "page"]
-                self._page = await self._session.ws_connect(pages[0]["webSocketDebuggerUrl"], max_msg_size=0)
+                async with asyncio.timeout(PATIENCE):
+                    self._page = await self._session.ws_connect(await self._first_page(line[1]), max_msg_size=0)
             except BaseException:
                 await self._session.close()
                 raise
@@ -119,6 +118,15 @@ class Chromium:
         path.write_bytes(base64.b64decode(answer["data"]))
 
     # -- inside -------------------------------------------------------------------------------------------------------
+
+    async def _first_page(self, address: str) -> str:
+        """Return where the page is led; the browser may listen before it has one."""
+        while True:
+            async with self._session.get(f"http://{address}/json/list") as answer:
+                for one in await answer.json():
+                    if one["type"] == "page":
+                        return str(one["webSocketDebuggerUrl"])
+            await asyncio.sleep(0.02)
 
     async def _until(self, condition: str) -> None:
         deadline = time.monotonic() + PATIENCE

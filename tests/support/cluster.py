@@ -397,8 +397,8 @@ class Cluster:
 
     def audit_events(self) -> list[dict[str, Any]]:
         """Return the API server's audit log so far: who asked for what, on whose behalf, and the answer's code."""
-        text = (self.directory / "audit.log").read_text()
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        text = (self.directory / "audit.log").read_bytes()
+        return [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]
 
     # Ending.
 
@@ -493,7 +493,7 @@ class Cluster:
             )
             self.processes.append(apiserver)
             try:
-                apiserver.wait_for_url(f"{self.api_url}/readyz", context=context, timeout=30)
+                apiserver.wait_for_url(f"{self.api_url}/readyz", context=context, timeout=60)
                 break
             except ProcessFailed as error:
                 # Another process may have taken the port between our look and the server's.

@@ -127,7 +127,9 @@ class _Half:
 class _Connection:
     """Two sockets and the two directions between them."""
 
-    def __init__(self, passage: Passage, plan: Plan, near: socket.socket, far: socket.socket | None) -> None:
+    def __init__(
+        self, passage: Passage, plan: Plan, near: socket.socket, far: socket.socket | None, now: float
+    ) -> None:
         self.passage = passage
         self.plan = plan
         self.near = near
@@ -135,7 +137,7 @@ class _Connection:
         self.connecting = far is not None
         self.up = _Half("up", plan)
         self.down = _Half("down", plan)
-        self.moved_at = time.monotonic()
+        self.moved_at = now
         self.lingering: float | None = None
         """When the rest stops being read."""
 
@@ -152,7 +154,8 @@ class _Connection:
 class FaultProxy:
     """The proxy. Use as a context manager, or `stop` it.
 
-    `make_near` and `make_far` make its sockets; those of a network namespace stay in it.
+    `make_near` and `make_far` make its sockets; those of a network namespace stay in it. By `clock` (seconds) a
+    connection is forgotten; all else waits by real time.
     """
 
     def __init__(
@@ -163,11 +166,13 @@ class FaultProxy:
         listen: tuple[str, int] = ("127.0.0.1", 0),
         make_near: Callable[[], socket.socket] = socket.socket,
         make_far: Callable[[], socket.socket] = socket.socket,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.plan = plan
         """Asked at each accept, in the proxy's thread."""
         self._target = target
         self._make_far = make_far
+        self._clock = clock
         self._listening = make_near()
         self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._listening.bind(listen)
@@ -394,7 +399,7 @@ class FaultProxy:
             far = self._make_far()
             far.setblocking(False)
             far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection = _Connection(passage, plan, near, far)
+        connection = _Connection(passage, plan, near, far, self._clock())
         self._connections.append(connection)
         if far is not None and (problem := far.connect_ex(self._target)) not in (0, errno.EINPROGRESS):
             self._close(connection, "rst", f"unreachable: {errno.errorcode.get(problem, problem)}")
@@ -434,11 +439,11 @@ class FaultProxy:
         if not data:
             half.ended = True
         elif connection.lingering is None:
-            forget = connection.plan.forget
-            if forget and now - connection.moved_at > forget:
+            forget, seen = connection.plan.forget, self._clock()
+            if forget and seen - connection.moved_at > forget:
                 for one in connection.halves:
                     one.swallowing = True
-            connection.moved_at = now
+            connection.moved_at = seen
             half.take(data, now)
 
     def _write(self, connection: _Connection, half: _Half, sink: socket.socket, now: float) -> bool:

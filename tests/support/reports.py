@@ -16,7 +16,7 @@ from typing import Any, Self, TypeVar
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.processes import START, ManagedProcess, Mark, ProcessFailed
-from tests.support.world import World, arcbridge
+from tests.support.world import World, arcbridge, fixed_port
 
 T = TypeVar("T")
 
@@ -51,13 +51,16 @@ def wait_for_record(
     def look() -> list[dict[str, Any]]:
         over = not process.running
         if over:
-            process.wait()  # what it wrote last may not be read yet
+            process.wait()  # until its last output was read, too
         found = records(process, event, after=after, **fields)
         if over and not found:
-            raise ProcessFailed(f"ended without {event!r}\n{process.tail()}")
+            raise ProcessFailed(f"ended without {event!r} {fields}")
         return found
 
-    return until(look, f"{process.name} logs {event!r} {fields}\n{process.tail()}", timeout=timeout)[0]
+    try:
+        return until(look, f"{process.name} logs {event!r} {fields}", timeout=timeout)[0]
+    except ProcessFailed as error:
+        raise ProcessFailed(f"{error}\n{process.tail()}") from None
 
 
 def audited(world: World, what: str, **values: object) -> dict[str, Any]:
@@ -109,7 +112,7 @@ class Door:
         self._pairs: set[tuple[socket.socket, socket.socket]] = set()
         self._lock = threading.Lock()
         self._listening: socket.socket | None = None
-        self.port = 0
+        self.port = fixed_port()
         self.open()
 
     @property
@@ -124,7 +127,6 @@ class Door:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(("127.0.0.1", self.port))
         sock.listen(64)
-        self.port = int(sock.getsockname()[1])
         self._listening = sock
         threading.Thread(target=self._accept, args=(sock,), daemon=True, name="door").start()
 

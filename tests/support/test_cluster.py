@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -16,6 +17,7 @@ import pytest
 
 from tests.support.cluster import KUBECTL_MINORS, Cluster, Kubectl, Unavailable, kubectl_binary
 from tests.support.processes import ManagedProcess, require_or_skip
+from tests.support.reports import until
 
 TRANSPORTS = ("websocket", "spdy")
 SPDY = {"KUBECTL_REMOTE_COMMAND_WEBSOCKETS": "false", "KUBECTL_PORT_FORWARD_WEBSOCKETS": "false"}
@@ -199,10 +201,13 @@ def test_service_accounts_rbac_and_users(cluster: Cluster, tmp_path: Path) -> No
     assert "jane" in who
     assert "devs ops system:authenticated" in who
     as_jane.run("get", "secrets", check=False)
-    assert any(
-        event["user"]["username"] == "jane" and event["responseStatus"]["code"] == 403
-        for event in cluster.audit_events()
-        if event.get("objectRef", {}).get("resource") == "secrets"
+    until(
+        lambda: any(
+            event["user"]["username"] == "jane" and event["responseStatus"]["code"] == 403
+            for event in cluster.audit_events()
+            if event.get("objectRef", {}).get("resource") == "secrets"
+        ),
+        "the API server has recorded the refusal",
     )
 
 
@@ -281,9 +286,11 @@ def _sha256(path: Path) -> str:
 
 
 def _children(pid: int) -> list[int]:
-    return [
-        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
-    ]
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+            found += map(int, (task / "children").read_text().split())
+    return found
 
 
 def _wait_for_end(pidfd: int) -> None:

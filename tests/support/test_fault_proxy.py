@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.fault_proxy import Direction, FaultProxy, How, Plan
 from tests.support.targets import EchoServer
+from tests.support.world import fixed_port
 
 
 class Ends:
@@ -168,7 +169,7 @@ def test_a_planned_freeze_stops_at_its_byte_and_a_frozen_source_feels_it(ends: E
                 sent += near.send(bytes(65536))
         assert sent < 100_000_000
         assert exactly(far, 4) == bytes(4)
-        assert proxy.passages[0].up == 4
+        proxy.wait(lambda: proxy.passages[0].up == 4)
         proxy.thaw()
         near.settimeout(10)
         assert len(exactly(far, sent - 4)) == sent - 4
@@ -186,13 +187,14 @@ def test_what_is_swallowed_never_comes(ends: Ends) -> None:
 
 
 def test_an_idle_connection_is_forgotten_and_a_busy_one_is_not(ends: Ends) -> None:
-    with FaultProxy(ends.target, plan=lambda number: Plan(forget=0.5)) as proxy:
+    now = 0.0
+    with FaultProxy(ends.target, plan=lambda number: Plan(forget=0.5), clock=lambda: now) as proxy:
         near, far = ends.connect(proxy)
         for _ in range(8):
-            time.sleep(0.1)  # less than it takes to be forgotten; together more
+            now += 0.1  # less than it takes to be forgotten; together more
             far.sendall(b"x")
             assert exactly(near, 1) == b"x"
-        time.sleep(0.7)
+        now += 0.7
         far.sendall(b"dropped")
         near.sendall(b"dropped")
         near.shutdown(socket.SHUT_WR)
@@ -241,10 +243,10 @@ def test_a_silent_one_accepts_and_says_nothing(ends: Ends) -> None:
         socket.create_connection((proxy.host, proxy.port), timeout=10) as sock,
     ):
         sock.sendall(b"answer?")
+        proxy.wait(lambda: proxy.passing == 1)
         sock.settimeout(0.1)
         with pytest.raises(TimeoutError):
             sock.recv(1)
-        assert proxy.passing == 1
         proxy.cut("rst")
         sock.settimeout(10)
         assert read_all(sock) == (b"", "rst")
@@ -290,12 +292,12 @@ def test_a_random_cut_is_the_same_for_the_same_seed() -> None:
 
 
 def test_nothing_is_left_after_the_end(ends: Ends) -> None:
-    before = threading.active_count()
-    with FaultProxy(ends.target) as proxy:
+    before = set(threading.enumerate())
+    with FaultProxy(ends.target, listen=("127.0.0.1", fixed_port())) as proxy:
         near, far = ends.connect(proxy)
         proxy.freeze()
     assert read_all(near)[1] == "rst"
     assert read_all(far)[1] == "rst"
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((proxy.host, proxy.port), timeout=10)

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.support.issuer import Issuer
 from tests.support.issuer_server import ACTIONS_SECRET
+from tests.support.world import fixed_port
 
 DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 VERIFIER = "v" * 43
@@ -239,7 +240,7 @@ def test_users_can_be_added_and_userinfo_asked(issuer: Issuer) -> None:
 
 
 def test_restart_keeps_url_ca_and_keys(tmp_path: Path) -> None:
-    with Issuer(tmp_path, lifetime=5) as issuer:
+    with Issuer(tmp_path, port=fixed_port(), lifetime=5) as issuer:
         url, token = issuer.url, issuer.mint(aud="x")
         assert issuer.settings().lifetime == 5
         issuer.stop()

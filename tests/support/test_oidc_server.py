@@ -15,8 +15,12 @@ def test_discovery_keys_and_tokens_of_two_issuers() -> None:
     with OidcServer() as server:
         context = ssl.create_default_context(cadata=server.ca_pem)
 
+        opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+        )
+
         def fetched(url: str) -> dict[str, object]:
-            with urllib.request.urlopen(url, context=context, timeout=10) as answer:
+            with opener.open(url, timeout=10) as answer:
                 found: dict[str, object] = json.load(answer)
                 return found
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 import threading
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.processes import ManagedProcess, ProcessFailed, require_or_skip, required, run
+from tests.support.world import fixed_port
 
 
 def python(code: str, tmp_path: Path, **options: object) -> ManagedProcess:
@@ -88,8 +88,7 @@ class H(http.server.BaseHTTPRequestHandler):
         self.send_response(200 if H.count == 3 else 503); self.end_headers(); self.wfile.write(b'ok %d' % H.count)
 http.server.HTTPServer(('127.0.0.1', int(sys.argv[1])), H).serve_forever()
 """
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = fixed_port()
     with ManagedProcess([sys.executable, "-c", code, str(port)], log_dir=tmp_path) as process:
         assert process.wait_for_url(f"http://127.0.0.1:{port}/") == "ok 3"
 

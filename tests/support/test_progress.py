@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -27,6 +29,13 @@ def forty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "EVERY", 0.0)
 
 
+@pytest.fixture
+def standing_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No second passes, however slow the machine is."""
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: 1000.0))
+
+
+@pytest.mark.usefixtures("standing_clock")
 def test_a_pipe_gets_the_beginning_and_the_end() -> None:
     stream = io.StringIO()
     with Progress("building helm", total=812, unit="packages", stream=stream) as shown:
@@ -35,6 +44,7 @@ def test_a_pipe_gets_the_beginning_and_the_end() -> None:
     assert stream.getvalue() == "building helm: 812 packages ...\nbuilding helm: done in 0 s\n"
 
 
+@pytest.mark.usefixtures("standing_clock")
 def test_a_terminal_gets_one_line_that_is_rewritten() -> None:
     stream = Terminal()
     with Progress("building helm", total=812, unit="packages", stream=stream) as shown:
@@ -49,6 +59,7 @@ def test_a_terminal_gets_one_line_that_is_rewritten() -> None:
     assert all(len(version.rstrip("\n")) <= 40 for version in versions)
 
 
+@pytest.mark.usefixtures("standing_clock")
 def test_a_long_title_gives_way_to_the_count() -> None:
     stream = Terminal()
     with Progress("building kube-apiserver, server, kubectl", total=2338, unit="packages", stream=stream) as shown:
@@ -56,6 +67,7 @@ def test_a_long_title_gives_way_to_the_count() -> None:
     assert "\x1b[Kbuilding kube…: 0 s, 17 of 2338 packages\r" in stream.getvalue()
 
 
+@pytest.mark.usefixtures("standing_clock")
 def test_a_failure_is_told_from_an_end() -> None:
     stream = io.StringIO()
     with pytest.raises(ValueError, match="broken"), Progress("building helm", stream=stream):
@@ -103,7 +115,7 @@ def test_a_process_that_takes_too_long_is_ended() -> None:
 def test_the_program_shows_the_output_of_a_failure_alone() -> None:
     good = subprocess.run([*PROGRAM, "installing", "--", "echo", "much"], capture_output=True, text=True, check=False)
     assert (good.returncode, good.stdout) == (0, "")
-    assert good.stderr.splitlines() == ["installing ...", "installing: done in 0 s"]
+    assert re.fullmatch(r"installing \.\.\.\ninstalling: done in \d+ s\n", good.stderr)
     bad = subprocess.run(
         [*PROGRAM, "installing", "--", "sh", "-c", "echo no network; exit 7"],
         capture_output=True,
@@ -111,7 +123,7 @@ def test_the_program_shows_the_output_of_a_failure_alone() -> None:
         check=False,
     )
     assert bad.returncode == 7
-    assert bad.stderr.splitlines() == ["installing ...", "installing: not done after 0 s", "no network"]
+    assert re.fullmatch(r"installing \.\.\.\ninstalling: not done after \d+ s\nno network\n", bad.stderr)
     assert subprocess.run([*PROGRAM, "installing"], capture_output=True, check=False).returncode == 2
 
 
@@ -120,7 +132,7 @@ def test_the_program_rewrites_its_line_on_a_terminal(tmp_path: Path) -> None:
     subprocess.run(["mkfifo", fifo], check=True)
     command = ["sh", "-c", f"echo collecting wheels; cat {fifo}"]
     with ManagedProcess([*PROGRAM, "installing", "--", *command], log_dir=tmp_path, terminal=(24, 80)) as running:
-        running.wait_for_line("installing: 0 s, collecting wheels")
+        running.wait_for_line(r"installing: \d+ s, collecting wheels")
         fifo.write_text("")
         running.wait_for_line("installing: done in")
         assert running.wait() == 0

@@ -31,6 +31,8 @@ from tests.support.processes import ManagedProcess, run
 CLUSTER = "berlin-factory"
 RELAY_AUDIENCE = "arcbridge-relay"
 CLUSTER_AUDIENCE = "arcbridge-cluster"
+LOGIN_PORTS = (8000, 18000)
+"""Where a login by browser waits for the browser to come back (`arcbridge.client.login.REDIRECT_PORTS`)."""
 
 HEAVY_USERS = """\
 limits.requests_per_second = 1_000_000
@@ -96,7 +98,7 @@ def fixed_port() -> int:
     first = int(setting.read_text().split()[0]) if setting.exists() else 49_152
     low, high = (15_000, min(first, 32_768)) if first >= 17_000 else (61_000, 65_000)
     for port in random.sample(range(low, high), 200):
-        if port in _reserved:
+        if port in _reserved or port in LOGIN_PORTS:
             continue
         reservation = socket.socket(socket.AF_UNIX)
         try:
@@ -539,8 +541,8 @@ class World:
         found: list[dict[str, object]] = []
         for index in range(len(self.agent_observes)):
             log = self.config_of("agent", index).parent / "audit.jsonl"
-            text = log.read_text() if log.exists() else ""
-            found += [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+            text = log.read_bytes() if log.exists() else b""
+            found += [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]
         return found
 
     # -- ending -----------------------------------------------------------------------------------------------------

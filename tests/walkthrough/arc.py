@@ -12,6 +12,7 @@ from typing import Protocol
 
 from tests.support.cluster import Cluster
 from tests.support.processes import run
+from tests.support.reports import until
 from tests.support.world import Client, World, arcbridge
 
 DEMO = "arc-demo"
@@ -70,9 +71,13 @@ class Shell:
 def enrol(world: World) -> None:
     """`az connectedk8s connect`: a join token, the agent, and the cluster stands in the list as connected."""
     world.start_agent()
-    listed = run(arcbridge("--role", "relay", "cluster", "list", "--config", str(world.relay_config), "-o", "json"))
-    (found,) = [one for one in json.loads(listed.stdout) if one["name"] == world.cluster]
-    assert found["name"] == world.cluster
+    command = arcbridge("--role", "relay", "cluster", "list", "--config", str(world.relay_config), "-o", "json")
+
+    def connected() -> bool:
+        (found,) = [one for one in json.loads(run(command).stdout) if one["name"] == world.cluster]
+        return bool(found["state"] == "Connected")
+
+    until(connected, "the cluster is connected", timeout=30)
 
 
 def bind(cluster: Cluster, name: str, role: str, user: str) -> None:
@@ -92,6 +97,7 @@ def walk(cluster: Cluster, organisation: Organisation) -> None:
     cluster.add_pod(f"demo-{tag}", DEMO)
     bind(cluster, f"demo-user-binding-{tag}", "cluster-admin", user)
     bind(cluster, f"demo-app-binding-{tag}", "view", application)
+    cluster.settle_rbac()
 
     # A person.
     assert "Logged in as" in anna.log_in()
@@ -109,5 +115,7 @@ def walk(cluster: Cluster, organisation: Organisation) -> None:
     assert "orbidden" in job.refusal("delete", "configmap", f"by-{tag}", "-n", DEMO)
 
     # What both did is on record under their own names.
-    users = {record.get("user") for record in world.audit_lines()}
-    assert {user, application} <= users
+    until(
+        lambda: {user, application} <= {record.get("user") for record in world.audit_lines()},
+        "both are in the audit log",
+    )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.support.entra import CLUSTER, PIPELINE, READER, RELAY, TENANT, Entra, User
 from tests.support.processes import ManagedProcess, run
-from tests.support.world import Client, World, arcbridge
+from tests.support.world import Client, World, arcbridge, login_ports
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "config" / "examples" / "entra-id"
 MICROSOFT = f"https://login.microsoftonline.com/{TENANT}/v2.0"
@@ -49,8 +49,10 @@ class EntraWorld(World):
     def graph(self) -> str:
         """`[graph.NAME]` of relay and agent, as the examples have it but for addresses."""
         secret = self.directory / "graph-secret"
-        secret.touch(mode=0o600)
-        secret.write_text(self.entra.applications[READER].secret)
+        new = secret.with_suffix(".new")  # the agent may read the file at any moment
+        new.touch(mode=0o600)
+        new.write_text(self.entra.applications[READER].secret)
+        new.replace(secret)
         return f"""
 [graph.example]
 issuers = ["{self.entra.issuer}", "{self.entra.issuer_v1}"]
@@ -152,15 +154,16 @@ id_token_file = "cluster"
 
     def log_in(self) -> str:
         """Log in by browser, which has this user's session; return what the command said at its end."""
-        process = self.begin("login", "--grant-type", "authcode")
-        page = process.wait_for_line(r"^opened (https://\S+)", timeout=30)[1]
         context = ssl.create_default_context(cafile=self.world.entra.ca_file)
         opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
         )
-        with opener.open(f"{page}&login_hint={urllib.parse.quote(self.upn)}", timeout=30) as answer:
-            assert "You are logged in" in answer.read().decode()
-        assert process.wait(30) == 0, process.tail()
+        with login_ports():
+            process = self.begin("login", "--grant-type", "authcode")
+            page = process.wait_for_line(r"^opened (https://\S+)", timeout=30)[1]
+            with opener.open(f"{page}&login_hint={urllib.parse.quote(self.upn)}", timeout=30) as answer:
+                assert "You are logged in" in answer.read().decode()
+            assert process.wait(30) == 0, process.tail()
         return process.output()
 
     def log_in_by_device(self) -> str:

@@ -111,8 +111,10 @@ class TestPeople:
         dana.start()
         assert Shell(cluster, dana).whoami()["username"] == "dana@example.org"
         assert set(claims(kept(dana)["access_token"])["cnf"]) == {"kid", "xms_ksl"}
-        lines = [line for line in enrolled.audit_lines() if line.get("user") == "dana@example.org"]
-        assert lines
+        lines = until(
+            lambda: [line for line in enrolled.audit_lines() if line.get("user") == "dana@example.org"],
+            "dana is in the audit log",
+        )
         assert {line["bound"] for line in lines} == {"cnf.kid"}
         # The same tokens on another machine, which does not have the key.
         (token,) = kept(dana)["by_audience"].values()
@@ -182,11 +184,10 @@ class TestPeople:
         refused = ines.begin("--file", "kubeconfig", "--port", "0")
         assert refused.wait(60) == 4
         assert "cannot say which groups you are in: " in refused.output()
-        assert enrolled.agent is not None
-        assert "gets no token for Microsoft Graph (status 401, invalid_client)" in enrolled.agent.output()
+        enrolled.agent.wait_for_line(re.escape("gets no token for Microsoft Graph (status 401, invalid_client)"))
         failing = 'arcbridge_agent_check_ok{check="groups"}'
         until(lambda: metrics(enrolled.agent_observe)[failing] == 0.0, "the self-check has failed", timeout=60)
-        assert '"check":"groups","code":"graph_credential"' in enrolled.agent.output()
+        enrolled.agent.wait_for_line('"check":"groups","code":"graph_credential"')
         enrolled.graph()  # the file has the new secret
         until(lambda: metrics(enrolled.agent_observe)[failing] == 1.0, "the new secret counts", timeout=60)
         ines.start()

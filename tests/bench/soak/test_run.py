@@ -23,6 +23,7 @@ SUMMARY = {
 }  # fmt: skip
 
 
+@pytest.mark.timeout(300)
 def test_relays_die_and_no_byte_is_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "result.json"
     short = [
