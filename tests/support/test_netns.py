@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterator
 
@@ -39,10 +40,12 @@ def reach(network: Network, source: str, destination: str, timeout: float = 5) -
 def test_places_reach_each_other_and_nothing_else(network: Network) -> None:
     for source, destination in (("client", "relay0"), ("agent", "relay0"), ("relay0", "client")):
         reach(network, source, destination).close()
-    with network.inside("client"), socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    with pytest.raises(ConnectionRefusedError):  # another loopback
-        socket.create_connection(("127.0.0.1", port), timeout=5)
+    with contextlib.closing(socket.socket()) as held:
+        held.bind(("127.0.0.1", 0))  # no other process listens there meanwhile
+        with network.inside("client"):
+            server = socket.create_server(held.getsockname())
+        with server, pytest.raises(ConnectionRefusedError):  # another loopback
+            socket.create_connection(held.getsockname(), timeout=5)
 
 
 def test_a_black_hole_is_one_way_and_heals(network: Network) -> None:
