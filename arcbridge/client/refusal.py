@@ -116,6 +116,16 @@ def is_elsewhere(error: BaseException | None) -> bool:
     return False
 
 
+def is_unanswered(error: BaseException | None) -> bool:
+    """Return whether no relay has answered the join."""
+    if not isinstance(error, Unreachable):
+        return False
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, JoinRefused):
+        cause = cause.__cause__
+    return cause is None
+
+
 def of_join(error: JoinRefused, cluster: str, shown: Shown = NOTHING_SHOWN) -> ArcbridgeError:
     """Turn a refused join into an error for the user. Of what the relay sent only the retry time, the join's id and the
     name of a rule with what it wants are used (`identity.refusal`), never its text."""

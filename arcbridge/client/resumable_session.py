@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from arcbridge.client.connection import Joined, join, shake_hands
-from arcbridge.client.refusal import ACCESS_REVOKED, Shown, is_elsewhere, raise_user_error
+from arcbridge.client.refusal import ACCESS_REVOKED, Shown, is_elsewhere, is_unanswered, raise_user_error
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.relays import Relays
 from arcbridge.client.tokens import ClusterToken, Tokens
@@ -55,6 +55,9 @@ NOT_ALLOWED = f"{ACCESS_REVOKED}you may not reach it; ask the relay's operator f
 MISSING_TIMEOUT = 10.0
 """Seconds for which relays may answer that they have other agents of the cluster, but not the one with the session: it
 may be reconnecting to a relay that was restarted. Afterwards the agent is taken for gone."""
+MISSING_TIMEOUT_AFTER_OUTAGE = 60.0
+"""The same where no relay could be reached meanwhile: the agents could not either, and each comes back by a backoff of
+its own, of up to 30 s (`net.backoff.CAP`), and as much again where a relay paces them."""
 RETRY_HINT_LIMIT = 600.0
 """Largest retry time of a relay or an agent that is obeyed, seconds."""
 
@@ -148,6 +151,8 @@ class ResumableSession:
         self._resume_pending = False
         """Whether an agent is being asked to resume the session."""
         self._missing_since: float | None = None
+        self._outage = False
+        """Whether no relay could be reached since the connection was lost."""
         self.agent_stops = False
         """Whether the agent has said that it is being stopped: what runs goes on, and a lost connection is the end."""
         self._forbidden_since: float | None = None
@@ -413,6 +418,7 @@ class ResumableSession:
 
     def _note_whether_missing(self, error: ArcbridgeError) -> None:
         now = self._loop.time()
+        self._outage = self._outage or (self._lost_at is not None and is_unanswered(error))
         if self._lost_at is None or not is_elsewhere(error):
             self._missing_since = None
         elif self.agent_stops:
@@ -421,7 +427,7 @@ class ResumableSession:
             self.session.abort(SessionEnded(GoawayCode.GONE, reason))
         elif self._missing_since is None:
             self._missing_since = now
-        elif now - self._missing_since >= MISSING_TIMEOUT:
+        elif now - self._missing_since >= (MISSING_TIMEOUT_AFTER_OUTAGE if self._outage else MISSING_TIMEOUT):
             self._resume_pending = True  # as after GONE of the agent itself
             self.session.abort(SessionEnded(GoawayCode.GONE, "the agent that had the session is gone"))
 
@@ -437,6 +443,7 @@ class ResumableSession:
             self._log.info("session moved to another connection", **fields)
         self._lost_at = self._leaving = self._received_at_suspicion = None
         self._missing_since = self._forbidden_since = None
+        self._outage = False
         self._attached_at = now
         self._on_attached(self)
 

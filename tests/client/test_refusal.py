@@ -11,6 +11,7 @@ from arcbridge.client.refusal import (
     GROUPS_UNAVAILABLE,
     SAID_LIMIT,
     Shown,
+    is_unanswered,
     of_join,
     of_session,
     raise_user_error,
@@ -206,3 +207,19 @@ def test_a_session_that_was_too_old_is_no_login_that_failed() -> None:
     assert "greatest age" in found.message
     assert "log in again" in found.message
     assert of_session(SessionEnded(GoawayCode.EXPIRED, "the token has expired"), "prod").status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "unanswered"),
+    [
+        (Unreachable("cannot reach relay:443"), OSError(), True),
+        (Unreachable("cannot reach relay:443"), None, True),
+        (Unreachable("the agent is not connected"), JoinRefused(JoinCode.NO_INSTANCE, ""), False),
+        (Unreachable("no agent is connected"), JoinRefused(JoinCode.NO_AGENT, ""), False),
+        (PermissionRefused("you may not reach it"), JoinRefused(JoinCode.FORBIDDEN, ""), False),
+        (Unauthenticated("the token has expired"), None, False),
+    ],
+)
+def test_whether_any_relay_has_answered(error: ArcbridgeError, cause: Exception | None, unanswered: bool) -> None:
+    error.__cause__ = cause
+    assert is_unanswered(error) is unanswered

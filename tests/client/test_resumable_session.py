@@ -406,6 +406,30 @@ class TestAnotherAgent:
             assert session.stats.resume_failures["gone"] == 1
         assert events(lines, WAITS, BACK, OVER) == [WAITS, OVER]
 
+    async def test_after_an_outage_of_all_relays_it_has_more_time(
+        self, far: FarSide, tmp_path: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each agent comes back by a backoff of its own: another one may be there long before it."""
+        monkeypatch.setattr(resumable_session, "MISSING_TIMEOUT", 0.0)
+        async with running(make(far, tmp_path)) as session:
+            stream = await Stream.open(session)
+            await far.stop_listening()
+            far.cut()
+            await until(lambda: session.current is None)
+            with pytest.raises(Unreachable):
+                await session.ready()
+            far.absent = {"pod-1"}
+            asked = len(far.requests)
+            await far.start_listening()
+            await until(lambda: len(far.requests) >= asked + 4)
+            far.absent = set()
+            await stream.check(b"more")
+            # A later loss without an outage is judged by the short time again.
+            far.absent = {"pod-1"}
+            far.cut()
+            assert isinstance(await stream.end(), SessionEnded)
+        assert events(lines, WAITS, BACK, OVER) == [WAITS, BACK, WAITS, OVER]
+
     async def test_an_agent_that_said_it_stops_is_not_waited_for(
         self, far: FarSide, tmp_path: Path, lines: Lines
     ) -> None:

@@ -11,6 +11,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from datetime import datetime
 
 import pytest
 
@@ -168,6 +169,35 @@ def test_every_relay_killed_and_back_after_a_while(whole: World, server: TalkSer
     assert wait_for_record(forward, "connection refused", after=mark)["reason"].startswith("cannot reach")
     assert [talk.side.end for talk in under_way] == ["open"] * len(under_way)
     whole.start_relay(1)
+    go_on(server, under_way)
+    resumed(forward, mark)
+
+
+def missed(relay: ManagedProcess) -> float:
+    """For how many seconds a relay has answered that it has other agents, but not the one with the session."""
+    failed = records(relay, "join failed", code="NO_INSTANCE")
+    times = [datetime.fromisoformat(record["timestamp"]) for record in failed]
+    return (times[-1] - times[0]).total_seconds() if times else 0.0
+
+
+@pytest.mark.timeout(240)
+def test_after_an_outage_the_agent_may_come_back_long_after_another_one(whole: World, server: TalkServer) -> None:
+    """Each agent has a backoff of its own. Without an outage, one that is missing is given up after ten seconds."""
+    forward, port = whole.start_forward("talk")
+    under_way = talks(port)
+    mark, agent = forward.mark(), whole.agents[serving(whole)]
+    for index in range(2):
+        whole.kill_relay(index)
+    with pytest.raises(ConnectionResetError):
+        refused(port)  # the client has met the outage, too
+    agent.signal(signal.SIGSTOP)
+    try:
+        whole.start_relay(1)
+        until(lambda: connected(whole, 1) == 1, "the other agent is back", timeout=60)
+        until(lambda: missed(whole.relays[1]) > 10, "it has been missing for more than ten seconds", timeout=60)
+        assert [talk.side.end for talk in under_way] == ["open"] * len(under_way)
+    finally:
+        agent.signal(signal.SIGCONT)
     go_on(server, under_way)
     resumed(forward, mark)
 
