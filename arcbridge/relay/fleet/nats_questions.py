@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from nats.aio.msg import Msg
 
 DEADLINE: Final = 3.0
-SILENCE: Final = 0.4
-"""Seconds without another answer after which no other relay is expected to begin one."""
+SILENCE: Final = 1.0
+"""Seconds without another answer after which no other relay is expected to begin one: many times what a busy relay
+takes, because one that is left out makes `session end` say that there is no such session."""
 _PARTS: Final = 100_000
 
 

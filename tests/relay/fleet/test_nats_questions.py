@@ -14,8 +14,6 @@ from tests.relay.fleet.test_nats import settled, started
 
 @pytest.fixture(autouse=True)
 def _a_busy_machine_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A relay that does not begin to answer within `SILENCE` is left out."""
-    monkeypatch.setattr("arcbridge.relay.fleet.nats_questions.SILENCE", 1.0)
     monkeypatch.setattr("arcbridge.relay.fleet.nats_questions.DEADLINE", 30.0)
 
 
