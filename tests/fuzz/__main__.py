@@ -7,6 +7,7 @@ the target raise is written beside them. The exit code is that of libFuzzer: 77 
 from __future__ import annotations
 
 import argparse
+import resource
 import sys
 import tempfile
 from pathlib import Path
@@ -16,6 +17,14 @@ import atheris
 CORPUS = Path(__file__).parent / "corpus"
 LARGEST = 16 * 1024
 """Bytes of an input at most: no bound of a parser but that of a whole token or head lies above it."""
+MEMORY = 1024
+"""MiB that an input may make the process take."""
+
+
+def memory_limit() -> int:
+    """Return the MiB at which libFuzzer stops. What it takes for the most memory so far (`ru_maxrss`) begins with what
+    the process that started this one has taken: Linux keeps it across execve."""
+    return MEMORY + (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
 
 
 def main(argv: list[str]) -> None:
@@ -34,7 +43,7 @@ def main(argv: list[str]) -> None:
     print(f"inputs that reach new code go to {found}", file=sys.stderr)
     options = [
         f"-max_total_time={args.seconds}", f"-runs={args.runs}", f"-max_len={LARGEST}", f"-seed={args.seed}",
-        "-timeout=20", "-rss_limit_mb=1024", f"-artifact_prefix={found}/", "-print_final_stats=1",
+        "-timeout=20", f"-rss_limit_mb={memory_limit()}", f"-artifact_prefix={found}/", "-print_final_stats=1",
     ]  # fmt: skip
     atheris.Setup([sys.argv[0], *options, str(found), str(CORPUS / args.target)], TARGETS[args.target])
     atheris.Fuzz()
