@@ -9,6 +9,7 @@ Each relay has its own backoff: one that is down, or that has said when to come 
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Collection, Sequence
 
@@ -62,19 +63,28 @@ class RelayChoice:
         return [relay for relay in self.order if relay in up][self.wanted :]
 
     def failed(
-        self, relay: Address, now: float, *, lasted: float = 0.0, hint: float | None = None, not_before: float = 0.0
+        self,
+        relay: Address,
+        now: float,
+        *,
+        lasted: float = 0.0,
+        hint: float | None = None,
+        not_before: float = 0.0,
+        within: float = math.inf,
     ) -> float:
         """Return the seconds until this relay may be tried again, after its connection had been good for `lasted`
         seconds.
 
         `hint` is the delay that the relay named; it is obeyed within bounds, and spread. `not_before` is an earlier
-        answer that still holds.
+        answer that still holds. `within` bounds the delay where the relay named none.
         """
         if hint is not None:
             hint = min(max(hint, HINT_MIN), HINT_MAX)
         named = hint is not None or not_before > now
         (self._named_a_time.add if named else self._named_a_time.discard)(relay)
         delay = self._backoffs[relay].next_delay(lasted=lasted, hint=hint)
+        if hint is None:
+            delay = min(delay, within)
         self._not_before[relay] = max(now + delay, not_before)
         return self._not_before[relay] - now
 

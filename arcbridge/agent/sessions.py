@@ -122,6 +122,11 @@ class Sessions:
         return sum(session.detached_at is not None for session in self._open)
 
     @property
+    def awaited(self) -> bool:
+        """Whether streams wait until their session has a connection again."""
+        return any(session.detached_at is not None and session.streams for session in self._open)
+
+    @property
     def replayed_bytes(self) -> int:
         """Bytes sent again after resumptions."""
         return self._replayed + sum(one.session.stats.replayed_bytes for one in self._open if one.session is not None)

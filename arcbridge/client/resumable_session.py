@@ -57,7 +57,8 @@ MISSING_TIMEOUT = 10.0
 may be reconnecting to a relay that was restarted. Afterwards the agent is taken for gone."""
 MISSING_TIMEOUT_AFTER_OUTAGE = 60.0
 """The same where no relay could be reached meanwhile: the agents could not either, and each comes back by a backoff of
-its own, of up to 30 s (`net.backoff.CAP`), and as much again where a relay paces them."""
+its own. A relay that paces the agents of many clusters puts one off for as long as a herd takes (docs/performance.md)
+and more; an agent of an older version waits for up to 30 s by itself."""
 RETRY_HINT_LIMIT = 600.0
 """Largest retry time of a relay or an agent that is obeyed, seconds."""
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
 from arcbridge.agent import control as module
 from arcbridge.agent import revocations
+from arcbridge.agent.sessions import Sessions
 from arcbridge.identity.claims import Identity
 from arcbridge.mux.session import MuxSession
+from arcbridge.net.backoff import Backoff
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import Revoke
 
@@ -89,6 +92,18 @@ async def test_it_says_who_it_is(world: World) -> None:
 async def test_it_comes_back(world: World) -> None:
     link_of(world).abort()
     await world.until(lambda: len(world.relay.links) == 2, "another connection")
+
+
+async def test_while_sessions_wait_it_comes_back_sooner(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sessions, "awaited", True)
+    monkeypatch.setattr(module, "WAITED_FOR", 0.1)
+    world.choice._backoffs = {
+        relay: Backoff(first=600.0, cap=600.0, random=lambda: 1.0) for relay in world.choice.order
+    }
+    await world.relay.stop()
+    await world.until(lambda: world.control.connects_failed >= 2, "tried in vain")
+    world.relay.start()
+    await world.until(lambda: world.control.up == 1, "connected again")
 
 
 async def test_drain_asks_for_no_more(world: World) -> None:
@@ -249,9 +264,9 @@ class Hints:
         self._failed = world.choice.failed
         world.choice.failed = self  # type: ignore[method-assign, assignment]
 
-    def __call__(self, *args: object, lasted: float = 0.0, hint: float | None = None) -> float:
+    def __call__(self, *args: Any, hint: float | None = None, **more: Any) -> float:
         self.told.append(hint)
-        return self._failed(*args, lasted=lasted, hint=hint)  # type: ignore[arg-type]
+        return self._failed(*args, hint=hint, **more)
 
 
 @pytest.mark.parametrize("code", [GoawayCode.LIMIT, GoawayCode.UNAVAILABLE, GoawayCode.DRAINING])

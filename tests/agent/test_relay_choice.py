@@ -69,6 +69,15 @@ def test_b8_a_hint_is_obeyed_within_bounds(hint: float, least: float) -> None:
     assert least <= delay <= least + 30
 
 
+def test_a_delay_is_bounded_while_sessions_wait_unless_the_relay_named_it() -> None:
+    made = choice(draw=1.0)
+    for _ in range(10):
+        assert made.failed(A, 0.0, within=3.0) <= 3.0
+    assert made.failed(A, 0.0) == 30.0, "the backoff has gone on"
+    assert made.failed(A, 0.0, hint=7, within=3.0) >= 7.0
+    assert made.failed(A, 0.0, not_before=50.0, within=3.0) == 50.0
+
+
 def test_an_earlier_word_holds_still() -> None:
     made = choice()
     assert made.failed(A, 100.0, not_before=150.0) == 50.0
