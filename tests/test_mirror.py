@@ -32,6 +32,7 @@ CUT: dict[str, tuple[str, ...]] = {
     "agent/sessions": ("bound_tokens", "limits", "resumption", "revocation"),
     "agent/kube/proxy": ("audit", "hostile"),
     "client/login": ("tokens",),
+    "client/resumable_session": ("moving",),
     "relay/api": ("limits",),
     "wire/resumption": ("rules",),
     "wire/session": ("endings", "hostile", "liveness"),

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
+from arcbridge.client import relays as relays_module
+from arcbridge.client import resumable_session
+from arcbridge.net.backoff import Backoff
+from tests.client.echo_stream import Lines
 from tests.client.far_side import FarSide
 
-BOTH = ("test_connection", "test_endpoint", "test_forward", "test_resumable_session", "test_session_manager")
+BOTH = (
+    "test_connection",
+    "test_endpoint",
+    "test_forward",
+    "test_resumable_session",
+    "test_resumable_session_moving",
+    "test_session_manager",
+)
 """The modules whose tests run on both loops."""
 assert all(Path(__file__).with_name(f"{name}.py").is_file() for name in BOTH), "a module of BOTH was renamed"
 
@@ -40,3 +52,18 @@ async def second(far: FarSide) -> AsyncIterator[FarSide]:
     """Another relay before the same agent."""
     async with FarSide(far) as side:
         yield side
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the waits that only spread load, and wait for a relay that is only slow, as on a busy machine."""
+    monkeypatch.setattr(resumable_session, "STABLE_AFTER", 0.0)
+    monkeypatch.setattr(resumable_session, "MOVE_SPREAD", 0.0)
+    monkeypatch.setattr(resumable_session, "Backoff", lambda *, cap: Backoff(first=0.01, cap=0.05))
+    monkeypatch.setattr(relays_module, "HEAD_START", 60.0)
+
+
+@pytest.fixture
+def lines() -> Iterator[Lines]:
+    with structlog.testing.capture_logs() as found:
+        yield found
