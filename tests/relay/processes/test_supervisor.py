@@ -159,12 +159,18 @@ async def test_settings_of_five_thousand_users_reach_every_worker(config: RelayC
         await supervisor.kill()
 
 
-async def test_a_worker_that_started_during_a_reload_is_told_the_new_settings(config: RelayConfig) -> None:
-    supervisor, (ours, theirs) = Supervisor(config, 1, 1, -1), pair()
+def started(config: RelayConfig) -> tuple[Supervisor, supervisor_module._Worker, socket.socket]:
+    """A supervisor, a worker that was started with these settings, and the worker's end of the channel."""
+    ours, theirs = pair()
     theirs.setblocking(False)
     worker = supervisor_module._Worker(0)
     worker.channel = Channel(ours, lambda message: None, lambda: None)
     worker.settings = config
+    return Supervisor(config, 1, 1, -1), worker, theirs
+
+
+async def test_a_worker_that_started_during_a_reload_is_told_the_new_settings(config: RelayConfig) -> None:
+    supervisor, worker, theirs = started(config)
     serving = Received({"t": "serving"}, b"", None)
     supervisor._received(worker, serving)
     with pytest.raises(BlockingIOError):
@@ -179,11 +185,7 @@ async def test_a_worker_that_started_during_a_reload_is_told_the_new_settings(co
 
 async def test_a_worker_that_refuses_the_settings_of_its_start_is_in_the_log(config: RelayConfig) -> None:
     """No reload waits for its answer, and it serves under the policy of before."""
-    supervisor, (ours, theirs) = Supervisor(config, 1, 1, -1), pair()
-    theirs.setblocking(False)
-    worker = supervisor_module._Worker(0)
-    worker.channel = Channel(ours, lambda message: None, lambda: None)
-    worker.settings = config
+    supervisor, worker, theirs = started(config)
     supervisor._config = replace(config, max_token_lifetime=60.0)
     supervisor._received(worker, Received({"t": "serving"}, b"", None))
     number = json.loads(theirs.recv(MAX_MESSAGE).partition(b"\n")[0])["n"]
