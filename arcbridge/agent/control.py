@@ -62,9 +62,9 @@ DEPARTURE_MEMORY = 60.0
 """Seconds after which a relay's GOAWAY is forgotten: it has cut what came through it long before."""
 FAILURE_LIMIT = 200
 """Bytes of a failure's reason that are kept: a relay may have written it."""
-WAITED_FOR = 5.0
-"""Largest delay between two tries of a relay, seconds, while sessions wait for a connection: users wait for their
-streams, whose clients try as often. The backoff alone would make them wait for up to half a minute."""
+RETRY_DELAY_LIMIT = 5.0
+"""Largest delay between two tries of a relay, seconds, while no relay is up and streams wait for one: their clients try
+as often. The backoff alone would make them wait for up to half a minute."""
 SLOW = 30
 """Seconds to wait at least after REVOKED and REPLACED: trying more often cannot help."""
 
@@ -396,7 +396,7 @@ class ControlConnections:
                 instance=self._instance,
                 advice="ids are made at random, so one of the two is a copy of a running machine: restart this agent",
             )
-        within = self._draw() * WAITED_FOR if self._sessions.awaited and not self._staying() else math.inf
+        within = self._draw() * RETRY_DELAY_LIMIT if self._sessions.streams_wait and not self._staying() else math.inf
         delay = self.choice.failed(link.relay, now, lasted=lasted, hint=hint, within=within)
         if link.up and len(self.relays) > 1:
             spread = FAIL_OVER_SPREAD if self._staying() else FAIL_OVER_SPREAD / 4

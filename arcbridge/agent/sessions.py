@@ -122,7 +122,7 @@ class Sessions:
         return sum(session.detached_at is not None for session in self._open)
 
     @property
-    def awaited(self) -> bool:
+    def streams_wait(self) -> bool:
         """Whether streams wait until their session has a connection again."""
         return any(session.detached_at is not None and session.streams for session in self._open)
 

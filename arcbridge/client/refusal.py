@@ -116,10 +116,8 @@ def is_elsewhere(error: BaseException | None) -> bool:
     return False
 
 
-def is_unanswered(error: BaseException | None) -> bool:
-    """Return whether no relay has answered the join."""
-    if not isinstance(error, Unreachable):
-        return False
+def is_unanswered(error: Unreachable) -> bool:
+    """Return whether no relay has answered the join that failed so."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, JoinRefused):
         cause = cause.__cause__

@@ -353,14 +353,18 @@ class ResumableSession:
         session, hello = self.session, self.session.peer_hello
         # Before the join, because an agent that has joined does not wait for long.
         token = await self._tokens.cluster()
-        joined = await join(
-            self._relays,
-            self._cluster,
-            self._tokens,
-            instance=hello.agent if hello is not None else "",
-            first_session=self._first_session,
-            leaving=self._leaving,
-        )
+        try:
+            joined = await join(
+                self._relays,
+                self._cluster,
+                self._tokens,
+                instance=hello.agent if hello is not None else "",
+                first_session=self._first_session,
+                leaving=self._leaving,
+            )
+        except Unreachable as error:
+            self._outage = self._outage or (self._lost_at is not None and is_unanswered(error))
+            raise
         try:
             require_pin(f"the CA of cluster {self._cluster!r}", self._ca_pin, joined.reply.cluster_ca)
             if session.closed:
@@ -419,7 +423,6 @@ class ResumableSession:
 
     def _note_whether_missing(self, error: ArcbridgeError) -> None:
         now = self._loop.time()
-        self._outage = self._outage or (self._lost_at is not None and is_unanswered(error))
         if self._lost_at is None or not is_elsewhere(error):
             self._missing_since = None
         elif self.agent_stops:

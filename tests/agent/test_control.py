@@ -95,8 +95,8 @@ async def test_it_comes_back(world: World) -> None:
 
 
 async def test_while_sessions_wait_it_comes_back_sooner(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Sessions, "awaited", True)
-    monkeypatch.setattr(module, "WAITED_FOR", 0.1)
+    monkeypatch.setattr(Sessions, "streams_wait", True)
+    monkeypatch.setattr(module, "RETRY_DELAY_LIMIT", 0.1)
     world.choice._backoffs = {
         relay: Backoff(first=600.0, cap=600.0, random=lambda: 1.0) for relay in world.choice.order
     }

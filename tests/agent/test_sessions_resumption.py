@@ -37,11 +37,11 @@ from .pair import (
 async def test_a_session_goes_on_over_another_connection() -> None:
     async with holding() as held:
         with capture_logs() as logs:
-            assert not held.sessions.awaited
+            assert not held.sessions.streams_wait
             await held.cut()
-            assert held.sessions.awaited
+            assert held.sessions.streams_wait
             await resume(held.sessions, held.client, via="relay-2:443")
-            assert not held.sessions.awaited
+            assert not held.sessions.streams_wait
             await held.echo(b"after")
         assert (held.sessions.opened, held.sessions.resumed, len(held.sessions)) == (1, 1, 1)
         assert (held.sessions.detached, held.sessions._unauthenticated) == (0, set())

@@ -216,10 +216,8 @@ def test_a_session_that_was_too_old_is_no_login_that_failed() -> None:
         (Unreachable("cannot reach relay:443"), None, True),
         (Unreachable("the agent is not connected"), JoinRefused(JoinCode.NO_INSTANCE, ""), False),
         (Unreachable("no agent is connected"), JoinRefused(JoinCode.NO_AGENT, ""), False),
-        (PermissionRefused("you may not reach it"), JoinRefused(JoinCode.FORBIDDEN, ""), False),
-        (Unauthenticated("the token has expired"), None, False),
     ],
 )
-def test_whether_any_relay_has_answered(error: ArcbridgeError, cause: Exception | None, unanswered: bool) -> None:
+def test_whether_any_relay_has_answered(error: Unreachable, cause: Exception | None, unanswered: bool) -> None:
     error.__cause__ = cause
     assert is_unanswered(error) is unanswered
