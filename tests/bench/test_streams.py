@@ -60,9 +60,10 @@ def relay_to(target: Address, *, most: int = 1000, change: str = "") -> socket.s
     def pass_on(source: socket.socket, sink: socket.socket, changes: bool) -> None:
         seen = 0
         while data := source.recv(65536):
-            # Not the first bytes: they say what the connection is for, and however many come at once.
+            # Not the first bytes, which say what the connection is for; and one byte alone, because the last ones say
+            # that it is over: where they begin a read and are changed, the other end waits for them.
             if changes and seen > 5_000:
-                data = bytes([data[0] ^ 1]) + data[1:]
+                data, changes = bytes([data[0] ^ 1]) + data[1:], False
             seen += len(data)
             sink.sendall(data)
 
