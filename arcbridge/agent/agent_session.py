@@ -376,8 +376,10 @@ class AgentSession(BaseHandler):
 
     def _end_disallowed(self, caller: Caller, before: Identity) -> None:
         """Reset the streams that the identity from before a renewal was allowed, and the present one may not be."""
+        if caller.identity.keeps(before):
+            return
         self._sessions.targets.end_disallowed(caller)
-        if self._sessions.end_upgraded_streams and not caller.identity.keeps(before):
+        if self._sessions.end_upgraded_streams:
             reason = "the token was renewed with fewer groups, or with another name"
             ended = caller.end_upgraded(reason)
             self._sessions.upgrades_ended += ended
