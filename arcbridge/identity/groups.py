@@ -169,7 +169,13 @@ class GroupSources:
         if reply.status != 200:
             raise GroupsUnavailable(f"the place that the token names answered with status {reply.status}")
         found = await verify(reply.body.decode("ascii", "replace").strip())
-        if found.get("sub", subject) != subject:
+        if "sub" not in found:
+            raise TokenRefused(
+                "claims.groups.subject",
+                "the groups that were looked up do not say whose they are: the place that the token names has to put "
+                "the user's sub beside them",
+            )
+        if found["sub"] != subject:
             raise TokenRefused("claims.groups.subject", "the groups that were looked up are another user's")
         value = found.get(claim)
         names = [value] if isinstance(value, str) else value

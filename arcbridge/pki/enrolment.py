@@ -63,7 +63,7 @@ def make_csr(key_pem: str) -> str:
 def read_csr(csr_pem: str) -> AgentPublicKey:
     """Return the public key that a certificate request proves possession of; raises `EnrolmentRefused`.
 
-    Accepted: RSA of 2048 to 8192 bits with an exponent of at least 65537, ECDSA on P-256 or P-384, Ed25519.
+    Accepted: RSA of 2048 to 8192 bits with an exponent from 65537 to 2^32 - 1, ECDSA on P-256 or P-384, Ed25519.
     """
     # Characters are at least as few as bytes, so this bounds both before anything is parsed.
     if len(csr_pem) > CSR_LIMIT or len(encoded := csr_pem.encode("utf-8", "replace")) > CSR_LIMIT:
@@ -75,8 +75,11 @@ def read_csr(csr_pem: str) -> AgentPublicKey:
         raise EnrolmentRefused("the certificate request is not a readable PKCS #10 PEM") from error
     # The key is judged before its signature is: verifying under a hostile key of any size costs us time.
     if isinstance(key, rsa.RSAPublicKey):
-        if not 2048 <= key.key_size <= 8192 or key.public_numbers().e < 65537:
-            raise EnrolmentRefused("the RSA key of the certificate request is unfit: use 2048 to 8192 bits, or P-256")
+        # An exponent as long as the key makes a stranger's request cost 60 times as much (docs/threats.md#J24).
+        if not 2048 <= key.key_size <= 8192 or not 65537 <= key.public_numbers().e < 1 << 32:
+            raise EnrolmentRefused(
+                "the RSA key of the certificate request is unfit: use 2048 to 8192 bits and 65537 as exponent, or P-256"
+            )
     elif isinstance(key, ec.EllipticCurvePublicKey):
         if not isinstance(key.curve, ec.SECP256R1 | ec.SECP384R1):
             raise EnrolmentRefused("the curve of the certificate request's key is not supported: use P-256 or P-384")

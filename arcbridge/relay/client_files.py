@@ -5,8 +5,10 @@
     GET  /client/{platform}.sha256   its SHA-256 as sha256sum(1) checks it, for a download to `arcbridge`
 
 No credential is needed, so what a stranger can take is bounded: downloads at once, those of one address, and bytes per
-second of all together. A platform's name is looked up in what was found in the directory, and is never part of a path.
-Every answer to a request for clusters names the versions in a header, from which older clients learn of newer ones.
+second of all together. Where all places are taken, a newcomer gets one of an address that has more, or that of a
+download which is slower than an even share (`giving_way`). A platform's name is looked up in what was found in the
+directory, and is never part of a path. Every answer to a request for clusters names the versions in a header, from
+which older clients learn of newer ones.
 A relay that is taken over can serve another client: docs/threats.md#B30 says what that is worth, and what helps.
 """
 
@@ -20,6 +22,7 @@ import re
 import stat
 import time
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -55,7 +58,10 @@ SLOWEST: Final = 32 * 1024
 """Bytes per second below which a download is cut off in the end: 17 MiB then take nine minutes."""
 
 GRACE: Final = 30.0
-"""Seconds that each download has besides."""
+"""Seconds that each download has besides, and for which it keeps its place whatever its pace."""
+
+EVEN_SHARE: Final = RATE // DOWNLOADS
+"""Bytes per second below which a download gives way where all places are taken: others could use what it does not."""
 
 CHUNK: Final = 128 * 1024
 """Bytes that are read and sent at a time."""
@@ -96,6 +102,40 @@ class ClientFile:
         return f'"{self.sha256}"'
 
 
+@dataclass(eq=False, slots=True)
+class Download:
+    """One download under way."""
+
+    address: str
+    """The key under which its peer is counted."""
+    transport: asyncio.Transport | None
+    began: float
+    """Monotonic seconds."""
+    sent: int = 0
+    """Bytes that the peer's connection has taken."""
+
+    def pace(self, now: float) -> float:
+        """Return its bytes per second since it began; infinity within GRACE."""
+        age = now - self.began
+        return math.inf if age < GRACE else self.sent / age
+
+
+def giving_way(downloads: Collection[Download], address: str, now: float) -> Download | None:
+    """Return the download that makes room for another one of `address`, None where the newcomer has to wait.
+
+    The address that has most loses one first, where it keeps as many as the newcomer's has then: a few addresses keep
+    out no other one. Else the slowest gives way, if it is slower than an even share, and of the newcomer's own address
+    or of one that has more: who begins anew again and again takes no place of an address that has fewer.
+    """
+    counts = Counter(one.address for one in downloads)
+    most = max(counts.values(), default=0)
+    if most > counts[address] + 1:
+        return min((one for one in downloads if counts[one.address] == most), key=lambda one: one.pace(now))
+    others = (one for one in downloads if one.address == address or counts[one.address] > counts[address])
+    slowest = min(others, key=lambda one: one.pace(now), default=None)
+    return slowest if slowest is not None and slowest.pace(now) < EVEN_SHARE else None
+
+
 class ClientFiles:
     """The clients of one directory; `install` puts them into the relay's API."""
 
@@ -107,8 +147,7 @@ class ClientFiles:
         self._refused: set[str] = set()
         """What was logged as not served."""
         self._looking = asyncio.Lock()
-        self._under_way: Counter[str] = Counter()
-        """Downloads, by address."""
+        self._under_way: set[Download] = set()
         self._requests: KeyedTokenBucket[str] = KeyedTokenBucket(REQUESTS, REQUESTS_RATE, size=4096)
         self._bytes = TokenBucket(RATE, RATE)
 
@@ -210,14 +249,12 @@ class ClientFiles:
             await answer.prepare(request)
             return answer
         address = source_of(address_of(request))
-        if self._under_way.total() >= DOWNLOADS or self._under_way[address] >= DOWNLOADS_OF_ADDRESS:
-            raise ApiRefusal(
-                HTTPStatus.SERVICE_UNAVAILABLE, "too many downloads at once: try again in a minute", retry_after=60
-            )
-        self._under_way[address] += 1
+        self._make_room(address)
+        download = Download(address, request.transport, time.monotonic())
+        self._under_way.add(download)
         try:
             with await asyncio.to_thread(_open, file) as descriptor:
-                await self._send(request, answer, file, descriptor)
+                await self._send(request, answer, file, descriptor, download)
         except OSError as error:
             if isinstance(error, ConnectionError):
                 raise
@@ -230,14 +267,34 @@ class ClientFiles:
                 HTTPStatus.SERVICE_UNAVAILABLE, "the file was replaced just now: try again", retry_after=2
             ) from error
         finally:
-            self._under_way[address] -= 1
-            if not self._under_way[address]:
-                del self._under_way[address]
+            self._under_way.discard(download)
         log.info("client downloaded", platform=file.platform, version=file.version, source=address_of(request))
         return answer
 
+    def _make_room(self, address: str) -> None:
+        """Have a place for one more download of `address`. Raises ApiRefusal."""
+        leaves: Download | None = None
+        full = len(self._under_way) >= DOWNLOADS
+        if full:
+            leaves = giving_way(self._under_way, address, time.monotonic())
+        mine = sum(one.address == address for one in self._under_way if one is not leaves)
+        if mine >= DOWNLOADS_OF_ADDRESS or (full and leaves is None):
+            raise ApiRefusal(
+                HTTPStatus.SERVICE_UNAVAILABLE, "too many downloads at once: try again in a minute", retry_after=60
+            )
+        if leaves is not None:
+            self._under_way.discard(leaves)
+            log.info("client download cut off", source=leaves.address, sent=leaves.sent, reason="others wait")
+            if leaves.transport is not None:
+                leaves.transport.abort()
+
     async def _send(
-        self, request: web.Request, answer: web.StreamResponse, file: ClientFile, descriptor: _Descriptor
+        self,
+        request: web.Request,
+        answer: web.StreamResponse,
+        file: ClientFile,
+        descriptor: _Descriptor,
+        download: Download,
     ) -> None:
         """Send a file in chunks, no faster than all downloads together may be, and reading no more than is sent."""
         allow_time(request, GRACE + file.size / SLOWEST)
@@ -256,6 +313,7 @@ class ClientFiles:
             else:
                 self._bytes.take(now, len(chunk))
             await answer.write(chunk)
+            download.sent += len(chunk)
         await answer.write_eof()
 
     async def _file(self, request: web.Request) -> ClientFile:

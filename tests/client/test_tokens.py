@@ -408,7 +408,7 @@ class TestCommand:
             await self.command(code).tokens(interactive=False)
         assert "SECRET" not in str(caught.value)
 
-    @pytest.mark.parametrize("end", ["1" + 400 * "0", "1e300", "Infinity"])
+    @pytest.mark.parametrize("end", ["1" + 400 * "0", "1e300", "1e999"])
     async def test_an_end_that_is_no_time_is_none(self, end: str) -> None:
         code = f"""print('{{"access_token": "a", "id_token": "i", "expires_at": {end}, "expires_in": {end}}}')"""
         assert (await self.command(code).tokens(interactive=False)).expires_at == 0.0

@@ -110,9 +110,9 @@ def installer(binary: Path, tmp_path: Path, cluster: Cluster) -> Helm:
 
 
 def test_lint(helm: Helm) -> None:
-    example = ("-f", str(CHART / "examples/dedicated-nodes.yaml"))
+    examples = [("-f", str(path)) for path in sorted((CHART / "examples").iterdir())]
     for mode in ("auto", *MODES):
-        for variant in ((), ("--set", "workload.kind=Deployment"), example):
+        for variant in ((), ("--set", "workload.kind=Deployment"), *examples):
             command = ("lint", str(CHART), "--strict", "-f", str(VALUES), *variant)
             assert "0 chart(s) failed" in helm.run(*command, "--set", f"impersonation.mode={mode}").stdout
 
@@ -151,6 +151,26 @@ def test_nodes_of_their_own(helm: Helm, tmp_path: Path) -> None:
         "arcbridge.node-restriction.kubernetes.io/agent": "true",
     }
     assert [one["key"] for one in pod["tolerations"]] == ["arcbridge.io/agent"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_v22_the_nodes_are_named_or_every_node_is_accepted(helm: Helm, kind: str, tmp_path: Path) -> None:
+    def install(node_selector: dict[str, str], *settings: str) -> subprocess.CompletedProcess[str]:
+        values = {**yaml.safe_load(VALUES.read_text()), "nodeSelector": node_selector}
+        (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
+        command = ("install", "x", str(CHART), "--dry-run=client", "-f", str(tmp_path / "values.yaml"))
+        return helm.run(*command, "--set", f"workload.kind={kind}", *settings, check=False)
+
+    refused = install({})
+    assert refused.returncode != 0
+    assert "Root of every node would have what the pod has" in refused.stderr
+    assert "workload.everyNode=true" in refused.stderr
+    assert "attract" not in install({"arcbridge.node-restriction.kubernetes.io/agent": "true"}).stdout
+    assert "root of every node has what an agent's pod has" in install({}, "--set", "workload.everyNode=true").stdout
+    assert "the label pool to its own node" in install({"pool": "agents"}).stdout
+    terms = {"nodeSelectorTerms": [{"matchExpressions": [{"key": "pool", "operator": "Exists"}]}]}
+    affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
+    assert install({}, "--set-json", f"affinity={json.dumps(affinity)}").returncode == 0
 
 
 def test_settings_without_a_value(helm: Helm, tmp_path: Path) -> None:
@@ -194,6 +214,7 @@ def test_token_mode_alone_impersonates_no_user(helm: Helm) -> None:
     [
         ("impersonation.users=null", "impersonation.users: empty"),
         ("authentication=null", "tokenMode is off"),
+        ("nodeSelector=null", "nodeSelector: names no nodes"),
         (
             "impersonation.mode=constrained,impersonation.serviceAccounts={shop/deployer}",
             "impersonation.serviceAccounts",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from functools import cache
@@ -34,7 +35,11 @@ def rendered(mode: str) -> Rendered:
 
 @cache
 def overlay(name: str) -> Rendered:
-    command = [_BIN / "kubectl", "kustomize", ROOT / "config/kubernetes/overlays" / name]
+    return built(ROOT / "config/kubernetes/overlays" / name)
+
+
+def built(directory: Path) -> Rendered:
+    command = [_BIN / "kubectl", "kustomize", directory]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == "", "kustomize warns about what it will stop to read"
@@ -52,6 +57,21 @@ def test_the_pods(name: str) -> None:
     check_network_policy(overlay(name))
     check_secret_is_empty(overlay(name))
     check_labels(overlay(name))
+
+
+def test_v22_pods_run_on_nodes_that_are_named(tmp_path: Path) -> None:
+    label = {"arcbridge.node-restriction.kubernetes.io/agent": "true"}
+    for name in OVERLAYS:
+        pod = overlay(name).workload()["spec"]["template"]["spec"]
+        assert pod["nodeSelector"] == {"kubernetes.io/os": "linux", **label}
+    place = os.path.relpath(ROOT / "config/kubernetes", tmp_path.resolve())
+    accepted = {
+        "resources": [f"{place}/overlays/impersonation-legacy"],
+        "components": [f"{place}/components/every-node"],
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(accepted))
+    pod = built(tmp_path).workload()["spec"]["template"]["spec"]
+    assert pod["nodeSelector"] == {"kubernetes.io/os": "linux"}
 
 
 def test_nodes_of_their_own() -> None:

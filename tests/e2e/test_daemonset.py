@@ -45,6 +45,7 @@ class Place:
             "relayCAPin": self.world.relay_pin,
             "authentication": json.loads(self.world.authentication(CLUSTER_AUDIENCE)),
             "impersonation": {"mode": self.mode, "users": [ALICE.email], "groups": list(ALICE.groups)},
+            "workload": {"everyNode": True},
             "podAnnotations": {"node.test/host-ports": f"{self.world.relay_port},{issuer_port}"},
             **changes,
         }

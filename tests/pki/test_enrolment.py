@@ -1,5 +1,6 @@
 import base64
 import hashlib
+import math
 import traceback
 
 import pytest
@@ -14,6 +15,17 @@ from hypothesis import strategies as st
 from arcbridge.errors import EnrolmentRefused, StateError
 from arcbridge.pki.enrolment import CSR_LIMIT, JoinToken, key_hash, make_csr, make_key, read_csr
 
+
+def long_exponent() -> rsa.RSAPrivateKey:
+    """Return a key whose public exponent is as long as its modulus."""
+    small = rsa.generate_private_key(65537, 2048).private_numbers()
+    phi = (small.p - 1) * (small.q - 1)
+    d = next(d for d in range(65539, 70_000, 2) if math.gcd(d, phi) == 1)
+    public = rsa.RSAPublicNumbers(pow(d, -1, phi), small.public_numbers.n)
+    parts = rsa.rsa_crt_dmp1(d, small.p), rsa.rsa_crt_dmq1(d, small.q), small.iqmp
+    return rsa.RSAPrivateNumbers(small.p, small.q, d, *parts, public).private_key(unsafe_skip_rsa_key_validation=True)
+
+
 ACCEPTED = {
     "rsa-2048": lambda: rsa.generate_private_key(65537, 2048),
     "rsa-3072": lambda: rsa.generate_private_key(65537, 3072),
@@ -25,6 +37,7 @@ WEAK = {
     "rsa-1024": lambda: rsa.generate_private_key(65537, 1024),
     "rsa-2047": lambda: rsa.generate_private_key(65537, 2047),
     "rsa-exponent-3": lambda: rsa.generate_private_key(3, 2048),
+    "rsa-long-exponent": long_exponent,
     "p-224": lambda: ec.generate_private_key(ec.SECP224R1()),
     "p-521": lambda: ec.generate_private_key(ec.SECP521R1()),
     "secp256k1": lambda: ec.generate_private_key(ec.SECP256K1()),
@@ -49,7 +62,7 @@ def test_accepted_keys(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", WEAK)
 def test_weak_and_unsupported_keys_are_refused(kind: str) -> None:
-    """docs/threats.md#E4."""
+    """docs/threats.md#E4, docs/threats.md#J24."""
     with pytest.raises(EnrolmentRefused):
         read_csr(csr_over(WEAK[kind]()))
 

@@ -44,3 +44,4 @@ def test_every_block_of_the_readme(tmp_path: Path) -> None:
                     world.start_agent()
                 machines.run(block)
             assert (machines.at("vm") / "token").read_text().count(".") == 1
+            assert (machines.at("vm") / "token").stat().st_mode & 0o777 == 0o600

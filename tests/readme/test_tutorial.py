@@ -31,7 +31,7 @@ def address(number: int) -> str:
 @pytest.mark.timeout(240)
 def test_every_block_of_the_tutorial(cluster: Cluster, tmp_path: Path) -> None:
     vm = address(1)
-    replaced = {"relay.example.com": vm, "0.0.0.0": vm}
+    replaced = {"relay.example.com": vm, "localhost": vm, "0.0.0.0": vm}
     with (
         cluster,
         Machines(
@@ -43,6 +43,8 @@ def test_every_block_of_the_tutorial(cluster: Cluster, tmp_path: Path) -> None:
         shutil.copy(cluster.kubeconfig, kubeconfig)
         for block in blocks(ROOT / "docs" / "tutorial.md"):
             machines.run(block)
+        for machine in ("vm", "workstation"):
+            assert (machines.at(machine) / "join-token").stat().st_mode & 0o777 == 0o600
         assert (
             "current-context: test" in kubeconfig.read_text() or '"current-context": "test"' in kubeconfig.read_text()
         )

@@ -18,7 +18,7 @@ from aiohttp import web
 from arcbridge.relay import client_files
 from arcbridge.relay.api_answers import no_such_path, set_headers
 from arcbridge.relay.api_server import HttpApiServer, errors
-from arcbridge.relay.client_files import HEADER, ClientFiles
+from arcbridge.relay.client_files import EVEN_SHARE, HEADER, ClientFiles, Download, giving_way
 
 HEAD = b"#!/bin/sh\n# arcbridge 1.2.3, the client, for linux-x86_64. Behind this script ...\n"
 BODY = HEAD + os.urandom(400_000)
@@ -205,6 +205,55 @@ async def test_downloads_at_once_are_bounded(serve, directory: Path, monkeypatch
         while served.files._under_way:
             await asyncio.sleep(0.01)
     assert (await served.get("/client/linux-x86_64"))[0] == 200
+
+
+def download(address: str, age: float, sent: int) -> Download:
+    return Download(address, None, 1000.0 - age, sent)
+
+
+SLOW, NEW = EVEN_SHARE * 99, 0
+GIVING_WAY: list[tuple[str, list[Download], int | None]] = [
+    (
+        "of the address with most the slowest",
+        [*(download("a", 100, SLOW + n) for n in (3, 1, 2)), download("b", 100, 0)],
+        1,
+    ),
+    ("of the address with most, though all are new", [download("a", 1, NEW) for _ in range(3)], 0),
+    ("none for an address that would have as many", [download("a", 1, NEW), download("b", 1, NEW)], None),
+    ("the slowest, where each address has one", [download("a", 100, SLOW + 1), download("b", 100, SLOW)], 1),
+    ("none that is as fast as an even share", [download("a", 100, EVEN_SHARE * 100), download("b", 20, 0)], None),
+    ("none of an address that has less", [*(download("me", 1, NEW) for _ in range(2)), download("b", 100, 0)], None),
+    ("the newcomer's own slow one", [download("me", 100, 5), download("b", 100, 6)], 0),
+]
+
+
+@pytest.mark.parametrize(("under_way", "leaves"), [row[1:] for row in GIVING_WAY], ids=[row[0] for row in GIVING_WAY])
+def test_j25_which_download_makes_room(under_way: list[Download], leaves: int | None) -> None:
+    expected = None if leaves is None else under_way[leaves]
+    assert giving_way(under_way, "me", 1000.0) is expected
+
+
+async def test_j25_slow_downloads_shut_no_other_address_out(
+    serve, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One address has every place and reads nothing; another one's whole download goes through all the same."""
+    monkeypatch.setattr(client_files, "DOWNLOADS", 3)
+    served = await serve(directory)
+    large = directory / "arcbridge-linux-aarch64"
+    with large.open("wb") as file:
+        file.truncate(64 * 1024**2)  # beyond what sockets hold
+    loop = asyncio.get_running_loop()
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            one = stack.enter_context(
+                socket.create_connection(("127.0.0.1", served.port), source_address=("127.0.0.2", 0))
+            )
+            one.sendall(b"GET /client/linux-aarch64 HTTP/1.1\r\nHost: x\r\n\r\n")
+            one.setblocking(False)
+            assert (await loop.sock_recv(one, 100)).startswith(b"HTTP/1.1 200 ")
+        status, body, _ = await served.get("/client/linux-x86_64")
+        assert (status, body) == (200, BODY)
+        assert [one.address for one in served.files._under_way] == ["127.0.0.2"] * 2, "one of them made room"
 
 
 async def test_requests_of_an_address_are_bounded(serve, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,8 @@
 As a process of its own, `python -m tests.support.issuer --state DIR` writes its CA to `DIR/ca.pem` and prints
 `issuer ready URL`. What is in DIR is kept: started again there, it has the same CA and the same keys.
 
-Any user name and any public client are taken; there are no passwords. Paths under `/_test/` are for the tests:
+Any user name and any public client are taken; there are no passwords. So it listens on loopback alone. Paths under
+`/_test/` are for the tests:
 
     POST /_test/mint      claims, headers, alg, key, lifetime      -> {"token": ...}
     POST /_test/rotate    keep_old                                 -> {"kid": ...}
@@ -20,8 +21,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ipaddress
 import json
 import signal
+import socket
 import ssl
 import sys
 import urllib.error
@@ -199,13 +202,13 @@ def _serving_context(state: Path, host: str) -> ssl.SSLContext:
     return context
 
 
-async def serve(state: Path, port: int, settings: Settings, *, host: str = "127.0.0.1", bind: str = "") -> None:
-    """Serve until SIGTERM or SIGINT, under the name `host` and at the address `bind`, or at that of `host`."""
+async def serve(state: Path, port: int, settings: Settings, *, host: str = "127.0.0.1") -> None:
+    """Serve until SIGTERM or SIGINT, at the address that `host` has and under this name."""
     state.mkdir(parents=True, exist_ok=True)
     issuer = IssuerServer(state, settings)
     runner = web.AppRunner(issuer.app(), access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
-    site = web.TCPSite(runner, bind or host, port, ssl_context=_serving_context(state, host))
+    site = web.TCPSite(runner, host, port, ssl_context=_serving_context(state, host))
     end = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, end.set)
@@ -222,13 +225,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run an issuer until it is told to end."""
     parser = argparse.ArgumentParser(prog="python -m tests.support.issuer", description=main.__doc__)
     parser.add_argument("--state", type=Path, required=True, help="directory for CA, certificate and keys")
-    parser.add_argument("--host", default="127.0.0.1", help="the name or address in its URL and its certificate")
-    parser.add_argument("--bind", default="", metavar="ADDRESS", help="where it listens, if not at the host's address")
+    parser.add_argument("--host", default="127.0.0.1", help="its name or address, of the loopback interface")
     parser.add_argument("--port", type=int, default=0, help="port (0: any)")
     parser.add_argument("--settings", type=json.loads, default={}, metavar="JSON", help="settings to start with")
     options = parser.parse_args(argv)
-    settings = Settings(**options.settings)
-    asyncio.run(serve(options.state, options.port, settings, host=options.host, bind=options.bind))
+    addresses = {str(one[4][0]) for one in socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)}
+    if not all(ipaddress.ip_address(address).is_loopback for address in addresses):
+        parser.error(
+            f"--host {options.host}: the issuer signs for anybody, so it listens on loopback alone; take localhost, "
+            "and `ssh -N -L PORT:localhost:PORT` on other machines"
+        )
+    asyncio.run(serve(options.state, options.port, Settings(**options.settings), host=options.host))
     return 0
 
 

@@ -18,7 +18,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.support.issuer import Issuer
+from tests.support.issuer import Issuer, main
 from tests.support.issuer_server import ACTIONS_SECRET
 from tests.support.world import fixed_port
 
@@ -409,3 +409,11 @@ def test_a_job_of_a_pipeline_asks_for_its_audience(issuer: Issuer) -> None:
     status, answer = issuer.request("GET", asked, headers={"Authorization": f"bearer {ACTIONS_SECRET}"})
     assert status == 200
     assert verify(issuer, answer["value"], "arcbridge-relay")["sub"].startswith("repo:")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
+def test_it_signs_for_no_stranger(host: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--state", str(tmp_path / "issuer"), "--host", host])
+    assert ended.value.code == 2
+    assert "ssh -N -L" in capsys.readouterr().err
