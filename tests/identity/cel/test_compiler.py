@@ -76,7 +76,7 @@ def test_a_presence_test_of_a_users_field_is_no_text(source: str) -> None:
     ("source", "column"), [("user.unknown == 'a'", 5), ("user . unknown == 'a'", 6), ("user.?unknown.hasValue()", 5)]
 )
 def test_a_field_that_no_user_has_is_named(source: str, column: int) -> None:
-    with pytest.raises(ExpressionError, match="^undefined field 'unknown': a user has username") as caught:
+    with pytest.raises(ExpressionError, match=r"^undefined field 'unknown': a user has username") as caught:
         compile_user(source)
     assert (caught.value.line, caught.value.column) == (1, column)
 
