@@ -229,15 +229,16 @@ async def test_a_malformed_pointer_is_refused(given: dict[str, Any]) -> None:
 WITHOUT_GROUPS = "\n".join(line for line in CONFIG.splitlines() if "groups:" not in line)
 
 
+NAMES: list[Any] = [[], {"o": ["s"]}, {"o": ""}, {"o": "t"}]
+SOURCES: list[Any] = [5, [], {"s": 5}, {"s": {"endpoint": 5}}]
+POINTERS: list[dict[str, Any]] = [
+    *({"_claim_names": names, "_claim_sources": {"s": {}}} for names in NAMES),
+    *({"_claim_sources": sources} for sources in SOURCES),
+]
+
+
 @pytest.mark.parametrize("config", [CONFIG, WITHOUT_GROUPS], ids=["groups in the token", "no groups mapped"])
-@pytest.mark.parametrize(
-    "given",
-    [
-        *({"_claim_names": names, "_claim_sources": {"s": {}}} for names in ([], {"o": ["s"]}, {"o": ""}, {"o": "t"})),
-        *({"_claim_sources": sources} for sources in (5, [], {"s": 5}, {"s": {"endpoint": 5}})),
-    ],
-    ids=range(8),
-)
+@pytest.mark.parametrize("given", POINTERS, ids=range(len(POINTERS)))
 async def test_t61_a_malformed_pointer_is_refused_whether_or_not_it_is_followed(
     config: str, given: dict[str, Any]
 ) -> None:

@@ -11,6 +11,7 @@ from arcbridge.identity.cel.compiler import (
     compile_claims,
     compile_user,
 )
+from arcbridge.identity.cel.values import Claims
 
 # The expression, line and column (0: of the whole), and what is wrong.
 WRONG = [
@@ -93,9 +94,9 @@ def test_the_reason_why_a_presence_test_is_refused_is_its_own(source: str) -> No
 def test_one_entry_may_be_asked_for_under_both_names(macro: str) -> None:
     """Kubernetes has the macro of two variables under two names, and that of one variable under the first."""
     two = compile_claims(f"{{'a': 'b', 'c': 'c'}}.{macro} ( k , v, k == v) && [1, 2].exists_one(i, i == 1)")
-    assert two.evaluate({})[0] is True
+    assert two.evaluate(Claims.from_json({}))[0] is True
     text = compile_claims("'x.exists_one(k, v, true)' + \".exists_one(k, v, true)\"")
-    assert text.evaluate({})[0] == "x.exists_one(k, v, true).exists_one(k, v, true)"
+    assert text.evaluate(Claims.from_json({}))[0] == "x.exists_one(k, v, true).exists_one(k, v, true)"
     with pytest.raises(ExpressionError) as caught:
         compile_claims(f"[1].{macro}(k, v, nothing)")
     assert (caught.value.line, caught.value.column) == (1, len(f"[1].{macro}(k, v, ") + 1)
