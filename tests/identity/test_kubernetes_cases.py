@@ -116,7 +116,8 @@ async def judged(case: RecordedCase, issuers: AuthenticationConfig, token: str) 
         return float(case.now)
 
     groups = GroupSources(issuers, ask, clock=clock, monotonic=clock)
-    limits: dict[str, Any] = {} if case.algorithms is None else {"algorithms": case.algorithms}
+    # Kubernetes' cases say which algorithms they allow. Ours are judged as an API server with a file does, with all.
+    limits: dict[str, Any] = {"algorithms": case.algorithms} if case.suite == "TestToken" else {}
     verifier = TokenVerifier(issuers, fetch, clock, monotonic=clock, groups=groups, **limits)
     try:
         return user_of(await verifier.verify(token))

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -226,3 +227,17 @@ def _without_unused_imports(text: str) -> str:
         if match is None or re.search(rf"\b{re.escape(name)}\.", body) or (match[2] == "v2" and "klog." in body):
             lines.append(line)
     return "\n".join(lines) + end + body
+
+
+def main() -> int:
+    """Record the cases, so that no test has to wait for it."""
+    try:
+        print(f"{len(recording())} cases of token authentication", file=sys.stderr)
+    except Unavailable as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
