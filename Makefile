@@ -51,6 +51,7 @@ lint: $(STAMP)
 # built the tests that need them say so.
 test: lint
 	-@$(BIN)/python -m tests.support.cluster build --helm
+	-@$(BIN)/python -m tests.identity.kubernetes.recording
 	-@$(BIN)/python -m tests.support.keycloak build
 	$(BIN)/python -m pytest -n $(JOBS) $(BY_FILE) $(PYTEST_ARGS)
 

@@ -19,6 +19,7 @@ WITHOUT_TEST: dict[str, str] = {
 
 # Test files without a module of their own, each with its reason. Folders that test what is not a module are below.
 WITHOUT_MODULE: dict[str, str] = {
+    "identity/test_kubernetes_cases": "loader and verifier beside the tests of Kubernetes",
     "test_dead_code": "about all modules",
     "test_docstrings": "about all modules",
     "test_layers": "about all modules",

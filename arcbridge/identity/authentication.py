@@ -579,6 +579,10 @@ def _https_url(url: str, path: str) -> str:
         raise ConfigError(f"{path}: must have no user information, query or fragment")
     if re.search(r"[\x00-\x20\x7f]", url):
         raise ConfigError(f"{path}: must have no blanks or control characters")
+    if re.search(r"%(?![0-9A-Fa-f]{2})", url):
+        raise ConfigError(f"{path}: % must be followed by two hexadecimal digits")
+    if re.search(r"[%\\^`{|}]", parts.netloc):
+        raise ConfigError(f"{path}: the host has a character that no host has")
     return url
 
 

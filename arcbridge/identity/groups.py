@@ -188,24 +188,39 @@ def source_of(claims: Mapping[str, Any], claim: str) -> Source | None:
     """Return where a distributed claim is; None where the token has the claim, or does not point to it.
 
     An aggregated claim, whose JWT is in the token, is not resolved, as kube-apiserver does it; `identity.claims`
-    refuses a token that has one for its groups. Raises TokenRefused for what is malformed.
+    refuses a token that has one for its groups. `claims` have passed `check_pointers`. Raises TokenRefused for an
+    address or token that is not asked.
     """
     if claim in claims or "_claim_names" not in claims:
         return None
-    names, sources = claims["_claim_names"], claims.get("_claim_sources")
-    if not isinstance(names, Mapping) or not all(isinstance(name, str) for name in names.values()):
+    if "_claim_sources" not in claims:
         raise _malformed()
-    if claim not in names:
+    name = (claims["_claim_names"] or {}).get(claim)
+    source = None if name is None else claims["_claim_sources"][name]
+    if source is None:
         return None
-    source = sources.get(names[claim]) if isinstance(sources, Mapping) else None
-    if not isinstance(source, Mapping):
-        raise _malformed()
-    endpoint, access_token = source.get("endpoint", ""), source.get("access_token", "")
-    if not isinstance(endpoint, str) or not isinstance(access_token, str) or len(endpoint) > MAX_ENDPOINT:
-        raise _malformed()
-    if access_token and _BEARER.fullmatch(access_token) is None:
+    endpoint, access_token = source.get("endpoint") or "", source.get("access_token") or ""
+    if len(endpoint) > MAX_ENDPOINT or (access_token and _BEARER.fullmatch(access_token) is None):
         raise _malformed()
     return Source(endpoint, access_token) if endpoint else None
+
+
+def check_pointers(claims: Mapping[str, Any]) -> None:
+    """Refuse a token whose pointers to claims elsewhere are malformed, whether or not a claim is read through them.
+
+    kube-apiserver does so for every token. What is null counts as absent. Raises TokenRefused.
+    """
+    names, sources = claims.get("_claim_names"), claims.get("_claim_sources")
+    names, sources = {} if names is None else names, {} if sources is None else sources
+    if not isinstance(names, Mapping) or not isinstance(sources, Mapping):
+        raise _malformed()
+    if not all(isinstance(name, str) and name and name in sources for name in names.values()):
+        raise _malformed()
+    for source in sources.values():
+        if not isinstance(source, Mapping | None):
+            raise _malformed()
+        if source and not all(isinstance(source.get(name), str | None) for name in ("endpoint", "access_token")):
+            raise _malformed()
 
 
 def _malformed() -> TokenRefused:

@@ -11,8 +11,8 @@ Rules, in the order they are applied (times are seconds of a monotonic clock tha
    issuer that is back is noticed.
 5. The discovery document's `issuer` must equal the configured url exactly (OpenID Connect Discovery 1.0 §4.3).
 
-A key is used only if it can be: RSA of 2048 bits or more, P-256/384/521, Ed25519; `use`, `key_ops` and `alg`, where
-given, must allow it, and `issuer`, which Entra ID gives, must be the configured one (Microsoft, "Access tokens",
+A key is used only if it can be: RSA of 2048 bits or more, P-256/384/521; `use`, `key_ops` and `alg`, where given and
+not empty, must allow it, and `issuer`, which Entra ID gives, must be the configured one (Microsoft, "Access tokens",
 validate the signing key issuer): one document has the keys of several tenants there. A set in which other keys are
 broken is still good for the rest.
 """
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jwt
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from arcbridge.errors import ArcbridgeError, Unreachable
 from arcbridge.identity.authentication import IssuerConfig
@@ -235,7 +235,7 @@ def _is_of(entry: dict[str, Any], issuer: str) -> bool:
 
 
 def _key(entry: dict[str, Any]) -> VerificationKey | None:
-    if entry.get("kty") not in ("RSA", "EC", "OKP") or entry.get("use", "sig") != "sig":
+    if entry.get("kty") not in ("RSA", "EC") or (entry.get("use") or "sig") != "sig":
         return None
     operations = entry.get("key_ops")
     if operations is not None and (not isinstance(operations, list) or "verify" not in operations):
@@ -252,11 +252,9 @@ def _key(entry: dict[str, Any]) -> VerificationKey | None:
         allowed: tuple[str, ...] = _RSA
     elif isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in _CURVES:
         allowed = (_CURVES[key.curve.name],)
-    elif isinstance(key, ed25519.Ed25519PublicKey):
-        allowed = ("EdDSA",)
     else:
         return None
-    if "alg" in entry:
+    if entry.get("alg"):
         allowed = tuple(name for name in allowed if name == entry["alg"])
     return VerificationKey(kid, key, allowed) if allowed else None
 
@@ -265,8 +263,6 @@ def _default_algorithm(entry: dict[str, Any]) -> str:
     """Return the name by which PyJWK picks its parser; what the key may verify is decided from the key itself."""
     if entry["kty"] == "RSA":
         return "RS256"
-    if entry["kty"] == "OKP":
-        return "EdDSA"
     return {"P-384": "ES384", "P-521": "ES512"}.get(str(entry.get("crv")), "ES256")
 
 

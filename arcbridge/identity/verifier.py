@@ -15,6 +15,7 @@ import asyncio
 import base64
 import hashlib
 import math
+import re
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
@@ -28,7 +29,7 @@ from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.identity.authentication import AuthenticationConfig, IssuerConfig
 from arcbridge.identity.claims import Identity, map_claims
 from arcbridge.identity.fetch import Fetch
-from arcbridge.identity.groups import GroupSources
+from arcbridge.identity.groups import GroupSources, check_pointers
 from arcbridge.identity.keys import KeySet
 from arcbridge.identity.proof import place_of
 from arcbridge.identity.refusal import TokenRefused
@@ -38,7 +39,9 @@ MAX_TOKEN = 64 * 1024
 """Characters of a token. Entra tokens with 200 groups have 12 KiB; a head of 64 KiB is what the proxy accepts."""
 MAX_HEADER = 8 * 1024
 LEEWAY = 10.0
-"""Seconds of clock skew forgiven between the issuer and us, for `exp`, `nbf` and `iat` alike."""
+"""Seconds by which `iat` may lie ahead of our clock. Few, because a revocation takes effect by the time of issue."""
+NOT_BEFORE_LEEWAY = 60.0
+"""Seconds by which `nbf` may lie ahead: kube-apiserver's. For `exp` there are none, as in kube-apiserver."""
 MAX_LIFETIME = 400 * 86400.0
 """Seconds: the largest `Acceptance.max_lifetime`, a year and some days. Revocations are kept for as long."""
 DEFAULT_LIFETIME = 48 * 3600.0
@@ -60,8 +63,10 @@ LOOP_TIME = 0.02
 """Seconds that they may compute there."""
 MAX_CANDIDATES = 10
 """Keys tried for a token without `kid`: bounds the signature checks one token can cost."""
-ALGORITHMS = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"})
-"""Asymmetric only: with a symmetric one, every verifier could also sign."""
+ALGORITHMS = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512"})
+"""kube-apiserver's list. Asymmetric only: with a symmetric one, every verifier could also sign."""
+_JWT = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.[A-Za-z0-9_-]+")
+"""RFC 7515 §7.1: base64url without padding, so that a signed token has one text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +292,7 @@ class TokenVerifier:
         _check_kind(header, claims)
         self._check_times(claims)
         self._check_audience(issuer, claims)
+        check_pointers(claims)
         if self.groups is not None:
             verify = partial(self._verify_source, issuer)
             claims = await self.groups.expand(issuer, claims, digest, verify)
@@ -302,9 +308,10 @@ class TokenVerifier:
         _check_kind(header, claims)
         now = self._clock()
         expires, not_before = _number(claims, "exp", required=True), _number(claims, "nbf", required=False)
-        if now >= expires + LEEWAY or now < not_before - LEEWAY:
+        if now >= expires or now < not_before - NOT_BEFORE_LEEWAY:
             raise TokenRefused("claims.groups.exp", "the groups that were looked up are not of now; compare the clocks")
         self._check_audience(issuer, claims)
+        check_pointers(claims)
         return claims
 
     async def _signed(self, token: str) -> tuple[IssuerConfig, dict[str, Any], dict[str, Any], int]:
@@ -374,9 +381,9 @@ class TokenVerifier:
         now = self._clock()
         expires, issued = _number(claims, "exp", required=True), _number(claims, "iat", required=True)
         not_before = _number(claims, "nbf", required=False)
-        if now >= expires + LEEWAY:
+        if now >= expires:
             raise TokenRefused("token.exp", "the token has expired; log in again")
-        if now < max(issued, not_before) - LEEWAY:
+        if now < max(issued - LEEWAY, not_before - NOT_BEFORE_LEEWAY):
             raise TokenRefused("token.nbf", "the token is not valid yet; compare the clocks")
         if expires - issued > self._accept.max_lifetime:
             raise TokenRefused(
@@ -431,6 +438,8 @@ def _check_kind(header: dict[str, Any], claims: dict[str, Any]) -> None:
     # security event token has `events` (RFC 8417 §2.2), and no other token has.
     if "events" in claims:
         raise TokenRefused("token.events", "this is not an access token or id token (events)")
+    if not all(isinstance(claims.get(name), str | None) for name in ("nonce", "at_hash")):
+        raise TokenRefused("token.claims", "the token's nonce or at_hash is no text")
 
 
 def _duration(seconds: float) -> str:
@@ -455,10 +464,10 @@ def _number(claims: dict[str, Any], name: str, *, required: bool) -> float:
 
 
 def _parts(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    segments = token.split(".")
-    if len(segments) != 3 or not all(segments) or len(segments[0]) > MAX_HEADER:
+    match = _JWT.fullmatch(token)
+    if match is None or len(match[1]) > MAX_HEADER:
         raise TokenRefused("token.shape", "the token is not a signed JWT")
-    return _segment(segments[0]), _segment(segments[1])
+    return _segment(match[1]), _segment(match[2])
 
 
 def _segment(text: str) -> dict[str, Any]:

@@ -81,6 +81,15 @@ BAD = [
     (SMALL.replace("https://issuer", "https://u:p@issuer"), "jwt[0].issuer.url: must have no user information"),
     (SMALL.replace("issuer.example", "issuer.example?a=b"), "jwt[0].issuer.url: must have no user"),
     (SMALL.replace("issuer.example", "issuer.example#a"), "jwt[0].issuer.url"),
+    *(
+        (SMALL.replace("https://issuer.example", url), f"jwt[0].issuer.url: {why}")
+        for url, why in (
+            *((f"https://a/{bad}", "% must be followed") for bad in ("%zz", "%", "%4")),
+            *((f"https://a{bad}b", "the host has a character") for bad in ("%20", "%61", "\\", "^", "|", "`")),
+            ('"https://a{b}"', "the host has a character"),
+            ('"https://[fe80::1%25eth0]/"', "the host has a character"),
+        )
+    ),
     (SMALL.replace("    url: https://issuer.example\n", ""), "jwt[0].issuer.url: missing"),
     (SMALL.replace("[one]", "[]"), "jwt[0].issuer.audiences: at least one"),
     (SMALL.replace("[one]", "[one, two]"), "jwt[0].issuer.audienceMatchPolicy"),
@@ -199,7 +208,7 @@ PLACES = [
     ),
     (
         SMALL + "  userValidationRules: [{expression: user.name != ''}]\n",
-        "line 10, column 42: jwt[0].userValidationRules[0].expression: expression of type 'kubernetes.UserInfo'",
+        "line 10, column 42: jwt[0].userValidationRules[0].expression: undefined field 'name'",
     ),
     (
         SMALL + "    extra: [{key: a.b/c, valueExpression: 'claims.a.map(x, x)'}]\n",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.net.fetch import HttpFetcher
 from tests.support.entra import CLUSTER, READER, RELAY, TENANT, Entra, GraphState
 
-from .issuer import CONFIG, EC, RSA_OTHER, URL, Clock, Issuer, claims, token
+from .issuer import CONFIG, EC, RSA_OTHER, URL, Clock, Issuer, claims, raw_token, token
 
 ENDPOINT = "https://issuer.example/claims?user=alice"
 POINTER = {
@@ -132,7 +133,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("another subject", {"sub": "bob"}, "claims.groups.subject"),
     ("no subject", {"sub": None}, "claims.groups.subject"),
     ("old", {"exp": 900.0}, "claims.groups.exp"),
-    ("not yet", {"nbf": 2000.0}, "claims.groups.exp"),
+    ("of just now", {"exp": 1000.0}, "claims.groups.exp"),
+    ("not yet", {"nbf": 1061.0}, "claims.groups.exp"),
+    ("a pointer of its own that is malformed", {"_claim_names": []}, "claims.groups.pointer"),
     ("no end", {"exp": None}, "token.exp"),
     ("another kind", {"events": {}}, "token.events"),
     ("without the claim", {"groups": None}, "claims.groups"),
@@ -223,6 +226,44 @@ async def test_a_malformed_pointer_is_refused(given: dict[str, Any]) -> None:
     base = {"_claim_names": None, "_claim_sources": None}
     assert await end.refusal(**{**base, **given}) == "claims.groups.pointer"
     assert end.place.asked == []
+
+
+WITHOUT_GROUPS = "\n".join(line for line in CONFIG.splitlines() if "groups:" not in line)
+
+
+NAMES: list[Any] = [[], {"o": ["s"]}, {"o": ""}, {"o": "t"}]
+SOURCES: list[Any] = [5, [], {"s": 5}, {"s": {"endpoint": 5}}]
+POINTERS: list[dict[str, Any]] = [
+    *({"_claim_names": names, "_claim_sources": {"s": {}}} for names in NAMES),
+    *({"_claim_sources": sources} for sources in SOURCES),
+]
+
+
+@pytest.mark.parametrize("config", [CONFIG, WITHOUT_GROUPS], ids=["groups in the token", "no groups mapped"])
+@pytest.mark.parametrize("given", POINTERS, ids=range(len(POINTERS)))
+async def test_t61_a_malformed_pointer_is_refused_whether_or_not_it_is_followed(
+    config: str, given: dict[str, Any]
+) -> None:
+    """As kube-apiserver does: what an issuer writes wrong for one claim, it may have written wrong for the groups."""
+    end = End()
+    with pytest.raises(TokenRefused) as caught:
+        await end.verifier(config).verify(token(claims(**given)))
+    assert caught.value.rule == "claims.groups.pointer"
+    sound: list[dict[str, Any]] = [
+        {"_claim_names": {}, "_claim_sources": {"s": {"endpoint": None}, "t": None}},
+        {"_claim_names": {"other": "s"}, "_claim_sources": {"s": {"JWT": "a.b.c"}}},
+        {"_claim_sources": {}},
+    ]
+    for one in sound:
+        assert (await end.verifier(config).verify(token(claims(**one)))).username == "oidc:alice"
+
+
+async def test_a_pointer_that_is_null_is_none() -> None:
+    end = End()
+    text = raw_token(b'{"alg":"RS256","kid":"k1"}', json.dumps({
+        **claims(groups=None), "_claim_names": None, "_claim_sources": None,
+    }).encode())  # fmt: skip
+    assert (await end.verifier().verify(text)).groups == ()
 
 
 async def test_an_aggregated_claim_is_refused_and_not_taken_for_no_groups() -> None:

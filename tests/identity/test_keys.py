@@ -145,13 +145,20 @@ UNUSABLE = [
     "text",
     {**jwk(RSA), "kid": 7},
     jwk(ec.generate_private_key(ec.SECP256K1())),
+    jwk(ED),
 ]
 
 
 @pytest.mark.parametrize("entry", UNUSABLE, ids=range(len(UNUSABLE)))
 def test_an_unusable_key_is_left_out_and_the_rest_is_used(entry: Any) -> None:
-    keys = parse_keys({"keys": [entry, jwk(ED, "good")]})
+    keys = parse_keys({"keys": [entry, jwk(EC, "good")]})
     assert [key.kid for key in keys] == ["good"]
+
+
+@pytest.mark.parametrize("member", ["use", "alg"])
+@pytest.mark.parametrize("value", [None, ""])
+def test_a_member_that_is_empty_counts_as_absent(member: str, value: str | None) -> None:
+    assert parse_keys({"keys": [jwk(RSA, **{member: value})]}) == parse_keys({"keys": [jwk(RSA)]})
 
 
 def test_no_keys_at_all() -> None:

@@ -49,7 +49,7 @@ def build(
         progress.show(detail=f"{modules} fetched" if modules else "")
 
     with Progress("looking for the Go modules", stream=stream) as progress:
-        _run([go, "list", "-deps", *flags, "-f", "{{.Stale}} {{.StaleReason}}", *packages], module, listed, timeout)
+        run_go([go, "list", "-deps", *flags, "-f", "{{.Stale}} {{.StaleReason}}", *packages], module, listed, timeout)
 
     def built(line: str) -> None:
         nonlocal compiled
@@ -58,10 +58,11 @@ def build(
         progress.show(min(compiled, to_compile))
 
     with Progress(title, total=to_compile, unit="packages", stream=stream) as progress:
-        _run([go, "build", "-v", *flags, "-o", f"{target}/", *packages], module, built, timeout)
+        run_go([go, "build", "-v", *flags, "-o", f"{target}/", *packages], module, built, timeout)
 
 
-def _run(argv: list[str], module: Path, heard: Callable[[str], None], timeout: float) -> None:
+def run_go(argv: list[str], module: Path, heard: Callable[[str], None], timeout: float) -> None:
+    """Run a command of Go in a module; `heard` gets each line. Raises BuildFailed, also at a deadline (seconds)."""
     process = start_piped(argv, cwd=module)
     try:
         output = follow(process, heard, timeout=timeout)

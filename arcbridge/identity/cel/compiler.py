@@ -38,6 +38,15 @@ MAX_LENGTH = 100_000
 _LITERAL = re.compile(r"""(?s)(\"{3}|'{3})(?:\\.|.)*?\1|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|//[^\n]*""")
 """Texts and comments. A backtick outside them quotes a field's name for the library, and is an error in Kubernetes."""
 _MESSAGE = re.compile(r"ERROR: <input>:(\d+):(\d+): (.*)")
+_EXISTS_ONE = re.compile(
+    rf"{_LITERAL.pattern}|(?P<macro>\bexists_one)(?=\s*\(\s*[A-Za-z_]\w*\s*,\s*[A-Za-z_]\w*\s*,)", re.ASCII
+)
+"""`exists_one` with two variables. Kubernetes takes it as another name of `existsOne`; the library knows that alone."""
+_UNDEFINED_FIELD = f"expression of type '{declarations.USER_TYPE}' cannot be the operand of a select operation"
+_FIELD = re.compile(r"\.\s*\??\s*(\w+)", re.ASCII)
+_USER_PRESENCE = re.compile(
+    rf"{_LITERAL.pattern}|\bhas\s*\(\s*user\s*\.\s*(?P<field>username|uid|groups|extra)\s*\)", re.ASCII
+)
 
 
 class ExpressionError(Exception):
@@ -116,9 +125,11 @@ def _compile(source: str, variable: str, rule: bool) -> Expression:
         raise ExpressionError("unsupported syntax: '`'")
     try:
         source.encode()
-        serialized = _environment(variable).compile(source).serialize()
+        # As long as it was, so that every place in it stays where it is.
+        known = _EXISTS_ONE.sub(lambda found: "existsOne " if found["macro"] else found[0], source)
+        serialized = _environment(variable).compile(known).serialize()
     except RuntimeError as error:
-        raise _said(str(error)) from None
+        raise _compile_error(str(error), source, variable) from None
     except UnicodeEncodeError as error:
         raise ExpressionError("not valid Unicode") from error
     try:
@@ -130,14 +141,30 @@ def _compile(source: str, variable: str, rule: bool) -> Expression:
     return Expression(source, variable, checked, run)
 
 
-def _said(text: str) -> ExpressionError:
+def _compile_error(text: str, source: str, variable: str) -> ExpressionError:
+    """Return the error of a source that the library does not compile, in words that an operator can act on."""
     if "recursion" in text:
         return ExpressionError("nested deeper than the parser goes, which is 32 levels")
     match = _MESSAGE.search(text)
     if match is None:
         return ExpressionError(text.removeprefix("INVALID_ARGUMENT: ").partition(" [")[0].partition("\n")[0])
     # The library counts columns from 1, and marks what comes at the end one further.
-    return ExpressionError(match[3], int(match[1]), int(match[2]))
+    message, line, column = match[3], int(match[1]), int(match[2])
+    if message == _UNDEFINED_FIELD:
+        field = _FIELD.search(source.split("\n")[line - 1], column - 1)
+        message = f"undefined field{f' {field[1]!r}' if field else ''}: a user has username, uid, groups and extra"
+    elif variable == "user":
+        # The checker takes the presence of a field for the field, which is no bool, and complains of what is around it.
+        for found in _USER_PRESENCE.finditer(source):
+            if found["field"]:
+                before = source[: found.start("field")]
+                line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
+                return ExpressionError(_presence_message(f"user.{found['field']}"), line, column)
+    return ExpressionError(message, line, column)
+
+
+def _presence_message(name: str) -> str:
+    return f"has({name}) is not carried out here: every user has the field"
 
 
 def _built(source: str, checked: Checked) -> Run:
@@ -242,7 +269,7 @@ class _Checks:
         # The checker reads `has(user.uid)` as `user.uid`; only the node's place, at the dot or not, tells them apart.
         position = self._checked.positions.get(node.id, 0)
         if "." in node.name and node.name.startswith("user.") and self._source[position : position + 1] != ".":
-            raise self._error(node, f"has({node.name}) is not carried out here: every user has the field")
+            raise self._error(node, _presence_message(node.name))
 
     def _whole_user(self, node: Identifier) -> None:
         # Only the fields are compared with kube-apiserver's results. A macro's variable may have the same name.

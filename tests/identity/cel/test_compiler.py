@@ -11,6 +11,7 @@ from arcbridge.identity.cel.compiler import (
     compile_claims,
     compile_user,
 )
+from arcbridge.identity.cel.values import Claims
 
 # The expression, line and column (0: of the whole), and what is wrong.
 WRONG = [
@@ -70,6 +71,35 @@ def test_a_presence_test_of_a_users_field_is_no_text(source: str) -> None:
     with pytest.raises(ExpressionError, match=r"has\(user.uid\) is not carried out here"):
         compile_user(source)
     assert isinstance(compile_user("user . uid == user.uid"), Expression)
+
+
+@pytest.mark.parametrize(
+    ("source", "column"), [("user.unknown == 'a'", 5), ("user . unknown == 'a'", 6), ("user.?unknown.hasValue()", 5)]
+)
+def test_a_field_that_no_user_has_is_named(source: str, column: int) -> None:
+    with pytest.raises(ExpressionError, match=r"^undefined field 'unknown': a user has username") as caught:
+        compile_user(source)
+    assert (caught.value.line, caught.value.column) == (1, column)
+
+
+@pytest.mark.parametrize("source", ["has(user.username) && user.username != ''", "true\n  && has( user.groups )"])
+def test_the_reason_why_a_presence_test_is_refused_is_its_own(source: str) -> None:
+    with pytest.raises(ExpressionError, match=r"^has\(user\.\w+\) is not carried out here"):
+        compile_user(source)
+    with pytest.raises(ExpressionError, match="no matching overload"):
+        compile_user("'has(user.uid)' && true")
+
+
+@pytest.mark.parametrize("macro", ["exists_one", "existsOne"])
+def test_one_entry_may_be_asked_for_under_both_names(macro: str) -> None:
+    """Kubernetes has the macro of two variables under two names, and that of one variable under the first."""
+    two = compile_claims(f"{{'a': 'b', 'c': 'c'}}.{macro} ( k , v, k == v) && [1, 2].exists_one(i, i == 1)")
+    assert two.evaluate(Claims.from_json({}))[0] is True
+    text = compile_claims("'x.exists_one(k, v, true)' + \".exists_one(k, v, true)\"")
+    assert text.evaluate(Claims.from_json({}))[0] == "x.exists_one(k, v, true).exists_one(k, v, true)"
+    with pytest.raises(ExpressionError) as caught:
+        compile_claims(f"[1].{macro}(k, v, nothing)")
+    assert (caught.value.line, caught.value.column) == (1, len(f"[1].{macro}(k, v, ") + 1)
 
 
 @pytest.mark.parametrize("source", ["'`' == '`'", '"a`b" != "c"', "true // `", "'\\'`' == ''", '"""`""" == ""'])
