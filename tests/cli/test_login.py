@@ -136,16 +136,30 @@ def url(relay: Relay) -> str:
 def known(relay: Relay, issuer: Issuer) -> list[str]:
     """The words of a script that knows its relay."""
     ca = ["--oidc-ca-file", str(issuer.ca_file)]
-    return [url(relay), "--relay-ca-pin", relay.authority.pin, "--oidc-issuer-url", issuer.url, *ca]
+    login = ["--oidc-issuer-url", issuer.url, "--oidc-client-id", "cli", "--grant-type", "device-code"]
+    return [url(relay), "--relay-ca-pin", relay.authority.pin, *login, *ca]
 
 
 class TestFirstContact:
     async def test_b21_both_are_shown_and_asked_for_once(self, person: Person, relay: Relay, issuer: Issuer) -> None:
         async with person.at_terminal("login", url(relay), "--oidc-ca-file", str(issuer.ca_file)) as (process, screen):
-            place = issuer.url.removeprefix("https://")
             shown = await screen.until("[y/N] ")
             assert shown == (
-                f"The relay's CA is {relay.authority.pin}; it names {place} as where you log in. Trust both? [y/N] "
+                f"{url(relay)} is not known here.\n"
+                "Compare with what its operator gave you:\n"
+                "  relay's CA\n"
+                f"    {relay.authority.pin}\n"
+                f"  log in at           {issuer.url}\n"
+                "  as client           cli\n"
+                "  scopes              openid profile email offline_access\n"
+                "  relay's audience    none; the issuer decides\n"
+                "  relay's scopes      openid profile email offline_access\n"
+                "  clusters' audience  none: every cluster gets the one id token\n"
+                "  clusters' scopes    none\n"
+                "  you log in          by a code for another device, without the browser: the\n"
+                "                      issuer's id token is then bound to no key\n"
+                "  bound to a key      yes, where the issuer can\n"
+                "Trust all of it? [y/N] "
             )
             assert not person.profiles, "nothing is kept before the answer"
             screen.type("y")
@@ -169,7 +183,7 @@ class TestFirstContact:
         document["scopes"] = ["openid", "payroll.read"]
         async with person.at_terminal("login", url(relay)) as (process, screen):
             shown = await screen.until("[y/N] ")
-            assert shown.startswith("The login asks for: payroll, payroll.read (client cli).\n")
+            assert "  scopes              openid payroll.read\n  relay's audience    payroll\n" in shown
             screen.type("n")
             assert await process.wait() == ExitCode.FAILURE
 
@@ -178,7 +192,9 @@ class TestFirstContact:
     ) -> None:
         document["dpop"] = False
         async with person.at_terminal("login", url(relay)) as (process, screen):
-            assert "Its tokens are to be bound to no key" in await screen.until("[y/N] ")
+            assert "  bound to a key      no: a copy of a token is as good as the token\n" in await screen.until(
+                "[y/N] "
+            )
             screen.type("n")
             assert await process.wait() == ExitCode.FAILURE
 
@@ -206,9 +222,9 @@ class TestFirstContact:
         status, out, err = await person.run("login", url(relay))
         assert (status, out) == (ExitCode.FAILURE, "")
         assert err == (
-            f"error: {url(relay)} is not known here (its CA would be {relay.authority.pin}, and it names {issuer.url} "
-            "as where you log in); compare that with what its operator says and give --relay-ca-pin PIN and "
-            "--oidc-issuer-url URL, or accept it unseen with --trust-first-use\n"
+            f"error: {url(relay)} names what nothing here vouches for; compare each value with what its operator says "
+            f"and add\n  --relay-ca-pin {relay.authority.pin} --oidc-issuer-url {issuer.url} --oidc-client-id cli "
+            "--grant-type device-code\nor accept all of it unseen with --trust-first-use\n"
         )
 
     async def test_a_script_names_both(self, person: Person, relay: Relay, issuer: Issuer) -> None:
@@ -229,10 +245,12 @@ class TestFirstContact:
         document = json.loads((person.profiles[0] / "profile.json").read_text())
         assert (document["own"], document["grant_type"]) == ({}, "auto")
 
-    async def test_a_pin_alone_leaves_the_issuer_to_be_asked(self, person: Person, relay: Relay) -> None:
+    async def test_a_pin_alone_leaves_the_issuer_to_be_asked(
+        self, person: Person, relay: Relay, issuer: Issuer
+    ) -> None:
         _, _, err = await person.run("login", url(relay), "--relay-ca-pin", relay.authority.pin)
-        assert "its CA would be" not in err
-        assert "give --oidc-issuer-url URL, or accept it unseen" in err
+        assert "--relay-ca-pin" not in err
+        assert f"\n  --oidc-issuer-url {issuer.url} --oidc-client-id cli --grant-type device-code\n" in err
 
     async def test_b23_another_pin(self, person: Person, relay: Relay) -> None:
         other = Authority.create("another").pin
@@ -267,7 +285,7 @@ class TestLater:
         document["issuer"] = "https://login.example.net"
         status, _, err = await person.run("login", "--trust-first-use")
         assert status == ExitCode.FAILURE
-        assert f"now names https://login.example.net as where you log in, and you trusted {issuer.url}" in err
+        assert f"than the one that you trusted (issuer: {issuer.url} → https://login.example.net)" in err
         assert f"`arcbridge login --renew-trust {url(relay)}`" in err
         # And the login that is there goes on to count.
         assert (await person.run("whoami"))[0] == ExitCode.DONE
@@ -282,7 +300,7 @@ class TestLater:
         document[name] = value
         status, _, err = await person.run("login")
         assert status == ExitCode.FAILURE
-        assert f"than those that you trusted ({name})" in err
+        assert f"than the one that you trusted ({name}: " in err
         # With the user's consent they are taken.
         document["grant_types"] = ["device-code", "authcode"]
         status, out, err = await person.log_in(
@@ -308,8 +326,8 @@ class TestLater:
             assert "--renew-trust" in err
             async with person.at_terminal("login", "--renew-trust", url(other)) as (process, screen):
                 shown = await screen.until("[y/N] ")
-                assert shown.startswith(f"You trusted {url(other)} by the CA {relay.authority.pin}, with ")
-                assert other.authority.pin in shown
+                assert shown.startswith(f"You trusted {url(other)}; what an arrow shows is new.")
+                assert f"    {relay.authority.pin} →\n    {other.authority.pin}\n" in shown
                 screen.type("n")
                 assert await process.wait() == ExitCode.FAILURE
 
