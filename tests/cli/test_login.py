@@ -19,6 +19,7 @@ import pytest
 
 from arcbridge.config import RelayLoginConfig
 from arcbridge.errors import ExitCode
+from arcbridge.net.tls import ALPN_HTTP, outer_server_contexts
 from arcbridge.pki.authority import Authority
 from arcbridge.relay.login_settings import login_document
 from tests.relay.api_station import Relay, serving
@@ -366,6 +367,39 @@ class TestTwoRelays:
             assert (await person.run("whoami", "--relay", url(second)))[0] == ExitCode.LOGIN
             assert (await person.run("whoami", "--relay", url(relay)))[0] == ExitCode.DONE
 
+    async def test_b42_a_relay_is_shown_nothing_of_another_ones_login(
+        self, person: Person, relay: Relay, issuer: Issuer, document: dict[str, Any]
+    ) -> None:
+        """It names the same issuer, client, audience and scopes, and the user has said yes, and not logged in."""
+        await person.log_in(*known(relay, issuer))
+        asked: list[bytes] = []
+        authority = Authority.create("hostile relay")
+        issued = authority.issue_server(["127.0.0.1"])
+        contexts = outer_server_contexts(issued.certificate_pem, issued.key_pem, authority.certificate_pem)
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+                asked.append(head := await reader.readuntil(b"\r\n\r\n"))
+                body = json.dumps(document) if b"/v1/login" in head else authority.certificate_pem
+                writer.write(f"HTTP/1.0 200 OK\r\n\r\n{body}".encode())
+            writer.close()
+
+        async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=contexts[ALPN_HTTP]) as server:
+            other = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            ca = ["--oidc-ca-file", str(issuer.ca_file)]
+            async with person.at_terminal("login", other, *ca) as (process, screen):
+                shown = " ".join((await screen.until("[y/N] ")).split())
+                assert f"{other} will get tokens that are good at {url(relay)}, too" in shown
+                screen.type("y")
+                await screen.until("or open")
+                process.kill()
+            for words in (["clusters"], ["whoami", "--check"], ["--role", "client", "status"]):
+                status, _, err = await person.run(*words, "--relay", other)
+                assert status == ExitCode.LOGIN, err
+        assert {head.split()[1] for head in asked} == {b"/v1/ca", b"/v1/login"}
+        assert not [head for head in asked if b"uthorization" in head]
+        assert (await person.run("whoami", "--relay", url(relay)))[0] == ExitCode.DONE
+
 
 class TestWhoami:
     async def test_logged_out(self, person: Person, relay: Relay, issuer: Issuer) -> None:
@@ -471,14 +505,23 @@ class TestStumbles:
             "--oidc-issuer-url https://127.0.0.1:1 --oidc-client-id cli`\n"
         )
 
-    async def test_a_login_needs_no_relay_where_the_issuer_is_named(self, person: Person, issuer: Issuer) -> None:
+    async def test_a_login_is_for_a_relay_also_where_the_issuer_is_named(
+        self, person: Person, relay: Relay, issuer: Issuer
+    ) -> None:
         flags = ["--oidc-issuer-url", issuer.url, "--oidc-client-id", "cli", "--oidc-ca-file", str(issuer.ca_file)]
-        status, out, _ = await person.log_in(*flags, "--grant-type", "device-code")
-        assert (status, "Logged in as alice@example.com" in out) == (ExitCode.DONE, True)
+        flags += ["--grant-type", "device-code"]
+        status, _, err = await person.run("login", *flags)
+        assert status == ExitCode.USAGE
+        assert "a login is for one organisation's relays; run `arcbridge login https://RELAY`" in err
+        # The relay that was logged in at with this issuer is meant, as by other commands.
+        await person.log_in(*known(relay, issuer))
+        status, out, _ = await person.log_in(*flags, user="bob")
+        assert (status, "Logged in as bob@example.com" in out) == (ExitCode.DONE, True)
+        assert (await person.run("whoami", "-o", "name"))[1] == "bob@example.com\n"
 
     async def test_an_issuer_that_is_down(self, person: Person) -> None:
         flags = ["--oidc-issuer-url", f"https://127.0.0.1:{fixed_port()}", "--oidc-client-id", "cli"]
-        status, _, err = await person.run("login", *flags)
+        status, _, err = await person.run("login", "--relay", "https://127.0.0.1:1", *flags)
         assert status == ExitCode.UNREACHABLE
         assert "cannot be reached (connection refused); check its address" in err
 
