@@ -34,9 +34,8 @@ def test_b42_which_relays_are_one_organisation(tmp_path: Path) -> None:
     assert pinned not in (of(relays=(a,)), of(relays=(a,), relay_ca_pin=OTHER_CA.pin))
     assert of(relays=(a,), relay_ca_file=both) == of(relays=(a,))
     # So does the profile of relays with a certificate of a public CA.
-    RelayProfiles(state.path).save(
-        RelayProof((f"{a}:443", f"{b}:443"), LoginOffer.of(LoginConfig(issuer="https://i.example", client_id="c")))
-    )
+    offer = LoginOffer.of(LoginConfig(issuer="https://i.example", client_id="c"))
+    RelayProfiles(state.path).save(RelayProfile((f"{a}:443", f"{b}:443"), offer))
     assert of(relays=(b,)) == of(relays=(a,))
     with pytest.raises(ConfigError, match="relays: required, because a login is for one organisation's relays"):
         of()
