@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from arcbridge.client.organisation import organisation
-from arcbridge.client.relay_profile import LoginOffer, RelayProfiles
+from arcbridge.client.relay_profile import LoginOffer, RelayProfile, RelayProfiles
 from arcbridge.client.state import StateDirectory
 from arcbridge.config import ClientConfig, LoginConfig
 from arcbridge.errors import ConfigError
