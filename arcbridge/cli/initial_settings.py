@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arcbridge.cli.configuration import find_problems, toml_value
-from arcbridge.cli.flags import AGENT, CLIENT, RELAY
+from arcbridge.cli.flags import AGENT, RELAY
 from arcbridge.cli.output import print_error, print_warning
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.settings import KINDS, normalized_settings
