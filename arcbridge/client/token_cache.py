@@ -206,13 +206,7 @@ def _remove(tokens: Path) -> bool:
     from arcbridge.client import proof_keys
 
     proof_keys.remove(tokens.with_suffix(".key"))
-    try:
-        tokens.unlink()
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise StateError(f"cannot remove {tokens}: {error.strerror}") from error
-    return True
+    return proof_keys.remove(tokens)
 
 
 def _by_audience(document: Any) -> dict[str, AudienceToken]:
