@@ -342,6 +342,37 @@ CLIENT_FLAGS = (
         roles=(CLIENT,),
     ),
     Flag(
+        "--cluster-audience-by",
+        help="how it is asked for: resource, audience, scope or exchange",
+        key="login.cluster_audience_by",
+        metavar="WAY",
+        roles=(CLIENT,),
+    ),
+    Flag(
+        "--oidc-scope",
+        help="scope of the login; may be repeated, and takes the place of the default ones",
+        key="login.scopes",
+        kind=LIST,
+        metavar="SCOPE",
+        roles=(CLIENT,),
+    ),
+    Flag(
+        "--relay-scope",
+        help="scope of the relay's token, where that of the login has more; may be repeated",
+        key="login.relay_scopes",
+        kind=LIST,
+        metavar="SCOPE",
+        roles=(CLIENT,),
+    ),
+    Flag(
+        "--cluster-scope",
+        help="scope of a cluster's token; may be repeated",
+        key="login.cluster_scopes",
+        kind=LIST,
+        metavar="SCOPE",
+        roles=(CLIENT,),
+    ),
+    Flag(
         "--workload",
         help="have the tokens as a job or pod: github, gitlab, kubernetes, azure-pipelines, file:PATH or env:NAME",
         key="login.workload",
@@ -624,7 +655,7 @@ COMMANDS = (
             Flag("--client-id", help="this program's client id there (default: arcbridge)", metavar="ID"),
             Flag(
                 "--audience",
-                help="audience of the tokens for this end (default: arcbridge-relay, or the client id for an agent)",
+                help="audience of the tokens for this end (default: arcbridge-relay; an agent's is arcbridge-NAME)",
                 metavar="AUDIENCE",
             ),
             Flag(

@@ -60,7 +60,7 @@ def load_or_make(path: Path, *, of_settings: bool = False) -> ProofKey:
 
 
 def remove(path: Path) -> bool:
-    """Remove the key, so that the next login makes another one; False when there was none. Raises StateError."""
+    """Remove the file of a key or of its tokens; False when there was none. Raises StateError."""
     try:
         path.unlink()
     except FileNotFoundError:

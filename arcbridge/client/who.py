@@ -16,6 +16,7 @@ from typing import Any
 
 from arcbridge.choices import PROGRAM
 from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
+from arcbridge.client.organisation import organisation
 from arcbridge.client.relay_profile import RelayProfiles, login_command, short_url
 from arcbridge.client.state import StateDirectory
 from arcbridge.client.token_cache import TokenCache
@@ -69,7 +70,7 @@ def who(config: ClientConfig, state: StateDirectory, *, now: float | None = None
     cache = cache_of(config, state)
     tokens = cache.load()
     if not (tokens.access_token or tokens.id_token or tokens.refresh_token):
-        raise Unauthenticated(f"you are not logged in at {login.issuer}; run `{command}`")
+        raise Unauthenticated(f"{cache.no_login}; run `{command}`")
     found = _described(tokens.id_token or tokens.access_token, tokens.access_token, relay, cache.key_path)
     if not tokens.refresh_token and not tokens.usable(now):
         raise Unauthenticated(f"the login at {login.issuer} has ended; run `{command}`")
@@ -85,10 +86,14 @@ def who(config: ClientConfig, state: StateDirectory, *, now: float | None = None
 
 
 def cache_of(config: ClientConfig, state: StateDirectory) -> TokenCache:
-    """Return the cache in which the tokens of the configured login are kept."""
+    """Return the cache in which the tokens of the configured login are kept, for these relays alone.
+
+    Raises ConfigError where no relay is set; StateError where what is kept of it is damaged.
+    """
     login = config.login
     return TokenCache(
         state.token_directory,
+        relay=organisation(config, state),
         issuer=login.issuer,
         client_id=login.client_id,
         scopes=login.scopes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import jwt
@@ -45,6 +46,11 @@ def test_a_login(state: StateDirectory) -> None:
     assert found == Who(
         "a@example.com", "alice", LOGIN.issuer, "https://relay.example.org", NOW + 600, renews=True, key=""
     )
+
+
+def test_b42_each_organisation_has_tokens_of_its_own(state: StateDirectory) -> None:
+    other = replace(CONFIG, relays=("https://relay.example.net",))
+    assert cache_of(CONFIG, state).path != cache_of(other, state).path
 
 
 def test_its_end(state: StateDirectory) -> None:

@@ -83,12 +83,13 @@ class Person:
         return process.wait(30), process.output()
 
     def log_in(self, world: World, *arguments: str, user: str = "alice") -> str:
-        """By a code on another device, as a script that was told the pin and the issuer."""
+        """By a code on another device, as a script that was told the pin, the issuer and the client."""
         issuer = world.issuer
         process = self.start(
             world,
             *("login", world.relay_url, "--relay-ca-pin", world.relay_pin, "--oidc-issuer-url", issuer.url),
-            *("--oidc-ca-file", str(issuer.ca_file), "--grant-type", "device-code", *arguments),
+            *("--oidc-client-id", CLUSTER_AUDIENCE, "--oidc-ca-file", str(issuer.ca_file)),
+            *("--grant-type", "device-code", *arguments),
         )
         code = process.wait_for_line(r"enter the code (\S+)", timeout=30)[1]
         issuer.approve(code, user)
