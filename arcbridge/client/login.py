@@ -29,14 +29,15 @@ from urllib.parse import urlencode, urlsplit
 from arcbridge.choices import BROWSER, DEVICE
 from arcbridge.client import proof_keys, second_audience
 from arcbridge.client.client_authentication import ClientAuthentication
-from arcbridge.client.issuer import Issuer, IssuerEndpoints, IssuerError, page_of
+from arcbridge.client.issuer import Issuer, IssuerEndpoints, IssuerError, check_id_token, page_of
 from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
 from arcbridge.client.listening import listen_local
-from arcbridge.client.login_callback import HEAD_LIMIT, LoginCallback
+from arcbridge.client.login_callback import HEAD_LIMIT, LoginCallback, check_redirect_path, redirect_path
 from arcbridge.client.token_cache import MAX_TIME, AudienceToken, TokenCache, TokenSet, token_set
 from arcbridge.config import LoginConfig
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
 from arcbridge.identity.proof import ProofKey, binding
+from arcbridge.net.address import check_origins, origin_of
 
 REDIRECT_PORTS = (8000, 18000)
 """kubelogin's, so that a registration made for it serves us as well."""
@@ -63,6 +64,8 @@ def check_login(config: LoginConfig) -> None:
         raise ConfigError("login.client_id: required with login.issuer; give --oidc-client-id ID")
     if config.redirect_port is not None and not 0 <= config.redirect_port <= 65535:
         raise ConfigError("login.redirect_port: must be a port, or 0 for any free one")
+    check_redirect_path(config.redirect_path)
+    check_origins("login.issuer_origins", config.issuer_origins)
     if config.cluster_audience_by not in BY_AUDIENCE:
         raise ConfigError(f"login.cluster_audience_by: must be one of {', '.join(BY_AUDIENCE)}")
     by_scope = config.cluster_audience_by == second_audience.BY_SCOPE
@@ -204,7 +207,8 @@ class Login:
         # Only where the issuer's discovery offers DPoP is a key made.
         key = self._own_key if self._config.dpop else None
         pop = self._own_key if self._config.pop else None
-        return Issuer(self._config.issuer, self._config.ca_file, key=key, pop=pop, clock=self._clock)
+        config = self._config
+        return Issuer(config.issuer, config.ca_file, origins=config.issuer_origins, key=key, pop=pop, clock=self._clock)
 
     # -- the grants ---------------------------------------------------------------------------------------------------
 
@@ -310,15 +314,17 @@ class Login:
         # PKCE has no place in RFC 8628, and is ignored there; Keycloak wants it where the client has to use it.
         verifier = secrets.token_urlsafe(32)
         wanted = {**self._wanted(), **_challenge(verifier)}
-        proof = partial(self._authentication.proof, endpoints)
-        answer = await issuer.post(endpoints.device_authorization, wanted, proof)
+        url = endpoints.device_authorization
+        answer = await issuer.post(url, wanted, partial(self._authentication.proof, endpoints, url))
         device_code, page = answer.get("device_code"), page_of(answer.get("verification_uri"))
         user_code = _code_of(answer.get("user_code"))
         if not (isinstance(device_code, str) and user_code and page):
             raise Unreachable(f"the issuer {issuer.url} gave an incomplete device code; try again")
         whole = page_of(answer.get("verification_uri_complete"))
-        self._say(f"To log in, open {page} in a browser and enter the code {user_code}")
-        if whole:
+        _check_page(issuer, page)
+        where = "" if origin_of(page) == origin_of(issuer.url) else f" at {issuer.url}"
+        self._say(f"To log in{where}, open {page} in a browser and enter the code {user_code}")
+        if whole and origin_of(whole) in issuer.origins:
             self._say(f"or open {whole}")
         interval = _positive(answer.get("interval"), 5.0)
         loop = asyncio.get_running_loop()
@@ -351,10 +357,11 @@ class Login:
         verifier, state = (secrets.token_urlsafe(32) for _ in range(2))
         key = self._own_key()
         nonce = key.nonce()
-        callback = LoginCallback(state, issuer.url)
+        path = redirect_path(endpoints, self._config.redirect_path)
+        callback = LoginCallback(state, endpoints, path)
         servers, port = await self._listen(callback)
         try:
-            redirect = f"http://localhost:{port}"
+            redirect = f"http://localhost:{port}{path}"
             question = {
                 "response_type": "code",
                 "redirect_uri": redirect,
@@ -376,7 +383,10 @@ class Login:
                 async with asyncio.timeout(BROWSER_WAIT):
                     code = await callback.code
             except TimeoutError as error:
-                raise Unauthenticated(f"the login took longer than {BROWSER_WAIT:.0f} s; start again") from error
+                raise Unauthenticated(
+                    f"the login took longer than {BROWSER_WAIT:.0f} s; start again. If the issuer's page says that it "
+                    f"does not know the redirect URI, have {redirect} registered there (docs/how-to/log-in.md)"
+                ) from error
         finally:
             for server in servers:
                 server.close()
@@ -412,8 +422,14 @@ class Login:
     async def _ask(
         self, issuer: Issuer, endpoints: IssuerEndpoints, form: Mapping[str, str], *, bind: bool = True
     ) -> dict[str, Any]:
-        """Send a form of this client to the token endpoint, and return what it answers."""
-        return await issuer.post(endpoints.token, form, partial(self._authentication.proof, endpoints), bind=bind)
+        """Send a form of this client to the token endpoint, and return what it answers.
+
+        Raises Unauthenticated where the id token in it is another issuer's or another client's.
+        """
+        proof = partial(self._authentication.proof, endpoints, endpoints.token)
+        answer = await issuer.post(endpoints.token, form, proof, bind=bind)
+        check_id_token(answer, self._config.issuer, self._config.client_id)
+        return answer
 
     async def _begin(self, issuer: Issuer, answer: Mapping[str, object]) -> TokenSet:
         """Keep what a new login gave, once it is such that each end may have its part."""
@@ -454,6 +470,21 @@ class Login:
 def _refused(error: IssuerError) -> Unauthenticated:
     clock = "; compare this machine's clock" if error.code == "invalid_dpop_proof" else ""
     return Unauthenticated(f"the issuer refused the login ({error.words}){clock}")
+
+
+def _check_page(issuer: Issuer, page: str) -> None:
+    """Raise ConfigError for a page of device codes at an origin that the user has not accepted.
+
+    It could be another issuer's, at which the code logs somebody else in (docs/threats.md#B34).
+    """
+    where = origin_of(page)
+    if where not in issuer.origins:
+        raise ConfigError(
+            f"login.issuer_origins: the issuer {issuer.url} has its page for device codes at {page}, and accepted are "
+            f"{' and '.join(issuer.origins)} alone. Your code could log in somebody else there; ask the issuer's "
+            f"operator, and if that is right log in with --issuer-origin {where or 'URL'}, or with --renew-trust when "
+            "the relay names it"
+        )
 
 
 def _code_of(value: object) -> str:

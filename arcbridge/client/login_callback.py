@@ -3,18 +3,21 @@
 It takes one valid answer to one login, hands its code to that login and to nobody else, and answers no other user of
 the machine: the command line of the browser, which all users can read, holds `state` (docs/threats.md#W12). It opens no
 port and sends no code anywhere; `client.login` does. Invariant: an answer with another `state`, or of another issuer,
-gives no code.
+gives no code. Which issuer an answer is of `iss` says (RFC 9207); where an issuer does not announce that it sends it,
+the path of the redirect URI does (RFC 9700 §4.4.2), because the other issuer knows another one: a hostile issuer can
+hand the whole request of a login on to another issuer's page (docs/threats.md#B32).
 """
 
 from __future__ import annotations
 
 import asyncio
 import hmac
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 import structlog
 
-from arcbridge.client.issuer import IssuerError
+from arcbridge.client.issuer import IssuerEndpoints, IssuerError
+from arcbridge.errors import ConfigError
 from arcbridge.net.peer_user import PeerUser, peer_user
 
 HEAD_LIMIT = 16 * 1024
@@ -26,12 +29,43 @@ _PAGE = "<!doctype html><meta charset=utf-8><title>arcbridge</title><p>{}</p>"
 log = structlog.get_logger("arcbridge.client")
 
 
-class LoginCallback:
-    """The loopback listener's one question: which code came back under our state?"""
+def redirect_path(endpoints: IssuerEndpoints, setting: str) -> str:
+    """Return the path of the redirect URI of a login; empty: none.
 
-    def __init__(self, state: str, issuer: str) -> None:
+    `setting`: `login.redirect_path`. Without it an issuer that announces `iss` needs none, and another one has the path
+    that no other issuer has: its own URL without `https://`. Raises ConfigError for a URL that makes no path.
+    """
+    if setting:
+        return "" if setting == "/" else setting
+    if endpoints.response_iss:
+        return ""
+    # Letters that a browser or an issuer could write otherwise are encoded, "%" among them.
+    path = "/" + quote(endpoints.issuer.removeprefix("https://"), safe="/:")
+    if not _is_path(path):
+        raise ConfigError(f"login.issuer: the path of {endpoints.issuer} has parts that a browser would take out")
+    return path
+
+
+def check_redirect_path(setting: str) -> None:
+    """Raise ConfigError for a `login.redirect_path` that an issuer could not send a browser to."""
+    if setting and (setting != quote(setting, safe="/:") or not _is_path(setting)):
+        raise ConfigError("login.redirect_path: must be a path that begins with /, of letters, digits and - . _ ~ : /")
+
+
+def _is_path(path: str) -> bool:
+    """Return whether a browser asks for just this path."""
+    return path.startswith("/") and not {".", ".."} & set(path.split("/"))
+
+
+class LoginCallback:
+    """The loopback listener's one question: which code came back under our state, from our issuer?"""
+
+    def __init__(self, state: str, endpoints: IssuerEndpoints, path: str = "") -> None:
+        """`path`: that of the redirect URI (`redirect_path`)."""
         self._state = state
-        self._issuer = issuer
+        self._issuer = endpoints.issuer
+        self._demands_iss = endpoints.response_iss
+        self._path = path
         # In the order in which they came, because the oldest makes room for the newest. They are aborted and not
         # cancelled: asyncio of Python 3.11 logs an error for each server task that was cancelled.
         self._connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
@@ -83,13 +117,23 @@ class LoginCallback:
     def _judge(self, line: str) -> tuple[str, str]:
         method, _, rest = line.partition(" ")
         target = urlsplit(rest.partition(" ")[0])
-        query = {key: values[0] for key, values in parse_qs(target.query).items()}
-        if method != "GET" or target.path not in ("", "/") or not query:
+        fields = parse_qs(target.query, keep_blank_values=True)
+        query = {key: values[0] for key, values in fields.items()}
+        if method != "GET" or target.path != (self._path or "/") or not query:
             return "404 Not Found", "Nothing here."
+        # What the redirect URI of another issuer's request had in its query stands before what that issuer adds.
+        if any(len(fields.get(name, ())) > 1 for name in ("state", "iss", "code", "error")):
+            return "400 Bad Request", "This answer has a parameter twice."
         if not hmac.compare_digest(query.get("state", "").encode(), self._state.encode()):
             return "400 Bad Request", "This answer belongs to another login."
         if query.get("iss", self._issuer) != self._issuer:  # RFC 9207
             return "400 Bad Request", "This answer comes from another issuer."
+        if self._demands_iss and "iss" not in query:
+            return "400 Bad Request", (
+                "This answer does not say which issuer it is from (iss), and yours announces that its answers do. Have "
+                "its operator send iss to this client; at Keycloak, switch Exclude Issuer From Authentication Response "
+                "off."
+            )
         if self.code.done():
             return "400 Bad Request", "This login has been answered already."
         if query.get("code"):
