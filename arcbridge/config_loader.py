@@ -8,10 +8,11 @@ types alone: it opens no file but the settings file, and what values mean is the
 from __future__ import annotations
 
 import math
+import os
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -68,15 +69,22 @@ def load(kind: type[Config], file: Path | None = None, given: Mapping[str, Given
 
 
 def load_all(
-    kind: type[Config], file: Path | None = None, given: Mapping[str, Given] | None = None
+    kind: type[Config],
+    file: Path | None = None,
+    given: Mapping[str, Given] | None = None,
+    *,
+    judge: Callable[[Path, os.stat_result], None] | None = None,
 ) -> tuple[Config, list[SettingError]]:
-    """Return what `load` loads, and every mistake instead of the first one; a setting that is wrong has its default."""
+    """Return what `load` loads, and every mistake instead of the first one; a setting that is wrong has its default.
+
+    `judge` gets the status of the very file that is read, and raises where it is not to be used.
+    """
     document: dict[str, Any] = {}
     source = _Source("", Path(), "", True)
     wrong: list[SettingError] = []
     if file is not None:
         try:
-            source, document = _read(file)
+            source, document = _read(file, judge)
         except SettingError as error:
             wrong.append(error)
     values = _table(kind, document, (), source, wrong)
@@ -101,11 +109,14 @@ def parse_duration(text: str) -> float:
     return seconds
 
 
-def _read(file: Path) -> tuple[_Source, dict[str, Any]]:
+def _read(file: Path, judge: Callable[[Path, os.stat_result], None] | None = None) -> tuple[_Source, dict[str, Any]]:
     import tomllib  # 30 ms, and a process without a settings file does not need it
 
     try:
-        text = file.read_text(encoding="utf-8")
+        with file.open(encoding="utf-8") as opened:
+            if judge is not None:
+                judge(file, os.fstat(opened.fileno()))
+            text = opened.read()
     except OSError as error:
         raise SettingError(f"{file}: cannot read the settings file: {error.strerror}", (), str(file)) from error
     except UnicodeDecodeError as error:

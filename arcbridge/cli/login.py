@@ -43,7 +43,7 @@ def _login(invocation: Invocation, config: ClientConfig) -> int:
 async def _log_in(config: ClientConfig, relays: tuple[str, ...], *, renew: bool, named: set[str]) -> int:
     from arcbridge.cli.terminal import ask_yes, configure_logging, terminal
     from arcbridge.client.jwt_unverified import claims_unverified
-    from arcbridge.client.relay_profile import RelayProfiles
+    from arcbridge.client.relay_profile import RelayProfiles, fill
     from arcbridge.client.service import ClientContext
     from arcbridge.client.sign_in import logged_in, trusted, with_profile
     from arcbridge.client.state import StateDirectory
@@ -56,7 +56,9 @@ async def _log_in(config: ClientConfig, relays: tuple[str, ...], *, renew: bool,
         config = replace(config, relay="", relays=relays)
     ask = ask_yes if shown.ask_trust is not None else None
     profile = await trusted(config, profiles, relays, ask=ask, say=shown.tell, renew=renew, named=named)
-    context = ClientContext(with_profile(config, profile), shown)
+    # A login of the user's own settings is for the relay that commands with these settings mean.
+    config = fill(config, profiles).config if profile is None else with_profile(config, profile)
+    context = ClientContext(config, shown)
     if profile is not None and context.config.login.grant_type == PROGRAM:
         # Its tokens are asked for by each command; here it is seen whether the issuer gives any.
         tokens = context.tokens

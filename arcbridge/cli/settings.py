@@ -110,7 +110,9 @@ def read_settings(invocation: Invocation, environment: Mapping[str, str]) -> tup
     """Return the settings of the invocation's role, and every mistake in them; a setting that is wrong has its
     default."""
     given = normalized_settings(invocation, environment)
-    config, wrong = load_all(KINDS[invocation.role], settings_file(invocation, environment), given)
+    # kubectl runs the plugin with the flags of a kubeconfig, which may be another's.
+    judge = _refuse_settings_of_others if invocation.command[0] == "credential" else None
+    config, wrong = load_all(KINDS[invocation.role], settings_file(invocation, environment), given, judge=judge)
     wrong += _wrong_choices(config, invocation.role)
     if not wrong and invocation.role == CLIENT and invocation.command[0] not in _WITHOUT_PROFILE:
         config = _with_profile(config, invocation, environment)
@@ -174,6 +176,28 @@ def _with_profile(config: ClientConfig, invocation: Invocation, environment: Map
         others = ", ".join(one.url for one in filled.others)
         sys.stderr.write(f"at {filled.profile.url}, the last login; for another one give --relay ({others})\n")
     return filled.config
+
+
+def _refuse_settings_of_others(file: Path, status: os.stat_result) -> None:
+    """Raise ConfigError for settings that another user can change: they name programs (docs/threats.md#B43)."""
+    if sys.platform == "win32":
+        from arcbridge.windows_owner import refuse_foreign_settings
+
+        refuse_foreign_settings(file)
+        return
+    if not stat.S_ISREG(status.st_mode):
+        raise ConfigError(f"{file} is no ordinary file, and the credential plugin takes no settings from another kind")
+    if status.st_uid not in (0, os.geteuid()):
+        raise ConfigError(
+            f"{file} belongs to another user, and the credential plugin takes no settings of others, which name "
+            "programs: copy the file to your own directory, and run `arcbridge connect` with that --config"
+        )
+    # A group of this user's own (umask 002) has nobody else in it.
+    if status.st_mode & stat.S_IWOTH or (status.st_mode & stat.S_IWGRP and status.st_gid != os.getegid()):
+        raise ConfigError(
+            f"{file} can be changed by other users, and names programs that the credential plugin runs: "
+            f"chmod go-w {file}"
+        )
 
 
 def _own_flags(invocation: Invocation) -> tuple[Flag, ...]:

@@ -13,6 +13,8 @@ import ssl
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
+from arcbridge.choices import DEVICE, PROGRAM
+from arcbridge.client.login_question import shown
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.relay_profile import LoginOffer, RelayProfile, short_url
 from arcbridge.errors import ConfigError, ConnectionLost, PinMismatch, Unreachable
@@ -115,21 +117,19 @@ def check_known(profile: RelayProfile, contact: Contact) -> None:
     """
     if contact.offer is None or not profile.from_relay:
         return
-    changed = profile.login.differs(contact.offer)
-    if profile.login.settings["dpop"] and "dpop" in changed:
+    before, now = profile.login, contact.offer
+    changed = before.differs(now)
+    if before.settings["dpop"] and "dpop" in changed:
         changed.remove("dpop")  # the kept setting binds tokens and stays, so a relay cannot weaken it
-    if not changed:
-        return
-    renew = f"ask its operator, and run `arcbridge login --renew-trust {profile.url}` when that is right"
-    if "issuer" in changed:
+    changes = [f"{name}: {shown(before.settings[name])} → {shown(now.settings[name])}" for name in changed]
+    if now.only_grant == DEVICE and profile.grant not in (DEVICE, PROGRAM):
+        changes.append(f"grant_type: {profile.grant} → {DEVICE}")
+    if changes:
         raise PinMismatch(
-            f"{profile.url} now names {contact.offer.issuer} as where you log in, and you trusted "
-            f"{profile.login.issuer}. Another server may answer for the relay; {renew}"
+            f"{profile.url} now names another login than the one that you trusted ({'; '.join(changes)}). Another "
+            f"server may answer for the relay; ask its operator, and run `arcbridge login --renew-trust {profile.url}` "
+            "when that is right"
         )
-    raise PinMismatch(
-        f"{profile.url} now names other settings of the login at {profile.login.place} than those that you trusted "
-        f"({', '.join(changed)}). Another server may answer for the relay; {renew}"
-    )
 
 
 async def _offer(address: Address, trust: RelayTrust) -> LoginOffer | None:
@@ -143,7 +143,7 @@ async def _offer(address: Address, trust: RelayTrust) -> LoginOffer | None:
     if status != HTTPStatus.OK:
         raise Unreachable(f"{short_url(address)} answered with status {status}: is this an arcbridge relay?")
     try:
-        return LoginOffer.read(json.loads(body))
+        return LoginOffer.read_from_relay(json.loads(body))
     except (ValueError, RecursionError) as error:
         raise Unreachable(f"{short_url(address)} did not answer with JSON: is this an arcbridge relay?") from error
     except ConfigError as error:

@@ -142,7 +142,7 @@ class Login:
                     return kept
                 if not interactive:
                     never = not kept.refresh_token and kept.same_login(TokenSet())
-                    state = f"you are not logged in at {self._config.issuer}" if never else f"the login has ended{why}"
+                    state = self._cache.no_login if never else f"the login has ended{why}"
                     raise Unauthenticated(f"{state}; run `{self._command}`")
                 return await self._log_in(issuer)
 

@@ -48,7 +48,7 @@ class LoginOffer:
 
     @classmethod
     def read(cls, document: object) -> LoginOffer:
-        """Read what a relay answered, or what was kept; raises `ConfigError`, which quotes nothing of it.
+        """Read what was kept; raises `ConfigError`, which quotes nothing of it.
 
         Members that are not known are ignored, so that newer relays may say more.
         """
@@ -73,6 +73,17 @@ class LoginOffer:
         return cls(found, tuple(one for one in GRANTS if one in grants))
 
     @classmethod
+    def read_from_relay(cls, document: object) -> LoginOffer:
+        """Read what a relay answered: as `read`, and refuse one token that would be good at more than one cluster."""
+        offer = cls.read(document)
+        audience = offer.settings["cluster_audience"]
+        if audience and "{cluster}" not in audience:
+            raise ConfigError(
+                "cluster_audience: has no {cluster} in it, so a cluster would get a token that is good elsewhere, too"
+            )
+        return offer
+
+    @classmethod
     def of(cls, login: LoginConfig) -> LoginOffer:
         """Return what the user's own settings say."""
         return cls({name: getattr(login, name) for name in SETTINGS})
@@ -82,20 +93,29 @@ class LoginOffer:
         return str(self.settings["issuer"])
 
     @property
-    def place(self) -> str:
-        """The issuer as a user recognizes it: its host, and the path that tells the tenants of one host apart."""
-        return self.issuer.removeprefix("https://").rstrip("/")
-
-    @property
-    def asks_for(self) -> tuple[str, ...]:
-        """Audience and scopes that go beyond who the user is: whom the relay's token is good at."""
-        usual = {"openid", "profile", "email", "groups", "offline_access"}
-        named = [self.settings["audience"], *self.settings["scopes"], *self.settings["relay_scopes"]]
-        return tuple(dict.fromkeys(one for one in named if one and one not in usual))
+    def only_grant(self) -> str:
+        """The one way for a person to log in that is offered; `auto` where there is a choice, or nothing is said."""
+        offered = [grant for grant in (BROWSER, DEVICE) if grant in self.grants]
+        return offered[0] if len(offered) == 1 else _NONE_NAMED.grant_type
 
     def differs(self, other: LoginOffer) -> list[str]:
         """Return the settings in which `other` says something else; ways to log in do not count."""
         return [name for name in SETTINGS if self.settings[name] != other.settings[name]]
+
+    def beyond(self, login: LoginConfig, own: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a login would take from this offer that the user did not give and no default allows.
+
+        `login`: what the user gives now. `own`: what the user gave, and goes before the offer. The names are those of
+        `LoginConfig`, `grant_type` among them where the offer leaves out the browser (docs/threats.md#B41).
+        """
+        found = {
+            name: value
+            for name, value in self.settings.items()
+            if name not in own and value != getattr(login, name) and not _within_default(name, value)
+        }
+        if self.only_grant == DEVICE and login.grant_type == _NONE_NAMED.grant_type:
+            found["grant_type"] = DEVICE
+        return found
 
     def document(self) -> dict[str, Any]:
         """Return the offer as JSON, for `read`."""
@@ -132,6 +152,17 @@ class RelayProfile:
     @property
     def url(self) -> str:
         return short_url(self.address)
+
+    @property
+    def grant(self) -> str:
+        """The way to log in: the user's, else the only one that the relay offers, else `auto`."""
+        return self.grant_type if self.grant_type != _NONE_NAMED.grant_type else self.login.only_grant
+
+    @property
+    def in_force(self) -> dict[str, Any]:
+        """What a login without any flag takes: the settings of `SETTINGS`, and `grant_type`."""
+        own = {name: value for name, value in self.own.items() if name in SETTINGS}
+        return {**self.login.settings, **own, "grant_type": self.grant}
 
 
 def short_url(address: Address) -> str:
@@ -263,10 +294,7 @@ def apply_login(login: LoginConfig, profile: RelayProfile) -> LoginConfig:
     if login.ca_file is None and profile.issuer_ca_pem:
         added["ca_file"] = profile.directory / "issuer-ca.pem"
     if login.grant_type == "auto":
-        added["grant_type"] = profile.grant_type
-        offered = [grant for grant in (BROWSER, DEVICE) if grant in profile.login.grants]
-        if profile.grant_type == "auto" and len(offered) == 1:
-            added["grant_type"] = offered[0]
+        added["grant_type"] = profile.grant
     return replace(login, **added)
 
 
@@ -392,6 +420,12 @@ def _is_word(value: object) -> TypeGuard[str]:
         and value.isprintable()
         and " " not in value
     )
+
+
+def _within_default(name: str, value: Any) -> bool:
+    """Return whether a setting asks for no more than a login does that names nothing."""
+    default = _default(name)
+    return value == default or (isinstance(default, tuple) and set(value) <= set(default))
 
 
 def _default(name: str) -> object:

@@ -98,7 +98,7 @@ class ClientContext:
 
     @cached_property
     def relays(self) -> Relays:
-        """The relays of the settings; raises ConfigError where there are none, which a login alone does without."""
+        """The relays of the settings; raises ConfigError where there are none."""
         return Relays.of(self.config)
 
     def require_login(self) -> None:
@@ -112,9 +112,10 @@ class ClientContext:
         if not login.issuer:
             raise Unauthenticated(self._no_login())
         if login.grant_type != PROGRAM and not self.tokens.interactive:
-            cache = self.token_cache().load()
-            if not (cache.refresh_token or cache.access_token or cache.id_token):
-                raise Unauthenticated(f"you are not logged in at {login.issuer}; run `{self.login_command()}`")
+            cache = self.token_cache()
+            kept = cache.load()
+            if not (kept.refresh_token or kept.access_token or kept.id_token):
+                raise Unauthenticated(f"{cache.no_login}; run `{self.login_command()}`")
 
     def _no_login(self) -> str:
         what = "no login is configured"

@@ -7,6 +7,8 @@ does the login itself.
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
@@ -17,6 +19,7 @@ import structlog
 from arcbridge.client.client_authentication import ClientAuthentication
 from arcbridge.client.first_contact import Contact, ask_known, ask_relay, check_known
 from arcbridge.client.issuer import Issuer, IssuerError
+from arcbridge.client.login_question import Line, flags, layout, login_lines, shown
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.relay_profile import (
     LoginOffer,
@@ -39,6 +42,9 @@ from arcbridge.pki.pins import check_pin, pin_of, same_pin
 Ask = Callable[[str], Awaitable[bool]]
 """Asks the user a question; returns whether the answer was yes."""
 Say = Callable[[str], None]
+COLUMNS = 80
+"""Width of the question, which fits every terminal."""
+_PUBLIC_CA = "a public one, which this system trusts"
 
 log = structlog.get_logger("arcbridge.client")
 
@@ -77,8 +83,8 @@ async def trusted(
     addresses = [parse_address(relay) for relay in relays]
     profile = profiles.get(addresses[0])
     if profile is None or renew:
-        return await _first_contact(config, profiles, relays, profile, ask)
-    return await _later_contact(config, profiles, profile, relays, say, named)
+        return await _first_contact(config, profiles, relays, profile, ask, say)
+    return await _later_contact(config, profiles, profile, relays, ask, say, named)
 
 
 async def _later_contact(
@@ -86,11 +92,15 @@ async def _later_contact(
     profiles: RelayProfiles,
     profile: RelayProfile,
     relays: tuple[str, ...],
+    ask: Ask | None,
     say: Say,
     named: Collection[str],
 ) -> RelayProfile:
-    """Hold what the relay says against what was trusted, and keep what the user gives with this login."""
-    login = config.login
+    """Hold what the relay says against what was trusted, and keep what the user gives with this login.
+
+    Where the user takes back what went before the relay's word, that word is agreed to as at the first contact.
+    """
+    login, former = config.login, profile
     for flag, pin in _given_pins(config):
         if profile.ca_pin and not same_pin(pin, profile.ca_pin):
             raise PinMismatch(
@@ -122,6 +132,9 @@ async def _later_contact(
         profile = replace(profile, issuer_ca_pem=_text(login.ca_file))
     if login.grant_type != "auto" or "grant_type" in named:
         profile = replace(profile, grant_type=login.grant_type)
+    if profile.from_relay:
+        known = Contact(profile.address, vouched_for=True, ca_pem=profile.ca_pem)
+        await _agree(config, known, profile, former, ask)
     return profiles.save(profile)
 
 
@@ -141,6 +154,7 @@ async def _first_contact(
     relays: tuple[str, ...],
     former: RelayProfile | None,
     ask: Ask | None,
+    say: Say,
 ) -> RelayProfile:
     login = config.login
     trust_given = bool(config.relay_ca_pin or config.relay_ca_file)
@@ -154,9 +168,8 @@ async def _first_contact(
             f"{relay} does not say how to log in: give --oidc-issuer-url URL and --oidc-client-id ID, or have its "
             "operator add a [login] table to its settings"
         )
-    if from_relay and login.issuer and not offer.settings["dpop"]:
-        # The user has named the issuer, and is asked nothing: what is not shown makes no login weaker
-        # (docs/threats.md#B24).
+    if from_relay and (ask is None or config.trust_first_use):
+        # The user sees nothing, and what is not shown makes no login weaker (docs/threats.md#B24).
         offer = replace(offer, settings={**offer.settings, "dpop": login.dpop})
     profile = RelayProfile(
         tuple(parse_address(one).url for one in relays),
@@ -169,7 +182,10 @@ async def _first_contact(
         own_settings(login, offer),
     )
     check_readable(profile)  # before the user is asked
-    await _agree(config, contact, offer, former, ask)
+    warning = _also_good_at(profiles, profile, former)
+    if warning and ask is None:
+        say(warning)
+    await _agree(config, contact, profile, former, ask, warning)
     if former is not None:
         kept = former.issuer_ca_pem if former.login.issuer == offer.issuer else ""
         profile = replace(profile, directory=former.directory, issuer_ca_pem=profile.issuer_ca_pem or kept)
@@ -200,49 +216,72 @@ def _own_offer(login: LoginConfig) -> LoginOffer:
 
 
 async def _agree(
-    config: ClientConfig, contact: Contact, offer: LoginOffer, former: RelayProfile | None, ask: Ask | None
+    config: ClientConfig,
+    contact: Contact,
+    profile: RelayProfile,
+    former: RelayProfile | None,
+    ask: Ask | None,
+    warning: str = "",
 ) -> None:
-    """Have the user agree to what nothing else vouches for; raises PinMismatch where the answer is no."""
-    relay, pin = short_url(contact.address), contact.ca_pin
-    new_ca, new_issuer = not contact.vouched_for, not config.login.issuer
-    if not new_ca and not new_issuer:
+    """Have the user agree to what the relay alone says; raises PinMismatch where the answer is no."""
+    relay, trusted = short_url(contact.address), {} if former is None else former.in_force
+    new = {
+        name: value
+        for name, value in profile.login.beyond(config.login, profile.own).items()
+        if trusted.get(name) != value
+    }
+    ca_given = bool(config.relay_ca_pin or config.relay_ca_file)
+    same_ca = contact.vouched_for if former is None else former.ca_pin == contact.ca_pin
+    new_ca = not ca_given and not same_ca
+    if not new_ca and not new:
         return
-    if former is not None and former.ca_pin == pin and not former.login.differs(offer):
-        return  # the CA and the login are those that were trusted
-    if ask is None or config.trust_first_use:
-        if not config.trust_first_use:
-            raise PinMismatch(_untold(relay, pin if new_ca else "", offer.issuer if new_issuer else ""))
+    if config.trust_first_use:
         # The one hole of trust on first use: a hostile relay or path at this very moment (docs/threats.md#B23).
-        log.warning("trusting a relay at first use", relay=relay, ca_pin=pin, issuer=offer.issuer)
+        named = {name: shown(value) for name, value in new.items()}
+        log.warning("trusting a relay at first use", relay=relay, ca_pin=contact.ca_pin, **named)
         return
-    lines = []
-    if former is not None:
-        was = f"by the CA {former.ca_pin}" if former.ca_pin else "by a public CA"
-        lines.append(f"You trusted {relay} {was}, with {former.login.place} as where you log in.")
-    if new_issuer and offer.asks_for:
-        lines.append(f"The login asks for: {', '.join(offer.asks_for)} (client {offer.settings['client_id']}).")
-    if new_issuer and not offer.settings["dpop"]:
-        lines.append("Its tokens are to be bound to no key, so that a copy of one is as good as the token.")
-    if new_ca and new_issuer:
-        lines.append(f"The relay's CA is {pin}; it names {offer.place} as where you log in. Trust both? [y/N] ")
-    elif new_ca:
-        lines.append(f"The relay's CA is {pin}. Trust it? [y/N] ")
-    else:
-        lines.append(f"{relay} names {offer.place} as where you log in. Trust it? [y/N] ")
-    if not await ask("\n".join(lines)):
-        raise PinMismatch(f"{relay} was not trusted; ask its operator for the pin of its CA and for the issuer")
+    if ask is None:
+        raise PinMismatch(_untold(relay, contact.ca_pin if new_ca else "", new))
+    before = "" if former is None or former.ca_pin == contact.ca_pin else former.ca_pin or _PUBLIC_CA
+    lines = [
+        Line("relay's CA", contact.ca_pin or _PUBLIC_CA, before),
+        *login_lines(profile.in_force, None if former is None else trusted),
+    ]
+    head = f"{relay} is not known here." if former is None else f"You trusted {relay}; what an arrow shows is new."
+    width = min(COLUMNS, shutil.get_terminal_size().columns)
+    text = [
+        head,
+        "Compare with what its operator gave you:",
+        *layout(lines, width),
+        *textwrap.wrap(warning, width),
+    ]
+    if not await ask("\n".join((*text, "Trust all of it? [y/N] "))):
+        raise PinMismatch(f"{relay} was not trusted; ask its operator for the pin of its CA and for the login")
 
 
-def _untold(relay: str, pin: str, issuer: str) -> str:
-    """Say what to do where the user cannot be asked."""
-    shown = [f"its CA would be {pin}"] if pin else []
-    flags = ["--relay-ca-pin PIN"] if pin else []
-    if issuer:
-        shown.append(f"it names {issuer} as where you log in")
-        flags.append("--oidc-issuer-url URL")
+def _also_good_at(profiles: RelayProfiles, profile: RelayProfile, former: RelayProfile | None) -> str:
+    """Return the warning that another relay takes tokens of the same issuer and client; empty: none is known to."""
+    own = profile.in_force
+    same = [
+        one.url
+        for one in profiles.all()
+        if (former is None or one.directory != former.directory)
+        and (one.in_force["issuer"], one.in_force["client_id"]) == (own["issuer"], own["client_id"])
+    ]
+    if not same:
+        return ""
     return (
-        f"{relay} is not known here ({', and '.join(shown)}); compare that with what its operator says and give "
-        f"{' and '.join(flags)}, or accept it unseen with --trust-first-use"
+        f"{profile.url} will get tokens that are good at {' and '.join(same)}, too, unless their audiences differ: you "
+        "log in there with the same issuer and client."
+    )
+
+
+def _untold(relay: str, pin: str, new: Mapping[str, object]) -> str:
+    """Say what to do where the user cannot be asked."""
+    given = [*([f"--relay-ca-pin {pin}"] if pin else []), *flags(new)]
+    return (
+        f"{relay} names what nothing here vouches for; compare each value with what its operator says and add\n"
+        f"  {' '.join(given)}\nor accept all of it unseen with --trust-first-use"
     )
 
 

@@ -1,8 +1,8 @@
 """Tokens kept between runs: one file (0600) per login, replaced at once, refreshed by one process at a time.
 
-A file's name is the hash of issuer, client id, audience and the scopes of the login and of the relay. Beside it is the
-key to which the login's tokens are bound (`client.proof_keys`). A file of tokens that cannot be read is the same as
-none: a new login, never a crash.
+A file's name is the hash of relay, issuer, client id, audience and the scopes of the login and of the relay, so that no
+relay is shown what was issued for another one (docs/threats.md#B42). Beside it is the key to which the login's tokens
+are bound (`client.proof_keys`). A file of tokens that cannot be read is the same as none: a new login, never a crash.
 """
 
 from __future__ import annotations
@@ -119,18 +119,28 @@ class TokenCache:
         self,
         directory: Path,
         *,
+        relay: str,
         issuer: str,
         client_id: str,
         scopes: tuple[str, ...],
         audience: str,
         relay_scopes: tuple[str, ...] = (),
     ) -> None:
+        self._issuer = issuer
         # Apart, because a scope that moves from one list to the other makes another relay's token.
         more = [sorted(relay_scopes)] if relay_scopes else []
-        key = json.dumps([issuer, client_id, sorted(scopes), audience, *more]).encode()
-        self.path = directory / f"{hashlib.sha256(key).hexdigest()[:32]}.json"
+        login = [issuer, client_id, sorted(scopes), audience, *more]
+        self.path = _file(directory, [relay, *login])
         self.key_path = self.path.with_suffix(".key")
         """The key that this login's tokens are bound to."""
+        self._former = _file(directory, login)
+        """The file of versions that kept one login for all relays. Its tokens may be another relay's: none is used."""
+
+    @property
+    def no_login(self) -> str:
+        """That the user is not logged in, for an error that goes on with what to do."""
+        why = " (each relay has a login of its own now; the one of an earlier version is not used)"
+        return f"you are not logged in at {self._issuer}{why if self._former.exists() else ''}"
 
     def load(self) -> TokenSet:
         """Return the kept tokens; an empty set when there are none or the file is unreadable."""
@@ -153,19 +163,12 @@ class TokenCache:
         """Raises StateError."""
         ensure_private_directory(self.path.parent)
         write_private(self.path, json.dumps(asdict(tokens)).encode())
+        _remove(self._former)
 
     def clear(self) -> bool:
         """Forget the tokens and their key; False when there were no tokens."""
-        from arcbridge.client import proof_keys
-
-        proof_keys.remove(self.key_path)
-        try:
-            self.path.unlink()
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            raise StateError(f"cannot remove {self.path}: {error.strerror}") from error
-        return True
+        kept, former = _remove(self.path), _remove(self._former)
+        return kept or former
 
     @asynccontextmanager
     async def locked(self) -> AsyncIterator[None]:
@@ -192,6 +195,24 @@ class TokenCache:
             yield
         finally:
             os.close(descriptor)
+
+
+def _file(directory: Path, names: list[Any]) -> Path:
+    return directory / f"{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:32]}.json"
+
+
+def _remove(tokens: Path) -> bool:
+    """Remove a file of tokens and its key; False when there were no tokens. Raises StateError."""
+    from arcbridge.client import proof_keys
+
+    proof_keys.remove(tokens.with_suffix(".key"))
+    try:
+        tokens.unlink()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise StateError(f"cannot remove {tokens}: {error.strerror}") from error
+    return True
 
 
 def _by_audience(document: Any) -> dict[str, AudienceToken]:

@@ -51,6 +51,56 @@ def test_those_of_the_environment_too_and_paths_are_absolute(monkeypatch: pytest
     )
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="modes and owners are POSIX's; tests/test_windows_owner.py")
+def test_b43_the_plugin_takes_no_settings_that_another_user_can_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kubectl runs it with the flags of any kubeconfig, and settings name programs."""
+    file = tmp_path / "client.toml"
+    file.write_text('[login]\ncommand = ["/bin/sh", "-c", "evil"]\n')
+    words = ["--config", str(file), "--relay", "https://r.example", "--cluster", "prod"]
+    bare = {"XDG_CONFIG_HOME": "/nonexistent", "XDG_STATE_HOME": str(tmp_path)}
+    for mode in (0o600, 0o644, 0o664):
+        file.chmod(mode)
+        assert settings_of(words, bare).login.command, "the user's own, of a private group too"
+    tmp_path.chmod(0o1777)
+    assert settings_of(words, bare).login.command, "its directory may be shared"
+    tmp_path.chmod(0o700)
+    file.chmod(0o646)
+    with pytest.raises(ConfigError, match=r"can be changed by other users, .*: chmod go-w "):
+        settings_of(words, bare)
+    with monkeypatch.context() as patch:
+        file.chmod(0o664)
+        patch.setattr(os, "getegid", lambda: file.stat().st_gid + 1)
+        with pytest.raises(ConfigError, match="can be changed by other users"):
+            settings_of(words, bare)
+    file.chmod(0o600)
+    if os.geteuid() == 0:
+        os.chown(file, 4242, -1)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: 4242)
+    with pytest.raises(ConfigError, match="belongs to another user, and the credential plugin takes no settings"):
+        settings_of(words, bare)
+    # What is found without a flag is held to the same: a kubeconfig sets the plugin's environment, too.
+    (tmp_path / "arcbridge").mkdir()
+    file.rename(tmp_path / "arcbridge" / "client.toml")
+    with pytest.raises(ConfigError, match="belongs to another user"):
+        settings_of(words[2:], {**bare, "XDG_CONFIG_HOME": str(tmp_path)})
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pipes with names in a directory")
+def test_b43_the_plugin_reads_no_settings_from_a_pipe() -> None:
+    """It would be this user's, with what another one writes into it."""
+    reading, writing = os.pipe()
+    try:
+        os.write(writing, b'[login]\ncommand = ["evil"]\n')
+        with pytest.raises(ConfigError, match="is no ordinary file"):
+            settings_of(["--config", f"/dev/fd/{reading}", "--cluster", "prod"], {"XDG_CONFIG_HOME": "/nonexistent"})
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
 def test_neither_one_command_s_business_nor_a_secret_is_kept() -> None:
     words = ("--file", "kc", "--no-context-switch", "--trust-first-use", "-n", "x", "--observe-listen", "127.0.0.1:1")
     assert kept(*words, environment={"ARCBRIDGE_TOKEN": "secret"}) == ()

@@ -19,6 +19,7 @@ import pytest
 
 from arcbridge.config import RelayLoginConfig
 from arcbridge.errors import ExitCode
+from arcbridge.net.tls import ALPN_HTTP, outer_server_contexts
 from arcbridge.pki.authority import Authority
 from arcbridge.relay.login_settings import login_document
 from tests.relay.api_station import Relay, serving
@@ -136,16 +137,30 @@ def url(relay: Relay) -> str:
 def known(relay: Relay, issuer: Issuer) -> list[str]:
     """The words of a script that knows its relay."""
     ca = ["--oidc-ca-file", str(issuer.ca_file)]
-    return [url(relay), "--relay-ca-pin", relay.authority.pin, "--oidc-issuer-url", issuer.url, *ca]
+    login = ["--oidc-issuer-url", issuer.url, "--oidc-client-id", "cli", "--grant-type", "device-code"]
+    return [url(relay), "--relay-ca-pin", relay.authority.pin, *login, *ca]
 
 
 class TestFirstContact:
     async def test_b21_both_are_shown_and_asked_for_once(self, person: Person, relay: Relay, issuer: Issuer) -> None:
         async with person.at_terminal("login", url(relay), "--oidc-ca-file", str(issuer.ca_file)) as (process, screen):
-            place = issuer.url.removeprefix("https://")
             shown = await screen.until("[y/N] ")
             assert shown == (
-                f"The relay's CA is {relay.authority.pin}; it names {place} as where you log in. Trust both? [y/N] "
+                f"{url(relay)} is not known here.\n"
+                "Compare with what its operator gave you:\n"
+                "  relay's CA\n"
+                f"    {relay.authority.pin}\n"
+                f"  log in at           {issuer.url}\n"
+                "  as client           cli\n"
+                "  scopes              openid profile email offline_access\n"
+                "  relay's audience    none; the issuer decides\n"
+                "  relay's scopes      openid profile email offline_access\n"
+                "  clusters' audience  none: every cluster gets the one id token\n"
+                "  clusters' scopes    none\n"
+                "  you log in          by a code for another device, without the browser: the\n"
+                "                      issuer's id token is then bound to no key\n"
+                "  bound to a key      yes, where the issuer can\n"
+                "Trust all of it? [y/N] "
             )
             assert not person.profiles, "nothing is kept before the answer"
             screen.type("y")
@@ -169,7 +184,7 @@ class TestFirstContact:
         document["scopes"] = ["openid", "payroll.read"]
         async with person.at_terminal("login", url(relay)) as (process, screen):
             shown = await screen.until("[y/N] ")
-            assert shown.startswith("The login asks for: payroll, payroll.read (client cli).\n")
+            assert "  scopes              openid payroll.read\n  relay's audience    payroll\n" in shown
             screen.type("n")
             assert await process.wait() == ExitCode.FAILURE
 
@@ -178,7 +193,9 @@ class TestFirstContact:
     ) -> None:
         document["dpop"] = False
         async with person.at_terminal("login", url(relay)) as (process, screen):
-            assert "Its tokens are to be bound to no key" in await screen.until("[y/N] ")
+            assert "  bound to a key      no: a copy of a token is as good as the token\n" in await screen.until(
+                "[y/N] "
+            )
             screen.type("n")
             assert await process.wait() == ExitCode.FAILURE
 
@@ -206,9 +223,9 @@ class TestFirstContact:
         status, out, err = await person.run("login", url(relay))
         assert (status, out) == (ExitCode.FAILURE, "")
         assert err == (
-            f"error: {url(relay)} is not known here (its CA would be {relay.authority.pin}, and it names {issuer.url} "
-            "as where you log in); compare that with what its operator says and give --relay-ca-pin PIN and "
-            "--oidc-issuer-url URL, or accept it unseen with --trust-first-use\n"
+            f"error: {url(relay)} names what nothing here vouches for; compare each value with what its operator says "
+            f"and add\n  --relay-ca-pin {relay.authority.pin} --oidc-issuer-url {issuer.url} --oidc-client-id cli "
+            "--grant-type device-code\nor accept all of it unseen with --trust-first-use\n"
         )
 
     async def test_a_script_names_both(self, person: Person, relay: Relay, issuer: Issuer) -> None:
@@ -229,10 +246,12 @@ class TestFirstContact:
         document = json.loads((person.profiles[0] / "profile.json").read_text())
         assert (document["own"], document["grant_type"]) == ({}, "auto")
 
-    async def test_a_pin_alone_leaves_the_issuer_to_be_asked(self, person: Person, relay: Relay) -> None:
+    async def test_a_pin_alone_leaves_the_issuer_to_be_asked(
+        self, person: Person, relay: Relay, issuer: Issuer
+    ) -> None:
         _, _, err = await person.run("login", url(relay), "--relay-ca-pin", relay.authority.pin)
-        assert "its CA would be" not in err
-        assert "give --oidc-issuer-url URL, or accept it unseen" in err
+        assert "--relay-ca-pin" not in err
+        assert f"\n  --oidc-issuer-url {issuer.url} --oidc-client-id cli --grant-type device-code\n" in err
 
     async def test_b23_another_pin(self, person: Person, relay: Relay) -> None:
         other = Authority.create("another").pin
@@ -267,7 +286,7 @@ class TestLater:
         document["issuer"] = "https://login.example.net"
         status, _, err = await person.run("login", "--trust-first-use")
         assert status == ExitCode.FAILURE
-        assert f"now names https://login.example.net as where you log in, and you trusted {issuer.url}" in err
+        assert f"than the one that you trusted (issuer: {issuer.url} → https://login.example.net)" in err
         assert f"`arcbridge login --renew-trust {url(relay)}`" in err
         # And the login that is there goes on to count.
         assert (await person.run("whoami"))[0] == ExitCode.DONE
@@ -282,7 +301,7 @@ class TestLater:
         document[name] = value
         status, _, err = await person.run("login")
         assert status == ExitCode.FAILURE
-        assert f"than those that you trusted ({name})" in err
+        assert f"than the one that you trusted ({name}: " in err
         # With the user's consent they are taken.
         document["grant_types"] = ["device-code", "authcode"]
         status, out, err = await person.log_in(
@@ -308,8 +327,8 @@ class TestLater:
             assert "--renew-trust" in err
             async with person.at_terminal("login", "--renew-trust", url(other)) as (process, screen):
                 shown = await screen.until("[y/N] ")
-                assert shown.startswith(f"You trusted {url(other)} by the CA {relay.authority.pin}, with ")
-                assert other.authority.pin in shown
+                assert shown.startswith(f"You trusted {url(other)}; what an arrow shows is new.")
+                assert f"    {relay.authority.pin} →\n    {other.authority.pin}\n" in shown
                 screen.type("n")
                 assert await process.wait() == ExitCode.FAILURE
 
@@ -347,6 +366,39 @@ class TestTwoRelays:
             assert (await person.run("logout", "--relay", url(second)))[0] == ExitCode.DONE
             assert (await person.run("whoami", "--relay", url(second)))[0] == ExitCode.LOGIN
             assert (await person.run("whoami", "--relay", url(relay)))[0] == ExitCode.DONE
+
+    async def test_b42_a_relay_is_shown_nothing_of_another_ones_login(
+        self, person: Person, relay: Relay, issuer: Issuer, document: dict[str, Any]
+    ) -> None:
+        """It names the same issuer, client, audience and scopes, and the user has said yes, and not logged in."""
+        await person.log_in(*known(relay, issuer))
+        asked: list[bytes] = []
+        authority = Authority.create("hostile relay")
+        issued = authority.issue_server(["127.0.0.1"])
+        contexts = outer_server_contexts(issued.certificate_pem, issued.key_pem, authority.certificate_pem)
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+                asked.append(head := await reader.readuntil(b"\r\n\r\n"))
+                body = json.dumps(document) if b"/v1/login" in head else authority.certificate_pem
+                writer.write(f"HTTP/1.0 200 OK\r\n\r\n{body}".encode())
+            writer.close()
+
+        async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=contexts[ALPN_HTTP]) as server:
+            other = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            ca = ["--oidc-ca-file", str(issuer.ca_file)]
+            async with person.at_terminal("login", other, *ca) as (process, screen):
+                shown = " ".join((await screen.until("[y/N] ")).split())
+                assert f"{other} will get tokens that are good at {url(relay)}, too" in shown
+                screen.type("y")
+                await screen.until("or open")
+                process.kill()
+            for words in (["clusters"], ["whoami", "--check"], ["--role", "client", "status"]):
+                status, _, err = await person.run(*words, "--relay", other)
+                assert status == ExitCode.LOGIN, err
+        assert {head.split()[1] for head in asked} == {b"/v1/ca", b"/v1/login"}
+        assert not [head for head in asked if b"uthorization" in head]
+        assert (await person.run("whoami", "--relay", url(relay)))[0] == ExitCode.DONE
 
 
 class TestWhoami:
@@ -453,14 +505,23 @@ class TestStumbles:
             "--oidc-issuer-url https://127.0.0.1:1 --oidc-client-id cli`\n"
         )
 
-    async def test_a_login_needs_no_relay_where_the_issuer_is_named(self, person: Person, issuer: Issuer) -> None:
+    async def test_a_login_is_for_a_relay_also_where_the_issuer_is_named(
+        self, person: Person, relay: Relay, issuer: Issuer
+    ) -> None:
         flags = ["--oidc-issuer-url", issuer.url, "--oidc-client-id", "cli", "--oidc-ca-file", str(issuer.ca_file)]
-        status, out, _ = await person.log_in(*flags, "--grant-type", "device-code")
-        assert (status, "Logged in as alice@example.com" in out) == (ExitCode.DONE, True)
+        flags += ["--grant-type", "device-code"]
+        status, _, err = await person.run("login", *flags)
+        assert status == ExitCode.USAGE
+        assert "a login is for one organisation's relays; run `arcbridge login https://RELAY`" in err
+        # The relay that was logged in at with this issuer is meant, as by other commands.
+        await person.log_in(*known(relay, issuer))
+        status, out, _ = await person.log_in(*flags, user="bob")
+        assert (status, "Logged in as bob@example.com" in out) == (ExitCode.DONE, True)
+        assert (await person.run("whoami", "-o", "name"))[1] == "bob@example.com\n"
 
     async def test_an_issuer_that_is_down(self, person: Person) -> None:
         flags = ["--oidc-issuer-url", f"https://127.0.0.1:{fixed_port()}", "--oidc-client-id", "cli"]
-        status, _, err = await person.run("login", *flags)
+        status, _, err = await person.run("login", "--relay", "https://127.0.0.1:1", *flags)
         assert status == ExitCode.UNREACHABLE
         assert "cannot be reached (connection refused); check its address" in err
 

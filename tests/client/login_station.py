@@ -44,7 +44,9 @@ def make(
     config = LoginConfig(issuer=where, client_id=client, ca_file=issuer.ca_file, **settings)
     return Login(
         config,
-        TokenCache(directory, issuer=config.issuer, client_id=client, scopes=config.scopes, audience=config.audience),
+        TokenCache(
+            directory, relay="r", issuer=config.issuer, client_id=client, scopes=config.scopes, audience=config.audience
+        ),
         say=person.say,
         open_browser=browser,
         environment={},

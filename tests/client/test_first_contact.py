@@ -147,11 +147,29 @@ class TestKnown:
         known = RelayProfile(("https://r.example:443",), LoginOffer.read(DOCUMENT))
         contact = first_contact.Contact(known.address, True)
         check_known(known, contact)  # it says nothing: what was trusted counts
-        changed = LoginOffer.read({**DOCUMENT, "issuer": "https://login.example.net"})
-        with pytest.raises(PinMismatch, match=r"now names https://login.example.net as where you log in"):
+        both = {"issuer": "https://login.example.net", "audience": "payroll"}
+        changed = LoginOffer.read({**DOCUMENT, **both})
+        with pytest.raises(PinMismatch) as caught:
             check_known(known, replace(contact, offer=changed))
-        changed = LoginOffer.read({**DOCUMENT, "audience": "payroll"})
-        with pytest.raises(PinMismatch, match=r"those that you trusted \(audience\)"):
-            check_known(known, replace(contact, offer=changed))
+        assert (
+            "you trusted (issuer: https://login.example.org → https://login.example.net; audience: none → payroll)"
+        ) in caught.value.message
+        assert "`arcbridge login --renew-trust https://r.example`" in caught.value.message
         # Where the user's own flags named the login, the relay is not asked.
         check_known(replace(known, from_relay=False), replace(contact, offer=changed))
+
+    def test_b41_a_relay_that_leaves_out_the_browser_later(self) -> None:
+        known = RelayProfile(("https://r.example:443",), LoginOffer.read(DOCUMENT))
+        device = LoginOffer.read({**DOCUMENT, "grant_types": ["device-code"]})
+        contact = first_contact.Contact(known.address, True, offer=device)
+        with pytest.raises(PinMismatch, match=r"\(grant_type: auto → device-code\)"):
+            check_known(known, contact)
+        check_known(replace(known, grant_type="device-code"), contact)  # the user's own choice
+        check_known(replace(known, login=device), contact)  # the user has seen it
+        # More ways than before make no login weaker, and the kept one goes on to count.
+        check_known(replace(known, login=device), replace(contact, offer=known.login))
+
+    async def test_b41_one_audience_for_all_clusters_is_refused(self, tmp_path: Path) -> None:
+        async with serving(tmp_path, {**DOCUMENT, "cluster_audience": "payroll"}) as relay:
+            with pytest.raises(Unreachable, match=r"cannot be used: cluster_audience: has no \{cluster\} in it"):
+                await ask_known(profile(relay))

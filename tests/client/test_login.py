@@ -262,7 +262,7 @@ class TestRefresh:
 
 
 async def test_settings_are_required(tmp_path: Path) -> None:
-    cache = TokenCache(tmp_path, issuer="https://x", client_id="", scopes=(), audience="")
+    cache = TokenCache(tmp_path, relay="r", issuer="https://x", client_id="", scopes=(), audience="")
     with pytest.raises(ConfigError, match="client_id"):
         Login(LoginConfig(issuer="https://x"), cache, say=print)
 
@@ -311,7 +311,9 @@ async def test_a_device_code_that_cannot_be_shown_is_none(member: str, value: st
     lines: list[str] = []
     async with serving(endpoint, tmp_path) as ca:
         config = LoginConfig(issuer=endpoint.url, client_id="cli", ca_file=ca, grant_type="device-code")
-        cache = TokenCache(tmp_path, issuer=config.issuer, client_id="cli", scopes=config.scopes, audience="")
+        cache = TokenCache(
+            tmp_path, relay="r", issuer=config.issuer, client_id="cli", scopes=config.scopes, audience=""
+        )
         with pytest.raises(Unreachable, match="incomplete device code"):
             await Login(config, cache, say=lines.append, environment={}).log_in()
     assert lines == []

@@ -58,9 +58,7 @@ def profiles(tmp_path: Path) -> RelayProfiles:
 
 class TestOffer:
     def test_what_a_relay_says(self) -> None:
-        assert OFFER.place == "login.example.org/realms/example"
         assert OFFER.grants == ("device-code",)
-        assert OFFER.asks_for == ("arcbridge-relay",)
         assert LoginOffer.read(OFFER.document()) == OFFER
 
     def test_defaults_are_those_of_the_settings(self) -> None:
@@ -94,6 +92,16 @@ class TestOffer:
             {"issuer": ""},
             {"client_id": ""},
         )
+
+    def test_b41_a_relay_names_one_audience_for_each_cluster(self) -> None:
+        """What was kept, and what the user gives, may be otherwise."""
+        one = {**DOCUMENT, "cluster_audience": "https://graph.corp.example"}
+        with pytest.raises(ConfigError, match=r"cluster_audience: has no \{cluster\} in it") as caught:
+            LoginOffer.read_from_relay(one)
+        assert "graph" not in caught.value.message
+        assert LoginOffer.read_from_relay(DOCUMENT) == OFFER
+        assert LoginOffer.read_from_relay({**DOCUMENT, "cluster_audience": ""})
+        assert LoginOffer.read(one).settings["cluster_audience"] == "https://graph.corp.example"
 
     def test_b24_a_relay_cannot_weaken_a_login(self, profiles: RelayProfiles) -> None:
         """It may name where one logs in, and nothing of how tokens are used."""

@@ -71,15 +71,95 @@ async def test_b21_the_user_is_asked_once(person: Person, relay: Relay) -> None:
 
 async def test_each_part_that_is_given_is_not_asked_for(person: Person, relay: Relay, tmp_path: Path) -> None:
     await person.trust(relay, relay_ca_pin=relay.authority.pin)
-    assert person.questions[-1].startswith(f"https://127.0.0.1:{relay.port} names login.example.org as where")
-    await person.trust(relay, renew=True, login=LoginConfig(issuer=ISSUER))
+    assert "  log in at           https://login.example.org\n" in person.questions[-1]
+    given = LoginConfig(issuer=ISSUER, client_id="arcbridge")
+    await person.trust(relay, renew=True, login=given)
     assert len(person.questions) == 1, "nothing is new"
     other = Person(tmp_path / "other")
-    profile = await other.trust(relay, login=LoginConfig(issuer=ISSUER))
-    assert other.questions == [f"The relay's CA is {relay.authority.pin}. Trust it? [y/N] "]
+    profile = await other.trust(relay, login=given, relay_ca_pin=relay.authority.pin)
+    assert other.questions == []
     assert profile.from_relay, "the relay names the same"
-    config = with_profile(ClientConfig(login=LoginConfig(issuer=ISSUER, dpop=False)), profile)
+    config = with_profile(ClientConfig(login=replace(given, dpop=False)), profile)
     assert (config.login.issuer, config.login.client_id, config.login.dpop) == (ISSUER, "arcbridge", False)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "line"),
+    [
+        ("client_id", "corp-admin-cli", "as client           corp-admin-cli"),
+        ("scopes", ["openid", "payroll.admin"], "scopes              openid payroll.admin"),
+        ("audience", "payroll", "relay's audience    payroll"),
+        ("relay_scopes", ["payroll.admin"], "relay's scopes      payroll.admin"),
+        (
+            "cluster_audience",
+            "https://graph.corp.example/{cluster}",
+            "clusters' audience  https://graph.corp.example/{cluster}",
+        ),
+        ("cluster_scopes", ["payroll.admin"], "clusters' scopes    payroll.admin"),
+        ("dpop", False, "bound to a key      no: a copy of a token"),
+        ("grant_types", ["device-code"], "you log in          by a code for another device, without the browser"),
+    ],
+)
+async def test_b41_pin_and_issuer_do_not_agree_to_the_rest(
+    person: Person, tmp_path: Path, name: str, value: object, line: str
+) -> None:
+    (tmp_path / "odd").mkdir()
+    async with serving(tmp_path / "odd", {**DOCUMENT, name: value}) as relay:
+        own = LoginConfig(issuer=ISSUER, client_id="" if name == "client_id" else "arcbridge")
+        await person.trust(relay, relay_ca_pin=relay.authority.pin, login=own)
+    (question,) = person.questions
+    assert f"  {line}" in question
+    assert max(map(len, question.splitlines())) <= 80
+
+
+async def test_b41_a_script_gives_what_the_relay_names(person: Person, tmp_path: Path) -> None:
+    (tmp_path / "odd").mkdir()
+    odd = {**DOCUMENT, "audience": "payroll", "cluster_scopes": ["a", "b"], "cluster_audience": "c-{cluster}"}
+    async with serving(tmp_path / "odd", {**odd, "grant_types": ["device-code"], "dpop": False}) as relay:
+        relays = (f"127.0.0.1:{relay.port}",)
+        config = ClientConfig(relays=relays, relay_ca_pin=relay.authority.pin, login=LoginConfig(issuer=ISSUER))
+        with pytest.raises(PinMismatch) as caught:
+            await trusted(config, person.profiles, relays, ask=None, say=person.told.append)
+        assert (
+            "\n  --oidc-client-id arcbridge --oidc-audience payroll --cluster-audience 'c-{cluster}' --cluster-scope a "
+            "--cluster-scope b --grant-type device-code\n"
+        ) in caught.value.message
+        assert person.profiles.all() == []
+        given = replace(
+            config.login, client_id="arcbridge", audience="payroll", cluster_audience="c-{cluster}",
+            cluster_scopes=("a", "b"), grant_type="device-code",
+        )  # fmt: skip
+        config = replace(config, login=given)
+        profile = await trusted(config, person.profiles, relays, ask=None, say=person.told.append)
+        assert profile is not None
+        assert (profile.from_relay, profile.in_force["dpop"]) == (True, True)
+
+
+async def test_b41_taking_back_a_flag_is_no_consent(person: Person, tmp_path: Path) -> None:
+    """What the user gave went before the relay's word, which nobody has agreed to."""
+    (tmp_path / "odd").mkdir()
+    async with serving(tmp_path / "odd", {**DOCUMENT, "audience": "payroll"}) as relay:
+        await person.trust(relay, login=LoginConfig(audience="mine"))
+        assert "payroll" not in person.questions[0]
+        person.answer = False
+        for change in ({"named": {"audience"}}, {"renew": True}):
+            with pytest.raises(PinMismatch, match="was not trusted"):
+                await person.trust(relay, **change)
+            assert "  relay's audience    mine → payroll\n" in person.questions[-1]
+        assert person.profiles.all()[0].own == {"audience": "mine"}
+
+
+async def test_b42_another_relay_with_the_same_client_is_named(person: Person, relay: Relay, tmp_path: Path) -> None:
+    await person.trust(relay)
+    assert "good at" not in person.questions[-1]
+    (tmp_path / "second").mkdir()
+    async with serving(tmp_path / "second", dict(DOCUMENT)) as second:
+        await person.trust(second)
+        assert f"will get tokens that are good at https://127.0.0.1:{relay.port}," in " ".join(
+            person.questions[-1].split()
+        )
+        await person.trust(second, renew=True)
+        assert len(person.questions) == 2, "it is not named beside itself"
 
 
 async def test_the_users_own_issuer_goes_before_the_relays(person: Person, relay: Relay) -> None:

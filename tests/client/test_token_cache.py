@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,8 +16,8 @@ from tests.client.test_session_manager import jwt_like
 
 
 def cache(directory: Path, **more: str) -> TokenCache:
-    names = {"issuer": "https://i", "client_id": "c", "audience": "", **more}
-    return TokenCache(directory / "tokens", scopes=("openid",), **names)
+    names: dict[str, Any] = {"relay": "r", "issuer": "https://i", "client_id": "c", "audience": "", **more}
+    return TokenCache(directory / "tokens", **names, scopes=("openid",))
 
 
 @pytest.mark.parametrize(
@@ -57,20 +59,41 @@ def test_from_an_answer() -> None:
 
 def test_a_scope_that_becomes_the_relay_s_makes_another_file(tmp_path: Path) -> None:
     def path(scopes: tuple[str, ...], **more: tuple[str, ...]) -> Path:
-        return TokenCache(tmp_path, issuer="https://i", client_id="c", scopes=scopes, audience="", **more).path
+        return TokenCache(
+            tmp_path, relay="r", issuer="https://i", client_id="c", scopes=scopes, audience="", **more
+        ).path
 
     paths = [path(("a", "b")), path(("a", "b"), relay_scopes=("a",)), path(("a", "a", "b"))]
     paths += [path(("a",), relay_scopes=("b",)), path(("b",), relay_scopes=("a",))]
     assert len(set(paths)) == len(paths)
-    assert path(("a", "b"), relay_scopes=()) == paths[0], "the file of former versions"
+    assert path(("a", "b"), relay_scopes=()) == paths[0]
+
+
+def test_b42_the_file_of_a_version_without_relays_is_not_used(tmp_path: Path) -> None:
+    """It may be another relay's; a login, or the end of one, takes it away."""
+    one = cache(tmp_path)
+    # `[issuer, client id, scopes, audience]`, as those versions had it.
+    name = hashlib.sha256(b'["https://i", "c", ["openid"], ""]').hexdigest()[:32]
+    former = tmp_path / "tokens" / f"{name}.json"
+    assert one.no_login == "you are not logged in at https://i"
+    for end in (lambda: one.clear(), lambda: one.save(TokenSet("new"))):
+        one.path.parent.mkdir(exist_ok=True)
+        former.write_text('{"access_token": "of another relay", "id_token": "", "refresh_token": ""}')
+        former.with_suffix(".key").write_text("{}")
+        assert one.load() == TokenSet()
+        assert "the one of an earlier version is not used" in one.no_login
+        end()
+        assert not former.exists()
+        assert not former.with_suffix(".key").exists()
+    assert one.load() == TokenSet("new")
 
 
 def test_files_are_private_and_apart(tmp_path: Path) -> None:
-    one, two = cache(tmp_path), cache(tmp_path, audience="other")
+    one, two, three = cache(tmp_path), cache(tmp_path, audience="other"), cache(tmp_path, relay="other")
     tokens = TokenSet("SECRET", "id", "refresh", 1.0, 2.0)
     one.save(tokens)
     assert one.load() == tokens
-    assert two.load() == TokenSet()
+    assert two.load() == three.load() == TokenSet()
     assert one.path.stat().st_mode & 0o777 == 0o600
     assert one.path.parent.stat().st_mode & 0o777 == 0o700
     assert "SECRET" not in repr(tokens)
