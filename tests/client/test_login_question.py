@@ -18,6 +18,7 @@ DOCUMENT: dict[str, Any] = {"issuer": "https://login.example.org", "client_id": 
 HOSTILE: dict[str, Any] = {
     **DOCUMENT,
     "client_id": "corp-admin-cli",
+    "issuer_origins": ["https://login.corp.example"],
     "scopes": ["openid", "payroll.admin"],
     "audience": "payroll",
     "cluster_audience": "https://graph.corp.example/{cluster}",
@@ -48,6 +49,7 @@ def test_b41_all_of_it_is_there_in_80_columns() -> None:
         "  relay's CA",
         f"    {PIN}",
         "  log in at           https://login.example.org",
+        "  issuer also at      https://login.corp.example",
         "  as client           corp-admin-cli",
         "  scopes              openid payroll.admin",
         "  relay's audience    payroll",
@@ -72,6 +74,18 @@ def test_what_was_trusted_before_stands_before_what_is_new() -> None:
     lines = login_lines(in_force({**DOCUMENT, "audience": "payroll"}), in_force(DOCUMENT))
     assert [line for line in lines if line.before] == [Line("relay's audience", "payroll", "none; the issuer decides")]
     assert "  relay's audience    none; the issuer decides → payroll" in layout(lines, 80)
+
+
+def test_b31_a_further_origin_of_the_issuer_is_shown_and_none_is_not() -> None:
+    more = {**DOCUMENT, "issuer_origins": ["https://login.corp.example"]}
+    labels = [line.label for line in login_lines(in_force(DOCUMENT), in_force(DOCUMENT))]
+    assert "issuer also at" not in labels
+    assert "  issuer also at      none → https://login.corp.example" in layout(
+        login_lines(in_force(more), in_force(DOCUMENT)), 80
+    )
+    assert "  issuer also at      https://login.corp.example → none" in layout(
+        login_lines(in_force(DOCUMENT), in_force(more)), 80
+    )
 
 
 class TestFlags:
