@@ -103,7 +103,8 @@ class TestFlags:
         assert set(offer.beyond(LoginConfig(), {})) == {*SETTINGS, "grant_type"}
         words = shlex.split(" ".join(flags(offer.beyond(LoginConfig(), {}))))
         assert words == [
-            *("--oidc-issuer-url", "https://login.example.org", "--oidc-client-id", "corp-admin-cli"),
+            *("--oidc-issuer-url", "https://login.example.org", "--issuer-origin", "https://login.corp.example"),
+            *("--oidc-client-id", "corp-admin-cli"),
             *("--oidc-scope", "openid", "--oidc-scope", "payroll.admin", "--oidc-audience", "payroll"),
             *("--relay-scope", "payroll.write", "--cluster-audience", "https://graph.corp.example/{cluster}"),
             *("--cluster-audience-by", "scope", "--cluster-scope", "graph.all", "--grant-type", "device-code"),
