@@ -670,7 +670,7 @@ COMMANDS = (
             Flag("--client-id", help="this program's client id there (default: arcbridge)", metavar="ID"),
             Flag(
                 "--audience",
-                help="audience of the tokens for this end (default: arcbridge-relay, or the client id for an agent)",
+                help="audience of the tokens for this end (default: arcbridge-relay; an agent's is arcbridge-NAME)",
                 metavar="AUDIENCE",
             ),
             Flag(

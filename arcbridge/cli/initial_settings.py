@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arcbridge.cli.configuration import find_problems, toml_value
-from arcbridge.cli.flags import AGENT, CLIENT, RELAY
+from arcbridge.cli.flags import AGENT, RELAY
 from arcbridge.cli.output import print_error, print_warning
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.settings import KINDS, normalized_settings
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _RELAY_AUDIENCE = "arcbridge-relay"
+_CLUSTER_AUDIENCE = "arcbridge-{cluster}"
 _CLIENT_ID = "arcbridge"
 _PREFIX = "oidc:"
 """What the annotated authentication files put before users and groups."""
@@ -72,9 +73,17 @@ def initial_files(invocation: Invocation, *, root: bool) -> dict[str, str]:
     given = normalized_settings(invocation, {})
     given.pop("relay", None)
     issuer, client_id = invocation.text("issuer"), invocation.text("client_id", _CLIENT_ID)
-    if role == CLIENT and issuer:
+    if role != AGENT and issuer:
         given |= {"login.issuer": Given(issuer, "flag --issuer"), "login.client_id": Given(client_id, "flag --issuer")}
+        # One audience for each end (docs/security.md#C33): what an end has seen is of no use at another one.
+        given.setdefault("login.audience", Given(invocation.text("audience", _RELAY_AUDIENCE), "default"))
+        given.setdefault("login.cluster_audience", Given(_CLUSTER_AUDIENCE, "default"))
     elif role == AGENT and issuer:
+        if not invocation.text("audience"):
+            raise ConfigError(
+                "flag --audience: required with --issuer; give the audience of the tokens for this agent's cluster, "
+                "arcbridge-NAME as clients ask for it by default, or their client id where clusters get the id token"
+            )
         given.setdefault("forbidden_audiences", Given([_RELAY_AUDIENCE], "default"))
     config = load(KINDS[role], None, given)
     values: dict[str, Any] = {path: operator.attrgetter(path)(config) for path in given}
@@ -94,7 +103,7 @@ def initial_files(invocation: Invocation, *, root: bool) -> dict[str, str]:
         files["relay-authentication.yaml"] = _authentication(role, issuer, invocation.text("audience", _RELAY_AUDIENCE))
         files["policy.toml"] = _policy(invocation.texts("group"))
     elif role == AGENT:
-        files["agent-authentication.yaml"] = _authentication(role, issuer, invocation.text("audience", client_id))
+        files["agent-authentication.yaml"] = _authentication(role, issuer, invocation.text("audience", _CLIENT_ID))
     return files
 
 

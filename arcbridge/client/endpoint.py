@@ -87,6 +87,7 @@ class LocalEndpoint:
         self.port = int(sockets[0].getsockname()[1])
         self.stats = EndpointStats()
         self._context = server_context(certificates)
+        self.relay = certificates.relay
         self._accepting = AcceptLoop(sockets, self._accepted, self._exhausted)
         self.unproven = UnprovenConnections(MAX_UNPROVEN)
         self.connections: set[LocalConnection] = set()
@@ -227,7 +228,9 @@ class LocalConnection(asyncio.Protocol):
         endpoint.stats.accepted += 1
         endpoint.stats.open += 1
         self._arm(FIRST_BYTES_DEADLINE)
-        self._refusal = _certificate_refusal(self._transport.get_extra_info("peercert"), endpoint.cluster)
+        self._refusal = _certificate_refusal(
+            self._transport.get_extra_info("peercert"), endpoint.cluster, endpoint.relay
+        )
         if self._refusal is None:
             endpoint.unproven.discard(self)
         else:
@@ -410,8 +413,8 @@ def server_context(certificates: LocalCertificates) -> ssl.SSLContext:
     return context
 
 
-def _certificate_refusal(peer: object, cluster: str) -> ArcbridgeError | None:
-    """Return None for the client certificate of this cluster, else the error to answer with.
+def _certificate_refusal(peer: object, cluster: str, relay: str) -> ArcbridgeError | None:
+    """Return None for the client certificate of this cluster at these relays, else the error to answer with.
 
     A certificate that gets here is of our CA: with any other the handshake has failed.
     """
@@ -422,9 +425,9 @@ def _certificate_refusal(peer: object, cluster: str) -> ArcbridgeError | None:
             "start your own: arcbridge --role client --cluster NAME"
         )
     names = [value for rdn in peer.get("subject", ()) for key, value in rdn if key == "commonName"]
-    if names != [cluster]:
+    if names != [cluster] or peer.get("subjectAltName") != (("URI", relay),):
         return Unauthenticated(
-            f'this endpoint is of cluster "{cluster}", the client certificate is of another; '
+            f'this endpoint is of cluster "{cluster}", the client certificate is of another, or of another relay\'s; '
             "run arcbridge again to save the kubeconfig anew"
         )
     return None

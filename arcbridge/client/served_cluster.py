@@ -18,6 +18,7 @@ import structlog
 from arcbridge.client.endpoint import LocalEndpoint
 from arcbridge.client.kubeconfig import Entry
 from arcbridge.client.listening import PortInUse, listen_local, port_holder
+from arcbridge.client.organisation import organisation
 from arcbridge.client.session_manager import SessionManager
 from arcbridge.client.state import LocalCertificates, StateDirectory, aged_at
 from arcbridge.config import ClientConfig
@@ -86,14 +87,17 @@ class ServedCluster:
 
     def announce(self, port: int) -> None:
         """Have what `entry` says before the sockets of this port are here; raises StateError."""
-        self.certificates = self.state.certificates(self.cluster, self._clock())
+        self.certificates = self._certificates(self._clock())
         self.port = port
 
     def take(self, sockets: list[socket.socket]) -> None:
         """Serve on sockets that listen already; raises StateError, and nothing after `announce`."""
-        self.certificates = self.certificates or self.state.certificates(self.cluster, self._clock())
+        self.certificates = self.certificates or self._certificates(self._clock())
         self.endpoint = LocalEndpoint(self.cluster, self.session, self.certificates, sockets)
         self.port = self.endpoint.port
+
+    def _certificates(self, now: float) -> LocalCertificates:
+        return self.state.certificates(self.cluster, organisation(self.config, self.state), now)
 
     def has_kept_port(self) -> bool:
         return self.state.has_port(self.relays, self.cluster)
@@ -142,7 +146,7 @@ class ServedCluster:
                 if now < self._renew_at:
                     return False
             # Beside the loop: it makes keys, waits for locks, and imports `cryptography`.
-            fresh = await asyncio.to_thread(self.state.certificates, self.cluster, now)
+            fresh = await asyncio.to_thread(self._certificates, now)
             renew_at = await asyncio.to_thread(renewal_time, fresh)
         except ArcbridgeError as error:
             if not self._told_of_failure:

@@ -7,12 +7,15 @@ state directory the cache is inside it, so that one directory holds, and can rem
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from arcbridge.errors import StateError
 from arcbridge.pki.names import is_cluster_name
@@ -42,6 +45,8 @@ _LOCAL_NAMES = ["localhost", "127.0.0.1", "::1"]
 class LocalCertificates:
     """What the endpoint of one cluster needs: PEM texts."""
 
+    relay: str
+    """The URI that the client certificate has beside the cluster's name."""
     ca_pem: str
     server_certificate_pem: str
     server_key_pem: str = field(repr=False)
@@ -79,43 +84,50 @@ class StateDirectory:
     def token_directory(self) -> Path:
         return self.cache / "tokens"
 
-    def certificates(self, cluster: str, now: float) -> LocalCertificates:
+    def certificates(self, cluster: str, organisation: str, now: float) -> LocalCertificates:
         """Return the local CA (made once), the endpoint's certificate of today, and the cluster's client certificate.
+
+        `organisation`: whose relays serve the cluster (`client.organisation`), because two may have one of this name.
 
         The CA and the client certificate outlive the process: a program that loaded the kubeconfig before a restart
         goes on working. A client certificate is replaced when less than a third of its life is left. A process that
         runs for longer than a day asks again when one of them grows old (`ServedCluster.renew`).
         """
-        return self._kept_certificates(cluster, now) or self._make_certificates(cluster, now)
+        names = cluster, f"arcbridge://organisation/{quote(organisation, safe='')}"
+        return self._kept_certificates(*names, now) or self._make_certificates(*names, now)
 
-    def _kept_certificates(self, cluster: str, now: float) -> LocalCertificates | None:
+    def _kept_certificates(self, cluster: str, relay: str, now: float) -> LocalCertificates | None:
         """Return what an earlier start of today found to be good; None when the CA or the client certificate is
         another."""
         try:
-            kept = json.loads(read_file(self._endpoint_file(cluster)) or b"{}")
+            kept = json.loads(read_file(self._cluster_file(cluster, relay, "json")) or b"{}")
             ca = (read_file(self.path / "local-ca" / "ca.crt") or b"").decode("ascii", "replace")
             exposed = (self.path / "local-ca" / "ca.key").stat().st_mode & 0o077
-            certificate, key = _split((read_file(self._client_file(cluster)) or b"").decode("ascii", "replace"))
+            certificate, key = _split(
+                (read_file(self._cluster_file(cluster, relay, "pem")) or b"").decode("ascii", "replace")
+            )
             if exposed or not key or (kept["ca"], kept["client_certificate"]) != (ca, certificate):
                 return None
             if not kept["made_at"] <= now < kept["made_at"] + SERVER_CERTIFICATE_REUSE:
                 return None
-            return LocalCertificates(ca, str(kept["server_certificate"]), str(kept["server_key"]), certificate, key)
+            return LocalCertificates(
+                relay, ca, str(kept["server_certificate"]), str(kept["server_key"]), certificate, key
+            )
         except (OSError, StateError, ValueError, TypeError, KeyError):
             return None
 
-    def _make_certificates(self, cluster: str, now: float) -> LocalCertificates:
+    def _make_certificates(self, cluster: str, relay: str, now: float) -> LocalCertificates:
         from arcbridge.pki.authority import Authority
 
         authority = Authority.load_or_create(self.path / "local-ca", "arcbridge local endpoint", clock=lambda: now)
         server = authority.issue_server(_LOCAL_NAMES)
-        file = self._client_file(cluster)
+        file = self._cluster_file(cluster, relay, "pem")
         ensure_private_directory(file.parent)
         with locked(self.path / ".clusters.lock"):
             kept = (read_file(file) or b"").decode("ascii", "replace")
             certificate, key = _split(kept)
             if not certificate or _worn(certificate, now) or not _issued_by(authority, certificate):
-                issued = authority.issue_client(cluster, life=CLIENT_CERTIFICATE_LIFE)
+                issued = authority.issue_client(cluster, uri=relay, life=CLIENT_CERTIFICATE_LIFE)
                 certificate, key = issued.certificate_pem, issued.key_pem
                 write_private(file, (certificate + key).encode())
             # One file, replaced at once: a start that reads it now has the certificate and its key, or the former two.
@@ -126,14 +138,17 @@ class StateDirectory:
                 "server_key": server.key_pem,
                 "made_at": now,
             }
-            write_private(self._endpoint_file(cluster), json.dumps(document).encode())
-        return LocalCertificates(authority.certificate_pem, server.certificate_pem, server.key_pem, certificate, key)
+            write_private(self._cluster_file(cluster, relay, "json"), json.dumps(document).encode())
+            for former in (f"{cluster}.json", f"{cluster}.pem"):
+                # Of a version whose certificates named the cluster alone, which no endpoint takes any more.
+                with suppress(OSError):
+                    (self.path / "clusters" / former).unlink()
+        ca = authority.certificate_pem
+        return LocalCertificates(relay, ca, server.certificate_pem, server.key_pem, certificate, key)
 
-    def _client_file(self, cluster: str) -> Path:
-        return self.path / "clusters" / f"{cluster}.pem"
-
-    def _endpoint_file(self, cluster: str) -> Path:
-        return self.path / "clusters" / f"{cluster}.json"
+    def _cluster_file(self, cluster: str, relay: str, suffix: str) -> Path:
+        # A cluster's name has no @ in it, and a relay's pin is longer than a file's name should be.
+        return self.path / "clusters" / f"{cluster}@{hashlib.sha256(relay.encode()).hexdigest()[:16]}.{suffix}"
 
     # -- ports --------------------------------------------------------------------------------------------------------
 

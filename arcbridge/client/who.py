@@ -10,20 +10,19 @@ import json
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from arcbridge.choices import PROGRAM
 from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
+from arcbridge.client.organisation import organisation
 from arcbridge.client.relay_profile import RelayProfiles, login_command, short_url
 from arcbridge.client.state import StateDirectory
 from arcbridge.client.token_cache import TokenCache
 from arcbridge.config import ClientConfig
-from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unauthenticated
+from arcbridge.errors import ArcbridgeError, StateError, Unauthenticated
 from arcbridge.net.address import parse_address
-from arcbridge.pki.pins import check_pin, pin_of
 from arcbridge.pki.private_files import read_file
 
 
@@ -94,32 +93,13 @@ def cache_of(config: ClientConfig, state: StateDirectory) -> TokenCache:
     login = config.login
     return TokenCache(
         state.token_directory,
-        relay=_organisation(config, state),
+        relay=organisation(config, state),
         issuer=login.issuer,
         client_id=login.client_id,
         scopes=login.scopes,
         relay_scopes=login.relay_scopes,
         audience=login.audience,
     )
-
-
-def _organisation(config: ClientConfig, state: StateDirectory) -> str:
-    """Return what tells the relays of one organisation from those of any other: their pin, else the first one's URL."""
-    if config.relay_ca_pin:
-        return check_pin(config.relay_ca_pin)
-    urls = config.relay_urls()
-    if not urls:
-        raise ConfigError(
-            "relays: required, because a login is for one organisation's relays; run `arcbridge login https://RELAY`, "
-            "or give --relay https://host:port"
-        )
-    if config.relay_ca_file is not None:
-        # A file of several CAs has no pin; one that cannot be read is told of when the relay is dialled.
-        with suppress(ConfigError, OSError, UnicodeDecodeError):
-            return pin_of(config.relay_ca_file.read_text("ascii"))
-    address = parse_address(urls[0])
-    profile = RelayProfiles(state.path).get(address)
-    return (address if profile is None else profile.address).url
 
 
 def user_name(claims: Mapping[str, Any]) -> str:

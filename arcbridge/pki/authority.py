@@ -152,9 +152,10 @@ class Authority:
             raise ConfigError("a server certificate needs at least one name")
         return self._issue(_common_name(names[0]), [_general_name(name) for name in names], server=True, life=life)
 
-    def issue_client(self, common_name: str, *, life: float = LEAF_LIFE) -> Issued:
-        """Return a client certificate with a fresh key."""
-        return self._issue(_common_name(common_name), [], server=False, life=life)
+    def issue_client(self, common_name: str, *, uri: str = "", life: float = LEAF_LIFE) -> Issued:
+        """Return a client certificate with a fresh key; `uri`: one more name, whose length is not bounded."""
+        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri)] if uri else []
+        return self._issue(_common_name(common_name), names, server=False, life=life)
 
     def issue_relay(self, *, life: float = LEAF_LIFE) -> Issued:
         """Issue a client certificate with a fresh key, by which a relay shows itself to another one over the same

@@ -37,6 +37,11 @@ def login_document(config: RelayLoginConfig) -> dict[str, Any] | None:
     check_origins("login.issuer_origins", config.issuer_origins)
     if config.cluster_audience_by not in AUDIENCE_BY:
         raise ConfigError(f"login.cluster_audience_by: must be one of {', '.join(AUDIENCE_BY)}")
+    if config.cluster_audience and "{cluster}" not in config.cluster_audience:
+        raise ConfigError(
+            "login.cluster_audience: must have {cluster} in it; clients refuse one that a relay names for all clusters, "
+            "so leave it out and give it to them in their own settings"
+        )
     unknown = [grant for grant in config.grant_types if grant not in GRANTS]
     if unknown or not config.grant_types:
         raise ConfigError(f"login.grant_types: each must be one of {', '.join(GRANTS)}, and there must be one")

@@ -44,6 +44,9 @@ def test_a_relay_is_complete_in_one_command(tmp_path: Path, capsys: pytest.Captu
     assert not config.data_dir.exists()
     (issuer,) = authentication.load(directory / "relay-authentication.yaml").issuers
     assert (issuer.url, issuer.audiences) == ("https://login.test", ("arcbridge-relay",))
+    login = config.login
+    assert (login.issuer, login.client_id) == ("https://login.test", "arcbridge")
+    assert (login.audience, login.cluster_audience) == ("arcbridge-relay", "arcbridge-{cluster}")
     (rule,) = Policy.load((directory / "policy.toml").read_text()).rules
     assert rule.groups == {"oidc:platform", "oidc:ops"}
     assert (directory / "relay.toml").read_text().count("#") > 100, "the comments are there"
@@ -57,14 +60,17 @@ def test_without_a_group_no_user_is_allowed(tmp_path: Path, capsys: pytest.Captu
 
 def test_an_agent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ("--relay", "https://relay.test", "--relay-ca-pin", PIN, "--issuer", "https://login.test")
-    assert init("agent", tmp_path, *flags, "--state-secret", "arc/agent", "--no-token-mode", "--client-id", "ours") == 0
+    assert init("agent", tmp_path, *flags, "--state-secret", "arc/agent", "--no-token-mode") == ExitCode.USAGE
+    assert "flag --audience: required with --issuer; give the audience of the tokens" in capsys.readouterr().err
+    flags = (*flags, "--audience", "arcbridge-berlin")
+    assert init("agent", tmp_path, *flags, "--state-secret", "arc/agent", "--no-token-mode") == 0
     config = load(AgentConfig, tmp_path / "agent.toml")
     assert (config.relays, config.relay_ca_pin) == (("https://relay.test",), PIN)
     assert (config.state.secret, config.state.directory, config.token_mode) == ("arc/agent", None, False)
     assert config.forbidden_audiences == ("arcbridge-relay",)
     assert config.authentication == tmp_path / "agent-authentication.yaml"
     (issuer,) = authentication.load(config.authentication).issuers
-    assert (issuer.url, issuer.audiences, issuer.rules) == ("https://login.test", ("ours",), ())
+    assert (issuer.url, issuer.audiences, issuer.rules) == ("https://login.test", ("arcbridge-berlin",), ())
     (left,) = problems("agent", tmp_path, capsys)
     assert "this is not a pod" in left["message"]
 
@@ -87,6 +93,7 @@ def test_a_client(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert config.relay_urls() == ("https://a.test", "https://b.test")
     assert (config.cluster, config.clusters) == ("prod", ("test",))
     assert (config.login.issuer, config.login.client_id) == ("https://login.test", "ours")
+    assert (config.login.audience, config.login.cluster_audience) == ("arcbridge-relay", "arcbridge-{cluster}")
     assert problems("client", tmp_path, capsys) == []
 
 

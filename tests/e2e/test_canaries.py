@@ -10,6 +10,7 @@ all files that a role writes, and of what may be in each; a file that is not on 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import re
 import secrets
@@ -23,6 +24,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -60,7 +62,7 @@ WRITTEN: dict[str, tuple[str, ...]] = {
     r"[a-z0-9-]+/kubeconfig": ("key", "bearer"),
     r"[a-z0-9-]+/kubeconfig\.(lock|before-arcbridge)": (),
     r"[a-z0-9-]+/state/arcbridge/local-ca/ca\.key": ("key",),
-    r"[a-z0-9-]+/state/arcbridge/clusters/[a-z-]+\.(pem|json)": ("key",),
+    r"[a-z0-9-]+/state/arcbridge/clusters/[a-z-]+@[0-9a-f]+\.(pem|json)": ("key",),
     r"[a-z0-9-]+/state/arcbridge/(local-ca/ca\.crt|pins\.toml|ports\.json|.*\.?lock)": (),
     r"[a-z0-9-]+/state/arcbridge/(kubeconfigs\.json|running/[0-9a-f-]+)": (),
     r"[a-z0-9-]+/cache/arcbridge/tokens/[0-9a-f]+\.json": ("login",),
@@ -306,11 +308,13 @@ class Run:
     def bad_states(self) -> list[Callable[[], object]]:
         """Files that the client keeps, damaged; a kubeconfig that is no YAML; login programs that fail."""
         attempts: list[Callable[[], object]] = []
+        organisation = f"arcbridge://organisation/{quote(self.world.relay_pin, safe='')}"
+        cluster = f"berlin-factory@{hashlib.sha256(organisation.encode()).hexdigest()[:16]}"
         for name, text in {
             "state/arcbridge/pins.toml": 'x = "{}\n',
             "state/arcbridge/ports.json": '{{"{}"',
-            "state/arcbridge/clusters/berlin-factory.json": "{}",
-            "state/arcbridge/clusters/berlin-factory.pem": "-----BEGIN CERTIFICATE-----\n{}",
+            f"state/arcbridge/clusters/{cluster}.json": "{}",
+            f"state/arcbridge/clusters/{cluster}.pem": "-----BEGIN CERTIFICATE-----\n{}",
             "cache/arcbridge/clusters": "{}\n",
             "kubeconfig": "users:\n- user: {{token: {}\n",
         }.items():

@@ -144,12 +144,17 @@ class TestAPersonLogsIn:
     def test_at_a_relay_that_says_where(
         self, cluster: Cluster, world: KeycloakWorld, organisation: Organisation
     ) -> None:
-        """No settings file: the relay has the login's settings, and two flags say what a person would compare."""
+        """No settings file: the relay has the login's settings, and flags say what a person would compare, and which
+        audience all clusters have."""
         organisation.hire("cleo", "developers")
         cleo = Person.without_settings(world, organisation.realm, "cleo")
         said = cleo.log_in_by_device(
             *(world.relay_url, "--relay-ca-pin", world.relay_pin, "--oidc-issuer-url", organisation.realm.url),
-            *("--oidc-ca-file", str(organisation.realm.keycloak.ca_file)),
+            *("--oidc-ca-file", str(organisation.realm.keycloak.ca_file), "--oidc-client-id", "arcbridge"),
+            *(word for scope in ("openid", "arcbridge-relay", "arcbridge-cluster") for word in ("--oidc-scope", scope)),
+            *("--relay-scope", "openid", "--relay-scope", "arcbridge-relay"),
+            *("--cluster-audience", "arcbridge-cluster", "--cluster-audience-by", "scope"),
+            *("--cluster-scope", "openid", "--cluster-scope", "arcbridge-cluster"),
         )
         assert "Logged in as cleo" in said
         cleo.start("--cluster", world.cluster, "--trust-first-use")

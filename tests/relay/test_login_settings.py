@@ -49,10 +49,19 @@ def test_the_words_are_those_of_the_client() -> None:
         ({"issuer": "https://[a.example", "client_id": "x"}, "login.issuer: it is not an https:// URL"),
         ({"issuer": "https://a.example", "client_id": "x", "grant_types": ("password",)}, "login.grant_types: each"),
         ({"issuer": "https://a.example", "client_id": "x", "grant_types": ()}, "login.grant_types: each"),
+        (
+            {"issuer": "https://a", "client_id": "x", "cluster_audience": "c"},
+            "login.cluster_audience: must have {cluster}",
+        ),
         ({"issuer": "https://a.example", "client_id": "x", "cluster_audience_by": "luck"}, "cluster_audience_by: must"),
         ({"issuer": "https://a.example", "client_id": "x", "cluster_scopes": ("a",)}, "cluster_scopes: needs"),
         (
-            {"issuer": "https://a", "client_id": "x", "cluster_audience": "c", "cluster_audience_by": "scope"},
+            {
+                "issuer": "https://a",
+                "client_id": "x",
+                "cluster_audience": "c-{cluster}",
+                "cluster_audience_by": "scope",
+            },
             "login.relay_scopes: required",
         ),
     ],

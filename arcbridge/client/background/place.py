@@ -88,9 +88,21 @@ class Place:
                 os.mkdir(self.runtime, 0o700)
             except FileExistsError:
                 pass
-            status = os.lstat(self.runtime)
         except OSError as error:
             raise StateError(f"cannot make the directory {self.runtime}: {error.strerror}") from error
+        self.refuse_foreign_runtime()
+
+    def refuse_foreign_runtime(self) -> None:
+        """Raise StateError where the socket's directory is not of this user alone: another one may serve in it.
+
+        One that is absent is made by `make`. Not each system says whose process answers (docs/threats.md#B45).
+        """
+        try:
+            status = os.lstat(self.runtime)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StateError(f"cannot look at the directory {self.runtime}: {error.strerror}") from error
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != _user_id() or status.st_mode & 0o077:
             raise StateError(f"{self.runtime} is not a directory of this user alone: remove it, and run this again")
 

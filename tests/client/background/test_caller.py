@@ -91,6 +91,26 @@ def test_w14_a_socket_of_another_user_is_not_spoken_to(
         exchange(place, request("status"))
 
 
+@pytest.mark.parametrize("planted", ["open", "link", "another user's"])
+def test_b45_nothing_is_sent_into_a_directory_that_others_can_change(
+    place: Place, listener: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planted: str
+) -> None:
+    """Where the kernel does not say whose process answers, as on macOS, the directory in /tmp is all that does."""
+    monkeypatch.setattr(caller, "peer_user_id", lambda sock: None)
+    listener.settimeout(0)
+    if planted == "open":
+        tmp_path.chmod(0o777)
+    elif planted == "link":
+        (tmp_path / "link").symlink_to(tmp_path)
+        place = Place(str(tmp_path / "link"), str(tmp_path))
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
+    with pytest.raises(StateError, match="is not a directory of this user alone: remove it"):
+        exchange(place, request("status"))
+    with pytest.raises(BlockingIOError):
+        listener.accept()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="SO_PEERCRED")
 def test_the_kernel_says_whose_a_peer_is() -> None:
     one, other = socket.socketpair()

@@ -143,7 +143,7 @@ def test_no_date(head: bytes) -> None:
 
 async def test_contexts_and_ports(tmp_path: Path) -> None:
     state = StateDirectory.find(tmp_path / "state", {})
-    certificates = state.certificates("prod", time.time())
+    certificates = state.certificates("prod", "https://relay.example.org:443", time.time())
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     pem = tmp_path / "server.pem"
     pem.write_text(certificates.server_certificate_pem + certificates.server_key_pem)
