@@ -114,6 +114,8 @@ class RelayLoginConfig:
     cluster_scopes: tuple[str, ...] = ()
     relay_scopes: tuple[str, ...] = ()
     """Scopes of a refresh for the relay's token, where the login's own token has more."""
+    issuer_origins: tuple[str, ...] = ()
+    """Origins besides the issuer's own at which it has endpoints or its page for device codes."""
     grant_types: tuple[str, ...] = (BROWSER, DEVICE)
     """Ways to log in that the issuer offers this client: `authcode`, `device-code`, `client-credentials`."""
     dpop: bool = True
@@ -361,6 +363,9 @@ class LoginConfig:
     command: tuple[str, ...] = ()
     """Prints JSON `{"access_token": …, "id_token": …, "expires_at": unix seconds}` on stdout."""
     issuer: str = ""
+    issuer_origins: tuple[str, ...] = ()
+    """Origins (`https://host[:port]`) at which the issuer may have endpoints, or its page for device codes, besides its
+    own."""
     client_id: str = ""
     scopes: tuple[str, ...] = ("openid", "profile", "email", "offline_access")
     audience: str = ""
@@ -404,6 +409,9 @@ class LoginConfig:
     """Audience of that token."""
     redirect_port: int | None = None
     """Local port to which the browser comes back; none: 8000, or 18000 where that is in use. 0: any free one."""
+    redirect_path: str = ""
+    """Path to which the browser comes back, `/` for none; empty: one that belongs to the issuer, where it does not
+    announce `iss` (RFC 9207)."""
     pop: bool = False
     """Whether the issuer is asked for tokens that are bound to the key in Entra ID's way (`req_cnf`, `cnf.kid`)."""
 

@@ -32,7 +32,7 @@ WITHOUT_MODULE: dict[str, str] = {
 CUT: dict[str, tuple[str, ...]] = {
     "agent/sessions": ("bound_tokens", "limits", "resumption", "revocation"),
     "agent/kube/proxy": ("audit", "hostile"),
-    "client/login": ("tokens",),
+    "client/login": ("mixup", "tokens"),
     "client/resumable_session": ("moving",),
     "relay/api": ("limits",),
     "wire/resumption": ("rules",),

@@ -394,6 +394,21 @@ CLIENT_FLAGS = (
         roles=(CLIENT,),
     ),
     Flag(
+        "--issuer-origin",
+        help="https://host of a further origin at which the issuer has endpoints, or its page for device codes",
+        key="login.issuer_origins",
+        kind=LIST,
+        metavar="URL",
+        roles=(CLIENT,),
+    ),
+    Flag(
+        "--redirect-path",
+        help="local path to which the browser comes back (default: one that belongs to the issuer; / for none)",
+        key="login.redirect_path",
+        metavar="PATH",
+        roles=(CLIENT,),
+    ),
+    Flag(
         "--redirect-port",
         help="local port to which the browser comes back (default: 8000 or 18000; 0 picks one)",
         key="login.redirect_port",

@@ -1,6 +1,6 @@
 """How this program proves to the issuer that it is the client it says: with nothing, a secret, a key, or an assertion.
 
-It makes what a form to the token endpoint or device authorization endpoint needs (RFC 6749 §2.3, RFC 7523 §2.2) and
+It makes what a form to an endpoint of the issuer needs (RFC 6749 §2.3, RFC 7523 §2.2) and
 sends nothing there. Files are read, a program is run, and a job's or pod's own token is asked for
 (`client.workload`), for each request, because all of them are renewed elsewhere.
 Invariant: a secret, a key or an assertion is in no error, and a key never leaves this process.
@@ -66,15 +66,20 @@ class ClientAuthentication:
         self.confidential = bool(given)
         """Whether the client proves anything; False: a public client, known by its id alone."""
 
-    async def proof(self, endpoints: IssuerEndpoints) -> ClientProof:
-        """Return what the next request to an endpoint of the issuer needs. Raises Unauthenticated, StateError."""
+    async def proof(self, endpoints: IssuerEndpoints, url: str) -> ClientProof:
+        """Return what the next request to `url`, an endpoint of the issuer, needs. Raises Unauthenticated, StateError.
+
+        An assertion that is signed here is for the token endpoint where it goes there, as Entra ID and Okta want it,
+        and for the issuer otherwise: a hostile issuer gets none that is good at another one (docs/threats.md#B33).
+        """
         config = self._config
         if config.client_secret_file is not None:
             self._warn_of_readers(config.client_secret_file, "login.client_secret_file")
             return self._secret(endpoints, read_word(config.client_secret_file, "login.client_secret_file"))
         if config.client_key_file is not None:
             self._warn_of_readers(config.client_key_file, "login.client_key_file")
-            return self._asserted(self._signed(endpoints.token, config.client_key_file))
+            audience = url if url == endpoints.token else endpoints.issuer
+            return self._asserted(self._signed(audience, config.client_key_file))
         if config.client_assertion_file is not None:
             return self._asserted(read_word(config.client_assertion_file, "login.client_assertion_file"))
         if config.client_assertion_command:
@@ -110,7 +115,7 @@ class ClientAuthentication:
         return ClientProof(asserted(self._config.client_id, assertion), {})
 
     def _signed(self, audience: str, path: Path) -> str:
-        """Sign an assertion of our own (private_key_jwt), for the token endpoint and for one minute."""
+        """Sign an assertion of our own (private_key_jwt), for one audience and for one minute."""
         config = self._config
         certificate = config.client_certificate_file
         return sign_assertion(

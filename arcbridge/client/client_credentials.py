@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 from arcbridge.client import second_audience
 from arcbridge.client.client_authentication import ClientAuthentication
-from arcbridge.client.issuer import Issuer, IssuerError
+from arcbridge.client.issuer import Issuer, IssuerError, check_id_token
 from arcbridge.client.jwt_unverified import read_unverified
 from arcbridge.client.token_cache import AudienceToken, TokenSet, token_set
 from arcbridge.config import LoginConfig
@@ -96,15 +96,20 @@ class ClientCredentials:
         config = self._config
         key = self._own_key if config.dpop else None
         pop = self._own_key if config.pop else None
-        async with Issuer(config.issuer, config.ca_file, key=key, pop=pop, clock=self._clock) as issuer:
+        origins = config.issuer_origins
+        async with Issuer(
+            config.issuer, config.ca_file, origins=origins, key=key, pop=pop, clock=self._clock
+        ) as issuer:
             endpoints = await issuer.endpoints()
             form = {"grant_type": "client_credentials", **wanted}
             try:
-                answer = await issuer.post(endpoints.token, form, partial(self._authentication.proof, endpoints))
+                url = endpoints.token
+                answer = await issuer.post(url, form, partial(self._authentication.proof, endpoints, url))
             except IssuerError as error:
                 raise Unauthenticated(
                     f"the issuer gives the client {config.client_id} no token ({error.words})"
                 ) from error
+        check_id_token(answer, config.issuer, config.client_id)
         tokens = token_set(answer, self._clock())
         if not tokens.access_token:
             raise Unreachable(f"the issuer {config.issuer} answered without an access token")

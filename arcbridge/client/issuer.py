@@ -1,7 +1,9 @@
 """The OIDC issuer as a login sees it: discovery, and forms posted to its endpoints.
 
 Nothing is specific to a vendor. HTTPS only, no redirects, bounded answers; the issuer that discovery names must be
-the one that was configured (OpenID Connect Discovery 1.0 §4.3). With a key, forms to the token endpoint of an issuer
+the one that was configured (OpenID Connect Discovery 1.0 §4.3). Invariant: what goes to an endpoint goes to the
+issuer's own origin or to one that the user has accepted, because a hostile issuer may name the endpoints of another one
+(docs/threats.md#B31). With a key, forms to the token endpoint of an issuer
 that does DPoP carry a proof of it (RFC 9449), so that access and refresh tokens are bound to the key.
 """
 
@@ -18,7 +20,9 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from arcbridge.client.http_errors import reason
-from arcbridge.errors import ConfigError, StateError, Unreachable
+from arcbridge.client.jwt_unverified import read_unverified
+from arcbridge.errors import ConfigError, StateError, Unauthenticated, Unreachable
+from arcbridge.net.address import check_origins, origin_of
 from arcbridge.net.http_connector import DialingConnector, NotConnected
 from arcbridge.net.system_trust import trusting_context
 from arcbridge.observe.foreign_text import clean
@@ -43,6 +47,8 @@ class IssuerEndpoints:
     """What discovery names; empty where the issuer has none."""
 
     token: str
+    issuer: str = ""
+    """The issuer's own URL."""
     authorization: str = ""
     device_authorization: str = ""
     revocation: str = ""
@@ -51,6 +57,17 @@ class IssuerEndpoints:
     """Whether the token endpoint takes DPoP proofs with ES256 (RFC 9449 §5.1)."""
     secret_in_form: bool = False
     """Whether a client's secret belongs into the form, because the issuer takes no HTTP Basic (RFC 6749 §2.3.1)."""
+    response_iss: bool = False
+    """Whether the issuer announces that it names itself in its answers through the browser (RFC 9207 §3)."""
+
+    def foreign_origins(self) -> dict[str, list[str]]:
+        """Return the origins of endpoints that are not the issuer's own, each with the endpoints' names."""
+        found: dict[str, list[str]] = {}
+        for name in ("authorization", "token", "device_authorization", "revocation"):
+            url = getattr(self, name)
+            if url and origin_of(url) != origin_of(self.issuer):
+                found.setdefault(origin_of(url), []).append(f"{name}_endpoint")
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +105,9 @@ class IssuerError(Exception):
 class Issuer:
     """One issuer. Use as an async context manager: it owns an HTTP session.
 
-    `key` gives what tokens are to be bound to, and is called once, where the issuer does DPoP; None: nothing. `pop`:
-    the same in the way of Entra ID, which no discovery document tells of. `clock`: unix seconds.
+    `origins`: those besides its own at which it may have endpoints (`login.issuer_origins`). `key` gives what tokens
+    are to be bound to, and is called once, where the issuer does DPoP; None: nothing. `pop`: the same in the way of
+    Entra ID, which no discovery document tells of. `clock`: unix seconds.
     """
 
     def __init__(
@@ -97,6 +115,7 @@ class Issuer:
         url: str,
         ca_file: Path | None = None,
         *,
+        origins: tuple[str, ...] = (),
         key: Callable[[], ProofKey] | None = None,
         pop: Callable[[], ProofKey] | None = None,
         clock: Callable[[], float] = time.time,
@@ -110,7 +129,10 @@ class Issuer:
             raise ConfigError("login.issuer: an issuer's URL has no user information, query or fragment")
         if parts.scheme != "https" or not parts.hostname:
             raise ConfigError(f"login.issuer: {url!r} is not an https:// URL")
+        check_origins("login.issuer_origins", origins)
         self.url = url
+        self.origins = (origin_of(url), *origins)
+        """Where its endpoints and its pages may be."""
         self._context = _context(ca_file)
         self._session: aiohttp.ClientSession | None = None
         self._endpoints: IssuerEndpoints | None = None
@@ -134,7 +156,11 @@ class Issuer:
             self._session = None
 
     async def endpoints(self) -> IssuerEndpoints:
-        """Find the endpoints by discovery, once. Raises Unreachable, or ConfigError when the issuer is another one."""
+        """Find the endpoints by discovery, once.
+
+        Raises Unreachable; ConfigError when the issuer is another one, or has endpoints at an origin that the user has
+        not accepted.
+        """
         if self._endpoints is None:
             status, document, _ = await self._request(
                 "GET", self.url.rstrip("/") + "/.well-known/openid-configuration", None
@@ -148,17 +174,33 @@ class Issuer:
                 )
             found = IssuerEndpoints(
                 token=_endpoint(document, "token_endpoint"),
+                issuer=self.url,
                 authorization=_endpoint(document, "authorization_endpoint"),
                 device_authorization=_endpoint(document, "device_authorization_endpoint"),
                 revocation=_endpoint(document, "revocation_endpoint"),
                 dpop=_lists(document, "dpop_signing_alg_values_supported", "ES256"),
                 secret_in_form=_lists(document, "token_endpoint_auth_methods_supported", "client_secret_post")
                 and not _lists(document, "token_endpoint_auth_methods_supported", "client_secret_basic"),
+                response_iss=document.get("authorization_response_iss_parameter_supported") is True,
             )
             if not found.token:
                 raise Unreachable(f"the issuer {self.url} names no token endpoint")
+            self._check_origins(found)
             self._endpoints = found
         return self._endpoints
+
+    def _check_origins(self, found: IssuerEndpoints) -> None:
+        foreign = {where: names for where, names in found.foreign_origins().items() if where not in self.origins}
+        if not foreign:
+            return
+        named = " and ".join(f"{', '.join(names)} at {where}" for where, names in foreign.items())
+        flags = " ".join(f"--issuer-origin {where}" for where in (*self.origins[1:], *foreign))
+        raise ConfigError(
+            f"login.issuer_origins: the issuer {self.url} names its {named}, and accepted are "
+            f"{' and '.join(self.origins)} alone. What is meant for one organisation could go to another one; ask the "
+            f"issuer's operator, and if that is right log in with {flags}, or with --renew-trust when the relay names "
+            "it"
+        )
 
     async def post(
         self,
@@ -270,6 +312,23 @@ def page_of(value: object) -> str:
     except ValueError:
         return ""
     return value if parts.scheme in ("https", "http") and parts.hostname and " " not in value else ""
+
+
+def check_id_token(answer: Mapping[str, object], issuer: str, client_id: str) -> None:
+    """Raise Unauthenticated for a token endpoint's answer whose id token is another issuer's, or for another client.
+
+    The token came over TLS from the issuer, so its signature may go unchecked here; whose it is may not (OpenID Connect
+    Core §3.1.3.7). None of such an answer may be kept or used.
+    """
+    id_token = answer.get("id_token")
+    if id_token is None:
+        return
+    claims = read_unverified(id_token if isinstance(id_token, str) else "")
+    if claims.issuer != issuer or client_id not in claims.audiences:
+        raise Unauthenticated(
+            f"the issuer {issuer} answered with an id token that is not its own, or not for the client {client_id} "
+            "(its iss or aud is another one), so nothing of that answer was kept; tell the issuer's operator"
+        )
 
 
 def _endpoint(document: Mapping[str, Any], key: str) -> str:

@@ -1,9 +1,8 @@
 """Logging in at an OIDC issuer: device code (RFC 8628), authorization code with PKCE (RFC 7636), refresh, and tokens
 for one cluster each by `resource` (RFC 8707), `audience` or token exchange (RFC 8693).
 
-The authorization code comes back to a listener on loopback (RFC 8252 §7.3) that serves one valid answer and closes.
-It has both loopback addresses and answers no other user of the machine: the command line of the browser, which all
-users can read, holds `state` (docs/threats.md#W12). `state` and `nonce` are checked. Tokens are saved before they are
+The authorization code comes back to a listener on both loopback addresses (`client.login_callback`) that serves one
+valid answer and closes. `state` and `nonce` are checked. Tokens are saved before they are
 used: an issuer that rotates refresh tokens has already forgotten the former one. The login has a key
 (`client.proof_keys`) to which its tokens are bound where the issuer can do that: by DPoP, and the id token of the
 authorization code flow by its nonce, which names the key. PKCE is what protects the code here (RFC 9700 §2.1.1), so the
@@ -25,21 +24,20 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlencode, urlsplit
-
-import structlog
+from urllib.parse import urlencode, urlsplit
 
 from arcbridge.choices import BROWSER, DEVICE
 from arcbridge.client import proof_keys, second_audience
 from arcbridge.client.client_authentication import ClientAuthentication
-from arcbridge.client.issuer import Issuer, IssuerEndpoints, IssuerError, page_of
+from arcbridge.client.issuer import Issuer, IssuerEndpoints, IssuerError, check_id_token, page_of
 from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
 from arcbridge.client.listening import listen_local
+from arcbridge.client.login_callback import HEAD_LIMIT, LoginCallback, check_redirect_path, redirect_path
 from arcbridge.client.token_cache import MAX_TIME, AudienceToken, TokenCache, TokenSet, token_set
 from arcbridge.config import LoginConfig
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
 from arcbridge.identity.proof import ProofKey, binding
-from arcbridge.net.peer_user import PeerUser, peer_user
+from arcbridge.net.address import check_origins, origin_of
 
 REDIRECT_PORTS = (8000, 18000)
 """kubelogin's, so that a registration made for it serves us as well."""
@@ -50,17 +48,11 @@ DEVICE_WAIT_MOST = 1800.0
 _EXCHANGE_GRANT = "urn:ietf:params:oauth:grant-type:token-exchange"
 _ACCESS_TOKEN = "urn:ietf:params:oauth:token-type:access_token"
 _DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
-_HEAD_LIMIT = 16 * 1024
 _CODE_LIMIT = 128
 """Characters of a code that the user is to type (RFC 8628 §6.1 has eight)."""
-_CALLBACK_CONNECTIONS = 64
-"""Connections of the loopback listener at a time; beyond them the oldest is closed."""
 BY_AUDIENCE = (*second_audience.BY_PARAMETER, second_audience.BY_SCOPE, second_audience.BY_EXCHANGE)
 """Values of `login.cluster_audience_by`."""
 _UNBOUND = "the issuer's new token for clusters is bound to no key (login.require_bound)"
-_PAGE = "<!doctype html><meta charset=utf-8><title>arcbridge</title><p>{}</p>"
-
-log = structlog.get_logger("arcbridge.client")
 
 Say = Callable[[str], None]
 OpenBrowser = Callable[[str], Awaitable[bool]]
@@ -72,6 +64,8 @@ def check_login(config: LoginConfig) -> None:
         raise ConfigError("login.client_id: required with login.issuer; give --oidc-client-id ID")
     if config.redirect_port is not None and not 0 <= config.redirect_port <= 65535:
         raise ConfigError("login.redirect_port: must be a port, or 0 for any free one")
+    check_redirect_path(config.redirect_path)
+    check_origins("login.issuer_origins", config.issuer_origins)
     if config.cluster_audience_by not in BY_AUDIENCE:
         raise ConfigError(f"login.cluster_audience_by: must be one of {', '.join(BY_AUDIENCE)}")
     by_scope = config.cluster_audience_by == second_audience.BY_SCOPE
@@ -213,7 +207,8 @@ class Login:
         # Only where the issuer's discovery offers DPoP is a key made.
         key = self._own_key if self._config.dpop else None
         pop = self._own_key if self._config.pop else None
-        return Issuer(self._config.issuer, self._config.ca_file, key=key, pop=pop, clock=self._clock)
+        config = self._config
+        return Issuer(config.issuer, config.ca_file, origins=config.issuer_origins, key=key, pop=pop, clock=self._clock)
 
     # -- the grants ---------------------------------------------------------------------------------------------------
 
@@ -319,15 +314,17 @@ class Login:
         # PKCE has no place in RFC 8628, and is ignored there; Keycloak wants it where the client has to use it.
         verifier = secrets.token_urlsafe(32)
         wanted = {**self._wanted(), **_challenge(verifier)}
-        proof = partial(self._authentication.proof, endpoints)
-        answer = await issuer.post(endpoints.device_authorization, wanted, proof)
+        url = endpoints.device_authorization
+        answer = await issuer.post(url, wanted, partial(self._authentication.proof, endpoints, url))
         device_code, page = answer.get("device_code"), page_of(answer.get("verification_uri"))
         user_code = _code_of(answer.get("user_code"))
         if not (isinstance(device_code, str) and user_code and page):
             raise Unreachable(f"the issuer {issuer.url} gave an incomplete device code; try again")
         whole = page_of(answer.get("verification_uri_complete"))
-        self._say(f"To log in, open {page} in a browser and enter the code {user_code}")
-        if whole:
+        _check_page(issuer, page)
+        where = "" if origin_of(page) == origin_of(issuer.url) else f" at {issuer.url}"
+        self._say(f"To log in{where}, open {page} in a browser and enter the code {user_code}")
+        if whole and origin_of(whole) in issuer.origins:
             self._say(f"or open {whole}")
         interval = _positive(answer.get("interval"), 5.0)
         loop = asyncio.get_running_loop()
@@ -360,10 +357,11 @@ class Login:
         verifier, state = (secrets.token_urlsafe(32) for _ in range(2))
         key = self._own_key()
         nonce = key.nonce()
-        callback = _Callback(state, issuer.url)
+        path = redirect_path(endpoints, self._config.redirect_path)
+        callback = LoginCallback(state, endpoints, path)
         servers, port = await self._listen(callback)
         try:
-            redirect = f"http://localhost:{port}"
+            redirect = f"http://localhost:{port}{path}"
             question = {
                 "response_type": "code",
                 "redirect_uri": redirect,
@@ -385,7 +383,10 @@ class Login:
                 async with asyncio.timeout(BROWSER_WAIT):
                     code = await callback.code
             except TimeoutError as error:
-                raise Unauthenticated(f"the login took longer than {BROWSER_WAIT:.0f} s; start again") from error
+                raise Unauthenticated(
+                    f"the login took longer than {BROWSER_WAIT:.0f} s; start again. If the issuer's page says that it "
+                    f"does not know the redirect URI, have {redirect} registered there (docs/how-to/log-in.md)"
+                ) from error
         finally:
             for server in servers:
                 server.close()
@@ -401,14 +402,14 @@ class Login:
             raise Unauthenticated("the issuer's answer belongs to another login (nonce); start again")
         return await self._begin(issuer, answer)
 
-    async def _listen(self, callback: _Callback) -> tuple[list[asyncio.Server], int]:
+    async def _listen(self, callback: LoginCallback) -> tuple[list[asyncio.Server], int]:
         for port in self._redirect_ports:
             try:
                 # Both addresses of `localhost`: at the other one another program would get the answer.
                 sockets = listen_local(port)
             except ConfigError:
                 continue  # another program listens there
-            servers = [await asyncio.start_server(callback.serve, sock=sock, limit=_HEAD_LIMIT) for sock in sockets]
+            servers = [await asyncio.start_server(callback.serve, sock=sock, limit=HEAD_LIMIT) for sock in sockets]
             return servers, int(sockets[0].getsockname()[1])
         ports = " and ".join(str(port) for port in self._redirect_ports)
         raise Unauthenticated(
@@ -421,8 +422,14 @@ class Login:
     async def _ask(
         self, issuer: Issuer, endpoints: IssuerEndpoints, form: Mapping[str, str], *, bind: bool = True
     ) -> dict[str, Any]:
-        """Send a form of this client to the token endpoint, and return what it answers."""
-        return await issuer.post(endpoints.token, form, partial(self._authentication.proof, endpoints), bind=bind)
+        """Send a form of this client to the token endpoint, and return what it answers.
+
+        Raises Unauthenticated where the id token in it is another issuer's or another client's.
+        """
+        proof = partial(self._authentication.proof, endpoints, endpoints.token)
+        answer = await issuer.post(endpoints.token, form, proof, bind=bind)
+        check_id_token(answer, self._config.issuer, self._config.client_id)
+        return answer
 
     async def _begin(self, issuer: Issuer, answer: Mapping[str, object]) -> TokenSet:
         """Keep what a new login gave, once it is such that each end may have its part."""
@@ -460,82 +467,24 @@ class Login:
         return tokens
 
 
-class _Callback:
-    """The loopback listener's one question: which code came back under our state?"""
-
-    def __init__(self, state: str, issuer: str) -> None:
-        self._state = state
-        self._issuer = issuer
-        # In the order in which they came, because the oldest makes room for the newest. They are aborted and not
-        # cancelled: asyncio of Python 3.11 logs an error for each server task that was cancelled.
-        self._connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
-        self.code: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        if len(self._connections) >= _CALLBACK_CONNECTIONS:
-            # Taken out at once: of connections that were accepted in one turn of the loop each displaces another one.
-            self._connections.pop(next(iter(self._connections))).transport.abort()
-        self._connections[task] = writer
-        try:
-            user = peer_user(writer.get_extra_info("socket"))
-            if user is PeerUser.OTHER:
-                log.warning(
-                    "login refused to another user",
-                    reason="a program of another user asked for the answer to the login",
-                )
-            if user is not PeerUser.OWN:
-                return
-            async with asyncio.timeout(10):
-                head = await reader.readuntil(b"\r\n\r\n")
-                status, text = self._judge(head.split(b"\r\n", 1)[0].decode("latin-1"))
-                body = _PAGE.format(text).encode()
-                writer.write(
-                    f"HTTP/1.1 {status}\r\nContent-Type: text/html; charset=utf-8\r\nContent-Length: {len(body)}\r\n"
-                    "Cache-Control: no-store\r\nReferrer-Policy: no-referrer\r\nConnection: close\r\n\r\n".encode()
-                    + body
-                )
-                await writer.drain()
-        except (OSError, EOFError, asyncio.LimitOverrunError, TimeoutError):
-            pass  # a browser's spare connection, or another program: the answer comes on another connection
-        finally:
-            self._connections.pop(task, None)
-            writer.close()
-
-    async def finish(self) -> None:
-        """Let the page reach the browser, then end what is left."""
-        if self._connections:
-            await asyncio.wait(self._connections, timeout=1)
-        for writer in self._connections.values():
-            writer.transport.abort()
-        if self._connections:
-            await asyncio.wait(self._connections)
-        if not self.code.done():
-            self.code.cancel()
-
-    def _judge(self, line: str) -> tuple[str, str]:
-        method, _, rest = line.partition(" ")
-        target = urlsplit(rest.partition(" ")[0])
-        query = {key: values[0] for key, values in parse_qs(target.query).items()}
-        if method != "GET" or target.path not in ("", "/") or not query:
-            return "404 Not Found", "Nothing here."
-        if not hmac.compare_digest(query.get("state", "").encode(), self._state.encode()):
-            return "400 Bad Request", "This answer belongs to another login."
-        if query.get("iss", self._issuer) != self._issuer:  # RFC 9207
-            return "400 Bad Request", "This answer comes from another issuer."
-        if self.code.done():
-            return "400 Bad Request", "This login has been answered already."
-        if query.get("code"):
-            self.code.set_result(query["code"])
-            return "200 OK", "You are logged in. You may close this window."
-        self.code.set_exception(IssuerError(query.get("error", "no_code")))
-        return "200 OK", "The login was refused. You may close this window."
-
-
 def _refused(error: IssuerError) -> Unauthenticated:
     clock = "; compare this machine's clock" if error.code == "invalid_dpop_proof" else ""
     return Unauthenticated(f"the issuer refused the login ({error.words}){clock}")
+
+
+def _check_page(issuer: Issuer, page: str) -> None:
+    """Raise ConfigError for a page of device codes at an origin that the user has not accepted.
+
+    It could be another issuer's, at which the code logs somebody else in (docs/threats.md#B34).
+    """
+    where = origin_of(page)
+    if where not in issuer.origins:
+        raise ConfigError(
+            f"login.issuer_origins: the issuer {issuer.url} has its page for device codes at {page}, and accepted are "
+            f"{' and '.join(issuer.origins)} alone. Your code could log in somebody else there; ask the issuer's "
+            f"operator, and if that is right log in with --issuer-origin {where or 'URL'}, or with --renew-trust when "
+            "the relay names it"
+        )
 
 
 def _code_of(value: object) -> str:

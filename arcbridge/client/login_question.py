@@ -15,6 +15,7 @@ from arcbridge.choices import BROWSER, DEVICE, PROGRAM
 
 FLAGS = {
     "issuer": "--oidc-issuer-url",
+    "issuer_origins": "--issuer-origin",
     "client_id": "--oidc-client-id",
     "scopes": "--oidc-scope",
     "audience": "--oidc-audience",
@@ -31,6 +32,7 @@ _GRANTS = {
     DEVICE: "by a code for another device, without the browser: the issuer's id token is then bound to no key",
     PROGRAM: "as a program, without a person",
 }
+_ALSO_AT, _NOWHERE = "issuer also at", "none"
 _INDENT, _COLUMN = 2, 22
 """Spaces before a label, and the column at which values begin."""
 
@@ -47,7 +49,9 @@ class Line(NamedTuple):
 def login_lines(settings: Mapping[str, Any], former: Mapping[str, Any] | None = None) -> list[Line]:
     """Return the lines of a login's settings (`RelayProfile.in_force`); `former`: those that were trusted before."""
     now, before = _values(settings), {} if former is None else _values(former)
-    return [Line(label, value, _other(before.get(label, value), value)) for label, value in now.items()]
+    lines = [Line(label, value, _other(before.get(label, value), value)) for label, value in now.items()]
+    # Most issuers have one origin, and a line that says so is one more to pass over.
+    return [line for line in lines if line != (_ALSO_AT, _NOWHERE, "")]
 
 
 def layout(lines: Sequence[Line], width: int) -> list[str]:
@@ -90,6 +94,7 @@ def _values(settings: Mapping[str, Any]) -> dict[str, str]:
     audience = settings["cluster_audience"]
     return {
         "log in at": settings["issuer"],
+        _ALSO_AT: " ".join(settings["issuer_origins"]) or _NOWHERE,
         "as client": settings["client_id"],
         "scopes": shown(settings["scopes"]),
         "relay's audience": settings["audience"] or "none; the issuer decides",

@@ -20,15 +20,15 @@ from typing import Any, TypeGuard
 from arcbridge.choices import BROWSER, DEVICE, GRANTS
 from arcbridge.config import ClientConfig, LoginConfig
 from arcbridge.errors import ConfigError, StateError
-from arcbridge.net.address import Address, parse_address
+from arcbridge.net.address import Address, check_origins, parse_address
 from arcbridge.pki.pins import check_pin
 from arcbridge.pki.private_files import ensure_private_directory, locked, read_file, write_private
 
 _TEXTS = ("issuer", "client_id", "audience", "cluster_audience", "cluster_audience_by")
-_LISTS = ("scopes", "cluster_scopes", "relay_scopes")
+_LISTS = ("scopes", "cluster_scopes", "relay_scopes", "issuer_origins")
 SETTINGS = (*_TEXTS, *_LISTS, "dpop")
 """The settings of a login that a relay may name. What would weaken a login, such as `one_token`, is not among them."""
-OWN = (*(name for name in _TEXTS if name != "issuer"), *_LISTS, "redirect_port", "proof_key_file")
+OWN = (*(name for name in _TEXTS if name != "issuer"), *_LISTS, "redirect_port", "redirect_path", "proof_key_file")
 """The settings of a login that the user may give beside what a relay names, and that are kept with it. Another issuer
 makes another login."""
 _TEXT_LIMIT = 512
@@ -61,6 +61,7 @@ class LoginOffer:
                 raise ConfigError(f"{name}: required but not set")
         for name in _LISTS:
             found[name] = _read_list(name, document.get(name, list(getattr(_NONE_NAMED, name))))
+        check_origins("issuer_origins", found["issuer_origins"])
         found["dpop"] = document.get("dpop", True)
         if not isinstance(found["dpop"], bool):
             raise ConfigError("dpop: must be true or false")

@@ -315,13 +315,14 @@ async def revoke(config: LoginConfig, tokens: TokenSet, environment: Mapping[str
     if not tokens.refresh_token:
         return ""
     try:
-        async with Issuer(config.issuer, config.ca_file) as issuer:
+        async with Issuer(config.issuer, config.ca_file, origins=config.issuer_origins) as issuer:
             endpoints = await issuer.endpoints()
             if not endpoints.revocation:
                 return "the issuer has no revocation endpoint"
             authentication = ClientAuthentication(config, environment=environment)
             form = {"token": tokens.refresh_token, "token_type_hint": "refresh_token"}
-            await issuer.post(endpoints.revocation, form, lambda: authentication.proof(endpoints))
+            url = endpoints.revocation
+            await issuer.post(url, form, lambda: authentication.proof(endpoints, url))
     except IssuerError as error:
         return f"the issuer refused ({error.words})"
     except ArcbridgeError as error:

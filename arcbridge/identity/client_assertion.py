@@ -42,8 +42,8 @@ def sign_assertion(
     certificate: tuple[Path, str] | None = None,
     key_id: str = "",
 ) -> str:
-    """Sign an assertion for the token endpoint `audience`. `key` and `certificate`: a PEM file, and the setting that
-    names it; `now`: unix seconds. Raises ConfigError, StateError, Unauthenticated."""
+    """Sign an assertion for `audience`, an endpoint or an issuer. `key` and `certificate`: a PEM file, and the setting
+    that names it; `now`: unix seconds. Raises ConfigError, StateError, Unauthenticated."""
     import jwt
 
     private, algorithm = _private_key(*key)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import urlsplit
 
 from arcbridge.errors import ConfigError
 
@@ -47,6 +49,27 @@ def parse_address(text: str, *, default_port: int = DEFAULT_PORT) -> Address:
     if not address.port:
         raise ConfigError(f"address {_shown(text)!r} has port 0; a peer has a port between 1 and 65535")
     return address
+
+
+def origin_of(url: str) -> str:
+    """Return the origin of an https URL (RFC 6454 §4) as `https://host`, with the port where it is not 443.
+
+    It is empty for anything else, and for a URL that a browser could read otherwise than this program does.
+    """
+    if not url.startswith("https://") or not url.isascii() or "\\" in url:
+        return ""
+    try:
+        return parse_address(f"https://{urlsplit(url).netloc}").url.removesuffix(f":{DEFAULT_PORT}")
+    except (ValueError, ConfigError):
+        return ""
+
+
+def check_origins(setting: str, origins: Collection[str]) -> None:
+    """Raise `ConfigError`, which names the setting, unless each of these is an origin as `origin_of` writes it."""
+    if not all(one and one == origin_of(one) for one in origins):
+        raise ConfigError(
+            f"{setting}: each must be https:// and a host in lower case, with the port where it is not {DEFAULT_PORT}"
+        )
 
 
 def parse_listen(text: str, *, default_port: int = DEFAULT_PORT) -> Address:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from arcbridge.choices import GRANTS
 from arcbridge.config import RelayLoginConfig
 from arcbridge.errors import ConfigError
+from arcbridge.net.address import check_origins
 
 AUDIENCE_BY = ("resource", "audience", "scope", "exchange")
 """Values of `login.cluster_audience_by`; those of a client's setting of this name."""
@@ -33,6 +34,7 @@ def login_document(config: RelayLoginConfig) -> dict[str, Any] | None:
         raise ConfigError("login.issuer: it has to be an https:// URL without user information, query or fragment")
     if not config.client_id:
         raise ConfigError("login.client_id: required with login.issuer; the id of the public client at the issuer")
+    check_origins("login.issuer_origins", config.issuer_origins)
     if config.cluster_audience_by not in AUDIENCE_BY:
         raise ConfigError(f"login.cluster_audience_by: must be one of {', '.join(AUDIENCE_BY)}")
     if config.cluster_audience and "{cluster}" not in config.cluster_audience:

@@ -62,7 +62,7 @@ async def browse(url: str, issuer: Issuer, *, change: dict[str, str] | None = No
     back = urlsplit(location)
     query = {key: values[0] for key, values in parse_qs(back.query).items()} | (change or {})
     reader, writer = await asyncio.open_connection("127.0.0.1", back.port)
-    writer.write(f"GET /?{urlencode(query)} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    writer.write(f"GET {back.path or '/'}?{urlencode(query)} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     answer = (await reader.read()).decode()
     writer.close()
     return int(answer.split()[1]), answer

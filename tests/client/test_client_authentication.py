@@ -22,7 +22,8 @@ from tests.support.issuer import Issuer
 from tests.support.issuer_server import ACTIONS_SECRET
 
 TOKEN = "https://login.example.org/token"
-ENDPOINTS = IssuerEndpoints(TOKEN)
+ISSUER = "https://login.example.org"
+ENDPOINTS = IssuerEndpoints(TOKEN, ISSUER)
 
 
 def client(**settings: Any) -> ClientAuthentication:
@@ -49,14 +50,14 @@ def with_unknown_curve() -> bytes:
 
 
 async def test_a_public_client_has_its_id_alone() -> None:
-    proof = await client().proof(ENDPOINTS)
+    proof = await client().proof(ENDPOINTS, TOKEN)
     assert (proof.form, proof.headers) == ({"client_id": "our:ci"}, {})
     assert not client().confidential
 
 
 async def test_a_secret_goes_by_basic(tmp_path: Path) -> None:
     file = write(tmp_path / "secret", "s%c:r t\n")
-    proof = await client(client_secret_file=file).proof(ENDPOINTS)
+    proof = await client(client_secret_file=file).proof(ENDPOINTS, TOKEN)
     assert proof.form == {}
     scheme, _, pair = proof.headers["Authorization"].partition(" ")
     assert (scheme, base64.b64decode(pair)) == ("Basic", b"our%3Aci:s%25c%3Ar+t"), "RFC 6749, appendix B"
@@ -64,7 +65,7 @@ async def test_a_secret_goes_by_basic(tmp_path: Path) -> None:
 
 async def test_a_secret_goes_into_the_form_where_the_issuer_takes_no_basic(tmp_path: Path) -> None:
     file = write(tmp_path / "secret", "s%c:r t")
-    proof = await client(client_secret_file=file).proof(IssuerEndpoints(TOKEN, secret_in_form=True))
+    proof = await client(client_secret_file=file).proof(IssuerEndpoints(TOKEN, secret_in_form=True), TOKEN)
     assert (proof.form, proof.headers) == ({"client_id": "our:ci", "client_secret": "s%c:r t"}, {})
 
 
@@ -79,8 +80,8 @@ async def test_a_secret_goes_into_the_form_where_the_issuer_takes_no_basic(tmp_p
 )
 async def test_an_assertion_of_our_own(tmp_path: Path, key: Any, algorithm: str) -> None:
     file = write(tmp_path / "key.pem", pem(key))
-    one = await client(client_key_file=file, client_key_id="2026").proof(ENDPOINTS)
-    two = await client(client_key_file=file).proof(ENDPOINTS)
+    one = await client(client_key_file=file, client_key_id="2026").proof(ENDPOINTS, TOKEN)
+    two = await client(client_key_file=file).proof(ENDPOINTS, TOKEN)
     assert one.form["client_assertion_type"] == ASSERTION_TYPE
     assert one.headers == {}
     assertion = one.form["client_assertion"]
@@ -98,11 +99,11 @@ async def test_an_assertion_from_a_file_is_read_again(tmp_path: Path) -> None:
     found = client(client_assertion_file=file)
     for text in ("one", "two"):
         write(file, text + "\n")
-        assert (await found.proof(ENDPOINTS)).form["client_assertion"] == text
+        assert (await found.proof(ENDPOINTS, TOKEN)).form["client_assertion"] == text
 
 
 async def test_an_assertion_from_a_command() -> None:
-    proof = await client(client_assertion_command=(sys.executable, "-c", "print('one')")).proof(ENDPOINTS)
+    proof = await client(client_assertion_command=(sys.executable, "-c", "print('one')")).proof(ENDPOINTS, TOKEN)
     assert proof.form == {
         "client_id": "our:ci",
         "client_assertion_type": ASSERTION_TYPE,
@@ -115,12 +116,12 @@ async def test_a_secret_that_others_may_read_is_warned_of_once(
 ) -> None:
     file = write(tmp_path / "secret", "SECRET")
     file.chmod(0o600)
-    await client(client_secret_file=file).proof(ENDPOINTS)
+    await client(client_secret_file=file).proof(ENDPOINTS, TOKEN)
     assert "other users may read" not in "".join(capsys.readouterr())
     file.chmod(0o644)
     found = client(client_secret_file=file)
     for _ in range(2):
-        assert (await found.proof(ENDPOINTS)).headers
+        assert (await found.proof(ENDPOINTS, TOKEN)).headers
     said = "".join(capsys.readouterr())
     assert said.count("other users may read") == 1
     assert "SECRET" not in said
@@ -130,17 +131,17 @@ async def test_a_secret_that_others_may_read_is_warned_of_once(
 async def test_what_is_not_one_text_is_not_quoted(tmp_path: Path, data: bytes | str) -> None:
     file = write(tmp_path / "secret", data)
     with pytest.raises(Unauthenticated, match=r"login\.client_secret_file: .*one line") as caught:
-        await client(client_secret_file=file).proof(ENDPOINTS)
+        await client(client_secret_file=file).proof(ENDPOINTS, TOKEN)
     assert "SECRET" not in str(caught.value)
 
 
 async def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(Unauthenticated, match="does not exist"):
-        await client(client_secret_file=tmp_path / "missing").proof(ENDPOINTS)
+        await client(client_secret_file=tmp_path / "missing").proof(ENDPOINTS, TOKEN)
     with pytest.raises(StateError, match="cannot read"):
-        await client(client_secret_file=tmp_path).proof(ENDPOINTS)
+        await client(client_secret_file=tmp_path).proof(ENDPOINTS, TOKEN)
     with pytest.raises(StateError, match="more than 64 KiB"):
-        await client(client_secret_file=write(tmp_path / "long", 65537 * "x")).proof(ENDPOINTS)
+        await client(client_secret_file=write(tmp_path / "long", 65537 * "x")).proof(ENDPOINTS, TOKEN)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +157,7 @@ async def test_files_that_cannot_be_used(tmp_path: Path) -> None:
 async def test_keys_that_cannot_sign(tmp_path: Path, data: bytes) -> None:
     file = write(tmp_path / "key.pem", data)
     with pytest.raises(ConfigError, match=r"login\.client_key_file: ") as caught:
-        await client(client_key_file=file).proof(ENDPOINTS)
+        await client(client_key_file=file).proof(ENDPOINTS, TOKEN)
     assert "SECRET" not in str(caught.value)
 
 
@@ -167,10 +168,23 @@ def test_only_one_way(tmp_path: Path) -> None:
         client(client_key_id="2026")
 
 
+async def test_b33_an_assertion_is_for_the_token_endpoint_that_it_goes_to_or_for_the_issuer(tmp_path: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = client(client_key_file=write(tmp_path / "key.pem", pem(key)))
+    for url, audience in (
+        (TOKEN, TOKEN),
+        (f"{ISSUER}/device", ISSUER),
+        (f"{ISSUER}/revoke", ISSUER),
+        ("https://login.example.net/token", ISSUER),
+    ):
+        assertion = (await subject.proof(ENDPOINTS, url)).form["client_assertion"]
+        assert jwt.decode(assertion, options={"verify_signature": False})["aud"] == audience
+
+
 async def test_a_certificate_is_named_as_entra_id_wants_it(tmp_path: Path) -> None:
     certificate = Certificate.make("our:ci")
     public, private = certificate.write(tmp_path, "ci")
-    proof = await client(client_key_file=private, client_certificate_file=public).proof(ENDPOINTS)
+    proof = await client(client_key_file=private, client_certificate_file=public).proof(ENDPOINTS, TOKEN)
     header = jwt.get_unverified_header(proof.form["client_assertion"])
     assert header == {"typ": "JWT", "alg": "PS256", "x5t#S256": certificate.x5t_s256}
     options: Any = {"verify_exp": False, "verify_iat": False}
@@ -195,6 +209,6 @@ async def test_a_workload_s_own_token_is_asked_for_each_time(tmp_path: Path, mon
         )
         assert subject.confidential
         for _ in range(2):
-            form = (await subject.proof(ENDPOINTS)).form
+            form = (await subject.proof(ENDPOINTS, TOKEN)).form
             assert (form["client_id"], form["client_assertion_type"]) == ("our:ci", ASSERTION_TYPE)
         assert issuer.requests("/actions") == 2

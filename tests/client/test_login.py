@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import pytest
 
 from arcbridge.client import login as login_module
+from arcbridge.client import login_callback
 from arcbridge.client.jwt_unverified import read_unverified
 from arcbridge.client.login import Login
 from arcbridge.client.token_cache import TokenCache
@@ -118,7 +119,7 @@ class TestAuthorizationCode:
     ) -> None:
         """Another user knows `state` from the browser's command line and brings a code of an account of its own."""
         users: list[PeerUser] = []
-        monkeypatch.setattr(login_module, "peer_user", lambda sock: users.pop())
+        monkeypatch.setattr(login_callback, "peer_user", lambda sock: users.pop())
         answers: list[str] = []
         visits = []
 

@@ -18,6 +18,7 @@ DOCUMENT: dict[str, Any] = {"issuer": "https://login.example.org", "client_id": 
 HOSTILE: dict[str, Any] = {
     **DOCUMENT,
     "client_id": "corp-admin-cli",
+    "issuer_origins": ["https://login.corp.example"],
     "scopes": ["openid", "payroll.admin"],
     "audience": "payroll",
     "cluster_audience": "https://graph.corp.example/{cluster}",
@@ -48,6 +49,7 @@ def test_b41_all_of_it_is_there_in_80_columns() -> None:
         "  relay's CA",
         f"    {PIN}",
         "  log in at           https://login.example.org",
+        "  issuer also at      https://login.corp.example",
         "  as client           corp-admin-cli",
         "  scopes              openid payroll.admin",
         "  relay's audience    payroll",
@@ -74,6 +76,18 @@ def test_what_was_trusted_before_stands_before_what_is_new() -> None:
     assert "  relay's audience    none; the issuer decides → payroll" in layout(lines, 80)
 
 
+def test_b31_a_further_origin_of_the_issuer_is_shown_and_none_is_not() -> None:
+    more = {**DOCUMENT, "issuer_origins": ["https://login.corp.example"]}
+    labels = [line.label for line in login_lines(in_force(DOCUMENT), in_force(DOCUMENT))]
+    assert "issuer also at" not in labels
+    assert "  issuer also at      none → https://login.corp.example" in layout(
+        login_lines(in_force(more), in_force(DOCUMENT)), 80
+    )
+    assert "  issuer also at      https://login.corp.example → none" in layout(
+        login_lines(in_force(DOCUMENT), in_force(more)), 80
+    )
+
+
 class TestFlags:
     def test_each_setting_that_a_relay_names_has_one(self) -> None:
         """`dpop` is not taken where nobody is asked, and a flag that is named has to exist."""
@@ -89,7 +103,8 @@ class TestFlags:
         assert set(offer.beyond(LoginConfig(), {})) == {*SETTINGS, "grant_type"}
         words = shlex.split(" ".join(flags(offer.beyond(LoginConfig(), {}))))
         assert words == [
-            *("--oidc-issuer-url", "https://login.example.org", "--oidc-client-id", "corp-admin-cli"),
+            *("--oidc-issuer-url", "https://login.example.org", "--issuer-origin", "https://login.corp.example"),
+            *("--oidc-client-id", "corp-admin-cli"),
             *("--oidc-scope", "openid", "--oidc-scope", "payroll.admin", "--oidc-audience", "payroll"),
             *("--relay-scope", "payroll.write", "--cluster-audience", "https://graph.corp.example/{cluster}"),
             *("--cluster-audience-by", "scope", "--cluster-scope", "graph.all", "--grant-type", "device-code"),

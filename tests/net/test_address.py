@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arcbridge.errors import ConfigError
-from arcbridge.net.address import Address, parse_address, parse_listen, source_of
+from arcbridge.net.address import Address, check_origins, origin_of, parse_address, parse_listen, source_of
 
 
 @pytest.mark.parametrize(
@@ -82,3 +82,31 @@ def test_sources() -> None:
     assert source_of("2001:db8:0:1::1") != source_of("2001:db8::1")
     assert source_of("fe80::1%eth0") == "fe80::/64"
     assert source_of("") == source_of("a name") == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("url", "origin"),
+    [
+        ("https://login.example.org/a?b#c", "https://login.example.org"),
+        ("https://LOGIN.example.org:443", "https://login.example.org"),
+        ("https://login.example.org:8443/", "https://login.example.org:8443"),
+        ("https://[2001:db8::1]:443/x", "https://[2001:db8::1]"),
+        ("http://login.example.org", ""),
+        ("https://user@login.example.org/", ""),
+        ("https://h.example\\@login.example.org/", ""),
+        ("https://l\u043egin.example.org/", ""),
+        ("https://login.example.org:0/", ""),
+        ("https://[x/", ""),
+        ("https://", ""),
+        ("", ""),
+    ],
+)
+def test_b34_origins_are_read_as_a_browser_reads_them(url: str, origin: str) -> None:
+    assert origin_of(url) == origin
+
+
+@pytest.mark.parametrize("origin", ["", "http://a.example", "https://a.example/", "https://A.example", "https://a:443"])
+def test_what_is_no_origin(origin: str) -> None:
+    check_origins("s", ("https://a.example", "https://a.example:8443"))
+    with pytest.raises(ConfigError, match=r"^s: each must be https://"):
+        check_origins("s", ("https://a.example", origin))

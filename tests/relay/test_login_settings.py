@@ -27,6 +27,7 @@ def test_the_document() -> None:
         "cluster_audience_by": "resource",
         "cluster_scopes": [],
         "relay_scopes": [],
+        "issuer_origins": [],
         "grant_types": ["authcode", "device-code"],
         "dpop": True,
     }

@@ -476,8 +476,9 @@ class Entra:
         query = request.query
         where = urllib.parse.urlsplit(query.get("redirect_uri", ""))
         client = self.applications.get(query.get("client_id", ""))
-        # `http://localhost` is registered, and its port is ignored.
-        if client is None or (where.scheme, where.hostname, where.path) != ("http", "localhost", ""):
+        # One redirect URI is registered, as docs/how-to/entra-id.md says; its port is ignored.
+        registered = "http", "localhost", f"/{self.issuer.removeprefix('https://')}"
+        if client is None or (where.scheme, where.hostname, where.path) != registered:
             raise Refused("invalid_request", "AADSTS50011: The redirect URI does not match")
         if query.get("response_type") != "code" or query.get("code_challenge_method") != "S256":
             raise Refused("invalid_request", "AADSTS9002325: Proof Key for Code Exchange is required")

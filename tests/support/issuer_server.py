@@ -66,6 +66,15 @@ class Settings:
     device_lifetime: float = 600.0
     refresh_rotation: bool = True
     """Each refresh token works once; using one again revokes its successors."""
+    response_iss: str = "announced"
+    """Whether answers through the browser have `iss` (RFC 9207): `announced`, `sent` (unannounced), or `none`."""
+    redirect_uris: tuple[str, ...] = ()
+    """Redirect URIs that are registered, compared to the letter but for the port; empty: any of loopback."""
+    metadata: Mapping[str, object] = field(default_factory=dict)
+    """Members of the discovery document that are others. `{url}` in a value stands for the issuer's URL, and `{other}`
+    for another origin at which it answers, too."""
+    device_page: str = "{url}/device"
+    """The page for device codes, written in the same way."""
     auto_login: str = ""
     """The user whom the authorization page logs in without asking."""
     dpop: str = "off"
@@ -321,6 +330,7 @@ class IssuerServer:
 
     async def discovery(self, request: web.Request) -> web.Response:
         """Answer what OpenID Connect Discovery 1.0 §3 asks for."""
+        announced = self.settings.response_iss == "announced"
         return web.json_response(
             {
                 "issuer": self.url,
@@ -345,9 +355,15 @@ class IssuerServer:
                 "claims_supported": ["sub", "email", "email_verified", "groups", "preferred_username", "name"],
                 "token_endpoint_auth_methods_supported": ["none", "client_secret_basic", "client_secret_post"],
                 "code_challenge_methods_supported": ["S256"],
+                **({"authorization_response_iss_parameter_supported": True} if announced else {}),
                 **({} if self.settings.dpop == "off" else {"dpop_signing_alg_values_supported": ["ES256", "RS256"]}),
+                **{name: self._address(value) for name, value in self.settings.metadata.items()},
             }
         )
+
+    def _address(self, value: Any) -> Any:
+        other = self.url.replace("127.0.0.1", "localhost")
+        return value.format(url=self.url, other=other) if isinstance(value, str) else value
 
     async def jwks(self, request: web.Request) -> web.Response:
         """Answer the published keys."""
@@ -519,12 +535,13 @@ class IssuerServer:
         user_code = f"{letters[:4]}-{letters[4:]}"
         self.devices[device_code] = Device(grant)
         self.user_codes[user_code] = device_code
+        page = self._address(self.settings.device_page)
         return web.json_response(
             {
                 "device_code": device_code,
                 "user_code": user_code,
-                "verification_uri": f"{self.url}/device",
-                "verification_uri_complete": f"{self.url}/device?user_code={user_code}",
+                "verification_uri": page,
+                "verification_uri_complete": f"{page}?user_code={user_code}",
                 "expires_in": int(self.settings.device_lifetime),
                 "interval": max(1, round(self.settings.device_interval)),
             },
@@ -560,6 +577,9 @@ class IssuerServer:
         if parsed.scheme != "http" or parsed.hostname not in ("127.0.0.1", "::1", "localhost"):
             # No redirect with an error: an address that was not registered must learn nothing.
             raise Refused("invalid_request", "redirect_uri must be http on loopback")
+        without_port = parsed._replace(netloc=parsed.hostname).geturl()
+        if self.settings.redirect_uris and without_port not in self.settings.redirect_uris:
+            raise Refused("invalid_request", "redirect_uri is not registered")
         answer: dict[str, str] = {"state": query["state"]} if "state" in query else {}
         form = _form(await request.post())
         user = form.get("user") or self.settings.auto_login
@@ -585,7 +605,7 @@ class IssuerServer:
                 redirect_uri=redirect_uri,
                 ends=time.monotonic() + CODE_LIFETIME,
             )
-            answer |= {"code": code, "iss": self.url}
+            answer |= {"code": code} if self.settings.response_iss == "none" else {"code": code, "iss": self.url}
         separator = "&" if parsed.query else "?"
         return web.Response(
             status=303, headers={"Location": f"{redirect_uri}{separator}{urllib.parse.urlencode(answer)}"}
