@@ -286,8 +286,8 @@ class KubeProtocol(RequestHandler):
 
     def _body_takes(self, data: bytes) -> bool:
         """Return whether all of `data` belongs to the body that is arriving, as almost all bytes do."""
-        body = self._body
-        return body is not None and not body.is_eof() and (len(data) <= self._body_left or self._body_left < 0)
+        body, most = self._body, PIECE if self._body_left < 0 else self._body_left
+        return body is not None and not body.is_eof() and len(data) <= most
 
     def _read_on(self) -> None:
         """Give the parser what it may have of what came: up to the end of a head, or of a body."""
@@ -315,11 +315,12 @@ class KubeProtocol(RequestHandler):
         end = (self._head_tail + self._unread).find(b"\r\n\r\n") + 4 - overlap
         complete = end >= 4 - overlap and end > 0
         count = end if complete else waiting
-        self._groups += self._unread[:count].lower().count(b"\nimpersonate-group:")
-        if self._head + count > (MAX_HEAD_WITH_GROUPS if self._groups >= MANY_GROUPS else MAX_HEAD):
+        groups = self._groups + self._unread[:count].lower().count(b"\nimpersonate-group:")
+        if self._head + count > (MAX_HEAD_WITH_GROUPS if groups >= MANY_GROUPS else MAX_HEAD):
             self._give_up(RequestRefusal(431, "the head of the request is too long"))
             return 0
         if complete or self._head + count <= FREE_HEAD or not self.context.caller.account.arriving.full:
+            self._groups = groups
             return count
         return 0
 
