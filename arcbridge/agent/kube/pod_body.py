@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from arcbridge.agent.audit.record import Value
-from arcbridge.agent.kube.asked import redacted_command
+from arcbridge.agent.kube.command_line import left_out, recorded_command
 from arcbridge.agent.kube.impersonation import RawHeaders
 from arcbridge.agent.kube.request_info import RequestInfo
 
@@ -173,10 +173,11 @@ class _Found:
             ("ephemeral_containers", self.names),
             ("images", self.images),
             ("target_containers", self.beside),
-            ("command", redacted_command(self.command) if self.commands else []),
         ):
             if values:
                 details[key] = values
+        if self.command:
+            details |= recorded_command(self.command) if self.commands else left_out(self.command)
         return details
 
 

@@ -32,6 +32,8 @@ class RequestInfo:
     namespace: str = ""
     name: str = ""
     path_class: str = ""
+    proxy_path: str = ""
+    """What stands behind `proxy`, and goes to a node, a pod or a service: with a slash before it, unescaped."""
     cut: bool = False
     """Whether a field of the path was longer than MAX_SEGMENT, and ends with `…`."""
 
@@ -68,11 +70,12 @@ def request_info(method: str, target: str, *, upgrade: bool = False) -> RequestI
             verb = "list"
     if upgrade and verb == "get":
         verb = "create"
-    cut = max(map(len, (group, version, resource, subresource, namespace, name))) > MAX_SEGMENT
-    if cut:
-        group, version, resource = _cut(group), _cut(version), _cut(resource)
-        subresource, namespace, name = _cut(subresource), _cut(namespace), _cut(name)
-    return RequestInfo(verb, group, version, resource, subresource, namespace, name, cut=cut)
+    proxied = rest[2:] if verb == "proxy" else rest[3:] if subresource == "proxy" else []
+    behind = "".join([f"/{segment}" for segment in proxied])
+    fields = (group, version, resource, subresource, namespace, name)
+    if max(map(len, fields)) > MAX_SEGMENT:
+        return RequestInfo(verb, *map(_cut, fields), proxy_path=behind, cut=True)
+    return RequestInfo(verb, *fields, proxy_path=behind)
 
 
 def _cut(segment: str) -> str:
