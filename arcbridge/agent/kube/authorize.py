@@ -420,6 +420,11 @@ class Authorizer:
         if refusal := await self._audit.detailed(record):
             raise RequestRefusal(503, refusal)
 
+    def note_details(self, record: AuditRecord, details: dict[str, Value]) -> None:
+        """Write what a running stream has asked for, without keeping it waiting."""
+        record.details = details
+        self._audit.detail(record, lambda _: None)
+
     # -- inside ---------------------------------------------------------------------------------------------------
 
     def _admit(self, stream: StreamContext, record: AuditRecord, head: RequestHead) -> None:
