@@ -282,8 +282,8 @@ class AgentLimitsConfig:
     waiting_bytes: int = 64 * 1024**2
     """Bytes that wait towards the user; above it the API server is read in small portions and no further."""
     audit_bytes_per_second: int = 128 * 1024
-    """Bytes of audit records, after a burst of 16 seconds' worth. Above it what must be recorded is refused, and records
-    of what only reads are left out and counted."""
+    """Bytes of audit records, after a burst of 16 seconds' worth. Above it what must be recorded is refused, and
+    records of what only reads are left out and counted."""
     agent_connects_per_second: int = 200
     """Connections to the API server of all users together, after a burst of twice as many; 0: no limit."""
     agent_waiting_bytes: int = 256 * 1024**2

@@ -93,7 +93,7 @@ class AuditRecord:
     bytes_up: int = 0
     bytes_down: int = 0
     started: float = field(default_factory=time.monotonic)
-    _rest: tuple[Mapping[str, Value] | None, str] | None = field(default=None, repr=False, compare=False)
+    _rest: tuple[Mapping[str, Value] | None, str] | None = field(default=None, init=False, repr=False, compare=False)
     """The details that were written last, and the part of a line that they became: `begun` and `ended` share it."""
 
     def line(self, now: float) -> str:
@@ -201,7 +201,8 @@ _stamp = (-1, "")
 
 def left_out_line(user: str, records: int, size: int) -> str:
     """Return the record of records that were left out because a user is over `limits.audit_bytes_per_second`."""
-    return f'{{"ts":"{timestamp()}","event":"audit-left-out","user":{_quote(_cut(user, FIELD_LIMIT))},"records":{records},"bytes":{size}}}'
+    name = _quote(_cut(user, FIELD_LIMIT))
+    return f'{{"ts":"{timestamp()}","event":"audit-left-out","user":{name},"records":{records},"bytes":{size}}}'
 
 
 def words_sha256(words: Sequence[str]) -> str:

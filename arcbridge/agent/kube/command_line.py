@@ -1,9 +1,9 @@
 """Makes a command line fit for an audit record: bounded, one line, without the values of secrets.
 
-Redaction hides nothing but what has the form of a secret's value: never shell code, so that no command hides behind the
-name of a secret (docs/decisions/0024-what-a-record-leaves-out.md). It is told from a value by what a shell acts on: white
-space, `;`, `|`, `&`, `<`, `>`, parentheses and backticks. Invariant: where a word was redacted, cut or left out, the
-fields say how many, and have the SHA-256 of the whole command.
+Redaction hides nothing but what has the form of a secret's value: never shell code, so that no command hides behind
+the name of a secret (docs/decisions/0024-what-a-record-leaves-out.md). Code is what has a character that a shell acts
+on: white space, `;`, `|`, `&`, `<`, `>`, parentheses and backticks. Invariant: where a word was redacted, cut or left
+out, the fields say how many, and have the SHA-256 of the whole command.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ MAX_WORDS = 64
 
 _NAME = r"[\w.-]*(?:token|secret|passw(?:or)?d|pwd|credential|private[_-]?key|api[_-]?key|authorization)s?"
 _VALUE = r"('[^']*(?:'|\Z)|\"[^\"]*(?:\"|\Z)|[^\s;&|<>()`'\"]+)"
-# `--password=x`, `PASSWORD=x`, `password: x`, `password = x`, also within a script that is one word. Behind `TOKEN=` and
-# a space stands the command that gets an empty variable, behind a line's end another command: neither is a value.
+# `--password=x`, `PASSWORD=x`, `password: x`, `password = x`, also within a script that is one word. Behind `TOKEN=`
+# and a space stands the command that gets an empty variable, behind a line's end another command: neither is a value.
 _SECRET_VALUE = re.compile(rf"(?i)((?:^|[\s;&|('\"])-{{0,2}}{_NAME}['\"]?(?:=|[ \t]+=[ \t]*|[ \t]*:[ \t]*)){_VALUE}")
 _SECRET_FLAG = re.compile(rf"(?i)--?{_NAME}")
 _SECRET_FLAG_INSIDE = re.compile(rf"(?i)((?:^|\s)--{_NAME}[ \t]+){_VALUE}")
 _SHELL_CODE = re.compile(r"[\s;|&<>()`]")
 _MIXED = r"(?=[\w+/-]*[A-Z])(?=[\w+/-]*[a-z])(?=[\w+/-]*[0-9])"
-# What is a secret by its own form. Narrower than in log lines (`foreign_text`): no form has a space or a metacharacter in it.
+# What is a secret by its own form. Narrower than in log lines (`foreign_text`): no form has a space or a character in
+# it that a shell acts on.
 _CREDENTIALS = re.compile(
     rf"""
     -----BEGIN\ [A-Z\ ]{{0,40}}PRIVATE\ KEY-----(?:\s{{1,4}}[A-Za-z0-9+/=]{{40,}}+)++(?:\s{{1,4}}[A-Za-z0-9+/=]++)?
