@@ -14,17 +14,21 @@ BURST = 16
 """Seconds for which a user may write at the full rate at once: 1000 requests after a pause leave 1 MiB."""
 SEALED = 128
 """Bytes that the chain adds to each line."""
+PORTION = 16 * 1024
+"""Bytes that are taken from the bucket at once: few records ask it, and the others cost a subtraction."""
 
 
 class AuditBudget:
     """The bytes of records of one user, over all sessions."""
 
-    __slots__ = ("_bucket", "bytes_left_out", "records_left_out", "user")
+    __slots__ = ("_allowed", "_bucket", "bytes_left_out", "records_left_out", "user")
 
     def __init__(self, user: str) -> None:
         self.user = user
         """As records have it."""
         self._bucket: TokenBucket | None = None
+        self._allowed = 0
+        """Bytes that were taken from the bucket and are not written yet."""
         self.records_left_out = 0
         """Records that were left out and that no record counts yet."""
         self.bytes_left_out = 0
@@ -41,25 +45,39 @@ class AuditBudget:
 
     def is_spent(self, now: float) -> bool:
         """Return whether the user has written more than may be: nothing that has to be recorded may begin."""
-        return self._bucket is not None and self._bucket.wait(now) > 0.0
+        return self._bucket is not None and not self._allowed and self._bucket.wait(now) > 0.0
 
     def charge(self, line: str, now: float) -> None:
         """Count a record that is written in any case."""
         if self._bucket is not None:
-            self._bucket.take(now, _size(line))
+            self._allowed -= _size(line)
+            if self._allowed < 0:
+                self._bucket.take(now, -self._allowed)
+                self._allowed = 0
 
     def admit(self, line: str, now: float) -> bool:
-        """Count a record that may be left out; return whether it is to be written."""
+        """Count a record if there is room for it, and return whether there is."""
+        left = self._allowed - SEALED - len(line)
+        if left >= 0 and line.isascii():
+            self._allowed = left
+            return True
+        return self._admit(_size(line), now)
+
+    def _admit(self, size: int, now: float) -> bool:
         bucket = self._bucket
         if bucket is None:
             return True
-        size = _size(line)
-        if bucket.take(now, size):
-            return True
-        bucket.give(size)  # it is not written, so it is not owed
-        self.records_left_out += 1
-        self.bytes_left_out += size
+        missing = max(0, size - self._allowed)
+        for portion in (max(PORTION, missing), missing):
+            if bucket.reserve(now, count=portion) is not None:
+                self._allowed += portion - size
+                return True
         return False
+
+    def leave_out(self, line: str) -> None:
+        """Count a record that is not written."""
+        self.records_left_out += 1
+        self.bytes_left_out += _size(line)
 
     def take_left_out(self) -> tuple[int, int]:
         """Return how many records were left out, and their bytes, and forget them: a record says it."""

@@ -113,11 +113,12 @@ class AuditLog:
             return
         line, budget = record.line(now), record.budget
         if budget is not None:
-            if record.begun or record.limit or self.refuses:  # authorize refuses what comes after too much of it
-                budget.charge(line, now)
-            elif not budget.admit(line, now):
-                self._leave_out(budget)
-                return
+            if not budget.admit(line, now):
+                if not (record.begun or record.limit or self.refuses):
+                    budget.leave_out(line)
+                    self._leave_out(budget)
+                    return
+                budget.charge(line, now)  # authorize refuses what comes after too much of it
             if budget.records_left_out:
                 self._count_left_out(budget)
         self.records += 1

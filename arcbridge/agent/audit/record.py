@@ -131,7 +131,11 @@ class AuditRecord:
             text += f',"target":{_quoted_name(self.target)}'
         if self.upgrade:
             text += f',"upgrade":{_quoted(self.upgrade)}'
-        if self.details or self.client or self.as_user or self.as_groups:
+        if not (self.details or self.as_user or self.as_groups):
+            if self.client:  # most requests of kubectl
+                made = _cached_client_text if len(self.client) <= _MAX_CACHED_HEAD else _client_text
+                text += made(self.client)
+        else:
             if self._rest is None or self._rest[0] is not self.details:
                 self._rest = self.details, self._rest_text()
             text += self._rest[1]
@@ -158,15 +162,10 @@ class AuditRecord:
             else:
                 text += f',"{key}":{json.dumps(value)}'
         if self.client:
-            cached = len(self.client) <= _MAX_CACHED_HEAD
-            said, whole = _cached_client_text(self.client) if cached else _client_text(self.client)
+            said, whole = _client_says(self.client)
             text += said
-            if not whole:
-                more["client_says"] = "cut or redacted"
-        for key, found in (("more", more), ("sha256", sha256)):
-            if found:
-                text += f',"{key}":{json.dumps(found)}'
-        return text
+            more |= {} if whole else _CLIENT_CUT
+        return text + _missing_text(more, sha256)
 
 
 def asked_text(verb: str, group: str, resource: str, subresource: str, namespace: str, name: str, path: str) -> str:
@@ -261,7 +260,7 @@ def _bounded_text(key: str, value: str, limit: int, more: dict[str, str], sha256
 _CLIENT_LINES = re.compile(rb"(?im)^kubectl-(command|session):[ \t]*([^\r\n]*?)[ \t]*\r?$")
 
 
-def _client_text(lines: bytes) -> tuple[str, bool]:
+def _client_says(lines: bytes) -> tuple[str, bool]:
     """Return what kubectl says of itself as a part of a line, and whether it is all there is."""
     found: dict[str, str] = {}
     whole = True
@@ -271,6 +270,20 @@ def _client_text(lines: bytes) -> tuple[str, bool]:
         whole = whole and text == escape(value.decode("latin-1")) and name.decode().lower() not in found
         found.setdefault(name.decode().lower(), text)
     return (f',"client_says":{json.dumps(found, ensure_ascii=False)}' if found else ""), whole
+
+
+_CLIENT_CUT = {"client_says": "cut or redacted"}
+
+
+def _client_text(lines: bytes) -> str:
+    """Return what kubectl says of itself, of a request that has no other of the rare fields."""
+    text, whole = _client_says(lines)
+    return text if whole else text + _missing_text(_CLIENT_CUT, {})
+
+
+def _missing_text(more: Mapping[str, str], sha256: Mapping[str, str]) -> str:
+    text = f',"more":{json.dumps(more, ensure_ascii=False)}' if more else ""
+    return text + f',"sha256":{json.dumps(sha256)}' if sha256 else text
 
 
 _cached_client_text = lru_cache(maxsize=512)(_client_text)

@@ -16,6 +16,8 @@ def budget(rate: int = 1000) -> AuditBudget:
 def test_a27_what_only_reads_is_left_out_and_counted() -> None:
     found = budget()
     assert [found.admit(LINE, 0.0) for _ in range(BURST + 5)] == [True] * BURST + [False] * 5
+    for _ in range(5):
+        found.leave_out(LINE)
     assert found.take_left_out() == (5, 5000)
     assert found.take_left_out() == (0, 0)
     assert found.admit(LINE, 1.0), "a second later there is room for one more"
