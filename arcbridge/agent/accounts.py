@@ -40,6 +40,9 @@ LEAST_WAITING_BYTES = 1024 * 1024
 """Bytes that the setting may be at least: below it one stream on a long path could not be filled."""
 LEAST_AGENT_WAITING_BYTES = 16 * 1024 * 1024
 """The same of the setting for all users together."""
+ARRIVING_BYTES = 4 * 1024 * 1024
+"""Bytes of one user's requests that the agent holds before they go on (`Account.arriving`). A head counts until it
+is complete, so this is room for sixty slow ones of 64 KiB, and no limit on those that come at once."""
 MAX_PACE = 10.0
 """Seconds that a connection waits at most for its user's bytes a second, and as much is owed at most: far below the
 25 s after which the other end takes the connection for dead."""
@@ -75,6 +78,8 @@ class Limit(StrEnum):
     """Connections to the API server that the requests of all users together ask for."""
     TARGETS = "targets"
     """Streams that were refused their target; each is refused, and of a burst some leave a record."""
+    ARRIVING = "arriving_bytes"
+    """Bytes of request heads that are not complete (`ARRIVING_BYTES`)."""
     AUDIT_BYTES = "audit_bytes"
     """Bytes of audit records (`audit_bytes_per_second`): what must be recorded is refused."""
     AGENT_REQUESTS = "agent_requests"
@@ -160,6 +165,7 @@ class Account:
         "_requests",
         "_to_cluster",
         "_to_user",
+        "arriving",
         "audit",
         "churn",
         "connecting",
@@ -184,6 +190,9 @@ class Account:
         """Bytes of the user's audit records."""
         self.waiting = Backlog(sys.maxsize, memory.backlog)
         """Bytes that wait at this agent towards the user's callers; the backlogs of the sessions are parts of it."""
+        self.arriving = Backlog(ARRIVING_BYTES, memory.arriving)
+        """Bytes of the user's requests that are held here before they go on: heads that are not complete, what comes
+        behind a request that is under way, and bodies that are looked at (docs/threats.md#H21, #H22)."""
         self.churn = TokenBucket(DEFAULT.churn_burst, DEFAULT.churn_rate)
         """Streams of the user that may end before their answers: a new session has no new burst."""
         self.seats = Seats(0)
@@ -219,6 +228,12 @@ class Account:
     def subject(self) -> str:
         """Whose account it is: `Identity.subject`."""
         return self.identity.subject
+
+    @property
+    def holds_too_much(self) -> bool:
+        """Whether twice what may be held of requests is held: what would wait has to go."""
+        own, all_users = self.arriving, memory.arriving
+        return own.held > 2 * own.most or all_users.held > 2 * all_users.most
 
     @property
     def streams(self) -> int:
@@ -399,6 +414,10 @@ class Account:
                 return LimitReached(limit, text, retry_after=1)
             case Limit.TARGETS:
                 text = "no target of that name is open to you; ask the cluster's operator for one"
+                return LimitReached(limit, text, retry_after=1)
+            case Limit.ARRIVING:
+                fact = "many large heads of requests of yours, or of all users, are on their way at once"
+                text = f"{fact}; run fewer commands at once, or send shorter headers"
                 return LimitReached(limit, text, retry_after=1)
             case Limit.AUDIT_BYTES:
                 most = _size(limits.audit_bytes_per_second)

@@ -40,6 +40,13 @@ _MAX_CACHED_HEAD = 2048
 _LONG = frozenset({"proxy_path"})
 """Texts of `details` that have FIELD_LIMIT; the others are names."""
 
+
+class Excerpt(list[str]):
+    """The first values of a list, of which `more` further ones were counted and not kept."""
+
+    more = 0
+
+
 Value = str | int | bool | list[str] | Mapping[str, str]
 """What a field of `details` holds. Mappings are `more` and `sha256`: what is missing of a field, and its hash."""
 
@@ -220,6 +227,11 @@ def _bytes(text: str) -> bytes:
         return text.encode("utf-8", "surrogatepass")
 
 
+def total_of(values: Sequence[str]) -> int:
+    """Return how many values there were."""
+    return len(values) + (values.more if isinstance(values, Excerpt) else 0)
+
+
 def listed(values: Sequence[str], total: int, room: int = LIST_LIMIT) -> tuple[list[str], str]:
     """Return as many values of a list as a line takes, escaped and cut, and what is missing (`2 cut, 5 left out`).
 
@@ -231,7 +243,7 @@ def listed(values: Sequence[str], total: int, room: int = LIST_LIMIT) -> tuple[l
         if room <= 0:
             break
         text = _cut(value, min(FIELD_LIMIT, room))
-        cut += text.endswith("…") and text != value
+        cut += text.endswith("…")
         room -= _size(text) + 1
         kept.append(text)
     left_out = total - len(kept)
@@ -242,10 +254,12 @@ def _bounded_list(
     key: str, values: Sequence[str], room: int, more: dict[str, str], sha256: dict[str, str]
 ) -> tuple[str, int]:
     """Return a list as a part of a line, and the bytes of its values."""
-    kept, missing = listed(values, len(values), room)
-    if missing:
+    whole = not isinstance(values, Excerpt)  # else who made it gives the hash of what it is of
+    kept, missing = listed(values, total_of(values), room)
+    if missing and key not in more:
         more[key] = missing
-        sha256[key] = words_sha256(values)
+        if whole:
+            sha256[key] = words_sha256(values)
     return f',"{key}":{json.dumps(kept, ensure_ascii=False)}', sum(map(_size, kept))
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from arcbridge.agent.audit.record import Value, listed, words_sha256
+from arcbridge.agent.audit.record import Value, listed, total_of, words_sha256
 from arcbridge.observe.foreign_text import REDACTED
 
 MAX_WORD = 4096
@@ -59,19 +59,21 @@ def recorded_command(words: Sequence[str]) -> dict[str, Value]:
         secret_next = _SECRET_FLAG.fullmatch(word, 0, MAX_WORD) is not None
         redacted += count
         kept.append(text)
-    command, rest = listed(kept, len(words))
+    command, rest = listed(kept, total_of(words))
     fields: dict[str, Value] = {"command": command}
     counts = ((redacted, "redacted"), (long, f"longer than {MAX_WORD} characters"))
     missing = [f"{count} {what}" for count, what in counts if count] + [rest] * bool(rest)
     if missing:
-        fields |= {"more": {"command": ", ".join(missing)}, "sha256": {"command": words_sha256(words)}}
+        fields["more"] = {"command": ", ".join(missing)}
+    if missing and len(words) == total_of(words):
+        fields["sha256"] = {"command": words_sha256(words)}
     return fields
 
 
 def left_out(words: Sequence[str]) -> dict[str, Value]:
     """Return the fields for a command line that `audit.commands` keeps out of records. It has no hash either: that of a
     short command lets the command be guessed."""
-    return {"more": {"command": f"{len(words)} left out by audit.commands"}}
+    return {"more": {"command": f"{total_of(words)} left out by audit.commands"}}
 
 
 def _redacted(word: str) -> tuple[str, int]:

@@ -72,13 +72,15 @@ def request_info(method: str, target: str, *, upgrade: bool = False) -> RequestI
         verb = "create"
     proxied = rest[2:] if verb == "proxy" else rest[3:] if subresource == "proxy" else []
     behind = "".join([f"/{segment}" for segment in proxied])
-    fields = (group, version, resource, subresource, namespace, name)
-    if max(map(len, fields)) > MAX_SEGMENT:
-        return RequestInfo(verb, *map(_cut, fields), proxy_path=behind, cut=True)
-    return RequestInfo(verb, *fields, proxy_path=behind)
+    long = max(map(len, (group, version, resource, subresource, namespace, name))) > MAX_SEGMENT
+    if long:
+        group, version, resource = cut(group), cut(version), cut(resource)
+        subresource, namespace, name = cut(subresource), cut(namespace), cut(name)
+    return RequestInfo(verb, group, version, resource, subresource, namespace, name, proxy_path=behind, cut=long)
 
 
-def _cut(segment: str) -> str:
+def cut(segment: str) -> str:
+    """Return a name as it is recorded: MAX_SEGMENT characters at most, with `…` at the end where it had more."""
     return segment if len(segment) <= MAX_SEGMENT else segment[: MAX_SEGMENT - 1] + "…"
 
 
