@@ -35,7 +35,7 @@ DAY = 86400.0
 LEAST_BYTE_RATE = 64 * 1024
 """Bytes per second that a setting may be at least: below it one read of a connection would pause it for too long."""
 LEAST_AUDIT_BYTES = 16 * 1024
-"""Bytes per second that the setting of audit records may be at least: the largest record has half of that."""
+"""Bytes per second that the setting of audit records may be at least: the largest record has as many."""
 LEAST_WAITING_BYTES = 1024 * 1024
 """Bytes that the setting may be at least: below it one stream on a long path could not be filled."""
 LEAST_AGENT_WAITING_BYTES = 16 * 1024 * 1024
