@@ -253,6 +253,7 @@ class LimitsOverrideConfig:
     apiserver_seats: int | None = None
     connects_per_second: int | None = None
     waiting_bytes: int | None = None
+    audit_bytes_per_second: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +283,9 @@ class AgentLimitsConfig:
     """Connections to the API server, after a burst of four times as many; further ones wait for their turn."""
     waiting_bytes: int = 64 * 1024**2
     """Bytes that wait towards the user; above it the API server is read in small portions and no further."""
+    audit_bytes_per_second: int = 128 * 1024
+    """Bytes of audit records, after a burst of 16 seconds' worth. Above it what must be recorded is refused, and
+    records of what only reads are left out and counted."""
     agent_connects_per_second: int = 200
     """Connections to the API server of all users together, after a burst of twice as many; 0: no limit."""
     agent_waiting_bytes: int = 256 * 1024**2

@@ -19,6 +19,7 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Protocol
 
+from arcbridge.agent.audit.budget import AuditBudget
 from arcbridge.agent.kube.seats import Seats
 from arcbridge.config import AgentLimitsConfig, LimitsOverrideConfig
 from arcbridge.errors import ConfigError, OverLimit
@@ -33,6 +34,8 @@ MAX_REMEMBERED = 2000
 DAY = 86400.0
 LEAST_BYTE_RATE = 64 * 1024
 """Bytes per second that a setting may be at least: below it one read of a connection would pause it for too long."""
+LEAST_AUDIT_BYTES = 16 * 1024
+"""Bytes per second that the setting of audit records may be at least: the largest record has as many."""
 LEAST_WAITING_BYTES = 1024 * 1024
 """Bytes that the setting may be at least: below it one stream on a long path could not be filled."""
 LEAST_AGENT_WAITING_BYTES = 16 * 1024 * 1024
@@ -77,6 +80,8 @@ class Limit(StrEnum):
     """Streams that were refused their target; each is refused, and of a burst some leave a record."""
     ARRIVING = "arriving_bytes"
     """Bytes of request heads that are not complete (`ARRIVING_BYTES`)."""
+    AUDIT_BYTES = "audit_bytes"
+    """Bytes of audit records (`audit_bytes_per_second`): what must be recorded is refused."""
     AGENT_REQUESTS = "agent_requests"
     """The requests of all users together (`authorize.MAX_IN_FLIGHT`)."""
 
@@ -109,6 +114,7 @@ class UserLimits:
     apiserver_seats: int
     connects_per_second: int
     waiting_bytes: int
+    audit_bytes_per_second: int
 
 
 _NAMES = tuple(field.name for field in fields(UserLimits))
@@ -160,6 +166,7 @@ class Account:
         "_to_cluster",
         "_to_user",
         "arriving",
+        "audit",
         "churn",
         "connecting",
         "connections",
@@ -179,6 +186,8 @@ class Account:
         """The identity of the user's newest token."""
         self.members: set[Member] = set()
         """The user's sessions, those without a connection included."""
+        self.audit = AuditBudget(identity.username)
+        """Bytes of the user's audit records."""
         self.waiting = Backlog(sys.maxsize, memory.backlog)
         """Bytes that wait at this agent towards the user's callers; the backlogs of the sessions are parts of it."""
         self.arriving = Backlog(ARRIVING_BYTES, memory.arriving)
@@ -242,6 +251,7 @@ class Account:
         if self.members and not identity.supersedes(self.identity):
             return
         self.identity = identity
+        self.audit.user = identity.username
         self.change_limits(limits_of(self._accounts.config, identity))
 
     def change_limits(self, limits: UserLimits) -> None:
@@ -409,6 +419,10 @@ class Account:
                 fact = "many large heads of requests of yours, or of all users, are on their way at once"
                 text = f"{fact}; run fewer commands at once, or send shorter headers"
                 return LimitReached(limit, text, retry_after=1)
+            case Limit.AUDIT_BYTES:
+                most = _size(limits.audit_bytes_per_second)
+                fact = f"your requests fill more than the {most} a second of the audit log that one user may fill"
+                remedy = "send fewer and shorter requests"
             case Limit.AGENT_REQUESTS:
                 text = "the agent has too many requests under way; try again shortly"
                 return LimitReached(limit, text, retry_after=1)
@@ -425,6 +439,7 @@ class Account:
         self._connects = _bucket(self._connects, now, 4 * limits.connects_per_second, limits.connects_per_second)
         self.seats.most = limits.apiserver_seats
         self.waiting.most = limits.waiting_bytes or sys.maxsize
+        self.audit.change(now, limits.audit_bytes_per_second)
         self._to_cluster = _bucket(self._to_cluster, now, to_cluster, to_cluster)
         self._to_user = _bucket(self._to_user, now, to_user, to_user)
         self._day_most = limits.bytes_per_day or math.inf
@@ -547,6 +562,8 @@ def _check_table(path: str, table: AgentLimitsConfig | LimitsOverrideConfig) -> 
             raise ConfigError(f"{path}.{name}: must be 0, for no limit, or above")
         if name == "waiting_bytes" and 0 < value < LEAST_WAITING_BYTES:
             raise ConfigError(f"{path}.{name}: must be 0, for no limit, or at least {LEAST_WAITING_BYTES} (1 MiB)")
+        if name == "audit_bytes_per_second" and 0 < value < LEAST_AUDIT_BYTES:
+            raise ConfigError(f"{path}.{name}: must be 0, for no limit, or at least {LEAST_AUDIT_BYTES} (16 KiB/s)")
         if name.startswith("bytes_per_second") and 0 < value < LEAST_BYTE_RATE:
             raise ConfigError(f"{path}.{name}: must be 0, for no limit, or at least {LEAST_BYTE_RATE} (64 KiB/s)")
     if table.request_burst == 0:

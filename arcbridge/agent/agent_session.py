@@ -475,6 +475,7 @@ class AgentSession(BaseHandler):
                 limit=limit,
                 omitted=omitted,
                 reason=reason,
+                budget=caller.account.audit,
             )
             self._sessions.audit.write(record)
 

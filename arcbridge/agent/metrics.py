@@ -244,6 +244,10 @@ def _register_audit(metrics: Metrics, audit: AuditLog) -> None:
     """Register the audit log."""
     metrics.counter("audit_records_total", "Audit records made.", None, lambda: audit.records)
     metrics.counter("audit_dropped_total", "Audit records that were lost.", None, lambda: audit.dropped)
+    metrics.counter(
+        "audit_left_out_total", "Audit records left out because their user is over a bound.", None,
+        lambda: audit.left_out,
+    )  # fmt: skip
     metrics.gauge("audit_failing", "1 while audit records cannot be written.", None, lambda: float(bool(audit.failure)))
     metrics.counter("audit_failures_total", "Times that the audit log began to fail.", None, lambda: audit.failures)
     metrics.counter("audit_refused_total", "Requests refused for want of a record.", None, lambda: audit.refused)

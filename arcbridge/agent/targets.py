@@ -137,6 +137,7 @@ class TcpTargets:
             bound=caller.bound,
             verb="connect",
             target=target,
+            budget=caller.account.audit,
         )
         found = self._targets.get(target.removeprefix(PREFIX)) if target.startswith(PREFIX) else None
         if found is None:
@@ -147,6 +148,10 @@ class TcpTargets:
             self._refuse(stream, caller, record, ResetCode.LIMIT, "too many connections are being made")
         elif refusal := self._audit.refusal():
             self._refuse(stream, caller, record, ResetCode.INTERNAL, refusal)
+        elif caller.account.audit.is_spent(record.started):
+            caller.account.refuse(Limit.AUDIT_BYTES, record.started)
+            reason = caller.account.explain(Limit.AUDIT_BYTES).message
+            self._refuse(stream, caller, record, ResetCode.LIMIT, reason)
         else:
             connecting = _Connecting()
             self._connections[stream] = _Connection(found, caller, record)

@@ -2,7 +2,8 @@
 
 `SocketSplice` joins it to a raw TCP socket (TCP targets, `forward`): half-close passes both ways, a reset passes as a
 reset. `TransportSplice` joins it to an asyncio transport (the local HTTPS endpoint, an upgraded API-server
-connection). Neither looks at what it moves, and neither closes as if complete what was cut.
+connection), and can show someone what the stream gave, once it has gone on. Neither looks at what it moves itself, and
+neither closes as if complete what was cut.
 """
 
 from __future__ import annotations
@@ -291,11 +292,14 @@ class TransportSplice(asyncio.BufferedProtocol):
         on_done: Callable[[SpliceResult], None] | None = None,
         *,
         read_size: int = buffer.SIZE,
+        seen: Callable[[memoryview], None] | None = None,
     ) -> None:
-        """`read_size`: most bytes that are read from `outer` at a time."""
+        """`read_size`: most bytes that are read from `outer` at a time. `seen` is called with what the stream gave,
+        after it has gone on; it must not raise, and the view is good within the call."""
         self.outer = outer
         self._read_size = read_size
         self._on_done = on_done
+        self._seen = seen
         self._tls = outer.get_extra_info("ssl_object") is not None
         self._stream: StreamTransport | None = None
         self._outer_lost = False
@@ -376,6 +380,8 @@ class TransportSplice(asyncio.BufferedProtocol):
         """Payload from the stream. TLS encrypts it within the call; a plain transport would keep the view."""
         self._from_stream += len(view)
         self.outer.write(view if self._tls else bytes(view))
+        if self._seen is not None:
+            self._seen(view)
 
     def stream_finished(self) -> None:
         """The stream's FIN: end the outer side after its bytes."""

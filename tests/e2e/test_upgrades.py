@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.cluster import Cluster, Kubectl
+from tests.support.reports import audited
 from tests.support.targets import EchoServer
+from tests.support.world import World
 
 NAMESPACE = "upgrades"
 SIZE = 30_000_000
@@ -98,7 +100,9 @@ def test_copy_both_ways(kubectl: Kubectl, pod: str, protocol: dict[str, str], tm
     assert hashlib.sha256(back.read_bytes()).digest() == hashlib.sha256(source.read_bytes()).digest()
 
 
-def test_port_forward(kubectl: Kubectl, cluster: Cluster, echo: EchoServer, protocol: dict[str, str]) -> None:
+def test_port_forward(
+    kubectl: Kubectl, cluster: Cluster, echo: EchoServer, protocol: dict[str, str], world: World
+) -> None:
     name = "ported-" + os.urandom(4).hex()
     port = int(echo.address.rsplit(":", 1)[1])
     cluster.add_pod(name, NAMESPACE, ports=[port])
@@ -109,6 +113,13 @@ def test_port_forward(kubectl: Kubectl, cluster: Cluster, echo: EchoServer, prot
             for _ in range(2):
                 with socket.create_connection(("127.0.0.1", local), timeout=20) as sock:
                     assert exchange(sock, data) == data
+        # The port is in no path and no query: it was read behind the 101 (docs/threats.md#A26).
+        record = audited(world, "it", name=name, subresource="portforward", stage="ended")
+        assert record["ports"] == [str(port)]
+        assert "more" not in record
+        assert record["client_says"]["command"] == "kubectl port-forward"
+        stages = [line["stage"] for line in world.audit_lines() if line.get("request") == record["request"]]
+        assert stages == ["begun", "details", "ended"]
     finally:
         cluster.delete_pod(name, NAMESPACE)
 

@@ -11,12 +11,15 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from arcbridge.agent.audit.record import AuditRecord
+from arcbridge.agent.audit.budget import AuditBudget
+from arcbridge.agent.audit.record import AuditRecord, left_out_line
 from arcbridge.agent.audit.writer import AuditWriter, Waiter
 from arcbridge.errors import ConfigError
 
 STALL = 5.0
 """Seconds that a write may take, and that a request waits for its record: longer means that the disk hangs."""
+LEFT_OUT_INTERVAL = 60.0
+"""Seconds after which a record counts those that were left out, if the user has no other one meanwhile."""
 CONTINUE, REFUSE = "continue", "refuse"
 
 Recorded = Callable[[str], None]
@@ -47,6 +50,11 @@ class AuditLog:
         """Requests that went on before their `begun` record was written; always 0 where `refuses` is set."""
         self.refused = 0
         """Requests that were refused because their record could not be written."""
+        self.left_out = 0
+        """Records that were left out because their user was over the bound on bytes of records."""
+        self._left_out: set[AuditBudget] = set()
+        """The users with records that were left out and are not counted in the chain yet."""
+        self._left_out_timer: asyncio.TimerHandle | None = None
         self._writer: AuditWriter | None = None
         if not file:
             return
@@ -98,10 +106,23 @@ class AuditLog:
     # -- records --------------------------------------------------------------------------------------------------
 
     def write(self, record: AuditRecord) -> None:
-        """Queue the record of a request that is over; never waits."""
+        """Queue the record of a request that is over; never waits. One that only read may be left out and counted."""
+        now = time.monotonic()
+        if self._writer is None:
+            self.records += 1
+            return
+        line, budget = record.line(now), record.budget
+        if budget is not None:
+            if not budget.admit(line, now):
+                if not (record.begun or record.limit or self.refuses):
+                    budget.leave_out(line)
+                    self._leave_out(budget)
+                    return
+                budget.charge(line, now)  # authorize refuses what comes after too much of it
+            if budget.records_left_out:
+                self._count_left_out(budget)
         self.records += 1
-        if self._writer is not None:
-            self._writer.put(record.line(time.monotonic()))
+        self._writer.put(line)
 
     def begin(self, record: AuditRecord, recorded: Recorded) -> None:
         """Write the record that a request begins; `recorded` says when the request may go on, perhaps at once."""
@@ -126,6 +147,7 @@ class AuditLog:
 
     def close(self) -> None:
         """Write what is queued (2 s at most: call it at the very end) and close the file."""
+        self._count_all_left_out()
         if self._writer is not None:
             self._writer.close()
 
@@ -140,13 +162,41 @@ class AuditLog:
             return
         waiting, failure, written = _Waiting(self, recorded), self.failure, False
         if not (failure and self.refuses):
+            text, budget = line(record), record.budget
+            if budget is not None:
+                budget.charge(text, time.monotonic())
+                if budget.records_left_out:
+                    self._count_left_out(budget)
             self.records += 1
-            written = self._writer.put(line(record), None if failure else waiting)
+            written = self._writer.put(text, None if failure else waiting)
             record.begun = record.begun or written
         if written and not failure:
             waiting.start()
         else:
             waiting.decide(failure or "its queue is full")
+
+    def _leave_out(self, budget: AuditBudget) -> None:
+        self.left_out += 1
+        self._left_out.add(budget)
+        if self._left_out_timer is None:
+            loop = asyncio.get_running_loop()
+            self._left_out_timer = loop.call_later(LEFT_OUT_INTERVAL, self._count_all_left_out)
+
+    def _count_left_out(self, budget: AuditBudget) -> None:
+        """Write the record that says how many of a user's records were left out before it."""
+        self._left_out.discard(budget)
+        records, size = budget.take_left_out()
+        if records and self._writer is not None:
+            self.records += 1
+            if not self._writer.put(left_out_line(budget.user, records, size)):
+                self._writer.dropped += records - 1  # they are missing without a count of their own
+
+    def _count_all_left_out(self) -> None:
+        if self._left_out_timer is not None:
+            self._left_out_timer.cancel()
+            self._left_out_timer = None
+        for budget in list(self._left_out):
+            self._count_left_out(budget)
 
     async def _awaited(self, record: AuditRecord, write: Callable[[AuditRecord, Recorded], None]) -> str:
         done: asyncio.Future[str] = asyncio.get_running_loop().create_future()

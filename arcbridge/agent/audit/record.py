@@ -1,25 +1,44 @@
 """One request as the audit log has it, and its form as lines of JSON.
 
 A request that only reads leaves one record, when it is over (`complete`). One that lasts or that changes something
-leaves `begun` before its first byte goes to the API server, and `ended`; in between `details` where its body asks for
-something that the log is to show. It writes nothing. Invariant: a line is one JSON object, whatever callers put into
-its texts.
+leaves `begun` before its first byte goes to the API server, and `ended`; in between `details` where its body, or the
+stream behind its upgrade, asks for something that the log is to show. It writes nothing. Invariants: a line is one
+JSON object of a few KiB, whatever callers put into its texts; names of objects are escaped and cut, and never taken for
+secrets; what was cut or left out is counted in `more`, and has its SHA-256 in `sha256`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from json.encoder import encode_basestring as _quote
 
+from arcbridge.agent.audit.budget import AuditBudget
 from arcbridge.observe.foreign_text import clean, escape
 
 FIELD_LIMIT = 1024
+"""Bytes of a text in a record: of a reason, a word of a command line, the name of a user or of a group."""
+NAME_LIMIT = 253
+"""Bytes of the name of an object, a resource or a group of resources: Kubernetes' own bound (RFC 1123 subdomain)."""
+MAX_LISTED = 64
+"""Values of a list that are written."""
+LIST_LIMIT = 2048
+"""Bytes of all values of a list together."""
+DETAILS_LIMIT = 4096
+"""Bytes of all values of the lists of `details` together."""
+_CLIENT_LIMIT = 128
+"""Bytes of a text of the client's own."""
 _MAX_CACHED_TEXT = 128
 """Characters of a text whose clean form is cached."""
+_MAX_CACHED_HEAD = 2048
+"""Bytes of header lines whose text is cached."""
+_LONG = frozenset({"proxy_path"})
+"""Texts of `details` that have FIELD_LIMIT; the others are names."""
 
 
 class Excerpt(list[str]):
@@ -28,8 +47,8 @@ class Excerpt(list[str]):
     more = 0
 
 
-Value = str | int | bool | list[str]
-"""What a field of `details` holds."""
+Value = str | int | bool | list[str] | Mapping[str, str]
+"""What a field of `details` holds. Mappings are `more` and `sha256`: what is missing of a field, and its hash."""
 
 
 @dataclass(slots=True)
@@ -70,16 +89,19 @@ class AuditRecord:
     omitted: int = 0
     """Refusals by that limit which came in one burst before this record and have none of their own."""
     details: Mapping[str, Value] | None = None
-    """What the request asks for beyond its path: a command, a container, ports, privileges."""
+    """What the request asks for beyond its path: a command, a container, ports, privileges; it is replaced and never
+    changed."""
+    client: bytes = b""
+    """Header lines as they came, kubectl's own among them (`Kubectl-Command`, `Kubectl-Session`)."""
+    budget: AuditBudget | None = None
+    """What the user's records may take; None: they are not counted."""
     begun: bool = False
     """A `begun` record stands before this one."""
     bytes_up: int = 0
     bytes_down: int = 0
     started: float = field(default_factory=time.monotonic)
-    _as_text: str = field(default="", init=False, repr=False, compare=False)
-    """`as_user` and `as_groups` as the part of a line: `begun` and `ended` have the same, cleaned once."""
-    _details_text: tuple[Mapping[str, Value], str] | None = field(default=None, init=False, repr=False, compare=False)
-    """The details that were cleaned last, and the part of a line that they became."""
+    _rest: tuple[Mapping[str, Value] | None, str] | None = field(default=None, init=False, repr=False, compare=False)
+    """The details that were written last, and the part of a line that they became: `begun` and `ended` share it."""
 
     def line(self, now: float) -> str:
         """Return the record of a request that is over; `now` is monotonic seconds."""
@@ -107,25 +129,50 @@ class AuditRecord:
             f'{{"ts":"{timestamp()}","event":"audit","stage":"{stage}","request":{_quote(self.request)}'
             f"{_who(self.session, self.user, self.groups, self.bound)}"
         )
-        if self.as_user or self.as_groups:
-            if not self._as_text:
-                groups = f',"as_groups":{_listed(self.as_groups)}' if self.as_groups else ""
-                self._as_text = f',"as":{_quoted_name(self.as_user)}{groups}'
-            text += self._as_text
         if self.method:
-            text += f',"method":{_quoted(self.method)}'
+            text += f',"method":{_quoted_name(self.method)}'
         text += self.asked or asked_text(
             self.verb, self.group, self.resource, self.subresource, self.namespace, self.name, self.path
         )
         if self.target:
-            text += f',"target":{_quoted(self.target)}'
+            text += f',"target":{_quoted_name(self.target)}'
         if self.upgrade:
             text += f',"upgrade":{_quoted(self.upgrade)}'
-        if self.details:
-            if self._details_text is None or self._details_text[0] is not self.details:
-                self._details_text = self.details, _cleaned_details(self.details)
-            text += self._details_text[1]
+        if not (self.details or self.as_user or self.as_groups):
+            if self.client:  # most requests of kubectl
+                made = _cached_client_text if len(self.client) <= _MAX_CACHED_HEAD else _client_text
+                text += made(self.client)
+        else:
+            if self._rest is None or self._rest[0] is not self.details:
+                self._rest = self.details, self._rest_text()
+            text += self._rest[1]
         return text
+
+    def _rest_text(self) -> str:
+        """Return the fields that few requests have, and what is missing of them."""
+        more: dict[str, str] = {}
+        sha256: dict[str, str] = {}
+        text = ""
+        if self.as_user or self.as_groups:
+            text += _bounded_text("as", self.as_user, FIELD_LIMIT, more, sha256)
+            if self.as_groups:
+                text += _bounded_list("as_groups", self.as_groups, LIST_LIMIT, more, sha256)[0]
+        room = DETAILS_LIMIT
+        for key, value in (self.details or {}).items():
+            if isinstance(value, str):
+                text += _bounded_text(key, value, FIELD_LIMIT if key in _LONG else NAME_LIMIT, more, sha256)
+            elif isinstance(value, list):
+                part, used = _bounded_list(key, value, min(room, LIST_LIMIT), more, sha256)
+                text, room = text + part, room - used
+            elif isinstance(value, Mapping):
+                (more if key == "more" else sha256).update(value)
+            else:
+                text += f',"{key}":{json.dumps(value)}'
+        if self.client:
+            said, whole = _client_says(self.client)
+            text += said
+            more |= {} if whole else _CLIENT_CUT
+        return text + _missing_text(more, sha256)
 
 
 def asked_text(verb: str, group: str, resource: str, subresource: str, namespace: str, name: str, path: str) -> str:
@@ -139,7 +186,7 @@ def asked_text(verb: str, group: str, resource: str, subresource: str, namespace
         ("name", name),
         ("path", path),
     )
-    return "".join([f',"{key}":{_quoted(value)}' for key, value in pairs if value])
+    return "".join([f',"{key}":{_quoted_name(value)}' for key, value in pairs if value])
 
 
 def timestamp() -> str:
@@ -157,43 +204,103 @@ def timestamp() -> str:
 
 _stamp = (-1, "")
 
-MAX_LISTED = 64
-"""Values of a list that are written; how many were left out stands behind them."""
-LIST_LIMIT = 2048
-"""Characters of all values of a list together."""
+
+def left_out_line(user: str, records: int, size: int) -> str:
+    """Return the record of records that were left out because a user is over `limits.audit_bytes_per_second`."""
+    name = _quote(_cut(user, FIELD_LIMIT))
+    return f'{{"ts":"{timestamp()}","event":"audit-left-out","user":{name},"records":{records},"bytes":{size}}}'
 
 
-def bounded(values: list[str] | tuple[str, ...]) -> list[str]:
-    """Return the values of a list, cleaned, as many as a line takes; the last one says how many are missing."""
+def words_sha256(words: Sequence[str]) -> str:
+    """Return the SHA-256 of a list: of the bytes of its values as they came, each with a NUL behind it."""
+    digest = hashlib.sha256()
+    for word in words:
+        digest.update(_bytes(word) + b"\0")
+    return digest.hexdigest()
+
+
+def _bytes(text: str) -> bytes:
+    """Return a text as it came: what was no UTF-8 was read with `surrogateescape`."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # JSON can hold half of a pair
+        return text.encode("utf-8", "surrogatepass")
+
+
+def total_of(values: Sequence[str]) -> int:
+    """Return how many values there were."""
+    return len(values) + (values.more if isinstance(values, Excerpt) else 0)
+
+
+def listed(values: Sequence[str], total: int, room: int = LIST_LIMIT) -> tuple[list[str], str]:
+    """Return as many values of a list as a line takes, escaped and cut, and what is missing (`2 cut, 5 left out`).
+
+    `total`: how many there were; `room`: bytes of all together.
+    """
     kept: list[str] = []
-    room = LIST_LIMIT
+    cut = 0
     for value in values[:MAX_LISTED]:
-        text = clean(value, FIELD_LIMIT)
-        if len(text) > room:
+        if room <= 0:
             break
+        text = _cut(value, min(FIELD_LIMIT, room))
+        cut += text.endswith("…")
+        room -= _size(text) + 1
         kept.append(text)
-        room -= len(text)
-    missing = len(values) - len(kept) + (values.more if isinstance(values, Excerpt) else 0)
-    return [*kept, f"… {missing} more"] if missing else kept
+    left_out = total - len(kept)
+    return kept, ", ".join([f"{cut} cut"] * bool(cut) + [f"{left_out} left out"] * bool(left_out))
 
 
-def _cleaned_details(details: Mapping[str, Value]) -> str:
-    parts = []
-    for key, value in details.items():
-        if isinstance(value, str):
-            value = clean(value, FIELD_LIMIT)
-        elif isinstance(value, list):
-            value = bounded(value)
-        parts.append(f',"{key}":{json.dumps(value, ensure_ascii=False)}')
-    return "".join(parts)
+def _bounded_list(
+    key: str, values: Sequence[str], room: int, more: dict[str, str], sha256: dict[str, str]
+) -> tuple[str, int]:
+    """Return a list as a part of a line, and the bytes of its values."""
+    whole = not isinstance(values, Excerpt)  # else who made it gives the hash of what it is of
+    kept, missing = listed(values, total_of(values), room)
+    if missing and key not in more:
+        more[key] = missing
+        if whole:
+            sha256[key] = words_sha256(values)
+    return f',"{key}":{json.dumps(kept, ensure_ascii=False)}', sum(map(_size, kept))
 
 
-def _listed(names: tuple[str, ...]) -> str:
-    """Return names of groups as JSON: never taken for secrets, and bounded."""
-    kept = [_name(name) for name in names[:MAX_LISTED]]
-    if len(names) > MAX_LISTED:
-        kept.append(f"… {len(names) - MAX_LISTED} more")
-    return json.dumps(kept, ensure_ascii=False)
+def _bounded_text(key: str, value: str, limit: int, more: dict[str, str], sha256: dict[str, str]) -> str:
+    text = _cut(value, limit)
+    if text.endswith("…") and text != value:
+        more[key] = "cut"
+        sha256[key] = hashlib.sha256(_bytes(value)).hexdigest()
+    return f',"{key}":{_quote(text)}'
+
+
+_CLIENT_LINES = re.compile(rb"(?im)^kubectl-(command|session):[ \t]*([^\r\n]*?)[ \t]*\r?$")
+
+
+def _client_says(lines: bytes) -> tuple[str, bool]:
+    """Return what kubectl says of itself as a part of a line, and whether it is all there is."""
+    found: dict[str, str] = {}
+    whole = True
+    for name, value in _CLIENT_LINES.findall(lines):
+        said = value[: 2 * _CLIENT_LIMIT].decode("latin-1")
+        text = clean(said, _CLIENT_LIMIT)
+        whole = whole and text == escape(value.decode("latin-1")) and name.decode().lower() not in found
+        found.setdefault(name.decode().lower(), text)
+    return (f',"client_says":{json.dumps(found, ensure_ascii=False)}' if found else ""), whole
+
+
+_CLIENT_CUT = {"client_says": "cut or redacted"}
+
+
+def _client_text(lines: bytes) -> str:
+    """Return what kubectl says of itself, of a request that has no other of the rare fields."""
+    text, whole = _client_says(lines)
+    return text if whole else text + _missing_text(_CLIENT_CUT, {})
+
+
+def _missing_text(more: Mapping[str, str], sha256: Mapping[str, str]) -> str:
+    text = f',"more":{json.dumps(more, ensure_ascii=False)}' if more else ""
+    return text + f',"sha256":{json.dumps(sha256)}' if sha256 else text
+
+
+_cached_client_text = lru_cache(maxsize=512)(_client_text)
 
 
 def _who(session: str, user: str, groups: int, bound: str) -> str:
@@ -203,7 +310,7 @@ def _who(session: str, user: str, groups: int, bound: str) -> str:
 
 
 def _who_text(session: str, user: str, groups: int, bound: str) -> str:
-    return f',"session":{_quote(session)},"user":{_quote(_name(user))},"groups":{groups},"bound":"{bound}"'
+    return f',"session":{_quote(session)},"user":{_quote(_cut(user, FIELD_LIMIT))},"groups":{groups},"bound":"{bound}"'
 
 
 _cached_who = lru_cache(maxsize=1024)(_who_text)
@@ -215,7 +322,8 @@ def _quoted(text: str) -> str:
 
 
 def _quoted_name(name: str) -> str:
-    return _cached_name(name) if len(name) <= _MAX_CACHED_TEXT else _quote(_name(name))
+    """Return the name of an object as JSON: names are what a record is about, so they are never taken for secrets."""
+    return _cached_name(name) if len(name) <= _MAX_CACHED_TEXT else _quote(_cut(name, NAME_LIMIT))
 
 
 @lru_cache(maxsize=4096)
@@ -223,12 +331,18 @@ def _cached_text(text: str) -> str:
     return _quote(clean(text, FIELD_LIMIT))
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=4096)
 def _cached_name(name: str) -> str:
-    return _quote(_name(name))
+    return _quote(_cut(name, NAME_LIMIT))
 
 
-def _name(name: str) -> str:
-    """Return an identity name; whole ones are the point of an audit log, so they are escaped and cut but never taken
-    for secrets."""
-    return escape(name[:FIELD_LIMIT])
+def _cut(text: str, limit: int) -> str:
+    """Return a text on one line in at most `limit` bytes of UTF-8; one that was cut ends with `…`."""
+    escaped = escape(text[:limit])
+    if len(text) <= limit and _size(escaped) <= limit:
+        return escaped
+    return escaped.encode()[: max(0, limit - 3)].decode("utf-8", "ignore") + "…"
+
+
+def _size(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())

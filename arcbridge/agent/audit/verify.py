@@ -20,10 +20,13 @@ from typing import IO, cast
 
 from arcbridge.agent.audit.chain import NONE, Head, SealedLine, find_sealed, read_line
 from arcbridge.errors import ConfigError
+from arcbridge.observe.foreign_text import clean
 from arcbridge.untrusted_json import read_json
 
 MAX_LINE = 1 << 20
 """Bytes of a line that is looked at; the agent's own have some kilobytes."""
+MAX_USERS = 1000
+"""Users whose records that were left out are counted one by one; those of all others are counted together."""
 RECENT = 4096
 """Records of each chain whose place is remembered, to say of one that is there twice where it was first."""
 
@@ -182,6 +185,8 @@ class _Check:
         self._began = began
         """The time of the first record in all files."""
         self._last_file = ""
+        self._left_out: dict[str, tuple[int, int]] = {}
+        """Records that the agent left out on purpose, and their bytes, by user."""
 
     def read(self, path: Path) -> None:
         """Take in one file."""
@@ -213,6 +218,11 @@ class _Check:
                 self._missing(state.id, gap.first, gap.last, gap.place)
             self._check_start(state)
         self._check_anchors()
+        self.report.notes += [
+            f"{records} records ({size} bytes) of {user} are left out on purpose: that user was over "
+            "limits.audit_bytes_per_second; nothing that changes something is among them"
+            for user, (records, size) in self._left_out.items()
+        ]
         self.report.findings.sort(key=lambda one: (one.place.file, one.place.line))
         self.report.chains = [
             {
@@ -236,6 +246,8 @@ class _Check:
         if fields.get("event") == "audit-lost":
             text = f"the agent could not write {fields.get('records')} records before this one"
             self._add(LOST, place, head, text)
+        elif fields.get("event") == "audit-left-out":
+            self._count_left_out(fields)
         if state is None:
             self._chains[head.chain] = state = _ChainState(head.chain, head.sequence, head, place)
             state.start = place
@@ -260,6 +272,14 @@ class _Check:
         state.recent[head.sequence] = (head.hash, place)
         if len(state.recent) > RECENT:
             state.recent.popitem(last=False)
+
+    def _count_left_out(self, fields: dict[str, object]) -> None:
+        user = clean(str(fields.get("user")), 200)
+        if user not in self._left_out and len(self._left_out) >= MAX_USERS:
+            user = "other users"
+        records, size = self._left_out.get(user, (0, 0))
+        more = [value if isinstance(value, int) else 0 for value in (fields.get("records"), fields.get("bytes"))]
+        self._left_out[user] = records + more[0], size + more[1]
 
     def _begins(self, state: _ChainState, fields: dict[str, object]) -> None:
         state.cause = str(fields.get("cause"))

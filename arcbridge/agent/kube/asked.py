@@ -1,39 +1,33 @@
 """What a request asks for beyond verb and resource, as its audit record has it: from the target alone.
 
-A command and a container for exec and attach, ports where port-forward names them in its query, and whether the record
-`begun` stands before the request's first byte. It reads no body and decides no access. Invariant: no value of a query
-gets into a record unless it is one of those named here.
+A command and a container for exec and attach, also where they go to a kubelet through `proxy`, the path behind `proxy`,
+ports where port-forward names them in its query, and whether the record `begun` stands before the request's first byte.
+It reads no body and decides no access. Invariants: no value of a query gets into a record unless it is one of those
+named here; where a record has less than the target, it says so and has the target's SHA-256.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from urllib.parse import unquote_plus
+from urllib.parse import unquote_plus, unquote_to_bytes
 
 from arcbridge.agent.audit.record import Value, asked_text
+from arcbridge.agent.kube.command_line import left_out, recorded_command
 from arcbridge.agent.kube.framing import check_target
 from arcbridge.agent.kube.request_info import RequestInfo, request_info
 from arcbridge.agent.kube.seats import LONG_RUNNING_SUBRESOURCES, LONG_RUNNING_VERBS
-from arcbridge.observe.foreign_text import REDACTED
 
 MAX_CACHED_TARGET = 512
 """Characters of a target whose meaning is remembered."""
-MAX_FIELDS = 256
-"""Fields of a query that are looked at for a command line."""
 
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 _LONG_SUBRESOURCES = LONG_RUNNING_SUBRESOURCES - {"log"}  # a log that is not followed is a plain read
 _TRUE = frozenset({"", "1", "t", "true"})
-
-_SECRET_WORD = r"[\w.-]*(?:token|secret|passw(?:or)?d|pwd|credential|private[_-]?key|api[_-]?key|authorization)s?"
-# `--password=x`, `PASSWORD=x`, `password: x`, also within a script that is one argument.
-_SECRET_VALUE = re.compile(
-    rf"(?i)((?:^|[\s;&|('\"])-{{0,2}}{_SECRET_WORD}\s*[=:]\s*)(?:'[^']*'|\"[^\"]*\"|[^\s;&|'\"]+)"
-)
-_SECRET_FLAG = re.compile(rf"(?i)--?{_SECRET_WORD}")
-_SECRET_FLAG_INSIDE = re.compile(rf"(?i)((?:^|\s)--{_SECRET_WORD}\s+)[^\s;&|]+")
+_KUBELET_COMMANDS = frozenset({"exec", "run", "attach"})
+"""First segments of the kubelet's paths that take a command: https://git.k8s.io/kubernetes/pkg/kubelet/server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +52,10 @@ def _read(method: str, target: str, upgrade: bool) -> Asked:
     check_target(target)
     info = request_info(method, target, upgrade=upgrade)
     where = (info.namespace, info.name, info.path_class)
-    text = asked_text(info.verb, info.group, info.resource, info.subresource, *where) + ',"cut":true' * info.cut
-    return Asked(info, text, _begins(method, target, info, upgrade), info.subresource in _LONG_SUBRESOURCES)
+    text = asked_text(info.verb, info.group, info.resource, info.subresource, *where)
+    detailed = info.subresource in _LONG_SUBRESOURCES or info.verb in ("deletecollection", "proxy")
+    detailed = detailed or info.cut or info.path_class == "other"
+    return Asked(info, text, _begins(method, target, info, upgrade), detailed)
 
 
 _cached = lru_cache(maxsize=1024)(_read)
@@ -69,52 +65,76 @@ def _begins(method: str, target: str, info: RequestInfo, upgrade: bool) -> bool:
     """Tell whether a request lasts or may change something: a kill of the agent must not take its only record."""
     if upgrade or method not in _READS or info.verb in LONG_RUNNING_VERBS or info.subresource in _LONG_SUBRESOURCES:
         return True
-    return info.subresource == "log" and any(value.lower() in _TRUE for value in _values(target, "follow"))
+    return info.subresource == "log" and any(value.lower() in _TRUE for value in query_values(target, "follow"))
 
 
 def query_details(info: RequestInfo, target: str, *, commands: bool) -> dict[str, Value] | None:
-    """Return what exec, attach and port-forward ask for in their query; None where that is nothing.
+    """Return what a target asks for beyond the fields of `info`, and what of the target is in no field; None where that
+    is nothing.
 
-    Ports are there only where the client names them: kubectl does so in frames behind the 101, which are not read.
+    Ports are there only where the client names them in its query: of streams behind a 101 see `port_forward`.
     """
     found: dict[str, Value] = {}
-    if info.subresource in ("exec", "attach"):
-        for container in _values(target, "container")[:1]:
-            found["container"] = container
-        command = _values(target, "command")
-        if command and commands:
-            found["command"] = redacted_command(command)
-        for key in ("stdin", "tty"):
-            if any(value.lower() in _TRUE for value in _values(target, key)[:1]):
-                found[key] = True
+    more: dict[str, str] = {}
+    takes_command = info.subresource in ("exec", "attach")
+    if info.proxy_path:
+        found["proxy_path"] = info.proxy_path
+        takes_command = info.proxy_path.split("/", 2)[1].lower() in _KUBELET_COMMANDS
+    if takes_command:
+        _add_command(found, target, commands=commands)
     elif info.subresource == "portforward":
-        ports = _values(target, "ports")
+        ports = query_values(target, "ports")
         if ports:
             found["ports"] = ports
-    return found or None
+    query = target.partition("?")[2]
+    if query and (info.proxy_path or info.verb == "deletecollection"):
+        more["query"] = f"{query.count('&') + 1} fields"
+    if info.cut or info.path_class == "other":
+        more["path"] = "cut" if info.cut else "its class only"
+    if not more:
+        return found or None
+    missing, hashes = found.get("more"), found.get("sha256")
+    found["more"] = {**(missing if isinstance(missing, dict) else {}), **more}
+    if commands or not takes_command:  # else the hash of a short command would let it be guessed
+        digest = hashlib.sha256(target.encode()).hexdigest()
+        found["sha256"] = {**(hashes if isinstance(hashes, dict) else {}), "target": digest}
+    return found
 
 
-def redacted_command(command: list[str]) -> list[str]:
-    """Return a command line whose arguments that look like secrets by their name (`--token x`, `PASSWORD=x`) are
-    redacted."""
-    out: list[str] = []
-    secret_next = False
-    for word in command:
-        if secret_next and not word.startswith("-"):
-            out.append(REDACTED)
-            secret_next = False
-            continue
-        secret_next = _SECRET_FLAG.fullmatch(word) is not None
-        text = _SECRET_VALUE.sub(rf"\g<1>{REDACTED}", word[:8192])
-        out.append(_SECRET_FLAG_INSIDE.sub(rf"\g<1>{REDACTED}", text))
-    return out
+def _add_command(found: dict[str, Value], target: str, *, commands: bool) -> None:
+    """Add what a query says of a command."""
+    for container in query_values(target, "container")[:1]:
+        found["container"] = container
+    command = query_values(target, "command", "cmd")  # `cmd`: what the kubelet's `run` takes
+    if command:
+        found |= recorded_command(command) if commands else left_out(command)
+    for key, names in _SWITCHES.items():
+        if any(value.lower() in _TRUE for value in query_values(target, *names)[:1]):
+            found[key] = True
 
 
-def _values(target: str, wanted: str) -> list[str]:
-    """Return the values of a field of the query, in order, read as the API server reads them."""
+_SWITCHES = {"stdin": ("stdin", "input"), "tty": ("tty",)}
+_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+
+
+def query_values(target: str, *names: str) -> list[str]:
+    """Return the values of a field of the query, in order, read as the API server reads them: Go's `url.ParseQuery`
+    leaves out fields with a semicolon or a malformed escape, and knows no most number of fields.
+
+    Bytes that are not UTF-8 are read with `surrogateescape`, so that a hash can be over what came.
+    """
     values = []
-    for field in target.partition("?")[2].split("&", MAX_FIELDS)[:MAX_FIELDS]:
-        key, _, value = field.partition("=")
-        if ";" not in field and (key == wanted or ("%" in key and unquote_plus(key) == wanted)):
-            values.append(unquote_plus(value))
+    for found in _field_pattern(names).finditer(target.partition("?")[2]):
+        key, value = found[1], found[2] or ""
+        if ";" in found[0] or ("%" in found[0] and _BAD_ESCAPE.search(found[0])):
+            continue
+        if "%" in key and unquote_plus(key) not in names:
+            continue
+        values.append(unquote_to_bytes(value.replace("+", " ")).decode("utf-8", "surrogateescape"))
     return values
+
+
+@lru_cache
+def _field_pattern(names: tuple[str, ...]) -> re.Pattern[str]:
+    """Return what finds the fields of these names, and those whose names are escaped, in a query."""
+    return re.compile(rf"(?:^|&)({'|'.join(names)}|[^&=]*%[^&=]*)(?:=([^&]*))?(?=&|\Z)")

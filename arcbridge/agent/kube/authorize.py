@@ -325,6 +325,7 @@ class Authorizer:
             groups=len(caller.identity.groups),
             bound=caller.bound,
             method=method,
+            budget=caller.account.audit,
         )
 
     def refuse(self, stream: StreamContext, record: AuditRecord, refusal: RequestRefusal) -> None:
@@ -371,6 +372,8 @@ class Authorizer:
         wanted = self._read(head, record)
         if refusal := self._audit.refusal():
             raise RequestRefusal(503, refusal)
+        if (wanted.begins or self._audit.refuses) and caller.account.audit.is_spent(record.started):
+            raise self._too_much(stream, record, Limit.AUDIT_BYTES)  # nothing that must be recorded goes on without
         if caller.token_mode:
             own, lines = False, _serialised(self._own_token(caller, head, record))
         elif head.plain is not None:
@@ -428,6 +431,11 @@ class Authorizer:
         record.details = details
         if refusal := await self._audit.detailed(record):
             raise RequestRefusal(503, refusal)
+
+    def note_details(self, record: AuditRecord, details: dict[str, Value]) -> None:
+        """Write what a running stream has asked for, without keeping it waiting."""
+        record.details = details
+        self._audit.detail(record, lambda _: None)
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
@@ -488,6 +496,9 @@ class Authorizer:
         if head.plain is None:
             check_names(head.fields)
             upgrade_asked = asks_upgrade(head.fields)
+            record.client = _client_lines(head.fields)
+        elif b"Kubectl-" in head.plain:  # as kubectl writes it: it is looked for in every plain request
+            record.client = head.plain
         wanted = asked(head.method, head.target, upgrade_asked)
         info = wanted.info
         record.verb, record.group, record.resource = info.verb, info.group, info.resource
@@ -533,6 +544,12 @@ class Authorizer:
         if approval is None or approval.identity is not identity or approval.subject != other:
             raise ReviewNeeded(identity, other)
         return Subject(other.user, other.uid, other.groups, (*other.extra, (ORIGINAL_USER, identity.username)))
+
+
+def _client_lines(fields: RawHeaders) -> bytes:
+    """Return the header lines in which kubectl says what it does; empty where there are none."""
+    lines = [b"%b: %b\r\n" % field for field in fields if field[0][:8].lower() == b"kubectl-"]
+    return b"".join(lines)
 
 
 def _serialised(headers: Headers) -> bytes:

@@ -11,13 +11,14 @@ namespaces and paths, added capabilities, HostProcess).
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from arcbridge.agent.audit.record import MAX_LISTED, Excerpt, Value
-from arcbridge.agent.kube.asked import redacted_command
+from arcbridge.agent.kube.command_line import left_out, recorded_command
 from arcbridge.agent.kube.impersonation import RawHeaders
 from arcbridge.agent.kube.request_info import RequestInfo, cut
 from arcbridge.wire.backlog import Backlog
@@ -104,7 +105,11 @@ def pod_details(body: bytes, content_type: str, *, commands: bool) -> dict[str, 
     found = _Found(commands)
     for value in _patched(document) if content_type == "application/json-patch+json" else [document]:
         found.look(value)
-    return found.details()
+    details = found.details()
+    if found.is_excerpt():  # what was cut and counted has no hash of its own
+        hashes = details.get("sha256")
+        details["sha256"] = {**(hashes if isinstance(hashes, dict) else {}), "body": hashlib.sha256(body).hexdigest()}
+    return details
 
 
 class _Object(list[tuple[str, Any]]):
@@ -194,8 +199,6 @@ class _Found:
                     _extend(wanted[key], [cut(item)])
 
     def details(self) -> dict[str, Value]:
-        command = Excerpt(redacted_command(self.command) if self.commands else [])
-        command.more = self.command.more
         privileges = Excerpt(self.privileges)
         privileges.more = self.more
         details: dict[str, Value] = {}
@@ -204,11 +207,19 @@ class _Found:
             ("ephemeral_containers", self.names),
             ("images", self.images),
             ("target_containers", self.beside),
-            ("command", command),
         ):
             if values:
                 details[key] = values
+        if self.command:
+            details |= recorded_command(self.command) if self.commands else left_out(self.command)
         return details
+
+    def is_excerpt(self) -> bool:
+        """Return whether something was cut, or counted and not kept."""
+        lists = (self.names, self.images, self.command, self.beside)
+        if self.more or any(one.more for one in lists):
+            return True
+        return any(value.endswith("…") or "… " in value for value in (*self.privileges, *self.names, *self.images))
 
 
 def _extend(excerpt: Excerpt, values: Iterable[str]) -> None:

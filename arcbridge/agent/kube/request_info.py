@@ -32,6 +32,8 @@ class RequestInfo:
     namespace: str = ""
     name: str = ""
     path_class: str = ""
+    proxy_path: str = ""
+    """What stands behind `proxy`, and goes to a node, a pod or a service: with a slash before it, unescaped."""
     cut: bool = False
     """Whether a field of the path was longer than MAX_SEGMENT, and ends with `…`."""
 
@@ -68,11 +70,13 @@ def request_info(method: str, target: str, *, upgrade: bool = False) -> RequestI
             verb = "list"
     if upgrade and verb == "get":
         verb = "create"
+    proxied = rest[2:] if verb == "proxy" else rest[3:] if subresource == "proxy" else []
+    behind = "".join([f"/{segment}" for segment in proxied])
     long = max(map(len, (group, version, resource, subresource, namespace, name))) > MAX_SEGMENT
     if long:
         group, version, resource = cut(group), cut(version), cut(resource)
         subresource, namespace, name = cut(subresource), cut(namespace), cut(name)
-    return RequestInfo(verb, group, version, resource, subresource, namespace, name, cut=long)
+    return RequestInfo(verb, group, version, resource, subresource, namespace, name, proxy_path=behind, cut=long)
 
 
 def cut(segment: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from arcbridge.agent.audit import AuditLog, AuditRecord, writer
 from arcbridge.agent.audit import log as module
+from arcbridge.agent.audit.budget import AuditBudget
 from arcbridge.agent.audit.verify import verify
 from arcbridge.errors import ConfigError
 
@@ -130,3 +132,58 @@ async def test_a_loop_that_has_ended_is_not_called(tmp_path: Path) -> None:
     waiting.decide("")
     waiting.decide("")
     assert told == [""], "once"
+
+
+def limited(user: str = "alice") -> AuditBudget:
+    """A budget for one record, about."""
+    budget = AuditBudget(user)
+    budget.change(0.0, 20)
+    return budget
+
+
+def events(path: Path) -> list[tuple[object, ...]]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [(one["event"], one.get("stage") or one.get("records")) for one in lines if one["event"] != "chain"]
+
+
+async def test_a27_records_that_are_left_out_are_counted_in_the_chain(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    log, budget = AuditLog(str(path)), limited()
+    one = AuditRecord("r", "s", user="alice", budget=budget)
+    for _ in range(10):
+        log.write(one)
+    assert log.left_out == 10
+    other = AuditRecord("r", "s", user="bob", budget=limited("bob"))
+    assert await log.begun(other) == ""
+    assert await log.begun(one) == "", "whether it may go on is decided elsewhere"
+    log.write(one)
+    log.close()
+    expected = [("audit", "begun"), ("audit-left-out", 10), ("audit", "begun"), ("audit", "ended"), ("chain-end", None)]
+    assert events(path) == expected
+    report = verify([path])
+    assert report.ok
+    assert ["10 records" in note and "of alice are left out" in note for note in report.notes] == [True]
+
+
+async def test_a27_each_minute_and_at_the_end_they_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LEFT_OUT_INTERVAL", 0.01)
+    path = tmp_path / "audit.jsonl"
+    log = AuditLog(str(path))
+    log.write(AuditRecord("r", "s", user="alice", budget=limited()))
+    async with asyncio.timeout(10):
+        while ("audit-left-out", 1) not in events(path):
+            await asyncio.sleep(0.01)
+    monkeypatch.setattr(module, "LEFT_OUT_INTERVAL", 3600)
+    log.write(AuditRecord("r", "s", user="bob", budget=limited("bob")))
+    log.close()
+    assert events(path)[1:] == [("audit-left-out", 1), ("chain-end", None)]
+
+
+async def test_a27_where_nothing_goes_on_unrecorded_reads_are_owed(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    log, budget = AuditLog(str(path), on_failure="refuse"), limited()
+    for _ in range(3):
+        log.write(AuditRecord("r", "s", budget=budget))
+    log.close()
+    assert events(path)[:-1] == [("audit", "complete")] * 3
+    assert budget.is_spent(0.0)

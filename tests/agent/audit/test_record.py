@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from datetime import UTC, datetime
 
@@ -10,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from arcbridge.agent.audit import record as record_module
-from arcbridge.agent.audit.record import MAX_LISTED, AuditRecord, asked_text, timestamp
+from arcbridge.agent.audit.record import MAX_LISTED, AuditRecord, Value, asked_text, timestamp, words_sha256
 from arcbridge.observe.foreign_text import clean, escape
 
 
@@ -21,7 +22,7 @@ def test_o2_names_cannot_break_a_line() -> None:
         details={"command": [evil] * 100, "container": evil},
     )  # fmt: skip
     for text in (record.line(1.0), record.begun_line(), record.details_line()):
-        assert len(text) < 96 * 1024
+        assert len(text.encode()) < 16 * 1024
         json.loads(text)
         assert not {"\n", "\r", "\x1b", "\u2028"} & set(text)
 
@@ -43,8 +44,8 @@ _TEXTS = (
 
 
 @given(
-    texts=st.fixed_dictionaries({key: st.text(st.characters(), max_size=200) for key in _TEXTS}),
-    names=st.tuples(st.text(max_size=200), st.text(max_size=200)),
+    texts=st.fixed_dictionaries({key: st.text(st.characters(), max_size=40) for key in _TEXTS}),
+    names=st.tuples(st.text(max_size=100), st.text(max_size=100)),
     numbers=st.tuples(*[st.integers(0, 2**53)] * 4),
     command=st.lists(st.text(max_size=40), max_size=5),
 )
@@ -66,8 +67,9 @@ def test_o2_a_line_is_json_that_says_what_the_record_says(
     asked = {
         "request": "s-1-1", "session": "s", "user": escape(names[0]), "groups": groups, "bound": "none",
         **({"as": escape(names[1])} if names[1] else {}),
-        **{key: clean(text) for key, text in texts.items() if text and key not in ("reason", "limit")},
-        **({"command": [clean(word) for word in command], "tty": True} if command else {}),
+        **{key: escape(text) for key, text in texts.items() if text and key not in ("reason", "limit", "upgrade")},
+        **({"upgrade": clean(texts["upgrade"])} if texts["upgrade"] else {}),
+        **({"command": [escape(word) for word in command], "tty": True} if command else {}),
     }  # fmt: skip
     assert found == {
         "event": "audit", "stage": "complete", **asked,
@@ -104,18 +106,66 @@ def test_groups_of_as_are_names_and_bounded() -> None:
     found = json.loads(record.line(1.0))
     assert found["as"] == ""
     assert found["as_groups"][:2] == ["system:masters", token_like]
-    assert len(found["as_groups"]) == MAX_LISTED + 1
-    assert found["as_groups"][-1] == f"… {502 - MAX_LISTED} more"
+    assert len(found["as_groups"]) == MAX_LISTED
+    assert found["more"] == {"as_groups": f"{502 - MAX_LISTED} left out"}
+    assert found["sha256"] == {"as_groups": words_sha256(record.as_groups)}
 
 
-def test_lists_are_bounded_and_cleaned() -> None:
-    secret = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl"
-    record = AuditRecord("r", "s", details={"command": ["curl", secret, *["x" * 100] * 500], "ports": "1"})
-    found = json.loads(record.begun_line())
-    assert found["command"][:2] == ["curl", "[redacted]"]
-    assert found["command"][-1].startswith("… ")
-    assert len(json.dumps(found)) < 4096
+def written(details: dict[str, Value]) -> dict[str, object]:
+    line = AuditRecord("r", "s", details=details).begun_line()
+    assert len(line.encode()) < 12 * 1024
+    found = json.loads(line)
+    for key in ("ts", "event", "stage", "request", "session", "user", "groups", "bound"):
+        del found[key]
+    return found
+
+
+def test_a21_what_does_not_fit_into_a_list_is_counted_and_hashed() -> None:
+    words = ["x" * 2000, *["y" * 100] * 500]
+    found = written({"images": words, "ports": "1"})
+    assert found["images"] == ["x" * 1021 + "…", *["y" * 100] * 10, "y" * 10 + "…"]
+    assert found["more"] == {"images": "2 cut, 489 left out"}
+    assert found["sha256"] == {"images": hashlib.sha256(b"".join(word.encode() + b"\0" for word in words)).hexdigest()}
     assert found["ports"] == "1"
+    assert "more" not in written({"images": ["a"] * MAX_LISTED})
+
+
+def test_a21_the_lists_of_a_record_are_bounded_together() -> None:
+    found = written({key: ["\x1b" * 1000] * 50 for key in ("privileged", "images", "command", "target_containers")})
+    assert set(found["more"]) == {"privileged", "images", "command", "target_containers"}  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    "name", ["worker-1." + "a" * 32, "eyJhbGciOiJIUzI1NiJ9", "A1b2C3d4" * 8, "bearer abcdefghijklmnop"]
+)
+def test_a23_names_of_objects_are_never_taken_for_secrets(name: str) -> None:
+    keys = ("group", "resource", "namespace", "name", "target", "method", "verb")
+    found = json.loads(
+        AuditRecord("r", "s", user=name, details={"container": name}, **dict.fromkeys(keys, name)).line(1.0)
+    )
+    assert {found[key] for key in (*keys, "user", "container")} == {name}
+
+
+def test_a23_names_are_cut_with_a_mark() -> None:
+    found = json.loads(AuditRecord("r", "s", name="n" * 254, namespace="é" * 200, user="u" * 2000).line(1.0))
+    assert found["name"] == "n" * 250 + "…"
+    assert found["namespace"] == "é" * 125 + "…"
+    assert found["user"] == "u" * 1021 + "…"
+    assert json.loads(AuditRecord("r", "s", name="n" * 253).line(1.0))["name"] == "n" * 253
+
+
+def test_a25_kubectls_own_words_are_marked_as_such() -> None:
+    lines = b"Accept: x\r\nKubectl-Command: kubectl get\r\nX: y\r\nKubectl-Session: 5f2c\r\nX-Kubectl-Command: z\r\n"
+    found = json.loads(AuditRecord("r", "s", client=lines).line(1.0))
+    assert found["client_says"] == {"command": "kubectl get", "session": "5f2c"}
+    assert "more" not in found
+    evil = b"Kubectl-Command: \x1b[2J\xff" + b"x" * 5000 + b"\r\nKubectl-Session: eyJhbGciOiJIUzI1NiJ9.e30.c2ln\r\n"
+    found = json.loads(AuditRecord("r", "s", client=evil).line(1.0))
+    assert found["client_says"]["command"].startswith("\\x1b[2J\\xff") or "ÿ" in found["client_says"]["command"]
+    assert len(found["client_says"]["command"].encode()) <= 128
+    assert found["client_says"]["session"] == "[redacted]"
+    assert found["more"] == {"client_says": "cut or redacted"}
+    assert "client_says" not in json.loads(AuditRecord("r", "s", client=b"X: Kubectl-Command: y\r\n").line(1.0))
 
 
 def test_times_are_of_now() -> None:
@@ -141,4 +191,4 @@ def test_h20_what_two_records_of_a_request_share_is_cleaned_once(monkeypatch: py
     assert {**ended, **begun} == {**begun, **ended, "ts": begun["ts"], "stage": "begun"}
     record.details = {"privileged": ["z"]}  # of its body, later
     assert json.loads(record.line(record.started))["privileged"] == ["z"]
-    assert len(cleaned) == 5
+    assert len(cleaned) == 7, "all of the rest once more"

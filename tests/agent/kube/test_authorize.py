@@ -160,6 +160,39 @@ async def test_l21_requests_of_both_entrances_draw_on_one_allowance(desk: Desk) 
     assert (desk.authorizer.stats.requests, desk.authorizer.stats.refused) == (6, 2)
 
 
+async def test_a27_over_the_bytes_of_records_what_must_be_recorded_is_refused(desk: Desk) -> None:
+    """A read goes on, and its record may be left out; with `refuse` nothing goes on."""
+    caller = limited(audit_bytes_per_second=16 * 1024)
+    desk.stream = StreamContext(caller, 1)
+    desk.now = 1000.0
+    caller.account.audit.change(1000.0, 16 * 1024)
+    desk.plan(plain(target="/api/v1/pods?watch=1"))
+    caller.account.audit.charge("x" * 20 * 16 * 1024, 1000.0)
+    for head in (plain(target="/api/v1/pods?watch=1"), parsed(method="DELETE"), parsed(method="POST")):
+        with pytest.raises(RequestRefusal, match=r"fill more than the 16 KiB a second of the audit log") as caught:
+            desk.plan(head)
+        assert (caught.value.status_code, caught.value.retry_after) == (429, 1)
+    desk.plan(plain())
+    assert caller.account.in_flight == 0, "what is refused holds nothing"
+    assert [record.limit for record in desk.audit.kept] == ["", "audit_bytes", ""]
+    desk.audit.refuses = True
+    with pytest.raises(RequestRefusal, match="audit log"):
+        desk.plan(plain())
+
+
+@pytest.mark.parametrize("head", ["plain", "parsed"])
+async def test_a25_kubectls_own_words_are_in_the_record(desk: Desk, head: str) -> None:
+    said = (b"Kubectl-Command", b"kubectl get"), (b"Kubectl-Session", b"5f2c")
+    if head == "plain":
+        lines = b"".join(b"%b: %b\r\n" % field for field in said)
+        made = RequestHead("GET", "/api/v1/pods", plain=b"Accept: x\r\n" + lines)
+    else:
+        made = parsed(*said)
+    desk.plan(made)
+    (record,) = desk.audit.kept
+    assert '"client_says":{"command": "kubectl get", "session": "5f2c"}' in record.line(1.0)
+
+
 async def test_a12_a_request_that_has_begun_has_its_end_whatever_came_of_it(desk: Desk) -> None:
     """A burst of refusals leaves one record, but what has a record `begun` is not left open."""
     stream = StreamContext(limited(), 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tracemalloc
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcbridge.agent.audit.record import MAX_LISTED, bounded
+from arcbridge.agent.audit.record import MAX_LISTED, AuditRecord
 from arcbridge.agent.kube.asked import asked
 from arcbridge.agent.kube.pod_body import MAX_BODY, Inspection, is_inspected, pod_details
 from arcbridge.agent.kube.request_info import MAX_SEGMENT
@@ -89,6 +90,7 @@ def test_a16_privileges() -> None:
 def test_a16_ephemeral_containers() -> None:
     assert details(DEBUG, "application/strategic-merge-patch+json") == DEBUGGED
     without = {key: value for key, value in DEBUGGED.items() if key != "command"}
+    without["more"] = {"command": "3 left out by audit.commands"}
     assert details(DEBUG, commands=False) == without
 
 
@@ -214,9 +216,8 @@ def peak(body: bytes, content_type: str) -> int:
     pod_details(b"{}", content_type, commands=True)
     tracemalloc.start()
     try:
-        for value in pod_details(body, content_type, commands=True).values():
-            if isinstance(value, list):
-                bounded(value)
+        found = pod_details(body, content_type, commands=True)
+        AuditRecord("r", "s", details=found).details_line()
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -258,13 +259,17 @@ def test_h21_what_is_left_out_is_counted() -> None:
     found = details({"name": "n" * 1000, "capabilities": {"add": [*added, *added[:10]]}})["privileged"]
     assert len(found) == MAX_LISTED
     assert (found[0], found.more) == (f"capability C0 {'n' * (MAX_SEGMENT - 1)}…", 200 - MAX_LISTED)
-    written = bounded(found)
-    assert written[-1] == f"… {200 - len(written) + 1} more"
+    written = json.loads(AuditRecord("r", "s", details={"privileged": found}).details_line())
+    kept = len(written["privileged"])
+    assert written["more"] == {"privileged": f"{kept} cut, {200 - kept} left out"}
+    assert "sha256" not in written, "that of the body is given with it"
     several = {"ephemeralContainers": [{"name": f"c{n}", "image": "i" * 1000, "command": ["a"]} for n in range(100)]}
     found = details(several)
-    assert {key: (len(value), value.more) for key, value in found.items()} == {
-        key: (MAX_LISTED, 100 - MAX_LISTED) for key in ("ephemeral_containers", "images", "command")
+    assert {key: (len(found[key]), found[key].more) for key in ("ephemeral_containers", "images")} == {
+        key: (MAX_LISTED, 100 - MAX_LISTED) for key in ("ephemeral_containers", "images")
     }
+    assert (found["command"], found["more"]) == (["a"] * MAX_LISTED, {"command": f"{100 - MAX_LISTED} left out"})
+    assert found["sha256"] == {"body": hashlib.sha256(json.dumps(several).encode()).hexdigest()}
     assert found["images"][0] == "i" * (MAX_SEGMENT - 1) + "…"
 
 
