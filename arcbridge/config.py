@@ -251,6 +251,7 @@ class LimitsOverrideConfig:
     apiserver_seats: int | None = None
     connects_per_second: int | None = None
     waiting_bytes: int | None = None
+    loop_share: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +281,8 @@ class AgentLimitsConfig:
     """Connections to the API server, after a burst of four times as many; further ones wait for their turn."""
     waiting_bytes: int = 64 * 1024**2
     """Bytes that wait towards the user; above it the API server is read in small portions and no further."""
+    loop_share: int = 50
+    """Per cent of the event loop's time while others wait; a user above it is slowed down, and then refused."""
     agent_connects_per_second: int = 200
     """Connections to the API server of all users together, after a burst of twice as many; 0: no limit."""
     agent_waiting_bytes: int = 256 * 1024**2

@@ -22,6 +22,7 @@ from arcbridge.wire.session import Session
 from arcbridge.wire.stream import ReceiveState, SendState, Stream
 
 if TYPE_CHECKING:
+    from arcbridge.loop_shares import LoopTime
     from arcbridge.mux.session import MuxSession
 
 WRITE_HIGH = 256 * 1024
@@ -176,7 +177,7 @@ class StreamTransport(asyncio.Transport):
             self.abort(ResetCode.INTERNAL)
             raise
         if late:
-            self._session._loop.call_soon(self._tell_lost)
+            self._session._loop.call_soon(self._session.charge, self._tell_lost)
         self._schedule_reader()
 
     def close(self) -> None:
@@ -256,6 +257,11 @@ class StreamTransport(asyncio.Transport):
     def backlog(self) -> Backlog:
         """That of the session, in which what waits in the stream counts."""
         return self._backlog
+
+    @property
+    def payer(self) -> LoopTime | None:
+        """To whom the loop's work for the stream is charged."""
+        return self._session.payer
 
     @property
     def portion(self) -> int:
@@ -387,7 +393,7 @@ class StreamTransport(asyncio.Transport):
     def _schedule_reader(self) -> None:
         if not self._reader_scheduled and (self._stream.inbox or self._eof_due) and self._protocol is not None:
             self._reader_scheduled = True
-            self._session._loop.call_soon(self._drain_inbox)
+            self._session._loop.call_soon(self._session.charge, self._drain_inbox)
 
     def _drain_inbox(self) -> None:
         """Deliver what waited, then the end of the peer's direction."""
@@ -476,7 +482,7 @@ class StreamTransport(asyncio.Transport):
             self._discard_input()
         self._session.stream_dropped(self._stream)
         if self._protocol is not None:
-            self._session._loop.call_soon(self._tell_lost)
+            self._session._loop.call_soon(self._session.charge, self._tell_lost)
 
     def _tell_lost(self) -> None:
         if self._protocol is not None:  # looked up now: it may have been changed meanwhile

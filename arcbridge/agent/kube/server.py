@@ -14,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
@@ -70,7 +71,7 @@ class KubeServer(web.Server):
 
     def __init__(
         self,
-        handler: Callable[[KubeProtocol, web.BaseRequest], Awaitable[web.StreamResponse]],
+        handler: Callable[[KubeProtocol, web.BaseRequest], Coroutine[Any, Any, web.StreamResponse]],
         refused: Callable[[StreamContext, RequestRefusal], None],
         connected_since: Callable[[StreamContext], float],
     ) -> None:
@@ -90,7 +91,8 @@ class KubeServer(web.Server):
 async def _dispatch(request: web.BaseRequest) -> web.StreamResponse:
     protocol = request.protocol
     assert isinstance(protocol, KubeProtocol)
-    return await protocol.server.handler(protocol, request)
+    handling = protocol.server.handler(protocol, request)
+    return await protocol.context.caller.account.loop_time.steps(handling)
 
 
 class KubeProtocol(RequestHandler):
@@ -173,6 +175,10 @@ class KubeProtocol(RequestHandler):
         super().resume_writing()
         if self.exchange is not None:
             self.exchange.resume()
+
+    def start(self) -> Coroutine[Any, Any, None]:
+        """Return what aiohttp runs as the stream's task; each of its steps is charged to the user."""
+        return self.context.caller.account.loop_time.steps(super().start())
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_head_timer()
