@@ -23,8 +23,11 @@ RECENT: Final = 1.0
 """Seconds for which the loop counts as late, and another payer as one that waits."""
 LATE: Final = 0.02
 """Seconds of a callback, or of a turn of the loop, that keep others waiting noticeably. Bulk has turns of 1 to 3 ms."""
-LONG: Final = 0.001
-"""Seconds of a callback above which its CPU time counts: a machine that is busy with others must accuse nobody."""
+STOPPED: Final = 0.1
+"""Part of a late callback that its thread has to run for: else the machine or the process stood still, and that is
+nobody's doing. On a machine that is busy with others wall time counts: there is less of the loop to share."""
+LOOK: Final = 0.001
+"""Seconds until the loop is looked at: one turn of it, or less."""
 QUANTUM: Final = 0.005
 """Seconds of the loop that are added up before they are judged, so that a short callback costs two additions."""
 HEAVY: Final = 0.1
@@ -33,8 +36,8 @@ names of one, do not get two halves."""
 MAX_WAIT: Final = 5.0
 """Seconds that a payer is slowed down for at most; as much is owed at most: far below the 25 s after which the other
 end of a connection takes it for dead."""
-REFUSED_ABOVE: Final = 1.0
-"""Seconds of waiting owed above which new work is refused, and not only slowed down."""
+REFUSED_AFTER: Final = 5.0
+"""Seconds for which a payer was slowed down again and again, after which its new work is refused as well."""
 
 
 class LoopShares:
@@ -104,9 +107,11 @@ class LoopTime:
         "_on_over",
         "_others",
         "_others_at",
+        "_over_since",
         "_settle_at",
         "_settled",
         "_settled_at",
+        "held_until",
         "refused_until",
         "shares",
         "spent",
@@ -116,6 +121,8 @@ class LoopTime:
         self.shares = shares
         self.spent = 0.0
         """Seconds of the loop since the payer is known."""
+        self.held_until = 0.0
+        """Until when nothing is to be worked on, monotonic seconds."""
         self.refused_until = 0.0
         """Until when new work is refused, monotonic seconds."""
         self._on_over = on_over
@@ -127,6 +134,8 @@ class LoopTime:
         """When that was, monotonic seconds."""
         self._settle_at = QUANTUM
         """At what it is charged next."""
+        self._over_since = 0.0
+        """Since when it is slowed down again and again, monotonic seconds."""
         self._others = shares.total
         """Seconds that others had spent when they were found to spend last."""
         self._others_at = float("-inf")
@@ -134,7 +143,7 @@ class LoopTime:
     def set_share(self, now: float, share: float) -> None:
         """Let the payer take `share` of the loop (0 to 1) while others wait, from now on; 0: as much as it wants."""
         if not share:
-            self._bucket, self.refused_until = None, 0.0
+            self._bucket, self.held_until, self.refused_until = None, 0.0, 0.0
         elif self._bucket is None:
             self._bucket = TokenBucket(share * BURST, share)
         else:
@@ -164,10 +173,10 @@ class LoopTime:
         shares = self.shares
         cpu = shares.take_cpu()
         amount = self.spent - self._settled
-        if last > LONG:
-            amount -= max(0.0, last - cpu)
-            if last > LATE:
-                shares.note_late(now)
+        if last > LATE:
+            shares.note_late(now)
+            if cpu < last * STOPPED:
+                amount -= last - cpu
         is_heavy = amount > HEAVY * (now - self._settled_at)
         weight = shares.count_heavy(self, now) if is_heavy else 1
         self._settled, self._settled_at, self._settle_at = self.spent, now, self.spent + QUANTUM
@@ -185,8 +194,11 @@ class LoopTime:
         if wait > MAX_WAIT:
             bucket.give((wait - MAX_WAIT) * bucket.rate)
             wait = MAX_WAIT
-        if wait > REFUSED_ABOVE:
-            self.refused_until = now + wait
+        if now > self.held_until + RECENT:
+            self._over_since = now
+        self.held_until = now + wait
+        if now - self._over_since >= REFUSED_AFTER:
+            self.refused_until = self.held_until + RECENT
         self._on_over(wait)
 
 
@@ -226,8 +238,7 @@ class _ChargedSteps(Coroutine[Any, Any, T]):
 
 
 def _look_later(look: Callable[[float, float], None], now: float) -> None:
-    """Look after a millisecond, which is one turn of the loop or less."""
-    asyncio.get_running_loop().call_later(LONG, lambda: look(time.monotonic(), now + LONG))
+    asyncio.get_running_loop().call_later(LOOK, lambda: look(time.monotonic(), now + LOOK))
 
 
 __all__ = ["LoopShares", "LoopTime"]

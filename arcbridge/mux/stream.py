@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from arcbridge.errors import ArcbridgeError, StreamReset
@@ -397,6 +398,10 @@ class StreamTransport(asyncio.Transport):
 
     def _drain_inbox(self) -> None:
         """Deliver what waited, then the end of the peer's direction."""
+        payer = self._session.payer
+        if payer is not None and payer.held_until and (wait := payer.held_until - monotonic()) > 0.0:
+            self._session._loop.call_later(wait, self._session.charge, self._drain_inbox)
+            return
         self._reader_scheduled = False
         inbox = self._stream.inbox
         while inbox and self.is_reading():

@@ -14,7 +14,7 @@ from arcbridge.agent.accounts import Account, Accounts, Limit, check_limits
 from arcbridge.agent.kube import authorize, fast_path, upstream_pool
 from arcbridge.config import AgentLimitsConfig, LimitsOverrideConfig
 from arcbridge.errors import ConfigError
-from arcbridge.loop_shares import MAX_WAIT
+from arcbridge.loop_shares import MAX_WAIT, RECENT, REFUSED_AFTER
 from arcbridge.mux import splice
 from arcbridge.mux.session import MuxSession
 from arcbridge.wire.sender import Sender
@@ -100,10 +100,9 @@ async def test_what_an_upgraded_stream_brings_is_charged(tmp_path: Path, monkeyp
 
 
 def heavy(account: Account, other: Account, seconds: float) -> None:
-    """Let the loop work for both users, `seconds` for the first one, by a clock that is now."""
+    """Let the loop work for both users, `seconds` for the first one, by a clock that ends now."""
     shares = account.loop_time.shares
-    now = time.monotonic()
-    for _ in range(3):
+    for now in (time.monotonic() - REFUSED_AFTER, time.monotonic() - REFUSED_AFTER / 2, time.monotonic()):
         other.loop_time.charge(now, now - 0.001, shares.total)
         shares._cpu_mark -= seconds  # as if the thread had worked for so long
         account.loop_time.charge(now, now - seconds, shares.total)
@@ -134,7 +133,7 @@ async def test_all_sessions_of_a_user_over_the_share_stand_still_and_nobody_else
         assert alice.refuses_stream(time.monotonic(), plain=False) is None
         assert bob.admit_request(time.monotonic()) is None
         bob.end_request()
-        assert alice.admit_request(time.monotonic() + MAX_WAIT) is None
+        assert alice.admit_request(time.monotonic() + MAX_WAIT + RECENT) is None
         alice.end_request()
 
 
@@ -146,7 +145,7 @@ async def test_the_refusal_says_why_and_when_to_come_back(tmp_path: Path) -> Non
         answer = await bench.get(PODS)
         assert answer.status == 429
         assert "takes more than the 50 % of the agent's time" in answer.status_object["message"]
-        assert 1 <= int(answer.header("retry-after")[0]) <= MAX_WAIT
+        assert 1 <= int(answer.header("retry-after")[0]) <= MAX_WAIT + RECENT
         assert accounts.refusals[Limit.LOOP_SHARE] == 1
         assert accounts.loop.over > 0.0
         assert not bench.api.requests
