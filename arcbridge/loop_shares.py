@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any, Final, Self, TypeVar
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Hashable
+from typing import Any, Final, Generic, Self, TypeVar
 
 from arcbridge.limiters import TokenBucket
 
 T = TypeVar("T")
+Key = TypeVar("Key", bound=Hashable)
 
 BURST: Final = 2.0
 """Seconds of its share that a payer may take at once."""
@@ -202,6 +204,36 @@ class LoopTime:
         self._on_over(wait)
 
 
+class LoopTimes(Generic[Key]):
+    """The loop's time of many payers, by key; beyond `size` the one that was asked for longest ago is forgotten."""
+
+    __slots__ = ("_payers", "_share", "_size", "shares")
+
+    def __init__(self, share: float, *, size: int) -> None:
+        self.shares = LoopShares()
+        self._share = share
+        self._size = size
+        self._payers: OrderedDict[Key, LoopTime] = OrderedDict()
+
+    def of(self, key: Key, now: float) -> LoopTime:
+        """Return the payer of a key. Whoever gives it work asks for its `held_until`: nothing calls back."""
+        payer = self._payers.get(key)
+        if payer is None:
+            payer = self._payers[key] = LoopTime(self.shares, lambda seconds: None)
+            payer.set_share(now, self._share)
+            if len(self._payers) > self._size:
+                self._payers.popitem(last=False)
+        else:
+            self._payers.move_to_end(key)
+        return payer
+
+    def change(self, share: float, now: float) -> None:
+        """Let each payer take `share` of the loop from now on."""
+        self._share = share
+        for payer in self._payers.values():
+            payer.set_share(now, share)
+
+
 class _ChargedSteps(Coroutine[Any, Any, T]):
     """A coroutine that charges each of its steps; a task runs it, and another coroutine awaits it, as any other."""
 
@@ -241,4 +273,4 @@ def _look_later(look: Callable[[float, float], None], now: float) -> None:
     asyncio.get_running_loop().call_later(LOOK, lambda: look(time.monotonic(), now + LOOK))
 
 
-__all__ = ["LoopShares", "LoopTime"]
+__all__ = ["LoopShares", "LoopTime", "LoopTimes"]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator
 
 import pytest
 
-from arcbridge.loop_shares import BURST, LATE, MAX_WAIT, RECENT, REFUSED_AFTER, LoopShares, LoopTime
+from arcbridge.loop_shares import BURST, LATE, MAX_WAIT, RECENT, REFUSED_AFTER, LoopShares, LoopTime, LoopTimes
 
 
 class Loop:
@@ -212,3 +212,18 @@ async def test_the_loop_itself_is_looked_at_in_a_later_turn() -> None:
     shares.note_late(now)
     assert shares.is_late(now + RECENT / 2)
     assert not shares.is_late(now + 2 * RECENT)
+
+
+def test_the_payers_of_many_keys_are_bounded_and_share_one_loop() -> None:
+    times: LoopTimes[str] = LoopTimes(0.5, size=2)
+    first = times.of("a", 0.0)
+    second = times.of("b", 0.0)
+    assert first.shares is second.shares
+    assert times.of("a", 0.0) is first
+    times.of("c", 0.0)
+    assert times.of("a", 0.0) is first
+    assert times.of("b", 0.0) is not second, "it was the one asked for longest ago"
+    times.change(0.1, 0.0)
+    kept = times.of("b", 0.0)._bucket
+    assert kept is not None
+    assert kept.rate == 0.1
