@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Hashable
-from typing import Any, Final, Generic, Self, TypeVar
+from collections.abc import Callable, Coroutine, Generator, Hashable
+from typing import Any, Final, Generic, TypeVar, cast
 
 from arcbridge.limiters import TokenBucket
 
@@ -262,8 +262,9 @@ class _ChargedSteps(Coroutine[Any, Any, T]):
     def close(self) -> None:
         self._coroutine.close()
 
-    def __await__(self) -> Self:
-        return self
+    def __await__(self) -> Generator[Any, Any, T]:
+        # An iterator with `send` and `throw` is all that `await` asks for.
+        return cast("Generator[Any, Any, T]", self)
 
     def __next__(self) -> Any:
         return self.send(None)

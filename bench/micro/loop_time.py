@@ -24,6 +24,7 @@ import uvloop
 
 from arcbridge.agent.kube.upstream_pool import UpstreamConnection
 from arcbridge.config import AgentLimitsConfig
+from arcbridge.loop_shares import LoopShares, LoopTime
 from arcbridge.mux import buffer
 from arcbridge.mux.connection import MuxConnection
 from bench import machine
@@ -92,6 +93,40 @@ async def measure(rounds: int, gets: int) -> dict[str, list[float]]:
     return found
 
 
+def nothing() -> None:
+    """Work that takes no time."""
+
+
+def charge_ns() -> float:
+    """Return the least nanoseconds that one measurement takes, with a call of work that is none."""
+    payer = LoopTime(LoopShares(), lambda seconds: None)
+    payer.set_share(0.0, 0.5)
+    found = []
+    for _ in range(200):
+        begin = time.thread_time_ns()
+        for _ in range(1000):
+            payer.run(nothing)
+        found.append((time.thread_time_ns() - begin) / 1000)
+    return min(found)
+
+
+async def charges_per_get(gets: int = 200) -> float:
+    """Return how many measurements a GET has."""
+    count = 0
+    charge = LoopTime.charge
+
+    def counted(self: LoopTime, now: float, began: float, before: float) -> None:
+        nonlocal count
+        count += 1
+        charge(self, now, began, before)
+
+    with tempfile.TemporaryDirectory() as directory:
+        async with running(Path(directory), limits=UNBOUND) as bench:
+            with charged(bench, "with"), patch.object(LoopTime, "charge", counted):
+                await block(bench, gets)
+    return count / gets
+
+
 def main() -> None:
     """Measure, and print or write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -108,6 +143,9 @@ def main() -> None:
         "cpu_us_per_get": {way: round(statistics.median(values), 2) for way, values in found.items()},
         "least_us_per_get": {way: round(min(values), 2) for way, values in found.items()},
         "median_difference_us": round(statistics.median(differences), 2),
+        "charges_per_get": round(charges := uvloop.run(charges_per_get()), 2),
+        "charge_ns": round(one := charge_ns(), 1),
+        "charges_us_per_get": round(charges * one / 1000, 2),
         "runs": {way: [round(value, 2) for value in values] for way, values in found.items()},
     }
     text = json.dumps(result, indent=1)
