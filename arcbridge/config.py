@@ -53,6 +53,8 @@ class RelayLimitsConfig:
     unauthenticated: int = 1000
     unauthenticated_per_address: int = 100
     connections_per_second_per_address: int = 200
+    loop_share_per_address: int = 50
+    """Per cent of the event loop's time that handshakes and credentials of one address may take while others wait."""
     sessions: int = 20000
     agents: int = 10000
     pending_joins: int = 2000
@@ -254,6 +256,7 @@ class LimitsOverrideConfig:
     connects_per_second: int | None = None
     waiting_bytes: int | None = None
     audit_bytes_per_second: int | None = None
+    loop_share: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +289,8 @@ class AgentLimitsConfig:
     audit_bytes_per_second: int = 128 * 1024
     """Bytes of audit records, after a burst of 16 seconds' worth. Above it what must be recorded is refused, and
     records of what only reads are left out and counted."""
+    loop_share: int = 50
+    """Per cent of the event loop's time while others wait; a user above it is slowed down, and then refused."""
     agent_connects_per_second: int = 200
     """Connections to the API server of all users together, after a burst of twice as many; 0: no limit."""
     agent_waiting_bytes: int = 256 * 1024**2

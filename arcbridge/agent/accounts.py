@@ -25,6 +25,7 @@ from arcbridge.config import AgentLimitsConfig, LimitsOverrideConfig
 from arcbridge.errors import ConfigError, OverLimit
 from arcbridge.identity.claims import Identity
 from arcbridge.limiters import TokenBucket
+from arcbridge.loop_shares import LoopShares, LoopTime
 from arcbridge.mux import memory
 from arcbridge.wire.backlog import Backlog
 from arcbridge.wire.limits import DEFAULT
@@ -82,6 +83,7 @@ class Limit(StrEnum):
     """Bytes of request heads that are not complete (`ARRIVING_BYTES`)."""
     AUDIT_BYTES = "audit_bytes"
     """Bytes of audit records (`audit_bytes_per_second`): what must be recorded is refused."""
+    LOOP_SHARE = "loop_share"
     AGENT_REQUESTS = "agent_requests"
     """The requests of all users together (`authorize.MAX_IN_FLIGHT`)."""
 
@@ -115,6 +117,7 @@ class UserLimits:
     connects_per_second: int
     waiting_bytes: int
     audit_bytes_per_second: int
+    loop_share: int
 
 
 _NAMES = tuple(field.name for field in fields(UserLimits))
@@ -149,6 +152,9 @@ class Member(Protocol):
     def end_streams(self) -> None:
         """End all streams soon: the user may move no more bytes today."""
 
+    def hold(self, seconds: float) -> None:
+        """Move no payload for a while: the user takes too much of the event loop."""
+
 
 class Account:
     """What one verified user holds at this agent. Made by `Accounts.enter`."""
@@ -173,6 +179,7 @@ class Account:
         "identity",
         "in_flight",
         "limits",
+        "loop_time",
         "members",
         "moved_today",
         "seats",
@@ -201,6 +208,8 @@ class Account:
         """Held while a connection to the API server is made for the user."""
         self.connections = 0
         """Connections to the API server that the user's requests hold."""
+        self.loop_time = LoopTime(accounts.loop, self._hold)
+        """Time of the event loop that the user's bytes take."""
         self.in_flight = 0
         """Requests under way, upgraded ones included."""
         self.upgrades = 0
@@ -282,6 +291,8 @@ class Account:
     def admit_request(self, now: float) -> Limit | None:
         """Count a request that begins, or return the limit that it is over; `end_request` ends one that was counted."""
         limits = self.limits
+        if now < self.loop_time.refused_until:
+            return Limit.LOOP_SHARE
         if limits.concurrent_requests and self.in_flight >= limits.concurrent_requests:
             return Limit.CONCURRENT_REQUESTS
         if self._day_spent and self._has_spent_day(now):
@@ -317,6 +328,8 @@ class Account:
             return Limit.STREAMS
         if plain and self._day_spent and self._has_spent_day(now):
             return Limit.BYTES_PER_DAY
+        if plain and now < self.loop_time.refused_until:
+            return Limit.LOOP_SHARE
         return None
 
     def has_too_many_sessions(self) -> bool:
@@ -423,6 +436,14 @@ class Account:
                 most = _size(limits.audit_bytes_per_second)
                 fact = f"your requests fill more than the {most} a second of the audit log that one user may fill"
                 remedy = "send fewer and shorter requests"
+            case Limit.LOOP_SHARE:
+                fact = (
+                    f"what you send takes more than the {limits.loop_share} % of the agent's time that one user may "
+                    "take while others wait"
+                )
+                text = f"{fact}; run fewer or smaller commands at once, or {_ASK}"
+                left = self.loop_time.refused_until - self._accounts.monotonic()
+                return LimitReached(limit, text, retry_after=max(1, math.ceil(left)))
             case Limit.AGENT_REQUESTS:
                 text = "the agent has too many requests under way; try again shortly"
                 return LimitReached(limit, text, retry_after=1)
@@ -437,6 +458,7 @@ class Account:
         to_cluster, to_user = limits.bytes_per_second_to_cluster, limits.bytes_per_second_to_user
         self._requests = _bucket(self._requests, now, limits.request_burst, limits.requests_per_second)
         self._connects = _bucket(self._connects, now, 4 * limits.connects_per_second, limits.connects_per_second)
+        self.loop_time.set_share(now, limits.loop_share / 100)
         self.seats.most = limits.apiserver_seats
         self.waiting.most = limits.waiting_bytes or sys.maxsize
         self.audit.change(now, limits.audit_bytes_per_second)
@@ -447,6 +469,11 @@ class Account:
         if self._day_spent and not was and now < self._day_ends:
             # What runs ends now and not with its next byte: the limit is about bytes that move, and not about starts.
             self._spend_day()
+
+    def _hold(self, seconds: float) -> None:
+        """The user takes too much of the event loop: what runs waits."""
+        for member in self.members:
+            member.hold(seconds)
 
     def _spend_day(self) -> None:
         """The user has moved as many bytes as a day allows: what runs ends."""
@@ -479,6 +506,8 @@ class Accounts:
         self.config = config if config is not None else AgentLimitsConfig()
         self.clock = clock
         self.monotonic = monotonic
+        self.loop = LoopShares()
+        """The event loop's time, as the users share it."""
         self._present: dict[str, Account] = {}
         self._retired: OrderedDict[str, Account] = OrderedDict()
         """Accounts without a session, by subject, in the order in which they ended."""
@@ -560,6 +589,8 @@ def _check_table(path: str, table: AgentLimitsConfig | LimitsOverrideConfig) -> 
             continue
         if value < 0:
             raise ConfigError(f"{path}.{name}: must be 0, for no limit, or above")
+        if name == "loop_share" and value > 100:
+            raise ConfigError(f"{path}.loop_share: must be a percentage: 0, for no limit, to 100")
         if name == "waiting_bytes" and 0 < value < LEAST_WAITING_BYTES:
             raise ConfigError(f"{path}.{name}: must be 0, for no limit, or at least {LEAST_WAITING_BYTES} (1 MiB)")
         if name == "audit_bytes_per_second" and 0 < value < LEAST_AUDIT_BYTES:

@@ -198,6 +198,11 @@ class AgentSession(BaseHandler):
         if self.session is not None:
             asyncio.get_running_loop().call_soon(self.session.reset_streams, ResetCode.LIMIT)
 
+    def hold(self, seconds: float) -> None:
+        """Move no payload for a while: the user takes too much of the event loop."""
+        if self.session is not None:
+            self.session.hold(seconds)
+
     def end_if_revoked(self, users: Mapping[str, Revocation]) -> None:
         """End the session, with or without a connection, where its user's token counts no more."""
         if self.session is None or self._caller is None:
@@ -324,7 +329,7 @@ class AgentSession(BaseHandler):
             self._leave(caller)
             return False
         self._caller = caller
-        session.pacer = account
+        session.pacer, session.payer = account, account.loop_time
         session.backlog.move(account.waiting)
         session.share_churn(account.churn)
         self._began_at = sessions.clock(), sessions.monotonic()

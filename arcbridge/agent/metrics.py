@@ -191,6 +191,12 @@ def _register_accounts(metrics: Metrics, accounts: Accounts) -> None:
         {"direction": DIRECTIONS},
         lambda: accounts.paced_seconds,
     )
+    metrics.counter(
+        "loop_over_share_seconds_total",
+        "Seconds of the event loop that users took beyond their share while others waited.",
+        None,
+        lambda: accounts.loop.over,
+    )
 
 
 def _register_api_server(metrics: Metrics, upstream: UpstreamPool) -> None:

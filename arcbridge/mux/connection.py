@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from time import monotonic
 from typing import TYPE_CHECKING, cast
 
 from arcbridge.mux import buffer
@@ -27,7 +28,7 @@ WRITE_LOW = 64 * 1024
 class MuxConnection(asyncio.BufferedProtocol):
     """The asyncio protocol of one connection; made by `MuxSession.protocol`."""
 
-    __slots__ = ("_error_poll", "_session", "auth", "label", "resumes", "transport")
+    __slots__ = ("_began", "_error_poll", "_session", "auth", "label", "resumes", "transport")
 
     def __init__(
         self, session: MuxSession, auth: Auth | AuthMaker | None = None, *, resumes: bool = False, label: str = ""
@@ -42,6 +43,8 @@ class MuxConnection(asyncio.BufferedProtocol):
         self.transport: asyncio.Transport | None = None
         self._error_poll: TransportErrorPoll | None = None
         """Told of each read; None for a transport that reads on until it finds the error itself."""
+        self._began = 0.0
+        """When the transport began to decrypt the bytes of the present read, monotonic seconds."""
 
     def poll_for_errors(self) -> None:
         """Poll the socket after reads, because its transport learns of readiness from `loop.add_reader` alone."""
@@ -64,11 +67,19 @@ class MuxConnection(asyncio.BufferedProtocol):
         return auth(peer_certificate(self.transport))
 
     def get_buffer(self, sizehint: int) -> memoryview:
+        self._began = monotonic()
         return buffer.VIEW  # not BUFFER: asyncio's TLS slices what it gets, and a slice of a bytearray is a copy
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self._session is not None:
-            self._session.data_received(buffer.VIEW[:nbytes])
+        session = self._session
+        if session is not None:
+            payer = session.payer
+            if payer is None:
+                session.data_received(buffer.VIEW[:nbytes])
+            else:
+                before = payer.shares.total
+                session.data_received(buffer.VIEW[:nbytes])
+                payer.charge(monotonic(), self._began, before)
         if buffer.POISON:
             buffer.poison(nbytes)
         if self._error_poll is not None:

@@ -9,6 +9,7 @@ from typing import Protocol, assert_never, cast
 
 from arcbridge.errors import ArcbridgeError, ConnectionLost, RemoteProtocolError, SessionEnded
 from arcbridge.limiters import TokenBucket
+from arcbridge.loop_shares import LoopTime
 from arcbridge.mux import memory
 from arcbridge.mux.alteration import alteration
 from arcbridge.mux.connection import AuthMaker, MuxConnection
@@ -126,6 +127,8 @@ class MuxSession:
         """Bytes that count in the backlog because the transport could not write them."""
         self.pacer: Pacer | None = None
         """What bounds the bytes a second; None: nothing does."""
+        self.payer: LoopTime | None = None
+        """To whom the loop's work for the session is charged; None: to nobody."""
         self._sending_held: asyncio.TimerHandle | None = None
         """Runs while payload waits for the pacer."""
         self._reading_held: asyncio.TimerHandle | None = None
@@ -408,14 +411,14 @@ class MuxSession:
         if machine.events:
             self.act()
         elif self._sender.has_output and self._flush_handle is None:
-            self._flush_handle = self._loop.call_soon(self._flush)
+            self._flush_handle = self._loop.call_soon(self.charge, self._flush)
 
     def set_writable(self, writable: bool) -> None:
         """Note that the transport's buffer filled up or drained."""
         self._sender.set_writable(writable)
         self._count_unwritten(0 if writable or self._transport is None else self._transport.get_write_buffer_size())
         if writable:
-            self._flush()
+            self.charge(self._flush)
 
     def connection_lost(self, connection: MuxConnection, exc: Exception | None) -> None:
         """The socket is gone."""
@@ -439,10 +442,22 @@ class MuxSession:
 
     # -- called by the streams ------------------------------------------------------------------------------------
 
+    def charge(self, work: Callable[[], None]) -> None:
+        """Do `work`, for which the loop has just called, and charge it."""
+        if self.payer is None:
+            work()
+        else:
+            self.payer.run(work)
+
     def wake(self) -> None:
         """Write what is ready at the end of this loop turn."""
         if self._flush_handle is None:
-            self._flush_handle = self._loop.call_soon(self._flush)
+            self._flush_handle = self._loop.call_soon(self.charge, self._flush)
+
+    def hold(self, seconds: float) -> None:
+        """Move no payload for a while, in either direction; nothing is lost."""
+        self._hold_reading(seconds)
+        self._hold_sending(seconds)
 
     def act(self) -> None:
         """Act after a receive or command: events in order, then output, then the timer."""
@@ -593,20 +608,25 @@ class MuxSession:
                 break
         if self.pacer is not None:
             wait = self.pacer.bytes_sent(self._machine.stats.bytes_sent - before, monotonic())
-            if wait and self._sending_held is None:
-                sender.set_paced(True)
-                self._sending_held = self._loop.call_later(wait, self._send_on)
+            if wait:
+                self._hold_sending(wait)
         for stream in sender.take_unblocked():
             if stream.owner is not None:
                 cast(StreamTransport, stream.owner).resume_writer()
         if self._machine.events:
-            self._loop.call_soon(self.act)
+            self._loop.call_soon(self.charge, self.act)
+
+    def _hold_sending(self, wait: float) -> None:
+        """Send no payload for a while."""
+        if self._sending_held is None and not self.closed:
+            self._sender.set_paced(True)
+            self._sending_held = self._loop.call_later(wait, self.charge, self._send_on)
 
     def _send_on(self) -> None:
         """Payload has waited for the pacer."""
         self._sending_held = None
         if self.pacer is not None and (wait := self.pacer.bytes_sent(0, monotonic())):
-            self._sending_held = self._loop.call_later(wait, self._send_on)
+            self._sending_held = self._loop.call_later(wait, self.charge, self._send_on)
             return
         self._sender.set_paced(False)
         self._flush()
@@ -639,7 +659,7 @@ class MuxSession:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = deadline
-        self._timer = self._loop.call_later(max(0.0, deadline - monotonic()), self._on_timer)
+        self._timer = self._loop.call_later(max(0.0, deadline - monotonic()), self.charge, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None

@@ -14,6 +14,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import monotonic
 from typing import cast
 
 from arcbridge.errors import StreamReset
@@ -143,9 +144,17 @@ class SocketSplice(asyncio.Protocol):
     # -- the socket -----------------------------------------------------------------------------------------------
 
     def _readable(self) -> None:
+        stream = self._stream
+        assert stream is not None  # nothing is read before `connection_made`; `cast` would cost a call
+        if (payer := stream.payer) is None:
+            self._read(stream)
+        else:
+            began, before = monotonic(), payer.shares.total
+            self._read(stream)
+            payer.charge(monotonic(), began, before)
+
+    def _read(self, stream: StreamTransport) -> None:
         try:
-            stream = self._stream
-            assert stream is not None  # nothing is read before `connection_made`; `cast` would cost a call
             count = self._recv_into(buffer.BUFFER, stream.portion)
         except (BlockingIOError, InterruptedError):
             return
@@ -309,6 +318,8 @@ class TransportSplice(asyncio.BufferedProtocol):
         self._to_stream = 0
         self._from_stream = 0
         self._error: Exception | None = None
+        self._began = 0.0
+        """When the transport began to decrypt the bytes of the present read, monotonic seconds."""
         self.stream_side: asyncio.Protocol = _StreamSide(self)
 
     @property
@@ -333,13 +344,20 @@ class TransportSplice(asyncio.BufferedProtocol):
     # -- the outer transport's protocol -----------------------------------------------------------------------------
 
     def get_buffer(self, sizehint: int) -> memoryview:
+        self._began = monotonic()
         # Not BUFFER: asyncio's TLS slices what it gets, and a slice of a bytearray is a copy.
         return buffer.VIEW[: self._read_size if self._stream is None else min(self._read_size, self._stream.portion)]
 
     def buffer_updated(self, nbytes: int) -> None:
         self._to_stream += nbytes
-        if self._stream is not None:
-            self._stream.write(buffer.VIEW[:nbytes])
+        stream = self._stream
+        if stream is not None:
+            if (payer := stream.payer) is None:
+                stream.write(buffer.VIEW[:nbytes])
+            else:
+                before = payer.shares.total
+                stream.write(buffer.VIEW[:nbytes])
+                payer.charge(monotonic(), self._began, before)
         if buffer.POISON:
             buffer.poison(nbytes)
 

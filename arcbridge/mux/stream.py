@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from arcbridge.errors import ArcbridgeError, StreamReset
@@ -22,6 +23,7 @@ from arcbridge.wire.session import Session
 from arcbridge.wire.stream import ReceiveState, SendState, Stream
 
 if TYPE_CHECKING:
+    from arcbridge.loop_shares import LoopTime
     from arcbridge.mux.session import MuxSession
 
 WRITE_HIGH = 256 * 1024
@@ -176,7 +178,7 @@ class StreamTransport(asyncio.Transport):
             self.abort(ResetCode.INTERNAL)
             raise
         if late:
-            self._session._loop.call_soon(self._tell_lost)
+            self._session._loop.call_soon(self._session.charge, self._tell_lost)
         self._schedule_reader()
 
     def close(self) -> None:
@@ -256,6 +258,11 @@ class StreamTransport(asyncio.Transport):
     def backlog(self) -> Backlog:
         """That of the session, in which what waits in the stream counts."""
         return self._backlog
+
+    @property
+    def payer(self) -> LoopTime | None:
+        """To whom the loop's work for the stream is charged."""
+        return self._session.payer
 
     @property
     def portion(self) -> int:
@@ -387,10 +394,14 @@ class StreamTransport(asyncio.Transport):
     def _schedule_reader(self) -> None:
         if not self._reader_scheduled and (self._stream.inbox or self._eof_due) and self._protocol is not None:
             self._reader_scheduled = True
-            self._session._loop.call_soon(self._drain_inbox)
+            self._session._loop.call_soon(self._session.charge, self._drain_inbox)
 
     def _drain_inbox(self) -> None:
         """Deliver what waited, then the end of the peer's direction."""
+        payer = self._session.payer
+        if payer is not None and payer.held_until and (wait := payer.held_until - monotonic()) > 0.0:
+            self._session._loop.call_later(wait, self._session.charge, self._drain_inbox)
+            return
         self._reader_scheduled = False
         inbox = self._stream.inbox
         while inbox and self.is_reading():
@@ -476,7 +487,7 @@ class StreamTransport(asyncio.Transport):
             self._discard_input()
         self._session.stream_dropped(self._stream)
         if self._protocol is not None:
-            self._session._loop.call_soon(self._tell_lost)
+            self._session._loop.call_soon(self._session.charge, self._tell_lost)
 
     def _tell_lost(self) -> None:
         if self._protocol is not None:  # looked up now: it may have been changed meanwhile

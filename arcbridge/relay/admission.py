@@ -27,6 +27,7 @@ from itertools import islice
 from typing import Final
 
 from arcbridge.limiters import KeyedTokenBucket
+from arcbridge.loop_shares import LoopTime, LoopTimes
 from arcbridge.net.address import source_of
 
 PATIENCE: Final = 2.0
@@ -73,7 +74,17 @@ class _Places:
 class Admission:
     """The places of one process; `enter` gives a ticket or the name of the bound that refused."""
 
-    __slots__ = ("_clock", "_http_most", "_per_source", "_places", "_rate", "_reserve", "_shared", "_sources")
+    __slots__ = (
+        "_clock",
+        "_http_most",
+        "_per_source",
+        "_places",
+        "_rate",
+        "_reserve",
+        "_shared",
+        "_sources",
+        "loop_times",
+    )
 
     def __init__(
         self,
@@ -81,10 +92,14 @@ class Admission:
         per_source: int,
         *,
         per_second: float | None = None,
+        loop_share: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`per_second`: connections that one address may open each second; None: any number."""
+        """`per_second`: connections that one address may open each second; None: any number. `loop_share`: part of the
+        event loop that work for strangers of one address may take while others wait; 0: all of it."""
         self._clock = clock
+        self.loop_times: LoopTimes[str] = LoopTimes(loop_share, size=SOURCES)
+        """Time of the event loop that the connections of each address took."""
         self._set_bounds(total, per_source)
         self._rate: KeyedTokenBucket[str] | None = None
         if per_second is not None:
@@ -93,9 +108,10 @@ class Admission:
         self._sources: dict[str, dict[Ticket, None]] = {}
         """The connections of each address, oldest first."""
 
-    def change(self, total: int, per_source: int, *, per_second: float | None) -> None:
+    def change(self, total: int, per_source: int, *, per_second: float | None, loop_share: float = 0.0) -> None:
         """Count by these bounds from now on. No connection loses its place; fewer newcomers find one."""
         self._set_bounds(total, per_source)
+        self.loop_times.change(loop_share, self._clock())
         if per_second is None:
             self._rate = None
         elif self._rate is None:
@@ -136,6 +152,14 @@ class Admission:
             ticket.leave()
             return "cap_total"
         return ticket
+
+    def loop_time(self, ticket: Ticket) -> LoopTime:
+        """Return whose time of the event loop work for a connection takes: that of its address."""
+        return self.loop_times.of(ticket.source, self._clock())
+
+    def held_for(self, ticket: Ticket) -> float:
+        """Return the seconds for which no work begins for the address of a connection."""
+        return max(0.0, self.loop_time(ticket).held_until - self._clock())
 
     # -- for tickets -----------------------------------------------------------------------------------------------
 

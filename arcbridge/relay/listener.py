@@ -280,6 +280,13 @@ class Listener:
 
     async def _enter(self, handler: ConnectionHandler, sock: socket.socket, ticket: Ticket) -> None:
         try:
+            if wait := self._admission.held_for(ticket):
+                ticket.waits()
+                try:
+                    await asyncio.sleep(wait)
+                except BaseException:
+                    reset(sock)
+                    raise
             await handler(sock, ticket)
         except asyncio.CancelledError:
             raise
@@ -292,7 +299,9 @@ class Listener:
 
     def _run(self, handler: ConnectionHandler, arrival: _Arrival) -> None:
         ticket = arrival.ticket
-        task = self._loop.create_task(self._enter(handler, arrival.sock, ticket))
+        # Handshake, what the peer then says, and its token: each step is charged to the address.
+        steps = self._admission.loop_time(ticket).steps(self._enter(handler, arrival.sock, ticket))
+        task = self._loop.create_task(steps)
         ticket.on_evicted = partial(self._evict_task, task, ticket.purpose or Purpose.ARRIVING, ticket)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

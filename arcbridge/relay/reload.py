@@ -105,6 +105,7 @@ class Reload:
             limits.unauthenticated,
             limits.unauthenticated_per_address,
             per_second=limits.connections_per_second_per_address,
+            loop_share=limits.loop_share_per_address / 100,
         )
         self._control.change_limits(limits.agents, limits.agents_per_second)
         self._rendezvous.change_limits(limits)

@@ -259,6 +259,7 @@ async def _compose(checked: Checked, membership: WorkerMembership | None, stack:
         limits.unauthenticated,
         limits.unauthenticated_per_address,
         per_second=limits.connections_per_second_per_address,
+        loop_share=limits.loop_share_per_address / 100,
     )
     handlers: dict[bytes, ConnectionHandler] = {
         client_hello.CONTROL: control.serve,

@@ -26,7 +26,7 @@ from arcbridge.net.sockets import ACCEPT_PAUSE, receive, send_all
 from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN
 from arcbridge.net.tlspipe import TlsPipe
 from arcbridge.relay import listener as listener_module
-from arcbridge.relay.admission import Admission, Ticket
+from arcbridge.relay.admission import Admission, Purpose, Ticket
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.listener import HTTP_TURN, Listener, bind
 from arcbridge.relay.proxy_protocol import parse_networks
@@ -332,6 +332,27 @@ async def test_one_handshake_begins_between_two_turns_of_the_loop() -> None:
     assert max(after - before for before, after in itertools.pairwise(turns)) == 1
     assert "join" in starts.order[: turns[5] + 3]
     assert len(starts.order) == 31
+    await starts.close()
+
+
+async def test_connections_of_an_address_over_its_share_of_the_loop_wait() -> None:
+    """docs/threats.md#L43."""
+    starts = Starts()
+    admission = starts.listener._admission
+    starts.arrive("arcbridge-join/1")
+    await until(lambda: starts.order == ["join"])
+    address = admission.loop_times.of("127.0.0.1", 0.0)
+    assert address.spent > 0.0, "the handler's steps are charged to the address"
+    address.held_until = time.monotonic() + 3600.0
+    starts.arrive("arcbridge-join/1")
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert starts.order == ["join"], "it waits"
+    assert [ticket.purpose for ticket in admission._places[Purpose.JOIN].waiting] == [Purpose.JOIN], "and makes room"
+    await starts.close()
+    address.held_until = 0.0
+    starts.arrive("arcbridge-join/1")
+    await until(lambda: starts.order == ["join", "join"])
     await starts.close()
 
 

@@ -177,7 +177,9 @@ class Exchange:
     # -- the connection -------------------------------------------------------------------------------------------
 
     def _dial(self) -> None:
-        self._dialling = asyncio.get_running_loop().create_task(self._dial_and_send(), name="api-server-dial")
+        self._dialling = asyncio.get_running_loop().create_task(
+            self._account.loop_time.steps(self._dial_and_send()), name="api-server-dial"
+        )
 
     async def _connect(self) -> UpstreamConnection:
         """Wait for a seat, unless the request has one, and for a connection. Raises RequestRefusal."""
@@ -226,7 +228,8 @@ class Exchange:
         if self._paused:
             connection.pause_reading()
         if self._body is not None:
-            self._sending = asyncio.get_running_loop().create_task(self._send_body(connection, self._body))
+            sending = self._account.loop_time.steps(self._send_body(connection, self._body))
+            self._sending = asyncio.get_running_loop().create_task(sending)
 
     async def _send_body(self, connection: UpstreamConnection, body: RequestBody) -> None:
         """Stream the caller's body, chunked anew where it has no length."""

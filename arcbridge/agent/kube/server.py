@@ -19,7 +19,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from aiohttp import StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
@@ -94,7 +95,7 @@ class KubeServer(web.Server):
 
     def __init__(
         self,
-        handler: Callable[[KubeProtocol, web.BaseRequest], Awaitable[web.StreamResponse]],
+        handler: Callable[[KubeProtocol, web.BaseRequest], Coroutine[Any, Any, web.StreamResponse]],
         refused: Callable[[StreamContext, RequestRefusal], None],
         connected_since: Callable[[StreamContext], float],
     ) -> None:
@@ -114,8 +115,9 @@ class KubeServer(web.Server):
 async def _dispatch(request: web.BaseRequest) -> web.StreamResponse:
     protocol = request.protocol
     assert isinstance(protocol, KubeProtocol)
+    handling = protocol.server.handler(protocol, request)
     try:
-        return await protocol.server.handler(protocol, request)
+        return await protocol.context.caller.account.loop_time.steps(handling)
     finally:
         protocol.request_over()
 
@@ -229,6 +231,10 @@ class KubeProtocol(RequestHandler):
         super().resume_writing()
         if self.exchange is not None:
             self.exchange.resume()
+
+    def start(self) -> Coroutine[Any, Any, None]:
+        """Return what aiohttp runs as the stream's task; each of its steps is charged to the user."""
+        return self.context.caller.account.loop_time.steps(super().start())
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._forget()

@@ -125,6 +125,8 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         """Bytes that count there."""
         self._read_size = FIRST_READ
         """Bytes to read at a time."""
+        self._began = 0.0
+        """When the transport began to decrypt the bytes of the present read, monotonic seconds."""
         self.account: Account | None = None
         """Of the user whose request it carries; None for a call of the agent's own, and when idle."""
         self.idle_since = 0.0
@@ -230,11 +232,21 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             self._error_poll = poll
 
     def get_buffer(self, sizehint: int) -> memoryview:
+        self._began = time.monotonic()
         if self._backlog is not None and self._backlog.full:
             return buffer.VIEW[: buffer.PORTION]
         return buffer.VIEW[: self._read_size]
 
     def buffer_updated(self, nbytes: int) -> None:
+        if (account := self.account) is None:
+            self._read(nbytes)
+        else:
+            payer = account.loop_time
+            before = payer.shares.total
+            self._read(nbytes)
+            payer.charge(time.monotonic(), self._began, before)
+
+    def _read(self, nbytes: int) -> None:
         handler = self._handler
         if handler is None:
             self._pool.remove(self)

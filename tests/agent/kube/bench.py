@@ -186,9 +186,14 @@ class Member:
         self.streams = streams
         self.ended = 0
         """How often its streams were ended."""
+        self.held: list[float] = []
+        """For how long it was told to move nothing."""
 
     def end_streams(self) -> None:
         self.ended += 1
+
+    def hold(self, seconds: float) -> None:
+        self.held.append(seconds)
 
 
 def caller_of(identity: Identity, accounts: Accounts | None = None) -> Caller:

@@ -1,0 +1,277 @@
+"""Charges the event loop's time to those whose bytes it works on, and finds who takes more than a share of it.
+
+Work is measured where callbacks and steps of tasks begin and end. Nothing here slows or refuses anybody: a `LoopTime`
+that is over its share calls back. The decisions read no clock but the thread's CPU time; each call is given the time in
+monotonic seconds. Invariant: a payer owes nothing unless the loop was late and another payer used it in the last
+second, so that an only user may take all of it, and short turns hurt nobody. Why: docs/decisions/0030-loop-time.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Generator, Hashable
+from typing import Any, Final, Generic, TypeVar, cast
+
+from arcbridge.limiters import TokenBucket
+
+T = TypeVar("T")
+Key = TypeVar("Key", bound=Hashable)
+
+BURST: Final = 2.0
+"""Seconds of its share that a payer may take at once."""
+RECENT: Final = 1.0
+"""Seconds for which the loop counts as late, and another payer as one that waits."""
+LATE: Final = 0.02
+"""Seconds of a callback, or of a turn of the loop, that keep others waiting noticeably. Bulk has turns of 1 to 3 ms."""
+STOPPED: Final = 0.1
+"""Part of a late callback that its thread has to run for: else the machine or the process stood still, and that is
+nobody's doing. On a machine that is busy with others wall time counts: there is less of the loop to share."""
+LOOK: Final = 0.001
+"""Seconds until the loop is looked at: one turn of it, or less."""
+QUANTUM: Final = 0.005
+"""Seconds of the loop that are added up before they are judged, so that a short callback costs two additions."""
+HEAVY: Final = 0.1
+"""Part of the loop above which a payer has to share its share with the others that take as much: two users, or two
+names of one, do not get two halves."""
+MAX_WAIT: Final = 5.0
+"""Seconds that a payer is slowed down for at most; as much is owed at most: far below the 25 s after which the other
+end of a connection takes it for dead."""
+REFUSED_AFTER: Final = 5.0
+"""Seconds for which a payer was slowed down again and again, after which its new work is refused as well."""
+
+
+class LoopShares:
+    """The time of one event loop, as all payers share it."""
+
+    __slots__ = ("_cpu", "_cpu_mark", "_heavy", "_late_until", "_look_later", "_looking", "over", "total")
+
+    def __init__(
+        self,
+        *,
+        cpu: Callable[[], float] = time.thread_time,
+        look_later: Callable[[Callable[[float, float], None], float], object] | None = None,
+    ) -> None:
+        """`cpu`: the CPU seconds of the loop's thread. `look_later(look, now)` calls `look(then, due)` in a later turn,
+        with the time then and the time at which that turn was due."""
+        self.total = 0.0
+        """Seconds that were charged to all payers. To measure, a callback remembers it at its beginning."""
+        self.over = 0.0
+        """Seconds that payers took beyond their shares while others waited."""
+        self._cpu = cpu
+        self._cpu_mark = cpu()
+        self._late_until = 0.0
+        self._look_later = look_later or _look_later
+        self._looking = False
+        self._heavy: dict[LoopTime, float] = {}
+        """Until when payers count as heavy, monotonic seconds."""
+
+    def take_cpu(self) -> float:
+        """Return the CPU seconds of the loop's thread since the last call."""
+        before, self._cpu_mark = self._cpu_mark, self._cpu()
+        return self._cpu_mark - before
+
+    def is_late(self, now: float) -> bool:
+        """Return whether the loop was late in the last second, and find out whether it is."""
+        if now < self._late_until:
+            return True
+        if not self._looking:
+            self._looking = True
+            self._look_later(self._look, now)
+        return False
+
+    def note_late(self, now: float) -> None:
+        """The loop has kept its payers waiting until now."""
+        self._late_until = now + RECENT
+
+    def count_heavy(self, payer: LoopTime, now: float) -> int:
+        """Count `payer` among those that take much; return how many these are."""
+        self._heavy = {one: until for one, until in self._heavy.items() if until > now}
+        self._heavy[payer] = now + RECENT
+        return len(self._heavy)
+
+    def _look(self, then: float, due: float) -> None:
+        self._looking = False
+        if then - due > LATE:
+            self.note_late(then)
+
+
+class LoopTime:
+    """The loop's time that one payer takes: a user, an address.
+
+    `on_over(seconds)` is called when it is over its share while others wait: nothing of it is to be worked on for so
+    long. It may be called again before they have passed.
+    """
+
+    __slots__ = (
+        "_bucket",
+        "_on_over",
+        "_others",
+        "_others_at",
+        "_over_since",
+        "_settle_at",
+        "_settled",
+        "_settled_at",
+        "held_until",
+        "refused_until",
+        "shares",
+        "spent",
+    )
+
+    def __init__(self, shares: LoopShares, on_over: Callable[[float], None]) -> None:
+        self.shares = shares
+        self.spent = 0.0
+        """Seconds of the loop since the payer is known."""
+        self.held_until = 0.0
+        """Until when nothing is to be worked on, monotonic seconds."""
+        self.refused_until = 0.0
+        """Until when new work is refused, monotonic seconds."""
+        self._on_over = on_over
+        self._bucket: TokenBucket | None = None
+        """Seconds of the loop that it may take; None: any number."""
+        self._settled = 0.0
+        """What was spent when the bucket was charged last."""
+        self._settled_at = float("-inf")
+        """When that was, monotonic seconds."""
+        self._settle_at = QUANTUM
+        """At what it is charged next."""
+        self._over_since = 0.0
+        """Since when it is slowed down again and again, monotonic seconds."""
+        self._others = shares.total
+        """Seconds that others had spent when they were found to spend last."""
+        self._others_at = float("-inf")
+
+    def set_share(self, now: float, share: float) -> None:
+        """Let the payer take `share` of the loop (0 to 1) while others wait, from now on; 0: as much as it wants."""
+        if not share:
+            self._bucket, self.held_until, self.refused_until = None, 0.0, 0.0
+        elif self._bucket is None:
+            self._bucket = TokenBucket(share * BURST, share)
+        else:
+            self._bucket.change(now, share * BURST, share)
+
+    def charge(self, now: float, began: float, before: float) -> None:
+        """Charge the time since `began`, when `shares.total` was `before`, without what was charged meanwhile."""
+        shares = self.shares
+        seconds = now - began - (shares.total - before)
+        shares.total += seconds
+        self.spent = spent = self.spent + seconds
+        if spent >= self._settle_at:
+            self._settle(now, seconds)
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Call `work` and charge it."""
+        began, before = time.monotonic(), self.shares.total
+        work()
+        self.charge(time.monotonic(), began, before)
+
+    def steps(self, coroutine: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+        """Return a coroutine of which each step is charged."""
+        return _ChargedSteps(self, coroutine)
+
+    def _settle(self, now: float, last: float) -> None:
+        """Judge what was spent since the last time; `last` seconds of it by the callback that has just ended."""
+        shares = self.shares
+        cpu = shares.take_cpu()
+        amount = self.spent - self._settled
+        if last > LATE:
+            shares.note_late(now)
+            if cpu < last * STOPPED:
+                amount -= last - cpu
+        is_heavy = amount > HEAVY * (now - self._settled_at)
+        weight = shares.count_heavy(self, now) if is_heavy else 1
+        self._settled, self._settled_at, self._settle_at = self.spent, now, self.spent + QUANTUM
+        others = shares.total - self.spent
+        if others - self._others > 1e-6:  # more than the error of floating point
+            self._others, self._others_at = others, now
+        bucket = self._bucket
+        if bucket is None or bucket.take(now, amount * weight):
+            return
+        if now - self._others_at > RECENT or not shares.is_late(now):
+            bucket.give(bucket.wait(now, 0.0) * bucket.rate)
+            return
+        shares.over += amount
+        wait = bucket.wait(now, 0.0)
+        if wait > MAX_WAIT:
+            bucket.give((wait - MAX_WAIT) * bucket.rate)
+            wait = MAX_WAIT
+        if now > self.held_until + RECENT:
+            self._over_since = now
+        self.held_until = now + wait
+        if now - self._over_since >= REFUSED_AFTER:
+            self.refused_until = self.held_until + RECENT
+        self._on_over(wait)
+
+
+class LoopTimes(Generic[Key]):
+    """The loop's time of many payers, by key; beyond `size` the one that was asked for longest ago is forgotten."""
+
+    __slots__ = ("_payers", "_share", "_size", "shares")
+
+    def __init__(self, share: float, *, size: int) -> None:
+        self.shares = LoopShares()
+        self._share = share
+        self._size = size
+        self._payers: OrderedDict[Key, LoopTime] = OrderedDict()
+
+    def of(self, key: Key, now: float) -> LoopTime:
+        """Return the payer of a key. Whoever gives it work asks for its `held_until`: nothing calls back."""
+        payer = self._payers.get(key)
+        if payer is None:
+            payer = self._payers[key] = LoopTime(self.shares, lambda seconds: None)
+            payer.set_share(now, self._share)
+            if len(self._payers) > self._size:
+                self._payers.popitem(last=False)
+        else:
+            self._payers.move_to_end(key)
+        return payer
+
+    def change(self, share: float, now: float) -> None:
+        """Let each payer take `share` of the loop from now on."""
+        self._share = share
+        for payer in self._payers.values():
+            payer.set_share(now, share)
+
+
+class _ChargedSteps(Coroutine[Any, Any, T]):
+    """A coroutine that charges each of its steps; a task runs it, and another coroutine awaits it, as any other."""
+
+    __slots__ = ("_coroutine", "_payer")
+
+    def __init__(self, payer: LoopTime, coroutine: Coroutine[Any, Any, T]) -> None:
+        self._payer = payer
+        self._coroutine = coroutine
+
+    def send(self, value: Any) -> Any:
+        payer = self._payer
+        began, before = time.monotonic(), payer.shares.total
+        try:
+            return self._coroutine.send(value)
+        finally:
+            payer.charge(time.monotonic(), began, before)
+
+    def throw(self, *error: Any) -> Any:
+        payer = self._payer
+        began, before = time.monotonic(), payer.shares.total
+        try:
+            return self._coroutine.throw(*error)
+        finally:
+            payer.charge(time.monotonic(), began, before)
+
+    def close(self) -> None:
+        self._coroutine.close()
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        # An iterator with `send` and `throw` is all that `await` asks for.
+        return cast("Generator[Any, Any, T]", self)
+
+    def __next__(self) -> Any:
+        return self.send(None)
+
+
+def _look_later(look: Callable[[float, float], None], now: float) -> None:
+    asyncio.get_running_loop().call_later(LOOK, lambda: look(time.monotonic(), now + LOOK))
+
+
+__all__ = ["LoopShares", "LoopTime", "LoopTimes"]

@@ -1,0 +1,229 @@
+"""A payer that takes more than its share of the loop while others wait is slowed down, and nobody else is."""
+
+from __future__ import annotations
+
+import asyncio
+import types
+from collections.abc import Callable, Generator
+
+import pytest
+
+from arcbridge.loop_shares import BURST, LATE, MAX_WAIT, RECENT, REFUSED_AFTER, LoopShares, LoopTime, LoopTimes
+
+
+class Loop:
+    """A loop of two payers whose clock moves only while one of them works."""
+
+    def __init__(self, share: float = 0.5) -> None:
+        self.now = self.cpu = 0.0
+        self.looks: list[tuple[Callable[[float, float], None], float]] = []
+        self.shares = LoopShares(cpu=lambda: self.cpu, look_later=lambda look, now: self.looks.append((look, now)))
+        self.waits: list[float] = []
+        self.heavy = LoopTime(self.shares, self.waits.append)
+        self.other = LoopTime(self.shares, self.waits.append)
+        for payer in (self.heavy, self.other):
+            payer.set_share(0.0, share)
+
+    def work(self, payer: LoopTime, seconds: float, *, cpu: float | None = None) -> None:
+        began, before = self.now, self.shares.total
+        self.now += seconds
+        self.cpu += seconds if cpu is None else cpu
+        payer.charge(self.now, began, before)
+
+    def turns(self, count: int, seconds: float, *, other: float = 0.0002) -> int:
+        """Give both payers `count` turns; return how often one of them was slowed down."""
+        before = len(self.waits)
+        for _ in range(count):
+            self.work(self.heavy, seconds)
+            if other:
+                self.work(self.other, other)
+        return len(self.waits) - before
+
+
+def test_a_payer_of_long_callbacks_is_slowed_down_while_another_one_waits() -> None:
+    loop = Loop()
+    assert loop.turns(8, 0.2) == 0  # its burst
+    assert loop.turns(8, 0.2) > 0
+    assert max(loop.waits) <= MAX_WAIT
+    assert loop.heavy.held_until > loop.now
+    assert loop.other.held_until == 0.0
+
+
+def test_who_is_slowed_down_again_and_again_is_refused() -> None:
+    loop = Loop()
+    loop.turns(6, 0.2)
+    began = loop.now
+    while not loop.heavy.refused_until:
+        loop.turns(1, 0.2)
+        loop.now = max(loop.now, loop.heavy.held_until)
+    assert loop.now - began >= REFUSED_AFTER
+    assert loop.heavy.refused_until >= loop.heavy.held_until + RECENT
+    loop.now = loop.heavy.refused_until + RECENT
+    loop.heavy.refused_until = 0.0
+    loop.turns(6, 0.5)
+    assert loop.heavy.held_until > loop.now
+    assert loop.heavy.refused_until == 0.0, "it begins anew"
+
+
+def test_a_payer_that_obeys_gets_its_share_and_no_more() -> None:
+    loop = Loop()
+    for _ in range(200):
+        loop.work(loop.heavy, 0.05)
+        loop.work(loop.other, 0.0002)
+        loop.now = max(loop.now, loop.heavy.held_until)
+    assert loop.heavy.spent / loop.now == pytest.approx(0.5, abs=0.1)
+
+
+def test_an_only_payer_takes_the_whole_loop() -> None:
+    loop = Loop()
+    assert loop.turns(100, 0.2, other=0.0) == 0
+    assert loop.shares.over == 0.0
+    loop.now += 1.0
+    # What it took alone it does not owe.
+    assert loop.turns(1, 0.05) == 0
+
+
+def test_short_turns_slow_nobody_down_however_many_they_are() -> None:
+    loop = Loop()
+    assert loop.turns(20_000, 0.0005) == 0
+    assert len(loop.looks) == 1, "one look at a time"
+    look, then = loop.looks.pop()
+    look(then + LATE / 2, then)
+    assert loop.turns(1000, 0.0005) == 0
+    assert len(loop.looks) == 1
+
+
+def test_many_short_callbacks_in_one_long_turn_are_slowed_down() -> None:
+    loop = Loop()
+    loop.turns(10_000, 0.0005)
+    look, then = loop.looks.pop()
+    look(loop.now, loop.now - 2 * LATE)
+    assert loop.turns(100, 0.0005) > 0
+    assert then <= loop.now
+
+
+def test_another_payer_counts_as_waiting_for_a_second() -> None:
+    loop = Loop()
+    loop.work(loop.other, 0.001)
+    loop.turns(20, 0.2, other=0.0)  # it used the loop before all of these, which lasted 4 s
+    before = len(loop.waits)
+    assert loop.turns(int(2 * RECENT / 0.2), 0.2, other=0.0) == 0
+    assert len(loop.waits) == before
+
+
+def test_time_in_which_the_thread_did_not_run_is_nobodys() -> None:
+    loop = Loop()
+    for _ in range(50):
+        loop.work(loop.heavy, 0.2, cpu=0.001)  # the machine was busy with others
+        loop.work(loop.other, 0.0002)
+    assert not loop.waits
+
+
+def test_a_nested_measurement_is_charged_once_and_to_its_own_payer() -> None:
+    loop = Loop()
+    began, before = loop.now, loop.shares.total
+    loop.now += 0.25
+    loop.work(loop.other, 0.5)
+    loop.now += 0.25
+    loop.heavy.charge(loop.now, began, before)
+    assert (loop.heavy.spent, loop.other.spent, loop.shares.total) == (0.5, 0.5, 1.0)
+
+
+def test_payers_that_are_over_their_shares_have_one_together() -> None:
+    alone, two = Loop(), Loop()
+    third = LoopTime(two.shares, two.waits.append)
+    third.set_share(0.0, 0.5)
+    for loop, payers in ((alone, [alone.heavy]), (two, [two.heavy, third])):
+        for _ in range(100):
+            for payer in payers:
+                loop.work(payer, 0.05)
+            loop.work(loop.other, 0.0002)
+            loop.now += max(loop.waits, default=0.0)
+            loop.waits.clear()
+    of_two = (two.heavy.spent + third.spent) / two.now
+    assert of_two == pytest.approx(alone.heavy.spent / alone.now, abs=0.1)
+
+
+def test_a_share_of_none_is_never_slowed_down_and_a_share_may_change() -> None:
+    loop = Loop(share=0.0)
+    assert loop.turns(100, 0.2) == 0
+    loop.heavy.set_share(loop.now, 0.5)
+    assert loop.turns(20, 0.2) > 0
+    loop.heavy.set_share(loop.now, 0.9)
+    assert loop.heavy._bucket is not None
+    assert (loop.heavy._bucket.burst, loop.heavy._bucket.rate) == (0.9 * BURST, 0.9)
+    loop.heavy.set_share(loop.now, 0.0)
+    assert loop.heavy.refused_until == 0.0
+    assert loop.turns(20, 0.2) == 0
+
+
+def test_a_debt_is_bounded() -> None:
+    loop = Loop()
+    loop.work(loop.other, 0.001)
+    loop.turns(1, 100.0)
+    assert loop.waits == [MAX_WAIT]
+    assert loop.heavy.refused_until == 0.0
+
+
+async def test_each_step_of_a_task_is_charged_and_its_end_is_its_own() -> None:
+    loop = Loop()
+
+    @types.coroutine
+    def step() -> Generator[None, None, None]:
+        yield
+
+    async def work() -> str:
+        await step()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return "cancelled"
+        return "never"
+
+    task = asyncio.get_running_loop().create_task(loop.heavy.steps(work()))
+    spent = []
+    for _ in range(3):
+        await asyncio.sleep(0)
+        spent.append(loop.heavy.spent)
+    assert 0.0 < spent[0] < spent[1]
+    task.cancel()
+    assert await task == "cancelled"
+    assert loop.heavy.spent > spent[-1]
+    assert loop.shares.total == loop.heavy.spent
+    spent_before = loop.heavy.spent
+
+    async def value() -> int:
+        await step()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.001):
+                await asyncio.Event().wait()
+        return 7
+
+    assert await loop.heavy.steps(value()) == 7
+    assert loop.heavy.spent > spent_before
+
+
+async def test_the_loop_itself_is_looked_at_in_a_later_turn() -> None:
+    shares = LoopShares()
+    now = asyncio.get_running_loop().time()
+    assert not shares.is_late(now)
+    await asyncio.sleep(0.01)
+    assert not shares._looking
+    shares.note_late(now)
+    assert shares.is_late(now + RECENT / 2)
+    assert not shares.is_late(now + 2 * RECENT)
+
+
+def test_the_payers_of_many_keys_are_bounded_and_share_one_loop() -> None:
+    times: LoopTimes[str] = LoopTimes(0.5, size=2)
+    first = times.of("a", 0.0)
+    second = times.of("b", 0.0)
+    assert first.shares is second.shares
+    assert times.of("a", 0.0) is first
+    times.of("c", 0.0)
+    assert times.of("a", 0.0) is first
+    assert times.of("b", 0.0) is not second, "it was the one asked for longest ago"
+    times.change(0.1, 0.0)
+    kept = times.of("b", 0.0)._bucket
+    assert kept is not None
+    assert kept.rate == 0.1
