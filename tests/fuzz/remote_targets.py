@@ -13,12 +13,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from arcbridge.agent.authenticator import Authenticator
+from arcbridge.agent.kube import review
+from arcbridge.agent.kube.impersonation import Subject
+from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.client import update_notice
 from arcbridge.client.kubeconfig import Entry, Kubeconfig
 from arcbridge.client.kubeconfig_file import KubeconfigFile
 from arcbridge.client.kubeconfig_yaml import dump, is_empty, parse
 from arcbridge.client.relay_profile import LoginOffer
-from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, StateError, Unreachable
+from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, StateError, Unauthenticated, Unreachable
 from arcbridge.identity import authentication, keys
 from arcbridge.identity.cel.mapping import Budget, BudgetExceeded
 from arcbridge.identity.claims import Identity, map_claims
@@ -178,6 +182,33 @@ def nats_message(data: bytes) -> None:
 
 async def _no_agents(_: str) -> list[Any]:
     return []
+
+
+# -- the API server's answers to the agent's own questions ------------------------------------------------------------
+
+
+def review_answer(data: bytes) -> None:
+    """An answer is a verdict, or a refusal that says that there is none."""
+
+    async def call(method: str, path: str, *_: Any, **__: Any) -> tuple[int, bytes]:
+        return 201, data
+
+    api: Any = SimpleNamespace(call=call, authorization=lambda: "")
+    part = review.Part("", "users", "bob")
+    subject = Subject("alice", "", (), ())
+    try:
+        allowed = _LOOP.run_until_complete(review.Reviewer(api)._ask(subject, part))
+    except RequestRefusal as refusal:
+        assert refusal.status_code == 503
+    else:
+        assert isinstance(allowed, bool)
+    reviewed: Any = SimpleNamespace(_api=api, _clock=lambda: 1.8e9)
+    reviewed._identity = lambda info, token: Authenticator._identity(reviewed, info, token)
+    try:
+        identity = _LOOP.run_until_complete(Authenticator._review(reviewed, "a.b.c"))
+    except (Unauthenticated, Unreachable):
+        return
+    assert identity.username
 
 
 # -- what a relay answers its clients and agents ----------------------------------------------------------------------

@@ -610,6 +610,6 @@ TARGETS: dict[str, Target] = {
         caller_targets.head, caller_targets.pod_body, caller_targets.audit_text,
         remote_targets.proxy_header, remote_targets.api_body, remote_targets.enrolment, remote_targets.issuer_document,
         remote_targets.cel_values, remote_targets.nats_message, remote_targets.login_profile,
-        remote_targets.foreign_kubeconfig,
+        remote_targets.foreign_kubeconfig, remote_targets.review_answer,
     )
 }  # fmt: skip
