@@ -130,7 +130,7 @@ class Authenticator:
                 raise Unreachable(f"the API server did not review the token (code {code})")
             info = json.loads(data)["status"]["userInfo"]
             return self._identity(info, token)
-        except (AnswerFailed, TimeoutError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (AnswerFailed, TimeoutError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             # `from None`: what is chained could hold the answer, or the token.
             kind = type(error).__name__
             raise Unreachable(f"the token cannot be reviewed: the API server does not answer ({kind})") from None

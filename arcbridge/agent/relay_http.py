@@ -42,7 +42,7 @@ async def post(
         raise Unreachable(f"{relay.url} cannot be asked: {_reason_of(error)}") from error
     try:
         answer = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Unreachable(f"{relay.url} answered something that is not JSON: is this an arcbridge relay?") from error
     if not isinstance(answer, dict):
         raise Unreachable(f"{relay.url} answered something unexpected: is this an arcbridge relay?")

@@ -107,7 +107,7 @@ class SecretStore:
             async with asyncio.timeout(DEADLINE):
                 status, data = await self._api.call(method, path, headers, own=True, body=body, most=MAX_ANSWER)
             answer = json.loads(data) if data else {}
-        except (AnswerFailed, TimeoutError, ValueError) as error:
+        except (AnswerFailed, TimeoutError, ValueError, RecursionError) as error:
             # Never the answer itself: it holds keys.
             raise StateError(
                 f"the Secret {self._where} cannot be reached: the API server does not answer ({type(error).__name__})"

@@ -11,7 +11,6 @@ was seen.
 
 from __future__ import annotations
 
-import gc
 import importlib
 import random
 import re
@@ -117,7 +116,6 @@ class Cost(NamedTuple):
 
 def peak(read: Read, data: bytes) -> int:
     """Return the bytes that are allocated at once while an input is read, beside those that were there before."""
-    gc.collect()
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()

@@ -121,7 +121,7 @@ class Reviewer:
                 raise RequestRefusal(503, f"the API server refused to review impersonation (code {code})")
             # An evaluation error with `allowed: true` is still a yes of the authorizer; without, it is a no.
             return json.loads(body)["status"].get("allowed") is True
-        except (AnswerFailed, TimeoutError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (AnswerFailed, TimeoutError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise RequestRefusal(
                 503, "impersonation (--as) cannot be reviewed: the API server does not answer"
             ) from error

@@ -1,0 +1,90 @@
+"""Every entrance costs memory and work in proportion to its bytes, and the oracle that says so finds what does not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+
+from tests.fuzz import costs
+from tests.fuzz.costs import Entrance
+from tests.fuzz.readers import READERS
+
+LARGEST = 64 * 1024
+"""Bytes of an input here; `python -m tests.fuzz.costs` goes up to the largest of each entrance."""
+SMALLER = {"authentication_file": 4 * 1024, "foreign_kubeconfig": 16 * 1024, "kubeconfig": 16 * 1024}
+"""Less for files of operators and users, whose parsers are slow."""
+LARGER = {"pod_body": 128 * 1024}
+"""Where half of the bytes beside the other half were once a GiB."""
+EACH = 1
+"""Spans of a kind that are pumped in each input of a corpus."""
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.mark.parametrize("target", READERS)
+def test_an_entrance_costs_what_its_bytes_are_worth(target: str) -> None:
+    largest = SMALLER.get(target, LARGER.get(target, LARGEST))
+    assert list(costs.excesses(target, READERS[target], each=EACH, largest=largest)) == []
+
+
+def entrance(memory: int = 10, steps: int = 100) -> Entrance:
+    return Entrance("", "", 1 << 20, None, memory, steps, "", "")
+
+
+def product(data: bytes) -> list[bytes]:
+    """One text for each entry and name, as the audit once made of a pod."""
+    name, _, entries = data.partition(b":")
+    return [name + entry for entry in entries.split(b",")]
+
+
+def backwards(data: bytes) -> str:
+    """The last word of a text, looked for from each of its positions, as `clean` once did."""
+    return re.sub(r"[^\s]{0,512}\Z", "", data.decode("latin-1")[:4096])
+
+
+def pairs(data: bytes) -> int:
+    """Each byte beside each other one, in Python."""
+    return sum(1 for one in data[:600] for other in data[:600] if one == other)
+
+
+def test_memory_of_names_times_entries_is_found() -> None:
+    data = b"a" * 8000 + b":" + b"b," * 8000
+    assert "bytes of memory" in costs.excess(product, data, entrance())
+    assert costs.excess(len, data, entrance()) == ""
+
+
+def test_a_pattern_that_looks_back_from_each_position_is_found() -> None:
+    assert "steps" in costs.excess(backwards, b"a" * 4097, entrance(steps=30))
+
+
+@pytest.mark.parametrize(
+    ("read", "short", "long", "words"),
+    [
+        (pairs, b"ab" * 75, b"ab" * 300, "lines of Python become"),
+        (lambda data: re.search(rb"a*b", data), b"a" * 4000, b"a" * 16_000, "steps become"),
+        (lambda data: data.count(b"a") and re.search(rb"a+b?", data), b"a" * 4000, b"a" * 16_000, ""),
+    ],
+)
+def test_growth_that_is_no_proportion_is_found(
+    read: Callable[[bytes], object], short: bytes, long: bytes, words: str
+) -> None:
+    found = costs.growth(read, short, long)
+    assert words in found
+    assert bool(found) == bool(words)
+
+
+def test_lines_are_counted_alike_each_time() -> None:
+    assert costs.lines(pairs, b"ab" * 50) == costs.lines(pairs, b"ab" * 50) > 10_000
+
+
+def test_inputs_grow_to_their_size_in_every_way() -> None:
+    names, seen = set(), set()
+    for name, shape in costs.inputs("pod_body", 4):
+        data = shape(20_000)
+        assert 9_000 < len(data) < 25_000, name
+        names.add(re.sub(r"\d+", "", name.partition(": ")[2]))
+        seen.add(data)
+    assert names == {"whole", "token at ", "byte at ", "piece at ", "token at  and piece at ", "nested at "}
+    assert len(seen) > 60
