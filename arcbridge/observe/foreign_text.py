@@ -18,6 +18,8 @@ TRACE_LIMIT = 8192
 """Bytes of one stack trace: about sixty frames. The end is kept, because the raising frame is there."""
 
 _WORKING_FACTOR = 4
+_LAST_WORD = 512
+"""Characters of a word that a cut went through, which are dropped at most."""
 REDACTED = "[redacted]"
 
 # C0, DEL and C1; the line and paragraph separators that some viewers break lines at; the marks that reorder text
@@ -55,7 +57,7 @@ def clean(text: str, limit: int = FIELD_LIMIT) -> str:
     was_cut = len(text) > working
     if was_cut:
         # The cut may have left the beginning of a token that no pattern knows any more: drop the last word.
-        text = re.sub(r"[^\s]{0,512}\Z", "", text[:working])
+        text = without_last_word(text[:working])
     text = escape(redact(text))
     return _shorten(text, limit, was_cut)
 
@@ -95,6 +97,16 @@ def _replacement(match: re.Match[str]) -> str:
     # The pattern ignores case, so its last branch also finds lower-case names and hexadecimal digests, which are
     # wanted in logs (pins are digests). Only a run that mixes all three classes is random base64.
     return REDACTED if _MIXED.match(found) else found
+
+
+def without_last_word(text: str) -> str:
+    """Return `text` up to its last space, or without its last 512 characters. Reads no more than those: a pattern
+    with `\\Z` behind a repetition would begin at each character of the text (docs/threats.md#H20)."""
+    kept = max(0, len(text) - _LAST_WORD)
+    for position in range(len(text), kept, -1):
+        if text[position - 1].isspace():
+            return text[:position]
+    return text[:kept]
 
 
 def _shorten(text: str, limit: int, was_cut: bool) -> str:

@@ -69,6 +69,10 @@ class AuditRecord:
     bytes_up: int = 0
     bytes_down: int = 0
     started: float = field(default_factory=time.monotonic)
+    _as_text: str = field(default="", init=False, repr=False, compare=False)
+    """`as_user` and `as_groups` as the part of a line: `begun` and `ended` have the same, cleaned once."""
+    _details_text: tuple[Mapping[str, Value], str] | None = field(default=None, init=False, repr=False, compare=False)
+    """The details that were cleaned last, and the part of a line that they became."""
 
     def line(self, now: float) -> str:
         """Return the record of a request that is over; `now` is monotonic seconds."""
@@ -97,9 +101,10 @@ class AuditRecord:
             f"{_who(self.session, self.user, self.groups, self.bound)}"
         )
         if self.as_user or self.as_groups:
-            text += f',"as":{_quoted_name(self.as_user)}'
-            if self.as_groups:
-                text += f',"as_groups":{_listed(self.as_groups)}'
+            if not self._as_text:
+                groups = f',"as_groups":{_listed(self.as_groups)}' if self.as_groups else ""
+                self._as_text = f',"as":{_quoted_name(self.as_user)}{groups}'
+            text += self._as_text
         if self.method:
             text += f',"method":{_quoted(self.method)}'
         text += self.asked or asked_text(
@@ -110,7 +115,9 @@ class AuditRecord:
         if self.upgrade:
             text += f',"upgrade":{_quoted(self.upgrade)}'
         if self.details:
-            text += _details_text(self.details)
+            if self._details_text is None or self._details_text[0] is not self.details:
+                self._details_text = self.details, _cleaned_details(self.details)
+            text += self._details_text[1]
         return text
 
 
@@ -162,7 +169,7 @@ def bounded(values: list[str] | tuple[str, ...]) -> list[str]:
     return kept
 
 
-def _details_text(details: Mapping[str, Value]) -> str:
+def _cleaned_details(details: Mapping[str, Value]) -> str:
     parts = []
     for key, value in details.items():
         if isinstance(value, str):

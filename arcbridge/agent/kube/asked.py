@@ -58,7 +58,7 @@ def _read(method: str, target: str, upgrade: bool) -> Asked:
     check_target(target)
     info = request_info(method, target, upgrade=upgrade)
     where = (info.namespace, info.name, info.path_class)
-    text = asked_text(info.verb, info.group, info.resource, info.subresource, *where)
+    text = asked_text(info.verb, info.group, info.resource, info.subresource, *where) + ',"cut":true' * info.cut
     return Asked(info, text, _begins(method, target, info, upgrade), info.subresource in _LONG_SUBRESOURCES)
 
 

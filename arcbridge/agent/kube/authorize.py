@@ -4,8 +4,10 @@
 answers a `Plan` or raises a `RequestRefusal`. It sends nothing and reads no body. Invariant: there is no plan for a
 subject other than the caller himself unless the API server's approval of exactly that pair is shown.
 
-The steps, in this order: framing and target, header names, what is asked for (for the audit record), whether the audit
-log can be written, limits, the subject (`--as`) or the caller's own token, the outgoing headers, the upgrade asked for.
+The steps, in this order: framing (it decides whether the stream can go on), limits, header names and target, what is
+asked for (for the audit record), whether the audit log can be written, the subject (`--as`) or the caller's own token,
+the outgoing headers, the upgrade asked for. Limits come before all work that grows with what the caller sent: a request
+that is over a limit is not read for its record, unless it is the one of its burst that leaves a record.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import structlog
@@ -349,17 +352,13 @@ class Authorizer:
         """
         caller = stream.caller
         identity = caller.identity
-        upgrade_asked = False
         if head.plain is None:
             check_framing(head.method, head.version, head.fields)
-            check_names(head.fields)
-            upgrade_asked = asks_upgrade(head.fields)
-        wanted = asked(head.method, head.target, upgrade_asked)
-        self._note(record, wanted, head)
+        if not stream.admitted:  # else it was, before the review of `--as`
+            self._admit(stream, record, head)
+        wanted = self._read(head, record)
         if refusal := self._audit.refusal():
             raise RequestRefusal(503, refusal)
-        if not stream.admitted:  # else it was, before the review of `--as`
-            self._admit(stream, record)
         if caller.token_mode:
             own, lines = False, _serialised(self._own_token(caller, head, record))
         elif head.plain is not None:
@@ -420,7 +419,7 @@ class Authorizer:
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
-    def _admit(self, stream: StreamContext, record: AuditRecord) -> None:
+    def _admit(self, stream: StreamContext, record: AuditRecord, head: RequestHead) -> None:
         """Count the request, or refuse it as too much before anything leaves. Every limit on requests is here."""
         account, now = stream.caller.account, record.started
         limit = account.admit_request(now)
@@ -428,7 +427,11 @@ class Authorizer:
             account.end_request()
             limit = Limit.AGENT_REQUESTS
         if limit is not None:
-            raise self._too_much(stream, record, limit)
+            refusal = self._too_much(stream, record, limit)
+            if not stream.unrecorded:
+                with suppress(RequestRefusal):  # the limit is the reason that counts
+                    self._read(head, record)
+            raise refusal
         stream.admitted = True
         self.stats.in_flight += 1
 
@@ -466,14 +469,21 @@ class Authorizer:
                 stream.upgrading = False
                 stream.caller.account.end_upgrade()
 
-    def _note(self, record: AuditRecord, wanted: Asked, head: RequestHead) -> None:
-        """Write what is asked for into the record."""
+    def _read(self, head: RequestHead, record: AuditRecord) -> Asked:
+        """Return what a head asks for, and write it into the record. Raises RequestRefusal for one that is not passed
+        on."""
+        upgrade_asked = False
+        if head.plain is None:
+            check_names(head.fields)
+            upgrade_asked = asks_upgrade(head.fields)
+        wanted = asked(head.method, head.target, upgrade_asked)
         info = wanted.info
         record.verb, record.group, record.resource = info.verb, info.group, info.resource
         record.subresource, record.namespace, record.name = info.subresource, info.namespace, info.name
         record.path, record.asked = info.path_class, wanted.text
         if wanted.detailed:
             record.details = query_details(info, head.target, commands=self._audit.commands)
+        return wanted
 
     @staticmethod
     def _own_token(caller: Caller, head: RequestHead, record: AuditRecord) -> Headers:

@@ -15,6 +15,11 @@ _NAMESPACE_SUBRESOURCES = ("status", "finalize")
 _PATH_CLASSES = ("api", "apis", "healthz", "livez", "readyz", "metrics", "openapi", "version", ".well-known", "logs")
 
 
+MAX_SEGMENT = 253
+"""Characters of a group, resource, namespace, name or subresource, as of a name in Kubernetes (RFC 1123 subdomain);
+what is longer is cut to them before anything else reads it (docs/threats.md#H20)."""
+
+
 @dataclass(frozen=True, slots=True)
 class RequestInfo:
     """One request. For a non-resource path `resource` is empty and `path_class` names its first segment."""
@@ -27,6 +32,8 @@ class RequestInfo:
     namespace: str = ""
     name: str = ""
     path_class: str = ""
+    cut: bool = False
+    """Whether a field of the path was longer than MAX_SEGMENT, and ends with `…`."""
 
 
 def request_info(method: str, target: str, *, upgrade: bool = False) -> RequestInfo:
@@ -61,7 +68,15 @@ def request_info(method: str, target: str, *, upgrade: bool = False) -> RequestI
             verb = "list"
     if upgrade and verb == "get":
         verb = "create"
-    return RequestInfo(verb, group, version, resource, subresource, namespace, name)
+    cut = max(map(len, (group, version, resource, subresource, namespace, name))) > MAX_SEGMENT
+    if cut:
+        group, version, resource = _cut(group), _cut(version), _cut(resource)
+        subresource, namespace, name = _cut(subresource), _cut(namespace), _cut(name)
+    return RequestInfo(verb, group, version, resource, subresource, namespace, name, cut=cut)
+
+
+def _cut(segment: str) -> str:
+    return segment if len(segment) <= MAX_SEGMENT else segment[: MAX_SEGMENT - 1] + "…"
 
 
 def _watches(query: str) -> bool:

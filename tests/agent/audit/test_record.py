@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from arcbridge.agent.audit import record as record_module
 from arcbridge.agent.audit.record import MAX_LISTED, AuditRecord, asked_text, timestamp
 from arcbridge.observe.foreign_text import clean, escape
 
@@ -120,3 +122,23 @@ def test_times_are_of_now() -> None:
     before = datetime.now(UTC)
     found = datetime.fromisoformat(timestamp())
     assert abs((found - before).total_seconds()) < 10
+
+
+def test_h20_what_two_records_of_a_request_share_is_cleaned_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    cleaned: list[str] = []
+
+    def counted(text: str, limit: int = 0) -> str:
+        cleaned.append(text)
+        return text
+
+    monkeypatch.setattr(record_module, "clean", counted)
+    monkeypatch.setattr(record_module, "escape", counted)
+    record = AuditRecord("r", "s", as_user="b" * 500, as_groups=("g" * 500,), details={"command": ["x" * 500, "y"]})
+    begun = json.loads(record.begun_line())
+    assert len(cleaned) == 4
+    ended = json.loads(record.line(record.started))
+    assert len(cleaned) == 4
+    assert {**ended, **begun} == {**begun, **ended, "ts": begun["ts"], "stage": "begun"}
+    record.details = {"privileged": ["z"]}  # of its body, later
+    assert json.loads(record.line(record.started))["privileged"] == ["z"]
+    assert len(cleaned) == 5

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from arcbridge.agent.audit.record import AuditRecord
 from arcbridge.agent.kube.asked import asked, query_details, redacted_command
+from arcbridge.agent.kube.request_info import MAX_SEGMENT
 from arcbridge.agent.kube.status import RequestRefusal
+from tests.support.growth import growth
 
 POD = "/api/v1/namespaces/n/pods/p"
 
@@ -95,3 +100,32 @@ def test_a_query_of_very_many_fields() -> None:
 )
 def test_a17_secrets_in_command_lines(command: list[str], recorded: list[str]) -> None:
     assert redacted_command(command) == recorded
+
+
+PUMPED = [
+    "a", "-", "--", ".", "token", "tokens", "-token", "--token", "--token ", "token ", "token=", "token='", 'token="',
+    "token: ", " ", "=", "'", "passwd", "private-key", "(token", "x=;", " --secret  ",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("word", PUMPED)
+def test_h20_command_lines_cost_as_much_as_they_are_long(word: str) -> None:
+    """One word, and as many words: a square would make it 64 times as much for 8 times the command."""
+    text = word * (1000 // len(word))
+    for end in ("", "!", "=", " ", "'"):
+        assert growth(lambda one: redacted_command([one]), text + end, text * 8 + end) < 24
+    assert growth(lambda one: redacted_command(one.split("|")), f"{word}|" * 50, f"{word}|" * 400) < 24
+
+
+def test_h20_fields_of_a_path_are_cut_to_what_a_name_may_have() -> None:
+    """They are whole in what goes on; the record says that they were cut."""
+    long = "a" * 8000
+    found = asked("GET", f"/apis/{long}/v1/namespaces/{long}/{long}/{long}/{long}", False)
+    info = found.info
+    fields = (info.group, info.namespace, info.resource, info.name, info.subresource)
+    assert {*fields} == {"a" * (MAX_SEGMENT - 1) + "…"}
+    assert len(found.text) < 6 * MAX_SEGMENT
+    assert json.loads(AuditRecord("r", "s", asked=found.text).line(0.0))["cut"] is True
+    whole = asked("GET", f"/api/v1/namespaces/n/pods/{'a' * MAX_SEGMENT}", False)
+    assert (whole.info.name, whole.info.cut) == ("a" * MAX_SEGMENT, False)
+    assert "cut" not in whole.text

@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 
 from arcbridge.agent.accounts import Account, Accounts
 from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
+from arcbridge.agent.kube.asked import Asked, asked
 from arcbridge.agent.kube.authorize import (
     SAFE_ID,
     Authorizer,
@@ -210,6 +211,29 @@ async def test_l21_a_review_of_an_impersonation_does_not_count_twice(desk: Desk)
     assert desk.caller.account.in_flight == 1
     desk.authorizer.finish(desk.stream, record)
     assert desk.caller.account.in_flight == 0
+
+
+async def test_h20_what_is_over_a_limit_is_not_read(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a burst the one that leaves a record is read for it; also a target that is not passed on is over the limit."""
+    read: list[str] = []
+
+    def counted(method: str, target: str, upgrade: bool) -> Asked:
+        read.append(target)
+        return asked(method, target, upgrade)
+
+    monkeypatch.setattr("arcbridge.agent.kube.authorize.asked", counted)
+    desk.stream = StreamContext(limited(request_burst=1), 1)
+    desk.now = 1000.0
+    desk.plan(plain())
+    exec_target = f"/api/v1/namespaces/n/pods/{'p' * 8000}/exec?command={'c' * 50_000}"
+    for target in (exec_target, "/api/../x"):
+        for head in (plain(target=target), parsed(target=target)):
+            for _ in range(20):
+                with pytest.raises(RequestRefusal) as caught:
+                    desk.plan(head)
+                assert caught.value.status_code == 429
+    assert read == ["/api/v1/pods", exec_target]
+    assert (desk.audit.kept[-1].limit, desk.audit.kept[-1].subresource) == ("requests_per_second", "exec")
 
 
 async def test_l26_a_flood_leaves_one_log_line_and_one_record_and_is_held(
