@@ -13,7 +13,7 @@ from tests.fuzz.readers import READERS
 
 LARGEST = 64 * 1024
 """Bytes of an input here; `python -m tests.fuzz.costs` goes up to the largest of each entrance."""
-SMALLER = {"authentication_file": 4 * 1024, "foreign_kubeconfig": 16 * 1024, "kubeconfig": 16 * 1024}
+SMALLER = dict.fromkeys(("authentication_file", "foreign_kubeconfig", "kubeconfig", "policy_file"), 4 * 1024)
 """Less for files of operators and users, whose parsers are slow."""
 LARGER = {"pod_body": 128 * 1024}
 """Where half of the bytes beside the other half were once a GiB."""
