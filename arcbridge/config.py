@@ -296,6 +296,9 @@ class SessionConfig:
 
     max_age: float = 43200.0
     """Seconds that a session lasts at most, however often its token is renewed; it never outlives its token."""
+    end_upgraded_streams: bool = True
+    """Whether exec, attach and port-forward end when the token is renewed with fewer groups or another name: the API
+    server judges them at their start alone."""
     drain: float = 30.0
     """Seconds for which an agent that is told to stop serves the streams that run; no session begins meanwhile."""
 

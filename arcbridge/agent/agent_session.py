@@ -354,19 +354,35 @@ class AgentSession(BaseHandler):
             self._log.warning("session refused", reason="renewed with the token of another subject")
             session.close(GoawayCode.FORBIDDEN, "the session was renewed with a token of another user")
             return False
-        self._adopt_newer(caller, found)
+        before = self._adopt_newer(caller, found)
         caller.tokens.add(found.token_digest)
         session.accept_auth(self._auth_ok(session.session_id, session.resume_secret, caller))
+        self._end_disallowed(caller, before)
         self._check_expiry()
         return True
 
     @staticmethod
-    def _adopt_newer(caller: Caller, found: Authenticated) -> None:
+    def _adopt_newer(caller: Caller, found: Authenticated) -> Identity:
         """Adopt the identity of the token that was issued later: one from before a loss may be replayed behind a newer
-        one (docs/threats.md#S10), and a user who lost a group keeps it no longer than until the renewal."""
+        one (docs/threats.md#S10), and a user who lost a group keeps it no longer than until the renewal.
+
+        Answers the identity from before.
+        """
+        before = caller.identity
         if found.identity.supersedes(caller.identity):
             caller.adopt(found.identity, found.proved_key)
             caller.account.adopt(found.identity)
+        return before
+
+    def _end_disallowed(self, caller: Caller, before: Identity) -> None:
+        """Reset the streams that the identity from before a renewal was allowed, and the present one may not be."""
+        self._sessions.targets.end_disallowed(caller)
+        if self._sessions.end_upgraded_streams and not caller.identity.keeps(before):
+            reason = "the token was renewed with fewer groups, or with another name"
+            ended = caller.end_upgraded(reason)
+            self._sessions.upgrades_ended += ended
+            if ended:
+                self._log.info("streams cut off", user=caller.identity.username, reason=reason, streams=ended)
 
     async def _is_own_token(self, token: str) -> bool:
         """Ask the API server whether a token that a request carries is of the user who opened the session.
@@ -425,11 +441,12 @@ class AgentSession(BaseHandler):
         session, caller = self.session, self._caller
         assert session is not None, "only sessions that were accepted can be found"
         assert caller is not None
-        self._adopt_newer(caller, found)
+        before = self._adopt_newer(caller, found)
         caller.tokens.add(found.token_digest)
         self.via, self.joined_at, self.peer = carrier.via, carrier.joined_at, carrier.peer
         self._resumed_at = self._sessions.monotonic()
         session.take_over(connection, self._auth_ok(session.session_id, session.resume_secret, caller))
+        self._end_disallowed(caller, before)
         self._check_expiry()
 
     def _report(self, caller: Caller, limit: Limit, request: str = "", target: str = "") -> None:

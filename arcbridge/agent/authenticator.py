@@ -23,6 +23,7 @@ from arcbridge.errors import PermissionRefused, Unauthenticated, Unreachable
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.proof import NO_PEER, Peer, ProofChecker, ProofPolicy, ProofRefused, binding, decode_object
 from arcbridge.identity.verifier import LEEWAY, TokenVerifier
+from arcbridge.untrusted_json import read_json
 from arcbridge.wire.records import Auth
 
 REVIEW = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
@@ -128,9 +129,9 @@ class Authenticator:
                 raise Unauthenticated("the cluster does not accept the token")
             if code != 201:
                 raise Unreachable(f"the API server did not review the token (code {code})")
-            info = json.loads(data)["status"]["userInfo"]
+            info = read_json(data)["status"]["userInfo"]
             return self._identity(info, token)
-        except (AnswerFailed, TimeoutError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (AnswerFailed, TimeoutError, ValueError, KeyError, TypeError, AttributeError) as error:
             # `from None`: what is chained could hold the answer, or the token.
             kind = type(error).__name__
             raise Unreachable(f"the token cannot be reviewed: the API server does not answer ({kind})") from None

@@ -91,6 +91,12 @@ def _register_sessions(metrics: Metrics, sessions: Sessions) -> None:
         None,
         lambda: sessions.revoked,
     )
+    metrics.counter(
+        "upgrades_ended_total",
+        "Upgraded streams that were reset because the token was renewed with fewer groups, or with another name.",
+        None,
+        lambda: sessions.upgrades_ended,
+    )
     revocations = sessions.revocations
     metrics.gauge("revocations", "Users on the lists of relays and denylist.", None, lambda: len(revocations))
     metrics.counter(
@@ -216,6 +222,12 @@ def _register_targets(metrics: Metrics, targets: TcpTargets) -> None:
     metrics.counter("targets_total", "Connections made to TCP targets.", None, lambda: targets.opened)
     metrics.gauge("targets_open", "Connections to TCP targets that are open.", None, lambda: targets.open)
     metrics.counter("targets_refused_total", "TCP targets refused to a caller.", None, lambda: targets.refused)
+    metrics.counter(
+        "targets_ended_total",
+        "Connections to TCP targets that were reset because their user's right was lost.",
+        None,
+        lambda: targets.ended,
+    )
     metrics.counter("targets_failed_total", "TCP targets that could not be reached.", None, lambda: targets.failed)
 
 

@@ -15,6 +15,7 @@ from arcbridge.errors import ConnectionLost, EnrolmentRefused, Unreachable
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import connect
 from arcbridge.net.tls import ALPN_HTTP, RelayTrust, outer_client_context
+from arcbridge.untrusted_json import read_json
 
 DEADLINE = 20.0
 MAX_ANSWER = 256 * 1024
@@ -41,8 +42,8 @@ async def post(
     except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
         raise Unreachable(f"{relay.url} cannot be asked: {_reason_of(error)}") from error
     try:
-        answer = json.loads(body)
-    except (ValueError, RecursionError) as error:
+        answer = read_json(body, MAX_ANSWER)
+    except ValueError as error:
         raise Unreachable(f"{relay.url} answered something that is not JSON: is this an arcbridge relay?") from error
     if not isinstance(answer, dict):
         raise Unreachable(f"{relay.url} answered something unexpected: is this an arcbridge relay?")

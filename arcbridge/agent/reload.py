@@ -1,8 +1,9 @@
 """What a running agent takes over when its settings are read again, and what needs a restart.
 
 Everything is checked and read before anything is put in force, and what fails then is taken back, so that a mistake
-changes nothing. No session is touched: one keeps the identity that its token was given, until it is renewed. Sessions
-of users on a new denylist end, as at each change of that file.
+changes nothing. A session keeps the identity that its token was given, until the token is renewed. Connections to TCP
+targets end where the new settings do not allow them, and sessions of users on a new denylist end, as at each change of
+that file.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ RELOADABLE = frozenset(
         "targets",
         "limits",
         "session.max_age",
+        "session.end_upgraded_streams",
         "observe.log_level",
     }
 )
@@ -102,6 +104,7 @@ class Reload:
                 undo.callback(self._put_denylist, self._in_force)
                 self._put_denylist(checked)
             undo.pop_all()
+        self._targets.end_disallowed()
         outcome = split(changed(self.config, config), reloadable)
         taken = [*outcome.taken, *(name for name in found if found[name] != self._contents.get(name))]
         judged = checked if "authentication" in reloadable else self._in_force
@@ -139,6 +142,7 @@ class Reload:
         self._targets.replace(checked.targets)
         self._sessions.accounts.change(config.limits)
         self._sessions.max_age = config.session.max_age
+        self._sessions.end_upgraded_streams = config.session.end_upgraded_streams
         memory.backlog.most = config.limits.agent_waiting_bytes
         self._api.upstream.limit.change(time.monotonic(), config.limits.agent_connects_per_second)
 
@@ -159,7 +163,11 @@ class Reload:
             token_mode=config.token_mode,
             targets=config.targets,
             limits=config.limits,
-            session=replace(running.session, max_age=config.session.max_age),
+            session=replace(
+                running.session,
+                max_age=config.session.max_age,
+                end_upgraded_streams=config.session.end_upgraded_streams,
+            ),
             observe=replace(running.observe, log_level=config.observe.log_level),
         )
 

@@ -19,6 +19,7 @@ from typing import Any
 from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.pki.credentials import Snapshot, VersionConflict
+from arcbridge.untrusted_json import read_json
 
 DEADLINE = 15.0
 MAX_ANSWER = 2 << 20
@@ -106,8 +107,8 @@ class SecretStore:
         try:
             async with asyncio.timeout(DEADLINE):
                 status, data = await self._api.call(method, path, headers, own=True, body=body, most=MAX_ANSWER)
-            answer = json.loads(data) if data else {}
-        except (AnswerFailed, TimeoutError, ValueError, RecursionError) as error:
+            answer = read_json(data, MAX_ANSWER) if data else {}
+        except (AnswerFailed, TimeoutError, ValueError) as error:
             # Never the answer itself: it holds keys.
             raise StateError(
                 f"the Secret {self._where} cannot be reached: the API server does not answer ({type(error).__name__})"

@@ -26,6 +26,7 @@ from arcbridge.observe.diagnosis import Finding, failed, ok, skipped, warning
 from arcbridge.observe.directory_findings import directory_finding
 from arcbridge.observe.key_findings import key_finding
 from arcbridge.observe.self_checks import SelfCheck
+from arcbridge.untrusted_json import read_json
 
 RULES: Final = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
 CERTIFICATE_SOON: Final = 86400.0
@@ -351,7 +352,7 @@ async def _review(api: ApiServer, path: str, document: dict[str, Any]) -> tuple[
     except AnswerFailed:
         return 0, None
     try:
-        return code, json.loads(body)
+        return code, read_json(body)
     except ValueError:
         return code, None
 

@@ -147,6 +147,7 @@ def _compose(config: AgentConfig, checked: Checked, instance: str, stack: AsyncE
         accounts=Accounts(config.limits),
         revocations=revocations,
         max_age=config.session.max_age,
+        end_upgraded_streams=config.session.end_upgraded_streams,
     )
     stack.push_async_callback(sessions.close)
     denylist = None

@@ -2,9 +2,9 @@
 
 Nothing reaches the API server before AUTH is accepted: the session's state machine holds streams back until then. A
 session ends at its token's expiry by the wall clock, unless AUTH was renewed with a token of the same subject; a token
-of another subject ends it at once. The groups of a renewed token count from the next request, and of two tokens the one
-that was issued later counts. However often it is renewed, a session ends at its greatest age, and at once when its user
-is revoked (`revocations`).
+of another subject ends it at once. The groups of a renewed token count from the next request; streams that they do not
+allow end, to TCP targets and upgraded ones. Of two tokens the one that was issued later counts. However often it is
+renewed, a session ends at its greatest age, and at once when its user is revoked (`revocations`).
 
 A session outlives its connection: it is held for two minutes, and resumes over a connection whose caller shows the
 session's secret and a token of the same subject (`resume` decides that). Such a connection is unauthenticated first,
@@ -73,6 +73,7 @@ class Sessions:
         accounts: Accounts | None = None,
         revocations: Revocations | None = None,
         max_age: float = MAX_AGE,
+        end_upgraded_streams: bool = True,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -84,6 +85,8 @@ class Sessions:
         self.revocations = revocations if revocations is not None else Revocations(clock=clock)
         self.revocations.on_news = self._revocations_changed
         self.max_age = max_age
+        self.end_upgraded_streams = end_upgraded_streams
+        """Whether upgraded streams end at a renewal that lacks a group, or has another name."""
         self.clock = clock
         self.monotonic = monotonic
         self.resumes: Resumes[AgentSession] = Resumes(clock=monotonic)
@@ -104,6 +107,8 @@ class Sessions:
         """Sessions that ended with their token, or at their greatest age."""
         self.revoked = 0
         """Sessions that ended, and AUTHs that were refused, because the user is revoked."""
+        self.upgrades_ended = 0
+        """Upgraded streams that ended at such a renewal."""
         self.resumed = 0
         self.detached_seconds = 0.0
         """Seconds that sessions were detached, of all that were resumed or ended detached."""

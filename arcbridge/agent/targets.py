@@ -72,6 +72,15 @@ def read_targets(configs: Mapping[str, TargetConfig]) -> dict[str, Target]:
     return targets
 
 
+@dataclass(frozen=True, slots=True)
+class _Connection:
+    """A stream that was allowed, from its dial to its end."""
+
+    target: Target
+    caller: Caller
+    record: AuditRecord
+
+
 class TcpTargets:
     """Connects streams to targets. `close()` must be awaited."""
 
@@ -81,14 +90,37 @@ class TcpTargets:
         self._records: KeyedTokenBucket[str] = KeyedTokenBucket(RECORDS, 1.0, size=USERS, shares=True)
         """Refusals that leave a record each, by subject."""
         self._connecting: set[asyncio.Task[None]] = set()
+        self._connections: dict[StreamTransport, _Connection] = {}
         self.opened = 0
         self.open = 0
         self.refused = 0
         self.failed = 0
+        self.ended = 0
+        """Connections that were reset because their user may not connect to that address any more."""
 
     def replace(self, targets: Mapping[str, Target]) -> None:
-        """Connect to these targets from now on; connections that stand go on."""
+        """Connect to these targets from now on; `end_disallowed` ends those connections that they do not allow."""
         self._targets = dict(targets)
+
+    def end_disallowed(self, caller: Caller | None = None) -> None:
+        """Reset the connections, of this caller or of all, that would not be allowed now: the target is gone, has
+        another address, or is not for the caller's present name and groups."""
+        for stream, found in list(self._connections.items()):
+            if caller is not None and found.caller is not caller:
+                continue
+            target, record = self._targets.get(found.target.name), found.record
+            if target is None or target.address != found.target.address:
+                record.reason = "the target was taken out of the settings"
+            elif not target.allows(found.caller.identity):
+                record.reason = "the user may connect to the target no longer"
+            else:
+                continue
+            self.ended += 1
+            record.outcome = "cut"
+            _log.info(
+                "target cut off", session=record.session, stream=stream.id, user=record.user, reason=record.reason
+            )
+            stream.abort(ResetCode.FORBIDDEN)
 
     def open_to(self, identity: Identity) -> list[str]:
         """Return the targets (`tcp:NAME`) to which this caller may connect, in order."""
@@ -117,6 +149,7 @@ class TcpTargets:
             self._refuse(stream, caller, record, ResetCode.INTERNAL, refusal)
         else:
             connecting = _Connecting()
+            self._connections[stream] = _Connection(found, caller, record)
             stream.attach(connecting)
             # The record stands before the target hears of the connection.
             self._audit.begin(
@@ -139,7 +172,7 @@ class TcpTargets:
         """The record of a connection was written (perhaps within the call that asked for it), or could not be."""
         if connecting.lost:
             record.outcome = "cut"
-            self._audit.write(record)
+            self._finish(stream, record)
         elif refusal:
             self._refuse(stream, caller, record, ResetCode.INTERNAL, refusal)
         else:
@@ -184,7 +217,7 @@ class TcpTargets:
             self._unreachable(stream, record, error)
         except asyncio.CancelledError:
             record.outcome = "cut"
-            self._audit.write(record)
+            self._finish(stream, record)
             stream.abort(ResetCode.CANCELLED)
             if connecting.lost:
                 return  # the stream ended first, which cancelled this task
@@ -201,7 +234,7 @@ class TcpTargets:
         """A connection failed for no fault of the target: it leaves its record all the same."""
         self.failed += 1
         record.outcome, record.reason = "failed", type(error).__name__
-        self._audit.write(record)
+        self._finish(stream, record)
         stream.abort(ResetCode.INTERNAL)
         text = "a TCP target could not be served"
         asyncio.get_running_loop().call_exception_handler({"message": text, "exception": error})
@@ -210,7 +243,7 @@ class TcpTargets:
         self.failed += 1
         record.outcome, record.reason = "refused", error.message
         _log.warning("target unreachable", session=record.session, stream=stream.id, reason=error.message)
-        self._audit.write(record)
+        self._finish(stream, record)
         stream.abort(ResetCode.CONNECT_FAILED)
 
     def _splice(self, stream: StreamTransport, sock: socket.socket, record: AuditRecord) -> SocketSplice:
@@ -220,9 +253,9 @@ class TcpTargets:
         def done(result: SpliceResult) -> None:
             self.open -= 1
             record.bytes_up, record.bytes_down = result.from_stream, result.to_stream
-            if result.error is not None:
+            if result.error is not None and not record.reason:
                 record.outcome, record.reason = "cut", type(result.error).__name__
-            self._audit.write(record)
+            self._finish(stream, record)
             if not (result.from_stream or result.to_stream):
                 stream.count_as_churn()  # a connection was made for nothing
 
@@ -230,11 +263,17 @@ class TcpTargets:
         stream.owed = False
         return SocketSplice(sock, done)
 
+    def _finish(self, stream: StreamTransport, record: AuditRecord) -> None:
+        """A connection is over, or never was: write its record."""
+        self._connections.pop(stream, None)
+        self._audit.write(record)
+
     def _refuse(
         self, stream: StreamTransport, caller: Caller, record: AuditRecord, code: ResetCode, reason: str
     ) -> None:
         """Reset the stream. Of many refusals the first leave a record each, the others one that counts them."""
         self.refused += 1
+        self._connections.pop(stream, None)
         record.outcome, record.reason = "refused", reason
         now = time.monotonic()
         recorded = record.begun or self._records.reserve(caller.identity.subject, now) is not None

@@ -7,7 +7,6 @@ returned has a name that a cluster may have (docs/threats.md#B3).
 
 from __future__ import annotations
 
-import json
 import ssl
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +26,7 @@ from arcbridge.mux.connection import peer_certificate
 from arcbridge.net.http_connector import DialingConnector, NotConnected
 from arcbridge.net.tls import ALPN_HTTP
 from arcbridge.pki.names import check_cluster_name
+from arcbridge.untrusted_json import read_json
 
 DEADLINE = 15.0
 """Seconds for the whole answer."""
@@ -129,15 +129,15 @@ async def _get(relay: RelayAccess, token: str, path: str, tokens: Tokens) -> Any
     if status != 200:
         raise Unreachable(f"the relay {url} answered with status {status}; its log says why")
     try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
+        return read_json(body)
+    except ValueError as error:
         raise Unreachable(f"{url} did not answer with JSON: is this an arcbridge relay?") from error
 
 
 def _message(body: bytes) -> str:
     """Return the message of a refusal; it is searched and never shown."""
     try:
-        message = json.loads(body)["error"]["message"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        message = read_json(body)["error"]["message"]
+    except (ValueError, KeyError, TypeError):
         return ""
     return message if isinstance(message, str) else ""

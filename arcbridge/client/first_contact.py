@@ -8,7 +8,6 @@ secret is sent, and nothing that a relay says is kept.
 from __future__ import annotations
 
 import contextlib
-import json
 import ssl
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -19,6 +18,7 @@ from arcbridge.errors import ConfigError, ConnectionLost, PinMismatch, Unreachab
 from arcbridge.net.address import Address, parse_address
 from arcbridge.net.tls import ALPN_HTTP, RelayTrust, fetch_unverified_ca, get_once, outer_client_context
 from arcbridge.pki.pins import pin_of, require_pin, same_pin
+from arcbridge.untrusted_json import read_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +143,8 @@ async def _offer(address: Address, trust: RelayTrust) -> LoginOffer | None:
     if status != HTTPStatus.OK:
         raise Unreachable(f"{short_url(address)} answered with status {status}: is this an arcbridge relay?")
     try:
-        return LoginOffer.read(json.loads(body))
-    except (ValueError, RecursionError) as error:
+        return LoginOffer.read(read_json(body))
+    except ValueError as error:
         raise Unreachable(f"{short_url(address)} did not answer with JSON: is this an arcbridge relay?") from error
     except ConfigError as error:
         raise Unreachable(

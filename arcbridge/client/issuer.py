@@ -7,7 +7,6 @@ that does DPoP carry a proof of it (RFC 9449), so that access and refresh tokens
 
 from __future__ import annotations
 
-import json
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -23,6 +22,7 @@ from arcbridge.errors import ConfigError, StateError, Unreachable
 from arcbridge.net.http_connector import DialingConnector, NotConnected
 from arcbridge.net.system_trust import trusting_context
 from arcbridge.observe.foreign_text import clean
+from arcbridge.untrusted_json import read_json
 
 if TYPE_CHECKING:
     from arcbridge.identity.proof import ProofKey
@@ -238,8 +238,8 @@ class Issuer:
                 "network"
             ) from error
         try:
-            document = json.loads(body)
-        except (ValueError, RecursionError):
+            document = read_json(body, _LIMIT)
+        except ValueError:
             document = {}
         if not (len(nonce) <= _NONCE_LIMIT and nonce.isascii() and nonce.isprintable()):
             nonce = ""

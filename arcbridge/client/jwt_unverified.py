@@ -6,9 +6,10 @@ No decision about access may rest on what this returns; relay and agent verify (
 from __future__ import annotations
 
 import base64
-import json
 from dataclasses import dataclass
 from typing import Any
+
+from arcbridge.untrusted_json import read_json
 
 _LIMIT = 64 * 1024
 
@@ -46,8 +47,8 @@ def claims_unverified(token: str) -> dict[str, Any]:
     if len(parts) != 3 or len(token) > _LIMIT:
         return {}
     try:
-        claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
-    except (ValueError, RecursionError):
+        claims = read_json(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+    except ValueError:
         return {}
     return claims if isinstance(claims, dict) else {}
 

@@ -6,7 +6,6 @@ error.
 
 from __future__ import annotations
 
-import json
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit
 
 from arcbridge.errors import ConfigError, Unreachable
 from arcbridge.net.system_trust import trusting_context
+from arcbridge.untrusted_json import read_json
 
 DEADLINE = 20.0
 """Seconds for one request."""
@@ -67,8 +67,8 @@ async def request(
     except (aiohttp.ClientError, OSError) as error:
         raise Unreachable(f"{host} cannot be reached for a token: {reason(error)}") from error
     try:
-        document = json.loads(data)
-    except (ValueError, RecursionError):
+        document = read_json(data, _LIMIT)
+    except ValueError:
         document = {}
     return status, document if isinstance(document, dict) else {}
 

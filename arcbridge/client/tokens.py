@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import json
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -31,6 +30,7 @@ from arcbridge.client.token_cache import MAX_TIME, AudienceToken, TokenSet, toke
 from arcbridge.client.token_program import output_of
 from arcbridge.config import LoginConfig
 from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unauthenticated, Unreachable
+from arcbridge.untrusted_json import read_json
 
 if TYPE_CHECKING:
     # Imported late otherwise, because a client whose tokens are bound to no key never needs it.
@@ -447,8 +447,8 @@ class TokenCommand:
         }
         output = await output_of("login.command", self._command, {**self._environment, **names})
         try:
-            document = json.loads(output)
-        except (ValueError, RecursionError):
+            document = read_json(output)
+        except ValueError:
             document = None
         if not isinstance(document, dict):
             # What it printed may be a token: it is never quoted.

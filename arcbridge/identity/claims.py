@@ -99,6 +99,14 @@ class Identity:
             return len(self.groups) < len(other.groups)
         return set(self.groups) == set(other.groups) and self.expires_at >= other.expires_at
 
+    def keeps(self, other: Identity) -> bool:
+        """Return whether all names by which `other`, of the same subject, may have had a right are this identity's too.
+
+        Extra values are not compared: RBAC reads none, and an issuer may give each token its own.
+        """
+        same = (self.username, self.uid) == (other.username, other.uid)
+        return same and set(other.groups) <= set(self.groups)
+
     @property
     def names(self) -> tuple[str, str]:
         """The names by which a user is revoked."""

@@ -9,7 +9,6 @@ Invariant: a secret, a key or an assertion is in no error.
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import re
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from arcbridge.errors import ArcbridgeError, Unreachable
 from arcbridge.identity.client_assertion import asserted, read_word, sign_assertion
 from arcbridge.identity.fetch import Ask, ReplyDocument
 from arcbridge.identity.refusal import GroupsUnavailable
+from arcbridge.untrusted_json import read_json
 
 DEADLINE = 5.0
 """Seconds for one request: below the six of a look-up, so that who waits for it is told what did not answer."""
@@ -266,7 +266,7 @@ class GraphToken:
 def json_object(reply: ReplyDocument) -> dict[str, Any]:
     """Return the JSON object of an answer; an empty one where it is none."""
     try:
-        document = json.loads(reply.body)
-    except (ValueError, RecursionError):
+        document = read_json(reply.body)
+    except ValueError:
         return {}
     return document if isinstance(document, dict) else {}

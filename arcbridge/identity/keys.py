@@ -20,7 +20,6 @@ broken is still good for the rest.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +32,7 @@ from arcbridge.identity.authentication import IssuerConfig
 from arcbridge.identity.fetch import Fetch
 from arcbridge.identity.refusal import IssuerUnavailable
 from arcbridge.tasks import cancel_and_wait
+from arcbridge.untrusted_json import read_json
 
 MAX_FRESH = 3600.0
 MIN_FRESH = 60.0
@@ -272,8 +272,8 @@ def _default_algorithm(entry: dict[str, Any]) -> str:
 
 def _json_object(body: bytes) -> dict[str, Any]:
     try:
-        document = json.loads(body)
-    except (ValueError, RecursionError) as error:
+        document = read_json(body)
+    except ValueError as error:
         raise Unreachable("the identity provider's answer is not JSON") from error
     if not isinstance(document, dict):
         raise Unreachable("the identity provider's answer is not a JSON object")

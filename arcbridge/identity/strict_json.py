@@ -1,13 +1,15 @@
 """JSON that no two parsers read differently, for what is signed: headers and payloads of tokens and proofs, and keys.
 
 RFC 8259 leaves open what a key that occurs twice means, and Python reads constants that are no JSON. Here both are
-errors. What an issuer answers over HTTPS is not signed and is read by the standard library's rules where it arrives.
+errors. What an issuer answers over HTTPS is not signed: `untrusted_json` reads it.
 """
 
 from __future__ import annotations
 
 import json
 from typing import Any, Final
+
+from arcbridge.untrusted_json import decode, refuse_constant
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
@@ -16,10 +18,7 @@ def parse_object(data: bytes) -> dict[str, Any]:
     Raises ValueError: for a key that occurs twice, for NaN and Infinity, for nesting that is too deep, and for anything
     else that is no object.
     """
-    try:
-        value = _DECODER.decode(data.decode())
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+    value = decode(_DECODER, data.decode())
     if not isinstance(value, dict):
         raise ValueError("not an object")
     return value
@@ -32,8 +31,4 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return out
 
 
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-_DECODER: Final = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=refuse_constant)

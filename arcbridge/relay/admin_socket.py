@@ -27,6 +27,7 @@ import structlog
 from arcbridge.errors import StateError
 from arcbridge.relay.operations import Question, Row, parts
 from arcbridge.tasks import cancel_and_wait
+from arcbridge.untrusted_json import read_json
 
 SOCKET: Final = "admin.sock"
 DEADLINE: Final = 10.0
@@ -114,7 +115,7 @@ class AdminSocket:
         if len(self._open) > CONNECTIONS:
             await self._refuse(reader, writer)
             return
-        question = json.loads(await reader.readuntil(b"\n"))
+        question = read_json(await reader.readuntil(b"\n"))
         if not isinstance(question, dict):
             return
         try:

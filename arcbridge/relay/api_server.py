@@ -8,7 +8,6 @@ aiohttp cannot parse is answered and logged in our words (docs/threats.md#A3).
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
@@ -18,6 +17,7 @@ from aiohttp import web
 
 from arcbridge.relay.admission import Ticket
 from arcbridge.relay.api_answers import ApiRefusal, answer_of, error_answer, internal_answer
+from arcbridge.untrusted_json import read_json
 
 BODY_LIMIT = 64 * 1024
 """Bytes of a request's body: a request and a CA certificate of 16 KiB each, escaped as JSON, fit twice."""
@@ -289,8 +289,8 @@ async def read_body(request: web.Request, *names: str, optional: tuple[str, ...]
     except web.RequestPayloadError as error:
         raise ApiRefusal(HTTPStatus.BAD_REQUEST, "the body is not well-formed HTTP") from error
     try:
-        document = json.loads(data)
-    except (ValueError, RecursionError):
+        document = read_json(data, BODY_LIMIT)
+    except ValueError:
         # Not chained: a JSONDecodeError carries the whole document, and with it the join token.
         raise ApiRefusal(HTTPStatus.BAD_REQUEST, "the body is not JSON") from None
     values = [document.get(name) for name in names] if isinstance(document, dict) else []

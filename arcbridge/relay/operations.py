@@ -21,6 +21,7 @@ from arcbridge.observe.self_checks import SelfChecks
 from arcbridge.relay.fleet.base import Fleet, Lost
 from arcbridge.relay.pump import Pump, Pumps
 from arcbridge.tasks import cancel_and_wait
+from arcbridge.untrusted_json import read_json
 
 Row = dict[str, Any]
 Question = Mapping[str, Any]
@@ -152,7 +153,7 @@ def parts(rows: Sequence[Row]) -> Iterator[tuple[bytes, bool]]:
 def rows_of(data: bytes) -> list[Row]:
     """Return the rows of one part; none where it is no such thing."""
     try:
-        found = json.loads(data)
+        found = read_json(data)
     except ValueError:
         return []
     return [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []

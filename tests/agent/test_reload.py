@@ -16,7 +16,9 @@ from structlog.testing import capture_logs
 
 from arcbridge.agent.accounts import Accounts
 from arcbridge.agent.audit.verify import verify
+from arcbridge.agent.denylist import Denylist
 from arcbridge.agent.service import serve
+from arcbridge.agent.targets import TcpTargets
 from arcbridge.config import (
     AgentConfig,
     AgentLimitsConfig,
@@ -114,11 +116,18 @@ async def test_what_changes_is_told_and_what_needs_a_restart_too(agent: Running)
         token_mode=False,
         targets={"db": TargetConfig("db.test:5432", users=("oidc:alice",))},
         limits=AgentLimitsConfig(streams=7),
-        session=SessionConfig(max_age=60.0, drain=60.0),
+        session=SessionConfig(max_age=60.0, end_upgraded_streams=False, drain=60.0),
         control_connections=1,
     )
     told = await agent.reload("ok")
-    assert told["taken"] == ["token_mode", "targets", "limits.streams", "session.max_age", "denylist_file"]
+    assert told["taken"] == [
+        "token_mode",
+        "targets",
+        "limits.streams",
+        "session.max_age",
+        "session.end_upgraded_streams",
+        "denylist_file",
+    ]
     assert told["needs_restart"] == ["control_connections", "session.drain"]
     assert told["log_level"] == "warning"
     told = await agent.reload("ok")
@@ -136,6 +145,21 @@ async def test_a_mistake_changes_nothing(agent: Running) -> None:
     agent.config = good
     good.authentication.write_text(CONFIG)  # type: ignore[union-attr]
     assert (await agent.reload("ok"))["taken"] == []
+
+
+async def test_v20_a_reload_ends_what_it_does_not_allow(agent: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new list judges connections once it is certain to stay; tests/agent/test_targets.py has what ends."""
+    asked: list[list[str]] = []
+    monkeypatch.setattr(TcpTargets, "end_disallowed", lambda targets: asked.append(list(targets._targets)))
+    good = agent.config
+    agent.config = replace(good, targets={"db": TargetConfig("db.test:5432", users=("oidc:alice",))})
+    await agent.reload("ok")
+    assert asked == [["db"]]
+    monkeypatch.setattr(Denylist, "take", lambda *_: 1 / 0)
+    agent.config = good
+    await agent.reload("failed")
+    assert asked == [["db"]]
+    monkeypatch.undo()
 
 
 async def test_what_issuers_are_judged_by_waits_for_a_restart_with_them(agent: Running) -> None:

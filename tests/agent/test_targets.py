@@ -13,6 +13,7 @@ from arcbridge.errors import ConfigError, SessionEnded, StreamReset
 from arcbridge.limiters import TokenBucket
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.limits import DEFAULT
+from arcbridge.wire.records import Auth
 from tests.support.stream_io import StreamIO
 
 from .kube.bench import RecordedAudit
@@ -273,3 +274,83 @@ async def test_m7_connecting_to_a_target_for_nothing_counts(echo: str) -> None:
         await audit.wait(4)
         assert churn._left < churn.burst
     await targets.close()
+
+
+async def test_v20_a_connection_ends_when_its_right_is_lost_and_no_other(echo: str) -> None:
+    """The group is gone at a renewal, the target or its users at a reload; each ends what it allowed."""
+    audit = RecordedAudit()
+    ops, other = TargetConfig(echo, groups=("ops",)), TargetConfig(echo, users=("alice",))
+    targets = TcpTargets(read_targets({"ops": ops, "other": other, "moved": other, "gone": other}), audit)
+    judge = FakeAuthenticator()
+    judge.add("t", "alice", "ops", "dev")
+    judge.add("more", "alice", "ops", "dev", "new", expires=2100.0)
+    judge.add("fewer", "alice", "dev", expires=2200.0)
+    sessions, _ = make_sessions(judge, Clock(), targets)
+    async with joined(sessions) as (client, handler), asyncio.timeout(20):
+        running = {name: StreamIO() for name in ("ops", "other", "moved", "gone")}
+        for name, io in running.items():
+            client.open(f"tcp:{name}", io)
+            await echoes(io)
+
+        async def end(name: str) -> None:
+            with pytest.raises(StreamReset) as caught:
+                await running.pop(name).read()
+            assert caught.value.code == ResetCode.FORBIDDEN
+            for io in running.values():
+                await echoes(io)
+
+        for count, token in enumerate(("more", "fewer"), 2):
+            for io in running.values():
+                await echoes(io)
+            client.authenticate(Auth(kind="oidc", token=token))
+            while len(handler.accepted) < count:
+                await asyncio.sleep(0.001)
+        await end("ops")
+        elsewhere = TargetConfig("127.0.0.1:1", users=("alice",))
+        targets.replace(read_targets({"ops": ops, "other": other, "moved": elsewhere, "gone": other}))
+        targets.end_disallowed()
+        await end("moved")
+        targets.replace(read_targets({"other": other}))
+        targets.end_disallowed()
+        await end("gone")
+        assert [(one.target, one.outcome, one.reason) for one in await audit.wait(3)] == [
+            ("tcp:ops", "cut", "the user may connect to the target no longer"),
+            ("tcp:moved", "cut", "the target was taken out of the settings"),
+            ("tcp:gone", "cut", "the target was taken out of the settings"),
+        ]
+        assert (targets.ended, targets.open) == (3, 1)
+    assert targets._connections == {}
+    await targets.close()
+
+
+async def test_v20_a_dial_under_way_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    dialling = asyncio.Event()
+
+    async def hang(*args: object, **kwargs: object) -> None:
+        dialling.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("arcbridge.agent.targets.connect", hang)
+    audit = RecordedAudit()
+    targets = TcpTargets(read_targets({"db": TargetConfig("db.example.test:1", users=("alice",))}), audit)
+    judge = FakeAuthenticator()
+    judge.add("t", "alice")
+    sessions, _ = make_sessions(judge, Clock(), targets)
+    async with joined(sessions) as (client, _), asyncio.timeout(10):
+        io = StreamIO()
+        client.open("tcp:db", io)
+        await dialling.wait()
+        targets.replace({})
+        targets.end_disallowed()
+        with pytest.raises(StreamReset) as caught:
+            await io.read()
+        assert caught.value.code == ResetCode.FORBIDDEN
+        (record,) = await audit.wait(1)
+        assert (record.outcome, record.reason) == ("cut", "the target was taken out of the settings")
+    assert targets._connections == {}
+    await targets.close()
+
+
+async def echoes(io: StreamIO) -> None:
+    await io.write(b"x")
+    assert await io.read(1) == b"x"

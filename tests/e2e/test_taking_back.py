@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -142,23 +143,32 @@ class Running:
     def works(self) -> None:
         """Require that all of it moves."""
         self.shell.wait_for_line(r"tick-\d+", stream="stdout", after=self.shell.mark(), timeout=20)
-        self._changes += 1
-        name = f"{self.user.name}-{self.place.topology}-{self._mark}-{self._changes}"
-        self.place.cluster.kubectl("create", "configmap", name, "-n", NAMESPACE)
-        self.watch.wait_for_line(f"configmap/{name}$", timeout=20)
+        self.watch_works()
         for sock in (self.through_pod, self.through_agent):
             sock.sendall(b"still there")
             assert sock.recv(11, socket.MSG_WAITALL) == b"still there"
 
+    def watch_works(self) -> None:
+        """Require that the watch sees a change."""
+        self._changes += 1
+        name = f"{self.user.name}-{self.place.topology}-{self._mark}-{self._changes}"
+        self.place.cluster.kubectl("create", "configmap", name, "-n", NAMESPACE)
+        self.watch.wait_for_line(f"configmap/{name}$", timeout=20)
+
     def ended(self, since: float, within: float = WITHIN) -> None:
         """Require that all of it has ended, within so many seconds of `since` (monotonic seconds)."""
+        self.streams_ended(since, within)
+        self.watch.wait(max(0.1, since + within - time.monotonic()))
+
+    def streams_ended(self, since: float, within: float = WITHIN) -> None:
+        """Require the same of all but the watch."""
         for sock in (self.through_agent, self.through_pod):
             sock.settimeout(max(0.1, since + within - time.monotonic()))
             try:
                 assert sock.recv(1) == b""
             except ConnectionError:
                 pass
-        for process in (self.shell, self.watch, self.port_forward):
+        for process in (self.shell, self.port_forward):
             process.wait(max(0.1, since + within - time.monotonic()))
         assert self.shell.wait() != 0, "an exec that was cut is no success"
 
@@ -348,3 +358,30 @@ def test_a_detached_session_is_not_resumed(place: Place, alice: Running) -> None
         assert "ask the cluster's operator for access" in carol.get()
         alice.works()
         place.deny("")
+
+
+@pytest.mark.parametrize("place", ["one"], indirect=True)
+def test_a_group_that_the_issuer_takes_away(place: Place, alice: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No operator does anything: the next token lacks the group (docs/threats.md#V20, docs/threats.md#V21)."""
+    world = place.world
+    life = 40  # seconds: the client renews after half of them
+    monkeypatch.setattr(world, "login_files", partial(world.login_files, lifetime=life))
+    before = len(world.audit_records())
+    with Running(place, CAROL) as carol:
+        began = time.monotonic()
+        for path in world.directory.glob(f"client-*-{CAROL.name}/id-token"):
+            rewrite(path, world.token(User(CAROL.name, ("interns",)), CLUSTER_AUDIENCE))
+        carol.streams_ended(began, within=life)
+        print(f"the streams had ended {time.monotonic() - began:.1f} s after the issuer took the group away")
+        alice.works()
+        carol.watch_works()
+        assert "(Forbidden)" in carol.get()
+
+        def cut() -> set[object]:
+            mine = [one for one in world.audit_records()[before:] if one.get("user") == CAROL.email]
+            return {one.get("target") or one.get("subresource") for one in mine if one["outcome"] == "cut"}
+
+        until(lambda: cut() == {"exec", "portforward", "tcp:echo"}, "each stream has its record")
+        counted = metrics(world.agent_observe)
+        assert counted["arcbridge_agent_targets_ended_total"] == 1
+        assert counted["arcbridge_agent_upgrades_ended_total"] >= 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -158,6 +159,23 @@ def test_required_claims(changes: dict[str, Any]) -> None:
 
 def test_required_claims_that_are_there() -> None:
     assert mapped(RULES, tenant="7", hd="").username == "oidc:alice"
+
+
+def test_v21_which_renewals_keep_every_right() -> None:
+    first = Identity("alice", "7", ("a", "b"), "i#s", "i", 100.0, extra={"k": ("1",)}, issued_at=5.0)
+    for same in (
+        replace(first, expires_at=900.0, issued_at=800.0, extra={"k": ("2",)}),
+        replace(first, groups=("b", "a")),
+        replace(first, groups=("b", "c", "a")),
+    ):
+        assert same.keeps(first)
+    for less in (
+        replace(first, groups=("a",)),
+        replace(first, groups=("a", "c", "d")),
+        replace(first, username="alicia"),
+        replace(first, uid="8"),
+    ):
+        assert not less.keeps(first)
 
 
 def test_which_of_two_identities_of_a_subject_counts() -> None:

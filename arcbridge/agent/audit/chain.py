@@ -17,6 +17,7 @@ import secrets
 from dataclasses import dataclass
 
 from arcbridge.agent.audit.record import timestamp
+from arcbridge.untrusted_json import read_json
 
 NONE = "0" * 64
 """Stands for the hash of the line before, where there is none."""
@@ -98,8 +99,8 @@ def read_line(text: bytes) -> SealedLine | None:
     if found is None:
         return None
     try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError):
+        fields = read_json(text)
+    except ValueError:
         return None
     if not isinstance(fields, dict):
         return None

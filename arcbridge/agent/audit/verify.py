@@ -12,7 +12,6 @@ elsewhere (`anchors`) show both, up to the newest of them.
 from __future__ import annotations
 
 import gzip
-import json
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import IO, cast
 
 from arcbridge.agent.audit.chain import NONE, Head, SealedLine, find_sealed, read_line
 from arcbridge.errors import ConfigError
+from arcbridge.untrusted_json import read_json
 
 MAX_LINE = 1 << 20
 """Bytes of a line that is looked at; the agent's own have some kilobytes."""
@@ -161,8 +161,8 @@ def read_anchors(path: Path) -> list[Anchor]:
     for text in _lines(path):
         start = text.find(b"{")
         try:
-            event = json.loads(text[start:]) if start >= 0 and b"audit head" in text else {}
-        except (ValueError, RecursionError):
+            event = read_json(text[start:]) if start >= 0 and b"audit head" in text else {}
+        except ValueError:
             continue
         chain, record, digest = event.get("chain"), event.get("record"), event.get("hash")
         if event.get("event") == "audit head" and isinstance(chain, str) and isinstance(record, int):

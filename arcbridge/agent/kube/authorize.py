@@ -49,6 +49,8 @@ from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.kube.upgrade import UpgradeRequest, asks_upgrade, requested_upgrade
 from arcbridge.identity.claims import Identity
 from arcbridge.limiters import TokenBucket
+from arcbridge.mux.stream import StreamTransport
+from arcbridge.wire.frames import ResetCode
 
 MAX_IN_FLIGHT = 5000
 """Requests of all sessions together that are under way: more are refused (429) before they leave."""
@@ -169,6 +171,8 @@ class Caller:
     """Asks whether a token that is not among them is the same user's; None: no other token is taken."""
     reviews: TokenBucket = field(default_factory=lambda: TokenBucket(TOKEN_REVIEWS, 0.2))
     """How often that is asked."""
+    upgraded: dict[str, tuple[StreamTransport, AuditRecord]] = field(default_factory=dict)
+    """By request id, the upgrades that the API server was asked for as this caller and that are not over."""
     request_prefix: str = ""
     """What the ids of its requests begin with: the join id, which the relay chooses, and a part that the agent does. So
     no relay chooses the id under which the API server's audit log has a request, nor gives two requests one."""
@@ -180,6 +184,14 @@ class Caller:
     def adopt(self, identity: Identity, proved_key: str) -> None:
         """Take over the identity of a renewed token, and the key that came with its proof."""
         self.identity, self.proved_key, self.bound = identity, proved_key, identity.binding.kind.value
+
+    def end_upgraded(self, reason: str) -> int:
+        """Reset the upgraded streams, with a reason for their records; answers how many there were."""
+        streams = list(self.upgraded.values())
+        for stream, record in streams:
+            record.outcome, record.reason = "cut", reason
+            stream.abort(ResetCode.FORBIDDEN)
+        return len(streams)
 
     def request_id(self, stream_id: int, number: int) -> str:
         """Return the id of a request: the `number`th of a stream."""

@@ -86,6 +86,9 @@ class KubeProxy:
         try:
             head = RequestHead(request.method, request.raw_path, request.raw_headers, version=request.version)
             plan = await self.authorizer.authorize_reviewed(stream, head, record)
+            if plan.upgrade is not None:
+                # Before the first wait: a right that is lost from now on ends it.
+                stream.caller.upgraded[record.request] = protocol.stream, record
             if plan.begins:
                 await self.authorizer.recorded_begun(record)
             if plan.upgrade is not None:
@@ -129,6 +132,8 @@ class KubeProxy:
         finally:
             if inspection is not None:
                 inspection.release()
+            if record.upgrade:
+                stream.caller.upgraded.pop(record.request, None)
             self.authorizer.finish(stream, record)
 
     def _inspection(self, request: web.BaseRequest, record: AuditRecord) -> Inspection:
@@ -249,7 +254,7 @@ class KubeProxy:
             stream.resume_reading()
             result = await done
             record.bytes_up, record.bytes_down = result.from_stream, result.to_stream
-            if result.error is not None:
+            if result.error is not None and not record.reason:
                 record.reason = type(result.error).__name__
         except asyncio.CancelledError:
             stream.abort(ResetCode.CANCELLED)

@@ -21,6 +21,7 @@ from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
 from arcbridge.agent.kube.impersonation import Subject
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.identity.claims import Identity
+from arcbridge.untrusted_json import read_json
 
 PATH = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
 CACHE_TIME = 30.0
@@ -120,8 +121,8 @@ class Reviewer:
             if code != 201:
                 raise RequestRefusal(503, f"the API server refused to review impersonation (code {code})")
             # An evaluation error with `allowed: true` is still a yes of the authorizer; without, it is a no.
-            return json.loads(body)["status"].get("allowed") is True
-        except (AnswerFailed, TimeoutError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            return read_json(body)["status"].get("allowed") is True
+        except (AnswerFailed, TimeoutError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RequestRefusal(
                 503, "impersonation (--as) cannot be reviewed: the API server does not answer"
             ) from error

@@ -40,6 +40,7 @@ from arcbridge.client.tokens import Tokens
 from arcbridge.errors import ArcbridgeError
 from arcbridge.mux.session import MuxSession
 from arcbridge.observe.diagnosis import Finding, State, first_failure, skipped
+from arcbridge.untrusted_json import read_json
 
 REVIEW = json.dumps({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}).encode()
 REVIEW_PATH = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
@@ -211,13 +212,13 @@ async def _who_am_i(session: MuxSession, token_mode: bool) -> ApiFacts:
         request_id=answer.headers.get("audit-id", ""),
     )
     try:
-        document = json.loads(answer.body)
+        document = read_json(answer.body)
         if answer.status >= 300:
             return replace(facts, message=str(document.get("message", "")))
         user = document["status"]["userInfo"]
         groups = tuple(str(group) for group in user.get("groups", []) if group != "system:authenticated")
         return replace(facts, user=str(user["username"]), groups=groups)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return facts
 
 

@@ -53,6 +53,7 @@ from arcbridge.relay.fleet.local import FIRST_SHARE, LocalFleet, no_agent
 from arcbridge.relay.fleet.nats_questions import NatsQuestions
 from arcbridge.relay.nats import NatsConnection, NatsUnavailable, NoReply, NoResponder, Subscription, end, subject_token
 from arcbridge.tasks import cancel_and_wait
+from arcbridge.untrusted_json import read_json
 from arcbridge.wire.records import Dial, Record, Status
 
 if TYPE_CHECKING:
@@ -478,7 +479,7 @@ class NatsFleet(Fleet):
 
     async def _tell_roll(self, message: Msg) -> None:
         try:
-            clusters = [str(name) for name in json.loads(message.data)][:_ROLL_CLUSTERS]
+            clusters = [str(name) for name in read_json(message.data)][:_ROLL_CLUSTERS]
         except (ValueError, TypeError):
             return
         entries = [
@@ -505,7 +506,7 @@ class NatsFleet(Fleet):
             waiting.put_nowait(
                 {
                     str(cluster): [AgentInfo(str(one[0]), str(one[1]), float(one[2])) for one in infos]
-                    for cluster, infos in json.loads(message.data).items()
+                    for cluster, infos in read_json(message.data).items()
                 }
             )
         except (ValueError, TypeError, AttributeError, IndexError):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from arcbridge.relay.nats import NatsConnection, NatsUnavailable, Subscription
 from arcbridge.relay.operations import Question, Row, parts, rows_of
+from arcbridge.untrusted_json import read_json
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -80,7 +81,7 @@ class NatsQuestions:
 
     def _asked(self, message: Msg) -> None:
         try:
-            asked = json.loads(message.data)
+            asked = read_json(message.data)
             question = asked["question"]
             if asked["from"] == self._id or not isinstance(question, dict) or not message.reply:
                 return
@@ -102,7 +103,7 @@ class NatsQuestions:
             return
         head, _, body = bytes(message.data).partition(b"\n")
         try:
-            said = json.loads(head)
+            said = read_json(head)
             waiting.put_nowait((str(said["from"]), bool(said["last"]), rows_of(body)))
         except (ValueError, TypeError, KeyError):
             # No relay of this version: another program writes to this inbox.

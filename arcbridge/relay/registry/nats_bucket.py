@@ -16,6 +16,7 @@ import structlog
 
 from arcbridge.relay.nats import NatsConnection, NatsUnavailable
 from arcbridge.relay.registry.base import RegistryUnavailable
+from arcbridge.untrusted_json import read_json
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -241,7 +242,7 @@ class Watch:
 
 def _decoded(value: bytes | None) -> dict[str, Any]:
     try:
-        data = json.loads(value or b"")
+        data = read_json(value or b"")
     except ValueError as error:
         raise RegistryUnavailable("the registry holds something that is not ours: was its bucket shared?") from error
     if not isinstance(data, dict):

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from arcbridge.agent.kube.authorize import token_digest
+from arcbridge.agent.sessions import Sessions
+from arcbridge.agent.targets import TcpTargets
 from arcbridge.errors import StreamReset
+from arcbridge.mux.session import MuxSession
 from arcbridge.wire.frames import ResetCode
+from arcbridge.wire.records import Auth
 from tests.support.fake_apiserver import Exchange, chunked, impersonation_of, reply
+from tests.support.stream_io import StreamIO
 
+from ..pair import ClientSide, FakeAuthenticator, joined, resume
 from .bench import Bench, Wire, running
 
 EXEC = "/api/v1/namespaces/default/pods/p/exec"
@@ -322,3 +329,117 @@ async def test_an_api_server_that_is_down(bench: Bench) -> None:
     answer = await wire.answer()
     assert answer.status == 503
     assert "cannot be reached" in answer.status_object["message"]
+
+
+# -- a token that is renewed with fewer groups --------------------------------------------------------------------
+
+
+class Renewed:
+    """A session of alice, of `ops` and `dev`, with a shell and a watch; its agent knows other tokens of hers."""
+
+    def __init__(self, bench: Bench, sessions: Sessions, client: MuxSession, handler: ClientSide) -> None:
+        self.bench, self.sessions, self.client, self.handler = bench, sessions, client, handler
+        self.shell, self.watch = self._stream(), self._stream()
+
+    def _stream(self) -> Wire:
+        io = StreamIO()
+        self.client.open("kubernetes", io)
+        return Wire(io)
+
+    async def renew(self, token: str) -> None:
+        accepted = len(self.handler.accepted)
+        self.client.authenticate(Auth(kind="oidc", token=token))
+        while len(self.handler.accepted) == accepted:
+            await asyncio.sleep(0.001)
+
+    async def shell_works(self) -> None:
+        await self.shell.send(b"key")
+        assert await self.shell.exactly(3) == b"key"
+
+    async def shell_ends(self) -> None:
+        with pytest.raises(StreamReset) as caught:
+            await self.shell.rest()
+        assert caught.value.code == ResetCode.FORBIDDEN
+        (record,) = await self.bench.audit.wait(1)
+        assert (record.outcome, record.reason) == (
+            "cut",
+            "the token was renewed with fewer groups, or with another name",
+        )
+        assert (self.sessions.upgrades_ended, self.bench.proxy.stats.upgrades_open) == (1, 0)
+
+
+@asynccontextmanager
+async def renewed(bench: Bench, serve: object, *, ends: bool = True) -> AsyncIterator[Renewed]:
+    release = asyncio.Event()
+
+    async def watch(exchange: Exchange) -> None:
+        await exchange.send(chunked(200, b"one\n", end=False))
+        await release.wait()
+        await exchange.send(b"4\r\ntwo\n\r\n0\r\n\r\n")
+
+    bench.api.routes[EXEC] = serve  # type: ignore[assignment]
+    bench.api.routes["/api/v1/pods"] = watch
+    judge = FakeAuthenticator()
+    judge.add("t", "alice", "ops", "dev")
+    judge.add("same", "alice", "dev", "ops", expires=2100.0)
+    judge.add("more", "alice", "dev", "ops", "new", expires=2200.0)
+    judge.add("fewer", "alice", "new", "dev", expires=2300.0)
+    sessions = Sessions(
+        judge,  # type: ignore[arg-type]
+        bench.proxy,
+        TcpTargets({}, bench.audit),
+        clock=lambda: 1000.0,
+        end_upgraded_streams=ends,
+    )
+    async with joined(sessions) as (client, handler), asyncio.timeout(20):
+        await client.wait_established()
+        made = Renewed(bench, sessions, client, handler)
+        await made.watch.send(b"GET /api/v1/pods?watch=1 HTTP/1.1\r\nHost: k\r\n\r\n")
+        await made.watch.until(b"one\n")
+        await made.shell.send(SPDY)
+        yield made
+        release.set()
+        # RBAC judged it at its start, as it does without arcbridge.
+        assert await made.watch.until(b"two\n") == b"\r\n4\r\ntwo\n"
+
+
+@pytest.mark.parametrize("resumes", [False, True], ids=["renewal", "resumption"])
+async def test_v21_a_renewal_with_fewer_groups_ends_an_upgraded_stream(bench: Bench, resumes: bool) -> None:
+    async with renewed(bench, echo(SWITCH_SPDY)) as made:
+        assert (await made.shell.head())[0] == 101
+        for token in ("same", "more"):
+            await made.renew(token)
+            await made.shell_works()
+        if resumes:
+            assert made.client.transport is not None
+            made.client.transport.abort()
+            while not made.sessions.detached:
+                await asyncio.sleep(0.001)
+            await resume(made.sessions, made.client, "fewer")
+        else:
+            await made.renew("fewer")
+        await made.shell_ends()
+
+
+async def test_v21_an_upgrade_that_the_api_server_has_not_answered_ends_too(bench: Bench) -> None:
+    asked, answers = asyncio.Event(), asyncio.Event()
+
+    async def late(exchange: Exchange) -> None:
+        asked.set()
+        await answers.wait()
+
+    async with renewed(bench, late) as made:
+        await asked.wait()
+        await made.renew("fewer")
+        await made.shell_ends()
+        answers.set()
+
+
+async def test_v21_an_operator_may_let_upgraded_streams_run_on(bench: Bench) -> None:
+    async with renewed(bench, echo(SWITCH_SPDY), ends=False) as made:
+        assert (await made.shell.head())[0] == 101
+        await made.renew("fewer")
+        await made.shell_works()
+        made.shell.io.finish()
+        assert await made.shell.rest() == b""
+    assert made.sessions.upgrades_ended == 0
