@@ -12,6 +12,7 @@ was seen.
 from __future__ import annotations
 
 import importlib
+import itertools
 import random
 import re
 import sys
@@ -198,6 +199,9 @@ _PIECE = re.compile(rb"(?:\r\n|[,&\n/ ;?.\[])[^\r\n,&/ ;?.\[\]{}]+|\{[^{}]*\},?|
 _VALUE = re.compile(rb"(?<=[:\[,])\s*(?:\"[^\"]*\"|[0-9]+|true|false|null)")
 _NESTS = ((b"[", b"]"), (b'{"a":', b"}"), (b'{"name":"a","value":[', b"]}"), (b"- ", b""))
 
+PAIRS = 4
+"""Pairs of a token and a piece that are pumped together, for each other shape of a kind."""
+
 Shape = Callable[[int], bytes]
 """Makes an input of about as many bytes."""
 
@@ -215,17 +219,22 @@ def shapes(seed: bytes, draw: random.Random, each: int) -> Iterator[tuple[str, S
         yield f"byte at {begin}", _pumped(seed, [(begin, begin + 1)])
     for begin, end in pieces:
         yield f"piece at {begin}", _pumped(seed, [(begin, end)])
-    for (begin, end), (other, stop) in zip(tokens, pieces, strict=False):
-        if end <= other or stop <= begin:
-            yield f"token at {begin} and piece at {other}", _pumped(seed, [(begin, end), (other, stop)])
+    pairs = itertools.product(_spans(_TOKEN, seed), _spans(_PIECE, seed))
+    apart = [(token, piece) for token, piece in pairs if token[1] <= piece[0] or piece[1] <= token[0]]
+    for token, piece in sorted(draw.sample(apart, min(PAIRS * each, len(apart)))):
+        yield f"token at {token[0]} and piece at {piece[0]}", _pumped(seed, [token, piece])
     for begin, end in _some(_VALUE, seed, draw, each):
         for opening, closing in _NESTS[: max(2, each - 1)]:
             yield f"nested at {begin}", _nested(seed, begin, end, opening, closing)
 
 
 def _some(pattern: re.Pattern[bytes], seed: bytes, draw: random.Random, most: int) -> list[tuple[int, int]]:
-    spans = [found.span() for found in pattern.finditer(seed)]
+    spans = _spans(pattern, seed)
     return sorted(draw.sample(spans, min(most, len(spans))))
+
+
+def _spans(pattern: re.Pattern[bytes], seed: bytes) -> list[tuple[int, int]]:
+    return [found.span() for found in pattern.finditer(seed)]
 
 
 def _filled(piece: bytes, size: int) -> bytes:
