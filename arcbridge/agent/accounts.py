@@ -37,6 +37,9 @@ LEAST_WAITING_BYTES = 1024 * 1024
 """Bytes that the setting may be at least: below it one stream on a long path could not be filled."""
 LEAST_AGENT_WAITING_BYTES = 16 * 1024 * 1024
 """The same of the setting for all users together."""
+ARRIVING_BYTES = 4 * 1024 * 1024
+"""Bytes of one user's requests that the agent holds before they go on (`Account.arriving`). A head that is complete
+when it comes counts for nothing, so this is room for sixty slow ones of the largest size that is usual."""
 MAX_PACE = 10.0
 """Seconds that a connection waits at most for its user's bytes a second, and as much is owed at most: far below the
 25 s after which the other end takes the connection for dead."""
@@ -154,6 +157,7 @@ class Account:
         "_requests",
         "_to_cluster",
         "_to_user",
+        "arriving",
         "churn",
         "connecting",
         "connections",
@@ -175,6 +179,9 @@ class Account:
         """The user's sessions, those without a connection included."""
         self.waiting = Backlog(sys.maxsize, memory.backlog)
         """Bytes that wait at this agent towards the user's callers; the backlogs of the sessions are parts of it."""
+        self.arriving = Backlog(ARRIVING_BYTES, memory.arriving)
+        """Bytes of the user's requests that are held here before they go on: heads that are not complete, what comes
+        behind a request that is under way, and bodies that are looked at (docs/threats.md#H21, #H22)."""
         self.churn = TokenBucket(DEFAULT.churn_burst, DEFAULT.churn_rate)
         """Streams of the user that may end before their answers: a new session has no new burst."""
         self.seats = Seats(0)

@@ -30,6 +30,10 @@ manifests. Above it streams are fed in small portions, and an agent resets those
 (`agent.backlog_relief`)."""
 
 
+arriving: Final = Backlog(32 * 1024 * 1024)
+"""Bytes of requests that this process holds before they go on, of all users: eight users at their bounds."""
+
+
 def tune_allocator() -> bool:
     """Raise both thresholds; false where the C library has no `mallopt` (musl, macOS, Windows)."""
     import ctypes  # not at import time: 5 ms that `--help` should not pay

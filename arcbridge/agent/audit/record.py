@@ -21,6 +21,13 @@ FIELD_LIMIT = 1024
 _MAX_CACHED_TEXT = 128
 """Characters of a text whose clean form is cached."""
 
+
+class Excerpt(list[str]):
+    """The first values of a list, of which `more` further ones were counted and not kept."""
+
+    more = 0
+
+
 Value = str | int | bool | list[str]
 """What a field of `details` holds."""
 
@@ -160,13 +167,14 @@ def bounded(values: list[str] | tuple[str, ...]) -> list[str]:
     """Return the values of a list, cleaned, as many as a line takes; the last one says how many are missing."""
     kept: list[str] = []
     room = LIST_LIMIT
-    for value in values:
+    for value in values[:MAX_LISTED]:
         text = clean(value, FIELD_LIMIT)
-        if len(kept) >= MAX_LISTED or len(text) > room:
-            return [*kept, f"… {len(values) - len(kept)} more"]
+        if len(text) > room:
+            break
         kept.append(text)
         room -= len(text)
-    return kept
+    missing = len(values) - len(kept) + (values.more if isinstance(values, Excerpt) else 0)
+    return [*kept, f"… {missing} more"] if missing else kept
 
 
 def _cleaned_details(details: Mapping[str, Value]) -> str:

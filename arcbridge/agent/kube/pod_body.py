@@ -1,8 +1,9 @@
 """Finds in the body of a write to a pod what an audit must show: privileges, and containers that are added to it.
 
 It looks at bodies of a bounded length, in JSON or in Kubernetes' protobuf, on their way to the API server; others are
-said to be `unparsed`. It changes nothing and decides nothing. Invariants: a body is held once, up to MAX_BODY, and all
-that are held together up to MAX_HELD; its last byte leaves after the record of what it asks for is written.
+said to be `unparsed`, and so is CBOR. It changes nothing and decides nothing. Invariants: a body is held once, up to
+MAX_BODY, and on its user's account; reading it takes memory and time in proportion to its bytes, whatever they are; its
+last byte leaves after the record of what it asks for is written.
 
 What is privileged: what the Pod Security Standard "Baseline" refuses outright (privileged containers, the host's
 namespaces and paths, added capabilities, HostProcess).
@@ -11,19 +12,20 @@ namespaces and paths, added capabilities, HostProcess).
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from arcbridge.agent.audit.record import Value
+from arcbridge.agent.audit.record import MAX_LISTED, Excerpt, Value
 from arcbridge.agent.kube.asked import redacted_command
 from arcbridge.agent.kube.impersonation import RawHeaders
-from arcbridge.agent.kube.request_info import RequestInfo
+from arcbridge.agent.kube.request_info import RequestInfo, cut
+from arcbridge.wire.backlog import Backlog
 
 MAX_BODY = 128 * 1024
 """Bytes of a body that is looked at; a pod's manifest has a few thousand."""
-MAX_HELD = 4 * 1024 * 1024
-"""Bytes of all bodies that are held at once."""
+MAX_PATH = 16
+"""Segments of a JSON patch's path that are read, from its end; a privilege of a pod lies seven deep."""
 
 _MAGIC = b"k8s\x00"
 _HOST = ("hostNetwork", "hostPID", "hostIPC")
@@ -41,14 +43,18 @@ def is_inspected(info: RequestInfo, method: str) -> bool:
 class Inspection:
     """Looks at one body as it passes. `release` must be called at the end of the request."""
 
-    held = 0
-    """Bytes of all bodies that are held now."""
-
     def __init__(
-        self, headers: RawHeaders, found: Callable[[dict[str, Value]], Awaitable[None]], *, commands: bool
+        self,
+        headers: RawHeaders,
+        found: Callable[[dict[str, Value]], Awaitable[None]],
+        held: Backlog,
+        *,
+        commands: bool,
     ) -> None:
-        """`found` is awaited with what the body asks for, where that is something."""
+        """`found` is awaited with what the body asks for, where that is something; what is kept of the body counts in
+        `held`, its user's."""
         self._found = found
+        self._held = held
         self._commands = commands
         self._type = _header(headers, b"content-type").partition(";")[0].strip().lower()
         self._unparsed = "encoded" if _header(headers, b"content-encoding") not in ("", "identity") else ""
@@ -60,10 +66,10 @@ class Inspection:
             return
         if len(self._body) + len(chunk) > MAX_BODY:
             self._give_up("too long")
-        elif Inspection.held + len(chunk) > MAX_HELD:
+        elif self._held.full:
             self._give_up("too many at once")
         else:
-            Inspection.held += len(chunk)
+            self._held.add(len(chunk))
             self._body += chunk
 
     async def complete(self) -> None:
@@ -77,7 +83,7 @@ class Inspection:
 
     def release(self) -> None:
         """Forget the body."""
-        Inspection.held -= len(self._body)
+        self._held.remove(len(self._body))
         self._body = bytearray()
 
     def _give_up(self, why: str) -> None:
@@ -104,6 +110,8 @@ def pod_details(body: bytes, content_type: str, *, commands: bool) -> dict[str, 
 class _Object(list[tuple[str, Any]]):
     """A JSON object with all its pairs: of a key that stands there twice, Go merges the values, so both count."""
 
+    __slots__ = ()
+
 
 def _patched(document: Any) -> Iterator[Any]:
     """Yield the values of a JSON patch (RFC 6902), each in the objects that its path names."""
@@ -113,7 +121,7 @@ def _patched(document: Any) -> Iterator[Any]:
         fields = dict(operation)
         path, value = fields.get("path"), fields.get("value")
         if isinstance(path, str):
-            for segment in reversed(path.split("/")[1:]):
+            for segment in reversed(path.rsplit("/", MAX_PATH)[1:]):
                 name = segment.replace("~1", "/").replace("~0", "~")
                 value = [value] if name == "-" or name.isdigit() else _Object([(name, value)])
             yield value
@@ -122,62 +130,94 @@ def _patched(document: Any) -> Iterator[Any]:
 @dataclass(slots=True)
 class _Found:
     commands: bool
-    privileges: list[str] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
-    images: list[str] = field(default_factory=list)
-    command: list[str] = field(default_factory=list)
-    beside: list[str] = field(default_factory=list)
+    privileges: dict[str, None] = field(default_factory=dict)
+    """In the order in which they were found, each once."""
+    names: Excerpt = field(default_factory=Excerpt)
+    images: Excerpt = field(default_factory=Excerpt)
+    command: Excerpt = field(default_factory=Excerpt)
+    beside: Excerpt = field(default_factory=Excerpt)
+    more: int = 0
+    """Privileges that were found beyond those."""
 
     def look(self, document: Any) -> None:
         """Look through a whole document, whatever its shape: an object, a part of one, a list."""
-        waiting: list[tuple[Any, str]] = [(document, "")]
+        waiting: list[tuple[Iterator[Any], str]] = [(iter([document]), "")]
         while waiting:
-            value, name = waiting.pop()
-            if isinstance(value, _Object):
-                name = next((str(item) for key, item in value if key == "name" and isinstance(item, str)), name)
-                for key, item in value:
-                    self._pair(key, item, name)
-                    waiting.append((item, name))
-            elif isinstance(value, list):
-                waiting += [(item, name) for item in value]
+            values, name = waiting[-1]
+            for value in values:
+                if isinstance(value, _Object):
+                    own = next((item for key, item in value if key == "name" and isinstance(item, str)), None)
+                    own = name if own is None else cut(own)
+                    for key, item in value:
+                        self._pair(key, item, own)
+                    waiting.append(((item for _, item in value), own))
+                    break
+                if isinstance(value, list):
+                    waiting.append((iter(value), name))
+                    break
+            else:
+                waiting.pop()
 
     def _pair(self, key: str, item: Any, name: str) -> None:
         if key in _HOST and item is True:
-            self.privileges.append(key)
+            self._add(key)
         elif key in ("privileged", "hostProcess") and item is True:
-            self.privileges.append(f"{key} {name}".rstrip())
+            self._add(f"{key} {name}")
         elif key == "hostPath" and isinstance(item, _Object):
-            self.privileges.append(f"hostPath {dict(item).get('path', '')}")
+            path = dict(item).get("path", "")
+            self._add(f"hostPath {cut(path) if isinstance(path, str) else ''}")
         elif key == "capabilities" and isinstance(item, _Object):
             for part, added in item:
                 if part == "add" and isinstance(added, list):
-                    self.privileges += [f"capability {one} {name}".rstrip() for one in added if isinstance(one, str)]
+                    for one in added:
+                        if isinstance(one, str):
+                            self._add(f"capability {cut(one)} {name}")
         elif key == "ephemeralContainers" and isinstance(item, list):
             for container in item:
                 if isinstance(container, _Object):
                     self._ephemeral(container)
 
+    def _add(self, privilege: str) -> None:
+        privilege = privilege.rstrip()
+        if len(self.privileges) < MAX_LISTED:
+            self.privileges[privilege] = None
+        elif privilege not in self.privileges:
+            self.more += 1
+
     def _ephemeral(self, container: _Object) -> None:
         for key, item in container:
             if key in ("command", "args") and isinstance(item, list):
-                self.command += [word for word in item if isinstance(word, str)]
+                _extend(self.command, (word for word in item if isinstance(word, str)))
             elif isinstance(item, str):
                 wanted = {"name": self.names, "image": self.images, "targetContainerName": self.beside}
                 if key in wanted:
-                    wanted[key].append(item)
+                    _extend(wanted[key], [cut(item)])
 
     def details(self) -> dict[str, Value]:
+        command = Excerpt(redacted_command(self.command) if self.commands else [])
+        command.more = self.command.more
+        privileges = Excerpt(self.privileges)
+        privileges.more = self.more
         details: dict[str, Value] = {}
         for key, values in (
-            ("privileged", list(dict.fromkeys(self.privileges))),
+            ("privileged", privileges),
             ("ephemeral_containers", self.names),
             ("images", self.images),
             ("target_containers", self.beside),
-            ("command", redacted_command(self.command) if self.commands else []),
+            ("command", command),
         ):
             if values:
                 details[key] = values
         return details
+
+
+def _extend(excerpt: Excerpt, values: Iterable[str]) -> None:
+    """Keep of further values as many as a record has, and count the others."""
+    for value in values:
+        if len(excerpt) < MAX_LISTED:
+            excerpt.append(value)
+        else:
+            excerpt.more += 1
 
 
 # -- Kubernetes' protobuf ---------------------------------------------------------------------------------------------

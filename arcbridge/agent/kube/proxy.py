@@ -94,7 +94,7 @@ class KubeProxy:
             if plan.upgrade is not None:
                 return await self._upgrade(protocol, request, plan, record)
             if plan.inspected:
-                inspection = self._inspection(request, record)
+                inspection = self._inspection(request, record, stream.caller)
             body = RequestBody(request, inspection) if plan.has_body else None
             close_line = _connection_line(request)
             exchange = await self._exchange(protocol, request, plan, record, body=body, close_line=close_line)
@@ -136,13 +136,14 @@ class KubeProxy:
                 stream.caller.upgraded.pop(record.request, None)
             self.authorizer.finish(stream, record)
 
-    def _inspection(self, request: web.BaseRequest, record: AuditRecord) -> Inspection:
+    def _inspection(self, request: web.BaseRequest, record: AuditRecord, caller: Caller) -> Inspection:
         """Return what looks at the body of a write to a pod on its way."""
 
         async def found(details: dict[str, Value]) -> None:
             await self.authorizer.recorded_details(record, details)
 
-        return Inspection(request.raw_headers, found, commands=self.authorizer.commands)
+        held = caller.account.arriving
+        return Inspection(request.raw_headers, found, held, commands=self.authorizer.commands)
 
     async def _exchange(
         self,

@@ -68,14 +68,15 @@ def request_info(method: str, target: str, *, upgrade: bool = False) -> RequestI
             verb = "list"
     if upgrade and verb == "get":
         verb = "create"
-    cut = max(map(len, (group, version, resource, subresource, namespace, name))) > MAX_SEGMENT
-    if cut:
-        group, version, resource = _cut(group), _cut(version), _cut(resource)
-        subresource, namespace, name = _cut(subresource), _cut(namespace), _cut(name)
-    return RequestInfo(verb, group, version, resource, subresource, namespace, name, cut=cut)
+    long = max(map(len, (group, version, resource, subresource, namespace, name))) > MAX_SEGMENT
+    if long:
+        group, version, resource = cut(group), cut(version), cut(resource)
+        subresource, namespace, name = cut(subresource), cut(namespace), cut(name)
+    return RequestInfo(verb, group, version, resource, subresource, namespace, name, cut=long)
 
 
-def _cut(segment: str) -> str:
+def cut(segment: str) -> str:
+    """Return a name as it is recorded: MAX_SEGMENT characters at most, with `…` at the end where it had more."""
     return segment if len(segment) <= MAX_SEGMENT else segment[: MAX_SEGMENT - 1] + "…"
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from arcbridge.agent.audit.record import MAX_LISTED, bounded
 from arcbridge.agent.kube.asked import asked
-from arcbridge.agent.kube.pod_body import MAX_BODY, MAX_HELD, Inspection, is_inspected, pod_details
+from arcbridge.agent.kube.pod_body import MAX_BODY, Inspection, is_inspected, pod_details
+from arcbridge.agent.kube.request_info import MAX_SEGMENT
+from arcbridge.wire.backlog import Backlog
 
 POD: dict[str, Any] = {
     "apiVersion": "v1",
@@ -166,6 +170,104 @@ def test_any_bytes_end_in_words(data: bytes) -> None:
         assert isinstance(pod_details(body, "application/vnd.kubernetes.protobuf", commands=True), dict)
 
 
+# -- what it costs --------------------------------------------------------------------------------------------------
+
+MOST_PER_BYTE = 64
+"""Bytes of memory for each byte of a body: what Python's objects for `{}` and for an empty message take."""
+
+
+def filled(begin: str, piece: str, end: str) -> bytes:
+    """Return a body of the largest length that is looked at."""
+    return (begin + ",".join([piece] * ((MAX_BODY - len(begin) - len(end)) // (len(piece) + 1))) + end).encode()
+
+
+NAME = "n" * (MAX_BODY // 2)
+BODIES = {
+    "one name and many capabilities": filled(f'{{"name":"{NAME}","capabilities":{{"add":[', '"a"', "]}}"),
+    "one name and many that are privileged": filled(f'{{"name":"{NAME}","x":[', '{"privileged":true}', "]}"),
+    "paths": filled('{"x":[', '{"hostPath":{"path":"' + "p" * 300 + '"}}', "]}"),
+    "lists": filled("[", "[]", "]"),
+    "objects": filled("[", "{}", "]"),
+    "objects with a field": filled("[", '{"a":0}', "]"),
+    "pairs": filled("{", '"a":0', "}"),
+    "texts": filled("[", '"\\u1234\\u1234"', "]"),
+    "ephemeral containers": filled('{"ephemeralContainers":[', '{"name":"a","command":["a"]}', "]}"),
+}
+PATCHES = {
+    "a path": json.dumps([{"op": "add", "path": "/a" * (MAX_BODY // 2 - 30), "value": True}]).encode(),
+    "operations": filled("[", '{"path":"/a/a/a/a/a","value":0}', "]"),
+}
+MESSAGES = {
+    "containers": (2, b"", b""),
+    "names": (2, b"\x0a\x03abc", b""),
+    "volumes": (1, b"\x12\x02\x0a\x00", b""),
+    "capabilities": (2, b"\x7a\x07\x0a\x05\x0a\x03abc", b""),
+    "one name and many capabilities": (
+        2, b"\x7a\x05\x0a\x03\x0a\x01a", b"\x0a\x80\x80\x04" + b"n" * (MAX_BODY // 2)
+    ),
+}  # fmt: skip
+
+
+def peak(body: bytes, content_type: str) -> int:
+    """Return the bytes that are allocated at once while a body is read and its record written."""
+    assert len(body) <= MAX_BODY
+    pod_details(b"{}", content_type, commands=True)
+    tracemalloc.start()
+    try:
+        for value in pod_details(body, content_type, commands=True).values():
+            if isinstance(value, list):
+                bounded(value)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("shape", BODIES)
+def test_h21_what_json_takes(shape: str) -> None:
+    """One name of 64 KiB and 16 000 capabilities took 1 GiB."""
+    assert peak(BODIES[shape], "application/json") < MOST_PER_BYTE * MAX_BODY
+
+
+@pytest.mark.parametrize("shape", PATCHES)
+def test_h21_what_a_json_patch_takes(shape: str) -> None:
+    assert peak(PATCHES[shape], "application/json-patch+json") < MOST_PER_BYTE * MAX_BODY
+
+
+@pytest.mark.parametrize("shape", MESSAGES)
+def test_h21_what_protobuf_takes(shape: str) -> None:
+    number, piece, rest = MESSAGES[shape]
+    room = MAX_BODY - len(rest) - 64
+    if rest:  # one container with the name, whose security context stands there again and again
+        spec = field(number, rest + piece * (room // len(piece)))
+    else:
+        spec = field(number, piece) * (room // len(field(number, piece)))
+    assert peak(protobuf(spec), "application/vnd.kubernetes.protobuf") < MOST_PER_BYTE * MAX_BODY
+
+
+def test_h21_deep_bodies_end_in_words() -> None:
+    """A path that is an object again, three hundred deep, raised where its text was made."""
+    for part in ('{"hostPath":{"path":', '{"capabilities":{"add":', '{"ephemeralContainers":[', '{"name":', "["):
+        closing = "".join({"{": "}", "[": "]"}[one] for one in reversed(part) if one in "{[")
+        for depth in (100, 300, 10_000):
+            body = part * depth + "0" + closing * depth
+            assert isinstance(pod_details(body.encode(), "application/json", commands=True), dict)
+
+
+def test_h21_what_is_left_out_is_counted() -> None:
+    added = [f"C{number}" for number in range(200)]
+    found = details({"name": "n" * 1000, "capabilities": {"add": [*added, *added[:10]]}})["privileged"]
+    assert len(found) == MAX_LISTED
+    assert (found[0], found.more) == (f"capability C0 {'n' * (MAX_SEGMENT - 1)}…", 200 - MAX_LISTED)
+    written = bounded(found)
+    assert written[-1] == f"… {200 - len(written) + 1} more"
+    several = {"ephemeralContainers": [{"name": f"c{n}", "image": "i" * 1000, "command": ["a"]} for n in range(100)]}
+    found = details(several)
+    assert {key: (len(value), value.more) for key, value in found.items()} == {
+        key: (MAX_LISTED, 100 - MAX_LISTED) for key in ("ephemeral_containers", "images", "command")
+    }
+    assert found["images"][0] == "i" * (MAX_SEGMENT - 1) + "…"
+
+
 # -- as a body passes -----------------------------------------------------------------------------------------------
 
 
@@ -175,11 +277,12 @@ async def seen(*chunks: bytes, headers: tuple[tuple[bytes, bytes], ...] = ()) ->
     async def found(details: dict[str, Any]) -> None:
         told.append(details)
 
-    inspection = Inspection([(b"Content-Type", b"application/json"), *headers], found, commands=True)
+    held = Backlog(10**9)
+    inspection = Inspection([(b"Content-Type", b"application/json"), *headers], found, held, commands=True)
     for chunk in chunks:
         inspection.feed(chunk)
     await inspection.complete()
-    assert Inspection.held == 0
+    assert held.held == 0
     return told
 
 
@@ -196,14 +299,16 @@ async def test_bodies_are_held_up_to_a_bound() -> None:
     async def found(_: object) -> None:
         return
 
-    held = [Inspection([], found, commands=True) for _ in range(MAX_HELD // MAX_BODY)]
+    process = Backlog(10**9)
+    alice, bob = Backlog(3 * MAX_BODY, process), Backlog(3 * MAX_BODY, process)
+    held = [Inspection([], found, alice, commands=True) for _ in range(3)]
     for one in held:
         one.feed(b"x" * MAX_BODY)
-    assert Inspection.held == MAX_HELD
-    last = Inspection([], found, commands=True)
+    last, other = Inspection([], found, alice, commands=True), Inspection([], found, bob, commands=True)
     last.feed(b"x")
-    assert Inspection.held == MAX_HELD
-    for one in (*held, last):
+    other.feed(b"x")
+    assert (alice.held, bob.held, process.held) == (3 * MAX_BODY, 1, 3 * MAX_BODY + 1), "each user has an account"
+    for one in (*held, last, other):
         one.release()
         one.release()
-    assert Inspection.held == 0
+    assert alice.held == bob.held == process.held == 0
