@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -111,6 +112,11 @@ def head(data: bytes) -> None:
         assert whole[0][:2] == ("GET", plain.target), "two entrances read two requests"
 
 
+def _line(details: Mapping[str, record.Value]) -> str:
+    """Return the line of the audit log that says what a request asks for."""
+    return record.AuditRecord("request", "session", details=details).details_line()
+
+
 # -- bodies -----------------------------------------------------------------------------------------------------------
 
 _TYPES = (
@@ -134,8 +140,8 @@ def pod_body(data: bytes) -> None:
     """What a body asks for is what a record holds, in a bounded line of valid JSON, and privileges are not missed."""
     content_type, body = split_type(data)
     details = pod_details(body, content_type, commands=True)
-    line = record._details_text(details)
-    assert isinstance(json.loads("{" + line[1:] + "}"), dict)
+    line = _line(details)
+    assert isinstance(json.loads(line), dict)
     assert len(line) <= 16 * 1024 + 512 * len(details), "a line that grows with the body"
     assert "command" not in pod_details(body, content_type, commands=False)
     try:
@@ -160,8 +166,8 @@ def read_audit_text(data: bytes) -> None:
         except RequestRefusal:
             wanted = None
         if wanted is not None and wanted.detailed:
-            record._details_text(asked.query_details(wanted.info, "/" + data.decode("latin-1"), commands=True) or {})
-    record.bounded(asked.redacted_command(text.split("\n")))
+            _line(asked.query_details(wanted.info, "/" + data.decode("latin-1"), commands=True) or {})
+    record.bounded(asked.redacted_command(text.split("\n", 1000)))
 
 
 def audit_text(data: bytes) -> None:
@@ -180,5 +186,5 @@ def audit_text(data: bytes) -> None:
     target = "/api/v1/namespaces/a/pods/b/exec?" + data.decode("latin-1")
     details = asked.query_details(request_info("GET", target, upgrade=True), target, commands=True)
     if details is not None:
-        json.loads("{" + record._details_text(details)[1:] + "}")
+        json.loads(_line(details))
     read_audit_text(data)

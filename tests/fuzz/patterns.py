@@ -16,9 +16,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
 from re import _compiler, _constants, _parser  # type: ignore[attr-defined]
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "arcbridge"

@@ -11,7 +11,7 @@ from tests.fuzz import costs
 from tests.fuzz.costs import Entrance
 from tests.fuzz.readers import READERS
 
-LARGEST = 64 * 1024
+LARGEST = 32 * 1024
 """Bytes of an input here; `python -m tests.fuzz.costs` goes up to the largest of each entrance."""
 SMALLER = dict.fromkeys(("authentication_file", "foreign_kubeconfig", "kubeconfig", "policy_file"), 4 * 1024)
 """Less for files of operators and users, whose parsers are slow."""
@@ -19,7 +19,9 @@ LARGER = {"pod_body": 128 * 1024}
 """Where half of the bytes beside the other half were once a GiB."""
 EACH = 1
 """Spans of a kind that are pumped in each input of a corpus."""
-MORE = {"pod_body": 6, "audit_text": 2}
+MOST = 24
+"""Shapes of a target at most; `python -m tests.fuzz.costs` tries all."""
+MORE = {"pod_body": 120}
 """More of them where a product of two was found."""
 
 pytestmark = pytest.mark.timeout(600)
@@ -28,7 +30,18 @@ pytestmark = pytest.mark.timeout(600)
 @pytest.mark.parametrize("target", READERS)
 def test_an_entrance_costs_what_its_bytes_are_worth(target: str) -> None:
     largest = SMALLER.get(target, LARGER.get(target, LARGEST))
-    assert list(costs.excesses(target, READERS[target], each=MORE.get(target, EACH), largest=largest)) == []
+    assert (
+        list(
+            costs.excesses(
+                target,
+                READERS[target],
+                each=EACH if target not in MORE else 6,
+                largest=largest,
+                most=MORE.get(target, MOST),
+            )
+        )
+        == []
+    )
 
 
 def entrance(memory: int = 10, steps: int = 100) -> Entrance:
