@@ -1,12 +1,12 @@
 """The cost oracle: what reading one input takes in memory and in work, and inputs that grow in every way.
 
-The bounds are those of the table of entrances in docs/threats.md, which is read here: there is no second copy. Memory is
-the peak that tracemalloc sees. Work is counted twice: as lines of Python that ran, which is the same on each machine, and
-as CPU time in steps, where a step is what one turn of an empty loop takes beside it; only the second one sees what
-regular expressions and parsers in C do.
+The bounds are those of the table of entrances in docs/threats.md, which is read here: there is no second copy. Memory
+is the peak that tracemalloc sees. Work is counted twice: as lines of Python that ran, which is the same on each
+machine, and as CPU time in steps, where a step is what one turn of an empty loop takes beside it; only the second one
+sees what regular expressions and parsers in C do.
 
-`python -m tests.fuzz.costs [TARGET ...]` pumps up to the largest input that each entrance takes, and prints the most that
-was seen.
+`python -m tests.fuzz.costs [TARGET ...]` pumps up to the largest input that each entrance takes, and prints the most
+that was seen.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ MOST_GROWTH = 2 * GROWTH
 """How many times more work the longer input may take: twice what is linear, half of what is quadratic."""
 
 _ROW = re.compile(
-    r"^\| (?P<source>[^|]+) \| `(?P<reader>[\w.]+)` \| (?P<largest>[\d ]+) (?:`(?P<constant>[\w.]+)`|\((?P<why>[^|]+)\)) "
+    r"^\| (?P<source>[^|]+) \| `(?P<reader>[\w.]+)` "
+    r"\| (?P<largest>[\d ]+) (?:`(?P<constant>[\w.]+)`|\((?P<why>[^|]+)\)) "
     r"\| (?P<memory>\d+) \| (?P<steps>\d+) \| (?P<pays>[^|]+) \| `(?P<target>\w+)` \|$",
     re.MULTILINE,
 )
@@ -197,7 +198,8 @@ def growth(read: Read, short: bytes, long: bytes) -> str:
 # -- inputs that grow -------------------------------------------------------------------------------------------------
 
 _TOKEN = re.compile(rb"[A-Za-z0-9_.%=+-]+")
-_PIECE = re.compile(rb"(?:\r\n|[,&\n/ ;?.\[])[^\r\n,&/ ;?.\[\]{}]+|\{[^{}]*\},?|\[[^\[\]]*\],?")
+_ITEM = re.compile(rb"(?:\r\n|[,&\n/ ;?.])[^\r\n,&/ ;?.\[\]{}]+")
+_BLOCK = re.compile(rb"\{[^{}]*\},?|\[[^\[\]]*\],?")
 _VALUE = re.compile(rb"(?<=[:\[,])\s*(?:\"[^\"]*\"|[0-9]+|true|false|null)")
 _NESTS = ((b"[", b"]"), (b'{"a":', b"}"), (b'{"name":"a","value":[', b"]}"), (b"- ", b""))
 
@@ -209,19 +211,19 @@ Shape = Callable[[int], bytes]
 
 
 def shapes(seed: bytes, draw: random.Random, each: int) -> Iterator[tuple[str, Shape]]:
-    """Yield the ways in which an input grows, `each` of a kind: all of it repeated, one token, one piece, a token beside
-    a piece, and one value nested."""
+    """Yield the ways in which an input grows, `each` of a kind: all of it repeated, one token, one piece, a token
+    beside a piece, and one value nested."""
     if not seed:
         return
     tokens = _some(_TOKEN, seed, draw, each)
-    pieces = _some(_PIECE, seed, draw, each)
+    pieces = _some(_ITEM, seed, draw, each) + _some(_BLOCK, seed, draw, each)
     yield "whole", lambda size: _filled(seed, size)
     for begin, end in tokens:
         yield f"token at {begin}", _pumped(seed, [(begin, end)])
         yield f"byte at {begin}", _pumped(seed, [(begin, begin + 1)])
     for begin, end in pieces:
         yield f"piece at {begin}", _pumped(seed, [(begin, end)])
-    pairs = itertools.product(_spans(_TOKEN, seed), _spans(_PIECE, seed))
+    pairs = itertools.product(_spans(_TOKEN, seed), _spans(_ITEM, seed) + _spans(_BLOCK, seed))
     apart = [(token, piece) for token, piece in pairs if token[1] <= piece[0] or piece[1] <= token[0]]
     for token, piece in sorted(draw.sample(apart, min(PAIRS * each, len(apart)))):
         yield f"token at {token[0]} and piece at {piece[0]}", _pumped(seed, [token, piece])
@@ -301,9 +303,8 @@ def main(targets: list[str]) -> int:
                 work = max(work, (steps(read, data, 2) - STEP_ALLOWANCE) / (len(data) or 1))
         found = list(excesses(target, read, each=4, largest=entrance.largest))
         worst += len(found)
-        print(
-            f"{target}: {count} inputs, {memory:.1f} bytes and {work:.1f} steps a byte", *found, sep="\n  ", flush=True
-        )
+        seen = f"{target}: {count} inputs, {memory:.1f} bytes and {work:.1f} steps a byte"
+        print(seen, *found, sep="\n  ", flush=True)
     return 1 if worst else 0
 
 

@@ -1,8 +1,8 @@
 """Finds each regular expression of the package, and texts on which a backtracking matcher takes more than linear time.
 
-A text is pumped at each repeat of a pattern: what stands before the repeat, then a character that the repeat takes, many
-times, then something that the rest of the pattern does not take. A bounded repeat that takes 64 characters or more is
-tried as if it had no bound: `[^\\s]{0,512}\\Z`, looked for from each position, takes 512 steps for each character.
+A text is pumped at each repeat of a pattern: what stands before the repeat, then a character that the repeat takes,
+many times, then something that the rest of the pattern does not take. A bounded repeat that takes 64 characters or more
+is tried as if it had no bound: `[^\\s]{0,512}\\Z`, looked for from each position, takes 512 steps for each character.
 """
 
 from __future__ import annotations
@@ -235,7 +235,8 @@ def out_of_proportion(expression: Expression) -> str:
         if more > MOST_GROWTH * less:  # tried again: others use the machine, too
             less, more = _seconds(run, short, 4), _seconds(run, long, 3)
         if more > MOST_GROWTH * less:
-            return f"{begin!r} + {pump!r} × n + {end!r}: {LONG // SHORT} times the text is {more / less:.0f} times the work"
+            times = f"{LONG // SHORT} times the text is {more / less:.0f} times the work"
+            return f"{begin!r} + {pump!r} × n + {end!r}: {times}"
     return ""
 
 

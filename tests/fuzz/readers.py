@@ -1,4 +1,4 @@
-"""What reads the bytes of each entrance, and nothing else: the cost oracle measures it without a target's comparisons."""
+"""What reads the bytes of each entrance, and nothing else: the cost oracle measures no comparison of a target's."""
 
 from __future__ import annotations
 

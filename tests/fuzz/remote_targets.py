@@ -198,10 +198,9 @@ def review_answer(data: bytes) -> None:
     subject = Subject("alice", "", (), ())
     try:
         allowed = _LOOP.run_until_complete(review.Reviewer(api)._ask(subject, part))
-    except RequestRefusal as refusal:
-        assert refusal.status_code == 503
-    else:
         assert isinstance(allowed, bool)
+    except RequestRefusal:
+        pass
     reviewed: Any = SimpleNamespace(_api=api, _clock=lambda: 1.8e9)
     reviewed._identity = lambda info, token: Authenticator._identity(reviewed, info, token)
     try:

@@ -21,7 +21,7 @@ EACH = 1
 """Spans of a kind that are pumped in each input of a corpus."""
 MOST = 24
 """Shapes of a target at most; `python -m tests.fuzz.costs` tries all."""
-MORE = {"pod_body": 120}
+MORE = {"pod_body": (6, 120)}
 """More of them where a product of two was found."""
 
 pytestmark = pytest.mark.timeout(600)
@@ -30,18 +30,8 @@ pytestmark = pytest.mark.timeout(600)
 @pytest.mark.parametrize("target", READERS)
 def test_an_entrance_costs_what_its_bytes_are_worth(target: str) -> None:
     largest = SMALLER.get(target, LARGER.get(target, LARGEST))
-    assert (
-        list(
-            costs.excesses(
-                target,
-                READERS[target],
-                each=EACH if target not in MORE else 6,
-                largest=largest,
-                most=MORE.get(target, MOST),
-            )
-        )
-        == []
-    )
+    each, most = MORE.get(target, (EACH, MOST))
+    assert list(costs.excesses(target, READERS[target], each=each, largest=largest, most=most)) == []
 
 
 def entrance(memory: int = 10, steps: int = 100) -> Entrance:

@@ -15,7 +15,7 @@ BOUNDED = {
 }
 """What is out of proportion only on texts that never come to it, with the reason."""
 COMPUTED = {
-    "arcbridge/identity/policy.py": "names of clusters of 63 characters, in patterns of as many that the operator wrote",
+    "arcbridge/identity/policy.py": "clusters' names of 63 characters, in patterns of as many that the operator wrote",
     "arcbridge/cli/initial_settings.py": "lines of the settings that are shipped",
 }
 """Where a pattern is made at run time, and of what."""
