@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 import pytest
 
 from tests.fuzz import costs
-from tests.fuzz.costs import Entrance
+from tests.fuzz.costs import Entrance, Read
 from tests.fuzz.readers import READERS
 
 LARGEST = 32 * 1024
@@ -65,19 +64,31 @@ def test_a_pattern_that_looks_back_from_each_position_is_found() -> None:
 
 
 @pytest.mark.parametrize(
-    ("read", "short", "long", "words"),
+    ("read", "size", "words"),
     [
-        (pairs, b"ab" * 75, b"ab" * 300, "lines of Python become"),
-        (lambda data: re.search(rb"a*b", data), b"a" * 4000, b"a" * 16_000, "steps become"),
-        (lambda data: data.count(b"a") and re.search(rb"a+b?", data), b"a" * 4000, b"a" * 16_000, ""),
+        (pairs, 600, "lines of Python become"),
+        (lambda data: re.search(rb"a*b", data), 16_000, "steps become"),
+        (lambda data: re.search(rb"b", data * 100), 16_000, ""),
+        (lambda data: sum(data), 400_000, ""),
     ],
 )
-def test_growth_that_is_no_proportion_is_found(
-    read: Callable[[bytes], object], short: bytes, long: bytes, words: str
-) -> None:
-    found = costs.growth(read, short, long)
+def test_growth_that_is_no_proportion_is_found(read: Read, size: int, words: str) -> None:
+    found = costs.growth(read, lambda size: b"a" * size, size)
     assert words in found
     assert bool(found) == bool(words)
+
+
+def test_a_length_that_is_refused_says_nothing_of_growth() -> None:
+    """A parser that refuses one length early does less there, and is not square for that."""
+
+    def read(data: bytes) -> int:
+        total = 0
+        if len(data) != 20_000:
+            for byte in data:
+                total += byte
+        return total
+
+    assert costs.growth(read, lambda size: b"a" * size, 80_000) == ""
 
 
 def test_lines_are_counted_alike_each_time() -> None:
