@@ -281,8 +281,8 @@ def excesses(target: str, read: Read, *, each: int, largest: int, most: int = sy
     """Pump the inputs of a target's corpus to `largest` bytes, in `most` shapes, and yield what takes too much."""
     entrance = of_target(target)
     size = min(entrance.largest, largest)
-    found = list(inputs(target, each))
-    for name, shape in random.Random(target).sample(found, min(most, len(found))):
+    grown = list(inputs(target, each))
+    for name, shape in random.Random(target).sample(grown, min(most, len(grown))):
         long = shape(size)
         if found := excess(read, long, entrance) or growth(read, shape, size):
             yield f"{target}: {name}: {found}"

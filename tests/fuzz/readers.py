@@ -22,6 +22,8 @@ from arcbridge.client import kubeconfig_yaml
 from arcbridge.errors import ConfigError, RemoteProtocolError, StateError
 from arcbridge.identity import authentication, verifier
 from arcbridge.identity import proof as proofs
+from arcbridge.identity.cel.mapping import Budget, BudgetExceeded
+from arcbridge.identity.claims import map_claims
 from arcbridge.identity.policy import Policy
 from arcbridge.identity.refusal import TokenRefused
 from arcbridge.net import join as joins
@@ -142,8 +144,8 @@ def _claims(data: bytes, issuer: authentication.IssuerConfig) -> None:
         return
     claims["exp"] = 1.8e9
     try:
-        remote_targets.map_claims(issuer, claims, remote_targets.Budget())
-    except (TokenRefused, remote_targets.BudgetExceeded):
+        map_claims(issuer, claims, Budget())
+    except (TokenRefused, BudgetExceeded):
         pass
 
 

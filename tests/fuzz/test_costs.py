@@ -18,10 +18,10 @@ LARGER = {"pod_body": 128 * 1024}
 """Where half of the bytes beside the other half were once a GiB."""
 EACH = 1
 """Spans of a kind that are pumped in each input of a corpus."""
-MOST = 24
+MOST = 12
 """Shapes of a target at most; `python -m tests.fuzz.costs` tries all."""
-MORE = {"pod_body": (6, 120)}
-"""More of them where a product of two was found."""
+MORE = {"pod_body": (6, 60)} | dict.fromkeys(SMALLER, (1, 4))
+"""Spans and shapes where a product of two was once found: more, and where a parser is slow: fewer."""
 
 pytestmark = pytest.mark.timeout(600)
 
