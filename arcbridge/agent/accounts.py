@@ -38,8 +38,8 @@ LEAST_WAITING_BYTES = 1024 * 1024
 LEAST_AGENT_WAITING_BYTES = 16 * 1024 * 1024
 """The same of the setting for all users together."""
 ARRIVING_BYTES = 4 * 1024 * 1024
-"""Bytes of one user's requests that the agent holds before they go on (`Account.arriving`). A head that is complete
-when it comes counts for nothing, so this is room for sixty slow ones of the largest size that is usual."""
+"""Bytes of one user's requests that the agent holds before they go on (`Account.arriving`). A head counts until it
+is complete, so this is room for sixty slow ones of 64 KiB, and no limit on those that come at once."""
 MAX_PACE = 10.0
 """Seconds that a connection waits at most for its user's bytes a second, and as much is owed at most: far below the
 25 s after which the other end takes the connection for dead."""
@@ -75,6 +75,8 @@ class Limit(StrEnum):
     """Connections to the API server that the requests of all users together ask for."""
     TARGETS = "targets"
     """Streams that were refused their target; each is refused, and of a burst some leave a record."""
+    ARRIVING = "arriving_bytes"
+    """Bytes of request heads that are not complete (`ARRIVING_BYTES`)."""
     AGENT_REQUESTS = "agent_requests"
     """The requests of all users together (`authorize.MAX_IN_FLIGHT`)."""
 
@@ -217,6 +219,12 @@ class Account:
     def subject(self) -> str:
         """Whose account it is: `Identity.subject`."""
         return self.identity.subject
+
+    @property
+    def holds_too_much(self) -> bool:
+        """Whether twice what may be held of requests is held: what would wait has to go."""
+        own, all_users = self.arriving, memory.arriving
+        return own.held > 2 * own.most or all_users.held > 2 * all_users.most
 
     @property
     def streams(self) -> int:
@@ -396,6 +404,10 @@ class Account:
                 return LimitReached(limit, text, retry_after=1)
             case Limit.TARGETS:
                 text = "no target of that name is open to you; ask the cluster's operator for one"
+                return LimitReached(limit, text, retry_after=1)
+            case Limit.ARRIVING:
+                fact = "many large heads of requests of yours, or of all users, are on their way at once"
+                text = f"{fact}; run fewer commands at once, or send shorter headers"
                 return LimitReached(limit, text, retry_after=1)
             case Limit.AGENT_REQUESTS:
                 text = "the agent has too many requests under way; try again shortly"

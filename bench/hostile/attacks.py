@@ -28,11 +28,16 @@ RAMP = 4.0
 """Seconds over which strangers come for the first time."""
 STALLED = 671
 """Answers that a caller asks for and does not take."""
+HEADS = 300
+HEAD = request("/api").removesuffix(b"\r\n") + b"X-Filler: %b\r\n" % (b"x" * 65_000) * 15
+"""A megabyte of a request head, without its end."""
+BODIES_HELD = 8
 TRICKLE_SESSIONS, TRICKLE_STREAMS = 10, 60
 LARGE = "/openapi/v2"
 """An answer of some megabytes that every user may read."""
 LISTED = "/api/v1/namespaces"
 """A path whose verb depends on its query: list or watch."""
+PODS = "/api/v1/namespaces/default/pods"
 TARGETS_PER_S, TARGETS_MOST = 5000, 30_000
 CHURN_PER_S, CHURN_MOST = 240, 4000
 JOINS_PER_S, JOINS_HELD = 30, 600
@@ -287,6 +292,36 @@ async def stalled(attacker: Attacker, count: int = STALLED) -> None:
         await asyncio.sleep(AGAIN)
 
 
+async def heads(attacker: Attacker, count: int = HEADS) -> None:
+    """One session: `count` requests at once whose heads do not end; each that is refused comes again."""
+    while True:
+        session = await attacker.session(attacker.person())
+        while session.usable:
+            if session.streams_open < count:
+                attacker.opens(session, TARGET, Answer(HEAD, told=attacker.told))
+            await asyncio.sleep(0.1 if session.streams_open >= count else 0.0)
+        await asyncio.sleep(AGAIN)
+
+
+async def bodies(attacker: Attacker) -> None:
+    """Writes of pods whose bodies have one long name and many capabilities, some at a time."""
+    body = privileged_pod()
+    payload = request(PODS, f"Content-Length: {len(body)}", "Content-Type: application/json") + body
+    payload = payload.replace(b"GET", b"POST", 1)
+    while True:
+        session = await attacker.session(attacker.person())
+        while session.usable:
+            if session.streams_open < BODIES_HELD:
+                attacker.opens(session, TARGET, Answer(payload, told=attacker.told))
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(AGAIN)
+
+
+def privileged_pod() -> bytes:
+    """A body just below what is looked at (`agent.kube.pod_body.MAX_BODY`)."""
+    return b'{"name":"%b","capabilities":{"add":[%b]}}' % (b"n" * 65_000, b",".join([b'"a"'] * 16_450))
+
+
 async def trickle(attacker: Attacker) -> None:
     """Two users with some sessions each: every answer is read, but by a few bytes each second; half of the requests
     take the agent's general path."""
@@ -397,6 +432,8 @@ class Attack:
 ATTACKS: dict[str, Attack] = {
     "https": Attack(https, f"{ADDRESSES * PER_ADDRESS} HTTPS connections of {ADDRESSES} addresses at the relay"),
     "stalled": Attack(stalled, f"{STALLED} answers of {LARGE} on one session that grants no credit"),
+    "heads": Attack(heads, f"{HEADS} request heads of a megabyte on one session, none of which ends"),
+    "bodies": Attack(bodies, "pods with one name of 65 KB and 16,450 capabilities"),
     "trickle": Attack(
         trickle, f"{TRICKLE_SESSIONS * TRICKLE_STREAMS} answers of {LARGE} on {TRICKLE_SESSIONS} sessions, read slowly"
     ),

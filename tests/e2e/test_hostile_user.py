@@ -18,6 +18,7 @@ from arcbridge.mux.session import MuxSession
 from arcbridge.relay.data_dir import open_authority
 from arcbridge.wire.frames import FIRST_CREDIT
 from arcbridge.wire.limits import Limits
+from bench.hostile.attacks import HEAD, HEADS, PODS, privileged_pod
 from bench.hostile.place import Answer, Person, Place, request
 from tests.support.cluster import KUBECTL_MINORS, Cluster
 from tests.support.reports import metrics
@@ -150,6 +151,59 @@ def test_answers_of_the_api_server_that_are_not_read(world: World, cluster: Clus
         assert attack(world, "kubernetes", 671, meanwhile) < MOST_MEMORY
     finally:
         alice.process.stop()
+
+
+def beside(world: World, cluster: Cluster, payload: bytes, count: int) -> int:
+    """Send `payload` on `count` streams of one session; the agent's largest memory from then until another user was
+    served three times and the streams are over."""
+    alice = world.start_client(ALICE)
+    kubectl = cluster.kubectl_for(KUBECTL_MINORS[0], alice.kubeconfig)
+    kubectl.run("get", "namespaces")  # the first call asks for much more
+
+    async def run() -> int:
+        largest, over = 0, asyncio.Event()
+
+        async def watch() -> None:
+            nonlocal largest
+            while not over.is_set():
+                largest = max(largest, await asyncio.to_thread(memory, world))
+                await asyncio.sleep(0.02)
+
+        session = await place(world).establish(place(world).people[0])
+        watching = asyncio.create_task(watch())
+        try:
+            answers = [Answer(payload) for _ in range(count)]
+            for answer in answers:
+                session.open("kubernetes", answer)
+                await asyncio.sleep(0)
+            for _ in range(3):
+                await asyncio.to_thread(kubectl.run, "get", "namespaces")
+            async with asyncio.timeout(60):
+                await asyncio.gather(*(answer.word for answer in answers))
+            assert not session.closed
+        finally:
+            over.set()
+            await watching
+            session.close()
+            await session.wait_ended()
+        return largest
+
+    try:
+        return asyncio.run(run())
+    finally:
+        alice.process.stop()
+
+
+def test_h22_request_heads_that_do_not_end(world: World, cluster: Cluster) -> None:
+    """300 of a megabyte took the agent from 92 to 1010 MiB."""
+    assert beside(world, cluster, HEAD, HEADS) < MOST_MEMORY
+
+
+def test_h21_a_pod_of_one_name_and_many_capabilities(world: World, cluster: Cluster) -> None:
+    """One body of 128 KiB took the agent to 1116 MiB."""
+    body = privileged_pod()
+    head = request(PODS, f"Content-Length: {len(body)}", "Content-Type: application/json").replace(b"GET", b"POST", 1)
+    assert beside(world, cluster, head + body, 4) < MOST_MEMORY
 
 
 def test_streams_of_a_target_that_are_not_read(world: World) -> None:

@@ -17,9 +17,10 @@ from arcbridge.agent.kube.apiserver import ApiServer
 from arcbridge.agent.kube.authorize import Authorizer, Plan, StreamContext
 from arcbridge.agent.kube.exchange import Exchange
 from arcbridge.agent.kube.fast_path_parser import MAX_PLAIN_HEAD, plain_head
-from arcbridge.agent.kube.server import KubeProtocol
+from arcbridge.agent.kube.server import WAITING, KubeProtocol
 from arcbridge.agent.kube.status import RequestRefusal, status_answer
 from arcbridge.mux.stream import StreamTransport
+from arcbridge.wire.frames import ResetCode
 
 
 class FastPath(asyncio.Protocol):
@@ -44,6 +45,8 @@ class FastPath(asyncio.Protocol):
         self._unread = bytearray()
         """What arrived while a request was under way, or while the caller took nothing."""
         self._reading_paused = False
+        self._charged = 0
+        """Bytes that count in the user's account, because they wait behind a request."""
         self._writing_paused = False
         self._record: AuditRecord | None = None
         """Of the request that is under way."""
@@ -64,8 +67,21 @@ class FastPath(asyncio.Protocol):
             return
         self._unread += view
         if len(self._unread) > MAX_PLAIN_HEAD and not self._reading_paused:
-            self._reading_paused = True
-            cast(StreamTransport, self._stream).pause_reading()
+            self._hold_back()
+
+    def _hold_back(self) -> None:
+        """Grant no credit while so much waits behind a request that is under way; it counts for the user."""
+        stream, account = cast(StreamTransport, self._stream), self._context.caller.account
+        self._reading_paused = True
+        self._charged = max(WAITING, len(self._unread))
+        account.arriving.add(self._charged)
+        stream.pause_reading()
+        if account.holds_too_much:
+            stream.abort(ResetCode.LIMIT)
+
+    def _uncharge(self) -> None:
+        charged, self._charged = self._charged, 0
+        self._context.caller.account.arriving.remove(charged)
 
     def eof_received(self) -> bool:
         return False  # the stream closes itself and calls `connection_lost`
@@ -85,6 +101,7 @@ class FastPath(asyncio.Protocol):
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stream = None
         self._registry.discard(self)
+        self._uncharge()
         self._cut()
 
     # -- called by the proxy --------------------------------------------------------------------------------------
@@ -244,4 +261,5 @@ class FastPath(asyncio.Protocol):
         self._read(data)
         if self._reading_paused:
             self._reading_paused = False
+            self._uncharge()
             stream.resume_reading()

@@ -3,8 +3,13 @@
 Only its reading is used: answers are written to the stream as they come from the API server (`exchange`), or as a
 Status of the agent's own. aiohttp's own `handle_error` quotes the offending bytes, a bearer token among them, to the
 log and to the caller; the one here answers a Status. Two deadlines are added: a head that has begun must be complete
-within 10 s, and after an early answer the rest of a body is read for 5 s at most, then the stream ends in order.
-Invariant: nothing of a malformed request is quoted anywhere.
+within 10 s, a large one within 5 s, and after an early answer the rest of a body is read for 5 s at most, then the
+stream ends in order.
+
+The parser gets one request at a time: what comes behind one that is under way stays in front of it. Bytes of a head
+that is not complete, and of what waits behind a request, count for the user and the process (`Account.arriving`); above
+that a head of more than 4 KiB waits, its stream grants no credit, and at the head's deadline, or when more of them wait
+than may, it is refused (docs/threats.md#H22). Invariant: nothing of a malformed request is quoted anywhere.
 
 The private names of `RequestHandler` that are used here are each pinned by a test.
 """
@@ -16,23 +21,42 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from aiohttp import web
+from aiohttp import StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
+from arcbridge.agent.accounts import Limit
 from arcbridge.agent.kube.authorize import StreamContext
 from arcbridge.agent.kube.exchange import Exchange
 from arcbridge.agent.kube.framing import MAX_HEAD_LINE, MAX_HEADERS
 from arcbridge.agent.kube.status import RequestRefusal, bad_request, status_answer
 from arcbridge.mux.stream import StreamTransport
+from arcbridge.wire.frames import ResetCode
+from arcbridge.wire.limits import DEFAULT
 
 HEAD_DEADLINE = 10.0
+LARGE_HEAD = 16 * 1024
+"""Bytes from which on a head that is not complete must be so within LARGE_HEAD_DEADLINE seconds."""
+LARGE_HEAD_DEADLINE = 5.0
 LINGER = 5.0
 KEEPALIVE = 3630.0
 """aiohttp's default: longer than any client keeps an idle connection, so the caller closes first."""
-MAX_HEAD = 1 << 20
-"""Bytes of a whole request head, as in Go's net/http."""
+MAX_HEAD = 128 * 1024
+"""Bytes of a whole request head, unless it acts with MANY_GROUPS (`--as-group`)."""
+MAX_HEAD_WITH_GROUPS = 1 << 20
+"""The same of such a head, as in Go's net/http."""
+MANY_GROUPS = 16
+FREE_HEAD = 4 * 1024
+"""Bytes of a head that never wait for others: more than kubectl's has."""
+MAX_BEHIND = 16 * 1024
+"""Bytes behind a request that is under way from which on the stream grants no credit."""
+PIECE = 16 * 1024
+"""Bytes that the parser gets at once where it is not known how many belong to one request."""
+WAITING = DEFAULT.stream_window
+"""Bytes that a stream which grants no credit counts for: as much may come."""
+RETRY = 0.1
+"""Seconds after which a head that waits looks whether there is room."""
 READ_SIZE = 64 * 1024
 """aiohttp pauses the stream at twice this: 128 KiB of a body wait at most, then credit is withheld."""
 
@@ -90,16 +114,29 @@ class KubeServer(web.Server):
 async def _dispatch(request: web.BaseRequest) -> web.StreamResponse:
     protocol = request.protocol
     assert isinstance(protocol, KubeProtocol)
-    return await protocol.server.handler(protocol, request)
+    try:
+        return await protocol.server.handler(protocol, request)
+    finally:
+        protocol.request_over()
 
 
 class KubeProtocol(RequestHandler):
     """One stream's HTTP/1.1 conversation."""
 
     __slots__ = (
+        "_body",
+        "_body_left",
+        "_busy",
+        "_charged",
+        "_groups",
         "_head",
         "_head_began",
+        "_head_deadline",
+        "_head_tail",
         "_head_timer",
+        "_held_back",
+        "_retry",
+        "_unread",
         "context",
         "early",
         "exchange",
@@ -133,10 +170,29 @@ class KubeProtocol(RequestHandler):
         """Called when `early` is set."""
         self.upgrade_seen = False
         """An upgrade was asked for: no request can follow on this stream."""
-        self._head = bytearray()
-        """The head that is arriving, as far as it has."""
+        self._head = 0
+        """Bytes of the head that is arriving which the parser has."""
+        self._head_tail = b""
+        """The last three of them."""
+        self._groups = 0
+        """Headers `Impersonate-Group` among them."""
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_began = 0.0
+        self._head_deadline = 0.0
+        """Seconds that the head may take, by the timer that runs."""
+        self._unread = bytearray()
+        """What the parser has not got: it is behind a request that is under way, or of a head that waits."""
+        self._busy = False
+        """A request has come whose answer is not complete."""
+        self._body: StreamReader | None = None
+        """The body of the newest request."""
+        self._body_left = -1
+        """Bytes of it that have not come; -1: its end is in its framing."""
+        self._held_back = False
+        """No credit is granted because of what is in `_unread`."""
+        self._charged = 0
+        """Bytes that count in the user's account."""
+        self._retry: asyncio.TimerHandle | None = None
 
     @property
     def stream(self) -> StreamTransport:
@@ -175,7 +231,7 @@ class KubeProtocol(RequestHandler):
             self.exchange.resume()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._stop_head_timer()
+        self._forget()
         super().connection_lost(exc)
 
     def force_close(self) -> None:
@@ -189,27 +245,16 @@ class KubeProtocol(RequestHandler):
         """Parses; called with nothing by aiohttp itself, to go on after a pause."""
         if self.upgrade_seen and data:
             self._mark_early()
-            return
-        if data and self._awaits_head():
-            self._head += data
-            if len(self._head) > MAX_HEAD:
-                self._give_up(RequestRefusal(431, "the head of the request is too long"))
-                return
-        before = len(self._messages)
-        super().data_received(data)
-        new = list(self._messages)[before:]
-        if any(not hasattr(message, "headers") for message, _ in new):
-            self._break_body()
-        if new:
-            head, self._head = self._head.lstrip(b"\r\n"), bytearray()
-            if any("Upgrade" in getattr(message, "headers", ()) for message, _ in new):
-                self.upgrade_seen = True
-                # aiohttp may keep what follows a head out of reach, so the bytes themselves are looked at: the
-                # upgrade's head, alone, and nothing behind it.
-                alone = len(new) == 1 and not self._message_tail
-                if not alone or head.find(b"\r\n\r\n") != len(head) - 4:
-                    self._mark_early()
-        self._watch_head()
+        elif not data or (not self._unread and self._body_takes(data)):
+            self._feed(data)
+        else:
+            self._unread += data
+            self._read_on()
+
+    def request_over(self) -> None:
+        """What came behind the request is read as soon as aiohttp waits for the next one."""
+        self._busy = False
+        self._read_soon()
 
     def handle_error(
         self,
@@ -239,6 +284,125 @@ class KubeProtocol(RequestHandler):
         if request is not None and not request.content.is_eof() and request.content.exception() is None:
             request.content.set_exception(web.RequestPayloadError("the body's framing is broken"))
 
+    def _body_takes(self, data: bytes) -> bool:
+        """Return whether all of `data` belongs to the body that is arriving, as almost all bytes do."""
+        body, most = self._body, PIECE if self._body_left < 0 else self._body_left
+        return body is not None and not body.is_eof() and len(data) <= most
+
+    def _read_on(self) -> None:
+        """Give the parser what it may have of what came: up to the end of a head, or of a body."""
+        while self._unread and not self.upgrade_seen and self.transport is not None:
+            count = self._next_piece()
+            if not count:
+                break
+            piece = bytes(self._unread[:count])
+            del self._unread[:count]
+            self._feed(piece)
+        if self._unread and self.upgrade_seen:
+            self._unread.clear()
+            self._mark_early()
+        self._settle()
+
+    def _next_piece(self) -> int:
+        """Return how many bytes the parser may have now; 0: none, or the connection is given up."""
+        waiting = len(self._unread)
+        if not self._awaits_head():
+            body = self._body
+            if body is None or body.is_eof():
+                return 0
+            return min(waiting, PIECE if self._body_left < 0 else self._body_left)
+        overlap = len(self._head_tail)
+        end = (self._head_tail + self._unread).find(b"\r\n\r\n") + 4 - overlap
+        complete = end >= 4 - overlap and end > 0
+        count = end if complete else waiting
+        groups = self._groups + self._unread[:count].lower().count(b"\nimpersonate-group:")
+        if self._head + count > (MAX_HEAD_WITH_GROUPS if groups >= MANY_GROUPS else MAX_HEAD):
+            self._give_up(RequestRefusal(431, "the head of the request is too long"))
+            return 0
+        if complete or self._head + count <= FREE_HEAD or not self.context.caller.account.arriving.full:
+            self._groups = groups
+            return count
+        return 0
+
+    def _feed(self, data: bytes) -> None:
+        """Let aiohttp parse."""
+        awaited = self._awaits_head()
+        head = self._head_tail + data
+        before = len(self._messages)
+        super().data_received(data)
+        new = list(self._messages)[before:]
+        if any(not hasattr(message, "headers") for message, _ in new):
+            self._break_body()
+        if new:
+            message, self._body = new[-1]
+            self._busy = True
+            length = getattr(message, "headers", {}).get("Content-Length", "")
+            self._body_left = int(length) if length.isdecimal() else -1
+            self._head, self._head_tail, self._groups = 0, b"", 0
+            if any("Upgrade" in getattr(message, "headers", ()) for message, _ in new):
+                self.upgrade_seen = True
+                # aiohttp may keep what follows a head out of reach, so the bytes themselves are looked at: the
+                # upgrade's head, alone, and nothing behind it.
+                alone = len(new) == 1 and not self._message_tail
+                if not awaited or not alone or head.find(b"\r\n\r\n") != len(head) - 4:
+                    self._mark_early()
+        elif awaited:
+            self._head += len(data)
+            self._head_tail = head[-3:]
+        elif self._body_left > 0:
+            self._body_left -= len(data)
+        self._watch_head()
+
+    def _settle(self) -> None:
+        """Count what is held, and grant credit or none."""
+        account = self.context.caller.account
+        waits = bool(self._unread) and self._awaits_head()
+        hold = waits or len(self._unread) > MAX_BEHIND
+        if hold and not self._buffer_paused:  # aiohttp may have resumed meanwhile
+            self._pause_reading_for_buffer()
+        elif self._held_back and not hold:
+            self._resume_reading_for_buffer()
+        self._held_back = hold
+        self._charge(self._head + (max(WAITING, len(self._unread)) if hold else len(self._unread)))
+        if hold and account.holds_too_much:
+            if waits:
+                self._give_up(self._too_many_heads())
+            elif isinstance(self.transport, StreamTransport):
+                self.transport.abort(ResetCode.LIMIT)
+        else:
+            self._read_soon()
+        self._watch_head()
+
+    def _charge(self, count: int) -> None:
+        if count != self._charged:
+            self.context.caller.account.arriving.add(count - self._charged)
+            self._charged = count
+
+    def _look_again(self) -> None:
+        self._retry = None
+        if self.transport is not None:
+            self._read_on()
+
+    def _read_soon(self) -> None:
+        """Look again at what the parser could not have yet: aiohttp begins to wait for the next request some turns of
+        the loop after one is over, and says so to nobody."""
+        if self._unread and not self._busy and self._retry is None:
+            self._retry = self._loop.call_later(RETRY if self._awaits_head() else 0.001, self._look_again)
+
+    def _forget(self) -> None:
+        """Nothing is held any more."""
+        self._stop_head_timer()
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        self._unread.clear()
+        self._head = 0
+        self._charge(0)
+
+    def _too_many_heads(self) -> RequestRefusal:
+        reached = self.context.caller.account.explain(Limit.ARRIVING)
+        return RequestRefusal(429, reached.message, retry_after=reached.retry_after, limit=reached.limit)
+
     def _mark_early(self) -> None:
         self.early = True
         if self.on_early is not None:
@@ -253,11 +417,20 @@ class KubeProtocol(RequestHandler):
 
     def _watch_head(self) -> None:
         """A head that has begun and is not complete gets a deadline; a body or an idle connection has none."""
-        if not self._head or not self._awaits_head():
+        held = self._head + len(self._unread)
+        if not held or not self._awaits_head():
             self._stop_head_timer()
-        elif self._head_timer is None:
+            return
+        deadline = min(LARGE_HEAD_DEADLINE, HEAD_DEADLINE) if held > LARGE_HEAD else HEAD_DEADLINE
+        if self._head_timer is None:
             self._head_began = time.monotonic()
-            self._head_timer = self._loop.call_later(HEAD_DEADLINE, self._head_late)
+        elif deadline == self._head_deadline:
+            return
+        else:
+            self._head_timer.cancel()
+        self._head_deadline = deadline
+        left = max(0.0, self._head_began + deadline - time.monotonic())
+        self._head_timer = self._loop.call_later(left, self._head_late)
 
     def _stop_head_timer(self) -> None:
         if self._head_timer is not None:
@@ -267,16 +440,21 @@ class KubeProtocol(RequestHandler):
     def _head_late(self) -> None:
         self._head_timer = None
         counted_from = max(self._head_began, self.server.connected_since(self.context))
-        left = min(counted_from + HEAD_DEADLINE - time.monotonic(), HEAD_DEADLINE)
+        deadline = self._head_deadline
+        left = min(counted_from + deadline - time.monotonic(), deadline)
         if counted_from > self._head_began and left > 0:  # the connection was away meanwhile
             self._head_timer = self._loop.call_later(left, self._head_late)
             return
-        self._give_up(bad_request(f"the head of a request was not complete within {HEAD_DEADLINE:g} seconds"))
+        if self._held_back:
+            self._give_up(self._too_many_heads())
+        else:
+            self._give_up(bad_request(f"the head of a request was not complete within {deadline:g} seconds"))
 
     def _give_up(self, refusal: RequestRefusal) -> None:
         """End a connection on which no request can come any more."""
         self.server.refused(self.context, refusal)
         self.upgrade_seen = True  # what still arrives is dropped
+        self._forget()
         if self.transport is not None:
             self.answer(refusal, close=True)
         self.force_close()

@@ -15,7 +15,9 @@ import pytest
 
 from arcbridge.agent.kube import server
 from arcbridge.agent.kube.framing import MAX_HEADERS
+from arcbridge.mux import memory
 from tests.support.eventually import until
+from tests.support.fake_apiserver import Exchange, reply
 
 from ..pair import Clock
 from .bench import Bench, running
@@ -134,6 +136,128 @@ def test_the_private_names_we_rely_on_exist() -> None:
     from aiohttp.web_protocol import RequestHandler
 
     slots = {name for kind in RequestHandler.__mro__ for name in getattr(kind, "__slots__", ())}
-    assert {"_messages", "_message_tail", "_waiter", "_request_in_progress", "_request_count"} <= slots | {
-        "_request_count"
-    }
+    names = {"_messages", "_message_tail", "_waiter", "_request_in_progress", "_request_count", "_buffer_paused"}
+    assert names <= slots | {"_request_count"}
+    assert hasattr(RequestHandler, "_pause_reading_for_buffer")
+    assert hasattr(RequestHandler, "_resume_reading_for_buffer")
+
+
+# -- what heads take (docs/threats.md#H22) ----------------------------------------------------------------------------
+
+GET = b"GET /api HTTP/1.1\r\nHost: k\r\nX-General: y\r\nConnection: x\r\n"
+"""A head that goes through the general parser; it lacks its end."""
+LONG = GET + b"".join(b"X-%d: %s\r\n" % (n, b"x" * 1000) for n in range(60))
+
+
+async def test_h22_heads_that_do_not_end_count_for_their_user(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They took three bytes of memory for each that was sent, and nothing counted them."""
+    monkeypatch.setattr(server, "LARGE_HEAD_DEADLINE", 3.0)
+    arriving = bench.caller.account.arriving
+    arriving.most = 1_000_000
+    wires = [bench.stream() for _ in range(100)]
+    for wire in wires:
+        await wire.send(LONG)
+    refused = 0
+    for wire in wires:
+        answer = await wire.answer()
+        assert answer.status in (400, 429)
+        refused += answer.status == 429
+    assert refused > 50, "those that found no room"
+    assert arriving.held == memory.arriving.held == 0
+    assert len([record for record in bench.audit.kept if record.limit == "arriving_bytes"]) == 1, "one of a burst"
+
+
+async def test_h22_most_that_is_held_is_bounded_and_short_heads_pass(bench: Bench) -> None:
+    arriving = bench.caller.account.arriving
+    arriving.most = 1_000_000
+    most = 0
+    for _ in range(60):
+        await bench.stream().send(LONG)
+        await asyncio.sleep(0)
+        most = max(most, arriving.held)
+    await until(lambda: arriving.full)
+    assert most <= 2 * arriving.most + server.WAITING
+    wire = bench.stream()
+    await wire.send(GET + b"X-Short: " + b"y" * 500)
+    await wire.send(b"\r\n\r\n")
+    assert (await wire.answer()).status == 200
+
+
+async def test_h22_a_head_that_waits_goes_on_when_there_is_room(bench: Bench) -> None:
+    arriving = bench.caller.account.arriving
+    arriving.most = 50_000
+    first, second = bench.stream(), bench.stream()
+    await first.send(LONG)
+    await until(lambda: arriving.held >= 60_000)
+    arriving.most = 10 * server.WAITING // 2
+    arriving.add(arriving.most)  # of others of the same user
+    await second.send(LONG)
+    await until(lambda: arriving.held > arriving.most + server.WAITING)
+    await second.send(b"X-More: y\r\n\r\n")
+    arriving.remove(arriving.most)
+    assert (await second.answer()).status == 200
+    await first.send(b"\r\n")
+    assert (await first.answer()).status == 200
+    assert arriving.held == 0
+
+
+async def test_h22_a_large_head_has_less_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "LARGE_HEAD_DEADLINE", 0.05)
+    wire, small = bench.stream(), bench.stream()
+    await small.send(GET)
+    await wire.send(LONG)
+    answer = await wire.answer()
+    assert (answer.status, "0.05 seconds" in answer.status_object["message"]) == (400, True)
+    await small.send(b"\r\n")
+    assert (await small.answer()).status == 200
+
+
+async def test_h22_a_head_is_long_only_with_many_groups(bench: Bench) -> None:
+    lines = b"".join(b"X-%d: %s\r\n" % (n, b"x" * 1000) for n in range(140))
+    wire = bench.stream()
+    await wire.send(GET + lines + b"\r\n")
+    assert (await wire.answer()).status == 431
+    groups = b"".join(b"Impersonate-Group: %d%s\r\n" % (n, b"g" * 600) for n in range(400))
+    wire = bench.stream()
+    await wire.send(GET + b"Impersonate-User: bob\r\n" + groups + b"\r\n")
+    answer = await wire.answer()
+    assert (answer.status, "groups" in answer.status_object["message"]) == (400, True), "it was read to its end"
+
+
+async def test_h22_a_head_behind_a_request_has_its_deadline(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It came before the answer, so that nothing more arrived which would have begun the deadline."""
+    monkeypatch.setattr(server, "HEAD_DEADLINE", 0.1)
+    wire = bench.stream()
+    await wire.send(GET + b"\r\n" + GET)
+    assert (await wire.answer()).status == 200
+    assert (await wire.answer()).status == 400
+    body = b"POST /api/v1/pods HTTP/1.1\r\nHost: k\r\nContent-Length: 3\r\n\r\nabc"
+    wire = bench.stream()
+    await wire.send(body + body + GET)
+    for status in (200, 200, 400):
+        assert (await wire.answer()).status == status
+    assert bench.caller.account.arriving.held == 0
+
+
+@pytest.mark.parametrize("general", [False, True])
+async def test_h22_what_comes_behind_a_request_counts(bench: Bench, general: bool) -> None:
+    """On either entrance, while the request is under way; its stream grants no credit for more."""
+    going = asyncio.Event()
+
+    async def slow(exchange: Exchange) -> None:
+        await going.wait()
+        await exchange.send(reply(200, b"{}"))
+
+    bench.api.routes["/slow"] = slow
+    arriving = bench.caller.account.arriving
+    wire = bench.stream()
+    lines = b"Host: k\r\nConnection: x\r\n\r\n" if general else b"Host: k\r\n\r\n"
+    await wire.send(b"GET /slow HTTP/1.1\r\n" + lines)
+    await until(lambda: bool(bench.api.requests))
+    await wire.send(LONG)
+    await until(lambda: arriving.held == server.WAITING)
+    going.set()
+    assert (await wire.answer()).status == 200
+    await wire.send(b"\r\n")
+    assert (await wire.answer()).status == 200
+    assert arriving.held == 0
