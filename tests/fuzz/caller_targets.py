@@ -14,6 +14,7 @@ from typing import Any
 
 from aiohttp import web
 
+from arcbridge.agent.accounts import Account, Accounts
 from arcbridge.agent.audit import record
 from arcbridge.agent.kube import asked
 from arcbridge.agent.kube.fast_path_parser import MAX_PLAIN_HEAD, plain_head
@@ -21,11 +22,13 @@ from arcbridge.agent.kube.pod_body import pod_details
 from arcbridge.agent.kube.request_info import request_info
 from arcbridge.agent.kube.server import AnsweredResponse, KubeProtocol, KubeServer
 from arcbridge.agent.kube.status import RequestRefusal
+from arcbridge.identity.claims import Identity
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.observe import foreign_text
 
 Outcome = tuple[str, str, tuple[tuple[bytes, bytes], ...]]
 _LOOP = asyncio.new_event_loop()
+_ALICE = Identity("alice", "", (), "issuer#alice", "issuer", math.inf)
 
 
 # -- heads ------------------------------------------------------------------------------------------------------------
@@ -77,7 +80,8 @@ async def _outcomes(data: bytes, size: int) -> list[Outcome]:
     server = KubeServer(
         handle, lambda _, refusal: found.append(("", str(refusal.status_code), ())), lambda _: -math.inf
     )
-    protocol = KubeProtocol(server, SimpleNamespace(), asyncio.get_running_loop())  # type: ignore[arg-type]
+    context: Any = SimpleNamespace(caller=SimpleNamespace(account=Account(Accounts(), _ALICE)))
+    protocol = KubeProtocol(server, context, asyncio.get_running_loop())
     stream = _Stream()
     protocol.connection_made(stream)
     try:
