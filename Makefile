@@ -23,7 +23,7 @@ help:
 	@echo "  make report  tables, plots and goals of a result of it (FILE=RESULT.json OUT=DIRECTORY)"
 	@echo "  make soak    200 streams with checksums while relays are killed (DURATION=1200: seconds; OUT=FILE: keep the result)"
 	@echo "  make lint    style and types alone"
-	@echo "  make fuzz    one parser of outside input, guided by coverage (TARGET=NAME SECONDS=60; without a name: which there are)"
+	@echo "  make fuzz    parsers of outside input, guided by coverage, and what inputs cost (TARGET='NAME NAME' SECONDS=60; without a name: which there are)"
 	@echo "  make claim   the tests that hold one claim of docs/security.md, or one row of docs/threats.md (CODE=C1)"
 	@echo "  make dist    wheel, source archive, bill of materials, single-file client and checksums of the last commit, reproducibly (OUT=dist)"
 	@echo "  make sbom    the bill of materials alone (CycloneDX)"

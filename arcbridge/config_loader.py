@@ -123,7 +123,7 @@ def _read(file: Path, judge: Callable[[Path, os.stat_result], None] | None = Non
         raise SettingError(f"{file}: not UTF-8 text; a settings file is TOML", (), str(file)) from error
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also a number too long for Python, or nesting
         from arcbridge.toml_lines import syntax_place
 
         _, line, column = syntax_place(str(error), text)

@@ -136,6 +136,8 @@ class TestStrictness:
             (RelayConfig, "agent_certificate_life = -1\n", "must be a duration"),
             (RelayConfig, "policy = 3\n", "policy must be the path of a file or directory"),
             (RelayConfig, "listen = \n", "not valid TOML"),
+            pytest.param(RelayConfig, "listen = " + "1" * 5000, "not valid TOML", id="digits"),
+            pytest.param(RelayConfig, "listen = " + "[" * 5000, "not valid TOML", id="nested"),
         ],
     )
     def test_messages(self, tmp_path: Path, kind: type, text: str, expected: str) -> None:

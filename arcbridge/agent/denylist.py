@@ -35,7 +35,7 @@ def parse_denylist(data: bytes, source: str) -> dict[str, Revocation]:
         raise ConfigError(f"{source}: the denylist has more than {MAX_FILE} bytes")
     try:
         document = tomllib.loads(data.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also a number too long for Python, or nesting
         raise ConfigError(f"{source}: the denylist is not valid TOML: {error}") from error
     for key in document:
         if key != "deny":

@@ -68,7 +68,7 @@ class Policy:
         """Parse a policy, and return every mistake in it: the very ones of which `load` raises the first."""
         try:
             document = tomllib.loads(toml_text)
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also a number too long for Python, or nesting
             _, line, column = syntax_place(str(error), toml_text)
             return cls(()), [Problem("policy", f"not valid TOML: {error}", place=Place(source, line, column))]
         errors: list[str] = [f"{key}: unknown key (the only one is allow)" for key in document if key != "allow"]

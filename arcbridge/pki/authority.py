@@ -49,6 +49,8 @@ CA_LIFE = 10 * 365 * 86400.0
 LEAF_LIFE = 90 * 86400.0
 """Seconds; for certificates whose key lives in the process that issued it and that it can issue again at will."""
 
+_X509_ERRORS = (x509.InvalidVersion, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+"""What `cryptography` raises for a certificate that it reads only in part; none of them is a ValueError."""
 CA_LIMIT = 16 * 1024
 """Bytes of a CA certificate that a peer sends; over an RSA key of 8192 bits it takes 4 KiB."""
 
@@ -369,7 +371,7 @@ def check_ca_certificate(certificate_pem: str) -> str:
         certificate_pem = require_pin("the cluster's CA", pin_of(certificate_pem), certificate_pem)
         certificate = x509.load_pem_x509_certificate(certificate_pem.encode())
         constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
-    except (ConfigError, ValueError, x509.ExtensionNotFound) as error:
+    except (ConfigError, ValueError, *_X509_ERRORS) as error:
         raise EnrolmentRefused("the cluster's CA is not exactly one CA certificate in PEM") from error
     if not constraints.ca:
         raise EnrolmentRefused("the cluster's CA is not exactly one CA certificate in PEM")

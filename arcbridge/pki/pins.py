@@ -164,7 +164,7 @@ class PinStore:
             return {}
         try:
             document = tomllib.loads(data.decode())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # also a number too long for Python, or nesting
             raise StateError(f"{self.path} is not a TOML file of pins: correct it or move it away") from error
         unknown = sorted(set(document) - {"clusters", "relays"})
         if unknown:

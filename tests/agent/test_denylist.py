@@ -35,6 +35,8 @@ def test_users_are_listed_with_or_without_a_time() -> None:
 BROKEN = [
     ("not TOML", "oidc:alice\n", "not valid TOML"),
     ("not UTF-8", "\udcff", "not valid TOML"),
+    ("a number of 5000 digits", "a = " + "1" * 5000, "not valid TOML"),
+    ("nested 5000 deep", "a = " + "[" * 5000, "not valid TOML"),
     ("another table", '[[allow]]\nuser = "a"\n', "unknown setting 'allow'"),
     ("a list of names", 'deny = ["oidc:alice"]\n', r"deny\[0\]: must be a table"),
     ("one name", 'deny = "oidc:alice"\n', "each user is an entry"),

@@ -69,6 +69,8 @@ def test_nothing_is_allowed_by_default() -> None:
         ("[[allow]]\nusers=['a']\nclusters=['[ab]']", r"allow\[0\]\.clusters\[0\]"),
         ("[[allow]]\ngroups=['*']\nclusters=['a']", "for everyone write"),
         ("[[allow]", "policy: "),
+        pytest.param("allow = " + "1" * 5000, "policy: not valid TOML", id="digits"),
+        pytest.param("allow = " + "[" * 5000, "policy: not valid TOML", id="nested"),
     ],
 )
 def test_refused_by_path(text: str, message: str) -> None:

@@ -233,6 +233,8 @@ class TestPinStore:
             "relays = 1",
             "relays.x = 1",
             f'[clusters]\n"../x" = "{A}"',
+            pytest.param("clusters = " + "1" * 5000, id="digits"),
+            pytest.param("clusters = " + "[" * 5000, id="nested"),
         ],
     )
     def test_a_malformed_file_is_named_and_never_overwritten(self, tmp_path: Path, text: str) -> None:

@@ -1,0 +1,194 @@
+"""Targets for what a caller of the agent sends: heads, bodies that are inspected, and texts that reach the audit.
+
+They keep the rules of `tests.fuzz.targets`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+from aiohttp import web
+
+from arcbridge.agent.accounts import Account, Accounts
+from arcbridge.agent.audit import record
+from arcbridge.agent.kube import asked
+from arcbridge.agent.kube.fast_path_parser import MAX_PLAIN_HEAD, plain_head
+from arcbridge.agent.kube.pod_body import pod_details
+from arcbridge.agent.kube.request_info import request_info
+from arcbridge.agent.kube.server import AnsweredResponse, KubeProtocol, KubeServer
+from arcbridge.agent.kube.status import RequestRefusal
+from arcbridge.identity.claims import Identity
+from arcbridge.mux.stream import StreamTransport
+from arcbridge.observe import foreign_text
+
+Outcome = tuple[str, str, tuple[tuple[bytes, bytes], ...]]
+_LOOP = asyncio.new_event_loop()
+_ALICE = Identity("alice", "", (), "issuer#alice", "issuer", math.inf)
+
+
+# -- heads ------------------------------------------------------------------------------------------------------------
+
+
+class _Stream(StreamTransport):
+    """A caller's stream that takes whatever is written to it."""
+
+    def __init__(self) -> None:
+        self.over = False
+
+    @property
+    def owed(self) -> bool:
+        return False
+
+    @owed.setter
+    def owed(self, owed: bool) -> None: ...
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return default
+
+    def is_closing(self) -> bool:
+        return self.over
+
+    def close(self) -> None:
+        self.over = True
+
+    def abort(self, code: Any = None) -> None:
+        self.over = True
+
+    def write(self, data: bytes | bytearray | memoryview) -> None: ...
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+    def __repr__(self) -> str:
+        return "_Stream()"
+
+
+async def _outcomes(data: bytes, size: int) -> list[Outcome]:
+    """Return what the general entrance makes of bytes that arrive in pieces of `size`: requests, and one refusal."""
+    found: list[Outcome] = []
+
+    async def handle(protocol: KubeProtocol, request: web.BaseRequest) -> web.StreamResponse:
+        found.append((request.method, request.path_qs, tuple(request.raw_headers)))
+        return AnsweredResponse(keep_alive=False)
+
+    server = KubeServer(
+        handle, lambda _, refusal: found.append(("", str(refusal.status_code), ())), lambda _: -math.inf
+    )
+    context: Any = SimpleNamespace(caller=SimpleNamespace(account=Account(Accounts(), _ALICE)))
+    protocol = KubeProtocol(server, context, asyncio.get_running_loop())
+    stream = _Stream()
+    protocol.connection_made(stream)
+    try:
+        for at in range(0, len(data), size):
+            if stream.over:
+                break
+            protocol.data_received(data[at : at + size])
+            await asyncio.sleep(0)
+        for _ in range(3):
+            await asyncio.sleep(0)
+    finally:
+        protocol.connection_lost(None)
+        await asyncio.sleep(0)
+    return found
+
+
+def read_head(data: bytes) -> list[Outcome]:
+    """Read a stream as the general entrance does, in the pieces in which a session hands it over."""
+    return _LOOP.run_until_complete(_outcomes(data, 16 * 1024))
+
+
+def head(data: bytes) -> None:
+    """A head is a request or a refusal; the first request does not depend on the segments, nor on the entrance."""
+    whole = _LOOP.run_until_complete(_outcomes(data, len(data) or 1))
+    cut = _LOOP.run_until_complete(_outcomes(data, max(1, len(data) // 40)))
+    if whole and whole[0][0]:
+        assert cut, "a request that small segments lose"
+        assert cut[0] == whole[0], "a request that depends on the segments"
+    plain = plain_head(data, {}) if len(data) <= MAX_PLAIN_HEAD else None
+    if plain is not None:
+        assert whole, "the general entrance knows no plain request"
+        assert whole[0][:2] == ("GET", plain.target), "two entrances read two requests"
+
+
+def _line(details: Mapping[str, record.Value]) -> str:
+    """Return the line of the audit log that says what a request asks for."""
+    return record.AuditRecord("request", "session", details=details).details_line()
+
+
+# -- bodies -----------------------------------------------------------------------------------------------------------
+
+_TYPES = (
+    "application/json", "application/json-patch+json", "application/apply-patch+yaml",
+    "application/vnd.kubernetes.protobuf", "application/strategic-merge-patch+json",
+)  # fmt: skip
+
+
+def split_type(data: bytes) -> tuple[str, bytes]:
+    """Return a content type and a body: the input's first byte chooses the type."""
+    return (_TYPES[data[0] % len(_TYPES)], data[1:]) if data else ("", b"")
+
+
+def read_pod_body(data: bytes) -> Any:
+    """Look at a body as the agent does for the audit."""
+    content_type, body = split_type(data)
+    return pod_details(body, content_type, commands=True)
+
+
+def pod_body(data: bytes) -> None:
+    """What a body asks for is what a record holds, in a bounded line of valid JSON, and privileges are not missed."""
+    content_type, body = split_type(data)
+    details = pod_details(body, content_type, commands=True)
+    line = _line(details)
+    assert isinstance(json.loads(line), dict)
+    assert len(line) <= 16 * 1024 + 512 * len(details), "a line that grows with the body"
+    assert "command" not in pod_details(body, content_type, commands=False)
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return
+    spec = document.get("spec") if isinstance(document, dict) else None
+    if isinstance(spec, dict) and spec.get("hostNetwork") is True and content_type != _TYPES[1]:
+        assert "hostNetwork" in str(details.get("privileged", "")) or len(details.get("privileged", ())) > 50  # type: ignore[arg-type]
+
+
+# -- texts ------------------------------------------------------------------------------------------------------------
+
+
+def read_audit_text(data: bytes) -> None:
+    """Write a target and what it asks for as a record does."""
+    text = data.decode("utf-8", "replace")
+    foreign_text.clean(text)
+    for method, upgrade in (("GET", True), ("DELETE", False)):
+        try:
+            wanted = asked.asked(method, "/" + data.decode("latin-1"), upgrade)
+        except RequestRefusal:
+            wanted = None
+        if wanted is not None and wanted.detailed:
+            _line(asked.query_details(wanted.info, "/" + data.decode("latin-1"), commands=True) or {})
+    record.bounded(asked.redacted_command(text.split("\n", 1000)))
+
+
+def audit_text(data: bytes) -> None:
+    """Texts leave on one line, bounded, without control characters, and alike when they are cleaned again."""
+    text = data.decode("utf-8", "replace")
+    for limit in (64, foreign_text.FIELD_LIMIT):
+        clean = foreign_text.clean(text, limit)
+        assert len(clean.encode()) <= max(limit, 23)
+        assert not any(ord(one) < 32 or 0x7F <= ord(one) < 0xA0 for one in clean), "a control character"
+        assert "\u202e" not in clean
+    foreign_text.clean_trace(text)
+    words = asked.redacted_command(text.split("\n"))
+    assert len(words) == len(text.split("\n")), "a word of a command is lost"
+    listed = record.bounded(words)
+    assert len(listed) <= record.MAX_LISTED + 1
+    target = "/api/v1/namespaces/a/pods/b/exec?" + data.decode("latin-1")
+    details = asked.query_details(request_info("GET", target, upgrade=True), target, commands=True)
+    if details is not None:
+        json.loads(_line(details))
+    read_audit_text(data)

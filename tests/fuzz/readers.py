@@ -1,0 +1,210 @@
+"""What reads the bytes of each entrance, and nothing else: the cost oracle measures no comparison of a target's."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from types import SimpleNamespace
+from typing import Any
+
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_parser import HttpRequestParser
+
+from arcbridge.agent.denylist import parse_denylist
+from arcbridge.agent.kube import framing, impersonation
+from arcbridge.agent.kube.fast_path_parser import plain_head
+from arcbridge.agent.kube.request_info import request_info
+from arcbridge.agent.kube.response import ChunkedBody, read_head
+from arcbridge.agent.kube.status import RequestRefusal
+from arcbridge.agent.kube.upstream_pool import UpstreamConnection
+from arcbridge.client import kubeconfig_yaml
+from arcbridge.errors import ConfigError, RemoteProtocolError, StateError
+from arcbridge.identity import authentication, verifier
+from arcbridge.identity import proof as proofs
+from arcbridge.identity.cel.mapping import Budget, BudgetExceeded
+from arcbridge.identity.claims import map_claims
+from arcbridge.identity.policy import Policy
+from arcbridge.identity.refusal import TokenRefused
+from arcbridge.net import join as joins
+from arcbridge.net.client_hello import peek
+from arcbridge.pki import pins
+from arcbridge.wire.decoder import Decoder
+from tests.fuzz import caller_targets, remote_targets, targets
+from tests.fuzz.costs import Read
+
+_LOOP = asyncio.new_event_loop()
+PIECE = 16 * 1024
+"""Bytes that arrive at once."""
+
+
+def _join(data: bytes) -> None:
+    waiting = list(targets.pieces(data, PIECE))
+
+    async def read() -> bytes:
+        return waiting.pop(0) if waiting else b""
+
+    try:
+        _LOOP.run_until_complete(joins._read_record(SimpleNamespace(read=read)))  # type: ignore[arg-type]
+    except (RemoteProtocolError, EOFError):
+        pass
+
+
+def _decoder(data: bytes) -> None:
+    seen, reader = targets._Seen(), Decoder()
+    try:
+        for piece in targets.pieces(data, PIECE):
+            reader.feed(memoryview(piece), seen)
+    except RemoteProtocolError:
+        pass
+
+
+def _record(data: bytes) -> None:
+    for kind in targets._RECORDS:
+        try:
+            kind.decode(data)
+        except RemoteProtocolError:
+            continue
+
+
+def _request(data: bytes) -> None:
+    parser = HttpRequestParser(
+        BaseProtocol(_LOOP), _LOOP, 2**16, max_line_size=2**16, max_field_size=2**16, max_headers=1000
+    )
+    try:
+        messages, _, _ = parser.feed_data(data)
+    except (HttpProcessingError, ValueError):
+        return
+    for message, _ in messages[:1]:
+        fields = message.raw_headers
+        try:
+            framing.check_framing(message.method, message.version, fields)
+            impersonation.check_names(fields)
+            framing.check_target(message.path)
+            request_info(message.method, message.path)
+            impersonation.requested_subject(fields)
+            subject = impersonation.Subject("alice", "", ("dev",), ())
+            impersonation.impersonated_headers(fields, subject, authorization="Bearer agent")
+        except RequestRefusal:
+            return
+
+
+def _response_head(data: bytes) -> None:
+    try:
+        read_head(data, "GET")
+    except RequestRefusal:
+        pass
+
+
+def _chunked_body(data: bytes) -> None:
+    body = ChunkedBody()
+    for piece in targets.pieces(data, PIECE):
+        buffer = bytearray(piece)
+        body.feed(buffer, 0, len(buffer))
+        if body.over or body.broken:
+            break
+
+
+class _Dropped(targets._Taken):
+    """A caller that keeps nothing."""
+
+    def response_data(self, data: bytes | memoryview, payload: int) -> None: ...
+
+
+def _answer(data: bytes) -> None:
+    taken = _Dropped()
+    transport: Any = SimpleNamespace(
+        is_closing=lambda: False, write=len, abort=str, pause_reading=str, resume_reading=str
+    )
+    connection = UpstreamConnection(taken, None)  # type: ignore[arg-type]
+    connection.connection_made(transport)
+    connection.send(taken, b"", method="GET")  # type: ignore[arg-type]
+    for piece in targets.pieces(data, PIECE):
+        connection.get_buffer(-1)[: len(piece)] = piece
+        connection.buffer_updated(len(piece))
+        if taken.end:
+            break
+
+
+def _token(data: bytes) -> None:
+    try:
+        verifier._parts(data.decode("latin-1"))
+    except TokenRefused:
+        pass
+    for issuer in (targets._ISSUER, targets._CEL_ISSUER):
+        _claims(data, issuer)
+
+
+def _claims(data: bytes, issuer: authentication.IssuerConfig) -> None:
+    try:
+        claims = json.loads(data)
+    except (ValueError, RecursionError):
+        return
+    if not isinstance(claims, dict):
+        return
+    claims["exp"] = 1.8e9
+    try:
+        map_claims(issuer, claims, Budget())
+    except (TokenRefused, BudgetExceeded):
+        pass
+
+
+def _proof(data: bytes) -> None:
+    try:
+        proofs.check_proof(
+            data.decode("latin-1"), token=targets.PROOF_TOKEN, peer_spki=targets.PROOF_SPKI, pin=targets.PROOF_PIN,
+            now=targets.PROOF_NOW, place="the agent",
+        )  # fmt: skip
+    except proofs.ProofRefused:
+        pass
+
+
+def _kubeconfig(data: bytes) -> None:
+    try:
+        kubeconfig_yaml.parse(data, "kubeconfig")
+    except StateError:
+        pass
+
+
+def _file(read: Any) -> Read:
+    def reader(data: bytes) -> None:
+        try:
+            read(data)
+        except ConfigError:
+            pass
+
+    return reader
+
+
+READERS: dict[str, Read] = {
+    "answer": _answer,
+    "api_body": remote_targets.read_api_body,
+    "audit_text": caller_targets.read_audit_text,
+    "authentication_file": _file(lambda data: authentication.parse(data.decode("utf-8", "replace"))),
+    "cel_values": lambda data: _claims(data, remote_targets._CEL),
+    "certificate": lambda data: pins._p256_key(data.decode("latin-1")),
+    "chunked_body": _chunked_body,
+    "client_hello": peek,
+    "decoder": _decoder,
+    "denylist_file": _file(lambda data: parse_denylist(data, "denylist")),
+    "enrolment": remote_targets.enrolment,
+    "foreign_kubeconfig": remote_targets.foreign_kubeconfig,
+    "head": caller_targets.read_head,
+    "issuer_document": remote_targets.issuer_document,
+    "join": _join,
+    "kubeconfig": _kubeconfig,
+    "login_profile": remote_targets.login_profile,
+    "nats_message": remote_targets.nats_message,
+    "plain_request": lambda data: plain_head(data, {}),
+    "pod_body": caller_targets.read_pod_body,
+    "policy_file": _file(lambda data: Policy.load(data.decode("utf-8", "replace"))),
+    "proof": _proof,
+    "proxy_header": remote_targets.proxy_header,
+    "record": _record,
+    "request": _request,
+    "response_head": _response_head,
+    "review_answer": remote_targets.review_answer,
+    "target": lambda data: request_info("GET", data.decode("latin-1")),
+    "token": _token,
+}
+"""By target. `sessions` is not here: its bytes are no input of a parser, they choose what happens."""

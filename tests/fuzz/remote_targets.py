@@ -1,0 +1,288 @@
+"""Targets for what a stranger, an issuer, NATS, a relay or another program's file gives beside frames and tokens.
+
+They keep the rules of `tests.fuzz.targets`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from arcbridge.agent.authenticator import Authenticator
+from arcbridge.agent.kube import review
+from arcbridge.agent.kube.impersonation import Subject
+from arcbridge.agent.kube.status import RequestRefusal
+from arcbridge.client import update_notice
+from arcbridge.client.kubeconfig import Entry, Kubeconfig
+from arcbridge.client.kubeconfig_file import KubeconfigFile
+from arcbridge.client.kubeconfig_yaml import dump, is_empty, parse
+from arcbridge.client.relay_profile import LoginOffer
+from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, StateError, Unauthenticated, Unreachable
+from arcbridge.identity import authentication, keys
+from arcbridge.identity.cel.mapping import Budget, BudgetExceeded
+from arcbridge.identity.claims import Identity, map_claims
+from arcbridge.identity.refusal import TokenRefused
+from arcbridge.pki.authority import check_ca_certificate
+from arcbridge.pki.enrolment import JoinToken, key_hash
+from arcbridge.relay import api_server, proxy_protocol
+from arcbridge.relay.api_answers import ApiRefusal
+from arcbridge.relay.fleet import nats as fleet
+from arcbridge.relay.fleet.base import Lost
+from arcbridge.relay.fleet.nats_questions import NatsQuestions
+from arcbridge.relay.registry import nats_bucket
+from arcbridge.relay.registry.base import RegistryUnavailable
+
+_LOOP = asyncio.new_event_loop()
+
+
+# -- strangers at the relay -------------------------------------------------------------------------------------------
+
+
+def proxy_header(data: bytes) -> None:
+    """What is refused stays refused, a header stays that header, and a wait is for more than there is."""
+    whole = proxy_protocol.peek(data)
+    for end in {0, 1, 12, 15, 16, len(data) // 2, len(data) - 1} & set(range(len(data))):
+        part = proxy_protocol.peek(data[:end])
+        if isinstance(part, proxy_protocol.ProxyIncomplete):
+            assert end < part.need <= proxy_protocol.MAX_HEADER
+        elif isinstance(part, proxy_protocol.ProxyRefusal):
+            assert isinstance(whole, proxy_protocol.ProxyRefusal), "a refusal that more bytes take back"
+        else:
+            assert part == whole, "a header that more bytes change"
+
+
+def read_api_body(data: bytes) -> list[str] | None:
+    """Read the body of a `POST /v1/…`; None where it is refused."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for at in range(0, len(data), 4096):
+            yield data[at : at + 4096]
+
+    request: Any = SimpleNamespace(
+        headers={}, content_length=None, protocol=None, content=SimpleNamespace(iter_any=pieces)
+    )
+    try:
+        return _LOOP.run_until_complete(api_server.read_body(request, "join_token", "csr", optional=("stored",)))
+    except ApiRefusal:
+        return None
+
+
+def api_body(data: bytes) -> None:
+    """A body is the strings that are asked for, or an ApiRefusal."""
+    found = read_api_body(data)
+    if found is not None:
+        assert len(found) == 3
+        assert found[:2] == [json.loads(data)[name] for name in ("join_token", "csr")]
+
+
+def enrolment(data: bytes) -> None:
+    """A request, a CA and a join token are one each, or EnrolmentRefused."""
+    text = data.decode("utf-8", "replace")
+    for read in (key_hash, check_ca_certificate, JoinToken.parse):
+        try:
+            read(text)
+        except EnrolmentRefused:
+            pass
+
+
+# -- the issuer -------------------------------------------------------------------------------------------------------
+
+
+def issuer_document(data: bytes) -> None:
+    """What an issuer answers is an object or Unreachable, and its key set is at most MAX_KEYS keys."""
+    try:
+        document = keys._json_object(data)
+    except Unreachable:
+        return
+    found = keys.parse_keys(document, "https://issuer.example")
+    assert len(found) <= keys.MAX_KEYS
+    assert all(key.algorithms for key in found)
+
+
+_CEL = authentication.parse(
+    """
+apiVersion: apiserver.config.k8s.io/v1
+kind: AuthenticationConfiguration
+jwt:
+- issuer: {url: "https://issuer.example", audiences: [arcbridge]}
+  claimMappings:
+    username: {expression: "claims.sub + ':' + string(claims.?n.orValue(0))"}
+    groups: {expression: "dyn(claims.?groups.orValue([])).filter(g, g.startsWith('a')).map(g, g.replace('a', 'bb'))"}
+    uid: {expression: "claims.?text.optMap(t, t.substring(0, 1).upperAscii()).orValue('')"}
+    extra:
+    - {key: example.com/a, valueExpression: "dyn(claims.?list.orValue([])).map(x, string(x)).join(',')"}
+    - key: example.com/b
+      valueExpression: "claims.?text.optMap(t, string(t).split(' ').map(x, string(x))).orValue([])"
+    - {key: example.com/c, valueExpression: "claims.?text.optMap(t, string(t).find('[0-9]+$')).orValue('')"}
+    - {key: example.com/d, valueExpression: "claims.?map.optMap(m, dyn(m).map(k, string(k))).orValue([])"}
+    - {key: example.com/e, valueExpression: "claims.?ip.optMap(t, isIP(t) ? string(ip(t).family()) : '').orValue('')"}
+    - key: example.com/f
+      valueExpression: "claims.?version.optMap(t, isSemver(t) ? string(semver(t).major()) : '').orValue('')"
+  claimValidationRules:
+  - expression: "!dyn(claims.?list.orValue([])).exists(x, dyn(claims.?list.orValue([])).exists(y, x == y + '!'))"
+    message: refused
+  userValidationRules:
+  - {expression: "user.groups.all(g, !g.contains('system:'))", message: refused}
+"""
+).issuers[0]
+
+
+def cel_values(data: bytes) -> None:
+    """Expressions over any claims give an identity or TokenRefused, within the budget of a token."""
+    try:
+        claims = json.loads(data)
+    except (ValueError, RecursionError):
+        return
+    if not isinstance(claims, dict):
+        return
+    claims["exp"] = 1.8e9  # the verifier has read it before
+    try:
+        identity = map_claims(_CEL, claims, Budget())
+    except (TokenRefused, BudgetExceeded):
+        return
+    assert isinstance(identity, Identity)
+
+
+# -- other relays, over NATS ------------------------------------------------------------------------------------------
+
+
+def _run(work: Any) -> None:
+    work.close()
+
+
+def nats_message(data: bytes) -> None:
+    """Whatever is published is a message that is taken, or dropped: nothing escapes a subscription's handler."""
+    for kind in (fleet.Ask, fleet.Offer, fleet.Accept, fleet.DialAnswer, Lost):
+        try:
+            read = kind.decode(data)
+        except ArcbridgeError:
+            continue
+        assert kind.decode(read.encode()) == read
+    connection: Any = SimpleNamespace(prefix="p", name="n")
+    questions = NatsQuestions(connection, "0" * 16, lambda _: [], _run)
+    questions._asked(SimpleNamespace(data=data, reply="r", subject="s"))  # type: ignore[arg-type]
+    questions._waiting["1"] = asyncio.Queue(4)
+    questions._answered(SimpleNamespace(data=data, reply="", subject="p.1"))  # type: ignore[arg-type]
+    rolls: Any = SimpleNamespace(
+        _rolls={"1": asyncio.Queue(4)}, _local=SimpleNamespace(agents=_no_agents), _reply=lambda *_: None
+    )
+    message: Any = SimpleNamespace(data=data, reply="r", subject="p.1")
+    fleet.NatsFleet._roll_answered(rolls, message)
+    _LOOP.run_until_complete(fleet.NatsFleet._tell_roll(rolls, message))
+    try:
+        nats_bucket._decoded(data)
+    except RegistryUnavailable:
+        pass
+
+
+async def _no_agents(_: str) -> list[Any]:
+    return []
+
+
+# -- the API server's answers to the agent's own questions ------------------------------------------------------------
+
+
+def review_answer(data: bytes) -> None:
+    """An answer is a verdict, or a refusal that says that there is none."""
+
+    async def call(method: str, path: str, *_: Any, **__: Any) -> tuple[int, bytes]:
+        return 201, data
+
+    api: Any = SimpleNamespace(call=call, authorization=lambda: "")
+    part = review.Part("", "users", "bob")
+    subject = Subject("alice", "", (), ())
+    try:
+        allowed = _LOOP.run_until_complete(review.Reviewer(api)._ask(subject, part))
+        assert isinstance(allowed, bool)
+    except RequestRefusal:
+        pass
+    reviewed: Any = SimpleNamespace(_api=api, _clock=lambda: 1.8e9)
+    reviewed._identity = lambda info, token: Authenticator._identity(reviewed, info, token)
+    try:
+        identity = _LOOP.run_until_complete(Authenticator._review(reviewed, "a.b.c"))
+    except (Unauthenticated, Unreachable):
+        return
+    assert identity.username
+
+
+# -- what a relay answers its clients and agents ----------------------------------------------------------------------
+
+
+def login_profile(data: bytes) -> None:
+    """What a relay says of logins is an offer that can be kept and read again, or ConfigError; versions are bounded."""
+    update_notice.newer(data.decode("latin-1"), "1.0.0", "linux-x86_64")
+    try:
+        offer = LoginOffer.read(json.loads(data))
+    except (ValueError, RecursionError, ConfigError):
+        return
+    assert LoginOffer.read(json.loads(json.dumps(offer.document()))) == offer
+    assert offer.issuer.startswith("https://")
+    assert all(ord(one) > 32 for one in offer.place)
+    assert all(one.isascii() and one.isprintable() for one in offer.asks_for)
+
+
+# -- files of other programs ------------------------------------------------------------------------------------------
+
+
+class _File(KubeconfigFile):
+    """A file that is in memory, whose first writing is kept."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(Path("kubeconfig"))
+        self.data = data
+
+    def exists(self) -> bool:
+        return True
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        yield
+
+    def read(self) -> None:
+        self.changed = False
+        document = parse(self.data, "kubeconfig")
+        self.document = {} if is_empty(document) else document
+        if not isinstance(self.document, dict):
+            raise StateError("not a kubeconfig")
+        for section in ("clusters", "users", "contexts"):
+            self._list(section)
+
+    def save(self) -> None:
+        if self.changed:
+            self.data = dump(self.document).encode()
+
+    def check_writable(self) -> None: ...
+
+
+_ENTRY = Entry("prod", "prod", "https://127.0.0.1:1", "CA", "CERTIFICATE", "KEY", relays=("relay.example:443",))
+
+
+def foreign_kubeconfig(data: bytes) -> None:
+    """Our entry goes into any file of another program and out of it again, and all else stays what it was."""
+    files, file = Kubeconfig([]), _File(data)
+    files.files = [file]
+    try:
+        file.read()
+        before = file.document
+        names = [item.get("name") for part in ("clusters", "users", "contexts") for item in _entries(before, part)]
+        files.merge(_ENTRY, switch=False)
+    except (StateError, ConfigError):
+        return
+    assert parse(file.data, "kubeconfig")["clusters"]
+    assert files.has_ours()
+    files.remove("prod", "prod", _ENTRY.relays)
+    if "prod" in names or "arcbridge-prod" in names:
+        return
+    after = parse(file.data, "kubeconfig")
+    for part in ("clusters", "users", "contexts"):
+        assert _entries(after, part) == _entries(before, part), "an entry of another program was changed"
+
+
+def _entries(document: Any, part: str) -> list[Any]:
+    value = document.get(part)
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
