@@ -35,7 +35,7 @@ from arcbridge.identity.cel.values import Claims, EvaluationError, LimitExceeded
 
 MAX_LENGTH = 100_000
 """Characters of an expression: the bound of kube-apiserver's parser."""
-_LITERAL = re.compile(r"""(?s)(\"{3}|'{3})(?:\\.|.)*?\1|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|//[^\n]*""")
+_LITERAL = re.compile(r"""(?s)(\"{3}|'{3})(?:\\.|[^\\])*?\1|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|//[^\n]*""")
 """Texts and comments. A backtick outside them quotes a field's name for the library, and is an error in Kubernetes."""
 _MESSAGE = re.compile(r"ERROR: <input>:(\d+):(\d+): (.*)")
 _EXISTS_ONE = re.compile(
