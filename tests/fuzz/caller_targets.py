@@ -16,9 +16,10 @@ from aiohttp import web
 
 from arcbridge.agent.accounts import Account, Accounts
 from arcbridge.agent.audit import record
-from arcbridge.agent.kube import asked
+from arcbridge.agent.kube import asked, command_line
 from arcbridge.agent.kube.fast_path_parser import MAX_PLAIN_HEAD, plain_head
 from arcbridge.agent.kube.pod_body import pod_details
+from arcbridge.agent.kube.port_forward import MAX_PORTS, ForwardedPorts
 from arcbridge.agent.kube.request_info import request_info
 from arcbridge.agent.kube.server import AnsweredResponse, KubeProtocol, KubeServer
 from arcbridge.agent.kube.status import RequestRefusal
@@ -171,7 +172,7 @@ def read_audit_text(data: bytes) -> None:
             wanted = None
         if wanted is not None and wanted.detailed:
             _line(asked.query_details(wanted.info, "/" + data.decode("latin-1"), commands=True) or {})
-    record.bounded(asked.redacted_command(text.split("\n", 1000)))
+    command_line.recorded_command(text.split("\n", 1000))
 
 
 def audit_text(data: bytes) -> None:
@@ -183,12 +184,39 @@ def audit_text(data: bytes) -> None:
         assert not any(ord(one) < 32 or 0x7F <= ord(one) < 0xA0 for one in clean), "a control character"
         assert "\u202e" not in clean
     foreign_text.clean_trace(text)
-    words = asked.redacted_command(text.split("\n"))
-    assert len(words) == len(text.split("\n")), "a word of a command is lost"
-    listed = record.bounded(words)
-    assert len(listed) <= record.MAX_LISTED + 1
+    words = text.split("\n")
+    fields = command_line.recorded_command(words)
+    assert json.loads(_line(fields))["command"] is not None
+    escaped = [foreign_text.escape(word) for word in words]
+    assert fields["command"] == escaped or {"more", "sha256"} <= fields.keys(), "something is left out in silence"
     target = "/api/v1/namespaces/a/pods/b/exec?" + data.decode("latin-1")
     details = asked.query_details(request_info("GET", target, upgrade=True), target, commands=True)
     if details is not None:
         json.loads(_line(details))
     read_audit_text(data)
+
+
+# -- what passes behind an upgrade ------------------------------------------------------------------------------------
+
+
+def _forwarded(data: bytes, size: int) -> ForwardedPorts:
+    """Read the ports of a stream in pieces; the first bit says which of the two protocols it is."""
+    ports = ForwardedPorts(bool(data[:1] < b"\x80"), lambda: None)
+    for at in range(0, len(data), size):
+        ports.feed(memoryview(data)[at : at + size])
+    return ports
+
+
+def read_port_forward(data: bytes) -> None:
+    """Read the ports as the bytes of a large read pass."""
+    _forwarded(data, 256 * 1024)
+
+
+def port_forward(data: bytes) -> None:
+    """The ports do not depend on how the bytes were cut, and no defect of the reader shows."""
+    whole = _forwarded(data, len(data) or 1)
+    for size in (1, 7):
+        part = _forwarded(data, size)
+        assert part.ports == whole.ports or part.unread or whole.unread
+        assert not part.unread.startswith("the reader failed")
+    assert len(whole.ports) <= MAX_PORTS

@@ -197,6 +197,7 @@ READERS: dict[str, Read] = {
     "nats_message": remote_targets.nats_message,
     "plain_request": lambda data: plain_head(data, {}),
     "pod_body": caller_targets.read_pod_body,
+    "port_forward": caller_targets.read_port_forward,
     "policy_file": _file(lambda data: Policy.load(data.decode("utf-8", "replace"))),
     "proof": _proof,
     "proxy_header": remote_targets.proxy_header,
