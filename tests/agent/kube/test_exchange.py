@@ -101,7 +101,7 @@ async def _outcome(bench: Bench, data: bytes, route: Route | None) -> tuple[list
             ended, got = "in order", await wire.rest()
     except StreamReset as reset:
         ended, got = str(reset.code), wire.buffer
-    fields = dataclasses.asdict(record)
+    fields = dataclasses.asdict(dataclasses.replace(record, budget=None))
     for name in ("request", "started"):
         del fields[name]
     heads = [re.sub(rb"Audit-ID: [^\r]*", b"Audit-ID: *", request.head) for request in bench.api.requests]
