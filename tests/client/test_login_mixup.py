@@ -159,7 +159,7 @@ async def hostile(honest: Issuer, tmp_path: Path) -> AsyncIterator[Hostile]:
 def login_at(hostile: Hostile, directory: Path, **settings: Any) -> tuple[Login, TokenCache, list[str]]:
     say: list[str] = []
     config = LoginConfig(issuer=hostile.url, client_id="cli", ca_file=hostile.ca_file, **settings)
-    cache = TokenCache(directory, issuer=config.issuer, client_id="cli", scopes=config.scopes, audience="")
+    cache = TokenCache(directory, issuer=config.issuer, client_id="cli", scopes=config.scopes, audience="", relay="r")
     pages: asyncio.Queue[str] = asyncio.Queue()
 
     async def browser(url: str) -> bool:
@@ -315,7 +315,7 @@ async def test_the_honest_login_goes_on(honest: Issuer, tmp_path: Path, grant: s
         config = LoginConfig(
             issuer=honest.url, client_id="cli", ca_file=honest.ca_file, grant_type=grant, issuer_origins=(other,)
         )
-        cache = TokenCache(tmp_path, issuer=honest.url, client_id="cli", scopes=config.scopes, audience="")
+        cache = TokenCache(tmp_path, issuer=honest.url, client_id="cli", scopes=config.scopes, audience="", relay="r")
         person = Terminal(honest)
         tokens = await Login(config, cache, say=person.say, environment={}).log_in()
         page = honest.settings().device_page
