@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -20,6 +19,7 @@ from arcbridge.client.workload import SERVICE_ACCOUNT, WorkloadTokens, assertion
 from arcbridge.config import LoginConfig
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
 from arcbridge.identity.proof import BindingKind, ProofKey, binding
+from arcbridge.untrusted_json import read_json
 from tests.support.issuer import Issuer
 from tests.support.issuer_server import ACTIONS_SECRET
 
@@ -149,8 +149,7 @@ async def test_a_service_that_is_down(issuer: Issuer) -> None:
 
 
 async def test_an_answer_that_is_nested_too_deep(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
-    loads = json.loads
-    monkeypatch.setattr(token_request.json, "loads", lambda data: loads(100000 * "["))
+    monkeypatch.setattr(token_request, "read_json", lambda *data: read_json(b"[" * 100000))
     with pytest.raises(Unreachable, match="gave no token"):
         await job(issuer).tokens(interactive=False)
 

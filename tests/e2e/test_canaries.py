@@ -426,7 +426,8 @@ class Run:
         relay.check_hostname, relay.verify_mode = False, ssl.CERT_NONE
         near = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         near.check_hostname, near.verify_mode = False, ssl.CERT_NONE
-        near.load_cert_chain(self.alice.directory / "state/arcbridge/clusters" / f"{self.world.cluster}.pem")
+        (certificate,) = (self.alice.directory / "state/arcbridge/clusters").glob(f"{self.world.cluster}@*.pem")
+        near.load_cert_chain(certificate)
         for name, context, port in (("relay", relay, self.world.relay_port), ("agent", near, self.alice.port)):
             for number, head in enumerate(heads):
                 value = self.secret(f"malformed/{name}-{number}")
