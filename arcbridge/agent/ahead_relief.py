@@ -18,8 +18,8 @@ from arcbridge.wire.frames import ResetCode
 from arcbridge.wire.stream import PROGRESS, Stream
 
 LEAST_STALL = 5.0
-"""Seconds for which a reader must have stopped before its stream makes room: the user's sessions are not read meanwhile,
-and after 25 s without a byte their other ends would take the connection for dead."""
+"""Seconds for which a reader must have stopped before its stream makes room. The user's sessions are not read
+meanwhile, and after 25 s without a byte their other ends would take the connection for dead."""
 
 _log = structlog.get_logger("arcbridge.agent")
 
@@ -31,8 +31,8 @@ class AheadRelief:
         self.streams_reset = 0
         """Streams that were reset because their readers had stopped."""
         self._seen: dict[Stream, tuple[int, float]] = {}
-        """Of each stream that waits for its reader: how many bytes that had taken, and since when (monotonic seconds) it
-        has taken fewer than PROGRESS more. Empty while there is room."""
+        """Of each stream that waits for its reader: how many bytes the reader had taken, and since when (monotonic
+        seconds) it has taken fewer than PROGRESS more. Empty while there is room."""
 
     def relieve(self, sessions: Iterable[MuxSession], now: float) -> None:
         """Make room where a bound is reached; `now` is monotonic seconds."""

@@ -156,7 +156,9 @@ def _register_memory(metrics: Metrics, sessions: Sessions) -> None:
         "stalled_sessions_ended_total", "Sessions without a connection ended because memory was needed.", None,
         lambda: sessions.relief.sessions_ended,
     )  # fmt: skip
-    metrics.gauge("ahead_bytes", "Bytes that callers sent ahead of readers that stopped.", None, lambda: memory.ahead.held)
+    metrics.gauge(
+        "ahead_bytes", "Bytes that callers sent ahead of readers that stopped.", None, lambda: memory.ahead.held
+    )
     metrics.gauge(
         "ahead_limit_bytes", "At which streams whose readers stopped are reset.", None, lambda: memory.ahead.most
     )

@@ -24,9 +24,9 @@ import structlog
 
 from arcbridge.agent.accounts import Account, Accounts
 from arcbridge.agent.agent_session import AgentSession
+from arcbridge.agent.ahead_relief import AheadRelief
 from arcbridge.agent.audit import AuditLog
 from arcbridge.agent.authenticator import Authenticator
-from arcbridge.agent.ahead_relief import AheadRelief
 from arcbridge.agent.backlog_relief import INTERVAL, BacklogRelief
 from arcbridge.agent.kube.proxy import KubeProxy
 from arcbridge.agent.resume import Resumes

@@ -31,9 +31,9 @@ manifests. Above it streams are fed in small portions, and an agent resets those
 
 
 ahead: Final = Backlog(128 * 1024 * 1024)
-"""Bytes that peers have sent ahead of readers that stopped, of all users: two users at their bounds, and a fifth of what
-the agent's pod has. Above it sessions that hold such bytes are not read until some are taken (`mux.session`), and an
-agent resets the streams whose readers have stopped longest (`agent.ahead_relief`)."""
+"""Bytes that callers have sent ahead of readers that stopped, of all users of an agent: two users at their bounds, and
+a fifth of what the agent's pod has. Above it sessions that hold such bytes are not read until some are taken
+(`mux.session`), and the streams whose readers have stopped longest are reset (`agent.ahead_relief`)."""
 
 
 arriving: Final = Backlog(32 * 1024 * 1024)

@@ -1,9 +1,9 @@
 """The receive window of a whole session: credit for all of its streams together.
 
 The module decides when session credit is granted and how far the window is extended while readers that stopped hold a
-large part of it, and counts what no reader has taken in the budget of the user and the process (`SessionContext.ahead`).
-It reads no frame and knows no stream. Invariant: what was granted can be stored, within `limits.session_window` and what
-the process's budget gave beyond it.
+large part of it. It also counts what no reader has taken, for the session and all it is a part of
+(`SessionContext.ahead`). It reads no frame and knows no stream. Invariant: what was granted can be stored, within
+`limits.session_window` and what the process's budget gave beyond it.
 """
 
 from __future__ import annotations
