@@ -207,6 +207,10 @@ class MuxSession:
         self._machine.session_window.count()
         return self._machine.unread()
 
+    def share_growth(self, user: Backlog) -> None:
+        """Let streams' windows grow within `user`, as other sessions do (docs/threats.md#M22)."""
+        self._machine.share_growth(user)
+
     def share_churn(self, allowance: TokenBucket) -> None:
         """Draw on `allowance` for streams that end before their answers, as other sessions do (docs/threats.md#M7)."""
         self._machine.share_churn(allowance)

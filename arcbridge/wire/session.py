@@ -358,6 +358,10 @@ class Session:
         every = (*self.streams.values(), *self.stream_table.unread.values())
         return [stream for stream in every if stream.window.unconsumed]
 
+    def share_growth(self, user: Backlog) -> None:
+        """Let streams' windows grow within `user`, of which other sessions' are parts (docs/threats.md#M22)."""
+        self.stream_table.growth.share(user)
+
     def share_churn(self, allowance: TokenBucket) -> None:
         """Draw on `allowance` for streams that end before their answers, as other sessions do (docs/threats.md#M7)."""
         self.stream_table.churn = allowance
