@@ -44,6 +44,12 @@ LEAST_AGENT_WAITING_BYTES = 16 * 1024 * 1024
 ARRIVING_BYTES = 4 * 1024 * 1024
 """Bytes of one user's requests that the agent holds before they go on (`Account.arriving`). A head counts until it
 is complete, so this is room for sixty slow ones of 64 KiB, and no limit on those that come at once."""
+AHEAD_BYTES = 64 * 1024 * 1024
+"""Bytes that one user may send ahead of readers that stopped (`Account.ahead`): what one session alone may, four copies
+over the longest path, or 256 programs of which each has a full first window."""
+PROMISED_BYTES = 128 * 1024 * 1024
+"""Bytes by which the windows of one user's streams may have grown (`Account.promised`): eight copies over the longest
+path, and a third of what the process may promise."""
 MAX_PACE = 10.0
 """Seconds that a connection waits at most for its user's bytes a second, and as much is owed at most: far below the
 25 s after which the other end takes the connection for dead."""
@@ -171,6 +177,7 @@ class Account:
         "_requests",
         "_to_cluster",
         "_to_user",
+        "ahead",
         "arriving",
         "audit",
         "churn",
@@ -182,6 +189,7 @@ class Account:
         "loop_time",
         "members",
         "moved_today",
+        "promised",
         "seats",
         "upgrades",
         "waiting",
@@ -197,6 +205,10 @@ class Account:
         """Bytes of the user's audit records."""
         self.waiting = Backlog(sys.maxsize, memory.backlog)
         """Bytes that wait at this agent towards the user's callers; the backlogs of the sessions are parts of it."""
+        self.ahead = Backlog(AHEAD_BYTES, memory.ahead)
+        """Bytes that the user's sessions have sent ahead of readers that stopped (docs/threats.md#M20)."""
+        self.promised = Backlog(PROMISED_BYTES)
+        """Bytes by which the windows of the streams of the user's sessions have grown (docs/threats.md#M22)."""
         self.arriving = Backlog(ARRIVING_BYTES, memory.arriving)
         """Bytes of the user's requests that are held here before they go on: heads that are not complete, what comes
         behind a request that is under way, and bodies that are looked at (docs/threats.md#H21, #H22)."""

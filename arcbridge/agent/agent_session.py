@@ -331,6 +331,8 @@ class AgentSession(BaseHandler):
         self._caller = caller
         session.pacer, session.payer = account, account.loop_time
         session.backlog.move(account.waiting)
+        session.ahead.move(account.ahead)
+        session.share_growth(account.promised)
         session.share_churn(account.churn)
         self._began_at = sessions.clock(), sessions.monotonic()
         if found.token_mode:
