@@ -221,6 +221,7 @@ async def _compose(checked: Checked, membership: WorkerMembership | None, stack:
             proofs=proofs,
             renewed_twice=counters.count_renewed_twice,
             login=login,
+            payer_of=lambda identity: pumps.payer_of(identity),
             install=client_files.install,
         )
     )
