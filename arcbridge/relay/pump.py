@@ -213,6 +213,7 @@ class _Direction:
 
     __slots__ = (
         "_bulk",
+        "_left",
         "_loop",
         "_memory",
         "_payer",
@@ -250,7 +251,9 @@ class _Direction:
         self._writing = False
         self._payer = pump.payer
         self._unmeasured = 0
-        """Small reads until one is measured."""
+        """Small reads until one is measured; 0 during bulk, of which each move is."""
+        self._left = 0
+        """The same before bulk began."""
         self.ended = False
         """The source has sent FIN."""
         self.over = False
@@ -278,12 +281,8 @@ class _Direction:
 
     def on_readable(self) -> None:
         """Pass on what has come. Nothing is held; the path of a small message comes first and is the shortest."""
-        if self._bulk:
-            self._payer.run(self._move)
-            return
         if not self._unmeasured:
-            self._unmeasured = SAMPLE
-            self._payer.run_sample(self.on_readable, SAMPLE)
+            self._measure()
             return
         self._unmeasured -= 1
         try:
@@ -305,10 +304,17 @@ class _Direction:
             return
         self.bytes += sent
         if count >= BULK:
-            self._bulk = True
+            self._bulk, self._left, self._unmeasured = True, self._unmeasured, 0
         if sent < count:
             self._memory = bytes(_VIEW[sent:count])
             self._want_write()
+
+    def _measure(self) -> None:
+        if self._bulk:
+            self._payer.run(self._move)
+        else:
+            self._unmeasured = SAMPLE
+            self._payer.run_sample(self.on_readable, SAMPLE)
 
     def on_writable(self) -> None:
         """Offer what is held; when all is gone, go on reading."""
@@ -346,7 +352,7 @@ class _Direction:
         pipes = self._pump.pipes
         pipe = pipes.take()
         if pipe is None:
-            self._bulk = False
+            self._end_bulk()
             self._want_read()
             return
         reader, writer = pipe.reader, pipe.writer
@@ -366,7 +372,7 @@ class _Direction:
                     self.bytes += sent
                     piped -= sent
                 if count < SMALL:
-                    self._bulk = False
+                    self._end_bulk()
                     break
         except (BlockingIOError, InterruptedError):
             if piped:
@@ -383,6 +389,9 @@ class _Direction:
             return
         pipes.give(pipe)
         self._want_read()
+
+    def _end_bulk(self) -> None:
+        self._bulk, self._unmeasured = False, self._left
 
     def unload(self) -> None:
         """Move bytes that wait in a pipe into memory, so that the pool has its pipe back."""
