@@ -236,45 +236,6 @@ class TestLimits:
         listener.close()
         await listener.wait_closed()
 
-    async def test_a_request_is_charged_to_its_address_and_then_to_its_user(self, relay: Relay) -> None:
-        """docs/threats.md#L46."""
-        admission = Admission(100, 100)
-        ticket = admission.enter("127.0.0.1")
-        assert isinstance(ticket, Ticket)
-        listener = await counting(relay, ticket)
-        address, ann = admission.loop_times.of("127.0.0.1", 0.0), relay.payers.of("ann", 0.0)
-        async with Kept(relay) as kept:
-            assert (await kept.ask("/v1/ca"))[0] == 200
-            spent = address.spent
-            assert spent > 0.0
-            assert ann.spent == 0.0
-            assert (await kept.ask("/v1/clusters", "token-of-ann"))[0] == 200
-            assert address.spent > spent
-            assert ann.spent == ann.inner > 0.0
-        listener.close()
-        await listener.wait_closed()
-
-    async def test_requests_of_who_takes_too_much_of_the_loop_wait_and_are_refused_at_last(self, relay: Relay) -> None:
-        """docs/threats.md#L46."""
-        admission = Admission(100, 100)
-        ticket = admission.enter("127.0.0.1")
-        assert isinstance(ticket, Ticket)
-        listener = await counting(relay, ticket)
-        address, ann = admission.loop_times.of("127.0.0.1", 0.0), relay.payers.of("ann", 0.0)
-        async with Kept(relay) as kept:
-            for payer in (address, ann):
-                payer.held_until = time.monotonic() + 0.2
-                assert (await kept.ask("/v1/clusters", "token-of-ann"))[0] == 200
-                assert time.monotonic() > payer.held_until
-            ann.refused_until = time.monotonic() + 7.0
-            status, headers = await kept.ask("/v1/clusters", "token-of-ann")
-            assert (status, headers["retry-after"] in ("6", "7")) == (429, True)
-            assert (await kept.ask("/v1/clusters", "token-of-bob"))[0] == 200, "it is the user's alone"
-            address.refused_until = time.monotonic() + 7.0
-            assert (await kept.ask("/v1/clusters", "token-of-bob"))[0] == 429
-        listener.close()
-        await listener.wait_closed()
-
     async def test_behind_a_balancer_the_origin_counts(self, relay: Relay, everything_logged: list[str]) -> None:
         """The listener knows where a connection is from; the socket's peer is the balancer."""
         admission = Admission(10, 10)
@@ -287,3 +248,44 @@ class TestLimits:
         assert any("192.0.2.7" in line for line in everything_logged)
         listener.close()
         await listener.wait_closed()
+
+
+async def test_a_request_is_charged_to_its_address_and_then_to_its_user(relay: Relay) -> None:
+    """docs/threats.md#L46."""
+    admission = Admission(100, 100)
+    ticket = admission.enter("127.0.0.1")
+    assert isinstance(ticket, Ticket)
+    listener = await counting(relay, ticket)
+    address, ann = admission.loop_times.of("127.0.0.1", 0.0), relay.payers.of("ann", 0.0)
+    async with Kept(relay) as kept:
+        assert (await kept.ask("/v1/ca"))[0] == 200
+        spent = address.spent
+        assert spent > 0.0
+        assert ann.spent == 0.0
+        assert (await kept.ask("/v1/clusters", "token-of-ann"))[0] == 200
+        assert address.spent > spent
+        assert ann.spent == ann.inner > 0.0
+    listener.close()
+    await listener.wait_closed()
+
+
+async def test_requests_of_who_takes_too_much_of_the_loop_wait_and_are_refused_at_last(relay: Relay) -> None:
+    """docs/threats.md#L46."""
+    admission = Admission(100, 100)
+    ticket = admission.enter("127.0.0.1")
+    assert isinstance(ticket, Ticket)
+    listener = await counting(relay, ticket)
+    address, ann = admission.loop_times.of("127.0.0.1", 0.0), relay.payers.of("ann", 0.0)
+    async with Kept(relay) as kept:
+        for payer in (address, ann):
+            payer.held_until = time.monotonic() + 0.2
+            assert (await kept.ask("/v1/clusters", "token-of-ann"))[0] == 200
+            assert time.monotonic() > payer.held_until
+        ann.refused_until = time.monotonic() + 7.0
+        status, headers = await kept.ask("/v1/clusters", "token-of-ann")
+        assert (status, headers["retry-after"] in ("6", "7")) == (429, True)
+        assert (await kept.ask("/v1/clusters", "token-of-bob"))[0] == 200, "it is the user's alone"
+        address.refused_until = time.monotonic() + 7.0
+        assert (await kept.ask("/v1/clusters", "token-of-bob"))[0] == 429
+    listener.close()
+    await listener.wait_closed()
