@@ -25,13 +25,15 @@ from arcbridge.config import AgentLimitsConfig, LimitsOverrideConfig
 from arcbridge.errors import ConfigError, OverLimit
 from arcbridge.identity.claims import Identity
 from arcbridge.limiters import TokenBucket
-from arcbridge.loop_shares import LoopShares, LoopTime
+from arcbridge.loop_shares import LoopShares, LoopTime, LoopTimes
 from arcbridge.mux import memory
 from arcbridge.wire.backlog import Backlog
 from arcbridge.wire.limits import DEFAULT
 
 MAX_REMEMBERED = 2000
 """Accounts without a session that are kept; beyond it the one that ended first is forgotten."""
+MAX_RELAYS = 1000
+"""Relays of which it is remembered how much time of the loop the tokens of their sessions took."""
 DAY = 86400.0
 LEAST_BYTE_RATE = 64 * 1024
 """Bytes per second that a setting may be at least: below it one read of a connection would pause it for too long."""
@@ -520,6 +522,8 @@ class Accounts:
         self.monotonic = monotonic
         self.loop = LoopShares()
         """The event loop's time, as the users share it."""
+        self.relays: LoopTimes[str] = LoopTimes(self.config.loop_share / 100, size=MAX_RELAYS, shares=self.loop)
+        """The time that tokens of sessions take whose users are not known yet, by the relay that sent the sessions."""
         self._present: dict[str, Account] = {}
         self._retired: OrderedDict[str, Account] = OrderedDict()
         """Accounts without a session, by subject, in the order in which they ended."""
@@ -546,6 +550,7 @@ class Accounts:
     def change(self, config: AgentLimitsConfig) -> None:
         """Count by these limits from now on; what was taken stays taken."""
         self.config = config
+        self.relays.change(config.loop_share / 100, time.monotonic())
         for account in (*self._present.values(), *self._retired.values()):
             account.change_limits(limits_of(config, account.identity))
 
