@@ -40,10 +40,16 @@ def test_a_pattern_means_the_same_without_its_groups(pattern: str, text: str) ->
     assert regex.matches(text, regex.without_groups(pattern)) == expected
 
 
-@pytest.mark.parametrize("pattern", ["(", "[", "a**", "(?=a)", "\\1", "a{1001}", "(?<n", "\ud800"])
+@pytest.mark.parametrize("pattern", ["(", "[", "a**", "(?=a)", "\\1", "a{1001}", "(?<n", "\ud800", "a\\C", "(?P<é>x)", "(?<é>x)"])
 def test_no_pattern(pattern: str) -> None:
     with pytest.raises(EvaluationError):
         regex.check(pattern)
+
+
+def test_what_only_looks_like_what_go_refuses_is_a_pattern() -> None:
+    assert regex.matches("\\C(?P<é>", "^\\Q\\C(?P<é>\\E$")
+    assert regex.matches("\\C", "^\\\\C$")
+    assert regex.matches("x", "(?P<a_1>x)")
 
 
 def test_matches_are_whole() -> None:
