@@ -24,8 +24,8 @@ _MAX_DIGITS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Quantity(Opaque):
-    """`quantity(…)`. `small`: it fits the 64-bit form, which alone can be taken as an integer; `scale`: the power of ten
-    that Kubernetes counts the quantity in."""
+    """`quantity(…)`. `small`: it fits the 64-bit form, which alone can be taken as an integer; `scale`: the power of
+    ten that Kubernetes counts the quantity in."""
 
     number: Fraction
     small: bool = True
