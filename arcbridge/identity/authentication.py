@@ -583,6 +583,8 @@ def _https_url(url: str, path: str) -> str:
         raise ConfigError(f"{path}: % must be followed by two hexadecimal digits")
     if re.search(r"[%\\^`{|}]", parts.netloc):
         raise ConfigError(f"{path}: the host has a character that no host has")
+    if "[" in parts.netloc and not re.fullmatch(r"\[[0-9a-fA-F:.]+\](:[0-9]*)?", parts.netloc):
+        raise ConfigError(f"{path}: in brackets stands an IPv6 address, and behind them nothing but a port")
     return url
 
 

@@ -268,7 +268,7 @@ def _default_algorithm(entry: dict[str, Any]) -> str:
 
 def _json_object(body: bytes) -> dict[str, Any]:
     try:
-        document = read_json(body)
+        document = read_json(body.decode())  # a byte order mark is an error, as in kube-apiserver
     except ValueError as error:
         raise Unreachable("the identity provider's answer is not JSON") from error
     if not isinstance(document, dict):

@@ -156,10 +156,7 @@ def test_nodes_of_their_own(helm: Helm, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_v22_the_nodes_are_named_or_every_node_is_accepted(helm: Helm, kind: str, tmp_path: Path) -> None:
     def install(node_selector: dict[str, str], *settings: str) -> subprocess.CompletedProcess[str]:
-        values = {**yaml.safe_load(VALUES.read_text()), "nodeSelector": node_selector}
-        (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
-        command = ("install", "x", str(CHART), "--dry-run=client", "-f", str(tmp_path / "values.yaml"))
-        return helm.run(*command, "--set", f"workload.kind={kind}", *settings, check=False)
+        return install_on(helm, node_selector, tmp_path, "--set", f"workload.kind={kind}", *settings)
 
     refused = install({})
     assert refused.returncode != 0
@@ -168,9 +165,67 @@ def test_v22_the_nodes_are_named_or_every_node_is_accepted(helm: Helm, kind: str
     assert "attract" not in install({"arcbridge.node-restriction.kubernetes.io/agent": "true"}).stdout
     assert "root of every node has what an agent's pod has" in install({}, "--set", "workload.everyNode=true").stdout
     assert "the label pool to its own node" in install({"pool": "agents"}).stdout
-    terms = {"nodeSelectorTerms": [{"matchExpressions": [{"key": "pool", "operator": "Exists"}]}]}
-    affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
-    assert install({}, "--set-json", f"affinity={json.dumps(affinity)}").returncode == 0
+
+
+RESTRICTED = "arcbridge.node-restriction.kubernetes.io/agent"
+EVERY_NODE = [
+    {"beta.kubernetes.io/os": "linux"},
+    {"kubernetes.io/arch": "amd64", "topology.kubernetes.io/region": "north"},
+    {"failure-domain.beta.kubernetes.io/zone": "a"},
+    [[("kubernetes.io/os", "Exists")]],
+    [[("kubernetes.io/hostname", "Exists")]],
+    [[("kubernetes.io/os", "In"), ("node-role.kubernetes.io/control-plane", "DoesNotExist")]],
+    [[("metadata.name", "NotIn")]],
+    [[("pool", "In")], [("beta.kubernetes.io/arch", "In")]],
+    [[]],
+]
+NAMED = [
+    ({"pool": "a"}, "label pool to"),
+    ({"kubernetes.io/hostname": "a"}, "label kubernetes.io/hostname to"),
+    ({"pool": "a", RESTRICTED: "true"}, None),
+    ([[("pool", "Exists")]], "label pool to"),
+    ([[("pool", "In"), ("kubernetes.io/os", "In")], [("other", "Gt")]], "label pool, other to"),
+    ([[(RESTRICTED, "Exists")], [("pool", "In")]], "label pool to"),
+    ([[(RESTRICTED, "In"), ("pool", "In")]], None),
+    ([[("metadata.name", "In")]], None),
+]
+Nodes = dict[str, str] | list[list[tuple[str, str]]]
+
+
+def install_on(helm: Helm, nodes: Nodes, path: Path, *settings: str) -> subprocess.CompletedProcess[str]:
+    """Install with a nodeSelector, or with an affinity of terms, each by key and operator."""
+    values = {**yaml.safe_load(VALUES.read_text()), "nodeSelector": nodes if isinstance(nodes, dict) else {}}
+    if not isinstance(nodes, dict):
+        terms: list[dict[str, Any]] = []
+        for term in nodes:
+            terms.append({})
+            for key, operator in term:
+                kind = "matchFields" if key == "metadata.name" else "matchExpressions"
+                wanted = ["1"] if operator in ("In", "NotIn", "Gt") else []
+                terms[-1].setdefault(kind, []).append({"key": key, "operator": operator, "values": wanted})
+        required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
+        values["affinity"] = {"nodeAffinity": required}
+    (path / "values.yaml").write_text(yaml.safe_dump(values))
+    command = ("install", "x", str(CHART), "--dry-run=client", "-f", str(path / "values.yaml"))
+    return helm.run(*command, *settings, check=False)
+
+
+@pytest.mark.parametrize("nodes", EVERY_NODE, ids=str)
+def test_t64_what_every_node_has_names_no_nodes(helm: Helm, nodes: Nodes, tmp_path: Path) -> None:
+    refused = install_on(helm, nodes, tmp_path)
+    assert refused.returncode != 0
+    assert "nodeSelector: names no nodes" in refused.stderr
+    assert install_on(helm, nodes, tmp_path, "--set", "workload.everyNode=true").returncode == 0
+
+
+@pytest.mark.parametrize(("nodes", "warning"), NAMED, ids=str)
+def test_t64_labels_that_a_kubelet_gives_itself_are_warned_of(
+    helm: Helm, nodes: Nodes, warning: str | None, tmp_path: Path
+) -> None:
+    done = install_on(helm, nodes, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert ("a kubelet may give the" in done.stdout) is (warning is not None)
+    assert warning is None or f"{warning} its own node" in done.stdout
 
 
 def test_settings_without_a_value(helm: Helm, tmp_path: Path) -> None:

@@ -86,6 +86,7 @@ BAD = [
         for url, why in (
             *((f"https://a/{bad}", "% must be followed") for bad in ("%zz", "%", "%4")),
             *((f"https://a{bad}b", "the host has a character") for bad in ("%20", "%61", "\\", "^", "|", "`")),
+            *((f'"https://{bad}"', "in brackets stands an IPv6 address") for bad in ("[v1.a]/", "[::1]a", "[::1].a")),
             ('"https://a{b}"', "the host has a character"),
             ('"https://[fe80::1%25eth0]/"', "the host has a character"),
         )

@@ -256,8 +256,7 @@ LIVES: list[tuple[Any, float]] = [
     (True, DEFAULT_LIFE),
     (0, DEFAULT_LIFE),
     (-5, DEFAULT_LIFE),
-    (float("nan"), DEFAULT_LIFE),
-    (float("inf"), graph_token.MOST_LIFE),
+    (1e300, graph_token.MOST_LIFE),
     (10**400, graph_token.MOST_LIFE),
     (60, 60.0),
 ]

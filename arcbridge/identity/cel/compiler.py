@@ -8,6 +8,7 @@ for regular expressions.
 
 from __future__ import annotations
 
+import math
 import re
 from functools import lru_cache
 from typing import Any
@@ -232,6 +233,9 @@ class _Checks:
             if isinstance(node, Call):
                 self._literals(node)
                 self._format(node)
+                self._flattened(node)
+            elif isinstance(node, Literal) and isinstance(node.value, float) and math.isinf(node.value):
+                raise self._error(node, "invalid double literal")
             elif isinstance(node, Identifier):
                 self._presence(node)
                 self._whole_user(node)
@@ -316,6 +320,13 @@ class _Checks:
                 raise self._error(wrong, f"error during formatting: %{clause.kind} does not take the type {kind}")
         if len(arguments) > len(clauses):
             raise self._error(call, f"too many arguments supplied to string.format (expected {len(clauses)})")
+
+    def _flattened(self, call: Call) -> None:
+        # The library takes any list, Kubernetes one whose elements may be lists.
+        if call.function == "flatten" and call.target is not None and not call.arguments:
+            inner = self._checked.type_of(call.target).parameters
+            if inner and inner[0].name not in ("list", "dyn", "any"):
+                raise self._error(call, f"flatten() takes no list of {inner[0]}: none of its elements is a list")
 
     def _unformattable(self, node: Node, accepted: frozenset[str], *, deep: bool) -> Node | None:
         """Return the node, of `node` and what is inside it, that a clause does not take."""

@@ -150,16 +150,17 @@ def _special(number: float) -> str:
 
 
 def _fixed(value: Value, precision: int) -> str:
-    number = _double(value)
+    number = _double(value) or 0.0  # which has no sign, where -0.0 has one
     return f"{number:,.{precision}f}" if math.isfinite(number) else _special(number)
 
 
 def _scientific(value: Value, precision: int) -> str:
-    number = _double(value)
+    # In `%.2e` cel-go takes the precision for a width.
+    number = _double(value) or 0.0
     if not math.isfinite(number):
-        return _special(number)
-    mantissa, _, exponent = f"{number:.{precision}e}".partition("e")
-    return f"{mantissa}×10{exponent.removeprefix('+').translate(_SUPERSCRIPT)}"
+        return _special(number).rjust(precision)
+    mantissa, _, exponent = f"{number:.{_DEFAULT_PRECISION}e}".partition("e")
+    return f"{mantissa}×10{exponent.removeprefix('+').translate(_SUPERSCRIPT)}".rjust(precision)
 
 
 def _binary(value: Value, precision: int) -> str:

@@ -5,6 +5,7 @@ A quantity is an exact number; what it was written as is kept no longer than `is
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ _MAX_DIGITS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Quantity(Opaque):
-    """`quantity(…)`. `small`: it fits the 64-bit form, which alone can be taken as an integer; `scale`: of that."""
+    """`quantity(…)`. `small`: it fits the 64-bit form, which alone can be taken as an integer; `scale`: the power of
+    ten that Kubernetes counts the quantity in."""
 
     number: Fraction
     small: bool = True
@@ -66,15 +68,15 @@ def read_quantity(value: Value) -> Quantity:
     number = Fraction(int((digits or "0") + decimals), 10 ** len(decimals)) * Fraction(10) ** exponent * 2**binary
     shown = len(digits or "0") + len(decimals)
     fast = (not decimals and 15 - shown - int(binary * 3 / 10) - 1 >= 0) if binary else 18 - shown >= 0
-    scale = 0 if binary else exponent - len(decimals)
+    scale = exponent - len(decimals)
     if fast and scale >= -9 and abs(number) <= INT_MAX * Fraction(10) ** max(0, scale):
         return Quantity(-number if sign == "-" else number, True, scale)
     if number:
         # Rounded away from zero to a billionth, and for binary suffixes capped.
-        number = Fraction(-((-number) // _NANO)) * _NANO
-        if binary:
-            number = min(number, Fraction(INT_MAX))
-    return Quantity(-number if sign == "-" else number, False)
+        number, scale = Fraction(-((-number) // _NANO)) * _NANO, -9
+        if binary and number > INT_MAX:
+            number, scale = Fraction(INT_MAX), 0
+    return Quantity(-number if sign == "-" else number, False, scale)
 
 
 def is_quantity(value: Value) -> bool:
@@ -111,11 +113,21 @@ def is_integer(value: Value) -> bool:
 
 
 def as_double(value: Value) -> float:
-    """`asApproximateFloat`."""
+    """`asApproximateFloat`: as approximate as Kubernetes' own, whose last digit may differ from the exact one."""
+    quantity = _quantity(value)
     try:
-        return float(_quantity(value).number)
+        base = float(quantity.number / Fraction(10) ** quantity.scale)
     except OverflowError as error:
         raise EvaluationError("the quantity is too large") from error
+    return base * _power_of_ten(quantity.scale) if quantity.scale else base
+
+
+def _power_of_ten(exponent: int) -> float:
+    # Go's math.Pow10.
+    tables, rest = divmod(abs(exponent), 32)
+    if exponent < 0:
+        return float(f"1e-{tables * 32}") / float(f"1e{rest}") if exponent >= -323 else 0.0
+    return float(f"1e{tables * 32}") * float(f"1e{rest}") if exponent <= 308 else math.inf
 
 
 def sign(value: Value) -> int:
@@ -144,5 +156,6 @@ def _combined(left: Value, right: Value, operation: Callable[[Fraction, Fraction
     other = Quantity(Fraction(right)) if type(right) is int else _quantity(right)
     number = operation(one.number, other.number)
     scale = min(one.scale, other.scale)
-    small = one.small and other.small and abs(number) <= INT_MAX * Fraction(10) ** scale
-    return Quantity(number, small, scale if one.number and other.number else (one if one.number else other).scale)
+    if not (one.small and other.small and abs(number) <= INT_MAX * Fraction(10) ** scale):
+        return Quantity(number, False, scale)
+    return Quantity(number, True, scale if one.number and other.number else (one if not other.number else other).scale)

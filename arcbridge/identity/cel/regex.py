@@ -53,7 +53,18 @@ def weight(pattern: str) -> int:
     return len(pattern) * repeated
 
 
+_NOT_OF_GO = re.compile(r"\\Q(?:(?!\\E).)*+|\\(?P<escaped>.)|\(\?P?<\w*+(?P<name>[^\w>=!])", re.DOTALL | re.ASCII)
+
+
+@lru_cache(maxsize=256)
+def _is_foreign(pattern: str) -> bool:
+    """Tell whether a pattern has what the library knows and Go's engine refuses: `\\C`, names beyond `[A-Za-z0-9_]`."""
+    return any(found["escaped"] == "C" or found["name"] for found in _NOT_OF_GO.finditer(pattern))
+
+
 def _run(name: str, text: str, pattern: str) -> Any:
+    if _is_foreign(pattern):
+        raise EvaluationError("not a regular expression")
     if weight(pattern) * len(text) > MAX_WORK:
         raise LimitExceeded("a regular expression is too expensive for this text", permanent=True)
     try:

@@ -320,6 +320,16 @@ def is_number(value: Value) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _as_compared(left: Value, right: Value) -> tuple[Value, Value]:
+    """Return two numbers as they are compared: where one is a double, both, though Python would compare them exactly.
+
+    So does kube-apiserver; a rule about a large number must hold for the claim that has it, which is a double.
+    """
+    if isinstance(left, float) or isinstance(right, float):
+        return float(left), float(right)
+    return left, right
+
+
 def equal(left: Value, right: Value) -> bool:
     """CEL's `==`: values of different types differ, numbers are compared across types. Raises EvaluationError."""
     if left is None or right is None:
@@ -329,7 +339,10 @@ def equal(left: Value, right: Value) -> bool:
             return left is right
         raise no_such_overload()
     if is_number(left):
-        return is_number(right) and bool(left == right)
+        if not is_number(right):
+            return False
+        left, right = _as_compared(left, right)
+        return bool(left == right)
     if isinstance(left, bool | str | bytes | Timestamp | Duration | TypeValue):
         if isinstance(left, Timestamp):
             return isinstance(right, Timestamp) and left.nanoseconds == right.nanoseconds
@@ -370,6 +383,7 @@ def compare(left: Value, right: Value) -> int:
     if is_number(left) and is_number(right):
         if left != left or right != right:
             raise EvaluationError("NaN values cannot be ordered")
+        left, right = _as_compared(left, right)
     elif isinstance(left, str) and isinstance(right, str):
         left, right = left.encode("utf-8", "surrogatepass"), right.encode("utf-8", "surrogatepass")
     elif isinstance(left, Timestamp | Duration) and type(left) is type(right):

@@ -32,6 +32,8 @@ WRONG = [
     ("'%s %s'.format(['a'])", (1, 15), "index 1 out of range"),
     ("'%s'.format(['a', 'b'])", (1, 12), "too many arguments supplied to string.format (expected 1)"),
     ("'%z'.format(['a'])", (1, 12), "could not parse formatting clause"),
+    ("1.0 == -1e400", (1, 8), "invalid double literal"),
+    ("[1].flatten()", (1, 12), "flatten() takes no list of int"),
     ("int('x') == 1", (0, 0), "not an int"),
     ("claims.`a.b`", (0, 0), "unsupported syntax: '`'"),
     ("google.protobuf.Int32Value{value: 1} == 1", (1, 1), "messages such as google.protobuf.Int32Value"),

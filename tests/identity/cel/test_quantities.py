@@ -56,6 +56,22 @@ def test_integers_are_those_of_64_bits_written_as_such() -> None:
     assert as_double(read_quantity("1.5")) == 1.5
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "double"),
+    [
+        ("1Ki", "0.1", 1024.1000000000001),
+        ("0.3", "0", 0.30000000000000004),
+        ("0.0", "0.3", 0.30000000000000004),
+        ("1e30", "0", 1e30),
+        ("16Ei", "0", 9.223372036854775807e18),
+        ("1234567890123456789012", "0", 1.234567890123457e21),
+        ("0", "0", 0.0),
+    ],
+)
+def test_a_double_is_as_approximate_as_in_kube_apiserver(one: str, other: str, double: float) -> None:
+    assert as_double(add(read_quantity(one), read_quantity(other))) == double
+
+
 def test_arithmetic() -> None:
     half = read_quantity("500m")
     assert compare(add(half, half), read_quantity("1")) == 0

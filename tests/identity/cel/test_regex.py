@@ -46,6 +46,18 @@ def test_no_pattern(pattern: str) -> None:
         regex.check(pattern)
 
 
+@pytest.mark.parametrize("pattern", ["a\\C", "(?P<é>x)", "(?<é>x)"])
+def test_t63_what_go_refuses_is_no_pattern(pattern: str) -> None:
+    with pytest.raises(EvaluationError):
+        regex.check(pattern)
+
+
+def test_what_only_looks_like_what_go_refuses_is_a_pattern() -> None:
+    assert regex.matches("\\C(?P<é>", "^\\Q\\C(?P<é>\\E$")
+    assert regex.matches("\\C", "^\\\\C$")
+    assert regex.matches("x", "(?P<a_1>x)")
+
+
 def test_matches_are_whole() -> None:
     assert regex.find("alice@example.com", "(ali)ce@") == "alice@"
     assert regex.find("a", "b") == ""

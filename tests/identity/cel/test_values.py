@@ -57,6 +57,23 @@ def test_numbers_are_equal_across_types_and_nothing_else_is() -> None:
     assert equal(Optional([1]), Optional([1.0]))
 
 
+BIG = 1234567890123456789
+"""A number that no double holds: the nearest one is 21 less."""
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: [x], lambda x: Map.of({"a": x}), Optional])
+@pytest.mark.parametrize("kind", [int, UInt])
+def test_t62_an_integer_is_compared_with_a_double_as_a_double(kind: type[int], wrap: Any) -> None:
+    claim = from_json(BIG)
+    assert equal(wrap(claim), wrap(kind(BIG)))
+    assert equal(wrap(kind(BIG)), wrap(claim))
+    assert compare(claim, kind(BIG)) == compare(kind(BIG), claim) == 0
+    assert compare(claim, kind(BIG + 1000)) == -1
+    assert not equal(wrap(kind(BIG)), wrap(kind(BIG + 1))), "two integers are compared exactly"
+    assert compare(UInt(BIG), BIG + 1) == -1
+    assert claim not in Map({BIG: (BIG, 1)}), "keys are looked up exactly, as in kube-apiserver"
+
+
 def test_keys_of_different_types() -> None:
     table = Map({1: (1, "int"), ("bool", True): (True, "bool"), "1": ("1", "string")})
     assert [table.find(key)[1] for key in (1, 1.0, UInt(1), True, "1")] == ["int", "int", "int", "bool", "string"]

@@ -88,3 +88,30 @@ resourceNames: {{ toJson . }}
 {{- printf "%s:%s" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) }}
 {{- end }}
 {{- end }}
+
+{{- /* Which nodes a pod can get, as JSON. `named`: each alternative has a label that not every node has by itself. `open`: the labels
+of alternatives without one that a kubelet cannot give to its own node. Nodes that are only excluded (NotIn) are not named. */ -}}
+{{- define "agent.nodes" -}}
+{{- $everyNode := "^(beta\\.kubernetes\\.io/.*|kubernetes\\.io/(os|arch)|(node|topology|failure-domain\\.beta)\\.kubernetes\\.io/(instance-type|zone|region))$" }}
+{{- $selector := list }}
+{{- range $key, $_ := default dict .Values.nodeSelector }}
+{{- if not (regexMatch $everyNode $key) }}{{ $selector = append $selector $key }}{{ end }}
+{{- end }}
+{{- $required := dig "nodeAffinity" "requiredDuringSchedulingIgnoredDuringExecution" dict (default dict .Values.affinity) }}
+{{- $alternatives := list }}
+{{- range (default dict $required).nodeSelectorTerms }}
+{{- $keys := $selector }}
+{{- range concat (default list .matchExpressions) (default list .matchFields) }}
+{{- $names := ternary (ne .key "kubernetes.io/hostname") (has .operator (list "In" "Gt" "Lt")) (eq .operator "Exists") }}
+{{- if and $names (not (regexMatch $everyNode .key)) }}{{ $keys = append $keys .key }}{{ end }}
+{{- end }}
+{{- $alternatives = append $alternatives $keys }}
+{{- end }}
+{{- $named := true }}
+{{- $open := list }}
+{{- range default (list $selector) $alternatives }}
+{{- if not . }}{{ $named = false }}{{ end }}
+{{- if not (regexMatch "(^|[ .])node-restriction\\.kubernetes\\.io/|(^| )metadata\\.name( |$)" (join " " .)) }}{{ $open = concat $open . }}{{ end }}
+{{- end }}
+{{- dict "named" $named "open" (uniq $open) | toJson }}
+{{- end }}
