@@ -115,8 +115,9 @@ class Dials:
         may_come_back = dial.instance == self._instance
         if draining and not may_come_back:
             return DialStatus.DRAINING, "the agent is stopping"
+        address = self._address(dial)
         busy = sum(asked == relay for asked in self._dialling.values()) >= MAX_DIALS
-        if busy or not self._sessions.accepts_connection(may_come_back=may_come_back):
+        if busy or not self._sessions.accepts_connection(str(address or ""), may_come_back=may_come_back):
             return DialStatus.OVERLOADED, "the agent has too many sessions or joins under way"
         if not JOIN_ID.fullmatch(dial.join_id):
             return DialStatus.JOIN_ID, "the join has an id that no relay makes"
@@ -124,7 +125,7 @@ class Dials:
             return DialStatus.CLUSTER, "the agent belongs to another cluster"
         if dial.instance and not may_come_back:
             return DialStatus.INSTANCE, "this is another instance of the agent"
-        if self._address(dial) is None:
+        if address is None:
             self._wrong_address = clean(dial.address, 100), self._clock()
             return DialStatus.ADDRESS, "the address is not one of the agent's relays: add it to `relays`"
         return DialStatus.WILL_JOIN, ""
