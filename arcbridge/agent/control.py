@@ -143,7 +143,7 @@ class ControlConnections:
             return "the agent is stopping"
         if not self._staying():
             return f"no control connection to a relay is up (0 of {self.wanted})"
-        return self.dials.unready()
+        return self.dials.unready([link.relay for link in self._staying()])
 
     def start(self) -> None:
         """Begin to connect."""
@@ -425,7 +425,7 @@ class ControlConnections:
 
     def dial(self, link: ControlLink, dial: Dial) -> None:
         """Decide about a DIAL at once, answer with a STATUS, and join."""
-        code, message = self.dials.decide(dial, draining=self.draining)
+        code, message = self.dials.decide(dial, link.relay, draining=self.draining)
         if link.session is not None:
             ready = not self.draining and not link.leaving
             link.session.send_status(
@@ -441,7 +441,7 @@ class ControlConnections:
             link.dials -= 1
             self._changed.set()
 
-        self.dials.join(dial, done)
+        self.dials.join(dial, link.relay, done)
 
 
 class ControlLink(BaseHandler):

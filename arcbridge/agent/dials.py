@@ -11,8 +11,9 @@ no new sessions: whether it resumes one is known only from its HELLO, and a new 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from enum import IntEnum
 
 import structlog
@@ -31,14 +32,15 @@ from arcbridge.tasks import cancel_and_wait
 from arcbridge.wire.records import Dial, JoinRequest
 
 MAX_DIALS = 64
-"""Dials under way at once, of all relays together (docs/threats.md#B7)."""
+"""Dials under way at once for one relay (docs/threats.md#B7). Each relay has its own, so that one whose joins stall
+keeps no other relay's users away (docs/threats.md#J31)."""
 CONNECT_DEADLINE = 10.0
 HANDSHAKE_DEADLINE = 5.0
 MAX_DIAL_DEADLINE = 30.0
 WRONG_ADDRESS_MEMORY = 600.0
 """Seconds for which the self-checks tell of a DIAL to an address that is none of the agent's relays."""
 JOIN_MEMORY = 60.0
-"""Seconds for which a failed join makes the agent unready, unless another works before."""
+"""Seconds for which failed joins of every relay make the agent unready, unless one works before."""
 
 _log = structlog.get_logger("arcbridge.agent")
 
@@ -78,10 +80,12 @@ class Dials:
         self._clock = clock
         self._certificate = SessionCertificate()
         self._open: set[asyncio.Task[None]] = set()
-        self._dialling: set[asyncio.Task[None]] = set()
-        """Those of them that the relay has not joined yet. The others wait for a client: they count among the sessions'
-        unauthenticated connections, or clients that never speak would keep all dials busy (docs/threats.md#L4)."""
-        self._join_failed_at: float | None = None
+        self._dialling: dict[asyncio.Task[None], Address] = {}
+        """Those of them that the relay has not joined yet, each with the relay that asked for it. The others wait for a
+        client: they count among the sessions' unauthenticated connections, or clients that never speak would keep all
+        dials busy (docs/threats.md#L4)."""
+        self._join_failed_at: dict[Address, float] = {}
+        """When the last join that a relay asked for failed, by relay; a relay whose last join worked is not in it."""
         self._wrong_address: tuple[str, float] | None = None
         """An address that is none of the agent's relays, to which one of them asked it to come, and when."""
         self.joins = 0
@@ -92,10 +96,11 @@ class Dials:
         """Dials under way."""
         return len(self._open)
 
-    def unready(self) -> str | None:
-        """Return why the agent is not ready as far as joins tell, or None."""
-        if self._join_failed_at is not None and self._clock() - self._join_failed_at < JOIN_MEMORY:
-            return "the last join that a relay asked for failed"
+    def unready(self, connected: Collection[Address]) -> str | None:
+        """Return why the agent is not ready as far as joins tell, or None: one of the connected relays works."""
+        after = self._clock() - JOIN_MEMORY
+        if connected and all(self._join_failed_at.get(relay, -math.inf) > after for relay in connected):
+            return "the last join that each connected relay asked for failed"
         return None
 
     @property
@@ -105,12 +110,14 @@ class Dials:
             return ""
         return self._wrong_address[0]
 
-    def decide(self, dial: Dial, *, draining: bool) -> tuple[DialStatus, str]:
-        """Decide about a DIAL; the text says why it is refused."""
+    def decide(self, dial: Dial, relay: Address, *, draining: bool) -> tuple[DialStatus, str]:
+        """Decide about a DIAL of this relay; the text says why it is refused."""
         may_come_back = dial.instance == self._instance
         if draining and not may_come_back:
             return DialStatus.DRAINING, "the agent is stopping"
-        if len(self._dialling) >= MAX_DIALS or not self._sessions.accepts_connection(may_come_back=may_come_back):
+        address = self._address(dial)
+        busy = sum(asked == relay for asked in self._dialling.values()) >= MAX_DIALS
+        if busy or not self._sessions.accepts_connection(str(address or ""), may_come_back=may_come_back):
             return DialStatus.OVERLOADED, "the agent has too many sessions or joins under way"
         if not JOIN_ID.fullmatch(dial.join_id):
             return DialStatus.JOIN_ID, "the join has an id that no relay makes"
@@ -118,20 +125,20 @@ class Dials:
             return DialStatus.CLUSTER, "the agent belongs to another cluster"
         if dial.instance and not may_come_back:
             return DialStatus.INSTANCE, "this is another instance of the agent"
-        if self._address(dial) is None:
+        if address is None:
             self._wrong_address = clean(dial.address, 100), self._clock()
             return DialStatus.ADDRESS, "the address is not one of the agent's relays: add it to `relays`"
         return DialStatus.WILL_JOIN, ""
 
-    def join(self, dial: Dial, done: Callable[[], None]) -> None:
-        """Join, in a task; `done` is called at its end, however it ends."""
-        task = asyncio.get_running_loop().create_task(self._join(dial), name=f"join-{dial.join_id}")
+    def join(self, dial: Dial, relay: Address, done: Callable[[], None]) -> None:
+        """Join, in a task, as `relay` asked for; `done` is called at its end, however it ends."""
+        task = asyncio.get_running_loop().create_task(self._join(dial, relay), name=f"join-{dial.join_id}")
         self._open.add(task)
-        self._dialling.add(task)
+        self._dialling[task] = relay
 
         def ended(task: asyncio.Task[None]) -> None:
             self._open.discard(task)
-            self._dialling.discard(task)
+            self._dialling.pop(task, None)
             done()
 
         task.add_done_callback(ended)
@@ -149,7 +156,7 @@ class Dials:
             return None
         return address if address in self._relays else None
 
-    async def _join(self, dial: Dial) -> None:
+    async def _join(self, dial: Dial, relay: Address) -> None:
         log = _log.bind(session=dial.join_id)
         deadline = min(float(dial.deadline or CONNECT_DEADLINE), MAX_DIAL_DEADLINE)
         try:
@@ -160,12 +167,12 @@ class Dials:
             # A client that leaves during the join is usual, and tells nothing about this agent.
             own_failure = not isinstance(error, ConnectionLost) and getattr(error, "code", None) != JoinCode.GONE
             if own_failure:
-                self._join_failed_at = self._clock()
+                self._join_failed_at[relay] = self._clock()
             reason = error.message if isinstance(error, ArcbridgeError) else "not complete in time"
             (log.warning if own_failure or isinstance(error, BytesAltered) else log.info)("join failed", reason=reason)
         else:
             self.joins += 1
-            self._join_failed_at = None
+            self._join_failed_at.pop(relay, None)
 
     async def _join_and_serve(self, dial: Dial, deadline: float) -> None:
         address = self._address(dial)
@@ -184,5 +191,5 @@ class Dials:
         await client_join(sock, context, address.host, request, deadline=deadline)
         task = asyncio.current_task()
         if task is not None:
-            self._dialling.discard(task)
+            self._dialling.pop(task, None)
         await self._sessions.serve(sock, inner.context, dial.join_id, via=str(address), peer=inner.peer)

@@ -190,7 +190,7 @@ async def look_at_audit(audit: AuditLog) -> list[Finding]:
 
 
 async def look_at_relays(control: ControlConnections, keeper: CredentialKeeper) -> list[Finding]:
-    """Look whether control connections are up, and whether the last join that a relay asked for worked."""
+    """Look whether control connections are up, and whether a relay's last join worked."""
     connects = "check `relays`, their pin, and that this cluster may connect to them"
     if not keeper.enrolled and keeper.last_failure:
         return [failed(RELAYS, f"the agent cannot enrol: {keeper.last_failure}", connects, "enrolment")]

@@ -18,6 +18,7 @@ import asyncio
 import socket
 import ssl
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 import structlog
@@ -138,10 +139,10 @@ class Sessions:
         """Bytes sent again after resumptions."""
         return self._replayed + sum(one.session.stats.replayed_bytes for one in self._open if one.session is not None)
 
-    def accepts_connection(self, *, may_come_back: bool = False) -> bool:
-        """Return whether another connection may join: one that may resume a session also where no new session may
-        begin."""
-        if len(self._unauthenticated) >= MAX_UNAUTHENTICATED and self._stalled() is None:
+    def accepts_connection(self, via: str = "", *, may_come_back: bool = False) -> bool:
+        """Return whether another connection may join at the relay `via`: one that may resume a session also where no
+        new session may begin."""
+        if len(self._unauthenticated) >= MAX_UNAUTHENTICATED and self._giving_way(via) is None:
             return False
         return may_come_back or not self._full(len(self._open) + len(self._unauthenticated))
 
@@ -170,8 +171,8 @@ class Sessions:
             software=self._software,
         )
         handler.session = session
-        if len(self._unauthenticated) >= MAX_UNAUTHENTICATED and (stalled := self._stalled()) is not None:
-            stalled.give_way()
+        if len(self._unauthenticated) >= MAX_UNAUTHENTICATED and (leaves := self._giving_way(via)) is not None:
+            leaves.give_way()
         self._unauthenticated.add(handler)
         self._empty.clear()
         handler.handshaking = sock
@@ -293,11 +294,19 @@ class Sessions:
     def _all(self) -> list[AgentSession]:
         return [*self._open, *self._unauthenticated]
 
-    def _stalled(self) -> AgentSession | None:
-        """Return the connection that has waited longest for its login, if that is for longer than `STALLED`."""
-        oldest = min(
-            (one for one in self._unauthenticated if not one.judged), key=lambda one: one.joined_at, default=None
-        )
+    def _giving_way(self, via: str) -> AgentSession | None:
+        """Return the connection that makes room for another one of the relay `via`, None where that one has to wait.
+
+        The oldest of the relay that has most, where that relay keeps as many as `via` has then: one relay whose
+        connections never log in keeps no other relay's users out. Else the oldest of `via`, or of relays that have
+        more, if it has waited for its login for longer than `STALLED`.
+        """
+        waiting = sorted((one for one in self._unauthenticated if not one.judged), key=lambda one: one.joined_at)
+        counts = Counter(one.via for one in waiting)
+        most = max(counts.values(), default=0)
+        if most > counts[via] + 1:
+            return next(one for one in waiting if counts[one.via] == most)
+        oldest = next((one for one in waiting if one.via == via or counts[one.via] > counts[via]), None)
         return None if oldest is None or self.monotonic() - oldest.joined_at < STALLED else oldest
 
     def _full(self, sessions: int) -> bool:

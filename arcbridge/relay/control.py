@@ -13,6 +13,9 @@ A turn is no reward for strangers: an address from which too many handshakes cam
 other connection waits for one. So a flood without certificates takes what is left over, and its neighbours behind the
 same address are not shut out.
 
+Where all places are taken, the cluster that holds most gives one of its own to a cluster that has fewer
+(`agent_places`).
+
 Each agent is told which users' logins are revoked: all of them when its connection begins, each change later
 (docs/protocol.md, "Revocations"). While the relay does not know yet, it says nothing, and the agent keeps what it knew.
 
@@ -46,6 +49,7 @@ from arcbridge.net.tlspipe import CLOSE_DEADLINE, HANDSHAKE_DEADLINE
 from arcbridge.pki.authority import agent_ca_pin, agent_cluster, agent_expiry, check_ca_certificate
 from arcbridge.pki.pins import pin_of, same_pin
 from arcbridge.relay.admission import Purpose, Ticket
+from arcbridge.relay.agent_places import AgentPlaces
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.fleet.base import AgentInfo, Fleet, Lost
 from arcbridge.relay.registry.base import REVOKED, Registry, RegistryUnavailable, UserRevocation, admit
@@ -59,6 +63,7 @@ MAX_DIALS: Final = 64
 """Dials that wait for one agent's status: it would refuse more."""
 AGENTS: Final = 10_000
 """At once; each takes a descriptor, and 52 KiB (measured with 5,000)."""
+FULL: Final = "this relay holds all the agents it may"
 FULL_RETRY: Final = 60
 """Seconds after which an agent may ask again at a relay that holds all it may: another relay is the better choice."""
 AGENTS_PER_SECOND: Final = 300
@@ -193,7 +198,7 @@ class ControlServer:
         self._registry = registry
         self._counters = counters
         self._random = random
-        self._open: set[ControlConnection] = set()
+        self._open: AgentPlaces[ControlConnection] = AgentPlaces()
         self._instances: Counter[tuple[str, str]] = Counter()
         """How many connections of each (cluster, instance) are among them: mostly one."""
         self._most = agents
@@ -280,7 +285,7 @@ class ControlServer:
 
     def close(self) -> None:
         """End the drain: close the connections that are left."""
-        for link in list(self._open):
+        for link in self._open:
             link.leave(GoawayCode.DRAINING, self._leaving or "this relay has stopped", RETRY_AFTER)
 
     def revoke(self, clusters: frozenset[str]) -> None:
@@ -403,9 +408,17 @@ class ControlServer:
             return False
         known = (link.cluster, link.instance) in self._instances
         if len(self._open) >= self._most and not known:  # one that replaces its older connection is none more
-            self._refused(ticket, link.cluster, "this relay holds all the agents it may: see limits.agents")
-            session.close(GoawayCode.LIMIT, "this relay holds all the agents it may", FULL_RETRY)
-            return False
+            leaves = self._open.giving_way(link.cluster)
+            if leaves is None:
+                # Who comes again and again to be refused has its turns after all others.
+                self._failed(ticket)
+                self._refused(ticket, link.cluster, "this relay holds all the agents it may: see limits.agents")
+                session.close(GoawayCode.LIMIT, FULL, FULL_RETRY)
+                return False
+            self._open.discard(leaves)
+            reason = "its cluster held most places: see limits.agents"
+            log.warning("agent gave way", cluster=leaves.cluster, connection=leaves.instance, reason=reason)
+            leaves.leave(GoawayCode.LIMIT, FULL, FULL_RETRY)
         if known and (wait := self._replacements.wait((link.cluster, link.instance), time.monotonic())):
             self._counters.agents_flapping += 1
             self._refused(ticket, link.cluster, "two agents with one instance id replace each other")

@@ -9,6 +9,8 @@ Rules:
 3. A server that says nothing is as good as down. After a request without an answer the server itself is asked; when it
    is silent too, calls fail at once until it speaks again or another connection stands.
 4. A subscription that could not keep up has lost messages, and it is unknown which: it is counted and made anew.
+5. A reply is sent with this relay's own permissions, so only to an inbox of the fleet. A message that names any other
+   reply subject (JetStream's API, a key of the registry) reaches no handler (docs/threats.md#F20).
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ _DOUBT: Final = 0.5
 """A healthy server answers a ping in a fraction of this."""
 _PENDING: Final = 8192
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+_SUBJECT: Final = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", re.ASCII)
 
 log = structlog.get_logger("arcbridge.relay")
 
@@ -96,6 +99,8 @@ class NatsConnection:
         self.connections = 0
         """How many connections were made."""
         self.slow_consumers = 0
+        self.foreign_replies = 0
+        """How many messages were dropped because their reply subject is no inbox of the fleet."""
 
     @property
     def connected(self) -> bool:
@@ -170,6 +175,10 @@ class NatsConnection:
         live, subscription.live, subscription.client = subscription.live, None, None
         if live is not None:
             await _unsubscribe(live)
+
+    def is_below(self, kind: str, subject: str) -> bool:
+        """Return whether a subject that another program names is one of the fleet's own of this `kind`."""
+        return subject.startswith(f"{self.prefix}.{kind}.") and _SUBJECT.fullmatch(subject) is not None
 
     async def flush(self, timeout: float) -> None:
         """Wait until the server has dealt with all that was sent. Raises `NatsUnavailable`."""
@@ -279,6 +288,14 @@ class NatsConnection:
         subscription.client = client
 
         async def deliver(message: Msg) -> None:
+            if message.reply and not self.is_below("inbox", message.reply):
+                if not self.foreign_replies:
+                    log.warning(
+                        "NATS message with a foreign reply subject dropped: only relays should publish here",
+                        subject=message.subject,
+                    )
+                self.foreign_replies += 1
+                return
             subscription.handler(message)
 
         from nats import errors
@@ -355,7 +372,7 @@ def check(config: RelayFleetConfig) -> None:
             raise ConfigError("fleet.servers: no passwords in addresses; use fleet.credentials or fleet.password_file")
     if config.name and _NAME.fullmatch(config.name) is None:
         raise ConfigError("fleet.name: at most 64 letters, digits, '-' and '_'")
-    if re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", config.prefix) is None:
+    if _SUBJECT.fullmatch(config.prefix) is None:
         raise ConfigError("fleet.prefix: letters, digits, '-' and '_', in parts joined by '.'")
     if _NAME.fullmatch(config.bucket) is None:
         raise ConfigError("fleet.bucket: at most 64 letters, digits, '-' and '_'")

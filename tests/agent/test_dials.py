@@ -107,6 +107,36 @@ async def test_b7_no_more_than_64_at_once(world: World, monkeypatch: pytest.Monk
     assert control.dials.refused == 10
 
 
+async def test_j31_a_relay_whose_joins_stall_keeps_no_other_relay_s_users_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(*args: object, **kwargs: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(module, "connect", hang)
+    async with agent_of(tmp_path, relays=2, wanted=2) as world:
+        await world.until(lambda: len(world.connected) == 2, "connected to both")
+        honest, hostile = world.relays
+        # Whichever relay's address it names: the relay that asks is the one that counts.
+        for number in range(module.MAX_DIALS + 10):
+            hostile.dial(token=f"{number:032}", address=(honest if number % 2 else hostile).address)
+        assert (await hostile.status(f"{module.MAX_DIALS + 9:032}")).code == DialStatus.OVERLOADED
+        for number in range(module.MAX_DIALS):
+            assert (await honest.status(honest.dial(token=f"h{number:031}").token)).code == DialStatus.WILL_JOIN
+        assert (await honest.status(honest.dial(token="x" * 32).token)).code == DialStatus.OVERLOADED
+
+
+async def test_j31_failing_joins_of_one_relay_leave_the_agent_ready_for_another(tmp_path: Path) -> None:
+    async with agent_of(tmp_path, relays=2, wanted=2) as world:
+        await world.until(lambda: len(world.connected) == 2, "connected to both")
+        for failures, relay in enumerate(world.relays, 1):
+            assert world.control.unready() is None
+            relay.refuse = JoinReply(code=JoinCode.INTERNAL, message="no")
+            relay.dial()
+            await world.until(lambda wanted=failures: world.control.dials.join_failures == wanted, "a failure")
+        assert world.control.unready() is not None
+
+
 async def test_a_client_that_never_speaks_keeps_no_dial_busy(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/threats.md#L4: a dial is over when the relay has joined it; what the client does then counts elsewhere."""
     monkeypatch.setattr(module, "MAX_DIALS", 2)
@@ -143,7 +173,7 @@ async def test_a_join_that_fails_makes_it_unready(world: World) -> None:
     relay.refuse = JoinReply(code=JoinCode.INTERNAL, message="no")
     relay.dial()
     await world.until(lambda: control.dials.join_failures, "a failure")
-    assert control.unready() == "the last join that a relay asked for failed"
+    assert control.unready() == "the last join that each connected relay asked for failed"
 
 
 async def test_a_client_that_left_says_nothing_about_the_agent(world: World) -> None:

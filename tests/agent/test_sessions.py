@@ -216,6 +216,36 @@ async def test_a_handshake_that_fails_leaves_nothing() -> None:
     ours.close()
 
 
+async def test_j32_connections_that_one_relay_joined_keep_no_other_relay_s_users_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """None of them has waited for long: a hostile relay makes new ones as fast as the old ones would have to leave."""
+    monkeypatch.setattr(module, "MAX_UNAUTHENTICATED", 3)
+    judge, monotonic = FakeAuthenticator(), Clock()
+    judge.add("t", "alice")
+    sessions, _ = make_sessions(judge, Clock(), monotonic=monotonic)
+    pairs = [socket.socketpair() for _ in range(3)]
+    silent = []
+    for _, theirs in pairs:
+        theirs.setblocking(False)
+        silent.append(asyncio.ensure_future(sessions.serve(theirs, SERVER, "silent", via="hostile:443")))
+        await asyncio.sleep(0)
+        monotonic.now += 0.1
+    assert not sessions.accepts_connection("hostile:443")
+    assert sessions.accepts_connection("honest:443")
+    async with joined(sessions, "t", via="honest:443") as (client, handler):
+        with pytest.raises(ConnectionLost):
+            await asyncio.wait_for(silent[0], 5)
+        async with asyncio.timeout(5):
+            while not handler.accepted:
+                await asyncio.sleep(0.005)
+        assert not client.closed
+        assert not silent[1].done()
+        for ours, _ in pairs:
+            ours.close()
+        await asyncio.gather(*silent, return_exceptions=True)
+
+
 async def test_connections_without_a_login_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/threats.md#L4: all places are taken by connections that never authenticate, one of them without even TLS.
     The next one, which has a token, is let in, and the longest there goes with a reason that lets it try again."""

@@ -34,8 +34,10 @@ from arcbridge.relay.api_answers import ApiRefusal
 from arcbridge.relay.fleet import nats as fleet
 from arcbridge.relay.fleet.base import Lost
 from arcbridge.relay.fleet.nats_questions import NatsQuestions
-from arcbridge.relay.registry import nats_bucket
+from arcbridge.relay.registry import nats as nats_registry
 from arcbridge.relay.registry.base import RegistryUnavailable
+from arcbridge.relay.registry.nats_bucket import Bucket
+from arcbridge.relay.registry.nats_entries import is_entry
 
 _LOOP = asyncio.new_event_loop()
 
@@ -174,10 +176,16 @@ def nats_message(data: bytes) -> None:
     message: Any = SimpleNamespace(data=data, reply="r", subject="p.1")
     fleet.NatsFleet._roll_answered(rolls, message)
     _LOOP.run_until_complete(fleet.NatsFleet._tell_roll(rolls, message))
-    try:
-        nats_bucket._decoded(data)
-    except RegistryUnavailable:
-        pass
+    bucket = Bucket(connection, name="b", replicas=1, monotonic=lambda: 0.0, is_entry=is_entry)
+    for key in ("cluster.prod.binding", "cluster.prod.revoked", "seen.prod", "token.a", "user.a"):
+        try:
+            entry = bucket._decoded(key, data)
+        except RegistryUnavailable:
+            continue
+        if key == "cluster.prod.binding":
+            nats_registry._record(entry, None, 0.0)
+        elif key == "user.a":
+            nats_registry._user(entry)
 
 
 async def _no_agents(_: str) -> list[Any]:

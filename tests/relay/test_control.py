@@ -566,6 +566,27 @@ async def test_a_relay_that_holds_all_the_agents_it_may_sends_the_next_one_away(
         await connected(relay, 0)
 
 
+async def test_j30_a_cluster_with_every_place_gives_way_to_another(tmp_path: Path) -> None:
+    async with station(tmp_path, "evil", "honest", limits=RelayLimitsConfig(agents=3)) as relay:
+        held = [await agent_comes(relay, "evil", f"i{number}") for number in range(3)]
+        await connected(relay, 3)
+        honest, _ = await agent_comes(relay, "honest")
+        async with asyncio.timeout(5):
+            await honest.wait_established()
+            while len(await relay.fleet.agents("honest")) != 1:
+                await asyncio.sleep(0.005)
+            while not (heard := [told.goaway for _, told in held if told.goaway is not None]):
+                await asyncio.sleep(0.005)
+        assert [(goaway.code, goaway.retry_after) for goaway in heard] == [(GoawayCode.LIMIT, FULL_RETRY)]
+        await connected(relay, 3)
+        # The one that left takes no place of the cluster that has fewer.
+        assert await sent_away(relay, "evil", "i9") == GoawayCode.LIMIT
+        assert not honest.closed
+        for session in (honest, *(session for session, _ in held)):
+            session.abort()
+        await connected(relay, 0)
+
+
 async def test_who_leaves_while_it_waits_costs_no_handshake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control_module, "BURST", 1)
     # No turn comes back while the first agent registers: the second connection has to wait, however long that takes.

@@ -173,12 +173,8 @@ class TestConnection:
 
     async def test_passwords_and_permissions(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """The permissions of docs/operations.md are enough, and what is not among them is refused."""
-        permissions = """
-            permissions {
-              publish: ["arcbridge.>", "$JS.API.>", "$KV.arcbridge.>"]
-              subscribe: ["arcbridge.dial.>", "arcbridge.roll", "arcbridge.relay.*", "arcbridge.offer.relay-1.>",
-                          "arcbridge.inbox.relay-1.>"]
-            }"""
+        page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+        permissions = page[page.index("    permissions {") : page.index("A relay needs nothing else")]
         config = f'authorization {{ users = [ {{ user: "relay-1", password: "secret", {permissions} }} ] }}\n'
         password = tmp_path / "password"
         password.write_text("secret\n")
@@ -195,10 +191,26 @@ class TestConnection:
             await fleet.register(Link())
             assert await registry.create_join_token("prod", expires_at=time.time() + 60)
             assert await registry.revocations() == frozenset()
+            await registry.adopt("prod", Authority.create("prod").certificate_pem, time.time())
+            assert await registry.revoke_cluster("prod")
+            assert await registry.unrevoke_cluster("prod")
+            assert [record.name for record in await registry.clusters()] == ["prod"]
+            assert await registry.list_join_tokens()
+            await until(lambda: registry._complete)
+            for number in range(300):  # more than the library takes without flow control
+                await registry._bucket.write(f"other.{number}", {"text": "x" * 2000}, 0)
+            assert len(await registry._bucket.read_all("other.>")) == 300
             assert (await fleet.dial("prod", DIAL, 10)).token == "t"
             assert await fleet.address_of(fleet.relay_id) == ""
             assert dict(await fleet.count(["prod"])) == {"prod": 1}
             assert "complains" not in capsys.readouterr().out
+            await connection.publish("$JS.API.STREAM.PURGE.KV_arcbridge", b"")
+            told = ""
+            async with asyncio.timeout(30):
+                while "STREAM.PURGE" not in told.upper():
+                    told += capsys.readouterr().out
+                    await asyncio.sleep(0.02)
+            assert [record.name for record in await registry.clusters()] == ["prod"]
             await connection.subscribe("arcbridge.inbox.relay-2.>", lambda message: None)
             told = ""
             async with asyncio.timeout(30):

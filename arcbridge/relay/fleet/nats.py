@@ -46,6 +46,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import structlog
 
 from arcbridge.errors import ArcbridgeError, ConfigError, JoinRefused
+from arcbridge.net.address import parse_address
 from arcbridge.net.join import JoinCode
 from arcbridge.observe.metrics import Metrics
 from arcbridge.relay.fleet.base import AgentInfo, AgentLink, Fleet, Lost, RelayPeers
@@ -73,6 +74,8 @@ ROLL_SILENCE: Final = 0.1
 _ROLL_CLUSTERS: Final = 200
 _ROLL_ENTRIES: Final = 1000
 _ADDRESSES: Final = 1000
+ADDRESS_LIFE: Final = 60.0
+"""Seconds for which another relay's address is kept: a false one heals without a restart (docs/threats.md#F21)."""
 _QUEUE: Final = "relays"
 _RETRY_AFTER: Final = 5
 
@@ -156,7 +159,8 @@ class NatsFleet(Fleet):
         self._offers: dict[str, tuple[AgentLink, asyncio.TimerHandle]] = {}
         self._dials: dict[str, asyncio.Task[None]] = {}
         self._rolls: dict[str, asyncio.Queue[dict[str, list[AgentInfo]]]] = {}
-        self._addresses: dict[str, str] = {}
+        self._addresses: dict[str, tuple[str, float]] = {}
+        """Addresses of relay processes, each with the time of the loop until which it is not asked for again."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._questions = NatsQuestions(
             connection, self.relay_id, lambda question: self.on_question(question), self._spawn
@@ -190,7 +194,8 @@ class NatsFleet(Fleet):
         counter("fleet_connections_total", "Connections to NATS.", None, lambda: self._nats.connections)
         counter("fleet_slow_consumers_total", "Subscriptions that could not keep up and were made anew.", None,
                 lambda: self._nats.slow_consumers)  # fmt: skip
-        counter("fleet_crossed_replies_total", "Replies that belonged to another request.", None, lambda: self.crossed)
+        counter("fleet_crossed_replies_total", "Replies to another request, and requests with a foreign reply subject.",
+                None, lambda: self.crossed + self._nats.foreign_replies)  # fmt: skip
 
     async def start(self) -> None:
         listen = self._nats.subscribe
@@ -341,7 +346,8 @@ class NatsFleet(Fleet):
                         retry_after=_RETRY_AFTER,
                     ) from error
                 continue
-            if (offer.request, offer.cluster) != (ask.request, cluster):
+            foreign = offer.subject and not self._nats.is_below("offer", offer.subject)
+            if foreign or (offer.request, offer.cluster) != (ask.request, cluster):
                 self._cross("offer", cluster)
             elif offer.subject and offer.instance != avoid and instance in ("", offer.instance):
                 return _Attempt(offer.instance, partial(self._accept, offer.subject, cluster), "remote")
@@ -509,7 +515,7 @@ class NatsFleet(Fleet):
                     for cluster, infos in read_json(message.data).items()
                 }
             )
-        except (ValueError, TypeError, AttributeError, IndexError):
+        except (ValueError, TypeError, AttributeError, LookupError, OverflowError):
             # No relay of this version: another program writes to this inbox.
             return
 
@@ -518,19 +524,27 @@ class NatsFleet(Fleet):
     async def address_of(self, relay_id: str) -> str:
         """Return the internal address of the relay process with this id; empty when there is none (any more).
 
-        Raises `NatsUnavailable` and `NoReply`.
+        Raises `NatsUnavailable`, and `NoReply` also where the reply is no address.
         """
         if len(relay_id) != 16 or not set(relay_id) <= set("0123456789abcdef"):
             return ""
-        if relay_id not in self._addresses:
+        now = asyncio.get_running_loop().time()
+        address, until = self._addresses.get(relay_id, ("", now))
+        if until <= now:
             try:
                 answer = await self._nats.request(f"{self._prefix}.relay.{relay_id}", b"", ASK_DEADLINE)
             except NoResponder:
                 return ""
+            address = answer.decode("ascii", "replace")
+            if address:
+                try:
+                    parse_address(address)
+                except ConfigError as error:
+                    raise NoReply("another relay of the fleet sent something that is no address") from error
             if len(self._addresses) >= _ADDRESSES:
                 self._addresses.clear()
-            self._addresses[relay_id] = answer.decode("ascii", "replace")
-        return self._addresses[relay_id]
+            self._addresses[relay_id] = address, now + ADDRESS_LIFE
+        return address
 
     async def tell_failed(self, relay_id: str, token: str) -> None:
         """Tell that relay that the agent under this dial token came out here and cannot be passed on."""

@@ -71,7 +71,8 @@ from arcbridge.relay.registry.base import (
     spent,
 )
 from arcbridge.relay.registry.generations import RenewedTwice, ShownCertificate
-from arcbridge.relay.registry.nats_bucket import CALL, CHANGE, NOTHING, Bucket, Faster, Value, Watch
+from arcbridge.relay.registry.nats_bucket import CALL, CHANGE, NOTHING, Bucket, Faster, Malformed, Value
+from arcbridge.relay.registry.nats_entries import is_entry
 
 T = TypeVar("T")
 
@@ -98,7 +99,7 @@ class NatsRegistry(Registry):
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._bucket = Bucket(connection, name=bucket, replicas=replicas, monotonic=monotonic)
+        self._bucket = Bucket(connection, name=bucket, replicas=replicas, monotonic=monotonic, is_entry=is_entry)
         self._outage = outage
         self._clock = clock
         self._monotonic = monotonic
@@ -325,7 +326,7 @@ class NatsRegistry(Registry):
         token = subject_token(name)
 
         async def revoke() -> bool:
-            known = (await self._bucket.read(f"cluster.{token}.binding")).data is not None
+            known = await self._is_bound(token)
             found, revision = await self._bucket.read(f"cluster.{token}.revoked")
             # The time of the first revocation stays.
             if found is None:
@@ -339,8 +340,8 @@ class NatsRegistry(Registry):
         token = subject_token(name)
 
         async def restore() -> bool:
-            bound, held = (await self._bucket.read(f"cluster.{token}.binding")).data, await self._revocation(token)
-            if bound is None and not held:
+            bound, held = await self._is_bound(token), await self._revocation(token)
+            if not bound and not held:
                 return False
             # Also when there is nothing to delete: the mark of the deletion is what other relays believe.
             await self._bucket.remove(f"cluster.{token}.revoked")
@@ -353,14 +354,21 @@ class NatsRegistry(Registry):
         token = subject_token(name)
 
         async def delete() -> bool:
-            bound, held = (await self._bucket.read(f"cluster.{token}.binding")).data, await self._revocation(token)
+            bound, held = await self._is_bound(token), await self._revocation(token)
             # Also what is not there: the mark of the deletion is what other relays believe.
             for key in (f"cluster.{token}.binding", f"seen.{token}", f"cluster.{token}.revoked"):
                 await self._bucket.remove(key)
             await self._revocation(token)
-            return bound is not None or bool(held)
+            return bound or bool(held)
 
         return await self._changing(delete)
+
+    async def _is_bound(self, token: str) -> bool:
+        """Return whether the cluster has a binding, be it a malformed one: who revokes or deletes must not need it."""
+        try:
+            return (await self._bucket.read(f"cluster.{token}.binding")).data is not None
+        except Malformed:
+            return True
 
     async def revocations(self) -> frozenset[str]:
         try:
@@ -425,9 +433,13 @@ class NatsRegistry(Registry):
     async def _read_or_copy(self, key: str, copy: dict[str, Value], token: str) -> Value:
         try:
             return await self._bucket.read(key, READ)
-        except RegistryUnavailable:
+        except RegistryUnavailable as error:
+            known = copy.get(token, NOTHING)
+            if isinstance(error, Malformed) and known.data is None:
+                # Nothing else is known of it: neither "there is no such cluster" nor "it is not revoked" may follow.
+                raise
             self._require_copy()
-            return copy.get(token, NOTHING)
+            return known
 
     async def _read_or_nothing(self, key: str) -> Value:
         """Read a key that decides nothing: where NATS does not answer and the copy is young enough, it has no value."""
@@ -475,7 +487,7 @@ class NatsRegistry(Registry):
             for copy in (self._revoked, self._users):
                 copy.update({token: Value(value.data, 0) for token, value in copy.items()})
         self._made = made
-        watch = Watch(await self._bucket.answered(store.watch("cluster.>"), CALL))
+        watch = self._bucket.watched(await self._bucket.answered(store.watch("cluster.>"), CALL))
         until = self._monotonic() + FOLLOW
         fresh: dict[str, Value] | None = {}
         try:

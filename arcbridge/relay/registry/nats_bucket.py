@@ -39,6 +39,10 @@ class Value(NamedTuple):
     revision: int
 
 
+class Malformed(RegistryUnavailable):
+    """A key holds something that no relay writes there."""
+
+
 class Faster(Exception):
     """Another relay has written the key since it was read."""
 
@@ -57,7 +61,10 @@ class Bucket:
         name: str,
         replicas: int,
         monotonic: Callable[[], float],
+        is_entry: Callable[[str, Mapping[str, Any]], bool] = lambda key, data: True,
     ) -> None:
+        """`is_entry` returns whether a relay writes such a value under such a key."""
+        self._is_entry = is_entry
         self.connection = connection
         self._name = name
         self._replicas = replicas
@@ -133,7 +140,7 @@ class Bucket:
             raise RegistryUnavailable("the fleet's registry does not answer: is NATS up?") from error
 
     async def read(self, key: str, timeout: float = CALL) -> Value:
-        """Return what the key holds. Raises `RegistryUnavailable`."""
+        """Return what the key holds. Raises `RegistryUnavailable`, of which `Malformed` is one."""
         from nats.js import errors
 
         _, store = await self.opened()
@@ -146,7 +153,7 @@ class Bucket:
         except errors.APIError as error:
             raise _unavailable(error) from error
         self.contact = self._monotonic()
-        return Value(_decoded(entry.value), entry.revision or 0)
+        return Value(self._decoded(key, entry.value), entry.revision or 0)
 
     async def write(self, key: str, data: Mapping[str, Any], revision: int) -> int:
         """Write only if the key is still at `revision`; raises `Faster` otherwise."""
@@ -174,14 +181,14 @@ class Bucket:
         self.contact = self._monotonic()
 
     async def read_all(self, keys: str, timeout: float = CHANGE) -> dict[str, Value]:
-        """Return every key that matches, deleted ones too, as they are now."""
+        """Return every key that matches, deleted ones too, as they are now; those that are malformed are left out."""
         from nats.js import errors
 
         _, store = await self.opened()
         found: dict[str, Value] = {}
 
         async def collect() -> None:
-            watch = Watch(await store.watch(keys, inactive_threshold=10.0))
+            watch = self.watched(await store.watch(keys, inactive_threshold=10.0))
             try:
                 while (entry := await watch.next(timeout)) is not None:
                     found[entry[0]] = entry[1]
@@ -195,16 +202,33 @@ class Bucket:
         self.contact = self._monotonic()
         return found
 
+    def watched(self, watcher: KeyValue.KeyWatcher) -> Watch:
+        return Watch(watcher, self._decoded)
+
+    def _decoded(self, key: str, value: bytes | None) -> dict[str, Any]:
+        try:
+            data = read_json(value or b"")
+        except ValueError:
+            data = None
+        if not isinstance(data, dict) or not self._is_entry(key, data):
+            raise Malformed(
+                f"the registry's key {key} holds something that no relay wrote: see who may write to the bucket "
+                f"{self._name}, and remove the key"
+            )
+        return data
+
 
 class Watch:
     """The entries of a bucket, and each change behind them.
 
     nats-py marks the end of what was there when it has handed over no entry yet, also where some have arrived and wait
-    for their turn of the loop. Here the mark comes behind all that the server had sent by then.
+    for their turn of the loop. Here the mark comes behind all that the server had sent by then. Malformed entries are
+    left out, and logged: one of them must not keep the others from being read.
     """
 
-    def __init__(self, watcher: KeyValue.KeyWatcher) -> None:
+    def __init__(self, watcher: KeyValue.KeyWatcher, decoded: Callable[[str, bytes | None], dict[str, Any]]) -> None:
         self._watcher = watcher
+        self._decoded = decoded
         self._seen = 0
         """Entries so far."""
         self._marked = -1
@@ -215,6 +239,16 @@ class Watch:
 
         Raises TimeoutError after `timeout` seconds without either.
         """
+        while (entry := await self._entry(timeout)) is not None:
+            try:
+                data = self._decoded(entry.key, entry.value) if entry.operation is None else None
+            except Malformed as error:
+                log.warning("registry entry left out", key=entry.key, reason=error.message)
+                continue
+            return entry.key, Value(data, entry.revision or 0)
+        return None
+
+    async def _entry(self, timeout: float) -> Any:
         if self._seen == self._marked:
             self._marked = -1
             return None
@@ -226,10 +260,8 @@ class Watch:
                 if sent:
                     self._marked = sent
                     entry = await self._watcher._updates.get()
-        if entry is None:
-            return None
-        self._seen += 1
-        return entry.key, Value(_decoded(entry.value) if entry.operation is None else None, entry.revision or 0)
+        self._seen += entry is not None
+        return entry
 
     async def stop(self) -> None:
         """End it; the consumer goes by itself where its connection is over."""
@@ -238,16 +270,6 @@ class Watch:
                 await self._watcher.stop()  # type: ignore[no-untyped-call]
         except Exception:
             pass
-
-
-def _decoded(value: bytes | None) -> dict[str, Any]:
-    try:
-        data = read_json(value or b"")
-    except ValueError as error:
-        raise RegistryUnavailable("the registry holds something that is not ours: was its bucket shared?") from error
-    if not isinstance(data, dict):
-        raise RegistryUnavailable("the registry holds something that is not ours: was its bucket shared?")
-    return data
 
 
 def _unavailable(error: Any) -> RegistryUnavailable:

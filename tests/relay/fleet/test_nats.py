@@ -13,7 +13,7 @@ from arcbridge.net.join import JoinCode
 from arcbridge.observe.metrics import Metrics
 from arcbridge.relay.fleet.base import AgentInfo, AgentLink, Fleet, Lost
 from arcbridge.relay.fleet.nats import Accept, Ask, DialAnswer, NatsFleet, Offer, _hashed
-from arcbridge.relay.nats import NatsConnection
+from arcbridge.relay.nats import NatsConnection, NoReply
 from arcbridge.wire.records import Dial, Status
 from tests.relay.conftest import Connect, Connections, settings
 from tests.relay.fleet.conformance import DIAL, FleetConformance, Link
@@ -306,13 +306,13 @@ class TestOddReplies:
 
         def lie(message: object) -> None:
             ask = Ask.decode(message.data)  # type: ignore[attr-defined]
-            offer = Offer(ask.request, ask.cluster, "i1", "somewhere")
+            offer = Offer(ask.request, ask.cluster, "i1", f"{stranger.prefix}.offer.somewhere")
             offer = replace(offer, **{wrong: "wrong"}) if wrong != "noise" else offer
             payload = b"\xff" if wrong == "noise" else offer.encode()
             task = asyncio.ensure_future(stranger.publish(message.reply, payload))  # type: ignore[attr-defined]
             accepted.append(task)
 
-        await stranger.subscribe("somewhere", accepted.append)
+        await stranger.subscribe(f"{stranger.prefix}.offer.somewhere", accepted.append)
         # Where any instance will do there is no wrong one.
         for subject in ("prod", f"prod.{_hashed('i1')}")[wrong == "instance" :]:
             await stranger.subscribe(f"{stranger.prefix}.dial.{subject}", lie)
@@ -331,7 +331,7 @@ class TestOddReplies:
 
         def offer(message: object) -> None:
             ask = Ask.decode(message.data)  # type: ignore[attr-defined]
-            made = Offer(ask.request, ask.cluster, "i1", f"{stranger.prefix}.trap")
+            made = Offer(ask.request, ask.cluster, "i1", f"{stranger.prefix}.offer.trap")
             kept.append(asyncio.ensure_future(stranger.publish(message.reply, made.encode())))  # type: ignore[attr-defined]
 
         def answer(message: object) -> None:
@@ -343,7 +343,7 @@ class TestOddReplies:
             kept.append(asyncio.ensure_future(stranger.publish(message.reply, payload)))  # type: ignore[attr-defined]
 
         await stranger.subscribe(f"{stranger.prefix}.dial.prod", offer)
-        await stranger.subscribe(f"{stranger.prefix}.trap", answer)
+        await stranger.subscribe(f"{stranger.prefix}.offer.trap", answer)
         await stranger.flush(10)
         assert (await refused(pair[0])).code == JoinCode.AGENT_TIMEOUT
 
@@ -362,11 +362,90 @@ class TestOddReplies:
             "relay.lost",
         ]
         for subject in subjects:
-            for noise in (b"", b"\xff\xff\xff\xff\xff", b"[1,2", b'{"a":3}', b"[[]]", b"null", b"x" * 100_000):
-                await stranger.publish(f"{stranger.prefix}.{subject}", noise, f"{stranger.prefix}.unused")
+            for noise in (
+                b"",
+                b"\xff\xff\xff\xff\xff",
+                b"[1,2",
+                b'{"a":3}',
+                b'{"a":[["i","v",1' + b"0" * 400 + b"]]}",
+                b"[[]]",
+                b"null",
+                b"x" * 100_000,
+            ):
+                await stranger.publish(f"{stranger.prefix}.{subject}", noise, f"{stranger.prefix}.inbox.unused")
         await stranger.flush(10)
         assert (await pair[0].dial("prod", replace(DIAL, cluster="prod"), 10)).token == "t"
         assert dict(await pair[0].count(["prod"])) == {"prod": 1}
+
+    async def test_f20_a_reply_goes_to_an_inbox_of_the_fleet_alone(
+        self, pair: tuple[NatsFleet, NatsFleet], connections: Connections
+    ) -> None:
+        """The relay has permissions that the stranger lacks: no message makes it publish where the stranger wants."""
+        await pair[1].register(Link())
+        await settled(*pair)
+        stranger, (published, elsewhere) = await connections.make(), ([], [])  # type: ignore[var-annotated]
+        prefix, relay_id = stranger.prefix, pair[1].relay_id
+        question = b'{"from": "x", "question": {"ask": "agents"}}'
+        replies = ("$KV.x.cluster.prod.binding", "$JS.API.STREAM.PURGE.KV_x", f"{prefix}.roll", f"{prefix}.inbox.a b")
+        asked = {
+            "dial.prod": Ask("r", "prod").encode(),
+            "roll": b'["prod"]',
+            "relay.questions": question,
+            f"relay.{relay_id}": b"",
+        }
+        await stranger.subscribe(f"{prefix}.inbox.mine", lambda message: published.append(message.data))
+        for reply in replies[:2]:
+            await stranger.subscribe(reply, lambda message: elsewhere.append(message.subject))
+        await stranger.flush(10)
+        for subject, payload in asked.items():
+            for reply in replies[:3]:
+                await stranger.publish(f"{prefix}.{subject}", payload, reply)
+        await until(lambda: pair[1]._nats.foreign_replies == len(asked) * 3)
+        for subject, payload in asked.items():
+            await stranger.publish(f"{prefix}.{subject}", payload, f"{prefix}.inbox.mine")
+        await until(lambda: len(published) >= len(asked))
+        await stranger.flush(10)
+        assert elsewhere == []
+        assert not stranger.is_below("inbox", replies[3])
+
+    async def test_f20_an_offer_names_a_subject_for_offers(
+        self, pair: tuple[NatsFleet, NatsFleet], connections: Connections
+    ) -> None:
+        stranger, kept = await connections.make(), []  # type: ignore[var-annotated]
+        accepted: list[object] = []
+
+        def offer(message: object) -> None:
+            ask = Ask.decode(message.data)  # type: ignore[attr-defined]
+            made = Offer(ask.request, ask.cluster, "i1", f"$KV.{stranger.prefix}.cluster.prod.binding").encode()
+            kept.append(asyncio.ensure_future(stranger.publish(message.reply, made)))  # type: ignore[attr-defined]
+
+        await stranger.subscribe(f"{stranger.prefix}.dial.prod", offer)
+        await stranger.subscribe(f"$KV.{stranger.prefix}.>", accepted.append)
+        await stranger.flush(10)
+        await refused(pair[0])
+        await stranger.flush(10)
+        assert pair[0].crossed
+        assert accepted == []
+
+    async def test_f21_a_false_address_does_not_stay(
+        self, pair: tuple[NatsFleet, NatsFleet], connections: Connections
+    ) -> None:
+        stranger, answers = await connections.make(), [b"10.6.6.6:443", b"not an address", b"10.0.0.7:443"]
+        kept = []
+        replies = iter(answers)
+
+        def lie(message: object) -> None:
+            kept.append(asyncio.ensure_future(stranger.publish(message.reply, next(replies))))  # type: ignore[attr-defined]
+
+        await stranger.subscribe(f"{stranger.prefix}.relay.{'a' * 16}", lie)
+        await stranger.flush(10)
+        assert await pair[0].address_of("a" * 16) == "10.6.6.6:443"
+        assert await pair[0].address_of("a" * 16) == "10.6.6.6:443"
+        assert len(kept) == 1
+        pair[0]._addresses.update({relay: (address, 0.0) for relay, (address, _) in pair[0]._addresses.items()})
+        with pytest.raises(NoReply):
+            await pair[0].address_of("a" * 16)
+        assert await pair[0].address_of("a" * 16) == "10.0.0.7:443"
 
 
 class TestNatsDown:

@@ -48,7 +48,7 @@ async def test_nonsense_on_the_subjects_is_passed_over(connections: Connections)
     other.on_question = lambda question: [{"other": True}]
     await settled(fleet, other)
     for text in (b"", b"nonsense", b"{}", b'{"from": 1, "question": 2}', b"[" * 200_000):
-        await fleet._nats.publish(f"{fleet._prefix}.relay.questions", text, "nowhere")
+        await fleet._nats.publish(f"{fleet._prefix}.relay.questions", text, f"{fleet._prefix}.inbox.nowhere")
     assert await fleet.ask_others({"ask": "sessions"}) == [{"other": True}]
     for one in (fleet, other):
         await one.close()

@@ -240,6 +240,37 @@ class TestNatsFaults:
             for one in (registry, other):
                 assert await one.user_revocations() == {}
 
+    @pytest.mark.parametrize(
+        "junk", [b'{"honest": [["i1", "v", 1]]}', b"", b'["nothing"]', b'{"from": "x", "last": true}\n[]']
+    )
+    async def test_f22_a_malformed_entry_is_no_answer_and_hides_no_other(
+        self, connections: Connections, clock: Clock, stack: AsyncExitStack, junk: bytes
+    ) -> None:
+        registry = await opened(connections, clock, stack)
+        for name in ("prod", "test", "held"):
+            assert await registry.adopt(name, cluster_ca().certificate_pem, clock.now)
+        await until(lambda: set(registry._bindings) == {"prod", "test", "held"})
+        _, store = await registry._bucket.opened()
+        for key in ("cluster.prod.binding", "cluster.held.revoked", "token.x", "user.x"):
+            await store.put(key, junk)
+        # Who knew the cluster goes on with that; who did not says that it cannot tell.
+        known = await registry.cluster("prod")
+        assert known is not None
+        assert known.ca_pem == cluster_ca().certificate_pem
+        fresh = await opened(connections, clock, stack)
+        await until(lambda: fresh._complete)
+        for name in ("prod", "held"):
+            with pytest.raises(RegistryUnavailable, match="no relay wrote"):
+                await fresh.cluster(name)
+        for one in (registry, fresh):
+            assert [record.name for record in await one.clusters()] == ["held", "test"]
+            assert await one.list_join_tokens() == []
+            assert await one.user_revocations() == {}
+        assert await fresh.revoke_cluster("prod")
+        assert await registry.revocations() == {"prod"}
+        assert await fresh.delete_cluster("prod")
+        assert await fresh.cluster("prod") is None
+
     async def test_a_restored_cluster_is_restored_everywhere(
         self, connections: Connections, clock: Clock, stack: AsyncExitStack
     ) -> None:
