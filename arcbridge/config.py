@@ -55,6 +55,8 @@ class RelayLimitsConfig:
     connections_per_second_per_address: int = 200
     loop_share_per_address: int = 50
     """Per cent of the event loop's time that handshakes and credentials of one address may take while others wait."""
+    loop_share_per_user: int = 50
+    """Per cent of the event loop's time that sessions, joins and requests of one user may take while others wait."""
     sessions: int = 20000
     agents: int = 10000
     pending_joins: int = 2000

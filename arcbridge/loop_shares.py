@@ -9,6 +9,7 @@ second, so that an only user may take all of it, and short turns hurt nobody. Wh
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Generator, Hashable
@@ -40,12 +41,17 @@ MAX_WAIT: Final = 5.0
 end of a connection takes it for dead."""
 REFUSED_AFTER: Final = 5.0
 """Seconds for which a payer was slowed down again and again, after which its new work is refused as well."""
+ROUNDING: Final = 1e-6
+"""Seconds that are more than the error of floating point in what was charged."""
+ALIKE: Final = 0.0001
+"""Seconds that a callback counts at most for those like it that were not measured: it may have been interrupted."""
 
 
 class LoopShares:
     """The time of one event loop, as all payers share it."""
 
-    __slots__ = ("_cpu", "_cpu_mark", "_heavy", "_late_until", "_look_later", "_looking", "over", "total")
+    __slots__ = ("_cpu", "_cpu_at", "_cpu_mark", "_heavy", "_late_until", "_light", "_light_at", "_look_later",
+                 "_looking", "inner", "over", "total")  # fmt: skip
 
     def __init__(
         self,
@@ -57,20 +63,26 @@ class LoopShares:
         with the time then and the time at which that turn was due."""
         self.total = 0.0
         """Seconds that were charged to all payers. To measure, a callback remembers it at its beginning."""
+        self.inner = 0.0
+        """Seconds of these that were for what another payer began: no sign that anybody else waits."""
         self.over = 0.0
         """Seconds that payers took beyond their shares while others waited."""
         self._cpu = cpu
-        self._cpu_mark = cpu()
+        self._cpu_mark, self._cpu_at = cpu(), float("-inf")
         self._late_until = 0.0
         self._look_later = look_later or _look_later
         self._looking = False
         self._heavy: dict[LoopTime, float] = {}
         """Until when payers count as heavy, monotonic seconds."""
+        self._light, self._light_at = 0.0, float("-inf")
+        """Seconds that the others had spent when they were found to spend last, and when that was."""
 
-    def take_cpu(self) -> float:
-        """Return the CPU seconds of the loop's thread since the last call."""
+    def take_cpu(self, now: float, since: float) -> float:
+        """Return the CPU seconds of the loop's thread since the last call; infinite where that was after `since`, in a
+        measurement within the one that is judged."""
         before, self._cpu_mark = self._cpu_mark, self._cpu()
-        return self._cpu_mark - before
+        taken_at, self._cpu_at = self._cpu_at, now
+        return self._cpu_mark - before if taken_at <= since else math.inf
 
     def is_late(self, now: float) -> bool:
         """Return whether the loop was late in the last second, and find out whether it is."""
@@ -85,11 +97,19 @@ class LoopShares:
         """The loop has kept its payers waiting until now."""
         self._late_until = now + RECENT
 
-    def count_heavy(self, payer: LoopTime, now: float) -> int:
-        """Count `payer` among those that take much; return how many these are."""
+    def weigh_heavy(self, payer: LoopTime, share: float, now: float) -> float:
+        """Count `payer` among those that take much; return for how many of a second a second of its time counts.
+
+        They have one share together, or the whole loop where nobody else wants it: it is not to stand still.
+        """
         self._heavy = {one: until for one, until in self._heavy.items() if until > now}
         self._heavy[payer] = now + RECENT
-        return len(self._heavy)
+        light = self.total - self.inner - sum(one.spent - one.inner for one in self._heavy)
+        if light - self._light > ROUNDING:
+            self._light_at = now
+        self._light = light
+        count = len(self._heavy)
+        return count if now - self._light_at <= RECENT else max(count * share, 1.0)
 
     def _look(self, then: float, due: float) -> None:
         self._looking = False
@@ -106,7 +126,6 @@ class LoopTime:
 
     __slots__ = (
         "_bucket",
-        "_on_over",
         "_others",
         "_others_at",
         "_over_since",
@@ -114,6 +133,8 @@ class LoopTime:
         "_settled",
         "_settled_at",
         "held_until",
+        "inner",
+        "on_over",
         "refused_until",
         "shares",
         "spent",
@@ -123,11 +144,13 @@ class LoopTime:
         self.shares = shares
         self.spent = 0.0
         """Seconds of the loop since the payer is known."""
+        self.inner = 0.0
+        """Seconds of these for what another payer began."""
         self.held_until = 0.0
         """Until when nothing is to be worked on, monotonic seconds."""
         self.refused_until = 0.0
         """Until when new work is refused, monotonic seconds."""
-        self._on_over = on_over
+        self.on_over = on_over
         self._bucket: TokenBucket | None = None
         """Seconds of the loop that it may take; None: any number."""
         self._settled = 0.0
@@ -138,7 +161,7 @@ class LoopTime:
         """At what it is charged next."""
         self._over_since = 0.0
         """Since when it is slowed down again and again, monotonic seconds."""
-        self._others = shares.total
+        self._others = shares.total - shares.inner
         """Seconds that others had spent when they were found to spend last."""
         self._others_at = float("-inf")
 
@@ -166,26 +189,37 @@ class LoopTime:
         work()
         self.charge(time.monotonic(), began, before)
 
-    def steps(self, coroutine: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
-        """Return a coroutine of which each step is charged."""
-        return _ChargedSteps(self, coroutine)
+    def run_sample(self, work: Callable[[], None], alike: int) -> None:
+        """Call `work`, the one that is measured of `alike` callbacks, and charge all of them."""
+        began, before = time.monotonic(), self.shares.total
+        work()
+        now = time.monotonic()
+        self.charge(now, began, before)
+        others = min(now - began, ALIKE) * (alike - 1)
+        self.shares.total += others
+        self.spent += others
+
+    def steps(self, coroutine: Coroutine[Any, Any, T], *, inner: bool = False) -> Coroutine[Any, Any, T]:
+        """Return a coroutine of which each step is charged. `inner`: another payer began it, as an address does the
+        join of its user, and does not count this one as one that waits."""
+        return _ChargedSteps(self, coroutine, inner)
 
     def _settle(self, now: float, last: float) -> None:
         """Judge what was spent since the last time; `last` seconds of it by the callback that has just ended."""
         shares = self.shares
-        cpu = shares.take_cpu()
+        cpu = shares.take_cpu(now, now - last)
         amount = self.spent - self._settled
         if last > LATE:
             shares.note_late(now)
             if cpu < last * STOPPED:
                 amount -= last - cpu
         is_heavy = amount > HEAVY * (now - self._settled_at)
-        weight = shares.count_heavy(self, now) if is_heavy else 1
-        self._settled, self._settled_at, self._settle_at = self.spent, now, self.spent + QUANTUM
-        others = shares.total - self.spent
-        if others - self._others > 1e-6:  # more than the error of floating point
-            self._others, self._others_at = others, now
         bucket = self._bucket
+        weight = shares.weigh_heavy(self, bucket.rate if bucket else 1.0, now) if is_heavy else 1.0
+        self._settled, self._settled_at, self._settle_at = self.spent, now, self.spent + QUANTUM
+        others = shares.total - shares.inner - (self.spent - self.inner)
+        if others - self._others > ROUNDING:
+            self._others, self._others_at = others, now
         if bucket is None or bucket.take(now, amount * weight):
             return
         if now - self._others_at > RECENT or not shares.is_late(now):
@@ -201,7 +235,7 @@ class LoopTime:
         self.held_until = now + wait
         if now - self._over_since >= REFUSED_AFTER:
             self.refused_until = self.held_until + RECENT
-        self._on_over(wait)
+        self.on_over(wait)
 
 
 class LoopTimes(Generic[Key]):
@@ -209,17 +243,18 @@ class LoopTimes(Generic[Key]):
 
     __slots__ = ("_payers", "_share", "_size", "shares")
 
-    def __init__(self, share: float, *, size: int) -> None:
-        self.shares = LoopShares()
+    def __init__(self, share: float, *, size: int, shares: LoopShares | None = None) -> None:
+        """`shares`: those of payers with other keys in the same loop."""
+        self.shares = shares or LoopShares()
         self._share = share
         self._size = size
         self._payers: OrderedDict[Key, LoopTime] = OrderedDict()
 
     def of(self, key: Key, now: float) -> LoopTime:
-        """Return the payer of a key. Whoever gives it work asks for its `held_until`: nothing calls back."""
+        """Return the payer of a key. Whoever gives it work asks for its `held_until`, or sets `on_over`."""
         payer = self._payers.get(key)
         if payer is None:
-            payer = self._payers[key] = LoopTime(self.shares, lambda seconds: None)
+            payer = self._payers[key] = LoopTime(self.shares, no_call)
             payer.set_share(now, self._share)
             if len(self._payers) > self._size:
                 self._payers.popitem(last=False)
@@ -237,27 +272,34 @@ class LoopTimes(Generic[Key]):
 class _ChargedSteps(Coroutine[Any, Any, T]):
     """A coroutine that charges each of its steps; a task runs it, and another coroutine awaits it, as any other."""
 
-    __slots__ = ("_coroutine", "_payer")
+    __slots__ = ("_coroutine", "_inner", "_payer")
 
-    def __init__(self, payer: LoopTime, coroutine: Coroutine[Any, Any, T]) -> None:
+    def __init__(self, payer: LoopTime, coroutine: Coroutine[Any, Any, T], inner: bool) -> None:
         self._payer = payer
         self._coroutine = coroutine
+        self._inner = inner
 
     def send(self, value: Any) -> Any:
-        payer = self._payer
-        began, before = time.monotonic(), payer.shares.total
+        began, before = time.monotonic(), self._payer.shares.total
         try:
             return self._coroutine.send(value)
         finally:
-            payer.charge(time.monotonic(), began, before)
+            self._charge(began, before)
 
     def throw(self, *error: Any) -> Any:
-        payer = self._payer
-        began, before = time.monotonic(), payer.shares.total
+        began, before = time.monotonic(), self._payer.shares.total
         try:
             return self._coroutine.throw(*error)
         finally:
-            payer.charge(time.monotonic(), began, before)
+            self._charge(began, before)
+
+    def _charge(self, began: float, before: float) -> None:
+        payer = self._payer
+        spent = payer.spent
+        payer.charge(time.monotonic(), began, before)
+        if self._inner:
+            payer.inner += payer.spent - spent
+            payer.shares.inner += payer.spent - spent
 
     def close(self) -> None:
         self._coroutine.close()
@@ -270,8 +312,12 @@ class _ChargedSteps(Coroutine[Any, Any, T]):
         return self.send(None)
 
 
+def no_call(seconds: float) -> None:
+    """Do nothing when a payer is over its share: those that give it work ask."""
+
+
 def _look_later(look: Callable[[float, float], None], now: float) -> None:
     asyncio.get_running_loop().call_later(LOOK, lambda: look(time.monotonic(), now + LOOK))
 
 
-__all__ = ["LoopShares", "LoopTime", "LoopTimes"]
+__all__ = ["LoopShares", "LoopTime", "LoopTimes", "no_call"]

@@ -129,6 +129,19 @@ def test_a_nested_measurement_is_charged_once_and_to_its_own_payer() -> None:
     assert (loop.heavy.spent, loop.other.spent, loop.shares.total) == (0.5, 0.5, 1.0)
 
 
+def test_time_before_a_measurement_within_another_one_counts() -> None:
+    """The inner one reads the CPU's clock, and the outer one does not take its own time for one that the thread did not
+    run for."""
+    loop = Loop()
+    for _ in range(20):
+        began, before = loop.now, loop.shares.total
+        loop.now += 0.2
+        loop.cpu += 0.2
+        loop.work(loop.other, 0.01)
+        loop.heavy.charge(loop.now, began, before)
+    assert loop.waits
+
+
 def test_payers_that_are_over_their_shares_have_one_together() -> None:
     alone, two = Loop(), Loop()
     third = LoopTime(two.shares, two.waits.append)
@@ -142,6 +155,48 @@ def test_payers_that_are_over_their_shares_have_one_together() -> None:
             loop.waits.clear()
     of_two = (two.heavy.spent + third.spent) / two.now
     assert of_two == pytest.approx(alone.heavy.spent / alone.now, abs=0.1)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_payers_that_are_the_only_ones_leave_the_loop_no_idle_time(count: int) -> None:
+    """docs/threats.md#L49. Each of them obeys; the clock moves on alone only where all are held."""
+    loop = Loop()
+    heavy = [loop.heavy, loop.other, LoopTime(loop.shares, loop.waits.append)][:count]
+    heavy[-1].set_share(0.0, 0.5)
+    idle = 0.0
+    while loop.now < 60.0:
+        ready = [one for one in heavy if one.held_until <= loop.now]
+        for one in ready:
+            loop.work(one, 0.05)
+        if not ready:
+            until = min(one.held_until for one in heavy)
+            idle += until - loop.now
+            loop.now = until
+    assert idle < 0.1 * loop.now
+    assert min(one.spent for one in heavy) > 0.8 * max(one.spent for one in heavy)
+
+
+async def test_work_for_a_user_within_the_steps_of_an_address_is_nobody_that_waits() -> None:
+    """docs/threats.md#L49: an address whose users alone come is not slowed down for them."""
+    loop = Loop()
+
+    async def work() -> None:
+        loop.now += 0.1
+        loop.cpu += 0.1
+
+    async def serve() -> None:
+        loop.now += 0.2
+        loop.cpu += 0.2
+        await loop.other.steps(work(), inner=inner)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("arcbridge.loop_shares.time", types.SimpleNamespace(monotonic=lambda: loop.now))
+        for inner in (True, False):
+            for _ in range(30):
+                await loop.heavy.steps(serve())
+            assert bool(loop.waits) is not inner
+    assert loop.shares.inner == pytest.approx(3.0)
+    assert loop.other.inner == pytest.approx(3.0)
 
 
 def test_a_share_of_none_is_never_slowed_down_and_a_share_may_change() -> None:

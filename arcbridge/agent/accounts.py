@@ -25,13 +25,15 @@ from arcbridge.config import AgentLimitsConfig, LimitsOverrideConfig
 from arcbridge.errors import ConfigError, OverLimit
 from arcbridge.identity.claims import Identity
 from arcbridge.limiters import TokenBucket
-from arcbridge.loop_shares import LoopShares, LoopTime
+from arcbridge.loop_shares import LoopShares, LoopTime, LoopTimes
 from arcbridge.mux import memory
 from arcbridge.wire.backlog import Backlog
 from arcbridge.wire.limits import DEFAULT
 
 MAX_REMEMBERED = 2000
 """Accounts without a session that are kept; beyond it the one that ended first is forgotten."""
+MAX_RELAYS = 1000
+"""Relays of which it is remembered how much time of the loop the tokens of their sessions took."""
 DAY = 86400.0
 LEAST_BYTE_RATE = 64 * 1024
 """Bytes per second that a setting may be at least: below it one read of a connection would pause it for too long."""
@@ -44,6 +46,12 @@ LEAST_AGENT_WAITING_BYTES = 16 * 1024 * 1024
 ARRIVING_BYTES = 4 * 1024 * 1024
 """Bytes of one user's requests that the agent holds before they go on (`Account.arriving`). A head counts until it
 is complete, so this is room for sixty slow ones of 64 KiB, and no limit on those that come at once."""
+AHEAD_BYTES = 64 * 1024 * 1024
+"""Bytes that one user may send ahead of readers that stopped (`Account.ahead`): what one session alone may, four copies
+over the longest path, or 256 programs of which each has a full first window."""
+PROMISED_BYTES = 128 * 1024 * 1024
+"""Bytes by which the windows of one user's streams may have grown (`Account.promised`): eight copies over the longest
+path, and a third of what the process may promise."""
 MAX_PACE = 10.0
 """Seconds that a connection waits at most for its user's bytes a second, and as much is owed at most: far below the
 25 s after which the other end takes the connection for dead."""
@@ -171,6 +179,7 @@ class Account:
         "_requests",
         "_to_cluster",
         "_to_user",
+        "ahead",
         "arriving",
         "audit",
         "churn",
@@ -182,6 +191,7 @@ class Account:
         "loop_time",
         "members",
         "moved_today",
+        "promised",
         "seats",
         "upgrades",
         "waiting",
@@ -197,6 +207,10 @@ class Account:
         """Bytes of the user's audit records."""
         self.waiting = Backlog(sys.maxsize, memory.backlog)
         """Bytes that wait at this agent towards the user's callers; the backlogs of the sessions are parts of it."""
+        self.ahead = Backlog(AHEAD_BYTES, memory.ahead)
+        """Bytes that the user's sessions have sent ahead of readers that stopped (docs/threats.md#M20)."""
+        self.promised = Backlog(PROMISED_BYTES)
+        """Bytes by which the windows of the streams of the user's sessions have grown (docs/threats.md#M22)."""
         self.arriving = Backlog(ARRIVING_BYTES, memory.arriving)
         """Bytes of the user's requests that are held here before they go on: heads that are not complete, what comes
         behind a request that is under way, and bodies that are looked at (docs/threats.md#H21, #H22)."""
@@ -508,6 +522,8 @@ class Accounts:
         self.monotonic = monotonic
         self.loop = LoopShares()
         """The event loop's time, as the users share it."""
+        self.relays: LoopTimes[str] = LoopTimes(self.config.loop_share / 100, size=MAX_RELAYS, shares=self.loop)
+        """The time that tokens of sessions take whose users are not known yet, by the relay that sent the sessions."""
         self._present: dict[str, Account] = {}
         self._retired: OrderedDict[str, Account] = OrderedDict()
         """Accounts without a session, by subject, in the order in which they ended."""
@@ -534,6 +550,7 @@ class Accounts:
     def change(self, config: AgentLimitsConfig) -> None:
         """Count by these limits from now on; what was taken stays taken."""
         self.config = config
+        self.relays.change(config.loop_share / 100, time.monotonic())
         for account in (*self._present.values(), *self._retired.values()):
             account.change_limits(limits_of(config, account.identity))
 

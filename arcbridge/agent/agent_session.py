@@ -11,6 +11,7 @@ import asyncio
 import math
 import os
 import socket
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -138,8 +139,11 @@ class AgentSession(BaseHandler):
             return
         self._pending_auth = auth
         if self._authenticating is None or self._authenticating.done():
+            known, now = self._caller, time.monotonic()
+            payer = self._sessions.accounts.relays.of(self.via, now) if known is None else known.account.loop_time
+            wait = 0.0 if known is not None else payer.held_until - now
             self._authenticating = asyncio.get_running_loop().create_task(
-                self._authenticate_pending(session), name=f"auth-{self._join_id}"
+                payer.steps(self._authenticate_pending(session, wait)), name=f"auth-{self._join_id}"
             )
 
     def stream_opened(self, session: MuxSession, stream: StreamTransport, target: str) -> None:
@@ -247,7 +251,9 @@ class AgentSession(BaseHandler):
         session.refuse_auth(GoawayCode.CROSSED, reason)
         return True
 
-    async def _authenticate_pending(self, session: MuxSession) -> None:
+    async def _authenticate_pending(self, session: MuxSession, wait: float) -> None:
+        if wait > 0.0:
+            await asyncio.sleep(wait)
         while (auth := self._pending_auth) is not None:
             self._pending_auth = None
             try:
@@ -331,6 +337,8 @@ class AgentSession(BaseHandler):
         self._caller = caller
         session.pacer, session.payer = account, account.loop_time
         session.backlog.move(account.waiting)
+        session.ahead.move(account.ahead)
+        session.share_growth(account.promised)
         session.share_churn(account.churn)
         self._began_at = sessions.clock(), sessions.monotonic()
         if found.token_mode:

@@ -156,6 +156,16 @@ def _register_memory(metrics: Metrics, sessions: Sessions) -> None:
         "stalled_sessions_ended_total", "Sessions without a connection ended because memory was needed.", None,
         lambda: sessions.relief.sessions_ended,
     )  # fmt: skip
+    metrics.gauge(
+        "ahead_bytes", "Bytes that callers sent ahead of readers that stopped.", None, lambda: memory.ahead.held
+    )
+    metrics.gauge(
+        "ahead_limit_bytes", "At which streams whose readers stopped are reset.", None, lambda: memory.ahead.most
+    )
+    metrics.counter(
+        "unread_streams_reset_total", "Streams reset because their readers stopped and memory was needed.", None,
+        lambda: sessions.ahead_relief.streams_reset,
+    )  # fmt: skip
     metrics.counter("moves_asked_total", "Sessions asked to leave a relay.", None, lambda: sessions.moves_asked)
 
 

@@ -24,6 +24,7 @@ import structlog
 
 from arcbridge.agent.accounts import Account, Accounts
 from arcbridge.agent.agent_session import AgentSession
+from arcbridge.agent.ahead_relief import AheadRelief
 from arcbridge.agent.audit import AuditLog
 from arcbridge.agent.authenticator import Authenticator
 from arcbridge.agent.backlog_relief import INTERVAL, BacklogRelief
@@ -95,6 +96,7 @@ class Sessions:
         self._limits = limits
         fast_tls()  # now, at the agent's start, and not while the first session waits
         self.relief = BacklogRelief(memory.backlog)
+        self.ahead_relief = AheadRelief()
         self._relief_timer: asyncio.TimerHandle | None = None
         """Runs while there are sessions."""
         self._open: set[AgentSession] = set()
@@ -271,9 +273,11 @@ class Sessions:
     # -- inside -----------------------------------------------------------------------------------------------
 
     def _relieve(self) -> None:
-        """Look once a second whether more waits towards callers than may."""
+        """Look once a second whether more waits towards callers, or for readers that stopped, than may."""
         self._relief_timer = None
-        self.relief.relieve(self._open, self.monotonic())
+        now = self.monotonic()
+        self.relief.relieve(self._open, now)
+        self.ahead_relief.relieve([one.session for one in self._open if one.session is not None], now)
         if self._open:
             self._relief_timer = asyncio.get_running_loop().call_later(INTERVAL, self._relieve)
 

@@ -158,7 +158,10 @@ class TcpTargets:
             stream.attach(connecting)
             # The record stands before the target hears of the connection.
             self._audit.begin(
-                record, lambda refusal: self._recorded(stream, found, caller, connecting, record, refusal)
+                record,
+                lambda refusal: caller.account.loop_time.run(
+                    lambda: self._recorded(stream, found, caller, connecting, record, refusal)
+                ),
             )
 
     async def close(self) -> None:

@@ -30,6 +30,12 @@ manifests. Above it streams are fed in small portions, and an agent resets those
 (`agent.backlog_relief`)."""
 
 
+ahead: Final = Backlog(128 * 1024 * 1024)
+"""Bytes that callers have sent ahead of readers that stopped, of all users of an agent: two users at their bounds, and
+a fifth of what the agent's pod has. Above it sessions that hold such bytes are not read until some are taken
+(`mux.session`), and the streams whose readers have stopped longest are reset (`agent.ahead_relief`)."""
+
+
 arriving: Final = Backlog(32 * 1024 * 1024)
 """Bytes of requests that this process holds before they go on, of all users: eight users at their bounds."""
 

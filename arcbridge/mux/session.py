@@ -29,6 +29,12 @@ FLUSH_LIMIT = 512 * 1024
 CLOSE_TIMEOUT = 3.0
 """Seconds for the last bytes and TLS's close_notify; then the socket is closed without them."""
 
+AHEAD_FREE = 256 * 1024
+"""Bytes that a session may hold for readers that stopped, however much others hold: one first window."""
+
+AHEAD_PAUSE = 0.1
+"""Seconds between two looks whether there is room again for what a peer sends ahead of its readers."""
+
 
 class BaseHandler:
     """What a role is told; each method does nothing until overridden. All are called from the event loop.
@@ -189,6 +195,21 @@ class MuxSession:
     def backlog(self) -> Backlog:
         """Bytes that wait towards the peer; `move` makes them a part of another backlog than the process's."""
         return self._machine.backlog
+
+    @property
+    def ahead(self) -> Backlog:
+        """Bytes of the peer that no reader has taken yet. `move` makes them a part of another backlog; while that is
+        full, and this session holds `AHEAD_FREE` bytes of it, nothing is read."""
+        return self._machine.ahead
+
+    def unread(self) -> list[Stream]:
+        """Return the streams of which bytes wait for their readers, and count those bytes anew."""
+        self._machine.session_window.count()
+        return self._machine.unread()
+
+    def share_growth(self, user: Backlog) -> None:
+        """Let streams' windows grow within `user`, as other sessions do (docs/threats.md#M22)."""
+        self._machine.share_growth(user)
 
     def share_churn(self, allowance: TokenBucket) -> None:
         """Draw on `allowance` for streams that end before their answers, as other sessions do (docs/threats.md#M7)."""
@@ -408,6 +429,8 @@ class MuxSession:
         machine.receive_data(view, now)
         if self.pacer is not None and (wait := self.pacer.bytes_received(len(view), now)):
             self._hold_reading(wait)
+        if machine.ahead.held >= AHEAD_FREE and machine.ahead.spent:
+            self._hold_reading(AHEAD_PAUSE)
         if machine.events:
             self.act()
         elif self._sender.has_output and self._flush_handle is None:
@@ -638,12 +661,18 @@ class MuxSession:
             self._reading_held = self._loop.call_later(wait, self._read_on, self._transport)
 
     def _read_on(self, transport: asyncio.Transport) -> None:
-        """Reading has waited for the pacer. It goes on whatever the pacer would say now: PINGs have to be answered.
+        """Reading has waited for the pacer. It goes on whatever the pacer would say now: PINGs have to be answered. It
+        does not while the session is too far ahead of its readers: there is no room for what would come.
 
         Another connection that carries the session by now was never held.
         """
         self._reading_held = None
         if transport is self._transport and not transport.is_closing():
+            ahead = self._machine.ahead
+            self._machine.session_window.count()
+            if ahead.held >= AHEAD_FREE and ahead.spent:
+                self._reading_held = self._loop.call_later(AHEAD_PAUSE, self._read_on, transport)
+                return
             transport.resume_reading()
 
     def _arm_timer(self) -> None:

@@ -370,7 +370,7 @@ class StreamTransport(asyncio.Transport):
             if self._closing:
                 self._receiver.consumed(stream, len(view))
             else:
-                stream.inbox.append(bytes(view))
+                stream.keep(view)
             return
         try:
             if self._view_received is not None:

@@ -280,6 +280,11 @@ class Ticket:
         self.on_evicted: Callable[[], None] = _nothing
         """Closes the connection. The place is free already when it is called."""
 
+    @property
+    def loop_time(self) -> LoopTime | None:
+        """Whose time of the event loop work for the connection takes; None after `leave`."""
+        return None if self._admission is None else self._admission.loop_time(self)
+
     def came_from(self, address: str) -> str:
         """Count for `address`, of which a balancer has told; return the name of the bound that refuses it, or ""."""
         self.address = address

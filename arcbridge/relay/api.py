@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Protocol
@@ -35,6 +35,7 @@ from arcbridge.errors import ConfigError, EnrolmentRefused, PermissionRefused, U
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.proof import HEADER, Peer, ProofChecker, ProofPolicy, ProofRefused
 from arcbridge.limiters import Bursts, KeyedTokenBucket
+from arcbridge.loop_shares import LoopTime
 from arcbridge.net.address import source_of
 from arcbridge.net.tls import ServerContext
 from arcbridge.pki.authority import (
@@ -49,7 +50,7 @@ from arcbridge.pki.enrolment import JoinToken, key_hash, request_hash
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.relay.access import Access
 from arcbridge.relay.api_answers import ApiRefusal, expect, no_such_path, set_headers, wrong_method
-from arcbridge.relay.api_server import BODY_LIMIT, address_of, errors, note_proved, read_body
+from arcbridge.relay.api_server import BODY_LIMIT, address_of, errors, no_payer, note_proved, read_body, take_turn
 from arcbridge.relay.registry.base import ClusterRecord, Registry, admit, cluster_state
 from arcbridge.relay.registry.generations import OLDER_AGENT, RenewedTwice, ShownCertificate
 
@@ -171,6 +172,8 @@ class _Api:
     proofs: ProofChecker
     renewed_twice: Callable[[], None]
     login_document: Mapping[str, object] | None
+    payer_of: Callable[[Identity], LoopTime]
+    """Who pays for the loop's time once the token is verified."""
 
     async def ca(self, request: web.Request) -> web.Response:
         self._spend_of_stranger(request)
@@ -269,14 +272,29 @@ class _Api:
         return web.json_response(answer)
 
     async def clusters(self, request: web.Request) -> web.Response:
+        return await self._for_caller(request, self._clusters)
+
+    async def cluster(self, request: web.Request) -> web.Response:
+        return await self._for_caller(request, self._cluster)
+
+    async def _for_caller(
+        self,
+        request: web.Request,
+        answer: Callable[[web.Request, Identity], Coroutine[object, object, web.Response]],
+    ) -> web.Response:
+        """Answer a request with a token, at the cost of its user from the verification on."""
         identity = await self._caller(request)
+        payer = self.payer_of(identity)
+        await take_turn(payer, "your sessions and requests take")
+        return await payer.steps(answer(request, identity), inner=True)
+
+    async def _clusters(self, request: web.Request, identity: Identity) -> web.Response:
         records = [record for record in await self.registry.clusters() if self.access.allows(identity, record.name)]
         agents = await self.count_agents([record.name for record in records])
         now = self.clock()
         return web.json_response([_shown(record, agents.get(record.name, 0), now) for record in records])
 
-    async def cluster(self, request: web.Request) -> web.Response:
-        identity = await self._caller(request)
+    async def _cluster(self, request: web.Request, identity: Identity) -> web.Response:
         try:
             name = check_cluster_name(request.match_info["name"])
         except ConfigError as error:
@@ -380,6 +398,7 @@ def build_app(
     limited: Limited | None = None,
     renewed_twice: Callable[[], None] = lambda: None,
     login: Mapping[str, object] | None = None,
+    payer_of: Callable[[Identity], LoopTime] = lambda identity: no_payer,
     install: Callable[[web.Application], None] = lambda app: None,
 ) -> web.Application:
     """Return the application; serve it with `ApiServer`, which keeps the parser's words out of answers and logs.
@@ -388,7 +407,7 @@ def build_app(
     is not `authority`. `clock`: unix seconds; `monotonic`: monotonic seconds. `renewed_twice`: called for each renewal
     that shows a copy of a credential. `callers`: requests with an access token, by subject, in place of
     `user_requests_per_minute`, for a relay whose limits change. `login`: what `/v1/login` answers (`login_settings`).
-    `install` adds routes (`relay.client_files`).
+    `payer_of`: who pays for the loop's time of a user. `install` adds routes (`relay.client_files`).
     """
     api = _Api(
         authority,
@@ -412,6 +431,7 @@ def build_app(
         proofs or ProofChecker(ProofPolicy.IF_BOUND, "the relay"),
         renewed_twice,
         login,
+        payer_of,
     )
     app = web.Application(middlewares=[errors], client_max_size=BODY_LIMIT)
     app.on_response_prepare.append(set_headers)

@@ -8,13 +8,17 @@ aiohttp cannot parse is answered and logged in our words (docs/threats.md#A3).
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
 import structlog
 from aiohttp import web
 
+from arcbridge.loop_shares import LoopShares, LoopTime, no_call
 from arcbridge.relay.admission import Ticket
 from arcbridge.relay.api_answers import ApiRefusal, answer_of, error_answer, internal_answer
 from arcbridge.relay.http_heads import FIELD_LIMIT, MAX_HEADERS, HeadParser
@@ -40,6 +44,9 @@ ANONYMOUS_REQUESTS = 100
 
 ANSWER_DEADLINE = 15.0
 """Seconds beyond its life that a connection has to end the request that is under way: a body has `BODY_DEADLINE`."""
+
+no_payer = LoopTime(LoopShares(), no_call)
+"""Pays where no listener counts connections; nobody is slowed down then."""
 
 log = structlog.get_logger("arcbridge.relay")
 
@@ -88,7 +95,8 @@ class _Connection(web.RequestHandler):
     certificate was found good. While it waits for its peer the listener may close it to make room (`admission`).
     """
 
-    __slots__ = ("_anonymous_requests", "_head_timer", "_life_timer", "_over", "_owner", "_ticket", "_working")
+    __slots__ = ("_anonymous_requests", "_head_timer", "_life_timer", "_over", "_owner", "_ticket", "_working",
+                 "loop_time")  # fmt: skip
 
     def __init__(self, owner: HttpApiServer, server: web.Server, ticket: Ticket | None) -> None:
         super().__init__(
@@ -107,6 +115,8 @@ class _Connection(web.RequestHandler):
         self._parser = HeadParser(self._parser)  # type: ignore[assignment, arg-type]
         self._owner = owner
         self._ticket = ticket
+        self.loop_time = no_payer if ticket is None else ticket.loop_time or no_payer
+        """Pays for the loop's time until a user does: the address."""
         self._head_timer: asyncio.TimerHandle | None = None
         self._life_timer: asyncio.TimerHandle | None = None
         self._anonymous_requests = 0
@@ -128,6 +138,9 @@ class _Connection(web.RequestHandler):
             self._life_timer.cancel()
             self._life_timer = None
         super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self.loop_time.run(partial(super().data_received, data))
 
     @property
     def source(self) -> str:
@@ -184,7 +197,7 @@ class _Connection(web.RequestHandler):
         # A peer that does not read its answer is one that the relay waits for.
         self.waits()
         try:
-            return await super().finish_response(request, resp, start_time)
+            return await self.loop_time.steps(super().finish_response(request, resp, start_time))
         finally:
             self._working = False
             self.waits()
@@ -257,10 +270,37 @@ async def errors(
     if not isinstance(connection, _Connection):
         return await answer_of(request, handler)
     connection.begin()
-    answer = await answer_of(request, handler)
+    answer = await connection.loop_time.steps(answer_of(request, partial(_in_turn, handler=handler)))
     if connection.is_last(answer):
         answer.force_close()
     return answer
+
+
+async def _in_turn(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Answer a request once its address has its turn in the loop; the connection may have to make room meanwhile."""
+    connection = request.protocol
+    if isinstance(connection, _Connection):
+        connection.waits()
+        await take_turn(connection.loop_time, "the requests of this address take")
+        connection.works()
+    return await handler(request)
+
+
+async def take_turn(payer: LoopTime, what: str) -> None:
+    """Wait while nothing is worked on for `payer`, which takes too much of the event loop. Raises `ApiRefusal` where it
+    was slowed down again and again; `what` is the beginning of its sentence."""
+    now = time.monotonic()
+    if now < payer.refused_until:
+        wait = math.ceil(payer.refused_until - now)
+        raise ApiRefusal(
+            HTTPStatus.TOO_MANY_REQUESTS,
+            f"{what} more of this relay's time than one may while others wait: wait {wait} s and try again",
+            retry_after=wait,
+        )
+    if now < payer.held_until:
+        await asyncio.sleep(payer.held_until - now)
 
 
 async def read_body(request: web.Request, *names: str, optional: tuple[str, ...] = ()) -> list[str]:

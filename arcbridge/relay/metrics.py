@@ -65,7 +65,7 @@ def _register_connections(metrics: Metrics, counters: Counters, admission: Admis
           admission.held)  # fmt: skip
     counter("connections_evicted_total", "Connections closed to make room for others.", {"purpose": purposes},
             admission.evicted)  # fmt: skip
-    counter("loop_over_share_seconds_total", "Seconds of the event loop that addresses took beyond their share.", None,
+    counter("loop_over_share_seconds_total", "Seconds of the event loop that payers took beyond their share.", None,
             lambda: admission.loop_times.shares.over)  # fmt: skip
     counter("accept_pauses_total", "How often accepting waited for file descriptors.", None,
             lambda: counters.accept_pauses)  # fmt: skip

@@ -12,6 +12,9 @@ Rules:
    Only those: a sweep over all of ten thousand idle pairs would cost more than all their pings.
 6. Callbacks are removed *before* a descriptor is closed, and its number is forgotten in the same breath: the kernel
    gives the number to the next socket, and a late callback or splice would move another pair's bytes.
+7. The loop's time is charged to the user of the pair: each move of bulk, and of small reads one in `SAMPLE`, because
+   two clocks would be a twentieth of one. Where the user takes too much, both directions stop reading for moments
+   (`pump_accounts`): TCP holds the senders back, and nothing is lost.
 
 Two paths. A small message is read into one buffer that all pairs share and sent at once: two system calls. Once a
 read comes back large, the direction is *bulk* and bytes move by `splice` through a pipe of the pool, without ever
@@ -23,12 +26,15 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
 from arcbridge.identity.claims import Identity
+from arcbridge.loop_shares import LoopTime, LoopTimes
 from arcbridge.net.sockets import reset, tune
 from arcbridge.relay.pipes import Pipe, PipePool
+from arcbridge.relay.pump_accounts import PumpAccount
 from arcbridge.socket_options import set_keepalive
 
 BUDGET: Final = 512 * 1024
@@ -44,6 +50,10 @@ SWEEP: Final = 1.0
 """Seconds between two looks at pairs of which a side is not being read."""
 UNLOAD_EVERY: Final = 10
 """Looks between two at the pipes that stalled receivers keep."""
+SAMPLE: Final = 16
+"""Small reads of a direction of which one is measured."""
+PAYERS: Final = 16_384
+"""Users, and clusters whose pairs come from another relay, whose time of the loop is remembered."""
 KEEPALIVE: Final = {"idle": 15, "interval": 5, "probes": 3}
 """Seconds, seconds, probes: with the user timeout of 30 s a peer that vanished is noticed within 30 s of its last word.
 An end that lives is never quiet for longer than the 10 s of a PING, so no probe is sent to one."""
@@ -73,6 +83,8 @@ class Pump:
         "join_id",
         "not_reading",
         "on_ended",
+        "paused",
+        "payer",
         "pipes",
         "source",
         "started_at",
@@ -85,12 +97,14 @@ class Pump:
         pipes: PipePool,
         not_reading: set[Pump],
         on_done: Callable[[Pump], None],
+        payer: LoopTime,
         *,
         join_id: str = "",
         cluster: str = "",
         identity: Identity | None = None,
     ) -> None:
-        """`not_reading`: the set it adds itself to when a side is no longer read; the sweep takes it out."""
+        """`not_reading`: the set it adds itself to when a side is no longer read; the sweep takes it out. `payer`: who
+        pays for the loop's time."""
         loop = asyncio.get_running_loop()
         self.join_id = join_id
         self.cluster = cluster
@@ -104,6 +118,9 @@ class Pump:
         self.not_reading = not_reading
         self.on_ended: Callable[[], None] | None = None
         """Called once, after both sockets are closed, besides what `Pumps` was given for all."""
+        self.payer = payer
+        self.paused = False
+        """Whether neither side is read because the user takes too much of the loop."""
         self.closed = False
         self.error: OSError | None = None
         self.started_at = loop.time()
@@ -138,6 +155,19 @@ class Pump:
     def abort(self, reason: str = "cut by the relay") -> None:
         """End both sides with RST."""
         self.fail(ConnectionAbortedError(reason))
+
+    def pause(self) -> None:
+        """Read neither side until `go_on`; what is held is still passed on."""
+        self.paused = True
+        self.not_reading.add(self)
+        self._to_agent.pause()
+        self._to_client.pause()
+
+    def go_on(self) -> None:
+        """Read both sides again."""
+        self.paused = False
+        self._to_agent.go_on()
+        self._to_client.go_on()
 
     def look(self) -> bool:
         """Fail where a side that is not being read has died: nothing else notices until the other side moves. Return
@@ -183,8 +213,10 @@ class _Direction:
 
     __slots__ = (
         "_bulk",
+        "_left",
         "_loop",
         "_memory",
+        "_payer",
         "_pipe",
         "_piped",
         "_pump",
@@ -193,6 +225,7 @@ class _Direction:
         "_send",
         "_sink_fd",
         "_source_fd",
+        "_unmeasured",
         "_writing",
         "bytes",
         "ended",
@@ -216,6 +249,11 @@ class _Direction:
         self._bulk = False
         self._reading = False
         self._writing = False
+        self._payer = pump.payer
+        self._unmeasured = 0
+        """Small reads until one is measured; 0 during bulk, of which each move is."""
+        self._left = 0
+        """The same before bulk began."""
         self.ended = False
         """The source has sent FIN."""
         self.over = False
@@ -243,9 +281,10 @@ class _Direction:
 
     def on_readable(self) -> None:
         """Pass on what has come. Nothing is held; the path of a small message comes first and is the shortest."""
-        if self._bulk:
-            self._move()
+        if not self._unmeasured:
+            self._measure()
             return
+        self._unmeasured -= 1
         try:
             count = self._recv_into(_BUFFER)
         except (BlockingIOError, InterruptedError):
@@ -265,10 +304,17 @@ class _Direction:
             return
         self.bytes += sent
         if count >= BULK:
-            self._bulk = True
+            self._bulk, self._left, self._unmeasured = True, self._unmeasured, 0
         if sent < count:
             self._memory = bytes(_VIEW[sent:count])
             self._want_write()
+
+    def _measure(self) -> None:
+        if self._bulk:
+            self._payer.run(self._move)
+        else:
+            self._unmeasured = SAMPLE
+            self._payer.run_sample(self.on_readable, SAMPLE)
 
     def on_writable(self) -> None:
         """Offer what is held; when all is gone, go on reading."""
@@ -294,7 +340,7 @@ class _Direction:
             return
         if self.ended:
             self._finish()
-        elif self._bulk:
+        elif self._bulk and not self._pump.paused:
             # Straight on: while the sink is the slower one, the set of callbacks need not change at all.
             self._move()
         else:
@@ -306,7 +352,7 @@ class _Direction:
         pipes = self._pump.pipes
         pipe = pipes.take()
         if pipe is None:
-            self._bulk = False
+            self._end_bulk()
             self._want_read()
             return
         reader, writer = pipe.reader, pipe.writer
@@ -326,7 +372,7 @@ class _Direction:
                     self.bytes += sent
                     piped -= sent
                 if count < SMALL:
-                    self._bulk = False
+                    self._end_bulk()
                     break
         except (BlockingIOError, InterruptedError):
             if piped:
@@ -343,6 +389,9 @@ class _Direction:
             return
         pipes.give(pipe)
         self._want_read()
+
+    def _end_bulk(self) -> None:
+        self._bulk, self._unmeasured = False, self._left
 
     def unload(self) -> None:
         """Move bytes that wait in a pipe into memory, so that the pool has its pipe back."""
@@ -387,36 +436,42 @@ class _Direction:
 
     # -- the loop's callbacks: exactly one of the two is registered ------------------------------------------------
 
+    def pause(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._source_fd)
+
+    def go_on(self) -> None:
+        if not self.ended and not self._writing:
+            self._want_read()
+
     def _want_read(self) -> None:
         if self._writing:
             self._writing = False
             self._loop.remove_writer(self._sink_fd)
-        if not self._reading:
+        if not self._reading and not self._pump.paused:
             self._reading = True
             self._loop.add_reader(self._source_fd, self.on_readable)
 
     def _want_write(self) -> None:
-        if self._reading:
-            self._reading = False
-            self._loop.remove_reader(self._source_fd)
+        self.pause()
         self._pump.not_reading.add(self._pump)
         if not self._writing:
             self._writing = True
-            self._loop.add_writer(self._sink_fd, self.on_writable)
+            self._loop.add_writer(self._sink_fd, self._payer.run, self.on_writable)
 
     def _stop(self) -> None:
-        if self._reading:
-            self._reading = False
-            self._loop.remove_reader(self._source_fd)
+        self.pause()
         if self._writing:
             self._writing = False
             self._loop.remove_writer(self._sink_fd)
 
 
 class Pumps:
-    """All pairs of a process: the one sweep, and the counters."""
+    """All pairs of a process: the one sweep, the counters, and who pays for the loop's time."""
 
     __slots__ = (
+        "_accounts",
         "_loop",
         "_not_reading",
         "_on_done",
@@ -425,12 +480,20 @@ class Pumps:
         "_timer",
         "bytes_to_agent",
         "bytes_to_client",
+        "payers",
         "pipes",
         "total",
     )
 
-    def __init__(self, on_done: Callable[[Pump], None], *, pipes: PipePool | None = None) -> None:
-        """`on_done` is called for each pump that ended."""
+    def __init__(
+        self,
+        on_done: Callable[[Pump], None],
+        *,
+        pipes: PipePool | None = None,
+        payers: LoopTimes[tuple[str, str]] | None = None,
+    ) -> None:
+        """`on_done` is called for each pump that ended. `payers`: users' times of the loop; without them nobody is
+        slowed down."""
         self._loop = asyncio.get_running_loop()
         self._on_done = on_done
         self._open: set[Pump] = set()
@@ -438,6 +501,9 @@ class Pumps:
         """Those of which a side was not being read at some moment since the last look."""
         self._timer: asyncio.TimerHandle | None = None
         self._sweeps = 0
+        self.payers = payers or LoopTimes(0.0, size=PAYERS)
+        self._accounts: dict[LoopTime, PumpAccount] = {}
+        """Those of the payers that have a pair."""
         self.pipes = pipes or PipePool()
         self.total = 0
         self.bytes_to_agent = 0
@@ -462,12 +528,17 @@ class Pumps:
         on_ended: Callable[[], None] | None = None,
     ) -> Pump:
         """Pair two raw sockets, which belong to the pump from here on; `identity`: whose session it is."""
+        payer = self.payer_of(identity, cluster)
+        account = self._accounts.get(payer)
+        if account is None:
+            account = self._accounts[payer] = PumpAccount(payer)
         pump = Pump(
             client,
             agent,
             self.pipes,
             self._not_reading,
             self._ended,
+            payer,
             join_id=join_id,
             cluster=cluster,
             identity=identity,
@@ -477,8 +548,15 @@ class Pumps:
         self.total += 1
         if self._timer is None:
             self._timer = self._loop.call_later(SWEEP, self._sweep)
+        account.pumps.add(pump)
         pump.start(to_agent=to_agent, to_client=to_client)
+        account.hold(pump)
         return pump
+
+    def payer_of(self, identity: Identity | None, cluster: str = "") -> LoopTime:
+        """Return who pays for the loop's time: the user for all pairs, the cluster where another relay knows users."""
+        key = ("cluster", cluster) if identity is None else ("user", identity.subject)
+        return self.payers.of(key, time.monotonic())
 
     def bytes(self) -> tuple[int, int]:
         """Return the bytes (to agents, to clients) of ended and running pairs."""
@@ -509,6 +587,11 @@ class Pumps:
     def _ended(self, pump: Pump) -> None:
         self._open.discard(pump)
         self._not_reading.discard(pump)
+        account = self._accounts[pump.payer]
+        account.pumps.discard(pump)
+        if not account.pumps:
+            account.close()
+            del self._accounts[pump.payer]
         self.bytes_to_agent += pump.bytes_to_agent
         self.bytes_to_client += pump.bytes_to_client
         if pump.on_ended is not None:

@@ -17,6 +17,7 @@ from arcbridge.identity.policy import Policy, PolicyFile
 from arcbridge.identity.proof import ProofChecker
 from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.limiters import KeyedTokenBucket
+from arcbridge.loop_shares import LoopTimes
 from arcbridge.net.descriptors import raise_limit
 from arcbridge.observe import logging as logs
 from arcbridge.observe.reloads import Outcome, changed, digest, split
@@ -49,6 +50,7 @@ class Reload:
         admission: Admission,
         control: ControlServer,
         rendezvous: Rendezvous,
+        payers: LoopTimes[tuple[str, str]],
         callers: KeyedTokenBucket[str],
         share: Callable[[RelayLimitsConfig], RelayLimitsConfig],
         now: Callable[[], float],
@@ -62,6 +64,7 @@ class Reload:
         self._admission = admission
         self._control = control
         self._rendezvous = rendezvous
+        self._payers = payers
         self._callers = callers
         self._share = share
         self._now = now
@@ -109,6 +112,7 @@ class Reload:
         )
         self._control.change_limits(limits.agents, limits.agents_per_second)
         self._rendezvous.change_limits(limits)
+        self._payers.change(limits.loop_share_per_user / 100, self._now())
         minute = limits.requests_per_minute_per_user
         self._callers.change(self._now(), minute, minute / 60)
 

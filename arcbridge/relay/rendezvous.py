@@ -276,8 +276,18 @@ class Rendezvous:
             fields["first_session"] = request.first_session
         self._require_proof(join, request, identity)
         ticket.leave()
+        # The address paid until here, the user does from here on.
+        payer = self._pumps.payer_of(identity)
+        wait = self.places.wait_for(payer)
+        self.places.spend(identity, resumes=bool(request.instance))
+        if wait:
+            await asyncio.sleep(wait)
+        return await payer.steps(self._admit(join, request, join_id, fields, identity), inner=True)
+
+    async def _admit(
+        self, join: ServerJoin, request: JoinRequest, join_id: str, fields: dict[str, object], identity: Identity
+    ) -> Pump:
         resumes = bool(request.instance)
-        self.places.spend(identity, resumes=resumes)
         cluster_ca = await self._authorise(identity, request)
         if self.draining:
             raise _going_away()
@@ -428,7 +438,8 @@ class Rendezvous:
             deadline=int(self._dial_deadline),
         )
         gone = loop.create_task(join.gone())
-        dialling = loop.create_task(self._fleet.dial(waiting.cluster, dial, self._dial_deadline))
+        dialled = self._fleet.dial(waiting.cluster, dial, self._dial_deadline)
+        dialling = loop.create_task(self._pumps.payer_of(waiting.identity).steps(dialled, inner=True))
         watched: set[asyncio.Future[object]] = {gone, dialling, waiting.met}  # type: ignore[arg-type]
         try:
             async with asyncio.timeout(self._dial_deadline):

@@ -23,6 +23,7 @@ from arcbridge.identity.policy import PolicyFile
 from arcbridge.identity.proof import ProofChecker
 from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.limiters import KeyedTokenBucket
+from arcbridge.loop_shares import LoopTimes
 from arcbridge.net import client_hello
 from arcbridge.net.descriptors import raise_limit
 from arcbridge.net.fetch import HttpFetcher
@@ -56,7 +57,7 @@ from arcbridge.relay.login_settings import login_document
 from arcbridge.relay.metrics import register, register_handovers, register_hops
 from arcbridge.relay.operations import Operations, Question, Row
 from arcbridge.relay.proxy_protocol import parse_networks
-from arcbridge.relay.pump import Pump, Pumps
+from arcbridge.relay.pump import PAYERS, Pump, Pumps
 from arcbridge.relay.registry.base import Registry, RegistryUnavailable
 from arcbridge.relay.reload import Reload
 from arcbridge.relay.rendezvous import Rendezvous
@@ -220,6 +221,7 @@ async def _compose(checked: Checked, membership: WorkerMembership | None, stack:
             proofs=proofs,
             renewed_twice=counters.count_renewed_twice,
             login=login,
+            payer_of=lambda identity: pumps.payer_of(identity),
             install=client_files.install,
         )
     )
@@ -230,7 +232,14 @@ async def _compose(checked: Checked, membership: WorkerMembership | None, stack:
         _log_end(pump)
         parts.enforcement.ended(pump)
 
-    pumps = Pumps(pump_ended)
+    admission = Admission(
+        limits.unauthenticated,
+        limits.unauthenticated_per_address,
+        per_second=limits.connections_per_second_per_address,
+        loop_share=limits.loop_share_per_address / 100,
+    )
+    shares = admission.loop_times.shares
+    pumps = Pumps(pump_ended, payers=LoopTimes(limits.loop_share_per_user / 100, size=PAYERS, shares=shares))
     stack.callback(pumps.close)
     control = ControlServer(
         lambda: certificate.contexts[ALPN_CONTROL],
@@ -254,12 +263,6 @@ async def _compose(checked: Checked, membership: WorkerMembership | None, stack:
         proofs=proofs,
         hops=hops,
         handovers=None if membership is None else membership.handovers,
-    )
-    admission = Admission(
-        limits.unauthenticated,
-        limits.unauthenticated_per_address,
-        per_second=limits.connections_per_second_per_address,
-        loop_share=limits.loop_share_per_address / 100,
     )
     handlers: dict[bytes, ConnectionHandler] = {
         client_hello.CONTROL: control.serve,
@@ -368,6 +371,7 @@ async def _observe(
         admission=parts.admission,
         control=parts.control,
         rendezvous=parts.rendezvous,
+        payers=parts.pumps.payers,
         callers=parts.callers,
         share=(lambda limits: limits) if membership is None else membership.share,
         now=time.monotonic,

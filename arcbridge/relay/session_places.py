@@ -20,9 +20,10 @@ from arcbridge.config import RelayLimitsConfig, RelayUserLimitsConfig
 from arcbridge.errors import JoinRefused
 from arcbridge.identity.claims import Identity
 from arcbridge.limiters import Bursts, KeyedTokenBucket
+from arcbridge.loop_shares import LoopTime
 from arcbridge.net.join import JoinCode
 
-LIMITS: Final = ("user_joins", "user_resumptions", "user_sessions", "user_pending", "pending", "sessions")
+LIMITS: Final = ("user_joins", "user_resumptions", "user_sessions", "user_pending", "user_loop", "pending", "sessions")
 """What refuses a join, for the metrics."""
 SUBJECTS: Final = 16_384
 """Subjects whose joins are counted."""
@@ -100,6 +101,15 @@ class SessionPlaces:
                 raise self._refusal("user_resumptions", "your sessions come back too often", wait)
             most = f"at most {limits.joins_per_minute} in a minute"
             raise self._refusal("user_joins", f"you open too many sessions: {most}", wait)
+
+    def wait_for(self, payer: LoopTime) -> float:
+        """Return the seconds for which a join of a user waits, who takes too much of the event loop; 0 for none. Raises
+        `JoinLimited` where the user was slowed down again and again."""
+        now = self._clock()
+        if now < payer.refused_until:
+            words = "you take more of this relay's time than one user may while others wait"
+            raise self._refusal("user_loop", words, math.ceil(payer.refused_until - now))
+        return max(payer.held_until - now, 0.0)
 
     def enter(self, identity: Identity, *, resumes: bool, pending: int, sessions: int) -> SessionPlace:
         """Give a join a place; raises `JoinLimited`. `pending` and `sessions` are the relay's joins that wait for an

@@ -118,8 +118,9 @@ def _check_limits(config: RelayConfig, problems: Problems) -> None:
         value = getattr(limits, field.name)
         if isinstance(value, int) and value < 1:
             problems.error(f"limits.{field.name}", f"limits.{field.name}: must be at least 1, not {value}")
-    if limits.loop_share_per_address > 100:
-        problems.error("limits.loop_share_per_address", "limits.loop_share_per_address: must be at most 100 (per cent)")
+    for path in ("limits.loop_share_per_address", "limits.loop_share_per_user"):
+        if getattr(limits, path.removeprefix("limits.")) > 100:
+            problems.error(path, f"{path}: must be at most 100 (per cent)")
     if limits.join_deadline <= 0:
         problems.error("limits.join_deadline", "limits.join_deadline: must be above 0 s")
     for kind, tables in (("groups", limits.groups), ("users", limits.users)):

@@ -6,6 +6,7 @@ decides nothing. Invariant: a session has one context, which all of its parts sh
 
 from __future__ import annotations
 
+import sys
 from typing import Protocol
 
 from arcbridge.errors import ArcbridgeError
@@ -51,7 +52,7 @@ class Owner(Protocol):
 class SessionContext:
     """What the parts of one session share."""
 
-    __slots__ = ("backlog", "events", "kind", "limits", "now", "owner", "side", "stats", "streams")
+    __slots__ = ("ahead", "backlog", "events", "kind", "limits", "now", "owner", "side", "stats", "streams")
 
     def __init__(
         self, owner: Owner, side: Side, kind: Kind, limits: Limits, now: float, backlog: Backlog | None = None
@@ -65,6 +66,8 @@ class SessionContext:
         """The latest `now` that the session was given, monotonic seconds."""
         self.backlog = Backlog(limits.backlog, backlog)
         """Bytes that wait towards the peer."""
+        self.ahead = Backlog(sys.maxsize)
+        """Bytes of the peer that no reader has taken yet, as of the latest `SessionWindow.count`."""
         self.stats = Stats()
         self.events: list[Event] = []
         """What happened since the shell asked last, in order."""

@@ -184,6 +184,9 @@ class Receiver:
             whole.consumed += count
             return
         if self._lifecycle.state is State.CLOSED:
+            if stream.id in self._table.unread:
+                self._took_unread(stream, count)
+                self._context.ahead.remove(count)
             return
         if stream.receiving is ReceiveState.OPEN:
             now, keepalive = self._context.now, self._lifecycle.keepalive
@@ -197,10 +200,15 @@ class Receiver:
         elif stream.receiving is ReceiveState.RESET:
             return  # settled when it was reset
         else:
-            own.consumed += count
-            if stream.id not in self._streams and not own.unconsumed:
-                own.settle()
+            self._took_unread(stream, count)
         self._session_window.release(count)
+
+    def _took_unread(self, stream: Stream, count: int) -> None:
+        """The consumer has `count` more bytes of a stream of which no more come."""
+        own = stream.window
+        own.consumed += count
+        if not own.unconsumed and self._table.unread.pop(stream.id, None) is not None:
+            own.settle()
 
     def keep_half_free(self) -> None:
         """Let readers that stopped not starve the others; called for each so many bytes that came."""

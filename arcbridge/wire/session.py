@@ -348,6 +348,20 @@ class Session:
         """Bytes that wait towards the peer: in its streams, and sent but not confirmed."""
         return self._context.backlog
 
+    @property
+    def ahead(self) -> Backlog:
+        """Bytes of the peer that no reader has taken yet, as of the latest count (`SessionWindow.count`)."""
+        return self._context.ahead
+
+    def unread(self) -> list[Stream]:
+        """Return the streams, complete ones included, of which bytes wait for their readers."""
+        every = (*self.streams.values(), *self.stream_table.unread.values())
+        return [stream for stream in every if stream.window.unconsumed]
+
+    def share_growth(self, user: Backlog) -> None:
+        """Let streams' windows grow within `user`, of which other sessions' are parts (docs/threats.md#M22)."""
+        self.stream_table.growth.share(user)
+
     def share_churn(self, allowance: TokenBucket) -> None:
         """Draw on `allowance` for streams that end before their answers, as other sessions do (docs/threats.md#M7)."""
         self.stream_table.churn = allowance
@@ -458,7 +472,6 @@ class Session:
         self.resumption.abandon_handshake()
         self.sender.close(keep_frames=isinstance(error, SessionEnded) and error.code == GoawayCode.DRAINING)
         self.stream_table.close()
-        self.session_window.extension.clear()
         for stream in self.streams.values():
             self._context.backlog.remove(stream.held)
             stream.held = 0

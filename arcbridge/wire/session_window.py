@@ -1,7 +1,8 @@
 """The receive window of a whole session: credit for all of its streams together.
 
 The module decides when session credit is granted and how far the window is extended while readers that stopped hold a
-large part of it. It reads no frame and knows no stream. Invariant: what was granted can be stored, within
+large part of it. It also counts what no reader has taken, for the session and all it is a part of
+(`SessionContext.ahead`). It reads no frame and knows no stream. Invariant: what was granted can be stored, within
 `limits.session_window` and what the process's budget gave beyond it.
 """
 
@@ -17,12 +18,13 @@ from arcbridge.wire.window import MAX_CREDIT, Growth, ReceiveWindow
 class SessionWindow:
     """The session's account, and its extension."""
 
-    __slots__ = ("_context", "_sender", "account", "extension")
+    __slots__ = ("_closed", "_context", "_sender", "account", "extension")
 
     def __init__(self, context: SessionContext, sender: Sender, budget: Budget) -> None:
         limits = context.limits
         self._context = context
         self._sender = sender
+        self._closed = False
         # Granted in small parts: what readers that stopped leave free of the window may never come to a quarter of it.
         self.account = ReceiveWindow(FIRST_CREDIT, FIRST_CREDIT, grant=limits.session_window >> 4)
         """Payload bytes of all streams together."""
@@ -42,6 +44,21 @@ class SessionWindow:
         if self.extension.held and account.consumed + count >= account.due_at:
             self._shrink(account.granted - account.consumed - count)
         self._grant(account.consume(count, self._context.now, 0.0))
+        self.count()
+
+    def count(self) -> None:
+        """Count what no reader has taken in `ahead`. It is done where credit is handled anyway, and not for each
+        delivery, so that the count lags by less than what comes between two ACKs."""
+        if not self._closed:
+            ahead = self._context.ahead
+            ahead.add(self.account.unconsumed - ahead.held)
+
+    def close(self, unread: int) -> None:
+        """Promise nothing any more: the session is over. `unread` bytes still wait for their readers."""
+        self.extension.clear()
+        self._closed = True
+        ahead = self._context.ahead
+        ahead.add(unread - ahead.held)
 
     def keep_half_free(self) -> None:
         """Extend the window until half of its usual size is free, as far as the process has room for that.
@@ -49,6 +66,7 @@ class SessionWindow:
         A stream whose reader stopped keeps its own window full for ever, and enough of them would leave nothing to the
         streams that are read.
         """
+        self.count()
         account, usual = self.account, self._context.limits.session_window
         more = account.unconsumed + (usual >> 1) - account.size
         if more > 0:

@@ -165,7 +165,16 @@ class Stream:
         if self.sink is not None:
             self.sink(view)
         else:
-            self.inbox.append(bytes(view))
+            self.keep(view)
+
+    def keep(self, view: memoryview) -> None:
+        """Let a copy of payload wait in `inbox`. Small pieces are joined, as `put` does: frames of two bytes would take
+        thirty times their payload."""
+        inbox = self.inbox
+        if len(view) < SMALL and inbox and len(inbox[-1]) < SMALL:
+            inbox[-1] = b"".join((inbox[-1], view))
+        else:
+            inbox.append(bytes(view))
 
     def put(self, data: bytes | memoryview | bytearray) -> None:
         """Let a copy of `data` wait. Small pieces are joined: what is held is little less than the memory it takes."""

@@ -42,6 +42,7 @@ class StreamTable:
         "next_id",
         "peer_streams",
         "streams",
+        "unread",
     )
 
     def __init__(
@@ -65,6 +66,8 @@ class StreamTable:
         self.growth = Growth(limits.session_window // 2, budget)
         """Bytes by which the streams' windows grew: at most half of the session's, so that readers that stop cannot
         hold all of it."""
+        self.unread: dict[int, Stream] = {}
+        """Streams that are over but for bytes that their readers have not taken, by id."""
         self.early: list[ev.StreamOpened | ev.StreamFinished] = []
         """Events of streams that the peer opened before it was authenticated."""
         self.first_credit = FIRST_CREDIT
@@ -235,6 +238,7 @@ class StreamTable:
         """Forget early streams, and promise nothing any more: the session is over."""
         self.early.clear()
         self.growth.clear()
+        self._session_window.close(sum(stream.window.unconsumed for stream in self.unread.values()))
 
     def count_churn(self) -> None:
         """Count a stream that ended by RESET, or before its answer; end the session where too many do."""
@@ -286,3 +290,5 @@ class StreamTable:
             self.peer_streams -= 1
         if stream.receiving is ReceiveState.RESET or not stream.window.unconsumed:
             stream.window.settle()
+        else:
+            self.unread[stream.id] = stream

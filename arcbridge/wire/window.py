@@ -25,6 +25,7 @@ Policy of the receiving side, in order:
 
 from __future__ import annotations
 
+from arcbridge.wire.backlog import Backlog
 from arcbridge.wire.replay import Budget
 
 MAX_CREDIT = 2**31 - 1
@@ -42,19 +43,28 @@ LEAST_ROUND_TRIP = 0.004
 
 
 class Growth:
-    """What a session promised beyond first credit, within a bound of its own and the process's budget."""
+    """What a session promised beyond first credit, within a bound of its own, its user's and the process's budget."""
 
-    __slots__ = ("_budget", "held", "most")
+    __slots__ = ("_budget", "_user", "held", "most")
 
     def __init__(self, most: int, budget: Budget) -> None:
         self.most = most
         self.held = 0
         self._budget = budget
+        self._user = Backlog(MAX_CREDIT)
+
+    def share(self, user: Backlog) -> None:
+        """Promise within `user`, too, of which what was promised is a part from now on."""
+        self._user.remove(self.held)
+        self._user = user
+        user.add(self.held)
 
     def take(self, wanted: int) -> int:
         """Promise up to `wanted` bytes more; how many it came to."""
-        got = max(0, min(wanted, self.most - self.held, self._budget.left_to_promise))
+        user = self._user
+        got = max(0, min(wanted, self.most - self.held, user.most - user.held, self._budget.left_to_promise))
         self.held += got
+        user.add(got)
         self._budget.held += got
         return got
 
@@ -62,6 +72,7 @@ class Growth:
         """Take back `count` bytes that the peer can no longer use. After `clear` it changes nothing."""
         count = min(count, self.held)
         self.held -= count
+        self._user.remove(count)
         self._budget.held -= count
 
     def clear(self) -> None:

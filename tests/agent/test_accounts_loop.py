@@ -79,6 +79,46 @@ async def test_work_for_a_request_is_charged_to_its_user(
         assert payer.shares.total == pytest.approx(payer.spent)
 
 
+async def test_what_runs_once_a_record_is_written_is_charged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/threats.md#L47."""
+
+    def written_later(self: authorize.Authorizer, record: object, recorded: Callable[[str], None]) -> None:
+        asyncio.get_running_loop().call_soon(recorded, "")
+
+    async with running(tmp_path) as bench:
+        await settled(bench)
+        monkeypatch.setattr(authorize.Authorizer, "record_begun", written_later)
+        calls = spoil(monkeypatch, fast_path.FastPath, "_start")
+        payer = bench.caller.account.loop_time
+        before = payer.spent
+        assert (await bench.get(f"{PODS}?watch=true")).status == 200
+        assert calls
+        assert payer.spent - before >= BURNT
+
+
+async def test_a_token_is_charged_to_the_relay_until_its_user_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/threats.md#L47. Sessions of a relay whose tokens take too much wait, and those of others do not."""
+    authenticator = FakeAuthenticator()
+    authenticator.add("t", "alice")
+    sessions, _ = make_sessions(authenticator, Clock())
+    relays = sessions.accounts.relays
+    calls = spoil(monkeypatch, FakeAuthenticator, "authenticate")
+    async with joined(sessions, via="a", alone=False) as (client, _):
+        await client.wait_established()
+        assert calls
+        assert relays.of("a", 0.0).spent >= BURNT
+        relays.of("a", 0.0).held_until = ends = time.monotonic() + 0.3
+        async with (
+            joined(sessions, join_id="k" * 16, via="a", alone=False) as (late, _),
+            joined(sessions, join_id="l" * 16, via="b") as (other, _),
+        ):
+            waiting = asyncio.create_task(late.wait_established())
+            await other.wait_established()
+            assert not waiting.done()
+            await waiting
+            assert time.monotonic() > ends
+
+
 async def test_what_an_upgraded_stream_brings_is_charged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(tmp_path) as bench:
         await settled(bench)

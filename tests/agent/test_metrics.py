@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from arcbridge.agent.accounts import Accounts, Limit
+from arcbridge.agent.ahead_relief import AheadRelief
 from arcbridge.agent.backlog_relief import BacklogRelief
 from arcbridge.agent.kube.authorize import ProxyStats
 from arcbridge.agent.kube.connect_limit import ConnectLimit
@@ -52,6 +53,7 @@ def test_every_metric_can_be_read() -> None:
     parts["sessions"].resumes.refuse("secret")
     parts["sessions"].revoked = 4
     parts["sessions"].relief = BacklogRelief(memory.backlog)
+    parts["sessions"].ahead_relief = AheadRelief()
     revocations = parts["sessions"].revocations = Revocations()
     revocations.hear("relay:443", Revoke("alice", 1, True))
     denylist = Counters(error="broken")

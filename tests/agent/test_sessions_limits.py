@@ -197,3 +197,18 @@ async def test_a_renewal_changes_the_limits_of_the_session() -> None:
         held.client.open("kubernetes", second)
         await second.write(b"x")
         assert await second.read() == b"x"
+
+
+async def test_m22_the_windows_of_all_sessions_of_a_user_grow_within_one_bound() -> None:
+    async with holding() as held:  # noqa: SIM117  the one is made by the other
+        async with joined(held.sessions, join_id="k" * 16, alone=False) as (second, _):
+            await second.wait_established()
+            growths = []
+            for letter in "jk":
+                session = held.old_of(letter).session
+                assert session is not None
+                growths.append(session._machine.stream_table.growth)
+            promised = next(iter(held.sessions._open))._caller.account.promised  # type: ignore[union-attr]
+            promised.most = promised.held + 1000
+            assert growths[0].take(600) == 600
+            assert growths[1].take(600) == 400

@@ -68,11 +68,25 @@ class Fountain:
             sock.close()
 
 
+def stone() -> socket.socket:
+    """A TCP server that reads nothing, and for which the kernel keeps little."""
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(4096)
+    return listener
+
+
 @pytest.fixture(scope="module")
 def world(api: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """An organisation of this module's own, whose agent has little memory for what waits."""
-    with contextlib.closing(Fountain()) as fountain, World(api, directory=tmp_path_factory.mktemp("hostile")) as world:
+    with (
+        contextlib.closing(Fountain()) as fountain,
+        stone() as unread,
+        World(api, directory=tmp_path_factory.mktemp("hostile")) as world,
+    ):
         world.agent_settings = "limits.agent_waiting_bytes = 25165824"
+        world.targets["stone"] = (f"127.0.0.1:{unread.getsockname()[1]}", ALICE.groups)
         world.targets["fountain"] = (fountain.address, ALICE.groups)
         yield world.start()
 
@@ -227,3 +241,36 @@ def test_streams_of_a_target_that_are_not_read(world: World) -> None:
 async def reached_soon(world: World) -> None:
     """Nothing waits any more once the session is gone."""
     await reached(lambda: counters(world)["waiting_bytes"] == 0, 20)
+
+
+def test_m20_what_is_sent_ahead_of_a_target_that_reads_nothing(world: World) -> None:
+    """Twelve sessions of one user, 1536 streams: what they sent ahead took the agent to 264 MiB."""
+    largest = 0
+
+    async def run() -> None:
+        nonlocal largest
+        sessions = [await place(world).establish(place(world).people[0], limits=TAKES_NOTHING) for _ in range(12)]
+        answers = []
+        for _ in range(128):
+            for session in sessions:
+                answers.append(Answer(bytes(256 * 1024)))
+                session.open("tcp:stone", answers[-1])
+                await asyncio.sleep(0)
+
+        def looked() -> bool:
+            nonlocal largest
+            largest = max(largest, memory(world))
+            left = sum(one.stream.get_write_buffer_size() for one in answers if one.stream is not None)
+            return not left or counters(world)["unread_streams_reset_total"] >= 10
+
+        try:
+            await reached(looked, 60)
+            assert not any(session.closed for session in sessions)
+        finally:
+            for session in sessions:
+                session.close()
+                await session.wait_ended()
+
+    asyncio.run(run())
+    assert largest < MOST_MEMORY
+    asyncio.run(reached(lambda: counters(world)["ahead_bytes"] == 0, 20))

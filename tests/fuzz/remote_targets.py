@@ -255,8 +255,9 @@ def login_profile(data: bytes) -> None:
         return
     assert LoginOffer.read(json.loads(json.dumps(offer.document()))) == offer
     assert offer.issuer.startswith("https://")
-    assert all(ord(one) > 32 for one in offer.place)
-    assert all(one.isascii() and one.isprintable() for one in offer.asks_for)
+    texts = [one for one in offer.settings.values() if isinstance(one, str)]
+    texts += [text for one in offer.settings.values() if isinstance(one, tuple) for text in one]
+    assert all(32 < ord(letter) < 127 for text in texts for letter in text)
 
 
 # -- files of other programs ------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ import pytest
 from arcbridge.errors import ArcbridgeError, ConnectionLost, RemoteProtocolError, SessionEnded, StreamReset
 from arcbridge.mux import memory
 from arcbridge.mux import session as shell
-from arcbridge.mux.session import MuxSession
+from arcbridge.mux.session import AHEAD_FREE, MuxSession
+from arcbridge.wire.backlog import Backlog
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.limits import Limits
 from arcbridge.wire.records import Auth, AuthOk, Dial, Revoke, Status
@@ -691,5 +692,61 @@ def test_all_streams_can_be_reset_and_the_session_goes_on(loop: str) -> None:
             mine, theirs = await ends.stream()
             await mine.write(b"on")
             assert await theirs.read() == b"on"
+
+    run(loop, main)
+
+
+@both_loops
+def test_m20_a_session_too_far_ahead_of_its_readers_is_not_read_until_there_is_room(
+    loop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most, size, count = 1 << 20, 200_000, 20
+    monkeypatch.setattr(shell, "AHEAD_PAUSE", 0.01)
+
+    async def main() -> None:
+        user = Backlog(most)
+        async with connected("tls") as ends:
+            ends.agent.ahead.move(user)
+            pairs = [await ends.stream() for _ in range(count)]
+            for mine, theirs in pairs:
+                theirs.transport.pause_reading()
+                mine.transport.write(bytes(size))
+                mine.finish()
+            await soon(lambda: ends.agent._reading_held is not None)
+            looks = 0
+            original = ends.agent._read_on
+
+            def look(transport: asyncio.Transport) -> None:
+                nonlocal looks
+                looks += 1
+                original(transport)
+
+            monkeypatch.setattr(ends.agent, "_read_on", look)
+            await soon(lambda: looks >= 5)
+            assert most <= ends.agent._machine.unconsumed < most + 2 * AHEAD_FREE, "nothing more was read meanwhile"
+            for _, theirs in pairs:
+                theirs.transport.resume_reading()
+            got = await asyncio.gather(*(theirs.read_all() for _, theirs in pairs))
+            assert [len(one) for one in got] == [size] * count, "all of it arrives once it is taken"
+            assert user.held < AHEAD_FREE
+            ends.agent.unread()
+            assert user.held == 0
+
+    run(loop, main)
+
+
+@both_loops
+def test_m20_a_session_that_holds_little_is_read_however_much_others_hold(loop: str) -> None:
+    async def main() -> None:
+        user = Backlog(1)
+        user.add(1 << 30)
+        async with connected("tls") as ends:
+            ends.agent.ahead.move(user)
+            stalled, unread = await ends.stream()
+            unread.transport.pause_reading()
+            await stalled.write(bytes(AHEAD_FREE - 1000))
+            mine, theirs = await ends.stream()
+            await mine.write(b"x")
+            assert await theirs.read() == b"x"
 
     run(loop, main)

@@ -16,6 +16,7 @@ from arcbridge.errors import Unauthenticated, Unreachable
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.policy import PolicyFile
 from arcbridge.identity.proof import ProofKey, binding
+from arcbridge.loop_shares import LoopTimes
 from arcbridge.net.tls import ALPN_HTTP, outer_server_contexts
 from arcbridge.pki.authority import Authority, Issued
 from arcbridge.pki.enrolment import make_csr, make_key
@@ -79,6 +80,8 @@ class Relay:
     """What the relay shows."""
     copies: list[None]
     """One for each renewal that showed a copy of a credential."""
+    payers: LoopTimes[str] = field(default_factory=lambda: LoopTimes(0.0, size=100))
+    """Users' times of the loop."""
     cluster_ca: Authority = field(default_factory=lambda: Authority.create("cluster CA"))
 
     def context(self, certificate: Issued | None = None) -> ssl.SSLContext:
@@ -175,6 +178,7 @@ async def serving(
         limited=limited,
         renewed_twice=lambda: copies.append(None),
         login=login,
+        payer_of=lambda identity: made.payers.of(identity.username, 0.0),
     )
     server = HttpApiServer(app)
     await server.start()
@@ -182,8 +186,9 @@ async def serving(
     context = outer_server_contexts(issued.certificate_pem, issued.key_pem, authority.certificate_pem)[ALPN_HTTP]
     listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", port, ssl=context)
     port = listener.sockets[0].getsockname()[1]
+    made = Relay(authority, registry, clock, server, port, limited, agents, access, context.spki, copies)
     try:
-        yield Relay(authority, registry, clock, server, port, limited, agents, access, context.spki, copies)
+        yield made
     finally:
         listener.close()
         await server.close()

@@ -17,6 +17,7 @@ from arcbridge.config import RelayLimitsConfig
 from arcbridge.errors import ArcbridgeError, Unauthenticated
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.proof import UNBOUND, Binding
+from arcbridge.loop_shares import LoopTimes
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.net import client_hello
 from arcbridge.net.address import Address
@@ -118,7 +119,13 @@ class Station:
         if self.siblings is not None:
             self.fleet, self.handovers = WorkersFleet(self.siblings), Handovers(self.siblings)
         self.registry = await SqliteRegistry.open(self.directory)
-        self.pumps = Pumps(self._pump_ended)
+        self.admission = Admission(
+            self.limits.unauthenticated,
+            self.limits.unauthenticated_per_address,
+            per_second=self.limits.connections_per_second_per_address,
+        )
+        shares = self.admission.loop_times.shares
+        self.pumps = Pumps(self._pump_ended, payers=LoopTimes(0.0, size=100, shares=shares))
         self.control = ControlServer(
             lambda: contexts[ALPN_CONTROL],
             self.fleet,
@@ -141,11 +148,6 @@ class Station:
             dial_deadline=self.dial_deadline,
         )
         http = HttpHandler(lambda: contexts[ALPN_HTTP], lambda ticket: EchoUpper(), self.counters)
-        self.admission = Admission(
-            self.limits.unauthenticated,
-            self.limits.unauthenticated_per_address,
-            per_second=self.limits.connections_per_second_per_address,
-        )
         self.listener = Listener(
             {
                 client_hello.CONTROL: self.control.serve,

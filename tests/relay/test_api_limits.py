@@ -3,6 +3,7 @@
 import asyncio
 import json
 import ssl
+import time
 from collections.abc import Mapping
 
 import pytest
@@ -48,6 +49,16 @@ class Kept:
             headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
             await self.reader.readexactly(int(headers["content-length"]))
         return int(first.split()[1]), headers
+
+
+async def counting(relay: Relay, ticket: Ticket) -> asyncio.Server:
+    """Serve `relay` as a listener does that counts connections, each with `ticket`."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    load(context, relay.authority.issue_server(["127.0.0.1"]))
+    loop = asyncio.get_running_loop()
+    listener = await loop.create_server(lambda: relay.server(ticket), "127.0.0.1", 0, ssl=context)
+    relay.port = listener.sockets[0].getsockname()[1]
+    return listener
 
 
 class TestLimits:
@@ -198,11 +209,7 @@ class TestLimits:
         """The ticket says so, before a request, within its body, and after the answer; not while the relay works."""
         ticket = Admission(100, 100).enter("127.0.0.1")
         assert isinstance(ticket, Ticket)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        load(context, relay.authority.issue_server(["127.0.0.1"]))
-        loop = asyncio.get_running_loop()
-        listener = await loop.create_server(lambda: relay.server(ticket), "127.0.0.1", 0, ssl=context)
-        relay.port = listener.sockets[0].getsockname()[1]
+        listener = await counting(relay, ticket)
         seen: list[float] = []
         redeem = relay.registry.redeem_join_token
 
@@ -235,13 +242,50 @@ class TestLimits:
         ticket = admission.enter("127.0.0.1", through_proxy=True)
         assert isinstance(ticket, Ticket)
         assert ticket.came_from("192.0.2.7") == ""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        load(context, relay.authority.issue_server(["127.0.0.1"]))
-        loop = asyncio.get_running_loop()
-        listener = await loop.create_server(lambda: relay.server(ticket), "127.0.0.1", 0, ssl=context)
-        relay.port = listener.sockets[0].getsockname()[1]
+        listener = await counting(relay, ticket)
         body = relay.enrolment(JoinToken.create().text, make_key())
         assert (await relay.call("POST", "/v1/enrol", body))[0] == 403
         assert any("192.0.2.7" in line for line in everything_logged)
         listener.close()
         await listener.wait_closed()
+
+
+async def test_a_request_is_charged_to_its_address_and_then_to_its_user(relay: Relay) -> None:
+    """docs/threats.md#L46."""
+    admission = Admission(100, 100)
+    ticket = admission.enter("127.0.0.1")
+    assert isinstance(ticket, Ticket)
+    listener = await counting(relay, ticket)
+    address, ann = admission.loop_times.of("127.0.0.1", 0.0), relay.payers.of("ann", 0.0)
+    async with Kept(relay) as kept:
+        assert (await kept.ask("/v1/ca"))[0] == 200
+        spent = address.spent
+        assert spent > 0.0
+        assert ann.spent == 0.0
+        assert (await kept.ask("/v1/clusters", "token-of-ann"))[0] == 200
+        assert address.spent > spent
+        assert ann.spent == ann.inner > 0.0
+    listener.close()
+    await listener.wait_closed()
+
+
+async def test_requests_of_who_takes_too_much_of_the_loop_wait_and_are_refused_at_last(relay: Relay) -> None:
+    """docs/threats.md#L46."""
+    admission = Admission(100, 100)
+    ticket = admission.enter("127.0.0.1")
+    assert isinstance(ticket, Ticket)
+    listener = await counting(relay, ticket)
+    address, ann = admission.loop_times.of("127.0.0.1", 0.0), relay.payers.of("ann", 0.0)
+    async with Kept(relay) as kept:
+        for payer in (address, ann):
+            payer.held_until = time.monotonic() + 0.2
+            assert (await kept.ask("/v1/clusters", "token-of-ann"))[0] == 200
+            assert time.monotonic() > payer.held_until
+        ann.refused_until = time.monotonic() + 7.0
+        status, headers = await kept.ask("/v1/clusters", "token-of-ann")
+        assert (status, headers["retry-after"] in ("6", "7")) == (429, True)
+        assert (await kept.ask("/v1/clusters", "token-of-bob"))[0] == 200, "it is the user's alone"
+        address.refused_until = time.monotonic() + 7.0
+        assert (await kept.ask("/v1/clusters", "token-of-bob"))[0] == 429
+    listener.close()
+    await listener.wait_closed()

@@ -9,13 +9,16 @@ import hashlib
 import os
 import random
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 
 import pytest
 
+from arcbridge.identity.claims import Identity
+from arcbridge.loop_shares import LoopTime
 from arcbridge.net.sockets import receive, reset, send_all
 from arcbridge.relay.pipes import PipePool
-from arcbridge.relay.pump import BUDGET, HELD, Pump, Pumps
+from arcbridge.relay.pump import BUDGET, HELD, SAMPLE, Pump, Pumps
 from tests.net.ends import tcp_pair
 
 MIB = 1 << 20
@@ -35,11 +38,18 @@ class Bench:
         self.ended.append(pump)
         self.arrived.set()
 
-    async def pair(self, **left_over: bytes) -> tuple[socket.socket, socket.socket, Pump]:
+    async def pair(self, user: str = "", **left_over: bytes) -> tuple[socket.socket, socket.socket, Pump]:
         client, relay_client = await tcp_pair()
         agent, relay_agent = await tcp_pair()
         self.ends += [client, agent]
-        return client, agent, self.pumps.join(relay_client, relay_agent, cluster="prod", **left_over)
+        identity = Identity(user, "", (), f"i#{user}", "i", 0.0) if user else None
+        pump = self.pumps.join(relay_client, relay_agent, cluster="prod", identity=identity, **left_over)
+        return client, agent, pump
+
+    def over(self, pump: Pump, seconds: float) -> None:
+        """Say that the payer of `pump` took more than its share."""
+        pump.payer.held_until = time.monotonic() + seconds
+        pump.payer.on_over(seconds)
 
     async def end(self) -> Pump:
         async with asyncio.timeout(5):
@@ -327,3 +337,96 @@ async def test_only_pairs_of_which_a_side_is_not_read_are_looked_at(bench: Bench
     assert await bench.end() is pump
     assert not bench.pumps._not_reading
     assert not idle.look()
+
+
+async def test_the_pairs_of_a_user_share_an_account_and_small_reads_are_sampled(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/threats.md#L44."""
+    client, agent, first = await bench.pair("alice")
+    (_, _, second), (_, _, other), (_, _, unknown) = [await bench.pair(user) for user in ("alice", "bob", "")]
+    assert first.payer is second.payer
+    assert len({first.payer, other.payer, unknown.payer}) == 3, "without a user the cluster pays"
+    measured = []
+    charge = LoopTime.charge
+
+    def counted(self: LoopTime, now: float, began: float, before: float) -> None:
+        measured.append(self)
+        charge(self, now, began, before)
+
+    monkeypatch.setattr(LoopTime, "charge", counted)
+    for _ in range(4 * SAMPLE):
+        await send_all(client, b"key")
+        assert await exactly(agent, 3) == b"key"
+    assert measured == 4 * [first.payer]
+    assert first.payer.spent > 0.0
+    assert other.payer.spent == 0.0
+    await send_all(client, bytes(MIB))
+    await exactly(agent, MIB)
+    if bench.pumps.pipes.open:
+        assert len(measured) > 4 + MIB // BUDGET, "each move of bulk is measured"
+
+
+async def test_pairs_of_a_user_over_the_share_pause_and_lose_nothing(bench: Bench) -> None:
+    """docs/threats.md#L44. Both pairs move bulk both ways, are paused again and again, and end in order."""
+    pairs = [await bench.pair("alice") for _ in range(2)]
+    data = random.Random(1).randbytes(8 * MIB)
+    stopped = False
+
+    async def interfere() -> None:
+        while not stopped:
+            bench.over(pairs[0][2], 0.002)
+            await asyncio.sleep(0.004)
+
+    interfering = asyncio.create_task(interfere())
+    moves = []
+    for client, agent, _ in pairs:
+        moves += [send_in_pieces(client, data, lambda: 100_000), read_all(agent)]
+        moves += [send_in_pieces(agent, data, lambda: 1 << 18), read_all(client)]
+    results = await asyncio.gather(*moves)
+    stopped = True
+    await interfering
+    assert [one for one in results if one] == 4 * [(len(data), hashlib.sha256(data).hexdigest())]
+    assert [pump.error for pump in bench.ended] == [None, None]
+    assert not bench.pumps._accounts
+
+
+async def test_a_pause_is_the_users_alone_and_a_new_pair_shares_it(bench: Bench) -> None:
+    client, agent, pump = await bench.pair("alice")
+    near, far, _ = await bench.pair("bob")
+    bench.over(pump, 3600.0)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    late, _, joined = await bench.pair("alice")
+    assert pump.paused
+    assert joined.paused
+    for one in (client, agent, late, near):
+        await send_all(one, b"bytes")
+    assert await exactly(far, 5) == b"bytes"
+    assert pump.bytes_to_agent == pump.bytes_to_client == joined.bytes_to_agent == 0
+    reset(agent)  # the sweep finds what no read does
+    assert await bench.end() is pump
+    assert await receive(far, 0) == b""
+    with pytest.raises(ConnectionResetError):
+        await receive(client, 1)
+
+
+async def test_a_pause_passes_on_what_is_held_and_an_end_comes_after_it(bench: Bench) -> None:
+    client, agent, pump = await bench.pair("alice")
+    await fill(client, pump)
+    held = pump.bytes_to_agent + pump.held
+    bench.over(pump, 3600.0)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    count = 0
+    async with asyncio.timeout(5):
+        while count < held:
+            count += len(await receive(agent, 1 << 18))
+    assert count == held, "what was held comes, and nothing else"
+    client.shutdown(socket.SHUT_WR)
+    pump.payer.held_until = 0.0
+    bench.pumps._accounts[pump.payer]._go_on()
+    await read_all(agent)
+    agent.close()
+    assert await bench.end() is pump
+    assert pump.error is None

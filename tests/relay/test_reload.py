@@ -159,7 +159,7 @@ async def test_whatever_goes_wrong_the_last_good_settings_stay(
         good = relay.config
         relay.config.policy.write_text(POLICY.replace("alice", "bob"))
         relay.config.authentication.write_text(CONFIG.replace("issuer.example", "other.example"))
-        relay.config = replace(relay.config, proof="off", limits=RelayLimitsConfig(sessions=7))
+        relay.config = replace(relay.config, proof="off", limits=RelayLimitsConfig(sessions=7, loop_share_per_user=7))
         with monkeypatch.context() as patch:
             patch.setattr(part, _once(part))
             (told,) = await relay.told("failed", "settings not reloaded")
@@ -184,6 +184,7 @@ def in_force(reload: Reload) -> list[object]:
         reload._proofs.policy,
         reload._policy._policy.rules,
         reload._certificate.loaded,
+        reload._payers._share,
     ]
 
 

@@ -18,16 +18,20 @@ from arcbridge.errors import ConnectionLost, JoinRefused
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.proof import ProofChecker, ProofKey, ProofPolicy, binding, refusal_in, spki_of
 from arcbridge.identity.refusal import GROUPS_UNAVAILABLE, GroupsUnavailable, TokenRefused, Told, told_in
+from arcbridge.loop_shares import LoopTime
 from arcbridge.net import join as join_module
 from arcbridge.net.join import JoinCode, client_join
 from arcbridge.net.sockets import receive, reset, send_all
 from arcbridge.net.tls import ALPN_JOIN
 from arcbridge.net.tlspipe import TlsPipe
 from arcbridge.relay import rendezvous as rendezvous_module
+from arcbridge.relay.access import Loss
+from arcbridge.relay.admission import Admission, Ticket
 from arcbridge.relay.session_places import SessionPlaces
 from arcbridge.wire.records import Dial, JoinReply, JoinRequest, Status
 from tests.net.ends import RELAY, authority, client_context
 from tests.relay.station import Agent, Station, consent_and_join, refuse, station, swallow
+from tests.relay.test_session_places import person
 
 
 async def exactly(sock: socket.socket, size: int) -> bytes:
@@ -313,6 +317,101 @@ async def test_joins_without_end_of_one_user(tmp_path: Path) -> None:
             task.cancel()
         await asyncio.gather(*flood, return_exceptions=True)
     assert relay.counters.joins["limit"] == 25
+
+
+async def test_a_join_is_charged_to_its_address_and_then_to_its_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/threats.md#L45."""
+    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
+        await agent.registered()
+        alice, address = relay.pumps.payer_of(person("alice")), relay.admission.loop_times.of("127.0.0.1", 0.0)
+        judged: list[LoopTime] = []
+        verify, loss = relay.rendezvous._verifier.verify, relay.access.loss
+
+        async def verified(token: str) -> Identity:
+            judged.append(address)
+            assert alice.spent == 0.0
+            return await verify(token)
+
+        def lost(identity: Identity | None, cluster: str) -> Loss | None:
+            judged.append(alice)
+            until = time.monotonic() + 0.02
+            while time.monotonic() < until:
+                pass
+            return loss(identity, cluster)
+
+        monkeypatch.setattr(relay.rendezvous._verifier, "verify", verified)
+        monkeypatch.setattr(relay.access, "loss", lost)
+        near, _ = await relay.join("alice")
+        near.close()
+        assert judged[:2] == [address, alice]
+        assert address.spent > 0.0
+        assert alice.spent >= 0.02 * judged.count(alice)
+        assert alice.inner >= 0.02 * judged.count(alice), "its address does not count it as one that waits"
+
+
+async def test_joins_of_a_user_who_takes_too_much_of_the_loop_wait_or_are_refused(tmp_path: Path) -> None:
+    """docs/threats.md#L45. Other users behind the same address come in meanwhile."""
+    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
+        await agent.registered()
+        alice = relay.pumps.payer_of(person("alice"))
+        alice.held_until = time.monotonic() + 0.5
+        waiting = asyncio.create_task(relay.join("alice"))
+        bob, _ = await relay.join("bob")
+        near, _ = await waiting
+        assert time.monotonic() > alice.held_until
+        alice.refused_until = time.monotonic() + 7.0
+        with pytest.raises(JoinRefused, match="more of this relay's time than one user may") as caught:
+            await relay.join("alice")
+        assert code_of(caught) == JoinCode.LIMIT
+        assert caught.value.retry_after in (6, 7)
+        for sock in (near, bob):
+            sock.close()
+
+
+@pytest.mark.parametrize("others", [False, True])
+async def test_many_users_behind_one_address_all_come_back_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: bool
+) -> None:
+    """docs/threats.md#L49: after a restart of the relay. The loop is late all the time and an address has nearly no
+    share of it. Nobody is slowed down while no other address comes; else each connection waits once, a moment. None is
+    refused or closed to make room."""
+    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
+        await agent.registered()
+        times = relay.admission.loop_times
+        times.change(0.001, time.monotonic())
+        held: list[float] = []
+        wait = Admission.held_for
+
+        def held_for(admission: Admission, ticket: Ticket) -> float:
+            address = times.of(ticket.source, time.monotonic())
+            # Waits of seconds would be as bounded, and the test would take as long.
+            address.held_until = min(address.held_until, time.monotonic() + 0.2)
+            held.append(wait(admission, ticket))
+            return held[-1]
+
+        monkeypatch.setattr(Admission, "held_for", held_for)
+        monkeypatch.setattr(relay.policy, "allows", lambda identity, cluster: True)
+
+        async def keep_late() -> None:
+            while True:
+                times.shares.note_late(time.monotonic())
+                if others:
+                    times.of("192.0.2.9", 0.0).run(lambda: time.sleep(0.0001))
+                await asyncio.sleep(0.001)
+
+        late = asyncio.create_task(keep_late())
+        joined = await asyncio.gather(*(relay.join(f"user{number}") for number in range(40)))
+        late.cancel()
+        assert (times.shares.over > 0.0) is others
+        assert any(held) is others
+        assert len(held) == 2 * len(joined), "each join's client and agent, once"
+        assert not any(count for result, count in relay.counters.joins.items() if result != "ok")
+        assert not any(relay.counters.rejected.values())
+        assert not any(relay.admission.evicted().values())
+        for sock, _ in joined:
+            sock.close()
 
 
 async def test_a_session_counts_for_its_user_until_it_ends(tmp_path: Path) -> None:

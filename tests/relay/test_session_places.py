@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from arcbridge.config import RelayLimitsConfig, RelayUserLimitsConfig
 from arcbridge.identity.claims import Identity
+from arcbridge.loop_shares import LoopShares, LoopTime
 from arcbridge.net.join import JoinCode
 from arcbridge.relay.session_places import LIMITS, JoinLimited, SessionPlace, SessionPlaces
 from tests.relay.test_admission import Clock
@@ -65,6 +66,23 @@ def test_resumptions_of_one_user_have_a_rate_of_their_own() -> None:
     entered(places, ALICE)
     clock.now += 6
     entered(places, ALICE, resumes=True)
+
+
+def test_joins_of_a_user_over_the_share_of_the_loop_wait_and_are_refused_at_last() -> None:
+    """docs/threats.md#L45."""
+    clock = Clock()
+    places = SessionPlaces(RelayLimitsConfig(), clock=clock)
+    payer = LoopTime(LoopShares(), lambda seconds: None)
+    assert places.wait_for(payer) == 0.0
+    payer.held_until = clock.now + 2.0
+    assert places.wait_for(payer) == pytest.approx(2.0)
+    payer.refused_until = clock.now + 3.0
+    with pytest.raises(JoinLimited, match="more of this relay's time than one user may") as caught:
+        places.wait_for(payer)
+    assert (caught.value.code, caught.value.retry_after) == (JoinCode.LIMIT, 3)
+    assert places.refused["user_loop"] == 1
+    clock.now += 3.0
+    assert places.wait_for(payer) == 0.0
 
 
 def test_sessions_of_one_user() -> None:

@@ -97,6 +97,14 @@ ERRORS: list[tuple[Callable[[Path], dict[str, Any]], str]] = [
     (lambda at: {"proxy_protocol_from": ("balancer",)}, "proxy_protocol_from: 'balancer' is no address or network"),
     (lambda at: {"workers": 65}, "workers: 1 to 64"),
     (lambda at: {"limits": RelayLimitsConfig(sessions=-5)}, "limits.sessions: must be at least 1, not -5"),
+    (
+        lambda at: {"limits": RelayLimitsConfig(loop_share_per_user=101)},
+        "limits.loop_share_per_user: must be at most 100",
+    ),
+    (
+        lambda at: {"limits": RelayLimitsConfig(loop_share_per_address=101)},
+        "limits.loop_share_per_address: must be at most 100",
+    ),
     (lambda at: {"limits": RelayLimitsConfig(pending_joins=0)}, "limits.pending_joins: must be at least 1"),
     (lambda at: {"limits": RelayLimitsConfig(join_deadline=0.0)}, "limits.join_deadline: must be above 0 s"),
     (lambda at: {"limits": users(sessions=-1)}, 'limits.users."a".sessions: must be 0'),

@@ -198,3 +198,20 @@ def test_a_ping_that_asks_about_payload_is_no_flood() -> None:
     assert parts.receiver.ping_came() == 0
     with pytest.raises(Violation):
         parts.receiver.ping_came()
+
+
+def test_m20_bytes_of_a_complete_stream_count_until_their_reader_has_them() -> None:
+    parts = Parts()
+    parts.table.peer_opens(1, "kubernetes")
+    stream = parts.table.streams[1]
+    parts.feed(data(1, bytes(1000)))
+    parts.table.peer_finished(stream)
+    parts.table.finish(stream)
+    assert list(parts.table.unread) == [1]
+    parts.receiver.consumed(stream, 400)
+    parts.lifecycle.close(Violation(GoawayCode.DONE, ""))  # type: ignore[arg-type]
+    parts.table.close()
+    assert parts.context.ahead.held == 600
+    parts.receiver.consumed(stream, 600)
+    assert parts.context.ahead.held == 0
+    assert not parts.table.unread

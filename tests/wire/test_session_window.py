@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from arcbridge.wire.backlog import Backlog
 from arcbridge.wire.frames import FIRST_CREDIT, U32, FrameType, frame
 from arcbridge.wire.limits import KIB, Limits
 from tests.wire.parts import Parts
@@ -67,3 +68,19 @@ def test_it_is_no_larger_than_the_process_has_room_for() -> None:
     parts.window.keep_half_free()
     assert parts.window.account.size == SIZE
     assert parts.written() == b""
+
+
+def test_m20_what_no_reader_has_taken_counts_for_the_user() -> None:
+    user = Backlog(SIZE)
+    parts = opened()
+    parts.context.ahead.move(user)
+    assert parts.window.account.receive(SIZE // 2)
+    assert user.held == 0
+    parts.window.keep_half_free()
+    assert user.held == SIZE // 2
+    parts.window.release(SIZE // 4)
+    assert user.held == SIZE // 4
+    parts.window.close(100)
+    assert user.held == 100, "a complete stream goes on to its reader"
+    parts.window.count()
+    assert user.held == 100

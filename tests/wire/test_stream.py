@@ -62,6 +62,15 @@ def test_payload_waits_until_there_is_a_sink() -> None:
     assert one.bytes_received == 9
 
 
+def test_m20_payload_that_waits_takes_little_more_than_its_bytes() -> None:
+    """In frames of two bytes: one object for each took thirty times as much."""
+    one = stream()
+    for _ in range(20_000):
+        one.deliver(memoryview(b"ab"))
+    assert b"".join(one.inbox) == b"ab" * 20_000
+    assert sum(map(sys.getsizeof, one.inbox)) < 1.1 * 40_000
+
+
 @pytest.mark.parametrize("state", [ReceiveState.FINISHED, ReceiveState.RESET])
 def test_payload_after_the_end_is_dropped(state: ReceiveState) -> None:
     one = stream()

@@ -5,7 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcbridge.wire.window import LEAST_ROUND_TRIP, QUICK, ReceiveWindow
+from arcbridge.wire.backlog import Backlog
+from arcbridge.wire.replay import Budget
+from arcbridge.wire.window import LEAST_ROUND_TRIP, QUICK, Growth, ReceiveWindow
 
 KIB = 1024
 
@@ -127,3 +129,19 @@ def test_stored_bytes_that_are_read_at_once_prove_nothing() -> None:
         while window.unconsumed:
             window.consume(min(16 * KIB, window.unconsumed), now, 0.01)
     assert window.size == 256 * KIB
+
+
+def test_m22_windows_grow_within_what_their_user_has() -> None:
+    process, user = Budget(1 << 30), Backlog(1000)
+    first, second = Growth(800, process), Growth(800, process)
+    assert first.take(300) == 300
+    for growth in (first, second):
+        growth.share(user)
+    assert user.held == 300
+    assert second.take(900) == 700
+    assert first.take(1) == 0
+    second.give(100)
+    assert first.take(500) == 100
+    second.clear()
+    assert (user.held, process.held) == (400, 400)
+    assert Growth(800, process).take(500) == 500, "another user's"

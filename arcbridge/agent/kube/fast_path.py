@@ -136,7 +136,9 @@ class FastPath(asyncio.Protocol):
         try:
             plan = self._authorizer.authorize(self._context, head, record)
             if plan.begins:
-                self._authorizer.record_begun(record, lambda refusal: self._recorded(record, plan, refusal))
+                # The writer calls from outside of all measurements.
+                run = caller.account.loop_time.run
+                self._authorizer.record_begun(record, lambda why: run(lambda: self._recorded(record, plan, why)))
             else:
                 self._start(record, plan)
         except Exception as error:

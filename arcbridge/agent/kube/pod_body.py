@@ -1,9 +1,10 @@
 """Finds in the body of a write to a pod what an audit must show: privileges, and containers that are added to it.
 
-It looks at bodies of a bounded length, in JSON or in Kubernetes' protobuf, on their way to the API server; others are
-said to be `unparsed`, and so is CBOR. It changes nothing and decides nothing. Invariants: a body is held once, up to
-MAX_BODY, and on its user's account; reading it takes memory and time in proportion to its bytes, whatever they are; its
-last byte leaves after the record of what it asks for is written.
+It looks at bodies of a bounded length and number of values, in JSON or in Kubernetes' protobuf, on their way to the API
+server; others are said to be `unparsed`, and so is CBOR. It changes nothing and decides nothing. Invariants: a body is
+held once, up to MAX_BODY, and on its user's account; reading it takes memory and time in proportion to its bytes,
+whatever they are, and no more than MAX_VALUES or MAX_FIELDS are worth; its last byte leaves after the record of what it
+asks for is written.
 
 What is privileged: what the Pod Security Standard "Baseline" refuses outright (privileged containers, the host's
 namespaces and paths, added capabilities, HostProcess).
@@ -25,10 +26,17 @@ from arcbridge.wire.backlog import Backlog
 
 MAX_BODY = 128 * 1024
 """Bytes of a body that is looked at; a pod's manifest has a few thousand."""
+MAX_VALUES = 8192
+"""Values of a JSON body that is looked at, where a comma in a text counts, too: ten times what a large pod with its
+managed fields has. As many take some 20 ms of the event loop; 40 000 took 200 ms."""
+MAX_FIELDS = 4096
+"""Fields of a body in protobuf, in which a pod's managed fields are one: each costs twice as much."""
 MAX_PATH = 16
 """Segments of a JSON patch's path that are read, from its end; a privilege of a pod lies seven deep."""
 
 _MAGIC = b"k8s\x00"
+_JSON_PATCH = "application/json-patch+json"
+_TOO_MANY: dict[str, Value] = {"unparsed": "too many values"}
 _HOST = ("hostNetwork", "hostPID", "hostIPC")
 
 
@@ -98,12 +106,16 @@ def pod_details(body: bytes, content_type: str, *, commands: bool) -> dict[str, 
         if body.startswith(_MAGIC):
             document: Any = _pod_of_protobuf(body)
         else:
+            if _values(body, patch=content_type == _JSON_PATCH) > MAX_VALUES:
+                return dict(_TOO_MANY)
             # kubectl writes JSON also where the type says YAML (server-side apply).
             document = json.loads(body, object_pairs_hook=_Object)
+    except _TooManyFieldsError:
+        return dict(_TOO_MANY)
     except (ValueError, RecursionError, IndexError):
         return {"unparsed": content_type.rpartition("/")[2] or "malformed"}
     found = _Found(commands)
-    for value in _patched(document) if content_type == "application/json-patch+json" else [document]:
+    for value in _patched(document) if content_type == _JSON_PATCH else [document]:
         found.look(value)
     details = found.details()
     if found.is_excerpt():  # what was cut and counted has no hash of its own
@@ -116,6 +128,11 @@ class _Object(list[tuple[str, Any]]):
     """A JSON object with all its pairs: of a key that stands there twice, Go merges the values, so both count."""
 
     __slots__ = ()
+
+
+def _values(body: bytes, *, patch: bool) -> int:
+    """Return how many values a body in JSON has at most, without reading it; a path's segments of a `patch` count."""
+    return 1 + sum(map(body.count, (b",", b"[", b"{", b"/") if patch else (b",", b"[", b"{")))
 
 
 def _patched(document: Any) -> Iterator[Any]:
@@ -262,21 +279,25 @@ _POD: _Table = {
 }
 
 
+class _TooManyFieldsError(ValueError):
+    """A body has more than MAX_FIELDS."""
+
+
 def _pod_of_protobuf(body: bytes) -> _Object:
     """Return the wanted fields of a Pod as JSON has them. Raises ValueError or IndexError."""
-    raw = b""
-    for number, value in _message(body[len(_MAGIC) :]):
+    raw, left = b"", iter(range(MAX_FIELDS))
+    for number, value in _message(body[len(_MAGIC) :], left):
         if number == 2 and isinstance(value, bytes):
             raw = value
         elif number == 3 and value:
             raise ValueError("an encoded message")
-    return _object(raw, _POD)
+    return _object(raw, _POD, left)
 
 
-def _object(data: bytes, table: _Table) -> _Object:
+def _object(data: bytes, table: _Table, left: Iterator[int]) -> _Object:
     pairs = _Object()
     lists: dict[str, list[Any]] = {}
-    for number, value in _message(data):
+    for number, value in _message(data, left):
         name, kind = table.get(number, ("", None))
         if kind is None:
             continue
@@ -288,7 +309,7 @@ def _object(data: bytes, table: _Table) -> _Object:
         elif not isinstance(value, bytes):
             raise ValueError("a field of another kind")
         else:
-            item = value.decode() if inner is str else _object(value, inner)
+            item = value.decode() if inner is str else _object(value, inner, left)
         if not name:
             pairs += item
         elif isinstance(kind, list):
@@ -299,10 +320,15 @@ def _object(data: bytes, table: _Table) -> _Object:
     return pairs
 
 
-def _message(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Yield the fields of a protobuf message: number, and an integer or bytes. Raises ValueError or IndexError."""
+def _message(data: bytes, left: Iterator[int]) -> Iterator[tuple[int, int | bytes]]:
+    """Yield the fields of a protobuf message: number, and an integer or bytes. Raises ValueError or IndexError.
+
+    `left` yields once for each field that may still come, of the whole body.
+    """
     position = 0
     while position < len(data):
+        if next(left, None) is None:
+            raise _TooManyFieldsError
         tag, position = _varint(data, position)
         kind = tag & 7
         if kind == 0:

@@ -286,6 +286,31 @@ async def test_a_large_answer_to_a_caller_who_does_not_read_is_held_back(bench: 
     assert total == size
 
 
+async def test_m20_a_body_that_the_api_server_does_not_read_counts_until_its_stream_ends(bench: Bench) -> None:
+    size, reset = 32 * 1024 * 1024, asyncio.Event()
+
+    async def unread(exchange: Exchange) -> None:
+        await reset.wait()
+
+    bench.api.read_body = False
+    bench.api.routes[PODS] = unread
+    wire = bench.stream()
+    await wire.send(f"POST {PODS} HTTP/1.1\r\nHost: k\r\nContent-Length: {size}\r\n\r\n".encode())
+    assert wire.io.transport is not None
+    wire.io.transport.write(bytes(size))
+    (agent,) = bench.agents
+    async with asyncio.timeout(20):
+        while agent.ahead.held < agent._machine.limits.stream_window // 2:
+            await asyncio.sleep(0.01)
+            waiting = agent.unread()
+        assert agent.ahead.held == sum(stream.window.unconsumed for stream in waiting)
+        agent.reset(waiting[0], ResetCode.IDLE)
+        assert not agent.unread()
+        assert agent.ahead.held == 0
+        reset.set()
+        assert (await bench.audit.wait(1))[0].outcome == "cut"
+
+
 async def test_an_early_answer_ends_the_stream_in_order(bench: Bench) -> None:
     async def early(exchange: Exchange) -> None:
         await exchange.send(reply(413, b"too large", "Connection: close"))
