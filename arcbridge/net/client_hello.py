@@ -19,6 +19,10 @@ from typing import Final
 MAX_HELLO: Final = 16 * 1024
 """Bytes peeked at most. OpenSSL 3.5 with a post-quantum share sends 1.5 KiB; a browser at most about 2 KiB."""
 
+MAX_RECORDS: Final = 8
+"""Records in which a ClientHello may come: clients send one or two. Each may take two looks at all that is there, so a
+hello in records of one byte would cost the square of its length (docs/threats.md#J26)."""
+
 CONTROL: Final = b"arcbridge-control/1"
 JOIN: Final = b"arcbridge-join/1"
 HOP: Final = b"arcbridge-hop/1"
@@ -41,6 +45,7 @@ class Reason(Enum):
     SSLV2 = "sslv2"
     NOT_TLS = "not_tls"
     TOO_LARGE = "hello_too_large"
+    MANY_RECORDS = "hello_many_records"
     MALFORMED = "hello_malformed"
 
 
@@ -97,6 +102,8 @@ def peek(data: bytes | memoryview) -> ClientHello | Incomplete | NotTls:
             return NotTls(Reason.MALFORMED)
         at += 5 + length
         overhead += 5
+        if overhead > 5 * MAX_RECORDS:
+            return NotTls(Reason.MANY_RECORDS)
         if len(message) >= 4:
             whole = 4 + int.from_bytes(message[1:4], "big")
             # Judged as soon as it is known: a verdict must not depend on how much has come behind it.

@@ -21,6 +21,7 @@ from aiohttp import web
 from arcbridge.loop_shares import LoopShares, LoopTime, no_call
 from arcbridge.relay.admission import Ticket
 from arcbridge.relay.api_answers import ApiRefusal, answer_of, error_answer, internal_answer
+from arcbridge.relay.http_heads import FIELD_LIMIT, MAX_HEADERS, HeadParser
 from arcbridge.untrusted_json import read_json
 
 BODY_LIMIT = 64 * 1024
@@ -43,9 +44,6 @@ ANONYMOUS_REQUESTS = 100
 
 ANSWER_DEADLINE = 15.0
 """Seconds beyond its life that a connection has to end the request that is under way: a body has `BODY_DEADLINE`."""
-
-FIELD_LIMIT = 64 * 1024
-"""Bytes of one header: access tokens with many groups exceed aiohttp's 8190."""
 
 no_payer = LoopTime(LoopShares(), no_call)
 """Pays where no listener counts connections; nobody is slowed down then."""
@@ -109,9 +107,12 @@ class _Connection(web.RequestHandler):
             access_log=None,  # type: ignore[arg-type]
             max_line_size=FIELD_LIMIT,
             max_field_size=FIELD_LIMIT,
+            max_headers=MAX_HEADERS,
+            read_bufsize=BODY_LIMIT,
             lingering_time=2.0,
             auto_decompress=False,
         )
+        self._parser = HeadParser(self._parser)  # type: ignore[assignment, arg-type]
         self._owner = owner
         self._ticket = ticket
         self.loop_time = no_payer if ticket is None else ticket.loop_time or no_payer
@@ -245,7 +246,7 @@ class _Connection(web.RequestHandler):
             raise ConnectionError("the answer has begun: it can only be cut off")
         if status < 500:
             answer = error_answer(
-                HTTPStatus.BAD_REQUEST, "the request is not well-formed HTTP, or a header is too long"
+                HTTPStatus.BAD_REQUEST, "the request is not well-formed HTTP, or the request's head is too long"
             )
         else:
             answer = internal_answer()

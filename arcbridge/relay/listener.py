@@ -29,6 +29,7 @@ import structlog
 
 from arcbridge.errors import ConfigError
 from arcbridge.limiters import Bursts
+from arcbridge.loop_shares import LoopTime
 from arcbridge.net import client_hello
 from arcbridge.net.address import Address
 from arcbridge.net.descriptors import limit
@@ -187,6 +188,9 @@ class Listener:
 
     # -- dispatch --------------------------------------------------------------------------------------------------
 
+    def loop_time(self, ticket: Ticket) -> LoopTime:
+        return self._admission.loop_time(ticket)
+
     def refused(self, arrival: _Arrival, reason: str) -> None:
         """Close a connection for which the bound `reason` has no place."""
         self._arrivals.discard(arrival)
@@ -331,6 +335,9 @@ class _Arrival:
         loop.add_reader(self.sock.fileno(), self._readable)
 
     def _readable(self) -> None:
+        self._listener.loop_time(self.ticket).run(self._look)
+
+    def _look(self) -> None:
         try:
             data = self.sock.recv(client_hello.MAX_HELLO, socket.MSG_PEEK)
         except (BlockingIOError, InterruptedError):

@@ -99,9 +99,9 @@ async def _outcomes(data: bytes, size: int) -> list[Outcome]:
     return found
 
 
-def read_head(data: bytes) -> list[Outcome]:
+def read_head(data: bytes, size: int = 16 * 1024) -> list[Outcome]:
     """Read a stream as the general entrance does, in the pieces in which a session hands it over."""
-    return _LOOP.run_until_complete(_outcomes(data, 16 * 1024))
+    return _LOOP.run_until_complete(_outcomes(data, size))
 
 
 def head(data: bytes) -> None:

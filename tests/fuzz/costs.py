@@ -184,18 +184,18 @@ def growth(read: Read, shape: Shape, size: int) -> str:
     if steps(read, whole) < STEP_ALLOWANCE / 10:
         return ""  # fewer turns of a loop than a square of any length that counts
     many = lines(read, whole)
-    if many > LINE_ALLOWANCE and _is_square(many, fewer := lines(read, half), few := lines(read, quarter)):
+    if many > LINE_ALLOWANCE and is_square(many, fewer := lines(read, half), few := lines(read, quarter)):
         return f"{few} lines of Python become {fewer} and {many}"
     if steps(read, whole) < STEP_ALLOWANCE:
         return ""
     for repeats in (1, 5):  # what seems slow is tried again: others use the machine, too
         most, more, less = (steps(read, data, repeats) for data in (whole, half, quarter))
-        if not _is_square(most, more, less):
+        if not is_square(most, more, less):
             return ""
     return f"{less:.0f} steps become {more:.0f} and {most:.0f}"
 
 
-def _is_square(whole: float, half: float, quarter: float) -> bool:
+def is_square(whole: float, half: float, quarter: float) -> bool:
     """Return whether work grows with the square of a length (4 and 16 times) and not with it (2 and 4 times)."""
     return whole > 2.8 * half and whole > 8 * quarter
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import deque
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,7 +28,7 @@ from arcbridge.identity.claims import map_claims
 from arcbridge.identity.policy import Policy
 from arcbridge.identity.refusal import TokenRefused
 from arcbridge.net import join as joins
-from arcbridge.net.client_hello import peek
+from arcbridge.net.client_hello import Incomplete, peek
 from arcbridge.pki import pins
 from arcbridge.wire.decoder import Decoder
 from tests.fuzz import caller_targets, remote_targets, targets
@@ -38,11 +39,19 @@ PIECE = 16 * 1024
 """Bytes that arrive at once."""
 
 
-def _join(data: bytes) -> None:
-    waiting = list(targets.pieces(data, PIECE))
+def _client_hello(data: bytes) -> None:
+    """As the listener reads: again once what was asked for is there."""
+    size, answer = 0, peek(b"")
+    while isinstance(answer, Incomplete) and size < answer.need <= len(data):
+        size = answer.need
+        answer = peek(data[:size])
+
+
+def _join(data: bytes, size: int = PIECE) -> None:
+    waiting = deque(targets.pieces(data, size))
 
     async def read() -> bytes:
-        return waiting.pop(0) if waiting else b""
+        return waiting.popleft() if waiting else b""
 
     try:
         _LOOP.run_until_complete(joins._read_record(SimpleNamespace(read=read)))  # type: ignore[arg-type]
@@ -50,10 +59,10 @@ def _join(data: bytes) -> None:
         pass
 
 
-def _decoder(data: bytes) -> None:
+def _decoder(data: bytes, size: int = PIECE) -> None:
     seen, reader = targets._Seen(), Decoder()
     try:
-        for piece in targets.pieces(data, PIECE):
+        for piece in targets.pieces(data, size):
             reader.feed(memoryview(piece), seen)
     except RemoteProtocolError:
         pass
@@ -184,12 +193,13 @@ READERS: dict[str, Read] = {
     "cel_values": lambda data: _claims(data, remote_targets._CEL),
     "certificate": lambda data: pins._p256_key(data.decode("latin-1")),
     "chunked_body": _chunked_body,
-    "client_hello": peek,
+    "client_hello": _client_hello,
     "decoder": _decoder,
     "denylist_file": _file(lambda data: parse_denylist(data, "denylist")),
     "enrolment": remote_targets.enrolment,
     "foreign_kubeconfig": remote_targets.foreign_kubeconfig,
     "head": caller_targets.read_head,
+    "http_head": remote_targets.read_http_head,
     "issuer_document": remote_targets.issuer_document,
     "join": _join,
     "kubeconfig": _kubeconfig,
@@ -209,3 +219,12 @@ READERS: dict[str, Read] = {
     "token": _token,
 }
 """By target. `sessions` is not here: its bytes are no input of a parser, they choose what happens."""
+
+IN_BYTES: dict[str, Read] = {
+    "client_hello": _client_hello,
+    "decoder": lambda data: _decoder(data, 1),
+    "head": lambda data: caller_targets.read_head(data, 1),
+    "http_head": lambda data: remote_targets.read_http_head(data, 1),
+    "join": lambda data: _join(data, 1),
+}
+"""What takes bytes as they come from a network, by target: here each of them comes alone."""

@@ -13,6 +13,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_parser import HttpRequestParser
+
 from arcbridge.agent.authenticator import Authenticator
 from arcbridge.agent.kube import review
 from arcbridge.agent.kube.impersonation import Subject
@@ -29,7 +33,7 @@ from arcbridge.identity.claims import Identity, map_claims
 from arcbridge.identity.refusal import TokenRefused
 from arcbridge.pki.authority import check_ca_certificate
 from arcbridge.pki.enrolment import JoinToken, key_hash
-from arcbridge.relay import api_server, proxy_protocol
+from arcbridge.relay import api_server, http_heads, proxy_protocol
 from arcbridge.relay.api_answers import ApiRefusal
 from arcbridge.relay.fleet import nats as fleet
 from arcbridge.relay.fleet.base import Lost
@@ -80,6 +84,35 @@ def api_body(data: bytes) -> None:
     if found is not None:
         assert len(found) == 3
         assert found[:2] == [json.loads(data)[name] for name in ("join_token", "csr")]
+
+
+def read_http_head(data: bytes, size: int = 16 * 1024) -> list[tuple[str, str, Any]]:
+    """Return the requests that a connection of the relay's API takes up, from pieces of `size`."""
+    protocol = BaseProtocol(_LOOP)
+    inner = HttpRequestParser(
+        protocol, _LOOP, api_server.BODY_LIMIT, max_line_size=http_heads.FIELD_LIMIT,
+        max_field_size=http_heads.FIELD_LIMIT, max_headers=http_heads.MAX_HEADERS, max_msg_queue_size=32,
+    )  # fmt: skip
+    parser = http_heads.HeadParser(inner)
+    protocol._parser = parser  # type: ignore[assignment]
+    found: list[tuple[str, str, Any]] = []
+    try:
+        for at in range(0, len(data), size):
+            messages, upgraded, _ = parser.feed_data(data[at : at + size])
+            found += [(message.method, message.path, message.raw_headers) for message, _ in messages]
+            assert parser._held <= http_heads.HEAD_LIMIT, "more than a connection may hold"
+            if upgraded:
+                break
+    except HttpProcessingError:
+        pass
+    return found
+
+
+def http_head(data: bytes) -> None:
+    """The first request does not depend on how the bytes arrive, where all of them are one head at most."""
+    whole, cut = read_http_head(data, len(data) or 1), read_http_head(data, 7)
+    if whole and len(data) <= 16 * 1024:
+        assert cut[:1] == whole[:1], "a request that depends on the segments"
 
 
 def enrolment(data: bytes) -> None:
@@ -230,8 +263,9 @@ def login_profile(data: bytes) -> None:
         return
     assert LoginOffer.read(json.loads(json.dumps(offer.document()))) == offer
     assert offer.issuer.startswith("https://")
-    assert all(ord(one) > 32 for one in offer.place)
-    assert all(one.isascii() and one.isprintable() for one in offer.asks_for)
+    texts = [one for one in offer.settings.values() if isinstance(one, str)]
+    texts += [text for one in offer.settings.values() if isinstance(one, tuple) for text in one]
+    assert all(32 < ord(letter) < 127 for text in texts for letter in text)
 
 
 # -- files of other programs ------------------------------------------------------------------------------------------

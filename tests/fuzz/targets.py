@@ -608,7 +608,8 @@ TARGETS: dict[str, Target] = {
         sessions, token,
         proof, certificate, authentication_file, policy_file, denylist_file, kubeconfig,
         caller_targets.head, caller_targets.pod_body, caller_targets.audit_text, caller_targets.port_forward,
-        remote_targets.proxy_header, remote_targets.api_body, remote_targets.enrolment, remote_targets.issuer_document,
+        remote_targets.proxy_header, remote_targets.http_head, remote_targets.api_body,
+        remote_targets.enrolment, remote_targets.issuer_document,
         remote_targets.cel_values, remote_targets.nats_message, remote_targets.login_profile,
         remote_targets.foreign_kubeconfig, remote_targets.review_answer,
     )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import random
 import re
 
 import pytest
 
 from tests.fuzz import costs
 from tests.fuzz.costs import Entrance, Read
-from tests.fuzz.readers import READERS
+from tests.fuzz.readers import IN_BYTES, READERS
 
+IN_CALLS = 4 * 1024
+"""Bytes that come one by one."""
 LARGEST = 32 * 1024
 """Bytes of an input here; `python -m tests.fuzz.costs` goes up to the largest of each entrance."""
 SMALLER = dict.fromkeys(("authentication_file", "foreign_kubeconfig", "kubeconfig", "policy_file"), 4 * 1024)
@@ -31,6 +34,26 @@ def test_an_entrance_costs_what_its_bytes_are_worth(target: str) -> None:
     largest = SMALLER.get(target, LARGER.get(target, LARGEST))
     each, most = MORE.get(target, (EACH, MOST))
     assert list(costs.excesses(target, READERS[target], each=each, largest=largest, most=most)) == []
+
+
+@pytest.mark.parametrize("target", IN_BYTES)
+def test_bytes_that_come_one_by_one_cost_what_they_cost_together(target: str) -> None:
+    """docs/threats.md#J28: the same bytes in twice as many calls are twice the work, and not four times."""
+    read = IN_BYTES[target]
+    grown = [shape for _, shape in costs.inputs(target, EACH)]
+    for shape in grown[:1] + random.Random(target).sample(grown, min(MOST, len(grown))):
+        few, fewer, many = (costs.lines(read, shape(size)) for size in (IN_CALLS // 4, IN_CALLS // 2, IN_CALLS))
+        assert many <= costs.LINE_ALLOWANCE or not costs.is_square(many, fewer, few), (shape(60), few, fewer, many)
+
+
+def test_a_parser_that_begins_anew_at_each_byte_is_found() -> None:
+    def read(data: bytes) -> None:
+        for end in range(len(data)):
+            for _ in data[:end:16]:
+                pass
+
+    few, fewer, many = (costs.lines(read, bytes(size)) for size in (IN_CALLS // 4, IN_CALLS // 2, IN_CALLS))
+    assert costs.is_square(many, fewer, few)
 
 
 def entrance(memory: int = 10, steps: int = 100) -> Entrance:

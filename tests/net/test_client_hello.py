@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arcbridge.net.client_hello import MAX_HELLO, ClientHello, Incomplete, NotTls, Reason, peek
+from arcbridge.net.client_hello import MAX_HELLO, MAX_RECORDS, ClientHello, Incomplete, NotTls, Reason, peek
 
 
 def client_hello(alpn: list[str] | None = None, name: str | None = "relay.test") -> bytes:
@@ -52,7 +52,7 @@ HUGE = with_extension(PLAIN, 0xFE0A, b"k" * 9000)
 WANTED = ClientHello((b"arcbridge-join/1",))
 
 
-@pytest.mark.parametrize("hello", [PLAIN, QUANTUM, in_records(QUANTUM, 100), in_records(PLAIN, 1)])
+@pytest.mark.parametrize("hello", [PLAIN, QUANTUM, in_records(QUANTUM, 500), in_records(PLAIN, 250)])
 def test_every_cut_is_incomplete_until_the_last_byte(hello: bytes) -> None:
     last = 0
     for size in range(len(hello)):
@@ -71,6 +71,31 @@ def test_following_need_reaches_the_answer_in_few_steps() -> None:
         size, steps = answer.need, steps + 1
     assert answer == WANTED
     assert steps == 2
+
+
+def calls(data: bytes) -> int:
+    """How often a reader calls that waits until what was asked for is there, and gets one byte at a time."""
+    size = count = 0
+    answer: object = Incomplete(0)
+    while isinstance(answer, Incomplete) and answer.need <= len(data):
+        size = answer.need
+        answer = peek(data[:size])
+        count += 1
+    return count
+
+
+def test_j26_a_hello_in_many_records_is_refused_after_a_few_of_them() -> None:
+    longer = b"\x01\x00\x0a\x8c\x03\x03" + b"a" * 2698
+    drip = in_records(b"\x16\x03\x01\x00\x00" + longer, 1)
+    assert peek(drip) == NotTls(Reason.MANY_RECORDS)
+    assert calls(drip) == calls(drip[: len(drip) // 2]) <= 2 * MAX_RECORDS + 2
+    assert calls(in_records(QUANTUM, len(QUANTUM) // MAX_RECORDS + 1)) <= 2 * MAX_RECORDS + 2
+
+
+def test_j26_as_many_records_as_clients_send_are_taken() -> None:
+    message = len(QUANTUM) - 5
+    assert peek(in_records(QUANTUM, -(-message // MAX_RECORDS))) == WANTED
+    assert peek(in_records(QUANTUM, message // (MAX_RECORDS + 1))) == NotTls(Reason.MANY_RECORDS)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +160,7 @@ def test_plain_http_is_not_judged_by_its_first_letter() -> None:
 @settings(max_examples=400, deadline=None)
 @given(st.data())
 def test_no_mutation_escapes_or_asks_for_too_much(data: st.DataObject) -> None:
-    hello = bytearray(data.draw(st.sampled_from([PLAIN, QUANTUM, in_records(PLAIN, 64)])))
+    hello = bytearray(data.draw(st.sampled_from([PLAIN, QUANTUM, in_records(PLAIN, 300)])))
     for at in data.draw(st.lists(st.integers(0, len(hello) - 1), max_size=6)):
         hello[at] = data.draw(st.integers(0, 255))
     cut = data.draw(st.integers(0, len(hello)))

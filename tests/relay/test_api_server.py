@@ -28,6 +28,14 @@ async def test_malformed_requests_are_counted(relay: Relay) -> None:
     assert relay.server.malformed == 1
 
 
+async def test_j27_a_head_that_is_too_long_is_answered_before_its_end(relay: Relay) -> None:
+    answer = await relay.raw(b"GET /v1/ca HTTP/1.1\r\nHost: x\r\n" + (b"X-Y: " + b"a" * 9000 + b"\r\n") * 10)
+    assert b" 400 Bad Request\r\n" in answer
+    assert b"the request's head is too long" in answer
+    assert relay.server.malformed == 1
+    assert relay.server.slow == 0
+
+
 async def test_closing_ends_connections_and_leaves_no_task(relay: Relay) -> None:
     before = len(asyncio.all_tasks())
     reader, writer = await asyncio.open_connection("127.0.0.1", relay.port, ssl=relay.context())

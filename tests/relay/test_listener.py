@@ -94,8 +94,8 @@ async def test_a_hello_in_pieces_arrives(tmp_path: Path, pieces: str) -> None:
                 pipe._tls.do_handshake()
             hello = pipe._outgoing.read()
             if pieces == "records":
-                hello = in_records(hello, 50)
-            step = {"bytes": 1, "halves": len(hello) // 2 + 1, "records": 55, "large": len(hello)}[pieces]
+                hello = in_records(hello, 400)
+            step = {"bytes": 1, "halves": len(hello) // 2 + 1, "records": 405, "large": len(hello)}[pieces]
             for at in range(0, len(hello), step):
                 await send_all(sock, hello[at : at + step])
                 await asyncio.sleep(0.0005)
@@ -111,6 +111,7 @@ async def test_a_hello_in_pieces_arrives(tmp_path: Path, pieces: str) -> None:
         (b"SSH-2.0-x\r\n", "not_tls"),
         (b"\x16\x03\x01\x00\x04\x01\xff\xff\xff", "hello_too_large"),
         (b"\x16\x03\x01\x00\x04\x02\x00\x00\x00", "hello_malformed"),
+        (in_records(client_hello(), 10), "hello_many_records"),
         (client_hello(["unknown/1"]), "no_protocol"),
     ],
 )
@@ -301,13 +302,22 @@ class Starts:
         return handle
 
     def arrive(self, protocol: str) -> None:
+        answer = peek(client_hello([protocol]))
+        assert isinstance(answer, ClientHello)
+        self.listener.arrived(self._arrival(), answer)
+
+    def begin(self, data: bytes) -> None:
+        """Let a connection send `data`, which is no whole ClientHello, and end."""
+        self._arrival().start(5.0)
+        self._peers[-1].sendall(data)
+        self._peers[-1].shutdown(socket.SHUT_WR)
+
+    def _arrival(self) -> listener_module._Arrival:
         near, far = socket.socketpair()
         self._peers.append(far)
         ticket = self.listener._admission.enter("127.0.0.1")
         assert isinstance(ticket, Ticket)
-        answer = peek(client_hello([protocol]))
-        assert isinstance(answer, ClientHello)
-        self.listener.arrived(listener_module._Arrival(self.listener, near, ticket, False), answer)
+        return listener_module._Arrival(self.listener, near, ticket, False)
 
     async def close(self) -> None:
         assert self.listener.peeking == 0
@@ -353,6 +363,14 @@ async def test_connections_of_an_address_over_its_share_of_the_loop_wait() -> No
     address.held_until = 0.0
     starts.arrive("arcbridge-join/1")
     await until(lambda: starts.order == ["join", "join"])
+    await starts.close()
+
+
+async def test_j26_what_comes_before_a_handler_is_charged_to_the_address() -> None:
+    starts = Starts()
+    starts.begin(b"SSH-2.0-x\r\n")
+    await until(lambda: starts.listener._counters.rejected["not_tls"] == 1)
+    assert starts.listener._admission.loop_times.of("127.0.0.1", 0.0).spent > 0.0
     await starts.close()
 
 
