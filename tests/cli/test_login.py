@@ -150,11 +150,11 @@ class TestFirstContact:
                 "Compare with what its operator gave you:\n"
                 "  relay's CA\n"
                 f"    {relay.authority.pin}\n"
-                f"  log in at           {issuer.url}\n"
-                "  as client           cli\n"
-                "  scopes              openid profile email offline_access\n"
+                f'  log in at           "{issuer.url}"\n'
+                '  as client           "cli"\n'
+                '  scopes              "openid" "profile" "email" "offline_access"\n'
                 "  relay's audience    none; the issuer decides\n"
-                "  relay's scopes      openid profile email offline_access\n"
+                '  relay\'s scopes      "openid" "profile" "email" "offline_access"\n'
                 "  clusters' audience  none: every cluster gets the one id token\n"
                 "  clusters' scopes    none\n"
                 "  you log in          by a code for another device, without the browser: the\n"
@@ -184,7 +184,7 @@ class TestFirstContact:
         document["scopes"] = ["openid", "payroll.read"]
         async with person.at_terminal("login", url(relay)) as (process, screen):
             shown = await screen.until("[y/N] ")
-            assert "  scopes              openid payroll.read\n  relay's audience    payroll\n" in shown
+            assert '  scopes              "openid" "payroll.read"\n  relay\'s audience    "payroll"\n' in shown
             screen.type("n")
             assert await process.wait() == ExitCode.FAILURE
 
@@ -286,7 +286,7 @@ class TestLater:
         document["issuer"] = "https://login.example.net"
         status, _, err = await person.run("login", "--trust-first-use")
         assert status == ExitCode.FAILURE
-        assert f"than the one that you trusted (issuer: {issuer.url} → https://login.example.net)" in err
+        assert f'than the one that you trusted (issuer: "{issuer.url}" → "https://login.example.net")' in err
         assert f"`arcbridge login --renew-trust {url(relay)}`" in err
         # And the login that is there goes on to count.
         assert (await person.run("whoami"))[0] == ExitCode.DONE
