@@ -456,6 +456,22 @@ class TestLogout:
         assert (await person.run("logout"))[1] == "There was no login to forget.\n"
         assert issuer.requests("/revoke") == asked + 1
 
+    async def test_a_login_with_other_settings_ends_the_former_one(
+        self, person: Person, relay: Relay, issuer: Issuer
+    ) -> None:
+        """Its file has another name, by which no `logout` would find it."""
+        await person.log_in(*known(relay, issuer))
+        (former,) = person.home.rglob("tokens/*.json")
+        asked = issuer.requests("/revoke")
+        status, _, err = await person.log_in(*known(relay, issuer), "--oidc-audience", "other-relay")
+        assert status == ExitCode.DONE, err
+        (now,) = person.home.rglob("tokens/*.json")
+        assert now != former
+        assert issuer.requests("/revoke") == asked + 1
+        await person.log_in(url(relay))
+        assert list(person.home.rglob("tokens/*.json")) == [now]
+        assert issuer.requests("/revoke") == asked + 1, "the same login once more ends nothing"
+
     async def test_an_issuer_that_is_down_is_told_of_and_stops_nothing(
         self, person: Person, relay: Relay, issuer: Issuer
     ) -> None:
