@@ -425,6 +425,18 @@ class LoginConfig:
     """Whether the issuer is asked for tokens that are bound to the key in Entra ID's way (`req_cnf`, `cnf.kid`)."""
 
 
+CLIENT_CREDENTIALS = (
+    "client_secret_file",
+    "client_key_file",
+    "client_assertion_file",
+    "client_assertion_command",
+    "client_assertion_workload",
+)
+"""The settings of a login by which the client proves itself to the issuer; one of them, or `workload` for some."""
+OF_ISSUER = (*CLIENT_CREDENTIALS, "client_key_id", "client_certificate_file", "redirect_path", "issuer_origins")
+"""The settings of a login that are for one issuer: at another one they would give it what is meant for the first."""
+
+
 @dataclass(frozen=True, slots=True)
 class ClientConfig:
     """`config/client.toml`."""

@@ -60,7 +60,7 @@ async def _log_in(config: ClientConfig, relays: tuple[str, ...], *, renew: bool,
     # A login of the user's own settings is for the relay that commands with these settings mean.
     config = fill(config, profiles).config if profile is None else with_profile(config, profile)
     context = ClientContext(config, shown)
-    if profile is not None and context.config.login.grant_type == PROGRAM:
+    if context.config.login.grant_type == PROGRAM:
         # Its tokens are asked for by each command; here it is seen whether the issuer gives any.
         tokens = context.tokens
         await tokens.access()

@@ -13,13 +13,14 @@ import os
 import stat
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arcbridge.cli.flags import AGENT, CLIENT, LIST, OFF, RELAY, Flag, flags_of
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.suggest import unknown
-from arcbridge.config import AgentConfig, ClientConfig, RelayConfig
+from arcbridge.config import OF_ISSUER, AgentConfig, ClientConfig, LoginConfig, RelayConfig
 from arcbridge.config_loader import Given, SettingError, load_all
 from arcbridge.errors import ConfigError
 from arcbridge.user_directories import shared_settings, user_directory
@@ -116,6 +117,9 @@ def read_settings(invocation: Invocation, environment: Mapping[str, str]) -> tup
     judge = _refuse_settings_of_others if invocation.command[0] == "credential" else None
     config, wrong = load_all(KINDS[invocation.role], settings_file(invocation, environment), given, judge=judge)
     wrong += _wrong_choices(config, invocation.role)
+    if isinstance(config, ClientConfig):
+        config, untied = _tied_to_issuer(config, settings_file(invocation, environment), given)
+        wrong += untied
     if not wrong and invocation.role == CLIENT and invocation.command[0] not in _WITHOUT_PROFILE:
         config = _with_profile(config, invocation, environment)
     return config, wrong
@@ -178,6 +182,28 @@ def _with_profile(config: ClientConfig, invocation: Invocation, environment: Map
         others = ", ".join(one.url for one in filled.others)
         sys.stderr.write(f"at {filled.profile.url}, the last login; for another one give --relay ({others})\n")
     return filled.config
+
+
+def _tied_to_issuer(
+    config: ClientConfig, file: Path | None, given: Mapping[str, Given]
+) -> tuple[ClientConfig, list[SettingError]]:
+    """Return the settings, in which those of the file that are for one issuer count for the one that the file names.
+
+    A flag, or a relay, may name another issuer, which would get what is not for it (docs/threats.md#B38).
+    """
+    login, defaults = config.login, {name: getattr(LoginConfig(), name) for name in OF_ISSUER}
+    names = [name for name, value in defaults.items() if f"login.{name}" not in given and getattr(login, name) != value]
+    if file is None or not names:
+        return config, []
+    of_file = login.issuer
+    if "login.issuer" in given:
+        of_file = load_all(ClientConfig, file)[0].login.issuer
+    if not of_file:
+        text = "is for one issuer, and the file names none; write login.issuer beside it, or take it out"
+        return config, [SettingError(f"login.{name}: {text}", ("login", name), "") for name in names]
+    if of_file != login.issuer:
+        config = replace(config, login=replace(login, **{name: defaults[name] for name in names}))
+    return config, []
 
 
 def _refuse_settings_of_others(file: Path, status: os.stat_result) -> None:

@@ -20,7 +20,7 @@ import structlog
 from arcbridge.client.azure_pipelines import AzurePipelines, is_azure_pipelines
 from arcbridge.client.issuer import ClientProof, IssuerEndpoints
 from arcbridge.client.token_program import output_of
-from arcbridge.config import LoginConfig
+from arcbridge.config import CLIENT_CREDENTIALS, LoginConfig
 from arcbridge.errors import ConfigError
 from arcbridge.identity.client_assertion import asserted, one_word, read_word, sign_assertion
 from arcbridge.pki.private_files import others_may_use
@@ -37,15 +37,9 @@ class ClientAuthentication:
         clock: Callable[[], float] = time.time,
         environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        ways = {
-            "client_secret_file": config.client_secret_file,
-            "client_key_file": config.client_key_file,
-            "client_assertion_file": config.client_assertion_file,
-            "client_assertion_command": config.client_assertion_command,
-            "workload": is_azure_pipelines(config.workload),
-            "client_assertion_workload": config.client_assertion_workload,
-        }
-        given = [f"login.{name}" for name, value in ways.items() if value]
+        given = [f"login.{name}" for name in CLIENT_CREDENTIALS if getattr(config, name)]
+        by_job = is_azure_pipelines(config.workload)
+        given += ["login.workload"] if by_job else []
         if len(given) > 1:
             raise ConfigError(f"{given[0]}: given together with {' and '.join(given[1:])}; an issuer takes one of them")
         if config.client_key_id and config.client_key_file is None:
@@ -61,7 +55,7 @@ class ClientAuthentication:
         self._clock = clock
         self._warned = False
         self._job: AzurePipelines | None = None
-        if ways["workload"]:
+        if by_job:
             self._job = AzurePipelines.of(config.workload, environment)
         self.confidential = bool(given)
         """Whether the client proves anything; False: a public client, known by its id alone."""

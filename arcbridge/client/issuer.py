@@ -130,8 +130,12 @@ class Issuer:
         if parts.scheme != "https" or not parts.hostname:
             raise ConfigError(f"login.issuer: {url!r} is not an https:// URL")
         check_origins("login.issuer_origins", origins)
+        try:
+            own = origin_of(url)
+        except ConfigError as error:
+            raise ConfigError(f"login.issuer: {error.message}") from None
         self.url = url
-        self.origins = (origin_of(url), *origins)
+        self.origins = (own, *origins)
         """Where its endpoints and its pages may be."""
         self._context = _context(ca_file)
         self._session: aiohttp.ClientSession | None = None
@@ -158,8 +162,8 @@ class Issuer:
     async def endpoints(self) -> IssuerEndpoints:
         """Find the endpoints by discovery, once.
 
-        Raises Unreachable; ConfigError when the issuer is another one, or has endpoints at an origin that the user has
-        not accepted.
+        Raises Unreachable; ConfigError when the issuer is another one, or has endpoints without an origin, or at one
+        that the user has not accepted.
         """
         if self._endpoints is None:
             status, document, _ = await self._request(
@@ -194,12 +198,27 @@ class Issuer:
         if not foreign:
             return
         named = " and ".join(f"{', '.join(names)} at {where}" for where, names in foreign.items())
-        flags = " ".join(f"--issuer-origin {where}" for where in (*self.origins[1:], *foreign))
         raise ConfigError(
             f"login.issuer_origins: the issuer {self.url} names its {named}, and accepted are "
             f"{' and '.join(self.origins)} alone. What is meant for one organisation could go to another one; ask the "
-            f"issuer's operator, and if that is right log in with {flags}, or with --renew-trust when the relay names "
-            "it"
+            f"issuer's operator, and if that is right {self.how_to_accept(*foreign)}"
+        )
+
+    def has(self, url: str) -> bool:
+        """Return whether a URL is at the issuer's own origin, or at one that the user has accepted."""
+        try:
+            return origin_of(url) in self.origins
+        except ConfigError:
+            return False
+
+    def how_to_accept(self, *origins: str) -> str:
+        """Return what a user does so that these count beside those that do, for messages."""
+        wanted = tuple(dict.fromkeys((*self.origins[1:], *origins)))
+        flags = " ".join(f"--issuer-origin {where}" for where in wanted)
+        listed = ", ".join(f'"{where}"' for where in wanted)
+        return (
+            f"log in with {flags} (where your settings file has login.issuer, write issuer_origins = [{listed}] below "
+            "[login] there), or with --renew-trust when the relay names it"
         )
 
     async def post(
@@ -333,7 +352,13 @@ def check_id_token(answer: Mapping[str, object], issuer: str, client_id: str) ->
 
 def _endpoint(document: Mapping[str, Any], key: str) -> str:
     url = page_of(document.get(key))
-    return url if urlsplit(url).scheme == "https" else ""
+    if urlsplit(url).scheme != "https":
+        return ""
+    try:
+        origin_of(url)
+    except ConfigError as error:
+        raise ConfigError(f"the issuer's {key} cannot be used: {error.message}; tell the issuer's operator") from None
+    return url
 
 
 def _lists(document: Mapping[str, Any], key: str, value: str) -> bool:

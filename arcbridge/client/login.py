@@ -16,6 +16,7 @@ import base64
 import hashlib
 import hmac
 import os
+import re
 import secrets
 import sys
 import time
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from arcbridge.choices import BROWSER, DEVICE
+from arcbridge.choices import AUDIENCE_BY, BROWSER, DEVICE
 from arcbridge.client import proof_keys, second_audience
 from arcbridge.client.client_authentication import ClientAuthentication
 from arcbridge.client.issuer import Issuer, IssuerEndpoints, IssuerError, check_id_token, page_of
@@ -45,13 +46,13 @@ BROWSER_WAIT = 300.0
 """Seconds for the user to log in in the browser."""
 DEVICE_WAIT_MOST = 1800.0
 """Seconds to poll at most, whatever the issuer's `expires_in` says."""
+POLL_LEAST, POLL_MOST = 1.0, 60.0
+"""Seconds between two polls for a device code, whatever the issuer's `interval` says."""
 _EXCHANGE_GRANT = "urn:ietf:params:oauth:grant-type:token-exchange"
 _ACCESS_TOKEN = "urn:ietf:params:oauth:token-type:access_token"
 _DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
-_CODE_LIMIT = 128
-"""Characters of a code that the user is to type (RFC 8628 §6.1 has eight)."""
-BY_AUDIENCE = (*second_audience.BY_PARAMETER, second_audience.BY_SCOPE, second_audience.BY_EXCHANGE)
-"""Values of `login.cluster_audience_by`."""
+_CODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,31}")
+"""A code that the user is to type (RFC 8628 §6.1): one word, so that it can say nothing else to the user."""
 _UNBOUND = "the issuer's new token for clusters is bound to no key (login.require_bound)"
 
 Say = Callable[[str], None]
@@ -66,8 +67,8 @@ def check_login(config: LoginConfig) -> None:
         raise ConfigError("login.redirect_port: must be a port, or 0 for any free one")
     check_redirect_path(config.redirect_path)
     check_origins("login.issuer_origins", config.issuer_origins)
-    if config.cluster_audience_by not in BY_AUDIENCE:
-        raise ConfigError(f"login.cluster_audience_by: must be one of {', '.join(BY_AUDIENCE)}")
+    if config.cluster_audience_by not in AUDIENCE_BY:
+        raise ConfigError(f"login.cluster_audience_by: must be one of {', '.join(AUDIENCE_BY)}")
     by_scope = config.cluster_audience_by == second_audience.BY_SCOPE
     if config.cluster_audience and by_scope and not config.relay_scopes:
         # The login asks for the scopes of relay and clusters together, so its own access token may be good at both.
@@ -324,21 +325,21 @@ class Login:
         _check_page(issuer, page)
         where = "" if origin_of(page) == origin_of(issuer.url) else f" at {issuer.url}"
         self._say(f"To log in{where}, open {page} in a browser and enter the code {user_code}")
-        if whole and origin_of(whole) in issuer.origins:
+        if whole and issuer.has(whole):
             self._say(f"or open {whole}")
-        interval = _positive(answer.get("interval"), 5.0)
+        interval = min(max(_positive(answer.get("interval"), 5.0), POLL_LEAST), POLL_MOST)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + min(_positive(answer.get("expires_in"), 600.0), DEVICE_WAIT_MOST)
         form = {"grant_type": _DEVICE_GRANT, "device_code": device_code, "code_verifier": verifier}
         while True:
-            await asyncio.sleep(interval)
-            if loop.time() > deadline:
+            await asyncio.sleep(min(interval, deadline - loop.time()))
+            if loop.time() >= deadline:
                 raise Unauthenticated("the device code has expired before the login; start again")
             try:
                 given = await self._ask(issuer, endpoints, form)
             except IssuerError as error:
                 if error.code == "slow_down":
-                    interval += 5.0  # RFC 8628 §3.5
+                    interval = min(interval + 5.0, POLL_MOST)  # RFC 8628 §3.5
                 elif error.code == "expired_token":
                     raise Unauthenticated("the device code has expired before the login; start again") from error
                 elif error.code == "access_denied":
@@ -346,7 +347,7 @@ class Login:
                 elif error.code != "authorization_pending":
                     raise
             except Unreachable:
-                interval = min(interval * 2, 60.0)  # RFC 8628 §3.5: back off when the connection fails
+                interval = min(interval * 2, POLL_MOST)  # RFC 8628 §3.5: back off when the connection fails
             else:
                 return await self._begin(issuer, given)
 
@@ -477,21 +478,24 @@ def _check_page(issuer: Issuer, page: str) -> None:
 
     It could be another issuer's, at which the code logs somebody else in (docs/threats.md#B34).
     """
-    where = origin_of(page)
+    try:
+        where = origin_of(page)
+    except ConfigError as error:
+        raise ConfigError(
+            f"the page for device codes of the issuer {issuer.url} cannot be used: {error.message}; tell the issuer's "
+            "operator"
+        ) from None
     if where not in issuer.origins:
         raise ConfigError(
             f"login.issuer_origins: the issuer {issuer.url} has its page for device codes at {page}, and accepted are "
             f"{' and '.join(issuer.origins)} alone. Your code could log in somebody else there; ask the issuer's "
-            f"operator, and if that is right log in with --issuer-origin {where or 'URL'}, or with --renew-trust when "
-            "the relay names it"
+            f"operator, and if that is right {issuer.how_to_accept(where)}"
         )
 
 
 def _code_of(value: object) -> str:
     """Return a code that the user is to type, as it may be shown; empty where it is none."""
-    if not isinstance(value, str) or len(value) > _CODE_LIMIT or not value.isascii() or not value.isprintable():
-        return ""
-    return value
+    return value if isinstance(value, str) and _CODE.fullmatch(value) else ""
 
 
 def _challenge(verifier: str) -> dict[str, str]:

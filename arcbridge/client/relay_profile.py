@@ -17,10 +17,10 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from arcbridge.choices import BROWSER, DEVICE, GRANTS
-from arcbridge.config import ClientConfig, LoginConfig
+from arcbridge.choices import AUDIENCE_BY, BROWSER, DEVICE, GRANTS
+from arcbridge.config import CLIENT_CREDENTIALS, OF_ISSUER, ClientConfig, LoginConfig
 from arcbridge.errors import ConfigError, StateError
-from arcbridge.net.address import Address, check_origins, parse_address
+from arcbridge.net.address import Address, check_origins, origin_of, parse_address
 from arcbridge.pki.pins import check_pin
 from arcbridge.pki.private_files import ensure_private_directory, locked, read_file, write_private
 
@@ -68,7 +68,13 @@ class LoginOffer:
         found["dpop"] = document.get("dpop", True)
         if not isinstance(found["dpop"], bool):
             raise ConfigError("dpop: must be true or false")
-        if not str(found["issuer"]).startswith("https://") or "@" in str(found["issuer"]):
+        if found["cluster_audience_by"] not in AUDIENCE_BY:
+            raise ConfigError(f"cluster_audience_by: must be one of {', '.join(AUDIENCE_BY)}")
+        try:
+            origin_of(found["issuer"])
+        except ConfigError:
+            raise ConfigError("issuer: must be an https:// URL of a host, without an @ or an empty port") from None
+        if "@" in found["issuer"]:
             raise ConfigError("issuer: must be an https:// URL without an @")
         grants = document.get("grant_types", [])
         if not isinstance(grants, list):
@@ -263,7 +269,8 @@ def fill(config: ClientConfig, profiles: RelayProfiles) -> Filled:
     Named relays choose the profile in which they are; without one the last login does. Raises ConfigError, StateError.
     """
     named = config.relay_urls()
-    if named and has_login(config.login) and (config.relay_ca_pin or config.relay_ca_file):
+    whole = has_login(config.login) and not config.login.issuer  # what an issuer gives may be kept in part
+    if named and whole and (config.relay_ca_pin or config.relay_ca_file):
         return Filled(config)
     known = profiles.all()
     if named:
@@ -280,7 +287,8 @@ def fill(config: ClientConfig, profiles: RelayProfiles) -> Filled:
 def apply(config: ClientConfig, profile: RelayProfile) -> ClientConfig:
     """Return the settings with those of a profile where they have none of their own."""
     login = config.login
-    if not has_login(login):
+    others = login.command or login.access_token_file or login.id_token_file is not None
+    if not has_login(login) or (login.issuer == profile.login.issuer and not others):
         login = apply_login(login, profile)
     own_trust = bool(config.relay_ca_pin or config.relay_ca_file)
     pinned = bool(profile.ca_pin) and not own_trust
@@ -295,7 +303,16 @@ def apply(config: ClientConfig, profile: RelayProfile) -> ClientConfig:
 
 
 def apply_login(login: LoginConfig, profile: RelayProfile) -> LoginConfig:
-    """Return the login's settings with those of a profile where they have their defaults."""
+    """Return the login's settings with those of a profile where they have their defaults.
+
+    Raises ConfigError for credentials without an issuer: a relay, which may be another organisation's, named the
+    profile's one, and the credentials would go there (docs/threats.md#B37).
+    """
+    if not login.issuer and (given := [name for name in CLIENT_CREDENTIALS if getattr(login, name)]):
+        raise ConfigError(
+            f"login.{given[0]}: is for one issuer, and these settings name none; write login.issuer beside it, as the "
+            "issuer's operator says it: an issuer that a relay names gets no credentials of your settings"
+        )
     added: dict[str, Any] = {
         name: value
         for name, value in {**profile.login.settings, **profile.own}.items()
@@ -308,8 +325,15 @@ def apply_login(login: LoginConfig, profile: RelayProfile) -> LoginConfig:
     return replace(login, **added)
 
 
+def without_issuer(login: LoginConfig) -> LoginConfig:
+    """Return the settings without their issuer, and without what is for it alone."""
+    return replace(login, issuer="", **{name: _DEFAULTS[name] for name in OF_ISSUER})  # type: ignore[arg-type]
+
+
 def own_settings(login: LoginConfig, offer: LoginOffer) -> dict[str, Any]:
     """Return the settings of `OWN` that the user gives, and in which `offer` says something else."""
+    if login.issuer and login.issuer != offer.issuer:
+        login = without_issuer(login)
     found = {name: getattr(login, name) for name in OWN if getattr(login, name) != _default(name)}
     if (file := found.get("proof_key_file")) is not None:
         found["proof_key_file"] = file.absolute()

@@ -32,6 +32,7 @@ from arcbridge.client.relay_profile import (
     later_own,
     own_settings,
     short_url,
+    without_issuer,
 )
 from arcbridge.client.relays import concerns_all
 from arcbridge.client.second_audience import overlap
@@ -371,8 +372,10 @@ def with_profile(config: ClientConfig, profile: RelayProfile | None) -> ClientCo
     """Return the settings of a login at a profile's relay."""
     if profile is None:
         return config
-    # An issuer that was given with the command is the profile's by now.
-    return apply(replace(config, login=replace(config.login, issuer="")), profile)
+    login = config.login
+    if login.issuer and login.issuer != profile.login.issuer:
+        login = without_issuer(login)
+    return apply(replace(config, login=login), profile)
 
 
 async def revoke(config: LoginConfig, tokens: TokenSet, environment: Mapping[str, str]) -> str:

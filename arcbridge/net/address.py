@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
 from collections.abc import Collection
@@ -54,19 +55,23 @@ def parse_address(text: str, *, default_port: int = DEFAULT_PORT) -> Address:
 def origin_of(url: str) -> str:
     """Return the origin of an https URL (RFC 6454 §4) as `https://host`, with the port where it is not 443.
 
-    It is empty for anything else, and for a URL that a browser could read otherwise than this program does.
+    Raises ConfigError for anything else, and for a URL that a browser could read otherwise than this program does: two
+    such URLs have nothing that may be compared.
     """
-    if not url.startswith("https://") or not url.isascii() or "\\" in url:
-        return ""
     try:
-        return parse_address(f"https://{urlsplit(url).netloc}").url.removesuffix(f":{DEFAULT_PORT}")
+        if url.startswith("https://") and url.isascii() and "\\" not in url:
+            return parse_address(f"https://{urlsplit(url).netloc}").url.removesuffix(f":{DEFAULT_PORT}")
     except (ValueError, ConfigError):
-        return ""
+        pass
+    raise ConfigError(f"{_shown(url)!a} is not an https:// URL of a host, with a port only where one follows the colon")
 
 
 def check_origins(setting: str, origins: Collection[str]) -> None:
     """Raise `ConfigError`, which names the setting, unless each of these is an origin as `origin_of` writes it."""
-    if not all(one and one == origin_of(one) for one in origins):
+    for one in origins:
+        with contextlib.suppress(ConfigError):
+            if one == origin_of(one):
+                continue
         raise ConfigError(
             f"{setting}: each must be https:// and a host in lower case, with the port where it is not {DEFAULT_PORT}"
         )

@@ -124,8 +124,7 @@ async def fetch_relay_ca(
 
     check_pin(pin)
     pem = await fetch_unverified_ca(address, deadline=deadline, proxy=proxy)
-    require_pin(f"the CA of {address.url}", pin, pem)
-    return pem
+    return require_pin(f"the CA of {address.url}", pin, pem)
 
 
 async def fetch_unverified_ca(address: Address, *, deadline: float = 10.0, proxy: Proxy | str | None = None) -> str:

@@ -11,13 +11,10 @@ from dataclasses import asdict
 from typing import Any
 from urllib.parse import urlsplit
 
-from arcbridge.choices import GRANTS
+from arcbridge.choices import AUDIENCE_BY, GRANTS
 from arcbridge.config import RelayLoginConfig
 from arcbridge.errors import ConfigError
-from arcbridge.net.address import check_origins
-
-AUDIENCE_BY = ("resource", "audience", "scope", "exchange")
-"""Values of `login.cluster_audience_by`; those of a client's setting of this name."""
+from arcbridge.net.address import check_origins, origin_of
 
 
 def login_document(config: RelayLoginConfig) -> dict[str, Any] | None:
@@ -32,6 +29,10 @@ def login_document(config: RelayLoginConfig) -> dict[str, Any] | None:
         raise ConfigError("login.issuer: it is not an https:// URL") from None
     if parts.scheme != "https" or not parts.hostname or "@" in parts.netloc or parts.query or parts.fragment:
         raise ConfigError("login.issuer: it has to be an https:// URL without user information, query or fragment")
+    try:
+        origin_of(config.issuer)
+    except ConfigError as error:
+        raise ConfigError(f"login.issuer: {error.message}; clients refuse it") from None
     if not config.client_id:
         raise ConfigError("login.client_id: required with login.issuer; the id of the public client at the issuer")
     check_origins("login.issuer_origins", config.issuer_origins)

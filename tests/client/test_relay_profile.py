@@ -17,6 +17,7 @@ from arcbridge.client.relay_profile import (
     fill,
     has_login,
     login_command,
+    own_settings,
 )
 from arcbridge.config import ClientConfig, LoginConfig
 from arcbridge.errors import ConfigError, StateError
@@ -81,6 +82,10 @@ class TestOffer:
             {"scopes": ["s"] * 65},
             {"audience": "a" * 513},
             {"dpop": "yes"},
+            {"issuer": "https://login.example.org:"},
+            {"issuer": "https://login.example.org:000443"},
+            {"issuer": "https://-login.example.org"},
+            {"cluster_audience_by": "x" * 20},
             {"grant_types": "device-code"},
         ],
         ids=str,
@@ -167,7 +172,7 @@ class TestKept:
         settings = {**OFFER.settings, "issuer": "http://login.example.org"}
         with pytest.raises(ConfigError) as caught:
             profiles.save(replace(PROFILE, login=replace(OFFER, settings=settings)))
-        assert caught.value.message == "login.issuer: must be an https:// URL without an @"
+        assert caught.value.message == "login.issuer: must be an https:// URL of a host, without an @ or an empty port"
 
     def test_what_the_user_gave_is_read_as_it_was_saved(self, profiles: RelayProfiles) -> None:
         own = {"scopes": ("openid", "groups"), "redirect_port": 0, "proof_key_file": Path("/k"), "audience": ""}
@@ -225,14 +230,51 @@ class TestFill:
         config = fill(ClientConfig(login=files, relay_ca_pin=OTHER_CA.pin), profiles).config
         assert config.login == files
         assert (config.relay_ca_pin, config.relay_ca_file) == (OTHER_CA.pin, None)
-        pipeline = LoginConfig(client_id="ci", grant_type="client-credentials", client_secret_file=tmp_path / "secret")
-        login = fill(ClientConfig(login=pipeline), profiles).config.login
-        assert (login.issuer, login.client_id) == (OFFER.issuer, "ci")
-        assert (login.grant_type, login.client_secret_file) == ("client-credentials", tmp_path / "secret")
+        secret = tmp_path / "secret"
+        pipeline = LoginConfig(
+            issuer=OFFER.issuer, client_id="ci", grant_type="client-credentials", client_secret_file=secret
+        )
+        pinned = ClientConfig(relays=PROFILE.relays, relay_ca_pin=RELAY_CA.pin, login=pipeline)
+        for given in (ClientConfig(login=pipeline), pinned):
+            login = fill(given, profiles).config.login
+            assert (login.issuer, login.client_id, login.audience) == (OFFER.issuer, "ci", "arcbridge-relay")
+            assert (login.grant_type, login.client_secret_file) == ("client-credentials", secret)
+        elsewhere = replace(pipeline, issuer="https://login.example.net")
+        named = ClientConfig(relays=PROFILE.relays, login=elsewhere)
+        assert fill(named, profiles).config.login == elsewhere, "it is not the issuer of that relay"
+
+    @pytest.mark.parametrize(
+        "credential",
+        [
+            {"client_secret_file": Path("/s")},
+            {"client_key_file": Path("/k")},
+            {"client_assertion_file": Path("/a")},
+            {"client_assertion_command": ("sh",)},
+            {"client_assertion_workload": "kubernetes"},
+        ],
+        ids=str,
+    )
+    def test_b37_an_issuer_that_a_relay_named_gets_no_credentials(
+        self, profiles: RelayProfiles, credential: dict[str, Any]
+    ) -> None:
+        profiles.save(PROFILE)
+        with pytest.raises(ConfigError, match=rf"^login\.{next(iter(credential))}: is for one issuer, and these"):
+            fill(ClientConfig(login=LoginConfig(client_id="a-client", **credential)), profiles)
+
+    def test_b38_another_issuer_gets_no_redirect_path(self) -> None:
+        """Nor further origins: what the settings say beside one issuer is for that one."""
+        login = LoginConfig(
+            issuer="https://login.example.net", redirect_path="/", issuer_origins=("https://o.example",)
+        )
+        assert own_settings(login, OFFER) == {}
+        assert own_settings(replace(login, issuer=OFFER.issuer), OFFER) == {
+            "redirect_path": "/",
+            "issuer_origins": ("https://o.example",),
+        }
 
     def test_settings_that_lack_nothing_are_not_even_compared(self, profiles: RelayProfiles) -> None:
         (profiles.save(PROFILE).directory / "profile.json").write_text("{")
-        whole = ClientConfig(relay="r", relay_ca_pin=RELAY_CA.pin, login=LoginConfig(issuer="https://i"))
+        whole = ClientConfig(relay="r", relay_ca_pin=RELAY_CA.pin, login=LoginConfig(access_token_file=Path("/a")))
         assert has_login(whole.login)
         assert fill(whole, profiles).config == whole
 

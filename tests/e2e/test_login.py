@@ -193,8 +193,8 @@ def test_tokens_are_renewed_under_what_runs(world: World, cluster: Cluster, pers
         world.issuer.settings(lifetime=3600)
 
 
-def test_a_program_has_the_relay_and_the_issuer_from_the_profile(world: World, person: Person) -> None:
-    """A pipeline names its client and its secret; where to log in it has from the relay."""
+def test_a_program_has_the_relay_and_the_rest_of_its_login_from_the_profile(world: World, person: Person) -> None:
+    """A pipeline names its client, its secret and the issuer that gets it; the rest it has from the relay."""
     person.log_in(world)
     settings = person.directory / "config" / "arcbridge" / "client.toml"
     settings.parent.mkdir(parents=True)
@@ -202,7 +202,8 @@ def test_a_program_has_the_relay_and_the_issuer_from_the_profile(world: World, p
     secret.touch(0o600)
     secret.write_text("ci-secret")
     settings.write_text(
-        '[login]\nclient_id = "ci"\nclient_secret_file = "secret"\ngrant_type = "client-credentials"\n'
+        f'[login]\nissuer = "{world.issuer.url}"\nclient_id = "ci"\n'
+        'client_secret_file = "secret"\ngrant_type = "client-credentials"\n'
         f'cluster_audience = "{CLUSTER_AUDIENCE}"\n'
     )
     status, shown = person.run(world, "whoami")

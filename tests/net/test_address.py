@@ -91,18 +91,33 @@ def test_sources() -> None:
         ("https://LOGIN.example.org:443", "https://login.example.org"),
         ("https://login.example.org:8443/", "https://login.example.org:8443"),
         ("https://[2001:db8::1]:443/x", "https://[2001:db8::1]"),
-        ("http://login.example.org", ""),
-        ("https://user@login.example.org/", ""),
-        ("https://h.example\\@login.example.org/", ""),
-        ("https://l\u043egin.example.org/", ""),
-        ("https://login.example.org:0/", ""),
-        ("https://[x/", ""),
-        ("https://", ""),
-        ("", ""),
     ],
 )
 def test_b34_origins_are_read_as_a_browser_reads_them(url: str, origin: str) -> None:
     assert origin_of(url) == origin
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://login.example.org",
+        "https://user@login.example.org/",
+        "https://h.example\\@login.example.org/",
+        "https://l\u043egin.example.org/",
+        "https://login.example.org:0/",
+        "https://login.example.org:",
+        "https://login.example.org:000443",
+        "https://-login.example.org",
+        "https://[x/",
+        "https://",
+        "",
+    ],
+)
+def test_b36_a_url_without_an_origin_has_none_to_compare(url: str) -> None:
+    with pytest.raises(ConfigError, match="is not an https:// URL of a host") as caught:
+        origin_of(url)
+    assert caught.value.message.isascii()
+    assert "user" not in caught.value.message
 
 
 @pytest.mark.parametrize("origin", ["", "http://a.example", "https://a.example/", "https://A.example", "https://a:443"])

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
+from arcbridge.choices import AUDIENCE_BY
 from arcbridge.client import second_audience
-from arcbridge.client.login import BY_AUDIENCE
 from arcbridge.config import RelayLoginConfig
 from arcbridge.errors import ConfigError
 from arcbridge.relay.api import STRANGERS
-from arcbridge.relay.login_settings import AUDIENCE_BY, login_document
+from arcbridge.relay.login_settings import login_document
 from tests.relay.api_station import Relay, error
 
 LOGIN = RelayLoginConfig(
@@ -35,14 +35,17 @@ def test_the_document() -> None:
 
 
 def test_the_words_are_those_of_the_client() -> None:
-    assert set(AUDIENCE_BY) == set(BY_AUDIENCE)
-    assert second_audience.BY_SCOPE in AUDIENCE_BY
+    assert {*second_audience.BY_PARAMETER, second_audience.BY_SCOPE, second_audience.BY_EXCHANGE} == set(AUDIENCE_BY)
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
         ({"client_id": "x"}, "login.issuer: required"),
+        (
+            {"client_id": "x", "issuer": "https://login.example.org:"},
+            "login.issuer: 'https://login.example.org:' is not",
+        ),
         ({"issuer": "https://a.example"}, "login.client_id: required"),
         ({"issuer": "http://a.example", "client_id": "x"}, "login.issuer: it has to be an https:// URL"),
         ({"issuer": "https://u:p@a.example", "client_id": "x"}, "login.issuer: it has to be an https:// URL"),
