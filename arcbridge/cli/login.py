@@ -55,6 +55,7 @@ async def _log_in(config: ClientConfig, relays: tuple[str, ...], *, renew: bool,
     if relays:
         config = replace(config, relay="", relays=relays)
     ask = ask_yes if shown.ask_trust is not None else None
+    known = profiles.all()
     profile = await trusted(config, profiles, relays, ask=ask, say=shown.tell, renew=renew, named=named)
     # A login of the user's own settings is for the relay that commands with these settings mean.
     config = fill(config, profiles).config if profile is None else with_profile(config, profile)
@@ -70,8 +71,20 @@ async def _log_in(config: ClientConfig, relays: tuple[str, ...], *, renew: bool,
         until = time.strftime(", until %Y-%m-%d %H:%M", time.localtime(found.expires_at)) if found.expires_at else ""
     if profile is not None:
         logged_in(profiles, profile)
+        for former in (one for one in known if one.directory == profile.directory):
+            await _end_former(with_profile(ClientConfig(state_dir=config.state_dir), former), config)
     print(f"Logged in{f' as {plain(who)}' if who else ''}{until}")
     return ExitCode.DONE
+
+
+async def _end_former(former: ClientConfig, now: ClientConfig) -> None:
+    """Forget the tokens of a login whose place this one takes with other settings: `logout` would not find them."""
+    from arcbridge.client.state import StateDirectory
+    from arcbridge.client.who import cache_of
+
+    state = StateDirectory.find(now.state_dir, os.environ)
+    if former.login.grant_type != PROGRAM and cache_of(former, state).path != cache_of(now, state).path:
+        await _forget(former)
 
 
 # --- logout ---------------------------------------------------------------------------------------------------------
@@ -83,16 +96,23 @@ def _logout(invocation: Invocation, config: ClientConfig) -> int:
 
 async def _log_out(config: ClientConfig) -> int:
     from arcbridge.cli.terminal import configure_logging
+
+    configure_logging(config, default_level="warning")
+    if not config.login.issuer:
+        raise ConfigError(
+            "login.issuer: no OIDC login is configured and no relay was logged in at, so there is nothing to forget"
+        )
+    print("Logged out." if await _forget(config) else "There was no login to forget.")
+    return ExitCode.DONE
+
+
+async def _forget(config: ClientConfig) -> bool:
+    """Forget a login's tokens here, and have the issuer void the refresh token; says whether there were any."""
     from arcbridge.client.sign_in import revoke
     from arcbridge.client.state import StateDirectory
     from arcbridge.client.who import cache_of
 
-    configure_logging(config, default_level="warning")
     login = config.login
-    if not login.issuer:
-        raise ConfigError(
-            "login.issuer: no OIDC login is configured and no relay was logged in at, so there is nothing to forget"
-        )
     cache = cache_of(config, StateDirectory.find(config.state_dir, os.environ))
     # A refresh that is under way, as the background process makes them, would put tokens back.
     async with cache.locked():
@@ -104,8 +124,7 @@ async def _log_out(config: ClientConfig) -> int:
             f"the refresh token was not revoked at {login.issuer}: {why}; it is forgotten here, and a copy of it is "
             "good there until it ends"
         )
-    print("Logged out." if forgotten else "There was no login to forget.")
-    return ExitCode.DONE
+    return forgotten
 
 
 # --- whoami ---------------------------------------------------------------------------------------------------------

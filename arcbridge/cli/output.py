@@ -99,13 +99,14 @@ def _cell(value: object) -> str:
 def _json(document: Any) -> str:
     import json
 
-    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    # ASCII alone: no character of a relay's answer can steer a terminal (docs/threats.md#B48).
+    return json.dumps(document, indent=2, ensure_ascii=True) + "\n"
 
 
 def _yaml(document: Any) -> str:
     import yaml
 
-    text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=4096)
+    text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=False, width=4096)
     return text
 
 

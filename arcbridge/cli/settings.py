@@ -71,6 +71,8 @@ def given_settings(invocation: Invocation, environment: Mapping[str, str]) -> di
         typed = invocation.given.get(flag.dest)
         if typed is not None:
             value: object = flag.kind != OFF if not flag.takes_value else typed
+            if flag.kind == LIST and isinstance(typed, list):
+                value = [one for one in typed if one] if flag.key.startswith("login.") else typed
             given[flag.key] = Given(value, f"flag {flag.long}")
             continue
         text = environment.get(flag.variable)

@@ -71,6 +71,7 @@ async def ask_yes(question: str) -> bool:
 
     async with _questions.setdefault(loop, asyncio.Lock()):
         with logging.paused():
+            _forget_typed()
             sys.stderr.write(question)
             sys.stderr.flush()
             if sys.platform == "win32":
@@ -82,6 +83,14 @@ async def ask_yes(question: str) -> bool:
                 return (await answer).strip().lower() in ("y", "yes")
             finally:
                 loop.remove_reader(sys.stdin)
+
+
+def _forget_typed() -> None:
+    """Drop what was typed before the question was there to be read: it is no answer to it."""
+    if sys.platform != "win32" and sys.stdin.isatty():
+        import termios
+
+        termios.tcflush(sys.stdin, termios.TCIFLUSH)
 
 
 _questions: dict[object, Any] = {}

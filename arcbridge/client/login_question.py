@@ -6,6 +6,7 @@ a line, so that a user sees where each token will be good before a relay or an i
 
 from __future__ import annotations
 
+import json
 import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -74,8 +75,9 @@ def flags(settings: Mapping[str, Any]) -> list[str]:
     """Return the flags that give these settings, each quoted for a shell."""
     found = []
     for name, flag in FLAGS.items():
-        value = settings.get(name, ())
-        for one in value if isinstance(value, tuple) else (value,):
+        value = settings.get(name)
+        # An empty list is given as one empty word.
+        for one in () if value is None else (value or ("",)) if isinstance(value, tuple) else (value,):
             # A value that looks like a flag is joined to its own.
             found.append(shlex.join([f"{flag}={one}"] if str(one).startswith("-") else [flag, str(one)]))
     return found
@@ -83,24 +85,28 @@ def flags(settings: Mapping[str, Any]) -> list[str]:
 
 def shown(value: object) -> str:
     """Return a setting as a person reads it."""
-    text = (
-        " ".join(value) if isinstance(value, tuple) else str(value).lower() if isinstance(value, bool) else str(value)
-    )
-    return text or "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return " ".join(map(quoted, value if isinstance(value, tuple) else (value,) if value else ())) or "none"
+
+
+def quoted(word: object) -> str:
+    """Return a word of a relay or an issuer in quotation marks, so that it cannot pass for a sentence of ours."""
+    return json.dumps(str(word))
 
 
 def _values(settings: Mapping[str, Any]) -> dict[str, str]:
     """Return label and value of each line, in the order in which a person compares them."""
     audience = settings["cluster_audience"]
     return {
-        "log in at": settings["issuer"],
-        _ALSO_AT: " ".join(settings["issuer_origins"]) or _NOWHERE,
-        "as client": settings["client_id"],
+        "log in at": shown(settings["issuer"]),
+        _ALSO_AT: shown(settings["issuer_origins"]),
+        "as client": shown(settings["client_id"]),
         "scopes": shown(settings["scopes"]),
-        "relay's audience": settings["audience"] or "none; the issuer decides",
+        "relay's audience": shown(settings["audience"]) if settings["audience"] else "none; the issuer decides",
         "relay's scopes": shown(settings["relay_scopes"] or settings["scopes"]),
         "clusters' audience": (
-            f"{audience}, asked for by {settings['cluster_audience_by']}"
+            f"{quoted(audience)}, asked for by {quoted(settings['cluster_audience_by'])}"
             if audience
             else "none: every cluster gets the one id token"
         ),

@@ -33,6 +33,9 @@ OWN = (*(name for name in _TEXTS if name != "issuer"), *_LISTS, "redirect_port",
 makes another login."""
 _TEXT_LIMIT = 512
 _LIST_LIMIT = 64
+_RELAY_LIST_LIMIT = 20
+_RELAY_LIMIT = 1024
+"""Words of a list, and characters in all, that a relay may name: the question is to fit on one screen."""
 _WORD = f"printable ASCII without a space, of at most {_TEXT_LIMIT} characters"
 _NONE_NAMED = LoginConfig()
 
@@ -80,8 +83,15 @@ class LoginOffer:
 
     @classmethod
     def read_from_relay(cls, document: object) -> LoginOffer:
-        """Read what a relay answered: as `read`, and refuse one token that would be good at more than one cluster."""
+        """Read what a relay answered: as `read`, and refuse more than a person can compare, and one token that would be
+        good at more than one cluster."""
         offer = cls.read(document)
+        for name in _LISTS:
+            if len(offer.settings[name]) > _RELAY_LIST_LIMIT:
+                raise ConfigError(f"{name}: has more than {_RELAY_LIST_LIMIT} words, which nobody can compare")
+        words = [offer.settings[name] for name in _TEXTS] + [one for name in _LISTS for one in offer.settings[name]]
+        if sum(map(len, words)) > _RELAY_LIMIT:
+            raise ConfigError(f"it has more than {_RELAY_LIMIT} characters, which nobody can compare")
         audience = offer.settings["cluster_audience"]
         if audience and "{cluster}" not in audience:
             raise ConfigError(

@@ -7,6 +7,8 @@ follows from the scopes. This module makes parameters from the settings; it send
 from __future__ import annotations
 
 from arcbridge.config import LoginConfig
+from arcbridge.errors import ConfigError
+from arcbridge.pki.names import check_cluster_name
 
 BY_PARAMETER = ("resource", "audience")
 """Values of `login.cluster_audience_by` that are themselves the parameter's name."""
@@ -37,3 +39,26 @@ def for_relay(login: LoginConfig) -> dict[str, str]:
     if login.cluster_audience and login.audience and login.cluster_audience_by in BY_PARAMETER:
         form[login.cluster_audience_by] = login.audience
     return form
+
+
+def is_clusters(audience: str, pattern: str) -> bool:
+    """Return whether an audience is that of any cluster by `login.cluster_audience`, which may have `{cluster}` in it
+    once or more."""
+    before, placeholder, _ = pattern.partition("{cluster}")
+    if not placeholder:
+        return audience == pattern
+    # More than one placeholder stands for the same name, whose length follows from that of the rest.
+    name_length, rest = divmod(len(audience) - len(pattern.replace("{cluster}", "")), pattern.count("{cluster}"))
+    name = audience[len(before) : len(before) + name_length]
+    if rest or name_length < 1 or audience != pattern.replace("{cluster}", name):
+        return False
+    try:
+        check_cluster_name(name)
+    except ConfigError:
+        return False
+    return True
+
+
+def overlap(one: str, other: str) -> bool:
+    """Return whether two audiences, each of which may be a pattern for clusters, can be the same one."""
+    return is_clusters(one.replace("{cluster}", "c"), other) or is_clusters(other.replace("{cluster}", "c"), one)

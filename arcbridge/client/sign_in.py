@@ -13,13 +13,14 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from arcbridge.client.client_authentication import ClientAuthentication
 from arcbridge.client.first_contact import Contact, ask_known, ask_relay, check_known
 from arcbridge.client.issuer import Issuer, IssuerError
-from arcbridge.client.login_question import Line, flags, layout, login_lines, shown
+from arcbridge.client.login_question import Line, flags, layout, login_lines, quoted, shown
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.relay_profile import (
     LoginOffer,
@@ -34,6 +35,7 @@ from arcbridge.client.relay_profile import (
     without_issuer,
 )
 from arcbridge.client.relays import concerns_all
+from arcbridge.client.second_audience import overlap
 from arcbridge.client.token_cache import TokenSet
 from arcbridge.config import ClientConfig, LoginConfig
 from arcbridge.errors import ArcbridgeError, ConfigError, ConnectionLost, PinMismatch, StateError, Unreachable
@@ -84,7 +86,7 @@ async def trusted(
     addresses = [parse_address(relay) for relay in relays]
     profile = profiles.get(addresses[0])
     if profile is None or renew:
-        return await _first_contact(config, profiles, relays, profile, ask, say)
+        return await _first_contact(config, profiles, relays, profile, ask, say, named)
     return await _later_contact(config, profiles, profile, relays, ask, say, named)
 
 
@@ -127,15 +129,20 @@ async def _later_contact(
     if not set(urls) <= set(profile.relays):
         profile = replace(profile, relays=tuple(dict.fromkeys((*profile.relays, *urls))))
     if login.issuer and login.issuer != profile.login.issuer:
+        await _pass_over(config, profile.url, profile.login, ask, say, named)
         profile = replace(profile, login=_own_offer(login), from_relay=False, own={})
     profile = replace(profile, own=later_own(profile.own, login, profile.login, named))
     if login.ca_file is not None:
         profile = replace(profile, issuer_ca_pem=_text(login.ca_file))
     if login.grant_type != "auto" or "grant_type" in named:
         profile = replace(profile, grant_type=login.grant_type)
-    if profile.from_relay:
-        known = Contact(profile.address, vouched_for=True, ca_pem=profile.ca_pem)
-        await _agree(config, known, profile, former, ask)
+    warning = _also_good_at(profiles, profile, former) if profile.in_force != former.in_force else ""
+    if not profile.from_relay:
+        if warning:
+            say(warning)
+        return profiles.save(profile)
+    known = Contact(profile.address, vouched_for=True, ca_pem=profile.ca_pem)
+    await _agree(config, known, profile, former, ask, say, named, warning)
     return profiles.save(profile)
 
 
@@ -156,6 +163,7 @@ async def _first_contact(
     former: RelayProfile | None,
     ask: Ask | None,
     say: Say,
+    named: Collection[str],
 ) -> RelayProfile:
     login = config.login
     trust_given = bool(config.relay_ca_pin or config.relay_ca_file)
@@ -163,6 +171,8 @@ async def _first_contact(
     relay = short_url(contact.address)
     offer, from_relay = contact.offer, True
     if login.issuer and (offer is None or (offer.issuer, offer.settings["client_id"]) != _named(login, offer)):
+        if offer is not None and offer.issuer != login.issuer:
+            await _pass_over(config, relay, offer, ask, say, named)
         offer, from_relay = _own_offer(login), False
     if offer is None:
         raise ConfigError(
@@ -183,10 +193,7 @@ async def _first_contact(
         own_settings(login, offer),
     )
     check_readable(profile)  # before the user is asked
-    warning = _also_good_at(profiles, profile, former)
-    if warning and ask is None:
-        say(warning)
-    await _agree(config, contact, profile, former, ask, warning)
+    await _agree(config, contact, profile, former, ask, say, named, _also_good_at(profiles, profile, former))
     if former is not None:
         kept = former.issuer_ca_pem if former.login.issuer == offer.issuer else ""
         profile = replace(profile, directory=former.directory, issuer_ca_pem=profile.issuer_ca_pem or kept)
@@ -216,30 +223,77 @@ def _own_offer(login: LoginConfig) -> LoginOffer:
     return LoginOffer.of(login)
 
 
+async def _pass_over(
+    config: ClientConfig, relay: str, offer: LoginOffer, ask: Ask | None, say: Say, named: Collection[str]
+) -> None:
+    """Tell the user that settings name another issuer than a relay does; ask where no flag of this login names it.
+
+    A settings file holds for every relay, and so its issuer's tokens would go to one that asked for none of them.
+    """
+    text = (
+        f"{relay} names the issuer {quoted(offer.issuer)}, and your settings name {quoted(config.login.issuer)}, which "
+        "counts: the relay will get tokens of that one"
+    )
+    if ask is None or "issuer" in named or config.trust_first_use:
+        say(text)
+    elif not await ask("\n".join((*textwrap.wrap(f"{text}.", _width()), "Log in there? [y/N] "))):
+        raise PinMismatch(
+            f"nothing was sent to {relay}; log in with `--oidc-issuer-url` and `--oidc-client-id` as its operator "
+            "names them, or take login.issuer out of your settings file"
+        )
+
+
+def _unsaid(
+    login: LoginConfig, profile: RelayProfile, former: RelayProfile | None, named: Collection[str]
+) -> dict[str, Any]:
+    """Return what the relay alone says: at a first contact what is beyond the defaults, later each difference.
+
+    A setting that is left out can make a login weaker than one that was trusted, too (docs/threats.md#B46).
+    """
+    if former is None:
+        return profile.login.beyond(login, profile.own)
+    if not profile.from_relay:
+        return {}
+    trusted = former.in_force
+    return {
+        name: value
+        for name, value in profile.in_force.items()
+        if trusted[name] != value
+        and name not in profile.own
+        and not (value == getattr(login, name) and (name in named or value != getattr(LoginConfig(), name)))
+    }
+
+
 async def _agree(
     config: ClientConfig,
     contact: Contact,
     profile: RelayProfile,
     former: RelayProfile | None,
     ask: Ask | None,
-    warning: str = "",
+    say: Say,
+    named: Collection[str],
+    warning: str,
 ) -> None:
-    """Have the user agree to what the relay alone says; raises PinMismatch where the answer is no."""
+    """Have the user agree to what the relay alone says; raises PinMismatch where the answer is no.
+
+    `warning`: is said in any case, with the question where there is one.
+    """
     relay, trusted = short_url(contact.address), {} if former is None else former.in_force
-    new = {
-        name: value
-        for name, value in profile.login.beyond(config.login, profile.own).items()
-        if trusted.get(name) != value
-    }
+    new = _unsaid(config.login, profile, former, named)
+    if ask is None and new.get("dpop"):
+        del new["dpop"]  # bound tokens, as the settings have it: the relay's word is not taken (`_first_contact`)
     ca_given = bool(config.relay_ca_pin or config.relay_ca_file)
     same_ca = contact.vouched_for if former is None else former.ca_pin == contact.ca_pin
     new_ca = not ca_given and not same_ca
+    asked = (new_ca or new) and ask is not None and not config.trust_first_use
+    if warning and not asked:
+        say(warning)
     if not new_ca and not new:
         return
     if config.trust_first_use:
         # The one hole of trust on first use: a hostile relay or path at this very moment (docs/threats.md#B23).
-        named = {name: shown(value) for name, value in new.items()}
-        log.warning("trusting a relay at first use", relay=relay, ca_pin=contact.ca_pin, **named)
+        values = {name: shown(value) for name, value in new.items()}
+        log.warning("trusting a relay at first use", relay=relay, ca_pin=contact.ca_pin, **values)
         return
     if ask is None:
         raise PinMismatch(_untold(relay, contact.ca_pin if new_ca else "", new))
@@ -249,7 +303,7 @@ async def _agree(
         *login_lines(profile.in_force, None if former is None else trusted),
     ]
     head = f"{relay} is not known here." if former is None else f"You trusted {relay}; what an arrow shows is new."
-    width = min(COLUMNS, shutil.get_terminal_size().columns)
+    width = _width()
     text = [
         head,
         "Compare with what its operator gave you:",
@@ -260,20 +314,34 @@ async def _agree(
         raise PinMismatch(f"{relay} was not trusted; ask its operator for the pin of its CA and for the login")
 
 
+def _width() -> int:
+    return min(COLUMNS, shutil.get_terminal_size().columns)
+
+
 def _also_good_at(profiles: RelayProfiles, profile: RelayProfile, former: RelayProfile | None) -> str:
-    """Return the warning that another relay takes tokens of the same issuer and client; empty: none is known to."""
-    own = profile.in_force
+    """Return the warning that another relay, or a cluster of its, takes tokens of the same issuer for the same
+    audience, whatever the client; empty: none is known to."""
     same = [
         one.url
         for one in profiles.all()
-        if (former is None or one.directory != former.directory)
-        and (one.in_force["issuer"], one.in_force["client_id"]) == (own["issuer"], own["client_id"])
+        if (former is None or one.directory != former.directory) and _share_audience(one.in_force, profile.in_force)
     ]
     if not same:
         return ""
     return (
-        f"{profile.url} will get tokens that are good at {' and '.join(same)}, too, unless their audiences differ: you "
-        "log in there with the same issuer and client."
+        f"{profile.url} will get tokens that are good at {' and '.join(same)}, too: you log in there with the same "
+        "issuer, and an audience is the same."
+    )
+
+
+def _share_audience(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether a token of one login may be good where the other's are; no audience: the issuer decides."""
+    if one["issuer"].rstrip("/") != other["issuer"].rstrip("/"):
+        return False
+    return any(
+        overlap(mine, theirs)
+        for mine in (one["audience"], one["cluster_audience"] or one["client_id"])
+        for theirs in (other["audience"], other["cluster_audience"] or other["client_id"])
     )
 
 

@@ -82,7 +82,7 @@ class TokenForBoth(ConfigError):
 
     def __init__(self, audience: str) -> None:
         super().__init__(
-            f"the token for the relay has the audience of the cluster as well ({audience}), so the relay could act as "
+            f"the token for the relay has the audience of a cluster as well ({audience}), so the relay could act as "
             "you in the cluster; have the issuer give a token for the relay alone (login.relay_scopes, "
             "login.audience), or set one_token = true under [login] if you accept that"
         )
@@ -211,8 +211,8 @@ class Tokens:
         except ArcbridgeError:
             other = ""  # `cluster` says why, and compares then
         self._keep_apart(token, other, source)
-        if self._audience() and (self._cluster or "{cluster}" not in self._login.cluster_audience):
-            self._refuse_for_both(token, self._audience())
+        if self._audience():
+            self._refuse_for_both(token)
         self._shown = token
         return token
 
@@ -350,14 +350,23 @@ class Tokens:
         """Return the audience that the cluster's token has to have; empty: every cluster gets the same token."""
         return self._login.cluster_audience.replace("{cluster}", self._cluster)
 
-    def _refuse_for_both(self, token: str, audience: str) -> None:
-        """Refuse, or warn of, a token for the relay that the agent of the cluster with `audience` would take."""
+    def _refuse_for_both(self, token: str) -> None:
+        """Refuse, or warn of, a token for the relay that the agent of any cluster would take."""
+        from arcbridge.client.second_audience import is_clusters
         from arcbridge.identity.proof import place_of
 
-        if audience not in map(place_of, read_unverified(token).audiences):
+        pattern, own = self._login.cluster_audience, self._login.audience or RELAY_AUDIENCE
+        # The usual audience of the relay is of the usual pattern, too; and `{cluster}` alone is of any audience.
+        tells = pattern != "{cluster}"
+        found = [
+            one
+            for one in map(place_of, read_unverified(token).audiences)
+            if one == self._audience() or (tells and one != own and is_clusters(one, pattern))
+        ]
+        if not found:
             return
         if not self._login.one_token:
-            raise TokenForBoth(audience)
+            raise TokenForBoth(found[0])
         self._warn_once()
 
     def _keep_apart(self, token: str, other: str, source: str) -> None:

@@ -150,11 +150,11 @@ class TestFirstContact:
                 "Compare with what its operator gave you:\n"
                 "  relay's CA\n"
                 f"    {relay.authority.pin}\n"
-                f"  log in at           {issuer.url}\n"
-                "  as client           cli\n"
-                "  scopes              openid profile email offline_access\n"
+                f'  log in at           "{issuer.url}"\n'
+                '  as client           "cli"\n'
+                '  scopes              "openid" "profile" "email" "offline_access"\n'
                 "  relay's audience    none; the issuer decides\n"
-                "  relay's scopes      openid profile email offline_access\n"
+                '  relay\'s scopes      "openid" "profile" "email" "offline_access"\n'
                 "  clusters' audience  none: every cluster gets the one id token\n"
                 "  clusters' scopes    none\n"
                 "  you log in          by a code for another device, without the browser: the\n"
@@ -184,7 +184,7 @@ class TestFirstContact:
         document["scopes"] = ["openid", "payroll.read"]
         async with person.at_terminal("login", url(relay)) as (process, screen):
             shown = await screen.until("[y/N] ")
-            assert "  scopes              openid payroll.read\n  relay's audience    payroll\n" in shown
+            assert '  scopes              "openid" "payroll.read"\n  relay\'s audience    "payroll"\n' in shown
             screen.type("n")
             assert await process.wait() == ExitCode.FAILURE
 
@@ -286,7 +286,7 @@ class TestLater:
         document["issuer"] = "https://login.example.net"
         status, _, err = await person.run("login", "--trust-first-use")
         assert status == ExitCode.FAILURE
-        assert f"than the one that you trusted (issuer: {issuer.url} → https://login.example.net)" in err
+        assert f'than the one that you trusted (issuer: "{issuer.url}" → "https://login.example.net")' in err
         assert f"`arcbridge login --renew-trust {url(relay)}`" in err
         # And the login that is there goes on to count.
         assert (await person.run("whoami"))[0] == ExitCode.DONE
@@ -455,6 +455,22 @@ class TestLogout:
         assert not list(person.home.rglob("tokens/*.json"))
         assert (await person.run("logout"))[1] == "There was no login to forget.\n"
         assert issuer.requests("/revoke") == asked + 1
+
+    async def test_a_login_with_other_settings_ends_the_former_one(
+        self, person: Person, relay: Relay, issuer: Issuer
+    ) -> None:
+        """Its file has another name, by which no `logout` would find it."""
+        await person.log_in(*known(relay, issuer))
+        (former,) = person.home.rglob("tokens/*.json")
+        asked = issuer.requests("/revoke")
+        status, _, err = await person.log_in(*known(relay, issuer), "--oidc-audience", "other-relay")
+        assert status == ExitCode.DONE, err
+        (now,) = person.home.rglob("tokens/*.json")
+        assert now != former
+        assert issuer.requests("/revoke") == asked + 1
+        await person.log_in(url(relay))
+        assert list(person.home.rglob("tokens/*.json")) == [now]
+        assert issuer.requests("/revoke") == asked + 1, "the same login once more ends nothing"
 
     async def test_an_issuer_that_is_down_is_told_of_and_stops_nothing(
         self, person: Person, relay: Relay, issuer: Issuer

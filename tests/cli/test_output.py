@@ -8,7 +8,7 @@ import json
 import pytest
 import yaml
 
-from arcbridge.cli.output import describe, format_rows, plain, print_error, wants_colour
+from arcbridge.cli.output import describe, format_document, format_rows, plain, print_error, wants_colour
 from arcbridge.errors import ConfigError, Unreachable
 
 ROWS = [
@@ -67,3 +67,12 @@ def test_descriptions() -> None:
     assert describe(FileNotFoundError(2, "No such file", "/x")) == "/x: No such file"
     assert "SECRET" not in describe(ValueError("SECRET"))
     assert plain("a\u202eb\n") == "a\\u202eb\\n"
+
+
+def test_b48_documents_carry_no_character_that_steers_a_terminal() -> None:
+    evil = "\x1b[2J\x9b31m\u202e\u2028"
+    for output in ("json", "yaml"):
+        text = format_document({"state": evil, evil: 1}, output)
+        assert text.isascii()
+        assert all(line.isprintable() for line in text.split("\n"))
+        assert yaml.safe_load(text) == {"state": evil, evil: 1}

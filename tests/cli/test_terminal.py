@@ -1,6 +1,8 @@
 """How commands talk to their user; questions at a real terminal are tests/cli/test_login.py's and test_client.py's."""
 
 import io
+import os
+import sys
 
 import pytest
 
@@ -28,3 +30,22 @@ def test_commands_that_answer_log_less(monkeypatch: pytest.MonkeyPatch, default:
     monkeypatch.setattr("arcbridge.observe.logging.configure", lambda *words: asked.append(words))
     module.configure_logging(ClientConfig(), default)
     assert asked == [("client", level, "auto")]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+async def test_b48_what_was_typed_before_the_question_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pty
+
+    main, other = pty.openpty()
+
+    class Screen(io.StringIO):
+        def write(self, text: str) -> int:
+            os.write(main, b"n\n")
+            return super().write(text)
+
+    with os.fdopen(other, encoding="ascii") as keyboard:
+        monkeypatch.setattr(module.sys, "stdin", keyboard)
+        monkeypatch.setattr(module.sys, "stderr", Screen())
+        os.write(main, b"y\n")
+        assert not await module.ask_yes("Trust it? [y/N] ")
+    os.close(main)

@@ -152,11 +152,20 @@ class TestKnown:
         with pytest.raises(PinMismatch) as caught:
             check_known(known, replace(contact, offer=changed))
         assert (
-            "you trusted (issuer: https://login.example.org → https://login.example.net; audience: none → payroll)"
+            'you trusted (issuer: "https://login.example.org" → "https://login.example.net"; '
+            'audience: none → "payroll")'
         ) in caught.value.message
         assert "`arcbridge login --renew-trust https://r.example`" in caught.value.message
         # Where the user's own flags named the login, the relay is not asked.
         check_known(replace(known, from_relay=False), replace(contact, offer=changed))
+
+    def test_b48_words_of_a_relay_are_no_sentence_of_ours(self) -> None:
+        known = RelayProfile(("https://r.example:443",), LoginOffer.read(DOCUMENT))
+        words = ['openid").', "Your", "login", "has", "expired;", "run"]
+        contact = first_contact.Contact(known.address, True, offer=LoginOffer.read({**DOCUMENT, "scopes": words}))
+        with pytest.raises(PinMismatch) as caught:
+            check_known(known, contact)
+        assert r'→ "openid\")." "Your" "login" "has" "expired;" "run")' in caught.value.message
 
     def test_b41_a_relay_that_leaves_out_the_browser_later(self) -> None:
         known = RelayProfile(("https://r.example:443",), LoginOffer.read(DOCUMENT))

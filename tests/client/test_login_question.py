@@ -48,14 +48,15 @@ def test_b41_all_of_it_is_there_in_80_columns() -> None:
     assert text == [
         "  relay's CA",
         f"    {PIN}",
-        "  log in at           https://login.example.org",
-        "  issuer also at      https://login.corp.example",
-        "  as client           corp-admin-cli",
-        "  scopes              openid payroll.admin",
-        "  relay's audience    payroll",
-        "  relay's scopes      payroll.write",
-        "  clusters' audience  https://graph.corp.example/{cluster}, asked for by scope",
-        "  clusters' scopes    graph.all",
+        '  log in at           "https://login.example.org"',
+        '  issuer also at      "https://login.corp.example"',
+        '  as client           "corp-admin-cli"',
+        '  scopes              "openid" "payroll.admin"',
+        '  relay\'s audience    "payroll"',
+        '  relay\'s scopes      "payroll.write"',
+        '  clusters\' audience  "https://graph.corp.example/{cluster}", asked for by',
+        '                      "scope"',
+        '  clusters\' scopes    "graph.all"',
         "  you log in          by a code for another device, without the browser: the",
         "                      issuer's id token is then bound to no key",
         "  bound to a key      no: a copy of a token is as good as the token",
@@ -72,18 +73,20 @@ def test_a_value_of_any_length_keeps_its_line(width: int) -> None:
 
 def test_what_was_trusted_before_stands_before_what_is_new() -> None:
     lines = login_lines(in_force({**DOCUMENT, "audience": "payroll"}), in_force(DOCUMENT))
-    assert [line for line in lines if line.before] == [Line("relay's audience", "payroll", "none; the issuer decides")]
-    assert "  relay's audience    none; the issuer decides → payroll" in layout(lines, 80)
+    assert [line for line in lines if line.before] == [
+        Line("relay's audience", '"payroll"', "none; the issuer decides")
+    ]
+    assert '  relay\'s audience    none; the issuer decides → "payroll"' in layout(lines, 80)
 
 
 def test_b31_a_further_origin_of_the_issuer_is_shown_and_none_is_not() -> None:
     more = {**DOCUMENT, "issuer_origins": ["https://login.corp.example"]}
     labels = [line.label for line in login_lines(in_force(DOCUMENT), in_force(DOCUMENT))]
     assert "issuer also at" not in labels
-    assert "  issuer also at      none → https://login.corp.example" in layout(
+    assert '  issuer also at      none → "https://login.corp.example"' in layout(
         login_lines(in_force(more), in_force(DOCUMENT)), 80
     )
-    assert "  issuer also at      https://login.corp.example → none" in layout(
+    assert '  issuer also at      "https://login.corp.example" → none' in layout(
         login_lines(in_force(DOCUMENT), in_force(more)), 80
     )
 

@@ -293,3 +293,19 @@ def test_the_file_is_for_people_too(profiles: RelayProfiles) -> None:
     document = json.loads((profiles.save(PROFILE).directory / "profile.json").read_text())
     assert document["login"]["issuer"] == OFFER.issuer
     assert document["relays"] == list(PROFILE.relays)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"scopes": ["a"] * 21},
+        {"cluster_scopes": ["a"] * 21},
+        {"scopes": ["x" * 100] * 6, "relay_scopes": ["x" * 100] * 6},
+        {"audience": "x" * 512, "client_id": "x" * 512},
+    ],
+)
+def test_b48_a_relay_names_no_more_than_a_person_can_compare(more: dict[str, Any]) -> None:
+    document = {"issuer": "https://login.example.org", "client_id": "arcbridge", **more}
+    LoginOffer.read(document)  # what a user gave by flags may be longer
+    with pytest.raises(ConfigError, match="which nobody can compare"):
+        LoginOffer.read_from_relay(document)

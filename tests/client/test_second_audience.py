@@ -41,3 +41,25 @@ def test_for_a_cluster(settings: dict[str, Any], form: dict[str, str]) -> None:
 )
 def test_for_the_relay(settings: dict[str, Any], form: dict[str, str]) -> None:
     assert second_audience.for_relay(LoginConfig(**settings)) == form
+
+
+@pytest.mark.parametrize(
+    ("audience", "pattern", "found"),
+    [
+        ("arcbridge-prod", "arcbridge-{cluster}", True),
+        ("arcbridge-", "arcbridge-{cluster}", False),
+        ("arcbridge-A_b", "arcbridge-{cluster}", False),
+        ("https://prod.example/prod", "https://{cluster}.example/{cluster}", True),
+        ("https://prod.example/test", "https://{cluster}.example/{cluster}", False),
+        ("payroll", "payroll", True),
+        ("payroll", "", False),
+    ],
+)
+def test_c3_whether_an_audience_is_a_clusters(audience: str, pattern: str, found: bool) -> None:
+    assert second_audience.is_clusters(audience, pattern) == found
+
+
+def test_b47_patterns_that_can_mean_one_audience() -> None:
+    assert second_audience.overlap("arcbridge-{cluster}", "arcbridge-prod")
+    assert second_audience.overlap("arcbridge-{cluster}", "arcbridge-{cluster}")
+    assert not second_audience.overlap("a-{cluster}", "b-{cluster}")

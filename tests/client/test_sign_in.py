@@ -71,7 +71,7 @@ async def test_b21_the_user_is_asked_once(person: Person, relay: Relay) -> None:
 
 async def test_each_part_that_is_given_is_not_asked_for(person: Person, relay: Relay, tmp_path: Path) -> None:
     await person.trust(relay, relay_ca_pin=relay.authority.pin)
-    assert "  log in at           https://login.example.org\n" in person.questions[-1]
+    assert '  log in at           "https://login.example.org"\n' in person.questions[-1]
     given = LoginConfig(issuer=ISSUER, client_id="arcbridge")
     await person.trust(relay, renew=True, login=given)
     assert len(person.questions) == 1, "nothing is new"
@@ -86,16 +86,16 @@ async def test_each_part_that_is_given_is_not_asked_for(person: Person, relay: R
 @pytest.mark.parametrize(
     ("name", "value", "line"),
     [
-        ("client_id", "corp-admin-cli", "as client           corp-admin-cli"),
-        ("scopes", ["openid", "payroll.admin"], "scopes              openid payroll.admin"),
-        ("audience", "payroll", "relay's audience    payroll"),
-        ("relay_scopes", ["payroll.admin"], "relay's scopes      payroll.admin"),
+        ("client_id", "corp-admin-cli", 'as client           "corp-admin-cli"'),
+        ("scopes", ["openid", "payroll.admin"], 'scopes              "openid" "payroll.admin"'),
+        ("audience", "payroll", 'relay\'s audience    "payroll"'),
+        ("relay_scopes", ["payroll.admin"], 'relay\'s scopes      "payroll.admin"'),
         (
             "cluster_audience",
             "https://graph.corp.example/{cluster}",
-            "clusters' audience  https://graph.corp.example/{cluster}",
+            'clusters\' audience  "https://graph.corp.example/{cluster}"',
         ),
-        ("cluster_scopes", ["payroll.admin"], "clusters' scopes    payroll.admin"),
+        ("cluster_scopes", ["payroll.admin"], 'clusters\' scopes    "payroll.admin"'),
         ("dpop", False, "bound to a key      no: a copy of a token"),
         ("grant_types", ["device-code"], "you log in          by a code for another device, without the browser"),
     ],
@@ -145,7 +145,7 @@ async def test_b41_taking_back_a_flag_is_no_consent(person: Person, tmp_path: Pa
         for change in ({"named": {"audience"}}, {"renew": True}):
             with pytest.raises(PinMismatch, match="was not trusted"):
                 await person.trust(relay, **change)
-            assert "  relay's audience    mine → payroll\n" in person.questions[-1]
+            assert '  relay\'s audience    "mine" → "payroll"\n' in person.questions[-1]
         assert person.profiles.all()[0].own == {"audience": "mine"}
 
 
@@ -162,10 +162,75 @@ async def test_b42_another_relay_with_the_same_client_is_named(person: Person, r
         assert len(person.questions) == 2, "it is not named beside itself"
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "words", "shown"),
+    [
+        ({"cluster_audience": "c-{cluster}", "audience": "relay"}, {"audience": "relay"}, "--cluster-audience ''",
+         "clusters' audience \"c-{cluster}\", asked for by \"resource\" → none: every cluster"),
+        ({"cluster_scopes": ["a"], "cluster_audience": "c-{cluster}"}, {"cluster_audience": "c-{cluster}"},
+         "--cluster-scope ''", "clusters' scopes \"a\" → none"),
+        ({}, {"scopes": ["openid"]}, "--oidc-scope openid", '"offline_access" → "openid"'),
+    ],
+)  # fmt: skip
+async def test_b46_what_a_relay_leaves_out_is_asked_for_too(
+    person: Person, tmp_path: Path, before: dict[str, Any], after: dict[str, Any], words: str, shown: str
+) -> None:
+    """A login without an audience for each cluster is weaker, and no default says that it is meant."""
+    (tmp_path / "odd").mkdir()
+    said = {**DOCUMENT, **before}
+    async with serving(tmp_path / "odd", said) as relay:
+        kept = await person.trust(relay)
+        said.clear()
+        said.update({**DOCUMENT, **after})
+        person.answer = False
+        with pytest.raises(PinMismatch, match="was not trusted"):
+            await person.trust(relay, renew=True)
+        assert shown in " ".join(person.questions[-1].split())
+        relays = (f"127.0.0.1:{relay.port}",)
+        config = ClientConfig(relays=relays, relay_ca_pin=relay.authority.pin)
+        with pytest.raises(PinMismatch) as caught:
+            await trusted(config, person.profiles, relays, ask=None, say=person.told.append, renew=True)
+        assert f"\n  {words}\n" in caught.value.message
+        assert person.profiles.all() == [kept]
+        (name,) = {*before, *after} - {one for one in before if before[one] == after.get(one)}
+        value = tuple(after[name]) if name in after else () if name == "cluster_scopes" else ""
+        login, say = LoginConfig(**{name: value}), person.told.append
+        config = replace(config, login=login)
+        profile = await trusted(config, person.profiles, relays, ask=None, say=say, renew=True, named={name})
+        assert profile is not None
+        assert profile.in_force[name] == value
+
+
+async def test_b47_the_warning_is_said_where_nothing_is_asked(person: Person, relay: Relay, tmp_path: Path) -> None:
+    """Whatever the client id: the audiences say where a token is good."""
+    await person.trust(relay)
+    (tmp_path / "second").mkdir()
+    async with serving(tmp_path / "second", {**DOCUMENT, "client_id": "other"}) as second:
+        given = LoginConfig(issuer=ISSUER, client_id="other")
+        await person.trust(second, login=given, relay_ca_pin=second.authority.pin)
+    assert len(person.questions) == 1
+    assert f"will get tokens that are good at https://127.0.0.1:{relay.port}, too" in person.told[-1]
+
+
+async def test_b47_a_settings_file_does_not_pass_over_the_relays_issuer(person: Person, relay: Relay) -> None:
+    own = LoginConfig(issuer="https://own.example", client_id="mine", audience="a")
+    person.answer = False
+    with pytest.raises(PinMismatch, match="nothing was sent to"):
+        await person.trust(relay, relay_ca_pin=relay.authority.pin, login=own)
+    assert "Log in there? [y/N]" in person.questions[-1]
+    assert person.profiles.all() == []
+    person.answer = True
+    await person.trust(relay, relay_ca_pin=relay.authority.pin, login=own)
+    assert [one.login.issuer for one in person.profiles.all()] == ["https://own.example"]
+
+
 async def test_the_users_own_issuer_goes_before_the_relays(person: Person, relay: Relay) -> None:
     own = LoginConfig(issuer="https://own.example", client_id="mine", audience="a")
-    profile = await person.trust(relay, relay_ca_pin=relay.authority.pin, login=own)
+    profile = await person.trust(relay, relay_ca_pin=relay.authority.pin, login=own, named={"issuer"})
     assert person.questions == []
+    assert (
+        'names the issuer "https://login.example.org", and your settings name "https://own.example"' in person.told[0]
+    )
     assert not profile.from_relay
     assert with_profile(ClientConfig(login=own), profile).login == own
     with pytest.raises(ConfigError, match=r"login\.client_id: required"):

@@ -288,13 +288,26 @@ class TestOneAudiencePerCluster:
         """docs/threats.md#T10: another text, and good at the cluster all the same."""
         claims = base64.urlsafe_b64encode(json.dumps({"aud": ["arcbridge-relay", form]}).encode()).decode()
         pair = Pair(TokenSet(f"h.{claims}.s", "id"))
-        with pytest.raises(TokenForBoth, match="the audience of the cluster as well"):
+        with pytest.raises(TokenForBoth, match="the audience of a cluster as well"):
             await Tokens(self.SETTINGS, pair).for_cluster("a").access()
-        assert await Tokens(self.SETTINGS, pair).for_cluster("b").access()
+        for tokens in (Tokens(self.SETTINGS, pair), Tokens(self.SETTINGS, pair).for_cluster("b")):
+            with pytest.raises(TokenForBoth, match=r"\(arcbridge-a\)"):
+                await tokens.access()  # what the relay has is good there, whoever asks for what
         assert await Tokens(replace(self.SETTINGS, one_token=True), pair).for_cluster("a").access()
         fixed = LoginConfig(cluster_audience="arcbridge-a")
         with pytest.raises(TokenForBoth):
             await Tokens(fixed, pair).access()
+
+    async def test_the_relays_own_audience_is_no_clusters(self) -> None:
+        """`arcbridge-relay` is of the pattern `arcbridge-{cluster}`; Keycloak adds `account` to each token."""
+        claims = base64.urlsafe_b64encode(json.dumps({"aud": ["arcbridge-relay", "account"]}).encode()).decode()
+        pair = Pair(TokenSet(f"h.{claims}.s", "id"))
+        for pattern in ("arcbridge-{cluster}", "{cluster}"):
+            tokens = Tokens(LoginConfig(cluster_audience=pattern), pair)
+            assert await tokens.access()
+            assert await tokens.for_cluster("a").access()
+        with pytest.raises(TokenForBoth):
+            await Tokens(self.SETTINGS, pair).for_cluster("relay").access()
 
     async def test_the_end_of_an_audience_is_not_the_audience(self) -> None:
         """The agent reads `…@x@arcbridge-a` as `x@arcbridge-a`, and takes no such token."""

@@ -21,6 +21,7 @@ import structlog
 
 from arcbridge.client.background.connections import Connection, Connections, same_place
 from arcbridge.client.background.exec_credential import exec_credential
+from arcbridge.client.background.plugin_trust import refuse_untrusted
 from arcbridge.client.background.removal import SettingsOf, choose, remove_connection
 from arcbridge.client.kubeconfig import Entry, Kubeconfig
 from arcbridge.client.kubeconfig_repair import running_of
@@ -336,7 +337,8 @@ class Clusters:
         return None
 
     def _connection_of(self, arguments: tuple[str, ...]) -> Connection:
-        """Return the connection that has these arguments; else one that no kubeconfig is known for."""
+        """Return the connection that has these arguments; else one that no kubeconfig is known for, if it says nothing
+        that this user does not trust. Raises ConfigError, StateError."""
         try:
             kept = self.kept.all()
         except StateError:
@@ -345,6 +347,7 @@ class Clusters:
             if connection.arguments == arguments:
                 return connection
         config = self._settings_of(arguments)
+        refuse_untrusted(arguments, self._settings_of, self._environment)
         return Connection(arguments, config.cluster, config.kube_context or config.cluster)
 
     async def renew(self, served: Served) -> None:

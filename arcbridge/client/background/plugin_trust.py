@@ -1,0 +1,76 @@
+"""Judges the flags of a kubeconfig that `connect` has not written here: they may be another person's.
+
+kubectl runs the credential plugin with the flags of whatever kubeconfig it reads, and these name relays, files of
+tokens and issuers. It decides nothing about a connection that is known (`client.background.connections`). Invariant:
+by flags alone nobody has a token of this user sent where neither the user's settings nor a trusted relay would send it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+
+from arcbridge.client.background.removal import SettingsOf
+from arcbridge.client.relay_profile import RelayProfiles
+from arcbridge.client.state import StateDirectory
+from arcbridge.config import ClientConfig
+from arcbridge.errors import ConfigError
+from arcbridge.net.address import parse_address
+
+_HARMLESS = (
+    "relay", "relays", "cluster", "clusters", "port", "file", "kube_context", "context_switch", "remove_context",
+    "resumption", "login", "observe",
+)  # fmt: skip
+"""Settings that send nothing elsewhere; relays and login are compared by themselves."""
+
+
+def refuse_untrusted(arguments: Sequence[str], settings_of: SettingsOf, environment: Mapping[str, str]) -> None:
+    """Raise ConfigError, which names the settings, where flags say more than this user has trusted before.
+
+    Trusted are the user's settings file, and what `login` has kept of a relay. Raises StateError for a damaged one.
+    """
+    asked = settings_of(arguments)
+    bare = ("--cluster", asked.cluster, *_settings_file(arguments))
+    own = settings_of(bare)
+    wrong, relays = [], _urls(asked)
+    if not relays <= _urls(own):
+        known = RelayProfiles(StateDirectory.find(own.state_dir, environment).path).all()
+        profile = next((one for one in known if relays <= set(one.relays)), None)
+        if profile is None:
+            wrong.append("relays")
+        own = settings_of((*bare, *(word for url in asked.relay_urls() for word in ("--relay", url))))
+        if profile is not None and own.login.issuer != profile.login.issuer:
+            wrong.append("login.issuer")  # tokens of the user's settings are for the relays of these
+    if own.relay_ca_pin and asked.relay_ca_pin == own.relay_ca_pin and asked.relay_ca_file is None:
+        own = replace(own, relay_ca_file=None)  # the file of what was trusted gives way to a pin that is the same
+    wrong += [
+        one.name
+        for one in fields(ClientConfig)
+        if one.name not in _HARMLESS and getattr(asked, one.name) != getattr(own, one.name)
+    ]
+    wrong += [
+        f"login.{one.name}"
+        for one in fields(asked.login)
+        if getattr(asked.login, one.name) != getattr(own.login, one.name)
+    ]
+    if wrong:
+        raise ConfigError(
+            f"the kubeconfig's flags set {', '.join(dict.fromkeys(wrong))}, which `connect` has not written here and "
+            "nothing here trusts: another person's kubeconfig could have your tokens sent elsewhere. If it is yours, "
+            f"run `arcbridge connect {asked.cluster}` once with these flags, or log in at the relay first"
+        )
+
+
+def _urls(config: ClientConfig) -> set[str]:
+    return {parse_address(one).url for one in config.relay_urls()}
+
+
+def _settings_file(arguments: Sequence[str]) -> tuple[str, ...]:
+    """Return the words that name the settings file, which is judged by its owner and mode (docs/threats.md#B43)."""
+    found: list[str] = []
+    for word, value in zip(arguments, (*arguments[1:], ""), strict=True):
+        if word == "--config":
+            found += [word, value]
+        elif word.startswith("--config="):
+            found.append(word)
+    return tuple(found)
