@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from arcbridge.agent.accounts import Limit
+from arcbridge.agent.accounts import Account, Limit
 from arcbridge.agent.audit import AuditLog, AuditRecord
 from arcbridge.agent.kube.authorize import Caller
 from arcbridge.config import TargetConfig
@@ -36,9 +36,12 @@ RECORDS = 20
 """Refusals of one user that leave a record each, and one a second behind them."""
 USERS = 4096
 """Users whose refusals are counted apart."""
-MAX_CONNECTING = 256
-"""Dials under way at once, of all sessions together; more are refused."""
+MAX_CONNECTING = 512
+"""Dials under way at once, of all users together; more are refused."""
+MAX_CONNECTING_OF_USER = 64
+"""The same of one user, whose target may not answer: the others have room."""
 
+_TOO_MANY = "too many connections are being made"
 _log = structlog.get_logger("arcbridge.agent")
 
 
@@ -89,7 +92,8 @@ class TcpTargets:
         self._audit = audit
         self._records: KeyedTokenBucket[str] = KeyedTokenBucket(RECORDS, 1.0, size=USERS, shares=True)
         """Refusals that leave a record each, by subject."""
-        self._connecting: set[asyncio.Task[None]] = set()
+        self._connecting: dict[asyncio.Task[None], Account] = {}
+        """Dials under way, and whose they are."""
         self._connections: dict[StreamTransport, _Connection] = {}
         self.opened = 0
         self.open = 0
@@ -144,8 +148,8 @@ class TcpTargets:
             self._refuse(stream, caller, record, ResetCode.UNKNOWN_TARGET, "no such target")
         elif not found.allows(identity):
             self._refuse(stream, caller, record, ResetCode.FORBIDDEN, "not allowed")
-        elif len(self._connecting) >= MAX_CONNECTING:
-            self._refuse(stream, caller, record, ResetCode.LIMIT, "too many connections are being made")
+        elif self._dials_too_much(caller):
+            self._refuse(stream, caller, record, ResetCode.LIMIT, _TOO_MANY)
         elif refusal := self._audit.refusal():
             self._refuse(stream, caller, record, ResetCode.INTERNAL, refusal)
         elif caller.account.audit.is_spent(record.started):
@@ -183,15 +187,23 @@ class TcpTargets:
             self._finish(stream, record)
         elif refusal:
             self._refuse(stream, caller, record, ResetCode.INTERNAL, refusal)
+        elif self._dials_too_much(caller):  # many may have waited for their records
+            self._refuse(stream, caller, record, ResetCode.LIMIT, _TOO_MANY)
         else:
             try:
-                self._begin(stream, target, connecting, record)
+                self._begin(stream, target, caller, connecting, record)
             except ArcbridgeError as error:
                 self._unreachable(stream, record, error)
             except Exception as error:
                 self._defect(stream, record, error)
 
-    def _begin(self, stream: StreamTransport, target: Target, connecting: _Connecting, record: AuditRecord) -> None:
+    def _dials_too_much(self, caller: Caller) -> bool:
+        own = sum(account is caller.account for account in self._connecting.values())
+        return own >= MAX_CONNECTING_OF_USER or len(self._connecting) >= MAX_CONNECTING
+
+    def _begin(
+        self, stream: StreamTransport, target: Target, caller: Caller, connecting: _Connecting, record: AuditRecord
+    ) -> None:
         begun = begin(target.address)
         if begun is not None and begun[1]:
             self._join(stream, begun[0], record)  # the target answered within the call
@@ -199,8 +211,8 @@ class TcpTargets:
         sock = None if begun is None else begun[0]
         task = asyncio.get_running_loop().create_task(self._connect(stream, target, sock, connecting, record))
         connecting.task = task
-        self._connecting.add(task)
-        task.add_done_callback(self._connecting.discard)
+        self._connecting[task] = caller.account
+        task.add_done_callback(self._connecting.pop)
         if sock is not None:
             # Cancelled before its first step, the task never held it.
             task.add_done_callback(lambda task: sock.close() if task.cancelled() else None)

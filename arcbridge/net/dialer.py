@@ -3,7 +3,8 @@
 Happy Eyeballs (RFC 8305) where a name has several addresses: they alternate between families and each attempt gets
 a head start of 250 ms before the next one runs beside it; the first that connects wins and all others are closed.
 Names are resolved in threads of our own, because a slow DNS server must not starve the file and crypto work of the
-default pool; an IP address needs neither thread nor race.
+default pool, and each name in one thread at a time, so that a slow one keeps no other waiting however often it is
+asked for; an IP address needs neither thread nor race.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import errno
 import os
 import socket
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Final, cast
 
@@ -39,7 +40,11 @@ _UNDER_WAY: Final = frozenset({errno.EINPROGRESS, errno.EALREADY, errno.EWOULDBL
 SockAddr = tuple[str, int] | tuple[str, int, int, int]
 Candidate = tuple[int, SockAddr]
 
+_NAMES: Final = 32
+"""Names that are resolved at once: those of relays and of TCP targets, from the settings."""
 _resolver: ThreadPoolExecutor | None = None
+_queries: dict[Address, Future[list[Candidate]]] = {}
+"""Those that run, by name and port: they outlive the deadline of who asked."""
 
 
 async def connect(address: Address, *, deadline: float, proxy: Proxy | str | None = None) -> socket.socket:
@@ -104,12 +109,15 @@ async def resolve(address: Address) -> list[Candidate]:
         return [literal]
     global _resolver
     if _resolver is None:
-        _resolver = ThreadPoolExecutor(4, thread_name_prefix="resolver")
-    loop = asyncio.get_running_loop()
-    query = loop.run_in_executor(_resolver, _look_up, address.host, address.port)
+        _resolver = ThreadPoolExecutor(_NAMES, thread_name_prefix="resolver")
+    query = _queries.get(address)
+    if query is None:
+        query = _queries[address] = _resolver.submit(_look_up, address.host, address.port)
+        query.add_done_callback(lambda _: _queries.pop(address))
     try:
         async with asyncio.timeout(RESOLVE_DEADLINE):
-            return interleave(await query)
+            found = await asyncio.shield(asyncio.wrap_future(query))
+            return interleave(found)
     except TimeoutError as error:
         raise OSError(f"the name {address.host} was not resolved within {RESOLVE_DEADLINE:.0f} s") from error
 

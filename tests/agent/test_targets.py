@@ -7,13 +7,14 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from arcbridge.agent.targets import RECORDS, TcpTargets, read_targets
+from arcbridge.agent.targets import MAX_CONNECTING_OF_USER, RECORDS, TcpTargets, read_targets
 from arcbridge.config import TargetConfig
 from arcbridge.errors import ConfigError, SessionEnded, StreamReset
 from arcbridge.limiters import TokenBucket
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.limits import DEFAULT
 from arcbridge.wire.records import Auth
+from tests.support.eventually import until
 from tests.support.stream_io import StreamIO
 
 from .kube.bench import RecordedAudit
@@ -354,3 +355,40 @@ async def test_v20_a_dial_under_way_ends_too(monkeypatch: pytest.MonkeyPatch) ->
 async def echoes(io: StreamIO) -> None:
     await io.write(b"x")
     assert await io.read(1) == b"x"
+
+
+async def test_h27_a_target_that_does_not_answer_takes_no_dials_of_others(
+    echo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the dials come at once, behind their records."""
+
+    async def hang(*args: object, **kwargs: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("arcbridge.agent.targets.connect", hang)
+    audit = RecordedAudit()
+    waiting: list[Callable[[str], None]] = []
+    audit.begin = lambda record, recorded: waiting.append(recorded)  # type: ignore[method-assign]
+    slow, db = (TargetConfig(address, users=("mallory", "bob")) for address in ("slow.example.test:1", "db.test:1"))
+    targets = TcpTargets(read_targets({"slow": slow, "db": db}), audit)
+    judge = FakeAuthenticator()
+    judge.add("t", "mallory")
+    sessions, _ = make_sessions(judge, Clock(), targets)
+    others = FakeAuthenticator()
+    others.add("t", "bob")
+    more, _ = make_sessions(others, Clock(), targets)
+    async with joined(sessions) as (mallory, _), joined(more) as (bob, _), asyncio.timeout(20):
+        await mallory.wait_established()
+        await bob.wait_established()
+        for _ in range(2 * MAX_CONNECTING_OF_USER):
+            mallory.open("tcp:slow", StreamIO())
+        await until(lambda: len(waiting) == 2 * MAX_CONNECTING_OF_USER)
+        while waiting:
+            waiting.pop()("")
+        assert (len(targets._connecting), targets.refused) == (MAX_CONNECTING_OF_USER, MAX_CONNECTING_OF_USER)
+        bob.open("tcp:db", StreamIO())
+        await until(lambda: bool(waiting))
+        waiting.pop()("")
+        assert len(targets._connecting) == MAX_CONNECTING_OF_USER + 1
+        await targets.close()
+    assert not targets._connecting

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 
 import pytest
 
@@ -198,3 +199,26 @@ async def test_through_a_proxy(answer: bytes, says: str) -> None:
 async def test_a_silent_proxy_meets_the_deadline() -> None:
     with listening() as server, pytest.raises(Unreachable, match="no answer within"):
         await connect(Address("relay.test", 443), deadline=0.05, proxy=Proxy(address_of(server)))
+
+
+async def test_h28_a_name_that_is_slow_keeps_no_other_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often it is asked for, and also when those who asked have given up."""
+    going, asked = threading.Event(), []
+
+    def look_up(host: str, port: int) -> list[dialer.Candidate]:
+        asked.append(host)
+        if host == "slow.test":
+            going.wait(60)
+        return [(socket.AF_INET, ("127.0.0.1", port))]
+
+    monkeypatch.setattr(dialer, "_look_up", look_up)
+    slow = [asyncio.ensure_future(dialer.resolve(Address("slow.test", 1))) for _ in range(100)]
+    try:
+        await asyncio.sleep(0)
+        slow.pop().cancel()
+        async with asyncio.timeout(4):
+            assert await dialer.resolve(Address("other.test", 2)) == [(socket.AF_INET, ("127.0.0.1", 2))]
+    finally:
+        going.set()
+    assert {found[0][1][1] for found in await asyncio.gather(*slow)} == {1}
+    assert sorted(asked) == ["other.test", "slow.test"]

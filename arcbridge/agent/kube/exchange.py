@@ -28,6 +28,7 @@ from arcbridge.agent.kube.seats import LONG_RUNNING_SUBRESOURCES, LONG_RUNNING_V
 from arcbridge.agent.kube.status import RequestRefusal, bad_request
 from arcbridge.agent.kube.upstream_pool import UpstreamConnection, UpstreamPool
 from arcbridge.mux.stream import StreamTransport
+from arcbridge.wire.limits import DEFAULT
 
 _TRANSFER_ENCODING = re.compile(rb"(?im)^transfer-encoding:[^\n]*\n")
 
@@ -186,14 +187,27 @@ class Exchange:
         plan = self._plan
         if self._seats is None or self._seated:
             return await self._pool.dial(own=plan.own, account=self._account, repeatable=plan.repeatable)
+        arriving, waits = self._account.arriving, self._body_that_waits()
+        arriving.add(waits)
         try:
+            if waits and self._account.holds_too_much:
+                raise too_much(self._account, Limit.ARRIVING, time.monotonic())
             # Not all at once: many that came together would be refused in one turn of the loop.
             await self._seats.turn(LONGEST_WAIT * random.uniform(0.8, 1.2))
         except TimeoutError:
             raise too_much(self._account, Limit.APISERVER_SEATS, time.monotonic()) from None
+        finally:
+            arriving.remove(waits)
         self._seated = True
         connection = self._pool.take(own=plan.own, account=self._account) if plan.repeatable else None
         return connection or await self._pool.dial(own=plan.own, account=self._account, repeatable=plan.repeatable)
+
+    def _body_that_waits(self) -> int:
+        """Return how many bytes of the body may wait here while the request waits for its seat."""
+        if self._body is None:
+            return 0
+        length = self._plan.length
+        return min(int(length), DEFAULT.stream_window) if length else DEFAULT.stream_window
 
     async def _dial_and_send(self) -> None:
         connection: UpstreamConnection | None = None

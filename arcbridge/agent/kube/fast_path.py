@@ -259,9 +259,9 @@ class FastPath(asyncio.Protocol):
         stream = self._stream
         if stream is None or not self._unread or self._writing_paused:
             return
-        data, self._unread = bytes(self._unread), bytearray()
-        self._read(data)
-        if self._reading_paused:
+        if self._reading_paused:  # before the general protocol may have the stream, which pauses it for itself
             self._reading_paused = False
             self._uncharge()
             stream.resume_reading()
+        data, self._unread = bytes(self._unread), bytearray()
+        self._read(data)

@@ -10,6 +10,7 @@ Answers, yes and no alike, are cached for 30 s at most. Invariant: a review that
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import time
 from collections import OrderedDict
@@ -73,8 +74,9 @@ class Reviewer:
     def __init__(self, api: ApiServer, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._api = api
         self._clock = clock
-        # (whole identity, part) -> (allowed, deadline)
-        self._answers: OrderedDict[tuple[Subject, Part], tuple[bool, float]] = OrderedDict()
+        self._answers: OrderedDict[bytes, tuple[bool, float]] = OrderedDict()
+        """(allowed, deadline) by the digest of whole identity and part, the earliest deadline first. Not by these
+        themselves: a caller chooses names of 64 KiB (docs/threats.md#H25)."""
         self.asked = 0
         """Reviews sent to the API server."""
 
@@ -90,16 +92,15 @@ class Reviewer:
         return Approval(identity, target)
 
     async def _allowed(self, user: Subject, part: Part) -> bool:
-        key = (user, part)
+        key = hashlib.sha256(repr((user, part)).encode("utf-8", "surrogatepass")).digest()
         known = self._answers.get(key)
         now = self._clock()
         if known is not None and now < known[1]:
-            self._answers.move_to_end(key)
             return known[0]
         allowed = await self._ask(user, part)
         self._answers[key] = (allowed, now + CACHE_TIME)
         self._answers.move_to_end(key)
-        while len(self._answers) > CACHE_SIZE:
+        while len(self._answers) > CACHE_SIZE or next(iter(self._answers.values()))[1] <= now:
             self._answers.popitem(last=False)
         return allowed
 

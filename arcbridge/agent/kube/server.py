@@ -61,6 +61,9 @@ RETRY = 0.1
 READ_SIZE = 64 * 1024
 """aiohttp pauses the stream at twice this: 128 KiB of a body wait at most, then credit is withheld."""
 
+_END = b"\r\n\r\n"
+"""Of a head."""
+_GROUP = b"\nimpersonate-group:"
 _SILENT = logging.Logger("arcbridge.agent.http")  # not in the tree of loggers: aiohttp's messages quote headers
 _SILENT.addHandler(logging.NullHandler())
 
@@ -137,7 +140,9 @@ class KubeProtocol(RequestHandler):
         "_head_tail",
         "_head_timer",
         "_held_back",
+        "_line_end",
         "_retry",
+        "_searched",
         "_unread",
         "context",
         "early",
@@ -177,13 +182,17 @@ class KubeProtocol(RequestHandler):
         self._head_tail = b""
         """The last three of them."""
         self._groups = 0
-        """Headers `Impersonate-Group` among them."""
+        """Headers `Impersonate-Group` among them, and in what was searched of `_unread`."""
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_began = 0.0
         self._head_deadline = 0.0
         """Seconds that the head may take, by the timer that runs."""
         self._unread = bytearray()
         """What the parser has not got: it is behind a request that is under way, or of a head that waits."""
+        self._searched = 0
+        """Bytes of `_unread` that are of a head and do not end it."""
+        self._line_end = b""
+        """The last bytes of the request line, as far as it has come."""
         self._busy = False
         """A request has come whose answer is not complete."""
         self._body: StreamReader | None = None
@@ -285,10 +294,11 @@ class KubeProtocol(RequestHandler):
     # -- inside -----------------------------------------------------------------------------------------------
 
     def _break_body(self) -> None:
-        """Wake the reader of a body whose framing is broken: aiohttp only queues an error behind the request."""
-        request = self._current_request
-        if request is not None and not request.content.is_eof() and request.content.exception() is None:
-            request.content.set_exception(web.RequestPayloadError("the body's framing is broken"))
+        """Wake the reader of a body whose framing is broken: aiohttp only queues an error behind the request, which may
+        not have begun."""
+        body = self._body
+        if body is not None and not body.is_eof() and body.exception() is None:
+            body.set_exception(web.RequestPayloadError("the body's framing is broken"))
 
     def _body_takes(self, data: bytes) -> bool:
         """Return whether all of `data` belongs to the body that is arriving, as almost all bytes do."""
@@ -303,6 +313,7 @@ class KubeProtocol(RequestHandler):
                 break
             piece = bytes(self._unread[:count])
             del self._unread[:count]
+            self._searched = 0
             self._feed(piece)
         if self._unread and self.upgrade_seen:
             self._unread.clear()
@@ -317,22 +328,27 @@ class KubeProtocol(RequestHandler):
             if body is None or body.is_eof():
                 return 0
             return min(waiting, PIECE if self._body_left < 0 else self._body_left)
-        overlap = len(self._head_tail)
-        end = (self._head_tail + self._unread).find(b"\r\n\r\n") + 4 - overlap
-        complete = end >= 4 - overlap and end > 0
-        count = end if complete else waiting
-        groups = self._groups + self._unread[:count].lower().count(b"\nimpersonate-group:")
-        if self._head + count > (MAX_HEAD_WITH_GROUPS if groups >= MANY_GROUPS else MAX_HEAD):
+        # Only what is new is searched, with as much before it as may belong to it: it may come byte by byte.
+        before = self._head_tail if not self._searched else b""
+        across = (before + self._unread[: len(_END) - 1]).find(_END)
+        at = self._unread.find(_END, max(0, self._searched - len(_END) + 1))
+        complete = across >= 0 or at >= 0
+        count = across + len(_END) - len(before) if across >= 0 else at + len(_END) if complete else waiting
+        self._groups += self._unread[max(0, self._searched - len(_GROUP) + 1) : count].lower().count(_GROUP)
+        self._searched = count
+        if self._head + count > (MAX_HEAD_WITH_GROUPS if self._groups >= MANY_GROUPS else MAX_HEAD):
             self._give_up(RequestRefusal(431, "the head of the request is too long"))
             return 0
         if complete or self._head + count <= FREE_HEAD or not self.context.caller.account.arriving.full:
-            self._groups = groups
             return count
         return 0
 
     def _feed(self, data: bytes) -> None:
         """Let aiohttp parse."""
         awaited = self._awaits_head()
+        if awaited and data and not self._is_http(data):
+            self._give_up(bad_request("the request is not well-formed HTTP/1.1"))
+            return
         head = self._head_tail + data
         before = len(self._messages)
         super().data_received(data)
@@ -344,7 +360,7 @@ class KubeProtocol(RequestHandler):
             self._busy = True
             length = getattr(message, "headers", {}).get("Content-Length", "")
             self._body_left = int(length) if length.isdecimal() else -1
-            self._head, self._head_tail, self._groups = 0, b"", 0
+            self._head, self._head_tail, self._line_end, self._groups = 0, b"", b"", 0
             if any("Upgrade" in getattr(message, "headers", ()) for message, _ in new):
                 self.upgrade_seen = True
                 # aiohttp may keep what follows a head out of reach, so the bytes themselves are looked at: the
@@ -358,6 +374,15 @@ class KubeProtocol(RequestHandler):
         elif self._body_left > 0:
             self._body_left -= len(data)
         self._watch_head()
+
+    def _is_http(self, data: bytes) -> bool:
+        """Return whether the request line may be HTTP's: aiohttp takes RTSP and ICE for it as well."""
+        if not self._line_end.endswith(b"\n"):
+            if not self._line_end:
+                data = data.lstrip(b"\r\n")  # which HTTP lets stand before a request
+            line, newline, _ = data.partition(b"\n")
+            self._line_end = (self._line_end + line)[-12:] + newline
+        return not self._line_end.endswith(b"\n") or self._line_end.rstrip().endswith((b" HTTP/1.1", b" HTTP/1.0"))
 
     def _settle(self) -> None:
         """Count what is held, and grant credit or none."""
@@ -402,6 +427,7 @@ class KubeProtocol(RequestHandler):
             self._retry.cancel()
             self._retry = None
         self._unread.clear()
+        self._searched = 0
         self._head = 0
         self._charge(0)
 

@@ -21,6 +21,7 @@ from arcbridge.limiters import TokenBucket
 from arcbridge.mux import memory
 from arcbridge.mux.stream import WRITE_HIGH
 from arcbridge.wire.limits import DEFAULT
+from tests.support.eventually import until
 from tests.support.fake_apiserver import Exchange, Route, chunked, reply
 
 from .bench import Bench, Wire, running
@@ -433,3 +434,28 @@ async def test_honest_use_notices_none_of_the_bounds(bench: Bench) -> None:
             assert (await wire.head())[0] == 200
             assert len(await wire.exactly(1_000_000)) == 1_000_000
     assert not any(record.limit for record in bench.audit.kept)
+
+
+async def test_h26_bodies_that_wait_for_a_seat_count_for_their_user(bench: Bench) -> None:
+    """Each held 256 KiB, and nothing counted them."""
+    account = bench.caller.account
+    account.seats.most = 1
+    account.seats.held = 1
+    arriving = account.arriving
+    arriving.most = 2 * DEFAULT.stream_window
+    large = b"POST %b HTTP/1.1\r\nHost: k\r\nContent-Length: 9000000\r\n\r\n" % PATH.encode()
+    wires = []
+    for number in range(1, 5):
+        wires.append(bench.stream())
+        await wires[-1].send(large)
+        await until(lambda number=number: arriving.held == number * DEFAULT.stream_window)  # type: ignore[misc]
+    wire = bench.stream()
+    await wire.send(large)
+    answer = await wire.answer()
+    assert (answer.status, answer.header("retry-after")) == (429, ["1"])
+    assert [record.limit for record in bench.audit.kept if record.limit] == ["arriving_bytes"]
+    for one in wires:
+        one.io.reset()
+    await until(lambda: not arriving.held)
+    assert memory.arriving.held == 0
+    account.seats.leave()

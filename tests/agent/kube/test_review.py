@@ -146,3 +146,14 @@ async def test_too_many_parts(made: tuple[FakeApiServer, Reviewer, Clock]) -> No
         await reviewer.approve(ALICE, Subject("bob", groups=tuple(f"g{n}" for n in range(MAX_PARTS))))
     assert caught.value.status_code == 400
     assert fake.requests == []
+
+
+async def test_h25_answers_hold_no_name_and_expire(made: tuple[FakeApiServer, Reviewer, Clock]) -> None:
+    """A caller chooses names of 64 KiB, and the answers stayed until 4096 newer ones came."""
+    _, reviewer, clock = made
+    for number in range(20):
+        await reviewer.approve(ALICE, Subject(f"{number}" + "u" * 60_000))
+    assert sum(map(len, reviewer._answers)) < 20 * 100
+    clock.now += CACHE_TIME
+    await reviewer.approve(ALICE, BOB)
+    assert len(reviewer._answers) == len(parts_of(BOB))

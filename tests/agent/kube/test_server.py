@@ -10,11 +10,14 @@ import math
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from arcbridge.agent.kube import server
+from arcbridge.agent.kube.fast_path_parser import MAX_PLAIN_HEAD
 from arcbridge.agent.kube.framing import MAX_HEADERS
+from arcbridge.agent.kube.server import KubeProtocol
 from arcbridge.mux import memory
 from tests.support.eventually import until
 from tests.support.fake_apiserver import Exchange, reply
@@ -261,3 +264,74 @@ async def test_h22_what_comes_behind_a_request_counts(bench: Bench, general: boo
     await wire.send(b"\r\n")
     assert (await wire.answer()).status == 200
     assert arriving.held == 0
+
+
+async def test_h24_little_behind_a_request_is_searched_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fast entrance undid the pause of the general one, which then searched all of it for each small frame."""
+    going = asyncio.Event()
+
+    async def slow(exchange: Exchange) -> None:
+        await going.wait()
+        await exchange.send(reply(200, b"{}"))
+
+    bench.api.routes["/slow"] = slow
+    arriving = bench.caller.account.arriving
+    arriving.add(arriving.most)  # of others of the same user
+    wire = bench.stream()
+    await wire.send(b"GET /slow HTTP/1.1\r\nHost: k\r\n\r\n")
+    await until(lambda: bool(bench.api.requests))
+    await wire.send(b"a" * (MAX_PLAIN_HEAD + 1))
+    await until(lambda: arriving.held > arriving.most)
+    (stream,) = bench.agent_streams()
+    stream.inbox.extend([b"aa"] * 1000)  # as if so many frames had come while it was paused
+    stream.window.received += 2000
+    stream.window.granted += 2000
+    searched: list[int] = []
+    protocols: list[KubeProtocol] = []
+
+    class Searched(bytearray):
+        def find(self, what: bytes, start: int = 0, *rest: int) -> int:  # type: ignore[override]
+            searched.append(len(self) - start)
+            return super().find(what, start, *rest)
+
+    made = KubeProtocol.__init__
+
+    def watched(self: KubeProtocol, *args: Any) -> None:
+        made(self, *args)
+        self._unread = Searched()
+        protocols.append(self)
+
+    monkeypatch.setattr(KubeProtocol, "__init__", watched)
+    going.set()
+    await until(lambda: bool(searched))
+    await until(lambda: arriving.held > arriving.most)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert len(stream.inbox) == 1000, "nothing is read while it waits"
+    for _ in range(100):
+        protocols[0]._read_on()
+    arriving.remove(arriving.most)
+    await until(lambda: not stream.inbox)
+    assert sum(searched) < 3 * (MAX_PLAIN_HEAD + 2000)
+
+
+@pytest.mark.parametrize("end", [b"\r\n\r\n", b"5 \r\nhello\r\n0\r\n\r\n"])
+async def test_a_body_that_is_broken_where_it_begins_is_answered(bench: Bench, end: bytes) -> None:
+    """The reader of a body that broke before its request had begun waited for ever."""
+    wire = bench.stream()
+    await wire.send(b"POST /api/v1/pods HTTP/1.1\r\nHost: k\r\nTransfer-Encoding: chunked\r\n\r\n" + end)
+    assert (await wire.answer()).status == 400
+
+
+@pytest.mark.parametrize("version", ["RTSP/1.0", "ICE/1.0", "RTSP/1.1"])
+async def test_h5_other_protocols_are_refused(bench: Bench, version: str) -> None:
+    """aiohttp's parser takes them for HTTP."""
+    line = f"\r\nGET /api {version}\r\n".encode()
+    for pieces in ([line], [line[:-1], line[-1:]], [line[:-4], line[-4:]], [line[:1], line[1:]]):
+        wire = bench.stream()
+        for piece in pieces:
+            await wire.send(piece)
+            await asyncio.sleep(0)
+        await wire.send(b"Host: k\r\n\r\n")
+        assert (await wire.answer()).status == 400
+    assert bench.api.requests == []
