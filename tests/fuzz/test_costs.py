@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 
 import pytest
@@ -93,6 +94,14 @@ def test_a_length_that_is_refused_says_nothing_of_growth() -> None:
 
 def test_lines_are_counted_alike_each_time() -> None:
     assert costs.lines(pairs, b"ab" * 50) == costs.lines(pairs, b"ab" * 50) > 10_000
+
+
+def test_what_stands_twice_at_the_end_of_an_input_is_repeated() -> None:
+    """A stream whose compression goes on cannot be repeated as a whole."""
+    piece = bytes(range(20))
+    shapes = dict(costs.shapes(b"begin" + piece + piece, random.Random(0), 1))
+    assert shapes["last 20 bytes"](105) == b"begin" + 5 * piece
+    assert not any(name.startswith("last") for name, _ in costs.shapes(b"begin" + piece, random.Random(0), 1))
 
 
 def test_inputs_grow_to_their_size_in_every_way() -> None:

@@ -4,7 +4,7 @@ It looks at the caller's bytes after they have gone on: at the headers of SPDY s
 (draft-mbelshe-httpbis-spdy-00), as they are, or within the WebSocket frames of kubectl's tunnel (RFC 6455, Kubernetes'
 KEP-4006). Payload is counted and not looked at. At anything that it does not understand it gives up, and says why
 (`unread`). Invariants: no byte is delayed or changed, nothing is raised, at most one block of headers is kept, and the
-work is bounded by the bytes that passed.
+work is bounded by the bytes that passed, whatever they inflate to.
 """
 
 from __future__ import annotations
@@ -26,6 +26,11 @@ MAX_BLOCK = 16 * 1024
 MAX_FRAMES = 65536
 """Frames that are looked at, and one more for each FRAME_BYTES that pass: a microsecond each, about."""
 FRAME_BYTES = 256
+MAX_HEADERS = 16
+"""Headers of one stream, and ports that it names; kubectl has three and one."""
+INFLATED = 64 * 1024, 4
+"""Bytes that all blocks of headers become: as many, and so many for each byte that passes. kubectl's become twice as
+many as they were; 50 bytes can become 16 KiB (docs/threats.md#A28)."""
 
 _SYN_STREAM, _SYN_REPLY, _HEADERS = 1, 2, 8
 _BEFORE_BLOCK = {_SYN_STREAM: 10, _SYN_REPLY: 4, _HEADERS: 4}
@@ -49,7 +54,7 @@ class ForwardedPorts:
         """Why no more is read; empty while all is understood."""
         self._found = found
         self._websocket = websocket
-        self._bytes = self._frames = 0
+        self._bytes = self._frames = self._inflated = 0
         self._outer = bytearray()
         """The head of a WebSocket frame, as far as it has come."""
         self._payload = self._masked = self._control = 0
@@ -152,12 +157,17 @@ class ForwardedPorts:
             raise _Unreadable("a block of headers is not compressed as it should be") from None
         if self._inflate.unconsumed_tail or self._inflate.eof:
             raise _Unreadable("a block of headers is too long, or the last one")
-        headers = _pairs(data)
-        if kind != _SYN_STREAM:
+        self._inflated += len(data)
+        if self._inflated > INFLATED[0] + INFLATED[1] * self._bytes:
+            raise _Unreadable("the headers are much longer than what was sent of them")
+        if kind != _SYN_STREAM:  # read for the sake of the compression alone
             return
-        asked = [port for name, value in headers if name.lower() == b"port" for port in value.split(b"\0")]
-        new = [port for raw in asked if (port := raw[:32].decode("latin-1")) not in self.ports]
-        for port in dict.fromkeys(new):
+        asked = [value for name, value in _pairs(data) if name.lower() == b"port"]
+        if sum(value.count(b"\0") + 1 for value in asked) > MAX_HEADERS:
+            raise _Unreadable(f"a stream names more than {MAX_HEADERS}")
+        for port in dict.fromkeys(raw[:32].decode("latin-1") for value in asked for raw in value.split(b"\0")):
+            if port in self.ports:
+                continue
             if len(self.ports) >= MAX_PORTS:
                 raise _Unreadable(f"there are more than {MAX_PORTS}")
             self.ports.append(port)
@@ -214,7 +224,10 @@ def _pairs(data: bytes) -> list[tuple[bytes, bytes]]:
     """Read a block of headers: their number, and the length before each name and value, in four bytes each."""
     texts: list[bytes] = []
     position = 4
-    for _ in range(2 * int.from_bytes(data[:4], "big")):
+    count = int.from_bytes(data[:4], "big")
+    if count > MAX_HEADERS:
+        raise _Unreadable(f"a stream has more than {MAX_HEADERS} headers")
+    for _ in range(2 * count):
         begin = position + 4
         position = begin + int.from_bytes(data[position:begin], "big")
         if begin > len(data) or position > len(data):

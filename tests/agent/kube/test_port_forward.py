@@ -12,6 +12,7 @@ import pytest
 from arcbridge.agent.audit import AuditRecord
 from arcbridge.agent.kube.port_forward import MAX_BLOCK, MAX_FRAMES, MAX_PORTS, ForwardedPorts, forwarded_ports
 from arcbridge.agent.kube.spdy_dictionary import DICTIONARY
+from tests.fuzz.costs import lines
 from tests.support.eventually import until
 
 from .bench import PODS, Bench
@@ -138,6 +139,42 @@ def test_a26_memory_does_not_grow_with_what_passes() -> None:
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert most < 8 * MAX_BLOCK
+
+
+MANY = [("", "")] * 2047
+"""A block of 16 KiB, of which repetitions take 50 bytes."""
+
+
+def repeated(kind: int, headers: list[tuple[str, str]], frames: int) -> bytes:
+    spdy, before = Spdy(), {1: bytes(10), 2: bytes(4), 8: bytes(4)}[kind]
+    return b"".join(control(kind, before + spdy.block(headers)) for _ in range(frames))
+
+
+@pytest.mark.parametrize("kind", [1, 2, 8])
+@pytest.mark.parametrize("headers", [MANY, [("port", "\0" * 16_000)], [("", "")] * 16], ids=["pairs", "values", "few"])
+def test_a28_what_headers_inflate_to_is_no_more_work_than_their_bytes(
+    kind: int, headers: list[tuple[str, str]]
+) -> None:
+    """200 KB of them took 11 s: two million lines, and a hundred million for a whole read."""
+    sent = repeated(kind, headers, 200)
+    assert lines(lambda one: read([one]), sent) < 12 * len(sent)
+
+
+def test_a28_the_work_ends_where_headers_are_much_longer_than_what_was_sent() -> None:
+    ports = read([repeated(8, MANY, 50)])
+    assert ports.unread == "the headers are much longer than what was sent of them"
+    assert read([repeated(1, MANY, 1)]).unread == "a stream has more than 16 headers"
+    assert read([repeated(1, [("port", "\0".join("1" * 17))], 1)]).unread == "a stream names more than 16"
+    plain = b"".join(map(Spdy().connect, [80] * 3000))
+    assert (read([plain]).ports, read([plain]).unread) == (["80"], ""), "what kubectl sends stays within it"
+
+
+def test_a28_payload_makes_no_room_for_more_than_its_share() -> None:
+    spdy = Spdy()
+    sent = b"".join(
+        spdy.syn_stream([("streamtype", "data"), ("port", "80"), ("requestid", str(n))]) for n in range(9000)
+    )
+    assert read([sent]).unread == "", "streams without payload"
 
 
 def record(upgrade: str = "websocket", **details: object) -> AuditRecord:
