@@ -9,7 +9,9 @@ work is bounded by the bytes that passed, whatever they inflate to.
 
 from __future__ import annotations
 
+import asyncio
 import re
+import time
 import zlib
 from collections.abc import Callable
 
@@ -31,6 +33,9 @@ MAX_HEADERS = 16
 INFLATED = 64 * 1024, 4
 """Bytes that all blocks of headers become: as many, and so many for each byte that passes. kubectl's become twice as
 many as they were; 50 bytes can become 16 KiB (docs/threats.md#A28)."""
+
+INTERVAL = 1.0
+"""Seconds between two records of one stream's ports, which each have all of them."""
 
 _SYN_STREAM, _SYN_REPLY, _HEADERS = 1, 2, 8
 _BEFORE_BLOCK = {_SYN_STREAM: 10, _SYN_REPLY: 4, _HEADERS: 4}
@@ -179,12 +184,45 @@ class ForwardedPorts:
             raise _Unreadable("there are too many small frames")
 
 
+class PortRecords:
+    """Says which ports a stream has asked for: the first at once, and further ones each INTERVAL, while its user may
+    write. The record of the stream's end has them all in any case."""
+
+    def __init__(self, record: AuditRecord, websocket: bool, changed: Callable[[dict[str, Value]], None]) -> None:
+        self.ports = ForwardedPorts(websocket, self._found)
+        self._record = record
+        self._changed = changed
+        self._timer: asyncio.TimerHandle | None = None
+        self._untold = False
+
+    def close(self) -> None:
+        """Say no more, and put the ports into the record, which is about to be written."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._record.details = with_ports(self._record, self.ports)
+
+    def _found(self) -> None:
+        self._untold = True
+        if self._timer is None:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._timer = None
+        if not self._untold:
+            return
+        self._timer = asyncio.get_running_loop().call_later(INTERVAL, self._tell)
+        budget = self._record.budget
+        if budget is None or not budget.is_spent(time.monotonic()):
+            self._untold = False
+            self._changed(with_ports(self._record, self.ports))
+
+
 def forwarded_ports(
     record: AuditRecord, answer: bytes, changed: Callable[[dict[str, Value]], None]
-) -> ForwardedPorts | None:
+) -> PortRecords | None:
     """Return what reads the ports of an upgrade; None where it is no port-forward, or names them in its query.
 
-    `answer`: header lines of the 101. `changed` is called with the record's details whenever there is a new port.
+    `answer`: header lines of the 101. `changed` is called with the record's details when there are new ports.
     """
     path = (record.details or {}).get("proxy_path")
     kubelet = isinstance(path, str) and path.lower().startswith("/portforward/")
@@ -192,10 +230,10 @@ def forwarded_ports(
     websocket = record.upgrade == "websocket"
     if not (kubelet or record.subresource == "portforward") or (chosen and chosen[1].endswith(b"channel.k8s.io")):
         return None
-    ports = ForwardedPorts(websocket, lambda: changed(with_ports(record, ports)))
+    records = PortRecords(record, websocket, changed)
     if websocket and (chosen is None or chosen[1] != TUNNEL):
-        ports.unread = "another protocol was chosen"
-    return ports
+        records.ports.unread = "another protocol was chosen"
+    return records
 
 
 def with_ports(record: AuditRecord, ports: ForwardedPorts) -> dict[str, Value]:
