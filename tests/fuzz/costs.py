@@ -211,15 +211,20 @@ _NESTS = ((b"[", b"]"), (b'{"a":', b"}"), (b'{"name":"a","value":[', b"]}"), (b"
 PAIRS = 4
 """Pairs of a token and a piece that are pumped together, for each other shape of a kind."""
 
+LEAST_LAST = 16
+"""Bytes of what stands twice at the end of an input, at least."""
+
 
 def shapes(seed: bytes, draw: random.Random, each: int) -> Iterator[tuple[str, Shape]]:
-    """Yield the ways in which an input grows, `each` of a kind: all of it repeated, one token, one piece, a token
-    beside a piece, and one value nested."""
+    """Yield the ways in which an input grows, `each` of a kind: all of it repeated, what stands twice at its end, one
+    token, one piece, a token beside a piece, and one value nested."""
     if not seed:
         return
     tokens = _some(_TOKEN, seed, draw, each)
     pieces = _some(_ITEM, seed, draw, each) + _some(_BLOCK, seed, draw, each)
     yield "whole", lambda size: _filled(seed, size)
+    if last := _last_of_two(seed):
+        yield f"last {last} bytes", _pumped(seed, [(len(seed) - last, len(seed))])
     for begin, end in tokens:
         yield f"token at {begin}", _pumped(seed, [(begin, end)])
         yield f"byte at {begin}", _pumped(seed, [(begin, begin + 1)])
@@ -232,6 +237,13 @@ def shapes(seed: bytes, draw: random.Random, each: int) -> Iterator[tuple[str, S
     for begin, end in _some(_VALUE, seed, draw, each):
         for opening, closing in _NESTS[: max(2, each - 1)]:
             yield f"nested at {begin}", _nested(seed, begin, end, opening, closing)
+
+
+def _last_of_two(seed: bytes) -> int:
+    """Return the length of the piece that stands at the end of an input twice, 0 where there is none: so an input says
+    itself what of it can be repeated, where that is no text (frames whose compression goes on from one to the next)."""
+    sizes = range(len(seed) // 2, LEAST_LAST - 1, -1)
+    return next((size for size in sizes if seed[-size:] == seed[-2 * size : -size]), 0)
 
 
 def _some(pattern: re.Pattern[bytes], seed: bytes, draw: random.Random, most: int) -> list[tuple[int, int]]:
@@ -282,7 +294,8 @@ def excesses(target: str, read: Read, *, each: int, largest: int, most: int = sy
     entrance = of_target(target)
     size = min(entrance.largest, largest)
     grown = list(inputs(target, each))
-    for name, shape in random.Random(target).sample(grown, min(most, len(grown))):
+    told = [one for one in grown if ": last " in one[0]]
+    for name, shape in told + random.Random(target).sample(grown, min(most, len(grown))):
         long = shape(size)
         if found := excess(read, long, entrance) or growth(read, shape, size):
             yield f"{target}: {name}: {found}"

@@ -118,6 +118,14 @@ def test_lines_are_counted_alike_each_time() -> None:
     assert costs.lines(pairs, b"ab" * 50) == costs.lines(pairs, b"ab" * 50) > 10_000
 
 
+def test_what_stands_twice_at_the_end_of_an_input_is_repeated() -> None:
+    """A stream whose compression goes on cannot be repeated as a whole."""
+    piece = bytes(range(20))
+    shapes = dict(costs.shapes(b"begin" + piece + piece, random.Random(0), 1))
+    assert shapes["last 20 bytes"](105) == b"begin" + 5 * piece
+    assert not any(name.startswith("last") for name, _ in costs.shapes(b"begin" + piece, random.Random(0), 1))
+
+
 def test_inputs_grow_to_their_size_in_every_way() -> None:
     names, seen = set(), set()
     for name, shape in costs.inputs("pod_body", 4):

@@ -344,5 +344,10 @@ def _cut(text: str, limit: int) -> str:
     return escaped.encode()[: max(0, limit - 3)].decode("utf-8", "ignore") + "…"
 
 
+def size_of(text: str) -> int:
+    """Return the bytes of a text as a record has it: on one line, in UTF-8."""
+    return _size(text if text.isascii() and text.isprintable() else escape(text))
+
+
 def _size(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())

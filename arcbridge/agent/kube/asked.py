@@ -9,14 +9,13 @@ named here; where a record has less than the target, it says so and has the targ
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import dataclass
 from functools import lru_cache
-from urllib.parse import unquote_plus, unquote_to_bytes
 
 from arcbridge.agent.audit.record import Value, asked_text
 from arcbridge.agent.kube.command_line import left_out, recorded_command
 from arcbridge.agent.kube.framing import check_target
+from arcbridge.agent.kube.query import is_true, query_values
 from arcbridge.agent.kube.request_info import RequestInfo, request_info
 from arcbridge.agent.kube.seats import LONG_RUNNING_SUBRESOURCES, LONG_RUNNING_VERBS
 
@@ -25,9 +24,10 @@ MAX_CACHED_TARGET = 512
 
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 _LONG_SUBRESOURCES = LONG_RUNNING_SUBRESOURCES - {"log"}  # a log that is not followed is a plain read
-_TRUE = frozenset({"", "1", "t", "true"})
-_KUBELET_COMMANDS = frozenset({"exec", "run", "attach"})
-"""First segments of the kubelet's paths that take a command: https://git.k8s.io/kubernetes/pkg/kubelet/server."""
+_POD_FIELDS = "command", "stdin"
+"""Fields of the query of a pod's `exec` and `attach` that have the command, and whether there is input."""
+_KUBELET_FIELDS = {"exec": ("command", "input"), "attach": ("command", "input"), "run": ("cmd", "input")}
+"""The same by the first segment of the kubelet's paths: https://git.k8s.io/kubernetes/pkg/kubelet/server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def _begins(method: str, target: str, info: RequestInfo, upgrade: bool) -> bool:
     """Tell whether a request lasts or may change something: a kill of the agent must not take its only record."""
     if upgrade or method not in _READS or info.verb in LONG_RUNNING_VERBS or info.subresource in _LONG_SUBRESOURCES:
         return True
-    return info.subresource == "log" and any(value.lower() in _TRUE for value in query_values(target, "follow"))
+    return info.subresource == "log" and is_true(_values(target, "follow"))
 
 
 def query_details(info: RequestInfo, target: str, *, commands: bool) -> dict[str, Value] | None:
@@ -76,14 +76,14 @@ def query_details(info: RequestInfo, target: str, *, commands: bool) -> dict[str
     """
     found: dict[str, Value] = {}
     more: dict[str, str] = {}
-    takes_command = info.subresource in ("exec", "attach")
+    fields = _POD_FIELDS if info.subresource in ("exec", "attach") else None
     if info.proxy_path:
         found["proxy_path"] = info.proxy_path
-        takes_command = info.proxy_path.split("/", 2)[1].lower() in _KUBELET_COMMANDS
-    if takes_command:
-        _add_command(found, target, commands=commands)
+        fields = _KUBELET_FIELDS.get(info.proxy_path.split("/", 2)[1].lower())
+    if fields is not None:
+        _add_command(found, target, fields, commands=commands)
     elif info.subresource == "portforward":
-        ports = query_values(target, "ports")
+        ports = _values(target, "ports")
         if ports:
             found["ports"] = ports
     query = target.partition("?")[2]
@@ -95,46 +95,24 @@ def query_details(info: RequestInfo, target: str, *, commands: bool) -> dict[str
         return found or None
     missing, hashes = found.get("more"), found.get("sha256")
     found["more"] = {**(missing if isinstance(missing, dict) else {}), **more}
-    if commands or not takes_command:  # else the hash of a short command would let it be guessed
+    if commands or fields is None:  # else the hash of a short command would let it be guessed
         digest = hashlib.sha256(target.encode()).hexdigest()
         found["sha256"] = {**(hashes if isinstance(hashes, dict) else {}), "target": digest}
     return found
 
 
-def _add_command(found: dict[str, Value], target: str, *, commands: bool) -> None:
-    """Add what a query says of a command."""
-    for container in query_values(target, "container")[:1]:
+def _add_command(found: dict[str, Value], target: str, fields: tuple[str, str], *, commands: bool) -> None:
+    """Add what a query says of a command, in the fields of that name that are read where it goes, and in no others."""
+    command_field, stdin_field = fields
+    for container in _values(target, "container")[:1]:
         found["container"] = container
-    command = query_values(target, "command", "cmd")  # `cmd`: what the kubelet's `run` takes
+    command = _values(target, command_field)
     if command:
         found |= recorded_command(command) if commands else left_out(command)
-    for key, names in _SWITCHES.items():
-        if any(value.lower() in _TRUE for value in query_values(target, *names)[:1]):
+    for key, name in (("stdin", stdin_field), ("tty", "tty")):
+        if is_true(_values(target, name)):
             found[key] = True
 
 
-_SWITCHES = {"stdin": ("stdin", "input"), "tty": ("tty",)}
-_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
-
-
-def query_values(target: str, *names: str) -> list[str]:
-    """Return the values of a field of the query, in order, read as the API server reads them: Go's `url.ParseQuery`
-    leaves out fields with a semicolon or a malformed escape, and knows no most number of fields.
-
-    Bytes that are not UTF-8 are read with `surrogateescape`, so that a hash can be over what came.
-    """
-    values = []
-    for found in _field_pattern(names).finditer(target.partition("?")[2]):
-        key, value = found[1], found[2] or ""
-        if ";" in found[0] or ("%" in found[0] and _BAD_ESCAPE.search(found[0])):
-            continue
-        if "%" in key and unquote_plus(key) not in names:
-            continue
-        values.append(unquote_to_bytes(value.replace("+", " ")).decode("utf-8", "surrogateescape"))
-    return values
-
-
-@lru_cache
-def _field_pattern(names: tuple[str, ...]) -> re.Pattern[str]:
-    """Return what finds the fields of these names, and those whose names are escaped, in a query."""
-    return re.compile(rf"(?:^|&)({'|'.join(names)}|[^&=]*%[^&=]*)(?:=([^&]*))?(?=&|\Z)")
+def _values(target: str, name: str) -> list[str]:
+    return query_values(target.partition("?")[2], name)

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from arcbridge.agent.audit.record import MAX_LISTED, Excerpt, Value
+from arcbridge.agent.audit.record import FIELD_LIMIT, LIST_LIMIT, MAX_LISTED, Excerpt, Value, size_of
 from arcbridge.agent.kube.command_line import left_out, recorded_command
 from arcbridge.agent.kube.impersonation import RawHeaders
 from arcbridge.agent.kube.request_info import RequestInfo, cut
@@ -36,6 +37,8 @@ MAX_PATH = 16
 
 _MAGIC = b"k8s\x00"
 _JSON_PATCH = "application/json-patch+json"
+_SIGNED = re.compile(r"[+-][0-9]+")
+"""A segment that the API server's reader of JSON patches takes for an index, and RFC 6902 does not."""
 _TOO_MANY: dict[str, Value] = {"unparsed": "too many values"}
 _HOST = ("hostNetwork", "hostPID", "hostIPC")
 
@@ -115,9 +118,12 @@ def pod_details(body: bytes, content_type: str, *, commands: bool) -> dict[str, 
     except (ValueError, RecursionError, IndexError):
         return {"unparsed": content_type.rpartition("/")[2] or "malformed"}
     found = _Found(commands)
-    for value in _patched(document) if content_type == _JSON_PATCH else [document]:
+    patch = content_type == _JSON_PATCH
+    for value in _patched(document) if patch else [document]:
         found.look(value)
     details = found.details()
+    if patch and (why := _unreadable(document)):
+        details["unparsed"] = why
     if found.is_excerpt():  # what was cut and counted has no hash of its own
         hashes = details.get("sha256")
         details["sha256"] = {**(hashes if isinstance(hashes, dict) else {}), "body": hashlib.sha256(body).hexdigest()}
@@ -149,6 +155,19 @@ def _patched(document: Any) -> Iterator[Any]:
             yield value
 
 
+def _unreadable(patch: Any) -> str:
+    """Return why it cannot be said what a JSON patch does; empty where it can. It copies what the body does not have,
+    or its path has an index that only the API server knows how to read (`-1`, `+2`)."""
+    for operation in patch if isinstance(patch, list) else []:
+        fields = dict(operation) if isinstance(operation, _Object) else {}
+        if fields.get("op") in ("copy", "move"):
+            return f"a patch with {fields['op']}"
+        path = fields.get("path")
+        if isinstance(path, str) and any(map(_SIGNED.fullmatch, path.rsplit("/", MAX_PATH)[1:])):
+            return "a patch with an index that has a sign"
+    return ""
+
+
 @dataclass(slots=True)
 class _Found:
     commands: bool
@@ -168,7 +187,8 @@ class _Found:
             values, name = waiting[-1]
             for value in values:
                 if isinstance(value, _Object):
-                    own = next((item for key, item in value if key == "name" and isinstance(item, str)), None)
+                    names = (item for key, item in reversed(value) if key == "name" and isinstance(item, str))
+                    own = next(names, None)  # of two the last one counts
                     own = name if own is None else cut(own)
                     for key, item in value:
                         self._pair(key, item, own)
@@ -236,7 +256,9 @@ class _Found:
         lists = (self.names, self.images, self.command, self.beside)
         if self.more or any(one.more for one in lists):
             return True
-        return any(value.endswith("…") or "… " in value for value in (*self.privileges, *self.names, *self.images))
+        values = (*self.privileges, *self.names, *self.images, *self.beside)
+        sizes = [size_of(value) for value in values]
+        return any("…" in value for value in values) or max(sizes, default=0) > FIELD_LIMIT or sum(sizes) > LIST_LIMIT
 
 
 def _extend(excerpt: Excerpt, values: Iterable[str]) -> None:
@@ -330,6 +352,8 @@ def _message(data: bytes, left: Iterator[int]) -> Iterator[tuple[int, int | byte
         if next(left, None) is None:
             raise _TooManyFieldsError
         tag, position = _varint(data, position)
+        if tag >= 1 << 32:  # Go drops the bits above, and reads another field's number
+            raise ValueError("the number of a field has more than 32 bits")
         kind = tag & 7
         if kind == 0:
             number, position = _varint(data, position)
@@ -348,12 +372,18 @@ def _message(data: bytes, left: Iterator[int]) -> Iterator[tuple[int, int | byte
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:
+    """Read a number as every encoder writes it. Raises ValueError for longer forms, of which readers make different
+    things."""
     number = 0
     for shift in range(0, 70, 7):
         byte = data[position]
         position += 1
         number |= (byte & 0x7F) << shift
         if byte < 0x80:
+            if not byte and shift:
+                raise ValueError("a number that is longer than it must be")
+            if number >= 1 << 64:
+                break
             return number, position
     raise ValueError("a number of more than 64 bits")
 

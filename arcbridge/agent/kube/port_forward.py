@@ -4,12 +4,14 @@ It looks at the caller's bytes after they have gone on: at the headers of SPDY s
 (draft-mbelshe-httpbis-spdy-00), as they are, or within the WebSocket frames of kubectl's tunnel (RFC 6455, Kubernetes'
 KEP-4006). Payload is counted and not looked at. At anything that it does not understand it gives up, and says why
 (`unread`). Invariants: no byte is delayed or changed, nothing is raised, at most one block of headers is kept, and the
-work is bounded by the bytes that passed.
+work is bounded by the bytes that passed, whatever they inflate to.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
+import time
 import zlib
 from collections.abc import Callable
 
@@ -26,6 +28,14 @@ MAX_BLOCK = 16 * 1024
 MAX_FRAMES = 65536
 """Frames that are looked at, and one more for each FRAME_BYTES that pass: a microsecond each, about."""
 FRAME_BYTES = 256
+MAX_HEADERS = 16
+"""Headers of one stream, and ports that it names; kubectl has three and one."""
+INFLATED = 64 * 1024, 4
+"""Bytes that all blocks of headers become: as many, and so many for each byte that passes. kubectl's become twice as
+many as they were; 50 bytes can become 16 KiB (docs/threats.md#A28)."""
+
+INTERVAL = 1.0
+"""Seconds between two records of one stream's ports, which each have all of them."""
 
 _SYN_STREAM, _SYN_REPLY, _HEADERS = 1, 2, 8
 _BEFORE_BLOCK = {_SYN_STREAM: 10, _SYN_REPLY: 4, _HEADERS: 4}
@@ -49,7 +59,7 @@ class ForwardedPorts:
         """Why no more is read; empty while all is understood."""
         self._found = found
         self._websocket = websocket
-        self._bytes = self._frames = 0
+        self._bytes = self._frames = self._inflated = 0
         self._outer = bytearray()
         """The head of a WebSocket frame, as far as it has come."""
         self._payload = self._masked = self._control = 0
@@ -152,12 +162,17 @@ class ForwardedPorts:
             raise _Unreadable("a block of headers is not compressed as it should be") from None
         if self._inflate.unconsumed_tail or self._inflate.eof:
             raise _Unreadable("a block of headers is too long, or the last one")
-        headers = _pairs(data)
-        if kind != _SYN_STREAM:
+        self._inflated += len(data)
+        if self._inflated > INFLATED[0] + INFLATED[1] * self._bytes:
+            raise _Unreadable("the headers are much longer than what was sent of them")
+        if kind != _SYN_STREAM:  # read for the sake of the compression alone
             return
-        asked = [port for name, value in headers if name.lower() == b"port" for port in value.split(b"\0")]
-        new = [port for raw in asked if (port := raw[:32].decode("latin-1")) not in self.ports]
-        for port in dict.fromkeys(new):
+        asked = [value for name, value in _pairs(data) if name.lower() == b"port"]
+        if sum(value.count(b"\0") + 1 for value in asked) > MAX_HEADERS:
+            raise _Unreadable(f"a stream names more than {MAX_HEADERS}")
+        for port in dict.fromkeys(raw[:32].decode("latin-1") for value in asked for raw in value.split(b"\0")):
+            if port in self.ports:
+                continue
             if len(self.ports) >= MAX_PORTS:
                 raise _Unreadable(f"there are more than {MAX_PORTS}")
             self.ports.append(port)
@@ -169,12 +184,45 @@ class ForwardedPorts:
             raise _Unreadable("there are too many small frames")
 
 
+class PortRecords:
+    """Says which ports a stream has asked for: the first at once, and further ones each INTERVAL, while its user may
+    write. The record of the stream's end has them all in any case."""
+
+    def __init__(self, record: AuditRecord, websocket: bool, changed: Callable[[dict[str, Value]], None]) -> None:
+        self.ports = ForwardedPorts(websocket, self._found)
+        self._record = record
+        self._changed = changed
+        self._timer: asyncio.TimerHandle | None = None
+        self._untold = False
+
+    def close(self) -> None:
+        """Say no more, and put the ports into the record, which is about to be written."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._record.details = with_ports(self._record, self.ports)
+
+    def _found(self) -> None:
+        self._untold = True
+        if self._timer is None:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._timer = None
+        if not self._untold:
+            return
+        self._timer = asyncio.get_running_loop().call_later(INTERVAL, self._tell)
+        budget = self._record.budget
+        if budget is None or not budget.is_spent(time.monotonic()):
+            self._untold = False
+            self._changed(with_ports(self._record, self.ports))
+
+
 def forwarded_ports(
     record: AuditRecord, answer: bytes, changed: Callable[[dict[str, Value]], None]
-) -> ForwardedPorts | None:
+) -> PortRecords | None:
     """Return what reads the ports of an upgrade; None where it is no port-forward, or names them in its query.
 
-    `answer`: header lines of the 101. `changed` is called with the record's details whenever there is a new port.
+    `answer`: header lines of the 101. `changed` is called with the record's details when there are new ports.
     """
     path = (record.details or {}).get("proxy_path")
     kubelet = isinstance(path, str) and path.lower().startswith("/portforward/")
@@ -182,10 +230,10 @@ def forwarded_ports(
     websocket = record.upgrade == "websocket"
     if not (kubelet or record.subresource == "portforward") or (chosen and chosen[1].endswith(b"channel.k8s.io")):
         return None
-    ports = ForwardedPorts(websocket, lambda: changed(with_ports(record, ports)))
+    records = PortRecords(record, websocket, changed)
     if websocket and (chosen is None or chosen[1] != TUNNEL):
-        ports.unread = "another protocol was chosen"
-    return ports
+        records.ports.unread = "another protocol was chosen"
+    return records
 
 
 def with_ports(record: AuditRecord, ports: ForwardedPorts) -> dict[str, Value]:
@@ -214,7 +262,10 @@ def _pairs(data: bytes) -> list[tuple[bytes, bytes]]:
     """Read a block of headers: their number, and the length before each name and value, in four bytes each."""
     texts: list[bytes] = []
     position = 4
-    for _ in range(2 * int.from_bytes(data[:4], "big")):
+    count = int.from_bytes(data[:4], "big")
+    if count > MAX_HEADERS:
+        raise _Unreadable(f"a stream has more than {MAX_HEADERS} headers")
+    for _ in range(2 * count):
         begin = position + 4
         position = begin + int.from_bytes(data[position:begin], "big")
         if begin > len(data) or position > len(data):

@@ -31,7 +31,7 @@ from arcbridge.agent.kube.exchange import Exchange
 from arcbridge.agent.kube.fast_path import FastPath
 from arcbridge.agent.kube.impersonation import connection_tokens
 from arcbridge.agent.kube.pod_body import Inspection
-from arcbridge.agent.kube.port_forward import forwarded_ports, with_ports
+from arcbridge.agent.kube.port_forward import forwarded_ports
 from arcbridge.agent.kube.response import ResponseHead
 from arcbridge.agent.kube.review import Reviewer
 from arcbridge.agent.kube.server import AnsweredResponse, KubeProtocol, KubeServer
@@ -247,7 +247,7 @@ class KubeProxy:
             upstream,
             lambda result: None if done.done() else done.set_result(result),
             read_size=SWITCHED_READ,
-            seen=ports.feed if ports is not None else None,
+            seen=ports.ports.feed if ports is not None else None,
         )
         stream = protocol.stream
         stream.write(head.lines + b"\r\n")
@@ -269,7 +269,7 @@ class KubeProxy:
             raise
         finally:
             if ports is not None:
-                record.details = with_ports(record, ports)
+                ports.close()
             self.stats.upgrades_open -= 1
             connection.release()
             # The stream's end went to the splice; aiohttp's protocol must hear of it too, to free what it holds.

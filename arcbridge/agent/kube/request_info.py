@@ -7,7 +7,10 @@ upgrade is in order. It decides no access: the API server does.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from urllib.parse import unquote, unquote_plus
+from urllib.parse import unquote
+
+from arcbridge.agent.audit.record import NAME_LIMIT, size_of
+from arcbridge.agent.kube.query import is_true, query_values
 
 _VERBS = {"POST": "create", "GET": "get", "HEAD": "get", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 _NAMESPACE_SUBRESOURCES = ("status", "finalize")
@@ -15,7 +18,7 @@ _NAMESPACE_SUBRESOURCES = ("status", "finalize")
 _PATH_CLASSES = ("api", "apis", "healthz", "livez", "readyz", "metrics", "openapi", "version", ".well-known", "logs")
 
 
-MAX_SEGMENT = 253
+MAX_SEGMENT = NAME_LIMIT
 """Characters of a group, resource, namespace, name or subresource, as of a name in Kubernetes (RFC 1123 subdomain);
 what is longer is cut to them before anything else reads it (docs/threats.md#H20)."""
 
@@ -35,7 +38,8 @@ class RequestInfo:
     proxy_path: str = ""
     """What stands behind `proxy`, and goes to a node, a pod or a service: with a slash before it, unescaped."""
     cut: bool = False
-    """Whether a field of the path was longer than MAX_SEGMENT, and ends with `…`."""
+    """Whether a field of the path was longer than MAX_SEGMENT, or takes more bytes than that in a record: it ends with
+    `…` there."""
 
 
 def request_info(method: str, target: str, *, upgrade: bool = False) -> RequestInfo:
@@ -72,7 +76,7 @@ def request_info(method: str, target: str, *, upgrade: bool = False) -> RequestI
         verb = "create"
     proxied = rest[2:] if verb == "proxy" else rest[3:] if subresource == "proxy" else []
     behind = "".join([f"/{segment}" for segment in proxied])
-    long = max(map(len, (group, version, resource, subresource, namespace, name))) > MAX_SEGMENT
+    long = max(map(size_of, (group, version, resource, subresource, namespace, name))) > MAX_SEGMENT
     if long:
         group, version, resource = cut(group), cut(version), cut(resource)
         subresource, namespace, name = cut(subresource), cut(namespace), cut(name)
@@ -85,13 +89,5 @@ def cut(segment: str) -> str:
 
 
 def _watches(query: str) -> bool:
-    """Tell whether a query asks for a watch; only its first field `watch` counts.
-
-    Go's `url.ParseQuery` knows no most number of fields and leaves out those with a semicolon. The length of the
-    request line bounds the work.
-    """
-    for field in query.split("&"):
-        key, _, value = field.partition("=")
-        if (key == "watch" or ("%" in key and unquote_plus(key) == "watch")) and ";" not in field:
-            return unquote_plus(value).lower() in ("", "1", "t", "true")
-    return False
+    """Tell whether a query asks for a watch."""
+    return is_true(query_values(query, "watch"))

@@ -28,6 +28,9 @@ POD = "/api/v1/namespaces/n/pods/p"
         ("GET", "/api/v1/watch/pods", False, True),
         ("GET", f"{POD}/log?follow=true", False, True),
         ("GET", f"{POD}/log?follow=false", False, False),
+        ("GET", f"{POD}/log?follow=yes", False, True),
+        ("GET", f"{POD}/log?follow=0&follow=1", False, False),
+        ("GET", "/api/v1/pods?watch=on", False, True),
         ("GET", f"{POD}/log", False, False),
         ("GET", f"{POD}/exec?command=sh", True, True),
         ("POST", f"{POD}/exec?command=sh", True, True),
@@ -71,6 +74,25 @@ def test_a16_exec_and_attach() -> None:
     assert details(f"{POD}/exec?%2563ommand=x&command&xcommand=y&command%3Dz=1&command=a=b") == {"command": ["", "a=b"]}
     assert details(f"{POD}/attach?container=c&tty=true&stdin=1") == {"container": "c", "stdin": True, "tty": True}
     assert details(f"{POD}/attach") is None
+
+
+@pytest.mark.parametrize("decoys", [1, 64, 1000])
+def test_a31_a_field_that_is_not_read_where_it_goes_is_no_word_of_a_command(decoys: int) -> None:
+    """The API server knows no `cmd` and no `input` of exec, and the kubelet's exec no `cmd` and no `stdin`."""
+    for path, field, decoy, stdin, no_stdin in (
+        (f"{POD}/exec", "command", "cmd", "stdin", "input"),
+        ("/api/v1/nodes/n/proxy/exec/a/b/c", "command", "cmd", "input", "stdin"),
+        ("/api/v1/nodes/n/proxy/run/a/b/c", "cmd", "command", "input", "stdin"),
+    ):
+        found = details(f"{path}?" + f"{decoy}=ls&" * decoys + f"{field}=sh&{field}=-c&{no_stdin}=false&{stdin}=1")
+        assert isinstance(found, dict)
+        assert (found["command"], found["stdin"]) == (["sh", "-c"], True)
+
+
+@pytest.mark.parametrize("value", ["yes", "on", "", "t", "2", "00", "no", "%ff"])
+def test_a30_a_switch_is_true_as_the_api_server_reads_it(value: str) -> None:
+    assert details(f"{POD}/exec?stdin={value}&tty={value}&stdin=0") == {"stdin": True, "tty": True}
+    assert details(f"{POD}/exec?stdin=False&tty=0&tty={value}") is None
 
 
 def test_a16_port_forward_names_ports_in_its_query_or_not_at_all() -> None:
@@ -149,6 +171,16 @@ def test_a21_a_path_that_was_cut_has_the_hash_of_the_target() -> None:
     expected = {"more": {"path": "cut"}, "sha256": {"target": sha256(target)}}
     assert query_details(found.info, target, commands=True) == expected
     assert not asked("DELETE", target[:-1], False).detailed
+
+
+@pytest.mark.parametrize("name", ["%C3%A9" * 130 + "-evil", "%01" * 70 + "evil", "%F0%9F%98%80" * 70])
+def test_a32_a_name_that_a_record_cuts_by_its_bytes_is_said_to_be_cut(name: str) -> None:
+    target = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/" + name
+    found = asked("DELETE", target, False)
+    assert json.loads("{" + found.text[1:] + "}")["name"].endswith("…")
+    assert found.detailed
+    expected = {"more": {"path": "cut"}, "sha256": {"target": sha256(target)}}
+    assert query_details(found.info, target, commands=True) == expected
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,33 @@ def test_a16_a_json_patch() -> None:
     assert details(patch, "application/json-patch+json") == {**DEBUGGED, "privileged": ["privileged", "hostIPC"]}
 
 
+@pytest.mark.parametrize("op", ["copy", "move"])
+def test_a29_a_json_patch_that_copies_is_said_to_be_unparsed(op: str) -> None:
+    """What it copies stands in the pod, and not in the body."""
+    patch = [
+        {"op": op, "from": "/metadata/annotations/x", "path": "/spec/ephemeralContainers"},
+        {"op": "add", "path": "/spec/hostIPC", "value": True},
+    ]
+    found = details(patch, "application/json-patch+json")
+    assert found == {"privileged": ["hostIPC"], "unparsed": f"a patch with {op}"}
+    assert details(patch) == {}, "no patch"
+
+
+@pytest.mark.parametrize("index", ["-1", "+2", "-0", "+00"])
+@pytest.mark.parametrize("rest", ["", "/securityContext"])
+def test_a29_an_index_that_rfc_6902_does_not_know_is_said_to_be_unparsed(index: str, rest: str) -> None:
+    patch = [{"op": "add", "path": f"/spec/ephemeralContainers/{index}{rest}", "value": {"image": "x"}}]
+    assert details(patch, "application/json-patch+json")["unparsed"] == "a patch with an index that has a sign"
+    for plain in ("0", "12", "-", "a-1", "-a"):
+        patch[0]["path"] = f"/spec/containers/{plain}{rest}"
+        assert "unparsed" not in details(patch, "application/json-patch+json")
+
+
+def test_a29_of_two_names_the_last_one_counts() -> None:
+    body = b'{"name":"harmless","securityContext":{"privileged":true},"name":"strong"}'
+    assert pod_details(body, "application/json", commands=True) == {"privileged": ["privileged strong"]}
+
+
 def test_a16_a_key_that_stands_there_twice_hides_nothing() -> None:
     """Go merges both values; the last one alone is what Python's reader keeps."""
     body = b'{"spec":{"containers":[{"name":"c","securityContext":{"privileged":true},"securityContext":{}}]}}'
@@ -166,6 +193,86 @@ def test_a16_protobuf() -> None:
     spec = field(34, field(1, common) + field(2, b"web"))
     assert pod_details(protobuf(spec), "application/vnd.kubernetes.protobuf", commands=True) == DEBUGGED
     assert pod_details(protobuf(b""), "application/vnd.kubernetes.protobuf", commands=True) == {}
+
+
+HOST = {11: "hostNetwork", 12: "hostPID", 13: "hostIPC"}
+PROTOBUF = "application/vnd.kubernetes.protobuf"
+
+
+def go_varint(data: bytes, position: int) -> tuple[int, int]:
+    """As k8s.io/api `generated.pb.go` reads one: up to ten bytes, and bits above the 64th are dropped."""
+    number = 0
+    for shift in range(0, 64, 7):
+        byte = data[position]
+        position += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number & (1 << 64) - 1, position
+    raise ValueError("ErrIntOverflowGenerated")
+
+
+def as_the_api_server(spec: bytes) -> set[str]:
+    """Return which namespaces of the host a PodSpec of plain numbers has, as `PodSpec.Unmarshal` reads it. Raises
+    ValueError or IndexError where that refuses it."""
+    found, position = dict.fromkeys(HOST, False), 0
+    while position < len(spec):
+        wire, position = go_varint(spec, position)
+        number = (wire >> 3) & 0xFFFFFFFF  # int32(wire >> 3)
+        if wire & 7 or not 0 < number < 1 << 31:
+            raise ValueError("illegal tag")
+        value, position = go_varint(spec, position)
+        if number in found:
+            found[number] = value != 0
+    return {HOST[number] for number, value in found.items() if value}
+
+
+def judge(spec: bytes) -> None:
+    """What is recorded is all that the API server sees, or it is said to be unparsed."""
+    try:
+        seen = as_the_api_server(spec)
+    except (ValueError, IndexError):
+        return
+    found: dict[str, Any] = dict(pod_details(protobuf(spec), PROTOBUF, commands=True))
+    assert "unparsed" in found or seen <= set(found.get("privileged", ())), (spec.hex(), found)
+
+
+def padded(number: int, size: int) -> bytes:
+    """A number in protobuf with so many bytes more than it needs."""
+    out = varint(number)
+    return bytes([*(byte | 0x80 for byte in out), *[0x80] * (size - 1), 0]) if size else bytes(out)
+
+
+TAG = 11 << 3
+ODD = {
+    "a number of 32 bits more": (bytes(varint(TAG + (1 << 35))) + b"\1", False),
+    "the largest tag": (bytes(varint(TAG + (0xFFFFFFF << 35))) + b"\1", False),
+    "a bit that Go drops": (bytes([TAG | 0x80, *[0x80] * 8, 2]) + b"\1", False),
+    "a tag with a byte more": (padded(TAG, 1) + b"\1", False),
+    "a value with a byte more": (bytes(varint(TAG)) + b"\x81\0", False),
+    "a value that is two": (bytes(varint(TAG)) + b"\2", True),
+    "a value of 64 bits": (bytes(varint(TAG)) + b"\xff" * 9 + b"\1", True),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_a29_odd_protobuf_is_read_as_the_api_server_does_or_unparsed(odd: str) -> None:
+    spec, read = ODD[odd]
+    assert as_the_api_server(spec) == {"hostNetwork"}
+    judge(spec)
+    expected = {"privileged": ["hostNetwork"]} if read else {"unparsed": "vnd.kubernetes.protobuf"}
+    assert pod_details(protobuf(spec), PROTOBUF, commands=True) == expected
+
+
+NUMBERS = st.sampled_from([*HOST, 1, 7]).flatmap(
+    lambda number: st.sampled_from([number << 3, (number << 3) + (1 << 35), (number << 3) + (1 << 63)])
+)
+
+
+@given(st.lists(st.tuples(NUMBERS, st.integers(0, 3), st.integers(0, 1 << 64), st.integers(0, 3)), max_size=4))
+def test_a29_any_numbers_are_read_as_the_api_server_does_or_unparsed(
+    fields: list[tuple[int, int, int, int]],
+) -> None:
+    judge(b"".join(padded(tag, more) + padded(value, longer) for tag, more, value, longer in fields))
 
 
 @given(st.binary(max_size=200))
@@ -321,6 +428,17 @@ def test_h21_what_is_left_out_is_counted() -> None:
     assert (found["command"], found["more"]) == (["a"] * MAX_LISTED, {"command": f"{100 - MAX_LISTED} left out"})
     assert found["sha256"] == {"body": hashlib.sha256(json.dumps(several).encode()).hexdigest()}
     assert found["images"][0] == "i" * (MAX_SEGMENT - 1) + "…"
+
+
+@pytest.mark.parametrize(("name", "count"), [("é" * 200, 9), ("\x01" * 251, 3), ("😀" * 250, 4), ("a" * 100, 30)])
+def test_a32_what_a_record_cuts_by_bytes_has_the_hash_of_the_body(name: str, count: int) -> None:
+    """None of the names has more than 253 characters."""
+    names = [f"{name}{number}" for number in range(count)]
+    body = json.dumps([{"name": one, "securityContext": {"privileged": True}} for one in names]).encode()
+    found = pod_details(body, "application/json", commands=True)
+    line = json.loads(AuditRecord("r", "s", details=found).details_line())
+    assert line["more"].keys() == {"privileged"}
+    assert line["sha256"] == {"body": hashlib.sha256(body).hexdigest()}
 
 
 # -- as a body passes -----------------------------------------------------------------------------------------------
