@@ -3,8 +3,8 @@
 Work is measured where callbacks and steps of tasks begin and end. Nothing here slows or refuses anybody: a `LoopTime`
 that is over its share calls back. The decisions read no clock but the thread's CPU time; each call is given the time in
 monotonic seconds. Invariant: a payer owes nothing unless its own CPU time made the loop late and another payer used it
-in the last second, so that an only user may take all of it, short turns hurt nobody, and nobody pays for what others do.
-Why: docs/decisions/0030-loop-time.md.
+in the last second: an only user may take all of it, short turns hurt nobody, and nobody pays for what others do. Why:
+docs/decisions/0030-loop-time.md.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ class LoopTime:
         is_late = min(last, cpu) > LATE
         if is_late:
             self._late_until = now + RECENT
-        elif last > LATE and cpu < last * STOPPED:
+        if last > LATE and cpu < last * STOPPED:
             amount -= last - cpu
         fade = math.exp((self._settled_at - now) / RECENT)
         self._mean = self._mean * fade + amount
