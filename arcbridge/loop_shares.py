@@ -229,12 +229,12 @@ class LoopTime:
         if wait > MAX_WAIT:
             bucket.give((wait - MAX_WAIT) * bucket.rate)
             wait = MAX_WAIT
-        if now > self.held_until + RECENT:
+        # Its full share, while it may have to divide it with others: what it took since then.
+        took_share = self.spent - self._over_spent > bucket.rate * (now - self._over_since)
+        if now > self.held_until + RECENT or not took_share:
             self._over_since, self._over_spent = now, self.spent - amount
         self.held_until = now + wait
-        over_for = now - self._over_since
-        is_over = self.spent - self._over_spent > bucket.rate * over_for  # its full share, which it may have to divide
-        if is_over and is_late and over_for >= REFUSED_AFTER and self._cpu > HEAVY * RECENT:
+        if is_late and now - self._over_since >= REFUSED_AFTER and self._cpu > HEAVY * RECENT:
             self.refused_until = self.held_until + RECENT
         self.on_over(wait)
 

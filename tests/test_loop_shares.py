@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 import types
 from collections.abc import Callable, Generator
@@ -289,6 +290,8 @@ class Person:
 
     part: float
     costs: tuple[float, ...]
+    ends: float = math.inf
+    """When it goes away, seconds."""
     done: float = 0.0
     """CPU seconds."""
     refused_at: float = 0.0
@@ -321,7 +324,7 @@ def simulate(*people: Person, seconds: float = 40.0, quota: float = 1.0) -> list
             if payer.refused_until > now:
                 one.refused_at = one.refused_at or now
                 continue
-            if one.done > now * one.part or payer.held_until > now:
+            if one.done > now * one.part or payer.held_until > now or now > one.ends:
                 continue
             for cost in one.costs:
                 began, before = now, shares.total
@@ -384,6 +387,13 @@ def test_the_finder_of_a_dear_request_leaves_half_of_the_loop_to_light_users(nam
     assert all(one == pytest.approx(0.05, abs=0.005) for one in got[names:])
     assert not any(one.refused_at or one.holds for one in light)
     assert bool(finders[0].refused_at) is (names == 1)
+
+
+def test_a_finder_who_shared_for_a_moment_is_refused_all_the_same() -> None:
+    """docs/threats.md#L40. Another one is heavy at first, and light from then on."""
+    finder, other = Person(1.0, (0.05,)), Person(0.01, (0.0005,))
+    simulate(finder, Person(0.3, (0.02,), ends=6.0), other)
+    assert finder.refused_at > 6.0
 
 
 @pytest.mark.parametrize("quota", [0.1, 0.3, 0.7])
