@@ -229,7 +229,7 @@ class LoopTime:
         if wait > MAX_WAIT:
             bucket.give((wait - MAX_WAIT) * bucket.rate)
             wait = MAX_WAIT
-        # Its full share, while it may have to divide it with others: what it took since then.
+        # The full share, and not the part of it that it has while others are heavy, too.
         took_share = self.spent - self._over_spent > bucket.rate * (now - self._over_since)
         if now > self.held_until + RECENT or not took_share:
             self._over_since, self._over_spent = now, self.spent - amount
