@@ -2,8 +2,9 @@
 
 Work is measured where callbacks and steps of tasks begin and end. Nothing here slows or refuses anybody: a `LoopTime`
 that is over its share calls back. The decisions read no clock but the thread's CPU time; each call is given the time in
-monotonic seconds. Invariant: a payer owes nothing unless the loop was late and another payer used it in the last
-second, so that an only user may take all of it, and short turns hurt nobody. Why: docs/decisions/0030-loop-time.md.
+monotonic seconds. Invariant: a payer owes nothing unless its own CPU time made the loop late and another payer used it
+in the last second: an only user may take all of it, short turns hurt nobody, and nobody pays for what others do. Why:
+docs/decisions/0030-loop-time.md.
 """
 
 from __future__ import annotations
@@ -23,24 +24,25 @@ Key = TypeVar("Key", bound=Hashable)
 BURST: Final = 2.0
 """Seconds of its share that a payer may take at once."""
 RECENT: Final = 1.0
-"""Seconds for which the loop counts as late, and another payer as one that waits."""
+"""Seconds for which a payer counts as late, and another one as one that waits; means are those of so long."""
 LATE: Final = 0.02
-"""Seconds of a callback, or of a turn of the loop, that keep others waiting noticeably. Bulk has turns of 1 to 3 ms."""
+"""CPU seconds of a payer in a callback, or in a turn of the loop, that keep others waiting. Bulk has turns of 3 ms."""
 STOPPED: Final = 0.1
 """Part of a late callback that its thread has to run for: else the machine or the process stood still, and that is
 nobody's doing. On a machine that is busy with others wall time counts: there is less of the loop to share."""
 LOOK: Final = 0.001
-"""Seconds until the loop is looked at: one turn of it, or less."""
+"""Seconds until one looks at what a payer took: one turn of the loop, or less."""
 QUANTUM: Final = 0.005
 """Seconds of the loop that are added up before they are judged, so that a short callback costs two additions."""
 HEAVY: Final = 0.1
-"""Part of the loop above which a payer has to share its share with the others that take as much: two users, or two
-names of one, do not get two halves."""
+"""Part of the loop, in a second's mean, above which a payer has to share its share with the others that take as much:
+two users, or two names of one, do not get two halves. Who takes less CPU time is not refused."""
 MAX_WAIT: Final = 5.0
 """Seconds that a payer is slowed down for at most; as much is owed at most: far below the 25 s after which the other
 end of a connection takes it for dead."""
 REFUSED_AFTER: Final = 5.0
-"""Seconds for which a payer was slowed down again and again, after which its new work is refused as well."""
+"""Seconds for which a payer was slowed down again and again, after which its new work is refused as well, where single
+callbacks of it are late and it took its full share all the time."""
 ROUNDING: Final = 1e-6
 """Seconds that are more than the error of floating point in what was charged."""
 ALIKE: Final = 0.0001
@@ -50,28 +52,25 @@ ALIKE: Final = 0.0001
 class LoopShares:
     """The time of one event loop, as all payers share it."""
 
-    __slots__ = ("_cpu", "_cpu_at", "_cpu_mark", "_heavy", "_late_until", "_light", "_light_at", "_look_later",
-                 "_looking", "inner", "over", "total")  # fmt: skip
+    __slots__ = ("_cpu_at", "_cpu_mark", "_heavy", "_light", "_light_at", "cpu", "inner", "look_later", "over", "total")
 
     def __init__(
         self,
         *,
         cpu: Callable[[], float] = time.thread_time,
-        look_later: Callable[[Callable[[float, float], None], float], object] | None = None,
+        look_later: Callable[[Callable[[float], None]], object] | None = None,
     ) -> None:
-        """`cpu`: the CPU seconds of the loop's thread. `look_later(look, now)` calls `look(then, due)` in a later turn,
-        with the time then and the time at which that turn was due."""
+        """`cpu`: the CPU seconds of the loop's thread. `look_later(look)` calls `look(then)` in a later turn, with the
+        time then."""
         self.total = 0.0
         """Seconds that were charged to all payers. To measure, a callback remembers it at its beginning."""
         self.inner = 0.0
         """Seconds of these that were for what another payer began: no sign that anybody else waits."""
         self.over = 0.0
         """Seconds that payers took beyond their shares while others waited."""
-        self._cpu = cpu
+        self.cpu = cpu
         self._cpu_mark, self._cpu_at = cpu(), float("-inf")
-        self._late_until = 0.0
-        self._look_later = look_later or _look_later
-        self._looking = False
+        self.look_later = look_later or _look_later
         self._heavy: dict[LoopTime, float] = {}
         """Until when payers count as heavy, monotonic seconds."""
         self._light, self._light_at = 0.0, float("-inf")
@@ -80,41 +79,23 @@ class LoopShares:
     def take_cpu(self, now: float, since: float) -> float:
         """Return the CPU seconds of the loop's thread since the last call; infinite where that was after `since`, in a
         measurement within the one that is judged."""
-        before, self._cpu_mark = self._cpu_mark, self._cpu()
+        before, self._cpu_mark = self._cpu_mark, self.cpu()
         taken_at, self._cpu_at = self._cpu_at, now
         return self._cpu_mark - before if taken_at <= since else math.inf
 
-    def is_late(self, now: float) -> bool:
-        """Return whether the loop was late in the last second, and find out whether it is."""
-        if now < self._late_until:
-            return True
-        if not self._looking:
-            self._looking = True
-            self._look_later(self._look, now)
-        return False
-
-    def note_late(self, now: float) -> None:
-        """The loop has kept its payers waiting until now."""
-        self._late_until = now + RECENT
-
-    def weigh_heavy(self, payer: LoopTime, share: float, now: float) -> float:
-        """Count `payer` among those that take much; return for how many of a second a second of its time counts.
+    def weigh_heavy(self, payer: LoopTime, share: float, now: float, until: float) -> float:
+        """Count `payer` among those that take much until then; return how many times its seconds count.
 
         They have one share together, or the whole loop where nobody else wants it: it is not to stand still.
         """
-        self._heavy = {one: until for one, until in self._heavy.items() if until > now}
-        self._heavy[payer] = now + RECENT
+        self._heavy = {one: ends for one, ends in self._heavy.items() if ends > now}
+        self._heavy[payer] = until
         light = self.total - self.inner - sum(one.spent - one.inner for one in self._heavy)
         if light - self._light > ROUNDING:
             self._light_at = now
         self._light = light
         count = len(self._heavy)
         return count if now - self._light_at <= RECENT else max(count * share, 1.0)
-
-    def _look(self, then: float, due: float) -> None:
-        self._looking = False
-        if then - due > LATE:
-            self.note_late(then)
 
 
 class LoopTime:
@@ -126,9 +107,14 @@ class LoopTime:
 
     __slots__ = (
         "_bucket",
+        "_cpu",
+        "_late_until",
+        "_looking",
+        "_mean",
         "_others",
         "_others_at",
         "_over_since",
+        "_over_spent",
         "_settle_at",
         "_settled",
         "_settled_at",
@@ -153,6 +139,11 @@ class LoopTime:
         self.on_over = on_over
         self._bucket: TokenBucket | None = None
         """Seconds of the loop that it may take; None: any number."""
+        self._mean = self._cpu = 0.0
+        """Seconds of the loop, and of its thread's CPU, in the last second: older ones fade."""
+        self._late_until = 0.0
+        """Until when it counts as one that made the loop late, monotonic seconds."""
+        self._looking = False
         self._settled = 0.0
         """What was spent when the bucket was charged last."""
         self._settled_at = float("-inf")
@@ -161,6 +152,8 @@ class LoopTime:
         """At what it is charged next."""
         self._over_since = 0.0
         """Since when it is slowed down again and again, monotonic seconds."""
+        self._over_spent = 0.0
+        """What was spent before that."""
         self._others = shares.total - shares.inner
         """Seconds that others had spent when they were found to spend last."""
         self._others_at = float("-inf")
@@ -209,20 +202,26 @@ class LoopTime:
         shares = self.shares
         cpu = shares.take_cpu(now, now - last)
         amount = self.spent - self._settled
-        if last > LATE:
-            shares.note_late(now)
-            if cpu < last * STOPPED:
-                amount -= last - cpu
-        is_heavy = amount > HEAVY * (now - self._settled_at)
+        is_late = min(last, cpu) > LATE
+        if is_late:
+            self._late_until = now + RECENT
+        if last > LATE and cpu < last * STOPPED:
+            amount -= last - cpu
+        fade = math.exp((self._settled_at - now) / RECENT)
+        self._mean = self._mean * fade + amount
+        self._cpu = self._cpu * fade + min(amount, cpu)
         bucket = self._bucket
-        weight = shares.weigh_heavy(self, bucket.rate if bucket else 1.0, now) if is_heavy else 1.0
+        weight = 1.0
+        if self._mean > HEAVY * RECENT:
+            until = now + RECENT * math.log(self._mean / (HEAVY * RECENT))
+            weight = shares.weigh_heavy(self, bucket.rate if bucket else 1.0, now, until)
         self._settled, self._settled_at, self._settle_at = self.spent, now, self.spent + QUANTUM
         others = shares.total - shares.inner - (self.spent - self.inner)
         if others - self._others > ROUNDING:
             self._others, self._others_at = others, now
         if bucket is None or bucket.take(now, amount * weight):
             return
-        if now - self._others_at > RECENT or not shares.is_late(now):
+        if now - self._others_at > RECENT or not self._is_late(now):
             bucket.give(bucket.wait(now, 0.0) * bucket.rate)
             return
         shares.over += amount
@@ -230,12 +229,30 @@ class LoopTime:
         if wait > MAX_WAIT:
             bucket.give((wait - MAX_WAIT) * bucket.rate)
             wait = MAX_WAIT
-        if now > self.held_until + RECENT:
-            self._over_since = now
+        # The full share, and not the part of it that it has while others are heavy, too.
+        took_share = self.spent - self._over_spent > bucket.rate * (now - self._over_since)
+        if now > self.held_until + RECENT or not took_share:
+            self._over_since, self._over_spent = now, self.spent - amount
         self.held_until = now + wait
-        if now - self._over_since >= REFUSED_AFTER:
+        if is_late and now - self._over_since >= REFUSED_AFTER and self._cpu > HEAVY * RECENT:
             self.refused_until = self.held_until + RECENT
         self.on_over(wait)
+
+    def _is_late(self, now: float) -> bool:
+        """Return whether it made the loop late in the last second; else find out whether it does by many callbacks."""
+        if now < self._late_until:
+            return True
+        if not self._looking:
+            self._looking = True
+            spent, cpu = self.spent, self.shares.cpu()
+
+            def look(then: float) -> None:
+                self._looking = False
+                if min(self.spent - spent, self.shares.cpu() - cpu) > LATE:
+                    self._late_until = then + RECENT
+
+            self.shares.look_later(look)
+        return False
 
 
 class LoopTimes(Generic[Key]):
@@ -316,8 +333,8 @@ def no_call(seconds: float) -> None:
     """Do nothing when a payer is over its share: those that give it work ask."""
 
 
-def _look_later(look: Callable[[float, float], None], now: float) -> None:
-    asyncio.get_running_loop().call_later(LOOK, lambda: look(time.monotonic(), now + LOOK))
+def _look_later(look: Callable[[float], None]) -> None:
+    asyncio.get_running_loop().call_later(LOOK, lambda: look(time.monotonic()))
 
 
 __all__ = ["LoopShares", "LoopTime", "LoopTimes", "no_call"]
