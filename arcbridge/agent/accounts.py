@@ -88,7 +88,7 @@ class Limit(StrEnum):
     TARGETS = "targets"
     """Streams that were refused their target; each is refused, and of a burst some leave a record."""
     ARRIVING = "arriving_bytes"
-    """Bytes of request heads that are not complete (`ARRIVING_BYTES`)."""
+    """Bytes of request heads that are not complete, and bodies that wait for a seat (`ARRIVING_BYTES`)."""
     AUDIT_BYTES = "audit_bytes"
     """Bytes of audit records (`audit_bytes_per_second`): what must be recorded is refused."""
     LOOP_SHARE = "loop_share"
@@ -213,7 +213,8 @@ class Account:
         """Bytes by which the windows of the streams of the user's sessions have grown (docs/threats.md#M22)."""
         self.arriving = Backlog(ARRIVING_BYTES, memory.arriving)
         """Bytes of the user's requests that are held here before they go on: heads that are not complete, what comes
-        behind a request that is under way, and bodies that are looked at (docs/threats.md#H21, #H22)."""
+        behind a request that is under way, and bodies that are looked at or wait for a seat
+        (docs/threats.md#H21, #H22, #H26)."""
         self.churn = TokenBucket(DEFAULT.churn_burst, DEFAULT.churn_rate)
         """Streams of the user that may end before their answers: a new session has no new burst."""
         self.seats = Seats(0)
@@ -443,7 +444,7 @@ class Account:
                 text = "no target of that name is open to you; ask the cluster's operator for one"
                 return LimitReached(limit, text, retry_after=1)
             case Limit.ARRIVING:
-                fact = "many large heads of requests of yours, or of all users, are on their way at once"
+                fact = "many large heads or bodies of requests of yours, or of all users, are on their way at once"
                 text = f"{fact}; run fewer commands at once, or send shorter headers"
                 return LimitReached(limit, text, retry_after=1)
             case Limit.AUDIT_BYTES:
