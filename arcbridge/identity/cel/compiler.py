@@ -44,7 +44,7 @@ _EXISTS_ONE = re.compile(
 )
 """`exists_one` with two variables. Kubernetes takes it as another name of `existsOne`; the library knows that alone."""
 _UNDEFINED_FIELD = f"expression of type '{declarations.USER_TYPE}' cannot be the operand of a select operation"
-_FIELD = re.compile(r"\.\s*\??\s*(\w+)", re.ASCII)
+_FIELD = re.compile(r"\.\s*+(?:\?\s*+)?(\w+)", re.ASCII)
 _USER_PRESENCE = re.compile(
     rf"{_LITERAL.pattern}|\bhas\s*\(\s*user\s*\.\s*(?P<field>username|uid|groups|extra)\s*\)", re.ASCII
 )
