@@ -426,7 +426,10 @@ def login_command(config: ClientConfig, profiles: RelayProfiles) -> str:
 
 def _named(known: Sequence[RelayProfile], relays: Sequence[str]) -> RelayProfile | None:
     """Return the profile that has all these relays; a host without a port means its only profile, whatever the port."""
-    wanted = _addresses(relays)
+    try:
+        wanted = _addresses(relays)
+    except ConfigError:  # the check of the settings says what is wrong, with its place
+        return None
     for profile in known:
         if set(wanted) <= set(_addresses(profile.relays)):
             return profile

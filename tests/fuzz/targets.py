@@ -458,6 +458,7 @@ def token(data: bytes) -> None:
     except TokenRefused:
         return
     try:
+        groups.check_pointers(claims)
         source = groups.source_of(claims, "groups")
     except TokenRefused:
         return
