@@ -3,7 +3,7 @@
 Work is measured where callbacks and steps of tasks begin and end. Nothing here slows or refuses anybody: a `LoopTime`
 that is over its share calls back. The decisions read no clock but the thread's CPU time; each call is given the time in
 monotonic seconds. Invariant: a payer owes nothing unless its own CPU time made the loop late and another payer used it
-in the last second: an only user may take all of it, short turns hurt nobody, and nobody pays for what others do. Why:
+in the last second: an only user may take all of it, short turns cost a payer nothing, nor does what others do. Why:
 docs/decisions/0030-loop-time.md.
 """
 
@@ -86,7 +86,7 @@ class LoopShares:
     def weigh_heavy(self, payer: LoopTime, share: float, now: float, until: float) -> float:
         """Count `payer` among those that take much until then; return how many times its seconds count.
 
-        They have one share together, or the whole loop where nobody else wants it: it is not to stand still.
+        They have one share together, or the whole loop where no other payer wants it: the loop is not to stand still.
         """
         self._heavy = {one: ends for one, ends in self._heavy.items() if ends > now}
         self._heavy[payer] = until
