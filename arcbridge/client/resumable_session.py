@@ -188,13 +188,13 @@ class ResumableSession:
 
     def _wait_for_another(self, error: ArcbridgeError) -> bool:
         """Begin to be detached; returns False for a session without streams, which has ended."""
-        if not self.session.streams_open:
+        if not self.session.streams:
             self.session.abort(error)
             return False
         now = self._loop.time()
         self._relays.failed(self.relay)
         self._lost_at = now
-        self._streams_at_loss = self.session.streams_open
+        self._streams_at_loss = len(self.session.streams)
         self._log.warning(
             "connection lost, waiting to resume",
             session=self.session.label,
@@ -216,11 +216,11 @@ class ResumableSession:
             return
         if self._lost_at is not None:
             self._retry_now.set()
-        elif session.resumable and session.streams_open:
+        elif session.resumption.possible and session.streams:
             self._log.info("connection suspect", session=session.label, reason=reason)
             self._received_at_suspicion = session.stats.bytes_received
             self._start(0.0)
-        elif surely or not session.streams_open:
+        elif surely or not session.streams:
             session.abort(ConnectionLost(reason))
 
     def retry_now(self) -> None:
@@ -325,7 +325,7 @@ class ResumableSession:
                     self._note_attached()
 
     def _worth_moving(self) -> bool:
-        return self.session.resumable and self.session.streams_open > 0
+        return self.session.resumption.possible and bool(self.session.streams)
 
     async def _move_new_streams(self) -> None:
         """Lead new streams to a fresh session. Streams that were opened meanwhile move with this one."""
@@ -333,7 +333,7 @@ class ResumableSession:
         if self._worth_moving():
             return
         self._leaving = None
-        if replaced and self.session.streams_open:
+        if replaced and self.session.streams:
             self.session.goaway(GoawayCode.DONE, "the client moved to another connection")
         elif replaced:
             self.session.close(GoawayCode.DONE, "the client moved to another connection")
@@ -379,8 +379,10 @@ class ResumableSession:
             await shake_hands(
                 joined,
                 self._cluster,
-                lambda: session.resume(lambda certificate: self.auth(token, certificate), label=joined.reply.join_id),
-                session.wait_attached,
+                lambda: session.migration.start(
+                    lambda certificate: self.auth(token, certificate), label=joined.reply.join_id
+                ),
+                session.migration.wait,
             )
         except ArcbridgeError as error:
             error.session = joined.reply.join_id
@@ -437,7 +439,7 @@ class ResumableSession:
 
     def _note_attached(self) -> None:
         now = self._loop.time()
-        fields = {"session": self.session.label, "relay": str(self.relay.address), "streams": self.session.streams_open}
+        fields = {"session": self.session.label, "relay": str(self.relay.address), "streams": len(self.session.streams)}
         if self._lost_at is not None:
             self._stats.resumed += 1
             self._stats.detached_seconds.observe(now - self._lost_at)

@@ -15,7 +15,7 @@ from arcbridge.client.resumable_session import Renewal
 from arcbridge.client.session_manager import SessionManager
 from arcbridge.client.tokens import ClusterToken
 from arcbridge.errors import PinMismatch, SessionEnded, Unauthenticated, Unreachable
-from arcbridge.mux.session import MuxSession
+from arcbridge.mux.connection import Migration
 from arcbridge.net.backoff import Backoff
 from arcbridge.net.join import JoinCode
 from arcbridge.wire.frames import GoawayCode
@@ -114,7 +114,7 @@ class TestResuming:
             if why == "lost":
                 far.cut()
             else:
-                far.sessions[0].ask_to_move()
+                far.sessions[0].migration.ask()
             await until(lambda: not far.deaths_behind_a_resumption)
             await stream.check(b"more")
             await until(lambda: session.current is not None and not session.detached_count)
@@ -124,17 +124,18 @@ class TestResuming:
     async def test_lost_in_the_turn_in_which_it_was_attached(
         self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: Lines
     ) -> None:
-        attached, times = MuxSession.wait_attached, 3
+        attached, times = Migration.wait, 3
 
-        async def wait_attached(mux: MuxSession) -> None:
+        async def wait(migration: Migration) -> None:
             nonlocal times
-            await attached(mux)
+            await attached(migration)
             if times:
                 times -= 1
-                assert mux._connection is not None
-                mux.connection_lost(mux._connection, ConnectionResetError())
+                session = migration._session
+                assert session.connection is not None
+                session.connection_lost(session.connection, ConnectionResetError())
 
-        monkeypatch.setattr(MuxSession, "wait_attached", wait_attached)
+        monkeypatch.setattr(Migration, "wait", wait)
         async with running(make(far, tmp_path)) as session:
             stream = await Stream.open(session)
             far.cut()
@@ -294,7 +295,7 @@ class TestNoLongerAllowed:
         async with running(make(far, tmp_path, others=(second,))) as session:
             stream = await Stream.open(session)
             far.reply = second.reply = JoinReply(code=JoinCode.FORBIDDEN)
-            far.sessions[0].ask_to_move()
+            far.sessions[0].migration.ask()
             await until(lambda: len(second.requests) >= 1)
             await stream.check(b"over the old one")
 

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("soon")
 class TestMoving:
     async def test_another_relay_first(self, far: FarSide, second: FarSide, tmp_path: Path, lines: Lines) -> None:
         async def ask() -> None:
-            far.sessions[0].ask_to_move()
+            far.sessions[0].migration.ask()
 
         async with running(make(far, tmp_path, others=(second,))) as session:
             stream = await Stream.open(session)
@@ -47,7 +47,7 @@ class TestMoving:
             stream = await Stream.open(session)
             second.reply = JoinReply(code=JoinCode.NO_AGENT)
             far.reply = JoinReply(code=JoinCode.DRAINING)
-            far.sessions[0].ask_to_move()
+            far.sessions[0].migration.ask()
             await until(lambda: len(second.requests) >= 3)
             await stream.check(b"over the old one")
             assert session.current is not None
@@ -63,7 +63,7 @@ class TestMoving:
         async with running(make(far, tmp_path, others=(second,))) as session:
             stream = await Stream.open(session)
             second.reply = far.reply = JoinReply(code=JoinCode.DRAINING)
-            far.sessions[0].ask_to_move()
+            far.sessions[0].migration.ask()
             await until(lambda: len(second.requests) >= 1)
             far.cut()
             await until(lambda: session.detached_count == 1)
@@ -80,7 +80,7 @@ class TestMoving:
             stream = await Stream.open(session)
             monkeypatch.setattr("arcbridge.client.connection.HANDSHAKE_DEADLINE", 0.1)
             far.silent_resume = True
-            far.sessions[0].ask_to_move()
+            far.sessions[0].migration.ask()
             await until(lambda: session.detached_count == 1)
             with pytest.raises(Unreachable):
                 await session.ready()
@@ -95,7 +95,7 @@ class TestMoving:
         async with running(make(far, tmp_path, others=(second,))) as session:
             old = await session.ready()
             seen = []
-            far.sessions[0].ask_to_move()
+            far.sessions[0].migration.ask()
             async with asyncio.timeout(20):
                 while session.current is old:
                     await asyncio.sleep(0)
@@ -121,7 +121,7 @@ class TestMoving:
                 return fresh
 
             monkeypatch.setattr(session, "_attempt", attempt_and_open)
-            far.sessions[0].ask_to_move()
+            far.sessions[0].migration.ask()
             await until(lambda: session.stats.moved == 1)
             await stream.check(b"over the new connection")
             assert session.current is not old
