@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-from arcbridge.choices import PROGRAM
 from arcbridge.cli.flags import CLIENT, DOCUMENTS, LIST, flags_of
 from arcbridge.cli.output import plain, print_document, print_error, print_rows, rfc3339
 from arcbridge.cli.parser import Invocation, UsageError, parse
@@ -27,6 +26,7 @@ from arcbridge.client.background.caller import (
 )
 from arcbridge.client.background.place import Place
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, StateError
+from arcbridge.settings.choices import PROGRAM
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from arcbridge.client.background.connections import Connection
     from arcbridge.client.service import ClientContext, Terminal
-    from arcbridge.config import ClientConfig
+    from arcbridge.settings.config import ClientConfig
 
 _NOT_KEPT = ("cluster", "file", "context_switch", "remove_context", "trust_first_use", "observe.log_level",
              "observe.log_format", "observe.listen")  # fmt: skip

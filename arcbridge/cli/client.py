@@ -12,8 +12,8 @@ from arcbridge.cli.parser import Invocation
 from arcbridge.cli.settings import load_settings
 from arcbridge.cli.terminal import configure_logging
 from arcbridge.cli.terminal import terminal as _terminal
-from arcbridge.config import ClientConfig
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, StateError
+from arcbridge.settings.config import ClientConfig
 from arcbridge.single_file import executable
 
 if TYPE_CHECKING:

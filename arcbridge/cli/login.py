@@ -8,13 +8,13 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from arcbridge.choices import PROGRAM
 from arcbridge.cli.flags import DOCUMENTS
 from arcbridge.cli.output import plain, print_document, print_rows, print_warning, rfc3339
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.settings import given_settings
-from arcbridge.config import ClientConfig
 from arcbridge.errors import ConfigError, ExitCode
+from arcbridge.settings.choices import PROGRAM
+from arcbridge.settings.config import ClientConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine

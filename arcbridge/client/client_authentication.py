@@ -20,10 +20,10 @@ import structlog
 from arcbridge.client.azure_pipelines import AzurePipelines, is_azure_pipelines
 from arcbridge.client.issuer import ClientProof, IssuerEndpoints
 from arcbridge.client.token_program import output_of
-from arcbridge.config import CLIENT_CREDENTIALS, LoginConfig
 from arcbridge.errors import ConfigError
 from arcbridge.identity.client_assertion import asserted, one_word, read_word, sign_assertion
 from arcbridge.pki.private_files import others_may_use
+from arcbridge.settings.config import CLIENT_CREDENTIALS, LoginConfig
 
 log = structlog.get_logger("arcbridge.client")
 

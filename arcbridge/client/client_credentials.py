@@ -18,9 +18,9 @@ from arcbridge.client.client_authentication import ClientAuthentication
 from arcbridge.client.issuer import Issuer, IssuerError, check_id_token
 from arcbridge.client.jwt_unverified import read_unverified
 from arcbridge.client.token_cache import AudienceToken, TokenSet, token_set
-from arcbridge.config import LoginConfig
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
 from arcbridge.identity.proof import ProofKey
+from arcbridge.settings.config import LoginConfig
 
 _FOR_RELAY = ""
 

@@ -12,7 +12,6 @@ import ssl
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
-from arcbridge.choices import DEVICE, PROGRAM
 from arcbridge.client.login_question import shown
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.relay_profile import LoginOffer, RelayProfile, short_url
@@ -20,6 +19,7 @@ from arcbridge.errors import ConfigError, ConnectionLost, PinMismatch, Unreachab
 from arcbridge.net.address import Address, parse_address
 from arcbridge.net.tls import ALPN_HTTP, RelayTrust, fetch_unverified_ca, get_once, outer_client_context
 from arcbridge.pki.pins import pin_of, require_pin, same_pin
+from arcbridge.settings.choices import DEVICE, PROGRAM
 from arcbridge.untrusted_json import read_json
 
 

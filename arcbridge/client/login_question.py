@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from arcbridge.choices import BROWSER, DEVICE, PROGRAM
+from arcbridge.settings.choices import BROWSER, DEVICE, PROGRAM
 
 FLAGS = {
     "issuer": "--oidc-issuer-url",

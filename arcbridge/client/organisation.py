@@ -10,10 +10,10 @@ from contextlib import suppress
 
 from arcbridge.client.relay_profile import RelayProfiles
 from arcbridge.client.state import StateDirectory
-from arcbridge.config import ClientConfig
 from arcbridge.errors import ConfigError
 from arcbridge.net.address import parse_address
 from arcbridge.pki.pins import check_pin, pin_of
+from arcbridge.settings.config import ClientConfig
 
 
 def organisation(config: ClientConfig, state: StateDirectory) -> str:

@@ -17,12 +17,12 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from arcbridge.choices import AUDIENCE_BY, BROWSER, DEVICE, GRANTS
-from arcbridge.config import CLIENT_CREDENTIALS, OF_ISSUER, ClientConfig, LoginConfig
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.net.address import Address, check_origins, origin_of, parse_address
 from arcbridge.pki.pins import check_pin
 from arcbridge.pki.private_files import ensure_private_directory, locked, read_file, write_private
+from arcbridge.settings.choices import AUDIENCE_BY, BROWSER, DEVICE, GRANTS
+from arcbridge.settings.config import CLIENT_CREDENTIALS, OF_ISSUER, ClientConfig, LoginConfig
 
 _TEXTS = ("issuer", "client_id", "audience", "cluster_audience", "cluster_audience_by")
 _LISTS = ("scopes", "cluster_scopes", "relay_scopes", "issuer_origins")

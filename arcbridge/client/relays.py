@@ -21,8 +21,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from arcbridge.client.relay_access import RelayAccess
-from arcbridge.config import ClientConfig
 from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unauthenticated
+from arcbridge.settings.config import ClientConfig
 
 HEAD_START = 2.0
 """Seconds. Longer than a join over a slow but working link takes; what a silent relay costs an attempt."""

@@ -24,8 +24,8 @@ from arcbridge.client.private_kubeconfig import KUBECONFIG, private_directory, s
 from arcbridge.client.served_cluster import ServedCluster
 from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.client.session_manager import SessionManager
-from arcbridge.config import ClientConfig
 from arcbridge.errors import ArcbridgeError, ConfigError, PinMismatch
+from arcbridge.settings.config import ClientConfig
 
 PARALLEL = 4
 """Clusters at a time unless the user says otherwise."""

@@ -6,9 +6,9 @@ follows from the scopes. This module makes parameters from the settings; it send
 
 from __future__ import annotations
 
-from arcbridge.config import LoginConfig
 from arcbridge.errors import ConfigError
 from arcbridge.pki.names import check_cluster_name
+from arcbridge.settings.config import LoginConfig
 
 BY_PARAMETER = ("resource", "audience")
 """Values of `login.cluster_audience_by` that are themselves the parameter's name."""

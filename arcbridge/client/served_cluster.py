@@ -21,8 +21,8 @@ from arcbridge.client.listening import PortInUse, listen_local, port_holder
 from arcbridge.client.organisation import organisation
 from arcbridge.client.session_manager import SessionManager
 from arcbridge.client.state import LocalCertificates, StateDirectory, aged_at
-from arcbridge.config import ClientConfig
 from arcbridge.errors import ArcbridgeError
+from arcbridge.settings.config import ClientConfig
 
 PORTS_TRIED = 100
 """Ports that are tried after the one of the cluster."""

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from arcbridge.choices import PROGRAM
 from arcbridge.client.forward import Forward, check_offered, check_target_name
 from arcbridge.client.kubeconfig import Kubeconfig, Merged, render
 from arcbridge.client.kubeconfig_repair import repair_kubeconfigs, running_of
@@ -32,11 +31,12 @@ from arcbridge.client.token_cache import TokenCache
 from arcbridge.client.tokens import TokenCommand, TokenPair, Tokens, check_token, refuse_contradictions, with_defaults
 from arcbridge.client.trust import Ask, ClusterTrust
 from arcbridge.client.who import cache_of
-from arcbridge.config import ClientConfig
 from arcbridge.errors import ArcbridgeError, ConfigError, Unauthenticated
 from arcbridge.net.address import parse_listen
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.pki.pins import PinStore
+from arcbridge.settings.choices import PROGRAM
+from arcbridge.settings.config import ClientConfig
 
 if TYPE_CHECKING:
     # aiohttp takes a quarter of a second to import: `login` and metrics need it, `proxy` does not.

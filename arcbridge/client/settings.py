@@ -10,15 +10,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from arcbridge.choices import PROGRAM
 from arcbridge.client.azure_pipelines import is_azure_pipelines
 from arcbridge.client.tokens import refuse_contradictions, with_defaults
-from arcbridge.config import ClientConfig, LoginConfig
 from arcbridge.errors import ConfigError, NotInThisJob, StateError
-from arcbridge.net import named_files
 from arcbridge.net.address import parse_address
 from arcbridge.pki.names import check_cluster_name
-from arcbridge.problems import Problems
+from arcbridge.settings import named_files
+from arcbridge.settings.choices import PROGRAM
+from arcbridge.settings.config import ClientConfig, LoginConfig
+from arcbridge.settings.problems import Problems
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,10 +37,10 @@ from arcbridge.client.relay_profile import (
 from arcbridge.client.relays import concerns_all
 from arcbridge.client.second_audience import overlap
 from arcbridge.client.token_cache import TokenSet
-from arcbridge.config import ClientConfig, LoginConfig
 from arcbridge.errors import ArcbridgeError, ConfigError, ConnectionLost, PinMismatch, StateError, Unreachable
 from arcbridge.net.address import parse_address
 from arcbridge.pki.pins import check_pin, pin_of, same_pin
+from arcbridge.settings.config import ClientConfig, LoginConfig
 
 Ask = Callable[[str], Awaitable[bool]]
 """Asks the user a question; returns whether the answer was yes."""

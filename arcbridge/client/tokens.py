@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import structlog
 
-from arcbridge.choices import PROGRAM
 from arcbridge.client.azure_pipelines import is_azure_pipelines
 from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
 from arcbridge.client.token_cache import MAX_TIME, AudienceToken, TokenSet, token_set
 from arcbridge.client.token_program import output_of
-from arcbridge.config import LoginConfig
 from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unauthenticated, Unreachable
+from arcbridge.settings.choices import PROGRAM
+from arcbridge.settings.config import LoginConfig
 from arcbridge.untrusted_json import read_json
 
 if TYPE_CHECKING:

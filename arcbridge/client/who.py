@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arcbridge.choices import PROGRAM
 from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
 from arcbridge.client.organisation import organisation
 from arcbridge.client.relay_profile import RelayProfiles, login_command, short_url
 from arcbridge.client.state import StateDirectory
 from arcbridge.client.token_cache import TokenCache
-from arcbridge.config import ClientConfig
 from arcbridge.errors import ArcbridgeError, StateError, Unauthenticated
 from arcbridge.net.address import parse_address
 from arcbridge.pki.private_files import read_file
+from arcbridge.settings.choices import PROGRAM
+from arcbridge.settings.config import ClientConfig
 
 
 @dataclass(frozen=True, slots=True)

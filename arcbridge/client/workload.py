@@ -23,9 +23,9 @@ from arcbridge.client.token_cache import AudienceToken, TokenSet
 from arcbridge.client.token_request import request
 from arcbridge.client.tokens import read_token
 from arcbridge.client.tokens_at_hand import ENVIRONMENT, FILE, GITLAB, TokensAtHand
-from arcbridge.config import LoginConfig
 from arcbridge.errors import ConfigError, NotInThisJob, Unauthenticated, Unreachable
 from arcbridge.identity.proof import ProofKey
+from arcbridge.settings.config import LoginConfig
 
 GITHUB = ("github", "github-actions")
 KUBERNETES = "kubernetes"

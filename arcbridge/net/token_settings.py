@@ -14,8 +14,8 @@ from arcbridge.identity import authentication, graph, groups
 from arcbridge.identity.authentication import AuthenticationConfig
 from arcbridge.identity.proof import ProofPolicy, policy_of
 from arcbridge.identity.verifier import Acceptance
-from arcbridge.net import named_files
-from arcbridge.problems import Problems
+from arcbridge.settings import named_files
+from arcbridge.settings.problems import Problems
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from arcbridge.problems import Problem, Severity
+from arcbridge.settings.problems import Problem, Severity
 
 
 class State(StrEnum):

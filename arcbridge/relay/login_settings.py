@@ -11,10 +11,10 @@ from dataclasses import asdict
 from typing import Any
 from urllib.parse import urlsplit
 
-from arcbridge.choices import AUDIENCE_BY, GRANTS
-from arcbridge.config import RelayLoginConfig
 from arcbridge.errors import ConfigError
 from arcbridge.net.address import check_origins, origin_of
+from arcbridge.settings.choices import AUDIENCE_BY, GRANTS
+from arcbridge.settings.config import RelayLoginConfig
 
 
 def login_document(config: RelayLoginConfig) -> dict[str, Any] | None:

@@ -16,7 +16,6 @@ from typing import Final
 
 import structlog
 
-from arcbridge.config import RelayConfig, RelayLimitsConfig
 from arcbridge.errors import StateError
 from arcbridge.identity.groups import GroupSources
 from arcbridge.identity.policy import PolicyFile
@@ -34,7 +33,6 @@ from arcbridge.observe.reloads import Outcome, Reloads
 from arcbridge.observe.self_checks import SelfChecks
 from arcbridge.observe.server import ObserveServer
 from arcbridge.pki.authority import Authority
-from arcbridge.problems import Problems
 from arcbridge.relay.access import Access
 from arcbridge.relay.admin_socket import AdminSocket
 from arcbridge.relay.admission import Admission
@@ -64,6 +62,8 @@ from arcbridge.relay.rendezvous import Rendezvous
 from arcbridge.relay.self_checks import checks_of
 from arcbridge.relay.settings import Checked, required
 from arcbridge.relay.siblings.worker_membership import WorkerMembership
+from arcbridge.settings.config import RelayConfig, RelayLimitsConfig
+from arcbridge.settings.problems import Problems
 from arcbridge.tasks import cancel_and_wait
 
 MAINTENANCE_INTERVAL: Final = 5.0

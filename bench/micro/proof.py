@@ -25,9 +25,9 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from arcbridge.client.tokens import Tokens
-from arcbridge.config import LoginConfig
 from arcbridge.identity.proof import Binding, Peer, ProofChecker, ProofKey, ProofPolicy, ProofRefused, binding, spki_of
 from arcbridge.pki.authority import Authority
+from arcbridge.settings.config import LoginConfig
 from bench import machine
 
 REPEATS = 300

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 from arcbridge.client.login import Login
 from arcbridge.client.token_cache import TokenCache
-from arcbridge.config import LoginConfig
+from arcbridge.settings.config import LoginConfig
 from tests.support.issuer import Issuer
 
 

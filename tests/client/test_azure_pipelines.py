@@ -10,8 +10,8 @@ import pytest
 from arcbridge.client import azure_pipelines
 from arcbridge.client.azure_pipelines import AzurePipelines, is_azure_pipelines
 from arcbridge.client.tokens import refuse_contradictions, with_defaults
-from arcbridge.config import LoginConfig
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
+from arcbridge.settings.config import LoginConfig
 
 STEP = {"SYSTEM_OIDCREQUESTURI": "https://dev.example.org/oidctoken", "SYSTEM_ACCESSTOKEN": "SECRET"}
 

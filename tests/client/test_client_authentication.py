@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa
 
 from arcbridge.client.client_authentication import ClientAuthentication
 from arcbridge.client.issuer import IssuerEndpoints
-from arcbridge.config import LoginConfig
 from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unauthenticated
 from arcbridge.identity.client_assertion import ASSERTION_TYPE
+from arcbridge.settings.config import LoginConfig
 from tests.support.entra import Certificate
 from tests.support.issuer import Issuer
 from tests.support.issuer_server import ACTIONS_SECRET

@@ -11,9 +11,9 @@ import pytest
 
 from arcbridge.client.client_credentials import ClientCredentials
 from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
-from arcbridge.config import LoginConfig
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
 from arcbridge.identity.proof import binding
+from arcbridge.settings.config import LoginConfig
 from tests.support.issuer import Issuer
 
 

@@ -18,9 +18,9 @@ from arcbridge.client import login_callback
 from arcbridge.client.jwt_unverified import read_unverified
 from arcbridge.client.login import Login
 from arcbridge.client.token_cache import TokenCache
-from arcbridge.config import LoginConfig
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
 from arcbridge.net.peer_user import PeerUser
+from arcbridge.settings.config import LoginConfig
 from tests.client.login_station import Terminal, browse, make
 from tests.client.test_issuer import TokenEndpoint, serving
 from tests.support.eventually import until

@@ -27,8 +27,8 @@ from arcbridge.client.login import Login
 from arcbridge.client.login_callback import redirect_path
 from arcbridge.client.sign_in import revoke
 from arcbridge.client.token_cache import TokenCache, TokenSet
-from arcbridge.config import LoginConfig
 from arcbridge.errors import ConfigError, Unauthenticated
+from arcbridge.settings.config import LoginConfig
 from tests.client.login_station import Terminal, with_browser
 from tests.support.issuer import Issuer
 

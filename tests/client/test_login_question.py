@@ -11,7 +11,7 @@ import pytest
 from arcbridge.cli.flags import CLIENT, LIST, flags_of
 from arcbridge.client.login_question import FLAGS, Line, flags, layout, login_lines
 from arcbridge.client.relay_profile import SETTINGS, LoginOffer, RelayProfile
-from arcbridge.config import LoginConfig
+from arcbridge.settings.config import LoginConfig
 
 PIN = "sha256:" + "a" * 64
 DOCUMENT: dict[str, Any] = {"issuer": "https://login.example.org", "client_id": "arcbridge"}

@@ -10,8 +10,8 @@ import pytest
 from arcbridge.client.organisation import organisation
 from arcbridge.client.relay_profile import LoginOffer, RelayProfile, RelayProfiles
 from arcbridge.client.state import StateDirectory
-from arcbridge.config import ClientConfig, LoginConfig
 from arcbridge.errors import ConfigError
+from arcbridge.settings.config import ClientConfig, LoginConfig
 from tests.client.far_side import OTHER_CA, RELAY_CA
 
 

@@ -19,9 +19,9 @@ from arcbridge.client.relay_profile import (
     login_command,
     own_settings,
 )
-from arcbridge.config import ClientConfig, LoginConfig
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.net.address import parse_address
+from arcbridge.settings.config import ClientConfig, LoginConfig
 from tests.client.far_side import OTHER_CA, RELAY_CA
 
 DOCUMENT: dict[str, Any] = {

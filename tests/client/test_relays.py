@@ -11,8 +11,8 @@ import pytest
 from arcbridge.client import relays as relays_module
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.relays import FAILED_LATELY, Relays, RelaysFailed
-from arcbridge.config import ClientConfig
 from arcbridge.errors import ConfigError, PermissionRefused, Unauthenticated, Unreachable
+from arcbridge.settings.config import ClientConfig
 
 A, B, C = (RelayAccess(f"https://{name}:443") for name in "abc")
 

@@ -13,9 +13,9 @@ import yaml
 
 from arcbridge.client.run import run_command
 from arcbridge.client.service import Terminal
-from arcbridge.config import ClientConfig
 from arcbridge.errors import ArcbridgeError, CommandNotFound, ConfigError, PermissionRefused, PinMismatch
 from arcbridge.net.join import JoinCode
+from arcbridge.settings.config import ClientConfig
 from arcbridge.wire.records import JoinReply
 from tests.client.far_side import CLUSTER, CLUSTER_CA, RELAY_CA, FarSide
 from tests.client.test_service import short_lives

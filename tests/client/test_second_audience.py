@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from arcbridge.client import second_audience
-from arcbridge.config import LoginConfig
+from arcbridge.settings.config import LoginConfig
 
 
 @pytest.mark.parametrize(

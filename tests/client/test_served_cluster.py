@@ -15,9 +15,9 @@ from structlog.testing import capture_logs
 from arcbridge.client.listening import PortInUse
 from arcbridge.client.served_cluster import ServedCluster
 from arcbridge.client.service import ClientContext, Terminal
-from arcbridge.config import ClientConfig
 from arcbridge.errors import StateError
 from arcbridge.pki.authority import certificate_validity
+from arcbridge.settings.config import ClientConfig
 from tests.client.test_session_manager import login
 from tests.support.world import fixed_port
 

@@ -16,9 +16,9 @@ import yaml
 from arcbridge.client.client_credentials import ClientCredentials
 from arcbridge.client.kubeconfig_file import KubeconfigFile
 from arcbridge.client.service import ClientContext, Terminal, run_forward, run_proxy
-from arcbridge.config import ClientConfig, LoginConfig
 from arcbridge.errors import ConfigError, PinMismatch, Unauthenticated, Unreachable
 from arcbridge.net.join import JoinCode
+from arcbridge.settings.config import ClientConfig, LoginConfig
 from arcbridge.wire.records import JoinReply
 from tests.client.far_side import CLUSTER, CLUSTER_CA, OTHER_CA, RELAY_CA, FarSide
 from tests.client.test_session_manager import login

@@ -20,7 +20,6 @@ from arcbridge.client.relays import Relays
 from arcbridge.client.session_manager import SessionManager
 from arcbridge.client.tokens import Tokens
 from arcbridge.client.trust import ClusterTrust
-from arcbridge.config import LoginConfig
 from arcbridge.errors import (
     ArcbridgeError,
     PermissionRefused,
@@ -35,6 +34,7 @@ from arcbridge.net.backoff import Backoff
 from arcbridge.net.join import JoinCode
 from arcbridge.pki.pins import PinStore
 from arcbridge.pki.private_files import write_private
+from arcbridge.settings.config import LoginConfig
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import AuthOk, JoinReply
 from tests.client.far_side import CLUSTER, CLUSTER_CA, OTHER_CA, RELAY_CA, FarSide

@@ -12,9 +12,9 @@ import pytest
 from arcbridge.client.relay_profile import RelayProfiles
 from arcbridge.client.sign_in import logged_in, revoke, trusted, with_profile
 from arcbridge.client.token_cache import TokenSet
-from arcbridge.config import ClientConfig, LoginConfig
 from arcbridge.errors import ConfigError, PinMismatch, StateError, Unreachable
 from arcbridge.pki.authority import Authority
+from arcbridge.settings.config import ClientConfig, LoginConfig
 from tests.relay.api_station import Relay, serving
 from tests.support.issuer import Issuer
 from tests.support.oidc_server import OidcServer

@@ -20,10 +20,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from arcbridge.client import proof_keys
 from arcbridge.client.token_cache import AudienceToken, TokenSet
 from arcbridge.client.tokens import OneToken, TokenCommand, TokenForBoth, Tokens, check_token, read_token
-from arcbridge.config import LoginConfig
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, StateError, Unauthenticated, Unreachable
 from arcbridge.identity.proof import ProofKey, check_proof, spki_of
 from arcbridge.pki.authority import Authority
+from arcbridge.settings.config import LoginConfig
 from tests.client.test_session_manager import RELAY_CA, jwt_like, login
 
 
@@ -469,7 +469,7 @@ class TestProofs:
             "import asyncio, sys\n"
             "from pathlib import Path\n"
             "from arcbridge.client.tokens import Tokens\n"
-            "from arcbridge.config import LoginConfig\n"
+            "from arcbridge.settings.config import LoginConfig\n"
             "async def main(file):\n"
             "    Tokens(LoginConfig(proof_key_file=file), None).prepare()\n"
             "    await asyncio.get_running_loop().shutdown_default_executor()\n"

@@ -12,8 +12,8 @@ from arcbridge.client import proof_keys
 from arcbridge.client.state import StateDirectory
 from arcbridge.client.token_cache import TokenSet
 from arcbridge.client.who import Who, cache_of, user_name, who
-from arcbridge.config import ClientConfig, LoginConfig
 from arcbridge.errors import StateError, Unauthenticated
+from arcbridge.settings.config import ClientConfig, LoginConfig
 
 NOW = 1_800_000_000.0
 LOGIN = LoginConfig(issuer="https://login.example.org", client_id="cli")

@@ -16,9 +16,9 @@ from aiohttp import web
 from arcbridge.client import token_request
 from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
 from arcbridge.client.workload import SERVICE_ACCOUNT, WorkloadTokens, assertion
-from arcbridge.config import LoginConfig
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
 from arcbridge.identity.proof import BindingKind, ProofKey, binding
+from arcbridge.settings.config import LoginConfig
 from arcbridge.untrusted_json import read_json
 from tests.support.issuer import Issuer
 from tests.support.issuer_server import ACTIONS_SECRET

@@ -169,7 +169,7 @@ async def test_b3_a_list_of_clusters_with_names_that_none_has(tmp_path: Path) ->
     from arcbridge.client.relay_access import RelayAccess
     from arcbridge.client.relays import Relays
     from arcbridge.client.tokens import Tokens
-    from arcbridge.config import LoginConfig
+    from arcbridge.settings.config import LoginConfig
     from tests.hostile.relay_lies import lists_also
 
     async with Organisation.running(tmp_path, relay={"build_app": lists_also("$(touch ran)")}) as org:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from arcbridge.config import GraphConfig
 from arcbridge.identity.proof import ProofPolicy
 from arcbridge.identity.verifier import Acceptance
 from arcbridge.net.token_settings import TokenSettings, check
-from arcbridge.problems import Problems
+from arcbridge.settings.config import GraphConfig
+from arcbridge.settings.problems import Problems
 
 AUTHENTICATION = """\
 apiVersion: apiserver.config.k8s.io/v1

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from arcbridge.choices import AUDIENCE_BY
 from arcbridge.client import second_audience
-from arcbridge.config import RelayLoginConfig
 from arcbridge.errors import ConfigError
 from arcbridge.relay.api import STRANGERS
 from arcbridge.relay.login_settings import login_document
+from arcbridge.settings.choices import AUDIENCE_BY
+from arcbridge.settings.config import RelayLoginConfig
 from tests.relay.api_station import Relay, error
 
 LOGIN = RelayLoginConfig(

@@ -28,9 +28,9 @@ from arcbridge.client.kubeconfig_repair import running_of
 from arcbridge.client.running import BACKGROUND
 from arcbridge.client.served_cluster import ServedCluster
 from arcbridge.client.service import ClientContext, Terminal
-from arcbridge.config import ClientConfig
 from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unreachable
 from arcbridge.net.backoff import Backoff
+from arcbridge.settings.config import ClientConfig
 
 SESSION_WAIT = 25.0
 """Seconds that a caller waits for a session: kubectl's user sees nothing meanwhile."""

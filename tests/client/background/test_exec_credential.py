@@ -8,8 +8,8 @@ from pathlib import Path
 
 from arcbridge.client.background.exec_credential import exec_credential
 from arcbridge.client.service import ClientContext, Terminal
-from arcbridge.config import ClientConfig
 from arcbridge.pki.authority import certificate_validity
+from arcbridge.settings.config import ClientConfig
 from tests.client.test_session_manager import login
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from arcbridge.errors import ConfigError
-from arcbridge.problems import Place, Problems
+from arcbridge.settings.problems import Place, Problems
 
 if TYPE_CHECKING:
     from cryptography import x509

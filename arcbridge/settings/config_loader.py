@@ -1,4 +1,4 @@
-"""The one loader of the settings that `arcbridge.config` declares.
+"""The one loader of the settings that `arcbridge.settings.config` declares.
 
 Precedence: flag > environment (`ARCBRIDGE_<FLAG>`) > file > default. An unknown key is an error that names its path,
 the file and the nearest known key. A `Path` that a file gives is relative to that file. The loader looks at names and
@@ -17,8 +17,8 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from arcbridge.config import AgentConfig, ClientConfig, RelayConfig
 from arcbridge.errors import ConfigError
+from arcbridge.settings.config import AgentConfig, ClientConfig, RelayConfig
 
 Config = TypeVar("Config", RelayConfig, AgentConfig, ClientConfig)
 
@@ -124,7 +124,7 @@ def _read(file: Path, judge: Callable[[Path, os.stat_result], None] | None = Non
     try:
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # also a number too long for Python, or nesting
-        from arcbridge.toml_lines import syntax_place
+        from arcbridge.settings.toml_lines import syntax_place
 
         _, line, column = syntax_place(str(error), text)
         raise SettingError(f"{file}: not valid TOML: {error}", (), str(file), line, column) from error
@@ -301,6 +301,6 @@ def _unknown(path: tuple[str, ...], source: _Source, known: list[str]) -> Settin
 
 
 def _line_of(path: tuple[str, ...], text: str) -> int:
-    from arcbridge.toml_lines import line_of  # only for a mistake
+    from arcbridge.settings.toml_lines import line_of  # only for a mistake
 
     return line_of(path, text)

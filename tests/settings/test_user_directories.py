@@ -9,7 +9,7 @@ import platformdirs.unix
 import platformdirs.windows
 import pytest
 
-from arcbridge.user_directories import shared_settings, user_directory
+from arcbridge.settings.user_directories import shared_settings, user_directory
 
 HOME = {"HOME": "/home/alice", "USERPROFILE": "/home/alice", "LOCALAPPDATA": "/home/alice/AppData/Local"}
 KINDS = ("config", "state", "cache")

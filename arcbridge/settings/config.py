@@ -1,7 +1,7 @@
 """Settings of the three roles: what each is, its type, unit and default.
 
 Each role's settings are one frozen dataclass whose fields are exactly the keys of its TOML file: the annotated
-files in `config/` document every one. `arcbridge.config_loader` reads them; what is wrong with values the roles'
+files in `config/` document every one. `arcbridge.settings.config_loader` reads them; what is wrong with values the roles'
 `settings.py` say. Secrets are never settings: settings name *files* that hold them.
 
 Durations are seconds, sizes bytes, addresses `host:port`.
@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from arcbridge.choices import BROWSER, DEVICE
 from arcbridge.errors import ConfigError
+from arcbridge.settings.choices import BROWSER, DEVICE
 
 _MAY_BE_PATH = {"path": True}
 """Marks a text that is the path of a file unless it is empty or `-`; then it is made absolute as paths are."""

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.net import named_files
 from arcbridge.pki.authority import Authority
-from arcbridge.problems import Problems
+from arcbridge.settings import named_files
+from arcbridge.settings.problems import Problems
 from tests.support.unprivileged import as_unprivileged_user, closed_directory
 
 

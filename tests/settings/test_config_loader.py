@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.config import AgentConfig, ClientConfig, RelayConfig
-from arcbridge.config_loader import Given, load, parse_duration
 from arcbridge.errors import ConfigError
+from arcbridge.settings.config import AgentConfig, ClientConfig, RelayConfig
+from arcbridge.settings.config_loader import Given, load, parse_duration
 
 CONFIG = Path(__file__).parent.parent / "config"
 

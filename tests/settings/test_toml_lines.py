@@ -6,7 +6,7 @@ import tomllib
 
 import pytest
 
-from arcbridge.toml_lines import line_of, parts, syntax_place
+from arcbridge.settings.toml_lines import line_of, parts, syntax_place
 
 TEXT = """\
 listen = "a"

@@ -6,8 +6,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from arcbridge import choices
 from arcbridge.cli import flags
+from arcbridge.settings import choices
 
 PACKAGE = Path(choices.__file__).parent
 # A word that means nothing else is looked for alone, the others where two of them stand in one list.

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from arcbridge.errors import ConfigError
-from arcbridge.windows_owner import ADMINISTRATORS, TRUSTED, refuse_foreign_settings
+from arcbridge.settings.windows_owner import ADMINISTRATORS, TRUSTED, refuse_foreign_settings
 from tests.support.windows import OWN_SID
 
 STRANGER = "S-1-5-21-1-2-3-1001"

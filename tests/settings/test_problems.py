@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from arcbridge.errors import ConfigError
-from arcbridge.problems import Place, Problem, Problems, SettingsRefused, Severity, located
+from arcbridge.settings.problems import Place, Problem, Problems, SettingsRefused, Severity, located
 
 
 def test_a_check_goes_on_behind_a_mistake() -> None:
