@@ -17,10 +17,10 @@ from arcbridge.agent.kube.apiserver import SERVICE_ACCOUNT, endpoint_of
 from arcbridge.agent.revocations import Revocation
 from arcbridge.agent.targets import Target, read_targets
 from arcbridge.errors import ConfigError, StateError
+from arcbridge.identity import token_settings
 from arcbridge.identity.authentication import AuthenticationConfig
 from arcbridge.identity.proof import ProofPolicy
 from arcbridge.identity.verifier import Acceptance
-from arcbridge.net import token_settings
 from arcbridge.net.address import Address, parse_address
 from arcbridge.observe.server import parse_observe_listen
 from arcbridge.pki.credentials import AgentCredential, DirectoryStore

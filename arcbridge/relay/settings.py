@@ -10,11 +10,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from arcbridge.errors import ConfigError, StateError
+from arcbridge.identity import token_settings
 from arcbridge.identity.authentication import AuthenticationConfig, IssuerConfig
 from arcbridge.identity.policy import Policy
 from arcbridge.identity.proof import ProofPolicy
 from arcbridge.identity.verifier import Acceptance
-from arcbridge.net import token_settings
 from arcbridge.net.address import Address, parse_address, parse_listen
 from arcbridge.observe.server import parse_observe_listen
 from arcbridge.pki.authority import CERTIFICATE_FILE, KEY_FILE, Authority

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from arcbridge.identity.proof import ProofPolicy
+from arcbridge.identity.token_settings import TokenSettings, check
 from arcbridge.identity.verifier import Acceptance
-from arcbridge.net.token_settings import TokenSettings, check
 from arcbridge.settings.config import GraphConfig
 from arcbridge.settings.problems import Problems
 
