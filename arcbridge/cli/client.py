@@ -374,10 +374,10 @@ def _doctor(invocation: Invocation, config: ClientConfig, token: str) -> int:
     output = invocation.text("output", "table")
     # What it finds is on stdout; the log would tell it twice.
     configure_logging(config, default_level="error")
+    from arcbridge.checks.diagnosis import failed
     from arcbridge.client.doctor.codes import exit_code
     from arcbridge.client.doctor.examination import examine
     from arcbridge.client.service import ClientContext, Terminal
-    from arcbridge.observe.diagnosis import failed
 
     try:
         cluster = _one_cluster(invocation, config)

@@ -176,8 +176,8 @@ async def _session_end(invocation: Invocation, config: RelayConfig) -> str:
 
 
 async def _doctor(invocation: Invocation, config: RelayConfig) -> tuple[str, bool]:
+    from arcbridge.checks.diagnosis import first_failure
     from arcbridge.cli.diagnosis import format_findings
-    from arcbridge.observe.diagnosis import first_failure
     from arcbridge.relay.doctor import diagnose
 
     found = await diagnose(config, place_of(invocation, os.environ))

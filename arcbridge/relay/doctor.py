@@ -14,11 +14,11 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+from arcbridge.checks.diagnosis import Finding, State, failed, ok, settings_findings, skipped
+from arcbridge.checks.directory_findings import directory_finding
+from arcbridge.checks.key_findings import key_finding
+from arcbridge.checks.running import look_at_refusals
 from arcbridge.errors import ArcbridgeError, ConfigError
-from arcbridge.observe.diagnosis import Finding, State, failed, ok, settings_findings, skipped
-from arcbridge.observe.directory_findings import directory_finding
-from arcbridge.observe.key_findings import key_finding
-from arcbridge.observe.running import look_at_refusals
 from arcbridge.pki.authority import Authority, certificate_validity
 from arcbridge.relay.admin_socket import ask
 from arcbridge.relay.certificate import read_pem

@@ -16,6 +16,7 @@ from typing import Final
 
 import structlog
 
+from arcbridge.checks.self_checks import SelfChecks
 from arcbridge.errors import StateError
 from arcbridge.identity.groups import GroupSources
 from arcbridge.identity.policy import PolicyFile
@@ -30,7 +31,6 @@ from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
 from arcbridge.observe.reloads import Outcome, Reloads
-from arcbridge.observe.self_checks import SelfChecks
 from arcbridge.observe.server import ObserveServer
 from arcbridge.pki.authority import Authority
 from arcbridge.relay.access import Access

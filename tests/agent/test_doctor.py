@@ -10,7 +10,7 @@ import pytest
 
 from arcbridge.agent.doctor import diagnose
 from arcbridge.agent.settings import check
-from arcbridge.observe.diagnosis import Finding, State
+from arcbridge.checks.diagnosis import Finding, State
 from arcbridge.settings.config import AgentConfig, AgentStateConfig, AuditConfig, GraphConfig, KubernetesConfig
 from arcbridge.settings.problems import Place
 from tests.identity.issuer import CONFIG, URL

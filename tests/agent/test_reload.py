@@ -19,8 +19,8 @@ from arcbridge.agent.audit.verify import verify
 from arcbridge.agent.denylist import Denylist
 from arcbridge.agent.service import serve
 from arcbridge.agent.targets import TcpTargets
+from arcbridge.checks.self_checks import SelfChecks
 from arcbridge.mux import memory
-from arcbridge.observe.self_checks import SelfChecks
 from arcbridge.settings.config import (
     AgentConfig,
     AgentLimitsConfig,

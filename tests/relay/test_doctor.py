@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.observe.diagnosis import Finding, State
+from arcbridge.checks.diagnosis import Finding, State
 from arcbridge.relay import doctor
 from arcbridge.relay.data_dir import open_authority, open_registry
 from arcbridge.relay.doctor import diagnose

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from arcbridge.checks.diagnosis import Finding, State, first_failure, skipped
 from arcbridge.client.doctor import probes
 from arcbridge.client.doctor.access_judgement import (
     ApiFacts,
@@ -39,7 +40,6 @@ from arcbridge.client.stream_http import StreamHttp
 from arcbridge.client.tokens import Tokens
 from arcbridge.errors import ArcbridgeError
 from arcbridge.mux.session import MuxSession
-from arcbridge.observe.diagnosis import Finding, State, first_failure, skipped
 from arcbridge.untrusted_json import read_json
 
 REVIEW = json.dumps({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}).encode()

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from arcbridge.checks.diagnosis import Finding, first_failure
 from arcbridge.client.doctor.access_judgement import (
     ApiFacts,
     ContextFacts,
@@ -34,7 +35,6 @@ from arcbridge.errors import (
     Unreachable,
 )
 from arcbridge.net.join import JoinCode
-from arcbridge.observe.diagnosis import Finding, first_failure
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from tests.client.doctor.test_judgement import verdict
 

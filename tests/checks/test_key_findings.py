@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from arcbridge.checks.diagnosis import State
+from arcbridge.checks.key_findings import key_finding
 from arcbridge.errors import ArcbridgeError, Unreachable, UntrustedCertificate
-from arcbridge.observe.diagnosis import State
-from arcbridge.observe.key_findings import key_finding
 
 
 @pytest.mark.parametrize(

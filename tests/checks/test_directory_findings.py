@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from arcbridge.observe.diagnosis import State
-from arcbridge.observe.directory_findings import directory_finding
+from arcbridge.checks.diagnosis import State
+from arcbridge.checks.directory_findings import directory_finding
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from arcbridge.observe.diagnosis import Finding, State, first_failure
+from arcbridge.checks.diagnosis import Finding, State, first_failure
 
 
 def test_the_first_failure_is_the_cause() -> None:

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from arcbridge.observe.diagnosis import State
+from arcbridge.checks.diagnosis import State
+from arcbridge.checks.running import look_at_process, look_at_refusals, read_page, samples_of
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
-from arcbridge.observe.running import look_at_process, look_at_refusals, read_page, samples_of
 from arcbridge.observe.server import ObserveServer
 
 RULES = ("token.iss", "claims.rule", "token.exp")

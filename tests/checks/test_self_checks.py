@@ -9,11 +9,11 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from arcbridge.observe import self_checks as module
-from arcbridge.observe.diagnosis import Finding, State, failed, ok, skipped, warning
+from arcbridge.checks import self_checks as module
+from arcbridge.checks.diagnosis import Finding, State, failed, ok, skipped, warning
+from arcbridge.checks.self_checks import SelfCheck, SelfChecks
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
-from arcbridge.observe.self_checks import SelfCheck, SelfChecks
 
 LOG = structlog.get_logger("test")
 DOWN = failed("thing", "it is down", "start it", "down")
