@@ -35,7 +35,7 @@ CUT: dict[str, tuple[str, ...]] = {
     "agent/kube/proxy": ("audit", "hostile"),
     "client/login": ("mixup", "tokens"),
     "client/resumable_session": ("moving",),
-    "relay/api": ("limits",),
+    "relay/http/api": ("limits",),
     "wire/resumption": ("rules",),
     "wire/session": ("endings", "hostile", "liveness"),
 }

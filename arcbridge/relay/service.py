@@ -36,12 +36,9 @@ from arcbridge.pki.authority import Authority
 from arcbridge.relay.access import Access
 from arcbridge.relay.admin_socket import AdminSocket
 from arcbridge.relay.admission import Admission
-from arcbridge.relay.api import Limited, build_app, caller_bucket
-from arcbridge.relay.api_server import HttpApiServer
 from arcbridge.relay.backend import open_backend
 from arcbridge.relay.capacity import capacity, warn
 from arcbridge.relay.certificate import ServerCertificate
-from arcbridge.relay.client_files import ClientFiles
 from arcbridge.relay.control import ControlServer
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.data_dir import only_one, open_authority
@@ -49,9 +46,12 @@ from arcbridge.relay.drain import Drain
 from arcbridge.relay.enforcement import Enforcement
 from arcbridge.relay.fleet.base import Fleet, Lost
 from arcbridge.relay.hop import Hops
-from arcbridge.relay.http_handler import HttpHandler
+from arcbridge.relay.http.api import Limited, build_app, caller_bucket
+from arcbridge.relay.http.client_files import ClientFiles
+from arcbridge.relay.http.handler import HttpHandler
+from arcbridge.relay.http.login_settings import login_document
+from arcbridge.relay.http.server import HttpApiServer
 from arcbridge.relay.listener import ConnectionHandler, Listener
-from arcbridge.relay.login_settings import login_document
 from arcbridge.relay.metrics import register, register_handovers, register_hops
 from arcbridge.relay.operations import Operations, Question, Row
 from arcbridge.relay.proxy_protocol import parse_networks

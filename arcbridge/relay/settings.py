@@ -19,7 +19,7 @@ from arcbridge.net.address import Address, parse_address, parse_listen
 from arcbridge.observe.server import parse_observe_listen
 from arcbridge.pki.authority import CERTIFICATE_FILE, KEY_FILE, Authority
 from arcbridge.pki.private_files import refuse_foreign_directory
-from arcbridge.relay.login_settings import login_document
+from arcbridge.relay.http.login_settings import login_document
 from arcbridge.relay.proxy_protocol import parse_networks
 from arcbridge.relay.worker_count import worker_count
 from arcbridge.settings import named_files

@@ -8,7 +8,7 @@ import pytest
 from arcbridge import __version__
 from arcbridge.client import update_notice
 from arcbridge.client.update_notice import INTERVAL, newer, platform_name, tell
-from arcbridge.relay import client_files
+from arcbridge.relay.http import client_files
 
 RELAY = "https://relay.example.org:443"
 

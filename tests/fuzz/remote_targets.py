@@ -33,11 +33,12 @@ from arcbridge.identity.claims import Identity, map_claims
 from arcbridge.identity.refusal import TokenRefused
 from arcbridge.pki.authority import check_ca_certificate
 from arcbridge.pki.enrolment import JoinToken, key_hash
-from arcbridge.relay import api_server, http_heads, proxy_protocol
-from arcbridge.relay.api_answers import ApiRefusal
+from arcbridge.relay import http_heads, proxy_protocol
 from arcbridge.relay.fleet import nats as fleet
 from arcbridge.relay.fleet.base import Lost
 from arcbridge.relay.fleet.nats_questions import NatsQuestions
+from arcbridge.relay.http import server as api_server
+from arcbridge.relay.http.answers import ApiRefusal
 from arcbridge.relay.registry import nats as nats_registry
 from arcbridge.relay.registry.base import RegistryUnavailable
 from arcbridge.relay.registry.nats_bucket import Bucket

@@ -30,7 +30,7 @@ from arcbridge.relay.counters import Counters
 from arcbridge.relay.fleet.base import Fleet
 from arcbridge.relay.fleet.local import LocalFleet
 from arcbridge.relay.fleet.workers import WorkersFleet
-from arcbridge.relay.http_handler import HttpHandler
+from arcbridge.relay.http.handler import HttpHandler
 from arcbridge.relay.listener import Listener
 from arcbridge.relay.proxy_protocol import Networks
 from arcbridge.relay.pump import Pump, Pumps

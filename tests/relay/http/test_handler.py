@@ -10,7 +10,7 @@ from arcbridge.net.tls import ALPN_HTTP, ALPN_JOIN
 from arcbridge.net.tlspipe import TlsPipe
 from arcbridge.relay.admission import Admission, Ticket
 from arcbridge.relay.counters import Counters
-from arcbridge.relay.http_handler import HttpHandler
+from arcbridge.relay.http.handler import HttpHandler
 from tests.net.ends import RELAY, client_context, server_contexts, tcp_pair
 from tests.relay.station import EchoUpper, station
 

@@ -10,15 +10,15 @@ import pytest
 
 from arcbridge.pki.authority import Issued
 from arcbridge.pki.enrolment import JoinToken, make_csr, make_key
-from arcbridge.relay import api_server
 from arcbridge.relay.admission import Admission, Ticket
-from arcbridge.relay.api import (
+from arcbridge.relay.http import server as api_server
+from arcbridge.relay.http.api import (
     RENEWALS,
     RENEWALS_RATE,
     STRANGERS,
     STRANGERS_RATE,
 )
-from arcbridge.relay.api_server import ANONYMOUS_REQUESTS, HttpApiServer
+from arcbridge.relay.http.server import ANONYMOUS_REQUESTS, HttpApiServer
 from tests.relay.api_station import Relay, error, load
 
 

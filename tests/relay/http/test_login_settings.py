@@ -6,8 +6,8 @@ import pytest
 
 from arcbridge.client import second_audience
 from arcbridge.errors import ConfigError
-from arcbridge.relay.api import STRANGERS
-from arcbridge.relay.login_settings import login_document
+from arcbridge.relay.http.api import STRANGERS
+from arcbridge.relay.http.login_settings import login_document
 from arcbridge.settings.choices import AUDIENCE_BY
 from arcbridge.settings.config import RelayLoginConfig
 from tests.relay.api_station import Relay, error

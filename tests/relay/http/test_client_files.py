@@ -15,10 +15,10 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from arcbridge.relay import client_files
-from arcbridge.relay.api_answers import no_such_path, set_headers
-from arcbridge.relay.api_server import HttpApiServer, errors
-from arcbridge.relay.client_files import EVEN_SHARE, HEADER, ClientFiles, Download, giving_way
+from arcbridge.relay.http import client_files
+from arcbridge.relay.http.answers import no_such_path, set_headers
+from arcbridge.relay.http.client_files import EVEN_SHARE, HEADER, ClientFiles, Download, giving_way
+from arcbridge.relay.http.server import HttpApiServer, errors
 
 HEAD = b"#!/bin/sh\n# arcbridge 1.2.3, the client, for linux-x86_64. Behind this script ...\n"
 BODY = HEAD + os.urandom(400_000)

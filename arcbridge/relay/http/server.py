@@ -20,7 +20,7 @@ from aiohttp import web
 
 from arcbridge.loop_shares import LoopShares, LoopTime, no_call
 from arcbridge.relay.admission import Ticket
-from arcbridge.relay.api_answers import ApiRefusal, answer_of, error_answer, internal_answer
+from arcbridge.relay.http.answers import ApiRefusal, answer_of, error_answer, internal_answer
 from arcbridge.relay.http_heads import FIELD_LIMIT, MAX_HEADERS, HeadParser
 from arcbridge.untrusted_json import read_json
 

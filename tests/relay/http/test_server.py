@@ -8,7 +8,7 @@ from tests.relay.api_station import Relay
 
 
 async def test_a_silent_connection_is_closed(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("arcbridge.relay.api_server.HEAD_DEADLINE", 0.05)
+    monkeypatch.setattr("arcbridge.relay.http.server.HEAD_DEADLINE", 0.05)
     for sent in (b"", b"GET /v1/ca HTTP/1.1\r\nHost:"):
         try:
             assert await relay.raw(sent) == b""
@@ -18,7 +18,7 @@ async def test_a_silent_connection_is_closed(relay: Relay, monkeypatch: pytest.M
 
 
 async def test_a_slow_body_is_refused(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("arcbridge.relay.api_server.BODY_DEADLINE", 0.05)
+    monkeypatch.setattr("arcbridge.relay.http.server.BODY_DEADLINE", 0.05)
     answer = await relay.raw(b"POST /v1/enrol HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
     assert answer.startswith(b"HTTP/1.1 408 ")
 

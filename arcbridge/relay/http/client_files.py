@@ -33,8 +33,8 @@ from aiohttp import web
 
 from arcbridge.limiters import KeyedTokenBucket, TokenBucket
 from arcbridge.net.address import source_of
-from arcbridge.relay.api_answers import ApiRefusal, expect, wrong_method
-from arcbridge.relay.api_server import address_of, allow_time
+from arcbridge.relay.http.answers import ApiRefusal, expect, wrong_method
+from arcbridge.relay.http.server import address_of, allow_time
 
 HEADER: Final = "Arcbridge-Client"
 """`platform=version`, several separated by commas."""

@@ -49,8 +49,8 @@ from arcbridge.pki.authority import (
 from arcbridge.pki.enrolment import JoinToken, key_hash, request_hash
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.relay.access import Access
-from arcbridge.relay.api_answers import ApiRefusal, expect, no_such_path, set_headers, wrong_method
-from arcbridge.relay.api_server import BODY_LIMIT, address_of, errors, no_payer, note_proved, read_body, take_turn
+from arcbridge.relay.http.answers import ApiRefusal, expect, no_such_path, set_headers, wrong_method
+from arcbridge.relay.http.server import BODY_LIMIT, address_of, errors, no_payer, note_proved, read_body, take_turn
 from arcbridge.relay.registry.base import ClusterRecord, Registry, admit, cluster_state
 from arcbridge.relay.registry.generations import OLDER_AGENT, RenewedTwice, ShownCertificate
 
