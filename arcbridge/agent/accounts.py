@@ -20,7 +20,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from arcbridge.agent.audit.budget import AuditBudget
-from arcbridge.agent.kube.seats import Seats
+from arcbridge.agent.seats import Seats
 from arcbridge.errors import ConfigError, OverLimit
 from arcbridge.identity.claims import Identity
 from arcbridge.limiters import TokenBucket

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from arcbridge.agent.kube.seats import Seats
+from arcbridge.agent.seats import Seats
 
 
 async def test_seats_are_given_in_the_order_of_the_asking() -> None:
