@@ -15,7 +15,6 @@ import aiohttp
 
 from arcbridge import __version__
 from arcbridge.client import update_notice
-from arcbridge.client.http_errors import reason
 from arcbridge.client.refusal import Shown, of_token
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.relays import Relays, RelaysFailed
@@ -24,6 +23,7 @@ from arcbridge.errors import ConfigError, PermissionRefused, Unreachable
 from arcbridge.identity.proof import HEADER
 from arcbridge.mux.connection import peer_certificate
 from arcbridge.net.http_connector import DialingConnector, NotConnected
+from arcbridge.net.http_errors import reason
 from arcbridge.net.tls import ALPN_HTTP
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.untrusted_json import read_json

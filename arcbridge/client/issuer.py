@@ -19,11 +19,11 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from arcbridge.client.http_errors import reason
 from arcbridge.client.jwt_unverified import read_unverified
 from arcbridge.errors import ConfigError, StateError, Unauthenticated, Unreachable
 from arcbridge.net.address import check_origins, origin_of
 from arcbridge.net.http_connector import DialingConnector, NotConnected
+from arcbridge.net.http_errors import reason
 from arcbridge.net.system_trust import trusting_context
 from arcbridge.observe.foreign_text import clean
 from arcbridge.untrusted_json import read_json

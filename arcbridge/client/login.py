@@ -31,12 +31,12 @@ from arcbridge.client import proof_keys, second_audience
 from arcbridge.client.client_authentication import ClientAuthentication
 from arcbridge.client.issuer import Issuer, IssuerEndpoints, IssuerError, check_id_token, page_of
 from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
-from arcbridge.client.listening import listen_local
 from arcbridge.client.login_callback import HEAD_LIMIT, LoginCallback, check_redirect_path, redirect_path
 from arcbridge.client.token_cache import MAX_TIME, AudienceToken, TokenCache, TokenSet, token_set
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
 from arcbridge.identity.proof import ProofKey, binding
 from arcbridge.net.address import check_origins, origin_of
+from arcbridge.net.loopback import listen_local
 from arcbridge.settings.choices import AUDIENCE_BY, BROWSER, DEVICE
 from arcbridge.settings.config import LoginConfig
 

@@ -19,12 +19,12 @@ from typing import Any
 from arcbridge.client import child
 from arcbridge.client.cluster_selection import Chosen, check_names, choose, is_pattern
 from arcbridge.client.kubeconfig import Entry, Kubeconfig, render
-from arcbridge.client.listening import listen_local
 from arcbridge.client.private_kubeconfig import KUBECONFIG, private_directory, sweep
 from arcbridge.client.served_cluster import ServedCluster
 from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.client.session_manager import SessionManager
 from arcbridge.errors import ArcbridgeError, ConfigError, PinMismatch
+from arcbridge.net.loopback import listen_local
 from arcbridge.settings.config import ClientConfig
 
 PARALLEL = 4

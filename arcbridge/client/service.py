@@ -20,7 +20,6 @@ import structlog
 from arcbridge.client.forward import Forward, check_offered, check_target_name
 from arcbridge.client.kubeconfig import Kubeconfig, Merged, render
 from arcbridge.client.kubeconfig_repair import repair_kubeconfigs, running_of
-from arcbridge.client.listening import listen_at
 from arcbridge.client.relays import Relays
 from arcbridge.client.running import BACKGROUND, Running
 from arcbridge.client.served_cluster import ServedCluster, let_close
@@ -33,6 +32,7 @@ from arcbridge.client.trust import Ask, ClusterTrust
 from arcbridge.client.who import cache_of
 from arcbridge.errors import ArcbridgeError, ConfigError, Unauthenticated
 from arcbridge.net.address import parse_listen
+from arcbridge.net.loopback import listen_at
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.pki.pins import PinStore
 from arcbridge.settings.choices import PROGRAM

@@ -40,8 +40,8 @@ async def request(
     """
     import aiohttp  # a quarter of a second, for those who ask
 
-    from arcbridge.client.http_errors import reason
     from arcbridge.net.http_connector import DialingConnector
+    from arcbridge.net.http_errors import reason
 
     context = _trust(ca_file)
     headers = {"Authorization": authorization, "Accept": "application/json", **(headers or {})}

@@ -20,11 +20,11 @@ import pytest
 
 from arcbridge.client.endpoint import MAX_UNPROVEN, LocalEndpoint, UnprovenConnections
 from arcbridge.client.kubeconfig import Entry, render
-from arcbridge.client.listening import listen_local
 from arcbridge.client.session_manager import SessionManager
 from arcbridge.client.state import LocalCertificates, StateDirectory
 from arcbridge.errors import Unauthenticated
 from arcbridge.net.join import JoinCode
+from arcbridge.net.loopback import listen_local
 from arcbridge.pki.authority import Authority
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.records import JoinReply

@@ -14,9 +14,9 @@ import pytest
 
 from arcbridge.client import forward as forward_module
 from arcbridge.client.forward import Forward, check_offered, check_target_name, reason
-from arcbridge.client.listening import listen_at
 from arcbridge.errors import ConfigError, PermissionRefused, SessionEnded, StreamReset
 from arcbridge.net.join import JoinCode
+from arcbridge.net.loopback import listen_at
 from arcbridge.net.peer_user import PeerUser
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.records import JoinReply

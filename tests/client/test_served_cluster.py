@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from arcbridge.client.listening import PortInUse
 from arcbridge.client.served_cluster import ServedCluster
 from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.errors import StateError
+from arcbridge.net.loopback import PortInUse
 from arcbridge.pki.authority import certificate_validity
 from arcbridge.settings.config import ClientConfig
 from tests.client.test_session_manager import login

@@ -8,7 +8,7 @@ import socket
 import aiohttp
 import pytest
 
-from arcbridge.client.http_errors import reason
+from arcbridge.net.http_errors import reason
 
 
 async def failure(url: str) -> str:

@@ -8,8 +8,8 @@ import socket
 
 import pytest
 
-from arcbridge.client.listening import PortInUse, listen_at, listen_local, port_holder
 from arcbridge.errors import ConfigError, ExitCode
+from arcbridge.net.loopback import PortInUse, listen_at, listen_local, port_holder
 
 
 def test_both_families_have_one_port() -> None:
