@@ -331,7 +331,7 @@ def test_the_environment_is_read_in_the_command_line_alone() -> None:
         "arcbridge.agent.kube.apiserver",  # KUBERNETES_SERVICE_HOST, set by the kubelet
         "arcbridge.client.service",  # the default of an argument: KUBECONFIG, XDG_*
         "arcbridge.single_file",  # what the loader of that file leaves in it
-        "arcbridge.client.login",  # handed on to the user's own token command
+        "arcbridge.client.credentials.login",  # handed on to the user's own token command
     }
     wrong = []
     for file in sorted(PACKAGE.rglob("*.py")):

@@ -33,7 +33,7 @@ CUT: dict[str, tuple[str, ...]] = {
     "agent/accounts": ("loop",),
     "agent/sessions": ("bound_tokens", "limits", "resumption", "revocation"),
     "agent/kube/proxy": ("audit", "hostile"),
-    "client/login": ("mixup", "tokens"),
+    "client/credentials/login": ("mixup", "tokens"),
     "client/resumable_session": ("moving",),
     "relay/http/api": ("limits",),
     "wire/resumption": ("rules",),

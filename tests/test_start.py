@@ -60,7 +60,7 @@ def test_whoami_imports_no_event_loop_and_no_tls(tmp_path: Path, monkeypatch: py
     token = tmp_path / "token"
     token.write_text("a.b.c")
     loaded = modules_after("whoami", "--access-token-file", str(token))
-    assert "arcbridge.client.who" in loaded
+    assert "arcbridge.client.credentials.identity_summary" in loaded
     assert not loaded.intersection(HEAVY) - {"dataclasses", "inspect"}
 
 
@@ -94,7 +94,12 @@ OTHERS = (
         "arcbridge.observe.server",
         "arcbridge.observe.health",
     ),
-    *("arcbridge.client.login", "arcbridge.client.issuer", "arcbridge.client.directory", "arcbridge.client.metrics"),
+    *(
+        "arcbridge.client.credentials.login",
+        "arcbridge.client.credentials.issuer",
+        "arcbridge.client.directory",
+        "arcbridge.client.metrics",
+    ),
     *("arcbridge.pki.authority", "arcbridge.pki.enrolment", "arcbridge.pki.credentials"),
 )
 """Our own modules for other roles, for a login, for metrics, and for making certificates."""

@@ -19,8 +19,8 @@ from arcbridge.single_file import executable
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
+    from arcbridge.client.credentials.tokens import Tokens
     from arcbridge.client.service import ClientContext
-    from arcbridge.client.tokens import Tokens
 
 _TOKEN_WAS_SHOWN = "ARCBRIDGE_TOKEN_WAS_SHOWN"
 """In the environment of a process that began with a token on its command line."""
@@ -326,7 +326,7 @@ async def _login_state(context: ClientContext) -> tuple[str, Tokens]:
     if "{cluster}" in config.login.cluster_audience and not tokens.token_mode:
         name = next(filter(None, (config.cluster, *config.clusters)), "")
         if not name:
-            from arcbridge.client.jwt_unverified import read_unverified
+            from arcbridge.client.credentials.jwt_unverified import read_unverified
 
             access = await tokens.access()
             until = _until(read_unverified(access).expires_at)
@@ -359,7 +359,7 @@ def _until(expires_at: float) -> str:
 
 def _bound(token: str) -> str:
     """Return how the cluster's token says that it is bound to a key; empty where it is bound to none."""
-    from arcbridge.client.jwt_unverified import claims_unverified
+    from arcbridge.client.credentials.jwt_unverified import claims_unverified
     from arcbridge.identity.proof import BindingKind, binding
 
     kind = binding(claims_unverified(token)).kind
@@ -433,7 +433,7 @@ def _one_cluster(invocation: Invocation, config: ClientConfig) -> str:
 
 def _key(invocation: Invocation, config: ClientConfig, token: str) -> int:
     """Print what binds tokens to the key of the settings, which is made if it is not there."""
-    from arcbridge.client import proof_keys
+    from arcbridge.client.credentials import proof_keys
 
     file, output = config.login.proof_key_file, invocation.text("output", "table")
     if file is None:

@@ -13,10 +13,10 @@ from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 from arcbridge import __version__
+from arcbridge.client.credentials.tokens import Tokens
 from arcbridge.client.refusal import RETRY_SOON, Shown, raise_user_error
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.relays import Relays, RelaysFailed
-from arcbridge.client.tokens import Tokens
 from arcbridge.errors import (
     ArcbridgeError,
     ConfigError,

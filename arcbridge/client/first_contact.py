@@ -12,7 +12,7 @@ import ssl
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
-from arcbridge.client.login_question import shown
+from arcbridge.client.credentials.login_question import shown
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.relay_profile import LoginOffer, RelayProfile, short_url
 from arcbridge.errors import ConfigError, ConnectionLost, PinMismatch, Unreachable

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from typing import NamedTuple, NoReturn
 
-from arcbridge.client import token_refusal
-from arcbridge.client.token_refusal import Reason, TokenNotTaken, reason_in
+from arcbridge.client.credentials import token_refusal
+from arcbridge.client.credentials.token_refusal import Reason, TokenNotTaken, reason_in
 from arcbridge.errors import (
     ArcbridgeError,
     ConnectionLost,
@@ -179,7 +179,7 @@ def of_join(error: JoinRefused, cluster: str, shown: Shown = NOTHING_SHOWN) -> A
 def of_token(what: str, said: str, place: str, shown: Shown = NOTHING_SHOWN) -> TokenNotTaken:
     """Turn a refused token into an error for the user, in this client's words; `said` by the end that refused, the
     `place`."""
-    from arcbridge.client.jwt_unverified import read_unverified
+    from arcbridge.client.credentials.jwt_unverified import read_unverified
     from arcbridge.identity.proof import explain, refusal_in  # no start needs it
     from arcbridge.identity.refusal import told_in
 
@@ -200,7 +200,7 @@ def _wrong_with(rule: str, wanted: str, place: str, shown: Shown) -> str:
 
     What the token says, this client reads itself; of the other end there is but a name, in quotes.
     """
-    from arcbridge.client.jwt_unverified import read_unverified
+    from arcbridge.client.credentials.jwt_unverified import read_unverified
 
     token, claims = shown.source or "the token", read_unverified(shown.token)
     match rule:

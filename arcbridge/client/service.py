@@ -17,6 +17,16 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from arcbridge.client.credentials.identity_summary import cache_of
+from arcbridge.client.credentials.token_cache import TokenCache
+from arcbridge.client.credentials.tokens import (
+    TokenCommand,
+    TokenPair,
+    Tokens,
+    check_token,
+    refuse_contradictions,
+    with_defaults,
+)
 from arcbridge.client.forward import Forward, check_offered, check_target_name
 from arcbridge.client.kubeconfig import Kubeconfig, Merged, render
 from arcbridge.client.kubeconfig_repair import repair_kubeconfigs, running_of
@@ -26,10 +36,7 @@ from arcbridge.client.served_cluster import ServedCluster, let_close
 from arcbridge.client.session_manager import SessionManager
 from arcbridge.client.settings import required
 from arcbridge.client.state import StateDirectory
-from arcbridge.client.token_cache import TokenCache
-from arcbridge.client.tokens import TokenCommand, TokenPair, Tokens, check_token, refuse_contradictions, with_defaults
 from arcbridge.client.trust import Ask, ClusterTrust
-from arcbridge.client.who import cache_of
 from arcbridge.errors import ArcbridgeError, ConfigError, Unauthenticated
 from arcbridge.net.address import parse_listen
 from arcbridge.net.loopback import listen_at
@@ -40,7 +47,7 @@ from arcbridge.settings.config import ClientConfig
 
 if TYPE_CHECKING:
     # aiohttp takes a quarter of a second to import: `login` and metrics need it, `proxy` does not.
-    from arcbridge.client.login import Login, OpenBrowser, Say
+    from arcbridge.client.credentials.login import Login, OpenBrowser, Say
     from arcbridge.identity.proof import ProofKey
     from arcbridge.observe.server import ObserveServer
 
@@ -133,13 +140,13 @@ class ClientContext:
     def _pair(self) -> TokenPair | None:
         login = self.config.login
         if login.workload and not login.issuer:
-            from arcbridge.client.workload import WorkloadTokens
+            from arcbridge.client.credentials.workload import WorkloadTokens
 
             return WorkloadTokens(login, key=self._key(), environment=self.environment)
         if login.command:
             return TokenCommand(login.command, key=self._key(), environment=self.environment)
         if login.issuer and (login.grant_type == PROGRAM or login.workload):
-            from arcbridge.client.client_credentials import ClientCredentials
+            from arcbridge.client.credentials.client_credentials import ClientCredentials
 
             return ClientCredentials(login, key=self._key(), environment=self.environment)
         return self.login() if login.issuer else None
@@ -149,7 +156,7 @@ class ClientContext:
         file = self.config.login.proof_key_file
         if file is None:
             return None
-        from arcbridge.client import proof_keys
+        from arcbridge.client.credentials import proof_keys
 
         key = proof_keys.load(file, of_settings=True)
         if key is None:
@@ -163,7 +170,7 @@ class ClientContext:
             raise ConfigError("login.issuer: no OIDC login is configured; give --oidc-issuer-url and --oidc-client-id")
         if login.grant_type == PROGRAM or login.workload:
             raise ConfigError("login.grant_type: client-credentials has no login; each command asks for its tokens")
-        from arcbridge.client.login import Login
+        from arcbridge.client.credentials.login import Login
 
         return Login(
             login,

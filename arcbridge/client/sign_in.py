@@ -17,10 +17,12 @@ from typing import Any
 
 import structlog
 
-from arcbridge.client.client_authentication import ClientAuthentication
+from arcbridge.client.credentials.audience_parameters import overlap
+from arcbridge.client.credentials.client_authentication import ClientAuthentication
+from arcbridge.client.credentials.issuer import Issuer, IssuerError
+from arcbridge.client.credentials.login_question import Line, flags, layout, login_lines, quoted, shown
+from arcbridge.client.credentials.token_cache import TokenSet
 from arcbridge.client.first_contact import Contact, ask_known, ask_relay, check_known
-from arcbridge.client.issuer import Issuer, IssuerError
-from arcbridge.client.login_question import Line, flags, layout, login_lines, quoted, shown
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.relay_profile import (
     LoginOffer,
@@ -35,8 +37,6 @@ from arcbridge.client.relay_profile import (
     without_issuer,
 )
 from arcbridge.client.relays import concerns_all
-from arcbridge.client.second_audience import overlap
-from arcbridge.client.token_cache import TokenSet
 from arcbridge.errors import ArcbridgeError, ConfigError, ConnectionLost, PinMismatch, StateError, Unreachable
 from arcbridge.net.address import parse_address
 from arcbridge.pki.pins import check_pin, pin_of, same_pin

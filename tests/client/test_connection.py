@@ -9,9 +9,9 @@ import pytest
 
 from arcbridge.client import relays as relays_module
 from arcbridge.client.connection import Joined, join
+from arcbridge.client.credentials.tokens import Tokens
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.relays import Relays
-from arcbridge.client.tokens import Tokens
 from arcbridge.errors import ArcbridgeError, PermissionRefused, PinMismatch, Unauthenticated, Unreachable
 from arcbridge.net.join import JoinCode
 from arcbridge.wire.records import JoinReply

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from arcbridge.client import resumable_session
+from arcbridge.client.credentials.tokens import ClusterToken
 from arcbridge.client.resumable_session import Renewal
 from arcbridge.client.session_manager import SessionManager
-from arcbridge.client.tokens import ClusterToken
 from arcbridge.errors import PinMismatch, SessionEnded, Unauthenticated, Unreachable
 from arcbridge.mux.session import MuxSession
 from arcbridge.net.backoff import Backoff

@@ -14,11 +14,11 @@ from typing import Any, cast
 
 import pytest
 
-from arcbridge.client import proof_keys
+from arcbridge.client.credentials import proof_keys
+from arcbridge.client.credentials.tokens import Tokens
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.relays import Relays
 from arcbridge.client.session_manager import SessionManager
-from arcbridge.client.tokens import Tokens
 from arcbridge.client.trust import ClusterTrust
 from arcbridge.errors import (
     ArcbridgeError,

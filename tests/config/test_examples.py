@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
-from arcbridge.client import second_audience
-from arcbridge.client.client_authentication import ClientAuthentication
-from arcbridge.client.client_credentials import ClientCredentials
-from arcbridge.client.workload import WorkloadTokens
+from arcbridge.client.credentials import audience_parameters as second_audience
+from arcbridge.client.credentials.client_authentication import ClientAuthentication
+from arcbridge.client.credentials.client_credentials import ClientCredentials
+from arcbridge.client.credentials.workload import WorkloadTokens
 from arcbridge.errors import ConfigError
 from arcbridge.identity import authentication
 from arcbridge.identity.claims import Identity, map_claims

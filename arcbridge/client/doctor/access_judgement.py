@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from arcbridge.checks.diagnosis import Finding, failed, ok, skipped, warning
+from arcbridge.client.credentials.jwt_unverified import UnverifiedClaims
+from arcbridge.client.credentials.token_refusal import Reason, TokenNotTaken
+from arcbridge.client.credentials.tokens import NoLogin, OneToken, TokenExpired, TokenForBoth
 from arcbridge.client.doctor.judgement import SKEW_FAILED, clip, sentence, span, when
-from arcbridge.client.jwt_unverified import UnverifiedClaims
-from arcbridge.client.token_refusal import Reason, TokenNotTaken
-from arcbridge.client.tokens import NoLogin, OneToken, TokenExpired, TokenForBoth
 from arcbridge.errors import (
     ArcbridgeError,
     ConfigError,

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from arcbridge.checks.diagnosis import Finding, State, first_failure, skipped
+from arcbridge.client.credentials.jwt_unverified import claims_unverified, read_unverified
+from arcbridge.client.credentials.tokens import Tokens
 from arcbridge.client.doctor import probes
 from arcbridge.client.doctor.access_judgement import (
     ApiFacts,
@@ -33,11 +35,9 @@ from arcbridge.client.doctor.judgement import (
     judge_tcp,
     judge_tls,
 )
-from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
 from arcbridge.client.relay_access import RelayAccess
 from arcbridge.client.service import ClientContext
 from arcbridge.client.stream_http import StreamHttp
-from arcbridge.client.tokens import Tokens
 from arcbridge.errors import ArcbridgeError
 from arcbridge.mux.session import MuxSession
 from arcbridge.untrusted_json import read_json

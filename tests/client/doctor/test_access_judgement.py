@@ -7,6 +7,9 @@ from dataclasses import replace
 import pytest
 
 from arcbridge.checks.diagnosis import Finding, first_failure
+from arcbridge.client.credentials.jwt_unverified import UnverifiedClaims
+from arcbridge.client.credentials.token_refusal import Reason, TokenNotTaken
+from arcbridge.client.credentials.tokens import NoLogin, OneToken, TokenExpired
 from arcbridge.client.doctor.access_judgement import (
     ApiFacts,
     ContextFacts,
@@ -18,10 +21,7 @@ from arcbridge.client.doctor.access_judgement import (
     judge_policy,
     judge_session,
 )
-from arcbridge.client.jwt_unverified import UnverifiedClaims
 from arcbridge.client.refusal import of_join, of_session
-from arcbridge.client.token_refusal import Reason, TokenNotTaken
-from arcbridge.client.tokens import NoLogin, OneToken, TokenExpired
 from arcbridge.errors import (
     ArcbridgeError,
     ConfigError,

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from arcbridge.client import second_audience
+from arcbridge.client.credentials import audience_parameters as second_audience
 from arcbridge.errors import ConfigError
 from arcbridge.relay.http.api import STRANGERS
 from arcbridge.relay.http.login_settings import login_document
