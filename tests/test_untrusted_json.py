@@ -26,7 +26,7 @@ ITS_OWN = {
     "client/background/handover.py": "of the user's own process",
     "client/background/process.py": "of the user's own commands",
     "client/doctor/probes.py": "the user's own file",
-    "client/relay_profile.py": "the user's own file",
+    "client/relay/relay_profile.py": "the user's own file",
     "client/state.py": "the user's own files",
     "client/credentials/token_cache.py": "the user's own file",
     "client/credentials/identity_summary.py": "the user's own file",

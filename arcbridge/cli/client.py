@@ -218,7 +218,7 @@ def _tell_of_update(context: ClientContext) -> None:
     except ArcbridgeError:
         return  # no relay is set
     if relay is not None and relay.offered_client:
-        from arcbridge.client.update_notice import tell
+        from arcbridge.client.relay.update_notice import tell
 
         tell(relay.offered_client, relay.address.url, context.state.cache, sys.stderr, os.environ)
 

@@ -44,7 +44,7 @@ async def _log_in(config: ClientConfig, relays: tuple[str, ...], *, renew: bool,
     from arcbridge.cli.terminal import ask_yes, configure_logging, terminal
     from arcbridge.client.credentials.identity_summary import user_name
     from arcbridge.client.credentials.jwt_unverified import claims_unverified
-    from arcbridge.client.relay_profile import RelayProfiles, fill
+    from arcbridge.client.relay.relay_profile import RelayProfiles, fill
     from arcbridge.client.service import ClientContext
     from arcbridge.client.sign_in import logged_in, trusted, with_profile
     from arcbridge.client.state import StateDirectory

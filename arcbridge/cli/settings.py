@@ -173,7 +173,7 @@ _SILENT = ("config", "credential")
 
 def _with_profile(config: ClientConfig, invocation: Invocation, environment: Mapping[str, str]) -> ClientConfig:
     """Return the settings with those of the relay that was logged in at, where no setting names another."""
-    from arcbridge.client.relay_profile import RelayProfiles, fill
+    from arcbridge.client.relay.relay_profile import RelayProfiles, fill
     from arcbridge.client.state import StateDirectory
 
     state = StateDirectory.find(config.state_dir, environment)

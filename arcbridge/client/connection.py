@@ -15,8 +15,8 @@ from typing import NamedTuple
 from arcbridge import __version__
 from arcbridge.client.credentials.tokens import Tokens
 from arcbridge.client.refusal import RETRY_SOON, Shown, raise_user_error
-from arcbridge.client.relay_access import RelayAccess
-from arcbridge.client.relays import Relays, RelaysFailed
+from arcbridge.client.relay.relay_access import RelayAccess
+from arcbridge.client.relay.relays import Relays, RelaysFailed
 from arcbridge.errors import (
     ArcbridgeError,
     ConfigError,

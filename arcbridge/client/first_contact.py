@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 
 from arcbridge.client.credentials.login_question import shown
-from arcbridge.client.relay_access import RelayAccess
-from arcbridge.client.relay_profile import LoginOffer, RelayProfile, short_url
+from arcbridge.client.relay.relay_access import RelayAccess
+from arcbridge.client.relay.relay_profile import LoginOffer, RelayProfile, short_url
 from arcbridge.errors import ConfigError, ConnectionLost, PinMismatch, Unreachable
 from arcbridge.net.address import Address, parse_address
 from arcbridge.net.tls import ALPN_HTTP, RelayTrust, fetch_unverified_ca, get_once, outer_client_context

@@ -17,7 +17,7 @@ import structlog
 
 from arcbridge.client.endpoint import LocalEndpoint
 from arcbridge.client.kubeconfig import Entry
-from arcbridge.client.organisation import organisation
+from arcbridge.client.relay.organisation import organisation
 from arcbridge.client.session_manager import SessionManager
 from arcbridge.client.state import LocalCertificates, StateDirectory, aged_at
 from arcbridge.errors import ArcbridgeError

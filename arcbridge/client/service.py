@@ -30,7 +30,7 @@ from arcbridge.client.credentials.tokens import (
 from arcbridge.client.forward import Forward, check_offered, check_target_name
 from arcbridge.client.kubeconfig import Kubeconfig, Merged, render
 from arcbridge.client.kubeconfig_repair import repair_kubeconfigs, running_of
-from arcbridge.client.relays import Relays
+from arcbridge.client.relay.relays import Relays
 from arcbridge.client.running import BACKGROUND, Running
 from arcbridge.client.served_cluster import ServedCluster, let_close
 from arcbridge.client.session_manager import SessionManager
@@ -133,7 +133,7 @@ class ClientContext:
 
     def login_command(self) -> str:
         """Return the command that logs in with these settings, for messages."""
-        from arcbridge.client.relay_profile import RelayProfiles, login_command
+        from arcbridge.client.relay.relay_profile import RelayProfiles, login_command
 
         return login_command(self.config, RelayProfiles(self.state.path))
 

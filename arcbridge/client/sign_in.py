@@ -23,8 +23,8 @@ from arcbridge.client.credentials.issuer import Issuer, IssuerError
 from arcbridge.client.credentials.login_question import Line, flags, layout, login_lines, quoted, shown
 from arcbridge.client.credentials.token_cache import TokenSet
 from arcbridge.client.first_contact import Contact, ask_known, ask_relay, check_known
-from arcbridge.client.relay_access import RelayAccess
-from arcbridge.client.relay_profile import (
+from arcbridge.client.relay.relay_access import RelayAccess
+from arcbridge.client.relay.relay_profile import (
     LoginOffer,
     RelayProfile,
     RelayProfiles,
@@ -36,7 +36,7 @@ from arcbridge.client.relay_profile import (
     short_url,
     without_issuer,
 )
-from arcbridge.client.relays import concerns_all
+from arcbridge.client.relay.relays import concerns_all
 from arcbridge.errors import ArcbridgeError, ConfigError, ConnectionLost, PinMismatch, StateError, Unreachable
 from arcbridge.net.address import parse_address
 from arcbridge.pki.pins import check_pin, pin_of, same_pin

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.client import relays as relays_module
 from arcbridge.client.connection import Joined, join
 from arcbridge.client.credentials.tokens import Tokens
-from arcbridge.client.relay_access import RelayAccess
-from arcbridge.client.relays import Relays
+from arcbridge.client.relay import relays as relays_module
+from arcbridge.client.relay.relay_access import RelayAccess
+from arcbridge.client.relay.relays import Relays
 from arcbridge.errors import ArcbridgeError, PermissionRefused, PinMismatch, Unauthenticated, Unreachable
 from arcbridge.net.join import JoinCode
 from arcbridge.wire.records import JoinReply

@@ -11,8 +11,8 @@ from aiohttp import web
 
 from arcbridge.client.credentials.tokens import Tokens
 from arcbridge.client.directory import list_clusters
-from arcbridge.client.relay_access import RelayAccess
-from arcbridge.client.relays import Relays
+from arcbridge.client.relay.relay_access import RelayAccess
+from arcbridge.client.relay.relays import Relays
 from arcbridge.errors import PermissionRefused, Unauthenticated, Unreachable
 from arcbridge.net.tls import ALPN_HTTP, outer_server_contexts
 from tests.client.far_side import OTHER_CA, RELAY_CA

@@ -14,8 +14,8 @@ import pytest
 
 from arcbridge.client import first_contact
 from arcbridge.client.first_contact import ask_known, ask_relay, check_known
-from arcbridge.client.relay_access import RelayAccess
-from arcbridge.client.relay_profile import LoginOffer, RelayProfile
+from arcbridge.client.relay.relay_access import RelayAccess
+from arcbridge.client.relay.relay_profile import LoginOffer, RelayProfile
 from arcbridge.errors import ConnectionLost, PinMismatch, Unreachable
 from arcbridge.net.tls import ALPN_HTTP, RelayTrust, outer_client_context, outer_server_contexts
 from arcbridge.pki.authority import Authority

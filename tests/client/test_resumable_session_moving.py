@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from arcbridge.client import resumable_session
-from arcbridge.client.relay_access import RelayAccess
+from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.resumable_session import ResumableSession
 from arcbridge.client.sleep_detector import SleepDetector
 from arcbridge.errors import SessionEnded, Unreachable

@@ -16,8 +16,8 @@ import pytest
 
 from arcbridge.client.credentials import proof_keys
 from arcbridge.client.credentials.tokens import Tokens
-from arcbridge.client.relay_access import RelayAccess
-from arcbridge.client.relays import Relays
+from arcbridge.client.relay.relay_access import RelayAccess
+from arcbridge.client.relay.relays import Relays
 from arcbridge.client.session_manager import SessionManager
 from arcbridge.client.trust import ClusterTrust
 from arcbridge.errors import (

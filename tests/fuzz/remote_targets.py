@@ -21,11 +21,11 @@ from arcbridge.agent.authenticator import Authenticator
 from arcbridge.agent.kube import review
 from arcbridge.agent.kube.impersonation import Subject
 from arcbridge.agent.kube.status import RequestRefusal
-from arcbridge.client import update_notice
 from arcbridge.client.kubeconfig import Entry, Kubeconfig
 from arcbridge.client.kubeconfig_file import KubeconfigFile
 from arcbridge.client.kubeconfig_yaml import dump, is_empty, parse
-from arcbridge.client.relay_profile import LoginOffer
+from arcbridge.client.relay import update_notice
+from arcbridge.client.relay.relay_profile import LoginOffer
 from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, StateError, Unauthenticated, Unreachable
 from arcbridge.identity import authentication, keys
 from arcbridge.identity.cel.mapping import Budget, BudgetExceeded

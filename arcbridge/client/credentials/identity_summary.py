@@ -16,8 +16,8 @@ from typing import Any
 
 from arcbridge.client.credentials.jwt_unverified import claims_unverified, read_unverified
 from arcbridge.client.credentials.token_cache import TokenCache
-from arcbridge.client.organisation import organisation
-from arcbridge.client.relay_profile import RelayProfiles, login_command, short_url
+from arcbridge.client.relay.organisation import organisation
+from arcbridge.client.relay.relay_profile import RelayProfiles, login_command, short_url
 from arcbridge.client.state import StateDirectory
 from arcbridge.errors import ArcbridgeError, StateError, Unauthenticated
 from arcbridge.net.address import parse_address

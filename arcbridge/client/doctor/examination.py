@@ -35,7 +35,7 @@ from arcbridge.client.doctor.judgement import (
     judge_tcp,
     judge_tls,
 )
-from arcbridge.client.relay_access import RelayAccess
+from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.service import ClientContext
 from arcbridge.client.stream_http import StreamHttp
 from arcbridge.errors import ArcbridgeError

@@ -10,7 +10,7 @@ import pytest
 
 from arcbridge.cli.flags import CLIENT, LIST, flags_of
 from arcbridge.client.credentials.login_question import FLAGS, Line, flags, layout, login_lines
-from arcbridge.client.relay_profile import SETTINGS, LoginOffer, RelayProfile
+from arcbridge.client.relay.relay_profile import SETTINGS, LoginOffer, RelayProfile
 from arcbridge.settings.config import LoginConfig
 
 PIN = "sha256:" + "a" * 64

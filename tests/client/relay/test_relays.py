@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from arcbridge.client import relays as relays_module
-from arcbridge.client.relay_access import RelayAccess
-from arcbridge.client.relays import FAILED_LATELY, Relays, RelaysFailed
+from arcbridge.client.relay import relays as relays_module
+from arcbridge.client.relay.relay_access import RelayAccess
+from arcbridge.client.relay.relays import FAILED_LATELY, Relays, RelaysFailed
 from arcbridge.errors import ConfigError, PermissionRefused, Unauthenticated, Unreachable
 from arcbridge.settings.config import ClientConfig
 

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from arcbridge.client.relay_access import RelayAccess
+from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unauthenticated
 from arcbridge.settings.config import ClientConfig
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from arcbridge.client.relay_profile import RelayProfiles
+from arcbridge.client.relay.relay_profile import RelayProfiles
 from arcbridge.client.state import StateDirectory
 from arcbridge.errors import ConfigError
 from arcbridge.net.address import parse_address

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.client.relay_access import RelayAccess
+from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.errors import ConfigError, PinMismatch, StateError, Unreachable
 from arcbridge.net.tls import ALPN_HTTP, ALPN_JOIN, outer_server_contexts
 from tests.client.far_side import OTHER_CA, RELAY_CA

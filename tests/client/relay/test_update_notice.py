@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from arcbridge import __version__
-from arcbridge.client import update_notice
-from arcbridge.client.update_notice import INTERVAL, newer, platform_name, tell
+from arcbridge.client.relay import update_notice
+from arcbridge.client.relay.update_notice import INTERVAL, newer, platform_name, tell
 from arcbridge.relay.http import client_files
 
 RELAY = "https://relay.example.org:443"

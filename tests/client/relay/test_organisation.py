@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from arcbridge.client.organisation import organisation
-from arcbridge.client.relay_profile import LoginOffer, RelayProfile, RelayProfiles
+from arcbridge.client.relay.organisation import organisation
+from arcbridge.client.relay.relay_profile import LoginOffer, RelayProfile, RelayProfiles
 from arcbridge.client.state import StateDirectory
 from arcbridge.errors import ConfigError
 from arcbridge.settings.config import ClientConfig, LoginConfig

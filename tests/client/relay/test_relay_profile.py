@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from arcbridge.client.relay_profile import (
+from arcbridge.client.relay.relay_profile import (
     LoginOffer,
     RelayProfile,
     RelayProfiles,
