@@ -34,7 +34,7 @@ CUT: dict[str, tuple[str, ...]] = {
     "agent/sessions": ("bound_tokens", "limits", "resumption", "revocation"),
     "agent/kube/proxy": ("audit", "hostile"),
     "client/credentials/login": ("mixup", "tokens"),
-    "client/resumable_session": ("moving",),
+    "client/session/resumable_session": ("moving",),
     "relay/http/api": ("limits",),
     "wire/resumption": ("rules",),
     "wire/session": ("endings", "hostile", "liveness"),

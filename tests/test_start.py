@@ -11,7 +11,7 @@ import pytest
 
 import arcbridge
 from tests.client.far_side import CLUSTER, CLUSTER_CA, RELAY_CA, FarSide
-from tests.client.test_session_manager import login
+from tests.client.session.test_session_manager import login
 
 HEAVY = ("ssl", "asyncio", "aiohttp", "yaml", "cryptography", "structlog", "jwt", "uvloop", "dataclasses", "inspect")
 
@@ -140,7 +140,7 @@ async def test_what_a_starting_client_imports(tmp_path: Path) -> None:
         first = await asyncio.to_thread(imported_by_a_start, far, tmp_path)
         loaded = await asyncio.to_thread(imported_by_a_start, far, tmp_path)
     assert "cryptography" in first
-    assert "arcbridge.client.session_manager" in loaded, "what is looked at is what a client runs"
+    assert "arcbridge.client.session.session_manager" in loaded, "what is looked at is what a client runs"
     tops = {name.partition(".")[0] for name in loaded}
     # The libraries written in Cython share modules that Cython makes in memory; no file is imported.
     made = ("_sysconfigdata", "_cython_", "cython_runtime")

@@ -15,10 +15,10 @@ import aiohttp
 
 from arcbridge import __version__
 from arcbridge.client.credentials.tokens import Tokens
-from arcbridge.client.refusal import Shown, of_token
 from arcbridge.client.relay import update_notice
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.relay.relays import Relays, RelaysFailed
+from arcbridge.client.session.refusal import Shown, of_token
 from arcbridge.errors import ConfigError, PermissionRefused, Unreachable
 from arcbridge.identity.proof import HEADER
 from arcbridge.mux.connection import peer_certificate

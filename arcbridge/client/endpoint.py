@@ -22,8 +22,8 @@ from typing import cast
 
 import structlog
 
-from arcbridge.client.refusal import RETRY_SOON, response
-from arcbridge.client.session_manager import SessionManager
+from arcbridge.client.session.refusal import RETRY_SOON, response
+from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.client.state import LocalCertificates
 from arcbridge.errors import (
     ArcbridgeError,

@@ -14,7 +14,7 @@ import socket
 
 import structlog
 
-from arcbridge.client.session_manager import SessionManager
+from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.errors import ArcbridgeError, ConfigError, PermissionRefused, StreamReset
 from arcbridge.mux.session import MuxSession
 from arcbridge.mux.splice import SocketSplice, SpliceResult

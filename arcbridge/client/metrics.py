@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 
 from arcbridge.client.endpoint import EndpointStats
 from arcbridge.client.forward import ForwardStats
-from arcbridge.client.resumable_session import DETACHED_BOUNDS, REASONS
-from arcbridge.client.session_manager import SessionManager
+from arcbridge.client.session.resumable_session import DETACHED_BOUNDS, REASONS
+from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.observe.metrics import Buckets, Metrics
 
 

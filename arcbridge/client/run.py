@@ -22,7 +22,7 @@ from arcbridge.client.kubeconfig import Entry, Kubeconfig, render
 from arcbridge.client.private_kubeconfig import KUBECONFIG, private_directory, sweep
 from arcbridge.client.served_cluster import ServedCluster
 from arcbridge.client.service import ClientContext, Terminal
-from arcbridge.client.session_manager import SessionManager
+from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.errors import ArcbridgeError, ConfigError, PinMismatch
 from arcbridge.net.loopback import listen_local
 from arcbridge.settings.config import ClientConfig

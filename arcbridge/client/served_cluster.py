@@ -18,7 +18,7 @@ import structlog
 from arcbridge.client.endpoint import LocalEndpoint
 from arcbridge.client.kubeconfig import Entry
 from arcbridge.client.relay.organisation import organisation
-from arcbridge.client.session_manager import SessionManager
+from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.client.state import LocalCertificates, StateDirectory, aged_at
 from arcbridge.errors import ArcbridgeError
 from arcbridge.net.loopback import PortInUse, listen_local, port_holder

@@ -33,10 +33,10 @@ from arcbridge.client.kubeconfig_repair import repair_kubeconfigs, running_of
 from arcbridge.client.relay.relays import Relays
 from arcbridge.client.running import BACKGROUND, Running
 from arcbridge.client.served_cluster import ServedCluster, let_close
-from arcbridge.client.session_manager import SessionManager
+from arcbridge.client.session.session_manager import SessionManager
+from arcbridge.client.session.trust import Ask, ClusterTrust
 from arcbridge.client.settings import required
 from arcbridge.client.state import StateDirectory
-from arcbridge.client.trust import Ask, ClusterTrust
 from arcbridge.errors import ArcbridgeError, ConfigError, Unauthenticated
 from arcbridge.net.address import parse_listen
 from arcbridge.net.loopback import listen_at

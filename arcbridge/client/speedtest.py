@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any
 
 from arcbridge.client.service import ClientContext
-from arcbridge.client.stream_http import StreamHttp
+from arcbridge.client.session.stream_http import StreamHttp
 from arcbridge.errors import ArcbridgeError, Unreachable
 from arcbridge.mux.session import MuxSession
 from arcbridge.net.dialer import connect

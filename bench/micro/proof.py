@@ -74,7 +74,7 @@ def first_use_ms() -> float:
     """CPU that the first proof of a client process costs besides: `cryptography` is imported for it."""
     code = (
         "import asyncio, ssl, json, time\n"
-        "import arcbridge.client.credentials.tokens, arcbridge.client.connection\n"
+        "import arcbridge.client.credentials.tokens, arcbridge.client.session.connection\n"
         "began = time.process_time()\n"
         "from arcbridge.identity.proof import ProofKey\n"
         "from cryptography import x509\n"

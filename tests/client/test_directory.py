@@ -16,7 +16,7 @@ from arcbridge.client.relay.relays import Relays
 from arcbridge.errors import PermissionRefused, Unauthenticated, Unreachable
 from arcbridge.net.tls import ALPN_HTTP, outer_server_contexts
 from tests.client.far_side import OTHER_CA, RELAY_CA
-from tests.client.test_session_manager import login
+from tests.client.session.test_session_manager import login
 
 
 @contextlib.asynccontextmanager

@@ -20,7 +20,7 @@ import pytest
 
 from arcbridge.client.endpoint import MAX_UNPROVEN, LocalEndpoint, UnprovenConnections
 from arcbridge.client.kubeconfig import Entry, render
-from arcbridge.client.session_manager import SessionManager
+from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.client.state import LocalCertificates, StateDirectory
 from arcbridge.errors import Unauthenticated
 from arcbridge.net.join import JoinCode
@@ -29,7 +29,7 @@ from arcbridge.pki.authority import Authority
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.records import JoinReply
 from tests.client.far_side import CLUSTER, Echo, FarSide
-from tests.client.test_session_manager import make, running
+from tests.client.session.test_session_manager import make, running
 from tests.support.descriptors import none_left, pauses_of
 from tests.support.eventually import until
 from tests.support.processes import require_or_skip

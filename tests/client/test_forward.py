@@ -21,7 +21,7 @@ from arcbridge.net.peer_user import PeerUser
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.records import JoinReply
 from tests.client.far_side import Echo, FarSide
-from tests.client.test_session_manager import make, running
+from tests.client.session.test_session_manager import make, running
 from tests.support.descriptors import none_left, pauses_of
 from tests.support.eventually import until
 

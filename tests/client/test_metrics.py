@@ -8,7 +8,7 @@ from typing import Any, cast
 from arcbridge.client.endpoint import EndpointStats
 from arcbridge.client.forward import ForwardStats
 from arcbridge.client.metrics import register
-from arcbridge.client.resumable_session import ResumableSessionStats
+from arcbridge.client.session.resumable_session import ResumableSessionStats
 from arcbridge.observe.metrics import Metrics
 
 

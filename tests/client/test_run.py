@@ -18,8 +18,8 @@ from arcbridge.net.join import JoinCode
 from arcbridge.settings.config import ClientConfig
 from arcbridge.wire.records import JoinReply
 from tests.client.far_side import CLUSTER, CLUSTER_CA, RELAY_CA, FarSide
+from tests.client.session.test_session_manager import login
 from tests.client.test_service import short_lives
-from tests.client.test_session_manager import login
 
 
 class Case:

@@ -18,7 +18,7 @@ from arcbridge.errors import StateError
 from arcbridge.net.loopback import PortInUse
 from arcbridge.pki.authority import certificate_validity
 from arcbridge.settings.config import ClientConfig
-from tests.client.test_session_manager import login
+from tests.client.session.test_session_manager import login
 from tests.support.world import fixed_port
 
 

@@ -21,7 +21,7 @@ from arcbridge.net.join import JoinCode
 from arcbridge.settings.config import ClientConfig, LoginConfig
 from arcbridge.wire.records import JoinReply
 from tests.client.far_side import CLUSTER, CLUSTER_CA, OTHER_CA, RELAY_CA, FarSide
-from tests.client.test_session_manager import login
+from tests.client.session.test_session_manager import login
 from tests.support.reports import rewrite
 from tests.support.world import fixed_port
 

@@ -37,7 +37,7 @@ from arcbridge.client.doctor.judgement import (
 )
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.service import ClientContext
-from arcbridge.client.stream_http import StreamHttp
+from arcbridge.client.session.stream_http import StreamHttp
 from arcbridge.errors import ArcbridgeError
 from arcbridge.mux.session import MuxSession
 from arcbridge.untrusted_json import read_json

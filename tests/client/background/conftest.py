@@ -19,7 +19,7 @@ from arcbridge.client.background.process import run_background
 from arcbridge.errors import ConfigError
 from arcbridge.settings.config import ClientConfig
 from tests.client.far_side import CLUSTER, CLUSTER_CA, RELAY_CA, FarSide
-from tests.client.test_session_manager import login
+from tests.client.session.test_session_manager import login
 from tests.support.world import fixed_port
 
 

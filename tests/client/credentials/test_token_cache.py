@@ -12,7 +12,7 @@ import pytest
 from arcbridge.client.credentials import token_cache
 from arcbridge.client.credentials.token_cache import AudienceToken, TokenCache, TokenSet, token_set
 from arcbridge.errors import StateError
-from tests.client.test_session_manager import jwt_like
+from tests.client.session.test_session_manager import jwt_like
 
 
 def cache(directory: Path, **more: str) -> TokenCache:

@@ -9,7 +9,7 @@ import pytest
 
 from arcbridge.client.credentials import token_refusal
 from arcbridge.client.credentials.token_refusal import Reason, explain, reason_in
-from arcbridge.client.refusal import of_token
+from arcbridge.client.session.refusal import of_token
 
 IDENTITY = Path(token_refusal.__file__).parents[1] / "identity"
 

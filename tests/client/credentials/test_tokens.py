@@ -24,7 +24,7 @@ from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, StateError, 
 from arcbridge.identity.proof import ProofKey, check_proof, spki_of
 from arcbridge.pki.authority import Authority
 from arcbridge.settings.config import LoginConfig
-from tests.client.test_session_manager import RELAY_CA, jwt_like, login
+from tests.client.session.test_session_manager import RELAY_CA, jwt_like, login
 
 
 class Pair:
@@ -437,7 +437,7 @@ class TestCommand:
 
 
 class TestProofs:
-    """Which tokens `prove` makes a proof for; what is sent with it is in tests/client/test_session_manager.py."""
+    """Which tokens `prove` makes a proof for; what is sent with it is in tests/client/session/test_session_manager.py."""
 
     KEY = ProofKey.generate()
 

@@ -21,7 +21,7 @@ from arcbridge.client.doctor.access_judgement import (
     judge_policy,
     judge_session,
 )
-from arcbridge.client.refusal import of_join, of_session
+from arcbridge.client.session.refusal import of_join, of_session
 from arcbridge.errors import (
     ArcbridgeError,
     ConfigError,

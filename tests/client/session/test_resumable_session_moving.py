@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.client import resumable_session
 from arcbridge.client.relay.relay_access import RelayAccess
-from arcbridge.client.resumable_session import ResumableSession
-from arcbridge.client.sleep_detector import SleepDetector
+from arcbridge.client.session import resumable_session
+from arcbridge.client.session.resumable_session import ResumableSession
+from arcbridge.client.session.sleep_detector import SleepDetector
 from arcbridge.errors import SessionEnded, Unreachable
 from arcbridge.net.backoff import Backoff
 from arcbridge.net.join import JoinCode
@@ -18,7 +18,7 @@ from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import JoinReply
 from tests.client.echo_stream import BACK, MOVED, OVER, WAITS, Lines, Stream, events
 from tests.client.far_side import FarSide
-from tests.client.test_session_manager import echo, make, running
+from tests.client.session.test_session_manager import echo, make, running
 from tests.support.eventually import until
 
 pytestmark = pytest.mark.usefixtures("soon")
@@ -75,10 +75,10 @@ class TestMoving:
         self, far: FarSide, second: FarSide, tmp_path: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The old connection is gone by then: streams wait, and a caller that asks for a session gets the failure."""
-        monkeypatch.setattr("arcbridge.client.session_manager.DETACHED_WAIT", 0.1)
+        monkeypatch.setattr("arcbridge.client.session.session_manager.DETACHED_WAIT", 0.1)
         async with running(make(far, tmp_path, others=(second,))) as session:
             stream = await Stream.open(session)
-            monkeypatch.setattr("arcbridge.client.connection.HANDSHAKE_DEADLINE", 0.1)
+            monkeypatch.setattr("arcbridge.client.session.connection.HANDSHAKE_DEADLINE", 0.1)
             far.silent_resume = True
             far.sessions[0].ask_to_move()
             await until(lambda: session.detached_count == 1)

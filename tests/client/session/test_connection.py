@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.client.connection import Joined, join
 from arcbridge.client.credentials.tokens import Tokens
 from arcbridge.client.relay import relays as relays_module
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.relay.relays import Relays
+from arcbridge.client.session.connection import Joined, join
 from arcbridge.errors import ArcbridgeError, PermissionRefused, PinMismatch, Unauthenticated, Unreachable
 from arcbridge.net.join import JoinCode
 from arcbridge.wire.records import JoinReply
 from tests.client.far_side import CLUSTER, OTHER_CA, RELAY_CA, FarSide
-from tests.client.test_session_manager import login, make
+from tests.client.session.test_session_manager import login, make
 from tests.support.descriptors import held
 from tests.support.eventually import until
 

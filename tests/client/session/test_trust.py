@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.client.trust import ClusterTrust
+from arcbridge.client.session.trust import ClusterTrust
 from arcbridge.errors import ConfigError, PinMismatch, StateError
 from arcbridge.pki.pins import PinStore
 from tests.client.far_side import CLUSTER_CA, OTHER_CA

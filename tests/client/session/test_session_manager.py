@@ -18,8 +18,8 @@ from arcbridge.client.credentials import proof_keys
 from arcbridge.client.credentials.tokens import Tokens
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.relay.relays import Relays
-from arcbridge.client.session_manager import SessionManager
-from arcbridge.client.trust import ClusterTrust
+from arcbridge.client.session.session_manager import SessionManager
+from arcbridge.client.session.trust import ClusterTrust
 from arcbridge.errors import (
     ArcbridgeError,
     PermissionRefused,
@@ -87,7 +87,7 @@ class TestTheGoodWay:
     async def test_it_is_gone_when_the_agent_has_heard_of_the_end(
         self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("arcbridge.client.session_manager.CLOSE_TIMEOUT", 60.0)
+        monkeypatch.setattr("arcbridge.client.session.session_manager.CLOSE_TIMEOUT", 60.0)
         session = make(far, tmp_path)
         async with running(session):
             await echo(session)
@@ -210,7 +210,7 @@ class TestRefusals:
         assert far.requests == []
 
     async def test_an_agent_that_is_silent(self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("arcbridge.client.connection.HANDSHAKE_DEADLINE", 0.2)
+        monkeypatch.setattr("arcbridge.client.session.connection.HANDSHAKE_DEADLINE", 0.2)
         far.silent_agent = True
         with pytest.raises(Unreachable, match="did not answer in time"):
             await make(far, tmp_path).connect_once()
@@ -318,7 +318,7 @@ class TestComingBack:
     async def test_renewal_within_the_session(
         self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("arcbridge.client.session_manager.RENEWAL_RETRY", 0.02)
+        monkeypatch.setattr("arcbridge.client.session.session_manager.RENEWAL_RETRY", 0.02)
         far.auth_answer = AuthOk(subject="alice", expires_in=1)
         config = login(tmp_path)
         async with running(make(far, tmp_path, tokens=Tokens(config, None))) as session:
@@ -357,10 +357,10 @@ class TestComingBack:
     async def test_v18_a_revoked_client_does_not_come_back_with_the_same_token(
         self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, running_session: bool
     ) -> None:
-        monkeypatch.setattr("arcbridge.client.session_manager.FAILURE_HOLD", 0.001)
+        monkeypatch.setattr("arcbridge.client.session.session_manager.FAILURE_HOLD", 0.001)
         # Longer than any machine takes for what follows: after the hold the same token would be tried again.
-        monkeypatch.setattr("arcbridge.client.revocation_hold.FIRST", 3600.0)
-        monkeypatch.setattr("arcbridge.client.revocation_hold.LONGEST", 3600.0)
+        monkeypatch.setattr("arcbridge.client.session.revocation_hold.FIRST", 3600.0)
+        monkeypatch.setattr("arcbridge.client.session.revocation_hold.LONGEST", 3600.0)
         said = "access was revoked: ask the cluster's operator for access"
         accepted = far.auth_answer
         if not running_session:
@@ -404,8 +404,8 @@ class TestComingBack:
         self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """An operator may take a revocation back."""
-        monkeypatch.setattr("arcbridge.client.session_manager.FAILURE_HOLD", 0.001)
-        monkeypatch.setattr("arcbridge.client.revocation_hold.FIRST", 0.2)
+        monkeypatch.setattr("arcbridge.client.session.session_manager.FAILURE_HOLD", 0.001)
+        monkeypatch.setattr("arcbridge.client.session.revocation_hold.FIRST", 0.2)
         async with running(make(far, tmp_path)) as session:
             await session.ready()
             far.sessions[0].close(GoawayCode.REVOKED, "access was revoked")
@@ -422,8 +422,8 @@ class TestComingBack:
     async def test_v18_a_relay_that_refuses_the_revoked_user_does_not_hide_why(
         self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("arcbridge.client.session_manager.FAILURE_HOLD", 0.001)
-        monkeypatch.setattr("arcbridge.client.revocation_hold.FIRST", 0.01)
+        monkeypatch.setattr("arcbridge.client.session.session_manager.FAILURE_HOLD", 0.001)
+        monkeypatch.setattr("arcbridge.client.session.revocation_hold.FIRST", 0.01)
         async with running(make(far, tmp_path)) as session:
             await session.ready()
             far.reply = JoinReply(code=JoinCode.FORBIDDEN)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from arcbridge.client.revocation_hold import FIRST, LONGEST, RevocationHold
+from arcbridge.client.session.revocation_hold import FIRST, LONGEST, RevocationHold
 from arcbridge.errors import PermissionRefused
 
 ERROR = PermissionRefused("revoked")

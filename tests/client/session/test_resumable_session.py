@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from arcbridge.client import resumable_session
 from arcbridge.client.credentials.tokens import ClusterToken
-from arcbridge.client.resumable_session import Renewal
-from arcbridge.client.session_manager import SessionManager
+from arcbridge.client.session import resumable_session
+from arcbridge.client.session.resumable_session import Renewal
+from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.errors import PinMismatch, SessionEnded, Unauthenticated, Unreachable
 from arcbridge.mux.session import MuxSession
 from arcbridge.net.backoff import Backoff
@@ -23,7 +23,7 @@ from arcbridge.wire.limits import Limits
 from arcbridge.wire.records import JoinReply
 from tests.client.echo_stream import BACK, OVER, WAITS, Lines, Stream, events
 from tests.client.far_side import OTHER_CA, FarSide
-from tests.client.test_session_manager import echo, make, running
+from tests.client.session.test_session_manager import echo, make, running
 from tests.support.eventually import until
 
 pytestmark = pytest.mark.usefixtures("soon")
@@ -160,7 +160,7 @@ class TestResuming:
     ) -> None:
         async with running(make(far, tmp_path)) as session:
             stream = await Stream.open(session)
-            monkeypatch.setattr("arcbridge.client.connection.HANDSHAKE_DEADLINE", 0.1)
+            monkeypatch.setattr("arcbridge.client.session.connection.HANDSHAKE_DEADLINE", 0.1)
             far.silent_resume = True
             far.cut()
             await until(lambda: session.failures >= 2)
@@ -379,7 +379,7 @@ class TestReady:
     async def test_it_gets_the_error_of_the_try_under_way(
         self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("arcbridge.client.session_manager.DETACHED_WAIT", 0.1)
+        monkeypatch.setattr("arcbridge.client.session.session_manager.DETACHED_WAIT", 0.1)
         async with running(make(far, tmp_path)) as session:
             stream = await Stream.open(session)
             await far.stop_listening()
@@ -397,7 +397,7 @@ class TestReady:
     async def test_it_waits_for_the_resumption(
         self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: float
     ) -> None:
-        monkeypatch.setattr("arcbridge.client.session_manager.DETACHED_WAIT", patience)
+        monkeypatch.setattr("arcbridge.client.session.session_manager.DETACHED_WAIT", patience)
         async with running(make(far, tmp_path)) as session:
             stream = await Stream.open(session)
             mux = session.current
@@ -419,7 +419,7 @@ class TestReady:
     async def test_a_waiting_caller_makes_it_try_again(
         self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("arcbridge.client.session_manager.FAILURE_HOLD", 0.0)
+        monkeypatch.setattr("arcbridge.client.session.session_manager.FAILURE_HOLD", 0.0)
         monkeypatch.setattr(
             resumable_session, "Backoff", lambda *, cap: Backoff(first=3600.0, cap=7200.0, random=lambda: 0.9)
         )

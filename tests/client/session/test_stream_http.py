@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from arcbridge.client.stream_http import Answer, StreamHttp
+from arcbridge.client.session.stream_http import Answer, StreamHttp
 from arcbridge.errors import ArcbridgeError, ConnectionLost, RemoteProtocolError, StreamReset
 from arcbridge.mux.session import MuxSession
 

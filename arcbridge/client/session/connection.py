@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from arcbridge import __version__
 from arcbridge.client.credentials.tokens import Tokens
-from arcbridge.client.refusal import RETRY_SOON, Shown, raise_user_error
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.relay.relays import Relays, RelaysFailed
+from arcbridge.client.session.refusal import RETRY_SOON, Shown, raise_user_error
 from arcbridge.errors import (
     ArcbridgeError,
     ConfigError,

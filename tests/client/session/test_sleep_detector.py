@@ -6,7 +6,7 @@ import asyncio
 import socket
 from typing import Any
 
-from arcbridge.client.sleep_detector import SLEEP_THRESHOLD, SleepDetector, is_gone, seconds_asleep
+from arcbridge.client.session.sleep_detector import SLEEP_THRESHOLD, SleepDetector, is_gone, seconds_asleep
 
 
 class Transport(asyncio.BaseTransport):

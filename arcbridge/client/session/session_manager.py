@@ -14,15 +14,15 @@ from collections.abc import Callable
 import structlog
 
 from arcbridge import __version__
-from arcbridge.client.connection import Joined, join, shake_hands
 from arcbridge.client.credentials.tokens import ClusterToken, Tokens
-from arcbridge.client.refusal import Shown, is_elsewhere, of_session, raise_user_error
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.relay.relays import Relays
-from arcbridge.client.resumable_session import RETRY_HINT_LIMIT, ResumableSession, ResumableSessionStats
-from arcbridge.client.revocation_hold import RevocationHold
-from arcbridge.client.sleep_detector import CHECK_INTERVAL, SleepDetector
-from arcbridge.client.trust import ClusterTrust
+from arcbridge.client.session.connection import Joined, join, shake_hands
+from arcbridge.client.session.refusal import Shown, is_elsewhere, of_session, raise_user_error
+from arcbridge.client.session.resumable_session import RETRY_HINT_LIMIT, ResumableSession, ResumableSessionStats
+from arcbridge.client.session.revocation_hold import RevocationHold
+from arcbridge.client.session.sleep_detector import CHECK_INTERVAL, SleepDetector
+from arcbridge.client.session.trust import ClusterTrust
 from arcbridge.errors import (
     ArcbridgeError,
     ConnectionLost,

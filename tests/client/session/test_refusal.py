@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from arcbridge.client.refusal import (
+from arcbridge.client.session.refusal import (
     GROUPS_UNAVAILABLE,
     SAID_LIMIT,
     Shown,

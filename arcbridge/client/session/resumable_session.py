@@ -20,11 +20,11 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from arcbridge.client.connection import Joined, join, shake_hands
 from arcbridge.client.credentials.tokens import ClusterToken, Tokens
-from arcbridge.client.refusal import ACCESS_REVOKED, Shown, is_elsewhere, is_unanswered, raise_user_error
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.relay.relays import Relays
+from arcbridge.client.session.connection import Joined, join, shake_hands
+from arcbridge.client.session.refusal import ACCESS_REVOKED, Shown, is_elsewhere, is_unanswered, raise_user_error
 from arcbridge.errors import (
     ArcbridgeError,
     ConnectionLost,
