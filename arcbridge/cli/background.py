@@ -79,7 +79,7 @@ def run_command(invocation: Invocation, foreground: Foreground) -> int:
 
 def _connect(invocation: Invocation, foreground: Foreground) -> int:
     from arcbridge.cli.settings import load_settings
-    from arcbridge.client.kubeconfig import Kubeconfig
+    from arcbridge.client.kubeconfig.entries import Kubeconfig
     from arcbridge.client.service import ClientContext
 
     environment = os.environ
@@ -248,7 +248,7 @@ def repair_contexts(state_dir: Path | None, environment: Mapping[str, str]) -> N
 
     state = StateDirectory.find(state_dir, environment)
     if state.kubeconfigs():
-        from arcbridge.client.kubeconfig_repair import repair_kubeconfigs, running_of
+        from arcbridge.client.kubeconfig.entries.repair import repair_kubeconfigs, running_of
 
         for name in repair_kubeconfigs(state, running_of(state, environment)):
             sys.stderr.write(f'what served context "{plain(name)}" had ended; the kubeconfig says so now\n')
@@ -299,7 +299,7 @@ def _repair_for(invocation: Invocation) -> None:
 
 def _sweep() -> None:
     """Remove the kubeconfigs of commands of `run` that were killed."""
-    from arcbridge.client.private_kubeconfig import sweep
+    from arcbridge.client.kubeconfig.entries.private import sweep
 
     sweep(os.environ)
 

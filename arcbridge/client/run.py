@@ -18,8 +18,8 @@ from typing import Any
 
 from arcbridge.client import child
 from arcbridge.client.cluster_selection import Chosen, check_names, choose, is_pattern
-from arcbridge.client.kubeconfig import Entry, Kubeconfig, render
-from arcbridge.client.private_kubeconfig import KUBECONFIG, private_directory, sweep
+from arcbridge.client.kubeconfig.entries import Entry, Kubeconfig, render
+from arcbridge.client.kubeconfig.entries.private import KUBECONFIG, private_directory, sweep
 from arcbridge.client.served_cluster import ServedCluster
 from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.client.session.session_manager import SessionManager

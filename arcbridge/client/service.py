@@ -28,10 +28,10 @@ from arcbridge.client.credentials.tokens import (
     with_defaults,
 )
 from arcbridge.client.forward import Forward, check_offered, check_target_name
-from arcbridge.client.kubeconfig import Kubeconfig, Merged, render
-from arcbridge.client.kubeconfig_repair import repair_kubeconfigs, running_of
+from arcbridge.client.kubeconfig.entries import Kubeconfig, Merged, render
+from arcbridge.client.kubeconfig.entries.repair import repair_kubeconfigs, running_of
+from arcbridge.client.kubeconfig.running import BACKGROUND, Running
 from arcbridge.client.relay.relays import Relays
-from arcbridge.client.running import BACKGROUND, Running
 from arcbridge.client.served_cluster import ServedCluster, let_close
 from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.client.session.trust import Ask, ClusterTrust

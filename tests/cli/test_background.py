@@ -14,7 +14,7 @@ from arcbridge.cli.background import kept_arguments, naming_relays, settings_of
 from arcbridge.cli.flags import CLIENT
 from arcbridge.cli.parser import parse
 from arcbridge.client.background.connections import Connection, Connections
-from arcbridge.client.kubeconfig import Entry, Kubeconfig
+from arcbridge.client.kubeconfig.entries import Entry, Kubeconfig
 from arcbridge.client.state import StateDirectory
 from arcbridge.errors import ConfigError
 from arcbridge.pki.private_files import try_lock

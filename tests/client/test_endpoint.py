@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from arcbridge.client.endpoint import MAX_UNPROVEN, LocalEndpoint, UnprovenConnections
-from arcbridge.client.kubeconfig import Entry, render
+from arcbridge.client.kubeconfig.entries import Entry, render
 from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.client.state import LocalCertificates, StateDirectory
 from arcbridge.errors import Unauthenticated

@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 
 from arcbridge.client.background.connections import Connection, Connections
-from arcbridge.client.kubeconfig import Kubeconfig
+from arcbridge.client.kubeconfig.entries import Kubeconfig
 from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.settings.config import ClientConfig

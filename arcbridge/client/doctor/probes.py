@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from arcbridge.client.doctor.access_judgement import ContextFacts
 from arcbridge.client.doctor.judgement import CertificateFacts, NameFacts, ProxyFacts, RelayFacts, TcpFacts, TlsFacts
-from arcbridge.client.kubeconfig import MARK, Kubeconfig
+from arcbridge.client.kubeconfig.entries import MARK, Kubeconfig
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.state import StateDirectory
 from arcbridge.errors import ArcbridgeError, ConfigError, Unreachable

@@ -18,7 +18,7 @@ from cryptography import x509
 from arcbridge.client.background.caller import NotRunning
 from arcbridge.client.background.clusters import Clusters, connect_command, settings_key
 from arcbridge.client.background.connections import Connections
-from arcbridge.client.kubeconfig import Kubeconfig
+from arcbridge.client.kubeconfig.entries import Kubeconfig
 from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.client.state import StateDirectory
 from arcbridge.errors import ArcbridgeError, StateError, Unreachable

@@ -8,7 +8,7 @@ import pytest
 
 from arcbridge.client.background.connections import Connection, Connections
 from arcbridge.client.background.removal import choose, remove_connection
-from arcbridge.client.kubeconfig import Entry, Kubeconfig
+from arcbridge.client.kubeconfig.entries import Entry, Kubeconfig
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.settings.config import ClientConfig
 

@@ -16,8 +16,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from arcbridge.client.kubeconfig import MARK, Entry, Kubeconfig, Merged
-from arcbridge.client.running import BACKGROUND
+from arcbridge.client.kubeconfig.entries import MARK, Entry, Kubeconfig, Merged
+from arcbridge.client.kubeconfig.running import BACKGROUND
 
 CLUSTERS = ("berlin", "munich", "prod")
 FOREIGN = ("home", "office", "prod-of-others")

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from arcbridge.client.background.place import Place
-from arcbridge.client.kubeconfig import Kubeconfig
-from arcbridge.client.running import Running
+from arcbridge.client.kubeconfig.entries import Kubeconfig
+from arcbridge.client.kubeconfig.running import Running
 from arcbridge.client.state import StateDirectory
 from arcbridge.errors import ArcbridgeError
 

@@ -6,13 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from arcbridge.client.running import BACKGROUND, Running
+from arcbridge.client.kubeconfig.running import BACKGROUND, Running
 from arcbridge.pki.private_files import ensure_private_directory, try_lock
 
 CODE = """
 import sys
 from pathlib import Path
-from arcbridge.client.running import Running
+from arcbridge.client.kubeconfig.running import Running
 print(Running(Path(sys.argv[1])).begin(), flush=True)
 sys.stdin.read()
 """
