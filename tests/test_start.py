@@ -98,7 +98,7 @@ OTHERS = (
         "arcbridge.client.credentials.login",
         "arcbridge.client.credentials.issuer",
         "arcbridge.client.directory",
-        "arcbridge.client.metrics",
+        "arcbridge.client.serving.metrics",
     ),
     *("arcbridge.pki.authority", "arcbridge.pki.enrolment", "arcbridge.pki.credentials"),
 )

@@ -20,8 +20,8 @@ from arcbridge.client import child
 from arcbridge.client.cluster_selection import Chosen, check_names, choose, is_pattern
 from arcbridge.client.kubeconfig.entries import Entry, Kubeconfig, render
 from arcbridge.client.kubeconfig.entries.private import KUBECONFIG, private_directory, sweep
-from arcbridge.client.served_cluster import ServedCluster
 from arcbridge.client.service import ClientContext, Terminal
+from arcbridge.client.serving.served_cluster import ServedCluster
 from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.errors import ArcbridgeError, ConfigError, PinMismatch
 from arcbridge.net.loopback import listen_local

@@ -27,12 +27,12 @@ from arcbridge.client.credentials.tokens import (
     refuse_contradictions,
     with_defaults,
 )
-from arcbridge.client.forward import Forward, check_offered, check_target_name
 from arcbridge.client.kubeconfig.entries import Kubeconfig, Merged, render
 from arcbridge.client.kubeconfig.entries.repair import repair_kubeconfigs, running_of
 from arcbridge.client.kubeconfig.running import BACKGROUND, Running
 from arcbridge.client.relay.relays import Relays
-from arcbridge.client.served_cluster import ServedCluster, let_close
+from arcbridge.client.serving.forward import Forward, check_offered, check_target_name
+from arcbridge.client.serving.served_cluster import ServedCluster, let_close
 from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.client.session.trust import Ask, ClusterTrust
 from arcbridge.client.settings import required
@@ -437,7 +437,7 @@ async def _observe(
     """Start the listener of metrics and health, if one is configured, and return it; raises ConfigError."""
     if not config.observe.listen:
         return None
-    from arcbridge.client.metrics import register
+    from arcbridge.client.serving.metrics import register
     from arcbridge.observe.health import Checks
     from arcbridge.observe.metrics import Metrics
     from arcbridge.observe.server import ObserveServer

@@ -70,7 +70,7 @@ def short_lives(patch: pytest.MonkeyPatch) -> None:
     """Let the client certificate end within seconds, and be looked at as often."""
     patch.setattr("arcbridge.client.state.CLIENT_CERTIFICATE_LIFE", 2.0)
     patch.setattr("arcbridge.client.state.SERVER_CERTIFICATE_REUSE", 0.0)
-    patch.setattr("arcbridge.client.served_cluster.RENEWAL_CHECK", 0.05)
+    patch.setattr("arcbridge.client.serving.served_cluster.RENEWAL_CHECK", 0.05)
 
 
 @contextlib.asynccontextmanager

@@ -26,8 +26,8 @@ from arcbridge.client.background.removal import SettingsOf, choose, remove_conne
 from arcbridge.client.kubeconfig.entries import Entry, Kubeconfig
 from arcbridge.client.kubeconfig.entries.repair import running_of
 from arcbridge.client.kubeconfig.running import BACKGROUND
-from arcbridge.client.served_cluster import ServedCluster
 from arcbridge.client.service import ClientContext, Terminal
+from arcbridge.client.serving.served_cluster import ServedCluster
 from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unreachable
 from arcbridge.net.backoff import Backoff
 from arcbridge.settings.config import ClientConfig

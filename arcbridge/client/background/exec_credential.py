@@ -12,7 +12,7 @@ from typing import Any
 
 from arcbridge.client.credentials.jwt_unverified import read_unverified
 from arcbridge.client.credentials.tokens import read_token
-from arcbridge.client.served_cluster import ServedCluster
+from arcbridge.client.serving.served_cluster import ServedCluster
 
 RENEW_BEFORE = 3600.0
 """Seconds before the certificate's end at which kubectl is to ask again."""

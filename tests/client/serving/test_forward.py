@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.client import forward as forward_module
-from arcbridge.client.forward import Forward, check_offered, check_target_name, reason
+from arcbridge.client.serving import forward as forward_module
+from arcbridge.client.serving.forward import Forward, check_offered, check_target_name, reason
 from arcbridge.errors import ConfigError, PermissionRefused, SessionEnded, StreamReset
 from arcbridge.net.join import JoinCode
 from arcbridge.net.loopback import listen_at

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from arcbridge.client.endpoint import MAX_UNPROVEN, LocalEndpoint, UnprovenConnections
 from arcbridge.client.kubeconfig.entries import Entry, render
+from arcbridge.client.serving.endpoint import MAX_UNPROVEN, LocalEndpoint, UnprovenConnections
 from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.client.state import LocalCertificates, StateDirectory
 from arcbridge.errors import Unauthenticated

@@ -5,9 +5,9 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any, cast
 
-from arcbridge.client.endpoint import EndpointStats
-from arcbridge.client.forward import ForwardStats
-from arcbridge.client.metrics import register
+from arcbridge.client.serving.endpoint import EndpointStats
+from arcbridge.client.serving.forward import ForwardStats
+from arcbridge.client.serving.metrics import register
 from arcbridge.client.session.resumable_session import ResumableSessionStats
 from arcbridge.observe.metrics import Metrics
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from arcbridge.client.served_cluster import ServedCluster
 from arcbridge.client.service import ClientContext, Terminal
+from arcbridge.client.serving.served_cluster import ServedCluster
 from arcbridge.errors import StateError
 from arcbridge.net.loopback import PortInUse
 from arcbridge.pki.authority import certificate_validity
@@ -113,7 +113,7 @@ async def test_a_certificate_that_is_not_written_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each minute, and not with the next certificate in months; a lock, a full disk or half of a file is soon over."""
-    monkeypatch.setattr("arcbridge.client.served_cluster.RENEWAL_CHECK", 0.01)
+    monkeypatch.setattr("arcbridge.client.serving.served_cluster.RENEWAL_CHECK", 0.01)
     now = time.time() - 245 * DAY
     one = served(tmp_path, port=0, clock=lambda: now)
     one.bind()

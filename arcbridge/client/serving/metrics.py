@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from arcbridge.client.endpoint import EndpointStats
-from arcbridge.client.forward import ForwardStats
+from arcbridge.client.serving.endpoint import EndpointStats
+from arcbridge.client.serving.forward import ForwardStats
 from arcbridge.client.session.resumable_session import DETACHED_BOUNDS, REASONS
 from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.observe.metrics import Buckets, Metrics
