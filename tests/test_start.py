@@ -97,7 +97,7 @@ OTHERS = (
     *(
         "arcbridge.client.credentials.login",
         "arcbridge.client.credentials.issuer",
-        "arcbridge.client.directory",
+        "arcbridge.client.commands.directory",
         "arcbridge.client.serving.metrics",
     ),
     *("arcbridge.pki.authority", "arcbridge.pki.enrolment", "arcbridge.pki.credentials"),

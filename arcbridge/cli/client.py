@@ -147,7 +147,7 @@ def _run(invocation: Invocation, config: ClientConfig, token: str) -> int:
     parallel = _parallel(invocation.text("parallel"))
     # What the command writes is all that is written, unless something is wrong.
     configure_logging(config, default_level="warning")
-    from arcbridge.client.run import PARALLEL, run_command
+    from arcbridge.client.commands.run import PARALLEL, run_command
 
     def report(cluster: str, message: str) -> None:
         print_error(f"{cluster}: {message}")
@@ -225,7 +225,7 @@ def _tell_of_update(context: ClientContext) -> None:
 
 async def _clusters(invocation: Invocation, context: ClientContext) -> int:
     output = invocation.text("output", "table")
-    from arcbridge.client.directory import list_clusters
+    from arcbridge.client.commands.directory import list_clusters
 
     found = await list_clusters(context.relays, context.tokens)
     context.state.keep_cluster_names([str(one["name"]) for one in found])
@@ -277,7 +277,7 @@ def _seconds(value: object) -> float:
 async def _status(invocation: Invocation, context: ClientContext) -> int:
     """Check each step of the way in its order: login, relay, cluster; the first that fails gives the exit code."""
     output = invocation.text("output", "table")
-    from arcbridge.client.directory import list_clusters
+    from arcbridge.client.commands.directory import list_clusters
 
     steps: list[dict[str, Any]] = []
     code: int = ExitCode.DONE
@@ -397,7 +397,7 @@ async def _speedtest(invocation: Invocation, context: ClientContext) -> int:
     if not cluster:
         raise ConfigError("cluster: required but not set; name it: `arcbridge speedtest NAME`")
     seconds = _reading_time(invocation.text("seconds"))
-    from arcbridge.client.speedtest import DURATION, measure
+    from arcbridge.client.commands.speedtest import DURATION, measure
 
     found = await measure(context, cluster, seconds or DURATION)
     if output in ("json", "yaml"):

@@ -42,11 +42,11 @@ def _login(invocation: Invocation, config: ClientConfig) -> int:
 
 async def _log_in(config: ClientConfig, relays: tuple[str, ...], *, renew: bool, named: set[str]) -> int:
     from arcbridge.cli.terminal import ask_yes, configure_logging, terminal
+    from arcbridge.client.commands.sign_in import logged_in, trusted, with_profile
     from arcbridge.client.credentials.identity_summary import user_name
     from arcbridge.client.credentials.jwt_unverified import claims_unverified
     from arcbridge.client.relay.relay_profile import RelayProfiles, fill
     from arcbridge.client.service import ClientContext
-    from arcbridge.client.sign_in import logged_in, trusted, with_profile
     from arcbridge.client.state import StateDirectory
 
     configure_logging(config, default_level="warning")
@@ -108,8 +108,8 @@ async def _log_out(config: ClientConfig) -> int:
 
 async def _forget(config: ClientConfig) -> bool:
     """Forget a login's tokens here, and have the issuer void the refresh token; says whether there were any."""
+    from arcbridge.client.commands.sign_in import revoke
     from arcbridge.client.credentials.identity_summary import cache_of
-    from arcbridge.client.sign_in import revoke
     from arcbridge.client.state import StateDirectory
 
     login = config.login
@@ -154,7 +154,7 @@ def _whoami(invocation: Invocation, config: ClientConfig) -> int:
 async def _check(config: ClientConfig) -> int:
     """Ask the relay; raises what it says of the login."""
     from arcbridge.cli.terminal import configure_logging, terminal
-    from arcbridge.client.directory import list_clusters
+    from arcbridge.client.commands.directory import list_clusters
     from arcbridge.client.service import ClientContext
 
     configure_logging(config, default_level="warning")

@@ -155,7 +155,7 @@ def _not_before(token: str) -> float:
 
 
 async def _behind_relay(context: ClientContext, tokens: Tokens, cluster: str, login: LoginFacts) -> list[Finding]:
-    from arcbridge.client.directory import list_clusters
+    from arcbridge.client.commands.directory import list_clusters
 
     behind = ("agent", "session", "API server") if cluster else ()
     names: list[str] = []

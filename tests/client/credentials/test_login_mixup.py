@@ -21,12 +21,12 @@ from aiohttp import web
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from arcbridge.client.commands.sign_in import revoke
 from arcbridge.client.credentials.issuer import IssuerEndpoints
 from arcbridge.client.credentials.jwt_unverified import read_unverified
 from arcbridge.client.credentials.login import Login
 from arcbridge.client.credentials.login_callback import redirect_path
 from arcbridge.client.credentials.token_cache import TokenCache, TokenSet
-from arcbridge.client.sign_in import revoke
 from arcbridge.errors import ConfigError, Unauthenticated
 from arcbridge.settings.config import LoginConfig
 from tests.client.login_station import Terminal, with_browser

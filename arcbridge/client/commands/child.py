@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from arcbridge.client.line_prefix import LinePrefix
+from arcbridge.client.commands.line_prefix import LinePrefix
 from arcbridge.errors import CommandNotFound, ExitCode
 
 STOP_TIMEOUT = 5.0

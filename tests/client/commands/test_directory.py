@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from arcbridge.client.commands.directory import list_clusters
 from arcbridge.client.credentials.tokens import Tokens
-from arcbridge.client.directory import list_clusters
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.relay.relays import Relays
 from arcbridge.errors import PermissionRefused, Unauthenticated, Unreachable

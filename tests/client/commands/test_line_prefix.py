@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcbridge.client.line_prefix import LONGEST, LinePrefix
+from arcbridge.client.commands.line_prefix import LONGEST, LinePrefix
 
 
 @given(st.lists(st.binary(max_size=20)))

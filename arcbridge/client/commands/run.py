@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from arcbridge.client import child
-from arcbridge.client.cluster_selection import Chosen, check_names, choose, is_pattern
+from arcbridge.client.commands import child
+from arcbridge.client.commands.cluster_selection import Chosen, check_names, choose, is_pattern
 from arcbridge.client.kubeconfig.entries import Entry, Kubeconfig, render
 from arcbridge.client.kubeconfig.entries.private import KUBECONFIG, private_directory, sweep
 from arcbridge.client.service import ClientContext, Terminal
@@ -85,7 +85,7 @@ async def run_command(
 async def _choose(context: ClientContext, wanted: Sequence[str]) -> list[Chosen]:
     listed: list[dict[str, Any]] = []
     if any(is_pattern(name) for name in wanted):
-        from arcbridge.client.directory import list_clusters  # aiohttp: a quarter of a second
+        from arcbridge.client.commands.directory import list_clusters  # aiohttp: a quarter of a second
 
         listed = await list_clusters(context.relays, context.tokens)
     return choose(wanted, listed)

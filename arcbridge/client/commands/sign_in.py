@@ -17,12 +17,12 @@ from typing import Any
 
 import structlog
 
+from arcbridge.client.commands.first_contact import Contact, ask_known, ask_relay, check_known
 from arcbridge.client.credentials.audience_parameters import overlap
 from arcbridge.client.credentials.client_authentication import ClientAuthentication
 from arcbridge.client.credentials.issuer import Issuer, IssuerError
 from arcbridge.client.credentials.login_question import Line, flags, layout, login_lines, quoted, shown
 from arcbridge.client.credentials.token_cache import TokenSet
-from arcbridge.client.first_contact import Contact, ask_known, ask_relay, check_known
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.relay.relay_profile import (
     LoginOffer,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.client import child
-from arcbridge.client.child import Signals, environment_for, exit_code, not_found, worst
+from arcbridge.client.commands import child
+from arcbridge.client.commands.child import Signals, environment_for, exit_code, not_found, worst
 from arcbridge.errors import CommandNotFound
 
 DIRECTORY = Path("/private")

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from arcbridge.client import first_contact
-from arcbridge.client.first_contact import ask_known, ask_relay, check_known
+from arcbridge.client.commands import first_contact
+from arcbridge.client.commands.first_contact import ask_known, ask_relay, check_known
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.relay.relay_profile import LoginOffer, RelayProfile
 from arcbridge.errors import ConnectionLost, PinMismatch, Unreachable

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from arcbridge.client.speedtest import Measurement, Reading, RoundTrips
+from arcbridge.client.commands.speedtest import Measurement, Reading, RoundTrips
 
 
 def measurement(reading: Reading) -> Measurement:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from arcbridge.client.cluster_selection import Chosen, check_names, choose, is_pattern
+from arcbridge.client.commands.cluster_selection import Chosen, check_names, choose, is_pattern
 from arcbridge.errors import ConfigError, Unreachable
 
 LISTED = [

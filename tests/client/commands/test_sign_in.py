@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from arcbridge.client.commands.sign_in import logged_in, revoke, trusted, with_profile
 from arcbridge.client.credentials.token_cache import TokenSet
 from arcbridge.client.relay.relay_profile import RelayProfiles
-from arcbridge.client.sign_in import logged_in, revoke, trusted, with_profile
 from arcbridge.errors import ConfigError, PinMismatch, StateError, Unreachable
 from arcbridge.pki.authority import Authority
 from arcbridge.settings.config import ClientConfig, LoginConfig

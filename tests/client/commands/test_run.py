@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from arcbridge.client.run import run_command
+from arcbridge.client.commands.run import run_command
 from arcbridge.client.service import Terminal
 from arcbridge.errors import ArcbridgeError, CommandNotFound, ConfigError, PermissionRefused, PinMismatch
 from arcbridge.net.join import JoinCode
