@@ -24,7 +24,7 @@ from arcbridge.client.background.caller import (
     leave_terminal,
     request,
 )
-from arcbridge.client.background.place import Place
+from arcbridge.client.background_paths import Place
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, StateError
 from arcbridge.settings.choices import PROGRAM
 

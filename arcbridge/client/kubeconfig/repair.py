@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from arcbridge.client.background.place import Place
+from arcbridge.client.background_paths import Place
 from arcbridge.client.kubeconfig.entries import Kubeconfig
 from arcbridge.client.kubeconfig.running import Running
 from arcbridge.client.state import StateDirectory

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from arcbridge.client.background.caller import answer_of, exchange, request
-from arcbridge.client.background.place import Place
 from arcbridge.client.background.process import run_background
+from arcbridge.client.background_paths import Place
 from arcbridge.errors import ConfigError
 from arcbridge.settings.config import ClientConfig
 from tests.client.far_side import CLUSTER, CLUSTER_CA, RELAY_CA, FarSide

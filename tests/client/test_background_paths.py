@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.client.background.place import SOCKET_LIMIT, Place
+from arcbridge.client.background_paths import SOCKET_LIMIT, Place
 from arcbridge.errors import StateError
 
 
