@@ -12,8 +12,9 @@ import re
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
+from arcbridge.observe.foreign_text import clean
+
 from .diagnosis import Finding, failed, ok, skipped, warning
-from .foreign_text import clean
 
 DEADLINE: Final = 5.0
 """Seconds for one page; metrics of several workers are gathered first."""

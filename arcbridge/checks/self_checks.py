@@ -15,10 +15,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from arcbridge.observe.foreign_text import clean
+from arcbridge.observe.health import Checks
+from arcbridge.observe.metrics import Metrics
+
 from .diagnosis import Finding, State
-from .foreign_text import clean
-from .health import Checks
-from .metrics import Metrics
 
 EVERY: Final = 60.0
 """Seconds between two looks, on average."""

@@ -248,7 +248,7 @@ def repair_contexts(state_dir: Path | None, environment: Mapping[str, str]) -> N
 
     state = StateDirectory.find(state_dir, environment)
     if state.kubeconfigs():
-        from arcbridge.client.kubeconfig.entries.repair import repair_kubeconfigs, running_of
+        from arcbridge.client.kubeconfig.repair import repair_kubeconfigs, running_of
 
         for name in repair_kubeconfigs(state, running_of(state, environment)):
             sys.stderr.write(f'what served context "{plain(name)}" had ended; the kubeconfig says so now\n')
@@ -299,7 +299,7 @@ def _repair_for(invocation: Invocation) -> None:
 
 def _sweep() -> None:
     """Remove the kubeconfigs of commands of `run` that were killed."""
-    from arcbridge.client.kubeconfig.entries.private import sweep
+    from arcbridge.client.kubeconfig.private import sweep
 
     sweep(os.environ)
 

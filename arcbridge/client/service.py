@@ -28,7 +28,7 @@ from arcbridge.client.credentials.tokens import (
     with_defaults,
 )
 from arcbridge.client.kubeconfig.entries import Kubeconfig, Merged, render
-from arcbridge.client.kubeconfig.entries.repair import repair_kubeconfigs, running_of
+from arcbridge.client.kubeconfig.repair import repair_kubeconfigs, running_of
 from arcbridge.client.kubeconfig.running import BACKGROUND, Running
 from arcbridge.client.relay.relays import Relays
 from arcbridge.client.serving.forward import Forward, check_offered, check_target_name

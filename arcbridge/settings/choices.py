@@ -1,7 +1,7 @@
 """The words that a setting may take where several layers read it: the command line offers them, a role acts on them.
 
-Each word stands here once (`tests/settings/test_choices.py`). This module imports nothing, because the command line reads it at
-every start, and it checks nothing: what a wrong word leads to is said where settings are read.
+Each word stands here once (`tests/settings/test_choices.py`). This module imports nothing, because the command line
+reads it at every start, and it checks nothing: the readers of settings refuse a wrong word.
 """
 
 from __future__ import annotations

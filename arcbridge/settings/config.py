@@ -1,8 +1,8 @@
 """Settings of the three roles: what each is, its type, unit and default.
 
 Each role's settings are one frozen dataclass whose fields are exactly the keys of its TOML file: the annotated
-files in `config/` document every one. `arcbridge.settings.config_loader` reads them; what is wrong with values the roles'
-`settings.py` say. Secrets are never settings: settings name *files* that hold them.
+files in `config/` document every one. `arcbridge.settings.config_loader` reads them, and each role's `settings.py`
+checks their values. Secrets are never settings: settings name *files* that hold them.
 
 Durations are seconds, sizes bytes, addresses `host:port`.
 """

@@ -1,7 +1,8 @@
 """Where a user's settings, state and cache are on each system: the conventions of platformdirs, without importing it.
 
 Linux and others: the XDG Base Directory Specification. macOS: `~/Library`. Windows: `%LOCALAPPDATA%`. The XDG variables
-count on each of them where they hold an absolute path. `tests/settings/test_user_directories.py` compares with platformdirs.
+count on each of them where they hold an absolute path. `tests/settings/test_user_directories.py` compares with
+platformdirs.
 """
 
 from __future__ import annotations

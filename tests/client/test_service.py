@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import yaml
-from arcbridge.client.kubeconfig.entries.file import KubeconfigFile
 
 from arcbridge.client.credentials.client_credentials import ClientCredentials
+from arcbridge.client.kubeconfig.file import KubeconfigFile
 from arcbridge.client.service import ClientContext, Terminal, run_forward, run_proxy
 from arcbridge.errors import ConfigError, PinMismatch, Unauthenticated, Unreachable
 from arcbridge.net.join import JoinCode

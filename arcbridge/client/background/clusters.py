@@ -24,7 +24,7 @@ from arcbridge.client.background.exec_credential import exec_credential
 from arcbridge.client.background.plugin_trust import refuse_untrusted
 from arcbridge.client.background.removal import SettingsOf, choose, remove_connection
 from arcbridge.client.kubeconfig.entries import Entry, Kubeconfig
-from arcbridge.client.kubeconfig.entries.repair import running_of
+from arcbridge.client.kubeconfig.repair import running_of
 from arcbridge.client.kubeconfig.running import BACKGROUND
 from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.client.serving.served_cluster import ServedCluster

@@ -28,7 +28,7 @@ from arcbridge.client.background.caller import PROTOCOL, peer_user_id, request
 from arcbridge.client.background.clusters import Clusters, Leaving, Settings, settings_key
 from arcbridge.client.background.removal import SettingsOf
 from arcbridge.client.background_paths import Place
-from arcbridge.client.kubeconfig.entries.private import sweep
+from arcbridge.client.kubeconfig.private import sweep
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, StateError, Unreachable
 from arcbridge.pki.private_files import try_lock
 

@@ -19,7 +19,7 @@ from typing import Any
 from arcbridge.client.commands import child
 from arcbridge.client.commands.cluster_selection import Chosen, check_names, choose, is_pattern
 from arcbridge.client.kubeconfig.entries import Entry, Kubeconfig, render
-from arcbridge.client.kubeconfig.entries.private import KUBECONFIG, private_directory, sweep
+from arcbridge.client.kubeconfig.private import KUBECONFIG, private_directory, sweep
 from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.client.serving.served_cluster import ServedCluster
 from arcbridge.client.session.session_manager import SessionManager

@@ -24,8 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from arcbridge.client.kubeconfig.entries.block_yaml import Plain, dump, is_empty
-from arcbridge.client.kubeconfig.entries.file import KubeconfigFile
+from arcbridge.client.kubeconfig.block_yaml import Plain, dump, is_empty
+from arcbridge.client.kubeconfig.file import KubeconfigFile
 from arcbridge.errors import ConfigError, StateError
 
 MARK = "arcbridge.io/managed"

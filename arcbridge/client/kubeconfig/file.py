@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from arcbridge.client.kubeconfig.entries.block_yaml import dump, is_empty, parse
+from arcbridge.client.kubeconfig.block_yaml import dump, is_empty, parse
 from arcbridge.errors import StateError
 from arcbridge.pki.private_files import OPEN_SAFELY, make_directories, refuse_planted
 

@@ -437,7 +437,7 @@ class TestCommand:
 
 
 class TestProofs:
-    """Which tokens `prove` makes a proof for; what is sent with it is in tests/client/session/test_session_manager.py."""
+    """`prove` makes a proof for these tokens; tests/client/session/test_session_manager.py has what is sent with it."""
 
     KEY = ProofKey.generate()
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import yaml
-from arcbridge.client.kubeconfig.entries.block_yaml import Plain, dump, is_empty, parse
 
+from arcbridge.client.kubeconfig.block_yaml import Plain, dump, is_empty, parse
 from arcbridge.errors import StateError
 
 

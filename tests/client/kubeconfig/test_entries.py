@@ -223,7 +223,7 @@ class TestFiles:
     def test_kubectls_lock_is_respected_and_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = tmp_path / "config"
         (tmp_path / "config.lock").write_text("")
-        monkeypatch.setattr("arcbridge.client.kubeconfig.entries.file.LOCK_WAIT", 0.1)
+        monkeypatch.setattr("arcbridge.client.kubeconfig.file.LOCK_WAIT", 0.1)
         with pytest.raises(StateError, match=r"config\.lock exists"):
             at(path).merge(entry(), switch=True)
         assert (tmp_path / "config.lock").exists()
@@ -231,7 +231,8 @@ class TestFiles:
 
     def test_a_lock_of_ours_whose_process_was_killed_is_broken(self, tmp_path: Path) -> None:
         code = (
-            "import os, sys\nfrom pathlib import Path\nfrom arcbridge.client.kubeconfig.entries.file import KubeconfigFile\n"
+            "import os, sys\nfrom pathlib import Path\n"
+            "from arcbridge.client.kubeconfig.file import KubeconfigFile\n"
             "with KubeconfigFile(Path(sys.argv[1])).locked():\n    os._exit(9)\n"
         )
         subprocess.run([sys.executable, "-c", code, str(tmp_path / "config")], check=False, timeout=60)
@@ -250,7 +251,8 @@ class TestFiles:
     def test_parallel_writers_lose_nothing(self, tmp_path: Path) -> None:
         path = tmp_path / "config"
         code = (
-            "import sys\nfrom pathlib import Path\nfrom arcbridge.client.kubeconfig.entries import file as kubeconfig_file\n"
+            "import sys\nfrom pathlib import Path\n"
+            "from arcbridge.client.kubeconfig import file as kubeconfig_file\n"
             "from arcbridge.client.kubeconfig.entries import Entry, Kubeconfig\n"
             "kubeconfig_file.LOCK_WAIT = 60.0  # the lock has no order: on a busy machine one writer may wait for all\n"
             "name = sys.argv[1]\n"

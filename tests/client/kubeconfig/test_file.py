@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
-from arcbridge.client.kubeconfig.entries.file import KubeconfigFile
 
 from arcbridge.client.kubeconfig.entries import file as kubeconfig_file
+from arcbridge.client.kubeconfig.file import KubeconfigFile
 from arcbridge.errors import StateError
 
 

@@ -7,9 +7,9 @@ import stat
 from pathlib import Path
 
 import pytest
-from arcbridge.client.kubeconfig.entries.private import place, private_directory, sweep
 
 from arcbridge.client.kubeconfig.entries import private as private_kubeconfig
+from arcbridge.client.kubeconfig.private import place, private_directory, sweep
 from arcbridge.errors import StateError
 
 

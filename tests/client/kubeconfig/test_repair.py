@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import yaml
-from arcbridge.client.kubeconfig.entries.repair import repair_kubeconfigs, running_of
 
 from arcbridge.client.kubeconfig.entries import Entry, Kubeconfig
+from arcbridge.client.kubeconfig.repair import repair_kubeconfigs, running_of
 from arcbridge.client.state import StateDirectory
 
 
