@@ -12,9 +12,11 @@ import time
 from pathlib import Path
 
 from arcbridge.choices import PROGRAM
-from arcbridge.cli.flags import CLIENT, DOCUMENTS, LIST, flags_of
+from arcbridge.cli.commands import DOCUMENTS
+from arcbridge.cli.flags import CLIENT, LIST, flags_of
 from arcbridge.cli.output import plain, print_document, print_error, print_rows, rfc3339
 from arcbridge.cli.parser import Invocation, UsageError, parse
+from arcbridge.cli.terminal import configure_logging, terminal
 from arcbridge.client.background.caller import (
     READY_VARIABLE,
     NotRunning,
@@ -30,11 +32,11 @@ from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, StateError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Any, TextIO
 
     from arcbridge.client.background.connections import Connection
-    from arcbridge.client.service import ClientContext, Terminal
+    from arcbridge.client.service import ClientContext
     from arcbridge.config import ClientConfig
 
 _NOT_KEPT = ("cluster", "file", "context_switch", "remove_context", "trust_first_use", "observe.log_level",
@@ -57,27 +59,18 @@ _FOLLOW = 0.2
 """Seconds between two looks at a log that is followed."""
 
 
-class Foreground:
-    """What the client's commands share: `terminal` for a stream of lines, and `configure_logging`."""
-
-    __slots__ = ("configure_logging", "terminal")
-
-    def __init__(self, terminal: Callable[[TextIO], Terminal], configure_logging: Callable[..., None]) -> None:
-        self.terminal = terminal
-        self.configure_logging = configure_logging
-
-
-def run_command(invocation: Invocation, foreground: Foreground) -> int:
-    """Run a command of the background process; returns the exit code."""
-    if sys.platform == "win32" and not invocation.switch("ended"):
+def _posix() -> None:
+    """Raise ConfigError on Windows."""
+    if sys.platform == "win32":
         raise ConfigError("there is no background process on Windows; use `arcbridge --role client proxy`")
-    return _COMMANDS[invocation.command[0]](invocation, foreground)
 
 
 # --- connect --------------------------------------------------------------------------------------------------------
 
 
-def _connect(invocation: Invocation, foreground: Foreground) -> int:
+def connect(invocation: Invocation) -> int:
+    """Have clusters served by the background process, one after the other."""
+    _posix()
     from arcbridge.cli.settings import load_settings
     from arcbridge.client.kubeconfig import Kubeconfig
     from arcbridge.client.service import ClientContext
@@ -90,7 +83,7 @@ def _connect(invocation: Invocation, foreground: Foreground) -> int:
     names = list(dict.fromkeys(names))
     _check(invocation, config, names)
     files = [os.path.abspath(file.path) for file in Kubeconfig.find(config.file, environment).files]
-    context = ClientContext(config, foreground.terminal(sys.stderr), environment=environment)
+    context = ClientContext(config, terminal(sys.stderr), environment=environment)
     _repair_known(config.state_dir, environment)
     _sweep()
     kept = naming_relays(kept_arguments(invocation, environment), config)
@@ -107,8 +100,8 @@ def _connect(invocation: Invocation, foreground: Foreground) -> int:
             switch="yes" if switch else "",
         )
         try:
-            _meet(context, name, foreground)
-            answer = _asked(context, line, environment, foreground)
+            _meet(context, name)
+            answer = _asked(context, line, environment)
         except ArcbridgeError as error:
             print_error(error.message)
             code = code or error.exit_code
@@ -144,7 +137,7 @@ def _check(invocation: Invocation, config: ClientConfig, names: Sequence[str]) -
         raise ConfigError("flag --token: connect would have to keep the token; give it in a file with --token-file")
 
 
-def _meet(context: ClientContext, name: str, foreground: Foreground) -> None:
+def _meet(context: ClientContext, name: str) -> None:
     """Decide whether to trust a cluster that is not known here; the process never does.
 
     Without a terminal no question is asked and nothing is done, and the process's refusal says what to do.
@@ -153,7 +146,7 @@ def _meet(context: ClientContext, name: str, foreground: Foreground) -> None:
         return
     from arcbridge.cli.loop import run_until_signal
 
-    foreground.configure_logging(context.config, default_level="warning")
+    configure_logging(context.config, default_level="warning")
 
     async def meet() -> None:
         session = context.session(name)
@@ -166,29 +159,27 @@ def _meet(context: ClientContext, name: str, foreground: Foreground) -> None:
     run_until_signal(meet())
 
 
-def _asked(
-    context: ClientContext, line: bytes, environment: Mapping[str, str], foreground: Foreground
-) -> dict[str, Any]:
+def _asked(context: ClientContext, line: bytes, environment: Mapping[str, str]) -> dict[str, Any]:
     """Ask the process; once more after a login, where one is needed and there is a terminal for it."""
     place = Place.find(environment)
     try:
         return ask(place, line, environment)
     except ArcbridgeError as error:
-        if error.exit_code != ExitCode.LOGIN or not _log_in(context, foreground):
+        if error.exit_code != ExitCode.LOGIN or not _log_in(context):
             raise
     # The process gives the error of its last attempt for a moment (FAILURE_HOLD).
     time.sleep(1.1)
     return ask(place, line, environment)
 
 
-def _log_in(context: ClientContext, foreground: Foreground) -> bool:
+def _log_in(context: ClientContext) -> bool:
     """Log in at the terminal; False where there is none, or no login that a person could do."""
     from arcbridge.cli.loop import run_until_signal
 
     login = context.config.login
     if not context.terminal.may_log_in or not login.issuer or login.grant_type == PROGRAM:
         return False
-    foreground.configure_logging(context.config, default_level="warning")
+    configure_logging(context.config, default_level="warning")
     run_until_signal(context.login().log_in())
     return True
 
@@ -307,7 +298,9 @@ def _sweep() -> None:
 # --- the others -----------------------------------------------------------------------------------------------------
 
 
-def _disconnect(invocation: Invocation, foreground: Foreground) -> int:
+def disconnect(invocation: Invocation) -> int:
+    """Take connections off."""
+    _posix()
     names, every = invocation.texts("name"), invocation.switch("all")
     if every and names:
         raise ConfigError("flag --all: is for all clusters; leave the names out")
@@ -339,7 +332,14 @@ def _disconnect_here(place: Place, names: Sequence[str], every: bool) -> list[di
     return [{"cluster": one.cluster, "context": one.context} for one in chosen]
 
 
-def _status(invocation: Invocation, foreground: Foreground) -> int:
+def status(invocation: Invocation) -> int:
+    """Print what the background process serves."""
+    _posix()
+    if "role" in invocation.given:  # in scripts of releases before December 2026 it examined the way; goes 2027-03-01
+        raise ConfigError(
+            "`status` takes no --role any more: `arcbridge doctor NAME` examines login, relay and cluster, and "
+            "`arcbridge status` alone says what runs here"
+        )
     output = invocation.text("output") or "table"
     _repair_for(invocation)
     _sweep()
@@ -421,7 +421,9 @@ def _size(count: object) -> str:
     return f"{size:.1f} TiB"
 
 
-def _stop(invocation: Invocation, foreground: Foreground) -> int:
+def stop(invocation: Invocation) -> int:
+    """End the background process."""
+    _posix()
     place = Place.find(os.environ)
     try:
         pid = _pid(place)
@@ -460,7 +462,9 @@ def _is_held(lock: str) -> bool:
     return False
 
 
-def _logs(invocation: Invocation, foreground: Foreground) -> int:
+def logs(invocation: Invocation) -> int:
+    """Print its log."""
+    _posix()
     path = Path(Place.find(os.environ).log)
     follow = invocation.switch("follow")
     if not path.exists() and not follow:
@@ -489,7 +493,7 @@ def _logs(invocation: Invocation, foreground: Foreground) -> int:
             return ExitCode.DONE
 
 
-def _credential(invocation: Invocation, foreground: Foreground) -> int:
+def credential(invocation: Invocation) -> int:
     """End what the quick way (`cli.credential`) began: log in, or say an error in words."""
     from arcbridge.client.service import ClientContext
 
@@ -501,16 +505,19 @@ def _credential(invocation: Invocation, foreground: Foreground) -> int:
             f"run `arcbridge connect {name}`, or `arcbridge --role client proxy -n {name}`"
         )
     arguments = sys.argv[sys.argv.index("credential") + 1 :] if "credential" in sys.argv else []
+    _posix()
     # stdout is the credential alone.
-    context = ClientContext(settings_of(arguments, os.environ), foreground.terminal(sys.stderr))
-    answer = _asked(context, request("credential", arguments), os.environ, foreground)
+    context = ClientContext(settings_of(arguments, os.environ), terminal(sys.stderr))
+    answer = _asked(context, request("credential", arguments), os.environ)
     import json
 
     print(json.dumps(answer))
     return ExitCode.DONE
 
 
-def _background(invocation: Invocation, foreground: Foreground) -> int:
+def serve(invocation: Invocation) -> int:
+    """Be the background process."""
+    _posix()
     from functools import partial
     from typing import cast
 
@@ -553,14 +560,3 @@ def _background(invocation: Invocation, foreground: Foreground) -> int:
         tell(f"{error.filename or place.log}: {error.strerror}")
         raise
     return ExitCode.DONE
-
-
-_COMMANDS = {
-    "connect": _connect,
-    "disconnect": _disconnect,
-    "status": _status,
-    "stop": _stop,
-    "logs": _logs,
-    "credential": _credential,
-    "background": _background,
-}

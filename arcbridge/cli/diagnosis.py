@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from arcbridge.cli.flags import DIAGNOSIS_OUTPUTS, DOCUMENTS
+from arcbridge.cli.commands import DIAGNOSIS_OUTPUTS, DOCUMENTS
 from arcbridge.cli.output import format_document, format_rows, plain
 from arcbridge.cli.suggest import unknown
 from arcbridge.errors import ConfigError

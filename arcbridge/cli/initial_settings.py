@@ -34,7 +34,7 @@ _PORT = 443
 _HEADER = re.compile(r"#?\[+([^\[\]]+)\]+")
 
 
-def run_init(invocation: Invocation) -> int:
+def init(invocation: Invocation) -> int:
     """Write the files, say what is still to be edited, and print the next command; returns the exit code."""
     directory = _directory(invocation, os.environ)
     files = initial_files(invocation, root=_is_root())

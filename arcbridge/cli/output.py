@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
-from arcbridge.cli.flags import LIST_OUTPUTS
+from arcbridge.cli.commands import LIST_OUTPUTS
 from arcbridge.cli.suggest import unknown
 from arcbridge.errors import ArcbridgeError, ConfigError
 

@@ -26,7 +26,7 @@ from arcbridge.errors import ConfigError
 from arcbridge.user_directories import shared_settings, user_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from arcbridge.problems import Place, Problem
 
@@ -228,8 +228,8 @@ def _refuse_settings_of_others(file: Path, status: os.stat_result) -> None:
         )
 
 
-def _own_flags(invocation: Invocation) -> tuple[Flag, ...]:
-    from arcbridge.cli.flags import find_command
+def _own_flags(invocation: Invocation) -> Sequence[Flag]:
+    from arcbridge.cli.commands import find_command
 
     return find_command(invocation.role, invocation.command).flags
 
