@@ -331,7 +331,7 @@ def test_the_environment_is_read_in_the_command_line_alone() -> None:
         "arcbridge.agent.kube.apiserver",  # KUBERNETES_SERVICE_HOST, set by the kubelet
         "arcbridge.client.service",  # the default of an argument: KUBECONFIG, XDG_*
         "arcbridge.single_file",  # what the loader of that file leaves in it
-        "arcbridge.client.login",  # handed on to the user's own token command
+        "arcbridge.client.credentials.login",  # handed on to the user's own token command
     }
     wrong = []
     for file in sorted(PACKAGE.rglob("*.py")):
@@ -343,7 +343,9 @@ def test_the_environment_is_read_in_the_command_line_alone() -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("module", ["arcbridge", "arcbridge.config_loader", "arcbridge.errors", "arcbridge.cli.parser"])
+@pytest.mark.parametrize(
+    "module", ["arcbridge", "arcbridge.settings.config_loader", "arcbridge.errors", "arcbridge.cli.parser"]
+)
 def test_start_loads_nothing_slow(module: str) -> None:
     """Ask the interpreter what it loaded: that counts imports at any depth, where the test above reads the source."""
     code = f"import sys, {module}; print(*sorted(set(m.split('.')[0] for m in sys.modules)))"

@@ -33,9 +33,9 @@ CUT: dict[str, tuple[str, ...]] = {
     "agent/accounts": ("loop",),
     "agent/sessions": ("bound_tokens", "limits", "resumption", "revocation"),
     "agent/kube/proxy": ("audit", "hostile"),
-    "client/login": ("mixup", "tokens"),
-    "client/resumable_session": ("moving",),
-    "relay/api": ("limits",),
+    "client/credentials/login": ("mixup", "tokens"),
+    "client/session/resumable_session": ("moving",),
+    "relay/http/api": ("limits",),
     "wire/resumption": ("rules",),
     "wire/session": ("endings", "hostile", "liveness"),
 }

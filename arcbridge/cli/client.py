@@ -12,8 +12,8 @@ from arcbridge.cli.output import print_document, print_error, print_rows, print_
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.settings import load_settings
 from arcbridge.cli.terminal import configure_logging, terminal
-from arcbridge.config import ClientConfig
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, StateError
+from arcbridge.settings.config import ClientConfig
 from arcbridge.single_file import executable
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def run(invocation: Invocation) -> int:
     parallel = _parallel(invocation.text("parallel"))
     # What the command writes is all that is written, unless something is wrong.
     configure_logging(config, default_level="warning")
-    from arcbridge.client.run import PARALLEL, run_command
+    from arcbridge.client.commands.run import PARALLEL, run_command
 
     def report(cluster: str, message: str) -> None:
         print_error(f"{cluster}: {message}")
@@ -222,7 +222,7 @@ def _tell_of_update(context: ClientContext) -> None:
     except ArcbridgeError:
         return  # no relay is set
     if relay is not None and relay.offered_client:
-        from arcbridge.client.update_notice import tell
+        from arcbridge.client.relay.update_notice import tell
 
         tell(relay.offered_client, relay.address.url, context.state.cache, sys.stderr, os.environ)
 
@@ -230,7 +230,7 @@ def _tell_of_update(context: ClientContext) -> None:
 @_answering
 async def clusters(invocation: Invocation, context: ClientContext) -> int:
     output = invocation.text("output", "table")
-    from arcbridge.client.directory import list_clusters
+    from arcbridge.client.commands.directory import list_clusters
 
     found = await list_clusters(context.relays, context.tokens)
     context.state.keep_cluster_names([str(one["name"]) for one in found])
@@ -300,10 +300,10 @@ def doctor(invocation: Invocation) -> int:
     output = invocation.text("output", "table")
     # What it finds is on stdout; the log would tell it twice.
     configure_logging(config, default_level="error")
+    from arcbridge.checks.diagnosis import failed
     from arcbridge.client.doctor.codes import exit_code
     from arcbridge.client.doctor.examination import examine
     from arcbridge.client.service import ClientContext, Terminal
-    from arcbridge.observe.diagnosis import failed
 
     try:
         cluster = _one_cluster(invocation, config)
@@ -324,7 +324,7 @@ async def speedtest(invocation: Invocation, context: ClientContext) -> int:
     if not cluster:
         raise ConfigError("cluster: required but not set; name it: `arcbridge speedtest NAME`")
     seconds = _reading_time(invocation.text("seconds"))
-    from arcbridge.client.speedtest import DURATION, measure
+    from arcbridge.client.commands.speedtest import DURATION, measure
 
     found = await measure(context, cluster, seconds or DURATION)
     if output in DOCUMENTS:
@@ -361,7 +361,7 @@ def _one_cluster(invocation: Invocation, config: ClientConfig) -> str:
 def key(invocation: Invocation) -> int:
     """Print what binds tokens to the key of the settings, which is made if it is not there."""
     config, _ = _start(invocation)
-    from arcbridge.client import proof_keys
+    from arcbridge.client.credentials import proof_keys
 
     file, output = config.login.proof_key_file, invocation.text("output", "table")
     if file is None:

@@ -19,7 +19,7 @@ from arcbridge.errors import ExitCode
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from arcbridge.problems import Problem
+    from arcbridge.settings.problems import Problem
 
 
 def show(invocation: Invocation) -> int:
@@ -35,7 +35,7 @@ def show(invocation: Invocation) -> int:
 
 def find_problems(invocation: Invocation, environment: Mapping[str, str]) -> list[Problem]:
     """Return everything that is wrong with the settings of the invocation's role, each with its place."""
-    from arcbridge.problems import located
+    from arcbridge.settings.problems import located
 
     config, wrong = read_settings(invocation, environment)
     found = [problem_of(error) for error in wrong]
@@ -52,7 +52,7 @@ def find_problems(invocation: Invocation, environment: Mapping[str, str]) -> lis
 
 def check(invocation: Invocation) -> int:
     """Print what is wrong; 2 where a start would fail."""
-    from arcbridge.problems import Severity
+    from arcbridge.settings.problems import Severity
 
     output = invocation.text("output", "text")
     found = find_problems(invocation, os.environ)

@@ -10,11 +10,11 @@ from arcbridge.cli.commands import DOCUMENTS
 from arcbridge.cli.output import format_document, format_rows, print_warning, rfc3339
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.settings import load_settings
-from arcbridge.config import RelayConfig
 from arcbridge.errors import ExitCode
 from arcbridge.observe import logging
 from arcbridge.relay import admin
 from arcbridge.relay.settings import require_complete
+from arcbridge.settings.config import RelayConfig
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -99,7 +99,7 @@ def _run(invocation: Invocation) -> int:
 def _with_places(error: ConfigError, invocation: Invocation) -> ConfigError:
     """Return the same error; one of settings says where each of them was given."""
     from arcbridge.cli.settings import place_of
-    from arcbridge.problems import SettingsRefused, located
+    from arcbridge.settings.problems import SettingsRefused, located
 
     if not isinstance(error, SettingsRefused):
         return error

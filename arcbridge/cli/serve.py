@@ -78,9 +78,9 @@ def doctor(invocation: Invocation) -> int:
     config = load_settings(invocation, os.environ)
     import asyncio
 
+    from arcbridge.checks.diagnosis import first_failure
     from arcbridge.cli.diagnosis import format_findings
     from arcbridge.observe import logging
-    from arcbridge.observe.diagnosis import first_failure
 
     logging.configure(invocation.role, "critical", config.observe.log_format)
     diagnose = import_module(f"arcbridge.{invocation.role}.doctor").diagnose

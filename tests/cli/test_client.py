@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from arcbridge.cli.client import _ago, _parallel, _reading_time, without_token
-from arcbridge.client import proof_keys
+from arcbridge.client.credentials import proof_keys
 from arcbridge.client.state import StateDirectory
 from arcbridge.errors import ConfigError, ExitCode
 from arcbridge.net.join import JoinCode

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import structlog
 
-from arcbridge.client import relays as relays_module
-from arcbridge.client import resumable_session
+from arcbridge.client.relay import relays as relays_module
+from arcbridge.client.session import resumable_session
 from arcbridge.net.backoff import Backoff
 from tests.client.echo_stream import Lines
 from tests.client.far_side import FarSide
