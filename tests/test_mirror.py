@@ -13,7 +13,7 @@ TESTS = ROOT / "tests"
 WITHOUT_TEST: dict[str, str] = {
     "__main__": "two lines; tests/test_start.py runs it as a process",
     "agent/agent_session": "with `sessions`, in whose tests sessions are opened, resumed and ended",
-    "config": "declarations; the tests of `config_loader` load them",
+    "settings/config": "declarations; the tests of `config_loader` load them",
     "errors": "declarations; each is tested where it is raised",
 }
 

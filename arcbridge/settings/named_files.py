@@ -199,7 +199,7 @@ def check_pair(
         warn_of_readers(problems, key_setting, key_path)
     if data is None or key_data is None:
         return
-    from arcbridge.net.tls import load_chain
+    from arcbridge.pki.chain import load_chain
 
     try:
         text = data.decode("ascii")

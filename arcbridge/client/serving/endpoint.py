@@ -38,8 +38,8 @@ from arcbridge.mux.session import MuxSession
 from arcbridge.mux.splice import SpliceResult, TransportSplice, reset_transport
 from arcbridge.net.descriptors import explain
 from arcbridge.net.sockets import ACCEPT_PAUSE, AcceptLoop
-from arcbridge.net.tls import load_chain
 from arcbridge.net.tlstransport import accept_tls
+from arcbridge.pki.chain import load_chain
 from arcbridge.wire.frames import ResetCode
 
 TARGET = "kubernetes"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.client.kubeconfig.entries import file as kubeconfig_file
+from arcbridge.client.kubeconfig import file as kubeconfig_file
 from arcbridge.client.kubeconfig.file import KubeconfigFile
 from arcbridge.errors import StateError
 

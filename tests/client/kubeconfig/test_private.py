@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.client.kubeconfig.entries import private as private_kubeconfig
+from arcbridge.client.kubeconfig import private as private_kubeconfig
 from arcbridge.client.kubeconfig.private import place, private_directory, sweep
 from arcbridge.errors import StateError
 
