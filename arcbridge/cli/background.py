@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 from arcbridge.cli.commands import DOCUMENTS
-from arcbridge.cli.flags import CLIENT, LIST, flags_of
 from arcbridge.cli.output import plain, print_document, print_error, print_rows, rfc3339
 from arcbridge.cli.parser import Invocation, UsageError, parse
 from arcbridge.cli.terminal import configure_logging, terminal
@@ -29,6 +28,7 @@ from arcbridge.client.background.caller import (
 from arcbridge.client.background_paths import Place
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, StateError
 from arcbridge.settings.choices import PROGRAM
+from arcbridge.settings.flags import CLIENT, LIST, flags_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ Parser, help, completion and dispatch (`run`) follow from this one table. A func
 
 from __future__ import annotations
 
-from arcbridge.cli.flags import AGENT, CLIENT, LIST, RELAY, ROLES, Flag
+from arcbridge.settings.flags import AGENT, CLIENT, LIST, RELAY, ROLES, Flag
 
 DOCUMENTS = ("json", "yaml")
 """The formats of `--output` in which everything is printed, for programs; each command has them."""

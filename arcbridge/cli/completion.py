@@ -9,9 +9,9 @@ from __future__ import annotations
 import sys
 
 from arcbridge.cli.commands import COMMANDS, commands_of
-from arcbridge.cli.flags import CLIENT, ROLES, Flag, flags_of
 from arcbridge.cli.parser import Invocation
 from arcbridge.errors import ExitCode
+from arcbridge.settings.flags import CLIENT, ROLES, Flag, flags_of
 
 _CLUSTERS = '"${XDG_CACHE_HOME:-$HOME/.cache}/arcbridge/clusters"'
 _FISH_CLUSTERS = "(set -q XDG_CACHE_HOME; and echo $XDG_CACHE_HOME; or echo $HOME/.cache)/arcbridge/clusters"

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arcbridge.cli.commands import DOCUMENTS
-from arcbridge.cli.flags import RELAY
 from arcbridge.cli.output import print_document, print_error, print_warning
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.settings import load_settings, place_of, problem_of, read_settings, settings_file
 from arcbridge.errors import ExitCode
+from arcbridge.settings.flags import RELAY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arcbridge.cli.configuration import find_problems, toml_value
-from arcbridge.cli.flags import AGENT, RELAY
 from arcbridge.cli.output import print_error, print_warning
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.settings import KINDS, normalized_settings
 from arcbridge.errors import ConfigError, ExitCode
 from arcbridge.settings.config_loader import Given, load
+from arcbridge.settings.flags import AGENT, RELAY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

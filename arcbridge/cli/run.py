@@ -9,10 +9,10 @@ from importlib import import_module
 from arcbridge import __version__
 from arcbridge.cli.commands import COMMANDS, find_command
 from arcbridge.cli.core_dumps import forbid_core_dumps
-from arcbridge.cli.flags import CLIENT, ROLES
 from arcbridge.cli.output import describe, print_error, wants_colour
 from arcbridge.cli.parser import Invocation, Parser, UsageError, first_word, parse, role_of, unknown_command
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode
+from arcbridge.settings.flags import CLIENT, ROLES
 from arcbridge.single_file import is_single_file
 
 TYPE_CHECKING = False

@@ -7,10 +7,10 @@ import signal
 import sys
 from importlib import import_module
 
-from arcbridge.cli.flags import AGENT
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.settings import load_settings, place_of
 from arcbridge.errors import ExitCode
+from arcbridge.settings.flags import AGENT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

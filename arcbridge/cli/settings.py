@@ -17,12 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from arcbridge.cli.flags import AGENT, CLIENT, LIST, OFF, RELAY, Flag, flags_of
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.suggest import unknown
 from arcbridge.errors import ConfigError
 from arcbridge.settings.config import OF_ISSUER, AgentConfig, ClientConfig, LoginConfig, RelayConfig
 from arcbridge.settings.config_loader import Given, SettingError, load_all
+from arcbridge.settings.flags import AGENT, CLIENT, LIST, OFF, RELAY, Flag, flags_of
 from arcbridge.settings.user_directories import shared_settings, user_directory
 
 if TYPE_CHECKING:

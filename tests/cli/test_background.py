@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from arcbridge.cli.background import kept_arguments, naming_relays, settings_of
-from arcbridge.cli.flags import CLIENT
 from arcbridge.cli.parser import parse
 from arcbridge.client.background.connections import Connection, Connections
 from arcbridge.client.kubeconfig.entries import Entry, Kubeconfig
@@ -19,6 +18,7 @@ from arcbridge.client.state import StateDirectory
 from arcbridge.errors import ConfigError
 from arcbridge.pki.private_files import try_lock
 from arcbridge.settings.config import ClientConfig
+from arcbridge.settings.flags import CLIENT
 
 
 def kept(*words: str, environment: dict[str, str] | None = None) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import inspect
 import pytest
 
 from arcbridge.cli.commands import COMMANDS, DEFAULT_COMMAND, GROUP_HELP, commands_of, find_command
-from arcbridge.cli.flags import ROLES
+from arcbridge.settings.flags import ROLES
 
 
 @pytest.mark.parametrize("role", ROLES)

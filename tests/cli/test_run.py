@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from arcbridge.cli import run as run_module
-from arcbridge.cli.flags import GENERAL
 from arcbridge.cli.run import run
 from arcbridge.errors import (
     ConfigError,
@@ -24,6 +23,7 @@ from arcbridge.errors import (
     Unreachable,
 )
 from arcbridge.observe import logging
+from arcbridge.settings.flags import GENERAL
 
 
 @pytest.mark.parametrize(

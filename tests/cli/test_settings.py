@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from arcbridge.cli.flags import flags_of
 from arcbridge.cli.parser import parse
 from arcbridge.cli.settings import load_settings, settings_file
 from arcbridge.errors import ConfigError
+from arcbridge.settings.flags import flags_of
 from arcbridge.settings.problems import SettingsRefused
 from arcbridge.settings.user_directories import shared_settings, user_directory
 

@@ -6,8 +6,8 @@ import typing
 
 import pytest
 
-from arcbridge.cli.flags import ROLES, flags_of
 from arcbridge.settings.config import AgentConfig, ClientConfig, RelayConfig
+from arcbridge.settings.flags import ROLES, flags_of
 
 KINDS = {"relay": RelayConfig, "agent": AgentConfig, "client": ClientConfig}
 
