@@ -42,9 +42,9 @@ def _start(invocation: Invocation, *, repair: bool = False) -> tuple[ClientConfi
     """
     config: ClientConfig = load_settings(invocation, os.environ)
     if repair:
-        from arcbridge.cli.background import repair_contexts
+        from arcbridge.cli.terminal import repair_contexts
 
-        repair_contexts(config.state_dir, os.environ)
+        repair_contexts(config.state_dir)
     return config, _token(invocation)
 
 

@@ -33,10 +33,10 @@ def _run(work: Coroutine[Any, Any, int]) -> int:
 
 def _settings(invocation: Invocation) -> ClientConfig:
     """Return the settings, after contexts that a killed process left were put right."""
-    from arcbridge.cli.background import repair_contexts
+    from arcbridge.cli.terminal import repair_contexts
 
     config: ClientConfig = load_settings(invocation, os.environ)
-    repair_contexts(config.state_dir, os.environ)
+    repair_contexts(config.state_dir)
     return config
 
 

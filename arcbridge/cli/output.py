@@ -6,8 +6,8 @@ import sys
 import time
 
 from arcbridge.cli.commands import LIST_OUTPUTS
-from arcbridge.cli.suggest import unknown
 from arcbridge.errors import ArcbridgeError, ConfigError
+from arcbridge.settings.suggest import unknown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

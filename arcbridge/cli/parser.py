@@ -10,9 +10,9 @@ import argparse
 import sys
 
 from arcbridge.cli.commands import COMMANDS, DEFAULT_COMMAND, GONE, GROUP_HELP, Command, commands_of
-from arcbridge.cli.suggest import listed, nearest, unknown
 from arcbridge.errors import ExitCode
 from arcbridge.settings.flags import LIST, ROLES, Flag, flags_of
+from arcbridge.settings.suggest import listed, nearest, unknown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -112,7 +112,7 @@ def test_settings_that_are_not_to_be_read(
             raise PermissionError(13, "Permission denied", str(path))
         return look(path, **options)
 
-    monkeypatch.setattr("arcbridge.cli.settings.os.stat", guarded)
+    monkeypatch.setattr("arcbridge.settings.role_settings.os.stat", guarded)
     expected = None if shared and role == "client" else closed / f"{role}.toml"
     assert settings_file(parse([], role), environment) == expected
 
