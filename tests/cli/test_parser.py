@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from arcbridge.cli.flags import find_command
+from arcbridge.cli.commands import find_command
 from arcbridge.cli.parser import UsageError, _commands_needed, parse, role_of
 from arcbridge.errors import ExitCode
 

@@ -48,6 +48,10 @@ class LoginFacts:
     not_before: float = 0.0
     """The later `nbf` of the two, unix seconds; 0: neither has one."""
     token_mode: bool = False
+    bound: str = ""
+    """How the cluster's token is bound to a key; empty: it is not."""
+    one_token: bool = False
+    """Whether relay and cluster get the same token, which a setting has to allow."""
 
 
 def judge_login(facts: LoginFacts, now: float) -> Finding:
@@ -87,6 +91,8 @@ def judge_login(facts: LoginFacts, now: float) -> Finding:
     detail += "; ".join(shown) or "tokens that are no JWT"
     if facts.token_mode:
         detail += " (ServiceAccount token)"
+    detail += f", bound to a key ({facts.bound})" if facts.bound else ""
+    detail += "; one token for both" if facts.one_token else ""
     if ends and min(ends) < now + TOKEN_ENDS_SOON:
         return warning(hop, f"{detail}: ends in {span(min(ends) - now)}", again, "token_ends")
     return ok(hop, detail)

@@ -39,6 +39,7 @@ from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.service import ClientContext
 from arcbridge.client.session.stream_http import StreamHttp
 from arcbridge.errors import ArcbridgeError
+from arcbridge.identity.proof import BindingKind, binding
 from arcbridge.mux.session import MuxSession
 from arcbridge.untrusted_json import read_json
 
@@ -143,7 +144,14 @@ async def _login(context: ClientContext, tokens: Tokens, cluster: str) -> tuple[
         if not own:  # each cluster has its own, and none was named
             token = (await tokens.cluster()).text
             later = max(facts.not_before, _not_before(token))
-            facts = replace(facts, cluster=read_unverified(token), not_before=later)
+            kind = binding(claims_unverified(token)).kind
+            facts = replace(
+                facts,
+                cluster=read_unverified(token),
+                not_before=later,
+                bound="" if kind is BindingKind.NONE else str(kind),
+                one_token=token == access,
+            )
     except ArcbridgeError as error:
         facts = replace(facts, error=error)
     return facts, judge_login(facts, time.time())
