@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from arcbridge.errors import ExitCode
 from arcbridge.mux.memory import tune_allocator
 from arcbridge.net.descriptors import limit, raise_limit
+from arcbridge.tasks import first_error
 
 T = TypeVar("T")
 
@@ -77,7 +78,7 @@ def run_until_signal(main: Coroutine[Any, Any, T], *, terminal: bool = True) -> 
             raise Interrupted(received[0]) from None
         raise
     except BaseExceptionGroup as group:
-        raise _one_of(group) from group
+        raise first_error(group) from group
 
 
 def run_until_drained(main: Callable[[asyncio.Event, asyncio.Event], Coroutine[Any, Any, None]]) -> None:
@@ -115,7 +116,7 @@ def run_until_drained(main: Callable[[asyncio.Event, asyncio.Event], Coroutine[A
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(watched())
     except BaseExceptionGroup as group:
-        raise _one_of(group) from group
+        raise first_error(group) from group
     if received:
         raise Interrupted(received[0])
 
@@ -151,14 +152,6 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ImportError:
         return None
     return uvloop.new_event_loop
-
-
-def _one_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the first error inside a task group's, because users are shown one sentence."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def notify(state: str) -> None:

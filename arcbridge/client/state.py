@@ -1,4 +1,4 @@
-"""What this user's client keeps between runs: its local CA, pins, ports; and what it may lose: tokens, names.
+"""Keeps what this user's client needs between runs: its local CA, pins, ports; and what it may lose: tokens, names.
 
 State is in `$XDG_STATE_HOME/arcbridge` (0700, keys 0600), the cache in `$XDG_CACHE_HOME/arcbridge`; on Windows and
 macOS where those systems have them (`arcbridge.settings.user_directories`). With an explicit

@@ -8,7 +8,7 @@ the kubeconfig (mode 0600) holds the right one, and without it no stream is open
 Any process of the machine can connect, so connections that have not shown that certificate are bounded in number, and
 the newest takes the place of the oldest: one that says nothing keeps no place from kubectl (docs/threats.md#W1).
 
-Where no session can be had the request's head is read, bounded, and answered with one Status. A stream that was cut
+Where there is no session the request's head is read, bounded, and answered with one Status. A stream that was cut
 resets the local socket: an end in order would make a half answer look whole.
 """
 
