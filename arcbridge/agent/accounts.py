@@ -27,6 +27,7 @@ from arcbridge.limiters import TokenBucket
 from arcbridge.loop_shares import LoopShares, LoopTime, LoopTimes
 from arcbridge.mux import memory
 from arcbridge.settings.config import AgentLimitsConfig, LimitsOverrideConfig
+from arcbridge.units import size
 from arcbridge.wire.backlog import Backlog
 from arcbridge.wire.limits import DEFAULT
 
@@ -426,7 +427,7 @@ class Account:
                 fact = f"{limits.sessions} sessions of yours are open at this agent, as many as one user may have"
                 remedy = "end arcbridge where you do not need it"
             case Limit.BYTES_PER_DAY:
-                fact = f"you moved {_size(limits.bytes_per_day)} today, which is what one user may move in a day"
+                fact = f"you moved {size(limits.bytes_per_day)} today, which is what one user may move in a day"
                 text = f"{fact}; wait until 00:00 UTC, or {_ASK}"
                 return LimitReached(limit, text, retry_at=(self._accounts.clock() // DAY + 1) * DAY)
             case Limit.APISERVER_SEATS:
@@ -448,7 +449,7 @@ class Account:
                 text = f"{fact}; run fewer commands at once, or send shorter headers"
                 return LimitReached(limit, text, retry_after=1)
             case Limit.AUDIT_BYTES:
-                most = _size(limits.audit_bytes_per_second)
+                most = size(limits.audit_bytes_per_second)
                 fact = f"your requests fill more than the {most} a second of the audit log that one user may fill"
                 remedy = "send fewer and shorter requests"
             case Limit.LOOP_SHARE:
@@ -627,9 +628,3 @@ def _bucket(old: TokenBucket | None, now: float, burst: int, rate: int) -> Token
         return TokenBucket(burst, rate)
     old.change(now, burst, rate)
     return old
-
-
-def _size(count: int) -> str:
-    """Return bytes as people write them: `1 TiB`."""
-    power = min(4, int(math.log(count, 1024))) if count > 0 else 0
-    return f"{count / 1024**power:.4g} {('bytes', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
