@@ -25,8 +25,8 @@ import structlog
 from arcbridge import __version__
 from arcbridge.client.background import handover
 from arcbridge.client.background.caller import PROTOCOL, peer_user_id, request
-from arcbridge.client.background.clusters import Clusters, Leaving, Settings, settings_key
-from arcbridge.client.background.removal import SettingsOf
+from arcbridge.client.background.clusters import Clusters, Leaving
+from arcbridge.client.background.connection_settings import ConnectionSettings, read_words
 from arcbridge.client.background_paths import Place
 from arcbridge.client.kubeconfig.private import sweep
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, StateError, Unreachable
@@ -52,10 +52,10 @@ log = structlog.get_logger("arcbridge.client")
 class BackgroundProcess:
     """`run` serves until the last cluster is disconnected, `stop` is asked for, or it is cancelled."""
 
-    def __init__(self, place: Place, settings_of: SettingsOf, environment: Mapping[str, str]) -> None:
+    def __init__(self, place: Place, environment: Mapping[str, str]) -> None:
         self._place = place
         self._environment = environment
-        self._clusters = Clusters(Path(place.connections), settings_of, environment)
+        self._clusters = Clusters(Path(place.connections), environment)
         self._control: socket.socket | None = None
         self._inode = _NOTHING
         """Device and inode of the control socket in its directory."""
@@ -167,7 +167,7 @@ class BackgroundProcess:
             await asyncio.to_thread(sweep, self._environment)
             await asyncio.sleep(SWEEP_INTERVAL)
 
-    async def _begin(self) -> dict[Settings, list[socket.socket]]:
+    async def _begin(self) -> dict[ConnectionSettings, list[socket.socket]]:
         """Get the lock and the control socket: fresh ones, or those of a process of another version.
 
         Returns the listening sockets that came along, by the settings of what they serve.
@@ -198,7 +198,7 @@ class BackgroundProcess:
         except (OSError, StateError, ValueError):
             return False
 
-    def _take_over(self) -> dict[Settings, list[socket.socket]] | None:
+    def _take_over(self) -> dict[ConnectionSettings, list[socket.socket]] | None:
         """Take the place of a process of another version; None where there is none that hands over."""
         if self._is_served():
             return None
@@ -219,13 +219,17 @@ class BackgroundProcess:
         self._lock = given.lock
         sock.setblocking(False)
         self._former = [sock, *(socket.socket(fileno=descriptor) for descriptor in given.leashes)]
-        inherited: dict[Settings, list[socket.socket]] = {}
+        inherited: dict[ConnectionSettings, list[socket.socket]] = {}
         for about, descriptors in given.clusters:
             sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
             for one in sockets:
                 one.setblocking(False)
             # By settings, because the arguments name one of perhaps several contexts, and not the first to be restored.
-            inherited[settings_key(about["arguments"])] = sockets
+            try:
+                inherited[read_words(about["arguments"]).without_context()] = sockets
+            except ConfigError:  # flags that this version does not have: its context says what to do
+                for one in sockets:
+                    one.close()
         log.info("took the place of another version", clusters=len(inherited))
         return inherited
 
@@ -370,7 +374,7 @@ class BackgroundProcess:
         handlers: dict[str, Callable[[], Coroutine[Any, Any, dict[str, Any]]]] = {
             "version": self._version,
             "status": self._status,
-            "credential": partial(self._clusters.credential, arguments, str(asked.get("server", ""))),
+            "credential": partial(self._credential, arguments, str(asked.get("server", ""))),
             "connect": partial(self._connect, arguments, asked),
             "disconnect": partial(self._disconnect, arguments, every=bool(asked.get("every"))),
         }
@@ -407,7 +411,7 @@ class BackgroundProcess:
                 assert served.cluster.endpoint is not None
                 sockets = served.cluster.endpoint.release()
                 listening.append((served, sockets))
-                about = {"arguments": list(served.connections[0].arguments)}
+                about = {"arguments": list(served.connections[0].settings.words())}
                 clusters.append((about, [one.fileno() for one in sockets]))
             given = handover.Inheritance(
                 self._control.fileno(), self._lock, clusters, [former.fileno() for former in self._former]
@@ -438,10 +442,13 @@ class BackgroundProcess:
 
     # -- what is asked ----------------------------------------------------------------------------------------------
 
+    async def _credential(self, arguments: tuple[str, ...], server: str) -> dict[str, Any]:
+        return await self._clusters.credential(read_words(arguments), server)
+
     async def _connect(self, arguments: tuple[str, ...], asked: Mapping[str, Any]) -> dict[str, Any]:
         files = tuple(str(asked.get("kubeconfig", "")).split("\n"))
         return await self._clusters.connect(
-            arguments, files, static=bool(asked.get("static")), switch=bool(asked.get("switch"))
+            read_words(arguments), files, static=bool(asked.get("static")), switch=bool(asked.get("switch"))
         )
 
     async def _disconnect(self, names: tuple[str, ...], *, every: bool) -> dict[str, Any]:
@@ -463,11 +470,9 @@ class BackgroundProcess:
         }
 
 
-async def run_background(
-    place: Place, settings_of: SettingsOf, environment: Mapping[str, str], *, ready: Callable[[], None]
-) -> None:
+async def run_background(place: Place, environment: Mapping[str, str], *, ready: Callable[[], None]) -> None:
     """Be the background process; raises ArcbridgeError."""
-    await BackgroundProcess(place, settings_of, environment).run(ready)
+    await BackgroundProcess(place, environment).run(ready)
 
 
 def _listen(path: str) -> socket.socket:

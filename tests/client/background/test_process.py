@@ -15,6 +15,7 @@ import pytest
 from arcbridge.client.background import process as process_module
 from arcbridge.client.background.caller import NotRunning, OtherVersion, exchange, request
 from arcbridge.client.background.clusters import Clusters
+from arcbridge.client.background.connection_settings import UNKNOWN
 from arcbridge.client.background.connections import Connections
 from arcbridge.client.kubeconfig.entries import Kubeconfig
 from arcbridge.client.serving.served_cluster import ServedCluster
@@ -196,10 +197,10 @@ async def test_what_cannot_be_served_again_is_told(background: Background) -> No
     async with background.running():
         await background.connect()
     file = Path(background.place.connections)
-    file.write_text(file.read_text().replace('"--cluster"', '"--unknown",\n"x",\n"--cluster"'))
+    file.write_text(file.read_text().replace('"cluster": [', '"unknown": "x", "cluster": ['))
     async with background.running():
         (one,) = (await background.ask("status"))["clusters"]
-        assert (one["state"], one["reason"]) == ("failed", "flag --unknown")
+        assert (one["state"], one["reason"]) == ("failed", UNKNOWN)
         await background.ask("disconnect", every="yes")
 
 
@@ -432,7 +433,7 @@ async def _next_version(
     monkeypatch.setattr(process_module, "__version__", "0.0.2")
     monkeypatch.setattr(process_module.BackgroundProcess, "_is_served", lambda self: False)
     ready = asyncio.Event()
-    running = process_module.run_background(background.place, background.settings_of, {}, ready=ready.set)
+    running = process_module.run_background(background.place, background.environment, ready=ready.set)
     return asyncio.create_task(running), ready
 
 
