@@ -77,7 +77,7 @@ async def _log_in(config: ClientConfig, relays: tuple[str, ...], *, renew: bool,
         await tokens.access()
         who, until = context.config.login.client_id, ""
     else:
-        found = await context.login().log_in()
+        found = await context.sources.login().log_in()
         who = user_name(claims_unverified(found.id_token or found.access_token))
         until = time.strftime(", until %Y-%m-%d %H:%M", time.localtime(found.expires_at)) if found.expires_at else ""
     if profile is not None:

@@ -291,7 +291,7 @@ class Agent(BaseHandler):
 
 
 async def consent_and_join(agent: Agent, dial: Dial) -> None:
-    agent.session.send_status(Status(token=dial.token))
+    agent.session.send(Status(token=dial.token))
     await agent.join(dial.token)
 
 
@@ -300,4 +300,4 @@ async def swallow(agent: Agent, dial: Dial) -> None:
 
 
 async def refuse(agent: Agent, dial: Dial) -> None:
-    agent.session.send_status(Status(token=dial.token, code=1, message="I am full"))
+    agent.session.send(Status(token=dial.token, code=1, message="I am full"))
