@@ -31,7 +31,6 @@ from arcbridge.identity.cel.syntax import (
     Select,
     Type,
 )
-from arcbridge.identity.cel.syntax import UInt as UIntLiteral
 from arcbridge.identity.cel.values import (
     NONE,
     Claims,
@@ -39,7 +38,6 @@ from arcbridge.identity.cel.values import (
     LimitExceeded,
     Map,
     Optional,
-    UInt,
     Unabsorbed,
     Value,
     lookup_key,
@@ -154,7 +152,7 @@ class _Builder:
 
     def _node(self, node: Node) -> Run:
         if isinstance(node, Literal):
-            value = UInt(node.value.value) if isinstance(node.value, UIntLiteral) else node.value
+            value = node.value
             return lambda state: value
         if isinstance(node, Identifier):
             return _identifier(node.name)
