@@ -1,5 +1,4 @@
-"""What a call costs, in the units of kube-apiserver's tracker, computed before the call: one that costs too much is
-not made.
+"""Computes the cost of a call before it is made, in the units of kube-apiserver's tracker.
 
 Each cost takes the receiver first, then the arguments, whatever their types: a call that its operands do not have is
 paid for as well. Source: cel-go's `interpreter/runtimecost.go` and Kubernetes' `pkg/cel/library/cost.go`; where a cost

@@ -2,7 +2,7 @@
 
 What the results must be is Kubernetes' own: a text for user name and uid, a text or a list of texts for groups and
 extra, where nothing (null, "", []) leaves the value out. Refusals name the field of the configuration, never a claim. A
-token's expressions share a `Budget`, so that claims that are made to be expensive stall nothing.
+token's expressions share a `CostBudget`, so that claims that are made to be expensive stall nothing.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class BudgetExceeded(Exception):
     """The expressions cost more than this budget, though not more than is allowed: evaluate again with a larger one."""
 
 
-class Budget:
+class CostBudget:
     """What the expressions of one token may still cost. The thread that makes it evaluates them."""
 
     __slots__ = ("_left", "_memory", "_time_limit", "_whole")
@@ -123,7 +123,7 @@ class Expressions:
         name = f"{of}.expression" if isinstance(of, str) else f"extra[{of}].valueExpression"
         return f"{self.path}.claimMappings.{name}"
 
-    def map(self, claims: Mapping[str, Any], budget: Budget) -> Mapped:
+    def map(self, claims: Mapping[str, Any], budget: CostBudget) -> Mapped:
         """Map verified claims, and check the rules on them. Raises TokenRefused or BudgetExceeded."""
         value = Claims.from_json(claims)
         found = {
@@ -144,7 +144,7 @@ class Expressions:
         return Mapped(username, groups, uid, extra)
 
     def check_user(
-        self, username: str, uid: str, groups: Sequence[str], extra: Mapping[str, Sequence[str]], budget: Budget
+        self, username: str, uid: str, groups: Sequence[str], extra: Mapping[str, Sequence[str]], budget: CostBudget
     ) -> None:
         """Check the rules on the user. Raises TokenRefused or BudgetExceeded."""
         if not self.user_rules:
@@ -156,7 +156,7 @@ class Expressions:
         _check(self.user_rules, user, budget, "user.rule")
 
 
-def _check(rules: Sequence[ExpressionRule], value: Claims, budget: Budget, refusal: str) -> None:
+def _check(rules: Sequence[ExpressionRule], value: Claims, budget: CostBudget, refusal: str) -> None:
     for rule in rules:
         if budget.evaluate(rule.path, rule.expression, value) is not True:
             raise TokenRefused(refusal, rule.message or f"{rule.path} does not hold for this token")
