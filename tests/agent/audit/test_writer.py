@@ -9,8 +9,8 @@ import resource
 import signal
 import subprocess
 import sys
-import textwrap
 import tempfile
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from arcbridge.agent.audit import writer as module
 from arcbridge.agent.audit.verify import verify
 from arcbridge.agent.audit.writer import AuditWriter
+from arcbridge.observe import queued_writer
 from tests.support.reports import until
 
 
@@ -66,14 +67,15 @@ class Log:
 @pytest.fixture(autouse=True)
 def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     made = Log()
-    monkeypatch.setattr(module, "_log", made)
+    monkeypatch.setattr(module, "log", made)
     return made
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look for rotations, and try again, without the usual wait."""
-    monkeypatch.setattr(module, "RETRY", 0.0)
+    for one in (module, queued_writer):
+        monkeypatch.setattr(one, "RETRY", 0.0)
 
 
 def test_lines_are_in_order_and_the_file_is_private(tmp_path: Path) -> None:
@@ -389,7 +391,8 @@ def test_each_line_is_written_once_and_in_order_or_counted(steps: list[tuple[str
     disk, accepted, refused = Disk(), list[int](), 0
     told: dict[int, list[str]] = {}
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "RETRY", 0.0)
+        for one in (module, queued_writer):
+            patch.setattr(one, "RETRY", 0.0)
         patch.setattr(os, "write", disk.write)
         path, rotated = Path(folder, "audit.jsonl"), list[Path]()
         writer = AuditWriter(str(path), queue=room_of_queue)
