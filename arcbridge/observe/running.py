@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from .diagnosis import Finding, failed, ok, skipped, warning
-from .foreign_text import clean
+from .untrusted_text import clean
 
 DEADLINE: Final = 5.0
 """Seconds for one page; metrics of several workers are gathered first."""

@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from .diagnosis import Finding, State
-from .foreign_text import clean
 from .health import Checks
 from .metrics import Metrics
+from .untrusted_text import clean
 
 EVERY: Final = 60.0
 """Seconds between two looks, on average."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from arcbridge.errors import ArcbridgeError, ConfigError, PinMismatch, StateError
 from arcbridge.observe.diagnosis import Finding, failed, ok, skipped, warning
-from arcbridge.observe.foreign_text import clean
+from arcbridge.observe.untrusted_text import clean
 
 SKEW_WARNED = 30.0
 """Seconds by which clocks may differ unnoticed: a Date header has whole seconds, and an answer takes time."""
