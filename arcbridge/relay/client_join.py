@@ -24,7 +24,6 @@ from typing import Any, Final
 
 import structlog
 
-from arcbridge.config import RelayLimitsConfig
 from arcbridge.errors import (
     ArcbridgeError,
     ConfigError,
@@ -48,6 +47,7 @@ from arcbridge.relay.pending_dials import ClaimedAgent, PendingDial, PendingDial
 from arcbridge.relay.pump import Pump, Pumps
 from arcbridge.relay.registry.base import Registry, RegistryUnavailable
 from arcbridge.relay.session_slots import JoinLimited, SessionSlot, SessionSlots
+from arcbridge.settings.config import RelayLimitsConfig
 from arcbridge.tasks import cancel_and_wait
 from arcbridge.wire.records import Dial, JoinReply, JoinRequest
 

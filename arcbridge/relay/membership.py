@@ -14,13 +14,11 @@ from dataclasses import dataclass
 
 import structlog
 
-from arcbridge.config import RelayConfig, RelayLimitsConfig
 from arcbridge.net.address import Address
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
 from arcbridge.observe.reloads import Outcome, Reloads
 from arcbridge.observe.server import ObserveServer
-from arcbridge.problems import Problems
 from arcbridge.relay.admin_socket import AdminSocket
 from arcbridge.relay.data_dir import instance_lock
 from arcbridge.relay.fleet.base import Fleet
@@ -28,6 +26,8 @@ from arcbridge.relay.fleet.local import LocalFleet
 from arcbridge.relay.operations import Operations, Question, Row
 from arcbridge.relay.pending_dials import Detour
 from arcbridge.relay.settings import Checked, required
+from arcbridge.settings.config import RelayConfig, RelayLimitsConfig
+from arcbridge.settings.problems import Problems
 
 log = structlog.get_logger("arcbridge.relay")
 

@@ -12,8 +12,8 @@ from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.net.join import JoinCode
 from arcbridge.observe.metrics import Metrics
 from arcbridge.relay.admission import Admission, Purpose
-from arcbridge.relay.api import Limited
 from arcbridge.relay.counters import LOSSES, REJECTIONS, Counters
+from arcbridge.relay.http.api import Limited
 from arcbridge.relay.parts import Basis, Entrances
 from arcbridge.relay.session_slots import LIMITS as JOIN_LIMITS
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import structlog
 
-from arcbridge.observe.diagnosis import Finding
+from arcbridge.checks.diagnosis import Finding
 from arcbridge.observe.untrusted_text import clean
 from arcbridge.relay.fleet.base import Fleet, Lost
 from arcbridge.relay.pump import Pump, Pumps

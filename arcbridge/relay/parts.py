@@ -7,24 +7,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from arcbridge.config import RelayLimitsConfig
 from arcbridge.identity.policy import PolicyFile
 from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.pki.authority import Authority
 from arcbridge.relay.admission import Admission
-from arcbridge.relay.api import Api
-from arcbridge.relay.api_server import HttpApiServer
 from arcbridge.relay.caller_checks import CallerChecks
 from arcbridge.relay.certificate import ServerCertificate
 from arcbridge.relay.client_join import ClientJoins
 from arcbridge.relay.control import ControlServer
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.fleet.base import Fleet
+from arcbridge.relay.http.api import Api
+from arcbridge.relay.http.server import HttpApiServer
 from arcbridge.relay.listener import Listener
 from arcbridge.relay.pending_dials import Detour
 from arcbridge.relay.pump import Pumps
 from arcbridge.relay.registry.base import Registry
 from arcbridge.relay.settings import Checked
+from arcbridge.settings.config import RelayLimitsConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
-from arcbridge.config import RelayConfig, RelayLimitsConfig
 from arcbridge.identity.policy import Policy
 from arcbridge.net.descriptors import raise_limit
 from arcbridge.observe import logging as logs
@@ -21,6 +20,7 @@ from arcbridge.relay.capacity import capacity
 from arcbridge.relay.certificate import Loaded
 from arcbridge.relay.parts import Basis, Entrances
 from arcbridge.relay.settings import Checked
+from arcbridge.settings.config import RelayConfig, RelayLimitsConfig
 
 RELOADABLE = frozenset(
     {"authentication", "policy", "proof", "max_token_lifetime", "tls", "limits", "observe.log_level"}

@@ -17,15 +17,15 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
+from arcbridge.checks.diagnosis import Finding, failed, ok, skipped, warning
+from arcbridge.checks.directory_findings import directory_finding
+from arcbridge.checks.key_findings import key_finding
+from arcbridge.checks.self_checks import SelfCheck
 from arcbridge.errors import ArcbridgeError
 from arcbridge.net.address import Address
 from arcbridge.net.descriptors import UNLIMITED, advice, limit
 from arcbridge.net.dialer import DIRECT, SockAddr, connect, resolve
 from arcbridge.net.tls import ALPN_HTTP, RelayTrust, outer_client_context
-from arcbridge.observe.diagnosis import Finding, failed, ok, skipped, warning
-from arcbridge.observe.directory_findings import directory_finding
-from arcbridge.observe.key_findings import key_finding
-from arcbridge.observe.self_checks import SelfCheck
 from arcbridge.relay.parts import Basis
 
 REGISTRY, FLEET, CERTIFICATE = "registry", "fleet (NATS)", "relay's certificate"

@@ -16,7 +16,7 @@ from typing import Final
 
 import structlog
 
-from arcbridge.config import RelayConfig
+from arcbridge.checks.self_checks import SelfChecks
 from arcbridge.errors import StateError
 from arcbridge.identity.groups import GroupSources
 from arcbridge.identity.policy import PolicyFile
@@ -30,17 +30,13 @@ from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
 from arcbridge.observe.reloads import Outcome
-from arcbridge.observe.self_checks import SelfChecks
 from arcbridge.relay.access import Access
 from arcbridge.relay.admission import Admission
 from arcbridge.relay.agent_join import AgentJoins
-from arcbridge.relay.api import Api, build_app, caller_bucket
-from arcbridge.relay.api_server import HttpApiServer
 from arcbridge.relay.backend import open_backend
 from arcbridge.relay.caller_checks import CallerChecks
 from arcbridge.relay.capacity import capacity, warn
 from arcbridge.relay.certificate import ServerCertificate
-from arcbridge.relay.client_files import ClientFiles
 from arcbridge.relay.client_join import ClientJoins
 from arcbridge.relay.control import ControlServer
 from arcbridge.relay.counters import Counters
@@ -49,9 +45,12 @@ from arcbridge.relay.drain import Drain
 from arcbridge.relay.enforcement import Enforcement
 from arcbridge.relay.fleet.base import Lost
 from arcbridge.relay.hop import Hops
-from arcbridge.relay.http_handler import HttpHandler
+from arcbridge.relay.http.api import Api, build_app, caller_bucket
+from arcbridge.relay.http.client_files import ClientFiles
+from arcbridge.relay.http.handler import HttpHandler
+from arcbridge.relay.http.login_settings import login_document
+from arcbridge.relay.http.server import HttpApiServer
 from arcbridge.relay.listener import ConnectionHandler, Listener
-from arcbridge.relay.login_settings import login_document
 from arcbridge.relay.membership import Membership, Service
 from arcbridge.relay.metrics import register
 from arcbridge.relay.operations import Operations
@@ -64,6 +63,7 @@ from arcbridge.relay.reload import Reload
 from arcbridge.relay.rendezvous import Rendezvous
 from arcbridge.relay.self_checks import checks_of
 from arcbridge.relay.settings import Checked, required
+from arcbridge.settings.config import RelayConfig
 from arcbridge.tasks import cancel_and_wait
 
 MAINTENANCE_INTERVAL: Final = 5.0

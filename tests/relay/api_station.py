@@ -21,10 +21,10 @@ from arcbridge.net.tls import ALPN_HTTP, outer_server_contexts
 from arcbridge.pki.authority import Authority, Issued
 from arcbridge.pki.enrolment import make_csr, make_key
 from arcbridge.relay.access import Access
-from arcbridge.relay.api import Api, Limited, build_app, caller_bucket
-from arcbridge.relay.api_server import HttpApiServer
 from arcbridge.relay.caller_checks import CallerChecks
 from arcbridge.relay.counters import Counters
+from arcbridge.relay.http.api import Api, Limited, build_app, caller_bucket
+from arcbridge.relay.http.server import HttpApiServer
 from arcbridge.relay.registry.sqlite import SqliteRegistry
 
 HOUR = 3600.0

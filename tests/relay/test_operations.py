@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from arcbridge.checks.diagnosis import failed
 from arcbridge.identity.claims import Identity
-from arcbridge.observe.diagnosis import failed
 from arcbridge.relay import operations as module
 from arcbridge.relay.fleet.base import AgentInfo, Lost
 from arcbridge.relay.operations import PART, Operations, parts, rows_of

@@ -15,7 +15,6 @@ from dataclasses import replace
 
 import structlog
 
-from arcbridge.config import RelayLimitsConfig, RelayUserLimitsConfig
 from arcbridge.net.address import Address
 from arcbridge.observe.aggregated_metrics import snapshot
 from arcbridge.observe.server import ObserveServer
@@ -24,6 +23,7 @@ from arcbridge.relay.membership import Membership, Service
 from arcbridge.relay.settings import Checked
 from arcbridge.relay.siblings.group import Siblings
 from arcbridge.relay.siblings.handover import Handovers
+from arcbridge.settings.config import RelayLimitsConfig, RelayUserLimitsConfig
 
 log = structlog.get_logger("arcbridge.relay")
 

@@ -7,7 +7,6 @@ from collections import Counter
 from contextlib import AsyncExitStack
 from types import SimpleNamespace
 
-from arcbridge.config import RelayConfig, RelayLimitsConfig, RelayUserLimitsConfig
 from arcbridge.net.address import Address
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
@@ -15,6 +14,7 @@ from arcbridge.observe.reloads import Outcome
 from arcbridge.relay.membership import Service
 from arcbridge.relay.siblings.group import Siblings
 from arcbridge.relay.siblings.worker_membership import WorkerMembership
+from arcbridge.settings.config import RelayConfig, RelayLimitsConfig, RelayUserLimitsConfig
 from tests.relay.siblings.test_group import joined
 
 
