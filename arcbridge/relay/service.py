@@ -246,7 +246,7 @@ async def _serve_api(basis: Basis, pumps: Pumps, stack: AsyncExitStack) -> tuple
         login=login_document(config.login),
         payer_of=pumps.payer_of,
     )
-    http = HttpApiServer(build_app(api, ClientFiles(config.client.directory).install))
+    http = HttpApiServer(build_app(api, ClientFiles(config.client.directory, api.spend_of_stranger).install))
     await http.start()
     stack.push_async_callback(http.close, _API_CLOSE)
     return api, http

@@ -176,11 +176,11 @@ class Api:
         """Renewals, by cluster."""
 
     async def ca(self, request: web.Request) -> web.Response:
-        self._spend_of_stranger(request)
+        self.spend_of_stranger(request)
         return web.Response(text=self.authority.certificate_pem, content_type="application/x-pem-file")
 
     async def login(self, request: web.Request) -> web.Response:
-        self._spend_of_stranger(request)
+        self.spend_of_stranger(request)
         if self.login_document is None:
             raise ApiRefusal(
                 HTTPStatus.NOT_FOUND,
@@ -366,7 +366,7 @@ class Api:
                 retry_after=max(math.ceil(self._unproved.wait(source_of(source), now)), 1),
             ) from error
 
-    def _spend_of_stranger(self, request: web.Request) -> None:
+    def spend_of_stranger(self, request: web.Request) -> None:
         """Count a request that needs no credential."""
         self._spend("address", self._strangers, source_of(address_of(request)), "too many requests from this address")
 
