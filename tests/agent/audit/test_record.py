@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from arcbridge.agent.audit import record as record_module
 from arcbridge.agent.audit.record import MAX_LISTED, AuditRecord, Value, path_fields, timestamp, words_sha256
-from arcbridge.observe.foreign_text import clean, escape
+from arcbridge.observe.untrusted_text import clean, escape
 
 
 def test_o2_names_cannot_break_a_line() -> None:
