@@ -15,6 +15,12 @@ WITHOUT_TEST: dict[str, str] = {
     "agent/agent_session": "with `sessions`, in whose tests sessions are opened, resumed and ended",
     "settings/config": "declarations; the tests of `config_loader` load them",
     "client/session/counters": "declarations; the tests of `metrics` read them",
+    "relay/agent_join": "with `rendezvous`, in whose tests both ends meet; the hop with `hop`",
+    "relay/caller_checks": "declarations",
+    "relay/client_join": "with `rendezvous`, in whose tests both ends meet",
+    "relay/membership": "with `service`; that of a worker in tests of its own",
+    "relay/parts": "declarations",
+    "relay/pending_dials": "with `rendezvous`, in whose tests both ends meet",
     "errors": "declarations; each is tested where it is raised",
 }
 

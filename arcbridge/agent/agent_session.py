@@ -38,6 +38,7 @@ from arcbridge.identity.proof import NO_PEER, Peer
 from arcbridge.identity.refusal import tell
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.mux.stream import StreamTransport
+from arcbridge.units import duration
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.records import Auth, AuthOk, Hello
 
@@ -540,19 +541,11 @@ class AgentSession(BaseHandler):
             self._sessions.expired += 1
             session.close(
                 GoawayCode.EXPIRED,
-                f"a session lasts {_duration(self._sessions.max_age)} here at most; start again what ran in it, "
+                f"a session lasts {duration(self._sessions.max_age)} here at most; start again what ran in it, "
                 "and log in again if that is asked for",
             )
             return
         self._timer = asyncio.get_running_loop().call_later(min(left, CLOCK_CHECK), self._check_expiry)
-
-
-def _duration(seconds: float) -> str:
-    """Return seconds as people write them: `12 h`."""
-    for unit, length in (("h", 3600.0), ("min", 60.0)):
-        if seconds >= length:
-            return f"{seconds / length:.3g} {unit}"
-    return f"{seconds:.3g} s"
 
 
 def _about(error: ArcbridgeError) -> dict[str, str]:

@@ -33,7 +33,7 @@ from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import connect
 from arcbridge.net.tls import ALPN_CONTROL
-from arcbridge.observe.foreign_text import clean
+from arcbridge.observe.untrusted_text import clean
 from arcbridge.tasks import cancel_and_wait
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import Dial, Goaway, Revoke, Status

@@ -40,7 +40,7 @@ from arcbridge.mux.alteration import alteration
 from arcbridge.mux.session import MuxSession
 from arcbridge.net.fast_tls import fast_tls
 from arcbridge.net.session_tls import accept_session
-from arcbridge.observe.foreign_text import clean
+from arcbridge.observe.untrusted_text import clean
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.session import Kind, Side, State

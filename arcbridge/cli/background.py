@@ -31,6 +31,7 @@ from arcbridge.client.background.connection_settings import ConnectionSettings, 
 from arcbridge.client.background_paths import Place
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, StateError
 from arcbridge.settings.flags import CLIENT, LIST, OFF, flags_of
+from arcbridge.units import duration, size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -246,7 +247,8 @@ def _about(process: Mapping[str, Any] | None) -> str:
         )
     former = process.get("former_versions", 0)
     more = f"; {former} of a former version with streams that run" if former else ""
-    return f"Background process {process['pid']}, version {process['version']}, since {_age(process['since'])}{more}"
+    since = duration(time.time() - process["since"])
+    return f"Background process {process['pid']}, version {process['version']}, since {since}{more}"
 
 
 def _not_served(place: Place) -> list[dict[str, Any]]:
@@ -257,36 +259,12 @@ def _not_served(place: Place) -> list[dict[str, Any]]:
 
 
 def _for_people(one: Mapping[str, Any]) -> dict[str, Any]:
-    ends = one.get("token_expires") or 0
+    ends, now = one.get("token_expires") or 0, time.time()
     return {
-        "since": _age(one["since"]) if "since" in one else "",
-        "bytes_to_cluster": _size(one.get("bytes_to_cluster")),
-        "bytes_from_cluster": _size(one.get("bytes_from_cluster")),
-        "token_expires": f"in {_duration(ends - time.time())}" if ends else "",
+        "since": duration(now - one["since"]) if "since" in one else "",
+        **{key: size(one[key]) for key in ("bytes_to_cluster", "bytes_from_cluster") if key in one},
+        "token_expires": f"in {duration(ends - now)}" if ends else "",
     }
-
-
-def _age(since: float) -> str:
-    return _duration(time.time() - since)
-
-
-def _duration(seconds: float) -> str:
-    seconds = max(0.0, seconds)
-    for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172800, 3600, "h")):
-        if seconds < limit:
-            return f"{seconds / unit:.0f} {name}"
-    return f"{seconds / 86400:.0f} d"
-
-
-def _size(count: object) -> str:
-    if not isinstance(count, int):
-        return ""
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
 
 
 def stop(invocation: Invocation) -> int:

@@ -15,6 +15,7 @@ from arcbridge.cli.terminal import configure_logging, terminal
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, StateError
 from arcbridge.settings.config import ClientConfig
 from arcbridge.single_file import executable
+from arcbridge.units import duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -285,11 +286,7 @@ def _ago(seen: object) -> str:
 
     if not isinstance(seen, int | float) or not 0 < seen < 1e12:
         return "never"
-    seconds = max(0.0, time.time() - seen)
-    for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172800, 3600, "h")):
-        if seconds < limit:
-            return f"{seconds / unit:.0f} {name} ago"
-    return f"{seconds / 86400:.0f} d ago"
+    return f"{duration(time.time() - seen)} ago"
 
 
 def doctor(invocation: Invocation) -> int:
@@ -309,41 +306,13 @@ def doctor(invocation: Invocation) -> int:
     try:
         cluster = _one_cluster(invocation, config)
         context = ClientContext(config, Terminal(), token=token)  # it asks nothing
-        findings = run_until_signal(examine(context, cluster))
+        findings = run_until_signal(examine(context, cluster, throughput=invocation.switch("throughput")))
     except Interrupted:
         return ExitCode.INTERRUPTED
     except (ConfigError, StateError) as error:
         findings = [failed("settings", error.message, "correct the setting", "settings")]
     print_findings(findings, output)
     return exit_code(findings)
-
-
-@_answering
-async def speedtest(invocation: Invocation, context: ClientContext) -> int:
-    """Print what was measured, hop by hop, and how."""
-    output, cluster = invocation.text("output", "table"), _one_cluster(invocation, context.config)
-    if not cluster:
-        raise ConfigError("cluster: required but not set; name it: `arcbridge speedtest NAME`")
-    seconds = _reading_time(invocation.text("seconds"))
-    from arcbridge.client.commands.speedtest import DURATION, measure
-
-    found = await measure(context, cluster, seconds or DURATION)
-    if output in DOCUMENTS:
-        print_document(found.document(), output)
-    else:
-        print_rows(
-            found.rows(), (("hop", "HOP"), ("round_trip", "ROUND TRIP"), ("rate", "RATE"), ("how", "HOW")), output
-        )
-    return ExitCode.DONE
-
-
-def _reading_time(text: str) -> float:
-    """Return a length of time in seconds; 0: as long as is usual. Raises ConfigError."""
-    if not text:
-        return 0.0
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 60:
-        raise ConfigError(f"flag --seconds: {text[:20]!r} is not a time to read; give 1 to 60")
-    return float(text)
 
 
 def _one_cluster(invocation: Invocation, config: ClientConfig) -> str:

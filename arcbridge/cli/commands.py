@@ -140,17 +140,9 @@ COMMANDS = (
         "client:doctor",
         "look at each hop of the way, and say what is wrong with the first that fails",
         _CLIENT,
+        Flag("--throughput", "read from the cluster for five seconds, to measure the rate"),
         DIAGNOSIS_OUTPUT,
         Argument("name", "cluster to look at (default: --cluster)", "?"),
-    ),
-    Command(
-        "speedtest",
-        "client:speedtest",
-        "measure round trips and throughput of each hop to a cluster",
-        _CLIENT,
-        Flag("--seconds N", "how long to read (default: 5)"),
-        DIAGNOSIS_OUTPUT,
-        Argument("name", "cluster to measure (default: --cluster)", "?"),
     ),
     Command(
         "status",
@@ -272,7 +264,7 @@ GROUP_HELP = {
     "config": "settings",
 }
 
-GONE: dict[str, str] = {}
+GONE = {"speedtest": "`arcbridge doctor NAME --throughput` says how long round trips take, and how fast bytes come"}
 """Sub-commands of former releases, and what to use instead."""
 
 
