@@ -74,18 +74,6 @@ class _Places:
 class Admission:
     """The places of one process; `enter` gives a ticket or the name of the bound that refused."""
 
-    __slots__ = (
-        "_clock",
-        "_http_most",
-        "_per_source",
-        "_places",
-        "_rate",
-        "_reserve",
-        "_shared",
-        "_sources",
-        "loop_times",
-    )
-
     def __init__(
         self,
         total: int,

@@ -133,6 +133,11 @@ class LocalFleet(Fleet):
         return bool(of_cluster) if not instance else instance in of_cluster
 
 
+def lost_agent(cluster: str) -> JoinRefused:
+    """Refuse a dial whose agent's connection was lost."""
+    return JoinRefused(JoinCode.NO_AGENT, f"the agent of cluster {cluster} lost its connection", retry_after=2)
+
+
 def no_agent(cluster: str, instance: str = "") -> JoinRefused:
     """Refuse a dial for want of an agent; `instance`: that one was wanted, and others are there."""
     if instance:

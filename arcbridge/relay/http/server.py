@@ -239,9 +239,9 @@ class _Connection(web.RequestHandler):
         self.head_arrived()
         if status < 500:
             self._owner.malformed += 1
-            log.debug("malformed request", source=address_of(request), error=type(exc).__name__)
+            log.debug("malformed request", source=address_of(request), reason=type(exc).__name__)
         else:
-            log.error("request failed", source=address_of(request), error=type(exc).__name__)
+            log.error("request failed", source=address_of(request), reason=type(exc).__name__)
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun: it can only be cut off")
         if status < 500:
@@ -255,7 +255,7 @@ class _Connection(web.RequestHandler):
         return answer
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
-        log.error("connection failed", error=type(kw.get("exc_info")).__name__)
+        log.error("connection failed", reason=type(kw.get("exc_info")).__name__)
 
     def log_debug(self, *args: Any, **kw: Any) -> None:
         pass  # its texts quote exceptions, which quote the peer; what matters is counted above

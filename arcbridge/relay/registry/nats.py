@@ -84,6 +84,9 @@ FOLLOW: Final = 300.0
 """Seconds until the copy is read anew, in case the server lost the watch without a word."""
 FOLLOW_AGAIN: Final = (0.5, 2.0)
 
+_TOKEN_FIELDS: Final = ("cluster", "uses", "used", "created", "expires_at", "rebind")
+"""Those of a `JoinTokenRecord` behind its id."""
+
 log = structlog.get_logger("arcbridge.relay")
 
 
@@ -154,15 +157,7 @@ class NatsRegistry(Registry):
 
     async def list_join_tokens(self) -> list[JoinTokenRecord]:
         found = [
-            JoinTokenRecord(
-                id=key.removeprefix("token."),
-                cluster=data["cluster"],
-                uses=data["uses"],
-                used=data["used"],
-                created=data["created"],
-                expires_at=data["expires_at"],
-                rebind=data["rebind"],
-            )
+            JoinTokenRecord(key.removeprefix("token."), *(data[field] for field in _TOKEN_FIELDS))
             for key, (data, _) in (await self._bucket.read_all("token.>")).items()
             if data is not None
         ]
