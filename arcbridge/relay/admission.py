@@ -217,7 +217,7 @@ class Admission:
         return sum(max(places.held - self._reserve, 0) for places in self._places.values()) < self._shared
 
     def _make_room(self, purpose: Purpose, newcomer: Ticket) -> bool:
-        """Close one connection so that `newcomer` has a place for `purpose`; say whether there was one to close."""
+        """Close one connection so that `newcomer` has a place for `purpose`; return whether there was one to close."""
         http = self._places[Purpose.HTTP]
         if purpose is not Purpose.HTTP and http.held > self._reserve and http.waiting:
             self._evict(next(iter(http.waiting)))

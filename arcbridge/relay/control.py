@@ -374,7 +374,7 @@ class ControlServer:
     async def _admit(
         self, link: ControlConnection, session: MuxSession, tls: ssl.SSLObject | None, ticket: Ticket
     ) -> bool:
-        """Say whether the agent may stay; otherwise it has been told why."""
+        """Return whether the agent may stay; otherwise it has been told why."""
         certificate = None if tls is None else tls.getpeercert(binary_form=True)
         if tls is None or certificate is None or tls.selected_alpn_protocol() != ALPN_CONTROL:
             # The peek promised this protocol and the handshake made another one (docs/threats.md#J13).

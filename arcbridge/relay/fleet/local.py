@@ -128,7 +128,7 @@ class LocalFleet(Fleet):
         return self._links.get(cluster, {}).get(instance)
 
     def has(self, cluster: str, instance: str = "") -> bool:
-        """Say whether the cluster, or that instance of it, has a link here; a draining one counts."""
+        """Return whether the cluster, or that instance of it, has a link here; a draining one counts."""
         of_cluster = self._links.get(cluster, {})
         return bool(of_cluster) if not instance else instance in of_cluster
 

@@ -1,4 +1,4 @@
-"""What the relay's HTTP API answers where it does not do what was asked: every error is a JSON document of ours.
+"""Answers for the relay's HTTP API where it does not do what was asked: every error is a JSON document of ours.
 
     {"error": {"code": "…", "message": "…"}}
 

@@ -110,7 +110,7 @@ class Limited:
         self._bursts: Bursts[str] = Bursts(LOG_INTERVAL)
 
     def count(self, limit: str) -> bool:
-        """Count a refusal; say whether the log is to tell of it."""
+        """Count a refusal; return whether the log is to tell of it."""
         self.counts[limit] += 1
         return self._bursts.seen(limit, time.monotonic()) is not None
 
@@ -210,7 +210,7 @@ class Api:
         return web.json_response(answer)
 
     async def check_join_token(self, request: web.Request) -> web.Response:
-        """Answer whether a join token could enrol an agent now, for the agent's `doctor`; nothing is used up by it."""
+        """Return whether a join token could enrol an agent now, for the agent's `doctor`; nothing is used up by it."""
         source = address_of(request)
         (join_token,) = await read_body(request, "join_token")
         try:

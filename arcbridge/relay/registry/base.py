@@ -295,7 +295,7 @@ def added(known: UserRevocation | None, new: UserRevocation) -> UserRevocation:
 
 
 def may_go(entry: UserRevocation, now: float) -> bool:
-    """Say whether no token that the entry refuses can be valid any more."""
+    """Return whether no token that the entry refuses can be valid any more."""
     return entry.before + KEEP_REVOKED < now and not entry.user.startswith("system:")
 
 

@@ -296,7 +296,7 @@ class NatsRegistry(Registry):
     async def renew(self, name: str, shown: ShownCertificate, request: str) -> int:
         token = subject_token(name)
 
-        async def renew() -> generations.Renewal:
+        async def renew() -> generations.CountedRenewal:
             revoked, binding = await asyncio.gather(
                 self._revocation(token), self._bucket.read(f"cluster.{token}.binding")
             )
