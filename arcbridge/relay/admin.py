@@ -349,9 +349,7 @@ def _cluster_row(record: ClusterRecord, now: float, connected: Counter[str] | No
     elif not record.revoked and 0 <= now - record.last_seen <= SEEN_RECENTLY:
         agents = 1
     row = asdict(record)
-    del row["ca_pem"], row["keys"], row["labels"]
-    if record.labels:
-        row["labels"] = dict(record.labels)
+    del row["ca_pem"], row["keys"]
     row["revoked"] = bool(record.revoked)
     row["revoked_at"] = record.revoked
     row["agents"] = None if connected is None else agents

@@ -7,7 +7,7 @@
     POST /v1/join-token        {join_token} -> {cluster}: whether it could enrol an agent, without using it
     POST /v1/renew             {csr, stored?} -> the same; the cluster is the one of the TLS client certificate, nothing
                                else, and the key too. `stored`: "yes", the same request will be sent again if need be
-    GET  /v1/clusters          [{name, state, agents, last_seen, ca_pin, certificate_expires, version, labels, revoked}]
+    GET  /v1/clusters          [{name, state, agents, last_seen, ca_pin, certificate_expires, version, revoked}]
     GET  /v1/clusters/{name}   one of these; unknown and not allowed get one answer
 
 The last two need an access token, and the header `Arcbridge-Proof` where that is bound to a key (`identity.proof`).
@@ -420,6 +420,5 @@ def _shown(record: ClusterRecord, agents: int, now: float) -> dict[str, object]:
         "ca_pin": record.ca_pin,
         "certificate_expires": record.certificate_expires,
         "version": record.version,
-        "labels": dict(record.labels),
         "revoked": record.revoked > 0,
     }

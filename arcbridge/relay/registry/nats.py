@@ -63,7 +63,6 @@ from arcbridge.relay.registry.base import (
     UserRevocation,
     added,
     check_join_token,
-    check_labels,
     check_revocation,
     check_user,
     foreign_ca,
@@ -266,14 +265,10 @@ class NatsRegistry(Registry):
     async def certificate_issued(self, name: str, expires_at: float) -> None:
         await self._note(name, {"certificate_expires": expires_at})
 
-    async def seen(
-        self, name: str, when: float, *, version: str | None = None, labels: Mapping[str, str] | None = None
-    ) -> None:
+    async def seen(self, name: str, when: float, *, version: str | None = None) -> None:
         changes: dict[str, Any] = {"last_seen": when}
         if version is not None:
             changes["version"] = printable(version, MAX_VERSION)
-        if labels is not None:
-            changes["labels"] = check_labels(labels)
         await self._note(name, changes)
 
     async def _note(self, name: str, changes: Mapping[str, Any]) -> None:
@@ -552,7 +547,6 @@ def _record(binding: Mapping[str, Any], seen: Mapping[str, Any] | None, revoked:
         last_seen=seen.get("last_seen", 0.0),
         certificate_expires=seen.get("certificate_expires", 0.0),
         version=seen.get("version", ""),
-        labels=seen.get("labels", {}),
         revoked=revoked,
         valid_since=binding["valid_since"],
         keys=_keys(binding),

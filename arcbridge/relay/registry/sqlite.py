@@ -44,7 +44,6 @@ from arcbridge.relay.registry.base import (
     UserRevocation,
     added,
     check_join_token,
-    check_labels,
     check_revocation,
     check_user,
     foreign_ca,
@@ -99,9 +98,7 @@ _STEPS = (_CLUSTERS_AND_TOKENS, _REVOKED_USERS, _GENERATIONS_AND_UNKNOWN_CLUSTER
 
 SCHEMA_VERSION = len(_STEPS)
 
-_CLUSTER_COLUMNS = (
-    "name, ca_pem, ca_pin, created, last_seen, certificate_expires, version, labels, revoked, valid_since, keys"
-)
+_CLUSTER_COLUMNS = "name, ca_pem, ca_pin, created, last_seen, certificate_expires, version, revoked, valid_since, keys"
 _TOKEN_COLUMNS = "id, cluster, uses, used, created, expires_at, rebind"
 _USER_COLUMNS = "user, before, reason, revoked"
 
@@ -269,19 +266,15 @@ class SqliteRegistry(Registry):
             "UPDATE clusters SET certificate_expires = max(certificate_expires, ?) WHERE name = ?", (expires_at, name)
         )
 
-    async def seen(
-        self, name: str, when: float, *, version: str | None = None, labels: Mapping[str, str] | None = None
-    ) -> None:
+    async def seen(self, name: str, when: float, *, version: str | None = None) -> None:
         check_cluster_name(name)
         version = None if version is None else printable(version, MAX_VERSION)
-        encoded = None if labels is None else json.dumps(check_labels(labels), sort_keys=True)
 
         def update() -> None:
             with self._transaction(self._quick) as database:
                 database.execute(
-                    "UPDATE clusters SET last_seen = max(last_seen, ?), version = coalesce(?, version),"
-                    " labels = coalesce(?, labels) WHERE name = ?",
-                    (when, version, encoded, name),
+                    "UPDATE clusters SET last_seen = max(last_seen, ?), version = coalesce(?, version) WHERE name = ?",
+                    (when, version, name),
                 )
 
         await self._run(update)
@@ -508,7 +501,7 @@ def _keep_keys(database: sqlite3.Connection, cluster: str, keys: generations.Key
 def _cluster(row: tuple[Any, ...]) -> ClusterRecord:
     fields = _fields(_CLUSTER_COLUMNS, row)
     keys = generations.from_json(json.loads(fields["keys"]))
-    return ClusterRecord(**fields | {"labels": json.loads(fields["labels"]), "keys": keys})
+    return ClusterRecord(**fields | {"keys": keys})
 
 
 def _fields(columns: str, row: tuple[Any, ...]) -> dict[str, Any]:
