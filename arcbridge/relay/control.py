@@ -133,7 +133,7 @@ class ControlConnection(BaseHandler):
         answer: asyncio.Future[Status] = asyncio.get_running_loop().create_future()
         self._dials[dial.token] = answer
         try:
-            session.send_dial(dial)
+            session.send(dial)
             status = await answer
         finally:
             self._dials.pop(dial.token, None)
@@ -148,7 +148,7 @@ class ControlConnection(BaseHandler):
         """Tell the agent of users; one that is older than this frame does not know it, and skips it."""
         if self.session is not None and not self.session.closed:
             for revoke in revokes:
-                self.session.send_revoke(revoke)
+                self.session.send(revoke)
 
     def replaced(self) -> None:
         self.leave(GoawayCode.REPLACED, "another agent with the same instance id has connected", int(SETTLE))

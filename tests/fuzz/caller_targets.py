@@ -16,7 +16,7 @@ from aiohttp import web
 
 from arcbridge.agent.accounts import Account, Accounts
 from arcbridge.agent.audit import record
-from arcbridge.agent.kube import asked, command_line
+from arcbridge.agent.kube import command_line, request_target
 from arcbridge.agent.kube.fast_path_parser import MAX_PLAIN_HEAD, plain_head
 from arcbridge.agent.kube.pod_body import pod_details
 from arcbridge.agent.kube.port_forward import MAX_PORTS, ForwardedPorts
@@ -167,11 +167,11 @@ def read_audit_text(data: bytes) -> None:
     untrusted_text.clean(text)
     for method, upgrade in (("GET", True), ("DELETE", False)):
         try:
-            wanted = asked.asked(method, "/" + data.decode("latin-1"), upgrade)
+            wanted = request_target.request_target(method, "/" + data.decode("latin-1"), upgrade)
         except RequestRefusal:
             wanted = None
         if wanted is not None and wanted.detailed:
-            _line(asked.query_details(wanted.info, "/" + data.decode("latin-1"), commands=True) or {})
+            _line(request_target.query_details(wanted.info, "/" + data.decode("latin-1"), commands=True) or {})
     command_line.recorded_command(text.split("\n", 1000))
 
 
@@ -190,7 +190,7 @@ def audit_text(data: bytes) -> None:
     escaped = [untrusted_text.escape(word) for word in words]
     assert fields["command"] == escaped or {"more", "sha256"} <= fields.keys(), "something is left out in silence"
     target = "/api/v1/namespaces/a/pods/b/exec?" + data.decode("latin-1")
-    details = asked.query_details(request_info("GET", target, upgrade=True), target, commands=True)
+    details = request_target.query_details(request_info("GET", target, upgrade=True), target, commands=True)
     if details is not None:
         json.loads(_line(details))
     read_audit_text(data)

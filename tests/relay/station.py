@@ -301,7 +301,7 @@ class Agent(BaseHandler):
 
 
 async def consent_and_join(agent: Agent, dial: Dial) -> None:
-    agent.session.send_status(Status(token=dial.token))
+    agent.session.send(Status(token=dial.token))
     await agent.join(dial.token)
 
 
@@ -310,4 +310,4 @@ async def swallow(agent: Agent, dial: Dial) -> None:
 
 
 async def refuse(agent: Agent, dial: Dial) -> None:
-    agent.session.send_status(Status(token=dial.token, code=1, message="I am full"))
+    agent.session.send(Status(token=dial.token, code=1, message="I am full"))

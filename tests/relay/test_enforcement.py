@@ -156,7 +156,7 @@ async def test_a_right_that_is_lost_while_the_agent_comes_lets_no_byte_pass(tmp_
 
     async def lose_right(agent: Agent, dial: Dial) -> None:
         agent.relay.policy.allowed.discard(("alice", "prod"))
-        agent.session.send_status(Status(token=dial.token))
+        agent.session.send(Status(token=dial.token))
         with contextlib.suppress(Exception):
             await agent.join(dial.token)
 

@@ -75,7 +75,7 @@ def joining_at(relay: Station, cluster: str = "") -> object:
     """The agent consents, and its join comes out at `relay`."""
 
     async def on_dial(agent: Agent, dial: Dial) -> None:
-        agent.session.send_status(Status(token=dial.token))
+        agent.session.send(Status(token=dial.token))
         agent.relay = relay
         await agent.join(dial.token, cluster)
 
@@ -193,7 +193,7 @@ async def test_an_agent_of_another_cluster(pair: Pair) -> None:
     """docs/threats.md#J1: the agent is refused, and the join that the token belongs to goes on."""
 
     async def on_dial(agent: Agent, dial: Dial) -> None:
-        agent.session.send_status(Status(token=dial.token))
+        agent.session.send(Status(token=dial.token))
         agent.relay = pair.b
         with pytest.raises(JoinRefused) as caught:
             await agent.join(dial.token, "other")
@@ -243,7 +243,7 @@ async def test_the_client_is_told_at_once(pair: Pair, how: str) -> None:
             pair.b.clients.draining = True
 
         async def on_dial(agent: Agent, dial: Dial) -> None:
-            agent.session.send_status(Status(token=dial.token))
+            agent.session.send(Status(token=dial.token))
             agent.relay = pair.b
             with pytest.raises(JoinRefused):
                 await agent.join(dial.token)
@@ -262,7 +262,7 @@ async def test_the_client_that_left_meanwhile(pair: Pair) -> None:
     waiting = asyncio.Event()
 
     async def on_dial(agent: Agent, dial: Dial) -> None:
-        agent.session.send_status(Status(token=dial.token))
+        agent.session.send(Status(token=dial.token))
         agent.relay = pair.b
         waiting.set()
         async with asyncio.timeout(10):

@@ -456,7 +456,7 @@ async def test_of_two_agents_exactly_one_wins(tmp_path: Path) -> None:
     """docs/threats.md#J2, 25 rounds."""
 
     async def twice(agent: Agent, dial: Dial) -> None:
-        agent.session.send_status(Status(token=dial.token))
+        agent.session.send(Status(token=dial.token))
         results = await asyncio.gather(agent.join(dial.token), agent.join(dial.token), return_exceptions=True)
         outcomes.append(sorted(type(result).__name__ for result in results))
 
@@ -519,7 +519,7 @@ async def test_an_agent_that_does_not_come(tmp_path: Path) -> None:
     """docs/threats.md#J4: it swallows the dial, it consents and stays away, it refuses; the failed step is named."""
 
     async def promise(agent: Agent, dial: Dial) -> None:
-        agent.session.send_status(Status(token=dial.token))
+        agent.session.send(Status(token=dial.token))
 
     for on_dial, deadline, code, words in (
         (swallow, 0.3, JoinCode.AGENT_TIMEOUT, "did not answer the dial request|did not connect"),
@@ -581,7 +581,7 @@ async def test_close_notify_withheld_ends_both(tmp_path: Path, monkeypatch: pyte
         return reply
 
     async def withhold(agent: Agent, dial: Dial) -> None:
-        agent.session.send_status(Status(token=dial.token))
+        agent.session.send(Status(token=dial.token))
         sock = await agent.relay.dial()
         agent.sockets.append(sock)
         await half(sock, "prod", JoinRequest(role="agent", token=dial.token))

@@ -77,8 +77,8 @@ class AuditRecord:
     name: str = ""
     path: str = ""
     """Class of a non-resource path."""
-    asked: str = ""
-    """The seven fields before this one as `asked_text` gives them, where that is known already; empty: made anew."""
+    path_fields: str = ""
+    """The seven fields before this one, as the function of this name gives them; empty: they are made anew."""
     status: int = 0
     outcome: str = "answered"
     reason: str = ""
@@ -131,7 +131,7 @@ class AuditRecord:
         )
         if self.method:
             text += f',"method":{_quoted_name(self.method)}'
-        text += self.asked or asked_text(
+        text += self.path_fields or path_fields(
             self.verb, self.group, self.resource, self.subresource, self.namespace, self.name, self.path
         )
         if self.target:
@@ -175,7 +175,7 @@ class AuditRecord:
         return text + _missing_text(more, sha256)
 
 
-def asked_text(verb: str, group: str, resource: str, subresource: str, namespace: str, name: str, path: str) -> str:
+def path_fields(verb: str, group: str, resource: str, subresource: str, namespace: str, name: str, path: str) -> str:
     """Return what a path asks for, as the part of a line: each field with the comma before it, empty ones left out."""
     pairs = (
         ("verb", verb),

@@ -106,7 +106,7 @@ class TestMerge:
         assert named(document, "contexts", "prod")["user"] == "arcbridge-prod"
         assert path.stat().st_mode & 0o777 == 0o600
 
-    def test_untrusted_text_stays_as_it_was(self, tmp_path: Path) -> None:
+    def test_foreign_text_stays_as_it_was(self, tmp_path: Path) -> None:
         path = tmp_path / "config"
         path.write_text(FOREIGN)
         at(path).merge(entry(), switch=True)

@@ -38,7 +38,7 @@ class Two:
     tasks: list[asyncio.Task[object]] = field(default_factory=list)
 
     async def join_at_sender(self, agent: Agent, dial: Dial) -> None:
-        agent.session.send_status(Status(token=dial.token))
+        agent.session.send(Status(token=dial.token))
         await self.agent_join(agent, dial.token)
 
     async def agent_join(self, agent: Agent, token: str, cluster: str = "prod") -> None:
@@ -109,7 +109,7 @@ async def test_what_came_behind_close_notify_travels_along(tmp_path: Path) -> No
     text = os.urandom(20_000)
 
     async def with_left_over(agent: Agent, dial: Dial) -> None:
-        agent.session.send_status(Status(token=dial.token))
+        agent.session.send(Status(token=dial.token))
         sock = await pair.sender.dial()
         agent.sockets.append(sock)
         pipe = TlsPipe(sock, client_context(cluster="prod"), server_hostname=RELAY)
@@ -139,7 +139,7 @@ async def test_the_host_judges(tmp_path: Path) -> None:
                     await pair.agent_join(agent, dial.token, cluster)
                 except ArcbridgeError as error:
                     seen.append(error)
-            agent.session.send_status(Status(token=dial.token))
+            agent.session.send(Status(token=dial.token))
 
         async with Agent(pair.owner, on_dial=several) as agent:
             await agent.registered()

@@ -1,6 +1,6 @@
 """What is said of a word that is not known."""
 
-from arcbridge.cli.suggest import listed, nearest, unknown
+from arcbridge.settings.suggest import listed, nearest, unknown
 
 
 def test_the_nearest_and_all() -> None:

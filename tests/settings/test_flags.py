@@ -6,8 +6,8 @@ import typing
 
 import pytest
 
-from arcbridge.cli.flags import COMMANDS, DEFAULT_COMMAND, GROUP_HELP, ROLES, commands_of, find_command, flags_of
 from arcbridge.settings.config import AgentConfig, ClientConfig, RelayConfig
+from arcbridge.settings.flags import ROLES, flags_of
 
 KINDS = {"relay": RelayConfig, "agent": AgentConfig, "client": ClientConfig}
 
@@ -50,12 +50,6 @@ def test_no_flag_takes_a_secret(role: str) -> None:
 def test_the_flags_that_users_of_azure_arc_know() -> None:
     names = {name for flag in flags_of("client") for name in flag.names}
     assert {"-n", "--name", "--token", "--kube-context", "-f", "--file", "--port"} <= names
-
-
-@pytest.mark.parametrize("role", ROLES)
-def test_defaults_and_groups_exist(role: str) -> None:
-    assert find_command(role, DEFAULT_COMMAND[role]) in commands_of(role)
-    assert {command.path[0] for command in COMMANDS if len(command.path) == 2} == set(GROUP_HELP)
 
 
 def test_names_of_a_flag() -> None:
