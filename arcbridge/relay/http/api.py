@@ -7,7 +7,7 @@
     POST /v1/join-token        {join_token} -> {cluster}: whether it could enrol an agent, without using it
     POST /v1/renew             {csr, stored?} -> the same; the cluster is the one of the TLS client certificate, nothing
                                else, and the key too. `stored`: "yes", the same request will be sent again if need be
-    GET  /v1/clusters          [{name, state, agents, last_seen, ca_pin, certificate_expires, version, labels, revoked}]
+    GET  /v1/clusters          [{name, state, agents, last_seen, ca_pin, certificate_expires, version, revoked}]
     GET  /v1/clusters/{name}   one of these; unknown and not allowed get one answer
 
 The last two need an access token, and the header `Arcbridge-Proof` where that is bound to a key (`identity.proof`).
@@ -110,7 +110,7 @@ class Limited:
         self._bursts: Bursts[str] = Bursts(LOG_INTERVAL)
 
     def count(self, limit: str) -> bool:
-        """Count a refusal; say whether the log is to tell of it."""
+        """Count a refusal; return whether the log is to tell of it."""
         self.counts[limit] += 1
         return self._bursts.seen(limit, time.monotonic()) is not None
 
@@ -210,7 +210,7 @@ class Api:
         return web.json_response(answer)
 
     async def check_join_token(self, request: web.Request) -> web.Response:
-        """Answer whether a join token could enrol an agent now, for the agent's `doctor`; nothing is used up by it."""
+        """Return whether a join token could enrol an agent now, for the agent's `doctor`; nothing is used up by it."""
         source = address_of(request)
         (join_token,) = await read_body(request, "join_token")
         try:
@@ -420,6 +420,5 @@ def _shown(record: ClusterRecord, agents: int, now: float) -> dict[str, object]:
         "ca_pin": record.ca_pin,
         "certificate_expires": record.certificate_expires,
         "version": record.version,
-        "labels": dict(record.labels),
         "revoked": record.revoked > 0,
     }
