@@ -58,22 +58,23 @@ def proxy(invocation: Invocation) -> int:
     # `--file -`: stdout is the kubeconfig alone.
     lines = sys.stderr if config.file == "-" else sys.stdout
     configure_logging(config)
-    from arcbridge.client.service import run_proxy
+    from arcbridge.client.commands.proxy import run_proxy
 
-    return _serve(lambda ready: run_proxy(config, terminal(lines), token=token, ready=ready))
+    return _serve(lambda ready: run_proxy(config, terminal(lines), environment=os.environ, token=token, ready=ready))
 
 
 def forward(invocation: Invocation) -> int:
     """Carry a TCP target of the cluster to a local port."""
     config, token = _start(invocation, repair=True)
     target, listen = invocation.text("target"), invocation.text("listen", "127.0.0.1:0")
-    any_user = invocation.switch("any_user")
+    wide = invocation.switch("any_user")
     configure_logging(config)
-    from arcbridge.client.service import run_forward
+    from arcbridge.client.commands.forward import run_forward
 
+    shown = terminal(sys.stdout)
     return _serve(
         lambda ready: run_forward(
-            config, terminal(sys.stdout), target, listen, any_user=any_user, token=token, ready=ready
+            config, shown, target, listen, environment=os.environ, any_user=wide, token=token, ready=ready
         )
     )
 

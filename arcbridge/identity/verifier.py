@@ -361,10 +361,10 @@ class TokenVerifier:
         if issuer.expressions is None:
             return map_claims(issuer, claims)
         from arcbridge.identity.cel.evaluation import TimeLimit
-        from arcbridge.identity.cel.mapping import Budget, BudgetExceeded
+        from arcbridge.identity.cel.mapping import BudgetExceeded, CostBudget
 
         try:
-            return map_claims(issuer, claims, Budget(LOOP_COST, TimeLimit(LOOP_TIME)))
+            return map_claims(issuer, claims, CostBudget(LOOP_COST, TimeLimit(LOOP_TIME)))
         except BudgetExceeded:
             # One at a time: however many such tokens come, one thread competes with the loop, for seconds at most. A
             # thread cannot be ended, so the turn is its own also where the caller leaves before it is done.

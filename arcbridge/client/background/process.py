@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -33,15 +33,6 @@ from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, StateError, 
 from arcbridge.pki.private_files import try_lock
 
 REQUEST_LIMIT = 256 * 1024
-IDLE_END = 10.0
-"""Seconds without a cluster and without a request after which a process ends that never served, or no more does."""
-TAKE_OVER_WAIT = 15.0
-"""Seconds in which a process that ends has given the lock back."""
-SOCKET_CHECK = 2.0
-"""Seconds between two looks whether the control socket is where callers look for it; less than TAKE_OVER_WAIT, in which
-a process that finds the lock held waits for an answer."""
-SWEEP_INTERVAL = 3600.0
-"""Seconds between two looks for what commands of `run` have left that were killed."""
 
 _NOTHING = (0, 0)
 """Device and inode of no file."""
@@ -49,11 +40,29 @@ _NOTHING = (0, 0)
 log = structlog.get_logger("arcbridge.client")
 
 
+class Timing(NamedTuple):
+    """Seconds."""
+
+    idle_end: float = 10.0
+    """Without a cluster and without a request: then a process ends that never served, or no more does."""
+    take_over_wait: float = 15.0
+    """In which a process that ends has given the lock back."""
+    socket_check: float = 2.0
+    """Between two looks whether the control socket is where callers look for it; less than `take_over_wait`, in which a
+    process that finds the lock held waits for an answer."""
+    sweep_interval: float = 3600.0
+    """Between two looks for what commands of `run` have left that were killed."""
+
+
+DEFAULT = Timing()
+
+
 class BackgroundProcess:
     """`run` serves until the last cluster is disconnected, `stop` is asked for, or it is cancelled."""
 
-    def __init__(self, place: Place, environment: Mapping[str, str]) -> None:
+    def __init__(self, place: Place, environment: Mapping[str, str], timing: Timing = DEFAULT) -> None:
         self._place = place
+        self._timing = timing
         self._environment = environment
         self._clusters = Clusters(Path(place.connections), environment)
         self._control: socket.socket | None = None
@@ -112,7 +121,7 @@ class BackgroundProcess:
         """
         told = False
         while True:
-            await asyncio.sleep(SOCKET_CHECK)
+            await asyncio.sleep(self._timing.socket_check)
             if self._over.is_set():
                 return
             if self._has_the_socket() and self._has_the_lock():
@@ -165,14 +174,14 @@ class BackgroundProcess:
     async def _keep_swept(self) -> None:
         while True:
             await asyncio.to_thread(sweep, self._environment)
-            await asyncio.sleep(SWEEP_INTERVAL)
+            await asyncio.sleep(self._timing.sweep_interval)
 
     async def _begin(self) -> dict[ConnectionSettings, list[socket.socket]]:
         """Get the lock and the control socket: fresh ones, or those of a process of another version.
 
         Returns the listening sockets that came along, by the settings of what they serve.
         """
-        deadline = time.monotonic() + TAKE_OVER_WAIT
+        deadline = time.monotonic() + self._timing.take_over_wait
         while True:
             lock = try_lock(Path(self._place.process_lock))
             if lock is not None:
@@ -300,7 +309,7 @@ class BackgroundProcess:
             self._idle.cancel()
             self._idle = None
         if self._clusters.is_empty and not self._busy and not self._over.is_set():
-            self._idle = asyncio.get_running_loop().call_later(IDLE_END, self._finish)
+            self._idle = asyncio.get_running_loop().call_later(self._timing.idle_end, self._finish)
 
     # -- requests ---------------------------------------------------------------------------------------------------
 
@@ -470,9 +479,11 @@ class BackgroundProcess:
         }
 
 
-async def run_background(place: Place, environment: Mapping[str, str], *, ready: Callable[[], None]) -> None:
+async def run_background(
+    place: Place, environment: Mapping[str, str], *, ready: Callable[[], None], timing: Timing = DEFAULT
+) -> None:
     """Be the background process; raises ArcbridgeError."""
-    await BackgroundProcess(place, environment).run(ready)
+    await BackgroundProcess(place, environment, timing).run(ready)
 
 
 def _listen(path: str) -> socket.socket:

@@ -426,7 +426,7 @@ async def log_in(
         await context.tokens.access()
         name, until = context.config.login.client_id, 0.0
     else:
-        found = await context.login().log_in()
+        found = await context.sources.login().log_in()
         name, until = user_name(claims_unverified(found.id_token or found.access_token)), found.expires_at
     if profile is not None:
         logged_in(profiles, profile)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from arcbridge.checks.diagnosis import Finding, failed, ok, skipped, warning
 from arcbridge.client.doctor.codes import fault, fault_to_come
 from arcbridge.errors import ArcbridgeError, ConfigError, PinMismatch, StateError
-from arcbridge.observe.foreign_text import clean
+from arcbridge.observe.untrusted_text import clean
 from arcbridge.units import duration
 
 SKEW_WARNED = 30.0

@@ -14,7 +14,7 @@ import yaml
 
 from arcbridge.client.background.caller import answer_of, exchange, request
 from arcbridge.client.background.connection_settings import read_words
-from arcbridge.client.background.process import run_background
+from arcbridge.client.background.process import Timing, run_background
 from arcbridge.client.background_paths import Place
 from tests.client.far_side import CLUSTER, CLUSTER_CA, RELAY_CA, FarSide
 from tests.client.session.test_session_manager import login
@@ -43,6 +43,7 @@ class Background:
         self.environment = {"XDG_CONFIG_HOME": str(directory), "HOME": str(directory)}
         self.arguments = ("--cluster", CLUSTER)
         self.settings = read_words(self.arguments)
+        self.timing = Timing()
         self.pem_before = ""
         """The first client certificate that a test used, with its key."""
 
@@ -53,7 +54,7 @@ class Background:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[asyncio.Task[None]]:
         ready = asyncio.Event()
-        task = asyncio.create_task(run_background(self.place, self.environment, ready=ready.set))
+        task = asyncio.create_task(run_background(self.place, self.environment, ready=ready.set, timing=self.timing))
         waiting = asyncio.create_task(ready.wait())
         await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()

@@ -84,6 +84,11 @@ def redact(text: str) -> str:
     return _CREDENTIALS.sub(_replacement, text)
 
 
+def printable(text: str, limit: int) -> str:
+    """Return the printable ASCII characters among the first `limit` of `text`."""
+    return "".join(character for character in text[:limit] if character.isascii() and character.isprintable())
+
+
 def names_secret(field: str) -> bool:
     """Say whether a field of this name would hold a secret: `token`, `client_secret`, `Authorization`, …"""
     return _SECRET_NAMES.search(field) is not None

@@ -45,13 +45,13 @@ class JoinLimited(JoinRefused):
         self.limit = limit
 
 
-class SessionPlace:
+class SessionSlot:
     """The place of one session; `joined` and `leave` may be called more than once."""
 
     __slots__ = ("_places", "_waits", "subject")
 
-    def __init__(self, places: SessionPlaces, subject: str) -> None:
-        self._places: SessionPlaces | None = places
+    def __init__(self, places: SessionSlots, subject: str) -> None:
+        self._places: SessionSlots | None = places
         self._waits = True
         self.subject = subject
 
@@ -68,7 +68,7 @@ class SessionPlace:
             self._places = None
 
 
-class SessionPlaces:
+class SessionSlots:
     """The places of one process. `clock` returns monotonic seconds."""
 
     def __init__(self, limits: RelayLimitsConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -111,7 +111,7 @@ class SessionPlaces:
             raise self._refusal("user_loop", words, math.ceil(payer.refused_until - now))
         return max(payer.held_until - now, 0.0)
 
-    def enter(self, identity: Identity, *, resumes: bool, pending: int, sessions: int) -> SessionPlace:
+    def enter(self, identity: Identity, *, resumes: bool, pending: int, sessions: int) -> SessionSlot:
         """Give a join a place; raises `JoinLimited`. `pending` and `sessions` are the relay's joins that wait for an
         agent and its running sessions."""
         limits, subject = self._limits, identity.subject
@@ -129,10 +129,10 @@ class SessionPlaces:
             raise self._refusal("user_pending", "too many of your joins wait for an agent", 1)
         self.sessions_of[subject] = self.sessions_of.get(subject, 0) + 1
         self.pending_of[subject] = self.pending_of.get(subject, 0) + 1
-        return SessionPlace(self, subject)
+        return SessionSlot(self, subject)
 
-    def told(self, limited: JoinLimited) -> int | None:
-        """Return how many joins this limit has refused since the log told of one, or None where it is not to."""
+    def refused_since_logged(self, limited: JoinLimited) -> int | None:
+        """Return how many joins this limit has refused since one was logged, or None where this one is not to be."""
         return self._bursts.seen(limited.limit, self._clock())
 
     # -- inside ----------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ class OfCluster(Protocol):
 Link = TypeVar("Link", bound=OfCluster)
 
 
-class AgentPlaces(Generic[Link]):
+class AgentSlots(Generic[Link]):
     """The connections that hold a place, by cluster, each cluster's in the order in which they came."""
 
     def __init__(self) -> None:

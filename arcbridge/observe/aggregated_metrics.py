@@ -1,6 +1,6 @@
 """Metrics of several processes that act as one: what each counts, added up.
 
-A process gives a `snapshot` of its metrics as plain data; `GatheredMetrics` shows, in one exposition, the sum of its
+A process gives a `snapshot` of its metrics as plain data; `AggregatedMetrics` shows, in one exposition, the sum of its
 own and of those it is given. Gauges are added up, too, unless a rule says otherwise. Counters never go back: what a
 process had counted when it was last asked stays in the sum after its death (`keep`).
 """
@@ -47,7 +47,7 @@ def merge(snapshots: Iterable[Snapshot], rules: Mapping[str, Rule]) -> Snapshot:
     ]
 
 
-class GatheredMetrics(Metrics):
+class AggregatedMetrics(Metrics):
     """`sources` gives the snapshots of the other processes; names in `own` (in full) are this process' alone."""
 
     def __init__(

@@ -8,8 +8,8 @@ import json
 import pytest
 
 from arcbridge.agent.audit.record import AuditRecord
-from arcbridge.agent.kube.asked import asked, query_details
 from arcbridge.agent.kube.request_info import MAX_SEGMENT
+from arcbridge.agent.kube.request_target import query_details, request_target
 from arcbridge.agent.kube.status import RequestRefusal
 
 POD = "/api/v1/namespaces/n/pods/p"
@@ -46,21 +46,21 @@ POD = "/api/v1/namespaces/n/pods/p"
     ],
 )
 def test_a12_what_is_recorded_before_it_leaves(method: str, target: str, upgrade: bool, begins: bool) -> None:
-    found = asked(method, target, upgrade)
+    found = request_target(method, target, upgrade)
     assert found.begins is begins
-    assert asked(method, target, upgrade) is found, "it is remembered"
+    assert request_target(method, target, upgrade) is found, "it is remembered"
     long = f"{target}{'&' if '?' in target else '?'}labelSelector={'x' * 600}"
-    assert asked(method, long, upgrade).begins is begins
+    assert request_target(method, long, upgrade).begins is begins
 
 
 def test_a_target_is_checked() -> None:
     for target in ("/api/../x", "/api/../" + "x" * 1000):
         with pytest.raises(RequestRefusal):
-            asked("GET", target, False)
+            request_target("GET", target, False)
 
 
 def details(target: str, *, commands: bool = True) -> object:
-    return query_details(asked("GET", target, True).info, target, commands=commands)
+    return query_details(request_target("GET", target, True).info, target, commands=commands)
 
 
 def test_a16_exec_and_attach() -> None:
@@ -152,12 +152,12 @@ def test_a21_the_hash_of_a_command_is_of_the_bytes_that_came() -> None:
 def test_a24_what_is_asked_of_a_node_a_pod_or_a_service_behind_proxy(
     method: str, target: str, recorded: dict[str, object]
 ) -> None:
-    found = query_details(asked(method, target, False).info, target, commands=True)
+    found = query_details(request_target(method, target, False).info, target, commands=True)
     assert found is not None
     assert found.pop("more") == {"query": f"{target.count('=')} fields"}
     assert found.pop("sha256") == {"target": sha256(target)}
     assert found == recorded
-    without = query_details(asked(method, target, False).info, target, commands=False)
+    without = query_details(request_target(method, target, False).info, target, commands=False)
     assert without is not None
     assert "command" not in without
     if "command" in recorded:
@@ -166,17 +166,17 @@ def test_a24_what_is_asked_of_a_node_a_pod_or_a_service_behind_proxy(
 
 def test_a21_a_path_that_was_cut_has_the_hash_of_the_target() -> None:
     target = "/api/v1/namespaces/n/pods/" + "p" * 254
-    found = asked("DELETE", target, False)
+    found = request_target("DELETE", target, False)
     assert found.detailed
     expected = {"more": {"path": "cut"}, "sha256": {"target": sha256(target)}}
     assert query_details(found.info, target, commands=True) == expected
-    assert not asked("DELETE", target[:-1], False).detailed
+    assert not request_target("DELETE", target[:-1], False).detailed
 
 
 @pytest.mark.parametrize("name", ["%C3%A9" * 130 + "-evil", "%01" * 70 + "evil", "%F0%9F%98%80" * 70])
 def test_a32_a_name_that_a_record_cuts_by_its_bytes_is_said_to_be_cut(name: str) -> None:
     target = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/" + name
-    found = asked("DELETE", target, False)
+    found = request_target("DELETE", target, False)
     assert json.loads("{" + found.text[1:] + "}")["name"].endswith("…")
     assert found.detailed
     expected = {"more": {"path": "cut"}, "sha256": {"target": sha256(target)}}
@@ -191,21 +191,23 @@ def test_a32_a_name_that_a_record_cuts_by_its_bytes_is_said_to_be_cut(name: str)
     ],
 )
 def test_a21_what_of_a_target_is_in_no_field(method: str, target: str, missing: dict[str, str]) -> None:
-    found = query_details(asked(method, target, False).info, target, commands=True)
+    found = query_details(request_target(method, target, False).info, target, commands=True)
     assert found == {"more": missing, "sha256": {"target": sha256(target)}}
 
 
 def test_h20_fields_of_a_path_are_cut_to_what_a_name_may_have() -> None:
     """They are whole in what goes on; the record says that they were cut."""
     long = "a" * 8000
-    found = asked("GET", f"/apis/{long}/v1/namespaces/{long}/{long}/{long}/{long}", False)
+    found = request_target("GET", f"/apis/{long}/v1/namespaces/{long}/{long}/{long}/{long}", False)
     info = found.info
     fields = (info.group, info.namespace, info.resource, info.name, info.subresource)
     assert {*fields} == {"a" * (MAX_SEGMENT - 1) + "…"}
     assert len(found.text) < 6 * MAX_SEGMENT
     assert found.detailed
     details = query_details(info, "/x", commands=True)
-    assert json.loads(AuditRecord("r", "s", asked=found.text, details=details).line(0.0))["more"] == {"path": "cut"}
-    whole = asked("GET", f"/api/v1/namespaces/n/pods/{'a' * MAX_SEGMENT}", False)
+    assert json.loads(AuditRecord("r", "s", path_fields=found.text, details=details).line(0.0))["more"] == {
+        "path": "cut"
+    }
+    whole = request_target("GET", f"/api/v1/namespaces/n/pods/{'a' * MAX_SEGMENT}", False)
     assert (whole.info.name, whole.info.cut) == ("a" * MAX_SEGMENT, False)
     assert not whole.detailed

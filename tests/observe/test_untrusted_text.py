@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcbridge.observe.foreign_text import (
+from arcbridge.observe.untrusted_text import (
     FIELD_LIMIT,
     TRACE_LIMIT,
     clean,
     clean_trace,
     escape,
     names_secret,
+    printable,
     redact,
     without_last_word,
 )
@@ -155,3 +156,8 @@ def test_h20_every_pattern_grows_with_its_text(function: Callable[[str], object]
     text = token * (2048 // len(token))
     for end in ("", "!", "/", "="):
         assert growth(function, text + end, text * 8 + end) < 24
+
+
+def test_printable_text_has_no_control_characters_and_a_length() -> None:
+    assert printable("1.2.3+g0\x1b\r\n\u202e", 64) == "1.2.3+g0"
+    assert len(printable("1" * 100_000, 64)) == 64

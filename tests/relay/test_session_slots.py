@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from arcbridge.identity.claims import Identity
 from arcbridge.loop_shares import LoopShares, LoopTime
 from arcbridge.net.join import JoinCode
-from arcbridge.relay.session_places import LIMITS, JoinLimited, SessionPlace, SessionPlaces
+from arcbridge.relay.session_slots import LIMITS, JoinLimited, SessionSlot, SessionSlots
 from arcbridge.settings.config import RelayLimitsConfig, RelayUserLimitsConfig
 from tests.relay.test_admission import Clock
 
@@ -18,7 +18,7 @@ def person(name: str, *groups: str) -> Identity:
     return Identity(name, "", groups, f"https://issuer.test#{name}", "https://issuer.test", time.time() + 600)
 
 
-def refused(places: SessionPlaces, identity: Identity, *, resumes: bool = False, **counts: int) -> JoinLimited:
+def refused(places: SessionSlots, identity: Identity, *, resumes: bool = False, **counts: int) -> JoinLimited:
     """The refusal of a join that must be refused."""
     with pytest.raises(JoinLimited) as caught:
         entered(places, identity, resumes=resumes, **counts)
@@ -28,7 +28,7 @@ def refused(places: SessionPlaces, identity: Identity, *, resumes: bool = False,
     return caught.value
 
 
-def entered(places: SessionPlaces, identity: Identity, *, resumes: bool = False, **counts: int) -> SessionPlace:
+def entered(places: SessionSlots, identity: Identity, *, resumes: bool = False, **counts: int) -> SessionSlot:
     places.spend(identity, resumes=resumes)
     return places.enter(identity, resumes=resumes, **{"pending": 0, "sessions": 0, **counts})
 
@@ -39,7 +39,7 @@ ALICE, BOB = person("alice"), person("bob")
 def test_joins_per_minute_of_one_user() -> None:
     """docs/threats.md#L3: thirty joins a second by one user; others, and what comes back, do not notice."""
     clock = Clock()
-    places = SessionPlaces(RelayLimitsConfig(joins_per_minute_per_user=60, sessions_per_user=10), clock=clock)
+    places = SessionSlots(RelayLimitsConfig(joins_per_minute_per_user=60, sessions_per_user=10), clock=clock)
     admitted, errors = 0, []
     for _ in range(600):
         clock.now += 1 / 30
@@ -59,7 +59,7 @@ def test_joins_per_minute_of_one_user() -> None:
 
 def test_resumptions_of_one_user_have_a_rate_of_their_own() -> None:
     clock = Clock()
-    places = SessionPlaces(RelayLimitsConfig(sessions_per_user=10), clock=clock)
+    places = SessionSlots(RelayLimitsConfig(sessions_per_user=10), clock=clock)
     for _ in range(20):
         entered(places, ALICE, resumes=True).leave()
     assert refused(places, ALICE, resumes=True).limit == "user_resumptions"
@@ -71,7 +71,7 @@ def test_resumptions_of_one_user_have_a_rate_of_their_own() -> None:
 def test_joins_of_a_user_over_the_share_of_the_loop_wait_and_are_refused_at_last() -> None:
     """docs/threats.md#L45."""
     clock = Clock()
-    places = SessionPlaces(RelayLimitsConfig(), clock=clock)
+    places = SessionSlots(RelayLimitsConfig(), clock=clock)
     payer = LoopTime(LoopShares(), lambda seconds: None)
     assert places.wait_for(payer) == 0.0
     payer.held_until = clock.now + 2.0
@@ -86,7 +86,7 @@ def test_joins_of_a_user_over_the_share_of_the_loop_wait_and_are_refused_at_last
 
 
 def test_sessions_of_one_user() -> None:
-    places = SessionPlaces(RelayLimitsConfig(sessions_per_user=3), clock=Clock())
+    places = SessionSlots(RelayLimitsConfig(sessions_per_user=3), clock=Clock())
     held = [entered(places, ALICE) for _ in range(3)]
     for place in held:
         place.joined()
@@ -106,7 +106,7 @@ def test_sessions_of_one_user() -> None:
 
 def test_joins_that_come_to_nothing_leave_places_for_what_comes_back() -> None:
     """docs/threats.md#L3: new sessions get three quarters of the joins that wait, and nine tenths of the sessions."""
-    places = SessionPlaces(RelayLimitsConfig(pending_joins=100, sessions=1000), clock=Clock())
+    places = SessionSlots(RelayLimitsConfig(pending_joins=100, sessions=1000), clock=Clock())
     entered(places, ALICE, pending=74)
     error = refused(places, ALICE, pending=75)
     assert (error.limit, error.code) == ("pending", JoinCode.OVERLOADED)
@@ -119,7 +119,7 @@ def test_joins_that_come_to_nothing_leave_places_for_what_comes_back() -> None:
 
 
 def test_one_user_has_a_part_of_the_joins_that_wait() -> None:
-    places = SessionPlaces(RelayLimitsConfig(pending_joins=400), clock=Clock())
+    places = SessionSlots(RelayLimitsConfig(pending_joins=400), clock=Clock())
     held = [entered(places, ALICE, resumes=bool(number % 2)) for number in range(20)]
     assert refused(places, ALICE).limit == "user_pending"
     assert refused(places, ALICE, resumes=True).limit == "user_pending"
@@ -143,11 +143,11 @@ def test_other_numbers_for_a_group_and_a_user() -> None:
         (person("eve", "night", "ci", "others"), 3, 7),
         (person("carol", "ci", "night"), 2, 5),
     ):
-        places = SessionPlaces(limits, clock=Clock())
+        places = SessionSlots(limits, clock=Clock())
         for _ in range(sessions):
             entered(places, identity)
         assert refused(places, identity).limit == "user_sessions"
-        places = SessionPlaces(limits, clock=Clock())
+        places = SessionSlots(limits, clock=Clock())
         for _ in range(joins):
             entered(places, identity).leave()
         assert refused(places, identity).limit == "user_joins"
@@ -155,19 +155,19 @@ def test_other_numbers_for_a_group_and_a_user() -> None:
 
 def test_one_line_in_the_log_for_a_burst() -> None:
     clock = Clock()
-    places = SessionPlaces(RelayLimitsConfig(sessions_per_user=1), clock=clock)
+    places = SessionSlots(RelayLimitsConfig(sessions_per_user=1), clock=clock)
     entered(places, ALICE)
-    told = [places.told(refused(places, ALICE)) for _ in range(50)]
-    assert told == [1] + [None] * 49
+    logged = [places.refused_since_logged(refused(places, ALICE)) for _ in range(50)]
+    assert logged == [1] + [None] * 49
     clock.now += 20
-    assert places.told(refused(places, ALICE)) == 50
+    assert places.refused_since_logged(refused(places, ALICE)) == 50
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.booleans(), st.integers(0, 3)), max_size=150))
 def test_counts_are_those_of_the_places_that_are_held(steps: list[tuple[str, bool, int]]) -> None:
     clock = Clock()
-    places = SessionPlaces(RelayLimitsConfig(sessions_per_user=3, pending_joins=60), clock=clock)
-    held: list[SessionPlace] = []
+    places = SessionSlots(RelayLimitsConfig(sessions_per_user=3, pending_joins=60), clock=clock)
+    held: list[SessionSlot] = []
     limits: set[str] = set()
     for name, resumes, what in steps:
         clock.now += 1

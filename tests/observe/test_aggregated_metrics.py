@@ -5,7 +5,7 @@ import json
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from arcbridge.observe.gathered import GatheredMetrics, Snapshot, merge, snapshot
+from arcbridge.observe.aggregated_metrics import AggregatedMetrics, Snapshot, merge, snapshot
 from arcbridge.observe.metrics import Buckets, Metrics
 
 
@@ -23,7 +23,7 @@ def one(count: int, held: int, expires: float, *seconds: float) -> Snapshot:
     return found
 
 
-def samples(metrics: GatheredMetrics) -> dict[str, float]:
+def samples(metrics: AggregatedMetrics) -> dict[str, float]:
     text, _ = metrics.render()
     return {
         sample.name + "".join(f"/{value}" for value in sample.labels.values()): sample.value
@@ -32,8 +32,8 @@ def samples(metrics: GatheredMetrics) -> dict[str, float]:
     }
 
 
-def gathered(*sources: Snapshot) -> GatheredMetrics:
-    made = GatheredMetrics(
+def gathered(*sources: Snapshot) -> AggregatedMetrics:
+    made = AggregatedMetrics(
         "relay",
         lambda: sources,
         rules={"arcbridge_relay_expires": min},
@@ -61,7 +61,7 @@ def test_processes_add_up() -> None:
 
 def test_counters_never_go_back_when_a_process_dies() -> None:
     sources = [one(2, 5, 90.0, 0.002), one(3, 7, 80.0, 0.002)]
-    metrics = GatheredMetrics("relay", lambda: sources)
+    metrics = AggregatedMetrics("relay", lambda: sources)
     metrics.keep(sources.pop())
     shown = samples(metrics)
     assert shown["arcbridge_relay_joins_total/ok"] == 5

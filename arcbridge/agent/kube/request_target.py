@@ -1,4 +1,4 @@
-"""What a request asks for beyond verb and resource, as its audit record has it: from the target alone.
+"""Reads from a target what a request asks for beyond verb and resource, as its audit record has it.
 
 A command and a container for exec and attach, also where they go to a kubelet through `proxy`, the path behind `proxy`,
 ports where port-forward names them in its query, and whether the record `begun` stands before the request's first byte.
@@ -12,7 +12,7 @@ import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 
-from arcbridge.agent.audit.record import Value, asked_text
+from arcbridge.agent.audit.record import Value, path_fields
 from arcbridge.agent.kube.command_line import left_out, recorded_command
 from arcbridge.agent.kube.framing import check_target
 from arcbridge.agent.kube.query import is_true, query_values
@@ -31,7 +31,7 @@ _KUBELET_FIELDS = {"exec": ("command", "input"), "attach": ("command", "input"),
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RequestTarget:
     """What a target asks for. Made once for each of those that recur."""
 
     info: RequestInfo
@@ -43,26 +43,26 @@ class Asked:
     """Whether `query_details` finds something."""
 
 
-def asked(method: str, target: str, upgrade: bool) -> Asked:
+def request_target(method: str, target: str, upgrade: bool) -> RequestTarget:
     """Return what a request asks for. Raises RequestRefusal for a target that is not passed on."""
     return _cached(method, target, upgrade) if len(target) <= MAX_CACHED_TARGET else _read(method, target, upgrade)
 
 
-def _read(method: str, target: str, upgrade: bool) -> Asked:
+def _read(method: str, target: str, upgrade: bool) -> RequestTarget:
     check_target(target)
     info = request_info(method, target, upgrade=upgrade)
     where = (info.namespace, info.name, info.path_class)
-    text = asked_text(info.verb, info.group, info.resource, info.subresource, *where)
+    text = path_fields(info.verb, info.group, info.resource, info.subresource, *where)
     detailed = info.subresource in _LONG_SUBRESOURCES or info.verb in ("deletecollection", "proxy")
     detailed = detailed or info.cut or info.path_class == "other"
-    return Asked(info, text, _begins(method, target, info, upgrade), detailed)
+    return RequestTarget(info, text, _begins(method, target, info, upgrade), detailed)
 
 
 _cached = lru_cache(maxsize=1024)(_read)
 
 
 def _begins(method: str, target: str, info: RequestInfo, upgrade: bool) -> bool:
-    """Tell whether a request lasts or may change something: a kill of the agent must not take its only record."""
+    """Return whether a request lasts or may change something: a kill of the agent must not take its only record."""
     if upgrade or method not in _READS or info.verb in LONG_RUNNING_VERBS or info.subresource in _LONG_SUBRESOURCES:
         return True
     return info.subresource == "log" and is_true(_values(target, "follow"))
