@@ -1,4 +1,4 @@
-"""What a message says of a word that is not known: the nearest that is, and all that are."""
+"""Names the known word that is nearest to one that is not known, and all that are known."""
 
 from __future__ import annotations
 
