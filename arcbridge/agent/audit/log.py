@@ -157,7 +157,7 @@ class AuditLog:
         """Write a record before what it is about; `recorded` says how that goes on."""
         if self._writer is None:
             self.records += 1
-            record.begun = True
+            record.begin()
             recorded("")
             return
         waiting, failure, written = _Waiting(self, recorded), self.failure, False
@@ -169,7 +169,7 @@ class AuditLog:
                     self._count_left_out(budget)
             self.records += 1
             written = self._writer.put(text, None if failure else waiting)
-            record.begun = record.begun or written
+            record.begin(written)
         if written and not failure:
             waiting.start()
         else:

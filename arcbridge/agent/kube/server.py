@@ -28,9 +28,8 @@ from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
 from arcbridge.agent.accounts import Limit
-from arcbridge.agent.kube.authorize import StreamContext
+from arcbridge.agent.kube.caller import StreamContext
 from arcbridge.agent.kube.exchange import Exchange
-from arcbridge.agent.kube.framing import MAX_HEAD_LINE, MAX_HEADERS
 from arcbridge.agent.kube.status import RequestRefusal, bad_request, status_answer
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.wire.frames import ResetCode
@@ -43,6 +42,10 @@ LARGE_HEAD_DEADLINE = 5.0
 LINGER = 5.0
 KEEPALIVE = 3630.0
 """aiohttp's default: longer than any client keeps an idle connection, so the caller closes first."""
+MAX_HEAD_LINE = 64 * 1024
+"""Bytes of the request line and of each header: tokens with groups and long selectors exceed the usual 8 KiB."""
+MAX_HEADERS = 1000
+"""Header lines: 400 `--as-group` are real; Go's own bound is 1 MiB of head."""
 MAX_HEAD = 128 * 1024
 """Bytes of a whole request head, unless it acts with MANY_GROUPS (`--as-group`)."""
 MAX_HEAD_WITH_GROUPS = 1 << 20
