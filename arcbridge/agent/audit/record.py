@@ -21,7 +21,7 @@ from functools import lru_cache
 from json.encoder import encode_basestring as _quote
 
 from arcbridge.agent.audit.budget import AuditBudget
-from arcbridge.observe.foreign_text import clean, escape
+from arcbridge.observe.untrusted_text import clean, escape
 
 FIELD_LIMIT = 1024
 """Bytes of a text in a record: of a reason, a word of a command line, the name of a user or of a group."""
@@ -123,7 +123,7 @@ class AuditRecord:
     path: str = ""
     """Class of a non-resource path."""
     path_fields: str = ""
-    """The seven fields before this one as the function of this name gives them; empty: they are made anew."""
+    """The seven fields before this one, as the function of this name gives them; empty: they are made anew."""
     status: int = 0
     outcome: Outcome = Outcome.ANSWERED
     reason: str = ""

@@ -26,7 +26,7 @@ from arcbridge.agent.audit.record import (
     timestamp,
     words_sha256,
 )
-from arcbridge.observe.foreign_text import clean, escape
+from arcbridge.observe.untrusted_text import clean, escape
 
 
 def test_o2_names_cannot_break_a_line() -> None:
