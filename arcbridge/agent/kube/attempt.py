@@ -25,6 +25,7 @@ from arcbridge.agent.audit.record import Outcome, Value
 from arcbridge.agent.kube.apiserver import ApiServer
 from arcbridge.agent.kube.authorize import ReviewNeeded, TokenUnknown, authorize
 from arcbridge.agent.kube.caller import StreamContext, token_digest
+from arcbridge.agent.kube.connect_limit import too_much
 from arcbridge.agent.kube.impersonation import requested_subject
 from arcbridge.agent.kube.plan import Plan
 from arcbridge.agent.kube.request_facts import RequestFacts
@@ -145,13 +146,15 @@ class Attempt:
 
     async def recorded_begun(self) -> None:
         """`record_begun`, awaited. Raises RequestRefusal."""
-        if refusal := await self._context.audit.begun(self.record):
+        audit = self._context.audit
+        if refusal := await audit.written(audit.begin, self.record):
             raise RequestRefusal(503, refusal)
 
     async def recorded_details(self, details: dict[str, Value]) -> None:
         """Write what the request's body asks for. Raises RequestRefusal."""
+        audit = self._context.audit
         self.record.has_details(details)
-        if refusal := await self._context.audit.detailed(self.record):
+        if refusal := await audit.written(audit.detail, self.record):
             raise RequestRefusal(503, refusal)
 
     def note_details(self, details: dict[str, Value]) -> None:
@@ -210,12 +213,8 @@ class Attempt:
 
     def _too_much(self, limit: Limit) -> RequestRefusal:
         """Return the refusal of a request that is over a limit; one of each burst is logged and recorded."""
-        reached = self.account.explain(limit)
         self._report(limit)
-        hold = self.account.hold(self.record.started)
-        return RequestRefusal(
-            429, reached.message, retry_after=reached.retry_after, retry_at=reached.retry_at, hold=hold
-        )
+        return too_much(self.account, limit, self.record.started, reported=True)
 
     def _report(self, limit: Limit) -> None:
         """Count a refusal; one of each burst is logged and recorded."""

@@ -57,7 +57,7 @@ class KubeProxy:
         self.api = api
         self.context = ProxyContext(api, audit, reviewer)
         self.stats = self.context.stats
-        self._server = KubeServer(self._handle, self._refused_head, lambda stream: stream.caller.connected_since)
+        self._server = KubeServer(self._handle, self.context)
         self.fast_paths: set[FastPath] = set()
         """Streams whose requests were all plain so far."""
 
@@ -253,14 +253,6 @@ class KubeProxy:
             connection.release()
             # The stream's end went to the splice; aiohttp's protocol must hear of it too, to free what it holds.
             asyncio.get_running_loop().call_soon(protocol.connection_lost, None)
-
-    # -- heads that are none ----------------------------------------------------------------------------------
-
-    def _refused_head(self, context: StreamContext, refusal: RequestRefusal) -> None:
-        """A head that never became a request leaves its record, too."""
-        attempt = Attempt(self.context, context, "")
-        attempt.refuse(refusal)
-        attempt.finish()
 
 
 def _early() -> RequestRefusal:

@@ -28,6 +28,7 @@ from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
 from arcbridge.agent.accounts import Limit
+from arcbridge.agent.kube.attempt import Attempt, ProxyContext
 from arcbridge.agent.kube.caller import StreamContext
 from arcbridge.agent.kube.exchange import Exchange
 from arcbridge.agent.kube.status import RequestRefusal, bad_request, status_answer
@@ -92,23 +93,28 @@ class AnsweredResponse(web.StreamResponse):
 
 
 class KubeServer(web.Server):
-    """Makes one protocol per stream; `handler(protocol, request)` answers each request.
-
-    `refused(stream, refusal)` is told of heads that never became a request. `connected_since(stream)` says when the
-    caller got its present connection (monotonic seconds, infinity while there is none): without one no deadline of the
-    caller's runs.
-    """
+    """Makes one protocol per stream; `handler(protocol, request)` answers each request."""
 
     def __init__(
         self,
         handler: Callable[[KubeProtocol, web.BaseRequest], Coroutine[Any, Any, web.StreamResponse]],
-        refused: Callable[[StreamContext, RequestRefusal], None],
-        connected_since: Callable[[StreamContext], float],
+        context: ProxyContext,
     ) -> None:
         super().__init__(_dispatch, handler_cancellation=True)
         self.handler = handler
-        self.refused = refused
-        self.connected_since = connected_since
+        self._context = context
+
+    def refuse(self, stream: StreamContext, refusal: RequestRefusal) -> None:
+        """Record a head that never became a request."""
+        attempt = Attempt(self._context, stream, "")
+        attempt.refuse(refusal)
+        attempt.finish()
+
+    @staticmethod
+    def connected_since(stream: StreamContext) -> float:
+        """Return when the caller got its present connection (monotonic seconds, infinity while there is none): without
+        one no deadline of the caller's runs."""
+        return stream.caller.connected_since
 
     def protocol(self, context: StreamContext) -> KubeProtocol:
         """Return the protocol of one stream."""
@@ -292,7 +298,7 @@ class KubeProtocol(RequestHandler):
         else:
             refusal = RequestRefusal(500, "the agent failed; its log has the cause")
             self._loop.call_exception_handler({"message": "a request handler failed", "exception": exc})
-        self.server.refused(self.context, refusal)
+        self.server.refuse(self.context, refusal)
         return self.answer(refusal, close=True)
 
     # -- inside -----------------------------------------------------------------------------------------------
@@ -497,7 +503,7 @@ class KubeProtocol(RequestHandler):
 
     def _give_up(self, refusal: RequestRefusal) -> None:
         """End a connection on which no request can come any more."""
-        self.server.refused(self.context, refusal)
+        self.server.refuse(self.context, refusal)
         self.upgrade_seen = True  # what still arrives is dropped
         self._forget()
         if self.transport is not None:
