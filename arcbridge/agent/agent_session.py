@@ -19,8 +19,9 @@ import structlog
 
 from arcbridge.agent.accounts import Limit
 from arcbridge.agent.audit import AuditRecord
+from arcbridge.agent.audit.record import Outcome
 from arcbridge.agent.authenticator import Authenticated, UnprovedToken
-from arcbridge.agent.kube.authorize import Caller
+from arcbridge.agent.kube.caller import Caller
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.resume import Claim, ResumeRefusal
 from arcbridge.agent.revocations import AccessRevoked, Revocation, covering
@@ -485,7 +486,7 @@ class AgentSession(BaseHandler):
                 bound=caller.bound,
                 verb="open" if target else "limit",
                 target=target,
-                outcome="refused",
+                outcome=Outcome.REFUSED,
                 limit=limit,
                 omitted=omitted,
                 reason=reason,
@@ -511,7 +512,7 @@ class AgentSession(BaseHandler):
                     groups=len(identity.groups),
                     bound=identity.binding.kind.value,
                     verb=verb,
-                    outcome=outcome,
+                    outcome=Outcome(outcome),
                     reason=reason,
                 )
             )

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from arcbridge.agent.accounts import Accounts, Limit
 from arcbridge.agent.ahead_relief import AheadRelief
 from arcbridge.agent.backlog_relief import BacklogRelief
-from arcbridge.agent.kube.authorize import ProxyStats
+from arcbridge.agent.kube.attempt import ProxyStats
 from arcbridge.agent.kube.connect_limit import ConnectLimit
 from arcbridge.agent.kube.own_refusal import OwnRefusals
 from arcbridge.agent.metrics import oldest_keys, register

@@ -17,7 +17,7 @@ from arcbridge.agent import agent_session
 from arcbridge.agent import sessions as module
 from arcbridge.agent.audit import AuditLog
 from arcbridge.agent.authenticator import Authenticated, UnprovedToken
-from arcbridge.agent.kube.authorize import token_digest
+from arcbridge.agent.kube.caller import token_digest
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.resume import GONE
 from arcbridge.errors import SessionEnded, Unreachable

@@ -132,13 +132,11 @@ class AuditLog:
         """Write the record of what a request's body asks for; `recorded` says when its last byte may leave."""
         self._write_before(record, AuditRecord.details_line, recorded)
 
-    async def begun(self, record: AuditRecord) -> str:
-        """Write the begun record and wait; return the refusal's reason, or an empty string."""
-        return await self._awaited(record, self.begin)
-
-    async def detailed(self, record: AuditRecord) -> str:
-        """Write the record of the body and wait; return the refusal's reason, or an empty string."""
-        return await self._awaited(record, self.detail)
+    async def written(self, write: Callable[[AuditRecord, Recorded], None], record: AuditRecord) -> str:
+        """`begin` or `detail`, and wait; return the refusal's reason, or an empty string."""
+        done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        write(record, lambda refusal: None if done.done() else done.set_result(refusal))
+        return await done
 
     def reopen(self) -> None:
         """Leave a file that was renamed for a new one of its name, at once."""
@@ -157,7 +155,7 @@ class AuditLog:
         """Write a record before what it is about; `recorded` says how that goes on."""
         if self._writer is None:
             self.records += 1
-            record.begun = True
+            record.begin()
             recorded("")
             return
         waiting, failure, written = _Waiting(self, recorded), self.failure, False
@@ -169,7 +167,7 @@ class AuditLog:
                     self._count_left_out(budget)
             self.records += 1
             written = self._writer.put(text, None if failure else waiting)
-            record.begun = record.begun or written
+            record.begin(written)
         if written and not failure:
             waiting.start()
         else:
@@ -197,11 +195,6 @@ class AuditLog:
             self._left_out_timer = None
         for budget in list(self._left_out):
             self._count_left_out(budget)
-
-    async def _awaited(self, record: AuditRecord, write: Callable[[AuditRecord, Recorded], None]) -> str:
-        done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        write(record, lambda refusal: None if done.done() else done.set_result(refusal))
-        return await done
 
 
 class _Waiting(Waiter):

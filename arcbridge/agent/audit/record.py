@@ -1,10 +1,11 @@
-"""One request as the audit log has it, and its form as lines of JSON.
+"""Keeps one request as the audit log has it, and makes its lines of JSON.
 
-A request that only reads leaves one record, when it is over (`complete`). One that lasts or that changes something
-leaves `begun` before its first byte goes to the API server, and `ended`; in between `details` where its body, or the
-stream behind its upgrade, asks for something that the log is to show. It writes nothing. Invariants: a line is one
-JSON object of a few KiB, whatever callers put into its texts; names of objects are escaped and cut, and never taken for
-secrets; what was cut or left out is counted in `more`, and has its SHA-256 in `sha256`.
+A record changes by its methods alone, and `TRANSITIONS` says which outcome may follow which. A request that only reads
+leaves one record, when it is over (`complete`). One that lasts or that changes something leaves `begun` before its
+first byte goes to the API server, and `ended`; in between `details` where its body, or the stream behind its upgrade,
+asks for something that the log is to show. It writes nothing. Invariants: a line is one JSON object of a few KiB,
+whatever callers put into its texts; names of objects are escaped and cut, and never taken for secrets; what was cut or
+left out is counted in `more`, and has its SHA-256 in `sha256`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum, StrEnum
 from functools import lru_cache
 from json.encoder import encode_basestring as _quote
 
@@ -51,12 +53,55 @@ Value = str | int | bool | list[str] | Mapping[str, str]
 """What a field of `details` holds. Mappings are `more` and `sha256`: what is missing of a field, and its hash."""
 
 
+class Outcome(StrEnum):
+    """How a request ended, or would end now."""
+
+    ANSWERED = "answered"
+    REFUSED = "refused"
+    """By the agent."""
+    CUT = "cut"
+    """It broke off, on either side."""
+    FAILED = "failed"
+    """By a defect of the agent."""
+    UPGRADED = "upgraded"
+    CONNECTED = "connected"
+    """To a TCP target."""
+
+
+class Change(Enum):
+    """What may change the outcome of a request."""
+
+    REFUSE = "a refusal of the agent"
+    CUT = "the loss of either side"
+    REVOKE = "a right that was lost"
+    FAIL = "a defect of the agent"
+    UPGRADE = "a switch of protocols"
+    CONNECT = "a connection to a TCP target"
+
+
+TRANSITIONS: dict[Outcome, dict[Change, Outcome]] = {
+    Outcome.ANSWERED: {
+        Change.REFUSE: Outcome.REFUSED,
+        Change.CUT: Outcome.CUT,
+        Change.REVOKE: Outcome.CUT,
+        Change.FAIL: Outcome.FAILED,
+        Change.UPGRADE: Outcome.UPGRADED,
+        Change.CONNECT: Outcome.CONNECTED,
+    },
+    Outcome.REFUSED: {Change.CUT: Outcome.CUT, Change.REVOKE: Outcome.CUT, Change.FAIL: Outcome.FAILED},
+    Outcome.CUT: {Change.FAIL: Outcome.FAILED},
+    Outcome.FAILED: {},
+    Outcome.UPGRADED: {Change.REVOKE: Outcome.CUT, Change.FAIL: Outcome.FAILED},
+    Outcome.CONNECTED: {Change.CUT: Outcome.CUT, Change.REVOKE: Outcome.CUT, Change.FAIL: Outcome.FAILED},
+}
+"""Outcome -> change -> next outcome. After a change that is missing the outcome stays: the first cause counts."""
+
+
 @dataclass(slots=True)
 class AuditRecord:
     """One request, filled in as it is served. Texts may come from callers: they are cleaned when written.
 
-    `outcome`: `answered`, `refused` (by the agent), `cut` (it broke off on either side), `failed` (a defect of the
-    agent), `upgraded`, `connected` (TCP target). `bytes_up` flow towards the cluster, `bytes_down` towards the caller.
+    `bytes_up` flow towards the cluster, `bytes_down` towards the caller.
     """
 
     request: str
@@ -80,7 +125,7 @@ class AuditRecord:
     path_fields: str = ""
     """The seven fields before this one, as the function of this name gives them; empty: they are made anew."""
     status: int = 0
-    outcome: str = "answered"
+    outcome: Outcome = Outcome.ANSWERED
     reason: str = ""
     upgrade: str = ""
     target: str = ""
@@ -102,6 +147,89 @@ class AuditRecord:
     started: float = field(default_factory=time.monotonic)
     _rest: tuple[Mapping[str, Value] | None, str] | None = field(default=None, init=False, repr=False, compare=False)
     """The details that were written last, and the part of a line that they became: `begun` and `ended` share it."""
+
+    # -- what becomes known of a request --------------------------------------------------------------------------
+
+    def has_client(self, lines: bytes) -> None:
+        """Take the header lines in which the client says what it does."""
+        self.client = lines
+
+    def asks(self, path: tuple[str, str, str, str, str, str, str], text: str) -> None:
+        """Take what the head asks for: verb to path, as `path_fields` takes them, and gives `text`."""
+        self.verb, self.group, self.resource, self.subresource, self.namespace, self.name, self.path = path
+        self.path_fields = text
+
+    def acts_as(self, user: str, groups: tuple[str, ...]) -> None:
+        """Take the subject of `--as`."""
+        self.as_user, self.as_groups = user, groups
+
+    def asks_upgrade(self, protocol: str) -> None:
+        """Take the protocol that the caller wants to switch to."""
+        self.upgrade = protocol
+
+    def has_details(self, details: Mapping[str, Value] | None) -> None:
+        """Take what is asked for beyond the path, in place of what was known before."""
+        self.details = details
+
+    def is_over(self, limit: str, omitted: int) -> None:
+        """Take the limit that the request is over, and how many refusals by it left no record."""
+        self.limit, self.omitted = limit, omitted
+
+    def begin(self, written: bool = True) -> None:
+        """Note that a record `begun` was written, or was not."""
+        self.begun = self.begun or written
+
+    def answer(self, status: int) -> None:
+        """Take the status of an answer whose first byte goes to the caller."""
+        self.status = status
+
+    def pass_on(self, count: int) -> None:
+        """Count bytes that went on to the caller."""
+        self.bytes_down += count
+
+    def move(self, up: int, down: int) -> None:
+        """Take the number of all bytes that were moved."""
+        self.bytes_up, self.bytes_down = up, down
+
+    # -- how it ends ----------------------------------------------------------------------------------------------
+
+    def refuse(self, reason: str, status: int = 0) -> None:
+        """The agent refuses it."""
+        self.status, self.reason = status, reason
+        self._change(Change.REFUSE)
+
+    def cut(self, reason: str = "") -> None:
+        """It breaks off; what was upgraded has ended."""
+        self.reason = reason or self.reason
+        self._change(Change.CUT)
+
+    def break_off(self, error: BaseException) -> None:
+        """It breaks off by an error, unless a reason for its end is known."""
+        if not self.reason:
+            self.cut(type(error).__name__)
+
+    def revoke(self, reason: str) -> None:
+        """The agent ends it, because a right was lost."""
+        self.reason = reason
+        self._change(Change.REVOKE)
+
+    def fail(self, error: BaseException) -> None:
+        """A defect of the agent ends it."""
+        self.reason = type(error).__name__
+        self._change(Change.FAIL)
+
+    def switch(self) -> None:
+        """The API server has switched protocols."""
+        self._change(Change.UPGRADE)
+
+    def connect(self) -> None:
+        """A TCP target is connected."""
+        self._change(Change.CONNECT)
+
+    def _change(self, change: Change) -> None:
+        self.outcome = TRANSITIONS[self.outcome].get(change, self.outcome)
+
+    # -- lines ----------------------------------------------------------------------------------------------------
 
     def line(self, now: float) -> str:
         """Return the record of a request that is over; `now` is monotonic seconds."""

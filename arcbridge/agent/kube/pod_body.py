@@ -21,7 +21,7 @@ from typing import Any
 
 from arcbridge.agent.audit.record import FIELD_LIMIT, LIST_LIMIT, MAX_LISTED, Excerpt, Value, size_of
 from arcbridge.agent.kube.command_line import left_out, recorded_command
-from arcbridge.agent.kube.impersonation import RawHeaders
+from arcbridge.agent.kube.request_facts import RequestFacts
 from arcbridge.agent.kube.request_info import RequestInfo, cut
 from arcbridge.wire.backlog import Backlog
 
@@ -57,7 +57,7 @@ class Inspection:
 
     def __init__(
         self,
-        headers: RawHeaders,
+        facts: RequestFacts,
         found: Callable[[dict[str, Value]], Awaitable[None]],
         held: Backlog,
         *,
@@ -68,8 +68,8 @@ class Inspection:
         self._found = found
         self._held = held
         self._commands = commands
-        self._type = _header(headers, b"content-type").partition(";")[0].strip().lower()
-        self._unparsed = "encoded" if _header(headers, b"content-encoding") not in ("", "identity") else ""
+        self._type = facts.first(b"content-type").partition(";")[0].strip().lower()
+        self._unparsed = "encoded" if facts.first(b"content-encoding") not in ("", "identity") else ""
         self._body = bytearray()
 
     def feed(self, chunk: bytes) -> None:
@@ -386,7 +386,3 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
                 break
             return number, position
     raise ValueError("a number of more than 64 bits")
-
-
-def _header(headers: RawHeaders, wanted: bytes) -> str:
-    return next((value.decode("utf-8", "replace").strip() for name, value in headers if name.lower() == wanted), "")

@@ -199,7 +199,7 @@ class PortRecords:
         """Say no more, and put the ports into the record, which is about to be written."""
         if self._timer is not None:
             self._timer.cancel()
-        self._record.details = with_ports(self._record, self.ports)
+        self._record.has_details(with_ports(self._record, self.ports))
 
     def _found(self) -> None:
         self._untold = True

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import hashlib
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+import arcbridge
 from arcbridge.agent.audit import record as record_module
-from arcbridge.agent.audit.record import MAX_LISTED, AuditRecord, Value, path_fields, timestamp, words_sha256
+from arcbridge.agent.audit.record import (
+    MAX_LISTED,
+    TRANSITIONS,
+    AuditRecord,
+    Change,
+    Outcome,
+    Value,
+    path_fields,
+    timestamp,
+    words_sha256,
+)
 from arcbridge.observe.untrusted_text import clean, escape
 
 
@@ -192,3 +206,50 @@ def test_h20_what_two_records_of_a_request_share_is_cleaned_once(monkeypatch: py
     record.details = {"privileged": ["z"]}  # of its body, later
     assert json.loads(record.line(record.started))["privileged"] == ["z"]
     assert len(cleaned) == 7, "all of the rest once more"
+
+
+# -- changes --------------------------------------------------------------------------------------------------------
+
+CHANGES = {
+    Change.REFUSE: lambda record: record.refuse("no", 403),
+    Change.CUT: lambda record: record.cut(),
+    Change.REVOKE: lambda record: record.revoke("a right was lost"),
+    Change.FAIL: lambda record: record.fail(ValueError()),
+    Change.UPGRADE: AuditRecord.switch,
+    Change.CONNECT: AuditRecord.connect,
+}
+
+
+@pytest.mark.parametrize("change", Change)
+@pytest.mark.parametrize("outcome", Outcome)
+def test_an_outcome_changes_as_the_table_says_and_else_stays(outcome: Outcome, change: Change) -> None:
+    record = AuditRecord("r", "s", outcome=outcome)
+    CHANGES[change](record)
+    assert record.outcome is TRANSITIONS[outcome].get(change, outcome)
+
+
+def test_what_was_upgraded_is_not_cut_by_its_own_end_but_by_a_lost_right() -> None:
+    record = AuditRecord("r", "s")
+    record.switch()
+    record.break_off(ConnectionResetError())
+    record.cut()
+    assert (record.outcome, record.reason) == ("upgraded", "ConnectionResetError")
+    record.revoke("the user lost a group")
+    record.break_off(ConnectionResetError())
+    assert (record.outcome, record.reason) == ("cut", "the user lost a group")
+
+
+def test_no_other_module_writes_into_a_record() -> None:
+    fields = {field.name for field in dataclasses.fields(AuditRecord)}
+    package = Path(arcbridge.__file__).parent
+    found = []
+    for path in package.rglob("*.py"):
+        if path.parts[-2:] == ("audit", "record.py"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and node.attr in fields:
+                owner = node.value
+                name = owner.id if isinstance(owner, ast.Name) else getattr(owner, "attr", "")
+                if name in ("record", "_record"):
+                    found.append(f"{path.relative_to(package)}:{node.lineno}")
+    assert found == []

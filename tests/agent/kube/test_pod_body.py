@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from arcbridge.agent.audit.record import MAX_LISTED, AuditRecord
 from arcbridge.agent.kube.pod_body import MAX_BODY, MAX_FIELDS, MAX_VALUES, Inspection, is_inspected, pod_details
+from arcbridge.agent.kube.request_facts import RequestFacts, read_facts
 from arcbridge.agent.kube.request_info import MAX_SEGMENT
 from arcbridge.agent.kube.request_target import request_target
 from arcbridge.wire.backlog import Backlog
@@ -451,7 +452,9 @@ async def seen(*chunks: bytes, headers: tuple[tuple[bytes, bytes], ...] = ()) ->
         told.append(details)
 
     held = Backlog(10**9)
-    inspection = Inspection([(b"Content-Type", b"application/json"), *headers], found, held, commands=True)
+    inspection = Inspection(
+        read_facts("POST", "/", [(b"Content-Type", b"application/json"), *headers]), found, held, commands=True
+    )
     for chunk in chunks:
         inspection.feed(chunk)
     await inspection.complete()
@@ -474,10 +477,13 @@ async def test_bodies_are_held_up_to_a_bound() -> None:
 
     process = Backlog(10**9)
     alice, bob = Backlog(3 * MAX_BODY, process), Backlog(3 * MAX_BODY, process)
-    held = [Inspection([], found, alice, commands=True) for _ in range(3)]
+    held = [Inspection(RequestFacts("POST", "/"), found, alice, commands=True) for _ in range(3)]
     for one in held:
         one.feed(b"x" * MAX_BODY)
-    last, other = Inspection([], found, alice, commands=True), Inspection([], found, bob, commands=True)
+    last, other = (
+        Inspection(RequestFacts("POST", "/"), found, alice, commands=True),
+        Inspection(RequestFacts("POST", "/"), found, bob, commands=True),
+    )
     last.feed(b"x")
     other.feed(b"x")
     assert (alice.held, bob.held, process.held) == (3 * MAX_BODY, 1, 3 * MAX_BODY + 1), "each user has an account"

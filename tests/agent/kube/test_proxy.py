@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from arcbridge.agent.kube.authorize import token_digest
+from arcbridge.agent.kube.caller import token_digest
 from arcbridge.agent.sessions import Sessions
 from arcbridge.agent.targets import TcpTargets
 from arcbridge.mux.session import MuxSession

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.agent.kube.authorize import token_digest
+from arcbridge.agent.kube.caller import token_digest
 from arcbridge.agent.sessions import Sessions
 from arcbridge.agent.targets import TcpTargets
 from arcbridge.errors import StreamReset
