@@ -20,6 +20,7 @@ from typing import Generic, Protocol, TypeVar
 
 from arcbridge.errors import SessionEnded
 from arcbridge.limiters import KeyedTokenBucket
+from arcbridge.refusals import NO_REFUSAL, Refusal
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import Hello
 
@@ -76,14 +77,14 @@ class ResumeRefusal:
     reason: str
     code: GoawayCode
     message: str
+    refusal: Refusal = NO_REFUSAL
     quiet: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class _Ended:
     claim: Claim
-    code: GoawayCode
-    message: str
+    refusal: ResumeRefusal
     until: float
 
 
@@ -111,7 +112,8 @@ class Resumes(Generic[Session]):
         if found is None or not isinstance(error, SessionEnded) or error.code == GoawayCode.DONE:
             return
         code = GoawayCode(error.code) if error.code in _FINAL else GoawayCode.GONE
-        self._ended[session_id] = _Ended(found[0], code, error.message, self._clock() + ENDED_MEMORY)
+        refusal = ResumeRefusal("ended", code, error.message, error.refusal)
+        self._ended[session_id] = _Ended(found[0], refusal, self._clock() + ENDED_MEMORY)
         while len(self._ended) > MAX_ENDED:
             self._ended.popitem(last=False)
 
@@ -132,7 +134,8 @@ class Resumes(Generic[Session]):
             self._failures.take(subject, now)
             return self.refuse("unknown" if claim is None else "subject" if right else "secret")
         if ended is not None:
-            return self.refuse("ended", ended.code, ended.message)
+            self.refused["ended"] += 1
+            return ended.refusal
         assert live is not None
         session = live[1]
         if session.closed:
@@ -146,7 +149,7 @@ class Resumes(Generic[Session]):
     ) -> ResumeRefusal:
         """Count a refusal and return it."""
         self.refused[reason] += 1
-        return ResumeRefusal(reason, code, message, quiet)
+        return ResumeRefusal(reason, code, message, quiet=quiet)
 
 
 def _bytes(subject: str) -> bytes:

@@ -14,6 +14,7 @@ from arcbridge.mux import memory
 from arcbridge.mux.alteration import alteration
 from arcbridge.mux.connection import AuthMaker, MuxConnection
 from arcbridge.mux.stream import StreamTransport
+from arcbridge.refusals import NO_REFUSAL, Refusal
 from arcbridge.wire import events as ev
 from arcbridge.wire.backlog import Backlog
 from arcbridge.wire.frames import GoawayCode, ResetCode
@@ -46,7 +47,7 @@ class BaseHandler:
         """HELLO was exchanged (control connection), or AUTH was accepted for the first time (session)."""
 
     def auth_received(self, session: MuxSession, auth: Auth) -> None:
-        """Acceptor: verify, then `accept_auth` or `refuse_auth`. Comes again at each renewal."""
+        """Acceptor: verify, then `accept_auth` or `close`. Comes again at each renewal."""
 
     def auth_accepted(self, session: MuxSession, ok: AuthOk) -> None:
         """Initiator: the token was taken, first or again."""
@@ -302,7 +303,7 @@ class MuxSession:
         try:
             self._machine.resumption.take_over(hello, ok, monotonic())
         except RemoteProtocolError as error:
-            newcomer.refuse_auth(GoawayCode.PROTOCOL, error.message)
+            newcomer.close(GoawayCode.PROTOCOL, error.message)
             self._drop_connection()
             self.act()
             raise
@@ -341,11 +342,6 @@ class MuxSession:
             self._call(self._handler.established, self)
         self.act()
 
-    def refuse_auth(self, code: GoawayCode, message: str) -> None:
-        """Refuse the token (acceptor); the session ends with the reason."""
-        self._machine.refuse_auth(code, message)
-        self.act()
-
     def open(self, target: str, protocol: asyncio.BaseProtocol) -> StreamTransport:
         """Open a stream and attach `protocol` to it; what is written now travels in OPEN's flight.
 
@@ -382,9 +378,15 @@ class MuxSession:
         self._machine.goaway(code, message, retry_after)
         self.act()
 
-    def close(self, code: GoawayCode = GoawayCode.DONE, message: str = "", retry_after: int = 0) -> None:
-        """End now, telling the peer why; every stream ends with SessionEnded."""
-        self._machine.close(code, message or "the session was closed", retry_after)
+    def close(
+        self,
+        code: GoawayCode = GoawayCode.DONE,
+        message: str = "",
+        retry_after: int = 0,
+        refusal: Refusal = NO_REFUSAL,
+    ) -> None:
+        """End now and send the reason; every stream ends with SessionEnded. An acceptor refuses a token so."""
+        self._machine.close(code, message or "the session was closed", retry_after, refusal)
         self.act()
 
     def abort(self, error: ArcbridgeError | None = None) -> None:

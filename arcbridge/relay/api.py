@@ -341,7 +341,7 @@ class _Api:
     def _refuse_unproved(self, identity: Identity, error: ProofRefused, source: str) -> None:
         """Log a refusal for want of a proof, once in each burst; raises `ApiRefusal` for an address with too many."""
         now = self.monotonic()
-        if (since_last := self.unproved_told.seen(error.reason, now)) is not None:
+        if (since_last := self.unproved_told.seen(error.rule, now)) is not None:
             log.warning(
                 "api token refused",
                 user=identity.username,

@@ -38,6 +38,7 @@ from typing import Final, Protocol
 
 import structlog
 
+from arcbridge import legacy_refusals
 from arcbridge.config import RelayLimitsConfig
 from arcbridge.errors import (
     ArcbridgeError,
@@ -50,13 +51,14 @@ from arcbridge.errors import (
 )
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.proof import Peer, ProofChecker, ProofPolicy, ProofRefused
-from arcbridge.identity.refusal import ISSUER_KEYS, GroupsUnavailable, tell
+from arcbridge.identity.refusal import GroupsUnavailable
 from arcbridge.limiters import KeyedTokenBucket
 from arcbridge.net.join import JOIN_ID, JoinCode, ServerJoin
 from arcbridge.net.sockets import reset
 from arcbridge.net.tls import ALPN_HOP, ServerContext
 from arcbridge.pki.authority import agent_cluster, is_relay
 from arcbridge.pki.names import check_cluster_name
+from arcbridge.refusals import Refusal, RefusalRule
 from arcbridge.relay.access import FORBIDDEN, Access, Loss
 from arcbridge.relay.admission import Ticket
 from arcbridge.relay.counters import Counters
@@ -250,11 +252,10 @@ class Rendezvous:
             return True
         code = JoinCode(failure.code)
         self._counters.joins[code.name.lower()] += 1
-        cause = failure.__cause__
-        reason = getattr(cause, "message", "") or (type(cause).__name__ if cause is not None else failure.message)
-        for name in ("rule", "detail"):
-            if said := getattr(cause, name, ""):
-                fields[name] = said
+        cause = failure.__cause__ or failure
+        reason = getattr(cause, "message", "") or type(cause).__name__
+        if isinstance(cause, ArcbridgeError):
+            fields |= cause.log_fields()
         if not isinstance(failure, JoinLimited):
             log.warning("join failed", **fields, code=code.name, reason=reason)
         elif (count := self.places.told(failure)) is not None:
@@ -262,7 +263,14 @@ class Rendezvous:
         if code is not JoinCode.GONE:
             ticket.waits()
             await join.refuse(
-                JoinReply(code=code, message=failure.message, retry_after=failure.retry_after or 0, join_id=join_id)
+                JoinReply(
+                    code=code,
+                    message=legacy_refusals.with_rule(failure.message, failure.refusal),
+                    retry_after=failure.retry_after or 0,
+                    join_id=join_id,
+                    rule=failure.refusal.rule,
+                    wanted=failure.refusal.wanted,
+                )
             )
         return False
 
@@ -362,20 +370,17 @@ class Rendezvous:
         try:
             return await self._verifier.verify(request.token)
         except Unauthenticated as error:
-            said = tell(error, "; log in again")
-            raise JoinRefused(
-                JoinCode.UNAUTHENTICATED, f"the relay does not accept the access token: {said}"
-            ) from error
+            raise _not_accepted(error, "; log in again") from error
         except GroupsUnavailable as error:
             # `detail` may name files and applications of the operator's: it is for the log alone.
-            raise JoinRefused(
-                JoinCode.INTERNAL, error.message, retry_after=error.retry_after or _RETRY_AFTER
-            ) from error
+            wait = error.retry_after or _RETRY_AFTER
+            raise JoinRefused(JoinCode.INTERNAL, error.message, retry_after=wait, refusal=error.refusal) from error
         except ArcbridgeError as error:
             raise JoinRefused(
                 JoinCode.INTERNAL,
-                f"the relay cannot verify tokens now because the issuer does not answer; try again ({ISSUER_KEYS})",
+                "the relay cannot verify tokens now because the issuer does not answer; try again",
                 retry_after=error.retry_after or _RETRY_AFTER,
+                refusal=Refusal(RefusalRule.ISSUER_KEYS),
             ) from error
 
     def _require_proof(self, join: ServerJoin, request: JoinRequest, identity: Identity) -> None:
@@ -383,9 +388,7 @@ class Rendezvous:
         try:
             self._proofs.check(identity.binding, request.token, request.proof, Peer(join.own_key))
         except ProofRefused as error:
-            raise JoinRefused(
-                JoinCode.UNAUTHENTICATED, f"the relay does not accept the access token: {error.message}"
-            ) from error
+            raise _not_accepted(error) from error
 
     async def _authorise(self, identity: Identity, request: JoinRequest) -> str:
         """Return the PEM of the cluster's CA. A user whose login was revoked hears that, whatever the cluster. For the
@@ -629,6 +632,11 @@ class Rendezvous:
                     retry_after=1,
                 )
             )
+
+
+def _not_accepted(error: Unauthenticated, more: str = "") -> JoinRefused:
+    message = f"the relay does not accept the access token: {error.message}{more}"
+    return JoinRefused(JoinCode.UNAUTHENTICATED, message, refusal=error.refusal)
 
 
 def _refused(loss: Loss) -> JoinRefused:

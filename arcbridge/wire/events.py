@@ -21,7 +21,7 @@ class HelloReceived:
 
 @dataclass(frozen=True, slots=True)
 class AuthReceived:
-    """A token to verify: answer with `accept_auth` or `refuse_auth`. Comes again at each renewal."""
+    """A token to verify: answer with `accept_auth` or `close`. Comes again at each renewal."""
 
     auth: Auth
 

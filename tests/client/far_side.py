@@ -209,7 +209,7 @@ class FarSide(BaseHandler):
             made = known if session.session_id else (os.urandom(16), os.urandom(16))
             session.accept_auth(replace(self.auth_answer, session_id=made[0], resume_secret=made[1]))
         else:
-            session.refuse_auth(*self.auth_answer)
+            session.close(*self.auth_answer)
 
     def _resume(self, newcomer: MuxSession) -> None:
         hello = newcomer.resuming
@@ -217,7 +217,7 @@ class FarSide(BaseHandler):
         if self.silent_resume:
             return
         if self.resume_refusals:
-            newcomer.refuse_auth(*self.resume_refusals.pop(0))
+            newcomer.close(*self.resume_refusals.pop(0))
             return
         for old in self.sessions:
             if not old.closed and old.session_id == hello.session_id and old.resume_secret == hello.resume_secret:
@@ -230,7 +230,7 @@ class FarSide(BaseHandler):
                     # Its answer still goes out, with the end right behind it.
                     asyncio.get_running_loop().call_soon(cast(asyncio.Transport, old.transport).close)
                 return
-        newcomer.refuse_auth(GoawayCode.GONE, "there is no such session here")
+        newcomer.close(GoawayCode.GONE, "there is no such session here")
 
     def stream_opened(self, session: MuxSession, stream: StreamTransport, target: str) -> None:
         self.targets.append(target)

@@ -77,7 +77,7 @@ class Agent(BaseHandler):
         good = held is not None and not held.closed and hmac.compare_digest(hello.resume_secret, held.resume_secret)
         if held is None or not good or hello.epoch <= held.epoch:
             self.refused += 1
-            session.refuse_auth(GoawayCode.GONE, "there is no such session here")
+            session.close(GoawayCode.GONE, "there is no such session here")
             return
         held.take_over(session, AuthOk(held.session_id, held.resume_secret, "jane", 60))
 
