@@ -237,6 +237,10 @@ async def _finish(sock: socket.socket) -> None:
         raise
 
 
+class CredentialsMissing(OSError):
+    """The proxy asks for credentials, and none are set."""
+
+
 async def _open_tunnel(sock: socket.socket, address: Address, proxy: Proxy) -> None:
     lines = [f"CONNECT {address} HTTP/1.1", f"Host: {address}"]
     if proxy.authorization:
@@ -256,8 +260,10 @@ async def _open_tunnel(sock: socket.socket, address: Address, proxy: Proxy) -> N
         raise OSError("the proxy's answer is not HTTP")
     code = int(status[1])
     if code in (401, 407):  # tinyproxy answers 401 where the password is wrong
-        asks = "asks for credentials" if not proxy.authorization else "does not take these credentials"
-        raise OSError(f"the proxy {asks}; HTTPS_PROXY takes them as http://user:password@host:port")
+        takes = "HTTPS_PROXY takes them as http://user:password@host:port"
+        if proxy.authorization:
+            raise OSError(f"the proxy does not take these credentials; {takes}")
+        raise CredentialsMissing(f"the proxy asks for credentials; {takes}")
     if not 200 <= code < 300:
         raise OSError(f"the proxy refused with status {code}; ask its owner to allow CONNECT to {address}")
     if rest:

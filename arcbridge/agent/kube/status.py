@@ -52,6 +52,8 @@ class RequestRefusal(ArcbridgeError):
         super().__init__(prefix + message, retry_after=retry_after)
         self.status_code = code
         self.reason = _REASONS[code]
+        self.ours = bool(prefix)
+        """Whether the sentence is the agent's, and not one that Kubernetes would have."""
         self.refusal = refusal
         self.retry_at = retry_at
         """Unix seconds before which another try is in vain; 0: `retry_after` says all."""
@@ -69,7 +71,7 @@ def bad_request(message: str) -> RequestRefusal:
 def _message(error: ArcbridgeError, request_id: str) -> str:
     """Return the message: one of ours ends with the request's id, because kubectl shows no header; Kubernetes' own
     words stay."""
-    ours = error.message.startswith("arcbridge: ")
+    ours = isinstance(error, RequestRefusal) and error.ours
     return f"{error.message} (request {request_id})" if request_id and ours else error.message
 
 

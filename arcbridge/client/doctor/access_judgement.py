@@ -12,7 +12,6 @@ from typing import TypeVar
 
 from arcbridge.checks.diagnosis import Finding, failed, ok, skipped, warning
 from arcbridge.client.credentials.jwt_unverified import UnverifiedClaims
-from arcbridge.client.credentials.token_refusal import Reason, TokenNotTaken
 from arcbridge.client.credentials.tokens import NoLogin, OneToken, TokenExpired, TokenForBoth
 from arcbridge.client.doctor.judgement import SKEW_FAILED, clip, sentence, span, when
 from arcbridge.errors import (
@@ -27,6 +26,7 @@ from arcbridge.errors import (
     Unauthenticated,
 )
 from arcbridge.net.join import JoinCode
+from arcbridge.refusals import RefusalRule
 from arcbridge.wire.frames import GoawayCode
 
 TOKEN_ENDS_SOON = 120.0
@@ -133,31 +133,31 @@ def _not_allowed(cluster: str) -> Finding:
 
 def _refused_token(hop: str, error: Unauthenticated, place: str, token: UnverifiedClaims, code: str) -> Finding:
     """Return the finding for a token that an end did not take; `code` is `relay_token` or `cluster_token`."""
-    reason = error.refusal if isinstance(error, TokenNotTaken) else Reason.UNKNOWN
+    rule = error.refusal.rule
     setting = "login.audience" if code == "relay_token" else "login.cluster_audience"
-    if reason in (Reason.AUDIENCE, Reason.OTHER_AUDIENCE):
-        also = "" if reason is Reason.AUDIENCE else "only "
+    if rule in (RefusalRule.TOKEN_AUD, RefusalRule.TOKEN_AUD_FORBIDDEN):
+        also = "" if rule is RefusalRule.TOKEN_AUD else "only "
         return failed(
             hop,
             f"the token is for {audiences(token)}, and {place} wants one {also}for itself",
             f"have a token issued for the audience that {place} names ({setting}); two token files may be swapped",
             f"{code}_audience",
         )
-    if reason in (Reason.ISSUER, Reason.SIGNATURE):
+    if rule in (RefusalRule.TOKEN_ISS, RefusalRule.TOKEN_KEY, RefusalRule.TOKEN_SIGNATURE):
         return failed(
             hop,
             f'{place} does not take tokens of "{clip(token.issuer)}", or not this one\'s signature',
             "log in at the issuer that the operator names; the operator finds the rule in the log of that end",
             f"{code}_issuer",
         )
-    if reason in (Reason.EXPIRED, Reason.NOT_YET):
+    if rule in (RefusalRule.TOKEN_EXP, RefusalRule.TOKEN_NBF):
         return failed(
             hop,
             sentence(error),
             "log in again; if the token is fresh, compare the clocks of the two machines",
-            "token_expired" if reason is Reason.EXPIRED else "token_not_yet",
+            "token_expired" if rule is RefusalRule.TOKEN_EXP else "token_not_yet",
         )
-    if reason is Reason.CLAIM and code == "cluster_token":
+    if rule.family in ("claims", "user") and code == "cluster_token":
         return failed(hop, sentence(error), "ask the cluster's operator which claim is missing", "cluster_token_claim")
     return failed(hop, sentence(error), f"log in again; the log of {place} names the rule", code)
 
@@ -254,14 +254,12 @@ def _judge_session_error(facts: SessionFacts, error: ArcbridgeError, token: Unve
         )
     ended = _cause(error, SessionEnded)
     code = ended.code if ended is not None else None
-    if isinstance(error, TokenNotTaken):
-        return _refused_token(hop, error, "the cluster's agent", token, "cluster_token")
     if code == GoawayCode.REVOKED:
         return failed(hop, sentence(error), "ask the operator who revoked it", "access_revoked")
     if code == GoawayCode.FORBIDDEN:
         return failed(hop, sentence(error), "ask the cluster's operator for access", "agent_forbids")
     if isinstance(error, Unauthenticated):
-        return failed(hop, sentence(error), "log in again", "cluster_token")
+        return _refused_token(hop, error, "the cluster's agent", token, "cluster_token")
     if code == GoawayCode.UNAVAILABLE:
         return failed(
             hop,
@@ -291,6 +289,8 @@ class ApiFacts:
     error: Exception | None = None
     message: str = ""
     """Of the Status object, where it is one."""
+    rule: RefusalRule = RefusalRule.NONE
+    """Of the agent, where the answer is its own refusal."""
     user: str = ""
     groups: tuple[str, ...] = ()
     seconds: float = 0.0
@@ -308,8 +308,7 @@ def judge_api(facts: ApiFacts) -> Finding:
         return failed(hop, text, "tell the cluster's operator: `arcbridge --role agent doctor` says why", "api_server")
     # The agent's own sentence ends with the id already.
     said = clip(facts.message.removesuffix(f" (request {facts.request_id})"))
-    agents_own = "credential of this cluster's agent" in facts.message
-    if agents_own or (facts.status == 401 and not facts.token_mode):
+    if facts.rule is RefusalRule.AGENT_CREDENTIAL or (facts.status == 401 and not facts.token_mode):
         return failed(
             hop,
             f"the API server refuses the agent's own credential{which}",
@@ -324,8 +323,7 @@ def judge_api(facts: ApiFacts) -> Finding:
             "have a new one made",
             "cluster_credential",
         )
-    impersonation = "cannot impersonate" in facts.message or "may not act as you" in facts.message
-    if impersonation:
+    if facts.rule is RefusalRule.AGENT_IMPERSONATION:
         return failed(
             hop,
             f"the agent's account may not impersonate you{which}",

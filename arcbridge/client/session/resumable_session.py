@@ -24,7 +24,7 @@ from arcbridge.client.credentials.tokens import ClusterToken, Tokens
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.relay.relays import Relays
 from arcbridge.client.session.connection import Joined, join, shake_hands
-from arcbridge.client.session.refusal import ACCESS_REVOKED, Shown, is_elsewhere, is_unanswered, raise_user_error
+from arcbridge.client.session.refusal import Shown, is_elsewhere, is_unanswered, raise_user_error
 from arcbridge.errors import (
     ArcbridgeError,
     ConnectionLost,
@@ -50,7 +50,7 @@ MOVE_SPREAD = 3.0
 """Seconds over which the clients of a draining relay spread their moves."""
 FORBIDDEN_TIMEOUT = 2.0
 """Seconds of refusals after which the session ends: an agent reconnects to a relay in less."""
-NOT_ALLOWED = f"{ACCESS_REVOKED}you may not reach it; ask the relay's operator for access"
+NOT_ALLOWED = "access was revoked: you may not reach it; ask the relay's operator for access"
 """Why it ends then: the relay's own words are not shown."""
 MISSING_TIMEOUT = 10.0
 """Seconds for which relays may answer that they have other agents of the cluster, but not the one with the session: it

@@ -38,6 +38,7 @@ from arcbridge.mux.stream import StreamTransport
 from arcbridge.net.backoff import Backoff
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.wire.frames import GoawayCode
+from arcbridge.wire.lifecycle import ended_by
 from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.records import AuthOk, Goaway
 from arcbridge.wire.session import Kind, Side
@@ -497,7 +498,7 @@ class SessionManager(BaseHandler):
             resumable.agent_stops = True
         if current is not None and session is current.session:
             self._current = None
-            if not self._login_refused(SessionEnded(goaway.code, goaway.message), current):
+            if not self._login_refused(ended_by(goaway), current):
                 self._log.info(
                     "the agent drains the session", session=session.label, code=goaway.code, reason=goaway.message
                 )
