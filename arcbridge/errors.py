@@ -172,6 +172,10 @@ class UntrustedCertificate(Unreachable):
     """A server answers, and its certificate is not of the CA that the settings name for it."""
 
 
+class WrongDocument(Unreachable):
+    """A server answers, and what it serves is not what the settings say of it."""
+
+
 class JoinRefused(ArcbridgeError):
     """The relay refused a join; `code` is a `net.join.JoinCode` and says which step failed."""
 

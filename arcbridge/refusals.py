@@ -79,6 +79,8 @@ class RefusalRule(StrEnum):
     """The session reached its greatest age; its token may still be good."""
     AGENT_CREDENTIAL = "agent.credential"
     """The API server refuses the agent's own credential."""
+    AGENT_API_CA = "agent.api_ca"
+    """The API server's certificate is not of the CA that the agent's settings name."""
     AGENT_IMPERSONATION = "agent.impersonation"
     """The API server does not let the agent act as the caller."""
 

@@ -443,9 +443,9 @@ class AgentSession(BaseHandler):
             else:
                 return False
         if not held.quiet:
-            self._log.warning("resumption refused", reason=held.reason, user=found.identity.username)
-        if held.reason in ("secret", "subject"):  # a caller with a valid token tried to resume a session of another
-            self._write_audit(found.identity, "resume", "refused", f"wrong {held.reason}")
+            self._log.warning("resumption refused", reason=held.check, user=found.identity.username)
+        if held.check in ("secret", "subject"):  # a caller with a valid token tried to resume a session of another
+            self._write_audit(found.identity, "resume", "refused", f"wrong {held.check}")
         if not session.closed:
             session.close(held.code, held.message, refusal=held.refusal)
         return False

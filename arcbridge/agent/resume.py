@@ -36,7 +36,7 @@ TRIES_RATE = 1 / 30
 MAX_SUBJECTS = 1000
 """Subjects whose failures are counted; the one that failed longest ago is forgotten first."""
 REFUSALS = ("unknown", "secret", "subject", "epoch", "ended", "limit", "counts")
-"""Reasons of refusals, for log and metrics; `counts` is for what the two ends disagree about."""
+"""Checks that fail, for log and metrics; `counts` is for what the two ends disagree about."""
 _FINAL = frozenset({GoawayCode.UNAUTHENTICATED, GoawayCode.FORBIDDEN, GoawayCode.EXPIRED, GoawayCode.REVOKED})
 """Codes that a caller understands as the end; any other end is told as GONE, in its own words."""
 
@@ -72,9 +72,9 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class ResumeRefusal:
-    """`reason` is one of REFUSALS and for us; `code` and `message` are for the caller. `quiet`: no news for the log."""
+    """`check` is one of REFUSALS and for us; `code` and `message` are for the caller. `quiet`: no news for the log."""
 
-    reason: str
+    check: str
     code: GoawayCode
     message: str
     refusal: Refusal = NO_REFUSAL
@@ -145,11 +145,11 @@ class Resumes(Generic[Session]):
         return session
 
     def refuse(
-        self, reason: str, code: GoawayCode = GoawayCode.GONE, message: str = GONE, *, quiet: bool = False
+        self, check: str, code: GoawayCode = GoawayCode.GONE, message: str = GONE, *, quiet: bool = False
     ) -> ResumeRefusal:
         """Count a refusal and return it."""
-        self.refused[reason] += 1
-        return ResumeRefusal(reason, code, message, quiet=quiet)
+        self.refused[check] += 1
+        return ResumeRefusal(check, code, message, quiet=quiet)
 
 
 def _bytes(subject: str) -> bytes:

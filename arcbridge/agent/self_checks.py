@@ -26,6 +26,7 @@ from arcbridge.checks.directory_findings import directory_finding
 from arcbridge.checks.key_findings import key_finding
 from arcbridge.checks.self_checks import SelfCheck
 from arcbridge.identity.verifier import TokenVerifier
+from arcbridge.refusals import RefusalRule
 from arcbridge.untrusted_json import read_json
 
 RULES: Final = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
@@ -52,7 +53,7 @@ async def look_at_api_server(api: ApiServer) -> list[Finding]:
         await api.call("GET", "/version", _headers(api), own=True)
     except AnswerFailed as error:
         text = error.message.removeprefix("arcbridge: ")
-        if "kubernetes.ca_file" in text:
+        if error.refusal.rule is RefusalRule.AGENT_API_CA:
             return [
                 failed(
                     API_SERVER,

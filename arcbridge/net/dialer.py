@@ -70,9 +70,9 @@ async def connect(address: Address, *, deadline: float, proxy: Proxy | str | Non
                 raise
             return sock
     except TimeoutError as error:
-        raise Unreachable(f"cannot reach {what}: no answer within {deadline:.0f} s") from error
+        raise _unreachable(what, f"no answer within {deadline:.0f} s") from error
     except OSError as error:
-        raise Unreachable(f"cannot reach {what}: {_words(error)}") from error
+        raise _unreachable(what, _words(error)) from error
 
 
 def begin(address: Address) -> tuple[socket.socket, bool] | None:
@@ -88,7 +88,7 @@ def begin(address: Address) -> tuple[socket.socket, bool] | None:
     try:
         return _begin(*literal, user_timeout=False)
     except OSError as error:
-        raise Unreachable(f"cannot reach {address}: {_words(error)}") from error
+        raise _unreachable(address, _words(error)) from error
 
 
 async def finish(sock: socket.socket, address: Address, *, deadline: float) -> None:
@@ -97,9 +97,9 @@ async def finish(sock: socket.socket, address: Address, *, deadline: float) -> N
         async with asyncio.timeout(deadline):
             await _finish(sock)
     except TimeoutError as error:
-        raise Unreachable(f"cannot reach {address}: no answer within {deadline:.0f} s") from error
+        raise _unreachable(address, f"no answer within {deadline:.0f} s") from error
     except OSError as error:
-        raise Unreachable(f"cannot reach {address}: {_words(error)}") from error
+        raise _unreachable(address, _words(error)) from error
 
 
 async def resolve(address: Address) -> list[Candidate]:
@@ -309,6 +309,12 @@ async def _open_by_socks(sock: socket.socket, address: Address, proxy: Proxy) ->
                 "the proxy does not take these credentials; put them into ALL_PROXY as socks5://user:password@host:port"
             ) from error
         raise OSError("the proxy does not speak SOCKS 5") from error
+
+
+def _unreachable(what: object, why: str) -> Unreachable:
+    error = Unreachable(f"cannot reach {what}: {why}")
+    error.detail = why
+    return error
 
 
 def _words(error: OSError) -> str:
