@@ -49,7 +49,7 @@ class ArcbridgeError(Exception):
 
     def log_fields(self) -> dict[str, str]:
         """Return what a log has beside the message, which the peer reads too: the rule, and our own words."""
-        return {name: text for name, text in (("rule", self.refusal.rule), ("detail", self.detail)) if text}
+        return {name: text for name, text in (("rule", self.refusal.rule.value), ("detail", self.detail)) if text}
 
     def told(self) -> str:
         """Return the message, with the session's id behind it."""

@@ -20,9 +20,9 @@ SENTENCES = [
         Refusal(RefusalRule.CLAIMS_RULE, "hd"),
     ),
     (
-        "the relay does not accept the access token: the token is bound to a key and came without a proof of it: log in "
-        "again on this machine, or update arcbridge here; a token that was copied from elsewhere is of no use without "
-        "its key (proof.missing)",
+        "the relay does not accept the access token: the token is bound to a key and came without a proof of it: log "
+        "in again on this machine, or update arcbridge here; a token that was copied from elsewhere is of no use "
+        "without its key (proof.missing)",
         Refusal(RefusalRule.PROOF_MISSING),
     ),
     (
@@ -48,8 +48,8 @@ SENTENCES = [
         Refusal(RefusalRule.AGENT_CREDENTIAL),
     ),
     (
-        "arcbridge: the agent of this cluster may not act as you: its account system:serviceaccount:a:b lacks the right "
-        '"impersonate" for users; this is not about your own rights: tell the cluster\'s operator',
+        "arcbridge: the agent of this cluster may not act as you: its account system:serviceaccount:a:b lacks the "
+        'right "impersonate" for users; this is not about your own rights: tell the cluster\'s operator',
         Refusal(RefusalRule.AGENT_IMPERSONATION),
     ),
 ]

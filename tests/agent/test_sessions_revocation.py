@@ -23,6 +23,7 @@ from arcbridge.agent.resume import GONE
 from arcbridge.errors import SessionEnded, Unreachable
 from arcbridge.identity.proof import ProofRefused
 from arcbridge.mux import memory
+from arcbridge.refusals import RefusalRule
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.limits import DEFAULT
 from arcbridge.wire.records import Auth, AuthOk, Goaway, Revoke
@@ -401,7 +402,7 @@ async def test_t30_a_request_s_token_without_proof_is_recorded_with_its_owner(tm
     judge.add("stolen", "other", token_mode=True)
     owner = judge.known["stolen"]
     assert isinstance(owner, Authenticated)
-    judge.known["stolen"] = UnprovedToken(owner.identity, ProofRefused("key", "the agent"))
+    judge.known["stolen"] = UnprovedToken(owner.identity, ProofRefused(RefusalRule.PROOF_KEY, "the agent"))
     sessions, proxy = make_sessions(judge, Clock(), audit=audit)
     async with joined(sessions) as (client, _):
         client.open("kubernetes", StreamIO())

@@ -71,7 +71,7 @@ class FarSide(BaseHandler):
         """Agent instances that are not connected to this relay, while others are."""
         self.says_ca = CLUSTER_CA
         self.shows_ca = CLUSTER_CA
-        self.auth_answer: AuthOk | tuple[GoawayCode, str] = AuthOk(subject="alice", expires_in=0)
+        self.auth_answer: AuthOk | tuple[Any, ...] = AuthOk(subject="alice", expires_in=0)
         self.protocol: Callable[[str], asyncio.Protocol | ResetCode] = lambda target: Echo()
         self.resumptions: list[MuxSession] = []
         self.resume_refusals: list[tuple[GoawayCode, str]] = []
@@ -164,13 +164,8 @@ class FarSide(BaseHandler):
         if self.silent_join:
             await asyncio.Event().wait()
         await self.answers.wait()
-        reply = JoinReply(
-            code=self.reply.code,
-            message=self.reply.message,
-            retry_after=self.reply.retry_after,
-            join_id=f"{len(self.requests):016x}",
-            cluster_ca=self.says_ca.certificate_pem,
-        )
+        ca = self.says_ca.certificate_pem
+        reply = replace(self.reply, join_id=f"{len(self.requests):016x}", cluster_ca=ca)
         if self.requests[-1].instance in self.absent:
             reply = replace(reply, code=JoinCode.NO_INSTANCE)
         if reply.code != JoinCode.OK:

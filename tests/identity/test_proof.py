@@ -456,7 +456,7 @@ def test_each_setting_for_a_token_within_a_session(
     if reason:
         with pytest.raises(ProofRefused) as caught:
             checker.check_within(binding(claims), key)
-        assert caught.value.reason == reason
+        assert caught.value.rule.check == reason
     else:
         checker.check_within(binding(claims), key)
     assert {name: count for name, count in checker.refused.items() if count} == ({reason: 1} if reason else {})

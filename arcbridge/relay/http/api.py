@@ -347,7 +347,7 @@ class _Api:
                 user=identity.username,
                 source=source,
                 bound=identity.binding.kind.value,
-                reason=error.rule,
+                reason=error.rule.value,
                 requests=since_last,
             )
         # As with enrolments the limit comes after the credential, and locks out no neighbour with a good proof.
