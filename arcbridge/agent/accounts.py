@@ -15,9 +15,9 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Protocol
 
 from arcbridge.agent.audit.budget import AuditBudget
 from arcbridge.agent.seats import Seats
@@ -108,8 +108,27 @@ class LimitReached(OverLimit):
         self.retry_at = retry_at
 
 
-_NAMES = tuple(field.name for field in fields(LimitsOverrideConfig))
-"""The limits that one user has."""
+@dataclass(frozen=True, slots=True)
+class UserLimits:
+    """The limits of one user; 0: there is none. The fields are those of `AgentLimitsConfig`."""
+
+    requests_per_second: int
+    request_burst: int
+    concurrent_requests: int
+    streams: int
+    upgraded_streams: int
+    bytes_per_second_to_cluster: int
+    bytes_per_second_to_user: int
+    bytes_per_day: int
+    sessions: int
+    apiserver_seats: int
+    connects_per_second: int
+    waiting_bytes: int
+    audit_bytes_per_second: int
+    loop_share: int
+
+
+_NAMES = tuple(field.name for field in fields(UserLimits))
 
 
 def check_limits(config: AgentLimitsConfig) -> None:
@@ -124,12 +143,11 @@ def check_limits(config: AgentLimitsConfig) -> None:
         raise ConfigError(f"limits.agent_waiting_bytes: must be at least {LEAST_AGENT_WAITING_BYTES} (16 MiB)")
 
 
-def limits_of(config: AgentLimitsConfig, identity: Identity) -> AgentLimitsConfig:
+def limits_of(config: AgentLimitsConfig, identity: Identity) -> UserLimits:
     """Return the limits of a user: the user's own, else the largest of the user's groups, else those of every user."""
     user = config.users.get(identity.username)
     groups = [config.groups[name] for name in identity.groups if name in config.groups]
-    own: dict[str, Any] = {name: _value(name, config, user, groups) for name in _NAMES}
-    return replace(config, groups={}, users={}, **own)
+    return UserLimits(*(_value(name, config, user, groups) for name in _NAMES))
 
 
 class Member(Protocol):
@@ -260,7 +278,7 @@ class Account:
         self.audit.user = identity.username
         self.change_limits(limits_of(self._accounts.config, identity))
 
-    def change_limits(self, limits: AgentLimitsConfig) -> None:
+    def change_limits(self, limits: UserLimits) -> None:
         """Count by these limits from now on; what was taken stays taken."""
         if limits != self.limits:
             self.limits = limits
@@ -449,7 +467,7 @@ class Account:
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
-    def _apply(self, limits: AgentLimitsConfig) -> None:
+    def _apply(self, limits: UserLimits) -> None:
         """Count by these limits from now on; what was taken stays taken."""
         now = self._accounts.monotonic()
         to_cluster, to_user = limits.bytes_per_second_to_cluster, limits.bytes_per_second_to_user
