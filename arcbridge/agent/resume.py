@@ -1,8 +1,8 @@
-"""Which session a connection may take over: what the agent remembers of its sessions, and one judgement.
+"""Decides which session a connection may take over, by what the agent remembers of its sessions.
 
 A caller who wants a session back names its id and shows its secret, behind a token that was verified before. Unknown
 id, wrong secret, token of another subject: to the caller these are one answer after the same work, so no caller learns
-which ids exist (docs/threats.md#S5, docs/threats.md#S6). The owner alone also hears why a session that is over ended.
+which ids exist (docs/threats.md#S5, docs/threats.md#S6). The owner alone may also read why a session ended.
 
 Secrets are never locked away from their owner. What is limited is the *subject* of the verified token: after
 `TRIES` failures further ones at sessions of others are refused unseen, until the allowance has grown again.
@@ -38,7 +38,7 @@ MAX_SUBJECTS = 1000
 REFUSALS = ("unknown", "secret", "subject", "epoch", "ended", "limit", "counts")
 """Checks that fail, for log and metrics; `counts` is for what the two ends disagree about."""
 _FINAL = frozenset({GoawayCode.UNAUTHENTICATED, GoawayCode.FORBIDDEN, GoawayCode.EXPIRED, GoawayCode.REVOKED})
-"""Codes that a caller understands as the end; any other end is told as GONE, in its own words."""
+"""Codes that a caller understands as the end; any other end is sent as GONE, with its own sentence."""
 
 
 class Held(Protocol):
@@ -107,7 +107,7 @@ class Resumes(Generic[Session]):
         self._live[session_id] = (claim, session)
 
     def remove(self, session_id: bytes, error: Exception) -> None:
-        """Forget a session that is over; its owner hears why for a while, if there is a reason that helps."""
+        """Forget a session that is over; its owner may read why for a while, if there is a reason that helps."""
         found = self._live.pop(session_id, None)
         if found is None or not isinstance(error, SessionEnded) or error.code == GoawayCode.DONE:
             return

@@ -138,7 +138,7 @@ class Binding(NamedTuple):
     thumbprints: tuple[str, ...] = ()
 
     def names(self, thumbprint: str) -> bool:
-        """Tell whether the token is bound to the key with this thumbprint."""
+        """Return whether the token is bound to the key with this thumbprint."""
         if self.kind is BindingKind.NONCE:
             thumbprint = _nonce_of(thumbprint)
         wanted = thumbprint.encode()
@@ -149,7 +149,7 @@ UNBOUND: Final = Binding()
 
 
 def binding(claims: Mapping[str, Any]) -> Binding:
-    """Say how a token with these claims is bound to a key: the first of `cnf`, `nonce` and `aud` that names one counts.
+    """Return how a token with these claims is bound: the first of `cnf`, `nonce` and `aud` that names a key counts.
 
     Whatever names a key in a way that is malformed, or not known here, binds to no key at all: such a token is refused
     and does not pass for unbound.
@@ -171,8 +171,8 @@ def binding(claims: Mapping[str, Any]) -> Binding:
 
 
 def _confirmed(confirmation: Mapping[str, Any]) -> Binding:
-    """Say to which key a `cnf` (RFC 7800) binds. `kid` counts as the thumbprint of RFC 7638 that Entra ID's clients
-    give there, and only where no other member names a key, of which `kid` would be the label."""
+    """Return the binding of a `cnf` (RFC 7800). `kid` counts as the thumbprint of RFC 7638 that Entra ID's clients give
+    there, and only where no other member names a key, of which `kid` would be the label."""
     if "jkt" in confirmation:
         kind, thumbprint = BindingKind.CNF_JKT, confirmation["jkt"]
     elif "kid" in confirmation and not _OTHER_CONFIRMATIONS & confirmation.keys():

@@ -1,4 +1,4 @@
-"""How outgoing connections come to exist: names, address families, proxies, deadlines.
+"""Makes outgoing connections: names, address families, proxies, deadlines.
 
 Happy Eyeballs (RFC 8305) where a name has several addresses: they alternate between families and each attempt gets
 a head start of 250 ms before the next one runs beside it; the first that connects wins and all others are closed.

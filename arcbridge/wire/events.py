@@ -1,4 +1,4 @@
-"""What the session machine tells the shell. Payload is not an event: it goes straight to its stream's sink."""
+"""Lists what the session machine reports to the shell. Payload is no event: it goes straight to its stream's sink."""
 
 from __future__ import annotations
 

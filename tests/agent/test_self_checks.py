@@ -41,8 +41,7 @@ def settings(fake: FakeApiServer) -> KubernetesConfig:
     return KubernetesConfig(server=fake.url, ca_file=fake.ca_file, token_file=fake.token_file)
 
 
-def one(found: list[Finding]) -> tuple[State, str]:
-    (finding,) = found
+def one(finding: Finding) -> tuple[State, str]:
     assert (finding.code == "") == (finding.state in (State.OK, State.SKIPPED))
     assert finding.remedy or not finding.code
     return finding.state, finding.code
