@@ -31,6 +31,7 @@ LEAVES = frozenset(
         "refusals",
         "single_file",
         "tasks",
+        "units",
         "untrusted_json",
         "",
     }
@@ -55,6 +56,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "limiters": frozenset(),
     "loop_shares": frozenset(),
     "tasks": frozenset(),
+    "units": frozenset(),
     "untrusted_json": frozenset(),
     "socket_options": frozenset(),
     "single_file": frozenset(),
