@@ -92,7 +92,6 @@ SHARED_NAMES = frozenset(
         "Finding",
         "Member",
         "Place",
-        "Reason",
         "Reload",
         "Renewal",
         "Shown",
