@@ -22,7 +22,6 @@ EXCEPTIONS: dict[tuple[str, str, str], str] = {
     ("agent/audit/writer", "AuditWriter", "attributes"): "to be cut",
     ("agent/sessions", "Sessions", "attributes"): "to be cut",
     ("agent/sessions", "Sessions.__init__", "parameters"): "to be cut",
-    ("client/session/refusal", "of_session", "lines"): "to be cut",
     ("settings/config", "LoginConfig", "attributes"): "to be cut",
     ("mux/stream", "StreamTransport", "methods"): "17 of them are the interface of an asyncio transport",
     ("net/tlstransport", "TlsTransport", "methods"): "to be cut",

@@ -7,7 +7,7 @@ never left this process *and* another try soon may work.
 from __future__ import annotations
 
 import json
-from typing import NamedTuple, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 from arcbridge import legacy_refusals
 from arcbridge.errors import (
@@ -238,64 +238,69 @@ def _wrong_with(refusal: Refusal, place: str, shown: Shown) -> str:
             return ""
 
 
+class _Ending(NamedTuple):
+    """The error for the user of a session that ended; the sentence names the cluster, and may quote the agent's."""
+
+    sentence: str
+    kind: type[ArcbridgeError] = Unreachable
+    retry_after: int | None = RETRY_SOON
+
+
+_UNAVAILABLE: Final = _Ending("the agent of {name} is not available now")
+_BROKEN: Final = _Ending(
+    "the agent of {name} ended the session because this client broke the protocol; its log says how"
+)
+_ANY: Final = RefusalRule.NONE
+_ENDINGS: Final[dict[tuple[int, RefusalRule], _Ending]] = {
+    (GoawayCode.PROTOCOL, _ANY): _BROKEN,
+    (GoawayCode.FLOW_CONTROL, _ANY): _BROKEN,
+    (GoawayCode.DRAINING, _ANY): _UNAVAILABLE,
+    (GoawayCode.REPLACED, _ANY): _UNAVAILABLE,
+    (GoawayCode.UNAVAILABLE, _ANY): _UNAVAILABLE,
+    # No Retry-After: the agent has waited for seconds already, and would for each of kubectl's ten repeats.
+    (GoawayCode.UNAVAILABLE, RefusalRule.GROUPS_UNAVAILABLE): _Ending("{name}: {said}", retry_after=None),
+    (GoawayCode.UNAVAILABLE, RefusalRule.ISSUER_KEYS): _Ending(
+        "the agent of {name} cannot fetch the keys of your login's issuer, so it cannot verify you; try again, or tell "
+        "the cluster's operator",
+        retry_after=None,
+    ),
+    (GoawayCode.EXPIRED, _ANY): _Ending("the login has expired; log in again", Unauthenticated, None),
+    (GoawayCode.EXPIRED, RefusalRule.SESSION_AGE): _Ending(
+        "the session with {name} reached its greatest age; start again what ran in it, and log in again if that is "
+        "asked for"
+    ),
+    (GoawayCode.FORBIDDEN, _ANY): _Ending(
+        "{name} does not let you in; ask its operator for access", PermissionRefused, None
+    ),
+    (GoawayCode.REVOKED, _ANY): _Ending("{name}: {said}", PermissionRefused, None),
+    (GoawayCode.VERSION, _ANY): _Ending(
+        "client and agent of {name} speak different protocol versions; update the older one", retry_after=None
+    ),
+    (GoawayCode.LIMIT, _ANY): _Ending(
+        "the agent of {name} refused or ended your session at one of its limits; end sessions and commands that you do "
+        "not need, or ask the cluster's operator for a higher limit",
+        OverLimit,
+    ),
+    (GoawayCode.CROSSED, _ANY): _Ending(
+        "the relay joined you to an agent of {name} that came for another user; if it happens again, tell the relay's "
+        "operator"
+    ),
+    (GoawayCode.GONE, _ANY): _Ending(
+        "the agent of {name} no longer has the session: it was restarted, or it waited too long"
+    ),
+}
+
+
 def of_session(error: ArcbridgeError, cluster: str, shown: Shown = NOTHING_SHOWN) -> ArcbridgeError:
     """Say why a session could not begin or go on, as an error for the user."""
     name = f'cluster "{cluster}"'
     if isinstance(error, SessionEnded):
         refusal, said = _refusal_of(error), clean(error.message, SAID_LIMIT)
-        match error.code:
-            case GoawayCode.UNAUTHENTICATED:
-                return of_token(f"{name} does not accept the token", refusal, "its agent", shown)
-            case GoawayCode.UNAVAILABLE if refusal.rule is RefusalRule.ISSUER_KEYS:
-                return Unreachable(
-                    f"the agent of {name} cannot fetch the keys of your login's issuer, so it cannot verify "
-                    f"you; try again, or tell the cluster's operator"
-                )
-            case GoawayCode.EXPIRED if refusal.rule is RefusalRule.SESSION_AGE:
-                return Unreachable(
-                    f"the session with {name} reached its greatest age; start again what ran in it, and log in again "
-                    "if that is asked for",
-                    retry_after=RETRY_SOON,
-                )
-            case GoawayCode.EXPIRED:
-                return Unauthenticated("the login has expired; log in again")
-            case GoawayCode.FORBIDDEN:
-                return PermissionRefused(f"{name} does not let you in; ask its operator for access")
-            case GoawayCode.REVOKED:
-                return PermissionRefused(f"{name}: {said or 'access was revoked; ask its operator for access'}")
-            case GoawayCode.VERSION:
-                return Unreachable(
-                    f"client and agent of {name} speak different protocol versions; update the older one"
-                )
-            case GoawayCode.LIMIT:
-                return OverLimit(
-                    f"the agent of {name} refused or ended your session at one of its limits; "
-                    "end sessions and commands that you do not need, or ask the cluster's operator for a higher limit",
-                    retry_after=RETRY_SOON,
-                )
-            case GoawayCode.UNAVAILABLE if refusal.rule is RefusalRule.GROUPS_UNAVAILABLE:
-                # No Retry-After: the agent has waited for seconds already, and would for each of kubectl's ten repeats.
-                return Unreachable(f"{name}: {said}")
-            case GoawayCode.DRAINING | GoawayCode.REPLACED | GoawayCode.UNAVAILABLE:
-                return Unreachable(f"the agent of {name} is not available now", retry_after=RETRY_SOON)
-            case GoawayCode.CROSSED:
-                return Unreachable(
-                    f"the relay joined you to an agent of {name} that came for another user; if it happens again, tell "
-                    "the relay's operator",
-                    retry_after=RETRY_SOON,
-                )
-            case GoawayCode.PROTOCOL | GoawayCode.FLOW_CONTROL:
-                return Unreachable(
-                    f"the agent of {name} ended the session because this client broke the protocol; its log says how",
-                    retry_after=RETRY_SOON,
-                )
-            case GoawayCode.GONE:
-                return Unreachable(
-                    f"the agent of {name} no longer has the session: it was restarted, or it waited too long",
-                    retry_after=RETRY_SOON,
-                )
-            case _:
-                return Unreachable(f"the session with {name} ended", retry_after=RETRY_SOON)
+        if error.code == GoawayCode.UNAUTHENTICATED:
+            return of_token(f"{name} does not accept the token", refusal, "its agent", shown)
+        code_alone = _ENDINGS.get((error.code, _ANY), _Ending("the session with {name} ended"))
+        ending = _ENDINGS.get((error.code, refusal.rule), code_alone)
+        return ending.kind(ending.sentence.format(name=name, said=said), retry_after=ending.retry_after)
     if isinstance(error, ConnectionLost):
         return Unreachable(f"the connection to {name} was lost: {error.message}", retry_after=RETRY_SOON)
     if isinstance(error, RemoteProtocolError):
