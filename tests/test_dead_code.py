@@ -89,7 +89,6 @@ SHARED_NAMES = frozenset(
     {
         "Member",
         "Place",
-        "Reason",
         "Shown",
         "State",
         "_State",

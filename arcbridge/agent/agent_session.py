@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from arcbridge import legacy_refusals
 from arcbridge.agent.accounts import Limit
 from arcbridge.agent.audit import AuditRecord
 from arcbridge.agent.audit.record import Outcome
@@ -36,9 +37,10 @@ from arcbridge.errors import (
 )
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.proof import NO_PEER, Peer
-from arcbridge.identity.refusal import tell
+from arcbridge.identity.refusal import TokenRefused
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.mux.stream import StreamTransport
+from arcbridge.refusals import Refusal, RefusalRule
 from arcbridge.units import duration
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.records import Auth, AuthOk, Hello
@@ -250,7 +252,7 @@ class AgentSession(BaseHandler):
         self._sessions.refused += 1
         reason = "the client was joined under another id than this agent: the relay has crossed two joins"
         self._log.warning("session refused", reason=reason, connection=self.via)
-        session.refuse_auth(GoawayCode.CROSSED, reason)
+        session.close(GoawayCode.CROSSED, reason)
         return True
 
     async def _authenticate_pending(self, session: MuxSession, wait: float) -> None:
@@ -261,7 +263,7 @@ class AgentSession(BaseHandler):
             try:
                 found = await self._sessions.authenticator.authenticate(auth, self.peer)
                 if found.identity.expires_at <= self._sessions.clock():
-                    raise Unauthenticated("the token has expired; log in again")
+                    raise TokenRefused(RefusalRule.TOKEN_EXP, "the token has expired; log in again")
                 if self._caller is None or found.identity.supersedes(self._caller.identity):
                     # A token from before a loss that is sent again changes nothing, revoked or not.
                     self._sessions.revocations.check(found.identity)
@@ -312,11 +314,11 @@ class AgentSession(BaseHandler):
             if code is GoawayCode.UNAVAILABLE or (again and code is GoawayCode.UNAUTHENTICATED):
                 # A renewal that cannot be verified now, or was sent before the loss of the connection and has expired
                 # since, changes nothing: the session's own token is valid until it expires.
-                self._log.warning("renewal changed nothing", reason=error.message, **_about(error))
+                self._log.warning("renewal changed nothing", reason=error.message, **error.log_fields())
                 return False
         self._sessions.refused += 1
-        self._log.warning("session refused", reason=error.message, **_about(error))
-        session.refuse_auth(code, tell(error))
+        self._log.warning("session refused", reason=error.message, **error.log_fields())
+        session.close(code, legacy_refusals.with_rule(error.message, error.refusal), refusal=error.refusal)
         return True
 
     def _accept(self, session: MuxSession, found: Authenticated) -> bool:
@@ -327,13 +329,13 @@ class AgentSession(BaseHandler):
         if account.has_too_many_sessions() and not sessions.evict_detached(account):
             sessions.refused += 1
             self._report(caller, Limit.SESSIONS)
-            session.refuse_auth(GoawayCode.LIMIT, account.explain(Limit.SESSIONS).message)
+            session.close(GoawayCode.LIMIT, account.explain(Limit.SESSIONS).message)
             self._leave(caller)
             return False
         if not sessions.admit(self):
             sessions.refused += 1
             self._log.warning("session refused", reason="the agent is at a limit", user=identity.username)
-            session.refuse_auth(GoawayCode.UNAVAILABLE, "the agent has as many sessions as it may: try again later")
+            session.close(GoawayCode.UNAVAILABLE, "the agent has as many sessions as it may: try again later")
             self._leave(caller)
             return False
         self._caller = caller
@@ -413,7 +415,7 @@ class AgentSession(BaseHandler):
         except UnprovedToken as error:
             # The token may be stolen. Reviews have a rate (`Caller.reviews`), and so have these records.
             self._write_audit(error.identity, "authenticate", "refused", error.message)
-            raise RequestRefusal(401, error.message) from error
+            raise RequestRefusal(401, error.message, refusal=error.refusal) from error
         except (Unauthenticated, PermissionRefused):
             return False
         except ArcbridgeError as error:
@@ -442,11 +444,11 @@ class AgentSession(BaseHandler):
             else:
                 return False
         if not held.quiet:
-            self._log.warning("resumption refused", reason=held.reason, user=found.identity.username)
-        if held.reason in ("secret", "subject"):  # a caller with a valid token tried to resume a session of another
-            self._write_audit(found.identity, "resume", "refused", f"wrong {held.reason}")
+            self._log.warning("resumption refused", reason=held.check, user=found.identity.username)
+        if held.check in ("secret", "subject"):  # a caller with a valid token tried to resume a session of another
+            self._write_audit(found.identity, "resume", "refused", f"wrong {held.check}")
         if not session.closed:
-            session.refuse_auth(held.code, held.message)
+            session.close(held.code, held.message, refusal=held.refusal)
         return False
 
     def take_over(self, carrier: AgentSession, connection: MuxSession, found: Authenticated) -> None:
@@ -544,12 +546,7 @@ class AgentSession(BaseHandler):
                 GoawayCode.EXPIRED,
                 f"a session lasts {duration(self._sessions.max_age)} here at most; start again what ran in it, "
                 "and log in again if that is asked for",
+                refusal=Refusal(RefusalRule.SESSION_AGE),
             )
             return
         self._timer = asyncio.get_running_loop().call_later(min(left, CLOCK_CHECK), self._check_expiry)
-
-
-def _about(error: ArcbridgeError) -> dict[str, str]:
-    """Return what the log says of a refusal beside its sentence, which the caller reads too: the rule, and our own
-    words."""
-    return {name: said for name in ("rule", "detail") if (said := getattr(error, name, ""))}

@@ -74,7 +74,7 @@ def problem_of(error: SettingError) -> Problem:
     from arcbridge.settings.problems import Place, Problem
 
     setting = ".".join(error.path)
-    if error.source and error.message.startswith(error.source):
+    if error.source:
         # The line is between the source and the colon.
         message = error.message.removeprefix(error.source).partition(": ")[2]
         return Problem(setting, message, place=Place(error.source, error.line, error.column))

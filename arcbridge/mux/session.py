@@ -15,6 +15,7 @@ from arcbridge.mux.connection import AuthMaker, Migration, MuxConnection
 from arcbridge.mux.pacing import AHEAD_FREE, AHEAD_PAUSE, Pacing
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.mux.streams import SessionStreams
+from arcbridge.refusals import NO_REFUSAL, Refusal
 from arcbridge.wire import events as ev
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.limits import DEFAULT, Limits
@@ -39,7 +40,7 @@ class BaseHandler:
         """HELLO was exchanged (control connection), or AUTH was accepted for the first time (session)."""
 
     def auth_received(self, session: MuxSession, auth: Auth) -> None:
-        """Acceptor: verify, then `accept_auth` or `refuse_auth`. Comes again at each renewal."""
+        """Acceptor: verify, then `accept_auth` or `close`. Comes again at each renewal."""
 
     def auth_accepted(self, session: MuxSession, ok: AuthOk) -> None:
         """Initiator: the token was taken, first or again."""
@@ -196,11 +197,6 @@ class MuxSession:
             self._call(self._handler.established, self)
         self.act()
 
-    def refuse_auth(self, code: GoawayCode, message: str) -> None:
-        """Refuse the token (acceptor); the session ends with the reason."""
-        self._machine.refuse_auth(code, message)
-        self.act()
-
     def open(self, target: str, protocol: asyncio.BaseProtocol) -> StreamTransport:
         """Open a stream and attach `protocol` to it; what is written now travels in OPEN's flight.
 
@@ -221,9 +217,15 @@ class MuxSession:
         self._machine.goaway(code, message, retry_after)
         self.act()
 
-    def close(self, code: GoawayCode = GoawayCode.DONE, message: str = "", retry_after: int = 0) -> None:
-        """End now, with a GOAWAY that says why; every stream ends with SessionEnded."""
-        self._machine.close(code, message or "the session was closed", retry_after)
+    def close(
+        self,
+        code: GoawayCode = GoawayCode.DONE,
+        message: str = "",
+        retry_after: int = 0,
+        refusal: Refusal = NO_REFUSAL,
+    ) -> None:
+        """End now and send the reason; every stream ends with SessionEnded. An acceptor refuses a token so."""
+        self._machine.close(code, message or "the session was closed", retry_after, refusal)
         self.act()
 
     def abort(self, error: ArcbridgeError | None = None) -> None:

@@ -21,11 +21,9 @@ from arcbridge.agent.kube.caller import token_digest
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.resume import GONE
 from arcbridge.errors import SessionEnded, Unreachable
-from arcbridge.identity.proof import (
-    ProofRefused,
-    refusal_in,
-)
+from arcbridge.identity.proof import ProofRefused
 from arcbridge.mux import memory
+from arcbridge.refusals import RefusalRule
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.limits import DEFAULT
 from arcbridge.wire.records import Auth, AuthOk, Goaway, Revoke
@@ -404,7 +402,7 @@ async def test_t30_a_request_s_token_without_proof_is_recorded_with_its_owner(tm
     judge.add("stolen", "other", token_mode=True)
     owner = judge.known["stolen"]
     assert isinstance(owner, Authenticated)
-    judge.known["stolen"] = UnprovedToken(owner.identity, ProofRefused("key", "the agent"))
+    judge.known["stolen"] = UnprovedToken(owner.identity, ProofRefused(RefusalRule.PROOF_KEY, "the agent"))
     sessions, proxy = make_sessions(judge, Clock(), audit=audit)
     async with joined(sessions) as (client, _):
         client.open("kubernetes", StreamIO())
@@ -414,8 +412,8 @@ async def test_t30_a_request_s_token_without_proof_is_recorded_with_its_owner(tm
         assert review is not None
         with pytest.raises(RequestRefusal) as caught:
             await review("stolen")
-        assert (caught.value.status_code, refusal_in(caught.value.message)) == (401, "key")
+        assert (caught.value.status_code, caught.value.refusal.rule) == (401, "proof.key")
     audit.close()
     (record,) = [one for one in written(tmp_path / "audit") if one.get("outcome") == "refused"]
     assert (record["user"], record["verb"]) == ("other", "authenticate")
-    assert refusal_in(record["reason"]) == "key"
+    assert "bound to another key" in record["reason"]

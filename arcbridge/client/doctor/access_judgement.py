@@ -12,7 +12,6 @@ from typing import TypeVar
 
 from arcbridge.checks.diagnosis import Finding, ok, skipped
 from arcbridge.client.credentials.jwt_unverified import UnverifiedClaims
-from arcbridge.client.credentials.token_refusal import Reason, TokenNotTaken
 from arcbridge.client.credentials.tokens import NoLogin, OneToken, TokenExpired, TokenForBoth
 from arcbridge.client.doctor.codes import fault, fault_to_come
 from arcbridge.client.doctor.judgement import SKEW_FAILED, clip, sentence, when
@@ -28,6 +27,7 @@ from arcbridge.errors import (
     Unauthenticated,
 )
 from arcbridge.net.join import JoinCode
+from arcbridge.refusals import RefusalRule
 from arcbridge.units import duration
 from arcbridge.wire.frames import GoawayCode
 
@@ -130,31 +130,31 @@ def _not_allowed(cluster: str) -> Finding:
 
 def _refused_token(hop: str, error: Unauthenticated, place: str, token: UnverifiedClaims, code: str) -> Finding:
     """Return the finding for a token that an end did not take; `code` is `relay_token` or `cluster_token`."""
-    reason = error.refusal if isinstance(error, TokenNotTaken) else Reason.UNKNOWN
+    rule = error.refusal.rule
     setting = "login.audience" if code == "relay_token" else "login.cluster_audience"
-    if reason in (Reason.AUDIENCE, Reason.OTHER_AUDIENCE):
-        also = "" if reason is Reason.AUDIENCE else "only "
+    if rule in (RefusalRule.TOKEN_AUD, RefusalRule.TOKEN_AUD_FORBIDDEN):
+        also = "" if rule is RefusalRule.TOKEN_AUD else "only "
         return fault(
             hop,
             f"the token is for {audiences(token)}, and {place} wants one {also}for itself",
             f"{code}_audience",
             f"have a token issued for the audience that {place} names ({setting}); two token files may be swapped",
         )
-    if reason in (Reason.ISSUER, Reason.SIGNATURE):
+    if rule in (RefusalRule.TOKEN_ISS, RefusalRule.TOKEN_KEY, RefusalRule.TOKEN_SIGNATURE):
         return fault(
             hop,
             f'{place} does not take tokens of "{clip(token.issuer)}", or not this one\'s signature',
             f"{code}_issuer",
             "log in at the issuer that the operator names; the operator finds the rule in the log of that end",
         )
-    if reason in (Reason.EXPIRED, Reason.NOT_YET):
+    if rule in (RefusalRule.TOKEN_EXP, RefusalRule.TOKEN_NBF):
         return fault(
             hop,
             sentence(error),
-            "token_expired" if reason is Reason.EXPIRED else "token_not_yet",
+            "token_expired" if rule is RefusalRule.TOKEN_EXP else "token_not_yet",
             "log in again; if the token is fresh, compare the clocks of the two machines",
         )
-    if reason is Reason.CLAIM and code == "cluster_token":
+    if rule.family in ("claims", "user") and code == "cluster_token":
         return fault(hop, sentence(error), "cluster_token_claim")
     return fault(hop, sentence(error), code, f"log in again; the log of {place} names the rule")
 
@@ -233,14 +233,12 @@ def _judge_session_error(facts: SessionFacts, error: ArcbridgeError, token: Unve
         return fault(hop, sentence(error), "cluster_pin")
     ended = _cause(error, SessionEnded)
     code = ended.code if ended is not None else None
-    if isinstance(error, TokenNotTaken):
-        return _refused_token(hop, error, "the cluster's agent", token, "cluster_token")
     if code == GoawayCode.REVOKED:
         return fault(hop, sentence(error), "access_revoked")
     if code == GoawayCode.FORBIDDEN:
         return fault(hop, sentence(error), "agent_forbids")
     if isinstance(error, Unauthenticated):
-        return fault(hop, sentence(error), "cluster_token")
+        return _refused_token(hop, error, "the cluster's agent", token, "cluster_token")
     if code == GoawayCode.UNAVAILABLE:
         return fault(hop, "the agent cannot verify tokens now, or has no room for a session", "agent_unavailable")
     return fault(hop, sentence(error), "session")
@@ -265,6 +263,8 @@ class ApiFacts:
     error: Exception | None = None
     message: str = ""
     """Of the Status object, where it is one."""
+    rule: RefusalRule = RefusalRule.NONE
+    """Of the agent, where the answer is its own refusal."""
     user: str = ""
     groups: tuple[str, ...] = ()
     seconds: float = 0.0
@@ -282,13 +282,11 @@ def judge_api(facts: ApiFacts) -> Finding:
         return fault(hop, text, "api_server")
     # The agent's own sentence ends with the id already.
     said = clip(facts.message.removesuffix(f" (request {facts.request_id})"))
-    agents_own = "credential of this cluster's agent" in facts.message
-    if agents_own or (facts.status == 401 and not facts.token_mode):
+    if facts.rule is RefusalRule.AGENT_CREDENTIAL or (facts.status == 401 and not facts.token_mode):
         return fault(hop, f"the API server refuses the agent's own credential{which}", "agent_credential")
     if facts.status == 401:
         return fault(hop, f"the API server does not take the ServiceAccount token{which}", "cluster_credential")
-    impersonation = "cannot impersonate" in facts.message or "may not act as you" in facts.message
-    if impersonation:
+    if facts.rule is RefusalRule.AGENT_IMPERSONATION:
         return fault(hop, f"the agent's account may not impersonate you{which}", "agent_impersonation")
     if facts.status >= 500:
         return fault(

@@ -26,7 +26,7 @@ from arcbridge.client.state import StateDirectory
 from arcbridge.errors import ArcbridgeError, ConfigError, Unreachable
 from arcbridge.mux.session import MuxSession
 from arcbridge.net.address import Address
-from arcbridge.net.dialer import DIRECT, connect, resolve
+from arcbridge.net.dialer import DIRECT, CredentialsMissing, connect, resolve
 from arcbridge.net.loopback import port_holder
 from arcbridge.net.proxy import Proxy, proxy_for
 from arcbridge.net.tls import ALPN_HTTP, ALPN_JOIN
@@ -78,7 +78,7 @@ async def through_proxy(address: Address, proxy: Proxy) -> ProxyFacts:
     try:
         (await connect(address, deadline=CONNECT_DEADLINE, proxy=proxy)).close()
     except Unreachable as error:
-        credentials = "asks for credentials" in error.message
+        credentials = isinstance(error.__cause__, CredentialsMissing)
         return ProxyFacts(name, refused=error.message, asks_for_credentials=credentials)
     return ProxyFacts(name)
 
