@@ -19,7 +19,7 @@ import structlog
 
 from arcbridge.agent.accounts import Limit
 from arcbridge.agent.audit import AuditRecord
-from arcbridge.agent.audit.record import Outcome
+from arcbridge.agent.audit.record import RequestOutcome
 from arcbridge.agent.authenticator import Authenticated, UnprovedToken
 from arcbridge.agent.kube.caller import Caller
 from arcbridge.agent.kube.status import RequestRefusal
@@ -486,7 +486,7 @@ class AgentSession(BaseHandler):
                 bound=caller.bound,
                 verb="open" if target else "limit",
                 target=target,
-                outcome=Outcome.REFUSED,
+                outcome=RequestOutcome.REFUSED,
                 limit=limit,
                 omitted=omitted,
                 reason=reason,
@@ -512,7 +512,7 @@ class AgentSession(BaseHandler):
                     groups=len(identity.groups),
                     bound=identity.binding.kind.value,
                     verb=verb,
-                    outcome=Outcome(outcome),
+                    outcome=RequestOutcome(outcome),
                     reason=reason,
                 )
             )

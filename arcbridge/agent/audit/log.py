@@ -209,7 +209,7 @@ class _Waiting(Waiter):
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Wait for the writer, but not for ever."""
+        """Wait for the writer, STALL seconds at most."""
         self._timer = self._loop.call_later(STALL, self.decide, "it takes no data")
 
     def __call__(self, failure: str) -> None:

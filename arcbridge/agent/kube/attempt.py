@@ -21,7 +21,7 @@ import structlog
 from arcbridge.agent.accounts import Limit
 from arcbridge.agent.audit import AuditLog, AuditRecord
 from arcbridge.agent.audit.log import Recorded
-from arcbridge.agent.audit.record import Outcome, Value
+from arcbridge.agent.audit.record import RequestOutcome, Value
 from arcbridge.agent.kube.apiserver import ApiServer
 from arcbridge.agent.kube.authorize import ReviewNeeded, TokenUnknown, authorize
 from arcbridge.agent.kube.caller import StreamContext, token_digest
@@ -186,9 +186,9 @@ class Attempt:
         record, stats = self.record, self._context.stats
         if record.status:
             stats.count(record.status)
-        if record.outcome is Outcome.REFUSED:
+        if record.outcome is RequestOutcome.REFUSED:
             stats.refused += 1
-        elif record.outcome is Outcome.CUT:
+        elif record.outcome is RequestOutcome.CUT:
             stats.cut += 1
         if not self._unrecorded:
             self._context.audit.write(record)

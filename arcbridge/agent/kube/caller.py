@@ -43,7 +43,7 @@ class SubjectLines:
         self._lines = b""
 
     def of(self, identity: Identity, authorization: str, impersonable: frozenset[str] | None = None) -> bytes:
-        """Answer the lines for an identity, the agent's own Authorization, and the groups that it may impersonate.
+        """Return the lines for an identity, the agent's own Authorization, and the groups that it may impersonate.
 
         Raises RequestRefusal.
         """

@@ -19,8 +19,8 @@ from arcbridge.agent.audit.record import (
     MAX_LISTED,
     TRANSITIONS,
     AuditRecord,
-    Change,
-    Outcome,
+    RequestChange,
+    RequestOutcome,
     Value,
     path_fields,
     timestamp,
@@ -211,18 +211,18 @@ def test_h20_what_two_records_of_a_request_share_is_cleaned_once(monkeypatch: py
 # -- changes --------------------------------------------------------------------------------------------------------
 
 CHANGES = {
-    Change.REFUSE: lambda record: record.refuse("no", 403),
-    Change.CUT: lambda record: record.cut(),
-    Change.REVOKE: lambda record: record.revoke("a right was lost"),
-    Change.FAIL: lambda record: record.fail(ValueError()),
-    Change.UPGRADE: AuditRecord.switch,
-    Change.CONNECT: AuditRecord.connect,
+    RequestChange.REFUSE: lambda record: record.refuse("no", 403),
+    RequestChange.CUT: lambda record: record.cut(),
+    RequestChange.REVOKE: lambda record: record.revoke("a right was lost"),
+    RequestChange.FAIL: lambda record: record.fail(ValueError()),
+    RequestChange.UPGRADE: AuditRecord.switch,
+    RequestChange.CONNECT: AuditRecord.connect,
 }
 
 
-@pytest.mark.parametrize("change", Change)
-@pytest.mark.parametrize("outcome", Outcome)
-def test_an_outcome_changes_as_the_table_says_and_else_stays(outcome: Outcome, change: Change) -> None:
+@pytest.mark.parametrize("change", RequestChange)
+@pytest.mark.parametrize("outcome", RequestOutcome)
+def test_an_outcome_changes_as_the_table_says_and_else_stays(outcome: RequestOutcome, change: RequestChange) -> None:
     record = AuditRecord("r", "s", outcome=outcome)
     CHANGES[change](record)
     assert record.outcome is TRANSITIONS[outcome].get(change, outcome)
