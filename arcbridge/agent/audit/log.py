@@ -111,7 +111,7 @@ class AuditLog:
         if self._writer is None:
             self.records += 1
             return
-        line, budget = record.line(now), record.budget
+        line, budget = record.line(now), record.subject.budget
         if budget is not None:
             if not budget.admit(line, now):
                 if not (record.begun or record.limit or self.refuses):
@@ -160,7 +160,7 @@ class AuditLog:
             return
         waiting, failure, written = _Waiting(self, recorded), self.failure, False
         if not (failure and self.refuses):
-            text, budget = line(record), record.budget
+            text, budget = line(record), record.subject.budget
             if budget is not None:
                 budget.charge(text, time.monotonic())
                 if budget.records_left_out:

@@ -105,6 +105,22 @@ TRANSITIONS: dict[RequestOutcome, dict[RequestChange, RequestOutcome]] = {
 """Outcome -> change -> next outcome. After a change that is missing the outcome stays: the first cause counts."""
 
 
+class AuditSubject:
+    """The user and the session that records are of; made once for many requests."""
+
+    __slots__ = ("budget", "session", "text", "user")
+
+    def __init__(
+        self, session: str, user: str = "", groups: int = 0, bound: str = "none", budget: AuditBudget | None = None
+    ) -> None:
+        """`groups`: how many the user has. `bound`: by what the token is bound to a key (`identity.proof.BindingKind`).
+        `budget`: what the user's records may take; None: they are not counted."""
+        self.session, self.user, self.budget = session, user, budget
+        name = _quote(_cut(user, FIELD_LIMIT))
+        self.text = f',"session":{_quote(session)},"user":{name},"groups":{groups},"bound":"{bound}"'
+        """The part of a line that says so."""
+
+
 @dataclass(slots=True)
 class AuditRecord:
     """One request, filled in as it is served. Texts may come from callers: they are cleaned when written.
@@ -113,11 +129,7 @@ class AuditRecord:
     """
 
     request: str
-    session: str
-    user: str = ""
-    groups: int = 0
-    bound: str = "none"
-    """By what the user's token is bound to a key (`identity.proof.BindingKind`)."""
+    subject: AuditSubject
     as_user: str = ""
     as_groups: tuple[str, ...] = ()
     """Groups that the caller asked to act with (`--as-group`)."""
@@ -146,8 +158,6 @@ class AuditRecord:
     changed."""
     client: bytes = b""
     """Header lines as they came, kubectl's own among them (`Kubectl-Command`, `Kubectl-Session`)."""
-    budget: AuditBudget | None = None
-    """What the user's records may take; None: they are not counted."""
     begun: bool = False
     """A `begun` record stands before this one."""
     bytes_up: int = 0
@@ -263,7 +273,7 @@ class AuditRecord:
         # Joined without the general encoder, which took half of the time of each line.
         text = (
             f'{{"ts":"{timestamp()}","event":"audit","stage":"{stage}","request":{_quote(self.request)}'
-            f"{_who(self.session, self.user, self.groups, self.bound)}"
+            f"{self.subject.text}"
         )
         if self.method:
             text += f',"method":{_quoted_name(self.method)}'
@@ -437,19 +447,6 @@ def _missing_text(more: Mapping[str, str], sha256: Mapping[str, str]) -> str:
 
 
 _cached_client_text = lru_cache(maxsize=512)(_client_text)
-
-
-def _who(session: str, user: str, groups: int, bound: str) -> str:
-    if len(user) <= _MAX_CACHED_TEXT and len(session) <= _MAX_CACHED_TEXT:
-        return _cached_who(session, user, groups, bound)
-    return _who_text(session, user, groups, bound)
-
-
-def _who_text(session: str, user: str, groups: int, bound: str) -> str:
-    return f',"session":{_quote(session)},"user":{_quote(_cut(user, FIELD_LIMIT))},"groups":{groups},"bound":"{bound}"'
-
-
-_cached_who = lru_cache(maxsize=1024)(_who_text)
 
 
 def _quoted(text: str) -> str:

@@ -211,7 +211,7 @@ class PortRecords:
         if not self._unrecorded:
             return
         self._timer = asyncio.get_running_loop().call_later(INTERVAL, self._record_ports)
-        budget = self._record.budget
+        budget = self._record.subject.budget
         if budget is None or not budget.is_spent(time.monotonic()):
             self._unrecorded = False
             self._changed(with_ports(self._record, self.ports))
