@@ -65,7 +65,7 @@ loop, and more at once would keep the requests of others waiting for as many."""
 BURST_GAP = 10.0
 """Seconds without a refusal that end a burst of refusals."""
 BURST_LENGTH = 60.0
-"""Seconds after which a burst that goes on counts as another one, so that its size is told."""
+"""Seconds after which a burst that goes on counts as another one, so that its size is recorded."""
 PROMPT_REFUSALS = 50
 """Refusals of one user that are answered at once, and so many a second; further ones are held for HOLD."""
 HOLD = 1.0
@@ -132,7 +132,7 @@ def limits_of(config: AgentLimitsConfig, identity: Identity) -> AgentLimitsConfi
     return replace(config, **own, groups={}, users={})
 
 
-class Member(Protocol):
+class AccountSession(Protocol):
     """A session as its account sees it."""
 
     @property
@@ -183,7 +183,7 @@ class Account:
         self._accounts = accounts
         self.identity = identity
         """The identity of the user's newest token."""
-        self.members: set[Member] = set()
+        self.members: set[AccountSession] = set()
         """The user's sessions, those without a connection included."""
         self.audit = AuditBudget(identity.username)
         """Bytes of the user's audit records."""
@@ -276,7 +276,7 @@ class Account:
         """Return whether the user has ended more connections of late than a user may."""
         return self._ended_connections is not None and self._ended_connections.wait(now) > 0.0
 
-    def leave(self, member: Member) -> None:
+    def leave(self, member: AccountSession) -> None:
         """End a session's membership; the last one's end retires the account. A second call changes nothing."""
         if member in self.members:
             self.members.remove(member)
@@ -386,7 +386,7 @@ class Account:
         return HOLD if self._prompt.reserve(now) is None else 0.0
 
     def explain(self, limit: Limit) -> LimitReached:
-        """Return what to tell the user of a limit that was reached."""
+        """Return the sentence for the user of a limit that was reached."""
         limits = self.limits
         day, audit = size(limits.bytes_per_day), size(limits.audit_bytes_per_second)
         text = _REACHED[limit].format(limits=limits, day=day, audit=audit, ask=_ASK)
@@ -467,7 +467,7 @@ class Accounts:
         """Users with at least one session."""
         return len(self._present)
 
-    def enter(self, identity: Identity, member: Member) -> Account:
+    def enter(self, identity: Identity, member: AccountSession) -> Account:
         """Return the account of the identity's subject with `member` in it; each `enter` needs one `leave`."""
         subject = identity.subject
         account = self._present.get(subject)

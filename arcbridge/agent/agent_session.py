@@ -20,7 +20,7 @@ import structlog
 from arcbridge import legacy_refusals
 from arcbridge.agent.accounts import Limit
 from arcbridge.agent.audit import AuditRecord
-from arcbridge.agent.audit.record import Outcome
+from arcbridge.agent.audit.record import AuditSubject, RequestOutcome
 from arcbridge.agent.authenticator import Authenticated, UnprovedToken
 from arcbridge.agent.kube.caller import Caller
 from arcbridge.agent.kube.status import RequestRefusal
@@ -482,17 +482,13 @@ class AgentSession(BaseHandler):
         if self._sessions.audit is not None:
             record = AuditRecord(
                 request=request or caller.request_id(0, 0),
-                session=self._join_id,
-                user=caller.identity.username,
-                groups=len(caller.identity.groups),
-                bound=caller.bound,
+                subject=caller.subject,
                 verb="open" if target else "limit",
                 target=target,
-                outcome=Outcome.REFUSED,
+                outcome=RequestOutcome.REFUSED,
                 limit=limit,
                 omitted=omitted,
                 reason=reason,
-                budget=caller.account.audit,
             )
             self._sessions.audit.write(record)
 
@@ -509,12 +505,11 @@ class AgentSession(BaseHandler):
             self._sessions.audit.write(
                 AuditRecord(
                     request=f"{self._join_id}-{os.urandom(8).hex()}-0-0",
-                    session=self._join_id,
-                    user=identity.username,
-                    groups=len(identity.groups),
-                    bound=identity.binding.kind.value,
+                    subject=AuditSubject(
+                        self._join_id, identity.username, len(identity.groups), identity.binding.kind.value
+                    ),
                     verb=verb,
-                    outcome=Outcome(outcome),
+                    outcome=RequestOutcome(outcome),
                     reason=reason,
                 )
             )

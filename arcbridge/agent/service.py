@@ -344,7 +344,7 @@ def _watch_requests(api: ApiServer, self_checks: SelfChecks) -> None:
 
     def refused(kind: str) -> None:
         if kind == "credential":
-            api.look_again()
+            api.reread()
         self_checks.look_soon(kind)
 
     api.upstream.own_refusals.noticed = refused

@@ -121,7 +121,11 @@ class TcpTargets:
                 continue
             self.ended += 1
             _log.info(
-                "target cut off", session=record.session, stream=stream.id, user=record.user, reason=record.reason
+                "target cut off",
+                session=record.subject.session,
+                stream=stream.id,
+                user=record.subject.user,
+                reason=record.reason,
             )
             stream.abort(ResetCode.FORBIDDEN)
 
@@ -134,13 +138,9 @@ class TcpTargets:
         identity = caller.identity
         record = AuditRecord(
             request=caller.request_id(stream.id, 1),
-            session=caller.session,
-            user=identity.username,
-            groups=len(identity.groups),
-            bound=caller.bound,
+            subject=caller.subject,
             verb="connect",
             target=target,
-            budget=caller.account.audit,
         )
         found = self._targets.get(target.removeprefix(PREFIX)) if target.startswith(PREFIX) else None
         if found is None:
@@ -261,7 +261,7 @@ class TcpTargets:
     def _unreachable(self, stream: StreamTransport, record: AuditRecord, error: ArcbridgeError) -> None:
         self.failed += 1
         record.refuse(error.message)
-        _log.warning("target unreachable", session=record.session, stream=stream.id, reason=error.message)
+        _log.warning("target unreachable", session=record.subject.session, stream=stream.id, reason=error.message)
         self._finish(stream, record)
         stream.abort(ResetCode.CONNECT_FAILED)
 

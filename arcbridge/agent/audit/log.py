@@ -111,7 +111,7 @@ class AuditLog:
         if self._writer is None:
             self.records += 1
             return
-        line, budget = record.line(now), record.budget
+        line, budget = record.line(now), record.subject.budget
         if budget is not None:
             if not budget.admit(line, now):
                 if not (record.begun or record.limit or self.refuses):
@@ -160,7 +160,7 @@ class AuditLog:
             return
         waiting, failure, written = _Waiting(self, recorded), self.failure, False
         if not (failure and self.refuses):
-            text, budget = line(record), record.budget
+            text, budget = line(record), record.subject.budget
             if budget is not None:
                 budget.charge(text, time.monotonic())
                 if budget.records_left_out:
@@ -209,7 +209,7 @@ class _Waiting(Waiter):
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Wait for the writer, but not for ever."""
+        """Wait for the writer, STALL seconds at most."""
         self._timer = self._loop.call_later(STALL, self.decide, "it takes no data")
 
     def __call__(self, failure: str) -> None:

@@ -53,7 +53,7 @@ Value = str | int | bool | list[str] | Mapping[str, str]
 """What a field of `details` holds. Mappings are `more` and `sha256`: what is missing of a field, and its hash."""
 
 
-class Outcome(StrEnum):
+class RequestOutcome(StrEnum):
     """How a request ended, or would end now."""
 
     ANSWERED = "answered"
@@ -68,7 +68,7 @@ class Outcome(StrEnum):
     """To a TCP target."""
 
 
-class Change(Enum):
+class RequestChange(Enum):
     """What may change the outcome of a request."""
 
     REFUSE = "a refusal of the agent"
@@ -79,22 +79,46 @@ class Change(Enum):
     CONNECT = "a connection to a TCP target"
 
 
-TRANSITIONS: dict[Outcome, dict[Change, Outcome]] = {
-    Outcome.ANSWERED: {
-        Change.REFUSE: Outcome.REFUSED,
-        Change.CUT: Outcome.CUT,
-        Change.REVOKE: Outcome.CUT,
-        Change.FAIL: Outcome.FAILED,
-        Change.UPGRADE: Outcome.UPGRADED,
-        Change.CONNECT: Outcome.CONNECTED,
+TRANSITIONS: dict[RequestOutcome, dict[RequestChange, RequestOutcome]] = {
+    RequestOutcome.ANSWERED: {
+        RequestChange.REFUSE: RequestOutcome.REFUSED,
+        RequestChange.CUT: RequestOutcome.CUT,
+        RequestChange.REVOKE: RequestOutcome.CUT,
+        RequestChange.FAIL: RequestOutcome.FAILED,
+        RequestChange.UPGRADE: RequestOutcome.UPGRADED,
+        RequestChange.CONNECT: RequestOutcome.CONNECTED,
     },
-    Outcome.REFUSED: {Change.CUT: Outcome.CUT, Change.REVOKE: Outcome.CUT, Change.FAIL: Outcome.FAILED},
-    Outcome.CUT: {Change.FAIL: Outcome.FAILED},
-    Outcome.FAILED: {},
-    Outcome.UPGRADED: {Change.REVOKE: Outcome.CUT, Change.FAIL: Outcome.FAILED},
-    Outcome.CONNECTED: {Change.CUT: Outcome.CUT, Change.REVOKE: Outcome.CUT, Change.FAIL: Outcome.FAILED},
+    RequestOutcome.REFUSED: {
+        RequestChange.CUT: RequestOutcome.CUT,
+        RequestChange.REVOKE: RequestOutcome.CUT,
+        RequestChange.FAIL: RequestOutcome.FAILED,
+    },
+    RequestOutcome.CUT: {RequestChange.FAIL: RequestOutcome.FAILED},
+    RequestOutcome.FAILED: {},
+    RequestOutcome.UPGRADED: {RequestChange.REVOKE: RequestOutcome.CUT, RequestChange.FAIL: RequestOutcome.FAILED},
+    RequestOutcome.CONNECTED: {
+        RequestChange.CUT: RequestOutcome.CUT,
+        RequestChange.REVOKE: RequestOutcome.CUT,
+        RequestChange.FAIL: RequestOutcome.FAILED,
+    },
 }
 """Outcome -> change -> next outcome. After a change that is missing the outcome stays: the first cause counts."""
+
+
+class AuditSubject:
+    """The user and the session that records are of; made once for many requests."""
+
+    __slots__ = ("budget", "session", "text", "user")
+
+    def __init__(
+        self, session: str, user: str = "", groups: int = 0, bound: str = "none", budget: AuditBudget | None = None
+    ) -> None:
+        """`groups`: how many the user has. `bound`: by what the token is bound to a key (`identity.proof.BindingKind`).
+        `budget`: what the user's records may take; None: they are not counted."""
+        self.session, self.user, self.budget = session, user, budget
+        name = _quote(_cut(user, FIELD_LIMIT))
+        self.text = f',"session":{_quote(session)},"user":{name},"groups":{groups},"bound":"{bound}"'
+        """The part of a line that says so."""
 
 
 @dataclass(slots=True)
@@ -105,11 +129,7 @@ class AuditRecord:
     """
 
     request: str
-    session: str
-    user: str = ""
-    groups: int = 0
-    bound: str = "none"
-    """By what the user's token is bound to a key (`identity.proof.BindingKind`)."""
+    subject: AuditSubject
     as_user: str = ""
     as_groups: tuple[str, ...] = ()
     """Groups that the caller asked to act with (`--as-group`)."""
@@ -125,7 +145,7 @@ class AuditRecord:
     path_fields: str = ""
     """The seven fields before this one, as the function of this name gives them; empty: they are made anew."""
     status: int = 0
-    outcome: Outcome = Outcome.ANSWERED
+    outcome: RequestOutcome = RequestOutcome.ANSWERED
     reason: str = ""
     upgrade: str = ""
     target: str = ""
@@ -138,8 +158,6 @@ class AuditRecord:
     changed."""
     client: bytes = b""
     """Header lines as they came, kubectl's own among them (`Kubectl-Command`, `Kubectl-Session`)."""
-    budget: AuditBudget | None = None
-    """What the user's records may take; None: they are not counted."""
     begun: bool = False
     """A `begun` record stands before this one."""
     bytes_up: int = 0
@@ -196,12 +214,12 @@ class AuditRecord:
     def refuse(self, reason: str, status: int = 0) -> None:
         """The agent refuses it."""
         self.status, self.reason = status, reason
-        self._change(Change.REFUSE)
+        self._change(RequestChange.REFUSE)
 
     def cut(self, reason: str = "") -> None:
         """It breaks off; what was upgraded has ended."""
         self.reason = reason or self.reason
-        self._change(Change.CUT)
+        self._change(RequestChange.CUT)
 
     def break_off(self, error: BaseException) -> None:
         """It breaks off by an error, unless a reason for its end is known."""
@@ -211,22 +229,22 @@ class AuditRecord:
     def revoke(self, reason: str) -> None:
         """The agent ends it, because a right was lost."""
         self.reason = reason
-        self._change(Change.REVOKE)
+        self._change(RequestChange.REVOKE)
 
     def fail(self, error: BaseException) -> None:
         """A defect of the agent ends it."""
         self.reason = type(error).__name__
-        self._change(Change.FAIL)
+        self._change(RequestChange.FAIL)
 
     def switch(self) -> None:
         """The API server has switched protocols."""
-        self._change(Change.UPGRADE)
+        self._change(RequestChange.UPGRADE)
 
     def connect(self) -> None:
         """A TCP target is connected."""
-        self._change(Change.CONNECT)
+        self._change(RequestChange.CONNECT)
 
-    def _change(self, change: Change) -> None:
+    def _change(self, change: RequestChange) -> None:
         self.outcome = TRANSITIONS[self.outcome].get(change, self.outcome)
 
     # -- lines ----------------------------------------------------------------------------------------------------
@@ -255,7 +273,7 @@ class AuditRecord:
         # Joined without the general encoder, which took half of the time of each line.
         text = (
             f'{{"ts":"{timestamp()}","event":"audit","stage":"{stage}","request":{_quote(self.request)}'
-            f"{_who(self.session, self.user, self.groups, self.bound)}"
+            f"{self.subject.text}"
         )
         if self.method:
             text += f',"method":{_quoted_name(self.method)}'
@@ -297,8 +315,8 @@ class AuditRecord:
             else:
                 text += f',"{key}":{json.dumps(value)}'
         if self.client:
-            said, whole = _client_says(self.client)
-            text += said
+            own_text, whole = _client_says(self.client)
+            text += own_text
             more |= {} if whole else _CLIENT_CUT
         return text + _missing_text(more, sha256)
 
@@ -407,8 +425,8 @@ def _client_says(lines: bytes) -> tuple[str, bool]:
     found: dict[str, str] = {}
     whole = True
     for name, value in _CLIENT_LINES.findall(lines):
-        said = value[: 2 * _CLIENT_LIMIT].decode("latin-1")
-        text = clean(said, _CLIENT_LIMIT)
+        begin = value[: 2 * _CLIENT_LIMIT].decode("latin-1")
+        text = clean(begin, _CLIENT_LIMIT)
         whole = whole and text == escape(value.decode("latin-1")) and name.decode().lower() not in found
         found.setdefault(name.decode().lower(), text)
     return (f',"client_says":{json.dumps(found, ensure_ascii=False)}' if found else ""), whole
@@ -429,19 +447,6 @@ def _missing_text(more: Mapping[str, str], sha256: Mapping[str, str]) -> str:
 
 
 _cached_client_text = lru_cache(maxsize=512)(_client_text)
-
-
-def _who(session: str, user: str, groups: int, bound: str) -> str:
-    if len(user) <= _MAX_CACHED_TEXT and len(session) <= _MAX_CACHED_TEXT:
-        return _cached_who(session, user, groups, bound)
-    return _who_text(session, user, groups, bound)
-
-
-def _who_text(session: str, user: str, groups: int, bound: str) -> str:
-    return f',"session":{_quote(session)},"user":{_quote(_cut(user, FIELD_LIMIT))},"groups":{groups},"bound":"{bound}"'
-
-
-_cached_who = lru_cache(maxsize=1024)(_who_text)
 
 
 def _quoted(text: str) -> str:

@@ -21,7 +21,7 @@ import structlog
 from arcbridge.agent.accounts import Limit
 from arcbridge.agent.audit import AuditLog, AuditRecord
 from arcbridge.agent.audit.log import Recorded
-from arcbridge.agent.audit.record import Outcome, Value
+from arcbridge.agent.audit.record import RequestOutcome, Value
 from arcbridge.agent.kube.apiserver import ApiServer
 from arcbridge.agent.kube.authorize import ReviewNeeded, TokenUnknown, authorize
 from arcbridge.agent.kube.caller import StreamContext, token_digest
@@ -85,17 +85,8 @@ class Attempt:
         context.stats.requests += 1
         self._context = context
         self.caller = caller = stream.caller
-        self.account = account = caller.account
-        identity = caller.identity
-        self.record = AuditRecord(
-            caller.request_id(stream.stream_id, stream.requests),
-            caller.session,
-            identity.username,
-            len(identity.groups),
-            caller.bound,
-            method=method,
-            budget=account.audit,
-        )
+        self.account = caller.account
+        self.record = AuditRecord(caller.request_id(stream.stream_id, stream.requests), caller.subject, method=method)
         self._admitted = False
         """It counts among the user's and the agent's requests under way."""
         self._upgrading = False
@@ -172,7 +163,9 @@ class Attempt:
         record = self.record
         record.refuse(refusal.message, refusal.status_code)
         if refusal.status_code >= 500:
-            log.warning("request failed", session=record.session, request=record.request, reason=refusal.message)
+            log.warning(
+                "request failed", session=record.subject.session, request=record.request, reason=refusal.message
+            )
 
     def fail(self, error: Exception, text: str) -> RequestRefusal:
         """Log a defect of the agent, which ends the request, as `text`; return the answer, which does not show it."""
@@ -186,9 +179,9 @@ class Attempt:
         record, stats = self.record, self._context.stats
         if record.status:
             stats.count(record.status)
-        if record.outcome is Outcome.REFUSED:
+        if record.outcome is RequestOutcome.REFUSED:
             stats.refused += 1
-        elif record.outcome is Outcome.CUT:
+        elif record.outcome is RequestOutcome.CUT:
             stats.cut += 1
         if not self._unrecorded:
             self._context.audit.write(record)
@@ -223,7 +216,8 @@ class Attempt:
         self._unrecorded = omitted is None and not record.begun  # `begun` has its `ended` in every case
         if omitted is not None:
             record.is_over(limit, omitted)
-            log.warning("limit reached", session=record.session, user=record.user, reason=limit.value, omitted=omitted)
+            session, user = record.subject.session, record.subject.user
+            log.warning("limit reached", session=session, user=user, reason=limit.value, omitted=omitted)
 
     def _release(self) -> None:
         """The request counts no more."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from arcbridge.agent.accounts import Account
 from arcbridge.agent.audit import AuditRecord
+from arcbridge.agent.audit.record import AuditSubject
 from arcbridge.agent.kube.impersonation import Subject, header_lines, impersonated_headers
 from arcbridge.identity.claims import Identity
 from arcbridge.limiters import TokenBucket
@@ -43,7 +44,7 @@ class SubjectLines:
         self._lines = b""
 
     def of(self, identity: Identity, authorization: str, impersonable: frozenset[str] | None = None) -> bytes:
-        """Answer the lines for an identity, the agent's own Authorization, and the groups that it may impersonate.
+        """Return the lines for an identity, the agent's own Authorization, and the groups that it may impersonate.
 
         Raises RequestRefusal.
         """
@@ -95,8 +96,6 @@ class Caller:
     """The caller's own bearer token goes on in each request; the agent does not impersonate."""
     proved_key: str = ""
     """Thumbprint of the key to which the session's token is bound; empty: it is not bound."""
-    bound: str = "none"
-    """How it is bound, for the audit log: one of `identity.proof.BindingKind`, as the text that it is."""
     connected_since: float = 0.0
     """When the session got its present connection, monotonic seconds; infinity while it has none."""
     subject_lines: SubjectLines = field(default_factory=SubjectLines)
@@ -110,17 +109,21 @@ class Caller:
     """How often that is asked."""
     upgraded: dict[str, tuple[StreamTransport, AuditRecord]] = field(default_factory=dict)
     """By request id, the upgrades that the API server was asked for as this caller and that are not over."""
+    subject: AuditSubject = field(init=False)
+    """Whom its records are of."""
     request_prefix: str = ""
     """What the ids of its requests begin with: the join id, which the relay chooses, and a part that the agent does. So
     no relay chooses the id under which the API server's audit log has a request, nor gives two requests one."""
 
     def __post_init__(self) -> None:
-        self.bound = self.identity.binding.kind.value
+        self.adopt(self.identity, self.proved_key)
         self.request_prefix = f"{self.session[:MAX_JOIN_ID]}-{secrets.token_hex(8)}"
 
     def adopt(self, identity: Identity, proved_key: str) -> None:
         """Take over the identity of a renewed token, and the key that came with its proof."""
-        self.identity, self.proved_key, self.bound = identity, proved_key, identity.binding.kind.value
+        self.identity, self.proved_key = identity, proved_key
+        bound = identity.binding.kind.value
+        self.subject = AuditSubject(self.session, identity.username, len(identity.groups), bound, self.account.audit)
 
     def end_upgraded(self, reason: str) -> int:
         """Reset the upgraded streams, with a reason for their records; answers how many there were."""

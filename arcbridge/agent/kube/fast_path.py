@@ -211,7 +211,7 @@ class FastPath(asyncio.Protocol):
             self._answer(attempt, refusal)
 
     def _answer(self, attempt: Attempt, refusal: RequestRefusal) -> None:
-        """Answer the request under way with a refusal, and read on."""
+        """Write a refusal as the answer to the request under way, and read on."""
         self._held = None
         record, stream = attempt.record, self._stream
         assert stream is not None

@@ -1,7 +1,7 @@
 """Finds in the body of a write to a pod what an audit must show: privileges, and containers that are added to it.
 
 It looks at bodies of a bounded length and number of values, in JSON or in Kubernetes' protobuf, on their way to the API
-server; others are said to be `unparsed`, and so is CBOR. It changes nothing and decides nothing. Invariants: a body is
+server; others are recorded as `unparsed`, and so is CBOR. It changes nothing and decides nothing. Invariants: a body is
 held once, up to MAX_BODY, and on its user's account; reading it takes memory and time in proportion to its bytes,
 whatever they are, and no more than MAX_VALUES or MAX_FIELDS are worth; its last byte leaves after the record of what it
 asks for is written.
@@ -156,7 +156,7 @@ def _patched(document: Any) -> Iterator[Any]:
 
 
 def _unreadable(patch: Any) -> str:
-    """Return why it cannot be said what a JSON patch does; empty where it can. It copies what the body does not have,
+    """Return why it is not known what a JSON patch does; empty where it can. It copies what the body does not have,
     or its path has an index that only the API server knows how to read (`-1`, `+2`)."""
     for operation in patch if isinstance(patch, list) else []:
         fields = dict(operation) if isinstance(operation, _Object) else {}

@@ -116,10 +116,10 @@ def begins_well(head: bytes, start: int) -> bool:
 
 
 def passed_fields(method: str, status: int, fields: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """Answer the header fields for the caller, in their order and without Transfer-Encoding. Raises RequestRefusal 502.
+    """Return the header fields for the caller, in their order and without Transfer-Encoding. Raises RequestRefusal 502.
 
     The end of the body must be certain: one Content-Length or `chunked`, not both, not neither. A body that ends with
-    its connection cannot be told from one that was cut.
+    its connection cannot be distinguished from one that was cut.
     """
     named = connection_options(values_by_name(fields))
     lengths = [value for name, value in fields if name.lower() == b"content-length"]

@@ -288,7 +288,7 @@ class KubeProtocol(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer a head that could not be parsed, or a failure of the agent's; quotes nothing of either."""
+        """Refuse a head that could not be parsed, or a failure of the agent's; quotes nothing of either."""
         if isinstance(exc, ConnectionError):
             raise exc  # the stream has ended
         if isinstance(exc, LineTooLong) or "Too many headers" in str(exc):

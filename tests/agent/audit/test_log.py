@@ -12,12 +12,15 @@ import pytest
 from arcbridge.agent.audit import AuditLog, AuditRecord, writer
 from arcbridge.agent.audit import log as module
 from arcbridge.agent.audit.budget import AuditBudget
+from arcbridge.agent.audit.record import AuditSubject
 from arcbridge.agent.audit.verify import verify
 from arcbridge.errors import ConfigError
 
+SUBJECT = AuditSubject("s")
+
 
 def record() -> AuditRecord:
-    return AuditRecord(request="r-1", session="s")
+    return AuditRecord("r-1", SUBJECT)
 
 
 async def test_a_begun_record_is_in_the_file_before_the_request_goes_on(tmp_path: Path) -> None:
@@ -96,7 +99,7 @@ async def test_a_disk_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     log = AuditLog(str(path), on_failure=policy)
-    fill = AuditRecord(request="r", session="s", reason="x" * 1000)
+    fill = AuditRecord("r", SUBJECT, reason="x" * 1000)
     for _ in range(200):
         log.write(fill)
     told = await asyncio.wait_for(log.written(log.begin, record()), 9)
@@ -149,11 +152,11 @@ def events(path: Path) -> list[tuple[object, ...]]:
 async def test_a27_records_that_are_left_out_are_counted_in_the_chain(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     log, budget = AuditLog(str(path)), limited()
-    one = AuditRecord("r", "s", user="alice", budget=budget)
+    one = AuditRecord("r", AuditSubject("s", "alice", budget=budget))
     for _ in range(10):
         log.write(one)
     assert log.left_out == 10
-    other = AuditRecord("r", "s", user="bob", budget=limited("bob"))
+    other = AuditRecord("r", AuditSubject("s", "bob", budget=limited("bob")))
     assert await log.written(log.begin, other) == ""
     assert await log.written(log.begin, one) == "", "whether it may go on is decided elsewhere"
     log.write(one)
@@ -169,12 +172,12 @@ async def test_a27_each_minute_and_at_the_end_they_are_counted(tmp_path: Path, m
     monkeypatch.setattr(module, "LEFT_OUT_INTERVAL", 0.01)
     path = tmp_path / "audit.jsonl"
     log = AuditLog(str(path))
-    log.write(AuditRecord("r", "s", user="alice", budget=limited()))
+    log.write(AuditRecord("r", AuditSubject("s", "alice", budget=limited())))
     async with asyncio.timeout(10):
         while ("audit-left-out", 1) not in events(path):
             await asyncio.sleep(0.01)
     monkeypatch.setattr(module, "LEFT_OUT_INTERVAL", 3600)
-    log.write(AuditRecord("r", "s", user="bob", budget=limited("bob")))
+    log.write(AuditRecord("r", AuditSubject("s", "bob", budget=limited("bob"))))
     log.close()
     assert events(path)[1:] == [("audit-left-out", 1), ("chain-end", None)]
 
@@ -183,7 +186,7 @@ async def test_a27_where_nothing_goes_on_unrecorded_reads_are_owed(tmp_path: Pat
     path = tmp_path / "audit.jsonl"
     log, budget = AuditLog(str(path), on_failure="refuse"), limited()
     for _ in range(3):
-        log.write(AuditRecord("r", "s", budget=budget))
+        log.write(AuditRecord("r", AuditSubject("s", budget=budget)))
     log.close()
     assert events(path)[:-1] == [("audit", "complete")] * 3
     assert budget.is_spent(0.0)

@@ -238,7 +238,7 @@ async def test_a18_as_is_recorded_in_token_mode_too(desk: Desk) -> None:
     )
     assert b"Impersonate-User: carol" in desk.plan(head).lines
     assert (desk.audit.kept[-1].as_user, desk.audit.kept[-1].as_groups) == ("carol", ("system:masters",))
-    assert desk.audit.kept[-1].user == "alice"
+    assert desk.audit.kept[-1].subject.user == "alice"
 
 
 async def test_a11_no_plan_while_the_log_that_must_be_written_cannot_be(

@@ -186,7 +186,7 @@ async def test_a20_a_handler_that_fails_anywhere_leaves_one_record(
     (record,) = await bench.audit.wait(1)
     assert record.outcome in ("failed", "cut", "refused")
     assert record.status in (0, 500, 502, 503) or record.outcome == "cut"
-    assert (record.verb, record.user) in (("create" if write else "list", "alice"), ("", "alice"))
+    assert (record.verb, record.subject.user) in (("create" if write else "list", "alice"), ("", "alice"))
     with suppress(StreamReset, EOFError):
         answer = await wire.answer()
         assert answer.status == record.status
