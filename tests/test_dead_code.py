@@ -88,14 +88,11 @@ def test_everything_is_used() -> None:
 SHARED_NAMES = frozenset(
     {
         "Checked",
-        "Clusters",
         "Finding",
         "Member",
-        "Place",
         "Reason",
         "Reload",
         "Renewal",
-        "Shown",
         "State",
         "Verifier",
         "_Connection",

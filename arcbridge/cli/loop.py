@@ -1,4 +1,4 @@
-"""Running a role's coroutine: uvloop where it can be had, signals, and word to systemd."""
+"""Runs a role's coroutine, on uvloop where it is installed, until a signal ends it, and reports to systemd."""
 
 from __future__ import annotations
 
