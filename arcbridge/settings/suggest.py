@@ -1,4 +1,4 @@
-"""Names the known word that is nearest to one that is not known, and all that are known."""
+"""Suggests words in the place of one that is not known: the nearest that is, and all that are."""
 
 from __future__ import annotations
 

@@ -193,36 +193,22 @@ def judge_session(facts: SessionFacts, token: UnverifiedClaims) -> list[Finding]
 
 
 def _judge_join(facts: SessionFacts, code: JoinCode, error: ArcbridgeError) -> list[Finding]:
-    after = skipped("session", "there is no agent to have one with")
+    cluster = facts.cluster
     match code:
         case JoinCode.FORBIDDEN:
-            return [_not_allowed(facts.cluster)]
+            return [_not_allowed(cluster)]
         case JoinCode.UNAUTHENTICATED:
             return [fault("policy", sentence(error), "relay_token")]
         case JoinCode.NO_AGENT | JoinCode.NO_INSTANCE:
-            return [
-                fault("agent", f'no agent of "{facts.cluster}" is connected to the relay', "agent_missing"),
-                after,
-            ]
+            agent = fault("agent", f'no agent of "{cluster}" is connected to the relay', "agent_missing")
         case JoinCode.AGENT_TIMEOUT:
-            return [
-                fault(
-                    "agent",
-                    f'the agent of "{facts.cluster}" is connected and did not come to the session in time',
-                    "agent_silent",
-                ),
-                after,
-            ]
+            detail = f'the agent of "{cluster}" is connected and did not come to the session in time'
+            agent = fault("agent", detail, "agent_silent")
         case JoinCode.AGENT_REFUSED:
-            return [
-                fault("agent", sentence(error), "agent_refused"),
-                after,
-            ]
+            agent = fault("agent", sentence(error), "agent_refused")
         case _:
-            return [
-                fault("agent", sentence(error), "relay_busy", "try again later; the relay's log says why"),
-                after,
-            ]
+            agent = fault("agent", sentence(error), "relay_busy", "try again later; the relay's log says why")
+    return [agent, skipped("session", "there is no agent to have one with")]
 
 
 def _judge_session_error(facts: SessionFacts, error: ArcbridgeError, token: UnverifiedClaims) -> Finding:

@@ -131,9 +131,6 @@ class TlsFacts:
 
     address: str
     error: str = ""
-    alpn: str = ""
-    """What was selected of the protocol of the join."""
-    wanted: str = ""
 
 
 def judge_tls(facts: TlsFacts) -> Finding:
@@ -201,7 +198,6 @@ class RelayFacts:
 
     address: str
     speaks_join: bool
-    software: str = ""
 
 
 def judge_relay(facts: RelayFacts) -> Finding:
