@@ -93,12 +93,6 @@ log = structlog.get_logger("arcbridge.relay")
 CountAgents = Callable[[Sequence[str]], Awaitable[Mapping[str, int]]]
 """How many agents of each of these clusters are connected now, in the whole fleet; a cluster left out has none."""
 
-PeerCertificate = Callable[[web.Request], bytes | None]
-"""The verified TLS client certificate (DER) of a request's connection, or None."""
-
-OwnKey = Callable[[web.Request], bytes]
-"""The SubjectPublicKeyInfo (DER) of the certificate that this relay showed in a request's connection."""
-
 
 class Limited:
     """How many requests each limit has refused."""
@@ -162,8 +156,6 @@ class Api:
         self.limited = Limited()
         self.clock = time.time
         self.monotonic = time.monotonic
-        self.peer_certificate: PeerCertificate = tls_peer_certificate
-        self.own_key: OwnKey = tls_own_key
         self._failures = KeyedTokenBucket[str](FAILURES, FAILURES_RATE, size=SOURCES)
         """Failed enrolments, by address."""
         self._unproved = KeyedTokenBucket[str](UNPROVED, UNPROVED_RATE, size=SOURCES)
@@ -236,7 +228,7 @@ class Api:
         ) from error
 
     async def renew(self, request: web.Request) -> web.Response:
-        certificate = self.peer_certificate(request)
+        certificate = tls_peer_certificate(request)
         if certificate is None:
             raise ApiRefusal(
                 HTTPStatus.UNAUTHORIZED,
@@ -335,7 +327,7 @@ class Api:
         proofs = request.headers.getall(HEADER, [])
         proof = proofs[0] if len(proofs) == 1 else ""
         try:
-            self.checks.proofs.check(identity.binding, token, proof, Peer(self.own_key(request)))
+            self.checks.proofs.check(identity.binding, token, proof, Peer(tls_own_key(request)))
         except ProofRefused as error:
             self._refuse_unproved(identity, error, address_of(request))
             raise
