@@ -20,8 +20,9 @@ import structlog
 from arcbridge import legacy_refusals
 from arcbridge.agent.accounts import Limit
 from arcbridge.agent.audit import AuditRecord
+from arcbridge.agent.audit.record import AuditSubject, RequestOutcome
 from arcbridge.agent.authenticator import Authenticated, UnprovedToken
-from arcbridge.agent.kube.authorize import Caller
+from arcbridge.agent.kube.caller import Caller
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.resume import Claim, ResumeRefusal
 from arcbridge.agent.revocations import AccessRevoked, Revocation, covering
@@ -175,7 +176,7 @@ class AgentSession(BaseHandler):
         if self._caller is not None:
             self._caller.connected_since = self._sessions.monotonic()
         replayed, self._replayed = session.stats.replayed_bytes - self._replayed, session.stats.replayed_bytes
-        self._sessions.resumed += 1
+        self._sessions.counters.resumed += 1
         self._log.info(
             "session resumed",
             seconds=round(seconds, 3),
@@ -216,7 +217,7 @@ class AgentSession(BaseHandler):
             return
         found = covering(users, self._caller.identity)
         if found is not None:
-            self._sessions.revoked += 1
+            self._sessions.counters.revoked += 1
             self.end(found.sentence(self._sessions.clock()))
 
     def send_goaway(self) -> None:
@@ -239,7 +240,7 @@ class AgentSession(BaseHandler):
             return 0.0
         seconds = self._sessions.monotonic() - self.detached_at
         self.detached_at = None
-        self._sessions.detached_seconds += seconds
+        self._sessions.counters.detached_seconds += seconds
         return seconds
 
     def _crossed(self, session: MuxSession) -> bool:
@@ -248,7 +249,7 @@ class AgentSession(BaseHandler):
         hello = session.peer_hello
         if hello is None or hello.join_id in ("", self._join_id):
             return False
-        self._sessions.refused += 1
+        self._sessions.counters.refused += 1
         reason = "the client was joined under another id than this agent: the relay has crossed two joins"
         self._log.warning("session refused", reason=reason, connection=self.via)
         session.close(GoawayCode.CROSSED, reason)
@@ -267,7 +268,7 @@ class AgentSession(BaseHandler):
                     # A token from before a loss that is sent again changes nothing, revoked or not.
                     self._sessions.revocations.check(found.identity)
             except AccessRevoked as error:
-                self._sessions.revoked += 1
+                self._sessions.counters.revoked += 1
                 self._write_audit(found.identity, self._auth_verb(session), "refused", error.message)
                 if session.closed or self._refuse(session, error):
                     return
@@ -315,7 +316,7 @@ class AgentSession(BaseHandler):
                 # since, changes nothing: the session's own token is valid until it expires.
                 self._log.warning("renewal changed nothing", reason=error.message, **error.log_fields())
                 return False
-        self._sessions.refused += 1
+        self._sessions.counters.refused += 1
         self._log.warning("session refused", reason=error.message, **error.log_fields())
         session.close(code, legacy_refusals.with_rule(error.message, error.refusal), refusal=error.refusal)
         return True
@@ -326,13 +327,13 @@ class AgentSession(BaseHandler):
         account = sessions.accounts.enter(identity, self)
         caller = Caller(self._join_id, identity, account, found.token_mode, found.proved_key)
         if account.has_too_many_sessions() and not sessions.evict_detached(account):
-            sessions.refused += 1
+            sessions.counters.refused += 1
             self._report(caller, Limit.SESSIONS)
             session.close(GoawayCode.LIMIT, account.explain(Limit.SESSIONS).message)
             self._leave(caller)
             return False
         if not sessions.admit(self):
-            sessions.refused += 1
+            sessions.counters.refused += 1
             self._log.warning("session refused", reason="the agent is at a limit", user=identity.username)
             session.close(GoawayCode.UNAVAILABLE, "the agent has as many sessions as it may: try again later")
             self._leave(caller)
@@ -394,10 +395,10 @@ class AgentSession(BaseHandler):
         if caller.identity.keeps(before):
             return
         self._sessions.targets.end_disallowed(caller)
-        if self._sessions.end_upgraded_streams:
+        if self._sessions.settings.end_upgraded_streams:
             reason = "the token was renewed with fewer groups, or with another name"
             ended = caller.end_upgraded(reason)
-            self._sessions.upgrades_ended += ended
+            self._sessions.counters.upgrades_ended += ended
             if ended:
                 self._log.info("streams cut off", user=caller.identity.username, reason=reason, streams=ended)
 
@@ -481,17 +482,13 @@ class AgentSession(BaseHandler):
         if self._sessions.audit is not None:
             record = AuditRecord(
                 request=request or caller.request_id(0, 0),
-                session=self._join_id,
-                user=caller.identity.username,
-                groups=len(caller.identity.groups),
-                bound=caller.bound,
+                subject=caller.subject,
                 verb="open" if target else "limit",
                 target=target,
-                outcome="refused",
+                outcome=RequestOutcome.REFUSED,
                 limit=limit,
                 omitted=omitted,
                 reason=reason,
-                budget=caller.account.audit,
             )
             self._sessions.audit.write(record)
 
@@ -508,12 +505,11 @@ class AgentSession(BaseHandler):
             self._sessions.audit.write(
                 AuditRecord(
                     request=f"{self._join_id}-{os.urandom(8).hex()}-0-0",
-                    session=self._join_id,
-                    user=identity.username,
-                    groups=len(identity.groups),
-                    bound=identity.binding.kind.value,
+                    subject=AuditSubject(
+                        self._join_id, identity.username, len(identity.groups), identity.binding.kind.value
+                    ),
                     verb=verb,
-                    outcome=outcome,
+                    outcome=RequestOutcome(outcome),
                     reason=reason,
                 )
             )
@@ -535,16 +531,16 @@ class AgentSession(BaseHandler):
             return
         left = caller.identity.expires_at - self._sessions.clock()
         if left <= 0:
-            self._sessions.expired += 1
+            self._sessions.counters.expired += 1
             session.close(GoawayCode.EXPIRED, "the token has expired; log in again")
             return
-        left = min(left, self._sessions.max_age - self._age())
+        left = min(left, self._sessions.settings.max_age - self._age())
         if left <= 0:
-            self._sessions.expired += 1
+            self._sessions.counters.expired += 1
             session.close(
                 GoawayCode.EXPIRED,
-                f"a session lasts {duration(self._sessions.max_age)} here at most; start again what ran in it, "
-                "and log in again if that is asked for",
+                f"a session lasts {duration(self._sessions.settings.max_age)} here at most; start again what ran in "
+                "it, and log in again if that is asked for",
                 refusal=Refusal(RefusalRule.SESSION_AGE),
             )
             return

@@ -74,18 +74,18 @@ def _register_control(metrics: Metrics, control: ControlConnections) -> None:
 def _register_sessions(metrics: Metrics, sessions: Sessions) -> None:
     """Register how sessions begin and end, and which users are revoked."""
     metrics.gauge("sessions", "Sessions that are open, detached ones included.", None, lambda: len(sessions))
-    metrics.counter("sessions_total", "Sessions that were authenticated.", None, lambda: sessions.opened)
-    metrics.counter("sessions_refused_total", "AUTHs that were refused.", None, lambda: sessions.refused)
+    metrics.counter("sessions_total", "Sessions that were authenticated.", None, lambda: sessions.counters.opened)
+    metrics.counter("sessions_refused_total", "AUTHs that were refused.", None, lambda: sessions.counters.refused)
     metrics.counter("sessions_expired_total", "Sessions that ended with their token, or at their greatest age.", None,
-                    lambda: sessions.expired)  # fmt: skip
+                    lambda: sessions.counters.expired)  # fmt: skip
     metrics.counter("sessions_revoked_total",
                     "Sessions that ended, and AUTHs that were refused, because the user is revoked.",
-                    None, lambda: sessions.revoked)  # fmt: skip
+                    None, lambda: sessions.counters.revoked)  # fmt: skip
     metrics.counter(
         "upgrades_ended_total",
         "Upgraded streams that were reset because the token was renewed with fewer groups, or with another name.",
         None,
-        lambda: sessions.upgrades_ended,
+        lambda: sessions.counters.upgrades_ended,
     )
     revocations = sessions.revocations
     metrics.gauge("revocations", "Users on the lists of relays and denylist.", None, lambda: len(revocations))
@@ -102,13 +102,15 @@ def _register_denylist(metrics: Metrics, denylist: Denylist) -> None:
 def _register_resumption(metrics: Metrics, sessions: Sessions) -> None:
     """Register sessions without a connection, and what was sent again."""
     metrics.gauge("sessions_detached", "Sessions that wait for a connection.", None, lambda: sessions.detached)
-    metrics.counter("sessions_resumed_total", "Times that a session came back.", None, lambda: sessions.resumed)
+    metrics.counter(
+        "sessions_resumed_total", "Times that a session came back.", None, lambda: sessions.counters.resumed
+    )
     metrics.counter("resumes_refused_total", "Connections that wanted a session back and did not get it.",
                     {"reason": REFUSALS}, lambda: sessions.resumes.refused)  # fmt: skip
     metrics.counter("replayed_bytes_total", "Bytes sent again after resumptions.", None,
                     lambda: sessions.replayed_bytes)  # fmt: skip
     metrics.counter("detached_seconds_total", "Seconds that sessions were detached, all together.", None,
-                    lambda: sessions.detached_seconds)  # fmt: skip
+                    lambda: sessions.counters.detached_seconds)  # fmt: skip
 
 
 def _register_memory(metrics: Metrics, sessions: Sessions) -> None:
@@ -133,7 +135,9 @@ def _register_memory(metrics: Metrics, sessions: Sessions) -> None:
                   lambda: memory.ahead.most)  # fmt: skip
     metrics.counter("unread_streams_reset_total", "Streams reset because their readers stopped and memory was needed.",
                     None, lambda: sessions.ahead_relief.streams_reset)  # fmt: skip
-    metrics.counter("moves_asked_total", "Sessions asked to leave a relay.", None, lambda: sessions.moves_asked)
+    metrics.counter(
+        "moves_asked_total", "Sessions asked to leave a relay.", None, lambda: sessions.counters.moves_asked
+    )
 
 
 def _register_requests(metrics: Metrics, proxy: KubeProxy) -> None:

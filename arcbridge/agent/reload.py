@@ -141,8 +141,7 @@ class Reload:
         self._authenticator.proofs.policy = checked.proof
         self._targets.replace(checked.targets)
         self._sessions.accounts.change(config.limits)
-        self._sessions.max_age = config.session.max_age
-        self._sessions.end_upgraded_streams = config.session.end_upgraded_streams
+        self._sessions.settings = config.session
         memory.backlog.most = config.limits.agent_waiting_bytes
         self._api.upstream.limit.change(time.monotonic(), config.limits.agent_connects_per_second)
 

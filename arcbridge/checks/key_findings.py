@@ -1,4 +1,4 @@
-"""What is wrong with the keys of an issuer, in the words of `doctor`: for relay and agent alike.
+"""Words what is wrong with the keys of an issuer, for the `doctor` of relay and agent.
 
 An issuer whose keys cannot be fetched is one of three faults: another CA than the one that is configured, another
 issuer than the one that is configured, or nothing that answers. Older keys that are still in use make it a warning.

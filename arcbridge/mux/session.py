@@ -31,7 +31,7 @@ CLOSE_TIMEOUT = 3.0
 
 
 class BaseHandler:
-    """What a role is told; each method does nothing until overridden. All are called from the event loop.
+    """The events that a role gets; each method does nothing until overridden. All are called from the event loop.
 
     An exception in one of them ends that session, not the process.
     """
@@ -63,17 +63,17 @@ class BaseHandler:
     def session_ended(self, session: MuxSession, error: ArcbridgeError) -> None:
         """The session is over: exactly once, and last.
 
-        Every stream was told before, but for those that are complete and wait for a reader who paused.
+        Every stream got its end before, but for those that are complete and wait for a reader who paused.
         """
 
     def detached(self, session: MuxSession, error: ArcbridgeError) -> None:
-        """The connection is lost; streams wait. Initiator: `session.resume` on another connection."""
+        """The connection is lost; streams wait. Initiator: `session.migration.start` for another connection."""
 
     def resumed(self, session: MuxSession) -> None:
         """The session goes on over another connection."""
 
     def move_requested(self, session: MuxSession) -> None:
-        """Initiator: the present connection goes away soon; `session.resume` on another one, which replaces it."""
+        """Initiator: the present connection goes away soon: `session.migration.start` for another one."""
 
 
 class MuxSession:
@@ -229,7 +229,7 @@ class MuxSession:
         self.act()
 
     def abort(self, error: ArcbridgeError | None = None) -> None:
-        """End now without a word."""
+        """End now, without a frame."""
         self._machine.give_up(monotonic(), error or ConnectionLost("the connection was aborted"))
         if self.transport is not None:
             self.transport.abort()

@@ -63,7 +63,7 @@ log = structlog.get_logger("arcbridge.relay")
 
 
 @dataclass(slots=True, eq=False)
-class _Attempt:
+class _JoinAttempt:
     """One join of a client."""
 
     join: ServerJoin
@@ -147,11 +147,11 @@ class ClientJoins:
         """Join a client to its agent; return whether the socket belongs to the pump now."""
         self.joining += 1
         try:
-            return await self._serve(_Attempt(join, request, ticket))
+            return await self._serve(_JoinAttempt(join, request, ticket))
         finally:
             self.joining -= 1
 
-    async def _serve(self, attempt: _Attempt) -> bool:
+    async def _serve(self, attempt: _JoinAttempt) -> bool:
         attempt.fields = {"session": attempt.id, "source": attempt.ticket.address}
         loop = asyncio.get_running_loop()
         begun = loop.time()
@@ -191,7 +191,7 @@ class ClientJoins:
             await attempt.join.refuse(reply)
         return False
 
-    def _log_failure(self, attempt: _Attempt, failure: JoinRefused) -> None:
+    def _log_failure(self, attempt: _JoinAttempt, failure: JoinRefused) -> None:
         cause, code = failure.__cause__ or failure, JoinCode(failure.code).name
         if isinstance(failure, JoinLimited):
             if (count := self.slots.refused_since_logged(failure)) is not None:
@@ -204,7 +204,7 @@ class ClientJoins:
 
     # -- who it is, and what it may --------------------------------------------------------------------------------
 
-    async def _judge(self, attempt: _Attempt) -> Pump:
+    async def _judge(self, attempt: _JoinAttempt) -> Pump:
         request, fields = attempt.request, attempt.fields
         fields["cluster"] = request.cluster[:MAX_SHOWN]
         identity = await self._identify(request)
@@ -221,7 +221,7 @@ class ClientJoins:
             await asyncio.sleep(wait)
         return await payer.steps(self._admit(attempt, identity), inner=True)
 
-    async def _admit(self, attempt: _Attempt, identity: Identity) -> Pump:
+    async def _admit(self, attempt: _JoinAttempt, identity: Identity) -> Pump:
         cluster_ca = await self._authorise(identity, attempt.request)
         if self.draining:
             raise _going_away()
@@ -288,7 +288,7 @@ class ClientJoins:
 
     # -- its agent -------------------------------------------------------------------------------------------------
 
-    async def _pair(self, attempt: _Attempt, identity: Identity, cluster_ca: str, slot: SessionSlot) -> Pump:
+    async def _pair(self, attempt: _JoinAttempt, identity: Identity, cluster_ca: str, slot: SessionSlot) -> Pump:
         """Bring client and agent together, and both their sockets into a pump."""
         join, request = attempt.join, attempt.request
         dial = self._dials.open(attempt.id, identity, request.cluster)

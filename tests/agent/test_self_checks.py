@@ -122,10 +122,10 @@ async def test_users_whom_no_rule_names(fake: FakeApiServer, api: ApiServer) -> 
 async def test_files_that_cannot_be_read_again(fake: FakeApiServer, api: ApiServer) -> None:
     assert one(await looks.look_at_reload(api)) == (State.OK, "")
     fake.token_file.write_text("two words")
-    api.look_again()
+    api.reread()
     assert one(await looks.look_at_reload(api)) == (State.FAILED, "reload")
     fake.token_file.write_text("word")
-    api.look_again()
+    api.reread()
     assert one(await looks.look_at_reload(api)) == (State.OK, "")
 
 

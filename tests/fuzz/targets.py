@@ -25,9 +25,11 @@ from yarl import URL
 
 from arcbridge import legacy_refusals
 from arcbridge.agent.denylist import parse_denylist
-from arcbridge.agent.kube import framing, impersonation
+from arcbridge.agent.kube import impersonation
 from arcbridge.agent.kube.fast_path_parser import plain_head
+from arcbridge.agent.kube.request_facts import read_facts
 from arcbridge.agent.kube.request_info import request_info
+from arcbridge.agent.kube.request_target import request_target
 from arcbridge.agent.kube.response import CHUNKED, ChunkedBody, ResponseHead, read_head
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.kube.upstream_pool import UpstreamConnection
@@ -195,13 +197,15 @@ def request(data: bytes) -> None:
     message = messages[0][0]
     fields_ = message.raw_headers
     try:
-        framing.check_framing(message.method, message.version, fields_)
-        impersonation.check_names(fields_)
-        framing.check_target(message.path)
-        request_info(message.method, message.path)
-        impersonation.requested_subject(fields_)
+        facts = read_facts(message.method, message.path, fields_, message.version)
+        if facts.misframed is not None or facts.misnamed is not None:
+            return
+        request_target(message.method, message.path, False)
+        impersonation.requested_subject(facts.impersonation)
         subject = impersonation.Subject("alice", "", ("dev",), ())
-        outgoing = impersonation.impersonated_headers(fields_, subject, authorization="Bearer agent")
+        outgoing = impersonation.impersonated_headers(
+            impersonation.cleaned_headers(facts), subject, authorization="Bearer agent"
+        )
     except RequestRefusal:
         return
     named = [value for name, value in outgoing if name.lower() == "impersonate-user"]

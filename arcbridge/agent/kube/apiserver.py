@@ -168,10 +168,6 @@ class ApiServer:
         self._reload()
         return f"Bearer {self._token}" if self._token else ""
 
-    def look_again(self) -> None:
-        """Look at the files at the next use: the API server has just refused what was read from them."""
-        self._looked_at = -math.inf
-
     def tls(self, *, own: bool) -> ssl.SSLContext:
         """Return the TLS settings of one kind of connection."""
         self._reload()

@@ -9,7 +9,7 @@ nothing.
 Source: `forbiddenMessage` of k8s.io/apiserver, endpoints/handlers/responsewriters/errors.go, and the verbs of
 endpoints/filters/impersonation/mode.go. From 1.36 on an API server that finds no right at all names the first of the
 constrained verbs that it looked for (`impersonate-on:user-info:list`), as it does for a verb that an operator has left
-out on purpose; the two are told apart by the agent's own rules (`agent.self_checks`).
+out on purpose; the two are distinguished by the agent's own rules (`agent.self_checks`).
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class OwnRefusals:
     def __init__(self) -> None:
         self.counts = dict.fromkeys(KINDS, 0)
         self.user = ""
-        """The agent's own user name, as the API server has said it; empty until it is known."""
+        """The agent's own user name, as the API server has sent it; empty until it is known."""
         self.noticed: Callable[[str], None] = lambda kind: None
 
     def credential(self) -> RequestRefusal:
-        """Count a 401, and return what the caller is told in its place."""
+        """Count a 401, and return the answer in its place."""
         self._count("credential")
         return RequestRefusal(
             502,
@@ -59,7 +59,7 @@ class OwnRefusals:
         )
 
     def forbidden(self, body: bytes | bytearray) -> RequestRefusal | None:
-        """Return what the caller is told in place of a 403 with this body; None where it is the caller's own."""
+        """Return the answer in place of a 403 with this body; None where it is the caller's own."""
         found = _IMPERSONATE.search(body)
         if found is None:
             return None

@@ -3,7 +3,7 @@
 It dials, writes requests and reads answers for every user of the API server: the fast path, the general path, upgrades
 and the agent's own calls. It decides nothing about a request and repeats none. Invariants: a connection carries one
 request at a time, in one kind of credentials, and returns to the pool only when its answer ended exactly where its
-framing said; while it carries one, the memory that it takes counts in the backlog of the caller's session.
+framing has it; while it carries one, the memory that it takes counts in the backlog of the caller's session.
 
 What a caller does not take stays at the API server. Only requests that may be repeated are sent on pooled connections
 and use the fast transport (`upstream_tls`); on the others no byte that came before the API server closed is dropped.
@@ -228,7 +228,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         self.transport = cast(asyncio.Transport, transport)
 
     def poll_for_errors(self, poll: TransportErrorPoll) -> None:
-        """Tell `poll` of each read."""
+        """Report each read to `poll`."""
         if self.transport is not None:
             self._error_poll = poll
 

@@ -1,4 +1,4 @@
-"""What the relay's HTTP API answers where it does not do what was asked: every error is a JSON document of ours.
+"""Answers for the relay's HTTP API where it does not do what was asked: every error is a JSON document of ours.
 
     {"error": {"code": "…", "message": "…", "rule": "…", "wanted": "…"}}
 
@@ -59,11 +59,11 @@ async def answer_of(
         status = HTTPStatus(error.status_code)
         if status >= 500 and status != HTTPStatus.SERVICE_UNAVAILABLE:
             # About this machine, not about the request: the caller gets no paths and no details.
-            log.error("request failed", path=_route(request), error=type(error).__name__, reason=error.message)
+            log.error("request failed", path=_route(request), reason=f"{type(error).__name__}: {error.message}")
             return internal_answer()
         if isinstance(error, RegistryUnavailable):
-            origin = type(error.__cause__).__name__ if error.__cause__ is not None else ""
-            log.error("registry unavailable", path=_route(request), reason=error.message, error=origin)
+            origin = f" ({type(error.__cause__).__name__})" if error.__cause__ is not None else ""
+            log.error("registry unavailable", path=_route(request), reason=f"{error.message}{origin}")
         if isinstance(error, GroupsUnavailable):
             log.warning("request refused", path=_route(request), reason=error.message, detail=error.detail)
         code = "enrolment_refused" if isinstance(error, EnrolmentRefused) else ""
@@ -84,7 +84,7 @@ async def answer_of(
         while place is not None and place.tb_next is not None:
             place = place.tb_next
         raised_at = "" if place is None else f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}"
-        log.error("request failed", path=_route(request), error=type(error).__name__, raised_at=raised_at)
+        log.error("request failed", path=_route(request), reason=type(error).__name__, raised_at=raised_at)
         return internal_answer()
 
 

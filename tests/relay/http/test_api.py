@@ -334,7 +334,7 @@ class TestClusters:
     async def test_only_what_the_policy_lets_the_caller_reach(self, relay: Relay) -> None:
         for name in ("prod", "test", "other"):
             await relay.enrolled(name)
-        await relay.registry.seen("prod", relay.clock.now - 30, version="0.1.0", labels={"region": "eu"})
+        await relay.registry.seen("prod", relay.clock.now - 30, version="0.1.0")
         relay.agents.update(prod=2, other=1)
         record = await relay.registry.cluster("prod")
         assert record is not None
@@ -353,7 +353,6 @@ class TestClusters:
             "ca_pin": relay.cluster_ca.pin,
             "certificate_expires": record.certificate_expires,
             "version": "0.1.0",
-            "labels": {"region": "eu"},
             "revoked": False,
         }
         # Who is revoked is told so, and of no cluster.
