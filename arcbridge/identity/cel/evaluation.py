@@ -214,13 +214,7 @@ class _Builder:
             out: list[Value] = []
             for run, optional in runs:
                 value = run(state)
-                if optional:
-                    if not isinstance(value, Optional):
-                        raise no_such_overload()
-                    if not value.present:
-                        continue
-                    value = value.value
-                out.append(value)
+                out += _optionals(value) if optional else (value,)
             state.spend(LIST_COST)
             state.memory.take(out)
             return out
@@ -235,14 +229,11 @@ class _Builder:
             for key_run, value_run, optional in runs:
                 key, value = key_run(state), value_run(state)
                 found = lookup_key(key)
-                if optional:
-                    if not isinstance(value, Optional):
-                        raise no_such_overload()
-                    if not value.present:
-                        entries.pop(found, None)
-                        continue
-                    value = value.value
-                entries[found] = (key, value)
+                values = _optionals(value) if optional else (value,)
+                if values:
+                    entries[found] = (key, values[0])
+                else:
+                    entries.pop(found, None)
             state.spend(MAP_COST)
             made = Map(entries)
             state.memory.take(made)
@@ -299,6 +290,13 @@ def _unabsorbed(run: Run) -> Run:
             raise Unabsorbed(str(error)) from error
 
     return strict
+
+
+def _optionals(value: Value) -> tuple[Value, ...]:
+    """Return what an optional value has, or nothing. Raises EvaluationError for another value."""
+    if not isinstance(value, Optional):
+        raise no_such_overload()
+    return (value.value,) if value.present else ()
 
 
 def _held(run: Run, state: Evaluation) -> Value:
