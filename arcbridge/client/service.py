@@ -19,11 +19,11 @@ import structlog
 
 from arcbridge.client.credentials.identity_summary import cache_of
 from arcbridge.client.credentials.token_cache import TokenCache
+from arcbridge.client.credentials.token_files import check_token
 from arcbridge.client.credentials.tokens import (
     TokenCommand,
     TokenPair,
     Tokens,
-    check_token,
     refuse_contradictions,
     with_defaults,
 )

@@ -40,33 +40,7 @@ _OVERAGE = (
 )
 _SYSTEM = "system:"
 # Letters of other scripts, and colons of other blocks, that are drawn like those of "system:" and that NFKC keeps.
-_LOOK_ALIKE = str.maketrans(
-    {
-        "ѕ": "s",  # Cyrillic
-        "ꜱ": "s",  # Latin small capital
-        "у": "y",
-        "ү": "y",
-        "γ": "y",  # Greek
-        "ʏ": "y",
-        "т": "t",
-        "τ": "t",
-        "ᴛ": "t",
-        "е": "e",
-        "ҽ": "e",
-        "є": "e",
-        "ᴇ": "e",
-        "м": "m",
-        "ᴍ": "m",
-        "ı": "i",
-        "ː": ":",
-        "˸": ":",
-        "։": ":",
-        "׃": ":",
-        "܃": ":",
-        "∶": ":",
-        "꞉": ":",
-    }
-)
+_LOOK_ALIKE = str.maketrans("ѕꜱуүγʏтτᴛеҽєᴇмᴍıː˸։׃܃∶꞉", "ssyyyyttteeeemmi:::::::")
 
 
 @dataclass(frozen=True, slots=True)

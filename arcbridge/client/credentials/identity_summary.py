@@ -5,10 +5,8 @@ It imports no event loop and no HTTP: `whoami` is asked often, by shells' prompt
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +14,11 @@ from typing import Any
 
 from arcbridge.client.credentials.jwt_unverified import claims_unverified, read_unverified
 from arcbridge.client.credentials.token_cache import TokenCache
+from arcbridge.client.credentials.token_files import read_token
 from arcbridge.client.relay.organisation import organisation
 from arcbridge.client.relay.relay_profile import RelayProfiles, login_command, short_url
 from arcbridge.client.state import StateDirectory
-from arcbridge.errors import ArcbridgeError, StateError, Unauthenticated
+from arcbridge.errors import ArcbridgeError, Unauthenticated
 from arcbridge.net.address import parse_address
 from arcbridge.pki.private_files import read_file
 from arcbridge.settings.choices import PROGRAM
@@ -57,7 +56,7 @@ def who(config: ClientConfig, state: StateDirectory, *, now: float | None = None
     if login.access_token_file is not None or login.id_token_file is not None:
         file = login.access_token_file or login.id_token_file
         assert file is not None
-        token = _token_of(file)
+        token = read_token(file)
         found = _described(token, token, relay, source="files")
         if found.expires and found.expires <= now:
             raise Unauthenticated(f"the token of {file} has expired; put a new one there")
@@ -111,16 +110,6 @@ def user_name(claims: Mapping[str, Any]) -> str:
     return ""
 
 
-def _token_of(file: Path) -> str:
-    try:
-        data = file.read_bytes()
-    except FileNotFoundError as error:
-        raise Unauthenticated(f"the token file {file} does not exist; log in, or name another one") from error
-    except OSError as error:
-        raise StateError(f"cannot read the token file {file}: {error.strerror}") from error
-    return data.decode("ascii", "replace").strip()
-
-
 def _described(identity: str, access: str, relay: str, key_file: Path | None = None, source: str = "login") -> Who:
     """Return what the tokens say: `identity` of the person, `access` of the key."""
     claims = claims_unverified(identity)
@@ -147,10 +136,10 @@ def _key(token: str, key_file: Path | None) -> str:
 def _thumbprint(key_file: Path) -> str:
     """Return the thumbprint (RFC 7638 §3) of a private JWK in a file, without reading the private half; empty where
     there is none."""
+    from arcbridge.identity.proof import thumbprint_of
+
     try:
         jwk = json.loads(read_file(key_file) or b"{}")
-        members = {name: jwk[name] for name in ("crv", "kty", "x", "y")}
+        return thumbprint_of(jwk["x"], jwk["y"])
     except (ArcbridgeError, ValueError, KeyError, TypeError):
         return ""
-    digest = hashlib.sha256(json.dumps(members, separators=(",", ":"), sort_keys=True).encode()).digest()
-    return urlsafe_b64encode(digest).rstrip(b"=").decode()

@@ -26,10 +26,11 @@ from arcbridge.net.http_connector import DialingConnector, NotConnected
 from arcbridge.net.http_errors import reason
 from arcbridge.net.system_trust import trusting_context
 from arcbridge.observe.foreign_text import clean
-from arcbridge.untrusted_json import read_json
+from arcbridge.untrusted_json import read_json_object
 
 if TYPE_CHECKING:
     from arcbridge.identity.proof import ProofKey
+    from arcbridge.settings.config import LoginConfig
 
 DEADLINE = 20.0
 """Seconds for one request."""
@@ -145,6 +146,12 @@ class Issuer:
         self._key: ProofKey | None = None
         self._clock = clock
         self._dpop_nonce = ""
+
+    @classmethod
+    def of(cls, login: LoginConfig, key: Callable[[], ProofKey], clock: Callable[[], float]) -> Issuer:
+        """Return the issuer of a login's settings, at which tokens are bound to `key` as the settings say."""
+        dpop, pop = key if login.dpop else None, key if login.pop else None
+        return cls(login.issuer, login.ca_file, origins=login.issuer_origins, key=dpop, pop=pop, clock=clock)
 
     async def __aenter__(self) -> Issuer:
         self._session = aiohttp.ClientSession(
@@ -298,14 +305,10 @@ class Issuer:
                 f"the issuer {self.url} cannot be reached ({reason(error)}); check its address and this machine's "
                 "network"
             ) from error
-        try:
-            document = read_json(body, _LIMIT)
-        except ValueError:
-            document = {}
         if not (len(nonce) <= _NONCE_LIMIT and nonce.isascii() and nonce.isprintable()):
             nonce = ""
         self._dpop_nonce = nonce or self._dpop_nonce
-        return _Answer(status, document if isinstance(document, dict) else {}, nonce)
+        return _Answer(status, read_json_object(body, _LIMIT), nonce)
 
 
 def _judged(url: str, answer: _Answer) -> dict[str, Any]:
