@@ -94,15 +94,12 @@ SHARED_NAMES = frozenset(
         "Place",
         "Reason",
         "Reload",
-        "Renewal",
         "Shown",
         "State",
-        "Verifier",
+        "_Attempt",
         "_Connection",
-        "_Parts",
         "_Places",
         "_State",
-        "_Waiting",
         "_Worker",
     }
 )

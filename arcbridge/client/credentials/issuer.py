@@ -79,7 +79,7 @@ class ClientProof:
     headers: dict[str, str]
 
 
-class _Answer(NamedTuple):
+class _IssuerReply(NamedTuple):
     status: int
     document: dict[str, Any]
     dpop_nonce: str
@@ -257,7 +257,7 @@ class Issuer:
         proof: Callable[[], Awaitable[ClientProof]] | None,
         *,
         bind: bool = True,
-    ) -> _Answer:
+    ) -> _IssuerReply:
         who = ClientProof({}, {}) if proof is None else await proof()
         if bind and self._find_pop_key is not None and self._endpoints is not None and url == self._endpoints.token:
             form = {**form, "token_type": "pop", "req_cnf": self._find_pop_key().req_cnf()}
@@ -280,7 +280,7 @@ class Issuer:
         form: Mapping[str, str] | None,
         dpop: str = "",
         more: Mapping[str, str] | None = None,
-    ) -> _Answer:
+    ) -> _IssuerReply:
         assert self._session is not None, "use `async with`"
         headers = {"Accept": "application/json", **({"DPoP": dpop} if dpop else {}), **(more or {})}
         try:
@@ -308,10 +308,10 @@ class Issuer:
         if not (len(nonce) <= _NONCE_LIMIT and nonce.isascii() and nonce.isprintable()):
             nonce = ""
         self._dpop_nonce = nonce or self._dpop_nonce
-        return _Answer(status, read_json_object(body, _LIMIT), nonce)
+        return _IssuerReply(status, read_json_object(body, _LIMIT), nonce)
 
 
-def _judged(url: str, answer: _Answer) -> dict[str, Any]:
+def _judged(url: str, answer: _IssuerReply) -> dict[str, Any]:
     """Return the document of a good answer. Raises as `Issuer.post` does."""
     if answer.status == 200:
         return answer.document
