@@ -288,9 +288,9 @@ class ProofKey:
             {"ath": token_hash(token), "peer": peer_hash(peer_spki), "pin": pin, "iat": int(now)},
         )
 
-    def dpop(self, method: str, url: str, now: float, nonce: str | None = None, access_token: str | None = None) -> str:
+    def dpop(self, method: str, url: str, now: float, nonce: str | None = None) -> str:
         """Return the value of a DPoP header (RFC 9449 §4.2) for a request. `url` is taken without query and fragment;
-        `nonce`: what the server gave; `access_token`: where the request carries one."""
+        `nonce`: what the server gave."""
         claims: dict[str, Any] = {
             "jti": _encode(os.urandom(16)),
             "htm": method,
@@ -299,8 +299,6 @@ class ProofKey:
         }
         if nonce is not None:
             claims["nonce"] = nonce
-        if access_token is not None:
-            claims["ath"] = token_hash(access_token)
         return self._sign(DPOP_TYPE, claims)
 
     # -- inside ----------------------------------------------------------------------------------------------------

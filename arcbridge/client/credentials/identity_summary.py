@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def who(config: ClientConfig, state: StateDirectory, *, now: float | None = None
         file = login.access_token_file or login.id_token_file
         assert file is not None
         token = read_token(file)
-        found = _described(token, token, relay, source="files")
+        found = _described(token, token, relay)
         if found.expires and found.expires <= now:
             raise Unauthenticated(f"the token of {file} has expired; put a new one there")
         return found
@@ -70,18 +70,11 @@ def who(config: ClientConfig, state: StateDirectory, *, now: float | None = None
     tokens = cache.load()
     if not (tokens.access_token or tokens.id_token or tokens.refresh_token):
         raise Unauthenticated(f"{cache.no_login}; run `{command}`")
-    found = _described(tokens.id_token or tokens.access_token, tokens.access_token, relay, cache.key_path)
     if not tokens.refresh_token and not tokens.usable(now):
         raise Unauthenticated(f"the login at {login.issuer} has ended; run `{command}`")
-    return Who(
-        found.user,
-        found.subject,
-        login.issuer,
-        relay,
-        tokens.expires_at,
-        bool(tokens.refresh_token),
-        found.key,
-    )
+    found = _described(tokens.id_token or tokens.access_token, tokens.access_token, relay, cache.key_path)
+    renews = bool(tokens.refresh_token)
+    return replace(found, issuer=login.issuer, expires=tokens.expires_at, renews=renews, source="login")
 
 
 def cache_of(config: ClientConfig, state: StateDirectory) -> TokenCache:
@@ -110,13 +103,11 @@ def user_name(claims: Mapping[str, Any]) -> str:
     return ""
 
 
-def _described(identity: str, access: str, relay: str, key_file: Path | None = None, source: str = "login") -> Who:
+def _described(identity: str, access: str, relay: str, key_file: Path | None = None) -> Who:
     """Return what the tokens say: `identity` of the person, `access` of the key."""
-    claims = claims_unverified(identity)
     said = read_unverified(identity)
-    return Who(
-        user_name(claims), said.subject, said.issuer, relay, said.expires_at, False, _key(access, key_file), source
-    )
+    name, key = user_name(claims_unverified(identity)), _key(access, key_file)
+    return Who(name, said.subject, said.issuer, relay, said.expires_at, key=key, source="files")
 
 
 def _key(token: str, key_file: Path | None) -> str:
