@@ -86,7 +86,7 @@ class AuthenticationConfig:
     issuers: tuple[IssuerConfig, ...]
 
     def issuer(self, url: str) -> IssuerConfig | None:
-        """Answer the issuer whose url is exactly `url`, else None."""
+        """Return the issuer whose url is exactly `url`, else None."""
         return next((issuer for issuer in self.issuers if issuer.url == url), None)
 
 

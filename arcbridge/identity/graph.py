@@ -73,7 +73,7 @@ def check(name: str, settings: GraphConfig) -> None:
 
 
 def points_elsewhere(claims: Mapping[str, Any]) -> bool:
-    """Tell whether Entra ID left the groups out of this token because they were too many."""
+    """Return whether Entra ID left the groups out of this token because they were too many."""
     if claims.get("groups") is not None:
         return False
     names = claims.get("_claim_names")
@@ -81,7 +81,7 @@ def points_elsewhere(claims: Mapping[str, Any]) -> bool:
 
 
 def is_application(claims: Mapping[str, Any]) -> bool:
-    """Tell whether a token of Entra ID is an application's or managed identity's, and no user's.
+    """Return whether a token of Entra ID is an application's or managed identity's, and no user's.
 
     `idtyp` says it where it is configured; without it `sub` and `oid` of such a token are the same (Microsoft, "Access
     token claims reference").

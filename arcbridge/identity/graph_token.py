@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from arcbridge.settings.config import GraphConfig
 
 DEADLINE = 5.0
-"""Seconds for one request: below the six of a look-up, so that who waits for it is told what did not answer."""
+"""Seconds for one request: below the six of a look-up, so that its caller gets a reason that names the endpoint."""
 FIRST_DELAY = 5.0
 """Seconds after the first failure, at least; as much again is drawn, then twice as much, up to `MOST_SPREAD`."""
 MOST_SPREAD = 60.0
@@ -44,7 +44,7 @@ _TOKEN: Final = re.compile(r"[A-Za-z0-9\-._~+/]{1,32768}=*", re.ASCII)
 _OAUTH_ERROR: Final = re.compile(r"[a-z_]{1,40}", re.ASCII)
 _FILES: Final = ("certificate_file", "key_file", "client_secret_file", "federated_token_file")
 TOLD_CALLER = "Microsoft Graph does not answer this end"
-"""What a caller is told where the operator's application or its credential is at fault."""
+"""The reason that a caller gets where the operator's application or its credential is at fault."""
 
 
 class Failure(NamedTuple):

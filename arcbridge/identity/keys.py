@@ -117,7 +117,7 @@ class KeySet:
         return self.failure
 
     async def candidates(self, kid: str | None, algorithm: str) -> list[VerificationKey]:
-        """Answer the keys that may have signed a token with this header; empty when there is none.
+        """Return the keys that may have signed a token with this header; empty when there is none.
 
         With a `kid` only keys of that id, without one every key that allows the algorithm. Raises
         IssuerUnavailable when no usable set is at hand. A cancelled call leaves the shared fetch running.
@@ -209,7 +209,7 @@ class KeySet:
 
 
 def parse_keys(document: Mapping[str, Any], issuer: str = "") -> tuple[VerificationKey, ...]:
-    """Answer the usable keys of a JWKS (RFC 7517 §5); broken, weak, symmetric and encryption keys are left out, and so
+    """Return the usable keys of a JWKS (RFC 7517 §5); broken, weak, symmetric and encryption keys are left out, and so
     are those of another issuer than the URL `issuer` (empty: of any)."""
     entries = document.get("keys")
     if not isinstance(entries, list):

@@ -207,7 +207,7 @@ class TokenVerifier:
         return {"answered": sum(one.asked for one in lookups) - failed, "failed": failed}
 
     async def verify(self, token: str) -> Identity:
-        """Answer the identity, or raises TokenRefused (an Unauthenticated) or IssuerUnavailable (503)."""
+        """Return the identity, or raises TokenRefused (an Unauthenticated) or IssuerUnavailable (503)."""
         try:
             identity = await self._verify(token)
         except TokenRefused as error:
@@ -331,7 +331,7 @@ class TokenVerifier:
         issuer_url = payload.get("iss")
         issuer = self._config.issuer(issuer_url) if isinstance(issuer_url, str) else None
         if issuer is None:
-            # Not told whom it should come from: this token may be forged.
+            # The caller does not learn which issuers are accepted: this token may be forged.
             said = repr(issuer_url[:200]) if isinstance(issuer_url, str) else "missing"
             raise TokenRefused(
                 "token.iss",

@@ -69,7 +69,7 @@ def check_pin(pin: str) -> str:
 
 
 def same_pin(a: str, b: str) -> bool:
-    """Say whether two pins are the same, in constant time; raises `ConfigError` when one is malformed."""
+    """Return whether two pins are the same, in constant time; raises `ConfigError` when one is malformed."""
     return hmac.compare_digest(check_pin(a), check_pin(b))
 
 

@@ -100,7 +100,7 @@ def refuse_planted(path: Path) -> None:
         try:
             within, status = place.stat(), entry.lstat()
         except OSError:
-            return  # absent, or not to be reached: the one who opens it is told so
+            return  # absent, or not reachable: opening it raises, and says why
         shared = within.st_mode & stat.S_ISVTX and within.st_mode & stat.S_IWOTH
         if shared and status.st_uid not in (os.geteuid(), within.st_uid):
             raise StateError(f"{entry} belongs to another user of this machine: choose a path outside {place}")

@@ -99,7 +99,7 @@ class ClientAuthentication:
         return answer
 
     def _warn_of_readers(self, path: Path, setting: str) -> None:
-        """Say once that other users may read a secret. It is not refused: the volumes of pods are so by default."""
+        """Warn once that other users may read a secret. It is not refused: the volumes of pods are so by default."""
         try:
             others = others_may_use(path.stat())
         except OSError:

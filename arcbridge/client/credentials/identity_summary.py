@@ -26,7 +26,7 @@ from arcbridge.settings.config import ClientConfig
 
 
 @dataclass(frozen=True, slots=True)
-class Who:
+class IdentitySummary:
     """A login as this machine knows it; texts are empty where the tokens do not say."""
 
     user: str = ""
@@ -43,16 +43,16 @@ class Who:
     """Where the tokens come from: `login`, `files`, `command`, `workload` or `client-credentials`."""
 
 
-def who(config: ClientConfig, state: StateDirectory, *, now: float | None = None) -> Who:
+def summary_of(config: ClientConfig, state: StateDirectory, *, now: float | None = None) -> IdentitySummary:
     """Read who is logged in with these settings; raises Unauthenticated, which says what to do, where no user is."""
     now = time.time() if now is None else now
     login = config.login
     relays = config.relay_urls()
     relay = short_url(parse_address(relays[0])) if relays else ""
     if login.workload:
-        return Who(relay=relay, renews=True, source="workload")
+        return IdentitySummary(relay=relay, renews=True, source="workload")
     if login.command:
-        return Who(relay=relay, renews=True, source="command")
+        return IdentitySummary(relay=relay, renews=True, source="command")
     if login.access_token_file is not None or login.id_token_file is not None:
         file = login.access_token_file or login.id_token_file
         assert file is not None
@@ -65,7 +65,7 @@ def who(config: ClientConfig, state: StateDirectory, *, now: float | None = None
     if not login.issuer:
         raise Unauthenticated(f"you are not logged in; run `{command if relay else 'arcbridge login https://RELAY'}`")
     if login.grant_type == PROGRAM:
-        return Who(user=login.client_id, issuer=login.issuer, relay=relay, renews=True, source=PROGRAM)
+        return IdentitySummary(user=login.client_id, issuer=login.issuer, relay=relay, renews=True, source=PROGRAM)
     cache = cache_of(config, state)
     tokens = cache.load()
     if not (tokens.access_token or tokens.id_token or tokens.refresh_token):
@@ -103,11 +103,11 @@ def user_name(claims: Mapping[str, Any]) -> str:
     return ""
 
 
-def _described(identity: str, access: str, relay: str, key_file: Path | None = None) -> Who:
+def _described(identity: str, access: str, relay: str, key_file: Path | None = None) -> IdentitySummary:
     """Return what the tokens say: `identity` of the person, `access` of the key."""
     said = read_unverified(identity)
     name, key = user_name(claims_unverified(identity)), _key(access, key_file)
-    return Who(name, said.subject, said.issuer, relay, said.expires_at, key=key, source="files")
+    return IdentitySummary(name, said.subject, said.issuer, relay, said.expires_at, key=key, source="files")
 
 
 def _key(token: str, key_file: Path | None) -> str:

@@ -258,11 +258,11 @@ class Issuer:
         *,
         bind: bool = True,
     ) -> _IssuerReply:
-        who = ClientProof({}, {}) if proof is None else await proof()
+        client = ClientProof({}, {}) if proof is None else await proof()
         if bind and self._find_pop_key is not None and self._endpoints is not None and url == self._endpoints.token:
             form = {**form, "token_type": "pop", "req_cnf": self._find_pop_key().req_cnf()}
         dpop = self._dpop(url) if bind else ""
-        return await self._request("POST", url, {**form, **who.form}, dpop, who.headers)
+        return await self._request("POST", url, {**form, **client.form}, dpop, client.headers)
 
     def _dpop(self, url: str) -> str:
         """Make a new proof for a form to `url`, each good for one request; empty where none is to be sent."""

@@ -93,7 +93,7 @@ class Login:
         redirect_ports: tuple[int, ...] = REDIRECT_PORTS,
         command: str = "arcbridge login",
     ) -> None:
-        """`command`: what the user is told to run where only a new login helps."""
+        """`command`: what an error advises the user to run where only a new login helps."""
         check_login(config)
         if config.redirect_port is not None:
             redirect_ports = (config.redirect_port,)
@@ -427,7 +427,7 @@ class Login:
         refresh = answer.get("refresh_token")
         if not isinstance(refresh, str) or not refresh:
             raise Unauthenticated(
-                "login.relay_scopes: the login gave no refresh token, by which the relay's token is had (scope "
+                "login.relay_scopes: the login gave no refresh token, which the relay's token needs (scope "
                 "offline_access); have the issuer set up for it, or take the setting out"
             )
         login = TokenSet(refresh_token=refresh)

@@ -180,15 +180,12 @@ class TokenCache:
         try:
             data = read_file(self.path)
             document = json.loads(data) if data else {}
-            access, identity, refresh = (
-                document.get(name, "") for name in ("access_token", "id_token", "refresh_token")
-            )
-            obtained, expires = (document.get(name, 0.0) for name in ("obtained_at", "expires_at"))
-            if not all(isinstance(text, str) for text in (access, identity, refresh)):
-                return TokenSet()
-            if not _is_time(obtained) or not _is_time(expires):
-                return TokenSet()
-            return TokenSet(access, identity, refresh, obtained, expires, _by_audience(document.get("by_audience")))
+            texts = [document.get(name, "") for name in ("access_token", "id_token", "refresh_token")]
+            times = [document.get(name, 0.0) for name in ("obtained_at", "expires_at")]
+            if all(isinstance(text, str) for text in texts) and all(map(_is_time, times)):
+                by_audience = _by_audience(document.get("by_audience"))
+                return TokenSet(texts[0], texts[1], texts[2], times[0], times[1], by_audience)
+            return TokenSet()
         except (StateError, ValueError, AttributeError, RecursionError):
             return TokenSet()
 
@@ -237,7 +234,7 @@ def _remove(tokens: Path) -> bool:
 
 
 def _by_audience(document: Any) -> dict[str, AudienceToken]:
-    """Return the tokens for single audiences that are whole; the others are had anew."""
+    """Return the tokens for single audiences that are whole; the others are asked for again."""
     found = {}
     for audience, one in document.items() if isinstance(document, dict) else ():
         if isinstance(one, dict):

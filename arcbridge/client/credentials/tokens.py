@@ -286,7 +286,7 @@ class Tokens:
             if key is not None and self._file_key is not None:
                 yield self._file_key
 
-    async def twice(self, attempt: Callable[[], Awaitable[T]]) -> T:
+    async def retry_once(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Do `attempt`, and once more where an end refused the token that it was shown and there may be another.
 
         A login keeps tokens for as long as they last, and its issuer may have taken back the key that signed them.

@@ -75,7 +75,7 @@ class WorkloadTokens:
         return self._key
 
     async def tokens(self, *, interactive: bool, force: bool = False) -> TokenSet:
-        """Return the relay's token; those for clusters are had by their audiences."""
+        """Return the relay's token; those for clusters come by their audiences."""
         token = await self.for_audience(self._audience, interactive=interactive, force=force)
         return TokenSet(token.text, "", "", token.obtained_at, token.expires_at)
 

@@ -78,7 +78,7 @@ class Expression:
         time_limit: TimeLimit | None = None,
         memory: Memory | None = None,
     ) -> tuple[Value, int]:
-        """Answer the result, with `claims` or `user` as `value`, and what it cost.
+        """Return the result, with `claims` or `user` as `value`, and what it cost.
 
         Raises EvaluationError, or LimitExceeded where it would cost more than `limit`, take longer than
         `time_limit` or make larger values than `memory` has left.

@@ -213,10 +213,10 @@ class TestPairs:
             return "in"
 
         if ends == 1:
-            assert await tokens.twice(attempt) == "in"
+            assert await tokens.retry_once(attempt) == "in"
         else:
             with pytest.raises(Unauthenticated, match="refused 2"):
-                await tokens.twice(attempt)
+                await tokens.retry_once(attempt)
         assert tries == 2
         assert [force for _, force in pair.asked if force] == [True]
 
@@ -232,7 +232,7 @@ class TestPairs:
         await files.access()
         for tokens in (Tokens(LoginConfig(), Pair(TokenSet("access", "id"))), files):
             with pytest.raises(Unauthenticated):
-                await tokens.twice(attempt)
+                await tokens.retry_once(attempt)
         assert tries == 2
 
 
