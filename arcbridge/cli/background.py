@@ -142,20 +142,23 @@ def kept_settings(invocation: Invocation, environment: Mapping[str, str], config
 
 
 def _run(context: ClientContext, work: Coroutine[Any, Any, T]) -> T:
-    from arcbridge.cli.loop import run_until_signal
+    from arcbridge.cli.loop import Interrupted, run_until_signal
 
     configure_logging(context.config, default_level="warning")
-    return run_until_signal(work)
+    try:
+        return run_until_signal(work)
+    except Interrupted:
+        raise KeyboardInterrupt from None  # at a question: `run` ends as after any other Ctrl-C
 
 
 def _asked(context: ClientContext, line: bytes) -> dict[str, Any]:
     """Ask the process; once more after a login, where one is needed and there is a terminal for it."""
-    from arcbridge.client.background.connecting import ask_again_after_login, helps
+    from arcbridge.client.background.connecting import ask_again_after_login, login_may_help
 
     try:
         return ask(BackgroundPaths.find(os.environ), line, os.environ)
     except ArcbridgeError as error:
-        if not helps(context, error):
+        if not login_may_help(context, error):
             raise
     return _run(context, ask_again_after_login(context, line))
 

@@ -170,7 +170,7 @@ class TestPeople:
 
         def comes_in() -> bool:
             again = hugo.begin("--file", str(hugo.directory / "kubeconfig"), "--port", "0")
-            return bool(again.wait_for_line(r"(Start sending)|cannot say which groups", timeout=30)[1])
+            return bool(again.wait_for_line(r"(Start sending)|groups of this login", timeout=30)[1])
 
         until(comes_in, "Graph is asked again", timeout=60)
         assert STAFF in Shell(cluster, hugo).whoami()["groups"]  # type: ignore[operator]

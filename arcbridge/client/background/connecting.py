@@ -67,7 +67,7 @@ async def ask_again_after_login(context: ClientContext, line: bytes) -> dict[str
     return await asyncio.to_thread(ask, BackgroundPaths.find(context.environment), line, context.environment)
 
 
-def helps(context: ClientContext, error: ArcbridgeError) -> bool:
+def login_may_help(context: ClientContext, error: ArcbridgeError) -> bool:
     """Return whether a login at this terminal may mend an error."""
     login = context.config.login
     can = context.terminal.may_log_in and bool(login.issuer) and login.grant_type != PROGRAM
