@@ -56,7 +56,7 @@ class UnprovedToken(Unauthenticated):
     def __init__(self, identity: Identity, error: ProofRefused) -> None:
         super().__init__(error.message)
         self.identity = identity
-        self.rule = error.rule
+        self.refusal = error.refusal
 
 
 class Authenticator:

@@ -49,9 +49,9 @@ def test_every_metric_can_be_read() -> None:
     control = Counters(up=1, dials=Counters(joins=2))
     accounts = Accounts()
     accounts.refusals[Limit.STREAMS] = 6
-    parts["sessions"] = Counters(resumes=Resumes(), detached=2, detached_seconds=1.5, accounts=accounts)
+    parts["sessions"] = Counters(resumes=Resumes(), detached=2, accounts=accounts)
     parts["sessions"].resumes.refuse("secret")
-    parts["sessions"].revoked = 4
+    parts["sessions"].counters = Counters(detached_seconds=1.5, revoked=4)
     parts["sessions"].relief = BacklogRelief(memory.backlog)
     parts["sessions"].ahead_relief = AheadRelief()
     revocations = parts["sessions"].revocations = Revocations()

@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import get_state_machine_test
 from yarl import URL
 
+from arcbridge import legacy_refusals
 from arcbridge.agent.denylist import parse_denylist
 from arcbridge.agent.kube import impersonation
 from arcbridge.agent.kube.fast_path_parser import plain_head
@@ -45,6 +46,7 @@ from arcbridge.identity.refusal import TokenRefused
 from arcbridge.net import join as joins
 from arcbridge.net.client_hello import MAX_HELLO, Incomplete, peek
 from arcbridge.pki import pins
+from arcbridge.refusals import MAX_WANTED, RefusalRule, read_refusal
 from arcbridge.wire import records
 from arcbridge.wire.decoder import Decoder
 from tests.fuzz import caller_targets, remote_targets
@@ -131,7 +133,7 @@ def decoder(data: bytes) -> None:
 
 
 def record(data: bytes) -> None:
-    """What a record's bytes are read as is what its own encoding is read as."""
+    """What a record's bytes are read as is what its own encoding is read as; a refusal in it can be quoted."""
     for kind in _RECORDS:
         try:
             found = kind.decode(data)
@@ -139,6 +141,12 @@ def record(data: bytes) -> None:
             continue
         assert kind.decode(found.encode()) == found
         repr(found)
+        if isinstance(found, records.Goaway | records.JoinReply):
+            for refusal in (read_refusal(found.rule, found.wanted), legacy_refusals.read(found.message)):
+                assert refusal.rule in RefusalRule
+                assert refusal.wanted.isascii()
+                assert '"' not in refusal.wanted
+                assert len(refusal.wanted) <= MAX_WANTED
 
 
 # -- requests, from a caller ------------------------------------------------------------------------------------------

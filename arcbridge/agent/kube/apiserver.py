@@ -193,7 +193,9 @@ class ApiServer:
         try:
             connection = await self.upstream.dial(own=own)
         except RequestRefusal as refusal:
-            raise AnswerFailed(refusal.message) from None
+            failed = AnswerFailed(refusal.message)
+            failed.refusal = refusal.refusal
+            raise failed from None
         answer = _Collected(most)
         try:
             request = "\r\n".join(lines).encode() + b"\r\n\r\n" + body

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Final
 
 from arcbridge.agent.kube.status import RequestRefusal
+from arcbridge.refusals import Refusal, RefusalRule
 
 MOST: Final = 16 * 1024
 """Bytes of a 403's answer that are held back until its reason is known; a Status is a tenth of that."""
@@ -54,6 +55,7 @@ class OwnRefusals:
             502,
             "the API server refuses the credential of this cluster's agent; this is not about your login: tell the "
             f"cluster's operator (of the agent, {DOCTOR})",
+            refusal=Refusal(RefusalRule.AGENT_CREDENTIAL),
         )
 
     def forbidden(self, body: bytes | bytearray) -> RequestRefusal | None:
@@ -70,6 +72,7 @@ class OwnRefusals:
             f'the agent of this cluster may not act as you: its account {user} lacks the right "{verb}" for '
             f"{resource or 'this path'}; this is not about your own rights: tell the cluster's operator (of the agent, "
             f"{DOCTOR})",
+            refusal=Refusal(RefusalRule.AGENT_IMPERSONATION),
         )
 
     def _count(self, kind: str) -> None:

@@ -42,6 +42,7 @@ from arcbridge.mux.socket_error_poll import TransportErrorPoll
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import DIRECT, connect
 from arcbridge.net.sockets import disable_user_timeout
+from arcbridge.refusals import Refusal, RefusalRule
 from arcbridge.wire.backlog import Backlog
 
 _NO_CONNECTION = "the API server cannot be reached: no connection in time"
@@ -548,7 +549,7 @@ class UpstreamPool:
             raise RequestRefusal(504, _NO_CONNECTION) from error
         except ssl.SSLCertVerificationError as error:
             text = "the API server's certificate is not the configured CA's (kubernetes.ca_file)"
-            raise RequestRefusal(502, text) from error
+            raise RequestRefusal(502, text, refusal=Refusal(RefusalRule.AGENT_API_CA)) from error
         except OSError as error:
             # Not one byte of a request has left: the one case in which repeating is safe for every method.
             words = error.strerror or type(error).__name__
