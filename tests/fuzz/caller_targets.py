@@ -78,11 +78,15 @@ async def _outcomes(data: bytes, size: int) -> list[Outcome]:
         found.append((request.method, request.path_qs, tuple(request.raw_headers)))
         return AnsweredResponse(keep_alive=False)
 
-    server = KubeServer(
-        handle, lambda _, refusal: found.append(("", str(refusal.status_code), ())), lambda _: -math.inf
+    class Server(KubeServer):
+        def refuse(self, stream: Any, refusal: RequestRefusal) -> None:
+            found.append(("", str(refusal.status_code), ()))
+
+    nothing: Any = None
+    context: Any = SimpleNamespace(
+        caller=SimpleNamespace(account=Account(Accounts(), _ALICE), connected_since=-math.inf)
     )
-    context: Any = SimpleNamespace(caller=SimpleNamespace(account=Account(Accounts(), _ALICE)))
-    protocol = KubeProtocol(server, context, asyncio.get_running_loop())
+    protocol = KubeProtocol(Server(handle, nothing), context, asyncio.get_running_loop())
     stream = _Stream()
     protocol.connection_made(stream)
     try:
