@@ -28,7 +28,6 @@ from arcbridge.agent.kube.connect_limit import ConnectLimit
 from arcbridge.agent.kube.proxy import KubeProxy
 from arcbridge.agent.metrics import register
 from arcbridge.agent.reload import Reload
-from arcbridge.agent.revocations import Revocations
 from arcbridge.agent.secret_store import SecretStore
 from arcbridge.agent.self_checks import checks_of
 from arcbridge.agent.sessions import Sessions
@@ -126,25 +125,21 @@ def _compose(config: AgentConfig, checked: Checked, instance: str, stack: AsyncE
     keeper = _keeper(config, api, relays)
     proofs = ProofChecker(checked.proof, "the agent")
     authenticator = Authenticator(api, verifier, token_mode=config.token_mode, proofs=proofs)
-    revocations = Revocations()
     memory.backlog.most = config.limits.agent_waiting_bytes
     sessions = Sessions(
         authenticator,
         proxy,
         targets,
         instance=instance,
-        software=__version__,
         limits=session_limits(config),
         audit=audit,
         accounts=Accounts(config.limits),
-        revocations=revocations,
-        max_age=config.session.max_age,
-        end_upgraded_streams=config.session.end_upgraded_streams,
+        settings=config.session,
     )
     stack.push_async_callback(sessions.close)
     denylist = None
     if config.denylist_file is not None:
-        denylist = Denylist(config.denylist_file, revocations.deny)
+        denylist = Denylist(config.denylist_file, sessions.revocations.deny)
         _keep_running(denylist.run(), "denylist", stack)
     control = ControlConnections(
         relays, keeper, sessions, instance=instance, software=__version__, wanted=config.control_connections
@@ -349,7 +344,7 @@ def _watch_requests(api: ApiServer, self_checks: SelfChecks) -> None:
 
     def refused(kind: str) -> None:
         if kind == "credential":
-            api.look_again()
+            api.reread()
         self_checks.look_soon(kind)
 
     api.upstream.own_refusals.noticed = refused

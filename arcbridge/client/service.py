@@ -14,7 +14,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from arcbridge.client.credentials.sources import TokenSources
-from arcbridge.client.credentials.tokens import check_token, with_defaults
+from arcbridge.client.credentials.token_files import check_token
+from arcbridge.client.credentials.tokens import with_defaults
 from arcbridge.client.relay.relays import Relays
 from arcbridge.client.serving.served_cluster import ServedCluster
 from arcbridge.client.session.session_manager import SessionManager
@@ -95,18 +96,22 @@ class ClientContext:
                 raise ConfigError(f"flag --cluster: {name[:64]!r}: {error.message}") from error
         return names
 
-    def session(self, cluster: str) -> SessionManager:
+    def session(self, cluster: str, trust: ClusterTrust | None = None) -> SessionManager:
+        """Return what keeps a session to a cluster; `trust`: another rule than that of the settings."""
         return SessionManager(
-            self.relays.apart(),
+            self.relays.with_own_record(),
             cluster,
             self.tokens.for_cluster(cluster),
-            self.trust(),
+            trust or self.trust(),
             resumption=self.config.resumption,
         )
 
-    def served(self, cluster: str, clock: Callable[[], float] = time.time) -> ServedCluster:
+    def served(
+        self, cluster: str, clock: Callable[[], float] = time.time, trust: ClusterTrust | None = None
+    ) -> ServedCluster:
         """Return a cluster to be served on a local port."""
-        return ServedCluster(self.session(cluster), self.config, self.state, self.relays.names, self.token, clock)
+        session = self.session(cluster, trust)
+        return ServedCluster(session, self.config, self.state, self.relays.names, self.token, clock)
 
     def trust(self, *, first_use: bool = True) -> ClusterTrust:
         """Return the rule for clusters; without `first_use` none is trusted unseen, whatever the settings say."""

@@ -14,11 +14,12 @@ from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
 
 from arcbridge.identity.refusal import GroupsUnavailable, TokenRefused
+from arcbridge.refusals import RefusalRule
 
 AT_ONCE = 8
 """Requests to the other server at a time."""
 WAITING = 64
-"""Further keys that may wait for their turn; beyond them a caller is told to come back."""
+"""Further keys that may wait for their turn; beyond them a caller has to come back."""
 DEADLINE = 6.0
 """Seconds for one look-up, the wait for its turn included: an AUTH has ten."""
 KEEP_FAILURE = 5.0
@@ -41,7 +42,7 @@ class _Entry:
     names: tuple[str, ...] = ()
     unavailable: str = ""
     detail: str = ""
-    refused: tuple[str, str] | None = None
+    refused: tuple[RefusalRule, str] | None = None
 
     @property
     def size(self) -> int:

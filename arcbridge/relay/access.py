@@ -36,7 +36,7 @@ class AccessPolicy(Protocol):
 class Loss:
     """Why a user may not use a cluster (any more)."""
 
-    reason: str
+    kind: str
     """One of `relay.counters.LOSSES`."""
     message: str
     """A sentence for the user."""

@@ -2,7 +2,7 @@
 
 Without a bound one user fills the disk, or has a log of a fixed size thrown away, and with it what others did. It
 writes nothing and refuses nothing: `AuditLog` leaves out records of what only read, and counts them here;
-`kube.authorize` refuses what must be recorded. Invariant: each record that was left out is counted until a record in
+`kube.attempt` refuses what must be recorded. Invariant: each record that was left out is counted until a record in
 the chain has said so.
 """
 

@@ -43,7 +43,7 @@ from arcbridge.wire.session import State
 CLOSE_TIMEOUT = 2.0
 """Seconds that the end of a process may take so that the agents get its GOAWAY: some round trips of a bad line."""
 DETACHED_WAIT = 5.0
-"""Seconds after a loss for which a caller waits, as the open streams do, without being told of failed tries: most
+"""Seconds after a loss for which a caller waits, as the open streams do, without the errors of failed tries: most
 resumptions take less."""
 
 log = structlog.get_logger("arcbridge.client")
@@ -172,7 +172,7 @@ class SessionManager(BaseHandler):
     async def connect_once(self) -> None:
         """Establish the first session, before `run`; raises ArcbridgeError, so that a start fails at once."""
         try:
-            await self._tokens.twice(self._establish)
+            await self._tokens.retry_once(self._establish)
         except ArcbridgeError as error:
             self._fail(error, reported=True)  # the caller reports it
             raise

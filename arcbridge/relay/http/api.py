@@ -340,13 +340,13 @@ class Api:
     def _refuse_unproved(self, identity: Identity, error: ProofRefused, source: str) -> None:
         """Log a refusal for want of a proof, once in each burst; raises `ApiRefusal` for an address with too many."""
         now = self.monotonic()
-        if (since_last := self._unproved_logged.seen(error.reason, now)) is not None:
+        if (since_last := self._unproved_logged.seen(error.rule, now)) is not None:
             log.warning(
                 "api token refused",
                 user=identity.username,
                 source=source,
                 bound=identity.binding.kind.value,
-                reason=error.rule,
+                reason=error.rule.value,
                 requests=since_last,
             )
         # As with enrolments the limit comes after the credential, and locks out no neighbour with a good proof.
