@@ -144,10 +144,6 @@ def test_values_that_cannot_work_are_named(config: AgentLimitsConfig, message: s
         check_limits(config)
 
 
-def test_the_defaults_can_work() -> None:
-    check_limits(AgentLimitsConfig())
-
-
 # -- requests -------------------------------------------------------------------------------------------------------
 
 
@@ -323,14 +319,6 @@ def test_one_refusal_of_a_burst_is_reported_and_the_next_one_says_how_many_were_
     account.refuse(limit, 1000.0)
     assert account.take_omitted() == {limit: 1}
     assert account.take_omitted() == {}
-
-
-def test_refusals_are_counted_by_limit() -> None:
-    accounts = Accounts()
-    for identity in (ALICE, BOB):
-        accounts.enter(identity, Member()).refuse(Limit.STREAMS, 1.0)
-    assert accounts.refusals[Limit.STREAMS] == 2
-    assert sum(accounts.refusals.values()) == 2
 
 
 def test_a_flood_is_answered_slowly() -> None:

@@ -151,12 +151,6 @@ async def test_each_call_has_a_connection_of_its_own(tmp_path: Path) -> None:
         assert not any(request.header("cookie") for request in fake.requests)
 
 
-async def test_a_chunked_answer_comes_without_its_framing(tmp_path: Path) -> None:
-    async with calling(tmp_path) as (fake, api):
-        fake.routes["/x"] = chunked(200, b"one", b"two")
-        assert await api.call("GET", "/x", [], own=True) == (200, b"onetwo")
-
-
 @pytest.mark.parametrize("data", [b"", b"SSH-2.0\r\n\r\n", chunked(200, b"x", end=False), reply(200, b"x" * 1001)])
 async def test_an_answer_that_is_not_usable(tmp_path: Path, data: bytes) -> None:
     async def broken(exchange: Exchange) -> None:

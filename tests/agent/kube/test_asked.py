@@ -10,7 +10,6 @@ import pytest
 from arcbridge.agent.audit.record import AuditRecord
 from arcbridge.agent.kube.asked import asked, query_details
 from arcbridge.agent.kube.request_info import MAX_SEGMENT
-from arcbridge.agent.kube.status import RequestRefusal
 
 POD = "/api/v1/namespaces/n/pods/p"
 
@@ -51,12 +50,6 @@ def test_a12_what_is_recorded_before_it_leaves(method: str, target: str, upgrade
     assert asked(method, target, upgrade) is found, "it is remembered"
     long = f"{target}{'&' if '?' in target else '?'}labelSelector={'x' * 600}"
     assert asked(method, long, upgrade).begins is begins
-
-
-def test_a_target_is_checked() -> None:
-    for target in ("/api/../x", "/api/../" + "x" * 1000):
-        with pytest.raises(RequestRefusal):
-            asked("GET", target, False)
 
 
 def details(target: str, *, commands: bool = True) -> object:

@@ -144,18 +144,6 @@ async def test_answers(bench: Bench, monkeypatch: pytest.MonkeyPatch, route: Rou
     await _on_both(bench, monkeypatch, f"GET {PATH} HTTP/1.1\r\nHost: k\r\n\r\n".encode(), route)
 
 
-async def test_an_api_server_that_is_down(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench.api.stop()
-    await _on_both(bench, monkeypatch, f"GET {PATH} HTTP/1.1\r\nHost: k\r\n\r\n".encode())
-
-
-async def test_too_many_requests(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("arcbridge.agent.kube.authorize.MAX_IN_FLIGHT", 0)
-    monkeypatch.setattr("arcbridge.agent.accounts.BURST_GAP", 0.0)  # a record of each refusal, to compare
-    heads, _, _, record = await _on_both(bench, monkeypatch, f"GET {PATH} HTTP/1.1\r\nHost: k\r\n\r\n".encode())
-    assert (heads, record["outcome"], record["status"]) == ([], "refused", 429)
-
-
 async def test_an_idle_connection_that_has_died_is_replaced_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     async def die(exchange: Exchange) -> None:
         exchange.reset()

@@ -132,14 +132,6 @@ async def test_anything_but_a_yes_is_no(made: tuple[FakeApiServer, Reviewer, Clo
     assert caught.value.status_code in (403, 503)
 
 
-async def test_unreachable_is_a_503(made: tuple[FakeApiServer, Reviewer, Clock]) -> None:
-    fake, reviewer, _ = made
-    fake.stop()
-    with pytest.raises(RequestRefusal) as caught:
-        await reviewer.approve(ALICE, Subject("bob"))
-    assert caught.value.status_code == 503
-
-
 async def test_too_many_parts(made: tuple[FakeApiServer, Reviewer, Clock]) -> None:
     fake, reviewer, _ = made
     with pytest.raises(RequestRefusal) as caught:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.agent.kube.authorize import token_digest
 from arcbridge.agent.sessions import Sessions
 from arcbridge.agent.targets import TcpTargets
 from arcbridge.errors import StreamReset
@@ -102,17 +101,6 @@ async def test_what_reaches_the_api_server(bench: Bench, head: bytes, switch: by
     await bench.audit.wait(1)
 
 
-async def test_token_mode_upgrades_with_the_callers_token(bench: Bench) -> None:
-    bench.caller.token_mode = True
-    bench.caller.tokens.add(token_digest(b"own"))
-    bench.api.routes[EXEC] = reply(403, b"{}")
-    wire = bench.stream()
-    await wire.send(WEBSOCKET.replace(b"Host: k\r\n", b"Host: k\r\nAuthorization: Bearer own\r\n"))
-    assert (await wire.answer()).status == 403
-    assert bench.api.last.header("authorization") == [b"Bearer own"]
-    assert impersonation_of(bench.api.last) == {}
-
-
 REFUSED = {
     "403": reply(403, b'{"kind":"Status"}', "Audit-Id: x"),
     "500 chunked": chunked(500, b'{"kind":', b'"Status"}'),
@@ -176,21 +164,6 @@ async def test_a_wrong_answer_joins_nothing(bench: Bench, data: bytes) -> None:
     assert answer.status == 502
     assert answer.header("retry-after") == []
     assert await wire.rest() == b""
-
-
-async def test_a_refusal_that_breaks_off_is_a_502(bench: Bench) -> None:
-    """One of 401 or 403 is read whole before any of it is passed on: it may be about the agent itself."""
-
-    async def cut(exchange: Exchange) -> None:
-        await exchange.send(reply(403, b"abcdefghij")[:-1])
-        exchange.writer.close()
-
-    bench.api.routes[EXEC] = cut
-    wire = bench.stream()
-    await wire.send(WEBSOCKET)
-    answer = await wire.answer()
-    assert answer.status == 502
-    assert b"abcdefghi" not in answer.body
 
 
 @pytest.mark.parametrize("data", [chunked(500, b"abcdefghi", end=False)])
@@ -320,15 +293,6 @@ async def test_a_stopping_agent_ends_upgrades_and_records_them(bench: Bench) -> 
     with pytest.raises(StreamReset):
         await wire.rest()
     assert (await bench.audit.wait(1))[0].outcome in ("upgraded", "cut")
-
-
-async def test_an_api_server_that_is_down(bench: Bench) -> None:
-    bench.api.stop()
-    wire = bench.stream()
-    await wire.send(WEBSOCKET)
-    answer = await wire.answer()
-    assert answer.status == 503
-    assert "cannot be reached" in answer.status_object["message"]
 
 
 # -- a token that is renewed with fewer groups --------------------------------------------------------------------

@@ -191,27 +191,6 @@ async def test_new_credentials_get_new_connections(tmp_path: Path) -> None:
             await ask(api.upstream)
 
 
-async def test_a_handler_that_leaves_ends_the_connection(tmp_path: Path) -> None:
-    gone = asyncio.Event()
-
-    async def watch(exchange: Exchange) -> None:
-        await exchange.send(chunked(200, b"event", end=False))
-        await exchange.reader.read()
-        gone.set()
-
-    async with serving(tmp_path, Clock()) as (fake, api):
-        fake.routes["/x"] = watch
-        connection = await api.upstream.dial(own=True)
-        handler = Collected()
-        connection.send(handler, GET)
-        async with asyncio.timeout(5):
-            while not handler.payload:
-                await asyncio.sleep(0.01)
-            connection.drop()
-            await gone.wait()
-        assert not handler.broke
-
-
 async def test_idle_connections_are_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("arcbridge.agent.kube.upstream_pool.KEEPALIVE", 0.05)
     async with serving(tmp_path, Clock()) as (_, api):
