@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.config import RelayLimitsConfig
 from arcbridge.relay.capacity import capacity
+from arcbridge.settings.config import RelayLimitsConfig
 from bench.herd.sessions import PING, PONG, RECORD
 from bench.studies.scale import AGENTS, SESSIONS, UNAUTHENTICATED, WARM_AGENTS, WARM_SESSIONS, Scale, Size, fitting
 

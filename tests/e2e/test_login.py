@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.client.jwt_unverified import claims_unverified
+from arcbridge.client.credentials.jwt_unverified import claims_unverified
 from tests.support.cluster import Cluster
 from tests.support.processes import ManagedProcess
 from tests.support.reports import records, until
