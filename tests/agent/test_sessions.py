@@ -15,6 +15,7 @@ from arcbridge.errors import ArcbridgeError, ConnectionLost, PermissionRefused, 
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.records import Auth
 from tests.agent.sessions_world import end_of
+from tests.support.eventually import until
 from tests.support.stream_io import StreamIO
 
 from .pair import (
@@ -52,8 +53,7 @@ async def test_nothing_is_served_before_auth_is_accepted() -> None:
         io = StreamIO()
         client.open("kubernetes", io)
         await io.write(b"hello")
-        while not judge.asked:
-            await asyncio.sleep(0.005)
+        await until(lambda: judge.asked)
         await asyncio.sleep(0.05)
         assert proxy.callers == []
         judge.hold.set()
@@ -165,8 +165,7 @@ async def test_a_renewal_that_cannot_be_judged_now_changes_nothing() -> None:
     async with joined(sessions) as (client, _):
         await client.wait_established()
         client.authenticate(Auth(kind="oidc", token="t2"))
-        while len(judge.asked) < 2:
-            await asyncio.sleep(0.005)
+        await until(lambda: len(judge.asked) >= 2)
         await asyncio.sleep(0.02)
         assert not client.closed
 
@@ -236,9 +235,7 @@ async def test_j32_connections_that_one_relay_joined_keep_no_other_relay_s_users
     async with joined(sessions, "t", via="honest:443") as (client, handler):
         with pytest.raises(ConnectionLost):
             await asyncio.wait_for(silent[0], 5)
-        async with asyncio.timeout(5):
-            while not handler.accepted:
-                await asyncio.sleep(0.005)
+        await until(lambda: handler.accepted)
         assert not client.closed
         assert not silent[1].done()
         for ours, _ in pairs:
@@ -265,9 +262,7 @@ async def test_connections_without_a_login_give_way(monkeypatch: pytest.MonkeyPa
         async with joined(sessions, "t") as (client, handler):
             with pytest.raises(ConnectionLost):
                 await asyncio.wait_for(silent, 5)
-            async with asyncio.timeout(5):
-                while not handler.accepted:
-                    await asyncio.sleep(0.005)
+            await until(lambda: handler.accepted)
             assert not stalled.closed
             assert not client.closed
             monotonic.now += module.STALLED

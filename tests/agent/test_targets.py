@@ -150,8 +150,7 @@ async def test_a12_a_target_hears_nothing_before_the_record(echo: str) -> None:
         for number, io in enumerate((first, second, third), 1):
             client.open("tcp:ops", io)
             await io.write(b"early")
-            while len(waiting) < number:
-                await asyncio.sleep(0.005)
+            await until(lambda number=number: len(waiting) >= number)
         assert targets.opened == 0
         served = list(sessions._open)
         waiting[0]("")
@@ -161,8 +160,7 @@ async def test_a12_a_target_hears_nothing_before_the_record(echo: str) -> None:
             await second.read()
         assert caught.value.code == ResetCode.INTERNAL
         third.transport.abort()
-        while served[0].streams > 1:
-            await asyncio.sleep(0.005)
+        await until(lambda: served[0].streams <= 1)
         waiting[2]("")
         assert targets.opened == 1
         refused, cut = await audit.wait(2)
@@ -304,8 +302,7 @@ async def test_v20_a_connection_ends_when_its_right_is_lost_and_no_other(echo: s
             for io in running.values():
                 await echoes(io)
             client.authenticate(Auth(kind="oidc", token=token))
-            while len(handler.accepted) < count:
-                await asyncio.sleep(0.001)
+            await until(lambda count=count: len(handler.accepted) >= count)
         await end("ops")
         elsewhere = TargetConfig("127.0.0.1:1", users=("alice",))
         targets.replace(read_targets({"ops": ops, "other": other, "moved": elsewhere, "gone": other}))

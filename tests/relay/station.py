@@ -42,6 +42,7 @@ from arcbridge.settings.config import RelayLimitsConfig
 from arcbridge.wire.records import Dial, Goaway, JoinReply, JoinRequest, Status
 from arcbridge.wire.session import Kind, Side
 from tests.net.ends import RELAY, authority, client_context, server_contexts
+from tests.support.eventually import until
 
 
 class StubVerifier:
@@ -198,9 +199,7 @@ class Station:
 
     async def settled(self) -> None:
         """Wait until no join is pending and no connection waits for admission."""
-        async with asyncio.timeout(5):
-            while self.rendezvous.pending or self.admission.waiting:
-                await asyncio.sleep(0.005)
+        await until(lambda: not self.rendezvous.pending and not self.admission.waiting)
 
 
 @contextlib.asynccontextmanager
@@ -253,9 +252,7 @@ class Agent(BaseHandler):
         return self
 
     async def registered(self) -> Agent:
-        async with asyncio.timeout(5):
-            while not any(link.instance == self.instance for link in self.relay.fleet.links()):
-                await asyncio.sleep(0.005)
+        await until(lambda: any(link.instance == self.instance for link in self.relay.fleet.links()))
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -30,12 +30,11 @@ from arcbridge.wire.session import Kind, Side
 from tests.net.ends import RELAY, agent_certificate, client_context
 from tests.net.test_client_hello import client_hello
 from tests.relay.station import Agent, Station, refuse, station, swallow
+from tests.support.eventually import until
 
 
 async def connected(relay: Station, agents: int) -> None:
-    async with asyncio.timeout(5):
-        while len(relay.control) != agents:
-            await asyncio.sleep(0.005)
+    await until(lambda: len(relay.control) == agents)
 
 
 async def test_an_agent_is_registered_and_noted(tmp_path: Path) -> None:
@@ -107,9 +106,7 @@ async def test_an_instance_id_is_printable_and_short(tmp_path: Path, instance: s
 async def test_without_a_certificate_there_is_no_control_connection(tmp_path: Path) -> None:
     async with station(tmp_path, "prod") as relay:
         assert await sent_away(relay, "") is None
-        async with asyncio.timeout(5):
-            while not relay.counters.rejected["handshake"]:
-                await asyncio.sleep(0.005)
+        await until(lambda: relay.counters.rejected["handshake"])
         assert relay.admission.waiting == 0
 
 
@@ -140,9 +137,7 @@ class Listening(Agent):
 
     async def hears(self, *expected: Revoke) -> None:
         """Wait until it was told exactly this since the last call."""
-        async with asyncio.timeout(5):
-            while len(self.told) < len(expected):
-                await asyncio.sleep(0.005)
+        await until(lambda: len(self.told) >= len(expected))
         assert self.told == list(expected)
         self.told.clear()
 
@@ -228,9 +223,7 @@ async def test_a_full_list_reaches_an_agent(tmp_path: Path) -> None:
     async with station(tmp_path, "prod") as relay:
         relay.control.tell_users(known)
         async with Listening(relay) as agent:
-            async with asyncio.timeout(20):
-                while len(agent.told) < len(known):
-                    await asyncio.sleep(0.01)
+            await until(lambda: len(agent.told) >= len(known))
             assert {revoke.user: revoke.before for revoke in agent.told} == {
                 user: entry.before for user, entry in known.items()
             }
@@ -255,9 +248,7 @@ async def test_draining_says_goodbye_with_a_schedule(tmp_path: Path) -> None:
         await agent.registered()
         await relay.control.drain("this relay is going away")
         assert relay.fleet.links() == []
-        async with asyncio.timeout(5):
-            while agent.goaway is None:
-                await asyncio.sleep(0.005)
+        await until(lambda: agent.goaway is not None)
         assert agent.goaway.code == GoawayCode.DRAINING
         assert agent.goaway.retry_after == 1
         # The agent may open its next connection before it leaves this one, but the relay dials it no more.
@@ -301,8 +292,7 @@ async def test_dials_in_flight_end_with_the_connection_and_are_bounded(tmp_path:
         await agent.registered()
         (link,) = relay.fleet.links()
         dials = [asyncio.create_task(link.dial(Dial(token=f"t{n}"))) for n in range(64)]
-        while len(agent.dials) < 64:
-            await asyncio.sleep(0.005)
+        await until(lambda: len(agent.dials) >= 64)
         with pytest.raises(JoinRefused) as caught:
             await link.dial(Dial(token="one more"))
         assert caught.value.code == JoinCode.OVERLOADED
@@ -506,8 +496,11 @@ async def test_a_herd_is_let_in_at_a_pace(tmp_path: Path, monkeypatch: pytest.Mo
             try:
                 session, heard = await agent_comes(relay, "prod", f"i{number}")
                 await session.wait_established()
-                while not session.closed and not any(link.instance == f"i{number}" for link in relay.fleet.links()):
-                    await asyncio.sleep(0.02)
+                await until(
+                    lambda session=session, name=f"i{number}": (
+                        session.closed or any(link.instance == name for link in relay.fleet.links())
+                    )
+                )
             except (OSError, ArcbridgeError):
                 continue
             if not session.closed:
@@ -596,10 +589,6 @@ async def test_who_leaves_while_it_waits_costs_no_handshake(tmp_path: Path, monk
         sock = await relay.dial()
         with sock:
             await send_all(sock, client_hello([ALPN_CONTROL]))
-            async with asyncio.timeout(5):
-                while not relay.control.waiting:
-                    await asyncio.sleep(0.005)
-        async with asyncio.timeout(5):
-            while relay.control.waiting or len(relay.listener._tasks) > 1:
-                await asyncio.sleep(0.005)
+            await until(lambda: relay.control.waiting)
+        await until(lambda: not relay.control.waiting and len(relay.listener._tasks) <= 1)
         assert relay.counters.rejected["handshake"] == 0

@@ -20,6 +20,7 @@ from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import JoinReply, JoinRequest
 from tests.net.ends import RELAY, client_context
 from tests.relay.station import Agent, Station, station, swallow
+from tests.support.eventually import until
 
 
 class Draining:
@@ -45,9 +46,7 @@ class Draining:
         self.task = asyncio.get_running_loop().create_task(self.drain.run(self.hurry))
 
     async def reaches(self, step: Step) -> None:
-        async with asyncio.timeout(20):
-            while self.drain.step is not step:
-                await asyncio.sleep(0.005)
+        await until(lambda: self.drain.step is step)
 
     async def over(self) -> None:
         await asyncio.wait_for(self.task, 20)
@@ -68,9 +67,7 @@ async def dialled(relay: Station, agent: Agent) -> asyncio.Task[tuple[socket.soc
     """A client's join whose agent has been asked to come."""
     await agent.registered()
     joining = asyncio.create_task(relay.join())
-    async with asyncio.timeout(5):
-        while not agent.dials:
-            await asyncio.sleep(0.005)
+    await until(lambda: agent.dials)
     return joining
 
 
@@ -92,9 +89,7 @@ async def test_some_leave_and_the_rest_is_cut_one_by_one(tmp_path: Path, monkeyp
             reset(near[0])
             await draining.reaches(Step.CUTTING)
             assert len(relay.pumps) == 3
-            async with asyncio.timeout(10):
-                while len(relay.pumps) > 1:
-                    await asyncio.sleep(0.005)
+            await until(lambda: len(relay.pumps) <= 1)
             assert relay.counters.pumps_cut == 2
             assert [str(pump.error) for pump in relay.ended[1:]] == ["cut by the drain"] * 2
             assert not draining.task.done()
@@ -199,9 +194,7 @@ async def test_a_join_under_way_completes(tmp_path: Path, monkeypatch: pytest.Mo
         await agent.join(agent.dials[0].token)
         near, _ = await asyncio.wait_for(joining, 5)
         with near:
-            async with asyncio.timeout(5):
-                while len(relay.pumps) != 1:
-                    await asyncio.sleep(0.005)
+            await until(lambda: len(relay.pumps) == 1)
             draining.hurry.set()
             await draining.over()
 
@@ -220,9 +213,7 @@ async def test_other_relays_stop_dialling_before_the_agents_hear(tmp_path: Path)
         original = relay.fleet.unregister
         relay.fleet.unregister = unregister  # type: ignore[method-assign]
         draining = Draining(relay)
-        async with asyncio.timeout(5):
-            while agent.goaway is None:
-                await asyncio.sleep(0.005)
+        await until(lambda: agent.goaway is not None)
         relay.fleet.unregister = original  # type: ignore[method-assign]
         assert told == ["i1"]
         await draining.over()

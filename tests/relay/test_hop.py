@@ -21,6 +21,7 @@ from arcbridge.relay.hop import HOP_NAME, Hops, relay_of, token_of
 from arcbridge.wire.records import Dial, JoinRequest, Status
 from tests.net.ends import RELAY, authority, client_context
 from tests.relay.station import Agent, Station, station
+from tests.support.eventually import until
 
 A, B = "a" * 16, "b" * 16
 
@@ -98,8 +99,7 @@ async def test_a_join_that_comes_out_elsewhere(pair: Pair) -> None:
         sock, reply = await pair.a.join()
         with sock:
             async with asyncio.timeout(10):
-                while not agent.sockets:
-                    await asyncio.sleep(0.005)
+                await until(lambda: agent.sockets)
                 await exchange(sock, agent.sockets[0], 2_000_000)
                 await exchange(agent.sockets[0], sock, 2_000_000)
             # Bytes have passed through both, so both pumps are there.
@@ -121,8 +121,7 @@ async def test_a_right_that_is_lost_ends_both_pumps(pair: Pair, where: str, monk
         await agent.registered()
         sock, _ = await pair.a.join()
         async with asyncio.timeout(10):
-            while not agent.sockets:
-                await asyncio.sleep(0.005)
+            await until(lambda: agent.sockets)
             await exchange(sock, agent.sockets[0], 2560)
         at = {"client's": pair.a, "agent's": pair.b}[where]
         if where == "client's":
@@ -146,8 +145,7 @@ async def test_raw_bytes_behind_the_close(pair: Pair) -> None:
             with sock:
                 await send_all(sock, f"hello {n}".encode())
                 async with asyncio.timeout(10):
-                    while len(agent.sockets) <= n:
-                        await asyncio.sleep(0.005)
+                    await until(lambda n=n: len(agent.sockets) > n)
                     got = b""
                     while len(got) < len(f"hello {n}"):
                         got += await receive(agent.sockets[n], 100)
@@ -201,9 +199,7 @@ async def test_an_agent_of_another_cluster(pair: Pair) -> None:
         await agent.registered()
         sock, _ = await pair.a.join()
         sock.close()
-        async with asyncio.timeout(10):
-            while pair.hops(pair.b) != {"gone": 1, "joined": 1}:
-                await asyncio.sleep(0.005)
+        await until(lambda: pair.hops(pair.b) == {"gone": 1, "joined": 1})
 
 
 @pytest.mark.parametrize("how", ["own", "agent", "none"])
@@ -262,9 +258,7 @@ async def test_the_client_that_left_meanwhile(pair: Pair) -> None:
         agent.session.send_status(Status(token=dial.token))
         agent.relay = pair.b
         waiting.set()
-        async with asyncio.timeout(10):
-            while pair.a.rendezvous.pending:
-                await asyncio.sleep(0.005)
+        await until(lambda: not pair.a.rendezvous.pending)
         with pytest.raises(JoinRefused) as caught:
             await agent.join(dial.token)
         assert caught.value.code == JoinCode.GONE

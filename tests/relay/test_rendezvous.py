@@ -32,6 +32,7 @@ from arcbridge.wire.records import Dial, JoinReply, JoinRequest, Status
 from tests.net.ends import RELAY, authority, client_context
 from tests.relay.station import Agent, Station, consent_and_join, refuse, station, swallow
 from tests.relay.test_session_places import person
+from tests.support.eventually import until
 
 
 async def exactly(sock: socket.socket, size: int) -> bytes:
@@ -44,9 +45,7 @@ async def exactly(sock: socket.socket, size: int) -> bytes:
 
 
 async def first_socket(agent: Agent) -> socket.socket:
-    async with asyncio.timeout(5):
-        while not agent.sockets:
-            await asyncio.sleep(0.005)
+    await until(lambda: agent.sockets)
     return agent.sockets[0]
 
 
@@ -89,9 +88,7 @@ async def test_the_first_session_is_for_logs_alone(tmp_path: Path, said: str, no
         await agent.registered()
         with capture_logs() as lines:
             near, reply = await relay.join(instance="i1", first_session=said)
-            async with asyncio.timeout(5):
-                while not any(line["event"] == "joined" for line in lines):
-                    await asyncio.sleep(0.005)
+            await until(lambda: any(line["event"] == "joined" for line in lines))
         near.close()
         (joined,) = (line for line in lines if line["event"] == "joined")
         assert joined.get("first_session", "") == noted
@@ -210,8 +207,7 @@ async def test_the_caps_on_joins_and_sessions(tmp_path: Path) -> None:
     async with station(tmp_path, "prod", limits=limits) as relay, Agent(relay, on_dial=swallow) as agent:
         await agent.registered()
         first = asyncio.create_task(relay.join())
-        while not agent.dials:
-            await asyncio.sleep(0.005)
+        await until(lambda: agent.dials)
         with pytest.raises(JoinRefused, match="wait for their agents") as caught:
             await relay.join()
         assert code_of(caught) == JoinCode.OVERLOADED
@@ -232,8 +228,7 @@ async def test_a_dial_token_counts_once_and_for_its_cluster_only(tmp_path: Path)
     ):
         await agent.registered()
         joining = asyncio.create_task(relay.join())
-        while not agent.dials:
-            await asyncio.sleep(0.005)
+        await until(lambda: agent.dials)
         token = agent.dials[0].token
         for _ in range(10):
             with pytest.raises(JoinRefused) as caught:
@@ -275,8 +270,7 @@ async def test_void_tokens_keep_no_agent_away(tmp_path: Path, monkeypatch: pytes
         assert codes[-1] == JoinCode.OVERLOADED
         assert caught.value.retry_after
         joining = asyncio.create_task(relay.join())
-        while not agent.dials:
-            await asyncio.sleep(0.005)
+        await until(lambda: agent.dials)
         await agent.join(agent.dials[0].token)
         near, _ = await joining
         near.close()
@@ -299,9 +293,7 @@ async def test_joins_without_end_of_one_user(tmp_path: Path) -> None:
         relay.rendezvous.places = SessionPlaces(limits, clock=lambda: 1000.0)
         await agent.registered()
         flood = [asyncio.create_task(relay.join("alice")) for _ in range(30)]
-        async with asyncio.timeout(30):
-            while relay.rendezvous.places.refused["user_joins"] < 25 or len(agent.dials) < 5:
-                await asyncio.sleep(0.005)
+        await until(lambda: relay.rendezvous.places.refused["user_joins"] >= 25 and len(agent.dials) >= 5)
         near, _ = await relay.join("bob")
         back, _ = await relay.join("alice", instance="i1")
         for sock in (near, back):
@@ -434,9 +426,7 @@ async def test_a_session_counts_for_its_user_until_it_ends(tmp_path: Path) -> No
             sock.close()
         for sock in agent.sockets:
             sock.close()
-        async with asyncio.timeout(5):
-            while relay.rendezvous.places.sessions_of:
-                await asyncio.sleep(0.005)
+        await until(lambda: not relay.rendezvous.places.sessions_of)
 
 
 async def test_an_agents_join_needs_a_certificate_of_an_enrolled_cluster(tmp_path: Path) -> None:
@@ -470,9 +460,7 @@ async def test_of_two_agents_exactly_one_wins(tmp_path: Path) -> None:
                 await send_all(near, b"%8d" % round_)
                 assert await exactly(await first_socket(agent), 8) == b"%8d" % round_
             # The loser has heard its answer before the next round begins.
-            async with asyncio.timeout(5):
-                while len(outcomes) <= round_:
-                    await asyncio.sleep(0.005)
+            await until(lambda round_=round_: len(outcomes) > round_)
         assert outcomes == [["JoinRefused", "socket"]] * 25
 
 
@@ -486,8 +474,7 @@ async def test_a_client_that_left_voids_its_token_at_once(tmp_path: Path, how: s
         await pipe.handshake()
         record = JoinRequest(role="client", cluster="prod", token="alice").encode()
         await pipe.write(len(record).to_bytes(4, "big") + record)
-        while not agent.dials:
-            await asyncio.sleep(0.005)
+        await until(lambda: agent.dials)
         near.close() if how == "close" else reset(near)
         await relay.settled()
         with pytest.raises(JoinRefused) as caught:
@@ -505,8 +492,7 @@ async def test_raw_bytes_before_the_reply_refuse_the_join(tmp_path: Path) -> Non
             await pipe.handshake()
             record = JoinRequest(role="client", cluster="prod", token="alice").encode()
             await pipe.write(len(record).to_bytes(4, "big") + record)
-            while not agent.dials:
-                await asyncio.sleep(0.005)
+            await until(lambda: agent.dials)
             await send_all(near, b"\x16\x03\x01\x02\x00early")
             answer = await pipe.read()
             assert JoinReply.decode(answer[4:]).code == JoinCode.BAD_REQUEST
@@ -632,8 +618,7 @@ async def test_a_stopping_relay_leaves_no_half_paired_socket(tmp_path: Path) -> 
     async with Agent(relay, on_dial=swallow) as agent:
         await agent.registered()
         joining = asyncio.create_task(relay.join())
-        while not agent.dials:
-            await asyncio.sleep(0.005)
+        await until(lambda: agent.dials)
         await relay.close()
         with pytest.raises(ConnectionLost):
             await joining

@@ -210,9 +210,7 @@ async def agent_of(relay: Running) -> AsyncIterator[EnrolledAgent]:
 
 async def exchange(near: socket.socket, agent: EnrolledAgent) -> socket.socket:
     await send_all(near, b"ping")
-    async with asyncio.timeout(5):
-        while not agent.sockets:
-            await asyncio.sleep(0.005)
+    await until(lambda: agent.sockets)
     far = agent.sockets[-1]
     assert await receive(far, 10) == b"ping"
     return far
@@ -377,9 +375,7 @@ async def test_draining_lets_sessions_leave(config: RelayConfig) -> None:
         near, _ = await relay.join()
         far = await exchange(near, agent)
         relay.stopping.set()
-        async with asyncio.timeout(5):
-            while agent.goaway is None:
-                await asyncio.sleep(0.005)
+        await until(lambda: agent.goaway is not None)
         assert agent.goaway.code == GoawayCode.DRAINING
         # New joins are refused with a reason; open sessions go on, and the relay ends when they have ended.
         with pytest.raises(JoinRefused) as caught:
@@ -403,9 +399,7 @@ async def test_a_second_signal_leaves_one_second(config: RelayConfig) -> None:
         with near:
             await exchange(near, agent)
             relay.stopping.set()
-            async with asyncio.timeout(5):
-                while agent.goaway is None:
-                    await asyncio.sleep(0.005)
+            await until(lambda: agent.goaway is not None)
             relay.hurry.set()
             await asyncio.wait_for(relay.task, PATIENCE / 2)
             with pytest.raises(ConnectionResetError):

@@ -16,6 +16,7 @@ from arcbridge.agent.sessions import Sessions
 from arcbridge.agent.targets import TcpTargets
 from arcbridge.mux.session import MuxSession
 from arcbridge.wire.frames import ResetCode
+from tests.support.eventually import until
 from tests.support.fake_apiserver import Exchange, chunked, impersonation_of, reply
 from tests.support.stream_io import StreamIO
 
@@ -209,8 +210,7 @@ async def test_an_early_answer_ends_the_stream_in_order(bench: Bench) -> None:
 async def test_a_body_that_breaks_off_never_looks_complete(bench: Bench) -> None:
     wire = bench.stream()
     await wire.send(f"POST {PODS} HTTP/1.1\r\nHost: k\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n".encode())
-    while not bench.api.requests or not bench.api.last.body:
-        await asyncio.sleep(0.005)
+    await until(lambda: bench.api.requests and bench.api.last.body)
     wire.io.reset(ResetCode.CANCELLED)
     assert (await bench.audit.wait(1))[0].outcome == "cut"
     assert not bench.api.last.complete
@@ -289,9 +289,7 @@ async def cut_and_resumed(bench: Bench) -> AsyncIterator[tuple[MuxSession, Calla
         async def again() -> None:
             assert client.transport is not None
             client.transport.abort()
-            async with asyncio.timeout(10):
-                while not sessions.detached:
-                    await asyncio.sleep(0.005)
+            await until(lambda: sessions.detached)
             await resume(sessions, client)
 
         yield client, again

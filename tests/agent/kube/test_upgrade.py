@@ -15,6 +15,7 @@ from arcbridge.errors import StreamReset
 from arcbridge.mux.session import MuxSession
 from arcbridge.wire.frames import ResetCode
 from arcbridge.wire.records import Auth
+from tests.support.eventually import until
 from tests.support.fake_apiserver import Exchange, chunked, impersonation_of, reply
 from tests.support.stream_io import StreamIO
 
@@ -313,8 +314,7 @@ class Renewed:
     async def renew(self, token: str) -> None:
         accepted = len(self.handler.accepted)
         self.client.authenticate(Auth(kind="oidc", token=token))
-        while len(self.handler.accepted) == accepted:
-            await asyncio.sleep(0.001)
+        await until(lambda: len(self.handler.accepted) != accepted)
 
     async def shell_works(self) -> None:
         await self.shell.send(b"key")
@@ -377,8 +377,7 @@ async def test_v21_a_renewal_with_fewer_groups_ends_an_upgraded_stream(bench: Be
         if resumes:
             assert made.client.transport is not None
             made.client.transport.abort()
-            while not made.sessions.detached:
-                await asyncio.sleep(0.001)
+            await until(lambda: made.sessions.detached)
             await resume(made.sessions, made.client, "fewer")
         else:
             await made.renew("fewer")

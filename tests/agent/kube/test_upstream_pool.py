@@ -175,9 +175,7 @@ async def test_unsolicited_bytes_end_the_connection(tmp_path: Path) -> None:
     async with serving(tmp_path, Clock()) as (fake, api):
         fake.routes["/x"] = more
         _, connection = await ask(api.upstream)
-        async with asyncio.timeout(5):
-            while connection.usable:
-                await asyncio.sleep(0.01)
+        await until(lambda: not connection.usable)
         assert api.upstream.take(own=True) is None
 
 
@@ -195,9 +193,7 @@ async def test_idle_connections_are_closed(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("arcbridge.agent.kube.upstream_pool.KEEPALIVE", 0.05)
     async with serving(tmp_path, Clock()) as (_, api):
         _, connection = await ask(api.upstream)
-        async with asyncio.timeout(5):
-            while connection.usable:
-                await asyncio.sleep(0.01)
+        await until(lambda: not connection.usable)
         assert api.upstream.take(own=True) is None
 
 
@@ -229,9 +225,7 @@ async def test_a_cancelled_dial_leaves_no_connection(tmp_path: Path, turns: int)
         await asyncio.wait([task])
         if not task.cancelled():
             task.result().drop()
-        async with asyncio.timeout(5):
-            while fake._writers:
-                await asyncio.sleep(0.01)
+        await until(lambda: not fake._writers)
 
 
 def account(connects_per_second: int = 0) -> Account:
@@ -377,8 +371,7 @@ async def test_m9_what_a_caller_does_not_take_stays_at_the_api_server(tmp_path: 
                 if turn == 20:
                     backlog.add(64 * 1024)  # full from now on
                 connection.resume_reading()
-                while handler.payload == seen:
-                    await asyncio.sleep(0.001)
+                await until(lambda seen=seen: handler.payload != seen)
                 await asyncio.sleep(0.002)
                 if isinstance(carrier, TlsTransport):
                     assert handler.payload - seen <= (buffer.PORTION if turn >= 20 else buffer.SIZE)

@@ -254,9 +254,7 @@ class TestFloods:
         address = ("127.0.0.1", place.endpoint.port)
         reader, stranger = await place.connect(none=True)
         silent = [await asyncio.open_connection(*address) for _ in range(20)]
-        async with asyncio.timeout(10):
-            while place.endpoint.stats.displaced < 13:
-                await asyncio.sleep(0.005)
+        await until(lambda: place.endpoint.stats.displaced >= 13)
         assert len(place.endpoint.unproven) == 8
         for end in (reader, *(end for end, _ in silent[:12])):  # a caller without the certificate before any handshake
             assert await _end_of(end) in ("end", "cut")
@@ -264,34 +262,26 @@ class TestFloods:
 
         # One that shows it takes no place, however long it stays.
         proven = [await place.connect() for _ in range(20)]
-        async with asyncio.timeout(10):
-            while place.endpoint.stats.open < 20:
-                await asyncio.sleep(0.005)
+        await until(lambda: place.endpoint.stats.open >= 20)
         for end, way in proven:
             way.write(b"x")
             assert await end.readexactly(1) == b"x"
         for _, way in (*silent, *proven, (reader, stranger)):
             way.close()
-        async with asyncio.timeout(10):
-            while len(place.endpoint.unproven):
-                await asyncio.sleep(0.005)
+        await until(lambda: not len(place.endpoint.unproven))
 
     async def test_a_failed_handshake_gives_its_place_back(self, place: Place) -> None:
         _, writer = await asyncio.open_connection("127.0.0.1", place.endpoint.port)
         async with asyncio.timeout(10):
-            while not len(place.endpoint.unproven):
-                await asyncio.sleep(0.005)
+            await until(lambda: len(place.endpoint.unproven))
             writer.write(b"GET / HTTP/1.1\r\n\r\n")
-            while len(place.endpoint.unproven):
-                await asyncio.sleep(0.005)
+            await until(lambda: not len(place.endpoint.unproven))
         assert place.endpoint.connections == set()
         writer.close()
 
     async def test_what_is_in_its_handshake_is_closed_with_the_endpoint(self, place: Place) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", place.endpoint.port)
-        async with asyncio.timeout(10):
-            while not len(place.endpoint.unproven):
-                await asyncio.sleep(0.005)
+        await until(lambda: len(place.endpoint.unproven))
         await place.endpoint.close()
         assert await _end_of(reader) in ("end", "cut")
         writer.close()

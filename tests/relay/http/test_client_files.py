@@ -19,6 +19,7 @@ from arcbridge.relay.http import client_files
 from arcbridge.relay.http.answers import no_such_path, set_headers
 from arcbridge.relay.http.client_files import EVEN_SHARE, HEADER, ClientFiles, Download, giving_way
 from arcbridge.relay.http.server import HttpApiServer, errors
+from tests.support.eventually import until
 
 HEAD = b"#!/bin/sh\n# arcbridge 1.2.3, the client, for linux-x86_64. Behind this script ...\n"
 BODY = HEAD + os.urandom(400_000)
@@ -201,9 +202,7 @@ async def test_downloads_at_once_are_bounded(serve, directory: Path, monkeypatch
         status, _, headers = await served.get("/client/linux-x86_64")
         assert (status, headers["Retry-After"]) == (503, "60")
         assert (await served.get("/client/linux-x86_64", "HEAD"))[0] == 200
-    async with asyncio.timeout(30):
-        while served.files._under_way:
-            await asyncio.sleep(0.01)
+    await until(lambda: not served.files._under_way)
     assert (await served.get("/client/linux-x86_64"))[0] == 200
 
 
