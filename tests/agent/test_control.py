@@ -188,7 +188,7 @@ async def test_a_relay_is_not_left_while_a_dial_is_under_way(three: World, monke
     await three.until(lambda: len(three.control.dials) == 1, "a dial")
     three.relays[0].start()
     await three.until(lambda: three.connected == [0, 1, 2], "the first is back")
-    await asyncio.sleep(0.4)
+    await asyncio.sleep(0.4)  # time enough to leave the third, if a dial did not keep it
     assert three.connected == [0, 1, 2]
     release.set()
     await three.until(lambda: three.connected == [0, 1], "the third was left")
@@ -203,7 +203,7 @@ async def test_a_relay_that_goes_away_is_replaced_first_and_its_sessions_move(th
     async with asyncio.timeout(30):
         await leaving.wait_ended()
     assert three.connected == [1, 2]
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(0.5)  # time enough to come back, if its hint were not obeyed
     assert len(three.relays[0].links) == 1, "its hint is obeyed"
 
 

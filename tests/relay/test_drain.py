@@ -112,19 +112,6 @@ async def test_what_is_left_at_the_end_is_reset(tmp_path: Path, monkeypatch: pyt
             assert all([await is_reset(sock) for sock in [*near, *agent.sockets]])
 
 
-async def test_it_ends_as_soon_as_the_last_session_has_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PATIENCE", 3600.0)
-    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
-        await agent.registered()
-        async with sessions(relay, agent, 2) as near:
-            draining = Draining(relay)
-            await draining.reaches(Step.DRAINING)
-            for sock in near:
-                reset(sock)
-            await draining.over()
-            assert relay.counters.pumps_cut == 0
-
-
 async def test_a_second_signal_cuts_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PATIENCE", 3600.0)
     async with station(tmp_path, "prod") as relay, Agent(relay) as agent:

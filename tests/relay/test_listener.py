@@ -547,7 +547,7 @@ async def test_out_of_descriptors_pauses_and_recovers(tmp_path: Path) -> None:
             for sock in waiting:
                 sock.connect_ex((relay.address.host, relay.address.port))
             begin, begin_used = time.monotonic(), time.process_time()
-            await asyncio.sleep(0.7)
+            await asyncio.sleep(0.7)  # the interval in which no more pauses may begin than fit into it
             await until(lambda: relay.counters.accept_pauses >= 2)
             elapsed = time.monotonic() - begin
             assert time.process_time() - begin_used < 0.3

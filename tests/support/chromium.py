@@ -112,11 +112,6 @@ class Chromium:
         """Return where the browser is."""
         return str(await self._run("location.href"))
 
-    async def screenshot(self, path: Path) -> None:
-        """Write what a person would see as PNG."""
-        answer = await self._ask("Page.captureScreenshot")
-        path.write_bytes(base64.b64decode(answer["data"]))
-
     # -- inside -------------------------------------------------------------------------------------------------------
 
     async def _first_page(self, address: str) -> str:

@@ -385,7 +385,7 @@ async def test_what_was_disconnected_does_not_come_back(
     assert clusters.failed
     background.away = False
     await clusters.disconnect((CLUSTER,), every=False)
-    await asyncio.sleep(0.2)
+    await asyncio.sleep(0.2)  # four times the wait for a retry that must not come
     assert clusters.is_empty
     assert not clusters._retrying
     await clusters.close_all()

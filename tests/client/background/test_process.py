@@ -413,7 +413,7 @@ async def test_a_process_whose_lock_another_one_has_taken_ends(
             assert not second.done()
             await asyncio.wait_for(first, 10)
             assert (await background.ask("status"))["clusters"] == []
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.5)  # time enough for a look in which the second would miss its socket
             assert not second.done()
             assert Path(background.place.socket).exists()
 
