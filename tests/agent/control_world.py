@@ -16,9 +16,10 @@ from arcbridge.net.address import parse_address
 from arcbridge.net.backoff import Backoff
 from arcbridge.pki.authority import Authority
 from arcbridge.pki.credentials import DirectoryStore
+from tests.support.clock import Clock
 
 from .fake_relay import FakeRelay
-from .pair import Clock, FakeAuthenticator, make_sessions
+from .pair import FakeAuthenticator, make_sessions
 
 
 @dataclass

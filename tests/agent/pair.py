@@ -24,19 +24,12 @@ from arcbridge.wire.frames import HEADER_SIZE, VERSION, FrameType, frame, unpack
 from arcbridge.wire.limits import DEFAULT
 from arcbridge.wire.records import Auth, AuthOk, Goaway, Hello
 from arcbridge.wire.session import Kind, Side
+from tests.support.clock import Clock
 
 CA = Authority.create("test")
 LEAF = CA.issue_server(["one.cluster.arcbridge"])
 SERVER, CLIENT = inner_server_context(LEAF.certificate_pem, LEAF.key_pem), inner_client_context(CA.certificate_pem)
 PEER = Peer(SERVER.spki, CA.pin)
-
-
-class Clock:
-    def __init__(self, now: float = 1000.0) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class FakeAuthenticator:

@@ -22,9 +22,10 @@ from arcbridge.agent.accounts import (
 from arcbridge.errors import ConfigError
 from arcbridge.identity.claims import Identity
 from arcbridge.settings.config import AgentLimitsConfig, LimitsOverrideConfig
+from tests.support.clock import Clock
 
 from .kube.bench import Member
-from .pair import Clock, FakeAuthenticator, joined, make_sessions
+from .pair import FakeAuthenticator, joined, make_sessions
 
 ALICE = Identity("alice", "", ("dev",), "i#alice", "i", 2000.0)
 BOB = replace(ALICE, username="bob", subject="i#bob")

@@ -18,10 +18,11 @@ from arcbridge.mux import splice
 from arcbridge.mux.session import MuxSession
 from arcbridge.settings.config import AgentLimitsConfig, LimitsOverrideConfig
 from arcbridge.wire.sender import Sender
+from tests.support.clock import Clock
 
 from .kube.bench import ALICE, PODS, Bench, Member, running
 from .kube.test_upgrade import EXEC, SPDY, SWITCH_SPDY, echo
-from .pair import Clock, FakeAuthenticator, joined, make_sessions
+from .pair import FakeAuthenticator, joined, make_sessions
 
 BURNT = 0.03
 """Seconds of CPU time that a spoilt function takes."""

@@ -14,11 +14,12 @@ from arcbridge.settings.config import TargetConfig
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.limits import DEFAULT
 from arcbridge.wire.records import Auth
+from tests.support.clock import Clock
 from tests.support.eventually import until
 from tests.support.stream_io import StreamIO
 
 from .kube.bench import RecordedAudit
-from .pair import Clock, FakeAuthenticator, joined, make_sessions
+from .pair import FakeAuthenticator, joined, make_sessions
 
 
 @pytest.fixture

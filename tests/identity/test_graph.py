@@ -27,10 +27,9 @@ from arcbridge.identity.lookups import AT_ONCE, KEEP_FAILURE, Lookups
 from arcbridge.identity.refusal import GroupsUnavailable, TokenRefused
 from arcbridge.net.fetch import MAX_DOCUMENT, HttpFetcher
 from arcbridge.settings.config import GraphConfig
+from tests.support.clock import Clock
 from tests.support.entra import READER, TENANT, Certificate, Entra, Federated, GraphState
 from tests.support.issuer import Issuer
-
-from .issuer import Clock
 
 GROUPS = tuple(str(uuid.UUID(int=n)) for n in range(1, 301))
 CERTIFICATE = Certificate.make("arcbridge")

@@ -226,7 +226,7 @@ OnDial = Callable[["Agent", Dial], Awaitable[None]]
 
 
 class Agent(BaseHandler):
-    """A control connection; each dial request runs `on_dial` in a task of this object."""
+    """A control connection, registered or refused; each dial request runs `on_dial` in a task of this object."""
 
     def __init__(
         self, relay: Station, cluster: str = "prod", instance: str = "i1", on_dial: OnDial | None = None
@@ -249,10 +249,7 @@ class Agent(BaseHandler):
             self.session.protocol, sock=sock, ssl=client_context(ALPN_CONTROL, self.cluster), server_hostname=RELAY
         )
         await self.session.wait_established()
-        return self
-
-    async def registered(self) -> Agent:
-        await until(lambda: any(link.instance == self.instance for link in self.relay.fleet.links()))
+        await until(lambda: self.ended or any(link.instance == self.instance for link in self.relay.fleet.links()))
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -65,7 +65,6 @@ async def sessions(relay: Station, agent: Agent, count: int) -> AsyncIterator[li
 
 async def dialled(relay: Station, agent: Agent) -> asyncio.Task[tuple[socket.socket, JoinReply]]:
     """A client's join whose agent has been asked to come."""
-    await agent.registered()
     joining = asyncio.create_task(relay.join())
     await until(lambda: agent.dials)
     return joining
@@ -82,7 +81,6 @@ async def test_some_leave_and_the_rest_is_cut_one_by_one(tmp_path: Path, monkeyp
     monkeypatch.setattr(module, "PATIENCE", 0.5)
     monkeypatch.setattr(module, "SPREAD", 3600.0)
     async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
-        await agent.registered()
         async with sessions(relay, agent, 4) as near:
             # Two are cut in the first moments of the hour, the last one in its middle.
             draining = Draining(relay, [1e-6, 2e-6, 0.5])
@@ -104,30 +102,25 @@ async def test_some_leave_and_the_rest_is_cut_one_by_one(tmp_path: Path, monkeyp
 async def test_what_is_left_at_the_end_is_reset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PATIENCE", 0.05)
     monkeypatch.setattr(module, "SPREAD", 0.05)
-    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
-        await agent.registered()
-        async with sessions(relay, agent, 3) as near:
-            await Draining(relay, [1.0, 1.0, 1.0]).over()
-            assert relay.counters.pumps_cut == 3
-            assert all([await is_reset(sock) for sock in [*near, *agent.sockets]])
+    async with station(tmp_path, "prod") as relay, Agent(relay) as agent, sessions(relay, agent, 3) as near:
+        await Draining(relay, [1.0, 1.0, 1.0]).over()
+        assert relay.counters.pumps_cut == 3
+        assert all([await is_reset(sock) for sock in [*near, *agent.sockets]])
 
 
 async def test_a_second_signal_cuts_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PATIENCE", 3600.0)
-    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
-        await agent.registered()
-        async with sessions(relay, agent, 2) as near:
-            draining = Draining(relay)
-            await draining.reaches(Step.DRAINING)
-            draining.hurry.set()
-            await draining.over()
-            assert all([await is_reset(sock) for sock in near])
-            await asyncio.wait_for(agent.session.wait_ended(), 5)
+    async with station(tmp_path, "prod") as relay, Agent(relay) as agent, sessions(relay, agent, 2) as near:
+        draining = Draining(relay)
+        await draining.reaches(Step.DRAINING)
+        draining.hurry.set()
+        await draining.over()
+        assert all([await is_reset(sock) for sock in near])
+        await asyncio.wait_for(agent.session.wait_ended(), 5)
 
 
 async def test_without_sessions_it_goes_through_and_says_goodbye(tmp_path: Path) -> None:
     async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
-        await agent.registered()
         draining = Draining(relay)
         assert draining.drain.unready() is None
         await draining.over()
@@ -142,20 +135,18 @@ async def test_without_sessions_it_goes_through_and_says_goodbye(tmp_path: Path)
 async def test_clients_and_agents_are_told_while_it_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The port stays open: a client and an agent that come now hear why and when to come back."""
     monkeypatch.setattr(module, "PATIENCE", 3600.0)
-    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
-        await agent.registered()
-        async with sessions(relay, agent, 1) as near:
-            draining = Draining(relay)
-            await draining.reaches(Step.DRAINING)
-            with pytest.raises(JoinRefused) as caught:
-                await relay.join()
-            assert (caught.value.code, caught.value.retry_after) == (JoinCode.DRAINING, 1)
-            async with Agent(relay, instance="late") as late:
-                await asyncio.wait_for(late.session.wait_ended(), 5)
-                assert late.goaway is not None
-                assert (late.goaway.code, late.goaway.retry_after) == (GoawayCode.DRAINING, 1)
-            reset(near[0])
-            await draining.over()
+    async with station(tmp_path, "prod") as relay, Agent(relay) as agent, sessions(relay, agent, 1) as near:
+        draining = Draining(relay)
+        await draining.reaches(Step.DRAINING)
+        with pytest.raises(JoinRefused) as caught:
+            await relay.join()
+        assert (caught.value.code, caught.value.retry_after) == (JoinCode.DRAINING, 1)
+        async with Agent(relay, instance="late") as late:
+            await asyncio.wait_for(late.session.wait_ended(), 5)
+            assert late.goaway is not None
+            assert (late.goaway.code, late.goaway.retry_after) == (GoawayCode.DRAINING, 1)
+        reset(near[0])
+        await draining.over()
 
 
 async def test_a_join_whose_agent_does_not_come_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +182,6 @@ async def test_other_relays_stop_dialling_before_the_agents_hear(tmp_path: Path)
     told: list[str] = []
 
     async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
-        await agent.registered()
 
         async def unregister(link: AgentLink) -> None:
             told.append("GOAWAY first" if agent.goaway is not None else link.instance)

@@ -64,8 +64,6 @@ async def enforced(directory: Path) -> AsyncIterator[Enforced]:
         Agent(relay, "prod", "i1") as one,
         Agent(relay, "other", "i2") as two,
     ):
-        await one.registered()
-        await two.registered()
         yield Enforced(relay, {"prod": one, "other": two})
 
 

@@ -95,7 +95,6 @@ async def exchange(one: socket.socket, other: socket.socket, size: int) -> None:
 
 async def test_a_join_that_comes_out_elsewhere(pair: Pair) -> None:
     async with Agent(pair.a, on_dial=joining_at(pair.b)) as agent:  # type: ignore[arg-type]
-        await agent.registered()
         sock, reply = await pair.a.join()
         with sock:
             async with asyncio.timeout(10):
@@ -118,7 +117,6 @@ async def test_a_right_that_is_lost_ends_both_pumps(pair: Pair, where: str, monk
     cluster."""
     monkeypatch.setattr(enforcement, "GRACE", 0.0)
     async with Agent(pair.a, on_dial=joining_at(pair.b)) as agent:  # type: ignore[arg-type]
-        await agent.registered()
         sock, _ = await pair.a.join()
         async with asyncio.timeout(10):
             await until(lambda: agent.sockets)
@@ -139,7 +137,6 @@ async def test_a_right_that_is_lost_ends_both_pumps(pair: Pair, where: str, monk
 async def test_raw_bytes_behind_the_close(pair: Pair) -> None:
     """docs/threats.md#J5: what the client sends first reaches the agent through both relays, in order, once."""
     async with Agent(pair.a, on_dial=joining_at(pair.b)) as agent:  # type: ignore[arg-type]
-        await agent.registered()
         for n in range(20):
             sock, _ = await pair.a.join()
             with sock:
@@ -195,8 +192,7 @@ async def test_an_agent_of_another_cluster(pair: Pair) -> None:
         assert caught.value.code == JoinCode.GONE
         await agent.join(dial.token)
 
-    async with Agent(pair.a, on_dial=on_dial) as agent:
-        await agent.registered()
+    async with Agent(pair.a, on_dial=on_dial):
         sock, _ = await pair.a.join()
         sock.close()
         await until(lambda: pair.hops(pair.b) == {"gone": 1, "joined": 1})
@@ -241,8 +237,7 @@ async def test_the_client_is_told_at_once(pair: Pair, how: str) -> None:
             with pytest.raises(JoinRefused):
                 await agent.join(dial.token)
 
-        async with Agent(pair.a, on_dial=on_dial) as agent:
-            await agent.registered()
+        async with Agent(pair.a, on_dial=on_dial):
             began = time.monotonic()
             with pytest.raises(JoinRefused) as caught:
                 await pair.a.join()
@@ -264,8 +259,7 @@ async def test_the_client_that_left_meanwhile(pair: Pair) -> None:
         assert caught.value.code == JoinCode.GONE
         waiting.set()
 
-    async with Agent(pair.a, on_dial=on_dial) as agent:
-        await agent.registered()
+    async with Agent(pair.a, on_dial=on_dial):
         join = asyncio.create_task(pair.a.join())
         await waiting.wait()
         waiting.clear()

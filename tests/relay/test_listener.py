@@ -68,8 +68,7 @@ async def rejected(relay: Station, reason: str, count: int = 1) -> None:
 
 
 async def test_three_rooms_behind_one_port(tmp_path: Path) -> None:
-    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
-        await agent.registered()
+    async with station(tmp_path, "prod") as relay, Agent(relay):
         assert await http_echo(relay) == b"HELLO"
         bare = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         bare.load_verify_locations(cadata=authority().certificate_pem)
@@ -211,7 +210,6 @@ async def test_caps_drop_the_newest(tmp_path: Path) -> None:
     """docs/threats.md#J15."""
     limits = RelayLimitsConfig(unauthenticated=10, unauthenticated_per_address=4)
     async with station(tmp_path, "prod", limits=limits) as relay, Agent(relay) as agent:
-        await agent.registered()
         first = [await relay.dial() for _ in range(4)]
         await until(lambda: relay.admission.waiting >= 4)
         with socket.socket() as fifth:
@@ -251,8 +249,7 @@ async def test_half_open_handshakes_leave_places(tmp_path: Path, stall: str) -> 
     """docs/threats.md#L1: eight addresses hold all they may, and each of their handshakes has stalled. Honest peers
     join, reach the HTTP API and connect as agents meanwhile, and none is refused."""
     limits = RelayLimitsConfig(unauthenticated=64, unauthenticated_per_address=20)
-    async with station(tmp_path, "prod", limits=limits) as relay, Agent(relay) as agent:
-        await agent.registered()
+    async with station(tmp_path, "prod", limits=limits) as relay, Agent(relay):
         stalled = []
         for _ in range(20):
             for number in range(8):
@@ -268,8 +265,8 @@ async def test_half_open_handshakes_leave_places(tmp_path: Path, stall: str) -> 
             near, _ = await relay.join()
             near.close()
             assert await http_echo(relay) == b"HELLO"
-        async with Agent(relay, instance="i2") as other:
-            await other.registered()
+        async with Agent(relay, instance="i2"):
+            pass
         # Honest connections came from an address of their own, and none was turned away or closed.
         assert relay.counters.joins["ok"] == 5
         assert sum(relay.admission.evicted().values()) > 0

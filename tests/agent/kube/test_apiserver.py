@@ -13,6 +13,7 @@ import trustme
 from arcbridge.agent.kube.apiserver import REREAD, AnswerFailed, ApiServer, endpoint_of
 from arcbridge.errors import ConfigError
 from arcbridge.settings.config import KubernetesConfig
+from tests.support.clock import Clock
 from tests.support.fake_apiserver import Exchange, FakeApiServer, chunked, reply
 
 TOKEN = Path("/nowhere/token")
@@ -81,15 +82,8 @@ async def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         ApiServer(endpoint_of(config, {}))
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 async def test_a_rotated_token_and_ca_count_without_a_restart(tmp_path: Path) -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     async with FakeApiServer.serving(tmp_path) as fake:
         config = KubernetesConfig(server=fake.url, ca_file=fake.ca_file, token_file=fake.token_file)
         api = ApiServer(endpoint_of(config, {}), clock=clock)

@@ -19,10 +19,10 @@ from arcbridge.agent.kube.fast_path_parser import MAX_PLAIN_HEAD
 from arcbridge.agent.kube.framing import MAX_HEADERS
 from arcbridge.agent.kube.server import KubeProtocol
 from arcbridge.mux import memory
+from tests.support.clock import Clock
 from tests.support.eventually import until
 from tests.support.fake_apiserver import Exchange, reply
 
-from ..pair import Clock
 from .bench import Bench, running
 
 

@@ -13,16 +13,10 @@ from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.relay.relays import FAILED_LATELY, Relays, RelaysFailed
 from arcbridge.errors import ConfigError, PermissionRefused, Unauthenticated, Unreachable
 from arcbridge.settings.config import ClientConfig
+from tests.support.clock import Clock
 from tests.support.eventually import until
 
 A, B, C = (RelayAccess(f"https://{name}:443") for name in "abc")
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def make(*access: RelayAccess, clock: Clock | None = None, backwards: bool = False) -> Relays:
