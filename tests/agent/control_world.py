@@ -71,8 +71,7 @@ async def agent_of(
         await keeper.start()
         for number in down:
             await made[number].stop()
-        judge = FakeAuthenticator()
-        judge.add("t", "alice")
+        judge = FakeAuthenticator(t="alice")
         sessions, _ = make_sessions(judge, Clock())
         choice = RelayChoice(addresses, wanted, draw=lambda: 0.0, make_backoff=lambda: Backoff(first=0.05, cap=0.2))
         control = ControlConnections(

@@ -35,10 +35,13 @@ PEER = Peer(SERVER.spki, CA.pin)
 class FakeAuthenticator:
     """An authenticator that accepts the tokens it was given; `hold` makes it wait."""
 
-    def __init__(self) -> None:
+    def __init__(self, **tokens: str) -> None:
+        """`tokens`: the user of each."""
         self.known: dict[str, Authenticated | ArcbridgeError] = {}
         self.hold: asyncio.Event | None = None
         self.asked: list[str] = []
+        for token, name in tokens.items():
+            self.add(token, name)
 
     def add(
         self,

@@ -99,8 +99,7 @@ async def test_what_runs_once_a_record_is_written_is_charged(tmp_path: Path, mon
 
 async def test_a_token_is_charged_to_the_relay_until_its_user_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/threats.md#L47. Sessions of a relay whose tokens take too much wait, and those of others do not."""
-    authenticator = FakeAuthenticator()
-    authenticator.add("t", "alice")
+    authenticator = FakeAuthenticator(t="alice")
     sessions, _ = make_sessions(authenticator, Clock())
     relays = sessions.accounts.relays
     calls = spoil(monkeypatch, FakeAuthenticator, "authenticate")

@@ -45,8 +45,7 @@ async def test_accepted_and_served_as_the_caller() -> None:
 
 
 async def test_nothing_is_served_before_auth_is_accepted() -> None:
-    judge = FakeAuthenticator()
-    judge.add("t", "alice")
+    judge = FakeAuthenticator(t="alice")
     judge.hold = asyncio.Event()
     sessions, proxy = make_sessions(judge, Clock())
     async with joined(sessions) as (client, _):
@@ -134,9 +133,7 @@ async def test_a_renewal_leaves_no_gap_and_its_groups_count(monkeypatch: pytest.
 
 
 async def test_a_renewal_by_another_subject_ends_the_session() -> None:
-    judge = FakeAuthenticator()
-    judge.add("t", "alice")
-    judge.add("t2", "mallory")
+    judge = FakeAuthenticator(t="alice", t2="mallory")
     sessions, _ = make_sessions(judge, Clock())
     async with joined(sessions) as (client, _):
         await client.wait_established()
@@ -147,8 +144,7 @@ async def test_a_renewal_by_another_subject_ends_the_session() -> None:
 
 
 async def test_a_renewal_in_another_mode_ends_the_session() -> None:
-    judge = FakeAuthenticator()
-    judge.add("t", "alice")
+    judge = FakeAuthenticator(t="alice")
     judge.add("t2", "alice", token_mode=True)
     sessions, _ = make_sessions(judge, Clock())
     async with joined(sessions) as (client, _):
@@ -158,8 +154,7 @@ async def test_a_renewal_in_another_mode_ends_the_session() -> None:
 
 
 async def test_a_renewal_that_cannot_be_judged_now_changes_nothing() -> None:
-    judge = FakeAuthenticator()
-    judge.add("t", "alice")
+    judge = FakeAuthenticator(t="alice")
     judge.known["t2"] = Unreachable("issuer down")
     sessions, _ = make_sessions(judge, Clock())
     async with joined(sessions) as (client, _):
@@ -171,8 +166,7 @@ async def test_a_renewal_that_cannot_be_judged_now_changes_nothing() -> None:
 
 
 async def test_unknown_targets() -> None:
-    judge = FakeAuthenticator()
-    judge.add("t", "alice")
+    judge = FakeAuthenticator(t="alice")
     sessions, _ = make_sessions(judge, Clock())
     async with joined(sessions) as (client, _):
         await client.wait_established()
@@ -185,8 +179,7 @@ async def test_unknown_targets() -> None:
 
 
 async def test_drain_lets_streams_finish() -> None:
-    judge = FakeAuthenticator()
-    judge.add("t", "alice")
+    judge = FakeAuthenticator(t="alice")
     sessions, _ = make_sessions(judge, Clock())
     async with joined(sessions) as (client, _):
         await client.wait_established()

@@ -141,8 +141,7 @@ async def test_v12_old_tokens_are_refused_and_new_ones_are_not() -> None:
 
 
 async def test_v12_a_user_revoked_while_the_token_is_judged_does_not_get_in() -> None:
-    judge = FakeAuthenticator()
-    judge.add("t", "alice")
+    judge = FakeAuthenticator(t="alice")
     judge.hold = asyncio.Event()
     sessions, proxy = make_sessions(judge, Clock())
     async with joined(sessions) as (client, _):
