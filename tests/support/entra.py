@@ -38,7 +38,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from tests.support.https_thread import HttpsThread
+from tests.support.app_thread import AppThread
 from tests.support.issuer_server import DEVICE_GRANT, Device, Grant, Refused, b64, credentials_of, form_of
 
 TENANT = "11111111-1111-1111-1111-111111111111"
@@ -179,7 +179,7 @@ class GraphState:
     """Requests for tokens for Graph, whatever became of them."""
 
 
-class Entra(HttpsThread):
+class Entra(AppThread):
     """The tenant. Use as a context manager."""
 
     def __init__(self, directory: Path) -> None:

@@ -25,7 +25,7 @@ from aiohttp import web
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from tests.support.https_thread import HttpsThread
+from tests.support.app_thread import AppThread
 
 # The made-up people. Any other user may log in too, without groups.
 USERS: dict[str, tuple[str, ...]] = {
@@ -578,7 +578,7 @@ class IssuerServer:
         return web.json_response(self.requests)
 
 
-class ManyIssuers(HttpsThread):
+class ManyIssuers(AppThread):
     """Discovery and the key of any number of issuers below one URL, for tables of configurations; nobody logs in here.
 
     with ManyIssuers() as issuers:

@@ -1,4 +1,4 @@
-"""aiohttp applications over TLS on loopback, in a thread with an event loop of its own.
+"""aiohttp applications on loopback, over TLS or without, in a thread with an event loop of its own.
 
 It has no routes: a subclass says which applications it serves, each at a port. Nothing listens after the `with` block.
 """
@@ -16,15 +16,16 @@ import trustme
 from aiohttp import web
 
 
-class HttpsThread:
+class AppThread:
     """The thread. `ca_pem` is the CA's certificate, `urls` has the URL of each application while the thread runs."""
 
-    def __init__(self, ca_name: str | None = None) -> None:
+    def __init__(self, ca_name: str | None = None, *, tls: bool = True) -> None:
         ca = trustme.CA(organization_name=ca_name)
         self.ca_pem = ca.cert_pem.bytes().decode()
         self.urls: list[str] = []
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        ca.issue_cert("127.0.0.1", "localhost").configure_cert(self._context)
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if tls else None
+        if self._context is not None:
+            ca.issue_cert("127.0.0.1", "localhost").configure_cert(self._context)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._runners: list[web.AppRunner] = []
@@ -39,7 +40,7 @@ class HttpsThread:
             await runner.setup()
             self._runners.append(runner)
             await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=self._context).start()
-            self.urls.append(f"https://127.0.0.1:{runner.addresses[0][1]}")
+            self.urls.append(f"http{'s' if self._context else ''}://127.0.0.1:{runner.addresses[0][1]}")
 
     async def _end(self) -> None:
         for runner in self._runners:
