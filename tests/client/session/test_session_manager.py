@@ -180,23 +180,6 @@ class TestRefusals:
         assert caught.value.retry_after == retry
         assert far.auths == []
 
-    @pytest.mark.parametrize(
-        ("code", "kind"),
-        [
-            (GoawayCode.UNAUTHENTICATED, Unauthenticated),
-            (GoawayCode.EXPIRED, Unauthenticated),
-            (GoawayCode.FORBIDDEN, PermissionRefused),
-            (GoawayCode.REVOKED, PermissionRefused),
-            (GoawayCode.UNAVAILABLE, Unreachable),
-        ],
-    )
-    async def test_of_the_agent(
-        self, far: FarSide, tmp_path: Path, code: GoawayCode, kind: type[ArcbridgeError]
-    ) -> None:
-        far.auth_answer = (code, "no")
-        with pytest.raises(kind):
-            await make(far, tmp_path).connect_once()
-
     async def test_no_relay(self, far: FarSide, tmp_path: Path) -> None:
         session = make(far, tmp_path)
         await far.stop_listening()
