@@ -14,6 +14,13 @@ WITHOUT_TEST: dict[str, str] = {
     "__main__": "two lines; tests/test_start.py runs it as a process",
     "agent/agent_session": "with `sessions`, in whose tests sessions are opened, resumed and ended",
     "settings/config": "declarations; the tests of `config_loader` load them",
+    "client/session/counters": "declarations; the tests of `metrics` read them",
+    "relay/agent_join": "with `rendezvous`, in whose tests both ends meet; the hop with `hop`",
+    "relay/caller_checks": "declarations",
+    "relay/client_join": "with `rendezvous`, in whose tests both ends meet",
+    "relay/membership": "with `service`; that of a worker in tests of its own",
+    "relay/parts": "declarations",
+    "relay/pending_dials": "with `rendezvous`, in whose tests both ends meet",
     "errors": "declarations; each is tested where it is raised",
 }
 
@@ -25,6 +32,7 @@ WITHOUT_MODULE: dict[str, str] = {
     "test_layers": "about all modules",
     "test_mirror": "this file",
     "test_pages": "about links of pages",
+    "test_sizes": "about all modules",
     "test_start": "the executable as a process",
     "test_threats": "about docs/threats.md and docs/security.md",
 }

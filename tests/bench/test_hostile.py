@@ -18,6 +18,7 @@ from bench.hostile import run
 from bench.hostile.attacks import ATTACKS
 from bench.hostile.place import Person, Place, word
 from bench.hostile.watch import Watch
+from tests.support import pages
 from tests.support.cluster import Unavailable, binaries
 from tests.support.processes import require_or_skip
 
@@ -123,7 +124,7 @@ def test_records_are_told_apart_by_whose_they_are(tmp_path: Path) -> None:
 
 
 def test_the_readme_has_a_row_for_each_attack() -> None:
-    text = (ROOT / "bench" / "README.md").read_text()
+    text = pages.read(ROOT / "bench" / "README.md")
     assert [name for name in ATTACKS if f"| `{name}` |" not in text] == []
 
 

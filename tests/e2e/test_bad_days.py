@@ -404,7 +404,7 @@ def test_a_token_that_ends_during_a_watch(world: World, cluster: Cluster) -> Non
     ends, stays = (world.directory / name for name in ("ends", "stays"))
     ends_id, stays_id = (world.login_files(ALICE, path, lifetime=3600)[1] for path in (ends, stays))
     begun = time.monotonic()
-    world.run_client(ALICE, "status", check=True)
+    world.run_client(ALICE, "run", "--", "true", check=True)
     # Two clients and two kubectl begin before the tokens end: where they take longer, the tokens live longer.
     life = max(8, math.ceil(10 * (time.monotonic() - begun)))
     rewrite(ends_id, world.token(ALICE, CLUSTER_AUDIENCE, lifetime=life))
@@ -487,7 +487,7 @@ def test_a_session_that_lost_its_right_by_the_policy(world: World, cluster: Clus
             assert words in told.stderr
             assert "ask the relay's operator for access" in told.stderr
             assert wait_for_record(bob.process, "no session")["reason"].startswith(words)
-            assert world.run_client(BOB, "status").returncode == ExitCode.LOGIN
+            assert world.run_client(BOB, "run", "--", "true").returncode == ExitCode.LOGIN
             wait_for_record(world.relay, "join failed", after=mark)
             found = records(world.relay, "join failed", after=mark)
             assert {record["reason"] for record in found} == {"the policy does not allow it"}

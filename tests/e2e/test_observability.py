@@ -99,7 +99,7 @@ def test_counters_move_with_the_requests(ports: dict[str, int], kubectl: Kubectl
 
 def test_joins_are_counted_by_how_they_ended(ports: dict[str, int], world: World) -> None:
     before = metrics(ports["relay"])
-    assert world.run_client(MALLORY, "status").returncode == 3
+    assert world.run_client(MALLORY, "run", "--", "true").returncode == 3
     after = metrics(ports["relay"])
     name = 'arcbridge_relay_joins_total{result="forbidden"}'
     assert after[name] == before[name] + 1
@@ -168,8 +168,8 @@ def test_no_secret_is_anywhere(
     cluster.kubectl_for(KUBECTL_MINORS[0], robot.kubeconfig).run("get", "--raw", "/version")
     refused = world.issuer.mint(sub="alice", aud=CLUSTER_AUDIENCE, email=ALICE.email, foreign=True)
     (world.directory / "refused").write_text(refused)
-    world.run_client(ALICE, "status", "--access-token-file", str(world.directory / "refused"))
-    world.run_client(ALICE, "status", "--id-token-file", str(world.directory / "refused"))
+    world.run_client(ALICE, "--access-token-file", str(world.directory / "refused"), "run", "--", "true")
+    world.run_client(ALICE, "--id-token-file", str(world.directory / "refused"), "run", "--", "true")
     until(lambda: kubectl.run("get", "--raw", "/version", check=False).returncode == 0, "kubectl works", timeout=40)
     kubectl.run("create", "secret", "generic", "canary", "--from-literal=key=canary-in-a-secret")
     kubectl.run("get", "secret", "canary", "-o", "yaml")
