@@ -178,12 +178,6 @@ class TestRefusals:
         assert caught.value.retry_after == retry
         assert far.auths == []
 
-    async def test_no_relay(self, far: FarSide, tmp_path: Path) -> None:
-        session = make(far, tmp_path)
-        await far.stop_listening()
-        with pytest.raises(Unreachable):
-            await session.connect_once()
-
     async def test_a_relay_of_another_ca(self, far: FarSide, tmp_path: Path) -> None:
         session = make(far, tmp_path)
         (tmp_path / "relay-ca.pem").write_text(OTHER_CA.certificate_pem)
@@ -217,15 +211,6 @@ class TestRefusals:
 
 
 class TestComingBack:
-    async def test_after_a_lost_connection(self, far: FarSide, tmp_path: Path) -> None:
-        async with running(make(far, tmp_path)) as session:
-            await session.ready()
-            far.sessions[0].abort()
-            async with asyncio.timeout(10):
-                await until(lambda: session.current is None or len(far.sessions) != 1)
-                assert await echo(session) == b"hello"
-        assert len(far.requests) == 2
-
     async def test_a_drain_moves_new_streams_and_keeps_old_ones(self, far: FarSide, tmp_path: Path) -> None:
         async with running(make(far, tmp_path)) as session:
             old = StreamIO()
