@@ -13,7 +13,8 @@ from types import SimpleNamespace
 import pytest
 
 from arcbridge.agent.backlog_relief import BacklogRelief
-from arcbridge.agent.kube.authorize import StreamContext, token_digest
+from arcbridge.agent.kube.attempt import Attempt
+from arcbridge.agent.kube.caller import StreamContext, token_digest
 from arcbridge.agent.kube.server import KubeProtocol
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.errors import RemoteProtocolError, StreamReset
@@ -355,7 +356,7 @@ async def test_l34_answers_of_the_agents_own_do_not_pile_up(
     def refuse(*_: object) -> None:
         raise RequestRefusal(403, "no" * 500)
 
-    monkeypatch.setattr(bench.proxy.authorizer, "authorize", refuse)
+    monkeypatch.setattr(Attempt, "plan", refuse)
     request = "\r\n".join([f"GET {PATH} HTTP/1.1", "Host: k", *headers, "", ""]).encode()
     wire = bench.stream()
     assert wire.io.transport is not None
