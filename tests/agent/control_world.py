@@ -16,9 +16,10 @@ from arcbridge.net.address import parse_address
 from arcbridge.net.backoff import Backoff
 from arcbridge.pki.authority import Authority
 from arcbridge.pki.credentials import DirectoryStore
+from tests.support.clock import Clock
 
 from .fake_relay import FakeRelay
-from .pair import Clock, FakeAuthenticator, make_sessions
+from .pair import FakeAuthenticator, make_sessions
 
 
 @dataclass
@@ -70,8 +71,7 @@ async def agent_of(
         await keeper.start()
         for number in down:
             await made[number].stop()
-        judge = FakeAuthenticator()
-        judge.add("t", "alice")
+        judge = FakeAuthenticator(t="alice")
         sessions, _ = make_sessions(judge, Clock())
         choice = RelayChoice(addresses, wanted, draw=lambda: 0.0, make_backoff=lambda: Backoff(first=0.05, cap=0.2))
         control = ControlConnections(

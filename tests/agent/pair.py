@@ -24,6 +24,7 @@ from arcbridge.wire.frames import HEADER_SIZE, VERSION, FrameType, frame, unpack
 from arcbridge.wire.limits import DEFAULT
 from arcbridge.wire.records import Auth, AuthOk, Goaway, Hello
 from arcbridge.wire.session import Kind, Side
+from tests.support.clock import Clock
 
 CA = Authority.create("test")
 LEAF = CA.issue_server(["one.cluster.arcbridge"])
@@ -31,21 +32,16 @@ SERVER, CLIENT = inner_server_context(LEAF.certificate_pem, LEAF.key_pem), inner
 PEER = Peer(SERVER.spki, CA.pin)
 
 
-class Clock:
-    def __init__(self, now: float = 1000.0) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
-
-
 class FakeAuthenticator:
     """An authenticator that accepts the tokens it was given; `hold` makes it wait."""
 
-    def __init__(self) -> None:
+    def __init__(self, **tokens: str) -> None:
+        """`tokens`: the user of each."""
         self.known: dict[str, Authenticated | ArcbridgeError] = {}
         self.hold: asyncio.Event | None = None
         self.asked: list[str] = []
+        for token, name in tokens.items():
+            self.add(token, name)
 
     def add(
         self,

@@ -19,10 +19,11 @@ from arcbridge.mux import splice
 from arcbridge.mux.session import MuxSession
 from arcbridge.settings.config import AgentLimitsConfig, LimitsOverrideConfig
 from arcbridge.wire.sender import Sender
+from tests.support.clock import Clock
 
 from .kube.bench import ALICE, PODS, Bench, Member, running
 from .kube.test_upgrade import EXEC, SPDY, SWITCH_SPDY, echo
-from .pair import Clock, FakeAuthenticator, joined, make_sessions
+from .pair import FakeAuthenticator, joined, make_sessions
 
 BURNT = 0.03
 """Seconds of CPU time that a spoilt function takes."""
@@ -99,8 +100,7 @@ async def test_what_runs_once_a_record_is_written_is_charged(tmp_path: Path, mon
 
 async def test_a_token_is_charged_to_the_relay_until_its_user_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/threats.md#L47. Sessions of a relay whose tokens take too much wait, and those of others do not."""
-    authenticator = FakeAuthenticator()
-    authenticator.add("t", "alice")
+    authenticator = FakeAuthenticator(t="alice")
     sessions, _ = make_sessions(authenticator, Clock())
     relays = sessions.accounts.relays
     calls = spoil(monkeypatch, FakeAuthenticator, "authenticate")

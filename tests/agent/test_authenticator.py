@@ -17,7 +17,8 @@ from arcbridge.identity.proof import Peer, ProofChecker, ProofKey, ProofPolicy
 from arcbridge.identity.verifier import LEEWAY, TokenVerifier
 from arcbridge.settings.config import KubernetesConfig
 from arcbridge.wire.records import Auth
-from tests.identity.issuer import CONFIG, Clock, Issuer, claims, token
+from tests.identity.issuer import CONFIG, Issuer, claims, token
+from tests.support.clock import Clock
 from tests.support.fake_apiserver import FakeApiServer, impersonation_of, reply
 
 NOW = 1000.0

@@ -89,11 +89,6 @@ async def test_it_says_who_it_is(world: World) -> None:
     assert world.relay.statuses[0].ready
 
 
-async def test_it_comes_back(world: World) -> None:
-    link_of(world).abort()
-    await world.until(lambda: len(world.relay.links) == 2, "another connection")
-
-
 async def test_while_sessions_wait_it_comes_back_sooner(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Sessions, "streams_wait", True)
     monkeypatch.setattr(module, "RETRY_DELAY_LIMIT", 0.1)
@@ -157,25 +152,6 @@ async def test_a_load_balancers_other_relay_replaces_the_leaving_one(world: Worl
 # -- a list of relays -----------------------------------------------------------------------------------------
 
 
-async def test_as_many_as_are_wanted(three: World) -> None:
-    await three.until(lambda: three.connected == [0, 1], "connected to as many")
-    await asyncio.sleep(0.5)  # time enough to dial the third, if anything would
-    assert (three.control.up, three.control.wanted) == (2, 2)
-    assert three.relays[2].links == []
-
-
-async def test_a_number_above_the_list_means_all(tmp_path: Path) -> None:
-    async with agent_of(tmp_path, relays=3, wanted=10) as world:
-        await world.until(lambda: world.connected == [0, 1, 2], "connected to all")
-        assert world.control.wanted == 3
-
-
-async def test_fail_over(three: World) -> None:
-    await three.relays[0].stop()
-    await three.until(lambda: three.connected == [1, 2], "the third stands in")
-    assert three.control.unready() is None
-
-
 async def test_one_that_was_down_at_the_start(tmp_path: Path) -> None:
     async with agent_of(tmp_path, relays=3, down=(1,)) as world:
         await world.until(lambda: world.connected == [0, 2], "the third stands in")
@@ -212,7 +188,7 @@ async def test_a_relay_is_not_left_while_a_dial_is_under_way(three: World, monke
     await three.until(lambda: len(three.control.dials) == 1, "a dial")
     three.relays[0].start()
     await three.until(lambda: three.connected == [0, 1, 2], "the first is back")
-    await asyncio.sleep(0.4)
+    await asyncio.sleep(0.4)  # time enough to leave the third, if a dial did not keep it
     assert three.connected == [0, 1, 2]
     release.set()
     await three.until(lambda: three.connected == [0, 1], "the third was left")
@@ -227,7 +203,7 @@ async def test_a_relay_that_goes_away_is_replaced_first_and_its_sessions_move(th
     async with asyncio.timeout(30):
         await leaving.wait_ended()
     assert three.connected == [1, 2]
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(0.5)  # time enough to come back, if its hint were not obeyed
     assert len(three.relays[0].links) == 1, "its hint is obeyed"
 
 

@@ -11,7 +11,7 @@ import pytest
 from arcbridge.agent.doctor import diagnose
 from arcbridge.agent.settings import check
 from arcbridge.checks.diagnosis import Finding, State
-from arcbridge.settings.config import AgentConfig, AgentStateConfig, AuditConfig, GraphConfig, KubernetesConfig
+from arcbridge.settings.config import AgentConfig, AgentStateConfig, AuditConfig, KubernetesConfig
 from arcbridge.settings.problems import Place
 from tests.identity.issuer import CONFIG, URL
 from tests.support.fake_apiserver import FakeApiServer
@@ -64,25 +64,6 @@ async def test_all_settings_that_a_start_would_refuse_are_named_with_their_place
     found = await diagnose(wrong, lambda setting: Place("agent.toml", len(setting)))
     assert [(one.hop, one.state, one.code) for one in found] == [("settings", State.FAILED, "config")] * 3
     assert found[0].detail.startswith("agent.toml, line 6: relays: required but not set")
-
-
-async def test_another_port_of_the_api_server(config: AgentConfig) -> None:
-    kubernetes = dataclasses.replace(config.kubernetes, server="https://127.0.0.1:1")
-    assert "api_unreachable" in bad(await diagnose(dataclasses.replace(config, kubernetes=kubernetes)))
-
-
-async def test_a_directory_that_cannot_be_asked(config: AgentConfig, tmp_path: Path) -> None:
-    (tmp_path / "authentication.yaml").write_text(CONFIG.replace(URL, "https://127.0.0.1:1"))
-    graph = GraphConfig(
-        ("https://127.0.0.1:1",),
-        "11111111-1111-1111-1111-111111111111",
-        "reader",
-        client_secret_file=tmp_path / "missing",
-    )
-    settings = dataclasses.replace(config, authentication=tmp_path / "authentication.yaml", graph={"example": graph})
-    found = {one.code: one for one in await diagnose(settings)}
-    assert found["issuer_unreachable"].state is found["graph_credential"].state is State.FAILED
-    assert "graph.example.client_secret_file: " in found["graph_credential"].detail
 
 
 async def test_an_authentication_file_that_a_start_refuses_is_told_in_the_words_of_the_check(

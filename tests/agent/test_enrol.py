@@ -21,6 +21,7 @@ from arcbridge.pki.authority import Authority
 from arcbridge.pki.credentials import DirectoryStore
 from arcbridge.pki.enrolment import make_csr, make_key
 from arcbridge.pki.pins import pin_of
+from tests.support.eventually import until
 
 from .fake_relay import FakeRelay
 
@@ -87,8 +88,7 @@ async def test_e2_an_answer_that_was_lost_costs_nothing(relay: FakeRelay, tmp_pa
     relay.answers["/v1/enrol"] = (503, {"error": {"message": "busy"}})
     first = keeper(relay, tmp_path)
     starting = asyncio.ensure_future(first.start())
-    while not relay.calls:
-        await asyncio.sleep(0.01)
+    await until(lambda: relay.calls)
     starting.cancel()
     await asyncio.gather(starting, return_exceptions=True)
     relay.redeemed["id.secret"] = relay_key(relay)

@@ -32,6 +32,7 @@ from arcbridge.settings.config import (
     TargetConfig,
 )
 from tests.identity.issuer import CONFIG
+from tests.support.eventually import until
 from tests.support.fake_apiserver import FakeApiServer
 from tests.support.world import fixed_port
 
@@ -214,9 +215,7 @@ async def test_the_audit_log_is_opened_anew_and_its_chain_goes_on(agent: Running
     file, moved = tmp_path / "audit.jsonl", tmp_path / "audit.jsonl.1"
     file.rename(moved)
     await agent.reload("ok")
-    async with asyncio.timeout(30):
-        while not file.exists() or not file.stat().st_size:
-            await asyncio.sleep(0.01)
+    await until(lambda: file.exists() and file.stat().st_size)
     assert b'"event":"chain-end","cause":"rotated"' in moved.read_bytes()
     (begun,) = [json.loads(line) for line in file.read_bytes().splitlines()]
     assert (begun["event"], begun["cause"]) == ("chain", "rotated")

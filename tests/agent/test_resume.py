@@ -12,15 +12,9 @@ from arcbridge.agent.resume import ENDED_MEMORY, GONE, MAX_ENDED, MAX_SUBJECTS, 
 from arcbridge.errors import ConnectionLost, SessionEnded
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import Hello
+from tests.support.clock import Clock
 
 ID, SECRET = b"i" * 16, b"s" * 16
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @dataclass

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from arcbridge.agent.service import credential_store, enroll, own_namespace, serve, session_limits
 from arcbridge.errors import ConfigError
@@ -75,8 +76,9 @@ async def test_stopped_while_no_relay_answers(tmp_path: Path) -> None:
             audit=AuditConfig(file=""),
         )
         stopping = asyncio.Event()
-        running = asyncio.ensure_future(serve(config, lambda: pytest.fail("not ready"), stopping, asyncio.Event()))
-        await asyncio.sleep(0.2)
+        with structlog.testing.capture_logs() as lines:
+            running = asyncio.ensure_future(serve(config, lambda: pytest.fail("not ready"), stopping, asyncio.Event()))
+            await until(lambda: any(line["event"] == "enrolment waits" for line in lines))
         stopping.set()
         await asyncio.wait_for(running, 5)
 

@@ -15,6 +15,7 @@ from arcbridge.errors import ArcbridgeError, ConnectionLost, PermissionRefused, 
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.records import Auth
 from tests.agent.sessions_world import end_of
+from tests.support.eventually import until
 from tests.support.stream_io import StreamIO
 
 from .pair import (
@@ -44,16 +45,14 @@ async def test_accepted_and_served_as_the_caller() -> None:
 
 
 async def test_nothing_is_served_before_auth_is_accepted() -> None:
-    judge = FakeAuthenticator()
-    judge.add("t", "alice")
+    judge = FakeAuthenticator(t="alice")
     judge.hold = asyncio.Event()
     sessions, proxy = make_sessions(judge, Clock())
     async with joined(sessions) as (client, _):
         io = StreamIO()
         client.open("kubernetes", io)
         await io.write(b"hello")
-        while not judge.asked:
-            await asyncio.sleep(0.005)
+        await until(lambda: judge.asked)
         await asyncio.sleep(0.05)
         assert proxy.callers == []
         judge.hold.set()
@@ -134,9 +133,7 @@ async def test_a_renewal_leaves_no_gap_and_its_groups_count(monkeypatch: pytest.
 
 
 async def test_a_renewal_by_another_subject_ends_the_session() -> None:
-    judge = FakeAuthenticator()
-    judge.add("t", "alice")
-    judge.add("t2", "mallory")
+    judge = FakeAuthenticator(t="alice", t2="mallory")
     sessions, _ = make_sessions(judge, Clock())
     async with joined(sessions) as (client, _):
         await client.wait_established()
@@ -147,8 +144,7 @@ async def test_a_renewal_by_another_subject_ends_the_session() -> None:
 
 
 async def test_a_renewal_in_another_mode_ends_the_session() -> None:
-    judge = FakeAuthenticator()
-    judge.add("t", "alice")
+    judge = FakeAuthenticator(t="alice")
     judge.add("t2", "alice", token_mode=True)
     sessions, _ = make_sessions(judge, Clock())
     async with joined(sessions) as (client, _):
@@ -158,22 +154,19 @@ async def test_a_renewal_in_another_mode_ends_the_session() -> None:
 
 
 async def test_a_renewal_that_cannot_be_judged_now_changes_nothing() -> None:
-    judge = FakeAuthenticator()
-    judge.add("t", "alice")
+    judge = FakeAuthenticator(t="alice")
     judge.known["t2"] = Unreachable("issuer down")
     sessions, _ = make_sessions(judge, Clock())
     async with joined(sessions) as (client, _):
         await client.wait_established()
         client.authenticate(Auth(kind="oidc", token="t2"))
-        while len(judge.asked) < 2:
-            await asyncio.sleep(0.005)
+        await until(lambda: len(judge.asked) >= 2)
         await asyncio.sleep(0.02)
         assert not client.closed
 
 
 async def test_unknown_targets() -> None:
-    judge = FakeAuthenticator()
-    judge.add("t", "alice")
+    judge = FakeAuthenticator(t="alice")
     sessions, _ = make_sessions(judge, Clock())
     async with joined(sessions) as (client, _):
         await client.wait_established()
@@ -186,8 +179,7 @@ async def test_unknown_targets() -> None:
 
 
 async def test_drain_lets_streams_finish() -> None:
-    judge = FakeAuthenticator()
-    judge.add("t", "alice")
+    judge = FakeAuthenticator(t="alice")
     sessions, _ = make_sessions(judge, Clock())
     async with joined(sessions) as (client, _):
         await client.wait_established()
@@ -236,9 +228,7 @@ async def test_j32_connections_that_one_relay_joined_keep_no_other_relay_s_users
     async with joined(sessions, "t", via="honest:443") as (client, handler):
         with pytest.raises(ConnectionLost):
             await asyncio.wait_for(silent[0], 5)
-        async with asyncio.timeout(5):
-            while not handler.accepted:
-                await asyncio.sleep(0.005)
+        await until(lambda: handler.accepted)
         assert not client.closed
         assert not silent[1].done()
         for ours, _ in pairs:
@@ -265,9 +255,7 @@ async def test_connections_without_a_login_give_way(monkeypatch: pytest.MonkeyPa
         async with joined(sessions, "t") as (client, handler):
             with pytest.raises(ConnectionLost):
                 await asyncio.wait_for(silent, 5)
-            async with asyncio.timeout(5):
-                while not handler.accepted:
-                    await asyncio.sleep(0.005)
+            await until(lambda: handler.accepted)
             assert not stalled.closed
             assert not client.closed
             monotonic.now += module.STALLED

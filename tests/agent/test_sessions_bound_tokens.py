@@ -32,6 +32,7 @@ from arcbridge.wire.records import Auth, Goaway
 from arcbridge.wire.session import Kind, Side
 from tests.agent.sessions_world import end_of, written
 from tests.identity import issuer as issuing
+from tests.support.eventually import until
 from tests.support.stream_io import StreamIO
 
 from .pair import (
@@ -202,9 +203,7 @@ async def test_t32_a_renewal_from_before_a_loss_changes_nothing(tmp_path: Path) 
             client.authenticate(Auth(token=bound_token(iat=1001)))
             await io.write(b"on")
             assert await io.read() == b"on"
-        async with asyncio.timeout(5):
-            while not sessions.authenticator.proofs.refused["missing"]:
-                await asyncio.sleep(0.005)
+        await until(lambda: sessions.authenticator.proofs.refused["missing"])
         assert not client.closed
         client.authenticate(Auth(token=bound_token(sub="bob")))
         assert await reason_of(client) == "missing"

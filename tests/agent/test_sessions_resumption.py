@@ -190,8 +190,7 @@ async def test_s3_two_at_once() -> None:
 
 @pytest.mark.parametrize("join_id", ["knock", "", "of another user"])
 async def test_b2_a_client_of_another_join_is_refused_before_its_token_is_looked_at(join_id: str) -> None:
-    judge = FakeAuthenticator()
-    judge.add("t", "alice")
+    judge = FakeAuthenticator(t="alice")
     sessions, _ = make_sessions(judge, Clock())
     hello = Hello(VERSION, VERSION, "resume", DEFAULT.stream_window, DEFAULT.max_streams, join_id=join_id)
     answer = await knock(sessions, hello)

@@ -30,6 +30,7 @@ from arcbridge.wire.limits import DEFAULT
 from arcbridge.wire.records import Auth, AuthOk, Goaway, Revoke
 from arcbridge.wire.session import State
 from tests.agent.sessions_world import end_of, holding, written
+from tests.support.eventually import until
 from tests.support.stream_io import StreamIO
 
 from .pair import (
@@ -139,14 +140,12 @@ async def test_v12_old_tokens_are_refused_and_new_ones_are_not() -> None:
 
 
 async def test_v12_a_user_revoked_while_the_token_is_judged_does_not_get_in() -> None:
-    judge = FakeAuthenticator()
-    judge.add("t", "alice")
+    judge = FakeAuthenticator(t="alice")
     judge.hold = asyncio.Event()
     sessions, proxy = make_sessions(judge, Clock())
     async with joined(sessions) as (client, _):
         client.open("kubernetes", StreamIO())
-        while not judge.asked:
-            await asyncio.sleep(0.005)
+        await until(lambda: judge.asked)
         sessions.revocations.hear("relay-1:443", NOW)
         await asyncio.sleep(0.02)
         judge.hold.set()
@@ -379,8 +378,7 @@ async def test_a18_only_a_token_of_the_same_user_is_taken() -> None:
     sessions, proxy = make_sessions(judge, Clock())
     async with joined(sessions) as (client, handler):
         client.open("kubernetes", StreamIO())
-        while not proxy.callers:
-            await asyncio.sleep(0.005)
+        await until(lambda: proxy.callers)
         caller = proxy.callers[0]
         assert token_digest(b"t") in caller.tokens
         assert caller.review_token is not None
@@ -407,8 +405,7 @@ async def test_t30_a_request_s_token_without_proof_is_recorded_with_its_owner(tm
     sessions, proxy = make_sessions(judge, Clock(), audit=audit)
     async with joined(sessions) as (client, _):
         client.open("kubernetes", StreamIO())
-        while not proxy.callers:
-            await asyncio.sleep(0.005)
+        await until(lambda: proxy.callers)
         review = proxy.callers[0].review_token
         assert review is not None
         with pytest.raises(RequestRefusal) as caught:

@@ -14,11 +14,12 @@ from arcbridge.settings.config import TargetConfig
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.limits import DEFAULT
 from arcbridge.wire.records import Auth
+from tests.support.clock import Clock
 from tests.support.eventually import until
 from tests.support.stream_io import StreamIO
 
 from .kube.bench import RecordedAudit
-from .pair import Clock, FakeAuthenticator, joined, make_sessions
+from .pair import FakeAuthenticator, joined, make_sessions
 
 
 @pytest.fixture
@@ -53,8 +54,7 @@ def test_bad_settings_are_named(name: str, config: TargetConfig, message: str) -
 async def test_what_a_user_may_open_is_said_where_there_is_room() -> None:
     lists = TargetConfig("a:1", users=("alice",)), TargetConfig("a:1", users=("bob",))
     targets = TcpTargets(read_targets({"z": lists[0], "db": lists[1], "a": lists[0]}), RecordedAudit())
-    judge = FakeAuthenticator()
-    judge.add("t", "alice")
+    judge = FakeAuthenticator(t="alice")
     sessions, _ = make_sessions(judge, Clock(), targets)
     async with joined(sessions, alone=False) as (client, handler):
         await client.wait_established()
@@ -99,8 +99,7 @@ async def test_only_users_and_groups_of_the_list_connect(echo: str) -> None:
 async def test_a_target_that_is_down() -> None:
     audit = RecordedAudit()
     targets = TcpTargets(read_targets({"db": TargetConfig("127.0.0.1:1", users=("alice",))}), audit)
-    judge = FakeAuthenticator()
-    judge.add("t", "alice")
+    judge = FakeAuthenticator(t="alice")
     sessions, _ = make_sessions(judge, Clock(), targets)
     async with joined(sessions) as (client, _):
         io = StreamIO()
@@ -124,8 +123,7 @@ async def test_a_caller_who_leaves_while_it_is_dialled(monkeypatch: pytest.Monke
     monkeypatch.setattr("arcbridge.agent.targets.connect", hang)
     audit = RecordedAudit()
     targets = TcpTargets(read_targets({"db": TargetConfig("db.example.test:1", users=("alice",))}), audit)
-    judge = FakeAuthenticator()
-    judge.add("t", "alice")
+    judge = FakeAuthenticator(t="alice")
     sessions, _ = make_sessions(judge, Clock(), targets)
     async with joined(sessions) as (client, _):
         io = StreamIO()
@@ -150,8 +148,7 @@ async def test_a12_a_target_hears_nothing_before_the_record(echo: str) -> None:
         for number, io in enumerate((first, second, third), 1):
             client.open("tcp:ops", io)
             await io.write(b"early")
-            while len(waiting) < number:
-                await asyncio.sleep(0.005)
+            await until(lambda number=number: len(waiting) >= number)
         assert targets.opened == 0
         served = list(sessions._open)
         waiting[0]("")
@@ -161,8 +158,7 @@ async def test_a12_a_target_hears_nothing_before_the_record(echo: str) -> None:
             await second.read()
         assert caught.value.code == ResetCode.INTERNAL
         third.transport.abort()
-        while served[0].streams > 1:
-            await asyncio.sleep(0.005)
+        await until(lambda: served[0].streams <= 1)
         waiting[2]("")
         assert targets.opened == 1
         refused, cut = await audit.wait(2)
@@ -202,8 +198,7 @@ async def test_l33_of_many_refused_targets_some_leave_a_record_and_the_rest_are_
     """OPENs of targets that do not exist filled the audit log: each costs its stream's share of churn, and no line."""
     audit = RecordedAudit()
     targets = TcpTargets({}, audit)
-    judge = FakeAuthenticator()
-    judge.add("t", "alice")
+    judge = FakeAuthenticator(t="alice")
     sessions, _ = make_sessions(judge, Clock(), targets, audit=audit)
     async with joined(sessions) as (client, _):
         await client.wait_established()
@@ -225,8 +220,7 @@ async def test_l33_of_many_refused_targets_some_leave_a_record_and_the_rest_are_
 async def test_m7_opens_of_unknown_targets_end_the_session() -> None:
     audit = RecordedAudit()
     targets = TcpTargets({}, audit)
-    judge = FakeAuthenticator()
-    judge.add("t", "alice")
+    judge = FakeAuthenticator(t="alice")
     sessions, _ = make_sessions(judge, Clock(), targets)
     async with joined(sessions) as (client, _):
         await client.wait_established()
@@ -252,8 +246,7 @@ async def test_m7_opens_of_unknown_targets_end_the_session() -> None:
 async def test_m7_connecting_to_a_target_for_nothing_counts(echo: str) -> None:
     audit = RecordedAudit()
     targets = TcpTargets(read_targets({"db": TargetConfig(echo, users=("alice",))}), audit)
-    judge = FakeAuthenticator()
-    judge.add("t", "alice")
+    judge = FakeAuthenticator(t="alice")
     sessions, _ = make_sessions(judge, Clock(), targets)
     async with joined(sessions) as (client, _):
         await client.wait_established()
@@ -304,8 +297,7 @@ async def test_v20_a_connection_ends_when_its_right_is_lost_and_no_other(echo: s
             for io in running.values():
                 await echoes(io)
             client.authenticate(Auth(kind="oidc", token=token))
-            while len(handler.accepted) < count:
-                await asyncio.sleep(0.001)
+            await until(lambda count=count: len(handler.accepted) >= count)
         await end("ops")
         elsewhere = TargetConfig("127.0.0.1:1", users=("alice",))
         targets.replace(read_targets({"ops": ops, "other": other, "moved": elsewhere, "gone": other}))
@@ -334,8 +326,7 @@ async def test_v20_a_dial_under_way_ends_too(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("arcbridge.agent.targets.connect", hang)
     audit = RecordedAudit()
     targets = TcpTargets(read_targets({"db": TargetConfig("db.example.test:1", users=("alice",))}), audit)
-    judge = FakeAuthenticator()
-    judge.add("t", "alice")
+    judge = FakeAuthenticator(t="alice")
     sessions, _ = make_sessions(judge, Clock(), targets)
     async with joined(sessions) as (client, _), asyncio.timeout(10):
         io = StreamIO()
@@ -371,11 +362,9 @@ async def test_h27_a_target_that_does_not_answer_takes_no_dials_of_others(
     audit.begin = lambda record, recorded: waiting.append(recorded)  # type: ignore[method-assign]
     slow, db = (TargetConfig(address, users=("mallory", "bob")) for address in ("slow.example.test:1", "db.test:1"))
     targets = TcpTargets(read_targets({"slow": slow, "db": db}), audit)
-    judge = FakeAuthenticator()
-    judge.add("t", "mallory")
+    judge = FakeAuthenticator(t="mallory")
     sessions, _ = make_sessions(judge, Clock(), targets)
-    others = FakeAuthenticator()
-    others.add("t", "bob")
+    others = FakeAuthenticator(t="bob")
     more, _ = make_sessions(others, Clock(), targets)
     async with joined(sessions) as (mallory, _), joined(more) as (bob, _), asyncio.timeout(20):
         await mallory.wait_established()

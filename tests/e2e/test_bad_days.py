@@ -26,8 +26,9 @@ import yaml
 
 from arcbridge.errors import ExitCode
 from tests.support.cluster import KUBECTL_MINORS, Cluster, Kubectl
+from tests.support.fault_proxy import FaultProxy
 from tests.support.processes import ManagedProcess, Mark, run
-from tests.support.reports import Door, agent_again, metrics, records, rewrite, until, wait_for_record
+from tests.support.reports import agent_again, metrics, records, rewrite, until, wait_for_record
 from tests.support.world import (
     ALICE,
     BOB,
@@ -47,14 +48,15 @@ NAMESPACE = "bad-days"
 
 
 @pytest.fixture(scope="module")
-def door(api: ApiServer) -> Iterator[Door]:
+def door(api: ApiServer) -> Iterator[FaultProxy]:
     """What stands before the API server, so that it can go down and come back."""
-    with Door(api.url.removeprefix("https://")) as door:
+    host, _, port = api.url.removeprefix("https://").rpartition(":")
+    with FaultProxy((host, int(port)), listen=("127.0.0.1", fixed_port())) as door:
         yield door
 
 
 @pytest.fixture(scope="module")
-def world(api: ApiServer, door: Door, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(api: ApiServer, door: FaultProxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """An organisation of this module's own, since its parts are broken."""
     behind = ApiServer(f"https://127.0.0.1:{door.port}", api.ca_file, api.token_file)
     with World(behind, directory=tmp_path_factory.mktemp("bad-days")) as world:
@@ -306,10 +308,11 @@ def test_kubectl_without_the_certificate_is_told(alice: Client, cluster: Cluster
         assert f"error: You must be logged in to the server ({words}" in done.stderr
 
 
-def test_an_api_server_that_is_down(world: World, alice: Client, kubectl: Kubectl, door: Door) -> None:
+def test_an_api_server_that_is_down(world: World, alice: Client, kubectl: Kubectl, door: FaultProxy) -> None:
     assert works(kubectl)
     mark = world.agent.mark()
-    door.shut()
+    door.refuse()
+    door.cut()
     try:
         code, headers, status = Caller(alice).get("/api/v1/namespaces")
         assert (code, status["kind"], status["code"]) == (503, "Status", 503)
@@ -324,7 +327,7 @@ def test_an_api_server_that_is_down(world: World, alice: Client, kubectl: Kubect
         assert "arcbridge: the API server cannot be reached" in done.stderr
         assert "arcbridge: the API server cannot be reached" in shell.output("stderr")
     finally:
-        door.open()
+        door.accept_again()
     assert works(kubectl)
 
 
@@ -527,7 +530,7 @@ def relay_command(world: World, *arguments: str) -> None:
 
 @pytest.mark.parametrize("protocol", ["true", "false"], ids=["websocket", "spdy"])
 def test_ctrl_c_leaves_nothing_open(
-    world: World, cluster: Cluster, kubectl: Kubectl, door: Door, protocol: str
+    world: World, cluster: Cluster, kubectl: Kubectl, door: FaultProxy, protocol: str
 ) -> None:
     cluster.add_pod("left", NAMESPACE)
     assert works(kubectl)

@@ -225,7 +225,7 @@ class Run:
     def bad_tokens(self) -> list[Callable[[], object]]:
         """Tokens that are refused, and texts that are none."""
         texts = {
-            "foreign": self.token("token/foreign", RELAY_AUDIENCE, key="foreign"),
+            "foreign": self.token("token/foreign", RELAY_AUDIENCE, foreign=True),
             "expired": self.token("token/expired", RELAY_AUDIENCE, lifetime=-600),
             "audience": self.token("token/audience", "another-audience"),
             "garbage": self.secret("token/garbage"),
@@ -237,7 +237,7 @@ class Run:
             "unicode": self.secret("token/unicode") + "\N{SNOWMAN}",
         }
         for_cluster = {
-            "foreign": self.token("token/foreign-id", CLUSTER_AUDIENCE, key="foreign"),
+            "foreign": self.token("token/foreign-id", CLUSTER_AUDIENCE, foreign=True),
             "expired": self.token("token/expired-id", CLUSTER_AUDIENCE, lifetime=-600),
             "garbage": self.secret("token/garbage-id"),
             "bearer": self.secret("token/garbage-bearer"),

@@ -33,7 +33,7 @@ from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.net.fetch import HttpFetcher
 from tests.identity.cel.corpus import AUDIENCE, Configuration, Token, configurations, expressions, token_claims
 from tests.support.cluster import Cluster, Unavailable
-from tests.support.oidc_server import OidcServer
+from tests.support.issuer_server import ManyIssuers
 from tests.support.processes import require_or_skip
 from tests.support.world import ALICE, BOB, CLUSTER_AUDIENCE, ApiServer, Client, World
 
@@ -59,7 +59,7 @@ class Server:
     """A kube-apiserver, its configuration file, and the issuers that stand in it."""
 
     cluster: Cluster
-    issuers: OidcServer
+    issuers: ManyIssuers
     file: Path
     _connections: dict[str, http.client.HTTPSConnection] = field(default_factory=dict)
 
@@ -247,7 +247,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A kube-apiserver with all of the tables' configurations that it accepts."""
     directory = tmp_path_factory.mktemp("cel")
     file = directory / "authentication.json"
-    with OidcServer() as issuers:
+    with ManyIssuers() as issuers:
         made = Server.__new__(Server)
         made.issuers = issuers
         file.write_text(made.configuration(ENTRIES))

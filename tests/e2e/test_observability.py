@@ -166,7 +166,7 @@ def test_no_secret_is_anywhere(
     robot = world.start_client(ALICE, "--token-file", str(token_file), "--log-level", "debug")
     robot.process.wait_for_line("Press Ctrl")
     cluster.kubectl_for(KUBECTL_MINORS[0], robot.kubeconfig).run("get", "--raw", "/version")
-    refused = world.issuer.mint(sub="alice", aud=CLUSTER_AUDIENCE, email=ALICE.email, key="foreign")
+    refused = world.issuer.mint(sub="alice", aud=CLUSTER_AUDIENCE, email=ALICE.email, foreign=True)
     (world.directory / "refused").write_text(refused)
     world.run_client(ALICE, "--access-token-file", str(world.directory / "refused"), "run", "--", "true")
     world.run_client(ALICE, "--id-token-file", str(world.directory / "refused"), "run", "--", "true")

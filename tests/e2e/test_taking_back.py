@@ -20,11 +20,22 @@ from typing import Self
 import pytest
 
 from tests.support.cluster import KUBECTL_MINORS, Cluster, Kubectl
+from tests.support.fault_proxy import FaultProxy
 from tests.support.nats_server import NatsServer
 from tests.support.processes import ManagedProcess, run
-from tests.support.reports import Door, metrics, records, rewrite, until, wait_for_record
+from tests.support.reports import metrics, records, rewrite, until, wait_for_record
 from tests.support.targets import EchoServer
-from tests.support.world import ALICE, CLUSTER_AUDIENCE, RELAY_AUDIENCE, ApiServer, Client, User, World, arcbridge
+from tests.support.world import (
+    ALICE,
+    CLUSTER_AUDIENCE,
+    RELAY_AUDIENCE,
+    ApiServer,
+    Client,
+    User,
+    World,
+    arcbridge,
+    fixed_port,
+)
 
 NAMESPACE = "taking-back"
 CAROL = User("carol", ("contractors",))
@@ -330,7 +341,12 @@ def test_a_detached_session_is_not_resumed(place: Place, alice: Running) -> None
     world = place.world
     direct = world.client_routes
     with ExitStack() as stack:
-        doors = [stack.enter_context(Door(address)) for address in world.relay_listens]
+        doors = [
+            stack.enter_context(
+                FaultProxy(("127.0.0.1", int(address.rpartition(":")[2])), listen=("127.0.0.1", fixed_port()))
+            )
+            for address in world.relay_listens
+        ]
         world.client_routes = [f"127.0.0.1:{door.port}" for door in doors]
         try:
             carol = stack.enter_context(Running(place, CAROL))
@@ -343,16 +359,16 @@ def test_a_detached_session_is_not_resumed(place: Place, alice: Running) -> None
         def told(event: str) -> bool:
             return both <= {one["session"] for one in records(world.agent, event, after=mark)}
 
-        for door in doors:
+        for door in doors:  # all before one is cut: what is cut at the first would come in at the last
             door.refuse()
         for door in doors:
-            door.shut()
+            door.cut()
         until(lambda: told("session detached"), "both sessions are detached")
         place.deny(f'[[deny]]\nuser = "{CAROL.email}"\n')
         until(lambda: told("session ended"), "both sessions have ended")
         began = time.monotonic()
         for door in doors:
-            door.open()
+            door.accept_again()
         carol.ended(began, within=50)  # a client that was away for longer waits for longer between two tries
         lost = wait_for_record(carol.client.process, "session could not be resumed")
         assert "ask the cluster's operator for access" in lost["reason"]

@@ -112,13 +112,3 @@ class Issuer:
     @property
     def key_fetches(self) -> int:
         return self.urls.count(self.jwks_uri)
-
-
-class Clock:
-    """A clock that a test moves."""
-
-    def __init__(self, now: float = 1000.0) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now

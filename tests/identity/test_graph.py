@@ -27,10 +27,9 @@ from arcbridge.identity.lookups import AT_ONCE, KEEP_FAILURE, Lookups
 from arcbridge.identity.refusal import GroupsUnavailable, TokenRefused
 from arcbridge.net.fetch import MAX_DOCUMENT, HttpFetcher
 from arcbridge.settings.config import GraphConfig
+from tests.support.clock import Clock
 from tests.support.entra import READER, TENANT, Certificate, Entra, Federated, GraphState
 from tests.support.issuer import Issuer
-
-from .issuer import Clock
 
 GROUPS = tuple(str(uuid.UUID(int=n)) for n in range(1, 301))
 CERTIFICATE = Certificate.make("arcbridge")
@@ -256,24 +255,6 @@ async def test_what_the_application_lacks_is_said_to_the_operator_and_not_to_the
     assert said.startswith("graph.example: the token endpoint for Microsoft Graph does not answer (127.0.0.1: ")
 
 
-async def test_its_own_token_is_renewed_before_its_end_and_when_it_is_refused(
-    entra: Entra, fetcher: HttpFetcher
-) -> None:
-    users = [entra.hire(f"u{n}@example.org", groups=GROUPS) for n in range(4)]
-    clock = Clock()
-    directory = Directory("example", settings(entra), fetcher.ask, monotonic=clock)
-    for one in users[:2]:
-        await directory.groups(claims_of(one.object_id))
-    assert entra.graph.tokens == {"secret": 1}
-    entra.graph.revoked = True
-    assert await directory.groups(claims_of(users[2].object_id)) == GROUPS
-    assert entra.graph.tokens == {"secret": 2}
-    clock.now += 4200 - 300
-    assert await directory.groups(claims_of(users[3].object_id)) == GROUPS
-    assert await directory.look() is None
-    assert entra.graph.tokens == {"secret": 3}
-
-
 async def test_t56_users_do_not_show_a_refused_credential_again_and_it_recovers(
     entra: Entra, fetcher: HttpFetcher
 ) -> None:
@@ -402,9 +383,3 @@ async def test_a_ca_that_is_none(entra: Entra, fetcher: HttpFetcher, tmp_path: P
     for file in (tmp_path / "missing", entra.directory / "secret"):
         with pytest.raises(ConfigError, match=r"graph\.example\.ca_file: "):
             Directory("example", settings(entra, ca_file=file), fetcher.ask)
-
-
-async def test_the_defaults_are_microsoft_s(entra: Entra, fetcher: HttpFetcher) -> None:
-    directory = Directory("example", settings(entra, url=GraphConfig().url, token_endpoint=""), fetcher.ask)
-    assert directory._url == "https://graph.microsoft.com"
-    assert directory._token_endpoint == f"https://login.microsoftonline.com/{TENANT}/oauth2/v2.0/token"

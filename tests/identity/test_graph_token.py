@@ -17,8 +17,7 @@ from arcbridge.identity import graph_token
 from arcbridge.identity.graph_token import DEFAULT_LIFE, FIRST_DELAY, MARGIN, MOST_ASKED_FOR, MOST_SPREAD, GraphToken
 from arcbridge.identity.refusal import GroupsUnavailable
 from arcbridge.settings.config import GraphConfig
-
-from .issuer import Clock
+from tests.support.clock import Clock
 
 
 @dataclass

@@ -19,9 +19,10 @@ from arcbridge.identity.refusal import GroupsUnavailable, TokenRefused
 from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.net.fetch import HttpFetcher
 from arcbridge.settings.config import GraphConfig
+from tests.support.clock import Clock
 from tests.support.entra import CLUSTER, READER, RELAY, TENANT, Entra, GraphState
 
-from .issuer import CONFIG, EC, RSA_OTHER, URL, Clock, Issuer, claims, raw_token, token
+from .issuer import CONFIG, EC, RSA_OTHER, URL, Issuer, claims, raw_token, token
 
 ENDPOINT = "https://issuer.example/claims?user=alice"
 POINTER = {

@@ -12,8 +12,9 @@ from arcbridge.errors import Unreachable
 from arcbridge.identity.authentication import parse
 from arcbridge.identity.keys import LAST_GOOD, UNKNOWN_KEY_INTERVAL, KeySet, parse_keys
 from arcbridge.identity.refusal import IssuerUnavailable
+from tests.support.clock import Clock
 
-from .issuer import CONFIG, EC, ED, RSA, RSA_OTHER, Clock, Issuer, jwk
+from .issuer import CONFIG, EC, ED, RSA, RSA_OTHER, Issuer, jwk
 
 
 def key_set(issuer: Issuer, clock: Clock) -> KeySet:

@@ -9,8 +9,7 @@ import pytest
 from arcbridge.identity import lookups
 from arcbridge.identity.lookups import AT_ONCE, ENTRIES, KEEP_FAILURE, WAITING, Lookups
 from arcbridge.identity.refusal import GroupsUnavailable, TokenRefused
-
-from .issuer import Clock
+from tests.support.clock import Clock
 
 
 class Place:

@@ -10,8 +10,7 @@ import pytest
 from arcbridge.errors import ConfigError
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.policy import Policy, PolicyFile
-
-from .issuer import Clock
+from tests.support.clock import Clock
 
 TEXT = """
 [[allow]]

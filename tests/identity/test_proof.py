@@ -139,12 +139,6 @@ def test_a_proof_is_of_one_token_one_peer_one_cluster_and_one_time(changed: dict
     assert rule(PROOF, **changed) == expected
 
 
-def test_a_proof_for_a_relay_is_none_for_an_agent() -> None:
-    for_relay = KEY.sign_proof(TOKEN, SPKI, "", NOW)
-    assert checked(for_relay, pin="") == KEY.thumbprint
-    assert rule(for_relay) == "proof.peer"
-
-
 def without(table: dict[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in table.items() if key != name}
 

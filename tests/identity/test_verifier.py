@@ -26,8 +26,9 @@ from arcbridge.identity.verifier import (
     TokenVerifier,
 )
 from arcbridge.settings.config import AgentConfig, RelayConfig
+from tests.support.clock import Clock
 
-from .issuer import CONFIG, EC, ED, RSA, RSA_OTHER, URL, Clock, Issuer, b64, claims, jwk, raw_token, token
+from .issuer import CONFIG, EC, ED, RSA, RSA_OTHER, URL, Issuer, b64, claims, jwk, raw_token, token
 
 
 def verifier(

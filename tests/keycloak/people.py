@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import http.cookiejar
 import json
-import os
-import re
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,15 +18,14 @@ from typing import Any
 
 from arcbridge.identity.proof import ProofKey
 from tests.support.keycloak import Keycloak, Realm
-from tests.support.processes import ManagedProcess, run
-from tests.support.world import Client, World, arcbridge, login_ports
+from tests.support.machine import Machine, make_home, write_settings
+from tests.support.processes import run
+from tests.support.world import World
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "config" / "examples" / "keycloak"
 PASSWORD = "a password of the tests"
 BRIEF = 20
 """Seconds that a token of the client `arcbridge-brief` lives; it is renewed after half of them."""
-NO_RELAY = "https://relay.example.org:443"
-NO_PIN = "sha256:" + 64 * "0"
 NO_ISSUER = "https://login.example.org/realms/example"
 
 
@@ -126,14 +122,10 @@ class KeycloakWorld(World):
 
 
 @dataclass
-class Person:
-    """A person at a machine of their own: a home, and a settings file made from an example."""
+class Person(Machine):
+    """A person at a machine of their own."""
 
-    world: KeycloakWorld
-    realm: Realm
-    name: str
-    directory: Path
-    settings: Path
+    realm: Realm = field(kw_only=True)
 
     @classmethod
     def at_work(
@@ -146,43 +138,16 @@ class Person:
         change: Mapping[str, str] | None = None,
     ) -> Person:
         """`change`: texts of the example, each a part of it, and what takes their places."""
-        directory = world.directory / "people" / name
-        directory.mkdir(parents=True)
-        text = (EXAMPLES / settings).read_text()
-        for placeholder, value in (
-            (NO_RELAY, world.relay_url),
-            (f'relay_ca_pin = "{NO_PIN}"', f'relay_ca_pin = "{world.relay_pin}"'),
-            (NO_ISSUER, realm.url),
-            *(change or {}).items(),
-        ):
-            assert placeholder in text
-            text = text.replace(placeholder, value)
-        text = re.sub(r"^cluster(_ca_pin)? = .*\n", "", text, flags=re.MULTILINE)
-        text = f'cluster = "{world.cluster}"\ntrust_first_use = true\n{text}'
-        text += f'ca_file = "{realm.keycloak.ca_file}"\n'
-        path = directory / settings
-        path.write_text(text)
-        return cls(world, realm, name, directory, path)
+        directory = make_home(world, name)
+        tail = f'ca_file = "{realm.keycloak.ca_file}"\n'
+        changes = {NO_ISSUER: realm.url, **(change or {})}
+        path = write_settings(world, directory, EXAMPLES / settings, changes, tail)
+        return cls(world, name, directory, path, realm=realm)
 
     @classmethod
     def without_settings(cls, world: KeycloakWorld, realm: Realm, name: str) -> Person:
         """A person who knows the relay's address and has no settings file."""
-        directory = world.directory / "people" / name
-        directory.mkdir(parents=True)
-        return cls(world, realm, name, directory, Path("/dev/null"))
-
-    @property
-    def env(self) -> dict[str, str]:
-        # A browser that says where it was sent, and leaves the rest to `Browser`.
-        return self.world.client_env(self.directory, {"BROWSER": "echo opened %s", "DISPLAY": ":none"})
-
-    def command(self, *arguments: str) -> list[str]:
-        return arcbridge("--role", "client", "--config", str(self.settings), *arguments)
-
-    def run(self, *arguments: str, check: bool = True) -> tuple[int, str]:
-        """Run a command to its end: status, and what the user sees."""
-        done = run(self.command(*arguments), env={**os.environ, **self.env}, check=check, timeout=60)
-        return done.returncode, done.stdout.decode() + done.stderr.decode()
+        return cls(world, name, make_home(world, name), Path("/dev/null"), realm=realm)
 
     def execute(self, *command: str) -> str:
         """Run another program in this home; return its output."""
@@ -192,23 +157,6 @@ class Person:
     def browser(self) -> Browser:
         """The person's browser, with its cookies."""
         return Browser(self.realm.keycloak)
-
-    def begin(self, *arguments: str) -> ManagedProcess:
-        """Start a command that goes on."""
-        name = f"{self.name}-{len(self.world.processes)}"
-        process = ManagedProcess(
-            self.command(*arguments), log_dir=self.world.logs, name=name, env=self.env, cwd=self.directory
-        )
-        self.world.processes.append(process)
-        return process
-
-    @contextlib.contextmanager
-    def logging_in(self) -> Iterator[tuple[ManagedProcess, str]]:
-        """A login by browser: the command, which has ended well behind the block, and the page that it has opened."""
-        with login_ports():
-            process = self.begin("login", "--grant-type", "authcode")
-            yield process, str(process.wait_for_line(r"^opened (https://\S+)", timeout=30)[1])
-            assert process.wait(30) == 0, process.tail()
 
     def log_in(self) -> str:
         """Log in by browser, with forms over HTTP; return what the command said at its end."""
@@ -252,15 +200,6 @@ class Person:
         status, text, _ = self.realm.keycloak.open("POST", self.realm.token_url, form={**sent, **form}, headers=headers)
         answer: dict[str, Any] = json.loads(text)
         return status, answer
-
-    def start(self, *arguments: str) -> Client:
-        """Start the proxy; it is ready when it printed the line that tools parse."""
-        kubeconfig = self.directory / "kubeconfig"
-        process = self.begin("--file", str(kubeconfig), "--port", "0", *arguments)
-        client = Client(process, kubeconfig, self.directory, env=self.env)
-        client.port = int(process.wait_for_line(r"Proxy is listening on port (\d+)", timeout=30)[1])
-        process.wait_for_line(r"Start sending kubectl requests on '(.+)' context", timeout=30)
-        return client
 
 
 def claims(token: str) -> dict[str, Any]:

@@ -6,7 +6,6 @@ ends and each end has an audience of its own. Beside each user stands kubectl at
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 import sys
@@ -31,9 +30,10 @@ from tests.keycloak.people import (
     claims,
     settings_of,
 )
-from tests.support.chromium import Chromium
+from tests.support.browser import Browser
 from tests.support.cluster import Cluster
-from tests.support.keycloak import AdminError, Keycloak
+from tests.support.keycloak import Keycloak
+from tests.support.machine import Shell
 from tests.support.processes import ManagedProcess, Mark
 from tests.support.reports import records, until, wait_for_record
 from tests.support.world import ApiServer
@@ -44,47 +44,6 @@ pytestmark = pytest.mark.timeout(300)
 
 SIGNED_IN = {"system:authenticated"}
 BRIEFLY = {'client_id = "arcbridge"': 'client_id = "arcbridge-brief"'}
-
-
-class Shell:
-    """kubectl with what a person's client saved."""
-
-    def __init__(self, cluster: Cluster, person: Person) -> None:
-        self.kubectl = cluster.kubectl_for(kubeconfig=person.directory / "kubeconfig")
-
-    def whoami(self) -> dict[str, object]:
-        answer = self.kubectl.run("auth", "whoami", "-o", "json").stdout
-        found: dict[str, object] = json.loads(answer)["status"]["userInfo"]
-        return found
-
-    def groups(self) -> set[str]:
-        found = self.whoami()["groups"]
-        assert isinstance(found, list)
-        return set(found)
-
-    def refusal(self) -> str:
-        """What kubectl says where it may not; empty where it may."""
-        done = self.kubectl.run("auth", "whoami", check=False)
-        return done.stdout + done.stderr if done.returncode else ""
-
-    def says(self, words: str) -> bool:
-        """Whether kubectl refuses with these words."""
-        return words in self.refusal()
-
-
-class TestTheServer:
-    def test_the_admin_api_refuses_aloud(self, organisation: Organisation) -> None:
-        organisation.hire("twice")
-        with pytest.raises(AdminError) as caught:
-            organisation.hire("twice")
-        assert caught.value.status == 409
-
-    def test_it_binds_tokens_by_dpop(self, organisation: Organisation) -> None:
-        keycloak = organisation.realm.keycloak
-        status, text, _ = keycloak.open("GET", f"{organisation.realm.url}/.well-known/openid-configuration")
-        found = json.loads(text)
-        assert (status, found["issuer"]) == (200, organisation.realm.url)
-        assert "ES256" in found["dpop_signing_alg_values_supported"]
 
 
 class TestAPersonLogsIn:
@@ -118,16 +77,13 @@ class TestAPersonLogsIn:
         organisation.hire("bert", "developers")
         bert = Person.at_work(world, organisation.realm, "bert")
 
-        async def log_in(page: str) -> str:
-            async with Chromium(tmp_path, trusted=[organisation.realm.keycloak.certificate]) as browser:
-                await browser.open(page)
-                await browser.type("#username", bert.name)
-                await browser.type("#password", PASSWORD)
-                await browser.click("#kc-login")
-                return await browser.text_with("You may close this window.")
-
-        with bert.logging_in() as (_, page):
-            assert "You are logged in." in asyncio.run(log_in(page))
+        fields = {"username": bert.name, "password": PASSWORD}
+        script = "".join(f"document.querySelector('#{name}').value = {value!r};" for name, value in fields.items())
+        with bert.logging_in() as (_, page), Browser(tmp_path, lenient=True) as browser:
+            text = browser.run(
+                page, f"{script} document.querySelector('#kc-login').click()", shows="close this window."
+            )
+            assert "You are logged in." in text
         bert.start()
         assert Shell(cluster, bert).groups() == {"oidc:developers", *SIGNED_IN}
 

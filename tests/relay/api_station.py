@@ -26,6 +26,7 @@ from arcbridge.relay.counters import Counters
 from arcbridge.relay.http.api import Api, Limited, build_app, caller_bucket
 from arcbridge.relay.http.server import HttpApiServer
 from arcbridge.relay.registry.sqlite import SqliteRegistry
+from tests.support.clock import Clock
 
 HOUR = 3600.0
 POLICY = """
@@ -42,15 +43,6 @@ CANARY = "eyJhbGciOiCANARYcanaryCANARY0123456789"
 
 KEY = ProofKey.generate()
 """The key to which the tokens are bound that end with `.bound`."""
-
-
-class Clock:
-    def __init__(self) -> None:
-        # Real: TLS judges certificates by the machine's clock.
-        self.now = time.time()
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class StubVerifier:
@@ -153,7 +145,7 @@ async def serving(
     tmp_path: Path, login: Mapping[str, object] | None, *, authority: Authority | None = None, port: int = 0
 ) -> AsyncIterator[Relay]:
     """A relay's API that answers on loopback; what is changed in `login` is what it says from then on."""
-    clock = Clock()
+    clock = Clock(time.time())  # real: TLS judges certificates by the machine's clock
     authority = authority or Authority.create("relay CA", clock=clock)
     registry = await SqliteRegistry.open(tmp_path, clock=clock)
     agents: dict[str, int] = {}

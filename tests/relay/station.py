@@ -46,6 +46,7 @@ from arcbridge.settings.config import RelayLimitsConfig
 from arcbridge.wire.records import Dial, Goaway, JoinReply, JoinRequest, Status
 from arcbridge.wire.session import Kind, Side
 from tests.net.ends import RELAY, authority, client_context, server_contexts
+from tests.support.eventually import until
 
 
 class StubVerifier:
@@ -208,9 +209,7 @@ class Station:
 
     async def settled(self) -> None:
         """Wait until no join is pending and no connection waits for admission."""
-        async with asyncio.timeout(5):
-            while self.clients.pending or self.admission.waiting:
-                await asyncio.sleep(0.005)
+        await until(lambda: not self.clients.pending and not self.admission.waiting)
 
 
 @contextlib.asynccontextmanager
@@ -237,7 +236,7 @@ OnDial = Callable[["Agent", Dial], Awaitable[None]]
 
 
 class Agent(BaseHandler):
-    """A control connection; each dial request runs `on_dial` in a task of this object."""
+    """A control connection, registered or refused; each dial request runs `on_dial` in a task of this object."""
 
     def __init__(
         self, relay: Station, cluster: str = "prod", instance: str = "i1", on_dial: OnDial | None = None
@@ -260,12 +259,7 @@ class Agent(BaseHandler):
             self.session.protocol, sock=sock, ssl=client_context(ALPN_CONTROL, self.cluster), server_hostname=RELAY
         )
         await self.session.wait_established()
-        return self
-
-    async def registered(self) -> Agent:
-        async with asyncio.timeout(5):
-            while not any(link.instance == self.instance for link in self.relay.fleet.links()):
-                await asyncio.sleep(0.005)
+        await until(lambda: self.ended or any(link.instance == self.instance for link in self.relay.fleet.links()))
         return self
 
     async def __aexit__(self, *_: object) -> None:

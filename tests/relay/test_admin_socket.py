@@ -16,6 +16,7 @@ import pytest
 from arcbridge.errors import StateError
 from arcbridge.relay import admin_socket as module
 from arcbridge.relay.admin_socket import SOCKET, AdminSocket, ask
+from tests.support.eventually import until
 
 
 class Relay:
@@ -156,9 +157,7 @@ async def test_one_whose_turn_does_not_come_is_told_so(tmp_path: Path, monkeypat
     server = AdminSocket(tmp_path, handle)
     await server.start()
     held = [asyncio.create_task(ask(tmp_path, {"ask": "sessions"})) for _ in range(module.ANSWERING)]
-    async with asyncio.timeout(10):
-        while not server._turn.locked():
-            await asyncio.sleep(0.01)
+    await until(lambda: server._turn.locked())
     with monkeypatch.context() as patch:
         patch.setattr(module, "TURN", 0.05)
         reader, writer = await asyncio.open_unix_connection(str(tmp_path / SOCKET))

@@ -7,14 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arcbridge.relay.admission import ARRIVAL_PATIENCE, BURST_SECONDS, PATIENCE, Admission, Purpose, Ticket
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.clock import Clock
 
 
 class Closed(list[str]):

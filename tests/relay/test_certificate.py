@@ -9,7 +9,7 @@ from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN
 from arcbridge.pki.authority import Authority
 from arcbridge.relay.certificate import ServerCertificate
 from arcbridge.settings.config import RelayTlsConfig
-from tests.identity.issuer import Clock
+from tests.support.clock import Clock
 
 
 def test_an_own_certificate_is_renewed_at_two_thirds() -> None:

@@ -30,18 +30,16 @@ from arcbridge.wire.session import Kind, Side
 from tests.net.ends import RELAY, agent_certificate, client_context
 from tests.net.test_client_hello import client_hello
 from tests.relay.station import Agent, Station, refuse, station, swallow
+from tests.support.eventually import until
 
 
 async def connected(relay: Station, agents: int) -> None:
-    async with asyncio.timeout(5):
-        while len(relay.control) != agents:
-            await asyncio.sleep(0.005)
+    await until(lambda: len(relay.control) == agents)
 
 
 async def test_an_agent_is_registered_and_noted(tmp_path: Path) -> None:
     async with station(tmp_path, "prod") as relay:
-        async with Agent(relay, instance="pod-7") as agent:
-            await agent.registered()
+        async with Agent(relay, instance="pod-7"):
             assert relay.admission.waiting == 0
             (info,) = await relay.fleet.agents("prod")
             assert (info.instance, info.version) == ("pod-7", "test 1")
@@ -107,25 +105,21 @@ async def test_an_instance_id_is_printable_and_short(tmp_path: Path, instance: s
 async def test_without_a_certificate_there_is_no_control_connection(tmp_path: Path) -> None:
     async with station(tmp_path, "prod") as relay:
         assert await sent_away(relay, "") is None
-        async with asyncio.timeout(5):
-            while not relay.counters.rejected["handshake"]:
-                await asyncio.sleep(0.005)
+        await until(lambda: relay.counters.rejected["handshake"])
         assert relay.admission.waiting == 0
 
 
 async def test_the_newer_of_one_instance_replaces_the_older(tmp_path: Path) -> None:
     """docs/threats.md#E10."""
-    async with station(tmp_path, "prod") as relay, Agent(relay) as older:
-        await older.registered()
-        async with Agent(relay) as newer:
-            await asyncio.wait_for(older.session.wait_ended(), 5)
-            assert older.goaway is not None
-            assert older.goaway.code == GoawayCode.REPLACED
-            await connected(relay, 1)
-            near, _ = await relay.join()
-            near.close()
-            assert (len(older.dials), len(newer.dials)) == (0, 1)
-            assert relay.counters.agents_replaced == 1
+    async with station(tmp_path, "prod") as relay, Agent(relay) as older, Agent(relay) as newer:
+        await asyncio.wait_for(older.session.wait_ended(), 5)
+        assert older.goaway is not None
+        assert older.goaway.code == GoawayCode.REPLACED
+        await connected(relay, 1)
+        near, _ = await relay.join()
+        near.close()
+        assert (len(older.dials), len(newer.dials)) == (0, 1)
+        assert relay.counters.agents_replaced == 1
 
 
 class Listening(Agent):
@@ -140,9 +134,7 @@ class Listening(Agent):
 
     async def hears(self, *expected: Revoke) -> None:
         """Wait until it was told exactly this since the last call."""
-        async with asyncio.timeout(5):
-            while len(self.told) < len(expected):
-                await asyncio.sleep(0.005)
+        await until(lambda: len(self.told) >= len(expected))
         assert self.told == list(expected)
         self.told.clear()
 
@@ -154,7 +146,6 @@ def users(**before: int) -> dict[str, UserRevocation]:
 async def test_agents_are_told_which_users_are_revoked(tmp_path: Path) -> None:
     """docs/protocol.md, "Revocations": nothing while it is not known, then all of it, then each change."""
     async with station(tmp_path, "prod") as relay, Listening(relay, instance="early") as early:
-        await early.registered()
         relay.control.tell_users(None)
         relay.control.tell_users(users(alice=7, bob=8))
         await early.hears(Revoke("alice", 7, True, "alice left"), Revoke("bob", 8, False, "bob left"))
@@ -177,7 +168,6 @@ async def test_agents_are_told_which_users_are_revoked(tmp_path: Path) -> None:
 async def test_a_relay_that_does_not_know_yet_says_nothing_to_an_agent_that_connects(tmp_path: Path) -> None:
     """Else the agent would forget what it knew from an earlier connection."""
     async with station(tmp_path, "prod") as relay, Listening(relay) as agent:
-        await agent.registered()
         await agent.relay.settled()
         assert agent.told == []
         relay.control.tell_users({})
@@ -192,8 +182,6 @@ async def test_agents_of_a_cluster_are_to_end_a_user_s_sessions_and_nothing_is_l
         Listening(relay) as agent,
         Listening(relay, "other", "i2") as another,
     ):
-        await agent.registered()
-        await another.registered()
         # Before the list is known, taking back would say too much.
         relay.control.end_sessions(lost)
         relay.control.tell_users(users(alice=7))
@@ -213,7 +201,6 @@ async def test_one_session_is_ended_at_the_agents_of_its_cluster(tmp_path: Path)
     """A REVOKE of no user: an agent that does not know the field changes nothing by it."""
     lost = Lost("prod", "alice", "https://i#7", 0, "maintenance", "a" * 16)
     async with station(tmp_path, "prod", "other") as relay, Listening(relay) as agent:
-        await agent.registered()
         relay.control.tell_users({})
         relay.control.end_sessions(lost)
         await agent.hears(Revoke("", 0, True), Revoke(reason="maintenance", session="a" * 16))
@@ -228,9 +215,7 @@ async def test_a_full_list_reaches_an_agent(tmp_path: Path) -> None:
     async with station(tmp_path, "prod") as relay:
         relay.control.tell_users(known)
         async with Listening(relay) as agent:
-            async with asyncio.timeout(20):
-                while len(agent.told) < len(known):
-                    await asyncio.sleep(0.01)
+            await until(lambda: len(agent.told) >= len(known))
             assert {revoke.user: revoke.before for revoke in agent.told} == {
                 user: entry.before for user, entry in known.items()
             }
@@ -240,8 +225,6 @@ async def test_a_full_list_reaches_an_agent(tmp_path: Path) -> None:
 
 async def test_a_revoked_cluster_is_cut_and_others_stay(tmp_path: Path) -> None:
     async with station(tmp_path, "prod", "other") as relay, Agent(relay) as agent, Agent(relay, "other", "o") as other:
-        await agent.registered()
-        await other.registered()
         relay.control.revoke(frozenset({"prod"}))
         await asyncio.wait_for(agent.session.wait_ended(), 5)
         assert agent.goaway is not None
@@ -252,12 +235,9 @@ async def test_a_revoked_cluster_is_cut_and_others_stay(tmp_path: Path) -> None:
 
 async def test_draining_says_goodbye_with_a_schedule(tmp_path: Path) -> None:
     async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
-        await agent.registered()
         await relay.control.drain("this relay is going away")
         assert relay.fleet.links() == []
-        async with asyncio.timeout(5):
-            while agent.goaway is None:
-                await asyncio.sleep(0.005)
+        await until(lambda: agent.goaway is not None)
         assert agent.goaway.code == GoawayCode.DRAINING
         assert agent.goaway.retry_after == 1
         # The agent may open its next connection before it leaves this one, but the relay dials it no more.
@@ -278,8 +258,7 @@ async def test_statuses_late_twice_and_of_others_change_nothing(tmp_path: Path) 
         agent.session.send(Status(token=dial.token))
         agent.session.send(Status(token=dial.token, code=1))
 
-    async with station(tmp_path, "prod") as relay, Agent(relay, on_dial=odd) as agent:
-        await agent.registered()
+    async with station(tmp_path, "prod") as relay, Agent(relay, on_dial=odd):
         (link,) = relay.fleet.links()
         status = await asyncio.wait_for(link.dial(Dial(token="t1")), 5)
         assert status.code == 0
@@ -288,8 +267,7 @@ async def test_statuses_late_twice_and_of_others_change_nothing(tmp_path: Path) 
 
 
 async def test_a_refusal_carries_the_agents_words_cleaned(tmp_path: Path) -> None:
-    async with station(tmp_path, "prod") as relay, Agent(relay, on_dial=refuse) as agent:
-        await agent.registered()
+    async with station(tmp_path, "prod") as relay, Agent(relay, on_dial=refuse):
         (link,) = relay.fleet.links()
         with pytest.raises(JoinRefused, match="I am full") as caught:
             await link.dial(Dial(token="t"))
@@ -298,11 +276,9 @@ async def test_a_refusal_carries_the_agents_words_cleaned(tmp_path: Path) -> Non
 
 async def test_dials_in_flight_end_with_the_connection_and_are_bounded(tmp_path: Path) -> None:
     async with station(tmp_path, "prod") as relay, Agent(relay, on_dial=swallow) as agent:
-        await agent.registered()
         (link,) = relay.fleet.links()
         dials = [asyncio.create_task(link.dial(Dial(token=f"t{n}"))) for n in range(64)]
-        while len(agent.dials) < 64:
-            await asyncio.sleep(0.005)
+        await until(lambda: len(agent.dials) >= 64)
         with pytest.raises(JoinRefused) as caught:
             await link.dial(Dial(token="one more"))
         assert caught.value.code == JoinCode.OVERLOADED
@@ -333,8 +309,7 @@ async def test_an_unknown_cluster_is_adopted_and_serves(tmp_path: Path) -> None:
         session.abort()
         await connected(relay, 0)
         # From now on it is known: its agents need not bring the CA, and the next one adopts nothing.
-        async with Agent(relay) as agent:
-            await agent.registered()
+        async with Agent(relay):
             near, reply = await relay.join()
             near.close()
             assert reply.cluster_ca == ca.certificate_pem
@@ -418,7 +393,6 @@ async def test_of_two_clusters_with_one_name_the_first_is_adopted(tmp_path: Path
 
 async def test_a_connection_ends_some_time_after_its_certificate(tmp_path: Path) -> None:
     async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
-        await agent.registered()
         expiry = agent_expiry(ssl.PEM_cert_to_DER_cert(agent_certificate("prod")[0]))
         relay.control.expire(expiry + LAPSED_MARGIN - 1)
         assert not agent.session.closed
@@ -444,11 +418,10 @@ async def test_instances_that_replace_each_other_are_slowed_down(tmp_path: Path)
         assert not two.session.closed
     # Once the connection is gone there is no agent to replace, however soon the next one comes.
     async with station(tmp_path / "again", "prod") as relay:
-        async with Agent(relay), Agent(relay) as two:
-            await two.registered()
+        async with Agent(relay), Agent(relay):
+            pass
         await connected(relay, 0)
-        async with Agent(relay) as three:
-            await three.registered()
+        async with Agent(relay):
             assert relay.counters.agents_flapping == 0
 
 
@@ -481,8 +454,8 @@ async def test_strangers_without_a_certificate_do_not_take_the_turns(
         async with asyncio.timeout(10):
             while relay.counters.agents_paced < paced + 10:
                 await asyncio.sleep(0)
-            async with Agent(relay) as agent:
-                await agent.registered()
+            async with Agent(relay):
+                pass
         await flood
         assert relay.control.waiting == 0
 
@@ -506,8 +479,11 @@ async def test_a_herd_is_let_in_at_a_pace(tmp_path: Path, monkeypatch: pytest.Mo
             try:
                 session, heard = await agent_comes(relay, "prod", f"i{number}")
                 await session.wait_established()
-                while not session.closed and not any(link.instance == f"i{number}" for link in relay.fleet.links()):
-                    await asyncio.sleep(0.02)
+                await until(
+                    lambda session=session, name=f"i{number}": (
+                        session.closed or any(link.instance == name for link in relay.fleet.links())
+                    )
+                )
             except (OSError, ArcbridgeError):
                 continue
             if not session.closed:
@@ -591,15 +567,10 @@ async def test_who_leaves_while_it_waits_costs_no_handshake(tmp_path: Path, monk
     monkeypatch.setattr(control_module, "BURST", 1)
     # No turn comes back while the first agent registers: the second connection has to wait, however long that takes.
     monkeypatch.setattr(control_module, "time", SimpleNamespace(time=time.time, monotonic=lambda: 1000.0))
-    async with station(tmp_path, "prod", agents_per_second=2) as relay, Agent(relay) as agent:
-        await agent.registered()
+    async with station(tmp_path, "prod", agents_per_second=2) as relay, Agent(relay):
         sock = await relay.dial()
         with sock:
             await send_all(sock, client_hello([ALPN_CONTROL]))
-            async with asyncio.timeout(5):
-                while not relay.control.waiting:
-                    await asyncio.sleep(0.005)
-        async with asyncio.timeout(5):
-            while relay.control.waiting or len(relay.listener._tasks) > 1:
-                await asyncio.sleep(0.005)
+            await until(lambda: relay.control.waiting)
+        await until(lambda: not relay.control.waiting and len(relay.listener._tasks) <= 1)
         assert relay.counters.rejected["handshake"] == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from arcbridge.relay import doctor
 from arcbridge.relay.data_dir import open_authority, open_registry
 from arcbridge.relay.doctor import diagnose
 from arcbridge.relay.settings import CheckedRelay, check
-from arcbridge.settings.config import GraphConfig, RelayConfig, RelayLimitsConfig, RelayTlsConfig
+from arcbridge.settings.config import RelayConfig, RelayLimitsConfig, RelayTlsConfig
 from arcbridge.settings.problems import Place
 
 AUTHENTICATION = """
@@ -56,26 +55,6 @@ async def test_what_is_there_is_left_as_it_is(config: RelayConfig) -> None:
     assert set(found) == {"issuer_unreachable", "public_address", "relay_not_running"}
     after = {path.name: path.stat().st_mtime_ns for path in config.data_dir.iterdir()}
     assert {name: after[name] for name in before} == before
-
-
-async def test_a_directory_that_cannot_be_asked(config: RelayConfig) -> None:
-    graph = GraphConfig(
-        ("https://127.0.0.1:1",),
-        "11111111-1111-1111-1111-111111111111",
-        "reader",
-        client_secret_file=config.data_dir.parent / "missing",
-    )
-    found = await codes(dataclasses.replace(config, graph={"example": graph}))
-    assert "graph.example.client_secret_file: " in found["graph_credential"].detail
-
-
-async def test_files_that_cannot_be_understood(config: RelayConfig) -> None:
-    assert config.policy is not None
-    assert config.authentication is not None
-    config.policy.write_text("[[allow")
-    config.authentication.unlink()
-    failed = [one.hop for one in await diagnose(config) if one.code == "config"]
-    assert failed == ["authentication", "policy"]
 
 
 async def test_all_that_a_start_would_refuse_is_found_and_what_it_would_warn_of(config: RelayConfig) -> None:

@@ -21,6 +21,7 @@ from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import JoinReply, JoinRequest
 from tests.net.ends import RELAY, client_context
 from tests.relay.station import Agent, Station, station, swallow
+from tests.support.eventually import until
 
 
 class Draining:
@@ -46,9 +47,7 @@ class Draining:
         self.task = asyncio.get_running_loop().create_task(self.drain.run(self.hurry))
 
     async def reaches(self, step: Step) -> None:
-        async with asyncio.timeout(20):
-            while self.drain.step is not step:
-                await asyncio.sleep(0.005)
+        await until(lambda: self.drain.step is step)
 
     async def over(self) -> None:
         await asyncio.wait_for(self.task, 20)
@@ -67,11 +66,8 @@ async def sessions(relay: Station, agent: Agent, count: int) -> AsyncIterator[li
 
 async def dialled(relay: Station, agent: Agent) -> asyncio.Task[tuple[socket.socket, JoinReply]]:
     """A client's join whose agent has been asked to come."""
-    await agent.registered()
     joining = asyncio.create_task(relay.join())
-    async with asyncio.timeout(5):
-        while not agent.dials:
-            await asyncio.sleep(0.005)
+    await until(lambda: agent.dials)
     return joining
 
 
@@ -86,16 +82,13 @@ async def test_some_leave_and_the_rest_is_cut_one_by_one(tmp_path: Path, monkeyp
     monkeypatch.setattr(module, "PATIENCE", 0.5)
     monkeypatch.setattr(module, "SPREAD", 3600.0)
     async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
-        await agent.registered()
         async with sessions(relay, agent, 4) as near:
             # Two are cut in the first moments of the hour, the last one in its middle.
             draining = Draining(relay, [1e-6, 2e-6, 0.5])
             reset(near[0])
             await draining.reaches(Step.CUTTING)
             assert len(relay.pumps) == 3
-            async with asyncio.timeout(10):
-                while len(relay.pumps) > 1:
-                    await asyncio.sleep(0.005)
+            await until(lambda: len(relay.pumps) <= 1)
             assert relay.counters.pumps_cut == 2
             assert [str(pump.error) for pump in relay.ended[1:]] == ["cut by the drain"] * 2
             assert not draining.task.done()
@@ -110,43 +103,25 @@ async def test_some_leave_and_the_rest_is_cut_one_by_one(tmp_path: Path, monkeyp
 async def test_what_is_left_at_the_end_is_reset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PATIENCE", 0.05)
     monkeypatch.setattr(module, "SPREAD", 0.05)
-    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
-        await agent.registered()
-        async with sessions(relay, agent, 3) as near:
-            await Draining(relay, [1.0, 1.0, 1.0]).over()
-            assert relay.counters.pumps_cut == 3
-            assert all([await is_reset(sock) for sock in [*near, *agent.sockets]])
-
-
-async def test_it_ends_as_soon_as_the_last_session_has_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PATIENCE", 3600.0)
-    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
-        await agent.registered()
-        async with sessions(relay, agent, 2) as near:
-            draining = Draining(relay)
-            await draining.reaches(Step.DRAINING)
-            for sock in near:
-                reset(sock)
-            await draining.over()
-            assert relay.counters.pumps_cut == 0
+    async with station(tmp_path, "prod") as relay, Agent(relay) as agent, sessions(relay, agent, 3) as near:
+        await Draining(relay, [1.0, 1.0, 1.0]).over()
+        assert relay.counters.pumps_cut == 3
+        assert all([await is_reset(sock) for sock in [*near, *agent.sockets]])
 
 
 async def test_a_second_signal_cuts_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PATIENCE", 3600.0)
-    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
-        await agent.registered()
-        async with sessions(relay, agent, 2) as near:
-            draining = Draining(relay)
-            await draining.reaches(Step.DRAINING)
-            draining.hurry.set()
-            await draining.over()
-            assert all([await is_reset(sock) for sock in near])
-            await asyncio.wait_for(agent.session.wait_ended(), 5)
+    async with station(tmp_path, "prod") as relay, Agent(relay) as agent, sessions(relay, agent, 2) as near:
+        draining = Draining(relay)
+        await draining.reaches(Step.DRAINING)
+        draining.hurry.set()
+        await draining.over()
+        assert all([await is_reset(sock) for sock in near])
+        await asyncio.wait_for(agent.session.wait_ended(), 5)
 
 
 async def test_without_sessions_it_goes_through_and_says_goodbye(tmp_path: Path) -> None:
     async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
-        await agent.registered()
         draining = Draining(relay)
         assert draining.drain.unready() is None
         await draining.over()
@@ -161,20 +136,18 @@ async def test_without_sessions_it_goes_through_and_says_goodbye(tmp_path: Path)
 async def test_clients_and_agents_are_told_while_it_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The port stays open: a client and an agent that come now hear why and when to come back."""
     monkeypatch.setattr(module, "PATIENCE", 3600.0)
-    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
-        await agent.registered()
-        async with sessions(relay, agent, 1) as near:
-            draining = Draining(relay)
-            await draining.reaches(Step.DRAINING)
-            with pytest.raises(JoinRefused) as caught:
-                await relay.join()
-            assert (caught.value.code, caught.value.retry_after) == (JoinCode.DRAINING, 1)
-            async with Agent(relay, instance="late") as late:
-                await asyncio.wait_for(late.session.wait_ended(), 5)
-                assert late.goaway is not None
-                assert (late.goaway.code, late.goaway.retry_after) == (GoawayCode.DRAINING, 1)
-            reset(near[0])
-            await draining.over()
+    async with station(tmp_path, "prod") as relay, Agent(relay) as agent, sessions(relay, agent, 1) as near:
+        draining = Draining(relay)
+        await draining.reaches(Step.DRAINING)
+        with pytest.raises(JoinRefused) as caught:
+            await relay.join()
+        assert (caught.value.code, caught.value.retry_after) == (JoinCode.DRAINING, 1)
+        async with Agent(relay, instance="late") as late:
+            await asyncio.wait_for(late.session.wait_ended(), 5)
+            assert late.goaway is not None
+            assert (late.goaway.code, late.goaway.retry_after) == (GoawayCode.DRAINING, 1)
+        reset(near[0])
+        await draining.over()
 
 
 async def test_a_join_whose_agent_does_not_come_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,9 +173,7 @@ async def test_a_join_under_way_completes(tmp_path: Path, monkeypatch: pytest.Mo
         await agent.join(agent.dials[0].token)
         near, _ = await asyncio.wait_for(joining, 5)
         with near:
-            async with asyncio.timeout(5):
-                while len(relay.pumps) != 1:
-                    await asyncio.sleep(0.005)
+            await until(lambda: len(relay.pumps) == 1)
             draining.hurry.set()
             await draining.over()
 
@@ -212,7 +183,6 @@ async def test_other_relays_stop_dialling_before_the_agents_hear(tmp_path: Path)
     told: list[str] = []
 
     async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
-        await agent.registered()
 
         async def unregister(link: AgentLink) -> None:
             told.append("GOAWAY first" if agent.goaway is not None else link.instance)
@@ -221,9 +191,7 @@ async def test_other_relays_stop_dialling_before_the_agents_hear(tmp_path: Path)
         original = relay.fleet.unregister
         relay.fleet.unregister = unregister  # type: ignore[method-assign]
         draining = Draining(relay)
-        async with asyncio.timeout(5):
-            while agent.goaway is None:
-                await asyncio.sleep(0.005)
+        await until(lambda: agent.goaway is not None)
         relay.fleet.unregister = original  # type: ignore[method-assign]
         assert told == ["i1"]
         await draining.over()

@@ -24,6 +24,7 @@ from arcbridge.relay.registry.base import UserRevocation
 from arcbridge.wire.records import Dial, Status
 from tests.net.ends import tcp_pair
 from tests.relay.station import Agent, Station, station, swallow
+from tests.support.eventually import until
 
 
 @pytest.fixture(autouse=True)
@@ -46,9 +47,7 @@ class Enforced:
         agent = self.agents[cluster]
         before = len(agent.sockets)
         near, _ = await self.relay.join(user, cluster)
-        async with asyncio.timeout(5):
-            while len(agent.sockets) == before:
-                await asyncio.sleep(0.005)
+        await until(lambda: len(agent.sockets) != before)
         far = agent.sockets[-1]
         await carries(near, far)
         return near, far
@@ -65,8 +64,6 @@ async def enforced(directory: Path) -> AsyncIterator[Enforced]:
         Agent(relay, "prod", "i1") as one,
         Agent(relay, "other", "i2") as two,
     ):
-        await one.registered()
-        await two.registered()
         yield Enforced(relay, {"prod": one, "other": two})
 
 
@@ -140,9 +137,7 @@ async def test_a_client_that_waits_for_its_agent_is_refused_at_once(tmp_path: Pa
     async with enforced(tmp_path) as at:
         at.agents["prod"].on_dial = swallow
         joining = asyncio.create_task(at.relay.join("alice"))
-        async with asyncio.timeout(5):
-            while not at.relay.clients.pending:
-                await asyncio.sleep(0.005)
+        await until(lambda: at.relay.clients.pending)
         at.revoke("alice")
         await at.enforcement.enforce()
         with pytest.raises(JoinRefused, match="log in again") as caught:
@@ -178,9 +173,7 @@ async def test_agents_are_told_whose_sessions_to_end_also_those_that_wait_for_a_
         far.close()
         running = await at.session("alice", "other")
         bob = await at.session("bob")
-        async with asyncio.timeout(5):
-            while len(at.relay.pumps) > 2:
-                await asyncio.sleep(0.005)
+        await until(lambda: len(at.relay.pumps) <= 2)
         now = time.time()
         at.relay.policy.allowed.discard(("alice", "prod"))
         await at.enforcement.enforce()
@@ -226,9 +219,7 @@ async def test_a_session_that_ended_long_ago_is_forgotten(tmp_path: Path, monkey
         near, far = await at.session("alice")
         near.close()
         far.close()
-        async with asyncio.timeout(5):
-            while len(at.relay.pumps):
-                await asyncio.sleep(0.005)
+        await until(lambda: not len(at.relay.pumps))
         await asyncio.sleep(0.001)
         at.revoke("alice")
         await at.enforcement.enforce()
@@ -244,9 +235,7 @@ async def test_of_sessions_that_ended_a_bounded_number_is_remembered(
             near, far = await at.session(user)
             near.close()
             far.close()
-            async with asyncio.timeout(5):
-                while len(at.relay.pumps):
-                    await asyncio.sleep(0.005)
+            await until(lambda: not len(at.relay.pumps))
         at.revoke("alice")
         at.revoke("bob")
         await at.enforcement.enforce()

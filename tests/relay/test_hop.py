@@ -23,6 +23,7 @@ from arcbridge.relay.pending_dials import key_of, process_of, token_of
 from arcbridge.wire.records import Dial, JoinRequest, Status
 from tests.net.ends import RELAY, authority, client_context
 from tests.relay.station import Agent, Station, station
+from tests.support.eventually import until
 
 A, B = "a" * 16, "b" * 16
 
@@ -97,12 +98,10 @@ async def exchange(one: socket.socket, other: socket.socket, size: int) -> None:
 
 async def test_a_join_that_comes_out_elsewhere(pair: Pair) -> None:
     async with Agent(pair.a, on_dial=joining_at(pair.b)) as agent:  # type: ignore[arg-type]
-        await agent.registered()
         sock, reply = await pair.a.join()
         with sock:
             async with asyncio.timeout(10):
-                while not agent.sockets:
-                    await asyncio.sleep(0.005)
+                await until(lambda: agent.sockets)
                 await exchange(sock, agent.sockets[0], 2_000_000)
                 await exchange(agent.sockets[0], sock, 2_000_000)
             # Bytes have passed through both, so both pumps are there.
@@ -121,11 +120,9 @@ async def test_a_right_that_is_lost_ends_both_pumps(pair: Pair, where: str, monk
     cluster."""
     monkeypatch.setattr(enforcement, "GRACE", 0.0)
     async with Agent(pair.a, on_dial=joining_at(pair.b)) as agent:  # type: ignore[arg-type]
-        await agent.registered()
         sock, _ = await pair.a.join()
         async with asyncio.timeout(10):
-            while not agent.sockets:
-                await asyncio.sleep(0.005)
+            await until(lambda: agent.sockets)
             await exchange(sock, agent.sockets[0], 2560)
         at = {"client's": pair.a, "agent's": pair.b}[where]
         if where == "client's":
@@ -143,14 +140,12 @@ async def test_a_right_that_is_lost_ends_both_pumps(pair: Pair, where: str, monk
 async def test_raw_bytes_behind_the_close(pair: Pair) -> None:
     """docs/threats.md#J5: what the client sends first reaches the agent through both relays, in order, once."""
     async with Agent(pair.a, on_dial=joining_at(pair.b)) as agent:  # type: ignore[arg-type]
-        await agent.registered()
         for n in range(20):
             sock, _ = await pair.a.join()
             with sock:
                 await send_all(sock, f"hello {n}".encode())
                 async with asyncio.timeout(10):
-                    while len(agent.sockets) <= n:
-                        await asyncio.sleep(0.005)
+                    await until(lambda n=n: len(agent.sockets) > n)
                     got = b""
                     while len(got) < len(f"hello {n}"):
                         got += await receive(agent.sockets[n], 100)
@@ -200,13 +195,10 @@ async def test_an_agent_of_another_cluster(pair: Pair) -> None:
         assert caught.value.code == JoinCode.GONE
         await agent.join(dial.token)
 
-    async with Agent(pair.a, on_dial=on_dial) as agent:
-        await agent.registered()
+    async with Agent(pair.a, on_dial=on_dial):
         sock, _ = await pair.a.join()
         sock.close()
-        async with asyncio.timeout(10):
-            while pair.hops(pair.b) != {"gone": 1, "joined": 1}:
-                await asyncio.sleep(0.005)
+        await until(lambda: pair.hops(pair.b) == {"gone": 1, "joined": 1})
 
 
 @pytest.mark.parametrize("how", ["own", "agent", "none"])
@@ -248,8 +240,7 @@ async def test_the_client_is_told_at_once(pair: Pair, how: str) -> None:
             with pytest.raises(JoinRefused):
                 await agent.join(dial.token)
 
-        async with Agent(pair.a, on_dial=on_dial) as agent:
-            await agent.registered()
+        async with Agent(pair.a, on_dial=on_dial):
             began = time.monotonic()
             with pytest.raises(JoinRefused) as caught:
                 await pair.a.join()
@@ -265,16 +256,13 @@ async def test_the_client_that_left_meanwhile(pair: Pair) -> None:
         agent.session.send(Status(token=dial.token))
         agent.relay = pair.b
         waiting.set()
-        async with asyncio.timeout(10):
-            while pair.a.clients.pending:
-                await asyncio.sleep(0.005)
+        await until(lambda: not pair.a.clients.pending)
         with pytest.raises(JoinRefused) as caught:
             await agent.join(dial.token)
         assert caught.value.code == JoinCode.GONE
         waiting.set()
 
-    async with Agent(pair.a, on_dial=on_dial) as agent:
-        await agent.registered()
+    async with Agent(pair.a, on_dial=on_dial):
         join = asyncio.create_task(pair.a.join())
         await waiting.wait()
         waiting.clear()

@@ -64,14 +64,11 @@ async def until_the_end(pipe: TlsPipe) -> bytes:
 
 
 async def rejected(relay: Station, reason: str, count: int = 1) -> None:
-    async with asyncio.timeout(5):
-        while relay.counters.rejected[reason] < count:
-            await asyncio.sleep(0.005)
+    await until(lambda: relay.counters.rejected[reason] >= count)
 
 
 async def test_three_rooms_behind_one_port(tmp_path: Path) -> None:
-    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
-        await agent.registered()
+    async with station(tmp_path, "prod") as relay, Agent(relay):
         assert await http_echo(relay) == b"HELLO"
         bare = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         bare.load_verify_locations(cadata=authority().certificate_pem)
@@ -213,11 +210,8 @@ async def test_caps_drop_the_newest(tmp_path: Path) -> None:
     """docs/threats.md#J15."""
     limits = RelayLimitsConfig(unauthenticated=10, unauthenticated_per_address=4)
     async with station(tmp_path, "prod", limits=limits) as relay, Agent(relay) as agent:
-        await agent.registered()
         first = [await relay.dial() for _ in range(4)]
-        async with asyncio.timeout(5):
-            while relay.admission.waiting < 4:
-                await asyncio.sleep(0.005)
+        await until(lambda: relay.admission.waiting >= 4)
         with socket.socket() as fifth:
             fifth.setblocking(False)
             fifth.connect_ex((relay.address.host, relay.address.port))
@@ -255,8 +249,7 @@ async def test_half_open_handshakes_leave_places(tmp_path: Path, stall: str) -> 
     """docs/threats.md#L1: eight addresses hold all they may, and each of their handshakes has stalled. Honest peers
     join, reach the HTTP API and connect as agents meanwhile, and none is refused."""
     limits = RelayLimitsConfig(unauthenticated=64, unauthenticated_per_address=20)
-    async with station(tmp_path, "prod", limits=limits) as relay, Agent(relay) as agent:
-        await agent.registered()
+    async with station(tmp_path, "prod", limits=limits) as relay, Agent(relay):
         stalled = []
         for _ in range(20):
             for number in range(8):
@@ -266,16 +259,14 @@ async def test_half_open_handshakes_leave_places(tmp_path: Path, stall: str) -> 
                 except OSError:
                     # It was refused, or had to make room already.
                     pass
-        async with asyncio.timeout(10):
-            while relay.counters.accepted < 161:
-                await asyncio.sleep(0.005)
+        await until(lambda: relay.counters.accepted >= 161)
         assert relay.admission.waiting <= 64
         for _ in range(5):
             near, _ = await relay.join()
             near.close()
             assert await http_echo(relay) == b"HELLO"
-        async with Agent(relay, instance="i2") as other:
-            await other.registered()
+        async with Agent(relay, instance="i2"):
+            pass
         # Honest connections came from an address of their own, and none was turned away or closed.
         assert relay.counters.joins["ok"] == 5
         assert sum(relay.admission.evicted().values()) > 0
@@ -408,16 +399,12 @@ async def test_a_handler_that_makes_room_closes_its_socket(tmp_path: Path) -> No
                 sock.send(STALLS[purpose])
                 stalled.append(sock)
                 await asyncio.sleep(0)
-            async with asyncio.timeout(5):
-                while relay.admission.held()[purpose] < 2:
-                    await asyncio.sleep(0.005)
+            await until(lambda purpose=purpose: relay.admission.held()[purpose] >= 2)
             for number in range(3):
                 newcomer = await dial_from(relay, f"127.0.7.{number + 2}")
                 newcomer.send(STALLS[purpose])
                 stalled.append(newcomer)
-            async with asyncio.timeout(5):
-                while not relay.admission.evicted()[purpose]:
-                    await asyncio.sleep(0.005)
+            await until(lambda purpose=purpose: relay.admission.evicted()[purpose])
             for sock in stalled:
                 sock.close()
             await relay.settled()
@@ -520,9 +507,7 @@ async def test_behind_a_balancer_each_origin_has_its_own_places(tmp_path: Path) 
     """docs/threats.md#L2: all connections come from one address, and the bound sees through it."""
     async with behind_balancer(tmp_path, unauthenticated_per_address=3) as relay:
         silent = [(await through_balancer(relay, as_balancer("192.0.2.1")))[0] for _ in range(3)]
-        async with asyncio.timeout(5):
-            while len(relay.admission._sources.get("192.0.2.1", ())) < 3:
-                await asyncio.sleep(0.005)
+        await until(lambda: len(relay.admission._sources.get("192.0.2.1", ())) >= 3)
         fourth, _ = await through_balancer(relay, as_balancer("192.0.2.1"))
         with fourth:
             assert await is_closed(fourth)
@@ -559,7 +544,7 @@ async def test_out_of_descriptors_pauses_and_recovers(tmp_path: Path) -> None:
             for sock in waiting:
                 sock.connect_ex((relay.address.host, relay.address.port))
             begin, begin_used = time.monotonic(), time.process_time()
-            await asyncio.sleep(0.7)
+            await asyncio.sleep(0.7)  # the interval in which no more pauses may begin than fit into it
             await until(lambda: relay.counters.accept_pauses >= 2)
             elapsed = time.monotonic() - begin
             assert time.process_time() - begin_used < 0.3

@@ -15,6 +15,7 @@ from arcbridge.identity.claims import Identity
 from arcbridge.relay import operations as module
 from arcbridge.relay.fleet.base import AgentInfo, Lost
 from arcbridge.relay.operations import PART, Operations, parts, rows_of
+from tests.support.eventually import until
 
 ALICE = Identity("alice", "", (), "https://issuer#alice", "https://issuer", 4e9)
 
@@ -84,9 +85,7 @@ async def test_one_session_ends_by_either_of_its_ids(monkeypatch: pytest.MonkeyP
     assert [row["session"] for row in found] == ["b" * 16]
     assert told == [Lost("berlin", "alice", "https://issuer#alice", 0, "maintenance\\n tonight", "b" * 16)]
     assert not mine.closed, "the agent is told first"
-    async with asyncio.timeout(5):
-        while not mine.closed:
-            await asyncio.sleep(0)
+    await until(lambda: mine.closed)
     assert not other.closed
 
 

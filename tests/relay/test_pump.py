@@ -20,6 +20,7 @@ from arcbridge.net.sockets import receive, reset, send_all
 from arcbridge.relay.pipes import PipePool
 from arcbridge.relay.pump import BUDGET, HELD, SAMPLE, Pump, Pumps
 from tests.net.ends import tcp_pair
+from tests.support.eventually import until
 
 MIB = 1 << 20
 TCP_CLOSE = 7
@@ -196,9 +197,7 @@ async def test_two_ends_in_order_are_no_death(bench: Bench) -> None:
         count += client.send(data[count : count + 32 * 1024])
         await asyncio.sleep(0.001)
     client.shutdown(socket.SHUT_WR)
-    async with asyncio.timeout(5):
-        while pump._to_agent.source.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != TCP_CLOSE:
-            await asyncio.sleep(0.001)
+    await until(lambda: pump._to_agent.source.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == TCP_CLOSE)
     for _ in range(10):
         pump.look()
         await asyncio.sleep(0.01)

@@ -7,6 +7,7 @@ import time
 
 from arcbridge.loop_shares import LoopShares, LoopTime
 from arcbridge.relay.pump_accounts import PumpAccount
+from tests.support.eventually import until
 
 
 class Pair:
@@ -29,9 +30,7 @@ def over(payer: LoopTime, seconds: float) -> None:
 
 
 async def until_told(pair: Pair, count: int) -> None:
-    async with asyncio.timeout(5):
-        while len(pair.told) < count:
-            await asyncio.sleep(0)
+    await until(lambda: len(pair.told) >= count)
 
 
 async def test_all_pairs_pause_at_the_end_of_the_turn_and_go_on_when_the_debt_is_paid() -> None:

@@ -32,6 +32,7 @@ from arcbridge.wire.records import Dial, JoinReply, JoinRequest, Status
 from tests.net.ends import RELAY, authority, client_context
 from tests.relay.station import Agent, Station, consent_and_join, refuse, station, swallow
 from tests.relay.test_session_slots import person
+from tests.support.eventually import until
 
 
 async def exactly(sock: socket.socket, size: int) -> bytes:
@@ -44,9 +45,7 @@ async def exactly(sock: socket.socket, size: int) -> bytes:
 
 
 async def first_socket(agent: Agent) -> socket.socket:
-    async with asyncio.timeout(5):
-        while not agent.sockets:
-            await asyncio.sleep(0.005)
+    await until(lambda: agent.sockets)
     return agent.sockets[0]
 
 
@@ -56,7 +55,6 @@ def code_of(caught: pytest.ExceptionInfo[JoinRefused]) -> JoinCode:
 
 async def test_a_client_and_its_agent_become_one_pump(tmp_path: Path) -> None:
     async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
-        await agent.registered()
         client, reply = await relay.join()
         with client:
             assert reply.code == 0
@@ -85,13 +83,10 @@ async def test_a_client_and_its_agent_become_one_pump(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("said", "noted"), [("a" * 16, "a" * 16), ("", ""), ("x" * 65, ""), ("a b", ""), ("a\nb", "")])
 async def test_the_first_session_is_for_logs_alone(tmp_path: Path, said: str, noted: str) -> None:
     """docs/threats.md#K4: what the client says is noted, if it looks like an id, and nothing is decided by it."""
-    async with station(tmp_path, "prod") as relay, Agent(relay, instance="i1") as agent:
-        await agent.registered()
+    async with station(tmp_path, "prod") as relay, Agent(relay, instance="i1"):
         with capture_logs() as lines:
             near, reply = await relay.join(instance="i1", first_session=said)
-            async with asyncio.timeout(5):
-                while not any(line["event"] == "joined" for line in lines):
-                    await asyncio.sleep(0.005)
+            await until(lambda: any(line["event"] == "joined" for line in lines))
         near.close()
         (joined,) = (line for line in lines if line["event"] == "joined")
         assert joined.get("first_session", "") == noted
@@ -138,7 +133,6 @@ async def test_bytes_in_one_segment_with_close_notify_reach_the_agent(tmp_path: 
     """docs/threats.md#J5 through the whole relay: close_notify and a large ClientHello as one string, cut in two."""
     hello = secrets.token_bytes(9000)
     async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
-        await agent.registered()
         for cut in (1, 5, 23, 24, 25, 40, 4000):
             agent.sockets.clear()
             near = await relay.dial()
@@ -158,8 +152,7 @@ async def test_bytes_in_one_segment_with_close_notify_reach_the_agent(tmp_path: 
 
 
 async def test_before_it_is_known_who_is_revoked_every_client_is_told_to_try_again(tmp_path: Path) -> None:
-    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
-        await agent.registered()
+    async with station(tmp_path, "prod") as relay, Agent(relay):
         relay.access.users = None
         with pytest.raises(JoinRefused, match="registry does not answer; try again") as caught:
             await relay.join("alice")
@@ -176,7 +169,6 @@ async def test_before_it_is_known_who_is_revoked_every_client_is_told_to_try_aga
 async def test_unknown_and_forbidden_are_one_answer(tmp_path: Path, user: str, cluster: str) -> None:
     """docs/threats.md#J22."""
     async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
-        await agent.registered()
         with pytest.raises(JoinRefused) as caught:
             await relay.join(user, cluster)
         assert code_of(caught) == JoinCode.FORBIDDEN
@@ -208,10 +200,8 @@ async def test_refusals_before_an_agent_is_asked(tmp_path: Path) -> None:
 async def test_the_caps_on_joins_and_sessions(tmp_path: Path) -> None:
     limits = RelayLimitsConfig(pending_joins=1, sessions=1)
     async with station(tmp_path, "prod", limits=limits) as relay, Agent(relay, on_dial=swallow) as agent:
-        await agent.registered()
         first = asyncio.create_task(relay.join())
-        while not agent.dials:
-            await asyncio.sleep(0.005)
+        await until(lambda: agent.dials)
         with pytest.raises(JoinRefused, match="wait for their agents") as caught:
             await relay.join()
         assert code_of(caught) == JoinCode.OVERLOADED
@@ -230,10 +220,8 @@ async def test_a_dial_token_counts_once_and_for_its_cluster_only(tmp_path: Path)
         Agent(relay, on_dial=swallow) as agent,
         Agent(relay, "other", "o1") as stranger,
     ):
-        await agent.registered()
         joining = asyncio.create_task(relay.join())
-        while not agent.dials:
-            await asyncio.sleep(0.005)
+        await until(lambda: agent.dials)
         token = agent.dials[0].token
         for _ in range(10):
             with pytest.raises(JoinRefused) as caught:
@@ -265,7 +253,6 @@ async def test_void_tokens_keep_no_agent_away(tmp_path: Path, monkeypatch: pytes
         Agent(relay, on_dial=swallow) as agent,
         Agent(relay, "other", "o1") as neighbour,
     ):
-        await agent.registered()
         codes = []
         for _ in range(55):
             with pytest.raises(JoinRefused) as caught:
@@ -275,8 +262,7 @@ async def test_void_tokens_keep_no_agent_away(tmp_path: Path, monkeypatch: pytes
         assert codes[-1] == JoinCode.OVERLOADED
         assert caught.value.retry_after
         joining = asyncio.create_task(relay.join())
-        while not agent.dials:
-            await asyncio.sleep(0.005)
+        await until(lambda: agent.dials)
         await agent.join(agent.dials[0].token)
         near, _ = await joining
         near.close()
@@ -297,11 +283,8 @@ async def test_joins_without_end_of_one_user(tmp_path: Path) -> None:
     async with station(tmp_path, "prod", limits=limits) as relay, Agent(relay, on_dial=only_for_bob) as agent:
         # The time stands still: thirty handshakes may take a second, and what is left of the wait is told.
         relay.clients.slots = SessionSlots(limits, clock=lambda: 1000.0)
-        await agent.registered()
         flood = [asyncio.create_task(relay.join("alice")) for _ in range(30)]
-        async with asyncio.timeout(30):
-            while relay.clients.slots.refused["user_joins"] < 25 or len(agent.dials) < 5:
-                await asyncio.sleep(0.005)
+        await until(lambda: relay.clients.slots.refused["user_joins"] >= 25 and len(agent.dials) >= 5)
         near, _ = await relay.join("bob")
         back, _ = await relay.join("alice", instance="i1")
         for sock in (near, back):
@@ -323,8 +306,7 @@ async def test_a_join_is_charged_to_its_address_and_then_to_its_user(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """docs/threats.md#L45."""
-    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
-        await agent.registered()
+    async with station(tmp_path, "prod") as relay, Agent(relay):
         alice, address = relay.pumps.payer_of(person("alice")), relay.admission.loop_times.of("127.0.0.1", 0.0)
         judged: list[LoopTime] = []
         verify, loss = relay.checks.verifier.verify, relay.access.loss
@@ -353,8 +335,7 @@ async def test_a_join_is_charged_to_its_address_and_then_to_its_user(
 
 async def test_joins_of_a_user_who_takes_too_much_of_the_loop_wait_or_are_refused(tmp_path: Path) -> None:
     """docs/threats.md#L45. Other users behind the same address come in meanwhile."""
-    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
-        await agent.registered()
+    async with station(tmp_path, "prod") as relay, Agent(relay):
         alice = relay.pumps.payer_of(person("alice"))
         alice.held_until = time.monotonic() + 0.5
         waiting = asyncio.create_task(relay.join("alice"))
@@ -377,8 +358,7 @@ async def test_many_users_behind_one_address_all_come_back_at_once(
     """docs/threats.md#L49: after a restart of the relay. An address makes the loop late all the time and has nearly no
     share of it. Nobody is slowed down while no other address comes; else each connection waits once, a moment. None is
     refused or closed to make room."""
-    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
-        await agent.registered()
+    async with station(tmp_path, "prod") as relay, Agent(relay):
         times = relay.admission.loop_times
         times.change(0.001, time.monotonic())
         held: list[float] = []
@@ -417,7 +397,6 @@ async def test_many_users_behind_one_address_all_come_back_at_once(
 async def test_a_session_counts_for_its_user_until_it_ends(tmp_path: Path) -> None:
     limits = RelayLimitsConfig(sessions_per_user=2)
     async with station(tmp_path, "prod", limits=limits) as relay, Agent(relay) as agent:
-        await agent.registered()
         socks = [(await relay.join())[0] for _ in range(2)]
         with pytest.raises(JoinRefused, match="you have 2 sessions") as caught:
             await relay.join()
@@ -434,9 +413,7 @@ async def test_a_session_counts_for_its_user_until_it_ends(tmp_path: Path) -> No
             sock.close()
         for sock in agent.sockets:
             sock.close()
-        async with asyncio.timeout(5):
-            while relay.clients.slots.sessions_of:
-                await asyncio.sleep(0.005)
+        await until(lambda: not relay.clients.slots.sessions_of)
 
 
 async def test_an_agents_join_needs_a_certificate_of_an_enrolled_cluster(tmp_path: Path) -> None:
@@ -462,7 +439,6 @@ async def test_of_two_agents_exactly_one_wins(tmp_path: Path) -> None:
 
     outcomes: list[list[str]] = []
     async with station(tmp_path, "prod") as relay, Agent(relay, on_dial=twice) as agent:
-        await agent.registered()
         for round_ in range(25):
             agent.sockets.clear()
             near, _ = await relay.join()
@@ -470,9 +446,7 @@ async def test_of_two_agents_exactly_one_wins(tmp_path: Path) -> None:
                 await send_all(near, b"%8d" % round_)
                 assert await exactly(await first_socket(agent), 8) == b"%8d" % round_
             # The loser has heard its answer before the next round begins.
-            async with asyncio.timeout(5):
-                while len(outcomes) <= round_:
-                    await asyncio.sleep(0.005)
+            await until(lambda round_=round_: len(outcomes) > round_)
         assert outcomes == [["JoinRefused", "socket"]] * 25
 
 
@@ -480,14 +454,12 @@ async def test_of_two_agents_exactly_one_wins(tmp_path: Path) -> None:
 async def test_a_client_that_left_voids_its_token_at_once(tmp_path: Path, how: str) -> None:
     """docs/threats.md#J3."""
     async with station(tmp_path, "prod") as relay, Agent(relay, on_dial=swallow) as agent:
-        await agent.registered()
         near = await relay.dial()
         pipe = TlsPipe(near, client_context(), server_hostname=RELAY)
         await pipe.handshake()
         record = JoinRequest(role="client", cluster="prod", token="alice").encode()
         await pipe.write(len(record).to_bytes(4, "big") + record)
-        while not agent.dials:
-            await asyncio.sleep(0.005)
+        await until(lambda: agent.dials)
         near.close() if how == "close" else reset(near)
         await relay.settled()
         with pytest.raises(JoinRefused) as caught:
@@ -499,14 +471,12 @@ async def test_a_client_that_left_voids_its_token_at_once(tmp_path: Path, how: s
 async def test_raw_bytes_before_the_reply_refuse_the_join(tmp_path: Path) -> None:
     """docs/threats.md#J6."""
     async with station(tmp_path, "prod") as relay, Agent(relay, on_dial=swallow) as agent:
-        await agent.registered()
         with await relay.dial() as near:
             pipe = TlsPipe(near, client_context(), server_hostname=RELAY)
             await pipe.handshake()
             record = JoinRequest(role="client", cluster="prod", token="alice").encode()
             await pipe.write(len(record).to_bytes(4, "big") + record)
-            while not agent.dials:
-                await asyncio.sleep(0.005)
+            await until(lambda: agent.dials)
             await send_all(near, b"\x16\x03\x01\x02\x00early")
             answer = await pipe.read()
             assert JoinReply.decode(answer[4:]).code == JoinCode.BAD_REQUEST
@@ -528,9 +498,8 @@ async def test_an_agent_that_does_not_come(tmp_path: Path) -> None:
     ):
         async with (
             station(tmp_path / words[:8].replace(" ", "-"), "prod", dial_deadline=deadline) as relay,
-            Agent(relay, on_dial=on_dial) as agent,
+            Agent(relay, on_dial=on_dial),
         ):
-            await agent.registered()
             with pytest.raises(JoinRefused, match=words) as caught:
                 await relay.join()
             assert code_of(caught) == code
@@ -543,8 +512,6 @@ async def test_one_other_agent_is_tried(tmp_path: Path, first: object) -> None:
         Agent(relay, instance="i1", on_dial=first) as bad,  # type: ignore[arg-type]
         Agent(relay, instance="i2", on_dial=consent_and_join) as good,
     ):
-        await bad.registered()
-        await good.registered()
         near, _ = await relay.join()  # the one that has waited longest is asked first
         near.close()
         assert len(bad.dials) == len(good.dials) == 1
@@ -557,8 +524,6 @@ async def test_the_wanted_instance_is_asked_alone(tmp_path: Path) -> None:
         Agent(relay, instance="i1") as one,
         Agent(relay, instance="i2") as two,
     ):
-        await one.registered()
-        await two.registered()
         for _ in range(3):
             near, _ = await relay.join(instance="i2")
             near.close()
@@ -588,7 +553,6 @@ async def test_close_notify_withheld_ends_both(tmp_path: Path, monkeypatch: pyte
 
     on_dial = withhold if who == "agent" else consent_and_join
     async with station(tmp_path, "prod") as relay, Agent(relay, on_dial=on_dial) as agent:
-        await agent.registered()
         if who == "agent":
             with pytest.raises(JoinRefused, match="did not finish the join") as caught:
                 await relay.join()
@@ -607,8 +571,7 @@ async def test_close_notify_withheld_ends_both(tmp_path: Path, monkeypatch: pyte
 
 async def test_the_whole_join_has_a_deadline(tmp_path: Path) -> None:
     limits = RelayLimitsConfig(join_deadline=0.2)
-    async with station(tmp_path, "prod", limits=limits) as relay, Agent(relay, on_dial=swallow) as agent:
-        await agent.registered()
+    async with station(tmp_path, "prod", limits=limits) as relay, Agent(relay, on_dial=swallow):
         with pytest.raises(JoinRefused) as caught:
             await relay.join()
         assert code_of(caught) == JoinCode.AGENT_TIMEOUT
@@ -618,8 +581,7 @@ async def test_an_agent_lost_during_the_dial(tmp_path: Path) -> None:
     async def leave(agent: Agent, dial: Dial) -> None:
         agent.session.abort()
 
-    async with station(tmp_path, "prod") as relay, Agent(relay, on_dial=leave) as agent:
-        await agent.registered()
+    async with station(tmp_path, "prod") as relay, Agent(relay, on_dial=leave):
         with pytest.raises(JoinRefused, match="lost its connection") as caught:
             await asyncio.wait_for(relay.join(), 5)
         assert code_of(caught) == JoinCode.NO_AGENT
@@ -630,10 +592,8 @@ async def test_a_stopping_relay_leaves_no_half_paired_socket(tmp_path: Path) -> 
     await relay.open()
     await relay.enrol("prod")
     async with Agent(relay, on_dial=swallow) as agent:
-        await agent.registered()
         joining = asyncio.create_task(relay.join())
-        while not agent.dials:
-            await asyncio.sleep(0.005)
+        await until(lambda: agent.dials)
         await relay.close()
         with pytest.raises(ConnectionLost):
             await joining
@@ -651,7 +611,6 @@ def proving(token: str = "alice", *, key: ProofKey = KEY, pin: str = "") -> Call
 
 async def test_t30_a_bound_token_joins_with_its_proof_alone(tmp_path: Path) -> None:
     async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
-        await agent.registered()
         relay.bindings["alice"] = binding({"cnf": {"jkt": KEY.thumbprint}})
         recorded = KEY.sign_proof("alice", b"the key of another relay, which has seen it", "", time.time())
         with capture_logs() as logs:
@@ -677,8 +636,7 @@ async def test_t30_a_bound_token_joins_with_its_proof_alone(tmp_path: Path) -> N
 
 
 async def test_t31_required_takes_no_bearer_tokens(tmp_path: Path) -> None:
-    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
-        await agent.registered()
+    async with station(tmp_path, "prod") as relay, Agent(relay):
         relay.checks.proofs = ProofChecker(ProofPolicy.REQUIRED, "the relay")
         with pytest.raises(JoinRefused) as caught:
             await relay.join()

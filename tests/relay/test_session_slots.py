@@ -11,7 +11,7 @@ from arcbridge.loop_shares import LoopShares, LoopTime
 from arcbridge.net.join import JoinCode
 from arcbridge.relay.session_slots import LIMITS, JoinLimited, SessionSlot, SessionSlots
 from arcbridge.settings.config import RelayLimitsConfig, RelayUserLimitsConfig
-from tests.relay.test_admission import Clock
+from tests.support.clock import Clock
 
 
 def person(name: str, *groups: str) -> Identity:

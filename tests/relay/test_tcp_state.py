@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import Callable
 
@@ -9,6 +8,7 @@ import pytest
 from arcbridge.net.sockets import reset
 from arcbridge.relay.tcp_state import has_ended
 from tests.net.ends import tcp_pair
+from tests.support.eventually import until
 
 
 @pytest.mark.parametrize("end", [lambda sock: sock.shutdown(socket.SHUT_WR), socket.socket.close, reset])
@@ -18,9 +18,7 @@ async def test_an_end_shows_in_front_of_unread_bytes(end: Callable[[socket.socke
         assert not has_ended(near)
         far.send(b"unread")
         end(far)
-        async with asyncio.timeout(5):
-            while not has_ended(near):
-                await asyncio.sleep(0.001)
+        await until(lambda: has_ended(near))
 
 
 async def test_where_the_system_cannot_tell_it_has_not(monkeypatch: pytest.MonkeyPatch) -> None:

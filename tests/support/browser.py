@@ -11,8 +11,7 @@ import base64
 import json
 import re
 import shutil
-import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,6 +19,7 @@ from typing import Any, Self
 import aiohttp
 from aiohttp import web
 
+from tests.support.app_thread import AppThread
 from tests.support.processes import ManagedProcess, require_or_skip
 
 PAGE = "page.example"
@@ -62,14 +62,15 @@ class Browser:
         found = self._process.wait_for_line(r"DevTools listening on ws://(127\.0\.0\.1:\d+)/", timeout=60)
         self._devtools = f"http://{found[1]}"
 
-    def run(self, url: str, script: str = "undefined", *, timeout: float = 60) -> Any:
+    def run(self, url: str, script: str = "undefined", *, shows: str = "", timeout: float = 60) -> Any:
         """Open `url` in a tab of its own, run `script` there, and return what it gives (a promise is awaited).
 
-        Returns `{"failed": REASON}` where the page cannot be opened.
+        With `shows`, return the text of the page to which the script leads, once it has these words. Returns
+        `{"failed": REASON}` where the page cannot be opened.
         """
-        return asyncio.run(self._run(url, script, timeout))
+        return asyncio.run(self._run(url, script, shows, timeout))
 
-    async def _run(self, url: str, script: str, timeout: float) -> Any:
+    async def _run(self, url: str, script: str, shows: str, timeout: float) -> Any:
         async with asyncio.timeout(timeout), aiohttp.ClientSession() as session:
             async with session.put(f"{self._devtools}/json/new?about:blank") as answer:
                 tab = await answer.json()
@@ -85,8 +86,12 @@ class Browser:
                 run = await devtools.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
                 if "exceptionDetails" in run:
                     raise AssertionError(f"the page's script failed: {json.dumps(run['exceptionDetails'])[:2000]}")
+                value = run["result"].get("value")
+                if shows:
+                    while shows not in (value := await devtools.text()):
+                        await asyncio.sleep(0.02)
             async with session.get(f"{self._devtools}/json/close/{tab['id']}"):
-                return run["result"].get("value")
+                return value
 
     def stop(self) -> None:
         self._process.stop()
@@ -119,6 +124,15 @@ class _DevTools:
                 return result
             self._events.append(message)
 
+    async def text(self) -> str:
+        """Return the page's text; empty between two pages."""
+        script = "document.body ? document.body.innerText : ''"
+        try:
+            run = await self.call("Runtime.evaluate", expression=script, returnByValue=True)
+        except AssertionError:
+            return ""
+        return str(run["result"].get("value"))
+
     async def event(self, method: str, **parameters: object) -> None:
         """Wait for an event with these parameters, unless it came before."""
         while not any(
@@ -127,34 +141,28 @@ class _DevTools:
             self._events.append(await self._socket.receive_json())
 
 
-class HostileSite:
+class HostileSite(AppThread):
     """The attacker's pages, and a service that lets every page in: what a page can do where nothing stops it.
 
     It counts requests by path, and answers each with what the browser asked for: an image, events, a WebSocket, text.
     """
 
     def __init__(self) -> None:
+        super().__init__(tls=False)
         self.seen: list[str] = []
-        self.port = 0
-        self._loop = asyncio.new_event_loop()
-        self._started = threading.Event()
-        self._thread = threading.Thread(target=self._serve, daemon=True, name="hostile site")
+
+    @property
+    def port(self) -> int:
+        return int(self.urls[0].rpartition(":")[2])
 
     def url(self, path: str = "/", *, name: str = PAGE) -> str:
         return f"http://{name}:{self.port}{path}"
 
-    def _serve(self) -> None:
-        asyncio.set_event_loop(self._loop)
+    def served(self) -> Sequence[web.Application]:
+        """Return the one application."""
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", self._answer)
-        runner = web.AppRunner(app, access_log=None)
-        self._loop.run_until_complete(runner.setup())
-        self._loop.run_until_complete(web.TCPSite(runner, "127.0.0.1", 0).start())
-        self.port = int(runner.addresses[0][1])
-        self._started.set()
-        self._loop.run_forever()
-        self._loop.run_until_complete(runner.cleanup())
-        self._loop.close()
+        return [app]
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         self.seen.append(f"{request.method} {request.path}")
@@ -177,17 +185,6 @@ class HostileSite:
             return web.Response(text="1", content_type="text/javascript", headers=leave)
         kind = "text/html" if request.path == "/" else "text/plain"
         return web.Response(text=OPEN_TEXT, content_type=kind, headers=leave)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        assert self._started.wait(30)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
 
 
 ATTACK = """

@@ -13,11 +13,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import jwt
+from aiohttp import web
 
-from tests.support.oidc_server import OidcServer
+from tests.support.issuer_server import ManyIssuers, form_of
 
 GITHUB_USER = "repo:example/shop:environment:production"
 GITLAB_USER = "project_path:example/shop:ref_type:branch:ref:main"
@@ -29,16 +29,18 @@ EXCHANGE = "api://AzureADTokenExchange"
 JOB_SECRET = "the-secret-of-the-job"
 
 
-class CiPlatforms(OidcServer):
+class CiPlatforms(ManyIssuers):
     """The server; its issuers are called `github`, `gitlab`, `azure-devops` and `entra`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.asked: list[str] = []
         """Every request for a token, in words."""
-        self.routes["GET /github/token"] = self._github
-        self.routes["POST /azure-devops/oidctoken"] = self._azure_devops
-        self.routes["POST /entra/token"] = self._entra
+        self.routes = [
+            web.get("/github/token", self._github),
+            web.post("/azure-devops/oidctoken", self._azure_devops),
+            web.post("/entra/token", self._entra),
+        ]
 
     def github(self) -> dict[str, str]:
         """What a job with `id-token: write` finds."""
@@ -65,38 +67,40 @@ class CiPlatforms(OidcServer):
             "AZURESUBSCRIPTION_SERVICE_CONNECTION_ID": CONNECTION,
         }
 
-    def _github(self, path: str, headers: Mapping[str, str], body: bytes) -> tuple[int, dict[str, Any]]:
-        asked = parse_qs(urlsplit(path).query)
-        if headers.get("Authorization", "").lower() != f"bearer {JOB_SECRET}" or asked.get("api-version") != ["2.0"]:
-            return 401, {"message": "no job"}
-        (audience,) = asked["audience"]
+    async def _github(self, request: web.Request) -> web.Response:
+        given = request.headers.get("Authorization", "").lower()
+        if given != f"bearer {JOB_SECRET}" or request.query.get("api-version") != "2.0":
+            return web.json_response({"message": "no job"}, status=401)
+        audience = request.query["audience"]
         self.asked.append(f"github {audience}")
-        return 200, {"count": 1, "value": self._token("github", GITHUB_USER, audience)}
+        return web.json_response({"count": 1, "value": self._token("github", GITHUB_USER, audience)})
 
-    def _azure_devops(self, path: str, headers: Mapping[str, str], body: bytes) -> tuple[int, dict[str, Any]]:
-        asked = parse_qs(urlsplit(path).query)
-        if headers.get("Authorization") != f"Bearer {JOB_SECRET}" or asked.get("api-version") != ["7.1"]:
-            return 401, {}
-        if asked.get("serviceConnectionId") != [CONNECTION]:
-            return 404, {}
+    async def _azure_devops(self, request: web.Request) -> web.Response:
+        given = request.headers.get("Authorization")
+        if given != f"Bearer {JOB_SECRET}" or request.query.get("api-version") != "7.1":
+            return web.json_response({}, status=401)
+        if request.query.get("serviceConnectionId") != CONNECTION:
+            return web.json_response({}, status=404)
         self.asked.append("azure-devops")
-        return 200, {"oidcToken": self._token("azure-devops", "sc://example/shop/arcbridge-prod", EXCHANGE)}
+        subject = "sc://example/shop/arcbridge-prod"
+        return web.json_response({"oidcToken": self._token("azure-devops", subject, EXCHANGE)})
 
-    def _entra(self, path: str, headers: Mapping[str, str], body: bytes) -> tuple[int, dict[str, Any]]:
-        form = {name: values[0] for name, values in parse_qs(body.decode()).items()}
+    async def _entra(self, request: web.Request) -> web.Response:
+        form = form_of(await request.post())
         try:
             assertion = self.read(form.get("client_assertion", ""), EXCHANGE)
         except jwt.PyJWTError:
-            return 401, {"error": "invalid_client", "error_description": "AADSTS700027: the assertion is not good"}
+            words = {"error": "invalid_client", "error_description": "AADSTS700027: the assertion is not good"}
+            return web.json_response(words, status=401)
         expected = (self.url("azure-devops"), "client_credentials", CLIENT_ID)
         if (assertion["iss"], form.get("grant_type"), form.get("client_id")) != expected:
-            return 400, {"error": "invalid_request"}
+            return web.json_response({"error": "invalid_request"}, status=400)
         scope = form.get("scope", "")
         self.asked.append(f"entra {scope}")
         # An application's v2.0 access token is for the id of the application that the scope names.
         audience = scope.removeprefix("api://").removesuffix("/.default")
         token = self._token("entra", AZURE_USER, audience, oid=AZURE_USER, idtyp="app")
-        return 200, {"token_type": "Bearer", "expires_in": 3599, "access_token": token}
+        return web.json_response({"token_type": "Bearer", "expires_in": 3599, "access_token": token})
 
     def _token(self, issuer: str, subject: str, audience: object, **more: object) -> str:
         now = int(time.time())

@@ -21,7 +21,6 @@ import hmac
 import json
 import secrets
 import ssl
-import threading
 import time
 import urllib.parse
 import urllib.request
@@ -31,16 +30,16 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import jwt
-import trustme
 from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from tests.support.issuer_server import Device, Grant, Refused
+from tests.support.app_thread import AppThread
+from tests.support.issuer_server import DEVICE_GRANT, Device, Grant, Refused, b64, credentials_of, form_of
 
 TENANT = "11111111-1111-1111-1111-111111111111"
 """Tenant and applications have the ids of config/examples/entra-id."""
@@ -55,7 +54,6 @@ MOST_GROUPS = 200
 """Groups of a JWT; with more, a pointer takes their place."""
 EXCHANGE_AUDIENCE = "api://AzureADTokenExchange"
 ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
-DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 OPENID = {"openid", "profile", "email", "offline_access"}
 EARLIER = 300
 """Seconds by which `iat` and `nbf` lie before the time of issue."""
@@ -88,11 +86,11 @@ class Certificate:
 
     @property
     def x5t(self) -> str:
-        return _b64(self.certificate.fingerprint(hashes.SHA1()))
+        return b64(self.certificate.fingerprint(hashes.SHA1()))
 
     @property
     def x5t_s256(self) -> str:
-        return _b64(self.certificate.fingerprint(hashes.SHA256()))
+        return b64(self.certificate.fingerprint(hashes.SHA256()))
 
     def write(self, directory: Path, name: str) -> tuple[Path, Path]:
         """Write certificate and key as PEM files; return their paths."""
@@ -181,17 +179,15 @@ class GraphState:
     """Requests for tokens for Graph, whatever became of them."""
 
 
-class Entra:
+class Entra(AppThread):
     """The tenant. Use as a context manager."""
 
     def __init__(self, directory: Path) -> None:
+        super().__init__("the CA of login.microsoftonline.com")
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
-        ca = trustme.CA(organization_name="the CA of login.microsoftonline.com")
         self.ca_file = directory / "ca.pem"
-        ca.cert_pem.write_to_path(str(self.ca_file))
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        ca.issue_cert("127.0.0.1", "localhost").configure_cert(self._context)
+        self.ca_file.write_text(self.ca_pem)
         self.keys = [Certificate.make("accounts.accesscontrol.windows.net")]
         """Newest last; the last one signs."""
         self.foreign_key = Certificate.make("consumers")
@@ -216,13 +212,16 @@ class Entra:
         self._devices: dict[str, Device] = {}
         self._user_codes: dict[str, str] = {}
         self._assertions: set[str] = set()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._runners: list[web.AppRunner] = []
-        self.url = ""
-        self.graph_url = ""
 
     # -- what tests use -----------------------------------------------------------------------------------------------
+
+    @property
+    def url(self) -> str:
+        return self.urls[0]
+
+    @property
+    def graph_url(self) -> str:
+        return self.urls[1]
 
     @property
     def issuer(self) -> str:
@@ -302,7 +301,7 @@ class Entra:
         claims["azpacr" if version == 2 else "appidacr"] = "0" if client.public else "1"
         if isinstance(who, User):
             pairwise = hashlib.sha256(f"{who.object_id}{resource.client_id}".encode()).digest()
-            claims |= {"sub": _b64(pairwise), "scp": scp, "name": who.upn, "wids": list(who.wids)}
+            claims |= {"sub": b64(pairwise), "scp": scp, "name": who.upn, "wids": list(who.wids)}
             if version == 2:
                 claims["preferred_username"] = who.upn
             else:
@@ -384,11 +383,7 @@ class Entra:
 
     async def _client(self, request: web.Request, form: Mapping[str, str]) -> tuple[Application, str]:
         """The application that asks, and how it proved that: `secret`, `certificate`, `federated`, or nothing."""
-        client_id, secret = form.get("client_id", ""), form.get("client_secret", "")
-        scheme, _, basic = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() == "basic":
-            client_id, _, secret = base64.b64decode(basic).decode().partition(":")
-            client_id, secret = urllib.parse.unquote_plus(client_id), urllib.parse.unquote_plus(secret)
+        client_id, secret = credentials_of(request, form)
         found = self.applications.get(client_id)
         if found is None:
             raise Refused("unauthorized_client", "AADSTS700016: Application was not found in the directory")
@@ -462,7 +457,7 @@ class Entra:
                 "use": "sig",
                 "kid": used.x5t,
                 "x5t": used.x5t,
-                "n": _b64(numbers.n.to_bytes(256, "big")),
+                "n": b64(numbers.n.to_bytes(256, "big")),
                 "e": "AQAB",
                 "x5c": [base64.b64encode(der).decode()],
                 "cloud_instance_name": "microsoftonline.com",
@@ -501,7 +496,7 @@ class Entra:
         return web.Response(status=302, headers={"Location": location})
 
     async def _device_code(self, request: web.Request) -> web.Response:
-        form = _form(await request.post())
+        form = form_of(await request.post())
         client, _ = await self._client(request, form)
         self._resource(form.get("scope", "").split(), client, delegated=True)
         device_code = f"DAQAB{secrets.token_urlsafe(32)}"
@@ -521,7 +516,7 @@ class Entra:
         )
 
     async def _token(self, request: web.Request) -> web.Response:
-        form = _form(await request.post())
+        form = form_of(await request.post())
         state = self.graph
         for_graph = form.get("scope") == f"{self.graph_url}/.default"
         if for_graph:
@@ -534,7 +529,7 @@ class Entra:
         match form.get("grant_type"):
             case "authorization_code":
                 grant = self._codes.pop(form.get("code", ""), None)
-                challenge = _b64(hashlib.sha256(form.get("code_verifier", "").encode()).digest())
+                challenge = b64(hashlib.sha256(form.get("code_verifier", "").encode()).digest())
                 if grant is None or grant.redirect_uri != form.get("redirect_uri") or grant.challenge != challenge:
                     raise Refused("invalid_grant", "AADSTS70008: The provided authorization code is not valid")
             case "refresh_token":
@@ -619,7 +614,8 @@ class Entra:
             body = {**error.body, "error_codes": [int(number)] if number.isdigit() else [], "trace_id": _guid()}
             return web.json_response(body, status=error.status)
 
-    async def _serve(self) -> None:
+    def served(self) -> Sequence[web.Application]:
+        """Return the login's and Graph's."""
         login = web.Application(middlewares=[self._middleware])
         login.add_routes(
             [
@@ -636,30 +632,13 @@ class Entra:
         graph = web.Application()
         members = r"/v1.0/{kind:users|servicePrincipals}/{id}/getMemberObjects"
         graph.add_routes([web.post(members, self._member_objects)])
-        for app in (login, graph):
-            runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-            await runner.setup()
-            self._runners.append(runner)
-            await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=self._context).start()
-        self.url, self.graph_url = (f"https://127.0.0.1:{one.addresses[0][1]}" for one in self._runners)
-
-    async def _end(self) -> None:
-        for runner in self._runners:
-            await runner.cleanup()
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        asyncio.run_coroutine_threadsafe(self._serve(), self._loop).result(30)
-        return self
+        return [login, graph]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.graph = GraphState()  # requests that are held back end
-        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(30)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-        self._loop.close()
+        super().__exit__(kind, error, trace)
 
 
 def _key_of(credential: Federated, kid: str) -> Any:
@@ -678,16 +657,8 @@ def _graph_error(status: int, code: str, retry_after: str = "") -> web.Response:
     return web.json_response({"error": {"code": code, "message": code}}, status=status, headers=headers)
 
 
-def _form(fields: Mapping[str, object]) -> dict[str, str]:
-    return {name: value for name, value in fields.items() if isinstance(value, str)}
-
-
 def _guid() -> str:
     return str(uuid.uuid4())
-
-
-def _b64(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 def _unb64(text: str) -> bytes:

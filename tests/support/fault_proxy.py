@@ -1,4 +1,4 @@
-"""A TCP proxy that breaks things on purpose: cut, freeze, delay, swallow, flip, chop; by plan or by command.
+"""A TCP proxy that breaks things on purpose: cut, freeze, swallow, flip, chop; by plan or by command.
 
     with FaultProxy(("127.0.0.1", port), plan=lambda number: Plan(cut_up=300, how="fin")) as proxy:
         ...                       # connect to proxy.address instead
@@ -48,17 +48,10 @@ class Plan:
     flip_up: int | None = None
     flip_down: int | None = None
     """Change one bit of this byte."""
-    delay_up: float = 0.0
-    delay_down: float = 0.0
-    """Seconds by which each byte of that direction is late."""
     segment: int = 0
     """Pass on at most so many bytes at a time; 0: as they come."""
     forget: float = 0.0
     """Seconds without a byte either way after which all that comes is dropped, as by a NAT that forgets; 0: never."""
-    silent: bool = False
-    """Accept, and never say or read anything, nor connect to the target."""
-    refuse: bool = False
-    """Accept, and reset at once."""
 
     def offset(self, name: Literal["cut", "freeze", "flip"], direction: Direction) -> int | None:
         """Return the offset of a fault in one direction."""
@@ -94,11 +87,10 @@ class _Half:
         self.cut = plan.offset("cut", direction)
         self.stop_at = plan.offset("freeze", direction)
         self.flip = plan.offset("flip", direction)
-        self.delay = plan.delay_up if direction == "up" else plan.delay_down
         self.segment = plan.segment
         self.frozen = False
         self.swallowing = False
-        self.queue: deque[tuple[float, bytearray]] = deque()
+        self.queue: deque[bytearray] = deque()
         self.held = 0
         self.taken = 0
         self.passed = 0
@@ -107,7 +99,7 @@ class _Half:
         self.told = False
         """So was the sink."""
 
-    def take(self, data: bytes, now: float) -> None:
+    def take(self, data: bytes) -> None:
         """Take bytes of the source."""
         if self.swallowing:
             return
@@ -116,7 +108,7 @@ class _Half:
             chunk[self.flip - self.taken] ^= 0x10
         self.taken += len(chunk)
         self.held += len(chunk)
-        self.queue.append((now + self.delay, chunk))
+        self.queue.append(chunk)
 
     def allowed(self) -> int:
         """Return how many bytes may pass before the next fault."""
@@ -127,14 +119,12 @@ class _Half:
 class _Connection:
     """Two sockets and the two directions between them."""
 
-    def __init__(
-        self, passage: Passage, plan: Plan, near: socket.socket, far: socket.socket | None, now: float
-    ) -> None:
+    def __init__(self, passage: Passage, plan: Plan, near: socket.socket, far: socket.socket, now: float) -> None:
         self.passage = passage
         self.plan = plan
         self.near = near
         self.far = far
-        self.connecting = far is not None
+        self.connecting = True
         self.up = _Half("up", plan)
         self.down = _Half("down", plan)
         self.moved_at = now
@@ -147,7 +137,6 @@ class _Connection:
 
     def ends_of(self, half: _Half) -> tuple[socket.socket, socket.socket]:
         """Return the direction's source and sink."""
-        assert self.far is not None
         return (self.near, self.far) if half is self.up else (self.far, self.near)
 
 
@@ -173,13 +162,9 @@ class FaultProxy:
         self._target = target
         self._make_far = make_far
         self._clock = clock
-        self._listening = make_near()
-        self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._listening.bind(listen)
-        self._listening.listen(256)
-        self._listening.setblocking(False)
-        host, port = self._listening.getsockname()[:2]
-        self.host, self.port = str(host), int(port)
+        self._make_near = make_near
+        self._listening: socket.socket | None = None
+        self._listen(listen)
         self._selector = selectors.DefaultSelector()
         self._wake_up, self._woken = socket.socketpair()
         self._woken.setblocking(False)
@@ -191,6 +176,16 @@ class FaultProxy:
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True, name="fault proxy")
         self._thread.start()
+
+    def _listen(self, address: tuple[str, int]) -> None:
+        listening = self._make_near()
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(256)
+        listening.setblocking(False)
+        self._listening = listening
+        host, port = listening.getsockname()[:2]
+        self.host, self.port = str(host), int(port)
 
     # -- look -----------------------------------------------------------------------------------------------------
 
@@ -239,10 +234,6 @@ class FaultProxy:
         """Read and drop new bytes: the source believes that they arrive."""
         self._on_halves(directions, number, lambda half: setattr(half, "swallowing", True))
 
-    def delay(self, seconds: float, *directions: Direction, number: int | None = None) -> None:
-        """Delay new bytes."""
-        self._on_halves(directions, number, lambda half: setattr(half, "delay", seconds))
-
     def cut(self, how: How = "rst", *, number: int | None = None) -> int:
         """End the open connections now and return how many there were. Held bytes are lost."""
         count = 0
@@ -255,6 +246,21 @@ class FaultProxy:
 
         self._call(cut)
         return count
+
+    def refuse(self) -> None:
+        """Refuse new connections; those that are open stay. `listen` has named a port that no other program takes."""
+        self._call(self._refuse)
+
+    def _refuse(self) -> None:
+        if self._listening is not None:
+            if self._listening in self._selector.get_map():
+                self._selector.unregister(self._listening)
+            self._listening.close()
+            self._listening = None
+
+    def accept_again(self) -> None:
+        """Listen again, after `refuse`, on the same port."""
+        self._call(lambda: self._listen((self.host, self.port)))
 
     def stop(self) -> None:
         """Stop listening, close all connections (by RST) and end the thread; raise its error, if any."""
@@ -313,7 +319,7 @@ class FaultProxy:
         except BaseException as error:
             self._failure = error
         finally:
-            self._listening.close()
+            self._refuse()
             for connection in list(self._connections):
                 self._close(connection, "rst", "closed")
             self._selector.close()
@@ -323,13 +329,12 @@ class FaultProxy:
     def _turn(self) -> None:
         """Wait for the sockets' events, then serve all connections."""
         now = time.monotonic()
-        wanted: dict[socket.socket, int] = {
-            self._woken: selectors.EVENT_READ,
-            self._listening: selectors.EVENT_READ,
-        }
+        wanted: dict[socket.socket, int] = {self._woken: selectors.EVENT_READ}
+        if self._listening is not None:
+            wanted[self._listening] = selectors.EVENT_READ
         deadlines: list[float] = []
         for connection in self._connections:
-            for sock, events in self._wanted(connection, now, deadlines).items():
+            for sock, events in self._wanted(connection, deadlines).items():
                 wanted[sock] = wanted.get(sock, 0) | events
         for key in list(self._selector.get_map().values()):
             if key.fileobj not in wanted:
@@ -345,22 +350,19 @@ class FaultProxy:
             self._woken.recv(1024)
         while self._commands:
             self._commands.popleft()()
-        now = time.monotonic()
         for connection in list(self._connections):
-            self._serve(connection, ready, now)
-        if self._listening in ready:
-            self._accept()
+            self._serve(connection, ready)
+        if self._listening is not None and self._listening in ready:
+            self._accept(self._listening)
         with self._changed:
             self._changed.notify_all()
 
-    def _wanted(self, connection: _Connection, now: float, deadlines: list[float]) -> dict[socket.socket, int]:
+    def _wanted(self, connection: _Connection, deadlines: list[float]) -> dict[socket.socket, int]:
         wanted: dict[socket.socket, int] = {}
 
         def want(sock: socket.socket, event: int) -> None:
             wanted[sock] = wanted.get(sock, 0) | event
 
-        if connection.far is None:
-            return wanted  # silent: its socket is not even read
         if connection.connecting:
             want(connection.far, selectors.EVENT_WRITE)
             return wanted
@@ -371,11 +373,7 @@ class FaultProxy:
             if not half.ended and (connection.lingering is not None or (not half.frozen and half.held < HELD)):
                 want(source, selectors.EVENT_READ)
             if half.queue and not half.frozen and connection.lingering is None and self._passable(half):
-                due = half.queue[0][0]
-                if due <= now:
-                    want(sink, selectors.EVENT_WRITE)
-                else:
-                    deadlines.append(due)
+                want(sink, selectors.EVENT_WRITE)
         return wanted
 
     @staticmethod
@@ -383,9 +381,9 @@ class FaultProxy:
         """Tell whether the next byte may pass, or whether the connection is cut at it."""
         return half.allowed() > 0 or half.cut == half.passed
 
-    def _accept(self) -> None:
+    def _accept(self, listening: socket.socket) -> None:
         try:
-            near, _ = self._listening.accept()
+            near, _ = listening.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return
         near.setblocking(False)
@@ -393,22 +391,17 @@ class FaultProxy:
         with self._changed:
             passage = Passage(len(self._passages))
             self._passages.append(passage)
-        plan = self.plan(passage.number)
-        far = None
-        if not plan.silent and not plan.refuse:
-            far = self._make_far()
-            far.setblocking(False)
-            far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection = _Connection(passage, plan, near, far, self._clock())
+        far = self._make_far()
+        far.setblocking(False)
+        far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection = _Connection(passage, self.plan(passage.number), near, far, self._clock())
         self._connections.append(connection)
-        if far is not None and (problem := far.connect_ex(self._target)) not in (0, errno.EINPROGRESS):
+        if (problem := far.connect_ex(self._target)) not in (0, errno.EINPROGRESS):
             self._close(connection, "rst", f"unreachable: {errno.errorcode.get(problem, problem)}")
-        elif plan.refuse:
-            self._close(connection, "rst", "planned")
 
-    def _serve(self, connection: _Connection, ready: Mapping[Any, int], now: float) -> None:
+    def _serve(self, connection: _Connection, ready: Mapping[Any, int]) -> None:
         far = connection.far
-        if far is None or not connection.passage.open:
+        if not connection.passage.open:
             return
         if connection.connecting:
             if ready.get(far, 0):
@@ -420,8 +413,8 @@ class FaultProxy:
             for half in connection.halves:
                 source, sink = connection.ends_of(half)
                 if ready.get(source, 0) & selectors.EVENT_READ and not half.ended:
-                    self._read(connection, half, source, now)
-                if connection.lingering is None and not self._write(connection, half, sink, now):
+                    self._read(connection, half, source)
+                if connection.lingering is None and not self._write(connection, half, sink):
                     return
         except BlockingIOError:
             return
@@ -429,12 +422,12 @@ class FaultProxy:
             self._close(connection, "rst", "reset")
             return
         if connection.lingering is not None:
-            if all(half.ended for half in connection.halves) or now >= connection.lingering:
+            if all(half.ended for half in connection.halves) or time.monotonic() >= connection.lingering:
                 self._close(connection, "fin", connection.passage.end)
         elif all(half.told for half in connection.halves):
             self._close(connection, "fin", "both ended")
 
-    def _read(self, connection: _Connection, half: _Half, source: socket.socket, now: float) -> None:
+    def _read(self, connection: _Connection, half: _Half, source: socket.socket) -> None:
         data = source.recv(READ)
         if not data:
             half.ended = True
@@ -444,18 +437,18 @@ class FaultProxy:
                 for one in connection.halves:
                     one.swallowing = True
             connection.moved_at = seen
-            half.take(data, now)
+            half.take(data)
 
-    def _write(self, connection: _Connection, half: _Half, sink: socket.socket, now: float) -> bool:
+    def _write(self, connection: _Connection, half: _Half, sink: socket.socket) -> bool:
         """Pass on what may pass now; return false when that ended the connection."""
-        while half.queue and not half.frozen and half.queue[0][0] <= now:
+        while half.queue and not half.frozen:
             if half.cut == half.passed:
                 self._end(connection, connection.plan.how, "planned")
                 return False
             most = half.allowed()
             if most <= 0:
                 return True
-            due, chunk = half.queue[0]
+            chunk = half.queue[0]
             try:
                 sent = sink.send(chunk[: min(most, half.segment or most)])
             except BlockingIOError:
@@ -467,7 +460,7 @@ class FaultProxy:
             if sent == len(chunk):
                 half.queue.popleft()
             else:
-                half.queue[0] = (due, chunk[sent:])
+                half.queue[0] = chunk[sent:]
         if half.ended and not half.queue and not half.told and not half.frozen:
             half.told = True
             sink.shutdown(socket.SHUT_WR)
@@ -475,7 +468,7 @@ class FaultProxy:
 
     def _end(self, connection: _Connection, how: How, why: str) -> None:
         """End both sides; after a FIN, read and drop for a while what they still send."""
-        if how == "rst" or connection.far is None or connection.connecting:
+        if how == "rst" or connection.connecting:
             self._close(connection, how, why)
             return
         if connection.lingering is not None:
@@ -497,8 +490,6 @@ class FaultProxy:
             connection.passage.open = False
             connection.passage.end = why
         for sock in (connection.near, connection.far):
-            if sock is None:
-                continue
             if sock in self._selector.get_map():
                 self._selector.unregister(sock)
             if how == "rst":

@@ -2,16 +2,14 @@
 
     with Issuer(tmp_path / "issuer") as issuer:
         token = issuer.mint(sub="alice", aud="arcbridge-relay", groups=["platform"])
-        issuer.rotate()
 
 As a process of its own, `python -m tests.support.issuer --state DIR` writes its CA to `DIR/ca.pem` and prints
-`issuer ready URL`. What is in DIR is kept: started again there, it has the same CA and the same keys.
+`issuer ready URL`. What is in DIR is kept: started again there, it has the same CA and the same key.
 
 Any user name and any public client are taken; there are no passwords. So it listens on loopback alone. Paths under
 `/_test/` are for the tests:
 
-    POST /_test/mint      claims, headers, alg, key, lifetime      -> {"token": ...}
-    POST /_test/rotate    keep_old                                 -> {"kid": ...}
+    POST /_test/mint      claims, headers, foreign, lifetime       -> {"token": ...}
     POST /_test/settings  any of `Settings`                        -> all of them
     POST /_test/device    user_code, user or deny
     GET  /_test/requests  how often each public path was asked
@@ -88,13 +86,12 @@ class Issuer:
         email_verified: bool = True,
         claims: Mapping[str, object] | None = None,
         headers: Mapping[str, object] | None = None,
-        alg: str = "RS256",
-        key: str = "current",
+        foreign: bool = False,
     ) -> str:
         """Return a token for a user; `lifetime` (seconds) may be negative.
 
-        Without `groups`, the user's own. `claims` and `headers` are added last; None removes one. `key` is `current`,
-        `old`, `foreign` (a forger's, under our key's id) or a key id; `alg` may also be `none` or `HS256`.
+        Without `groups`, the user's own. `claims` and `headers` are added last; None removes a claim. A `foreign` one
+        is signed by a forger's key, under our key's id.
         """
         asked: dict[str, object] = {"sub": sub, "aud": aud if isinstance(aud, str) else list(aud)}
         asked["email_verified"] = email_verified
@@ -102,28 +99,16 @@ class Issuer:
             asked["groups"] = list(groups)
         if email is not None:
             asked["email"] = email
-        body = {"claims": asked | dict(claims or {}), "headers": dict(headers or {}), "alg": alg, "key": key}
+        body = {"claims": asked | dict(claims or {}), "headers": dict(headers or {}), "foreign": foreign}
         return str(self._test("mint", {**body, "lifetime": lifetime})["token"])
-
-    def rotate(self, *, keep_old: bool = True) -> str:
-        """Make new keys and return the new RSA key's id; with `keep_old=False` the old ones are withdrawn."""
-        return str(self._test("rotate", {"keep_old": keep_old})["kid"])
 
     def settings(self, **changes: Any) -> Settings:
         """Change any of `Settings`, and return them."""
         return Settings(**self._test("settings", changes))
 
-    def slow(self, seconds: float) -> None:
-        """Delay every public answer."""
-        self.settings(slow=seconds)
-
     def down(self, down: bool = True) -> None:
         """Answer 503 to everything public, or stop doing so."""
         self.settings(down=down)
-
-    def set_user(self, user: str, *, groups: Sequence[str] = ()) -> None:
-        """Add a user, or change one's groups from the next token on."""
-        self._test("user", {"user": user, "groups": list(groups)})
 
     def approve(self, user_code: str, user: str = "alice") -> None:
         """Approve a device login as a user."""
@@ -147,10 +132,6 @@ class Issuer:
     def stop(self) -> None:
         """End the process. What it knows is in its directory."""
         self.process.stop()
-
-    def restart(self) -> None:
-        """Start again after `stop`, at the same URL with the same CA and keys; grants and settings are forgotten."""
-        self._start(self.port)
 
     def __enter__(self) -> Self:
         return self

@@ -1,11 +1,11 @@
-"""The issuer's server for tests: endpoints, grants, keys, and what goes wrong on request. `issuer.py` runs it.
+"""The issuer's server for tests: endpoints, grants, a key, and what goes wrong on request. `issuer.py` runs it.
 
-It listens nowhere and keeps its keys in a directory that it is given.
+`IssuerServer` listens nowhere and keeps its key in a directory that it is given. `ManyIssuers` serves its documents in
+a thread, for any number of issuers, with routes that a test adds.
 """
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import hmac
@@ -13,11 +13,9 @@ import html
 import json
 import secrets
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,9 @@ from typing import Any
 import jwt
 from aiohttp import web
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from tests.support.app_thread import AppThread
 
 # The made-up people. Any other user may log in too, without groups.
 USERS: dict[str, tuple[str, ...]] = {
@@ -38,41 +38,39 @@ USERS: dict[str, tuple[str, ...]] = {
 SECRETS = {"ci": "ci-secret"}
 # What a job of the pipeline has in ACTIONS_ID_TOKEN_REQUEST_TOKEN.
 ACTIONS_SECRET = "the-jobs-own-secret"
+DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
+# What a request for a distributed claim has to bring.
+CLAIMS_TOKEN = "f005ba11"
 TOKEN_EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
 ACCESS_TOKEN = "urn:ietf:params:oauth:token-type:access_token"
+GRANTS = "authorization_code", "refresh_token", "client_credentials", DEVICE_GRANT, TOKEN_EXCHANGE
 # A scope that begins so says whom an access token is for.
 AUDIENCE_SCOPE = "audience:"
+ACCESS_AUDIENCE = "arcbridge-relay"
+"""Of access tokens, unless the request names another by `resource` or `audience`."""
 REFRESH_LIFETIME = 24 * 3600.0
 CODE_LIFETIME = 60.0
-
-PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What a test can change while the issuer runs. Times are in seconds."""
 
-    slow: float = 0.0
-    """Delay of every public answer."""
     down: bool = False
     """Every public path answers 503."""
     lifetime: float = 3600.0
     """Of tokens from the grants."""
     clock_skew: float = 0.0
     """How far this issuer's clock is ahead, in every token it signs."""
-    access_audience: str = "arcbridge-relay"
-    """Audience of access tokens, unless the request names another by `resource` or `audience`."""
     device_interval: float = 1.0
     device_lifetime: float = 600.0
-    refresh_rotation: bool = True
-    """Each refresh token works once; using one again revokes its successors."""
     response_iss: str = "announced"
     """Whether answers through the browser have `iss` (RFC 9207): `announced`, `sent` (unannounced), or `none`."""
     redirect_uris: tuple[str, ...] = ()
     """Redirect URIs that are registered, compared to the letter but for the port; empty: any of loopback."""
     metadata: Mapping[str, object] = field(default_factory=dict)
-    """Members of the discovery document that are others. `{url}` in a value stands for the issuer's URL, and `{other}`
-    for another origin at which it answers, too."""
+    """Members of the discovery document that are others, or missing (null). `{url}` in a value stands for the issuer's
+    URL, and `{other}` for another origin at which it answers, too."""
     device_page: str = "{url}/device"
     """The page for device codes, written in the same way."""
     auto_login: str = ""
@@ -88,16 +86,6 @@ class Settings:
 
 
 @dataclass(slots=True)
-class Key:
-    """One signing key."""
-
-    kid: str
-    alg: str
-    private: PrivateKey
-    published: bool = True
-
-
-@dataclass(slots=True)
 class Grant:
     """What a code or a refresh token stands for."""
 
@@ -105,7 +93,7 @@ class Grant:
     scope: str
     user: str = ""
     resource: str = ""
-    """Audience of the access token; empty: `Settings.access_audience`."""
+    """Audience of the access token; empty: `ACCESS_AUDIENCE`."""
     granted: str = ""
     """The same as asked for at the authorization endpoint: what a refresh without a wish gives."""
     nonce: str = ""
@@ -140,14 +128,12 @@ class Refused(Exception):
 
 
 class IssuerServer:
-    """The state behind the pages."""
+    """The state behind the pages, and one RSA key."""
 
-    def __init__(self, state: Path, settings: Settings) -> None:
+    def __init__(self, state: Path | None, settings: Settings) -> None:
+        """Without `state` the keys are kept nowhere."""
         self.url = ""
         self.settings = settings
-        self.state = state
-        self.users = dict(USERS)
-        self.keys: list[Key] = []  # newest last
         self.codes: dict[str, Grant] = {}
         self.refresh: dict[str, Grant] = {}
         self.spent: dict[str, str] = {}  # used refresh tokens and their families
@@ -156,13 +142,8 @@ class IssuerServer:
         self.requests: Counter[str] = Counter()
         self.proofs: set[str] = set()  # `jti` of DPoP proofs that were used
         self.nonce = secrets.token_urlsafe(12)
-        state.mkdir(parents=True, exist_ok=True)
-        for path in sorted(state.glob("key-*.pem")):
-            private = serialization.load_pem_private_key(path.read_bytes(), None)
-            assert isinstance(private, (rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey))
-            self._add_key(path.stem.removeprefix("key-"), private)
-        if not self.keys:
-            self.rotate(keep_old=True)
+        self.key = _kept_key(state) if state else _new_key()
+        self.kid = b64(hashlib.sha256(str(self.key.public_key().public_numbers().n).encode()).digest())[:16]
 
     def app(self) -> web.Application:
         """Return the application."""
@@ -178,12 +159,9 @@ class IssuerServer:
                 web.get("/authorize", self.authorize),
                 web.post("/authorize", self.authorize),
                 web.post("/revoke", self.revoke),
-                web.get("/userinfo", self.userinfo),
                 web.get("/actions", self.actions),
                 web.post("/_test/mint", self.test_mint),
-                web.post("/_test/rotate", self.test_rotate),
                 web.post("/_test/settings", self.test_settings),
-                web.post("/_test/user", self.test_user),
                 web.post("/_test/device", self.test_device),
                 web.get("/_test/requests", self.test_requests),
             ]
@@ -196,8 +174,6 @@ class IssuerServer:
     ) -> web.StreamResponse:
         if not request.path.startswith("/_test/"):
             self.requests[request.path] += 1
-            if self.settings.slow:
-                await asyncio.sleep(self.settings.slow)
             if self.settings.down:
                 return web.Response(status=503, text="down for a test\n")
         try:
@@ -207,63 +183,10 @@ class IssuerServer:
 
     # Keys and tokens.
 
-    def rotate(self, *, keep_old: bool) -> str:
-        """Make new keys, one per algorithm, and return the RSA key's id. Old ones stay published or are withdrawn."""
-        if not keep_old:
-            for key in self.keys:
-                key.published = False
-                (self.state / f"key-{key.kid}.pem").unlink(missing_ok=True)
-        number = len(self.keys) // 2
-        for alg, private in (
-            ("ES256", ec.generate_private_key(ec.SECP256R1())),
-            ("RS256", rsa.generate_private_key(65537, 2048)),
-        ):
-            kid = f"{number:03}-{alg}-{secrets.token_hex(4)}"
-            path = self.state / f"key-{kid}.pem"
-            path.touch(mode=0o600)
-            path.write_bytes(
-                private.private_bytes(
-                    serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-                )
-            )
-            self._add_key(kid, private)
-        return self.keys[-1].kid
-
-    def _add_key(self, kid: str, private: PrivateKey) -> None:
-        self.keys.append(Key(kid, "RS256" if isinstance(private, rsa.RSAPrivateKey) else "ES256", private))
-
-    def find_key(self, alg: str, which: str) -> Key:
-        """Return a key by id, or an algorithm's `current`, `old` (the one before) or `foreign` (never published)."""
-        family = "ES256" if alg.startswith("ES") else "RS256"
-        keys = [key for key in self.keys if key.alg == family]
-        if which == "current":
-            return keys[-1]
-        if which == "old":
-            return keys[-2]
-        if which == "foreign":  # with the id of the real one, as a forger would have it
-            private: PrivateKey = (
-                ec.generate_private_key(ec.SECP256R1()) if family == "ES256" else rsa.generate_private_key(65537, 2048)
-            )
-            return Key(keys[-1].kid, family, private, published=False)
-        return next(key for key in self.keys if key.kid == which)
-
-    def sign(
-        self, claims: Mapping[str, object], *, alg: str = "RS256", which: str = "current", headers: Mapping[str, object]
-    ) -> str:
-        """Return a JWS. `none` and the HMAC algorithms are there to be refused: the HMAC key is our public key."""
-        key = self.find_key(alg, which)
-        header: dict[str, object] = {"typ": "JWT", "kid": key.kid, **headers, "alg": headers.get("alg", alg)}
-        header = {name: value for name, value in header.items() if value is not None}
-        if alg in ("none", "HS256", "HS512"):
-            signed = f"{_segment(header)}.{_segment(claims)}"
-            public = key.private.public_key().public_bytes(
-                serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-            )
-            digest = "" if alg == "none" else _b64(hmac.digest(public, signed.encode(), f"sha{alg[2:]}"))
-            return f"{signed}.{digest}"
-        signer = jwt.get_algorithm_by_name(alg)
-        signed = f"{_segment(header)}.{_segment(claims)}"
-        return f"{signed}.{_b64(signer.sign(signed.encode(), key.private))}"
+    def sign(self, claims: Mapping[str, object], headers: Mapping[str, object] = {}, *, foreign: bool = False) -> str:
+        """Return a JWS; with `foreign` a forger's, under our key's id. A header of None is left out."""
+        key = _new_key() if foreign else self.key
+        return jwt.encode(dict(claims), key, "RS256", headers={"typ": "JWT", "kid": self.kid, **headers})
 
     def now(self) -> float:
         """The time by this issuer's clock, which may be wrong on purpose."""
@@ -284,13 +207,13 @@ class IssuerServer:
             "email_verified": True,
             "preferred_username": user,
             "name": user.capitalize(),
-            "groups": list(self.users.get(user, ())),
+            "groups": list(USERS.get(user, ())),
         }
 
     def tokens(self, grant: Grant) -> dict[str, object]:
         """Return what the token endpoint answers for a grant that has been accepted."""
         user = grant.user or grant.client
-        access = self.claims(user, grant.resource or self.settings.access_audience)
+        access = self.claims(user, grant.resource or ACCESS_AUDIENCE)
         # Where scopes say whom a token is for, as at Keycloak and Entra ID.
         by_scope = [scope.removeprefix(AUDIENCE_SCOPE) for scope in grant.scope.split() if AUDIENCE_SCOPE in scope]
         if by_scope:
@@ -302,7 +225,7 @@ class IssuerServer:
             for name in ("email", "email_verified", "preferred_username", "name"):
                 del access[name]
         answer: dict[str, object] = {
-            "access_token": self.sign(access, headers={"typ": "at+jwt"}),
+            "access_token": self.sign(access, {"typ": "at+jwt"}),
             "token_type": "DPoP" if grant.jkt else "Bearer",
             "expires_in": int(self.settings.lifetime),
             "scope": grant.scope,
@@ -312,7 +235,7 @@ class IssuerServer:
             identity = self.claims(grant.user, grant.client) | {"azp": grant.client, "auth_time": int(self.now())}
             if grant.nonce:
                 identity["nonce"] = grant.nonce
-            answer["id_token"] = self.sign(identity, headers={})
+            answer["id_token"] = self.sign(identity)
         refreshable = grant.refresh_scope or grant.scope
         if grant.user and "offline_access" in refreshable.split():
             token = secrets.token_urlsafe(24)
@@ -328,55 +251,51 @@ class IssuerServer:
 
     # Public pages.
 
-    async def discovery(self, request: web.Request) -> web.Response:
-        """Answer what OpenID Connect Discovery 1.0 §3 asks for."""
+    def document(self, issuer: str) -> dict[str, object]:
+        """Return what OpenID Connect Discovery 1.0 §3 asks for."""
         announced = self.settings.response_iss == "announced"
-        return web.json_response(
-            {
-                "issuer": self.url,
-                "authorization_endpoint": f"{self.url}/authorize",
-                "token_endpoint": f"{self.url}/token",
-                "device_authorization_endpoint": f"{self.url}/device_authorization",
-                "revocation_endpoint": f"{self.url}/revoke",
-                "userinfo_endpoint": f"{self.url}/userinfo",
-                "jwks_uri": f"{self.url}/jwks",
-                "response_types_supported": ["code"],
-                "response_modes_supported": ["query"],
-                "grant_types_supported": [
-                    "authorization_code",
-                    "refresh_token",
-                    "client_credentials",
-                    "urn:ietf:params:oauth:grant-type:device_code",
-                    TOKEN_EXCHANGE,
-                ],
-                "subject_types_supported": ["public"],
-                "id_token_signing_alg_values_supported": ["RS256", "ES256"],
-                "scopes_supported": ["openid", "email", "profile", "groups", "offline_access"],
-                "claims_supported": ["sub", "email", "email_verified", "groups", "preferred_username", "name"],
-                "token_endpoint_auth_methods_supported": ["none", "client_secret_basic", "client_secret_post"],
-                "code_challenge_methods_supported": ["S256"],
-                **({"authorization_response_iss_parameter_supported": True} if announced else {}),
-                **({} if self.settings.dpop == "off" else {"dpop_signing_alg_values_supported": ["ES256", "RS256"]}),
-                **{name: self._address(value) for name, value in self.settings.metadata.items()},
-            }
-        )
+        found: dict[str, object] = {
+            "issuer": issuer,
+            "authorization_endpoint": f"{issuer}/authorize",
+            "token_endpoint": f"{issuer}/token",
+            "device_authorization_endpoint": f"{issuer}/device_authorization",
+            "revocation_endpoint": f"{issuer}/revoke",
+            "jwks_uri": f"{issuer}/jwks",
+            "response_types_supported": ["code"],
+            "response_modes_supported": ["query"],
+            "grant_types_supported": [*GRANTS],
+            "subject_types_supported": ["public"],
+            "id_token_signing_alg_values_supported": ["RS256"],
+            "scopes_supported": ["openid", "email", "profile", "groups", "offline_access"],
+            "claims_supported": ["sub", "email", "email_verified", "groups", "preferred_username", "name"],
+            "token_endpoint_auth_methods_supported": ["none", "client_secret_basic", "client_secret_post"],
+            "code_challenge_methods_supported": ["S256"],
+            **({"authorization_response_iss_parameter_supported": True} if announced else {}),
+            **({} if self.settings.dpop == "off" else {"dpop_signing_alg_values_supported": ["ES256", "RS256"]}),
+            **{name: self._address(value) for name, value in self.settings.metadata.items()},
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+    async def discovery(self, request: web.Request) -> web.Response:
+        """Answer the discovery document."""
+        return web.json_response(self.document(self.url))
 
     def _address(self, value: Any) -> Any:
         other = self.url.replace("127.0.0.1", "localhost")
         return value.format(url=self.url, other=other) if isinstance(value, str) else value
 
+    def published(self) -> dict[str, object]:
+        """Return the published key, in a set."""
+        public = jwt.algorithms.RSAAlgorithm.to_jwk(self.key.public_key(), as_dict=True)
+        return {"keys": [{**public, "kid": self.kid, "alg": "RS256", "use": "sig"}]}
+
     async def jwks(self, request: web.Request) -> web.Response:
         """Answer the published keys."""
-        keys = []
-        for key in self.keys:
-            if key.published:
-                public = jwt.get_algorithm_by_name(key.alg).to_jwk(key.private.public_key(), as_dict=True)
-                keys.append({**public, "kid": key.kid, "alg": key.alg, "use": "sig"})
-        return web.json_response({"keys": keys}, headers={"Cache-Control": "public, max-age=300"})
+        return web.json_response(self.published(), headers={"Cache-Control": "public, max-age=300"})
 
     async def token(self, request: web.Request) -> web.Response:
         """Answer a token request of any of the five grants."""
-        form = _form(await request.post())
+        form = form_of(await request.post())
         client = self._client(request, form)
         jkt = self._proven_key(request)
         resource = form.get("resource") or form.get("audience", "")
@@ -387,7 +306,7 @@ class IssuerServer:
                 grant = self._redeem_code(client, form)
             case "refresh_token":
                 grant = self._redeem_refresh(client, form, jkt)
-            case "urn:ietf:params:oauth:grant-type:device_code":
+            case grant_type if grant_type == DEVICE_GRANT:
                 grant = self._redeem_device(client, form)
             case "client_credentials":
                 if client not in SECRETS:
@@ -441,7 +360,7 @@ class IssuerServer:
             raise Refused("invalid_dpop_proof", "jti")
         self.proofs.add(claims["jti"])
         canonical = json.dumps(members, separators=(",", ":"), sort_keys=True)
-        return _b64(hashlib.sha256(canonical.encode()).digest())
+        return b64(hashlib.sha256(canonical.encode()).digest())
 
     def _exchange(self, client: str, form: Mapping[str, str]) -> Grant:
         """RFC 8693: an access token of ours for one with another audience."""
@@ -455,19 +374,14 @@ class IssuerServer:
         return Grant(client, scope, user=str(claims["sub"]), jkt=jkt)
 
     def _own_claims(self, token: str) -> dict[str, Any] | None:
-        """Return the claims of an access token that a published key signed."""
+        """Return the claims of an access token that our key signed."""
         try:
-            key = next(key for key in self.keys if key.published and key.kid == jwt.get_unverified_header(token)["kid"])
-            return dict(jwt.decode(token, key.private.public_key(), [key.alg], options={"verify_aud": False}))
-        except (jwt.InvalidTokenError, KeyError, StopIteration):
+            return dict(jwt.decode(token, self.key.public_key(), ["RS256"], options={"verify_aud": False}))
+        except jwt.InvalidTokenError:
             return None
 
     def _client(self, request: web.Request, form: Mapping[str, str]) -> str:
-        client, secret = form.get("client_id", ""), form.get("client_secret", "")
-        scheme, _, basic = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() == "basic":
-            client, _, secret = base64.b64decode(basic).decode().partition(":")
-            client, secret = urllib.parse.unquote_plus(client), urllib.parse.unquote_plus(secret)
+        client, secret = credentials_of(request, form)
         if not client:
             raise Refused("invalid_client", "no client_id", 401)
         if client in SECRETS and not hmac.compare_digest(SECRETS[client], secret):
@@ -481,7 +395,7 @@ class IssuerServer:
         if grant.redirect_uri != form.get("redirect_uri"):
             raise Refused("invalid_grant", "another redirect_uri")
         verifier = form.get("code_verifier", "")
-        if _b64(hashlib.sha256(verifier.encode()).digest()) != grant.challenge:
+        if b64(hashlib.sha256(verifier.encode()).digest()) != grant.challenge:
             raise Refused("invalid_grant", "code_verifier does not match")
         return grant
 
@@ -495,9 +409,9 @@ class IssuerServer:
             raise Refused("invalid_grant", "unknown, used, revoked or expired refresh token")
         if grant.jkt and grant.jkt != jkt:  # it stays good for its owner
             raise Refused("invalid_grant", "bound to another key")
-        if self.settings.refresh_rotation:
-            del self.refresh[token]
-            self.spent[token] = grant.family
+        # Each refresh token works once; using one again revokes its successors.
+        del self.refresh[token]
+        self.spent[token] = grant.family
         scope = form.get("scope", grant.scope)
         if not set(scope.split()) <= set(grant.scope.split()):
             raise Refused("invalid_scope", "more than was granted")
@@ -507,7 +421,7 @@ class IssuerServer:
         device = self.devices.get(form.get("device_code", ""))
         if device is None or device.grant.client != client or device.used:
             raise Refused("invalid_grant", "unknown or used device_code")
-        if device.grant.challenge and _b64(hashlib.sha256(form.get("code_verifier", "").encode()).digest()) != (
+        if device.grant.challenge and b64(hashlib.sha256(form.get("code_verifier", "").encode()).digest()) != (
             device.grant.challenge
         ):
             raise Refused("invalid_grant", "code_verifier does not match")
@@ -524,7 +438,7 @@ class IssuerServer:
 
     async def device_authorization(self, request: web.Request) -> web.Response:
         """Begin a login on another device (RFC 8628 §3.1)."""
-        form = _form(await request.post())
+        form = form_of(await request.post())
         client = self._client(request, form)
         resource = form.get("resource") or form.get("audience", "")
         grant = Grant(client, form.get("scope", ""), resource=resource, granted=resource)
@@ -555,7 +469,7 @@ class IssuerServer:
 
     async def device_answer(self, request: web.Request) -> web.Response:
         """Take the person's answer."""
-        form = _form(await request.post())
+        form = form_of(await request.post())
         self.answer_device(form.get("user_code", ""), form.get("user", ""), deny=form.get("action") == "deny")
         return _page("Done", "<p>You can close this page.</p>")
 
@@ -581,7 +495,7 @@ class IssuerServer:
         if self.settings.redirect_uris and without_port not in self.settings.redirect_uris:
             raise Refused("invalid_request", "redirect_uri is not registered")
         answer: dict[str, str] = {"state": query["state"]} if "state" in query else {}
-        form = _form(await request.post())
+        form = form_of(await request.post())
         user = form.get("user") or self.settings.auto_login
         if query.get("response_type") != "code" or "client_id" not in query:
             answer["error"] = "unsupported_response_type"
@@ -612,7 +526,7 @@ class IssuerServer:
         )
 
     def _choice(self) -> str:
-        options = "".join(f"<option>{html.escape(user)}</option>" for user in self.users)
+        options = "".join(f"<option>{html.escape(user)}</option>" for user in USERS)
         return (
             f'<p>User <select name="user">{options}</select></p>'
             '<button name="action" value="approve">Log in</button> <button name="action" value="deny">Refuse</button>'
@@ -620,18 +534,10 @@ class IssuerServer:
 
     async def revoke(self, request: web.Request) -> web.Response:
         """Forget a refresh token; unknown ones are no error (RFC 7009 §2.2)."""
-        form = _form(await request.post())
+        form = form_of(await request.post())
         self._client(request, form)
         self.refresh.pop(form.get("token", ""), None)
         return web.Response()
-
-    async def userinfo(self, request: web.Request) -> web.Response:
-        """Answer the claims about the bearer of an access token."""
-        claims = self._own_claims(request.headers.get("Authorization", "").removeprefix("Bearer "))
-        if claims is None:
-            raise Refused("invalid_token", status=401)
-        names = ("sub", "email", "email_verified", "preferred_username", "name", "groups")
-        return web.json_response({name: claims[name] for name in names if name in claims})
 
     async def actions(self, request: web.Request) -> web.Response:
         """Answer as the token service of GitHub Actions: a job's token with the one audience that it asks for."""
@@ -640,30 +546,18 @@ class IssuerServer:
         job = "repo:example/shop:ref:refs/heads/main"
         audience = request.query.get("audience", "https://github.com/example")
         claims = self.claims(job, audience) | {"email": "shop@ci.example.com", "groups": ["platform"]}
-        return web.json_response({"count": 1, "value": self.sign(claims, headers={})})
+        return web.json_response({"count": 1, "value": self.sign(claims)})
 
     # What tests ask for.
 
     async def test_mint(self, request: web.Request) -> web.Response:
-        """Sign any claims, with any header and any key; a claim or header of null is left out."""
+        """Sign any claims, with any header; a claim of null is left out."""
         asked = await request.json()
         given: dict[str, object] = asked.get("claims", {})
         claims = self.claims(str(given.get("sub", "unnamed")), "arcbridge-relay", asked.get("lifetime")) | given
         claims = {name: value for name, value in claims.items() if value is not None}
-        try:
-            token = self.sign(
-                claims,
-                alg=asked.get("alg", "RS256"),
-                which=asked.get("key", "current"),
-                headers=asked.get("headers", {}),
-            )
-        except (IndexError, StopIteration, NotImplementedError) as error:
-            raise Refused("invalid_request", f"no such key or algorithm: {error!r}") from None
+        token = self.sign(claims, asked.get("headers", {}), foreign=asked.get("foreign", False))
         return web.json_response({"token": token})
-
-    async def test_rotate(self, request: web.Request) -> web.Response:
-        """Rotate the keys."""
-        return web.json_response({"kid": self.rotate(keep_old=(await request.json()).get("keep_old", True))})
 
     async def test_settings(self, request: web.Request) -> web.Response:
         """Change settings."""
@@ -672,12 +566,6 @@ class IssuerServer:
         except TypeError as error:
             raise Refused("invalid_request", str(error)) from None
         return web.json_response(asdict(self.settings))
-
-    async def test_user(self, request: web.Request) -> web.Response:
-        """Add a user, or change one's groups."""
-        asked = await request.json()
-        self.users[asked["user"]] = tuple(asked.get("groups", ()))
-        return web.json_response({})
 
     async def test_device(self, request: web.Request) -> web.Response:
         """Answer a device login."""
@@ -690,16 +578,92 @@ class IssuerServer:
         return web.json_response(self.requests)
 
 
-def _segment(value: Mapping[str, object]) -> str:
-    return _b64(json.dumps(value, separators=(",", ":")).encode())
+class ManyIssuers(AppThread):
+    """Discovery and the key of any number of issuers below one URL, for tables of configurations; nobody logs in here.
+
+    with ManyIssuers() as issuers:
+        issuers.url("a")                      # https://127.0.0.1:PORT/a
+        issuers.mint("a", {"sub": "alice"})   # these claims and `iss`, and no other
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._server = IssuerServer(None, Settings())
+        self.routes: list[web.RouteDef] = []
+        """What answers besides, before the documents of the issuers."""
+        self.sources: dict[str, str] = {}
+        """Distributed claims (OpenID Connect Core 1.0 §5.6.2): a JWT for each path below `/claims/`."""
+
+    def served(self) -> Sequence[web.Application]:
+        """Return the one application."""
+        app = web.Application()
+        app.add_routes([*self.routes, web.get("/claims/{path}", self._claims), web.get("/{path:.*}", self._document)])
+        return [app]
+
+    def url(self, name: str) -> str:
+        """Return the issuer of this name."""
+        return f"{self.urls[0]}/{name}"
+
+    def source(self, path: str, text: str) -> dict[str, str]:
+        """Serve a JWT with a distributed claim at `/claims/PATH`, and return what `_claim_sources` says of it."""
+        self.sources[path] = text
+        return {"endpoint": self.url(f"claims/{path}"), "access_token": CLAIMS_TOKEN}
+
+    def document(self, path: str) -> dict[str, object]:
+        """Return what is answered to a path: the discovery document of an issuer, or the key of all."""
+        name, found, _ = path.partition("/.well-known/openid-configuration")
+        return self._server.document(self.url(name.strip("/"))) if found else self._server.published()
+
+    def read(self, token: str, audience: str) -> dict[str, Any]:
+        """Return the claims of a token of this server for an audience. Raises jwt.PyJWTError."""
+        return dict(jwt.decode(token, self._server.key.public_key(), ["RS256"], audience=audience))
+
+    def mint(self, name: str, claims: Mapping[str, Any], issuer: str = "") -> str:
+        """Return a signed token of an issuer, or of `issuer` instead."""
+        return self._server.sign({**claims, "iss": issuer or self.url(name)})
+
+    async def _document(self, request: web.Request) -> web.Response:
+        return web.json_response(self.document(request.path))
+
+    async def _claims(self, request: web.Request) -> web.Response:
+        """Without its token, or for a path that has none, the answer is empty."""
+        allowed = request.headers.get("Authorization", "") == f"Bearer {CLAIMS_TOKEN}"
+        text = self.sources.get(request.match_info["path"], "") if allowed else ""
+        return web.Response(text=text, status=200 if text else 404, content_type="application/json")
 
 
-def _b64(data: bytes) -> str:
+def _new_key() -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(65537, 2048)
+
+
+def _kept_key(state: Path) -> rsa.RSAPrivateKey:
+    """Return the key that the directory has, or a new one."""
+    state.mkdir(parents=True, exist_ok=True)
+    path = state / "key.pem"
+    if not path.exists():
+        path.touch(mode=0o600)
+        private = serialization.PrivateFormat.PKCS8
+        path.write_bytes(_new_key().private_bytes(serialization.Encoding.PEM, private, serialization.NoEncryption()))
+    key = serialization.load_pem_private_key(path.read_bytes(), None)
+    assert isinstance(key, rsa.RSAPrivateKey)
+    return key
+
+
+def b64(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
-def _form(fields: Mapping[str, object]) -> dict[str, str]:
+def form_of(fields: Mapping[str, object]) -> dict[str, str]:
     return {name: value for name, value in fields.items() if isinstance(value, str)}
+
+
+def credentials_of(request: web.Request, form: Mapping[str, str]) -> tuple[str, str]:
+    """Return client id and secret of a request, by its header or its form; empty without one (RFC 6749 §2.3.1)."""
+    scheme, _, basic = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "basic":
+        return form.get("client_id", ""), form.get("client_secret", "")
+    client, _, secret = base64.b64decode(basic).decode().partition(":")
+    return urllib.parse.unquote_plus(client), urllib.parse.unquote_plus(secret)
 
 
 def _page(title: str, body: str) -> web.Response:

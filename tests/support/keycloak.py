@@ -164,8 +164,6 @@ class Keycloak:
         leaf = ca.issue_cert("localhost", "127.0.0.1")
         ca.cert_pem.write_to_path(str(self.ca_file))
         leaf.private_key_pem.write_to_path(str(directory / "key.pem"))
-        self.certificate = leaf.cert_chain_pems[0].bytes()
-        """The server's certificate (PEM), for a browser that trusts this one alone."""
         (directory / "cert.pem").write_bytes(b"".join(pem.bytes() for pem in leaf.cert_chain_pems))
         self.context = ssl.create_default_context(cafile=self.ca_file)
         self._token = ""

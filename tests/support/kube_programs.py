@@ -5,7 +5,6 @@ Nothing is started here but kubectl. What is missing is an `Unavailable` that sa
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 import hashlib
@@ -251,17 +250,6 @@ class Kubectl:
             timeout=timeout,
             check=check,
         )
-
-    async def arun(
-        self,
-        *args: str | os.PathLike[str],
-        input: str | None = None,
-        timeout: float = 60,
-        check: bool = True,
-        env: Mapping[str, str] | None = None,
-    ) -> subprocess.CompletedProcess[str]:
-        """Do as `run` does, without holding up the event loop."""
-        return await asyncio.to_thread(self.run, *args, input=input, timeout=timeout, check=check, env=env)
 
     def start(
         self,

@@ -1,22 +1,18 @@
-"""What the roles say of themselves (log records, metrics), and how a running organisation is disturbed and mended."""
+"""Reads what the roles report (log records, audit records, metrics), and starts an agent again."""
 
 from __future__ import annotations
 
 import json
-import select
-import socket
-import threading
 import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.processes import START, ManagedProcess, Mark, ProcessFailed
-from tests.support.world import World, arcbridge, fixed_port
+from tests.support.world import World, arcbridge
 
 T = TypeVar("T")
 
@@ -101,108 +97,3 @@ def rewrite(path: Path, text: str) -> None:
     new = path.with_suffix(".new")
     new.write_text(text)
     new.replace(path)
-
-
-class Door:
-    """A TCP forwarder in front of a server, which can be shut: then the port refuses, and what went through is cut."""
-
-    def __init__(self, target: str) -> None:
-        host, _, port = target.rpartition(":")
-        self._target = (host, int(port))
-        self._pairs: set[tuple[socket.socket, socket.socket]] = set()
-        self._lock = threading.Lock()
-        self._listening: socket.socket | None = None
-        self.port = fixed_port()
-        self.open()
-
-    @property
-    def passing(self) -> int:
-        """Connections that are open now."""
-        with self._lock:
-            return len(self._pairs)
-
-    def open(self) -> None:
-        """Listen, on the same port as before."""
-        sock = socket.socket()
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(("127.0.0.1", self.port))
-        sock.listen(64)
-        self._listening = sock
-        threading.Thread(target=self._accept, args=(sock,), daemon=True, name="door").start()
-
-    def refuse(self) -> None:
-        """Refuse connections; those that are open stay. Before several doors are shut, or one that is cut at the first
-        comes in at the last."""
-        with self._lock:
-            listening, self._listening = self._listening, None
-        if listening is not None:
-            listening.shutdown(socket.SHUT_RDWR)
-            listening.close()
-
-    def shut(self) -> None:
-        """Refuse connections, and cut those that are open."""
-        self.refuse()
-        with self._lock:
-            for pair in self._pairs:
-                for sock in pair:
-                    _shutdown(sock, socket.SHUT_RDWR)
-
-    def _accept(self, listening: socket.socket) -> None:
-        while True:
-            try:
-                near, _ = listening.accept()
-            except OSError:
-                return  # shut
-            threading.Thread(target=self._serve, args=(near, listening), daemon=True, name="door pair").start()
-
-    def _serve(self, near: socket.socket, listening: socket.socket) -> None:
-        with near:
-            try:
-                far = socket.create_connection(self._target, timeout=10)
-            except OSError:
-                return
-            with far:
-                pair = (near, far)
-                with self._lock:
-                    if self._listening is not listening:
-                        return  # shut meanwhile
-                    self._pairs.add(pair)
-                try:
-                    _pass(near, far)
-                finally:
-                    with self._lock:
-                        self._pairs.discard(pair)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.shut()
-
-
-def _pass(near: socket.socket, far: socket.socket) -> None:
-    """Move bytes both ways until both directions have ended, or one breaks."""
-    near.settimeout(None)
-    far.settimeout(None)
-    other = {near: far, far: near}
-    reading = {near, far}
-    try:
-        while reading:
-            for sock in select.select(reading, [], [])[0]:
-                data = sock.recv(65536)
-                if data:
-                    other[sock].sendall(data)
-                else:
-                    reading.discard(sock)
-                    _shutdown(other[sock], socket.SHUT_WR)
-    except OSError:
-        return  # reset by one side: both are closed now
-
-
-def _shutdown(sock: socket.socket, how: int) -> None:
-    try:
-        sock.shutdown(how)
-    except OSError:
-        return  # not connected any more

@@ -10,8 +10,6 @@ from arcbridge.wire.records import Auth, AuthOk
 from arcbridge.wire.session import Kind, Session, Side, State
 from tests.support.pair import SECRET, TOKEN, End, Pair
 
-SESSION_ID = b"session"
-
 
 class Newcomer:
     """The acceptor's side of a connection that asks to resume, until the session takes it over."""

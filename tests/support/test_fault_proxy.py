@@ -7,7 +7,6 @@ import os
 import random
 import socket
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -226,37 +225,6 @@ def test_single_bytes_arrive_complete() -> None:
             assert exactly(sock, len(data)) == data
 
 
-def test_delayed_bytes_are_late_and_in_order(ends: Ends) -> None:
-    with FaultProxy(ends.target, plan=lambda number: Plan(delay_up=0.3)) as proxy:
-        near, far = ends.connect(proxy)
-        began = time.monotonic()
-        for number in range(50):
-            near.sendall(b"%02d" % number)
-        got = exactly(far, 100)
-        assert time.monotonic() - began >= 0.3
-        assert got == b"".join(b"%02d" % number for number in range(50))
-
-
-def test_a_silent_one_accepts_and_says_nothing(ends: Ends) -> None:
-    with (
-        FaultProxy(ends.target, plan=lambda number: Plan(silent=True)) as proxy,
-        socket.create_connection((proxy.host, proxy.port), timeout=10) as sock,
-    ):
-        sock.sendall(b"answer?")
-        proxy.wait(lambda: proxy.passing == 1)
-        sock.settimeout(0.1)
-        with pytest.raises(TimeoutError):
-            sock.recv(1)
-        proxy.cut("rst")
-        sock.settimeout(10)
-        assert read_all(sock) == (b"", "rst")
-
-
-def test_a_refused_one_is_reset(ends: Ends) -> None:
-    with FaultProxy(ends.target, plan=lambda number: Plan(refuse=True)) as proxy:
-        assert reset_at_once(proxy)
-
-
 def test_a_target_that_is_down_resets_who_dialled(ends: Ends) -> None:
     with FaultProxy(("127.0.0.1", 9)) as proxy:
         assert reset_at_once(proxy)
@@ -279,6 +247,18 @@ def test_a_command_cuts_all_or_one(ends: Ends, how: How) -> None:
         assert proxy.cut(how) == 2
         assert [read_all(sock)[1] for sock in (*pairs[0], *pairs[2])] == [how] * 4
         assert {passage.end for passage in proxy.passages} == {"commanded"}
+
+
+def test_a_port_that_refuses_keeps_what_is_open_and_listens_again(ends: Ends) -> None:
+    with FaultProxy(ends.target, listen=("127.0.0.1", fixed_port())) as proxy:
+        near, far = ends.connect(proxy)
+        proxy.refuse()
+        with pytest.raises(ConnectionRefusedError):
+            ends.connect(proxy)
+        near.sendall(b"still here")
+        assert exactly(far, 10) == b"still here"
+        proxy.accept_again()
+        ends.connect(proxy)
 
 
 def test_a_random_cut_is_the_same_for_the_same_seed() -> None:

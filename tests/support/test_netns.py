@@ -8,9 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.netns import PREFIX, Network, ip, missing
+from tests.support.netns import Network, missing
 from tests.support.processes import require_or_skip
-from tests.support.talk import Talk, TalkServer
 
 
 @pytest.fixture
@@ -55,33 +54,3 @@ def test_a_black_hole_is_one_way_and_heals(network: Network) -> None:
     reach(network, "agent", "relay0").close()
     network.heal()
     reach(network, "client", "relay0").close()
-
-
-def test_a_connection_outlives_an_unplugged_link_but_not_its_address(network: Network) -> None:
-    listening = network.socket("relay0")
-    listening.bind((network.address("relay0"), 7001))
-    listening.listen()
-    with TalkServer(listening) as server:
-        sock = network.socket("client")
-        sock.connect((network.address("relay0"), 7001))
-        talk = Talk.over(sock, 1)
-        talk.wait_moves(50_000)
-        network.unplug("client")
-        network.plug("client")
-        talk.wait_moves(50_000)
-        server.check(talk)
-        before = network.address("client")
-        network.move("client")
-        assert network.address("client") != before
-        sock = network.socket("client")
-        sock.connect((network.address("relay0"), 7001))
-        assert sock.getsockname()[0] == network.address("client")
-        sock.close()
-
-
-def test_nothing_is_left(network: Network) -> None:
-    names = ip("netns", "list")
-    assert network.name("client") in names
-    network.close()
-    assert network.name("client") not in ip("netns", "list")
-    assert network.name("client").startswith(PREFIX)

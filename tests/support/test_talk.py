@@ -58,27 +58,6 @@ def test_a_cut_is_no_clean_end(server: TalkServer) -> None:
         talk.close()
 
 
-@pytest.mark.parametrize("pause", [0.0, 0.005])
-def test_a_cut_is_none_either_when_the_sending_side_hears_of_it_first(server: TalkServer, pause: float) -> None:
-    with FaultProxy(target(server)) as proxy:
-        talks = [Talk(proxy.port, number, pause=pause) for number in range(20)]
-        for talk in talks:
-            talk.wait_moves(5000)
-        proxy.cut("rst")
-        assert [talk.wait_end() for talk in talks] == ["rst"] * len(talks)
-        for talk in talks:
-            talk.close()
-
-
-def test_an_early_fin_is_no_clean_end(server: TalkServer) -> None:
-    with FaultProxy(target(server), plan=lambda number: Plan(cut_down=5001, how="fin")) as proxy:
-        talk = Talk(proxy.port, 1)
-        assert talk.wait_end().startswith("fin")
-        with pytest.raises(AssertionError):
-            server.check(talk)
-        talk.close()
-
-
 def test_bytes_of_another_talk_or_direction_are_found() -> None:
     source = Source(7, "up", 500)
     right = b"".join(source.record() for _ in range(3))

@@ -7,31 +7,16 @@ do there, the executable and kubectl do here. The identity provider is given by 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Protocol
 
 from tests.support.cluster import Cluster
+from tests.support.machine import Machine, Shell
 from tests.support.processes import run
 from tests.support.reports import until
-from tests.support.world import Client, World, arcbridge
+from tests.support.world import World, arcbridge
 
 DEMO = "arc-demo"
 """The namespace of the walkthrough's workload."""
-
-
-class Machine(Protocol):
-    """Where a person or a job works."""
-
-    @property
-    def directory(self) -> Path: ...
-
-    def log_in(self) -> str:
-        """Log in as the person of this machine, as `az login`; return what the command said."""
-        ...
-
-    def start(self, *arguments: str) -> Client:
-        """Start the proxy, as `az connectedk8s proxy`; it is ready when this returns."""
-        ...
 
 
 class Organisation(Protocol):
@@ -47,25 +32,6 @@ class Organisation(Protocol):
     def pipeline(self) -> tuple[Machine, str]:
         """A job as an application, and that one's name in RBAC: by object id where the provider has such."""
         ...
-
-
-class Shell:
-    """kubectl with the kubeconfig that a client saved."""
-
-    def __init__(self, cluster: Cluster, machine: Machine) -> None:
-        self.kubectl = cluster.kubectl_for(kubeconfig=machine.directory / "kubeconfig")
-
-    def whoami(self) -> dict[str, object]:
-        """Whom the API server takes this kubectl for."""
-        found: dict[str, object] = json.loads(self.kubectl.run("auth", "whoami", "-o", "json").stdout)["status"][
-            "userInfo"
-        ]
-        return found
-
-    def refusal(self, *arguments: str) -> str:
-        """What kubectl says where it may not; empty where it may."""
-        done = self.kubectl.run(*arguments, check=False)
-        return done.stdout + done.stderr if done.returncode else ""
 
 
 def enrol(world: World) -> None:

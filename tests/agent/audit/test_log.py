@@ -15,6 +15,7 @@ from arcbridge.agent.audit.budget import AuditBudget
 from arcbridge.agent.audit.record import AuditSubject
 from arcbridge.agent.audit.verify import verify
 from arcbridge.errors import ConfigError
+from tests.support.eventually import until
 
 SUBJECT = AuditSubject("s")
 
@@ -61,9 +62,7 @@ def test_settings_that_cannot_work(tmp_path: Path) -> None:
 async def failing(log: AuditLog) -> None:
     """Wait until the log has seen that its disk is full."""
     log.write(record())
-    async with asyncio.timeout(10):
-        while not log.failure:
-            await asyncio.sleep(0.01)
+    await until(lambda: log.failure)
 
 
 async def test_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,9 +103,7 @@ async def test_a_disk_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         log.write(fill)
     told = await asyncio.wait_for(log.written(log.begin, record()), 9)
     assert told == ("" if policy == "continue" else module.refusal_text("it takes no data"))
-    async with asyncio.timeout(10):
-        while not log.failure:
-            await asyncio.sleep(0.01)
+    await until(lambda: log.failure)
     assert log.failure == "it takes no data"
     assert (log.unready() is None) == (policy == "continue")
     os.close(reader)
@@ -173,9 +170,7 @@ async def test_a27_each_minute_and_at_the_end_they_are_counted(tmp_path: Path, m
     path = tmp_path / "audit.jsonl"
     log = AuditLog(str(path))
     log.write(AuditRecord("r", AuditSubject("s", "alice", budget=limited())))
-    async with asyncio.timeout(10):
-        while ("audit-left-out", 1) not in events(path):
-            await asyncio.sleep(0.01)
+    await until(lambda: ("audit-left-out", 1) in events(path))
     monkeypatch.setattr(module, "LEFT_OUT_INTERVAL", 3600)
     log.write(AuditRecord("r", AuditSubject("s", "bob", budget=limited("bob"))))
     log.close()

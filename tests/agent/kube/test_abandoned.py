@@ -13,11 +13,12 @@ from arcbridge.agent.kube import abandoned
 from arcbridge.agent.kube.abandoned import MOST, AbandonedAnswer
 from arcbridge.agent.kube.response import ResponseHead
 from arcbridge.agent.kube.upstream_pool import CONNECTION_MEMORY
+from tests.support.clock import Clock
 from tests.support.eventually import until
 from tests.support.fake_apiserver import Exchange, chunked, reply
 
 from .bench import Bench, running
-from .test_upstream_pool import Clock, Collected, account, ask, serving
+from .test_upstream_pool import Collected, account, ask, serving
 
 FAST = b"GET /x HTTP/1.1\r\nHost: k\r\n\r\n"
 GENERAL = b"GET /x HTTP/1.1\r\nHost: k\r\nTE: trailers\r\n\r\n"

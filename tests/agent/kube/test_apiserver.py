@@ -13,6 +13,7 @@ import trustme
 from arcbridge.agent.kube.apiserver import REREAD, AnswerFailed, ApiServer, endpoint_of
 from arcbridge.errors import ConfigError
 from arcbridge.settings.config import KubernetesConfig
+from tests.support.clock import Clock
 from tests.support.fake_apiserver import Exchange, FakeApiServer, chunked, reply
 
 TOKEN = Path("/nowhere/token")
@@ -81,15 +82,8 @@ async def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         ApiServer(endpoint_of(config, {}))
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 async def test_a_rotated_token_and_ca_count_without_a_restart(tmp_path: Path) -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     async with FakeApiServer.serving(tmp_path) as fake:
         config = KubernetesConfig(server=fake.url, ca_file=fake.ca_file, token_file=fake.token_file)
         api = ApiServer(endpoint_of(config, {}), clock=clock)
@@ -149,12 +143,6 @@ async def test_each_call_has_a_connection_of_its_own(tmp_path: Path) -> None:
         assert [request.connection for request in fake.requests] == [1, 2, 3]
         assert fake.last.body == b"{}"
         assert not any(request.header("cookie") for request in fake.requests)
-
-
-async def test_a_chunked_answer_comes_without_its_framing(tmp_path: Path) -> None:
-    async with calling(tmp_path) as (fake, api):
-        fake.routes["/x"] = chunked(200, b"one", b"two")
-        assert await api.call("GET", "/x", [], own=True) == (200, b"onetwo")
 
 
 @pytest.mark.parametrize("data", [b"", b"SSH-2.0\r\n\r\n", chunked(200, b"x", end=False), reply(200, b"x" * 1001)])

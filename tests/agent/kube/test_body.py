@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +12,7 @@ from aiohttp import HttpVersion, HttpVersion10, HttpVersion11, web
 
 from arcbridge.agent.kube import body as module
 from arcbridge.agent.kube.body import RequestBody
+from tests.support.eventually import until
 
 from .bench import Bench, running
 
@@ -46,8 +46,7 @@ async def test_a_whole_body_is_counted_and_finished(bench: Bench, bodies: list[R
 async def test_a_broken_body_is_not(bench: Bench, bodies: list[RequestBody]) -> None:
     wire = bench.stream()
     await wire.send(b"POST /api/v1/pods HTTP/1.1\r\nHost: k\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
-    while not bodies or bodies[0].count < 5:
-        await asyncio.sleep(0.005)
+    await until(lambda: bodies and bodies[0].count >= 5)
     await wire.send(b"zz\r\n")
     await wire.answer()
     assert not bodies[0].finished

@@ -13,6 +13,7 @@ from arcbridge.agent.accounts import DAY
 from arcbridge.errors import StreamReset
 from arcbridge.settings.config import AgentLimitsConfig
 from arcbridge.wire.frames import ResetCode
+from tests.support.eventually import until
 from tests.support.fake_apiserver import Exchange, chunked, impersonation_of, reply
 
 from .bench import Bench, running
@@ -55,9 +56,7 @@ async def test_what_comes_too_early_waits_its_turn(bench: Bench) -> None:
     wire = bench.stream()
     await wire.send(PLAIN)
     await wire.send(b"GET /api/v1/b HTTP/1.1\r\nHost: k\r\n")
-    async with asyncio.timeout(5):
-        while not bench.api.requests:
-            await asyncio.sleep(0.01)
+    await until(lambda: bench.api.requests)
     await wire.send(b"X: 1\r\n\r\n")
     release.set()
     assert (await wire.answer()).body == b"first"
@@ -76,12 +75,10 @@ async def test_a_caller_who_sends_without_end_is_held_back(bench: Bench) -> None
     wire = bench.stream()
     await wire.send(PLAIN)
     async with asyncio.timeout(5):
-        while not bench.api.requests:
-            await asyncio.sleep(0.01)
+        await until(lambda: bench.api.requests)
         (path,) = bench.proxy.fast_paths
         await wire.send(b"GET /api HTTP/1.1\r\nHost: k\r\n\r\n" * 40_000)
-        while not path._unread:
-            await asyncio.sleep(0.01)
+        await until(lambda: path._unread)
     await asyncio.sleep(0.1)
     assert len(path._unread) <= 512 * 1024, "one read of the session, and no more"
     release.set()
@@ -102,31 +99,10 @@ async def test_a_connection_that_was_held_back_at_the_end_carries_the_next_reque
     assert bench.api.connections == 1
 
 
-async def test_a_caller_who_ends_in_order_ends_the_watch_too(bench: Bench) -> None:
-    gone = asyncio.Event()
-
-    async def watch(exchange: Exchange) -> None:
-        await exchange.send(chunked(200, b"event", end=False))
-        await exchange.reader.read()
-        gone.set()
-
-    bench.api.routes["/api/v1/pods"] = watch
-    wire = bench.stream()
-    await wire.send(PLAIN)
-    await wire.until(b"event")
-    wire.io.finish()
-    await asyncio.wait_for(gone.wait(), 5)
-    (record,) = await bench.audit.wait(1)
-    assert (record.outcome, record.status, record.bytes_down) == ("cut", 200, 5)
-    assert bench.proxy.stats.in_flight == 0
-
-
 async def test_a_caller_who_leaves_while_the_api_server_is_dialled(bench: Bench) -> None:
     wire = bench.stream()
     await wire.send(PLAIN)
-    async with asyncio.timeout(5):
-        while not bench.proxy.stats.in_flight:
-            await asyncio.sleep(0)
+    await until(lambda: bench.proxy.stats.in_flight)
     wire.io.reset()
     (record,) = await bench.audit.wait(1)
     assert (record.outcome, record.status) == ("cut", 0)
@@ -155,9 +131,7 @@ async def test_the_end_of_the_agent_waits_for_what_is_nearly_done(bench: Bench) 
     await idle.send(PLAIN.replace(b"pods", b"x"))
     await idle.answer()
     await wire.send(PLAIN)
-    async with asyncio.timeout(5):
-        while not bench.proxy.stats.in_flight:
-            await asyncio.sleep(0.01)
+    await until(lambda: bench.proxy.stats.in_flight)
     await bench.proxy.close(5)
     assert (await wire.answer()).body == b"done"
     assert await idle.rest() == b""
@@ -186,9 +160,7 @@ async def test_l26_a_refused_flood_waits_on_its_streams(
         bench.api.routes["/api/v1/pods"] = slow
         first, second, third = bench.stream(), bench.stream(), bench.stream()
         await first.send(head)
-        async with asyncio.timeout(5):
-            while not bench.api.requests:
-                await asyncio.sleep(0.01)
+        await until(lambda: bench.api.requests)
         started = asyncio.get_running_loop().time()
         await second.send(head)
         answer = await second.answer()
@@ -199,14 +171,10 @@ async def test_l26_a_refused_flood_waits_on_its_streams(
         assert answer.status_object["message"].startswith("arcbridge: 1 requests of yours are under way")
         monkeypatch.setattr("arcbridge.agent.accounts.HOLD", 60.0)
         await third.send(head)
-        async with asyncio.timeout(5):
-            while bench.proxy.stats.requests < 3:
-                await asyncio.sleep(0.01)
+        await until(lambda: bench.proxy.stats.requests >= 3)
         assert bench.proxy.stats.in_flight == 1, "what is refused is not under way"
         third.io.reset(ResetCode.CANCELLED)  # while its answer is held
-        async with asyncio.timeout(5):
-            while len(bench.agent_streams()) > 2:
-                await asyncio.sleep(0.01)
+        await until(lambda: len(bench.agent_streams()) <= 2)
         release.set()
         assert (await first.answer()).status == 200
         await second.send(head)
@@ -247,46 +215,10 @@ async def test_what_follows_an_answer_that_broke_off_is_not_served(bench: Bench)
     await wire.until(b"hello")
     await wire.send(PLAIN.replace(b"pods", b"other"))
     (path,) = bench.proxy.fast_paths
-    async with asyncio.timeout(5):
-        while not path._unread:
-            await asyncio.sleep(0.01)
+    await until(lambda: path._unread)
     release.set()
     with pytest.raises(StreamReset):
         await wire.rest()
     await bench.audit.wait(1)
     assert [request.target for request in bench.api.requests] == ["/api/v1/pods"]
     assert bench.proxy.stats.in_flight == 0
-
-
-async def test_a_connection_that_dies_of_age_is_replaced_once(bench: Bench) -> None:
-    async def once(exchange: Exchange) -> None:
-        await exchange.send(reply(200, b"ok"))
-
-    async def die(exchange: Exchange) -> None:
-        exchange.reset()
-
-    bench.api.routes["/api/v1/pods"] = once
-    assert (await bench.get("/api/v1/pods")).status == 200
-    bench.api.routes["/api/v1/pods"] = die
-    answer = await bench.get("/api/v1/pods")
-    assert answer.status == 502
-    assert answer.header("retry-after") == []
-    assert len(bench.api.requests) == 3, "on the kept connection, then once on a new one"
-    assert (await bench.audit.wait(2))[1].outcome == "refused"
-
-
-async def test_a_failure_of_ours_is_a_500_without_its_text(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    failures: list[dict[str, object]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda loop, context: failures.append(context))
-
-    async def broken(**_: bool) -> None:
-        raise ZeroDivisionError("secret")
-
-    monkeypatch.setattr(bench.proxy.api.upstream, "dial", broken)
-    wire = bench.stream()
-    for _ in range(2):
-        await wire.send(PLAIN)
-        answer = await wire.answer()
-        assert answer.status == 500
-        assert b"secret" not in answer.body
-    assert len(failures) == 2

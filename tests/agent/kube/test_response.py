@@ -37,20 +37,6 @@ def test_refused(method: str, status: int, headers: list[tuple[bytes, bytes]]) -
     assert caught.value.retry_after is None
 
 
-def test_framing_and_hop_by_hop_headers_go() -> None:
-    out = passed_fields(
-        "GET",
-        200,
-        [(TE, b"chunked"), (b"Connection", b"x-drop"), (b"X-Drop", b"1"), (b"Warning", b"a"), (b"Warning", b"b")],
-    )
-    assert out == [(b"Warning", b"a"), (b"Warning", b"b"), (b"Server", b"arcbridge")]
-
-
-@pytest.mark.parametrize(("method", "status"), [("HEAD", 200), ("GET", 204), ("GET", 304)])
-def test_answers_without_a_body_need_no_length(method: str, status: int) -> None:
-    assert passed_fields(method, status, []) == [(b"Server", b"arcbridge")]
-
-
 def test_an_answer_passes_as_it_is() -> None:
     lines = b"Content-Length: 2\r\nContent-Type: a\r\nServer: s\r\nX: \xc3\xbc\r\n\r\n"
     answer = read_head(b"HTTP/1.1 200 Whatever it says\r\n" + lines)

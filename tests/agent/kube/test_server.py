@@ -18,10 +18,10 @@ from arcbridge.agent.kube import server
 from arcbridge.agent.kube.fast_path_parser import MAX_PLAIN_HEAD
 from arcbridge.agent.kube.server import MAX_HEADERS, KubeProtocol
 from arcbridge.mux import memory
+from tests.support.clock import Clock
 from tests.support.eventually import until
 from tests.support.fake_apiserver import Exchange, reply
 
-from ..pair import Clock
 from .bench import Bench, running
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import ssl
 import struct
 from typing import cast
 
@@ -65,24 +64,6 @@ async def joined(repeatable: bool) -> tuple[Taker, TlsTransport, socket.socket]:
 
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("repeatable", KINDS)
-def test_both_carry_and_end(loop: str, repeatable: bool) -> None:
-    async def main() -> None:
-        taker, apiserver, _ = await joined(repeatable)
-        assert isinstance(taker.transport, TlsTransport) != repeatable
-        assert (taker.poll is not None) == repeatable
-        apiserver.write(bytes(100_000))
-        while len(taker.taken) < 100_000:
-            taker.came.clear()
-            await asyncio.wait_for(taker.came.wait(), 10)
-        apiserver.close()
-        await asyncio.wait_for(taker.lost, 10)
-        assert taker.taken == bytes(100_000)
-
-    run(loop, main)
-
-
-@pytest.mark.parametrize("loop", LOOPS)
-@pytest.mark.parametrize("repeatable", KINDS)
 def test_to_abort_in_the_middle_of_a_read_is_no_failure(loop: str, repeatable: bool) -> None:
     """aiofastnet 1.2 goes on to read after it, and reports its own full buffer to the exception handler."""
 
@@ -112,20 +93,6 @@ def test_a_reset_behind_the_last_bytes_is_noticed(loop: str, repeatable: bool) -
         far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         apiserver.abort()
         assert await asyncio.wait_for(taker.lost, 10) is not None or taker.taken in (b"", b"the last")
-
-    run(loop, main)
-
-
-@pytest.mark.parametrize("loop", LOOPS)
-@pytest.mark.parametrize("repeatable", KINDS)
-def test_a_handshake_that_ends_early_is_an_error(loop: str, repeatable: bool) -> None:
-    async def main() -> None:
-        _, client = tls_contexts()
-        near, far = await tcp_pair()
-        far.close()
-        with pytest.raises((ConnectionError, ssl.SSLError)):
-            await connect_upstream(near, client, Taker(), "agent.test", repeatable=repeatable)
-        near.close()
 
     run(loop, main)
 

@@ -25,6 +25,7 @@ from arcbridge.net.join import JoinCode
 from arcbridge.wire.records import JoinReply
 from tests.client.background.conftest import Background
 from tests.client.far_side import CLUSTER
+from tests.support.eventually import until
 from tests.support.world import fixed_port
 
 
@@ -380,9 +381,7 @@ async def test_a_state_directory_that_is_removed_under_it_is_locked_anew(backgro
     async with background.running() as first:
         await background.connect()
         _remove(background)
-        async with asyncio.timeout(10):
-            while not Path(background.place.socket).exists():
-                await asyncio.sleep(0.01)
+        await until(lambda: Path(background.place.socket).exists())
         async with background.running() as second:
             await asyncio.wait_for(second, 20)  # not for want of work
         assert not first.done()
@@ -410,7 +409,7 @@ async def test_a_process_whose_lock_another_one_has_taken_ends(
             assert not second.done()
             await asyncio.wait_for(first, 10)
             assert (await background.ask("status"))["clusters"] == []
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.5)  # time enough for a look in which the second would miss its socket
             assert not second.done()
             assert Path(background.place.socket).exists()
 

@@ -22,6 +22,7 @@ from arcbridge.settings.config import ClientConfig
 from arcbridge.wire.records import JoinReply
 from tests.client.far_side import CLUSTER, CLUSTER_CA, OTHER_CA, RELAY_CA, FarSide
 from tests.client.session.test_session_manager import login
+from tests.support.eventually import until
 from tests.support.reports import rewrite
 from tests.support.world import fixed_port
 
@@ -215,8 +216,6 @@ async def test_a_proxy_that_runs_long_renews_the_certificate_of_the_kubeconfig(
             document["contexts"][0]["context"]["namespace"] = "mine"
             rewrite(case.kubeconfig, yaml.safe_dump(document))
         first = document["users"]
-        async with asyncio.timeout(20):
-            while case.document()["users"] == first:
-                await asyncio.sleep(0.05)
+        await until(lambda: case.document()["users"] != first)
         assert case.document()["contexts"][0]["context"]["namespace"] == "mine"
         assert case.document()["current-context"] == document["current-context"]

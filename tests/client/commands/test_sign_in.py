@@ -17,7 +17,6 @@ from arcbridge.pki.authority import Authority
 from arcbridge.settings.config import ClientConfig, LoginConfig
 from tests.relay.api_station import Relay, serving
 from tests.support.issuer import Issuer
-from tests.support.oidc_server import OidcServer
 
 ISSUER = "https://login.example.org"
 DOCUMENT: dict[str, Any] = {"issuer": ISSUER, "client_id": "arcbridge"}
@@ -393,8 +392,7 @@ class TestRevoke:
             )
 
     async def test_an_issuer_that_cannot(self, tmp_path: Path) -> None:
-        with OidcServer() as server:
-            (tmp_path / "ca.pem").write_text(server.ca_pem)
-            login = LoginConfig(issuer=server.url("a"), client_id="cli", ca_file=tmp_path / "ca.pem")
+        with Issuer(tmp_path / "issuer", metadata={"revocation_endpoint": None}) as issuer:
+            login = LoginConfig(issuer=issuer.url, client_id="cli", ca_file=issuer.ca_file)
             assert await revoke(login, TokenSet(refresh_token="r"), {}) == "the issuer has no revocation endpoint"
         assert "cannot be reached (connection refused)" in await revoke(login, TokenSet(refresh_token="r"), {})

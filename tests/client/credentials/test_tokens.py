@@ -415,15 +415,6 @@ class TestCommand:
         code = f"""print('{{"access_token": "a", "id_token": "i", "expires_at": {end}, "expires_in": {end}}}')"""
         assert (await self.command(code).tokens(interactive=False)).expires_at == 0.0
 
-    async def test_a_missing_one(self) -> None:
-        with pytest.raises(Unauthenticated, match="cannot run"):
-            await TokenCommand(("/does/not/exist",)).tokens(interactive=False)
-
-    async def test_a_slow_one_is_ended(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("arcbridge.client.credentials.token_program.DEADLINE", 0.3)
-        with pytest.raises(Unauthenticated, match="gave no token within"):
-            await self.command("import time; time.sleep(60)").tokens(interactive=False)
-
 
 class TestProofs:
     """`prove` makes a proof for these tokens; tests/client/session/test_session_manager.py has what is sent with it."""

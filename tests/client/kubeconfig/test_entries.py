@@ -59,6 +59,19 @@ def at(path: Path) -> Kubeconfig:
     return Kubeconfig.find(str(path), {})
 
 
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A kubeconfig that does not exist yet."""
+    return tmp_path / "config"
+
+
+@pytest.fixture
+def foreign(path: Path) -> Path:
+    """A kubeconfig of the user."""
+    path.write_text(FOREIGN)
+    return path
+
+
 class TestSearch:
     def test_the_flag_wins(self) -> None:
         assert [f.path for f in Kubeconfig.find("/x", {"KUBECONFIG": "/y"}).files] == [Path("/x")]
@@ -106,15 +119,13 @@ class TestMerge:
         assert named(document, "contexts", "prod")["user"] == "arcbridge-prod"
         assert path.stat().st_mode & 0o777 == 0o600
 
-    def test_foreign_text_stays_as_it_was(self, tmp_path: Path) -> None:
-        path = tmp_path / "config"
-        path.write_text(FOREIGN)
-        at(path).merge(entry(), switch=True)
-        before, after = yaml.safe_load(FOREIGN), load(path)
+    def test_foreign_text_stays_as_it_was(self, foreign: Path) -> None:
+        at(foreign).merge(entry(), switch=True)
+        before, after = yaml.safe_load(FOREIGN), load(foreign)
         for section in ("clusters", "users", "contexts"):
             assert after[section][0] == before[section][0]
         assert (after["preferences"], after["x-unknown"]) == (before["preferences"], before["x-unknown"])
-        text = path.read_text()
+        text = foreign.read_text()
         for spelling in (
             "2024-05-06",
             "mode: 0123",
@@ -126,8 +137,7 @@ class TestMerge:
             assert spelling in text
         assert list(after)[: len(before)] == list(before)
 
-    def test_the_former_namespace_and_other_fields_stay(self, tmp_path: Path) -> None:
-        path = tmp_path / "config"
+    def test_the_former_namespace_and_other_fields_stay(self, path: Path) -> None:
         at(path).merge(entry(), switch=True)
         document = load(path)
         named(document, "contexts", "prod")["namespace"] = "team-a"
@@ -142,16 +152,14 @@ class TestMerge:
         user = named(load(path), "users", "arcbridge-prod")
         assert (user.get("token"), user["tokenFile"]) == (None, "/t")
 
-    def test_twice_is_once(self, tmp_path: Path) -> None:
-        path = tmp_path / "config"
+    def test_twice_is_once(self, path: Path) -> None:
         at(path).merge(entry(), switch=True)
         first = path.read_text()
         at(path).merge(entry(), switch=True)
         assert path.read_text() == first
 
     @pytest.mark.parametrize("section", ["clusters", "users", "contexts"])
-    def test_a_foreign_entry_is_not_overwritten(self, tmp_path: Path, section: str) -> None:
-        path = tmp_path / "config"
+    def test_a_foreign_entry_is_not_overwritten(self, path: Path, section: str) -> None:
         name = "arcbridge-prod" if section == "users" else "prod"
         text = f"{section}:\n- name: {name}\n  {section[:-1]}: {{server: x}}\n"
         path.write_text(text)
@@ -160,22 +168,19 @@ class TestMerge:
                 attempt()
         assert path.read_text() == text
 
-    def test_nor_one_of_another_cluster(self, tmp_path: Path) -> None:
-        path = tmp_path / "config"
+    def test_nor_one_of_another_cluster(self, path: Path) -> None:
         at(path).merge(entry("ctx", "a"), switch=True)
         with pytest.raises(ConfigError, match="belongs to cluster 'a'"):
             at(path).merge(entry("ctx", "b"), switch=True)
 
     @pytest.mark.parametrize("text", ["a: [", "- 1", "clusters: 3", "just text"])
-    def test_malformed_files_are_left_alone(self, tmp_path: Path, text: str) -> None:
-        path = tmp_path / "config"
+    def test_malformed_files_are_left_alone(self, path: Path, text: str) -> None:
         path.write_text(text)
         with pytest.raises(StateError, match=r"config"):
             at(path).merge(entry(), switch=True)
         assert path.read_text() == text
 
-    def test_an_error_never_quotes_the_file(self, tmp_path: Path) -> None:
-        path = tmp_path / "config"
+    def test_an_error_never_quotes_the_file(self, path: Path) -> None:
         path.write_text("users:\n- token: SECRET\n  x: [SECRET\n")
         with pytest.raises(StateError) as caught:
             at(path).check("prod", "prod")
@@ -185,12 +190,10 @@ class TestMerge:
 
 class TestFiles:
     @pytest.mark.parametrize(("before", "after"), [(0o600, 0o600), (0o400, 0o400), (0o644, 0o600), (0o660, 0o600)])
-    def test_modes(self, tmp_path: Path, before: int, after: int) -> None:
-        path = tmp_path / "config"
-        path.write_text(FOREIGN)
-        path.chmod(before)
-        at(path).merge(entry(), switch=True)
-        assert path.stat().st_mode & 0o777 == after
+    def test_modes(self, foreign: Path, before: int, after: int) -> None:
+        foreign.chmod(before)
+        at(foreign).merge(entry(), switch=True)
+        assert foreign.stat().st_mode & 0o777 == after
 
     def test_a_link_stays_a_link(self, tmp_path: Path) -> None:
         real = tmp_path / "real" / "config"
@@ -266,40 +269,18 @@ class TestFiles:
 
 
 class TestUndo:
-    def test_the_former_context_comes_back(self, tmp_path: Path) -> None:
-        path = tmp_path / "config"
-        path.write_text(FOREIGN)
-        kubeconfig = at(path)
-        merged = kubeconfig.merge(entry(), switch=True)
-        kubeconfig.undo(merged, remove=False)
-        assert load(path)["current-context"] == "home"
-        assert named(load(path), "contexts", "prod") is not None
-
-    def test_not_when_the_person_changed_it_meanwhile(self, tmp_path: Path) -> None:
-        path = tmp_path / "config"
-        path.write_text(FOREIGN)
-        kubeconfig = at(path)
-        merged = kubeconfig.merge(entry(), switch=True)
-        path.write_text(path.read_text().replace("current-context: prod", "current-context: other"))
-        kubeconfig.undo(merged, remove=False)
-        assert load(path)["current-context"] == "other"
-
-    def test_removal(self, tmp_path: Path) -> None:
-        path = tmp_path / "config"
-        path.write_text(FOREIGN)
-        kubeconfig = at(path)
+    def test_removal(self, foreign: Path) -> None:
+        kubeconfig = at(foreign)
         kubeconfig.undo(kubeconfig.merge(entry(), switch=True), remove=True)
-        assert load(path) == yaml.safe_load(FOREIGN)
+        assert load(foreign) == yaml.safe_load(FOREIGN)
 
-    def test_without_a_switch_nothing_is_restored(self, tmp_path: Path) -> None:
-        path = tmp_path / "config"
-        path.write_text(FOREIGN)
-        kubeconfig = at(path)
+    def test_without_a_switch_nothing_is_restored(self, foreign: Path) -> None:
+        kubeconfig = at(foreign)
         merged = kubeconfig.merge(entry(), switch=False)
-        assert load(path)["current-context"] == "home"
-        before = path.stat()  # a file that is written is another file, whatever the clock's steps
+        assert load(foreign)["current-context"] == "home"
+        before = foreign.stat()  # a file that is written is another file, whatever the clock's steps
         kubeconfig.undo(merged, remove=False)
-        assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+        assert (foreign.stat().st_ino, foreign.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
 RELAYS = ("relay:443",)
@@ -324,12 +305,6 @@ class TestRepair:
         assert "client-key-data" not in user
         assert kubeconfig.repair(lambda process: False) == []
 
-    def test_what_lives_is_left_alone(self, tmp_path: Path) -> None:
-        kubeconfig = self.crashed(tmp_path / "config")
-        before = (tmp_path / "config").read_bytes()
-        assert kubeconfig.repair(lambda process: True) == []
-        assert (tmp_path / "config").read_bytes() == before
-
     def test_what_the_background_process_serves_is_started_again_by_the_plugin(self, tmp_path: Path) -> None:
         kubeconfig = self.crashed(tmp_path / "config", arguments=("--cluster", "prod", "--relay", "https://r"))
         kubeconfig.repair(lambda process: False)
@@ -344,36 +319,14 @@ class TestRepair:
         assert kubeconfig.repair(lambda process: False) == []
         assert kubeconfig.served("prod") == ("gone", "https://127.0.0.1:47011")
 
-    def test_an_address_that_the_user_has_changed_stays(self, tmp_path: Path) -> None:
-        kubeconfig = self.crashed(tmp_path / "config")
-        path = tmp_path / "config"
-        path.write_text(
-            path.read_text().replace("    server: https://127.0.0.1:47011\n    cert", "    server: x\n    cert")
-        )
-        kubeconfig.repair(lambda process: False)
-        assert named(load(path), "clusters", "prod")["server"] == "x"
-
-    def test_between_contexts_of_ours_the_last_foreign_one_is_remembered(self, tmp_path: Path) -> None:
-        path = tmp_path / "config"
-        path.write_text(FOREIGN)
-        first = at(path).merge(entry("berlin", "berlin", process="one", relays=RELAYS), switch=True)
-        second = at(path).merge(entry("munich", "munich", process="two", relays=RELAYS), switch=True)
-        assert (first.former, second.former) == ("home", "home")
-        at(path).undo(first, remove=False)
-        assert load(path)["current-context"] == "munich"
-        at(path).undo(second, remove=False)
-        assert load(path)["current-context"] == "home"
-
-    def test_what_another_process_serves_by_now_is_not_undone(self, tmp_path: Path) -> None:
-        path = tmp_path / "config"
+    def test_what_another_process_serves_by_now_is_not_undone(self, path: Path) -> None:
         merged = at(path).merge(entry(process="one", relays=RELAYS), switch=True)
         at(path).merge(entry(process="two", relays=RELAYS), switch=True)
         at(path).undo(merged, remove=True)
         assert load(path)["current-context"] == "prod"
         assert "client-key-data" in named(load(path), "users", "arcbridge-prod")
 
-    def test_removal_is_for_the_cluster_of_this_relay(self, tmp_path: Path) -> None:
-        path = tmp_path / "config"
+    def test_removal_is_for_the_cluster_of_this_relay(self, path: Path) -> None:
         at(path).merge(entry(process="one", relays=RELAYS), switch=True)
         assert not at(path).remove("prod", "prod", ("other:443",))
         with pytest.raises(ConfigError, match="at relay relay:443"):
@@ -381,18 +334,16 @@ class TestRepair:
         assert at(path).remove("prod", "prod", RELAYS)
         assert not at(path).has_ours()
 
-    def test_a_port_that_moved_is_written_anew(self, tmp_path: Path) -> None:
-        path = tmp_path / "config"
-        path.write_text(FOREIGN)
-        at(path).merge(entry(process="background", plugin=True, arguments=("--cluster", "prod")), switch=True)
+    def test_a_port_that_moved_is_written_anew(self, foreign: Path) -> None:
+        at(foreign).merge(entry(process="background", plugin=True, arguments=("--cluster", "prod")), switch=True)
         moved = Entry("prod", "prod", "https://127.0.0.1:47019", "CA", "CERT", "KEY", process="background", plugin=True)
-        at(path).refresh(moved)
-        assert named(load(path), "clusters", "prod")["server"] == "https://127.0.0.1:47019"
-        at(path).remove("prod", "prod", ())
-        assert load(path)["current-context"] == "home"
-        before = path.read_bytes()
-        at(path).refresh(moved)  # taken out meanwhile
-        assert path.read_bytes() == before
+        at(foreign).refresh(moved)
+        assert named(load(foreign), "clusters", "prod")["server"] == "https://127.0.0.1:47019"
+        at(foreign).remove("prod", "prod", ())
+        assert load(foreign)["current-context"] == "home"
+        before = foreign.read_bytes()
+        at(foreign).refresh(moved)  # taken out meanwhile
+        assert foreign.read_bytes() == before
 
 
 class TestKubectl:

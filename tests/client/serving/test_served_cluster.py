@@ -19,6 +19,7 @@ from arcbridge.net.loopback import PortInUse
 from arcbridge.pki.authority import certificate_validity
 from arcbridge.settings.config import ClientConfig
 from tests.client.session.test_session_manager import login
+from tests.support.eventually import until
 from tests.support.world import fixed_port
 
 
@@ -128,9 +129,7 @@ async def test_a_certificate_that_is_not_written_is_tried_again(
 
     with capture_logs() as logs:
         keeping = asyncio.create_task(one.keep_renewed(write))
-        async with asyncio.timeout(10):
-            while not written:
-                await asyncio.sleep(0.01)
+        await until(lambda: written)
         await asyncio.sleep(0.1)
         keeping.cancel()
     assert written == [one.certificates], "once it is written it is written"

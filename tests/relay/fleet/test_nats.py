@@ -181,17 +181,6 @@ class TestTwoRelays:
         assert status.instance == "b"
         assert not same.asked
 
-    async def test_a_silent_one_without_another_gets_all_the_time(self, pair: tuple[NatsFleet, NatsFleet]) -> None:
-        class Slow(Link):
-            async def dial(self, dial: Dial) -> Status:
-                await asyncio.sleep(0.6)
-                return await super().dial(dial)
-
-        link = Slow()
-        await pair[1].register(link)
-        await settled(*pair)
-        assert (await pair[0].dial("prod", DIAL, 1.5)).token == "t"
-
     async def test_no_dial_after_a_drain(self, pair: tuple[NatsFleet, NatsFleet]) -> None:
         """docs/threats.md#F8: no client is sent to a relay that goes away, and its own clients still find an agent."""
         link, late = Link(instance="a"), Link(instance="b")

@@ -221,17 +221,3 @@ async def test_a_worker_that_dies_takes_its_agents_and_its_dials_along() -> None
     assert silent.pending == 0
     await first.close()
     await second.close()
-
-
-async def test_an_abandoned_dial_is_forgotten() -> None:
-    first, second = await workers(2)
-    silent = Link(answer=None)
-    await second.fleet.register(silent)
-    await until(lambda: first.fleet._remote)
-    dialling = asyncio.ensure_future(first.fleet.dial("prod", DIAL, 60))
-    await until(lambda: silent.pending)
-    dialling.cancel()
-    await until(lambda: not silent.pending)
-    assert first.fleet._asked == {}
-    await first.close()
-    await second.close()

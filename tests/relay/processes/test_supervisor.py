@@ -26,6 +26,7 @@ from arcbridge.relay.service import RelayInfo, serve
 from arcbridge.relay.siblings.channel import MAX_MESSAGE, Channel, Received, pair
 from arcbridge.settings.config import ObserveConfig, RelayConfig, RelayLimitsConfig, RelayUserLimitsConfig
 from tests.identity.issuer import CONFIG
+from tests.support.eventually import until
 from tests.support.world import fixed_port
 
 
@@ -150,9 +151,7 @@ async def test_settings_of_five_thousand_users_reach_every_worker(config: RelayC
         outcome = await supervisor.reload(lambda: limited(2))
         assert outcome == Outcome(("limits.users",), ()), "each worker has seen what is different"
         os.kill(children()[0], signal.SIGKILL)
-        async with asyncio.timeout(30):
-            while supervisor.restarts < 1 or len(supervisor._serving()) < 2:
-                await asyncio.sleep(0.02)
+        await until(lambda: supervisor.restarts >= 1 and len(supervisor._serving()) >= 2)
         outcome = await supervisor.reload(lambda: limited(2))
         assert outcome == Outcome((), ()), "also the new worker has the limits of the last reload"
     finally:

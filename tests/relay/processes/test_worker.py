@@ -16,6 +16,7 @@ from arcbridge.relay.processes.worker import Assignment, work
 from arcbridge.relay.siblings.channel import QUEUE, Channel, Received, in_parts, pair
 from arcbridge.settings.config import RelayConfig
 from tests.identity.issuer import CONFIG
+from tests.support.eventually import until
 
 
 class Supervisor:
@@ -31,9 +32,7 @@ class Supervisor:
         return {message.head["t"] for message in self.said}
 
     async def hears(self, kind: str) -> Received:
-        async with asyncio.timeout(10):
-            while kind not in self.kinds():
-                await asyncio.sleep(0.005)
+        await until(lambda: kind in self.kinds())
         return next(message for message in self.said if message.head["t"] == kind)
 
 

@@ -28,6 +28,7 @@ from arcbridge.relay.registry.base import (
     UserRevocation,
 )
 from arcbridge.relay.registry.generations import RenewedTwice, ShownCertificate
+from tests.support.clock import Clock
 
 HOUR = 3600.0
 KEY_A, KEY_B = "a" * 64, "b" * 64
@@ -45,23 +46,13 @@ def _made(name: str) -> Authority:
     return Authority.create(name)
 
 
-class Clock:
-    """The wall clock of a test."""
-
-    def __init__(self) -> None:
-        self.now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 Opener = Callable[[], Awaitable[Registry]]
 
 
 class RegistryConformance:
     @pytest.fixture
     def clock(self) -> Clock:
-        return Clock()
+        return Clock(1_800_000_000.0)
 
     @pytest.fixture
     async def registry(self, open_registry: Opener) -> Registry:

@@ -11,7 +11,6 @@ from arcbridge.relay.registry.base import (
     MAX_REASON,
     MAX_USER,
     ClusterRecord,
-    RegistryUnavailable,
     admit,
     cluster_state,
 )
@@ -19,11 +18,6 @@ from arcbridge.wire.frames import FRAMES, FrameType
 from arcbridge.wire.records import Revoke
 
 NOW = 1_800_000_000.0
-
-
-def test_unavailable_is_worth_trying_again() -> None:
-    error = RegistryUnavailable("locked")
-    assert (error.status_code, error.retry_after) == (503, 5)
 
 
 def test_a_revocation_is_kept_until_the_longest_token_has_lapsed() -> None:

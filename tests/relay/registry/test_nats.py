@@ -11,7 +11,8 @@ from arcbridge.errors import EnrolmentRefused
 from arcbridge.relay.registry.base import Registry, RegistryUnavailable
 from arcbridge.relay.registry.nats import NatsRegistry
 from tests.relay.conftest import Connect, Connections
-from tests.relay.registry.conformance import HOUR, KEY_A, KEY_B, Clock, Opener, RegistryConformance, cluster_ca
+from tests.relay.registry.conformance import HOUR, KEY_A, KEY_B, Opener, RegistryConformance, cluster_ca
+from tests.support.clock import Clock
 from tests.support.eventually import until
 from tests.support.nats_server import NatsServer
 
@@ -38,7 +39,7 @@ class TestNats(RegistryConformance):
 class TestNatsFaults:
     @pytest.fixture
     def clock(self) -> Clock:
-        return Clock()
+        return Clock(1_800_000_000.0)
 
     @pytest.fixture
     async def stack(self) -> AsyncIterator[AsyncExitStack]:

@@ -17,13 +17,14 @@ from arcbridge.errors import EnrolmentRefused, StateError
 from arcbridge.relay.registry import sqlite
 from arcbridge.relay.registry.base import ClusterRecord, JoinTokenRecord, Registry, RegistryUnavailable
 from arcbridge.relay.registry.sqlite import SCHEMA_VERSION, SqliteRegistry
+from tests.support.clock import Clock
 
-from .conformance import HOUR, KEY_A, Clock, Opener, RegistryConformance, cluster_ca
+from .conformance import HOUR, KEY_A, Opener, RegistryConformance, cluster_ca
 
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(1_800_000_000.0)
 
 
 class TestSqlite(RegistryConformance):
@@ -42,7 +43,7 @@ class TestSqlite(RegistryConformance):
 
 def _redeem_many(directory: Path, token: str, pem: str, first: int, barrier, results) -> None:
     async def main() -> int:
-        registry = await SqliteRegistry.open(directory, clock=Clock(), busy_timeout=30)
+        registry = await SqliteRegistry.open(directory, clock=Clock(1_800_000_000.0), busy_timeout=30)
         try:
             barrier.wait()
             attempts = [registry.redeem_join_token(token, f"{n:064x}", pem) for n in range(first, first + 25)]

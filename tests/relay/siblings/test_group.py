@@ -7,6 +7,7 @@ import socket
 
 from arcbridge.relay.siblings.channel import Received, pair
 from arcbridge.relay.siblings.group import Sibling, Siblings
+from tests.support.eventually import until
 
 
 def joined(one: Siblings, other: Siblings, number: int = 1, indexes: tuple[int, int] = (0, 1)) -> None:
@@ -51,9 +52,7 @@ async def test_the_end_of_one_is_told_and_may_be_repaired() -> None:
     joined(one, other, 7)
     await other.synced(1, 5)
     one.close()
-    async with asyncio.timeout(5):
-        while not lost:
-            await asyncio.sleep(0.002)
+    await until(lambda: lost)
     assert (lost, left, len(other)) == ([(0, 7)], [7], 0)
     again = Siblings()
     joined(again, other, 8)

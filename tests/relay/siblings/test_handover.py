@@ -87,7 +87,6 @@ def descriptors() -> int:
 
 async def test_the_agent_comes_out_at_another_worker(tmp_path: Path) -> None:
     async with two(tmp_path) as pair, Agent(pair.owner, on_dial=pair.join_at_sender) as agent:
-        await agent.registered()
         client, reply = await pair.owner.join()
         with client:
             assert reply.code == 0
@@ -121,8 +120,7 @@ async def test_what_came_behind_close_notify_travels_along(tmp_path: Path) -> No
         pipe.feed_close_notify()
         await send_all(sock, pipe._outgoing.read() + text)
 
-    async with two(tmp_path) as pair, Agent(pair.owner, on_dial=with_left_over) as agent:
-        await agent.registered()
+    async with two(tmp_path) as pair, Agent(pair.owner, on_dial=with_left_over):
         client, _ = await pair.owner.join()
         with client:
             assert await exactly(client, len(text)) == text
@@ -142,7 +140,6 @@ async def test_the_host_judges(tmp_path: Path) -> None:
             agent.session.send(Status(token=dial.token))
 
         async with Agent(pair.owner, on_dial=several) as agent:
-            await agent.registered()
             client, _ = await pair.owner.join()
             with client:
                 await until(lambda: len(seen) == 2)
@@ -172,8 +169,7 @@ async def test_a_client_that_leaves_meanwhile(tmp_path: Path) -> None:
             except ArcbridgeError as error:
                 told.append(error)
 
-        async with Agent(pair.owner, on_dial=late) as agent:
-            await agent.registered()
+        async with Agent(pair.owner, on_dial=late):
             client = await pair.owner.dial()
             pipe = TlsPipe(client, client_context(), server_hostname=RELAY)
             await pipe.handshake()
@@ -198,7 +194,6 @@ async def test_a_worker_that_dies_at_each_step(
     is killed there. Both ends are told or cut at once, and no descriptor is left."""
     # An agent that dies on its way to the owner is just one that does not come: the client hears so at the deadline.
     async with two(tmp_path, dial_deadline=1.0) as pair, Agent(pair.owner, on_dial=pair.join_at_sender) as agent:
-        await agent.registered()
         await pair.owner.settled()
         at_rest = descriptors()
         send = Channel.send
@@ -265,7 +260,6 @@ async def test_an_owner_that_does_not_answer(tmp_path: Path, monkeypatch: pytest
     """A stopped owner does not reply: the sender ends the agent's connection, though the owner may hold it."""
     monkeypatch.setattr(module, "TAKEN_DEADLINE", 0.1)
     async with two(tmp_path) as pair, Agent(pair.owner, on_dial=pair.join_at_sender) as agent:
-        await agent.registered()
         assert pair.owner.siblings is not None
         pair.owner.siblings.handlers["socket"] = lambda sibling, message: held.append(message.sock)
         held: list[socket.socket | None] = []
@@ -282,7 +276,6 @@ async def test_an_owner_that_does_not_answer(tmp_path: Path, monkeypatch: pytest
 async def test_an_owner_without_descriptors(tmp_path: Path) -> None:
     """The socket is lost on its way to the owner, whose message comes without it."""
     async with two(tmp_path) as pair, Agent(pair.owner, on_dial=pair.join_at_sender) as agent:
-        await agent.registered()
         assert pair.owner.siblings is not None
         handler = pair.owner.siblings.handlers["socket"]
 
