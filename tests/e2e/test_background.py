@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import yaml
 
-from arcbridge.client.background_paths import Place
+from arcbridge.client.background_paths import BackgroundPaths
 from arcbridge.client.state import StateDirectory
 from arcbridge.errors import ExitCode
 from tests.support.cluster import Cluster, Kubectl, Unavailable, helm, k9s
@@ -127,7 +127,7 @@ def a_person(world: World, directory: Path) -> Iterator[Person]:
         yield person
     finally:
         person.stop()
-        shutil.rmtree(Place.find(person.env).runtime, ignore_errors=True)  # it may be outside the home
+        shutil.rmtree(BackgroundPaths.find(person.env).runtime, ignore_errors=True)  # it may be outside the home
 
 
 @pytest.fixture
@@ -271,7 +271,7 @@ def test_it_is_found_after_the_last_logout(person: Person) -> None:
     assert person.pid() == pid
     plugin = person.document()["users"][0]["user"]["exec"]["args"]
     for words in (plugin, ["connect", CLUSTER, *person.flags]):
-        remove(Path(Place.find(person.env).runtime))
+        remove(Path(BackgroundPaths.find(person.env).runtime))
         person.run(*words)
         assert person.pid() == pid
     assert person.log().count("background process serves pid=") == 1

@@ -480,7 +480,7 @@ def test_a_session_that_lost_its_right_by_the_policy(world: World, cluster: Clus
             told = through(cluster, bob).run("get", "namespaces", check=False)
             assert told.returncode == 1
             # As the agent says it; where the relay's cut is faster, as the client finds it out at its next join.
-            words = f'access to cluster "{CLUSTER}" was revoked: '
+            words = f'cluster "{CLUSTER}": access was revoked: '
             assert words in told.stderr
             assert "ask the relay's operator for access" in told.stderr
             assert wait_for_record(bob.process, "no session")["reason"].startswith(words)
