@@ -18,7 +18,7 @@ import math
 import re
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -138,6 +138,7 @@ class TokenVerifier:
         *,
         accept: Acceptance | None = None,
         monotonic: Callable[[], float] = time.monotonic,
+        algorithms: Iterable[str] = ALGORITHMS,
         groups: GroupSources | None = None,
     ) -> None:
         self.groups = groups
@@ -150,6 +151,7 @@ class TokenVerifier:
         """The ends of key sets that are not used any more."""
         self._clock = clock
         self._monotonic = monotonic
+        self._algorithms = frozenset(algorithms) & ALGORITHMS
         self._keys = {issuer.url: KeySet(issuer, fetch, monotonic) for issuer in config.issuers}
         # sha256(token) -> (identity, monotonic deadline, issuer's key generation)
         self._results: OrderedDict[bytes, tuple[Identity, float, int]] = OrderedDict()
@@ -323,7 +325,7 @@ class TokenVerifier:
         keys."""
         header, payload = _parts(token)
         algorithm = header.get("alg")
-        if not isinstance(algorithm, str) or algorithm not in ALGORITHMS:
+        if not isinstance(algorithm, str) or algorithm not in self._algorithms:
             raise TokenRefused(RefusalRule.TOKEN_ALG, "the token's signature algorithm is not accepted")
         if "crit" in header:
             raise TokenRefused(RefusalRule.TOKEN_CRIT, "the token demands extensions that are not known here")
