@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,12 @@ import uvloop
 from hypothesis import HealthCheck, settings
 
 from arcbridge.observe import logging as observe_logging
+from tests.support.deadline import (
+    pytest_configure,  # noqa: F401
+    pytest_timeout_cancel_timer,  # noqa: F401
+    pytest_timeout_set_timer,  # noqa: F401
+    pytest_unconfigure,  # noqa: F401
+)
 from tests.support.processes import require_or_skip
 from tests.support.tracebacks import numbered
 
@@ -56,6 +63,17 @@ def _fresh_logging() -> Iterator[None]:
     if structlog.is_configured():
         observe_logging.shutdown()
         structlog.reset_defaults()
+
+
+# Whether nohup(1) started this run, which ignores SIGHUP; what a child ignores it would pass on to the programs under test.
+NOHUP = hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+@pytest.fixture(autouse=True)
+def _hangup_has_its_meaning() -> None:
+    """Catch SIGHUP where it was ignored: the run goes on when its terminal ends, and a child begins with the default."""
+    if NOHUP:
+        signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 @pytest.fixture(scope="session")
