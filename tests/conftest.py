@@ -65,13 +65,13 @@ def _fresh_logging() -> Iterator[None]:
         structlog.reset_defaults()
 
 
-# Whether nohup(1) started this run, which ignores SIGHUP; what a child ignores it would pass on to the programs under test.
+# Whether nohup(1) started this run, which ignores SIGHUP; programs under test would inherit that.
 NOHUP = hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 @pytest.fixture(autouse=True)
 def _hangup_has_its_meaning() -> None:
-    """Catch SIGHUP where it was ignored: the run goes on when its terminal ends, and a child begins with the default."""
+    """Catch SIGHUP where it was ignored: the run outlives its terminal, and a child begins with the default."""
     if NOHUP:
         signal.signal(signal.SIGHUP, lambda *_: None)
 
