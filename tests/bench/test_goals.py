@@ -130,14 +130,6 @@ def test_what_was_not_measured_says_why() -> None:
     assert found["P13"].parts[0].why == "study workers: it broke"
 
 
-def test_a_result_from_before_standings_were_kept() -> None:
-    old = result()
-    for about in old["systems"].values():
-        del about["standing"], about["multiplexes"], about["roles"]
-    up = named(old)["P1"].parts[0]
-    assert up.peer == "rathole-tls", "neither the chain nor direct: those are told by what they are today"
-
-
 def test_levels_are_in_the_order_of_their_numbers() -> None:
     metrics = summary([{"n10_p99_us": 2.0, "n1_p99_us": 1.0, "n1_rss_mb": 5.0, "no_p99_us": 3.0}])
     assert levels(metrics, "p99_us") == {1: 1.0, 10: 2.0}

@@ -1,8 +1,8 @@
 """Ends a test that pytest-timeout's signal does not end, and a run whose threads do not end.
 
-pytest-timeout raises in the main thread, so that one test fails and the run goes on. Neither a loop of uvloop that waits
+pytest-timeout raises in the main thread, so that one test fails and the run goes on. Neither a waiting loop of uvloop
 nor a call that holds the interpreter is ended by that. Half a deadline later a thread of `faulthandler`, which needs no
-interpreter, writes the stacks of all threads and ends the process; pytest-xdist names the test and starts another process.
+interpreter, writes the stacks of all threads and ends the process; pytest-xdist names the test and starts another one.
 """
 
 from __future__ import annotations
