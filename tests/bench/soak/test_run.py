@@ -74,30 +74,6 @@ def test_interrupted_it_leaves_nothing_behind(number: signal.Signals, tmp_path: 
     assert "{" not in process.output("stdout"), "no result of what was not finished"
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [["--duration", "0"], ["--streams", "0"], ["--clients", "5", "--streams", "4"], ["--seed", "aa"], ["--seed", "xx"]],
-)
-def test_a_plan_that_cannot_be_is_refused(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(wrong)
-    assert "error: " in capsys.readouterr().err
-
-
-def test_a_broken_soak_is_a_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def broken(plan: soak.Plan, directory: Path) -> None:
-        raise soak.Broken("the agent ended by itself")
-
-    monkeypatch.setattr("bench.soak.__main__.run", broken)
-    assert main(["--keep", str(tmp_path)]) == 1
-
-
-def test_metrics_that_tell_of_resumption() -> None:
-    total = "arcbridge_client_sessions_resumed_total"
-    metrics = {f'{total}{{cause="lost"}}': 3.0, f'{total}{{cause="moved"}}': 1.0, "arcbridge_client_sessions": 8.0}
-    assert soak.resumed(metrics) == 4
-
-
 def test_reasons_that_a_client_gave(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text(
