@@ -24,17 +24,12 @@ ROLES = ("client", "relay", "agent")
 # The packages of arcbridge that each package may import, besides itself and the leaves.
 LEAVES = frozenset(
     {
-        "choices",
         "errors",
         "limiters",
         "loop_shares",
-        "problems",
         "single_file",
         "tasks",
         "untrusted_json",
-        "toml_lines",
-        "user_directories",
-        "windows_owner",
         "",
     }
 )
@@ -42,28 +37,23 @@ LEAVES = frozenset(
 FOUNDATION = frozenset({"identity", "pki", "net", "mux", "wire", "socket_options"})
 ALLOWED: dict[str, frozenset[str]] = {
     "__main__": frozenset({"cli"}),
-    "cli": frozenset({*ROLES, *FOUNDATION, "config", "config_loader", "observe"}),
-    **{role: frozenset({*FOUNDATION, "config", "config_loader", "observe"}) for role in ROLES},
-    "identity": frozenset({"net", "mux", "wire"}),
+    "cli": frozenset({*ROLES, *FOUNDATION, "checks", "observe", "settings"}),
+    **{role: frozenset({*FOUNDATION, "checks", "observe", "settings"}) for role in ROLES},
+    "identity": frozenset({"net", "mux", "settings", "wire"}),
     "pki": frozenset({"net", "mux", "wire"}),
     "net": frozenset({"identity", "pki", "mux", "wire", "socket_options"}),
     "mux": frozenset({"wire", "socket_options"}),
     "wire": frozenset(),
-    "observe": frozenset(),
-    "config": frozenset(),
-    "config_loader": frozenset({"config"}),
+    "checks": frozenset({"observe", "settings"}),
+    "observe": frozenset({"settings"}),
+    "settings": frozenset({"pki"}),
     "errors": frozenset(),
     "limiters": frozenset(),
     "loop_shares": frozenset(),
-    "choices": frozenset(),
     "tasks": frozenset(),
     "untrusted_json": frozenset(),
-    "problems": frozenset(),
-    "toml_lines": frozenset(),
     "socket_options": frozenset(),
     "single_file": frozenset(),
-    "user_directories": frozenset(),
-    "windows_owner": frozenset(),
     "": frozenset(),
 }
 
@@ -89,7 +79,7 @@ KUBERNETES = ("arcbridge.agent", "arcbridge.client", "kubernetes", "kubernetes_a
 SLOW = frozenset(
     {"aiofastnet", "aiohttp", "cryptography", "filelock", "jwt", "structlog", "prometheus_client", "yaml", "uvloop"}
 )
-FAST_MODULES = ("__init__", "__main__", "config", "config_loader", "errors", "cli")
+FAST_MODULES = ("__init__", "__main__", "errors", "cli", "settings")
 
 
 class Import(NamedTuple):
@@ -220,6 +210,27 @@ def test_no_two_of_identity_pki_and_net_need_each_other_both_ways() -> None:
     assert both == set()
 
 
+def test_no_two_rooms_of_the_client_need_each_other_both_ways() -> None:
+    """Rooms are its folders and the modules beside them; none is in a circle of any length."""
+
+    def room(module: str) -> str:
+        return ".".join(module.split(".")[:3])
+
+    known = {module_name(file) for file in PACKAGE.rglob("*.py")}
+    edges: dict[str, set[str]] = {}
+    for item in ours():
+        target = item.target if item.target in known else item.target.rpartition(".")[0]
+        if layer(item.module) == layer(target) == "client" and room(item.module) != room(target):
+            edges.setdefault(room(item.module), set()).add(room(target))
+    floors: list[set[str]] = []
+    left = {room(module) for module in known if layer(module) == "client"} - {"arcbridge.client"}
+    assert len(left) <= 12, f"the client has {len(left)} names at its top"
+    while floor := {name for name in left if not edges.get(name, set()) & left}:
+        floors.append(floor)
+        left -= floor
+    assert left == set(), {name: sorted(edges[name] & left) for name in left}
+
+
 def test_no_modules_need_each_other() -> None:
     assert cycles(at_import=True) == set()
     assert cycles() <= set(MUTUAL)
@@ -331,7 +342,7 @@ def test_the_environment_is_read_in_the_command_line_alone() -> None:
         "arcbridge.agent.kube.apiserver",  # KUBERNETES_SERVICE_HOST, set by the kubelet
         "arcbridge.client.service",  # the default of an argument: KUBECONFIG, XDG_*
         "arcbridge.single_file",  # what the loader of that file leaves in it
-        "arcbridge.client.login",  # handed on to the user's own token command
+        "arcbridge.client.credentials.login",  # handed on to the user's own token command
     }
     wrong = []
     for file in sorted(PACKAGE.rglob("*.py")):
@@ -343,7 +354,9 @@ def test_the_environment_is_read_in_the_command_line_alone() -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("module", ["arcbridge", "arcbridge.config_loader", "arcbridge.errors", "arcbridge.cli.parser"])
+@pytest.mark.parametrize(
+    "module", ["arcbridge", "arcbridge.settings.config_loader", "arcbridge.errors", "arcbridge.cli.parser"]
+)
 def test_start_loads_nothing_slow(module: str) -> None:
     """Ask the interpreter what it loaded: that counts imports at any depth, where the test above reads the source."""
     code = f"import sys, {module}; print(*sorted(set(m.split('.')[0] for m in sys.modules)))"

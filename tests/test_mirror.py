@@ -13,7 +13,7 @@ TESTS = ROOT / "tests"
 WITHOUT_TEST: dict[str, str] = {
     "__main__": "two lines; tests/test_start.py runs it as a process",
     "agent/agent_session": "with `sessions`, in whose tests sessions are opened, resumed and ended",
-    "config": "declarations; the tests of `config_loader` load them",
+    "settings/config": "declarations; the tests of `config_loader` load them",
     "errors": "declarations; each is tested where it is raised",
 }
 
@@ -33,9 +33,9 @@ CUT: dict[str, tuple[str, ...]] = {
     "agent/accounts": ("loop",),
     "agent/sessions": ("bound_tokens", "limits", "resumption", "revocation"),
     "agent/kube/proxy": ("audit", "hostile"),
-    "client/login": ("mixup", "tokens"),
-    "client/resumable_session": ("moving",),
-    "relay/api": ("limits",),
+    "client/credentials/login": ("mixup", "tokens"),
+    "client/session/resumable_session": ("moving",),
+    "relay/http/api": ("limits",),
     "wire/resumption": ("rules",),
     "wire/session": ("endings", "hostile", "liveness"),
 }

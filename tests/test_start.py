@@ -11,7 +11,7 @@ import pytest
 
 import arcbridge
 from tests.client.far_side import CLUSTER, CLUSTER_CA, RELAY_CA, FarSide
-from tests.client.test_session_manager import login
+from tests.client.session.test_session_manager import login
 
 HEAVY = ("ssl", "asyncio", "aiohttp", "yaml", "cryptography", "structlog", "jwt", "uvloop", "dataclasses", "inspect")
 
@@ -60,7 +60,7 @@ def test_whoami_imports_no_event_loop_and_no_tls(tmp_path: Path, monkeypatch: py
     token = tmp_path / "token"
     token.write_text("a.b.c")
     loaded = modules_after("whoami", "--access-token-file", str(token))
-    assert "arcbridge.client.who" in loaded
+    assert "arcbridge.client.credentials.identity_summary" in loaded
     assert not loaded.intersection(HEAVY) - {"dataclasses", "inspect"}
 
 
@@ -94,7 +94,12 @@ OTHERS = (
         "arcbridge.observe.server",
         "arcbridge.observe.health",
     ),
-    *("arcbridge.client.login", "arcbridge.client.issuer", "arcbridge.client.directory", "arcbridge.client.metrics"),
+    *(
+        "arcbridge.client.credentials.login",
+        "arcbridge.client.credentials.issuer",
+        "arcbridge.client.commands.directory",
+        "arcbridge.client.serving.metrics",
+    ),
     *("arcbridge.pki.authority", "arcbridge.pki.enrolment", "arcbridge.pki.credentials"),
 )
 """Our own modules for other roles, for a login, for metrics, and for making certificates."""
@@ -135,7 +140,7 @@ async def test_what_a_starting_client_imports(tmp_path: Path) -> None:
         first = await asyncio.to_thread(imported_by_a_start, far, tmp_path)
         loaded = await asyncio.to_thread(imported_by_a_start, far, tmp_path)
     assert "cryptography" in first
-    assert "arcbridge.client.session_manager" in loaded, "what is looked at is what a client runs"
+    assert "arcbridge.client.session.session_manager" in loaded, "what is looked at is what a client runs"
     tops = {name.partition(".")[0] for name in loaded}
     # The libraries written in Cython share modules that Cython makes in memory; no file is imported.
     made = ("_sysconfigdata", "_cython_", "cython_runtime")

@@ -20,13 +20,13 @@ from enum import StrEnum
 from typing import Protocol
 
 from arcbridge.agent.audit.budget import AuditBudget
-from arcbridge.agent.kube.seats import Seats
-from arcbridge.config import AgentLimitsConfig, LimitsOverrideConfig
+from arcbridge.agent.seats import Seats
 from arcbridge.errors import ConfigError, OverLimit
 from arcbridge.identity.claims import Identity
 from arcbridge.limiters import TokenBucket
 from arcbridge.loop_shares import LoopShares, LoopTime, LoopTimes
 from arcbridge.mux import memory
+from arcbridge.settings.config import AgentLimitsConfig, LimitsOverrideConfig
 from arcbridge.wire.backlog import Backlog
 from arcbridge.wire.limits import DEFAULT
 

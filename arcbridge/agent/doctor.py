@@ -27,21 +27,21 @@ from arcbridge.agent.self_checks import (
 )
 from arcbridge.agent.service import credential_store
 from arcbridge.agent.settings import Checked, check
-from arcbridge.config import AgentConfig
+from arcbridge.checks.diagnosis import Finding, State, failed, ok, settings_findings, skipped
+from arcbridge.checks.running import look_at_process, look_at_refusals, read_page, samples_of
+from arcbridge.checks.self_checks import SelfCheck, SelfChecks
 from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, PinMismatch
 from arcbridge.identity.groups import GroupSources
 from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import connect
 from arcbridge.net.fetch import HttpFetcher
-from arcbridge.net.named_files import is_directory, is_there
 from arcbridge.net.tls import ALPN_HTTP, RelayTrust, fetch_relay_ca, outer_client_context
-from arcbridge.observe.diagnosis import Finding, State, failed, ok, settings_findings, skipped
-from arcbridge.observe.running import look_at_process, look_at_refusals, read_page, samples_of
-from arcbridge.observe.self_checks import SelfCheck, SelfChecks
 from arcbridge.pki.credentials import AgentCredential
 from arcbridge.pki.pins import pin_of, same_pin
-from arcbridge.problems import Place, located
+from arcbridge.settings.config import AgentConfig
+from arcbridge.settings.named_files import is_directory, is_there
+from arcbridge.settings.problems import Place, located
 
 SETTINGS, CREDENTIAL, JOIN_TOKEN = "settings", "agent's credential at the relay", "join token"
 _LOOKED_AT = ("audit.", "authentication", "join_token_file", "kubernetes", "relay_ca", "state")

@@ -32,7 +32,6 @@ from arcbridge.agent.relay_http import post
 from arcbridge.errors import ArcbridgeError, ConfigError, ConnectionLost, EnrolmentRefused, StateError, Unreachable
 from arcbridge.net.address import Address
 from arcbridge.net.backoff import Backoff
-from arcbridge.net.named_files import is_there
 from arcbridge.net.tls import RelayTrust, fetch_relay_ca
 from arcbridge.pki import credentials as entries
 from arcbridge.pki.authority import Authority, certificate_validity
@@ -40,6 +39,7 @@ from arcbridge.pki.credentials import AgentCredential, CredentialStore, Snapshot
 from arcbridge.pki.enrolment import make_csr, make_key
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.pki.pins import pin_of, same_pin
+from arcbridge.settings.named_files import is_there
 
 LOOK_AGAIN = 300.0
 """Seconds between two reads of the store, for a certificate that a sibling has renewed."""

@@ -22,11 +22,11 @@ from arcbridge.agent.kube.apiserver import ApiServer
 from arcbridge.agent.sessions import Sessions
 from arcbridge.agent.settings import Checked, required
 from arcbridge.agent.targets import TcpTargets
-from arcbridge.config import AgentConfig
 from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.mux import memory
 from arcbridge.observe import logging as logs
 from arcbridge.observe.reloads import Outcome, changed, digest, split
+from arcbridge.settings.config import AgentConfig
 
 _log = structlog.get_logger("arcbridge.agent")
 

@@ -21,11 +21,11 @@ from arcbridge.agent.authenticator import REVIEW
 from arcbridge.agent.control import ControlConnections
 from arcbridge.agent.enrol import CredentialKeeper
 from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
+from arcbridge.checks.diagnosis import Finding, failed, ok, skipped, warning
+from arcbridge.checks.directory_findings import directory_finding
+from arcbridge.checks.key_findings import key_finding
+from arcbridge.checks.self_checks import SelfCheck
 from arcbridge.identity.verifier import TokenVerifier
-from arcbridge.observe.diagnosis import Finding, failed, ok, skipped, warning
-from arcbridge.observe.directory_findings import directory_finding
-from arcbridge.observe.key_findings import key_finding
-from arcbridge.observe.self_checks import SelfCheck
 from arcbridge.untrusted_json import read_json
 
 RULES: Final = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"

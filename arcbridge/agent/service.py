@@ -34,7 +34,7 @@ from arcbridge.agent.self_checks import checks_of
 from arcbridge.agent.sessions import Sessions
 from arcbridge.agent.settings import Checked, required
 from arcbridge.agent.targets import TcpTargets
-from arcbridge.config import AgentConfig
+from arcbridge.checks.self_checks import SelfChecks
 from arcbridge.errors import ConfigError
 from arcbridge.identity.groups import GroupSources
 from arcbridge.identity.proof import ProofChecker
@@ -45,10 +45,10 @@ from arcbridge.net.fetch import HttpFetcher
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
 from arcbridge.observe.reloads import Outcome, Reloads
-from arcbridge.observe.self_checks import SelfChecks
 from arcbridge.observe.server import ObserveServer
 from arcbridge.pki.credentials import CredentialStore, DirectoryStore
 from arcbridge.pki.pins import check_pin
+from arcbridge.settings.config import AgentConfig
 from arcbridge.tasks import cancel_and_wait
 from arcbridge.wire.limits import Limits
 

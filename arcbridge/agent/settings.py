@@ -16,17 +16,18 @@ from arcbridge.agent.denylist import parse_denylist
 from arcbridge.agent.kube.apiserver import SERVICE_ACCOUNT, endpoint_of
 from arcbridge.agent.revocations import Revocation
 from arcbridge.agent.targets import Target, read_targets
-from arcbridge.config import AgentConfig
 from arcbridge.errors import ConfigError, StateError
+from arcbridge.identity import token_settings
 from arcbridge.identity.authentication import AuthenticationConfig
 from arcbridge.identity.proof import ProofPolicy
 from arcbridge.identity.verifier import Acceptance
-from arcbridge.net import named_files, token_settings
 from arcbridge.net.address import Address, parse_address
 from arcbridge.observe.server import parse_observe_listen
 from arcbridge.pki.credentials import AgentCredential, DirectoryStore
-from arcbridge.problems import Place, Problems
-from arcbridge.toml_lines import line_of, parts
+from arcbridge.settings import named_files
+from arcbridge.settings.config import AgentConfig
+from arcbridge.settings.problems import Place, Problems
+from arcbridge.settings.toml_lines import line_of, parts
 
 MIN_AGE = 10.0
 """Seconds: the shortest `session.max_age`."""

@@ -18,7 +18,6 @@ import structlog
 from arcbridge.agent.accounts import Account, Limit
 from arcbridge.agent.audit import AuditLog, AuditRecord
 from arcbridge.agent.kube.authorize import Caller
-from arcbridge.config import TargetConfig
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.identity.claims import Identity
 from arcbridge.limiters import KeyedTokenBucket
@@ -27,6 +26,7 @@ from arcbridge.mux.stream import StreamTransport
 from arcbridge.net.address import Address, parse_address
 from arcbridge.net.dialer import DIRECT, begin, connect, finish
 from arcbridge.net.sockets import disable_user_timeout
+from arcbridge.settings.config import TargetConfig
 from arcbridge.tasks import cancel_and_wait
 from arcbridge.wire.frames import ResetCode
 

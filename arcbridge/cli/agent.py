@@ -7,8 +7,8 @@ import signal
 
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.settings import load_settings, place_of
-from arcbridge.config import AgentConfig
 from arcbridge.errors import ExitCode
+from arcbridge.settings.config import AgentConfig
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def _with_settings(work: Callable[[AgentConfig, Callable[[], AgentConfig]], None
         config: AgentConfig = load_settings(invocation, os.environ)
         from arcbridge.cli.loop import Interrupted
         from arcbridge.observe import logging
-        from arcbridge.problems import SettingsRefused, located
+        from arcbridge.settings.problems import SettingsRefused, located
 
         logging.configure("agent", config.observe.log_level, config.observe.log_format)
         try:

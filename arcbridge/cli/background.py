@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-from arcbridge.choices import PROGRAM
 from arcbridge.cli.flags import CLIENT, DOCUMENTS, LIST, flags_of
 from arcbridge.cli.output import plain, print_document, print_error, print_rows, rfc3339
 from arcbridge.cli.parser import Invocation, UsageError, parse
@@ -25,8 +24,9 @@ from arcbridge.client.background.caller import (
     leave_terminal,
     request,
 )
-from arcbridge.client.background.place import Place
+from arcbridge.client.background_paths import Place
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, StateError
+from arcbridge.settings.choices import PROGRAM
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from arcbridge.client.background.connections import Connection
     from arcbridge.client.service import ClientContext, Terminal
-    from arcbridge.config import ClientConfig
+    from arcbridge.settings.config import ClientConfig
 
 _NOT_KEPT = ("cluster", "file", "context_switch", "remove_context", "trust_first_use", "observe.log_level",
              "observe.log_format", "observe.listen")  # fmt: skip
@@ -79,7 +79,7 @@ def run_command(invocation: Invocation, foreground: Foreground) -> int:
 
 def _connect(invocation: Invocation, foreground: Foreground) -> int:
     from arcbridge.cli.settings import load_settings
-    from arcbridge.client.kubeconfig import Kubeconfig
+    from arcbridge.client.kubeconfig.entries import Kubeconfig
     from arcbridge.client.service import ClientContext
 
     environment = os.environ
@@ -248,7 +248,7 @@ def repair_contexts(state_dir: Path | None, environment: Mapping[str, str]) -> N
 
     state = StateDirectory.find(state_dir, environment)
     if state.kubeconfigs():
-        from arcbridge.client.kubeconfig_repair import repair_kubeconfigs, running_of
+        from arcbridge.client.kubeconfig.repair import repair_kubeconfigs, running_of
 
         for name in repair_kubeconfigs(state, running_of(state, environment)):
             sys.stderr.write(f'what served context "{plain(name)}" had ended; the kubeconfig says so now\n')
@@ -299,7 +299,7 @@ def _repair_for(invocation: Invocation) -> None:
 
 def _sweep() -> None:
     """Remove the kubeconfigs of commands of `run` that were killed."""
-    from arcbridge.client.private_kubeconfig import sweep
+    from arcbridge.client.kubeconfig.private import sweep
 
     sweep(os.environ)
 

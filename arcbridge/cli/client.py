@@ -12,15 +12,15 @@ from arcbridge.cli.parser import Invocation
 from arcbridge.cli.settings import load_settings
 from arcbridge.cli.terminal import configure_logging
 from arcbridge.cli.terminal import terminal as _terminal
-from arcbridge.config import ClientConfig
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, StateError
+from arcbridge.settings.config import ClientConfig
 from arcbridge.single_file import executable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
+    from arcbridge.client.credentials.tokens import Tokens
     from arcbridge.client.service import ClientContext
-    from arcbridge.client.tokens import Tokens
 
 _TOKEN_WAS_SHOWN = "ARCBRIDGE_TOKEN_WAS_SHOWN"
 """In the environment of a process that began with a token on its command line."""
@@ -147,7 +147,7 @@ def _run(invocation: Invocation, config: ClientConfig, token: str) -> int:
     parallel = _parallel(invocation.text("parallel"))
     # What the command writes is all that is written, unless something is wrong.
     configure_logging(config, default_level="warning")
-    from arcbridge.client.run import PARALLEL, run_command
+    from arcbridge.client.commands.run import PARALLEL, run_command
 
     def report(cluster: str, message: str) -> None:
         print_error(f"{cluster}: {message}")
@@ -218,14 +218,14 @@ def _tell_of_update(context: ClientContext) -> None:
     except ArcbridgeError:
         return  # no relay is set
     if relay is not None and relay.offered_client:
-        from arcbridge.client.update_notice import tell
+        from arcbridge.client.relay.update_notice import tell
 
         tell(relay.offered_client, relay.address.url, context.state.cache, sys.stderr, os.environ)
 
 
 async def _clusters(invocation: Invocation, context: ClientContext) -> int:
     output = invocation.text("output", "table")
-    from arcbridge.client.directory import list_clusters
+    from arcbridge.client.commands.directory import list_clusters
 
     found = await list_clusters(context.relays, context.tokens)
     context.state.keep_cluster_names([str(one["name"]) for one in found])
@@ -277,7 +277,7 @@ def _seconds(value: object) -> float:
 async def _status(invocation: Invocation, context: ClientContext) -> int:
     """Check each step of the way in its order: login, relay, cluster; the first that fails gives the exit code."""
     output = invocation.text("output", "table")
-    from arcbridge.client.directory import list_clusters
+    from arcbridge.client.commands.directory import list_clusters
 
     steps: list[dict[str, Any]] = []
     code: int = ExitCode.DONE
@@ -326,7 +326,7 @@ async def _login_state(context: ClientContext) -> tuple[str, Tokens]:
     if "{cluster}" in config.login.cluster_audience and not tokens.token_mode:
         name = next(filter(None, (config.cluster, *config.clusters)), "")
         if not name:
-            from arcbridge.client.jwt_unverified import read_unverified
+            from arcbridge.client.credentials.jwt_unverified import read_unverified
 
             access = await tokens.access()
             until = _until(read_unverified(access).expires_at)
@@ -359,7 +359,7 @@ def _until(expires_at: float) -> str:
 
 def _bound(token: str) -> str:
     """Return how the cluster's token says that it is bound to a key; empty where it is bound to none."""
-    from arcbridge.client.jwt_unverified import claims_unverified
+    from arcbridge.client.credentials.jwt_unverified import claims_unverified
     from arcbridge.identity.proof import BindingKind, binding
 
     kind = binding(claims_unverified(token)).kind
@@ -374,10 +374,10 @@ def _doctor(invocation: Invocation, config: ClientConfig, token: str) -> int:
     output = invocation.text("output", "table")
     # What it finds is on stdout; the log would tell it twice.
     configure_logging(config, default_level="error")
+    from arcbridge.checks.diagnosis import failed
     from arcbridge.client.doctor.codes import exit_code
     from arcbridge.client.doctor.examination import examine
     from arcbridge.client.service import ClientContext, Terminal
-    from arcbridge.observe.diagnosis import failed
 
     try:
         cluster = _one_cluster(invocation, config)
@@ -397,7 +397,7 @@ async def _speedtest(invocation: Invocation, context: ClientContext) -> int:
     if not cluster:
         raise ConfigError("cluster: required but not set; name it: `arcbridge speedtest NAME`")
     seconds = _reading_time(invocation.text("seconds"))
-    from arcbridge.client.speedtest import DURATION, measure
+    from arcbridge.client.commands.speedtest import DURATION, measure
 
     found = await measure(context, cluster, seconds or DURATION)
     if output in ("json", "yaml"):
@@ -433,7 +433,7 @@ def _one_cluster(invocation: Invocation, config: ClientConfig) -> str:
 
 def _key(invocation: Invocation, config: ClientConfig, token: str) -> int:
     """Print what binds tokens to the key of the settings, which is made if it is not there."""
-    from arcbridge.client import proof_keys
+    from arcbridge.client.credentials import proof_keys
 
     file, output = config.login.proof_key_file, invocation.text("output", "table")
     if file is None:

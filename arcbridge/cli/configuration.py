@@ -18,7 +18,7 @@ from arcbridge.errors import ExitCode
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from arcbridge.problems import Problem
+    from arcbridge.settings.problems import Problem
 
 
 def run_config(invocation: Invocation) -> int:
@@ -36,7 +36,7 @@ def run_config(invocation: Invocation) -> int:
 
 def find_problems(invocation: Invocation, environment: Mapping[str, str]) -> list[Problem]:
     """Return everything that is wrong with the settings of the invocation's role, each with its place."""
-    from arcbridge.problems import located
+    from arcbridge.settings.problems import located
 
     config, wrong = read_settings(invocation, environment)
     found = [problem_of(error) for error in wrong]
@@ -53,7 +53,7 @@ def find_problems(invocation: Invocation, environment: Mapping[str, str]) -> lis
 
 def _check(invocation: Invocation) -> int:
     """Print what is wrong; 2 where a start would fail."""
-    from arcbridge.problems import Severity
+    from arcbridge.settings.problems import Severity
 
     output = invocation.text("output", "text")
     found = find_problems(invocation, os.environ)

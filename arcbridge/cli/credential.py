@@ -33,7 +33,7 @@ def print_credential(arguments: Sequence[str]) -> int | None:
         exchange,
         request,
     )
-    from arcbridge.client.background.place import Place
+    from arcbridge.client.background_paths import Place
 
     forbid_core_dumps()
     place = Place.find(os.environ)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from arcbridge.checks.diagnosis import State, first_failure
 from arcbridge.cli.flags import DIAGNOSIS_OUTPUTS, DOCUMENTS
 from arcbridge.cli.output import format_document, format_rows, plain
 from arcbridge.cli.suggest import unknown
 from arcbridge.errors import ConfigError
-from arcbridge.observe.diagnosis import State, first_failure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from arcbridge.observe.diagnosis import Finding
+    from arcbridge.checks.diagnosis import Finding
 
 _COLUMNS = (("hop", "HOP"), ("state", "STATE"), ("detail", "DETAIL"))
 

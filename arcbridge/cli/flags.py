@@ -1,13 +1,13 @@
 """Every flag and sub-command of the executable, as data: one table for the parser, the environment, completion.
 
-A flag with a `key` sets that path of the role's settings (`arcbridge.config`) and can be given as
+A flag with a `key` sets that path of the role's settings (`arcbridge.settings.config`) and can be given as
 `ARCBRIDGE_<FLAG>` in the environment too. A flag without one belongs to the command line alone. This module is
 read at every start, also for `--help`, so it imports nothing but the words that settings may take.
 """
 
 from __future__ import annotations
 
-from arcbridge.choices import GRANT_TYPES, LOG_FORMATS, LOG_LEVELS
+from arcbridge.settings.choices import GRANT_TYPES, LOG_FORMATS, LOG_LEVELS
 
 RELAY = "relay"
 AGENT = "agent"

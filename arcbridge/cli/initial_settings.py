@@ -19,8 +19,8 @@ from arcbridge.cli.flags import AGENT, RELAY
 from arcbridge.cli.output import print_error, print_warning
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.settings import KINDS, normalized_settings
-from arcbridge.config_loader import Given, load
 from arcbridge.errors import ConfigError, ExitCode
+from arcbridge.settings.config_loader import Given, load
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,7 +49,7 @@ def run_init(invocation: Invocation) -> int:
     except OSError as error:
         raise ConfigError(f"{directory} cannot be written: {error.strerror}; give --directory DIR") from error
     settings = directory / f"{invocation.role}.toml"
-    from arcbridge.problems import Severity
+    from arcbridge.settings.problems import Severity
 
     written = Invocation(invocation.role, ("config", "check"), {"config": str(settings)})
     problems = find_problems(written, {})

@@ -8,18 +8,18 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from arcbridge.choices import PROGRAM
 from arcbridge.cli.flags import DOCUMENTS
 from arcbridge.cli.output import plain, print_document, print_rows, print_warning, rfc3339
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.settings import given_settings
-from arcbridge.config import ClientConfig
 from arcbridge.errors import ConfigError, ExitCode
+from arcbridge.settings.choices import PROGRAM
+from arcbridge.settings.config import ClientConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from arcbridge.client.who import Who
+    from arcbridge.client.credentials.identity_summary import Who
 
 
 def _run(work: Coroutine[Any, Any, int]) -> int:
@@ -42,12 +42,12 @@ def _login(invocation: Invocation, config: ClientConfig) -> int:
 
 async def _log_in(config: ClientConfig, relays: tuple[str, ...], *, renew: bool, named: set[str]) -> int:
     from arcbridge.cli.terminal import ask_yes, configure_logging, terminal
-    from arcbridge.client.jwt_unverified import claims_unverified
-    from arcbridge.client.relay_profile import RelayProfiles, fill
+    from arcbridge.client.commands.sign_in import logged_in, trusted, with_profile
+    from arcbridge.client.credentials.identity_summary import user_name
+    from arcbridge.client.credentials.jwt_unverified import claims_unverified
+    from arcbridge.client.relay.relay_profile import RelayProfiles, fill
     from arcbridge.client.service import ClientContext
-    from arcbridge.client.sign_in import logged_in, trusted, with_profile
     from arcbridge.client.state import StateDirectory
-    from arcbridge.client.who import user_name
 
     configure_logging(config, default_level="warning")
     shown = terminal(sys.stderr)
@@ -79,8 +79,8 @@ async def _log_in(config: ClientConfig, relays: tuple[str, ...], *, renew: bool,
 
 async def _end_former(former: ClientConfig, now: ClientConfig) -> None:
     """Forget the tokens of a login whose place this one takes with other settings: `logout` would not find them."""
+    from arcbridge.client.credentials.identity_summary import cache_of
     from arcbridge.client.state import StateDirectory
-    from arcbridge.client.who import cache_of
 
     state = StateDirectory.find(now.state_dir, os.environ)
     if former.login.grant_type != PROGRAM and cache_of(former, state).path != cache_of(now, state).path:
@@ -108,9 +108,9 @@ async def _log_out(config: ClientConfig) -> int:
 
 async def _forget(config: ClientConfig) -> bool:
     """Forget a login's tokens here, and have the issuer void the refresh token; says whether there were any."""
-    from arcbridge.client.sign_in import revoke
+    from arcbridge.client.commands.sign_in import revoke
+    from arcbridge.client.credentials.identity_summary import cache_of
     from arcbridge.client.state import StateDirectory
-    from arcbridge.client.who import cache_of
 
     login = config.login
     cache = cache_of(config, StateDirectory.find(config.state_dir, os.environ))
@@ -131,8 +131,8 @@ async def _forget(config: ClientConfig) -> bool:
 
 
 def _whoami(invocation: Invocation, config: ClientConfig) -> int:
+    from arcbridge.client.credentials.identity_summary import who
     from arcbridge.client.state import StateDirectory
-    from arcbridge.client.who import who
 
     found = who(config, StateDirectory.find(config.state_dir, os.environ))
     checked = ""
@@ -154,7 +154,7 @@ def _whoami(invocation: Invocation, config: ClientConfig) -> int:
 async def _check(config: ClientConfig) -> int:
     """Ask the relay; raises what it says of the login."""
     from arcbridge.cli.terminal import configure_logging, terminal
-    from arcbridge.client.directory import list_clusters
+    from arcbridge.client.commands.directory import list_clusters
     from arcbridge.client.service import ClientContext
 
     configure_logging(config, default_level="warning")

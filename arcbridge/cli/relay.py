@@ -10,8 +10,8 @@ from arcbridge.cli.flags import DOCUMENTS
 from arcbridge.cli.output import format_document, format_rows, print_warning, rfc3339
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.settings import load_settings, place_of
-from arcbridge.config import RelayConfig
 from arcbridge.errors import ExitCode
+from arcbridge.settings.config import RelayConfig
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _serve(invocation: Invocation, config: RelayConfig) -> int:
 
     logging.configure("relay", config.observe.log_level, config.observe.log_format)
     from arcbridge.cli.loop import Interrupted, notify, run_until_drained
-    from arcbridge.problems import SettingsRefused, located
+    from arcbridge.settings.problems import SettingsRefused, located
 
     several = False
     if config.workers != 1:
@@ -102,9 +102,9 @@ def _administer(
 
 
 async def _token_create(invocation: Invocation, config: RelayConfig) -> str:
-    from arcbridge.problems import SettingsRefused, located
     from arcbridge.relay.admin import ApiServerFlags, create_token, parse_ttl, parse_uses
     from arcbridge.relay.settings import require_complete
+    from arcbridge.settings.problems import SettingsRefused, located
 
     try:
         require_complete(config)
@@ -176,8 +176,8 @@ async def _session_end(invocation: Invocation, config: RelayConfig) -> str:
 
 
 async def _doctor(invocation: Invocation, config: RelayConfig) -> tuple[str, bool]:
+    from arcbridge.checks.diagnosis import first_failure
     from arcbridge.cli.diagnosis import format_findings
-    from arcbridge.observe.diagnosis import first_failure
     from arcbridge.relay.doctor import diagnose
 
     found = await diagnose(config, place_of(invocation, os.environ))

@@ -2,7 +2,7 @@
 
 Precedence: flag > environment (`ARCBRIDGE_<FLAG>`) > file > default. The file is `--config`, else ARCBRIDGE_CONFIG,
 else the first of `$XDG_CONFIG_HOME/arcbridge/<role>.toml` and `/etc/arcbridge/<role>.toml` that exists (Windows, macOS:
-`arcbridge.user_directories`). What names a client's relay and login nowhere is had from its last login
+`arcbridge.settings.user_directories`). What names a client's relay and login nowhere is had from its last login
 (`client.relay_profile`).
 """
 
@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING, Any
 from arcbridge.cli.flags import AGENT, CLIENT, LIST, OFF, RELAY, Flag, flags_of
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.suggest import unknown
-from arcbridge.config import OF_ISSUER, AgentConfig, ClientConfig, LoginConfig, RelayConfig
-from arcbridge.config_loader import Given, SettingError, load_all
 from arcbridge.errors import ConfigError
-from arcbridge.user_directories import shared_settings, user_directory
+from arcbridge.settings.config import OF_ISSUER, AgentConfig, ClientConfig, LoginConfig, RelayConfig
+from arcbridge.settings.config_loader import Given, SettingError, load_all
+from arcbridge.settings.user_directories import shared_settings, user_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from arcbridge.problems import Place, Problem
+    from arcbridge.settings.problems import Place, Problem
 
 KINDS: dict[str, type[Any]] = {RELAY: RelayConfig, AGENT: AgentConfig, CLIENT: ClientConfig}
 
@@ -53,7 +53,7 @@ def settings_file(invocation: Invocation, environment: Mapping[str, str]) -> Pat
                 continue
             return candidate
         if sys.platform == "win32" and shared:
-            from arcbridge.windows_owner import refuse_foreign_settings
+            from arcbridge.settings.windows_owner import refuse_foreign_settings
 
             refuse_foreign_settings(candidate)
         return candidate
@@ -87,7 +87,7 @@ def load_settings(invocation: Invocation, environment: Mapping[str, str]) -> Any
     """Return the settings of the invocation's role, checked; raises ConfigError, as SettingsRefused for mistakes."""
     config, wrong = read_settings(invocation, environment)
     if wrong:
-        from arcbridge.problems import SettingsRefused, located
+        from arcbridge.settings.problems import SettingsRefused, located
 
         raise SettingsRefused(located([problem_of(error) for error in wrong], place_of(invocation, environment)))
     for flag in _own_flags(invocation):
@@ -99,7 +99,7 @@ def load_settings(invocation: Invocation, environment: Mapping[str, str]) -> Any
 
 def problem_of(error: SettingError) -> Problem:
     """Return a mistake as a problem, with its place where the loader knows it."""
-    from arcbridge.problems import Place, Problem
+    from arcbridge.settings.problems import Place, Problem
 
     setting = ".".join(error.path)
     if error.source and error.message.startswith(error.source):
@@ -147,8 +147,8 @@ def normalized_settings(invocation: Invocation, environment: Mapping[str, str]) 
 
 def place_of(invocation: Invocation, environment: Mapping[str, str]) -> Callable[[str], Place | None]:
     """Return where a setting was given, by its dotted path: a flag, the environment, or a line of the settings file."""
-    from arcbridge.problems import Place
-    from arcbridge.toml_lines import line_of, parts
+    from arcbridge.settings.problems import Place
+    from arcbridge.settings.toml_lines import line_of, parts
 
     given = given_settings(invocation, environment)
     file = settings_file(invocation, environment)
@@ -173,7 +173,7 @@ _SILENT = ("config", "credential")
 
 def _with_profile(config: ClientConfig, invocation: Invocation, environment: Mapping[str, str]) -> ClientConfig:
     """Return the settings with those of the relay that was logged in at, where no setting names another."""
-    from arcbridge.client.relay_profile import RelayProfiles, fill
+    from arcbridge.client.relay.relay_profile import RelayProfiles, fill
     from arcbridge.client.state import StateDirectory
 
     state = StateDirectory.find(config.state_dir, environment)
@@ -209,7 +209,7 @@ def _tied_to_issuer(
 def _refuse_settings_of_others(file: Path, status: os.stat_result) -> None:
     """Raise ConfigError for settings that another user can change: they name programs (docs/threats.md#B43)."""
     if sys.platform == "win32":
-        from arcbridge.windows_owner import refuse_foreign_settings
+        from arcbridge.settings.windows_owner import refuse_foreign_settings
 
         refuse_foreign_settings(file)
         return

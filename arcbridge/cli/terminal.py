@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
 from arcbridge.cli.output import plain
-from arcbridge.config import ClientConfig
+from arcbridge.settings.config import ClientConfig
 
 if TYPE_CHECKING:
     from arcbridge.client.service import Terminal

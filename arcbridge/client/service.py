@@ -17,30 +17,37 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from arcbridge.choices import PROGRAM
-from arcbridge.client.forward import Forward, check_offered, check_target_name
-from arcbridge.client.kubeconfig import Kubeconfig, Merged, render
-from arcbridge.client.kubeconfig_repair import repair_kubeconfigs, running_of
-from arcbridge.client.listening import listen_at
-from arcbridge.client.relays import Relays
-from arcbridge.client.running import BACKGROUND, Running
-from arcbridge.client.served_cluster import ServedCluster, let_close
-from arcbridge.client.session_manager import SessionManager
+from arcbridge.client.credentials.identity_summary import cache_of
+from arcbridge.client.credentials.token_cache import TokenCache
+from arcbridge.client.credentials.tokens import (
+    TokenCommand,
+    TokenPair,
+    Tokens,
+    check_token,
+    refuse_contradictions,
+    with_defaults,
+)
+from arcbridge.client.kubeconfig.entries import Kubeconfig, Merged, render
+from arcbridge.client.kubeconfig.repair import repair_kubeconfigs, running_of
+from arcbridge.client.kubeconfig.running import BACKGROUND, Running
+from arcbridge.client.relay.relays import Relays
+from arcbridge.client.serving.forward import Forward, check_offered, check_target_name
+from arcbridge.client.serving.served_cluster import ServedCluster, let_close
+from arcbridge.client.session.session_manager import SessionManager
+from arcbridge.client.session.trust import Ask, ClusterTrust
 from arcbridge.client.settings import required
 from arcbridge.client.state import StateDirectory
-from arcbridge.client.token_cache import TokenCache
-from arcbridge.client.tokens import TokenCommand, TokenPair, Tokens, check_token, refuse_contradictions, with_defaults
-from arcbridge.client.trust import Ask, ClusterTrust
-from arcbridge.client.who import cache_of
-from arcbridge.config import ClientConfig
 from arcbridge.errors import ArcbridgeError, ConfigError, Unauthenticated
 from arcbridge.net.address import parse_listen
+from arcbridge.net.loopback import listen_at
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.pki.pins import PinStore
+from arcbridge.settings.choices import PROGRAM
+from arcbridge.settings.config import ClientConfig
 
 if TYPE_CHECKING:
     # aiohttp takes a quarter of a second to import: `login` and metrics need it, `proxy` does not.
-    from arcbridge.client.login import Login, OpenBrowser, Say
+    from arcbridge.client.credentials.login import Login, OpenBrowser, Say
     from arcbridge.identity.proof import ProofKey
     from arcbridge.observe.server import ObserveServer
 
@@ -126,20 +133,20 @@ class ClientContext:
 
     def login_command(self) -> str:
         """Return the command that logs in with these settings, for messages."""
-        from arcbridge.client.relay_profile import RelayProfiles, login_command
+        from arcbridge.client.relay.relay_profile import RelayProfiles, login_command
 
         return login_command(self.config, RelayProfiles(self.state.path))
 
     def _pair(self) -> TokenPair | None:
         login = self.config.login
         if login.workload and not login.issuer:
-            from arcbridge.client.workload import WorkloadTokens
+            from arcbridge.client.credentials.workload import WorkloadTokens
 
             return WorkloadTokens(login, key=self._key(), environment=self.environment)
         if login.command:
             return TokenCommand(login.command, key=self._key(), environment=self.environment)
         if login.issuer and (login.grant_type == PROGRAM or login.workload):
-            from arcbridge.client.client_credentials import ClientCredentials
+            from arcbridge.client.credentials.client_credentials import ClientCredentials
 
             return ClientCredentials(login, key=self._key(), environment=self.environment)
         return self.login() if login.issuer else None
@@ -149,7 +156,7 @@ class ClientContext:
         file = self.config.login.proof_key_file
         if file is None:
             return None
-        from arcbridge.client import proof_keys
+        from arcbridge.client.credentials import proof_keys
 
         key = proof_keys.load(file, of_settings=True)
         if key is None:
@@ -163,7 +170,7 @@ class ClientContext:
             raise ConfigError("login.issuer: no OIDC login is configured; give --oidc-issuer-url and --oidc-client-id")
         if login.grant_type == PROGRAM or login.workload:
             raise ConfigError("login.grant_type: client-credentials has no login; each command asks for its tokens")
-        from arcbridge.client.login import Login
+        from arcbridge.client.credentials.login import Login
 
         return Login(
             login,
@@ -430,7 +437,7 @@ async def _observe(
     """Start the listener of metrics and health, if one is configured, and return it; raises ConfigError."""
     if not config.observe.listen:
         return None
-    from arcbridge.client.metrics import register
+    from arcbridge.client.serving.metrics import register
     from arcbridge.observe.health import Checks
     from arcbridge.observe.metrics import Metrics
     from arcbridge.observe.server import ObserveServer

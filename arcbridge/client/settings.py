@@ -10,15 +10,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from arcbridge.choices import PROGRAM
-from arcbridge.client.azure_pipelines import is_azure_pipelines
-from arcbridge.client.tokens import refuse_contradictions, with_defaults
-from arcbridge.config import ClientConfig, LoginConfig
+from arcbridge.client.credentials.azure_pipelines import is_azure_pipelines
+from arcbridge.client.credentials.tokens import refuse_contradictions, with_defaults
 from arcbridge.errors import ConfigError, NotInThisJob, StateError
-from arcbridge.net import named_files
 from arcbridge.net.address import parse_address
 from arcbridge.pki.names import check_cluster_name
-from arcbridge.problems import Problems
+from arcbridge.settings import named_files
+from arcbridge.settings.choices import PROGRAM
+from arcbridge.settings.config import ClientConfig, LoginConfig
+from arcbridge.settings.problems import Problems
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ def _tokens(config: ClientConfig, problems: Problems) -> None:
     if login.client_key_file is not None:
         named_files.read(problems, "login.client_key_file", login.client_key_file)
     if login.proof_key_file is not None:
-        from arcbridge.client import proof_keys
+        from arcbridge.client.credentials import proof_keys
 
         try:
             missing = proof_keys.load(login.proof_key_file, of_settings=True) is None
@@ -167,7 +167,7 @@ def _issuer(login: LoginConfig, problems: Problems, environment: Mapping[str, st
         return
     from urllib.parse import urlsplit
 
-    from arcbridge.client.login import check_login
+    from arcbridge.client.credentials.login import check_login
 
     with problems.collect("login.issuer"):
         parts = urlsplit(login.issuer)
@@ -176,12 +176,12 @@ def _issuer(login: LoginConfig, problems: Problems, environment: Mapping[str, st
         named_files.check_not_placeholder(problems, "login.issuer", parts.hostname)
     with _for_a_job(problems, "login.client_id"):
         if login.grant_type == PROGRAM:
-            from arcbridge.client.client_credentials import ClientCredentials
+            from arcbridge.client.credentials.client_credentials import ClientCredentials
 
             ClientCredentials(login, environment=environment)
         else:
             check_login(login)
-            from arcbridge.client.client_authentication import ClientAuthentication
+            from arcbridge.client.credentials.client_authentication import ClientAuthentication
 
             ClientAuthentication(login, environment=environment)
 
@@ -190,7 +190,7 @@ def _workload(login: LoginConfig, problems: Problems, environment: Mapping[str, 
     # A job of Azure Pipelines is a client of an issuer, and has no tokens for relay and cluster.
     if not login.workload or is_azure_pipelines(login.workload):
         return
-    from arcbridge.client.workload import WorkloadTokens
+    from arcbridge.client.credentials.workload import WorkloadTokens
 
     with _for_a_job(problems, "login.workload"):
         WorkloadTokens(with_defaults(login), environment=environment)

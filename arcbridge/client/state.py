@@ -1,7 +1,7 @@
 """What this user's client keeps between runs: its local CA, pins, ports; and what it may lose: tokens, names.
 
 State is in `$XDG_STATE_HOME/arcbridge` (0700, keys 0600), the cache in `$XDG_CACHE_HOME/arcbridge`; on Windows and
-macOS where those systems have them (`arcbridge.user_directories`). With an explicit
+macOS where those systems have them (`arcbridge.settings.user_directories`). With an explicit
 state directory the cache is inside it, so that one directory holds, and can remove, everything.
 """
 
@@ -26,7 +26,7 @@ from arcbridge.pki.private_files import (
     refuse_foreign_directory,
     write_private,
 )
-from arcbridge.user_directories import user_directory
+from arcbridge.settings.user_directories import user_directory
 
 if TYPE_CHECKING:
     from arcbridge.pki.authority import Authority

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from arcbridge.errors import ConfigError
-from arcbridge.problems import Place, Problem
+from arcbridge.settings.problems import Place, Problem
 
 if TYPE_CHECKING:
     from arcbridge.identity.cel.compiler import Expression

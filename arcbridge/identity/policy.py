@@ -24,8 +24,8 @@ from typing import Any
 
 from arcbridge.errors import ConfigError
 from arcbridge.identity.claims import Identity
-from arcbridge.problems import Place, Problem
-from arcbridge.toml_lines import line_of, parts, syntax_place
+from arcbridge.settings.problems import Place, Problem
+from arcbridge.settings.toml_lines import line_of, parts, syntax_place
 
 _PATTERN = re.compile(r"[a-z0-9.*-]{1,63}")
 CHECK_INTERVAL = 1.0

@@ -4,19 +4,13 @@ No session tickets and no early data: resuming is how a client certificate is sk
 full handshake costs less than a millisecond. Each context offers exactly one ALPN protocol, so what a handshake
 selected says which handler it was made for. Certificates never come from the network into the system's trust: each
 context trusts one thing.
-
-Python's `ssl` reads certificates and keys from files only; the PEM texts go through a file in memory (or one with
-mode 0600 that is removed at once) and are never left on a disk.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import re
 import ssl
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -27,6 +21,7 @@ from arcbridge.net.dialer import connect
 from arcbridge.net.proxy import Proxy
 from arcbridge.net.system_trust import system_context
 from arcbridge.net.tlspipe import TlsPipe
+from arcbridge.pki.chain import joined, load_chain
 
 ALPN_CONTROL: Final = "arcbridge-control/1"
 ALPN_JOIN: Final = "arcbridge-join/1"
@@ -185,7 +180,7 @@ def _server(certificate_pem: str, key_pem: str, alpn: str) -> ServerContext:
     _harden(context, alpn)
     context.num_tickets = 0
     load_chain(context, certificate_pem, key_pem)
-    context.spki = _spki(_joined(certificate_pem, key_pem))
+    context.spki = _spki(joined(certificate_pem, key_pem))
     return context
 
 
@@ -226,52 +221,3 @@ def _trust(context: ssl.SSLContext, ca_pem: str) -> None:
         context.load_verify_locations(cadata=ca_pem)
     except (ssl.SSLError, ValueError) as error:
         raise ConfigError("not a PEM certificate: a CA certificate is needed here") from error
-
-
-def load_chain(context: ssl.SSLContext, certificate_pem: str, key_pem: str) -> None:
-    """Raises `ConfigError` when the PEMs are unreadable, encrypted, or do not belong together."""
-
-    def no_password() -> str:
-        # Without this OpenSSL would ask on the terminal.
-        raise ConfigError("the private key is encrypted: give a key without a passphrase, in a file only you can read")
-
-    with _private_file(_joined(certificate_pem, key_pem)) as path:
-        try:
-            context.load_cert_chain(path, password=no_password)
-        except ssl.SSLError as error:
-            raise ConfigError("certificate and key are not readable PEM, or do not belong together") from error
-
-
-def _joined(certificate_pem: str, key_pem: str) -> str:
-    """Return one text of both, of which OpenSSL takes the first certificate and the first key."""
-    return certificate_pem.rstrip() + "\n" + key_pem
-
-
-@contextlib.contextmanager
-def _private_file(text: str) -> Iterator[str]:
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("arcbridge-pem", os.MFD_CLOEXEC)
-        try:
-            path = f"/proc/self/fd/{descriptor}"
-            if os.path.exists(path):
-                _write_all(descriptor, text.encode())
-                yield path
-                return
-        finally:
-            os.close(descriptor)
-    import tempfile  # where there is no file in memory
-
-    descriptor, path = tempfile.mkstemp(prefix="arcbridge-")
-    try:
-        try:
-            _write_all(descriptor, text.encode())
-        finally:
-            os.close(descriptor)
-        yield path
-    finally:
-        os.unlink(path)
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]

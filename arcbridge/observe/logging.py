@@ -25,8 +25,8 @@ from typing import Any, Final, TextIO
 import structlog
 from structlog.typing import EventDict, Processor
 
-from arcbridge.choices import LOG_FORMATS, LOG_LEVELS
 from arcbridge.errors import ConfigError
+from arcbridge.settings.choices import LOG_FORMATS, LOG_LEVELS
 
 from .flood import Flood
 from .foreign_text import clean

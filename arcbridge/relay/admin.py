@@ -22,8 +22,6 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from arcbridge.config import RelayConfig
-from arcbridge.config_loader import parse_duration
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.net.address import parse_address
 from arcbridge.net.join import JOIN_ID
@@ -32,6 +30,8 @@ from arcbridge.relay.admin_socket import ask
 from arcbridge.relay.backend import registry_of
 from arcbridge.relay.data_dir import open_authority
 from arcbridge.relay.registry.base import ClusterRecord, UserRevocation, cluster_state
+from arcbridge.settings.config import RelayConfig
+from arcbridge.settings.config_loader import parse_duration
 
 Row = dict[str, Any]
 

@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Callable
 
 import structlog
 
-from arcbridge.config import RelayConfig
 from arcbridge.errors import ConfigError
 from arcbridge.net.address import parse_address
 from arcbridge.relay.data_dir import open_registry
@@ -24,6 +23,7 @@ from arcbridge.relay.nats import NatsConnection
 from arcbridge.relay.registry.base import Registry, RegistryUnavailable
 from arcbridge.relay.registry.nats import NatsRegistry
 from arcbridge.relay.siblings.worker_membership import WorkerMembership
+from arcbridge.settings.config import RelayConfig
 
 NATS_PATIENCE = 5.0
 """Seconds that a relay or an operator's command waits for NATS: several servers may have to be tried."""

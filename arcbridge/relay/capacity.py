@@ -14,9 +14,9 @@ from typing import Final
 
 import structlog
 
-from arcbridge.config import RelayLimitsConfig
 from arcbridge.net.descriptors import UNLIMITED, advice
 from arcbridge.relay.pipes import POOL
+from arcbridge.settings.config import RelayLimitsConfig
 
 RESERVED: Final = 64
 """Files, the loop's own, the registry, the listening sockets, connections to an issuer."""

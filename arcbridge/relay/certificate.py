@@ -13,11 +13,11 @@ from pathlib import Path
 
 import structlog
 
-from arcbridge.config import RelayTlsConfig
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.net.tls import ServerContext, outer_server_contexts
 from arcbridge.pki.authority import Authority, certificate_validity
 from arcbridge.pki.credentials import renew_at
+from arcbridge.settings.config import RelayTlsConfig
 
 log = structlog.get_logger("arcbridge.relay")
 

@@ -21,10 +21,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from arcbridge.errors import ConfigError, StateError
-from arcbridge.net.named_files import is_there
 from arcbridge.pki.authority import CERTIFICATE_FILE, KEY_FILE, Authority
 from arcbridge.pki.private_files import ensure_private_directory, read_file
 from arcbridge.relay.registry.sqlite import DATABASE_FILE, SqliteRegistry
+from arcbridge.settings.named_files import is_there
 
 LOCK_FILE = "relay.lock"
 CA_NAME = "arcbridge relay CA"

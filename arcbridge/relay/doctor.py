@@ -14,14 +14,12 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from arcbridge.config import RelayConfig
+from arcbridge.checks.diagnosis import Finding, State, failed, ok, settings_findings, skipped
+from arcbridge.checks.directory_findings import directory_finding
+from arcbridge.checks.key_findings import key_finding
+from arcbridge.checks.running import look_at_refusals
 from arcbridge.errors import ArcbridgeError, ConfigError
-from arcbridge.observe.diagnosis import Finding, State, failed, ok, settings_findings, skipped
-from arcbridge.observe.directory_findings import directory_finding
-from arcbridge.observe.key_findings import key_finding
-from arcbridge.observe.running import look_at_refusals
 from arcbridge.pki.authority import Authority, certificate_validity
-from arcbridge.problems import Place, located
 from arcbridge.relay.admin_socket import ask
 from arcbridge.relay.certificate import read_pem
 from arcbridge.relay.data_dir import count_clusters, read_authority
@@ -35,6 +33,8 @@ from arcbridge.relay.self_checks import (
 )
 from arcbridge.relay.service import make_verifier
 from arcbridge.relay.settings import Checked, check
+from arcbridge.settings.config import RelayConfig
+from arcbridge.settings.problems import Place, located
 
 SETTINGS, RUNNING, AUTHENTICATION, CA = "settings", "running relay", "authentication", "relay's CA"
 

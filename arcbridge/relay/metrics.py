@@ -10,13 +10,13 @@ from arcbridge.net.join import JoinCode
 from arcbridge.observe.metrics import Metrics
 from arcbridge.relay.access import Access
 from arcbridge.relay.admission import Admission, Purpose
-from arcbridge.relay.api import Limited
-from arcbridge.relay.api_server import HttpApiServer
 from arcbridge.relay.certificate import ServerCertificate
 from arcbridge.relay.control import ControlServer
 from arcbridge.relay.counters import LOSSES, REJECTIONS, Counters
 from arcbridge.relay.hop import OUTCOMES as HOP_OUTCOMES
 from arcbridge.relay.hop import Hops
+from arcbridge.relay.http.api import Limited
+from arcbridge.relay.http.server import HttpApiServer
 from arcbridge.relay.pump import Pumps
 from arcbridge.relay.rendezvous import Rendezvous
 from arcbridge.relay.session_places import LIMITS as JOIN_LIMITS

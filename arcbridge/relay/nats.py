@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from arcbridge.config import RelayFleetConfig
 from arcbridge.errors import ArcbridgeError, ConfigError
-from arcbridge.net.tls import load_chain
+from arcbridge.pki.chain import load_chain
+from arcbridge.settings.config import RelayFleetConfig
 
 if TYPE_CHECKING:
     from nats.aio.client import Client

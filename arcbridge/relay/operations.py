@@ -16,8 +16,8 @@ from typing import Any, Final
 
 import structlog
 
+from arcbridge.checks.self_checks import SelfChecks
 from arcbridge.observe.foreign_text import clean
-from arcbridge.observe.self_checks import SelfChecks
 from arcbridge.relay.fleet.base import Fleet, Lost
 from arcbridge.relay.pump import Pump, Pumps
 from arcbridge.tasks import cancel_and_wait

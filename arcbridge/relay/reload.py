@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from arcbridge.config import RelayConfig, RelayLimitsConfig
 from arcbridge.identity.policy import Policy, PolicyFile
 from arcbridge.identity.proof import ProofChecker
 from arcbridge.identity.verifier import TokenVerifier
@@ -24,6 +23,7 @@ from arcbridge.observe.reloads import Outcome, changed, digest, split
 from arcbridge.relay.capacity import capacity
 from arcbridge.relay.certificate import Loaded, ServerCertificate
 from arcbridge.relay.settings import Checked
+from arcbridge.settings.config import RelayConfig, RelayLimitsConfig
 
 if TYPE_CHECKING:
     from arcbridge.relay.admission import Admission

@@ -38,7 +38,6 @@ from typing import Final, Protocol
 
 import structlog
 
-from arcbridge.config import RelayLimitsConfig
 from arcbridge.errors import (
     ArcbridgeError,
     ConfigError,
@@ -67,6 +66,7 @@ from arcbridge.relay.registry.base import Registry, RegistryUnavailable, admit
 from arcbridge.relay.session_places import JoinLimited, SessionPlace, SessionPlaces
 from arcbridge.relay.siblings.channel import ChannelClosed
 from arcbridge.relay.siblings.handover import AgentJoin, Handovers
+from arcbridge.settings.config import RelayLimitsConfig
 from arcbridge.tasks import cancel_and_wait
 from arcbridge.wire.records import Dial, JoinReply, JoinRequest
 

@@ -17,6 +17,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from arcbridge.checks.diagnosis import Finding, failed, ok, skipped, warning
+from arcbridge.checks.directory_findings import directory_finding
+from arcbridge.checks.key_findings import key_finding
+from arcbridge.checks.self_checks import SelfCheck
 from arcbridge.errors import ArcbridgeError
 from arcbridge.identity.policy import PolicyFile
 from arcbridge.identity.verifier import TokenVerifier
@@ -24,10 +28,6 @@ from arcbridge.net.address import Address
 from arcbridge.net.descriptors import UNLIMITED, advice, limit
 from arcbridge.net.dialer import DIRECT, SockAddr, connect, resolve
 from arcbridge.net.tls import ALPN_HTTP, RelayTrust, outer_client_context
-from arcbridge.observe.diagnosis import Finding, failed, ok, skipped, warning
-from arcbridge.observe.directory_findings import directory_finding
-from arcbridge.observe.key_findings import key_finding
-from arcbridge.observe.self_checks import SelfCheck
 from arcbridge.relay.certificate import ServerCertificate
 from arcbridge.relay.fleet.base import Fleet
 

@@ -16,7 +16,7 @@ from typing import Final
 
 import structlog
 
-from arcbridge.config import RelayConfig, RelayLimitsConfig
+from arcbridge.checks.self_checks import SelfChecks
 from arcbridge.errors import StateError
 from arcbridge.identity.groups import GroupSources
 from arcbridge.identity.policy import PolicyFile
@@ -31,19 +31,14 @@ from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
 from arcbridge.observe.reloads import Outcome, Reloads
-from arcbridge.observe.self_checks import SelfChecks
 from arcbridge.observe.server import ObserveServer
 from arcbridge.pki.authority import Authority
-from arcbridge.problems import Problems
 from arcbridge.relay.access import Access
 from arcbridge.relay.admin_socket import AdminSocket
 from arcbridge.relay.admission import Admission
-from arcbridge.relay.api import Limited, build_app, caller_bucket
-from arcbridge.relay.api_server import HttpApiServer
 from arcbridge.relay.backend import open_backend
 from arcbridge.relay.capacity import capacity, warn
 from arcbridge.relay.certificate import ServerCertificate
-from arcbridge.relay.client_files import ClientFiles
 from arcbridge.relay.control import ControlServer
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.data_dir import only_one, open_authority
@@ -51,9 +46,12 @@ from arcbridge.relay.drain import Drain
 from arcbridge.relay.enforcement import Enforcement
 from arcbridge.relay.fleet.base import Fleet, Lost
 from arcbridge.relay.hop import Hops
-from arcbridge.relay.http_handler import HttpHandler
+from arcbridge.relay.http.api import Limited, build_app, caller_bucket
+from arcbridge.relay.http.client_files import ClientFiles
+from arcbridge.relay.http.handler import HttpHandler
+from arcbridge.relay.http.login_settings import login_document
+from arcbridge.relay.http.server import HttpApiServer
 from arcbridge.relay.listener import ConnectionHandler, Listener
-from arcbridge.relay.login_settings import login_document
 from arcbridge.relay.metrics import register, register_handovers, register_hops
 from arcbridge.relay.operations import Operations, Question, Row
 from arcbridge.relay.proxy_protocol import parse_networks
@@ -64,6 +62,8 @@ from arcbridge.relay.rendezvous import Rendezvous
 from arcbridge.relay.self_checks import checks_of
 from arcbridge.relay.settings import Checked, required
 from arcbridge.relay.siblings.worker_membership import WorkerMembership
+from arcbridge.settings.config import RelayConfig, RelayLimitsConfig
+from arcbridge.settings.problems import Problems
 from arcbridge.tasks import cancel_and_wait
 
 MAINTENANCE_INTERVAL: Final = 5.0

@@ -16,12 +16,12 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from arcbridge.config import RelayLimitsConfig, RelayUserLimitsConfig
 from arcbridge.errors import JoinRefused
 from arcbridge.identity.claims import Identity
 from arcbridge.limiters import Bursts, KeyedTokenBucket
 from arcbridge.loop_shares import LoopTime
 from arcbridge.net.join import JoinCode
+from arcbridge.settings.config import RelayLimitsConfig, RelayUserLimitsConfig
 
 LIMITS: Final = ("user_joins", "user_resumptions", "user_sessions", "user_pending", "user_loop", "pending", "sessions")
 """What refuses a join, for the metrics."""

@@ -9,21 +9,22 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from arcbridge.config import RelayConfig
 from arcbridge.errors import ConfigError, StateError
+from arcbridge.identity import token_settings
 from arcbridge.identity.authentication import AuthenticationConfig, IssuerConfig
 from arcbridge.identity.policy import Policy
 from arcbridge.identity.proof import ProofPolicy
 from arcbridge.identity.verifier import Acceptance
-from arcbridge.net import named_files, token_settings
 from arcbridge.net.address import Address, parse_address, parse_listen
 from arcbridge.observe.server import parse_observe_listen
 from arcbridge.pki.authority import CERTIFICATE_FILE, KEY_FILE, Authority
 from arcbridge.pki.private_files import refuse_foreign_directory
-from arcbridge.problems import Place, Problems, SettingsRefused
-from arcbridge.relay.login_settings import login_document
+from arcbridge.relay.http.login_settings import login_document
 from arcbridge.relay.proxy_protocol import parse_networks
 from arcbridge.relay.worker_count import worker_count
+from arcbridge.settings import named_files
+from arcbridge.settings.config import RelayConfig
+from arcbridge.settings.problems import Place, Problems, SettingsRefused
 
 SHORT_LIFE = 600.0
 """Seconds: agents whose certificates live for less renew all the time."""
@@ -166,7 +167,7 @@ def _policy(config: RelayConfig, problems: Problems, issuers: AuthenticationConf
 
 def _warn_of_names(policy: Policy, issuers: AuthenticationConfig, problems: Problems, source: str, text: str) -> None:
     """Warn of rules for users and groups that no token can give, because every issuer puts another prefix before."""
-    from arcbridge.toml_lines import line_of
+    from arcbridge.settings.toml_lines import line_of
 
     users, groups = _prefixes(issuers.issuers, "username"), _prefixes(issuers.issuers, "groups")
     for n, rule in enumerate(policy.rules):

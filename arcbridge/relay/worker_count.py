@@ -9,8 +9,8 @@ import os
 import sys
 from typing import Final
 
-from arcbridge.config import RelayConfig
 from arcbridge.errors import ConfigError
+from arcbridge.settings.config import RelayConfig
 
 MAX_WORKERS: Final = 64
 """More than any machine's cores that one relay can use: each pair of workers has a channel."""

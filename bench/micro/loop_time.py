@@ -23,10 +23,10 @@ from unittest.mock import patch
 import uvloop
 
 from arcbridge.agent.kube.upstream_pool import UpstreamConnection
-from arcbridge.config import AgentLimitsConfig
 from arcbridge.loop_shares import LoopShares, LoopTime
 from arcbridge.mux import buffer
 from arcbridge.mux.connection import MuxConnection
+from arcbridge.settings.config import AgentLimitsConfig
 from bench import machine
 from tests.agent.kube.bench import PODS, Bench, running
 

@@ -24,10 +24,10 @@ from typing import Any
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from arcbridge.client.tokens import Tokens
-from arcbridge.config import LoginConfig
+from arcbridge.client.credentials.tokens import Tokens
 from arcbridge.identity.proof import Binding, Peer, ProofChecker, ProofKey, ProofPolicy, ProofRefused, binding, spki_of
 from arcbridge.pki.authority import Authority
+from arcbridge.settings.config import LoginConfig
 from bench import machine
 
 REPEATS = 300
@@ -74,7 +74,7 @@ def first_use_ms() -> float:
     """CPU that the first proof of a client process costs besides: `cryptography` is imported for it."""
     code = (
         "import asyncio, ssl, json, time\n"
-        "import arcbridge.client.tokens, arcbridge.client.connection\n"
+        "import arcbridge.client.credentials.tokens, arcbridge.client.session.connection\n"
         "began = time.process_time()\n"
         "from arcbridge.identity.proof import ProofKey\n"
         "from cryptography import x509\n"

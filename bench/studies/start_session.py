@@ -17,8 +17,8 @@ from arcbridge.cli.loop import run_until_signal
 from arcbridge.cli.parser import parse
 from arcbridge.cli.settings import load_settings
 from arcbridge.client.service import ClientContext, Terminal
-from arcbridge.config import ClientConfig
 from arcbridge.observe import logging
+from arcbridge.settings.config import ClientConfig
 from tests.support.stream_io import StreamIO
 
 

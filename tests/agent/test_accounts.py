@@ -19,9 +19,9 @@ from arcbridge.agent.accounts import (
     check_limits,
     limits_of,
 )
-from arcbridge.config import AgentLimitsConfig, LimitsOverrideConfig
 from arcbridge.errors import ConfigError
 from arcbridge.identity.claims import Identity
+from arcbridge.settings.config import AgentLimitsConfig, LimitsOverrideConfig
 
 from .kube.bench import Member
 from .pair import Clock, FakeAuthenticator, joined, make_sessions

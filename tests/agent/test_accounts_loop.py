@@ -12,11 +12,11 @@ import pytest
 
 from arcbridge.agent.accounts import Account, Accounts, Limit, check_limits
 from arcbridge.agent.kube import authorize, fast_path, upstream_pool
-from arcbridge.config import AgentLimitsConfig, LimitsOverrideConfig
 from arcbridge.errors import ConfigError
 from arcbridge.loop_shares import MAX_WAIT, RECENT, REFUSED_AFTER
 from arcbridge.mux import splice
 from arcbridge.mux.session import MuxSession
+from arcbridge.settings.config import AgentLimitsConfig, LimitsOverrideConfig
 from arcbridge.wire.sender import Sender
 
 from .kube.bench import ALICE, PODS, Bench, Member, running

@@ -11,11 +11,11 @@ import pytest
 
 from arcbridge.agent.authenticator import MAX_LIFE, REVIEW, UNKNOWN_LIFE, Authenticator, UnprovedToken
 from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
-from arcbridge.config import KubernetesConfig
 from arcbridge.errors import PermissionRefused, Unauthenticated, Unreachable
 from arcbridge.identity.authentication import parse
 from arcbridge.identity.proof import Peer, ProofChecker, ProofKey, ProofPolicy
 from arcbridge.identity.verifier import LEEWAY, TokenVerifier
+from arcbridge.settings.config import KubernetesConfig
 from arcbridge.wire.records import Auth
 from tests.identity.issuer import CONFIG, Clock, Issuer, claims, token
 from tests.support.fake_apiserver import FakeApiServer, impersonation_of, reply

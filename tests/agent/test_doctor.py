@@ -10,9 +10,9 @@ import pytest
 
 from arcbridge.agent.doctor import diagnose
 from arcbridge.agent.settings import check
-from arcbridge.config import AgentConfig, AgentStateConfig, AuditConfig, GraphConfig, KubernetesConfig
-from arcbridge.observe.diagnosis import Finding, State
-from arcbridge.problems import Place
+from arcbridge.checks.diagnosis import Finding, State
+from arcbridge.settings.config import AgentConfig, AgentStateConfig, AuditConfig, GraphConfig, KubernetesConfig
+from arcbridge.settings.problems import Place
 from tests.identity.issuer import CONFIG, URL
 from tests.support.fake_apiserver import FakeApiServer
 

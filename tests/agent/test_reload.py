@@ -19,7 +19,9 @@ from arcbridge.agent.audit.verify import verify
 from arcbridge.agent.denylist import Denylist
 from arcbridge.agent.service import serve
 from arcbridge.agent.targets import TcpTargets
-from arcbridge.config import (
+from arcbridge.checks.self_checks import SelfChecks
+from arcbridge.mux import memory
+from arcbridge.settings.config import (
     AgentConfig,
     AgentLimitsConfig,
     AgentStateConfig,
@@ -29,8 +31,6 @@ from arcbridge.config import (
     SessionConfig,
     TargetConfig,
 )
-from arcbridge.mux import memory
-from arcbridge.observe.self_checks import SelfChecks
 from tests.identity.issuer import CONFIG
 from tests.support.fake_apiserver import FakeApiServer
 from tests.support.world import fixed_port

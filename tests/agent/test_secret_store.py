@@ -13,9 +13,9 @@ import pytest
 
 from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
 from arcbridge.agent.secret_store import SecretStore
-from arcbridge.config import KubernetesConfig
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.pki.credentials import VersionConflict
+from arcbridge.settings.config import KubernetesConfig
 from tests.support.fake_apiserver import Exchange, FakeApiServer, reply
 
 COLLECTION = "/api/v1/namespaces/arc/secrets"

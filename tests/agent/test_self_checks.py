@@ -12,12 +12,12 @@ import trustme
 from arcbridge.agent import self_checks as looks
 from arcbridge.agent.authenticator import REVIEW
 from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
-from arcbridge.config import GraphConfig, KubernetesConfig
+from arcbridge.checks.diagnosis import Finding, State
 from arcbridge.identity.authentication import parse
 from arcbridge.identity.groups import GroupSources
 from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.net.fetch import HttpFetcher
-from arcbridge.observe.diagnosis import Finding, State
+from arcbridge.settings.config import GraphConfig, KubernetesConfig
 from tests.identity import issuer as issuing
 from tests.support.fake_apiserver import FakeApiServer, reply
 

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from arcbridge.agent.service import credential_store, enroll, own_namespace, serve, session_limits
-from arcbridge.config import (
+from arcbridge.errors import ConfigError
+from arcbridge.settings.config import (
     AgentConfig,
     AgentStateConfig,
     AuditConfig,
     KubernetesConfig,
     SessionConfig,
 )
-from arcbridge.errors import ConfigError
 from tests.support.eventually import until
 from tests.support.fake_apiserver import FakeApiServer
 

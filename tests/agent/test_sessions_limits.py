@@ -13,8 +13,8 @@ import pytest
 from arcbridge.agent.accounts import Accounts, Limit
 from arcbridge.agent.audit import AuditLog
 from arcbridge.agent.targets import TcpTargets, read_targets
-from arcbridge.config import AgentLimitsConfig, LimitsOverrideConfig, TargetConfig
 from arcbridge.errors import ConnectionLost, SessionEnded, StreamReset
+from arcbridge.settings.config import AgentLimitsConfig, LimitsOverrideConfig, TargetConfig
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.limits import DEFAULT
 from arcbridge.wire.records import Auth

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from arcbridge.agent.settings import check, required
-from arcbridge.config import (
+from arcbridge.errors import ConfigError
+from arcbridge.settings.config import (
     AgentConfig,
     AgentLimitsConfig,
     AgentStateConfig,
@@ -20,7 +21,6 @@ from arcbridge.config import (
     SessionConfig,
     TargetConfig,
 )
-from arcbridge.errors import ConfigError
 
 CA = (Path(__file__).parents[1] / "fuzz/corpus/certificate/p256").read_text()
 PIN = "sha256:" + "1" * 64

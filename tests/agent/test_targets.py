@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from arcbridge.agent.targets import MAX_CONNECTING_OF_USER, RECORDS, TcpTargets, read_targets
-from arcbridge.config import TargetConfig
 from arcbridge.errors import ConfigError, SessionEnded, StreamReset
 from arcbridge.limiters import TokenBucket
+from arcbridge.settings.config import TargetConfig
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.limits import DEFAULT
 from arcbridge.wire.records import Auth

@@ -14,11 +14,11 @@ from arcbridge.cli.background import kept_arguments, naming_relays, settings_of
 from arcbridge.cli.flags import CLIENT
 from arcbridge.cli.parser import parse
 from arcbridge.client.background.connections import Connection, Connections
-from arcbridge.client.kubeconfig import Entry, Kubeconfig
+from arcbridge.client.kubeconfig.entries import Entry, Kubeconfig
 from arcbridge.client.state import StateDirectory
-from arcbridge.config import ClientConfig
 from arcbridge.errors import ConfigError
 from arcbridge.pki.private_files import try_lock
+from arcbridge.settings.config import ClientConfig
 
 
 def kept(*words: str, environment: dict[str, str] | None = None) -> tuple[str, ...]:
@@ -51,7 +51,9 @@ def test_those_of_the_environment_too_and_paths_are_absolute(monkeypatch: pytest
     )
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="modes and owners are POSIX's; tests/test_windows_owner.py")
+@pytest.mark.skipif(
+    sys.platform == "win32", reason="modes and owners are POSIX's; tests/settings/test_windows_owner.py"
+)
 def test_b43_the_plugin_takes_no_settings_that_another_user_can_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

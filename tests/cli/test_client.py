@@ -21,13 +21,13 @@ import pytest
 import yaml
 
 from arcbridge.cli.client import _ago, _parallel, _reading_time, _until, without_token
-from arcbridge.client import proof_keys
+from arcbridge.client.credentials import proof_keys
 from arcbridge.client.state import StateDirectory
 from arcbridge.errors import ConfigError, ExitCode
 from arcbridge.net.join import JoinCode
 from arcbridge.wire.records import JoinReply
 from tests.client.far_side import CLUSTER, CLUSTER_CA, RELAY_CA, FarSide
-from tests.client.test_session_manager import login
+from tests.client.session.test_session_manager import login
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,9 +14,9 @@ import pytest
 
 from arcbridge.cli.configuration import as_data, as_toml
 from arcbridge.cli.run import run
-from arcbridge.config import AgentConfig, AgentStateConfig, TargetConfig
-from arcbridge.config_loader import load
 from arcbridge.errors import ExitCode
+from arcbridge.settings.config import AgentConfig, AgentStateConfig, TargetConfig
+from arcbridge.settings.config_loader import load
 from tests.support.unprivileged import as_unprivileged_user, closed_directory
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"

@@ -7,9 +7,9 @@ import json
 import pytest
 import yaml
 
+from arcbridge.checks.diagnosis import Finding, State
 from arcbridge.cli.diagnosis import format_findings, print_findings
 from arcbridge.errors import ConfigError
-from arcbridge.observe.diagnosis import Finding, State
 
 FINE = Finding("name resolution", State.OK, "192.0.2.1")
 WARNED = Finding("clock", State.WARNING, "40 s slow", "set the clock", "clock")

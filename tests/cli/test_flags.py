@@ -7,7 +7,7 @@ import typing
 import pytest
 
 from arcbridge.cli.flags import COMMANDS, DEFAULT_COMMAND, GROUP_HELP, ROLES, commands_of, find_command, flags_of
-from arcbridge.config import AgentConfig, ClientConfig, RelayConfig
+from arcbridge.settings.config import AgentConfig, ClientConfig, RelayConfig
 
 KINDS = {"relay": RelayConfig, "agent": AgentConfig, "client": ClientConfig}
 

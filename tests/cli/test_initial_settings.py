@@ -10,11 +10,11 @@ import pytest
 from arcbridge.cli.initial_settings import fill, initial_files, template
 from arcbridge.cli.parser import parse
 from arcbridge.cli.run import run
-from arcbridge.config import AgentConfig, ClientConfig, RelayConfig
-from arcbridge.config_loader import load
 from arcbridge.errors import ConfigError, ExitCode
 from arcbridge.identity import authentication
 from arcbridge.identity.policy import Policy
+from arcbridge.settings.config import AgentConfig, ClientConfig, RelayConfig
+from arcbridge.settings.config_loader import load
 
 PIN = "sha256:" + "1" * 64
 RELAY = ["--public-address", "relay.test:8443", "--issuer", "https://login.test", "--group", "platform"]

@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from arcbridge.config import RelayLoginConfig
 from arcbridge.errors import ExitCode
 from arcbridge.net.tls import ALPN_HTTP, outer_server_contexts
 from arcbridge.pki.authority import Authority
-from arcbridge.relay.login_settings import login_document
+from arcbridge.relay.http.login_settings import login_document
+from arcbridge.settings.config import RelayLoginConfig
 from tests.relay.api_station import Relay, serving
 from tests.support.issuer import Issuer
 from tests.support.world import fixed_port

@@ -12,8 +12,8 @@ from arcbridge.cli.flags import flags_of
 from arcbridge.cli.parser import parse
 from arcbridge.cli.settings import load_settings, settings_file
 from arcbridge.errors import ConfigError
-from arcbridge.problems import SettingsRefused
-from arcbridge.user_directories import shared_settings, user_directory
+from arcbridge.settings.problems import SettingsRefused
+from arcbridge.settings.user_directories import shared_settings, user_directory
 
 
 def settings(line: str, role: str = "client", **environment: str) -> object:

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from arcbridge.cli import terminal as module
-from arcbridge.config import ClientConfig
+from arcbridge.settings.config import ClientConfig
 
 
 def test_without_a_terminal_no_question_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,22 +9,22 @@ from pathlib import Path
 import pytest
 import structlog
 
-from arcbridge.client import relays as relays_module
-from arcbridge.client import resumable_session
+from arcbridge.client.relay import relays as relays_module
+from arcbridge.client.session import resumable_session
 from arcbridge.net.backoff import Backoff
 from tests.client.echo_stream import Lines
 from tests.client.far_side import FarSide
 
 BOTH = (
-    "test_connection",
-    "test_endpoint",
-    "test_forward",
-    "test_resumable_session",
-    "test_resumable_session_moving",
-    "test_session_manager",
+    "serving.test_endpoint",
+    "serving.test_forward",
+    "session.test_connection",
+    "session.test_resumable_session",
+    "session.test_resumable_session_moving",
+    "session.test_session_manager",
 )
 """The modules whose tests run on both loops."""
-assert all(Path(__file__).with_name(f"{name}.py").is_file() for name in BOTH), "a module of BOTH was renamed"
+assert all((Path(__file__).parent / f"{name.replace('.', '/')}.py").is_file() for name in BOTH), "a module was renamed"
 
 
 @pytest.hookimpl
@@ -32,7 +32,7 @@ def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     module = getattr(item, "module", None)
-    if module is None or module.__name__.rpartition(".")[2] not in BOTH:
+    if module is None or module.__name__.removeprefix("tests.client.") not in BOTH:
         return {"asyncio": asyncio.new_event_loop}
     try:
         import uvloop

@@ -7,7 +7,7 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from arcbridge.client.session_manager import SessionManager
+from arcbridge.client.session.session_manager import SessionManager
 from tests.support.stream_io import StreamIO
 
 WAITS, BACK = "connection lost, waiting to resume", "session resumed"

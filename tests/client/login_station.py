@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
-from arcbridge.client.login import Login
-from arcbridge.client.token_cache import TokenCache
-from arcbridge.config import LoginConfig
+from arcbridge.client.credentials.login import Login
+from arcbridge.client.credentials.token_cache import TokenCache
+from arcbridge.settings.config import LoginConfig
 from tests.support.issuer import Issuer
 
 

@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 import yaml
 
-from arcbridge.client.client_credentials import ClientCredentials
-from arcbridge.client.kubeconfig_file import KubeconfigFile
+from arcbridge.client.credentials.client_credentials import ClientCredentials
+from arcbridge.client.kubeconfig.file import KubeconfigFile
 from arcbridge.client.service import ClientContext, Terminal, run_forward, run_proxy
-from arcbridge.config import ClientConfig, LoginConfig
 from arcbridge.errors import ConfigError, PinMismatch, Unauthenticated, Unreachable
 from arcbridge.net.join import JoinCode
+from arcbridge.settings.config import ClientConfig, LoginConfig
 from arcbridge.wire.records import JoinReply
 from tests.client.far_side import CLUSTER, CLUSTER_CA, OTHER_CA, RELAY_CA, FarSide
-from tests.client.test_session_manager import login
+from tests.client.session.test_session_manager import login
 from tests.support.reports import rewrite
 from tests.support.world import fixed_port
 
@@ -70,7 +70,7 @@ def short_lives(patch: pytest.MonkeyPatch) -> None:
     """Let the client certificate end within seconds, and be looked at as often."""
     patch.setattr("arcbridge.client.state.CLIENT_CERTIFICATE_LIFE", 2.0)
     patch.setattr("arcbridge.client.state.SERVER_CERTIFICATE_REUSE", 0.0)
-    patch.setattr("arcbridge.client.served_cluster.RENEWAL_CHECK", 0.05)
+    patch.setattr("arcbridge.client.serving.served_cluster.RENEWAL_CHECK", 0.05)
 
 
 @contextlib.asynccontextmanager

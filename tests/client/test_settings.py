@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from arcbridge.client.settings import check, required
-from arcbridge.config import ClientConfig, LoginConfig, ObserveConfig
+from arcbridge.settings.config import ClientConfig, LoginConfig, ObserveConfig
 
 PIN = "sha256:" + "1" * 64
 LOGIN = LoginConfig(issuer="https://login.test", client_id="arcbridge")

@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from arcbridge import config
-from arcbridge.config_loader import load
 from arcbridge.identity import authentication
 from arcbridge.net.address import parse_address
+from arcbridge.settings import config
+from arcbridge.settings.config_loader import load
 from arcbridge.wire.limits import DEFAULT
 
 EIGHT_VERBS = ("get", "list", "watch", "create", "update", "patch", "delete", "deletecollection")

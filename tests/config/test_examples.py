@@ -14,18 +14,18 @@ from typing import Any
 import pytest
 import yaml
 
-from arcbridge import config
-from arcbridge.choices import PROGRAM
-from arcbridge.client import second_audience
-from arcbridge.client.client_authentication import ClientAuthentication
-from arcbridge.client.client_credentials import ClientCredentials
-from arcbridge.client.workload import WorkloadTokens
-from arcbridge.config_loader import load
+from arcbridge.client.credentials import audience_parameters as second_audience
+from arcbridge.client.credentials.client_authentication import ClientAuthentication
+from arcbridge.client.credentials.client_credentials import ClientCredentials
+from arcbridge.client.credentials.workload import WorkloadTokens
 from arcbridge.errors import ConfigError
 from arcbridge.identity import authentication
 from arcbridge.identity.claims import Identity, map_claims
 from arcbridge.identity.policy import Policy
 from arcbridge.identity.refusal import TokenRefused
+from arcbridge.settings import config
+from arcbridge.settings.choices import PROGRAM
+from arcbridge.settings.config_loader import load
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
 KINDS: dict[str, type[Any]] = {"relay": config.RelayConfig, "agent": config.AgentConfig, "client": config.ClientConfig}

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from arcbridge import __version__
-from arcbridge.config import AgentLimitsConfig, RelayLimitsConfig
 from arcbridge.errors import ExitCode
+from arcbridge.settings.config import AgentLimitsConfig, RelayLimitsConfig
 from tests.support import citations
 
 from .test_prometheus import defined_metrics

@@ -32,7 +32,11 @@ def named_metrics(expression: str) -> set[tuple[str, str]]:
 def defined_metrics(role: str) -> set[str]:
     """Names that the source of a role, or what all roles share, registers."""
     pattern = re.compile(r'(?:counter|gauge|histogram)\(\s*"([a-z_]+)"')
-    files = [*(ROOT / "arcbridge/observe").rglob("*.py"), *(ROOT / "arcbridge" / role).rglob("*.py")]
+    files = [
+        *(ROOT / "arcbridge/observe").rglob("*.py"),
+        *(ROOT / "arcbridge/checks").rglob("*.py"),
+        *(ROOT / "arcbridge" / role).rglob("*.py"),
+    ]
     return {name for file in files for name in pattern.findall(file.read_text())}
 
 

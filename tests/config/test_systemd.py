@@ -13,7 +13,7 @@ import pytest
 
 from arcbridge.cli.flags import CLIENT
 from arcbridge.cli.parser import parse
-from arcbridge.config import RelayConfig, RelayLimitsConfig, SessionConfig
+from arcbridge.settings.config import RelayConfig, RelayLimitsConfig, SessionConfig
 from arcbridge.wire.limits import DEFAULT
 from tests.support.processes import require_or_skip
 

@@ -22,11 +22,11 @@ from arcbridge.agent.kube import server
 from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
 from arcbridge.agent.kube.authorize import Caller
 from arcbridge.agent.kube.proxy import KubeProxy
-from arcbridge.config import AgentLimitsConfig, KubernetesConfig
 from arcbridge.errors import StreamReset
 from arcbridge.identity.claims import Identity
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.mux.stream import StreamTransport
+from arcbridge.settings.config import AgentLimitsConfig, KubernetesConfig
 from arcbridge.wire.frames import ResetCode
 from arcbridge.wire.limits import Limits
 from arcbridge.wire.records import Auth, AuthOk

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import yaml
 
-from arcbridge.client.background.place import Place
+from arcbridge.client.background_paths import Place
 from arcbridge.errors import ExitCode
 from tests.support.cluster import Cluster, Kubectl, Unavailable, helm, k9s
 from tests.support.processes import ManagedProcess, require_or_skip, run

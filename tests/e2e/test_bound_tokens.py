@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.client import proof_keys
-from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
-from arcbridge.client.workload import WorkloadTokens
-from arcbridge.config import LoginConfig
+from arcbridge.client.credentials import proof_keys
+from arcbridge.client.credentials.jwt_unverified import claims_unverified, read_unverified
+from arcbridge.client.credentials.workload import WorkloadTokens
 from arcbridge.errors import Unauthenticated
 from arcbridge.identity.proof import BindingKind, binding
+from arcbridge.settings.config import LoginConfig
 from tests.support.cluster import Cluster
 from tests.support.issuer_server import ACTIONS_SECRET
 from tests.support.processes import ManagedProcess

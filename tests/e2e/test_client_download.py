@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from arcbridge import __version__
-from arcbridge.client.update_notice import platform_name
+from arcbridge.client.relay.update_notice import platform_name
 from tests.support.cluster import Cluster, Kubectl
 from tests.support.processes import ManagedProcess, require_or_skip
 from tests.support.release import shared_release

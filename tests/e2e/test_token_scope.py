@@ -35,7 +35,7 @@ from arcbridge.net.tls import (
 )
 from arcbridge.pki.authority import Authority
 from arcbridge.pki.enrolment import make_csr, make_key
-from arcbridge.relay import api
+from arcbridge.relay.http import api
 from arcbridge.wire.records import JoinRequest
 from tests.support.cluster import Cluster
 from tests.support.processes import run

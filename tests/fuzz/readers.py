@@ -19,7 +19,7 @@ from arcbridge.agent.kube.request_info import request_info
 from arcbridge.agent.kube.response import ChunkedBody, read_head
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.kube.upstream_pool import UpstreamConnection
-from arcbridge.client import kubeconfig_yaml
+from arcbridge.client.kubeconfig import block_yaml as kubeconfig_yaml
 from arcbridge.errors import ConfigError, RemoteProtocolError, StateError
 from arcbridge.identity import authentication, verifier
 from arcbridge.identity import proof as proofs

@@ -21,11 +21,11 @@ from arcbridge.agent.authenticator import Authenticator
 from arcbridge.agent.kube import review
 from arcbridge.agent.kube.impersonation import Subject
 from arcbridge.agent.kube.status import RequestRefusal
-from arcbridge.client import update_notice
-from arcbridge.client.kubeconfig import Entry, Kubeconfig
-from arcbridge.client.kubeconfig_file import KubeconfigFile
-from arcbridge.client.kubeconfig_yaml import dump, is_empty, parse
-from arcbridge.client.relay_profile import LoginOffer
+from arcbridge.client.kubeconfig.block_yaml import dump, is_empty, parse
+from arcbridge.client.kubeconfig.entries import Entry, Kubeconfig
+from arcbridge.client.kubeconfig.file import KubeconfigFile
+from arcbridge.client.relay import update_notice
+from arcbridge.client.relay.relay_profile import LoginOffer
 from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, StateError, Unauthenticated, Unreachable
 from arcbridge.identity import authentication, keys
 from arcbridge.identity.cel.mapping import Budget, BudgetExceeded
@@ -33,11 +33,12 @@ from arcbridge.identity.claims import Identity, map_claims
 from arcbridge.identity.refusal import TokenRefused
 from arcbridge.pki.authority import check_ca_certificate
 from arcbridge.pki.enrolment import JoinToken, key_hash
-from arcbridge.relay import api_server, http_heads, proxy_protocol
-from arcbridge.relay.api_answers import ApiRefusal
+from arcbridge.relay import http_heads, proxy_protocol
 from arcbridge.relay.fleet import nats as fleet
 from arcbridge.relay.fleet.base import Lost
 from arcbridge.relay.fleet.nats_questions import NatsQuestions
+from arcbridge.relay.http import server as api_server
+from arcbridge.relay.http.answers import ApiRefusal
 from arcbridge.relay.registry import nats as nats_registry
 from arcbridge.relay.registry.base import RegistryUnavailable
 from arcbridge.relay.registry.nats_bucket import Bucket

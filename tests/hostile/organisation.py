@@ -33,7 +33,15 @@ from structlog.testing import capture_logs
 
 from arcbridge.agent import service as agent_service
 from arcbridge.client import service as client_service
-from arcbridge.config import (
+from arcbridge.identity.proof import ProofKey
+from arcbridge.net.address import parse_address
+from arcbridge.net.dialer import connect
+from arcbridge.net.join import client_join
+from arcbridge.net.tls import ALPN_JOIN, RelayTrust, outer_client_context
+from arcbridge.pki.pins import pin_of
+from arcbridge.relay import service as relay_service
+from arcbridge.relay.registry.sqlite import SqliteRegistry
+from arcbridge.settings.config import (
     AgentConfig,
     AgentLimitsConfig,
     AgentStateConfig,
@@ -43,14 +51,6 @@ from arcbridge.config import (
     LoginConfig,
     RelayConfig,
 )
-from arcbridge.identity.proof import ProofKey
-from arcbridge.net.address import parse_address
-from arcbridge.net.dialer import connect
-from arcbridge.net.join import client_join
-from arcbridge.net.tls import ALPN_JOIN, RelayTrust, outer_client_context
-from arcbridge.pki.pins import pin_of
-from arcbridge.relay import service as relay_service
-from arcbridge.relay.registry.sqlite import SqliteRegistry
 from arcbridge.wire.records import JoinReply, JoinRequest
 from tests.identity.issuer import URL, Document, Issuer, claims, token
 from tests.support.fake_apiserver import Exchange, FakeApiServer, Request, Route, reply

@@ -17,8 +17,8 @@ from arcbridge.net.session_tls import accept_session
 from arcbridge.net.tls import inner_server_context
 from arcbridge.pki.authority import Authority
 from arcbridge.pki.names import cluster_server_name
-from arcbridge.relay.api import build_app
 from arcbridge.relay.control import ControlConnection, ControlServer
+from arcbridge.relay.http.api import build_app
 from arcbridge.relay.pump import Pump, Pumps
 from arcbridge.relay.rendezvous import Rendezvous
 from arcbridge.wire.records import Auth, AuthOk, Dial, JoinReply, JoinRequest

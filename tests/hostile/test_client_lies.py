@@ -18,7 +18,7 @@ import pytest
 
 from arcbridge.agent import sessions as agent_sessions
 from arcbridge.client import service as client_service
-from arcbridge.client import session_manager
+from arcbridge.client.session import session_manager
 from arcbridge.errors import JoinRefused, Unreachable
 from arcbridge.identity.proof import ProofKey, spki_of
 from arcbridge.net.join import JoinCode
@@ -307,7 +307,7 @@ async def test_u4_the_real_client_names_what_it_broke(tmp_path: Path) -> None:
             super().__init__(*args, **settings)
             self._sender.prelude.append(FRAMES["AUTH_OK from the wrong side"])
 
-    lie = {"arcbridge.client.session_manager.MuxSession": Breaks}
+    lie = {"arcbridge.client.session.session_manager.MuxSession": Breaks}
     async with Organisation.running(tmp_path) as org:
         with lying(client_service, lie), pytest.raises(Unreachable) as caught:
             async with org.client(MALLORY):

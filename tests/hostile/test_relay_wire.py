@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from arcbridge.client import connection as client_connection
-from arcbridge.client import session_manager
+from arcbridge.client.session import connection as client_connection
+from arcbridge.client.session import session_manager
 from arcbridge.errors import Unreachable
 from arcbridge.wire.limits import Limits
 from tests.hostile import wire_lies as lies

@@ -165,11 +165,11 @@ async def test_b3_a_ca_that_is_none(tmp_path: Path, ca: str, first_use: bool) ->
 
 
 async def test_b3_a_list_of_clusters_with_names_that_none_has(tmp_path: Path) -> None:
-    from arcbridge.client.directory import list_clusters
-    from arcbridge.client.relay_access import RelayAccess
-    from arcbridge.client.relays import Relays
-    from arcbridge.client.tokens import Tokens
-    from arcbridge.config import LoginConfig
+    from arcbridge.client.commands.directory import list_clusters
+    from arcbridge.client.credentials.tokens import Tokens
+    from arcbridge.client.relay.relay_access import RelayAccess
+    from arcbridge.client.relay.relays import Relays
+    from arcbridge.settings.config import LoginConfig
     from tests.hostile.relay_lies import lists_also
 
     async with Organisation.running(tmp_path, relay={"build_app": lists_also("$(touch ran)")}) as org:

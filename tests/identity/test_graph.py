@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from arcbridge.config import GraphConfig
 from arcbridge.errors import ConfigError
 from arcbridge.identity import graph
 from arcbridge.identity.claims import MAX_GROUPS
@@ -27,6 +26,7 @@ from arcbridge.identity.graph_token import FIRST_DELAY, MOST_SPREAD
 from arcbridge.identity.lookups import AT_ONCE, KEEP_FAILURE, Lookups
 from arcbridge.identity.refusal import GroupsUnavailable, TokenRefused
 from arcbridge.net.fetch import MAX_DOCUMENT, HttpFetcher
+from arcbridge.settings.config import GraphConfig
 from tests.support.entra import READER, TENANT, Certificate, Entra, Federated, GraphState
 from tests.support.issuer import Issuer
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from arcbridge.config import GraphConfig
 from arcbridge.errors import Unreachable
 from arcbridge.identity import graph_token
 from arcbridge.identity.graph_token import DEFAULT_LIFE, FIRST_DELAY, MARGIN, MOST_ASKED_FOR, MOST_SPREAD, GraphToken
 from arcbridge.identity.refusal import GroupsUnavailable
+from arcbridge.settings.config import GraphConfig
 
 from .issuer import Clock
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from arcbridge.config import GraphConfig
 from arcbridge.errors import ConfigError, Unreachable
 from arcbridge.identity.authentication import parse
 from arcbridge.identity.groups import GroupSources, Source, source_of
@@ -19,6 +18,7 @@ from arcbridge.identity.lookups import AT_ONCE, WAITING
 from arcbridge.identity.refusal import GroupsUnavailable, TokenRefused
 from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.net.fetch import HttpFetcher
+from arcbridge.settings.config import GraphConfig
 from tests.support.entra import CLUSTER, READER, RELAY, TENANT, Entra, GraphState
 
 from .issuer import CONFIG, EC, RSA_OTHER, URL, Clock, Issuer, claims, raw_token, token

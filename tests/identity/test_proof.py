@@ -620,7 +620,7 @@ def test_every_end_that_verifies_a_token_asks_for_its_proof() -> None:
         for file in (package / role).rglob("*.py")
         if re.search(r"verifier\.verify\(", file.read_text())
     }
-    assert places == {"agent/authenticator.py", "relay/api.py", "relay/rendezvous.py"}
+    assert places == {"agent/authenticator.py", "relay/http/api.py", "relay/rendezvous.py"}
     for place in places:
         assert re.search(r"proofs\.check\(identity\.binding, ", (package / place).read_text()), place
 

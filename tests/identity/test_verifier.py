@@ -11,7 +11,6 @@ import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding
 
-from arcbridge.config import AgentConfig, RelayConfig
 from arcbridge.errors import ConfigError, Unauthenticated
 from arcbridge.identity import verifier as verifier_module
 from arcbridge.identity.authentication import parse
@@ -26,6 +25,7 @@ from arcbridge.identity.verifier import (
     Acceptance,
     TokenVerifier,
 )
+from arcbridge.settings.config import AgentConfig, RelayConfig
 
 from .issuer import CONFIG, EC, ED, RSA, RSA_OTHER, URL, Clock, Issuer, b64, claims, jwk, raw_token, token
 

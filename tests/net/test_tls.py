@@ -116,20 +116,6 @@ def test_bad_pems_are_settings_errors(tmp_path: Path) -> None:
     outer_client_context(RelayTrust(), ALPN_HTTP, client_certificate=(tmp_path / "c.pem", tmp_path / "k.pem"))
 
 
-def test_an_encrypted_key_is_refused_without_a_prompt() -> None:
-    from cryptography.hazmat.primitives import serialization
-
-    issued = server_certificate()
-    key = serialization.load_pem_private_key(issued.key_pem.encode(), None)
-    sealed = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.BestAvailableEncryption(b"secret"),
-    ).decode()
-    with pytest.raises(ConfigError, match="encrypted"):
-        inner_server_context(issued.certificate_pem, sealed)
-
-
 class RelayApi:
     def __init__(self, body: str, status: str = "200 OK") -> None:
         self.answer = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()

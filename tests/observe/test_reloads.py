@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import pytest
 
-from arcbridge.config import RelayConfig, RelayLimitsConfig, RelayTlsConfig
 from arcbridge.errors import ConfigError
 from arcbridge.observe.metrics import Metrics
 from arcbridge.observe.reloads import Outcome, Reloads, changed, split
+from arcbridge.settings.config import RelayConfig, RelayLimitsConfig, RelayTlsConfig
 
 
 def test_what_has_changed() -> None:

@@ -21,8 +21,8 @@ from arcbridge.net.tls import ALPN_HTTP, outer_server_contexts
 from arcbridge.pki.authority import Authority, Issued
 from arcbridge.pki.enrolment import make_csr, make_key
 from arcbridge.relay.access import Access
-from arcbridge.relay.api import Limited, build_app
-from arcbridge.relay.api_server import HttpApiServer
+from arcbridge.relay.http.api import Limited, build_app
+from arcbridge.relay.http.server import HttpApiServer
 from arcbridge.relay.registry.sqlite import SqliteRegistry
 
 HOUR = 3600.0

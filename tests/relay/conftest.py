@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import structlog
 
-from arcbridge.config import RelayFleetConfig, RelayLoginConfig
-from arcbridge.relay.login_settings import login_document
+from arcbridge.relay.http.login_settings import login_document
 from arcbridge.relay.nats import NatsConnection
+from arcbridge.settings.config import RelayFleetConfig, RelayLoginConfig
 from tests.relay.api_station import Relay, serving
 from tests.support.nats_server import NatsServer
 

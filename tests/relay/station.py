@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import cast
 
-from arcbridge.config import RelayLimitsConfig
 from arcbridge.errors import ArcbridgeError, Unauthenticated
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.proof import UNBOUND, Binding
@@ -31,7 +30,7 @@ from arcbridge.relay.counters import Counters
 from arcbridge.relay.fleet.base import Fleet
 from arcbridge.relay.fleet.local import LocalFleet
 from arcbridge.relay.fleet.workers import WorkersFleet
-from arcbridge.relay.http_handler import HttpHandler
+from arcbridge.relay.http.handler import HttpHandler
 from arcbridge.relay.listener import Listener
 from arcbridge.relay.proxy_protocol import Networks
 from arcbridge.relay.pump import Pump, Pumps
@@ -39,6 +38,7 @@ from arcbridge.relay.registry.sqlite import SqliteRegistry
 from arcbridge.relay.rendezvous import Rendezvous
 from arcbridge.relay.siblings.group import Siblings
 from arcbridge.relay.siblings.handover import Handovers
+from arcbridge.settings.config import RelayLimitsConfig
 from arcbridge.wire.records import Dial, Goaway, JoinReply, JoinRequest, Status
 from arcbridge.wire.session import Kind, Side
 from tests.net.ends import RELAY, authority, client_context, server_contexts

@@ -18,7 +18,6 @@ import yaml
 
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.relay import _COMMANDS
-from arcbridge.config import RelayConfig, RelayTlsConfig
 from arcbridge.errors import ConfigError, EnrolmentRefused, StateError
 from arcbridge.pki.authority import Authority
 from arcbridge.pki.enrolment import JoinToken
@@ -39,6 +38,7 @@ from arcbridge.relay.admin_socket import AdminSocket
 from arcbridge.relay.data_dir import open_authority, open_registry
 from arcbridge.relay.registry.base import RegistryUnavailable
 from arcbridge.relay.registry.sqlite import SqliteRegistry
+from arcbridge.settings.config import RelayConfig, RelayTlsConfig
 
 KEY = "a" * 64
 

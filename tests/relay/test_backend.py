@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.config import RelayConfig, RelayFleetConfig
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.net.address import Address
 from arcbridge.observe.metrics import Metrics
@@ -21,6 +20,7 @@ from arcbridge.relay.registry.nats import NatsRegistry
 from arcbridge.relay.registry.sqlite import SqliteRegistry
 from arcbridge.relay.siblings.group import Siblings
 from arcbridge.relay.siblings.worker_membership import WorkerMembership
+from arcbridge.settings.config import RelayConfig, RelayFleetConfig
 from tests.relay.conftest import settings
 from tests.support.nats_server import NatsServer
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import structlog.testing
 
-from arcbridge.config import RelayLimitsConfig
 from arcbridge.net.descriptors import UNLIMITED
 from arcbridge.relay.capacity import LEAST_AGENTS, LEAST_SESSIONS, RESERVED, capacity, warn
 from arcbridge.relay.pipes import POOL
+from arcbridge.settings.config import RelayLimitsConfig
 
 LIMITS = RelayLimitsConfig(sessions=10_000, agents=5_000, unauthenticated=1_000)
 NEEDED = 2 * 10_000 + 5_000 + 1_000 + 2 * POOL + RESERVED

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.config import RelayTlsConfig
 from arcbridge.errors import ConfigError
 from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN
 from arcbridge.pki.authority import Authority
 from arcbridge.relay.certificate import ServerCertificate
+from arcbridge.settings.config import RelayTlsConfig
 from tests.identity.issuer import Clock
 
 

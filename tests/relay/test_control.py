@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import pytest
 
 from arcbridge.agent.revocations import Revocations
-from arcbridge.config import RelayLimitsConfig
 from arcbridge.errors import ArcbridgeError, JoinRefused
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.net.backoff import Backoff
@@ -24,6 +23,7 @@ from arcbridge.relay import control as control_module
 from arcbridge.relay.control import FULL_RETRY, LAPSED_MARGIN, SETTLE
 from arcbridge.relay.fleet.base import Lost
 from arcbridge.relay.registry.base import UserRevocation
+from arcbridge.settings.config import RelayLimitsConfig
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import Dial, Goaway, Revoke, Status
 from arcbridge.wire.session import Kind, Side

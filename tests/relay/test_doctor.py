@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.config import GraphConfig, RelayConfig, RelayLimitsConfig, RelayTlsConfig
-from arcbridge.observe.diagnosis import Finding, State
-from arcbridge.problems import Place
+from arcbridge.checks.diagnosis import Finding, State
 from arcbridge.relay import doctor
 from arcbridge.relay.data_dir import open_authority, open_registry
 from arcbridge.relay.doctor import diagnose
 from arcbridge.relay.settings import Checked, check
+from arcbridge.settings.config import GraphConfig, RelayConfig, RelayLimitsConfig, RelayTlsConfig
+from arcbridge.settings.problems import Place
 
 AUTHENTICATION = """
 apiVersion: apiserver.config.k8s.io/v1

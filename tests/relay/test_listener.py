@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 
-from arcbridge.config import RelayLimitsConfig
 from arcbridge.errors import ConfigError
 from arcbridge.net.address import Address
 from arcbridge.net.client_hello import ClientHello, peek
@@ -30,6 +29,7 @@ from arcbridge.relay.admission import Admission, Purpose, Ticket
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.listener import HTTP_TURN, Listener, bind
 from arcbridge.relay.proxy_protocol import parse_networks
+from arcbridge.settings.config import RelayLimitsConfig
 from tests.net.ends import RELAY, authority, client_context
 from tests.net.test_client_hello import client_hello, in_records, with_extension
 from tests.relay.station import Agent, Station, station

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 from arcbridge.identity.proof import ProofChecker, ProofPolicy
 from arcbridge.net.join import JoinCode
 from arcbridge.observe.metrics import Metrics
-from arcbridge.relay.api import Limited
 from arcbridge.relay.counters import REJECTIONS
+from arcbridge.relay.http.api import Limited
 from arcbridge.relay.metrics import register
 from arcbridge.relay.session_places import LIMITS
 from tests.relay.station import station

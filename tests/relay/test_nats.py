@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.config import RelayFleetConfig
 from arcbridge.errors import ConfigError
 from arcbridge.pki.authority import Authority
 from arcbridge.relay.nats import NatsConnection, NatsUnavailable, NoReply, NoResponder, check, subject_token
+from arcbridge.settings.config import RelayFleetConfig
 from tests.relay.conftest import Connect, Connections, settings
 from tests.support.eventually import until
 from tests.support.nats_server import NatsServer, silent_port

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import structlog
 
+from arcbridge.checks.diagnosis import Finding, failed
+from arcbridge.checks.self_checks import SelfCheck, SelfChecks
 from arcbridge.identity.claims import Identity
-from arcbridge.observe.diagnosis import Finding, failed
-from arcbridge.observe.self_checks import SelfCheck, SelfChecks
 from arcbridge.relay import operations as module
 from arcbridge.relay.fleet.base import AgentInfo, Lost
 from arcbridge.relay.operations import PART, Operations, parts, rows_of

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from arcbridge.config import RelayConfig, RelayLimitsConfig, RelayTlsConfig, RelayUserLimitsConfig
 from arcbridge.errors import JoinRefused
 from arcbridge.net.join import JoinCode
 from arcbridge.observe import logging as logs
@@ -24,6 +23,7 @@ from arcbridge.relay.admin_socket import ask
 from arcbridge.relay.operations import Row
 from arcbridge.relay.reload import RELOADABLE, Reload, merged
 from arcbridge.relay.service import RelayInfo, serve
+from arcbridge.settings.config import RelayConfig, RelayLimitsConfig, RelayTlsConfig, RelayUserLimitsConfig
 from tests.identity.issuer import CONFIG
 from tests.relay.test_service import POLICY, Running, config  # noqa: F401  the fixture
 from tests.support.world import fixed_port

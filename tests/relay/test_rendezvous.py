@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import pytest
 from structlog.testing import capture_logs
 
-from arcbridge.config import RelayLimitsConfig
 from arcbridge.errors import ConnectionLost, JoinRefused
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.proof import ProofChecker, ProofKey, ProofPolicy, binding, refusal_in, spki_of
@@ -28,6 +27,7 @@ from arcbridge.relay import rendezvous as rendezvous_module
 from arcbridge.relay.access import Loss
 from arcbridge.relay.admission import Admission, Ticket
 from arcbridge.relay.session_places import SessionPlaces
+from arcbridge.settings.config import RelayLimitsConfig
 from arcbridge.wire.records import Dial, JoinReply, JoinRequest, Status
 from tests.net.ends import RELAY, authority, client_context
 from tests.relay.station import Agent, Station, consent_and_join, refuse, station, swallow

@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from arcbridge.checks.diagnosis import State
 from arcbridge.errors import Unreachable
 from arcbridge.net.address import Address
 from arcbridge.net.descriptors import UNLIMITED
 from arcbridge.net.tls import ALPN_HTTP, outer_server_contexts
-from arcbridge.observe.diagnosis import State
 from arcbridge.pki.authority import Authority, Issued
 from arcbridge.relay import self_checks as looks
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from arcbridge.config import GraphConfig, ObserveConfig, RelayConfig, RelayTlsConfig
 from arcbridge.errors import ArcbridgeError, ConfigError, JoinRefused, StateError
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.net.address import parse_address
@@ -29,6 +28,7 @@ from arcbridge.relay.drain import PATIENCE
 from arcbridge.relay.registry.base import RegistryUnavailable
 from arcbridge.relay.registry.sqlite import SqliteRegistry
 from arcbridge.relay.service import RelayInfo, serve
+from arcbridge.settings.config import GraphConfig, ObserveConfig, RelayConfig, RelayTlsConfig
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import Dial, Goaway, JoinReply, JoinRequest, Revoke, Status
 from arcbridge.wire.session import Kind, Side

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcbridge.config import RelayLimitsConfig, RelayUserLimitsConfig
 from arcbridge.identity.claims import Identity
 from arcbridge.loop_shares import LoopShares, LoopTime
 from arcbridge.net.join import JoinCode
 from arcbridge.relay.session_places import LIMITS, JoinLimited, SessionPlace, SessionPlaces
+from arcbridge.settings.config import RelayLimitsConfig, RelayUserLimitsConfig
 from tests.relay.test_admission import Clock
 
 

@@ -9,7 +9,11 @@ from typing import Any
 
 import pytest
 
-from arcbridge.config import (
+from arcbridge.errors import ConfigError
+from arcbridge.pki.authority import Authority
+from arcbridge.relay.data_dir import open_authority
+from arcbridge.relay.settings import check, has_authority, require_complete, required
+from arcbridge.settings.config import (
     GraphConfig,
     ObserveConfig,
     RelayClientConfig,
@@ -20,10 +24,6 @@ from arcbridge.config import (
     RelayTlsConfig,
     RelayUserLimitsConfig,
 )
-from arcbridge.errors import ConfigError
-from arcbridge.pki.authority import Authority
-from arcbridge.relay.data_dir import open_authority
-from arcbridge.relay.settings import check, has_authority, require_complete, required
 
 AUTHENTICATION = """\
 apiVersion: apiserver.config.k8s.io/v1

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 import arcbridge.relay.worker_count as module
-from arcbridge.config import RelayConfig, RelayFleetConfig
 from arcbridge.errors import ConfigError
 from arcbridge.relay.worker_count import worker_count
+from arcbridge.settings.config import RelayConfig, RelayFleetConfig
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def token_urlsafe(size=None):
     if caller == "arcbridge.relay.rendezvous":
         _record("dial-token", value)
     # A login makes the verifier first, then the state, which the user is shown in an address.
-    elif caller == "arcbridge.client.login" and not _is_second("login"):
+    elif caller == "arcbridge.client.credentials.login" and not _is_second("login"):
         _record("pkce-verifier", value)
     return value
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from arcbridge.client.login import REDIRECT_PORTS
+from arcbridge.client.credentials.login import REDIRECT_PORTS
 from tests.support.world import LOGIN_PORTS, fixed_port
 
 

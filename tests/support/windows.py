@@ -51,7 +51,7 @@ class _Without(types.ModuleType):
 
 
 class _Library:
-    """`ctypes.WinDLL`, as far as `arcbridge.windows_owner` calls it: each path has the owner of SIMULATED_OWNER."""
+    """`ctypes.WinDLL`, as far as `arcbridge.settings.windows_owner` calls it: SIMULATED_OWNER owns each path."""
 
     def __init__(self, name: str, *, use_last_error: bool) -> None:
         assert name in ("advapi32", "kernel32")

@@ -32,7 +32,7 @@ CLUSTER = "berlin-factory"
 RELAY_AUDIENCE = "arcbridge-relay"
 CLUSTER_AUDIENCE = "arcbridge-cluster"
 LOGIN_PORTS = (8000, 18000)
-"""Where a login by browser waits for the browser to come back (`arcbridge.client.login.REDIRECT_PORTS`)."""
+"""Where a login by browser waits for the browser to come back (`arcbridge.client.credentials.login.REDIRECT_PORTS`)."""
 
 HEAVY_USERS = """\
 limits.requests_per_second = 1_000_000

@@ -30,8 +30,8 @@ from arcbridge.agent.kube.impersonation import Headers
 from arcbridge.agent.kube.response import ResponseHead
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.kube.upstream_pool import UpstreamPool
-from arcbridge.config import KubernetesConfig
 from arcbridge.errors import ArcbridgeError, ConfigError
+from arcbridge.settings.config import KubernetesConfig
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 REREAD = 10.0

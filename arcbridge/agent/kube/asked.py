@@ -17,7 +17,7 @@ from arcbridge.agent.kube.command_line import left_out, recorded_command
 from arcbridge.agent.kube.framing import check_target
 from arcbridge.agent.kube.query import is_true, query_values
 from arcbridge.agent.kube.request_info import RequestInfo, request_info
-from arcbridge.agent.kube.seats import LONG_RUNNING_SUBRESOURCES, LONG_RUNNING_VERBS
+from arcbridge.agent.seats import LONG_RUNNING_SUBRESOURCES, LONG_RUNNING_VERBS
 
 MAX_CACHED_TARGET = 512
 """Characters of a target whose meaning is remembered."""

@@ -24,9 +24,9 @@ from arcbridge.agent.kube.body import RequestBody
 from arcbridge.agent.kube.connect_limit import LONGEST_WAIT, too_much
 from arcbridge.agent.kube.own_refusal import MOST, OF_OTHERS
 from arcbridge.agent.kube.response import CHUNKED, ResponseHead, unusable_answer
-from arcbridge.agent.kube.seats import LONG_RUNNING_SUBRESOURCES, LONG_RUNNING_VERBS
 from arcbridge.agent.kube.status import RequestRefusal, bad_request
 from arcbridge.agent.kube.upstream_pool import UpstreamConnection, UpstreamPool
+from arcbridge.agent.seats import LONG_RUNNING_SUBRESOURCES, LONG_RUNNING_VERBS
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.wire.limits import DEFAULT
 

@@ -11,7 +11,7 @@ import os
 import sys
 
 from arcbridge import __version__
-from arcbridge.client.background.place import Place
+from arcbridge.client.background_paths import Place
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, StateError, Unreachable
 from arcbridge.single_file import is_single_file, own_command
 

@@ -23,14 +23,14 @@ from arcbridge.client.background.connections import Connection, Connections, sam
 from arcbridge.client.background.exec_credential import exec_credential
 from arcbridge.client.background.plugin_trust import refuse_untrusted
 from arcbridge.client.background.removal import SettingsOf, choose, remove_connection
-from arcbridge.client.kubeconfig import Entry, Kubeconfig
-from arcbridge.client.kubeconfig_repair import running_of
-from arcbridge.client.running import BACKGROUND
-from arcbridge.client.served_cluster import ServedCluster
+from arcbridge.client.kubeconfig.entries import Entry, Kubeconfig
+from arcbridge.client.kubeconfig.repair import running_of
+from arcbridge.client.kubeconfig.running import BACKGROUND
 from arcbridge.client.service import ClientContext, Terminal
-from arcbridge.config import ClientConfig
+from arcbridge.client.serving.served_cluster import ServedCluster
 from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unreachable
 from arcbridge.net.backoff import Backoff
+from arcbridge.settings.config import ClientConfig
 
 SESSION_WAIT = 25.0
 """Seconds that a caller waits for a session: kubectl's user sees nothing meanwhile."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from arcbridge.client.jwt_unverified import read_unverified
-from arcbridge.client.served_cluster import ServedCluster
-from arcbridge.client.tokens import read_token
+from arcbridge.client.credentials.jwt_unverified import read_unverified
+from arcbridge.client.credentials.tokens import read_token
+from arcbridge.client.serving.served_cluster import ServedCluster
 
 RENEW_BEFORE = 3600.0
 """Seconds before the certificate's end at which kubectl is to ask again."""

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 
 from arcbridge.client.background.removal import SettingsOf
-from arcbridge.client.relay_profile import RelayProfiles
+from arcbridge.client.relay.relay_profile import RelayProfiles
 from arcbridge.client.state import StateDirectory
-from arcbridge.config import ClientConfig
 from arcbridge.errors import ConfigError
 from arcbridge.net.address import parse_address
+from arcbridge.settings.config import ClientConfig
 
 _HARMLESS = (
     "relay", "relays", "cluster", "clusters", "port", "file", "kube_context", "context_switch", "remove_context",

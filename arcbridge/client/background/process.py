@@ -26,9 +26,9 @@ from arcbridge import __version__
 from arcbridge.client.background import handover
 from arcbridge.client.background.caller import PROTOCOL, peer_user_id, request
 from arcbridge.client.background.clusters import Clusters, Leaving, Settings, settings_key
-from arcbridge.client.background.place import Place
 from arcbridge.client.background.removal import SettingsOf
-from arcbridge.client.private_kubeconfig import sweep
+from arcbridge.client.background_paths import Place
+from arcbridge.client.kubeconfig.private import sweep
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, StateError, Unreachable
 from arcbridge.pki.private_files import try_lock
 

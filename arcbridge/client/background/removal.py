@@ -14,10 +14,10 @@ from pathlib import Path
 import structlog
 
 from arcbridge.client.background.connections import Connection, Connections
-from arcbridge.client.kubeconfig import Kubeconfig
+from arcbridge.client.kubeconfig.entries import Kubeconfig
 from arcbridge.client.service import ClientContext, Terminal
-from arcbridge.config import ClientConfig
 from arcbridge.errors import ArcbridgeError, ConfigError
+from arcbridge.settings.config import ClientConfig
 
 SettingsOf = Callable[[Sequence[str]], ClientConfig]
 """From flags, as in a connection's arguments, to settings; raises ConfigError."""

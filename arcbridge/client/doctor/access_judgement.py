@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from arcbridge.checks.diagnosis import Finding, failed, ok, skipped, warning
+from arcbridge.client.credentials.jwt_unverified import UnverifiedClaims
+from arcbridge.client.credentials.token_refusal import Reason, TokenNotTaken
+from arcbridge.client.credentials.tokens import NoLogin, OneToken, TokenExpired, TokenForBoth
 from arcbridge.client.doctor.judgement import SKEW_FAILED, clip, sentence, span, when
-from arcbridge.client.jwt_unverified import UnverifiedClaims
-from arcbridge.client.token_refusal import Reason, TokenNotTaken
-from arcbridge.client.tokens import NoLogin, OneToken, TokenExpired, TokenForBoth
 from arcbridge.errors import (
     ArcbridgeError,
     ConfigError,
@@ -26,7 +27,6 @@ from arcbridge.errors import (
     Unauthenticated,
 )
 from arcbridge.net.join import JoinCode
-from arcbridge.observe.diagnosis import Finding, failed, ok, skipped, warning
 from arcbridge.wire.frames import GoawayCode
 
 TOKEN_ENDS_SOON = 120.0

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from arcbridge.checks.diagnosis import Finding, first_failure
 from arcbridge.errors import ExitCode
-from arcbridge.observe.diagnosis import Finding, first_failure
 
 CODES: dict[str, ExitCode] = {
     "settings": ExitCode.USAGE,

@@ -11,6 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from arcbridge.checks.diagnosis import Finding, State, first_failure, skipped
+from arcbridge.client.credentials.jwt_unverified import claims_unverified, read_unverified
+from arcbridge.client.credentials.tokens import Tokens
 from arcbridge.client.doctor import probes
 from arcbridge.client.doctor.access_judgement import (
     ApiFacts,
@@ -32,14 +35,11 @@ from arcbridge.client.doctor.judgement import (
     judge_tcp,
     judge_tls,
 )
-from arcbridge.client.jwt_unverified import claims_unverified, read_unverified
-from arcbridge.client.relay_access import RelayAccess
+from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.service import ClientContext
-from arcbridge.client.stream_http import StreamHttp
-from arcbridge.client.tokens import Tokens
+from arcbridge.client.session.stream_http import StreamHttp
 from arcbridge.errors import ArcbridgeError
 from arcbridge.mux.session import MuxSession
-from arcbridge.observe.diagnosis import Finding, State, first_failure, skipped
 from arcbridge.untrusted_json import read_json
 
 REVIEW = json.dumps({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}).encode()
@@ -155,7 +155,7 @@ def _not_before(token: str) -> float:
 
 
 async def _behind_relay(context: ClientContext, tokens: Tokens, cluster: str, login: LoginFacts) -> list[Finding]:
-    from arcbridge.client.directory import list_clusters
+    from arcbridge.client.commands.directory import list_clusters
 
     behind = ("agent", "session", "API server") if cluster else ()
     names: list[str] = []

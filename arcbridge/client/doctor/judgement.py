@@ -11,8 +11,8 @@ import ssl
 import time
 from dataclasses import dataclass
 
+from arcbridge.checks.diagnosis import Finding, failed, ok, skipped, warning
 from arcbridge.errors import ArcbridgeError, ConfigError, PinMismatch, StateError
-from arcbridge.observe.diagnosis import Finding, failed, ok, skipped, warning
 from arcbridge.observe.foreign_text import clean
 
 SKEW_WARNED = 30.0

@@ -20,13 +20,13 @@ from urllib.parse import urlsplit
 
 from arcbridge.client.doctor.access_judgement import ContextFacts
 from arcbridge.client.doctor.judgement import CertificateFacts, NameFacts, ProxyFacts, RelayFacts, TcpFacts, TlsFacts
-from arcbridge.client.kubeconfig import MARK, Kubeconfig
-from arcbridge.client.listening import port_holder
-from arcbridge.client.relay_access import RelayAccess
+from arcbridge.client.kubeconfig.entries import MARK, Kubeconfig
+from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.state import StateDirectory
 from arcbridge.errors import ArcbridgeError, ConfigError, Unreachable
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import DIRECT, connect, resolve
+from arcbridge.net.loopback import port_holder
 from arcbridge.net.proxy import Proxy, proxy_for
 from arcbridge.net.tls import ALPN_HTTP, ALPN_JOIN
 from arcbridge.net.tlspipe import TlsPipe

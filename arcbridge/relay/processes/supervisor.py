@@ -31,7 +31,6 @@ from typing import Final
 
 import structlog
 
-from arcbridge.config import RelayConfig
 from arcbridge.errors import ArcbridgeError, ConfigError, StateError
 from arcbridge.net.address import Address, parse_listen
 from arcbridge.observe import logging as logs
@@ -49,6 +48,7 @@ from arcbridge.relay.service import RelayInfo, tell_warnings
 from arcbridge.relay.settings import required
 from arcbridge.relay.siblings.channel import Channel, Head, Received, in_parts, pair
 from arcbridge.relay.worker_count import worker_count
+from arcbridge.settings.config import RelayConfig
 from arcbridge.tasks import cancel_and_wait
 
 START_DEADLINE: Final = 60.0

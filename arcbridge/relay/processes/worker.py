@@ -35,7 +35,6 @@ from typing import Final
 
 import structlog
 
-from arcbridge.config import RelayConfig
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.net.address import Address
 from arcbridge.observe import logging as logs
@@ -44,6 +43,7 @@ from arcbridge.relay.service import RelayInfo, serve
 from arcbridge.relay.siblings.channel import Channel, ChannelClosed, Received
 from arcbridge.relay.siblings.group import Siblings
 from arcbridge.relay.siblings.worker_membership import WorkerMembership
+from arcbridge.settings.config import RelayConfig
 
 BEAT: Final = 1.0
 """Seconds between two `beat`s."""

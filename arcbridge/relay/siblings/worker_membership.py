@@ -15,7 +15,6 @@ from typing import Final
 
 import structlog
 
-from arcbridge.config import RelayConfig, RelayLimitsConfig, RelayUserLimitsConfig
 from arcbridge.net.address import Address
 from arcbridge.observe.gathered import snapshot
 from arcbridge.observe.health import Checks
@@ -25,6 +24,7 @@ from arcbridge.relay.fleet.workers import WorkersFleet
 from arcbridge.relay.operations import Question, Row
 from arcbridge.relay.siblings.group import Siblings
 from arcbridge.relay.siblings.handover import Handovers
+from arcbridge.settings.config import RelayConfig, RelayLimitsConfig, RelayUserLimitsConfig
 
 ACQUAINTED: Final = 2.0
 """Seconds for the siblings to say which agents they have: without them a client would be refused for want of one."""

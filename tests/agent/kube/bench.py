@@ -19,11 +19,11 @@ from arcbridge.agent.audit import AuditLog, AuditRecord
 from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
 from arcbridge.agent.kube.authorize import Caller
 from arcbridge.agent.kube.proxy import KubeProxy
-from arcbridge.config import KubernetesConfig
 from arcbridge.errors import ArcbridgeError
 from arcbridge.identity.claims import Identity
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.mux.stream import StreamTransport
+from arcbridge.settings.config import KubernetesConfig
 from arcbridge.wire.records import Auth, AuthOk
 from arcbridge.wire.session import Kind, Side
 from arcbridge.wire.stream import Stream

@@ -11,8 +11,8 @@ import pytest
 import trustme
 
 from arcbridge.agent.kube.apiserver import REREAD, AnswerFailed, ApiServer, endpoint_of
-from arcbridge.config import KubernetesConfig
 from arcbridge.errors import ConfigError
+from arcbridge.settings.config import KubernetesConfig
 from tests.support.fake_apiserver import Exchange, FakeApiServer, chunked, reply
 
 TOKEN = Path("/nowhere/token")

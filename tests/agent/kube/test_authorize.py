@@ -32,8 +32,8 @@ from arcbridge.agent.kube.impersonation import Subject
 from arcbridge.agent.kube.review import Approval, Reviewer
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.kube.upgrade import UpgradeRequest
-from arcbridge.config import AgentLimitsConfig, KubernetesConfig
 from arcbridge.identity.claims import Identity
+from arcbridge.settings.config import AgentLimitsConfig, KubernetesConfig
 from tests.support.fake_apiserver import Exchange, FakeApiServer, reply
 
 from .bench import ALICE, RecordedAudit, caller_of

@@ -9,8 +9,8 @@ import pytest
 from arcbridge.agent.accounts import Account, Accounts, Limit
 from arcbridge.agent.kube.connect_limit import FEW, FEW_PER_USER, LONGEST_WAIT, ConnectLimit
 from arcbridge.agent.kube.status import RequestRefusal
-from arcbridge.config import AgentLimitsConfig
 from arcbridge.identity.claims import Identity
+from arcbridge.settings.config import AgentLimitsConfig
 from tests.agent.kube.bench import Member
 
 _accounts = itertools.count()

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from arcbridge.agent.accounts import DAY
-from arcbridge.config import AgentLimitsConfig
 from arcbridge.errors import StreamReset
+from arcbridge.settings.config import AgentLimitsConfig
 from arcbridge.wire.frames import ResetCode
 from tests.support.fake_apiserver import Exchange, chunked, impersonation_of, reply
 

@@ -14,7 +14,7 @@ from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
 from arcbridge.agent.kube.impersonation import Subject
 from arcbridge.agent.kube.review import CACHE_TIME, MAX_PARTS, PATH, Part, Reviewer, parts_of
 from arcbridge.agent.kube.status import RequestRefusal
-from arcbridge.config import KubernetesConfig
+from arcbridge.settings.config import KubernetesConfig
 from tests.support.fake_apiserver import Exchange, FakeApiServer, reply
 
 from .bench import ALICE

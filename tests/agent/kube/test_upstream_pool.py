@@ -20,10 +20,10 @@ from arcbridge.agent.kube.response import ResponseHead
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.kube.upstream_pool import CONNECTION_MEMORY, FIRST_READ, UpstreamConnection, UpstreamPool
 from arcbridge.agent.kube.upstream_tls import INCOMING_BUFFER, connect_upstream
-from arcbridge.config import AgentLimitsConfig, KubernetesConfig
 from arcbridge.mux import buffer
 from arcbridge.mux.socket_error_poll import TransportErrorPoll
 from arcbridge.net.tlstransport import TlsTransport
+from arcbridge.settings.config import AgentLimitsConfig, KubernetesConfig
 from arcbridge.wire.backlog import Backlog
 from tests.agent.kube.bench import ALICE, Member
 from tests.support.eventually import until

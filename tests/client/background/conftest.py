@@ -14,12 +14,12 @@ import pytest
 import yaml
 
 from arcbridge.client.background.caller import answer_of, exchange, request
-from arcbridge.client.background.place import Place
 from arcbridge.client.background.process import run_background
-from arcbridge.config import ClientConfig
+from arcbridge.client.background_paths import Place
 from arcbridge.errors import ConfigError
+from arcbridge.settings.config import ClientConfig
 from tests.client.far_side import CLUSTER, CLUSTER_CA, RELAY_CA, FarSide
-from tests.client.test_session_manager import login
+from tests.client.session.test_session_manager import login
 from tests.support.world import fixed_port
 
 

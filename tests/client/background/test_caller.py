@@ -16,7 +16,7 @@ import pytest
 from arcbridge import __version__, single_file
 from arcbridge.client.background import caller
 from arcbridge.client.background.caller import NotRunning, OtherVersion, answer_of, exchange, request
-from arcbridge.client.background.place import Place
+from arcbridge.client.background_paths import Place
 from arcbridge.errors import ArcbridgeError, ExitCode, StateError, Unreachable
 
 

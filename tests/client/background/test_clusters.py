@@ -18,8 +18,8 @@ from cryptography import x509
 from arcbridge.client.background.caller import NotRunning
 from arcbridge.client.background.clusters import Clusters, connect_command, settings_key
 from arcbridge.client.background.connections import Connections
-from arcbridge.client.kubeconfig import Kubeconfig
-from arcbridge.client.session_manager import SessionManager
+from arcbridge.client.kubeconfig.entries import Kubeconfig
+from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.client.state import StateDirectory
 from arcbridge.errors import ArcbridgeError, StateError, Unreachable
 from arcbridge.net.join import JoinCode
@@ -465,7 +465,7 @@ async def test_a_renewed_certificate_that_could_not_be_written_is_written_later(
     background: Background, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first kubeconfig is broken: the other one is written at once, and the first one when it is whole again."""
-    monkeypatch.setattr("arcbridge.client.served_cluster.RENEWAL_CHECK", 0.05)
+    monkeypatch.setattr("arcbridge.client.serving.served_cluster.RENEWAL_CHECK", 0.05)
     now = time.time() - 245 * DAY
     clusters = Clusters(Path(background.place.connections), background.settings_of, {}, lambda: now)
     background.place.make()
@@ -494,7 +494,7 @@ async def test_a_renewed_certificate_that_could_not_be_written_is_written_later(
 async def test_a_context_that_could_not_be_written_at_the_start_is_written_later(
     background: Background, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("arcbridge.client.served_cluster.RENEWAL_CHECK", 0.05)
+    monkeypatch.setattr("arcbridge.client.serving.served_cluster.RENEWAL_CHECK", 0.05)
     async with background.running():
         await background.connect(static="yes")
     plugin = background.document()["users"][0]["user"]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from arcbridge.client.background.exec_credential import exec_credential
 from arcbridge.client.service import ClientContext, Terminal
-from arcbridge.config import ClientConfig
 from arcbridge.pki.authority import certificate_validity
-from tests.client.test_session_manager import login
+from arcbridge.settings.config import ClientConfig
+from tests.client.session.test_session_manager import login
 
 
 async def test_certificate_and_token(tmp_path: Path) -> None:

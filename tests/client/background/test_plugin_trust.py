@@ -10,7 +10,7 @@ import pytest
 from arcbridge.cli.background import settings_of
 from arcbridge.client.background.connections import Connections
 from arcbridge.client.background.plugin_trust import refuse_untrusted
-from arcbridge.client.relay_profile import LoginOffer, RelayProfile, RelayProfiles
+from arcbridge.client.relay.relay_profile import LoginOffer, RelayProfile, RelayProfiles
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.pki.authority import Authority
 from tests.client.background.conftest import Background

@@ -16,8 +16,8 @@ from arcbridge.client.background import process as process_module
 from arcbridge.client.background.caller import NotRunning, OtherVersion, exchange, request
 from arcbridge.client.background.clusters import Clusters
 from arcbridge.client.background.connections import Connections
-from arcbridge.client.kubeconfig import Kubeconfig
-from arcbridge.client.served_cluster import ServedCluster
+from arcbridge.client.kubeconfig.entries import Kubeconfig
+from arcbridge.client.serving.served_cluster import ServedCluster
 from arcbridge.errors import ArcbridgeError, ExitCode
 from arcbridge.net.join import JoinCode
 from arcbridge.wire.records import JoinReply

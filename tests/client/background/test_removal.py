@@ -8,9 +8,9 @@ import pytest
 
 from arcbridge.client.background.connections import Connection, Connections
 from arcbridge.client.background.removal import choose, remove_connection
-from arcbridge.client.kubeconfig import Entry, Kubeconfig
-from arcbridge.config import ClientConfig
+from arcbridge.client.kubeconfig.entries import Entry, Kubeconfig
 from arcbridge.errors import ConfigError, StateError
+from arcbridge.settings.config import ClientConfig
 
 BERLIN = Connection(("--cluster", "berlin"), "berlin", "berlin")
 MINE = Connection(("--cluster", "berlin", "--kube-context", "mine"), "berlin", "mine")

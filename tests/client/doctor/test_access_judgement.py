@@ -6,6 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from arcbridge.checks.diagnosis import Finding, first_failure
+from arcbridge.client.credentials.jwt_unverified import UnverifiedClaims
+from arcbridge.client.credentials.token_refusal import Reason, TokenNotTaken
+from arcbridge.client.credentials.tokens import NoLogin, OneToken, TokenExpired
 from arcbridge.client.doctor.access_judgement import (
     ApiFacts,
     ContextFacts,
@@ -17,10 +21,7 @@ from arcbridge.client.doctor.access_judgement import (
     judge_policy,
     judge_session,
 )
-from arcbridge.client.jwt_unverified import UnverifiedClaims
-from arcbridge.client.refusal import of_join, of_session
-from arcbridge.client.token_refusal import Reason, TokenNotTaken
-from arcbridge.client.tokens import NoLogin, OneToken, TokenExpired
+from arcbridge.client.session.refusal import of_join, of_session
 from arcbridge.errors import (
     ArcbridgeError,
     ConfigError,
@@ -34,7 +35,6 @@ from arcbridge.errors import (
     Unreachable,
 )
 from arcbridge.net.join import JoinCode
-from arcbridge.observe.diagnosis import Finding, first_failure
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from tests.client.doctor.test_judgement import verdict
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from arcbridge.checks.diagnosis import failed, ok, warning
 from arcbridge.client.doctor import access_judgement, judgement
 from arcbridge.client.doctor.codes import CODES, exit_code
 from arcbridge.errors import ExitCode
-from arcbridge.observe.diagnosis import failed, ok, warning
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "troubleshooting.md"
 

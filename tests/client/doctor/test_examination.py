@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from arcbridge.checks.diagnosis import State, first_failure
 from arcbridge.client.doctor.examination import examine
 from arcbridge.client.service import ClientContext, Terminal
-from arcbridge.config import ClientConfig
-from arcbridge.observe.diagnosis import State, first_failure
+from arcbridge.settings.config import ClientConfig
 from tests.client.far_side import CLUSTER, CLUSTER_CA, RELAY_CA, FarSide
-from tests.client.test_session_manager import login
+from tests.client.session.test_session_manager import login
 from tests.support.world import fixed_port
 
 

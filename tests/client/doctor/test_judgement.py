@@ -6,6 +6,7 @@ import ssl
 
 import pytest
 
+from arcbridge.checks.diagnosis import Finding, State
 from arcbridge.client.doctor.judgement import (
     CertificateFacts,
     NameFacts,
@@ -23,7 +24,6 @@ from arcbridge.client.doctor.judgement import (
     span,
 )
 from arcbridge.errors import ConfigError, PinMismatch, Unreachable
-from arcbridge.observe.diagnosis import Finding, State
 
 NOW = 1_000_000_000.0
 

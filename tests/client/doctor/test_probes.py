@@ -17,8 +17,8 @@ import yaml
 
 from arcbridge.client.doctor import probes
 from arcbridge.client.doctor.access_judgement import ContextFacts
-from arcbridge.client.kubeconfig import Entry, Kubeconfig, render
-from arcbridge.client.relay_access import RelayAccess
+from arcbridge.client.kubeconfig.entries import Entry, Kubeconfig, render
+from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.state import StateDirectory
 from arcbridge.net.address import Address
 from arcbridge.net.proxy import Proxy

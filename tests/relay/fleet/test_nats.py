@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from arcbridge.config import RelayFleetConfig
 from arcbridge.errors import JoinRefused
 from arcbridge.net.join import JoinCode
 from arcbridge.observe.metrics import Metrics
 from arcbridge.relay.fleet.base import AgentInfo, AgentLink, Fleet, Lost
 from arcbridge.relay.fleet.nats import Accept, Ask, DialAnswer, NatsFleet, Offer, _hashed
 from arcbridge.relay.nats import NatsConnection, NoReply
+from arcbridge.settings.config import RelayFleetConfig
 from arcbridge.wire.records import Dial, Status
 from tests.relay.conftest import Connect, Connections, settings
 from tests.relay.fleet.conformance import DIAL, FleetConformance, Link

@@ -16,7 +16,6 @@ import aiohttp
 import pytest
 from structlog.testing import capture_logs
 
-from arcbridge.config import ObserveConfig, RelayConfig, RelayLimitsConfig, RelayUserLimitsConfig
 from arcbridge.errors import ConfigError
 from arcbridge.net.address import Address, parse_address
 from arcbridge.observe.reloads import Outcome
@@ -25,6 +24,7 @@ from arcbridge.relay.processes import supervisor as supervisor_module
 from arcbridge.relay.processes.supervisor import Supervisor, supervise
 from arcbridge.relay.service import RelayInfo, serve
 from arcbridge.relay.siblings.channel import MAX_MESSAGE, Channel, Received, pair
+from arcbridge.settings.config import ObserveConfig, RelayConfig, RelayLimitsConfig, RelayUserLimitsConfig
 from tests.identity.issuer import CONFIG
 from tests.support.world import fixed_port
 

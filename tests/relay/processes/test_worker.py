@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.config import RelayConfig
 from arcbridge.observe import logging as logs
 from arcbridge.relay.operations import Operations, rows_of
 from arcbridge.relay.processes.worker import Assignment, work
 from arcbridge.relay.siblings.channel import QUEUE, Channel, Received, in_parts, pair
+from arcbridge.settings.config import RelayConfig
 from tests.identity.issuer import CONFIG
 
 

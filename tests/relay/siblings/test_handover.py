@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.config import RelayLimitsConfig
 from arcbridge.errors import ArcbridgeError, ConnectionLost, JoinRefused
 from arcbridge.net.join import JoinCode, client_join
 from arcbridge.net.sockets import receive, send_all
@@ -20,6 +19,7 @@ from arcbridge.net.tlspipe import TlsPipe
 from arcbridge.relay.siblings import handover as module
 from arcbridge.relay.siblings.channel import Channel, ChannelClosed, Head
 from arcbridge.relay.siblings.group import Siblings
+from arcbridge.settings.config import RelayLimitsConfig
 from arcbridge.wire.records import Dial, JoinReply, JoinRequest, Status
 from tests.net.ends import RELAY, client_context
 from tests.relay.siblings.test_group import joined

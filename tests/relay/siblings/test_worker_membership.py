@@ -7,13 +7,13 @@ from collections import Counter
 
 import pytest
 
-from arcbridge.config import RelayLimitsConfig, RelayUserLimitsConfig
 from arcbridge.net.address import Address
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
 from arcbridge.relay.siblings import worker_membership as module
 from arcbridge.relay.siblings.group import Siblings
 from arcbridge.relay.siblings.worker_membership import WorkerMembership
+from arcbridge.settings.config import RelayLimitsConfig, RelayUserLimitsConfig
 from tests.relay.siblings.test_group import joined
 
 

@@ -1,0 +1,1 @@
+"""Checks of a running role and of its settings: findings with stable names, for `doctor`, logs and metrics."""

@@ -1,0 +1,76 @@
+"""What a check found, in the words that the `doctor` of every role prints.
+
+A check looks at one hop (name resolution, the relay's certificate, the API server) and yields one `Finding`. It raises
+nothing that belongs to the hop: what is wrong is its result. This module decides nothing and prints nothing
+(`cli.diagnosis`); it keeps the order of the hops, because the first one that fails is the cause of the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from arcbridge.settings.problems import Problem, Severity
+
+
+class State(StrEnum):
+    """What a check found out about its hop."""
+
+    OK = "ok"
+    WARNING = "warning"
+    """The hop works, and something about it will be in the way sooner or later."""
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    """The hop was not looked at, because one before it failed or because the settings do not use it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The result of one check."""
+
+    hop: str
+    """What was looked at, in few words: `relay certificate`, `API server`."""
+    state: State
+    detail: str
+    """One sentence or less: what was found. It holds no secret."""
+    remedy: str = ""
+    """What to do; empty where nothing is wrong."""
+    code: str = ""
+    """A stable name of the fault for scripts, such as `issuer_ca`; empty where nothing is wrong."""
+
+
+def first_failure(findings: Sequence[Finding]) -> Finding | None:
+    """Return the first hop that failed, in the order of the way; None where none did."""
+    return next((finding for finding in findings if finding.state is State.FAILED), None)
+
+
+def settings_findings(problems: Iterable[Problem], hop: Callable[[str], str]) -> list[Finding]:
+    """Return what a role's check of its settings has found, errors first; `hop`: which hop a setting is about."""
+    found = [
+        Finding(hop(one.setting), State.FAILED, str(one), "correct the setting, or the file that it names", "config")
+        if one.severity is Severity.ERROR
+        else Finding(hop(one.setting), State.WARNING, str(one), "correct it, or leave it where it is meant", "config")
+        for one in problems
+    ]
+    return sorted(found, key=lambda one: one.state is not State.FAILED)
+
+
+def ok(hop: str, detail: str) -> Finding:
+    """Return a hop that works."""
+    return Finding(hop, State.OK, detail)
+
+
+def skipped(hop: str, detail: str) -> Finding:
+    """Return a hop that was not looked at; `detail` says why."""
+    return Finding(hop, State.SKIPPED, detail)
+
+
+def warning(hop: str, detail: str, remedy: str, code: str) -> Finding:
+    """Return a hop that works, and will be in the way sooner or later."""
+    return Finding(hop, State.WARNING, detail, remedy, code)
+
+
+def failed(hop: str, detail: str, remedy: str, code: str) -> Finding:
+    """Return a hop that does not work."""
+    return Finding(hop, State.FAILED, detail, remedy, code)

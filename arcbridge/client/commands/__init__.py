@@ -1,0 +1,1 @@
+"""Commands of the client, each without the parsing of its flags and the printing of its result."""

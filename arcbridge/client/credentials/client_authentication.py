@@ -1,0 +1,122 @@
+"""How this program proves to the issuer that it is the client it says: with nothing, a secret, a key, or an assertion.
+
+It makes what a form to an endpoint of the issuer needs (RFC 6749 §2.3, RFC 7523 §2.2) and
+sends nothing there. Files are read, a program is run, and a job's or pod's own token is asked for
+(`client.workload`), for each request, because all of them are renewed elsewhere.
+Invariant: a secret, a key or an assertion is in no error, and a key never leaves this process.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from urllib.parse import quote_plus
+
+import structlog
+
+from arcbridge.client.credentials.azure_pipelines import AzurePipelines, is_azure_pipelines
+from arcbridge.client.credentials.issuer import ClientProof, IssuerEndpoints
+from arcbridge.client.credentials.token_program import output_of
+from arcbridge.errors import ConfigError
+from arcbridge.identity.client_assertion import asserted, one_word, read_word, sign_assertion
+from arcbridge.pki.private_files import others_may_use
+from arcbridge.settings.config import CLIENT_CREDENTIALS, LoginConfig
+
+log = structlog.get_logger("arcbridge.client")
+
+
+class ClientAuthentication:
+    """The client of one configured login. Raises ConfigError when the settings name more than one way."""
+
+    def __init__(
+        self,
+        config: LoginConfig,
+        clock: Callable[[], float] = time.time,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        given = [f"login.{name}" for name in CLIENT_CREDENTIALS if getattr(config, name)]
+        by_job = is_azure_pipelines(config.workload)
+        given += ["login.workload"] if by_job else []
+        if len(given) > 1:
+            raise ConfigError(f"{given[0]}: given together with {' and '.join(given[1:])}; an issuer takes one of them")
+        if config.client_key_id and config.client_key_file is None:
+            raise ConfigError("login.client_key_id: names a key, but there is none; set login.client_key_file")
+        if config.client_certificate_file is not None and config.client_key_file is None:
+            raise ConfigError("login.client_certificate_file: belongs to a key; set login.client_key_file")
+        if config.client_assertion_workload:
+            from arcbridge.client.credentials.workload import check_kind
+
+            check_kind(config.client_assertion_workload, "login.client_assertion_workload")
+        self._environment = environment
+        self._config = config
+        self._clock = clock
+        self._warned = False
+        self._job: AzurePipelines | None = None
+        if by_job:
+            self._job = AzurePipelines.of(config.workload, environment)
+        self.confidential = bool(given)
+        """Whether the client proves anything; False: a public client, known by its id alone."""
+
+    async def proof(self, endpoints: IssuerEndpoints, url: str) -> ClientProof:
+        """Return what the next request to `url`, an endpoint of the issuer, needs. Raises Unauthenticated, StateError.
+
+        An assertion that is signed here is for the token endpoint where it goes there, as Entra ID and Okta want it,
+        and for the issuer otherwise: a hostile issuer gets none that is good at another one (docs/threats.md#B33).
+        """
+        config = self._config
+        if config.client_secret_file is not None:
+            self._warn_of_readers(config.client_secret_file, "login.client_secret_file")
+            return self._secret(endpoints, read_word(config.client_secret_file, "login.client_secret_file"))
+        if config.client_key_file is not None:
+            self._warn_of_readers(config.client_key_file, "login.client_key_file")
+            audience = url if url == endpoints.token else endpoints.issuer
+            return self._asserted(self._signed(audience, config.client_key_file))
+        if config.client_assertion_file is not None:
+            return self._asserted(read_word(config.client_assertion_file, "login.client_assertion_file"))
+        if config.client_assertion_command:
+            output = await output_of("login.client_assertion_command", config.client_assertion_command)
+            return self._asserted(one_word(output, "login.client_assertion_command"))
+        if self._job is not None:
+            return self._asserted(await self._job.assertion())
+        if config.client_assertion_workload:
+            from arcbridge.client.credentials.workload import assertion
+
+            return self._asserted(await assertion(config, self._environment))
+        return ClientProof({"client_id": config.client_id}, {})
+
+    def _warn_of_readers(self, path: Path, setting: str) -> None:
+        """Say once that other users may read a secret. It is not refused: the volumes of pods are so by default."""
+        try:
+            others = others_may_use(path.stat())
+        except OSError:
+            return  # what reads the file next raises, and says why
+        if others and not self._warned:
+            self._warned = True
+            log.warning("other users may read a secret of the client", setting=setting, instead=f"chmod 600 {path}")
+
+    def _secret(self, endpoints: IssuerEndpoints, secret: str) -> ClientProof:
+        """Prove by a secret in HTTP Basic, which each issuer has to know (RFC 6749 §2.3.1), unless discovery offers
+        the form alone."""
+        if endpoints.secret_in_form:
+            return ClientProof({"client_id": self._config.client_id, "client_secret": secret}, {})
+        pair = f"{quote_plus(self._config.client_id)}:{quote_plus(secret)}"
+        return ClientProof({}, {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"})
+
+    def _asserted(self, assertion: str) -> ClientProof:
+        return ClientProof(asserted(self._config.client_id, assertion), {})
+
+    def _signed(self, audience: str, path: Path) -> str:
+        """Sign an assertion of our own (private_key_jwt), for one audience and for one minute."""
+        config = self._config
+        certificate = config.client_certificate_file
+        return sign_assertion(
+            config.client_id,
+            audience,
+            self._clock(),
+            key=(path, "login.client_key_file"),
+            certificate=None if certificate is None else (certificate, "login.client_certificate_file"),
+            key_id=config.client_key_id,
+        )

@@ -1,0 +1,116 @@
+"""Tokens of a program and no person: the grant `client_credentials` (RFC 6749 §4.4), for pipelines and daemons.
+
+Each audience is asked for on its own, and each token is kept in this process's memory until it grows old; there is no
+refresh token, and nothing is written. How the client proves who it is has `client.client_authentication`. Invariant: a
+token for a cluster is handed out only if it has the audience that was asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
+
+from arcbridge.client.credentials import audience_parameters as second_audience
+from arcbridge.client.credentials.client_authentication import ClientAuthentication
+from arcbridge.client.credentials.issuer import Issuer, IssuerError, check_id_token
+from arcbridge.client.credentials.jwt_unverified import read_unverified
+from arcbridge.client.credentials.token_cache import AudienceToken, TokenSet, token_set
+from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
+from arcbridge.identity.proof import ProofKey
+from arcbridge.settings.config import LoginConfig
+
+_FOR_RELAY = ""
+
+
+class ClientCredentials:
+    """The tokens of one configured client. Raises ConfigError for settings that cannot work."""
+
+    def __init__(
+        self,
+        config: LoginConfig,
+        *,
+        key: ProofKey | None = None,
+        clock: Callable[[], float] = time.time,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        if not config.client_id:
+            raise ConfigError("login.client_id: required with login.issuer; give --oidc-client-id ID")
+        self._authentication = ClientAuthentication(config, clock, environment)
+        if not self._authentication.confidential:
+            raise ConfigError(
+                "login.grant_type: client-credentials needs the credentials of the client; set "
+                "login.client_secret_file, client_key_file, client_assertion_file, client_assertion_command, "
+                "client_assertion_workload or workload"
+            )
+        by = (*second_audience.BY_PARAMETER, second_audience.BY_SCOPE)
+        if config.cluster_audience and config.cluster_audience_by not in by:
+            raise ConfigError(f"login.cluster_audience_by: must be one of {', '.join(by)} with client-credentials")
+        self._config = config
+        self._key = key
+        self._clock = clock
+        self._kept: dict[str, TokenSet] = {}
+        self._asking = asyncio.Lock()
+
+    @property
+    def key(self) -> ProofKey | None:
+        """In memory alone, unless it comes from a file; None: no token has been bound to one."""
+        return self._key
+
+    def _own_key(self) -> ProofKey:
+        if self._key is None:
+            self._key = ProofKey.generate()
+        return self._key
+
+    async def tokens(self, *, interactive: bool, force: bool = False) -> TokenSet:
+        """Return the relay's token, and an id token for clusters where the issuer gives one beside it."""
+        wanted = second_audience.for_relay(self._config)
+        if self._config.audience:
+            wanted.setdefault("audience", self._config.audience)
+        return await self._current(_FOR_RELAY, wanted, force)
+
+    async def for_audience(self, audience: str, *, interactive: bool, force: bool = False) -> AudienceToken:
+        """Return a token for `audience`, which is one cluster's."""
+        tokens = await self._current(audience, second_audience.for_cluster(self._config, audience), force)
+        if audience not in read_unverified(tokens.access_token).audiences:
+            raise ConfigError(
+                f"login.cluster_audience: the issuer's token for {audience} has another audience; have the issuer set "
+                "up for it (docs/security.md), or change the setting"
+            )
+        return AudienceToken(tokens.access_token, tokens.obtained_at, tokens.expires_at)
+
+    async def _current(self, name: str, wanted: Mapping[str, str], force: bool) -> TokenSet:
+        async with self._asking:
+            kept = self._kept.get(name, TokenSet())
+            if force or not kept.fresh(self._clock()):
+                try:
+                    kept = self._kept[name] = await self._ask(wanted)
+                except Unreachable:
+                    if force or not kept.usable(self._clock()):
+                        raise
+            return kept
+
+    async def _ask(self, wanted: Mapping[str, str]) -> TokenSet:
+        config = self._config
+        key = self._own_key if config.dpop else None
+        pop = self._own_key if config.pop else None
+        origins = config.issuer_origins
+        async with Issuer(
+            config.issuer, config.ca_file, origins=origins, key=key, pop=pop, clock=self._clock
+        ) as issuer:
+            endpoints = await issuer.endpoints()
+            form = {"grant_type": "client_credentials", **wanted}
+            try:
+                url = endpoints.token
+                answer = await issuer.post(url, form, partial(self._authentication.proof, endpoints, url))
+            except IssuerError as error:
+                raise Unauthenticated(
+                    f"the issuer gives the client {config.client_id} no token ({error.words})"
+                ) from error
+        check_id_token(answer, config.issuer, config.client_id)
+        tokens = token_set(answer, self._clock())
+        if not tokens.access_token:
+            raise Unreachable(f"the issuer {config.issuer} answered without an access token")
+        return tokens

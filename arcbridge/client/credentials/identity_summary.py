@@ -1,0 +1,156 @@
+"""Who is logged in, read from the tokens that are kept on this machine: no network, and nothing is verified.
+
+It imports no event loop and no HTTP: `whoami` is asked often, by shells' prompts too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from base64 import urlsafe_b64encode
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arcbridge.client.credentials.jwt_unverified import claims_unverified, read_unverified
+from arcbridge.client.credentials.token_cache import TokenCache
+from arcbridge.client.relay.organisation import organisation
+from arcbridge.client.relay.relay_profile import RelayProfiles, login_command, short_url
+from arcbridge.client.state import StateDirectory
+from arcbridge.errors import ArcbridgeError, StateError, Unauthenticated
+from arcbridge.net.address import parse_address
+from arcbridge.pki.private_files import read_file
+from arcbridge.settings.choices import PROGRAM
+from arcbridge.settings.config import ClientConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Who:
+    """A login as this machine knows it; texts are empty where the tokens do not say."""
+
+    user: str = ""
+    subject: str = ""
+    issuer: str = ""
+    relay: str = ""
+    expires: float = 0.0
+    """Unix seconds at which the present tokens end; 0: they do not say."""
+    renews: bool = False
+    """Whether new tokens come without the user."""
+    key: str = ""
+    """Thumbprint (RFC 7638) of the key that the relay's token is bound to; empty: it is a bearer token."""
+    source: str = "login"
+    """Where the tokens come from: `login`, `files`, `command`, `workload` or `client-credentials`."""
+
+
+def who(config: ClientConfig, state: StateDirectory, *, now: float | None = None) -> Who:
+    """Read who is logged in with these settings; raises Unauthenticated, which says what to do, where no user is."""
+    now = time.time() if now is None else now
+    login = config.login
+    relays = config.relay_urls()
+    relay = short_url(parse_address(relays[0])) if relays else ""
+    if login.workload:
+        return Who(relay=relay, renews=True, source="workload")
+    if login.command:
+        return Who(relay=relay, renews=True, source="command")
+    if login.access_token_file is not None or login.id_token_file is not None:
+        file = login.access_token_file or login.id_token_file
+        assert file is not None
+        token = _token_of(file)
+        found = _described(token, token, relay, source="files")
+        if found.expires and found.expires <= now:
+            raise Unauthenticated(f"the token of {file} has expired; put a new one there")
+        return found
+    command = login_command(config, RelayProfiles(state.path))
+    if not login.issuer:
+        raise Unauthenticated(f"you are not logged in; run `{command if relay else 'arcbridge login https://RELAY'}`")
+    if login.grant_type == PROGRAM:
+        return Who(user=login.client_id, issuer=login.issuer, relay=relay, renews=True, source=PROGRAM)
+    cache = cache_of(config, state)
+    tokens = cache.load()
+    if not (tokens.access_token or tokens.id_token or tokens.refresh_token):
+        raise Unauthenticated(f"{cache.no_login}; run `{command}`")
+    found = _described(tokens.id_token or tokens.access_token, tokens.access_token, relay, cache.key_path)
+    if not tokens.refresh_token and not tokens.usable(now):
+        raise Unauthenticated(f"the login at {login.issuer} has ended; run `{command}`")
+    return Who(
+        found.user,
+        found.subject,
+        login.issuer,
+        relay,
+        tokens.expires_at,
+        bool(tokens.refresh_token),
+        found.key,
+    )
+
+
+def cache_of(config: ClientConfig, state: StateDirectory) -> TokenCache:
+    """Return the cache in which the tokens of the configured login are kept, for these relays alone.
+
+    Raises ConfigError where no relay is set; StateError where what is kept of it is damaged.
+    """
+    login = config.login
+    return TokenCache(
+        state.token_directory,
+        relay=organisation(config, state),
+        issuer=login.issuer,
+        client_id=login.client_id,
+        scopes=login.scopes,
+        relay_scopes=login.relay_scopes,
+        audience=login.audience,
+    )
+
+
+def user_name(claims: Mapping[str, Any]) -> str:
+    """Return what a person is known by: a verified e-mail address, the preferred user name, else the subject."""
+    email, verified = claims.get("email"), claims.get("email_verified", True)
+    for value in (email if verified is True else None, claims.get("preferred_username"), claims.get("sub")):
+        if isinstance(value, str) and value:
+            return value
+    return ""
+
+
+def _token_of(file: Path) -> str:
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError as error:
+        raise Unauthenticated(f"the token file {file} does not exist; log in, or name another one") from error
+    except OSError as error:
+        raise StateError(f"cannot read the token file {file}: {error.strerror}") from error
+    return data.decode("ascii", "replace").strip()
+
+
+def _described(identity: str, access: str, relay: str, key_file: Path | None = None, source: str = "login") -> Who:
+    """Return what the tokens say: `identity` of the person, `access` of the key."""
+    claims = claims_unverified(identity)
+    said = read_unverified(identity)
+    return Who(
+        user_name(claims), said.subject, said.issuer, relay, said.expires_at, False, _key(access, key_file), source
+    )
+
+
+def _key(token: str, key_file: Path | None) -> str:
+    """Return the thumbprint of the key that a token is bound to."""
+    claims = claims_unverified(token)
+    if not ({"cnf", "nonce"} & set(claims)) and "arcbridge:key:" not in str(claims.get("aud")):
+        return ""
+    from arcbridge.identity.proof import BindingKind, binding  # only where a key is named
+
+    found = binding(claims)
+    if found.kind is BindingKind.NONCE:
+        own = _thumbprint(key_file) if key_file is not None else ""
+        return own if own and found.names(own) else ""
+    return found.thumbprints[0] if found.thumbprints else ""
+
+
+def _thumbprint(key_file: Path) -> str:
+    """Return the thumbprint (RFC 7638 §3) of a private JWK in a file, without reading the private half; empty where
+    there is none."""
+    try:
+        jwk = json.loads(read_file(key_file) or b"{}")
+        members = {name: jwk[name] for name in ("crv", "kty", "x", "y")}
+    except (ArcbridgeError, ValueError, KeyError, TypeError):
+        return ""
+    digest = hashlib.sha256(json.dumps(members, separators=(",", ":"), sort_keys=True).encode()).digest()
+    return urlsafe_b64encode(digest).rstrip(b"=").decode()

@@ -1,0 +1,522 @@
+"""Logging in at an OIDC issuer: device code (RFC 8628), authorization code with PKCE (RFC 7636), refresh, and tokens
+for one cluster each by `resource` (RFC 8707), `audience` or token exchange (RFC 8693).
+
+The authorization code comes back to a listener on both loopback addresses (`client.login_callback`) that serves one
+valid answer and closes. `state` and `nonce` are checked. Tokens are saved before they are
+used: an issuer that rotates refresh tokens has already forgotten the former one. The login has a key
+(`client.proof_keys`) to which its tokens are bound where the issuer can do that: by DPoP, and the id token of the
+authorization code flow by its nonce, which names the key. PKCE is what protects the code here (RFC 9700 §2.1.1), so the
+nonce need not be a new one each time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import os
+import re
+import secrets
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+from arcbridge.client.credentials import audience_parameters as second_audience
+from arcbridge.client.credentials import proof_keys
+from arcbridge.client.credentials.client_authentication import ClientAuthentication
+from arcbridge.client.credentials.issuer import Issuer, IssuerEndpoints, IssuerError, check_id_token, page_of
+from arcbridge.client.credentials.jwt_unverified import claims_unverified, read_unverified
+from arcbridge.client.credentials.login_callback import HEAD_LIMIT, LoginCallback, check_redirect_path, redirect_path
+from arcbridge.client.credentials.token_cache import MAX_TIME, AudienceToken, TokenCache, TokenSet, token_set
+from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
+from arcbridge.identity.proof import ProofKey, binding
+from arcbridge.net.address import check_origins, origin_of
+from arcbridge.net.loopback import listen_local
+from arcbridge.settings.choices import AUDIENCE_BY, BROWSER, DEVICE
+from arcbridge.settings.config import LoginConfig
+
+REDIRECT_PORTS = (8000, 18000)
+"""kubelogin's, so that a registration made for it serves us as well."""
+BROWSER_WAIT = 300.0
+"""Seconds for the user to log in in the browser."""
+DEVICE_WAIT_MOST = 1800.0
+"""Seconds to poll at most, whatever the issuer's `expires_in` says."""
+POLL_LEAST, POLL_MOST = 1.0, 60.0
+"""Seconds between two polls for a device code, whatever the issuer's `interval` says."""
+_EXCHANGE_GRANT = "urn:ietf:params:oauth:grant-type:token-exchange"
+_ACCESS_TOKEN = "urn:ietf:params:oauth:token-type:access_token"
+_DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
+_CODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,31}")
+"""A code that the user is to type (RFC 8628 §6.1): one word, so that it can say nothing else to the user."""
+_UNBOUND = "the issuer's new token for clusters is bound to no key (login.require_bound)"
+
+Say = Callable[[str], None]
+OpenBrowser = Callable[[str], Awaitable[bool]]
+
+
+def check_login(config: LoginConfig) -> None:
+    """Raise ConfigError for settings with which no login can work."""
+    if not config.client_id:
+        raise ConfigError("login.client_id: required with login.issuer; give --oidc-client-id ID")
+    if config.redirect_port is not None and not 0 <= config.redirect_port <= 65535:
+        raise ConfigError("login.redirect_port: must be a port, or 0 for any free one")
+    check_redirect_path(config.redirect_path)
+    check_origins("login.issuer_origins", config.issuer_origins)
+    if config.cluster_audience_by not in AUDIENCE_BY:
+        raise ConfigError(f"login.cluster_audience_by: must be one of {', '.join(AUDIENCE_BY)}")
+    by_scope = config.cluster_audience_by == second_audience.BY_SCOPE
+    if config.cluster_audience and by_scope and not config.relay_scopes:
+        # The login asks for the scopes of relay and clusters together, so its own access token may be good at both.
+        raise ConfigError(
+            "login.relay_scopes: required with login.cluster_audience_by = scope; name the scopes of a token that "
+            "is good at the relay alone"
+        )
+
+
+class Login:
+    """One configured login. `say` shows a line to the user; `open_browser` returns whether it could."""
+
+    def __init__(
+        self,
+        config: LoginConfig,
+        cache: TokenCache,
+        *,
+        say: Say,
+        open_browser: OpenBrowser | None = None,
+        clock: Callable[[], float] = time.time,
+        environment: Mapping[str, str] = os.environ,
+        redirect_ports: tuple[int, ...] = REDIRECT_PORTS,
+        command: str = "arcbridge login",
+    ) -> None:
+        """`command`: what the user is told to run where only a new login helps."""
+        check_login(config)
+        if config.redirect_port is not None:
+            redirect_ports = (config.redirect_port,)
+        self._authentication = ClientAuthentication(config, clock, environment)
+        self._config = config
+        self._cache = cache
+        self._say = say
+        self._open_browser = open_browser or _open_browser
+        self._clock = clock
+        self._environment = environment
+        self._redirect_ports = redirect_ports
+        self._command = command
+        self._key: ProofKey | None = None
+
+    async def tokens(self, *, interactive: bool, force: bool = False) -> TokenSet:
+        """Return tokens that are fresh: kept, refreshed, or from a new login if `interactive`.
+
+        `force` refreshes even what looks fresh (the other end refused it). Raises Unauthenticated when only a new
+        login would help and none may begin, Unreachable when the issuer is down and nothing kept is usable.
+        """
+        refused = self._cache.load() if force else None
+        if not force and (kept := self._cache.load()).fresh(self._clock()) and self._suits(kept):
+            return kept
+        async with self._cache.locked():
+            # Another process may have refreshed while this one waited.
+            kept = self._cache.load()
+            suits = self._suits(kept)
+            if kept.fresh(self._clock()) and suits and (refused is None or not kept.same_login(refused)):
+                return kept
+            why = ""
+            async with self._issuer() as issuer:
+                if kept.refresh_token:
+                    try:
+                        found = await self._refresh(issuer, kept)
+                        if self._suits(found):
+                            return found
+                        why = f" ({_UNBOUND})"
+                    except IssuerError as error:
+                        if error.code == "invalid_dpop_proof":
+                            raise _refused(error) from error  # a new login would fare the same
+                        why = f" ({error.words})"  # revoked or too old: a new login is the answer
+                    except Unreachable:
+                        if kept.usable(self._clock()) and suits and not force:
+                            return kept
+                        raise
+                elif kept.usable(self._clock()) and suits and not force:
+                    return kept
+                if not interactive:
+                    never = not kept.refresh_token and kept.same_login(TokenSet())
+                    state = self._cache.no_login if never else f"the login has ended{why}"
+                    raise Unauthenticated(f"{state}; run `{self._command}`")
+                return await self._log_in(issuer)
+
+    async def log_in(self) -> TokenSet:
+        """Log in anew, whatever is kept."""
+        async with self._cache.locked(), self._issuer() as issuer:
+            return await self._log_in(issuer)
+
+    async def for_audience(self, audience: str, *, interactive: bool, force: bool = False) -> AudienceToken:
+        """Return a token that is fresh, and good for `audience` alone: kept, or traded for this login's tokens.
+
+        `force`, and what is raised: as for `tokens`; ConfigError besides where the issuer gives no such token.
+        """
+        refused = self._cache.load().by_audience.get(audience) if force else None
+        await self.tokens(interactive=interactive)
+        async with self._cache.locked():
+            kept = self._cache.load()
+            one = kept.by_audience.get(audience)
+            if one is not None and one.fresh(self._clock()) and one != refused:
+                return one
+            async with self._issuer() as issuer:
+                try:
+                    return await self._trade_or_log_in(issuer, kept, audience, interactive=interactive)
+                except IssuerError as error:
+                    raise self._no_token_for(audience, f"the issuer refused it ({error.words})") from error
+                except Unreachable:
+                    if one is not None and one.usable(self._clock()) and one != refused:
+                        return one
+                    raise
+
+    def _suits(self, tokens: TokenSet) -> bool:
+        """Return whether the id token may be shown to clusters: it is bound to the key, or need not be, or is not for
+        them."""
+        return not self._config.require_bound or bool(self._config.cluster_audience) or self._is_bound(tokens.id_token)
+
+    def _is_bound(self, token: str) -> bool:
+        key = self.key
+        return key is not None and binding(claims_unverified(token)).names(key.thumbprint)
+
+    @property
+    def key(self) -> ProofKey | None:
+        """The key to which this login's tokens are bound; None: there was no login yet. Raises StateError."""
+        return self._remembered(proof_keys.load(self._key_path, of_settings=self._config.proof_key_file is not None))
+
+    def _own_key(self) -> ProofKey:
+        of_settings = self._config.proof_key_file is not None
+        key = self._remembered(proof_keys.load_or_make(self._key_path, of_settings=of_settings))
+        assert key is not None
+        return key
+
+    @property
+    def _key_path(self) -> Path:
+        return self._config.proof_key_file or self._cache.key_path
+
+    def _remembered(self, key: ProofKey | None) -> ProofKey | None:
+        """Return the same key, as the one that is ready to sign. It is read each time: a logout takes it away."""
+        if key is None or self._key is None or key.to_jwk() != self._key.to_jwk():
+            self._key = key
+        return self._key
+
+    def _issuer(self) -> Issuer:
+        # Only where the issuer's discovery offers DPoP is a key made.
+        key = self._own_key if self._config.dpop else None
+        pop = self._own_key if self._config.pop else None
+        config = self._config
+        return Issuer(config.issuer, config.ca_file, origins=config.issuer_origins, key=key, pop=pop, clock=self._clock)
+
+    # -- the grants ---------------------------------------------------------------------------------------------------
+
+    async def _refresh(self, issuer: Issuer, kept: TokenSet) -> TokenSet:
+        endpoints = await issuer.endpoints()
+        form = {"grant_type": "refresh_token", "refresh_token": kept.refresh_token}
+        form |= second_audience.for_relay(self._config)
+        answer = await self._by_refresh_token(issuer, endpoints, form)
+        # An issuer may leave the nonce out of the new id token, and may not change it (OpenID Connect Core §12.2).
+        was, now = (read_unverified(text).nonce for text in (kept.id_token, str(answer.get("id_token") or "")))
+        if now and was and now != was:
+            raise Unauthenticated("the issuer's answer belongs to another login (nonce); log in again")
+        # Some issuers send no id token at a refresh, or one that is bound no more: the former stays while it lasts.
+        unfit = "id_token" not in answer or (self._config.require_bound and not self._is_bound(str(answer["id_token"])))
+        if unfit and read_unverified(kept.id_token).expires_at > self._clock():
+            answer = {**answer, "id_token": kept.id_token}
+        return self._keep(answer, kept.refresh_token, kept.by_audience)
+
+    async def _by_refresh_token(
+        self, issuer: Issuer, endpoints: IssuerEndpoints, form: Mapping[str, str]
+    ) -> dict[str, Any]:
+        """Send a form with a refresh token, and return what the token endpoint answers.
+
+        The refresh token of a login without a key, as a former version made it, is bound to none, and an issuer may
+        refuse it beside a proof. It is sent once more without one, and the login stays one without a key.
+        """
+        had_key = self.key is not None
+        try:
+            return await self._ask(issuer, endpoints, form)
+        except IssuerError as error:
+            if error.code != "invalid_grant" or had_key or self.key is None:
+                raise
+        answer = await self._ask(issuer, endpoints, form, bind=False)
+        if self._config.proof_key_file is None:
+            proof_keys.remove(self._key_path)
+        return answer
+
+    async def _trade_or_log_in(
+        self, issuer: Issuer, kept: TokenSet, audience: str, *, interactive: bool
+    ) -> AudienceToken:
+        try:
+            return await self._trade(issuer, kept, audience)
+        except IssuerError as error:
+            if error.code != "invalid_grant":
+                raise
+            if not interactive:
+                raise Unauthenticated(f"the login has ended ({error.words}); run `{self._command}`") from error
+        return await self._trade(issuer, await self._log_in(issuer), audience)
+
+    async def _trade(self, issuer: Issuer, kept: TokenSet, audience: str) -> AudienceToken:
+        """Have a token for `audience` by refresh token or access token, and keep it."""
+        endpoints, by = await issuer.endpoints(), self._config.cluster_audience_by
+        if by == second_audience.BY_EXCHANGE:
+            form = {"grant_type": _EXCHANGE_GRANT, "subject_token": kept.access_token}
+            form |= {"subject_token_type": _ACCESS_TOKEN, "requested_token_type": _ACCESS_TOKEN}
+        elif kept.refresh_token:
+            form = {"grant_type": "refresh_token", "refresh_token": kept.refresh_token}
+        else:
+            raise self._no_token_for(audience, "the login gave no refresh token (scope offline_access)")
+        form |= second_audience.for_cluster(self._config, audience)
+        ask = self._ask if by == second_audience.BY_EXCHANGE else self._by_refresh_token
+        answer = await ask(issuer, endpoints, form)
+        now = self._clock()
+        got = token_set({"access_token": answer.get("access_token"), "expires_in": answer.get("expires_in")}, now)
+        token = AudienceToken(got.access_token, now, got.expires_at)
+        if by != second_audience.BY_EXCHANGE and isinstance(renewed := answer.get("refresh_token"), str) and renewed:
+            kept = replace(kept, refresh_token=renewed)
+            self._cache.save(kept)  # at once: the issuer may have made the former refresh token void
+        found = read_unverified(token.text).audiences
+        if audience not in found:
+            # An issuer that does not know the parameter ignores it: the token would be the relay's.
+            raise self._no_token_for(audience, "the issuer ignored that it was asked for")
+        if self._config.require_bound and not self._is_bound(token.text):
+            raise self._no_token_for(audience, _UNBOUND)
+        self._cache.save(kept.with_audience(audience, token, now))
+        return token
+
+    def _no_token_for(self, audience: str, why: str) -> ConfigError:
+        return ConfigError(
+            f"login.cluster_audience: there is no token for {audience} by {self._config.cluster_audience_by!r}: {why}; "
+            "have the issuer set up for it (docs/security.md), or take the setting out"
+        )
+
+    async def _log_in(self, issuer: Issuer) -> TokenSet:
+        endpoints = await issuer.endpoints()
+        grant = self._config.grant_type
+        if grant == "auto":
+            by_browser = bool(endpoints.authorization) and _has_browser(self._environment)
+            grant = BROWSER if by_browser or not endpoints.device_authorization else DEVICE
+        by = self._device_code if grant == DEVICE else self._authorization_code
+        try:
+            found = await by(issuer, endpoints)
+        except IssuerError as error:
+            raise _refused(error) from error
+        if not self._suits(found):
+            raise Unauthenticated(f"{_UNBOUND}; use --grant-type authcode, or see docs/security.md")
+        return found
+
+    async def _device_code(self, issuer: Issuer, endpoints: IssuerEndpoints) -> TokenSet:
+        """Log in by RFC 8628: show a code, poll until the user has entered it on another device."""
+        if not endpoints.device_authorization:
+            raise ConfigError(f"the issuer {issuer.url} offers no device code; use --grant-type authcode")
+        # PKCE has no place in RFC 8628, and is ignored there; Keycloak wants it where the client has to use it.
+        verifier = secrets.token_urlsafe(32)
+        wanted = {**self._wanted(), **_challenge(verifier)}
+        url = endpoints.device_authorization
+        answer = await issuer.post(url, wanted, partial(self._authentication.proof, endpoints, url))
+        device_code, page = answer.get("device_code"), page_of(answer.get("verification_uri"))
+        user_code = _code_of(answer.get("user_code"))
+        if not (isinstance(device_code, str) and user_code and page):
+            raise Unreachable(f"the issuer {issuer.url} gave an incomplete device code; try again")
+        whole = page_of(answer.get("verification_uri_complete"))
+        _check_page(issuer, page)
+        where = "" if origin_of(page) == origin_of(issuer.url) else f" at {issuer.url}"
+        self._say(f"To log in{where}, open {page} in a browser and enter the code {user_code}")
+        if whole and issuer.has(whole):
+            self._say(f"or open {whole}")
+        interval = min(max(_positive(answer.get("interval"), 5.0), POLL_LEAST), POLL_MOST)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + min(_positive(answer.get("expires_in"), 600.0), DEVICE_WAIT_MOST)
+        form = {"grant_type": _DEVICE_GRANT, "device_code": device_code, "code_verifier": verifier}
+        while True:
+            await asyncio.sleep(min(interval, deadline - loop.time()))
+            if loop.time() >= deadline:
+                raise Unauthenticated("the device code has expired before the login; start again")
+            try:
+                given = await self._ask(issuer, endpoints, form)
+            except IssuerError as error:
+                if error.code == "slow_down":
+                    interval = min(interval + 5.0, POLL_MOST)  # RFC 8628 §3.5
+                elif error.code == "expired_token":
+                    raise Unauthenticated("the device code has expired before the login; start again") from error
+                elif error.code == "access_denied":
+                    raise Unauthenticated("the login was refused in the browser") from error
+                elif error.code != "authorization_pending":
+                    raise
+            except Unreachable:
+                interval = min(interval * 2, POLL_MOST)  # RFC 8628 §3.5: back off when the connection fails
+            else:
+                return await self._begin(issuer, given)
+
+    async def _authorization_code(self, issuer: Issuer, endpoints: IssuerEndpoints) -> TokenSet:
+        """Log in by RFC 8252 and 7636: the browser comes back to a port of ours with a code."""
+        if not endpoints.authorization:
+            raise ConfigError(f"the issuer {issuer.url} offers no authorization code; use --grant-type device-code")
+        verifier, state = (secrets.token_urlsafe(32) for _ in range(2))
+        key = self._own_key()
+        nonce = key.nonce()
+        path = redirect_path(endpoints, self._config.redirect_path)
+        callback = LoginCallback(state, endpoints, path)
+        servers, port = await self._listen(callback)
+        try:
+            redirect = f"http://localhost:{port}{path}"
+            question = {
+                "response_type": "code",
+                "redirect_uri": redirect,
+                "state": state,
+                "nonce": nonce,
+                **_challenge(verifier),
+                # The code, too, is of no use without the key (RFC 9449 §10).
+                **({"dpop_jkt": key.thumbprint} if endpoints.dpop and self._config.dpop else {}),
+                "client_id": self._config.client_id,
+                **self._wanted(),
+            }
+            joint = "&" if urlsplit(endpoints.authorization).query else "?"
+            page = f"{endpoints.authorization}{joint}{urlencode(question)}"
+            if not await self._open_browser(page):
+                self._say(f"To log in, open {page}")
+            else:
+                self._say("Waiting for the login in the browser …")
+            try:
+                async with asyncio.timeout(BROWSER_WAIT):
+                    code = await callback.code
+            except TimeoutError as error:
+                raise Unauthenticated(
+                    f"the login took longer than {BROWSER_WAIT:.0f} s; start again. If the issuer's page says that it "
+                    f"does not know the redirect URI, have {redirect} registered there (docs/how-to/log-in.md)"
+                ) from error
+        finally:
+            for server in servers:
+                server.close()
+            await callback.finish()
+        form = {"grant_type": "authorization_code", "code": code, "redirect_uri": redirect, "code_verifier": verifier}
+        answer = await self._ask(issuer, endpoints, form)
+        id_token = answer.get("id_token")
+        if isinstance(id_token, str) and not hmac.compare_digest(
+            read_unverified(id_token).nonce.encode(), nonce.encode()
+        ):
+            # The token came over TLS from the issuer, so its signature may go unchecked here (OpenID Connect Core
+            # §3.1.3.7); the nonce may not: it binds the token to this login.
+            raise Unauthenticated("the issuer's answer belongs to another login (nonce); start again")
+        return await self._begin(issuer, answer)
+
+    async def _listen(self, callback: LoginCallback) -> tuple[list[asyncio.Server], int]:
+        for port in self._redirect_ports:
+            try:
+                # Both addresses of `localhost`: at the other one another program would get the answer.
+                sockets = listen_local(port)
+            except ConfigError:
+                continue  # another program listens there
+            servers = [await asyncio.start_server(callback.serve, sock=sock, limit=HEAD_LIMIT) for sock in sockets]
+            return servers, int(sockets[0].getsockname()[1])
+        ports = " and ".join(str(port) for port in self._redirect_ports)
+        raise Unauthenticated(
+            f"local ports {ports} are in use, so the browser could not come back; free one of them, or set "
+            "login.redirect_port"
+        )
+
+    # -- parts --------------------------------------------------------------------------------------------------------
+
+    async def _ask(
+        self, issuer: Issuer, endpoints: IssuerEndpoints, form: Mapping[str, str], *, bind: bool = True
+    ) -> dict[str, Any]:
+        """Send a form of this client to the token endpoint, and return what it answers.
+
+        Raises Unauthenticated where the id token in it is another issuer's or another client's.
+        """
+        proof = partial(self._authentication.proof, endpoints, endpoints.token)
+        answer = await issuer.post(endpoints.token, form, proof, bind=bind)
+        check_id_token(answer, self._config.issuer, self._config.client_id)
+        return answer
+
+    async def _begin(self, issuer: Issuer, answer: Mapping[str, object]) -> TokenSet:
+        """Keep what a new login gave, once it is such that each end may have its part."""
+        if not self._config.relay_scopes:
+            return self._keep(answer)
+        # This access token is good at every end, and stays here: the relay gets one that is good at the relay alone.
+        # Until then the cache has nothing that another process could show.
+        refresh = answer.get("refresh_token")
+        if not isinstance(refresh, str) or not refresh:
+            raise Unauthenticated(
+                "login.relay_scopes: the login gave no refresh token, by which the relay's token is had (scope "
+                "offline_access); have the issuer set up for it, or take the setting out"
+            )
+        login = TokenSet(refresh_token=refresh)
+        self._cache.save(login)
+        return await self._refresh(issuer, login)
+
+    def _wanted(self) -> dict[str, str]:
+        wanted = {"scope": " ".join(self._config.scopes)}
+        if self._config.audience:
+            wanted["audience"] = self._config.audience
+        return wanted
+
+    def _keep(
+        self,
+        answer: Mapping[str, object],
+        former_refresh_token: str = "",
+        by_audience: Mapping[str, AudienceToken] | None = None,
+    ) -> TokenSet:
+        tokens = token_set(dict(answer), self._clock(), former_refresh_token)
+        tokens = replace(tokens, by_audience=dict(by_audience or {}))
+        if not tokens.access_token and not tokens.id_token:
+            raise Unreachable(f"the issuer {self._config.issuer} answered without tokens")
+        self._cache.save(tokens)
+        return tokens
+
+
+def _refused(error: IssuerError) -> Unauthenticated:
+    clock = "; compare this machine's clock" if error.code == "invalid_dpop_proof" else ""
+    return Unauthenticated(f"the issuer refused the login ({error.words}){clock}")
+
+
+def _check_page(issuer: Issuer, page: str) -> None:
+    """Raise ConfigError for a page of device codes at an origin that the user has not accepted.
+
+    It could be another issuer's, at which the code logs somebody else in (docs/threats.md#B34).
+    """
+    try:
+        where = origin_of(page)
+    except ConfigError as error:
+        raise ConfigError(
+            f"the page for device codes of the issuer {issuer.url} cannot be used: {error.message}; tell the issuer's "
+            "operator"
+        ) from None
+    if where not in issuer.origins:
+        raise ConfigError(
+            f"login.issuer_origins: the issuer {issuer.url} has its page for device codes at {page}, and accepted are "
+            f"{' and '.join(issuer.origins)} alone. Your code could log in somebody else there; ask the issuer's "
+            f"operator, and if that is right {issuer.how_to_accept(where)}"
+        )
+
+
+def _code_of(value: object) -> str:
+    """Return a code that the user is to type, as it may be shown; empty where it is none."""
+    return value if isinstance(value, str) and _CODE.fullmatch(value) else ""
+
+
+def _challenge(verifier: str) -> dict[str, str]:
+    """Return what a request has so that only the holder of `verifier` can go on with it (RFC 7636 §4.3)."""
+    digest = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
+    return {"code_challenge": digest, "code_challenge_method": "S256"}
+
+
+def _positive(value: object, default: float) -> float:
+    good = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < MAX_TIME
+    return float(value) if good and isinstance(value, int | float) else default
+
+
+def _has_browser(environment: Mapping[str, str]) -> bool:
+    if environment.get("SSH_CONNECTION"):
+        return False  # the browser would open, and come back, on the wrong machine
+    return sys.platform in ("darwin", "win32") or bool(environment.get("DISPLAY") or environment.get("WAYLAND_DISPLAY"))
+
+
+async def _open_browser(url: str) -> bool:
+    import webbrowser
+
+    return await asyncio.to_thread(webbrowser.open, url)

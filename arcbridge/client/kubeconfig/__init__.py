@@ -1,0 +1,1 @@
+"""Entries of ours in kubeconfig files: written, repaired and removed beside those of others."""

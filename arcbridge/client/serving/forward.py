@@ -1,0 +1,180 @@
+"""`forward`: a local TCP port whose connections are streams to one TCP target of the cluster.
+
+Bytes move in `SocketSplice`, socket to stream and back, without a task and without being looked at. A stream opens
+as soon as a connection is accepted, because in many protocols the server speaks first.
+
+The port asks its callers for nothing, and what it leads to is reached with this user's rights: on loopback the programs
+of other users of the machine are refused, unless all users are to be served (docs/threats.md#W13).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import structlog
+
+from arcbridge.client.session.session_manager import SessionManager
+from arcbridge.errors import ArcbridgeError, ConfigError, PermissionRefused, StreamReset
+from arcbridge.mux.session import MuxSession
+from arcbridge.mux.splice import SocketSplice, SpliceResult
+from arcbridge.net.descriptors import explain
+from arcbridge.net.peer_user import PeerUser, peer_user
+from arcbridge.net.sockets import AcceptLoop, reset
+from arcbridge.wire.frames import ResetCode
+
+PREFIX = "tcp:"
+"""What a TCP target's name begins with in an OPEN."""
+TARGETS_SHOWN = 20
+"""Targets that an error names."""
+
+log = structlog.get_logger("arcbridge.client")
+
+
+class ForwardStats:
+    """Counters of one forward."""
+
+    __slots__ = ("accepted", "bytes_down", "bytes_up", "failed", "open")
+
+    def __init__(self) -> None:
+        self.accepted = 0
+        self.open = 0
+        self.failed = 0
+        self.bytes_up = 0
+        self.bytes_down = 0
+
+
+class Forward:
+    """Serves one target on a listening, non-blocking socket, which it owns; `start`, then `close`."""
+
+    def __init__(self, session: SessionManager, target: str, sock: socket.socket, *, any_user: bool = False) -> None:
+        self._session = session
+        self._target = f"{PREFIX}{check_target_name(target)}"
+        self._loop = asyncio.get_running_loop()
+        self._accepting = AcceptLoop([sock], self._accepted, self._exhausted)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.stats = ForwardStats()
+        self._any_user = any_user
+        """Whether programs of other users of this machine are served."""
+        self._log = log.bind(cluster=session.cluster, target=target)
+
+    def start(self) -> None:
+        self._accepting.start()
+
+    async def close(self) -> None:
+        """Stop accepting; running connections end with their session."""
+        self._accepting.close()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _accepted(self, sock: socket.socket, _host: str) -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.stats.accepted += 1
+        user = PeerUser.OWN if self._any_user else peer_user(sock)
+        if user is not PeerUser.OWN:
+            self.stats.failed += 1
+            if user is PeerUser.GONE:
+                self._log.debug("connection refused", reason="the program has closed it before it was accepted")
+            else:
+                self._log.warning(
+                    "connection refused", reason="a program of another user of this machine; --any-user lets them in"
+                )
+            reset(sock)
+            return
+        session = self._session.current
+        if session is not None:
+            self._open(session, sock)
+        else:
+            task = self._loop.create_task(self._wait(sock))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _exhausted(self, _listening: socket.socket, error: OSError, again: bool) -> None:
+        if not again:  # once, not at each try for as long as it lasts
+            self._log.warning("cannot accept", reason=explain(error))
+
+    async def _wait(self, sock: socket.socket) -> None:
+        """Wait for a session for a connection that came while none is up."""
+        try:
+            session = await self._session.ready(before_auth=True)
+        except ArcbridgeError as error:
+            self.stats.failed += 1
+            self._log.warning("connection refused", reason=error.message)
+            reset(sock)
+            return
+        except BaseException:
+            reset(sock)
+            raise
+        self._open(session, sock)
+
+    def _open(self, session: MuxSession, sock: socket.socket) -> None:
+        try:
+            session.open(self._target, SocketSplice(sock, self._done))
+        except ArcbridgeError as error:
+            self.stats.failed += 1
+            self._log.warning("connection refused", reason=error.message)
+            reset(sock)
+            return
+        self.stats.open += 1
+
+    def _done(self, result: SpliceResult) -> None:
+        self.stats.open -= 1
+        self.stats.bytes_up += result.to_stream
+        self.stats.bytes_down += result.from_stream
+        if result.error is not None:
+            self.stats.failed += 1
+            # A local program that hangs up hard is its own business; what the other end did is worth a line.
+            tell = self._log.debug if isinstance(result.error, OSError) else self._log.warning
+            tell(
+                "connection cut",
+                reason=reason(result.error, self._target),
+                up=result.to_stream,
+                down=result.from_stream,
+            )
+
+
+def check_target_name(target: str) -> str:
+    """Return a target's name as the agent's settings may spell it; raises ConfigError."""
+    if not _is_target_name(target):
+        raise ConfigError(f"{target[:64]!r} is not a target's name; use one of [targets] in the agent's settings")
+    return target
+
+
+def check_offered(target: str, offered: str, cluster: str) -> None:
+    """Raise PermissionRefused where the agent's list of targets (of AUTH_OK) lacks this one.
+
+    Where `offered` is empty the agent did not say, and nothing is refused.
+    """
+    names = [word.removeprefix(PREFIX) for word in offered.split() if word.startswith(PREFIX)]
+    if not offered or target in names:
+        return
+    shown = [name for name in names if _is_target_name(name)][:TARGETS_SHOWN]
+    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+    there = f"you may use {', '.join(shown)}{more}" if shown else "there is none for you"
+    raise PermissionRefused(
+        f'the agent of cluster "{cluster}" has no target {target!r} for you; {there} ([targets] in its settings)'
+    )
+
+
+def _is_target_name(name: str) -> bool:
+    return 0 < len(name) <= 253 and all(c.isascii() and (c.isalnum() or c in "-_.") for c in name)
+
+
+def reason(error: Exception, target: str) -> str:
+    """Say why a connection was cut, and what to do about it."""
+    name = target.removeprefix(PREFIX)
+    if isinstance(error, StreamReset):
+        known: dict[int, str] = {
+            ResetCode.UNKNOWN_TARGET: f"the agent has no target {name!r} for you; see [targets] in its settings",
+            ResetCode.FORBIDDEN: f"you may not use the agent's target {name!r}; see [targets] in its settings",
+            ResetCode.CONNECT_FAILED: f"the agent cannot connect to {name!r}; is it running?",
+            ResetCode.IDLE: "nothing moved for too long",
+            ResetCode.EXPIRED: "the login has expired; log in again",
+            ResetCode.LIMIT: "the agent ended the connection at one of its limits; ask the cluster's operator",
+            ResetCode.REFUSED: "the agent takes no new connection now; try again",
+            ResetCode.CANCELLED: "the other end reset the connection",
+        }
+        return known.get(error.code, error.message)
+    return error.message if isinstance(error, ArcbridgeError) else type(error).__name__

@@ -1,0 +1,166 @@
+"""How a connection to a cluster comes to exist: joined through a relay, then TLS, HELLO and AUTH with the agent.
+
+What a step may send is fixed by its order: the relay's TLS is verified before the access token is said; the agent's
+TLS is verified against the cluster's CA, which the caller has checked, before the cluster's token is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+from arcbridge import __version__
+from arcbridge.client.credentials.tokens import Tokens
+from arcbridge.client.relay.relay_access import RelayAccess
+from arcbridge.client.relay.relays import Relays, RelaysFailed
+from arcbridge.client.session.refusal import RETRY_SOON, Shown, raise_user_error
+from arcbridge.errors import (
+    ArcbridgeError,
+    ConfigError,
+    ConnectionLost,
+    JoinRefused,
+    PermissionRefused,
+    PinMismatch,
+    RemoteProtocolError,
+    Unreachable,
+)
+from arcbridge.mux.alteration import alteration
+from arcbridge.mux.connection import MuxConnection
+from arcbridge.net.dialer import connect
+from arcbridge.net.join import JoinCode, client_join
+from arcbridge.net.session_tls import connect_session
+from arcbridge.net.tls import ALPN_JOIN, inner_client_context
+from arcbridge.pki.names import cluster_server_name
+from arcbridge.pki.pins import pin_of
+from arcbridge.wire.records import JoinReply, JoinRequest
+
+CONNECT_DEADLINE = 10.0
+"""Seconds to reach a relay by TCP, all its addresses and the proxy included."""
+HANDSHAKE_DEADLINE = 10.0
+"""Seconds for the end-to-end TLS, HELLO and AUTH together; the agent allows as many."""
+
+
+class Joined(NamedTuple):
+    """A raw path to an agent of the cluster; its holder owns the socket."""
+
+    relay: RelayAccess
+    sock: socket.socket
+    reply: JoinReply
+
+
+async def join(
+    relays: Relays,
+    cluster: str,
+    tokens: Tokens,
+    *,
+    instance: str = "",
+    first_session: str = "",
+    leaving: RelayAccess | None = None,
+) -> Joined:
+    """Join an agent of `cluster` (the one called `instance`, where that is given) through whichever relay works.
+
+    `first_session`: the join id under which a session began that is to be resumed; the relay's log has it.
+
+    Raises Unauthenticated, PermissionRefused, Unreachable, PinMismatch, ConfigError or StateError, in the user's
+    words. Cancelled or failed, it leaves no socket.
+    """
+    token = await tokens.access()
+    tokens.prepare()
+    request = JoinRequest(
+        role="client",
+        cluster=cluster,
+        token=token,
+        instance=instance,
+        version=__version__,
+        first_session=first_session,
+    )
+
+    def prove(certificate: bytes) -> str:
+        return tokens.prove(token, certificate)
+
+    async def attempt(relay: RelayAccess) -> tuple[socket.socket, JoinReply]:
+        try:
+            return await _join_through(relay, request, prove)
+        except ArcbridgeError as error:
+            raise_user_error(error, cluster, shown=Shown(token, tokens.access_source))
+
+    try:
+        relay, (sock, reply) = await relays.first_of(attempt, lambda result: result[0].close(), leaving=leaving)
+    except RelaysFailed as failed:
+        error = failed.summed_up(_usefulness)
+        raise error from error.__cause__
+    return Joined(relay, sock, reply)
+
+
+async def _join_through(
+    relay: RelayAccess, request: JoinRequest, prove: Callable[[bytes], str]
+) -> tuple[socket.socket, JoinReply]:
+    context = await relay.context(ALPN_JOIN)
+    sock = await connect(relay.address, deadline=CONNECT_DEADLINE)
+    try:
+        reply = await client_join(sock, context, relay.address.host, request, prove=prove)
+    except Unreachable as error:
+        if isinstance(error.__cause__, ssl.SSLCertVerificationError):
+            relay.forget()
+        raise
+    try:
+        pin_of(reply.cluster_ca)
+    except ConfigError as error:
+        sock.close()
+        said = "states as the cluster's CA what is not one certificate" if reply.cluster_ca else "did not say its CA"
+        raise RemoteProtocolError(f"the relay {said}; tell its operator") from error
+    return sock, reply
+
+
+def _usefulness(error: ArcbridgeError) -> int:
+    """Rank the failure of one of several relays by how much it tells what to do: the further a join came, the more."""
+    if isinstance(error, PinMismatch):
+        return 5  # there may be an attacker in between, which must not go unnoticed
+    if isinstance(error, PermissionRefused):
+        return 2  # a relay that does not know the cluster yet says so too
+    if isinstance(error.__cause__, JoinRefused):
+        refused_by_relay = error.__cause__.code in (
+            JoinCode.OVERLOADED,
+            JoinCode.LIMIT,
+            JoinCode.DRAINING,
+            JoinCode.INTERNAL,
+        )
+        return 3 if refused_by_relay else 4
+    return 1
+
+
+async def shake_hands(
+    joined: Joined, cluster: str, protocol: Callable[[], MuxConnection], done: Callable[[], Awaitable[None]]
+) -> None:
+    """TLS with the agent over a joined socket, then whatever `done` waits for; owns the socket.
+
+    Raises Unreachable when that takes too long, PinMismatch when it is not the cluster's agent, ConnectionLost, and
+    what `done` raises. Failed or cancelled, the connection has been closed.
+    """
+    transport: asyncio.Transport | None = None
+    try:
+        context = inner_client_context(joined.reply.cluster_ca)
+        async with asyncio.timeout(HANDSHAKE_DEADLINE):
+            transport = await connect_session(
+                joined.sock, context, protocol(), cluster_server_name(cluster), handshake_deadline=HANDSHAKE_DEADLINE
+            )
+            await done()
+    except BaseException as error:
+        if transport is not None:
+            transport.abort()
+        joined.sock.close()
+        if isinstance(error, TimeoutError):
+            raise Unreachable(
+                f'the agent of cluster "{cluster}" did not answer in time; try again', retry_after=RETRY_SOON
+            ) from error
+        if isinstance(error, ssl.SSLCertVerificationError):
+            raise PinMismatch(
+                f'the peer that answered for cluster "{cluster}" is not certified by its CA; '
+                "another party may be in between: tell the relay's operator"
+            ) from error
+        if isinstance(error, OSError):
+            raise alteration(error) or ConnectionLost("it ended during the handshake with the agent") from error
+        raise

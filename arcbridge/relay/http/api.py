@@ -1,0 +1,467 @@
+"""The relay's HTTP API: how agents enrol and renew, and how people see which clusters they may reach.
+
+    GET  /v1/ca                the CA (PEM) under which this relay's own certificate is verified; checked by its pin
+    GET  /v1/login             where clients log in: issuer, client id, scopes, audiences (`login_settings`); 404 where
+                               the settings name no issuer
+    POST /v1/enrol             {join_token, csr, cluster_ca} -> {certificate, ca, cluster, not_after}
+    POST /v1/join-token        {join_token} -> {cluster}: whether it could enrol an agent, without using it
+    POST /v1/renew             {csr, stored?} -> the same; the cluster is the one of the TLS client certificate, nothing
+                               else, and the key too. `stored`: "yes", the same request will be sent again if need be
+    GET  /v1/clusters          [{name, state, agents, last_seen, ca_pin, certificate_expires, version, labels, revoked}]
+    GET  /v1/clusters/{name}   one of these; unknown and not allowed get one answer
+
+The last two need an access token, and the header `Arcbridge-Proof` where that is bound to a key (`identity.proof`).
+Times are unix seconds, 0 for never. An error is `{"error": {"code": "…", "message": "…"}}`, its message a sentence for
+a person. Connections and bodies are `api_server`'s, the words of errors `api_answers`'.
+
+Nothing that a peer sent is ever in an answer or in a log: aiohttp by itself quotes the bytes that it could not parse,
+which may be the start of a bearer token, in its 400 and in a logged traceback (docs/threats.md#A3), so here every
+answer and every log line is ours.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Protocol
+
+import structlog
+from aiohttp import web
+
+from arcbridge.errors import ConfigError, EnrolmentRefused, PermissionRefused, Unauthenticated
+from arcbridge.identity.claims import Identity
+from arcbridge.identity.proof import HEADER, Peer, ProofChecker, ProofPolicy, ProofRefused
+from arcbridge.limiters import Bursts, KeyedTokenBucket
+from arcbridge.loop_shares import LoopTime
+from arcbridge.net.address import source_of
+from arcbridge.net.tls import ServerContext
+from arcbridge.pki.authority import (
+    Authority,
+    agent_generation,
+    agent_issued_at,
+    agent_key_hash,
+    certificate_validity,
+    check_ca_certificate,
+)
+from arcbridge.pki.enrolment import JoinToken, key_hash, request_hash
+from arcbridge.pki.names import check_cluster_name
+from arcbridge.relay.access import Access
+from arcbridge.relay.http.answers import ApiRefusal, expect, no_such_path, set_headers, wrong_method
+from arcbridge.relay.http.server import BODY_LIMIT, address_of, errors, no_payer, note_proved, read_body, take_turn
+from arcbridge.relay.registry.base import ClusterRecord, Registry, admit, cluster_state
+from arcbridge.relay.registry.generations import OLDER_AGENT, RenewedTwice, ShownCertificate
+
+FAILURES = 10
+"""Failed enrolments that one source has at once. Against guessing stand the 256 bits of a secret: this bound only keeps
+noise cheap."""
+
+FAILURES_RATE = 1 / 6
+"""Failed enrolments per second that grow back."""
+
+UNPROVED = 30
+"""Refusals for want of a proof that one address has at once; it may stand for an office full of older clients."""
+
+UNPROVED_RATE = 0.5
+"""Such refusals per second that grow back."""
+
+STRANGERS = 200
+"""Requests without a credential that one address has at once; an agent sends one in its life."""
+
+STRANGERS_RATE = 50.0
+"""Such requests per second that grow back. At 0.2 ms each an address takes a hundredth of a core."""
+
+USER_REQUESTS_PER_MINUTE = 240
+"""Requests of one subject, and as many at once, unless the settings say otherwise."""
+
+RENEWALS = 20
+"""Renewals that the agents of one cluster have at once: they share one certificate, which lasts for days."""
+
+RENEWALS_RATE = 1 / 6
+"""Renewals per second and cluster that grow back."""
+
+SOURCES = 4096
+"""Addresses, and clusters, whose requests are counted."""
+
+SUBJECTS = 16_384
+"""Subjects whose requests are counted."""
+
+LOG_INTERVAL = 10.0
+"""Seconds between two lines in the log about requests that one limit refuses."""
+
+log = structlog.get_logger("arcbridge.relay")
+
+
+class Verifier(Protocol):
+    """`identity.verifier.TokenVerifier`."""
+
+    async def verify(self, token: str) -> Identity: ...
+
+
+CountAgents = Callable[[Sequence[str]], Awaitable[Mapping[str, int]]]
+"""How many agents of each of these clusters are connected now, in the whole fleet; a cluster left out has none."""
+
+PeerCertificate = Callable[[web.Request], bytes | None]
+"""The verified TLS client certificate (DER) of a request's connection, or None."""
+
+OwnKey = Callable[[web.Request], bytes]
+"""The SubjectPublicKeyInfo (DER) of the certificate that this relay showed in a request's connection."""
+
+
+class Limited:
+    """How many requests each limit has refused."""
+
+    LIMITS = ("address", "enrolments", "user", "renewals", "proofs")
+
+    def __init__(self) -> None:
+        self.counts = dict.fromkeys(self.LIMITS, 0)
+        self._bursts: Bursts[str] = Bursts(LOG_INTERVAL)
+
+    def count(self, limit: str) -> bool:
+        """Count a refusal; say whether the log is to tell of it."""
+        self.counts[limit] += 1
+        return self._bursts.seen(limit, time.monotonic()) is not None
+
+
+def tls_peer_certificate(request: web.Request) -> bytes | None:
+    """Return the client certificate that asyncio's TLS verified on this connection (DER), or None."""
+    tls = None if request.transport is None else request.transport.get_extra_info("ssl_object")
+    # The parsed form is empty unless the certificate was verified; the binary form is there in any case.
+    if tls is None or not tls.getpeercert():
+        return None
+    certificate: bytes | None = tls.getpeercert(binary_form=True)
+    return certificate
+
+
+def tls_own_key(request: web.Request) -> bytes:
+    """Return the key that this relay showed on this connection; empty, which no proof names, where it is not known."""
+    tls = None if request.transport is None else request.transport.get_extra_info("ssl_object")
+    return tls.context.spki if tls is not None and isinstance(tls.context, ServerContext) else b""
+
+
+@dataclass(frozen=True, slots=True)
+class _Api:
+    """The handlers, with what they work on."""
+
+    authority: Authority
+    registry: Registry
+    count_agents: CountAgents
+    verifier: Verifier
+    access: Access
+    clock: Callable[[], float]
+    certificate_life: float
+    ca_pem: str
+    failures: KeyedTokenBucket[str]
+    """Failed enrolments, by address."""
+    unproved: KeyedTokenBucket[str]
+    """Refusals for want of a proof, by address: one who has stolen a token spends nothing of its owner's."""
+    unproved_told: Bursts[str]
+    """The same refusals, by reason, for the log."""
+    strangers: KeyedTokenBucket[str]
+    """Requests that need no credential, by address."""
+    callers: KeyedTokenBucket[str]
+    """Requests with an access token, by subject."""
+    renewals: KeyedTokenBucket[str]
+    """Renewals, by cluster."""
+    limited: Limited
+    monotonic: Callable[[], float]
+    peer_certificate: PeerCertificate
+    own_key: OwnKey
+    proofs: ProofChecker
+    renewed_twice: Callable[[], None]
+    login_document: Mapping[str, object] | None
+    payer_of: Callable[[Identity], LoopTime]
+    """Who pays for the loop's time once the token is verified."""
+
+    async def ca(self, request: web.Request) -> web.Response:
+        self._spend_of_stranger(request)
+        return web.Response(text=self.ca_pem, content_type="application/x-pem-file")
+
+    async def login(self, request: web.Request) -> web.Response:
+        self._spend_of_stranger(request)
+        if self.login_document is None:
+            raise ApiRefusal(
+                HTTPStatus.NOT_FOUND,
+                "the relay does not say how to log in: give --oidc-issuer-url and --oidc-client-id, or have its "
+                "operator add a [login] table to its settings",
+            )
+        return web.json_response(self.login_document)
+
+    async def enrol(self, request: web.Request) -> web.Response:
+        source = address_of(request)
+        join_token, csr, cluster_ca = await read_body(request, "join_token", "csr", "cluster_ca")
+        try:
+            # The request is judged before the token is consumed, so that a mistake in it costs no use.
+            key = key_hash(csr)
+            cluster_ca = check_ca_certificate(cluster_ca)
+            token_id = JoinToken.parse(join_token).id
+            record = await self.registry.redeem_join_token(join_token, key, cluster_ca)
+        except EnrolmentRefused as error:
+            log.warning("enrolment refused", source=source, reason=error.message)
+            self._count_failure(source, error)
+            raise
+        note_proved(request)
+        # A relay of the fleet that counts nothing may have written the record since.
+        state = record.keys.get(key)
+        answer = await self._sign(csr, record, 1 if state is None else state.generation)
+        log.info("agent enrolled", cluster=record.name, join_token=token_id, source=source, ca_pin=record.ca_pin)
+        return web.json_response(answer)
+
+    async def check_join_token(self, request: web.Request) -> web.Response:
+        """Answer whether a join token could enrol an agent now, for the agent's `doctor`; nothing is used up by it."""
+        source = address_of(request)
+        (join_token,) = await read_body(request, "join_token")
+        try:
+            cluster = await self.registry.check_join_token(join_token)
+        except EnrolmentRefused as error:
+            # It is as good as an enrolment for guessing, and has the same bound.
+            self._count_failure(source, error)
+            raise
+        return web.json_response({"cluster": cluster})
+
+    def _count_failure(self, source: str, error: EnrolmentRefused) -> None:
+        """Count a bad join token of an address; raise `ApiRefusal` where there were too many."""
+        # The limit comes after the credential: an agent with a good token is let in, whatever its neighbours behind
+        # one address do. What a failure costs is bounded by the connection that it takes (`is_last`).
+        now = self.monotonic()
+        if self.failures.reserve(source_of(source), now) is not None:
+            return
+        self.limited.count("enrolments")
+        raise ApiRefusal(
+            HTTPStatus.TOO_MANY_REQUESTS,
+            f"too many failed enrolments from this address, and this one failed, too: {error.message}",
+            retry_after=math.ceil(self.failures.wait(source_of(source), now)),
+        ) from error
+
+    async def renew(self, request: web.Request) -> web.Response:
+        certificate = self.peer_certificate(request)
+        if certificate is None:
+            raise ApiRefusal(
+                HTTPStatus.UNAUTHORIZED,
+                "a renewal needs the agent's client certificate: connect with it, or enrol with a new join token",
+            )
+        try:
+            cluster = self.authority.authenticate_agent(certificate)
+            record = admit(await self.registry.cluster(cluster), certificate)
+            note_proved(request)
+            self._spend("renewals", self.renewals, cluster, "this cluster's agents renew too often")
+            csr, stored = await read_body(request, "csr", optional=("stored",))
+            shown = ShownCertificate(
+                agent_key_hash(certificate), agent_generation(certificate), agent_issued_at(certificate)
+            )
+            if key_hash(csr) != shown.key:
+                raise EnrolmentRefused("a renewal keeps the agent's key: enrol with a new join token to change it")
+            generation = await self.registry.renew(cluster, shown, request_hash(csr) if stored else OLDER_AGENT)
+            answer = await self._sign(csr, record, generation)
+        except RenewedTwice as error:
+            self.renewed_twice()
+            log.error(
+                "agent certificate renewed twice",
+                cluster=cluster,
+                source=address_of(request),
+                generation=shown.generation,
+                reason=error.message,
+            )
+            raise
+        except EnrolmentRefused as error:
+            log.warning("renewal refused", source=address_of(request), reason=error.message)
+            raise
+        log.info("certificate renewed", cluster=cluster, source=address_of(request), generation=generation)
+        return web.json_response(answer)
+
+    async def clusters(self, request: web.Request) -> web.Response:
+        return await self._for_caller(request, self._clusters)
+
+    async def cluster(self, request: web.Request) -> web.Response:
+        return await self._for_caller(request, self._cluster)
+
+    async def _for_caller(
+        self,
+        request: web.Request,
+        answer: Callable[[web.Request, Identity], Coroutine[object, object, web.Response]],
+    ) -> web.Response:
+        """Answer a request with a token, at the cost of its user from the verification on."""
+        identity = await self._caller(request)
+        payer = self.payer_of(identity)
+        await take_turn(payer, "your sessions and requests take")
+        return await payer.steps(answer(request, identity), inner=True)
+
+    async def _clusters(self, request: web.Request, identity: Identity) -> web.Response:
+        records = [record for record in await self.registry.clusters() if self.access.allows(identity, record.name)]
+        agents = await self.count_agents([record.name for record in records])
+        now = self.clock()
+        return web.json_response([_shown(record, agents.get(record.name, 0), now) for record in records])
+
+    async def _cluster(self, request: web.Request, identity: Identity) -> web.Response:
+        try:
+            name = check_cluster_name(request.match_info["name"])
+        except ConfigError as error:
+            raise ApiRefusal(HTTPStatus.BAD_REQUEST, error.message) from error
+        # Both are asked whatever the other says, and there is one answer: a caller does not learn which names exist
+        # (docs/threats.md#J22).
+        record, allowed = await self.registry.cluster(name), self.access.allows(identity, name)
+        agents = await self.count_agents([name])
+        if record is None or not allowed:
+            raise ApiRefusal(
+                HTTPStatus.NOT_FOUND,
+                "there is no such cluster, or you may not reach it: check its name, and ask the relay's operator",
+            )
+        return web.json_response(_shown(record, agents.get(name, 0), self.clock()))
+
+    async def _sign(self, csr: str, record: ClusterRecord, generation: int) -> dict[str, object]:
+        certificate = self.authority.sign_agent(
+            csr, record.name, life=self.certificate_life, cluster_ca_pin=record.ca_pin, generation=generation
+        )
+        _, not_after = certificate_validity(certificate)
+        await self.registry.certificate_issued(record.name, not_after)
+        return {"certificate": certificate, "ca": self.ca_pem, "cluster": record.name, "not_after": not_after}
+
+    async def _caller(self, request: web.Request) -> Identity:
+        values = request.headers.getall("Authorization", [])
+        scheme, _, token = values[0].partition(" ") if len(values) == 1 else ("", "", "")
+        if scheme.lower() != "bearer" or not token.strip():
+            raise Unauthenticated("an access token is needed: log in and send it as 'Authorization: Bearer'")
+        token = token.strip()
+        identity = await self.verifier.verify(token)
+        proofs = request.headers.getall(HEADER, [])
+        proof = proofs[0] if len(proofs) == 1 else ""
+        try:
+            self.proofs.check(identity.binding, token, proof, Peer(self.own_key(request)))
+        except ProofRefused as error:
+            self._refuse_unproved(identity, error, address_of(request))
+            raise
+        if (refused := self.access.refusal(identity)) is not None:
+            raise PermissionRefused(refused.message)
+        note_proved(request)
+        self._spend("user", self.callers, identity.subject, "you ask this relay too often")
+        return identity
+
+    def _refuse_unproved(self, identity: Identity, error: ProofRefused, source: str) -> None:
+        """Log a refusal for want of a proof, once in each burst; raises `ApiRefusal` for an address with too many."""
+        now = self.monotonic()
+        if (since_last := self.unproved_told.seen(error.reason, now)) is not None:
+            log.warning(
+                "api token refused",
+                user=identity.username,
+                source=source,
+                bound=identity.binding.kind.value,
+                reason=error.rule,
+                requests=since_last,
+            )
+        # As with enrolments the limit comes after the credential, and locks out no neighbour with a good proof.
+        if self.unproved.reserve(source_of(source), now) is None:
+            self.limited.count("proofs")
+            raise ApiRefusal(
+                HTTPStatus.TOO_MANY_REQUESTS,
+                f"too many tokens without a good proof came from this address, and this is one: {error.message}",
+                retry_after=max(math.ceil(self.unproved.wait(source_of(source), now)), 1),
+            ) from error
+
+    def _spend_of_stranger(self, request: web.Request) -> None:
+        """Count a request that needs no credential."""
+        self._spend("address", self.strangers, source_of(address_of(request)), "too many requests from this address")
+
+    def _spend(self, limit: str, bucket: KeyedTokenBucket[str], key: str, words: str) -> None:
+        """Take one request of what `key` has; raises `ApiRefusal` that says when to come back."""
+        now = self.monotonic()
+        if bucket.reserve(key, now) is not None:
+            return
+        wait = max(math.ceil(bucket.wait(key, now)), 1)
+        if self.limited.count(limit):
+            log.warning("api requests refused", reason=limit)
+        raise ApiRefusal(HTTPStatus.TOO_MANY_REQUESTS, f"{words}: wait {wait} s and try again", retry_after=wait)
+
+
+def caller_bucket(requests_per_minute: float) -> KeyedTokenBucket[str]:
+    """Return the requests that each user may make, by subject."""
+    return KeyedTokenBucket(requests_per_minute, requests_per_minute / 60, size=SUBJECTS)
+
+
+def build_app(
+    *,
+    authority: Authority,
+    registry: Registry,
+    count_agents: CountAgents,
+    verifier: Verifier,
+    access: Access,
+    certificate_life: float,
+    ca_pem: str | None = None,
+    clock: Callable[[], float] = time.time,
+    monotonic: Callable[[], float] = time.monotonic,
+    peer_certificate: PeerCertificate = tls_peer_certificate,
+    own_key: OwnKey = tls_own_key,
+    proofs: ProofChecker | None = None,
+    user_requests_per_minute: float = USER_REQUESTS_PER_MINUTE,
+    callers: KeyedTokenBucket[str] | None = None,
+    limited: Limited | None = None,
+    renewed_twice: Callable[[], None] = lambda: None,
+    login: Mapping[str, object] | None = None,
+    payer_of: Callable[[Identity], LoopTime] = lambda identity: no_payer,
+    install: Callable[[web.Application], None] = lambda app: None,
+) -> web.Application:
+    """Return the application; serve it with `ApiServer`, which keeps the parser's words out of answers and logs.
+
+    `certificate_life`: seconds of an agent's certificate. `ca_pem`: the CA of the relay's outer certificate, if that
+    is not `authority`. `clock`: unix seconds; `monotonic`: monotonic seconds. `renewed_twice`: called for each renewal
+    that shows a copy of a credential. `callers`: requests with an access token, by subject, in place of
+    `user_requests_per_minute`, for a relay whose limits change. `login`: what `/v1/login` answers (`login_settings`).
+    `payer_of`: who pays for the loop's time of a user. `install` adds routes (`relay.client_files`).
+    """
+    api = _Api(
+        authority,
+        registry,
+        count_agents,
+        verifier,
+        access,
+        clock,
+        certificate_life,
+        ca_pem or authority.certificate_pem,
+        KeyedTokenBucket(FAILURES, FAILURES_RATE, size=SOURCES),
+        KeyedTokenBucket(UNPROVED, UNPROVED_RATE, size=SOURCES),
+        Bursts(LOG_INTERVAL),
+        KeyedTokenBucket(STRANGERS, STRANGERS_RATE, size=SOURCES),
+        callers if callers is not None else caller_bucket(user_requests_per_minute),
+        KeyedTokenBucket(RENEWALS, RENEWALS_RATE, size=SOURCES),
+        limited or Limited(),
+        monotonic,
+        peer_certificate,
+        own_key,
+        proofs or ProofChecker(ProofPolicy.IF_BOUND, "the relay"),
+        renewed_twice,
+        login,
+        payer_of,
+    )
+    app = web.Application(middlewares=[errors], client_max_size=BODY_LIMIT)
+    app.on_response_prepare.append(set_headers)
+    routes: list[tuple[str, str, Callable[[web.Request], Awaitable[web.StreamResponse]]]] = [
+        ("GET", "/v1/ca", api.ca),
+        ("GET", "/v1/login", api.login),
+        ("POST", "/v1/enrol", api.enrol),
+        ("POST", "/v1/join-token", api.check_join_token),
+        ("POST", "/v1/renew", api.renew),
+        ("GET", "/v1/clusters", api.clusters),
+        ("GET", "/v1/clusters/{name}", api.cluster),
+    ]
+    for method, path, handler in routes:
+        app.router.add_route(method, path, handler, expect_handler=expect)
+        app.router.add_route("*", path, wrong_method, expect_handler=expect)
+    install(app)
+    # Also for paths that are not there, or aiohttp's own handler would quote an odd Expect header.
+    app.router.add_route("*", "/{path:.*}", no_such_path, expect_handler=expect)
+    return app
+
+
+def _shown(record: ClusterRecord, agents: int, now: float) -> dict[str, object]:
+    return {
+        "name": record.name,
+        "state": cluster_state(record, agents, now),
+        "agents": agents,
+        "last_seen": now if agents > 0 else record.last_seen,
+        "ca_pin": record.ca_pin,
+        "certificate_expires": record.certificate_expires,
+        "version": record.version,
+        "labels": dict(record.labels),
+        "revoked": record.revoked > 0,
+    }

@@ -1,0 +1,56 @@
+"""What the relay tells clients about where they log in: the answer of `GET /v1/login`.
+
+It is made from the settings once, at the start, and holds no secret: an issuer's public client has none. It names no CA
+for the issuer: a relay that could would stand in for any issuer. A client shows its user the issuer, keeps the
+whole answer, and takes no other one without asking (`client.relay_profile`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+from urllib.parse import urlsplit
+
+from arcbridge.errors import ConfigError
+from arcbridge.net.address import check_origins, origin_of
+from arcbridge.settings.choices import AUDIENCE_BY, GRANTS
+from arcbridge.settings.config import RelayLoginConfig
+
+
+def login_document(config: RelayLoginConfig) -> dict[str, Any] | None:
+    """Return the answer, None where the settings name no issuer; raises `ConfigError`, which names the setting."""
+    if not config.issuer:
+        if config.client_id:
+            raise ConfigError("login.issuer: required with login.client_id; the https:// URL at which people log in")
+        return None
+    try:
+        parts = urlsplit(config.issuer)
+    except ValueError:
+        raise ConfigError("login.issuer: it is not an https:// URL") from None
+    if parts.scheme != "https" or not parts.hostname or "@" in parts.netloc or parts.query or parts.fragment:
+        raise ConfigError("login.issuer: it has to be an https:// URL without user information, query or fragment")
+    try:
+        origin_of(config.issuer)
+    except ConfigError as error:
+        raise ConfigError(f"login.issuer: {error.message}; clients refuse it") from None
+    if not config.client_id:
+        raise ConfigError("login.client_id: required with login.issuer; the id of the public client at the issuer")
+    check_origins("login.issuer_origins", config.issuer_origins)
+    if config.cluster_audience_by not in AUDIENCE_BY:
+        raise ConfigError(f"login.cluster_audience_by: must be one of {', '.join(AUDIENCE_BY)}")
+    if config.cluster_audience and "{cluster}" not in config.cluster_audience:
+        raise ConfigError(
+            "login.cluster_audience: must have {cluster} in it; clients refuse one that a relay names for all "
+            "clusters, so leave it out and give it to them in their own settings"
+        )
+    unknown = [grant for grant in config.grant_types if grant not in GRANTS]
+    if unknown or not config.grant_types:
+        raise ConfigError(f"login.grant_types: each must be one of {', '.join(GRANTS)}, and there must be one")
+    if config.cluster_audience and config.cluster_audience_by == "scope" and not config.relay_scopes:
+        raise ConfigError(
+            "login.relay_scopes: required with login.cluster_audience_by = scope; name the scopes of a token that is "
+            "good at the relay alone"
+        )
+    if config.cluster_scopes and not config.cluster_audience:
+        raise ConfigError("login.cluster_scopes: needs login.cluster_audience, whose token they are asked for with")
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}

@@ -1,0 +1,359 @@
+"""The connections of the relay's HTTP API: how long one lives, how many requests it may send, how its body is read.
+
+aiohttp parses the requests. A connection on which no credential was found good has a life and a number of requests;
+each wait for its peer has a deadline, and while it waits the listener may close it to make room (`admission`). Whatever
+aiohttp cannot parse is answered and logged in our words (docs/threats.md#A3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from aiohttp import web
+
+from arcbridge.loop_shares import LoopShares, LoopTime, no_call
+from arcbridge.relay.admission import Ticket
+from arcbridge.relay.http.answers import ApiRefusal, answer_of, error_answer, internal_answer
+from arcbridge.relay.http_heads import FIELD_LIMIT, MAX_HEADERS, HeadParser
+from arcbridge.untrusted_json import read_json
+
+BODY_LIMIT = 64 * 1024
+"""Bytes of a request's body: a request and a CA certificate of 16 KiB each, escaped as JSON, fit twice."""
+
+BODY_DEADLINE = 10.0
+"""Seconds for a body to arrive."""
+
+HEAD_DEADLINE = 10.0
+"""Seconds from the end of the TLS handshake to the first complete request head; aiohttp itself would wait for ever."""
+
+KEEPALIVE = 30.0
+"""Seconds that an idle connection is kept: clients ask rarely, and each one held counts against the relay's caps."""
+
+ANONYMOUS_LIFE = 60.0
+"""Seconds that a connection lives on which no credential was found good, or since the last one was."""
+
+ANONYMOUS_REQUESTS = 100
+"""Requests that such a connection may send."""
+
+ANSWER_DEADLINE = 15.0
+"""Seconds beyond its life that a connection has to end the request that is under way: a body has `BODY_DEADLINE`."""
+
+no_payer = LoopTime(LoopShares(), no_call)
+"""Pays where no listener counts connections; nobody is slowed down then."""
+
+log = structlog.get_logger("arcbridge.relay")
+
+
+class HttpApiServer:
+    """Serves an application on connections that the relay's listener has accepted: the protocol factory for
+    `loop.connect_accepted_socket(server, …)` or `loop.create_server(server, …)`.
+
+        server = HttpApiServer(build_app(…)); await server.start(); …; await server.close()
+    """
+
+    def __init__(self, app: web.Application) -> None:
+        # handler_cancellation: a vanished client's handler ends with it.
+        self._runner = web.AppRunner(app, handle_signals=False, access_log=None, handler_cancellation=True)
+        self.malformed = 0
+        """Requests that were no HTTP; read by the metrics."""
+        self.slow = 0
+        """Connections that sent no request in time."""
+        self.outlived = 0
+        """Connections that were closed because their life without a credential was over."""
+
+    async def start(self) -> None:
+        """Run the application's start-up; nothing listens yet."""
+        await self._runner.setup()
+
+    async def close(self, deadline: float = 5.0) -> None:
+        """Let requests that run finish for `deadline` seconds, then close all connections."""
+        if self._runner.server is not None:
+            self._runner.server.pre_shutdown()
+            await self._runner.server.shutdown(deadline)
+        await self._runner.cleanup()
+
+    def __call__(self, ticket: Ticket | None = None) -> asyncio.Protocol:
+        """Return the protocol of one connection, which has the place of `ticket` where the listener counts it."""
+        # Made here and not by aiohttp's Server: that one drops all limits when it does not know one of them.
+        server = self._runner.server
+        if server is None:
+            raise RuntimeError("HttpApiServer.start() comes first")
+        return _Connection(self, server, ticket)
+
+
+class _Connection(web.RequestHandler):
+    """One connection, with our words for what the parser refuses.
+
+    Without a credential it has a life and a number of requests, counted anew from each request whose token or
+    certificate was found good. While it waits for its peer the listener may close it to make room (`admission`).
+    """
+
+    __slots__ = ("_anonymous_requests", "_head_timer", "_life_timer", "_over", "_owner", "_ticket", "_working",
+                 "loop_time")  # fmt: skip
+
+    def __init__(self, owner: HttpApiServer, server: web.Server, ticket: Ticket | None) -> None:
+        super().__init__(
+            server,
+            loop=asyncio.get_running_loop(),
+            keepalive_timeout=KEEPALIVE,
+            # It would log request lines and user agents as they came. None is what aiohttp's own AppRunner passes.
+            access_log=None,  # type: ignore[arg-type]
+            max_line_size=FIELD_LIMIT,
+            max_field_size=FIELD_LIMIT,
+            max_headers=MAX_HEADERS,
+            read_bufsize=BODY_LIMIT,
+            lingering_time=2.0,
+            auto_decompress=False,
+        )
+        self._parser = HeadParser(self._parser)  # type: ignore[assignment, arg-type]
+        self._owner = owner
+        self._ticket = ticket
+        self.loop_time = no_payer if ticket is None else ticket.loop_time or no_payer
+        """Pays for the loop's time until a user does: the address."""
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._life_timer: asyncio.TimerHandle | None = None
+        self._anonymous_requests = 0
+        """Requests since a credential was found good."""
+        self._working = False
+        """A request is under way."""
+        self._over = False
+        """The answer to the request that is under way is the last one."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        loop = asyncio.get_running_loop()
+        self._head_timer = loop.call_later(HEAD_DEADLINE, self._too_slow)
+        self._life_timer = loop.call_later(ANONYMOUS_LIFE, self._life_over)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self.head_arrived()
+        if self._life_timer is not None:
+            self._life_timer.cancel()
+            self._life_timer = None
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self.loop_time.run(partial(super().data_received, data))
+
+    @property
+    def source(self) -> str:
+        """The peer's IP; behind a balancer that of the connection's origin."""
+        return "" if self._ticket is None else self._ticket.address
+
+    def begin(self) -> None:
+        """Note that a request has arrived, for which the relay works."""
+        self.head_arrived()
+        self._working = True
+        self._anonymous_requests += 1
+        self.works()
+
+    def works(self) -> None:
+        if self._ticket is not None:
+            self._ticket.works()
+
+    def waits(self) -> None:
+        """Note that the relay waits for the peer, for a body or for a request."""
+        if self._ticket is not None:
+            self._ticket.waits()
+
+    def proved(self) -> None:
+        """Note that the request under way came with a credential that is good."""
+        self._anonymous_requests = 0
+        self._over = False
+        if self._life_timer is not None:
+            self._life_timer.cancel()
+            self._life_timer = asyncio.get_running_loop().call_later(ANONYMOUS_LIFE, self._life_over)
+
+    def allow_time(self, seconds: float) -> None:
+        """Give the connection `seconds` for the answer under way, which is a long one; then it is over.
+
+        The relay waits for the peer meanwhile, so the listener may close the connection to make room.
+        """
+        self._over = True
+        self.waits()
+        if self._life_timer is not None:
+            self._life_timer.cancel()
+            self._life_timer = asyncio.get_running_loop().call_later(seconds, self._life_over)
+
+    def is_last(self, answer: web.StreamResponse) -> bool:
+        """Say whether the connection ends with `answer`: its life is over, or a stranger was refused.
+
+        A stranger who tries again pays for a new connection, whose number the address bounds. So the cost of verifying
+        bad credentials is bounded, and no address is locked out by the failures of a neighbour.
+        """
+        anonymous = self._anonymous_requests > 0
+        return self._over or self._anonymous_requests >= ANONYMOUS_REQUESTS or (anonymous and answer.status >= 400)
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        # A peer that does not read its answer is one that the relay waits for.
+        self.waits()
+        try:
+            return await self.loop_time.steps(super().finish_response(request, resp, start_time))
+        finally:
+            self._working = False
+            self.waits()
+
+    def _life_over(self) -> None:
+        self._life_timer = None
+        if self.transport is None:
+            return
+        if self._working and not self._over:
+            self._over = True
+            self._life_timer = asyncio.get_running_loop().call_later(ANSWER_DEADLINE, self._life_over)
+            return
+        self._owner.outlived += 1
+        if self._working:
+            self.transport.abort()
+        else:
+            self.force_close()
+
+    def head_arrived(self) -> None:
+        """Leave the connection to aiohttp's own keepalive timer: the first request is there."""
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _too_slow(self) -> None:
+        self._head_timer = None
+        if self.transport is not None:
+            self._owner.slow += 1
+            self.transport.abort()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what aiohttp could not parse or handle. `message` and `exc` may quote the peer: neither is shown."""
+        self.head_arrived()
+        if status < 500:
+            self._owner.malformed += 1
+            log.debug("malformed request", source=address_of(request), error=type(exc).__name__)
+        else:
+            log.error("request failed", source=address_of(request), error=type(exc).__name__)
+        if request.writer.output_size > 0:
+            raise ConnectionError("the answer has begun: it can only be cut off")
+        if status < 500:
+            answer = error_answer(
+                HTTPStatus.BAD_REQUEST, "the request is not well-formed HTTP, or the request's head is too long"
+            )
+        else:
+            answer = internal_answer()
+        answer.headers["Server"] = "arcbridge"
+        answer.force_close()
+        return answer
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        log.error("connection failed", error=type(kw.get("exc_info")).__name__)
+
+    def log_debug(self, *args: Any, **kw: Any) -> None:
+        pass  # its texts quote exceptions, which quote the peer; what matters is counted above
+
+
+@web.middleware
+async def errors(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Turn every exception into an answer of ours, and end the connection with its last answer."""
+    connection = request.protocol
+    if not isinstance(connection, _Connection):
+        return await answer_of(request, handler)
+    connection.begin()
+    answer = await connection.loop_time.steps(answer_of(request, partial(_in_turn, handler=handler)))
+    if connection.is_last(answer):
+        answer.force_close()
+    return answer
+
+
+async def _in_turn(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Answer a request once its address has its turn in the loop; the connection may have to make room meanwhile."""
+    connection = request.protocol
+    if isinstance(connection, _Connection):
+        connection.waits()
+        await take_turn(connection.loop_time, "the requests of this address take")
+        connection.works()
+    return await handler(request)
+
+
+async def take_turn(payer: LoopTime, what: str) -> None:
+    """Wait while nothing is worked on for `payer`, which takes too much of the event loop. Raises `ApiRefusal` where it
+    was slowed down again and again; `what` is the beginning of its sentence."""
+    now = time.monotonic()
+    if now < payer.refused_until:
+        wait = math.ceil(payer.refused_until - now)
+        raise ApiRefusal(
+            HTTPStatus.TOO_MANY_REQUESTS,
+            f"{what} more of this relay's time than one may while others wait: wait {wait} s and try again",
+            retry_after=wait,
+        )
+    if now < payer.held_until:
+        await asyncio.sleep(payer.held_until - now)
+
+
+async def read_body(request: web.Request, *names: str, optional: tuple[str, ...] = ()) -> list[str]:
+    """Return the named strings of a JSON body, optional ones empty where they are missing.
+
+    Other members are ignored, so that newer agents may send more.
+    """
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise ApiRefusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "send the body without compression")
+    too_large = ApiRefusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is larger than {BODY_LIMIT // 1024} KiB")
+    if (request.content_length or 0) > BODY_LIMIT:
+        raise too_large
+    data = bytearray()
+    connection = request.protocol
+    if isinstance(connection, _Connection):
+        connection.waits()
+    try:
+        async with asyncio.timeout(BODY_DEADLINE):
+            async for chunk in request.content.iter_any():
+                data += chunk
+                if len(data) > BODY_LIMIT:
+                    raise too_large
+        if isinstance(connection, _Connection):
+            connection.works()
+    except TimeoutError as error:
+        raise ApiRefusal(HTTPStatus.REQUEST_TIMEOUT, "the body did not arrive in time") from error
+    except web.RequestPayloadError as error:
+        raise ApiRefusal(HTTPStatus.BAD_REQUEST, "the body is not well-formed HTTP") from error
+    try:
+        document = read_json(data, BODY_LIMIT)
+    except ValueError:
+        # Not chained: a JSONDecodeError carries the whole document, and with it the join token.
+        raise ApiRefusal(HTTPStatus.BAD_REQUEST, "the body is not JSON") from None
+    values = [document.get(name) for name in names] if isinstance(document, dict) else []
+    values += [document.get(name, "") for name in optional] if values else []
+    if not values or not all(isinstance(value, str) for value in values):
+        raise ApiRefusal(HTTPStatus.BAD_REQUEST, f"the body must be a JSON object with the strings {', '.join(names)}")
+    return [str(value) for value in values]
+
+
+def address_of(request: web.BaseRequest) -> str:
+    """Return the IP of the peer; behind a balancer, which only the listener knows, that of the connection's origin."""
+    connection = request.protocol
+    return (connection.source if isinstance(connection, _Connection) else "") or request.remote or ""
+
+
+def note_proved(request: web.Request) -> None:
+    """Note that this request's credential is good."""
+    if isinstance(request.protocol, _Connection):
+        request.protocol.proved()
+
+
+def allow_time(request: web.Request, seconds: float) -> None:
+    """Give a stranger's connection `seconds` for the answer to this request, which is its last one."""
+    if isinstance(request.protocol, _Connection):
+        request.protocol.allow_time(seconds)

@@ -1,0 +1,96 @@
+"""What another program finds in its environment, and how its end is told."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from arcbridge.client.commands import child
+from arcbridge.client.commands.child import Signals, environment_for, exit_code, not_found, worst
+from arcbridge.errors import CommandNotFound
+
+DIRECTORY = Path("/private")
+
+
+def test_environment() -> None:
+    found = environment_for({"PATH": "/bin", "KUBECONFIG": "/home/a/.kube/config"}, DIRECTORY, "prod")
+    assert found == {
+        "PATH": "/bin",
+        "KUBECONFIG": "/private/kubeconfig",
+        "KUBECACHEDIR": "/private/cache",
+        "ARCBRIDGE_CLUSTER": "prod",
+    }
+
+
+def test_a_proxy_is_not_for_the_local_endpoint() -> None:
+    found = environment_for({"HTTPS_PROXY": "http://proxy:3128", "NO_PROXY": ".example.org"}, DIRECTORY, "prod")
+    assert (found["NO_PROXY"], found["no_proxy"]) == (".example.org,127.0.0.1", "127.0.0.1")
+
+
+def test_exit_codes() -> None:
+    assert [exit_code(status) for status in (0, 3, -9, -15)] == [0, 3, 137, 143]
+    assert [worst(codes) for codes in ([], [0, 0], [0, 3, 1], [4, 1])] == [0, 0, 3, 4]
+    assert not_found("kubectl").exit_code == 127
+
+
+async def test_a_program_that_cannot_be_started() -> None:
+    with Signals() as signals, pytest.raises(CommandNotFound, match="cannot run '/no/such'"):
+        await child.run(["/no/such"], {}, signals)
+
+
+async def test_output_gets_its_prefix() -> None:
+    written: list[tuple[int, bytes]] = []
+    with Signals() as signals:
+        code = await child.run(
+            ["sh", "-c", "echo one; printf two >&2; cat; exit 3"],
+            dict(os.environ),
+            signals,
+            prefix="a | ",
+            write=lambda descriptor, data: written.append((descriptor, data)),
+        )
+    assert code == 3
+    assert sorted(written) == [(1, b"a | one\n"), (2, b"a | two\n")]
+
+
+async def test_a_cancelled_run_ends_its_program() -> None:
+    first = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    written: list[bytes] = []
+
+    def write(descriptor: int, data: bytes) -> None:
+        written.append(data)
+        loop.call_soon_threadsafe(first.set)
+
+    with Signals() as signals:
+        task = asyncio.create_task(
+            child.run(["sh", "-c", "echo $$; exec sleep 60"], dict(os.environ), signals, prefix="", write=write)
+        )
+        await first.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(written[0]), 0)
+
+
+async def test_a_signal_cancels_what_has_not_started() -> None:
+    async def starts() -> int:
+        with signals.starting():
+            await asyncio.Event().wait()
+        return 0
+
+    with Signals() as signals:
+        task = asyncio.create_task(starts())
+        await asyncio.sleep(0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert signals.received == signal.SIGTERM
+        with pytest.raises(asyncio.CancelledError):
+            await starts()
+    os.kill(os.getpid(), signal.SIGTERM)  # what ends in order now is not killed half-way
+    await asyncio.sleep(0)

@@ -1,0 +1,114 @@
+"""A command against clusters, in process: what comes before it, and what becomes of errors."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from arcbridge.client.commands.run import run_command
+from arcbridge.client.service import Terminal
+from arcbridge.errors import ArcbridgeError, CommandNotFound, ConfigError, PermissionRefused, PinMismatch
+from arcbridge.net.join import JoinCode
+from arcbridge.settings.config import ClientConfig
+from arcbridge.wire.records import JoinReply
+from tests.client.far_side import CLUSTER, CLUSTER_CA, RELAY_CA, FarSide
+from tests.client.session.test_session_manager import login
+from tests.client.test_service import short_lives
+
+
+class Case:
+    """A user's settings, and what they were shown."""
+
+    def __init__(self, far: FarSide, directory: Path) -> None:
+        (directory / "relay-ca.pem").write_text(RELAY_CA.certificate_pem)
+        self.runtime = directory / "runtime"
+        self.runtime.mkdir()
+        self.reported: list[tuple[str, str]] = []
+        self.written: list[tuple[int, bytes]] = []
+        self.config = ClientConfig(
+            relay=far.address,
+            relay_ca_file=directory / "relay-ca.pem",
+            cluster=CLUSTER,
+            cluster_ca_pin=CLUSTER_CA.pin,
+            state_dir=directory / "state",
+            login=login(directory),
+        )
+
+    async def run(self, *command: str, **changes: Any) -> int:
+        code = await run_command(
+            replace(self.config, **changes),
+            Terminal(),
+            command,
+            report=lambda cluster, message: self.reported.append((cluster, message)),
+            write=lambda descriptor, data: self.written.append((descriptor, data)),
+            environment={"PATH": os.environ["PATH"], "XDG_RUNTIME_DIR": str(self.runtime)},
+        )
+        assert os.listdir(self.runtime) == []
+        return code
+
+
+@pytest.fixture
+def case(far: FarSide, tmp_path: Path) -> Case:
+    return Case(far, tmp_path)
+
+
+async def test_the_session_is_up_before_the_command_starts_and_ends_with_it(
+    case: Case, far: FarSide, tmp_path: Path
+) -> None:
+    assert await case.run("sh", "-c", f"cat $KUBECONFIG > {tmp_path / 'seen'}; exit 5") == 5
+    assert f"name: {CLUSTER}" in (tmp_path / "seen").read_text()
+    (session,) = far.sessions
+    await session.wait_ended()
+
+
+async def test_one_cluster_that_cannot_be_reached_raises(case: Case, far: FarSide, tmp_path: Path) -> None:
+    far.reply = JoinReply(code=JoinCode.FORBIDDEN)
+    with pytest.raises(PermissionRefused):
+        await case.run("touch", str(tmp_path / "started"))
+    assert not (tmp_path / "started").exists()
+
+
+async def test_of_several_each_is_told_and_the_worst_counts(case: Case, far: FarSide) -> None:
+    code = await case.run(
+        "sh", "-c", "echo hello; exit 1", clusters=("other",), cluster_ca_pin="", trust_first_use=True
+    )
+    # The agent's certificate is of the first cluster alone.
+    assert {cluster for cluster, _ in case.reported} == {CLUSTER, "other"}
+    assert (CLUSTER, "the command ended with exit code 1") in case.reported
+    assert case.written == [(1, b"prod  | hello\n")]
+    assert code == max(1, PinMismatch.exit_code)
+
+
+@pytest.mark.parametrize(
+    ("command", "changes", "error"),
+    [
+        (("no-such-program",), {}, CommandNotFound),
+        (("true",), {"cluster": ""}, ConfigError),
+        (("true",), {"cluster": "UPPER-*"}, ConfigError),
+        (("true",), {"clusters": ("other",)}, ConfigError),
+    ],
+    ids=["program", "cluster", "pattern", "pin"],
+)
+async def test_what_cannot_run_reaches_no_relay(
+    case: Case, far: FarSide, command: tuple[str, ...], changes: dict[str, Any], error: type[ArcbridgeError]
+) -> None:
+    with pytest.raises(error):
+        await case.run(*command, **changes)
+    assert far.requests == []
+
+
+async def test_a_long_command_gets_a_new_certificate_before_the_old_one_ends(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short_lives(monkeypatch)
+    wait = 'cp "$KUBECONFIG" first; while cmp -s "$KUBECONFIG" first; do sleep 0.05; done; cp "$KUBECONFIG" second'
+    assert await asyncio.wait_for(case.run("sh", "-c", f"cd {tmp_path}; {wait}"), 20) == 0
+    first, second = (yaml.safe_load((tmp_path / name).read_text()) for name in ("first", "second"))
+    assert first["users"] != second["users"]
+    assert (first["clusters"], first["contexts"]) == (second["clusters"], second["contexts"])

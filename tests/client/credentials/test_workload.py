@@ -1,0 +1,301 @@
+"""Tokens of jobs and pods: asked for with an audience of their own, which names the key."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from aiohttp import web
+
+from arcbridge.client.credentials import token_request
+from arcbridge.client.credentials.jwt_unverified import claims_unverified, read_unverified
+from arcbridge.client.credentials.workload import SERVICE_ACCOUNT, WorkloadTokens, assertion
+from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
+from arcbridge.identity.proof import BindingKind, ProofKey, binding
+from arcbridge.settings.config import LoginConfig
+from arcbridge.untrusted_json import read_json
+from tests.support.issuer import Issuer
+from tests.support.issuer_server import ACTIONS_SECRET
+
+
+def settings(workload: str, **more: Any) -> LoginConfig:
+    audiences = {"audience": "arcbridge-relay", "cluster_audience": "arcbridge-{cluster}"}
+    return LoginConfig(workload=workload, **{**audiences, **more})
+
+
+@pytest.mark.parametrize(
+    ("login", "words"),
+    [
+        (settings("github-actions", audience=""), "login.audience: required"),
+        (settings("kubernetes", cluster_audience=""), "login.cluster_audience: required"),
+        (settings("jenkins"), "login.workload: 'jenkins' is unknown; use github, gitlab, kubernetes"),
+        (settings("github"), "id-token: write"),
+        (settings("gitlab"), "no job of GitLab"),
+        (settings("env:NOT_SET"), "NOT_SET is not set"),
+        (settings("github-actions"), "id-token: write"),
+        (settings("kubernetes"), "no pod"),
+    ],
+)
+def test_settings_and_places_that_cannot_work(login: LoginConfig, words: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=words):
+        WorkloadTokens(login, environment={}, service_account=tmp_path)
+
+
+# -- GitHub Actions ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def issuer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Issuer]:
+    with Issuer(tmp_path_factory.mktemp("issuer")) as issuer, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_CERT_FILE", str(issuer.ca_file))  # the system's CAs, as OpenSSL finds them
+        yield issuer
+
+
+def job(issuer: Issuer, secret: str = ACTIONS_SECRET, **more: Any) -> WorkloadTokens:
+    environment = {
+        "ACTIONS_ID_TOKEN_REQUEST_URL": f"{issuer.url}/actions?api-version=2.0",
+        "ACTIONS_ID_TOKEN_REQUEST_TOKEN": secret,
+    }
+    return WorkloadTokens(settings("github-actions"), environment=environment, **more)
+
+
+async def test_the_issuer_s_ca_does_not_vouch_for_the_platform(
+    issuer: Issuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`login.ca_file` may come from a relay's operator, who is not to read the job's secret."""
+    (tmp_path / "none.pem").write_text("")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+    environment = {
+        "ACTIONS_ID_TOKEN_REQUEST_URL": f"{issuer.url}/actions",
+        "ACTIONS_ID_TOKEN_REQUEST_TOKEN": ACTIONS_SECRET,
+    }
+    before = issuer.requests("/actions")
+    found = WorkloadTokens(settings("github-actions", ca_file=issuer.ca_file), environment=environment)
+    with pytest.raises(Unreachable, match="have this system trust the right"):
+        await found.tokens(interactive=False)
+    login = LoginConfig(client_assertion_workload="github-actions", ca_file=issuer.ca_file)
+    with pytest.raises(Unreachable, match="have this system trust the right"):
+        await assertion(login, environment)
+    assert issuer.requests("/actions") == before
+
+
+async def test_a_job_s_tokens_name_the_place_and_the_key(issuer: Issuer) -> None:
+    found = job(issuer)
+    relay = (await found.tokens(interactive=False)).access_token
+    cluster = (await found.for_audience("arcbridge-a", interactive=False)).text
+    key = found.key
+    assert read_unverified(relay).audiences == (f"{key.audience()}@arcbridge-relay",)
+    assert read_unverified(cluster).audiences == (f"{key.audience()}@arcbridge-a",)
+    for token in (relay, cluster):
+        bound = binding(claims_unverified(token))
+        assert bound.kind is BindingKind.AUDIENCE
+        assert bound.names(key.thumbprint)
+    assert job(issuer).key.thumbprint != key.thumbprint, "in memory, of one process"
+    own = ProofKey.generate()
+    assert job(issuer, key=own).key is own
+
+
+async def test_a_job_s_token_is_kept_until_it_is_old_or_refused(issuer: Issuer) -> None:
+    found = job(issuer)
+    one = await found.for_audience("arcbridge-a", interactive=False)
+    assert await found.for_audience("arcbridge-a", interactive=False) is one
+    assert await found.for_audience("arcbridge-a", interactive=False, force=True) is not one
+    now = one.obtained_at
+    old = job(issuer, clock=lambda: now)
+    first = await old.for_audience("arcbridge-a", interactive=False)
+    now += 3000
+    assert await old.for_audience("arcbridge-a", interactive=False) is not first
+
+
+async def test_an_old_token_serves_while_the_service_is_down(issuer: Issuer) -> None:
+    now = time.time()
+    found = job(issuer, clock=lambda: now)
+    one = await found.for_audience("arcbridge-a", interactive=False)
+    issuer.down()
+    try:
+        now = one.expires_at - 1
+        assert await found.for_audience("arcbridge-a", interactive=False) is one
+        with pytest.raises(Unreachable):
+            await found.for_audience("arcbridge-a", interactive=False, force=True)
+        now = one.expires_at
+        with pytest.raises(Unreachable):
+            await found.for_audience("arcbridge-a", interactive=False)
+    finally:
+        issuer.down(False)
+
+
+async def test_a_job_that_may_not_ask(issuer: Issuer) -> None:
+    with pytest.raises(Unauthenticated, match="id-token: write") as caught:
+        await job(issuer, "SECRET").tokens(interactive=False)
+    assert "SECRET" not in str(caught.value)
+
+
+async def test_a_service_that_is_down(issuer: Issuer) -> None:
+    issuer.down()
+    try:
+        with pytest.raises(Unreachable, match="status 503"):
+            await job(issuer).tokens(interactive=False)
+    finally:
+        issuer.down(False)
+    nowhere = {"ACTIONS_ID_TOKEN_REQUEST_URL": "https://127.0.0.1:1/x", "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "x"}
+    with pytest.raises(Unreachable, match=r"cannot reach 127\.0\.0\.1:1: connection refused"):
+        await WorkloadTokens(settings("github-actions"), environment=nowhere).tokens(interactive=False)
+
+
+async def test_an_answer_that_is_nested_too_deep(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_request, "read_json", lambda *data: read_json(b"[" * 100000))
+    with pytest.raises(Unreachable, match="gave no token"):
+        await job(issuer).tokens(interactive=False)
+
+
+# -- Kubernetes -------------------------------------------------------------------------------------------------------
+
+
+class FakeApi:
+    """The TokenRequest of an API server, and how it can go wrong; `tests/e2e` asks the real one."""
+
+    def __init__(self, issuer: Issuer, directory: Path) -> None:
+        self.issuer = issuer
+        self.directory = directory
+        self.asked: list[tuple[str, str, Any]] = []
+        self.status = 201
+        self.audiences: list[str] | None = None
+        self.port = 0
+
+    async def request(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        self.asked.append((request.path, request.headers["Authorization"], body))
+        audiences = self.audiences or body["spec"]["audiences"]
+        token = await asyncio.to_thread(self.issuer.mint, sub="system:serviceaccount:ci:builder", aud=audiences)
+        return web.json_response({"status": {"token": token}}, status=self.status)
+
+    def pod(self) -> WorkloadTokens:
+        environment = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": str(self.port)}
+        return WorkloadTokens(settings("kubernetes"), environment=environment, service_account=self.directory)
+
+
+@pytest.fixture
+async def api(issuer: Issuer, tmp_path: Path) -> AsyncIterator[FakeApi]:
+    api, authority = FakeApi(issuer, tmp_path), trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.crt"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    app = web.Application()
+    app.add_routes([web.post("/{path:.*}", api.request)])
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+    api.port = runner.addresses[0][1]
+    (tmp_path / "token").write_text(own_token(issuer))
+    yield api
+    await runner.cleanup()
+
+
+def own_token(issuer: Issuer, **claims: Any) -> str:
+    pod = {"kubernetes.io": {"namespace": "ci", "pod": {"name": "builder-1", "uid": "u-1"}}}
+    return issuer.mint(sub="system:serviceaccount:ci:builder", aud="https://kubernetes", claims={**pod, **claims})
+
+
+async def test_a_pod_asks_for_a_token_with_both_audiences(api: FakeApi) -> None:
+    pod = api.pod()
+    relay = (await pod.tokens(interactive=False)).access_token
+    cluster = (await pod.for_audience("arcbridge-a", interactive=False)).text
+    assert read_unverified(relay).audiences == ("arcbridge-relay", pod.key.audience())
+    assert pod.key is not None
+    assert binding(claims_unverified(cluster)).names(pod.key.thumbprint)
+    path, authorization, body = api.asked[1]
+    assert path == "/api/v1/namespaces/ci/serviceaccounts/builder/token"
+    assert authorization == f"Bearer {(api.directory / 'token').read_text()}"
+    assert body["spec"] == {
+        "audiences": ["arcbridge-a", pod.key.audience()],
+        "expirationSeconds": 3600,
+        "boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": "builder-1", "uid": "u-1"},
+    }
+
+
+async def test_a_token_of_no_pod_is_bound_to_none(api: FakeApi) -> None:
+    (api.directory / "token").write_text(own_token(api.issuer, **{"kubernetes.io": {"namespace": "ci"}}))
+    await api.pod().tokens(interactive=False)
+    assert "boundObjectRef" not in api.asked[0][2]["spec"]
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "words"),
+    [
+        (403, Unauthenticated, "create serviceaccounts/token"),
+        (401, Unauthenticated, "create serviceaccounts/token"),
+        (500, Unreachable, "status 500"),
+    ],
+)
+async def test_a_pod_that_gets_none(api: FakeApi, status: int, error: type[Exception], words: str) -> None:
+    api.status = status
+    with pytest.raises(error, match=words):
+        await api.pod().tokens(interactive=False)
+
+
+async def test_a_token_for_other_audiences_is_not_used(api: FakeApi) -> None:
+    api.audiences = ["https://kubernetes"]
+    with pytest.raises(Unauthenticated, match="other audiences"):
+        await api.pod().tokens(interactive=False)
+
+
+@pytest.mark.parametrize("subject", ["alice", "system:node:a", "system:serviceaccount:ci", "a:b:c:d"])
+async def test_a_token_that_is_no_service_account_s(api: FakeApi, subject: str) -> None:
+    (api.directory / "token").write_text(api.issuer.mint(sub=subject))
+    with pytest.raises(Unauthenticated, match="not a ServiceAccount's"):
+        await api.pod().tokens(interactive=False)
+    assert api.asked == []
+
+
+def test_where_a_pod_has_its_own_token() -> None:
+    assert str(SERVICE_ACCOUNT) == "/var/run/secrets/kubernetes.io/serviceaccount"
+
+
+# -- tokens that were given before -----------------------------------------------------------------------------------
+
+
+async def test_tokens_at_hand_are_chosen_by_their_audience_and_bound_to_no_key(issuer: Issuer) -> None:
+    relay, cluster = issuer.mint(aud="arcbridge-relay"), issuer.mint(aud="arcbridge-a")
+    environment = {"CI_SERVER_URL": issuer.url, "ONE": relay, "TWO": cluster, "THREE": "text"}
+    for kind in ("gitlab", "env:ONE,TWO"):
+        given = WorkloadTokens(settings(kind), environment=environment)
+        assert given.key is None
+        assert (await given.tokens(interactive=False)).access_token == relay
+        assert (await given.for_audience("arcbridge-a", interactive=False)).text == cluster
+        with pytest.raises(Unauthenticated, match='no token for audience "arcbridge-b"'):
+            await given.for_audience("arcbridge-b", interactive=False)
+
+
+# -- assertions for another issuer ------------------------------------------------------------------------------------
+
+EXCHANGE = "api://AzureADTokenExchange"
+
+
+async def test_a_job_s_assertion_is_for_the_issuer_and_names_no_key(issuer: Issuer) -> None:
+    login = LoginConfig(client_assertion_workload="github-actions")
+    environment = {
+        "ACTIONS_ID_TOKEN_REQUEST_URL": f"{issuer.url}/actions",
+        "ACTIONS_ID_TOKEN_REQUEST_TOKEN": ACTIONS_SECRET,
+    }
+    text = await assertion(login, environment)
+    assert read_unverified(text).audiences == (EXCHANGE,)
+    assert binding(claims_unverified(text)).kind is BindingKind.NONE
+    with pytest.raises(ConfigError, match=r"login\.client_assertion_workload: this is no job of GitHub Actions"):
+        await assertion(login, {})
+
+
+async def test_a_pod_s_assertion_is_for_the_issuer(api: FakeApi) -> None:
+    environment = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": str(api.port)}
+    login = LoginConfig(client_assertion_workload="kubernetes", client_assertion_audience="https://idp.example.org")
+    text = await assertion(login, environment, api.directory)
+    assert read_unverified(text).audiences == ("https://idp.example.org",)
+    assert api.asked[0][2]["spec"]["audiences"] == ["https://idp.example.org"]
+    api.audiences = ["another"]
+    with pytest.raises(Unauthenticated, match="for another audience than"):
+        await assertion(login, environment, api.directory)

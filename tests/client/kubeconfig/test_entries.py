@@ -1,0 +1,423 @@
+"""Our entries in a user's kubeconfig, judged by PyYAML, by bytes, and by the real kubectl."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from arcbridge.client.kubeconfig.entries import MARK, Entry, Kubeconfig, render
+from arcbridge.errors import ConfigError, StateError
+from tests.support.processes import require_or_skip
+
+KUBECTL = shutil.which("kubectl", path=str(Path(sys.executable).parent)) or shutil.which("kubectl")
+
+FOREIGN = """apiVersion: v1
+kind: Config
+current-context: home
+preferences: {colors: true}
+x-unknown: 2024-01-01
+clusters:
+- name: home
+  cluster:
+    server: https://10.0.0.1:6443
+    certificate-authority: ca.crt
+    extensions:
+    - name: some.io/ext
+      extension: {last-update: 2024-05-06, mode: 0123, flag: yes, text: "yes", ratio: 1:30}
+users:
+- name: home
+  user:
+    token: "0123"
+    tokenFile: ~
+contexts:
+- name: home
+  context: {cluster: home, user: home, namespace: on}
+"""
+
+
+def entry(name: str = "prod", cluster: str = "prod", **more: Any) -> Entry:
+    return Entry(name, cluster, "https://127.0.0.1:47011", "CA", "CERT", "KEY", **more)
+
+
+def load(path: Path) -> Any:
+    return yaml.safe_load(path.read_text())
+
+
+def named(document: Any, section: str, name: str) -> Any:
+    return next((item[section[:-1]] for item in document[section] if item["name"] == name), None)
+
+
+def at(path: Path) -> Kubeconfig:
+    return Kubeconfig.find(str(path), {})
+
+
+class TestSearch:
+    def test_the_flag_wins(self) -> None:
+        assert [f.path for f in Kubeconfig.find("/x", {"KUBECONFIG": "/y"}).files] == [Path("/x")]
+
+    def test_the_list_of_the_environment(self) -> None:
+        found = Kubeconfig.find("", {"KUBECONFIG": "/a::/b:/a"})
+        assert [f.path for f in found.files] == [Path("/a"), Path("/b")]
+
+    def test_the_home(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert Kubeconfig.find("", {}).files[0].path == tmp_path / ".kube/config"
+
+    def test_new_entries_go_to_the_first_that_exists(self, tmp_path: Path) -> None:
+        (tmp_path / "b").write_text("")
+        merged = Kubeconfig([tmp_path / "a", tmp_path / "b", tmp_path / "c"]).merge(entry(), switch=True)
+        assert merged.path == tmp_path / "b"
+        assert not (tmp_path / "a").exists()
+
+    def test_else_to_the_last_name(self, tmp_path: Path) -> None:
+        merged = Kubeconfig([tmp_path / "a", tmp_path / "sub" / "c"]).merge(entry(), switch=True)
+        assert merged.path == tmp_path / "sub" / "c"
+        assert not list(tmp_path.glob("**/*.lock"))
+
+    def test_an_entry_is_changed_where_it_is(self, tmp_path: Path) -> None:
+        first, second = tmp_path / "a", tmp_path / "b"
+        at(second).merge(entry(), switch=False)
+        first.write_text(FOREIGN)
+        merged = Kubeconfig([first, second]).merge(entry(), switch=True)
+        assert merged.path == second
+        assert named(load(first), "clusters", "prod") is None
+        # The current context is written where one is set.
+        assert load(first)["current-context"] == "prod"
+        assert "current-context" not in load(second)
+
+
+class TestMerge:
+    def test_a_fresh_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "kube" / "config"
+        merged = at(path).merge(entry(), switch=True)
+        document = load(path)
+        assert (merged.former, merged.path) == (None, path)
+        assert document["current-context"] == "prod"
+        assert named(document, "clusters", "prod")["server"] == "https://127.0.0.1:47011"
+        assert base64.b64decode(named(document, "users", "arcbridge-prod")["client-key-data"]) == b"KEY"
+        assert named(document, "contexts", "prod")["user"] == "arcbridge-prod"
+        assert path.stat().st_mode & 0o777 == 0o600
+
+    def test_foreign_text_stays_as_it_was(self, tmp_path: Path) -> None:
+        path = tmp_path / "config"
+        path.write_text(FOREIGN)
+        at(path).merge(entry(), switch=True)
+        before, after = yaml.safe_load(FOREIGN), load(path)
+        for section in ("clusters", "users", "contexts"):
+            assert after[section][0] == before[section][0]
+        assert (after["preferences"], after["x-unknown"]) == (before["preferences"], before["x-unknown"])
+        text = path.read_text()
+        for spelling in (
+            "2024-05-06",
+            "mode: 0123",
+            "flag: yes",
+            "ratio: 1:30",
+            "namespace: on",
+            "x-unknown: 2024-01-01",
+        ):
+            assert spelling in text
+        assert list(after)[: len(before)] == list(before)
+
+    def test_the_former_namespace_and_other_fields_stay(self, tmp_path: Path) -> None:
+        path = tmp_path / "config"
+        at(path).merge(entry(), switch=True)
+        document = load(path)
+        named(document, "contexts", "prod")["namespace"] = "team-a"
+        named(document, "clusters", "prod")["proxy-url"] = "http://p"
+        path.write_text(yaml.safe_dump(document))
+        at(path).merge(entry(token="tok"), switch=True)
+        document = load(path)
+        assert named(document, "contexts", "prod")["namespace"] == "team-a"
+        assert named(document, "clusters", "prod")["proxy-url"] == "http://p"
+        assert named(document, "users", "arcbridge-prod")["token"] == "tok"
+        at(path).merge(entry(token="tok", token_file="/t"), switch=True)
+        user = named(load(path), "users", "arcbridge-prod")
+        assert (user.get("token"), user["tokenFile"]) == (None, "/t")
+
+    def test_twice_is_once(self, tmp_path: Path) -> None:
+        path = tmp_path / "config"
+        at(path).merge(entry(), switch=True)
+        first = path.read_text()
+        at(path).merge(entry(), switch=True)
+        assert path.read_text() == first
+
+    @pytest.mark.parametrize("section", ["clusters", "users", "contexts"])
+    def test_a_foreign_entry_is_not_overwritten(self, tmp_path: Path, section: str) -> None:
+        path = tmp_path / "config"
+        name = "arcbridge-prod" if section == "users" else "prod"
+        text = f"{section}:\n- name: {name}\n  {section[:-1]}: {{server: x}}\n"
+        path.write_text(text)
+        for attempt in (lambda: at(path).check("prod", "prod"), lambda: at(path).merge(entry(), switch=True)):
+            with pytest.raises(ConfigError, match="--kube-context"):
+                attempt()
+        assert path.read_text() == text
+
+    def test_nor_one_of_another_cluster(self, tmp_path: Path) -> None:
+        path = tmp_path / "config"
+        at(path).merge(entry("ctx", "a"), switch=True)
+        with pytest.raises(ConfigError, match="belongs to cluster 'a'"):
+            at(path).merge(entry("ctx", "b"), switch=True)
+
+    @pytest.mark.parametrize("text", ["a: [", "- 1", "clusters: 3", "just text"])
+    def test_malformed_files_are_left_alone(self, tmp_path: Path, text: str) -> None:
+        path = tmp_path / "config"
+        path.write_text(text)
+        with pytest.raises(StateError, match=r"config"):
+            at(path).merge(entry(), switch=True)
+        assert path.read_text() == text
+
+    def test_an_error_never_quotes_the_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "config"
+        path.write_text("users:\n- token: SECRET\n  x: [SECRET\n")
+        with pytest.raises(StateError) as caught:
+            at(path).check("prod", "prod")
+        assert "SECRET" not in str(caught.value)
+        assert "line" in caught.value.message
+
+
+class TestFiles:
+    @pytest.mark.parametrize(("before", "after"), [(0o600, 0o600), (0o400, 0o400), (0o644, 0o600), (0o660, 0o600)])
+    def test_modes(self, tmp_path: Path, before: int, after: int) -> None:
+        path = tmp_path / "config"
+        path.write_text(FOREIGN)
+        path.chmod(before)
+        at(path).merge(entry(), switch=True)
+        assert path.stat().st_mode & 0o777 == after
+
+    def test_a_link_stays_a_link(self, tmp_path: Path) -> None:
+        real = tmp_path / "real" / "config"
+        real.parent.mkdir()
+        real.write_text(FOREIGN)
+        (tmp_path / "config").symlink_to(real)
+        at(tmp_path / "config").merge(entry(), switch=True)
+        assert (tmp_path / "config").is_symlink()
+        assert load(real)["current-context"] == "prod"
+
+    def test_one_backup_once(self, tmp_path: Path) -> None:
+        path = tmp_path / "config"
+        path.write_text(FOREIGN)
+        at(path).merge(entry(), switch=True)
+        at(path).merge(entry(token="x"), switch=True)
+        backups = [found for found in tmp_path.iterdir() if found != path]
+        assert [found.read_text() for found in backups] == [FOREIGN]
+        assert backups[0].stat().st_mode & 0o077 == 0
+
+    def test_o1_no_backup_keeps_what_is_ours(self, tmp_path: Path) -> None:
+        """Else a token would outlive the entry that it was given for."""
+        path = tmp_path / "config"
+        done = at(path).merge(entry(token="SECRET"), switch=True)
+        at(path).undo(done, remove=False)  # the second change: the file has the token now
+        done = at(path).merge(entry(token="SECRET"), switch=True)
+        at(path).undo(done, remove=True)
+        assert [file.name for file in tmp_path.iterdir()] == ["config"]
+        assert "SECRET" not in path.read_text()
+
+    def test_kubectls_lock_is_respected_and_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = tmp_path / "config"
+        (tmp_path / "config.lock").write_text("")
+        monkeypatch.setattr("arcbridge.client.kubeconfig.file.LOCK_WAIT", 0.1)
+        with pytest.raises(StateError, match=r"config\.lock exists"):
+            at(path).merge(entry(), switch=True)
+        assert (tmp_path / "config.lock").exists()
+        assert not path.exists()
+
+    def test_a_lock_of_ours_whose_process_was_killed_is_broken(self, tmp_path: Path) -> None:
+        code = (
+            "import os, sys\nfrom pathlib import Path\n"
+            "from arcbridge.client.kubeconfig.file import KubeconfigFile\n"
+            "with KubeconfigFile(Path(sys.argv[1])).locked():\n    os._exit(9)\n"
+        )
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / "config")], check=False, timeout=60)
+        assert (tmp_path / "config.lock").exists()
+        at(tmp_path / "config").merge(entry(), switch=True)
+        assert load(tmp_path / "config")["current-context"] == "prod"
+        assert not (tmp_path / "config.lock").exists()
+
+    def test_the_lock_is_removed_after_a_failure(self, tmp_path: Path) -> None:
+        path = tmp_path / "config"
+        path.write_text("- 1")
+        with pytest.raises(StateError):
+            at(path).merge(entry(), switch=True)
+        assert not (tmp_path / "config.lock").exists()
+
+    def test_parallel_writers_lose_nothing(self, tmp_path: Path) -> None:
+        path = tmp_path / "config"
+        code = (
+            "import sys\nfrom pathlib import Path\n"
+            "from arcbridge.client.kubeconfig import file as kubeconfig_file\n"
+            "from arcbridge.client.kubeconfig.entries import Entry, Kubeconfig\n"
+            "kubeconfig_file.LOCK_WAIT = 60.0  # the lock has no order: on a busy machine one writer may wait for all\n"
+            "name = sys.argv[1]\n"
+            "for _ in range(5):\n"
+            "    Kubeconfig([Path(sys.argv[2])]).merge(Entry(name, name, 's', 'a', 'b', 'c'), switch=True)\n"
+        )
+        running = [subprocess.Popen([sys.executable, "-c", code, f"c{n}", str(path)]) for n in range(4)]
+        assert [process.wait(60) for process in running] == [0] * 4
+        assert {item["name"] for item in load(path)["contexts"]} == {"c0", "c1", "c2", "c3"}
+        assert not (tmp_path / "config.lock").exists()
+
+
+class TestUndo:
+    def test_the_former_context_comes_back(self, tmp_path: Path) -> None:
+        path = tmp_path / "config"
+        path.write_text(FOREIGN)
+        kubeconfig = at(path)
+        merged = kubeconfig.merge(entry(), switch=True)
+        kubeconfig.undo(merged, remove=False)
+        assert load(path)["current-context"] == "home"
+        assert named(load(path), "contexts", "prod") is not None
+
+    def test_not_when_the_person_changed_it_meanwhile(self, tmp_path: Path) -> None:
+        path = tmp_path / "config"
+        path.write_text(FOREIGN)
+        kubeconfig = at(path)
+        merged = kubeconfig.merge(entry(), switch=True)
+        path.write_text(path.read_text().replace("current-context: prod", "current-context: other"))
+        kubeconfig.undo(merged, remove=False)
+        assert load(path)["current-context"] == "other"
+
+    def test_removal(self, tmp_path: Path) -> None:
+        path = tmp_path / "config"
+        path.write_text(FOREIGN)
+        kubeconfig = at(path)
+        kubeconfig.undo(kubeconfig.merge(entry(), switch=True), remove=True)
+        assert load(path) == yaml.safe_load(FOREIGN)
+
+    def test_without_a_switch_nothing_is_restored(self, tmp_path: Path) -> None:
+        path = tmp_path / "config"
+        path.write_text(FOREIGN)
+        kubeconfig = at(path)
+        merged = kubeconfig.merge(entry(), switch=False)
+        assert load(path)["current-context"] == "home"
+        before = path.stat()  # a file that is written is another file, whatever the clock's steps
+        kubeconfig.undo(merged, remove=False)
+        assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+RELAYS = ("relay:443",)
+
+
+class TestRepair:
+    """The user had `home`, and what served `prod` is gone without a word."""
+
+    def crashed(self, path: Path, **more: Any) -> Kubeconfig:
+        path.write_text(FOREIGN)
+        at(path).merge(entry(process="gone", relays=RELAYS, **more), switch=True)
+        return at(path)
+
+    def test_the_current_context_comes_back_and_ours_says_what_to_do(self, tmp_path: Path) -> None:
+        kubeconfig = self.crashed(tmp_path / "config")
+        assert kubeconfig.repair(lambda process: process != "gone") == ["prod"]
+        document = load(tmp_path / "config")
+        assert document["current-context"] == "home"
+        user = named(document, "users", "arcbridge-prod")
+        assert user["exec"]["command"] == "arcbridge"
+        assert user["exec"]["args"] == ["credential", "--cluster", "prod", "--ended"]
+        assert "client-key-data" not in user
+        assert kubeconfig.repair(lambda process: False) == []
+
+    def test_what_lives_is_left_alone(self, tmp_path: Path) -> None:
+        kubeconfig = self.crashed(tmp_path / "config")
+        before = (tmp_path / "config").read_bytes()
+        assert kubeconfig.repair(lambda process: True) == []
+        assert (tmp_path / "config").read_bytes() == before
+
+    def test_what_the_background_process_serves_is_started_again_by_the_plugin(self, tmp_path: Path) -> None:
+        kubeconfig = self.crashed(tmp_path / "config", arguments=("--cluster", "prod", "--relay", "https://r"))
+        kubeconfig.repair(lambda process: False)
+        document = load(tmp_path / "config")
+        assert document["current-context"] == "prod"
+        assert named(document, "users", "arcbridge-prod")["exec"]["args"][1:] == [
+            "--cluster", "prod", "--relay", "https://r",
+        ]  # fmt: skip
+
+    def test_the_plugin_needs_no_repair(self, tmp_path: Path) -> None:
+        kubeconfig = self.crashed(tmp_path / "config", arguments=("--cluster", "prod"), plugin=True)
+        assert kubeconfig.repair(lambda process: False) == []
+        assert kubeconfig.served("prod") == ("gone", "https://127.0.0.1:47011")
+
+    def test_an_address_that_the_user_has_changed_stays(self, tmp_path: Path) -> None:
+        kubeconfig = self.crashed(tmp_path / "config")
+        path = tmp_path / "config"
+        path.write_text(
+            path.read_text().replace("    server: https://127.0.0.1:47011\n    cert", "    server: x\n    cert")
+        )
+        kubeconfig.repair(lambda process: False)
+        assert named(load(path), "clusters", "prod")["server"] == "x"
+
+    def test_between_contexts_of_ours_the_last_foreign_one_is_remembered(self, tmp_path: Path) -> None:
+        path = tmp_path / "config"
+        path.write_text(FOREIGN)
+        first = at(path).merge(entry("berlin", "berlin", process="one", relays=RELAYS), switch=True)
+        second = at(path).merge(entry("munich", "munich", process="two", relays=RELAYS), switch=True)
+        assert (first.former, second.former) == ("home", "home")
+        at(path).undo(first, remove=False)
+        assert load(path)["current-context"] == "munich"
+        at(path).undo(second, remove=False)
+        assert load(path)["current-context"] == "home"
+
+    def test_what_another_process_serves_by_now_is_not_undone(self, tmp_path: Path) -> None:
+        path = tmp_path / "config"
+        merged = at(path).merge(entry(process="one", relays=RELAYS), switch=True)
+        at(path).merge(entry(process="two", relays=RELAYS), switch=True)
+        at(path).undo(merged, remove=True)
+        assert load(path)["current-context"] == "prod"
+        assert "client-key-data" in named(load(path), "users", "arcbridge-prod")
+
+    def test_removal_is_for_the_cluster_of_this_relay(self, tmp_path: Path) -> None:
+        path = tmp_path / "config"
+        at(path).merge(entry(process="one", relays=RELAYS), switch=True)
+        assert not at(path).remove("prod", "prod", ("other:443",))
+        with pytest.raises(ConfigError, match="at relay relay:443"):
+            at(path).check("prod", "prod", ("other:443",))
+        assert at(path).remove("prod", "prod", RELAYS)
+        assert not at(path).has_ours()
+
+    def test_a_port_that_moved_is_written_anew(self, tmp_path: Path) -> None:
+        path = tmp_path / "config"
+        path.write_text(FOREIGN)
+        at(path).merge(entry(process="background", plugin=True, arguments=("--cluster", "prod")), switch=True)
+        moved = Entry("prod", "prod", "https://127.0.0.1:47019", "CA", "CERT", "KEY", process="background", plugin=True)
+        at(path).refresh(moved)
+        assert named(load(path), "clusters", "prod")["server"] == "https://127.0.0.1:47019"
+        at(path).remove("prod", "prod", ())
+        assert load(path)["current-context"] == "home"
+        before = path.read_bytes()
+        at(path).refresh(moved)  # taken out meanwhile
+        assert path.read_bytes() == before
+
+
+class TestKubectl:
+    def test_it_reads_what_we_write(self, tmp_path: Path) -> None:
+        if KUBECTL is None:
+            require_or_skip("kubectl", "no kubectl")
+        path = tmp_path / "config"
+        path.write_text(FOREIGN.replace("mode: 0123, flag: yes, ", "").replace("namespace: on", "namespace: 'on'"))
+        at(path).merge(entry(), switch=True)
+
+        def kubectl(*arguments: str) -> str:
+            command = [KUBECTL, f"--kubeconfig={path}", "config", *arguments]
+            return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+
+        assert kubectl("current-context") == "prod\n"
+        seen = json.loads(kubectl("view", "--raw", "-o", "json"))
+        extensions = named(seen, "clusters", "prod")["extensions"]
+        assert extensions == [{"name": MARK, "extension": {"cluster": "prod"}}]
+        # What kubectl writes again is still ours.
+        kubectl("set-context", "prod", "--namespace=x")
+        at(path).merge(entry(), switch=True)
+        assert named(load(path), "contexts", "prod")["namespace"] == "x"
+        assert load(path)["users"][-1]["name"] == "home" or named(load(path), "users", "home") is not None
+
+    def test_the_rendered_one(self, tmp_path: Path) -> None:
+        document = yaml.safe_load(render(entry(token="tok")))
+        assert document["current-context"] == "prod"
+        assert named(document, "users", "arcbridge-prod")["token"] == "tok"

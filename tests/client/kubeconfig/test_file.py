@@ -1,0 +1,119 @@
+"""One file: what happens when it cannot be replaced, read, or locked. (The rest: test_kubeconfig.)"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from arcbridge.client.kubeconfig import file as kubeconfig_file
+from arcbridge.client.kubeconfig.file import KubeconfigFile
+from arcbridge.errors import StateError
+
+
+def changed(path: Path) -> KubeconfigFile:
+    file = KubeconfigFile(path)
+    file.read()
+    file.current_context = "x"
+    return file
+
+
+def test_in_place_where_it_cannot_be_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "config"
+    path.write_text("current-context: " + "y" * 1000 + "\n")
+    path.chmod(0o644)
+    inode = path.stat().st_ino
+
+    def busy(*_: object) -> None:
+        raise OSError(16, "Device or resource busy")
+
+    monkeypatch.setattr(os, "replace", busy)
+    changed(path).save()
+    assert path.stat().st_ino == inode
+    assert "current-context: x" in path.read_text()
+    assert "yyy" not in path.read_text()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "config"
+    path.write_text("a: b\n")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StateError, match="No space left"):
+        changed(path).save()
+    assert path.read_text() == "a: b\n"
+    assert not list(tmp_path.glob(".config*"))
+
+
+def test_unchanged_is_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "config"
+    path.write_text("current-context: x  # comment\n")
+    changed(path).save()
+    assert path.read_text() == "current-context: x  # comment\n"
+
+
+def test_a_directory_in_its_place(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match="cannot read"):
+        KubeconfigFile(tmp_path).read()
+
+
+def test_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kubeconfig_file, "_LIMIT", 10)
+    (tmp_path / "config").write_text("a: " + "x" * 20)
+    with pytest.raises(StateError, match="larger than"):
+        KubeconfigFile(tmp_path / "config").read()
+
+
+def test_an_old_lock_says_its_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kubeconfig_file, "LOCK_WAIT", 0.0)
+    lock = tmp_path / "config.lock"
+    lock.write_text("")
+    os.utime(lock, (time.time() - 600, time.time() - 600))
+    with pytest.raises(StateError, match="exists for 10 min"), KubeconfigFile(tmp_path / "config").locked():
+        pass
+
+
+def test_unwritable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(StateError, match="permission denied"):
+        KubeconfigFile(tmp_path / "sub" / "config").check_writable()
+
+
+def test_w11_directories_are_made_for_this_user_alone(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        path = tmp_path / "a" / "b" / "config"
+        file = KubeconfigFile(path)
+        with file.locked():
+            file.read()
+            file.current_context = "x"
+            file.save()
+    finally:
+        os.umask(before)
+    assert [made.stat().st_mode & 0o777 for made in (path, path.parent, path.parent.parent)] == [0o600, 0o755, 0o755]
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root makes files for other users")
+@pytest.mark.parametrize("kind", ["file", "link", "dangling"])
+def test_w11_a_kubeconfig_that_another_user_has_put_there_is_refused(tmp_path: Path, kind: str) -> None:
+    tmp_path.chmod(0o1777)
+    path, mine = tmp_path / "config", tmp_path / "mine"
+    mine.write_text("current-context: mine\n")
+    if kind == "file":
+        path.write_text("current-context: planted\n")
+    else:
+        path.symlink_to(mine if kind == "link" else tmp_path / "new")
+    os.chown(path, 12345, 12345, follow_symlinks=False)
+    file = KubeconfigFile(path)
+    for use in (file.read, file.check_writable, lambda: file.locked().__enter__()):
+        with pytest.raises(StateError, match="belongs to another user of this machine"):
+            use()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["config", "mine"]
+    assert mine.read_text() == "current-context: mine\n"

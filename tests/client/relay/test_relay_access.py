@@ -1,0 +1,74 @@
+"""How a relay is known: file, pin, both, or the system."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from arcbridge.client.relay.relay_access import RelayAccess
+from arcbridge.errors import ConfigError, PinMismatch, StateError, Unreachable
+from arcbridge.net.tls import ALPN_HTTP, ALPN_JOIN, outer_server_contexts
+from tests.client.far_side import OTHER_CA, RELAY_CA
+
+
+async def test_a_file(tmp_path: Path) -> None:
+    (tmp_path / "ca").write_text(RELAY_CA.certificate_pem)
+    relay = RelayAccess("https://relay.example", ca_file=tmp_path / "ca")
+    assert str(relay.address) == "relay.example:443"
+    context = await relay.context(ALPN_JOIN)
+    assert await relay.context(ALPN_JOIN) is context
+    assert await relay.context(ALPN_HTTP) is not context
+
+
+async def test_a_file_and_its_pin(tmp_path: Path) -> None:
+    (tmp_path / "ca").write_text(RELAY_CA.certificate_pem)
+    await RelayAccess("r", ca_file=tmp_path / "ca", ca_pin=RELAY_CA.pin).context(ALPN_JOIN)
+    with pytest.raises(PinMismatch):
+        await RelayAccess("r", ca_file=tmp_path / "ca", ca_pin=OTHER_CA.pin).context(ALPN_JOIN)
+
+
+async def test_bad_files(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match="relay_ca_file"):
+        await RelayAccess("r", ca_file=tmp_path / "none").context(ALPN_JOIN)
+    (tmp_path / "ca").write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match="relay_ca_file"):
+        await RelayAccess("r", ca_file=tmp_path / "ca").context(ALPN_JOIN)
+
+
+async def test_a_pin_is_fetched_once_and_checked() -> None:
+    issued = RELAY_CA.issue_server(["127.0.0.1"])
+    context = outer_server_contexts(issued.certificate_pem, issued.key_pem, RELAY_CA.certificate_pem)[ALPN_HTTP]
+    asked = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.0 200 OK\r\n\r\n" + RELAY_CA.certificate_pem.encode())
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    try:
+        relay = RelayAccess(address, ca_pin=RELAY_CA.pin.upper().replace("SHA", "sha"))
+        await relay.context(ALPN_JOIN)
+        await relay.context(ALPN_HTTP)
+        assert len(asked) == 1
+        relay.forget()
+        await relay.context(ALPN_JOIN)
+        assert len(asked) == 2
+        with pytest.raises(PinMismatch) as caught:
+            await RelayAccess(address, ca_pin=OTHER_CA.pin).context(ALPN_JOIN)
+        assert RELAY_CA.pin in caught.value.message
+        assert b"Authorization" not in b"".join(asked)
+    finally:
+        server.close()
+        await server.wait_closed()
+    with pytest.raises(Unreachable):
+        await RelayAccess(address, ca_pin=RELAY_CA.pin).context(ALPN_JOIN)
+
+
+def test_settings() -> None:
+    with pytest.raises(ConfigError, match="relay_ca_pin"):
+        RelayAccess("r", ca_pin="sha256:12")

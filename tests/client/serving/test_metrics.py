@@ -1,0 +1,51 @@
+"""What the client counts, as a scrape sees it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+from arcbridge.client.serving.endpoint import EndpointStats
+from arcbridge.client.serving.forward import ForwardStats
+from arcbridge.client.serving.metrics import register
+from arcbridge.client.session.resumable_session import ResumableSessionStats
+from arcbridge.observe.metrics import Metrics
+
+
+def test_sums() -> None:
+    stats = ResumableSessionStats()
+    stats.resumed, stats.moved, stats.resume_failures["gone"] = 3, 2, 1
+    stats.detached_seconds.observe(0.7)
+    counts = {"stats": stats, "detached_count": 1, "replayed_bytes": 1000}
+    sessions = [
+        SimpleNamespace(current=object(), attempts=2, established_count=1, failures=1, **counts),
+        SimpleNamespace(current=None, attempts=1, established_count=0, failures=1, **counts),
+    ]
+    endpoint, forward = EndpointStats(), ForwardStats()
+    endpoint.spliced, endpoint.strangers, endpoint.bytes_up, endpoint.open = 3, 1, 100, 2
+    endpoint.displaced = 4
+    forward.accepted, forward.bytes_up, forward.failed = 5, 11, 1
+    metrics = Metrics("client")
+    register(metrics, cast(Any, sessions), lambda: [endpoint], lambda: [forward])
+    text = metrics.render()[0].decode()
+    for line in (
+        "arcbridge_client_sessions 1.0",
+        "arcbridge_client_session_attempts_total 3.0",
+        "arcbridge_client_session_failures_total 2.0",
+        "arcbridge_client_sessions_detached 2.0",
+        'arcbridge_client_sessions_resumed_total{cause="lost"} 6.0',
+        'arcbridge_client_sessions_resumed_total{cause="moved"} 4.0',
+        'arcbridge_client_resume_failures_total{reason="gone"} 2.0',
+        'arcbridge_client_resume_failures_total{reason="timeout"} 0.0',
+        "arcbridge_client_replayed_bytes_total 2000.0",
+        'arcbridge_client_detached_seconds_bucket{le="1.0"} 2.0',
+        "arcbridge_client_detached_seconds_sum 1.4",
+        'arcbridge_client_local_connections_total{result="spliced"} 3.0',
+        'arcbridge_client_local_connections_total{result="stranger"} 1.0',
+        'arcbridge_client_local_connections_total{result="displaced"} 4.0',
+        'arcbridge_client_local_connections_total{result="forwarded"} 5.0',
+        "arcbridge_client_local_connections 2.0",
+        'arcbridge_client_local_bytes_total{direction="up"} 111.0',
+        "arcbridge_client_local_resets_total 1.0",
+    ):
+        assert f"\n{line}\n" in text

@@ -1,0 +1,181 @@
+"""Ports: kept after success, moved aside when another program has one."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from arcbridge.client.service import ClientContext, Terminal
+from arcbridge.client.serving.served_cluster import ServedCluster
+from arcbridge.errors import StateError
+from arcbridge.net.loopback import PortInUse
+from arcbridge.pki.authority import certificate_validity
+from arcbridge.settings.config import ClientConfig
+from tests.client.session.test_session_manager import login
+from tests.support.world import fixed_port
+
+
+@pytest.fixture
+def squatter() -> Iterator[socket.socket]:
+    """A program that listens on a port."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen()
+        yield sock
+
+
+def served(tmp_path: Path, port: int | None = None, clock: Callable[[], float] = time.time) -> ServedCluster:
+    config = ClientConfig(
+        relay="https://127.0.0.1:1", cluster="prod", port=port, state_dir=tmp_path / "state", login=login(tmp_path)
+    )
+    return ClientContext(config, Terminal(), environment={}).served("prod", clock)
+
+
+async def test_a_kept_port_that_was_taken_is_left_to_who_has_it(
+    tmp_path: Path, squatter: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A port that no other client, and no connection of this machine, takes before it is bound again.
+    monkeypatch.setattr("arcbridge.client.state.FIRST_PORT", fixed_port())
+    port = squatter.getsockname()[1]
+    one = served(tmp_path)
+    one.state.remember_port(one.relays, "prod", port)
+    line = one.bind()
+    assert line.startswith(f"Port {port} was taken")
+    assert line.endswith(f'; cluster "prod" has port {one.port} now')
+    assert one.port != port
+    one.keep_port()
+    await one.close()
+    again = served(tmp_path)
+    assert again.bind() == ""
+    assert again.port == one.port
+    await again.close()
+
+
+async def test_a_port_that_no_cluster_had_is_passed_over_silently(
+    tmp_path: Path, squatter: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("arcbridge.client.state.FIRST_PORT", squatter.getsockname()[1])
+    one = served(tmp_path)
+    assert one.bind() == ""
+    assert one.port > squatter.getsockname()[1]
+    assert not one.state.has_port(one.relays, "prod")
+    await one.close()
+
+
+async def test_a_port_that_was_asked_for_is_that_port_or_an_error(tmp_path: Path, squatter: socket.socket) -> None:
+    with pytest.raises(PortInUse):
+        served(tmp_path, port=squatter.getsockname()[1]).bind()
+
+
+async def test_a_port_of_the_system_is_not_kept(tmp_path: Path) -> None:
+    one = served(tmp_path, port=0)
+    one.bind()
+    one.keep_port()
+    assert not one.state.has_port(one.relays, "prod")
+    entry = one.entry("mine", process="me", arguments=("--cluster", "prod"), plugin=True)
+    assert (entry.name, entry.server, entry.plugin) == ("mine", f"https://127.0.0.1:{one.port}", True)
+    await one.close()
+
+
+DAY = 86400.0
+
+
+async def test_certificates_are_renewed_when_a_third_of_their_life_is_left(tmp_path: Path) -> None:
+    began = now = time.time() - 365 * DAY
+    one = served(tmp_path, port=0, clock=lambda: now)
+    one.bind()
+    first = one.certificates
+    assert first is not None
+    seen = []
+    while now < began + 300 * DAY:
+        former, changed = one.certificates, await one.renew()
+        certificates = one.certificates
+        assert certificates is not None
+        if certificates != former:
+            seen.append((round((now - began) / DAY), changed))
+        for pem in (certificates.server_certificate_pem, certificates.client_certificate_pem):
+            assert certificate_validity(pem)[1] > now + 29 * DAY
+        now += DAY
+    # 90 days for the endpoint, 366 for the client, in the same minute where both are due.
+    assert seen == [(60, False), (120, False), (180, False), (240, False), (244, True)]
+    assert one.certificates.ca_pem == first.ca_pem
+    await one.close()
+
+
+async def test_a_certificate_that_is_not_written_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each minute, and not with the next certificate in months; a lock, a full disk or half of a file is soon over."""
+    monkeypatch.setattr("arcbridge.client.serving.served_cluster.RENEWAL_CHECK", 0.01)
+    now = time.time() - 245 * DAY
+    one = served(tmp_path, port=0, clock=lambda: now)
+    one.bind()
+    now = time.time()
+    failures: list[Exception] = [StateError("is locked"), StateError("is locked"), RuntimeError("a defect")]
+    written: list[object] = []
+
+    async def write() -> None:
+        if failures:
+            raise failures.pop(0)
+        written.append(one.certificates)
+
+    with capture_logs() as logs:
+        keeping = asyncio.create_task(one.keep_renewed(write))
+        async with asyncio.timeout(10):
+            while not written:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        keeping.cancel()
+    assert written == [one.certificates], "once it is written it is written"
+    assert [line["event"] for line in logs].count("kubeconfig not updated") == 1
+    await one.close()
+
+
+async def test_an_endpoint_that_does_not_take_a_certificate_is_given_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time() - 61 * DAY
+    one = served(tmp_path, port=0, clock=lambda: now)
+    one.bind()
+    former, now = one.certificates, time.time()
+    endpoint = one.endpoint
+    assert endpoint is not None
+
+    def refuse(*_: object) -> None:
+        raise ssl.SSLError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(endpoint, "renew", refuse)
+        with pytest.raises(ssl.SSLError):
+            await one.renew()
+    assert one.certificates is former
+    shown = endpoint._context
+    await one.renew()
+    assert one.certificates != former
+    assert endpoint._context is not shown
+    await one.close()
+
+
+async def test_a_renewal_that_fails_is_told_once_and_tried_again(tmp_path: Path) -> None:
+    now = time.time() - 61 * DAY
+    one = served(tmp_path, port=0, clock=lambda: now)
+    one.bind()
+    former, now = one.certificates, now + 61 * DAY
+    file = tmp_path / "state" / "local-ca" / "ca.key"
+    file.rename(file.with_name("away"))
+    with capture_logs() as logs:
+        for _ in range(3):
+            assert not await one.renew()
+    assert one.certificates is former
+    assert [line["event"] for line in logs].count("certificates not renewed") == 1
+    file.with_name("away").rename(file)
+    await one.renew()
+    assert one.certificates != former
+    await one.close()

@@ -1,0 +1,223 @@
+"""Statuses: the right object, and Retry-After only where a repeat is safe and may help."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import pytest
+
+from arcbridge.client.session.refusal import (
+    GROUPS_UNAVAILABLE,
+    SAID_LIMIT,
+    Shown,
+    is_unanswered,
+    of_join,
+    of_session,
+    raise_user_error,
+    response,
+    status_body,
+)
+from arcbridge.errors import (
+    ArcbridgeError,
+    ConnectionLost,
+    JoinRefused,
+    PermissionRefused,
+    PinMismatch,
+    RemoteProtocolError,
+    SessionEnded,
+    StateError,
+    Unauthenticated,
+    Unreachable,
+)
+from arcbridge.identity import refusal
+from arcbridge.net.join import JoinCode
+from arcbridge.wire.frames import GoawayCode
+
+
+def test_the_object() -> None:
+    assert json.loads(status_body(Unreachable('cluster "x" has no connected agent'))) == {
+        "kind": "Status",
+        "apiVersion": "v1",
+        "metadata": {},
+        "status": "Failure",
+        "message": 'arcbridge: cluster "x" has no connected agent',
+        "reason": "ServiceUnavailable",
+        "code": 503,
+    }
+
+
+@pytest.mark.parametrize(
+    "error", [Unreachable("x"), Unauthenticated("x"), PermissionRefused("x"), PinMismatch("x"), StateError("x")]
+)
+def test_the_response(error: ArcbridgeError) -> None:
+    head, _, body = response(error).partition(b"\r\n\r\n")
+    lines = head.decode().split("\r\n")
+    assert lines[0].startswith(f"HTTP/1.1 {error.status_code} ")
+    assert f"Content-Length: {len(body)}" in lines
+    assert "Connection: close" in lines
+    assert not any(line.startswith("Retry-After") for line in lines)
+    assert response(error, head_only=True) == head + b"\r\n\r\n"
+
+
+def test_retry_after() -> None:
+    assert b"\r\nRetry-After: 1\r\n" in response(Unreachable("x", retry_after=1))
+
+
+def test_kubectl_is_not_kept_silent_for_minutes() -> None:
+    """kubectl repeats ten times: a long Retry-After is not passed on, nor one after a long wait."""
+    assert b"Retry-After" not in response(Unreachable("x", retry_after=5))
+    assert of_join(JoinRefused(JoinCode.NO_AGENT, "", retry_after=5), "prod").retry_after == 1
+    assert of_join(JoinRefused(JoinCode.AGENT_TIMEOUT, "", retry_after=5), "prod").retry_after is None
+
+
+def test_every_join_code_has_words() -> None:
+    for code in [*JoinCode][1:]:
+        found = of_join(JoinRefused(code, "FOREIGN\x1b"), "prod")
+        assert "FOREIGN" not in found.message
+        assert not found.message.endswith(".")
+    assert of_join(JoinRefused(999, ""), "prod").status_code == 503
+
+
+def shown(source: str = "ci/id", **claims: object) -> Shown:
+    body = base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip("=")
+    return Shown(f"e30.{body}.c2ln", source)
+
+
+@pytest.mark.parametrize(
+    ("told", "claims", "expected"),
+    [
+        (
+            'words (token.aud wants "arcbridge-relay")',
+            {"aud": "arcbridge-cluster"},
+            'ci/id is for audience "arcbridge-cluster", the relay wants "arcbridge-relay"',
+        ),
+        ('words (token.aud wants "r")', {"aud": ["a", "b"]}, 'ci/id is for audience "a", "b", the relay wants "r"'),
+        (
+            "words (token.iss)",
+            {"iss": "https://elsewhere"},
+            'ci/id comes from the issuer "https://elsewhere", which the relay does not accept',
+        ),
+        ('words (claims.rule wants "hd")', {}, 'the relay requires the claim "hd", which ci/id does not have'),
+        ('words (claims.elsewhere wants "roles")', {}, 'reads the claim "roles", to which ci/id only points; have'),
+        ('words (claims.username wants "email")', {}, 'the relay needs the claim "email"'),
+        ("words (token.exp)", {}, "ci/id has expired; log in again"),
+    ],
+    ids=["audience", "audiences", "issuer", "claim", "claim elsewhere", "user name", "expired"],
+)
+def test_a_refused_token_is_explained_from_the_token_itself(
+    told: str, claims: dict[str, object], expected: str
+) -> None:
+    error = JoinRefused(JoinCode.UNAUTHENTICATED, f"FOREIGN {told}", session="a7681c0e5b1f2d34")
+    found = of_join(error, "prod", shown(**claims))
+    assert isinstance(found, Unauthenticated)
+    assert expected in found.message
+    with pytest.raises(Unauthenticated) as raised:
+        raise_user_error(error, "prod", shown=shown(**claims))
+    assert raised.value.told() == f"{found.message} (session a7681c0e5b1f2d34)"
+    assert "FOREIGN" not in found.message
+    assert "e30." not in found.message, "never the token"
+
+
+def test_a_token_without_a_file_and_an_agent_that_refuses() -> None:
+    error = SessionEnded(GoawayCode.UNAUTHENTICATED, 'words (token.aud wants "cluster")')
+    with pytest.raises(Unauthenticated) as raised:
+        raise_user_error(error, "prod", shown=shown("", aud="relay"), session="a7681c0e5b1f2d34")
+    assert raised.value.told() == (
+        'cluster "prod" does not accept the token: the token is for audience "relay", its agent wants "cluster" '
+        "(session a7681c0e5b1f2d34)"
+    )
+
+
+def test_what_a_token_says_cannot_move_the_terminal() -> None:
+    error = JoinRefused(JoinCode.UNAUTHENTICATED, "words (token.iss)")
+    assert "\x1b" not in of_join(error, "prod", shown(iss="https://x\x1b[2J")).message
+
+
+@pytest.mark.parametrize("said", ["words", "words (token.alg)", 'words (token.aud wants "a\x1b")', "words (token.aud)"])
+def test_where_no_reason_is_told_the_audience_is_shown(said: str) -> None:
+    found = of_join(JoinRefused(JoinCode.UNAUTHENTICATED, said), "prod", shown(aud="x"))
+    words = "log in again, or put a new token there"
+    assert found.message == f"the relay does not accept the access token (its audience is x); {words}"
+    assert of_join(JoinRefused(JoinCode.UNAUTHENTICATED, said), "prod").message == (
+        f"the relay does not accept the access token; {words}"
+    )
+
+
+def test_an_issuer_whose_keys_cannot_be_had_is_told() -> None:
+    said = "words (issuer.keys)"
+    assert "keys of your login's issuer" in of_join(JoinRefused(JoinCode.INTERNAL, said), "prod").message
+    assert "keys of your login's issuer" in of_session(SessionEnded(GoawayCode.UNAVAILABLE, said), "prod").message
+
+
+@pytest.mark.parametrize(("said", "obeyed"), [(None, 1), (5, 5), (10**9, 30)])
+def test_a_relays_time_is_bounded(said: int | None, obeyed: int) -> None:
+    assert of_join(JoinRefused(JoinCode.OVERLOADED, "", retry_after=said), "prod").retry_after == obeyed
+
+
+def test_every_goaway_has_words() -> None:
+    for code in GoawayCode:
+        assert of_session(SessionEnded(code, "FOREIGN"), "prod").message
+        shown = "FOREIGN" in of_session(SessionEnded(code, "FOREIGN"), "prod").message
+        assert shown is (code is GoawayCode.REVOKED), "an operator's reason is for the user"
+    refused = of_join(JoinRefused(JoinCode.INTERNAL, f"{GROUPS_UNAVAILABLE}FOREIGN"), "prod")
+    assert refused.message.startswith("the relay cannot look up which groups you are in")
+    assert "FOREIGN" not in refused.message
+    said = f"{GROUPS_UNAVAILABLE}Microsoft Graph is busy; try again shortly"
+    groups = of_session(SessionEnded(GoawayCode.UNAVAILABLE, said), "prod")
+    assert (
+        groups.message
+        == 'the agent of cluster "prod" cannot say which groups you are in: Microsoft Graph is busy; try again shortly'
+    )
+    assert (groups.status_code, groups.retry_after) == (503, None)
+    assert GROUPS_UNAVAILABLE == refusal.GROUPS_UNAVAILABLE, "a client imports nothing of identity for it"
+    limit = of_session(SessionEnded(GoawayCode.LIMIT, "9 sessions"), "prod")
+    assert (limit.status_code, limit.reason, limit.retry_after) == (429, "TooManyRequests", 1)
+    lost = of_session(ConnectionLost("found silent"), "prod")
+    assert (lost.status_code, lost.retry_after) == (503, 1)
+    other = PinMismatch("p")
+    assert of_session(other, "prod") is other
+    broken = of_session(RemoteProtocolError("the other end broke the protocol: a second HELLO"), "prod")
+    assert (broken.status_code, broken.message) == (
+        503,
+        'the session with cluster "prod" ended: the other end broke the protocol: a second HELLO',
+    )
+    crossed = of_session(SessionEnded(GoawayCode.CROSSED, "FOREIGN"), "prod")
+    assert "came for another user" in crossed.message
+
+
+def test_v14_the_words_of_a_revocation_are_one_clean_line() -> None:
+    said = "access was revoked: the relay's operator says \"left\"; ask the relay's operator for access"
+    found = of_session(SessionEnded(GoawayCode.REVOKED, said), "prod")
+    assert (found.status_code, found.reason, found.retry_after) == (403, "Forbidden", None)
+    assert found.message == (
+        'access to cluster "prod" was revoked: the relay\'s operator says "left"; ask the relay\'s operator for access'
+    )
+    silent = of_session(SessionEnded(GoawayCode.REVOKED, ""), "prod")
+    assert silent.message == 'access to cluster "prod" was revoked: ask its operator for access'
+    odd = of_session(SessionEnded(GoawayCode.REVOKED, "a\x1b[2J\nb" + "x" * 5000), "prod")
+    assert odd.message.isprintable()
+    assert len(odd.message) < SAID_LIMIT + 100
+
+
+def test_a_session_that_was_too_old_is_no_login_that_failed() -> None:
+    """What comes next is tried at once, with the token that is there (docs/threats.md#V16)."""
+    found = of_session(SessionEnded(GoawayCode.EXPIRED, "a session lasts 12 h here at most; start again"), "prod")
+    assert (found.status_code, found.retry_after) == (503, 1)
+    assert "greatest age" in found.message
+    assert "log in again" in found.message
+    assert of_session(SessionEnded(GoawayCode.EXPIRED, "the token has expired"), "prod").status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "unanswered"),
+    [
+        (Unreachable("cannot reach relay:443"), OSError(), True),
+        (Unreachable("cannot reach relay:443"), None, True),
+        (Unreachable("the agent is not connected"), JoinRefused(JoinCode.NO_INSTANCE, ""), False),
+        (Unreachable("no agent is connected"), JoinRefused(JoinCode.NO_AGENT, ""), False),
+    ],
+)
+def test_whether_any_relay_has_answered(error: Unreachable, cause: Exception | None, unanswered: bool) -> None:
+    error.__cause__ = cause
+    assert is_unanswered(error) is unanswered

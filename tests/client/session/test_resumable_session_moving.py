@@ -1,0 +1,210 @@
+"""A session whose connection still works, or may, goes to another one: asked by the agent, or after a sleep."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from arcbridge.client.relay.relay_access import RelayAccess
+from arcbridge.client.session import resumable_session
+from arcbridge.client.session.resumable_session import ResumableSession
+from arcbridge.client.session.sleep_detector import SleepDetector
+from arcbridge.errors import SessionEnded, Unreachable
+from arcbridge.net.backoff import Backoff
+from arcbridge.net.join import JoinCode
+from arcbridge.wire.frames import GoawayCode
+from arcbridge.wire.records import JoinReply
+from tests.client.echo_stream import BACK, MOVED, OVER, WAITS, Lines, Stream, events
+from tests.client.far_side import FarSide
+from tests.client.session.test_session_manager import echo, make, running
+from tests.support.eventually import until
+
+pytestmark = pytest.mark.usefixtures("soon")
+
+
+class TestMoving:
+    async def test_another_relay_first(self, far: FarSide, second: FarSide, tmp_path: Path, lines: Lines) -> None:
+        async def ask() -> None:
+            far.sessions[0].ask_to_move()
+
+        async with running(make(far, tmp_path, others=(second,))) as session:
+            stream = await Stream.open(session)
+            await stream.during(ask)
+            await until(lambda: session.stats.moved == 1)
+            assert session.relay is session.relays.all[1]
+            far.cut()
+            await stream.check(b"more")
+            assert (session.stats.resumed, len(far.requests), len(second.requests)) == (0, 1, 1)
+        assert events(lines, WAITS, BACK, OVER, MOVED) == [MOVED]
+
+    async def test_it_stays_until_there_is_another(
+        self, far: FarSide, second: FarSide, tmp_path: Path, lines: Lines
+    ) -> None:
+        far_reply = far.reply
+        async with running(make(far, tmp_path, others=(second,))) as session:
+            stream = await Stream.open(session)
+            second.reply = JoinReply(code=JoinCode.NO_AGENT)
+            far.reply = JoinReply(code=JoinCode.DRAINING)
+            far.sessions[0].ask_to_move()
+            await until(lambda: len(second.requests) >= 3)
+            await stream.check(b"over the old one")
+            assert session.current is not None
+            assert session.failure is None
+            second.reply = far_reply
+            await until(lambda: session.stats.moved == 1)
+            await stream.check(b"over the new one")
+        assert events(lines, WAITS, BACK, OVER, MOVED) == [MOVED]
+
+    async def test_the_old_one_dies_meanwhile(
+        self, far: FarSide, second: FarSide, tmp_path: Path, lines: Lines
+    ) -> None:
+        async with running(make(far, tmp_path, others=(second,))) as session:
+            stream = await Stream.open(session)
+            second.reply = far.reply = JoinReply(code=JoinCode.DRAINING)
+            far.sessions[0].ask_to_move()
+            await until(lambda: len(second.requests) >= 1)
+            far.cut()
+            await until(lambda: session.detached_count == 1)
+            second.reply = JoinReply()
+            await stream.check(b"more")
+        assert events(lines, WAITS, BACK, OVER, MOVED) == [WAITS, BACK]
+
+    async def test_the_new_one_dies_before_it_is_attached(
+        self, far: FarSide, second: FarSide, tmp_path: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The old connection is gone by then: streams wait, and a caller that asks for a session gets the failure."""
+        monkeypatch.setattr("arcbridge.client.session.session_manager.DETACHED_WAIT", 0.1)
+        async with running(make(far, tmp_path, others=(second,))) as session:
+            stream = await Stream.open(session)
+            monkeypatch.setattr("arcbridge.client.session.connection.HANDSHAKE_DEADLINE", 0.1)
+            far.silent_resume = True
+            far.sessions[0].ask_to_move()
+            await until(lambda: session.detached_count == 1)
+            with pytest.raises(Unreachable):
+                await session.ready()
+            far.silent_resume = False
+            monkeypatch.undo()
+            await stream.check(b"more")
+        assert events(lines, WAITS, BACK, OVER, MOVED) == [WAITS, BACK]
+
+    async def test_with_nothing_to_keep_a_fresh_session_first(
+        self, far: FarSide, second: FarSide, tmp_path: Path
+    ) -> None:
+        async with running(make(far, tmp_path, others=(second,))) as session:
+            old = await session.ready()
+            seen = []
+            far.sessions[0].ask_to_move()
+            async with asyncio.timeout(20):
+                while session.current is old:
+                    await asyncio.sleep(0)
+                    seen.append(session.current)
+            assert None not in seen
+            error = await old.wait_ended()
+            assert isinstance(error, SessionEnded)
+            assert error.code == GoawayCode.DONE
+            assert session.relay is session.relays.all[1]
+            assert [request.instance for request in second.requests] == [""]
+            assert await echo(session) == b"hello"
+
+    async def test_a_stream_that_begins_meanwhile_moves_with_its_session(
+        self, far: FarSide, second: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with running(make(far, tmp_path, others=(second,))) as session:
+            old = await session.ready()
+            attempt, stream = session._attempt, Stream()
+
+            async def attempt_and_open(leaving: RelayAccess | None = None) -> ResumableSession:
+                fresh = await attempt(leaving)
+                old.open("tcp:echo", stream.io)
+                return fresh
+
+            monkeypatch.setattr(session, "_attempt", attempt_and_open)
+            far.sessions[0].ask_to_move()
+            await until(lambda: session.stats.moved == 1)
+            await stream.check(b"over the new connection")
+            assert session.current is not old
+            assert [request.instance for request in second.requests] == ["", "pod-1"]
+
+    async def test_without_resumption_what_runs_may_finish(self, far: FarSide, second: FarSide, tmp_path: Path) -> None:
+        async with running(make(far, tmp_path, others=(second,), resumption=False)) as session:
+            stream = await Stream.open(session)
+            old = await session.ready()
+            session.move_requested(old)
+            await until(lambda: session.current is not old)
+            await stream.check(b"still there")
+            assert stream.io.transport is not None
+            stream.io.transport.write_eof()
+            assert await stream.end() is None
+            assert isinstance(await old.wait_ended(), SessionEnded)
+            assert await echo(session) == b"hello"
+
+
+class Asleep:
+    """How long the machine has slept, and which addresses are gone."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.gone = False
+        self.sleep_detector = SleepDetector(lambda: self.seconds, lambda address: self.gone)
+
+
+class TestSuspicion:
+    @pytest.mark.parametrize("what", ["sleep", "address"])
+    async def test_it_goes_to_another_connection_at_once(
+        self, far: FarSide, tmp_path: Path, lines: Lines, what: str
+    ) -> None:
+        machine = Asleep()
+        async with running(make(far, tmp_path, sleep_detector=machine.sleep_detector)) as session:
+            stream = await Stream.open(session)
+            mux = session.current
+            machine.seconds, machine.gone = (60.0, False) if what == "sleep" else (0.0, True)
+            session.check_connections()
+            session.check_connections()
+            machine.gone = False
+            await until(lambda: session.stats.moved == 1)
+            await stream.check(b"more")
+            assert session.current is mux
+            assert len(far.requests) == 2
+        assert events(lines, WAITS, BACK, OVER) == []
+
+    async def test_with_nothing_to_keep_it_begins_anew(self, far: FarSide, tmp_path: Path) -> None:
+        machine = Asleep()
+        async with running(make(far, tmp_path, sleep_detector=machine.sleep_detector)) as session:
+            await session.ready()
+            machine.seconds = 60.0
+            session.check_connections()
+            await until(lambda: session.established_count == 2)
+
+    async def test_a_connection_that_lives_is_kept(self, far: FarSide, tmp_path: Path) -> None:
+        """While no relay can be joined yet, as after a sleep, the old connection may come back by itself."""
+        machine = Asleep()
+        async with running(make(far, tmp_path, sleep_detector=machine.sleep_detector)) as session:
+            stream = await Stream.open(session)
+            far.reply = JoinReply(code=JoinCode.NO_AGENT)
+            machine.seconds = 60.0
+            session.check_connections()
+            await until(lambda: len(far.requests) >= 3)
+            await stream.check(b"it lives")
+            (resumable,) = session._resumables.values()
+            await until(lambda: resumable._task is None)
+            await stream.check(b"more")
+            assert session.stats.moved == session.stats.resumed == 0
+
+    async def test_a_sleep_ends_the_wait_of_a_detached_one(
+        self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(
+            resumable_session, "Backoff", lambda *, cap: Backoff(first=3600.0, cap=7200.0, random=lambda: 0.9)
+        )
+        machine = Asleep()
+        async with running(make(far, tmp_path, sleep_detector=machine.sleep_detector)) as session:
+            stream = await Stream.open(session)
+            await far.stop_listening()
+            far.cut()
+            await until(lambda: session.failures >= 1)
+            await far.start_listening()
+            machine.seconds = 60.0
+            session.check_connections()
+            await stream.check(b"more")

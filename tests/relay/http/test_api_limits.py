@@ -1,0 +1,291 @@
+"""What the API refuses to callers who ask too often, too slowly or too much, over real TLS connections."""
+
+import asyncio
+import json
+import ssl
+import time
+from collections.abc import Mapping
+
+import pytest
+
+from arcbridge.pki.authority import Issued
+from arcbridge.pki.enrolment import JoinToken, make_csr, make_key
+from arcbridge.relay.admission import Admission, Ticket
+from arcbridge.relay.http import server as api_server
+from arcbridge.relay.http.api import (
+    RENEWALS,
+    RENEWALS_RATE,
+    STRANGERS,
+    STRANGERS_RATE,
+)
+from arcbridge.relay.http.server import ANONYMOUS_REQUESTS, HttpApiServer
+from tests.relay.api_station import Relay, error, load
+
+
+class Kept:
+    """A connection that is kept from one request to the next."""
+
+    def __init__(self, relay: Relay) -> None:
+        self.relay = relay
+
+    async def __aenter__(self) -> "Kept":
+        self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.relay.port, ssl=self.relay.context())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.writer.close()
+        try:
+            await self.writer.wait_closed()
+        except OSError:
+            pass
+
+    async def ask(self, path: str, token: str = "") -> tuple[int, Mapping[str, str]]:
+        """Return status and headers of the answer. Raises `asyncio.IncompleteReadError` when there is none."""
+        credential = f"Authorization: Bearer {token}\r\n" if token else ""
+        self.writer.write(f"GET {path} HTTP/1.1\r\nHost: relay\r\n{credential}\r\n".encode())
+        async with asyncio.timeout(20):
+            head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
+            first, *lines = head.rstrip().split("\r\n")
+            headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+            await self.reader.readexactly(int(headers["content-length"]))
+        return int(first.split()[1]), headers
+
+
+async def counting(relay: Relay, ticket: Ticket) -> asyncio.Server:
+    """Serve `relay` as a listener does that counts connections, each with `ticket`."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    load(context, relay.authority.issue_server(["127.0.0.1"]))
+    loop = asyncio.get_running_loop()
+    listener = await loop.create_server(lambda: relay.server(ticket), "127.0.0.1", 0, ssl=context)
+    relay.port = listener.sockets[0].getsockname()[1]
+    return listener
+
+
+class TestLimits:
+    """docs/threats.md#J15 and #L5: what a connection without a credential may do, and how often each caller may ask."""
+
+    async def test_a_stranger_has_a_hundred_requests(self, relay: Relay) -> None:
+        async with Kept(relay) as kept:
+            answers = [await kept.ask("/v1/ca") for _ in range(ANONYMOUS_REQUESTS)]
+            assert [status for status, _ in answers] == [200] * ANONYMOUS_REQUESTS
+            assert [headers.get("connection") for _, headers in answers] == [None] * 99 + ["close"]
+            with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+                await kept.ask("/v1/ca")
+
+    async def test_a_token_that_is_good_counts_anew(self, relay: Relay) -> None:
+        async with Kept(relay) as kept:
+            for _ in range(ANONYMOUS_REQUESTS + 10):
+                relay.clock.now += 2
+                status, headers = await kept.ask("/v1/clusters", "token-of-ann")
+                assert (status, headers.get("connection")) == (200, None)
+            # A refusal that is not about the credential does not end the connection either.
+            status, headers = await kept.ask("/v1/clusters/none", "token-of-ann")
+            assert (status, headers.get("connection")) == (404, None)
+            assert (await kept.ask("/v1/clusters", "token-of-bob"))[0] == 200
+
+    @pytest.mark.parametrize(("path", "token"), [("/v1/clusters", ""), ("/v1/clusters", "wrong"), ("/nowhere", "")])
+    async def test_a_refused_stranger_needs_another_connection(self, relay: Relay, path: str, token: str) -> None:
+        """Each bad credential costs a connection, whose number the address bounds."""
+        async with Kept(relay) as kept:
+            status, headers = await kept.ask(path, token)
+            assert status in (401, 404)
+            assert headers["connection"] == "close"
+
+    async def test_a_stranger_has_a_minute(self, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(api_server, "ANONYMOUS_LIFE", 0.1)
+
+        async def ask_without_a_pause(kept: Kept) -> None:
+            # No timer for idle connections would notice it.
+            for _ in range(ANONYMOUS_REQUESTS):
+                await kept.ask("/v1/ca")
+                await asyncio.sleep(0.005)
+
+        async with Kept(relay) as kept:
+            with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+                await ask_without_a_pause(kept)
+        async with asyncio.timeout(5):
+            while not relay.server.outlived:
+                await asyncio.sleep(0.005)
+
+    async def test_the_minute_begins_again_with_a_good_token(self, relay: Relay) -> None:
+        loop = asyncio.get_running_loop()
+        made: list[asyncio.Protocol] = []
+        factory = relay.server.__class__.__call__
+
+        class Watched(HttpApiServer):
+            def __call__(self, ticket: Ticket | None = None) -> asyncio.Protocol:
+                made.append(factory(self, ticket))
+                return made[-1]
+
+        relay.server.__class__ = Watched
+        async with Kept(relay) as kept:
+            await kept.ask("/v1/ca")
+            (connection,) = made
+            ends = connection._life_timer.when()  # type: ignore[attr-defined]
+            assert ends - loop.time() <= api_server.ANONYMOUS_LIFE + 0.01
+            await kept.ask("/v1/clusters", "wrong")
+            assert connection._life_timer is None or connection._life_timer.when() == ends  # type: ignore[attr-defined]
+        made.clear()
+        async with Kept(relay) as kept:
+            await kept.ask("/v1/ca")
+            (connection,) = made
+            ends = connection._life_timer.when()  # type: ignore[attr-defined]
+            await asyncio.sleep(0.01)
+            await kept.ask("/v1/clusters", "token-of-ann")
+            assert connection._life_timer.when() > ends  # type: ignore[attr-defined]
+
+    async def test_a_body_that_trickles_does_not_outlive_it(
+        self, relay: Relay, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(api_server, "ANONYMOUS_LIFE", 0.1)
+        monkeypatch.setattr(api_server, "ANSWER_DEADLINE", 0.1)
+        async with Kept(relay) as kept:
+            kept.writer.write(b"POST /v1/enrol HTTP/1.1\r\nHost: relay\r\nContent-Length: 1000\r\n\r\n")
+
+            async def trickle() -> None:
+                while True:
+                    kept.writer.write(b" ")
+                    await asyncio.sleep(0.01)
+
+            trickling = asyncio.ensure_future(trickle())
+            try:
+                assert await asyncio.wait_for(kept.reader.read(), 5) == b""
+            except ConnectionError:
+                pass
+            trickling.cancel()
+        assert relay.server.outlived == 1
+
+    async def test_requests_without_a_credential_from_one_address(self, relay: Relay) -> None:
+        for _ in range(STRANGERS // ANONYMOUS_REQUESTS):
+            async with Kept(relay) as kept:
+                for _ in range(ANONYMOUS_REQUESTS):
+                    assert (await kept.ask("/v1/ca"))[0] == 200
+        async with Kept(relay) as kept:
+            status, headers = await kept.ask("/v1/ca")
+            assert (status, headers["retry-after"], headers["connection"]) == (429, "1", "close")
+        assert relay.limited.counts["address"] == 1
+        relay.clock.now += 2 / STRANGERS_RATE
+        assert (await relay.call("GET", "/v1/ca"))[0] == 200
+
+    async def test_requests_of_one_user(self, relay: Relay, everything_logged: list[str]) -> None:
+        ann = {"Authorization": "Bearer token-of-ann"}
+        async with Kept(relay) as kept:
+            for _ in range(30):
+                assert (await kept.ask("/v1/clusters", "token-of-ann"))[0] == 200
+            for _ in range(3):
+                status, headers = await kept.ask("/v1/clusters", "token-of-ann")
+                assert (status, headers["retry-after"]) == (429, "2")
+        _, answer, _ = await relay.call("GET", "/v1/clusters", headers=ann)
+        assert error(answer) == ("rate_limited", "you ask this relay too often: wait 2 s and try again")
+        assert (await relay.call("GET", "/v1/clusters", headers={"Authorization": "Bearer token-of-bob"}))[0] == 200
+        assert relay.limited.counts["user"] == 4
+        assert len([line for line in everything_logged if "api requests refused" in line]) == 1
+        relay.clock.now += 2
+        assert (await relay.call("GET", "/v1/clusters", headers=ann))[0] == 200
+
+    async def test_renewals_of_one_cluster(self, relay: Relay) -> None:
+        agent, other = await relay.enrolled(), await relay.enrolled("test")
+        for _ in range(RENEWALS):
+            body = {"csr": make_csr(agent.key_pem)}
+            status, answer, _ = await relay.call("POST", "/v1/renew", body, certificate=agent)
+            assert status == 200
+            assert isinstance(answer, dict)
+            agent = Issued(answer["certificate"], agent.key_pem)
+        body = {"csr": make_csr(agent.key_pem)}
+        status, answer, headers = await relay.call("POST", "/v1/renew", body, certificate=agent)
+        assert (status, error(answer)[0]) == (429, "rate_limited")
+        assert int(headers["Retry-After"]) >= 1
+        body = {"csr": make_csr(other.key_pem)}
+        assert (await relay.call("POST", "/v1/renew", body, certificate=other))[0] == 200
+        # What was refused is no second renewal: the same one is granted later.
+        relay.clock.now += 1 / RENEWALS_RATE
+        body = {"csr": make_csr(agent.key_pem)}
+        assert (await relay.call("POST", "/v1/renew", body, certificate=agent))[0] == 200
+        assert relay.copies == []
+
+    async def test_what_waits_for_its_peer_may_have_to_make_room(
+        self, relay: Relay, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The ticket says so, before a request, within its body, and after the answer; not while the relay works."""
+        ticket = Admission(100, 100).enter("127.0.0.1")
+        assert isinstance(ticket, Ticket)
+        listener = await counting(relay, ticket)
+        seen: list[float] = []
+        redeem = relay.registry.redeem_join_token
+
+        async def looked_at(*arguments: object) -> object:
+            seen.append(ticket.waits_since)
+            return await redeem(*arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(relay.registry, "redeem_join_token", looked_at)
+        body = json.dumps(relay.enrolment(await relay.token(), make_key())).encode()
+        async with Kept(relay) as kept:
+            before = ticket.waits_since
+            kept.writer.write(b"POST /v1/enrol HTTP/1.1\r\nHost: relay\r\nContent-Length: %d\r\n\r\n" % len(body))
+            async with asyncio.timeout(5):
+                while ticket.waits_since == before:
+                    await asyncio.sleep(0.005)
+            within = ticket.waits_since
+            kept.writer.write(body)
+            assert (await kept.reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 200")
+            async with asyncio.timeout(5):
+                while ticket.waits_since == within:
+                    await asyncio.sleep(0.005)
+            assert seen == [float("inf")]
+            assert before < within < ticket.waits_since < float("inf")
+        listener.close()
+        await listener.wait_closed()
+
+    async def test_behind_a_balancer_the_origin_counts(self, relay: Relay, everything_logged: list[str]) -> None:
+        """The listener knows where a connection is from; the socket's peer is the balancer."""
+        admission = Admission(10, 10)
+        ticket = admission.enter("127.0.0.1", through_proxy=True)
+        assert isinstance(ticket, Ticket)
+        assert ticket.came_from("192.0.2.7") == ""
+        listener = await counting(relay, ticket)
+        body = relay.enrolment(JoinToken.create().text, make_key())
+        assert (await relay.call("POST", "/v1/enrol", body))[0] == 403
+        assert any("192.0.2.7" in line for line in everything_logged)
+        listener.close()
+        await listener.wait_closed()
+
+
+async def test_a_request_is_charged_to_its_address_and_then_to_its_user(relay: Relay) -> None:
+    """docs/threats.md#L46."""
+    admission = Admission(100, 100)
+    ticket = admission.enter("127.0.0.1")
+    assert isinstance(ticket, Ticket)
+    listener = await counting(relay, ticket)
+    address, ann = admission.loop_times.of("127.0.0.1", 0.0), relay.payers.of("ann", 0.0)
+    async with Kept(relay) as kept:
+        assert (await kept.ask("/v1/ca"))[0] == 200
+        spent = address.spent
+        assert spent > 0.0
+        assert ann.spent == 0.0
+        assert (await kept.ask("/v1/clusters", "token-of-ann"))[0] == 200
+        assert address.spent > spent
+        assert ann.spent == ann.inner > 0.0
+    listener.close()
+    await listener.wait_closed()
+
+
+async def test_requests_of_who_takes_too_much_of_the_loop_wait_and_are_refused_at_last(relay: Relay) -> None:
+    """docs/threats.md#L46."""
+    admission = Admission(100, 100)
+    ticket = admission.enter("127.0.0.1")
+    assert isinstance(ticket, Ticket)
+    listener = await counting(relay, ticket)
+    address, ann = admission.loop_times.of("127.0.0.1", 0.0), relay.payers.of("ann", 0.0)
+    async with Kept(relay) as kept:
+        for payer in (address, ann):
+            payer.held_until = time.monotonic() + 0.2
+            assert (await kept.ask("/v1/clusters", "token-of-ann"))[0] == 200
+            assert time.monotonic() > payer.held_until
+        ann.refused_until = time.monotonic() + 7.0
+        status, headers = await kept.ask("/v1/clusters", "token-of-ann")
+        assert (status, headers["retry-after"] in ("6", "7")) == (429, True)
+        assert (await kept.ask("/v1/clusters", "token-of-bob"))[0] == 200, "it is the user's alone"
+        address.refused_until = time.monotonic() + 7.0
+        assert (await kept.ask("/v1/clusters", "token-of-bob"))[0] == 429
+    listener.close()
+    await listener.wait_closed()
