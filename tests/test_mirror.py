@@ -15,6 +15,8 @@ WITHOUT_TEST: dict[str, str] = {
     "agent/agent_session": "with `sessions`, in whose tests sessions are opened, resumed and ended",
     "settings/config": "declarations; the tests of `config_loader` load them",
     "errors": "declarations; each is tested where it is raised",
+    "wire/context": "declarations; the parts that share it are tested with it",
+    "wire/state": "declarations; the tests of the session go through each state",
 }
 
 # Test files without a module of their own, each with its reason. Folders that test what is not a module are below.

@@ -18,7 +18,7 @@ from arcbridge.mux import buffer
 from arcbridge.mux.splice import SocketSplice, SpliceResult, TransportSplice, reset_transport
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.limits import Limits
-from tests.mux.ends import LOOPS, Recorder, connected, run, tcp_pair, tls_contexts
+from tests.mux.ends import LOOPS, connected, run, tcp_pair, tls_contexts
 from tests.support.stream_io import StreamIO
 
 both_loops = pytest.mark.parametrize("loop", LOOPS)
@@ -233,37 +233,6 @@ def test_a_frozen_reader_bounds_what_is_taken_from_the_writer(loop: str, frozen:
 async def _flood(sock: socket.socket) -> None:
     while True:
         await send(sock, b"f" * 100_000)
-
-
-@both_loops
-def test_owner_tagged_bytes_over_many_splices(loop: str) -> None:
-    async def one(ends: Any, way: Way, number: int) -> None:
-        tag = b"%07d|" % number
-        data = tag * 40_000
-
-        async def there() -> None:
-            await send(way.near, data)
-            way.near.shutdown(socket.SHUT_WR)
-
-        async def back() -> None:
-            await send(way.far, data[::-1])
-            way.far.shutdown(socket.SHUT_WR)
-
-        up, down, _, _ = await asyncio.gather(read_all(way.far), read_all(way.near), there(), back())
-        assert up == data
-        assert down == data[::-1]
-        near, far = await way.done()
-        assert near.error is far.error is None
-        way.near.close()
-        way.far.close()
-
-    async def main() -> None:
-        async with connected("tls") as first, connected("tls") as second:
-            for _ in range(3):  # descriptor numbers are used again and again
-                ways = [(ends, await make_way(ends)) for ends in (first, second) for _ in range(6)]
-                await asyncio.gather(*(one(ends, way, n) for n, (ends, way) in enumerate(ways)))
-
-    run(loop, main)
 
 
 # -- TransportSplice --------------------------------------------------------------------------------------------------
@@ -629,7 +598,3 @@ def test_starting_on_a_transport_that_is_gone(loop: str) -> None:
             far.close()
 
     run(loop, main)
-
-
-def test_recorder_is_a_handler() -> None:
-    assert Recorder().calls == []

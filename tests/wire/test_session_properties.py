@@ -98,13 +98,6 @@ def test_any_cut_gives_the_same_outcome(cuts: list[int], order: list[int] | None
     assert got[3] == whole[3] or got[0][-1].startswith("Ended")
 
 
-def test_byte_by_byte_is_the_same() -> None:
-    raw = b"".join(FLIGHT[:10])
-    got, whole = outcome([raw[i : i + 1] for i in range(len(raw))]), outcome([raw])
-    assert got[0] == whole[0]
-    assert got[2:] == whole[2:]
-
-
 # -- random bytes -----------------------------------------------------------------------------------------------------
 
 
