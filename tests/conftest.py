@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import pytest
 import structlog
@@ -25,16 +26,25 @@ from tests.support.deadline import (
 from tests.support.processes import require_or_skip
 from tests.support.tracebacks import numbered
 
+TESTS = Path(__file__).parent
+
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("default"), derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
+# Folders of what runs on Linux alone, where uvloop is installed with it.
+ON_UVLOOP_ALONE = {"agent", "bench", "demo", "differential", "e2e", "hostile", "keycloak", "relay", "walkthrough"}
+
+
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Every asynchronous test runs on the loop of production and on asyncio's own (Windows and macOS clients)."""
-    return {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
+    """Run a test on the loop of production and, if it is about what a client has, on asyncio's own (Windows)."""
+    factories: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"uvloop": uvloop.new_event_loop}
+    if item.path.relative_to(TESTS).parts[0] not in ON_UVLOOP_ALONE:
+        factories["asyncio"] = asyncio.new_event_loop
+    return factories
 
 
 def pytest_collection_finish() -> None:

@@ -423,7 +423,7 @@ def test_a_program_that_ends_while_the_stream_is_full_loses_nothing_unnoticed(lo
             outer.far.transport.pause_reading()
             outer.writer.write(b"x" * size)
             outer.writer.close()
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.2)  # the stream is full by then, and nothing more may be read of the program
             reading = asyncio.ensure_future(outer.far.read_all())
             outer.far.transport.resume_reading()
             try:

@@ -200,7 +200,7 @@ async def test_lingering_lasts_while_the_peer_lacks_bytes(patient: bool, monkeyp
     assert transport.get_write_buffer_size() == 0, "the kernel has it all"
     transport.close()
     if patient:
-        await asyncio.sleep(0.3)  # many looks
+        await asyncio.sleep(0.3)  # many looks at what the peer lacks, none of which may end the connection
         assert not mine.lost.done()
         go_on.set()
         assert await thread == MUCH[:300_000]

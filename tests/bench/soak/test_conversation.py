@@ -213,7 +213,7 @@ async def test_a_stall_is_the_longest_wait_for_a_record() -> None:
             await asyncio.sleep(0.3)  # some of the streams have a record each way by then
             for room in (it.load.room, it.target.room):
                 room.kill(1)
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.3)  # the stall that the accounts have to find
             done.set()
 
         task = asyncio.ensure_future(script())
