@@ -181,26 +181,6 @@ def test_a_relay_that_is_told_to_stop(whole: World, server: TalkServer) -> None:
     assert not records(forward, LOST)
 
 
-def test_a_relay_that_is_told_twice_ends_at_once_and_one_without_sessions_too(whole: World, server: TalkServer) -> None:
-    _, port = whole.start_forward("talk")
-    under_way = talks(port, 2)
-    (relay,) = pumping(whole)
-    whole.relays[relay].signal(signal.SIGTERM)
-    wait_for_record(whole.relays[relay], "relay stopping")
-    status, seconds = whole.stop_relay(relay)
-    assert status == 0
-    assert seconds < 10
-    for talk in under_way:
-        talk.wait_moves(50_000)
-    go_on(server, under_way)
-    whole.start_relay(relay)
-    until(lambda: connected(whole, relay) == 2, "the agents are there, too", timeout=60)
-    assert pumping(whole) == [1 - relay]
-    status, seconds = whole.stop_relay(relay)
-    assert status == 0
-    assert seconds < 10
-
-
 # -- agents and clients -----------------------------------------------------------------------------------------------
 
 
@@ -226,17 +206,6 @@ def serving_now(world: World) -> set[int]:
         for index, agent in enumerate(world.agents)
         if agent.running and metrics(world.agent_observes[index])["arcbridge_agent_sessions"]
     }
-
-
-def test_a_frozen_client_goes_on(whole: World, server: TalkServer) -> None:
-    forward, port = whole.start_forward("talk")
-    under_way = talks(port)
-    forward.signal(signal.SIGSTOP)
-    try:
-        pause(60 if long_form() else 3)
-    finally:
-        forward.signal(signal.SIGCONT)
-    go_on(server, under_way)
 
 
 def test_a_frozen_relay_goes_on(whole: World, server: TalkServer) -> None:

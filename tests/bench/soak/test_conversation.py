@@ -173,36 +173,6 @@ async def test_a_liar_is_caught(lie: str, up: bool) -> None:
     assert accounts.unexplained == 1
 
 
-async def test_a_reset_is_a_failure_with_a_reason_and_no_loss() -> None:
-    async with scene() as it:
-        it.network.end, it.network.liar_at = _reset, 2
-        accounts = await it.run(5, lambda: it.load.failed > 0)
-    assert accounts.sound
-    assert accounts.failed == 1
-    assert accounts.opened == accounts.completed + accounts.failed
-    (reason,) = accounts.reasons
-    assert reason.startswith("cut: ")
-
-
-async def test_who_waits_for_ever_has_hung() -> None:
-
-    async with scene() as it:
-        swallowed = asyncio.Event()
-
-        async def swallow(source: asyncio.StreamReader, *_: object) -> None:
-            swallowed.set()
-            while await source.read(65536):
-                pass  # nothing of it arrives
-
-        it.load.room.patience = it.target.room.patience = 0.3
-        it.network._copy = swallow  # type: ignore[method-assign, assignment]
-        accounts = await it.run(1, lambda: it.load.failed > 0)
-    assert swallowed.is_set()
-    assert not accounts.sound
-    assert accounts.failed == accounts.unexplained == accounts.opened
-    assert all(reason.startswith("hung: ") for reason in accounts.reasons)
-
-
 async def test_a_stall_is_the_longest_wait_for_a_record() -> None:
     async with scene() as it:
         it.load.room.kill(0)
