@@ -297,26 +297,25 @@ class _ChargedSteps(Coroutine[Any, Any, T]):
         self._inner = inner
 
     def send(self, value: Any) -> Any:
-        began, before = time.monotonic(), self._payer.shares.total
-        try:
-            return self._coroutine.send(value)
-        finally:
-            self._charge(began, before)
+        return self._step(self._coroutine.send, value)
 
     def throw(self, *error: Any) -> Any:
-        began, before = time.monotonic(), self._payer.shares.total
-        try:
-            return self._coroutine.throw(*error)
-        finally:
-            self._charge(began, before)
+        return self._step(self._coroutine.throw, *error)
 
-    def _charge(self, began: float, before: float) -> None:
+    def __next__(self) -> Any:
+        return self._step(self._coroutine.send, None)  # what a task and `await` call
+
+    def _step(self, resume: Callable[..., Any], *values: Any) -> Any:
         payer = self._payer
-        spent = payer.spent
-        payer.charge(time.monotonic(), began, before)
-        if self._inner:
-            payer.inner += payer.spent - spent
-            payer.shares.inner += payer.spent - spent
+        shares, spent = payer.shares, payer.spent
+        before, began = shares.total, time.monotonic()
+        try:
+            return resume(*values)
+        finally:
+            payer.charge(time.monotonic(), began, before)
+            if self._inner:
+                payer.inner += payer.spent - spent
+                shares.inner += payer.spent - spent
 
     def close(self) -> None:
         self._coroutine.close()
@@ -324,9 +323,6 @@ class _ChargedSteps(Coroutine[Any, Any, T]):
     def __await__(self) -> Generator[Any, Any, T]:
         # An iterator with `send` and `throw` is all that `await` asks for.
         return cast("Generator[Any, Any, T]", self)
-
-    def __next__(self) -> Any:
-        return self.send(None)
 
 
 def no_call(seconds: float) -> None:

@@ -1,13 +1,15 @@
 """Nothing in arcbridge/ is there for tests alone: each name of a module or class is read somewhere in it.
 
 Names are compared and not types: a name is used where any code of the package reads one that is spelt so, or names it
-in a text of one word (`getattr`). So what is found has no user; what is not found may still have none.
+in a text of one word (`getattr`). So what is found has no user; what is not found may still have none. For that, and
+for readers, no two classes of the package have one name.
 """
 
 from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,6 +82,42 @@ def test_everything_is_used() -> None:
     wrong = [one for one in found if one.rpartition(" ")[2] not in FROM_OUTSIDE]
     assert not wrong, "read by nothing in arcbridge/: drop it, or say in FROM_OUTSIDE who reads it\n" + "\n".join(wrong)
     assert {one.rpartition(" ")[2] for one in found} == set(FROM_OUTSIDE)
+
+
+# Names that several classes have, from before the rule: the list only gets shorter.
+SHARED_NAMES = frozenset(
+    {
+        "Checked",
+        "Clusters",
+        "Finding",
+        "Member",
+        "Place",
+        "Reason",
+        "Reload",
+        "Renewal",
+        "Shown",
+        "State",
+        "Verifier",
+        "_Connection",
+        "_Parts",
+        "_Places",
+        "_State",
+        "_Waiting",
+        "_Worker",
+    }
+)
+
+
+def test_one_name_is_one_class() -> None:
+    names = Counter(
+        node.name
+        for file in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    )
+    shared = {name for name, count in names.items() if count > 1}
+    assert not shared - SHARED_NAMES, "name the classes apart"
+    assert not SHARED_NAMES - shared, "take these out of SHARED_NAMES"
 
 
 def test_the_check_finds_what_it_should() -> None:

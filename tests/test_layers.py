@@ -29,6 +29,7 @@ LEAVES = frozenset(
         "loop_shares",
         "single_file",
         "tasks",
+        "units",
         "untrusted_json",
         "",
     }
@@ -51,6 +52,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "limiters": frozenset(),
     "loop_shares": frozenset(),
     "tasks": frozenset(),
+    "units": frozenset(),
     "untrusted_json": frozenset(),
     "socket_options": frozenset(),
     "single_file": frozenset(),

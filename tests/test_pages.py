@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.support.pages import read
+
 ROOT = Path(__file__).resolve().parents[1]
 
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -74,7 +76,7 @@ def test_a_broken_link_is_found() -> None:
 
 def test_no_word_of_the_glossary_stands_twice() -> None:
     """One meaning each: also a row that explains two words counts for both."""
-    text = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    text = read(ROOT / "docs" / "glossary.md")
     rows = re.findall(r"^\| ([^|]+) \| ", text, re.MULTILINE)
     words = [word for row in rows if row != "word" for word in re.split(r", | and (?!.* of )", row)]
     assert len(words) > 50

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import citations
+from tests.support import citations, pages
 from tests.support.citations import ROOT, SECURITY, claims, rows
 
 PAGE = citations.THREATS
@@ -82,7 +82,7 @@ def test_no_row_stands_twice() -> None:
 
 def test_each_row_of_the_table_is_read() -> None:
     """A row that the pattern does not find would be held by nothing."""
-    lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| <a id=")]
+    lines = [line for line in pages.read(PAGE).splitlines() if line.startswith("| <a id=")]
     assert len(lines) == len(rows())
 
 
@@ -101,7 +101,7 @@ def test_each_claim_says_what_it_rests_on_what_it_leaves_out_and_which_tests_hol
 
 
 def test_each_claim_is_read() -> None:
-    assert len(claims()) == SECURITY.read_text(encoding="utf-8").count("\n* *Held by:*") > 20
+    assert len(claims()) == pages.read(SECURITY).count("\n* *Held by:*") > 20
 
 
 @pytest.mark.timeout(600)  # it imports most of the tests and what they need

@@ -15,7 +15,7 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import fields, replace
 from enum import StrEnum
 from typing import Protocol
 
@@ -27,6 +27,7 @@ from arcbridge.limiters import TokenBucket
 from arcbridge.loop_shares import LoopShares, LoopTime, LoopTimes
 from arcbridge.mux import memory
 from arcbridge.settings.config import AgentLimitsConfig, LimitsOverrideConfig
+from arcbridge.units import size
 from arcbridge.wire.backlog import Backlog
 from arcbridge.wire.limits import DEFAULT
 
@@ -108,27 +109,7 @@ class LimitReached(OverLimit):
         self.retry_at = retry_at
 
 
-@dataclass(frozen=True, slots=True)
-class UserLimits:
-    """The limits of one user; 0: there is none. The fields are those of `AgentLimitsConfig`."""
-
-    requests_per_second: int
-    request_burst: int
-    concurrent_requests: int
-    streams: int
-    upgraded_streams: int
-    bytes_per_second_to_cluster: int
-    bytes_per_second_to_user: int
-    bytes_per_day: int
-    sessions: int
-    apiserver_seats: int
-    connects_per_second: int
-    waiting_bytes: int
-    audit_bytes_per_second: int
-    loop_share: int
-
-
-_NAMES = tuple(field.name for field in fields(UserLimits))
+_NAMES = tuple(field.name for field in fields(LimitsOverrideConfig))
 
 
 def check_limits(config: AgentLimitsConfig) -> None:
@@ -143,11 +124,12 @@ def check_limits(config: AgentLimitsConfig) -> None:
         raise ConfigError(f"limits.agent_waiting_bytes: must be at least {LEAST_AGENT_WAITING_BYTES} (16 MiB)")
 
 
-def limits_of(config: AgentLimitsConfig, identity: Identity) -> UserLimits:
+def limits_of(config: AgentLimitsConfig, identity: Identity) -> AgentLimitsConfig:
     """Return the limits of a user: the user's own, else the largest of the user's groups, else those of every user."""
     user = config.users.get(identity.username)
     groups = [config.groups[name] for name in identity.groups if name in config.groups]
-    return UserLimits(*(_value(name, config, user, groups) for name in _NAMES))
+    own = {name: _value(name, config, user, groups) for name in _NAMES}
+    return replace(config, **own, groups={}, users={})
 
 
 class Member(Protocol):
@@ -278,7 +260,7 @@ class Account:
         self.audit.user = identity.username
         self.change_limits(limits_of(self._accounts.config, identity))
 
-    def change_limits(self, limits: UserLimits) -> None:
+    def change_limits(self, limits: AgentLimitsConfig) -> None:
         """Count by these limits from now on; what was taken stays taken."""
         if limits != self.limits:
             self.limits = limits
@@ -426,7 +408,7 @@ class Account:
                 fact = f"{limits.sessions} sessions of yours are open at this agent, as many as one user may have"
                 remedy = "end arcbridge where you do not need it"
             case Limit.BYTES_PER_DAY:
-                fact = f"you moved {_size(limits.bytes_per_day)} today, which is what one user may move in a day"
+                fact = f"you moved {size(limits.bytes_per_day)} today, which is what one user may move in a day"
                 text = f"{fact}; wait until 00:00 UTC, or {_ASK}"
                 return LimitReached(limit, text, retry_at=(self._accounts.clock() // DAY + 1) * DAY)
             case Limit.APISERVER_SEATS:
@@ -448,7 +430,7 @@ class Account:
                 text = f"{fact}; run fewer commands at once, or send shorter headers"
                 return LimitReached(limit, text, retry_after=1)
             case Limit.AUDIT_BYTES:
-                most = _size(limits.audit_bytes_per_second)
+                most = size(limits.audit_bytes_per_second)
                 fact = f"your requests fill more than the {most} a second of the audit log that one user may fill"
                 remedy = "send fewer and shorter requests"
             case Limit.LOOP_SHARE:
@@ -467,7 +449,7 @@ class Account:
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
-    def _apply(self, limits: UserLimits) -> None:
+    def _apply(self, limits: AgentLimitsConfig) -> None:
         """Count by these limits from now on; what was taken stays taken."""
         now = self._accounts.monotonic()
         to_cluster, to_user = limits.bytes_per_second_to_cluster, limits.bytes_per_second_to_user
@@ -627,9 +609,3 @@ def _bucket(old: TokenBucket | None, now: float, burst: int, rate: int) -> Token
         return TokenBucket(burst, rate)
     old.change(now, burst, rate)
     return old
-
-
-def _size(count: int) -> str:
-    """Return bytes as people write them: `1 TiB`."""
-    power = min(4, int(math.log(count, 1024))) if count > 0 else 0
-    return f"{count / 1024**power:.4g} {('bytes', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"

@@ -38,6 +38,7 @@ from arcbridge.identity.proof import NO_PEER, Peer
 from arcbridge.identity.refusal import tell
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.mux.stream import StreamTransport
+from arcbridge.units import duration
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.records import Auth, AuthOk, Hello
 
@@ -92,17 +93,17 @@ class AgentSession(BaseHandler):
     @property
     def closed(self) -> bool:
         """Whether it can be resumed no more."""
-        return self.session is None or not self.session.resumable
+        return self.session is None or not self.session.resumption.possible
 
     @property
     def epoch(self) -> int:
         """The epoch of the present connection."""
-        return self.session.epoch if self.session is not None else 0
+        return self.session.resumption.epoch if self.session is not None else 0
 
     @property
     def streams(self) -> int:
         """Streams that are open."""
-        return self.session.streams_open if self.session is not None else 0
+        return len(self.session.streams) if self.session is not None else 0
 
     @property
     def judged(self) -> bool:
@@ -180,7 +181,7 @@ class AgentSession(BaseHandler):
             streams=self.streams,
             first_session=self._join_id,
             join=session.label,
-            epoch=session.epoch,
+            epoch=session.resumption.epoch,
         )
 
     def session_ended(self, session: MuxSession, error: ArcbridgeError) -> None:
@@ -200,12 +201,12 @@ class AgentSession(BaseHandler):
     def end_streams(self) -> None:
         """Reset all streams in the next turn, with LIMIT: the user may move no more bytes today."""
         if self.session is not None:
-            asyncio.get_running_loop().call_soon(self.session.reset_streams, ResetCode.LIMIT)
+            asyncio.get_running_loop().call_soon(self.session.streams.reset_all, ResetCode.LIMIT)
 
     def hold(self, seconds: float) -> None:
         """Move no payload for a while: the user takes too much of the event loop."""
         if self.session is not None:
-            self.session.hold(seconds)
+            self.session.pacing.hold(seconds)
 
     def end_if_revoked(self, users: Mapping[str, Revocation]) -> None:
         """End the session, with or without a connection, where its user's token counts no more."""
@@ -283,8 +284,8 @@ class AgentSession(BaseHandler):
                 return
             if self._caller is not None:
                 taken = self._renew(session, self._caller, found)
-            elif session.resuming is not None:
-                taken = self._resume_held(session, session.resuming, found)
+            elif (hello := session.resumption.resuming) is not None:
+                taken = self._resume_held(session, hello, found)
             else:
                 taken = self._accept(session, found)
             if not taken:
@@ -292,7 +293,7 @@ class AgentSession(BaseHandler):
 
     @staticmethod
     def _auth_verb(session: MuxSession) -> str:
-        return "authenticate" if session.resuming is None else "resume"
+        return "authenticate" if session.resumption.resuming is None else "resume"
 
     def _refuse(self, session: MuxSession, error: ArcbridgeError) -> bool:
         """Refuse an AUTH; answers whether that ends the session."""
@@ -335,11 +336,10 @@ class AgentSession(BaseHandler):
             self._leave(caller)
             return False
         self._caller = caller
-        session.pacer, session.payer = account, account.loop_time
+        session.pacing.pacer, session.payer = account, account.loop_time
         session.backlog.move(account.waiting)
         session.ahead.move(account.ahead)
-        session.share_growth(account.promised)
-        session.share_churn(account.churn)
+        session.streams.share(account.promised, account.churn)
         self._began_at = sessions.clock(), sessions.monotonic()
         if found.token_mode:
             self._caller.tokens.add(found.token_digest)
@@ -354,7 +354,7 @@ class AgentSession(BaseHandler):
         )
         session_id, secret = os.urandom(16), os.urandom(16)
         session.accept_auth(self._auth_ok(session_id, secret, caller))
-        if session.resumable:
+        if session.resumption.possible:
             self._sessions.resumes.add(session_id, Claim(secret, identity.subject, found.token_mode), self)
         self._check_expiry()
         if self._sessions.draining:
@@ -369,7 +369,7 @@ class AgentSession(BaseHandler):
             return False
         before = self._adopt_newer(caller, found)
         caller.tokens.add(found.token_digest)
-        session.accept_auth(self._auth_ok(session.session_id, session.resume_secret, caller))
+        session.accept_auth(self._auth_ok(session.resumption.session_id, session.resumption.secret, caller))
         self._end_disallowed(caller, before)
         self._check_expiry()
         return True
@@ -460,7 +460,8 @@ class AgentSession(BaseHandler):
         caller.tokens.add(found.token_digest)
         self.via, self.joined_at, self.peer = carrier.via, carrier.joined_at, carrier.peer
         self._resumed_at = self._sessions.monotonic()
-        session.take_over(connection, self._auth_ok(session.session_id, session.resume_secret, caller))
+        ok = self._auth_ok(session.resumption.session_id, session.resumption.secret, caller)
+        session.migration.take_over(connection, ok)
         self._end_disallowed(caller, before)
         self._check_expiry()
 
@@ -540,19 +541,11 @@ class AgentSession(BaseHandler):
             self._sessions.expired += 1
             session.close(
                 GoawayCode.EXPIRED,
-                f"a session lasts {_duration(self._sessions.max_age)} here at most; start again what ran in it, "
+                f"a session lasts {duration(self._sessions.max_age)} here at most; start again what ran in it, "
                 "and log in again if that is asked for",
             )
             return
         self._timer = asyncio.get_running_loop().call_later(min(left, CLOCK_CHECK), self._check_expiry)
-
-
-def _duration(seconds: float) -> str:
-    """Return seconds as people write them: `12 h`."""
-    for unit, length in (("h", 3600.0), ("min", 60.0)):
-        if seconds >= length:
-            return f"{seconds / length:.3g} {unit}"
-    return f"{seconds:.3g} s"
 
 
 def _about(error: ArcbridgeError) -> dict[str, str]:

@@ -40,7 +40,7 @@ class AheadRelief:
             (self._seen.get(stream, (stream.window.consumed, now)), stream, session)
             for session in sessions
             if any(2 * one.held >= one.most for one in _bounds(session))
-            for stream in session.unread()
+            for stream in session.streams.unread()
         ]
         self._seen = {
             stream: (taken, since) if stream.window.consumed - taken < PROGRESS else (stream.window.consumed, now)
@@ -52,8 +52,8 @@ class AheadRelief:
                 return
             if any(one.held > one.most // 8 * 7 for one in _bounds(session) if one in full):
                 waits = stream.window.unconsumed
-                session.reset(stream, ResetCode.IDLE)
-                session.unread()
+                session.streams.reset(stream, ResetCode.IDLE)
+                session.streams.unread()
                 del self._seen[stream]
                 self.streams_reset += 1
                 _log.warning("unread stream reset", session=session.label, stream=stream.id, waiting=waits)

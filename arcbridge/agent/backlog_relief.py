@@ -54,13 +54,13 @@ class BacklogRelief:
             self._end_sessions(present, now - LEAST_STALL, enough)
 
     def _reset_streams(self, sessions: list[MuxSession], before: float, enough: int) -> None:
-        stalled = [(stream, session) for session in sessions for stream in session.stalled(before)]
+        stalled = [(stream, session) for session in sessions for stream in session.streams.stalled(before)]
         stalled.sort(key=lambda pair: pair[0].stalled_since)
         for stream, session in stalled:
             if self._backlog.held <= enough:
                 return
             _log.warning("stalled stream reset", session=session.label, stream=stream.id, waiting=stream.held)
-            session.reset(stream, ResetCode.IDLE)
+            session.streams.reset(stream, ResetCode.IDLE)
             self.streams_reset += 1
 
     def _end_sessions(self, members: list[Member], before: float, enough: int) -> None:

@@ -33,7 +33,7 @@ from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import connect
 from arcbridge.net.tls import ALPN_CONTROL
-from arcbridge.observe.foreign_text import clean
+from arcbridge.observe.untrusted_text import clean
 from arcbridge.tasks import cancel_and_wait
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import Dial, Goaway, Revoke, Status
@@ -328,7 +328,7 @@ class ControlConnections:
         self._changed.set()
         _log.info("control connection up", connection=str(link.relay), up=self.up, wanted=self.wanted)
         if link.session is not None:
-            link.session.send_status(Status(instance=self._instance, ready=True))
+            link.session.send(Status(instance=self._instance, ready=True))
 
     def _note_connected(self) -> None:
         if self._staying():
@@ -366,7 +366,7 @@ class ControlConnections:
 
     def _announce_leaving(self, link: ControlLink, code: GoawayCode, message: str) -> None:
         if link.session is not None and not link.session.closed:
-            link.session.send_status(Status(instance=self._instance, ready=False, message=message))
+            link.session.send(Status(instance=self._instance, ready=False, message=message))
             link.session.goaway(code, message, 0)
 
     def _ended(self, link: ControlLink, error: ArcbridgeError) -> None:
@@ -428,7 +428,7 @@ class ControlConnections:
         code, message = self.dials.decide(dial, link.relay, draining=self.draining)
         if link.session is not None:
             ready = not self.draining and not link.leaving
-            link.session.send_status(
+            link.session.send(
                 Status(token=dial.token, code=code, message=message, instance=self._instance, ready=ready)
             )
         if code is not DialStatus.WILL_JOIN:

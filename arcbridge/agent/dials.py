@@ -27,7 +27,7 @@ from arcbridge.net.address import Address, parse_address
 from arcbridge.net.dialer import connect
 from arcbridge.net.join import JOIN_ID, JoinCode, client_join
 from arcbridge.net.tls import ALPN_JOIN
-from arcbridge.observe.foreign_text import clean
+from arcbridge.observe.untrusted_text import clean
 from arcbridge.tasks import cancel_and_wait
 from arcbridge.wire.records import Dial, JoinRequest
 

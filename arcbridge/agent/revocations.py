@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from arcbridge.errors import PermissionRefused
 from arcbridge.identity.claims import Identity
-from arcbridge.observe.foreign_text import clean
+from arcbridge.observe.untrusted_text import clean
 from arcbridge.wire.records import Revoke
 
 CLOCK_SKEW = 10.0

@@ -40,7 +40,7 @@ from arcbridge.mux.alteration import alteration
 from arcbridge.mux.session import MuxSession
 from arcbridge.net.fast_tls import fast_tls
 from arcbridge.net.session_tls import accept_session
-from arcbridge.observe.foreign_text import clean
+from arcbridge.observe.untrusted_text import clean
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.session import Kind, Side, State
@@ -204,8 +204,8 @@ class Sessions:
             session = handler.session
             if session is None or handler.via != via or handler.joined_at > before:
                 continue
-            if session.resumable and session.state is not State.DETACHED:
-                session.ask_to_move()
+            if session.resumption.possible and session.state is not State.DETACHED:
+                session.migration.ask()
                 asked += 1
         self.moves_asked += asked
         return asked
@@ -262,7 +262,7 @@ class Sessions:
         """Forget a session, or a connection that never became one."""
         if handler.session is not None:
             self._replayed += handler.session.stats.replayed_bytes
-            self.resumes.remove(handler.session.session_id, error)
+            self.resumes.remove(handler.session.resumption.session_id, error)
         self._open.discard(handler)
         self._unauthenticated.discard(handler)
         if not self._open and self._relief_timer is not None:

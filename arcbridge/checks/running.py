@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from arcbridge.observe.foreign_text import clean
+from arcbridge.observe.untrusted_text import clean
 
 from .diagnosis import Finding, failed, ok, skipped, warning
 

@@ -15,9 +15,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from arcbridge.observe.foreign_text import clean
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
+from arcbridge.observe.untrusted_text import clean
 
 from .diagnosis import Finding, State
 

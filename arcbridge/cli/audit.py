@@ -8,14 +8,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from arcbridge.cli.flags import DOCUMENTS
+from arcbridge.cli.commands import DOCUMENTS
 from arcbridge.cli.output import plain, print_document
 from arcbridge.cli.parser import Invocation
 from arcbridge.errors import ExitCode
 
 
-def run_audit(invocation: Invocation) -> int:
-    """Run `audit verify`; returns the exit code."""
+def verify_logs(invocation: Invocation) -> int:
+    """Print what is wrong with audit logs, wherever they are: it needs no agent's settings."""
     from arcbridge.agent.audit.verify import Report, read_anchors, verify
 
     anchors = [head for name in invocation.texts("anchors") for head in read_anchors(Path(name))]

@@ -1,7 +1,7 @@
 """The commands of the background process: `connect`, `disconnect`, `status`, `stop`, `logs`, and the process itself.
 
-What needs a terminal happens here, in the foreground: the question whether a pin is right, and a login. The process is
-given settings as flags, which are those of the command line and of the environment; nothing in them is secret.
+They ask the process and print what it replies. A login, and the question whether a pin is right, need the terminal and
+are asked before (`client.background.connecting`).
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import sys
 import time
 from pathlib import Path
 
-from arcbridge.cli.flags import CLIENT, DOCUMENTS, LIST, flags_of
+from arcbridge.cli.commands import DOCUMENTS
 from arcbridge.cli.output import plain, print_document, print_error, print_rows, rfc3339
-from arcbridge.cli.parser import Invocation, UsageError, parse
+from arcbridge.cli.parser import Invocation
+from arcbridge.cli.settings import given_settings, load_settings, settings_file
+from arcbridge.cli.terminal import configure_logging, terminal
 from arcbridge.client.background.caller import (
     READY_VARIABLE,
     NotRunning,
@@ -24,21 +26,27 @@ from arcbridge.client.background.caller import (
     leave_terminal,
     request,
 )
+from arcbridge.client.background.caller import stop as stop_process
+from arcbridge.client.background.connection_settings import ConnectionSettings, read_words
 from arcbridge.client.background_paths import Place
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, StateError
-from arcbridge.settings.choices import PROGRAM
+from arcbridge.settings.flags import CLIENT, LIST, OFF, flags_of
+from arcbridge.units import duration, size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from typing import Any, TextIO
+    from collections.abc import Coroutine, Mapping
+    from typing import Any, TextIO, TypeVar
 
-    from arcbridge.client.background.connections import Connection
-    from arcbridge.client.service import ClientContext, Terminal
+    from arcbridge.client.service import ClientContext
     from arcbridge.settings.config import ClientConfig
 
-_NOT_KEPT = ("cluster", "file", "context_switch", "remove_context", "trust_first_use", "observe.log_level",
-             "observe.log_format", "observe.listen")  # fmt: skip
+    T = TypeVar("T")
+
+_NOT_KEPT = frozenset(
+    ("cluster", "file", "context_switch", "remove_context", "trust_first_use", "observe.log_level",
+     "observe.log_format", "observe.listen")
+)  # fmt: skip
 """Settings of one command, and not of a connection."""
 _COLUMNS = (
     ("name", "CLUSTER"),
@@ -51,64 +59,54 @@ _COLUMNS = (
     ("bytes_from_cluster", "RECEIVED"),
     ("token_expires", "TOKEN ENDS"),
 )
-_END_WAIT = 10.0
-"""Seconds in which a process that was told to end has ended."""
 _FOLLOW = 0.2
 """Seconds between two looks at a log that is followed."""
 
 
-class Foreground:
-    """What the client's commands share: `terminal` for a stream of lines, and `configure_logging`."""
-
-    __slots__ = ("configure_logging", "terminal")
-
-    def __init__(self, terminal: Callable[[TextIO], Terminal], configure_logging: Callable[..., None]) -> None:
-        self.terminal = terminal
-        self.configure_logging = configure_logging
-
-
-def run_command(invocation: Invocation, foreground: Foreground) -> int:
-    """Run a command of the background process; returns the exit code."""
-    if sys.platform == "win32" and not invocation.switch("ended"):
+def _posix() -> None:
+    """Raise ConfigError on Windows."""
+    if sys.platform == "win32":
         raise ConfigError("there is no background process on Windows; use `arcbridge --role client proxy`")
-    return _COMMANDS[invocation.command[0]](invocation, foreground)
 
 
 # --- connect --------------------------------------------------------------------------------------------------------
 
 
-def _connect(invocation: Invocation, foreground: Foreground) -> int:
-    from arcbridge.cli.settings import load_settings
+def connect(invocation: Invocation) -> int:
+    """Have clusters served by the background process, one after the other."""
+    _posix()
+    from arcbridge.client.background.connecting import check_connect, is_to_be_trusted, trust
     from arcbridge.client.kubeconfig.entries import Kubeconfig
+    from arcbridge.client.kubeconfig.private import sweep
     from arcbridge.client.service import ClientContext
 
-    environment = os.environ
-    config: ClientConfig = load_settings(invocation, environment)
-    names = [*invocation.texts("name")]
-    if not names:
-        names = [name for name in (config.cluster, *config.clusters) if name]
-    names = list(dict.fromkeys(names))
-    _check(invocation, config, names)
-    files = [os.path.abspath(file.path) for file in Kubeconfig.find(config.file, environment).files]
-    context = ClientContext(config, foreground.terminal(sys.stderr), environment=environment)
-    _repair_known(config.state_dir, environment)
-    _sweep()
-    kept = naming_relays(kept_arguments(invocation, environment), config)
+    config: ClientConfig = load_settings(invocation, os.environ)
+    named = invocation.texts("name") or tuple(filter(None, (config.cluster, *config.clusters)))
+    names = list(dict.fromkeys(named))
+    check_connect(config, names)
+    if invocation.text("token") or os.environ.get("ARCBRIDGE_TOKEN"):
+        raise ConfigError("flag --token: connect would have to keep the token; give it in a file with --token-file")
+    files = [os.path.abspath(file.path) for file in Kubeconfig.find(config.file, os.environ).files]
+    context = ClientContext(config, terminal(sys.stderr))
+    _repair(config.state_dir)
+    sweep(os.environ)
+    kept = kept_settings(invocation, os.environ, config)
     width = max(map(len, names))
     code: int = ExitCode.DONE
     switch = config.context_switch
     for name in names:
-        arguments = ("--cluster", name, *kept)
+        settings = ConnectionSettings.of({**dict(kept.values), "cluster": (name,)}, kept.file)
         line = request(
             "connect",
-            arguments,
+            settings.words(),
             kubeconfig="\n".join(files),
             static="yes" if invocation.switch("static") else "",
             switch="yes" if switch else "",
         )
         try:
-            _meet(context, name, foreground)
-            answer = _asked(context, line, environment, foreground)
+            if is_to_be_trusted(context, name):
+                _run(context, trust(context, name))
+            answer = _asked(context, line)
         except ArcbridgeError as error:
             print_error(error.message)
             code = code or error.exit_code
@@ -120,194 +118,66 @@ def _connect(invocation: Invocation, foreground: Foreground) -> int:
     return code
 
 
-def _check(invocation: Invocation, config: ClientConfig, names: Sequence[str]) -> None:
-    from arcbridge.pki.names import check_cluster_name
+def kept_settings(invocation: Invocation, environment: Mapping[str, str], config: ClientConfig) -> ConnectionSettings:
+    """Return what the command line and the environment set for a connection, with absolute paths.
 
-    if not names:
-        raise ConfigError("cluster: required but not set; name the clusters to connect (`clusters` lists them)")
-    for name in names:
-        try:
-            check_cluster_name(name)
-        except ConfigError as error:
-            raise ConfigError(f"{name[:64]!r}: {error.message}") from error
-    if len(names) > 1:
-        for flag, value in (
-            ("--kube-context", config.kube_context),
-            ("--cluster-ca-pin", config.cluster_ca_pin),
-            ("--port", config.port),
-        ):
-            if value:
-                raise ConfigError(f"flag {flag}: fits one cluster, but {len(names)} were named")
-    if config.file == "-":
-        raise ConfigError("flag --file: connect keeps the kubeconfig right, and needs a file for that")
-    if invocation.text("token") or os.environ.get("ARCBRIDGE_TOKEN"):
-        raise ConfigError("flag --token: connect would have to keep the token; give it in a file with --token-file")
-
-
-def _meet(context: ClientContext, name: str, foreground: Foreground) -> None:
-    """Decide whether to trust a cluster that is not known here; the process never does.
-
-    Without a terminal no question is asked and nothing is done, and the process's refusal says what to do.
+    The relays are always named: a settings file may name none, and a later login chooses others.
     """
-    if context.trust().known(name) or not (context.terminal.ask_trust or context.config.trust_first_use):
-        return
-    from arcbridge.cli.loop import run_until_signal
-
-    foreground.configure_logging(context.config, default_level="warning")
-
-    async def meet() -> None:
-        session = context.session(name)
-        try:
-            await session.connect_once()
-        finally:
-            session.close()
-            await session.wait_closed()
-
-    run_until_signal(meet())
-
-
-def _asked(
-    context: ClientContext, line: bytes, environment: Mapping[str, str], foreground: Foreground
-) -> dict[str, Any]:
-    """Ask the process; once more after a login, where one is needed and there is a terminal for it."""
-    place = Place.find(environment)
-    try:
-        return ask(place, line, environment)
-    except ArcbridgeError as error:
-        if error.exit_code != ExitCode.LOGIN or not _log_in(context, foreground):
-            raise
-    # The process gives the error of its last attempt for a moment (FAILURE_HOLD).
-    time.sleep(1.1)
-    return ask(place, line, environment)
-
-
-def _log_in(context: ClientContext, foreground: Foreground) -> bool:
-    """Log in at the terminal; False where there is none, or no login that a person could do."""
-    from arcbridge.cli.loop import run_until_signal
-
-    login = context.config.login
-    if not context.terminal.may_log_in or not login.issuer or login.grant_type == PROGRAM:
-        return False
-    foreground.configure_logging(context.config, default_level="warning")
-    run_until_signal(context.login().log_in())
-    return True
-
-
-def kept_arguments(invocation: Invocation, environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the settings of the command line and of the environment as flags, with absolute paths; the settings file
-    too."""
-    from arcbridge.cli.settings import settings_file
-
-    kept: list[str] = []
-    if (file := settings_file(invocation, environment)) is not None:
-        kept += ["--config", os.path.abspath(file)]
-    for flag in flags_of(CLIENT):
-        if not flag.key or flag.key in _NOT_KEPT:
+    flags = {flag.key: flag for flag in flags_of(CLIENT) if flag.key and flag.key not in _NOT_KEPT}
+    values: dict[str, Any] = {}
+    for key, (value, _) in given_settings(invocation, environment).items():
+        if (flag := flags.get(key)) is None:
             continue
-        given = invocation.given.get(flag.dest)
-        if given is None:
-            text = environment.get(flag.variable, "")
-            given = text.split(",") if text and flag.kind == LIST else text or None
-        if given is None:
-            continue
-        if not flag.takes_value:
-            if given is True or str(given).strip().lower() in ("1", "true", "yes", "on"):
-                kept.append(flag.long)
-            continue
-        for value in given if isinstance(given, list) else [given]:
+        if flag.kind == LIST:
+            values[key] = tuple(str(one).strip() for one in value) if isinstance(value, list) else (str(value),)
+        elif flag.takes_value:
             text = str(value).strip()
-            kept += [flag.long, os.path.abspath(os.path.expanduser(text)) if flag.metavar in ("FILE", "DIR") else text]
-    return tuple(kept)
+            values[key] = os.path.abspath(os.path.expanduser(text)) if flag.metavar in ("FILE", "DIR") else text
+        elif str(value).strip().lower() in (("false", "0") if flag.kind == OFF else ("true", "1", "yes", "on")):
+            values[key] = True  # the flag is there
+    file = settings_file(invocation, environment)
+    return ConnectionSettings.of(
+        {"relays": config.relay_urls(), **values}, os.path.abspath(file) if file is not None else ""
+    )
 
 
-def naming_relays(kept: tuple[str, ...], config: ClientConfig) -> tuple[str, ...]:
-    """Name the relays where no flag does: a settings file may name none, and a later login chooses others."""
-    if "--relay" in kept:
-        return kept
-    return (*kept, *(word for url in config.relay_urls() for word in ("--relay", url)))
+def _run(context: ClientContext, work: Coroutine[Any, Any, T]) -> T:
+    from arcbridge.cli.loop import run_until_signal
+
+    configure_logging(context.config, default_level="warning")
+    return run_until_signal(work)
 
 
-def settings_of(arguments: Sequence[str], environment: Mapping[str, str]) -> ClientConfig:
-    """Return the settings that a connection's arguments give; raises ConfigError."""
-    from arcbridge.cli.settings import load_settings
-
-    bare = {name: value for name, value in environment.items() if not name.startswith("ARCBRIDGE_")}
-    try:
-        invocation = parse(["credential", *arguments], CLIENT)
-    except UsageError:
-        raise ConfigError("the flags of the credential plugin are not known; run `arcbridge connect` again") from None
-    config: ClientConfig = load_settings(invocation, bare)
-    if not config.cluster:
-        raise ConfigError("cluster: required but not set; give --cluster NAME")
-    return config
-
-
-def repair_contexts(state_dir: Path | None, environment: Mapping[str, str]) -> None:
-    """Let no context of ours point at the port of a process that was killed; says which ones did."""
-    from arcbridge.client.state import StateDirectory
-
-    state = StateDirectory.find(state_dir, environment)
-    if state.kubeconfigs():
-        from arcbridge.client.kubeconfig.repair import repair_kubeconfigs, running_of
-
-        for name in repair_kubeconfigs(state, running_of(state, environment)):
-            sys.stderr.write(f'what served context "{plain(name)}" had ended; the kubeconfig says so now\n')
-
-
-def _repair_known(state_dir: Path | None, environment: Mapping[str, str]) -> None:
-    """Repair what the state directory of this command knows, and those of all that is connected.
-
-    Raises StateError for that of this command; what cannot be looked at of the others is a line.
-    """
-    from itertools import pairwise
-
-    repair_contexts(state_dir, environment)
-    looked_at = {state_dir}
-    by_file: dict[str, Path | None] = {"": None}
-    for one in _connections(Place.find(environment)):
-        named = dict(pairwise(one.arguments))
-        file = named.get("--config", "")
-        try:
-            if file not in by_file and "--state-dir" not in named:
-                by_file[file] = settings_of(one.arguments, environment).state_dir
-            directory = Path(named["--state-dir"]) if "--state-dir" in named else by_file[file]
-            if directory not in looked_at:
-                looked_at.add(directory)
-                repair_contexts(directory, environment)
-        except ArcbridgeError as error:
-            cluster = plain(one.cluster)
-            sys.stderr.write(
-                f'the kubeconfigs of "{cluster}" were not looked at: {plain(error.message)}; '
-                f"`arcbridge disconnect {cluster}` forgets it\n"
-            )
-
-
-def _connections(place: Place) -> list[Connection]:
-    """Return what is connected; nothing where the list cannot be read, which the process says."""
-    from arcbridge.client.background.connections import Connections
+def _asked(context: ClientContext, line: bytes) -> dict[str, Any]:
+    """Ask the process; once more after a login, where one is needed and there is a terminal for it."""
+    from arcbridge.client.background.connecting import ask_again_after_login, helps
 
     try:
-        return Connections(Path(place.connections)).all()
-    except StateError:
-        return []
+        return ask(Place.find(os.environ), line, os.environ)
+    except ArcbridgeError as error:
+        if not helps(context, error):
+            raise
+    return _run(context, ask_again_after_login(context, line))
+
+
+def _repair(state_dir: Path | None) -> None:
+    from arcbridge.client.background.context_repair import repair_all
+
+    for sentence in repair_all(state_dir, os.environ):
+        sys.stderr.write(f"{plain(sentence)}\n")
 
 
 def _repair_for(invocation: Invocation) -> None:
     given = invocation.text("state_dir") or os.environ.get("ARCBRIDGE_STATE_DIR", "")
-    _repair_known(Path(given).expanduser().absolute() if given else None, os.environ)
-
-
-def _sweep() -> None:
-    """Remove the kubeconfigs of commands of `run` that were killed."""
-    from arcbridge.client.kubeconfig.private import sweep
-
-    sweep(os.environ)
+    _repair(Path(given).expanduser().absolute() if given else None)
 
 
 # --- the others -----------------------------------------------------------------------------------------------------
 
 
-def _disconnect(invocation: Invocation, foreground: Foreground) -> int:
+def disconnect(invocation: Invocation) -> int:
+    """Take connections off."""
+    _posix()
     names, every = invocation.texts("name"), invocation.switch("all")
     if every and names:
         raise ConfigError("flag --all: is for all clusters; leave the names out")
@@ -317,7 +187,9 @@ def _disconnect(invocation: Invocation, foreground: Foreground) -> int:
         answer = ask(place, request("disconnect", names, every="yes" if every else ""), os.environ, start=False)
         gone = answer["disconnected"]
     except NotRunning:
-        gone = _disconnect_here(place, names, every)
+        from arcbridge.client.background.removal import disconnect as disconnect_here
+
+        gone = disconnect_here(Path(place.connections), names, os.environ, every=every)
     for one in gone:
         print(f'{plain(str(one["cluster"]))} disconnected; context "{plain(str(one["context"]))}" is gone')
     if not gone:
@@ -325,24 +197,19 @@ def _disconnect(invocation: Invocation, foreground: Foreground) -> int:
     return ExitCode.DONE
 
 
-def _disconnect_here(place: Place, names: Sequence[str], every: bool) -> list[dict[str, str]]:
-    """Disconnect in this process, while no background process runs."""
-    from functools import partial
+def status(invocation: Invocation) -> int:
+    """Print what the background process serves."""
+    _posix()
+    if "role" in invocation.given:  # in scripts of releases before December 2026 it examined the way; goes 2027-03-01
+        raise ConfigError(
+            "`status` takes no --role any more: `arcbridge doctor NAME` examines login, relay and cluster, and "
+            "`arcbridge status` alone says what runs here"
+        )
+    from arcbridge.client.kubeconfig.private import sweep
 
-    from arcbridge.client.background.connections import Connections
-    from arcbridge.client.background.removal import choose, remove_connection
-
-    connections = Connections(Path(place.connections))
-    chosen = choose(connections.all(), names, every=every)
-    for connection in chosen:
-        remove_connection(connection, connections, partial(settings_of, environment=os.environ), os.environ)
-    return [{"cluster": one.cluster, "context": one.context} for one in chosen]
-
-
-def _status(invocation: Invocation, foreground: Foreground) -> int:
     output = invocation.text("output") or "table"
     _repair_for(invocation)
-    _sweep()
+    sweep(os.environ)
     place = Place.find(os.environ)
     process: dict[str, Any] | None = None
     try:
@@ -380,87 +247,42 @@ def _about(process: Mapping[str, Any] | None) -> str:
         )
     former = process.get("former_versions", 0)
     more = f"; {former} of a former version with streams that run" if former else ""
-    return f"Background process {process['pid']}, version {process['version']}, since {_age(process['since'])}{more}"
+    since = duration(time.time() - process["since"])
+    return f"Background process {process['pid']}, version {process['version']}, since {since}{more}"
 
 
 def _not_served(place: Place) -> list[dict[str, Any]]:
     """Return what is connected while no process of this version runs."""
-    return [{"name": one.cluster, "contexts": [one.context], "state": "not running"} for one in _connections(place)]
+    from arcbridge.client.background.context_repair import connected
+
+    return [{"name": one.cluster, "contexts": [one.context], "state": "not running"} for one in connected(place)]
 
 
 def _for_people(one: Mapping[str, Any]) -> dict[str, Any]:
-    ends = one.get("token_expires") or 0
+    ends, now = one.get("token_expires") or 0, time.time()
     return {
-        "since": _age(one["since"]) if "since" in one else "",
-        "bytes_to_cluster": _size(one.get("bytes_to_cluster")),
-        "bytes_from_cluster": _size(one.get("bytes_from_cluster")),
-        "token_expires": f"in {_duration(ends - time.time())}" if ends else "",
+        "since": duration(now - one["since"]) if "since" in one else "",
+        **{key: size(one[key]) for key in ("bytes_to_cluster", "bytes_from_cluster") if key in one},
+        "token_expires": f"in {duration(ends - now)}" if ends else "",
     }
 
 
-def _age(since: float) -> str:
-    return _duration(time.time() - since)
-
-
-def _duration(seconds: float) -> str:
-    seconds = max(0.0, seconds)
-    for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172800, 3600, "h")):
-        if seconds < limit:
-            return f"{seconds / unit:.0f} {name}"
-    return f"{seconds / 86400:.0f} d"
-
-
-def _size(count: object) -> str:
-    if not isinstance(count, int):
-        return ""
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
-
-
-def _stop(invocation: Invocation, foreground: Foreground) -> int:
-    place = Place.find(os.environ)
+def stop(invocation: Invocation) -> int:
+    """End the background process."""
+    _posix()
     try:
-        pid = _pid(place)
-        exchange(place, request("stop"))
+        stop_process(Place.find(os.environ))
+        done = "Stopped. kubectl starts it again when a context needs it; `arcbridge disconnect --all` takes them out."
     except NotRunning:
-        _repair_for(invocation)
-        print("No background process runs.")
-        return ExitCode.DONE
-    deadline = time.monotonic() + _END_WAIT
-    while os.path.exists(place.socket) or _is_held(place.process_lock):
-        if time.monotonic() > deadline:
-            raise StateError(f"the background process{pid} has not ended; see `arcbridge logs`")
-        time.sleep(0.02)
+        done = "No background process runs."
     _repair_for(invocation)
-    print("Stopped. kubectl starts it again when a context needs it; `arcbridge disconnect --all` takes them out.")
+    print(done)
     return ExitCode.DONE
 
 
-def _pid(place: Place) -> str:
-    try:
-        return f" {answer_of(exchange(place, request('version')))['pid']}"
-    except OtherVersion:
-        return ""
-
-
-def _is_held(lock: str) -> bool:
-    import fcntl
-
-    try:
-        with open(lock, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        pass
-    return False
-
-
-def _logs(invocation: Invocation, foreground: Foreground) -> int:
+def logs(invocation: Invocation) -> int:
+    """Print its log."""
+    _posix()
     path = Path(Place.find(os.environ).log)
     follow = invocation.switch("follow")
     if not path.exists() and not follow:
@@ -489,7 +311,7 @@ def _logs(invocation: Invocation, foreground: Foreground) -> int:
             return ExitCode.DONE
 
 
-def _credential(invocation: Invocation, foreground: Foreground) -> int:
+def credential(invocation: Invocation) -> int:
     """End what the quick way (`cli.credential`) began: log in, or say an error in words."""
     from arcbridge.client.service import ClientContext
 
@@ -501,17 +323,19 @@ def _credential(invocation: Invocation, foreground: Foreground) -> int:
             f"run `arcbridge connect {name}`, or `arcbridge --role client proxy -n {name}`"
         )
     arguments = sys.argv[sys.argv.index("credential") + 1 :] if "credential" in sys.argv else []
+    _posix()
     # stdout is the credential alone.
-    context = ClientContext(settings_of(arguments, os.environ), foreground.terminal(sys.stderr))
-    answer = _asked(context, request("credential", arguments), os.environ, foreground)
+    context = ClientContext(read_words(arguments).load(os.environ), terminal(sys.stderr))
+    answer = _asked(context, request("credential", arguments))
     import json
 
     print(json.dumps(answer))
     return ExitCode.DONE
 
 
-def _background(invocation: Invocation, foreground: Foreground) -> int:
-    from functools import partial
+def serve(invocation: Invocation) -> int:
+    """Be the background process."""
+    _posix()
     from typing import cast
 
     from arcbridge.cli.loop import Interrupted, notify, run_until_signal
@@ -541,9 +365,7 @@ def _background(invocation: Invocation, foreground: Foreground) -> int:
         level = "debug" if invocation.switch("verbose") else invocation.text("log_level", "info")
         stream = cast("TextIO", file)
         logging.configure("client", level, invocation.text("log_format", "console"), stream)
-        environment = dict(os.environ)
-        settings = partial(settings_of, environment=environment)
-        run_until_signal(run_background(place, settings, environment, ready=ready), terminal=False)
+        run_until_signal(run_background(place, dict(os.environ), ready=ready), terminal=False)
     except Interrupted:
         pass
     except ArcbridgeError as error:
@@ -553,14 +375,3 @@ def _background(invocation: Invocation, foreground: Foreground) -> int:
         tell(f"{error.filename or place.log}: {error.strerror}")
         raise
     return ExitCode.DONE
-
-
-_COMMANDS = {
-    "connect": _connect,
-    "disconnect": _disconnect,
-    "status": _status,
-    "stop": _stop,
-    "logs": _logs,
-    "credential": _credential,
-    "background": _background,
-}

@@ -6,11 +6,21 @@ needs neither Python nor the network.
 
 from __future__ import annotations
 
-from arcbridge.cli.flags import CLIENT, COMMANDS, ROLES, Flag, commands_of, flags_of
+import sys
+
+from arcbridge.cli.commands import COMMANDS, commands_of
+from arcbridge.cli.parser import Invocation
+from arcbridge.errors import ExitCode
+from arcbridge.settings.flags import CLIENT, ROLES, Flag, flags_of
 
 _CLUSTERS = '"${XDG_CACHE_HOME:-$HOME/.cache}/arcbridge/clusters"'
 _FISH_CLUSTERS = "(set -q XDG_CACHE_HOME; and echo $XDG_CACHE_HOME; or echo $HOME/.cache)/arcbridge/clusters"
 _FILES = ("FILE", "DIR")
+
+
+def print_script(invocation: Invocation) -> int:
+    sys.stdout.write(script(invocation.text("shell")))
+    return ExitCode.DONE
 
 
 def script(shell: str) -> str:
@@ -34,7 +44,7 @@ def _words(role: str, path: tuple[str, ...]) -> list[str]:
     ]
     for command in commands_of(role):
         if command.path == path:
-            following += [choice for argument in command.arguments for choice in argument[2]]
+            following += command.argument.choices if command.argument else ()
             following += [name for flag in command.flags for name in flag.names]
     flags = [name for flag in flags_of(role) for name in flag.names]
     return list(dict.fromkeys([*following, *flags, "--help"]))
@@ -172,7 +182,7 @@ def _fish() -> str:
                     lines.append(_fish_line(seen, f"-a {command.path[-1]}", command.help))
         for word in dict.fromkeys(c.path[0] for c in commands_of(role) if len(c.path) > 1):
             lines.append(_fish_line("__fish_use_subcommand", f"-a {word}", ""))
-    for flag in {flag.names: flag for role in ROLES for flag in _all_flags(role)}.values():
+    for flag in {flag.long: flag for role in ROLES for flag in _all_flags(role)}.values():
         names = " ".join(f"-l {name[2:]}" if name.startswith("--") else f"-s {name[1:]}" for name in flag.names)
         value = ""
         if flag.choices:
@@ -183,10 +193,9 @@ def _fish() -> str:
             value = " -r -F" if flag.metavar in _FILES else " -x"
         lines.append(f"complete -c arcbridge {names}{value} -d '{_fish_text(flag.help)}'")
     for command in COMMANDS:
-        for argument in command.arguments:
-            if argument[2]:
-                seen = f"__fish_seen_subcommand_from {command.path[-1]}"
-                lines.append(_fish_line(seen, f"-a '{' '.join(argument[2])}'", ""))
+        if command.argument is not None and command.argument.choices:
+            seen = f"__fish_seen_subcommand_from {command.path[-1]}"
+            lines.append(_fish_line(seen, f"-a '{' '.join(command.argument.choices)}'", ""))
     return "\n".join(dict.fromkeys(lines)) + "\n"
 
 

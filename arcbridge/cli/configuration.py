@@ -9,11 +9,12 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from arcbridge.cli.flags import DOCUMENTS, RELAY
+from arcbridge.cli.commands import DOCUMENTS
 from arcbridge.cli.output import print_document, print_error, print_warning
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.settings import load_settings, place_of, problem_of, read_settings, settings_file
 from arcbridge.errors import ExitCode
+from arcbridge.settings.flags import RELAY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,10 +22,8 @@ if TYPE_CHECKING:
     from arcbridge.settings.problems import Problem
 
 
-def run_config(invocation: Invocation) -> int:
-    """Run `config check` or `config print`; returns the exit code."""
-    if invocation.command[1] == "check":
-        return _check(invocation)
+def show(invocation: Invocation) -> int:
+    """Print the settings in force."""
     config = load_settings(invocation, os.environ)
     output = invocation.text("output", "toml")
     if output == "toml":
@@ -51,7 +50,7 @@ def find_problems(invocation: Invocation, environment: Mapping[str, str]) -> lis
     return located(found, place_of(invocation, environment))
 
 
-def _check(invocation: Invocation) -> int:
+def check(invocation: Invocation) -> int:
     """Print what is wrong; 2 where a start would fail."""
     from arcbridge.settings.problems import Severity
 

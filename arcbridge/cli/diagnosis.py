@@ -6,10 +6,10 @@ import sys
 from typing import TYPE_CHECKING
 
 from arcbridge.checks.diagnosis import State, first_failure
-from arcbridge.cli.flags import DIAGNOSIS_OUTPUTS, DOCUMENTS
+from arcbridge.cli.commands import DIAGNOSIS_OUTPUTS, DOCUMENTS
 from arcbridge.cli.output import format_document, format_rows, plain
-from arcbridge.cli.suggest import unknown
 from arcbridge.errors import ConfigError
+from arcbridge.settings.suggest import unknown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

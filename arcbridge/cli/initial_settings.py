@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arcbridge.cli.configuration import find_problems, toml_value
-from arcbridge.cli.flags import AGENT, RELAY
 from arcbridge.cli.output import print_error, print_warning
 from arcbridge.cli.parser import Invocation
-from arcbridge.cli.settings import KINDS, normalized_settings
+from arcbridge.cli.settings import given_settings
 from arcbridge.errors import ConfigError, ExitCode
 from arcbridge.settings.config_loader import Given, load
+from arcbridge.settings.flags import AGENT, RELAY
+from arcbridge.settings.role_settings import KINDS, normalized
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,7 +35,7 @@ _PORT = 443
 _HEADER = re.compile(r"#?\[+([^\[\]]+)\]+")
 
 
-def run_init(invocation: Invocation) -> int:
+def init(invocation: Invocation) -> int:
     """Write the files, say what is still to be edited, and print the next command; returns the exit code."""
     directory = _directory(invocation, os.environ)
     files = initial_files(invocation, root=_is_root())
@@ -70,7 +71,7 @@ def initial_files(invocation: Invocation, *, root: bool) -> dict[str, str]:
     """Return the files of the role, by name, in the order in which they are read. Raises ConfigError for a wrong
     flag."""
     role = invocation.role
-    given = normalized_settings(invocation, {})
+    given = normalized(role, given_settings(invocation, {}))
     given.pop("relay", None)
     issuer, client_id = invocation.text("issuer"), invocation.text("client_id", _CLIENT_ID)
     if role != AGENT and issuer:

@@ -8,16 +8,16 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from arcbridge.cli.flags import DOCUMENTS
+from arcbridge.cli.commands import DOCUMENTS
 from arcbridge.cli.output import plain, print_document, print_rows, print_warning, rfc3339
 from arcbridge.cli.parser import Invocation
-from arcbridge.cli.settings import given_settings
+from arcbridge.cli.settings import given_settings, load_settings
 from arcbridge.errors import ConfigError, ExitCode
 from arcbridge.settings.choices import PROGRAM
 from arcbridge.settings.config import ClientConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Coroutine
 
     from arcbridge.client.credentials.identity_summary import Who
 
@@ -31,10 +31,21 @@ def _run(work: Coroutine[Any, Any, int]) -> int:
         return ExitCode.INTERRUPTED
 
 
+def _settings(invocation: Invocation) -> ClientConfig:
+    """Return the settings, after contexts that a killed process left were put right."""
+    from arcbridge.cli.terminal import repair_contexts
+
+    config: ClientConfig = load_settings(invocation, os.environ)
+    repair_contexts(config.state_dir)
+    return config
+
+
 # --- login ----------------------------------------------------------------------------------------------------------
 
 
-def _login(invocation: Invocation, config: ClientConfig) -> int:
+def login(invocation: Invocation) -> int:
+    """Log in, and print as whom."""
+    config = _settings(invocation)
     given = given_settings(invocation, os.environ)
     named = {path.removeprefix("login.") for path in given if path.startswith("login.")}
     return _run(_log_in(config, invocation.texts("relay_url"), renew=invocation.switch("renew_trust"), named=named))
@@ -66,7 +77,7 @@ async def _log_in(config: ClientConfig, relays: tuple[str, ...], *, renew: bool,
         await tokens.access()
         who, until = context.config.login.client_id, ""
     else:
-        found = await context.login().log_in()
+        found = await context.sources.login().log_in()
         who = user_name(claims_unverified(found.id_token or found.access_token))
         until = time.strftime(", until %Y-%m-%d %H:%M", time.localtime(found.expires_at)) if found.expires_at else ""
     if profile is not None:
@@ -90,8 +101,9 @@ async def _end_former(former: ClientConfig, now: ClientConfig) -> None:
 # --- logout ---------------------------------------------------------------------------------------------------------
 
 
-def _logout(invocation: Invocation, config: ClientConfig) -> int:
-    return _run(_log_out(config))
+def logout(invocation: Invocation) -> int:
+    """Forget the kept tokens, here and at the issuer."""
+    return _run(_log_out(_settings(invocation)))
 
 
 async def _log_out(config: ClientConfig) -> int:
@@ -130,7 +142,9 @@ async def _forget(config: ClientConfig) -> bool:
 # --- whoami ---------------------------------------------------------------------------------------------------------
 
 
-def _whoami(invocation: Invocation, config: ClientConfig) -> int:
+def whoami(invocation: Invocation) -> int:
+    """Print who is logged in, until when, and where; changes nothing."""
+    config: ClientConfig = load_settings(invocation, os.environ)
     from arcbridge.client.credentials.identity_summary import who
     from arcbridge.client.state import StateDirectory
 
@@ -190,10 +204,3 @@ def _as_rows(found: Who, checked: str) -> list[tuple[str, str]]:
         ("tokens", "" if found.source == "login" else f"from {found.source}"),
         ("checked", checked),
     ]
-
-
-COMMANDS: dict[str, Callable[[Invocation, ClientConfig], int]] = {
-    "login": _login,
-    "logout": _logout,
-    "whoami": _whoami,
-}

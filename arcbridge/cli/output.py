@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 import time
 
-from arcbridge.cli.flags import LIST_OUTPUTS
-from arcbridge.cli.suggest import unknown
+from arcbridge.cli.commands import LIST_OUTPUTS
 from arcbridge.errors import ArcbridgeError, ConfigError
+from arcbridge.settings.suggest import unknown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The command-line parser, made from the table in `flags`.
+"""The command-line parser, made from the tables in `flags` and `commands`.
 
 A role's flags are accepted before and after its sub-command. Nothing has a default here: what was not given is
 absent, so that the loader can look at the environment and the file next.
@@ -9,19 +9,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from arcbridge.cli.flags import (
-    COMMANDS,
-    DEFAULT_COMMAND,
-    GROUP_HELP,
-    LIST,
-    ROLES,
-    Command,
-    Flag,
-    commands_of,
-    flags_of,
-)
-from arcbridge.cli.suggest import listed, nearest, unknown
+from arcbridge.cli.commands import COMMANDS, DEFAULT_COMMAND, GONE, GROUP_HELP, Command, commands_of
 from arcbridge.errors import ExitCode
+from arcbridge.settings.flags import LIST, ROLES, Flag, flags_of
+from arcbridge.settings.suggest import listed, nearest, unknown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,6 +57,8 @@ class Parser(argparse.ArgumentParser):
 
 def unknown_command(word: str, known: Sequence[str], role: str = "") -> str:
     """Return what is said of a sub-command that `role` does not have; of no role where that is empty."""
+    if word in GONE:
+        return f"`{word}` is gone; {GONE[word]}"
     others = [other for other in ROLES if other != role and any(c.path[0] == word for c in commands_of(other))]
     if others and role:
         return f"unknown sub-command {word!r}; it is one of --role {listed(others)}"
@@ -146,20 +139,12 @@ def first_word(arguments: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def _add_flag(parser: argparse._ActionsContainer, flag: Flag) -> None:
+    takes: dict[str, Any] = {"action": "store_true"}
     if flag.takes_value:
         # Choices are checked by the loader, so that a wrong value in a file and on the command line get one answer.
         metavar = "|".join(flag.choices) if flag.choices else flag.metavar
-        parser.add_argument(
-            *flag.names,
-            dest=flag.dest,
-            action="append" if flag.kind == LIST else "store",
-            metavar=metavar,
-            help=flag.help,
-            default=argparse.SUPPRESS,
-            choices=None,
-        )
-    else:
-        parser.add_argument(*flag.names, dest=flag.dest, action="store_true", help=flag.help, default=argparse.SUPPRESS)
+        takes = {"action": "append" if flag.kind == LIST else "store", "metavar": metavar}
+    parser.add_argument(*flag.names, dest=flag.dest, help=flag.help, default=argparse.SUPPRESS, **takes)
 
 
 def build(role: str, program: str = "arcbridge", commands: Sequence[Command] | None = None) -> Parser:
@@ -197,35 +182,32 @@ def build(role: str, program: str = "arcbridge", commands: Sequence[Command] | N
                 )
             leaf = groups[head].add_parser(tail, **_texts(name, command))
         _add_flags(leaf, role, command.flags)
-        for argument, text, choices in command.arguments:
-            last = argument == command.arguments[-1][0]
-            many, optional = last and command.repeated, last and command.optional
-            nargs = {(True, True): "*", (True, False): "+", (False, True): "?"}.get((many, optional))
-            leaf.add_argument(argument, help=text, choices=choices or None, nargs=nargs, default=argparse.SUPPRESS)
+        if (one := command.argument) is not None:
+            leaf.add_argument(
+                one.name,
+                help=one.help,
+                choices=one.choices or None,
+                nargs=one.count or None,
+                default=argparse.SUPPRESS,
+            )
     return parser
 
 
 def _texts(name: str, command: Command) -> dict[str, Any]:
     full = f"{name} {' '.join(command.path)}"
+    shown = ""
+    if command.argument is not None:
+        shown = command.argument.name.upper() + " …" * (command.argument.count in ("*", "+"))
+        shown = f" [{shown}]" if command.argument.count in ("?", "*") else f" {shown}"
     return {
         "help": command.help,
         "description": command.help[0].upper() + command.help[1:] + ".",
         "prog": full,
-        "usage": " ".join([full, *_shown_arguments(command), "[FLAGS]", *["-- COMMAND …"] * command.takes_command]),
+        "usage": f"{full}{shown} [FLAGS]{' -- COMMAND …' * command.takes_command}",
         "allow_abbrev": False,
         "add_help": False,
         "argument_default": argparse.SUPPRESS,
     }
-
-
-def _shown_arguments(command: Command) -> list[str]:
-    """Return the positionals of a usage line: `FILE …`, `[RELAY_URL …]`."""
-    shown = [argument[0].upper() for argument in command.arguments]
-    if shown and command.repeated:
-        shown[-1] += " …"
-    if shown and command.optional:
-        shown[-1] = f"[{shown[-1]}]"
-    return shown
 
 
 def _add_flags(parser: Parser, role: str, own: Sequence[Flag]) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 
 from arcbridge import __version__
+from arcbridge.cli.commands import COMMANDS, find_command
 from arcbridge.cli.core_dumps import forbid_core_dumps
-from arcbridge.cli.flags import AGENT, CLIENT, COMMANDS, RELAY, ROLES
 from arcbridge.cli.output import describe, print_error, wants_colour
 from arcbridge.cli.parser import Invocation, Parser, UsageError, first_word, parse, role_of, unknown_command
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode
+from arcbridge.settings.flags import CLIENT, ROLES
 from arcbridge.single_file import is_single_file
 
 TYPE_CHECKING = False
@@ -80,60 +82,33 @@ def run(arguments: Sequence[str], *, program: str = "arcbridge") -> int:
 
 
 def _run(invocation: Invocation) -> int:
-    """Hand over to the command of every role, or to the role's own; what it imports is paid for only here."""
+    """Call the function of the sub-command; what it imports is paid for only here."""
     if invocation.role != CLIENT and is_single_file():
         raise ConfigError(
             f"this file is the client alone: for --role {invocation.role} install the package, or use the image"
         )
-    return _OF_EVERY_ROLE.get(invocation.command[0], _ROLES[invocation.role])(invocation)
+    forbid_core_dumps()
+    module, name = find_command(invocation.role, invocation.command).function.split(":")
+    try:
+        code: int = getattr(import_module(f"arcbridge.cli.{module}"), name)(invocation)
+    except ConfigError as error:
+        raise _with_places(error, invocation) from error
+    return code
 
 
-def _version(invocation: Invocation) -> int:
+def _with_places(error: ConfigError, invocation: Invocation) -> ConfigError:
+    """Return the same error; one of settings says where each of them was given."""
+    from arcbridge.cli.settings import place_of
+    from arcbridge.settings.problems import SettingsRefused, located
+
+    if not isinstance(error, SettingsRefused):
+        return error
+    return SettingsRefused(located(error.problems, place_of(invocation, os.environ)))
+
+
+def version(invocation: Invocation) -> int:
     print(f"arcbridge {__version__}")
     return ExitCode.DONE
-
-
-def _completion(invocation: Invocation) -> int:
-    from arcbridge.cli.completion import script
-
-    sys.stdout.write(script(invocation.text("shell")))
-    return ExitCode.DONE
-
-
-def _config(invocation: Invocation) -> int:
-    if invocation.command[1] == "init":
-        from arcbridge.cli.initial_settings import run_init
-
-        return run_init(invocation)
-    from arcbridge.cli.configuration import run_config
-
-    return run_config(invocation)
-
-
-def _client(invocation: Invocation) -> int:
-    forbid_core_dumps()
-    from arcbridge.cli.client import run_client
-
-    return run_client(invocation)
-
-
-def _agent(invocation: Invocation) -> int:
-    forbid_core_dumps()
-    from arcbridge.cli.agent import run_agent
-
-    return run_agent(invocation)
-
-
-def _relay(invocation: Invocation) -> int:
-    forbid_core_dumps()
-    from arcbridge.cli.relay import run_relay
-
-    return run_relay(invocation)
-
-
-_OF_EVERY_ROLE = {"version": _version, "completion": _completion, "config": _config}
-"""Sub-commands that every role has."""
-_ROLES = {CLIENT: _client, AGENT: _agent, RELAY: _relay}
 
 
 def _as_help(arguments: Sequence[str]) -> Sequence[str]:

@@ -6,7 +6,9 @@ the log is silent meanwhile.
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from arcbridge.cli.output import plain
@@ -42,6 +44,17 @@ def terminal(lines: TextIO) -> Terminal:
         ask_trust=ask_trust if interactive else None,
         may_log_in=sys.stderr.isatty(),
     )
+
+
+def repair_contexts(state_dir: Path | None) -> None:
+    """Let no context of ours name the port of a process that was killed, and print which ones did."""
+    from arcbridge.client.state import StateDirectory
+
+    if StateDirectory.find(state_dir, os.environ).kubeconfigs():
+        from arcbridge.client.kubeconfig import repair
+
+        for sentence in repair.repair_contexts(state_dir, os.environ):
+            sys.stderr.write(f"{plain(sentence)}\n")
 
 
 def write_data(text: str) -> None:

@@ -22,21 +22,21 @@ from arcbridge.settings.problems import Problems
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
+class CheckedClientSettings:
     """What a check has found."""
 
     config: ClientConfig
     problems: Problems
 
 
-def required(config: ClientConfig, environment: Mapping[str, str]) -> Checked:
+def required(config: ClientConfig, environment: Mapping[str, str]) -> CheckedClientSettings:
     """Return what a start needs of `check`. Raises SettingsRefused."""
     checked = check(config, environment)
     checked.problems.refuse()
     return checked
 
 
-def check(config: ClientConfig, environment: Mapping[str, str]) -> Checked:
+def check(config: ClientConfig, environment: Mapping[str, str]) -> CheckedClientSettings:
     """Check the settings and every file that they name; the mistakes are in `problems`."""
     problems = Problems()
     _relays(config, problems)
@@ -52,7 +52,7 @@ def check(config: ClientConfig, environment: Mapping[str, str]) -> Checked:
 
         with problems.collect("observe.listen"):
             parse_observe_listen(config.observe.listen)
-    return Checked(config, problems)
+    return CheckedClientSettings(config, problems)
 
 
 def _relays(config: ClientConfig, problems: Problems) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import re
 import ssl
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +27,7 @@ from arcbridge.settings.problems import Place, Problem
 
 if TYPE_CHECKING:
     from arcbridge.identity.cel.compiler import Expression
-    from arcbridge.identity.cel.mapping import Expressions, Rule
+    from arcbridge.identity.cel.mapping import Expressions
 
 API_VERSIONS = ("apiserver.config.k8s.io/v1", "apiserver.config.k8s.io/v1beta1")
 """v1beta1 differs from v1 in no field that is carried out here; files from before 1.34 have it."""
@@ -88,10 +87,7 @@ class AuthenticationConfig:
 
     def issuer(self, url: str) -> IssuerConfig | None:
         """Answer the issuer whose url is exactly `url`, else None."""
-        for issuer in self.issuers:
-            if issuer.url == url:
-                return issuer
-        return None
+        return next((issuer for issuer in self.issuers if issuer.url == url), None)
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -189,9 +185,9 @@ def _parse(text: str, source: str) -> tuple[AuthenticationConfig, list[_Misplace
         return nothing, [error]
     except RecursionError:
         return nothing, [_Misplaced("nested too deeply")]
-    errors = _Errors()
+    errors: list[_Misplaced] = []
     config = _configuration(document, errors)
-    return config, [_Misplaced(error.message, *_place(error, text, node)) for error in errors.found]
+    return config, [_Misplaced(error.message, *_place(error, text, node)) for error in errors]
 
 
 def _place_in_yaml(error: yaml.YAMLError, text: str) -> tuple[int, int]:
@@ -216,7 +212,7 @@ class _InExpression(_Misplaced):
     """An expression is wrong at a place inside it."""
 
 
-def _place(error: ConfigError, text: str, root: yaml.Node | None) -> tuple[int, int]:
+def _place(error: _Misplaced, text: str, root: yaml.Node | None) -> tuple[int, int]:
     """Return where in the file the field stands that an error's message begins with, or the nearest one around it."""
     nodes: dict[str, yaml.Node] = {}
     _collect(root, "", nodes, set())
@@ -263,252 +259,181 @@ def _collect(node: yaml.Node | None, path: str, out: dict[str, yaml.Node], seen:
             _collect(value, f"{path}[{index}]", out, seen)
 
 
-class _Errors:
-    """The mistakes of a document, in the order of the file's parts; what is behind one is read all the same."""
-
-    def __init__(self) -> None:
-        self.found: list[ConfigError] = []
-
-    @contextmanager
-    def collect(self) -> Iterator[None]:
-        """Keep the ConfigError that the block raises."""
-        try:
-            yield
-        except ConfigError as error:
-            self.found.append(error)
-
-
-def _configuration(document: object, errors: _Errors) -> AuthenticationConfig:
+def _configuration(document: object, errors: list[_Misplaced]) -> AuthenticationConfig:
+    """Read a document. Its mistakes are added in the order of its parts; what is behind one is read all the same."""
     entries: list[object] = []
-    with errors.collect():
-        top = _Fields(document, "")
-        with errors.collect():
-            if top.text("apiVersion") not in API_VERSIONS:
-                raise ConfigError(f"apiVersion: must be {API_VERSIONS[0]}")
-        with errors.collect():
-            if top.text("kind") != KIND:
-                raise ConfigError(f"kind: must be {KIND}")
-        with errors.collect():
-            top.refuse("anonymous", "anonymous access does not exist here; remove it")
-        with errors.collect():
-            entries = top.items("jwt")
-            if not entries:
-                raise ConfigError("jwt: at least one issuer is needed")
-            if len(entries) > MAX_ISSUERS:
-                raise ConfigError(f"jwt: at most {MAX_ISSUERS} issuers")
-        top.done(errors)
-    issuers = []
-    for index, entry in enumerate(entries[:MAX_ISSUERS]):
-        with errors.collect():
-            issuers.append(_issuer(entry, f"jwt[{index}]", errors))
-    with errors.collect():
-        _unique([(f"{i.path}.issuer.url", i.url) for i in issuers])
-    with errors.collect():
-        _unique([(f"{i.path}.issuer.discoveryURL", i.discovery_url) for i in issuers])
-    return AuthenticationConfig(tuple(issuers))
+    if (top := _fields(document, "", errors)) is not None:
+        top.choice("apiVersion", API_VERSIONS)
+        top.choice("kind", (KIND,))
+        top.refuse("anonymous", "anonymous access does not exist here; remove it")
+        entries = top.items("jwt", least="at least one issuer is needed")
+        if len(entries) > MAX_ISSUERS:
+            top.wrong("jwt", f"at most {MAX_ISSUERS} issuers")
+        top.done()
+    read = [_issuer(entry, f"jwt[{index}]", errors) for index, entry in enumerate(entries[:MAX_ISSUERS])]
+    issuers = tuple(issuer for issuer in read if issuer is not None)
+    _unique([(f"{i.path}.issuer.url", i.url) for i in issuers], errors)
+    _unique([(f"{i.path}.issuer.discoveryURL", i.discovery_url) for i in issuers], errors)
+    return AuthenticationConfig(issuers)
 
 
-def _issuer(document: object, path: str, errors: _Errors) -> IssuerConfig:
-    """Read one entry of `jwt[]`; its mistakes are collected, and what is wrong has a value that accepts no token."""
-    entry = _Fields(document, path)
-    url, discovery, ca_pem = "", "", None
-    audiences: tuple[str, ...] = ()
-    with errors.collect():
-        issuer = entry.fields("issuer")
-        with errors.collect():
-            url = _https_url(issuer.text("url"), issuer.at("url"))
-        with errors.collect():
-            discovery = issuer.optional_text("discoveryURL")
-            if discovery:
-                _https_url(discovery, issuer.at("discoveryURL"))
-                if discovery.rstrip("/") == url.rstrip("/"):
-                    raise ConfigError(f"{issuer.at('discoveryURL')}: must differ from url")
-        with errors.collect():
-            issuer.refuse("egressSelectorType", "egress selectors are not carried out here")
-        with errors.collect():
-            ca_pem = issuer.optional_text("certificateAuthority") or None
-            if ca_pem is not None:
-                _check_ca(ca_pem, issuer.at("certificateAuthority"))
-        with errors.collect():
-            audiences = tuple(issuer.texts("audiences"))
-            if not audiences:
-                raise ConfigError(f"{issuer.at('audiences')}: at least one audience is needed")
-            _unique([(f"{issuer.at('audiences')}[{n}]", a) for n, a in enumerate(audiences)])
-        with errors.collect():
-            match = issuer.optional_text("audienceMatchPolicy")
-            if match not in ("", "MatchAny") or (len(audiences) > 1 and not match):
-                raise ConfigError(f"{issuer.at('audienceMatchPolicy')}: must be MatchAny with several audiences")
-        issuer.done(errors)
+def _issuer(document: object, path: str, errors: list[_Misplaced]) -> IssuerConfig | None:
+    """Read one entry of `jwt[]`; what is wrong has a value that accepts no token."""
+    entry = _fields(document, path, errors)
+    if entry is None:
+        return None
+    url, discovery, ca_pem, audiences = "", "", None, tuple[str, ...]()
+    if (issuer := entry.fields("issuer")) is not None:
+        url = issuer.https_url("url", required=True)
+        discovery = issuer.https_url("discoveryURL")
+        if discovery and discovery.rstrip("/") == url.rstrip("/"):
+            issuer.wrong("discoveryURL", "must differ from url")
+        issuer.refuse("egressSelectorType", "egress selectors are not carried out here")
+        ca_pem = issuer.text("certificateAuthority") or None
+        if ca_pem is not None and not _is_ca(ca_pem):
+            issuer.wrong("certificateAuthority", "not a PEM certificate")
+        audiences = issuer.audiences()
+        issuer.done()
 
-    compiled = _Compiled(path)
-    rules: tuple[ClaimRule, ...] = ()
-    username: PrefixedClaim | None = None
-    groups: PrefixedClaim | None = None
-    uid_claim = None
-    with errors.collect():
-        rules = _claim_rules(entry, path, compiled, errors)
-    with errors.collect():
-        mappings = entry.fields("claimMappings")
-        with errors.collect():
-            username = _prefixed(mappings.fields("username"), compiled, "username", errors, required=True)
-        with errors.collect():
-            groups_fields = mappings.optional_fields("groups")
-            if groups_fields is not None:
-                groups = _prefixed(groups_fields, compiled, "groups", errors, required=False)
-        with errors.collect():
-            uid_claim = _uid(mappings, compiled, errors)
-        with errors.collect():
-            _extra(mappings, compiled, errors)
-        mappings.done(errors)
-    with errors.collect():
-        _user_rules(entry, path, compiled, errors)
-    entry.done(errors)
-    with errors.collect():
-        compiled.check_email()
+    compiled = _Compiled(path, errors)
+    rules = _claim_rules(entry, compiled)
+    username = groups = uid_claim = None
+    if (mappings := entry.fields("claimMappings")) is not None:
+        username = _prefixed(mappings.fields("username"), compiled, "username", required=True)
+        groups = _prefixed(mappings.fields("groups", required=False), compiled, "groups", required=False)
+        uid_claim = _uid(mappings, compiled)
+        _extra(mappings, compiled)
+        mappings.done()
+    _user_rules(entry, compiled)
+    entry.done()
+    compiled.check_email()
     return IssuerConfig(
         path, url, discovery, ca_pem, audiences, rules, username, groups, uid_claim, compiled.expressions()
     )
 
 
-def _check_ca(pem: str, path: str) -> None:
-    """Raise ConfigError unless OpenSSL, which is to trust it, reads the text as certificates."""
-    if "-----BEGIN CERTIFICATE-----" not in pem:
-        raise ConfigError(f"{path}: not a PEM certificate")
+def _is_ca(pem: str) -> bool:
+    """Return whether OpenSSL, which is to trust it, reads the text as certificates."""
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=pem)
-    except (ssl.SSLError, ValueError) as error:
-        raise ConfigError(f"{path}: not a PEM certificate") from error
+    except (ssl.SSLError, ValueError):
+        return False
+    return "-----BEGIN CERTIFICATE-----" in pem
 
 
-def _uid(mappings: _Fields, compiled: _Compiled, errors: _Errors) -> str | None:
-    uid = mappings.optional_fields("uid")
+def _uid(mappings: _Fields, compiled: _Compiled) -> str | None:
+    uid = mappings.fields("uid", required=False)
     if uid is None:
         return None
-    claim = uid.optional_text("claim") or None
-    expression = uid.optional_text("expression")
-    uid.done(errors)
+    claim, expression = uid.text("claim") or None, uid.text("expression")
+    uid.done()
     if expression and claim:
-        raise ConfigError(f"{mappings.at('uid')}: claim and expression can't both be set")
-    if expression:
-        compiled.mapping("uid", uid.at("expression"), expression)
+        mappings.wrong("uid", "claim and expression can't both be set")
+    elif expression:
+        compiled.mapping("uid", uid, expression)
     return claim
 
 
 class _Compiled:
     """The expressions of one issuer while its entry is read."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, errors: list[_Misplaced]) -> None:
         self._path = path
+        self._errors = errors
         self._mappings: dict[str, Expression] = {}
         self._extra: list[tuple[str, Expression]] = []
-        self._claim_rules: list[Rule] = []
-        self._user_rules: list[Rule] = []
+        self._claim_rules: list[tuple[str, Expression, str]] = []
+        self._user_rules: list[tuple[str, Expression, str]] = []
 
-    def mapping(self, name: str, path: str, source: str) -> None:
+    def mapping(self, name: str, fields: _Fields, source: str) -> None:
         """Take the expression of user name, groups or uid."""
-        self._mappings[name] = _compile(path, source, "claims")
+        if compiled := self._compile(fields.at("expression"), source):
+            self._mappings[name] = compiled
 
     def extra(self, key: str, path: str, source: str) -> None:
         """Take the expression of an extra key."""
-        self._extra.append((key, _compile(path, source, "claims")))
+        if compiled := self._compile(path, source):
+            self._extra.append((key, compiled))
 
-    def claim_rule(self, path: str, source: str, message: str) -> None:
-        """Take a rule on claims."""
-        compiled = _compile(path, source, "claims", rule=True)
-        from arcbridge.identity.cel.mapping import Rule
+    def rule(self, fields: _Fields, source: str, message: str, *, on_user: bool) -> None:
+        """Take a rule on claims, or on the user."""
+        path = fields.at("expression")
+        if compiled := self._compile(path, source, on_user=on_user, rule=True):
+            (self._user_rules if on_user else self._claim_rules).append((path, compiled, message))
 
-        self._claim_rules.append(Rule(path, compiled, message))
-
-    def user_rule(self, path: str, source: str, message: str) -> None:
-        """Take a rule on the user."""
-        compiled = _compile(path, source, "user", rule=True)
-        from arcbridge.identity.cel.mapping import Rule
-
-        self._user_rules.append(Rule(path, compiled, message))
+    def _compile(self, path: str, source: str, *, on_user: bool = False, rule: bool = False) -> Expression | None:
+        try:
+            from arcbridge.identity.cel.compiler import ExpressionError, compile_claims, compile_user
+        except ImportError:
+            message = f"{path}: CEL expressions need the package cel-expr-python: pip install 'arcbridge[cel]'"
+            self._errors.append(_Misplaced(message))
+            return None
+        try:
+            return compile_user(source) if on_user else compile_claims(source, rule=rule)
+        except ExpressionError as error:
+            kind = _InExpression if error.line else _Misplaced
+            self._errors.append(kind(f"{path}: {error.message}", error.line, error.column))
+            return None
 
     def check_email(self) -> None:
         """Refuse a user name that is made of an e-mail address, unless something asks whether it was verified."""
         username = self._mappings.get("username")
         if username is None or not username.selects("email"):
             return
-        asking = [username, *(extra for _, extra in self._extra), *(rule.expression for rule in self._claim_rules)]
+        asking = [username, *(extra for _, extra in self._extra), *(rule for _, rule, _ in self._claim_rules)]
         if not any(expression.selects("email_verified") for expression in asking):
-            raise ConfigError(
+            message = (
                 f"{self._path}.claimMappings.username.expression: claims.email_verified must be used here, in "
                 "extra[*].valueExpression or in claimValidationRules[*].expression when claims.email is used"
             )
+            self._errors.append(_Misplaced(message))
 
     def expressions(self) -> Expressions | None:
         """Return all of them; None where there is none."""
         if not (self._mappings or self._extra or self._claim_rules or self._user_rules):
             return None
-        from arcbridge.identity.cel.mapping import Expressions
+        from arcbridge.identity.cel.mapping import ExpressionRule, Expressions
 
-        return Expressions(
-            self._path,
-            self._mappings.get("username"),
-            self._mappings.get("groups"),
-            self._mappings.get("uid"),
-            tuple(self._extra),
-            tuple(self._claim_rules),
-            tuple(self._user_rules),
+        claim_rules, user_rules = (
+            tuple(ExpressionRule(*rule) for rule in rules) for rules in (self._claim_rules, self._user_rules)
         )
+        return Expressions(self._path, self._mappings, tuple(self._extra), claim_rules, user_rules)
 
 
-def _compile(path: str, source: str, variable: str, *, rule: bool = False) -> Expression:
-    try:
-        from arcbridge.identity.cel.compiler import ExpressionError, compile_claims, compile_user
-    except ImportError as error:
-        raise ConfigError(
-            f"{path}: CEL expressions need the package cel-expr-python: pip install 'arcbridge[cel]'"
-        ) from error
-    try:
-        return compile_user(source) if variable == "user" else compile_claims(source, rule=rule)
-    except ExpressionError as error:
-        message = f"{path}: {error.message}"
-        if error.line:
-            raise _InExpression(message, error.line, error.column) from error
-        raise ConfigError(message) from error
-
-
-def _claim_rules(entry: _Fields, path: str, compiled: _Compiled, errors: _Errors) -> tuple[ClaimRule, ...]:
+def _claim_rules(entry: _Fields, compiled: _Compiled) -> tuple[ClaimRule, ...]:
     rules: list[ClaimRule] = []
     seen: set[tuple[str, str]] = set()
-    for n, item in enumerate(entry.items("claimValidationRules")):
-        with errors.collect():
-            rule = _Fields(item, f"{path}.claimValidationRules[{n}]")
-            claim, expression = rule.optional_text("claim"), rule.optional_text("expression")
-            required, message = rule.optional_text("requiredValue"), rule.optional_text("message")
-            rule.done(errors)
-            if bool(claim) == bool(expression):
-                raise ConfigError(f"{rule.at('claim')}: needs either claim or expression")
-            given = ("claim", claim) if claim else ("expression", expression)
-            if given in seen:
-                raise ConfigError(f"{rule.at(given[0])}: is given twice")
-            seen.add(given)
-            if claim:
-                if message:
-                    raise ConfigError(f"{rule.at('message')}: belongs to expression, not to claim")
-                rules.append(ClaimRule(claim, required))
-                continue
-            if required:
-                raise ConfigError(f"{rule.at('requiredValue')}: belongs to claim, not to expression")
-            compiled.claim_rule(rule.at("expression"), expression, message)
+    for rule in entry.each("claimValidationRules"):
+        claim, expression, required, message = map(rule.text, ("claim", "expression", "requiredValue", "message"))
+        rule.done()
+        name, value = ("claim", claim) if claim else ("expression", expression)
+        if bool(claim) == bool(expression):
+            rule.wrong("claim", "needs either claim or expression")
+        elif (name, value) in seen:
+            rule.wrong(name, "is given twice")
+        elif claim and message:
+            rule.wrong("message", "belongs to expression, not to claim")
+        elif expression and required:
+            rule.wrong("requiredValue", "belongs to claim, not to expression")
+        elif claim:
+            rules.append(ClaimRule(claim, required))
+        else:
+            compiled.rule(rule, expression, message, on_user=False)
+        seen.add((name, value))
     return tuple(rules)
 
 
-def _user_rules(entry: _Fields, path: str, compiled: _Compiled, errors: _Errors) -> None:
+def _user_rules(entry: _Fields, compiled: _Compiled) -> None:
     seen: set[str] = set()
-    for n, item in enumerate(entry.items("userValidationRules")):
-        with errors.collect():
-            rule = _Fields(item, f"{path}.userValidationRules[{n}]")
-            expression, message = rule.text("expression"), rule.optional_text("message")
-            rule.done(errors)
-            if expression in seen:
-                raise ConfigError(f"{rule.at('expression')}: is given twice")
+    for rule in entry.each("userValidationRules"):
+        expression, message = rule.required_text("expression"), rule.text("message")
+        rule.done()
+        if expression in seen:
+            rule.wrong("expression", "is given twice")
+        elif expression and expression not in BUILT_IN_RULES:
+            compiled.rule(rule, expression, message, on_user=True)
+        if expression:
             seen.add(expression)
-            if expression not in BUILT_IN_RULES:
-                compiled.user_rule(rule.at("expression"), expression, message)
 
 
 _EXTRA_KEY = re.compile(r"([^/]*)/([A-Za-z0-9/\-._~%!$&'()*+,;=:]+)")
@@ -518,99 +443,111 @@ OWN_EXTRA = "arcbridge.io/original-user"
 """The extra key that the agent sets itself, for the API server's audit log."""
 
 
-def _extra(mappings: _Fields, compiled: _Compiled, errors: _Errors) -> None:
+def _extra(mappings: _Fields, compiled: _Compiled) -> None:
     seen: set[str] = set()
-    for n, item in enumerate(mappings.items("extra")):
-        with errors.collect():
-            extra = _Fields(item, f"{mappings.at('extra')}[{n}]")
-            key, expression = extra.text("key"), extra.text("valueExpression")
-            extra.done(errors)
-            _check_extra_key(key, extra.at("key"), seen)
+    for extra in mappings.each("extra"):
+        key, expression = extra.required_text("key"), extra.required_text("valueExpression")
+        extra.done()
+        wrong = "is given twice" if key in seen else _wrong_with_extra_key(key)
+        if key and wrong:
+            extra.wrong("key", wrong)
+        elif key and expression:
             seen.add(key)
             compiled.extra(key, extra.at("valueExpression"), expression)
 
 
-def _check_extra_key(key: str, at: str, seen: set[str]) -> None:
-    if key != key.lower():
-        raise ConfigError(f"{at}: must be lowercase")
+def _wrong_with_extra_key(key: str) -> str:
+    """Return why an extra key is refused; empty where it is not."""
     match = _EXTRA_KEY.fullmatch(key)
+    if key != key.lower():
+        return "must be lowercase"
     if match is None or not _DOMAIN.fullmatch(match[1]) or len(match[1]) > 253:
-        raise ConfigError(f"{at}: must be a domain-prefixed path (such as example.org/foo)")
+        return "must be a domain-prefixed path (such as example.org/foo)"
     if any(match[1] == domain or match[1].endswith(f".{domain}") for domain in _RESERVED_DOMAINS):
-        raise ConfigError(f"{at}: k8s.io, kubernetes.io and their subdomains are reserved for Kubernetes use")
-    if key == OWN_EXTRA:
-        raise ConfigError(f"{at}: is set by the agent itself")
-    if key in seen:
-        raise ConfigError(f"{at}: is given twice")
+        return "k8s.io, kubernetes.io and their subdomains are reserved for Kubernetes use"
+    return "is set by the agent itself" if key == OWN_EXTRA else ""
 
 
-def _prefixed(
-    fields: _Fields, compiled: _Compiled, name: str, errors: _Errors, *, required: bool
-) -> PrefixedClaim | None:
-    claim, expression = fields.optional_text("claim"), fields.optional_text("expression")
+def _prefixed(fields: _Fields | None, compiled: _Compiled, name: str, *, required: bool) -> PrefixedClaim | None:
+    if fields is None:
+        return None
+    claim, expression = fields.text("claim"), fields.text("expression")
     has_prefix = fields.has("prefix")
-    prefix = fields.optional_text("prefix")
-    fields.done(errors)
+    prefix = fields.text("prefix")
+    fields.done()
     if claim and expression:
-        raise ConfigError(f"{fields.path}: claim and expression can't both be set")
-    if expression:
-        if has_prefix:
-            raise ConfigError(f"{fields.at('prefix')}: belongs to claim, not to expression")
-        compiled.mapping(name, fields.at("expression"), expression)
-        return None
-    if not claim:
-        if required:
-            raise ConfigError(f"{fields.path}: needs claim or expression")
-        return None
-    if not has_prefix:
-        raise ConfigError(f'{fields.at("prefix")}: must be given beside claim (it may be "")')
-    return PrefixedClaim(claim, prefix)
+        fields.wrong("", "claim and expression can't both be set")
+    elif expression and has_prefix:
+        fields.wrong("prefix", "belongs to claim, not to expression")
+    elif expression:
+        compiled.mapping(name, fields, expression)
+    elif required and not claim:
+        fields.wrong("", "needs claim or expression")
+    elif claim and not has_prefix:
+        fields.wrong("prefix", 'must be given beside claim (it may be "")')
+    elif claim:
+        return PrefixedClaim(claim, prefix)
+    return None
 
 
-def _https_url(url: str, path: str) -> str:
+def _wrong_with_url(url: str) -> str:
+    """Return why a URL is no issuer's; empty where it may be one."""
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
-    except ValueError as error:
-        raise ConfigError(f"{path}: not a URL") from error
+    except ValueError:
+        return "not a URL"
     if parts.scheme != "https" or not host:
-        raise ConfigError(f"{path}: must be an https URL")
+        return "must be an https URL"
     if "@" in parts.netloc or "?" in url or "#" in url:
-        raise ConfigError(f"{path}: must have no user information, query or fragment")
+        return "must have no user information, query or fragment"
     if re.search(r"[\x00-\x20\x7f]", url):
-        raise ConfigError(f"{path}: must have no blanks or control characters")
+        return "must have no blanks or control characters"
     if re.search(r"%(?![0-9A-Fa-f]{2})", url):
-        raise ConfigError(f"{path}: % must be followed by two hexadecimal digits")
+        return "% must be followed by two hexadecimal digits"
     if re.search(r"[%\\^`{|}]", parts.netloc):
-        raise ConfigError(f"{path}: the host has a character that no host has")
+        return "the host has a character that no host has"
     if "[" in parts.netloc and not re.fullmatch(r"\[[0-9a-fA-F:.]+\](:[0-9]*)?", parts.netloc):
-        raise ConfigError(f"{path}: in brackets stands an IPv6 address, and behind them nothing but a port")
-    return url
+        return "in brackets stands an IPv6 address, and behind them nothing but a port"
+    return ""
 
 
-def _unique(values: list[tuple[str, str]]) -> None:
+def _unique(values: list[tuple[str, str]], errors: list[_Misplaced]) -> None:
     seen: set[str] = set()
     for path, value in values:
-        if not value:
-            continue
         if value in seen:
-            raise ConfigError(f"{path}: is given twice")
-        seen.add(value)
+            errors.append(_Misplaced(f"{path}: is given twice"))
+        if value:
+            seen.add(value)
+
+
+def _fields(document: object, path: str, errors: list[_Misplaced]) -> _Fields | None:
+    """Return the fields of a mapping; None, with a mistake more, where it is none."""
+    if isinstance(document, Mapping):
+        return _Fields(document, path, errors)
+    errors.append(_Misplaced(f"{path or 'document'}: must be a mapping"))
+    return None
 
 
 class _Fields:
-    """The fields of one mapping; each is taken once, and `done` finds those that were not taken to be mistakes."""
+    """The fields of one mapping; each is taken once, and `done` finds those that were not taken to be mistakes.
 
-    __slots__ = ("_left", "path")
+    What is wrong is added to the mistakes, and the value that is returned for it is an empty one.
+    """
 
-    def __init__(self, document: object, path: str) -> None:
-        if not isinstance(document, Mapping):
-            raise ConfigError(f"{path or 'document'}: must be a mapping")
+    __slots__ = ("_errors", "_left", "path")
+
+    def __init__(self, document: Mapping[object, object], path: str, errors: list[_Misplaced]) -> None:
         self.path = path
         self._left: dict[str, object] = {str(key): value for key, value in document.items()}
+        self._errors = errors
 
     def at(self, name: str) -> str:
-        return f"{self.path}.{name}" if self.path else name
+        return f"{self.path}.{name}" if self.path and name else self.path or name
+
+    def wrong(self, name: str, why: str) -> None:
+        """Add a mistake in a field; an empty name: in the mapping itself."""
+        self._errors.append(_Misplaced(f"{self.at(name)}: {why}"))
 
     def has(self, name: str) -> bool:
         return self._left.get(name) is not None
@@ -618,49 +555,70 @@ class _Fields:
     def refuse(self, name: str, why: str) -> None:
         if name in self._left:
             del self._left[name]
-            raise ConfigError(f"{self.at(name)}: {why}")
+            self.wrong(name, why)
 
-    def text(self, name: str) -> str:
+    def text(self, name: str, *, required: bool = False) -> str:
         value = self._left.pop(name, None)
         if value is None or value == "":
-            raise ConfigError(f"{self.at(name)}: missing")
-        if not isinstance(value, str):
-            raise ConfigError(f"{self.at(name)}: must be a string")
-        return value
-
-    def optional_text(self, name: str) -> str:
-        value = self._left.pop(name, None)
-        if value is None:
+            if required:
+                self.wrong(name, "missing")
             return ""
         if not isinstance(value, str):
-            raise ConfigError(f"{self.at(name)}: must be a string")
+            self.wrong(name, "must be a string")
+            return ""
         return value
 
-    def items(self, name: str) -> list[object]:
+    def required_text(self, name: str) -> str:
+        return self.text(name, required=True)
+
+    def choice(self, name: str, values: tuple[str, ...]) -> None:
+        value = self.required_text(name)
+        if value and value not in values:
+            self.wrong(name, f"must be {values[0]}")
+
+    def https_url(self, name: str, *, required: bool = False) -> str:
+        url = self.text(name, required=required)
+        why = _wrong_with_url(url) if url else ""
+        if why:
+            self.wrong(name, why)
+        return "" if why else url
+
+    def items(self, name: str, *, least: str = "") -> list[object]:
+        """Return the items of a list. `least`: what is wrong where there are none."""
         value = self._left.pop(name, None)
-        if value is None:
+        if value is not None and not isinstance(value, list):
+            self.wrong(name, "must be a list")
             return []
-        if not isinstance(value, list):
-            raise ConfigError(f"{self.at(name)}: must be a list")
-        return value
+        if not value and least:
+            self.wrong(name, least)
+        return value or []
 
-    def texts(self, name: str) -> list[str]:
-        out = []
+    def audiences(self) -> tuple[str, ...]:
+        found = self.items("audiences", least="at least one audience is needed")
+        texts = [(self.at(f"audiences[{n}]"), one) for n, one in enumerate(found) if isinstance(one, str) and one]
+        for n, one in enumerate(found):
+            if not isinstance(one, str) or not one:
+                self.wrong(f"audiences[{n}]", "must be a string that is not empty")
+        _unique(texts, self._errors)
+        match = self.text("audienceMatchPolicy")
+        if match not in ("", "MatchAny") or (len(found) > 1 and not match):
+            self.wrong("audienceMatchPolicy", "must be MatchAny with several audiences")
+        return tuple(text for _, text in texts)
+
+    def fields(self, name: str, *, required: bool = True) -> _Fields | None:
+        value = self._left.pop(name, None)
+        if value is not None:
+            return _fields(value, self.at(name), self._errors)
+        if required:
+            self.wrong(name, "missing")
+        return None
+
+    def each(self, name: str) -> Iterator[_Fields]:
+        """Yield the mappings of a list."""
         for n, item in enumerate(self.items(name)):
-            if not isinstance(item, str) or not item:
-                raise ConfigError(f"{self.at(name)}[{n}]: must be a string that is not empty")
-            out.append(item)
-        return out
+            if (found := _fields(item, self.at(f"{name}[{n}]"), self._errors)) is not None:
+                yield found
 
-    def fields(self, name: str) -> _Fields:
-        value = self._left.pop(name, None)
-        if value is None:
-            raise ConfigError(f"{self.at(name)}: missing")
-        return _Fields(value, self.at(name))
-
-    def optional_fields(self, name: str) -> _Fields | None:
-        value = self._left.pop(name, None)
-        return None if value is None else _Fields(value, self.at(name))
-
-    def done(self, errors: _Errors) -> None:
-        errors.found += [ConfigError(f"{self.at(name)}: unknown field") for name in self._left]
+    def done(self) -> None:
+        for name in self._left:
+            self.wrong(name, "unknown field")

@@ -21,7 +21,7 @@ from arcbridge.identity.proof import UNBOUND, Binding, binding
 from arcbridge.identity.refusal import TokenRefused
 
 if TYPE_CHECKING:
-    from arcbridge.identity.cel.mapping import Budget, Expressions
+    from arcbridge.identity.cel.mapping import CostBudget, Expressions
 
 MAX_NAME = 1024
 """Bytes of a user name, uid or group: far above any real one, far below a header line's limit."""
@@ -131,7 +131,7 @@ def is_plain(name: str, limit: int = MAX_NAME) -> bool:
     return all(unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") for c in name)
 
 
-def map_claims(issuer: IssuerConfig, claims: Mapping[str, Any], budget: Budget | None = None) -> Identity:
+def map_claims(issuer: IssuerConfig, claims: Mapping[str, Any], budget: CostBudget | None = None) -> Identity:
     """Map the verified `claims` of a token of `issuer`. Raises TokenRefused; checks no times and no audience.
 
     With a `budget`, raises BudgetExceeded where the issuer's expressions cost more than that.
@@ -170,15 +170,15 @@ _Names = tuple[str, tuple[str, ...], str, Mapping[str, tuple[str, ...]]]
 """User name, groups, uid and extra."""
 
 
-def _mapped(issuer: IssuerConfig, claims: Mapping[str, Any], budget: Budget | None) -> _Names:
+def _mapped(issuer: IssuerConfig, claims: Mapping[str, Any], budget: CostBudget | None) -> _Names:
     bare = "" if issuer.groups is None else issuer.groups.prefix
     if issuer.expressions is None:
         groups = _without(bare, _groups(issuer.groups, claims))
         return _username(issuer, claims), groups, _uid(issuer.uid_claim, claims), {}
-    from arcbridge.identity.cel.mapping import Budget
+    from arcbridge.identity.cel.mapping import CostBudget
 
     _check_pointers(issuer.expressions, claims)
-    budget = budget or Budget()
+    budget = budget or CostBudget()
     mapped = issuer.expressions.map(claims, budget)
     username = _username(issuer, claims) if mapped.username is None else _name(mapped.username, "username")
     groups = _groups(issuer.groups, claims) if mapped.groups is None else _group_names("", mapped.groups)

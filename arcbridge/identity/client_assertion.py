@@ -1,4 +1,4 @@
-"""How a program proves to a token endpoint that it is an application: by a signed assertion, a secret, or a token of
+"""Makes the form by which an application authenticates at a token endpoint: a signed assertion, a secret, or a token of
 another issuer (RFC 7523 §2.2, RFC 6749 §2.3.1).
 
 It makes the fields of a form and sends nothing. Files are read for each form, because other programs renew what they

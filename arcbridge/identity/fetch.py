@@ -1,4 +1,4 @@
-"""What the verifier needs from a network, without one: the roles pass in `net.fetch.HttpFetcher`."""
+"""Declares the HTTP requests of the verifier, without a network: the roles pass in `net.fetch.HttpFetcher`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ReplyDocument(Protocol):
     def retry_after(self) -> float | None: ...
 
 
-class Ask(Protocol):
+class SendRequest(Protocol):
     """Sends one https request and returns its answer, whatever the status; otherwise bounded as `Fetch` is.
 
     Raises `errors.Unreachable` where no whole answer came.

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from arcbridge.errors import ConfigError, Unreachable
 from arcbridge.identity.claims import MAX_GROUPS
-from arcbridge.identity.fetch import Ask, ReplyDocument
+from arcbridge.identity.fetch import ReplyDocument, SendRequest
 from arcbridge.identity.graph_token import TOLD_CALLER, Credential, Failure, GraphToken, json_object
 from arcbridge.identity.lookups import Lookups
 from arcbridge.identity.refusal import GroupsUnavailable, TokenRefused
@@ -108,7 +108,7 @@ class Directory:
         self,
         name: str,
         settings: GraphSettings,
-        ask: Ask,
+        ask: SendRequest,
         *,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,

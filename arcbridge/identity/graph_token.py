@@ -18,7 +18,7 @@ from urllib.parse import urlencode
 
 from arcbridge.errors import ArcbridgeError, Unreachable
 from arcbridge.identity.client_assertion import asserted, read_word, sign_assertion
-from arcbridge.identity.fetch import Ask, ReplyDocument
+from arcbridge.identity.fetch import ReplyDocument, SendRequest
 from arcbridge.identity.refusal import GroupsUnavailable
 from arcbridge.untrusted_json import read_json
 
@@ -79,7 +79,7 @@ class GraphToken:
         endpoint: str,
         scope: str,
         ca_pem: str | None,
-        ask: Ask,
+        ask: SendRequest,
         *,
         clock: Callable[[], float],
         monotonic: Callable[[], float],

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from arcbridge.errors import ConfigError, Unreachable
 from arcbridge.identity import graph
 from arcbridge.identity.authentication import AuthenticationConfig, IssuerConfig
-from arcbridge.identity.fetch import Ask
+from arcbridge.identity.fetch import SendRequest
 from arcbridge.identity.lookups import Lookups
 from arcbridge.identity.refusal import GroupsUnavailable, TokenRefused
 
@@ -70,7 +70,7 @@ class GroupSources:
     def __init__(
         self,
         issuers: AuthenticationConfig,
-        ask: Ask,
+        ask: SendRequest,
         *,
         directories: Mapping[str, graph.GraphSettings] | None = None,
         claim_sources: Iterable[str] = (),

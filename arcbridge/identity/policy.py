@@ -1,4 +1,4 @@
-"""Who may reach which cluster: a short TOML file, deny by default.
+"""Reads the policy: a short TOML file of users, groups and the clusters that they may reach; deny by default.
 
     [[allow]]
     users = ["alice@example.com"]

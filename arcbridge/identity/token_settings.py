@@ -1,4 +1,4 @@
-"""What relay and agent check alike of their settings: whose tokens count, with which proof, and where groups come from.
+"""Checks the settings on tokens that relay and agent have alike: issuers, proofs, and the sources of groups.
 
 It reads the authentication file and looks at the secrets of `[graph.NAME]`, adds every mistake to `Problems`, and keeps
 what it read. Which of these settings a role requires, and what it warns of, is in the role's own `settings.py`.

@@ -34,6 +34,7 @@ from arcbridge.identity.keys import KeySet
 from arcbridge.identity.proof import place_of
 from arcbridge.identity.refusal import TokenRefused
 from arcbridge.identity.strict_json import parse_object
+from arcbridge.units import duration
 
 MAX_TOKEN = 64 * 1024
 """Characters of a token. Entra tokens with 200 groups have 12 KiB; a head of 64 KiB is what the proxy accepts."""
@@ -360,10 +361,10 @@ class TokenVerifier:
         if issuer.expressions is None:
             return map_claims(issuer, claims)
         from arcbridge.identity.cel.evaluation import TimeLimit
-        from arcbridge.identity.cel.mapping import Budget, BudgetExceeded
+        from arcbridge.identity.cel.mapping import BudgetExceeded, CostBudget
 
         try:
-            return map_claims(issuer, claims, Budget(LOOP_COST, TimeLimit(LOOP_TIME)))
+            return map_claims(issuer, claims, CostBudget(LOOP_COST, TimeLimit(LOOP_TIME)))
         except BudgetExceeded:
             # One at a time: however many such tokens come, one thread competes with the loop, for seconds at most. A
             # thread cannot be ended, so the turn is its own also where the caller leaves before it is done.
@@ -388,7 +389,7 @@ class TokenVerifier:
         if expires - issued > self._accept.max_lifetime:
             raise TokenRefused(
                 "token.life",
-                f"the token is valid for more than {_duration(self._accept.max_lifetime)}; have a shorter one issued, "
+                f"the token is valid for more than {duration(self._accept.max_lifetime)}; have a shorter one issued, "
                 "or ask the operator about max_token_lifetime",
             )
 
@@ -440,14 +441,6 @@ def _check_kind(header: dict[str, Any], claims: dict[str, Any]) -> None:
         raise TokenRefused("token.events", "this is not an access token or id token (events)")
     if not all(isinstance(claims.get(name), str | None) for name in ("nonce", "at_hash")):
         raise TokenRefused("token.claims", "the token's nonce or at_hash is no text")
-
-
-def _duration(seconds: float) -> str:
-    """Return whole days or hours for a message; anything shorter in seconds."""
-    for unit, name in ((86400, "days"), (3600, "hours")):
-        if seconds >= 2 * unit:
-            return f"{seconds / unit:.0f} {name}"
-    return f"{seconds:.0f} seconds"
 
 
 def _number(claims: dict[str, Any], name: str, *, required: bool) -> float:

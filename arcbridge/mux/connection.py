@@ -1,6 +1,8 @@
-"""One TLS TCP connection under a session: gives its buffer, hands over what was read, writes what it is told to.
+"""Joins one TLS TCP connection to a session, and carries the session from its connection to another one.
 
-It holds no rule of the protocol. Its transport decrypts straight into the buffer that `get_buffer` returns.
+A connection holds no rule of the protocol: its transport decrypts straight into the buffer that `get_buffer` returns.
+Whether a session may change its connection is decided by `wire.resumption` and the roles. Invariant: a session has one
+connection at a time, and the former one is not read any more.
 """
 
 from __future__ import annotations
@@ -10,9 +12,12 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, cast
 
+from arcbridge.errors import ArcbridgeError, ConnectionLost, RemoteProtocolError
 from arcbridge.mux import buffer
 from arcbridge.mux.socket_error_poll import TransportErrorPoll
-from arcbridge.wire.records import Auth
+from arcbridge.wire.frames import GoawayCode
+from arcbridge.wire.records import Auth, AuthOk
+from arcbridge.wire.session import Session, State
 
 if TYPE_CHECKING:
     from arcbridge.mux.session import MuxSession
@@ -113,6 +118,85 @@ class MuxConnection(asyncio.BufferedProtocol):
         self._session = None
         if self.transport is not None:
             self.transport.abort()
+
+
+class Migration:
+    """The changes of connection of one session: the initiator dials and waits, the acceptor takes one over."""
+
+    __slots__ = ("_attached", "_machine", "_session")
+
+    def __init__(self, session: MuxSession, machine: Session) -> None:
+        self._session = session
+        self._machine = machine
+        self._attached: asyncio.Future[None] | None = None
+
+    def start(self, auth: Auth | AuthMaker, label: str = "") -> MuxConnection:
+        """Return a protocol (initiator) for `create_connection`; once its TLS stands it takes the session over.
+
+        The connection that is attached until then, if any, goes on until that moment and is dropped unread. Then
+        await `wait`. `label` is the new connection's join id.
+        """
+        self._attached = asyncio.get_running_loop().create_future()
+        return MuxConnection(self._session, auth, resumes=True, label=label)
+
+    async def wait(self) -> None:
+        """Wait until the connection of the last `start` carries the session.
+
+        Raises ConnectionLost or SessionEnded: the session waits for another try, unless it is `closed`. Cancelling
+        gives the connection up.
+        """
+        waiting, session = self._attached, self._session
+        if waiting is None:
+            return
+        try:
+            await waiting
+        except asyncio.CancelledError:
+            if session.connection is not None and session.state is State.DETACHED:
+                self._machine.connection_lost(monotonic(), ConnectionLost("given up"))
+                session.act()
+            raise
+
+    def take_over(self, newcomer: MuxSession, ok: AuthOk) -> None:
+        """Acceptor: go on over the connection of `newcomer`, whose right to this session was verified.
+
+        `newcomer` ends; so does a connection that is still attached, unread. Raises LocalProtocolError when the
+        newcomer's epoch is not higher or this session is over, RemoteProtocolError when the counts contradict each
+        other: both sessions are over then.
+        """
+        session, hello, connection = self._session, newcomer.resumption.resuming, newcomer.connection
+        if hello is None or connection is None or connection.transport is None:
+            raise ConnectionLost("the connection that was to resume the session is gone")
+        try:
+            self._machine.resumption.take_over(hello, ok, monotonic())
+        except RemoteProtocolError as error:
+            newcomer.refuse_auth(GoawayCode.PROTOCOL, error.message)
+            session.drop_connection()
+            session.act()
+            raise
+        session.drop_connection()
+        newcomer.set_connection(None)
+        newcomer.resumption.hand_over(monotonic())
+        newcomer.act()
+        connection.move_to(session)
+        session.set_connection(connection)
+        session.label = newcomer.label
+        session.act()
+
+    def ask(self) -> None:
+        """Acceptor: ask the client for another connection, because this one goes away soon."""
+        self._machine.resumption.ask_to_move(self._session.label)
+        self._session.wake()
+
+    def settle(self, error: ArcbridgeError | None) -> None:
+        """Complete `wait`: the connection carries the session, or `error` says why it does not."""
+        waiting = self._attached
+        if waiting is None or waiting.done():
+            return
+        if error is None:
+            waiting.set_result(None)
+        else:
+            waiting.set_exception(error)
+            waiting.exception()  # retrieved, so that asyncio logs nothing where no caller waits
 
 
 def peer_certificate(transport: asyncio.Transport | None) -> bytes:

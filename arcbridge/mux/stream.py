@@ -485,7 +485,7 @@ class StreamTransport(asyncio.Transport):
         self._stream.sink = None
         if error is not None:
             self._discard_input()
-        self._session.stream_dropped(self._stream)
+        self._stream.owner = None
         if self._protocol is not None:
             self._session._loop.call_soon(self._session.charge, self._tell_lost)
 

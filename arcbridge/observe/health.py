@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from .foreign_text import clean
+from .untrusted_text import clean
 
 Check = Callable[[], "str | None"]
 

@@ -29,9 +29,9 @@ from arcbridge.errors import ConfigError
 from arcbridge.settings.choices import LOG_FORMATS, LOG_LEVELS
 
 from .flood import Flood
-from .foreign_text import clean
 from .line_sink import LineSink
 from .redaction import QUOTING_PACKAGES, Redaction, error_text, quotes_peer
+from .untrusted_text import clean
 
 LEVELS: Final = {name: logging.getLevelNamesMapping()[name.upper()] for name in (*LOG_LEVELS, "critical")}
 """The numbers of `logging`. `critical` is no setting: with it, a command that prints its findings logs nothing."""

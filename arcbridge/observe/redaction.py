@@ -1,6 +1,6 @@
 """The processor that makes the fields of a log event fit to be written: ordered, bounded, without credentials.
 
-It turns each value into what JSON has, sends each text through `foreign_text.clean`, and replaces an exception by its
+It turns each value into what JSON has, sends each text through `untrusted_text.clean`, and replaces an exception by its
 text and, where the exception is a defect of ours, its stack trace. It neither samples nor renders. What leaves it can
 be rendered on one line, whatever a peer has put into it.
 """
@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from arcbridge.errors import ArcbridgeError
 
-from .foreign_text import FIELD_LIMIT, REDACTED, clean, clean_trace, names_secret
+from .untrusted_text import FIELD_LIMIT, REDACTED, clean, clean_trace, names_secret
 
 PREFIX: Final = ("connection", "session", "stream", "cluster")
 """Fields that stand before all others and in this order, so that one text search yields the life of one stream."""

@@ -26,10 +26,10 @@ from aiohttp import web
 from arcbridge.errors import ConfigError
 
 from . import logging as logs
-from .foreign_text import clean
 from .health import Checks
 from .loop_lag import LoopLag
 from .metrics import Metrics
+from .untrusted_text import clean
 
 KEEPALIVE: Final = 75.0
 """Seconds: longer than the usual scrape interval of 15 to 60 s, so that a scraper keeps one connection."""

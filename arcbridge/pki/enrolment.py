@@ -1,4 +1,4 @@
-"""What an agent and a relay exchange when a cluster enrols: keys, certificate requests, join tokens.
+"""Makes and reads the messages of an enrolment between agent and relay: keys, certificate requests, join tokens.
 
 Of a certificate request (PKCS #10, RFC 2986) the relay takes the public key and nothing else: subject, SANs and
 wanted extensions are never read (docs/threats.md#E4). The request's own signature proves that the sender holds the key.

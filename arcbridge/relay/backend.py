@@ -17,12 +17,10 @@ from arcbridge.errors import ConfigError
 from arcbridge.net.address import parse_address
 from arcbridge.relay.data_dir import open_registry
 from arcbridge.relay.fleet.base import Fleet
-from arcbridge.relay.fleet.local import LocalFleet
 from arcbridge.relay.fleet.nats import NatsFleet
 from arcbridge.relay.nats import NatsConnection
 from arcbridge.relay.registry.base import Registry, RegistryUnavailable
 from arcbridge.relay.registry.nats import NatsRegistry
-from arcbridge.relay.siblings.worker_membership import WorkerMembership
 from arcbridge.settings.config import RelayConfig
 
 NATS_PATIENCE = 5.0
@@ -32,16 +30,17 @@ log = structlog.get_logger("arcbridge.relay")
 
 
 async def open_backend(
-    config: RelayConfig, membership: WorkerMembership | None, stack: contextlib.AsyncExitStack
+    config: RelayConfig, without_nats: Fleet, stack: contextlib.AsyncExitStack
 ) -> tuple[Registry, Fleet]:
     """Open the registry and make the fleet, which is still to be started; `stack` closes the registry and NATS.
 
+    `without_nats`: the fleet of a relay whose settings name no NATS, with one process or several.
     A relay starts without NATS, too: it refuses what it cannot know. Raises `ConfigError`, `StateError` and
     `RegistryUnavailable`.
     """
     registry: Registry
     fleet: Fleet
-    if config.fleet.servers and membership is None:
+    if config.fleet.servers:
         connection = NatsConnection(config.fleet)
         stack.push_async_callback(connection.close)
         if not await connection.start(NATS_PATIENCE):
@@ -50,7 +49,7 @@ async def open_backend(
         registry = following = _nats_registry(connection, config)
         following.start()
     else:
-        fleet = LocalFleet() if membership is None else membership.fleet
+        fleet = without_nats
         registry = await open_registry(config.data_dir)
     stack.push_async_callback(registry.close)
     return registry, fleet

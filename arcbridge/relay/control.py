@@ -14,7 +14,7 @@ other connection waits for one. So a flood without certificates takes what is le
 same address are not shut out.
 
 Where all places are taken, the cluster that holds most gives one of its own to a cluster that has fewer
-(`agent_places`).
+(`agent_slots`).
 
 Each agent is told which users' logins are revoked: all of them when its connection begins, each change later
 (docs/protocol.md, "Revocations"). While the relay does not know yet, it says nothing, and the agent keeps what it knew.
@@ -46,10 +46,11 @@ from arcbridge.net.join import JoinCode
 from arcbridge.net.sockets import reset
 from arcbridge.net.tls import ALPN_CONTROL
 from arcbridge.net.tlspipe import CLOSE_DEADLINE, HANDSHAKE_DEADLINE
+from arcbridge.observe.untrusted_text import printable
 from arcbridge.pki.authority import agent_ca_pin, agent_cluster, agent_expiry, check_ca_certificate
 from arcbridge.pki.pins import pin_of, same_pin
 from arcbridge.relay.admission import Purpose, Ticket
-from arcbridge.relay.agent_places import AgentPlaces
+from arcbridge.relay.agent_slots import AgentSlots
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.fleet.base import AgentInfo, Fleet, Lost
 from arcbridge.relay.registry.base import REVOKED, Registry, RegistryUnavailable, UserRevocation, admit
@@ -131,12 +132,12 @@ class ControlConnection(BaseHandler):
         answer: asyncio.Future[Status] = asyncio.get_running_loop().create_future()
         self._dials[dial.token] = answer
         try:
-            session.send_dial(dial)
+            session.send(dial)
             status = await answer
         finally:
             self._dials.pop(dial.token, None)
         if status.code:
-            reason = _printable(status.message, 200) or "no reason given"
+            reason = printable(status.message, 200) or "no reason given"
             raise JoinRefused(
                 JoinCode.AGENT_REFUSED, f"the agent of cluster {self.cluster} refused: {reason}", retry_after=5
             )
@@ -146,7 +147,7 @@ class ControlConnection(BaseHandler):
         """Tell the agent of users; one that is older than this frame does not know it, and skips it."""
         if self.session is not None and not self.session.closed:
             for revoke in revokes:
-                self.session.send_revoke(revoke)
+                self.session.send(revoke)
 
     def replaced(self) -> None:
         self.leave(GoawayCode.REPLACED, "another agent with the same instance id has connected", int(SETTLE))
@@ -198,7 +199,7 @@ class ControlServer:
         self._registry = registry
         self._counters = counters
         self._random = random
-        self._open: AgentPlaces[ControlConnection] = AgentPlaces()
+        self._open: AgentSlots[ControlConnection] = AgentSlots()
         self._instances: Counter[tuple[str, str]] = Counter()
         """How many connections of each (cluster, instance) are among them: mostly one."""
         self._most = agents
@@ -438,12 +439,12 @@ class ControlServer:
             session.close(GoawayCode.TIMEOUT, "no HELLO in time")
             return False
         hello = session.peer_hello
-        if hello is None or not hello.agent or _printable(hello.agent, _MAX_INSTANCE) != hello.agent:
+        if hello is None or not hello.agent or printable(hello.agent, _MAX_INSTANCE) != hello.agent:
             self._refused(ticket, link.cluster, "HELLO without a usable instance id")
             session.close(GoawayCode.PROTOCOL, "HELLO of an agent names its instance, at most 128 printable characters")
             return False
         link.instance = hello.agent
-        link.version = _printable(hello.software, 64)
+        link.version = printable(hello.software, 64)
         return True
 
     async def _adopt(self, cluster: str, certificate: bytes, hello: Hello | None, ticket: Ticket) -> None:
@@ -547,8 +548,3 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, ssl.SSLError):
         return f"TLS: {error.reason or 'unknown'}"
     return getattr(error, "message", "") or type(error).__name__
-
-
-def _printable(text: str, limit: int) -> str:
-    """Return an agent's words, cut to what may be shown."""
-    return "".join(character for character in text[:limit] if character.isascii() and character.isprintable())

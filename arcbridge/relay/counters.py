@@ -31,25 +31,6 @@ LOSSES = ("policy", "user", "cluster")
 class Counters:
     """One relay process."""
 
-    __slots__ = (
-        "accept_pauses",
-        "accepted",
-        "agent_joins_refused",
-        "agents_flapping",
-        "agents_paced",
-        "agents_refused",
-        "agents_replaced",
-        "agents_total",
-        "certificates_renewed_twice",
-        "clusters_adopted",
-        "join_seconds",
-        "joins",
-        "pumps_cut",
-        "rejected",
-        "sessions_cut",
-        "tokens_refused",
-    )
-
     def __init__(self) -> None:
         self.accepted = 0
         self.accept_pauses = 0
@@ -79,7 +60,3 @@ class Counters:
         """Dial tokens that were void, foreign or guessed."""
         self.join_seconds = Buckets()
         """From the client's handshake to the pump."""
-
-    def count_renewed_twice(self) -> None:
-        """Count a renewal that showed a copy of a credential."""
-        self.certificates_renewed_twice += 1

@@ -71,7 +71,7 @@ async def open_registry(
 
 
 @contextlib.contextmanager
-def only_one(data_dir: Path) -> Iterator[int]:
+def instance_lock(data_dir: Path) -> Iterator[int]:
     """Hold the data directory's lock: two relays on one registry and one CA would each know half of the agents.
 
     The descriptor that holds it; it is held until the last copy is closed, also by processes that inherit one.

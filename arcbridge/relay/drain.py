@@ -22,17 +22,18 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from enum import Enum
 from typing import Final
 
 import structlog
 
+from arcbridge.relay.client_join import ClientJoins
 from arcbridge.relay.control import ControlServer
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.listener import Listener
+from arcbridge.relay.membership import Membership
 from arcbridge.relay.pump import Pump, Pumps
-from arcbridge.relay.rendezvous import Rendezvous
 
 PATIENCE: Final = 10.0
 """Seconds for sessions to leave by themselves: an agent needs a round trip to learn of the drain, a client some seconds
@@ -68,20 +69,19 @@ class Drain:
         self,
         listener: Listener,
         control: ControlServer,
-        rendezvous: Rendezvous,
+        clients: ClientJoins,
         pumps: Pumps,
         counters: Counters,
+        membership: Membership,
         *,
-        together: Callable[[asyncio.Event], Awaitable[None]] | None = None,
         random: Callable[[], float] = random.random,
     ) -> None:
-        """`together` returns when this process may close its port, or soon after the event it is given is set."""
         self._listener = listener
         self._control = control
-        self._rendezvous = rendezvous
+        self._clients = clients
         self._pumps = pumps
         self._counters = counters
-        self._together = together
+        self._membership = membership
         self._random = random
         self.step = Step.SERVING
 
@@ -94,22 +94,21 @@ class Drain:
         loop = asyncio.get_running_loop()
         begun = loop.time()
         self._enter(Step.DRAINING)
-        self._rendezvous.draining = True
+        self._clients.draining = True
         await self._control.drain(_WORDS)
-        await self._until(lambda: not self._rendezvous.joining, begun + JOINING, hurry)
-        self._rendezvous.refuse_waiting()
+        await self._until(lambda: not self._clients.joining, begun + JOINING, hurry)
+        self._clients.refuse_pending()
         if not await self._until(self._idle, begun + PATIENCE, hurry):
             self._enter(Step.CUTTING)
             await self._cut(begun + PATIENCE + SPREAD, hurry)
         self._enter(Step.LEAVING)
         await self._until(lambda: not len(self._control), loop.time() + LEAVING, hurry)
-        if self._together is not None:
-            await self._together(hurry)
+        await self._membership.wait_to_close(hurry)
         self._enter(Step.CLOSING)
-        if self._together is not None:
+        if self._membership.shares_port:
             self._listener.leave()
             await self._until(
-                lambda: not self._listener.peeking and not self._rendezvous.joining, loop.time() + _LAST, hurry
+                lambda: not self._listener.peeking and not self._clients.joining, loop.time() + _LAST, hurry
             )
         self._listener.stop()
         self._control.close()
@@ -120,7 +119,7 @@ class Drain:
         log.info("relay stopping", step=step.value, sessions=len(self._pumps), agents=len(self._control))
 
     def _idle(self) -> bool:
-        return not len(self._pumps) and not self._rendezvous.joining
+        return not len(self._pumps) and not self._clients.joining
 
     async def _cut(self, end: float, hurry: asyncio.Event) -> None:
         """Cut each pump at a random moment before `end`, and those that come meanwhile then."""

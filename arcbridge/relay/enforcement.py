@@ -23,10 +23,10 @@ import structlog
 
 from arcbridge.identity.claims import Identity
 from arcbridge.relay.access import Access, Loss
+from arcbridge.relay.client_join import ClientJoins
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.fleet.base import Lost
 from arcbridge.relay.pump import Pump, Pumps
-from arcbridge.relay.rendezvous import Rendezvous
 
 GRACE: Final = 1.0
 """Seconds between the loss and the cut: an agent that was told meanwhile ends the session itself, with a reason that
@@ -66,7 +66,7 @@ class Enforcement:
         self,
         access: Access,
         pumps: Pumps,
-        rendezvous: Rendezvous,
+        clients: ClientJoins,
         counters: Counters,
         tell: Callable[[Lost], None],
         *,
@@ -75,7 +75,7 @@ class Enforcement:
         """`tell`: have the agents of a cluster end a user's sessions, wherever they are connected."""
         self._access = access
         self._pumps = pumps
-        self._rendezvous = rendezvous
+        self._clients = clients
         self._counters = counters
         self._tell = tell
         self._clock = clock
@@ -99,7 +99,7 @@ class Enforcement:
         version = self._access.version
         if version == self._enforced:
             return
-        self._rendezvous.recheck()
+        self._clients.recheck()
         lost = await self._lost()
         self._tell_agents(lost)
         if cut := [(one.pump, one.loss) for one in lost if one.pump is not None]:

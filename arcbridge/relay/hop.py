@@ -1,4 +1,4 @@
-"""One hop: an agent's join that lands on another relay than the one that waits for it.
+"""Passes an agent's join on, once, from the relay where it comes out to the relay that waits for it.
 
 Where all relays share one address behind a load balancer, the agent dials that address and comes out anywhere. Its
 dial token begins with the id of the relay that waits. A relay that is not this one, having checked the agent's
@@ -33,9 +33,11 @@ from arcbridge.net.dialer import DIRECT, connect
 from arcbridge.net.join import JoinCode, ServerJoin, client_join
 from arcbridge.net.sockets import reset
 from arcbridge.net.tls import ALPN_HOP, RelayTrust, ServerContext, hop_server_context, outer_client_context
+from arcbridge.observe.metrics import Metrics
 from arcbridge.pki.authority import Authority
 from arcbridge.relay.fleet.base import RelayPeers
-from arcbridge.relay.pump import Pump, Pumps
+from arcbridge.relay.pending_dials import PendingDials, process_of
+from arcbridge.relay.pump import Pumps
 from arcbridge.wire.records import JoinReply, JoinRequest
 
 HOP_NAME: Final = "hop.arcbridge"
@@ -53,17 +55,6 @@ OUTCOMES: Final = ("joined", "gone", "unreachable", "failed")
 log = structlog.get_logger("arcbridge.relay")
 
 
-def token_of(relay_id: str, secret: str) -> str:
-    """Return the dial token of a client that waits at this relay."""
-    return f"{relay_id}.{secret}"
-
-
-def relay_of(token: str) -> str:
-    """Return the relay that a dial token names; empty when it names none."""
-    relay_id, dot, _ = token.partition(".")
-    return relay_id if dot and len(relay_id) == 16 else ""
-
-
 class Hops:
     """Both sides of the hop, as far as they are not the rendezvous' own."""
 
@@ -75,50 +66,67 @@ class Hops:
         pumps: Pumps,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.relay_id = peers.relay_id
+        self.process_id = peers.relay_id
         self._peers = peers
         self._authority = authority
         self._pumps = pumps
         self._clock = clock
         self._made = 0.0
         self._contexts: tuple[ServerContext, ssl.SSLContext] | None = None
+        self._count_void: Callable[[], None] = lambda: None
         self.outcomes = dict.fromkeys(OUTCOMES, 0)
 
     def server_context(self) -> ServerContext:
         """Return the TLS context for connections from other relays."""
         return self._fresh()[0]
 
-    def elsewhere(self, request: JoinRequest) -> bool:
-        """Say whether this join of an agent is for another relay, and may be passed on."""
-        return request.hops == 0 and relay_of(request.token) not in ("", self.relay_id)
+    def attach(self, dials: PendingDials) -> None:
+        self._count_void = dials.count_void
+        self._peers.on_failed = dials.hop_failed
 
-    async def give_up(self, request: JoinRequest) -> None:
-        """Tell the relay that waits that this join cannot be passed on from here, so that its client need not wait."""
-        await self._peers.tell_failed(relay_of(request.token), request.token)
+    def add_metrics(self, metrics: Metrics) -> None:
+        metrics.counter(
+            "hops_total",
+            "Joins of agents that were passed on to the relay they are for, by how that ended.",
+            {"result": OUTCOMES},
+            lambda: self.outcomes,
+        )
 
-    async def forward(self, join: ServerJoin, request: JoinRequest, cluster: str) -> Pump:
-        """Pass the join of an agent of `cluster`, whose certificate was checked, on to the relay it is for.
+    def is_elsewhere(self, request: JoinRequest) -> bool:
+        """Return whether this join of an agent is for another relay, and may be passed on."""
+        return request.hops == 0 and process_of(request.token) not in ("", self.process_id)
 
-        The agent's socket belongs to the pump then. Raises `JoinRefused`; the agent is still to be told.
+    async def pass_on(
+        self, join: ServerJoin, request: JoinRequest, cluster: str, require_room: Callable[[], None]
+    ) -> str:
+        """Pass the join of an agent of `cluster` on to the relay that it is for: see `Detour`.
+
+        Where that fails, the relay that waits is told, so that its client need not wait.
         """
-        relay_id = relay_of(request.token)
+        relay_id = process_of(request.token)
         try:
-            pump = await self._forward(relay_id, join, request, cluster)
+            require_room()
+            await self._forward(relay_id, join, request, cluster)
         except JoinRefused as error:
             of = {JoinCode.GONE: "gone", JoinCode.INTERNAL: "unreachable"}
-            self.outcomes[of.get(JoinCode(error.code), "failed")] += 1
+            outcome = of.get(JoinCode(error.code), "failed")
+            self.outcomes[outcome] += 1
+            if outcome == "gone":
+                self._count_void()
+                return error.message
+            await self._peers.tell_failed(relay_id, request.token)
             raise
         self.outcomes["joined"] += 1
-        return pump
+        return ""
 
-    async def _forward(self, relay_id: str, join: ServerJoin, request: JoinRequest, cluster: str) -> Pump:
+    async def _forward(self, relay_id: str, join: ServerJoin, request: JoinRequest, cluster: str) -> None:
         try:
             address = await self._peers.address_of(relay_id)
         except ArcbridgeError as error:
             raise _unreachable() from error
         if not address:
             raise JoinRefused(JoinCode.GONE, _GONE)
-        said = JoinRequest(
+        forwarded = JoinRequest(
             role="agent",
             cluster=cluster,
             token=request.token,
@@ -128,7 +136,9 @@ class Hops:
         )
         try:
             sock = await connect(parse_address(address), deadline=CONNECT_DEADLINE, proxy=DIRECT)
-            reply = await client_join(sock, self._fresh()[1], HOP_NAME, said, alpn=ALPN_HOP, deadline=JOIN_DEADLINE)
+            reply = await client_join(
+                sock, self._fresh()[1], HOP_NAME, forwarded, alpn=ALPN_HOP, deadline=JOIN_DEADLINE
+            )
         except JoinRefused:
             raise
         except (Unreachable, ConnectionLost, RemoteProtocolError, ConfigError) as error:
@@ -144,7 +154,7 @@ class Hops:
             reset(sock)
             raise
         log.info("joined over a hop", session=reply.join_id, cluster=cluster, relay=relay_id)
-        return self._pumps.join(sock, join.sock, to_client=left_over, join_id=reply.join_id, cluster=cluster)
+        self._pumps.join(sock, join.sock, to_client=left_over, join_id=reply.join_id, cluster=cluster)
 
     def _fresh(self) -> tuple[ServerContext, ssl.SSLContext]:
         """Return contexts as server and as client, with certificates that are not old."""

@@ -16,8 +16,8 @@ from typing import Any, Final
 
 import structlog
 
-from arcbridge.checks.self_checks import SelfChecks
-from arcbridge.observe.foreign_text import clean
+from arcbridge.checks.diagnosis import Finding
+from arcbridge.observe.untrusted_text import clean
 from arcbridge.relay.fleet.base import Fleet, Lost
 from arcbridge.relay.pump import Pump, Pumps
 from arcbridge.tasks import cancel_and_wait
@@ -44,7 +44,6 @@ class Operations:
         self,
         pumps: Pumps,
         fleet: Fleet,
-        looks: SelfChecks,
         tell: Callable[[Lost], None],
         *,
         relay: str,
@@ -55,9 +54,10 @@ class Operations:
         cluster end a session, wherever they are connected."""
         self._pumps = pumps
         self._fleet = fleet
-        self._looks = looks
         self._tell = tell
-        self._place: Row = {"relay": relay, "worker": worker}
+        self.findings: Callable[[], list[Finding]] = list
+        """What the self-checks found last; set once they are made."""
+        self._origin: Row = {"relay": relay, "worker": worker}
         self._clock = clock
         self._cuts: set[asyncio.Task[None]] = set()
 
@@ -69,14 +69,14 @@ class Operations:
             case "agents":
                 return [
                     {"cluster": link.cluster, "agent": link.instance, "version": link.info.version,
-                     "since": link.info.since, **self._place}
+                     "since": link.info.since, **self._origin}
                     for link in self._fleet.links() if not link.draining
                 ]  # fmt: skip
             case "checks":
                 return [
                     {"hop": one.hop, "state": str(one.state), "detail": one.detail, "remedy": one.remedy,
-                     "code": one.code, **self._place}
-                    for one in self._looks.findings()
+                     "code": one.code, **self._origin}
+                    for one in self.findings()
                 ]  # fmt: skip
             case "end":
                 return self._end(str(question.get("session", "")), str(question.get("reason", "")))
@@ -105,7 +105,7 @@ class Operations:
             "since": self._clock() - lasted,
             "bytes_to_agent": pump.bytes_to_agent,
             "bytes_to_client": pump.bytes_to_client,
-            **self._place,
+            **self._origin,
         }
 
     def _end(self, session: str, reason: str) -> list[Row]:

@@ -470,21 +470,6 @@ class _Direction:
 class Pumps:
     """All pairs of a process: the one sweep, the counters, and who pays for the loop's time."""
 
-    __slots__ = (
-        "_accounts",
-        "_loop",
-        "_not_reading",
-        "_on_done",
-        "_open",
-        "_sweeps",
-        "_timer",
-        "bytes_to_agent",
-        "bytes_to_client",
-        "payers",
-        "pipes",
-        "total",
-    )
-
     def __init__(
         self,
         on_done: Callable[[Pump], None],
@@ -492,10 +477,10 @@ class Pumps:
         pipes: PipePool | None = None,
         payers: LoopTimes[tuple[str, str]] | None = None,
     ) -> None:
-        """`on_done` is called for each pump that ended. `payers`: users' times of the loop; without them nobody is
-        slowed down."""
+        """`on_done`: the first to be called for each pump that ended; more may be appended. `payers`: users' times of
+        the loop; without them no user is slowed down."""
         self._loop = asyncio.get_running_loop()
-        self._on_done = on_done
+        self.on_done = [on_done]
         self._open: set[Pump] = set()
         self._not_reading: set[Pump] = set()
         """Those of which a side was not being read at some moment since the last look."""
@@ -596,4 +581,5 @@ class Pumps:
         self.bytes_to_client += pump.bytes_to_client
         if pump.on_ended is not None:
             pump.on_ended()
-        self._on_done(pump)
+        for done in self.on_done:
+            done(pump)

@@ -7,28 +7,20 @@ at each change of the policy.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from arcbridge.identity.policy import Policy, PolicyFile
-from arcbridge.identity.proof import ProofChecker
-from arcbridge.identity.verifier import TokenVerifier
-from arcbridge.limiters import KeyedTokenBucket
-from arcbridge.loop_shares import LoopTimes
+from arcbridge.identity.policy import Policy
 from arcbridge.net.descriptors import raise_limit
 from arcbridge.observe import logging as logs
 from arcbridge.observe.reloads import Outcome, changed, digest, split
 from arcbridge.relay.capacity import capacity
-from arcbridge.relay.certificate import Loaded, ServerCertificate
+from arcbridge.relay.certificate import Loaded
+from arcbridge.relay.parts import Basis, Entrances
 from arcbridge.relay.settings import Checked
 from arcbridge.settings.config import RelayConfig, RelayLimitsConfig
-
-if TYPE_CHECKING:
-    from arcbridge.relay.admission import Admission
-    from arcbridge.relay.control import ControlServer
-    from arcbridge.relay.rendezvous import Rendezvous
 
 RELOADABLE = frozenset(
     {"authentication", "policy", "proof", "max_token_lifetime", "tls", "limits", "observe.log_level"}
@@ -41,43 +33,29 @@ class Reload:
 
     def __init__(
         self,
-        checked: Checked,
-        *,
-        verifier: TokenVerifier,
-        proofs: ProofChecker,
-        policy: PolicyFile,
-        certificate: ServerCertificate,
-        admission: Admission,
-        control: ControlServer,
-        rendezvous: Rendezvous,
-        payers: LoopTimes[tuple[str, str]],
-        callers: KeyedTokenBucket[str],
+        basis: Basis,
+        entrances: Entrances,
         share: Callable[[RelayLimitsConfig], RelayLimitsConfig],
-        now: Callable[[], float],
+        *,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`checked`: what is in force. `share`: this process' part of the relay's limits; `now`: monotonic seconds."""
-        self._config = checked.config
-        self._verifier = verifier
-        self._proofs = proofs
-        self._policy = policy
-        self._certificate = certificate
-        self._admission = admission
-        self._control = control
-        self._rendezvous = rendezvous
-        self._payers = payers
-        self._callers = callers
+        """`share`: this process' part of the relay's limits; `now`: monotonic seconds."""
+        self._basis = basis
+        self._entrances = entrances
         self._share = share
         self._now = now
-        self._contents = contents(checked.config)
-        self._checked = checked
+        self._checked = basis.checked
+        """What is in force."""
+        self._config = basis.checked.config
+        self._contents = contents(self._config)
 
     def apply(self, checked: Checked) -> Outcome:
         """Put the settings in force that were checked. Whatever it raises, those that were in force are so again."""
         config = checked.config
         found = contents(config)
-        certificate = self._certificate.read(config.tls)
+        certificate = self._basis.certificate.read(config.tls)
         with ExitStack() as undo:
-            undo.callback(self._put, self._checked, self._policy.current(), self._certificate.loaded)
+            undo.callback(self._put, self._checked, self._basis.policy.current(), self._basis.certificate.loaded)
             renewed = self._put(checked, checked.policy, certificate)
             undo.pop_all()
         self._checked = checked
@@ -95,26 +73,27 @@ class Reload:
         assert config.policy is not None, "the check requires it"
         logs.reconfigure_level(config.observe.log_level)
         self._change_limits(config.limits)
-        self._verifier.replace(checked.issuers, checked.acceptance)
-        self._proofs.policy = checked.proof
-        self._policy.take(config.policy, policy)
-        return self._certificate.put(certificate)
+        self._basis.verifier.replace(checked.issuers, checked.acceptance)
+        self._basis.checks.proofs.policy = checked.proof
+        self._basis.policy.take(config.policy, policy)
+        return self._basis.certificate.put(certificate)
 
     def _change_limits(self, limits: RelayLimitsConfig) -> None:
         shared = self._share(limits)
         fits = capacity(shared, raise_limit())
         limits = replace(shared, sessions=fits.sessions, agents=fits.agents)
-        self._admission.change(
+        entrances, now = self._entrances, self._now()
+        entrances.admission.change(
             limits.unauthenticated,
             limits.unauthenticated_per_address,
             per_second=limits.connections_per_second_per_address,
             loop_share=limits.loop_share_per_address / 100,
         )
-        self._control.change_limits(limits.agents, limits.agents_per_second)
-        self._rendezvous.change_limits(limits)
-        self._payers.change(limits.loop_share_per_user / 100, self._now())
+        entrances.control.change_limits(limits.agents, limits.agents_per_second)
+        entrances.clients.change_limits(limits)
+        entrances.pumps.payers.change(limits.loop_share_per_user / 100, now)
         minute = limits.requests_per_minute_per_user
-        self._callers.change(self._now(), minute, minute / 60)
+        entrances.api.callers.change(now, minute, minute / 60)
 
 
 def contents(config: RelayConfig) -> dict[str, str]:

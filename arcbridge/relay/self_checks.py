@@ -14,7 +14,7 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from arcbridge.checks.diagnosis import Finding, failed, ok, skipped, warning
@@ -22,14 +22,11 @@ from arcbridge.checks.directory_findings import directory_finding
 from arcbridge.checks.key_findings import key_finding
 from arcbridge.checks.self_checks import SelfCheck
 from arcbridge.errors import ArcbridgeError
-from arcbridge.identity.policy import PolicyFile
-from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.net.address import Address
 from arcbridge.net.descriptors import UNLIMITED, advice, limit
 from arcbridge.net.dialer import DIRECT, SockAddr, connect, resolve
 from arcbridge.net.tls import ALPN_HTTP, RelayTrust, outer_client_context
-from arcbridge.relay.certificate import ServerCertificate
-from arcbridge.relay.fleet.base import Fleet
+from arcbridge.relay.parts import Basis
 
 REGISTRY, FLEET, CERTIFICATE = "registry", "fleet (NATS)", "relay's certificate"
 DESCRIPTORS, POLICY, PUBLIC_ADDRESS = "file descriptors", "policy", "public address"
@@ -75,6 +72,15 @@ def descriptors_used() -> int | None:
         return len(os.listdir("/proc/self/fd")) - 1
     except OSError:
         return None
+
+
+def fleet_finding(connected: bool | None) -> Finding:
+    """`connected`: whether NATS answers; None where the relay has none."""
+    if connected is None:
+        return skipped(FLEET, "none is configured")
+    if connected:
+        return ok(FLEET, "NATS answers")
+    return failed(FLEET, "NATS does not answer", "check fleet.servers and NATS itself", "fleet")
 
 
 def policy_finding(error: str) -> Finding:
@@ -174,19 +180,10 @@ def _is_of_this_machine(family: int, sockaddr: SockAddr) -> bool:
 
 
 def checks_of(
-    *,
-    registry_error: Callable[[], str | None],
-    verifier: TokenVerifier,
-    fleet: Fleet,
-    certificate: ServerCertificate,
-    policy: PolicyFile,
-    public: Address,
-    clock: Callable[[], float] = time.time,
+    registry_error: Callable[[], str | None], basis: Basis, clock: Callable[[], float] = time.time
 ) -> list[SelfCheck]:
     """Return all checks of a relay that serves. The registry gates readiness by itself."""
-
-    async def registry() -> Sequence[Finding]:
-        return [registry_finding(registry_error())]
+    verifier, certificate = basis.verifier, basis.certificate
 
     async def issuers() -> Sequence[Finding]:
         return [key_finding(one.path, one.url, one.usable, one.failure) for one in await verifier.look_at_keys()]
@@ -195,33 +192,25 @@ def checks_of(
         found = await verifier.look_at_directories()
         return [directory_finding(one.at, one.usable, one.code, one.why) for one in found]
 
-    async def nats() -> Sequence[Finding]:
-        connected = fleet.engine_connected
-        if connected is None:
-            return [skipped(FLEET, "none is configured")]
-        if connected:
-            return [ok(FLEET, "NATS answers")]
-        return [failed(FLEET, "NATS does not answer", "check fleet.servers and NATS itself", "fleet")]
-
-    async def certificates() -> Sequence[Finding]:
-        return [certificate_finding(certificate.expires, clock(), own=certificate.ca_pem is not None)]
-
-    async def descriptors() -> Sequence[Finding]:
-        return [descriptors_finding(descriptors_used(), limit())]
-
-    async def policies() -> Sequence[Finding]:
-        return [policy_finding(policy.error)]
-
     async def public_address() -> Sequence[Finding]:
-        return [await look_at_public_address(public, certificate.ca_pem, certificate.chain_pem)]
+        return [await look_at_public_address(basis.checked.public, certificate.ca_pem, certificate.chain_pem)]
+
+    def now(find: Callable[[], Finding]) -> Callable[[], Awaitable[Sequence[Finding]]]:
+        async def look() -> Sequence[Finding]:
+            return [find()]
+
+        return look
 
     return [
-        SelfCheck("registry", registry),
+        SelfCheck("registry", now(lambda: registry_finding(registry_error()))),
         SelfCheck("issuers", issuers),
         *([SelfCheck("groups", groups)] if verifier.has_directories else ()),
-        SelfCheck("fleet", nats),
-        SelfCheck("certificate", certificates),
-        SelfCheck("descriptors", descriptors),
-        SelfCheck("policy", policies),
+        SelfCheck("fleet", now(lambda: fleet_finding(basis.fleet.engine_connected))),
+        SelfCheck(
+            "certificate",
+            now(lambda: certificate_finding(certificate.expires, clock(), own=certificate.ca_pem is not None)),
+        ),
+        SelfCheck("descriptors", now(lambda: descriptors_finding(descriptors_used(), limit()))),
+        SelfCheck("policy", now(lambda: policy_finding(basis.policy.error))),
         SelfCheck("public_address", public_address),
     ]

@@ -18,14 +18,13 @@ from 0: `sent` and `received` are those counts, told to the peer by ACK, PING an
 from __future__ import annotations
 
 from arcbridge.errors import ArcbridgeError, ConnectionLost, LocalProtocolError, RemoteProtocolError, SessionEnded
-from arcbridge.limiters import TokenBucket
 from arcbridge.wire import events as ev
 from arcbridge.wire.backlog import Backlog
 from arcbridge.wire.congestion import CongestionWindow
 from arcbridge.wire.context import SessionContext
 from arcbridge.wire.decoder import Decoder
 from arcbridge.wire.frame_handlers import FrameHandlers
-from arcbridge.wire.frames import VERSION, FrameType, GoawayCode, frame, record_frame
+from arcbridge.wire.frames import FRAMES, MAY_SEND, VERSION, FrameType, GoawayCode, frame, record_frame
 from arcbridge.wire.lifecycle import Deadline, Lifecycle, Violation
 from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.receiver import Receiver
@@ -42,6 +41,8 @@ from arcbridge.wire.window import MAX_CREDIT
 MAX_MESSAGE = 1000
 """Characters of a GOAWAY's sentence."""
 
+_CONTROL_RECORDS = {Dial: FrameType.DIAL, Status: FrameType.STATUS, Revoke: FrameType.REVOKE}
+
 
 class Session:
     """One side of a session or control connection. See the module's docstring for the order of calls."""
@@ -50,6 +51,8 @@ class Session:
         "_context",
         "_hello",
         "_hello_sent",
+        "ahead",
+        "backlog",
         "events",
         "kind",
         "lifecycle",
@@ -83,7 +86,8 @@ class Session:
         `backlog` is that of the process, in which what waits towards the peer counts.
         """
         budget = budget or Budget(2 * (limits.replay + limits.session_window))
-        resumable = kind is Kind.SESSION and bool(limits.replay)
+        in_session = kind is Kind.SESSION
+        resumable = in_session and bool(limits.replay)
         self.side = side
         self.kind = kind
         self.limits = limits
@@ -91,15 +95,17 @@ class Session:
         self.stats = context.stats
         self.events = context.events
         """What happened since the shell asked last."""
+        self.backlog = context.backlog
+        """Bytes that wait towards the peer: in its streams, and sent but not confirmed."""
+        self.ahead = context.ahead
+        """Bytes of the peer that no reader has taken yet, as of the latest count (`SessionWindow.count`)."""
         self.streams = context.streams
         """Streams that are not over, by id."""
         self.lifecycle = Lifecycle(kind, limits, now)
         self.sender = Sender(
             context,
             history=Replay(limits.replay, budget, context.backlog) if resumable else None,
-            congestion=(
-                CongestionWindow(limits.under_way, now=now) if kind is Kind.SESSION and limits.under_way else None
-            ),
+            congestion=CongestionWindow(limits.under_way, now=now) if in_session and limits.under_way else None,
             handshake_done=side is Side.INITIATOR,
         )
         decoder = Decoder()
@@ -252,24 +258,17 @@ class Session:
         peer = self.peer_hello
         return self.stream_table.open(target, peer.max_streams if peer is not None else None)
 
-    def send_dial(self, dial: Dial) -> None:
-        """Relay, control connection: ask the agent to join."""
-        self._require(self.kind is Kind.CONTROL and self.side is Side.ACCEPTOR, "only a relay sends DIAL")
-        self.sender.queue_control(record_frame(FrameType.DIAL, dial))
+    def send(self, record: Dial | Status | Revoke) -> None:
+        """Control connection: send a relay's DIAL or REVOKE, or an agent's STATUS.
 
-    def send_status(self, status: Status) -> None:
-        """Agent, control connection: answer a dial request, or tell of itself."""
-        self._require(self.kind is Kind.CONTROL and self.side is Side.INITIATOR, "only an agent sends STATUS")
-        self.sender.queue_control(record_frame(FrameType.STATUS, status))
-
-    def send_revoke(self, revoke: Revoke) -> None:
-        """Relay, control connection: tell the agent of one user's revocation.
-
-        It waits behind the frames that are finished and not among the bounded control frames: a relay's whole list
+        REVOKE waits behind the frames that are finished and not among the bounded control frames: a relay's whole list
         leaves at once, and the list bounds it.
         """
-        self._require(self.kind is Kind.CONTROL and self.side is Side.ACCEPTOR, "only a relay sends REVOKE")
-        self.sender.queue(record_frame(FrameType.REVOKE, revoke))
+        kind = _CONTROL_RECORDS[type(record)]
+        sender = FRAMES[kind].sender
+        self._require((self.kind, self.side) in MAY_SEND[sender], f"{kind.name} is sent by the {sender.value}")
+        queue = self.sender.queue if kind is FrameType.REVOKE else self.sender.queue_control
+        queue(record_frame(kind, record))
 
     def goaway(self, code: GoawayCode, message: str = "", retry_after: int = 0) -> None:
         """Drain: nothing new is accepted, what runs may finish within the drain deadline."""
@@ -342,34 +341,6 @@ class Session:
     def round_trip(self) -> float:
         """Smallest recent round trip, seconds; 0 while unknown."""
         return self.lifecycle.keepalive.round_trip if self.lifecycle.keepalive is not None else 0.0
-
-    @property
-    def backlog(self) -> Backlog:
-        """Bytes that wait towards the peer: in its streams, and sent but not confirmed."""
-        return self._context.backlog
-
-    @property
-    def ahead(self) -> Backlog:
-        """Bytes of the peer that no reader has taken yet, as of the latest count (`SessionWindow.count`)."""
-        return self._context.ahead
-
-    def unread(self) -> list[Stream]:
-        """Return the streams, complete ones included, of which bytes wait for their readers."""
-        every = (*self.streams.values(), *self.stream_table.unread.values())
-        return [stream for stream in every if stream.window.unconsumed]
-
-    def share_growth(self, user: Backlog) -> None:
-        """Let streams' windows grow within `user`, of which other sessions' are parts (docs/threats.md#M22)."""
-        self.stream_table.growth.share(user)
-
-    def share_churn(self, allowance: TokenBucket) -> None:
-        """Draw on `allowance` for streams that end before their answers, as other sessions do (docs/threats.md#M7)."""
-        self.stream_table.churn = allowance
-
-    def stalled(self, before: float) -> list[Stream]:
-        """Return the streams of which nothing was taken since a moment before `before` (monotonic seconds), though
-        bytes wait."""
-        return [stream for stream in self.streams.values() if stream.queued and stream.stalled_since < before]
 
     @property
     def unconsumed(self) -> int:

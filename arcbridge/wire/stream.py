@@ -36,7 +36,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
+from typing import Protocol
 
+from arcbridge.errors import ArcbridgeError
+from arcbridge.wire.frames import ResetCode
 from arcbridge.wire.window import ReceiveWindow
 
 SMALL = 2048
@@ -62,6 +65,25 @@ class ReceiveState(Enum):
     OPEN = "open"
     FINISHED = "finished"
     RESET = "reset"
+
+
+class StreamOwner(Protocol):
+    """What the shell's object for a stream is called with."""
+
+    def finish_received(self) -> None:
+        """FIN came."""
+
+    def reset_received(self, code: int) -> None:
+        """RESET came, or the peer broke the stream."""
+
+    def resume_writer(self) -> None:
+        """What was queued has gone down to the low-water mark."""
+
+    def abort(self, code: ResetCode) -> None:
+        """Reset the stream, because this end does without it."""
+
+    def session_ended(self, error: ArcbridgeError) -> None:
+        """The session is over, and the stream with it."""
 
 
 class Stream:
@@ -98,7 +120,7 @@ class Stream:
     def __init__(self, stream_id: int, target: str, credit: int, window: ReceiveWindow) -> None:
         self.id = stream_id
         self.target = target
-        self.owner: object = None
+        self.owner: StreamOwner | None = None
         """The object that acts for the stream in the shell."""
         self.owed = False
         """Whether the peer opened it and lacks an answer, or a part of one: the shell says when it has all of it. A

@@ -126,7 +126,7 @@ class Ends(BaseHandler):
         return session
 
     def dial_received(self, session: MuxSession, dial: Dial) -> None:
-        session.send_status(Status(token=dial.token, instance=self._instance, ready=True))
+        session.send(Status(token=dial.token, instance=self._instance, ready=True))
         request = JoinRequest(role="agent", cluster=dial.cluster, token=dial.token, instance=self._instance)
         task = self._loop.create_task(self._answer(request))
         self._tasks.add(task)

@@ -286,9 +286,9 @@ async def stalled(attacker: Attacker, count: int = STALLED) -> None:
         session = await attacker.session(attacker.person(), limits=limits)
         opened = 0
         while session.usable:
-            if session.streams_open < count:
+            if len(session.streams) < count:
                 opened += attacker.opens(session, TARGET, Answer(request(LARGE), stalled=True, told=attacker.told))
-            await asyncio.sleep(0.1 if session.streams_open >= count or opened % 50 == 0 else 0.0)
+            await asyncio.sleep(0.1 if len(session.streams) >= count or opened % 50 == 0 else 0.0)
         await asyncio.sleep(AGAIN)
 
 
@@ -297,9 +297,9 @@ async def heads(attacker: Attacker, count: int = HEADS) -> None:
     while True:
         session = await attacker.session(attacker.person())
         while session.usable:
-            if session.streams_open < count:
+            if len(session.streams) < count:
                 attacker.opens(session, TARGET, Answer(HEAD, told=attacker.told))
-            await asyncio.sleep(0.1 if session.streams_open >= count else 0.0)
+            await asyncio.sleep(0.1 if len(session.streams) >= count else 0.0)
         await asyncio.sleep(AGAIN)
 
 
@@ -311,7 +311,7 @@ async def bodies(attacker: Attacker) -> None:
     while True:
         session = await attacker.session(attacker.person())
         while session.usable:
-            if session.streams_open < BODIES_HELD:
+            if len(session.streams) < BODIES_HELD:
                 attacker.opens(session, TARGET, Answer(payload, told=attacker.told))
             await asyncio.sleep(0.02)
         await asyncio.sleep(AGAIN)
@@ -353,7 +353,7 @@ async def targets(attacker: Attacker) -> None:
         session = await attacker.session(attacker.person())
         due = time.monotonic()
         while session.usable:
-            if opened < TARGETS_MOST and session.streams_open < 4000:
+            if opened < TARGETS_MOST and len(session.streams) < 4000:
                 for _ in range(TARGETS_PER_S // 50):
                     opened += attacker.opens(session, f"tcp:nowhere-{opened}", Answer(told=attacker.told))
             due = max(due + 0.02, time.monotonic() - 0.5)

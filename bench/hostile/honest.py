@@ -168,12 +168,12 @@ class Honest:
             await asyncio.sleep(0)
             sock, reply = await self._place.join(person, instance=hello.agent)
             try:
-                connection = session.resume(Auth(token=person.cluster), label=reply.join_id)
+                connection = session.migration.start(Auth(token=person.cluster), label=reply.join_id)
                 await self._place.carry(sock, reply, connection)
             except BaseException:
                 sock.close()
                 raise
-            await session.wait_attached()
+            await session.migration.wait()
         except BaseException:
             session.abort()
             raise

@@ -97,7 +97,7 @@ async def measure(streams: int) -> float:
     before = resident()
     for _ in range(streams):
         client.open("tcp:idle", _Quiet()).write(b"x")
-    while agent.streams_open < streams + 1:
+    while len(agent.streams) < streams + 1:
         await asyncio.sleep(0.01)
     await asyncio.sleep(0.1)
     gc.collect()

@@ -151,7 +151,7 @@ class FakeRelay:
         session = self.agents[-1].session
         assert session is not None
         self.status_arrived.clear()
-        session.send_dial(dial)
+        session.send(dial)
         return dial
 
     async def status(self, token: str) -> Status:

@@ -157,10 +157,10 @@ async def resume(
 ) -> None:
     """Give the client's session another connection. Raises what `wait_attached` raises."""
     auth = Auth(kind=kind, token=token) if isinstance(token, str) else token
-    protocol = client.resume(auth, join_id)
+    protocol = client.migration.start(auth, join_id)
     await _join(sessions, lambda: protocol, join_id, via, server)
     async with asyncio.timeout(10):
-        await client.wait_attached()
+        await client.migration.wait()
 
 
 async def _join(
@@ -215,11 +215,11 @@ def asks_for(client: MuxSession, **changes: Any) -> Hello:
         "features": "resume",
         "stream_window": DEFAULT.stream_window,
         "max_streams": DEFAULT.max_streams,
-        "session_id": client.session_id,
-        "resume_secret": client.resume_secret,
+        "session_id": client.resumption.session_id,
+        "resume_secret": client.resumption.secret,
         "received": machine.received,
         "sent": machine.sent,
-        "epoch": client.epoch + 1,
+        "epoch": client.resumption.epoch + 1,
     }
     return Hello(**{**fields, **changes})
 

@@ -165,7 +165,7 @@ async def test_all_sessions_of_a_user_over_the_share_stand_still_and_nobody_else
 
         def held(account: Account) -> list[bool]:
             ends: list[MuxSession] = [member.session for member in account.members]  # type: ignore[attr-defined]
-            return [end._reading_held is not None and end._sending_held is not None for end in ends]
+            return [end.pacing.reading_held is not None and end.pacing.sending_held is not None for end in ends]
 
         assert (held(alice), held(bob)) == ([True, True], [False])
         assert alice.admit_request(time.monotonic()) is Limit.LOOP_SHARE

@@ -42,7 +42,7 @@ async def test_m20_streams_whose_readers_have_stopped_make_room() -> None:
     user = Backlog(4 * SIZE, process)
     relief = AheadRelief()
     async with ahead(4, user) as (ends, callers, readers):
-        ends.agent.unread()
+        ends.agent.streams.unread()
         assert process.held == user.held == 4 * SIZE
         relief.relieve([ends.agent], 100.0)
         relief.relieve([ends.agent], 100.0 + LEAST_STALL - 0.1)
@@ -85,14 +85,14 @@ async def test_m20_a_reader_that_sips_counts_as_one_that_stopped() -> None:
     user = Backlog(2 * SIZE)
     relief = AheadRelief()
     async with ahead(2, user) as (ends, _, _):
-        streams = ends.agent.unread()
+        streams = ends.agent.streams.unread()
         for stream, taken in zip(streams, (PROGRESS - 1, PROGRESS), strict=True):
             relief.relieve([ends.agent], 0.0)
             ends.agent._machine.receiver.consumed(stream, taken)
         user.most = 1
         relief.relieve([ends.agent], LEAST_STALL)
         assert relief.streams_reset == 1
-        assert ends.agent.unread() == streams[1:]
+        assert ends.agent.streams.unread() == streams[1:]
 
 
 async def test_m20_a_complete_stream_that_nobody_reads_makes_room_too() -> None:
@@ -103,8 +103,8 @@ async def test_m20_a_complete_stream_that_nobody_reads_makes_room_too() -> None:
         callers[0].finish()
         readers[0].finish()
         await settle()
-        assert ends.agent.streams_open == 0
-        ends.agent.unread()
+        assert len(ends.agent.streams) == 0
+        ends.agent.streams.unread()
         relief.relieve([ends.agent], 0.0)
         relief.relieve([ends.agent], LEAST_STALL)
         assert relief.streams_reset == 1

@@ -105,7 +105,7 @@ async def test_m9_a_stream_whose_application_is_done_makes_room_too() -> None:
         await settle()
         assert relief.streams_reset == 2
         assert await end_of(callers[0]) == await end_of(callers[1]) == ResetCode.IDLE
-        assert ends.agent.streams_open == 0
+        assert len(ends.agent.streams) == 0
 
 
 async def test_m9_sessions_without_a_connection_make_room_when_no_stream_can() -> None:

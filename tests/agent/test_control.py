@@ -318,7 +318,7 @@ def identity(name: str) -> Identity:
 async def test_v11_each_relay_has_a_list_that_outlives_its_connection(three: World) -> None:
     lists = three.sessions.revocations
     for number, name in ((0, "alice"), (0, "bob"), (1, "carol")):
-        link_of(three, number).send_revoke(Revoke(name, 5000, name != "bob"))
+        link_of(three, number).send(Revoke(name, 5000, name != "bob"))
     await three.until(lambda: len(lists) == 3, "three are revoked")
     await three.relays[0].stop()
     await three.until(lambda: three.connected == [1, 2], "another relay stands in")
@@ -330,11 +330,11 @@ async def test_v11_each_relay_has_a_list_that_outlives_its_connection(three: Wor
     three.relays[0].start()
     await three.until(lambda: 0 in three.connected, "the relay is back")
     assert len(lists) == 3, "until it says otherwise"
-    link_of(three, 0).send_revoke(Revoke("bob", 5000, True))
+    link_of(three, 0).send(Revoke("bob", 5000, True))
     await three.until(lambda: len(lists) == 2, "its list begins anew")
     assert lists.find(identity("alice")) is None
-    link_of(three, 0).send_revoke(Revoke("bob", 0))
-    link_of(three, 0).send_revoke(Revoke("carol", 0))
+    link_of(three, 0).send(Revoke("bob", 0))
+    link_of(three, 0).send(Revoke("carol", 0))
     await three.until(lambda: lists.find(identity("bob")) is None, "bob is restored")
     assert lists.find(identity("carol")) is not None, "another relay has revoked her"
 
@@ -344,9 +344,9 @@ async def test_v14_a_list_that_is_too_long_is_an_error_in_the_log(
 ) -> None:
     monkeypatch.setattr(revocations, "MAX_LIST", 2 * revocations.ENTRY + 8)
     with capture_logs() as logs:
-        link_of(world).send_revoke(Revoke("alice", 5000, True))
-        link_of(world).send_revoke(Revoke("bob", 5000))
-        link_of(world).send_revoke(Revoke("carol", 5000))
+        link_of(world).send(Revoke("alice", 5000, True))
+        link_of(world).send(Revoke("bob", 5000))
+        link_of(world).send(Revoke("carol", 5000))
         await world.until(lambda: world.sessions.revocations.left_out, "one is left out")
     (error,) = [entry for entry in logs if entry["log_level"] == "error"]
     assert error["event"] == "a relay's list of revocations is too long"

@@ -55,7 +55,7 @@ async def test_a_session_goes_on_over_another_connection() -> None:
         assert [entry["event"] for entry in lines] == ["session detached", "session resumed"]
         assert lines[0]["streams"] == 1
         assert lines[1]["epoch"] == 1
-        assert held.client.resume_secret.hex() not in str(logs)
+        assert held.client.resumption.secret.hex() not in str(logs)
     assert len(held.sessions) == 0
     assert len(held.sessions.resumes) == 0
 
@@ -168,7 +168,7 @@ async def test_s3_an_epoch_far_ahead_attaches() -> None:
     async with holding() as held:
         answer = await knock(held.sessions, asks_for(held.client, epoch=2**32 + 5))
         assert isinstance(answer, AuthOk)
-        assert answer.session_id == held.client.session_id
+        assert answer.session_id == held.client.resumption.session_id
         assert held.old.epoch == 2**32 + 5
 
 

@@ -257,7 +257,7 @@ async def test_detached_for_too_long() -> None:
 
 async def test_without_resumption_a_session_ends_with_its_connection() -> None:
     async with holding(limits=replace(DEFAULT, replay=0)) as held:
-        assert not held.client.resumable
+        assert not held.client.resumption.possible
         assert len(held.sessions.resumes) == 0
         assert held.client.transport is not None
         held.client.transport.abort()

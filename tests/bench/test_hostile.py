@@ -13,6 +13,7 @@ import pytest
 from bench.hostile import run
 from bench.hostile.attacks import ATTACKS
 from bench.hostile.watch import Watch
+from tests.support import pages
 from tests.support.cluster import Unavailable, binaries
 from tests.support.processes import require_or_skip
 
@@ -55,7 +56,7 @@ def honest(calls: int, ratio: float, refused: int) -> dict[str, Any]:
 
 
 def test_the_readme_has_a_row_for_each_attack() -> None:
-    text = (ROOT / "bench" / "README.md").read_text()
+    text = pages.read(ROOT / "bench" / "README.md")
     assert [name for name in ATTACKS if f"| `{name}` |" not in text] == []
 
 

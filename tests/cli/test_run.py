@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.cli import agent, client, relay
 from arcbridge.cli import run as run_module
-from arcbridge.cli.flags import GENERAL, ROLES, commands_of
 from arcbridge.cli.run import run
 from arcbridge.errors import (
     ConfigError,
@@ -25,6 +23,7 @@ from arcbridge.errors import (
     Unreachable,
 )
 from arcbridge.observe import logging
+from arcbridge.settings.flags import GENERAL
 
 
 @pytest.mark.parametrize(
@@ -145,17 +144,6 @@ def test_a_closed_pipe_is_no_traceback() -> None:
     program = f"{sys.executable} -m arcbridge completion zsh | true"
     done = subprocess.run(["sh", "-c", program], capture_output=True, text=True, check=False, timeout=30)
     assert done.stderr == ""
-
-
-def test_each_sub_command_has_a_function_of_its_own() -> None:
-    """No sub-command is what is left when no other one fits."""
-    of_every_role = set(run_module._OF_EVERY_ROLE)
-    for role, table in (("client", client._COMMANDS), ("agent", agent._COMMANDS)):
-        assert {command.path[0] for command in commands_of(role)} - of_every_role == set(table)
-    assert {command.path for command in commands_of("relay") if command.path[0] not in of_every_role} == set(
-        relay._COMMANDS
-    )
-    assert set(run_module._ROLES) == set(ROLES)
 
 
 def test_the_choices_of_a_flag_are_what_logging_takes() -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from arcbridge.cli.flags import flags_of
 from arcbridge.cli.parser import parse
 from arcbridge.cli.settings import load_settings, settings_file
 from arcbridge.errors import ConfigError
+from arcbridge.settings.flags import flags_of
 from arcbridge.settings.problems import SettingsRefused
 from arcbridge.settings.user_directories import shared_settings, user_directory
 
@@ -112,7 +112,7 @@ def test_settings_that_are_not_to_be_read(
             raise PermissionError(13, "Permission denied", str(path))
         return look(path, **options)
 
-    monkeypatch.setattr("arcbridge.cli.settings.os.stat", guarded)
+    monkeypatch.setattr("arcbridge.settings.role_settings.os.stat", guarded)
     expected = None if shared and role == "client" else closed / f"{role}.toml"
     assert settings_file(parse([], role), environment) == expected
 

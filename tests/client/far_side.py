@@ -202,17 +202,17 @@ class FarSide(BaseHandler):
 
     def auth_received(self, session: MuxSession, auth: Auth) -> None:
         self.auths.append(auth)
-        if session.resuming is not None:
+        if session.resumption.resuming is not None:
             self._resume(session)
         elif isinstance(self.auth_answer, AuthOk):
-            known = session.session_id, session.resume_secret
-            made = known if session.session_id else (os.urandom(16), os.urandom(16))
+            known = session.resumption.session_id, session.resumption.secret
+            made = known if session.resumption.session_id else (os.urandom(16), os.urandom(16))
             session.accept_auth(replace(self.auth_answer, session_id=made[0], resume_secret=made[1]))
         else:
             session.refuse_auth(*self.auth_answer)
 
     def _resume(self, newcomer: MuxSession) -> None:
-        hello = newcomer.resuming
+        hello = newcomer.resumption.resuming
         assert hello is not None
         if self.silent_resume:
             return
@@ -220,10 +220,16 @@ class FarSide(BaseHandler):
             newcomer.refuse_auth(*self.resume_refusals.pop(0))
             return
         for old in self.sessions:
-            if not old.closed and old.session_id == hello.session_id and old.resume_secret == hello.resume_secret:
+            if (
+                not old.closed
+                and old.resumption.session_id == hello.session_id
+                and old.resumption.secret == hello.resume_secret
+            ):
                 assert isinstance(self.auth_answer, AuthOk)
-                ok = replace(self.auth_answer, session_id=old.session_id, resume_secret=old.resume_secret)
-                old.take_over(newcomer, ok)
+                ok = replace(
+                    self.auth_answer, session_id=old.resumption.session_id, resume_secret=old.resumption.secret
+                )
+                old.migration.take_over(newcomer, ok)
                 self.resumptions.append(old)
                 if self.deaths_behind_a_resumption:
                     self.deaths_behind_a_resumption -= 1

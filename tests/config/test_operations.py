@@ -12,12 +12,12 @@ import pytest
 from arcbridge import __version__
 from arcbridge.errors import ExitCode
 from arcbridge.settings.config import AgentLimitsConfig, RelayLimitsConfig
-from tests.support import citations
+from tests.support import citations, pages
 
 from .test_prometheus import defined_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs/operations.md").read_text()
+PAGE = pages.read(ROOT / "docs/operations.md")
 PAGES = [*(ROOT / "docs").rglob("*.md"), ROOT / "CHANGELOG.md"]
 
 
@@ -54,7 +54,7 @@ def test_every_limit_of_a_user_is_explained_with_its_default() -> None:
 
 
 def test_every_dependency_and_its_floor_has_a_reason() -> None:
-    page = (ROOT / "docs/decisions/0002-dependencies.md").read_text()
+    page = pages.read(ROOT / "docs/decisions/0002-dependencies.md")
     dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     for dependency in dependencies:
         name, floor = re.fullmatch(r"([a-z-]+)>=([0-9.]+)(?:;.*)?", dependency.strip()).groups()  # type: ignore[union-attr]
@@ -78,7 +78,7 @@ def test_what_is_said_to_survive_is_held_by_tests() -> None:
 
 
 def test_what_people_meet_is_said_by_the_code_and_held_by_tests() -> None:
-    page = (ROOT / "docs/troubleshooting.md").read_text()
+    page = pages.read(ROOT / "docs/troubleshooting.md")
     section = page.partition("## What people meet\n")[2].partition("\n## ")[0]
     assert citations.missing(section) == []
     # Sentences may be spread over several literals of one expression.
@@ -94,7 +94,7 @@ def test_what_people_meet_is_said_by_the_code_and_held_by_tests() -> None:
 
 
 def test_exit_codes_are_those_of_the_code() -> None:
-    page = (ROOT / "docs/troubleshooting.md").read_text()
+    page = pages.read(ROOT / "docs/troubleshooting.md")
     table = page.partition("| exit code | means | do |\n")[2].partition("\n\n")[0]
     assert [int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)] == list(ExitCode)
 

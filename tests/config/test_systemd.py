@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.cli.flags import CLIENT
 from arcbridge.cli.parser import parse
 from arcbridge.settings.config import RelayConfig, RelayLimitsConfig, SessionConfig
+from arcbridge.settings.flags import CLIENT
 from arcbridge.wire.limits import DEFAULT
 from tests.support.processes import require_or_skip
 

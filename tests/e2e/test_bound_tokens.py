@@ -132,7 +132,7 @@ def refused(person: Person, cluster: str, access: str, identity: str, *arguments
     for name, text in (("access", access), ("id", identity)):
         (person.directory / name).write_text(text)
     files = ["--access-token-file", str(person.directory / "access"), "--id-token-file", str(person.directory / "id")]
-    process = person.run(*files, *arguments, "status", clusters=(cluster,))
+    process = person.run(*files, *arguments, "run", "--", "true", clusters=(cluster,))
     assert process.wait(30) != 0, process.tail()
     return process.output()
 
@@ -193,9 +193,9 @@ def test_the_authorization_code_flow_binds_the_id_token_by_its_nonce(
     assert key is not None
     bound = binding(claims_unverified(document["id_token"]))
     assert (bound.kind, bound.names(key.thumbprint)) == (BindingKind.NONCE, True)
-    status = person.run(*arguments, "status", clusters=(A,))
+    status = person.run(*arguments, "doctor", clusters=(A,))
     assert status.wait(30) == 0, status.tail()
-    assert "reachable as alice@example.com" in status.output()
+    assert "end to end as alice@example.com" in status.output()
     said = refused(person, A, document["access_token"], document["id_token"])
     assert "bound to a key and came without a proof" in said
 
@@ -289,9 +289,9 @@ def test_a_pod_s_own_account_gives_tokens_with_both_audiences(world: World, clus
     for name, text in (("access", relay), ("id", own)):
         (person.directory / name).write_text(text)
     files = ["--access-token-file", str(person.directory / "access"), "--id-token-file", str(person.directory / "id")]
-    status = person.run(*files, "--proof-key-file", str(key_file), "status", clusters=(A,))
+    status = person.run(*files, "--proof-key-file", str(key_file), "doctor", clusters=(A,))
     assert status.wait(30) == 0, status.tail()
-    assert f"reachable as pod:{POD}" in status.output()
+    assert f"end to end as pod:{POD}" in status.output()
     # A thief who reads the pod's tokens has nothing.
     assert "bound to a key and came without a proof" in refused(person, A, relay, own)
 

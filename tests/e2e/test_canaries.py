@@ -173,12 +173,12 @@ class Run:
                 self.robot.process.wait_for_line("Press Ctrl")
                 self.cluster.kubectl_for(KUBECTL_MINORS[0], self.robot.kubeconfig).run("auth", "whoami", check=False)
             elif name == "stdin":
-                self.client("bearer-stdin", "--token", "-", "status", input=bearer.encode() + b"\n")
+                self.client("bearer-stdin", "--token", "-", "doctor", input=bearer.encode() + b"\n")
             elif name == "environment":
                 self.holder = self.world.start_client(ALICE, env={"ARCBRIDGE_TOKEN": bearer})
                 self.holder.process.wait_for_line("Press Ctrl")
             else:
-                self.client("bearer-argument", "--token", bearer, "status")
+                self.client("bearer-argument", "--token", bearer, "doctor")
 
     def logins(self) -> None:
         """Both grants, a refresh, and the token's use."""
@@ -245,11 +245,11 @@ class Run:
         attempts: list[Callable[[], object]] = []
         for name, text in texts.items():
             path = str(self.file(f"access-{name}", text))
-            attempts.append(lambda n=name, p=path: self.client(f"access-{n}", "--access-token-file", p, "status"))
+            attempts.append(lambda n=name, p=path: self.client(f"access-{n}", "--access-token-file", p, "doctor"))
         for name, text in for_cluster.items():
             path = str(self.file(f"id-{name}", text))
             flag = "--token-file" if name == "bearer" else "--id-token-file"
-            attempts.append(lambda n=name, f=flag, p=path: self.client(f"id-{n}", f, p, "status"))
+            attempts.append(lambda n=name, f=flag, p=path: self.client(f"id-{n}", f, p, "doctor"))
         return attempts
 
     def bad_settings(self) -> list[Callable[[], object]]:
@@ -336,7 +336,7 @@ class Run:
             config = self.file(f"program-{name}.toml", f'[login]\ncommand = ["{program}"]\n')
             words = (
                 *("--role", "client", "--config", str(config), "--relay", self.world.relay_url, "--trust-first-use"),
-                *("--relay-ca-pin", self.world.relay_pin, "--cluster", self.world.cluster, "status"),
+                *("--relay-ca-pin", self.world.relay_pin, "--cluster", self.world.cluster, "doctor"),
             )
             attempts.append(lambda n=name, w=words: self.command(f"program-{n}", *w))
         return attempts
@@ -370,7 +370,7 @@ class Run:
             "407": f"http://user:{{}}@127.0.0.1:{self.unwilling}",
         }.items():
             env = {"HTTPS_PROXY": url.format(self.secret(f"proxy/{name}")), "NO_PROXY": ""}
-            attempts.append(lambda n=name, e=env: self.client(f"proxy-{n}", "status", env=e))
+            attempts.append(lambda n=name, e=env: self.client(f"proxy-{n}", "doctor", env=e))
         for name, url in {"userinfo": "https://user:{}@127.0.0.1:1", "query": "https://127.0.0.1:1/?token={}"}.items():
             words = (
                 "--role",
@@ -379,7 +379,7 @@ class Run:
                 url.format(self.secret(f"address/{name}")),
                 "--cluster",
                 "x",
-                "status",
+                "doctor",
             )
             attempts.append(lambda n=name, w=words: self.command(f"address-{n}", *w))
         for name, url in {"userinfo": "https://user:{}@127.0.0.1:1", "query": "https://127.0.0.1:1/?x={}"}.items():
@@ -403,7 +403,7 @@ class Run:
                     "--cluster",
                     self.world.cluster,
                     "--trust-first-use",
-                    "status",
+                    "doctor",
                 ),
             )
             attempts.append(lambda n=name, w=words, e=env: self.command(f"workload-{n}", *w, env=e))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,6 +93,17 @@ def test_a_way_that_works(patient: Patient) -> None:
     head, *rows = done.stdout.decode().splitlines()
     assert head.split() == ["HOP", "STATE", "DETAIL"]
     assert len(rows) == len(WAY)
+
+
+def test_the_throughput_is_measured_when_it_is_asked_for(patient: Patient) -> None:
+    line = patient.line("doctor", patient.cluster, "--throughput", "-o", "json")
+    done = run(line, env={**os.environ, **patient.env})
+    hops = {row["hop"]: row for row in json.loads(done.stdout)["hops"]}
+    assert re.fullmatch(
+        r"[\d.]+ [KMG]iB a second from the cluster \(/openapi/v2, \d+ times in \d\.\d s over one stream\)",
+        hops["throughput"]["detail"],
+    )
+    assert re.search(r", [\d.]+ ms to the agent and back \(session ", hops["session"]["detail"])
 
 
 def test_without_a_cluster_it_looks_as_far_as_the_relay(patient: Patient) -> None:

@@ -23,6 +23,7 @@ import pytest
 import trustme
 
 from arcbridge.errors import ExitCode
+from tests.support import pages
 from tests.support.cluster import Cluster
 from tests.support.issuer import Issuer
 from tests.support.processes import START, ManagedProcess, ProcessFailed, run
@@ -51,7 +52,7 @@ class Row:
 
 def rows() -> list[Row]:
     """The table. Raises where a row is not as this test can read it."""
-    text = OPERATIONS.read_text(encoding="utf-8").partition('<a id="eleven-faults"></a>')[2]
+    text = pages.read(OPERATIONS).partition('<a id="eleven-faults"></a>')[2]
     found = []
     for line in text.splitlines():
         if not line.startswith('| <a id="fault-'):

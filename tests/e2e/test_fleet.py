@@ -232,7 +232,7 @@ def test_a_user_who_lost_the_right_at_a_relay_without_the_agent(tmp_path: Path, 
         assert of(world, 0, 'sessions_cut_total{reason="policy"}') == 1
         rewrite(policy, allowed)
         until(
-            lambda: world.run_client(ALICE, "status").returncode == ExitCode.DONE,
+            lambda: world.run_client(ALICE, "run", "--", "true").returncode == ExitCode.DONE,
             "the right is there again",
             timeout=30,
         )
@@ -240,7 +240,7 @@ def test_a_user_who_lost_the_right_at_a_relay_without_the_agent(tmp_path: Path, 
             # At any relay: the registry is the fleet's. The tests make a token for each client, hence the time ahead.
             command(world, 2, "user", "revoke", ALICE.email, "--before", "2099-01-01", "--reason", "left")
             is_cut(sock)
-        assert world.run_client(ALICE, "status").returncode == ExitCode.LOGIN
+        assert world.run_client(ALICE, "run", "--", "true").returncode == ExitCode.LOGIN
         assert ALICE.email in command(world, 1, "user", "list")
         # The agent, which another relay has told, may have refused her before this one knew.
         until(lambda: of(world, 0, "users_revoked") == 1, "relay 0 knows it too")
@@ -251,7 +251,11 @@ def test_a_user_who_lost_the_right_at_a_relay_without_the_agent(tmp_path: Path, 
         assert refused.returncode == ExitCode.LOGIN, refused.stderr
         nats.start()
         command(world, 0, "user", "restore", ALICE.email)
-        until(lambda: world.run_client(ALICE, "status").returncode == ExitCode.DONE, "alice is restored", timeout=30)
+        until(
+            lambda: world.run_client(ALICE, "run", "--", "true").returncode == ExitCode.DONE,
+            "alice is restored",
+            timeout=30,
+        )
 
 
 def test_revoking_at_one_of_two_relays_that_share_nothing(tmp_path: Path, echo: EchoServer) -> None:

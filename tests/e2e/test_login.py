@@ -122,7 +122,7 @@ def person(tmp_path: Path) -> Iterator[Person]:
 def test_after_a_login_no_command_needs_a_flag(world: World, cluster: Cluster, person: Person) -> None:
     assert "Logged in as alice@example.com" in person.log_in(world)
     assert person.run(world, "clusters", "-o", "name") == (0, f"{CLUSTER}\n")
-    status, shown = person.run(world, "status", "-n", CLUSTER, "--trust-first-use")
+    status, shown = person.run(world, "doctor", "-n", CLUSTER, "--trust-first-use")
     assert (status, "failed" in shown) == (0, False), shown
     person.proxy(world)
     assert "alice@example.com" in person.whoami(cluster, CLUSTER)

@@ -65,7 +65,7 @@ def person(world: World, tmp_path_factory: pytest.TempPathFactory) -> Person:
     return person
 
 
-@pytest.mark.parametrize("command", ["clusters", "status"])
+@pytest.mark.parametrize("command", ["clusters", "doctor"])
 def test_commands_that_answer(person: Person, command: str) -> None:
     process = person.start(command, command)
     assert process.wait(60) == 0, process.tail()

@@ -226,7 +226,7 @@ def test_the_agent_takes_the_cluster_s_token_alone(world: World, cluster: Cluste
     }
     file = tmp_path / "id-token"
     file.write_text(tokens[wrong])
-    done = world.run_client(ALICE, "--id-token-file", str(file), "status")
+    done = world.run_client(ALICE, "--id-token-file", str(file), "run", "--", "true")
     assert done.returncode != 0
     assert "does not accept the token" in done.stdout + done.stderr
     assert tokens[wrong] not in done.stdout + done.stderr + world.agent.output() + world.relay.output()

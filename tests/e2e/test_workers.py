@@ -225,7 +225,11 @@ def test_a_user_who_lost_the_right_is_cut_at_both_and_no_other(world: World, ser
     until(lambda: all(metrics(port)["arcbridge_agent_sessions_detached"] == 0 for port in world.agent_observes),
           "no agent holds a session of the user", timeout=30)  # fmt: skip
     # Each worker looks for itself, every few seconds: the one that is asked may be the later one.
-    until(lambda: world.run_client(ALICE, "status").returncode == ExitCode.LOGIN, "both refuse the user", timeout=30)
+    until(
+        lambda: world.run_client(ALICE, "run", "--", "true").returncode == ExitCode.LOGIN,
+        "both refuse the user",
+        timeout=30,
+    )
     bob.wait_moves(50_000)
     server.check(bob)
     if how == "revoked":
@@ -235,6 +239,6 @@ def test_a_user_who_lost_the_right_is_cut_at_both_and_no_other(world: World, ser
     else:
         rewrite(policy, allowed)
     # Each worker takes it over when it looks, and either may have a session: ten in a row have met both.
-    until(lambda: all(world.run_client(ALICE, "status").returncode == ExitCode.DONE for _ in range(10)),
+    until(lambda: all(world.run_client(ALICE, "run", "--", "true").returncode == ExitCode.DONE for _ in range(10)),
           "the right is there again", timeout=60)  # fmt: skip
     bob.close()

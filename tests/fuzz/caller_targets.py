@@ -16,7 +16,7 @@ from aiohttp import web
 
 from arcbridge.agent.accounts import Account, Accounts
 from arcbridge.agent.audit import record
-from arcbridge.agent.kube import asked, command_line
+from arcbridge.agent.kube import command_line, request_target
 from arcbridge.agent.kube.fast_path_parser import MAX_PLAIN_HEAD, plain_head
 from arcbridge.agent.kube.pod_body import pod_details
 from arcbridge.agent.kube.port_forward import MAX_PORTS, ForwardedPorts
@@ -25,7 +25,7 @@ from arcbridge.agent.kube.server import AnsweredResponse, KubeProtocol, KubeServ
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.identity.claims import Identity
 from arcbridge.mux.stream import StreamTransport
-from arcbridge.observe import foreign_text
+from arcbridge.observe import untrusted_text
 
 Outcome = tuple[str, str, tuple[tuple[bytes, bytes], ...]]
 _LOOP = asyncio.new_event_loop()
@@ -164,33 +164,33 @@ def pod_body(data: bytes) -> None:
 def read_audit_text(data: bytes) -> None:
     """Write a target and what it asks for as a record does."""
     text = data.decode("utf-8", "replace")
-    foreign_text.clean(text)
+    untrusted_text.clean(text)
     for method, upgrade in (("GET", True), ("DELETE", False)):
         try:
-            wanted = asked.asked(method, "/" + data.decode("latin-1"), upgrade)
+            wanted = request_target.request_target(method, "/" + data.decode("latin-1"), upgrade)
         except RequestRefusal:
             wanted = None
         if wanted is not None and wanted.detailed:
-            _line(asked.query_details(wanted.info, "/" + data.decode("latin-1"), commands=True) or {})
+            _line(request_target.query_details(wanted.info, "/" + data.decode("latin-1"), commands=True) or {})
     command_line.recorded_command(text.split("\n", 1000))
 
 
 def audit_text(data: bytes) -> None:
     """Texts leave on one line, bounded, without control characters, and alike when they are cleaned again."""
     text = data.decode("utf-8", "replace")
-    for limit in (64, foreign_text.FIELD_LIMIT):
-        clean = foreign_text.clean(text, limit)
+    for limit in (64, untrusted_text.FIELD_LIMIT):
+        clean = untrusted_text.clean(text, limit)
         assert len(clean.encode()) <= max(limit, 23)
         assert not any(ord(one) < 32 or 0x7F <= ord(one) < 0xA0 for one in clean), "a control character"
         assert "\u202e" not in clean
-    foreign_text.clean_trace(text)
+    untrusted_text.clean_trace(text)
     words = text.split("\n")
     fields = command_line.recorded_command(words)
     assert json.loads(_line(fields))["command"] is not None
-    escaped = [foreign_text.escape(word) for word in words]
+    escaped = [untrusted_text.escape(word) for word in words]
     assert fields["command"] == escaped or {"more", "sha256"} <= fields.keys(), "something is left out in silence"
     target = "/api/v1/namespaces/a/pods/b/exec?" + data.decode("latin-1")
-    details = asked.query_details(request_info("GET", target, upgrade=True), target, commands=True)
+    details = request_target.query_details(request_info("GET", target, upgrade=True), target, commands=True)
     if details is not None:
         json.loads(_line(details))
     read_audit_text(data)

@@ -24,6 +24,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
+from tests.support import pages
+
 PAGE = Path(__file__).parents[2] / "docs" / "threats.md"
 CORPUS = Path(__file__).parent / "corpus"
 
@@ -62,7 +64,7 @@ class Entrance:
 
 def table() -> str:
     """Return the section of the page."""
-    return PAGE.read_text(encoding="utf-8").partition("\n## Entrances\n")[2].partition("\n## ")[0]
+    return pages.read(PAGE).partition("\n## Entrances\n")[2].partition("\n## ")[0]
 
 
 def entrances() -> list[Entrance]:

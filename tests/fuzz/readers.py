@@ -23,7 +23,7 @@ from arcbridge.client.kubeconfig import block_yaml as kubeconfig_yaml
 from arcbridge.errors import ConfigError, RemoteProtocolError, StateError
 from arcbridge.identity import authentication, verifier
 from arcbridge.identity import proof as proofs
-from arcbridge.identity.cel.mapping import Budget, BudgetExceeded
+from arcbridge.identity.cel.mapping import BudgetExceeded, CostBudget
 from arcbridge.identity.claims import map_claims
 from arcbridge.identity.policy import Policy
 from arcbridge.identity.refusal import TokenRefused
@@ -153,7 +153,7 @@ def _claims(data: bytes, issuer: authentication.IssuerConfig) -> None:
         return
     claims["exp"] = 1.8e9
     try:
-        map_claims(issuer, claims, Budget())
+        map_claims(issuer, claims, CostBudget())
     except (TokenRefused, BudgetExceeded):
         pass
 

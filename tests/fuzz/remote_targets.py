@@ -28,7 +28,7 @@ from arcbridge.client.relay import update_notice
 from arcbridge.client.relay.relay_profile import LoginOffer
 from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, StateError, Unauthenticated, Unreachable
 from arcbridge.identity import authentication, keys
-from arcbridge.identity.cel.mapping import Budget, BudgetExceeded
+from arcbridge.identity.cel.mapping import BudgetExceeded, CostBudget
 from arcbridge.identity.claims import Identity, map_claims
 from arcbridge.identity.refusal import TokenRefused
 from arcbridge.pki.authority import check_ca_certificate
@@ -178,7 +178,7 @@ def cel_values(data: bytes) -> None:
         return
     claims["exp"] = 1.8e9  # the verifier has read it before
     try:
-        identity = map_claims(_CEL, claims, Budget())
+        identity = map_claims(_CEL, claims, CostBudget())
     except (TokenRefused, BudgetExceeded):
         return
     assert isinstance(identity, Identity)

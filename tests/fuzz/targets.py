@@ -35,7 +35,7 @@ from arcbridge.client.kubeconfig import block_yaml as kubeconfig_yaml
 from arcbridge.errors import ConfigError, RemoteProtocolError, StateError
 from arcbridge.identity import authentication, groups, verifier
 from arcbridge.identity import proof as proofs
-from arcbridge.identity.cel.mapping import Budget, BudgetExceeded
+from arcbridge.identity.cel.mapping import BudgetExceeded, CostBudget
 from arcbridge.identity.claims import Identity, map_claims
 from arcbridge.identity.fetch import FetchedDocument
 from arcbridge.identity.policy import Policy
@@ -469,7 +469,7 @@ def token(data: bytes) -> None:
         assert source.access_token.isprintable()
     for issuer in (_ISSUER, _CEL_ISSUER):
         try:
-            identity = map_claims(issuer, claims, Budget(20_000))
+            identity = map_claims(issuer, claims, CostBudget(20_000))
         except (TokenRefused, BudgetExceeded):
             continue
         assert isinstance(identity, Identity)

@@ -33,6 +33,7 @@ from structlog.testing import capture_logs
 
 from arcbridge.agent import service as agent_service
 from arcbridge.client import service as client_service
+from arcbridge.client.commands.proxy import run_proxy
 from arcbridge.identity.proof import ProofKey
 from arcbridge.net.address import parse_address
 from arcbridge.net.dialer import connect
@@ -404,9 +405,7 @@ class Organisation:
         )
         ready = asyncio.Event()
         terminal = client_service.Terminal(tell=client.lines.append)
-        task = asyncio.ensure_future(
-            client_service.run_proxy(replace(settings, **changes), terminal, environment={}, ready=ready.set)
-        )
+        task = asyncio.ensure_future(run_proxy(replace(settings, **changes), terminal, environment={}, ready=ready.set))
         waiting = asyncio.ensure_future(ready.wait())
         try:
             await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)

@@ -17,10 +17,10 @@ from arcbridge.net.session_tls import accept_session
 from arcbridge.net.tls import inner_server_context
 from arcbridge.pki.authority import Authority
 from arcbridge.pki.names import cluster_server_name
+from arcbridge.relay.client_join import ClientJoins
 from arcbridge.relay.control import ControlConnection, ControlServer
 from arcbridge.relay.http.api import build_app
 from arcbridge.relay.pump import Pump, Pumps
-from arcbridge.relay.rendezvous import Rendezvous
 from arcbridge.wire.records import Auth, AuthOk, Dial, JoinReply, JoinRequest
 from arcbridge.wire.session import Kind, Side
 from tests.hostile.by_hand import say
@@ -49,15 +49,15 @@ class CrossingPumps(Pumps):
         )  # not started: nothing moves yet
 
 
-class OtherCluster(Rendezvous):
+class OtherCluster(ClientJoins):
     """Answers a join of one cluster with an agent of another."""
 
     asked, brought = "prod", "test"
 
-    async def _meet(self, join: Any, waiting: Any, request: JoinRequest) -> Any:
-        if waiting.cluster == self.asked:
-            waiting.cluster = self.brought
-        return await super()._meet(join, waiting, request)
+    async def _dial(self, join: Any, dial: Any, request: JoinRequest) -> Any:
+        if dial.cluster == self.asked:
+            dial.cluster = self.brought
+        return await super()._dial(join, dial, request)
 
 
 class OtherClusterAndCa(OtherCluster):
@@ -72,7 +72,7 @@ class OtherClusterAndCa(OtherCluster):
         return await super()._authorise(identity, request)
 
 
-class KeepsTokens(Rendezvous):
+class KeepsTokens(ClientJoins):
     """Keeps the JOINs of clients, with tokens and proofs."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
@@ -84,7 +84,7 @@ class KeepsTokens(Rendezvous):
         return await super()._identify(request)
 
 
-class OwnCa(Rendezvous):
+class OwnCa(ClientJoins):
     """Tells clients a CA of its own, which could end the end-to-end TLS at the relay."""
 
     ca = Authority.create("the relay's own")
@@ -108,12 +108,13 @@ class _SaysElse:
         await self._join.reply(self._change(reply))
 
 
-def says_else(**fields: Any) -> type[Rendezvous]:
+def says_else(**fields: Any) -> type[ClientJoins]:
     """A rendezvous whose consent to clients has other fields."""
 
-    class SaysElse(Rendezvous):
-        async def _pump(self, join: Any, *args: Any, **settings: Any) -> Pump:
-            return await super()._pump(_SaysElse(join, lambda reply: replace(reply, **fields)), *args, **settings)
+    class SaysElse(ClientJoins):
+        async def _pair(self, attempt: Any, *args: Any) -> Pump:
+            attempt.join = _SaysElse(attempt.join, lambda reply: replace(reply, **fields))
+            return await super()._pair(attempt, *args)
 
     return SaysElse
 
@@ -153,11 +154,11 @@ class Control(ControlServer):
         return set(self._open)
 
 
-def refuses_with(reply: JoinReply) -> type[Rendezvous]:
+def refuses_with(reply: JoinReply) -> type[ClientJoins]:
     """A rendezvous that refuses each client with this reply."""
 
-    class RefusesWith(Rendezvous):
-        async def _client(self, join: Any, request: JoinRequest, *args: Any) -> bool:
+    class RefusesWith(ClientJoins):
+        async def serve(self, join: Any, request: JoinRequest, *args: Any) -> bool:
             await join.refuse(reply)
             return False
 
@@ -167,8 +168,8 @@ def refuses_with(reply: JoinReply) -> type[Rendezvous]:
 def lists_also(name: str) -> Callable[..., web.Application]:
     """An API whose list of clusters has one more."""
 
-    def build(**settings: Any) -> web.Application:
-        app = build_app(**settings)
+    def build(*args: Any) -> web.Application:
+        app = build_app(*args)
 
         @web.middleware
         async def lie(request: web.Request, handler: Any) -> web.StreamResponse:
@@ -225,14 +226,14 @@ class Impostor(Pumps, BaseHandler):
         super().close()
 
 
-class OtherPod(Rendezvous):
+class OtherPod(ClientJoins):
     """Brings another agent of the cluster than the one that has the session, once."""
 
     lied: ClassVar[int] = 0
 
-    async def _meet(self, join: Any, waiting: Any, request: JoinRequest) -> Any:
+    async def _dial(self, join: Any, dial: Any, request: JoinRequest) -> Any:
         others = [link.instance for link in self._fleet.links() if link.instance != request.instance]
         if request.instance and others and not OtherPod.lied:
             OtherPod.lied = 1
             request = replace(request, instance=others[0])
-        return await super()._meet(join, waiting, request)
+        return await super()._dial(join, dial, request)

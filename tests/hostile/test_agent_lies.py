@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from arcbridge.errors import ArcbridgeError, PinMismatch
+from arcbridge.mux.connection import Migration
 from arcbridge.mux.session import MuxSession
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.pki.authority import Authority
@@ -222,7 +223,7 @@ async def test_d3_a_resumption_whose_counts_cannot_be_true(tmp_path: Path) -> No
         pumps.append(Pumps(*args, **settings))
         return pumps[-1]
 
-    class Overstates(MuxSession):
+    class Overstates(Migration):
         def take_over(self, newcomer: MuxSession, ok: AuthOk) -> None:
             receiver = self._machine.receiver
             honest = type(receiver).received
@@ -232,8 +233,13 @@ async def test_d3_a_resumption_whose_counts_cannot_be_true(tmp_path: Path) -> No
             finally:
                 type(receiver).received = honest  # type: ignore[assignment]
 
+    class Liar(MuxSession):
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            super().__init__(*args, **settings)
+            self.migration = Overstates(self, self._machine)
+
     opened: list[StreamTransport] = []
-    lie = {"arcbridge.agent.sessions.MuxSession": Overstates, "KubeProxy": tells_of_streams(opened)}
+    lie = {"arcbridge.agent.sessions.MuxSession": Liar, "KubeProxy": tells_of_streams(opened)}
     async with (
         Organisation.running(tmp_path, relay={"Pumps": keep}, agents={"prod": lie}) as org,
         org.client() as alice,

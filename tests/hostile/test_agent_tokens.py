@@ -165,14 +165,14 @@ async def test_d1_a_join_that_was_seen_is_refused_at_another_relay(tmp_path: Pat
 
     made: list[KeepsTokens] = []
 
-    def rendezvous(**settings: Any) -> KeepsTokens:
-        made.append(KeepsTokens(**settings))
+    def rendezvous(*args: Any, **settings: Any) -> KeepsTokens:
+        made.append(KeepsTokens(*args, **settings))
         return made[-1]
 
     (tmp_path / "hostile").mkdir()
     (tmp_path / "honest").mkdir()
     async with (
-        Organisation.running(tmp_path / "hostile", relay={"Rendezvous": rendezvous}) as hostile,
+        Organisation.running(tmp_path / "hostile", relay={"ClientJoins": rendezvous}) as hostile,
         Organisation.running(tmp_path / "honest") as honest,
     ):
         async with hostile.client(BOUND) as client:

@@ -18,9 +18,9 @@ import pytest
 
 from arcbridge.agent import sessions as agent_sessions
 from arcbridge.client import service as client_service
-from arcbridge.client.session import session_manager
 from arcbridge.errors import JoinRefused, Unreachable
 from arcbridge.identity.proof import ProofKey, spki_of
+from arcbridge.mux.session import MuxSession
 from arcbridge.net.join import JoinCode
 from arcbridge.net.sockets import reset
 from arcbridge.wire.frames import PING_BODY, U32, U64, FrameType, GoawayCode, frame
@@ -302,12 +302,12 @@ async def test_u4_frames_that_no_client_sends(tmp_path: Path, said: str) -> None
 async def test_u4_the_real_client_names_what_it_broke(tmp_path: Path) -> None:
     """As the user of such a client sees it: the agent's log has the details."""
 
-    class Breaks(session_manager.MuxSession):
+    class Breaks(MuxSession):
         def __init__(self, *args: Any, **settings: Any) -> None:
             super().__init__(*args, **settings)
             self._sender.prelude.append(FRAMES["AUTH_OK from the wrong side"])
 
-    lie = {"arcbridge.client.session.session_manager.MuxSession": Breaks}
+    lie = {"arcbridge.client.session.connector.MuxSession": Breaks}
     async with Organisation.running(tmp_path) as org:
         with lying(client_service, lie), pytest.raises(Unreachable) as caught:
             async with org.client(MALLORY):

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from arcbridge.client.session import connection as client_connection
-from arcbridge.client.session import session_manager
+from arcbridge.client.session import connector, session_manager
 from arcbridge.errors import Unreachable
 from arcbridge.wire.limits import Limits
 from tests.hostile import wire_lies as lies
@@ -31,7 +31,7 @@ BIG = 8000
 @pytest.fixture(autouse=True)
 def _quick_pings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nothing else follows a record that was left out, the next PING shows it: in 10 s at the latest."""
-    monkeypatch.setattr(session_manager, "DEFAULT", Limits(ping_interval=0.3))
+    monkeypatch.setattr(connector, "DEFAULT", Limits(ping_interval=0.3))
 
 
 def on_wire(make: Callable[[int], Wire]) -> tuple[dict[str, Any], list[MeddlingPumps]]:
@@ -242,7 +242,7 @@ async def test_a_relay_that_goes_silent_is_found_by_pings(tmp_path: Path, monkey
             return () if armed and self.number == 0 else (record,)
 
     armed: list[bool] = []
-    monkeypatch.setattr(session_manager, "DEFAULT", Limits(ping_interval=0.2, ping_timeout=3.0))
+    monkeypatch.setattr(connector, "DEFAULT", Limits(ping_interval=0.2, ping_timeout=3.0))
     relay, _ = on_wire(lambda pair: Silent())
     async with Organisation.running(tmp_path, relay=relay) as org, org.client() as alice:
         assert (await alice.get()).status == 200

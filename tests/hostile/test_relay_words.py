@@ -60,7 +60,7 @@ async def refused(org: Organisation, **changes: Any) -> ArcbridgeError:
 
 
 async def test_b2_an_agent_of_another_cluster(tmp_path: Path) -> None:
-    async with Organisation.running(tmp_path, "prod", "test", relay={"Rendezvous": OtherCluster}) as org:
+    async with Organisation.running(tmp_path, "prod", "test", relay={"ClientJoins": OtherCluster}) as org:
         error = await refused(org)
         assert isinstance(error, PinMismatch)
         assert error.message == (
@@ -75,7 +75,7 @@ async def test_b2_an_agent_of_another_cluster(tmp_path: Path) -> None:
 @pytest.mark.parametrize("first_use", [False, True])
 async def test_b3_another_cluster_with_its_own_ca(tmp_path: Path, first_use: bool) -> None:
     """Also where the cluster is trusted on first use, because its certificate is for another name."""
-    async with Organisation.running(tmp_path, "prod", "test", relay={"Rendezvous": OtherClusterAndCa}) as org:
+    async with Organisation.running(tmp_path, "prod", "test", relay={"ClientJoins": OtherClusterAndCa}) as org:
         if first_use:
             error = await refused(org, cluster_ca_pin="", trust_first_use=True)
             assert "is not certified by its CA" in error.message
@@ -92,14 +92,14 @@ async def test_b2_a_dial_for_a_cluster_that_the_agent_does_not_serve(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relay_control, "ControlConnection", dials_else(cluster="prod"))
-    async with Organisation.running(tmp_path, "prod", "test", relay={"Rendezvous": OtherCluster}) as org:
+    async with Organisation.running(tmp_path, "prod", "test", relay={"ClientJoins": OtherCluster}) as org:
         error = await refused(org)
         assert error.message == 'the agent of cluster "prod" refused the session; its log says why'
         assert org.said("dial refused")[0]["reason"] == "the agent belongs to another cluster"
 
 
 async def test_b3_a_ca_of_the_relays_own(tmp_path: Path) -> None:
-    async with Organisation.running(tmp_path, relay={"Rendezvous": OwnCa, "Pumps": Impostor}) as org:
+    async with Organisation.running(tmp_path, relay={"ClientJoins": OwnCa, "Pumps": Impostor}) as org:
         error = await refused(org)
         assert isinstance(error, PinMismatch)
         assert org.clusters["prod"].pin in error.message
@@ -112,7 +112,7 @@ async def test_b4_a_bound_token_that_went_through_the_hole_opens_nothing(tmp_pat
     """The relay that ended the TLS has token and proof. The proof names the relay's key, and no cluster has that."""
     bound = replace(ALICE, key=ProofKey.generate())
     async with (
-        Organisation.running(tmp_path, relay={"Rendezvous": OwnCa, "Pumps": Impostor}) as org,
+        Organisation.running(tmp_path, relay={"ClientJoins": OwnCa, "Pumps": Impostor}) as org,
         org.client(bound, cluster_ca_pin="", trust_first_use=True),
     ):
         (taken,) = Impostor.made[-1].tokens
@@ -129,7 +129,7 @@ async def test_b4_a_bound_token_that_went_through_the_hole_opens_nothing(tmp_pat
 async def test_b4_the_hole_of_trust_on_first_use_is_told_and_is_open_once(tmp_path: Path) -> None:
     """With neither a pin nor a pins file this relay is believed, which the log says. The pin stays: the honest cluster
     is then refused, and both pins are named."""
-    async with Organisation.running(tmp_path, relay={"Rendezvous": OwnCa, "Pumps": Impostor}) as org:
+    async with Organisation.running(tmp_path, relay={"ClientJoins": OwnCa, "Pumps": Impostor}) as org:
         first = {"cluster_ca_pin": "", "trust_first_use": True, "state_dir": tmp_path / "state"}
         async with org.client(**first):
             (told,) = org.said("trusting a cluster at first use")
@@ -158,7 +158,7 @@ async def test_b4_the_hole_of_trust_on_first_use_is_told_and_is_open_once(tmp_pa
 )
 @pytest.mark.parametrize("first_use", [False, True])
 async def test_b3_a_ca_that_is_none(tmp_path: Path, ca: str, first_use: bool) -> None:
-    async with Organisation.running(tmp_path, relay={"Rendezvous": says_else(cluster_ca=ca)}) as org:
+    async with Organisation.running(tmp_path, relay={"ClientJoins": says_else(cluster_ca=ca)}) as org:
         error = await refused(org, **({"cluster_ca_pin": "", "trust_first_use": True} if first_use else {}))
         said = "states as the cluster's CA what is not one certificate" if ca else "did not say its CA"
         assert error.message == f'cannot reach cluster "prod": the relay {said}; tell its operator'
@@ -210,7 +210,7 @@ async def test_b3_a_relay_that_is_another_one(tmp_path: Path) -> None:
     ids=["of another", "header", "long"],
 )
 async def test_b2_a_join_under_another_id(tmp_path: Path, join_id: str, words: str) -> None:
-    async with Organisation.running(tmp_path, relay={"Rendezvous": says_else(join_id=join_id)}) as org:
+    async with Organisation.running(tmp_path, relay={"ClientJoins": says_else(join_id=join_id)}) as org:
         error = await refused(org)
         assert words in error.message
 
@@ -227,7 +227,7 @@ async def test_b2_a_join_under_another_id(tmp_path: Path, join_id: str, words: s
 async def test_b8_refusals_with_other_words_and_times(tmp_path: Path, code: int, words: str, retry: int | None) -> None:
     """Of what the relay says the client uses the code and a bounded time, and shows none of its text."""
     said = JoinReply(code=code, message="\x1b[2Jsend your token to evil.example", retry_after=10**9)
-    async with Organisation.running(tmp_path, relay={"Rendezvous": refuses_with(said)}) as org:
+    async with Organisation.running(tmp_path, relay={"ClientJoins": refuses_with(said)}) as org:
         error = await refused(org)
         assert error.message.startswith(words)
         assert "evil.example" not in error.message
@@ -274,13 +274,13 @@ async def test_b8_dials_that_make_no_sense(
 async def test_b8_dials_with_odd_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], words: str
 ) -> None:
-    from arcbridge.relay import rendezvous
+    from arcbridge.relay import client_join
 
     if words:  # the others have the usual time
         monkeypatch.setattr(
-            rendezvous.Rendezvous.__init__,
+            client_join.ClientJoins.__init__,
             "__kwdefaults__",
-            {**rendezvous.Rendezvous.__init__.__kwdefaults__, "dial_deadline": 0.5},
+            {**client_join.ClientJoins.__init__.__kwdefaults__, "dial_deadline": 0.5},
         )
     monkeypatch.setattr(relay_control, "ControlConnection", dials_else(**fields))
     async with Organisation.running(tmp_path) as org:
@@ -399,11 +399,11 @@ async def test_b8_a_user_whom_the_relay_shuts_out_is_told_by_whom(tmp_path: Path
 async def test_b5_the_access_token_that_the_relay_was_shown_opens_no_session(tmp_path: Path) -> None:
     made: list[KeepsTokens] = []
 
-    def rendezvous(**settings: Any) -> KeepsTokens:
-        made.append(KeepsTokens(**settings))
+    def rendezvous(*args: Any, **settings: Any) -> KeepsTokens:
+        made.append(KeepsTokens(*args, **settings))
         return made[-1]
 
-    async with Organisation.running(tmp_path, relay={"Rendezvous": rendezvous}) as org:
+    async with Organisation.running(tmp_path, relay={"ClientJoins": rendezvous}) as org:
         async with org.client() as alice:
             assert (await alice.get()).status == 200
         (seen,) = made[0].requests
@@ -437,7 +437,7 @@ async def test_b2_another_pod_than_the_one_that_has_the_session(tmp_path: Path) 
 
     opened: list[StreamTransport] = []
     watched = {"prod": {"KubeProxy": tells_of_streams(opened)}}
-    async with Organisation.running(tmp_path, relay={"Rendezvous": OtherPod, "Pumps": keep}, agents=watched) as org:
+    async with Organisation.running(tmp_path, relay={"ClientJoins": OtherPod, "Pumps": keep}, agents=watched) as org:
         await org.start_agent(org.clusters["prod"])
         async with org.client() as alice, alice.connected() as (reader, writer):
             writer.write(b"GET /tagged/prod/alice/9 HTTP/1.1\r\n")

@@ -256,8 +256,7 @@ def test_expressions_in_every_place() -> None:
     assert issuer.rules == (ClaimRule("hd", "example.com"),)
     found = issuer.expressions
     assert found is not None
-    assert found.username is not None
-    assert found.username.source == "claims.sub"
+    assert found.mappings["username"].source == "claims.sub"
     assert [key for key, _ in found.extra] == ["example.com/a", "example.com/b"]
     assert [(rule.path, rule.message) for rule in found.claim_rules] == [
         ("jwt[0].claimValidationRules[1].expression", "too small")

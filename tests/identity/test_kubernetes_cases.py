@@ -23,6 +23,7 @@ from arcbridge.identity.claims import CREDENTIAL_ID
 from arcbridge.identity.groups import GroupSources
 from arcbridge.identity.refusal import TokenRefused
 from arcbridge.identity.verifier import TokenVerifier
+from tests.support import pages
 from tests.support.kube_programs import Unavailable
 from tests.support.processes import require_or_skip
 
@@ -196,9 +197,10 @@ def test_each_difference_from_kubernetes_has_its_row(compared: list[tuple[Record
 
 def page_rows() -> tuple[list[str], list[str]]:
     """Return the codes of the documentation's two tables: what is accepted here alone, and what is stricter here."""
-    section = PAGE.read_text(encoding="utf-8").partition("## Differences that are meant\n")[2].partition("\n## ")[0]
-    tables = [re.findall(r"^\| `([a-z-]+)` \|", table, re.M) for table in section.split("\n|---|")]
-    return tables[1], tables[2]
+    section = pages.read(PAGE).partition("## Differences that are meant\n")[2].partition("\n## ")[0]
+    accepted, _, stricter = section.partition("\nEverything else is stricter here")
+    row = re.compile(r"^\| `([a-z-]+)` \|", re.M)
+    return row.findall(accepted), row.findall(stricter)
 
 
 def test_each_row_of_the_documentation_is_shown_by_its_cases(

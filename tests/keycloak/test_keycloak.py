@@ -110,7 +110,7 @@ class TestAPersonLogsIn:
         assert {line["bound"] for line in begun} == {"cnf.jkt"}
         # The same login serves the other commands.
         assert world.cluster in anna.run("clusters")[1]
-        assert "failed" not in anna.run("status")[1]
+        assert "failed" not in anna.run("doctor")[1]
 
     def test_in_a_real_browser(
         self, cluster: Cluster, world: KeycloakWorld, organisation: Organisation, tmp_path: Path
@@ -209,7 +209,7 @@ class TestAPipeline:
     def test_with_another_secret(self, world: KeycloakWorld, organisation: Organisation) -> None:
         job = Person.at_work(world, organisation.realm, "false-job", settings="ci.toml")
         (job.directory / "client-secret").write_text("GUESS")
-        status, said = job.run("status", check=False)
+        status, said = job.run("doctor", check=False)
         assert status == 3
         assert "gives the client arcbridge-ci no token (unauthorized_client: Invalid client" in said
         assert "GUESS" not in said
@@ -255,7 +255,7 @@ class TestAPipeline:
         elif way == "file":
             # Keycloak takes an assertion once; what signs them replaces the file, and so does this test.
             (job.directory / "assertion").write_text("outdated")
-            status, said = job.run("status", check=False)
+            status, said = job.run("doctor", check=False)
             assert (status, "no token (" in said) == (3, True)
             made = job.execute(sys.executable, "assert.py")
             (job.directory / "assertion").write_text(made)
@@ -271,7 +271,7 @@ def victim(world: KeycloakWorld, organisation: Organisation) -> Person:
     organisation.hire("frida", "platform")
     frida = Person.at_work(world, organisation.realm, "frida")
     frida.log_in()
-    assert "failed" not in frida.run("status")[1]
+    assert "failed" not in frida.run("doctor")[1]
     return frida
 
 
@@ -294,7 +294,7 @@ def thief(victim: Person, name: str, *, relay: str, agent: str, key: Path | None
     if key is not None:
         shutil.copy(key, thief.directory / "key")
         flags += ["--proof-key-file", str(thief.directory / "key")]
-    return thief.run(*flags, "status", check=False)[1]
+    return thief.run(*flags, "run", "--", "true", check=False)[1]
 
 
 class TestATokenIsOfNoUse:
@@ -390,7 +390,7 @@ class TestWhatChanges:
             wait_for_record(clients[how].process, "the login cannot be renewed")
             (said,) = {line["reason"] for line in records(clients[how].process, "the login cannot be renewed")}
             assert said.startswith(f"the login has ended (invalid_grant: {why}); run `arcbridge login https://")
-            status, shown = people[how].run("status", check=False)
+            status, shown = people[how].run("doctor", check=False)
             assert (status, said in shown) == (3, True), shown
         back = people["logged-out"]
         assert "Logged in" in back.log_in()
@@ -434,14 +434,14 @@ class TestWhatChanges:
         jens.log_in()
         assert kid(ida.kept["access_token"]) != kid(jens.kept["access_token"])
         for person in (ida, jens):
-            assert "failed" not in person.run("status")[1]
+            assert "failed" not in person.run("doctor")[1]
         # The old one goes: what it signed is refused once the ends have seen a still newer one, for which they look.
         old = ida.kept["access_token"], ida.cluster_token
         assert "failed" not in thief(ida, "ida-s-twin", relay=old[0], agent=old[1], key=ida.key_file)
         rotating.signing_key(300)
         realm.admin("DELETE", f"components/{first}")
         kurt.log_in()
-        until(lambda: "failed" not in kurt.run("status", check=False)[1], "the newest key is fetched", timeout=60)
+        until(lambda: "failed" not in kurt.run("doctor", check=False)[1], "the newest key is fetched", timeout=60)
         said = thief(ida, "ida-s-other-twin", relay=old[0], agent=old[1], key=ida.key_file)
         assert "the relay does not accept the access token" in said
         # Its owner does not notice: the client has the refused token replaced.
@@ -487,7 +487,7 @@ class TestWhatKeycloakDoesDifferently:
         mats = Person.at_work(world, organisation.realm, "mats", change=change)
         mats.log_in()
         before = world.agent.mark()
-        assert mats.run("status", check=False)[0] != 0
+        assert mats.run("run", "--", "true", check=False)[0] != 0
         assert refusals(world.agent, before) == {"token.aud.forbidden"}, "it gave what the login had"
 
     def test_a_confidential_client_may_exchange_the_relay_s_token(

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import trustme
 import uvloop
 
@@ -25,6 +26,14 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.SelectorEventLoop,
     "uvloop": uvloop.new_event_loop,
 }
+both_loops = pytest.mark.parametrize("loop", LOOPS)
+both_links = pytest.mark.parametrize("link", ["memory", "tls"])
+
+
+async def soon(condition: Any) -> None:
+    async with asyncio.timeout(8):
+        while not condition():
+            await asyncio.sleep(0.002)
 
 
 def run(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import random
 from typing import Any
 
@@ -12,28 +11,28 @@ import pytest
 from arcbridge.errors import ArcbridgeError, ConnectionLost, RemoteProtocolError, SessionEnded, StreamReset
 from arcbridge.mux import memory
 from arcbridge.mux import session as shell
-from arcbridge.mux.session import AHEAD_FREE, MuxSession
-from arcbridge.wire.backlog import Backlog
+from arcbridge.mux.session import MuxSession
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.limits import Limits
 from arcbridge.wire.records import Auth, AuthOk, Dial, Revoke, Status
 from arcbridge.wire.session import Kind, State
-from tests.mux.ends import LOOPS, Recorder, connect_in_memory, connect_over_tls, connected, make_sessions, run
+from tests.mux.ends import (
+    Recorder,
+    both_links,
+    both_loops,
+    connect_in_memory,
+    connect_over_tls,
+    connected,
+    make_sessions,
+    run,
+    soon,
+)
 from tests.support.stream_io import StreamIO
-
-both_loops = pytest.mark.parametrize("loop", LOOPS)
-both_links = pytest.mark.parametrize("link", ["memory", "tls"])
 
 
 async def turns(count: int = 40) -> None:
     for _ in range(count):
         await asyncio.sleep(0)
-
-
-async def soon(condition: Any) -> None:
-    async with asyncio.timeout(8):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 @both_loops
@@ -400,7 +399,7 @@ def test_control_connections(loop: str) -> None:
     class Agent(Recorder):
         def dial_received(self, session: MuxSession, dial: Dial) -> None:
             self.calls.append(f"dial {dial.join_id}")
-            session.send_status(Status(dial.token, 4, "no", "i", True))
+            session.send(Status(dial.token, 4, "no", "i", True))
 
         def revoke_received(self, session: MuxSession, revoke: Revoke) -> None:
             self.calls.append(f"revoke {revoke.user} {revoke.before}")
@@ -410,10 +409,10 @@ def test_control_connections(loop: str) -> None:
         async with connected(
             "tls", kind=Kind.CONTROL, client_handler=agent_handler, agent_handler=relay_handler
         ) as ends:
-            ends.agent.send_dial(Dial("canary", "relay:443", "c", "join-1"))
+            ends.agent.send(Dial("canary", "relay:443", "c", "join-1"))
             await soon(lambda: "status 4" in relay_handler.calls)
             assert agent_handler.calls == ["established", "dial join-1"]
-            ends.agent.send_revoke(Revoke("jane", 1_700_000_000, True))
+            ends.agent.send(Revoke("jane", 1_700_000_000, True))
             await soon(lambda: "revoke jane 1700000000" in agent_handler.calls)
             ends.agent.goaway(GoawayCode.DRAINING, "restart", 5)
             await soon(lambda: "goaway_received" in agent_handler.calls)
@@ -499,174 +498,3 @@ def test_m9_what_the_transport_could_not_write_counts_until_it_can(loop: str) ->
         assert memory.backlog.held == 0
         assert transport.is_closing()
         await ends.stop()
-
-
-class Pacer:
-    """Makes a session wait for as long as a test says, in pieces of `wait` seconds."""
-
-    def __init__(self, *, sending: bool, reading: bool, wait: float = 0.005) -> None:
-        self.sending, self.reading, self.wait = sending, reading, wait
-        self.sent = self.received = self.asked = 0
-        self.at: list[float] = []
-        """When bytes came, monotonic seconds."""
-
-    def bytes_sent(self, count: int, now: float) -> float:
-        self.sent += count
-        self.asked += self.sending
-        return self.wait if self.sending else 0.0
-
-    def bytes_received(self, count: int, now: float) -> float:
-        self.received += count
-        self.at.append(now)
-        self.asked += self.reading
-        return self.wait if self.reading else 0.0
-
-
-async def _write_in_pieces(io: StreamIO) -> None:
-    for _ in range(30):
-        await io.write(b"x" * 100_000)
-
-
-@both_loops
-@both_links
-def test_payload_waits_for_the_pacer_in_its_streams_and_other_frames_do_not(loop: str, link: str) -> None:
-    async def main() -> None:
-        async with connected(link) as ends:
-            mine, theirs = await ends.stream()
-            pacer = ends.agent.pacer = Pacer(sending=True, reading=False)
-            writing = asyncio.ensure_future(_write_in_pieces(theirs))
-            await soon(lambda: pacer.asked > 5)
-            early = pacer.sent
-            assert early < 1_000_000, "what had left before the first answer"
-            assert not writing.done(), "the writer is held back"
-            other, _ = await ends.stream()  # OPEN and its WINDOW pass
-            asked = pacer.asked
-            await soon(lambda: pacer.asked > asked + 5)
-            assert pacer.sent < early + 1000
-            pacer.sending = False
-            got = 0
-            while got < 3_000_000:
-                got += len(await mine.read())
-            await writing
-            assert pacer.sent > 3_000_000
-            other.finish()
-
-    run(loop, main)
-
-
-@both_loops
-def test_nothing_is_read_while_the_pacer_says_so(loop: str) -> None:
-    async def main() -> None:
-        async with connected("tls") as ends:
-            mine, theirs = await ends.stream()
-            pacer = ends.agent.pacer = Pacer(sending=False, reading=True, wait=0.2)
-            writing = asyncio.ensure_future(_write_in_pieces(mine))
-            await soon(lambda: len(pacer.at) >= 4)
-            # By the pacer's own clock: a test that looks at the transport now and then may miss a moment.
-            assert all(after - before >= 0.19 for before, after in itertools.pairwise(pacer.at[:4]))
-            assert pacer.received < 3_000_000
-            pacer.reading = False
-            got = 0
-            while got < 3_000_000:
-                got += len(await theirs.read())
-            await writing
-            assert pacer.received > 3_000_000
-
-    run(loop, main)
-
-
-@both_loops
-@pytest.mark.parametrize("how", ["close", "abort", "loss"])
-def test_a_session_that_is_paced_ends_at_once(loop: str, how: str) -> None:
-    async def main() -> None:
-        async with connected("tls", limits=Limits(replay=0)) as ends:
-            mine, theirs = await ends.stream()
-            pacer = ends.agent.pacer = Pacer(sending=True, reading=True)
-            writing = [asyncio.ensure_future(_write_in_pieces(io)) for io in (mine, theirs)]
-            await soon(lambda: pacer.asked > 3)
-            if how == "close":
-                ends.agent.close()
-            elif how == "abort":
-                ends.agent.abort()
-            else:
-                ends.client.abort()
-                pacer.reading = False  # a loss is found by reading
-            await ends.agent.wait_ended()
-            await ends.client.wait_ended()
-            await asyncio.gather(*writing, return_exceptions=True)
-
-    run(loop, main)
-
-
-@both_loops
-def test_all_streams_can_be_reset_and_the_session_goes_on(loop: str) -> None:
-    async def main() -> None:
-        async with connected("tls") as ends:
-            pairs = [await ends.stream() for _ in range(3)]
-            ends.agent.reset_streams(ResetCode.LIMIT)
-            for mine, theirs in pairs:
-                for io in (mine, theirs):
-                    with pytest.raises(StreamReset) as caught:
-                        await io.read()
-                    assert caught.value.code == ResetCode.LIMIT
-            mine, theirs = await ends.stream()
-            await mine.write(b"on")
-            assert await theirs.read() == b"on"
-
-    run(loop, main)
-
-
-@both_loops
-def test_m20_a_session_too_far_ahead_of_its_readers_is_not_read_until_there_is_room(
-    loop: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    most, size, count = 1 << 20, 200_000, 20
-    monkeypatch.setattr(shell, "AHEAD_PAUSE", 0.01)
-
-    async def main() -> None:
-        user = Backlog(most)
-        async with connected("tls") as ends:
-            ends.agent.ahead.move(user)
-            pairs = [await ends.stream() for _ in range(count)]
-            for mine, theirs in pairs:
-                theirs.transport.pause_reading()
-                mine.transport.write(bytes(size))
-                mine.finish()
-            await soon(lambda: ends.agent._reading_held is not None)
-            looks = 0
-            original = ends.agent._read_on
-
-            def look(transport: asyncio.Transport) -> None:
-                nonlocal looks
-                looks += 1
-                original(transport)
-
-            monkeypatch.setattr(ends.agent, "_read_on", look)
-            await soon(lambda: looks >= 5)
-            assert most <= ends.agent._machine.unconsumed < most + 2 * AHEAD_FREE, "nothing more was read meanwhile"
-            for _, theirs in pairs:
-                theirs.transport.resume_reading()
-            got = await asyncio.gather(*(theirs.read_all() for _, theirs in pairs))
-            assert [len(one) for one in got] == [size] * count, "all of it arrives once it is taken"
-            assert user.held < AHEAD_FREE
-            ends.agent.unread()
-            assert user.held == 0
-
-    run(loop, main)
-
-
-@both_loops
-def test_m20_a_session_that_holds_little_is_read_however_much_others_hold(loop: str) -> None:
-    async def main() -> None:
-        user = Backlog(1)
-        user.add(1 << 30)
-        async with connected("tls") as ends:
-            ends.agent.ahead.move(user)
-            stalled, unread = await ends.stream()
-            unread.transport.pause_reading()
-            await stalled.write(bytes(AHEAD_FREE - 1000))
-            mine, theirs = await ends.stream()
-            await mine.write(b"x")
-            assert await theirs.read() == b"x"
-
-    run(loop, main)

@@ -28,12 +28,10 @@ from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.records import Auth, AuthOk
 from arcbridge.wire.session import Kind, Side, State
-from tests.mux.ends import LOOPS, run, tls_contexts
+from tests.mux.ends import LOOPS, both_loops, run, tls_contexts
 from tests.support.fault_proxy import FaultProxy, How, Plan
 from tests.support.long import long_form
 from tests.support.stream_io import StreamIO
-
-both_loops = pytest.mark.parametrize("loop", LOOPS)
 
 SERVER, CLIENT = tls_contexts()
 AUTH = Auth("oidc", "canary-token")
@@ -67,19 +65,19 @@ class Agent(BaseHandler):
             accept_tls(sock, SERVER, session.protocol())
 
     def auth_received(self, session: MuxSession, auth: Auth) -> None:
-        hello = session.resuming
+        hello = session.resumption.resuming
         if hello is None:
             ok = AuthOk(os.urandom(16), os.urandom(16), "jane", 60)
             session.accept_auth(ok)
             self._held[ok.session_id] = session
             return
         held = self._held.get(hello.session_id)
-        good = held is not None and not held.closed and hmac.compare_digest(hello.resume_secret, held.resume_secret)
-        if held is None or not good or hello.epoch <= held.epoch:
+        good = held is not None and not held.closed and hmac.compare_digest(hello.resume_secret, held.resumption.secret)
+        if held is None or not good or hello.epoch <= held.resumption.epoch:
             self.refused += 1
             session.refuse_auth(GoawayCode.GONE, "there is no such session here")
             return
-        held.take_over(session, AuthOk(held.session_id, held.resume_secret, "jane", 60))
+        held.migration.take_over(session, AuthOk(held.resumption.session_id, held.resumption.secret, "jane", 60))
 
     def stream_opened(self, session: MuxSession, stream: StreamTransport, target: str) -> None:
         io = StreamIO()
@@ -162,8 +160,8 @@ class Client(BaseHandler):
     async def attach(self) -> None:
         """Try once to attach. Raises OSError, ConnectionLost or SessionEnded."""
         self.tries += 1
-        await self._connect(self.session.resume(AUTH, label=f"c{self.tries}"))
-        await self.session.wait_attached()
+        await self._connect(self.session.migration.start(AUTH, label=f"c{self.tries}"))
+        await self.session.migration.wait()
 
     async def _resume(self) -> None:
         while self.session.state is State.DETACHED:

@@ -18,22 +18,13 @@ from arcbridge.mux import buffer
 from arcbridge.mux.splice import SocketSplice, SpliceResult, TransportSplice, reset_transport
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.limits import Limits
-from tests.mux.ends import LOOPS, connected, run, tcp_pair, tls_contexts
+from tests.mux.ends import both_links, both_loops, connected, run, soon, tcp_pair, tls_contexts
 from tests.support.stream_io import StreamIO
-
-both_loops = pytest.mark.parametrize("loop", LOOPS)
-both_links = pytest.mark.parametrize("link", ["memory", "tls"])
 
 
 @pytest.fixture(autouse=True)
 def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buffer, "POISON", True)
-
-
-async def soon(condition: Any) -> None:
-    async with asyncio.timeout(8):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 async def read_all(sock: socket.socket) -> bytes:
@@ -147,7 +138,7 @@ def test_a_reset_passes_as_a_reset(loop: str, sent_by: str, after: str) -> None:
                 await read_all(there)
             for result in await way.done():
                 assert result.error is not None
-            await soon(lambda: ends.client.streams_open == 0)
+            await soon(lambda: len(ends.client.streams) == 0)
 
     run(loop, main)
 

@@ -12,7 +12,7 @@ from arcbridge.errors import StreamReset
 from arcbridge.mux import buffer, memory
 from arcbridge.wire.frames import ResetCode
 from arcbridge.wire.limits import Limits
-from tests.mux.ends import LOOPS, Recorder, connected, run
+from tests.mux.ends import LOOPS, Recorder, both_loops, connected, run
 from tests.support.eventually import until
 from tests.support.stream_conformance import CHECKS, check
 
@@ -31,7 +31,7 @@ def test_conformance(loop: str, link: str, name: str) -> None:
             await check(pair, name)
             # The session is as it was: no stream, no credit kept, and it still works.
             for session in (ends.client, ends.agent):
-                await until(lambda session=session: session.streams_open == 0, timeout=10)
+                await until(lambda session=session: len(session.streams) == 0, timeout=10)
                 assert session._machine.unconsumed == 0
                 session._machine.assert_invariants()
             mine, theirs = await ends.stream()
@@ -89,9 +89,6 @@ async def plain_pair(*, agent_handler: Recorder | None = None, **kwargs: Any) ->
         theirs = await ends.agent_handler.opened.get()
         await turns()
         yield ends, mine, theirs
-
-
-both_loops = pytest.mark.parametrize("loop", LOOPS)
 
 
 @both_loops
@@ -251,7 +248,7 @@ def test_an_exception_in_any_callback_ends_that_stream_alone(loop: str, where: s
             a.transport.write(b"neighbour")
             await turns()
             assert b.got == b"neighbour"
-            assert ends.client.streams_open == 1
+            assert len(ends.client.streams) == 1
 
     run(loop, main, expected=("ZeroDivisionError",))
 
@@ -273,7 +270,7 @@ def test_an_exception_in_connection_made_resets_the_stream(loop: str) -> None:
             with pytest.raises(ZeroDivisionError):
                 ends.client.open("kubernetes", Broken())
             await turns()
-            assert ends.client.streams_open == 1
+            assert len(ends.client.streams) == 1
             assert not ends.client.closed
 
     run(loop, main)
@@ -411,7 +408,7 @@ def test_a_cut_comes_behind_every_byte(loop: str, link: str) -> None:
             assert received == data
             assert caught.value.code == ResetCode.TRUNCATED
             for session in (ends.client, ends.agent):
-                await until(lambda session=session: session.streams_open == 0, timeout=10)
+                await until(lambda session=session: len(session.streams) == 0, timeout=10)
                 session._machine.assert_invariants()
             assert ends.client._machine.unconsumed == ends.agent._machine.unconsumed == 0
 

@@ -5,13 +5,9 @@ from __future__ import annotations
 import io
 import os
 import threading
-import time
 from pathlib import Path
 
-import pytest
-
-from arcbridge.observe import line_sink
-from arcbridge.observe.line_sink import GATHER, LineSink
+from arcbridge.observe.line_sink import LineSink
 
 
 def test_lines_reach_a_file_in_order(tmp_path: Path) -> None:
@@ -66,7 +62,7 @@ class Drain:
 def test_a_stalled_stream_costs_lines_and_no_time() -> None:
     reading, writing = os.pipe()
     stream = os.fdopen(writing, "w")
-    sink = LineSink(stream, lambda count: f"dropped {count}", queue_bytes=100_000)
+    sink = LineSink(stream, lambda count: f"dropped {count}", queue=100_000)
     for _ in range(5000):
         sink.write("x" * 99)  # never waits: the pipe would stay full for ever
     assert not sink.flush(0.05)  # without a reader the pipe holds 64 KiB, the queue the rest
@@ -113,58 +109,3 @@ def test_close_gives_up_on_a_stream_that_stays_stalled() -> None:
     assert sink.close(30)
     stream.close()
     assert len(drain.result()) == 1_000_001
-
-
-class Descriptor(io.StringIO):
-    """A stream with a pipe's descriptor, so that the writes that reach it can be counted."""
-
-    def __init__(self, descriptor: int) -> None:
-        super().__init__()
-        self._descriptor = descriptor
-
-    def fileno(self) -> int:
-        return self._descriptor
-
-
-def test_the_first_line_is_written_at_once_and_those_behind_it_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(line_sink, "GATHER", 3600.0)
-    reading, writing = os.pipe()
-    sink = LineSink(Descriptor(writing), str)
-    sink.write("first")
-    assert os.read(reading, 100) == b"first\n"
-    sink.write("second")
-    sink.write("third")
-    assert sink.flush(30), "a flush does not wait for more lines"
-    assert os.read(reading, 100) == b"second\nthird\n"
-    sink.write("last")
-    assert sink.close(30), "nor does the end"
-    assert os.read(reading, 100) == b"last\n"
-    os.close(writing)
-    os.close(reading)
-
-
-def test_a_queue_that_is_half_full_is_written_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(line_sink, "GATHER", 3600.0)
-    reading, writing = os.pipe()
-    sink = LineSink(Descriptor(writing), str, queue_bytes=1000)
-    sink.write("first")
-    assert os.read(reading, 100) == b"first\n"
-    sink.write("x" * 400)
-    sink.write("y" * 200)
-    assert len(os.read(reading, 2000)) == 602
-    assert sink.close(30)
-    os.close(writing)
-    os.close(reading)
-
-
-def test_a_line_waits_for_no_other(tmp_path: Path) -> None:
-    with (tmp_path / "log").open("w") as stream:
-        sink = LineSink(stream, str)
-        for number in range(3):
-            written = time.monotonic()
-            sink.write(f"line {number}")
-            while f"line {number}" not in (tmp_path / "log").read_text():
-                assert time.monotonic() - written < 30
-                time.sleep(0.001)
-        assert sink.close(30)
-    assert GATHER <= 0.1, "an audit line is there a tenth of a second after its request"

@@ -15,13 +15,15 @@ import aiohttp
 from arcbridge.errors import Unauthenticated, Unreachable
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.policy import PolicyFile
-from arcbridge.identity.proof import ProofKey, binding
+from arcbridge.identity.proof import ProofChecker, ProofKey, ProofPolicy, binding
 from arcbridge.loop_shares import LoopTimes
 from arcbridge.net.tls import ALPN_HTTP, outer_server_contexts
 from arcbridge.pki.authority import Authority, Issued
 from arcbridge.pki.enrolment import make_csr, make_key
 from arcbridge.relay.access import Access
-from arcbridge.relay.http.api import Limited, build_app
+from arcbridge.relay.caller_checks import CallerChecks
+from arcbridge.relay.counters import Counters
+from arcbridge.relay.http.api import Api, Limited, build_app, caller_bucket
 from arcbridge.relay.http.server import HttpApiServer
 from arcbridge.relay.registry.sqlite import SqliteRegistry
 
@@ -78,8 +80,7 @@ class Relay:
     access: Access
     spki: bytes
     """What the relay shows."""
-    copies: list[None]
-    """One for each renewal that showed a copy of a credential."""
+    counters: Counters
     payers: LoopTimes[str] = field(default_factory=lambda: LoopTimes(0.0, size=100))
     """Users' times of the loop."""
     cluster_ca: Authority = field(default_factory=lambda: Authority.create("cluster CA"))
@@ -156,7 +157,6 @@ async def serving(
     authority = authority or Authority.create("relay CA", clock=clock)
     registry = await SqliteRegistry.open(tmp_path, clock=clock)
     agents: dict[str, int] = {}
-    limited = Limited()
     (tmp_path / "policy.toml").write_text(POLICY)
     access = Access(PolicyFile(tmp_path / "policy.toml"))
     access.learn_users({})
@@ -164,29 +164,26 @@ async def serving(
     async def count_agents(clusters: Sequence[str]) -> Mapping[str, int]:
         return {cluster: agents[cluster] for cluster in clusters if cluster in agents}
 
-    copies: list[None] = []
-    app = build_app(
-        authority=authority,
-        registry=registry,
-        count_agents=count_agents,
-        verifier=StubVerifier(),
-        access=access,
+    counters = Counters()
+    api = Api(
+        authority,
+        registry,
+        count_agents,
+        CallerChecks(StubVerifier(), ProofChecker(ProofPolicy.IF_BOUND, "the relay"), access),
+        counters,
         certificate_life=600.0,
-        clock=clock,
-        monotonic=clock,
-        user_requests_per_minute=30,
-        limited=limited,
-        renewed_twice=lambda: copies.append(None),
+        callers=caller_bucket(30),
         login=login,
         payer_of=lambda identity: made.payers.of(identity.username, 0.0),
     )
-    server = HttpApiServer(app)
+    api.clock = api.monotonic = clock
+    server = HttpApiServer(build_app(api))
     await server.start()
     issued = authority.issue_server(["127.0.0.1"])
     context = outer_server_contexts(issued.certificate_pem, issued.key_pem, authority.certificate_pem)[ALPN_HTTP]
     listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", port, ssl=context)
     port = listener.sockets[0].getsockname()[1]
-    made = Relay(authority, registry, clock, server, port, limited, agents, access, context.spki, copies)
+    made = Relay(authority, registry, clock, server, port, api.limited, agents, access, context.spki, counters)
     try:
         yield made
     finally:

@@ -15,7 +15,7 @@ from typing import cast
 
 from arcbridge.errors import ArcbridgeError, Unauthenticated
 from arcbridge.identity.claims import Identity
-from arcbridge.identity.proof import UNBOUND, Binding
+from arcbridge.identity.proof import UNBOUND, Binding, ProofChecker, ProofPolicy
 from arcbridge.loop_shares import LoopTimes
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.net import client_hello
@@ -25,6 +25,9 @@ from arcbridge.net.join import client_join
 from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN
 from arcbridge.relay.access import Access
 from arcbridge.relay.admission import Admission
+from arcbridge.relay.agent_join import AgentJoins
+from arcbridge.relay.caller_checks import CallerChecks
+from arcbridge.relay.client_join import ClientJoins
 from arcbridge.relay.control import AGENTS_PER_SECOND, ControlServer
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.fleet.base import Fleet
@@ -32,6 +35,7 @@ from arcbridge.relay.fleet.local import LocalFleet
 from arcbridge.relay.fleet.workers import WorkersFleet
 from arcbridge.relay.http.handler import HttpHandler
 from arcbridge.relay.listener import Listener
+from arcbridge.relay.pending_dials import Detour, PendingDials
 from arcbridge.relay.proxy_protocol import Networks
 from arcbridge.relay.pump import Pump, Pumps
 from arcbridge.relay.registry.sqlite import SqliteRegistry
@@ -101,7 +105,8 @@ class Station:
         self.siblings: Siblings | None = None
         """Set before `open`: this station is one of several workers."""
         self.fleet: Fleet = LocalFleet()
-        self.handovers: Handovers | None = None
+        self.detour: Detour | None = None
+        """Set before `open`: how joins of agents reach another station."""
         self.policy = StubPolicy()
         self.access = Access(self.policy)
         self.access.learn_users({})
@@ -117,7 +122,7 @@ class Station:
     async def open(self) -> None:
         contexts = server_contexts()
         if self.siblings is not None:
-            self.fleet, self.handovers = WorkersFleet(self.siblings), Handovers(self.siblings)
+            self.fleet, self.detour = WorkersFleet(self.siblings), Handovers(self.siblings)
         self.registry = await SqliteRegistry.open(self.directory)
         self.admission = Admission(
             self.limits.unauthenticated,
@@ -134,24 +139,29 @@ class Station:
             agents=self.limits.agents,
             agents_per_second=self.agents_per_second,
         )
-        self.rendezvous = Rendezvous(
-            context=lambda: contexts[ALPN_JOIN],
-            fleet=self.fleet,
-            registry=self.registry,
-            verifier=StubVerifier(self.bindings),
-            access=self.access,
-            pumps=self.pumps,
-            counters=self.counters,
+        dials = PendingDials(self.counters, self.detour)
+        self.checks = CallerChecks(
+            StubVerifier(self.bindings), ProofChecker(ProofPolicy.IF_BOUND, "the relay"), self.access
+        )
+        self.clients = ClientJoins(
+            dials,
+            self.fleet,
+            self.registry,
+            self.checks,
+            self.pumps,
+            self.counters,
             address="relay.test:443",
             limits=self.limits,
-            handovers=self.handovers,
             dial_deadline=self.dial_deadline,
         )
+        self.dials = dials
+        self.agents = AgentJoins(dials, self.registry, self.counters, self.detour, self.clients.require_room)
+        rendezvous = Rendezvous(lambda: contexts[ALPN_JOIN], self.clients, self.agents, self.counters)
         http = HttpHandler(lambda: contexts[ALPN_HTTP], lambda ticket: EchoUpper(), self.counters)
         self.listener = Listener(
             {
                 client_hello.CONTROL: self.control.serve,
-                client_hello.JOIN: self.rendezvous.serve,
+                client_hello.JOIN: rendezvous.serve,
                 client_hello.HTTP: http.serve,
             },
             self.admission,
@@ -199,7 +209,7 @@ class Station:
     async def settled(self) -> None:
         """Wait until no join is pending and no connection waits for admission."""
         async with asyncio.timeout(5):
-            while self.rendezvous.pending or self.admission.waiting:
+            while self.clients.pending or self.admission.waiting:
                 await asyncio.sleep(0.005)
 
 
@@ -291,7 +301,7 @@ class Agent(BaseHandler):
 
 
 async def consent_and_join(agent: Agent, dial: Dial) -> None:
-    agent.session.send_status(Status(token=dial.token))
+    agent.session.send(Status(token=dial.token))
     await agent.join(dial.token)
 
 
@@ -300,4 +310,4 @@ async def swallow(agent: Agent, dial: Dial) -> None:
 
 
 async def refuse(agent: Agent, dial: Dial) -> None:
-    agent.session.send_status(Status(token=dial.token, code=1, message="I am full"))
+    agent.session.send(Status(token=dial.token, code=1, message="I am full"))

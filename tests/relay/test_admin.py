@@ -12,12 +12,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import yaml
 
+from arcbridge.cli import relay
 from arcbridge.cli.parser import Invocation
-from arcbridge.cli.relay import _COMMANDS
 from arcbridge.errors import ConfigError, EnrolmentRefused, StateError
 from arcbridge.pki.authority import Authority
 from arcbridge.pki.enrolment import JoinToken
@@ -62,8 +63,8 @@ def config(tmp_path: Path) -> RelayConfig:
 def run(config: RelayConfig, *command: str, **given: object) -> str:
     """What the command line prints."""
     out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        assert _COMMANDS[command](Invocation("relay", command, given), config) == 0
+    with contextlib.redirect_stdout(out), mock.patch.object(relay, "load_settings", return_value=config):
+        assert getattr(relay, "_".join(command))(Invocation("relay", command, given)) == 0
     return out.getvalue()
 
 

@@ -273,10 +273,10 @@ async def test_draining_says_goodbye_with_a_schedule(tmp_path: Path) -> None:
 
 async def test_statuses_late_twice_and_of_others_change_nothing(tmp_path: Path) -> None:
     async def odd(agent: Agent, dial: Dial) -> None:
-        agent.session.send_status(Status(token="never sent", code=1))
-        agent.session.send_status(Status(ready=False, instance="i1"))
-        agent.session.send_status(Status(token=dial.token))
-        agent.session.send_status(Status(token=dial.token, code=1))
+        agent.session.send(Status(token="never sent", code=1))
+        agent.session.send(Status(ready=False, instance="i1"))
+        agent.session.send(Status(token=dial.token))
+        agent.session.send(Status(token=dial.token, code=1))
 
     async with station(tmp_path, "prod") as relay, Agent(relay, on_dial=odd) as agent:
         await agent.registered()

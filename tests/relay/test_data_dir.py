@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from arcbridge.errors import ConfigError, StateError
-from arcbridge.relay.data_dir import only_one, open_authority, open_registry
+from arcbridge.relay.data_dir import instance_lock, open_authority, open_registry
 
 
 async def test_everything_is_there_the_next_time(tmp_path: Path) -> None:
@@ -22,7 +22,7 @@ async def test_a_wrong_directory_is_told_and_not_filled(tmp_path: Path) -> None:
 
 
 def test_one_relay_at_a_time(tmp_path: Path) -> None:
-    with only_one(tmp_path), pytest.raises(ConfigError, match="another relay"), only_one(tmp_path):
+    with instance_lock(tmp_path), pytest.raises(ConfigError, match="another relay"), instance_lock(tmp_path):
         pass
-    with only_one(tmp_path):
+    with instance_lock(tmp_path):
         pass

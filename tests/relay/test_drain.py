@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from arcbridge.net.sockets import receive, reset
 from arcbridge.relay import drain as module
 from arcbridge.relay.drain import Drain, Step
 from arcbridge.relay.fleet.base import AgentLink
+from arcbridge.relay.membership import Membership
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import JoinReply, JoinRequest
 from tests.net.ends import RELAY, client_context
@@ -29,16 +30,16 @@ class Draining:
         self,
         relay: Station,
         draws: list[float] | None = None,
-        together: Callable[[asyncio.Event], Awaitable[None]] | None = None,
+        membership: Membership | None = None,
     ) -> None:
         draws = [*(draws or [])]
         self.drain = Drain(
             relay.listener,
             relay.control,
-            relay.rendezvous,
+            relay.clients,
             relay.pumps,
             relay.counters,
-            together=together,
+            membership or Membership(),
             random=lambda: draws.pop(0) if draws else 0.5,
         )
         self.hurry = asyncio.Event()
@@ -186,7 +187,7 @@ async def test_a_join_whose_agent_does_not_come_is_refused(tmp_path: Path, monke
             await asyncio.wait_for(joining, 5)
         assert (caught.value.code, caught.value.retry_after) == (JoinCode.DRAINING, 1)
         await draining.over()
-        assert relay.rendezvous.joining == 0
+        assert relay.clients.joining == 0
 
 
 async def test_a_join_under_way_completes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,13 +236,16 @@ async def test_one_of_several_keeps_the_port_until_all_are_ready(
     monkeypatch.setattr(module, "_LAST", 10.0)
     all_ready = asyncio.Event()
 
-    async def together(hurry: asyncio.Event) -> None:
-        asked.set()
-        await all_ready.wait()
+    class Together(Membership):
+        shares_port = True
+
+        async def wait_to_close(self, hurry: asyncio.Event) -> None:
+            asked.set()
+            await all_ready.wait()
 
     asked = asyncio.Event()
     async with station(tmp_path, "prod") as relay:
-        draining = Draining(relay, together=together)
+        draining = Draining(relay, membership=Together())
         await asyncio.wait_for(asked.wait(), 5)
         with pytest.raises(JoinRefused) as caught:
             await relay.join()

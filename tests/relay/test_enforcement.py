@@ -38,7 +38,7 @@ class Enforced:
         self.relay = relay
         self.agents = agents
         self.told: list[Lost] = []
-        self.enforcement = Enforcement(relay.access, relay.pumps, relay.rendezvous, relay.counters, self.told.append)
+        self.enforcement = Enforcement(relay.access, relay.pumps, relay.clients, relay.counters, self.told.append)
         relay.on_pump_ended = self.enforcement.ended
 
     async def session(self, user: str, cluster: str = "prod") -> tuple[socket.socket, socket.socket]:
@@ -141,14 +141,14 @@ async def test_a_client_that_waits_for_its_agent_is_refused_at_once(tmp_path: Pa
         at.agents["prod"].on_dial = swallow
         joining = asyncio.create_task(at.relay.join("alice"))
         async with asyncio.timeout(5):
-            while not at.relay.rendezvous.pending:
+            while not at.relay.clients.pending:
                 await asyncio.sleep(0.005)
         at.revoke("alice")
         await at.enforcement.enforce()
         with pytest.raises(JoinRefused, match="log in again") as caught:
             await asyncio.wait_for(joining, 5)
         assert caught.value.code == JoinCode.FORBIDDEN
-        assert not at.relay.rendezvous.pending
+        assert not at.relay.clients.pending
 
 
 async def test_a_right_that_is_lost_while_the_agent_comes_lets_no_byte_pass(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ async def test_a_right_that_is_lost_while_the_agent_comes_lets_no_byte_pass(tmp_
 
     async def lose_right(agent: Agent, dial: Dial) -> None:
         agent.relay.policy.allowed.discard(("alice", "prod"))
-        agent.session.send_status(Status(token=dial.token))
+        agent.session.send(Status(token=dial.token))
         with contextlib.suppress(Exception):
             await agent.join(dial.token)
 

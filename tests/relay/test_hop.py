@@ -6,6 +6,7 @@ import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ from arcbridge.net.sockets import receive, send_all
 from arcbridge.net.tls import ALPN_HOP, ALPN_JOIN, RelayTrust, outer_client_context
 from arcbridge.relay import enforcement
 from arcbridge.relay.enforcement import Enforcement
-from arcbridge.relay.hop import HOP_NAME, Hops, relay_of, token_of
+from arcbridge.relay.hop import HOP_NAME, Hops
+from arcbridge.relay.pending_dials import key_of, process_of, token_of
 from arcbridge.wire.records import Dial, JoinRequest, Status
 from tests.net.ends import RELAY, authority, client_context
 from tests.relay.station import Agent, Station, station
@@ -33,23 +35,24 @@ class Pair:
         self.b = b
         self.addresses = {A: str(a.address), B: str(b.address)}
         self.asked: list[str] = []
+        self._hops: dict[Station, Hops] = {}
         for one, relay_id in ((a, A), (b, B)):
             hops = Hops(Peers(self, relay_id), authority=authority(), pumps=one.pumps)
-            one.rendezvous._hops = hops
-            one.listener._handlers[client_hello.HOP] = one.rendezvous.serve_hop
+            one.agents._detour = hops
+            one.dials._process_id = relay_id
+            hops.attach(one.dials)
+            one.listener._handlers[client_hello.HOP] = partial(one.agents.serve_hop, hops.server_context)
+            self._hops[one] = hops
 
     async def address_of(self, relay_id: str) -> str:
         self.asked.append(relay_id)
         return self.addresses.get(relay_id, "")
 
     async def tell_failed(self, relay_id: str, token: str) -> None:
-        from arcbridge.relay.rendezvous import _key
-
-        {A: self.a, B: self.b}[relay_id].rendezvous.hop_failed(_key(token))
+        {A: self.a, B: self.b}[relay_id].dials.hop_failed(key_of(token))
 
     def hops(self, relay: Station) -> dict[str, int]:
-        assert relay.rendezvous._hops is not None
-        return {name: count for name, count in relay.rendezvous._hops.outcomes.items() if count}
+        return {name: count for name, count in self._hops[relay].outcomes.items() if count}
 
 
 class Peers:
@@ -72,7 +75,7 @@ def joining_at(relay: Station, cluster: str = "") -> object:
     """The agent consents, and its join comes out at `relay`."""
 
     async def on_dial(agent: Agent, dial: Dial) -> None:
-        agent.session.send_status(Status(token=dial.token))
+        agent.session.send(Status(token=dial.token))
         agent.relay = relay
         await agent.join(dial.token, cluster)
 
@@ -129,7 +132,7 @@ async def test_a_right_that_is_lost_ends_both_pumps(pair: Pair, where: str, monk
             at.policy.allowed.clear()
         else:
             at.access.clusters = frozenset({"prod"})
-        await Enforcement(at.access, at.pumps, at.rendezvous, at.counters, lambda lost: None).enforce()
+        await Enforcement(at.access, at.pumps, at.clients, at.counters, lambda lost: None).enforce()
         for end in (sock, agent.sockets[0]):
             with pytest.raises(ConnectionResetError):
                 await asyncio.wait_for(receive(end, 10), 5)
@@ -190,7 +193,7 @@ async def test_an_agent_of_another_cluster(pair: Pair) -> None:
     """docs/threats.md#J1: the agent is refused, and the join that the token belongs to goes on."""
 
     async def on_dial(agent: Agent, dial: Dial) -> None:
-        agent.session.send_status(Status(token=dial.token))
+        agent.session.send(Status(token=dial.token))
         agent.relay = pair.b
         with pytest.raises(JoinRefused) as caught:
             await agent.join(dial.token, "other")
@@ -237,10 +240,10 @@ async def test_the_client_is_told_at_once(pair: Pair, how: str) -> None:
             server.settimeout(10)
             asyncio.get_running_loop().run_in_executor(None, lambda: server.accept()[0].close())
         else:
-            pair.b.rendezvous.draining = True
+            pair.b.clients.draining = True
 
         async def on_dial(agent: Agent, dial: Dial) -> None:
-            agent.session.send_status(Status(token=dial.token))
+            agent.session.send(Status(token=dial.token))
             agent.relay = pair.b
             with pytest.raises(JoinRefused):
                 await agent.join(dial.token)
@@ -259,11 +262,11 @@ async def test_the_client_that_left_meanwhile(pair: Pair) -> None:
     waiting = asyncio.Event()
 
     async def on_dial(agent: Agent, dial: Dial) -> None:
-        agent.session.send_status(Status(token=dial.token))
+        agent.session.send(Status(token=dial.token))
         agent.relay = pair.b
         waiting.set()
         async with asyncio.timeout(10):
-            while pair.a.rendezvous.pending:
+            while pair.a.clients.pending:
                 await asyncio.sleep(0.005)
         with pytest.raises(JoinRefused) as caught:
             await agent.join(dial.token)
@@ -283,9 +286,9 @@ async def test_the_client_that_left_meanwhile(pair: Pair) -> None:
 
 
 def test_tokens() -> None:
-    assert relay_of(token_of(A, "secret.with.dots")) == A
+    assert process_of(token_of(A, "secret.with.dots")) == A
     for token in ("", "secret", ".x", "short.x", "a" * 17 + ".x"):
-        assert relay_of(token) == ""
+        assert process_of(token) == ""
 
 
 async def test_certificates_are_made_anew(pair: Pair) -> None:

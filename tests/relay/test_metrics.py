@@ -9,7 +9,7 @@ from arcbridge.observe.metrics import Metrics
 from arcbridge.relay.counters import REJECTIONS
 from arcbridge.relay.http.api import Limited
 from arcbridge.relay.metrics import register
-from arcbridge.relay.session_places import LIMITS
+from arcbridge.relay.session_slots import LIMITS
 from tests.relay.station import station
 
 
@@ -26,21 +26,21 @@ async def test_every_metric_reads_and_the_series_are_fixed(tmp_path: Path) -> No
         )
         proofs = ProofChecker(ProofPolicy.IF_BOUND, "the relay")
         proofs.taken["cnf.jkt"], proofs.refused["missing"] = 2, 4
-        api = SimpleNamespace(malformed=0, slow=0, outlived=0)
-        register(
-            metrics,
+        basis = SimpleNamespace(
             counters=relay.counters,
+            verifier=verifier,
+            checks=SimpleNamespace(proofs=proofs, access=relay.access),
+            certificate=SimpleNamespace(expires=5.0),
+        )
+        entrances = SimpleNamespace(
             admission=relay.admission,
             control=relay.control,
-            rendezvous=relay.rendezvous,
+            clients=relay.clients,
             pumps=relay.pumps,
-            verifier=verifier,  # type: ignore[arg-type]
-            proofs=proofs,
-            api=api,  # type: ignore[arg-type]
-            api_refusals=Limited(),
-            certificate=SimpleNamespace(expires=5.0),  # type: ignore[arg-type]
-            access=relay.access,
+            api=SimpleNamespace(limited=Limited()),
+            http=SimpleNamespace(malformed=0, slow=0, outlived=0),
         )
+        register(metrics, basis, entrances)  # type: ignore[arg-type]
         relay.counters.rejected["cap_total"] += 7
         text = metrics.render()[0].decode()
         assert metrics.read_failures == 0

@@ -135,7 +135,7 @@ async def test_an_issuer_that_is_taken_out_counts_no_more(config: RelayConfig, r
         "arcbridge.relay.certificate.ServerCertificate.read",
         "arcbridge.relay.certificate.ServerCertificate.put",
         "arcbridge.identity.verifier.TokenVerifier.replace",
-        "arcbridge.relay.rendezvous.Rendezvous.change_limits",
+        "arcbridge.relay.client_join.ClientJoins.change_limits",
     ],
 )
 async def test_whatever_goes_wrong_the_last_good_settings_stay(
@@ -178,13 +178,14 @@ async def test_whatever_goes_wrong_the_last_good_settings_stay(
 
 def in_force(reload: Reload) -> list[object]:
     """What the parts of a relay go by."""
+    basis, entrances = reload._basis, reload._entrances
     return [
-        reload._rendezvous._limits,
-        reload._verifier._config.issuers,
-        reload._proofs.policy,
-        reload._policy._policy.rules,
-        reload._certificate.loaded,
-        reload._payers._share,
+        entrances.clients.limits,
+        basis.verifier._config.issuers,
+        basis.checks.proofs.policy,
+        basis.policy._policy.rules,
+        basis.certificate.loaded,
+        entrances.pumps.payers._share,
     ]
 
 

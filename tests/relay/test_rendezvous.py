@@ -23,15 +23,15 @@ from arcbridge.net.join import JoinCode, client_join
 from arcbridge.net.sockets import receive, reset, send_all
 from arcbridge.net.tls import ALPN_JOIN
 from arcbridge.net.tlspipe import TlsPipe
-from arcbridge.relay import rendezvous as rendezvous_module
+from arcbridge.relay import agent_join
 from arcbridge.relay.access import Loss
 from arcbridge.relay.admission import Admission, Ticket
-from arcbridge.relay.session_places import SessionPlaces
+from arcbridge.relay.session_slots import SessionSlots
 from arcbridge.settings.config import RelayLimitsConfig
 from arcbridge.wire.records import Dial, JoinReply, JoinRequest, Status
 from tests.net.ends import RELAY, authority, client_context
 from tests.relay.station import Agent, Station, consent_and_join, refuse, station, swallow
-from tests.relay.test_session_places import person
+from tests.relay.test_session_slots import person
 
 
 async def exactly(sock: socket.socket, size: int) -> bytes:
@@ -110,7 +110,7 @@ async def test_a_refused_join_names_cluster_rule_and_detail_in_the_log(tmp_path:
         async def refuse(token: str) -> Identity:
             raise TokenRefused("token.aud", "not for this place", wanted="relay", detail='it is for "x"')
 
-        relay.rendezvous._verifier.verify = refuse  # type: ignore[method-assign]
+        relay.checks.verifier.verify = refuse  # type: ignore[method-assign]
         with capture_logs() as lines, pytest.raises(JoinRefused) as caught:
             await relay.join("alice")
         (failed,) = (line for line in lines if line["event"] == "join failed")
@@ -124,7 +124,7 @@ async def test_groups_that_cannot_be_looked_up_are_no_fault_of_the_issuer_s_keys
         async def refuse(token: str) -> Identity:
             raise GroupsUnavailable("Graph is away", detail="graph.a.client_secret_file: /etc/secret does not exist")
 
-        relay.rendezvous._verifier.verify = refuse  # type: ignore[method-assign]
+        relay.checks.verifier.verify = refuse  # type: ignore[method-assign]
         with capture_logs() as lines, pytest.raises(JoinRefused) as caught:
             await relay.join("alice")
         assert caught.value.message.startswith(f"{GROUPS_UNAVAILABLE}Graph is away; try again shortly")
@@ -197,7 +197,7 @@ async def test_refusals_before_an_agent_is_asked(tmp_path: Path) -> None:
         with pytest.raises(JoinRefused) as caught:
             await relay.join()
         assert code_of(caught) == JoinCode.FORBIDDEN
-        relay.rendezvous.draining = True
+        relay.clients.draining = True
         with pytest.raises(JoinRefused) as caught:
             await relay.join("alice", "other")
         assert code_of(caught) == JoinCode.DRAINING
@@ -259,7 +259,7 @@ async def test_void_tokens_keep_no_agent_away(tmp_path: Path, monkeypatch: pytes
     """docs/threats.md#L5: agents show void tokens without end, as they do when clients join and leave. They are told to
     wait, and the agent whose client still waits is let in, as is that of another cluster behind the same address."""
     # No guess grows back while the machine makes the handshakes.
-    monkeypatch.setattr(rendezvous_module, "time", SimpleNamespace(monotonic=lambda: 1000.0))
+    monkeypatch.setattr(agent_join, "time", SimpleNamespace(monotonic=lambda: 1000.0))
     async with (
         station(tmp_path, "prod", "other") as relay,
         Agent(relay, on_dial=swallow) as agent,
@@ -291,16 +291,16 @@ async def test_joins_without_end_of_one_user(tmp_path: Path) -> None:
     limits = RelayLimitsConfig(joins_per_minute_per_user=5, pending_joins=20, sessions=20)
 
     async def only_for_bob(agent: Agent, dial: Dial) -> None:
-        if relay.rendezvous.places.pending_of.get("https://issuer.test#bob") or dial.instance:
+        if relay.clients.slots.pending_of.get("https://issuer.test#bob") or dial.instance:
             await consent_and_join(agent, dial)
 
     async with station(tmp_path, "prod", limits=limits) as relay, Agent(relay, on_dial=only_for_bob) as agent:
         # The time stands still: thirty handshakes may take a second, and what is left of the wait is told.
-        relay.rendezvous.places = SessionPlaces(limits, clock=lambda: 1000.0)
+        relay.clients.slots = SessionSlots(limits, clock=lambda: 1000.0)
         await agent.registered()
         flood = [asyncio.create_task(relay.join("alice")) for _ in range(30)]
         async with asyncio.timeout(30):
-            while relay.rendezvous.places.refused["user_joins"] < 25 or len(agent.dials) < 5:
+            while relay.clients.slots.refused["user_joins"] < 25 or len(agent.dials) < 5:
                 await asyncio.sleep(0.005)
         near, _ = await relay.join("bob")
         back, _ = await relay.join("alice", instance="i1")
@@ -327,7 +327,7 @@ async def test_a_join_is_charged_to_its_address_and_then_to_its_user(
         await agent.registered()
         alice, address = relay.pumps.payer_of(person("alice")), relay.admission.loop_times.of("127.0.0.1", 0.0)
         judged: list[LoopTime] = []
-        verify, loss = relay.rendezvous._verifier.verify, relay.access.loss
+        verify, loss = relay.checks.verifier.verify, relay.access.loss
 
         async def verified(token: str) -> Identity:
             judged.append(address)
@@ -341,7 +341,7 @@ async def test_a_join_is_charged_to_its_address_and_then_to_its_user(
                 pass
             return loss(identity, cluster)
 
-        monkeypatch.setattr(relay.rendezvous._verifier, "verify", verified)
+        monkeypatch.setattr(relay.checks.verifier, "verify", verified)
         monkeypatch.setattr(relay.access, "loss", lost)
         near, _ = await relay.join("alice")
         near.close()
@@ -427,7 +427,7 @@ async def test_a_session_counts_for_its_user_until_it_ends(tmp_path: Path) -> No
         socks.pop().close()
         agent.sockets[1].close()
         async with asyncio.timeout(5):
-            while relay.rendezvous.places.sessions_of.get("https://issuer.test#alice") != 1:
+            while relay.clients.slots.sessions_of.get("https://issuer.test#alice") != 1:
                 await asyncio.sleep(0.005)
         socks.append((await relay.join())[0])
         for sock in socks:
@@ -435,7 +435,7 @@ async def test_a_session_counts_for_its_user_until_it_ends(tmp_path: Path) -> No
         for sock in agent.sockets:
             sock.close()
         async with asyncio.timeout(5):
-            while relay.rendezvous.places.sessions_of:
+            while relay.clients.slots.sessions_of:
                 await asyncio.sleep(0.005)
 
 
@@ -456,7 +456,7 @@ async def test_of_two_agents_exactly_one_wins(tmp_path: Path) -> None:
     """docs/threats.md#J2, 25 rounds."""
 
     async def twice(agent: Agent, dial: Dial) -> None:
-        agent.session.send_status(Status(token=dial.token))
+        agent.session.send(Status(token=dial.token))
         results = await asyncio.gather(agent.join(dial.token), agent.join(dial.token), return_exceptions=True)
         outcomes.append(sorted(type(result).__name__ for result in results))
 
@@ -519,7 +519,7 @@ async def test_an_agent_that_does_not_come(tmp_path: Path) -> None:
     """docs/threats.md#J4: it swallows the dial, it consents and stays away, it refuses; the failed step is named."""
 
     async def promise(agent: Agent, dial: Dial) -> None:
-        agent.session.send_status(Status(token=dial.token))
+        agent.session.send(Status(token=dial.token))
 
     for on_dial, deadline, code, words in (
         (swallow, 0.3, JoinCode.AGENT_TIMEOUT, "did not answer the dial request|did not connect"),
@@ -581,7 +581,7 @@ async def test_close_notify_withheld_ends_both(tmp_path: Path, monkeypatch: pyte
         return reply
 
     async def withhold(agent: Agent, dial: Dial) -> None:
-        agent.session.send_status(Status(token=dial.token))
+        agent.session.send(Status(token=dial.token))
         sock = await agent.relay.dial()
         agent.sockets.append(sock)
         await half(sock, "prod", JoinRequest(role="agent", token=dial.token))
@@ -637,7 +637,7 @@ async def test_a_stopping_relay_leaves_no_half_paired_socket(tmp_path: Path) -> 
         await relay.close()
         with pytest.raises(ConnectionLost):
             await joining
-    assert relay.rendezvous.pending == 0
+    assert relay.clients.pending == 0
 
 
 # -- tokens that are bound to a key ------------------------------------------------------------------------------------
@@ -679,7 +679,7 @@ async def test_t30_a_bound_token_joins_with_its_proof_alone(tmp_path: Path) -> N
 async def test_t31_required_takes_no_bearer_tokens(tmp_path: Path) -> None:
     async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
         await agent.registered()
-        relay.rendezvous._proofs = ProofChecker(ProofPolicy.REQUIRED, "the relay")
+        relay.checks.proofs = ProofChecker(ProofPolicy.REQUIRED, "the relay")
         with pytest.raises(JoinRefused) as caught:
             await relay.join()
         assert refusal_in(caught.value.message) == "unbound"

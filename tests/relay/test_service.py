@@ -162,7 +162,7 @@ class EnrolledAgent(BaseHandler):
         self._tasks.add(asyncio.get_running_loop().create_task(self._join(dial)))
 
     async def _join(self, dial: Dial) -> None:
-        self.session.send_status(Status(token=dial.token))
+        self.session.send(Status(token=dial.token))
         context = outer_client_context(RelayTrust(self.relay.ca), ALPN_JOIN, client_certificate=self.certificate)
         sock = await self.relay.dial()
         await client_join(sock, context, "127.0.0.1", JoinRequest(role="agent", token=dial.token, instance="pod-1"))

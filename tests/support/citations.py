@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from tests.support import pages
+
 ROOT: Final = Path(__file__).resolve().parents[2]
 THREATS: Final = ROOT / "docs" / "threats.md"
 SECURITY: Final = ROOT / "docs" / "security.md"
@@ -22,12 +24,12 @@ _CLAIM: Final = re.compile(r'^<a id="(C\d+)"></a>\*\*\1\. (.+?)(?=^<a id=|^## |\
 
 def rows() -> list[tuple[str, str]]:
     """Code and cells of each row of docs/threats.md."""
-    return _ROW.findall(THREATS.read_text(encoding="utf-8"))
+    return _ROW.findall(pages.read(THREATS))
 
 
 def claims() -> list[tuple[str, str]]:
     """Code and text of each claim of docs/security.md."""
-    return _CLAIM.findall(SECURITY.read_text(encoding="utf-8"))
+    return _CLAIM.findall(pages.read(SECURITY))
 
 
 def tests(text: str) -> list[tuple[str, str]]:

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-import ctypes
-import os
 import runpy
 import sys
 import types
@@ -35,8 +33,6 @@ MISSING: Final = {
     "socket": frozenset({"AF_UNIX", "SOCK_CLOEXEC", "SCM_RIGHTS", "SO_PEERCRED", "socketpair_unix", "SO_REUSEPORT"}),
 }
 """What modules lack there that both have."""
-OWN_SID: Final = "S-1-5-21-1-2-3-1000"
-"""The user of the simulated machine."""
 _IMPORT: Final = builtins.__import__
 _seen: dict[str, types.ModuleType] = {}
 
@@ -48,53 +44,6 @@ class _Without(types.ModuleType):
         super().__init__(real.__name__)
         self.__dict__.update({name: value for name, value in vars(real).items() if name not in missing})
         self.__dict__.update(changed)
-
-
-class _Library:
-    """`ctypes.WinDLL`, as far as `arcbridge.settings.windows_owner` calls it: SIMULATED_OWNER owns each path."""
-
-    def __init__(self, name: str, *, use_last_error: bool) -> None:
-        assert name in ("advapi32", "kernel32")
-        assert use_last_error
-        self.GetCurrentProcess = lambda: -1
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self, f"_{name}")
-
-    def _GetNamedSecurityInfoW(self, path: Any, kind: int, what: int, owner: Any, *more: Any) -> int:
-        assert (kind, what) == (1, 1)
-        assert os.path.exists(path.value)
-        if not os.environ["SIMULATED_OWNER"]:
-            return 5
-        owner._obj.value, more[-1]._obj.value = _POINTERS["owner"], 1
-        return 0
-
-    def _OpenProcessToken(self, process: Any, access: int, token: Any) -> int:
-        assert (process.value, access) == (2**64 - 1, 8)
-        token._obj.value = 2
-        return 1
-
-    def _GetTokenInformation(self, token: Any, kind: int, buffer: Any, given: Any, size: Any) -> int:
-        assert (token.value, kind) == (2, 1)
-        size._obj.value = 44
-        if buffer is None:
-            return 0
-        ctypes.c_void_p.from_buffer(buffer).value = _POINTERS["own"]
-        return 1
-
-    def _ConvertSidToStringSidW(self, identifier: Any, text: Any) -> int:
-        owner = identifier.value == _POINTERS["owner"]
-        text._obj.value = os.environ["SIMULATED_OWNER"] if owner else OWN_SID
-        return 1
-
-    def _CloseHandle(self, handle: Any) -> int:
-        return 1
-
-    def _LocalFree(self, memory: Any) -> None:
-        assert memory.value
-
-
-_POINTERS: Final = {"owner": 4096, "own": 8192}
 
 
 def _import(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
@@ -113,9 +62,6 @@ def pretend(*, windows: bool) -> None:
     missing = MISSING if windows else {}
     for name in {*missing, *changed}:
         _seen[name] = _Without(_IMPORT(name), missing.get(name, frozenset()), changed.get(name, {}))
-    if windows:
-        libraries = {"WinDLL": _Library, "FormatError": lambda code: f"error {code}", "get_last_error": lambda: 5}
-        _seen["ctypes"] = _Without(ctypes, frozenset(), libraries)
     builtins.__import__ = _import
     if windows:
 

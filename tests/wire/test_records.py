@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from arcbridge.errors import RemoteProtocolError
 from arcbridge.wire import records
 from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, JoinRequest, Open, Record, Status
+from tests.support import pages
 
 ALL: list[type[Record]] = [
     kind
@@ -25,8 +26,8 @@ PROTOCOL = Path(__file__).resolve().parents[2] / "docs" / "protocol.md"
 
 def test_the_page_has_the_same_records() -> None:
     """docs/protocol.md names every record with all of its tags, in the order of the module."""
-    table = PROTOCOL.read_text(encoding="utf-8").partition("| record | fields, by tag |\n|---|---|\n")[2]
-    page = dict(line.strip("| ").split(" | ", 1) for line in table.partition("\n\n")[0].splitlines())
+    section = pages.read(PROTOCOL).partition("\n## 4. ")[2].partition("\n## ")[0]
+    page = dict(re.findall(r"^\| ([A-Z]\w+) \| (.+) \|$", section, re.MULTILINE))
     assert list(page) == [record.__name__ for record in ALL]
     for record in ALL:
         assert [int(tag) for tag in re.findall(r"(?:^|, )(\d+) [a-z]", page[record.__name__])] == list(record.TAGS)

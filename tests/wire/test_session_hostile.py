@@ -218,7 +218,7 @@ def test_m7_sessions_that_share_an_allowance_have_one_burst() -> None:
     allowance, ended = TokenBucket(DEFAULT.churn_burst, 0.0), 0
     for _ in range(3):
         one = agent()
-        one.machine.share_churn(allowance)
+        one.machine.stream_table.churn = allowance
         for n in range(DEFAULT.churn_burst // 2 + 1):
             if one.machine.state is not State.CLOSED:
                 one.feed(opening(2 * n + 1), reset(2 * n + 1, ResetCode.CANCELLED))
@@ -332,7 +332,7 @@ def test_m8_the_control_queue_has_a_cap() -> None:
     limits = Limits(max_queued_control=2000)
     one = Scripted(Side.ACCEPTOR, Kind.CONTROL, limits).feed(hello())
     for _ in range(1000):
-        one.machine.send_dial(Dial("t" * 30))
+        one.machine.send(Dial("t" * 30))
         if one.machine.state is State.CLOSED:
             break
     assert isinstance(one.machine.error, RemoteProtocolError)

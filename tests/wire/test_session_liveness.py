@@ -52,10 +52,10 @@ def test_a_silent_peer_is_dead_after_25_seconds() -> None:
 
 def test_control_connections_carry_dials_and_statuses() -> None:
     pair = Pair(Kind.CONTROL)
-    pair.client.machine.send_status(Status(instance="i", ready=True))
-    pair.agent.machine.send_dial(Dial("early"))  # before HELLO: waits for it
+    pair.client.machine.send(Status(instance="i", ready=True))
+    pair.agent.machine.send(Dial("early"))  # before HELLO: waits for it
     pair.drive_bounded(lambda: all(end.machine.state is State.OPEN for end in pair.ends))
-    pair.agent.machine.send_dial(Dial("token", "relay:443", "c", "join", "", 10, 1))
+    pair.agent.machine.send(Dial("token", "relay:443", "c", "join", "", 10, 1))
     pair.settle()
     dials = [e.dial.token for e in pair.client.events if isinstance(e, ev.DialReceived)]
     assert dials == ["early", "token"]
@@ -69,14 +69,14 @@ def test_a_list_of_revocations_leaves_at_once_and_before_hello_waits() -> None:
     pair = Pair(Kind.CONTROL)
     told = [Revoke(f"user-{n}@example.com", 1_700_000_000 + n, n == 0, "left the company") for n in range(10_000)]
     for revoke in told:
-        pair.agent.machine.send_revoke(revoke)
+        pair.agent.machine.send(revoke)
     pair.settle()
     assert [e.revoke for e in pair.client.events if isinstance(e, ev.RevokeReceived)] == told
     assert all(end.machine.state is State.OPEN for end in pair.ends)
     with pytest.raises(LocalProtocolError, match="only a relay"):
-        pair.client.machine.send_revoke(Revoke("jane", 1))
+        pair.client.machine.send(Revoke("jane", 1))
     with pytest.raises(LocalProtocolError, match="more than 4096"):
-        pair.agent.machine.send_revoke(Revoke("j" * 4096, 1))
+        pair.agent.machine.send(Revoke("j" * 4096, 1))
 
 
 def test_control_frames_pass_while_all_windows_are_zero() -> None:

@@ -19,7 +19,7 @@ from functools import lru_cache
 from json.encoder import encode_basestring as _quote
 
 from arcbridge.agent.audit.budget import AuditBudget
-from arcbridge.observe.foreign_text import clean, escape
+from arcbridge.observe.untrusted_text import clean, escape
 
 FIELD_LIMIT = 1024
 """Bytes of a text in a record: of a reason, a word of a command line, the name of a user or of a group."""
@@ -77,8 +77,8 @@ class AuditRecord:
     name: str = ""
     path: str = ""
     """Class of a non-resource path."""
-    asked: str = ""
-    """The seven fields before this one as `asked_text` gives them, where that is known already; empty: made anew."""
+    path_fields: str = ""
+    """The seven fields before this one, as the function of this name gives them; empty: they are made anew."""
     status: int = 0
     outcome: str = "answered"
     reason: str = ""
@@ -131,7 +131,7 @@ class AuditRecord:
         )
         if self.method:
             text += f',"method":{_quoted_name(self.method)}'
-        text += self.asked or asked_text(
+        text += self.path_fields or path_fields(
             self.verb, self.group, self.resource, self.subresource, self.namespace, self.name, self.path
         )
         if self.target:
@@ -175,7 +175,7 @@ class AuditRecord:
         return text + _missing_text(more, sha256)
 
 
-def asked_text(verb: str, group: str, resource: str, subresource: str, namespace: str, name: str, path: str) -> str:
+def path_fields(verb: str, group: str, resource: str, subresource: str, namespace: str, name: str, path: str) -> str:
     """Return what a path asks for, as the part of a line: each field with the comma before it, empty ones left out."""
     pairs = (
         ("verb", verb),

@@ -20,7 +20,7 @@ from typing import IO, cast
 
 from arcbridge.agent.audit.chain import NONE, Head, SealedLine, find_sealed, read_line
 from arcbridge.errors import ConfigError
-from arcbridge.observe.foreign_text import clean
+from arcbridge.observe.untrusted_text import clean
 from arcbridge.untrusted_json import read_json
 
 MAX_LINE = 1 << 20

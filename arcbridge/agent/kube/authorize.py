@@ -30,7 +30,6 @@ from arcbridge.agent.audit import AuditLog, AuditRecord
 from arcbridge.agent.audit.log import Recorded
 from arcbridge.agent.audit.record import Value
 from arcbridge.agent.kube.apiserver import ApiServer
-from arcbridge.agent.kube.asked import Asked, asked, query_details
 from arcbridge.agent.kube.framing import check_framing, content_length, has_body
 from arcbridge.agent.kube.impersonation import (
     ORIGINAL_USER,
@@ -44,6 +43,7 @@ from arcbridge.agent.kube.impersonation import (
     requested_subject,
 )
 from arcbridge.agent.kube.pod_body import is_inspected
+from arcbridge.agent.kube.request_target import RequestTarget, query_details, request_target
 from arcbridge.agent.kube.review import Approval, Reviewer
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.kube.upgrade import UpgradeRequest, asks_upgrade, requested_upgrade
@@ -489,7 +489,7 @@ class Authorizer:
                 stream.upgrading = False
                 stream.caller.account.end_upgrade()
 
-    def _read(self, head: RequestHead, record: AuditRecord) -> Asked:
+    def _read(self, head: RequestHead, record: AuditRecord) -> RequestTarget:
         """Return what a head asks for, and write it into the record. Raises RequestRefusal for one that is not passed
         on."""
         upgrade_asked = False
@@ -499,11 +499,11 @@ class Authorizer:
             record.client = _client_lines(head.fields)
         elif b"Kubectl-" in head.plain:  # as kubectl writes it: it is looked for in every plain request
             record.client = head.plain
-        wanted = asked(head.method, head.target, upgrade_asked)
+        wanted = request_target(head.method, head.target, upgrade_asked)
         info = wanted.info
         record.verb, record.group, record.resource = info.verb, info.group, info.resource
         record.subresource, record.namespace, record.name = info.subresource, info.namespace, info.name
-        record.path, record.asked = info.path_class, wanted.text
+        record.path, record.path_fields = info.path_class, wanted.text
         if wanted.detailed:
             record.details = query_details(info, head.target, commands=self._audit.commands)
         return wanted

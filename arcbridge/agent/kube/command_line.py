@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 
 from arcbridge.agent.audit.record import Value, listed, total_of, words_sha256
-from arcbridge.observe.foreign_text import REDACTED
+from arcbridge.observe.untrusted_text import REDACTED
 
 MAX_WORD = 4096
 """Characters of a word that are looked at; a record has a quarter of them."""
@@ -28,7 +28,7 @@ _SECRET_FLAG = re.compile(rf"(?i)--?{_NAME}")
 _SECRET_FLAG_INSIDE = re.compile(rf"(?i)((?:^|\s)--{_NAME}[ \t]+){_VALUE}")
 _SHELL_CODE = re.compile(r"[\s;|&<>()`]")
 _MIXED = r"(?=[\w+/-]*[A-Z])(?=[\w+/-]*[a-z])(?=[\w+/-]*[0-9])"
-# What is a secret by its own form. Narrower than in log lines (`foreign_text`): no form has a space or a character in
+# What is a secret by its own form. Narrower than in log lines (`untrusted_text`): no form has a space or a character in
 # it that a shell acts on.
 _CREDENTIALS = re.compile(
     rf"""

@@ -16,15 +16,15 @@ from arcbridge.agent.kube.impersonation import HOP_BY_HOP, REBUILT, cleaned_head
 
 MAX_PLAIN_HEAD = 16 * 1024
 """Bytes of a plain head; kubectl's has 300 to 600. Longer ones go through the general parser."""
-MAX_KNOWN_LINES = 128
-"""Header lines that a session remembers: a client library sends a few different ones, over and over."""
-MAX_KNOWN_LINE = 512
-"""Bytes of a line that is remembered."""
+MAX_KNOWN_LINES = 96
+"""Header lines, and whole blocks of them, that a session remembers: a client library sends a few different ones, over
+and over."""
+MAX_KNOWN_LINE = 640
+"""Bytes of a line, and of a block, that is remembered: kubectl's blocks have 300 to 600."""
 
 # Possessive throughout: what follows a repetition can never be part of it, so going back would only cost time.
-_REQUEST = re.compile(
-    rb"GET (/[!-~]{0,4000}+) HTTP/1\.1\r\n((?:[A-Za-z0-9!#$%&'*+.^`|~-]++:[\t -~]*+\r\n)++)\r\n"  # no `_` in names
-)
+_START = re.compile(rb"GET (/[!-~]{0,4000}+) HTTP/1\.1\r\n")
+_LINES = re.compile(rb"(?:[A-Za-z0-9!#$%&'*+.^`|~-]++:[\t -~]*+\r\n)++\r\n")  # no `_` in names
 _NOT_PLAIN = frozenset(name.encode() for name in HOP_BY_HOP | REBUILT) | {b"authorization"}
 _NOT_PLAIN_BEGIN = (b"impersonate", b"proxy-")
 
@@ -32,18 +32,29 @@ _NOT_PLAIN_BEGIN = (b"impersonate", b"proxy-")
 def plain_head(data: bytes, known: dict[bytes, bytes | None]) -> RequestHead | None:
     """Answer the head of `data` if that is one plain request and nothing else.
 
-    `known` remembers what became of lines, of one session.
+    `known` remembers what became of lines and of whole blocks of them (which end with a blank one), of one session.
     """
     if len(data) > MAX_PLAIN_HEAD:
         return None
-    found = _REQUEST.fullmatch(data)
-    if found is None:
+    start = _START.match(data)
+    if start is None:
         return None
-    passed = []
-    hosts = 0
-    lines = found[2].split(b"\r\n")
-    lines.pop()  # behind the last line's end
-    for line in lines:
+    block = data[start.end() :]
+    passed = known.get(block)
+    if passed is None:
+        passed = _passed_lines(block, known)
+        if passed is None:
+            return None
+        _remember(known, block, passed)
+    return RequestHead("GET", start[1].decode("ascii"), plain=passed)
+
+
+def _passed_lines(block: bytes, known: dict[bytes, bytes | None]) -> bytes | None:
+    """Return the lines of a block as they go on; None where one is not plain."""
+    if _LINES.fullmatch(block) is None:
+        return None
+    passed, hosts = [], 0
+    for line in block[:-4].split(b"\r\n"):
         if line[:5].lower() == b"host:":
             hosts += 1
             continue
@@ -51,14 +62,18 @@ def plain_head(data: bytes, known: dict[bytes, bytes | None]) -> RequestHead | N
             outgoing = known[line]
         else:
             outgoing = passed_line(line)
-            if len(line) <= MAX_KNOWN_LINE:
-                if len(known) >= MAX_KNOWN_LINES:
-                    known.clear()
-                known[line] = outgoing
+            _remember(known, line, outgoing)
         if outgoing is None:
             return None
         passed.append(outgoing)
-    return RequestHead("GET", found[1].decode("ascii"), plain=b"".join(passed)) if hosts == 1 else None
+    return b"".join(passed) if hosts == 1 else None
+
+
+def _remember(known: dict[bytes, bytes | None], lines: bytes, passed: bytes | None) -> None:
+    if len(lines) <= MAX_KNOWN_LINE:
+        if len(known) >= MAX_KNOWN_LINES:
+            known.clear()
+        known[lines] = passed
 
 
 def passed_line(line: bytes) -> bytes | None:

@@ -260,7 +260,7 @@ class KubeProtocol(RequestHandler):
         """Parses; called with nothing by aiohttp itself, to go on after a pause."""
         if self.upgrade_seen and data:
             self._mark_early()
-        elif not data or (not self._unread and self._body_takes(data)):
+        elif not data or (not self._unread and (self._body_takes(data) or self._is_one_head(data))):
             self._feed(data)
         else:
             self._unread += data
@@ -269,7 +269,8 @@ class KubeProtocol(RequestHandler):
     def request_over(self) -> None:
         """What came behind the request is read as soon as aiohttp waits for the next one."""
         self._busy = False
-        self._read_soon()
+        if self._unread:
+            self._read_soon()
 
     def handle_error(
         self,
@@ -304,6 +305,11 @@ class KubeProtocol(RequestHandler):
         """Return whether all of `data` belongs to the body that is arriving, as almost all bytes do."""
         body, most = self._body, PIECE if self._body_left < 0 else self._body_left
         return body is not None and not body.is_eof() and len(data) <= most
+
+    def _is_one_head(self, data: bytes) -> bool:
+        """Return whether `data` is one whole head and nothing else, as almost all heads come."""
+        size = len(data)
+        return size <= FREE_HEAD and not self._head and data.find(_END) == size - len(_END) and self._awaits_head()
 
     def _read_on(self) -> None:
         """Give the parser what it may have of what came: up to the end of a head, or of a body."""
@@ -353,20 +359,24 @@ class KubeProtocol(RequestHandler):
         before = len(self._messages)
         super().data_received(data)
         new = list(self._messages)[before:]
-        if any(not hasattr(message, "headers") for message, _ in new):
-            self._break_body()
         if new:
-            message, self._body = new[-1]
             self._busy = True
-            length = getattr(message, "headers", {}).get("Content-Length", "")
-            self._body_left = int(length) if length.isdecimal() else -1
             self._head, self._head_tail, self._line_end, self._groups = 0, b"", b"", 0
-            if any("Upgrade" in getattr(message, "headers", ()) for message, _ in new):
+            upgrade = False
+            for message, body in new:
+                headers = getattr(message, "headers", None)
+                if headers is None:  # aiohttp's own, for what it could not parse
+                    self._break_body()
+                    headers = {}
+                self._body, length = body, headers.get("Content-Length", "")
+                self._body_left = int(length) if length.isdecimal() else -1
+                upgrade = upgrade or "Upgrade" in headers
+            if upgrade:
                 self.upgrade_seen = True
                 # aiohttp may keep what follows a head out of reach, so the bytes themselves are looked at: the
                 # upgrade's head, alone, and nothing behind it.
                 alone = len(new) == 1 and not self._message_tail
-                if not awaited or not alone or head.find(b"\r\n\r\n") != len(head) - 4:
+                if not awaited or not alone or head.find(_END) != len(head) - len(_END):
                     self._mark_early()
         elif awaited:
             self._head += len(data)

@@ -27,6 +27,8 @@ ANSWER_TIMEOUT = 60.0
 """Seconds for an answer; a first session over a bad line, and a command that fetches tokens, take some."""
 START_TIMEOUT = 30.0
 """Seconds in which a process that was started serves."""
+STOP_TIMEOUT = 10.0
+"""Seconds in which a process that was told to end has ended."""
 READY_VARIABLE = "ARCBRIDGE_READY_DESCRIPTOR"
 """In the environment of a process that was started: where it writes that it serves, or why it does not."""
 KEPT_VARIABLES = ("ARCBRIDGE_LOOP", "ARCBRIDGE_DEBUGGABLE", READY_VARIABLE)
@@ -136,6 +138,34 @@ def ask(place: Place, line: bytes, environment: Mapping[str, str], *, start: boo
         except OtherVersion:
             ensure_started(place, environment, take_over=True)
     raise Unreachable("the background process ends each time; see `arcbridge logs`")
+
+
+def stop(place: Place) -> None:
+    """Have the process end, and wait until it has; raises NotRunning, StateError."""
+    import fcntl
+    import time
+
+    try:
+        pid = f" {answer_of(exchange(place, request('version')))['pid']}"
+    except OtherVersion:
+        pid = ""
+    exchange(place, request("stop"))
+    deadline = time.monotonic() + STOP_TIMEOUT
+
+    def lives() -> bool:
+        try:
+            with open(place.process_lock, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except FileNotFoundError:
+            pass
+        return False
+
+    while os.path.exists(place.socket) or lives():
+        if time.monotonic() > deadline:
+            raise StateError(f"the background process{pid} has not ended; see `arcbridge logs`")
+        time.sleep(0.02)
 
 
 def ensure_started(place: Place, environment: Mapping[str, str], *, take_over: bool = False) -> None:

@@ -10,7 +10,6 @@ Invariant: once `leaving` is set nothing begins to be served here, because no pr
 from __future__ import annotations
 
 import asyncio
-import shlex
 import socket
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -19,10 +18,11 @@ from typing import Any
 
 import structlog
 
+from arcbridge.client.background.connection_settings import ConnectionSettings
 from arcbridge.client.background.connections import Connection, Connections, same_place
 from arcbridge.client.background.exec_credential import exec_credential
 from arcbridge.client.background.plugin_trust import refuse_untrusted
-from arcbridge.client.background.removal import SettingsOf, choose, remove_connection
+from arcbridge.client.background.removal import choose, remove_connection
 from arcbridge.client.kubeconfig.entries import Entry, Kubeconfig
 from arcbridge.client.kubeconfig.repair import running_of
 from arcbridge.client.kubeconfig.running import BACKGROUND
@@ -40,9 +40,6 @@ LAST_RETRY = 300.0
 """Largest such bound; what cannot be served now is mostly a setting or a port that a person has to change."""
 _TRIES = 3
 """How often a connect begins again because what it waited for was taken off meanwhile."""
-
-Settings = tuple[str, ...]
-"""The arguments of a connection without the name of its context: what is served once."""
 
 log = structlog.get_logger("arcbridge.client")
 
@@ -70,13 +67,13 @@ class Clusters:
     def __init__(
         self,
         kept: Path,
-        settings_of: SettingsOf,
         environment: Mapping[str, str],
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`kept`: the file of connections. `clock`: unix seconds."""
         self.kept = Connections(kept)
-        self.served: dict[Settings, Served] = {}
+        self.served: dict[ConnectionSettings, Served] = {}
+        """By what is served once: the settings of a connection without the name of its context."""
         self.failed: dict[Connection, str] = {}
         """Connections that were kept and could not be served again, and why."""
         self.changing = asyncio.Lock()
@@ -87,7 +84,6 @@ class Clusters:
         """What waits to serve a static connection again."""
         self._backoffs: dict[Connection, Backoff] = {}
         """Delays of static connections that have failed: one that fails as soon as it is served has longer ones."""
-        self._settings_of = settings_of
         self._environment = environment
         self._clock = clock
 
@@ -97,7 +93,7 @@ class Clusters:
 
     # -- serving ----------------------------------------------------------------------------------------------------
 
-    async def restore(self, inherited: Mapping[Settings, list[socket.socket]]) -> None:
+    async def restore(self, inherited: Mapping[ConnectionSettings, list[socket.socket]]) -> None:
         """Serve what was connected; what cannot be served now is told by `status`, and tried when it is asked
         for. A static connection, for which nothing asks, is tried again by itself.
 
@@ -111,7 +107,7 @@ class Clusters:
             kept = []
         for connection in kept:
             try:
-                await self.add(connection, left.pop(settings_key(connection.arguments), None))
+                await self.add(connection, left.pop(connection.settings.without_context(), None))
             except ArcbridgeError as error:
                 self.failed[connection] = error.message
                 log.warning("cluster not served", cluster=connection.cluster, reason=error.message)
@@ -131,10 +127,10 @@ class Clusters:
             return await self._add(connection, sockets)
 
     async def _add(self, connection: Connection, sockets: list[socket.socket] | None) -> Served:
-        key = settings_key(connection.arguments)
+        key = connection.settings.without_context()
         if (served := self.served.get(key)) is None:
             try:
-                served = self._new(connection, self._settings_of(connection.arguments))
+                served = self._new(connection, connection.settings.load(self._environment))
                 if sockets:
                     served.cluster.take(sockets)
                 else:
@@ -217,7 +213,7 @@ class Clusters:
                     log.info("cluster served again", cluster=connection.cluster)
                     return
 
-    async def _accept(self, key: Settings, served: Served) -> None:
+    async def _accept(self, key: ConnectionSettings, served: Served) -> None:
         """Serve at the port that it has."""
         self.served[key] = served
         served.tasks.append(asyncio.create_task(served.cluster.keep_renewed(lambda: self._renewed(served))))
@@ -297,70 +293,70 @@ class Clusters:
 
     # -- credential -------------------------------------------------------------------------------------------------
 
-    async def credential(self, arguments: tuple[str, ...], server: str) -> dict[str, Any]:
+    async def credential(self, settings: ConnectionSettings, server: str) -> dict[str, Any]:
         """Return what kubectl's plugin prints: the client certificate, once the endpoint serves and a session is up.
 
         `server`: to which address kubectl is about to connect; empty: not known. Raises ArcbridgeError, Leaving.
         """
-        served = self._serving(arguments)
+        served = self._serving(settings)
         for _ in range(_TRIES):
             if served is None:
-                served = await self.add(self._connection_of(arguments))
+                served = await self.add(self._connection_of(settings))
                 for connection in served.connections:
-                    if connection.arguments == arguments and not connection.kubeconfig:
+                    if connection.settings == settings and not connection.kubeconfig:
                         self.kept.add(connection)
             cluster = served.cluster
             if server and server != f"https://127.0.0.1:{cluster.port}":
-                raise ConfigError(await self._elsewhere(served, arguments, server))
+                raise ConfigError(await self._elsewhere(served, settings, server))
             if cluster.session.current is None:
                 try:
                     await self._session(served)
                 except ArcbridgeError:
-                    if self._serving(arguments) is served:
+                    if self._serving(settings) is served:
                         raise
-                    served = self._serving(arguments)
-                    if served is None and not any(one.arguments == arguments for one in self.failed):
+                    served = self._serving(settings)
+                    if served is None and not any(one.settings == settings for one in self.failed):
                         break  # what was taken off by the user does not come back by itself
                     continue
                 self._keep_port(served)
             await self.renew(served)
             return exec_credential(cluster)
-        name = self._settings_of(arguments).cluster
+        name = settings.load(self._environment).cluster
         raise Unreachable(
             f'cluster "{name}" was disconnected, or connected with other settings, meanwhile; run the command again'
         )
 
-    def _serving(self, arguments: tuple[str, ...]) -> Served | None:
-        served = self.served.get(settings_key(arguments))
-        if served is not None and any(one.arguments == arguments for one in served.connections):
+    def _serving(self, settings: ConnectionSettings) -> Served | None:
+        served = self.served.get(settings.without_context())
+        if served is not None and any(one.settings == settings for one in served.connections):
             return served
         return None
 
-    def _connection_of(self, arguments: tuple[str, ...]) -> Connection:
-        """Return the connection that has these arguments; else one that no kubeconfig is known for, if it says nothing
+    def _connection_of(self, settings: ConnectionSettings) -> Connection:
+        """Return the connection that has these settings; else one that no kubeconfig is known for, if it says nothing
         that this user does not trust. Raises ConfigError, StateError."""
         try:
             kept = self.kept.all()
         except StateError:
             kept = []
         for connection in (*kept, *self.failed):
-            if connection.arguments == arguments:
+            if connection.settings == settings:
                 return connection
-        config = self._settings_of(arguments)
-        refuse_untrusted(arguments, self._settings_of, self._environment)
-        return Connection(arguments, config.cluster, config.kube_context or config.cluster)
+        config = settings.load(self._environment)
+        refuse_untrusted(settings, self._environment)
+        return Connection(settings, config.cluster, config.kube_context or config.cluster)
 
     async def renew(self, served: Served) -> None:
         """Take over younger certificates where it is time; a failure is logged, and tried again."""
         if await served.cluster.renew():
             await served.cluster.update_kubeconfig(lambda: self._renewed(served))
 
-    async def _elsewhere(self, served: Served, arguments: tuple[str, ...], server: str) -> str:
+    async def _elsewhere(self, served: Served, settings: ConnectionSettings, server: str) -> str:
         """Say what to do where kubectl's context names another address than that of the cluster."""
         cluster = served.cluster
         says = f'cluster "{cluster.cluster}" has port {cluster.port} now, and kubectl was about to connect to {server}'
-        again = connect_command(arguments)
-        known = [one for one in served.connections if one.kubeconfig and one.arguments == arguments]
+        again = settings.connect_command()
+        known = [one for one in served.connections if one.kubeconfig and one.settings == settings]
         if not known:
             return f"{says}; run `{again}` to save the context anew"
         right, failures = [], []
@@ -399,15 +395,15 @@ class Clusters:
     # -- connect ----------------------------------------------------------------------------------------------------
 
     async def connect(
-        self, arguments: tuple[str, ...], files: tuple[str, ...], *, static: bool, switch: bool
+        self, settings: ConnectionSettings, files: tuple[str, ...], *, static: bool, switch: bool
     ) -> dict[str, Any]:
         """Serve a cluster and put its context into the kubeconfig; a failure changes nothing.
 
         Raises ArcbridgeError, Leaving.
         """
-        config = self._settings_of(arguments)
+        config = settings.load(self._environment)
         name = config.kube_context or config.cluster
-        connection = Connection(arguments, config.cluster, name, files, static)
+        connection = Connection(settings, config.cluster, name, files, static)
         kubeconfig = Kubeconfig([Path(file) for file in files])
         context = ClientContext(config, Terminal(), environment=self._environment)
         await asyncio.to_thread(kubeconfig.check, name, config.cluster, context.relays.names)
@@ -431,7 +427,7 @@ class Clusters:
         switch: bool,
     ) -> dict[str, Any] | None:
         """Prove a connection, then put it in its place; None where what it waited for was taken off meanwhile."""
-        key = settings_key(connection.arguments)
+        key = connection.settings.without_context()
         served = self.served.get(key)
         candidate: Served | None = None
         try:
@@ -464,7 +460,7 @@ class Clusters:
 
     async def _replace(
         self,
-        key: Settings,
+        key: ConnectionSettings,
         served: Served,
         connection: Connection,
         kubeconfig: Kubeconfig,
@@ -549,7 +545,7 @@ class Clusters:
             known = [*(one for served in self.served.values() for one in served.connections), *self.failed]
             chosen = choose(known, names, every=every)
             for connection in chosen:
-                await asyncio.to_thread(remove_connection, connection, self.kept, self._settings_of, self._environment)
+                await asyncio.to_thread(remove_connection, connection, self.kept, self._environment)
                 self.failed.pop(connection, None)
                 self._backoffs.pop(connection, None)
                 for served in list(self.served.values()):
@@ -567,30 +563,6 @@ class Clusters:
             for one, reason in self.failed.items()
         ]
         return sorted(clusters, key=lambda one: str(one["name"]))
-
-
-def settings_key(arguments: Sequence[str]) -> Settings:
-    """Return what a connection's cluster is served by: its arguments without the name of its context."""
-    kept: list[str] = []
-    words = iter(arguments)
-    for word in words:
-        if word == "--kube-context":
-            next(words, None)
-        else:
-            kept.append(word)
-    return tuple(kept)
-
-
-def connect_command(arguments: Sequence[str]) -> str:
-    """Return the command that connects with these arguments, for messages."""
-    names, rest = [], []
-    words = iter(arguments)
-    for word in words:
-        if word == "--cluster":
-            names.append(next(words, "NAME"))
-        else:
-            rest.append(word)
-    return shlex.join(["arcbridge", "connect", *names, *rest])
 
 
 def _describe(served: Served) -> dict[str, Any]:
@@ -616,7 +588,7 @@ def _describe(served: Served) -> dict[str, Any]:
 
 def _entry(cluster: ServedCluster, connection: Connection) -> Entry:
     return cluster.entry(
-        connection.context, process=BACKGROUND, arguments=connection.arguments, plugin=not connection.static
+        connection.context, process=BACKGROUND, arguments=connection.settings.words(), plugin=not connection.static
     )
 
 

@@ -1,16 +1,19 @@
 """Keeps the connections in the state directory, so that a process that starts serves what the last one served.
 
-It serves nothing, and does not check whether the arguments of a connection still work. Invariant: a change is made
+It serves nothing, and does not check whether the settings of a connection still work. Invariant: a change is made
 under the file's lock and replaces the file at once, so that of two programs that change it neither loses a connection.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from arcbridge.errors import StateError
+from arcbridge.client.background.connection_settings import ConnectionSettings, read_document, read_words
+from arcbridge.errors import ConfigError, StateError
 from arcbridge.pki.private_files import ensure_private_directory, locked, read_file, write_private
 
 
@@ -18,8 +21,7 @@ from arcbridge.pki.private_files import ensure_private_directory, locked, read_f
 class Connection:
     """One cluster that is connected, as one context knows it. Nothing in it is secret."""
 
-    arguments: tuple[str, ...]
-    """The settings as flags, `--cluster NAME` among them: what `arcbridge credential` is given."""
+    settings: ConnectionSettings
     cluster: str
     context: str
     kubeconfig: tuple[str, ...] = ()
@@ -39,7 +41,7 @@ class Connections:
         try:
             return [
                 Connection(
-                    tuple(map(str, one["arguments"])),
+                    _settings_of(one),
                     str(one["cluster"]),
                     str(one["context"]),
                     tuple(map(str, one.get("kubeconfig", ()))),
@@ -54,7 +56,7 @@ class Connections:
         """Keep a connection, in the place of one of the same context in the same files."""
 
         def change(kept: list[Connection]) -> list[Connection]:
-            if not connection.kubeconfig and any(one.arguments == connection.arguments for one in kept):
+            if not connection.kubeconfig and any(one.settings == connection.settings for one in kept):
                 return kept  # one whose kubeconfig is known says all of it, and more
             return [*(one for one in kept if not same_place(one, connection)), connection]
 
@@ -63,19 +65,31 @@ class Connections:
     def remove(self, connection: Connection) -> None:
         self._change(lambda kept: [one for one in kept if one != connection])
 
-    def _change(self, change: object) -> None:
-        assert callable(change)
+    def _change(self, change: Callable[[list[Connection]], list[Connection]]) -> None:
         ensure_private_directory(self._path.parent)
         with locked(self._path.with_name(f".{self._path.name}.lock")):
             kept = self.all()
-            changed: list[Connection] = change(kept)
+            changed = change(kept)
             if changed != kept:
-                document = json.dumps([asdict(one) for one in changed], indent=1)
+                document = json.dumps(
+                    [{**asdict(one), "settings": one.settings.document()} for one in changed], indent=1
+                )
                 write_private(self._path, document.encode())
 
 
 def same_place(one: Connection, other: Connection) -> bool:
     """Return whether one of two connections takes the place of the other: they are one context in the same files."""
     if not one.kubeconfig or not other.kubeconfig:
-        return one.arguments == other.arguments
+        return one.settings == other.settings
     return (one.context, one.kubeconfig) == (other.context, other.kubeconfig)
+
+
+def _settings_of(kept: Mapping[str, Any]) -> ConnectionSettings:
+    # Releases before December 2026 kept flags. This goes on 2027-03-01, with its test.
+    if "arguments" in kept:
+        words = tuple(map(str, kept["arguments"]))
+        try:
+            return read_words(words)
+        except ConfigError:
+            return ConnectionSettings((("arguments", words),))  # it cannot be loaded, and says what to do
+    return read_document(kept["settings"])

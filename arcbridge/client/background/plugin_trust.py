@@ -7,10 +7,10 @@ by flags alone nobody has a token of this user sent where neither the user's set
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields, replace
 
-from arcbridge.client.background.removal import SettingsOf
+from arcbridge.client.background.connection_settings import ConnectionSettings, Value
 from arcbridge.client.relay.relay_profile import RelayProfiles
 from arcbridge.client.state import StateDirectory
 from arcbridge.errors import ConfigError
@@ -24,21 +24,22 @@ _HARMLESS = (
 """Settings that send nothing elsewhere; relays and login are compared by themselves."""
 
 
-def refuse_untrusted(arguments: Sequence[str], settings_of: SettingsOf, environment: Mapping[str, str]) -> None:
+def refuse_untrusted(settings: ConnectionSettings, environment: Mapping[str, str]) -> None:
     """Raise ConfigError, which names the settings, where flags say more than this user has trusted before.
 
-    Trusted are the user's settings file, and what `login` has kept of a relay. Raises StateError for a damaged one.
+    Trusted are the user's settings file, which is judged by its owner and mode (docs/threats.md#B43), and what `login`
+    has kept of a relay. Raises StateError for a damaged one.
     """
-    asked = settings_of(arguments)
-    bare = ("--cluster", asked.cluster, *_settings_file(arguments))
-    own = settings_of(bare)
+    asked = settings.load(environment)
+    bare: dict[str, Value] = {"cluster": (asked.cluster,)}
+    own = ConnectionSettings.of(bare, settings.file).load(environment)
     wrong, relays = [], _urls(asked)
     if not relays <= _urls(own):
         known = RelayProfiles(StateDirectory.find(own.state_dir, environment).path).all()
         profile = next((one for one in known if relays <= set(one.relays)), None)
         if profile is None:
             wrong.append("relays")
-        own = settings_of((*bare, *(word for url in asked.relay_urls() for word in ("--relay", url))))
+        own = ConnectionSettings.of({**bare, "relays": asked.relay_urls()}, settings.file).load(environment)
         if profile is not None and own.login.issuer != profile.login.issuer:
             wrong.append("login.issuer")  # tokens of the user's settings are for the relays of these
     if own.relay_ca_pin and asked.relay_ca_pin == own.relay_ca_pin and asked.relay_ca_file is None:
@@ -63,14 +64,3 @@ def refuse_untrusted(arguments: Sequence[str], settings_of: SettingsOf, environm
 
 def _urls(config: ClientConfig) -> set[str]:
     return {parse_address(one).url for one in config.relay_urls()}
-
-
-def _settings_file(arguments: Sequence[str]) -> tuple[str, ...]:
-    """Return the words that name the settings file, which is judged by its owner and mode (docs/threats.md#B43)."""
-    found: list[str] = []
-    for word, value in zip(arguments, (*arguments[1:], ""), strict=True):
-        if word == "--config":
-            found += [word, value]
-        elif word.startswith("--config="):
-            found.append(word)
-    return tuple(found)

@@ -18,30 +18,21 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
 from arcbridge import __version__
 from arcbridge.client.background import handover
 from arcbridge.client.background.caller import PROTOCOL, peer_user_id, request
-from arcbridge.client.background.clusters import Clusters, Leaving, Settings, settings_key
-from arcbridge.client.background.removal import SettingsOf
+from arcbridge.client.background.clusters import Clusters, Leaving
+from arcbridge.client.background.connection_settings import ConnectionSettings, read_words
 from arcbridge.client.background_paths import Place
 from arcbridge.client.kubeconfig.private import sweep
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, StateError, Unreachable
 from arcbridge.pki.private_files import try_lock
 
 REQUEST_LIMIT = 256 * 1024
-IDLE_END = 10.0
-"""Seconds without a cluster and without a request after which a process ends that never served, or no more does."""
-TAKE_OVER_WAIT = 15.0
-"""Seconds in which a process that ends has given the lock back."""
-SOCKET_CHECK = 2.0
-"""Seconds between two looks whether the control socket is where callers look for it; less than TAKE_OVER_WAIT, in which
-a process that finds the lock held waits for an answer."""
-SWEEP_INTERVAL = 3600.0
-"""Seconds between two looks for what commands of `run` have left that were killed."""
 
 _NOTHING = (0, 0)
 """Device and inode of no file."""
@@ -49,13 +40,31 @@ _NOTHING = (0, 0)
 log = structlog.get_logger("arcbridge.client")
 
 
+class Timing(NamedTuple):
+    """Seconds."""
+
+    idle_end: float = 10.0
+    """Without a cluster and without a request: then a process ends that never served, or no more does."""
+    take_over_wait: float = 15.0
+    """In which a process that ends has given the lock back."""
+    socket_check: float = 2.0
+    """Between two looks whether the control socket is where callers look for it; less than `take_over_wait`, in which a
+    process that finds the lock held waits for an answer."""
+    sweep_interval: float = 3600.0
+    """Between two looks for what commands of `run` have left that were killed."""
+
+
+DEFAULT = Timing()
+
+
 class BackgroundProcess:
     """`run` serves until the last cluster is disconnected, `stop` is asked for, or it is cancelled."""
 
-    def __init__(self, place: Place, settings_of: SettingsOf, environment: Mapping[str, str]) -> None:
+    def __init__(self, place: Place, environment: Mapping[str, str], timing: Timing = DEFAULT) -> None:
         self._place = place
+        self._timing = timing
         self._environment = environment
-        self._clusters = Clusters(Path(place.connections), settings_of, environment)
+        self._clusters = Clusters(Path(place.connections), environment)
         self._control: socket.socket | None = None
         self._inode = _NOTHING
         """Device and inode of the control socket in its directory."""
@@ -112,7 +121,7 @@ class BackgroundProcess:
         """
         told = False
         while True:
-            await asyncio.sleep(SOCKET_CHECK)
+            await asyncio.sleep(self._timing.socket_check)
             if self._over.is_set():
                 return
             if self._has_the_socket() and self._has_the_lock():
@@ -165,14 +174,14 @@ class BackgroundProcess:
     async def _keep_swept(self) -> None:
         while True:
             await asyncio.to_thread(sweep, self._environment)
-            await asyncio.sleep(SWEEP_INTERVAL)
+            await asyncio.sleep(self._timing.sweep_interval)
 
-    async def _begin(self) -> dict[Settings, list[socket.socket]]:
+    async def _begin(self) -> dict[ConnectionSettings, list[socket.socket]]:
         """Get the lock and the control socket: fresh ones, or those of a process of another version.
 
         Returns the listening sockets that came along, by the settings of what they serve.
         """
-        deadline = time.monotonic() + TAKE_OVER_WAIT
+        deadline = time.monotonic() + self._timing.take_over_wait
         while True:
             lock = try_lock(Path(self._place.process_lock))
             if lock is not None:
@@ -198,7 +207,7 @@ class BackgroundProcess:
         except (OSError, StateError, ValueError):
             return False
 
-    def _take_over(self) -> dict[Settings, list[socket.socket]] | None:
+    def _take_over(self) -> dict[ConnectionSettings, list[socket.socket]] | None:
         """Take the place of a process of another version; None where there is none that hands over."""
         if self._is_served():
             return None
@@ -219,13 +228,17 @@ class BackgroundProcess:
         self._lock = given.lock
         sock.setblocking(False)
         self._former = [sock, *(socket.socket(fileno=descriptor) for descriptor in given.leashes)]
-        inherited: dict[Settings, list[socket.socket]] = {}
+        inherited: dict[ConnectionSettings, list[socket.socket]] = {}
         for about, descriptors in given.clusters:
             sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
             for one in sockets:
                 one.setblocking(False)
             # By settings, because the arguments name one of perhaps several contexts, and not the first to be restored.
-            inherited[settings_key(about["arguments"])] = sockets
+            try:
+                inherited[read_words(about["arguments"]).without_context()] = sockets
+            except ConfigError:  # flags that this version does not have: its context says what to do
+                for one in sockets:
+                    one.close()
         log.info("took the place of another version", clusters=len(inherited))
         return inherited
 
@@ -296,7 +309,7 @@ class BackgroundProcess:
             self._idle.cancel()
             self._idle = None
         if self._clusters.is_empty and not self._busy and not self._over.is_set():
-            self._idle = asyncio.get_running_loop().call_later(IDLE_END, self._finish)
+            self._idle = asyncio.get_running_loop().call_later(self._timing.idle_end, self._finish)
 
     # -- requests ---------------------------------------------------------------------------------------------------
 
@@ -370,7 +383,7 @@ class BackgroundProcess:
         handlers: dict[str, Callable[[], Coroutine[Any, Any, dict[str, Any]]]] = {
             "version": self._version,
             "status": self._status,
-            "credential": partial(self._clusters.credential, arguments, str(asked.get("server", ""))),
+            "credential": partial(self._credential, arguments, str(asked.get("server", ""))),
             "connect": partial(self._connect, arguments, asked),
             "disconnect": partial(self._disconnect, arguments, every=bool(asked.get("every"))),
         }
@@ -407,7 +420,7 @@ class BackgroundProcess:
                 assert served.cluster.endpoint is not None
                 sockets = served.cluster.endpoint.release()
                 listening.append((served, sockets))
-                about = {"arguments": list(served.connections[0].arguments)}
+                about = {"arguments": list(served.connections[0].settings.words())}
                 clusters.append((about, [one.fileno() for one in sockets]))
             given = handover.Inheritance(
                 self._control.fileno(), self._lock, clusters, [former.fileno() for former in self._former]
@@ -438,10 +451,13 @@ class BackgroundProcess:
 
     # -- what is asked ----------------------------------------------------------------------------------------------
 
+    async def _credential(self, arguments: tuple[str, ...], server: str) -> dict[str, Any]:
+        return await self._clusters.credential(read_words(arguments), server)
+
     async def _connect(self, arguments: tuple[str, ...], asked: Mapping[str, Any]) -> dict[str, Any]:
         files = tuple(str(asked.get("kubeconfig", "")).split("\n"))
         return await self._clusters.connect(
-            arguments, files, static=bool(asked.get("static")), switch=bool(asked.get("switch"))
+            read_words(arguments), files, static=bool(asked.get("static")), switch=bool(asked.get("switch"))
         )
 
     async def _disconnect(self, names: tuple[str, ...], *, every: bool) -> dict[str, Any]:
@@ -464,10 +480,10 @@ class BackgroundProcess:
 
 
 async def run_background(
-    place: Place, settings_of: SettingsOf, environment: Mapping[str, str], *, ready: Callable[[], None]
+    place: Place, environment: Mapping[str, str], *, ready: Callable[[], None], timing: Timing = DEFAULT
 ) -> None:
     """Be the background process; raises ArcbridgeError."""
-    await BackgroundProcess(place, settings_of, environment).run(ready)
+    await BackgroundProcess(place, environment, timing).run(ready)
 
 
 def _listen(path: str) -> socket.socket:

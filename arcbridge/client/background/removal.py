@@ -8,7 +8,7 @@ kubeconfig, so that a removal which failed can be tried again.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import structlog
@@ -17,10 +17,6 @@ from arcbridge.client.background.connections import Connection, Connections
 from arcbridge.client.kubeconfig.entries import Kubeconfig
 from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.errors import ArcbridgeError, ConfigError
-from arcbridge.settings.config import ClientConfig
-
-SettingsOf = Callable[[Sequence[str]], ClientConfig]
-"""From flags, as in a connection's arguments, to settings; raises ConfigError."""
 
 log = structlog.get_logger("arcbridge.client")
 
@@ -46,14 +42,12 @@ def choose(known: Sequence[Connection], names: Sequence[str], *, every: bool) ->
     return chosen
 
 
-def remove_connection(
-    connection: Connection, connections: Connections, settings_of: SettingsOf, environment: Mapping[str, str]
-) -> None:
+def remove_connection(connection: Connection, connections: Connections, environment: Mapping[str, str]) -> None:
     """Take a connection's context out of the kubeconfig, give its port back and forget it; raises ArcbridgeError."""
     relays: tuple[str, ...] = ()
     context: ClientContext | None = None
     try:
-        context = ClientContext(settings_of(connection.arguments), Terminal(), environment=environment)
+        context = ClientContext(connection.settings.load(environment), Terminal(), environment=environment)
         relays = context.relays.names
     except ArcbridgeError as error:
         # Its settings file may be gone; its context and cluster are in the record, so only the port stays taken.
@@ -65,3 +59,14 @@ def remove_connection(
     connections.remove(connection)
     if context is not None and connection.cluster not in (one.cluster for one in connections.all()):
         context.state.forget_port(relays, connection.cluster)
+
+
+def disconnect(
+    path: Path, names: Sequence[str], environment: Mapping[str, str], *, every: bool
+) -> list[dict[str, str]]:
+    """Take connections off while no background process runs. `path`: the list of connections. Raises ArcbridgeError."""
+    connections = Connections(path)
+    chosen = choose(connections.all(), names, every=every)
+    for connection in chosen:
+        remove_connection(connection, connections, environment)
+    return [{"cluster": one.cluster, "context": one.context} for one in chosen]

@@ -1,4 +1,4 @@
-"""What a request to the token endpoint says about the audience of the access token: the relay's, or one cluster's.
+"""Makes the parameters of a token request that choose the access token's audience: the relay's, or one cluster's.
 
 RFC 8707 has `resource` for it and some issuers `audience`; for others, Keycloak and Entra ID among them, the audience
 follows from the scopes. This module makes parameters from the settings; it sends nothing and reads no token.

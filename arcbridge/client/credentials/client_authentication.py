@@ -1,4 +1,4 @@
-"""How this program proves to the issuer that it is the client it says: with nothing, a secret, a key, or an assertion.
+"""Authenticates this client at the issuer's endpoints: with nothing, a secret, a key, or an assertion.
 
 It makes what a form to an endpoint of the issuer needs (RFC 6749 §2.3, RFC 7523 §2.2) and
 sends nothing there. Files are read, a program is run, and a job's or pod's own token is asked for

@@ -16,7 +16,7 @@ from arcbridge.client.credentials.jwt_unverified import UnverifiedClaims, read_u
 from arcbridge.client.credentials.tokens import read_token
 from arcbridge.errors import ConfigError, NotInThisJob, StateError, Unauthenticated
 from arcbridge.identity.proof import place_of
-from arcbridge.observe.foreign_text import clean
+from arcbridge.observe.untrusted_text import clean
 
 GITLAB = "gitlab"
 FILE = "file:"

@@ -1,4 +1,4 @@
-"""Who is logged in, read from the tokens that are kept on this machine: no network, and nothing is verified.
+"""Reads the logged-in user from the tokens that are kept on this machine: no network, and nothing is verified.
 
 It imports no event loop and no HTTP: `whoami` is asked often, by shells' prompts too.
 """

@@ -25,7 +25,7 @@ from arcbridge.net.address import check_origins, origin_of
 from arcbridge.net.http_connector import DialingConnector, NotConnected
 from arcbridge.net.http_errors import reason
 from arcbridge.net.system_trust import trusting_context
-from arcbridge.observe.foreign_text import clean
+from arcbridge.observe.untrusted_text import clean
 from arcbridge.untrusted_json import read_json
 
 if TYPE_CHECKING:

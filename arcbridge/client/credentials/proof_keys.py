@@ -1,4 +1,4 @@
-"""Where the key of a login is kept (`identity.proof`): a file (0600) beside the login's tokens, made once.
+"""Keeps the key of a login (`identity.proof`) in a file (0600) beside the login's tokens; it is made once.
 
 The tokens of a login are bound to this key, so a copy of them is worth nothing without the file, and a login whose
 file is lost needs a new login. Invariant: of processes that start together one makes the key, and all get that one.

@@ -1,4 +1,4 @@
-"""Which token goes where: an access token to the relay, an id token (or a ServiceAccount's) to the cluster.
+"""Chooses the token for each end: an access token for the relay, an id token (or a ServiceAccount's) for the cluster.
 
 The relay sees the first and must not be able to use it at the cluster. Invariant: neither is handed out while both are
 the same text, wherever they come from, unless `login.one_token` says so; then a warning says what that means

@@ -14,7 +14,7 @@ from arcbridge.checks.diagnosis import Finding, failed, ok, skipped, warning
 from arcbridge.client.credentials.jwt_unverified import UnverifiedClaims
 from arcbridge.client.credentials.token_refusal import Reason, TokenNotTaken
 from arcbridge.client.credentials.tokens import NoLogin, OneToken, TokenExpired, TokenForBoth
-from arcbridge.client.doctor.judgement import SKEW_FAILED, clip, sentence, span, when
+from arcbridge.client.doctor.judgement import SKEW_FAILED, clip, sentence, when
 from arcbridge.errors import (
     ArcbridgeError,
     ConfigError,
@@ -27,6 +27,7 @@ from arcbridge.errors import (
     Unauthenticated,
 )
 from arcbridge.net.join import JoinCode
+from arcbridge.units import duration
 from arcbridge.wire.frames import GoawayCode
 
 TOKEN_ENDS_SOON = 120.0
@@ -48,6 +49,10 @@ class LoginFacts:
     not_before: float = 0.0
     """The later `nbf` of the two, unix seconds; 0: neither has one."""
     token_mode: bool = False
+    bound: str = ""
+    """How the cluster's token is bound to a key; empty: it is not."""
+    one_token: bool = False
+    """Whether relay and cluster get the same token, which a setting has to allow."""
 
 
 def judge_login(facts: LoginFacts, now: float) -> Finding:
@@ -87,8 +92,10 @@ def judge_login(facts: LoginFacts, now: float) -> Finding:
     detail += "; ".join(shown) or "tokens that are no JWT"
     if facts.token_mode:
         detail += " (ServiceAccount token)"
+    detail += f", bound to a key ({facts.bound})" if facts.bound else ""
+    detail += "; one token for both" if facts.one_token else ""
     if ends and min(ends) < now + TOKEN_ENDS_SOON:
-        return warning(hop, f"{detail}: ends in {span(min(ends) - now)}", again, "token_ends")
+        return warning(hop, f"{detail}: ends in {duration(min(ends) - now)}", again, "token_ends")
     return ok(hop, detail)
 
 
@@ -172,6 +179,8 @@ class SessionFacts:
     relay: str = ""
     session: str = ""
     """Its id, which the logs of all three roles have."""
+    round_trip: float = 0.0
+    """The smallest of the session's own PINGs, seconds; 0: none was answered in time."""
     known: bool = True
     """This machine knows the pin of the cluster."""
 
@@ -181,9 +190,10 @@ def judge_session(facts: SessionFacts, token: UnverifiedClaims) -> list[Finding]
     error = facts.error
     if error is None:
         through = f" through {facts.relay}" if facts.relay else ""
+        ping = f", {facts.round_trip * 1000:.1f} ms to the agent and back" if facts.round_trip else ""
         return [
             ok("agent", f'an agent of "{facts.cluster}" answers'),
-            ok("session", f"end to end as {clip(facts.subject)}{through} (session {clip(facts.session)})"),
+            ok("session", f"end to end as {clip(facts.subject)}{through}{ping} (session {clip(facts.session)})"),
         ]
     refused = _cause(error, JoinRefused)
     if refused is not None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from arcbridge.checks.diagnosis import Finding, State, first_failure, skipped
@@ -35,10 +34,12 @@ from arcbridge.client.doctor.judgement import (
     judge_tcp,
     judge_tls,
 )
+from arcbridge.client.doctor.throughput import measure
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.service import ClientContext
 from arcbridge.client.session.stream_http import StreamHttp
 from arcbridge.errors import ArcbridgeError
+from arcbridge.identity.proof import BindingKind, binding
 from arcbridge.mux.session import MuxSession
 from arcbridge.untrusted_json import read_json
 
@@ -46,34 +47,24 @@ REVIEW = json.dumps({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubj
 REVIEW_PATH = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
 TO_RELAY = ("name resolution", "outbound proxy", "TCP", "TLS", "relay", "relay certificate")
 
-See = Callable[[Finding], None]
 
-
-async def examine(context: ClientContext, cluster: str, see: See = lambda finding: None) -> list[Finding]:
-    """Look at the whole way to `cluster` (empty: as far as the relay). `see` gets each finding as it is made.
+async def examine(context: ClientContext, cluster: str, *, throughput: bool = False) -> list[Finding]:
+    """Look at the whole way to `cluster` (empty: as far as the relay). `throughput`: measure it, which takes seconds.
 
     Nothing is asked of the user, and nothing is changed but tokens that are renewed.
     """
     context.tokens.interactive = False
-    findings: list[Finding] = []
-
-    def add(more: Sequence[Finding]) -> None:
-        for finding in more:
-            findings.append(finding)
-            see(finding)
-
-    add(await _all_relays(context))
+    findings = await _all_relays(context)
     reached = first_failure(findings) is None
     tokens = context.tokens.for_cluster(cluster) if cluster else context.tokens
     login, login_finding = await _login(context, tokens, cluster)
-    add([login_finding])
+    findings.append(login_finding)
     if not reached or login_finding.state is State.FAILED:
         why = "the relay cannot be used" if not reached else "there is no login to use"
-        add([skipped(hop, why) for hop in ("policy", *(("agent", "session", "API server") if cluster else ()))])
+        findings += [skipped(hop, why) for hop in ("policy", *(("agent", "session", "API server") if cluster else ()))]
     else:
-        add(await _behind_relay(context, tokens, cluster, login))
-    add([await _kubeconfig(context, cluster)])
-    return findings
+        findings += await _behind_relay(context, tokens, cluster, login, throughput=throughput)
+    return [*findings, await _kubeconfig(context, cluster)]
 
 
 # -- the relays --------------------------------------------------------------------------------------------------------
@@ -143,7 +134,14 @@ async def _login(context: ClientContext, tokens: Tokens, cluster: str) -> tuple[
         if not own:  # each cluster has its own, and none was named
             token = (await tokens.cluster()).text
             later = max(facts.not_before, _not_before(token))
-            facts = replace(facts, cluster=read_unverified(token), not_before=later)
+            kind = binding(claims_unverified(token)).kind
+            facts = replace(
+                facts,
+                cluster=read_unverified(token),
+                not_before=later,
+                bound="" if kind is BindingKind.NONE else str(kind),
+                one_token=token == access,
+            )
     except ArcbridgeError as error:
         facts = replace(facts, error=error)
     return facts, judge_login(facts, time.time())
@@ -154,7 +152,9 @@ def _not_before(token: str) -> float:
     return float(found) if isinstance(found, int | float) and not isinstance(found, bool) and 0 < found < 1e12 else 0.0
 
 
-async def _behind_relay(context: ClientContext, tokens: Tokens, cluster: str, login: LoginFacts) -> list[Finding]:
+async def _behind_relay(
+    context: ClientContext, tokens: Tokens, cluster: str, login: LoginFacts, *, throughput: bool
+) -> list[Finding]:
     from arcbridge.client.commands.directory import list_clusters
 
     behind = ("agent", "session", "API server") if cluster else ()
@@ -179,6 +179,7 @@ async def _behind_relay(context: ClientContext, tokens: Tokens, cluster: str, lo
                 subject=session.subject,
                 relay=session.relay.address.url if session.relay is not None and len(context.relays) > 1 else "",
                 session=session.current.label if session.current is not None else "",
+                round_trip=await probes.round_trip(session.current) if session.current is not None else 0.0,
             )
         except ArcbridgeError as error:
             facts = replace(facts, error=error)
@@ -187,7 +188,10 @@ async def _behind_relay(context: ClientContext, tokens: Tokens, cluster: str, lo
             return [*found, *(skipped(hop, "policy failed") for hop in behind)]
         if session.current is None or first_failure(found) is not None:
             return [policy, *found, skipped("API server", "there is no session to ask it through")]
-        return [policy, *found, judge_api(await _who_am_i(session.current, login.token_mode))]
+        found.append(judge_api(await _who_am_i(session.current, login.token_mode)))
+        if throughput:
+            found.append(await measure(session.current))
+        return [policy, *found]
     finally:
         session.close()
         await session.wait_closed()

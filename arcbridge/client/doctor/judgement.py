@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from arcbridge.checks.diagnosis import Finding, failed, ok, skipped, warning
 from arcbridge.errors import ArcbridgeError, ConfigError, PinMismatch, StateError
-from arcbridge.observe.foreign_text import clean
+from arcbridge.observe.untrusted_text import clean
+from arcbridge.units import duration
 
 SKEW_WARNED = 30.0
 """Seconds by which clocks may differ unnoticed: a Date header has whole seconds, and an answer takes time."""
@@ -43,14 +44,6 @@ def sentence(error: ArcbridgeError) -> str:
 def when(moment: float) -> str:
     """Write unix seconds in this machine's time zone, for people."""
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(moment))
-
-
-def span(seconds: float) -> str:
-    """Write a length of time for people."""
-    for limit, unit, name in ((120.0, 1.0, "s"), (7200.0, 60.0, "min"), (172800.0, 3600.0, "h")):
-        if seconds < limit:
-            return f"{seconds / unit:.0f} {name}"
-    return f"{seconds / 86400.0:.0f} days"
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +219,7 @@ def judge_certificate(facts: CertificateFacts, now: float) -> Finding:
     if 0 < facts.not_after < now + CERTIFICATE_ENDS_SOON:
         return warning(
             hop,
-            f"trusted, and ends in {span(facts.not_after - now)}",
+            f"trusted, and ends in {duration(facts.not_after - now)}",
             "ask the relay's operator to renew it",
             "relay_certificate_ends",
         )
@@ -297,6 +290,6 @@ def judge_clock(ahead: float | None) -> Finding:
         return skipped(hop, "the relay did not say its time")
     if abs(ahead) < SKEW_WARNED:
         return ok(hop, "as the relay's")
-    detail = f"this machine is {span(abs(ahead))} {'ahead of' if ahead > 0 else 'behind'} the relay"
+    detail = f"this machine is {duration(abs(ahead))} {'ahead of' if ahead > 0 else 'behind'} the relay"
     remedy = "set the clock of the one that is wrong (NTP): tokens and certificates are valid by the clock"
     return (failed if abs(ahead) >= SKEW_FAILED else warning)(hop, detail, remedy, "clock")

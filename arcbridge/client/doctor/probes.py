@@ -24,6 +24,7 @@ from arcbridge.client.kubeconfig.entries import MARK, Kubeconfig
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.state import StateDirectory
 from arcbridge.errors import ArcbridgeError, ConfigError, Unreachable
+from arcbridge.mux.session import MuxSession
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import DIRECT, connect, resolve
 from arcbridge.net.loopback import port_holder
@@ -34,6 +35,7 @@ from arcbridge.net.tlspipe import TlsPipe
 CONNECT_DEADLINE = 5.0
 TLS_DEADLINE = 5.0
 LOCAL_DEADLINE = 2.0
+PING_DEADLINE = 2.0
 _ANSWER_LIMIT = 64 * 1024
 
 
@@ -213,6 +215,15 @@ def date_of(answer: bytes) -> float | None:
     return None
 
 
+async def round_trip(session: MuxSession) -> float:
+    """Return the session's own round trip, seconds: it sends a PING as soon as it is up; 0 where none is answered."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + PING_DEADLINE
+    while not session.round_trip and loop.time() < deadline:
+        await asyncio.sleep(0.01)
+    return session.round_trip
+
+
 # -- this machine ------------------------------------------------------------------------------------------------------
 
 
@@ -310,9 +321,3 @@ def _local_port(server: str) -> int:
         return (url.port or 0) if url.hostname in ("127.0.0.1", "localhost", "::1") else 0
     except ValueError:
         return 0
-
-
-__all__ = [
-    "Shown", "at_port", "clock_ahead", "contexts", "date_of", "find_kubeconfig", "find_proxy", "kept_port", "look_up",
-    "reach", "shown_by", "through_proxy", "verified",
-]  # fmt: skip

@@ -19,6 +19,7 @@ from typing import Any
 from arcbridge.client.kubeconfig.block_yaml import dump, is_empty, parse
 from arcbridge.errors import StateError
 from arcbridge.pki.private_files import OPEN_SAFELY, make_directories, refuse_planted
+from arcbridge.units import duration
 
 LOCK_WAIT = 3.0
 """Seconds to wait for another writer. kubectl holds its lock for milliseconds and itself never waits."""
@@ -240,4 +241,4 @@ def _age(lock: Path) -> str:
         seconds = time.time() - lock.stat().st_mtime
     except OSError:
         return "a moment"
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{max(seconds, 0):.0f} s"
+    return duration(seconds)

@@ -36,3 +36,13 @@ def repair_kubeconfigs(state: StateDirectory, running: Running) -> list[str]:
             log = structlog.get_logger("arcbridge.client")
             log.warning("a kubeconfig was not repaired", reason=error.message)
     return repaired
+
+
+def repair_contexts(state_dir: Path | None, environment: Mapping[str, str]) -> list[str]:
+    """Repair what a state directory knows (None: the user's own); returns a sentence for each context. Raises
+    StateError."""
+    state = StateDirectory.find(state_dir, environment)
+    return [
+        f'what served context "{name}" had ended; the kubeconfig says so now'
+        for name in repair_kubeconfigs(state, running_of(state, environment))
+    ]

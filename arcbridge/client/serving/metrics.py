@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from arcbridge.client.serving.endpoint import EndpointStats
 from arcbridge.client.serving.forward import ForwardStats
-from arcbridge.client.session.resumable_session import DETACHED_BOUNDS, REASONS
+from arcbridge.client.session.counters import DETACHED_BOUNDS, REASONS
 from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.observe.metrics import Buckets, Metrics
 
@@ -23,26 +23,26 @@ def register(
     """Register everything that this role counts."""
     metrics.gauge("sessions", "Sessions that are up.", None, lambda: sum(s.current is not None for s in sessions))
     metrics.counter("session_attempts_total", "Attempts to establish a session.", None,
-                    lambda: sum(s.attempts for s in sessions))  # fmt: skip
+                    lambda: sum(s.counters.attempts for s in sessions))  # fmt: skip
     metrics.counter("sessions_established_total", "Sessions that were established.", None,
-                    lambda: sum(s.established_count for s in sessions))  # fmt: skip
+                    lambda: sum(s.counters.established for s in sessions))  # fmt: skip
     metrics.counter("session_failures_total", "Attempts that failed and sessions that were refused.", None,
-                    lambda: sum(s.failures for s in sessions))  # fmt: skip
+                    lambda: sum(s.counters.failures for s in sessions))  # fmt: skip
     metrics.gauge("sessions_detached", "Sessions that wait to be resumed.", None,
                   lambda: sum(s.detached_count for s in sessions))  # fmt: skip
     metrics.counter("sessions_resumed_total", "Sessions that went on over another connection, by why they had to.",
                     {"cause": ("lost", "moved")},
                     lambda: {
-                        "lost": sum(s.stats.resumed for s in sessions),
-                        "moved": sum(s.stats.moved for s in sessions),
+                        "lost": sum(s.counters.resumed for s in sessions),
+                        "moved": sum(s.counters.moved for s in sessions),
                     })  # fmt: skip
     metrics.counter("resume_failures_total", "Sessions that waited in vain, by reason.", {"reason": REASONS},
-                    lambda: {reason: sum(s.stats.resume_failures[reason] for s in sessions) for reason in REASONS},
+                    lambda: {reason: sum(s.counters.resume_failures[reason] for s in sessions) for reason in REASONS},
                     )  # fmt: skip
     metrics.counter("replayed_bytes_total", "Bytes sent again after a resumption.", None,
                     lambda: sum(s.replayed_bytes for s in sessions))  # fmt: skip
     metrics.histogram("detached_seconds", "How long sessions waited for a connection, resumed or not.", None,
-                      lambda: sum((s.stats.detached_seconds for s in sessions), Buckets(DETACHED_BOUNDS)),
+                      lambda: sum((s.counters.detached_seconds for s in sessions), Buckets(DETACHED_BOUNDS)),
                       )  # fmt: skip
     metrics.counter("local_connections_total", "Local connections by how they went.",
                     {"result": ("spliced", "refused", "stranger", "displaced", "forwarded")},

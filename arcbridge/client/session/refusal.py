@@ -24,7 +24,7 @@ from arcbridge.errors import (
     WrongAgent,
 )
 from arcbridge.net.join import JoinCode
-from arcbridge.observe.foreign_text import clean
+from arcbridge.observe.untrusted_text import clean
 from arcbridge.wire.frames import GoawayCode
 
 ACCESS_REVOKED = "access was revoked: "

@@ -1,6 +1,6 @@
 """One HTTP/1.1 connection to a cluster's API server, straight over a stream of a session.
 
-For what the client asks itself, `doctor` and `speedtest`: no local endpoint, no other program, one request after the
+For what the client asks itself, `doctor`: no local endpoint, no other program, one request after the
 other. It is no general client: a body is read to its length or its last chunk, and heads are bounded. Invariant: a body
 that was cut is an error and never shorter without one.
 """

@@ -9,10 +9,10 @@ import ipaddress
 import re
 import sys
 from dataclasses import dataclass
+from functools import partial
 from urllib.parse import unquote_to_bytes
 
-from arcbridge.identity.cel.strings import text
-from arcbridge.identity.cel.values import EvaluationError, Map, Opaque, StringList, Value, no_such_overload
+from arcbridge.identity.cel.values import EvaluationError, Map, Opaque, StringList, succeeds
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -29,8 +29,7 @@ class Url(Opaque):
 
     type_name = "kubernetes.URL"
 
-    @property
-    def key(self) -> object:
+    def __str__(self) -> str:
         return self.whole
 
     @property
@@ -64,9 +63,8 @@ _PATH_SAFE = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123
 _PATH_VALID = _PATH_SAFE | frozenset("!'()*[]%")
 
 
-def read_url(value: Value, *, fragment: bool = True) -> Url:
+def read_url(whole: str, *, fragment: bool = True) -> Url:
     """Read an absolute URL or an absolute path; `fragment` cuts off what follows `#`. Raises EvaluationError."""
-    whole = text(value)
     if fragment:
         read_url(whole, fragment=False)
         whole, _, after = whole.partition("#")
@@ -97,14 +95,8 @@ def read_url(value: Value, *, fragment: bool = True) -> Url:
     return Url(scheme, host, escaped, query, whole)
 
 
-def is_url(value: Value) -> bool:
-    """`isURL`."""
-    string = text(value)
-    try:
-        read_url(string, fragment=False)
-    except EvaluationError:
-        return False
-    return True
+is_url = succeeds(partial(read_url, fragment=False))
+"""`isURL`."""
 
 
 def query_of(url: Url) -> Map:
@@ -171,9 +163,8 @@ class Ip(Opaque):
 
     type_name = "net.IP"
 
-    @property
-    def key(self) -> object:
-        return self.address
+    def __str__(self) -> str:
+        return str(self.address)
 
     @property
     def size(self) -> int:
@@ -189,9 +180,8 @@ class Cidr(Opaque):
 
     type_name = "net.CIDR"
 
-    @property
-    def key(self) -> object:
-        return (self.address, self.bits)
+    def __str__(self) -> str:
+        return f"{self.address}/{self.bits}"
 
     @property
     def size(self) -> int:
@@ -200,13 +190,7 @@ class Cidr(Opaque):
     @property
     def network(self) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
         """The block itself."""
-        return _network(self.address, self.bits)
-
-
-def _network(address: Address, bits: int) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-    if isinstance(address, ipaddress.IPv4Address):
-        return ipaddress.IPv4Network((address, bits), strict=False)
-    return ipaddress.IPv6Network((address, bits), strict=False)
+        return ipaddress.ip_network((self.address, self.bits), strict=False)
 
 
 def _address(literal: str) -> Address:
@@ -216,18 +200,17 @@ def _address(literal: str) -> Address:
         raise EvaluationError("not an IP address") from error
 
 
-def read_ip(value: Value) -> Ip:
+def read_ip(text: str) -> Ip:
     """Read an address. Raises EvaluationError."""
-    string = text(value)
-    address = _address(string)
-    if "%" in string or (isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None):
+    address = _address(text)
+    if "%" in text or (isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None):
         raise EvaluationError("IP addresses with a zone, and IPv4-mapped ones, are not allowed")
     return Ip(address)
 
 
-def read_cidr(value: Value) -> Cidr:
+def read_cidr(text: str) -> Cidr:
     """Read a block such as `10.0.0.0/8`. Raises EvaluationError."""
-    string, slash, bits = text(value).rpartition("/")
+    string, slash, bits = text.rpartition("/")
     if not slash or not re.fullmatch(r"0|[1-9][0-9]{0,2}", bits):
         raise EvaluationError("not a CIDR block")
     address = read_ip(string).address
@@ -236,137 +219,30 @@ def read_cidr(value: Value) -> Cidr:
     return Cidr(address, int(bits))
 
 
-def is_ip(value: Value) -> bool:
-    """`isIP`."""
-    string = text(value)
-    try:
-        read_ip(string)
-    except EvaluationError:
-        return False
-    return True
+is_ip, is_cidr = succeeds(read_ip), succeeds(read_cidr)
+"""`isIP` and `isCIDR`."""
 
 
-def is_cidr(value: Value) -> bool:
-    """`isCIDR`."""
-    string = text(value)
-    try:
-        read_cidr(string)
-    except EvaluationError:
-        return False
-    return True
+def is_link_local_multicast(ip: Ip) -> bool:
+    """`isLinkLocalMulticast`."""
+    address = ip.address
+    if isinstance(address, ipaddress.IPv4Address):
+        return address in ipaddress.IPv4Network("224.0.0.0/24")
+    return address.packed[0] == 0xFF and address.packed[1] & 0x0F == 0x02
 
 
-def write_ip(ip: Ip) -> str:
-    """Return the canonical text of an address."""
-    return str(ip.address)
-
-
-def is_canonical(value: Value) -> bool:
-    """`ip.isCanonical`."""
-    string = text(value)
-    return write_ip(read_ip(string)) == string
-
-
-def ip_property(name: str, value: Value) -> Value:
-    """Apply one of the functions on an address that take nothing else."""
-    if not isinstance(value, Ip):
-        raise no_such_overload()
-    address = value.address
-    if name == "family":
-        return address.version
-    if name == "isUnspecified":
-        return address.is_unspecified
-    if name == "isLoopback":
-        return address.is_loopback
-    local_multicast = (
-        address in ipaddress.IPv4Network("224.0.0.0/24")
-        if isinstance(address, ipaddress.IPv4Address)
-        else (address.packed[0] == 0xFF and address.packed[1] & 0x0F == 0x02)
-    )
-    if name == "isLinkLocalMulticast":
-        return local_multicast
-    if name == "isLinkLocalUnicast":
-        return address.is_link_local
-    broadcast = address == ipaddress.IPv4Address("255.255.255.255")
+def is_global_unicast(ip: Ip) -> bool:
+    """`isGlobalUnicast`."""
+    address = ip.address
     special = address.is_unspecified or address.is_loopback or address.is_multicast or address.is_link_local
-    return not broadcast and not special
+    return not special and address != ipaddress.IPv4Address("255.255.255.255")
 
 
-IP_PROPERTIES = (
-    "family",
-    "isUnspecified",
-    "isLoopback",
-    "isLinkLocalMulticast",
-    "isLinkLocalUnicast",
-    "isGlobalUnicast",
-)
+def contains_ip(block: Cidr, ip: Ip) -> bool:
+    """`containsIP`."""
+    return ip.address.version == block.address.version and ip.address in block.network
 
 
-def _cidr(value: Value) -> Cidr:
-    if isinstance(value, str):
-        return read_cidr(value)
-    if not isinstance(value, Cidr):
-        raise no_such_overload()
-    return value
-
-
-def _block(value: Value) -> Cidr:
-    if not isinstance(value, Cidr):
-        raise no_such_overload()
-    return value
-
-
-def contains_ip(block: Value, wanted: Value) -> bool:
-    """`containsIP`, of an address or its text."""
-    outer = _block(block)
-    inner = read_ip(wanted) if isinstance(wanted, str) else wanted
-    if not isinstance(inner, Ip):
-        raise no_such_overload()
-    return inner.address.version == outer.address.version and inner.address in outer.network
-
-
-def contains_cidr(block: Value, wanted: Value) -> bool:
-    """`containsCIDR`, of a block or its text."""
-    outer, inner = _block(block), _cidr(wanted)
-    if outer.address.version != inner.address.version or outer.bits > inner.bits:
-        return False
-    return inner.network.network_address in outer.network
-
-
-def masked(block: Value) -> Cidr:
-    """`masked`: the block's first address."""
-    outer = _block(block)
-    return Cidr(outer.network.network_address, outer.bits)
-
-
-def address_of(block: Value) -> Ip:
-    """`ip()` of a block."""
-    return Ip(_block(block).address)
-
-
-def prefix_length(block: Value) -> int:
-    """`prefixLength`."""
-    return _block(block).bits
-
-
-def write_cidr(block: Cidr) -> str:
-    """Return the canonical text of a block."""
-    return f"{block.address}/{block.bits}"
-
-
-def url_part(name: str, value: Value) -> Value:
-    """Apply one of the functions on a URL."""
-    if not isinstance(value, Url):
-        raise no_such_overload()
-    if name == "getQuery":
-        return query_of(value)
-    return {
-        "getScheme": value.scheme,
-        "getHost": value.host,
-        "getHostname": value.hostname,
-        "getPort": value.port,
-        "getEscapedPath": value.path,
-    }[name]
-
-
-URL_PARTS = ("getScheme", "getHost", "getHostname", "getPort", "getEscapedPath", "getQuery")
+def contains_cidr(block: Cidr, inner: Cidr) -> bool:
+    """`containsCIDR`."""
+    return block.bits <= inner.bits and contains_ip(block, Ip(inner.network.network_address))

@@ -19,7 +19,7 @@ from arcbridge.identity.cel.memory import Memory
 from arcbridge.identity.cel.syntax import (
     BOOL,
     Call,
-    Checked,
+    CheckedExpression,
     Identifier,
     ListLiteral,
     Literal,
@@ -65,7 +65,7 @@ class Expression:
 
     __slots__ = ("_checked", "_read", "_run", "_variable", "source")
 
-    def __init__(self, source: str, variable: str, checked: Checked, run: Run) -> None:
+    def __init__(self, source: str, variable: str, checked: CheckedExpression, run: Run) -> None:
         self.source = source
         self._variable = variable
         self._checked = checked
@@ -168,7 +168,7 @@ def _presence_message(name: str) -> str:
     return f"has({name}) is not carried out here: every user has the field"
 
 
-def _built(source: str, checked: Checked) -> Run:
+def _built(source: str, checked: CheckedExpression) -> Run:
     try:
         return build(checked.root, checked.type_of)
     except (EvaluationError, LimitExceeded) as error:
@@ -189,7 +189,7 @@ def _selects(node: Node, variable: str, field: str) -> bool:
     return False
 
 
-def _fields_read(checked: Checked, variable: str) -> frozenset[str | None]:
+def _fields_read(checked: CheckedExpression, variable: str) -> frozenset[str | None]:
     """Return the fields of `variable` that are named; None is among them where another one may be read as well."""
     found: set[str | None] = set()
     by_name: set[int] = set()
@@ -220,7 +220,7 @@ class _Checks:
 
     __slots__ = ("_checked", "_source", "_variable")
 
-    def __init__(self, source: str, variable: str, checked: Checked) -> None:
+    def __init__(self, source: str, variable: str, checked: CheckedExpression) -> None:
         self._source = source
         self._variable = variable
         self._checked = checked

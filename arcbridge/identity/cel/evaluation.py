@@ -12,8 +12,9 @@ import math
 import time
 from collections.abc import Callable, Iterator
 
-from arcbridge.identity.cel.functions import CONVERSIONS, FUNCTIONS, LIST_COST, MAP_COST, TYPES, Function
-from arcbridge.identity.cel.lists import total
+from arcbridge.identity.cel.costs import LIST_COST, MAP_COST
+from arcbridge.identity.cel.functions import CONVERSIONS, FUNCTIONS, TYPES, Calls, Function
+from arcbridge.identity.cel.lists import SUMMED, total
 from arcbridge.identity.cel.memory import ENTRY, Memory
 from arcbridge.identity.cel.strings import MAX_SIZE
 from arcbridge.identity.cel.syntax import (
@@ -30,16 +31,13 @@ from arcbridge.identity.cel.syntax import (
     Select,
     Type,
 )
-from arcbridge.identity.cel.syntax import UInt as UIntLiteral
 from arcbridge.identity.cel.values import (
     NONE,
     Claims,
-    Duration,
     EvaluationError,
     LimitExceeded,
     Map,
     Optional,
-    UInt,
     Unabsorbed,
     Value,
     lookup_key,
@@ -154,7 +152,7 @@ class _Builder:
 
     def _node(self, node: Node) -> Run:
         if isinstance(node, Literal):
-            value = UInt(node.value.value) if isinstance(node.value, UIntLiteral) else node.value
+            value = node.value
             return lambda state: value
         if isinstance(node, Identifier):
             return _identifier(node.name)
@@ -192,15 +190,14 @@ class _Builder:
         if node.function == "@in" and isinstance(arguments[1], ListLiteral) and not arguments[1].elements:
             # kube-apiserver does not evaluate what is sought in an empty list, so that it cannot fail.
             return lambda state: False
-        if node.function == "sum":
-            kind = self._types(node).name
-            known = kind if kind in ("int", "uint", "double", "duration") else ""
-            return _called(Function(lambda value: total(value, known or _kind_of(value)), _elements), runs)
         if self._tracked_by_size(node, arguments):
             runs[-1] = _unabsorbed(runs[-1])
         function = FUNCTIONS.get((node.function, len(runs)))
         if function is None:
             raise EvaluationError(f"the function {node.function} is not carried out here")
+        if node.function == "sum" and (kind := self._types(node).name) in SUMMED:
+            function = Function(function.cost, Calls())
+            function.calls.overloads.append(((list,), lambda values: total(values, kind)))
         return _called(function, runs)
 
     def _tracked_by_size(self, node: Call, arguments: list[Node]) -> bool:
@@ -304,16 +301,6 @@ def _unabsorbed(run: Run) -> Run:
     return strict
 
 
-def _elements(value: Value) -> int:
-    return len(value) if isinstance(value, list) else 1
-
-
-def _kind_of(values: Value) -> str:
-    """Return the type in which a list is summed whose static type says nothing: that of its first element."""
-    first = values[0] if isinstance(values, list) and values else 0
-    return {int: "int", UInt: "uint", float: "double", Duration: "duration"}.get(type(first), "int")
-
-
 def _held(run: Run, state: Evaluation) -> Value:
     """Return the value, or the error as one."""
     try:
@@ -353,20 +340,20 @@ def _identifier(name: str) -> Run:
 
 
 def _called(function: Function, runs: list[Run]) -> Run:
-    call, cost = function
+    cost, calls = function
     if len(runs) == 1:
         (only,) = runs
 
-        def one_argument(state: Evaluation) -> Value:
+        def one_operand(state: Evaluation) -> Value:
             value = only(state)
             state.spend(cost(value))
-            return _counted(state, call(value), value)
+            return _counted(state, calls[(type(value),)](value), value)
 
-        return one_argument
+        return one_operand
     if len(runs) == 2:
         left_run, right_run = runs
 
-        def two_arguments(state: Evaluation) -> Value:
+        def two_operands(state: Evaluation) -> Value:
             left, right = left_run(state), right_run(state)
             if type(left) is _Accumulated and type(right) is list:
                 state.spend(1)
@@ -375,16 +362,16 @@ def _called(function: Function, runs: list[Run]) -> Run:
                     raise LimitExceeded("a list has too many elements", permanent=True)
                 return left
             state.spend(cost(left, right))
-            return _counted(state, call(left, right), left)
+            return _counted(state, calls[type(left), type(right)](left, right), left)
 
-        return two_arguments
+        return two_operands
 
-    def many_arguments(state: Evaluation) -> Value:
+    def operands(state: Evaluation) -> Value:
         values = [run(state) for run in runs]
         state.spend(cost(*values))
-        return _counted(state, call(*values), values[0] if values else None)
+        return _counted(state, function.call(*values), values[0] if values else None)
 
-    return many_arguments
+    return operands
 
 
 def _counted(state: Evaluation, result: Value, first: Value) -> Value:

@@ -14,8 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from arcbridge.identity.cel.addresses import is_url
-from arcbridge.identity.cel.strings import text
-from arcbridge.identity.cel.values import NONE, Opaque, Optional, StringList, Value, no_such_overload
+from arcbridge.identity.cel.values import NONE, Opaque, Optional, StringList
 
 _LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 _DNS_LABEL = re.compile(_LABEL)
@@ -38,10 +37,6 @@ class Format(Opaque):
     valid: Callable[[str], bool]
 
     type_name = "kubernetes.NamedFormat"
-
-    @property
-    def key(self) -> object:
-        return self.name
 
 
 def _dns(pattern: re.Pattern[str], most: int, prefix: bool) -> Callable[[str], bool]:
@@ -112,16 +107,12 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def named(value: Value) -> Optional:
+def named(name: str) -> Optional:
     """`format.named`."""
-    found = FORMATS.get(text(value))
+    found = FORMATS.get(name)
     return NONE if found is None else Optional(found)
 
 
-def validate(value: Value, name: Value) -> Optional:
+def validate(form: Format, name: str) -> Optional:
     """`validate`: none, or a list of what is wrong."""
-    if not isinstance(value, Format):
-        raise no_such_overload()
-    if value.valid(text(name)):
-        return NONE
-    return Optional(StringList([f"does not have the format {value.name}"]))
+    return NONE if form.valid(name) else Optional(StringList([f"does not have the format {form.name}"]))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from arcbridge.identity.cel.numbers import write_double
-from arcbridge.identity.cel.strings import bounded, quoted_as_go, text
+from arcbridge.identity.cel.strings import bounded, quoted_as_go
 from arcbridge.identity.cel.timestamps import write_duration, write_timestamp
 from arcbridge.identity.cel.values import (
     Duration,
@@ -21,7 +21,7 @@ from arcbridge.identity.cel.values import (
     TypeValue,
     UInt,
     Value,
-    no_such_overload,
+    decoded,
 )
 
 MAX_PRECISION = 1000
@@ -61,13 +61,11 @@ def clauses(format_text: str) -> Iterator[Clause]:
     yield Clause(format_text[at:])
 
 
-def format_values(value: Value, values: Value) -> str:
+def format_values(format_text: str, values: list[Value]) -> str:
     """`format`. Raises EvaluationError."""
-    if not isinstance(values, list):
-        raise no_such_overload()
     out: list[str] = []
     length = index = 0
-    for clause in clauses(text(value)):
+    for clause in clauses(format_text):
         piece = clause.text
         if clause.kind:
             if index >= len(values):
@@ -86,10 +84,7 @@ def _string(value: Value, precision: int = 0) -> str:
     if isinstance(value, float):
         return write_double(value)
     if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError as error:
-            raise EvaluationError("invalid UTF-8 in bytes") from error
+        return decoded(value)
     if isinstance(value, Timestamp):
         return write_timestamp(value)
     if isinstance(value, Duration):

@@ -1,31 +1,30 @@
-"""What each function and operator does, and what a call costs, by its name and its number of arguments.
+"""Every function and operator of an expression: one row for each, with its cost, what computes it, and its overloads.
 
-A function looks at its arguments' types itself, as it must where the checker knew a claim only as `any`. Costs are
-those of kube-apiserver's tracker, computed before the call where it computes them after: a call that would cost too
-much is not made. Source: cel-go's `interpreter/runtimecost.go` and Kubernetes' `pkg/cel/library/cost.go`.
+`declarations` declares to the library's checker what Kubernetes 1.36 has beside CEL's own functions, `evaluation` calls
+what an expression names. A call goes to the overload of its operands' types, which the checker does not know where a
+claim is `any`. Invariant: what computes a call is given values of the types that its overload names.
+
+Source: `k8s.io/apiserver/pkg/cel/library` and `pkg/cel/environment/base.go`, release 1.36. The standard functions, the
+macros, optional types, sets, lists (version 2 of 3, which differ in costs alone) and comprehensions with two variables
+come with the library; version 2 of the strings extension is declared, because Kubernetes adds to its functions.
+Authorizers are left out: an authenticator has no variable of that type.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import NamedTuple
+from itertools import permutations
+from typing import Any, NamedTuple
 
-from arcbridge.identity.cel import (
-    addresses,
-    formats,
-    formatting,
-    lists,
-    quantities,
-    regex,
-    strings,
-    timestamps,
-    versions,
-)
+from arcbridge.identity.cel import addresses, costs, formats, formatting, lists, quantities, regex, strings, timestamps
+from arcbridge.identity.cel.addresses import Cidr, Ip, Url
+from arcbridge.identity.cel.costs import one
 from arcbridge.identity.cel.numbers import read_double, read_int, read_uint, write_double
+from arcbridge.identity.cel.quantities import Quantity
 from arcbridge.identity.cel.values import (
-    INT_MAX,
     INT_MIN,
     MAX_SECONDS,
     MIN_SECONDS,
@@ -44,481 +43,93 @@ from arcbridge.identity.cel.values import (
     checked_timestamp,
     checked_uint,
     compare,
+    decoded,
     equal,
     is_zero,
     no_such_overload,
-    size,
+    succeeds,
     type_name,
 )
+from arcbridge.identity.cel.versions import Version, read_version
 
-LIST_COST, MAP_COST = 10, 30
-"""What making a list or a map costs."""
+Call = Callable[..., Value]
+Cost = Callable[..., int]
+
+
+class Overload(NamedTuple):
+    """One overload, as `receiver.name(arguments) -> result`; the library declares those without a result itself."""
+
+    name: str
+    receiver: str
+    arguments: tuple[str, ...]
+    result: str
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        """The types of receiver and arguments."""
+        return (self.receiver, *self.arguments) if self.receiver else self.arguments
+
+
+class Calls(dict[tuple[type, ...], Call]):
+    """What computes a call, by the types of its operands; it is looked for when those types first come."""
+
+    __slots__ = ("overloads",)
+
+    def __init__(self) -> None:
+        self.overloads: list[tuple[tuple[type, ...], Call]] = []
+
+    def __missing__(self, found: tuple[type, ...]) -> Call:
+        for wanted, call in self.overloads:
+            if all(map(_fits, found, wanted)):
+                self[found] = call
+                return call
+        raise no_such_overload()
 
 
 class Function(NamedTuple):
-    """`call` computes, `cost` tells what that costs; both take the receiver first, then the arguments."""
+    """What is called by one name with one number of operands; `cost` takes operands of any type."""
 
-    call: Callable[..., Value]
-    cost: Callable[..., int]
+    cost: Cost
+    calls: Calls
 
+    def call(self, *values: Value) -> Value:
+        """Return the result. Raises EvaluationError, also where no overload fits."""
+        return self.calls[tuple(map(type, values))](*values)
 
-def one(*_: Value) -> int:
-    """Return the cost of what does not depend on sizes."""
-    return 1
 
+def _fits(found: type, wanted: type) -> bool:
+    # `bool` and UInt are subclasses of `int` in Python alone.
+    return found is int if wanted is int else issubclass(found, wanted)
 
-def _tenth(length: float) -> int:
-    return math.ceil(length * 0.1)
 
-
-def _first(value: Value, *_: Value) -> int:
-    return _tenth(size(value))
-
-
-def _twice(value: Value, *_: Value) -> int:
-    return _tenth(size(value) * 2)
-
-
-def _replaced(value: Value, *arguments: Value) -> int:
-    # kube-apiserver counts the text twice, also where the result is a thousand times as long.
-    length = strings.replaced_length(value, *arguments)
-    strings.bounded(length)
-    return _tenth(size(value) + max(size(value), length))
-
-
-def _queried(value: Value) -> int:
-    # kube-apiserver counts 1 for a text of any length.
-    return 1 + (len(value.query) // 10 if isinstance(value, addresses.Url) else 0)
-
-
-def _inside(value: Value) -> int:
-    """Return what comparing a list or a map costs for what is inside its elements, which kube-apiserver does not
-    count."""
-    if not isinstance(value, list | Map):
-        return 0
-    count = 0
-    waiting = [value]
-    while waiting:
-        current = waiting.pop()
-        items = current if isinstance(current, list) else [item for _, item in current.items()]
-        for item in items:
-            if isinstance(item, list | Map):
-                count += len(item)
-                waiting.append(item)
-    return count // 2
-
-
-def _shorter(left: Value, right: Value) -> int:
-    return _tenth(min(size(left), size(right))) + _inside(left)
-
-
-def _both(left: Value, right: Value) -> int:
-    if isinstance(left, str | bytes):
-        return _tenth(size(left) + size(right))
-    # kube-apiserver joins lists without copying them.
-    return 1 + (size(left) + size(right)) // 50 if isinstance(left, list) else 1
-
-
-def _converted(value: Value) -> int:
-    return max(1, _tenth(len(value))) if isinstance(value, str) else 1
-
-
-def _formatted(value: Value, values: Value) -> int:
-    written = 0
-    waiting = [values]
-    while waiting:
-        current = waiting.pop()
-        if isinstance(current, list | Map):
-            items = current if isinstance(current, list) else [item for pair in current.items() for item in pair]
-            written += len(items)
-            waiting.extend(item for item in items if isinstance(item, list | Map))
-            written += sum(_tenth(len(item)) for item in items if isinstance(item, str | bytes))
-    return _tenth(size(value)) + written
-
-
-def _product(left: Value, right: Value) -> int:
-    return _tenth(size(left)) * _tenth(size(right))
-
-
-def _regex(value: Value, pattern: Value, *_: Value) -> int:
-    return _tenth(1 + size(value)) * math.ceil(size(pattern) * 0.25)
-
-
-def _membership(wanted: Value, values: Value) -> int:
-    return size(values) + _inside(values) if isinstance(values, list) else 1
-
-
-def _walk(value: Value, *_: Value) -> int:
-    if isinstance(value, list):
-        return len(value) + sum(_tenth(len(item)) for item in value if isinstance(item, str | bytes)) + _inside(value)
-    return _tenth(size(value))
-
-
-def _squared(items: Value) -> int:
-    if not isinstance(items, list):
-        return 1
-    factor = 2.1 if items and isinstance(items[0], str | bytes) else 2.0
-    return int(len(items) ** 2 * factor) + _inside(items) * len(items) + 1 + LIST_COST
-
-
-def _sorted(value: Value, keys: Value = None) -> int:
-    items = value if keys is None else keys
-    # kube-apiserver counts the square of the length where it knows the elements' type, and 1 where it does not.
-    return int(size(items) * max(1, size(items)).bit_length() * 2.1) + 1 + LIST_COST
-
-
-def _crossed(factor: int, left: Value, right: Value) -> int:
-    return 1 + (size(left) + _inside(left)) * size(right) * factor
-
-
-def _copied(value: Value, *_: Value) -> int:
-    return size(value) + 1 + LIST_COST
-
-
-def _sliced(value: Value, start: Value, end: Value) -> int:
-    length = end - start if type(start) is int and type(end) is int else 0
-    return max(0, min(length, size(value))) + 1 + LIST_COST
-
-
-def _counted(count: Value) -> int:
-    return max(0, count if type(count) is int else 0) + 1 + LIST_COST
-
-
-def _flattened(value: Value, depth: Value = 1) -> int:
-    return int(size(value) * max(0, depth if type(depth) is int else 0)) + 1 + LIST_COST
-
-
-def _joined(value: Value, separator: Value = "") -> int:
-    if not isinstance(value, list):
-        return 1
-    between = len(separator) * max(0, len(value) - 1) if isinstance(separator, str) else 0
-    return _tenth(2 * (between + sum(len(item) for item in value if isinstance(item, str))))
-
-
-def _validated(value: Value, name: Value) -> int:
-    pattern = value.pattern_size if isinstance(value, formats.Format) else 1
-    return _tenth(1 + size(name)) * math.ceil(pattern * 0.25)
-
-
-def _contained(block: Value, other: Value) -> int:
-    return _tenth(2 * size(block)) + (_tenth(size(other)) if isinstance(other, str) else 0)
-
-
-def _contained_block(block: Value, other: Value) -> int:
-    return _contained(block, other) + _tenth(size(block)) + 1
-
-
-def _ip_cost(value: Value) -> int:
-    return 1 if isinstance(value, addresses.Cidr) else _tenth(size(value))
-
-
-# Operators.
-
-
-def add(left: Value, right: Value) -> Value:
-    """`+`."""
-    kind = type(left)
-    if kind is type(right):
-        if kind is str or kind is bytes:
-            strings.bounded(len(left) + len(right))
-            return left + right
-        if kind is float:
-            return left + right
-        if kind is int:
-            return checked_int(left + right)
-        if kind is UInt:
-            return checked_uint(left + right)
-        if kind is Duration:
-            return checked_duration(left.nanoseconds + right.nanoseconds)
-    if isinstance(left, list) and isinstance(right, list):
-        if not left or not right:
-            return left or right
-        strings.bounded(len(left) + len(right))
-        return [*left, *right]
-    if isinstance(left, Timestamp) and isinstance(right, Duration):
-        return checked_timestamp(left.nanoseconds + right.nanoseconds, left.offset)
-    if isinstance(left, Duration) and isinstance(right, Timestamp):
-        return checked_timestamp(left.nanoseconds + right.nanoseconds, right.offset)
-    raise no_such_overload()
-
-
-def subtract(left: Value, right: Value) -> Value:
-    """`-` of two."""
-    kind = type(left)
-    if kind is type(right):
-        if kind is float:
-            return left - right
-        if kind is int:
-            return checked_int(left - right)
-        if kind is UInt:
-            return checked_uint(left - right)
-        if kind is Duration or kind is Timestamp:
-            return checked_duration(left.nanoseconds - right.nanoseconds)
-    if isinstance(left, Timestamp) and isinstance(right, Duration):
-        return checked_timestamp(left.nanoseconds - right.nanoseconds, left.offset)
-    raise no_such_overload()
-
-
-def multiply(left: Value, right: Value) -> Value:
-    """`*`."""
-    kind = type(left)
-    if kind is type(right):
-        if kind is float:
-            return left * right
-        if kind is int:
-            return checked_int(left * right)
-        if kind is UInt:
-            return checked_uint(left * right)
-    raise no_such_overload()
-
-
-def divide(left: Value, right: Value) -> Value:
-    """`/`: of integers towards zero."""
-    kind = type(left)
-    if kind is type(right):
-        if kind is float:
-            if right:
-                return left / right
-            if left == 0 or left != left:
-                return math.nan
-            return math.copysign(math.inf, left) * math.copysign(1.0, right)
-        if kind is int or kind is UInt:
-            if not right:
-                raise EvaluationError("division by zero")
-            whole = abs(left) // abs(right)
-            return checked_int(whole if (left < 0) == (right < 0) else -whole) if kind is int else UInt(whole)
-    raise no_such_overload()
-
-
-def remainder(left: Value, right: Value) -> Value:
-    """`%`: with the sign of the left operand."""
-    kind = type(left)
-    if kind is not type(right) or kind not in (int, UInt):
-        raise no_such_overload()
+def _quotient(left: int, right: int) -> int:
     if not right:
-        raise EvaluationError("modulus by zero")
+        raise EvaluationError("division by zero")
+    whole = abs(left) // abs(right)  # towards zero
+    return whole if (left < 0) == (right < 0) else -whole
+
+
+def _remainder(left: int, right: int) -> int:
     if left == INT_MIN and right == -1:
         raise EvaluationError("integer overflow")
-    rest = abs(left) % abs(right)
-    return UInt(rest) if kind is UInt else (-rest if left < 0 else rest)
+    return left - right * _quotient(left, right)
 
 
-def negate(value: Value) -> Value:
-    """`-` of one."""
-    if isinstance(value, float):
-        return -value
-    if type(value) is int:
-        return checked_int(-value)
-    if isinstance(value, Duration):
-        return checked_duration(-value.nanoseconds)
-    raise no_such_overload()
+def _ratio(left: float, right: float) -> float:
+    if right:
+        return left / right
+    if left == 0 or left != left:
+        return math.nan
+    return math.copysign(math.inf, left) * math.copysign(1.0, right)
 
 
-def invert(value: Value) -> Value:
-    """`!`."""
-    if not isinstance(value, bool):
-        raise no_such_overload()
-    return not value
+def _joined(left: Value, right: Value) -> Value:
+    strings.bounded(len(left) + len(right))
+    return left + right
 
 
-def contains(wanted: Value, values: Value) -> bool:
-    """`in`."""
-    if isinstance(values, list):
-        return lists.contains(values, wanted)
-    if isinstance(values, Map):
-        return wanted in values
-    raise no_such_overload()
-
-
-# Conversions.
-
-
-def to_int(value: Value) -> Value:
-    """`int(…)`."""
-    if isinstance(value, str):
-        return read_int(value)
-    if isinstance(value, float):
-        if not -(2.0**63) < value < 2.0**63:
-            raise EvaluationError("integer overflow")
-        return int(value)
-    if isinstance(value, Timestamp):
-        return value.nanoseconds // NANOSECONDS
-    if isinstance(value, Duration):
-        return value.nanoseconds
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise no_such_overload()
-    if value > INT_MAX:
-        raise EvaluationError("integer overflow")
-    return int(value)
-
-
-def to_uint(value: Value) -> Value:
-    """`uint(…)`."""
-    if isinstance(value, str):
-        return read_uint(value)
-    if isinstance(value, float):
-        if not 0 <= value < 2.0**64:
-            raise EvaluationError("unsigned integer overflow")
-        return UInt(int(value))
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise no_such_overload()
-    return checked_uint(value)
-
-
-def to_double(value: Value) -> Value:
-    """`double(…)`."""
-    if isinstance(value, str):
-        return read_double(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise no_such_overload()
-    return float(value)
-
-
-def to_string(value: Value) -> Value:
-    """`string(…)`."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int):
-        return str(int(value))
-    if isinstance(value, float):
-        return write_double(value)
-    if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError as error:
-            raise EvaluationError("invalid UTF-8 in bytes, cannot convert to string") from error
-    if isinstance(value, Timestamp):
-        return timestamps.write_timestamp(value)
-    if isinstance(value, Duration):
-        return timestamps.write_duration(value)
-    if isinstance(value, addresses.Ip):
-        return addresses.write_ip(value)
-    if isinstance(value, addresses.Cidr):
-        return addresses.write_cidr(value)
-    if isinstance(value, addresses.Url):
-        return value.whole
-    raise no_such_overload()
-
-
-_BOOLS = {"1": True, "t": True, "T": True, "TRUE": True, "true": True, "True": True}
-_BOOLS |= {"0": False, "f": False, "F": False, "FALSE": False, "false": False, "False": False}
-
-
-def to_bool(value: Value) -> Value:
-    """`bool(…)`."""
-    if isinstance(value, bool):
-        return value
-    if not isinstance(value, str):
-        raise no_such_overload()
-    if value not in _BOOLS:
-        raise EvaluationError("not a bool")
-    return _BOOLS[value]
-
-
-def to_bytes(value: Value) -> Value:
-    """`bytes(…)`."""
-    if isinstance(value, bytes):
-        return value
-    return strings.text(value).encode("utf-8", "surrogatepass")
-
-
-def to_timestamp(value: Value) -> Value:
-    """`timestamp(…)`, of a text or of seconds since 1970."""
-    if isinstance(value, Timestamp):
-        return value
-    if isinstance(value, str):
-        return timestamps.read_timestamp(value)
-    seconds = strings.integer(value)
-    if not MIN_SECONDS <= seconds <= MAX_SECONDS:
-        raise EvaluationError("timestamp overflow")
-    return Timestamp(seconds * NANOSECONDS)
-
-
-def to_duration(value: Value) -> Value:
-    """`duration(…)`."""
-    if isinstance(value, Duration):
-        return value
-    return timestamps.read_duration(strings.text(value))
-
-
-CONVERSIONS: Mapping[str, Callable[[Value], Value]] = {
-    "int": to_int,
-    "uint": to_uint,
-    "double": to_double,
-    "string": to_string,
-    "bool": to_bool,
-    "bytes": to_bytes,
-    "timestamp": to_timestamp,
-    "duration": to_duration,
-    "dyn": lambda value: value,
-    "type": lambda value: TypeValue(type_name(value)),
-}
-
-
-# Functions on values of several types.
-
-
-def measure(value: Value) -> int:
-    """`size`."""
-    if isinstance(value, str | bytes | list | Map):
-        return len(value)
-    raise no_such_overload()
-
-
-def index_of(value: Value, *rest: Value) -> int:
-    """`indexOf` of a string or a list."""
-    if isinstance(value, list) and len(rest) == 1:
-        return lists.index_of(value, *rest)
-    return strings.index_of(value, *rest)
-
-
-def last_index_of(value: Value, *rest: Value) -> int:
-    """`lastIndexOf` of a string or a list."""
-    if isinstance(value, list) and len(rest) == 1:
-        return lists.last_index_of(value, *rest)
-    return strings.last_index_of(value, *rest)
-
-
-def order(left: Value, right: Value) -> int:
-    """`compareTo` of two quantities or two versions."""
-    if isinstance(left, quantities.Quantity) and isinstance(right, quantities.Quantity):
-        return quantities.compare(left, right)
-    if isinstance(left, versions.Version) and isinstance(right, versions.Version):
-        return versions.compare(left, right)
-    raise no_such_overload()
-
-
-def ip(value: Value) -> Value:
-    """`ip(…)` of a text, or `ip()` of a block."""
-    return addresses.address_of(value) if isinstance(value, addresses.Cidr) else addresses.read_ip(value)
-
-
-def _of_nonzero(value: Value) -> Optional:
-    return NONE if is_zero(value) else Optional(value)
-
-
-def _optional(value: Value) -> Optional:
-    if not isinstance(value, Optional):
-        raise no_such_overload()
-    return value
-
-
-def _less(left: Value, right: Value) -> bool:
-    return compare(left, right) < 0
-
-
-def _less_equal(left: Value, right: Value) -> bool:
-    return compare(left, right) <= 0
-
-
-def _greater(left: Value, right: Value) -> bool:
-    return compare(left, right) > 0
-
-
-def _greater_equal(left: Value, right: Value) -> bool:
-    return compare(left, right) >= 0
+def _later(moment: Timestamp, duration: Duration, sign: int = 1) -> Timestamp:
+    return checked_timestamp(moment.nanoseconds + sign * duration.nanoseconds, moment.offset)
 
 
 def _unequal(left: Value, right: Value) -> bool:
@@ -529,147 +140,300 @@ def _unequal(left: Value, right: Value) -> bool:
         return True
 
 
-def _insert(target: Value, key: Value, value: Value) -> Map:
-    if not isinstance(target, Map):
-        raise no_such_overload()
-    return target.with_entry(key, value)
+def _truncated(value: float, fits: bool) -> int:
+    if not fits:
+        raise EvaluationError("integer overflow")
+    return int(value)
 
 
-def _insert_all(target: Value, more: Value) -> Map:
-    if not isinstance(target, Map) or not isinstance(more, Map):
-        raise no_such_overload()
-    made = target
+def _bool(text: str) -> bool:
+    if text not in _BOOLS:
+        raise EvaluationError("not a bool")
+    return _BOOLS[text]
+
+
+_BOOLS = {"1": True, "t": True, "T": True, "TRUE": True, "true": True, "True": True}
+_BOOLS |= {"0": False, "f": False, "F": False, "FALSE": False, "false": False, "False": False}
+
+
+def _timestamp(seconds: int) -> Timestamp:
+    if not MIN_SECONDS <= seconds <= MAX_SECONDS:
+        raise EvaluationError("timestamp overflow")
+    return Timestamp(seconds * NANOSECONDS)
+
+
+def _with_entries(target: Map, more: Map) -> Map:
     for key, value in more.items():
-        made = made.with_entry(key, value)
-    return made
+        target = target.with_entry(key, value)
+    return target
 
 
-FUNCTIONS: dict[tuple[str, int], Function] = {
-    ("_+_", 2): Function(add, _both),
-    ("_-_", 2): Function(subtract, one),
-    ("_*_", 2): Function(multiply, one),
-    ("_/_", 2): Function(divide, one),
-    ("_%_", 2): Function(remainder, one),
-    ("-_", 1): Function(negate, one),
-    ("!_", 1): Function(invert, one),
-    ("_==_", 2): Function(equal, _shorter),
-    ("_!=_", 2): Function(_unequal, _shorter),
-    ("_<_", 2): Function(_less, _shorter),
-    ("_<=_", 2): Function(_less_equal, _shorter),
-    ("_>_", 2): Function(_greater, _shorter),
-    ("_>=_", 2): Function(_greater_equal, _shorter),
-    ("@in", 2): Function(contains, _membership),
-    **{(name, 1): Function(call, _converted) for name, call in CONVERSIONS.items()},
-    ("dyn", 1): Function(CONVERSIONS["dyn"], one),
-    ("type", 1): Function(CONVERSIONS["type"], one),
-    ("bytes", 1): Function(to_bytes, _first),
-    ("size", 1): Function(measure, one),
-    ("contains", 2): Function(strings.contains, _product),
-    ("startsWith", 2): Function(strings.starts_with, _first),
-    ("endsWith", 2): Function(strings.ends_with, _first),
-    ("matches", 2): Function(lambda value, pattern: regex.matches(strings.text(value), strings.text(pattern)), _regex),
-    ("find", 2): Function(lambda value, pattern: regex.find(strings.text(value), strings.text(pattern)), _regex),
-    ("findAll", 2): Function(lambda value, pattern: regex.find_all(strings.text(value), strings.text(pattern)), _regex),
-    ("findAll", 3): Function(
-        lambda value, pattern, most: regex.find_all(strings.text(value), strings.text(pattern), strings.integer(most)),
-        _regex,
+def _same(value: Value) -> Value:
+    return value
+
+
+def _order(left: Value, right: Value) -> int:
+    return int(left.order > right.order) - int(left.order < right.order)
+
+
+_COMPARABLE = ("int", "uint", "double", "bool", "duration", "timestamp", "string", "bytes")
+_PAIRS = [f"{kind},{kind}" for kind in _COMPARABLE] + list(map(",".join, permutations(("int", "uint", "double"), 2)))
+ORDER = {"_<_": operator.lt, "_<=_": operator.le, "_>_": operator.gt, "_>=_": operator.ge}
+
+
+def _arithmetic(name: str, operation: Callable[[Any, Any], Any], cost: Cost = one) -> tuple[tuple[Any, ...], ...]:
+    return (
+        (cost, lambda left, right: checked_int(operation(left, right)), f"{name}(int,int)"),
+        (cost, lambda left, right: checked_uint(operation(left, right)), f"{name}(uint,uint)"),
+    )
+
+
+def _ordered(name: str, holds: Callable[[int, int], bool]) -> tuple[Any, ...]:
+    return (
+        costs.compared,
+        lambda left, right: holds(compare(left, right), 0),
+        *(f"{name}({pair}) -> bool" for pair in _PAIRS),
+    )
+
+
+_ROWS: tuple[tuple[Any, ...], ...] = (
+    # Operators.
+    (costs.concatenated, _joined, "_+_(string,string)", "_+_(bytes,bytes)"),
+    (costs.concatenated, lists.concatenate, "_+_(list,list)"),
+    (costs.concatenated, operator.add, "_+_(double,double)"),
+    *_arithmetic("_+_", operator.add, costs.concatenated),
+    (
+        costs.concatenated,
+        lambda left, right: checked_duration(left.nanoseconds + right.nanoseconds),
+        "_+_(duration,duration)",
     ),
-    ("charAt", 2): Function(strings.char_at, one),
-    ("indexOf", 2): Function(index_of, _walk),
-    ("indexOf", 3): Function(index_of, _walk),
-    ("lastIndexOf", 2): Function(last_index_of, _walk),
-    ("lastIndexOf", 3): Function(last_index_of, _walk),
-    ("lowerAscii", 1): Function(strings.lower_ascii, _first),
-    ("upperAscii", 1): Function(strings.upper_ascii, _first),
-    ("replace", 3): Function(strings.replace, _replaced),
-    ("replace", 4): Function(strings.replace, _replaced),
-    ("split", 2): Function(strings.split, _twice),
-    ("split", 3): Function(strings.split, _twice),
-    ("substring", 2): Function(strings.substring, _first),
-    ("substring", 3): Function(strings.substring, _first),
-    ("trim", 1): Function(strings.trim, _first),
-    ("join", 1): Function(strings.join, _joined),
-    ("join", 2): Function(strings.join, _joined),
-    ("strings.quote", 1): Function(strings.quote, _first),
-    ("format", 2): Function(formatting.format_values, _formatted),
-    ("isSorted", 1): Function(lists.is_sorted, _walk),
-    ("max", 1): Function(lists.largest, _walk),
-    ("min", 1): Function(lists.smallest, _walk),
-    ("slice", 3): Function(lists.part, _sliced),
-    ("flatten", 1): Function(lists.flatten, _flattened),
-    ("flatten", 2): Function(lists.flatten, _flattened),
-    ("sort", 1): Function(lists.sort, _sorted),
-    ("@sortByAssociatedKeys", 2): Function(lists.sort_by, _sorted),
-    ("distinct", 1): Function(lists.distinct, _squared),
-    ("reverse", 1): Function(lists.reverse, _copied),
-    ("lists.range", 1): Function(lists.numbers, _counted),
-    ("first", 1): Function(lists.first, one),
-    ("last", 1): Function(lists.last, one),
-    ("sets.contains", 2): Function(lists.sets_contain, partial(_crossed, 1)),
-    ("sets.intersects", 2): Function(lists.sets_intersect, partial(_crossed, 1)),
-    ("sets.equivalent", 2): Function(lists.sets_equivalent, partial(_crossed, 2)),
-    ("optional.of", 1): Function(Optional, one),
-    ("optional.none", 0): Function(lambda: NONE, one),
-    ("optional.ofNonZeroValue", 1): Function(_of_nonzero, one),
-    ("optional.unwrap", 1): Function(lists.unwrap, one),
-    ("unwrapOpt", 1): Function(lists.unwrap, one),
-    ("value", 1): Function(lambda value: _optional(value).value, one),
-    ("hasValue", 1): Function(lambda value: _optional(value).present, one),
-    ("cel.@mapInsert", 3): Function(_insert, one),
-    ("cel.@mapInsert", 2): Function(_insert_all, one),
-    ("url", 1): Function(addresses.read_url, _first),
-    ("isURL", 1): Function(addresses.is_url, _converted),
-    **{(name, 1): Function(partial(addresses.url_part, name), one) for name in addresses.URL_PARTS},
-    ("getQuery", 1): Function(partial(addresses.url_part, "getQuery"), _queried),
-    ("ip", 1): Function(ip, _ip_cost),
-    ("isIP", 1): Function(addresses.is_ip, _first),
-    ("ip.isCanonical", 1): Function(addresses.is_canonical, _twice),
-    **{(name, 1): Function(partial(addresses.ip_property, name), one) for name in addresses.IP_PROPERTIES},
-    ("cidr", 1): Function(addresses.read_cidr, _first),
-    ("isCIDR", 1): Function(addresses.is_cidr, _first),
-    ("containsIP", 2): Function(addresses.contains_ip, _contained),
-    ("containsCIDR", 2): Function(addresses.contains_cidr, _contained_block),
-    ("masked", 1): Function(addresses.masked, one),
-    ("prefixLength", 1): Function(addresses.prefix_length, one),
-    ("quantity", 1): Function(quantities.read_quantity, _first),
-    ("isQuantity", 1): Function(quantities.is_quantity, _first),
-    ("sign", 1): Function(quantities.sign, one),
-    ("asInteger", 1): Function(quantities.as_integer, one),
-    ("isInteger", 1): Function(quantities.is_integer, one),
-    ("asApproximateFloat", 1): Function(quantities.as_double, one),
-    ("add", 2): Function(quantities.add, one),
-    ("sub", 2): Function(quantities.subtract, one),
-    ("compareTo", 2): Function(order, one),
-    ("isGreaterThan", 2): Function(lambda left, right: order(left, right) > 0, one),
-    ("isLessThan", 2): Function(lambda left, right: order(left, right) < 0, one),
-    ("semver", 1): Function(versions.read_version, _first),
-    ("semver", 2): Function(versions.read_version, _first),
-    ("isSemver", 1): Function(versions.is_version, _first),
-    ("isSemver", 2): Function(versions.is_version, _first),
-    **{(name, 1): Function(partial(versions.part, name), one) for name in versions.PARTS},
-    **{
-        (f"format.{name}", 0): Function(partial(lambda found: found, found), one)
-        for name, found in formats.FORMATS.items()
-    },
-    ("format.named", 1): Function(formats.named, one),
-    ("validate", 2): Function(formats.validate, _validated),
-    **{
-        (name, arguments): Function(partial(timestamps.part, name), one)
-        for name in timestamps.PARTS
-        for arguments in (1, 2)
-    },
+    (costs.concatenated, _later, "_+_(timestamp,duration)"),
+    (costs.concatenated, lambda left, right: _later(right, left), "_+_(duration,timestamp)"),
+    (one, operator.sub, "_-_(double,double)"),
+    *_arithmetic("_-_", operator.sub),
+    (
+        one,
+        lambda left, right: checked_duration(left.nanoseconds - right.nanoseconds),
+        "_-_(duration,duration)",
+        "_-_(timestamp,timestamp)",
+    ),
+    (one, lambda left, right: _later(left, right, -1), "_-_(timestamp,duration)"),
+    (one, operator.mul, "_*_(double,double)"),
+    *_arithmetic("_*_", operator.mul),
+    (one, _ratio, "_/_(double,double)"),
+    *_arithmetic("_/_", _quotient),
+    *_arithmetic("_%_", _remainder),
+    (one, operator.neg, "-_(double)"),
+    (one, lambda value: checked_int(-value), "-_(int)"),
+    (one, lambda value: checked_duration(-value.nanoseconds), "-_(duration)"),
+    (one, operator.not_, "!_(bool)"),
+    (costs.compared, equal, "_==_(~A,~A)"),
+    (costs.compared, _unequal, "_!=_(~A,~A)"),
+    *(_ordered(name, holds) for name, holds in ORDER.items()),
+    (costs.contained, lambda wanted, values: lists.contains(values, wanted), "@in(~A,list)"),
+    (costs.contained, lambda wanted, values: wanted in values, "@in(~A,map)"),
+    # Conversions.
+    (costs.converted, read_int, "int(string)"),
+    (costs.converted, lambda value: _truncated(value, -(2.0**63) < value < 2.0**63), "int(double)"),
+    (costs.converted, lambda value: value.nanoseconds // NANOSECONDS, "int(timestamp)"),
+    (costs.converted, lambda value: value.nanoseconds, "int(duration)"),
+    (costs.converted, lambda value: checked_int(int(value)), "int(int)", "int(uint)"),
+    (costs.converted, read_uint, "uint(string)"),
+    (costs.converted, lambda value: UInt(_truncated(value, 0 <= value < 2.0**64)), "uint(double)"),
+    (costs.converted, checked_uint, "uint(int)", "uint(uint)"),
+    (costs.converted, read_double, "double(string)"),
+    (costs.converted, float, "double(int)", "double(uint)", "double(double)"),
+    (costs.converted, _same, "string(string) -> string"),
+    (costs.converted, lambda value: "true" if value else "false", "string(bool) -> string"),
+    (costs.converted, str, "string(int) -> string", "string(uint) -> string"),
+    (costs.converted, write_double, "string(double) -> string"),
+    (costs.converted, decoded, "string(bytes) -> string"),
+    (costs.converted, timestamps.write_timestamp, "string(timestamp) -> string"),
+    (costs.converted, timestamps.write_duration, "string(duration) -> string"),
+    (costs.converted, str, "string(net.IP) -> string", "string(net.CIDR) -> string", "string(kubernetes.URL)"),
+    (costs.converted, _same, "bool(bool)"),
+    (costs.converted, _bool, "bool(string)"),
+    (costs.scanned, _same, "bytes(bytes)"),
+    (costs.scanned, lambda text: text.encode("utf-8", "surrogatepass"), "bytes(string)"),
+    (costs.converted, _same, "timestamp(timestamp)"),
+    (costs.converted, timestamps.read_timestamp, "timestamp(string)"),
+    (costs.converted, _timestamp, "timestamp(int)"),
+    (costs.converted, _same, "duration(duration)"),
+    (costs.converted, timestamps.read_duration, "duration(string)"),
+    (one, _same, "dyn(~A)"),
+    (one, lambda value: TypeValue(type_name(value)), "type(~A)"),
+    # Strings.
+    (one, len, "size(string)", "size(bytes)", "size(list)", "size(map)"),
+    (costs.found_within, operator.contains, "string.contains(string)"),
+    (costs.scanned, str.startswith, "string.startsWith(string)"),
+    (costs.scanned, str.endswith, "string.endsWith(string)"),
+    (costs.matched, regex.matches, "string.matches(string)"),
+    (costs.matched, regex.find, "string.find(string) -> string"),
+    (costs.matched, regex.find_all, "string.findAll(string[,int]) -> list<string>"),
+    (one, strings.char_at, "string.charAt(int) -> string"),
+    (costs.searched, strings.index_of, "string.indexOf(string[,int]) -> int"),
+    (costs.searched, strings.last_index_of, "string.lastIndexOf(string[,int]) -> int"),
+    (costs.scanned, strings.lower_ascii, "string.lowerAscii() -> string"),
+    (costs.scanned, strings.upper_ascii, "string.upperAscii() -> string"),
+    (costs.replaced, strings.replace, "string.replace(string,string[,int]) -> string"),
+    (costs.scanned_twice, strings.split, "string.split(string[,int]) -> list<string>"),
+    (costs.scanned, strings.substring, "string.substring(int[,int]) -> string"),
+    (costs.scanned, strings.trim, "string.trim() -> string"),
+    (costs.joined, strings.join, "list<string>.join([string]) -> string"),
+    (costs.scanned, strings.quote, "strings.quote(string) -> string"),
+    (costs.formatted, formatting.format_values, "string.format(list<dyn>) -> string"),
+    # Lists, maps and optional values. `evaluation` sums a list, whose static type it knows.
+    (costs.searched, lists.is_sorted, *(f"list<{kind}>.isSorted() -> bool" for kind in _COMPARABLE)),
+    (costs.searched, lists.largest, *(f"list<{kind}>.max() -> {kind}" for kind in _COMPARABLE)),
+    (costs.searched, lists.smallest, *(f"list<{kind}>.min() -> {kind}" for kind in _COMPARABLE)),
+    (costs.listed, lists.total, *(f"list<{kind}>.sum() -> {kind}" for kind in lists.SUMMED)),
+    (costs.searched, lists.index_of, "list<~A>.indexOf(~A) -> int"),
+    (costs.searched, lists.last_index_of, "list<~A>.lastIndexOf(~A) -> int"),
+    (costs.sliced, lists.part, "list.slice(int,int)"),
+    (costs.flattened, lists.flatten, "list.flatten([int])"),
+    (costs.sorted_by, lambda values: lists.sort_by(values, values), "list.sort()"),
+    (costs.sorted_by, lists.sort_by, "list.@sortByAssociatedKeys(list)"),
+    (costs.distinct, lists.distinct, "list.distinct()"),
+    (costs.copied, lambda values: values[::-1], "list.reverse()"),
+    (costs.counted, lists.numbers, "lists.range(int)"),
+    (one, lambda values: Optional(values[0]) if values else NONE, "list.first()"),
+    (one, lambda values: Optional(values[-1]) if values else NONE, "list.last()"),
+    (costs.crossed, lists.sets_contain, "sets.contains(list,list)"),
+    (costs.crossed, lists.sets_intersect, "sets.intersects(list,list)"),
+    (costs.crossed_twice, lists.sets_equivalent, "sets.equivalent(list,list)"),
+    (one, Optional, "optional.of(~A)"),
+    (one, lambda: NONE, "optional.none()"),
+    (one, lambda value: NONE if is_zero(value) else Optional(value), "optional.ofNonZeroValue(~A)"),
+    (one, lists.unwrap, "optional.unwrap(list<optional_type<~A>>) -> list<~A>"),
+    (one, lists.unwrap, "list<optional_type<~A>>.unwrapOpt() -> list<~A>"),
+    (one, lambda optional: optional.value, "optional_type.value()"),
+    (one, lambda optional: optional.present, "optional_type.hasValue()"),
+    (one, Map.with_entry, "cel.@mapInsert(map,~A,~A)"),
+    (one, _with_entries, "cel.@mapInsert(map,map)"),
+    # URLs, addresses and blocks of them.
+    (costs.scanned, addresses.read_url, "url(string) -> kubernetes.URL"),
+    (costs.converted, addresses.is_url, "isURL(string) -> bool"),
+    (one, lambda url: url.scheme, "kubernetes.URL.getScheme() -> string"),
+    (one, lambda url: url.host, "kubernetes.URL.getHost() -> string"),
+    (one, lambda url: url.hostname, "kubernetes.URL.getHostname() -> string"),
+    (one, lambda url: url.port, "kubernetes.URL.getPort() -> string"),
+    (one, lambda url: url.path, "kubernetes.URL.getEscapedPath() -> string"),
+    (costs.queried, addresses.query_of, "kubernetes.URL.getQuery() -> map<string,list<string>>"),
+    (costs.addressed, addresses.read_ip, "ip(string) -> net.IP"),
+    (costs.addressed, lambda block: Ip(block.address), "net.CIDR.ip() -> net.IP"),
+    (costs.scanned, addresses.is_ip, "isIP(string) -> bool"),
+    (costs.scanned_twice, lambda text: str(addresses.read_ip(text)) == text, "ip.isCanonical(string) -> bool"),
+    (one, lambda ip: ip.address.version, "net.IP.family() -> int"),
+    (one, lambda ip: ip.address.is_unspecified, "net.IP.isUnspecified() -> bool"),
+    (one, lambda ip: ip.address.is_loopback, "net.IP.isLoopback() -> bool"),
+    (one, lambda ip: ip.address.is_link_local, "net.IP.isLinkLocalUnicast() -> bool"),
+    (one, addresses.is_link_local_multicast, "net.IP.isLinkLocalMulticast() -> bool"),
+    (one, addresses.is_global_unicast, "net.IP.isGlobalUnicast() -> bool"),
+    (costs.scanned, addresses.read_cidr, "cidr(string) -> net.CIDR"),
+    (costs.scanned, addresses.is_cidr, "isCIDR(string) -> bool"),
+    (costs.contained_ip, addresses.contains_ip, "net.CIDR.containsIP(net.IP) -> bool"),
+    (
+        costs.contained_ip,
+        lambda block, text: addresses.contains_ip(block, addresses.read_ip(text)),
+        "net.CIDR.containsIP(string) -> bool",
+    ),
+    (costs.contained_cidr, addresses.contains_cidr, "net.CIDR.containsCIDR(net.CIDR) -> bool"),
+    (
+        costs.contained_cidr,
+        lambda block, text: addresses.contains_cidr(block, addresses.read_cidr(text)),
+        "net.CIDR.containsCIDR(string) -> bool",
+    ),
+    (one, lambda block: block.bits, "net.CIDR.prefixLength() -> int"),
+    (one, lambda block: Cidr(block.network.network_address, block.bits), "net.CIDR.masked() -> net.CIDR"),
+    # Quantities and versions.
+    (costs.scanned, quantities.read_quantity, "quantity(string) -> kubernetes.Quantity"),
+    (costs.scanned, succeeds(quantities.read_quantity), "isQuantity(string) -> bool"),
+    (one, lambda quantity: (quantity.number > 0) - (quantity.number < 0), "sign(kubernetes.Quantity) -> int"),
+    (one, quantities.as_double, "kubernetes.Quantity.asApproximateFloat() -> double"),
+    (one, quantities.as_integer, "kubernetes.Quantity.asInteger() -> int"),
+    (one, succeeds(quantities.as_integer), "kubernetes.Quantity.isInteger() -> bool"),
+    (one, quantities.add, *(f"kubernetes.Quantity.add({k}) -> kubernetes.Quantity" for k in quantities.ADDED)),
+    (one, quantities.subtract, *(f"kubernetes.Quantity.sub({k}) -> kubernetes.Quantity" for k in quantities.ADDED)),
+    *(
+        row
+        for kind in ("kubernetes.Quantity", "kubernetes.Semver")
+        for row in (
+            (one, lambda left, right: left.order > right.order, f"{kind}.isGreaterThan({kind}) -> bool"),
+            (one, lambda left, right: left.order < right.order, f"{kind}.isLessThan({kind}) -> bool"),
+            (one, _order, f"{kind}.compareTo({kind}) -> int"),
+        )
+    ),
+    (costs.scanned, read_version, "semver(string[,bool]) -> kubernetes.Semver"),
+    (costs.scanned, succeeds(read_version), "isSemver(string[,bool]) -> bool"),
+    (one, lambda version: version.major, "kubernetes.Semver.major() -> int"),
+    (one, lambda version: version.minor, "kubernetes.Semver.minor() -> int"),
+    (one, lambda version: version.patch, "kubernetes.Semver.patch() -> int"),
+    # Named formats, timestamps and durations.
+    *(
+        (one, partial(_same, form), f"format.{name}() -> kubernetes.NamedFormat")
+        for name, form in formats.FORMATS.items()
+    ),
+    (one, formats.named, "format.named(string) -> optional_type<kubernetes.NamedFormat>"),
+    (costs.validated, formats.validate, "kubernetes.NamedFormat.validate(string) -> optional_type<list<string>>"),
+    *((one, partial(timestamps.part, part), f"timestamp.{name}([string])") for name, part in timestamps.PARTS.items()),
+    *(
+        (one, partial(timestamps.duration_part, unit), f"duration.{name}()")
+        for name, unit in timestamps.DURATION_PARTS.items()
+    ),
+)
+
+_OPAQUE = {kind.type_name: kind for kind in (Url, Ip, Cidr, Quantity, Version, formats.Format)}
+_TYPES: Mapping[str, type] = {
+    "string": str,
+    "bool": bool,
+    "int": int,
+    "uint": UInt,
+    "double": float,
+    "bytes": bytes,
+    "list": list,
+    "map": Map,
+    "timestamp": Timestamp,
+    "duration": Duration,
+    "optional_type": Optional,
+    "~A": object,
+    **_OPAQUE,
 }
-"""Every function that a checked expression can call, but those that `evaluation` carries out itself."""
+"""The Python types of operands. What is inside a list or a map is not looked at before a call."""
+_NAMESPACES = ("cel", "format", "ip", "lists", "optional", "sets", "strings")
+
+
+def _overloads(signature: str) -> Iterator[Overload]:
+    """Yield an overload; of a signature with `[,an optional argument]` first that without it."""
+    head, _, result = signature.partition(" -> ")
+    path, _, rest = head.partition("(")
+    receiver, _, name = path.rpartition(".")
+    if receiver in _NAMESPACES:
+        receiver, name = "", path
+    for arguments in dict.fromkeys((rest.partition("[")[0].rstrip(")"), rest[:-1].replace("[", "").replace("]", ""))):
+        yield Overload(name, receiver, tuple(filter(None, arguments.split(","))), result)
+
+
+OVERLOADS: list[Overload] = []
+"""All overloads, in the order of the rows."""
+FUNCTIONS: dict[tuple[str, int], Function] = {}
+"""All functions by name and number of operands, but those that `evaluation` carries out itself."""
+for _cost, _call, *_signatures in _ROWS:
+    for _signature in _signatures:
+        for _overload in _overloads(_signature):
+            _operands = tuple(_TYPES[kind.partition("<")[0]] for kind in _overload.operands)
+            OVERLOADS.append(_overload)
+            _function = FUNCTIONS.setdefault((_overload.name, len(_operands)), Function(_cost, Calls()))
+            _function.calls.overloads.append((_operands, _call))
+
+CONVERSIONS = frozenset(("int", "uint", "double", "string", "bool", "bytes", "timestamp", "duration", "dyn", "type"))
+"""Functions that are computed once where their argument is a constant."""
 
 TYPES: Mapping[str, TypeValue] = {
     name: TypeValue(name)
     for name in (
         *("bool", "int", "uint", "double", "string", "bytes", "list", "map", "null_type", "type", "optional_type"),
         *("google.protobuf.Timestamp", "google.protobuf.Duration"),
-        *(kind.type_name for kind in (addresses.Url, addresses.Ip, addresses.Cidr)),
-        *(kind.type_name for kind in (quantities.Quantity, versions.Version, formats.Format)),
+        *_OPAQUE,
     )
 }
 """The types that an expression can name."""
-
-__all__ = ["CONVERSIONS", "FUNCTIONS", "LIST_COST", "MAP_COST", "TYPES", "Function", "one"]

@@ -2,7 +2,7 @@
 
 What the results must be is Kubernetes' own: a text for user name and uid, a text or a list of texts for groups and
 extra, where nothing (null, "", []) leaves the value out. Refusals name the field of the configuration, never a claim. A
-token's expressions share a `Budget`, so that claims that are made to be expensive stall nothing.
+token's expressions share a `CostBudget`, so that claims that are made to be expensive stall nothing.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class BudgetExceeded(Exception):
     """The expressions cost more than this budget, though not more than is allowed: evaluate again with a larger one."""
 
 
-class Budget:
+class CostBudget:
     """What the expressions of one token may still cost. The thread that makes it evaluates them."""
 
     __slots__ = ("_left", "_memory", "_time_limit", "_whole")
@@ -68,7 +68,7 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class ExpressionRule:
     """An expression that must be true, and what is said where it is not."""
 
     path: str
@@ -91,15 +91,14 @@ class Expressions:
     """All expressions of one issuer. `path`: where it stands in the file (`jwt[0]`)."""
 
     path: str
-    username: Expression | None
-    groups: Expression | None
-    uid: Expression | None
+    mappings: Mapping[str, Expression]
+    """Those of `username`, `groups` and `uid` that there are."""
     extra: tuple[tuple[str, Expression], ...]
-    claim_rules: tuple[Rule, ...]
-    user_rules: tuple[Rule, ...]
+    claim_rules: tuple[ExpressionRule, ...]
+    user_rules: tuple[ExpressionRule, ...]
 
     def may_read(self, claim: str) -> bool:
-        """Tell whether any of them may read a claim."""
+        """Return whether any of them may read a claim."""
         return any(expression.may_read(claim) for _, expression in self._on_claims())
 
     def takes_for_absent(self, claim: str, pointers: Iterable[str]) -> str:
@@ -112,42 +111,40 @@ class Expressions:
 
     def _on_claims(self) -> Iterator[tuple[str, Expression]]:
         """Yield the expressions that see claims, with their places, in the order in which they are evaluated."""
-        mappings = f"{self.path}.claimMappings"
-        for name, expression in (("username", self.username), ("groups", self.groups), ("uid", self.uid)):
-            if expression is not None:
-                yield f"{mappings}.{name}.expression", expression
+        for name, expression in self.mappings.items():
+            yield self._place(name), expression
         for index, (_, expression) in enumerate(self.extra):
-            yield f"{mappings}.extra[{index}].valueExpression", expression
+            yield self._place(index), expression
         for rule in self.claim_rules:
             yield rule.path, rule.expression
 
-    def map(self, claims: Mapping[str, Any], budget: Budget) -> Mapped:
+    def _place(self, of: str | int) -> str:
+        """Return where the expression of a mapping, or of the extra key with an index, stands in the file."""
+        name = f"{of}.expression" if isinstance(of, str) else f"extra[{of}].valueExpression"
+        return f"{self.path}.claimMappings.{name}"
+
+    def map(self, claims: Mapping[str, Any], budget: CostBudget) -> Mapped:
         """Map verified claims, and check the rules on them. Raises TokenRefused or BudgetExceeded."""
         value = Claims.from_json(claims)
-        mappings = f"{self.path}.claimMappings"
-        username = groups = uid = None
-        if self.username is not None:
-            path = f"{mappings}.username.expression"
-            username = _text(path, budget.evaluate(path, self.username, value))
-            if not username:
-                raise TokenRefused("claims.username", f"{path} gives no user name for this token")
-        if self.groups is not None:
-            path = f"{mappings}.groups.expression"
-            groups = _texts(path, budget.evaluate(path, self.groups, value))
-        if self.uid is not None:
-            path = f"{mappings}.uid.expression"
-            uid = _text(path, budget.evaluate(path, self.uid, value))
+        found = {
+            name: budget.evaluate(self._place(name), expression, value) for name, expression in self.mappings.items()
+        }
+        username, uid = (
+            _text(self._place(name), found[name]) if name in found else None for name in ("username", "uid")
+        )
+        if username == "":
+            raise TokenRefused("claims.username", f"{self._place('username')} gives no user name for this token")
+        groups = _texts(self._place("groups"), found["groups"]) if "groups" in found else None
         extra = {}
         for index, (key, expression) in enumerate(self.extra):
-            path = f"{mappings}.extra[{index}].valueExpression"
-            values = _texts(path, budget.evaluate(path, expression, value))
-            if values:
+            path = self._place(index)
+            if values := _texts(path, budget.evaluate(path, expression, value)):
                 extra[key] = values
         _check(self.claim_rules, value, budget, "claims.rule")
         return Mapped(username, groups, uid, extra)
 
     def check_user(
-        self, username: str, uid: str, groups: Sequence[str], extra: Mapping[str, Sequence[str]], budget: Budget
+        self, username: str, uid: str, groups: Sequence[str], extra: Mapping[str, Sequence[str]], budget: CostBudget
     ) -> None:
         """Check the rules on the user. Raises TokenRefused or BudgetExceeded."""
         if not self.user_rules:
@@ -159,7 +156,7 @@ class Expressions:
         _check(self.user_rules, user, budget, "user.rule")
 
 
-def _check(rules: Sequence[Rule], value: Claims, budget: Budget, refusal: str) -> None:
+def _check(rules: Sequence[ExpressionRule], value: Claims, budget: CostBudget, refusal: str) -> None:
     for rule in rules:
         if budget.evaluate(rule.path, rule.expression, value) is not True:
             raise TokenRefused(refusal, rule.message or f"{rule.path} does not hold for this token")

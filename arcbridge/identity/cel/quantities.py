@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
-from arcbridge.identity.cel.strings import text
-from arcbridge.identity.cel.values import INT_MAX, INT_MIN, EvaluationError, Opaque, Value, no_such_overload
+from arcbridge.identity.cel.values import INT_MAX, INT_MIN, EvaluationError, Opaque
 
 _QUANTITY = re.compile(r"([+-]?)([0-9]*+)(?:\.([0-9]*+))?([eEinumkKMGTP]*[+-]?[0-9]*)")
 _DECIMAL = {"n": -9, "u": -6, "m": -3, "": 0, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
@@ -28,13 +26,14 @@ class Quantity(Opaque):
     ten that Kubernetes counts the quantity in."""
 
     number: Fraction
-    small: bool = True
-    scale: int = 0
+    small: bool = field(default=True, compare=False)
+    scale: int = field(default=0, compare=False)
 
     type_name = "kubernetes.Quantity"
 
     @property
-    def key(self) -> object:
+    def order(self) -> Fraction:
+        """What comparisons compare."""
         return self.number
 
     @property
@@ -42,9 +41,8 @@ class Quantity(Opaque):
         return 200 + (self.number.numerator.bit_length() + self.number.denominator.bit_length()) // 8
 
 
-def read_quantity(value: Value) -> Quantity:
+def read_quantity(string: str) -> Quantity:
     """Read a quantity. Raises EvaluationError."""
-    string = text(value)
     # The length comes first: the pattern is not matched against a text that is refused in any case.
     match = _QUANTITY.fullmatch(string) if 0 < len(string) <= _MAX_DIGITS else None
     if match is None:
@@ -79,42 +77,15 @@ def read_quantity(value: Value) -> Quantity:
     return Quantity(-number if sign == "-" else number, False, scale)
 
 
-def is_quantity(value: Value) -> bool:
-    """`isQuantity`."""
-    string = text(value)
-    try:
-        read_quantity(string)
-    except EvaluationError:
-        return False
-    return True
-
-
-def _quantity(value: Value) -> Quantity:
-    if not isinstance(value, Quantity):
-        raise no_such_overload()
-    return value
-
-
-def as_integer(value: Value) -> int:
+def as_integer(quantity: Quantity) -> int:
     """`asInteger`. Raises EvaluationError."""
-    quantity = _quantity(value)
     if not quantity.small or quantity.scale < 0 or not INT_MIN <= quantity.number <= INT_MAX:
         raise EvaluationError("cannot convert value to integer")
     return int(quantity.number)
 
 
-def is_integer(value: Value) -> bool:
-    """`isInteger`."""
-    try:
-        as_integer(_quantity(value))
-    except EvaluationError:
-        return False
-    return True
-
-
-def as_double(value: Value) -> float:
+def as_double(quantity: Quantity) -> float:
     """`asApproximateFloat`: as approximate as Kubernetes' own, whose last digit may differ from the exact one."""
-    quantity = _quantity(value)
     try:
         base = float(quantity.number / Fraction(10) ** quantity.scale)
     except OverflowError as error:
@@ -130,31 +101,24 @@ def _power_of_ten(exponent: int) -> float:
     return float(f"1e{tables * 32}") * float(f"1e{rest}") if exponent <= 308 else math.inf
 
 
-def sign(value: Value) -> int:
-    """`sign`."""
-    number = _quantity(value).number
-    return (number > 0) - (number < 0)
+ADDED = ("kubernetes.Quantity", "int")
+"""The types of what can be added to a quantity, or taken from it."""
 
 
-def compare(left: Quantity, right: Quantity) -> int:
-    """Return the order of two quantities."""
-    return (left.number > right.number) - (left.number < right.number)
+def add(one: Quantity, other: Quantity | int) -> Quantity:
+    """`add`."""
+    return _combined(one, other, 1)
 
 
-def add(left: Value, right: Value) -> Quantity:
-    """`add`, of a quantity or an int."""
-    return _combined(left, right, lambda one, other: one + other)
+def subtract(one: Quantity, other: Quantity | int) -> Quantity:
+    """`sub`."""
+    return _combined(one, other, -1)
 
 
-def subtract(left: Value, right: Value) -> Quantity:
-    """`sub`, of a quantity or an int."""
-    return _combined(left, right, lambda one, other: one - other)
-
-
-def _combined(left: Value, right: Value, operation: Callable[[Fraction, Fraction], Fraction]) -> Quantity:
-    one = _quantity(left)
-    other = Quantity(Fraction(right)) if type(right) is int else _quantity(right)
-    number = operation(one.number, other.number)
+def _combined(one: Quantity, other: Quantity | int, sign: int) -> Quantity:
+    if isinstance(other, int):
+        other = Quantity(Fraction(other))
+    number = one.number + sign * other.number
     scale = min(one.scale, other.scale)
     if not (one.small and other.small and abs(number) <= INT_MAX * Fraction(10) ** scale):
         return Quantity(number, False, scale)

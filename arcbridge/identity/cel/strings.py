@@ -14,139 +14,101 @@ _SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map
 """What Unicode calls White_Space; Python's `strip()` takes more away."""
 
 
-def text(value: Value) -> str:
-    """`value`, if it is a string. Raises EvaluationError."""
-    if not isinstance(value, str):
-        raise no_such_overload()
-    return value
-
-
-def integer(value: Value) -> int:
-    """`value`, if it is an int. Raises EvaluationError."""
-    if type(value) is not int:
-        raise no_such_overload()
-    return value
-
-
 def bounded(length: int) -> None:
     """Raise LimitExceeded unless a string or list of `length` may be made."""
     if length > MAX_SIZE:
         raise LimitExceeded(f"an expression makes a string or list of more than {MAX_SIZE} elements", permanent=True)
 
 
-def char_at(value: Value, index: Value) -> str:
+def char_at(string: str, index: int) -> str:
     """`charAt`: one past the end gives the empty string."""
-    string, at = text(value), integer(index)
-    if not 0 <= at <= len(string):
-        raise EvaluationError(f"index out of range: {at}")
-    return string[at : at + 1]
+    if not 0 <= index <= len(string):
+        raise EvaluationError(f"index out of range: {index}")
+    return string[index : index + 1]
 
 
-def index_of(value: Value, wanted: Value, start: Value = 0) -> int:
+def index_of(string: str, part: str, start: int = 0) -> int:
     """`indexOf` of a string."""
-    string, part, offset = text(value), text(wanted), integer(start)
     if not part:
-        return offset
-    if offset < 0:
-        raise EvaluationError(f"index out of range: {offset}")
-    return string.find(part, offset) if offset < len(string) else -1
+        return start
+    if start < 0:
+        raise EvaluationError(f"index out of range: {start}")
+    return string.find(part, start) if start < len(string) else -1
 
 
-def last_index_of(value: Value, wanted: Value, start: Value = None) -> int:
+def last_index_of(string: str, part: str, start: int | None = None) -> int:
     """`lastIndexOf` of a string."""
-    string, part = text(value), text(wanted)
     if start is None:
         return string.rfind(part)
-    offset = integer(start)
     if not part:
-        return offset
-    if offset < 0:
-        raise EvaluationError(f"index out of range: {offset}")
-    return -1 if offset >= len(string) else string.rfind(part, 0, offset + len(part))
+        return start
+    if start < 0:
+        raise EvaluationError(f"index out of range: {start}")
+    return -1 if start >= len(string) else string.rfind(part, 0, start + len(part))
 
 
-def lower_ascii(value: Value) -> str:
+def lower_ascii(string: str) -> str:
     """`lowerAscii`."""
-    return text(value).translate(_TO_LOWER)
+    return string.translate(_TO_LOWER)
 
 
-def upper_ascii(value: Value) -> str:
+def upper_ascii(string: str) -> str:
     """`upperAscii`."""
-    return text(value).translate(_TO_UPPER)
+    return string.translate(_TO_UPPER)
 
 
-def replaced_length(value: Value, old: Value, new: Value, count: Value = -1) -> int:
-    """Answer an upper bound of the length of what `replace` makes of the same arguments. Raises EvaluationError."""
-    string, gone, put, limit = text(value), text(old), text(new), integer(count)
-    if len(put) <= len(gone):
+def replaced_length(string: str, old: str, new: str, count: int = -1) -> int:
+    """Return an upper bound of the length of what `replace` makes of the same arguments."""
+    if len(new) <= len(old):
         return len(string)
-    times = len(string) + 1 if not gone else string.count(gone)
-    return len(string) + (min(times, limit) if limit >= 0 else times) * (len(put) - len(gone))
+    times = len(string) + 1 if not old else string.count(old)
+    return len(string) + (min(times, count) if count >= 0 else times) * (len(new) - len(old))
 
 
-def replace(value: Value, old: Value, new: Value, count: Value = -1) -> str:
+def replace(string: str, old: str, new: str, count: int = -1) -> str:
     """`replace`; a negative `count` replaces all."""
-    bounded(replaced_length(value, old, new, count))
-    string, gone, put, limit = text(value), text(old), text(new), integer(count)
-    return string.replace(gone, put, limit if limit < len(string) + 1 else -1)
+    bounded(replaced_length(string, old, new, count))
+    return string.replace(old, new, count if count < len(string) + 1 else -1)
 
 
-def split(value: Value, separator: Value, limit: Value = -1) -> StringList:
+def split(string: str, separator: str, limit: int = -1) -> StringList:
     """`split`; a negative `limit` is none, an empty separator splits into characters."""
-    string, by, most = text(value), text(separator), integer(limit)
-    if most == 0:
+    if limit == 0:
         return StringList()
-    if not by:
-        if 0 < most < len(string):
-            return StringList([*string[: most - 1], string[most - 1 :]])
+    if not separator:
+        if 0 < limit < len(string):
+            return StringList([*string[: limit - 1], string[limit - 1 :]])
         return StringList(string)
-    return StringList(string.split(by, most - 1 if 0 < most <= len(string) + 1 else -1))
+    return StringList(string.split(separator, limit - 1 if 0 < limit <= len(string) + 1 else -1))
 
 
-def substring(value: Value, start: Value, end: Value = None) -> str:
+def substring(string: str, start: int, end: int | None = None) -> str:
     """`substring`."""
-    string, begin = text(value), integer(start)
-    stop = len(string) if end is None else integer(end)
-    if end is not None and begin > stop:
-        raise EvaluationError(f"invalid substring range. start: {begin}, end: {stop}")
-    if not 0 <= begin <= len(string) or not 0 <= stop <= len(string):
-        raise EvaluationError(f"index out of range: {begin}")
-    return string[begin:stop]
+    stop = len(string) if end is None else end
+    if not 0 <= start <= len(string) or not 0 <= stop <= len(string) or start > stop:
+        raise EvaluationError(f"invalid substring range. start: {start}, end: {stop}")
+    return string[start:stop]
 
 
-def trim(value: Value) -> str:
+def trim(string: str) -> str:
     """`trim`: without the blanks at both ends."""
-    return text(value).strip(_SPACE)
+    return string.strip(_SPACE)
 
 
-def join(values: Value, separator: Value = "") -> str:
+def join(values: list[Value], separator: str = "") -> str:
     """`join` of a list of strings."""
-    by = text(separator)
-    if not isinstance(values, list):
+    if not all(isinstance(item, str) for item in values):
         raise no_such_overload()
-    parts = [text(item) for item in values]
-    bounded(sum(map(len, parts)) + len(by) * max(0, len(parts) - 1))
-    return by.join(parts)
+    bounded(sum(map(len, values)) + len(separator) * max(0, len(values) - 1))
+    return separator.join(values)
 
 
-_ESCAPES = str.maketrans(
-    {
-        "\a": "\\a",
-        "\b": "\\b",
-        "\f": "\\f",
-        "\n": "\\n",
-        "\r": "\\r",
-        "\t": "\\t",
-        "\v": "\\v",
-        "\\": "\\\\",
-        '"': '\\"',
-    }
-)
+_ESCAPES = str.maketrans(dict(zip('\a\b\f\n\r\t\v\\"', map("\\{}".format, 'abfnrtv\\"'), strict=True)))
 
 
-def quote(value: Value) -> str:
+def quote(string: str) -> str:
     """`strings.quote`."""
-    return f'"{text(value).translate(_ESCAPES)}"'
+    return f'"{string.translate(_ESCAPES)}"'
 
 
 def quoted_as_go(string: str) -> str:
@@ -161,18 +123,3 @@ def quoted_as_go(string: str) -> str:
         else:
             out.append(f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")
     return f'"{"".join(out)}"'
-
-
-def contains(value: Value, part: Value) -> bool:
-    """`contains`."""
-    return text(part) in text(value)
-
-
-def starts_with(value: Value, prefix: Value) -> bool:
-    """`startsWith`."""
-    return text(value).startswith(text(prefix))
-
-
-def ends_with(value: Value, suffix: Value) -> bool:
-    """`endsWith`."""
-    return text(value).endswith(text(suffix))

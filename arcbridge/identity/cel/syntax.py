@@ -8,8 +8,10 @@ comes from the library alone, never from a peer; what is cut short or unknown ra
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+
+from arcbridge.identity.cel.values import UInt
 
 NULL, BOOL, INT, UINT, DOUBLE, STRING, BYTES = "null", "bool", "int", "uint", "double", "string", "bytes"
 DYN, ANY, LIST, MAP, TYPE, ERROR, PARAMETER = "dyn", "any", "list", "map", "type", "error", "parameter"
@@ -33,18 +35,11 @@ class Type:
 
 
 @dataclass(frozen=True, slots=True)
-class UInt:
-    """A literal such as `5u`."""
-
-    value: int
-
-
-@dataclass(frozen=True, slots=True)
 class Literal:
-    """`value`: None, bool, int, UInt, float, str or bytes."""
+    """A constant."""
 
     id: int
-    value: bool | int | UInt | float | str | bytes | None
+    value: bool | int | float | str | bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +80,7 @@ class ListLiteral:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class MapEntry:
     """One `key: value` of a map literal, `?key: value` where `optional` is true."""
 
     id: int
@@ -99,7 +94,7 @@ class MapLiteral:
     """`{key: value}`."""
 
     id: int
-    entries: tuple[Entry, ...]
+    entries: tuple[MapEntry, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +124,7 @@ Node = Literal | Identifier | Select | Call | ListLiteral | MapLiteral | Message
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
+class CheckedExpression:
     """An expression's tree, the `types` of its nodes by their id, and where each node stands: its 0-based character."""
 
     root: Node
@@ -168,26 +163,15 @@ def descendants(node: Node) -> Iterator[Node]:
         waiting.extend(children(current))
 
 
-def read(data: bytes) -> Checked:
+def read(data: bytes) -> CheckedExpression:
     """Read a `CheckedExpr`, packed in a `google.protobuf.Any` as the library serialises it. Raises ValueError."""
-    message = next((_bytes(value) for number, value in _fields(data) if number == 2), b"")
-    types: dict[int, Type] = {}
-    positions: dict[int, int] = {}
-    root: Node | None = None
-    for number, value in _fields(message):
-        if number == 3:
-            key, part = _entry(value)
-            types[key] = _type(part)
-        elif number == 4:
-            root = _node(_bytes(value))
-        elif number == 5:
-            for inner, entry in _fields(_bytes(value)):
-                if inner == 4:
-                    pair = dict(_fields(_bytes(entry)))
-                    positions[_int(pair.get(1, 0))] = _int(pair.get(2, 0))
-    if root is None:
+    message = _Message(_Message(data).data(2))
+    if 4 not in message:
         raise ValueError("the checked expression has no tree")
-    return Checked(root, types, positions)
+    types = {entry.integer(1): _type(entry.data(2)) for entry in message.messages(3)}
+    places = [entry for source in message.messages(5) for entry in source.messages(4)]
+    positions = {entry.integer(1): entry.integer(2) for entry in places}
+    return CheckedExpression(_node(message.data(4)), types, positions)
 
 
 _Value = int | bytes
@@ -228,6 +212,32 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         shift += 7
 
 
+class _Message(dict[int, list[_Value]]):
+    """The fields of a message by their numbers. What is absent is empty, as protobuf has it; the last value counts."""
+
+    def __init__(self, data: bytes) -> None:
+        for number, value in _fields(data):
+            self.setdefault(number, []).append(value)
+
+    def data(self, number: int) -> bytes:
+        return _bytes(self[number][-1]) if number in self else b""
+
+    def text(self, number: int) -> str:
+        return self.data(number).decode()
+
+    def integer(self, number: int) -> int:
+        return _int(self[number][-1]) if number in self else 0
+
+    def messages(self, number: int) -> list[_Message]:
+        return [_Message(_bytes(value)) for value in self.get(number, ())]
+
+    def node(self, number: int) -> Node:
+        return _node(self.data(number))
+
+    def nodes(self, number: int) -> tuple[Node, ...]:
+        return tuple(_node(_bytes(value)) for value in self.get(number, ()))
+
+
 def _bytes(value: _Value) -> bytes:
     if isinstance(value, int):
         raise ValueError("a number where a message is expected")
@@ -238,24 +248,6 @@ def _int(value: _Value) -> int:
     if not isinstance(value, int):
         raise ValueError("a message where a number is expected")
     return value - (1 << 64) if value >> 63 else value
-
-
-def _entry(value: _Value) -> tuple[int, bytes]:
-    key, message = 0, b""
-    for number, part in _fields(_bytes(value)):
-        if number == 1:
-            key = _int(part)
-        elif number == 2:
-            message = _bytes(part)
-    return key, message
-
-
-def _last_text(data: bytes, wanted: int) -> str:
-    text = ""
-    for number, value in _fields(data):
-        if number == wanted:
-            text = _bytes(value).decode()
-    return text
 
 
 def _type(data: bytes) -> Type:
@@ -290,9 +282,11 @@ def _node(data: bytes) -> Node:
     for number, value in _fields(data):
         if number == 2:
             node_id = _int(value)
+        elif number == 3:
+            return _literal(node_id, _bytes(value))
         elif number in _READERS:
             # The id is written before the rest, as the field numbers are.
-            return _READERS[number](node_id, _bytes(value))
+            return _READERS[number](node_id, _Message(_bytes(value)))
     return Literal(node_id, None)
 
 
@@ -313,85 +307,46 @@ def _literal(node_id: int, data: bytes) -> Node:
     return Literal(node_id, None)
 
 
-def _identifier(node_id: int, data: bytes) -> Node:
-    return Identifier(node_id, _last_text(data, 1))
+def _call(node_id: int, message: _Message) -> Node:
+    target = message.node(1) if 1 in message else None
+    return Call(node_id, target, message.text(2), message.nodes(3))
 
 
-def _select(node_id: int, data: bytes) -> Node:
-    operand: Node = Literal(0, None)
-    field, presence = "", False
-    for number, value in _fields(data):
-        if number == 1:
-            operand = _node(_bytes(value))
-        elif number == 2:
-            field = _bytes(value).decode()
-        elif number == 3:
-            presence = bool(value)
-    return Select(node_id, operand, field, presence)
-
-
-def _call(node_id: int, data: bytes) -> Node:
-    target: Node | None = None
-    function = ""
-    arguments: list[Node] = []
-    for number, value in _fields(data):
-        if number == 1:
-            target = _node(_bytes(value))
-        elif number == 2:
-            function = _bytes(value).decode()
-        elif number == 3:
-            arguments.append(_node(_bytes(value)))
-    return Call(node_id, target, function, tuple(arguments))
-
-
-def _list(node_id: int, data: bytes) -> Node:
-    elements: list[Node] = []
+def _list(node_id: int, message: _Message) -> Node:
     optional: set[int] = set()
-    for number, value in _fields(data):
-        if number == 1:
-            elements.append(_node(_bytes(value)))
-        elif number == 2 and isinstance(value, int):
+    for value in message.get(2, ()):
+        if isinstance(value, int):
             optional.add(value)
-        elif number == 2:  # packed
-            at, packed = 0, _bytes(value)
-            while at < len(packed):
-                index, at = _varint(packed, at)
-                optional.add(index)
-    return ListLiteral(node_id, tuple(elements), frozenset(optional))
+            continue
+        at = 0  # packed
+        while at < len(value):
+            index, at = _varint(value, at)
+            optional.add(index)
+    return ListLiteral(node_id, message.nodes(1), frozenset(optional))
 
 
-def _struct(node_id: int, data: bytes) -> Node:
-    name = _last_text(data, 1)
-    if name:
+def _struct(node_id: int, message: _Message) -> Node:
+    if name := message.text(1):
         return MessageLiteral(node_id, name)
-    return MapLiteral(node_id, tuple(_map_entry(_bytes(value)) for number, value in _fields(data) if number == 2))
+    entries = message.messages(2)
+    return MapLiteral(
+        node_id,
+        tuple(MapEntry(entry.integer(1), entry.node(3), entry.node(4), bool(entry.integer(5))) for entry in entries),
+    )
 
 
-def _map_entry(data: bytes) -> Entry:
-    entry_id, optional = 0, False
-    key: Node = Literal(0, None)
-    content: Node = Literal(0, None)
-    for number, value in _fields(data):
-        if number == 1:
-            entry_id = _int(value)
-        elif number == 3:
-            key = _node(_bytes(value))
-        elif number == 4:
-            content = _node(_bytes(value))
-        elif number == 5:
-            optional = bool(value)
-    return Entry(entry_id, key, content, optional)
+def _comprehension(node_id: int, message: _Message) -> Node:
+    over, start, condition, step, result = map(message.node, (2, 4, 5, 6, 7))
+    return Comprehension(
+        node_id, message.text(1), message.text(8), over, message.text(3), start, condition, step, result
+    )
 
 
-def _comprehension(node_id: int, data: bytes) -> Node:
-    texts = {1: "", 3: "", 8: ""}
-    nodes: dict[int, Node] = {number: Literal(0, None) for number in (2, 4, 5, 6, 7)}
-    for number, value in _fields(data):
-        if number in texts:
-            texts[number] = _bytes(value).decode()
-        elif number in nodes:
-            nodes[number] = _node(_bytes(value))
-    return Comprehension(node_id, texts[1], texts[8], nodes[2], texts[3], nodes[4], nodes[5], nodes[6], nodes[7])
-
-
-_READERS = {3: _literal, 4: _identifier, 5: _select, 6: _call, 7: _list, 8: _struct, 9: _comprehension}
+_READERS: Mapping[int, Callable[[int, _Message], Node]] = {
+    4: lambda node_id, message: Identifier(node_id, message.text(1)),
+    5: lambda node_id, message: Select(node_id, message.node(1), message.text(2), bool(message.integer(3))),
+    6: _call,
+    7: _list,
+    8: _struct,
+    9: _comprehension,
+}

@@ -18,9 +18,7 @@ from arcbridge.identity.cel.values import (
     Duration,
     EvaluationError,
     Timestamp,
-    Value,
     checked_timestamp,
-    no_such_overload,
 )
 
 _TIMESTAMP = re.compile(r"(\d{4})-(\d\d)-(\d\d)T(\d{1,2}):(\d\d):(\d\d)(?:[.,](\d+))?(Z|([+-])(\d\d):(\d\d))", re.ASCII)
@@ -143,7 +141,7 @@ def _offset(seconds: int, zone: str) -> int:
     return 0 if offset is None else int(offset.total_seconds())
 
 
-_PARTS: Mapping[str, Callable[[datetime.date, int, int], int]] = {
+PARTS: Mapping[str, Callable[[datetime.date, int, int], int]] = {
     "getFullYear": lambda date, second, fraction: date.year,
     "getMonth": lambda date, second, fraction: date.month - 1,
     "getDayOfYear": lambda date, second, fraction: date.timetuple().tm_yday - 1,
@@ -155,23 +153,23 @@ _PARTS: Mapping[str, Callable[[datetime.date, int, int], int]] = {
     "getSeconds": lambda date, second, fraction: second % 60,
     "getMilliseconds": lambda date, second, fraction: fraction // 1_000_000,
 }
-_DURATION_PARTS = {
+"""The functions of a timestamp, of its date, the second of the day, and the nanoseconds beside it."""
+DURATION_PARTS = {
     "getHours": 3600 * NANOSECONDS,
     "getMinutes": 60 * NANOSECONDS,
     "getSeconds": NANOSECONDS,
     "getMilliseconds": 1_000_000,
 }
+"""The functions of a duration, and what they count, in nanoseconds."""
 
 
-def part(name: str, value: Value, zone: Value = "") -> int:
-    """Apply one of the `get…` functions of a timestamp or a duration. Raises EvaluationError."""
-    if isinstance(value, Duration) and zone == "" and name in _DURATION_PARTS:
-        whole = abs(value.nanoseconds) // _DURATION_PARTS[name]
-        return -whole if value.nanoseconds < 0 else whole
-    if not isinstance(value, Timestamp) or not isinstance(zone, str):
-        raise no_such_overload()
+def part(of: Callable[[datetime.date, int, int], int], value: Timestamp, zone: str = "") -> int:
+    """Apply one of `PARTS` in a zone. Raises EvaluationError."""
     date, second = _local(value, zone)
-    return _PARTS[name](date, second, value.nanoseconds % NANOSECONDS)
+    return of(date, second, value.nanoseconds % NANOSECONDS)
 
 
-PARTS = tuple(_PARTS)
+def duration_part(unit: int, value: Duration) -> int:
+    """Return how many whole units of so many nanoseconds a duration has, towards zero."""
+    whole = abs(value.nanoseconds) // unit
+    return -whole if value.nanoseconds < 0 else whole

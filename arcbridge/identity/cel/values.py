@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -49,6 +49,27 @@ class Unabsorbed(LimitExceeded):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, permanent=True)
+
+
+def succeeds(call: Callable[..., object]) -> Callable[..., bool]:
+    """Return a function that returns whether `call` has a result for the same arguments."""
+
+    def has_result(*arguments: Value) -> bool:
+        try:
+            call(*arguments)
+        except EvaluationError:
+            return False
+        return True
+
+    return has_result
+
+
+def decoded(data: bytes) -> str:
+    """Return the text of UTF-8. Raises EvaluationError."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise EvaluationError("invalid UTF-8 in bytes, cannot convert to string") from error
 
 
 def no_such_overload() -> EvaluationError:
@@ -120,15 +141,10 @@ NONE: Final = Optional(None, present=False)
 
 
 class Opaque:
-    """A value of a type that Kubernetes adds. `type_name`: its name in CEL; `key`: equal values have equal keys."""
+    """A value of a type that Kubernetes adds: a dataclass, whose equality is that of the type. `type_name`: in CEL."""
 
     __slots__ = ()
     type_name = ""
-
-    @property
-    def key(self) -> object:
-        """What equality compares."""
-        raise NotImplementedError
 
     @property
     def size(self) -> int:
@@ -366,7 +382,7 @@ def equal(left: Value, right: Value) -> bool:
     if isinstance(left, Opaque):
         if type(left) is not type(right):
             raise no_such_overload()
-        return left.key == right.key
+        return bool(left == right)
     raise no_such_overload()
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import dataclass
+from typing import Any
 
-from arcbridge.identity.cel.strings import text
-from arcbridge.identity.cel.values import UINT_MAX, EvaluationError, Opaque, Value, no_such_overload
+from arcbridge.identity.cel.values import UINT_MAX, EvaluationError, Opaque
 
 _PART = r"(0|[1-9][0-9]{0,19})"
 _MAX_DIGITS = len(str(UINT_MAX))
@@ -31,19 +31,18 @@ class Version(Opaque):
     type_name = "kubernetes.Semver"
 
     @property
-    def key(self) -> object:
-        return (self.major, self.minor, self.patch, self.before)
+    def order(self) -> tuple[Any, ...]:
+        """What comparisons compare: a pre-release comes before its release, and in it numbers before words."""
+        before = [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in self.before]
+        return self.major, self.minor, self.patch, not before, before
 
     @property
     def memory(self) -> int:
         return 200 + sum(8 + sys.getsizeof(part) for part in self.before)
 
 
-def read_version(value: Value, normalize: Value = False) -> Version:
+def read_version(string: str, normalize: bool = False) -> Version:
     """Read a version; `normalize` allows a `v` in front, missing parts and leading zeros. Raises EvaluationError."""
-    string = text(value)
-    if not isinstance(normalize, bool):
-        raise no_such_overload()
     match = _VERSION.fullmatch(_normalized(string) if normalize else string)
     if match is None:
         raise EvaluationError("not a semantic version")
@@ -72,38 +71,3 @@ def _normalized(string: str) -> str:
     if len(parts) < 3 and ("+" in parts[-1] or "-" in parts[-1]):
         raise EvaluationError("a short version has no pre-release")
     return ".".join(parts + ["0"] * (3 - len(parts)))
-
-
-def is_version(value: Value, normalize: Value = False) -> bool:
-    """`isSemver`."""
-    string = text(value)
-    try:
-        read_version(string, normalize)
-    except EvaluationError:
-        return False
-    return True
-
-
-def compare(left: Version, right: Version) -> int:
-    """Return the order of two versions: a pre-release comes before its release."""
-    one, other = (left.major, left.minor, left.patch), (right.major, right.minor, right.patch)
-    if one != other:
-        return 1 if one > other else -1
-    if not left.before or not right.before:
-        return bool(right.before) - bool(left.before)
-    ours, theirs = [_rank(part) for part in left.before], [_rank(part) for part in right.before]
-    return (ours > theirs) - (ours < theirs)
-
-
-def _rank(part: str) -> tuple[int, int, str]:
-    return (0, int(part), "") if part.isdigit() else (1, 0, part)
-
-
-def part(name: str, value: Value) -> int:
-    """`major`, `minor` or `patch`."""
-    if not isinstance(value, Version):
-        raise no_such_overload()
-    return {"major": value.major, "minor": value.minor, "patch": value.patch}[name]
-
-
-PARTS = ("major", "minor", "patch")

@@ -24,16 +24,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Protocol
 
 import structlog
 from aiohttp import web
 
 from arcbridge.errors import ConfigError, EnrolmentRefused, PermissionRefused, Unauthenticated
 from arcbridge.identity.claims import Identity
-from arcbridge.identity.proof import HEADER, Peer, ProofChecker, ProofPolicy, ProofRefused
+from arcbridge.identity.proof import HEADER, Peer, ProofRefused
 from arcbridge.limiters import Bursts, KeyedTokenBucket
 from arcbridge.loop_shares import LoopTime
 from arcbridge.net.address import source_of
@@ -48,7 +46,8 @@ from arcbridge.pki.authority import (
 )
 from arcbridge.pki.enrolment import JoinToken, key_hash, request_hash
 from arcbridge.pki.names import check_cluster_name
-from arcbridge.relay.access import Access
+from arcbridge.relay.caller_checks import CallerChecks
+from arcbridge.relay.counters import Counters
 from arcbridge.relay.http.answers import ApiRefusal, expect, no_such_path, set_headers, wrong_method
 from arcbridge.relay.http.server import BODY_LIMIT, address_of, errors, no_payer, note_proved, read_body, take_turn
 from arcbridge.relay.registry.base import ClusterRecord, Registry, admit, cluster_state
@@ -73,9 +72,6 @@ STRANGERS = 200
 STRANGERS_RATE = 50.0
 """Such requests per second that grow back. At 0.2 ms each an address takes a hundredth of a core."""
 
-USER_REQUESTS_PER_MINUTE = 240
-"""Requests of one subject, and as many at once, unless the settings say otherwise."""
-
 RENEWALS = 20
 """Renewals that the agents of one cluster have at once: they share one certificate, which lasts for days."""
 
@@ -92,12 +88,6 @@ LOG_INTERVAL = 10.0
 """Seconds between two lines in the log about requests that one limit refuses."""
 
 log = structlog.get_logger("arcbridge.relay")
-
-
-class Verifier(Protocol):
-    """`identity.verifier.TokenVerifier`."""
-
-    async def verify(self, token: str) -> Identity: ...
 
 
 CountAgents = Callable[[Sequence[str]], Awaitable[Mapping[str, int]]]
@@ -141,46 +131,56 @@ def tls_own_key(request: web.Request) -> bytes:
     return tls.context.spki if tls is not None and isinstance(tls.context, ServerContext) else b""
 
 
-@dataclass(frozen=True, slots=True)
-class _Api:
+class Api:
     """The handlers, with what they work on."""
 
-    authority: Authority
-    registry: Registry
-    count_agents: CountAgents
-    verifier: Verifier
-    access: Access
-    clock: Callable[[], float]
-    certificate_life: float
-    ca_pem: str
-    failures: KeyedTokenBucket[str]
-    """Failed enrolments, by address."""
-    unproved: KeyedTokenBucket[str]
-    """Refusals for want of a proof, by address: one who has stolen a token spends nothing of its owner's."""
-    unproved_told: Bursts[str]
-    """The same refusals, by reason, for the log."""
-    strangers: KeyedTokenBucket[str]
-    """Requests that need no credential, by address."""
-    callers: KeyedTokenBucket[str]
-    """Requests with an access token, by subject."""
-    renewals: KeyedTokenBucket[str]
-    """Renewals, by cluster."""
-    limited: Limited
-    monotonic: Callable[[], float]
-    peer_certificate: PeerCertificate
-    own_key: OwnKey
-    proofs: ProofChecker
-    renewed_twice: Callable[[], None]
-    login_document: Mapping[str, object] | None
-    payer_of: Callable[[Identity], LoopTime]
-    """Who pays for the loop's time once the token is verified."""
+    def __init__(
+        self,
+        authority: Authority,
+        registry: Registry,
+        count_agents: CountAgents,
+        checks: CallerChecks,
+        counters: Counters,
+        *,
+        certificate_life: float,
+        callers: KeyedTokenBucket[str],
+        login: Mapping[str, object] | None = None,
+        payer_of: Callable[[Identity], LoopTime] = lambda identity: no_payer,
+    ) -> None:
+        """`certificate_life`: seconds of an agent's certificate. `callers`: requests with an access token, by subject.
+        `login`: what `/v1/login` answers (`login_settings`). `payer_of`: who pays for the loop's time once the token
+        is verified."""
+        self.authority = authority
+        self.registry = registry
+        self.count_agents = count_agents
+        self.checks = checks
+        self.counters = counters
+        self.certificate_life = certificate_life
+        self.callers = callers
+        self.login_document = login
+        self.payer_of = payer_of
+        self.limited = Limited()
+        self.clock = time.time
+        self.monotonic = time.monotonic
+        self.peer_certificate: PeerCertificate = tls_peer_certificate
+        self.own_key: OwnKey = tls_own_key
+        self._failures = KeyedTokenBucket[str](FAILURES, FAILURES_RATE, size=SOURCES)
+        """Failed enrolments, by address."""
+        self._unproved = KeyedTokenBucket[str](UNPROVED, UNPROVED_RATE, size=SOURCES)
+        """Refusals for want of a proof, by address: one who has stolen a token spends nothing of its owner's."""
+        self._unproved_logged = Bursts[str](LOG_INTERVAL)
+        """The same refusals, by reason."""
+        self._strangers = KeyedTokenBucket[str](STRANGERS, STRANGERS_RATE, size=SOURCES)
+        """Requests that need no credential, by address."""
+        self._renewals = KeyedTokenBucket[str](RENEWALS, RENEWALS_RATE, size=SOURCES)
+        """Renewals, by cluster."""
 
     async def ca(self, request: web.Request) -> web.Response:
-        self._spend_of_stranger(request)
-        return web.Response(text=self.ca_pem, content_type="application/x-pem-file")
+        self.spend_of_stranger(request)
+        return web.Response(text=self.authority.certificate_pem, content_type="application/x-pem-file")
 
     async def login(self, request: web.Request) -> web.Response:
-        self._spend_of_stranger(request)
+        self.spend_of_stranger(request)
         if self.login_document is None:
             raise ApiRefusal(
                 HTTPStatus.NOT_FOUND,
@@ -226,13 +226,13 @@ class _Api:
         # The limit comes after the credential: an agent with a good token is let in, whatever its neighbours behind
         # one address do. What a failure costs is bounded by the connection that it takes (`is_last`).
         now = self.monotonic()
-        if self.failures.reserve(source_of(source), now) is not None:
+        if self._failures.reserve(source_of(source), now) is not None:
             return
         self.limited.count("enrolments")
         raise ApiRefusal(
             HTTPStatus.TOO_MANY_REQUESTS,
             f"too many failed enrolments from this address, and this one failed, too: {error.message}",
-            retry_after=math.ceil(self.failures.wait(source_of(source), now)),
+            retry_after=math.ceil(self._failures.wait(source_of(source), now)),
         ) from error
 
     async def renew(self, request: web.Request) -> web.Response:
@@ -246,7 +246,7 @@ class _Api:
             cluster = self.authority.authenticate_agent(certificate)
             record = admit(await self.registry.cluster(cluster), certificate)
             note_proved(request)
-            self._spend("renewals", self.renewals, cluster, "this cluster's agents renew too often")
+            self._spend("renewals", self._renewals, cluster, "this cluster's agents renew too often")
             csr, stored = await read_body(request, "csr", optional=("stored",))
             shown = ShownCertificate(
                 agent_key_hash(certificate), agent_generation(certificate), agent_issued_at(certificate)
@@ -256,7 +256,7 @@ class _Api:
             generation = await self.registry.renew(cluster, shown, request_hash(csr) if stored else OLDER_AGENT)
             answer = await self._sign(csr, record, generation)
         except RenewedTwice as error:
-            self.renewed_twice()
+            self.counters.certificates_renewed_twice += 1
             log.error(
                 "agent certificate renewed twice",
                 cluster=cluster,
@@ -289,7 +289,9 @@ class _Api:
         return await payer.steps(answer(request, identity), inner=True)
 
     async def _clusters(self, request: web.Request, identity: Identity) -> web.Response:
-        records = [record for record in await self.registry.clusters() if self.access.allows(identity, record.name)]
+        records = [
+            record for record in await self.registry.clusters() if self.checks.access.allows(identity, record.name)
+        ]
         agents = await self.count_agents([record.name for record in records])
         now = self.clock()
         return web.json_response([_shown(record, agents.get(record.name, 0), now) for record in records])
@@ -301,7 +303,7 @@ class _Api:
             raise ApiRefusal(HTTPStatus.BAD_REQUEST, error.message) from error
         # Both are asked whatever the other says, and there is one answer: a caller does not learn which names exist
         # (docs/threats.md#J22).
-        record, allowed = await self.registry.cluster(name), self.access.allows(identity, name)
+        record, allowed = await self.registry.cluster(name), self.checks.access.allows(identity, name)
         agents = await self.count_agents([name])
         if record is None or not allowed:
             raise ApiRefusal(
@@ -316,7 +318,12 @@ class _Api:
         )
         _, not_after = certificate_validity(certificate)
         await self.registry.certificate_issued(record.name, not_after)
-        return {"certificate": certificate, "ca": self.ca_pem, "cluster": record.name, "not_after": not_after}
+        return {
+            "certificate": certificate,
+            "ca": self.authority.certificate_pem,
+            "cluster": record.name,
+            "not_after": not_after,
+        }
 
     async def _caller(self, request: web.Request) -> Identity:
         values = request.headers.getall("Authorization", [])
@@ -324,15 +331,15 @@ class _Api:
         if scheme.lower() != "bearer" or not token.strip():
             raise Unauthenticated("an access token is needed: log in and send it as 'Authorization: Bearer'")
         token = token.strip()
-        identity = await self.verifier.verify(token)
+        identity = await self.checks.verifier.verify(token)
         proofs = request.headers.getall(HEADER, [])
         proof = proofs[0] if len(proofs) == 1 else ""
         try:
-            self.proofs.check(identity.binding, token, proof, Peer(self.own_key(request)))
+            self.checks.proofs.check(identity.binding, token, proof, Peer(self.own_key(request)))
         except ProofRefused as error:
             self._refuse_unproved(identity, error, address_of(request))
             raise
-        if (refused := self.access.refusal(identity)) is not None:
+        if (refused := self.checks.access.refusal(identity)) is not None:
             raise PermissionRefused(refused.message)
         note_proved(request)
         self._spend("user", self.callers, identity.subject, "you ask this relay too often")
@@ -341,7 +348,7 @@ class _Api:
     def _refuse_unproved(self, identity: Identity, error: ProofRefused, source: str) -> None:
         """Log a refusal for want of a proof, once in each burst; raises `ApiRefusal` for an address with too many."""
         now = self.monotonic()
-        if (since_last := self.unproved_told.seen(error.reason, now)) is not None:
+        if (since_last := self._unproved_logged.seen(error.reason, now)) is not None:
             log.warning(
                 "api token refused",
                 user=identity.username,
@@ -351,17 +358,17 @@ class _Api:
                 requests=since_last,
             )
         # As with enrolments the limit comes after the credential, and locks out no neighbour with a good proof.
-        if self.unproved.reserve(source_of(source), now) is None:
+        if self._unproved.reserve(source_of(source), now) is None:
             self.limited.count("proofs")
             raise ApiRefusal(
                 HTTPStatus.TOO_MANY_REQUESTS,
                 f"too many tokens without a good proof came from this address, and this is one: {error.message}",
-                retry_after=max(math.ceil(self.unproved.wait(source_of(source), now)), 1),
+                retry_after=max(math.ceil(self._unproved.wait(source_of(source), now)), 1),
             ) from error
 
-    def _spend_of_stranger(self, request: web.Request) -> None:
+    def spend_of_stranger(self, request: web.Request) -> None:
         """Count a request that needs no credential."""
-        self._spend("address", self.strangers, source_of(address_of(request)), "too many requests from this address")
+        self._spend("address", self._strangers, source_of(address_of(request)), "too many requests from this address")
 
     def _spend(self, limit: str, bucket: KeyedTokenBucket[str], key: str, words: str) -> None:
         """Take one request of what `key` has; raises `ApiRefusal` that says when to come back."""
@@ -379,60 +386,11 @@ def caller_bucket(requests_per_minute: float) -> KeyedTokenBucket[str]:
     return KeyedTokenBucket(requests_per_minute, requests_per_minute / 60, size=SUBJECTS)
 
 
-def build_app(
-    *,
-    authority: Authority,
-    registry: Registry,
-    count_agents: CountAgents,
-    verifier: Verifier,
-    access: Access,
-    certificate_life: float,
-    ca_pem: str | None = None,
-    clock: Callable[[], float] = time.time,
-    monotonic: Callable[[], float] = time.monotonic,
-    peer_certificate: PeerCertificate = tls_peer_certificate,
-    own_key: OwnKey = tls_own_key,
-    proofs: ProofChecker | None = None,
-    user_requests_per_minute: float = USER_REQUESTS_PER_MINUTE,
-    callers: KeyedTokenBucket[str] | None = None,
-    limited: Limited | None = None,
-    renewed_twice: Callable[[], None] = lambda: None,
-    login: Mapping[str, object] | None = None,
-    payer_of: Callable[[Identity], LoopTime] = lambda identity: no_payer,
-    install: Callable[[web.Application], None] = lambda app: None,
-) -> web.Application:
-    """Return the application; serve it with `ApiServer`, which keeps the parser's words out of answers and logs.
+def build_app(api: Api, install: Callable[[web.Application], None] = lambda app: None) -> web.Application:
+    """Return the application; serve it with `HttpApiServer`, which keeps the parser's words out of answers and logs.
 
-    `certificate_life`: seconds of an agent's certificate. `ca_pem`: the CA of the relay's outer certificate, if that
-    is not `authority`. `clock`: unix seconds; `monotonic`: monotonic seconds. `renewed_twice`: called for each renewal
-    that shows a copy of a credential. `callers`: requests with an access token, by subject, in place of
-    `user_requests_per_minute`, for a relay whose limits change. `login`: what `/v1/login` answers (`login_settings`).
-    `payer_of`: who pays for the loop's time of a user. `install` adds routes (`relay.client_files`).
+    `install` adds routes (`relay.client_files`).
     """
-    api = _Api(
-        authority,
-        registry,
-        count_agents,
-        verifier,
-        access,
-        clock,
-        certificate_life,
-        ca_pem or authority.certificate_pem,
-        KeyedTokenBucket(FAILURES, FAILURES_RATE, size=SOURCES),
-        KeyedTokenBucket(UNPROVED, UNPROVED_RATE, size=SOURCES),
-        Bursts(LOG_INTERVAL),
-        KeyedTokenBucket(STRANGERS, STRANGERS_RATE, size=SOURCES),
-        callers if callers is not None else caller_bucket(user_requests_per_minute),
-        KeyedTokenBucket(RENEWALS, RENEWALS_RATE, size=SOURCES),
-        limited or Limited(),
-        monotonic,
-        peer_certificate,
-        own_key,
-        proofs or ProofChecker(ProofPolicy.IF_BOUND, "the relay"),
-        renewed_twice,
-        login,
-        payer_of,
-    )
     app = web.Application(middlewares=[errors], client_max_size=BODY_LIMIT)
     app.on_response_prepare.append(set_headers)
     routes: list[tuple[str, str, Callable[[web.Request], Awaitable[web.StreamResponse]]]] = [

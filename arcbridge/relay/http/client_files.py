@@ -4,10 +4,10 @@
     GET  /client/{platform}          the file, such as /client/linux-x86_64; HEAD and If-None-Match are answered
     GET  /client/{platform}.sha256   its SHA-256 as sha256sum(1) checks it, for a download to `arcbridge`
 
-No credential is needed, so what a stranger can take is bounded: downloads at once, those of one address, and bytes per
-second of all together. Where all places are taken, a newcomer gets one of an address that has more, or that of a
-download which is slower than an even share (`giving_way`). A platform's name is looked up in what was found in the
-directory, and is never part of a path. Every answer to a request for clusters names the versions in a header, from
+No credential is needed, so what strangers can take is bounded: requests of an address as for every path without a
+credential, connections by `relay.admission`, which closes one that waits for its peer where another needs the place,
+and here the bytes per second of all downloads and the time of each. A platform's name is looked up in what was found in
+the directory, and is never part of a path. Every answer to a request for clusters names the versions in a header, from
 which older clients learn of newer ones.
 A relay that is taken over can serve another client: docs/threats.md#B30 says what that is worth, and what helps.
 """
@@ -21,51 +21,29 @@ import os
 import re
 import stat
 import time
-from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import structlog
 from aiohttp import web
 
-from arcbridge.limiters import KeyedTokenBucket, TokenBucket
-from arcbridge.net.address import source_of
+from arcbridge.limiters import TokenBucket
 from arcbridge.relay.http.answers import ApiRefusal, expect, wrong_method
 from arcbridge.relay.http.server import address_of, allow_time
 
 HEADER: Final = "Arcbridge-Client"
 """`platform=version`, several separated by commas."""
-
-DOWNLOADS: Final = 32
-"""Downloads at once."""
-
-DOWNLOADS_OF_ADDRESS: Final = 8
-"""Those of one address, which may stand for an office full of people."""
-
-REQUESTS: Final = 120
-"""Requests that one address has at once."""
-
-REQUESTS_RATE: Final = 1.0
-"""Such requests per second that grow back."""
-
 RATE: Final = 16 * 1024**2
 """Bytes per second of all downloads together: a client in a second, and an eighth of what a small relay moves."""
-
 SLOWEST: Final = 32 * 1024
 """Bytes per second below which a download is cut off in the end: 17 MiB then take nine minutes."""
-
 GRACE: Final = 30.0
-"""Seconds that each download has besides, and for which it keeps its place whatever its pace."""
-
-EVEN_SHARE: Final = RATE // DOWNLOADS
-"""Bytes per second below which a download gives way where all places are taken: others could use what it does not."""
-
-CHUNK: Final = 128 * 1024
+"""Seconds that each download has besides."""
+CHUNK: Final = 64 * 1024
 """Bytes that are read and sent at a time."""
-
 LOOK_INTERVAL: Final = 2.0
 """Seconds for which what was found in the directory counts."""
 
@@ -85,9 +63,9 @@ class ClientFile:
     platform: str
     path: Path
     version: str
-    """Empty where the file does not tell."""
+    """Empty where the file does not name one."""
     sha256: str
-    """Hexadecimal digits."""
+    """Hexadecimal digits; in quotes the entity tag (RFC 9110 §8.8.3)."""
     identity: tuple[int, int, int]
     """Inode, size in bytes, and time of the last change in nanoseconds."""
 
@@ -96,59 +74,20 @@ class ClientFile:
         """Bytes."""
         return self.identity[1]
 
-    @property
-    def tag(self) -> str:
-        """The entity tag (RFC 9110 §8.8.3)."""
-        return f'"{self.sha256}"'
-
-
-@dataclass(eq=False, slots=True)
-class Download:
-    """One download under way."""
-
-    address: str
-    """The key under which its peer is counted."""
-    transport: asyncio.Transport | None
-    began: float
-    """Monotonic seconds."""
-    sent: int = 0
-    """Bytes that the peer's connection has taken."""
-
-    def pace(self, now: float) -> float:
-        """Return its bytes per second since it began; infinity within GRACE."""
-        age = now - self.began
-        return math.inf if age < GRACE else self.sent / age
-
-
-def giving_way(downloads: Collection[Download], address: str, now: float) -> Download | None:
-    """Return the download that makes room for another one of `address`, None where the newcomer has to wait.
-
-    The address that has most loses one first, where it keeps as many as the newcomer's has then: a few addresses keep
-    out no other one. Else the slowest gives way, if it is slower than an even share, and of the newcomer's own address
-    or of one that has more: who begins anew again and again takes no place of an address that has fewer.
-    """
-    counts = Counter(one.address for one in downloads)
-    most = max(counts.values(), default=0)
-    if most > counts[address] + 1:
-        return min((one for one in downloads if counts[one.address] == most), key=lambda one: one.pace(now))
-    others = (one for one in downloads if one.address == address or counts[one.address] > counts[address])
-    slowest = min(others, key=lambda one: one.pace(now), default=None)
-    return slowest if slowest is not None and slowest.pace(now) < EVEN_SHARE else None
-
 
 class ClientFiles:
     """The clients of one directory; `install` puts them into the relay's API."""
 
-    def __init__(self, directory: Path | None) -> None:
-        """`directory`: the setting `client.directory`, checked (`relay.settings`); None: no client is served."""
+    def __init__(self, directory: Path | None, spend: Callable[[web.Request], None]) -> None:
+        """`directory`: the setting `client.directory`, checked (`relay.settings`); None: no client is served. `spend`
+        counts a request without a credential; raises `ApiRefusal`."""
         self._directory = directory
+        self._spend = spend
         self._found: dict[str, ClientFile] = {}
         self._looked_at = -math.inf
         self._refused: set[str] = set()
         """What was logged as not served."""
         self._looking = asyncio.Lock()
-        self._under_way: set[Download] = set()
-        self._requests: KeyedTokenBucket[str] = KeyedTokenBucket(REQUESTS, REQUESTS_RATE, size=4096)
         self._bytes = TokenBucket(RATE, RATE)
 
     def install(self, app: web.Application) -> None:
@@ -160,21 +99,20 @@ class ClientFiles:
             ("/client/{platform:[a-z0-9_-]+}", self._download),
             ("/client/{platform:[a-z0-9_-]+}.sha256", self._sum),
         ):
-            app.router.add_route("GET", path, handler, expect_handler=expect)
-            app.router.add_route("HEAD", path, handler, expect_handler=expect)
+            for method in ("GET", "HEAD"):
+                app.router.add_route(method, path, handler, expect_handler=expect)
             app.router.add_route("*", path, wrong_method, expect_handler=expect)
-        app.on_response_prepare.append(self._tell_versions)
+        app.on_response_prepare.append(self._name_versions)
 
     async def look(self) -> dict[str, ClientFile]:
         """Return what the directory holds, by platform; a file that has changed is read again."""
         async with self._looking:
-            now = time.monotonic()
-            if self._directory is not None and now - self._looked_at >= LOOK_INTERVAL:
-                self._found = await asyncio.to_thread(self._look_again, self._directory, self._found)
+            if self._directory is not None and time.monotonic() - self._looked_at >= LOOK_INTERVAL:
+                self._found = await asyncio.to_thread(self._look_again, self._directory)
                 self._looked_at = time.monotonic()
         return self._found
 
-    def _look_again(self, directory: Path, before: dict[str, ClientFile]) -> dict[str, ClientFile]:
+    def _look_again(self, directory: Path) -> dict[str, ClientFile]:
         found: dict[str, ClientFile] = {}
         try:
             paths = sorted(directory.iterdir())
@@ -188,7 +126,7 @@ class ClientFiles:
             platform = matched[1]
             try:
                 status = path.stat()
-                known = before.get(platform)
+                known = self._found.get(platform)
                 if known is not None and known.path == path and known.identity == _identity(status):
                     found[platform] = known
                 elif not stat.S_ISREG(status.st_mode) or not 0 < status.st_size <= _LARGEST:
@@ -210,7 +148,6 @@ class ClientFiles:
 
     async def _list(self, request: web.Request) -> web.StreamResponse:
         self._spend(request)
-        found = await self.look()
         return web.json_response(
             [
                 {
@@ -220,27 +157,28 @@ class ClientFiles:
                     "size": file.size,
                     "path": f"/client/{file.platform}",
                 }
-                for file in found.values()
+                for file in (await self.look()).values()
             ]
         )
 
     async def _sum(self, request: web.Request) -> web.StreamResponse:
-        self._spend(request)
         return web.Response(text=f"{(await self._file(request)).sha256}  arcbridge\n")
 
-    async def _download(self, request: web.Request) -> web.StreamResponse:
+    async def _file(self, request: web.Request) -> ClientFile:
         self._spend(request)
+        file = (await self.look()).get(request.match_info["platform"])
+        if file is None:
+            raise ApiRefusal(
+                HTTPStatus.NOT_FOUND, "there is no client for this platform: /client/ lists those that there are"
+            )
+        return file
+
+    async def _download(self, request: web.Request) -> web.StreamResponse:
         file = await self._file(request)
-        answer = web.StreamResponse(
-            headers={
-                "ETag": file.tag,
-                "Content-Disposition": 'attachment; filename="arcbridge"',
-                "Accept-Ranges": "none",
-            }
-        )
+        answer = web.StreamResponse(headers={"Content-Disposition": 'attachment; filename="arcbridge"'})
+        answer.etag = file.sha256
         answer.content_type = "application/octet-stream"
-        known = [tag.strip().removeprefix("W/") for tag in request.headers.get("If-None-Match", "").split(",")]
-        if file.tag in known or "*" in known:
+        if any(tag.value in (file.sha256, "*") for tag in request.if_none_match or ()):
             answer.set_status(HTTPStatus.NOT_MODIFIED)
             await answer.prepare(request)
             return answer
@@ -248,13 +186,9 @@ class ClientFiles:
         if request.method == "HEAD":
             await answer.prepare(request)
             return answer
-        address = source_of(address_of(request))
-        self._make_room(address)
-        download = Download(address, request.transport, time.monotonic())
-        self._under_way.add(download)
         try:
-            with await asyncio.to_thread(_open, file) as descriptor:
-                await self._send(request, answer, file, descriptor, download)
+            with await asyncio.to_thread(_open, file) as opened:
+                await self._send(request, answer, file, opened)
         except OSError as error:
             if isinstance(error, ConnectionError):
                 raise
@@ -266,101 +200,44 @@ class ClientFiles:
             raise ApiRefusal(
                 HTTPStatus.SERVICE_UNAVAILABLE, "the file was replaced just now: try again", retry_after=2
             ) from error
-        finally:
-            self._under_way.discard(download)
         log.info("client downloaded", platform=file.platform, version=file.version, source=address_of(request))
         return answer
 
-    def _make_room(self, address: str) -> None:
-        """Have a place for one more download of `address`. Raises ApiRefusal."""
-        leaves: Download | None = None
-        full = len(self._under_way) >= DOWNLOADS
-        if full:
-            leaves = giving_way(self._under_way, address, time.monotonic())
-        mine = sum(one.address == address for one in self._under_way if one is not leaves)
-        if mine >= DOWNLOADS_OF_ADDRESS or (full and leaves is None):
-            raise ApiRefusal(
-                HTTPStatus.SERVICE_UNAVAILABLE, "too many downloads at once: try again in a minute", retry_after=60
-            )
-        if leaves is not None:
-            self._under_way.discard(leaves)
-            log.info("client download cut off", source=leaves.address, sent=leaves.sent, reason="others wait")
-            if leaves.transport is not None:
-                leaves.transport.abort()
-
     async def _send(
-        self,
-        request: web.Request,
-        answer: web.StreamResponse,
-        file: ClientFile,
-        descriptor: _Descriptor,
-        download: Download,
+        self, request: web.Request, answer: web.StreamResponse, file: ClientFile, opened: IO[bytes]
     ) -> None:
         """Send a file in chunks, no faster than all downloads together may be, and reading no more than is sent."""
         allow_time(request, GRACE + file.size / SLOWEST)
         await answer.prepare(request)
         left = file.size
         while left:
-            chunk = await asyncio.to_thread(os.read, descriptor.number, min(CHUNK, left))
+            chunk = await asyncio.to_thread(opened.read, min(CHUNK, left))
             if not chunk:
                 raise OSError("the file became shorter")
             left -= len(chunk)
             now = time.monotonic()
-            if wait := self._bytes.wait(now, len(chunk)):
-                # Taken before the wait, so that turns come in the order of the calls.
-                self._bytes.take(now, len(chunk))
+            wait = self._bytes.wait(now, len(chunk))
+            # Taken before the wait, so that turns come in the order of the calls.
+            self._bytes.take(now, len(chunk))
+            if wait:
                 await asyncio.sleep(wait)
-            else:
-                self._bytes.take(now, len(chunk))
             await answer.write(chunk)
-            download.sent += len(chunk)
         await answer.write_eof()
 
-    async def _file(self, request: web.Request) -> ClientFile:
-        file = (await self.look()).get(request.match_info["platform"])
-        if file is None:
-            raise ApiRefusal(
-                HTTPStatus.NOT_FOUND, "there is no client for this platform: /client/ lists those that there are"
-            )
-        return file
-
-    def _spend(self, request: web.Request) -> None:
-        now, address = time.monotonic(), source_of(address_of(request))
-        if self._requests.reserve(address, now) is None:
-            wait = max(math.ceil(self._requests.wait(address, now)), 1)
-            raise ApiRefusal(
-                HTTPStatus.TOO_MANY_REQUESTS,
-                f"too many requests from this address: wait {wait} s and try again",
-                retry_after=wait,
-            )
-
-    async def _tell_versions(self, request: web.Request, response: web.StreamResponse) -> None:
+    async def _name_versions(self, request: web.Request, response: web.StreamResponse) -> None:
         if response.status == HTTPStatus.OK and request.path.startswith("/v1/clusters"):
             offered = [f"{file.platform}={file.version}" for file in (await self.look()).values() if file.version]
             if offered:
                 response.headers[HEADER] = ",".join(offered)
 
 
-class _Descriptor:
-    """An open file, closed at the end of `with`."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def __enter__(self) -> _Descriptor:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self.number)
-
-
-def _open(file: ClientFile) -> _Descriptor:
+def _open(file: ClientFile) -> IO[bytes]:
     """Open a file that is still the one whose SHA-256 is known; raises OSError."""
-    descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
-    if _identity(os.fstat(descriptor)) != file.identity:
-        os.close(descriptor)
+    opened = file.path.open("rb", buffering=0)
+    if _identity(os.fstat(opened.fileno())) != file.identity:
+        opened.close()
         raise OSError("another file is there now")
-    return _Descriptor(descriptor)
+    return opened
 
 
 def _read(platform: str, path: Path) -> ClientFile:

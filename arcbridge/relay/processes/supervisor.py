@@ -25,8 +25,8 @@ import time
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack
+from dataclasses import asdict
 from enum import Enum
-from functools import partial
 from typing import Final
 
 import structlog
@@ -34,17 +34,17 @@ import structlog
 from arcbridge.errors import ArcbridgeError, ConfigError, StateError
 from arcbridge.net.address import Address, parse_listen
 from arcbridge.observe import logging as logs
-from arcbridge.observe.gathered import GatheredMetrics, Snapshot
+from arcbridge.observe.aggregated_metrics import AggregatedMetrics, Snapshot
 from arcbridge.observe.health import Checks
-from arcbridge.observe.reloads import Outcome, Reloads
+from arcbridge.observe.reloads import Outcome
 from arcbridge.observe.server import ObserveServer
-from arcbridge.relay.admin_socket import AdminSocket
-from arcbridge.relay.data_dir import only_one
+from arcbridge.relay.data_dir import instance_lock
 from arcbridge.relay.listener import bind
+from arcbridge.relay.membership import log_warnings, open_to_operator
 from arcbridge.relay.operations import Question, Row, rows_of
 from arcbridge.relay.processes.worker import Assignment
 from arcbridge.relay.reload import merged
-from arcbridge.relay.service import RelayInfo, tell_warnings
+from arcbridge.relay.service import RelayInfo
 from arcbridge.relay.settings import required
 from arcbridge.relay.siblings.channel import Channel, Head, Received, in_parts, pair
 from arcbridge.relay.worker_count import worker_count
@@ -100,42 +100,27 @@ async def supervise(
 ) -> None:
     """Serve as `relay.service.serve` does, with several processes: the same arguments, errors and end."""
     checked = required(config)
-    tell_warnings(checked.problems)
+    log_warnings(checked.problems)
     count = worker_count(config)
     async with AsyncExitStack() as stack:
-        lock = stack.enter_context(only_one(config.data_dir))
+        lock = stack.enter_context(instance_lock(config.data_dir))
         held = _hold(checked.listen)
         stack.callback(held.close)
         supervisor = Supervisor(config, count, held.getsockname()[1], lock)
         stack.push_async_callback(supervisor.kill)
         await supervisor.start()
+        metrics = supervisor.metrics
         observe = ObserveServer(
             config.observe.listen,
-            supervisor.metrics,
+            metrics,
             supervisor.checks,
             gather=supervisor.gather,
             toggled=lambda: supervisor.tell_all({"t": "toggle"}),
         )
-        observing = await observe.start()
-        stack.push_async_callback(observe.stop)
-        admin = AdminSocket(config.data_dir, supervisor.ask)
-        await admin.start()
-        stack.push_async_callback(admin.close)
-        if reread is not None:
-            reloads = Reloads("relay", partial(supervisor.reload, reread))
-            reloads.register(supervisor.metrics)
-            reloads.start()
-            stack.push_async_callback(reloads.stop)
+        observing = await open_to_operator(config, observe, metrics, supervisor.ask, supervisor.reload, reread, stack)
         first = supervisor.info
         info = RelayInfo(str(first["address"]), str(first["public_address"]), str(first["ca_pin"]), observing)
-        log.info(
-            "relay serving",
-            address=info.address,
-            public_address=info.public_address,
-            ca_pin=info.ca_pin,
-            observe=observing,
-            workers=count,
-        )
+        log.info("relay serving", **asdict(info), workers=count)
         ready(info)
         await stopping.wait()
         await supervisor.stop(hurry)
@@ -167,10 +152,19 @@ class _Worker:
     def lives(self) -> bool:
         return self.state is not WorkerState.GONE
 
-    def tell_settings(self, head: Head, body: bytes) -> None:
+    def send(self, head: Head, body: bytes = b"") -> None:
         """`body` may be longer than a message: settings have as many users and groups as an operator likes."""
         for part, last in in_parts(body):
             self.channel.tell({**head, "last": last}, part)
+
+
+class _Answer:
+    """What a worker answers to one question."""
+
+    def __init__(self) -> None:
+        self.whole: asyncio.Future[Head] = asyncio.get_running_loop().create_future()
+        """The head of the last message, once that has come."""
+        self.rows: list[Row] = []
 
 
 class Supervisor:
@@ -190,16 +184,13 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._attempts = [0] * count
         self._asked = 0
-        self._answers: dict[int, asyncio.Future[None]] = {}
-        self._rows: dict[int, list[Row]] = {}
-        """Of each question that a worker is being asked, what has come of its answer."""
+        self._answers: dict[int, _Answer] = {}
+        """Those that workers have not sent whole, by the number of the question."""
         self._gathering: asyncio.Task[None] | None = None
-        self._reloading: dict[int, asyncio.Future[Head]] = {}
-        """What workers say of the settings that they were told."""
         self.restarts = 0
         self.info: Head = {}
         """What the first worker said when it served."""
-        self.metrics = GatheredMetrics(
+        self.metrics = AggregatedMetrics(
             "relay",
             lambda: [worker.snapshot for worker in self._alive()],
             rules=_RULES,
@@ -305,7 +296,7 @@ class Supervisor:
         worker.channel.start()
         assignment = Assignment(self._config, index, self._count, self._listen.host, self._listen.port)
         worker.settings = self._config
-        worker.tell_settings({"t": "assign"}, pickle.dumps(assignment))
+        worker.send({"t": "assign"}, pickle.dumps(assignment))
         self._run(self._watch(worker))
 
     def _introduce(self, new: Iterable[int]) -> None:
@@ -387,7 +378,7 @@ class Supervisor:
                 if worker.settings is not self._config:
                     # A reload came while it started, and does not wait for its answer.
                     self._asked += 1
-                    self._tell_settings(worker, self._asked, self._config)
+                    worker.send({"t": "reload", "n": self._asked}, pickle.dumps(self._config))
                     worker.settings = self._config
                 if self._started:
                     log.info("worker serves again", index=worker.index, pid=worker.process.pid)
@@ -398,20 +389,11 @@ class Supervisor:
                 worker.failures = dict(head["failures"])
             case "metrics":
                 worker.snapshot = json.loads(message.body)
-                answer = self._answers.get(int(head["n"]))
-                if answer is not None and not answer.done():
-                    answer.set_result(None)
+                self._answered(head)
             case "answered":
-                number = int(head["n"])
-                if (asked := self._rows.get(number)) is not None:
-                    asked += rows_of(message.body)
-                    if head["last"] and not self._answers[number].done():
-                        self._answers[number].set_result(None)
+                self._answered(head, rows_of(message.body), last=head["last"])
             case "reloaded":
-                said = self._reloading.get(int(head["n"]))
-                if said is not None and not said.done():
-                    said.set_result(head)
-                elif said is None and "error" in head:
+                if not self._answered(head) and "error" in head:
                     # No reload waits for this answer: the worker started during one, or answered too late.
                     log.error("settings not reloaded", index=worker.index, reason=head["error"])
             case "lost":
@@ -462,72 +444,57 @@ class Supervisor:
         await asyncio.shield(self._gathering)
 
     async def _gather(self) -> None:
-        loop = asyncio.get_running_loop()
-        asked: list[asyncio.Future[None]] = []
-        numbers = []
-        for worker in self._serving():
-            self._asked += 1
-            numbers.append(self._asked)
-            self._answers[self._asked] = answer = loop.create_future()
-            asked.append(answer)
-            worker.channel.tell({"t": "metrics", "n": self._asked})
-        if asked:
-            await asyncio.wait(asked, timeout=GATHER_DEADLINE)
-        for number in numbers:
-            del self._answers[number]
+        await self._ask_all({"t": "metrics"}, GATHER_DEADLINE)
 
     async def ask(self, question: Question) -> list[Row]:
         """Put an operator's question to all workers that serve; the rows of all."""
-        loop = asyncio.get_running_loop()
-        numbers = []
-        for worker in self._serving():
-            self._asked += 1
-            numbers.append(self._asked)
-            self._answers[self._asked], self._rows[self._asked] = loop.create_future(), []
-            worker.channel.tell({"t": "ask", "n": self._asked, "question": dict(question)})
-        try:
-            if numbers:
-                await asyncio.wait([self._answers[number] for number in numbers], timeout=ASK_DEADLINE)
-            return [row for number in numbers for row in self._rows[number]]
-        finally:
-            for number in numbers:
-                del self._answers[number], self._rows[number]
+        answers = await self._ask_all({"t": "ask", "question": dict(question)}, ASK_DEADLINE)
+        return [row for answer in answers for row in answer.rows]
 
     async def reload(self, reread: Callable[[], RelayConfig]) -> Outcome:
         """Read the settings again and have every worker put them in force; those that start later begin with them.
 
-        The settings are checked here first: a mistake is told once and reaches no worker. Raises `ArcbridgeError`.
+        The settings are checked here first: a mistake is logged once and reaches no worker. Raises `ArcbridgeError`.
         """
         config = reread()
-        checked = required(config)
-        tell_warnings(checked.problems)
-        said: list[asyncio.Future[Head]] = []
-        numbers = []
-        for worker in self._serving():
-            self._asked += 1
-            numbers.append(self._asked)
-            self._reloading[self._asked] = answer = asyncio.get_running_loop().create_future()
-            said.append(answer)
-            self._tell_settings(worker, self._asked, config)
+        log_warnings(required(config).problems)
         self._config = merged(self._config, config)
         for worker in self._serving():
             worker.settings = self._config
         logs.reconfigure_level(config.observe.log_level)
-        if said:
-            await asyncio.wait(said, timeout=RELOAD_DEADLINE)
-        for number in numbers:
-            del self._reloading[number]
-        answers = [answer.result() for answer in said if answer.done()]
-        failed = [str(answer["error"]) for answer in answers if "error" in answer]
-        if stayed := len(said) - len(answers) + len(failed):
+        answers = await self._ask_all({"t": "reload"}, RELOAD_DEADLINE, pickle.dumps(config))
+        heads = [answer.whole.result() for answer in answers if answer.whole.done()]
+        failed = [str(head["error"]) for head in heads if "error" in head]
+        if stayed := len(answers) - len(heads) + len(failed):
             why = failed[0] if failed else "no answer; look for `worker died`"
-            raise StateError(f"{stayed} of {len(said)} workers did not take them over, the others did: {why}")
-        taken = dict.fromkeys(name for answer in answers for name in answer["taken"])
-        restart = dict.fromkeys(name for answer in answers for name in answer["needs_restart"])
+            raise StateError(f"{stayed} of {len(answers)} workers did not take them over, the others did: {why}")
+        taken = dict.fromkeys(name for head in heads for name in head["taken"])
+        restart = dict.fromkeys(name for head in heads for name in head["needs_restart"])
         return Outcome(tuple(taken), tuple(restart))
 
-    def _tell_settings(self, worker: _Worker, number: int, config: RelayConfig) -> None:
-        worker.tell_settings({"t": "reload", "n": number}, pickle.dumps(config))
+    async def _ask_all(self, head: Head, deadline: float, body: bytes = b"") -> list[_Answer]:
+        """Ask all workers that serve; return what each answers within `deadline` seconds. Sends before it waits."""
+        asked: dict[int, _Answer] = {}
+        for worker in self._serving():
+            self._asked += 1
+            asked[self._asked] = self._answers[self._asked] = _Answer()
+            worker.send({**head, "n": self._asked}, body)
+        try:
+            if asked:
+                await asyncio.wait([answer.whole for answer in asked.values()], timeout=deadline)
+            return list(asked.values())
+        finally:
+            for number in asked:
+                del self._answers[number]
+
+    def _answered(self, head: Head, rows: Iterable[Row] = (), *, last: bool = True) -> bool:
+        """Note what a worker has answered; return whether something waits for it."""
+        answer = self._answers.get(int(head["n"]))
+        if answer is not None:
+            answer.rows += rows
+            if last and not answer.whole.done():
+                answer.whole.set_result(head)
+        return answer is not None
 
     def _close_together(self) -> None:
         alive = self._alive()

@@ -40,6 +40,7 @@ from arcbridge.net.address import Address
 from arcbridge.observe import logging as logs
 from arcbridge.relay.operations import Question, parts
 from arcbridge.relay.service import RelayInfo, serve
+from arcbridge.relay.settings import required
 from arcbridge.relay.siblings.channel import Channel, ChannelClosed, Received
 from arcbridge.relay.siblings.group import Siblings
 from arcbridge.relay.siblings.worker_membership import WorkerMembership
@@ -159,7 +160,8 @@ class _Worker:
         All at once they could be more than the channel holds, which would be taken for a supervisor that is dead.
         """
         async with self._answering:
-            rows = self.membership.answer(question) if hasattr(self, "membership") else []
+            service = self.membership.service if hasattr(self, "membership") else None
+            rows = [] if service is None else service.operations.answer(question)
             for part, last in parts(rows):
                 try:
                     await self.channel.room(ANSWERS)
@@ -170,13 +172,13 @@ class _Worker:
                 await asyncio.sleep(0)
 
     def _reload(self, number: int, config: RelayConfig) -> None:
-        """Put other settings in force, and say what came of it. One that does not serve yet says that it failed."""
-        reload = self.membership.reload
-        if reload is None:
+        """Put other settings in force, and send the result. One that does not serve yet reports that it failed."""
+        service = self.membership.service
+        if service is None:
             self.channel.tell({"t": "reloaded", "n": number, "error": "the worker does not serve yet"})
             return
         try:
-            outcome = reload(config)
+            outcome = service.apply(required(config))
         except ArcbridgeError as error:
             self.channel.tell({"t": "reloaded", "n": number, "error": error.message})
             return

@@ -72,6 +72,7 @@ MAX_LABELS = 32
 MAX_LABEL_NAME = 63
 MAX_LABEL_VALUE = 256
 MAX_VERSION = 64
+"""Printable characters of an agent's version that are kept and shown (docs/threats.md#O2)."""
 
 
 class RegistryUnavailable(ArcbridgeError):
@@ -335,11 +336,6 @@ def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
         if not (name + value).isprintable():
             raise ConfigError("labels consist of printable characters")
     return dict(labels)
-
-
-def shown_version(version: str) -> str:
-    """Return an agent's word about its version, cut to what may be kept and shown (docs/threats.md#O2)."""
-    return "".join(character for character in version[:MAX_VERSION] if character.isascii() and character.isprintable())
 
 
 def admit(record: ClusterRecord | None, certificate_der: bytes) -> ClusterRecord:

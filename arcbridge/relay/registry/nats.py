@@ -42,6 +42,7 @@ from typing import Any, Final, TypeVar
 import structlog
 
 from arcbridge.errors import EnrolmentRefused
+from arcbridge.observe.untrusted_text import printable
 from arcbridge.pki.enrolment import JoinToken
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.pki.pins import pin_of, same_pin
@@ -50,6 +51,7 @@ from arcbridge.relay.registry import generations
 from arcbridge.relay.registry.base import (
     KEEP_EXPIRED,
     MAX_REVOKED_USERS,
+    MAX_VERSION,
     NOT_ENROLLED,
     REDEEM_AGAIN,
     REVOKED,
@@ -67,7 +69,6 @@ from arcbridge.relay.registry.base import (
     foreign_ca,
     full,
     may_go,
-    shown_version,
     spent,
 )
 from arcbridge.relay.registry.generations import RenewedTwice, ShownCertificate
@@ -275,7 +276,7 @@ class NatsRegistry(Registry):
     ) -> None:
         changes: dict[str, Any] = {"last_seen": when}
         if version is not None:
-            changes["version"] = shown_version(version)
+            changes["version"] = printable(version, MAX_VERSION)
         if labels is not None:
             changes["labels"] = check_labels(labels)
         await self._note(name, changes)

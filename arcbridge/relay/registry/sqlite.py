@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from arcbridge.errors import EnrolmentRefused, StateError
+from arcbridge.observe.untrusted_text import printable
 from arcbridge.pki.enrolment import JoinToken
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.pki.pins import pin_of, same_pin
@@ -31,6 +32,7 @@ from arcbridge.relay.registry import generations
 from arcbridge.relay.registry.base import (
     KEEP_EXPIRED,
     MAX_REVOKED_USERS,
+    MAX_VERSION,
     NOT_ENROLLED,
     REDEEM_AGAIN,
     REVOKED,
@@ -48,7 +50,6 @@ from arcbridge.relay.registry.base import (
     foreign_ca,
     full,
     may_go,
-    shown_version,
     spent,
 )
 from arcbridge.relay.registry.generations import RenewedTwice, ShownCertificate
@@ -296,7 +297,7 @@ class SqliteRegistry(Registry):
         self, name: str, when: float, *, version: str | None = None, labels: Mapping[str, str] | None = None
     ) -> None:
         check_cluster_name(name)
-        version = None if version is None else shown_version(version)
+        version = None if version is None else printable(version, MAX_VERSION)
         encoded = None if labels is None else json.dumps(check_labels(labels), sort_keys=True)
 
         def update() -> None:

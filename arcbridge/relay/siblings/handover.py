@@ -27,14 +27,15 @@ import asyncio
 import itertools
 import socket
 from collections.abc import Callable
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 import structlog
 
-from arcbridge.errors import ArcbridgeError, ConnectionLost, JoinRefused
-from arcbridge.net.join import ServerJoin
+from arcbridge.errors import ArcbridgeError, ConnectionLost, JoinRefused, RemoteProtocolError
+from arcbridge.net.join import JoinCode, ServerJoin
 from arcbridge.net.sockets import reset
-from arcbridge.relay.hop import relay_of
+from arcbridge.observe.metrics import Metrics
+from arcbridge.relay.pending_dials import ClaimedJoin, PendingDials, process_of
 from arcbridge.relay.siblings.channel import ChannelClosed, Received
 from arcbridge.relay.siblings.group import Sibling, Siblings
 from arcbridge.wire.records import JoinReply, JoinRequest
@@ -53,21 +54,8 @@ T = TypeVar("T")
 log = structlog.get_logger("arcbridge.relay")
 
 
-class AgentJoin(Protocol):
-    """An agent's join that has claimed a dial token: `net.join.ServerJoin`, or `HandedJoin`. See the former."""
-
-    @property
-    def sock(self) -> socket.socket: ...
-
-    async def reply(self, reply: JoinReply) -> None: ...
-
-    async def finish(self) -> bytes: ...
-
-    async def refuse(self, reply: JoinReply) -> None: ...
-
-
-Pair = Callable[[AgentJoin, JoinRequest, str, str], str]
-"""`(join, request, cluster, source)`: give the join to the client that waits for it; else why there is none."""
+Claim = Callable[[ClaimedJoin, JoinRequest, str], str]
+"""`(join, request, cluster)`: give the join to the client that waits for it; else why there is none."""
 
 
 class HandedJoin:
@@ -144,11 +132,11 @@ class _Handing:
 
 
 class Handovers:
-    """Both sides. `pair` is set before the first sibling is connected."""
+    """Both sides. `claim` is set before the first sibling is connected."""
 
     def __init__(self, siblings: Siblings) -> None:
-        self.worker_id = siblings.worker_id
-        self.pair: Pair = lambda join, request, cluster, source: "this worker does not serve yet"
+        self.process_id = siblings.worker_id
+        self.claim: Claim = lambda join, request, cluster: "this worker does not serve yet"
         self.outcomes = dict.fromkeys(OUTCOMES, 0)
         self._siblings = siblings
         self._numbers = itertools.count(1)
@@ -172,26 +160,40 @@ class Handovers:
 
     # -- the sender --------------------------------------------------------------------------------------------
 
-    def elsewhere(self, request: JoinRequest) -> bool:
-        """Say whether this join of an agent is for a client at another worker."""
-        return self._siblings.of_id(relay_of(request.token)) is not None
+    def attach(self, dials: PendingDials) -> None:
+        self.claim = dials.claim
 
-    async def hand_over(self, join: ServerJoin, request: JoinRequest, cluster: str, source: str) -> str:
-        """Give the join of an agent of `cluster`, whose certificate was checked, to the worker it is for.
+    def add_metrics(self, metrics: Metrics) -> None:
+        metrics.counter(
+            "handovers_total",
+            "Joins of agents that came out at another worker than the one that waited, by how their hand-over ended.",
+            {"result": OUTCOMES},
+            lambda: self.outcomes,
+        )
 
-        "" when it is there, and our copy of its socket is closed; else why the token is void. Raises `JoinRefused`
-        with what the agent is to be told, `ConnectionLost`, `RemoteProtocolError` and `ChannelClosed`; in these cases
-        the join is still the caller's, to refuse or to abort, and so it is when this is cancelled.
-        """
-        sibling = self._siblings.of_id(relay_of(request.token))
+    def is_elsewhere(self, request: JoinRequest) -> bool:
+        """Return whether this join of an agent is for a client at another worker."""
+        return self._siblings.of_id(process_of(request.token)) is not None
+
+    async def pass_on(
+        self, join: ServerJoin, request: JoinRequest, cluster: str, require_room: Callable[[], None]
+    ) -> str:
+        """Give the join of an agent of `cluster`, and its socket, to the worker that it is for: see `Detour`."""
+        try:
+            return await self._hand_over(join, request, cluster)
+        except (RemoteProtocolError, ConnectionLost, ChannelClosed) as error:
+            raise JoinRefused(JoinCode.INTERNAL, "the join could not be handed over", retry_after=1) from error
+
+    async def _hand_over(self, join: ServerJoin, request: JoinRequest, cluster: str) -> str:
+        sibling = self._siblings.of_id(process_of(request.token))
         if sibling is None:
             return "the worker that waited is gone"
         number = next(self._numbers)
         handing = self._handing[number] = _Handing(sibling)
         outcome, sent = "failed", False
         try:
-            said = JoinRequest(role="agent", token=request.token, instance=request.instance[:128])
-            sibling.send({"t": "claim", "n": number, "cluster": cluster, "source": source}, said.encode())
+            claim = JoinRequest(role="agent", token=request.token, instance=request.instance[:128])
+            sibling.send({"t": "claim", "n": number, "cluster": cluster}, claim.encode())
             verdict = await _within(VERDICT_DEADLINE, handing.verdict)
             if isinstance(verdict, str):
                 outcome = "void"
@@ -240,7 +242,7 @@ class Handovers:
         number = int(head["n"])
         join = HandedJoin(self, sibling, number)
         self._handed[sibling, number] = join
-        reason = self.pair(join, JoinRequest.decode(message.body), str(head["cluster"]), str(head["source"]))
+        reason = self.claim(join, JoinRequest.decode(message.body), str(head["cluster"]))
         if reason:
             self.forget(sibling, number)
             sibling.tell({"t": "void", "n": number, "reason": reason})

@@ -1,7 +1,7 @@
 """A worker's membership in a relay of several processes, as `relay.service` needs it.
 
-It shares the limits out, waits for the siblings before the port opens, and tells the supervisor metrics and failed
-checks. It moves no connection: that is `handover`.
+It shares the limits out, waits for the siblings before the port opens, and keeps what the supervisor asks for: metrics,
+failed checks, answers and reloads. It moves no connection: that is `handover`.
 """
 
 from __future__ import annotations
@@ -10,30 +10,32 @@ import asyncio
 import json
 import math
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import Final
 
 import structlog
 
 from arcbridge.net.address import Address
-from arcbridge.observe.gathered import snapshot
-from arcbridge.observe.health import Checks
-from arcbridge.observe.metrics import Metrics
-from arcbridge.observe.reloads import Outcome
+from arcbridge.observe.aggregated_metrics import snapshot
+from arcbridge.observe.server import ObserveServer
 from arcbridge.relay.fleet.workers import WorkersFleet
-from arcbridge.relay.operations import Question, Row
+from arcbridge.relay.membership import Membership, Service
+from arcbridge.relay.settings import Checked
 from arcbridge.relay.siblings.group import Siblings
 from arcbridge.relay.siblings.handover import Handovers
-from arcbridge.settings.config import RelayConfig, RelayLimitsConfig, RelayUserLimitsConfig
-
-ACQUAINTED: Final = 2.0
-"""Seconds for the siblings to say which agents they have: without them a client would be refused for want of one."""
+from arcbridge.settings.config import RelayLimitsConfig, RelayUserLimitsConfig
 
 log = structlog.get_logger("arcbridge.relay")
 
 
-class WorkerMembership:
-    """One of `count` processes that listen on `listen`. `together`: see `relay.drain`."""
+class WorkerMembership(Membership):
+    """One of `count` processes that listen on `listen`."""
+
+    serves = "worker serving"
+    shares_port = True
+    siblings_deadline = 2.0
+    """Seconds for the siblings to send which agents they have: without them a client would be refused for want of
+    one."""
 
     def __init__(
         self,
@@ -41,23 +43,30 @@ class WorkerMembership:
         count: int,
         listen: Address,
         siblings: Siblings,
-        together: Callable[[asyncio.Event], Awaitable[None]],
+        wait_to_close: Callable[[asyncio.Event], Awaitable[None]],
     ) -> None:
+        """`wait_to_close`: see `Membership.wait_to_close`."""
+        super().__init__()
         self.index = index
         self.count = count
-        self.listen = listen
-        self.together = together
         self.siblings = siblings
         self.fleet = WorkersFleet(siblings)
-        self.handovers = Handovers(siblings)
+        self.detour = Handovers(siblings)
         self.expected = 0
         """Siblings that lived when this one was started."""
-        self.answer: Callable[[Question], list[Row]] = lambda question: []
-        """Answers an operator's question for this process; set once it serves."""
-        self.reload: Callable[[RelayConfig], Outcome] | None = None
-        """Puts other settings in force in this process; None until it serves. Raises `ConfigError`."""
-        self._metrics: Metrics | None = None
-        self._checks: Checks | None = None
+        self.service: Service | None = None
+        """What the supervisor asks for; None until this process serves."""
+        self._listen = listen
+        self._wait_to_close = wait_to_close
+
+    def enter(self, checked: Checked, stack: AsyncExitStack) -> None:
+        """Do nothing: the supervisor has logged the warnings, and holds the lock."""
+
+    def address(self, configured: Address) -> Address:
+        return self._listen
+
+    async def wait_to_close(self, hurry: asyncio.Event) -> None:
+        await self._wait_to_close(hurry)
 
     def share(self, limits: RelayLimitsConfig) -> RelayLimitsConfig:
         """Return this process' part of what the whole relay may hold: an equal one, rounded up, because the kernel
@@ -96,19 +105,22 @@ class WorkerMembership:
             users=parts(limits.users),
         )
 
-    async def acquainted(self) -> None:
-        """Wait, within bounds, until the siblings have said what they have."""
-        if not await self.siblings.synced(self.expected, ACQUAINTED):
+    async def siblings_ready(self) -> None:
+        if not await self.siblings.synced(self.expected, self.siblings_deadline):
             log.warning("not all other workers have answered yet", expected=self.expected, found=len(self.siblings))
 
-    def watch(self, metrics: Metrics, checks: Checks) -> None:
-        """Remember what the supervisor asks for from now on."""
-        self._metrics, self._checks = metrics, checks
+    async def publish(self, service: Service, stack: AsyncExitStack) -> str:
+        """Keep what the supervisor asks for: it answers the operator for all processes."""
+        observe = ObserveServer("", service.metrics, service.checks)
+        await observe.start()
+        stack.push_async_callback(observe.stop)
+        self.service = service
+        return ""
 
     def snapshot(self) -> bytes:
-        """Return the metrics, as JSON of a `observe.gathered.Snapshot`."""
-        return json.dumps([] if self._metrics is None else snapshot(self._metrics)).encode()
+        """Return the metrics, as JSON of an `observe.aggregated_metrics.Snapshot`."""
+        return json.dumps([] if self.service is None else snapshot(self.service.metrics)).encode()
 
     def failures(self) -> dict[str, str]:
         """Return the readiness checks that fail now."""
-        return {} if self._checks is None else self._checks.failures()
+        return {} if self.service is None else self.service.checks.failures()

@@ -11,8 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from arcbridge.agent.audit import record as record_module
-from arcbridge.agent.audit.record import MAX_LISTED, AuditRecord, Value, asked_text, timestamp, words_sha256
-from arcbridge.observe.foreign_text import clean, escape
+from arcbridge.agent.audit.record import MAX_LISTED, AuditRecord, Value, path_fields, timestamp, words_sha256
+from arcbridge.observe.untrusted_text import clean, escape
 
 
 def test_o2_names_cannot_break_a_line() -> None:
@@ -90,7 +90,7 @@ def test_a_request_that_was_begun_ends() -> None:
 
 def test_what_is_asked_for_may_be_given_as_it_is_written() -> None:
     fields = dict(verb="list", group="apps", resource="deployments", subresource="", namespace="n", name="", path="")
-    spelt, given_text = AuditRecord("r", "s", **fields), AuditRecord("r", "s", asked=asked_text(**fields))
+    spelt, given_text = AuditRecord("r", "s", **fields), AuditRecord("r", "s", path_fields=path_fields(**fields))
     assert spelt.line(1.0).split(",")[1:-1] == given_text.line(1.0).split(",")[1:-1]
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -16,10 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from arcbridge.agent.audit import writer as module
 from arcbridge.agent.audit.verify import verify
 from arcbridge.agent.audit.writer import AuditWriter
+from arcbridge.observe import queued_writer
 from tests.support.reports import until
 
 
@@ -62,14 +67,15 @@ class Log:
 @pytest.fixture(autouse=True)
 def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     made = Log()
-    monkeypatch.setattr(module, "_log", made)
+    monkeypatch.setattr(module, "log", made)
     return made
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look for rotations, and try again, without the usual wait."""
-    monkeypatch.setattr(module, "RETRY", 0.0)
+    for one in (module, queued_writer):
+        monkeypatch.setattr(one, "RETRY", 0.0)
 
 
 def test_lines_are_in_order_and_the_file_is_private(tmp_path: Path) -> None:
@@ -347,3 +353,83 @@ def test_a_defect_of_the_writer_is_no_silence(tmp_path: Path, monkeypatch: pytes
     put(writer, 2)
     until(lambda: writer.failure, "the failure is seen")
     assert writer.failure == "the writer failed (ZeroDivisionError)"
+
+
+# -- whatever happens -------------------------------------------------------------------------------------------------
+
+
+class Disk:
+    """Stands in for `os.write`: takes `room` bytes, a part of a write where it has less, and refuses the rest."""
+
+    def __init__(self) -> None:
+        self.room = sys.maxsize
+        self._write = os.write
+
+    def write(self, descriptor: int, data: bytes) -> int:
+        room = self.room
+        if not room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        count = self._write(descriptor, bytes(data[:room]))
+        self.room = max(self.room - count, 0) if self.room != sys.maxsize else self.room
+        return count
+
+
+STEPS = st.one_of(
+    st.tuples(st.just("put"), st.integers(1, 20)),
+    st.tuples(st.just("wait for"), st.just(0)),
+    st.tuples(st.just("room"), st.integers(0, 2000)),
+    st.tuples(st.just("free"), st.just(0)),
+    st.tuples(st.just("rotate"), st.just(0)),
+    st.tuples(st.just("reopen"), st.just(0)),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(steps=st.lists(STEPS, max_size=20), room_of_queue=st.integers(100, 600))
+def test_each_line_is_written_once_and_in_order_or_counted(steps: list[tuple[str, int]], room_of_queue: int) -> None:
+    """The invariants of docs/audit.md, with a disk that is full at any byte and files that are renamed at any time."""
+    disk, accepted, refused = Disk(), list[int](), 0
+    told: dict[int, list[str]] = {}
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        for one in (module, queued_writer):
+            patch.setattr(one, "RETRY", 0.0)
+        patch.setattr(os, "write", disk.write)
+        path, rotated = Path(folder, "audit.jsonl"), list[Path]()
+        writer = AuditWriter(str(path), queue=room_of_queue)
+
+        def put_one(value: int, waits: bool) -> bool:
+            nonlocal refused
+            answers = list[str]()
+            if not writer.put(f'{{"n":{value}}}', answers.append if waits else None):
+                refused += 1
+                return False
+            accepted.append(value)
+            told.update({value: answers} if waits else {})
+            return True
+
+        value = 0
+        for step, count in [*steps, ("free", 0)]:
+            for _ in range(count if step == "put" else step == "wait for"):
+                put_one(value, step == "wait for")
+                value += 1
+            if step in ("room", "free"):
+                disk.room = count if step == "room" else sys.maxsize
+            elif step == "rotate" and path.exists():
+                rotated.append(Path(folder, f"audit.jsonl.{len(rotated)}"))
+                path.rename(rotated[-1])
+            elif step == "reopen":
+                writer.reopen()
+        until(lambda: writer.writing_since == 0.0 and not writer.failure, "the disk takes lines again")
+        until(lambda: put_one(value, True), "there is room in the queue")
+        until(lambda: told[value] == [""], "the last line is written")
+        writer.close()
+        files = [file for file in (*rotated, path) if file.exists()]
+        found = [number for file in files for number in numbers(file)]
+        lost = sum(
+            record["records"] for file in files for record in records(file) if record.get("event") == "audit-lost"
+        )
+        report = verify(files)
+    assert found == accepted
+    assert lost == refused == writer.dropped
+    assert {finding.kind for finding in report.findings} <= {"lost"}
+    assert all(len(answers) == 1 for answers in told.values()), "a waiter is told once"

@@ -13,7 +13,6 @@ from structlog.testing import capture_logs
 
 from arcbridge.agent.accounts import Account, Accounts
 from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
-from arcbridge.agent.kube.asked import Asked, asked
 from arcbridge.agent.kube.authorize import (
     SAFE_ID,
     Authorizer,
@@ -29,6 +28,7 @@ from arcbridge.agent.kube.authorize import (
 )
 from arcbridge.agent.kube.fast_path_parser import plain_head
 from arcbridge.agent.kube.impersonation import Subject
+from arcbridge.agent.kube.request_target import RequestTarget, request_target
 from arcbridge.agent.kube.review import Approval, Reviewer
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.kube.upgrade import UpgradeRequest
@@ -250,11 +250,11 @@ async def test_h20_what_is_over_a_limit_is_not_read(desk: Desk, monkeypatch: pyt
     """Of a burst the one that leaves a record is read for it; also a target that is not passed on is over the limit."""
     read: list[str] = []
 
-    def counted(method: str, target: str, upgrade: bool) -> Asked:
+    def counted(method: str, target: str, upgrade: bool) -> RequestTarget:
         read.append(target)
-        return asked(method, target, upgrade)
+        return request_target(method, target, upgrade)
 
-    monkeypatch.setattr("arcbridge.agent.kube.authorize.asked", counted)
+    monkeypatch.setattr("arcbridge.agent.kube.authorize.request_target", counted)
     desk.stream = StreamContext(limited(request_burst=1), 1)
     desk.now = 1000.0
     desk.plan(plain())

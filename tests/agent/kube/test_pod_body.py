@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arcbridge.agent.audit.record import MAX_LISTED, AuditRecord
-from arcbridge.agent.kube.asked import asked
 from arcbridge.agent.kube.pod_body import MAX_BODY, MAX_FIELDS, MAX_VALUES, Inspection, is_inspected, pod_details
 from arcbridge.agent.kube.request_info import MAX_SEGMENT
+from arcbridge.agent.kube.request_target import request_target
 from arcbridge.wire.backlog import Backlog
 
 POD: dict[str, Any] = {
@@ -77,7 +77,7 @@ def details(document: object, content_type: str = "application/json", *, command
     ],
 )
 def test_which_bodies_are_looked_at(method: str, target: str, looked_at: bool) -> None:
-    assert is_inspected(asked(method, target, False).info, method) is looked_at
+    assert is_inspected(request_target(method, target, False).info, method) is looked_at
 
 
 def test_a16_privileges() -> None:

@@ -302,10 +302,10 @@ async def test_m20_a_body_that_the_api_server_does_not_read_counts_until_its_str
     async with asyncio.timeout(20):
         while agent.ahead.held < agent._machine.limits.stream_window // 2:
             await asyncio.sleep(0.01)
-            waiting = agent.unread()
+            waiting = agent.streams.unread()
         assert agent.ahead.held == sum(stream.window.unconsumed for stream in waiting)
-        agent.reset(waiting[0], ResetCode.IDLE)
-        assert not agent.unread()
+        agent.streams.reset(waiting[0], ResetCode.IDLE)
+        assert not agent.streams.unread()
         assert agent.ahead.held == 0
         reset.set()
         assert (await bench.audit.wait(1))[0].outcome == "cut"

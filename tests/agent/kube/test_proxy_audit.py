@@ -147,7 +147,7 @@ def _fail(*_: object, **__: object) -> None:
 
 
 PLACES = [
-    "arcbridge.agent.kube.authorize.asked",
+    "arcbridge.agent.kube.authorize.request_target",
     "arcbridge.agent.kube.authorize.Authorizer._admit",
     "arcbridge.agent.kube.authorize.Plan.request_head",
     "arcbridge.agent.kube.exchange.Exchange.start",

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,9 @@ import pytest
 import yaml
 
 from arcbridge.client.background.caller import answer_of, exchange, request
-from arcbridge.client.background.process import run_background
+from arcbridge.client.background.connection_settings import read_words
+from arcbridge.client.background.process import Timing, run_background
 from arcbridge.client.background_paths import Place
-from arcbridge.errors import ConfigError
-from arcbridge.settings.config import ClientConfig
 from tests.client.far_side import CLUSTER, CLUSTER_CA, RELAY_CA, FarSide
 from tests.client.session.test_session_manager import login
 from tests.support.world import fixed_port
@@ -32,33 +30,31 @@ class Background:
         self._callers = callers
         self.place = Place(str(directory / "run"), str(directory / "state"))
         self.kubeconfig = directory / "config"
-        self.config = ClientConfig(
-            relay=far.address,
-            relay_ca_file=directory / "relay-ca.pem",
-            cluster_ca_pin=CLUSTER_CA.pin,
-            state_dir=directory / "state",
-            login=login(directory),
+        self._settings = directory / "arcbridge" / "client.toml"
+        self._settings.parent.mkdir()
+        tokens = login(directory)
+        self._text = (
+            f'relay = "{far.address}"\nrelay_ca_file = "{directory}/relay-ca.pem"\n'
+            f'cluster_ca_pin = "{CLUSTER_CA.pin}"\n'
+            f'state_dir = "{directory}/state"\n[login]\naccess_token_file = "{tokens.access_token_file}"\n'
+            f'id_token_file = "{tokens.id_token_file}"\n'
         )
+        self._settings.write_text(self._text)
+        self.environment = {"XDG_CONFIG_HOME": str(directory), "HOME": str(directory)}
         self.arguments = ("--cluster", CLUSTER)
-        self.away = False
-        """Whether the settings cannot be read."""
+        self.settings = read_words(self.arguments)
+        self.timing = Timing()
         self.pem_before = ""
         """The first client certificate that a test used, with its key."""
 
-    def settings_of(self, arguments: Sequence[str]) -> ClientConfig:
-        """Knows `--cluster`, `--kube-context`, `--port`, and `--other`, by which settings differ and do the same."""
-        given = dict(zip(arguments[::2], arguments[1::2], strict=True))
-        if self.away:
-            raise ConfigError("the settings file is away")
-        if "--unknown" in given:
-            raise ConfigError("flag --unknown")
-        port = int(given["--port"]) if "--port" in given else None
-        return replace(self.config, cluster=given["--cluster"], kube_context=given.get("--kube-context", ""), port=port)
+    def take_settings_away(self, away: bool) -> None:
+        """Let the settings be unreadable, or readable again."""
+        self._settings.write_text("away" if away else self._text)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[asyncio.Task[None]]:
         ready = asyncio.Event()
-        task = asyncio.create_task(run_background(self.place, self.settings_of, {}, ready=ready.set))
+        task = asyncio.create_task(run_background(self.place, self.environment, ready=ready.set, timing=self.timing))
         waiting = asyncio.create_task(ready.wait())
         await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()

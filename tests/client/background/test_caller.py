@@ -169,7 +169,7 @@ def test_what_a_question_imports() -> None:
     """kubectl waits for it."""
     code = (
         "import sys\n"
-        "from arcbridge.client.background import caller, place\n"
+        "from arcbridge.client import background_paths as place\nfrom arcbridge.client.background import caller\n"
         "caller.request('credential', ['x'])\n"
         "try:\n    caller.exchange(place.Place.find({'HOME': '/nonexistent'}), b'')\n"
         "except caller.NotRunning:\n    pass\n"

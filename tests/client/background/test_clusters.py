@@ -16,7 +16,7 @@ import yaml
 from cryptography import x509
 
 from arcbridge.client.background.caller import NotRunning
-from arcbridge.client.background.clusters import Clusters, connect_command, settings_key
+from arcbridge.client.background.clusters import Clusters
 from arcbridge.client.background.connections import Connections
 from arcbridge.client.kubeconfig.entries import Kubeconfig
 from arcbridge.client.session.session_manager import SessionManager
@@ -56,18 +56,6 @@ def kept(background: Background) -> str:
     return Path(background.place.connections).read_text()
 
 
-def test_settings_are_what_is_served_once() -> None:
-    assert settings_key(("--cluster", "a", "--kube-context", "mine", "--port", "1")) == (
-        "--cluster",
-        "a",
-        "--port",
-        "1",
-    )
-    assert connect_command(("--cluster", "a", "--kube-context", "my own")) == (
-        "arcbridge connect a --kube-context 'my own'"
-    )
-
-
 # -- other settings for a context -------------------------------------------------------------------------------------
 
 
@@ -77,7 +65,7 @@ async def test_a_connect_that_fails_leaves_what_serves_and_what_runs(background:
         stream = await Stream.open(background, port)
         before = (background.kubeconfig.read_text(), kept(background), await background.ask("status"))
         background.far.reply = JoinReply(code=JoinCode.NO_AGENT)
-        for other in (("--other", "x"), ("--port", "0")):
+        for other in (("--redirect-port", "8123"), ("--port", "0")):
             with pytest.raises(ArcbridgeError):
                 await background.connect(*other)
         assert (background.kubeconfig.read_text(), kept(background)) == before[:2]
@@ -100,7 +88,7 @@ async def test_a_kubeconfig_that_cannot_be_written_leaves_them_too(
         before = kept(background)
         monkeypatch.setattr(Kubeconfig, "merge", refuse)
         with pytest.raises(ArcbridgeError, match="is locked"):
-            await background.connect("--other", "x")
+            await background.connect("--redirect-port", "8123")
         monkeypatch.undo()
         assert kept(background) == before
         assert [one["port"] for one in (await background.ask("status"))["clusters"]] == [port]
@@ -139,11 +127,11 @@ async def test_other_settings_take_over_the_port(background: Background) -> None
     async with background.running():
         port = (await background.connect())["port"]
         former = await Stream.open(background, port)
-        assert (await background.connect("--other", "x"))["port"] == port
+        assert (await background.connect("--redirect-port", "8123"))["port"] == port
         (one,) = (await background.ask("status"))["clusters"]
         assert (one["port"], one["contexts"]) == (port, [CLUSTER])
         (kept_one,) = Connections(Path(background.place.connections)).all()
-        assert kept_one.arguments == (*background.arguments, "--other", "x")
+        assert kept_one.settings.words() == (*background.arguments, "--redirect-port", "8123")
         with pytest.raises(ConnectionResetError):  # it ran by the former settings
             await former.reader.read()
         await (await Stream.open(background, port)).check()
@@ -170,7 +158,7 @@ async def test_other_settings_for_one_of_two_contexts(background: Background) ->
         port = (await background.connect())["port"]
         await background.connect("--kube-context", "mine")
         stream = await Stream.open(background, port)
-        other = (await background.connect("--kube-context", "mine", "--other", "x"))["port"]
+        other = (await background.connect("--kube-context", "mine", "--redirect-port", "8123"))["port"]
         assert other != port
         await stream.check()
         status = (await background.ask("status"))["clusters"]
@@ -226,7 +214,7 @@ async def test_a_connect_whose_cluster_is_disconnected_meanwhile_begins_again(
 ) -> None:
     async with serving(background) as clusters:
         files = (str(background.kubeconfig),)
-        caller = asyncio.create_task(clusters.connect(background.arguments, files, static=False, switch=True))
+        caller = asyncio.create_task(clusters.connect(background.settings, files, static=False, switch=True))
         await asyncio.wait_for(waiting.wait(), 10)
         await clusters.disconnect((CLUSTER,), every=False)
         background.far.answers.set()
@@ -240,7 +228,7 @@ async def test_a_credential_whose_cluster_is_disconnected_meanwhile_says_so(
 ) -> None:
     """And does not connect it again, which the user has just taken back."""
     async with serving(background) as clusters:
-        caller = asyncio.create_task(clusters.credential(background.arguments, ""))
+        caller = asyncio.create_task(clusters.credential(background.settings, ""))
         await asyncio.wait_for(waiting.wait(), 10)
         await clusters.disconnect((CLUSTER,), every=False)
         with pytest.raises(Unreachable, match='"prod" was disconnected, or connected with other settings, meanwhile'):
@@ -252,7 +240,7 @@ async def test_a_credential_whose_cluster_is_given_up_meanwhile_has_it_served_an
     background: Background, waiting: asyncio.Event
 ) -> None:
     async with serving(background) as clusters:
-        caller = asyncio.create_task(clusters.credential(background.arguments, ""))
+        caller = asyncio.create_task(clusters.credential(background.settings, ""))
         await asyncio.wait_for(waiting.wait(), 10)
         (served,) = clusters.served.values()
         await clusters._give_up(served, "a defect")
@@ -281,7 +269,7 @@ async def serving(background: Background) -> AsyncIterator[Clusters]:
     async with background.running():
         await background.connect()
     background.far.answers.clear()
-    clusters = Clusters(Path(background.place.connections), background.settings_of, {})
+    clusters = Clusters(Path(background.place.connections), background.environment)
     try:
         await clusters.restore({})
         yield clusters
@@ -295,10 +283,10 @@ async def test_what_failed_and_comes_back_is_still_the_context_s(background: Bac
     """The kubeconfig that `connect` wrote stays known, so `disconnect` cleans it."""
     async with background.running():
         await background.connect()
-    background.away = True
+    background.take_settings_away(True)
     async with background.running() as task:
         assert (await background.ask("status"))["clusters"][0]["state"] == "failed"
-        background.away = False
+        background.take_settings_away(False)
         await background.ask("credential", *background.arguments, server="")
         (one,) = (await background.ask("status"))["clusters"]
         assert one["state"] == "connected"
@@ -362,11 +350,12 @@ async def test_a_static_connection_whose_settings_were_away_comes_back_by_itself
     monkeypatch.setattr("arcbridge.client.background.clusters.FIRST_RETRY", 0.05)
     async with background.running():
         await background.connect(static="yes")
-    background.away = True
+    background.take_settings_away(True)
     async with background.running():
         (one,) = (await background.ask("status"))["clusters"]
-        assert (one["state"], one["reason"]) == ("failed", "the settings file is away")
-        background.away = False
+        assert one["state"] == "failed"
+        assert "not valid TOML" in one["reason"]
+        background.take_settings_away(False)
         async with asyncio.timeout(10):
             while (await background.ask("status"))["clusters"][0]["state"] != "connected":
                 await asyncio.sleep(0.01)
@@ -378,11 +367,11 @@ async def test_what_was_disconnected_does_not_come_back(
     monkeypatch.setattr("arcbridge.client.background.clusters.FIRST_RETRY", 0.05)
     async with background.running():
         await background.connect(static="yes")
-    clusters = Clusters(Path(background.place.connections), background.settings_of, {})
-    background.away = True
+    clusters = Clusters(Path(background.place.connections), background.environment)
+    background.take_settings_away(True)
     await clusters.restore({})
     assert clusters.failed
-    background.away = False
+    background.take_settings_away(False)
     await clusters.disconnect((CLUSTER,), every=False)
     await asyncio.sleep(0.2)
     assert clusters.is_empty
@@ -431,11 +420,11 @@ async def test_a_long_life_renews_both_certificates_and_cuts_nothing(
     # It begins in the past, so that TLS, which has the machine's clock, takes both the former and the new ones.
     monkeypatch.setattr("arcbridge.client.state.CLIENT_CERTIFICATE_LIFE", 90 * DAY)
     now = time.time() - 61 * DAY
-    clusters = Clusters(Path(background.place.connections), background.settings_of, {}, lambda: now)
+    clusters = Clusters(Path(background.place.connections), background.environment, lambda: now)
     background.place.make()
     try:
         files = (str(background.kubeconfig),)
-        port = (await clusters.connect(background.arguments, files, static=True, switch=True))["port"]
+        port = (await clusters.connect(background.settings, files, static=True, switch=True))["port"]
         (served,) = clusters.served.values()
         stream = Stream(*await _with(background, port))
         await stream.check()
@@ -450,7 +439,7 @@ async def test_a_long_life_renews_both_certificates_and_cuts_nothing(
         assert x509.load_pem_x509_certificate(second.encode()).not_valid_after_utc.timestamp() > now + 89 * DAY
         assert await _shown(background, port) != shown
         await stream.check()
-        document = await clusters.credential(background.arguments, "")
+        document = await clusters.credential(background.settings, "")
         assert document["status"]["clientCertificateData"] == second
         assert document["status"]["expirationTimestamp"] > time.strftime("%Y-%m-%d", time.gmtime(now + 80 * DAY))
         # A program that read the kubeconfig before goes on, until its certificate ends.
@@ -467,12 +456,12 @@ async def test_a_renewed_certificate_that_could_not_be_written_is_written_later(
     """The first kubeconfig is broken: the other one is written at once, and the first one when it is whole again."""
     monkeypatch.setattr("arcbridge.client.serving.served_cluster.RENEWAL_CHECK", 0.05)
     now = time.time() - 245 * DAY
-    clusters = Clusters(Path(background.place.connections), background.settings_of, {}, lambda: now)
+    clusters = Clusters(Path(background.place.connections), background.environment, lambda: now)
     background.place.make()
     other = background.kubeconfig.with_name("other")
     try:
         for file in (background.kubeconfig, other):
-            await clusters.connect(background.arguments, (str(file),), static=True, switch=True)
+            await clusters.connect(background.settings, (str(file),), static=True, switch=True)
         whole, text = background.document(), background.kubeconfig.read_text()
         background.kubeconfig.write_text("{ half of")
         now = time.time()

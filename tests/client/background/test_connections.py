@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from arcbridge.client.background.connection_settings import read_words
 from arcbridge.client.background.connections import Connection, Connections
-from arcbridge.errors import StateError
+from arcbridge.errors import ConfigError, StateError
 
-BERLIN = Connection(("--cluster", "berlin"), "berlin", "berlin", ("/home/u/.kube/config",))
-MUNICH = Connection(("--cluster", "munich"), "munich", "m", ("/home/u/.kube/config",), static=True)
+BERLIN = Connection(read_words(("--cluster", "berlin")), "berlin", "berlin", ("/home/u/.kube/config",))
+MUNICH = Connection(read_words(("--cluster", "munich")), "munich", "m", ("/home/u/.kube/config",), static=True)
 
 
 def test_kept_and_removed(tmp_path: Path) -> None:
@@ -30,10 +32,12 @@ def test_kept_and_removed(tmp_path: Path) -> None:
 def test_a_context_has_one_connection(tmp_path: Path) -> None:
     kept = Connections(tmp_path / "connections.json")
     kept.add(BERLIN)
-    other = Connection(("--cluster", "berlin", "--relay", "https://r"), "berlin", "berlin", BERLIN.kubeconfig)
+    other = Connection(
+        read_words(("--cluster", "berlin", "--relay", "https://r")), "berlin", "berlin", BERLIN.kubeconfig
+    )
     kept.add(other)
     assert kept.all() == [other]
-    bare = Connection(BERLIN.arguments, "berlin", "berlin")
+    bare = Connection(BERLIN.settings, "berlin", "berlin")
     kept.add(bare)
     kept.add(bare)
     assert kept.all() == [other, bare]
@@ -44,3 +48,24 @@ def test_damage_is_told(tmp_path: Path, text: str) -> None:
     (tmp_path / "connections.json").write_text(text)
     with pytest.raises(StateError, match="is damaged: remove it"):
         Connections(tmp_path / "connections.json").all()
+
+
+def test_flags_as_former_releases_kept_them(tmp_path: Path) -> None:
+    """What tree 0f239dc of November 2026 wrote; this test goes with what it tests, on 2027-03-01."""
+    flags = ["--cluster", "berlin", "--config", "/c.toml", "--no-resumption", "--relay", "https://a", "--port", "0"]
+    former = [
+        {"arguments": flags, "cluster": "berlin", "context": "b", "kubeconfig": ["/k"], "static": True},
+        {"arguments": ["--gone", "x"], "cluster": "munich", "context": "m", "kubeconfig": [], "static": False},
+    ]
+    file = tmp_path / "connections.json"
+    file.write_text(json.dumps(former, indent=1))
+    berlin, munich = Connections(file).all()
+    assert berlin == Connection(read_words(flags), "berlin", "b", ("/k",), static=True)
+    assert dict(berlin.settings.values) == {
+        "cluster": ("berlin",), "relays": ("https://a",), "port": "0", "resumption": True,
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="run `arcbridge connect` again"):
+        munich.settings.load({"HOME": str(tmp_path)})
+    Connections(file).remove(munich)
+    assert "arguments" not in file.read_text()
+    assert Connections(file).all() == [berlin]

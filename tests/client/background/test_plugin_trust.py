@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from arcbridge.cli.background import settings_of
+from arcbridge.client.background.connection_settings import ConnectionSettings, read_words
 from arcbridge.client.background.connections import Connections
 from arcbridge.client.background.plugin_trust import refuse_untrusted
 from arcbridge.client.relay.relay_profile import LoginOffer, RelayProfile, RelayProfiles
@@ -40,8 +39,7 @@ class Home:
         return file
 
     def ask(self, *words: str) -> None:
-        of = partial(settings_of, environment=self.environment)
-        refuse_untrusted(("--cluster", "prod", *words), of, self.environment)
+        refuse_untrusted(read_words(("--cluster", "prod", *words)), self.environment)
 
 
 @pytest.fixture
@@ -95,10 +93,10 @@ def test_b49_tokens_of_the_settings_do_not_go_to_another_relay_that_is_known(hom
 async def test_b49_what_connect_has_written_goes_on_to_work(
     background: Background, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[str, ...]] = []
+    asked: list[ConnectionSettings] = []
 
-    def refuse(arguments: tuple[str, ...], *_: object) -> None:
-        asked.append(arguments)
+    def refuse(settings: ConnectionSettings, *_: object) -> None:
+        asked.append(settings)
         raise ConfigError("another person's")
 
     monkeypatch.setattr("arcbridge.client.background.clusters.refuse_untrusted", refuse)
@@ -106,7 +104,7 @@ async def test_b49_what_connect_has_written_goes_on_to_work(
         with pytest.raises(ArcbridgeError, match="another person's"):
             await background.ask("credential", *background.arguments)
         assert Connections(Path(background.place.connections)).all() == []
-        assert asked == [background.arguments]
+        assert asked == [background.settings]
         await background.connect()
         await background.ask("credential", *background.arguments)
     async with background.running():

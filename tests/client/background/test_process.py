@@ -15,7 +15,9 @@ import pytest
 from arcbridge.client.background import process as process_module
 from arcbridge.client.background.caller import NotRunning, OtherVersion, exchange, request
 from arcbridge.client.background.clusters import Clusters
+from arcbridge.client.background.connection_settings import UNKNOWN
 from arcbridge.client.background.connections import Connections
+from arcbridge.client.background.process import Timing
 from arcbridge.client.kubeconfig.entries import Kubeconfig
 from arcbridge.client.serving.served_cluster import ServedCluster
 from arcbridge.errors import ArcbridgeError, ExitCode
@@ -196,10 +198,10 @@ async def test_what_cannot_be_served_again_is_told(background: Background) -> No
     async with background.running():
         await background.connect()
     file = Path(background.place.connections)
-    file.write_text(file.read_text().replace('"--cluster"', '"--unknown",\n"x",\n"--cluster"'))
+    file.write_text(file.read_text().replace('"cluster": [', '"unknown": "x", "cluster": ['))
     async with background.running():
         (one,) = (await background.ask("status"))["clusters"]
-        assert (one["state"], one["reason"]) == ("failed", "flag --unknown")
+        assert (one["state"], one["reason"]) == ("failed", UNKNOWN)
         await background.ask("disconnect", every="yes")
 
 
@@ -217,8 +219,8 @@ async def test_another_version_is_told(background: Background, monkeypatch: pyte
             await background.ask("status")
 
 
-async def test_one_that_serves_nothing_ends(background: Background, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process_module, "IDLE_END", 0.01)
+async def test_one_that_serves_nothing_ends(background: Background) -> None:
+    background.timing = Timing(idle_end=0.01)
     async with background.running() as task:
         await asyncio.wait_for(task, 10)
 
@@ -356,11 +358,9 @@ async def test_a_connect_is_never_lost_in_an_upgrade(background: Background, mon
         await asyncio.wait_for(following, 20)
 
 
-async def test_a_directory_that_is_removed_under_it_comes_back(
-    background: Background, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_directory_that_is_removed_under_it_comes_back(background: Background) -> None:
     """A second process would find the lock held, and the first one again: there are never two."""
-    monkeypatch.setattr(process_module, "SOCKET_CHECK", 0.05)
+    background.timing = Timing(socket_check=0.05)
     async with background.running() as first:
         port = (await background.connect())["port"]
         shutil.rmtree(background.place.runtime)
@@ -374,12 +374,9 @@ async def test_a_directory_that_is_removed_under_it_comes_back(
         assert Path(background.place.socket).stat().st_mode & 0o777 == 0o600
 
 
-async def test_a_state_directory_that_is_removed_under_it_is_locked_anew(
-    background: Background, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_state_directory_that_is_removed_under_it_is_locked_anew(background: Background) -> None:
     """Else the next command's process would find the lock free, and the two would take the socket from each other."""
-    monkeypatch.setattr(process_module, "SOCKET_CHECK", 0.05)
-    monkeypatch.setattr(process_module, "IDLE_END", 3600.0)
+    background.timing = Timing(socket_check=0.05, idle_end=3600.0)
     async with background.running() as first:
         await background.connect()
         _remove(background)
@@ -395,8 +392,7 @@ async def test_a_state_directory_that_is_removed_under_it_is_locked_anew(
 async def test_a_process_whose_lock_another_one_has_taken_ends(
     background: Background, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process_module, "SOCKET_CHECK", 0.3)
-    monkeypatch.setattr(process_module, "IDLE_END", 3600.0)
+    background.timing = Timing(socket_check=0.3, idle_end=3600.0)
     looked, has_the_socket = asyncio.Event(), process_module.BackgroundProcess._has_the_socket
 
     def look(self: process_module.BackgroundProcess) -> bool:
@@ -432,7 +428,7 @@ async def _next_version(
     monkeypatch.setattr(process_module, "__version__", "0.0.2")
     monkeypatch.setattr(process_module.BackgroundProcess, "_is_served", lambda self: False)
     ready = asyncio.Event()
-    running = process_module.run_background(background.place, background.settings_of, {}, ready=ready.set)
+    running = process_module.run_background(background.place, background.environment, ready=ready.set)
     return asyncio.create_task(running), ready
 
 

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from arcbridge.client.background.connection_settings import read_words
 from arcbridge.client.background.connections import Connection, Connections
 from arcbridge.client.background.removal import choose, remove_connection
 from arcbridge.client.kubeconfig.entries import Entry, Kubeconfig
-from arcbridge.errors import ConfigError, StateError
-from arcbridge.settings.config import ClientConfig
+from arcbridge.errors import ConfigError
 
-BERLIN = Connection(("--cluster", "berlin"), "berlin", "berlin")
-MINE = Connection(("--cluster", "berlin", "--kube-context", "mine"), "berlin", "mine")
-MUNICH = Connection(("--cluster", "munich"), "munich", "munich")
+BERLIN = Connection(read_words(("--cluster", "berlin")), "berlin", "berlin")
+MINE = Connection(read_words(("--cluster", "berlin", "--kube-context", "mine")), "berlin", "mine")
+MUNICH = Connection(read_words(("--cluster", "munich")), "munich", "munich")
 
 
 def test_by_context_then_by_cluster() -> None:
@@ -44,18 +44,15 @@ def test_what_is_not_meant(known: list[Connection], names: list[str], words: str
 @pytest.mark.parametrize("readable", [True, False])
 def test_context_port_and_record_go(tmp_path: Path, readable: bool) -> None:
     file = tmp_path / "config"
-    connection = Connection(("--cluster", "berlin"), "berlin", "berlin", (str(file),))
+    words = ("--cluster", "berlin", "--relay", "https://relay")
+    connection = Connection(read_words(words), "berlin", "berlin", (str(file),))
     connections = Connections(tmp_path / "connections.json")
     connections.add(connection)
     entry = Entry("berlin", "berlin", "https://127.0.0.1:1", "A", "B", "C", process="background", plugin=True)
     Kubeconfig([file]).merge(entry, switch=True)
-    config = ClientConfig(relay="https://relay:443", cluster="berlin", state_dir=tmp_path / "state")
-
-    def settings_of(arguments: object) -> ClientConfig:
-        if not readable:
-            raise StateError("the settings file is gone")
-        return config
-
-    remove_connection(connection, connections, settings_of, {})
+    if not readable:
+        (tmp_path / "arcbridge").mkdir()
+        (tmp_path / "arcbridge" / "client.toml").write_text("damaged")
+    remove_connection(connection, connections, {"XDG_CONFIG_HOME": str(tmp_path), "XDG_STATE_HOME": str(tmp_path)})
     assert connections.all() == []
     assert not Kubeconfig([file]).has_ours()

@@ -17,9 +17,9 @@ from arcbridge.errors import ArcbridgeError, CommandNotFound, ConfigError, Permi
 from arcbridge.net.join import JoinCode
 from arcbridge.settings.config import ClientConfig
 from arcbridge.wire.records import JoinReply
+from tests.client.commands.test_proxy import short_lives
 from tests.client.far_side import CLUSTER, CLUSTER_CA, RELAY_CA, FarSide
 from tests.client.session.test_session_manager import login
-from tests.client.test_service import short_lives
 
 
 class Case:

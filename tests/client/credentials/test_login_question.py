@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from arcbridge.cli.flags import CLIENT, LIST, flags_of
 from arcbridge.client.credentials.login_question import FLAGS, Line, flags, layout, login_lines
 from arcbridge.client.relay.relay_profile import SETTINGS, LoginOffer, RelayProfile
 from arcbridge.settings.config import LoginConfig
+from arcbridge.settings.flags import CLIENT, LIST, flags_of
 
 PIN = "sha256:" + "a" * 64
 DOCUMENT: dict[str, Any] = {"issuer": "https://login.example.org", "client_id": "arcbridge"}

@@ -9,6 +9,7 @@ from arcbridge.checks.diagnosis import failed, ok, warning
 from arcbridge.client.doctor import access_judgement, judgement
 from arcbridge.client.doctor.codes import CODES, exit_code
 from arcbridge.errors import ExitCode
+from tests.support import pages
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "troubleshooting.md"
 
@@ -21,7 +22,7 @@ def test_the_table_has_what_the_judgements_give() -> None:
 
 
 def test_the_page_has_the_table() -> None:
-    rows = re.findall(r"^\| `(\w+)` \|.*\| (\d+) \|$", PAGE.read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \|.*\| (\d+) \|$", pages.read(PAGE), re.MULTILINE)
     assert {code: int(number) for code, number in rows} == {code: int(number) for code, number in CODES.items()}
 
 

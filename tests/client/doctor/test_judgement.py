@@ -21,7 +21,6 @@ from arcbridge.client.doctor.judgement import (
     judge_relay,
     judge_tcp,
     judge_tls,
-    span,
 )
 from arcbridge.errors import ConfigError, PinMismatch, Unreachable
 
@@ -129,7 +128,3 @@ def test_names_of_a_certificate_cannot_steer_a_terminal() -> None:
 )
 def test_clock(ahead: float | None, expected: tuple[str, str]) -> None:
     assert verdict(judge_clock(ahead)) == expected
-
-
-def test_spans() -> None:
-    assert [span(seconds) for seconds in (5, 180, 7200, 200000)] == ["5 s", "3 min", "2 h", "2 days"]

@@ -8,19 +8,18 @@ from typing import Any, cast
 from arcbridge.client.serving.endpoint import EndpointStats
 from arcbridge.client.serving.forward import ForwardStats
 from arcbridge.client.serving.metrics import register
-from arcbridge.client.session.resumable_session import ResumableSessionStats
+from arcbridge.client.session.counters import SessionCounters
 from arcbridge.observe.metrics import Metrics
 
 
 def test_sums() -> None:
-    stats = ResumableSessionStats()
-    stats.resumed, stats.moved, stats.resume_failures["gone"] = 3, 2, 1
-    stats.detached_seconds.observe(0.7)
-    counts = {"stats": stats, "detached_count": 1, "replayed_bytes": 1000}
-    sessions = [
-        SimpleNamespace(current=object(), attempts=2, established_count=1, failures=1, **counts),
-        SimpleNamespace(current=None, attempts=1, established_count=0, failures=1, **counts),
-    ]
+    sessions = []
+    for current, attempts in ((object(), 2), (None, 1)):
+        counters = SessionCounters()
+        counters.attempts, counters.failures, counters.established = attempts, 1, attempts - 1
+        counters.resumed, counters.moved, counters.resume_failures["gone"] = 3, 2, 1
+        counters.detached_seconds.observe(0.7)
+        sessions.append(SimpleNamespace(current=current, counters=counters, detached_count=1, replayed_bytes=1000))
     endpoint, forward = EndpointStats(), ForwardStats()
     endpoint.spliced, endpoint.strangers, endpoint.bytes_up, endpoint.open = 3, 1, 100, 2
     endpoint.displaced = 4

@@ -10,12 +10,10 @@ from typing import Any
 
 import pytest
 
-from arcbridge.client.credentials.tokens import ClusterToken
-from arcbridge.client.session import resumable_session
-from arcbridge.client.session.resumable_session import Renewal
+from arcbridge.client.session import detachment, resumable_session
 from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.errors import PinMismatch, SessionEnded, Unauthenticated, Unreachable
-from arcbridge.mux.session import MuxSession
+from arcbridge.mux.connection import Migration
 from arcbridge.net.backoff import Backoff
 from arcbridge.net.join import JoinCode
 from arcbridge.wire.frames import GoawayCode
@@ -39,11 +37,11 @@ class TestResuming:
             mux = session.current
             for number in range(1, 4):
                 await stream.during(cut)
-                await until(lambda wanted=number: session.stats.resumed == wanted)
+                await until(lambda wanted=number: session.counters.resumed == wanted)
             assert session.current is mux
             assert session.replayed_bytes > 0
-            assert session.stats.detached_seconds.count == 3
-            assert (session.established_count, session.detached_count, session.failure) == (1, 0, None)
+            assert session.counters.detached_seconds.count == 3
+            assert (session.counters.established, session.detached_count, session.failure) == (1, 0, None)
         assert [request.instance for request in far.requests] == ["", "pod-1", "pod-1", "pod-1"]
         assert events(lines, WAITS, BACK, OVER, "session lost") == [WAITS, BACK] * 3
         waits, back = (next(line for line in lines if line["event"] == event) for event in (WAITS, BACK))
@@ -57,10 +55,10 @@ class TestResuming:
 
         async with running(make(far, tmp_path, others=(second,))) as session:
             stream = await Stream.open(session)
-            assert session.relay is session.relays.all[0]
+            assert session.relay is session.connector.relays.all[0]
             await stream.during(kill)
-            assert session.relay is session.relays.all[1]
-            assert session.stats.resumed == 1
+            assert session.relay is session.connector.relays.all[1]
+            assert session.counters.resumed == 1
         assert [request.instance for request in second.requests] == ["pod-1"]
 
     async def test_the_token_is_read_again(self, far: FarSide, tmp_path: Path) -> None:
@@ -80,8 +78,7 @@ class TestResuming:
             far.auth_answer = replace(far.auth_answer, expires_in=7200)
             far.cut()
             await stream.check(b"more")
-            (resumable,) = session._resumables.values()
-            assert resumable.renewal is not None
+            (resumable,) = session._sessions.values()
             assert resumable.renewal.ends_at - asyncio.get_running_loop().time() > 7000
 
     async def test_refused_for_now(self, far: FarSide, tmp_path: Path, lines: Lines) -> None:
@@ -97,7 +94,7 @@ class TestResuming:
         self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A relay with a registry of its own learns of the cluster from the agent's next connection."""
-        monkeypatch.setattr(resumable_session, "FORBIDDEN_TIMEOUT", 60.0)
+        monkeypatch.setattr(detachment, "FORBIDDEN_TIMEOUT", 60.0)
         async with running(make(far, tmp_path)) as session:
             stream = await Stream.open(session)
             far.reply = JoinReply(code=JoinCode.FORBIDDEN)
@@ -114,7 +111,7 @@ class TestResuming:
             if why == "lost":
                 far.cut()
             else:
-                far.sessions[0].ask_to_move()
+                far.sessions[0].migration.ask()
             await until(lambda: not far.deaths_behind_a_resumption)
             await stream.check(b"more")
             await until(lambda: session.current is not None and not session.detached_count)
@@ -124,17 +121,18 @@ class TestResuming:
     async def test_lost_in_the_turn_in_which_it_was_attached(
         self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: Lines
     ) -> None:
-        attached, times = MuxSession.wait_attached, 3
+        attached, times = Migration.wait, 3
 
-        async def wait_attached(mux: MuxSession) -> None:
+        async def wait(migration: Migration) -> None:
             nonlocal times
-            await attached(mux)
+            await attached(migration)
             if times:
                 times -= 1
-                assert mux._connection is not None
-                mux.connection_lost(mux._connection, ConnectionResetError())
+                session = migration._session
+                assert session.connection is not None
+                session.connection_lost(session.connection, ConnectionResetError())
 
-        monkeypatch.setattr(MuxSession, "wait_attached", wait_attached)
+        monkeypatch.setattr(Migration, "wait", wait)
         async with running(make(far, tmp_path)) as session:
             stream = await Stream.open(session)
             far.cut()
@@ -148,7 +146,7 @@ class TestResuming:
             stream = await Stream.open(session)
             await far.stop_listening()
             far.cut()
-            await until(lambda: session.failures >= 3)
+            await until(lambda: session.counters.failures >= 3)
             assert session.detached_count == 1
             await far.start_listening()
             await stream.check(b"more")
@@ -163,7 +161,7 @@ class TestResuming:
             monkeypatch.setattr("arcbridge.client.session.connection.HANDSHAKE_DEADLINE", 0.1)
             far.silent_resume = True
             far.cut()
-            await until(lambda: session.failures >= 2)
+            await until(lambda: session.counters.failures >= 2)
             far.silent_resume = False
             monkeypatch.undo()
             await stream.check(b"more")
@@ -185,7 +183,7 @@ class TestResuming:
         async with running(make(far, tmp_path)) as session:
             old = await Stream.open(session)
             far.sessions[0].goaway(GoawayCode.DRAINING)
-            await until(lambda: session.established_count == 2 and session.current is not None)
+            await until(lambda: session.counters.established == 2 and session.current is not None)
             new = await Stream.open(session)
             await asyncio.gather(old.during(cut), new.during(cut))
             assert len(session.sessions()) == 2
@@ -200,7 +198,7 @@ class TestTheEnd:
             assert isinstance(error, SessionEnded)
             assert error.code == GoawayCode.GONE
             assert await echo(session) == b"hello"
-            assert session.stats.resume_failures["gone"] == 1
+            assert session.counters.resume_failures["gone"] == 1
             assert len(session.sessions()) == 1
         assert events(lines, WAITS, BACK, OVER, "session lost") == [WAITS, OVER]
 
@@ -213,17 +211,17 @@ class TestTheEnd:
             assert isinstance(await stream.end(), SessionEnded)
             with pytest.raises(Unauthenticated, match="log in again"):
                 await session.ready()
-            assert session.stats.resume_failures["refused"] == 1
+            assert session.counters.resume_failures["refused"] == 1
 
     async def test_it_waited_too_long(self, far: FarSide, tmp_path: Path, lines: Lines) -> None:
         session = make(far, tmp_path)
-        session._limits = Limits(detached_timeout=0.1)
+        session.connector.limits = Limits(detached_timeout=0.1)
         async with running(session):
             stream = await Stream.open(session)
             await far.stop_listening()
             far.cut()
             assert isinstance(await stream.end(), SessionEnded)
-            await until(lambda: session.stats.resume_failures["timeout"] == 1)
+            await until(lambda: session.counters.resume_failures["timeout"] == 1)
             await far.start_listening()
             assert await echo_again(session) == b"hello"
         assert events(lines, WAITS, BACK, OVER) == [WAITS, OVER]
@@ -232,10 +230,10 @@ class TestTheEnd:
         async with running(make(far, tmp_path)) as session:
             await session.ready()
             far.cut()
-            await until(lambda: session.established_count == 2)
+            await until(lambda: session.counters.established == 2)
             assert await echo(session) == b"hello"
             assert [request.instance for request in far.requests] == ["", ""]
-            assert session.stats.resumed == 0
+            assert session.counters.resumed == 0
         assert events(lines, WAITS, BACK, OVER, "session lost") == ["session lost"]
 
     async def test_without_resumption(self, far: FarSide, tmp_path: Path, lines: Lines) -> None:
@@ -280,7 +278,7 @@ class TestNoLongerAllowed:
     async def test_streams_do_not_wait_for_what_will_not_come(
         self, far: FarSide, tmp_path: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(resumable_session, "FORBIDDEN_TIMEOUT", 0.05)
+        monkeypatch.setattr(detachment, "FORBIDDEN_TIMEOUT", 0.05)
         async with running(make(far, tmp_path)) as session:
             stream = await Stream.open(session)
             far.reply = JoinReply(code=JoinCode.FORBIDDEN)
@@ -294,7 +292,7 @@ class TestNoLongerAllowed:
         async with running(make(far, tmp_path, others=(second,))) as session:
             stream = await Stream.open(session)
             far.reply = second.reply = JoinReply(code=JoinCode.FORBIDDEN)
-            far.sessions[0].ask_to_move()
+            far.sessions[0].migration.ask()
             await until(lambda: len(second.requests) >= 1)
             await stream.check(b"over the old one")
 
@@ -307,7 +305,7 @@ class TestAnotherAgent:
             stream = await Stream.open(session)
             far.absent = {"pod-1"}
             far.cut()
-            await until(lambda: session.established_count == 2)
+            await until(lambda: session.counters.established == 2)
             assert session.detached_count == 1
             assert await echo(session) == b"hello"
             far.absent = set()
@@ -320,12 +318,12 @@ class TestAnotherAgent:
             second.absent = {"pod-1"}
             far.cut()
             await stream.check(b"more")
-            assert (len(far.requests), len(second.requests), session.established_count) == (2, 1, 1)
+            assert (len(far.requests), len(second.requests), session.counters.established) == (2, 1, 1)
 
     async def test_it_does_not_come_back(
         self, far: FarSide, tmp_path: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(resumable_session, "MISSING_TIMEOUT", 0.05)
+        monkeypatch.setattr(detachment, "MISSING_TIMEOUT", 0.05)
         async with running(make(far, tmp_path)) as session:
             stream = await Stream.open(session)
             far.absent = {"pod-1"}
@@ -334,14 +332,14 @@ class TestAnotherAgent:
             assert isinstance(error, SessionEnded)
             assert error.code == GoawayCode.GONE
             assert await echo(session) == b"hello"
-            assert session.stats.resume_failures["gone"] == 1
+            assert session.counters.resume_failures["gone"] == 1
         assert events(lines, WAITS, BACK, OVER) == [WAITS, OVER]
 
     async def test_after_an_outage_of_all_relays_it_has_more_time(
         self, far: FarSide, tmp_path: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Each agent comes back by a backoff of its own: another one may be there long before it."""
-        monkeypatch.setattr(resumable_session, "MISSING_TIMEOUT", 0.0)
+        monkeypatch.setattr(detachment, "MISSING_TIMEOUT", 0.0)
         async with running(make(far, tmp_path)) as session:
             stream = await Stream.open(session)
             await far.stop_listening()
@@ -367,7 +365,7 @@ class TestAnotherAgent:
         async with running(make(far, tmp_path)) as session:
             stream = await Stream.open(session)
             far.sessions[0].goaway(GoawayCode.DRAINING)
-            await until(lambda: session.established_count == 2 and session.current is not None)
+            await until(lambda: session.counters.established == 2 and session.current is not None)
             far.absent = {"pod-1"}
             far.cut()
             error = await stream.end()
@@ -391,7 +389,7 @@ class TestReady:
                         await session.ready()
             await far.start_listening()
             await stream.check(b"more")
-            assert session.established_count == 1
+            assert session.counters.established == 1
 
     @pytest.mark.parametrize("patience", [0.0, 60.0])
     async def test_it_waits_for_the_resumption(
@@ -419,7 +417,7 @@ class TestReady:
     async def test_a_waiting_caller_makes_it_try_again(
         self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("arcbridge.client.session.session_manager.FAILURE_HOLD", 0.0)
+        monkeypatch.setattr("arcbridge.client.session.waiters.FAILURE_HOLD", 0.0)
         monkeypatch.setattr(
             resumable_session, "Backoff", lambda *, cap: Backoff(first=3600.0, cap=7200.0, random=lambda: 0.9)
         )
@@ -427,7 +425,7 @@ class TestReady:
             stream = await Stream.open(session)
             await far.stop_listening()
             far.cut()
-            await until(lambda: session.failures >= 1)
+            await until(lambda: session.counters.failures >= 1)
             await far.start_listening()
             async with asyncio.timeout(20):
                 await session.ready()
@@ -441,11 +439,3 @@ async def echo_again(session: SessionManager) -> bytes:
             with contextlib.suppress(Unreachable):
                 return await echo(session)
             await asyncio.sleep(0.01)
-
-
-@pytest.mark.parametrize(("lifetime", "wait"), [(16.0, 2.0), (60.0, 7.5), (300.0, 15.0), (3.0, 1.0), (0.0, 15.0)])
-def test_another_try_to_renew_comes_before_the_end(lifetime: float, wait: float) -> None:
-    renewal = Renewal(ClusterToken("oidc", "token"), lifetime, 1000.0)
-    first = renewal.at
-    renewal.again(first, 15.0)
-    assert renewal.at - first == wait

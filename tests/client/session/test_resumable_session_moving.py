@@ -12,6 +12,7 @@ from arcbridge.client.session import resumable_session
 from arcbridge.client.session.resumable_session import ResumableSession
 from arcbridge.client.session.sleep_detector import SleepDetector
 from arcbridge.errors import SessionEnded, Unreachable
+from arcbridge.mux.session import BaseHandler
 from arcbridge.net.backoff import Backoff
 from arcbridge.net.join import JoinCode
 from arcbridge.wire.frames import GoawayCode
@@ -27,16 +28,16 @@ pytestmark = pytest.mark.usefixtures("soon")
 class TestMoving:
     async def test_another_relay_first(self, far: FarSide, second: FarSide, tmp_path: Path, lines: Lines) -> None:
         async def ask() -> None:
-            far.sessions[0].ask_to_move()
+            far.sessions[0].migration.ask()
 
         async with running(make(far, tmp_path, others=(second,))) as session:
             stream = await Stream.open(session)
             await stream.during(ask)
-            await until(lambda: session.stats.moved == 1)
-            assert session.relay is session.relays.all[1]
+            await until(lambda: session.counters.moved == 1)
+            assert session.relay is session.connector.relays.all[1]
             far.cut()
             await stream.check(b"more")
-            assert (session.stats.resumed, len(far.requests), len(second.requests)) == (0, 1, 1)
+            assert (session.counters.resumed, len(far.requests), len(second.requests)) == (0, 1, 1)
         assert events(lines, WAITS, BACK, OVER, MOVED) == [MOVED]
 
     async def test_it_stays_until_there_is_another(
@@ -47,13 +48,13 @@ class TestMoving:
             stream = await Stream.open(session)
             second.reply = JoinReply(code=JoinCode.NO_AGENT)
             far.reply = JoinReply(code=JoinCode.DRAINING)
-            far.sessions[0].ask_to_move()
+            far.sessions[0].migration.ask()
             await until(lambda: len(second.requests) >= 3)
             await stream.check(b"over the old one")
             assert session.current is not None
             assert session.failure is None
             second.reply = far_reply
-            await until(lambda: session.stats.moved == 1)
+            await until(lambda: session.counters.moved == 1)
             await stream.check(b"over the new one")
         assert events(lines, WAITS, BACK, OVER, MOVED) == [MOVED]
 
@@ -63,7 +64,7 @@ class TestMoving:
         async with running(make(far, tmp_path, others=(second,))) as session:
             stream = await Stream.open(session)
             second.reply = far.reply = JoinReply(code=JoinCode.DRAINING)
-            far.sessions[0].ask_to_move()
+            far.sessions[0].migration.ask()
             await until(lambda: len(second.requests) >= 1)
             far.cut()
             await until(lambda: session.detached_count == 1)
@@ -80,7 +81,7 @@ class TestMoving:
             stream = await Stream.open(session)
             monkeypatch.setattr("arcbridge.client.session.connection.HANDSHAKE_DEADLINE", 0.1)
             far.silent_resume = True
-            far.sessions[0].ask_to_move()
+            far.sessions[0].migration.ask()
             await until(lambda: session.detached_count == 1)
             with pytest.raises(Unreachable):
                 await session.ready()
@@ -95,7 +96,7 @@ class TestMoving:
         async with running(make(far, tmp_path, others=(second,))) as session:
             old = await session.ready()
             seen = []
-            far.sessions[0].ask_to_move()
+            far.sessions[0].migration.ask()
             async with asyncio.timeout(20):
                 while session.current is old:
                     await asyncio.sleep(0)
@@ -104,7 +105,7 @@ class TestMoving:
             error = await old.wait_ended()
             assert isinstance(error, SessionEnded)
             assert error.code == GoawayCode.DONE
-            assert session.relay is session.relays.all[1]
+            assert session.relay is session.connector.relays.all[1]
             assert [request.instance for request in second.requests] == [""]
             assert await echo(session) == b"hello"
 
@@ -113,16 +114,16 @@ class TestMoving:
     ) -> None:
         async with running(make(far, tmp_path, others=(second,))) as session:
             old = await session.ready()
-            attempt, stream = session._attempt, Stream()
+            attempt, stream = session.connector.connect, Stream()
 
-            async def attempt_and_open(leaving: RelayAccess | None = None) -> ResumableSession:
-                fresh = await attempt(leaving)
+            async def attempt_and_open(handler: BaseHandler, leaving: RelayAccess | None = None) -> ResumableSession:
+                fresh = await attempt(handler, leaving)
                 old.open("tcp:echo", stream.io)
                 return fresh
 
-            monkeypatch.setattr(session, "_attempt", attempt_and_open)
-            far.sessions[0].ask_to_move()
-            await until(lambda: session.stats.moved == 1)
+            monkeypatch.setattr(session.connector, "connect", attempt_and_open)
+            far.sessions[0].migration.ask()
+            await until(lambda: session.counters.moved == 1)
             await stream.check(b"over the new connection")
             assert session.current is not old
             assert [request.instance for request in second.requests] == ["", "pod-1"]
@@ -163,7 +164,7 @@ class TestSuspicion:
             session.check_connections()
             session.check_connections()
             machine.gone = False
-            await until(lambda: session.stats.moved == 1)
+            await until(lambda: session.counters.moved == 1)
             await stream.check(b"more")
             assert session.current is mux
             assert len(far.requests) == 2
@@ -175,7 +176,7 @@ class TestSuspicion:
             await session.ready()
             machine.seconds = 60.0
             session.check_connections()
-            await until(lambda: session.established_count == 2)
+            await until(lambda: session.counters.established == 2)
 
     async def test_a_connection_that_lives_is_kept(self, far: FarSide, tmp_path: Path) -> None:
         """While no relay can be joined yet, as after a sleep, the old connection may come back by itself."""
@@ -187,10 +188,10 @@ class TestSuspicion:
             session.check_connections()
             await until(lambda: len(far.requests) >= 3)
             await stream.check(b"it lives")
-            (resumable,) = session._resumables.values()
+            (resumable,) = session._sessions.values()
             await until(lambda: resumable._task is None)
             await stream.check(b"more")
-            assert session.stats.moved == session.stats.resumed == 0
+            assert session.counters.moved == session.counters.resumed == 0
 
     async def test_a_sleep_ends_the_wait_of_a_detached_one(
         self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -203,7 +204,7 @@ class TestSuspicion:
             stream = await Stream.open(session)
             await far.stop_listening()
             far.cut()
-            await until(lambda: session.failures >= 1)
+            await until(lambda: session.counters.failures >= 1)
             await far.start_listening()
             machine.seconds = 60.0
             session.check_connections()

@@ -23,7 +23,6 @@ from arcbridge.client.session.trust import ClusterTrust
 from arcbridge.errors import (
     ArcbridgeError,
     PermissionRefused,
-    PinMismatch,
     SessionEnded,
     StateError,
     Unauthenticated,
@@ -32,7 +31,6 @@ from arcbridge.errors import (
 from arcbridge.identity.proof import ProofKey, ProofRefused, check_proof, explain
 from arcbridge.net.backoff import Backoff
 from arcbridge.net.join import JoinCode
-from arcbridge.pki.pins import PinStore
 from arcbridge.pki.private_files import write_private
 from arcbridge.settings.config import LoginConfig
 from arcbridge.wire.frames import GoawayCode
@@ -234,61 +232,6 @@ class TestRefusals:
             assert session.failure is None
 
 
-class TestTrust:
-    async def test_no_token_before_the_pin(self, far: FarSide, tmp_path: Path) -> None:
-        session = make(far, tmp_path, trust=ClusterTrust(pin=OTHER_CA.pin))
-        with pytest.raises(PinMismatch) as caught:
-            await session.connect_once()
-        assert CLUSTER_CA.pin in caught.value.message
-        assert OTHER_CA.pin in caught.value.message
-        assert far.auths == []
-        assert far.sessions == []
-
-    async def test_no_token_for_an_agent_of_another_ca(self, far: FarSide, tmp_path: Path) -> None:
-        far.shows_ca = OTHER_CA
-        with pytest.raises(PinMismatch, match="not certified by its CA"):
-            await make(far, tmp_path).connect_once()
-        assert far.auths == []
-
-    async def test_unknown_and_no_user_to_ask(self, far: FarSide, tmp_path: Path) -> None:
-        with pytest.raises(PinMismatch, match="--trust-first-use"):
-            await make(far, tmp_path, trust=ClusterTrust()).connect_once()
-        assert far.auths == []
-
-    async def test_asked_once_and_remembered(self, far: FarSide, tmp_path: Path) -> None:
-        asked = []
-
-        async def ask(cluster: str, pin: str) -> bool:
-            asked.append((cluster, pin))
-            return True
-
-        def trust() -> ClusterTrust:
-            return ClusterTrust(remembered=PinStore(tmp_path / "pins.toml"), ask=ask)
-
-        for _ in range(2):
-            async with running(make(far, tmp_path, trust=trust())) as session:
-                await session.ready()
-        assert asked == [(CLUSTER, CLUSTER_CA.pin)]
-        far.says_ca = far.shows_ca = OTHER_CA
-        with pytest.raises(PinMismatch):
-            await make(far, tmp_path, trust=trust()).connect_once()
-
-    async def test_refused_by_the_person(self, far: FarSide, tmp_path: Path) -> None:
-        async def ask(cluster: str, pin: str) -> bool:
-            return False
-
-        store = PinStore(tmp_path / "pins.toml")
-        with pytest.raises(PinMismatch, match="was not trusted"):
-            await make(far, tmp_path, trust=ClusterTrust(remembered=store, ask=ask)).connect_once()
-        assert store.get(CLUSTER) is None
-
-    async def test_first_use(self, far: FarSide, tmp_path: Path) -> None:
-        store = PinStore(tmp_path / "pins.toml")
-        async with running(make(far, tmp_path, trust=ClusterTrust(remembered=store, first_use=True))) as session:
-            await session.ready()
-        assert store.get(CLUSTER) == CLUSTER_CA.pin
-
-
 class TestComingBack:
     async def test_after_a_lost_connection(self, far: FarSide, tmp_path: Path) -> None:
         async with running(make(far, tmp_path)) as session:
@@ -318,7 +261,7 @@ class TestComingBack:
     async def test_renewal_within_the_session(
         self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("arcbridge.client.session.session_manager.RENEWAL_RETRY", 0.02)
+        monkeypatch.setattr("arcbridge.client.session.renewal.RENEWAL_RETRY", 0.02)
         far.auth_answer = AuthOk(subject="alice", expires_in=1)
         config = login(tmp_path)
         async with running(make(far, tmp_path, tokens=Tokens(config, None))) as session:
@@ -347,17 +290,17 @@ class TestComingBack:
             await session.ready()
             far.sessions[0].close(GoawayCode.EXPIRED, "the token has expired")
             async with asyncio.timeout(10):
-                while session.failures == 0:
+                while session.counters.failures == 0:
                     await asyncio.sleep(0.005)
                 while session.current is None:
                     await asyncio.sleep(0.005)
-        assert session.failures == 1
+        assert session.counters.failures == 1
 
     @pytest.mark.parametrize("running_session", [True, False], ids=["a session ends", "AUTH is refused"])
     async def test_v18_a_revoked_client_does_not_come_back_with_the_same_token(
         self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, running_session: bool
     ) -> None:
-        monkeypatch.setattr("arcbridge.client.session.session_manager.FAILURE_HOLD", 0.001)
+        monkeypatch.setattr("arcbridge.client.session.waiters.FAILURE_HOLD", 0.001)
         # Longer than any machine takes for what follows: after the hold the same token would be tried again.
         monkeypatch.setattr("arcbridge.client.session.revocation_hold.FIRST", 3600.0)
         monkeypatch.setattr("arcbridge.client.session.revocation_hold.LONGEST", 3600.0)
@@ -404,7 +347,7 @@ class TestComingBack:
         self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """An operator may take a revocation back."""
-        monkeypatch.setattr("arcbridge.client.session.session_manager.FAILURE_HOLD", 0.001)
+        monkeypatch.setattr("arcbridge.client.session.waiters.FAILURE_HOLD", 0.001)
         monkeypatch.setattr("arcbridge.client.session.revocation_hold.FIRST", 0.2)
         async with running(make(far, tmp_path)) as session:
             await session.ready()
@@ -422,7 +365,7 @@ class TestComingBack:
     async def test_v18_a_relay_that_refuses_the_revoked_user_does_not_hide_why(
         self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("arcbridge.client.session.session_manager.FAILURE_HOLD", 0.001)
+        monkeypatch.setattr("arcbridge.client.session.waiters.FAILURE_HOLD", 0.001)
         monkeypatch.setattr("arcbridge.client.session.revocation_hold.FIRST", 0.01)
         async with running(make(far, tmp_path)) as session:
             await session.ready()
@@ -445,7 +388,7 @@ class TestComingBack:
                 while len(far.sessions) < 2:
                     await asyncio.sleep(0.005)
                 assert await echo(session) == b"hello"
-        assert session.failures == 0
+        assert session.counters.failures == 0
 
     async def test_an_expired_token_is_never_sent(self, far: FarSide, tmp_path: Path) -> None:
         tokens = Tokens(login(tmp_path, cluster=jwt_like(-5)), None)
@@ -490,7 +433,7 @@ class TestBoundTokens:
                 assert await io.read_exactly(5) == b"after"
             (tmp_path / "id").write_text(self.bound(900, "newer"))
             assert session._current is not None
-            await session._renew(session._current)
+            await session._current.renewal.renew(session._current.session)
             async with asyncio.timeout(20):
                 while len(far.auths) < 3:
                     await asyncio.sleep(0.005)
@@ -511,14 +454,15 @@ class TestBoundTokens:
             await session.ready()
             resumable = session._current
             assert resumable is not None
-            assert resumable.renewal is not None
+            renewal = resumable.renewal
+            assert renewal.schedule is not None
             (tmp_path / "id").write_text(self.bound(900, "newer"))
             with monkeypatch.context() as patched:
-                patched.setattr(resumable, "auth", fails)
-                resumable.renewal.at = 0.0
-                await session._renew(resumable)
-            assert resumable.renewal.at > 0.0
-            await session._renew(resumable)
+                patched.setattr(renewal, "auth", fails)
+                renewal.schedule.at = 0.0
+                await renewal.renew(resumable.session)
+            assert renewal.at > 0.0
+            await renewal.renew(resumable.session)
             async with asyncio.timeout(20):
                 while len(far.auths) < 2:
                     await asyncio.sleep(0.005)

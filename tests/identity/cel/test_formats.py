@@ -6,6 +6,7 @@ import pytest
 
 from arcbridge.identity.cel.formats import FORMATS, named, validate
 from arcbridge.identity.cel.values import NONE, EvaluationError
+from tests.identity.cel.calls import called
 
 TABLE: list[tuple[str, list[str], list[str]]] = [
     ("dns1123Label", ["a", "a-1", "1"], ["", "A", "-a", "a-", "a.b", "a" * 64, "a\n"]),
@@ -38,6 +39,6 @@ def test_all_formats_are_tested() -> None:
 def test_formats_by_name() -> None:
     assert named("uuid").value is FORMATS["uuid"]
     assert named("nope") is NONE
-    for wrong in (lambda: named(1), lambda: validate("uuid", "a"), lambda: validate(FORMATS["uuid"], 1)):
+    for wrong in (("format.named", 1), ("validate", "uuid", "a"), ("validate", FORMATS["uuid"], 1)):
         with pytest.raises(EvaluationError):
-            wrong()
+            called(*wrong)

@@ -14,7 +14,7 @@ from arcbridge.errors import ConfigError
 from arcbridge.identity.authentication import IssuerConfig, parse
 from arcbridge.identity.cel.compiler import Expression
 from arcbridge.identity.cel.evaluation import TimeLimit
-from arcbridge.identity.cel.mapping import TOKEN_LIMIT, TOKEN_MEMORY, Budget, BudgetExceeded
+from arcbridge.identity.cel.mapping import TOKEN_LIMIT, TOKEN_MEMORY, BudgetExceeded, CostBudget
 from arcbridge.identity.claims import MAX_EXTRA, map_claims
 from arcbridge.identity.refusal import TokenRefused
 from tests.identity.cel.corpus import AUDIENCE, Configuration, Token, configurations, token_claims
@@ -33,9 +33,11 @@ def issuer(**jwt: Any) -> IssuerConfig:
     return parse(json.dumps(document)).issuers[0]
 
 
-def user(config: IssuerConfig, claims: dict[str, Any], budget: Budget | None = None) -> dict[str, Any]:
+def user(config: IssuerConfig, claims: dict[str, Any], budget: CostBudget | None = None) -> dict[str, Any]:
     """The user as SelfSubjectReview says it; without a `budget` by all that a token may cost, however long it takes."""
-    identity = map_claims(config, token_claims(claims, ISSUER, NOW), budget or Budget(time_limit=TimeLimit(math.inf)))
+    identity = map_claims(
+        config, token_claims(claims, ISSUER, NOW), budget or CostBudget(time_limit=TimeLimit(math.inf))
+    )
     found = {
         "username": identity.username,
         "uid": identity.uid,
@@ -135,8 +137,8 @@ RULE = "lists.range(60000).all(i, true)"
 def test_a_small_budget_is_no_refusal() -> None:
     config = issuer(claimMappings=USERNAME, claimValidationRules=[{"expression": RULE}])
     with pytest.raises(BudgetExceeded):
-        user(config, {}, Budget(5_000))
-    assert user(config, {}, Budget()) == {"username": "user-1"}
+        user(config, {}, CostBudget(5_000))
+    assert user(config, {}, CostBudget()) == {"username": "user-1"}
 
 
 def test_the_expressions_of_a_token_share_a_budget() -> None:
@@ -155,9 +157,9 @@ def test_a_budget_has_an_end_in_time() -> None:
         return TimeLimit(20.0, lambda: next(seconds), lambda: next(seconds))
 
     with pytest.raises(BudgetExceeded):
-        user(config, {}, Budget(5_000, limit()))
+        user(config, {}, CostBudget(5_000, limit()))
     with pytest.raises(TokenRefused):
-        user(config, {}, Budget(TOKEN_LIMIT, limit()))
+        user(config, {}, CostBudget(TOKEN_LIMIT, limit()))
 
 
 @pytest.mark.parametrize("error", [ValueError, TypeError, AttributeError, OverflowError, ZeroDivisionError])
@@ -189,7 +191,7 @@ def test_what_a_larger_budget_does_not_change_is_refused_at_once(rule: str, said
     config = issuer(claimMappings=USERNAME, claimValidationRules=[{"expression": rule}])
     claims = {"deep": DEEP, "long": "a" * 20_000, "pattern": "(.{1,1000}){1,1000}"}
     with pytest.raises(TokenRefused) as caught:
-        user(config, claims, Budget(50_000))
+        user(config, claims, CostBudget(50_000))
     assert caught.value.rule == said
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from arcbridge.identity.cel.declarations import claims_environment
 from arcbridge.identity.cel.syntax import (
     Call,
-    Checked,
+    CheckedExpression,
     Comprehension,
     Identifier,
     ListLiteral,
@@ -17,15 +17,15 @@ from arcbridge.identity.cel.syntax import (
     MapLiteral,
     Select,
     Type,
-    UInt,
     descendants,
     read,
 )
+from arcbridge.identity.cel.values import UInt
 
 ENVIRONMENT = claims_environment()
 
 
-def checked(source: str) -> Checked:
+def checked(source: str) -> CheckedExpression:
     return read(ENVIRONMENT.compile(source).serialize())
 
 

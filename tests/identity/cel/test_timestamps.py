@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from arcbridge.identity.cel.timestamps import (
     PARTS,
-    part,
     read_duration,
     read_timestamp,
     write_duration,
@@ -22,6 +21,7 @@ from arcbridge.identity.cel.values import (
     EvaluationError,
     Timestamp,
 )
+from tests.identity.cel.calls import called
 
 SAME = ["2024-02-03T10:00:00Z", "2024-02-03T10:00:00.12Z", "2024-02-03T10:00:00+02:00", "0001-01-01T00:00:00Z"]
 
@@ -81,7 +81,7 @@ def test_no_duration(text: str) -> None:
 
 
 def test_parts_of_a_timestamp() -> None:
-    found = {name: part(name, read_timestamp("2024-02-04T10:11:12.345Z")) for name in PARTS}
+    found = {name: called(name, read_timestamp("2024-02-04T10:11:12.345Z")) for name in PARTS}
     assert found == {
         "getFullYear": 2024,
         "getMonth": 1,
@@ -98,17 +98,17 @@ def test_parts_of_a_timestamp() -> None:
 
 def test_time_zones() -> None:
     moment = read_timestamp("2024-07-01T23:30:00Z")
-    assert part("getHours", moment, "Europe/Berlin") == 1
-    assert part("getDate", moment, "Europe/Berlin") == 2
-    assert part("getHours", moment, "-05:30") == 18
+    assert called("getHours", moment, "Europe/Berlin") == 1
+    assert called("getDate", moment, "Europe/Berlin") == 2
+    assert called("getHours", moment, "-05:30") == 18
     for zone in ("Nowhere/Place", "../etc/passwd", "1:x", "/etc/localtime"):
         with pytest.raises(EvaluationError):
-            part("getHours", moment, zone)
+            called("getHours", moment, zone)
 
 
 def test_parts_of_a_duration() -> None:
-    assert part("getMinutes", Duration(-90 * NANOSECONDS)) == -1
-    assert part("getMilliseconds", Duration(NANOSECONDS)) == 1000
+    assert called("getMinutes", Duration(-90 * NANOSECONDS)) == -1
+    assert called("getMilliseconds", Duration(NANOSECONDS)) == 1000
     for name, value in (("getDate", Duration(1)), ("getHours", "1h")):
         with pytest.raises(EvaluationError):
-            part(name, value)
+            called(name, value)

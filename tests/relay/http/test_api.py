@@ -214,11 +214,11 @@ class TestRenew:
         assert isinstance(repeated, Issued)
         for one, generation in ((agent, 1), (renewed, 2), (repeated, 2)):
             assert agent_generation(ssl.PEM_cert_to_DER_cert(one.certificate_pem)) == generation
-        assert len(relay.copies) == 0
+        assert relay.counters.certificates_renewed_twice == 0
         for more in ({"stored": "yes"}, {}):  # a thief says what he likes about his request
             status, words = await self.renewal(relay, agent, stolen, **more)
             assert status == 403
-        assert len(relay.copies) == 1
+        assert relay.counters.certificates_renewed_twice == 1
         (line,) = [line for line in everything_logged if "agent certificate renewed twice" in line]
         assert "prod" in line
         for one in (agent, renewed, repeated):

@@ -17,7 +17,7 @@ from aiohttp import web
 
 from arcbridge.relay.http import client_files
 from arcbridge.relay.http.answers import no_such_path, set_headers
-from arcbridge.relay.http.client_files import EVEN_SHARE, HEADER, ClientFiles, Download, giving_way
+from arcbridge.relay.http.client_files import HEADER, ClientFiles
 from arcbridge.relay.http.server import HttpApiServer, errors
 
 HEAD = b"#!/bin/sh\n# arcbridge 1.2.3, the client, for linux-x86_64. Behind this script ...\n"
@@ -32,6 +32,11 @@ class Served:
         self.url = f"http://127.0.0.1:{port}"
         self.port = port
         self.files = files
+        self.spent = 0
+        """Requests that were counted."""
+
+    def count(self) -> None:
+        self.spent += 1
 
     async def get(
         self, path: str, method: str = "GET", **headers: str
@@ -60,7 +65,7 @@ async def serve(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[[Path
     async with contextlib.AsyncExitStack() as stack:
 
         async def begin(directory: Path | None) -> Served:
-            files = ClientFiles(directory)
+            files = ClientFiles(directory, lambda request: served.count())
             app = web.Application(middlewares=[errors])
             app.on_response_prepare.append(set_headers)
             app.router.add_get("/v1/clusters", _clusters)
@@ -71,7 +76,8 @@ async def serve(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[[Path
             stack.push_async_callback(api.close, 0.1)
             server = await asyncio.get_running_loop().create_server(api, "127.0.0.1", 0)
             stack.callback(server.close)
-            return Served(server.sockets[0].getsockname()[1], files)
+            served = Served(server.sockets[0].getsockname()[1], files)
+            return served
 
         yield begin
 
@@ -187,82 +193,22 @@ async def test_a_file_that_was_replaced_meanwhile_is_not_sent(
     assert (status, body) == (200, BODY + b"!"), "it was looked at anew"
 
 
-async def test_downloads_at_once_are_bounded(serve, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that does not read holds a place; the next from this address has to wait, and nothing else does."""
-    monkeypatch.setattr(client_files, "DOWNLOADS_OF_ADDRESS", 1)
-    with (directory / "arcbridge-linux-x86_64").open("ab") as file:
+async def test_one_that_takes_nothing_keeps_no_other_from_downloading(serve, directory: Path) -> None:
+    with (directory / "arcbridge-linux-aarch64").open("wb") as file:
         file.truncate(64 * 1024**2)  # beyond what sockets hold
     served = await serve(directory)
     with socket.create_connection(("127.0.0.1", served.port)) as slow:
-        slow.sendall(b"GET /client/linux-x86_64 HTTP/1.1\r\nHost: x\r\n\r\n")
+        slow.sendall(b"GET /client/linux-aarch64 HTTP/1.1\r\nHost: x\r\n\r\n")
         slow.setblocking(False)
-        begun = await asyncio.get_running_loop().sock_recv(slow, 100)
-        assert begun.startswith(b"HTTP/1.1 200 ")
-        status, _, headers = await served.get("/client/linux-x86_64")
-        assert (status, headers["Retry-After"]) == (503, "60")
-        assert (await served.get("/client/linux-x86_64", "HEAD"))[0] == 200
-    async with asyncio.timeout(30):
-        while served.files._under_way:
-            await asyncio.sleep(0.01)
-    assert (await served.get("/client/linux-x86_64"))[0] == 200
+        assert (await asyncio.get_running_loop().sock_recv(slow, 100)).startswith(b"HTTP/1.1 200 ")
+        assert (await served.get("/client/linux-x86_64"))[1] == BODY
 
 
-def download(address: str, age: float, sent: int) -> Download:
-    return Download(address, None, 1000.0 - age, sent)
-
-
-SLOW, NEW = EVEN_SHARE * 99, 0
-GIVING_WAY: list[tuple[str, list[Download], int | None]] = [
-    (
-        "of the address with most the slowest",
-        [*(download("a", 100, SLOW + n) for n in (3, 1, 2)), download("b", 100, 0)],
-        1,
-    ),
-    ("of the address with most, though all are new", [download("a", 1, NEW) for _ in range(3)], 0),
-    ("none for an address that would have as many", [download("a", 1, NEW), download("b", 1, NEW)], None),
-    ("the slowest, where each address has one", [download("a", 100, SLOW + 1), download("b", 100, SLOW)], 1),
-    ("none that is as fast as an even share", [download("a", 100, EVEN_SHARE * 100), download("b", 20, 0)], None),
-    ("none of an address that has less", [*(download("me", 1, NEW) for _ in range(2)), download("b", 100, 0)], None),
-    ("the newcomer's own slow one", [download("me", 100, 5), download("b", 100, 6)], 0),
-]
-
-
-@pytest.mark.parametrize(("under_way", "leaves"), [row[1:] for row in GIVING_WAY], ids=[row[0] for row in GIVING_WAY])
-def test_j25_which_download_makes_room(under_way: list[Download], leaves: int | None) -> None:
-    expected = None if leaves is None else under_way[leaves]
-    assert giving_way(under_way, "me", 1000.0) is expected
-
-
-async def test_j25_slow_downloads_shut_no_other_address_out(
-    serve, directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One address has every place and reads nothing; another one's whole download goes through all the same."""
-    monkeypatch.setattr(client_files, "DOWNLOADS", 3)
+async def test_requests_of_an_address_are_bounded(serve, directory: Path) -> None:
     served = await serve(directory)
-    large = directory / "arcbridge-linux-aarch64"
-    with large.open("wb") as file:
-        file.truncate(64 * 1024**2)  # beyond what sockets hold
-    loop = asyncio.get_running_loop()
-    with contextlib.ExitStack() as stack:
-        for _ in range(3):
-            one = stack.enter_context(
-                socket.create_connection(("127.0.0.1", served.port), source_address=("127.0.0.2", 0))
-            )
-            one.sendall(b"GET /client/linux-aarch64 HTTP/1.1\r\nHost: x\r\n\r\n")
-            one.setblocking(False)
-            assert (await loop.sock_recv(one, 100)).startswith(b"HTTP/1.1 200 ")
-        status, body, _ = await served.get("/client/linux-x86_64")
-        assert (status, body) == (200, BODY)
-        assert [one.address for one in served.files._under_way] == ["127.0.0.2"] * 2, "one of them made room"
-
-
-async def test_requests_of_an_address_are_bounded(serve, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_files, "REQUESTS", 2)
-    monkeypatch.setattr(client_files, "REQUESTS_RATE", 0.001)
-    served = await serve(directory)
-    answers = [await served.get("/client/linux-x86_64", "HEAD") for _ in range(3)]
-    assert [status for status, _, _ in answers] == [200, 200, 429]
-    assert "Retry-After" in answers[2][2]
+    for path in ("/client/", "/client/linux-x86_64", "/client/linux-x86_64.sha256"):
+        await served.get(path, "HEAD")
+    assert served.spent == 3, "as those of every path without a credential: tests/relay/http/test_api_limits.py"
 
 
 async def test_bytes_per_second_are_bounded(serve, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from arcbridge.errors import ArcbridgeError, ConnectionLost, JoinRefused
 from arcbridge.net.join import JoinCode, client_join
 from arcbridge.net.sockets import receive, send_all
 from arcbridge.net.tlspipe import TlsPipe
+from arcbridge.relay.pending_dials import ClaimedJoin
 from arcbridge.relay.siblings import handover as module
 from arcbridge.relay.siblings.channel import Channel, ChannelClosed, Head
 from arcbridge.relay.siblings.group import Siblings
@@ -37,7 +38,7 @@ class Two:
     tasks: list[asyncio.Task[object]] = field(default_factory=list)
 
     async def join_at_sender(self, agent: Agent, dial: Dial) -> None:
-        agent.session.send_status(Status(token=dial.token))
+        agent.session.send(Status(token=dial.token))
         await self.agent_join(agent, dial.token)
 
     async def agent_join(self, agent: Agent, token: str, cluster: str = "prod") -> None:
@@ -47,13 +48,13 @@ class Two:
 
     @property
     def outcomes(self) -> dict[str, int]:
-        assert self.sender.handovers is not None
-        return self.sender.handovers.outcomes
+        assert self.sender.detour is not None
+        return self.sender.detour.outcomes
 
     def handing(self) -> int:
-        assert self.sender.handovers is not None
-        assert self.owner.handovers is not None
-        return len(self.sender.handovers) + len(self.owner.handovers)
+        assert self.sender.detour is not None
+        assert self.owner.detour is not None
+        return len(self.sender.detour) + len(self.owner.detour)
 
 
 @contextlib.asynccontextmanager
@@ -108,7 +109,7 @@ async def test_what_came_behind_close_notify_travels_along(tmp_path: Path) -> No
     text = os.urandom(20_000)
 
     async def with_left_over(agent: Agent, dial: Dial) -> None:
-        agent.session.send_status(Status(token=dial.token))
+        agent.session.send(Status(token=dial.token))
         sock = await pair.sender.dial()
         agent.sockets.append(sock)
         pipe = TlsPipe(sock, client_context(cluster="prod"), server_hostname=RELAY)
@@ -138,7 +139,7 @@ async def test_the_host_judges(tmp_path: Path) -> None:
                     await pair.agent_join(agent, dial.token, cluster)
                 except ArcbridgeError as error:
                     seen.append(error)
-            agent.session.send_status(Status(token=dial.token))
+            agent.session.send(Status(token=dial.token))
 
         async with Agent(pair.owner, on_dial=several) as agent:
             await agent.registered()
@@ -165,7 +166,7 @@ async def test_a_client_that_leaves_meanwhile(tmp_path: Path) -> None:
 
         async def late(agent: Agent, dial: Dial) -> None:
             client.close()
-            await until(lambda: not pair.owner.rendezvous.joining)
+            await until(lambda: not pair.owner.clients.joining)
             try:
                 await pair.agent_join(agent, dial.token)
             except ArcbridgeError as error:
@@ -301,15 +302,15 @@ async def test_an_owner_without_descriptors(tmp_path: Path) -> None:
 async def test_a_refused_reply_is_passed_on(tmp_path: Path) -> None:
     """What the owner says before the agent's TLS is over reaches the agent in words."""
     async with two(tmp_path) as pair, Agent(pair.owner) as agent:
-        assert pair.owner.handovers is not None
+        assert pair.owner.detour is not None
         assert pair.owner.siblings is not None
         token = f"{pair.owner.siblings.worker_id}.x"
 
-        def refusing(join: module.AgentJoin, request: JoinRequest, cluster: str, source: str) -> str:
+        def refusing(join: ClaimedJoin, request: JoinRequest, cluster: str) -> str:
             pair.tasks.append(asyncio.ensure_future(join.refuse(JoinReply(code=JoinCode.OVERLOADED, message="full"))))
             return ""
 
-        pair.owner.handovers.pair = refusing
+        pair.owner.detour.claim = refusing
         with pytest.raises(JoinRefused, match="full"):
             await pair.agent_join(agent, token)
         await asyncio.gather(*pair.tasks)

@@ -4,16 +4,17 @@ import asyncio
 import json
 import random
 from collections import Counter
-
-import pytest
+from contextlib import AsyncExitStack
+from types import SimpleNamespace
 
 from arcbridge.net.address import Address
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
-from arcbridge.relay.siblings import worker_membership as module
+from arcbridge.observe.reloads import Outcome
+from arcbridge.relay.membership import Service
 from arcbridge.relay.siblings.group import Siblings
 from arcbridge.relay.siblings.worker_membership import WorkerMembership
-from arcbridge.settings.config import RelayLimitsConfig, RelayUserLimitsConfig
+from arcbridge.settings.config import RelayConfig, RelayLimitsConfig, RelayUserLimitsConfig
 from tests.relay.siblings.test_group import joined
 
 
@@ -54,11 +55,11 @@ async def test_a_user_within_the_limit_is_refused_by_no_worker() -> None:
     assert refused <= 10
 
 
-async def test_waits_for_those_that_were_there_before(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_waits_for_those_that_were_there_before() -> None:
     one, other = made(2), made(2, 1)
     one.expected = 1
-    monkeypatch.setattr(module, "ACQUAINTED", 3600.0)
-    waiting = asyncio.ensure_future(one.acquainted())
+    one.siblings_deadline = 3600.0
+    waiting = asyncio.ensure_future(one.siblings_ready())
     await asyncio.sleep(0)
     assert not waiting.done()
     joined(one.siblings, other.siblings)
@@ -66,8 +67,8 @@ async def test_waits_for_those_that_were_there_before(monkeypatch: pytest.Monkey
     one.siblings.close()
     other.siblings.close()
     # A worker that does not answer must not keep this one from serving.
-    monkeypatch.setattr(module, "ACQUAINTED", 0.01)
-    await asyncio.wait_for(one.acquainted(), 5)
+    one.siblings_deadline = 0.01
+    await asyncio.wait_for(one.siblings_ready(), 5)
 
 
 async def test_what_the_supervisor_asks_for() -> None:
@@ -77,6 +78,10 @@ async def test_what_the_supervisor_asks_for() -> None:
     metrics, checks = Metrics("relay"), Checks()
     metrics.gauge("held", "Held.", None, lambda: 7)
     checks.add("registry", lambda: "it is gone")
-    membership.watch(metrics, checks)
+    async with AsyncExitStack() as stack:
+        service = Service(
+            RelayConfig(), metrics, checks, SimpleNamespace(), membership.fleet, lambda checked: Outcome()
+        )
+        assert await membership.publish(service, stack) == ""
     assert ["arcbridge_relay_held", [[[], 7]]] in [[e["name"], e["series"]] for e in json.loads(membership.snapshot())]
     assert membership.failures() == {"registry": "it is gone"}

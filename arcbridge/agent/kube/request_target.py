@@ -1,0 +1,118 @@
+"""Reads from a target what a request asks for beyond verb and resource, as its audit record has it.
+
+A command and a container for exec and attach, also where they go to a kubelet through `proxy`, the path behind `proxy`,
+ports where port-forward names them in its query, and whether the record `begun` stands before the request's first byte.
+It reads no body and decides no access. Invariants: no value of a query gets into a record unless it is one of those
+named here; where a record has less than the target, it says so and has the target's SHA-256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+
+from arcbridge.agent.audit.record import Value, path_fields
+from arcbridge.agent.kube.command_line import left_out, recorded_command
+from arcbridge.agent.kube.framing import check_target
+from arcbridge.agent.kube.query import is_true, query_values
+from arcbridge.agent.kube.request_info import RequestInfo, request_info
+from arcbridge.agent.seats import LONG_RUNNING_SUBRESOURCES, LONG_RUNNING_VERBS
+
+MAX_CACHED_TARGET = 512
+"""Characters of a target whose meaning is remembered."""
+
+_READS = frozenset({"GET", "HEAD", "OPTIONS"})
+_LONG_SUBRESOURCES = LONG_RUNNING_SUBRESOURCES - {"log"}  # a log that is not followed is a plain read
+_POD_FIELDS = "command", "stdin"
+"""Fields of the query of a pod's `exec` and `attach` that have the command, and whether there is input."""
+_KUBELET_FIELDS = {"exec": ("command", "input"), "attach": ("command", "input"), "run": ("cmd", "input")}
+"""The same by the first segment of the kubelet's paths: https://git.k8s.io/kubernetes/pkg/kubelet/server."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestTarget:
+    """What a target asks for. Made once for each of those that recur."""
+
+    info: RequestInfo
+    text: str
+    """The fields of `info` as a record's line has them."""
+    begins: bool
+    """Whether the record `begun` stands before the request's first byte."""
+    detailed: bool
+    """Whether `query_details` finds something."""
+
+
+def request_target(method: str, target: str, upgrade: bool) -> RequestTarget:
+    """Return what a request asks for. Raises RequestRefusal for a target that is not passed on."""
+    return _cached(method, target, upgrade) if len(target) <= MAX_CACHED_TARGET else _read(method, target, upgrade)
+
+
+def _read(method: str, target: str, upgrade: bool) -> RequestTarget:
+    check_target(target)
+    info = request_info(method, target, upgrade=upgrade)
+    where = (info.namespace, info.name, info.path_class)
+    text = path_fields(info.verb, info.group, info.resource, info.subresource, *where)
+    detailed = info.subresource in _LONG_SUBRESOURCES or info.verb in ("deletecollection", "proxy")
+    detailed = detailed or info.cut or info.path_class == "other"
+    return RequestTarget(info, text, _begins(method, target, info, upgrade), detailed)
+
+
+_cached = lru_cache(maxsize=1024)(_read)
+
+
+def _begins(method: str, target: str, info: RequestInfo, upgrade: bool) -> bool:
+    """Return whether a request lasts or may change something: a kill of the agent must not take its only record."""
+    if upgrade or method not in _READS or info.verb in LONG_RUNNING_VERBS or info.subresource in _LONG_SUBRESOURCES:
+        return True
+    return info.subresource == "log" and is_true(_values(target, "follow"))
+
+
+def query_details(info: RequestInfo, target: str, *, commands: bool) -> dict[str, Value] | None:
+    """Return what a target asks for beyond the fields of `info`, and what of the target is in no field; None where that
+    is nothing.
+
+    Ports are there only where the client names them in its query: of streams behind a 101 see `port_forward`.
+    """
+    found: dict[str, Value] = {}
+    more: dict[str, str] = {}
+    fields = _POD_FIELDS if info.subresource in ("exec", "attach") else None
+    if info.proxy_path:
+        found["proxy_path"] = info.proxy_path
+        fields = _KUBELET_FIELDS.get(info.proxy_path.split("/", 2)[1].lower())
+    if fields is not None:
+        _add_command(found, target, fields, commands=commands)
+    elif info.subresource == "portforward":
+        ports = _values(target, "ports")
+        if ports:
+            found["ports"] = ports
+    query = target.partition("?")[2]
+    if query and (info.proxy_path or info.verb == "deletecollection"):
+        more["query"] = f"{query.count('&') + 1} fields"
+    if info.cut or info.path_class == "other":
+        more["path"] = "cut" if info.cut else "its class only"
+    if not more:
+        return found or None
+    missing, hashes = found.get("more"), found.get("sha256")
+    found["more"] = {**(missing if isinstance(missing, dict) else {}), **more}
+    if commands or fields is None:  # else the hash of a short command would let it be guessed
+        digest = hashlib.sha256(target.encode()).hexdigest()
+        found["sha256"] = {**(hashes if isinstance(hashes, dict) else {}), "target": digest}
+    return found
+
+
+def _add_command(found: dict[str, Value], target: str, fields: tuple[str, str], *, commands: bool) -> None:
+    """Add what a query says of a command, in the fields of that name that are read where it goes, and in no others."""
+    command_field, stdin_field = fields
+    for container in _values(target, "container")[:1]:
+        found["container"] = container
+    command = _values(target, command_field)
+    if command:
+        found |= recorded_command(command) if commands else left_out(command)
+    for key, name in (("stdin", stdin_field), ("tty", "tty")):
+        if is_true(_values(target, name)):
+            found[key] = True
+
+
+def _values(target: str, name: str) -> list[str]:
+    return query_values(target.partition("?")[2], name)

@@ -1,0 +1,276 @@
+"""Every sub-command, as data: its words, the function that does it, its flags and its roles.
+
+Parser, help, completion and dispatch (`run`) follow from this one table. A function is named as `module:name` within
+`arcbridge.cli` and imported when its command runs: this module is read at every start, also for `--help`.
+"""
+
+from __future__ import annotations
+
+from arcbridge.settings.flags import AGENT, CLIENT, LIST, RELAY, ROLES, Flag
+
+DOCUMENTS = ("json", "yaml")
+"""The formats of `--output` in which everything is printed, for programs; each command has them."""
+LIST_OUTPUTS = ("table", *DOCUMENTS, "name")
+DIAGNOSIS_OUTPUTS = ("table", *DOCUMENTS)
+
+
+class Argument:
+    """The positional argument of a sub-command. `count`: empty for one, `?`, `*` or `+` as in a regular expression."""
+
+    __slots__ = ("choices", "count", "help", "name")
+
+    def __init__(self, name: str, help: str, count: str = "", *, choices: tuple[str, ...] = ()) -> None:
+        self.name = name
+        self.help = help
+        self.count = count
+        self.choices = choices
+
+
+class Command:
+    """One sub-command and its own flags. `function` takes an `Invocation` and returns the exit code."""
+
+    __slots__ = ("argument", "flags", "function", "help", "path", "roles", "takes_command")
+
+    def __init__(
+        self,
+        path: str,
+        function: str,
+        help: str,
+        roles: tuple[str, ...],
+        *parts: Flag | Argument,
+        takes_command: bool = False,
+    ) -> None:
+        self.path = tuple(path.split())
+        self.function = function
+        self.help = help
+        self.roles = roles
+        self.flags = [part for part in parts if isinstance(part, Flag)]
+        self.argument = next((part for part in parts if isinstance(part, Argument)), None)
+        self.takes_command = takes_command
+        """Whether another program's command line follows behind `--`; the parser reads nothing of it."""
+
+
+def _output(*choices: str) -> Flag:
+    """Make `--output` of a command; the first of `choices` is the default."""
+    return Flag("-o --output FORMAT", f"how to print (default: {choices[0]})", choices=choices)
+
+
+OUTPUT = _output(*LIST_OUTPUTS)
+WIDE_OUTPUT = _output("table", "wide", *LIST_OUTPUTS[1:])
+DIAGNOSIS_OUTPUT = _output(*DIAGNOSIS_OUTPUTS)
+TEXT_OUTPUT = _output("text", *DOCUMENTS)
+SETTINGS_OUTPUT = _output("toml", *DOCUMENTS)
+
+_CLIENT, _AGENT, _RELAY = (CLIENT,), (AGENT,), (RELAY,)
+_CLUSTER = Argument("cluster", "name of the cluster")
+_USER = Argument("user", "name of the user as the policy has it, or ISSUER#SUBJECT")
+
+COMMANDS = (
+    Command("proxy", "client:proxy", "serve kubectl on a local port (the default)", _CLIENT),
+    Command(
+        "forward",
+        "client:forward",
+        "carry a TCP target of the cluster to a local port",
+        _CLIENT,
+        Flag("--listen HOST:PORT", "local address (default: 127.0.0.1:0)"),
+        Flag("--any-user", "let programs of other users of this machine use the port"),
+        Argument("target", "name of the target in the agent's settings"),
+    ),
+    Command(
+        "connect",
+        "background:connect",
+        "serve clusters in the background, for kubectl from any terminal",
+        _CLIENT,
+        Flag("--static", "a client certificate in the kubeconfig, for tools without plugins"),
+        Argument("name", "names of clusters", "*"),
+    ),
+    Command(
+        "disconnect",
+        "background:disconnect",
+        "serve clusters no more, and take their contexts out",
+        _CLIENT,
+        Flag("--all", "all that are connected"),
+        Argument("name", "names of clusters or contexts", "*"),
+    ),
+    Command("stop", "background:stop", "end the background process; kubectl starts it again", _CLIENT),
+    Command(
+        "logs",
+        "background:logs",
+        "print the log of the background process",
+        _CLIENT,
+        Flag("-f --follow", "go on as it grows"),
+    ),
+    Command(
+        "credential",
+        "background:credential",
+        "print a credential for kubectl, which runs this by itself",
+        _CLIENT,
+        Flag("--ended", "say that what served the cluster has ended"),
+    ),
+    Command("background", "background:serve", "be the background process, as systemd starts it", _CLIENT),
+    Command("clusters", "client:clusters", "list the clusters you may reach", _CLIENT, WIDE_OUTPUT),
+    Command(
+        "login",
+        "login:login",
+        "log in, at a relay that says where; commands that name no relay then mean this one",
+        _CLIENT,
+        Flag("--renew-trust", "ask again whether to trust the relay's CA and its issuer"),
+        Argument("relay_url", "https://host[:port] of the relay (default: the one logged in at last)", "*"),
+    ),
+    Command(
+        "whoami",
+        "login:whoami",
+        "show who is logged in, until when, and where",
+        _CLIENT,
+        OUTPUT,
+        Flag("--check", "ask the relay whether it takes the login"),
+    ),
+    Command("key", "client:key", "make the key of --proof-key-file, and print what names it", _CLIENT, OUTPUT),
+    Command("logout", "login:logout", "forget the kept tokens, here and at the issuer", _CLIENT),
+    Command(
+        "run",
+        "client:run",
+        "run a command against clusters: it ends, and so do the kubeconfig and the connection that it had",
+        _CLIENT,
+        Flag("--parallel N", "clusters at a time, where several are named (default: 4)"),
+        takes_command=True,
+    ),
+    Command(
+        "doctor",
+        "client:doctor",
+        "look at each hop of the way, and say what is wrong with the first that fails",
+        _CLIENT,
+        Flag("--throughput", "read from the cluster for five seconds, to measure the rate"),
+        DIAGNOSIS_OUTPUT,
+        Argument("name", "cluster to look at (default: --cluster)", "?"),
+    ),
+    Command(
+        "status",
+        "background:status",
+        "show what is connected here",
+        _CLIENT,
+        OUTPUT,
+    ),
+    Command("run", "serve:run", "run the role (the default)", (RELAY, AGENT)),
+    Command("enroll", "serve:enroll", "trade the join token for a certificate, then end", _AGENT),
+    Command(
+        "audit verify",
+        "audit:verify_logs",
+        "check audit logs for records that are missing or were changed",
+        _AGENT,
+        Flag("--anchors FILE", "an agent's log (JSON) with the heads of the chains; may be repeated", kind=LIST),
+        TEXT_OUTPUT,
+        Argument("file", "an audit log, as it was written; .gz too", "+"),
+    ),
+    Command(
+        "token create",
+        "relay:token_create",
+        "make a join token for a cluster's agents",
+        _RELAY,
+        Flag("--cluster NAME", "name of the cluster"),
+        Flag("--uses N", "how often it may be used (default: 1)"),
+        Flag("--ttl DURATION", "how long it lives, as 1h or 7d (default: 1h)"),
+        Flag("--rebind", "let the cluster come back with another CA"),
+        Flag("--kube-server URL", "for an agent that is no pod: https://host:port of its API server"),
+        Flag("--kube-ca-file FILE", "CA of that API server, on the agent's machine"),
+        Flag("--kube-token-file FILE", "the agent's own token there"),
+        Flag("--kube-client-certificate-file FILE", "or its client certificate"),
+        Flag("--kube-client-key-file FILE", "key of that certificate"),
+        OUTPUT,
+    ),
+    Command("token list", "relay:token_list", "list join tokens", _RELAY, OUTPUT),
+    Command(
+        "token delete",
+        "relay:token_delete",
+        "delete a join token",
+        _RELAY,
+        Argument("id", "id of the token, the part before the dot"),
+    ),
+    Command("cluster list", "relay:cluster_list", "list enrolled clusters", _RELAY, OUTPUT),
+    Command("cluster revoke", "relay:cluster_revoke", "cut a cluster off and refuse it", _RELAY, _CLUSTER),
+    Command("cluster restore", "relay:cluster_restore", "let a revoked cluster back in", _RELAY, _CLUSTER),
+    Command("cluster delete", "relay:cluster_delete", "forget a cluster that is no more", _RELAY, _CLUSTER),
+    Command("session list", "relay:session_list", "list the sessions that run now", _RELAY, OUTPUT),
+    Command(
+        "session end",
+        "relay:session_end",
+        "end one session",
+        _RELAY,
+        Flag("--reason TEXT", "shown to the user"),
+        Argument("session", "id of the session, as `session list` shows it, or its first one"),
+    ),
+    Command(
+        "doctor",
+        "serve:doctor",
+        "check this role and all that it depends on, and say what to do",
+        (RELAY, AGENT),
+        DIAGNOSIS_OUTPUT,
+    ),
+    Command(
+        "user revoke",
+        "relay:user_revoke",
+        "end a user's sessions and refuse the tokens issued before a time",
+        _RELAY,
+        Flag("--before TIME", "refuse tokens issued before, as 2026-11-25T12:00:00Z or 2026-11-25 (default: now)"),
+        Flag("--reason TEXT", "shown to the user"),
+        _USER,
+    ),
+    Command("user restore", "relay:user_restore", "take a revocation back", _RELAY, _USER),
+    Command("user list", "relay:user_list", "list the users who are revoked", _RELAY, OUTPUT),
+    Command(
+        "config check",
+        "configuration:check",
+        "check the settings and the files they name as a start does; exit code 2 with errors",
+        ROLES,
+        TEXT_OUTPUT,
+    ),
+    Command(
+        "config init",
+        "initial_settings:init",
+        "write the annotated settings files of the role, filled from the flags; what is there is left alone",
+        ROLES,
+        Flag("--directory DIR", "where to (default: /etc/arcbridge for root, else ~/.config/arcbridge)"),
+        Flag("--issuer URL", "the OIDC issuer whose tokens count, or at which to log in"),
+        Flag("--client-id ID", "this program's client id there (default: arcbridge)"),
+        Flag(
+            "--audience AUDIENCE",
+            "audience of the tokens for this end (default: arcbridge-relay; an agent's is arcbridge-NAME)",
+        ),
+        Flag(
+            "--group NAME",
+            "a group that may reach every cluster (relay), as the issuer names it; may be repeated",
+            kind=LIST,
+        ),
+    ),
+    Command("config print", "configuration:show", "print the settings in force", ROLES, SETTINGS_OUTPUT),
+    Command("version", "run:version", "print the version", ROLES),
+    Command(
+        "completion",
+        "completion:print_script",
+        "print a completion script for a shell",
+        ROLES,
+        Argument("shell", "which shell", choices=("bash", "zsh", "fish")),
+    ),
+)
+
+DEFAULT_COMMAND = {RELAY: ("run",), AGENT: ("run",), CLIENT: ("proxy",)}
+
+GROUP_HELP = {
+    "audit": "audit logs",
+    "token": "join tokens",
+    "cluster": "enrolled clusters",
+    "session": "sessions that run now",
+    "user": "users whose logins are revoked",
+    "config": "settings",
+}
+
+GONE = {"speedtest": "`arcbridge doctor NAME --throughput` says how long round trips take, and how fast bytes come"}
+"""Sub-commands of former releases, and what to use instead."""
+
+
+def commands_of(role: str) -> tuple[Command, ...]:
+    return tuple(command for command in COMMANDS if role in command.roles)
+
+
+def find_command(role: str, path: tuple[str, ...]) -> Command:
+    return next(command for command in commands_of(role) if command.path == path)

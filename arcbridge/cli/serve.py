@@ -1,0 +1,89 @@
+"""The commands that relay and agent have alike, `run` and `doctor`, and the agent's `enroll`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from importlib import import_module
+
+from arcbridge.cli.parser import Invocation
+from arcbridge.cli.settings import load_settings, place_of
+from arcbridge.errors import ExitCode
+from arcbridge.settings.flags import AGENT
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from typing import Any
+
+
+def run(invocation: Invocation) -> int:
+    """Serve until a signal ends it; SIGTERM is the end that a service manager means."""
+    config = load_settings(invocation, os.environ)
+    from arcbridge.cli.loop import Interrupted, notify, run_until_drained
+    from arcbridge.observe import logging
+
+    logging.configure(invocation.role, config.observe.log_level, config.observe.log_format)
+    serve = _agent() if invocation.role == AGENT else _relay(config)
+
+    def reread() -> Any:
+        return load_settings(invocation, os.environ)
+
+    try:
+        run_until_drained(
+            lambda stopping, hurry: serve(config, lambda *_: notify("READY=1"), stopping, hurry, reread=reread)
+        )
+    except Interrupted as error:
+        return ExitCode.DONE if error.signal == signal.SIGTERM else ExitCode.INTERRUPTED
+    return ExitCode.DONE
+
+
+def _agent() -> Callable[..., Coroutine[Any, Any, None]]:
+    from arcbridge.agent.service import serve
+
+    return serve
+
+
+def _relay(config: Any) -> Callable[..., Coroutine[Any, Any, None]]:
+    if config.workers != 1:
+        from arcbridge.relay.processes.supervisor import supervise
+        from arcbridge.relay.worker_count import worker_count
+
+        if worker_count(config) > 1:
+            return supervise
+    from arcbridge.relay.service import serve
+
+    return serve
+
+
+def enroll(invocation: Invocation) -> int:
+    """Trade the join token for a certificate."""
+    config = load_settings(invocation, os.environ)
+    from arcbridge.agent.service import enroll
+    from arcbridge.cli.loop import Interrupted, run_until_signal
+    from arcbridge.observe import logging
+
+    logging.configure(AGENT, config.observe.log_level, config.observe.log_format)
+    try:
+        run_until_signal(enroll(config))
+    except Interrupted as error:
+        return ExitCode.DONE if error.signal == signal.SIGTERM else ExitCode.INTERRUPTED
+    print("The agent is enrolled.")
+    return ExitCode.DONE
+
+
+def doctor(invocation: Invocation) -> int:
+    """Print what the role's own checks find; exit code 1 where one of them fails."""
+    config = load_settings(invocation, os.environ)
+    import asyncio
+
+    from arcbridge.checks.diagnosis import first_failure
+    from arcbridge.cli.diagnosis import format_findings
+    from arcbridge.observe import logging
+
+    logging.configure(invocation.role, "critical", config.observe.log_format)
+    diagnose = import_module(f"arcbridge.{invocation.role}.doctor").diagnose
+    findings = asyncio.run(diagnose(config, place_of(invocation, os.environ)))
+    sys.stdout.write(format_findings(findings, invocation.text("output", "table")))
+    return ExitCode.DONE if first_failure(findings) is None else ExitCode.FAILURE

@@ -1,0 +1,167 @@
+"""Makes one attempt at a session: joins, checks the cluster's CA, shakes hands with the agent.
+
+It keeps no session up and schedules no attempt. Invariant: the cluster's token is sent to an agent of a CA that is
+trusted, and to no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from arcbridge import __version__
+from arcbridge.client.credentials.tokens import ClusterToken, Tokens
+from arcbridge.client.relay.relay_access import RelayAccess
+from arcbridge.client.relay.relays import Relays
+from arcbridge.client.session.connection import Joined, join, shake_hands
+from arcbridge.client.session.counters import SessionCounters
+from arcbridge.client.session.refusal import Shown, of_session, raise_user_error
+from arcbridge.client.session.resumable_session import ResumableSession
+from arcbridge.client.session.revocation_hold import RevocationHold
+from arcbridge.client.session.trust import ClusterTrust
+from arcbridge.client.session.waiters import Waiters
+from arcbridge.errors import (
+    ArcbridgeError,
+    ConnectionLost,
+    PermissionRefused,
+    RemoteProtocolError,
+    SessionEnded,
+    Unreachable,
+)
+from arcbridge.mux.session import BaseHandler, MuxSession
+from arcbridge.wire.frames import GoawayCode
+from arcbridge.wire.limits import DEFAULT, Limits
+from arcbridge.wire.session import Kind, Side
+
+
+class Connector:
+    """Makes the sessions to one cluster."""
+
+    def __init__(
+        self,
+        relays: Relays,
+        cluster: str,
+        tokens: Tokens,
+        trust: ClusterTrust,
+        *,
+        resumption: bool = True,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.relays = relays
+        self.cluster = cluster
+        self.tokens = tokens
+        self._trust = trust
+        self.limits = DEFAULT if resumption else Limits(replay=0)
+        self._clock = clock
+        self.counters = SessionCounters()
+        self.revoked = RevocationHold()
+        self.waiters = Waiters()
+        self.sessions: dict[MuxSession, ResumableSession] = {}
+        """The sessions that have not ended; one whose handshake is under way is among them."""
+
+    @property
+    def shown(self) -> Shown:
+        """The token that the cluster is shown, as errors name it."""
+        return Shown(self.tokens.cluster_at_hand(), self.tokens.cluster_source)
+
+    async def connect(self, handler: BaseHandler, leaving: RelayAccess | None = None) -> ResumableSession:
+        """Return a new session, whose events go to `handler`, by another relay than `leaving` where that is possible.
+
+        Raises ArcbridgeError with a message for the user.
+        """
+        refusal = self.revoked.refusal(self.tokens.cluster_at_hand(), asyncio.get_running_loop().time())
+        if refusal is not None:
+            raise refusal
+        self.counters.attempts += 1
+        attempts_left = len(self.relays)
+        while True:
+            try:
+                joined = await join(self.relays, self.cluster, self.tokens, leaving=leaving)
+            except PermissionRefused as error:
+                if self.revoked.error is not None:
+                    raise self.revoked.error from error  # the agent has said why, and the relay's refusal says nothing
+                raise
+            if not await self._is_trusted(joined):
+                continue
+            try:
+                resumable = await self._shake_hands(joined, handler)
+                if resumable.session.closed:  # it ended between AUTH_OK and here
+                    raise await resumable.session.wait_ended()
+                return resumable
+            except ArcbridgeError as error:
+                if not isinstance(error, SessionEnded) or error.code == GoawayCode.CROSSED:
+                    self.relays.failed(joined.relay)
+                attempts_left -= 1
+                if attempts_left <= 0 or not isinstance(error, ConnectionLost):
+                    raise_user_error(error, self.cluster, shown=self.shown, session=joined.reply.join_id)
+                # The join succeeded and the connection died afterwards: another relay may work at once.
+
+    def note_revoked(self, error: BaseException, sent: ClusterToken | None) -> None:
+        """Hold back from further attempts where the agent has revoked the token that the session sent last."""
+        if isinstance(error, SessionEnded) and error.code == GoawayCode.REVOKED:
+            token = sent.text if sent is not None else ""
+            self.tokens.refused()
+            self.revoked.begin(of_session(error, self.cluster), token, asyncio.get_running_loop().time())
+
+    async def _is_trusted(self, joined: Joined) -> bool:
+        """Return whether to go on with this join; False when it was given up to ask the user, who has accepted the
+        CA."""
+        ca = joined.reply.cluster_ca
+        try:
+            if self._trust.check(self.cluster, ca):
+                return True
+            if not self._trust.asks:
+                await self._trust.first_time(self.cluster, ca)
+                return True
+        except BaseException:
+            joined.sock.close()
+            raise
+        # The user takes longer to answer than the agent waits: this join is given up, the next one succeeds.
+        joined.sock.close()
+        await self._trust.first_time(self.cluster, ca)
+        return False
+
+    async def _shake_hands(self, joined: Joined, handler: BaseHandler) -> ResumableSession:
+        """Establish a session over a joined socket whose cluster CA is trusted; owns the socket from here on."""
+        session: MuxSession | None = None
+        token: ClusterToken | None = None
+
+        async def established() -> None:
+            assert session is not None
+            self.waiters.begin_auth(session)
+            await session.wait_established()
+
+        try:
+            token = await self.tokens.cluster()
+            session = MuxSession(
+                Side.INITIATOR,
+                Kind.SESSION,
+                handler,
+                limits=self.limits,
+                label=joined.reply.join_id,
+                software=f"arcbridge {__version__}",
+            )
+            resumable = self.sessions[session] = ResumableSession(
+                session, self.cluster, self.relays, self.tokens, joined, self.counters, self._clock
+            )
+            sent = token
+            await shake_hands(
+                joined,
+                self.cluster,
+                lambda: session.protocol(lambda certificate: resumable.renewal.auth(sent, certificate)),
+                established,
+            )
+        except BaseException as error:
+            if isinstance(error, SessionEnded | ConnectionLost | Unreachable | RemoteProtocolError):
+                error.session = joined.reply.join_id  # an error of this machine has nothing to do with the session
+            self.note_revoked(error, token)
+            if session is not None:
+                session.abort()
+                self.sessions.pop(session, None)
+            joined.sock.close()
+            raise
+        finally:
+            self.waiters.authenticating = None
+        resumable.renewal.begin(token)
+        return resumable

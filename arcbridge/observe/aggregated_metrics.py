@@ -1,0 +1,139 @@
+"""Metrics of several processes that act as one: what each counts, added up.
+
+A process gives a `snapshot` of its metrics as plain data; `AggregatedMetrics` shows, in one exposition, the sum of its
+own and of those it is given. Gauges are added up, too, unless a rule says otherwise. Counters never go back: what a
+process had counted when it was last asked stays in the sum after its death (`keep`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from arcbridge import __version__
+
+from .metrics import Buckets, Metrics, Number
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+Entry = dict[str, Any]
+"""`name` (in full), `kind`, `help`, `labels` (names), `series`: [[label values], number or [bounds, counts, sum]]."""
+Snapshot = list[Entry]
+
+Rule = Callable[[Sequence[Number]], Number]
+
+_PROCESS_RULES: Final[dict[str, Rule]] = {"process_start_time_seconds": min}
+
+
+def snapshot(metrics: Metrics) -> Snapshot:
+    """Return what these metrics and this process' own (CPU, memory, descriptors) read now."""
+    return [*_own(metrics), *_process()]
+
+
+def merge(snapshots: Iterable[Snapshot], rules: Mapping[str, Rule]) -> Snapshot:
+    """Return one snapshot that adds them up; `rules` by full name for gauges that are not to be added."""
+    merged: dict[str, Entry] = {}
+    values: dict[str, dict[tuple[str, ...], list[Any]]] = {}
+    for entry in (entry for one in snapshots for entry in one):
+        name = entry["name"]
+        merged.setdefault(name, entry)
+        series = values.setdefault(name, {})
+        for labels, value in entry["series"]:
+            series.setdefault(tuple(labels), []).append(value)
+    return [
+        {**entry, "series": [[list(key), _total(found, rules.get(name, sum))] for key, found in values[name].items()]}
+        for name, entry in merged.items()
+    ]
+
+
+class AggregatedMetrics(Metrics):
+    """`sources` gives the snapshots of the other processes; names in `own` (in full) are this process' alone."""
+
+    def __init__(
+        self,
+        role: str,
+        sources: Callable[[], Iterable[Snapshot]],
+        *,
+        rules: Mapping[str, Rule] | None = None,
+        own: frozenset[str] = frozenset(),
+        version: str = __version__,
+    ) -> None:
+        super().__init__(role, version=version)
+        self._sources = sources
+        self._rules = {**_PROCESS_RULES, **(rules or {})}
+        self._own = own
+        self._kept: Snapshot = []
+
+    def keep(self, last: Snapshot) -> None:
+        """Go on counting what a process had counted that is gone now."""
+        counted = [entry for entry in last if entry["kind"] != "gauge" and entry["name"] not in self._own]
+        self._kept = merge([self._kept, counted], {})
+
+    def collect(self) -> Iterator[Any]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+        kinds = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily, "histogram": HistogramMetricFamily}
+        yield self.build_info()
+        others = [[entry for entry in one if entry["name"] not in self._own] for one in self._sources()]
+        for entry in merge([snapshot(self), *others, self._kept], self._rules):
+            family = kinds[entry["kind"]](entry["name"], entry["help"], labels=entry["labels"])
+            for labels, value in entry["series"]:
+                if isinstance(value, list):
+                    buckets = _buckets(value)
+                    family.add_metric(labels, buckets.cumulative(), buckets.total)
+                else:
+                    family.add_metric(labels, value)
+            yield family
+
+    def _collectors(self) -> CollectorRegistry:
+        if self._registry is None:
+            from prometheus_client import CollectorRegistry
+
+            self._registry = CollectorRegistry(auto_describe=False)
+            self._registry.register(self)
+        return self._registry
+
+
+def _own(metrics: Metrics) -> Iterator[Entry]:
+    for name, kind, help, labels, series in metrics.read():
+        yield {
+            "name": name,
+            "kind": kind,
+            "help": help,
+            "labels": labels,
+            "series": [
+                [list(key), [list(value.bounds), value.counts, value.total] if isinstance(value, Buckets) else value]
+                for key, value in series.items()
+            ],
+        }
+
+
+def _process() -> Iterator[Entry]:
+    from prometheus_client import CollectorRegistry, ProcessCollector
+
+    for family in ProcessCollector(registry=CollectorRegistry()).collect():
+        for sample in family.samples:
+            yield {
+                "name": sample.name,
+                "kind": family.type,
+                "help": family.documentation,
+                "labels": [],
+                "series": [[[], sample.value]],
+            }
+
+
+def _total(values: list[Any], rule: Rule) -> Any:
+    if not isinstance(values[0], list):
+        return rule(values)
+    whole = _buckets(values[0])
+    for value in values[1:]:
+        whole = whole + _buckets(value)
+    return [list(whole.bounds), whole.counts, whole.total]
+
+
+def _buckets(value: list[Any]) -> Buckets:
+    bounds, counts, total = value
+    found = Buckets(bounds)
+    found.counts, found.total = list(counts), total
+    return found

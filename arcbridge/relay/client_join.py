@@ -1,0 +1,392 @@
+"""A client's join, from its JOIN to the pump: who it is, what it may, its agent, and the end of both outer TLS.
+
+Step by step (docs/protocol.md, "Join"): the client's JOIN is authenticated and judged by the policy; an agent is asked
+to come (DIAL, with a token that exists for this purpose alone); the agent that claims the token ends its outer TLS in
+order, then the client does; both sockets are raw and belong to the pump, which first forwards what came behind the
+close_notify.
+
+Rules:
+
+1. The client is sent OK only after the agent's side is raw: until then it is sent the reason of every failure.
+2. "Unknown" and "not allowed" are one answer, and both questions are always asked.
+3. Every join ends paired or with both sockets closed, and leaves one line in the log; those that a limit refuses share
+   one (`session_slots`).
+4. The right is asked for at the beginning, whenever it may have changed while the client waits (`recheck`), and once
+   more in the loop's turn in which the pump begins: from then on `relay.enforcement` watches it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import structlog
+
+from arcbridge.errors import (
+    ArcbridgeError,
+    ConfigError,
+    ConnectionLost,
+    JoinRefused,
+    RemoteProtocolError,
+    Unauthenticated,
+)
+from arcbridge.identity.claims import Identity
+from arcbridge.identity.proof import Peer, ProofRefused
+from arcbridge.identity.refusal import ISSUER_KEYS, GroupsUnavailable, tell
+from arcbridge.net.join import JOIN_ID, JoinCode, ServerJoin
+from arcbridge.pki.names import check_cluster_name
+from arcbridge.relay.access import FORBIDDEN, Loss
+from arcbridge.relay.admission import Ticket
+from arcbridge.relay.agent_join import VOID
+from arcbridge.relay.caller_checks import CallerChecks
+from arcbridge.relay.counters import Counters
+from arcbridge.relay.fleet.base import Fleet
+from arcbridge.relay.pending_dials import ClaimedAgent, PendingDial, PendingDials
+from arcbridge.relay.pump import Pump, Pumps
+from arcbridge.relay.registry.base import Registry, RegistryUnavailable
+from arcbridge.relay.session_slots import JoinLimited, SessionSlot, SessionSlots
+from arcbridge.settings.config import RelayLimitsConfig
+from arcbridge.tasks import cancel_and_wait
+from arcbridge.wire.records import Dial, JoinReply, JoinRequest
+
+DIAL_DEADLINE: Final = 10.0
+"""Seconds from DIAL to the agent's JOIN."""
+MAX_SHOWN: Final = 253
+"""Characters of a cluster's name as a client gives it that go into the log; names are no longer."""
+_RETRY_AFTER: Final = 5
+
+log = structlog.get_logger("arcbridge.relay")
+
+
+@dataclass(slots=True, eq=False)
+class _Attempt:
+    """One join of a client."""
+
+    join: ServerJoin
+    request: JoinRequest
+    ticket: Ticket
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
+    fields: dict[str, Any] = field(default_factory=dict)
+    """Of the line in the log; more of them the further the join has come."""
+
+    @property
+    def resumes(self) -> bool:
+        return bool(self.request.instance)
+
+
+class ClientJoins:
+    """The joins of clients at one process."""
+
+    def __init__(
+        self,
+        dials: PendingDials,
+        fleet: Fleet,
+        registry: Registry,
+        checks: CallerChecks,
+        pumps: Pumps,
+        counters: Counters,
+        *,
+        address: str,
+        limits: RelayLimitsConfig,
+        dial_deadline: float = DIAL_DEADLINE,
+    ) -> None:
+        """`address` is this relay's `host:port` as agents reach it."""
+        self._dials = dials
+        self._fleet = fleet
+        self._registry = registry
+        self._checks = checks
+        self._pumps = pumps
+        self._counters = counters
+        self._address = address
+        self._longest_dial = dial_deadline
+        self.slots = SessionSlots(limits)
+        self.change_limits(limits)
+        self.draining = False
+        """Refuse new clients; agents that were asked to come are still let in."""
+        self.joining = 0
+        """Clients between their JOIN and their pump, or their refusal."""
+
+    @property
+    def pending(self) -> int:
+        """Clients that wait for their agent."""
+        return len(self._dials)
+
+    def change_limits(self, limits: RelayLimitsConfig) -> None:
+        """Judge joins by these limits from now on; none that is under way, and no session, is touched."""
+        self.limits = limits
+        self._dial_deadline = min(self._longest_dial, limits.join_deadline)
+        self.slots.change(limits)
+
+    def refuse_pending(self) -> None:
+        """Refuse the clients that still wait for their agent, as new ones are refused while draining."""
+        self._dials.refuse(lambda dial: _going_away())
+
+    def recheck(self) -> None:
+        """Refuse the clients that wait for their agent and have lost their right meanwhile."""
+
+        def lost(dial: PendingDial) -> JoinRefused | None:
+            loss = self._checks.access.loss(dial.identity, dial.cluster)
+            return None if loss is None else _refused(loss)
+
+        self._dials.refuse(lost)
+
+    def require_room(self) -> None:
+        """Raise `JoinRefused` where no agent can be passed on: its session has a slot at the relay that waits."""
+        if self.draining:
+            raise _going_away()
+        if len(self._pumps) + len(self._dials) >= self.limits.sessions:
+            raise JoinRefused(
+                JoinCode.OVERLOADED, "this relay holds all the sessions it may; try again", retry_after=10
+            )
+
+    async def serve(self, join: ServerJoin, request: JoinRequest, ticket: Ticket) -> bool:
+        """Join a client to its agent; return whether the socket belongs to the pump now."""
+        self.joining += 1
+        try:
+            return await self._serve(_Attempt(join, request, ticket))
+        finally:
+            self.joining -= 1
+
+    async def _serve(self, attempt: _Attempt) -> bool:
+        attempt.fields = {"session": attempt.id, "source": attempt.ticket.address}
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        try:
+            async with asyncio.timeout(self.limits.join_deadline):
+                pump = await self._judge(attempt)
+        except JoinRefused as error:
+            failure = error
+        except TimeoutError:
+            failure = JoinRefused(
+                JoinCode.AGENT_TIMEOUT,
+                f"the join was not complete within {self.limits.join_deadline:.0f} s; try again",
+                retry_after=_RETRY_AFTER,
+            )
+        except ArcbridgeError as error:
+            failure = JoinRefused(JoinCode.INTERNAL, "the relay cannot join you now; its log has the cause")
+            failure.__cause__ = error
+        else:
+            seconds = loop.time() - begun
+            self._counters.joins[JoinCode.OK.name.lower()] += 1
+            self._counters.join_seconds.observe(seconds)
+            log.info("joined", **attempt.fields, ms=round(seconds * 1000, 1), pump_open=not pump.closed)
+            return True
+        code = JoinCode(failure.code)
+        self._counters.joins[code.name.lower()] += 1
+        self._log_failure(attempt, failure)
+        if code is not JoinCode.GONE:
+            attempt.ticket.waits()
+            reply = JoinReply(
+                code=code, message=failure.message, retry_after=failure.retry_after or 0, join_id=attempt.id
+            )
+            await attempt.join.refuse(reply)
+        return False
+
+    def _log_failure(self, attempt: _Attempt, failure: JoinRefused) -> None:
+        cause, code = failure.__cause__, JoinCode(failure.code).name
+        if isinstance(failure, JoinLimited):
+            if (count := self.slots.refused_since_logged(failure)) is not None:
+                log.warning("joins refused", **attempt.fields, code=code, reason=failure.limit, joins=count)
+            return
+        for name in ("rule", "detail"):
+            if detail := getattr(cause, name, ""):
+                attempt.fields[name] = detail
+        reason = getattr(cause, "message", "") or (type(cause).__name__ if cause is not None else failure.message)
+        log.warning("join failed", **attempt.fields, code=code, reason=reason)
+
+    # -- who it is, and what it may --------------------------------------------------------------------------------
+
+    async def _judge(self, attempt: _Attempt) -> Pump:
+        request, fields = attempt.request, attempt.fields
+        fields["cluster"] = request.cluster[:MAX_SHOWN]
+        identity = await self._identify(request)
+        fields["user"], fields["bound"] = identity.username, identity.binding.kind.value
+        if attempt.resumes and JOIN_ID.fullmatch(request.first_session):
+            fields["first_session"] = request.first_session
+        self._require_proof(attempt.join, request, identity)
+        attempt.ticket.leave()
+        # The address paid until here, the user does from here on.
+        payer = self._pumps.payer_of(identity)
+        wait = self.slots.wait_for(payer)
+        self.slots.spend(identity, resumes=attempt.resumes)
+        if wait:
+            await asyncio.sleep(wait)
+        return await payer.steps(self._admit(attempt, identity), inner=True)
+
+    async def _admit(self, attempt: _Attempt, identity: Identity) -> Pump:
+        cluster_ca = await self._authorise(identity, attempt.request)
+        if self.draining:
+            raise _going_away()
+        slot = self.slots.enter(identity, resumes=attempt.resumes, pending=len(self._dials), sessions=len(self._pumps))
+        try:
+            return await self._pair(attempt, identity, cluster_ca, slot)
+        except BaseException:
+            slot.leave()
+            raise
+
+    async def _identify(self, request: JoinRequest) -> Identity:
+        try:
+            return await self._checks.verifier.verify(request.token)
+        except Unauthenticated as error:
+            why = tell(error, "; log in again")
+            raise JoinRefused(JoinCode.UNAUTHENTICATED, f"the relay does not accept the access token: {why}") from error
+        except GroupsUnavailable as error:
+            # `detail` may name files and applications of the operator's: it is for the log alone.
+            raise JoinRefused(
+                JoinCode.INTERNAL, error.message, retry_after=error.retry_after or _RETRY_AFTER
+            ) from error
+        except ArcbridgeError as error:
+            raise JoinRefused(
+                JoinCode.INTERNAL,
+                f"the relay cannot verify tokens now because the issuer does not answer; try again ({ISSUER_KEYS})",
+                retry_after=error.retry_after or _RETRY_AFTER,
+            ) from error
+
+    def _require_proof(self, join: ServerJoin, request: JoinRequest, identity: Identity) -> None:
+        """Raise `JoinRefused` unless the client has shown that the token is its own."""
+        try:
+            self._checks.proofs.check(identity.binding, request.token, request.proof, Peer(join.own_key))
+        except ProofRefused as error:
+            raise JoinRefused(
+                JoinCode.UNAUTHENTICATED, f"the relay does not accept the access token: {error.message}"
+            ) from error
+
+    async def _authorise(self, identity: Identity, request: JoinRequest) -> str:
+        """Return the PEM of the cluster's CA. A user whose login was revoked is told so, whatever the cluster. For the
+        rest there is one refusal for every reason, and every question is asked each time (docs/threats.md#J22)."""
+        try:
+            if (refused := self._checks.access.refusal(identity)) is not None:
+                raise _refused(refused)
+            name = check_cluster_name(request.cluster)
+            record = await self._registry.cluster(name)
+        except RegistryUnavailable as error:
+            raise JoinRefused(
+                JoinCode.INTERNAL,
+                "the relay's registry does not answer; try again",
+                retry_after=error.retry_after or _RETRY_AFTER,
+            ) from error
+        except ConfigError as error:
+            raise JoinRefused(JoinCode.FORBIDDEN, FORBIDDEN) from error
+        loss = self._checks.access.loss(identity, name)
+        if record is None:
+            raise _refused(Loss("cluster", FORBIDDEN, "the cluster is unknown"))
+        if loss is not None:
+            raise _refused(loss)
+        if record.revoked:
+            raise _refused(Loss("cluster", FORBIDDEN, "the cluster is revoked"))
+        return record.ca_pem
+
+    def _require_right(self, identity: Identity, cluster: str) -> None:
+        """Raise `JoinRefused` where the right was lost since it was asked for."""
+        if (loss := self._checks.access.loss(identity, cluster)) is not None:
+            raise _refused(loss)
+
+    # -- its agent -------------------------------------------------------------------------------------------------
+
+    async def _pair(self, attempt: _Attempt, identity: Identity, cluster_ca: str, slot: SessionSlot) -> Pump:
+        """Bring client and agent together, and both their sockets into a pump."""
+        join, request = attempt.join, attempt.request
+        dial = self._dials.open(attempt.id, identity, request.cluster)
+        agent: ClaimedAgent | None = None
+        try:
+            try:
+                agent = await self._dial(join, dial, request)
+            except BaseException:
+                # An agent that claimed the token just now is let go below.
+                agent = self._dials.close(dial)
+                raise
+            self._dials.close(dial)
+            attempt.fields["agent"] = agent.instance
+            to_client = await self._end_agents_tls(agent, attempt.id)
+            self._require_right(identity, request.cluster)
+            reply = JoinReply(join_id=attempt.id, cluster_ca=cluster_ca, subject=identity.username)
+            try:
+                await join.reply(reply)
+                to_agent = await join.finish()
+            except (RemoteProtocolError, ConnectionLost) as error:
+                raise JoinRefused(JoinCode.GONE, "the client did not finish the join") from error
+            # Too late to say why, and in time to let no byte pass.
+            self._require_right(identity, request.cluster)
+        except BaseException:
+            if agent is not None:
+                # It reads the reason where its TLS still stands, and is reset otherwise.
+                await agent.join.refuse(VOID)
+            raise
+        slot.joined()
+        pump = self._pumps.join(
+            join.sock,
+            agent.join.sock,
+            to_agent=to_agent,
+            to_client=to_client,
+            join_id=attempt.id,
+            cluster=request.cluster,
+            identity=identity,
+            on_ended=slot.leave,
+        )
+        pump.agent, pump.source = agent.instance, attempt.ticket.address
+        pump.first_session = attempt.fields.get("first_session", "")
+        return pump
+
+    async def _dial(self, join: ServerJoin, dial: PendingDial, request: JoinRequest) -> ClaimedAgent:
+        """Ask for an agent and wait until one has claimed the token, watching the client meanwhile."""
+        loop = asyncio.get_running_loop()
+        message = Dial(
+            token=dial.token,
+            address=self._address,
+            cluster=dial.cluster,
+            join_id=dial.join_id,
+            instance=request.instance if len(request.instance) <= 128 else "",
+            deadline=int(self._dial_deadline),
+        )
+        gone = loop.create_task(join.gone())
+        dialled = self._fleet.dial(dial.cluster, message, self._dial_deadline)
+        dialling = loop.create_task(self._pumps.payer_of(dial.identity).steps(dialled, inner=True))
+        watched: set[asyncio.Future[object]] = {gone, dialling, dial.claimed}  # type: ignore[arg-type]
+        try:
+            async with asyncio.timeout(self._dial_deadline):
+                while True:
+                    await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+                    if gone.done():
+                        self._raise_gone(gone)
+                    if dial.claimed.done():
+                        return dial.claimed.result()
+                    if dialling.done():
+                        dialling.result()
+                        watched.discard(dialling)
+        except TimeoutError as error:
+            raise JoinRefused(
+                JoinCode.AGENT_TIMEOUT,
+                f"an agent of cluster {dial.cluster} agreed to come but did not connect within "
+                f"{self._dial_deadline:.0f} s: check that it can reach {self._address}",
+                retry_after=_RETRY_AFTER,
+            ) from error
+        finally:
+            await cancel_and_wait(gone, dialling)
+
+    @staticmethod
+    def _raise_gone(gone: asyncio.Task[None]) -> None:
+        error = gone.exception()
+        if isinstance(error, RemoteProtocolError):
+            raise JoinRefused(JoinCode.BAD_REQUEST, f"the client broke the protocol: {error.message}") from error
+        raise JoinRefused(JoinCode.GONE, "the client left before it was joined") from error
+
+    async def _end_agents_tls(self, agent: ClaimedAgent, join_id: str) -> bytes:
+        try:
+            await agent.join.reply(JoinReply(join_id=join_id))
+            return await agent.join.finish()
+        except (RemoteProtocolError, ConnectionLost) as error:
+            raise JoinRefused(
+                JoinCode.AGENT_REFUSED, "the agent came but did not finish the join; try again", retry_after=1
+            ) from error
+
+
+def _refused(loss: Loss) -> JoinRefused:
+    refusal = JoinRefused(JoinCode.FORBIDDEN, loss.message)
+    refusal.__cause__ = ConfigError(loss.cause)
+    return refusal
+
+
+def _going_away() -> JoinRefused:
+    return JoinRefused(JoinCode.DRAINING, "this relay is going away; try again", retry_after=1)

@@ -1,0 +1,135 @@
+"""What a process of a relay does for the whole of it: its lock, its port, its limits, and what its operator sees.
+
+`Membership` is that of a relay with one process, which does all of it. Of several processes the supervisor holds the
+lock and answers the operator, and each worker has a `siblings.worker_membership.WorkerMembership`. Invariant: the
+service asks its membership and never how many processes there are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import structlog
+
+from arcbridge.net.address import Address
+from arcbridge.observe.health import Checks
+from arcbridge.observe.metrics import Metrics
+from arcbridge.observe.reloads import Outcome, Reloads
+from arcbridge.observe.server import ObserveServer
+from arcbridge.relay.admin_socket import AdminSocket
+from arcbridge.relay.data_dir import instance_lock
+from arcbridge.relay.fleet.base import Fleet
+from arcbridge.relay.fleet.local import LocalFleet
+from arcbridge.relay.operations import Operations, Question, Row
+from arcbridge.relay.pending_dials import Detour
+from arcbridge.relay.settings import Checked, required
+from arcbridge.settings.config import RelayConfig, RelayLimitsConfig
+from arcbridge.settings.problems import Problems
+
+log = structlog.get_logger("arcbridge.relay")
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What a process that serves shows and takes."""
+
+    config: RelayConfig
+    metrics: Metrics
+    checks: Checks
+    operations: Operations
+    fleet: Fleet
+    apply: Callable[[Checked], Outcome]
+    """Puts other settings in force in this process. Raises `ArcbridgeError`."""
+
+
+class Membership:
+    """Of a relay that is one process."""
+
+    serves = "relay serving"
+    """The event that is logged once the port is open."""
+    index: int | None = None
+    """Which of several processes this one is."""
+    detour: Detour | None = None
+    """The way to the other processes of this relay."""
+    shares_port = False
+    """Whether other processes of this relay listen on the same port."""
+
+    def __init__(self, reread: Callable[[], RelayConfig] | None = None) -> None:
+        """`reread`: reads the settings again, for a reload at SIGHUP; raises `ConfigError`."""
+        self.fleet: Fleet = LocalFleet()
+        """Of a relay without NATS."""
+        self._reread = reread
+
+    def enter(self, checked: Checked, stack: AsyncExitStack) -> None:
+        """Log what the settings warn of, and take the data directory's lock. Raises `ConfigError`, `StateError`."""
+        log_warnings(checked.problems)
+        stack.enter_context(instance_lock(checked.config.data_dir))
+
+    def share(self, limits: RelayLimitsConfig) -> RelayLimitsConfig:
+        """Return this process' part of what the whole relay may hold."""
+        return limits
+
+    def address(self, configured: Address) -> Address:
+        """Return the address to listen on."""
+        return configured
+
+    async def siblings_ready(self) -> None:
+        """Wait, within bounds, until the other processes have sent what they have."""
+
+    async def wait_to_close(self, hurry: asyncio.Event) -> None:
+        """Wait until this process may close its port, or a moment longer than until `hurry`."""
+
+    async def publish(self, service: Service, stack: AsyncExitStack) -> str:
+        """Show the operator what this process counts and finds, and take the operator's questions and settings.
+
+        Returns the address of metrics and health, empty where there is none.
+        """
+
+        async def answer(question: Question) -> list[Row]:
+            own = service.operations.answer(question)
+            # Each relay sends its own checks alone: an operator asks about this machine.
+            return own if question.get("ask") == "checks" else own + await service.fleet.ask_others(question)
+
+        async def reload(reread: Callable[[], RelayConfig]) -> Outcome:
+            # One check, so that what is logged, what is put in force and what the result names are of the same files.
+            checked = required(reread())
+            log_warnings(checked.problems)
+            return service.apply(checked)
+
+        observe = ObserveServer(service.config.observe.listen, service.metrics, service.checks)
+        return await open_to_operator(service.config, observe, service.metrics, answer, reload, self._reread, stack)
+
+
+async def open_to_operator(
+    config: RelayConfig,
+    observe: ObserveServer,
+    metrics: Metrics,
+    answer: Callable[[Question], Awaitable[list[Row]]],
+    reload: Callable[[Callable[[], RelayConfig]], Awaitable[Outcome]],
+    reread: Callable[[], RelayConfig] | None,
+    stack: AsyncExitStack,
+) -> str:
+    """Open metrics and health, the admin socket, and the reload at SIGHUP where settings can be read again.
+
+    Returns the address of metrics and health, empty where there is none. Raises `ConfigError`.
+    """
+    if reread is not None:
+        reloads = Reloads("relay", lambda: reload(reread))
+        reloads.register(metrics)
+        reloads.start()
+        stack.push_async_callback(reloads.stop)
+    admin = AdminSocket(config.data_dir, answer)
+    await admin.start()
+    stack.push_async_callback(admin.close)
+    address = await observe.start()
+    stack.push_async_callback(observe.stop)
+    return address
+
+
+def log_warnings(problems: Problems) -> None:
+    """Log what a check warns of, at the start and at a reload."""
+    for problem in problems.warnings:
+        log.warning("settings", setting=problem.setting, reason=str(problem))

@@ -1,0 +1,68 @@
+"""An attempt sends the cluster's token to an agent whose CA is trusted, and to no other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from arcbridge.client.session.trust import ClusterTrust
+from arcbridge.errors import PinMismatch
+from arcbridge.pki.pins import PinStore
+from tests.client.far_side import CLUSTER, CLUSTER_CA, OTHER_CA, FarSide
+from tests.client.session.test_session_manager import make, running
+
+
+class TestTrust:
+    async def test_no_token_before_the_pin(self, far: FarSide, tmp_path: Path) -> None:
+        session = make(far, tmp_path, trust=ClusterTrust(pin=OTHER_CA.pin))
+        with pytest.raises(PinMismatch) as caught:
+            await session.connect_once()
+        assert CLUSTER_CA.pin in caught.value.message
+        assert OTHER_CA.pin in caught.value.message
+        assert far.auths == []
+        assert far.sessions == []
+
+    async def test_no_token_for_an_agent_of_another_ca(self, far: FarSide, tmp_path: Path) -> None:
+        far.shows_ca = OTHER_CA
+        with pytest.raises(PinMismatch, match="not certified by its CA"):
+            await make(far, tmp_path).connect_once()
+        assert far.auths == []
+
+    async def test_unknown_and_no_user_to_ask(self, far: FarSide, tmp_path: Path) -> None:
+        with pytest.raises(PinMismatch, match="--trust-first-use"):
+            await make(far, tmp_path, trust=ClusterTrust()).connect_once()
+        assert far.auths == []
+
+    async def test_asked_once_and_remembered(self, far: FarSide, tmp_path: Path) -> None:
+        asked = []
+
+        async def ask(cluster: str, pin: str) -> bool:
+            asked.append((cluster, pin))
+            return True
+
+        def trust() -> ClusterTrust:
+            return ClusterTrust(remembered=PinStore(tmp_path / "pins.toml"), ask=ask)
+
+        for _ in range(2):
+            async with running(make(far, tmp_path, trust=trust())) as session:
+                await session.ready()
+        assert asked == [(CLUSTER, CLUSTER_CA.pin)]
+        far.says_ca = far.shows_ca = OTHER_CA
+        with pytest.raises(PinMismatch):
+            await make(far, tmp_path, trust=trust()).connect_once()
+
+    async def test_refused_by_the_person(self, far: FarSide, tmp_path: Path) -> None:
+        async def ask(cluster: str, pin: str) -> bool:
+            return False
+
+        store = PinStore(tmp_path / "pins.toml")
+        with pytest.raises(PinMismatch, match="was not trusted"):
+            await make(far, tmp_path, trust=ClusterTrust(remembered=store, ask=ask)).connect_once()
+        assert store.get(CLUSTER) is None
+
+    async def test_first_use(self, far: FarSide, tmp_path: Path) -> None:
+        store = PinStore(tmp_path / "pins.toml")
+        async with running(make(far, tmp_path, trust=ClusterTrust(remembered=store, first_use=True))) as session:
+            await session.ready()
+        assert store.get(CLUSTER) == CLUSTER_CA.pin
