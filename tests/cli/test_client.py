@@ -26,7 +26,7 @@ from arcbridge.errors import ConfigError, ExitCode
 from arcbridge.net.join import JoinCode
 from arcbridge.wire.records import JoinReply
 from tests.client.far_side import CLUSTER, CLUSTER_CA, RELAY_CA, FarSide
-from tests.client.test_session_manager import login
+from tests.client.session.test_session_manager import login
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,7 +62,7 @@ class Shell:
                 "stdout": asyncio.subprocess.PIPE,
                 "stderr": asyncio.subprocess.PIPE,
             }
-            | options,  # type: ignore[arg-type]
+            | options,
             env=self.environment,
         )
 

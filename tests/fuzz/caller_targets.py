@@ -155,7 +155,7 @@ def pod_body(data: bytes) -> None:
         return
     spec = document.get("spec") if isinstance(document, dict) else None
     if isinstance(spec, dict) and spec.get("hostNetwork") is True and content_type != _TYPES[1]:
-        assert "hostNetwork" in str(details.get("privileged", "")) or len(details.get("privileged", ())) > 50  # type: ignore[arg-type]
+        assert "hostNetwork" in str(details.get("privileged", "")) or len(details.get("privileged", ())) > 50
 
 
 # -- texts ------------------------------------------------------------------------------------------------------------

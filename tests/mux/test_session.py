@@ -141,7 +141,7 @@ def test_every_end_is_told_to_every_part_once(loop: str, link: str, how: str) ->
             lost: list[str] = []
             for name, io in (("client", mine), ("agent", theirs)):
                 original = io.connection_lost
-                io.connection_lost = lambda exc, n=name, o=original: (lost.append(n), o(exc))  # type: ignore[method-assign]
+                io.connection_lost = lambda exc, n=name, o=original: (lost.append(n), o(exc))
             reading = asyncio.ensure_future(mine.read())
             writing = asyncio.ensure_future(_write_for_ever(theirs))
             waiting = [asyncio.ensure_future(s.wait_ended()) for s in (ends.client, ends.agent)]
@@ -152,7 +152,7 @@ def test_every_end_is_told_to_every_part_once(loop: str, link: str, how: str) ->
                     assert ("client" if n == "c" else "agent") in lost, "a stream was not told before"
                     o(s, e)
 
-                handler.session_ended = told  # type: ignore[method-assign]
+                handler.session_ended = told
             await turns()
             reading.cancel()
             await act(ends)

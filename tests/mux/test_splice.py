@@ -542,7 +542,7 @@ def test_a_program_that_does_not_read_bounds_the_stream(loop: str, tls: bool) ->
 def test_a_stream_that_is_not_read_bounds_the_program(loop: str, tls: bool) -> None:
     async def main() -> None:
         async with an_outer(tls, limits=Limits(max_stream_window=512 * 1024)) as (ends, outer):
-            outer.far.transport.pause_reading()  # type: ignore[union-attr]
+            outer.far.transport.pause_reading()
             sent = 0
 
             async def flood() -> None:
@@ -560,7 +560,7 @@ def test_a_stream_that_is_not_read_bounds_the_program(loop: str, tls: bool) -> N
             assert not writing.done()
             stream = next(iter(ends.client._machine.streams.values()))
             assert stream.queued < 1024 * 1024
-            outer.far.transport.resume_reading()  # type: ignore[union-attr]
+            outer.far.transport.resume_reading()
             assert await outer.far.read_exactly(last)
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)

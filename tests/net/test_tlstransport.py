@@ -39,7 +39,7 @@ async def finish(*ends: TlsTransport) -> None:
     for end in ends:
         end.close()
     for end in ends:
-        await end.get_protocol().end()  # type: ignore[attr-defined]
+        await end.get_protocol().end()
 
 
 # -- the handshake ----------------------------------------------------------------------------------------------------
@@ -372,7 +372,7 @@ async def test_a_paused_reader_bounds_the_peer(ours: str, kind: Callable[..., Re
 async def test_a_pause_within_a_delivery_holds_the_rest(kind: Callable[..., Recorder]) -> None:
     """One read of the socket gave OpenSSL many records: a pause after each leaves the others there."""
 
-    class Sipping(kind):  # type: ignore[misc,valid-type]
+    class Sipping(kind):
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
             self.made.result().pause_reading()
@@ -403,7 +403,7 @@ async def test_a_pause_within_a_delivery_holds_the_rest(kind: Callable[..., Reco
     assert sips >= 12
     assert mine.data == data
     assert mine.calls == ["made", "eof", "lost"]
-    await client.get_protocol().end()  # type: ignore[attr-defined]
+    await client.get_protocol().end()
 
 
 async def test_a_pause_before_the_handshake_is_done_holds_too() -> None:
@@ -555,6 +555,6 @@ async def test_a_protocol_that_raises_at_its_birth_or_its_death(faults: Faults) 
     server, client = await linked(mine, Recorder())
     await mine.made
     server.abort()
-    await client.get_protocol().end()  # type: ignore[attr-defined]
+    await client.get_protocol().end()
     assert [str(fault["exception"]) for fault in faults] == ["broken in connection_lost"]
     faults.clear()

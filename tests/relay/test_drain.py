@@ -219,12 +219,12 @@ async def test_other_relays_stop_dialling_before_the_agents_hear(tmp_path: Path)
             await asyncio.Event().wait()
 
         original = relay.fleet.unregister
-        relay.fleet.unregister = unregister  # type: ignore[method-assign]
+        relay.fleet.unregister = unregister
         draining = Draining(relay)
         async with asyncio.timeout(5):
             while agent.goaway is None:
                 await asyncio.sleep(0.005)
-        relay.fleet.unregister = original  # type: ignore[method-assign]
+        relay.fleet.unregister = original
         assert told == ["i1"]
         await draining.over()
 

@@ -97,7 +97,7 @@ class Running:
         return await connect(parse_address(self.info.address), deadline=5, proxy=DIRECT)
 
     async def post(self, path: str, body: dict[str, str], **context: object) -> tuple[int, dict[str, str]]:
-        tls = outer_client_context(RelayTrust(self.ca), ALPN_HTTP, **context)  # type: ignore[arg-type]
+        tls = outer_client_context(RelayTrust(self.ca), ALPN_HTTP, **context)
         async with (
             aiohttp.ClientSession() as session,
             session.post(f"https://{self.info.address}{path}", json=body, ssl=tls) as response,
@@ -450,7 +450,7 @@ async def test_every_bad_setting_is_named(config: RelayConfig, tmp_path: Path) -
             ({"tls": RelayTlsConfig(certificate=missing, key=missing)}, "tls.certificate"),
             ({"tls": RelayTlsConfig(certificate=tmp_path / "bad", key=tmp_path / "bad")}, "certificate"),
         ):
-            relay = Running(replace(config, **changes))  # type: ignore[arg-type]
+            relay = Running(replace(config, **changes))
             with pytest.raises((ConfigError, StateError), match=words):
                 await relay.start()
 

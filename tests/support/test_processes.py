@@ -16,7 +16,7 @@ from tests.support.world import fixed_port
 
 
 def python(code: str, tmp_path: Path, **options: object) -> ManagedProcess:
-    return ManagedProcess([sys.executable, "-c", code], log_dir=tmp_path, **options)  # type: ignore[arg-type]
+    return ManagedProcess([sys.executable, "-c", code], log_dir=tmp_path, **options)
 
 
 def test_lines_of_both_streams(tmp_path: Path) -> None:

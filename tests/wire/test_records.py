@@ -41,7 +41,7 @@ def field(tag: int, value: bytes) -> bytes:
 def any_record(draw: st.DrawFn) -> Record:
     cls = draw(st.sampled_from(ALL))
     values: dict[str, object] = {}
-    for spec in fields(cls):  # type: ignore[arg-type]
+    for spec in fields(cls):
         if isinstance(spec.default, bool):
             values[spec.name] = draw(st.booleans())
         elif isinstance(spec.default, int):

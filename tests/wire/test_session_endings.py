@@ -45,12 +45,12 @@ def test_m11_after_fin_nothing_may_come(late: bytes) -> None:
 
 def test_m11_reset_after_fin() -> None:
     one = agent().feed(opening(1), data(1, 5), frame(FrameType.FIN, 1), reset(1, ResetCode.NO_ERROR))
-    stream = one.of(ev.StreamOpened)[0].stream  # type: ignore[attr-defined]
+    stream = one.of(ev.StreamOpened)[0].stream
     assert b"".join(stream.inbox) == b"ddddd", "what came before FIN stays complete"
     one.machine.receiver.consumed(stream, 5)
     assert one.machine.unconsumed == 0
     one = agent().feed(opening(1), data(1, 5), frame(FrameType.FIN, 1), reset(1, ResetCode.CANCELLED))
-    stream = one.of(ev.StreamOpened)[0].stream  # type: ignore[attr-defined]
+    stream = one.of(ev.StreamOpened)[0].stream
     assert not stream.inbox
     assert one.machine.unconsumed == 0
     one.machine.receiver.consumed(stream, 5)  # a late consumer settles nothing twice
@@ -118,7 +118,7 @@ def test_goaway_while_the_token_is_verified() -> None:
     one.machine.accept_auth(OK)
     one.collect()
     assert one.machine.state is State.DRAINING
-    assert [e.stream.id for e in one.of(ev.StreamOpened)] == [1]  # type: ignore[attr-defined]
+    assert [e.stream.id for e in one.of(ev.StreamOpened)] == [1]
     assert one.resets() == {3: ResetCode.REFUSED}
     one.machine.stream_table.finish(one.machine.streams[1])
     one.collect()

@@ -67,11 +67,11 @@ def test_m2_grants() -> None:
 def test_m3_more_than_the_streams_window_is_an_error_of_the_stream() -> None:
     limits = Limits(stream_window=FIRST_CREDIT, max_stream_window=FIRST_CREDIT)
     one = agent(limits).feed(opening(1), opening(3), data(3, 100))
-    neighbour = one.of(ev.StreamOpened)[1].stream  # type: ignore[attr-defined]
+    neighbour = one.of(ev.StreamOpened)[1].stream
     one.feed(data(1, FIRST_CREDIT), data(1, 1), data(3, 50))
     assert one.resets() == {1: ResetCode.FLOW_CONTROL}
     assert b"".join(neighbour.inbox) == b"d" * 150
-    assert [e.code for e in one.of(ev.StreamWasReset)] == [ResetCode.FLOW_CONTROL]  # type: ignore[attr-defined]
+    assert [e.code for e in one.of(ev.StreamWasReset)] == [ResetCode.FLOW_CONTROL]
     assert one.machine.unconsumed == 150
 
 

@@ -347,7 +347,7 @@ async def test_an_identity_that_is_renewed_during_the_review_is_reviewed_again(d
 
 def made(**changes: object) -> Plan:
     plan = Plan("r-1", "GET", "/x", b"Impersonate-User: alice\r\n", True, False, "", None)
-    return dataclasses.replace(plan, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(plan, **changes)
 
 
 START = "HTTP/1.1\r\nHost: h:1\r\nAudit-ID: r-1\r\nImpersonate-User: alice\r\n"

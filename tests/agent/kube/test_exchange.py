@@ -448,7 +448,7 @@ async def test_h26_bodies_that_wait_for_a_seat_count_for_their_user(bench: Bench
     for number in range(1, 5):
         wires.append(bench.stream())
         await wires[-1].send(large)
-        await until(lambda number=number: arriving.held == number * DEFAULT.stream_window)  # type: ignore[misc]
+        await until(lambda number=number: arriving.held == number * DEFAULT.stream_window)
     wire = bench.stream()
     await wire.send(large)
     answer = await wire.answer()

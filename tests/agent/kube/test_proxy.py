@@ -449,7 +449,7 @@ async def cut_and_resumed(bench: Bench) -> AsyncIterator[tuple[MuxSession, Calla
     """A client's session with the proxy, whose connection a test can cut and replace."""
     judge = FakeAuthenticator()
     judge.add("t", "alice")
-    sessions = Sessions(judge, bench.proxy, TcpTargets({}, bench.audit), clock=lambda: 1000.0)  # type: ignore[arg-type]
+    sessions = Sessions(judge, bench.proxy, TcpTargets({}, bench.audit), clock=lambda: 1000.0)
     async with joined(sessions) as (client, _):
         await client.wait_established()
 
