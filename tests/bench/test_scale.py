@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.herd.sessions import PING, PONG, RECORD
 from bench.studies.scale import Scale
-
-
-def test_a_light_ping_is_as_long_as_a_real_one() -> None:
-    assert len(PING) == len(PONG) == RECORD == 46
-    assert PING[:1] != PONG[:1]
 
 
 def test_a_small_one(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from bench.machine import REPOSITORY
-from bench.soak import run as soak
 from bench.soak.__main__ import main
 from bench.usage import with_descendants
 from tests.support.processes import ManagedProcess
@@ -72,12 +71,3 @@ def test_interrupted_it_leaves_nothing_behind(number: signal.Signals, tmp_path: 
         assert process.wait(60) == 130
         assert [pid for pid in running if Path(f"/proc/{pid}").exists()] == []
     assert "{" not in process.output("stdout"), "no result of what was not finished"
-
-
-def test_reasons_that_a_client_gave(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    log.write_text(
-        'Forwarding 127.0.0.1:1\n{"event": "connection cut", "reason": "expired"}\n{"event": "session established"}\n'
-        '{"event": "connection refused", "reason": "no agent"}\n'
-    )
-    assert soak.reasons_told(log) == ["expired", "no agent"]
