@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from arcbridge.refusals import NO_REFUSAL, Refusal
+
 
 class ExitCode(IntEnum):
     """Exit codes of the executable, kept stable for scripts."""
@@ -30,17 +32,24 @@ class ArcbridgeError(Exception):
     the HTTP code and the `metav1.Status` reason where the error is answered to a Kubernetes client.
     `retry_after` is in seconds and is set only where the request surely never left this process. `session` is the id
     of the session that was refused, ended or cut, as the logs of all roles have it; empty where there was none.
+    `refusal` is why an end refused, as it tells the other one; `detail` is what its own log has beside that.
     """
 
     exit_code: ExitCode = ExitCode.FAILURE
     status_code: int = 500
     reason: str = "InternalError"
     session: str = ""
+    refusal: Refusal = NO_REFUSAL
+    detail: str = ""
 
     def __init__(self, message: str, *, retry_after: int | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.retry_after = retry_after
+
+    def log_fields(self) -> dict[str, str]:
+        """Return what a log has beside the message, which the peer reads too: the rule, and our own words."""
+        return {name: text for name, text in (("rule", self.refusal.rule.value), ("detail", self.detail)) if text}
 
     def told(self) -> str:
         """Return the message, with the session's id behind it."""
@@ -111,9 +120,12 @@ class SessionEnded(ArcbridgeError):
     status_code = 503
     reason = "ServiceUnavailable"
 
-    def __init__(self, code: int, message: str, *, retry_after: int | None = None) -> None:
+    def __init__(
+        self, code: int, message: str, *, retry_after: int | None = None, refusal: Refusal = NO_REFUSAL
+    ) -> None:
         super().__init__(message, retry_after=retry_after)
         self.code = code
+        self.refusal = refusal
 
 
 class Unauthenticated(ArcbridgeError):
@@ -160,6 +172,10 @@ class UntrustedCertificate(Unreachable):
     """A server answers, and its certificate is not of the CA that the settings name for it."""
 
 
+class WrongDocument(Unreachable):
+    """A server answers, and what it serves is not what the settings say of it."""
+
+
 class JoinRefused(ArcbridgeError):
     """The relay refused a join; `code` is a `net.join.JoinCode` and says which step failed."""
 
@@ -167,9 +183,18 @@ class JoinRefused(ArcbridgeError):
     status_code = 503
     reason = "ServiceUnavailable"
 
-    def __init__(self, code: int, message: str, *, retry_after: int | None = None, session: str = "") -> None:
+    def __init__(
+        self,
+        code: int,
+        message: str,
+        *,
+        retry_after: int | None = None,
+        session: str = "",
+        refusal: Refusal = NO_REFUSAL,
+    ) -> None:
         super().__init__(message, retry_after=retry_after)
         self.code = code
+        self.refusal = refusal
         self.session = session
         """The join's id, by which the relay's log has it; empty where the relay gave none."""
 

@@ -1,4 +1,4 @@
-"""Ends asyncio tasks of parts that close.
+"""Ends asyncio tasks of parts that close, and unpacks the errors of task groups.
 
 It starts none and keeps none. Invariant: what was cancelled here runs no more when the caller goes on.
 """
@@ -14,3 +14,11 @@ async def cancel_and_wait(*tasks: asyncio.Task[Any]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the first error inside a task group's, because users are shown one sentence."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

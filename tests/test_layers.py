@@ -25,8 +25,10 @@ ROLES = ("client", "relay", "agent")
 LEAVES = frozenset(
     {
         "errors",
+        "legacy_refusals",
         "limiters",
         "loop_shares",
+        "refusals",
         "single_file",
         "tasks",
         "units",
@@ -49,6 +51,8 @@ ALLOWED: dict[str, frozenset[str]] = {
     "observe": frozenset({"settings"}),
     "settings": frozenset({"pki"}),
     "errors": frozenset(),
+    "legacy_refusals": frozenset(),
+    "refusals": frozenset(),
     "limiters": frozenset(),
     "loop_shares": frozenset(),
     "tasks": frozenset(),

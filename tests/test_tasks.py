@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from arcbridge.tasks import cancel_and_wait
+from arcbridge.tasks import cancel_and_wait, first_error
 
 
 async def test_they_have_ended_also_where_they_take_their_time() -> None:
@@ -37,3 +37,8 @@ async def test_one_that_fails_and_none_at_all() -> None:
     await cancel_and_wait(task)
     assert isinstance(task.exception(), ValueError)
     await cancel_and_wait()
+
+
+def test_the_first_error_of_a_group_is_found_at_any_depth() -> None:
+    error = ValueError("the one")
+    assert first_error(ExceptionGroup("", [ExceptionGroup("", [error]), TypeError()])) is error

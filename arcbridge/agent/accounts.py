@@ -65,7 +65,7 @@ loop, and more at once would keep the requests of others waiting for as many."""
 BURST_GAP = 10.0
 """Seconds without a refusal that end a burst of refusals."""
 BURST_LENGTH = 60.0
-"""Seconds after which a burst that goes on counts as another one, so that its size is told."""
+"""Seconds after which a burst that goes on counts as another one, so that its size is recorded."""
 PROMPT_REFUSALS = 50
 """Refusals of one user that are answered at once, and so many a second; further ones are held for HOLD."""
 HOLD = 1.0
@@ -132,7 +132,7 @@ def limits_of(config: AgentLimitsConfig, identity: Identity) -> AgentLimitsConfi
     return replace(config, **own, groups={}, users={})
 
 
-class Member(Protocol):
+class AccountSession(Protocol):
     """A session as its account sees it."""
 
     @property
@@ -183,7 +183,7 @@ class Account:
         self._accounts = accounts
         self.identity = identity
         """The identity of the user's newest token."""
-        self.members: set[Member] = set()
+        self.members: set[AccountSession] = set()
         """The user's sessions, those without a connection included."""
         self.audit = AuditBudget(identity.username)
         """Bytes of the user's audit records."""
@@ -276,7 +276,7 @@ class Account:
         """Return whether the user has ended more connections of late than a user may."""
         return self._ended_connections is not None and self._ended_connections.wait(now) > 0.0
 
-    def leave(self, member: Member) -> None:
+    def leave(self, member: AccountSession) -> None:
         """End a session's membership; the last one's end retires the account. A second call changes nothing."""
         if member in self.members:
             self.members.remove(member)
@@ -386,66 +386,14 @@ class Account:
         return HOLD if self._prompt.reserve(now) is None else 0.0
 
     def explain(self, limit: Limit) -> LimitReached:
-        """Return what to tell the user of a limit that was reached."""
+        """Return the sentence for the user of a limit that was reached."""
         limits = self.limits
-        match limit:
-            case Limit.REQUESTS_PER_SECOND:
-                fact = f"you send more than the {limits.requests_per_second} requests a second that one user may send"
-                remedy = "run fewer commands at once"
-            case Limit.CONCURRENT_REQUESTS:
-                fact = f"{limits.concurrent_requests} requests of yours are under way, as many as one user may have"
-                remedy = "end watches and commands that you do not need"
-            case Limit.UPGRADED_STREAMS:
-                count = limits.upgraded_streams
-                fact = (
-                    f"{count} exec, attach and port-forward connections of yours are open, as many as one user may have"
-                )
-                remedy = "end some of them"
-            case Limit.STREAMS:
-                fact = f"{limits.streams} connections of yours are open, as many as one user may have"
-                remedy = "end some of them"
-            case Limit.SESSIONS:
-                fact = f"{limits.sessions} sessions of yours are open at this agent, as many as one user may have"
-                remedy = "end arcbridge where you do not need it"
-            case Limit.BYTES_PER_DAY:
-                fact = f"you moved {size(limits.bytes_per_day)} today, which is what one user may move in a day"
-                text = f"{fact}; wait until 00:00 UTC, or {_ASK}"
-                return LimitReached(limit, text, retry_at=(self._accounts.clock() // DAY + 1) * DAY)
-            case Limit.APISERVER_SEATS:
-                most = f"{limits.apiserver_seats} requests of yours"
-                fact = f"the API server works on {most}, or waits until their answers are read, as on many as it may"
-                remedy = "end programs that stand still"
-            case Limit.CONNECTS_PER_SECOND:
-                most = f"{limits.connects_per_second} connections a second to the API server"
-                fact = f"your requests need more than the {most} that one user may make"
-                remedy = "run fewer commands at once"
-            case Limit.AGENT_CONNECTS_PER_SECOND:
-                text = "the agent makes as many connections to the API server as it may; try again shortly"
-                return LimitReached(limit, text, retry_after=1)
-            case Limit.TARGETS:
-                text = "no target of that name is open to you; ask the cluster's operator for one"
-                return LimitReached(limit, text, retry_after=1)
-            case Limit.ARRIVING:
-                fact = "many large heads or bodies of requests of yours, or of all users, are on their way at once"
-                text = f"{fact}; run fewer commands at once, or send shorter headers"
-                return LimitReached(limit, text, retry_after=1)
-            case Limit.AUDIT_BYTES:
-                most = size(limits.audit_bytes_per_second)
-                fact = f"your requests fill more than the {most} a second of the audit log that one user may fill"
-                remedy = "send fewer and shorter requests"
-            case Limit.LOOP_SHARE:
-                fact = (
-                    f"what you send takes more than the {limits.loop_share} % of the agent's time that one user may "
-                    "take while others wait"
-                )
-                text = f"{fact}; run fewer or smaller commands at once, or {_ASK}"
-                left = self.loop_time.refused_until - self._accounts.monotonic()
-                return LimitReached(limit, text, retry_after=max(1, math.ceil(left)))
-            case Limit.AGENT_REQUESTS:
-                text = "the agent has too many requests under way; try again shortly"
-                return LimitReached(limit, text, retry_after=1)
-        text = f"{fact}; {remedy}, or {_ASK}"
-        return LimitReached(limit, text, retry_after=1)
+        day, audit = size(limits.bytes_per_day), size(limits.audit_bytes_per_second)
+        text = _REACHED[limit].format(limits=limits, day=day, audit=audit, ask=_ASK)
+        if limit is Limit.BYTES_PER_DAY:
+            return LimitReached(limit, text, retry_at=(self._accounts.clock() // DAY + 1) * DAY)
+        left = self.loop_time.refused_until - self._accounts.monotonic() if limit is Limit.LOOP_SHARE else 1
+        return LimitReached(limit, text, retry_after=max(1, math.ceil(left)))
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
@@ -519,7 +467,7 @@ class Accounts:
         """Users with at least one session."""
         return len(self._present)
 
-    def enter(self, identity: Identity, member: Member) -> Account:
+    def enter(self, identity: Identity, member: AccountSession) -> Account:
         """Return the account of the identity's subject with `member` in it; each `enter` needs one `leave`."""
         subject = identity.subject
         account = self._present.get(subject)
@@ -555,6 +503,34 @@ class Accounts:
 
 
 _ASK = "ask the cluster's operator for a higher limit"
+_REACHED: dict[Limit, str] = {
+    Limit.REQUESTS_PER_SECOND: "you send more than the {limits.requests_per_second} requests a second that one user "
+    "may send; run fewer commands at once, or {ask}",
+    Limit.CONCURRENT_REQUESTS: "{limits.concurrent_requests} requests of yours are under way, as many as one user may "
+    "have; end watches and commands that you do not need, or {ask}",
+    Limit.UPGRADED_STREAMS: "{limits.upgraded_streams} exec, attach and port-forward connections of yours are open, as "
+    "many as one user may have; end some of them, or {ask}",
+    Limit.STREAMS: "{limits.streams} connections of yours are open, as many as one user may have; end some of them, or "
+    "{ask}",
+    Limit.SESSIONS: "{limits.sessions} sessions of yours are open at this agent, as many as one user may have; end "
+    "arcbridge where you do not need it, or {ask}",
+    Limit.BYTES_PER_DAY: "you moved {day} today, which is what one user may move in a day; wait until 00:00 UTC, or "
+    "{ask}",
+    Limit.APISERVER_SEATS: "the API server works on {limits.apiserver_seats} requests of yours, or waits until their "
+    "answers are read, as on many as it may; end programs that stand still, or {ask}",
+    Limit.CONNECTS_PER_SECOND: "your requests need more than the {limits.connects_per_second} connections a second to "
+    "the API server that one user may make; run fewer commands at once, or {ask}",
+    Limit.AGENT_CONNECTS_PER_SECOND: "the agent makes as many connections to the API server as it may; try again "
+    "shortly",
+    Limit.TARGETS: "no target of that name is open to you; ask the cluster's operator for one",
+    Limit.ARRIVING: "many large heads or bodies of requests of yours, or of all users, are on their way at once; run "
+    "fewer commands at once, or send shorter headers",
+    Limit.AUDIT_BYTES: "your requests fill more than the {audit} a second of the audit log that one user may fill; "
+    "send fewer and shorter requests, or {ask}",
+    Limit.LOOP_SHARE: "what you send takes more than the {limits.loop_share} % of the agent's time that one user may "
+    "take while others wait; run fewer or smaller commands at once, or {ask}",
+    Limit.AGENT_REQUESTS: "the agent has too many requests under way; try again shortly",
+}
 
 
 class _Burst:

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from arcbridge import legacy_refusals
 from arcbridge.agent.accounts import Limit
 from arcbridge.agent.audit import AuditRecord
+from arcbridge.agent.audit.record import AuditSubject, RequestOutcome
 from arcbridge.agent.authenticator import Authenticated, UnprovedToken
-from arcbridge.agent.kube.authorize import Caller
+from arcbridge.agent.kube.caller import Caller
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.resume import Claim, ResumeRefusal
 from arcbridge.agent.revocations import AccessRevoked, Revocation, covering
@@ -35,9 +37,10 @@ from arcbridge.errors import (
 )
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.proof import NO_PEER, Peer
-from arcbridge.identity.refusal import tell
+from arcbridge.identity.refusal import TokenRefused
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.mux.stream import StreamTransport
+from arcbridge.refusals import Refusal, RefusalRule
 from arcbridge.units import duration
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.records import Auth, AuthOk, Hello
@@ -173,7 +176,7 @@ class AgentSession(BaseHandler):
         if self._caller is not None:
             self._caller.connected_since = self._sessions.monotonic()
         replayed, self._replayed = session.stats.replayed_bytes - self._replayed, session.stats.replayed_bytes
-        self._sessions.resumed += 1
+        self._sessions.counters.resumed += 1
         self._log.info(
             "session resumed",
             seconds=round(seconds, 3),
@@ -214,7 +217,7 @@ class AgentSession(BaseHandler):
             return
         found = covering(users, self._caller.identity)
         if found is not None:
-            self._sessions.revoked += 1
+            self._sessions.counters.revoked += 1
             self.end(found.sentence(self._sessions.clock()))
 
     def send_goaway(self) -> None:
@@ -237,7 +240,7 @@ class AgentSession(BaseHandler):
             return 0.0
         seconds = self._sessions.monotonic() - self.detached_at
         self.detached_at = None
-        self._sessions.detached_seconds += seconds
+        self._sessions.counters.detached_seconds += seconds
         return seconds
 
     def _crossed(self, session: MuxSession) -> bool:
@@ -246,10 +249,10 @@ class AgentSession(BaseHandler):
         hello = session.peer_hello
         if hello is None or hello.join_id in ("", self._join_id):
             return False
-        self._sessions.refused += 1
+        self._sessions.counters.refused += 1
         reason = "the client was joined under another id than this agent: the relay has crossed two joins"
         self._log.warning("session refused", reason=reason, connection=self.via)
-        session.refuse_auth(GoawayCode.CROSSED, reason)
+        session.close(GoawayCode.CROSSED, reason)
         return True
 
     async def _authenticate_pending(self, session: MuxSession, wait: float) -> None:
@@ -260,12 +263,12 @@ class AgentSession(BaseHandler):
             try:
                 found = await self._sessions.authenticator.authenticate(auth, self.peer)
                 if found.identity.expires_at <= self._sessions.clock():
-                    raise Unauthenticated("the token has expired; log in again")
+                    raise TokenRefused(RefusalRule.TOKEN_EXP, "the token has expired; log in again")
                 if self._caller is None or found.identity.supersedes(self._caller.identity):
                     # A token from before a loss that is sent again changes nothing, revoked or not.
                     self._sessions.revocations.check(found.identity)
             except AccessRevoked as error:
-                self._sessions.revoked += 1
+                self._sessions.counters.revoked += 1
                 self._write_audit(found.identity, self._auth_verb(session), "refused", error.message)
                 if session.closed or self._refuse(session, error):
                     return
@@ -311,11 +314,11 @@ class AgentSession(BaseHandler):
             if code is GoawayCode.UNAVAILABLE or (again and code is GoawayCode.UNAUTHENTICATED):
                 # A renewal that cannot be verified now, or was sent before the loss of the connection and has expired
                 # since, changes nothing: the session's own token is valid until it expires.
-                self._log.warning("renewal changed nothing", reason=error.message, **_about(error))
+                self._log.warning("renewal changed nothing", reason=error.message, **error.log_fields())
                 return False
-        self._sessions.refused += 1
-        self._log.warning("session refused", reason=error.message, **_about(error))
-        session.refuse_auth(code, tell(error))
+        self._sessions.counters.refused += 1
+        self._log.warning("session refused", reason=error.message, **error.log_fields())
+        session.close(code, legacy_refusals.with_rule(error.message, error.refusal), refusal=error.refusal)
         return True
 
     def _accept(self, session: MuxSession, found: Authenticated) -> bool:
@@ -324,15 +327,15 @@ class AgentSession(BaseHandler):
         account = sessions.accounts.enter(identity, self)
         caller = Caller(self._join_id, identity, account, found.token_mode, found.proved_key)
         if account.has_too_many_sessions() and not sessions.evict_detached(account):
-            sessions.refused += 1
+            sessions.counters.refused += 1
             self._report(caller, Limit.SESSIONS)
-            session.refuse_auth(GoawayCode.LIMIT, account.explain(Limit.SESSIONS).message)
+            session.close(GoawayCode.LIMIT, account.explain(Limit.SESSIONS).message)
             self._leave(caller)
             return False
         if not sessions.admit(self):
-            sessions.refused += 1
+            sessions.counters.refused += 1
             self._log.warning("session refused", reason="the agent is at a limit", user=identity.username)
-            session.refuse_auth(GoawayCode.UNAVAILABLE, "the agent has as many sessions as it may: try again later")
+            session.close(GoawayCode.UNAVAILABLE, "the agent has as many sessions as it may: try again later")
             self._leave(caller)
             return False
         self._caller = caller
@@ -392,10 +395,10 @@ class AgentSession(BaseHandler):
         if caller.identity.keeps(before):
             return
         self._sessions.targets.end_disallowed(caller)
-        if self._sessions.end_upgraded_streams:
+        if self._sessions.settings.end_upgraded_streams:
             reason = "the token was renewed with fewer groups, or with another name"
             ended = caller.end_upgraded(reason)
-            self._sessions.upgrades_ended += ended
+            self._sessions.counters.upgrades_ended += ended
             if ended:
                 self._log.info("streams cut off", user=caller.identity.username, reason=reason, streams=ended)
 
@@ -412,7 +415,7 @@ class AgentSession(BaseHandler):
         except UnprovedToken as error:
             # The token may be stolen. Reviews have a rate (`Caller.reviews`), and so have these records.
             self._write_audit(error.identity, "authenticate", "refused", error.message)
-            raise RequestRefusal(401, error.message) from error
+            raise RequestRefusal(401, error.message, refusal=error.refusal) from error
         except (Unauthenticated, PermissionRefused):
             return False
         except ArcbridgeError as error:
@@ -441,11 +444,11 @@ class AgentSession(BaseHandler):
             else:
                 return False
         if not held.quiet:
-            self._log.warning("resumption refused", reason=held.reason, user=found.identity.username)
-        if held.reason in ("secret", "subject"):  # a caller with a valid token tried to resume a session of another
-            self._write_audit(found.identity, "resume", "refused", f"wrong {held.reason}")
+            self._log.warning("resumption refused", reason=held.check, user=found.identity.username)
+        if held.check in ("secret", "subject"):  # a caller with a valid token tried to resume a session of another
+            self._write_audit(found.identity, "resume", "refused", f"wrong {held.check}")
         if not session.closed:
-            session.refuse_auth(held.code, held.message)
+            session.close(held.code, held.message, refusal=held.refusal)
         return False
 
     def take_over(self, carrier: AgentSession, connection: MuxSession, found: Authenticated) -> None:
@@ -479,17 +482,13 @@ class AgentSession(BaseHandler):
         if self._sessions.audit is not None:
             record = AuditRecord(
                 request=request or caller.request_id(0, 0),
-                session=self._join_id,
-                user=caller.identity.username,
-                groups=len(caller.identity.groups),
-                bound=caller.bound,
+                subject=caller.subject,
                 verb="open" if target else "limit",
                 target=target,
-                outcome="refused",
+                outcome=RequestOutcome.REFUSED,
                 limit=limit,
                 omitted=omitted,
                 reason=reason,
-                budget=caller.account.audit,
             )
             self._sessions.audit.write(record)
 
@@ -506,12 +505,11 @@ class AgentSession(BaseHandler):
             self._sessions.audit.write(
                 AuditRecord(
                     request=f"{self._join_id}-{os.urandom(8).hex()}-0-0",
-                    session=self._join_id,
-                    user=identity.username,
-                    groups=len(identity.groups),
-                    bound=identity.binding.kind.value,
+                    subject=AuditSubject(
+                        self._join_id, identity.username, len(identity.groups), identity.binding.kind.value
+                    ),
                     verb=verb,
-                    outcome=outcome,
+                    outcome=RequestOutcome(outcome),
                     reason=reason,
                 )
             )
@@ -533,22 +531,17 @@ class AgentSession(BaseHandler):
             return
         left = caller.identity.expires_at - self._sessions.clock()
         if left <= 0:
-            self._sessions.expired += 1
+            self._sessions.counters.expired += 1
             session.close(GoawayCode.EXPIRED, "the token has expired; log in again")
             return
-        left = min(left, self._sessions.max_age - self._age())
+        left = min(left, self._sessions.settings.max_age - self._age())
         if left <= 0:
-            self._sessions.expired += 1
+            self._sessions.counters.expired += 1
             session.close(
                 GoawayCode.EXPIRED,
-                f"a session lasts {duration(self._sessions.max_age)} here at most; start again what ran in it, "
-                "and log in again if that is asked for",
+                f"a session lasts {duration(self._sessions.settings.max_age)} here at most; start again what ran in "
+                "it, and log in again if that is asked for",
+                refusal=Refusal(RefusalRule.SESSION_AGE),
             )
             return
         self._timer = asyncio.get_running_loop().call_later(min(left, CLOCK_CHECK), self._check_expiry)
-
-
-def _about(error: ArcbridgeError) -> dict[str, str]:
-    """Return what the log says of a refusal beside its sentence, which the caller reads too: the rule, and our own
-    words."""
-    return {name: said for name in ("rule", "detail") if (said := getattr(error, name, ""))}

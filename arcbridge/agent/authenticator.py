@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
-from arcbridge.agent.kube.authorize import token_digest
+from arcbridge.agent.kube.caller import token_digest
 from arcbridge.errors import PermissionRefused, Unauthenticated, Unreachable
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.proof import NO_PEER, Peer, ProofChecker, ProofPolicy, ProofRefused, binding, decode_object
@@ -45,7 +45,7 @@ class Authenticated:
     identity: Identity
     token_mode: bool
     token_digest: bytes = b""
-    """Of the token that was reviewed, in token mode (`kube.authorize.token_digest`)."""
+    """Of the token that was reviewed, in token mode (`kube.caller.token_digest`)."""
     proved_key: str = ""
     """Thumbprint of the key to which the token is bound, as the caller has proved; empty: the token is not bound."""
 
@@ -56,7 +56,7 @@ class UnprovedToken(Unauthenticated):
     def __init__(self, identity: Identity, error: ProofRefused) -> None:
         super().__init__(error.message)
         self.identity = identity
-        self.rule = error.rule
+        self.refusal = error.refusal
 
 
 class Authenticator:

@@ -26,7 +26,7 @@ CHECK_INTERVAL = 2.0
 MAX_FILE = 1024 * 1024
 """Bytes of a file that is read: as many as a ConfigMap holds."""
 
-_log = structlog.get_logger("arcbridge.agent")
+log = structlog.get_logger("arcbridge.agent")
 
 
 def parse_denylist(data: bytes, source: str) -> dict[str, Revocation]:
@@ -103,13 +103,13 @@ class Denylist:
         except ConfigError as error:
             if error.message != self.error:
                 self.error = error.message
-                _log.error("denylist not taken", reason=error.message, users=self.users)
+                log.error("denylist not taken", reason=error.message, users=self.users)
             return
         if found is None:
             return
         self._data, listed = found
         self.error, self.users = "", len(listed)
-        _log.info("denylist taken", users=self.users)
+        log.info("denylist taken", users=self.users)
         self._take(listed)
 
     def _read_changed(self) -> tuple[bytes, dict[str, Revocation]] | None:

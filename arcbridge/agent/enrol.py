@@ -50,7 +50,7 @@ REFUSED_AMONG = 15
 CONFLICTS = 20
 """Rounds of compare-and-set before giving up: so many writers are never active for long."""
 
-_log = structlog.get_logger("arcbridge.agent")
+log = structlog.get_logger("arcbridge.agent")
 
 
 class CredentialKeeper:
@@ -129,7 +129,7 @@ class CredentialKeeper:
                 self.failures += 1
                 self.last_failure = error.message
                 delay = backoff.next_delay(hint=error.retry_after)
-                _log.warning("enrolment waits", reason=error.message, retry_in=round(delay, 1))
+                log.warning("enrolment waits", reason=error.message, retry_in=round(delay, 1))
                 await asyncio.sleep(delay)
 
     async def run(self) -> None:
@@ -144,7 +144,7 @@ class CredentialKeeper:
                 self.failures += 1
                 hint = REFUSED_WAIT if isinstance(error, EnrolmentRefused) else error.retry_after
                 delay = backoff.next_delay(hint=hint)
-                _log.error(
+                log.error(
                     "certificate not renewed",
                     reason=error.message,
                     seconds_left=round(self.seconds_left),
@@ -166,7 +166,7 @@ class CredentialKeeper:
         stored = self._usable(snapshot)
         if stored is not None and stored.certificate_pem != self.current.certificate_pem:
             self._credential = await self._with_relay_ca(stored)
-            _log.info("certificate adopted", cluster=stored.cluster)
+            log.info("certificate adopted", cluster=stored.cluster)
         not_before, not_after = self.current.validity()
         if self._clock() < renew_at(not_before, not_after):
             return
@@ -205,7 +205,7 @@ class CredentialKeeper:
             except VersionConflict:
                 continue  # a sibling was faster: adopt what it made
             if entries.CLUSTER_CA_KEY in made:
-                _log.info("cluster CA made", pin=pin_of(made[entries.CLUSTER_CA_CERTIFICATE].decode()))
+                log.info("cluster CA made", pin=pin_of(made[entries.CLUSTER_CA_CERTIFICATE].decode()))
             return Snapshot({**found, **made}, version)
         raise StateError("the agent's state is being written by others all the time")
 
@@ -236,7 +236,7 @@ class CredentialKeeper:
             entries.RELAY_CA: ca_pem.encode(),
         }
         credential = await self._store_certificate(snapshot, update)
-        _log.info("enrolled", cluster=credential.cluster, cluster_ca_pin=pin_of(credential.cluster_ca_certificate_pem))
+        log.info("enrolled", cluster=credential.cluster, cluster_ca_pin=pin_of(credential.cluster_ca_certificate_pem))
         return credential
 
     async def _renew(self, snapshot: Snapshot | None) -> None:
@@ -258,7 +258,7 @@ class CredentialKeeper:
         renewed = await self._store_certificate(snapshot, update)
         self._credential = await self._with_relay_ca(renewed)
         self.renewals += 1
-        _log.info("certificate renewed", cluster=cluster, seconds=round(self.seconds_left))
+        log.info("certificate renewed", cluster=cluster, seconds=round(self.seconds_left))
 
     async def _with_request(self, snapshot: Snapshot | None) -> Snapshot | None:
         """Return the store's entries with a request over our key among them; None once a sibling's certificate was
@@ -279,7 +279,7 @@ class CredentialKeeper:
             if stored is not None and stored.certificate_pem != credential.certificate_pem:
                 # Also where it looks old, by a clock that is wrong: the former certificate must not be renewed again.
                 self._credential = await self._with_relay_ca(stored)
-                _log.info("certificate adopted", cluster=stored.cluster)
+                log.info("certificate adopted", cluster=stored.cluster)
                 return None
         raise StateError("the agent's state is being written by others all the time")
 
@@ -399,7 +399,7 @@ class CredentialKeeper:
 
 
 def _is_over(request: bytes, key_pem: str) -> bool:
-    """Say whether a stored request is one over this key."""
+    """Return whether a stored request is one over this key."""
     try:
         public = x509.load_pem_x509_csr(request).public_key()
         return public == serialization.load_pem_private_key(key_pem.encode(), None).public_key()

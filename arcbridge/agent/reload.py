@@ -1,4 +1,4 @@
-"""What a running agent takes over when its settings are read again, and what needs a restart.
+"""Takes over, in a running agent, what its settings say when they are read again, and names what needs a restart.
 
 Everything is checked and read before anything is put in force, and what fails then is taken back, so that a mistake
 changes nothing. A session keeps the identity that its token was given, until the token is renewed. Connections to TCP
@@ -28,7 +28,7 @@ from arcbridge.observe import logging as logs
 from arcbridge.observe.reloads import Outcome, changed, digest, split
 from arcbridge.settings.config import AgentConfig
 
-_log = structlog.get_logger("arcbridge.agent")
+log = structlog.get_logger("arcbridge.agent")
 
 RELOADABLE = frozenset(
     {
@@ -93,7 +93,7 @@ class Reload:
         """Put `config` in force. Whatever it raises, the settings that were in force are so again."""
         checked = required(config)
         for problem in checked.problems.warnings:
-            _log.warning("settings", setting=problem.setting, reason=str(problem))
+            log.warning("settings", setting=problem.setting, reason=str(problem))
         reloadable = self._reloadable(checked)
         found = {name: text for name, text in contents(config).items() if name in reloadable}
         with ExitStack() as undo:
@@ -141,8 +141,7 @@ class Reload:
         self._authenticator.proofs.policy = checked.proof
         self._targets.replace(checked.targets)
         self._sessions.accounts.change(config.limits)
-        self._sessions.max_age = config.session.max_age
-        self._sessions.end_upgraded_streams = config.session.end_upgraded_streams
+        self._sessions.settings = config.session
         memory.backlog.most = config.limits.agent_waiting_bytes
         self._api.upstream.limit.change(time.monotonic(), config.limits.agent_connects_per_second)
 

@@ -1,8 +1,8 @@
-"""Which session a connection may take over: what the agent remembers of its sessions, and one judgement.
+"""Decides which session a connection may take over, by what the agent remembers of its sessions.
 
 A caller who wants a session back names its id and shows its secret, behind a token that was verified before. Unknown
 id, wrong secret, token of another subject: to the caller these are one answer after the same work, so no caller learns
-which ids exist (docs/threats.md#S5, docs/threats.md#S6). The owner alone also hears why a session that is over ended.
+which ids exist (docs/threats.md#S5, docs/threats.md#S6). The owner alone may also read why a session ended.
 
 Secrets are never locked away from their owner. What is limited is the *subject* of the verified token: after
 `TRIES` failures further ones at sessions of others are refused unseen, until the allowance has grown again.
@@ -20,6 +20,7 @@ from typing import Generic, Protocol, TypeVar
 
 from arcbridge.errors import SessionEnded
 from arcbridge.limiters import KeyedTokenBucket
+from arcbridge.refusals import NO_REFUSAL, Refusal
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import Hello
 
@@ -35,9 +36,9 @@ TRIES_RATE = 1 / 30
 MAX_SUBJECTS = 1000
 """Subjects whose failures are counted; the one that failed longest ago is forgotten first."""
 REFUSALS = ("unknown", "secret", "subject", "epoch", "ended", "limit", "counts")
-"""Reasons of refusals, for log and metrics; `counts` is for what the two ends disagree about."""
+"""Checks that fail, for log and metrics; `counts` is for what the two ends disagree about."""
 _FINAL = frozenset({GoawayCode.UNAUTHENTICATED, GoawayCode.FORBIDDEN, GoawayCode.EXPIRED, GoawayCode.REVOKED})
-"""Codes that a caller understands as the end; any other end is told as GONE, in its own words."""
+"""Codes that a caller understands as the end; any other end is sent as GONE, with its own sentence."""
 
 
 class Held(Protocol):
@@ -71,19 +72,19 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class ResumeRefusal:
-    """`reason` is one of REFUSALS and for us; `code` and `message` are for the caller. `quiet`: no news for the log."""
+    """`check` is one of REFUSALS and for us; `code` and `message` are for the caller. `quiet`: no news for the log."""
 
-    reason: str
+    check: str
     code: GoawayCode
     message: str
+    refusal: Refusal = NO_REFUSAL
     quiet: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class _Ended:
     claim: Claim
-    code: GoawayCode
-    message: str
+    refusal: ResumeRefusal
     until: float
 
 
@@ -106,12 +107,13 @@ class Resumes(Generic[Session]):
         self._live[session_id] = (claim, session)
 
     def remove(self, session_id: bytes, error: Exception) -> None:
-        """Forget a session that is over; its owner hears why for a while, if there is a reason that helps."""
+        """Forget a session that is over; its owner may read why for a while, if there is a reason that helps."""
         found = self._live.pop(session_id, None)
         if found is None or not isinstance(error, SessionEnded) or error.code == GoawayCode.DONE:
             return
         code = GoawayCode(error.code) if error.code in _FINAL else GoawayCode.GONE
-        self._ended[session_id] = _Ended(found[0], code, error.message, self._clock() + ENDED_MEMORY)
+        refusal = ResumeRefusal("ended", code, error.message, error.refusal)
+        self._ended[session_id] = _Ended(found[0], refusal, self._clock() + ENDED_MEMORY)
         while len(self._ended) > MAX_ENDED:
             self._ended.popitem(last=False)
 
@@ -132,7 +134,8 @@ class Resumes(Generic[Session]):
             self._failures.take(subject, now)
             return self.refuse("unknown" if claim is None else "subject" if right else "secret")
         if ended is not None:
-            return self.refuse("ended", ended.code, ended.message)
+            self.refused["ended"] += 1
+            return ended.refusal
         assert live is not None
         session = live[1]
         if session.closed:
@@ -142,11 +145,11 @@ class Resumes(Generic[Session]):
         return session
 
     def refuse(
-        self, reason: str, code: GoawayCode = GoawayCode.GONE, message: str = GONE, *, quiet: bool = False
+        self, check: str, code: GoawayCode = GoawayCode.GONE, message: str = GONE, *, quiet: bool = False
     ) -> ResumeRefusal:
         """Count a refusal and return it."""
-        self.refused[reason] += 1
-        return ResumeRefusal(reason, code, message, quiet)
+        self.refused[check] += 1
+        return ResumeRefusal(check, code, message, quiet=quiet)
 
 
 def _bytes(subject: str) -> bytes:

@@ -13,7 +13,8 @@ open to every authenticated user by the default role `system:basic-user`; "Const
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 from arcbridge.agent.audit import AuditLog
@@ -26,6 +27,7 @@ from arcbridge.checks.directory_findings import directory_finding
 from arcbridge.checks.key_findings import key_finding
 from arcbridge.checks.self_checks import SelfCheck
 from arcbridge.identity.verifier import TokenVerifier
+from arcbridge.refusals import RefusalRule
 from arcbridge.untrusted_json import read_json
 
 RULES: Final = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
@@ -42,7 +44,7 @@ _VERBS: Final = frozenset({"*", "impersonate", "impersonate:user-info"})
 # --- the API server -------------------------------------------------------------------------------------------------
 
 
-async def look_at_api_server(api: ApiServer) -> list[Finding]:
+async def look_at_api_server(api: ApiServer) -> Finding:
     """Look whether the API server answers over TLS of the configured CA; any HTTP answer will do.
 
     `/version` is open to every caller by default.
@@ -52,27 +54,23 @@ async def look_at_api_server(api: ApiServer) -> list[Finding]:
         await api.call("GET", "/version", _headers(api), own=True)
     except AnswerFailed as error:
         text = error.message.removeprefix("arcbridge: ")
-        if "kubernetes.ca_file" in text:
-            return [
-                failed(
-                    API_SERVER,
-                    f"{where}: {text}",
-                    "put the CA of this API server into kubernetes.ca_file, or correct kubernetes.server",
-                    "api_ca",
-                ),
-            ]
-        return [
-            failed(
+        if error.refusal.rule is RefusalRule.AGENT_API_CA:
+            return failed(
                 API_SERVER,
                 f"{where}: {text}",
-                "check kubernetes.server (host and port), that the API server runs, and network policies",
-                "api_unreachable",
-            ),
-        ]
-    return [ok(API_SERVER, f"{where} answers")]
+                "put the CA of this API server into kubernetes.ca_file, or correct kubernetes.server",
+                "api_ca",
+            )
+        return failed(
+            API_SERVER,
+            f"{where}: {text}",
+            "check kubernetes.server (host and port), that the API server runs, and network policies",
+            "api_unreachable",
+        )
+    return ok(API_SERVER, f"{where} answers")
 
 
-async def look_at_credential(api: ApiServer) -> list[Finding]:
+async def look_at_credential(api: ApiServer) -> Finding:
     """Look whether the API server takes the agent's own credential; learns the agent's user name by that."""
     code, answer = await _review(api, REVIEW, {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"})
     if code in (200, 201):
@@ -81,30 +79,26 @@ async def look_at_credential(api: ApiServer) -> list[Finding]:
             code = 401
         elif isinstance(user, str) and user:
             api.upstream.own_refusals.user = user
-            return [ok(CREDENTIAL, f"the agent is {user}")]
+            return ok(CREDENTIAL, f"the agent is {user}")
     if code == 401:
-        return [
-            failed(
-                CREDENTIAL,
-                "the API server does not accept the agent's own credential",
-                "check kubernetes.token_file or kubernetes.client_certificate_file, that the ServiceAccount exists "
-                "and that the token is of this cluster and not expired",
-                "agent_credential",
-            ),
-        ]
-    if code == 0:
-        return [skipped(CREDENTIAL, "the API server does not answer")]
-    return [
-        warning(
+        return failed(
             CREDENTIAL,
-            f"the API server answered code {code} to a review of the agent itself",
-            "Kubernetes has this review from 1.28 on; elsewhere the agent cannot check its credential",
-            "review",
-        ),
-    ]
+            "the API server does not accept the agent's own credential",
+            "check kubernetes.token_file or kubernetes.client_certificate_file, that the ServiceAccount exists "
+            "and that the token is of this cluster and not expired",
+            "agent_credential",
+        )
+    if code == 0:
+        return skipped(CREDENTIAL, "the API server does not answer")
+    return warning(
+        CREDENTIAL,
+        f"the API server answered code {code} to a review of the agent itself",
+        "Kubernetes has this review from 1.28 on; elsewhere the agent cannot check its credential",
+        "review",
+    )
 
 
-async def look_at_impersonation(api: ApiServer, refused: Callable[[], int] = lambda: 0) -> list[Finding]:
+async def look_at_impersonation(api: ApiServer, refused: Callable[[], int] = lambda: 0) -> Finding:
     """Look whether any rule lets the agent impersonate users and groups. `refused`: how many requests the API server
     has refused lately because a rule does not name their user."""
     spec = {"namespace": "default"}
@@ -115,9 +109,9 @@ async def look_at_impersonation(api: ApiServer, refused: Callable[[], int] = lam
     if code not in (200, 201) or rules is None:
         words = "the API server does not say which rights the agent has"
         if code in (0, 401):
-            return [skipped(IMPERSONATION, words)]
+            return skipped(IMPERSONATION, words)
         remedy = "let the agent's account ask for reviews of itself (the default role system:basic-user)"
-        return [warning(IMPERSONATION, f"{words} (code {code})", remedy, "review")]
+        return warning(IMPERSONATION, f"{words} (code {code})", remedy, "review")
     listed = rules if isinstance(rules, list) else []
     may = {resource for rule in listed if isinstance(rule, dict) for resource in _impersonable(rule)}
     remedy = (
@@ -126,109 +120,93 @@ async def look_at_impersonation(api: ApiServer, refused: Callable[[], int] = lam
     )
     if "users" not in may:
         if _at(status, "incomplete") is True:
-            return [
-                warning(
-                    IMPERSONATION,
-                    "no rule of RBAC lets the agent impersonate users; another authorizer may",
-                    remedy,
-                    "impersonation_unknown",
-                ),
-            ]
-        return [failed(IMPERSONATION, "the agent may not impersonate users", remedy, "impersonation")]
+            return warning(
+                IMPERSONATION,
+                "no rule of RBAC lets the agent impersonate users; another authorizer may",
+                remedy,
+                "impersonation_unknown",
+            )
+        return failed(IMPERSONATION, "the agent may not impersonate users", remedy, "impersonation")
     if "groups" not in may and (api.impersonable is None or api.impersonable):
-        return [
-            warning(
-                IMPERSONATION,
-                "the agent may impersonate users, but no group; users with groups are refused",
-                remedy,
-                "impersonation_groups",
-            ),
-        ]
+        return warning(
+            IMPERSONATION,
+            "the agent may impersonate users, but no group; users with groups are refused",
+            remedy,
+            "impersonation_groups",
+        )
     if count := refused():
-        return [
-            warning(
-                IMPERSONATION,
-                f"the API server has refused {count} requests because no rule names their user or a group of theirs",
-                remedy,
-                "impersonation_users",
-            ),
-        ]
-    return [ok(IMPERSONATION, "the agent may impersonate users and groups")]
+        return warning(
+            IMPERSONATION,
+            f"the API server has refused {count} requests because no rule names their user or a group of theirs",
+            remedy,
+            "impersonation_users",
+        )
+    return ok(IMPERSONATION, "the agent may impersonate users and groups")
 
 
-async def look_at_reload(api: ApiServer) -> list[Finding]:
+async def look_at_reload(api: ApiServer) -> Finding:
     """Look whether the files of CA, token and certificate could be read when they changed."""
     api.authorization()  # looks at the files, when it is time
     if api.reload_error:
-        return [
-            failed(
-                RELOAD,
-                api.reload_error,
-                "correct the file; until then the agent goes on with what it read before",
-                "reload",
-            ),
-        ]
-    return [ok(RELOAD, "as they were read")]
+        return failed(
+            RELOAD,
+            api.reload_error,
+            "correct the file; until then the agent goes on with what it read before",
+            "reload",
+        )
+    return ok(RELOAD, "as they were read")
 
 
 # --- everything else ------------------------------------------------------------------------------------------------
 
 
-async def look_at_audit(audit: AuditLog) -> list[Finding]:
+async def look_at_audit(audit: AuditLog) -> Finding:
     """Look whether records are written now."""
     if failure := audit.failure:
         then = "requests are refused" if audit.refuses else "requests go on unrecorded"
-        return [
-            failed(
-                AUDIT,
-                f"the audit log cannot be written ({failure}); {then}",
-                "make room, or let the agent's user write audit.file",
-                "audit",
-            ),
-        ]
-    return [ok(AUDIT, "records are written")]
+        return failed(
+            AUDIT,
+            f"the audit log cannot be written ({failure}); {then}",
+            "make room, or let the agent's user write audit.file",
+            "audit",
+        )
+    return ok(AUDIT, "records are written")
 
 
-async def look_at_relays(control: ControlConnections, keeper: CredentialKeeper) -> list[Finding]:
+async def look_at_relays(control: ControlConnections, keeper: CredentialKeeper) -> Finding:
     """Look whether control connections are up, and whether a relay's last join worked."""
     connects = "check `relays`, their pin, and that this cluster may connect to them"
     if not keeper.enrolled and keeper.last_failure:
-        return [failed(RELAYS, f"the agent cannot enrol: {keeper.last_failure}", connects, "enrolment")]
+        return failed(RELAYS, f"the agent cannot enrol: {keeper.last_failure}", connects, "enrolment")
     if control.draining or not keeper.enrolled or not (control.up or control.last_failure):
-        return [skipped(RELAYS, "the agent is starting or stopping")]
+        return skipped(RELAYS, "the agent is starting or stopping")
     reason, wrong = control.unready(), control.dials.wrong_address
     if reason is not None and not control.up:
-        return [
-            failed(RELAYS, f"{reason}; the last attempt: {control.last_failure or 'none yet'}", connects, "relay"),
-        ]
+        return failed(RELAYS, f"{reason}; the last attempt: {control.last_failure or 'none yet'}", connects, "relay")
     if wrong:
-        return [
-            failed(
-                RELAYS,
-                f"a relay asks this agent to come to {wrong}, which is not among `relays`",
-                "correct public_address at the relay, or add the address to `relays`",
-                "public_address",
-            ),
-        ]
+        return failed(
+            RELAYS,
+            f"a relay asks this agent to come to {wrong}, which is not among `relays`",
+            "correct public_address at the relay, or add the address to `relays`",
+            "public_address",
+        )
     if reason is not None:
-        return [failed(RELAYS, reason, "see `join failed` in the log", "join")]
+        return failed(RELAYS, reason, "see `join failed` in the log", "join")
     if control.up < min(control.wanted, len(control.relays)):
-        return [
-            warning(
-                RELAYS,
-                f"{control.up} of {control.wanted} are up; the last attempt: {control.last_failure or 'none yet'}",
-                "see whether all relays run",
-                "relays",
-            ),
-        ]
-    return [ok(RELAYS, f"{control.up} up")]
+        return warning(
+            RELAYS,
+            f"{control.up} of {control.wanted} are up; the last attempt: {control.last_failure or 'none yet'}",
+            "see whether all relays run",
+            "relays",
+        )
+    return ok(RELAYS, f"{control.up} up")
 
 
-async def look_at_certificate(keeper: CredentialKeeper) -> list[Finding]:
+async def look_at_certificate(keeper: CredentialKeeper) -> Finding:
     """Look whether the agent's certificate is valid, and was renewed in time."""
     if not keeper.enrolled:
-        return [skipped(CERTIFICATE, "the agent has not enrolled yet")]
-    return [certificate_finding(*keeper.current.validity(), keeper.now)]
+        return skipped(CERTIFICATE, "the agent has not enrolled yet")
+    return certificate_finding(*keeper.current.validity(), keeper.now)
 
 
 def certificate_finding(not_before: float, not_after: float, now: float) -> Finding:
@@ -250,26 +228,24 @@ def certificate_finding(not_before: float, not_after: float, now: float) -> Find
 def api_checks(api: ApiServer, *, impersonates: bool, refused: Callable[[], int] = lambda: 0) -> list[SelfCheck]:
     """Return the checks of the API server, which need no other part of the agent."""
 
-    async def api_server() -> Sequence[Finding]:
-        return await look_at_api_server(api)
-
-    async def credential() -> Sequence[Finding]:
-        return await look_at_credential(api)
-
-    async def impersonation() -> Sequence[Finding]:
+    async def impersonation() -> Finding:
         if not impersonates:
-            return [skipped(IMPERSONATION, "token mode alone: the agent impersonates no user")]
+            return skipped(IMPERSONATION, "token mode alone: the agent impersonates no user")
         return await look_at_impersonation(api, refused)
 
-    async def reload() -> Sequence[Finding]:
-        return await look_at_reload(api)
-
     return [
-        SelfCheck("api_server", api_server, gates=True),
-        SelfCheck("credential", credential, gates=True),
-        SelfCheck("impersonation", impersonation, gates=True),
-        SelfCheck("reload", reload),
+        _check("api_server", partial(look_at_api_server, api), gates=True),
+        _check("credential", partial(look_at_credential, api), gates=True),
+        _check("impersonation", impersonation, gates=True),
+        _check("reload", partial(look_at_reload, api)),
     ]
+
+
+def _check(name: str, look: Callable[[], Awaitable[Finding]], *, gates: bool = False) -> SelfCheck:
+    async def found() -> Sequence[Finding]:
+        return [await look()]
+
+    return SelfCheck(name, found, gates=gates)
 
 
 def issuers_check(verifier: TokenVerifier | None, *, token_mode: Callable[[], bool]) -> SelfCheck:
@@ -317,22 +293,13 @@ def checks_of(
         fresh, seen = counts["impersonation"] - seen, counts["impersonation"]
         return fresh
 
-    async def audited() -> Sequence[Finding]:
-        return await look_at_audit(audit)
-
-    async def relays() -> Sequence[Finding]:
-        return await look_at_relays(control, keeper)
-
-    async def certificate() -> Sequence[Finding]:
-        return await look_at_certificate(keeper)
-
     return [
         *api_checks(api, impersonates=verifier is not None, refused=refused),
         issuers_check(verifier, token_mode=token_mode),
         *groups_checks(verifier),
-        SelfCheck("audit", audited),
-        SelfCheck("relays", relays),
-        SelfCheck("certificate", certificate),
+        _check("audit", partial(look_at_audit, audit)),
+        _check("relays", partial(look_at_relays, control, keeper)),
+        _check("certificate", partial(look_at_certificate, keeper)),
     ]
 
 

@@ -28,7 +28,6 @@ from arcbridge.agent.kube.connect_limit import ConnectLimit
 from arcbridge.agent.kube.proxy import KubeProxy
 from arcbridge.agent.metrics import register
 from arcbridge.agent.reload import Reload
-from arcbridge.agent.revocations import Revocations
 from arcbridge.agent.secret_store import SecretStore
 from arcbridge.agent.self_checks import checks_of
 from arcbridge.agent.sessions import Sessions
@@ -55,7 +54,7 @@ from arcbridge.wire.limits import Limits
 HURRY = 0.5
 """Seconds for the last bytes after the second signal, or after the drain."""
 
-_log = structlog.get_logger("arcbridge.agent")
+log = structlog.get_logger("arcbridge.agent")
 
 
 async def serve(
@@ -74,7 +73,7 @@ async def serve(
     """
     checked = required(config)
     for problem in checked.problems.warnings:
-        _log.warning("settings", setting=problem.setting, reason=str(problem))
+        log.warning("settings", setting=problem.setting, reason=str(problem))
     instance = f"agent-{secrets.token_hex(8)}"
     async with AsyncExitStack() as stack:
         parts = _compose(config, checked, instance, stack)
@@ -83,18 +82,18 @@ async def serve(
         if not await _run_unless(stopping, keeper.start()):
             return
         relays = len(checked.relays)
-        _log.info("agent started", instance=instance, cluster=keeper.current.cluster, relays=relays)
+        log.info("agent started", instance=instance, cluster=keeper.current.cluster, relays=relays)
         _keep_running(keeper.run(), "renewal", stack)
         control.start()
         if await _run_unless(stopping, control.connected.wait()):
             ready()
         await stopping.wait()
         await _drain(control, parts.sessions, hurry, reload.config.session.drain)
-    _log.info("agent stopped", step="gone")
+    log.info("agent stopped", step="gone")
 
 
 @dataclass(frozen=True, slots=True)
-class _Parts:
+class AgentParts:
     """The parts of one agent, connected with each other; `_compose` makes them."""
 
     audit: AuditLog
@@ -110,22 +109,14 @@ class _Parts:
     control: ControlConnections
 
 
-def _compose(config: AgentConfig, checked: Checked, instance: str, stack: AsyncExitStack) -> _Parts:
+def _compose(config: AgentConfig, checked: Checked, instance: str, stack: AsyncExitStack) -> AgentParts:
     """Make all parts, of which none is connected to a relay yet; `stack` closes them. Raises as `serve` does."""
     audit = open_audit(config, instance)
     stack.push_async_callback(asyncio.to_thread, audit.close)
     api = ApiServer(endpoint_of(config.kubernetes))
     api.upstream.limit = ConnectLimit(config.limits.agent_connects_per_second)
     stack.push_async_callback(api.close)
-    fetcher = HttpFetcher()
-    stack.push_async_callback(fetcher.close)
-    verifier = None
-    if checked.issuers is not None:
-        groups = GroupSources(
-            checked.issuers, fetcher.ask, directories=config.graph, claim_sources=config.claim_sources
-        )
-        verifier = TokenVerifier(checked.issuers, fetcher, accept=checked.acceptance, groups=groups)
-        stack.push_async_callback(verifier.close)
+    verifier = _make_verifier(config, checked, stack)
     targets = TcpTargets(checked.targets, audit)
     stack.push_async_callback(targets.close)
     proxy = KubeProxy(api, audit)
@@ -134,31 +125,27 @@ def _compose(config: AgentConfig, checked: Checked, instance: str, stack: AsyncE
     keeper = _keeper(config, api, relays)
     proofs = ProofChecker(checked.proof, "the agent")
     authenticator = Authenticator(api, verifier, token_mode=config.token_mode, proofs=proofs)
-    revocations = Revocations()
     memory.backlog.most = config.limits.agent_waiting_bytes
     sessions = Sessions(
         authenticator,
         proxy,
         targets,
         instance=instance,
-        software=__version__,
         limits=session_limits(config),
         audit=audit,
         accounts=Accounts(config.limits),
-        revocations=revocations,
-        max_age=config.session.max_age,
-        end_upgraded_streams=config.session.end_upgraded_streams,
+        settings=config.session,
     )
     stack.push_async_callback(sessions.close)
     denylist = None
     if config.denylist_file is not None:
-        denylist = Denylist(config.denylist_file, revocations.deny)
+        denylist = Denylist(config.denylist_file, sessions.revocations.deny)
         _keep_running(denylist.run(), "denylist", stack)
     control = ControlConnections(
         relays, keeper, sessions, instance=instance, software=__version__, wanted=config.control_connections
     )
     stack.push_async_callback(control.close)
-    return _Parts(
+    return AgentParts(
         audit=audit,
         api=api,
         verifier=verifier,
@@ -173,8 +160,20 @@ def _compose(config: AgentConfig, checked: Checked, instance: str, stack: AsyncE
     )
 
 
+def _make_verifier(config: AgentConfig, checked: Checked, stack: AsyncExitStack) -> TokenVerifier | None:
+    """Make what verifies access tokens, with a fetcher of its own; None where the API server alone judges tokens."""
+    if checked.issuers is None:
+        return None
+    fetcher = HttpFetcher()
+    stack.push_async_callback(fetcher.close)
+    groups = GroupSources(checked.issuers, fetcher.ask, directories=config.graph, claim_sources=config.claim_sources)
+    verifier = TokenVerifier(checked.issuers, fetcher, accept=checked.acceptance, groups=groups)
+    stack.push_async_callback(verifier.close)
+    return verifier
+
+
 async def _observe(
-    checked: Checked, parts: _Parts, reread: Callable[[], AgentConfig] | None, stack: AsyncExitStack
+    checked: Checked, parts: AgentParts, reread: Callable[[], AgentConfig] | None, stack: AsyncExitStack
 ) -> Reload:
     """Show what the agent counts and finds, look at what it depends on, and reload at SIGHUP where it can `reread`.
 
@@ -213,21 +212,11 @@ async def _observe(
         control=parts.control,
         keeper=parts.keeper,
     )
-    self_checks = SelfChecks(found, _log)
+    self_checks = SelfChecks(found, log)
     self_checks.register(metrics, checks)
 
-    async def read_again(reread: Callable[[], AgentConfig]) -> Outcome:
-        try:
-            return await reload.run(reread)
-        finally:
-            # Also after a failure: the files of the API server were read again.
-            self_checks.look_soon()
-
     if reread is not None:
-        reloads = Reloads("agent", lambda: read_again(reread))
-        reloads.register(metrics)
-        reloads.start()
-        stack.push_async_callback(reloads.stop)
+        _reload_at_signal(reload, reread, self_checks, metrics, stack)
     _watch_requests(parts.api, self_checks)
     if parts.verifier is not None:
         parts.verifier.on_directory_failure(lambda: self_checks.look_soon("groups"))
@@ -236,6 +225,26 @@ async def _observe(
     stack.push_async_callback(observe.stop)
     _keep_running(self_checks.run(), "self-checks", stack)
     return reload
+
+
+def _reload_at_signal(
+    reload: Reload,
+    reread: Callable[[], AgentConfig],
+    self_checks: SelfChecks,
+    metrics: Metrics,
+    stack: AsyncExitStack,
+) -> None:
+    async def read_again() -> Outcome:
+        try:
+            return await reload.run(reread)
+        finally:
+            # Also after a failure: the files of the API server were read again.
+            self_checks.look_soon()
+
+    reloads = Reloads("agent", read_again)
+    reloads.register(metrics)
+    reloads.start()
+    stack.push_async_callback(reloads.stop)
 
 
 def _keep_running(work: Coroutine[Any, Any, None], name: str, stack: AsyncExitStack) -> None:
@@ -318,16 +327,16 @@ async def _run_unless(stopping: asyncio.Event, work: Coroutine[Any, Any, object]
 
 
 async def _drain(control: ControlConnections, sessions: Sessions, hurry: asyncio.Event, seconds: float) -> None:
-    _log.info("agent stopping", step="leaving", sessions=len(sessions), detached=sessions.detached, seconds=seconds)
+    log.info("agent stopping", step="leaving", sessions=len(sessions), detached=sessions.detached, seconds=seconds)
     control.drain()
     sessions.drain()
     if len(sessions):
-        _log.info("agent stopping", step="waiting", sessions=len(sessions))
+        log.info("agent stopping", step="waiting", sessions=len(sessions))
         try:
             async with asyncio.timeout(seconds):
                 await _run_unless(hurry, sessions.wait_empty())
         except TimeoutError:
-            _log.warning("sessions cut off", sessions=len(sessions), reason="the drain took too long")
+            log.warning("sessions cut off", sessions=len(sessions), reason="the drain took too long")
 
 
 def _watch_requests(api: ApiServer, self_checks: SelfChecks) -> None:
@@ -335,7 +344,7 @@ def _watch_requests(api: ApiServer, self_checks: SelfChecks) -> None:
 
     def refused(kind: str) -> None:
         if kind == "credential":
-            api.look_again()
+            api.reread()
         self_checks.look_soon(kind)
 
     api.upstream.own_refusals.noticed = refused

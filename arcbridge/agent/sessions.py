@@ -20,9 +20,11 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import structlog
 
+from arcbridge import __version__
 from arcbridge.agent.accounts import Account, Accounts
 from arcbridge.agent.agent_session import AgentSession
 from arcbridge.agent.ahead_relief import AheadRelief
@@ -41,6 +43,7 @@ from arcbridge.mux.session import MuxSession
 from arcbridge.net.fast_tls import fast_tls
 from arcbridge.net.session_tls import accept_session
 from arcbridge.observe.untrusted_text import clean
+from arcbridge.settings.config import SessionConfig
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.session import Kind, Side, State
@@ -53,10 +56,25 @@ MAX_UNAUTHENTICATED = 256
 STALLED = 2.0
 """Seconds after which such a connection gives its place to a newcomer when all are taken, unless its token is being
 verified. A login takes some round trips, and users without a token for the cluster must not keep out users with one."""
-MAX_AGE = 12 * 3600.0
-"""Seconds that a session lasts at most, by default: a working day, so that what was granted is asked for once a day."""
-
 _log = structlog.get_logger("arcbridge.agent")
+
+
+@dataclass
+class AgentSessionCounters:
+    """Counters over all sessions of one agent."""
+
+    opened: int = 0
+    refused: int = 0
+    expired: int = 0
+    """Sessions that ended with their token, or at their greatest age."""
+    revoked: int = 0
+    """Sessions that ended, and AUTHs that were refused, because the user is revoked."""
+    upgrades_ended: int = 0
+    """Upgraded streams that ended at a renewal that lacks a group, or has another name."""
+    resumed: int = 0
+    detached_seconds: float = 0.0
+    """Seconds that sessions were detached, of all that were resumed or ended detached."""
+    moves_asked: int = 0
 
 
 class Sessions:
@@ -69,13 +87,10 @@ class Sessions:
         targets: TcpTargets,
         *,
         instance: str = "",
-        software: str = "",
         limits: Limits = DEFAULT,
         audit: AuditLog | None = None,
         accounts: Accounts | None = None,
-        revocations: Revocations | None = None,
-        max_age: float = MAX_AGE,
-        end_upgraded_streams: bool = True,
+        settings: SessionConfig | None = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -84,16 +99,13 @@ class Sessions:
         self.targets = targets
         self.audit = audit
         self.accounts = accounts if accounts is not None else Accounts()
-        self.revocations = revocations if revocations is not None else Revocations(clock=clock)
+        self.revocations = Revocations(clock=clock)
         self.revocations.on_news = self._revocations_changed
-        self.max_age = max_age
-        self.end_upgraded_streams = end_upgraded_streams
-        """Whether upgraded streams end at a renewal that lacks a group, or has another name."""
+        self.settings = settings or SessionConfig()
         self.clock = clock
         self.monotonic = monotonic
         self.resumes: Resumes[AgentSession] = Resumes(clock=monotonic)
         self._instance = instance
-        self._software = software
         self._limits = limits
         fast_tls()  # now, at the agent's start, and not while the first session waits
         self.relief = BacklogRelief(memory.backlog)
@@ -104,18 +116,7 @@ class Sessions:
         self._unauthenticated: set[AgentSession] = set()
         self._empty = asyncio.Event()
         self._empty.set()
-        self.opened = 0
-        self.refused = 0
-        self.expired = 0
-        """Sessions that ended with their token, or at their greatest age."""
-        self.revoked = 0
-        """Sessions that ended, and AUTHs that were refused, because the user is revoked."""
-        self.upgrades_ended = 0
-        """Upgraded streams that ended at such a renewal."""
-        self.resumed = 0
-        self.detached_seconds = 0.0
-        """Seconds that sessions were detached, of all that were resumed or ended detached."""
-        self.moves_asked = 0
+        self.counters = AgentSessionCounters()
         self.draining = False
         self._replayed = 0
         self._ending_revoked: asyncio.Handle | None = None
@@ -168,7 +169,7 @@ class Sessions:
             limits=self._limits,
             label=join_id,
             agent=self._instance,
-            software=self._software,
+            software=__version__,
         )
         handler.session = session
         if len(self._unauthenticated) >= MAX_UNAUTHENTICATED and (leaves := self._giving_way(via)) is not None:
@@ -207,7 +208,7 @@ class Sessions:
             if session.resumption.possible and session.state is not State.DETACHED:
                 session.migration.ask()
                 asked += 1
-        self.moves_asked += asked
+        self.counters.moves_asked += asked
         return asked
 
     def end_revoked(self) -> None:
@@ -227,7 +228,7 @@ class Sessions:
         for handler in list(self._open):
             if join_id in handler.join_ids:
                 handler.end(f"access was revoked: {clean(reason, MAX_REASON)}")
-                self.revoked += 1
+                self.counters.revoked += 1
 
     async def wait_empty(self) -> None:
         """Wait until no session is left."""
@@ -249,7 +250,7 @@ class Sessions:
             return False
         self._unauthenticated.discard(handler)
         self._open.add(handler)
-        self.opened += 1
+        self.counters.opened += 1
         if self._relief_timer is None:
             self._relieve()
         return True

@@ -17,7 +17,7 @@ import structlog
 
 from arcbridge.agent.accounts import Account, Limit
 from arcbridge.agent.audit import AuditLog, AuditRecord
-from arcbridge.agent.kube.authorize import Caller
+from arcbridge.agent.kube.caller import Caller
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.identity.claims import Identity
 from arcbridge.limiters import KeyedTokenBucket
@@ -114,15 +114,18 @@ class TcpTargets:
                 continue
             target, record = self._targets.get(found.target.name), found.record
             if target is None or target.address != found.target.address:
-                record.reason = "the target was taken out of the settings"
+                record.revoke("the target was taken out of the settings")
             elif not target.allows(found.caller.identity):
-                record.reason = "the user may connect to the target no longer"
+                record.revoke("the user may connect to the target no longer")
             else:
                 continue
             self.ended += 1
-            record.outcome = "cut"
             _log.info(
-                "target cut off", session=record.session, stream=stream.id, user=record.user, reason=record.reason
+                "target cut off",
+                session=record.subject.session,
+                stream=stream.id,
+                user=record.subject.user,
+                reason=record.reason,
             )
             stream.abort(ResetCode.FORBIDDEN)
 
@@ -135,13 +138,9 @@ class TcpTargets:
         identity = caller.identity
         record = AuditRecord(
             request=caller.request_id(stream.id, 1),
-            session=caller.session,
-            user=identity.username,
-            groups=len(identity.groups),
-            bound=caller.bound,
+            subject=caller.subject,
             verb="connect",
             target=target,
-            budget=caller.account.audit,
         )
         found = self._targets.get(target.removeprefix(PREFIX)) if target.startswith(PREFIX) else None
         if found is None:
@@ -183,7 +182,7 @@ class TcpTargets:
     ) -> None:
         """The record of a connection was written (perhaps within the call that asked for it), or could not be."""
         if connecting.lost:
-            record.outcome = "cut"
+            record.cut()
             self._finish(stream, record)
         elif refusal:
             self._refuse(stream, caller, record, ResetCode.INTERNAL, refusal)
@@ -236,7 +235,7 @@ class TcpTargets:
         except ArcbridgeError as error:
             self._unreachable(stream, record, error)
         except asyncio.CancelledError:
-            record.outcome = "cut"
+            record.cut()
             self._finish(stream, record)
             stream.abort(ResetCode.CANCELLED)
             if connecting.lost:
@@ -253,7 +252,7 @@ class TcpTargets:
     def _defect(self, stream: StreamTransport, record: AuditRecord, error: Exception) -> None:
         """A connection failed for no fault of the target: it leaves its record all the same."""
         self.failed += 1
-        record.outcome, record.reason = "failed", type(error).__name__
+        record.fail(error)
         self._finish(stream, record)
         stream.abort(ResetCode.INTERNAL)
         text = "a TCP target could not be served"
@@ -261,8 +260,8 @@ class TcpTargets:
 
     def _unreachable(self, stream: StreamTransport, record: AuditRecord, error: ArcbridgeError) -> None:
         self.failed += 1
-        record.outcome, record.reason = "refused", error.message
-        _log.warning("target unreachable", session=record.session, stream=stream.id, reason=error.message)
+        record.refuse(error.message)
+        _log.warning("target unreachable", session=record.subject.session, stream=stream.id, reason=error.message)
         self._finish(stream, record)
         stream.abort(ResetCode.CONNECT_FAILED)
 
@@ -272,14 +271,14 @@ class TcpTargets:
 
         def done(result: SpliceResult) -> None:
             self.open -= 1
-            record.bytes_up, record.bytes_down = result.from_stream, result.to_stream
-            if result.error is not None and not record.reason:
-                record.outcome, record.reason = "cut", type(result.error).__name__
+            record.move(result.from_stream, result.to_stream)
+            if result.error is not None:
+                record.break_off(result.error)
             self._finish(stream, record)
             if not (result.from_stream or result.to_stream):
                 stream.count_as_churn()  # a connection was made for nothing
 
-        record.outcome = "connected"
+        record.connect()
         stream.owed = False
         return SocketSplice(sock, done)
 
@@ -294,13 +293,13 @@ class TcpTargets:
         """Reset the stream. Of many refusals the first leave a record each, the others one that counts them."""
         self.refused += 1
         self._connections.pop(stream, None)
-        record.outcome, record.reason = "refused", reason
+        record.refuse(reason)
         now = time.monotonic()
         recorded = record.begun or self._records.reserve(caller.identity.subject, now) is not None
         if not recorded:
             omitted = caller.account.refuse(Limit.TARGETS, now)
             if omitted is not None:
-                record.limit, record.omitted = Limit.TARGETS, omitted
+                record.is_over(Limit.TARGETS, omitted)
                 recorded = True
         if recorded:
             self._audit.write(record)

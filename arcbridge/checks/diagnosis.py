@@ -1,4 +1,4 @@
-"""What a check found, in the words that the `doctor` of every role prints.
+"""Holds what a check has found, in the words that the `doctor` of every role prints.
 
 A check looks at one hop (name resolution, the relay's certificate, the API server) and yields one `Finding`. It raises
 nothing that belongs to the hop: what is wrong is its result. This module decides nothing and prints nothing

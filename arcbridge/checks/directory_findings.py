@@ -1,4 +1,4 @@
-"""What is wrong with a directory in which groups are looked up, in the words of `doctor`: for relay and agent alike.
+"""Words what is wrong with a directory in which groups are looked up, for the `doctor` of relay and agent.
 
 Microsoft Graph is asked as an application of its own. Either that gets no token, or the token endpoint does not answer,
 or Graph refuses the application. Where it can still ask, the fault is a warning.

@@ -1,4 +1,4 @@
-"""What is wrong with the keys of an issuer, in the words of `doctor`: for relay and agent alike.
+"""Words what is wrong with the keys of an issuer, for the `doctor` of relay and agent.
 
 An issuer whose keys cannot be fetched is one of three faults: another CA than the one that is configured, another
 issuer than the one that is configured, or nothing that answers. Older keys that are still in use make it a warning.
@@ -6,7 +6,7 @@ issuer than the one that is configured, or nothing that answers. Older keys that
 
 from __future__ import annotations
 
-from arcbridge.errors import ArcbridgeError, UntrustedCertificate
+from arcbridge.errors import ArcbridgeError, UntrustedCertificate, WrongDocument
 
 from .diagnosis import Finding, failed, ok, skipped, warning
 
@@ -21,7 +21,7 @@ def key_finding(path: str, url: str, usable: bool, failure: ArcbridgeError | Non
         return ok(hop, f"keys of {url} are there") if usable else skipped(hop, f"keys of {url} are not asked for yet")
     if isinstance(failure, UntrustedCertificate):
         code, remedy = "issuer_ca", "put the CA of the issuer's own certificate into issuer.certificateAuthority"
-    elif failure.message.startswith(path):
+    elif isinstance(failure, WrongDocument):
         code, remedy = "issuer_document", "correct issuer.url: it has to be what the issuer calls itself"
     else:
         code, remedy = "issuer_unreachable", "check issuer.url, and that the issuer can be reached from here"

@@ -28,7 +28,7 @@ from arcbridge.client.background.caller import (
 )
 from arcbridge.client.background.caller import stop as stop_process
 from arcbridge.client.background.connection_settings import ConnectionSettings, read_words
-from arcbridge.client.background_paths import Place
+from arcbridge.client.background_paths import BackgroundPaths
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, StateError
 from arcbridge.settings.flags import CLIENT, LIST, OFF, flags_of
 from arcbridge.units import duration, size
@@ -142,20 +142,23 @@ def kept_settings(invocation: Invocation, environment: Mapping[str, str], config
 
 
 def _run(context: ClientContext, work: Coroutine[Any, Any, T]) -> T:
-    from arcbridge.cli.loop import run_until_signal
+    from arcbridge.cli.loop import Interrupted, run_until_signal
 
     configure_logging(context.config, default_level="warning")
-    return run_until_signal(work)
+    try:
+        return run_until_signal(work)
+    except Interrupted:
+        raise KeyboardInterrupt from None  # at a question: `run` ends as after any other Ctrl-C
 
 
 def _asked(context: ClientContext, line: bytes) -> dict[str, Any]:
     """Ask the process; once more after a login, where one is needed and there is a terminal for it."""
-    from arcbridge.client.background.connecting import ask_again_after_login, helps
+    from arcbridge.client.background.connecting import ask_again_after_login, login_may_help
 
     try:
-        return ask(Place.find(os.environ), line, os.environ)
+        return ask(BackgroundPaths.find(os.environ), line, os.environ)
     except ArcbridgeError as error:
-        if not helps(context, error):
+        if not login_may_help(context, error):
             raise
     return _run(context, ask_again_after_login(context, line))
 
@@ -182,7 +185,7 @@ def disconnect(invocation: Invocation) -> int:
     if every and names:
         raise ConfigError("flag --all: is for all clusters; leave the names out")
     _repair_for(invocation)
-    place = Place.find(os.environ)
+    place = BackgroundPaths.find(os.environ)
     try:
         answer = ask(place, request("disconnect", names, every="yes" if every else ""), os.environ, start=False)
         gone = answer["disconnected"]
@@ -210,7 +213,7 @@ def status(invocation: Invocation) -> int:
     output = invocation.text("output") or "table"
     _repair_for(invocation)
     sweep(os.environ)
-    place = Place.find(os.environ)
+    place = BackgroundPaths.find(os.environ)
     process: dict[str, Any] | None = None
     try:
         answer = answer_of(exchange(place, request("status")))
@@ -251,7 +254,7 @@ def _about(process: Mapping[str, Any] | None) -> str:
     return f"Background process {process['pid']}, version {process['version']}, since {since}{more}"
 
 
-def _not_served(place: Place) -> list[dict[str, Any]]:
+def _not_served(place: BackgroundPaths) -> list[dict[str, Any]]:
     """Return what is connected while no process of this version runs."""
     from arcbridge.client.background.context_repair import connected
 
@@ -271,7 +274,7 @@ def stop(invocation: Invocation) -> int:
     """End the background process."""
     _posix()
     try:
-        stop_process(Place.find(os.environ))
+        stop_process(BackgroundPaths.find(os.environ))
         done = "Stopped. kubectl starts it again when a context needs it; `arcbridge disconnect --all` takes them out."
     except NotRunning:
         done = "No background process runs."
@@ -283,7 +286,7 @@ def stop(invocation: Invocation) -> int:
 def logs(invocation: Invocation) -> int:
     """Print its log."""
     _posix()
-    path = Path(Place.find(os.environ).log)
+    path = Path(BackgroundPaths.find(os.environ).log)
     follow = invocation.switch("follow")
     if not path.exists() and not follow:
         print("There is no log: no background process has run.")
@@ -359,7 +362,7 @@ def serve(invocation: Invocation) -> int:
         tell("ready")
         notify("READY=1")
 
-    place = Place.find(os.environ)
+    place = BackgroundPaths.find(os.environ)
     try:
         file = LogFile(Path(place.log), standard_error=bool(descriptor))
         level = "debug" if invocation.switch("verbose") else invocation.text("log_level", "info")

@@ -33,10 +33,10 @@ def print_credential(arguments: Sequence[str]) -> int | None:
         exchange,
         request,
     )
-    from arcbridge.client.background_paths import Place
+    from arcbridge.client.background_paths import BackgroundPaths
 
     forbid_core_dumps()
-    place = Place.find(os.environ)
+    place = BackgroundPaths.find(os.environ)
     line = request("credential", arguments, server=_server(os.environ.get("KUBERNETES_EXEC_INFO", "")))
     try:
         for _ in range(5):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from arcbridge.cli.commands import DOCUMENTS
@@ -13,7 +12,6 @@ from arcbridge.cli.output import plain, print_document, print_rows, print_warnin
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.settings import given_settings, load_settings
 from arcbridge.errors import ConfigError, ExitCode
-from arcbridge.settings.choices import PROGRAM
 from arcbridge.settings.config import ClientConfig
 
 if TYPE_CHECKING:
@@ -53,49 +51,15 @@ def login(invocation: Invocation) -> int:
 
 async def _log_in(config: ClientConfig, relays: tuple[str, ...], *, renew: bool, named: set[str]) -> int:
     from arcbridge.cli.terminal import ask_yes, configure_logging, terminal
-    from arcbridge.client.commands.sign_in import logged_in, trusted, with_profile
-    from arcbridge.client.credentials.identity_summary import user_name
-    from arcbridge.client.credentials.jwt_unverified import claims_unverified
-    from arcbridge.client.relay.relay_profile import RelayProfiles, fill
-    from arcbridge.client.service import ClientContext
-    from arcbridge.client.state import StateDirectory
+    from arcbridge.client.commands.sign_in import log_in
 
     configure_logging(config, default_level="warning")
     shown = terminal(sys.stderr)
-    profiles = RelayProfiles(StateDirectory.find(config.state_dir, os.environ).path)
-    if relays:
-        config = replace(config, relay="", relays=relays)
     ask = ask_yes if shown.ask_trust is not None else None
-    known = profiles.all()
-    profile = await trusted(config, profiles, relays, ask=ask, say=shown.tell, renew=renew, named=named)
-    # A login of the user's own settings is for the relay that commands with these settings mean.
-    config = fill(config, profiles).config if profile is None else with_profile(config, profile)
-    context = ClientContext(config, shown)
-    if context.config.login.grant_type == PROGRAM:
-        # Its tokens are asked for by each command; here it is seen whether the issuer gives any.
-        tokens = context.tokens
-        await tokens.access()
-        who, until = context.config.login.client_id, ""
-    else:
-        found = await context.sources.login().log_in()
-        who = user_name(claims_unverified(found.id_token or found.access_token))
-        until = time.strftime(", until %Y-%m-%d %H:%M", time.localtime(found.expires_at)) if found.expires_at else ""
-    if profile is not None:
-        logged_in(profiles, profile)
-        for former in (one for one in known if one.directory == profile.directory):
-            await _end_former(with_profile(ClientConfig(state_dir=config.state_dir), former), config)
+    who, ends = await log_in(config, relays, shown, ask=ask, renew=renew, named=named, environment=os.environ)
+    until = time.strftime(", until %Y-%m-%d %H:%M", time.localtime(ends)) if ends else ""
     print(f"Logged in{f' as {plain(who)}' if who else ''}{until}")
     return ExitCode.DONE
-
-
-async def _end_former(former: ClientConfig, now: ClientConfig) -> None:
-    """Forget the tokens of a login whose place this one takes with other settings: `logout` would not find them."""
-    from arcbridge.client.credentials.identity_summary import cache_of
-    from arcbridge.client.state import StateDirectory
-
-    state = StateDirectory.find(now.state_dir, os.environ)
-    if former.login.grant_type != PROGRAM and cache_of(former, state).path != cache_of(now, state).path:
-        await _forget(former)
 
 
 # --- logout ---------------------------------------------------------------------------------------------------------
@@ -108,35 +72,18 @@ def logout(invocation: Invocation) -> int:
 
 async def _log_out(config: ClientConfig) -> int:
     from arcbridge.cli.terminal import configure_logging
+    from arcbridge.client.commands.sign_in import log_out
 
     configure_logging(config, default_level="warning")
     if not config.login.issuer:
         raise ConfigError(
             "login.issuer: no OIDC login is configured and no relay was logged in at, so there is nothing to forget"
         )
-    print("Logged out." if await _forget(config) else "There was no login to forget.")
+    forgotten, warning = await log_out(config, os.environ)
+    if warning:
+        print_warning(warning)
+    print("Logged out." if forgotten else "There was no login to forget.")
     return ExitCode.DONE
-
-
-async def _forget(config: ClientConfig) -> bool:
-    """Forget a login's tokens here, and have the issuer void the refresh token; says whether there were any."""
-    from arcbridge.client.commands.sign_in import revoke
-    from arcbridge.client.credentials.identity_summary import cache_of
-    from arcbridge.client.state import StateDirectory
-
-    login = config.login
-    cache = cache_of(config, StateDirectory.find(config.state_dir, os.environ))
-    # A refresh that is under way, as the background process makes them, would put tokens back.
-    async with cache.locked():
-        kept = cache.load()
-        # Gone from this machine before anything can fail, or take its time.
-        forgotten = cache.clear()
-    if why := await revoke(login, kept, os.environ):
-        print_warning(
-            f"the refresh token was not revoked at {login.issuer}: {why}; it is forgotten here, and a copy of it is "
-            "good there until it ends"
-        )
-    return forgotten
 
 
 # --- whoami ---------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Running a role's coroutine: uvloop where it can be had, signals, and word to systemd."""
+"""Runs a role's coroutine, on uvloop where it is installed, until a signal ends it, and reports to systemd."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from arcbridge.errors import ExitCode
 from arcbridge.mux.memory import tune_allocator
 from arcbridge.net.descriptors import limit, raise_limit
+from arcbridge.tasks import first_error
 
 T = TypeVar("T")
 
@@ -67,17 +68,12 @@ def run_until_signal(main: Coroutine[Any, Any, T], *, terminal: bool = True) -> 
         elif signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup(1)
             ending.append(signal.SIGHUP)
 
-    _settle_memory()
-    _raise_descriptor_limit()
     try:
-        with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            return runner.run(watched())
+        return _run(watched())
     except asyncio.CancelledError:
         if received:
             raise Interrupted(received[0]) from None
         raise
-    except BaseExceptionGroup as group:
-        raise _one_of(group) from group
 
 
 def run_until_drained(main: Callable[[asyncio.Event, asyncio.Event], Coroutine[Any, Any, None]]) -> None:
@@ -109,15 +105,20 @@ def run_until_drained(main: Callable[[asyncio.Event, asyncio.Event], Coroutine[A
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 loop.remove_signal_handler(number)
 
+    _run(watched())
+    if received:
+        raise Interrupted(received[0])
+
+
+def _run(main: Coroutine[Any, Any, T]) -> T:
+    """Run `main` in a loop of its own; of errors that a task group has gathered the first one is raised."""
     _settle_memory()
     _raise_descriptor_limit()
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            runner.run(watched())
+            return runner.run(main)
     except BaseExceptionGroup as group:
-        raise _one_of(group) from group
-    if received:
-        raise Interrupted(received[0])
+        raise first_error(group) from group
 
 
 def _settle_memory() -> None:
@@ -151,14 +152,6 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ImportError:
         return None
     return uvloop.new_event_loop
-
-
-def _one_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the first error inside a task group's, because users are shown one sentence."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def notify(state: str) -> None:

@@ -2,7 +2,7 @@
 
 Precedence: flag > environment (`ARCBRIDGE_<FLAG>`) > file > default. The file is `--config`, else ARCBRIDGE_CONFIG,
 else the first of `$XDG_CONFIG_HOME/arcbridge/<role>.toml` and `/etc/arcbridge/<role>.toml` that exists (Windows, macOS:
-`arcbridge.settings.user_directories`). What names a client's relay and login nowhere is had from its last login
+`arcbridge.settings.user_directories`). Where nothing names a client's relay and login, they are those of its last login
 (`client.relay_profile`).
 """
 
@@ -74,7 +74,7 @@ def problem_of(error: SettingError) -> Problem:
     from arcbridge.settings.problems import Place, Problem
 
     setting = ".".join(error.path)
-    if error.source and error.message.startswith(error.source):
+    if error.source:
         # The line is between the source and the colon.
         message = error.message.removeprefix(error.source).partition(": ")[2]
         return Problem(setting, message, place=Place(error.source, error.line, error.column))

@@ -1,9 +1,10 @@
-"""Where the background process of a user is reached, and where it keeps its lock, its log and what is connected.
+"""Names the paths of a user's background process: its control socket, its locks, its log and the list of connections.
 
 All of it is in the state directory, and not in XDG_RUNTIME_DIR. systemd removes that one at the user's last logout
 while the process lives on, and cron, `su` and some terminals do not name it: a command that looked there would find
-nothing, and start a second process beside the first (docs/decisions/0021). What a reboot leaves behind does no harm,
-because the kernel frees a lock with its process. Homes may be shared by machines, so the names carry the machine's.
+nothing, and start a second process beside the first (docs/decisions/0021-one-background-process.md). What a reboot
+leaves behind does no harm, because the kernel frees a lock with its process. Homes may be shared by machines, so the
+names carry the machine's.
 
 The locks are outside the directory of the socket: where that one is removed under a living process, the lock still
 says that there is one, and it makes the socket anew. This module is imported by each `arcbridge credential`, so it
@@ -27,7 +28,7 @@ MACHINE_ID = "/etc/machine-id"
 """The same from boot to boot, and another one on each machine (machine-id(5)). A host's name changes while it runs."""
 
 
-class Place:
+class BackgroundPaths:
     """The paths of one user on one machine. `make` makes the two directories, 0700."""
 
     __slots__ = ("_machine", "runtime", "state")
@@ -39,7 +40,7 @@ class Place:
         self._machine = f"-{machine}" if machine else ""
 
     @classmethod
-    def find(cls, environment: Mapping[str, str], machine_id: str = MACHINE_ID) -> Place:
+    def find(cls, environment: Mapping[str, str], machine_id: str = MACHINE_ID) -> BackgroundPaths:
         """Find the place by XDG_STATE_HOME, else the home directory; raises nothing."""
         home = environment.get("HOME") or os.path.expanduser("~")
         base = environment.get("XDG_STATE_HOME", "")

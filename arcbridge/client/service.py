@@ -95,18 +95,22 @@ class ClientContext:
                 raise ConfigError(f"flag --cluster: {name[:64]!r}: {error.message}") from error
         return names
 
-    def session(self, cluster: str) -> SessionManager:
+    def session(self, cluster: str, trust: ClusterTrust | None = None) -> SessionManager:
+        """Return what keeps a session to a cluster; `trust`: another rule than that of the settings."""
         return SessionManager(
-            self.relays.apart(),
+            self.relays.with_own_record(),
             cluster,
             self.tokens.for_cluster(cluster),
-            self.trust(),
+            trust or self.trust(),
             resumption=self.config.resumption,
         )
 
-    def served(self, cluster: str, clock: Callable[[], float] = time.time) -> ServedCluster:
+    def served(
+        self, cluster: str, clock: Callable[[], float] = time.time, trust: ClusterTrust | None = None
+    ) -> ServedCluster:
         """Return a cluster to be served on a local port."""
-        return ServedCluster(self.session(cluster), self.config, self.state, self.relays.names, self.token, clock)
+        session = self.session(cluster, trust)
+        return ServedCluster(session, self.config, self.state, self.relays.names, self.token, clock)
 
     def trust(self, *, first_use: bool = True) -> ClusterTrust:
         """Return the rule for clusters; without `first_use` none is trusted unseen, whatever the settings say."""

@@ -1,4 +1,4 @@
-"""What this user's client keeps between runs: its local CA, pins, ports; and what it may lose: tokens, names.
+"""Keeps what this user's client needs between runs: its local CA, pins, ports; and what it may lose: tokens, names.
 
 State is in `$XDG_STATE_HOME/arcbridge` (0700, keys 0600), the cache in `$XDG_CACHE_HOME/arcbridge`; on Windows and
 macOS where those systems have them (`arcbridge.settings.user_directories`). With an explicit
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,14 +64,10 @@ class StateDirectory:
     @classmethod
     def find(cls, explicit: Path | None, environment: Mapping[str, str]) -> StateDirectory:
         """Return the directory of the settings, else the one of `environment`; raises StateError for another user's."""
-        found = (
-            cls(explicit, explicit / "cache")
-            if explicit is not None
-            else cls(
-                user_directory("state", environment),
-                user_directory("cache", environment),
-            )
-        )
+        if explicit is not None:
+            found = cls(explicit, explicit / "cache")
+        else:
+            found = cls(user_directory("state", environment), user_directory("cache", environment))
         for directory in (found.path, found.cache):
             refuse_foreign_directory(directory)
         return found
@@ -175,24 +171,25 @@ class StateDirectory:
     def remember_port(self, relays: tuple[str, ...], cluster: str, port: int) -> None:
         """Keep the port at which a cluster was reached."""
         ports = self._ports()
-        if ports.get(_port_key(ports, relays, cluster)) == port:
-            return
-        ensure_private_directory(self.path)
-        with locked(self.path / ".ports.lock"):
-            ports = self._ports()
-            key = _port_key(ports, relays, cluster)
-            if ports.get(key) != port:
-                ports[key] = port
-                self._save_ports(ports)
+        if ports.get(_port_key(ports, relays, cluster)) != port:
+            ensure_private_directory(self.path)
+            self._change_ports(lambda ports: {**ports, _port_key(ports, relays, cluster): port})
 
     def forget_port(self, relays: tuple[str, ...], cluster: str) -> None:
         """Give the port of a cluster back."""
-        if not self._ports():
-            return
+
+        def without(ports: dict[str, int]) -> dict[str, int]:
+            key = _port_key(ports, relays, cluster)
+            return {name: port for name, port in ports.items() if name != key}
+
+        if self._ports():
+            self._change_ports(without)
+
+    def _change_ports(self, change: Callable[[dict[str, int]], dict[str, int]]) -> None:
         with locked(self.path / ".ports.lock"):
             ports = self._ports()
-            if ports.pop(_port_key(ports, relays, cluster), None) is not None:
-                self._save_ports(ports)
+            if (wanted := change(ports)) != ports:
+                write_private(self.path / "ports.json", json.dumps(wanted, indent=1).encode())
 
     # -- the kubeconfigs that hold entries of ours --------------------------------------------------------------------
 
@@ -208,24 +205,20 @@ class StateDirectory:
     def add_kubeconfig(self, files: list[Path]) -> None:
         """Note where entries of ours are put, before they are."""
         wanted = [Path(os.path.abspath(file)) for file in files]
-        if wanted in self.kubeconfigs():
-            return
-        ensure_private_directory(self.path)
-        with locked(self.path / ".kubeconfigs.lock"):
-            kept = self.kubeconfigs()
-            if wanted not in kept:
-                self._save_kubeconfigs([*kept, wanted])
+        if wanted not in self.kubeconfigs():
+            ensure_private_directory(self.path)
+            self._save_kubeconfigs(lambda kept: kept if wanted in kept else [*kept, wanted])
 
     def drop_kubeconfig(self, files: list[Path]) -> None:
         """Forget a list of files in which no entry of ours is any more."""
+        self._save_kubeconfigs(lambda kept: [one for one in kept if one != files])
+
+    def _save_kubeconfigs(self, change: Callable[[list[list[Path]]], list[list[Path]]]) -> None:
         with locked(self.path / ".kubeconfigs.lock"):
             kept = self.kubeconfigs()
-            if files in kept:
-                self._save_kubeconfigs([one for one in kept if one != files])
-
-    def _save_kubeconfigs(self, lists: list[list[Path]]) -> None:
-        document = json.dumps([[str(file) for file in files] for files in lists], indent=1)
-        write_private(self.path / "kubeconfigs.json", document.encode())
+            if (wanted := change(kept)) != kept:
+                document = json.dumps([[str(file) for file in files] for files in wanted], indent=1)
+                write_private(self.path / "kubeconfigs.json", document.encode())
 
     def _ports(self) -> dict[str, int]:
         data = read_file(self.path / "ports.json")
@@ -236,9 +229,6 @@ class StateDirectory:
         if not isinstance(ports, dict) or not all(type(port) is int for port in ports.values()):
             raise StateError(f"{self.path / 'ports.json'} is damaged: remove it, and clusters get new ports")
         return ports
-
-    def _save_ports(self, ports: dict[str, int]) -> None:
-        write_private(self.path / "ports.json", json.dumps(ports, indent=1).encode())
 
     # -- names, for completion ----------------------------------------------------------------------------------------
 

@@ -14,11 +14,12 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from arcbridge.identity.authentication import IssuerConfig, PrefixedClaim
 from arcbridge.identity.proof import UNBOUND, Binding, binding
 from arcbridge.identity.refusal import TokenRefused
+from arcbridge.refusals import RefusalRule
 
 if TYPE_CHECKING:
     from arcbridge.identity.cel.mapping import CostBudget, Expressions
@@ -38,6 +39,17 @@ _OVERAGE = (
     "the token has too many groups: its issuer put a pointer in their place; let the issuer send only the groups "
     "assigned to this application, or have the operator set up [graph.NAME] (docs/how-to/entra-id.md)"
 )
+
+
+class _NameRules(NamedTuple):
+    """The rules that a name of one kind breaks."""
+
+    characters: RefusalRule
+    system: RefusalRule
+
+
+_USERNAME = _NameRules(RefusalRule.CLAIMS_USERNAME_CHARACTERS, RefusalRule.CLAIMS_USERNAME_SYSTEM)
+_GROUPS = _NameRules(RefusalRule.CLAIMS_GROUPS_CHARACTERS, RefusalRule.CLAIMS_GROUPS_SYSTEM)
 _SYSTEM = "system:"
 # Letters of other scripts, and colons of other blocks, that are drawn like those of "system:" and that NFKC keeps.
 _LOOK_ALIKE = str.maketrans(
@@ -142,7 +154,7 @@ def map_claims(issuer: IssuerConfig, claims: Mapping[str, Any], budget: CostBudg
         if not isinstance(value, str) or value != rule.required_value:
             how = "is missing" if value is None else "has another value"
             raise TokenRefused(
-                "claims.rule",
+                RefusalRule.CLAIMS_RULE,
                 "the token does not have a claim that this place requires",
                 wanted=rule.claim,
                 detail=f"claim {rule.claim!r} {how}; {issuer.path} requires {rule.required_value!r}",
@@ -150,7 +162,7 @@ def map_claims(issuer: IssuerConfig, claims: Mapping[str, Any], budget: CostBudg
 
     subject = claims.get("sub")
     if not isinstance(subject, str) or not is_plain(subject):
-        raise TokenRefused("claims.sub", "the token has no usable subject")
+        raise TokenRefused(RefusalRule.CLAIMS_SUB, "the token has no usable subject")
 
     username, groups, uid, extra = _mapped(issuer, claims, budget)
     return Identity(
@@ -180,15 +192,17 @@ def _mapped(issuer: IssuerConfig, claims: Mapping[str, Any], budget: CostBudget 
     _check_pointers(issuer.expressions, claims)
     budget = budget or CostBudget()
     mapped = issuer.expressions.map(claims, budget)
-    username = _username(issuer, claims) if mapped.username is None else _name(mapped.username, "username")
+    username = _username(issuer, claims) if mapped.username is None else _name(mapped.username, _USERNAME)
     groups = _groups(issuer.groups, claims) if mapped.groups is None else _group_names("", mapped.groups)
     uid = _uid(issuer.uid_claim, claims) if mapped.uid is None else mapped.uid
     if uid and not is_plain(uid):
-        raise TokenRefused("claims.uid", "the token has no user id that this place can use")
+        raise TokenRefused(RefusalRule.CLAIMS_UID, "the token has no user id that this place can use")
     if sum(map(len, mapped.extra.values())) > MAX_EXTRA:
-        raise TokenRefused("claims.extra.many", f"the token has more than {MAX_EXTRA} extra values")
+        raise TokenRefused(RefusalRule.CLAIMS_EXTRA_MANY, f"the token has more than {MAX_EXTRA} extra values")
     if not all(is_plain(value) for values in mapped.extra.values() for value in values):
-        raise TokenRefused("claims.extra.characters", "an extra value has characters or a length that are refused")
+        raise TokenRefused(
+            RefusalRule.CLAIMS_EXTRA_CHARACTERS, "an extra value has characters or a length that are refused"
+        )
     # The rules see the user that kube-apiserver would make, of which less is handed on.
     issuer.expressions.check_user(username, uid, groups, {**_credential_id(claims), **mapped.extra}, budget)
     return username, _without(bare, groups), uid, mapped.extra
@@ -211,19 +225,19 @@ def _username(issuer: IssuerConfig, claims: Mapping[str, Any]) -> str:
     if issuer.username is None or not isinstance(username, str) or not username:
         claim = "" if issuer.username is None else issuer.username.claim
         raise TokenRefused(
-            "claims.username",
+            RefusalRule.CLAIMS_USERNAME,
             "the token has no user name that this place can use",
             wanted=claim,
             detail=f"claim {claim!r} is missing, or no text; {issuer.path} takes the user name from it",
         )
     if issuer.username.claim == "email" and claims.get("email_verified") is not True:
         raise TokenRefused(
-            "claims.email_verified",
+            RefusalRule.CLAIMS_EMAIL_VERIFIED,
             "the e-mail address in the token is not verified by its issuer",
             wanted="email_verified",
             detail=f"claim 'email_verified' is not true; {issuer.path} takes the user name from 'email'",
         )
-    return _name(issuer.username.prefix + username, "username")
+    return _name(issuer.username.prefix + username, _USERNAME)
 
 
 def _uid(claim: str | None, claims: Mapping[str, Any]) -> str:
@@ -231,7 +245,7 @@ def _uid(claim: str | None, claims: Mapping[str, Any]) -> str:
         return ""
     value = claims.get(claim)
     if not isinstance(value, str) or not is_plain(value):
-        raise TokenRefused("claims.uid", "the token has no user id that this place can use")
+        raise TokenRefused(RefusalRule.CLAIMS_UID, "the token has no user id that this place can use")
     return value
 
 
@@ -260,9 +274,9 @@ def _check_pointers(expressions: Expressions, claims: Mapping[str, Any]) -> None
                 "[graph.NAME], or have the expression say what is to become of such a token"
             )
             if claim == "groups":
-                raise TokenRefused("claims.groups.overage", _OVERAGE, detail=detail)
+                raise TokenRefused(RefusalRule.CLAIMS_GROUPS_OVERAGE, _OVERAGE, detail=detail)
             raise TokenRefused(
-                "claims.elsewhere",
+                RefusalRule.CLAIMS_ELSEWHERE,
                 "the token does not have a claim that this place reads, and says that it is elsewhere",
                 wanted=claim,
                 detail=detail,
@@ -275,12 +289,12 @@ def _groups(mapping: PrefixedClaim | None, claims: Mapping[str, Any]) -> tuple[s
     value = claims.get(mapping.claim)
     # Entra ID: over 200 groups the claim is replaced by a pointer. "No groups" would be a silent loss of rights.
     if mapping.claim in _elsewhere(claims):
-        raise TokenRefused("claims.groups.overage", _OVERAGE)
+        raise TokenRefused(RefusalRule.CLAIMS_GROUPS_OVERAGE, _OVERAGE)
     if value is None:
         return ()
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise TokenRefused("claims.groups", "the groups in the token are not a list of names")
+        raise TokenRefused(RefusalRule.CLAIMS_GROUPS, "the groups in the token are not a list of names")
     return _group_names(mapping.prefix, names)
 
 
@@ -288,19 +302,17 @@ def _group_names(prefix: str, names: Sequence[str]) -> tuple[str, ...]:
     """Return the groups of all `names`; an empty name gives the bare prefix, which rules on the user see and no one
     else."""
     if len(names) > MAX_GROUPS:
-        raise TokenRefused("claims.groups.many", f"the token has more than {MAX_GROUPS} groups")
-    return tuple(_name(prefix + name, "groups") if name else _unreserved(prefix, "groups") for name in names)
+        raise TokenRefused(RefusalRule.CLAIMS_GROUPS_MANY, f"the token has more than {MAX_GROUPS} groups")
+    return tuple(_name(prefix + name, _GROUPS) if name else _unreserved(prefix, _GROUPS) for name in names)
 
 
-def _name(name: str, what: str) -> str:
+def _name(name: str, rules: _NameRules) -> str:
     if not is_plain(name):
-        raise TokenRefused(
-            f"claims.{what}.characters", "a name in the token has characters or a length that are refused"
-        )
-    return _unreserved(name, what)
+        raise TokenRefused(rules.characters, "a name in the token has characters or a length that are refused")
+    return _unreserved(name, rules)
 
 
-def _unreserved(name: str, what: str) -> str:
+def _unreserved(name: str, rules: _NameRules) -> str:
     if is_reserved(name):
-        raise TokenRefused(f"claims.{what}.system", "the token holds a name that is reserved for the cluster itself")
+        raise TokenRefused(rules.system, "the token holds a name that is reserved for the cluster itself")
     return name

@@ -22,6 +22,7 @@ from arcbridge.identity.fetch import ReplyDocument, SendRequest
 from arcbridge.identity.graph_token import TOLD_CALLER, Credential, Failure, GraphToken, json_object
 from arcbridge.identity.lookups import Lookups
 from arcbridge.identity.refusal import GroupsUnavailable, TokenRefused
+from arcbridge.refusals import RefusalRule
 
 TOKEN_ENDPOINT = "https://login.microsoftonline.com/{tenant}/oauth2/v2.0/token"
 MAX_KEEP = 3600.0
@@ -146,11 +147,13 @@ class Directory:
         tenant, object_id = claims.get("tid"), claims.get("oid")
         if not isinstance(tenant, str) or tenant.lower() != self._tenant:
             raise TokenRefused(
-                "claims.groups.tenant", "the token is of another tenant than the one whose groups can be looked up here"
+                RefusalRule.CLAIMS_GROUPS_TENANT,
+                "the token is of another tenant than the one whose groups can be looked up here",
             )
         if not isinstance(object_id, str) or _GUID.fullmatch(object_id.lower()) is None:
             raise TokenRefused(
-                "claims.groups.oid", "the token has too many groups, and does not say whose they are (claim oid)"
+                RefusalRule.CLAIMS_GROUPS_OID,
+                "the token has too many groups, and does not say whose they are (claim oid)",
             )
         kind = "servicePrincipals" if is_application(claims) else "users"
         key = (kind, object_id.lower())
@@ -176,7 +179,9 @@ class Directory:
             token = await self.token.get(refused=token)
             reply = await self._question(kind, object_id, token)
         if reply.status == 404:
-            raise TokenRefused("claims.groups.unknown", "the directory does not know the user of the token (any more)")
+            raise TokenRefused(
+                RefusalRule.CLAIMS_GROUPS_UNKNOWN, "the directory does not know the user of the token (any more)"
+            )
         if reply.status in (401, 403):
             why = (
                 f"Microsoft Graph refuses the application of {self.at} (status {reply.status}): it needs the "
@@ -232,7 +237,7 @@ def _code_of(document: Mapping[str, Any]) -> object:
 
 
 def _too_many() -> TokenRefused:
-    return TokenRefused("claims.groups.many", f"the user of the token has more than {MAX_GROUPS} groups")
+    return TokenRefused(RefusalRule.CLAIMS_GROUPS_MANY, f"the user of the token has more than {MAX_GROUPS} groups")
 
 
 def _check_https(url: str, setting: str) -> None:

@@ -23,6 +23,7 @@ from arcbridge.identity.authentication import AuthenticationConfig, IssuerConfig
 from arcbridge.identity.fetch import SendRequest
 from arcbridge.identity.lookups import Lookups
 from arcbridge.identity.refusal import GroupsUnavailable, TokenRefused
+from arcbridge.refusals import RefusalRule
 
 MAX_ENDPOINT = 2048
 """Characters of an endpoint in a token."""
@@ -150,7 +151,7 @@ class GroupSources:
         where = _origin(endpoint)
         if not where or where not in own | self._allowed:
             raise TokenRefused(
-                "claims.groups.source",
+                RefusalRule.CLAIMS_GROUPS_SOURCE,
                 "the token says that its groups are at a place that is not asked; the operator can name it in "
                 "claim_sources",
             )
@@ -170,11 +171,11 @@ class GroupSources:
             raise GroupsUnavailable(f"the place that the token names answered with status {reply.status}")
         found = await verify(reply.body.decode("ascii", "replace").strip())
         if found.get("sub", subject) != subject:  # OpenID Connect Core §5.6.2 advises its source to leave sub out
-            raise TokenRefused("claims.groups.subject", "the groups that were looked up are another user's")
+            raise TokenRefused(RefusalRule.CLAIMS_GROUPS_SUBJECT, "the groups that were looked up are another user's")
         value = found.get(claim)
         names = [value] if isinstance(value, str) else value
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise TokenRefused("claims.groups", "the groups that were looked up are not a list of names")
+            raise TokenRefused(RefusalRule.CLAIMS_GROUPS, "the groups that were looked up are not a list of names")
         return tuple(names)
 
 
@@ -218,7 +219,7 @@ def check_pointers(claims: Mapping[str, Any]) -> None:
 
 
 def _malformed() -> TokenRefused:
-    return TokenRefused("claims.groups.pointer", "the token's pointer to its groups is malformed")
+    return TokenRefused(RefusalRule.CLAIMS_GROUPS_POINTER, "the token's pointer to its groups is malformed")
 
 
 def _origin(url: str) -> str:

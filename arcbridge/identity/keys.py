@@ -27,7 +27,7 @@ from typing import Any
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from arcbridge.errors import ArcbridgeError, Unreachable
+from arcbridge.errors import ArcbridgeError, Unreachable, WrongDocument
 from arcbridge.identity.authentication import IssuerConfig
 from arcbridge.identity.fetch import Fetch
 from arcbridge.identity.refusal import IssuerUnavailable
@@ -195,14 +195,14 @@ class KeySet:
         url = issuer.discovery_url or issuer.url.rstrip("/") + "/.well-known/openid-configuration"
         discovery = _json_object((await self._fetch(url, issuer.ca_pem)).body)
         if discovery.get("issuer") != issuer.url:
-            raise Unreachable(f"{issuer.path}: the discovery document is for another issuer")
+            raise WrongDocument(f"{issuer.path}: the discovery document is for another issuer")
         jwks_uri = discovery.get("jwks_uri")
         if not isinstance(jwks_uri, str) or not jwks_uri.startswith("https://"):
-            raise Unreachable(f"{issuer.path}: the discovery document has no https jwks_uri")
+            raise WrongDocument(f"{issuer.path}: the discovery document has no https jwks_uri")
         document = await self._fetch(jwks_uri, issuer.ca_pem)
         keys = parse_keys(_json_object(document.body), issuer.url)
         if not keys:
-            raise Unreachable(f"{issuer.path}: the issuer's key set holds no usable key")
+            raise WrongDocument(f"{issuer.path}: the issuer's key set holds no usable key")
         return keys, document.max_age
 
 

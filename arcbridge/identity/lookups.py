@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
 
 from arcbridge.identity.refusal import GroupsUnavailable, TokenRefused
+from arcbridge.refusals import RefusalRule
 
 AT_ONCE = 8
 """Requests to the other server at a time."""
@@ -41,7 +42,7 @@ class _Entry:
     names: tuple[str, ...] = ()
     unavailable: str = ""
     detail: str = ""
-    refused: tuple[str, str] | None = None
+    refused: tuple[RefusalRule, str] | None = None
 
     @property
     def size(self) -> int:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from arcbridge.errors import ConfigError, LocalProtocolError, StateError
 from arcbridge.identity.refusal import TokenRefused
 from arcbridge.identity.strict_json import parse_object
+from arcbridge.refusals import RefusalRule
 
 if TYPE_CHECKING:
     from arcbridge.identity.p256 import PrivateKey
@@ -80,32 +81,19 @@ _SENTENCES: Final = {
 }
 """What each refusal says to the user, who may be at another machine than the end that refused."""
 REFUSALS: Final = tuple(_SENTENCES)
-"""Why a good token is refused for want of a good proof."""
+"""Why a good token is refused for want of a good proof, as the metrics have it."""
 
 
-def explain(reason: str, place: str) -> str:
-    """Return the sentence for one of `REFUSALS`; `place` is the end that refused, as in "the relay"."""
-    return _SENTENCES[reason].format(place=place)
-
-
-def refusal_in(message: str) -> str:
-    """Return the one of `REFUSALS` that the message of a `ProofRefused` names, as another end sent it; else "".
-
-    So a client can say the sentence itself, and shows no text of a relay.
-    """
-    found = _NAMED.search(message)
-    return found[1] if found is not None and found[1] in _SENTENCES else ""
-
-
-_NAMED = re.compile(r" \(proof\.([a-z]{1,20})\)\Z", re.ASCII)
+def explain(rule: RefusalRule, place: str) -> str:
+    """Return the sentence for a rule `proof.…`; `place` is the end that refused, as in "the relay"."""
+    return _SENTENCES[rule.check].format(place=place)
 
 
 class ProofRefused(TokenRefused):
-    """A good token came without a good proof of the key it is bound to; `reason` is one of `REFUSALS`."""
+    """A good token came without a good proof of the key it is bound to."""
 
-    def __init__(self, reason: str, place: str) -> None:
-        super().__init__(f"proof.{reason}", f"{explain(reason, place)} (proof.{reason})")
-        self.reason = reason
+    def __init__(self, rule: RefusalRule, place: str) -> None:
+        super().__init__(rule, explain(rule, place))
 
 
 class BindingKind(StrEnum):
@@ -150,7 +138,7 @@ class Binding(NamedTuple):
     thumbprints: tuple[str, ...] = ()
 
     def names(self, thumbprint: str) -> bool:
-        """Tell whether the token is bound to the key with this thumbprint."""
+        """Return whether the token is bound to the key with this thumbprint."""
         if self.kind is BindingKind.NONCE:
             thumbprint = _nonce_of(thumbprint)
         wanted = thumbprint.encode()
@@ -161,7 +149,7 @@ UNBOUND: Final = Binding()
 
 
 def binding(claims: Mapping[str, Any]) -> Binding:
-    """Say how a token with these claims is bound to a key: the first of `cnf`, `nonce` and `aud` that names one counts.
+    """Return how a token with these claims is bound: the first of `cnf`, `nonce` and `aud` that names a key counts.
 
     Whatever names a key in a way that is malformed, or not known here, binds to no key at all: such a token is refused
     and does not pass for unbound.
@@ -183,8 +171,8 @@ def binding(claims: Mapping[str, Any]) -> Binding:
 
 
 def _confirmed(confirmation: Mapping[str, Any]) -> Binding:
-    """Say to which key a `cnf` (RFC 7800) binds. `kid` counts as the thumbprint of RFC 7638 that Entra ID's clients
-    give there, and only where no other member names a key, of which `kid` would be the label."""
+    """Return the binding of a `cnf` (RFC 7800). `kid` counts as the thumbprint of RFC 7638 that Entra ID's clients give
+    there, and only where no other member names a key, of which `kid` would be the label."""
     if "jkt" in confirmation:
         kind, thumbprint = BindingKind.CNF_JKT, confirmation["jkt"]
     elif "kid" in confirmation and not _OTHER_CONFIRMATIONS & confirmation.keys():
@@ -348,17 +336,17 @@ def require_proof(
     """
     if bound.kind is BindingKind.NONE:
         if policy is ProofPolicy.REQUIRED:
-            raise ProofRefused("unbound", place)
+            raise ProofRefused(RefusalRule.PROOF_UNBOUND, place)
         return ""
     if policy is ProofPolicy.OFF:
-        raise ProofRefused("off", place)
+        raise ProofRefused(RefusalRule.PROOF_OFF, place)
     if bound.kind is BindingKind.UNKNOWN:
-        raise ProofRefused("cnf", place)
+        raise ProofRefused(RefusalRule.PROOF_CNF, place)
     if not proof:
-        raise ProofRefused("missing", place)
+        raise ProofRefused(RefusalRule.PROOF_MISSING, place)
     thumbprint = check_proof(proof, token=token, peer_spki=peer.spki, pin=peer.pin, now=now, place=place)
     if not bound.names(thumbprint):
-        raise ProofRefused("key", place)
+        raise ProofRefused(RefusalRule.PROOF_KEY, place)
     return thumbprint
 
 
@@ -380,7 +368,7 @@ class ProofChecker:
         try:
             proved = require_proof(self.policy, bound, token, proof, peer, self._clock(), place=self._place)
         except ProofRefused as error:
-            self.refused[error.reason] += 1
+            self.refused[error.rule.check] += 1
             raise
         self.taken[bound.kind.value] += 1
         return proved
@@ -389,16 +377,16 @@ class ProofChecker:
         """Raise ProofRefused unless a verified token that a request carries may be used in a session whose own token
         came with a proof of the key `proved` (empty: with none)."""
         if bound.kind is BindingKind.NONE:
-            reason = "unbound" if self.policy is ProofPolicy.REQUIRED else ""
+            rule = RefusalRule.PROOF_UNBOUND if self.policy is ProofPolicy.REQUIRED else RefusalRule.NONE
         elif self.policy is ProofPolicy.OFF:
-            reason = "off"
+            rule = RefusalRule.PROOF_OFF
         elif bound.kind is BindingKind.UNKNOWN:
-            reason = "cnf"
+            rule = RefusalRule.PROOF_CNF
         else:
-            reason = "" if proved and bound.names(proved) else "key"
-        if reason:
-            self.refused[reason] += 1
-            raise ProofRefused(reason, self._place)
+            rule = RefusalRule.NONE if proved and bound.names(proved) else RefusalRule.PROOF_KEY
+        if rule:
+            self.refused[rule.check] += 1
+            raise ProofRefused(rule, self._place)
 
 
 def check_proof(proof: str, *, token: str, peer_spki: bytes, pin: str, now: float, place: str = "this end") -> str:
@@ -407,7 +395,7 @@ def check_proof(proof: str, *, token: str, peer_spki: bytes, pin: str, now: floa
     `place` names the end that checks, for the sentence about clocks.
     """
     if len(proof) > MAX_PROOF:
-        raise ProofRefused("size", place)
+        raise ProofRefused(RefusalRule.PROOF_SIZE, place)
     parts = proof.split(".")
     try:
         if len(parts) != 3:
@@ -422,17 +410,17 @@ def check_proof(proof: str, *, token: str, peer_spki: bytes, pin: str, now: floa
         if not isinstance(issued, int) or isinstance(issued, bool) or issued.bit_length() > 53:
             raise ValueError("no time")
     except ValueError:
-        raise ProofRefused("shape", place) from None
+        raise ProofRefused(RefusalRule.PROOF_SHAPE, place) from None
     if not _same(claims.get("ath"), token_hash(token)):
-        raise ProofRefused("ath", place)
+        raise ProofRefused(RefusalRule.PROOF_ATH, place)
     if not (_same(claims.get("peer"), peer_hash(peer_spki)) and _same(claims.get("pin"), pin)):
-        raise ProofRefused("peer", place)
+        raise ProofRefused(RefusalRule.PROOF_PEER, place)
     if abs(now - issued) > IAT_WINDOW:
-        raise ProofRefused("iat", place)
+        raise ProofRefused(RefusalRule.PROOF_IAT, place)
     from arcbridge.identity.p256 import is_signed
 
     if not is_signed(x, y, signature, proof[: -len(parts[2]) - 1].encode()):
-        raise ProofRefused("signature", place)
+        raise ProofRefused(RefusalRule.PROOF_SIGNATURE, place)
     return thumbprint_of(header["jwk"]["x"], header["jwk"]["y"])
 
 

@@ -21,7 +21,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import jwt
 
@@ -34,6 +34,7 @@ from arcbridge.identity.keys import KeySet
 from arcbridge.identity.proof import place_of
 from arcbridge.identity.refusal import TokenRefused
 from arcbridge.identity.strict_json import parse_object
+from arcbridge.refusals import RefusalRule
 from arcbridge.units import duration
 
 MAX_TOKEN = 64 * 1024
@@ -253,9 +254,9 @@ class TokenVerifier:
 
     async def _verify(self, token: str) -> Identity:
         if len(token) > MAX_TOKEN:
-            raise TokenRefused("token.size", f"the token is longer than {MAX_TOKEN} characters")
+            raise TokenRefused(RefusalRule.TOKEN_SIZE, f"the token is longer than {MAX_TOKEN} characters")
         if not token or not token.isascii():
-            raise TokenRefused("token.shape", "the token is not a JWT")
+            raise TokenRefused(RefusalRule.TOKEN_SHAPE, "the token is not a JWT")
         digest = hashlib.sha256(token.encode("ascii")).digest()
         known = self._known(digest)
         if known is not None:
@@ -302,15 +303,19 @@ class TokenVerifier:
     async def _verify_source(self, issuer: IssuerConfig, token: str) -> dict[str, Any]:
         """Verify a JWT with a distributed claim: signed by a key of the token's issuer, for a place of ours, of now."""
         if not token or len(token) > MAX_TOKEN or not token.isascii():
-            raise TokenRefused("token.shape", "the token is not a JWT")
+            raise TokenRefused(RefusalRule.TOKEN_SHAPE, "the token is not a JWT")
         found, header, claims, _ = await self._signed(token)
         if found.url != issuer.url:
-            raise TokenRefused("claims.groups.issuer", "the groups that were looked up are signed by another issuer")
+            raise TokenRefused(
+                RefusalRule.CLAIMS_GROUPS_ISSUER, "the groups that were looked up are signed by another issuer"
+            )
         _check_kind(header, claims)
         now = self._clock()
         expires, not_before = _number(claims, "exp", required=True), _number(claims, "nbf", required=False)
         if now >= expires or now < not_before - NOT_BEFORE_LEEWAY:
-            raise TokenRefused("claims.groups.exp", "the groups that were looked up are not of now; compare the clocks")
+            raise TokenRefused(
+                RefusalRule.CLAIMS_GROUPS_EXP, "the groups that were looked up are not of now; compare the clocks"
+            )
         self._check_audience(issuer, claims)
         check_pointers(claims)
         return claims
@@ -321,14 +326,14 @@ class TokenVerifier:
         header, payload = _parts(token)
         algorithm = header.get("alg")
         if not isinstance(algorithm, str) or algorithm not in self._algorithms:
-            raise TokenRefused("token.alg", "the token's signature algorithm is not accepted")
+            raise TokenRefused(RefusalRule.TOKEN_ALG, "the token's signature algorithm is not accepted")
         if "crit" in header:
-            raise TokenRefused("token.crit", "the token demands extensions that are not known here")
+            raise TokenRefused(RefusalRule.TOKEN_CRIT, "the token demands extensions that are not known here")
         if "enc" in header or str(header.get("cty", "")).upper() == "JWT":
-            raise TokenRefused("token.nested", "encrypted or nested tokens are not accepted")
+            raise TokenRefused(RefusalRule.TOKEN_NESTED, "encrypted or nested tokens are not accepted")
         kid = header.get("kid")
         if kid is not None and not isinstance(kid, str):
-            raise TokenRefused("token.kid", "the token is not a JWT")
+            raise TokenRefused(RefusalRule.TOKEN_KID, "the token is not a JWT")
 
         issuer_url = payload.get("iss")
         issuer = self._config.issuer(issuer_url) if isinstance(issuer_url, str) else None
@@ -336,14 +341,14 @@ class TokenVerifier:
             # Not told whom it should come from: this token may be forged.
             said = repr(issuer_url[:200]) if isinstance(issuer_url, str) else "missing"
             raise TokenRefused(
-                "token.iss",
+                RefusalRule.TOKEN_ISS,
                 "the token comes from an issuer that is not accepted here",
                 detail=f"its issuer (iss) is {said}; the authentication file does not have it",
             )
         keys = self._keys[issuer.url]
         candidates = await keys.candidates(kid, algorithm)
         if not candidates:
-            raise TokenRefused("token.key", "the token is signed with a key that its issuer does not publish")
+            raise TokenRefused(RefusalRule.TOKEN_KEY, "the token is signed with a key that its issuer does not publish")
         generation = keys.generation
         claims = None
         for candidate in candidates[:MAX_CANDIDATES]:
@@ -353,7 +358,7 @@ class TokenVerifier:
             except jwt.PyJWTError:
                 continue
         if claims is None or claims != payload:
-            raise TokenRefused("token.signature", "the token's signature is not valid")
+            raise TokenRefused(RefusalRule.TOKEN_SIGNATURE, "the token's signature is not valid")
         return issuer, header, claims, generation
 
     async def _mapped(self, issuer: IssuerConfig, claims: dict[str, Any]) -> Identity:
@@ -383,12 +388,12 @@ class TokenVerifier:
         expires, issued = _number(claims, "exp", required=True), _number(claims, "iat", required=True)
         not_before = _number(claims, "nbf", required=False)
         if now >= expires:
-            raise TokenRefused("token.exp", "the token has expired; log in again")
+            raise TokenRefused(RefusalRule.TOKEN_EXP, "the token has expired; log in again")
         if now < max(issued - LEEWAY, not_before - NOT_BEFORE_LEEWAY):
-            raise TokenRefused("token.nbf", "the token is not valid yet; compare the clocks")
+            raise TokenRefused(RefusalRule.TOKEN_NBF, "the token is not valid yet; compare the clocks")
         if expires - issued > self._accept.max_lifetime:
             raise TokenRefused(
-                "token.life",
+                RefusalRule.TOKEN_LIFE,
                 f"the token is valid for more than {duration(self._accept.max_lifetime)}; have a shorter one issued, "
                 "or ask the operator about max_token_lifetime",
             )
@@ -399,19 +404,19 @@ class TokenVerifier:
         wanted = ", ".join(issuer.audiences)
         if not isinstance(named, list) or not all(isinstance(item, str) for item in named):
             raise TokenRefused(
-                "token.aud", "the token is not meant for this place (audience)", wanted=wanted,
+                RefusalRule.TOKEN_AUD, "the token is not meant for this place (audience)", wanted=wanted,
                 detail=f"it has no audience (aud) that can be read; {issuer.path} wants {wanted!r}",
             )  # fmt: skip
         places = {place_of(item) for item in named}
         if not places & set(issuer.audiences):
             said = ", ".join(named)[:200]
             raise TokenRefused(
-                "token.aud", "the token is not meant for this place (audience)", wanted=wanted,
+                RefusalRule.TOKEN_AUD, "the token is not meant for this place (audience)", wanted=wanted,
                 detail=f"it is for audience {said!r}; {issuer.path} wants {wanted!r}",
             )  # fmt: skip
         if places & self._accept.forbidden_audiences:
             raise TokenRefused(
-                "token.aud.forbidden",
+                RefusalRule.TOKEN_AUD_FORBIDDEN,
                 "the token is also meant for another place (audience), which could use it here; have one issued for "
                 "this place alone",
             )
@@ -434,32 +439,33 @@ def _check_kind(header: dict[str, Any], claims: dict[str, Any]) -> None:
     """Refuse what the issuer signed for another purpose than to say who may come in."""
     kind = header.get("typ")
     if kind is not None and (not isinstance(kind, str) or kind.lower().removeprefix("application/") not in TOKEN_TYPES):
-        raise TokenRefused("token.typ", "this is not an access token or id token (typ)")
+        raise TokenRefused(RefusalRule.TOKEN_TYP, "this is not an access token or id token (typ)")
     # Issuers may send logout tokens without a type of their own (OpenID Connect Back-Channel Logout 1.0 §2.4); every
     # security event token has `events` (RFC 8417 §2.2), and no other token has.
     if "events" in claims:
-        raise TokenRefused("token.events", "this is not an access token or id token (events)")
+        raise TokenRefused(RefusalRule.TOKEN_EVENTS, "this is not an access token or id token (events)")
     if not all(isinstance(claims.get(name), str | None) for name in ("nonce", "at_hash")):
-        raise TokenRefused("token.claims", "the token's nonce or at_hash is no text")
+        raise TokenRefused(RefusalRule.TOKEN_CLAIMS, "the token's nonce or at_hash is no text")
+
+
+_TIMES: Final = {"exp": RefusalRule.TOKEN_EXP, "iat": RefusalRule.TOKEN_IAT, "nbf": RefusalRule.TOKEN_NBF}
 
 
 def _number(claims: dict[str, Any], name: str, *, required: bool) -> float:
-    value = claims.get(name)
+    value: Any = claims.get(name)
     if value is None and not required:
         return 0.0
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TokenRefused(f"token.{name}", "the token's times are missing or malformed")
-    if isinstance(value, int) and value.bit_length() > 53:
-        raise TokenRefused(f"token.{name}", "the token's times are missing or malformed")
-    if not math.isfinite(value) or value < 0:
-        raise TokenRefused(f"token.{name}", "the token's times are missing or malformed")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    too_long = isinstance(value, int) and value.bit_length() > 53
+    if not is_number or too_long or not math.isfinite(value) or value < 0:
+        raise TokenRefused(_TIMES[name], "the token's times are missing or malformed")
     return float(value)
 
 
 def _parts(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
     match = _JWT.fullmatch(token)
     if match is None or len(match[1]) > MAX_HEADER:
-        raise TokenRefused("token.shape", "the token is not a signed JWT")
+        raise TokenRefused(RefusalRule.TOKEN_SHAPE, "the token is not a signed JWT")
     return _segment(match[1]), _segment(match[2])
 
 
@@ -468,4 +474,4 @@ def _segment(text: str) -> dict[str, Any]:
         raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         return parse_object(raw)
     except ValueError as error:
-        raise TokenRefused("token.shape", "the token is not a signed JWT") from error
+        raise TokenRefused(RefusalRule.TOKEN_SHAPE, "the token is not a signed JWT") from error

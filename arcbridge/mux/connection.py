@@ -169,7 +169,7 @@ class Migration:
         try:
             self._machine.resumption.take_over(hello, ok, monotonic())
         except RemoteProtocolError as error:
-            newcomer.refuse_auth(GoawayCode.PROTOCOL, error.message)
+            newcomer.close(GoawayCode.PROTOCOL, error.message)
             session.drop_connection()
             session.act()
             raise

@@ -1,6 +1,6 @@
 """Memory of a whole process: glibc's allocator, how much history all sessions may keep, and how much may wait.
 
-glibc is told once at start to keep the memory that bulk transfer uses again and again.
+glibc is set once at start to keep the memory that bulk transfer uses again and again.
 
 By default glibc gives blocks of 128 KiB and more straight back to the kernel, and every read of a large buffer then
 faults its pages in anew; with both thresholds raised, one hop moved 1.7 GB/s where it had moved 0.64.

@@ -15,6 +15,7 @@ from arcbridge.mux.connection import AuthMaker, Migration, MuxConnection
 from arcbridge.mux.pacing import AHEAD_FREE, AHEAD_PAUSE, Pacing
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.mux.streams import SessionStreams
+from arcbridge.refusals import NO_REFUSAL, Refusal
 from arcbridge.wire import events as ev
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.limits import DEFAULT, Limits
@@ -30,7 +31,7 @@ CLOSE_TIMEOUT = 3.0
 
 
 class BaseHandler:
-    """What a role is told; each method does nothing until overridden. All are called from the event loop.
+    """The events that a role gets; each method does nothing until overridden. All are called from the event loop.
 
     An exception in one of them ends that session, not the process.
     """
@@ -39,7 +40,7 @@ class BaseHandler:
         """HELLO was exchanged (control connection), or AUTH was accepted for the first time (session)."""
 
     def auth_received(self, session: MuxSession, auth: Auth) -> None:
-        """Acceptor: verify, then `accept_auth` or `refuse_auth`. Comes again at each renewal."""
+        """Acceptor: verify, then `accept_auth` or `close`. Comes again at each renewal."""
 
     def auth_accepted(self, session: MuxSession, ok: AuthOk) -> None:
         """Initiator: the token was taken, first or again."""
@@ -62,17 +63,17 @@ class BaseHandler:
     def session_ended(self, session: MuxSession, error: ArcbridgeError) -> None:
         """The session is over: exactly once, and last.
 
-        Every stream was told before, but for those that are complete and wait for a reader who paused.
+        Every stream got its end before, but for those that are complete and wait for a reader who paused.
         """
 
     def detached(self, session: MuxSession, error: ArcbridgeError) -> None:
-        """The connection is lost; streams wait. Initiator: `session.resume` on another connection."""
+        """The connection is lost; streams wait. Initiator: `session.migration.start` for another connection."""
 
     def resumed(self, session: MuxSession) -> None:
         """The session goes on over another connection."""
 
     def move_requested(self, session: MuxSession) -> None:
-        """Initiator: the present connection goes away soon; `session.resume` on another one, which replaces it."""
+        """Initiator: the present connection goes away soon: `session.migration.start` for another one."""
 
 
 class MuxSession:
@@ -196,11 +197,6 @@ class MuxSession:
             self._call(self._handler.established, self)
         self.act()
 
-    def refuse_auth(self, code: GoawayCode, message: str) -> None:
-        """Refuse the token (acceptor); the session ends with the reason."""
-        self._machine.refuse_auth(code, message)
-        self.act()
-
     def open(self, target: str, protocol: asyncio.BaseProtocol) -> StreamTransport:
         """Open a stream and attach `protocol` to it; what is written now travels in OPEN's flight.
 
@@ -221,13 +217,19 @@ class MuxSession:
         self._machine.goaway(code, message, retry_after)
         self.act()
 
-    def close(self, code: GoawayCode = GoawayCode.DONE, message: str = "", retry_after: int = 0) -> None:
-        """End now, telling the peer why; every stream ends with SessionEnded."""
-        self._machine.close(code, message or "the session was closed", retry_after)
+    def close(
+        self,
+        code: GoawayCode = GoawayCode.DONE,
+        message: str = "",
+        retry_after: int = 0,
+        refusal: Refusal = NO_REFUSAL,
+    ) -> None:
+        """End now and send the reason; every stream ends with SessionEnded. An acceptor refuses a token so."""
+        self._machine.close(code, message or "the session was closed", retry_after, refusal)
         self.act()
 
     def abort(self, error: ArcbridgeError | None = None) -> None:
-        """End now without a word."""
+        """End now, without a frame."""
         self._machine.give_up(monotonic(), error or ConnectionLost("the connection was aborted"))
         if self.transport is not None:
             self.transport.abort()

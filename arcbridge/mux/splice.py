@@ -2,8 +2,8 @@
 
 `SocketSplice` joins it to a raw TCP socket (TCP targets, `forward`): half-close passes both ways, a reset passes as a
 reset. `TransportSplice` joins it to an asyncio transport (the local HTTPS endpoint, an upgraded API-server
-connection), and can show someone what the stream gave, once it has gone on. Neither looks at what it moves itself, and
-neither closes as if complete what was cut.
+connection), and can show its owner what the stream gave, once it has gone on. Neither looks at what it moves itself,
+and neither closes as if complete what was cut.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
+from types import SimpleNamespace
 from typing import cast
 
 from arcbridge.errors import StreamReset
@@ -259,34 +260,6 @@ class SocketSplice(asyncio.Protocol):
             done(SpliceResult(self._from_stream, self._to_stream, self._error))
 
 
-class _StreamSide(asyncio.Protocol):
-    """The stream's protocol of a `TransportSplice`."""
-
-    def __init__(self, splice: TransportSplice) -> None:
-        self._splice = splice
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._splice.stream_made(cast(StreamTransport, transport))
-
-    def view_received(self, view: memoryview) -> None:
-        self._splice.from_stream(view)
-
-    def eof_received(self) -> bool:
-        self._splice.stream_finished()
-        return True
-
-    def pause_writing(self) -> None:
-        if not self._splice.outer.is_closing():
-            self._splice.outer.pause_reading()
-
-    def resume_writing(self) -> None:
-        if not self._splice.outer.is_closing():
-            self._splice.outer.resume_reading()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._splice.stream_lost(exc)
-
-
 class TransportSplice(asyncio.BufferedProtocol):
     """Joins an asyncio transport, whose protocol it becomes, to a stream, whose protocol is `stream_side`.
 
@@ -320,7 +293,19 @@ class TransportSplice(asyncio.BufferedProtocol):
         self._error: Exception | None = None
         self._began = 0.0
         """When the transport began to decrypt the bytes of the present read, monotonic seconds."""
-        self.stream_side: asyncio.Protocol = _StreamSide(self)
+        # No class of its own, which would be one more call for each frame.
+        self.stream_side = cast(
+            asyncio.Protocol,
+            SimpleNamespace(
+                connection_made=self.stream_made,
+                view_received=self.from_stream,
+                eof_received=self.stream_finished,
+                pause_writing=self.pause_outer,
+                resume_writing=self.resume_outer,
+                connection_lost=self.stream_lost,
+            ),
+        )
+        """The stream's protocol."""
 
     @property
     def moved(self) -> SpliceResult:
@@ -336,7 +321,7 @@ class TransportSplice(asyncio.BufferedProtocol):
         if not self.outer.is_closing():
             self.outer.resume_reading()
             return
-        # It was lost before this began, and its last protocol may have been told already.
+        # It was lost before this began, and its last protocol may have got `connection_lost` already.
         self._outer_lost = True
         cast(StreamTransport, self._stream).abort(ResetCode.CANCELLED)
         self._finish_if_over()
@@ -390,9 +375,19 @@ class TransportSplice(asyncio.BufferedProtocol):
 
     # -- called by the stream's side --------------------------------------------------------------------------------
 
-    def stream_made(self, stream: StreamTransport) -> None:
+    def stream_made(self, stream: asyncio.BaseTransport) -> None:
         """The stream is there."""
-        self._stream = stream
+        self._stream = cast(StreamTransport, stream)
+
+    def pause_outer(self) -> None:
+        """The stream is full."""
+        if not self.outer.is_closing():
+            self.outer.pause_reading()
+
+    def resume_outer(self) -> None:
+        """The stream takes more."""
+        if not self.outer.is_closing():
+            self.outer.resume_reading()
 
     def from_stream(self, view: memoryview) -> None:
         """Payload from the stream. TLS encrypts it within the call; a plain transport would keep the view."""
@@ -401,13 +396,14 @@ class TransportSplice(asyncio.BufferedProtocol):
         if self._seen is not None:
             self._seen(view)
 
-    def stream_finished(self) -> None:
-        """The stream's FIN: end the outer side after its bytes."""
+    def stream_finished(self) -> bool:
+        """End the outer side after its bytes: the stream's FIN came. Return True: the stream stays open."""
         if self.outer.can_write_eof() and not self._tls:
             self.outer.write_eof()
         else:
             self._outer_closed = True
             self.outer.close()
+        return True
 
     def stream_lost(self, exc: Exception | None) -> None:
         """The stream is over: in order, or cut (then the outer side is cut too)."""

@@ -3,8 +3,8 @@
 Anything written for asyncio (aiohttp's server, a splice, our own protocols) runs over a stream unchanged: pausing the
 transport stops granting credit, and running out of credit pauses the protocol.
 
-Four ways to end, told apart by `connection_lost`: `None` after both directions ended in order; `StreamReset` after a
-RESET (`code` says why); `SessionEnded` or `ConnectionLost` when the session under it is over.
+Four ways to end, which `connection_lost` distinguishes: `None` after both directions ended in order; `StreamReset`
+after a RESET (`code` says why); `SessionEnded` or `ConnectionLost` when the session under it is over.
 """
 
 from __future__ import annotations
@@ -444,7 +444,7 @@ class StreamTransport(asyncio.Transport):
             self._receiver.consumed(stream, waiting)
 
     def _end_in_order(self) -> None:
-        """Our FIN has gone. A peer that still sends is told that nothing more is wanted."""
+        """Our FIN has gone. A peer that still sends gets a RESET that says so: nothing more is wanted."""
         if self._stream.receiving is ReceiveState.OPEN:
             self._table.reset(self._stream, ResetCode.NO_ERROR)
         self._lose(None)

@@ -1,4 +1,4 @@
-"""How much a transport's write buffer may hold before its writer is paused, as asyncio's transports understand it.
+"""Computes how much a transport's write buffer may hold before its writer is paused, as asyncio's transports do.
 
 Only the numbers are worked out here; a transport keeps them and acts on them.
 """

@@ -1,4 +1,4 @@
-"""When to try again: full jitter, capped, forgetting what was long ago, obeying a server that names a time.
+"""Computes when to try again: with full jitter and a cap, forgetting what was long ago, obeying a server's time.
 
 Pure: a random source and durations in, a delay out. Full jitter (uniform between nothing and the bound) spreads a
 herd best and costs the single client half of the bound on average.

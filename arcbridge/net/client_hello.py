@@ -1,4 +1,4 @@
-"""What a ClientHello asks for, read before any TLS code sees it.
+"""Reads what a ClientHello asks for, before any TLS code sees it.
 
 The relay has one port and several handlers behind it. The ALPN extension of a connection's first message says which of
 them it is for. `peek` is a pure function of the bytes that have arrived so far, to be called again with *more of the

@@ -1,4 +1,4 @@
-"""How outgoing connections come to exist: names, address families, proxies, deadlines.
+"""Makes outgoing connections: names, address families, proxies, deadlines.
 
 Happy Eyeballs (RFC 8305) where a name has several addresses: they alternate between families and each attempt gets
 a head start of 250 ms before the next one runs beside it; the first that connects wins and all others are closed.
@@ -70,9 +70,9 @@ async def connect(address: Address, *, deadline: float, proxy: Proxy | str | Non
                 raise
             return sock
     except TimeoutError as error:
-        raise Unreachable(f"cannot reach {what}: no answer within {deadline:.0f} s") from error
+        raise _unreachable(what, f"no answer within {deadline:.0f} s") from error
     except OSError as error:
-        raise Unreachable(f"cannot reach {what}: {_words(error)}") from error
+        raise _unreachable(what, _words(error)) from error
 
 
 def begin(address: Address) -> tuple[socket.socket, bool] | None:
@@ -88,7 +88,7 @@ def begin(address: Address) -> tuple[socket.socket, bool] | None:
     try:
         return _begin(*literal, user_timeout=False)
     except OSError as error:
-        raise Unreachable(f"cannot reach {address}: {_words(error)}") from error
+        raise _unreachable(address, _words(error)) from error
 
 
 async def finish(sock: socket.socket, address: Address, *, deadline: float) -> None:
@@ -97,9 +97,9 @@ async def finish(sock: socket.socket, address: Address, *, deadline: float) -> N
         async with asyncio.timeout(deadline):
             await _finish(sock)
     except TimeoutError as error:
-        raise Unreachable(f"cannot reach {address}: no answer within {deadline:.0f} s") from error
+        raise _unreachable(address, f"no answer within {deadline:.0f} s") from error
     except OSError as error:
-        raise Unreachable(f"cannot reach {address}: {_words(error)}") from error
+        raise _unreachable(address, _words(error)) from error
 
 
 async def resolve(address: Address) -> list[Candidate]:
@@ -237,6 +237,10 @@ async def _finish(sock: socket.socket) -> None:
         raise
 
 
+class CredentialsMissing(OSError):
+    """The proxy asks for credentials, and none are set."""
+
+
 async def _open_tunnel(sock: socket.socket, address: Address, proxy: Proxy) -> None:
     lines = [f"CONNECT {address} HTTP/1.1", f"Host: {address}"]
     if proxy.authorization:
@@ -256,8 +260,10 @@ async def _open_tunnel(sock: socket.socket, address: Address, proxy: Proxy) -> N
         raise OSError("the proxy's answer is not HTTP")
     code = int(status[1])
     if code in (401, 407):  # tinyproxy answers 401 where the password is wrong
-        asks = "asks for credentials" if not proxy.authorization else "does not take these credentials"
-        raise OSError(f"the proxy {asks}; HTTPS_PROXY takes them as http://user:password@host:port")
+        takes = "HTTPS_PROXY takes them as http://user:password@host:port"
+        if proxy.authorization:
+            raise OSError(f"the proxy does not take these credentials; {takes}")
+        raise CredentialsMissing(f"the proxy asks for credentials; {takes}")
     if not 200 <= code < 300:
         raise OSError(f"the proxy refused with status {code}; ask its owner to allow CONNECT to {address}")
     if rest:
@@ -303,6 +309,12 @@ async def _open_by_socks(sock: socket.socket, address: Address, proxy: Proxy) ->
                 "the proxy does not take these credentials; put them into ALL_PROXY as socks5://user:password@host:port"
             ) from error
         raise OSError("the proxy does not speak SOCKS 5") from error
+
+
+def _unreachable(what: object, why: str) -> Unreachable:
+    error = Unreachable(f"cannot reach {what}: {why}")
+    error.detail = why
+    return error
 
 
 def _words(error: OSError) -> str:

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 _READ_AFTER_ABORT = "incoming BIO: no writable capacity"
-_log = logging.getLogger("arcbridge.net")
+log = logging.getLogger("arcbridge.net")
 
 
 @functools.cache
@@ -26,12 +26,12 @@ def fast_tls() -> ModuleType | None:
         import aiofastnet
     except ImportError as error:
         # Also raised by an aiofastnet that does not fit this Python's OpenSSL.
-        _log.debug("sessions use the event loop's TLS: aiofastnet cannot be imported (%s)", error)
+        log.debug("sessions use the event loop's TLS: aiofastnet cannot be imported (%s)", error)
         return None
     if aiofastnet.OPENSSL_DYN_LIBS is None:
-        _log.debug("sessions use the event loop's TLS: aiofastnet has no direct access to this Python's OpenSSL")
+        log.debug("sessions use the event loop's TLS: aiofastnet has no direct access to this Python's OpenSSL")
         return None
-    _log.debug("sessions use the TLS of aiofastnet %s", aiofastnet.__version__)
+    log.debug("sessions use the TLS of aiofastnet %s", aiofastnet.__version__)
     return aiofastnet
 
 
@@ -70,6 +70,6 @@ def _temporary_file_possible() -> bool:
             file.write(bytes(16 * 1024))
             file.flush()
     except OSError as error:
-        _log.debug("this connection is made without aiofastnet: no temporary file can be written (%s)", error)
+        log.debug("this connection is made without aiofastnet: no temporary file can be written (%s)", error)
         return False
     return True

@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
 import aiohttp
 from yarl import URL
@@ -30,24 +29,17 @@ _MAX_AGE = re.compile(r"(?:^|[,\s])max-age\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
 
 
 _SECONDS = re.compile(r"\d{1,6}", re.ASCII)
-_T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """A document: its bytes, and how long (seconds) its Cache-Control lets it be kept, if it says."""
-
-    body: bytes
-    max_age: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer of any status. `retry_after`: seconds, where the server gives them (RFC 9110 §10.2.3)."""
+    """An answer of any status. Seconds, where the server gives them: `retry_after` (RFC 9110 §10.2.3), and `max_age`,
+    for which its Cache-Control lets it be kept."""
 
     status: int
     body: bytes
-    retry_after: float | None
+    retry_after: float | None = None
+    max_age: float | None = None
 
 
 class HttpFetcher:
@@ -59,25 +51,25 @@ class HttpFetcher:
         self._session: aiohttp.ClientSession | None = None
         self._contexts: dict[str | None, ssl.SSLContext] = {}
 
-    async def __call__(self, url: str, ca_pem: str | None) -> Fetched:
-        """Fetches `url`. Raises Unreachable, with the URL's host and what went wrong, for anything but a good 200;
+    async def __call__(self, url: str, ca_pem: str | None) -> Reply:
+        """Fetch `url`. Raises Unreachable, with the URL's host and what went wrong, for anything but a good 200;
         UntrustedCertificate, where the certificate is not of `ca_pem`."""
-        return await self._bounded(url, lambda target: self._get(target, ca_pem))
+        reply = await self.ask("GET", url, ca_pem, headers={"Accept": _ACCEPT})
+        if reply.status != 200:
+            raise Unreachable(f"{URL(url, encoded=True).host}: answered {reply.status}")
+        return reply
 
     async def ask(
         self, method: str, url: str, ca_pem: str | None, *, headers: Mapping[str, str], body: bytes = b""
     ) -> Reply:
         """Send one request; return the answer, whatever its status. Raises Unreachable for want of a whole one."""
-        return await self._bounded(url, lambda target: self._ask(method, target, ca_pem, headers, body))
-
-    async def _bounded(self, url: str, work: Callable[[URL], Awaitable[_T]]) -> _T:
         target = URL(url, encoded=True)
         if target.scheme != "https" or not target.host:
             raise Unreachable("only https documents are fetched")
         where = target.host
         try:
             async with asyncio.timeout(self._deadline):
-                return await work(target)
+                return await self._ask(method, target, ca_pem, headers, body)
         except TimeoutError as error:
             raise Unreachable(f"{where}: no complete answer within {self._deadline:g} seconds") from error
         except (aiohttp.ClientConnectorCertificateError, ssl.SSLCertVerificationError) as error:
@@ -95,17 +87,8 @@ class HttpFetcher:
         if session is not None:
             await session.close()
 
-    async def _get(self, url: URL, ca_pem: str | None) -> Fetched:
-        session = self._open()
-        # A document is fetched once an hour: a connection kept for the next time would only be found dead.
-        headers = {"Accept": _ACCEPT, "User-Agent": "arcbridge", "Connection": "close"}
-        async with session.get(url, headers=headers, ssl=self._context(ca_pem), allow_redirects=False) as response:
-            if response.status != 200:
-                raise Unreachable(f"{url.host}: answered {response.status}")
-            body = await self._body(url, response)
-            return Fetched(body, _max_age(response.headers.get("Cache-Control", "")))
-
     async def _ask(self, method: str, url: URL, ca_pem: str | None, headers: Mapping[str, str], body: bytes) -> Reply:
+        # A document is fetched once an hour: a connection kept for the next time would only be found dead.
         sent = {"User-Agent": "arcbridge", "Connection": "close", **headers}
         async with self._open().request(
             method,
@@ -115,8 +98,12 @@ class HttpFetcher:
             ssl=self._context(ca_pem),
             allow_redirects=False,
         ) as response:
-            found = await self._body(url, response)
-            return Reply(response.status, found, _seconds(response.headers.get("Retry-After", "")))
+            found, answered = await self._body(url, response), response.headers
+            retry_after, max_age = (
+                _seconds(answered.get("Retry-After", "")),
+                _max_age(answered.get("Cache-Control", "")),
+            )
+            return Reply(response.status, found, retry_after, max_age)
 
     async def _body(self, url: URL, response: aiohttp.ClientResponse) -> bytes:
         if response.content_length is not None and response.content_length > self._limit:

@@ -48,7 +48,9 @@ class DialingConnector(aiohttp.TCPConnector):
         try:
             sock = await connect(Address(host, port), deadline=timeout.sock_connect or DEADLINE)
         except Unreachable as error:
-            raise NotConnected(error.message) from error
+            failed = NotConnected(error.message)
+            failed.detail = error.detail
+            raise failed from error
         try:
             return await asyncio.get_running_loop().create_connection(*arguments, **options, sock=sock)
         except BaseException as error:

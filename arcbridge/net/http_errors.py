@@ -17,7 +17,7 @@ from arcbridge.net.http_connector import NotConnected
 def reason(error: BaseException) -> str:
     """Say what went wrong, as `connection refused`; the class of the error where there are no better words."""
     if isinstance(error, NotConnected):
-        return error.message.partition(": ")[2] or error.message
+        return error.detail or error.message
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     if isinstance(cause, socket.gaierror):
         return f"its name cannot be resolved: {(cause.strerror or 'no reason given').lower()}"

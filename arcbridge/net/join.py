@@ -31,6 +31,7 @@ from arcbridge.errors import ConnectionLost, JoinRefused, RemoteProtocolError, U
 from arcbridge.net.sockets import receive, reset
 from arcbridge.net.tls import ServerContext
 from arcbridge.net.tlspipe import CLOSE_DEADLINE, HANDSHAKE_DEADLINE, TlsPipe
+from arcbridge.refusals import read_refusal
 from arcbridge.wire.records import MAX_RECORD, JoinReply, JoinRequest
 
 T = TypeVar("T")
@@ -124,6 +125,7 @@ async def _client_join(
             reply.message or "the relay refused",
             retry_after=reply.retry_after or None,
             session=reply.join_id if JOIN_ID.fullmatch(reply.join_id) else "",
+            refusal=read_refusal(reply.rule, reply.wanted),
         )
     if reply.join_id and not JOIN_ID.fullmatch(reply.join_id):
         raise RemoteProtocolError("the relay gave the join an id that no relay makes")

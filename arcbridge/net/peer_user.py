@@ -1,4 +1,4 @@
-"""Whose process is at the other end of a connection over loopback: this user's, or another one's of the machine.
+"""Finds out whose process is at the other end of a connection over loopback: this user's, or another one's.
 
 The kernel knows the user of each socket and tells every process (sock_diag(7), /proc/net/tcp). Where it cannot be
 asked, as on other systems, no peer counts as another user: this is a further wall behind what a caller has to show. A

@@ -1,4 +1,4 @@
-"""Which proxy an address is reached through: HTTPS_PROXY, ALL_PROXY and NO_PROXY, as curl and Go read them.
+"""Chooses the proxy for an address by HTTPS_PROXY, ALL_PROXY and NO_PROXY, as curl and Go read them.
 
 HTTP proxies are asked by CONNECT (RFC 9110 §9.3.6), SOCKS proxies by version 5 (RFC 1928) with a user name and password
 where they want one (RFC 1929). A name is given to the proxy as it is, which often is the only one that knows names

@@ -1,1 +1,1 @@
-"""What operators see: logs, metrics, health. Used by the command line and the roles, never by the layers below."""
+"""Shows operators logs, metrics and health. Used by the command line and the roles, never by the layers below."""

@@ -8,14 +8,11 @@ process had counted when it was last asked stays in the sum after its death (`ke
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from arcbridge import __version__
 
-from .metrics import Buckets, Metrics, Number
-
-if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
+from .metrics import Buckets, Metrics, Number, family
 
 Entry = dict[str, Any]
 """`name` (in full), `kind`, `help`, `labels` (names), `series`: [[label values], number or [bounds, counts, sum]]."""
@@ -50,6 +47,8 @@ def merge(snapshots: Iterable[Snapshot], rules: Mapping[str, Rule]) -> Snapshot:
 class AggregatedMetrics(Metrics):
     """`sources` gives the snapshots of the other processes; names in `own` (in full) are this process' alone."""
 
+    shows_process = False
+
     def __init__(
         self,
         role: str,
@@ -71,28 +70,13 @@ class AggregatedMetrics(Metrics):
         self._kept = merge([self._kept, counted], {})
 
     def collect(self) -> Iterator[Any]:
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-
-        kinds = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily, "histogram": HistogramMetricFamily}
         yield self.build_info()
         others = [[entry for entry in one if entry["name"] not in self._own] for one in self._sources()]
         for entry in merge([snapshot(self), *others, self._kept], self._rules):
-            family = kinds[entry["kind"]](entry["name"], entry["help"], labels=entry["labels"])
-            for labels, value in entry["series"]:
-                if isinstance(value, list):
-                    buckets = _buckets(value)
-                    family.add_metric(labels, buckets.cumulative(), buckets.total)
-                else:
-                    family.add_metric(labels, value)
-            yield family
-
-    def _collectors(self) -> CollectorRegistry:
-        if self._registry is None:
-            from prometheus_client import CollectorRegistry
-
-            self._registry = CollectorRegistry(auto_describe=False)
-            self._registry.register(self)
-        return self._registry
+            series = {
+                tuple(key): _buckets(value) if isinstance(value, list) else value for key, value in entry["series"]
+            }
+            yield family(entry["name"], entry["kind"], entry["help"], entry["labels"], series)
 
 
 def _own(metrics: Metrics) -> Iterator[Entry]:
@@ -112,12 +96,12 @@ def _own(metrics: Metrics) -> Iterator[Entry]:
 def _process() -> Iterator[Entry]:
     from prometheus_client import CollectorRegistry, ProcessCollector
 
-    for family in ProcessCollector(registry=CollectorRegistry()).collect():
-        for sample in family.samples:
+    for found in ProcessCollector(registry=CollectorRegistry()).collect():
+        for sample in found.samples:
             yield {
                 "name": sample.name,
-                "kind": family.type,
-                "help": family.documentation,
+                "kind": found.type,
+                "help": found.documentation,
                 "labels": [],
                 "series": [[[], sample.value]],
             }

@@ -1,4 +1,4 @@
-"""How late the event loop runs: a timer that measures its own delay.
+"""Measures how late the event loop runs, by a timer that knows when it was due.
 
 Nothing in arcbridge may block the loop for more than a few milliseconds; this is the instrument that shows when
 something does. One timer per process, four times a second.

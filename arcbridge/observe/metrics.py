@@ -39,8 +39,9 @@ MAX_SERIES: Final = 1000
 LATENCY_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0)
 """Seconds: from a join on one machine (5 ms) to the deadlines (15 s to join, 30 s to reach a peer)."""
 
-_log = logging.getLogger("arcbridge.observe")
+log = logging.getLogger("arcbridge.observe")
 
+_FAILURES: Final = "metric_read_failures_total"
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*\Z")
 _FORBIDDEN_LABELS: Final = frozenset({"user", "username", "pod", "path", "session", "stream", "address", "group", "le"})
 
@@ -87,6 +88,9 @@ class Buckets:
 class Metrics:
     """The metrics of one role. `render` is called by the scrape; nothing here runs otherwise."""
 
+    shows_process = True
+    """Whether CPU, memory and descriptors of this process are exposed, too."""
+
     def __init__(self, role: str, *, version: str = __version__) -> None:
         self.role = role
         self.version = version
@@ -94,7 +98,7 @@ class Metrics:
         """Reads that raised: the scrape went on without that metric."""
         self._metrics: dict[str, _Metric] = {}
         self._registry: CollectorRegistry | None = None
-        self.counter("metric_read_failures_total", "Metrics left out of a scrape because reading them failed.", None,
+        self.counter(_FAILURES, "Metrics left out of a scrape because reading them failed.", None,
                      lambda: self.read_failures)  # fmt: skip
 
     def counter(
@@ -166,23 +170,15 @@ class Metrics:
 
             self._registry = CollectorRegistry(auto_describe=False)
             self._registry.register(self)
-            ProcessCollector(registry=self._registry)
+            if self.shows_process:
+                ProcessCollector(registry=self._registry)
         return self._registry
 
     def collect(self) -> Iterator[Any]:
         """Read every metric; called by the exposition (prometheus_client's collector protocol)."""
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-
         yield self.build_info()
-        for metric in list(self._metrics.values()):
-            if metric.name == "metric_read_failures_total":
-                continue  # last, so that it counts the failures of this very scrape
-            family = self._family(metric, CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily)
-            if family is not None:
-                yield family
-        yield self._family(
-            self._metrics["metric_read_failures_total"], CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-        )
+        for entry in self.read():
+            yield family(*entry)
 
     def build_info(self) -> Any:
         """Return the family that says what this process is."""
@@ -194,31 +190,35 @@ class Metrics:
         info.add_metric([self.role, self.version, platform.python_version()], 1)
         return info
 
-    def read(self) -> Iterator[tuple[str, str, str, list[str], dict[tuple[str, ...], Any]]]:
-        """Yield each metric as (full name, kind, help, label names, values by label values), as plain data for
-        elsewhere."""
-        for metric in list(self._metrics.values()):
+    def read(self) -> Iterator[tuple[str, str, str, list[str], Mapping[tuple[str, ...], Any]]]:
+        """Yield each metric as (full name, kind, help, label names, values by label values), as plain data."""
+        # The failures come last, so that they count those of this very scrape.
+        for metric in sorted(self._metrics.values(), key=lambda metric: metric.name == _FAILURES):
             try:
-                yield self._full(metric.name), metric.kind, metric.help, list(metric.labels), metric.series()
-            except Exception:  # as in `_family`
+                series = metric.series()
+            except Exception:  # one role's broken reader must not hide all other metrics; it is counted and alerted on
                 self.read_failures += 1
-                _log.error("metric %s cannot be read", metric.name, exc_info=True)
+                log.error("metric %s cannot be read", metric.name, exc_info=True)
+                continue
+            yield self._full(metric.name), metric.kind, metric.help, list(metric.labels), series
 
-    def _family(self, metric: _Metric, counter: Any, gauge: Any, histogram: Any) -> Any:
-        try:
-            series = metric.series()
-        except Exception:  # one role's broken reader must not hide all other metrics; it is counted and alerted on
-            self.read_failures += 1
-            _log.error("metric %s cannot be read", metric.name, exc_info=True)
-            return None
-        kinds = {"counter": counter, "gauge": gauge, "histogram": histogram}
-        family = kinds[metric.kind](self._full(metric.name), metric.help, labels=list(metric.labels))
-        for labels, value in series.items():
-            if isinstance(value, Buckets):
-                family.add_metric(list(labels), value.cumulative(), value.total)
-            else:
-                family.add_metric(list(labels), value)
-        return family
+
+def family(name: str, kind: str, help: str, labels: list[str], series: Mapping[tuple[str, ...], Any]) -> Any:
+    """Return a metric as prometheus_client exposes it; arguments as of `Metrics.read`."""
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+    kinds: dict[str, Any] = {
+        "counter": CounterMetricFamily,
+        "gauge": GaugeMetricFamily,
+        "histogram": HistogramMetricFamily,
+    }
+    made = kinds[kind](name, help, labels=labels)
+    for key, value in series.items():
+        if isinstance(value, Buckets):
+            made.add_metric(list(key), value.cumulative(), value.total)
+        else:
+            made.add_metric(list(key), value)
+    return made
 
 
 class _Metric:

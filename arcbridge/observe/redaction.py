@@ -63,7 +63,7 @@ def error_text(error: BaseException) -> str:
 
 
 def quotes_peer(error: BaseException) -> bool:
-    """Say whether exceptions of this type quote bytes that a peer sent: those of the HTTP parsers do."""
+    """Return whether exceptions of this type quote bytes that a peer sent: those of the HTTP parsers do."""
     return type(error).__module__.partition(".")[0] in QUOTING_PACKAGES
 
 

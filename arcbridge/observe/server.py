@@ -96,10 +96,10 @@ class ObserveServer:
                                shutdown_timeout=1.0)  # fmt: skip
         await runner.setup()
         assert runner.server is not None
-        places = _Places(runner.server)
+        connections = _BoundedConnections(runner.server)
         try:
             # Not `web.TCPSite`, which takes no other factory of connections than its runner's own.
-            self._listening = await asyncio.get_running_loop().create_server(places, host, port)
+            self._listening = await asyncio.get_running_loop().create_server(connections, host, port)
         except (OSError, OverflowError) as error:
             await runner.cleanup()
             await self.stop()
@@ -158,7 +158,7 @@ class ObserveServer:
         return web.Response(body=body, headers={**_HEADERS, "Content-Type": content_type})
 
 
-class _Places:
+class _BoundedConnections:
     """Makes the protocol of each connection, and closes the oldest ones where there are too many."""
 
     def __init__(self, server: web.Server) -> None:

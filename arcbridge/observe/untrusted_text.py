@@ -90,7 +90,7 @@ def printable(text: str, limit: int) -> str:
 
 
 def names_secret(field: str) -> bool:
-    """Say whether a field of this name would hold a secret: `token`, `client_secret`, `Authorization`, …"""
+    """Return whether a field of this name would hold a secret: `token`, `client_secret`, `Authorization`, …"""
     return _SECRET_NAMES.search(field) is not None
 
 

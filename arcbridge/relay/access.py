@@ -1,4 +1,4 @@
-"""Who may use this relay now: its policy, the clusters that are revoked, and the users whose logins are.
+"""Decides who may use this relay now, by its policy, the revoked clusters, and the users whose logins are revoked.
 
 Pure: what is true now is given to it (`clusters`, `users`) and asked of it (`loss`). It is asked at each join, again
 when the join is complete, and for every session that runs whenever `version` has changed (`relay.enforcement`); so
@@ -36,7 +36,7 @@ class AccessPolicy(Protocol):
 class Loss:
     """Why a user may not use a cluster (any more)."""
 
-    reason: str
+    kind: str
     """One of `relay.counters.LOSSES`."""
     message: str
     """A sentence for the user."""
@@ -82,7 +82,7 @@ class Access:
         return None
 
     def refusal(self, identity: Identity) -> Loss | None:
-        """Say why `identity` may use nothing here; None: it may use what the policy gives it.
+        """Return why `identity` may use nothing here; None: it may use what the policy gives it.
 
         Asked of a user who joins or calls the API; raises `RegistryUnavailable` before it is known who is revoked.
         """
@@ -100,7 +100,7 @@ class Access:
         return Loss("user", message, "the user's login was revoked", found)
 
     def loss(self, identity: Identity | None, cluster: str) -> Loss | None:
-        """Say why `identity` may not use `cluster`; None: it may. Without an identity only the cluster is judged."""
+        """Return why `identity` may not use `cluster`; None: it may. Without an identity only the cluster is judged."""
         if identity is not None:
             if (refused := self._refusal(identity)) is not None:
                 return refused
@@ -111,5 +111,5 @@ class Access:
         return None
 
     def allows(self, identity: Identity, cluster: str) -> bool:
-        """Tell whether the policy lets `identity` reach `cluster`, revoked or not, and its login still counts."""
+        """Return whether the policy lets `identity` reach `cluster`, revoked or not, and its login still counts."""
         return self._refusal(identity) is None and self._policy.allows(identity, cluster)

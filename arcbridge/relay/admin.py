@@ -1,5 +1,5 @@
-"""What an operator does on the relay's machine: join tokens, clusters and users' logins, while the relay runs or before
-it does.
+"""Does what an operator wants on the relay's machine: join tokens, clusters and users' logins, while the relay runs or
+before it does.
 
 The commands work on the registry in the data directory, or on the fleet's in NATS. The relay sees a new token at once
 and a revocation within seconds; nothing has to be restarted and no port of the relay is involved. A user who can write
@@ -165,7 +165,7 @@ async def delete_token(config: RelayConfig, token_id: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Clusters:
+class ClusterList:
     """The clusters, and whether the relay that runs has said who is connected."""
 
     rows: list[Row]
@@ -173,7 +173,7 @@ class Clusters:
     """False where no relay runs on this data directory: `agents` is unknown, and states follow from dates."""
 
 
-async def list_clusters(config: RelayConfig, *, clock: Callable[[], float] = time.time) -> Clusters:
+async def list_clusters(config: RelayConfig, *, clock: Callable[[], float] = time.time) -> ClusterList:
     """Return all clusters, by name; times in unix seconds, 0 for never."""
     async with registry_of(config, must_exist=True, clock=clock) as registry:
         records, revoked = await registry.clusters(), await registry.revocations()
@@ -188,7 +188,7 @@ async def list_clusters(config: RelayConfig, *, clock: Callable[[], float] = tim
         for name in revoked - known
     ]
     rows = [_cluster_row(record, clock(), count) for record in records]
-    return Clusters(sorted((*rows, *unknown), key=lambda row: str(row["name"])), count is not None)
+    return ClusterList(sorted((*rows, *unknown), key=lambda row: str(row["name"])), count is not None)
 
 
 async def list_sessions(config: RelayConfig) -> list[Row]:
@@ -349,9 +349,7 @@ def _cluster_row(record: ClusterRecord, now: float, connected: Counter[str] | No
     elif not record.revoked and 0 <= now - record.last_seen <= SEEN_RECENTLY:
         agents = 1
     row = asdict(record)
-    del row["ca_pem"], row["keys"], row["labels"]
-    if record.labels:
-        row["labels"] = dict(record.labels)
+    del row["ca_pem"], row["keys"]
     row["revoked"] = bool(record.revoked)
     row["revoked_at"] = record.revoked
     row["agents"] = None if connected is None else agents

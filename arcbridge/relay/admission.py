@@ -74,18 +74,6 @@ class _Places:
 class Admission:
     """The places of one process; `enter` gives a ticket or the name of the bound that refused."""
 
-    __slots__ = (
-        "_clock",
-        "_http_most",
-        "_per_source",
-        "_places",
-        "_rate",
-        "_reserve",
-        "_shared",
-        "_sources",
-        "loop_times",
-    )
-
     def __init__(
         self,
         total: int,
@@ -229,7 +217,7 @@ class Admission:
         return sum(max(places.held - self._reserve, 0) for places in self._places.values()) < self._shared
 
     def _make_room(self, purpose: Purpose, newcomer: Ticket) -> bool:
-        """Close one connection so that `newcomer` has a place for `purpose`; say whether there was one to close."""
+        """Close one connection so that `newcomer` has a place for `purpose`; return whether there was one to close."""
         http = self._places[Purpose.HTTP]
         if purpose is not Purpose.HTTP and http.held > self._reserve and http.waiting:
             self._evict(next(iter(http.waiting)))

@@ -1,4 +1,4 @@
-"""What judges a caller of this relay: the token, the proof of its key, and what its user may use.
+"""Holds what judges a caller of this relay: the token, the proof of its key, and what its user may use.
 
 It only holds the judges together, for joins and for the HTTP API; `verifier`, `proofs` and `access` decide.
 """

@@ -1,4 +1,4 @@
-"""How many sessions and agents one process can hold, by the file descriptors that it may open.
+"""Computes how many sessions and agents one process can hold, by the file descriptors that it may open.
 
 A session takes two, an agent one; unauthenticated peers, pipes and files take some, too. Where all that the settings
 allow needs more than there are, sessions and agents are both allowed in the same proportion fewer: the last to come is

@@ -24,6 +24,7 @@ from typing import Any, Final
 
 import structlog
 
+from arcbridge import legacy_refusals
 from arcbridge.errors import (
     ArcbridgeError,
     ConfigError,
@@ -34,9 +35,10 @@ from arcbridge.errors import (
 )
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.proof import Peer, ProofRefused
-from arcbridge.identity.refusal import ISSUER_KEYS, GroupsUnavailable, tell
+from arcbridge.identity.refusal import GroupsUnavailable
 from arcbridge.net.join import JOIN_ID, JoinCode, ServerJoin
 from arcbridge.pki.names import check_cluster_name
+from arcbridge.refusals import Refusal, RefusalRule
 from arcbridge.relay.access import FORBIDDEN, Loss
 from arcbridge.relay.admission import Ticket
 from arcbridge.relay.agent_join import VOID
@@ -61,7 +63,7 @@ log = structlog.get_logger("arcbridge.relay")
 
 
 @dataclass(slots=True, eq=False)
-class _Attempt:
+class _JoinAttempt:
     """One join of a client."""
 
     join: ServerJoin
@@ -145,11 +147,11 @@ class ClientJoins:
         """Join a client to its agent; return whether the socket belongs to the pump now."""
         self.joining += 1
         try:
-            return await self._serve(_Attempt(join, request, ticket))
+            return await self._serve(_JoinAttempt(join, request, ticket))
         finally:
             self.joining -= 1
 
-    async def _serve(self, attempt: _Attempt) -> bool:
+    async def _serve(self, attempt: _JoinAttempt) -> bool:
         attempt.fields = {"session": attempt.id, "source": attempt.ticket.address}
         loop = asyncio.get_running_loop()
         begun = loop.time()
@@ -179,26 +181,30 @@ class ClientJoins:
         if code is not JoinCode.GONE:
             attempt.ticket.waits()
             reply = JoinReply(
-                code=code, message=failure.message, retry_after=failure.retry_after or 0, join_id=attempt.id
+                code=code,
+                message=legacy_refusals.with_rule(failure.message, failure.refusal),
+                retry_after=failure.retry_after or 0,
+                join_id=attempt.id,
+                rule=failure.refusal.rule,
+                wanted=failure.refusal.wanted,
             )
             await attempt.join.refuse(reply)
         return False
 
-    def _log_failure(self, attempt: _Attempt, failure: JoinRefused) -> None:
-        cause, code = failure.__cause__, JoinCode(failure.code).name
+    def _log_failure(self, attempt: _JoinAttempt, failure: JoinRefused) -> None:
+        cause, code = failure.__cause__ or failure, JoinCode(failure.code).name
         if isinstance(failure, JoinLimited):
             if (count := self.slots.refused_since_logged(failure)) is not None:
                 log.warning("joins refused", **attempt.fields, code=code, reason=failure.limit, joins=count)
             return
-        for name in ("rule", "detail"):
-            if detail := getattr(cause, name, ""):
-                attempt.fields[name] = detail
-        reason = getattr(cause, "message", "") or (type(cause).__name__ if cause is not None else failure.message)
+        if isinstance(cause, ArcbridgeError):
+            attempt.fields |= cause.log_fields()
+        reason = getattr(cause, "message", "") or type(cause).__name__
         log.warning("join failed", **attempt.fields, code=code, reason=reason)
 
     # -- who it is, and what it may --------------------------------------------------------------------------------
 
-    async def _judge(self, attempt: _Attempt) -> Pump:
+    async def _judge(self, attempt: _JoinAttempt) -> Pump:
         request, fields = attempt.request, attempt.fields
         fields["cluster"] = request.cluster[:MAX_SHOWN]
         identity = await self._identify(request)
@@ -215,7 +221,7 @@ class ClientJoins:
             await asyncio.sleep(wait)
         return await payer.steps(self._admit(attempt, identity), inner=True)
 
-    async def _admit(self, attempt: _Attempt, identity: Identity) -> Pump:
+    async def _admit(self, attempt: _JoinAttempt, identity: Identity) -> Pump:
         cluster_ca = await self._authorise(identity, attempt.request)
         if self.draining:
             raise _going_away()
@@ -230,18 +236,17 @@ class ClientJoins:
         try:
             return await self._checks.verifier.verify(request.token)
         except Unauthenticated as error:
-            why = tell(error, "; log in again")
-            raise JoinRefused(JoinCode.UNAUTHENTICATED, f"the relay does not accept the access token: {why}") from error
+            raise _not_accepted(error, "; log in again") from error
         except GroupsUnavailable as error:
             # `detail` may name files and applications of the operator's: it is for the log alone.
-            raise JoinRefused(
-                JoinCode.INTERNAL, error.message, retry_after=error.retry_after or _RETRY_AFTER
-            ) from error
+            wait = error.retry_after or _RETRY_AFTER
+            raise JoinRefused(JoinCode.INTERNAL, error.message, retry_after=wait, refusal=error.refusal) from error
         except ArcbridgeError as error:
             raise JoinRefused(
                 JoinCode.INTERNAL,
-                f"the relay cannot verify tokens now because the issuer does not answer; try again ({ISSUER_KEYS})",
+                "the relay cannot verify tokens now because the issuer does not answer; try again",
                 retry_after=error.retry_after or _RETRY_AFTER,
+                refusal=Refusal(RefusalRule.ISSUER_KEYS),
             ) from error
 
     def _require_proof(self, join: ServerJoin, request: JoinRequest, identity: Identity) -> None:
@@ -249,9 +254,7 @@ class ClientJoins:
         try:
             self._checks.proofs.check(identity.binding, request.token, request.proof, Peer(join.own_key))
         except ProofRefused as error:
-            raise JoinRefused(
-                JoinCode.UNAUTHENTICATED, f"the relay does not accept the access token: {error.message}"
-            ) from error
+            raise _not_accepted(error) from error
 
     async def _authorise(self, identity: Identity, request: JoinRequest) -> str:
         """Return the PEM of the cluster's CA. A user whose login was revoked is told so, whatever the cluster. For the
@@ -285,7 +288,7 @@ class ClientJoins:
 
     # -- its agent -------------------------------------------------------------------------------------------------
 
-    async def _pair(self, attempt: _Attempt, identity: Identity, cluster_ca: str, slot: SessionSlot) -> Pump:
+    async def _pair(self, attempt: _JoinAttempt, identity: Identity, cluster_ca: str, slot: SessionSlot) -> Pump:
         """Bring client and agent together, and both their sockets into a pump."""
         join, request = attempt.join, attempt.request
         dial = self._dials.open(attempt.id, identity, request.cluster)
@@ -380,6 +383,11 @@ class ClientJoins:
             raise JoinRefused(
                 JoinCode.AGENT_REFUSED, "the agent came but did not finish the join; try again", retry_after=1
             ) from error
+
+
+def _not_accepted(error: Unauthenticated, more: str = "") -> JoinRefused:
+    message = f"the relay does not accept the access token: {error.message}{more}"
+    return JoinRefused(JoinCode.UNAUTHENTICATED, message, refusal=error.refusal)
 
 
 def _refused(loss: Loss) -> JoinRefused:

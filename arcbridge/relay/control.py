@@ -53,6 +53,7 @@ from arcbridge.relay.admission import Purpose, Ticket
 from arcbridge.relay.agent_slots import AgentSlots
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.fleet.base import AgentInfo, Fleet, Lost
+from arcbridge.relay.fleet.local import lost_agent
 from arcbridge.relay.registry.base import REVOKED, Registry, RegistryUnavailable, UserRevocation, admit
 from arcbridge.relay.tcp_state import has_ended
 from arcbridge.wire.frames import GoawayCode
@@ -124,7 +125,7 @@ class ControlConnection(BaseHandler):
     async def dial(self, dial: Dial) -> Status:
         session = self.session
         if session is None or session.closed:
-            raise _lost(self.cluster)
+            raise lost_agent(self.cluster)
         if len(self._dials) >= MAX_DIALS:
             raise JoinRefused(
                 JoinCode.OVERLOADED, f"the agent of cluster {self.cluster} has too many requests waiting", retry_after=2
@@ -176,7 +177,7 @@ class ControlConnection(BaseHandler):
         self.draining = True
         for answer in self._dials.values():
             if not answer.done():
-                answer.set_exception(_lost(self.cluster))
+                answer.set_exception(lost_agent(self.cluster))
 
 
 class ControlServer:
@@ -373,7 +374,7 @@ class ControlServer:
     async def _admit(
         self, link: ControlConnection, session: MuxSession, tls: ssl.SSLObject | None, ticket: Ticket
     ) -> bool:
-        """Say whether the agent may stay; otherwise it has been told why."""
+        """Return whether the agent may stay; otherwise it has been told why."""
         certificate = None if tls is None else tls.getpeercert(binary_form=True)
         if tls is None or certificate is None or tls.selected_alpn_protocol() != ALPN_CONTROL:
             # The peek promised this protocol and the handshake made another one (docs/threats.md#J13).
@@ -538,10 +539,6 @@ def _changes(before: Mapping[str, UserRevocation], now: Mapping[str, UserRevocat
     for user in before:
         if user not in now:
             yield Revoke(user)
-
-
-def _lost(cluster: str) -> JoinRefused:
-    return JoinRefused(JoinCode.NO_AGENT, f"the agent of cluster {cluster} lost its connection", retry_after=2)
 
 
 def _reason(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""What a relay counts: plain integers, read by the metrics at scrape time. No label comes from outside."""
+"""Holds what a relay counts: plain integers, read by the metrics at scrape time. No label comes from outside."""
 
 from __future__ import annotations
 

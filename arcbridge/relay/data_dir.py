@@ -1,4 +1,4 @@
-"""What a relay keeps in its data directory, and how it is opened: by the relay, by its workers, by an operator.
+"""Opens what a relay keeps in its data directory, for the relay, its workers and an operator.
 
     ca.crt, ca.key    the relay's own CA (`pki.authority`)
     registry.db       clusters, join tokens, revocations (`registry.sqlite`); with -wal and -shm while it is open

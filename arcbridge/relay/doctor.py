@@ -32,7 +32,7 @@ from arcbridge.relay.self_checks import (
     look_at_public_address,
 )
 from arcbridge.relay.service import make_verifier
-from arcbridge.relay.settings import Checked, check
+from arcbridge.relay.settings import CheckedRelay, check
 from arcbridge.settings.config import RelayConfig
 from arcbridge.settings.problems import Place, located
 
@@ -96,7 +96,7 @@ async def _certificate(path: Path) -> Finding:
     return certificate_finding(certificate_validity(chain_pem)[1], time.time(), own=False)
 
 
-async def _issuers(checked: Checked) -> list[Finding]:
+async def _issuers(checked: CheckedRelay) -> list[Finding]:
     async with AsyncExitStack() as stack:
         try:
             verifier = make_verifier(checked, stack)
@@ -109,7 +109,7 @@ async def _issuers(checked: Checked) -> list[Finding]:
         ]
 
 
-async def _public_address(checked: Checked, authority: Authority | None) -> Finding:
+async def _public_address(checked: CheckedRelay, authority: Authority | None) -> Finding:
     certificate = checked.config.tls.certificate
     if certificate is not None:
         return await look_at_public_address(checked.public, None, read_pem("tls.certificate", certificate))

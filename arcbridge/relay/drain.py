@@ -1,4 +1,4 @@
-"""How a relay goes away: it takes no new client, what runs moves to other relays, and the port is closed last.
+"""Takes a relay away: it takes no new client, what runs moves to other relays, and the port is closed last.
 
 One step after the other; the log names each:
 

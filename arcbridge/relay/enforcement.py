@@ -137,7 +137,7 @@ class Enforcement:
         ahead = math.ceil(self._clock()) + _AHEAD
         told: dict[Lost, None] = {}
         for one in lost:
-            if one.identity is None or one.loss.reason == "cluster":
+            if one.identity is None or one.loss.kind == "cluster":
                 continue
             entry = one.loss.revocation
             before, words = (ahead, _POLICY_WORDS) if entry is None else (entry.before, entry.reason)
@@ -151,8 +151,8 @@ class Enforcement:
         """Count and log: one line for each user of a cluster, and one for a whole cluster."""
         lines: Counter[tuple[str, str, str]] = Counter()
         for pump, loss in lost:
-            self._counters.sessions_cut[loss.reason] += 1
-            user = "" if pump.identity is None or loss.reason == "cluster" else pump.identity.username
+            self._counters.sessions_cut[loss.kind] += 1
+            user = "" if pump.identity is None or loss.kind == "cluster" else pump.identity.username
             lines[loss.cause, pump.cluster, user] += 1
         for (cause, cluster, user), sessions in lines.items():
             who = {"user": user} if user else {}

@@ -1,4 +1,4 @@
-"""How much of requests one connection of the HTTP API may have sent that nobody has taken up.
+"""Bounds the requests that one connection of the HTTP API may have sent and that are not taken up yet.
 
 aiohttp bounds a line and the number of lines: their product is megabytes for each connection, which a stranger fills
 before any credential. Bodies are no matter of this module: they are bounded where they are read. Invariant: of heads,

@@ -1,4 +1,4 @@
-"""What a process of a relay does for the whole of it: its lock, its port, its limits, and what its operator sees.
+"""Does what a process of a relay does for the whole of it: lock, port, limits, and what the operator sees.
 
 `Membership` is that of a relay with one process, which does all of it. Of several processes the supervisor holds the
 lock and answers the operator, and each worker has a `siblings.worker_membership.WorkerMembership`. Invariant: the
@@ -25,7 +25,7 @@ from arcbridge.relay.fleet.base import Fleet
 from arcbridge.relay.fleet.local import LocalFleet
 from arcbridge.relay.operations import Operations, Question, Row
 from arcbridge.relay.pending_dials import Detour
-from arcbridge.relay.settings import Checked, required
+from arcbridge.relay.settings import CheckedRelay, required
 from arcbridge.settings.config import RelayConfig, RelayLimitsConfig
 from arcbridge.settings.problems import Problems
 
@@ -41,7 +41,7 @@ class Service:
     checks: Checks
     operations: Operations
     fleet: Fleet
-    apply: Callable[[Checked], Outcome]
+    apply: Callable[[CheckedRelay], Outcome]
     """Puts other settings in force in this process. Raises `ArcbridgeError`."""
 
 
@@ -63,7 +63,7 @@ class Membership:
         """Of a relay without NATS."""
         self._reread = reread
 
-    def enter(self, checked: Checked, stack: AsyncExitStack) -> None:
+    def enter(self, checked: CheckedRelay, stack: AsyncExitStack) -> None:
         """Log what the settings warn of, and take the data directory's lock. Raises `ConfigError`, `StateError`."""
         log_warnings(checked.problems)
         stack.enter_context(instance_lock(checked.config.data_dir))

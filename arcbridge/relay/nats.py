@@ -116,13 +116,13 @@ class NatsConnection:
         return client
 
     async def start(self, wait: float = 0.0) -> bool:
-        """Begin to connect; say whether a connection stood within `wait` seconds."""
+        """Begin to connect; return whether a connection stood within `wait` seconds."""
         _library()
         self._task = asyncio.get_running_loop().create_task(self._keep())
         return await self.wait(wait)
 
     async def wait(self, timeout: float) -> bool:
-        """Say whether a connection stands, at the latest in `timeout` seconds."""
+        """Return whether a connection stands, at the latest in `timeout` seconds."""
         try:
             async with asyncio.timeout(timeout):
                 await self._up.wait()

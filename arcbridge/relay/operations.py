@@ -1,4 +1,4 @@
-"""What an operator asks of a relay that runs: its sessions and agents, its self-checks, the end of one session.
+"""Answers an operator of a relay that runs: its sessions and agents, its self-checks, the end of one session.
 
 A question is a small JSON object, an answer a list of rows. Each process of a relay (one, or each worker), and each
 relay of a fleet, answers for what it holds itself; the process that asks joins the rows. So one form serves the admin

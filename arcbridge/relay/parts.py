@@ -23,7 +23,7 @@ from arcbridge.relay.listener import Listener
 from arcbridge.relay.pending_dials import Detour
 from arcbridge.relay.pump import Pumps
 from arcbridge.relay.registry.base import Registry
-from arcbridge.relay.settings import Checked
+from arcbridge.relay.settings import CheckedRelay
 from arcbridge.settings.config import RelayLimitsConfig
 
 
@@ -31,7 +31,7 @@ from arcbridge.settings.config import RelayLimitsConfig
 class Basis:
     """What a relay knows and keeps; no peer meets it."""
 
-    checked: Checked
+    checked: CheckedRelay
     limits: RelayLimitsConfig
     """Those that count: as many sessions and agents as there are descriptors for."""
     descriptors: int

@@ -99,7 +99,7 @@ def _proxied(family: int, block: bytes, size: int) -> ProxyHeader | ProxyRefusal
 
 
 def _filled(tlvs: bytes) -> bool:
-    """Say whether `tlvs` is a sequence of whole TLVs: one byte of type, two of length, the value."""
+    """Return whether `tlvs` is a sequence of whole TLVs: one byte of type, two of length, the value."""
     at = 0
     while at < len(tlvs):
         if len(tlvs) < at + 3:
@@ -122,7 +122,7 @@ def parse_networks(texts: Sequence[str]) -> Networks:
 
 
 def is_among(address: str, networks: Networks) -> bool:
-    """Say whether `address` is in one of the networks."""
+    """Return whether `address` is in one of the networks."""
     if not networks:
         return False
     try:

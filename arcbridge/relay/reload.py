@@ -1,4 +1,4 @@
-"""What a running relay takes over when its settings are read again, and what needs a restart.
+"""Puts the settings that were read again in force in a running relay, and names those that need a restart.
 
 Everything is checked and read before anything is put in force, and what fails then is taken back, so that a mistake
 changes nothing. No connection is touched: what a session was given it keeps, unless the new policy takes it away, as
@@ -19,7 +19,7 @@ from arcbridge.observe.reloads import Outcome, changed, digest, split
 from arcbridge.relay.capacity import capacity
 from arcbridge.relay.certificate import Loaded
 from arcbridge.relay.parts import Basis, Entrances
-from arcbridge.relay.settings import Checked
+from arcbridge.relay.settings import CheckedRelay
 from arcbridge.settings.config import RelayConfig, RelayLimitsConfig
 
 RELOADABLE = frozenset(
@@ -28,7 +28,7 @@ RELOADABLE = frozenset(
 """Settings, and tables of them, that hold from a reload on; every other one holds from the next start on."""
 
 
-class Reload:
+class RelayReload:
     """Puts other settings in force at the parts of one process."""
 
     def __init__(
@@ -49,7 +49,7 @@ class Reload:
         self._config = basis.checked.config
         self._contents = contents(self._config)
 
-    def apply(self, checked: Checked) -> Outcome:
+    def apply(self, checked: CheckedRelay) -> Outcome:
         """Put the settings in force that were checked. Whatever it raises, those that were in force are so again."""
         config = checked.config
         found = contents(config)
@@ -66,7 +66,7 @@ class Reload:
         self._config, self._contents = merged(self._config, config), found
         return Outcome(tuple(dict.fromkeys(taken)), outcome.needs_restart)
 
-    def _put(self, checked: Checked, policy: Policy, certificate: Loaded) -> bool:
+    def _put(self, checked: CheckedRelay, policy: Policy, certificate: Loaded) -> bool:
         """Put all of it in force; return whether the certificate is another. Policy and certificate are arguments of
         their own: those in force may be newer than the check, because their files are read again when they change."""
         config = checked.config

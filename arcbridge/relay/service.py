@@ -59,10 +59,10 @@ from arcbridge.relay.pending_dials import PendingDials
 from arcbridge.relay.proxy_protocol import parse_networks
 from arcbridge.relay.pump import PAYERS, Pump, Pumps
 from arcbridge.relay.registry.base import RegistryUnavailable
-from arcbridge.relay.reload import Reload
+from arcbridge.relay.reload import RelayReload
 from arcbridge.relay.rendezvous import Rendezvous
 from arcbridge.relay.self_checks import checks_of
-from arcbridge.relay.settings import Checked, required
+from arcbridge.relay.settings import CheckedRelay, required
 from arcbridge.settings.config import RelayConfig
 from arcbridge.tasks import cancel_and_wait
 
@@ -152,7 +152,7 @@ async def _start(config: RelayConfig, stack: AsyncExitStack, membership: Members
     return info, drain
 
 
-async def _lay_basis(checked: Checked, membership: Membership, stack: AsyncExitStack) -> Basis:
+async def _lay_basis(checked: CheckedRelay, membership: Membership, stack: AsyncExitStack) -> Basis:
     """Make what the relay knows and keeps. Raises as `serve` does."""
     config = checked.config
     assert config.policy is not None, "the check requires it"
@@ -252,7 +252,7 @@ async def _serve_api(basis: Basis, pumps: Pumps, stack: AsyncExitStack) -> tuple
     return api, http
 
 
-def make_verifier(checked: Checked, stack: AsyncExitStack) -> TokenVerifier:
+def make_verifier(checked: CheckedRelay, stack: AsyncExitStack) -> TokenVerifier:
     """Make what verifies access tokens, with a fetcher of its own; `stack` closes both."""
     config = checked.config
     fetcher = HttpFetcher()
@@ -287,9 +287,9 @@ async def _observe(
     self_checks.register(metrics, checks)
     basis.verifier.on_directory_failure(lambda: self_checks.look_soon("groups"))
     operations.findings = self_checks.findings
-    reload = Reload(basis, entrances, membership.share)
+    reload = RelayReload(basis, entrances, membership.share)
 
-    def apply(checked: Checked) -> Outcome:
+    def apply(checked: CheckedRelay) -> Outcome:
         outcome = reload.apply(checked)
         self_checks.look_soon()
         return outcome

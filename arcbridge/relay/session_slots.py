@@ -73,10 +73,9 @@ class SessionSlots:
 
     def __init__(self, limits: RelayLimitsConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._joins: dict[int, KeyedTokenBucket[str]] = {}
-        """By the number of joins per minute; there are as many as the settings name."""
-        self._resumptions: dict[int, KeyedTokenBucket[str]] = {}
-        """By the number of sessions."""
+        self._buckets: dict[tuple[bool, int], KeyedTokenBucket[str]] = {}
+        """Those of resumptions by the number of sessions, those of other joins by the number per minute; there are as
+        many as the settings name."""
         self.change(limits)
         self._bursts: Bursts[str] = Bursts(LOG_INTERVAL)
         self.sessions_of: dict[str, int] = {}
@@ -152,17 +151,11 @@ class SessionSlots:
         )
 
     def _bucket(self, limits: RelayUserLimitsConfig, resumes: bool) -> KeyedTokenBucket[str]:
-        if resumes:
-            # All sessions of a user may come back at once, some of them twice; then each about once a minute.
-            bucket = self._resumptions.get(limits.sessions)
-            if bucket is None:
-                bucket = KeyedTokenBucket(2 * limits.sessions, limits.sessions / 60, size=SUBJECTS)
-                self._resumptions[limits.sessions] = bucket
-            return bucket
-        bucket = self._joins.get(limits.joins_per_minute)
+        # All sessions of a user may come back at once, some of them twice; then each about once a minute.
+        count, burst = (limits.sessions, 2 * limits.sessions) if resumes else (limits.joins_per_minute,) * 2
+        bucket = self._buckets.get((resumes, count))
         if bucket is None:
-            bucket = KeyedTokenBucket(limits.joins_per_minute, limits.joins_per_minute / 60, size=SUBJECTS)
-            self._joins[limits.joins_per_minute] = bucket
+            bucket = self._buckets[resumes, count] = KeyedTokenBucket(burst, count / 60, size=SUBJECTS)
         return bucket
 
     def _refusal(self, limit: str, message: str, retry_after: int) -> JoinLimited:

@@ -31,7 +31,7 @@ SHORT_LIFE = 600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
+class CheckedRelay:
     """What a check has read; complete where `problems` has no error."""
 
     config: RelayConfig
@@ -44,7 +44,7 @@ class Checked:
     proof: ProofPolicy
 
 
-def check(config: RelayConfig) -> Checked:
+def check(config: RelayConfig) -> CheckedRelay:
     """Check the settings and every file that they name; the mistakes are in `problems`."""
     problems = Problems()
     public, listen = Address("", 0), Address("", 0)
@@ -96,7 +96,7 @@ def check(config: RelayConfig) -> Checked:
             _check_client_directory(config.client.directory)
     _check_data_dir(config, problems)
     _check_fleet(config, problems)
-    return Checked(config, problems, public, listen, issuers, policy, tokens.acceptance, tokens.proof)
+    return CheckedRelay(config, problems, public, listen, issuers, policy, tokens.acceptance, tokens.proof)
 
 
 def has_authority(config: RelayConfig) -> bool:
@@ -256,7 +256,7 @@ def _check_fleet(config: RelayConfig, problems: Problems) -> None:
         problems.error("fleet.outage", "fleet.outage: must be above 0 s")
 
 
-def required(config: RelayConfig) -> Checked:
+def required(config: RelayConfig) -> CheckedRelay:
     """Return what a start needs of `check`. Raises SettingsRefused."""
     checked = check(config)
     checked.problems.refuse()

@@ -12,7 +12,7 @@ _ESTABLISHED: Final = 1
 
 
 def has_ended(sock: socket.socket) -> bool:
-    """Say whether the peer can send nothing more, though bytes from before may still be unread.
+    """Return whether the peer can send nothing more, though bytes from before may still be unread.
 
     From `tcpi_state`, the first byte of `struct tcp_info`. Where the system cannot tell, the answer is no: everything
     that asks has a deadline besides.

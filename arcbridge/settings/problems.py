@@ -1,4 +1,4 @@
-"""What is wrong with settings and with the files that they name: errors, which keep a role from starting, and warnings.
+"""Holds what is wrong with settings and the files that they name: errors, which prevent a start, and warnings.
 
 A check collects problems and goes on, so that an operator sees all of them at once. This module reads no file and
 prints nothing. A problem names its setting; where it stands in another file than the settings' own, it has that place.

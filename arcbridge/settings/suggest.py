@@ -1,4 +1,4 @@
-"""What a message says of a word that is not known: the nearest that is, and all that are."""
+"""Suggests words in the place of one that is not known: the nearest that is, and all that are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a user's settings, state and cache are on each system: the conventions of platformdirs, without importing it.
+"""Finds a user's settings, state and cache on each system: the conventions of platformdirs, without importing it.
 
 Linux and others: the XDG Base Directory Specification. macOS: `~/Library`. Windows: `%LOCALAPPDATA%`. The XDG variables
 count on each of them where they hold an absolute path. `tests/settings/test_user_directories.py` compares with

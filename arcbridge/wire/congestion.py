@@ -1,4 +1,4 @@
-"""How many bytes of a session may be under way: enough to fill the path, too few to fill its queues.
+"""Bounds the bytes of a session that are under way: enough to fill the path, too few to fill its queues.
 
 A sender's own windows say what a *reader* can take. What a path can take is another question: the queue in front of a
 slow last mile takes megabytes, and a keystroke waits behind all of them. So the sender keeps what it sent and the peer

@@ -1,4 +1,4 @@
-"""What the parts of one session share, and what they ask of the session that owns them.
+"""Holds what the parts of one session share, and what they ask of the session that owns them.
 
 A part gets the context and the parts that it needs, never the session itself: so each is tested alone. The module
 decides nothing. Invariant: a session has one context, which all of its parts share.

@@ -1,4 +1,4 @@
-"""What the session machine tells the shell. Payload is not an event: it goes straight to its stream's sink."""
+"""Lists what the session machine reports to the shell. Payload is no event: it goes straight to its stream's sink."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class HelloReceived:
 
 @dataclass(frozen=True, slots=True)
 class AuthReceived:
-    """A token to verify: answer with `accept_auth` or `refuse_auth`. Comes again at each renewal."""
+    """A token to verify: answer with `accept_auth` or `close`. Comes again at each renewal."""
 
     auth: Auth
 

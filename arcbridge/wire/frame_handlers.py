@@ -1,4 +1,4 @@
-"""What each of the peer's frames other than DATA does to a session, in each of its states.
+"""Applies each of the peer's frames other than DATA to a session, in each of its states.
 
 A frame that breaks the session's rules raises `Violation`, which becomes a GOAWAY in `Session.receive_data`; one that
 breaks a stream's rules resets that stream; a race is settled, counted and dropped. Who may send a type is

@@ -25,6 +25,7 @@ from __future__ import annotations
 from enum import Enum
 
 from arcbridge.errors import ArcbridgeError, LocalProtocolError, SessionEnded
+from arcbridge.refusals import read_refusal
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.keepalive import Keepalive
 from arcbridge.wire.limits import Limits
@@ -47,7 +48,8 @@ class Violation(Exception):
 def ended_by(goaway: Goaway) -> SessionEnded:
     """Make the error with which the peer's GOAWAY ends the session."""
     message = goaway.message or "the other end ended the session"
-    return SessionEnded(goaway.code, message, retry_after=goaway.retry_after or None)
+    refusal = read_refusal(goaway.rule, goaway.wanted)
+    return SessionEnded(goaway.code, message, retry_after=goaway.retry_after or None, refusal=refusal)
 
 
 class Change(Enum):

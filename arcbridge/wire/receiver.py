@@ -1,4 +1,4 @@
-"""What arrives: payload into its streams within the windows, every other frame to its handler, counts for the peer.
+"""Takes what arrives: payload into its streams within the windows, other frames to their handlers, counts for the peer.
 
 The receiver is the decoder's sink (`wire.decoder.FrameSink`). It keeps the session's window, the count of the peer's
 sequence and the allowances against floods; what a frame other than DATA means is `wire.frame_handlers`' matter. A

@@ -184,15 +184,18 @@ class Open(Record):
 class Goaway(Record):
     """Nothing new after stream `last_stream`; `retry_after` in seconds, 0 for no advice.
 
-    `final`: the session is over, whatever the code; there is nothing left to finish or to resume.
+    `final`: the session is over, whatever the code; there is nothing left to finish or to resume. `rule` and `wanted`
+    are those of a `Refusal`, by which the peer decides; `message` is for people.
     """
 
-    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5)
+    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5, 6, 7)
     last_stream: int = 0
     code: int = 0
     message: str = ""
     retry_after: int = 0
     final: bool = False
+    rule: str = ""
+    wanted: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,12 +285,17 @@ class JoinRequest(Record):
 
 @dataclass(frozen=True, slots=True)
 class JoinReply(Record):
-    """The relay's answer: `code` is a `net.join.JoinCode`; `cluster_ca` (PEM) is to be checked against a pin."""
+    """The relay's answer: `code` is a `net.join.JoinCode`; `cluster_ca` (PEM) is to be checked against a pin.
 
-    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5, 6)
+    `rule` and `wanted` are those of a `Refusal`, as in `Goaway`.
+    """
+
+    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5, 6, 7, 8)
     code: int = 0
     message: str = ""
     retry_after: int = 0
     join_id: str = ""
     cluster_ca: str = ""
     subject: str = ""
+    rule: str = ""
+    wanted: str = ""

@@ -1,4 +1,4 @@
-"""What was sent and is not yet confirmed: the bytes that a resumed connection needs again.
+"""Keeps what was sent and is not yet confirmed: the bytes that a resumed connection needs again.
 
 The pieces are the very objects that were written, so keeping them costs no copy (docs/performance.md). Offsets count
 the byte sequence of one direction from 0 (`wire.session`).

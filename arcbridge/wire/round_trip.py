@@ -1,4 +1,4 @@
-"""When the smallest round trip is in doubt, and the probe that takes it anew.
+"""Decides when the smallest round trip is in doubt, and measures it anew.
 
 A queue of one's own and a path that became longer look the same to a sender: both delay each answer. `RoundTripProbe`
 says when that doubt arises and when, with both ends at half their caps, an answer met no queue. It sends nothing and

@@ -1,4 +1,4 @@
-"""Who sends next: sparse streams first, then bulk in turns of a large quantum.
+"""Chooses the stream that sends next: sparse streams first, then bulk in turns of a large quantum.
 
 A stream whose waiting bytes fit into its *allowance* is sparse (a keystroke, a watch's event) and is served before all
 bulk, so bulk need not be cut into small frames for its sake. The allowance is renewed once bulk had a whole round, so

@@ -1,4 +1,4 @@
-"""What leaves: finished frames in their order, payload as far as credit, socket, history and path allow.
+"""Sends finished frames in their order, payload as far as credit, socket, history and path allow.
 
 The sender decides which bytes are written next and keeps what the peer has not confirmed. It reads no frame, knows no
 state but `closed`, and ends no stream itself: it tells its `Owner`. It keeps this order: the handshake, what a resumed

@@ -18,6 +18,7 @@ from 0: `sent` and `received` are those counts, told to the peer by ACK, PING an
 from __future__ import annotations
 
 from arcbridge.errors import ArcbridgeError, ConnectionLost, LocalProtocolError, RemoteProtocolError, SessionEnded
+from arcbridge.refusals import NO_REFUSAL, Refusal
 from arcbridge.wire import events as ev
 from arcbridge.wire.backlog import Backlog
 from arcbridge.wire.congestion import CongestionWindow
@@ -38,7 +39,7 @@ from arcbridge.wire.stream import ReceiveState, Stream
 from arcbridge.wire.stream_table import StreamTable
 from arcbridge.wire.window import MAX_CREDIT
 
-MAX_MESSAGE = 1000
+MAX_MESSAGE = 900
 """Characters of a GOAWAY's sentence."""
 
 _CONTROL_RECORDS = {Dial: FrameType.DIAL, Status: FrameType.STATUS, Revoke: FrameType.REVOKE}
@@ -241,10 +242,6 @@ class Session:
         self.establish()
         self.stream_table.tell_early()
 
-    def refuse_auth(self, code: GoawayCode, message: str) -> None:
-        """Acceptor: refuse the token; the session is over, with a reason the caller may read."""
-        self.close(code, message)
-
     def open_stream(self, target: str) -> Stream:
         """Open a stream; its DATA may follow at once. Raises SessionEnded when nothing new is accepted."""
         self._require(self.kind is Kind.SESSION, "a control connection has no streams")
@@ -281,12 +278,12 @@ class Session:
             self.lifecycle.await_streams(self.now)
             self.finish_drain_if_idle()
 
-    def close(self, code: GoawayCode, message: str, retry_after: int = 0) -> None:
+    def close(self, code: GoawayCode, message: str, retry_after: int = 0, refusal: Refusal = NO_REFUSAL) -> None:
         """End the session now: GOAWAY, and every stream ends with its reason."""
         if self.state is State.CLOSED:
             return
-        self._say_goaway(code, message, retry_after)
-        self.end(SessionEnded(code, message, retry_after=retry_after or None))
+        self._say_goaway(code, message, retry_after, refusal)
+        self.end(SessionEnded(code, message, retry_after=retry_after or None, refusal=refusal))
 
     # -- collect: called by the shell after any of the above --------------------------------------------------------
 
@@ -470,11 +467,18 @@ class Session:
         self.end(SessionEnded(GoawayCode.DRAINING, "the session was drained"))
 
     def _say_goaway(
-        self, code: GoawayCode, message: str, retry_after: int, *, in_turn: bool = False, final: bool = True
+        self,
+        code: GoawayCode,
+        message: str,
+        retry_after: int,
+        refusal: Refusal = NO_REFUSAL,
+        *,
+        in_turn: bool = False,
+        final: bool = True,
     ) -> None:
         """In turn: behind the frames that are queued. Not final: what runs may finish."""
         self.lifecycle.goaway_sent = True
-        goaway = Goaway(self.stream_table.last_peer_id, code, message[:MAX_MESSAGE], retry_after, final)
+        goaway = Goaway(self.stream_table.last_peer_id, code, message[:MAX_MESSAGE], retry_after, final, *refusal)
         body = frame(FrameType.GOAWAY, 0, goaway.encode())
         if in_turn:
             self.sender.queue(body)

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from arcbridge.agent.authenticator import Authenticated
-from arcbridge.agent.kube.authorize import Caller, token_digest
+from arcbridge.agent.kube.caller import Caller, token_digest
 from arcbridge.agent.sessions import Sessions
 from arcbridge.agent.targets import TcpTargets
 from arcbridge.errors import ArcbridgeError, Unauthenticated

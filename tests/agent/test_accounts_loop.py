@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from arcbridge.agent.accounts import Account, Accounts, Limit, check_limits
-from arcbridge.agent.kube import authorize, fast_path, upstream_pool
+from arcbridge.agent.kube import fast_path, proxy, upstream_pool
+from arcbridge.agent.kube.attempt import Attempt
 from arcbridge.errors import ConfigError
 from arcbridge.loop_shares import MAX_WAIT, RECENT, REFUSED_AFTER
 from arcbridge.mux import splice
@@ -57,7 +58,7 @@ async def settled(bench: Bench) -> None:
     ("owner", "name", "headers"),
     [
         (fast_path, "plain_head", ()),  # a callback of the caller's connection
-        (authorize, "check_framing", ("TE: trailers",)),  # a step of the stream's task
+        (proxy, "read_facts", ("TE: trailers",)),  # a step of the stream's task
         (upstream_pool, "read_head", ()),  # a callback of the API server's connection
         (Sender, "data_to_send", ()),  # a flush of the session
     ],
@@ -82,12 +83,12 @@ async def test_work_for_a_request_is_charged_to_its_user(
 async def test_what_runs_once_a_record_is_written_is_charged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/threats.md#L47."""
 
-    def written_later(self: authorize.Authorizer, record: object, recorded: Callable[[str], None]) -> None:
+    def written_later(self: Attempt, recorded: Callable[[str], None]) -> None:
         asyncio.get_running_loop().call_soon(recorded, "")
 
     async with running(tmp_path) as bench:
         await settled(bench)
-        monkeypatch.setattr(authorize.Authorizer, "record_begun", written_later)
+        monkeypatch.setattr(Attempt, "record_begun", written_later)
         calls = spoil(monkeypatch, fast_path.FastPath, "_start")
         payer = bench.caller.account.loop_time
         before = payer.spent

@@ -218,6 +218,6 @@ async def test_t30_a_request_s_own_token_is_bound_to_the_key_of_its_session(made
     assert (await judge.review_in_session(bound, KEY.thumbprint)).username == "x"
     assert (await judge.review_in_session(unbound, "")).username == "x"
     for proved_key in ("", ProofKey.generate().thumbprint):
-        with pytest.raises(UnprovedToken, match=r"\(proof\.key\)") as caught:
+        with pytest.raises(UnprovedToken, match="bound to another key") as caught:
             await judge.review_in_session(bound, proved_key)
         assert caught.value.identity.username == "x"

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from arcbridge.agent.accounts import Accounts, Limit
 from arcbridge.agent.ahead_relief import AheadRelief
 from arcbridge.agent.backlog_relief import BacklogRelief
-from arcbridge.agent.kube.authorize import ProxyStats
+from arcbridge.agent.kube.attempt import ProxyStats
 from arcbridge.agent.kube.connect_limit import ConnectLimit
 from arcbridge.agent.kube.own_refusal import OwnRefusals
 from arcbridge.agent.metrics import oldest_keys, register
@@ -49,9 +49,9 @@ def test_every_metric_can_be_read() -> None:
     control = Counters(up=1, dials=Counters(joins=2))
     accounts = Accounts()
     accounts.refusals[Limit.STREAMS] = 6
-    parts["sessions"] = Counters(resumes=Resumes(), detached=2, detached_seconds=1.5, accounts=accounts)
+    parts["sessions"] = Counters(resumes=Resumes(), detached=2, accounts=accounts)
     parts["sessions"].resumes.refuse("secret")
-    parts["sessions"].revoked = 4
+    parts["sessions"].counters = Counters(detached_seconds=1.5, revoked=4)
     parts["sessions"].relief = BacklogRelief(memory.backlog)
     parts["sessions"].ahead_relief = AheadRelief()
     revocations = parts["sessions"].revocations = Revocations()

@@ -72,7 +72,7 @@ def test_s3_only_a_higher_epoch_attaches(epoch: int) -> None:
     resumes, _ = held()
     refusal = resumes.judge(hello(epoch=epoch), "alice", False)
     assert isinstance(refusal, ResumeRefusal)
-    assert (refusal.reason, refusal.code) == ("epoch", GoawayCode.REPLACED)
+    assert (refusal.check, refusal.code) == ("epoch", GoawayCode.REPLACED)
 
 
 def test_an_epoch_is_told_to_the_owner_alone() -> None:

@@ -41,8 +41,7 @@ def settings(fake: FakeApiServer) -> KubernetesConfig:
     return KubernetesConfig(server=fake.url, ca_file=fake.ca_file, token_file=fake.token_file)
 
 
-def one(found: list[Finding]) -> tuple[State, str]:
-    (finding,) = found
+def one(finding: Finding) -> tuple[State, str]:
     assert (finding.code == "") == (finding.state in (State.OK, State.SKIPPED))
     assert finding.remedy or not finding.code
     return finding.state, finding.code
@@ -123,10 +122,10 @@ async def test_users_whom_no_rule_names(fake: FakeApiServer, api: ApiServer) -> 
 async def test_files_that_cannot_be_read_again(fake: FakeApiServer, api: ApiServer) -> None:
     assert one(await looks.look_at_reload(api)) == (State.OK, "")
     fake.token_file.write_text("two words")
-    api.look_again()
+    api.reread()
     assert one(await looks.look_at_reload(api)) == (State.FAILED, "reload")
     fake.token_file.write_text("word")
-    api.look_again()
+    api.reread()
     assert one(await looks.look_at_reload(api)) == (State.OK, "")
 
 
@@ -158,8 +157,8 @@ async def test_a_directory_that_cannot_be_asked_fails_and_gates_nothing(tmp_path
     verifier = TokenVerifier(issuers, fetcher, groups=groups)
     (check,) = looks.groups_checks(verifier)
     assert check.gates is False
-    assert one(list(await check.look())) == (State.FAILED, "graph_unreachable")
-    assert one(list(await check.look())) == (State.FAILED, "graph_unreachable")
+    assert one(*await check.look()) == (State.FAILED, "graph_unreachable")
+    assert one(*await check.look()) == (State.FAILED, "graph_unreachable")
     assert verifier.graph_tokens() == {"granted": 0, "failed": 1}, "it is not asked again by each look"
     assert looks.groups_checks(TokenVerifier(issuers, fetcher)) == looks.groups_checks(None) == []
     await verifier.close()

@@ -108,7 +108,7 @@ async def test_resumption_is_a_setting(
         with pytest.raises(Recorded):
             await serve(config, lambda: None, asyncio.Event(), asyncio.Event())
     assert (made[0]["limits"].replay > 0) is resumable
-    assert made[0]["max_age"] == 12 * 3600
+    assert made[0]["settings"].max_age == 12 * 3600
 
 
 @pytest.mark.parametrize("text", [None, "[[deny]]\n", "oidc:alice\n"], ids=["missing", "no user", "not TOML"])

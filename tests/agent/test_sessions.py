@@ -80,7 +80,7 @@ async def test_refused_with_a_reason(error: ArcbridgeError | None, code: GoawayC
         assert ended.code == code
         assert ended.message == (error.message if error else "not known")
     assert proxy.callers == []
-    assert sessions.refused == 1
+    assert sessions.counters.refused == 1
 
 
 async def test_a_token_that_has_lapsed_is_refused() -> None:
@@ -109,7 +109,7 @@ async def test_the_session_ends_with_its_token_by_the_wall_clock(monkeypatch: py
         assert ended.code == GoawayCode.EXPIRED
         with pytest.raises(SessionEnded):
             await io.read()
-    assert sessions.expired == 1
+    assert sessions.counters.expired == 1
 
 
 async def test_a_renewal_leaves_no_gap_and_its_groups_count(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,6 @@ from arcbridge.identity.proof import (
     ProofChecker,
     ProofKey,
     ProofPolicy,
-    refusal_in,
     spki_of,
 )
 from arcbridge.identity.verifier import TokenVerifier
@@ -83,7 +82,7 @@ async def reason_of(client: MuxSession) -> str:
     ended = await end_of(client)
     assert isinstance(ended, SessionEnded)
     assert ended.code == GoawayCode.UNAUTHENTICATED
-    return refusal_in(ended.message)
+    return ended.refusal.rule.check
 
 
 async def test_t30_the_holder_of_the_key_is_served(tmp_path: Path) -> None:
@@ -151,7 +150,7 @@ async def test_t32_each_connection_of_a_session_has_a_proof_of_its_own() -> None
         # The thief of token and secret has no key; the session waits on.
         answer = await knock(sessions, asks_for(client), text)
         assert isinstance(answer, Goaway)
-        assert refusal_in(answer.message) == "missing"
+        assert answer.rule == "proof.missing"
         assert sessions.detached == 1
         # The agent's certificate was renewed meanwhile: the proof is about the one that this connection showed.
         leaf = CA.issue_server(["one.cluster.arcbridge"])

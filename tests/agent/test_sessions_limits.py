@@ -116,7 +116,7 @@ async def test_l24_one_session_too_many_is_refused_in_words(tmp_path: Path) -> N
             assert ended.code == GoawayCode.LIMIT
             assert ended.message.startswith("1 sessions of yours are open at this agent")
         await held.echo(b"the first one goes on")
-        assert (held.sessions.opened, held.sessions.refused) == (1, 2)
+        assert (held.sessions.counters.opened, held.sessions.counters.refused) == (1, 2)
         async with joined(held.sessions, "m", join_id="m" * 16, alone=False) as (mallory, _):
             await mallory.wait_established()
     assert (len(held.sessions.accounts), len(held.sessions.accounts._retired)) == (0, 2)

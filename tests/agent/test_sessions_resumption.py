@@ -43,11 +43,11 @@ async def test_a_session_goes_on_over_another_connection() -> None:
             await resume(held.sessions, held.client, via="relay-2:443")
             assert not held.sessions.streams_wait
             await held.echo(b"after")
-        assert (held.sessions.opened, held.sessions.resumed, len(held.sessions)) == (1, 1, 1)
+        assert (held.sessions.counters.opened, held.sessions.counters.resumed, len(held.sessions)) == (1, 1, 1)
         assert (held.sessions.detached, held.sessions._unauthenticated) == (0, set())
         assert len(held.proxy.callers) == 1, "the stream is the same"
         assert held.old.via == "relay-2:443"
-        assert held.sessions.detached_seconds > 0
+        assert held.sessions.counters.detached_seconds > 0
         ids = {(ok.session_id, ok.resume_secret) for ok in held.handler.accepted}
         assert len(held.handler.accepted) == 2
         assert len(ids) == 1
@@ -79,7 +79,7 @@ async def test_nothing_is_lost_or_doubled_across_cuts() -> None:
         async with asyncio.timeout(20):
             await asyncio.gather(reading, writing)
         assert hashlib.sha256(got).digest() == hashlib.sha256(payload).digest()
-        assert held.sessions.resumed == 5
+        assert held.sessions.counters.resumed == 5
         assert held.sessions.replayed_bytes > 0
 
 
@@ -89,7 +89,7 @@ async def test_s4_a_newer_connection_replaces_one_that_is_still_there() -> None:
         await resume(held.sessions, held.client)
         assert held.client.transport is not before
         await held.echo(b"after")
-        assert (held.sessions.resumed, held.sessions.detached) == (1, 0)
+        assert (held.sessions.counters.resumed, held.sessions.detached) == (1, 0)
 
 
 STRANGERS: list[tuple[dict[str, Any], str, str, str]] = [
@@ -114,7 +114,7 @@ async def test_s5_s6_strangers_hear_one_answer_and_the_owner_goes_on(
         assert answer == Goaway(code=GoawayCode.GONE, message=GONE, final=True)
         assert held.sessions.resumes.refused[reason] == 1
         await held.until(lambda: not held.sessions._unauthenticated)
-        assert held.sessions.opened == 1
+        assert held.sessions.counters.opened == 1
         await resume(held.sessions, held.client)
         await held.echo(b"after")
 

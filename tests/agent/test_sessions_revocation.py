@@ -17,15 +17,14 @@ from arcbridge.agent import agent_session
 from arcbridge.agent import sessions as module
 from arcbridge.agent.audit import AuditLog
 from arcbridge.agent.authenticator import Authenticated, UnprovedToken
-from arcbridge.agent.kube.authorize import token_digest
+from arcbridge.agent.kube.caller import token_digest
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.resume import GONE
 from arcbridge.errors import SessionEnded, Unreachable
-from arcbridge.identity.proof import (
-    ProofRefused,
-    refusal_in,
-)
+from arcbridge.identity.proof import ProofRefused
 from arcbridge.mux import memory
+from arcbridge.refusals import RefusalRule
+from arcbridge.settings.config import SessionConfig
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.limits import DEFAULT
 from arcbridge.wire.records import Auth, AuthOk, Goaway, Revoke
@@ -71,7 +70,7 @@ async def test_v11_a_revoked_user_s_streams_end_at_once_and_no_other_s(tmp_path:
                 await held.io.read()
             await other.write(b"after")
             assert await other.read_exactly(5) == b"after"
-            assert (len(held.sessions), held.sessions.revoked, held.sessions.detached) == (1, 1, 0)
+            assert (len(held.sessions), held.sessions.counters.revoked, held.sessions.detached) == (1, 1, 0)
     await asyncio.to_thread(audit.close)
     (record,) = written(tmp_path / "audit")
     assert (record["user"], record["verb"], record["outcome"]) == ("alice", "session", "cut")
@@ -131,7 +130,7 @@ async def test_v12_old_tokens_are_refused_and_new_ones_are_not() -> None:
             assert isinstance(ended, SessionEnded)
             assert (ended.code, ended.message) == (GoawayCode.REVOKED, SAID)
     assert proxy.callers == []
-    assert (sessions.refused, sessions.revoked) == (3, 3)
+    assert (sessions.counters.refused, sessions.counters.revoked) == (3, 3)
     async with joined(sessions, "new") as (client, _):
         await client.wait_established()
     sessions.revocations.hear("relay-1:443", Revoke("alice", 0))
@@ -167,7 +166,7 @@ async def test_v12_an_old_token_that_is_sent_again_ends_nothing() -> None:
         held.client.authenticate(Auth(kind="oidc", token="t"))
         await held.until(lambda: len(held.handler.accepted) == 3)
         await held.echo(b"still")
-        assert held.sessions.revoked == 0
+        assert held.sessions.counters.revoked == 0
 
 
 async def test_v13_a_revocation_taken_back_at_once_ends_what_runs_and_leaves_nothing() -> None:
@@ -195,7 +194,7 @@ async def test_v16_a_session_ends_at_its_greatest_age(monkeypatch: pytest.Monkey
     """Renewals and resumptions add nothing to it, and a session that is away ends as well."""
     monkeypatch.setattr(agent_session, "CLOCK_CHECK", 0.01)
     for away in (False, True):
-        async with holding(max_age=7200.0) as held:
+        async with holding(settings=SessionConfig(max_age=7200.0)) as held:
             held.judge.add("long", "alice", expires=100_000.0, issued=1001.0)
             held.client.authenticate(Auth(kind="oidc", token="long"))
             await asyncio.wait_for(held.handler.accepted_again.wait(), 5)
@@ -216,13 +215,13 @@ async def test_v16_a_session_ends_at_its_greatest_age(monkeypatch: pytest.Monkey
             assert ended.code == GoawayCode.EXPIRED
             assert ended.message.startswith("a session lasts 2 h here at most")
             assert "log in again" in ended.message
-            assert held.sessions.expired == 1
+            assert held.sessions.counters.expired == 1
 
 
 async def test_v16_a_clock_that_is_set_back_makes_no_session_younger(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent_session, "CLOCK_CHECK", 0.01)
     ticking = Clock(0.0)
-    async with holding(max_age=60.0, monotonic=ticking) as held:
+    async with holding(settings=SessionConfig(max_age=60.0), monotonic=ticking) as held:
         held.clock.now = 500.0
         ticking.now = 59.0
         await asyncio.sleep(0.05)
@@ -275,7 +274,7 @@ async def test_at_the_limit_sessions_come_back_and_no_new_ones_come(monkeypatch:
         assert answer.code == GoawayCode.UNAVAILABLE
         await resume(held.sessions, held.client)
         await held.echo(b"after")
-        assert (held.sessions.opened, held.sessions.refused, len(held.sessions)) == (1, 1, 1)
+        assert (held.sessions.counters.opened, held.sessions.counters.refused, len(held.sessions)) == (1, 1, 1)
 
 
 async def test_at_the_limit_a_detached_session_without_streams_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,7 +342,7 @@ async def test_asked_to_move_are_those_that_came_through_that_relay_before() -> 
         assert held.sessions.ask_to_move("relay-1:443", time.monotonic()) == 0
         await held.cut()
         assert held.sessions.ask_to_move("relay-2:443", time.monotonic()) == 0, "it has no connection"
-        assert held.sessions.moves_asked == 1
+        assert held.sessions.counters.moves_asked == 1
 
 
 async def test_a_newcomer_that_leaves_while_it_is_judged_changes_nothing() -> None:
@@ -404,7 +403,7 @@ async def test_t30_a_request_s_token_without_proof_is_recorded_with_its_owner(tm
     judge.add("stolen", "other", token_mode=True)
     owner = judge.known["stolen"]
     assert isinstance(owner, Authenticated)
-    judge.known["stolen"] = UnprovedToken(owner.identity, ProofRefused("key", "the agent"))
+    judge.known["stolen"] = UnprovedToken(owner.identity, ProofRefused(RefusalRule.PROOF_KEY, "the agent"))
     sessions, proxy = make_sessions(judge, Clock(), audit=audit)
     async with joined(sessions) as (client, _):
         client.open("kubernetes", StreamIO())
@@ -414,8 +413,8 @@ async def test_t30_a_request_s_token_without_proof_is_recorded_with_its_owner(tm
         assert review is not None
         with pytest.raises(RequestRefusal) as caught:
             await review("stolen")
-        assert (caught.value.status_code, refusal_in(caught.value.message)) == (401, "key")
+        assert (caught.value.status_code, caught.value.refusal.rule) == (401, "proof.key")
     audit.close()
     (record,) = [one for one in written(tmp_path / "audit") if one.get("outcome") == "refused"]
     assert (record["user"], record["verb"]) == ("other", "authenticate")
-    assert refusal_in(record["reason"]) == "key"
+    assert "bound to another key" in record["reason"]

@@ -90,7 +90,7 @@ async def test_only_users_and_groups_of_the_list_connect(echo: str) -> None:
             received += data
         assert received == b"x" * 300_000 + b"end", "half-close passes both ways"
         first, second = await audit.wait(2)
-        assert (first.outcome, first.target, first.user) == ("refused", "tcp:db", "alice")
+        assert (first.outcome, first.target, first.subject.user) == ("refused", "tcp:db", "alice")
         assert (second.outcome, second.bytes_up, second.bytes_down) == ("connected", 300_000, 300_003)
     assert (targets.opened, targets.open, targets.refused) == (1, 0, 1)
     await targets.close()

@@ -6,14 +6,14 @@ import pytest
 
 from arcbridge.checks.diagnosis import State
 from arcbridge.checks.key_findings import key_finding
-from arcbridge.errors import ArcbridgeError, Unreachable, UntrustedCertificate
+from arcbridge.errors import ArcbridgeError, Unreachable, UntrustedCertificate, WrongDocument
 
 
 @pytest.mark.parametrize(
     ("failure", "code"),
     [
         (UntrustedCertificate("login: its certificate is not trusted"), "issuer_ca"),
-        (Unreachable("jwt[0]: the discovery document is for another issuer"), "issuer_document"),
+        (WrongDocument("jwt[0]: the discovery document is for another issuer"), "issuer_document"),
         (Unreachable("login: Connection refused"), "issuer_unreachable"),
     ],
     ids=["ca", "document", "unreachable"],

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from arcbridge.cli import background
 from arcbridge.cli.background import kept_settings
 from arcbridge.cli.parser import parse
 from arcbridge.client.background.connection_settings import read_words
 from arcbridge.client.background.connections import Connection, Connections
+from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.pki.private_files import try_lock
 from arcbridge.settings.config import ClientConfig
 from arcbridge.settings.flags import CLIENT
@@ -131,3 +135,14 @@ def test_mistakes_are_one_clear_line(tmp_path: Path, words: tuple[str, ...], tol
     assert told in done.stderr
     assert done.stderr.startswith("error: ")
     assert not (tmp_path / "state").exists() or not list((tmp_path / "state").rglob("control"))
+
+
+def test_ctrl_c_at_a_question_is_no_internal_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def asked() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(30)
+
+    monkeypatch.setattr("arcbridge.cli.background.configure_logging", lambda config, **_: None)
+    context = ClientContext(ClientConfig(relay="https://r", state_dir=tmp_path), Terminal())
+    with pytest.raises(KeyboardInterrupt):
+        background._run(context, asked())

@@ -71,7 +71,7 @@ class FarSide(BaseHandler):
         """Agent instances that are not connected to this relay, while others are."""
         self.says_ca = CLUSTER_CA
         self.shows_ca = CLUSTER_CA
-        self.auth_answer: AuthOk | tuple[GoawayCode, str] = AuthOk(subject="alice", expires_in=0)
+        self.auth_answer: AuthOk | tuple[Any, ...] = AuthOk(subject="alice", expires_in=0)
         self.protocol: Callable[[str], asyncio.Protocol | ResetCode] = lambda target: Echo()
         self.resumptions: list[MuxSession] = []
         self.resume_refusals: list[tuple[GoawayCode, str]] = []
@@ -164,13 +164,8 @@ class FarSide(BaseHandler):
         if self.silent_join:
             await asyncio.Event().wait()
         await self.answers.wait()
-        reply = JoinReply(
-            code=self.reply.code,
-            message=self.reply.message,
-            retry_after=self.reply.retry_after,
-            join_id=f"{len(self.requests):016x}",
-            cluster_ca=self.says_ca.certificate_pem,
-        )
+        ca = self.says_ca.certificate_pem
+        reply = replace(self.reply, join_id=f"{len(self.requests):016x}", cluster_ca=ca)
         if self.requests[-1].instance in self.absent:
             reply = replace(reply, code=JoinCode.NO_INSTANCE)
         if reply.code != JoinCode.OK:
@@ -209,7 +204,7 @@ class FarSide(BaseHandler):
             made = known if session.resumption.session_id else (os.urandom(16), os.urandom(16))
             session.accept_auth(replace(self.auth_answer, session_id=made[0], resume_secret=made[1]))
         else:
-            session.refuse_auth(*self.auth_answer)
+            session.close(*self.auth_answer)
 
     def _resume(self, newcomer: MuxSession) -> None:
         hello = newcomer.resumption.resuming
@@ -217,7 +212,7 @@ class FarSide(BaseHandler):
         if self.silent_resume:
             return
         if self.resume_refusals:
-            newcomer.refuse_auth(*self.resume_refusals.pop(0))
+            newcomer.close(*self.resume_refusals.pop(0))
             return
         for old in self.sessions:
             if (
@@ -236,7 +231,7 @@ class FarSide(BaseHandler):
                     # Its answer still goes out, with the end right behind it.
                     asyncio.get_running_loop().call_soon(cast(asyncio.Transport, old.transport).close)
                 return
-        newcomer.refuse_auth(GoawayCode.GONE, "there is no such session here")
+        newcomer.close(GoawayCode.GONE, "there is no such session here")
 
     def stream_opened(self, session: MuxSession, stream: StreamTransport, target: str) -> None:
         self.targets.append(target)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.client.background_paths import SOCKET_LIMIT, Place
+from arcbridge.client.background_paths import SOCKET_LIMIT, BackgroundPaths
 from arcbridge.errors import StateError
 
 
-def find(environment: dict[str, str], machine_id: str = "/does/not/exist") -> Place:
-    return Place.find(environment, machine_id)
+def find(environment: dict[str, str], machine_id: str = "/does/not/exist") -> BackgroundPaths:
+    return BackgroundPaths.find(environment, machine_id)
 
 
 def test_it_is_in_the_state_directory() -> None:
@@ -60,7 +60,7 @@ def test_a_long_path_gives_way_to_a_short_one() -> None:
 
 
 def test_it_is_made_for_this_user_alone(tmp_path: Path) -> None:
-    place = Place(str(tmp_path / "a" / "run"), str(tmp_path / "state"))
+    place = BackgroundPaths(str(tmp_path / "a" / "run"), str(tmp_path / "state"))
     before = os.umask(0)
     try:
         place.make()
@@ -78,4 +78,4 @@ def test_a_link_in_its_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir(mode=0o700)
     (tmp_path / "run").symlink_to(tmp_path / "other")
     with pytest.raises(StateError, match="not a directory of this user alone"):
-        Place(str(tmp_path / "run"), str(tmp_path)).make()
+        BackgroundPaths(str(tmp_path / "run"), str(tmp_path)).make()

@@ -20,7 +20,7 @@ from hypothesis import Phase
 from arcbridge.agent.accounts import Accounts
 from arcbridge.agent.kube import server
 from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
-from arcbridge.agent.kube.authorize import Caller
+from arcbridge.agent.kube.caller import Caller
 from arcbridge.agent.kube.proxy import KubeProxy
 from arcbridge.errors import StreamReset
 from arcbridge.identity.claims import Identity

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import yaml
 
-from arcbridge.client.background_paths import Place
+from arcbridge.client.background_paths import BackgroundPaths
 from arcbridge.errors import ExitCode
 from tests.support.cluster import Cluster, Kubectl, Unavailable, helm, k9s
 from tests.support.processes import ManagedProcess, require_or_skip, run
@@ -119,7 +119,7 @@ def a_person(world: World, directory: Path) -> Iterator[Person]:
         yield person
     finally:
         person.stop()
-        shutil.rmtree(Place.find(person.env).runtime, ignore_errors=True)  # it may be outside the home
+        shutil.rmtree(BackgroundPaths.find(person.env).runtime, ignore_errors=True)  # it may be outside the home
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ DEFECT = f'''
 import sys
 if "agent" in sys.orig_argv:
     import time
-    from arcbridge.agent.kube.authorize import Plan
+    from arcbridge.agent.kube.plan import Plan
     request_head = Plan.request_head
     def dear(plan, authority):
         ends = time.thread_time() + 0.05 * (plan.target == "{DEAR}")

@@ -18,8 +18,9 @@ from tests.support.world import CLUSTER_AUDIENCE, RELAY_AUDIENCE, World
 
 ROOT = Path(__file__).resolve().parents[2]
 UNIT_TESTS = (
-    *("test_directory", "test_kubeconfig", "test_kubeconfig_file", "test_login", "test_login_tokens", "test_state"),
-    *("test_token_cache", "test_trust", "test_update_notice"),
+    *("commands/test_directory", "kubeconfig/test_entries", "kubeconfig/test_file", "credentials/test_login"),
+    *("credentials/test_login_tokens", "credentials/test_token_cache", "session/test_trust", "test_state"),
+    "relay/test_update_notice",
 )
 """Of tests/client: what keeps files, takes locks and asks servers; sessions and the endpoint run above."""
 

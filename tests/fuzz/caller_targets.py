@@ -119,7 +119,7 @@ def head(data: bytes) -> None:
 
 def _line(details: Mapping[str, record.Value]) -> str:
     """Return the line of the audit log that says what a request asks for."""
-    return record.AuditRecord("request", "session", details=details).details_line()
+    return record.AuditRecord("request", record.AuditSubject("session"), details=details).details_line()
 
 
 # -- bodies -----------------------------------------------------------------------------------------------------------

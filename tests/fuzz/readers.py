@@ -13,9 +13,11 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_parser import HttpRequestParser
 
 from arcbridge.agent.denylist import parse_denylist
-from arcbridge.agent.kube import framing, impersonation
+from arcbridge.agent.kube import impersonation
 from arcbridge.agent.kube.fast_path_parser import plain_head
+from arcbridge.agent.kube.request_facts import read_facts
 from arcbridge.agent.kube.request_info import request_info
+from arcbridge.agent.kube.request_target import request_target
 from arcbridge.agent.kube.response import ChunkedBody, read_head
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.kube.upstream_pool import UpstreamConnection
@@ -87,13 +89,15 @@ def _request(data: bytes) -> None:
     for message, _ in messages[:1]:
         fields = message.raw_headers
         try:
-            framing.check_framing(message.method, message.version, fields)
-            impersonation.check_names(fields)
-            framing.check_target(message.path)
-            request_info(message.method, message.path)
-            impersonation.requested_subject(fields)
+            facts = read_facts(message.method, message.path, fields, message.version)
+            if facts.misframed is not None or facts.misnamed is not None:
+                return
+            request_target(message.method, message.path, False)
+            impersonation.requested_subject(facts.impersonation)
             subject = impersonation.Subject("alice", "", ("dev",), ())
-            impersonation.impersonated_headers(fields, subject, authorization="Bearer agent")
+            impersonation.impersonated_headers(
+                impersonation.cleaned_headers(facts), subject, authorization="Bearer agent"
+            )
         except RequestRefusal:
             return
 

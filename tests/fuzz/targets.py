@@ -23,10 +23,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import get_state_machine_test
 from yarl import URL
 
+from arcbridge import legacy_refusals
 from arcbridge.agent.denylist import parse_denylist
-from arcbridge.agent.kube import framing, impersonation
+from arcbridge.agent.kube import impersonation
 from arcbridge.agent.kube.fast_path_parser import plain_head
+from arcbridge.agent.kube.request_facts import read_facts
 from arcbridge.agent.kube.request_info import request_info
+from arcbridge.agent.kube.request_target import request_target
 from arcbridge.agent.kube.response import CHUNKED, ChunkedBody, ResponseHead, read_head
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.kube.upstream_pool import UpstreamConnection
@@ -43,6 +46,7 @@ from arcbridge.identity.refusal import TokenRefused
 from arcbridge.net import join as joins
 from arcbridge.net.client_hello import MAX_HELLO, Incomplete, peek
 from arcbridge.pki import pins
+from arcbridge.refusals import MAX_WANTED, RefusalRule, read_refusal
 from arcbridge.wire import records
 from arcbridge.wire.decoder import Decoder
 from tests.fuzz import caller_targets, remote_targets
@@ -129,7 +133,7 @@ def decoder(data: bytes) -> None:
 
 
 def record(data: bytes) -> None:
-    """What a record's bytes are read as is what its own encoding is read as."""
+    """What a record's bytes are read as is what its own encoding is read as; a refusal in it can be quoted."""
     for kind in _RECORDS:
         try:
             found = kind.decode(data)
@@ -137,6 +141,12 @@ def record(data: bytes) -> None:
             continue
         assert kind.decode(found.encode()) == found
         repr(found)
+        if isinstance(found, records.Goaway | records.JoinReply):
+            for refusal in (read_refusal(found.rule, found.wanted), legacy_refusals.read(found.message)):
+                assert refusal.rule in RefusalRule
+                assert refusal.wanted.isascii()
+                assert '"' not in refusal.wanted
+                assert len(refusal.wanted) <= MAX_WANTED
 
 
 # -- requests, from a caller ------------------------------------------------------------------------------------------
@@ -187,13 +197,15 @@ def request(data: bytes) -> None:
     message = messages[0][0]
     fields_ = message.raw_headers
     try:
-        framing.check_framing(message.method, message.version, fields_)
-        impersonation.check_names(fields_)
-        framing.check_target(message.path)
-        request_info(message.method, message.path)
-        impersonation.requested_subject(fields_)
+        facts = read_facts(message.method, message.path, fields_, message.version)
+        if facts.misframed is not None or facts.misnamed is not None:
+            return
+        request_target(message.method, message.path, False)
+        impersonation.requested_subject(facts.impersonation)
         subject = impersonation.Subject("alice", "", ("dev",), ())
-        outgoing = impersonation.impersonated_headers(fields_, subject, authorization="Bearer agent")
+        outgoing = impersonation.impersonated_headers(
+            impersonation.cleaned_headers(facts), subject, authorization="Bearer agent"
+        )
     except RequestRefusal:
         return
     named = [value for name, value in outgoing if name.lower() == "impersonate-user"]

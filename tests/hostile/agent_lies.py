@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from arcbridge.agent.authenticator import Authenticated, Authenticator
 from arcbridge.agent.control import ControlConnections
-from arcbridge.agent.kube.authorize import Caller
+from arcbridge.agent.kube.caller import Caller
 from arcbridge.agent.kube.proxy import KubeProxy
 from arcbridge.agent.session_certificate import SessionCertificate, SessionTls
 from arcbridge.identity.proof import NO_PEER, Peer

@@ -349,7 +349,7 @@ async def test_b8_goodbyes_with_odd_codes_and_times(tmp_path: Path, code: int) -
             answer = await alice.get()
             assert answer.status == 403
             assert answer.sentence.startswith(
-                'arcbridge: access to cluster "prod" was revoked: the relay says that this cluster is revoked; ask the '
+                'arcbridge: cluster "prod": access was revoked: the relay says that this cluster is revoked; ask the '
                 "relay's operator (session "
             )
         else:
@@ -388,7 +388,7 @@ async def test_b8_a_user_whom_the_relay_shuts_out_is_told_by_whom(tmp_path: Path
         await org.until(lambda: org.said("no session"), "the client has heard of it")
         answer = await alice.get()
         assert answer.status == 403
-        assert answer.sentence.startswith('arcbridge: access to cluster "prod" was revoked: ')
+        assert answer.sentence.startswith('arcbridge: cluster "prod": access was revoked: ')
         assert "the relay's operator" in answer.sentence
         assert answer.sentence.isprintable()
 

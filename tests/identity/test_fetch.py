@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from arcbridge.identity.fetch import Fetch, FetchedDocument
-from arcbridge.net.fetch import Fetched, HttpFetcher
+from arcbridge.net.fetch import HttpFetcher, Reply
 
 
 def test_the_fetcher_of_net_is_one() -> None:
     fetcher: Fetch = HttpFetcher()
-    document: FetchedDocument = Fetched(b"{}", None)
+    document: FetchedDocument = Reply(200, b"{}")
     assert callable(fetcher)
     assert document.body == b"{}"

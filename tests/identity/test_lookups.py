@@ -8,7 +8,7 @@ import pytest
 
 from arcbridge.identity import lookups
 from arcbridge.identity.lookups import AT_ONCE, ENTRIES, KEEP_FAILURE, WAITING, Lookups
-from arcbridge.identity.refusal import GROUPS_UNAVAILABLE, GroupsUnavailable, TokenRefused
+from arcbridge.identity.refusal import GroupsUnavailable, TokenRefused
 
 from .issuer import Clock
 
@@ -93,7 +93,7 @@ async def test_a_failure_is_remembered_for_seconds() -> None:
     for _ in range(3):
         with pytest.raises(GroupsUnavailable) as caught:
             await subject.get("anna", place, "there")
-    assert caught.value.message == f"{GROUPS_UNAVAILABLE}there is down; try again shortly"
+    assert "there is down; try again shortly" in caught.value.message
     assert (place.asked, subject.asked, subject.failed) == (1, 1, 1)
     clock.now += KEEP_FAILURE
     place.error = None

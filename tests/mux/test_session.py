@@ -200,7 +200,7 @@ def test_refused_auth(loop: str) -> None:
     async def main() -> None:
         class Refusing(Recorder):
             def auth_received(self, session: MuxSession, auth: Auth) -> None:
-                session.refuse_auth(GoawayCode.UNAUTHENTICATED, "the token has expired: log in again")
+                session.close(GoawayCode.UNAUTHENTICATED, "the token has expired: log in again")
 
         ends = make_sessions(agent_handler=Refusing())
         mine = StreamIO()
@@ -226,7 +226,7 @@ def test_auth_that_is_answered_after_the_session_is_over(loop: str) -> None:
         ends.client.close()
         await ends.agent.wait_ended()
         ends.agent.accept_auth(AuthOk())
-        ends.agent.refuse_auth(GoawayCode.FORBIDDEN, "no")
+        ends.agent.close(GoawayCode.FORBIDDEN, "no")
         assert "established" not in ends.agent_handler.calls
         with pytest.raises(SessionEnded):
             await ends.agent.wait_established()

@@ -75,7 +75,7 @@ class Agent(BaseHandler):
         good = held is not None and not held.closed and hmac.compare_digest(hello.resume_secret, held.resumption.secret)
         if held is None or not good or hello.epoch <= held.resumption.epoch:
             self.refused += 1
-            session.refuse_auth(GoawayCode.GONE, "there is no such session here")
+            session.close(GoawayCode.GONE, "there is no such session here")
             return
         held.migration.take_over(session, AuthOk(held.resumption.session_id, held.resumption.secret, "jane", 60))
 

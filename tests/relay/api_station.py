@@ -144,7 +144,7 @@ def load(context: ssl.SSLContext, issued: Issued) -> None:
 def error(answer: object) -> tuple[str, str]:
     assert isinstance(answer, dict)
     assert set(answer) == {"error"}
-    assert set(answer["error"]) == {"code", "message"}
+    assert {"code", "message"} <= set(answer["error"]) <= {"code", "message", "rule", "wanted"}
     return answer["error"]["code"], answer["error"]["message"]
 
 

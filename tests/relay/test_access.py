@@ -29,7 +29,7 @@ def test_what_the_policy_gives() -> None:
     assert access().loss(alice(), "prod") is None
     loss = access().loss(alice(), "elsewhere")
     assert loss is not None
-    assert (loss.reason, loss.message) == ("policy", FORBIDDEN)
+    assert (loss.kind, loss.message) == ("policy", FORBIDDEN)
 
 
 def test_a_revoked_cluster_is_lost_for_all_and_a_session_without_an_identity_with_it() -> None:
@@ -38,7 +38,7 @@ def test_a_revoked_cluster_is_lost_for_all_and_a_session_without_an_identity_wit
     for identity in (alice(), None):
         loss = made.loss(identity, "prod")
         assert loss is not None
-        assert (loss.reason, loss.message) == ("cluster", FORBIDDEN)
+        assert (loss.kind, loss.message) == ("cluster", FORBIDDEN)
     assert made.loss(alice(), "other") is None
     assert made.loss(None, "other") is None
 
@@ -48,7 +48,7 @@ def test_a_user_is_revoked_by_name_or_by_subject(user: str) -> None:
     made = access(UserRevocation(user, T, "left the company"))
     loss = made.loss(alice(), "prod")
     assert loss is not None
-    assert loss.reason == "user"
+    assert loss.kind == "user"
     assert loss.message == (
         "your logins from before 2027-01-15 08:00:00 UTC were revoked (left the company): log in again, or ask the "
         "relay's operator"
@@ -60,7 +60,7 @@ def test_every_reason_has_its_counter() -> None:
     made = access(UserRevocation("alice", T))
     made.clusters = frozenset({"prod"})
     found = {made.loss(alice(), "prod"), made.loss(None, "prod"), made.loss(alice(T + LEEWAY), "elsewhere")}
-    assert {loss.reason for loss in found if loss is not None} == set(LOSSES)
+    assert {loss.kind for loss in found if loss is not None} == set(LOSSES)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from arcbridge.checks.diagnosis import Finding, State
 from arcbridge.relay import doctor
 from arcbridge.relay.data_dir import open_authority, open_registry
 from arcbridge.relay.doctor import diagnose
-from arcbridge.relay.settings import Checked, check
+from arcbridge.relay.settings import CheckedRelay, check
 from arcbridge.settings.config import GraphConfig, RelayConfig, RelayLimitsConfig, RelayTlsConfig
 from arcbridge.settings.problems import Place
 
@@ -119,7 +119,7 @@ async def test_a_certificate_that_is_gone_since_the_check(
     certificate.write_text(issued.certificate_pem)
     key.write_text(issued.key_pem)
 
-    def check_then_remove(settings: RelayConfig) -> Checked:
+    def check_then_remove(settings: RelayConfig) -> CheckedRelay:
         checked = check(settings)
         certificate.unlink()
         return checked

@@ -12,7 +12,6 @@ from arcbridge.pki.authority import Authority
 from arcbridge.relay.nats import NatsConnection, NatsUnavailable, NoReply, NoResponder, check, subject_token
 from arcbridge.settings.config import RelayFleetConfig
 from tests.relay.conftest import Connect, Connections, settings
-from tests.support import pages
 from tests.support.eventually import until
 from tests.support.nats_server import NatsServer, silent_port
 
@@ -174,7 +173,7 @@ class TestConnection:
 
     async def test_passwords_and_permissions(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """The permissions of docs/operations.md are enough, and what is not among them is refused."""
-        page = pages.read(Path(__file__).parents[2] / "docs" / "operations.md")
+        page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
         permissions = page[page.index("    permissions {") : page.index("A relay needs nothing else")]
         config = f'authorization {{ users = [ {{ user: "relay-1", password: "secret", {permissions} }} ] }}\n'
         password = tmp_path / "password"

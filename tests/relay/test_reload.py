@@ -21,7 +21,7 @@ from arcbridge.pki.authority import Authority
 from arcbridge.relay import service, settings
 from arcbridge.relay.admin_socket import ask
 from arcbridge.relay.operations import Row
-from arcbridge.relay.reload import RELOADABLE, Reload, merged
+from arcbridge.relay.reload import RELOADABLE, RelayReload, merged
 from arcbridge.relay.service import RelayInfo, serve
 from arcbridge.settings.config import RelayConfig, RelayLimitsConfig, RelayTlsConfig, RelayUserLimitsConfig
 from tests.identity.issuer import CONFIG
@@ -144,13 +144,13 @@ async def test_whatever_goes_wrong_the_last_good_settings_stay(
     """Not an error of ours alone: the parts that had the new settings already get the old ones back."""
     # The relay looks at the policy's file by itself, too, and would take over what is right in it.
     monkeypatch.setattr("arcbridge.identity.policy.CHECK_INTERVAL", 3600.0)
-    made: list[Reload] = []
+    made: list[RelayReload] = []
 
-    def make(*arguments: Any, **named: Any) -> Reload:
-        made.append(Reload(*arguments, **named))
+    def make(*arguments: Any, **named: Any) -> RelayReload:
+        made.append(RelayReload(*arguments, **named))
         return made[0]
 
-    monkeypatch.setattr(service, "Reload", make)
+    monkeypatch.setattr(service, "RelayReload", make)
     await relay.start()
     try:
         before = in_force(made[0])
@@ -176,7 +176,7 @@ async def test_whatever_goes_wrong_the_last_good_settings_stay(
         await relay.stop()
 
 
-def in_force(reload: Reload) -> list[object]:
+def in_force(reload: RelayReload) -> list[object]:
     """What the parts of a relay go by."""
     basis, entrances = reload._basis, reload._entrances
     return [

@@ -88,7 +88,7 @@ class ResumingPair(Pair):
         good = hello.session_id == agent.resumption.session_id and hello.resume_secret == agent.resumption.secret
         if not good or agent.state is State.CLOSED or hello.epoch <= agent.resumption.epoch:
             self.refused += 1
-            newcomer.machine.refuse_auth(GoawayCode.GONE, "there is no such session here")
+            newcomer.machine.close(GoawayCode.GONE, "there is no such session here")
             answer = b"".join(newcomer.machine.sender.data_to_send(1 << 20))
             self.client.arrivals.append((self.now + self.latency, answer))
             return

@@ -147,7 +147,10 @@ class TestPeople:
         refused = hugo.begin("--file", "kubeconfig", "--port", "0")
         assert refused.wait(60) == 4
         said = refused.output()
-        assert "cannot say which groups you are in: Microsoft Graph is busy (status 503); try again shortly" in said
+        assert (
+            "the groups of this login cannot be looked up now: Microsoft Graph is busy (status 503); try again shortly"
+            in said
+        )
         assert re.search(r"\(session [0-9a-f]{16}\)", said), "by which the operators find it in their logs"
         assert not [line for line in enrolled.audit_lines() if line.get("user") == user.upn]
         # What the operator's application lacks is for the operator's log.
@@ -157,7 +160,7 @@ class TestPeople:
         def told() -> bool:
             refused = hugo.begin("--file", "kubeconfig", "--port", "0")
             assert refused.wait(60) == 4
-            assert "cannot say which groups you are in: " in refused.output()
+            assert "the groups of this login cannot be looked up now: " in refused.output()
             assert "graph.example" not in refused.output()
             found = records(enrolled.agent, "session refused", after=mark)
             return any(lacks in str(one.get("detail")) for one in found)
@@ -167,7 +170,7 @@ class TestPeople:
 
         def comes_in() -> bool:
             again = hugo.begin("--file", str(hugo.directory / "kubeconfig"), "--port", "0")
-            return bool(again.wait_for_line(r"(Start sending)|cannot say which groups", timeout=30)[1])
+            return bool(again.wait_for_line(r"(Start sending)|groups of this login", timeout=30)[1])
 
         until(comes_in, "Graph is asked again", timeout=60)
         assert STAFF in Shell(cluster, hugo).whoami()["groups"]
@@ -183,7 +186,7 @@ class TestPeople:
         reader.secret, entra.graph.revoked = f"{reader.secret}-next", True
         refused = ines.begin("--file", "kubeconfig", "--port", "0")
         assert refused.wait(60) == 4
-        assert "cannot say which groups you are in: " in refused.output()
+        assert "the groups of this login cannot be looked up now: " in refused.output()
         enrolled.agent.wait_for_line(re.escape("gets no token for Microsoft Graph (status 401, invalid_client)"))
         failing = 'arcbridge_agent_check_ok{check="groups"}'
         until(lambda: metrics(enrolled.agent_observe)[failing] == 0.0, "the self-check has failed", timeout=60)

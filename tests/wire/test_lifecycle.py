@@ -130,10 +130,13 @@ def test_the_end_is_kept_and_nothing_is_awaited_any_more() -> None:
 
 
 def test_a_goaway_becomes_the_sessions_end() -> None:
-    error = ended_by(Goaway(5, GoawayCode.REVOKED, "no more", 7))
+    error = ended_by(Goaway(5, GoawayCode.REVOKED, "no more", 7, True, "token.aud", "relay"))
     assert isinstance(error, SessionEnded)
     assert (error.code, error.retry_after) == (GoawayCode.REVOKED, 7)
+    assert error.refusal == ("token.aud", "relay")
     assert "no more" in str(error)
+    foreign = ended_by(Goaway(5, GoawayCode.REVOKED, rule="token.aud", wanted='a"\x1b[2J'))
+    assert foreign.refusal == ("token.aud", ""), "what could end a quotation is left out"
     silent = ended_by(Goaway(0, GoawayCode.DONE))
     assert "the other end ended the session" in str(silent)
     assert silent.retry_after is None

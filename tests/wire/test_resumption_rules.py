@@ -229,7 +229,7 @@ def test_a_stranger_is_told_nothing_before_it_is_judged() -> None:
     assert not newcomer.sender.data_to_send(1 << 20)
     with pytest.raises(LocalProtocolError):
         newcomer.accept_auth(AuthOk(b"a", b"b", "jane", 60))
-    newcomer.refuse_auth(GoawayCode.GONE, "no")
+    newcomer.close(GoawayCode.GONE, "no")
     said = b"".join(newcomer.sender.data_to_send(1 << 20))
     assert said.count(b"yyyy") == 0
 

@@ -220,7 +220,6 @@ def test_every_input_in_every_state(state: str, what: str) -> None:
 COMMANDS: dict[str, Callable[[Session], object]] = {
     "authenticate": lambda m: m.authenticate(Auth("oidc", "canary-token")),
     "accept_auth": lambda m: m.accept_auth(OK),
-    "refuse_auth": lambda m: m.refuse_auth(GoawayCode.UNAUTHENTICATED, "no"),
     "open_stream": lambda m: m.open_stream("kubernetes"),
     "send_dial": lambda m: m.send(Dial("canary")),
     "send_status": lambda m: m.send(Status("canary")),
@@ -286,7 +285,7 @@ def test_m13_early_streams_wait_whole_and_in_order() -> None:
 
 def test_m13_refused_auth_shows_nothing() -> None:
     one = agent(accepted=False).feed(opening(1), data(1, 10))
-    one.machine.refuse_auth(GoawayCode.UNAUTHENTICATED, "the token has expired")
+    one.machine.close(GoawayCode.UNAUTHENTICATED, "the token has expired")
     one.collect()
     assert not one.of(ev.StreamOpened)
     assert one.kinds() == [FrameType.HELLO, FrameType.GOAWAY]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from arcbridge.errors import ConnectionLost, LocalProtocolError, SessionEnded
+from arcbridge.refusals import MAX_WANTED, Refusal, RefusalRule
 from arcbridge.wire import events as ev
 from arcbridge.wire.frames import (
     FrameType,
@@ -119,9 +120,12 @@ def test_a_reset_in_the_middle_of_a_frame_leaks_no_credit() -> None:
 
 def test_the_goaway_of_a_long_message_fits() -> None:
     one = agent()
-    one.machine.close(GoawayCode.INTERNAL, "\U0001f600" * 5000, 2**32)
+    longest = Refusal(max(RefusalRule, key=len), "x" * MAX_WANTED)
+    one.machine.close(GoawayCode.INTERNAL, "\U0001f600" * 5000, 2**32, longest)
     one.collect()
-    assert one.goaway() is not None
+    goaway = one.goaway()
+    assert goaway is not None
+    assert (goaway.rule, goaway.wanted) == longest
 
 
 @pytest.mark.parametrize("kind", Kind)

@@ -1,8 +1,8 @@
-"""How many bytes of audit records one user may cause, and what was left out because of it.
+"""Bounds the bytes of audit records that one user may cause, and counts what is left out because of it.
 
 Without a bound one user fills the disk, or has a log of a fixed size thrown away, and with it what others did. It
 writes nothing and refuses nothing: `AuditLog` leaves out records of what only read, and counts them here;
-`kube.authorize` refuses what must be recorded. Invariant: each record that was left out is counted until a record in
+`kube.attempt` refuses what must be recorded. Invariant: each record that was left out is counted until a record in
 the chain has said so.
 """
 

@@ -111,7 +111,7 @@ class AuditLog:
         if self._writer is None:
             self.records += 1
             return
-        line, budget = record.line(now), record.budget
+        line, budget = record.line(now), record.subject.budget
         if budget is not None:
             if not budget.admit(line, now):
                 if not (record.begun or record.limit or self.refuses):
@@ -132,13 +132,11 @@ class AuditLog:
         """Write the record of what a request's body asks for; `recorded` says when its last byte may leave."""
         self._write_before(record, AuditRecord.details_line, recorded)
 
-    async def begun(self, record: AuditRecord) -> str:
-        """Write the begun record and wait; return the refusal's reason, or an empty string."""
-        return await self._awaited(record, self.begin)
-
-    async def detailed(self, record: AuditRecord) -> str:
-        """Write the record of the body and wait; return the refusal's reason, or an empty string."""
-        return await self._awaited(record, self.detail)
+    async def written(self, write: Callable[[AuditRecord, Recorded], None], record: AuditRecord) -> str:
+        """`begin` or `detail`, and wait; return the refusal's reason, or an empty string."""
+        done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        write(record, lambda refusal: None if done.done() else done.set_result(refusal))
+        return await done
 
     def reopen(self) -> None:
         """Leave a file that was renamed for a new one of its name, at once."""
@@ -157,19 +155,19 @@ class AuditLog:
         """Write a record before what it is about; `recorded` says how that goes on."""
         if self._writer is None:
             self.records += 1
-            record.begun = True
+            record.begin()
             recorded("")
             return
         waiting, failure, written = _Waiting(self, recorded), self.failure, False
         if not (failure and self.refuses):
-            text, budget = line(record), record.budget
+            text, budget = line(record), record.subject.budget
             if budget is not None:
                 budget.charge(text, time.monotonic())
                 if budget.records_left_out:
                     self._count_left_out(budget)
             self.records += 1
             written = self._writer.put(text, None if failure else waiting)
-            record.begun = record.begun or written
+            record.begin(written)
         if written and not failure:
             waiting.start()
         else:
@@ -198,11 +196,6 @@ class AuditLog:
         for budget in list(self._left_out):
             self._count_left_out(budget)
 
-    async def _awaited(self, record: AuditRecord, write: Callable[[AuditRecord, Recorded], None]) -> str:
-        done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        write(record, lambda refusal: None if done.done() else done.set_result(refusal))
-        return await done
-
 
 class _Waiting(Waiter):
     """A request that waits for its record."""
@@ -216,7 +209,7 @@ class _Waiting(Waiter):
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Wait for the writer, but not for ever."""
+        """Wait for the writer, STALL seconds at most."""
         self._timer = self._loop.call_later(STALL, self.decide, "it takes no data")
 
     def __call__(self, failure: str) -> None:

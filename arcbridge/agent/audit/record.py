@@ -1,10 +1,11 @@
-"""One request as the audit log has it, and its form as lines of JSON.
+"""Keeps one request as the audit log has it, and makes its lines of JSON.
 
-A request that only reads leaves one record, when it is over (`complete`). One that lasts or that changes something
-leaves `begun` before its first byte goes to the API server, and `ended`; in between `details` where its body, or the
-stream behind its upgrade, asks for something that the log is to show. It writes nothing. Invariants: a line is one
-JSON object of a few KiB, whatever callers put into its texts; names of objects are escaped and cut, and never taken for
-secrets; what was cut or left out is counted in `more`, and has its SHA-256 in `sha256`.
+A record changes by its methods alone, and `TRANSITIONS` says which outcome may follow which. A request that only reads
+leaves one record, when it is over (`complete`). One that lasts or that changes something leaves `begun` before its
+first byte goes to the API server, and `ended`; in between `details` where its body, or the stream behind its upgrade,
+asks for something that the log is to show. It writes nothing. Invariants: a line is one JSON object of a few KiB,
+whatever callers put into its texts; names of objects are escaped and cut, and never taken for secrets; what was cut or
+left out is counted in `more`, and has its SHA-256 in `sha256`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum, StrEnum
 from functools import lru_cache
 from json.encoder import encode_basestring as _quote
 
@@ -51,20 +53,83 @@ Value = str | int | bool | list[str] | Mapping[str, str]
 """What a field of `details` holds. Mappings are `more` and `sha256`: what is missing of a field, and its hash."""
 
 
+class RequestOutcome(StrEnum):
+    """How a request ended, or would end now."""
+
+    ANSWERED = "answered"
+    REFUSED = "refused"
+    """By the agent."""
+    CUT = "cut"
+    """It broke off, on either side."""
+    FAILED = "failed"
+    """By a defect of the agent."""
+    UPGRADED = "upgraded"
+    CONNECTED = "connected"
+    """To a TCP target."""
+
+
+class RequestChange(Enum):
+    """What may change the outcome of a request."""
+
+    REFUSE = "a refusal of the agent"
+    CUT = "the loss of either side"
+    REVOKE = "a right that was lost"
+    FAIL = "a defect of the agent"
+    UPGRADE = "a switch of protocols"
+    CONNECT = "a connection to a TCP target"
+
+
+TRANSITIONS: dict[RequestOutcome, dict[RequestChange, RequestOutcome]] = {
+    RequestOutcome.ANSWERED: {
+        RequestChange.REFUSE: RequestOutcome.REFUSED,
+        RequestChange.CUT: RequestOutcome.CUT,
+        RequestChange.REVOKE: RequestOutcome.CUT,
+        RequestChange.FAIL: RequestOutcome.FAILED,
+        RequestChange.UPGRADE: RequestOutcome.UPGRADED,
+        RequestChange.CONNECT: RequestOutcome.CONNECTED,
+    },
+    RequestOutcome.REFUSED: {
+        RequestChange.CUT: RequestOutcome.CUT,
+        RequestChange.REVOKE: RequestOutcome.CUT,
+        RequestChange.FAIL: RequestOutcome.FAILED,
+    },
+    RequestOutcome.CUT: {RequestChange.FAIL: RequestOutcome.FAILED},
+    RequestOutcome.FAILED: {},
+    RequestOutcome.UPGRADED: {RequestChange.REVOKE: RequestOutcome.CUT, RequestChange.FAIL: RequestOutcome.FAILED},
+    RequestOutcome.CONNECTED: {
+        RequestChange.CUT: RequestOutcome.CUT,
+        RequestChange.REVOKE: RequestOutcome.CUT,
+        RequestChange.FAIL: RequestOutcome.FAILED,
+    },
+}
+"""Outcome -> change -> next outcome. After a change that is missing the outcome stays: the first cause counts."""
+
+
+class AuditSubject:
+    """The user and the session that records are of; made once for many requests."""
+
+    __slots__ = ("budget", "session", "text", "user")
+
+    def __init__(
+        self, session: str, user: str = "", groups: int = 0, bound: str = "none", budget: AuditBudget | None = None
+    ) -> None:
+        """`groups`: how many the user has. `bound`: by what the token is bound to a key (`identity.proof.BindingKind`).
+        `budget`: what the user's records may take; None: they are not counted."""
+        self.session, self.user, self.budget = session, user, budget
+        name = _quote(_cut(user, FIELD_LIMIT))
+        self.text = f',"session":{_quote(session)},"user":{name},"groups":{groups},"bound":"{bound}"'
+        """The part of a line that says so."""
+
+
 @dataclass(slots=True)
 class AuditRecord:
     """One request, filled in as it is served. Texts may come from callers: they are cleaned when written.
 
-    `outcome`: `answered`, `refused` (by the agent), `cut` (it broke off on either side), `failed` (a defect of the
-    agent), `upgraded`, `connected` (TCP target). `bytes_up` flow towards the cluster, `bytes_down` towards the caller.
+    `bytes_up` flow towards the cluster, `bytes_down` towards the caller.
     """
 
     request: str
-    session: str
-    user: str = ""
-    groups: int = 0
-    bound: str = "none"
-    """By what the user's token is bound to a key (`identity.proof.BindingKind`)."""
+    subject: AuditSubject
     as_user: str = ""
     as_groups: tuple[str, ...] = ()
     """Groups that the caller asked to act with (`--as-group`)."""
@@ -80,7 +145,7 @@ class AuditRecord:
     path_fields: str = ""
     """The seven fields before this one, as the function of this name gives them; empty: they are made anew."""
     status: int = 0
-    outcome: str = "answered"
+    outcome: RequestOutcome = RequestOutcome.ANSWERED
     reason: str = ""
     upgrade: str = ""
     target: str = ""
@@ -93,8 +158,6 @@ class AuditRecord:
     changed."""
     client: bytes = b""
     """Header lines as they came, kubectl's own among them (`Kubectl-Command`, `Kubectl-Session`)."""
-    budget: AuditBudget | None = None
-    """What the user's records may take; None: they are not counted."""
     begun: bool = False
     """A `begun` record stands before this one."""
     bytes_up: int = 0
@@ -102,6 +165,89 @@ class AuditRecord:
     started: float = field(default_factory=time.monotonic)
     _rest: tuple[Mapping[str, Value] | None, str] | None = field(default=None, init=False, repr=False, compare=False)
     """The details that were written last, and the part of a line that they became: `begun` and `ended` share it."""
+
+    # -- what becomes known of a request --------------------------------------------------------------------------
+
+    def has_client(self, lines: bytes) -> None:
+        """Take the header lines in which the client says what it does."""
+        self.client = lines
+
+    def asks(self, path: tuple[str, str, str, str, str, str, str], text: str) -> None:
+        """Take what the head asks for: verb to path, as `path_fields` takes them, and gives `text`."""
+        self.verb, self.group, self.resource, self.subresource, self.namespace, self.name, self.path = path
+        self.path_fields = text
+
+    def acts_as(self, user: str, groups: tuple[str, ...]) -> None:
+        """Take the subject of `--as`."""
+        self.as_user, self.as_groups = user, groups
+
+    def asks_upgrade(self, protocol: str) -> None:
+        """Take the protocol that the caller wants to switch to."""
+        self.upgrade = protocol
+
+    def has_details(self, details: Mapping[str, Value] | None) -> None:
+        """Take what is asked for beyond the path, in place of what was known before."""
+        self.details = details
+
+    def is_over(self, limit: str, omitted: int) -> None:
+        """Take the limit that the request is over, and how many refusals by it left no record."""
+        self.limit, self.omitted = limit, omitted
+
+    def begin(self, written: bool = True) -> None:
+        """Note that a record `begun` was written, or was not."""
+        self.begun = self.begun or written
+
+    def answer(self, status: int) -> None:
+        """Take the status of an answer whose first byte goes to the caller."""
+        self.status = status
+
+    def pass_on(self, count: int) -> None:
+        """Count bytes that went on to the caller."""
+        self.bytes_down += count
+
+    def move(self, up: int, down: int) -> None:
+        """Take the number of all bytes that were moved."""
+        self.bytes_up, self.bytes_down = up, down
+
+    # -- how it ends ----------------------------------------------------------------------------------------------
+
+    def refuse(self, reason: str, status: int = 0) -> None:
+        """The agent refuses it."""
+        self.status, self.reason = status, reason
+        self._change(RequestChange.REFUSE)
+
+    def cut(self, reason: str = "") -> None:
+        """It breaks off; what was upgraded has ended."""
+        self.reason = reason or self.reason
+        self._change(RequestChange.CUT)
+
+    def break_off(self, error: BaseException) -> None:
+        """It breaks off by an error, unless a reason for its end is known."""
+        if not self.reason:
+            self.cut(type(error).__name__)
+
+    def revoke(self, reason: str) -> None:
+        """The agent ends it, because a right was lost."""
+        self.reason = reason
+        self._change(RequestChange.REVOKE)
+
+    def fail(self, error: BaseException) -> None:
+        """A defect of the agent ends it."""
+        self.reason = type(error).__name__
+        self._change(RequestChange.FAIL)
+
+    def switch(self) -> None:
+        """The API server has switched protocols."""
+        self._change(RequestChange.UPGRADE)
+
+    def connect(self) -> None:
+        """A TCP target is connected."""
+        self._change(RequestChange.CONNECT)
+
+    def _change(self, change: RequestChange) -> None:
+        self.outcome = TRANSITIONS[self.outcome].get(change, self.outcome)
+
+    # -- lines ----------------------------------------------------------------------------------------------------
 
     def line(self, now: float) -> str:
         """Return the record of a request that is over; `now` is monotonic seconds."""
@@ -127,7 +273,7 @@ class AuditRecord:
         # Joined without the general encoder, which took half of the time of each line.
         text = (
             f'{{"ts":"{timestamp()}","event":"audit","stage":"{stage}","request":{_quote(self.request)}'
-            f"{_who(self.session, self.user, self.groups, self.bound)}"
+            f"{self.subject.text}"
         )
         if self.method:
             text += f',"method":{_quoted_name(self.method)}'
@@ -169,8 +315,8 @@ class AuditRecord:
             else:
                 text += f',"{key}":{json.dumps(value)}'
         if self.client:
-            said, whole = _client_says(self.client)
-            text += said
+            own_text, whole = _client_says(self.client)
+            text += own_text
             more |= {} if whole else _CLIENT_CUT
         return text + _missing_text(more, sha256)
 
@@ -279,8 +425,8 @@ def _client_says(lines: bytes) -> tuple[str, bool]:
     found: dict[str, str] = {}
     whole = True
     for name, value in _CLIENT_LINES.findall(lines):
-        said = value[: 2 * _CLIENT_LIMIT].decode("latin-1")
-        text = clean(said, _CLIENT_LIMIT)
+        begin = value[: 2 * _CLIENT_LIMIT].decode("latin-1")
+        text = clean(begin, _CLIENT_LIMIT)
         whole = whole and text == escape(value.decode("latin-1")) and name.decode().lower() not in found
         found.setdefault(name.decode().lower(), text)
     return (f',"client_says":{json.dumps(found, ensure_ascii=False)}' if found else ""), whole
@@ -301,19 +447,6 @@ def _missing_text(more: Mapping[str, str], sha256: Mapping[str, str]) -> str:
 
 
 _cached_client_text = lru_cache(maxsize=512)(_client_text)
-
-
-def _who(session: str, user: str, groups: int, bound: str) -> str:
-    if len(user) <= _MAX_CACHED_TEXT and len(session) <= _MAX_CACHED_TEXT:
-        return _cached_who(session, user, groups, bound)
-    return _who_text(session, user, groups, bound)
-
-
-def _who_text(session: str, user: str, groups: int, bound: str) -> str:
-    return f',"session":{_quote(session)},"user":{_quote(_cut(user, FIELD_LIMIT))},"groups":{groups},"bound":"{bound}"'
-
-
-_cached_who = lru_cache(maxsize=1024)(_who_text)
 
 
 def _quoted(text: str) -> str:

@@ -50,7 +50,7 @@ class LogPlace:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class ChainFinding:
     """One thing that is wrong. `place` is where it shows; `record` is the number in its chain."""
 
     kind: str
@@ -114,7 +114,7 @@ class Report:
 
     files: int = 0
     records: int = 0
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[ChainFinding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What is no fault of the log, and good to know."""
     chains: list[dict[str, object]] = field(default_factory=list)
@@ -396,10 +396,10 @@ class _Check:
     def _missing(self, chain: str, first: int, last: int, place: LogPlace, kind: str = MISSING) -> None:
         what = f"record {first} is" if first == last else f"records {first} to {last} are"
         text = f"{what} missing" + (" before this one" if kind == MISSING else ": the chain was cut off")
-        self.report.findings.append(Finding(kind, place, chain, first, text))
+        self.report.findings.append(ChainFinding(kind, place, chain, first, text))
 
     def _add(self, kind: str, place: LogPlace, head: Head, text: str) -> None:
-        self.report.findings.append(Finding(kind, place, head.chain, head.sequence, text))
+        self.report.findings.append(ChainFinding(kind, place, head.chain, head.sequence, text))
 
 
 def _of_another_stream(text: bytes) -> bool:

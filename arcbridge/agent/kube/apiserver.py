@@ -168,10 +168,6 @@ class ApiServer:
         self._reload()
         return f"Bearer {self._token}" if self._token else ""
 
-    def look_again(self) -> None:
-        """Look at the files at the next use: the API server has just refused what was read from them."""
-        self._looked_at = -math.inf
-
     def tls(self, *, own: bool) -> ssl.SSLContext:
         """Return the TLS settings of one kind of connection."""
         self._reload()
@@ -197,7 +193,9 @@ class ApiServer:
         try:
             connection = await self.upstream.dial(own=own)
         except RequestRefusal as refusal:
-            raise AnswerFailed(refusal.message) from None
+            failed = AnswerFailed(refusal.message)
+            failed.refusal = refusal.refusal
+            raise failed from None
         answer = _Collected(most)
         try:
             request = "\r\n".join(lines).encode() + b"\r\n\r\n" + body

@@ -71,9 +71,14 @@ class ConnectLimit:
         return wait
 
 
-def too_much(account: Account, limit: Limit, now: float) -> RequestRefusal:
-    """Return the refusal of a request that reached a limit after it was authorized; `Authorizer.refuse` reports it."""
+def too_much(account: Account, limit: Limit, now: float, *, reported: bool = False) -> RequestRefusal:
+    """Return the refusal of a request that reached a limit; unless it is `reported`, `Attempt.refuse` reports it."""
     reached = account.explain(limit)
     return RequestRefusal(
-        429, reached.message, retry_after=reached.retry_after, hold=account.hold(now), limit=limit.value
+        429,
+        reached.message,
+        retry_after=reached.retry_after,
+        retry_at=reached.retry_at,
+        hold=account.hold(now),
+        limit="" if reported else limit.value,
     )

@@ -16,17 +16,16 @@ import re
 import time
 from collections.abc import Callable
 
-from arcbridge.agent.accounts import Account, Limit
-from arcbridge.agent.audit import AuditRecord
+from arcbridge.agent.accounts import Limit
 from arcbridge.agent.kube.abandoned import AbandonedAnswer
-from arcbridge.agent.kube.authorize import Plan
+from arcbridge.agent.kube.attempt import Attempt
 from arcbridge.agent.kube.body import RequestBody
 from arcbridge.agent.kube.connect_limit import LONGEST_WAIT, too_much
 from arcbridge.agent.kube.own_refusal import MOST, OF_OTHERS
+from arcbridge.agent.kube.plan import Plan
 from arcbridge.agent.kube.response import CHUNKED, ResponseHead, unusable_answer
 from arcbridge.agent.kube.status import RequestRefusal, bad_request
 from arcbridge.agent.kube.upstream_pool import UpstreamConnection, UpstreamPool
-from arcbridge.agent.seats import LONG_RUNNING_SUBRESOURCES, LONG_RUNNING_VERBS
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.wire.limits import DEFAULT
 
@@ -44,6 +43,7 @@ class Exchange:
 
     __slots__ = (
         "_account",
+        "_attempt",
         "_body",
         "_close_line",
         "_connection",
@@ -71,25 +71,24 @@ class Exchange:
         pool: UpstreamPool,
         stream: StreamTransport,
         plan: Plan,
-        record: AuditRecord,
+        attempt: Attempt,
         ended: Ended,
         *,
-        account: Account,
         body: RequestBody | None = None,
         close_line: bytes = b"",
         framed: bool = True,
         paused: bool = False,
     ) -> None:
-        """`account`: of the user whose connections are counted."""
         self._pool = pool
-        self._account = account
-        self._seats = account.seats if _takes_seat(plan, record) else None
+        self._attempt = attempt
+        self._account = account = attempt.account
+        self._seats = account.seats if plan.wanted.takes_seat and plan.upgrade is None else None
         """The user's seats at the API server; None where the request takes none."""
         self._seated = False
         """It has one."""
         self._stream = stream
         self._plan = plan
-        self._record = record
+        self._record = attempt.record
         self._ended = ended
         self._body = body
         self._close_line = close_line
@@ -116,7 +115,7 @@ class Exchange:
     def start(self, authority: str) -> None:
         """Send the request to the API server at `authority`. Raises RequestRefusal if its head is not as meant."""
         plan = self._plan
-        self._request = plan.request_head(authority)
+        self._request = plan.request_head(authority, self._record.request)
         self._stream.owed = True
         if self._seats is not None:
             self._seated = self._seats.take()
@@ -162,7 +161,7 @@ class Exchange:
         if not self.begun:
             self._end(refusal)
             return
-        self._record.outcome, self._record.reason = "cut", "the API server's answer broke off"
+        self._record.cut("the API server's answer broke off")
         self.broken = True
         self._end(None)
         self._stream.cut()
@@ -172,7 +171,7 @@ class Exchange:
         if self._sending is not None:
             await asyncio.wait([self._sending])
         if self._body is not None:
-            self._record.bytes_up = self._body.count
+            self._record.move(self._body.count, self._record.bytes_down)
             await self._body.idle()
 
     # -- the connection -------------------------------------------------------------------------------------------
@@ -206,7 +205,7 @@ class Exchange:
         """Return how many bytes of the body may wait here while the request waits for its seat."""
         if self._body is None:
             return 0
-        length = self._plan.length
+        length = self._plan.facts.length
         return min(int(length), DEFAULT.stream_window) if length else DEFAULT.stream_window
 
     async def _dial_and_send(self) -> None:
@@ -222,10 +221,7 @@ class Exchange:
             self._dialling = None
             if connection is not None:
                 connection.drop()
-            self._record.outcome = "failed"
-            text = "a request could not be sent to the API server"
-            asyncio.get_running_loop().call_exception_handler({"message": text, "exception": error})
-            self.fail(RequestRefusal(500, "the agent failed; its log has the cause"))
+            self.fail(self._attempt.fail(error, "a request could not be sent to the API server"))
 
     def _send(self, connection: UpstreamConnection) -> None:
         self._connection = connection
@@ -233,7 +229,7 @@ class Exchange:
         connection.send(
             self,
             self._request,
-            method=plan.method,
+            method=plan.facts.method,
             upgrade=plan.upgrade,
             reusable=plan.repeatable,
             framed=self._framed,
@@ -247,7 +243,7 @@ class Exchange:
 
     async def _send_body(self, connection: UpstreamConnection, body: RequestBody) -> None:
         """Stream the caller's body, chunked anew where it has no length."""
-        chunked = not self._plan.length
+        chunked = not self._plan.facts.length
         try:
             async for chunk in body.chunks(answered=self.begun):
                 await connection.write(b"%x\r\n%b\r\n" % (len(chunk), chunk) if chunked else chunk)
@@ -259,10 +255,7 @@ class Exchange:
             if body.error is not None:
                 self.fail(bad_request("the body of the request is malformed or broke off"))
             elif not isinstance(error, ConnectionResetError):  # of a lost connection its handler hears
-                asyncio.get_running_loop().call_exception_handler(
-                    {"message": "a request's body could not be sent", "exception": error}
-                )
-                self.fail(RequestRefusal(500, "the agent failed; its log has the cause"))
+                self.fail(self._attempt.fail(error, "a request's body could not be sent"))
 
     # -- the answer (`upstream_pool.ResponseHandler`) -------------------------------------------------------------
 
@@ -274,7 +267,7 @@ class Exchange:
             self._held = bytearray()
         else:
             self.begun = True
-        self._record.status = head.status
+        self._record.answer(head.status)
         if self._body is not None and not self._body.finished:
             self._close_line = b"Connection: close\r\n"  # an early answer: the rest of the body is of no use
         lines = head.lines
@@ -287,7 +280,7 @@ class Exchange:
     def response_data(self, data: bytes | memoryview, payload: int) -> None:
         if self.over:
             return
-        self._record.bytes_down += payload
+        self._record.pass_on(payload)
         if self._held is None:
             self._stream.write(data)
             return
@@ -306,7 +299,7 @@ class Exchange:
         if self._held is not None and not self.over:
             refusal = self._pool.own_refusals.forbidden(self._held)
             if refusal is not None:
-                self._record.bytes_down = 0
+                self._record.move(self._record.bytes_up, 0)
                 self._end(refusal)
                 return
             self._let_pass(self._held)
@@ -328,7 +321,7 @@ class Exchange:
             return
         self.begun = True
         self._stream.owed = False
-        self._record.status = head.status
+        self._record.answer(head.status)
         self.switched = (connection, head, rest)
         self._end(None)
 
@@ -356,10 +349,3 @@ class Exchange:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.drop()
-
-
-def _takes_seat(plan: Plan, record: AuditRecord) -> bool:
-    """Return whether the API server counts the request among those that it works on."""
-    return not (
-        plan.upgrade is not None or record.verb in LONG_RUNNING_VERBS or record.subresource in LONG_RUNNING_SUBRESOURCES
-    )

@@ -12,11 +12,11 @@ import asyncio
 from collections.abc import Callable
 from typing import cast
 
-from arcbridge.agent.audit import AuditRecord
-from arcbridge.agent.kube.apiserver import ApiServer
-from arcbridge.agent.kube.authorize import Authorizer, Plan, StreamContext
+from arcbridge.agent.kube.attempt import Attempt, ProxyContext
+from arcbridge.agent.kube.caller import StreamContext
 from arcbridge.agent.kube.exchange import Exchange
 from arcbridge.agent.kube.fast_path_parser import MAX_PLAIN_HEAD, plain_head
+from arcbridge.agent.kube.plan import Plan
 from arcbridge.agent.kube.server import WAITING, KubeProtocol
 from arcbridge.agent.kube.status import RequestRefusal, status_answer
 from arcbridge.mux.stream import StreamTransport
@@ -28,15 +28,13 @@ class FastPath(asyncio.Protocol):
 
     def __init__(
         self,
-        api: ApiServer,
-        authorizer: Authorizer,
-        context: StreamContext,
+        context: ProxyContext,
+        stream: StreamContext,
         general: Callable[[StreamContext], KubeProtocol],
         registry: set[FastPath],
     ) -> None:
-        self._api = api
-        self._authorizer = authorizer
         self._context = context
+        self._stream_context = stream
         self._general = general
         """Makes the general protocol of a stream."""
         self._registry = registry
@@ -48,10 +46,10 @@ class FastPath(asyncio.Protocol):
         self._charged = 0
         """Bytes that count in the user's account, because they wait behind a request."""
         self._writing_paused = False
-        self._record: AuditRecord | None = None
-        """Of the request that is under way."""
+        self._attempt: Attempt | None = None
+        """The request that is under way."""
         self._exchange: Exchange | None = None
-        """The request that is under way, once it is authorized."""
+        """The same, once it is authorized."""
         self._held: asyncio.TimerHandle | None = None
         """The answer of a refusal that is held."""
 
@@ -62,7 +60,7 @@ class FastPath(asyncio.Protocol):
         self._registry.add(self)
 
     def view_received(self, view: memoryview) -> None:
-        if self._record is None and not self._writing_paused:
+        if self._attempt is None and not self._writing_paused:
             self._read(bytes(view))
             return
         self._unread += view
@@ -71,7 +69,7 @@ class FastPath(asyncio.Protocol):
 
     def _hold_back(self) -> None:
         """Grant no credit while so much waits behind a request that is under way; it counts for the user."""
-        stream, account = cast(StreamTransport, self._stream), self._context.caller.account
+        stream, account = cast(StreamTransport, self._stream), self._stream_context.caller.account
         self._reading_paused = True
         self._charged = max(WAITING, len(self._unread))
         account.arriving.add(self._charged)
@@ -81,7 +79,7 @@ class FastPath(asyncio.Protocol):
 
     def _uncharge(self) -> None:
         charged, self._charged = self._charged, 0
-        self._context.caller.account.arriving.remove(charged)
+        self._stream_context.caller.account.arriving.remove(charged)
 
     def eof_received(self) -> bool:
         return False  # the stream closes itself and calls `connection_lost`
@@ -95,7 +93,7 @@ class FastPath(asyncio.Protocol):
         self._writing_paused = False
         if self._exchange is not None:
             self._exchange.resume()
-        elif self._record is None:
+        elif self._attempt is None:
             self._read_on()
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -109,16 +107,15 @@ class FastPath(asyncio.Protocol):
     @property
     def busy(self) -> bool:
         """Whether a request is under way."""
-        return self._record is not None
+        return self._attempt is not None
 
     def end(self) -> None:
         """End the stream: the agent stops."""
         stream = self._stream
         if stream is None:
             return
-        if self._record is not None:
-            self._record.reason = "the agent stopped"
-            self._cut()
+        if self._attempt is not None:
+            self._cut("the agent stopped")
             stream.abort()
         else:
             stream.close()
@@ -127,57 +124,53 @@ class FastPath(asyncio.Protocol):
 
     def _read(self, data: bytes) -> None:
         """A plain request is served here; anything else is for the general protocol."""
-        caller = self._context.caller
-        head = plain_head(data, caller.plain_lines)
-        if head is None:
+        stream = self._stream_context
+        facts = plain_head(data, stream.caller.plain_lines)
+        if facts is None:
             self._hand_over(data)
             return
-        self._record = record = self._authorizer.begin(self._context, "GET")
+        self._attempt = attempt = Attempt(self._context, stream, "GET")
         try:
-            plan = self._authorizer.authorize(self._context, head, record)
-            if plan.begins:
+            plan = attempt.plan(facts)
+            if plan.wanted.begins:
                 # The writer calls from outside of all measurements.
-                run = caller.account.loop_time.run
-                self._authorizer.record_begun(record, lambda why: run(lambda: self._recorded(record, plan, why)))
+                run = attempt.account.loop_time.run
+                attempt.record_begun(lambda why: run(lambda: self._recorded(attempt, plan, why)))
             else:
-                self._start(record, plan)
+                self._start(attempt, plan)
         except Exception as error:
             self._failed(error)
 
-    def _recorded(self, record: AuditRecord, plan: Plan, refusal: str) -> None:
+    def _recorded(self, attempt: Attempt, plan: Plan, refusal: str) -> None:
         """The record of a request that lasts was written, perhaps within the call that asked for it, or not."""
-        if self._record is not record:
+        if self._attempt is not attempt:
             return  # the request was cut meanwhile
         try:
             if refusal:
                 raise RequestRefusal(503, refusal)
-            self._start(record, plan)
+            self._start(attempt, plan)
         except Exception as error:
             self._failed(error)
 
-    def _start(self, record: AuditRecord, plan: Plan) -> None:
-        exchange = Exchange(
-            self._api.upstream,
+    def _start(self, attempt: Attempt, plan: Plan) -> None:
+        api = self._context.api
+        self._exchange = exchange = Exchange(
+            api.upstream,
             cast(StreamTransport, self._stream),
             plan,
-            record,
+            attempt,
             self._ended,
-            account=self._context.caller.account,
             paused=self._writing_paused,
         )
-        self._exchange = exchange
-        exchange.start(self._api.authority)
+        exchange.start(api.authority)
 
     def _failed(self, error: Exception) -> None:
         """Nothing has left: answer a refusal, or a defect of the agent's."""
+        attempt = self._attempt
         if not isinstance(error, RequestRefusal):
-            record = self._record
-            if record is None:
+            if attempt is None:
                 raise error  # the request is over, and its record is written
-            record.outcome = "failed"
-            text = "a plain request could not be served"
-            asyncio.get_running_loop().call_exception_handler({"message": text, "exception": error})
-            error = RequestRefusal(500, "the agent failed; its log has the cause")
+            error = attempt.fail(error, "a plain request could not be served")
         if self._exchange is not None:
             self._exchange.cancel()
         self._refuse(error)
@@ -188,7 +181,7 @@ class FastPath(asyncio.Protocol):
         assert stream is not None
         self._registry.discard(self)
         self._stream = None
-        protocol = self._general(self._context)
+        protocol = self._general(self._stream_context)
         stream.set_protocol(protocol)
         try:
             protocol.connection_made(stream)
@@ -209,19 +202,18 @@ class FastPath(asyncio.Protocol):
                 self._read_on()
 
     def _refuse(self, refusal: RequestRefusal) -> None:
-        record = self._record
-        assert record is not None
-        self._authorizer.refuse(self._context, record, refusal)
+        attempt = self._attempt
+        assert attempt is not None
+        attempt.refuse(refusal)
         if refusal.hold:
-            self._held = asyncio.get_running_loop().call_later(refusal.hold, self._answer, refusal)
+            self._held = asyncio.get_running_loop().call_later(refusal.hold, self._answer, attempt, refusal)
         else:
-            self._answer(refusal)
+            self._answer(attempt, refusal)
 
-    def _answer(self, refusal: RequestRefusal) -> None:
-        """Answer the request under way with a refusal, and read on."""
+    def _answer(self, attempt: Attempt, refusal: RequestRefusal) -> None:
+        """Write a refusal as the answer to the request under way, and read on."""
         self._held = None
-        record, stream = self._record, self._stream
-        assert record is not None
+        record, stream = attempt.record, self._stream
         assert stream is not None
         # 400 ends the connection, as on the general path.
         close = refusal.status_code == 400
@@ -235,11 +227,11 @@ class FastPath(asyncio.Protocol):
         else:
             self._read_on()
 
-    def _cut(self) -> None:
+    def _cut(self, reason: str = "") -> None:
         """End the request under way, if there is one, on either side."""
-        if self._record is None:
+        if self._attempt is None:
             return
-        self._record.outcome = "cut"
+        self._attempt.record.cut(reason)
         if self._held is not None:
             self._held.cancel()
             self._held = None
@@ -250,9 +242,9 @@ class FastPath(asyncio.Protocol):
             self._finish()
 
     def _finish(self) -> None:
-        record, self._record, self._exchange = self._record, None, None
-        assert record is not None
-        self._authorizer.finish(self._context, record)
+        attempt, self._attempt, self._exchange = self._attempt, None, None
+        assert attempt is not None
+        attempt.finish()
 
     def _read_on(self) -> None:
         """The next request may have arrived already; it waits while the caller takes no answers."""

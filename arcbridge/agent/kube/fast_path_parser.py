@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import re
 
-from arcbridge.agent.kube.authorize import RequestHead
-from arcbridge.agent.kube.impersonation import HOP_BY_HOP, REBUILT, cleaned_headers
+from arcbridge.agent.kube.impersonation import HOP_BY_HOP, REBUILT, is_dropped
+from arcbridge.agent.kube.request_facts import RequestFacts
 
 MAX_PLAIN_HEAD = 16 * 1024
 """Bytes of a plain head; kubectl's has 300 to 600. Longer ones go through the general parser."""
@@ -29,8 +29,8 @@ _NOT_PLAIN = frozenset(name.encode() for name in HOP_BY_HOP | REBUILT) | {b"auth
 _NOT_PLAIN_BEGIN = (b"impersonate", b"proxy-")
 
 
-def plain_head(data: bytes, known: dict[bytes, bytes | None]) -> RequestHead | None:
-    """Answer the head of `data` if that is one plain request and nothing else.
+def plain_head(data: bytes, known: dict[bytes, bytes | None]) -> RequestFacts | None:
+    """Return the facts of `data` if that is one plain request and nothing else.
 
     `known` remembers what became of lines and of whole blocks of them (which end with a blank one), of one session.
     """
@@ -46,7 +46,8 @@ def plain_head(data: bytes, known: dict[bytes, bytes | None]) -> RequestHead | N
         if passed is None:
             return None
         _remember(known, block, passed)
-    return RequestHead("GET", start[1].decode("ascii"), plain=passed)
+    client = passed if b"Kubectl-" in passed else b""  # as kubectl writes it
+    return RequestFacts("GET", start[1].decode("ascii"), passed, client)
 
 
 def _passed_lines(block: bytes, known: dict[bytes, bytes | None]) -> bytes | None:
@@ -79,10 +80,9 @@ def _remember(known: dict[bytes, bytes | None], lines: bytes, passed: bytes | No
 def passed_line(line: bytes) -> bytes | None:
     """Return one header line as it goes on to the API server, empty where it is dropped; None where it is not plain."""
     name, _, value = line.partition(b":")
-    field = (name, value.strip(b" \t"))
-    lower = name.lower()
-    if lower == b"connection" and field[1].lower() == b"keep-alive":
+    value, lower = value.strip(b" \t"), name.lower()
+    if lower == b"connection" and value.lower() == b"keep-alive":
         return b""  # what HTTP/1.1 means anyway
     if lower in _NOT_PLAIN or lower.startswith(_NOT_PLAIN_BEGIN):
         return None
-    return b"".join(b"%b: %b\r\n" % (name.encode(), value.encode()) for name, value in cleaned_headers([field]))
+    return b"" if is_dropped(lower.decode("ascii")) else b"%b: %b\r\n" % (name, value)

@@ -23,10 +23,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
+from arcbridge.agent.kube.request_facts import RequestFacts
 from arcbridge.agent.kube.status import RequestRefusal, bad_request
 from arcbridge.identity.claims import Identity
 
-RawHeaders = Sequence[tuple[bytes, bytes]]
 Headers = list[tuple[str, str]]
 
 HOP_BY_HOP = frozenset(
@@ -53,11 +53,11 @@ _IDENTITY_HEADERS = frozenset(
         "via",
     }
 )
+_DROPPED = _IDENTITY_HEADERS | HOP_BY_HOP | REBUILT
 
 ORIGINAL_USER = "arcbridge.io/original-user"
 """Extra key under which the API server's audit log shows who is behind a `--as`."""
 
-_NAME = re.compile(rb"[!#$%&'*+.^`|~0-9A-Za-z-]+")  # a token (RFC 9110 §5.6.2) without `_`
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _EXTRA_SAFE = "!#$&'*+-.^`|~"
 """What stays unescaped in an extra key: token characters but `%`."""
@@ -82,23 +82,9 @@ class Subject:
         return cls(identity.username, identity.uid, groups, extra)
 
 
-def check_names(inbound: RawHeaders) -> None:
-    """Refuse names that parsers disagree on, and values that are not clean text (docs/threats.md#H1)."""
-    for name, value in inbound:
-        if b"_" in name:
-            raise bad_request("a header name contains '_', which some servers read as '-'")
-        if not _NAME.fullmatch(name):
-            raise bad_request("a header name is malformed")
-        try:
-            text = value.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise bad_request("a header value is not UTF-8") from error
-        if _CONTROL.search(text):
-            raise bad_request("a header value contains control characters")
-
-
-def requested_subject(inbound: RawHeaders) -> Subject | None:
-    """Answer whom `--as`, `--as-group`, `--as-uid` and `--as-user-extra` ask for; None when none of them is given.
+def requested_subject(asks: Sequence[tuple[str, str]]) -> Subject | None:
+    """Return whom `--as`, `--as-group`, `--as-uid` and `--as-user-extra` ask for (`RequestFacts.impersonation`); None
+    when none of them is given.
 
     Refuses what is incomplete or unknown: acting as the caller where another user was asked for is never right.
     """
@@ -106,12 +92,7 @@ def requested_subject(inbound: RawHeaders) -> Subject | None:
     uids: list[str] = []
     groups: list[str] = []
     extra: list[tuple[str, str]] = []
-    asked = False
-    for raw_name, raw_value in inbound:
-        name, value = raw_name.decode("ascii").lower(), raw_value.decode("utf-8").strip(" \t")
-        if not name.startswith("impersonate-"):
-            continue
-        asked = True
+    for name, value in asks:
         if not value and not name.startswith("impersonate-extra-"):
             raise bad_request("an impersonation header is empty")
         if name == "impersonate-user":
@@ -127,7 +108,7 @@ def requested_subject(inbound: RawHeaders) -> Subject | None:
             extra.append((key, value))
         else:
             raise bad_request("an impersonation header is not known here")
-    if not asked:
+    if not asks:
         return None
     if len(users) != 1:
         raise bad_request("impersonation (--as) needs exactly one user")
@@ -136,13 +117,13 @@ def requested_subject(inbound: RawHeaders) -> Subject | None:
     return Subject(users[0], uids[0] if uids else "", tuple(groups), tuple(extra))
 
 
-def impersonated_headers(inbound: RawHeaders, subject: Subject, *, authorization: str = "") -> Headers:
-    """Build the headers of a request that runs as `subject`.
+def impersonated_headers(cleaned: Headers, subject: Subject, *, authorization: str = "") -> Headers:
+    """Build the headers of a request that runs as `subject`, from the caller's that go on (`cleaned_headers`).
 
     `authorization` is the agent's own (empty where it has a client certificate). Raises RequestRefusal, 400 for the
     caller's mistakes, 500 where the result is not what was meant.
     """
-    headers = cleaned_headers(inbound)
+    headers = list(cleaned)
     if authorization:
         headers.append(("Authorization", authorization))
     headers.append(("Impersonate-User", subject.user))
@@ -154,23 +135,23 @@ def impersonated_headers(inbound: RawHeaders, subject: Subject, *, authorization
     return headers
 
 
-def own_token_headers(inbound: RawHeaders) -> Headers:
+def own_token_headers(facts: RequestFacts) -> Headers:
     """Build the headers of a request in token mode: the caller's own `Authorization` and `--as` go on unchanged.
 
     A request without exactly one bearer token is 401: the agent's own is never a substitute.
     """
-    token = bearer_token(inbound)
-    headers = cleaned_headers(inbound, keep_authorization=True)
+    token = bearer_token(facts)
+    headers = cleaned_headers(facts, keep_authorization=True)
     sent = [value.encode().partition(b" ")[2].strip(b" ") for name, value in headers if name.lower() == "authorization"]
     if sent != [token]:
         raise RequestRefusal(500, "the request's own token was lost on the way")
     return headers
 
 
-def bearer_token(inbound: RawHeaders) -> bytes:
+def bearer_token(facts: RequestFacts) -> bytes:
     """Return the one bearer token of a request in token mode. Raises RequestRefusal 401."""
-    tokens = [value.strip(b" \t") for name, value in inbound if name.lower() == b"authorization"]
-    found = re.fullmatch(rb"(?i:bearer) +([^\s]+)", tokens[0]) if len(tokens) == 1 else None
+    tokens = facts.values.get(b"authorization", ())
+    found = re.fullmatch(rb"(?i:bearer) +([^\s]+)", tokens[0].strip(b" \t")) if len(tokens) == 1 else None
     if found is None:
         raise RequestRefusal(401, "this session carries service-account tokens, and the request has none")
     return found[1]
@@ -201,38 +182,42 @@ def check_impersonated(headers: Iterable[tuple[str, str]], subject: Subject) -> 
         raise RequestRefusal(500, "the outgoing request does not carry the caller's identity; nothing was sent")
 
 
-def cleaned_headers(inbound: RawHeaders, *, keep_authorization: bool = False) -> Headers:
-    """Answer the caller's headers that go on: steps 2 and 3. Raises RequestRefusal for malformed ones."""
-    check_names(inbound)
-    named = connection_tokens(inbound)
+def cleaned_headers(facts: RequestFacts, *, keep_authorization: bool = False) -> Headers:
+    """Return the caller's headers that go on: steps 2 and 3. Raises RequestRefusal for malformed ones."""
+    if facts.misnamed is not None:
+        raise facts.misnamed
+    named = facts.options
     out: Headers = []
-    for raw_name, raw_value in inbound:
-        name = raw_name.decode("ascii")
-        lower = name.lower()
-        dropped = names_a_caller(lower)
+    for name, lower, value in facts.fields:
         if keep_authorization and (lower == "authorization" or lower.startswith("impersonate-")):
             # Even where Connection names them: without its Impersonate-User the request would run as the caller.
-            dropped = False
-        elif lower in named:
-            continue
-        if dropped or lower in HOP_BY_HOP or lower in REBUILT:
-            continue
-        out.append((name, raw_value.decode("utf-8").strip(" \t")))
+            out.append((name, value))
+        elif lower not in named and not is_dropped(lower):
+            out.append((name, value))
     return out
 
 
-def names_a_caller(lower: str) -> bool:
-    """Tell whether a header of this lower-case name could say who asks: step 3."""
-    return lower in _IDENTITY_HEADERS or lower.startswith(_IDENTITY_PREFIXES)
+def passed_lines(facts: RequestFacts) -> bytes:
+    """Return the lines of the caller's headers that go on, which say nothing of who asks. Raises RequestRefusal."""
+    lines = header_lines(cleaned_headers(facts))
+    if b"\r\nimpersonate" in b"\r\n" + lines.lower():
+        raise RequestRefusal(500, "the outgoing request has an unknown impersonation header; nothing was sent")
+    return lines
 
 
-def connection_tokens(inbound: RawHeaders) -> frozenset[str]:
-    """Return the lower-case names that `Connection` (and the obsolete `Proxy-Connection`) list, in all their lines."""
-    tokens: set[str] = set()
-    for name, value in inbound:
-        if name.lower() in (b"connection", b"proxy-connection"):
-            tokens.update(part.strip().lower() for part in value.decode("utf-8", "replace").split(","))
-    return frozenset(tokens)
+def is_dropped(lower: str) -> bool:
+    """Return whether a header of this lower-case name never goes on: steps 2 and 3."""
+    return lower in _DROPPED or lower.startswith(_IDENTITY_PREFIXES)
+
+
+def header_lines(headers: Headers) -> bytes:
+    """Return the lines of checked headers, and once more in the bytes that will be sent: one line each, and no
+    other. Raises RequestRefusal (500)."""
+    text = "".join([f"{name}: {value}\r\n" for name, value in headers])
+    lines = text.split("\r\n")
+    if lines.pop() or [tuple(line.split(": ", 1)) for line in lines] != headers or "\x00" in text:
+        raise RequestRefusal(500, "a header of the outgoing request is malformed; nothing was sent")
+    return text.encode()
 
 
 def _escaped(key: str) -> str:

@@ -9,7 +9,7 @@ nothing.
 Source: `forbiddenMessage` of k8s.io/apiserver, endpoints/handlers/responsewriters/errors.go, and the verbs of
 endpoints/filters/impersonation/mode.go. From 1.36 on an API server that finds no right at all names the first of the
 constrained verbs that it looked for (`impersonate-on:user-info:list`), as it does for a verb that an operator has left
-out on purpose; the two are told apart by the agent's own rules (`agent.self_checks`).
+out on purpose; the two are distinguished by the agent's own rules (`agent.self_checks`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Final
 
 from arcbridge.agent.kube.status import RequestRefusal
+from arcbridge.refusals import Refusal, RefusalRule
 
 MOST: Final = 16 * 1024
 """Bytes of a 403's answer that are held back until its reason is known; a Status is a tenth of that."""
@@ -44,20 +45,21 @@ class OwnRefusals:
     def __init__(self) -> None:
         self.counts = dict.fromkeys(KINDS, 0)
         self.user = ""
-        """The agent's own user name, as the API server has said it; empty until it is known."""
+        """The agent's own user name, as the API server has sent it; empty until it is known."""
         self.noticed: Callable[[str], None] = lambda kind: None
 
     def credential(self) -> RequestRefusal:
-        """Count a 401, and return what the caller is told in its place."""
+        """Count a 401, and return the answer in its place."""
         self._count("credential")
         return RequestRefusal(
             502,
             "the API server refuses the credential of this cluster's agent; this is not about your login: tell the "
             f"cluster's operator (of the agent, {DOCTOR})",
+            refusal=Refusal(RefusalRule.AGENT_CREDENTIAL),
         )
 
     def forbidden(self, body: bytes | bytearray) -> RequestRefusal | None:
-        """Return what the caller is told in place of a 403 with this body; None where it is the caller's own."""
+        """Return the answer in place of a 403 with this body; None where it is the caller's own."""
         found = _IMPERSONATE.search(body)
         if found is None:
             return None
@@ -70,6 +72,7 @@ class OwnRefusals:
             f'the agent of this cluster may not act as you: its account {user} lacks the right "{verb}" for '
             f"{resource or 'this path'}; this is not about your own rights: tell the cluster's operator (of the agent, "
             f"{DOCTOR})",
+            refusal=Refusal(RefusalRule.AGENT_IMPERSONATION),
         )
 
     def _count(self, kind: str) -> None:

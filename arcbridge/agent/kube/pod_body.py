@@ -1,7 +1,7 @@
 """Finds in the body of a write to a pod what an audit must show: privileges, and containers that are added to it.
 
 It looks at bodies of a bounded length and number of values, in JSON or in Kubernetes' protobuf, on their way to the API
-server; others are said to be `unparsed`, and so is CBOR. It changes nothing and decides nothing. Invariants: a body is
+server; others are recorded as `unparsed`, and so is CBOR. It changes nothing and decides nothing. Invariants: a body is
 held once, up to MAX_BODY, and on its user's account; reading it takes memory and time in proportion to its bytes,
 whatever they are, and no more than MAX_VALUES or MAX_FIELDS are worth; its last byte leaves after the record of what it
 asks for is written.
@@ -21,7 +21,7 @@ from typing import Any
 
 from arcbridge.agent.audit.record import FIELD_LIMIT, LIST_LIMIT, MAX_LISTED, Excerpt, Value, size_of
 from arcbridge.agent.kube.command_line import left_out, recorded_command
-from arcbridge.agent.kube.impersonation import RawHeaders
+from arcbridge.agent.kube.request_facts import RequestFacts
 from arcbridge.agent.kube.request_info import RequestInfo, cut
 from arcbridge.wire.backlog import Backlog
 
@@ -57,7 +57,7 @@ class Inspection:
 
     def __init__(
         self,
-        headers: RawHeaders,
+        facts: RequestFacts,
         found: Callable[[dict[str, Value]], Awaitable[None]],
         held: Backlog,
         *,
@@ -68,8 +68,8 @@ class Inspection:
         self._found = found
         self._held = held
         self._commands = commands
-        self._type = _header(headers, b"content-type").partition(";")[0].strip().lower()
-        self._unparsed = "encoded" if _header(headers, b"content-encoding") not in ("", "identity") else ""
+        self._type = facts.first(b"content-type").partition(";")[0].strip().lower()
+        self._unparsed = "encoded" if facts.first(b"content-encoding") not in ("", "identity") else ""
         self._body = bytearray()
 
     def feed(self, chunk: bytes) -> None:
@@ -156,7 +156,7 @@ def _patched(document: Any) -> Iterator[Any]:
 
 
 def _unreadable(patch: Any) -> str:
-    """Return why it cannot be said what a JSON patch does; empty where it can. It copies what the body does not have,
+    """Return why it is not known what a JSON patch does; empty where it can. It copies what the body does not have,
     or its path has an index that only the API server knows how to read (`-1`, `+2`)."""
     for operation in patch if isinstance(patch, list) else []:
         fields = dict(operation) if isinstance(operation, _Object) else {}
@@ -386,7 +386,3 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
                 break
             return number, position
     raise ValueError("a number of more than 64 bits")
-
-
-def _header(headers: RawHeaders, wanted: bytes) -> str:
-    return next((value.decode("utf-8", "replace").strip() for name, value in headers if name.lower() == wanted), "")

@@ -185,7 +185,7 @@ class ForwardedPorts:
 
 
 class PortRecords:
-    """Says which ports a stream has asked for: the first at once, and further ones each INTERVAL, while its user may
+    """Records which ports a stream has asked for: the first at once, and further ones each INTERVAL, while its user may
     write. The record of the stream's end has them all in any case."""
 
     def __init__(self, record: AuditRecord, websocket: bool, changed: Callable[[dict[str, Value]], None]) -> None:
@@ -193,27 +193,27 @@ class PortRecords:
         self._record = record
         self._changed = changed
         self._timer: asyncio.TimerHandle | None = None
-        self._untold = False
+        self._unrecorded = False
 
     def close(self) -> None:
-        """Say no more, and put the ports into the record, which is about to be written."""
+        """Write no more records, and put the ports into the record, which is about to be written."""
         if self._timer is not None:
             self._timer.cancel()
-        self._record.details = with_ports(self._record, self.ports)
+        self._record.has_details(with_ports(self._record, self.ports))
 
     def _found(self) -> None:
-        self._untold = True
+        self._unrecorded = True
         if self._timer is None:
-            self._tell()
+            self._record_ports()
 
-    def _tell(self) -> None:
+    def _record_ports(self) -> None:
         self._timer = None
-        if not self._untold:
+        if not self._unrecorded:
             return
-        self._timer = asyncio.get_running_loop().call_later(INTERVAL, self._tell)
-        budget = self._record.budget
+        self._timer = asyncio.get_running_loop().call_later(INTERVAL, self._record_ports)
+        budget = self._record.subject.budget
         if budget is None or not budget.is_spent(time.monotonic()):
-            self._untold = False
+            self._unrecorded = False
             self._changed(with_ports(self._record, self.ports))
 
 

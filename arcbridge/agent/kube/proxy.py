@@ -20,18 +20,19 @@ from __future__ import annotations
 import asyncio
 import time
 
-from aiohttp import HttpVersion10, hdrs, web
+from aiohttp import HttpVersion10, web
 
-from arcbridge.agent.audit import AuditLog, AuditRecord
-from arcbridge.agent.audit.record import Value
+from arcbridge.agent.audit import AuditLog
 from arcbridge.agent.kube.apiserver import ApiServer
-from arcbridge.agent.kube.authorize import SAFE_ID, Authorizer, Caller, Plan, RequestHead, StreamContext
+from arcbridge.agent.kube.attempt import Attempt, ProxyContext
 from arcbridge.agent.kube.body import RequestBody
+from arcbridge.agent.kube.caller import SAFE_ID, Caller, StreamContext
 from arcbridge.agent.kube.exchange import Exchange
 from arcbridge.agent.kube.fast_path import FastPath
-from arcbridge.agent.kube.impersonation import connection_tokens
-from arcbridge.agent.kube.pod_body import Inspection
+from arcbridge.agent.kube.plan import Plan
+from arcbridge.agent.kube.pod_body import Inspection, is_inspected
 from arcbridge.agent.kube.port_forward import forwarded_ports
+from arcbridge.agent.kube.request_facts import read_facts
 from arcbridge.agent.kube.response import ResponseHead
 from arcbridge.agent.kube.review import Reviewer
 from arcbridge.agent.kube.server import AnsweredResponse, KubeProtocol, KubeServer
@@ -54,9 +55,9 @@ class KubeProxy:
 
     def __init__(self, api: ApiServer, audit: AuditLog, *, reviewer: Reviewer | None = None) -> None:
         self.api = api
-        self.authorizer = Authorizer(api, audit, reviewer or Reviewer(api))
-        self.stats = self.authorizer.stats
-        self._server = KubeServer(self._handle, self._refused_head, lambda stream: stream.caller.connected_since)
+        self.context = ProxyContext(api, audit, reviewer)
+        self.stats = self.context.stats
+        self._server = KubeServer(self._handle, self.context)
         self.fast_paths: set[FastPath] = set()
         """Streams whose requests were all plain so far."""
 
@@ -66,7 +67,7 @@ class KubeProxy:
             stream.abort(ResetCode.REFUSED)
             return
         context = StreamContext(caller, int(stream.get_extra_info("stream_id") or 0))
-        stream.attach(FastPath(self.api, self.authorizer, context, self._server.protocol, self.fast_paths))
+        stream.attach(FastPath(self.context, context, self._server.protocol, self.fast_paths))
 
     async def close(self, timeout: float = 0.5) -> None:
         """End what still runs after `timeout` seconds; each request's audit record is written."""
@@ -82,51 +83,50 @@ class KubeProxy:
     async def _handle(self, protocol: KubeProtocol, request: web.BaseRequest) -> web.StreamResponse:
         stream = protocol.context
         await protocol.drained()  # answers of the agent's own would pile up for a caller that takes none
-        record = self.authorizer.begin(stream, request.method)
+        attempt = Attempt(self.context, stream, request.method)
+        record, upgraded = attempt.record, stream.caller.upgraded
         inspection: Inspection | None = None
+        persistent = False
         try:
-            head = RequestHead(request.method, request.raw_path, request.raw_headers, version=request.version)
-            plan = await self.authorizer.authorize_reviewed(stream, head, record)
+            facts = read_facts(
+                request.method, request.raw_path, request.raw_headers, request.version, keep_alive=request.keep_alive
+            )
+            persistent = facts.persistent
+            plan = await attempt.plan_reviewed(facts)
             if plan.upgrade is not None:
                 # Before the first wait: a right that is lost from now on ends it.
-                stream.caller.upgraded[record.request] = protocol.stream, record
-            if plan.begins:
-                await self.authorizer.recorded_begun(record)
+                upgraded[record.request] = protocol.stream, record
+            if plan.wanted.begins:
+                await attempt.recorded_begun()
             if plan.upgrade is not None:
-                return await self._upgrade(protocol, request, plan, record)
-            if plan.inspected:
-                inspection = self._inspection(request, record, stream.caller)
-            body = RequestBody(request, inspection) if plan.has_body else None
-            close_line = _connection_line(request)
-            exchange = await self._exchange(protocol, request, plan, record, body=body, close_line=close_line)
+                return await self._upgrade(protocol, plan, attempt)
+            body: RequestBody | None = None
+            if facts.has_body:
+                if is_inspected(plan.wanted.info, facts.method):
+                    held, commands = attempt.account.arriving, self.context.audit.commands
+                    inspection = Inspection(facts, attempt.recorded_details, held, commands=commands)
+                body = RequestBody(request, inspection)
+            exchange = await self._exchange(protocol, plan, attempt, facts.connection_line, body)
             return AnsweredResponse(keep_alive=not exchange.closes)
         except RequestRefusal as refusal:
-            self.authorizer.refuse(stream, record, refusal)
+            attempt.refuse(refusal)
             if refusal.hold:
                 await asyncio.sleep(refusal.hold)
             # 400 ends the connection: it is not certain where the next request would start. Of a body that has not
             # come, the rest is read for a while, and then the stream ends.
-            ends = refusal.status_code in (400, 405) or protocol.early or protocol.upgrade_seen
-            ends = ends or not request.content.is_eof()
+            ends = refusal.status_code in (400, 405) or protocol.early or protocol.upgrade_seen or not persistent
+            close = ends or not request.content.is_eof()
             return protocol.answer(
-                refusal,
-                request_id=record.request,
-                close=ends or not _goes_on(request),
-                method=request.method,
-                path=record.path,
+                refusal, request_id=record.request, close=close, method=request.method, path=record.path
             )
         except _StreamOver:
             raise
         except (asyncio.CancelledError, ConnectionError):
-            if record.outcome != "upgraded":
-                record.outcome = "cut"
+            record.cut()
             raise
         except Exception as error:
-            record.outcome, record.reason = "failed", type(error).__name__
-            text = "a request could not be served"
-            asyncio.get_running_loop().call_exception_handler({"message": text, "exception": error})
-            answer = RequestRefusal(500, "the agent failed; its log has the cause")
-            self.authorizer.refuse(stream, record, answer)
+            answer = attempt.fail(error, "a request could not be served")
+            attempt.refuse(answer)
             if protocol.stream.is_closing():
                 raise ConnectionResetError("the request failed behind the beginning of its answer") from error
             return protocol.answer(answer, request_id=record.request, close=True, method=request.method)
@@ -134,27 +134,11 @@ class KubeProxy:
             if inspection is not None:
                 inspection.release()
             if record.upgrade:
-                stream.caller.upgraded.pop(record.request, None)
-            self.authorizer.finish(stream, record)
-
-    def _inspection(self, request: web.BaseRequest, record: AuditRecord, caller: Caller) -> Inspection:
-        """Return what looks at the body of a write to a pod on its way."""
-
-        async def found(details: dict[str, Value]) -> None:
-            await self.authorizer.recorded_details(record, details)
-
-        held = caller.account.arriving
-        return Inspection(request.raw_headers, found, held, commands=self.authorizer.commands)
+                upgraded.pop(record.request, None)
+            attempt.finish()
 
     async def _exchange(
-        self,
-        protocol: KubeProtocol,
-        request: web.BaseRequest,
-        plan: Plan,
-        record: AuditRecord,
-        *,
-        body: RequestBody | None,
-        close_line: bytes,
+        self, protocol: KubeProtocol, plan: Plan, attempt: Attempt, close_line: bytes, body: RequestBody | None = None
     ) -> Exchange:
         """Carry a request out until its answer is complete or has switched protocols.
 
@@ -170,12 +154,11 @@ class KubeProxy:
             self.api.upstream,
             protocol.stream,
             plan,
-            record,
+            attempt,
             ended,
-            account=protocol.context.caller.account,
             body=body,
             close_line=close_line,
-            framed=request.version > HttpVersion10,
+            framed=plan.facts.version > HttpVersion10,
             paused=protocol.writing_paused,
         )
         protocol.exchange = exchange
@@ -200,18 +183,14 @@ class KubeProxy:
 
     # -- upgrades ---------------------------------------------------------------------------------------------
 
-    async def _upgrade(
-        self, protocol: KubeProtocol, request: web.BaseRequest, plan: Plan, record: AuditRecord
-    ) -> web.StreamResponse:
+    async def _upgrade(self, protocol: KubeProtocol, plan: Plan, attempt: Attempt) -> web.StreamResponse:
         self.stats.upgrades += 1
         if protocol.early:
             raise _early()
         late = asyncio.get_running_loop().call_later(UPGRADE_DEADLINE, _give_up, protocol)
         protocol.on_early = lambda: _fail_unless_begun(protocol, _early())
         try:
-            exchange = await self._exchange(
-                protocol, request, plan, record, body=None, close_line=b"Connection: close\r\n"
-            )
+            exchange = await self._exchange(protocol, plan, attempt, b"Connection: close\r\n")
         finally:
             late.cancel()
             protocol.on_early = None
@@ -223,7 +202,7 @@ class KubeProxy:
             if protocol.early:
                 raise _early()
             spliced = True
-            await self._splice(protocol, connection, head, rest, record)
+            await self._splice(protocol, connection, head, rest, attempt)
         finally:
             if not spliced:
                 connection.drop()
@@ -235,14 +214,14 @@ class KubeProxy:
         connection: UpstreamConnection,
         head: ResponseHead,
         rest: bytes,
-        record: AuditRecord,
+        attempt: Attempt,
     ) -> None:
         """Join stream and connection until both are over."""
-        upstream = connection.transport
+        upstream, record = connection.transport, attempt.record
         if upstream is None:
             raise RequestRefusal(502, "the API server closed the connection behind its answer to the upgrade")
         done: asyncio.Future[SpliceResult] = asyncio.get_running_loop().create_future()
-        ports = forwarded_ports(record, head.lines, lambda found: self.authorizer.note_details(record, found))
+        ports = forwarded_ports(record, head.lines, attempt.note_details)
         splice = TransportSplice(
             upstream,
             lambda result: None if done.done() else done.set_result(result),
@@ -253,19 +232,19 @@ class KubeProxy:
         stream.write(head.lines + b"\r\n")
         splice.stream_side.connection_made(stream)
         stream.set_protocol(splice.stream_side)
-        record.outcome = "upgraded"
+        record.switch()
         self.stats.upgrades_open += 1
         try:
             splice.start(rest)
             stream.resume_reading()
             result = await done
-            record.bytes_up, record.bytes_down = result.from_stream, result.to_stream
-            if result.error is not None and not record.reason:
-                record.reason = type(result.error).__name__
+            record.move(result.from_stream, result.to_stream)
+            if result.error is not None:
+                record.break_off(result.error)
         except asyncio.CancelledError:
             stream.abort(ResetCode.CANCELLED)
             reset_transport(upstream)
-            record.reason = "the agent stopped"
+            record.cut("the agent stopped")
             raise
         finally:
             if ports is not None:
@@ -274,31 +253,6 @@ class KubeProxy:
             connection.release()
             # The stream's end went to the splice; aiohttp's protocol must hear of it too, to free what it holds.
             asyncio.get_running_loop().call_soon(protocol.connection_lost, None)
-
-    # -- heads that are none ----------------------------------------------------------------------------------
-
-    def _refused_head(self, context: StreamContext, refusal: RequestRefusal) -> None:
-        """A head that never became a request leaves its record, too."""
-        record = self.authorizer.begin(context, "")
-        self.authorizer.refuse(context, record, refusal)
-        self.authorizer.finish(context, record)
-
-
-def _connection_line(request: web.BaseRequest) -> bytes:
-    """Return the Connection header of the answer, as the caller's own head has it (RFC 9112 §9.3)."""
-    if not _goes_on(request):
-        return b"Connection: close\r\n"
-    return b"" if request.version > HttpVersion10 else b"Connection: keep-alive\r\n"
-
-
-def _goes_on(request: web.BaseRequest) -> bool:
-    """Return whether another request may follow (RFC 9112 §9.3).
-
-    None does behind a chunked body: aiohttp takes the last of its trailers for a header of the request that comes next.
-    aiohttp hears `close` only where it is the last of several options.
-    """
-    chunked = hdrs.TRANSFER_ENCODING in request.headers
-    return request.keep_alive and not chunked and "close" not in connection_tokens(request.raw_headers)
 
 
 def _early() -> RequestRefusal:

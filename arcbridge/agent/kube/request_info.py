@@ -89,5 +89,5 @@ def cut(segment: str) -> str:
 
 
 def _watches(query: str) -> bool:
-    """Tell whether a query asks for a watch."""
+    """Return whether a query asks for a watch."""
     return is_true(query_values(query, "watch"))

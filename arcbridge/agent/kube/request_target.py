@@ -2,26 +2,30 @@
 
 A command and a container for exec and attach, also where they go to a kubelet through `proxy`, the path behind `proxy`,
 ports where port-forward names them in its query, and whether the record `begun` stands before the request's first byte.
-It reads no body and decides no access. Invariants: no value of a query gets into a record unless it is one of those
+It reads no body and decides no access, but refuses targets that parsers read differently
+(docs/threats.md#H6). Invariants: no value of a query gets into a record unless it is one of those
 named here; where a record has less than the target, it says so and has the target's SHA-256.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from functools import lru_cache
+from urllib.parse import unquote_to_bytes
 
 from arcbridge.agent.audit.record import Value, path_fields
 from arcbridge.agent.kube.command_line import left_out, recorded_command
-from arcbridge.agent.kube.framing import check_target
 from arcbridge.agent.kube.query import is_true, query_values
 from arcbridge.agent.kube.request_info import RequestInfo, request_info
+from arcbridge.agent.kube.status import bad_request
 from arcbridge.agent.seats import LONG_RUNNING_SUBRESOURCES, LONG_RUNNING_VERBS
 
 MAX_CACHED_TARGET = 512
 """Characters of a target whose meaning is remembered."""
 
+_ILLEGAL_IN_TARGET = re.compile(r"[^\x21-\x7e]|[\\#]")
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 _LONG_SUBRESOURCES = LONG_RUNNING_SUBRESOURCES - {"log"}  # a log that is not followed is a plain read
 _POD_FIELDS = "command", "stdin"
@@ -35,12 +39,16 @@ class RequestTarget:
     """What a target asks for. Made once for each of those that recur."""
 
     info: RequestInfo
+    path: tuple[str, str, str, str, str, str, str]
+    """Verb, group, resource, subresource, namespace, name and class of the path, as a record has them."""
     text: str
-    """The fields of `info` as a record's line has them."""
+    """The same as a record's line has them."""
     begins: bool
     """Whether the record `begun` stands before the request's first byte."""
     detailed: bool
     """Whether `query_details` finds something."""
+    takes_seat: bool
+    """Whether the API server counts the request, unless it is upgraded, among those that it works on (`seats`)."""
 
 
 def request_target(method: str, target: str, upgrade: bool) -> RequestTarget:
@@ -51,14 +59,28 @@ def request_target(method: str, target: str, upgrade: bool) -> RequestTarget:
 def _read(method: str, target: str, upgrade: bool) -> RequestTarget:
     check_target(target)
     info = request_info(method, target, upgrade=upgrade)
-    where = (info.namespace, info.name, info.path_class)
-    text = path_fields(info.verb, info.group, info.resource, info.subresource, *where)
+    path = (info.verb, info.group, info.resource, info.subresource, info.namespace, info.name, info.path_class)
     detailed = info.subresource in _LONG_SUBRESOURCES or info.verb in ("deletecollection", "proxy")
     detailed = detailed or info.cut or info.path_class == "other"
-    return RequestTarget(info, text, _begins(method, target, info, upgrade), detailed)
+    seat = info.verb not in LONG_RUNNING_VERBS and info.subresource not in LONG_RUNNING_SUBRESOURCES
+    return RequestTarget(info, path, path_fields(*path), _begins(method, target, info, upgrade), detailed, seat)
 
 
 _cached = lru_cache(maxsize=1024)(_read)
+
+
+def check_target(target: str) -> None:
+    """Refuse every target that is not a plain origin-form path (RFC 9112 §3.2.1), byte-identical from here on."""
+    if not target.startswith("/"):
+        raise bad_request("the request target must be a path")
+    if _ILLEGAL_IN_TARGET.search(target):
+        raise bad_request("the request target contains a character that must be escaped")
+    path = unquote_to_bytes(target.partition("?")[0])
+    if b"\x00" in path or b"\\" in path:
+        raise bad_request("the request path contains an escaped NUL or backslash")
+    # `;` too: some servers cut a segment there and would then see the dots alone.
+    if any(segment.partition(b";")[0] in (b".", b"..") for segment in path.split(b"/")):
+        raise bad_request("the request path contains '.' or '..' segments")
 
 
 def _begins(method: str, target: str, info: RequestInfo, upgrade: bool) -> bool:

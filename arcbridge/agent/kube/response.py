@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from arcbridge.agent.kube.impersonation import HOP_BY_HOP, connection_tokens
+from arcbridge.agent.kube.impersonation import HOP_BY_HOP
+from arcbridge.agent.kube.request_facts import connection_options, values_by_name
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.kube.upgrade import UpgradeRequest, check_switch, switch_lines
 
@@ -102,7 +103,7 @@ def read_head(head: bytes, method: str = "GET", upgrade: UpgradeRequest | None =
     # An answer that may have no body and yet announces one: were it to come late, it would be read as the answer to the
     # next request, another user's perhaps.
     announced = bodiless and bool(encodings or any(value.strip(b"0") for value in lengths))
-    keep = not announced and "close" not in connection_tokens(fields)
+    keep = not announced and "close" not in connection_options(values_by_name(fields))
     return ResponseHead(status, _status_line(status) + lines, length, keep)
 
 
@@ -115,12 +116,12 @@ def begins_well(head: bytes, start: int) -> bool:
 
 
 def passed_fields(method: str, status: int, fields: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """Answer the header fields for the caller, in their order and without Transfer-Encoding. Raises RequestRefusal 502.
+    """Return the header fields for the caller, in their order and without Transfer-Encoding. Raises RequestRefusal 502.
 
     The end of the body must be certain: one Content-Length or `chunked`, not both, not neither. A body that ends with
-    its connection cannot be told from one that was cut.
+    its connection cannot be distinguished from one that was cut.
     """
-    named = connection_tokens(fields)
+    named = connection_options(values_by_name(fields))
     lengths = [value for name, value in fields if name.lower() == b"content-length"]
     encodings = [value.lower() for name, value in fields if name.lower() == b"transfer-encoding"]
     if status < 200:

@@ -62,7 +62,7 @@ def parts_of(target: Subject) -> list[Part]:
 
 @dataclass(frozen=True, slots=True)
 class Approval:
-    """The API server's word that `identity` may run as `subject`."""
+    """The API server's permission that `identity` may run as `subject`."""
 
     identity: Identity
     subject: Subject
@@ -81,7 +81,7 @@ class Reviewer:
         """Reviews sent to the API server."""
 
     async def approve(self, identity: Identity, target: Subject) -> Approval:
-        """Answer the approval that `identity` may run as `target`; RequestRefusal 403 in Kubernetes' words, or 503."""
+        """Return the approval that `identity` may run as `target`; RequestRefusal 403 in Kubernetes' words, or 503."""
         user = Subject.of(identity, self._api.impersonable)
         parts = parts_of(target)
         if len(parts) > MAX_PARTS:

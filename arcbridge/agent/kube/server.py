@@ -28,9 +28,9 @@ from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
 from arcbridge.agent.accounts import Limit
-from arcbridge.agent.kube.authorize import StreamContext
+from arcbridge.agent.kube.attempt import Attempt, ProxyContext
+from arcbridge.agent.kube.caller import StreamContext
 from arcbridge.agent.kube.exchange import Exchange
-from arcbridge.agent.kube.framing import MAX_HEAD_LINE, MAX_HEADERS
 from arcbridge.agent.kube.status import RequestRefusal, bad_request, status_answer
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.wire.frames import ResetCode
@@ -43,6 +43,10 @@ LARGE_HEAD_DEADLINE = 5.0
 LINGER = 5.0
 KEEPALIVE = 3630.0
 """aiohttp's default: longer than any client keeps an idle connection, so the caller closes first."""
+MAX_HEAD_LINE = 64 * 1024
+"""Bytes of the request line and of each header: tokens with groups and long selectors exceed the usual 8 KiB."""
+MAX_HEADERS = 1000
+"""Header lines: 400 `--as-group` are real; Go's own bound is 1 MiB of head."""
 MAX_HEAD = 128 * 1024
 """Bytes of a whole request head, unless it acts with MANY_GROUPS (`--as-group`)."""
 MAX_HEAD_WITH_GROUPS = 1 << 20
@@ -89,23 +93,28 @@ class AnsweredResponse(web.StreamResponse):
 
 
 class KubeServer(web.Server):
-    """Makes one protocol per stream; `handler(protocol, request)` answers each request.
-
-    `refused(stream, refusal)` is told of heads that never became a request. `connected_since(stream)` says when the
-    caller got its present connection (monotonic seconds, infinity while there is none): without one no deadline of the
-    caller's runs.
-    """
+    """Makes one protocol per stream; `handler(protocol, request)` answers each request."""
 
     def __init__(
         self,
         handler: Callable[[KubeProtocol, web.BaseRequest], Coroutine[Any, Any, web.StreamResponse]],
-        refused: Callable[[StreamContext, RequestRefusal], None],
-        connected_since: Callable[[StreamContext], float],
+        context: ProxyContext,
     ) -> None:
         super().__init__(_dispatch, handler_cancellation=True)
         self.handler = handler
-        self.refused = refused
-        self.connected_since = connected_since
+        self._context = context
+
+    def refuse(self, stream: StreamContext, refusal: RequestRefusal) -> None:
+        """Record a head that never became a request."""
+        attempt = Attempt(self._context, stream, "")
+        attempt.refuse(refusal)
+        attempt.finish()
+
+    @staticmethod
+    def connected_since(stream: StreamContext) -> float:
+        """Return when the caller got its present connection (monotonic seconds, infinity while there is none): without
+        one no deadline of the caller's runs."""
+        return stream.caller.connected_since
 
     def protocol(self, context: StreamContext) -> KubeProtocol:
         """Return the protocol of one stream."""
@@ -279,7 +288,7 @@ class KubeProtocol(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer a head that could not be parsed, or a failure of the agent's; quotes nothing of either."""
+        """Refuse a head that could not be parsed, or a failure of the agent's; quotes nothing of either."""
         if isinstance(exc, ConnectionError):
             raise exc  # the stream has ended
         if isinstance(exc, LineTooLong) or "Too many headers" in str(exc):
@@ -289,7 +298,7 @@ class KubeProtocol(RequestHandler):
         else:
             refusal = RequestRefusal(500, "the agent failed; its log has the cause")
             self._loop.call_exception_handler({"message": "a request handler failed", "exception": exc})
-        self.server.refused(self.context, refusal)
+        self.server.refuse(self.context, refusal)
         return self.answer(refusal, close=True)
 
     # -- inside -----------------------------------------------------------------------------------------------
@@ -494,7 +503,7 @@ class KubeProtocol(RequestHandler):
 
     def _give_up(self, refusal: RequestRefusal) -> None:
         """End a connection on which no request can come any more."""
-        self.server.refused(self.context, refusal)
+        self.server.refuse(self.context, refusal)
         self.upgrade_seen = True  # what still arrives is dropped
         self._forget()
         if self.transport is not None:

@@ -16,6 +16,7 @@ from email.utils import formatdate
 from http import HTTPStatus
 
 from arcbridge.errors import ArcbridgeError
+from arcbridge.refusals import NO_REFUSAL, Refusal
 
 _REASONS = {
     400: "BadRequest",
@@ -45,11 +46,15 @@ class RequestRefusal(ArcbridgeError):
         retry_at: float = 0.0,
         hold: float = 0.0,
         limit: str = "",
+        refusal: Refusal = NO_REFUSAL,
         prefix: str = "arcbridge: ",
     ) -> None:
         super().__init__(prefix + message, retry_after=retry_after)
         self.status_code = code
         self.reason = _REASONS[code]
+        self.ours = bool(prefix)
+        """Whether the sentence is the agent's, and not one that Kubernetes would have."""
+        self.refusal = refusal
         self.retry_at = retry_at
         """Unix seconds before which another try is in vain; 0: `retry_after` says all."""
         self.limit = limit
@@ -66,7 +71,7 @@ def bad_request(message: str) -> RequestRefusal:
 def _message(error: ArcbridgeError, request_id: str) -> str:
     """Return the message: one of ours ends with the request's id, because kubectl shows no header; Kubernetes' own
     words stay."""
-    ours = error.message.startswith("arcbridge: ")
+    ours = isinstance(error, RequestRefusal) and error.ours
     return f"{error.message} (request {request_id})" if request_id and ours else error.message
 
 
@@ -81,8 +86,13 @@ def status_body(error: ArcbridgeError, request_id: str = "") -> bytes:
         "reason": error.reason,
         "code": error.status_code,
     }
+    details: dict[str, object] = {}
     if error.retry_after is not None:
-        document["details"] = {"retryAfterSeconds": error.retry_after}
+        details["retryAfterSeconds"] = error.retry_after
+    if error.refusal.rule:
+        details["causes"] = [{"reason": error.refusal.rule, "message": error.refusal.wanted}]
+    if details:
+        document["details"] = details
     return json.dumps(document).encode()
 
 

@@ -8,14 +8,12 @@ are an error (`proxy`). After the 101 nothing is parsed: WebSocket and SPDY fram
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from arcbridge.agent.kube.impersonation import RawHeaders, connection_tokens
-from arcbridge.agent.kube.request_info import RequestInfo
+from arcbridge.agent.kube.request_facts import RawHeaders, RequestFacts, connection_options, listed, values_by_name
 from arcbridge.agent.kube.status import RequestRefusal, bad_request
 
-PROTOCOLS = {"websocket": "websocket", "spdy/3.1": "SPDY/3.1"}
+PROTOCOLS = {b"websocket": "websocket", b"spdy/3.1": "SPDY/3.1"}
 _TOKEN_PROTOCOL = "base64url.bearer.authorization.k8s.io."
 
 
@@ -31,57 +29,44 @@ class UpgradeRequest:
     """The values of X-Stream-Protocol-Version that the caller offers."""
 
 
-def asks_upgrade(headers: RawHeaders) -> bool:
-    """Tell whether a head has an Upgrade header, be it one that is carried or not."""
-    return any(name.lower() == b"upgrade" for name, _ in headers)
-
-
-def requested_upgrade(method: str, headers: RawHeaders, info: RequestInfo, *, has_body: bool) -> UpgradeRequest | None:
-    """Answer what upgrade a head asks for, None when it asks for none; refuse those that are not carried."""
-    upgrades = [value.decode("latin-1").strip() for name, value in headers if name.lower() == b"upgrade"]
-    if not upgrades:
+def requested_upgrade(facts: RequestFacts, subresource: str) -> UpgradeRequest | None:
+    """Return what upgrade a head asks for, None when it asks for none; refuse those that are not carried."""
+    upgrades = facts.values.get(b"upgrade")
+    if upgrades is None:
         return None
-    protocol = PROTOCOLS.get(upgrades[0].lower()) if len(upgrades) == 1 else None
-    if protocol is None or "upgrade" not in connection_tokens(headers):
+    protocol = PROTOCOLS.get(upgrades[0].strip().lower()) if len(upgrades) == 1 else None
+    if protocol is None or "upgrade" not in facts.options:
         raise bad_request("the only upgrades that are carried are 'websocket' and 'SPDY/3.1'")
-    if has_body or method not in ("GET", "POST") or (protocol == "websocket" and method != "GET"):
+    if facts.has_body or facts.method not in ("GET", "POST") or (protocol == "websocket" and facts.method != "GET"):
         raise bad_request("an upgrade is a GET, or with SPDY a POST, without a body")
-    if not info.subresource:
+    if not subresource:
         raise bad_request("upgrades exist for subresources such as exec, attach, portforward and proxy only")
-    subprotocols = _listed(headers, b"sec-websocket-protocol")
+    subprotocols = listed(facts.values, b"sec-websocket-protocol")
     if any(name.lower().startswith(_TOKEN_PROTOCOL) for name in subprotocols):
         raise bad_request("a token in Sec-WebSocket-Protocol is not carried")
-    return UpgradeRequest(protocol, subprotocols, _listed(headers, b"x-stream-protocol-version"))
+    return UpgradeRequest(protocol, subprotocols, listed(facts.values, b"x-stream-protocol-version"))
 
 
-def check_switch(headers: Sequence[tuple[bytes, bytes]], asked: UpgradeRequest) -> None:
+def check_switch(headers: RawHeaders, wanted: UpgradeRequest) -> None:
     """Refuse (502) a 101 that does not switch to exactly what was asked for (RFC 9110 §7.8)."""
-    upgrades = [value.decode("latin-1").lower() for name, value in headers if name.lower() == b"upgrade"]
-    if upgrades != [asked.protocol.lower()] or "upgrade" not in connection_tokens(headers):
+    values = values_by_name(headers)
+    upgrades = [value.lower() for value in values.get(b"upgrade", ())]
+    if upgrades != [wanted.protocol.lower().encode()] or "upgrade" not in connection_options(values):
         raise _wrong_switch("it switched to another protocol than asked for")
     for name, offered in (
-        (b"sec-websocket-protocol", asked.subprotocols),
-        (b"x-stream-protocol-version", asked.stream_versions),
+        (b"sec-websocket-protocol", wanted.subprotocols),
+        (b"x-stream-protocol-version", wanted.stream_versions),
     ):
-        chosen = _listed(headers, name)
+        chosen = listed(values, name)
         if len(chosen) > 1 or any(choice not in offered for choice in chosen):
             raise _wrong_switch("it chose a subprotocol that was not offered")
 
 
-def switch_lines(headers: Sequence[tuple[bytes, bytes]], asked: UpgradeRequest) -> bytes:
+def switch_lines(headers: RawHeaders, wanted: UpgradeRequest) -> bytes:
     """Return the header lines of the 101 for the caller: the API server's, with Connection and Upgrade written anew."""
     dropped = {b"connection", b"upgrade", b"transfer-encoding", b"content-length", b"keep-alive"}
     lines = [b"%b: %b\r\n" % (name, value) for name, value in headers if name.lower() not in dropped]
-    return b"".join([*lines, b"Connection: Upgrade\r\nUpgrade: ", asked.protocol.encode(), b"\r\n"])
-
-
-def _listed(headers: Sequence[tuple[bytes, bytes]], wanted: bytes) -> tuple[str, ...]:
-    """Return the members of a comma-separated header, over all its lines."""
-    members: list[str] = []
-    for name, value in headers:
-        if name.lower() == wanted:
-            members += [part.strip() for part in value.decode("latin-1").split(",") if part.strip()]
-    return tuple(members)
+    return b"".join([*lines, b"Connection: Upgrade\r\nUpgrade: ", wanted.protocol.encode(), b"\r\n"])
 
 
 def _wrong_switch(what: str) -> RequestRefusal:

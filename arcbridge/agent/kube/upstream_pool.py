@@ -3,7 +3,7 @@
 It dials, writes requests and reads answers for every user of the API server: the fast path, the general path, upgrades
 and the agent's own calls. It decides nothing about a request and repeats none. Invariants: a connection carries one
 request at a time, in one kind of credentials, and returns to the pool only when its answer ended exactly where its
-framing said; while it carries one, the memory that it takes counts in the backlog of the caller's session.
+framing has it; while it carries one, the memory that it takes counts in the backlog of the caller's session.
 
 What a caller does not take stays at the API server. Only requests that may be repeated are sent on pooled connections
 and use the fast transport (`upstream_tls`); on the others no byte that came before the API server closed is dropped.
@@ -42,6 +42,7 @@ from arcbridge.mux.socket_error_poll import TransportErrorPoll
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import DIRECT, connect
 from arcbridge.net.sockets import disable_user_timeout
+from arcbridge.refusals import Refusal, RefusalRule
 from arcbridge.wire.backlog import Backlog
 
 _NO_CONNECTION = "the API server cannot be reached: no connection in time"
@@ -227,7 +228,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         self.transport = cast(asyncio.Transport, transport)
 
     def poll_for_errors(self, poll: TransportErrorPoll) -> None:
-        """Tell `poll` of each read."""
+        """Report each read to `poll`."""
         if self.transport is not None:
             self._error_poll = poll
 
@@ -548,7 +549,7 @@ class UpstreamPool:
             raise RequestRefusal(504, _NO_CONNECTION) from error
         except ssl.SSLCertVerificationError as error:
             text = "the API server's certificate is not the configured CA's (kubernetes.ca_file)"
-            raise RequestRefusal(502, text) from error
+            raise RequestRefusal(502, text, refusal=Refusal(RefusalRule.AGENT_API_CA)) from error
         except OSError as error:
             # Not one byte of a request has left: the one case in which repeating is safe for every method.
             words = error.strerror or type(error).__name__

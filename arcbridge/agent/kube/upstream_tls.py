@@ -1,6 +1,6 @@
 """TLS towards the API server: the fast transport for requests that may be repeated, the lossless one for all others.
 
-Both stop reading when they are told to, so what a caller does not take stays at the API server. aiofastnet has taken
+Both stop reading when they are paused, so what a caller does not take stays at the API server. aiofastnet has taken
 INCOMING_BUFFER bytes at most by then, and ends a connection as soon as a write fails, with what the API server had
 answered before: such a request is one that the agent repeats, or whose caller does. Upgraded connections and requests
 with a body go over `net.tlstransport`, which delivers every byte that came before the end. Where aiofastnet does not
@@ -32,7 +32,7 @@ async def connect_upstream(
     *,
     repeatable: bool,
 ) -> TransportErrorPoll | None:
-    """Make TLS on a connected socket; answers the poll that is to be told of each read, where one is needed.
+    """Make TLS on a connected socket; return the poll to which each read is reported, where one is needed.
 
     Raises ssl.SSLError, other OSError, TimeoutError. The caller closes the socket if it fails or is cancelled.
     """

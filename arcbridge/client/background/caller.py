@@ -11,7 +11,7 @@ import os
 import sys
 
 from arcbridge import __version__
-from arcbridge.client.background_paths import Place
+from arcbridge.client.background_paths import BackgroundPaths
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, StateError, Unreachable
 from arcbridge.single_file import is_single_file, own_command
 
@@ -54,7 +54,7 @@ def request(operation: str, arguments: Sequence[str] = (), **more: str) -> bytes
     )
 
 
-def exchange(place: Place, line: bytes, *, timeout: float = ANSWER_TIMEOUT) -> bytes:
+def exchange(place: BackgroundPaths, line: bytes, *, timeout: float = ANSWER_TIMEOUT) -> bytes:
     """Send one request and return the answer's line; raises NotRunning, StateError, Unreachable."""
     import _socket  # `socket` takes 4 ms to import
 
@@ -123,7 +123,7 @@ def error_of(document: Mapping[str, Any]) -> ArcbridgeError:
     return error
 
 
-def ask(place: Place, line: bytes, environment: Mapping[str, str], *, start: bool = True) -> dict[str, Any]:
+def ask(place: BackgroundPaths, line: bytes, environment: Mapping[str, str], *, start: bool = True) -> dict[str, Any]:
     """Ask the process and return its answer; `start`: where there is none, or one of another version, start ours.
 
     Raises NotRunning without `start`, and the error that the process answers.
@@ -140,7 +140,7 @@ def ask(place: Place, line: bytes, environment: Mapping[str, str], *, start: boo
     raise Unreachable("the background process ends each time; see `arcbridge logs`")
 
 
-def stop(place: Place) -> None:
+def stop(place: BackgroundPaths) -> None:
     """Have the process end, and wait until it has; raises NotRunning, StateError."""
     import fcntl
     import time
@@ -168,7 +168,7 @@ def stop(place: Place) -> None:
         time.sleep(0.02)
 
 
-def ensure_started(place: Place, environment: Mapping[str, str], *, take_over: bool = False) -> None:
+def ensure_started(place: BackgroundPaths, environment: Mapping[str, str], *, take_over: bool = False) -> None:
     """Start the process unless it runs by now, and return when it serves; raises StateError, ConfigError.
 
     `take_over`: in the place of one of another version, which keeps its running streams.

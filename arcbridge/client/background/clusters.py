@@ -61,7 +61,7 @@ class Served:
         """Keep the session up, and the certificates young."""
 
 
-class Clusters:
+class ServedClusters:
     """What one background process serves; `add`, `connect` and `disconnect` change it, one at a time."""
 
     def __init__(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from arcbridge.client.background.caller import ask
-from arcbridge.client.background_paths import Place
+from arcbridge.client.background_paths import BackgroundPaths
 from arcbridge.client.service import ClientContext
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode
 from arcbridge.pki.names import check_cluster_name
@@ -64,10 +64,10 @@ async def ask_again_after_login(context: ClientContext, line: bytes) -> dict[str
     """Log in, and ask the process once more; raises ArcbridgeError."""
     await context.sources.login().log_in()
     await asyncio.sleep(FAILURE_HELD)
-    return await asyncio.to_thread(ask, Place.find(context.environment), line, context.environment)
+    return await asyncio.to_thread(ask, BackgroundPaths.find(context.environment), line, context.environment)
 
 
-def helps(context: ClientContext, error: ArcbridgeError) -> bool:
+def login_may_help(context: ClientContext, error: ArcbridgeError) -> bool:
     """Return whether a login at this terminal may mend an error."""
     login = context.config.login
     can = context.terminal.may_log_in and bool(login.issuer) and login.grant_type != PROGRAM

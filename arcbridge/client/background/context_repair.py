@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from arcbridge.client.background.connections import Connection, Connections
-from arcbridge.client.background_paths import Place
+from arcbridge.client.background_paths import BackgroundPaths
 from arcbridge.client.kubeconfig.repair import repair_contexts
 from arcbridge.errors import ArcbridgeError, StateError
 
@@ -22,7 +22,7 @@ def repair_all(state_dir: Path | None, environment: Mapping[str, str]) -> Iterat
     """
     yield from repair_contexts(state_dir, environment)
     looked_at, of_file = {state_dir}, dict[str, Path | None]()
-    for one in connected(Place.find(environment)):
+    for one in connected(BackgroundPaths.find(environment)):
         named, file = one.settings.get("state_dir"), one.settings.file
         try:
             if named is None and file and file not in of_file:
@@ -38,7 +38,7 @@ def repair_all(state_dir: Path | None, environment: Mapping[str, str]) -> Iterat
             )
 
 
-def connected(place: Place) -> list[Connection]:
+def connected(place: BackgroundPaths) -> list[Connection]:
     """Return what is connected; nothing where the list cannot be read, which the process says."""
     try:
         return Connections(Path(place.connections)).all()

@@ -25,9 +25,9 @@ import structlog
 from arcbridge import __version__
 from arcbridge.client.background import handover
 from arcbridge.client.background.caller import PROTOCOL, peer_user_id, request
-from arcbridge.client.background.clusters import Clusters, Leaving
+from arcbridge.client.background.clusters import Leaving, ServedClusters
 from arcbridge.client.background.connection_settings import ConnectionSettings, read_words
-from arcbridge.client.background_paths import Place
+from arcbridge.client.background_paths import BackgroundPaths
 from arcbridge.client.kubeconfig.private import sweep
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, StateError, Unreachable
 from arcbridge.pki.private_files import try_lock
@@ -60,11 +60,11 @@ DEFAULT = Timing()
 class BackgroundProcess:
     """`run` serves until the last cluster is disconnected, `stop` is asked for, or it is cancelled."""
 
-    def __init__(self, place: Place, environment: Mapping[str, str], timing: Timing = DEFAULT) -> None:
+    def __init__(self, place: BackgroundPaths, environment: Mapping[str, str], timing: Timing = DEFAULT) -> None:
         self._place = place
         self._timing = timing
         self._environment = environment
-        self._clusters = Clusters(Path(place.connections), environment)
+        self._clusters = ServedClusters(Path(place.connections), environment)
         self._control: socket.socket | None = None
         self._inode = _NOTHING
         """Device and inode of the control socket in its directory."""
@@ -480,7 +480,7 @@ class BackgroundProcess:
 
 
 async def run_background(
-    place: Place, environment: Mapping[str, str], *, ready: Callable[[], None], timing: Timing = DEFAULT
+    place: BackgroundPaths, environment: Mapping[str, str], *, ready: Callable[[], None], timing: Timing = DEFAULT
 ) -> None:
     """Be the background process; raises ArcbridgeError."""
     await BackgroundProcess(place, environment, timing).run(ready)

@@ -1,4 +1,4 @@
-"""Which clusters a command is for: names as they are given, and patterns over what the relay lists.
+"""Selects the clusters of a command: names as they are given, and patterns over what the relay lists.
 
 Pure: what was asked for and what is listed in, clusters out. A name that was written out is taken as it is and need not
 be listed. A pattern (`prod-*`, `prod-??`, `prod-[ab]`) matches what this user may reach. Invariant: a cluster that only

@@ -1,8 +1,8 @@
 """Fetches the relay's list of the clusters that this user may reach.
 
-It keeps no list, and shows nothing of what a relay says beside it: the message of a refusal is searched for a reason
-alone. Invariant: the access token is sent only after the relay's certificate is verified, and every row that is
-returned has a name that a cluster may have (docs/threats.md#B3).
+It keeps no list, and shows nothing of what a relay says beside it: the fields of a refusal decide alone. Invariant: the
+access token is sent only after the relay's certificate is verified, and every row that is returned has a name that a
+cluster may have (docs/threats.md#B3).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import aiohttp
 
-from arcbridge import __version__
+from arcbridge import __version__, legacy_refusals
 from arcbridge.client.credentials.tokens import Tokens
 from arcbridge.client.relay import update_notice
 from arcbridge.client.relay.relay_access import RelayAccess
@@ -26,6 +26,7 @@ from arcbridge.net.http_connector import DialingConnector, NotConnected
 from arcbridge.net.http_errors import reason
 from arcbridge.net.tls import ALPN_HTTP
 from arcbridge.pki.names import check_cluster_name
+from arcbridge.refusals import NO_REFUSAL, Refusal, read_refusal
 from arcbridge.untrusted_json import read_json
 
 DEADLINE = 15.0
@@ -120,7 +121,7 @@ async def _get(relay: RelayAccess, token: str, path: str, tokens: Tokens) -> Any
     if status == 401:
         raise of_token(
             "the relay does not accept the access token",
-            _message(body),
+            _refusal(body),
             "the relay",
             Shown(token, tokens.access_source),
         )
@@ -134,10 +135,11 @@ async def _get(relay: RelayAccess, token: str, path: str, tokens: Tokens) -> Any
         raise Unreachable(f"{url} did not answer with JSON: is this an arcbridge relay?") from error
 
 
-def _message(body: bytes) -> str:
-    """Return the message of a refusal; it is searched and never shown."""
+def _refusal(body: bytes) -> Refusal:
+    """Return the refusal that an answer's error names."""
     try:
-        message = read_json(body)["error"]["message"]
-    except (ValueError, KeyError, TypeError):
-        return ""
-    return message if isinstance(message, str) else ""
+        error = read_json(body)["error"]
+        found = read_refusal(error.get("rule"), error.get("wanted"))
+        return found if found.rule else legacy_refusals.read(str(error["message"]))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return NO_REFUSAL

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.client.serving.forward import Forward, check_offered, check_target_name
 from arcbridge.client.serving.observation import observe
-from arcbridge.client.serving.served_cluster import let_close
+from arcbridge.client.serving.served_cluster import send_resets
 from arcbridge.client.settings import required
 from arcbridge.errors import ConfigError
 from arcbridge.net.address import parse_listen
@@ -63,6 +63,6 @@ async def run_forward(
         await forward.close()
         session.close()
         await session.wait_closed()
-        await let_close()
+        await send_resets()
         if observer is not None:
             await observer.stop()

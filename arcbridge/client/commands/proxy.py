@@ -22,6 +22,7 @@ from arcbridge.client.serving.served_cluster import ServedCluster
 from arcbridge.client.settings import required
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.settings.config import ClientConfig
+from arcbridge.tasks import first_error
 
 log = structlog.get_logger("arcbridge.client")
 
@@ -224,7 +225,4 @@ async def _all(starts: list[Awaitable[None]]) -> None:
         ours = errors.subgroup(ArcbridgeError)
         if ours is None:
             raise
-        first: BaseException = ours
-        while isinstance(first, BaseExceptionGroup):
-            first = first.exceptions[0]
-        raise first from None
+        raise first_error(ours) from None

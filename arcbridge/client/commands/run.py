@@ -21,11 +21,10 @@ from arcbridge.client.commands.cluster_selection import Chosen, check_names, cho
 from arcbridge.client.kubeconfig.entries import Entry, Kubeconfig, render
 from arcbridge.client.kubeconfig.private import KUBECONFIG, private_directory, sweep
 from arcbridge.client.service import ClientContext, Terminal
-from arcbridge.client.serving.served_cluster import ServedCluster
-from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.errors import ArcbridgeError, ConfigError, PinMismatch
 from arcbridge.net.loopback import listen_local
 from arcbridge.settings.config import ClientConfig
+from arcbridge.tasks import first_error
 
 PARALLEL = 4
 """Clusters at a time unless the user says otherwise."""
@@ -122,16 +121,9 @@ async def _at(
             keeping.cancel()
         return code
     except BaseExceptionGroup as errors:
-        raise _first(errors) from errors
+        raise first_error(errors) from errors
     finally:
         await place.close()
-
-
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 class _Place:
@@ -141,14 +133,8 @@ class _Place:
         self._cluster = cluster
         # What a pattern matched is a name of the relay's choice, with a CA of its choice (docs/threats.md#W21).
         self._trust = context.trust(first_use=not cluster.pattern)
-        self.session = SessionManager(
-            context.relays.apart(),
-            cluster.name,
-            context.tokens.for_cluster(cluster.name),
-            self._trust,
-            resumption=context.config.resumption,
-        )
-        self.served = ServedCluster(self.session, context.config, context.state, context.relays.names, context.token)
+        self.served = context.served(cluster.name, trust=self._trust)
+        self.session = self.served.session
 
     async def start(self) -> None:
         """Have the session up and the endpoint serving. Raises ArcbridgeError."""

@@ -20,7 +20,9 @@ import structlog
 from arcbridge.client.commands.first_contact import Contact, ask_known, ask_relay, check_known
 from arcbridge.client.credentials.audience_parameters import overlap
 from arcbridge.client.credentials.client_authentication import ClientAuthentication
+from arcbridge.client.credentials.identity_summary import cache_of, user_name
 from arcbridge.client.credentials.issuer import Issuer, IssuerError
+from arcbridge.client.credentials.jwt_unverified import claims_unverified
 from arcbridge.client.credentials.login_question import Line, flags, layout, login_lines, quoted, shown
 from arcbridge.client.credentials.token_cache import TokenSet
 from arcbridge.client.relay.relay_access import RelayAccess
@@ -30,6 +32,7 @@ from arcbridge.client.relay.relay_profile import (
     RelayProfiles,
     apply,
     check_readable,
+    fill,
     has_login,
     later_own,
     own_settings,
@@ -37,9 +40,12 @@ from arcbridge.client.relay.relay_profile import (
     without_issuer,
 )
 from arcbridge.client.relay.relays import concerns_all
+from arcbridge.client.service import ClientContext, Terminal
+from arcbridge.client.state import StateDirectory
 from arcbridge.errors import ArcbridgeError, ConfigError, ConnectionLost, PinMismatch, StateError, Unreachable
 from arcbridge.net.address import parse_address
 from arcbridge.pki.pins import check_pin, pin_of, same_pin
+from arcbridge.settings.choices import PROGRAM
 from arcbridge.settings.config import ClientConfig, LoginConfig
 
 Ask = Callable[[str], Awaitable[bool]]
@@ -83,67 +89,172 @@ async def trusted(
         if not known:
             raise ConfigError("no relay is known here: run `arcbridge login https://RELAY`, as its operator names it")
         relays = known[0].relays
-    addresses = [parse_address(relay) for relay in relays]
-    profile = profiles.get(addresses[0])
+    contact = _ContactWithRelay(config, profiles, relays, ask, say, named)
+    profile = profiles.get(parse_address(relays[0]))
     if profile is None or renew:
-        return await _first_contact(config, profiles, relays, profile, ask, say, named)
-    return await _later_contact(config, profiles, profile, relays, ask, say, named)
+        return await contact.first(profile)
+    return await contact.later(profile)
 
 
-async def _later_contact(
-    config: ClientConfig,
-    profiles: RelayProfiles,
-    profile: RelayProfile,
-    relays: tuple[str, ...],
-    ask: Ask | None,
-    say: Say,
-    named: Collection[str],
-) -> RelayProfile:
-    """Hold what the relay says against what was trusted, and keep what the user gives with this login.
+class _ContactWithRelay:
+    """One login at a relay: what is given with it, what is kept here, and whom to ask."""
 
-    Where the user takes back what went before the relay's word, that word is agreed to as at the first contact.
-    """
-    login, former = config.login, profile
-    for flag, pin in _given_pins(config):
-        if profile.ca_pin and not same_pin(pin, profile.ca_pin):
-            raise PinMismatch(
-                f"flag {flag}: {pin} is not the pin that was trusted for {profile.url} ({profile.ca_pin}); run "
-                f"`arcbridge login --renew-trust {profile.url}` with it when the new one is right"
-            )
-    newly_pinned = not profile.ca_pin and bool(config.relay_ca_pin or config.relay_ca_file)
-    try:
-        if newly_pinned:
-            # Until now the system's CAs vouched for it. What cannot be checked is not kept, so no answer is an error.
-            contact = await _any_contact(config, profile.relays, given=True)
-            profile = replace(profile, ca_pin=contact.ca_pin)
+    def __init__(
+        self,
+        config: ClientConfig,
+        profiles: RelayProfiles,
+        relays: tuple[str, ...],
+        ask: Ask | None,
+        say: Say,
+        named: Collection[str],
+    ) -> None:
+        self.config = config
+        self.profiles = profiles
+        self.relays = relays
+        self.ask = ask
+        self.say = say
+        self.named = named
+
+    async def later(self, profile: RelayProfile) -> RelayProfile:
+        """Hold what the relay says against what was trusted, and keep what the user gives with this login.
+
+        Where the user takes back what went before the relay's word, that word is agreed to as at the first contact.
+        """
+        config, login, former = self.config, self.config.login, profile
+        for flag, pin in _given_pins(config):
+            if profile.ca_pin and not same_pin(pin, profile.ca_pin):
+                raise PinMismatch(
+                    f"flag {flag}: {pin} is not the pin that was trusted for {profile.url} ({profile.ca_pin}); run "
+                    f"`arcbridge login --renew-trust {profile.url}` with it when the new one is right"
+                )
+        newly_pinned = not profile.ca_pin and bool(config.relay_ca_pin or config.relay_ca_file)
+        try:
+            if newly_pinned:
+                # Until now the system's CAs vouched for it. What cannot be checked is not kept: no answer is an error.
+                contact = await _any_contact(config, profile.relays, given=True)
+                profile = replace(profile, ca_pin=contact.ca_pin)
+            else:
+                contact = await ask_known(profile)
+        except (Unreachable, ConnectionLost) as error:
+            if newly_pinned:
+                raise
+            self.say(f"{profile.url} cannot be asked now ({error.message}); logging in as it said before")
         else:
-            contact = await ask_known(profile)
-    except (Unreachable, ConnectionLost) as error:
-        if newly_pinned:
-            raise
-        say(f"{profile.url} cannot be asked now ({error.message}); logging in as it said before")
-    else:
-        check_known(profile, contact)
-        profile = replace(profile, ca_pem=contact.ca_pem)
-    urls = tuple(parse_address(relay).url for relay in relays)
-    if not set(urls) <= set(profile.relays):
-        profile = replace(profile, relays=tuple(dict.fromkeys((*profile.relays, *urls))))
-    if login.issuer and login.issuer != profile.login.issuer:
-        await _pass_over(config, profile.url, profile.login, ask, say, named)
-        profile = replace(profile, login=_own_offer(login), from_relay=False, own={})
-    profile = replace(profile, own=later_own(profile.own, login, profile.login, named))
-    if login.ca_file is not None:
-        profile = replace(profile, issuer_ca_pem=_text(login.ca_file))
-    if login.grant_type != "auto" or "grant_type" in named:
-        profile = replace(profile, grant_type=login.grant_type)
-    warning = _also_good_at(profiles, profile, former) if profile.in_force != former.in_force else ""
-    if not profile.from_relay:
-        if warning:
-            say(warning)
-        return profiles.save(profile)
-    known = Contact(profile.address, vouched_for=True, ca_pem=profile.ca_pem)
-    await _agree(config, known, profile, former, ask, say, named, warning)
-    return profiles.save(profile)
+            check_known(profile, contact)
+            profile = replace(profile, ca_pem=contact.ca_pem)
+        urls = tuple(parse_address(relay).url for relay in self.relays)
+        if not set(urls) <= set(profile.relays):
+            profile = replace(profile, relays=tuple(dict.fromkeys((*profile.relays, *urls))))
+        if login.issuer and login.issuer != profile.login.issuer:
+            await self._pass_over(profile.url, profile.login)
+            profile = replace(profile, login=_own_offer(login), from_relay=False, own={})
+        profile = replace(profile, own=later_own(profile.own, login, profile.login, self.named))
+        if login.ca_file is not None:
+            profile = replace(profile, issuer_ca_pem=_text(login.ca_file))
+        if login.grant_type != "auto" or "grant_type" in self.named:
+            profile = replace(profile, grant_type=login.grant_type)
+        warning = _also_good_at(self.profiles, profile, former) if profile.in_force != former.in_force else ""
+        if not profile.from_relay:
+            if warning:
+                self.say(warning)
+            return self.profiles.save(profile)
+        known = Contact(profile.address, vouched_for=True, ca_pem=profile.ca_pem)
+        await self._agree(known, profile, former, warning)
+        return self.profiles.save(profile)
+
+    async def first(self, former: RelayProfile | None) -> RelayProfile:
+        """Have the user agree to what the relay says, and keep it; `former`: what was trusted before."""
+        config, login = self.config, self.config.login
+        trust_given = bool(config.relay_ca_pin or config.relay_ca_file)
+        contact = await _any_contact(config, self.relays, given=trust_given)
+        relay = short_url(contact.address)
+        offer, from_relay = contact.offer, True
+        if login.issuer and (offer is None or (offer.issuer, offer.settings["client_id"]) != _named(login, offer)):
+            if offer is not None and offer.issuer != login.issuer:
+                await self._pass_over(relay, offer)
+            offer, from_relay = _own_offer(login), False
+        if offer is None:
+            raise ConfigError(
+                f"{relay} does not say how to log in: give --oidc-issuer-url URL and --oidc-client-id ID, or have its "
+                "operator add a [login] table to its settings"
+            )
+        if from_relay and (self.ask is None or config.trust_first_use):
+            # The user sees nothing, and what is not shown makes no login weaker (docs/threats.md#B24).
+            offer = replace(offer, settings={**offer.settings, "dpop": login.dpop})
+        profile = RelayProfile(
+            tuple(parse_address(one).url for one in self.relays),
+            offer,
+            from_relay,
+            contact.ca_pin,
+            contact.ca_pem,
+            _text(login.ca_file) if login.ca_file is not None else "",
+            login.grant_type,
+            own_settings(login, offer),
+        )
+        check_readable(profile)  # before the user is asked
+        await self._agree(contact, profile, former, _also_good_at(self.profiles, profile, former))
+        if former is not None:
+            kept = former.issuer_ca_pem if former.login.issuer == offer.issuer else ""
+            profile = replace(profile, directory=former.directory, issuer_ca_pem=profile.issuer_ca_pem or kept)
+        return self.profiles.save(profile)
+
+    async def _pass_over(self, relay: str, offer: LoginOffer) -> None:
+        """Tell the user that settings name another issuer than a relay does; ask where no flag of this login names it.
+
+        A settings file holds for every relay, and so its issuer's tokens would go to one that asked for none of them.
+        """
+        text = (
+            f"{relay} names the issuer {quoted(offer.issuer)}, and your settings name "
+            f"{quoted(self.config.login.issuer)}, which counts: the relay will get tokens of that one"
+        )
+        if self.ask is None or "issuer" in self.named or self.config.trust_first_use:
+            self.say(text)
+        elif not await self.ask("\n".join((*textwrap.wrap(f"{text}.", _width()), "Log in there? [y/N] "))):
+            raise PinMismatch(
+                f"nothing was sent to {relay}; log in with `--oidc-issuer-url` and `--oidc-client-id` as its operator "
+                "names them, or take login.issuer out of your settings file"
+            )
+
+    async def _agree(self, contact: Contact, profile: RelayProfile, former: RelayProfile | None, warning: str) -> None:
+        """Have the user agree to what the relay alone says; raises PinMismatch where the answer is no.
+
+        `warning`: is said in any case, with the question where there is one.
+        """
+        config, ask = self.config, self.ask
+        relay, trusted = short_url(contact.address), {} if former is None else former.in_force
+        new = _unsaid(config.login, profile, former, self.named)
+        if ask is None and new.get("dpop"):
+            del new["dpop"]  # bound tokens, as the settings have it: the relay's word is not taken (`_first_contact`)
+        ca_given = bool(config.relay_ca_pin or config.relay_ca_file)
+        same_ca = contact.vouched_for if former is None else former.ca_pin == contact.ca_pin
+        new_ca = not ca_given and not same_ca
+        asked = (new_ca or new) and ask is not None and not config.trust_first_use
+        if warning and not asked:
+            self.say(warning)
+        if not new_ca and not new:
+            return
+        if config.trust_first_use:
+            # The one hole of trust on first use: a hostile relay or path at this very moment (docs/threats.md#B23).
+            values = {name: shown(value) for name, value in new.items()}
+            log.warning("trusting a relay at first use", relay=relay, ca_pin=contact.ca_pin, **values)
+            return
+        if ask is None:
+            raise PinMismatch(_untold(relay, contact.ca_pin if new_ca else "", new))
+        before = "" if former is None or former.ca_pin == contact.ca_pin else former.ca_pin or _PUBLIC_CA
+        lines = [
+            Line("relay's CA", contact.ca_pin or _PUBLIC_CA, before),
+            *login_lines(profile.in_force, None if former is None else trusted),
+        ]
+        head = f"{relay} is not known here." if former is None else f"You trusted {relay}; what an arrow shows is new."
+        width = _width()
+        text = [
+            head,
+            "Compare with what its operator gave you:",
+            *layout(lines, width),
+            *textwrap.wrap(warning, width),
+        ]
+        if not await ask("\n".join((*text, "Trust all of it? [y/N] "))):
+            raise PinMismatch(f"{relay} was not trusted; ask its operator for the pin of its CA and for the login")
 
 
 def _given_pins(config: ClientConfig) -> list[tuple[str, str]]:
@@ -154,50 +265,6 @@ def _given_pins(config: ClientConfig) -> list[tuple[str, str]]:
     if config.relay_ca_file is not None:
         found.append(("--relay-ca-file", pin_of(_text(config.relay_ca_file, "relay_ca_file"))))
     return found
-
-
-async def _first_contact(
-    config: ClientConfig,
-    profiles: RelayProfiles,
-    relays: tuple[str, ...],
-    former: RelayProfile | None,
-    ask: Ask | None,
-    say: Say,
-    named: Collection[str],
-) -> RelayProfile:
-    login = config.login
-    trust_given = bool(config.relay_ca_pin or config.relay_ca_file)
-    contact = await _any_contact(config, relays, given=trust_given)
-    relay = short_url(contact.address)
-    offer, from_relay = contact.offer, True
-    if login.issuer and (offer is None or (offer.issuer, offer.settings["client_id"]) != _named(login, offer)):
-        if offer is not None and offer.issuer != login.issuer:
-            await _pass_over(config, relay, offer, ask, say, named)
-        offer, from_relay = _own_offer(login), False
-    if offer is None:
-        raise ConfigError(
-            f"{relay} does not say how to log in: give --oidc-issuer-url URL and --oidc-client-id ID, or have its "
-            "operator add a [login] table to its settings"
-        )
-    if from_relay and (ask is None or config.trust_first_use):
-        # The user sees nothing, and what is not shown makes no login weaker (docs/threats.md#B24).
-        offer = replace(offer, settings={**offer.settings, "dpop": login.dpop})
-    profile = RelayProfile(
-        tuple(parse_address(one).url for one in relays),
-        offer,
-        from_relay,
-        contact.ca_pin,
-        contact.ca_pem,
-        _text(login.ca_file) if login.ca_file is not None else "",
-        login.grant_type,
-        own_settings(login, offer),
-    )
-    check_readable(profile)  # before the user is asked
-    await _agree(config, contact, profile, former, ask, say, named, _also_good_at(profiles, profile, former))
-    if former is not None:
-        kept = former.issuer_ca_pem if former.login.issuer == offer.issuer else ""
-        profile = replace(profile, directory=former.directory, issuer_ca_pem=profile.issuer_ca_pem or kept)
-    return profiles.save(profile)
 
 
 async def _any_contact(config: ClientConfig, relays: tuple[str, ...], *, given: bool) -> Contact:
@@ -223,26 +290,6 @@ def _own_offer(login: LoginConfig) -> LoginOffer:
     return LoginOffer.of(login)
 
 
-async def _pass_over(
-    config: ClientConfig, relay: str, offer: LoginOffer, ask: Ask | None, say: Say, named: Collection[str]
-) -> None:
-    """Tell the user that settings name another issuer than a relay does; ask where no flag of this login names it.
-
-    A settings file holds for every relay, and so its issuer's tokens would go to one that asked for none of them.
-    """
-    text = (
-        f"{relay} names the issuer {quoted(offer.issuer)}, and your settings name {quoted(config.login.issuer)}, which "
-        "counts: the relay will get tokens of that one"
-    )
-    if ask is None or "issuer" in named or config.trust_first_use:
-        say(text)
-    elif not await ask("\n".join((*textwrap.wrap(f"{text}.", _width()), "Log in there? [y/N] "))):
-        raise PinMismatch(
-            f"nothing was sent to {relay}; log in with `--oidc-issuer-url` and `--oidc-client-id` as its operator "
-            "names them, or take login.issuer out of your settings file"
-        )
-
-
 def _unsaid(
     login: LoginConfig, profile: RelayProfile, former: RelayProfile | None, named: Collection[str]
 ) -> dict[str, Any]:
@@ -262,56 +309,6 @@ def _unsaid(
         and name not in profile.own
         and not (value == getattr(login, name) and (name in named or value != getattr(LoginConfig(), name)))
     }
-
-
-async def _agree(
-    config: ClientConfig,
-    contact: Contact,
-    profile: RelayProfile,
-    former: RelayProfile | None,
-    ask: Ask | None,
-    say: Say,
-    named: Collection[str],
-    warning: str,
-) -> None:
-    """Have the user agree to what the relay alone says; raises PinMismatch where the answer is no.
-
-    `warning`: is said in any case, with the question where there is one.
-    """
-    relay, trusted = short_url(contact.address), {} if former is None else former.in_force
-    new = _unsaid(config.login, profile, former, named)
-    if ask is None and new.get("dpop"):
-        del new["dpop"]  # bound tokens, as the settings have it: the relay's word is not taken (`_first_contact`)
-    ca_given = bool(config.relay_ca_pin or config.relay_ca_file)
-    same_ca = contact.vouched_for if former is None else former.ca_pin == contact.ca_pin
-    new_ca = not ca_given and not same_ca
-    asked = (new_ca or new) and ask is not None and not config.trust_first_use
-    if warning and not asked:
-        say(warning)
-    if not new_ca and not new:
-        return
-    if config.trust_first_use:
-        # The one hole of trust on first use: a hostile relay or path at this very moment (docs/threats.md#B23).
-        values = {name: shown(value) for name, value in new.items()}
-        log.warning("trusting a relay at first use", relay=relay, ca_pin=contact.ca_pin, **values)
-        return
-    if ask is None:
-        raise PinMismatch(_untold(relay, contact.ca_pin if new_ca else "", new))
-    before = "" if former is None or former.ca_pin == contact.ca_pin else former.ca_pin or _PUBLIC_CA
-    lines = [
-        Line("relay's CA", contact.ca_pin or _PUBLIC_CA, before),
-        *login_lines(profile.in_force, None if former is None else trusted),
-    ]
-    head = f"{relay} is not known here." if former is None else f"You trusted {relay}; what an arrow shows is new."
-    width = _width()
-    text = [
-        head,
-        "Compare with what its operator gave you:",
-        *layout(lines, width),
-        *textwrap.wrap(warning, width),
-    ]
-    if not await ask("\n".join((*text, "Trust all of it? [y/N] "))):
-        raise PinMismatch(f"{relay} was not trusted; ask its operator for the pin of its CA and for the login")
 
 
 def _width() -> int:
@@ -399,3 +396,65 @@ async def revoke(config: LoginConfig, tokens: TokenSet, environment: Mapping[str
     except ArcbridgeError as error:
         return error.message
     return ""
+
+
+async def log_in(
+    config: ClientConfig,
+    relays: tuple[str, ...],
+    terminal: Terminal,
+    *,
+    ask: Ask | None,
+    renew: bool,
+    named: Collection[str],
+    environment: Mapping[str, str],
+) -> tuple[str, float]:
+    """Log in, at a relay that is trusted or at the issuer of the settings; see `trusted` for the arguments.
+
+    Returns as whom, and until when (unix seconds, 0: not known). Raises ArcbridgeError.
+    """
+    state = StateDirectory.find(config.state_dir, environment)
+    profiles = RelayProfiles(state.path)
+    if relays:
+        config = replace(config, relay="", relays=relays)
+    known = profiles.all()
+    profile = await trusted(config, profiles, relays, ask=ask, say=terminal.tell, renew=renew, named=named)
+    # A login of the user's own settings is for the relay that commands with these settings mean.
+    config = fill(config, profiles).config if profile is None else with_profile(config, profile)
+    context = ClientContext(config, terminal, environment=environment)
+    if context.config.login.grant_type == PROGRAM:
+        # Its tokens are asked for by each command; here it is seen whether the issuer gives any.
+        await context.tokens.access()
+        name, until = context.config.login.client_id, 0.0
+    else:
+        found = await context.sources.login().log_in()
+        name, until = user_name(claims_unverified(found.id_token or found.access_token)), found.expires_at
+    if profile is not None:
+        logged_in(profiles, profile)
+        for former in (one for one in known if one.directory == profile.directory):
+            # The tokens of a login whose place this one takes with other settings: `logout` would not find them.
+            settings = with_profile(ClientConfig(state_dir=config.state_dir), former)
+            same = cache_of(settings, state).path == cache_of(config, state).path
+            if settings.login.grant_type != PROGRAM and not same:
+                _, warning = await log_out(settings, environment)
+                if warning:
+                    terminal.tell(f"warning: {warning}")
+    return name, until
+
+
+async def log_out(config: ClientConfig, environment: Mapping[str, str]) -> tuple[bool, str]:
+    """Forget a login's tokens here, and have the issuer void the refresh token.
+
+    Returns whether there were any, and a warning where the issuer did not; empty: it did.
+    """
+    cache = cache_of(config, StateDirectory.find(config.state_dir, environment))
+    # A refresh that is under way, as the background process makes them, would put tokens back.
+    async with cache.locked():
+        kept = cache.load()
+        # Gone from this machine before anything can fail, or take its time.
+        forgotten = cache.clear()
+    if not (why := await revoke(config.login, kept, environment)):
+        return forgotten, ""
+    return forgotten, (
+        f"the refresh token was not revoked at {config.login.issuer}: {why}; it is forgotten here, and a copy of it is "
+        "good there until it ends"
+    )

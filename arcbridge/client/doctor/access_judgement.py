@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from arcbridge.checks.diagnosis import Finding, failed, ok, skipped, warning
+from arcbridge.checks.diagnosis import Finding, ok, skipped
 from arcbridge.client.credentials.jwt_unverified import UnverifiedClaims
-from arcbridge.client.credentials.token_refusal import Reason, TokenNotTaken
 from arcbridge.client.credentials.tokens import NoLogin, OneToken, TokenExpired, TokenForBoth
+from arcbridge.client.doctor.codes import fault, fault_to_come
 from arcbridge.client.doctor.judgement import SKEW_FAILED, clip, sentence, when
 from arcbridge.errors import (
     ArcbridgeError,
@@ -27,6 +27,7 @@ from arcbridge.errors import (
     Unauthenticated,
 )
 from arcbridge.net.join import JoinCode
+from arcbridge.refusals import RefusalRule
 from arcbridge.units import duration
 from arcbridge.wire.frames import GoawayCode
 
@@ -58,31 +59,25 @@ class LoginFacts:
 def judge_login(facts: LoginFacts, now: float) -> Finding:
     """Judge the tokens as this machine has them."""
     hop, error = "login", facts.error
-    again = "run `arcbridge login`, or have the program that writes the token files write new ones"
     if isinstance(error, NoLogin):
-        return failed(
-            hop, sentence(error), "run `arcbridge login URL`, or give the tokens of a workload", "login_missing"
+        return fault(
+            hop, sentence(error), "login_missing", "run `arcbridge login URL`, or give the tokens of a workload"
         )
     if isinstance(error, OneToken | TokenForBoth):
-        return failed(hop, sentence(error), "have a token issued for each of the two", "one_token")
+        return fault(hop, sentence(error), "one_token")
     if isinstance(error, TokenExpired):
-        return failed(hop, sentence(error), again, "token_expired")
+        return fault(hop, sentence(error), "token_expired")
     if isinstance(error, ConfigError | StateError):
-        return failed(hop, sentence(error), "correct the setting or the file", "login_settings")
+        return fault(hop, sentence(error), "login_settings")
     if isinstance(error, Unauthenticated):
-        return failed(hop, sentence(error), again, "login_missing")
+        return fault(hop, sentence(error), "login_missing")
     if error is not None:
-        return failed(hop, sentence(error), "check the issuer's address and CA, and the network", "issuer")
+        return fault(hop, sentence(error), "issuer")
     ends = [end for end in (facts.relay.expires_at, facts.cluster.expires_at) if end]
     if ends and min(ends) <= now:
-        return failed(hop, f"a token has expired at {when(min(ends))}", again, "token_expired")
+        return fault(hop, f"a token has expired at {when(min(ends))}", "token_expired")
     if facts.not_before > now + SKEW_FAILED:
-        return failed(
-            hop,
-            f"a token is valid from {when(facts.not_before)} on",
-            "compare the clocks of this machine and of the issuer",
-            "token_not_yet",
-        )
+        return fault(hop, f"a token is valid from {when(facts.not_before)} on", "token_not_yet")
     shown = [
         f"{name} for {audiences(claims)}{f' until {when(claims.expires_at)}' if claims.expires_at else ''}"
         for name, claims in (("relay's", facts.relay), ("cluster's", facts.cluster))
@@ -95,7 +90,7 @@ def judge_login(facts: LoginFacts, now: float) -> Finding:
     detail += f", bound to a key ({facts.bound})" if facts.bound else ""
     detail += "; one token for both" if facts.one_token else ""
     if ends and min(ends) < now + TOKEN_ENDS_SOON:
-        return warning(hop, f"{detail}: ends in {duration(min(ends) - now)}", again, "token_ends")
+        return fault_to_come(hop, f"{detail}: ends in {duration(min(ends) - now)}", "token_ends")
     return ok(hop, detail)
 
 
@@ -118,9 +113,9 @@ def judge_policy(
     if isinstance(error, Unauthenticated):
         return _refused_token(hop, error, "the relay", token, "relay_token")
     if isinstance(error, PermissionRefused):
-        return failed(hop, sentence(error), "ask the relay's operator for access", "policy")
+        return fault(hop, sentence(error), "policy", "ask the relay's operator for access")
     if error is not None:
-        return failed(hop, sentence(error), "the relay's log says why; ask its operator", "relay_busy")
+        return fault(hop, sentence(error), "relay_busy")
     if not cluster:
         count = f"{len(clusters)} cluster{'s' if len(clusters) != 1 else ''}"
         return ok(hop, f"{count} may be reached")
@@ -130,43 +125,38 @@ def judge_policy(
 
 
 def _not_allowed(cluster: str) -> Finding:
-    return failed(
-        "policy",
-        f'cluster "{cluster}" does not exist, or you may not reach it',
-        "check the name (`arcbridge clusters` lists yours), or ask the relay's operator for access",
-        "policy",
-    )
+    return fault("policy", f'cluster "{cluster}" does not exist, or you may not reach it', "policy")
 
 
 def _refused_token(hop: str, error: Unauthenticated, place: str, token: UnverifiedClaims, code: str) -> Finding:
     """Return the finding for a token that an end did not take; `code` is `relay_token` or `cluster_token`."""
-    reason = error.refusal if isinstance(error, TokenNotTaken) else Reason.UNKNOWN
+    rule = error.refusal.rule
     setting = "login.audience" if code == "relay_token" else "login.cluster_audience"
-    if reason in (Reason.AUDIENCE, Reason.OTHER_AUDIENCE):
-        also = "" if reason is Reason.AUDIENCE else "only "
-        return failed(
+    if rule in (RefusalRule.TOKEN_AUD, RefusalRule.TOKEN_AUD_FORBIDDEN):
+        also = "" if rule is RefusalRule.TOKEN_AUD else "only "
+        return fault(
             hop,
             f"the token is for {audiences(token)}, and {place} wants one {also}for itself",
-            f"have a token issued for the audience that {place} names ({setting}); two token files may be swapped",
             f"{code}_audience",
+            f"have a token issued for the audience that {place} names ({setting}); two token files may be swapped",
         )
-    if reason in (Reason.ISSUER, Reason.SIGNATURE):
-        return failed(
+    if rule in (RefusalRule.TOKEN_ISS, RefusalRule.TOKEN_KEY, RefusalRule.TOKEN_SIGNATURE):
+        return fault(
             hop,
             f'{place} does not take tokens of "{clip(token.issuer)}", or not this one\'s signature',
-            "log in at the issuer that the operator names; the operator finds the rule in the log of that end",
             f"{code}_issuer",
+            "log in at the issuer that the operator names; the operator finds the rule in the log of that end",
         )
-    if reason in (Reason.EXPIRED, Reason.NOT_YET):
-        return failed(
+    if rule in (RefusalRule.TOKEN_EXP, RefusalRule.TOKEN_NBF):
+        return fault(
             hop,
             sentence(error),
+            "token_expired" if rule is RefusalRule.TOKEN_EXP else "token_not_yet",
             "log in again; if the token is fresh, compare the clocks of the two machines",
-            "token_expired" if reason is Reason.EXPIRED else "token_not_yet",
         )
-    if reason is Reason.CLAIM and code == "cluster_token":
-        return failed(hop, sentence(error), "ask the cluster's operator which claim is missing", "cluster_token_claim")
-    return failed(hop, sentence(error), f"log in again; the log of {place} names the rule", code)
+    if rule.family in ("claims", "user") and code == "cluster_token":
+        return fault(hop, sentence(error), "cluster_token_claim")
+    return fault(hop, sentence(error), code, f"log in again; the log of {place} names the rule")
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,83 +193,41 @@ def judge_session(facts: SessionFacts, token: UnverifiedClaims) -> list[Finding]
 
 
 def _judge_join(facts: SessionFacts, code: JoinCode, error: ArcbridgeError) -> list[Finding]:
-    after = skipped("session", "there is no agent to have one with")
+    cluster = facts.cluster
     match code:
         case JoinCode.FORBIDDEN:
-            return [_not_allowed(facts.cluster)]
+            return [_not_allowed(cluster)]
         case JoinCode.UNAUTHENTICATED:
-            return [failed("policy", sentence(error), "log in again; the relay's log names the rule", "relay_token")]
+            return [fault("policy", sentence(error), "relay_token")]
         case JoinCode.NO_AGENT | JoinCode.NO_INSTANCE:
-            return [
-                failed(
-                    "agent",
-                    f'no agent of "{facts.cluster}" is connected to the relay',
-                    "tell the cluster's operator: `arcbridge --role agent doctor` in the cluster says why",
-                    "agent_missing",
-                ),
-                after,
-            ]
+            agent = fault("agent", f'no agent of "{cluster}" is connected to the relay', "agent_missing")
         case JoinCode.AGENT_TIMEOUT:
-            return [
-                failed(
-                    "agent",
-                    f'the agent of "{facts.cluster}" is connected and did not come to the session in time',
-                    "try again; if it stays so, the agent cannot open connections to the relay's public address",
-                    "agent_silent",
-                ),
-                after,
-            ]
+            detail = f'the agent of "{cluster}" is connected and did not come to the session in time'
+            agent = fault("agent", detail, "agent_silent")
         case JoinCode.AGENT_REFUSED:
-            return [
-                failed(
-                    "agent",
-                    sentence(error),
-                    "the agent's log says why; tell the cluster's operator",
-                    "agent_refused",
-                ),
-                after,
-            ]
+            agent = fault("agent", sentence(error), "agent_refused")
         case _:
-            return [
-                failed("agent", sentence(error), "try again later; the relay's log says why", "relay_busy"),
-                after,
-            ]
+            agent = fault("agent", sentence(error), "relay_busy", "try again later; the relay's log says why")
+    return [agent, skipped("session", "there is no agent to have one with")]
 
 
 def _judge_session_error(facts: SessionFacts, error: ArcbridgeError, token: UnverifiedClaims) -> Finding:
     hop = "session"
     if isinstance(error, PinMismatch):
         if not facts.known:
-            return failed(
-                hop,
-                f'this machine does not know "{facts.cluster}" yet',
-                "compare the pin with its owner's and give --cluster-ca-pin, or run `arcbridge connect` at a terminal",
-                "cluster_unknown",
-            )
-        return failed(
-            hop,
-            sentence(error),
-            "if the cluster's owner has not changed its CA, another party may be in between; else take the old pin out",
-            "cluster_pin",
-        )
+            return fault(hop, f'this machine does not know "{facts.cluster}" yet', "cluster_unknown")
+        return fault(hop, sentence(error), "cluster_pin")
     ended = _cause(error, SessionEnded)
     code = ended.code if ended is not None else None
-    if isinstance(error, TokenNotTaken):
-        return _refused_token(hop, error, "the cluster's agent", token, "cluster_token")
     if code == GoawayCode.REVOKED:
-        return failed(hop, sentence(error), "ask the operator who revoked it", "access_revoked")
+        return fault(hop, sentence(error), "access_revoked")
     if code == GoawayCode.FORBIDDEN:
-        return failed(hop, sentence(error), "ask the cluster's operator for access", "agent_forbids")
+        return fault(hop, sentence(error), "agent_forbids")
     if isinstance(error, Unauthenticated):
-        return failed(hop, sentence(error), "log in again", "cluster_token")
+        return _refused_token(hop, error, "the cluster's agent", token, "cluster_token")
     if code == GoawayCode.UNAVAILABLE:
-        return failed(
-            hop,
-            "the agent cannot verify tokens now, or has no room for a session",
-            "tell the cluster's operator: `arcbridge --role agent doctor` says whether it has the issuer's keys",
-            "agent_unavailable",
-        )
-    return failed(hop, sentence(error), "try again; the agent's log has this session's id", "session")
+        return fault(hop, "the agent cannot verify tokens now, or has no room for a session", "agent_unavailable")
+    return fault(hop, sentence(error), "session")
 
 
 def _cause(error: BaseException | None, kind: type[E]) -> E | None:
@@ -301,6 +249,8 @@ class ApiFacts:
     error: Exception | None = None
     message: str = ""
     """Of the Status object, where it is one."""
+    rule: RefusalRule = RefusalRule.NONE
+    """Of the agent, where the answer is its own refusal."""
     user: str = ""
     groups: tuple[str, ...] = ()
     seconds: float = 0.0
@@ -315,41 +265,22 @@ def judge_api(facts: ApiFacts) -> Finding:
     if isinstance(facts.error, ArcbridgeError):
         down = isinstance(facts.error, StreamReset)
         text = "the agent cannot reach the API server" if down else sentence(facts.error)
-        return failed(hop, text, "tell the cluster's operator: `arcbridge --role agent doctor` says why", "api_server")
+        return fault(hop, text, "api_server")
     # The agent's own sentence ends with the id already.
     said = clip(facts.message.removesuffix(f" (request {facts.request_id})"))
-    agents_own = "credential of this cluster's agent" in facts.message
-    if agents_own or (facts.status == 401 and not facts.token_mode):
-        return failed(
-            hop,
-            f"the API server refuses the agent's own credential{which}",
-            "this is not about your login: tell the cluster's operator (the agent's ServiceAccount token or client "
-            "certificate; `arcbridge --role agent doctor`)",
-            "agent_credential",
-        )
+    if facts.rule is RefusalRule.AGENT_CREDENTIAL or (facts.status == 401 and not facts.token_mode):
+        return fault(hop, f"the API server refuses the agent's own credential{which}", "agent_credential")
     if facts.status == 401:
-        return failed(
-            hop,
-            f"the API server does not take the ServiceAccount token{which}",
-            "have a new one made",
-            "cluster_credential",
-        )
-    impersonation = "cannot impersonate" in facts.message or "may not act as you" in facts.message
-    if impersonation:
-        return failed(
-            hop,
-            f"the agent's account may not impersonate you{which}",
-            "tell the cluster's operator to name your user and groups in the agent's impersonation rights "
-            "(`arcbridge --role agent doctor`)",
-            "agent_impersonation",
-        )
+        return fault(hop, f"the API server does not take the ServiceAccount token{which}", "cluster_credential")
+    if facts.rule is RefusalRule.AGENT_IMPERSONATION:
+        return fault(hop, f"the agent's account may not impersonate you{which}", "agent_impersonation")
     if facts.status >= 500:
-        return failed(
+        return fault(
             hop,
             f"{said or f'it answers {facts.status}'}{which}",
+            "api_server",
             "tell the cluster's operator: the API server is down or out of the agent's reach "
             "(`arcbridge --role agent doctor`)",
-            "api_server",
         )
     if facts.user:
         groups = f", in {', '.join(clip(group) for group in facts.groups[:6])}" if facts.groups else ""
@@ -379,27 +310,24 @@ def judge_kubeconfig(
     """Judge our contexts of `cluster`, or all where that is empty; `kept`: the port that is kept for it."""
     hop = "kubeconfig"
     if error:
-        return failed(hop, clip(error), "repair the file, or name another one in KUBECONFIG", "kubeconfig")
+        return fault(hop, clip(error), "kubeconfig")
     looked_at = [one for one in contexts if not cluster or one.cluster == cluster]
     for one in [*looked_at, *([kept] if kept is not None else [])]:
         if one.listening and not one.ours:
             by = f" of {clip(one.holder)}" if one.holder else ""
-            return failed(
-                hop,
-                f'port {one.port}, which "{one.cluster}" has, is held by another program{by}',
-                "end that program, or serve the cluster at another port (--port)",
-                "port_taken",
+            return fault(
+                hop, f'port {one.port}, which "{one.cluster}" has, is held by another program{by}', "port_taken"
             )
     dead = [one for one in looked_at if not one.listening and not one.starts_itself]
     dead.sort(key=lambda one: not one.current)
     if dead:
         names = ", ".join(f'"{clip(one.name)}"' for one in dead[:4])
         current = " (the current one)" if dead[0].current else ""
-        return failed(
+        return fault(
             hop,
             f"nothing listens at the port of the context{'s' if len(dead) > 1 else ''} {names}{current}",
-            f"start it again: arcbridge proxy -n {dead[0].cluster}; or use another: kubectl config use-context NAME",
             "kubeconfig_dead",
+            f"start it again: arcbridge proxy -n {dead[0].cluster}; or use another: kubectl config use-context NAME",
         )
     if not looked_at:
         which = f' for "{cluster}"' if cluster else ""

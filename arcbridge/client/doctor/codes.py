@@ -1,4 +1,4 @@
-"""The stable names of what the client's doctor can find, and the exit code that goes with each.
+"""The stable names of what the client's doctor can find: the exit code and the remedy that go with each.
 
 docs/troubleshooting.md lists them all, for people and for scripts (`arcbridge doctor -o json`).
 """
@@ -7,63 +7,117 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from arcbridge.checks.diagnosis import Finding, first_failure
+from arcbridge.checks.diagnosis import Finding, failed, first_failure, warning
 from arcbridge.errors import ExitCode
 
-CODES: dict[str, ExitCode] = {
-    "settings": ExitCode.USAGE,
-    "relay_name": ExitCode.UNREACHABLE,
-    "proxy_settings": ExitCode.USAGE,
-    "proxy_unreachable": ExitCode.UNREACHABLE,
-    "proxy_credentials": ExitCode.UNREACHABLE,
-    "proxy_refused": ExitCode.UNREACHABLE,
-    "relay_port_closed": ExitCode.UNREACHABLE,
-    "relay_silent": ExitCode.UNREACHABLE,
-    "relay_unreachable": ExitCode.UNREACHABLE,
-    "relay_tls": ExitCode.UNREACHABLE,
-    "relay_ca_file": ExitCode.USAGE,
-    "relay_pin": ExitCode.FAILURE,
-    "relay_ca": ExitCode.UNREACHABLE,
-    "relay_certificate_name": ExitCode.UNREACHABLE,
-    "relay_certificate_expired": ExitCode.UNREACHABLE,
-    "relay_certificate_not_yet": ExitCode.UNREACHABLE,
-    "relay_certificate_ends": ExitCode.DONE,
-    "relay_other": ExitCode.UNREACHABLE,
-    "clock": ExitCode.FAILURE,
-    "login_missing": ExitCode.LOGIN,
-    "login_settings": ExitCode.USAGE,
-    "issuer": ExitCode.UNREACHABLE,
-    "one_token": ExitCode.USAGE,
-    "token_expired": ExitCode.LOGIN,
-    "token_not_yet": ExitCode.LOGIN,
-    "token_ends": ExitCode.DONE,
-    "relay_token_audience": ExitCode.LOGIN,
-    "relay_token_issuer": ExitCode.LOGIN,
-    "relay_token": ExitCode.LOGIN,
-    "relay_busy": ExitCode.UNREACHABLE,
-    "policy": ExitCode.LOGIN,
-    "agent_missing": ExitCode.UNREACHABLE,
-    "agent_silent": ExitCode.UNREACHABLE,
-    "agent_refused": ExitCode.UNREACHABLE,
-    "cluster_unknown": ExitCode.FAILURE,
-    "cluster_pin": ExitCode.FAILURE,
-    "cluster_token_audience": ExitCode.LOGIN,
-    "cluster_token_issuer": ExitCode.LOGIN,
-    "cluster_token_claim": ExitCode.LOGIN,
-    "cluster_token": ExitCode.LOGIN,
-    "access_revoked": ExitCode.LOGIN,
-    "agent_forbids": ExitCode.LOGIN,
-    "agent_unavailable": ExitCode.UNREACHABLE,
-    "session": ExitCode.UNREACHABLE,
-    "api_server": ExitCode.UNREACHABLE,
-    "agent_credential": ExitCode.UNREACHABLE,
-    "agent_impersonation": ExitCode.UNREACHABLE,
-    "cluster_credential": ExitCode.LOGIN,
-    "kubeconfig": ExitCode.FAILURE,
-    "kubeconfig_dead": ExitCode.FAILURE,
-    "port_taken": ExitCode.FAILURE,
+_REMEDIES: dict[ExitCode, dict[str, str]] = {
+    ExitCode.UNREACHABLE: {
+        "relay_name": "check the spelling of the relay's address (--relay), and the name servers of this machine",
+        "proxy_unreachable": (
+            "check HTTPS_PROXY; if the relay can be reached without a proxy, name its host in NO_PROXY"
+        ),
+        "proxy_credentials": "put them into HTTPS_PROXY, as http://user:password@host:port",
+        "proxy_refused": (
+            "ask the owner of the proxy to allow CONNECT to the relay's host and port, or name the host in NO_PROXY"
+        ),
+        "relay_port_closed": "check the port in the relay's address, and ask its operator whether the relay runs",
+        "relay_silent": (
+            "a firewall drops the packets, or the address is wrong; where a proxy is needed, set HTTPS_PROXY"
+        ),
+        "relay_unreachable": "check the relay's address, and the network of this machine",
+        "relay_tls": (
+            "check the relay's address: the port may be another service's, or something in between breaks TLS 1.3"
+        ),
+        "relay_ca": (
+            "give the CA that the relay's operator gave you (--relay-ca-file), or its pin (--relay-ca-pin); if it "
+            "is the right one, another party may be in between"
+        ),
+        "relay_certificate_name": (
+            "use one of these names as the relay's address, or ask its operator for a certificate with this one"
+        ),
+        "relay_certificate_expired": (
+            "ask the relay's operator to renew it; if it is good elsewhere, set the clock of this machine"
+        ),
+        "relay_certificate_not_yet": "set the clock of this machine; if it is right, tell the relay's operator",
+        "relay_other": (
+            "check the relay's address; a proxy that terminates TLS in front of a relay has to pass it through"
+        ),
+        "issuer": "check the issuer's address and CA, and the network",
+        "relay_busy": "the relay's log says why; ask its operator",
+        "agent_missing": "tell the cluster's operator: `arcbridge --role agent doctor` in the cluster says why",
+        "agent_silent": "try again; if it stays so, the agent cannot open connections to the relay's public address",
+        "agent_refused": "the agent's log says why; tell the cluster's operator",
+        "agent_unavailable": (
+            "tell the cluster's operator: `arcbridge --role agent doctor` says whether it has the issuer's keys"
+        ),
+        "session": "try again; the agent's log has this session's id",
+        "api_server": "tell the cluster's operator: `arcbridge --role agent doctor` says why",
+        "agent_credential": (
+            "this is not about your login: tell the cluster's operator (the agent's ServiceAccount token or "
+            "client certificate; `arcbridge --role agent doctor`)"
+        ),
+        "agent_impersonation": (
+            "tell the cluster's operator to name your user and groups in the agent's impersonation rights "
+            "(`arcbridge --role agent doctor`)"
+        ),
+    },
+    ExitCode.LOGIN: {
+        "login_missing": "run `arcbridge login`, or have the program that writes the token files write new ones",
+        "token_expired": "run `arcbridge login`, or have the program that writes the token files write new ones",
+        "token_not_yet": "compare the clocks of this machine and of the issuer",
+        "relay_token_audience": "",
+        "relay_token_issuer": "",
+        "relay_token": "log in again; the relay's log names the rule",
+        "policy": "check the name (`arcbridge clusters` lists yours), or ask the relay's operator for access",
+        "cluster_token_audience": "",
+        "cluster_token_issuer": "",
+        "cluster_token_claim": "ask the cluster's operator which claim is missing",
+        "cluster_token": "log in again",
+        "access_revoked": "ask the operator who revoked it",
+        "agent_forbids": "ask the cluster's operator for access",
+        "cluster_credential": "have a new one made",
+    },
+    ExitCode.USAGE: {
+        "settings": "",
+        "proxy_settings": "correct HTTPS_PROXY or ALL_PROXY, or name the relay in NO_PROXY",
+        "relay_ca_file": "give the relay's CA as a PEM file (--relay-ca-file)",
+        "login_settings": "correct the setting or the file",
+        "one_token": "have a token issued for each of the two",
+    },
+    ExitCode.FAILURE: {
+        "relay_pin": (
+            "compare the pin with the one that the relay's operator gave you (--relay-ca-pin); if the operator "
+            "has not changed the CA, another party may be in between"
+        ),
+        "clock": "",
+        "cluster_unknown": (
+            "compare the pin with its owner's and give --cluster-ca-pin, or run `arcbridge connect` at a terminal"
+        ),
+        "cluster_pin": (
+            "if the cluster's owner has not changed its CA, another party may be in between; else take the old pin out"
+        ),
+        "kubeconfig": "repair the file, or name another one in KUBECONFIG",
+        "kubeconfig_dead": "",
+        "port_taken": "end that program, or serve the cluster at another port (--port)",
+    },
+    ExitCode.DONE: {
+        "relay_certificate_ends": "ask the relay's operator to renew it",
+        "token_ends": "run `arcbridge login`, or have the program that writes the token files write new ones",
+    },
 }
-"""What `arcbridge doctor` ends with where this is the first fault; a warning ends with 0."""
+"""What to do about each fault, by what `arcbridge doctor` ends with where it is the first one; empty where the finding
+itself says it. A warning ends with 0."""
+CODES = {code: number for number, faults in _REMEDIES.items() for code in faults}
+
+
+def fault(hop: str, detail: str, code: str, remedy: str = "") -> Finding:
+    """Return a hop that does not work; `remedy`: another one than that of the table."""
+    return failed(hop, detail, remedy or _REMEDIES[CODES[code]][code], code)
+
+
+def fault_to_come(hop: str, detail: str, code: str) -> Finding:
+    """Return a hop that works, and will be in the way sooner or later."""
+    return warning(hop, detail, _REMEDIES[CODES[code]][code], code)
 
 
 def exit_code(findings: Sequence[Finding]) -> ExitCode:

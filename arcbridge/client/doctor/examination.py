@@ -10,6 +10,7 @@ import json
 import time
 from dataclasses import replace
 
+from arcbridge import legacy_refusals
 from arcbridge.checks.diagnosis import Finding, State, first_failure, skipped
 from arcbridge.client.credentials.jwt_unverified import claims_unverified, read_unverified
 from arcbridge.client.credentials.tokens import Tokens
@@ -41,6 +42,7 @@ from arcbridge.client.session.stream_http import StreamHttp
 from arcbridge.errors import ArcbridgeError
 from arcbridge.identity.proof import BindingKind, binding
 from arcbridge.mux.session import MuxSession
+from arcbridge.refusals import read_refusal
 from arcbridge.untrusted_json import read_json
 
 REVIEW = json.dumps({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}).encode()
@@ -218,11 +220,14 @@ async def _who_am_i(session: MuxSession, token_mode: bool) -> ApiFacts:
     try:
         document = read_json(answer.body)
         if answer.status >= 300:
-            return replace(facts, message=str(document.get("message", "")))
+            message = str(document.get("message", ""))
+            causes = document.get("details", {}).get("causes") or [{}]
+            rule = read_refusal(causes[0].get("reason")).rule or legacy_refusals.read(message).rule
+            return replace(facts, message=message, rule=rule)
         user = document["status"]["userInfo"]
         groups = tuple(str(group) for group in user.get("groups", []) if group != "system:authenticated")
         return replace(facts, user=str(user["username"]), groups=groups)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         return facts
 
 

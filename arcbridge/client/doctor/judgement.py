@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 
 from arcbridge.checks.diagnosis import Finding, failed, ok, skipped, warning
+from arcbridge.client.doctor.codes import fault, fault_to_come
 from arcbridge.errors import ArcbridgeError, ConfigError, PinMismatch, StateError
 from arcbridge.observe.untrusted_text import clean
 from arcbridge.units import duration
@@ -67,12 +68,7 @@ def judge_name(facts: NameFacts) -> Finding:
     if facts.literal:
         return ok(hop, f"{facts.host} is an address")
     if facts.error:
-        return failed(
-            hop,
-            f"{facts.host} cannot be resolved ({clip(facts.error)})",
-            "check the spelling of the relay's address (--relay), and the name servers of this machine",
-            "relay_name",
-        )
+        return fault(hop, f"{facts.host} cannot be resolved ({clip(facts.error)})", "relay_name")
     return ok(hop, f"{facts.host} is {', '.join(facts.addresses[:4])}")
 
 
@@ -94,35 +90,15 @@ def judge_proxy(facts: ProxyFacts) -> Finding:
     """Judge the outbound proxy."""
     hop = "outbound proxy"
     if facts.settings_error:
-        return failed(
-            hop,
-            clip(facts.settings_error),
-            "correct HTTPS_PROXY or ALL_PROXY, or name the relay in NO_PROXY",
-            "proxy_settings",
-        )
+        return fault(hop, clip(facts.settings_error), "proxy_settings")
     if not facts.proxy:
         return skipped(hop, "none for this relay (HTTPS_PROXY, ALL_PROXY, NO_PROXY)")
     if facts.unreachable:
-        return failed(
-            hop,
-            clip(facts.unreachable),
-            "check HTTPS_PROXY; if the relay can be reached without a proxy, name its host in NO_PROXY",
-            "proxy_unreachable",
-        )
+        return fault(hop, clip(facts.unreachable), "proxy_unreachable")
     if facts.asks_for_credentials:
-        return failed(
-            hop,
-            f"{facts.proxy} asks for credentials",
-            "put them into HTTPS_PROXY, as http://user:password@host:port",
-            "proxy_credentials",
-        )
+        return fault(hop, f"{facts.proxy} asks for credentials", "proxy_credentials")
     if facts.refused:
-        return failed(
-            hop,
-            clip(facts.refused),
-            "ask the owner of the proxy to allow CONNECT to the relay's host and port, or name the host in NO_PROXY",
-            "proxy_refused",
-        )
+        return fault(hop, clip(facts.refused), "proxy_refused")
     return ok(hop, f"{facts.proxy} opens a tunnel to the relay")
 
 
@@ -143,22 +119,10 @@ def judge_tcp(facts: TcpFacts) -> Finding:
     if not facts.error:
         return ok(hop, f"{facts.address} accepts connections ({facts.seconds * 1000:.0f} ms)")
     if facts.refused:
-        return failed(
-            hop,
-            f"{facts.address} refuses connections",
-            "check the port in the relay's address, and ask its operator whether the relay runs",
-            "relay_port_closed",
-        )
+        return fault(hop, f"{facts.address} refuses connections", "relay_port_closed")
     if facts.silent:
-        return failed(
-            hop,
-            f"{facts.address} does not answer",
-            "a firewall drops the packets, or the address is wrong; where a proxy is needed, set HTTPS_PROXY",
-            "relay_silent",
-        )
-    return failed(
-        hop, clip(facts.error), "check the relay's address, and the network of this machine", "relay_unreachable"
-    )
+        return fault(hop, f"{facts.address} does not answer", "relay_silent")
+    return fault(hop, clip(facts.error), "relay_unreachable")
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,21 +131,13 @@ class TlsFacts:
 
     address: str
     error: str = ""
-    alpn: str = ""
-    """What was selected of the protocol of the join."""
-    wanted: str = ""
 
 
 def judge_tls(facts: TlsFacts) -> Finding:
     """Judge TLS itself, before anything is trusted."""
     hop = "TLS"
     if facts.error:
-        return failed(
-            hop,
-            f"{facts.address} makes no TLS 1.3 connection ({clip(facts.error)})",
-            "check the relay's address: the port may be another service's, or something in between breaks TLS 1.3",
-            "relay_tls",
-        )
+        return fault(hop, f"{facts.address} makes no TLS 1.3 connection ({clip(facts.error)})", "relay_tls")
     return ok(hop, "TLS 1.3")
 
 
@@ -203,26 +159,15 @@ def judge_certificate(facts: CertificateFacts, now: float) -> Finding:
     """Judge the relay's certificate, by CA file, pin or the system's CAs."""
     hop, error = "relay certificate", facts.error
     if isinstance(error, PinMismatch):
-        return failed(
-            hop,
-            sentence(error),
-            "compare the pin with the one that the relay's operator gave you (--relay-ca-pin); if the operator has not "
-            "changed the CA, another party may be in between",
-            "relay_pin",
-        )
+        return fault(hop, sentence(error), "relay_pin")
     if isinstance(error, ConfigError | StateError):
-        return failed(hop, sentence(error), "give the relay's CA as a PEM file (--relay-ca-file)", "relay_ca_file")
+        return fault(hop, sentence(error), "relay_ca_file")
     if isinstance(error, ArcbridgeError):
-        return failed(hop, sentence(error), "check the relay's address: a relay gives its CA at /v1/ca", "relay_other")
+        return fault(hop, sentence(error), "relay_other", "check the relay's address: a relay gives its CA at /v1/ca")
     if error is not None:
         return _not_trusted(hop, facts, error, now)
     if 0 < facts.not_after < now + CERTIFICATE_ENDS_SOON:
-        return warning(
-            hop,
-            f"trusted, and ends in {duration(facts.not_after - now)}",
-            "ask the relay's operator to renew it",
-            "relay_certificate_ends",
-        )
+        return fault_to_come(hop, f"trusted, and ends in {duration(facts.not_after - now)}", "relay_certificate_ends")
     until = f", until {when(facts.not_after)}" if facts.not_after else ""
     by = "the pinned CA" if facts.pinned else f"the CA in {facts.ca_file}" if facts.ca_file else "a CA of this system"
     return ok(hop, f"of {by}{until}")
@@ -231,35 +176,20 @@ def judge_certificate(facts: CertificateFacts, now: float) -> Finding:
 def _not_trusted(hop: str, facts: CertificateFacts, error: ssl.SSLCertVerificationError, now: float) -> Finding:
     code = error.verify_code
     if code == _EXPIRED or 0 < facts.not_after <= now:
-        return failed(
+        return fault(
             hop,
             f"the certificate, or its CA's, has expired (the relay's own ended at {when(facts.not_after)})",
-            "ask the relay's operator to renew it; if it is good elsewhere, set the clock of this machine",
             "relay_certificate_expired",
         )
     if code == _NOT_YET_VALID or facts.not_before > now:
-        return failed(
-            hop,
-            f"the certificate is not valid yet (from {when(facts.not_before)})",
-            "set the clock of this machine; if it is right, tell the relay's operator",
-            "relay_certificate_not_yet",
+        return fault(
+            hop, f"the certificate is not valid yet (from {when(facts.not_before)})", "relay_certificate_not_yet"
         )
     if code in (_WRONG_NAME, _WRONG_ADDRESS):
         names = ", ".join(clip(name) for name in facts.subject_names[:4]) or "no name"
-        return failed(
-            hop,
-            f"the certificate is for {names}, not for {facts.host}",
-            "use one of these names as the relay's address, or ask its operator for a certificate with this one",
-            "relay_certificate_name",
-        )
+        return fault(hop, f"the certificate is for {names}, not for {facts.host}", "relay_certificate_name")
     how = f"the CA in {facts.ca_file}" if facts.ca_file else "the pinned CA" if facts.pinned else "a CA of this system"
-    return failed(
-        hop,
-        f"the certificate is not of {how} ({clip(error.verify_message)})",
-        "give the CA that the relay's operator gave you (--relay-ca-file), or its pin (--relay-ca-pin); if it is the "
-        "right one, another party may be in between",
-        "relay_ca",
-    )
+    return fault(hop, f"the certificate is not of {how} ({clip(error.verify_message)})", "relay_ca")
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,18 +198,14 @@ class RelayFacts:
 
     address: str
     speaks_join: bool
-    software: str = ""
 
 
 def judge_relay(facts: RelayFacts) -> Finding:
     """Judge whether the server is a relay of arcbridge."""
     if facts.speaks_join:
         return ok("relay", f"{facts.address} is an arcbridge relay")
-    return failed(
-        "relay",
-        f"{facts.address} speaks TLS, and not arcbridge-join/1: it is no arcbridge relay",
-        "check the relay's address; a proxy that terminates TLS in front of a relay has to pass it through",
-        "relay_other",
+    return fault(
+        "relay", f"{facts.address} speaks TLS, and not arcbridge-join/1: it is no arcbridge relay", "relay_other"
     )
 
 

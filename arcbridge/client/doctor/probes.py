@@ -26,7 +26,7 @@ from arcbridge.client.state import StateDirectory
 from arcbridge.errors import ArcbridgeError, ConfigError, Unreachable
 from arcbridge.mux.session import MuxSession
 from arcbridge.net.address import Address
-from arcbridge.net.dialer import DIRECT, connect, resolve
+from arcbridge.net.dialer import DIRECT, CredentialsMissing, connect, resolve
 from arcbridge.net.loopback import port_holder
 from arcbridge.net.proxy import Proxy, proxy_for
 from arcbridge.net.tls import ALPN_HTTP, ALPN_JOIN
@@ -78,7 +78,7 @@ async def through_proxy(address: Address, proxy: Proxy) -> ProxyFacts:
     try:
         (await connect(address, deadline=CONNECT_DEADLINE, proxy=proxy)).close()
     except Unreachable as error:
-        credentials = "asks for credentials" in error.message
+        credentials = isinstance(error.__cause__, CredentialsMissing)
         return ProxyFacts(name, refused=error.message, asks_for_credentials=credentials)
     return ProxyFacts(name)
 
@@ -103,7 +103,7 @@ async def reach(address: Address, proxy: Proxy | None) -> TcpFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class UnverifiedHandshake:
     """What a server showed in a handshake in which nothing was verified."""
 
     tls: TlsFacts
@@ -112,7 +112,7 @@ class Shown:
     """DER; empty where the handshake failed."""
 
 
-async def shown_by(address: Address, proxy: Proxy | None) -> Shown:
+async def shown_by(address: Address, proxy: Proxy | None) -> UnverifiedHandshake:
     """Make a handshake without verification, to see what the server is. Nothing is sent in it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -125,20 +125,22 @@ async def shown_by(address: Address, proxy: Proxy | None) -> Shown:
                 pipe = TlsPipe(sock, context, server_hostname=address.host)
                 await pipe.handshake()
                 certificate = pipe.peer_certificate or b""
-                return Shown(TlsFacts(name), RelayFacts(name, pipe.alpn == ALPN_JOIN), certificate)
+                return UnverifiedHandshake(TlsFacts(name), RelayFacts(name, pipe.alpn == ALPN_JOIN), certificate)
     except ssl.SSLError as error:
         if error.reason == "TLSV1_ALERT_NO_APPLICATION_PROTOCOL":
-            return Shown(TlsFacts(name), RelayFacts(name, False))
+            return UnverifiedHandshake(TlsFacts(name), RelayFacts(name, False))
         words = (error.reason or "unknown").replace("_", " ").lower()
-        return Shown(TlsFacts(name, error=words), RelayFacts(name, False))
+        return UnverifiedHandshake(TlsFacts(name, error=words), RelayFacts(name, False))
     except TimeoutError:
-        return Shown(TlsFacts(name, error=f"no answer within {TLS_DEADLINE:.0f} s"), RelayFacts(name, False))
+        return UnverifiedHandshake(
+            TlsFacts(name, error=f"no answer within {TLS_DEADLINE:.0f} s"), RelayFacts(name, False)
+        )
     except (OSError, EOFError, ArcbridgeError):
-        return Shown(TlsFacts(name, error="it ended the connection"), RelayFacts(name, False))
+        return UnverifiedHandshake(TlsFacts(name, error="it ended the connection"), RelayFacts(name, False))
 
 
 async def verified(
-    relay: RelayAccess, shown: Shown, proxy: Proxy | None, pinned: bool, ca_file: str
+    relay: RelayAccess, shown: UnverifiedHandshake, proxy: Proxy | None, pinned: bool, ca_file: str
 ) -> CertificateFacts:
     """Make the handshake of a join, verified as joins are, and read what the certificate says."""
     host = relay.address.host

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from arcbridge.client.background_paths import Place
+from arcbridge.client.background_paths import BackgroundPaths
 from arcbridge.client.kubeconfig.entries import Kubeconfig
 from arcbridge.client.kubeconfig.running import Running
 from arcbridge.client.state import StateDirectory
@@ -18,7 +18,7 @@ from arcbridge.errors import ArcbridgeError
 
 def running_of(state: StateDirectory, environment: Mapping[str, str]) -> Running:
     """Return which processes serve what stands in the kubeconfigs of this user."""
-    return Running(state.path / "running", Path(Place.find(environment).process_lock))
+    return Running(state.path / "running", Path(BackgroundPaths.find(environment).process_lock))
 
 
 def repair_kubeconfigs(state: StateDirectory, running: Running) -> list[str]:

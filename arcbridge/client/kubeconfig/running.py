@@ -1,4 +1,4 @@
-"""Which processes of this user serve clusters now: each holds a lock for as long as it lives.
+"""Knows which processes of this user serve clusters now: each holds a lock for as long as it lives.
 
 The kernel frees a lock when its process ends, however it ends, and no number is used twice: a process id would be
 another program's one day. The names of the processes stand in the marks of the kubeconfig's entries.

@@ -30,7 +30,7 @@ def organisation(config: ClientConfig, state: StateDirectory) -> str:
             "or give --relay https://host:port"
         )
     if config.relay_ca_file is not None:
-        # A file of several CAs has no pin; one that cannot be read is told of when the relay is dialled.
+        # A file of several CAs has no pin; one that cannot be read is reported when the relay is dialled.
         with suppress(ConfigError, OSError, UnicodeDecodeError):
             return pin_of(config.relay_ca_file.read_text("ascii"))
     address = parse_address(urls[0])

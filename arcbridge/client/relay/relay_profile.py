@@ -47,7 +47,7 @@ class LoginOffer:
     settings: dict[str, Any]
     """By the names in `SETTINGS`; lists are tuples."""
     grants: tuple[str, ...] = ()
-    """Ways to log in that the issuer offers; empty: not said."""
+    """Ways to log in that the issuer offers; empty: not known."""
 
     @classmethod
     def read(cls, document: object) -> LoginOffer:
@@ -110,7 +110,7 @@ class LoginOffer:
 
     @property
     def only_grant(self) -> str:
-        """The one way for a person to log in that is offered; `auto` where there is a choice, or nothing is said."""
+        """The one way for a person to log in that is offered; `auto` where there is a choice, or none is named."""
         offered = [grant for grant in (BROWSER, DEVICE) if grant in self.grants]
         return offered[0] if len(offered) == 1 else _NONE_NAMED.grant_type
 

@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class RelaysFailed(Exception):
-    """Every relay failed: what each said, in the order of the attempt. It never leaves this role's own modules."""
+    """Every relay failed: the errors of all, in the order of the attempt. It never leaves this role's own modules."""
 
     def __init__(self, failures: list[tuple[RelayAccess, ArcbridgeError]]) -> None:
         super().__init__(f"{len(failures)} relays failed")
@@ -88,7 +88,7 @@ class Relays:
             [RelayAccess(url, ca_file=config.relay_ca_file, ca_pin=config.relay_ca_pin) for url in config.relay_urls()]
         )
 
-    def apart(self) -> Relays:
+    def with_own_record(self) -> Relays:
         """Return the same relays with a record of their own of which failed and which worked."""
         return Relays(self.all, shuffle=self._shuffle, clock=self._clock)
 

@@ -65,13 +65,13 @@ def tell(
     version = newer(header)
     if not version:
         return
-    told, now = cache / "update-notice", clock()
+    noticed, now = cache / "update-notice", clock()
     try:
-        last = float((read_file(told) or b"0").decode("ascii", "replace"))
+        last = float((read_file(noticed) or b"0").decode("ascii", "replace"))
         if 0 <= now - last < INTERVAL:
             return
         ensure_private_directory(cache)
-        write_private(told, f"{now:.0f}\n".encode())
+        write_private(noticed, f"{now:.0f}\n".encode())
     except (StateError, ValueError):
         return
     stream.write(

@@ -8,7 +8,7 @@ the kubeconfig (mode 0600) holds the right one, and without it no stream is open
 Any process of the machine can connect, so connections that have not shown that certificate are bounded in number, and
 the newest takes the place of the oldest: one that says nothing keeps no place from kubectl (docs/threats.md#W1).
 
-Where no session can be had the request's head is read, bounded, and answered with one Status. A stream that was cut
+Where there is no session the request's head is read, bounded, and answered with one Status. A stream that was cut
 resets the local socket: an end in order would make a half answer look whole.
 """
 
@@ -18,6 +18,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import structlog
@@ -56,24 +57,22 @@ FIRST_BYTES_DEADLINE = 3600.0
 log = structlog.get_logger("arcbridge.client")
 
 
+@dataclass
 class EndpointStats:
     """Counters of one endpoint."""
 
-    __slots__ = ("accepted", "bytes_down", "bytes_up", "displaced", "open", "refused", "resets", "spliced", "strangers")
-
-    def __init__(self) -> None:
-        self.accepted = 0
-        self.open = 0
-        self.spliced = 0
-        self.strangers = 0
-        """Connections without the kubeconfig's client certificate."""
-        self.displaced = 0
-        """Connections that were closed for a newer one before they had shown a certificate."""
-        self.refused = 0
-        """Connections answered with a Status of ours."""
-        self.resets = 0
-        self.bytes_up = 0
-        self.bytes_down = 0
+    accepted: int = 0
+    open: int = 0
+    spliced: int = 0
+    strangers: int = 0
+    """Connections without the kubeconfig's client certificate."""
+    displaced: int = 0
+    """Connections that were closed for a newer one before they had shown a certificate."""
+    refused: int = 0
+    """Connections answered with a Status of ours."""
+    resets: int = 0
+    bytes_to_cluster: int = 0
+    bytes_from_cluster: int = 0
 
 
 class LocalEndpoint:
@@ -127,8 +126,8 @@ class LocalEndpoint:
     def moved(self) -> tuple[int, int]:
         """Return the bytes that went to the cluster and back, those of connections that are open included."""
         running = [splice.moved for splice in self.splices]
-        up = self.stats.bytes_up + sum(one.to_stream for one in running)
-        return up, self.stats.bytes_down + sum(one.from_stream for one in running)
+        sent = self.stats.bytes_to_cluster + sum(one.to_stream for one in running)
+        return sent, self.stats.bytes_from_cluster + sum(one.from_stream for one in running)
 
     def release(self) -> tuple[socket.socket, ...]:
         """Stop accepting and hand the listening sockets back; what is open goes on."""
@@ -156,13 +155,13 @@ class LocalEndpoint:
         """A connection that reached the cluster is over."""
         self.splices.discard(splice)
         self.stats.open -= 1
-        self.stats.bytes_up += result.to_stream
-        self.stats.bytes_down += result.from_stream
+        self.stats.bytes_to_cluster += result.to_stream
+        self.stats.bytes_from_cluster += result.from_stream
         if result.error is not None:
             self.stats.resets += 1
             # An honest agent never breaks the protocol, so that is worth a warning; a cut connection is not.
-            tell = self.log.warning if _broke_rules(result.error) else self.log.debug
-            tell("connection cut", up=result.to_stream, down=result.from_stream, reason=_reason(result.error))
+            log_line = self.log.warning if _broke_rules(result.error) else self.log.debug
+            log_line("connection cut", up=result.to_stream, down=result.from_stream, reason=_reason(result.error))
 
 
 class UnprovenConnections:
@@ -378,24 +377,18 @@ def _answer_to_reset(exc: Exception | None, cluster: str) -> ArcbridgeError | No
 
     `retry_after` is set where the request surely reached no API server.
     """
-    if not isinstance(exc, StreamReset):
-        return None
-    match exc.code:
-        case ResetCode.REFUSED:
-            return Unreachable(f'the agent of cluster "{cluster}" takes no new request now', retry_after=RETRY_SOON)
-        case ResetCode.CONNECT_FAILED:
-            return Unreachable(f'the agent of cluster "{cluster}" cannot reach its API server', retry_after=RETRY_SOON)
-        case ResetCode.FORBIDDEN:
-            return PermissionRefused(f'cluster "{cluster}" does not let you in; ask its operator for access')
-        case ResetCode.EXPIRED:
-            return Unauthenticated("the login has expired; log in again")
-        case ResetCode.LIMIT:
-            return OverLimit(
-                f'the agent of cluster "{cluster}" ended the connection at one of its limits; end connections that you '
-                "do not need, or ask the cluster's operator for a higher limit"
-            )
-        case _:
-            return None
+    agent = f'the agent of cluster "{cluster}"'
+    answers: dict[int, ArcbridgeError] = {
+        ResetCode.REFUSED: Unreachable(f"{agent} takes no new request now", retry_after=RETRY_SOON),
+        ResetCode.CONNECT_FAILED: Unreachable(f"{agent} cannot reach its API server", retry_after=RETRY_SOON),
+        ResetCode.FORBIDDEN: PermissionRefused(f'cluster "{cluster}" does not let you in; ask its operator for access'),
+        ResetCode.EXPIRED: Unauthenticated("the login has expired; log in again"),
+        ResetCode.LIMIT: OverLimit(
+            f"{agent} ended the connection at one of its limits; end connections that you do not need, or ask the "
+            "cluster's operator for a higher limit"
+        ),
+    }
+    return answers.get(exc.code) if isinstance(exc, StreamReset) else None
 
 
 def server_context(certificates: LocalCertificates) -> ssl.SSLContext:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from dataclasses import dataclass
 
 import structlog
 
@@ -31,17 +32,15 @@ TARGETS_SHOWN = 20
 log = structlog.get_logger("arcbridge.client")
 
 
+@dataclass
 class ForwardStats:
     """Counters of one forward."""
 
-    __slots__ = ("accepted", "bytes_down", "bytes_up", "failed", "open")
-
-    def __init__(self) -> None:
-        self.accepted = 0
-        self.open = 0
-        self.failed = 0
-        self.bytes_up = 0
-        self.bytes_down = 0
+    accepted: int = 0
+    open: int = 0
+    failed: int = 0
+    bytes_to_cluster: int = 0
+    bytes_from_cluster: int = 0
 
 
 class Forward:
@@ -121,18 +120,14 @@ class Forward:
 
     def _done(self, result: SpliceResult) -> None:
         self.stats.open -= 1
-        self.stats.bytes_up += result.to_stream
-        self.stats.bytes_down += result.from_stream
+        self.stats.bytes_to_cluster += result.to_stream
+        self.stats.bytes_from_cluster += result.from_stream
         if result.error is not None:
             self.stats.failed += 1
             # A local program that hangs up hard is its own business; what the other end did is worth a line.
-            tell = self._log.debug if isinstance(result.error, OSError) else self._log.warning
-            tell(
-                "connection cut",
-                reason=reason(result.error, self._target),
-                up=result.to_stream,
-                down=result.from_stream,
-            )
+            log_line = self._log.debug if isinstance(result.error, OSError) else self._log.warning
+            why = reason(result.error, self._target)
+            log_line("connection cut", reason=why, up=result.to_stream, down=result.from_stream)
 
 
 def check_target_name(target: str) -> str:

@@ -21,6 +21,10 @@ def register(
     forwards: Callable[[], Sequence[ForwardStats]],
 ) -> None:
     """Register everything that this role counts."""
+
+    def local() -> list[EndpointStats | ForwardStats]:
+        return [*endpoints(), *forwards()]
+
     metrics.gauge("sessions", "Sessions that are up.", None, lambda: sum(s.current is not None for s in sessions))
     metrics.counter("session_attempts_total", "Attempts to establish a session.", None,
                     lambda: sum(s.counters.attempts for s in sessions))  # fmt: skip
@@ -56,10 +60,10 @@ def register(
     metrics.counter("local_resets_total", "Local connections that were cut.", None,
                     lambda: sum(e.resets for e in endpoints()) + sum(f.failed for f in forwards()))  # fmt: skip
     metrics.gauge("local_connections", "Local connections that are open.", None,
-                  lambda: sum(e.open for e in endpoints()) + sum(f.open for f in forwards()))  # fmt: skip
+                  lambda: sum(one.open for one in local()))  # fmt: skip
     metrics.counter("local_bytes_total", "Bytes of finished local connections, by direction.",
                     {"direction": ("up", "down")},
                     lambda: {
-                        "up": sum(e.bytes_up for e in endpoints()) + sum(f.bytes_up for f in forwards()),
-                        "down": sum(e.bytes_down for e in endpoints()) + sum(f.bytes_down for f in forwards()),
+                        "up": sum(one.bytes_to_cluster for one in local()),
+                        "down": sum(one.bytes_from_cluster for one in local()),
                     })  # fmt: skip

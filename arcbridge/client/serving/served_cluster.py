@@ -165,7 +165,7 @@ class ServedCluster:
         return changed
 
     def write_later(self) -> None:
-        """Have `update_kubeconfig` write what could not be written now, which was told."""
+        """Have `update_kubeconfig` write what could not be written now, which was reported."""
         self._unwritten = self._told_of_unwritten = True
 
     async def update_kubeconfig(self, changed: Callable[[], Awaitable[None]]) -> None:
@@ -188,7 +188,7 @@ class ServedCluster:
             self._unwritten = False
 
     async def keep_renewed(self, changed: Callable[[], Awaitable[None]]) -> None:
-        """Call `renew` for ever, and `changed` where the kubeconfig has to say something else, until it succeeds."""
+        """Call `renew` in a loop, and `changed` where the kubeconfig has to say something else, until it succeeds."""
         while True:
             await asyncio.sleep(RENEWAL_CHECK)
             try:
@@ -203,7 +203,7 @@ class ServedCluster:
             await self.endpoint.close()
         self.session.close()
         await self.session.wait_closed()
-        await let_close()
+        await send_resets()
 
 
 def renewal_time(certificates: LocalCertificates) -> float:
@@ -211,7 +211,7 @@ def renewal_time(certificates: LocalCertificates) -> float:
     return min(map(aged_at, (certificates.server_certificate_pem, certificates.client_certificate_pem)))
 
 
-async def let_close() -> None:
+async def send_resets() -> None:
     """Give the loop some turns, in which the local resets are sent."""
     for _ in range(5):
         await asyncio.sleep(0)

@@ -1,6 +1,6 @@
-"""How a connection to a cluster comes to exist: joined through a relay, then TLS, HELLO and AUTH with the agent.
+"""Connects to a cluster: a join through a relay, then TLS, HELLO and AUTH with the agent.
 
-What a step may send is fixed by its order: the relay's TLS is verified before the access token is said; the agent's
+What a step may send is fixed by its order: the relay's TLS is verified before the access token is sent; the agent's
 TLS is verified against the cluster's CA, which the caller has checked, before the cluster's token is.
 """
 
@@ -110,8 +110,8 @@ async def _join_through(
         pin_of(reply.cluster_ca)
     except ConfigError as error:
         sock.close()
-        said = "states as the cluster's CA what is not one certificate" if reply.cluster_ca else "did not say its CA"
-        raise RemoteProtocolError(f"the relay {said}; tell its operator") from error
+        stated = "states as the cluster's CA what is not one certificate" if reply.cluster_ca else "did not say its CA"
+        raise RemoteProtocolError(f"the relay {stated}; tell its operator") from error
     return sock, reply
 
 

@@ -80,7 +80,7 @@ class Connector:
                 joined = await join(self.relays, self.cluster, self.tokens, leaving=leaving)
             except PermissionRefused as error:
                 if self.revoked.error is not None:
-                    raise self.revoked.error from error  # the agent has said why, and the relay's refusal says nothing
+                    raise self.revoked.error from error  # the agent gave the reason, and the relay's refusal has none
                 raise
             if not await self._is_trusted(joined):
                 continue

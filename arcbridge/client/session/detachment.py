@@ -36,7 +36,7 @@ class Detachment:
         self.outage = False
         """Whether no relay could be reached since."""
         self.agent_stops = False
-        """Whether the agent has said that it is being stopped: what runs goes on, and a lost connection is the end."""
+        """Whether the agent is being stopped, by its GOAWAY: what runs goes on, and a lost connection is the end."""
         self._forbidden_since: float | None = None
         self._missing_since: float | None = None
 

@@ -7,10 +7,9 @@ never left this process *and* another try soon may work.
 from __future__ import annotations
 
 import json
-from typing import NamedTuple, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
-from arcbridge.client.credentials import token_refusal
-from arcbridge.client.credentials.token_refusal import Reason, TokenNotTaken, reason_in
+from arcbridge import legacy_refusals
 from arcbridge.errors import (
     ArcbridgeError,
     ConnectionLost,
@@ -25,14 +24,9 @@ from arcbridge.errors import (
 )
 from arcbridge.net.join import JoinCode
 from arcbridge.observe.untrusted_text import clean
+from arcbridge.refusals import Refusal, RefusalRule
 from arcbridge.wire.frames import GoawayCode
 
-ACCESS_REVOKED = "access was revoked: "
-"""What the sentence of an agent that has revoked a user begins with."""
-SESSION_TOO_OLD = "a session lasts "
-"""What the sentence of an agent begins with that ends a session not with its token but at its greatest age."""
-GROUPS_UNAVAILABLE = "the groups of this login cannot be looked up now: "
-"""What the sentence of an agent begins with that got no answer about a user's groups (`identity.refusal`)."""
 SAID_LIMIT = 500
 """Bytes of an agent's sentence that are shown."""
 RETRY_SOON = 1
@@ -41,14 +35,13 @@ RETRY_SOON = 1
 
 def status_body(error: ArcbridgeError) -> bytes:
     """Return the Status object (Kubernetes API conventions, "Response Status Kind")."""
-    message = error.told() if error.message.startswith("arcbridge: ") else f"arcbridge: {error.told()}"
     return json.dumps(
         {
             "kind": "Status",
             "apiVersion": "v1",
             "metadata": {},
             "status": "Failure",
-            "message": message,
+            "message": f"arcbridge: {error.told()}",
             "reason": error.reason,
             "code": error.status_code,
         }
@@ -126,18 +119,19 @@ def is_unanswered(error: Unreachable) -> bool:
 
 def of_join(error: JoinRefused, cluster: str, shown: Shown = NOTHING_SHOWN) -> ArcbridgeError:
     """Turn a refused join into an error for the user. Of what the relay sent only the retry time, the join's id and the
-    name of a rule with what it wants are used (`identity.refusal`), never its text."""
+    fields of its refusal are used, never its text."""
     name = f'cluster "{cluster}"'
+    refusal = _refusal_of(error)
     later = min(max(error.retry_after or RETRY_SOON, 1), 30)
     match error.code:
         case JoinCode.UNAUTHENTICATED:
-            return of_token("the relay does not accept the access token", error.message, "the relay", shown)
-        case JoinCode.INTERNAL if error.message.startswith(GROUPS_UNAVAILABLE):
+            return of_token("the relay does not accept the access token", refusal, "the relay", shown)
+        case JoinCode.INTERNAL if refusal.rule is RefusalRule.GROUPS_UNAVAILABLE:
             return Unreachable(
                 "the relay cannot look up which groups you are in, because the place that has them does not answer; "
                 "try again shortly, or tell the relay's operator"
             )
-        case JoinCode.INTERNAL if error.message.endswith("(issuer.keys)"):
+        case JoinCode.INTERNAL if refusal.rule is RefusalRule.ISSUER_KEYS:
             return Unreachable(
                 "the relay cannot fetch the keys of your login's issuer, so it cannot verify you; "
                 "try again, or tell the relay's operator",
@@ -176,120 +170,137 @@ def of_join(error: JoinRefused, cluster: str, shown: Shown = NOTHING_SHOWN) -> A
             return Unreachable(f"the relay could not reach {name}; its log says why", retry_after=error.retry_after)
 
 
-def of_token(what: str, said: str, place: str, shown: Shown = NOTHING_SHOWN) -> TokenNotTaken:
-    """Turn a refused token into an error for the user, in this client's words; `said` by the end that refused, the
-    `place`."""
-    from arcbridge.client.credentials.jwt_unverified import read_unverified
-    from arcbridge.identity.proof import explain, refusal_in  # no start needs it
-    from arcbridge.identity.refusal import told_in
+def of_token(what: str, refusal: Refusal, place: str, shown: Shown = NOTHING_SHOWN) -> Unauthenticated:
+    """Turn a refused token into an error for the user, in this client's words; `place` is the end that refused."""
+    from arcbridge.client.credentials.jwt_unverified import read_unverified  # no start needs it
 
-    if proof := refusal_in(said):
-        return TokenNotTaken(f"{what}: {explain(proof, place)}", Reason.PROOF)
-    reason, told = reason_in(said), told_in(said)
-    why = "" if told is None else _wrong_with(told.rule, told.wanted, place, shown)
-    if why := why or token_refusal.explain(reason, place):
-        return TokenNotTaken(f"{what}: {why}", reason)
-    # The relay gave no reason. The audience lets the user see that two token files are swapped.
-    audiences = [one for one in read_unverified(shown.token).audiences if one.isprintable() and len(one) <= 200]
-    about = f" (its audience is {' and '.join(audiences)})" if audiences else ""
-    return TokenNotTaken(f"{what}{about}; log in again, or put a new token there", reason)
+    if why := _wrong_with(refusal, place, shown):
+        found = Unauthenticated(f"{what}: {why}")
+    else:
+        # The other end gave no reason. The audience lets the user see that two token files are swapped.
+        audiences = [one for one in read_unverified(shown.token).audiences if one.isprintable() and len(one) <= 200]
+        about = f" (its audience is {' and '.join(audiences)})" if audiences else ""
+        found = Unauthenticated(f"{what}{about}; log in again, or put a new token there")
+    found.refusal = refusal
+    return found
 
 
-def _wrong_with(rule: str, wanted: str, place: str, shown: Shown) -> str:
-    """Say what is wrong with the token that was shown, by the rule that the other end names; empty: nothing that helps.
+def _wrong_with(refusal: Refusal, place: str, shown: Shown) -> str:
+    """Return what is wrong with the token that was shown; empty where the rule says nothing that helps its holder.
 
     What the token says, this client reads itself; of the other end there is but a name, in quotes.
     """
     from arcbridge.client.credentials.jwt_unverified import read_unverified
+    from arcbridge.identity.proof import explain
 
-    token, claims = shown.source or "the token", read_unverified(shown.token)
-    match rule:
-        case "token.aud" if wanted:
+    token, claims, wanted = shown.source or "the token", read_unverified(shown.token), refusal.wanted
+    match refusal.rule:
+        case RefusalRule.TOKEN_AUD if wanted:
             audiences = ", ".join(f'"{clean(one, 200)}"' for one in claims.audiences) or "none"
             return f'{token} is for audience {audiences}, {place} wants "{wanted}"'
-        case "token.iss":
+        case RefusalRule.TOKEN_AUD:
+            return (
+                f"{token} is for another audience; have one issued for {place} (login.audience, "
+                "login.cluster_audience), and see whether the two token files are swapped"
+            )
+        case RefusalRule.TOKEN_AUD_FORBIDDEN:
+            return (
+                f"{token} is good at another place as well, which could use it there; have one issued for {place} alone"
+            )
+        case RefusalRule.TOKEN_ISS:
             return f'{token} comes from the issuer "{clean(claims.issuer, 200)}", which {place} does not accept'
-        case "token.exp":
+        case RefusalRule.TOKEN_EXP:
             return f"{token} has expired; log in again, or put a new token there"
-        case "token.nbf":
+        case RefusalRule.TOKEN_NBF:
             return f"{token} is not valid yet by the clock of {place}; compare the clocks"
-        case "token.life":
+        case RefusalRule.TOKEN_LIFE:
             return f"{token} is valid for longer than {place} allows; have a shorter one issued"
-        case "token.key" | "token.signature":
+        case RefusalRule.TOKEN_KEY | RefusalRule.TOKEN_SIGNATURE:
             return f"{token} is not signed with a key that its issuer publishes; log in again"
-        case "claims.rule" if wanted:
+        case RefusalRule.CLAIMS_RULE if wanted:
             return f'{place} requires the claim "{wanted}", which {token} does not have, or with another value'
-        case "claims.username" | "claims.uid" | "claims.email_verified" if wanted:
+        case RefusalRule.CLAIMS_USERNAME | RefusalRule.CLAIMS_UID | RefusalRule.CLAIMS_EMAIL_VERIFIED if wanted:
             return f'{place} needs the claim "{wanted}", which {token} does not have as it has to be'
-        case "claims.groups.overage" | "claims.groups.many":
+        case RefusalRule.CLAIMS_GROUPS_OVERAGE | RefusalRule.CLAIMS_GROUPS_MANY:
             return f"{token} has more groups than {place} takes; have the issuer send fewer"
-        case "claims.elsewhere" if wanted:
+        case RefusalRule.CLAIMS_ELSEWHERE if wanted:
             return f'{place} reads the claim "{wanted}", to which {token} only points; have the issuer put it there'
-        case "user.rule" | "claims.rule":
+        case RefusalRule.USER_RULE | RefusalRule.CLAIMS_RULE:
             return f"a rule of {place} does not let {token} in; ask its operator"
+        case rule if rule.family == "claims":
+            return (
+                f"{token} lacks something that {place} requires of its users (a claim, a verified e-mail address, a "
+                "group); ask the operator"
+            )
+        case rule if rule.family == "proof":
+            return explain(rule, place)
         case _:
             return ""
+
+
+class _Ending(NamedTuple):
+    """The error for the user of a session that ended; the sentence names the cluster, and may quote the agent's."""
+
+    sentence: str
+    kind: type[ArcbridgeError] = Unreachable
+    retry_after: int | None = RETRY_SOON
+
+
+_UNAVAILABLE: Final = _Ending("the agent of {name} is not available now")
+_BROKEN: Final = _Ending(
+    "the agent of {name} ended the session because this client broke the protocol; its log says how"
+)
+_ANY: Final = RefusalRule.NONE
+_ENDINGS: Final[dict[tuple[int, RefusalRule], _Ending]] = {
+    (GoawayCode.PROTOCOL, _ANY): _BROKEN,
+    (GoawayCode.FLOW_CONTROL, _ANY): _BROKEN,
+    (GoawayCode.DRAINING, _ANY): _UNAVAILABLE,
+    (GoawayCode.REPLACED, _ANY): _UNAVAILABLE,
+    (GoawayCode.UNAVAILABLE, _ANY): _UNAVAILABLE,
+    # No Retry-After: the agent has waited for seconds already, and would for each of kubectl's ten repeats.
+    (GoawayCode.UNAVAILABLE, RefusalRule.GROUPS_UNAVAILABLE): _Ending("{name}: {said}", retry_after=None),
+    (GoawayCode.UNAVAILABLE, RefusalRule.ISSUER_KEYS): _Ending(
+        "the agent of {name} cannot fetch the keys of your login's issuer, so it cannot verify you; try again, or tell "
+        "the cluster's operator",
+        retry_after=None,
+    ),
+    (GoawayCode.EXPIRED, _ANY): _Ending("the login has expired; log in again", Unauthenticated, None),
+    (GoawayCode.EXPIRED, RefusalRule.SESSION_AGE): _Ending(
+        "the session with {name} reached its greatest age; start again what ran in it, and log in again if that is "
+        "asked for"
+    ),
+    (GoawayCode.FORBIDDEN, _ANY): _Ending(
+        "{name} does not let you in; ask its operator for access", PermissionRefused, None
+    ),
+    (GoawayCode.REVOKED, _ANY): _Ending("{name}: {said}", PermissionRefused, None),
+    (GoawayCode.VERSION, _ANY): _Ending(
+        "client and agent of {name} speak different protocol versions; update the older one", retry_after=None
+    ),
+    (GoawayCode.LIMIT, _ANY): _Ending(
+        "the agent of {name} refused or ended your session at one of its limits; end sessions and commands that you do "
+        "not need, or ask the cluster's operator for a higher limit",
+        OverLimit,
+    ),
+    (GoawayCode.CROSSED, _ANY): _Ending(
+        "the relay joined you to an agent of {name} that came for another user; if it happens again, tell the relay's "
+        "operator"
+    ),
+    (GoawayCode.GONE, _ANY): _Ending(
+        "the agent of {name} no longer has the session: it was restarted, or it waited too long"
+    ),
+}
 
 
 def of_session(error: ArcbridgeError, cluster: str, shown: Shown = NOTHING_SHOWN) -> ArcbridgeError:
     """Say why a session could not begin or go on, as an error for the user."""
     name = f'cluster "{cluster}"'
     if isinstance(error, SessionEnded):
-        match error.code:
-            case GoawayCode.UNAUTHENTICATED:
-                return of_token(f"{name} does not accept the token", error.message, "its agent", shown)
-            case GoawayCode.UNAVAILABLE if error.message.endswith("(issuer.keys)"):
-                return Unreachable(
-                    f"the agent of {name} cannot fetch the keys of your login's issuer, so it cannot verify "
-                    f"you; try again, or tell the cluster's operator"
-                )
-            case GoawayCode.EXPIRED if error.message.startswith(SESSION_TOO_OLD):
-                return Unreachable(
-                    f"the session with {name} reached its greatest age; start again what ran in it, and log in again "
-                    "if that is asked for",
-                    retry_after=RETRY_SOON,
-                )
-            case GoawayCode.EXPIRED:
-                return Unauthenticated("the login has expired; log in again")
-            case GoawayCode.FORBIDDEN:
-                return PermissionRefused(f"{name} does not let you in; ask its operator for access")
-            case GoawayCode.REVOKED:
-                said = _said(error).removeprefix(ACCESS_REVOKED)
-                return PermissionRefused(f"access to {name} was revoked: {said or 'ask its operator for access'}")
-            case GoawayCode.VERSION:
-                return Unreachable(
-                    f"client and agent of {name} speak different protocol versions; update the older one"
-                )
-            case GoawayCode.LIMIT:
-                return OverLimit(
-                    f"the agent of {name} refused or ended your session at one of its limits; "
-                    "end sessions and commands that you do not need, or ask the cluster's operator for a higher limit",
-                    retry_after=RETRY_SOON,
-                )
-            case GoawayCode.UNAVAILABLE if error.message.startswith(GROUPS_UNAVAILABLE):
-                # No Retry-After: the agent has waited for seconds already, and would for each of kubectl's ten repeats.
-                said = _said(error).removeprefix(GROUPS_UNAVAILABLE)
-                return Unreachable(f"the agent of {name} cannot say which groups you are in: {said}")
-            case GoawayCode.DRAINING | GoawayCode.REPLACED | GoawayCode.UNAVAILABLE:
-                return Unreachable(f"the agent of {name} is not available now", retry_after=RETRY_SOON)
-            case GoawayCode.CROSSED:
-                return Unreachable(
-                    f"the relay joined you to an agent of {name} that came for another user; if it happens again, tell "
-                    "the relay's operator",
-                    retry_after=RETRY_SOON,
-                )
-            case GoawayCode.PROTOCOL | GoawayCode.FLOW_CONTROL:
-                return Unreachable(
-                    f"the agent of {name} ended the session because this client broke the protocol; its log says how",
-                    retry_after=RETRY_SOON,
-                )
-            case GoawayCode.GONE:
-                return Unreachable(
-                    f"the agent of {name} no longer has the session: it was restarted, or it waited too long",
-                    retry_after=RETRY_SOON,
-                )
-            case _:
-                return Unreachable(f"the session with {name} ended", retry_after=RETRY_SOON)
+        refusal, said = _refusal_of(error), clean(error.message, SAID_LIMIT)
+        if error.code == GoawayCode.UNAUTHENTICATED:
+            return of_token(f"{name} does not accept the token", refusal, "its agent", shown)
+        code_alone = _ENDINGS.get((error.code, _ANY), _Ending("the session with {name} ended"))
+        ending = _ENDINGS.get((error.code, refusal.rule), code_alone)
+        return ending.kind(ending.sentence.format(name=name, said=said), retry_after=ending.retry_after)
     if isinstance(error, ConnectionLost):
         return Unreachable(f"the connection to {name} was lost: {error.message}", retry_after=RETRY_SOON)
     if isinstance(error, RemoteProtocolError):
@@ -297,6 +308,5 @@ def of_session(error: ArcbridgeError, cluster: str, shown: Shown = NOTHING_SHOWN
     return error
 
 
-def _said(error: SessionEnded) -> str:
-    """Return the agent's sentence, fit for a terminal: it may quote an operator, of the cluster or of a relay."""
-    return clean(error.message, SAID_LIMIT)
+def _refusal_of(error: JoinRefused | SessionEnded) -> Refusal:
+    return error.refusal if error.refusal.rule else legacy_refusals.read(error.message)

@@ -80,7 +80,7 @@ class TokenRenewal:
         return Auth(kind=token.kind, token=token.text, proof=proof)
 
     def begin(self, sent: ClusterToken) -> None:
-        """Schedule by what the agent said in AUTH_OK, which may come before or after this call, else by the token."""
+        """Schedule by what the agent's AUTH_OK states, which may come before or after this call, else by the token."""
         lifetime = self.expires_in
         if not lifetime and sent.expires_at:
             lifetime = max(1.0, sent.expires_at - self._clock())

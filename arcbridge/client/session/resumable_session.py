@@ -6,7 +6,7 @@ while the old connection still works when the agent asks for it (make before bre
 because this machine slept or lost its address. Tries go on until
 
 1. the session is attached to a new connection;
-2. the session has ended: the agent said so, or it was detached for too long (by the clock of the session itself);
+2. the session has ended: by the agent, or because it was detached for too long (by the clock of the session itself);
 3. the old connection has proved to be alive (only after a sleep of this machine).
 
 A session without open streams is not resumed: it ends. The owner reports what happens to the session, makes the tries,

@@ -1,4 +1,4 @@
-"""When a client may come back whose access an agent has revoked: not in a loop.
+"""Delays the return of a client whose access an agent has revoked, so that it does not come back in a loop.
 
 The token that was refused will be refused again, until an operator takes the revocation back. So after REVOKED the
 client makes no attempt by itself; and for a caller that wants a stream only after a wait that doubles each time, or at
@@ -24,7 +24,7 @@ class RevocationHold:
     """The hold of one cluster's session; `now` is monotonic seconds."""
 
     error: ArcbridgeError | None = None
-    """What callers are told; None while no revocation is known."""
+    """The error for callers; None while no revocation is known."""
     _token: bytes = b""
     _wait: float = 0.0
     _until: float = 0.0

@@ -43,7 +43,7 @@ from arcbridge.wire.session import State
 CLOSE_TIMEOUT = 2.0
 """Seconds that the end of a process may take so that the agents get its GOAWAY: some round trips of a bad line."""
 DETACHED_WAIT = 5.0
-"""Seconds after a loss for which a caller waits, as the open streams do, without being told of failed tries: most
+"""Seconds after a loss for which a caller waits, as the open streams do, without the errors of failed tries: most
 resumptions take less."""
 
 log = structlog.get_logger("arcbridge.client")

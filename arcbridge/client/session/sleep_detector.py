@@ -1,4 +1,4 @@
-"""Whether this machine slept, or left the network whose address a connection uses.
+"""Finds out whether this machine slept, or left the network whose address a connection uses.
 
 Both end a connection silently; the keepalive would take 25 s to notice. Nothing here acts: the session manager asks
 once a second.
@@ -22,7 +22,7 @@ def seconds_asleep() -> float:
     """Return the seconds for which this machine has slept since its start: CLOCK_BOOTTIME runs on then, CLOCK_MONOTONIC
     does not.
 
-    Where that cannot be told, 0.
+    Where that is not known, 0.
     """
     clock = getattr(time, "CLOCK_BOOTTIME", None)
     return time.clock_gettime(clock) - time.monotonic() if clock is not None else 0.0

@@ -8,15 +8,15 @@ that was cut is an error and never shorter without one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 from arcbridge.errors import ConnectionLost, RemoteProtocolError
 from arcbridge.mux.session import MuxSession
-from arcbridge.mux.stream import StreamTransport
 
 TARGET = "kubernetes"
 _HEAD_LIMIT = 64 * 1024
+_ENDED = "the stream ended before its answer was whole"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,116 +30,78 @@ class Answer:
     """Bytes of the body, also where they were not kept."""
 
 
-class StreamHttp(asyncio.Protocol):
+class StreamHttp:
     """`open`, then `request` as often as needed, then `close`. Raises ArcbridgeError when the stream ends."""
 
-    def __init__(self) -> None:
-        self._transport: StreamTransport | None = None
-        self._received = bytearray()
-        self._arrived = asyncio.Event()
-        self._lost: Exception | None = None
-        self._over = False
+    def __init__(self, session: MuxSession) -> None:
+        self._reader = asyncio.StreamReader(_HEAD_LIMIT)
+        self._transport = session.open(TARGET, asyncio.StreamReaderProtocol(self._reader))
 
     @classmethod
     def open(cls, session: MuxSession) -> StreamHttp:
         """Open a stream to the API server; raises SessionEnded."""
-        connection = cls()
-        connection._transport = session.open(TARGET, connection)
-        return connection
-
-    # -- asyncio's callbacks ------------------------------------------------------------------------------------------
-
-    def data_received(self, data: bytes) -> None:
-        self._received += data
-        self._arrived.set()
-
-    def eof_received(self) -> bool:
-        self._over = True
-        self._arrived.set()
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._over, self._lost = True, exc
-        self._arrived.set()
-
-    # -- requests -----------------------------------------------------------------------------------------------------
+        return cls(session)
 
     async def request(
         self, method: str, path: str, body: bytes = b"", *, arrived: Callable[[int], None] | None = None
     ) -> Answer:
         """Send a request and return its answer; with `arrived` the body is counted there and not kept."""
-        assert self._transport is not None
         lines = [f"{method} {path} HTTP/1.1", "Host: kubernetes", "Accept: application/json", "User-Agent: arcbridge"]
         if body:
             lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
-        if self._over:
-            raise self._error()
         self._transport.write("\r\n".join(lines).encode("ascii") + b"\r\n\r\n" + body)
         status, headers = await self._head()
-        kept = bytearray()
-        size = 0
-
-        def take(count: int) -> None:
-            nonlocal size
-            size += count
+        kept, size = bytearray(), 0
+        async for piece in self._body(status, headers):
+            size += len(piece)
             if arrived is None:
-                kept.extend(self._received[:count])
+                kept += piece
             else:
-                arrived(count)
-            del self._received[:count]
-
-        if "chunked" in headers.get("transfer-encoding", "").lower():
-            while length := _size(await self._line()):
-                await self._exactly(length, take)
-                await self._line()
-            while await self._line():
-                pass  # trailers
-        elif status not in (204, 304):
-            await self._exactly(_length(headers.get("content-length", "0")), take)
+                arrived(len(piece))
         return Answer(status, headers, bytes(kept), size)
 
     def close(self) -> None:
         """End the stream."""
-        if self._transport is not None:
-            self._transport.abort()
+        self._transport.abort()
 
     async def _head(self) -> tuple[int, dict[str, str]]:
         while True:
-            start = (await self._line()).split(b" ", 2)
-            if len(start) < 2 or not start[0].startswith(b"HTTP/1.") or not start[1].isdigit():
+            start, *lines = (await self._until(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+            version, status, *_ = [*start.split(" ", 2), ""]
+            if not version.startswith("HTTP/1.") or not status.isdigit():
                 raise RemoteProtocolError("the other end of the stream does not speak HTTP")
-            headers = {}
-            while line := await self._line():
-                name, _, value = line.decode("latin-1").partition(":")
-                headers[name.strip().lower()] = value.strip()
-            if int(start[1]) >= 200:
-                return int(start[1]), headers
+            if int(status) >= 200:
+                fields = (line.partition(":") for line in lines)
+                return int(status), {name.strip().lower(): value.strip() for name, _, value in fields}
 
-    async def _line(self) -> bytes:
-        while (end := self._received.find(b"\r\n")) < 0:
-            if len(self._received) > _HEAD_LIMIT:
-                raise RemoteProtocolError("the head of an answer is too long")
-            await self._more()
-        line = bytes(self._received[:end])
-        del self._received[: end + 2]
-        return line
+    async def _body(self, status: int, headers: dict[str, str]) -> AsyncIterator[bytes]:
+        if "chunked" in headers.get("transfer-encoding", "").lower():
+            while length := _size(await self._until(b"\r\n")):
+                async for piece in self._exactly(length):
+                    yield piece
+                await self._until(b"\r\n")
+            while await self._until(b"\r\n"):
+                pass  # trailers
+        elif status not in (204, 304):
+            async for piece in self._exactly(_length(headers.get("content-length", "0"))):
+                yield piece
 
-    async def _exactly(self, length: int, take: Callable[[int], None]) -> None:
+    async def _exactly(self, length: int) -> AsyncIterator[bytes]:
         while length:
-            if not self._received:
-                await self._more()
-            count = min(length, len(self._received))
-            take(count)
-            length -= count
+            piece = await self._reader.read(min(length, _HEAD_LIMIT))
+            if not piece:
+                raise ConnectionLost(_ENDED)
+            length -= len(piece)
+            yield piece
 
-    async def _more(self) -> None:
-        if self._over:
-            raise self._error()
-        self._arrived.clear()
-        await self._arrived.wait()
-
-    def _error(self) -> Exception:
-        return self._lost or ConnectionLost("the stream ended before its answer was whole")
+    async def _until(self, end: bytes) -> bytes:
+        """Return what comes before `end`."""
+        try:
+            return (await self._reader.readuntil(end)).removesuffix(end)
+        except asyncio.IncompleteReadError as error:
+            raise ConnectionLost(_ENDED) from error
+        except asyncio.LimitOverrunError as error:
+            raise RemoteProtocolError("the head of an answer is too long") from error
 
 
 def _length(text: str) -> int:

@@ -1,4 +1,4 @@
-"""Whether a cluster's CA is the one it should be: no token goes to a cluster before this has said yes.
+"""Decides whether a cluster's CA is the one it should be: no token goes to a cluster before that.
 
 In this order: the pin that was given, the organisation's pins file, what this user trusted before, the user's answer
 at the terminal, `--trust-first-use`. A pin that is known and differs is an error that names both; it is never replaced.

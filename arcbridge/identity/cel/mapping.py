@@ -25,6 +25,7 @@ from arcbridge.identity.cel.values import (
     from_json,
 )
 from arcbridge.identity.refusal import TokenRefused
+from arcbridge.refusals import RefusalRule
 
 TOKEN_LIMIT = 4 * COST_LIMIT
 """What all expressions of an issuer may cost for one token. Kubernetes bounds each expression alone."""
@@ -58,11 +59,11 @@ class CostBudget:
         try:
             result, cost = expression.evaluate(value, limit, self._time_limit, self._memory)
         except (EvaluationError, Unabsorbed, *_PYTHON_ERRORS) as error:
-            raise TokenRefused("claims.expression", f"{path} has no result for this token") from error
+            raise TokenRefused(RefusalRule.CLAIMS_EXPRESSION, f"{path} has no result for this token") from error
         except LimitExceeded as error:
             if not self._whole and not error.permanent:
                 raise BudgetExceeded from error
-            raise TokenRefused("claims.cost", f"{path} costs too much for this token") from error
+            raise TokenRefused(RefusalRule.CLAIMS_COST, f"{path} costs too much for this token") from error
         self._left -= cost
         return result
 
@@ -133,14 +134,16 @@ class Expressions:
             _text(self._place(name), found[name]) if name in found else None for name in ("username", "uid")
         )
         if username == "":
-            raise TokenRefused("claims.username", f"{self._place('username')} gives no user name for this token")
+            raise TokenRefused(
+                RefusalRule.CLAIMS_USERNAME, f"{self._place('username')} gives no user name for this token"
+            )
         groups = _texts(self._place("groups"), found["groups"]) if "groups" in found else None
         extra = {}
         for index, (key, expression) in enumerate(self.extra):
             path = self._place(index)
             if values := _texts(path, budget.evaluate(path, expression, value)):
                 extra[key] = values
-        _check(self.claim_rules, value, budget, "claims.rule")
+        _check(self.claim_rules, value, budget, RefusalRule.CLAIMS_RULE)
         return Mapped(username, groups, uid, extra)
 
     def check_user(
@@ -153,10 +156,10 @@ class Expressions:
         user = Claims(
             {"username": username, "uid": uid, "groups": StringList(groups), "extra": extra_map}, "kubernetes.UserInfo"
         )
-        _check(self.user_rules, user, budget, "user.rule")
+        _check(self.user_rules, user, budget, RefusalRule.USER_RULE)
 
 
-def _check(rules: Sequence[ExpressionRule], value: Claims, budget: CostBudget, refusal: str) -> None:
+def _check(rules: Sequence[ExpressionRule], value: Claims, budget: CostBudget, refusal: RefusalRule) -> None:
     for rule in rules:
         if budget.evaluate(rule.path, rule.expression, value) is not True:
             raise TokenRefused(refusal, rule.message or f"{rule.path} does not hold for this token")
@@ -164,7 +167,7 @@ def _check(rules: Sequence[ExpressionRule], value: Claims, budget: CostBudget, r
 
 def _text(path: str, value: Value) -> str:
     if not isinstance(value, str):
-        raise TokenRefused("claims.expression", f"{path} does not give a string for this token")
+        raise TokenRefused(RefusalRule.CLAIMS_EXPRESSION, f"{path} does not give a string for this token")
     return value
 
 
@@ -174,5 +177,7 @@ def _texts(path: str, value: Value) -> tuple[str, ...]:
     values = [value] if isinstance(value, str) else value
     # A list of bare strings, as `split` makes it, is refused by kube-apiserver too: `.map(x, x)` makes a list of it.
     if isinstance(values, StringList) or not isinstance(values, list) or not all(isinstance(v, str) for v in values):
-        raise TokenRefused("claims.expression", f"{path} gives neither a string nor a list of strings for this token")
+        raise TokenRefused(
+            RefusalRule.CLAIMS_EXPRESSION, f"{path} gives neither a string nor a list of strings for this token"
+        )
     return tuple(text for text in values if text)

@@ -128,9 +128,14 @@ class LocalFleet(Fleet):
         return self._links.get(cluster, {}).get(instance)
 
     def has(self, cluster: str, instance: str = "") -> bool:
-        """Say whether the cluster, or that instance of it, has a link here; a draining one counts."""
+        """Return whether the cluster, or that instance of it, has a link here; a draining one counts."""
         of_cluster = self._links.get(cluster, {})
         return bool(of_cluster) if not instance else instance in of_cluster
+
+
+def lost_agent(cluster: str) -> JoinRefused:
+    """Refuse a dial whose agent's connection was lost."""
+    return JoinRefused(JoinCode.NO_AGENT, f"the agent of cluster {cluster} lost its connection", retry_after=2)
 
 
 def no_agent(cluster: str, instance: str = "") -> JoinRefused:

@@ -86,7 +86,7 @@ log = structlog.get_logger("arcbridge.relay")
 
 
 @dataclass(frozen=True, slots=True)
-class Ask(Record):
+class DialAsk(Record):
     """Who would ask an agent of `cluster`? `instance`: of this id only; `avoid`: not of this one."""
 
     TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4)
@@ -131,7 +131,7 @@ class DialAnswer(Record):
 
 
 @dataclass(frozen=True, slots=True)
-class _Attempt:
+class _DialAttempt:
     """One agent that can be asked."""
 
     instance: str
@@ -294,7 +294,7 @@ class NatsFleet(Fleet):
         finally:
             await cancel_and_wait(asking)
 
-    async def _find(self, cluster: str, wanted: str, tried: list[AgentLink], avoid: str) -> _Attempt | None:
+    async def _find(self, cluster: str, wanted: str, tried: list[AgentLink], avoid: str) -> _DialAttempt | None:
         """Return the next agent to ask, by promise 2; a link of this relay before one of another. None: no agent is
         left.
 
@@ -313,14 +313,14 @@ class NatsFleet(Fleet):
             return self._here(cluster, "", tried, ())
         return there
 
-    def _here(self, cluster: str, wanted: str, tried: list[AgentLink], avoid: Sequence[str]) -> _Attempt | None:
+    def _here(self, cluster: str, wanted: str, tried: list[AgentLink], avoid: Sequence[str]) -> _DialAttempt | None:
         link = self._local.pick(cluster, wanted, tried, avoid)
         if link is None:
             return None
         tried.append(link)
-        return _Attempt(link.instance, partial(self._local.ask, link), "local")
+        return _DialAttempt(link.instance, partial(self._local.ask, link), "local")
 
-    async def _ask(self, cluster: str, instance: str, avoid: str) -> _Attempt | None:
+    async def _ask(self, cluster: str, instance: str, avoid: str) -> _DialAttempt | None:
         """Return an offer of another relay; None when there is none."""
         try:
             subject = f"{self._prefix}.dial.{subject_token(cluster)}"
@@ -330,7 +330,7 @@ class NatsFleet(Fleet):
             subject += f".{_hashed(instance)}"
         silent = 0
         for _ in range(_ASKS):
-            ask = Ask(secrets.token_hex(8), cluster, instance, avoid)
+            ask = DialAsk(secrets.token_hex(8), cluster, instance, avoid)
             try:
                 offer = Offer.decode(await self._nats.request(subject, ask.encode(), ASK_DEADLINE))
             except NoResponder:
@@ -350,7 +350,7 @@ class NatsFleet(Fleet):
             if foreign or (offer.request, offer.cluster) != (ask.request, cluster):
                 self._cross("offer", cluster)
             elif offer.subject and offer.instance != avoid and instance in ("", offer.instance):
-                return _Attempt(offer.instance, partial(self._accept, offer.subject, cluster), "remote")
+                return _DialAttempt(offer.instance, partial(self._accept, offer.subject, cluster), "remote")
         return None
 
     async def _accept(self, subject: str, cluster: str, dial: Dial, timeout: float) -> Status:
@@ -391,7 +391,7 @@ class NatsFleet(Fleet):
 
     def _asked(self, message: Msg) -> None:
         try:
-            ask = Ask.decode(message.data)
+            ask = DialAsk.decode(message.data)
         except ArcbridgeError:
             return
         link = self._local.pick(ask.cluster, ask.instance, (), (ask.avoid,) if ask.avoid else ())

@@ -23,7 +23,7 @@ from arcbridge.errors import ArcbridgeError, JoinRefused
 from arcbridge.net.join import JoinCode
 from arcbridge.observe.metrics import Metrics
 from arcbridge.relay.fleet.base import AgentInfo, AgentLink, Fleet, Lost
-from arcbridge.relay.fleet.local import LocalFleet
+from arcbridge.relay.fleet.local import LocalFleet, lost_agent
 from arcbridge.relay.siblings.channel import ChannelClosed, Received
 from arcbridge.relay.siblings.group import Sibling, Siblings
 from arcbridge.tasks import cancel_and_wait
@@ -139,7 +139,7 @@ class WorkersFleet(Fleet):
             remote.sibling.send({"t": "dial", **head}, dial.encode())
             return await answer
         except ChannelClosed as error:
-            raise _lost(remote.cluster) from error
+            raise lost_agent(remote.cluster) from error
         finally:
             del self._asked[number]
             if not answer.done() or answer.cancelled():
@@ -175,7 +175,7 @@ class WorkersFleet(Fleet):
         code, text, retry_after, body = 0, "", 0, b""
         try:
             if link is None or link.draining:
-                raise _lost(cluster)
+                raise lost_agent(cluster)
             body = (await link.dial(dial)).encode()
         except JoinRefused as error:
             code, text, retry_after = error.code, error.message, error.retry_after or 0
@@ -246,7 +246,3 @@ def _link(link: AgentLink, stamp: float) -> dict[str, object]:
         "since": info.since,
         "stamp": stamp,
     }
-
-
-def _lost(cluster: str) -> JoinRefused:
-    return JoinRefused(JoinCode.NO_AGENT, f"the agent of cluster {cluster} lost its connection", retry_after=2)

@@ -1,9 +1,10 @@
-"""What the relay's HTTP API answers where it does not do what was asked: every error is a JSON document of ours.
+"""Answers for the relay's HTTP API where it does not do what was asked: every error is a JSON document of ours.
 
-    {"error": {"code": "…", "message": "…"}}
+    {"error": {"code": "…", "message": "…", "rule": "…", "wanted": "…"}}
 
-Its message is a sentence for a person. Nothing that a peer sent is ever in an answer or in a log, so what aiohttp or a
-library says of a request stays out of both (docs/threats.md#A3).
+Its message is a sentence for a person; `rule` and `wanted` are there where a token is refused (`refusals`). Nothing
+that a peer sent is ever in an answer or in a log, so what aiohttp or a library says of a request stays out of both
+(docs/threats.md#A3).
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from http import HTTPStatus
 import structlog
 from aiohttp import web
 
+from arcbridge import legacy_refusals
 from arcbridge.errors import ArcbridgeError, EnrolmentRefused
-from arcbridge.identity.refusal import GroupsUnavailable, tell
+from arcbridge.identity.refusal import GroupsUnavailable
+from arcbridge.refusals import NO_REFUSAL, Refusal
 from arcbridge.relay.registry.base import RegistryUnavailable
 
 _CODES = {
@@ -56,16 +59,16 @@ async def answer_of(
         status = HTTPStatus(error.status_code)
         if status >= 500 and status != HTTPStatus.SERVICE_UNAVAILABLE:
             # About this machine, not about the request: the caller gets no paths and no details.
-            log.error("request failed", path=_route(request), error=type(error).__name__, reason=error.message)
+            log.error("request failed", path=_route(request), reason=f"{type(error).__name__}: {error.message}")
             return internal_answer()
         if isinstance(error, RegistryUnavailable):
-            origin = type(error.__cause__).__name__ if error.__cause__ is not None else ""
-            log.error("registry unavailable", path=_route(request), reason=error.message, error=origin)
+            origin = f" ({type(error.__cause__).__name__})" if error.__cause__ is not None else ""
+            log.error("registry unavailable", path=_route(request), reason=f"{error.message}{origin}")
         if isinstance(error, GroupsUnavailable):
             log.warning("request refused", path=_route(request), reason=error.message, detail=error.detail)
-        # Its holder learns what is wrong with a token; of other errors there is no more to tell.
-        message = tell(error) if status == HTTPStatus.UNAUTHORIZED else error.message
-        answer = error_answer(status, message, code="enrolment_refused" if isinstance(error, EnrolmentRefused) else "")
+        code = "enrolment_refused" if isinstance(error, EnrolmentRefused) else ""
+        message = legacy_refusals.with_rule(error.message, error.refusal)
+        answer = error_answer(status, message, code=code, refusal=error.refusal)
         if error.retry_after is not None:
             answer.headers["Retry-After"] = str(error.retry_after)
         if status == HTTPStatus.UNAUTHORIZED:
@@ -81,13 +84,15 @@ async def answer_of(
         while place is not None and place.tb_next is not None:
             place = place.tb_next
         raised_at = "" if place is None else f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}"
-        log.error("request failed", path=_route(request), error=type(error).__name__, raised_at=raised_at)
+        log.error("request failed", path=_route(request), reason=type(error).__name__, raised_at=raised_at)
         return internal_answer()
 
 
-def error_answer(status: HTTPStatus, message: str, *, code: str = "") -> web.Response:
-    body = {"error": {"code": code or _CODES.get(status, status.name.lower()), "message": message}}
-    return web.json_response(body, status=status)
+def error_answer(status: HTTPStatus, message: str, *, code: str = "", refusal: Refusal = NO_REFUSAL) -> web.Response:
+    error = {"code": code or _CODES.get(status, status.name.lower()), "message": message}
+    # Its holder learns what is wrong with a token.
+    error |= {name: text for name, text in refusal._asdict().items() if text}
+    return web.json_response({"error": error}, status=status)
 
 
 def internal_answer() -> web.Response:

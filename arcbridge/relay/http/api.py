@@ -7,7 +7,7 @@
     POST /v1/join-token        {join_token} -> {cluster}: whether it could enrol an agent, without using it
     POST /v1/renew             {csr, stored?} -> the same; the cluster is the one of the TLS client certificate, nothing
                                else, and the key too. `stored`: "yes", the same request will be sent again if need be
-    GET  /v1/clusters          [{name, state, agents, last_seen, ca_pin, certificate_expires, version, labels, revoked}]
+    GET  /v1/clusters          [{name, state, agents, last_seen, ca_pin, certificate_expires, version, revoked}]
     GET  /v1/clusters/{name}   one of these; unknown and not allowed get one answer
 
 The last two need an access token, and the header `Arcbridge-Proof` where that is bound to a key (`identity.proof`).
@@ -93,12 +93,6 @@ log = structlog.get_logger("arcbridge.relay")
 CountAgents = Callable[[Sequence[str]], Awaitable[Mapping[str, int]]]
 """How many agents of each of these clusters are connected now, in the whole fleet; a cluster left out has none."""
 
-PeerCertificate = Callable[[web.Request], bytes | None]
-"""The verified TLS client certificate (DER) of a request's connection, or None."""
-
-OwnKey = Callable[[web.Request], bytes]
-"""The SubjectPublicKeyInfo (DER) of the certificate that this relay showed in a request's connection."""
-
 
 class Limited:
     """How many requests each limit has refused."""
@@ -110,7 +104,7 @@ class Limited:
         self._bursts: Bursts[str] = Bursts(LOG_INTERVAL)
 
     def count(self, limit: str) -> bool:
-        """Count a refusal; say whether the log is to tell of it."""
+        """Count a refusal; return whether the log is to tell of it."""
         self.counts[limit] += 1
         return self._bursts.seen(limit, time.monotonic()) is not None
 
@@ -162,8 +156,6 @@ class Api:
         self.limited = Limited()
         self.clock = time.time
         self.monotonic = time.monotonic
-        self.peer_certificate: PeerCertificate = tls_peer_certificate
-        self.own_key: OwnKey = tls_own_key
         self._failures = KeyedTokenBucket[str](FAILURES, FAILURES_RATE, size=SOURCES)
         """Failed enrolments, by address."""
         self._unproved = KeyedTokenBucket[str](UNPROVED, UNPROVED_RATE, size=SOURCES)
@@ -210,7 +202,7 @@ class Api:
         return web.json_response(answer)
 
     async def check_join_token(self, request: web.Request) -> web.Response:
-        """Answer whether a join token could enrol an agent now, for the agent's `doctor`; nothing is used up by it."""
+        """Return whether a join token could enrol an agent now, for the agent's `doctor`; nothing is used up by it."""
         source = address_of(request)
         (join_token,) = await read_body(request, "join_token")
         try:
@@ -236,7 +228,7 @@ class Api:
         ) from error
 
     async def renew(self, request: web.Request) -> web.Response:
-        certificate = self.peer_certificate(request)
+        certificate = tls_peer_certificate(request)
         if certificate is None:
             raise ApiRefusal(
                 HTTPStatus.UNAUTHORIZED,
@@ -335,7 +327,7 @@ class Api:
         proofs = request.headers.getall(HEADER, [])
         proof = proofs[0] if len(proofs) == 1 else ""
         try:
-            self.checks.proofs.check(identity.binding, token, proof, Peer(self.own_key(request)))
+            self.checks.proofs.check(identity.binding, token, proof, Peer(tls_own_key(request)))
         except ProofRefused as error:
             self._refuse_unproved(identity, error, address_of(request))
             raise
@@ -348,13 +340,13 @@ class Api:
     def _refuse_unproved(self, identity: Identity, error: ProofRefused, source: str) -> None:
         """Log a refusal for want of a proof, once in each burst; raises `ApiRefusal` for an address with too many."""
         now = self.monotonic()
-        if (since_last := self._unproved_logged.seen(error.reason, now)) is not None:
+        if (since_last := self._unproved_logged.seen(error.rule, now)) is not None:
             log.warning(
                 "api token refused",
                 user=identity.username,
                 source=source,
                 bound=identity.binding.kind.value,
-                reason=error.rule,
+                reason=error.rule.value,
                 requests=since_last,
             )
         # As with enrolments the limit comes after the credential, and locks out no neighbour with a good proof.
@@ -420,6 +412,5 @@ def _shown(record: ClusterRecord, agents: int, now: float) -> dict[str, object]:
         "ca_pin": record.ca_pin,
         "certificate_expires": record.certificate_expires,
         "version": record.version,
-        "labels": dict(record.labels),
         "revoked": record.revoked > 0,
     }

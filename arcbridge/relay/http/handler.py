@@ -43,7 +43,7 @@ class HttpHandler:
 
     async def serve(self, sock: socket.socket, ticket: Ticket) -> None:
         """Serve one connection until it is over; the socket is closed then."""
-        connection = _Connection(partial(self._protocol, ticket))
+        connection = _AlpnGate(partial(self._protocol, ticket))
         loop = asyncio.get_running_loop()
         try:
             await loop.connect_accepted_socket(
@@ -67,7 +67,7 @@ class HttpHandler:
             connection.abort()
 
 
-class _Connection(asyncio.Protocol):
+class _AlpnGate(asyncio.Protocol):
     """Stands before the API's protocol: lets it begin only where HTTP was negotiated, and tells when it is over."""
 
     def __init__(self, protocol: Callable[[], asyncio.Protocol]) -> None:

@@ -1,4 +1,4 @@
-"""What the relay tells clients about where they log in: the answer of `GET /v1/login`.
+"""Makes the answer of `GET /v1/login`, from which clients learn where they log in.
 
 It is made from the settings once, at the start, and holds no secret: an issuer's public client has none. It names no CA
 for the issuer: a relay that could would stand in for any issuer. A client shows its user the issuer, keeps the

@@ -85,10 +85,10 @@ class HttpApiServer:
         server = self._runner.server
         if server is None:
             raise RuntimeError("HttpApiServer.start() comes first")
-        return _Connection(self, server, ticket)
+        return _ApiConnection(self, server, ticket)
 
 
-class _Connection(web.RequestHandler):
+class _ApiConnection(web.RequestHandler):
     """One connection, with our words for what the parser refuses.
 
     Without a credential it has a life and a number of requests, counted anew from each request whose token or
@@ -183,7 +183,7 @@ class _Connection(web.RequestHandler):
             self._life_timer = asyncio.get_running_loop().call_later(seconds, self._life_over)
 
     def is_last(self, answer: web.StreamResponse) -> bool:
-        """Say whether the connection ends with `answer`: its life is over, or a stranger was refused.
+        """Return whether the connection ends with `answer`: its life is over, or a stranger was refused.
 
         A stranger who tries again pays for a new connection, whose number the address bounds. So the cost of verifying
         bad credentials is bounded, and no address is locked out by the failures of a neighbour.
@@ -239,9 +239,9 @@ class _Connection(web.RequestHandler):
         self.head_arrived()
         if status < 500:
             self._owner.malformed += 1
-            log.debug("malformed request", source=address_of(request), error=type(exc).__name__)
+            log.debug("malformed request", source=address_of(request), reason=type(exc).__name__)
         else:
-            log.error("request failed", source=address_of(request), error=type(exc).__name__)
+            log.error("request failed", source=address_of(request), reason=type(exc).__name__)
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun: it can only be cut off")
         if status < 500:
@@ -255,7 +255,7 @@ class _Connection(web.RequestHandler):
         return answer
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
-        log.error("connection failed", error=type(kw.get("exc_info")).__name__)
+        log.error("connection failed", reason=type(kw.get("exc_info")).__name__)
 
     def log_debug(self, *args: Any, **kw: Any) -> None:
         pass  # its texts quote exceptions, which quote the peer; what matters is counted above
@@ -267,7 +267,7 @@ async def errors(
 ) -> web.StreamResponse:
     """Turn every exception into an answer of ours, and end the connection with its last answer."""
     connection = request.protocol
-    if not isinstance(connection, _Connection):
+    if not isinstance(connection, _ApiConnection):
         return await answer_of(request, handler)
     connection.begin()
     answer = await connection.loop_time.steps(answer_of(request, partial(_in_turn, handler=handler)))
@@ -281,7 +281,7 @@ async def _in_turn(
 ) -> web.StreamResponse:
     """Answer a request once its address has its turn in the loop; the connection may have to make room meanwhile."""
     connection = request.protocol
-    if isinstance(connection, _Connection):
+    if isinstance(connection, _ApiConnection):
         connection.waits()
         await take_turn(connection.loop_time, "the requests of this address take")
         connection.works()
@@ -315,7 +315,7 @@ async def read_body(request: web.Request, *names: str, optional: tuple[str, ...]
         raise too_large
     data = bytearray()
     connection = request.protocol
-    if isinstance(connection, _Connection):
+    if isinstance(connection, _ApiConnection):
         connection.waits()
     try:
         async with asyncio.timeout(BODY_DEADLINE):
@@ -323,7 +323,7 @@ async def read_body(request: web.Request, *names: str, optional: tuple[str, ...]
                 data += chunk
                 if len(data) > BODY_LIMIT:
                     raise too_large
-        if isinstance(connection, _Connection):
+        if isinstance(connection, _ApiConnection):
             connection.works()
     except TimeoutError as error:
         raise ApiRefusal(HTTPStatus.REQUEST_TIMEOUT, "the body did not arrive in time") from error
@@ -344,16 +344,16 @@ async def read_body(request: web.Request, *names: str, optional: tuple[str, ...]
 def address_of(request: web.BaseRequest) -> str:
     """Return the IP of the peer; behind a balancer, which only the listener knows, that of the connection's origin."""
     connection = request.protocol
-    return (connection.source if isinstance(connection, _Connection) else "") or request.remote or ""
+    return (connection.source if isinstance(connection, _ApiConnection) else "") or request.remote or ""
 
 
 def note_proved(request: web.Request) -> None:
     """Note that this request's credential is good."""
-    if isinstance(request.protocol, _Connection):
+    if isinstance(request.protocol, _ApiConnection):
         request.protocol.proved()
 
 
 def allow_time(request: web.Request, seconds: float) -> None:
     """Give a stranger's connection `seconds` for the answer to this request, which is its last one."""
-    if isinstance(request.protocol, _Connection):
+    if isinstance(request.protocol, _ApiConnection):
         request.protocol.allow_time(seconds)

@@ -127,7 +127,7 @@ async def supervise(
     log.info("relay stopped", step="gone")
 
 
-class _Worker:
+class _WorkerHandle:
     """One process, from its start to its end; its successor is another object."""
 
     def __init__(self, index: int) -> None:
@@ -158,7 +158,7 @@ class _Worker:
             self.channel.tell({**head, "last": last}, part)
 
 
-class _Answer:
+class _WorkerAnswer:
     """What a worker answers to one question."""
 
     def __init__(self) -> None:
@@ -176,7 +176,7 @@ class Supervisor:
         self._count = count
         self._listen = Address(parse_listen(config.listen).host, port)
         self._lock = lock
-        self._workers: dict[int, _Worker] = {}
+        self._workers: dict[int, _WorkerHandle] = {}
         self._pairs = 0
         self._started = False
         self._stopping = asyncio.Event()
@@ -184,7 +184,7 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._attempts = [0] * count
         self._asked = 0
-        self._answers: dict[int, _Answer] = {}
+        self._answers: dict[int, _WorkerAnswer] = {}
         """Those that workers have not sent whole, by the number of the question."""
         self._gathering: asyncio.Task[None] | None = None
         self.restarts = 0
@@ -271,7 +271,7 @@ class Supervisor:
 
     async def _launch(self, index: int) -> None:
         """Start a process and tell it what it is; it serves once it was introduced."""
-        worker = _Worker(index)
+        worker = _WorkerHandle(index)
         ours, theirs = pair()
         worker.channel = Channel(
             ours, lambda message: self._received(worker, message), lambda: self._channel_closed(worker)
@@ -309,14 +309,14 @@ class Supervisor:
         for worker in workers:
             worker.channel.tell({"t": "serve", "siblings": len(worker.pairs)})
 
-    def _connect(self, one: _Worker, other: _Worker) -> None:
+    def _connect(self, one: _WorkerHandle, other: _WorkerHandle) -> None:
         self._pairs += 1
         ends = pair()
         for worker, peer, end in ((one, other, ends[0]), (other, one, ends[1])):
             worker.pairs[peer.index] = self._pairs
             worker.channel.tell({"t": "peer", "worker": peer.index, "pair": self._pairs}, give=end)
 
-    async def _watch(self, worker: _Worker) -> None:
+    async def _watch(self, worker: _WorkerHandle) -> None:
         """Wait for a worker's end, and start another in its place."""
         await worker.process.wait()
         # Its last words may not have been heard yet.
@@ -367,7 +367,7 @@ class Supervisor:
 
     # -- what workers say ------------------------------------------------------------------------------------------
 
-    def _received(self, worker: _Worker, message: Received) -> None:
+    def _received(self, worker: _WorkerHandle, message: Received) -> None:
         head = message.head
         worker.heard = time.monotonic()
         match head["t"]:
@@ -407,20 +407,20 @@ class Supervisor:
             message.sock.close()
         self._changed.set()
 
-    def _channel_closed(self, worker: _Worker) -> None:
+    def _channel_closed(self, worker: _WorkerHandle) -> None:
         """Bury a worker whose channel has closed: it is dying, or cannot be told anything any more."""
         process = getattr(worker, "process", None)
         if process is not None and worker.lives and process.returncode is None:
             self._run(self._bury(worker))
 
-    async def _bury(self, worker: _Worker) -> None:
+    async def _bury(self, worker: _WorkerHandle) -> None:
         try:
             async with asyncio.timeout(_LOOK):
                 await worker.process.wait()
         except TimeoutError:
             _kill(worker.process)
 
-    def _reconnect(self, worker: _Worker, index: int, number: int) -> None:
+    def _reconnect(self, worker: _WorkerHandle, index: int, number: int) -> None:
         """Give two workers another channel when theirs broke, if both live."""
         other = self._workers.get(index)
         if other is None or not other.lives or worker.pairs.get(index) != number:
@@ -428,7 +428,7 @@ class Supervisor:
         if other.process.returncode is None and not self._stopping.is_set():
             self._run(self._reconnect_later(worker, other, number))
 
-    async def _reconnect_later(self, worker: _Worker, other: _Worker, number: int) -> None:
+    async def _reconnect_later(self, worker: _WorkerHandle, other: _WorkerHandle, number: int) -> None:
         """Wait a moment first: mostly the other one is dying, and that is just not known yet."""
         await asyncio.sleep(_LOOK)
         if worker.lives and other.lives and worker.pairs.get(other.index) == number:
@@ -472,12 +472,12 @@ class Supervisor:
         restart = dict.fromkeys(name for head in heads for name in head["needs_restart"])
         return Outcome(tuple(taken), tuple(restart))
 
-    async def _ask_all(self, head: Head, deadline: float, body: bytes = b"") -> list[_Answer]:
+    async def _ask_all(self, head: Head, deadline: float, body: bytes = b"") -> list[_WorkerAnswer]:
         """Ask all workers that serve; return what each answers within `deadline` seconds. Sends before it waits."""
-        asked: dict[int, _Answer] = {}
+        asked: dict[int, _WorkerAnswer] = {}
         for worker in self._serving():
             self._asked += 1
-            asked[self._asked] = self._answers[self._asked] = _Answer()
+            asked[self._asked] = self._answers[self._asked] = _WorkerAnswer()
             worker.send({**head, "n": self._asked}, body)
         try:
             if asked:
@@ -505,10 +505,10 @@ class Supervisor:
         await hurry.wait()
         self.tell_all({"t": "hurry"})
 
-    def _alive(self) -> list[_Worker]:
+    def _alive(self) -> list[_WorkerHandle]:
         return [worker for worker in self._workers.values() if worker.lives]
 
-    def _serving(self) -> list[_Worker]:
+    def _serving(self) -> list[_WorkerHandle]:
         return [worker for worker in self._workers.values() if worker.state is WorkerState.SERVING]
 
     def _failure(self, name: str) -> str | None:

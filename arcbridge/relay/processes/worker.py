@@ -27,15 +27,14 @@ their port and lock are needed by the next one. Their sessions resume there.
 from __future__ import annotations
 
 import asyncio
-import os
 import pickle
 import socket
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Final
 
 import structlog
 
-from arcbridge.errors import ArcbridgeError, ConfigError
+from arcbridge.errors import ArcbridgeError, ConfigError, StateError
 from arcbridge.net.address import Address
 from arcbridge.observe import logging as logs
 from arcbridge.relay.operations import Question, parts
@@ -173,22 +172,18 @@ class _Worker:
 
     def _reload(self, number: int, config: RelayConfig) -> None:
         """Put other settings in force, and send the result. One that does not serve yet reports that it failed."""
-        service = self.membership.service
-        if service is None:
-            self.channel.tell({"t": "reloaded", "n": number, "error": "the worker does not serve yet"})
-            return
+        service, head = self.membership.service, dict[str, object](t="reloaded", n=number)
         try:
+            if service is None:
+                raise StateError("the worker does not serve yet")
             outcome = service.apply(required(config))
+            head.update(taken=outcome.taken, needs_restart=outcome.needs_restart)
         except ArcbridgeError as error:
-            self.channel.tell({"t": "reloaded", "n": number, "error": error.message})
-            return
+            head["error"] = error.message
         except Exception as error:
             log.error("settings not reloaded", reason=type(error).__name__, exc_info=True)
-            self.channel.tell({"t": "reloaded", "n": number, "error": f"internal error ({type(error).__name__})"})
-            return
-        self.channel.tell(
-            {"t": "reloaded", "n": number, "taken": outcome.taken, "needs_restart": outcome.needs_restart}
-        )
+            head["error"] = f"internal error ({type(error).__name__})"
+        self.channel.tell(head)
 
     def _lost(self, index: int, pair: int) -> None:
         self.channel.tell({"t": "lost", "worker": index, "pair": pair})
@@ -213,15 +208,7 @@ async def work(parent: socket.socket, stopping: asyncio.Event, hurry: asyncio.Ev
     def ready(info: RelayInfo) -> None:
         nonlocal serving
         serving = True
-        worker.channel.tell(
-            {
-                "t": "serving",
-                "address": info.address,
-                "public_address": info.public_address,
-                "ca_pin": info.ca_pin,
-                "pid": os.getpid(),
-            }
-        )
+        worker.channel.tell({"t": "serving", **asdict(info)})
 
     try:
         assigned = await worker.assigned

@@ -68,9 +68,6 @@ NOT_ENROLLED = "this cluster is not enrolled here: enrol with a new join token"
 
 REVOKED = "this cluster is revoked: the relay's operator has to restore it first"
 
-MAX_LABELS = 32
-MAX_LABEL_NAME = 63
-MAX_LABEL_VALUE = 256
 MAX_VERSION = 64
 """Printable characters of an agent's version that are kept and shown (docs/threats.md#O2)."""
 
@@ -100,7 +97,6 @@ class ClusterRecord:
     """When the agents' newest certificate lapses; 0: none was issued yet."""
     version: str = ""
     """The agent's version at its last connection."""
-    labels: Mapping[str, str] = field(default_factory=dict)
     revoked: float = 0.0
     """When it was revoked; 0: it is not."""
     valid_since: float = 0.0
@@ -206,9 +202,7 @@ class Registry(ABC):
         """
 
     @abstractmethod
-    async def seen(
-        self, name: str, when: float, *, version: str | None = None, labels: Mapping[str, str] | None = None
-    ) -> None:
+    async def seen(self, name: str, when: float, *, version: str | None = None) -> None:
         """Note that an agent of `name` was connected at `when`; what is None stays. An unknown name is ignored."""
 
     @abstractmethod
@@ -295,7 +289,7 @@ def added(known: UserRevocation | None, new: UserRevocation) -> UserRevocation:
 
 
 def may_go(entry: UserRevocation, now: float) -> bool:
-    """Say whether no token that the entry refuses can be valid any more."""
+    """Return whether no token that the entry refuses can be valid any more."""
     return entry.before + KEEP_REVOKED < now and not entry.user.startswith("system:")
 
 
@@ -324,18 +318,6 @@ def foreign_ca(known_pin: str, pin: str) -> str:
         f"this cluster's name belongs to another cluster CA: expected {known_pin}, found {pin}. Restore the agent's "
         "stored credential, choose another name, or have the operator make a join token with --rebind"
     )
-
-
-def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
-    """Return a copy of `labels`, or `ConfigError` when there are too many, too long ones, or unprintable characters."""
-    if len(labels) > MAX_LABELS:
-        raise ConfigError(f"a cluster has at most {MAX_LABELS} labels")
-    for name, value in labels.items():
-        if not 1 <= len(name) <= MAX_LABEL_NAME or len(value) > MAX_LABEL_VALUE:
-            raise ConfigError(f"a label has 1 to {MAX_LABEL_NAME} characters and its value at most {MAX_LABEL_VALUE}")
-        if not (name + value).isprintable():
-            raise ConfigError("labels consist of printable characters")
-    return dict(labels)
 
 
 def admit(record: ClusterRecord | None, certificate_der: bytes) -> ClusterRecord:

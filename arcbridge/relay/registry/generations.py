@@ -1,4 +1,4 @@
-"""Which renewals of an agent's certificate are its owner's: each generation is renewed once (docs/threats.md#E11).
+"""Judges renewals of an agent's certificate: each generation is renewed once (docs/threats.md#E11).
 
 A renewal keeps the agent's key and counts the generation that its certificate states up by one. A thief with a copy of
 the credential can renew it too, and then two renewals of one generation reach the registry, with two requests. This
@@ -68,7 +68,7 @@ class RenewedTwice(EnrolmentRefused):
         )
 
 
-class Renewal(NamedTuple):
+class CountedRenewal(NamedTuple):
     """What comes of a renewal."""
 
     keys: Keys
@@ -87,7 +87,7 @@ def enrolled(keys: Keys, key: str, now: float, *, repeated: bool) -> Keys:
     return _with(keys, key, replace(known, generation=max(known.generation, known.void) + 1, request="", at=now))
 
 
-def renewed(keys: Keys, shown: ShownCertificate, request: str, now: float) -> Renewal:
+def renewed(keys: Keys, shown: ShownCertificate, request: str, now: float) -> CountedRenewal:
     """Judge a renewal by what is held; `request` is the SHA-256 of a stored request, or `OLDER_AGENT`.
 
     Raises `EnrolmentRefused` for a certificate that does not count.
@@ -101,13 +101,13 @@ def renewed(keys: Keys, shown: ShownCertificate, request: str, now: float) -> Re
         return _next(keys, shown, request, now, shown.generation + 1, void)
     if shown.generation == known.generation - 1:
         if request == known.request != OLDER_AGENT:
-            return Renewal(keys, known.generation)
+            return CountedRenewal(keys, known.generation)
         if known.request == OLDER_AGENT and abs(now - known.at) <= RENEW_AGAIN:
-            return Renewal(keys, known.generation)
+            return CountedRenewal(keys, known.generation)
     if shown.generation == 0 and shown.issued_at > known.at + 2:
         # A relay of this fleet that does not count yet has issued it since.
         return _next(keys, shown, request, now, known.generation + 1, known.void)
-    return Renewal(_with(keys, shown.key, replace(known, void=known.generation)), 0)
+    return CountedRenewal(_with(keys, shown.key, replace(known, void=known.generation)), 0)
 
 
 def check_generation(keys: Keys, key: str, generation: int) -> None:
@@ -130,8 +130,8 @@ def from_json(stored: Mapping[str, Any]) -> dict[str, KeyState]:
     return {key: KeyState(*values) for key, values in stored.items()}
 
 
-def _next(keys: Keys, shown: ShownCertificate, request: str, now: float, generation: int, void: int) -> Renewal:
-    return Renewal(_with(keys, shown.key, KeyState(generation, request, now, void)), generation)
+def _next(keys: Keys, shown: ShownCertificate, request: str, now: float, generation: int, void: int) -> CountedRenewal:
+    return CountedRenewal(_with(keys, shown.key, KeyState(generation, request, now, void)), generation)
 
 
 def _with(keys: Keys, key: str, state: KeyState) -> Keys:

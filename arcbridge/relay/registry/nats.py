@@ -63,7 +63,6 @@ from arcbridge.relay.registry.base import (
     UserRevocation,
     added,
     check_join_token,
-    check_labels,
     check_revocation,
     check_user,
     foreign_ca,
@@ -83,6 +82,9 @@ PAUSES: Final = (0.001, 0.02)
 FOLLOW: Final = 300.0
 """Seconds until the copy is read anew, in case the server lost the watch without a word."""
 FOLLOW_AGAIN: Final = (0.5, 2.0)
+
+_TOKEN_FIELDS: Final = ("cluster", "uses", "used", "created", "expires_at", "rebind")
+"""Those of a `JoinTokenRecord` behind its id."""
 
 log = structlog.get_logger("arcbridge.relay")
 
@@ -154,15 +156,7 @@ class NatsRegistry(Registry):
 
     async def list_join_tokens(self) -> list[JoinTokenRecord]:
         found = [
-            JoinTokenRecord(
-                id=key.removeprefix("token."),
-                cluster=data["cluster"],
-                uses=data["uses"],
-                used=data["used"],
-                created=data["created"],
-                expires_at=data["expires_at"],
-                rebind=data["rebind"],
-            )
+            JoinTokenRecord(key.removeprefix("token."), *(data[field] for field in _TOKEN_FIELDS))
             for key, (data, _) in (await self._bucket.read_all("token.>")).items()
             if data is not None
         ]
@@ -271,14 +265,10 @@ class NatsRegistry(Registry):
     async def certificate_issued(self, name: str, expires_at: float) -> None:
         await self._note(name, {"certificate_expires": expires_at})
 
-    async def seen(
-        self, name: str, when: float, *, version: str | None = None, labels: Mapping[str, str] | None = None
-    ) -> None:
+    async def seen(self, name: str, when: float, *, version: str | None = None) -> None:
         changes: dict[str, Any] = {"last_seen": when}
         if version is not None:
             changes["version"] = printable(version, MAX_VERSION)
-        if labels is not None:
-            changes["labels"] = check_labels(labels)
         await self._note(name, changes)
 
     async def _note(self, name: str, changes: Mapping[str, Any]) -> None:
@@ -301,7 +291,7 @@ class NatsRegistry(Registry):
     async def renew(self, name: str, shown: ShownCertificate, request: str) -> int:
         token = subject_token(name)
 
-        async def renew() -> generations.Renewal:
+        async def renew() -> generations.CountedRenewal:
             revoked, binding = await asyncio.gather(
                 self._revocation(token), self._bucket.read(f"cluster.{token}.binding")
             )
@@ -557,7 +547,6 @@ def _record(binding: Mapping[str, Any], seen: Mapping[str, Any] | None, revoked:
         last_seen=seen.get("last_seen", 0.0),
         certificate_expires=seen.get("certificate_expires", 0.0),
         version=seen.get("version", ""),
-        labels=seen.get("labels", {}),
         revoked=revoked,
         valid_since=binding["valid_since"],
         keys=_keys(binding),

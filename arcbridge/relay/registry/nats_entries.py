@@ -58,10 +58,6 @@ def _absent_or(check: Callable[[object], bool]) -> Callable[[object], bool]:
     return lambda value: value is None or check(value)
 
 
-def _texts(value: object) -> bool:
-    return isinstance(value, dict) and all(map(_text, value.values()))
-
-
 def _times(value: object) -> bool:
     return isinstance(value, dict) and all(map(_number, value.values()))
 
@@ -80,7 +76,6 @@ _MEMBERS: Final[Mapping[str, Mapping[str, Callable[[object], bool]]]] = {
         "last_seen": _absent_or(_number),
         "certificate_expires": _absent_or(_number),
         "version": _absent_or(_text),
-        "labels": _absent_or(_texts),
     },
     "token": {
         "secret_hash": _text,

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from arcbridge.errors import EnrolmentRefused, StateError
 from arcbridge.observe.untrusted_text import printable
@@ -44,7 +44,6 @@ from arcbridge.relay.registry.base import (
     UserRevocation,
     added,
     check_join_token,
-    check_labels,
     check_revocation,
     check_user,
     foreign_ca,
@@ -99,9 +98,7 @@ _STEPS = (_CLUSTERS_AND_TOKENS, _REVOKED_USERS, _GENERATIONS_AND_UNKNOWN_CLUSTER
 
 SCHEMA_VERSION = len(_STEPS)
 
-_CLUSTER_COLUMNS = (
-    "name, ca_pem, ca_pin, created, last_seen, certificate_expires, version, labels, revoked, valid_since, keys"
-)
+_CLUSTER_COLUMNS = "name, ca_pem, ca_pin, created, last_seen, certificate_expires, version, revoked, valid_since, keys"
 _TOKEN_COLUMNS = "id, cluster, uses, used, created, expires_at, rebind"
 _USER_COLUMNS = "user, before, reason, revoked"
 
@@ -166,14 +163,8 @@ class SqliteRegistry(Registry):
         return token.text
 
     async def list_join_tokens(self) -> list[JoinTokenRecord]:
-        def select() -> list[JoinTokenRecord]:
-            rows = self._durable.execute(f"SELECT {_TOKEN_COLUMNS} FROM join_tokens ORDER BY created, id").fetchall()
-            return [
-                JoinTokenRecord(token_id, cluster, uses, used, created, expires_at, bool(rebind))
-                for token_id, cluster, uses, used, created, expires_at, rebind in rows
-            ]
-
-        return await self._run(select)
+        rows = await self._select(f"SELECT {_TOKEN_COLUMNS} FROM join_tokens ORDER BY created, id")
+        return [JoinTokenRecord(**_fields(_TOKEN_COLUMNS, row) | {"rebind": bool(row[-1])}) for row in rows]
 
     async def delete_join_token(self, token_id: str) -> bool:
         return await self._change("DELETE FROM join_tokens WHERE id = ?", (token_id,))
@@ -199,15 +190,10 @@ class SqliteRegistry(Registry):
         token = JoinToken.parse(text)
 
         def look() -> str:
-            row = self._durable.execute(
-                "SELECT secret_hash, cluster, uses, used, expires_at FROM join_tokens WHERE id = ?", (token.id,)
-            ).fetchone()
-            secret_hash, cluster, uses, used, expires_at = row if row is not None else ("0" * 64, "", 0, 0, 0.0)
-            if not token.matches(secret_hash) or row is None:
-                raise EnrolmentRefused(UNKNOWN_TOKEN)
-            if why := spent(used, uses, expires_at, self._clock()):
-                raise EnrolmentRefused(why)
-            return str(cluster)
+            cluster, _, reason = _known_token(self._durable, token, self._clock())
+            if reason:
+                raise EnrolmentRefused(reason)
+            return cluster
 
         return await self._run(look)
 
@@ -216,28 +202,22 @@ class SqliteRegistry(Registry):
     ) -> tuple[str, bool, bool]:
         """Use the token once more; in the caller's transaction. Return its cluster, whether it may rebind, and whether
         this key has used it before."""
-        row = database.execute(
-            "SELECT secret_hash, cluster, uses, used, expires_at, rebind FROM join_tokens WHERE id = ?", (token.id,)
-        ).fetchone()
-        # An unknown id costs the same comparison as a wrong secret, and gets the same answer.
-        secret_hash, cluster, uses, used, expires_at, rebind = row if row is not None else ("0" * 64, "", 0, 0, 0.0, 0)
-        if not token.matches(secret_hash) or row is None:
-            raise EnrolmentRefused(UNKNOWN_TOKEN)
+        cluster, rebind, reason = _known_token(database, token, now)
         again = database.execute(
             "SELECT at FROM redemptions WHERE token_id = ? AND key_hash = ?", (token.id, key_hash)
         ).fetchone()
         # `abs`: after the wall clock was set back, "earlier" is no longer a reason to trust a redemption for ever.
         if again is not None and abs(now - again[0]) <= REDEEM_AGAIN:
-            return cluster, bool(rebind), True
-        if why := spent(used, uses, expires_at, now):
-            raise EnrolmentRefused(why)
+            return cluster, rebind, True
+        if reason:
+            raise EnrolmentRefused(reason)
         database.execute("UPDATE join_tokens SET used = used + 1 WHERE id = ?", (token.id,))
         database.execute(
             "INSERT INTO redemptions (token_id, key_hash, at) VALUES (?, ?, ?)"
             " ON CONFLICT (token_id, key_hash) DO UPDATE SET at = excluded.at",
             (token.id, key_hash, now),
         )
-        return cluster, bool(rebind), False
+        return cluster, rebind, False
 
     def _bind(
         self, database: sqlite3.Connection, cluster: str, ca_pem: str, pin: str, now: float, *, rebind: bool
@@ -266,11 +246,8 @@ class SqliteRegistry(Registry):
     async def cluster(self, name: str) -> ClusterRecord | None:
         check_cluster_name(name)
 
-        def select() -> ClusterRecord | None:
-            row = self._durable.execute(f"SELECT {_CLUSTER_COLUMNS} FROM clusters WHERE name = ?", (name,)).fetchone()
-            return None if row is None else _cluster(row)
-
-        return await self._run(select)
+        rows = await self._select(f"SELECT {_CLUSTER_COLUMNS} FROM clusters WHERE name = ?", (name,))
+        return _cluster(rows[0]) if rows else None
 
     async def adopt(self, name: str, ca_pem: str, when: float) -> bool:
         check_cluster_name(name)
@@ -281,11 +258,7 @@ class SqliteRegistry(Registry):
         )
 
     async def clusters(self) -> list[ClusterRecord]:
-        def select() -> list[ClusterRecord]:
-            rows = self._durable.execute(f"SELECT {_CLUSTER_COLUMNS} FROM clusters ORDER BY name").fetchall()
-            return [_cluster(row) for row in rows]
-
-        return await self._run(select)
+        return [_cluster(row) for row in await self._select(f"SELECT {_CLUSTER_COLUMNS} FROM clusters ORDER BY name")]
 
     async def certificate_issued(self, name: str, expires_at: float) -> None:
         check_cluster_name(name)
@@ -293,19 +266,15 @@ class SqliteRegistry(Registry):
             "UPDATE clusters SET certificate_expires = max(certificate_expires, ?) WHERE name = ?", (expires_at, name)
         )
 
-    async def seen(
-        self, name: str, when: float, *, version: str | None = None, labels: Mapping[str, str] | None = None
-    ) -> None:
+    async def seen(self, name: str, when: float, *, version: str | None = None) -> None:
         check_cluster_name(name)
         version = None if version is None else printable(version, MAX_VERSION)
-        encoded = None if labels is None else json.dumps(check_labels(labels), sort_keys=True)
 
         def update() -> None:
             with self._transaction(self._quick) as database:
                 database.execute(
-                    "UPDATE clusters SET last_seen = max(last_seen, ?), version = coalesce(?, version),"
-                    " labels = coalesce(?, labels) WHERE name = ?",
-                    (when, version, encoded, name),
+                    "UPDATE clusters SET last_seen = max(last_seen, ?), version = coalesce(?, version) WHERE name = ?",
+                    (when, version, name),
                 )
 
         await self._run(update)
@@ -349,35 +318,26 @@ class SqliteRegistry(Registry):
         return await self._run(revoke)
 
     async def unrevoke_cluster(self, name: str) -> bool:
-        check_cluster_name(name)
-
-        def restore() -> bool:
-            with self._transaction(self._durable) as database:
-                known = database.execute("UPDATE clusters SET revoked = 0 WHERE name = ?", (name,)).rowcount
-                kept = database.execute("DELETE FROM revoked_names WHERE name = ?", (name,)).rowcount
-                return known + kept > 0
-
-        return await self._run(restore)
+        return await self._take_back("UPDATE clusters SET revoked = 0 WHERE name = ?", name)
 
     async def delete_cluster(self, name: str) -> bool:
+        return await self._take_back("DELETE FROM clusters WHERE name = ?", name)
+
+    async def _take_back(self, statement: str, name: str) -> bool:
+        """Run a statement on a cluster, and forget that its name was revoked; return whether either was known."""
         check_cluster_name(name)
 
-        def delete() -> bool:
+        def change() -> bool:
             with self._transaction(self._durable) as database:
-                known = database.execute("DELETE FROM clusters WHERE name = ?", (name,)).rowcount
+                known = database.execute(statement, (name,)).rowcount
                 kept = database.execute("DELETE FROM revoked_names WHERE name = ?", (name,)).rowcount
                 return known + kept > 0
 
-        return await self._run(delete)
+        return await self._run(change)
 
     async def revocations(self) -> frozenset[str]:
-        def select() -> frozenset[str]:
-            rows = self._durable.execute(
-                "SELECT name FROM clusters WHERE revoked > 0 UNION SELECT name FROM revoked_names"
-            )
-            return frozenset(name for (name,) in rows)
-
-        return await self._run(select)
+        rows = await self._select("SELECT name FROM clusters WHERE revoked > 0 UNION SELECT name FROM revoked_names")
+        return frozenset(name for (name,) in rows)
 
     # Users.
 
@@ -430,6 +390,10 @@ class SqliteRegistry(Registry):
         self._pending -= 1
         if not future.cancelled():
             future.exception()  # seen here too, for callers that were cancelled
+
+    async def _select(self, statement: str, values: tuple[object, ...] = ()) -> list[Any]:
+        """Return the rows that a statement finds."""
+        return await self._run(lambda: self._durable.execute(statement, values).fetchall())
 
     async def _change(self, statement: str, values: tuple[object, ...]) -> bool:
         """Run one statement in a durable transaction; whether it met a row."""
@@ -511,6 +475,20 @@ class SqliteRegistry(Registry):
         self._durable.close()
 
 
+def _known_token(database: sqlite3.Connection, token: JoinToken, now: float) -> tuple[str, bool, str]:
+    """Return a join token's cluster, whether it may rebind, and why it cannot be used any more by another key.
+
+    Raises `EnrolmentRefused`: an unknown id costs the same comparison as a wrong secret, and gets the same answer.
+    """
+    row = database.execute(
+        "SELECT secret_hash, cluster, uses, used, expires_at, rebind FROM join_tokens WHERE id = ?", (token.id,)
+    ).fetchone()
+    secret_hash, cluster, uses, used, expires_at, rebind = row if row is not None else ("0" * 64, "", 0, 0, 0.0, 0)
+    if not token.matches(secret_hash) or row is None:
+        raise EnrolmentRefused(UNKNOWN_TOKEN)
+    return str(cluster), bool(rebind), spent(used, uses, expires_at, now)
+
+
 def _keys(database: sqlite3.Connection, cluster: str) -> generations.Keys:
     row = database.execute("SELECT keys FROM clusters WHERE name = ?", (cluster,)).fetchone()
     return generations.from_json(json.loads(row[0]))
@@ -520,21 +498,15 @@ def _keep_keys(database: sqlite3.Connection, cluster: str, keys: generations.Key
     database.execute("UPDATE clusters SET keys = ? WHERE name = ?", (json.dumps(generations.to_json(keys)), cluster))
 
 
-def _cluster(row: tuple[str, str, str, float, float, float, str, str, float, float, str]) -> ClusterRecord:
-    name, ca_pem, ca_pin, created, last_seen, certificate_expires, version, labels, revoked, valid_since, keys = row
-    return ClusterRecord(
-        name=name,
-        ca_pem=ca_pem,
-        ca_pin=ca_pin,
-        created=created,
-        last_seen=last_seen,
-        certificate_expires=certificate_expires,
-        version=version,
-        labels=json.loads(labels),
-        revoked=revoked,
-        valid_since=valid_since,
-        keys=generations.from_json(json.loads(keys)),
-    )
+def _cluster(row: tuple[Any, ...]) -> ClusterRecord:
+    fields = _fields(_CLUSTER_COLUMNS, row)
+    keys = generations.from_json(json.loads(fields["keys"]))
+    return ClusterRecord(**fields | {"keys": keys})
+
+
+def _fields(columns: str, row: tuple[Any, ...]) -> dict[str, Any]:
+    """Return a row by the names of its columns, which are those of the record's fields."""
+    return dict(zip(columns.split(", "), row, strict=True))
 
 
 def _users(database: sqlite3.Connection) -> dict[str, UserRevocation]:

@@ -20,7 +20,7 @@ from arcbridge.observe.aggregated_metrics import snapshot
 from arcbridge.observe.server import ObserveServer
 from arcbridge.relay.fleet.workers import WorkersFleet
 from arcbridge.relay.membership import Membership, Service
-from arcbridge.relay.settings import Checked
+from arcbridge.relay.settings import CheckedRelay
 from arcbridge.relay.siblings.group import Siblings
 from arcbridge.relay.siblings.handover import Handovers
 from arcbridge.settings.config import RelayLimitsConfig, RelayUserLimitsConfig
@@ -59,7 +59,7 @@ class WorkerMembership(Membership):
         self._listen = listen
         self._wait_to_close = wait_to_close
 
-    def enter(self, checked: Checked, stack: AsyncExitStack) -> None:
+    def enter(self, checked: CheckedRelay, stack: AsyncExitStack) -> None:
         """Do nothing: the supervisor has logged the warnings, and holds the lock."""
 
     def address(self, configured: Address) -> Address:

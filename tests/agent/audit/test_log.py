@@ -12,22 +12,25 @@ import pytest
 from arcbridge.agent.audit import AuditLog, AuditRecord, writer
 from arcbridge.agent.audit import log as module
 from arcbridge.agent.audit.budget import AuditBudget
+from arcbridge.agent.audit.record import AuditSubject
 from arcbridge.agent.audit.verify import verify
 from arcbridge.errors import ConfigError
 
+SUBJECT = AuditSubject("s")
+
 
 def record() -> AuditRecord:
-    return AuditRecord(request="r-1", session="s")
+    return AuditRecord("r-1", SUBJECT)
 
 
 async def test_a_begun_record_is_in_the_file_before_the_request_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     log = AuditLog(str(path))
     one = record()
-    assert await log.begun(one) == ""
+    assert await log.written(log.begin, one) == ""
     assert '"stage":"begun","request":"r-1"' in path.read_text()
     one.details = {"privileged": ["container:c"]}
-    assert await log.detailed(one) == ""
+    assert await log.written(log.detail, one) == ""
     assert '"stage":"details","request":"r-1"' in path.read_text()
     log.write(one)
     log.close()
@@ -66,10 +69,10 @@ async def failing(log: AuditLog) -> None:
 async def test_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "RETRY", 0.01)
     log = AuditLog("/dev/full", on_failure="refuse")
-    refused = await log.begun(record())
+    refused = await log.written(log.begin, record())
     assert refused.startswith("the agent cannot write its audit log (No space left on device), and by its settings")
     await failing(log)
-    assert await log.begun(record()) == refused
+    assert await log.written(log.begin, record()) == refused
     assert log.refusal() == refused
     assert log.unready() == "the audit log cannot be written: No space left on device"
     assert log.refused == 3
@@ -79,9 +82,9 @@ async def test_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_continue() -> None:
     log = AuditLog("/dev/full", on_failure="continue")
-    assert await log.begun(record()) == ""
+    assert await log.written(log.begin, record()) == ""
     await failing(log)
-    assert await log.begun(record()) == ""
+    assert await log.written(log.begin, record()) == ""
     assert (log.refusal(), log.unready()) == ("", None)
     assert (log.unrecorded, log.refused, log.failures) == (2, 0, 1)
     log.close()
@@ -96,10 +99,10 @@ async def test_a_disk_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     log = AuditLog(str(path), on_failure=policy)
-    fill = AuditRecord(request="r", session="s", reason="x" * 1000)
+    fill = AuditRecord("r", SUBJECT, reason="x" * 1000)
     for _ in range(200):
         log.write(fill)
-    told = await asyncio.wait_for(log.begun(record()), 9)
+    told = await asyncio.wait_for(log.written(log.begin, record()), 9)
     assert told == ("" if policy == "continue" else module.refusal_text("it takes no data"))
     async with asyncio.timeout(10):
         while not log.failure:
@@ -115,7 +118,7 @@ async def test_a_queue_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """A stalled disk has filled the queue; `test_writer` has the queue itself."""
     log = AuditLog(str(tmp_path / "audit.jsonl"), on_failure=policy)
     monkeypatch.setattr(writer.AuditWriter, "put", lambda *_: False)
-    told = await log.begun(record())
+    told = await log.written(log.begin, record())
     assert told == (module.refusal_text("its queue is full") if log.refuses else "")
     assert (log.refused, log.unrecorded) == ((1, 0) if log.refuses else (0, 1))
     monkeypatch.undo()
@@ -149,13 +152,13 @@ def events(path: Path) -> list[tuple[object, ...]]:
 async def test_a27_records_that_are_left_out_are_counted_in_the_chain(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     log, budget = AuditLog(str(path)), limited()
-    one = AuditRecord("r", "s", user="alice", budget=budget)
+    one = AuditRecord("r", AuditSubject("s", "alice", budget=budget))
     for _ in range(10):
         log.write(one)
     assert log.left_out == 10
-    other = AuditRecord("r", "s", user="bob", budget=limited("bob"))
-    assert await log.begun(other) == ""
-    assert await log.begun(one) == "", "whether it may go on is decided elsewhere"
+    other = AuditRecord("r", AuditSubject("s", "bob", budget=limited("bob")))
+    assert await log.written(log.begin, other) == ""
+    assert await log.written(log.begin, one) == "", "whether it may go on is decided elsewhere"
     log.write(one)
     log.close()
     expected = [("audit", "begun"), ("audit-left-out", 10), ("audit", "begun"), ("audit", "ended"), ("chain-end", None)]
@@ -169,12 +172,12 @@ async def test_a27_each_minute_and_at_the_end_they_are_counted(tmp_path: Path, m
     monkeypatch.setattr(module, "LEFT_OUT_INTERVAL", 0.01)
     path = tmp_path / "audit.jsonl"
     log = AuditLog(str(path))
-    log.write(AuditRecord("r", "s", user="alice", budget=limited()))
+    log.write(AuditRecord("r", AuditSubject("s", "alice", budget=limited())))
     async with asyncio.timeout(10):
         while ("audit-left-out", 1) not in events(path):
             await asyncio.sleep(0.01)
     monkeypatch.setattr(module, "LEFT_OUT_INTERVAL", 3600)
-    log.write(AuditRecord("r", "s", user="bob", budget=limited("bob")))
+    log.write(AuditRecord("r", AuditSubject("s", "bob", budget=limited("bob"))))
     log.close()
     assert events(path)[1:] == [("audit-left-out", 1), ("chain-end", None)]
 
@@ -183,7 +186,7 @@ async def test_a27_where_nothing_goes_on_unrecorded_reads_are_owed(tmp_path: Pat
     path = tmp_path / "audit.jsonl"
     log, budget = AuditLog(str(path), on_failure="refuse"), limited()
     for _ in range(3):
-        log.write(AuditRecord("r", "s", budget=budget))
+        log.write(AuditRecord("r", AuditSubject("s", budget=budget)))
     log.close()
     assert events(path)[:-1] == [("audit", "complete")] * 3
     assert budget.is_spent(0.0)

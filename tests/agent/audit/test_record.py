@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import hashlib
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+import arcbridge
 from arcbridge.agent.audit import record as record_module
-from arcbridge.agent.audit.record import MAX_LISTED, AuditRecord, Value, path_fields, timestamp, words_sha256
+from arcbridge.agent.audit.record import (
+    MAX_LISTED,
+    TRANSITIONS,
+    AuditRecord,
+    AuditSubject,
+    RequestChange,
+    RequestOutcome,
+    Value,
+    path_fields,
+    timestamp,
+    words_sha256,
+)
 from arcbridge.observe.untrusted_text import clean, escape
+
+SUBJECT = AuditSubject("s")
 
 
 def test_o2_names_cannot_break_a_line() -> None:
     evil = 'x\r\n{"user":"root"}\x1b[2J\u2028<script>' + "y" * 1_000_000
     record = AuditRecord(
-        request="r", session="s", user=evil, name=evil, reason=evil, as_user=evil, as_groups=(evil,) * 100,
+        "r", AuditSubject("s", evil), name=evil, reason=evil, as_user=evil, as_groups=(evil,) * 100,
         details={"command": [evil] * 100, "container": evil},
     )  # fmt: skip
     for text in (record.line(1.0), record.begun_line(), record.details_line()):
@@ -56,7 +73,7 @@ def test_o2_a_line_is_json_that_says_what_the_record_says(
     """The log composes its lines by hand, and most texts in them come from callers."""
     groups, status, up, down = numbers
     record = AuditRecord(
-        request="s-1-1", session="s", user=names[0], as_user=names[1], groups=groups, status=status, bytes_up=up,
+        "s-1-1", AuditSubject("s", names[0], groups), as_user=names[1], status=status, bytes_up=up,
         bytes_down=down, started=1.0, details={"command": list(command), "tty": True} if command else None, **texts,
     )  # fmt: skip
     line = record.line(3.5)
@@ -84,25 +101,28 @@ def test_o2_a_line_is_json_that_says_what_the_record_says(
 
 
 def test_a_request_that_was_begun_ends() -> None:
-    record = AuditRecord(request="r", session="s", begun=True)
+    record = AuditRecord("r", SUBJECT, begun=True)
     assert json.loads(record.line(1.0))["stage"] == "ended"
 
 
 def test_what_is_asked_for_may_be_given_as_it_is_written() -> None:
     fields = dict(verb="list", group="apps", resource="deployments", subresource="", namespace="n", name="", path="")
-    spelt, given_text = AuditRecord("r", "s", **fields), AuditRecord("r", "s", path_fields=path_fields(**fields))
+    spelt, given_text = (
+        AuditRecord("r", SUBJECT, **fields),
+        AuditRecord("r", SUBJECT, path_fields=path_fields(**fields)),
+    )
     assert spelt.line(1.0).split(",")[1:-1] == given_text.line(1.0).split(",")[1:-1]
 
 
 def test_a_burst_of_refusals_is_one_record() -> None:
-    found = json.loads(AuditRecord("r", "s", limit="requests", omitted=7, outcome="refused").line(1.0))
+    found = json.loads(AuditRecord("r", SUBJECT, limit="requests", omitted=7, outcome="refused").line(1.0))
     assert (found["limit"], found["omitted"]) == ("requests", 7)
-    assert "omitted" not in json.loads(AuditRecord("r", "s", limit="requests").line(1.0))
+    assert "omitted" not in json.loads(AuditRecord("r", SUBJECT, limit="requests").line(1.0))
 
 
 def test_groups_of_as_are_names_and_bounded() -> None:
     token_like = "A1b2C3d4" * 8
-    record = AuditRecord("r", "s", as_user="", as_groups=("system:masters", token_like, *["g"] * 500))
+    record = AuditRecord("r", SUBJECT, as_user="", as_groups=("system:masters", token_like, *["g"] * 500))
     found = json.loads(record.line(1.0))
     assert found["as"] == ""
     assert found["as_groups"][:2] == ["system:masters", token_like]
@@ -112,7 +132,7 @@ def test_groups_of_as_are_names_and_bounded() -> None:
 
 
 def written(details: dict[str, Value]) -> dict[str, object]:
-    line = AuditRecord("r", "s", details=details).begun_line()
+    line = AuditRecord("r", SUBJECT, details=details).begun_line()
     assert len(line.encode()) < 12 * 1024
     found = json.loads(line)
     for key in ("ts", "event", "stage", "request", "session", "user", "groups", "bound"):
@@ -141,31 +161,31 @@ def test_a21_the_lists_of_a_record_are_bounded_together() -> None:
 def test_a23_names_of_objects_are_never_taken_for_secrets(name: str) -> None:
     keys = ("group", "resource", "namespace", "name", "target", "method", "verb")
     found = json.loads(
-        AuditRecord("r", "s", user=name, details={"container": name}, **dict.fromkeys(keys, name)).line(1.0)
+        AuditRecord("r", AuditSubject("s", name), details={"container": name}, **dict.fromkeys(keys, name)).line(1.0)
     )
     assert {found[key] for key in (*keys, "user", "container")} == {name}
 
 
 def test_a23_names_are_cut_with_a_mark() -> None:
-    found = json.loads(AuditRecord("r", "s", name="n" * 254, namespace="é" * 200, user="u" * 2000).line(1.0))
+    found = json.loads(AuditRecord("r", AuditSubject("s", "u" * 2000), name="n" * 254, namespace="é" * 200).line(1.0))
     assert found["name"] == "n" * 250 + "…"
     assert found["namespace"] == "é" * 125 + "…"
     assert found["user"] == "u" * 1021 + "…"
-    assert json.loads(AuditRecord("r", "s", name="n" * 253).line(1.0))["name"] == "n" * 253
+    assert json.loads(AuditRecord("r", SUBJECT, name="n" * 253).line(1.0))["name"] == "n" * 253
 
 
 def test_a25_kubectls_own_words_are_marked_as_such() -> None:
     lines = b"Accept: x\r\nKubectl-Command: kubectl get\r\nX: y\r\nKubectl-Session: 5f2c\r\nX-Kubectl-Command: z\r\n"
-    found = json.loads(AuditRecord("r", "s", client=lines).line(1.0))
+    found = json.loads(AuditRecord("r", SUBJECT, client=lines).line(1.0))
     assert found["client_says"] == {"command": "kubectl get", "session": "5f2c"}
     assert "more" not in found
     evil = b"Kubectl-Command: \x1b[2J\xff" + b"x" * 5000 + b"\r\nKubectl-Session: eyJhbGciOiJIUzI1NiJ9.e30.c2ln\r\n"
-    found = json.loads(AuditRecord("r", "s", client=evil).line(1.0))
+    found = json.loads(AuditRecord("r", SUBJECT, client=evil).line(1.0))
     assert found["client_says"]["command"].startswith("\\x1b[2J\\xff") or "ÿ" in found["client_says"]["command"]
     assert len(found["client_says"]["command"].encode()) <= 128
     assert found["client_says"]["session"] == "[redacted]"
     assert found["more"] == {"client_says": "cut or redacted"}
-    assert "client_says" not in json.loads(AuditRecord("r", "s", client=b"X: Kubectl-Command: y\r\n").line(1.0))
+    assert "client_says" not in json.loads(AuditRecord("r", SUBJECT, client=b"X: Kubectl-Command: y\r\n").line(1.0))
 
 
 def test_times_are_of_now() -> None:
@@ -183,7 +203,7 @@ def test_h20_what_two_records_of_a_request_share_is_cleaned_once(monkeypatch: py
 
     monkeypatch.setattr(record_module, "clean", counted)
     monkeypatch.setattr(record_module, "escape", counted)
-    record = AuditRecord("r", "s", as_user="b" * 500, as_groups=("g" * 500,), details={"command": ["x" * 500, "y"]})
+    record = AuditRecord("r", SUBJECT, as_user="b" * 500, as_groups=("g" * 500,), details={"command": ["x" * 500, "y"]})
     begun = json.loads(record.begun_line())
     assert len(cleaned) == 4
     ended = json.loads(record.line(record.started))
@@ -192,3 +212,50 @@ def test_h20_what_two_records_of_a_request_share_is_cleaned_once(monkeypatch: py
     record.details = {"privileged": ["z"]}  # of its body, later
     assert json.loads(record.line(record.started))["privileged"] == ["z"]
     assert len(cleaned) == 7, "all of the rest once more"
+
+
+# -- changes --------------------------------------------------------------------------------------------------------
+
+CHANGES = {
+    RequestChange.REFUSE: lambda record: record.refuse("no", 403),
+    RequestChange.CUT: lambda record: record.cut(),
+    RequestChange.REVOKE: lambda record: record.revoke("a right was lost"),
+    RequestChange.FAIL: lambda record: record.fail(ValueError()),
+    RequestChange.UPGRADE: AuditRecord.switch,
+    RequestChange.CONNECT: AuditRecord.connect,
+}
+
+
+@pytest.mark.parametrize("change", RequestChange)
+@pytest.mark.parametrize("outcome", RequestOutcome)
+def test_an_outcome_changes_as_the_table_says_and_else_stays(outcome: RequestOutcome, change: RequestChange) -> None:
+    record = AuditRecord("r", SUBJECT, outcome=outcome)
+    CHANGES[change](record)
+    assert record.outcome is TRANSITIONS[outcome].get(change, outcome)
+
+
+def test_what_was_upgraded_is_not_cut_by_its_own_end_but_by_a_lost_right() -> None:
+    record = AuditRecord("r", SUBJECT)
+    record.switch()
+    record.break_off(ConnectionResetError())
+    record.cut()
+    assert (record.outcome, record.reason) == ("upgraded", "ConnectionResetError")
+    record.revoke("the user lost a group")
+    record.break_off(ConnectionResetError())
+    assert (record.outcome, record.reason) == ("cut", "the user lost a group")
+
+
+def test_no_other_module_writes_into_a_record() -> None:
+    fields = {field.name for field in dataclasses.fields(AuditRecord)}
+    package = Path(arcbridge.__file__).parent
+    found = []
+    for path in package.rglob("*.py"):
+        if path.parts[-2:] == ("audit", "record.py"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and node.attr in fields:
+                owner = node.value
+                name = owner.id if isinstance(owner, ast.Name) else getattr(owner, "attr", "")
+                if name in ("record", "_record"):
+                    found.append(f"{path.relative_to(package)}:{node.lineno}")
+    assert found == []

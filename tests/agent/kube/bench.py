@@ -17,7 +17,7 @@ from typing import Any
 from arcbridge.agent.accounts import Accounts
 from arcbridge.agent.audit import AuditLog, AuditRecord
 from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
-from arcbridge.agent.kube.authorize import Caller
+from arcbridge.agent.kube.caller import Caller
 from arcbridge.agent.kube.proxy import KubeProxy
 from arcbridge.errors import ArcbridgeError
 from arcbridge.identity.claims import Identity

@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
+from arcbridge.settings.config import KubernetesConfig
+from tests.support.fake_apiserver import FakeApiServer
+
 from .bench import Bench, running
+from .desk import Desk
 
 
 @pytest.fixture(params=["fast path", "general path"])
@@ -19,3 +24,12 @@ async def bench(
         monkeypatch.setattr("arcbridge.agent.kube.fast_path.plain_head", lambda *_: None)
     async with running(tmp_path) as made:
         yield made
+
+
+@pytest.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    async with FakeApiServer.serving(tmp_path) as fake:
+        config = KubernetesConfig(server=fake.url, ca_file=fake.ca_file, token_file=fake.token_file)
+        api = ApiServer(endpoint_of(config, {}))
+        yield Desk(fake, api)
+        await api.close()

@@ -13,7 +13,8 @@ from types import SimpleNamespace
 import pytest
 
 from arcbridge.agent.backlog_relief import BacklogRelief
-from arcbridge.agent.kube.authorize import StreamContext, token_digest
+from arcbridge.agent.kube.attempt import Attempt
+from arcbridge.agent.kube.caller import StreamContext, token_digest
 from arcbridge.agent.kube.server import KubeProtocol
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.errors import RemoteProtocolError, StreamReset
@@ -150,7 +151,7 @@ async def test_an_api_server_that_is_down(bench: Bench, monkeypatch: pytest.Monk
 
 
 async def test_too_many_requests(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("arcbridge.agent.kube.authorize.MAX_IN_FLIGHT", 0)
+    monkeypatch.setattr("arcbridge.agent.kube.attempt.MAX_IN_FLIGHT", 0)
     monkeypatch.setattr("arcbridge.agent.accounts.BURST_GAP", 0.0)  # a record of each refusal, to compare
     heads, _, _, record = await _on_both(bench, monkeypatch, f"GET {PATH} HTTP/1.1\r\nHost: k\r\n\r\n".encode())
     assert (heads, record["outcome"], record["status"]) == ([], "refused", 429)
@@ -376,7 +377,7 @@ async def test_l34_answers_of_the_agents_own_do_not_pile_up(
     def refuse(*_: object) -> None:
         raise RequestRefusal(403, "no" * 500)
 
-    monkeypatch.setattr(bench.proxy.authorizer, "authorize", refuse)
+    monkeypatch.setattr(Attempt, "plan", refuse)
     request = "\r\n".join([f"GET {PATH} HTTP/1.1", "Host: k", *headers, "", ""]).encode()
     wire = bench.stream()
     assert wire.io.transport is not None

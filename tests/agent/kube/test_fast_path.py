@@ -164,7 +164,7 @@ async def test_the_end_of_the_agent_waits_for_what_is_nearly_done(bench: Bench) 
 
 
 async def test_too_many_requests_are_refused_before_they_leave(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("arcbridge.agent.kube.authorize.MAX_IN_FLIGHT", 0)
+    monkeypatch.setattr("arcbridge.agent.kube.attempt.MAX_IN_FLIGHT", 0)
     answer = await bench.get("/api/v1/pods")
     assert answer.status == 429
     assert bench.api.requests == []

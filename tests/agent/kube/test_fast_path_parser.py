@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from arcbridge.agent.kube.fast_path_parser import MAX_KNOWN_LINES, MAX_PLAIN_HEAD, passed_line, plain_head
 from arcbridge.agent.kube.impersonation import cleaned_headers
+from arcbridge.agent.kube.request_facts import read_facts
 
 GET = b"GET /api/v1/pods?watch=1 HTTP/1.1\r\nHost: k\r\nUser-Agent: kubectl\r\n\r\n"
 
@@ -79,7 +80,8 @@ def test_another_parser_reads_the_same_in_whatever_is_plain(pieces: list[bytes],
     assert (request.method, request.target, request.http_version) == (b"GET", head.target.encode(), b"1.1")
     assert head.plain is not None
     passed = [line.partition(b": ") for line in head.plain.split(b"\r\n")[:-1]]
-    kept = cleaned_headers([(name, value) for name, value in request.headers if name != b"connection"])
+    others = [(name, value) for name, value in request.headers if name != b"connection"]
+    kept = cleaned_headers(read_facts("GET", "/", others))
     assert [(name.lower(), value) for name, _, value in passed] == [(n.encode(), v.encode()) for n, v in kept]
     assert isinstance(connection.next_event(), h11.EndOfMessage)
     assert connection.trailing_data == (b"", False)

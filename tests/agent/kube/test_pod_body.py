@@ -12,11 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcbridge.agent.audit.record import MAX_LISTED, AuditRecord
+from arcbridge.agent.audit.record import MAX_LISTED, AuditRecord, AuditSubject
 from arcbridge.agent.kube.pod_body import MAX_BODY, MAX_FIELDS, MAX_VALUES, Inspection, is_inspected, pod_details
+from arcbridge.agent.kube.request_facts import RequestFacts, read_facts
 from arcbridge.agent.kube.request_info import MAX_SEGMENT
 from arcbridge.agent.kube.request_target import request_target
 from arcbridge.wire.backlog import Backlog
+
+SUBJECT = AuditSubject("s")
 
 POD: dict[str, Any] = {
     "apiVersion": "v1",
@@ -330,7 +333,7 @@ def peak(body: bytes, content_type: str) -> int:
     tracemalloc.start()
     try:
         found = pod_details(body, content_type, commands=True)
-        AuditRecord("r", "s", details=found).details_line()
+        AuditRecord("r", SUBJECT, details=found).details_line()
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -416,7 +419,7 @@ def test_h21_what_is_left_out_is_counted() -> None:
     found = details({"name": "n" * 1000, "capabilities": {"add": [*added, *added[:10]]}})["privileged"]
     assert len(found) == MAX_LISTED
     assert (found[0], found.more) == (f"capability C0 {'n' * (MAX_SEGMENT - 1)}…", 200 - MAX_LISTED)
-    written = json.loads(AuditRecord("r", "s", details={"privileged": found}).details_line())
+    written = json.loads(AuditRecord("r", SUBJECT, details={"privileged": found}).details_line())
     kept = len(written["privileged"])
     assert written["more"] == {"privileged": f"{kept} cut, {200 - kept} left out"}
     assert "sha256" not in written, "that of the body is given with it"
@@ -436,7 +439,7 @@ def test_a32_what_a_record_cuts_by_bytes_has_the_hash_of_the_body(name: str, cou
     names = [f"{name}{number}" for number in range(count)]
     body = json.dumps([{"name": one, "securityContext": {"privileged": True}} for one in names]).encode()
     found = pod_details(body, "application/json", commands=True)
-    line = json.loads(AuditRecord("r", "s", details=found).details_line())
+    line = json.loads(AuditRecord("r", SUBJECT, details=found).details_line())
     assert line["more"].keys() == {"privileged"}
     assert line["sha256"] == {"body": hashlib.sha256(body).hexdigest()}
 
@@ -451,7 +454,9 @@ async def seen(*chunks: bytes, headers: tuple[tuple[bytes, bytes], ...] = ()) ->
         told.append(details)
 
     held = Backlog(10**9)
-    inspection = Inspection([(b"Content-Type", b"application/json"), *headers], found, held, commands=True)
+    inspection = Inspection(
+        read_facts("POST", "/", [(b"Content-Type", b"application/json"), *headers]), found, held, commands=True
+    )
     for chunk in chunks:
         inspection.feed(chunk)
     await inspection.complete()
@@ -474,10 +479,13 @@ async def test_bodies_are_held_up_to_a_bound() -> None:
 
     process = Backlog(10**9)
     alice, bob = Backlog(3 * MAX_BODY, process), Backlog(3 * MAX_BODY, process)
-    held = [Inspection([], found, alice, commands=True) for _ in range(3)]
+    held = [Inspection(RequestFacts("POST", "/"), found, alice, commands=True) for _ in range(3)]
     for one in held:
         one.feed(b"x" * MAX_BODY)
-    last, other = Inspection([], found, alice, commands=True), Inspection([], found, bob, commands=True)
+    last, other = (
+        Inspection(RequestFacts("POST", "/"), found, alice, commands=True),
+        Inspection(RequestFacts("POST", "/"), found, bob, commands=True),
+    )
     last.feed(b"x")
     other.feed(b"x")
     assert (alice.held, bob.held, process.held) == (3 * MAX_BODY, 1, 3 * MAX_BODY + 1), "each user has an account"

@@ -13,6 +13,7 @@ import pytest
 
 from arcbridge.agent.audit import AuditRecord
 from arcbridge.agent.audit.budget import AuditBudget
+from arcbridge.agent.audit.record import AuditSubject
 from arcbridge.agent.kube.port_forward import MAX_BLOCK, MAX_FRAMES, MAX_PORTS, ForwardedPorts, forwarded_ports
 from arcbridge.agent.kube.spdy_dictionary import DICTIONARY
 from tests.fuzz.costs import lines
@@ -20,6 +21,8 @@ from tests.support.eventually import until
 
 from .bench import PODS, Bench
 from .test_upgrade import echo
+
+SUBJECT = AuditSubject("s")
 
 TUNNELLED = b"HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Protocol: SPDY/3.1+portforward.k8s.io\r\n"
 
@@ -181,18 +184,20 @@ def test_a28_streams_without_payload_stay_within_it() -> None:
 
 
 def record(upgrade: str = "websocket", **details: object) -> AuditRecord:
-    return AuditRecord("r", "s", subresource="portforward", upgrade=upgrade, details=details or None)
+    return AuditRecord("r", SUBJECT, subresource="portforward", upgrade=upgrade, details=details or None)
 
 
 def test_a26_which_upgrades_are_read() -> None:
     older = TUNNELLED.replace(b"SPDY/3.1+portforward", b"v4.channel")
     assert forwarded_ports(record(), older, print) is None, "it names its ports in the query"
-    exec_ = AuditRecord("r", "s", subresource="exec", upgrade="SPDY/3.1")
+    exec_ = AuditRecord("r", SUBJECT, subresource="exec", upgrade="SPDY/3.1")
     assert forwarded_ports(exec_, b"", print) is None
     other = forwarded_ports(record(), b"HTTP/1.1 101 x\r\n", print)
     assert other is not None
     assert other.ports.unread == "another protocol was chosen"
-    kubelet = AuditRecord("r", "s", subresource="proxy", upgrade="SPDY/3.1", details={"proxy_path": "/portForward/n/p"})
+    kubelet = AuditRecord(
+        "r", SUBJECT, subresource="proxy", upgrade="SPDY/3.1", details={"proxy_path": "/portForward/n/p"}
+    )
     found = forwarded_ports(kubelet, b"", print)
     assert found is not None
     assert found.ports.unread == ""
@@ -212,7 +217,7 @@ async def test_a33_many_ports_are_few_records_and_none_above_the_budget(monkeypa
     monkeypatch.setattr(loop, "call_later", call_later)
     budget = AuditBudget("alice")
     one = record("SPDY/3.1")
-    one.budget = budget
+    one.subject = AuditSubject("s", budget=budget)
     found = forwarded_ports(one, b"", told.append)
     assert found is not None
     spdy = Spdy()

@@ -147,9 +147,9 @@ def _fail(*_: object, **__: object) -> None:
 
 
 PLACES = [
-    "arcbridge.agent.kube.authorize.request_target",
-    "arcbridge.agent.kube.authorize.Authorizer._admit",
-    "arcbridge.agent.kube.authorize.Plan.request_head",
+    "arcbridge.agent.kube.attempt.request_target",
+    "arcbridge.agent.kube.attempt.Attempt._admit",
+    "arcbridge.agent.kube.plan.Plan.request_head",
     "arcbridge.agent.kube.exchange.Exchange.start",
     "arcbridge.agent.kube.exchange.Exchange._send",
     "arcbridge.agent.kube.exchange.Exchange.response_begins",
@@ -161,14 +161,13 @@ PLACES = [
 
 
 GENERAL_PLACES = [
-    "arcbridge.agent.kube.authorize.check_framing",
-    "arcbridge.agent.kube.authorize.check_names",
-    "arcbridge.agent.kube.authorize.has_body",
-    "arcbridge.agent.kube.authorize.impersonated_headers",
+    "arcbridge.agent.kube.proxy.read_facts",
+    "arcbridge.agent.kube.authorize.passed_lines",
+    "arcbridge.agent.kube.attempt.authorize",
     "arcbridge.agent.kube.proxy.RequestBody",
     "arcbridge.agent.kube.proxy.Inspection",
     "arcbridge.agent.kube.pod_body.pod_details",
-    "arcbridge.agent.kube.proxy._connection_line",
+    "arcbridge.agent.kube.proxy.is_inspected",
 ]
 
 
@@ -187,7 +186,7 @@ async def test_a20_a_handler_that_fails_anywhere_leaves_one_record(
     (record,) = await bench.audit.wait(1)
     assert record.outcome in ("failed", "cut", "refused")
     assert record.status in (0, 500, 502, 503) or record.outcome == "cut"
-    assert (record.verb, record.user) in (("create" if write else "list", "alice"), ("", "alice"))
+    assert (record.verb, record.subject.user) in (("create" if write else "list", "alice"), ("", "alice"))
     with suppress(StreamReset, EOFError):
         answer = await wire.answer()
         assert answer.status == record.status

@@ -7,10 +7,12 @@ import json
 
 import pytest
 
-from arcbridge.agent.audit.record import AuditRecord
+from arcbridge.agent.audit.record import AuditRecord, AuditSubject
 from arcbridge.agent.kube.request_info import MAX_SEGMENT
 from arcbridge.agent.kube.request_target import query_details, request_target
 from arcbridge.agent.kube.status import RequestRefusal
+
+SUBJECT = AuditSubject("s")
 
 POD = "/api/v1/namespaces/n/pods/p"
 
@@ -205,9 +207,25 @@ def test_h20_fields_of_a_path_are_cut_to_what_a_name_may_have() -> None:
     assert len(found.text) < 6 * MAX_SEGMENT
     assert found.detailed
     details = query_details(info, "/x", commands=True)
-    assert json.loads(AuditRecord("r", "s", path_fields=found.text, details=details).line(0.0))["more"] == {
+    assert json.loads(AuditRecord("r", SUBJECT, path_fields=found.text, details=details).line(0.0))["more"] == {
         "path": "cut"
     }
     whole = request_target("GET", f"/api/v1/namespaces/n/pods/{'a' * MAX_SEGMENT}", False)
     assert (whole.info.name, whole.info.cut) == ("a" * MAX_SEGMENT, False)
     assert not whole.detailed
+
+
+REFUSED_TARGETS = ["", "x", "*", "http://a/", "a:1", "/..", "/a/.", "/%2e", "/a%2f%2E%2e%2fb", "/..;x/y", "/\\", "/%5C"]
+
+
+@pytest.mark.parametrize("target", [*REFUSED_TARGETS, "/%00", "/#", "/ ", "/é"])
+def test_targets_refused(target: str) -> None:
+    with pytest.raises(RequestRefusal):
+        request_target("GET", target, False)
+
+
+@pytest.mark.parametrize(
+    "target", ["/", "//a", "/a/...", "/..a", "/a;b", "/%zz", "/%", "/a?../..", "/a?%2e%2e", "/a%2Fb"]
+)
+def test_targets_accepted(target: str) -> None:
+    request_target("GET", target, False)

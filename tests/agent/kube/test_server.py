@@ -16,8 +16,7 @@ import pytest
 
 from arcbridge.agent.kube import server
 from arcbridge.agent.kube.fast_path_parser import MAX_PLAIN_HEAD
-from arcbridge.agent.kube.framing import MAX_HEADERS
-from arcbridge.agent.kube.server import KubeProtocol
+from arcbridge.agent.kube.server import MAX_HEADERS, KubeProtocol
 from arcbridge.mux import memory
 from tests.support.eventually import until
 from tests.support.fake_apiserver import Exchange, reply
@@ -128,7 +127,7 @@ async def test_a_whole_head_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyP
 async def test_a_failure_of_ours_is_a_500_without_its_text(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     failures: list[dict[str, object]] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: failures.append(context))
-    monkeypatch.setattr("arcbridge.agent.kube.authorize.check_framing", lambda *_: 1 / 0)
+    monkeypatch.setattr("arcbridge.agent.kube.proxy.read_facts", lambda *_, **__: 1 / 0)
     answer = await bench.get("/api", "Connection: close")
     assert answer.status == 500
     assert b"division" not in answer.body

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.agent.kube.authorize import token_digest
+from arcbridge.agent.kube.caller import token_digest
 from arcbridge.agent.sessions import Sessions
 from arcbridge.agent.targets import TcpTargets
 from arcbridge.errors import StreamReset
 from arcbridge.mux.session import MuxSession
+from arcbridge.settings.config import SessionConfig
 from arcbridge.wire.frames import ResetCode
 from arcbridge.wire.records import Auth
 from tests.support.fake_apiserver import Exchange, chunked, impersonation_of, reply
@@ -365,7 +366,7 @@ class Renewed:
             "cut",
             "the token was renewed with fewer groups, or with another name",
         )
-        assert (self.sessions.upgrades_ended, self.bench.proxy.stats.upgrades_open) == (1, 0)
+        assert (self.sessions.counters.upgrades_ended, self.bench.proxy.stats.upgrades_open) == (1, 0)
 
 
 @asynccontextmanager
@@ -389,7 +390,7 @@ async def renewed(bench: Bench, serve: object, *, ends: bool = True) -> AsyncIte
         bench.proxy,
         TcpTargets({}, bench.audit),
         clock=lambda: 1000.0,
-        end_upgraded_streams=ends,
+        settings=SessionConfig(end_upgraded_streams=ends),
     )
     async with joined(sessions) as (client, handler), asyncio.timeout(20):
         await client.wait_established()
@@ -442,4 +443,4 @@ async def test_v21_an_operator_may_let_upgraded_streams_run_on(bench: Bench) -> 
         await made.shell_works()
         made.shell.io.finish()
         assert await made.shell.rest() == b""
-    assert made.sessions.upgrades_ended == 0
+    assert made.sessions.counters.upgrades_ended == 0

@@ -25,20 +25,7 @@ SUMMARY = {
 @pytest.mark.timeout(300)
 def test_relays_die_and_no_byte_is_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "result.json"
-    short = [
-        "--duration",
-        "14",
-        "--every",
-        "5",
-        "--streams",
-        "20",
-        "--clients",
-        "3",
-        "--kills",
-        "2",
-        "--patience",
-        "40",
-    ]
+    short = ["--duration=14", "--every=5", "--streams=20", "--clients=3", "--kills=2", "--patience=40"]
     status = main([*short, "--out", str(out), "--keep", str(tmp_path / "kept")])
     printed = capsys.readouterr()
     told = f"{printed.out[-3000:]}\n{printed.err[-3000:]}"

@@ -15,7 +15,7 @@ import yaml
 from arcbridge.client.background.caller import answer_of, exchange, request
 from arcbridge.client.background.connection_settings import read_words
 from arcbridge.client.background.process import Timing, run_background
-from arcbridge.client.background_paths import Place
+from arcbridge.client.background_paths import BackgroundPaths
 from tests.client.far_side import CLUSTER, CLUSTER_CA, RELAY_CA, FarSide
 from tests.client.session.test_session_manager import login
 from tests.support.world import fixed_port
@@ -28,7 +28,7 @@ class Background:
         (directory / "relay-ca.pem").write_text(RELAY_CA.certificate_pem)
         self.far = far
         self._callers = callers
-        self.place = Place(str(directory / "run"), str(directory / "state"))
+        self.place = BackgroundPaths(str(directory / "run"), str(directory / "state"))
         self.kubeconfig = directory / "config"
         self._settings = directory / "arcbridge" / "client.toml"
         self._settings.parent.mkdir()

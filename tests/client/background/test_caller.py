@@ -16,17 +16,17 @@ import pytest
 from arcbridge import __version__, single_file
 from arcbridge.client.background import caller
 from arcbridge.client.background.caller import NotRunning, OtherVersion, answer_of, exchange, request
-from arcbridge.client.background_paths import Place
+from arcbridge.client.background_paths import BackgroundPaths
 from arcbridge.errors import ArcbridgeError, ExitCode, StateError, Unreachable
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(str(tmp_path), str(tmp_path))
+def place(tmp_path: Path) -> BackgroundPaths:
+    return BackgroundPaths(str(tmp_path), str(tmp_path))
 
 
 @pytest.fixture
-def listener(place: Place) -> Iterator[socket.socket]:
+def listener(place: BackgroundPaths) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(place.socket)
         sock.listen()
@@ -62,20 +62,20 @@ def test_a_request_is_json_however_odd_its_texts_are() -> None:
     }
 
 
-def test_an_answer_in_pieces(place: Place, listener: socket.socket) -> None:
+def test_an_answer_in_pieces(place: BackgroundPaths, listener: socket.socket) -> None:
     answering(listener, b'{"a": "' + b"x" * 100_000 + b'"}\n')
     assert answer_of(exchange(place, request("status")))["a"] == "x" * 100_000
 
 
-def test_no_process_listens(place: Place, listener: socket.socket) -> None:
+def test_no_process_listens(place: BackgroundPaths, listener: socket.socket) -> None:
     with pytest.raises(NotRunning):
-        exchange(Place("/nonexistent", "/"), request("status"))
+        exchange(BackgroundPaths("/nonexistent", "/"), request("status"))
     listener.close()  # as after SIGKILL: the file is there
     with pytest.raises(NotRunning):
         exchange(place, request("status"))
 
 
-def test_a_process_that_ends_or_is_silent(place: Place, listener: socket.socket) -> None:
+def test_a_process_that_ends_or_is_silent(place: BackgroundPaths, listener: socket.socket) -> None:
     answering(listener, b"")
     with pytest.raises(NotRunning):
         exchange(place, request("status"))
@@ -84,7 +84,7 @@ def test_a_process_that_ends_or_is_silent(place: Place, listener: socket.socket)
 
 
 def test_w14_a_socket_of_another_user_is_not_spoken_to(
-    place: Place, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+    place: BackgroundPaths, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(caller, "peer_user_id", lambda sock: os.geteuid() + 1)
     with pytest.raises(StateError, match="and not by this user"):
@@ -93,7 +93,7 @@ def test_w14_a_socket_of_another_user_is_not_spoken_to(
 
 @pytest.mark.parametrize("planted", ["open", "link", "another user's"])
 def test_b45_nothing_is_sent_into_a_directory_that_others_can_change(
-    place: Place, listener: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planted: str
+    place: BackgroundPaths, listener: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planted: str
 ) -> None:
     """Where the kernel does not say whose process answers, as on macOS, the directory in /tmp is all that does."""
     monkeypatch.setattr(caller, "peer_user_id", lambda sock: None)
@@ -102,7 +102,7 @@ def test_b45_nothing_is_sent_into_a_directory_that_others_can_change(
         tmp_path.chmod(0o777)
     elif planted == "link":
         (tmp_path / "link").symlink_to(tmp_path)
-        place = Place(str(tmp_path / "link"), str(tmp_path))
+        place = BackgroundPaths(str(tmp_path / "link"), str(tmp_path))
     else:
         monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
     with pytest.raises(StateError, match="is not a directory of this user alone: remove it"):
@@ -129,12 +129,12 @@ def test_errors_come_back_as_they_were() -> None:
         answer_of(b'{"error": "x", "code": "version", "version": "9"}')
 
 
-def test_who_may_start_nothing_is_told_so(place: Place) -> None:
+def test_who_may_start_nothing_is_told_so(place: BackgroundPaths) -> None:
     with pytest.raises(NotRunning):
         caller.ask(place, request("status"), {}, start=False)
 
 
-def test_a_process_that_does_not_start_is_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_does_not_start_is_told(place: BackgroundPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         caller,
         "program",
@@ -171,7 +171,7 @@ def test_what_a_question_imports() -> None:
         "import sys\n"
         "from arcbridge.client import background_paths as place\nfrom arcbridge.client.background import caller\n"
         "caller.request('credential', ['x'])\n"
-        "try:\n    caller.exchange(place.Place.find({'HOME': '/nonexistent'}), b'')\n"
+        "try:\n    caller.exchange(place.BackgroundPaths.find({'HOME': '/nonexistent'}), b'')\n"
         "except caller.NotRunning:\n    pass\n"
         "print(*sys.modules)\n"
     )

@@ -16,7 +16,7 @@ import yaml
 from cryptography import x509
 
 from arcbridge.client.background.caller import NotRunning
-from arcbridge.client.background.clusters import Clusters
+from arcbridge.client.background.clusters import ServedClusters
 from arcbridge.client.background.connections import Connections
 from arcbridge.client.kubeconfig.entries import Kubeconfig
 from arcbridge.client.session.session_manager import SessionManager
@@ -264,12 +264,12 @@ def waiting(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
 
 
 @contextlib.asynccontextmanager
-async def serving(background: Background) -> AsyncIterator[Clusters]:
+async def serving(background: Background) -> AsyncIterator[ServedClusters]:
     """What serves a connection after a restart, and has no session yet: joins are not answered."""
     async with background.running():
         await background.connect()
     background.far.answers.clear()
-    clusters = Clusters(Path(background.place.connections), background.environment)
+    clusters = ServedClusters(Path(background.place.connections), background.environment)
     try:
         await clusters.restore({})
         yield clusters
@@ -367,7 +367,7 @@ async def test_what_was_disconnected_does_not_come_back(
     monkeypatch.setattr("arcbridge.client.background.clusters.FIRST_RETRY", 0.05)
     async with background.running():
         await background.connect(static="yes")
-    clusters = Clusters(Path(background.place.connections), background.environment)
+    clusters = ServedClusters(Path(background.place.connections), background.environment)
     background.take_settings_away(True)
     await clusters.restore({})
     assert clusters.failed
@@ -420,7 +420,7 @@ async def test_a_long_life_renews_both_certificates_and_cuts_nothing(
     # It begins in the past, so that TLS, which has the machine's clock, takes both the former and the new ones.
     monkeypatch.setattr("arcbridge.client.state.CLIENT_CERTIFICATE_LIFE", 90 * DAY)
     now = time.time() - 61 * DAY
-    clusters = Clusters(Path(background.place.connections), background.environment, lambda: now)
+    clusters = ServedClusters(Path(background.place.connections), background.environment, lambda: now)
     background.place.make()
     try:
         files = (str(background.kubeconfig),)
@@ -456,7 +456,7 @@ async def test_a_renewed_certificate_that_could_not_be_written_is_written_later(
     """The first kubeconfig is broken: the other one is written at once, and the first one when it is whole again."""
     monkeypatch.setattr("arcbridge.client.serving.served_cluster.RENEWAL_CHECK", 0.05)
     now = time.time() - 245 * DAY
-    clusters = Clusters(Path(background.place.connections), background.environment, lambda: now)
+    clusters = ServedClusters(Path(background.place.connections), background.environment, lambda: now)
     background.place.make()
     other = background.kubeconfig.with_name("other")
     try:

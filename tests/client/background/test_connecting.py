@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.client.background.connecting import check_connect, helps, is_to_be_trusted
+from arcbridge.client.background.connecting import check_connect, is_to_be_trusted, login_may_help
 from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
 from arcbridge.settings.config import ClientConfig, LoginConfig
@@ -67,4 +67,4 @@ def test_when_a_login_helps(
     context = ClientContext(
         ClientConfig(relay="https://r", login=login, state_dir=tmp_path), Terminal(may_log_in=may_log_in)
     )
-    assert helps(context, error) is mends
+    assert login_may_help(context, error) is mends

@@ -14,7 +14,7 @@ import pytest
 
 from arcbridge.client.background import process as process_module
 from arcbridge.client.background.caller import NotRunning, OtherVersion, exchange, request
-from arcbridge.client.background.clusters import Clusters
+from arcbridge.client.background.clusters import ServedClusters
 from arcbridge.client.background.connection_settings import UNKNOWN
 from arcbridge.client.background.connections import Connections
 from arcbridge.client.background.process import Timing
@@ -176,13 +176,13 @@ async def test_static_that_is_written_during_the_end_is_the_plugin_afterwards_to
 async def test_a_static_connection_that_failed_is_the_plugin_afterwards_too(
     background: Background, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    enter, made = Clusters._enter, list[Clusters]()
+    enter, made = ServedClusters._enter, list[ServedClusters]()
 
-    def noted(clusters: Clusters, *arguments: Any) -> None:
+    def noted(clusters: ServedClusters, *arguments: Any) -> None:
         made.append(clusters)
         enter(clusters, *arguments)
 
-    monkeypatch.setattr(Clusters, "_enter", noted)
+    monkeypatch.setattr(ServedClusters, "_enter", noted)
     async with background.running() as task:
         await background.connect(static="yes")
         clusters = made[0]

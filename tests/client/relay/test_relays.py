@@ -88,7 +88,7 @@ class TestOrder:
     def test_a_memory_of_its_own(self) -> None:
         relays = make()
         relays.failed(A)
-        assert relays.apart().order() == [A, B, C]
+        assert relays.with_own_record().order() == [A, B, C]
 
 
 class TestSettings:

@@ -53,7 +53,11 @@ async def test_bytes_and_half_close(forward: Forward, far: FarSide) -> None:
     writer.close()
     await settled(forward)
     assert far.targets == ["tcp:echo"]
-    assert (forward.stats.bytes_up, forward.stats.bytes_down, forward.stats.failed) == (len(blob), len(blob), 0)
+    assert (forward.stats.bytes_to_cluster, forward.stats.bytes_from_cluster, forward.stats.failed) == (
+        len(blob),
+        len(blob),
+        0,
+    )
 
 
 async def test_the_server_may_speak_first(forward: Forward, far: FarSide) -> None:

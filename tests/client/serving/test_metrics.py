@@ -21,9 +21,9 @@ def test_sums() -> None:
         counters.detached_seconds.observe(0.7)
         sessions.append(SimpleNamespace(current=current, counters=counters, detached_count=1, replayed_bytes=1000))
     endpoint, forward = EndpointStats(), ForwardStats()
-    endpoint.spliced, endpoint.strangers, endpoint.bytes_up, endpoint.open = 3, 1, 100, 2
+    endpoint.spliced, endpoint.strangers, endpoint.bytes_to_cluster, endpoint.open = 3, 1, 100, 2
     endpoint.displaced = 4
-    forward.accepted, forward.bytes_up, forward.failed = 5, 11, 1
+    forward.accepted, forward.bytes_to_cluster, forward.failed = 5, 11, 1
     metrics = Metrics("client")
     register(metrics, cast(Any, sessions), lambda: [endpoint], lambda: [forward])
     text = metrics.render()[0].decode()

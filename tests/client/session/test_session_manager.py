@@ -28,10 +28,11 @@ from arcbridge.errors import (
     Unauthenticated,
     Unreachable,
 )
-from arcbridge.identity.proof import ProofKey, ProofRefused, check_proof, explain
+from arcbridge.identity.proof import ProofKey, check_proof, explain
 from arcbridge.net.backoff import Backoff
 from arcbridge.net.join import JoinCode
 from arcbridge.pki.private_files import write_private
+from arcbridge.refusals import Refusal, RefusalRule, read_refusal
 from arcbridge.settings.config import LoginConfig
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import AuthOk, JoinReply
@@ -317,7 +318,7 @@ class TestComingBack:
                 while session.failure is None:
                     await asyncio.sleep(0.005)
             for _ in range(50):  # its backoff is 50 ms at most, so it had the time to come back
-                with pytest.raises(PermissionRefused, match='access to cluster "prod" was revoked: ask the cluster'):
+                with pytest.raises(PermissionRefused, match='cluster "prod": access was revoked: ask the cluster'):
                     await session.ready()
                 await asyncio.sleep(0.01)
             assert len(far.requests) == 1
@@ -383,7 +384,7 @@ class TestComingBack:
     ) -> None:
         async with running(make(far, tmp_path)) as session:
             await session.ready()
-            far.sessions[0].close(GoawayCode.EXPIRED, "a session lasts 12 h here at most; start again what ran in it")
+            far.sessions[0].close(GoawayCode.EXPIRED, "old", refusal=Refusal(RefusalRule.SESSION_AGE))
             async with asyncio.timeout(10):
                 while len(far.sessions) < 2:
                     await asyncio.sleep(0.005)
@@ -530,16 +531,16 @@ class TestBoundTokens:
     async def test_why_a_proof_was_not_taken_is_said_in_this_clients_words(
         self, far: FarSide, tmp_path: Path, reason: str
     ) -> None:
-        said = ProofRefused(reason, "SOME_PEER").message
-        far.auth_answer = (GoawayCode.UNAUTHENTICATED, said)
+        refusal = read_refusal(f"proof.{reason}")
+        far.auth_answer = (GoawayCode.UNAUTHENTICATED, "SOME_PEER", 0, refusal)
         async with running(make(far, tmp_path)) as session:
             with pytest.raises(Unauthenticated) as caught:
                 await session.ready()
-        expected = f'cluster "{CLUSTER}" does not accept the token: {explain(reason, "its agent")} (session '
+        expected = f'cluster "{CLUSTER}" does not accept the token: {explain(refusal.rule, "its agent")} (session '
         assert caught.value.told().startswith(expected)
-        far.reply = JoinReply(code=JoinCode.UNAUTHENTICATED, message=f"SOME_PEER says: {said}")
+        far.reply = JoinReply(code=JoinCode.UNAUTHENTICATED, message="SOME_PEER", rule=refusal.rule)
         async with running(make(far, tmp_path)) as session:
             with pytest.raises(Unauthenticated) as caught:
                 await session.ready()
-        expected = f"the relay does not accept the access token: {explain(reason, 'the relay')} (session "
+        expected = f"the relay does not accept the access token: {explain(refusal.rule, 'the relay')} (session "
         assert caught.value.told().startswith(expected)

@@ -11,7 +11,7 @@ from arcbridge.errors import JoinRefused
 from arcbridge.net.join import JoinCode
 from arcbridge.observe.metrics import Metrics
 from arcbridge.relay.fleet.base import AgentInfo, AgentLink, Fleet, Lost
-from arcbridge.relay.fleet.nats import Accept, Ask, DialAnswer, NatsFleet, Offer, _hashed
+from arcbridge.relay.fleet.nats import Accept, DialAnswer, DialAsk, NatsFleet, Offer, _hashed
 from arcbridge.relay.nats import NatsConnection, NoReply
 from arcbridge.settings.config import RelayFleetConfig
 from arcbridge.wire.records import Dial, Status
@@ -244,7 +244,7 @@ class TestTwoRelays:
 
 async def offered(stranger: NatsConnection) -> Offer:
     """What a relay offers for a dial of `prod`."""
-    return Offer.decode(await stranger.request(f"{stranger.prefix}.dial.prod", Ask("r", "prod").encode(), 10))
+    return Offer.decode(await stranger.request(f"{stranger.prefix}.dial.prod", DialAsk("r", "prod").encode(), 10))
 
 
 class TestOddReplies:
@@ -305,7 +305,7 @@ class TestOddReplies:
         accepted: list[object] = []
 
         def lie(message: object) -> None:
-            ask = Ask.decode(message.data)
+            ask = DialAsk.decode(message.data)
             offer = Offer(ask.request, ask.cluster, "i1", f"{stranger.prefix}.offer.somewhere")
             offer = replace(offer, **{wrong: "wrong"}) if wrong != "noise" else offer
             payload = b"\xff" if wrong == "noise" else offer.encode()
@@ -330,7 +330,7 @@ class TestOddReplies:
         kept: list[object] = []
 
         def offer(message: object) -> None:
-            ask = Ask.decode(message.data)
+            ask = DialAsk.decode(message.data)
             made = Offer(ask.request, ask.cluster, "i1", f"{stranger.prefix}.offer.trap")
             kept.append(asyncio.ensure_future(stranger.publish(message.reply, made.encode())))
 
@@ -388,7 +388,7 @@ class TestOddReplies:
         question = b'{"from": "x", "question": {"ask": "agents"}}'
         replies = ("$KV.x.cluster.prod.binding", "$JS.API.STREAM.PURGE.KV_x", f"{prefix}.roll", f"{prefix}.inbox.a b")
         asked = {
-            "dial.prod": Ask("r", "prod").encode(),
+            "dial.prod": DialAsk("r", "prod").encode(),
             "roll": b'["prod"]',
             "relay.questions": question,
             f"relay.{relay_id}": b"",
@@ -415,7 +415,7 @@ class TestOddReplies:
         accepted: list[object] = []
 
         def offer(message: object) -> None:
-            ask = Ask.decode(message.data)
+            ask = DialAsk.decode(message.data)
             made = Offer(ask.request, ask.cluster, "i1", f"$KV.{stranger.prefix}.cluster.prod.binding").encode()
             kept.append(asyncio.ensure_future(stranger.publish(message.reply, made)))
 

@@ -159,11 +159,11 @@ async def test_settings_of_five_thousand_users_reach_every_worker(config: RelayC
         await supervisor.kill()
 
 
-def started(config: RelayConfig) -> tuple[Supervisor, supervisor_module._Worker, socket.socket]:
+def started(config: RelayConfig) -> tuple[Supervisor, supervisor_module._WorkerHandle, socket.socket]:
     """A supervisor, a worker that was started with these settings, and the worker's end of the channel."""
     ours, theirs = pair()
     theirs.setblocking(False)
-    worker = supervisor_module._Worker(0)
+    worker = supervisor_module._WorkerHandle(0)
     worker.channel = Channel(ours, lambda message: None, lambda: None)
     worker.settings = config
     return Supervisor(config, 1, 1, -1), worker, theirs

@@ -78,7 +78,7 @@ class RegistryConformance:
         record = await registry.redeem_join_token(f" {token}\n", KEY_A, cluster_ca().certificate_pem)
         assert (record.name, record.ca_pem, record.ca_pin) == ("prod", cluster_ca().certificate_pem, cluster_ca().pin)
         assert (record.created, record.last_seen, record.certificate_expires) == (clock.now, 0, 0)
-        assert (record.version, dict(record.labels), record.revoked) == ("", {}, 0)
+        assert (record.version, record.revoked) == ("", 0)
         with pytest.raises(EnrolmentRefused, match="used up"):
             await registry.redeem_join_token(token, KEY_B, cluster_ca().certificate_pem)
         assert await registry.cluster("prod") == record
@@ -283,7 +283,7 @@ class RegistryConformance:
         assert record is not None
         assert (record.name, record.ca_pem, record.ca_pin) == ("prod", cluster_ca().certificate_pem, cluster_ca().pin)
         assert (record.created, record.last_seen, record.certificate_expires) == (clock.now, 0, 0)
-        assert (record.version, dict(record.labels), record.revoked, record.valid_since) == ("", {}, 0, 0)
+        assert (record.version, record.revoked, record.valid_since) == ("", 0, 0)
         assert await other.clusters() == [record]
         # The cluster is like any other: the same CA may enrol with a token, another CA may not.
         clock.now += 5
@@ -383,22 +383,18 @@ class RegistryConformance:
 
     async def test_what_is_seen_of_an_agent(self, registry: Registry, clock: Clock) -> None:
         await self.enrolled(registry)
-        await registry.seen("prod", clock.now + 5, version="0.1.0", labels={"region": "eu", "ü": ""})
+        await registry.seen("prod", clock.now + 5, version="0.1.0")
         await registry.seen("prod", clock.now + 3)
         await registry.certificate_issued("prod", clock.now + HOUR)
         await registry.certificate_issued("prod", clock.now + 60)
         record = await registry.cluster("prod")
         assert record is not None
-        assert (record.last_seen, record.version, dict(record.labels)) == (
-            clock.now + 5,
-            "0.1.0",
-            {"region": "eu", "ü": ""},
-        )
+        assert (record.last_seen, record.version) == (clock.now + 5, "0.1.0")
         assert record.certificate_expires == clock.now + HOUR
-        await registry.seen("prod", clock.now + 9, version="0.2.0", labels={})
+        await registry.seen("prod", clock.now + 9, version="0.2.0")
         record = await registry.cluster("prod")
         assert record is not None
-        assert (record.last_seen, record.version, dict(record.labels)) == (clock.now + 9, "0.2.0", {})
+        assert (record.last_seen, record.version) == (clock.now + 9, "0.2.0")
 
     async def test_an_unknown_cluster_leaves_no_trace(self, registry: Registry, clock: Clock) -> None:
         await registry.seen("unknown", clock.now, version="1")
@@ -416,9 +412,6 @@ class RegistryConformance:
         assert record is not None
         assert record.version.startswith("1.0[31m<b>xxx")
         assert len(record.version) <= 64
-        for labels in ({"a\n": "b"}, {"": "b"}, {"a": "b" * 300}, {"a" * 64: "b"}, {str(n): "" for n in range(33)}):
-            with pytest.raises(ConfigError):
-                await registry.seen("prod", clock.now, labels=labels)
 
     @pytest.mark.parametrize("name", BAD_NAMES)
     async def test_only_canonical_names(self, registry: Registry, clock: Clock, name: str) -> None:

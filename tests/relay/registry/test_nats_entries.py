@@ -17,14 +17,14 @@ WRITTEN: dict[str, dict[str, Any]] = {
         "name": "eu.prod", "ca_pem": "PEM", "ca_pin": "pin", "created": 1.5, "valid_since": 0.0, "keys": KEYS,
     },
     "cluster.prod.revoked": {"at": 1e9},
-    "seen.prod": {"last_seen": 1, "version": "1", "labels": {"a": "b"}, "certificate_expires": 2.0},
+    "seen.prod": {"last_seen": 1, "version": "1", "certificate_expires": 2.0},
     "token.a": {
         "secret_hash": "0", "cluster": "prod", "uses": 1, "used": 0, "created": 1, "expires_at": 2, "rebind": False,
         "redemptions": {"k": 1.0},
     },
     "user.a": asdict(UserRevocation("alice", 5, "left", 6.0)),
 }  # fmt: skip
-OPTIONAL = {"keys", "last_seen", "version", "labels", "certificate_expires"}
+OPTIONAL = {"keys", "last_seen", "version", "certificate_expires"}
 
 
 @pytest.mark.parametrize("key", WRITTEN)

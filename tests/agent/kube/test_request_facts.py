@@ -1,4 +1,4 @@
-"""Which heads are passed on (docs/threats.md#H5, docs/threats.md#H6). test_proxy asks the same over real streams."""
+"""What a head says, and which are passed on (docs/threats.md#H5). test_proxy asks the same over real streams."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import pytest
 from aiohttp import HttpVersion10, HttpVersion11
 from aiohttp.http import HttpVersion
 
-from arcbridge.agent.kube.framing import check_framing, check_target, has_body
-from arcbridge.agent.kube.status import RequestRefusal
+from arcbridge.agent.kube.request_facts import connection_options, read_facts, values_by_name
 
 HOST = (b"Host", b"k")
 TE = b"Transfer-Encoding"
@@ -39,15 +38,15 @@ BAD: list[tuple[str, HttpVersion, list[tuple[bytes, bytes]], int]] = [
 
 @pytest.mark.parametrize(("method", "version", "headers", "code"), BAD, ids=range(len(BAD)))
 def test_refused(method: str, version: HttpVersion, headers: list[tuple[bytes, bytes]], code: int) -> None:
-    with pytest.raises(RequestRefusal) as caught:
-        check_framing(method, version, headers)
-    assert caught.value.status_code == code
+    refusal = read_facts(method, "/", headers, version).misframed
+    assert refusal is not None
+    assert refusal.status_code == code
 
 
 def test_accepted() -> None:
-    check_framing("POST", HttpVersion11, [HOST, (TE, b" Chunked ")])
-    check_framing("POST", HttpVersion11, [HOST, (CL, b"5"), (b"Expect", b"100-Continue")])
-    check_framing("GET", HttpVersion10, [])
+    assert read_facts("POST", "/", [HOST, (TE, b" Chunked ")]).misframed is None
+    assert read_facts("POST", "/", [HOST, (CL, b"5"), (b"Expect", b"100-Continue")]).misframed is None
+    assert read_facts("GET", "/", [], HttpVersion10).misframed is None
 
 
 @pytest.mark.parametrize(
@@ -55,20 +54,26 @@ def test_accepted() -> None:
     [([], False), ([(CL, b"0")], False), ([(CL, b"1")], True), ([(b"transfer-encoding", b"chunked")], True)],
 )
 def test_has_body(headers: list[tuple[bytes, bytes]], body: bool) -> None:
-    assert has_body(headers) is body
-
-
-REFUSED_TARGETS = ["", "x", "*", "http://a/", "a:1", "/..", "/a/.", "/%2e", "/a%2f%2E%2e%2fb", "/..;x/y", "/\\", "/%5C"]
-
-
-@pytest.mark.parametrize("target", [*REFUSED_TARGETS, "/%00", "/#", "/ ", "/é"])
-def test_targets_refused(target: str) -> None:
-    with pytest.raises(RequestRefusal):
-        check_target(target)
+    assert read_facts("GET", "/", [HOST, *headers]).has_body is body
 
 
 @pytest.mark.parametrize(
-    "target", ["/", "//a", "/a/...", "/..a", "/a;b", "/%zz", "/%", "/a?../..", "/a?%2e%2e", "/a%2Fb"]
+    ("version", "keep_alive", "headers", "line"),
+    [
+        (HttpVersion11, True, [], b""),
+        (HttpVersion10, True, [], b"Connection: keep-alive\r\n"),
+        (HttpVersion10, False, [], b"Connection: close\r\n"),
+        (HttpVersion11, True, [(b"connection", b"close, x")], b"Connection: close\r\n"),
+        (HttpVersion11, True, [(TE, b"chunked")], b"Connection: close\r\n"),
+    ],
 )
-def test_targets_accepted(target: str) -> None:
-    check_target(target)
+def test_whether_another_request_may_follow(
+    version: HttpVersion, keep_alive: bool, headers: list[tuple[bytes, bytes]], line: bytes
+) -> None:
+    facts = read_facts("GET", "/", [HOST, *headers], version, keep_alive=keep_alive)
+    assert (facts.persistent, facts.connection_line) == (b"close" not in line, line)
+
+
+def test_connection_names_are_collected_from_every_line() -> None:
+    values = values_by_name([(b"Connection", b"a, B"), (b"connection", b"c")])
+    assert connection_options(values) == {"a", "b", "c"}

@@ -1,0 +1,148 @@
+"""Keeps who a session speaks for, and what it remembers of that between requests; and the streams of one session.
+
+It holds the verified identity, the tokens that were reviewed, the header lines of the identity, and what was upgraded.
+It decides nothing about a request. Invariant: header lines are those of the present identity and credential, or none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from arcbridge.agent.accounts import Account
+from arcbridge.agent.audit import AuditRecord
+from arcbridge.agent.audit.record import AuditSubject
+from arcbridge.agent.kube.impersonation import Subject, header_lines, impersonated_headers
+from arcbridge.identity.claims import Identity
+from arcbridge.limiters import TokenBucket
+from arcbridge.mux.stream import StreamTransport
+from arcbridge.wire.frames import ResetCode
+
+MAX_TOKENS = 8
+"""Tokens of one session that are remembered: the one of AUTH, and those that it was renewed with."""
+TOKEN_REVIEWS = 8
+"""Reviews of tokens that a session's requests may cause at once, and one more each five seconds."""
+SAFE_ID = re.compile(r"[0-9A-Za-z.-]{1,200}")
+"""Session names and request ids that may stand in a header as they are; the relay makes the names."""
+MAX_JOIN_ID = 20
+"""Characters of a join id that request ids begin with; a relay's have 16. With all of it, some parts of the API server
+would cut the agent's own part off."""
+
+
+class SubjectLines:
+    """The header lines that make a request run as the caller; cached for one identity and one credential."""
+
+    __slots__ = ("_authorization", "_identity", "_lines")
+
+    def __init__(self) -> None:
+        self._identity: Identity | None = None
+        self._authorization = ""
+        self._lines = b""
+
+    def of(self, identity: Identity, authorization: str, impersonable: frozenset[str] | None = None) -> bytes:
+        """Return the lines for an identity, the agent's own Authorization, and the groups that it may impersonate.
+
+        Raises RequestRefusal.
+        """
+        if identity is not self._identity or authorization != self._authorization:
+            self._identity = None
+            subject = Subject.of(identity, impersonable)
+            self._lines = header_lines(impersonated_headers([], subject, authorization=authorization))
+            self._identity, self._authorization = identity, authorization
+        return self._lines
+
+
+class ReviewedTokens:
+    """The tokens of one session in token mode that the API server has reviewed, as hashes.
+
+    A request carries its own token. Were it another's, the API server would see another user than the audit log.
+    """
+
+    def __init__(self) -> None:
+        self._hashes: list[bytes] = []
+
+    def add(self, digest: bytes) -> None:
+        """A token was reviewed (its `token_digest`); of many the newest are remembered."""
+        if digest and digest not in self._hashes:
+            self._hashes = [*self._hashes[1 - MAX_TOKENS :], digest]
+
+    def __contains__(self, digest: bytes) -> bool:
+        found = False
+        for known in self._hashes:  # all of them: how long it takes says nothing
+            found |= hmac.compare_digest(known, digest)
+        return found
+
+
+def token_digest(token: bytes) -> bytes:
+    """Return what is kept of a token."""
+    return hashlib.sha256(token).digest()
+
+
+@dataclass(slots=True)
+class Caller:
+    """Who a session speaks for."""
+
+    session: str
+    """The join id."""
+    identity: Identity
+    """Replaced at each renewal of the token; read anew for each request."""
+    account: Account
+    """What the user holds over all sessions."""
+    token_mode: bool = False
+    """The caller's own bearer token goes on in each request; the agent does not impersonate."""
+    proved_key: str = ""
+    """Thumbprint of the key to which the session's token is bound; empty: it is not bound."""
+    connected_since: float = 0.0
+    """When the session got its present connection, monotonic seconds; infinity while it has none."""
+    subject_lines: SubjectLines = field(default_factory=SubjectLines)
+    plain_lines: dict[bytes, bytes | None] = field(default_factory=dict)
+    """What became of header lines that came before; `fast_path_parser` fills and bounds it."""
+    tokens: ReviewedTokens = field(default_factory=ReviewedTokens)
+    """The tokens that requests may carry, in token mode."""
+    review_token: Callable[[str], Awaitable[bool]] | None = None
+    """Asks whether a token that is not among them is the same user's; None: no other token is taken."""
+    reviews: TokenBucket = field(default_factory=lambda: TokenBucket(TOKEN_REVIEWS, 0.2))
+    """How often that is asked."""
+    upgraded: dict[str, tuple[StreamTransport, AuditRecord]] = field(default_factory=dict)
+    """By request id, the upgrades that the API server was asked for as this caller and that are not over."""
+    subject: AuditSubject = field(init=False)
+    """Whom its records are of."""
+    request_prefix: str = ""
+    """What the ids of its requests begin with: the join id, which the relay chooses, and a part that the agent does. So
+    no relay chooses the id under which the API server's audit log has a request, nor gives two requests one."""
+
+    def __post_init__(self) -> None:
+        self.adopt(self.identity, self.proved_key)
+        self.request_prefix = f"{self.session[:MAX_JOIN_ID]}-{secrets.token_hex(8)}"
+
+    def adopt(self, identity: Identity, proved_key: str) -> None:
+        """Take over the identity of a renewed token, and the key that came with its proof."""
+        self.identity, self.proved_key = identity, proved_key
+        bound = identity.binding.kind.value
+        self.subject = AuditSubject(self.session, identity.username, len(identity.groups), bound, self.account.audit)
+
+    def end_upgraded(self, reason: str) -> int:
+        """Reset the upgraded streams, with a reason for their records; answers how many there were."""
+        streams = list(self.upgraded.values())
+        for stream, record in streams:
+            record.revoke(reason)
+            stream.abort(ResetCode.FORBIDDEN)
+        return len(streams)
+
+    def request_id(self, stream_id: int, number: int) -> str:
+        """Return the id of a request: the `number`th of a stream."""
+        return f"{self.request_prefix}-{stream_id}-{number}"
+
+
+@dataclass(slots=True)
+class StreamContext:
+    """One stream of a session, which is one HTTP/1.1 connection of the caller."""
+
+    caller: Caller
+    stream_id: int
+    requests: int = 0
+    """Requests that began on it so far."""

@@ -1,0 +1,121 @@
+"""Names why one end refuses another: a rule, and what the refusing end wanted, as two fields of its answer.
+
+Relay and agent fill the fields where they refuse (`Goaway`, `JoinReply`, the error of the relay's API, the causes of a
+`metav1.Status`); client and doctor decide by them alone. The sentence beside them is for people and decides nothing.
+Invariant: what `read_refusal` returns is a rule of this list and a text that cannot end a quotation, whatever was sent.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Any, Final, NamedTuple
+
+
+class RefusalRule(StrEnum):
+    """The check that failed. The names are released: the wire, the logs and the metrics have them."""
+
+    NONE = ""
+    TOKEN_SIZE = "token.size"
+    TOKEN_SHAPE = "token.shape"
+    TOKEN_ALG = "token.alg"
+    TOKEN_CRIT = "token.crit"
+    TOKEN_NESTED = "token.nested"
+    TOKEN_KID = "token.kid"
+    TOKEN_ISS = "token.iss"
+    TOKEN_KEY = "token.key"
+    TOKEN_SIGNATURE = "token.signature"
+    TOKEN_TYP = "token.typ"
+    TOKEN_EVENTS = "token.events"
+    TOKEN_CLAIMS = "token.claims"
+    TOKEN_EXP = "token.exp"
+    TOKEN_NBF = "token.nbf"
+    TOKEN_IAT = "token.iat"
+    TOKEN_LIFE = "token.life"
+    TOKEN_AUD = "token.aud"
+    TOKEN_AUD_FORBIDDEN = "token.aud.forbidden"
+    CLAIMS_RULE = "claims.rule"
+    CLAIMS_SUB = "claims.sub"
+    CLAIMS_USERNAME = "claims.username"
+    CLAIMS_USERNAME_CHARACTERS = "claims.username.characters"
+    CLAIMS_USERNAME_SYSTEM = "claims.username.system"
+    CLAIMS_EMAIL_VERIFIED = "claims.email_verified"
+    CLAIMS_UID = "claims.uid"
+    CLAIMS_GROUPS = "claims.groups"
+    CLAIMS_GROUPS_OVERAGE = "claims.groups.overage"
+    CLAIMS_GROUPS_MANY = "claims.groups.many"
+    CLAIMS_GROUPS_CHARACTERS = "claims.groups.characters"
+    CLAIMS_GROUPS_SYSTEM = "claims.groups.system"
+    CLAIMS_GROUPS_SOURCE = "claims.groups.source"
+    CLAIMS_GROUPS_POINTER = "claims.groups.pointer"
+    CLAIMS_GROUPS_SUBJECT = "claims.groups.subject"
+    CLAIMS_GROUPS_ISSUER = "claims.groups.issuer"
+    CLAIMS_GROUPS_EXP = "claims.groups.exp"
+    CLAIMS_GROUPS_TENANT = "claims.groups.tenant"
+    CLAIMS_GROUPS_OID = "claims.groups.oid"
+    CLAIMS_GROUPS_UNKNOWN = "claims.groups.unknown"
+    CLAIMS_EXTRA_MANY = "claims.extra.many"
+    CLAIMS_EXTRA_CHARACTERS = "claims.extra.characters"
+    CLAIMS_ELSEWHERE = "claims.elsewhere"
+    CLAIMS_EXPRESSION = "claims.expression"
+    CLAIMS_COST = "claims.cost"
+    USER_RULE = "user.rule"
+    PROOF_UNBOUND = "proof.unbound"
+    PROOF_OFF = "proof.off"
+    PROOF_CNF = "proof.cnf"
+    PROOF_MISSING = "proof.missing"
+    PROOF_KEY = "proof.key"
+    PROOF_SIZE = "proof.size"
+    PROOF_SHAPE = "proof.shape"
+    PROOF_ATH = "proof.ath"
+    PROOF_PEER = "proof.peer"
+    PROOF_IAT = "proof.iat"
+    PROOF_SIGNATURE = "proof.signature"
+    ISSUER_KEYS = "issuer.keys"
+    """The issuer's keys can be neither fetched nor taken from memory."""
+    GROUPS_UNAVAILABLE = "groups.unavailable"
+    """The place that has the user's groups does not answer."""
+    SESSION_AGE = "session.age"
+    """The session reached its greatest age; its token may still be good."""
+    AGENT_CREDENTIAL = "agent.credential"
+    """The API server refuses the agent's own credential."""
+    AGENT_API_CA = "agent.api_ca"
+    """The API server's certificate is not of the CA that the agent's settings name."""
+    AGENT_IMPERSONATION = "agent.impersonation"
+    """The API server does not let the agent act as the caller."""
+
+    @property
+    def family(self) -> str:
+        """The first word of the rule: what it is about."""
+        return self.partition(".")[0]
+
+    @property
+    def check(self) -> str:
+        """The rule without its family."""
+        return self.partition(".")[2]
+
+
+MAX_WANTED: Final = 200
+"""Characters of an audience or a claim's name that are sent."""
+_QUOTABLE: Final = re.compile(rf"[!#-\[\]-~][ !#-\[\]-~]{{0,{MAX_WANTED - 1}}}")
+"""Printable ASCII without quotes and backslashes."""
+
+
+class Refusal(NamedTuple):
+    """The fields of a refusal."""
+
+    rule: RefusalRule = RefusalRule.NONE
+    wanted: str = ""
+    """The audience, or the name of the claim, that the refusing end wants; empty where it does not say."""
+
+
+NO_REFUSAL: Final = Refusal()
+
+
+def read_refusal(rule: Any, wanted: object = "") -> Refusal:
+    """Return the refusal that fields from outside name; a rule that is not known here is none."""
+    try:
+        known = RefusalRule(rule)
+    except ValueError:
+        return NO_REFUSAL
+    return Refusal(known, wanted if isinstance(wanted, str) and _QUOTABLE.fullmatch(wanted) else "")
