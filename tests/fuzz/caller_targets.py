@@ -10,13 +10,14 @@ import json
 import math
 from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import web
 
 from arcbridge.agent.accounts import Account, Accounts
 from arcbridge.agent.audit import record
 from arcbridge.agent.kube import command_line, request_target
+from arcbridge.agent.kube.caller import StreamContext
 from arcbridge.agent.kube.fast_path_parser import MAX_PLAIN_HEAD, plain_head
 from arcbridge.agent.kube.pod_body import pod_details
 from arcbridge.agent.kube.port_forward import MAX_PORTS, ForwardedPorts
@@ -70,6 +71,21 @@ class _Stream(StreamTransport):
         return "_Stream()"
 
 
+class _Server(KubeServer):
+    """Keeps what it refuses, and gives no caller a deadline."""
+
+    def __init__(self, handle: Any, found: list[Outcome]) -> None:
+        super().__init__(handle, cast(Any, None))
+        self._found = found
+
+    def refuse(self, stream: StreamContext, refusal: RequestRefusal) -> None:
+        self._found.append(("", str(refusal.status_code), ()))
+
+    @staticmethod
+    def connected_since(stream: StreamContext) -> float:
+        return -math.inf
+
+
 async def _outcomes(data: bytes, size: int) -> list[Outcome]:
     """Return what the general entrance makes of bytes that arrive in pieces of `size`: requests, and one refusal."""
     found: list[Outcome] = []
@@ -78,9 +94,7 @@ async def _outcomes(data: bytes, size: int) -> list[Outcome]:
         found.append((request.method, request.path_qs, tuple(request.raw_headers)))
         return AnsweredResponse(keep_alive=False)
 
-    server = KubeServer(
-        handle, lambda _, refusal: found.append(("", str(refusal.status_code), ())), lambda _: -math.inf
-    )
+    server = _Server(handle, found)
     context: Any = SimpleNamespace(caller=SimpleNamespace(account=Account(Accounts(), _ALICE)))
     protocol = KubeProtocol(server, context, asyncio.get_running_loop())
     stream = _Stream()

@@ -212,7 +212,7 @@ async def test_files_are_checked_once_for_a_reload(relay: Reloading, monkeypatch
     try:
         checks, check = 0, settings.check
 
-        def counted(config: RelayConfig) -> settings.Checked:
+        def counted(config: RelayConfig) -> settings.CheckedRelay:
             nonlocal checks
             checks += 1
             return check(config)

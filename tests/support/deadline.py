@@ -38,6 +38,7 @@ def pytest_timeout_cancel_timer(item: pytest.Item) -> None:
     faulthandler.cancel_dump_traceback_later()
 
 
-def pytest_unconfigure() -> None:
-    """Give threads that no test ended their time, and end the process then."""
-    faulthandler.dump_traceback_later(LEAVING, exit=True, file=_stderr)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Give threads that no test ended their time, and end the process then; pytest-xdist ends its workers itself."""
+    if not hasattr(config, "workerinput"):
+        faulthandler.dump_traceback_later(LEAVING, exit=True, file=_stderr)

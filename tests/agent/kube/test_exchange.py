@@ -103,7 +103,7 @@ async def _outcome(bench: Bench, data: bytes, route: Route | None) -> tuple[list
             ended, got = "in order", await wire.rest()
     except StreamReset as reset:
         ended, got = str(reset.code), wire.buffer
-    fields = dataclasses.asdict(dataclasses.replace(record, budget=None))
+    fields = dataclasses.asdict(dataclasses.replace(record, subject=None))
     for name in ("request", "started"):
         del fields[name]
     heads = [re.sub(rb"Audit-ID: [^\r]*", b"Audit-ID: *", request.head) for request in bench.api.requests]
