@@ -26,6 +26,15 @@ def read_json(text: bytes | bytearray | str, most: int = MOST) -> Any:
     return decode(_DECODER, text if isinstance(text, str) else text.decode("utf-8-sig"))
 
 
+def read_json_object(text: bytes | bytearray | str, most: int = MOST) -> dict[str, Any]:
+    """Parse a JSON object as `read_json` does; return an empty one for every other text."""
+    try:
+        value = read_json(text, most)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def decode(decoder: json.JSONDecoder, text: str) -> Any:
     """Parse with this decoder; raises ValueError where the text is no JSON or is nested too deep."""
     try:

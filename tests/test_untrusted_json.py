@@ -16,7 +16,7 @@ from arcbridge.identity.strict_json import parse_object
 from arcbridge.relay.fleet.nats import NatsFleet
 from arcbridge.relay.fleet.nats_questions import NatsQuestions
 from arcbridge.relay.operations import rows_of
-from arcbridge.untrusted_json import DEPTH, MOST, read_json
+from arcbridge.untrusted_json import DEPTH, MOST, read_json, read_json_object
 
 HOUSE = Path(__file__).resolve().parents[1] / "arcbridge"
 ITS_OWN = {
@@ -66,6 +66,7 @@ def test_wide_texts_are_not_deep() -> None:
 def test_what_is_no_json_is_a_value_error(text: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  # of any wording
         read_json(text)
+    assert read_json_object(text) == {}
 
 
 def test_what_is_json_is_read_from_bytes_and_text() -> None:

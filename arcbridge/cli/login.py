@@ -17,7 +17,7 @@ from arcbridge.settings.config import ClientConfig
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from arcbridge.client.credentials.identity_summary import Who
+    from arcbridge.client.credentials.identity_summary import IdentitySummary
 
 
 def _run(work: Coroutine[Any, Any, int]) -> int:
@@ -92,10 +92,10 @@ async def _log_out(config: ClientConfig) -> int:
 def whoami(invocation: Invocation) -> int:
     """Print who is logged in, until when, and where; changes nothing."""
     config: ClientConfig = load_settings(invocation, os.environ)
-    from arcbridge.client.credentials.identity_summary import who
+    from arcbridge.client.credentials.identity_summary import summary_of
     from arcbridge.client.state import StateDirectory
 
-    found = who(config, StateDirectory.find(config.state_dir, os.environ))
+    found = summary_of(config, StateDirectory.find(config.state_dir, os.environ))
     checked = ""
     if invocation.switch("check"):
         if (code := _run(_check(config))) != ExitCode.DONE:
@@ -125,7 +125,7 @@ async def _check(config: ClientConfig) -> int:
     return ExitCode.DONE
 
 
-def _as_document(found: Who, checked: str) -> dict[str, Any]:
+def _as_document(found: IdentitySummary, checked: str) -> dict[str, Any]:
     return {
         "user": found.user or None,
         "subject": found.subject or None,
@@ -139,7 +139,7 @@ def _as_document(found: Who, checked: str) -> dict[str, Any]:
     }
 
 
-def _as_rows(found: Who, checked: str) -> list[tuple[str, str]]:
+def _as_rows(found: IdentitySummary, checked: str) -> list[tuple[str, str]]:
     until = time.strftime("%Y-%m-%d %H:%M", time.localtime(found.expires)) if found.expires else ""
     renewed = "renewed by itself" if found.renews else "then log in again" if found.source == "login" else ""
     return [

@@ -14,7 +14,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from arcbridge.client.credentials.sources import TokenSources
-from arcbridge.client.credentials.tokens import check_token, with_defaults
+from arcbridge.client.credentials.token_files import check_token
+from arcbridge.client.credentials.tokens import with_defaults
 from arcbridge.client.relay.relays import Relays
 from arcbridge.client.serving.served_cluster import ServedCluster
 from arcbridge.client.session.session_manager import SessionManager

@@ -86,7 +86,7 @@ class AuthenticationConfig:
     issuers: tuple[IssuerConfig, ...]
 
     def issuer(self, url: str) -> IssuerConfig | None:
-        """Answer the issuer whose url is exactly `url`, else None."""
+        """Return the issuer whose url is exactly `url`, else None."""
         return next((issuer for issuer in self.issuers if issuer.url == url), None)
 
 
@@ -290,7 +290,7 @@ def _issuer(document: object, path: str, errors: list[_Misplaced]) -> IssuerConf
             issuer.wrong("discoveryURL", "must differ from url")
         issuer.refuse("egressSelectorType", "egress selectors are not carried out here")
         ca_pem = issuer.text("certificateAuthority") or None
-        if ca_pem is not None and not _is_ca(ca_pem):
+        if ca_pem is not None and not is_ca(ca_pem):
             issuer.wrong("certificateAuthority", "not a PEM certificate")
         audiences = issuer.audiences()
         issuer.done()
@@ -312,7 +312,7 @@ def _issuer(document: object, path: str, errors: list[_Misplaced]) -> IssuerConf
     )
 
 
-def _is_ca(pem: str) -> bool:
+def is_ca(pem: str) -> bool:
     """Return whether OpenSSL, which is to trust it, reads the text as certificates."""
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=pem)
@@ -490,7 +490,7 @@ def _prefixed(fields: _Fields | None, compiled: _Compiled, name: str, *, require
     return None
 
 
-def _wrong_with_url(url: str) -> str:
+def wrong_with_url(url: str) -> str:
     """Return why a URL is no issuer's; empty where it may be one."""
     try:
         parts = urlsplit(url)
@@ -578,7 +578,7 @@ class _Fields:
 
     def https_url(self, name: str, *, required: bool = False) -> str:
         url = self.text(name, required=required)
-        why = _wrong_with_url(url) if url else ""
+        why = wrong_with_url(url) if url else ""
         if why:
             self.wrong(name, why)
         return "" if why else url

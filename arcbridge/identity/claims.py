@@ -52,33 +52,7 @@ _USERNAME = _NameRules(RefusalRule.CLAIMS_USERNAME_CHARACTERS, RefusalRule.CLAIM
 _GROUPS = _NameRules(RefusalRule.CLAIMS_GROUPS_CHARACTERS, RefusalRule.CLAIMS_GROUPS_SYSTEM)
 _SYSTEM = "system:"
 # Letters of other scripts, and colons of other blocks, that are drawn like those of "system:" and that NFKC keeps.
-_LOOK_ALIKE = str.maketrans(
-    {
-        "ѕ": "s",  # Cyrillic
-        "ꜱ": "s",  # Latin small capital
-        "у": "y",
-        "ү": "y",
-        "γ": "y",  # Greek
-        "ʏ": "y",
-        "т": "t",
-        "τ": "t",
-        "ᴛ": "t",
-        "е": "e",
-        "ҽ": "e",
-        "є": "e",
-        "ᴇ": "e",
-        "м": "m",
-        "ᴍ": "m",
-        "ı": "i",
-        "ː": ":",
-        "˸": ":",
-        "։": ":",
-        "׃": ":",
-        "܃": ":",
-        "∶": ":",
-        "꞉": ":",
-    }
-)
+_LOOK_ALIKE = str.maketrans("ѕꜱуүγʏтτᴛеҽєᴇмᴍıː˸։׃܃∶꞉", "ssyyyyttteeeemmi:::::::")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +73,7 @@ class Identity:
     binding: Binding = UNBOUND
 
     def supersedes(self, other: Identity) -> bool:
-        """Tell whether this identity, of a renewal, takes the place of `other`, of the same subject.
+        """Return whether this identity, of a renewal, takes the place of `other`, of the same subject.
 
         The later time of issue wins, whichever token lasts longer: it is the issuer's newer word. Of two tokens that
         were issued in one second, or that do not say, the one with fewer groups wins, so that neither their order nor
@@ -126,13 +100,13 @@ class Identity:
 
 
 def is_reserved(name: str) -> bool:
-    """Tell whether `name` is, or is drawn like, a name that Kubernetes keeps for itself (`system:…`)."""
+    """Return whether `name` is, or is drawn like, a name that Kubernetes keeps for itself (`system:…`)."""
     folded = unicodedata.normalize("NFKC", name).casefold().translate(_LOOK_ALIKE)
     return folded.lstrip().startswith(_SYSTEM)
 
 
 def is_plain(name: str, limit: int = MAX_NAME) -> bool:
-    """Tell whether `name` reads the same everywhere: 1 to `limit` bytes of UTF-8, none invisible, no outer blanks."""
+    """Return whether `name` reads the same everywhere: 1 to `limit` bytes of UTF-8, none invisible, no outer blanks."""
     if not name or name != name.strip():
         return False
     try:
@@ -256,7 +230,7 @@ def _elsewhere(claims: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     if isinstance(names, Mapping):
         found = {name: ("_claim_names", "_claim_sources") for name in names if claims.get(name) is None}
     elif names is not None and claims.get("groups") is None:
-        found = {"groups": ("_claim_names",)}  # what it points to cannot be told
+        found = {"groups": ("_claim_names",)}  # it may point to any claim
     if claims.get("hasgroups") in (True, "true") and claims.get("groups") is None:
         found["groups"] = (*found.get("groups", ()), "hasgroups")
     return found

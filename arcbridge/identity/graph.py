@@ -13,16 +13,20 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Final
 
 from arcbridge.errors import ConfigError, Unreachable
+from arcbridge.identity.authentication import is_ca, wrong_with_url
 from arcbridge.identity.claims import MAX_GROUPS
 from arcbridge.identity.fetch import ReplyDocument, SendRequest
-from arcbridge.identity.graph_token import TOLD_CALLER, Credential, Failure, GraphToken, json_object
+from arcbridge.identity.graph_token import TOLD_CALLER, Failure, GraphToken
 from arcbridge.identity.lookups import Lookups
 from arcbridge.identity.refusal import GroupsUnavailable, TokenRefused
 from arcbridge.refusals import RefusalRule
+from arcbridge.untrusted_json import read_json_object
+
+if TYPE_CHECKING:
+    from arcbridge.settings.config import GraphConfig
 
 TOKEN_ENDPOINT = "https://login.microsoftonline.com/{tenant}/oauth2/v2.0/token"
 MAX_KEEP = 3600.0
@@ -39,24 +43,7 @@ _QUESTION: Final = b'{"securityEnabledOnly": true}'
 """Security groups, direct and nested, and neither distribution lists nor roles: what can be bound in a cluster."""
 
 
-class GraphSettings(Credential, Protocol):
-    """`config.GraphConfig`, which says what each is."""
-
-    @property
-    def issuers(self) -> tuple[str, ...]: ...
-    @property
-    def tenant(self) -> str: ...
-    @property
-    def url(self) -> str: ...
-    @property
-    def token_endpoint(self) -> str: ...
-    @property
-    def ca_file(self) -> Path | None: ...
-    @property
-    def cache(self) -> float: ...
-
-
-def check(name: str, settings: GraphSettings) -> None:
+def check(name: str, settings: GraphConfig) -> None:
     """Raise ConfigError, which names the setting, unless `[graph.NAME]` can work. Reads no file."""
     at = f"graph.{name}"
     if not settings.issuers:
@@ -79,13 +66,15 @@ def check(name: str, settings: GraphSettings) -> None:
         raise ConfigError(f"{at}.key_file: needed with certificate_file, and with nothing else")
     for key in ("url", "token_endpoint"):
         if value := getattr(settings, key):
-            _check_https(value, f"{at}.{key}")
+            why = wrong_with_url(value) or ("" if value.isascii() else "must have ASCII characters alone")
+            if why:
+                raise ConfigError(f"{at}.{key}: {why}")
     if not 0 < settings.cache <= MAX_KEEP:
         raise ConfigError(f"{at}.cache: must be above 0 and at most {MAX_KEEP / 3600:.0f} h")
 
 
 def points_elsewhere(claims: Mapping[str, Any]) -> bool:
-    """Tell whether Entra ID left the groups out of this token because they were too many."""
+    """Return whether Entra ID left the groups out of this token because they were too many."""
     if claims.get("groups") is not None:
         return False
     names = claims.get("_claim_names")
@@ -93,7 +82,7 @@ def points_elsewhere(claims: Mapping[str, Any]) -> bool:
 
 
 def is_application(claims: Mapping[str, Any]) -> bool:
-    """Tell whether a token of Entra ID is an application's or managed identity's, and no user's.
+    """Return whether a token of Entra ID is an application's or managed identity's, and no user's.
 
     `idtyp` says it where it is configured; without it `sub` and `oid` of such a token are the same (Microsoft, "Access
     token claims reference").
@@ -108,7 +97,7 @@ class Directory:
     def __init__(
         self,
         name: str,
-        settings: GraphSettings,
+        settings: GraphConfig,
         ask: SendRequest,
         *,
         clock: Callable[[], float] = time.time,
@@ -199,7 +188,7 @@ class Directory:
             wait = BACK_OFF if reply.retry_after is None else min(max(reply.retry_after, 1.0), MAX_BACK_OFF)
             self._busy_until = self._monotonic() + wait
             raise GroupsUnavailable(f"Microsoft Graph is busy (status {reply.status})")
-        document = json_object(reply)
+        document = read_json_object(reply.body)
         if reply.status == 400 and _code_of(document) == _TOO_MANY:
             raise _too_many()
         if reply.status != 200:
@@ -240,23 +229,11 @@ def _too_many() -> TokenRefused:
     return TokenRefused(RefusalRule.CLAIMS_GROUPS_MANY, f"the user of the token has more than {MAX_GROUPS} groups")
 
 
-def _check_https(url: str, setting: str) -> None:
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme == "https" and bool(parts.hostname) and not (parts.query or parts.fragment)
-        usable = usable and "@" not in parts.netloc and url.isascii() and url.isprintable() and " " not in url
-        _ = parts.port
-    except ValueError:
-        usable = False
-    if not usable:
-        raise ConfigError(f"{setting}: must be an https URL without user information, query or fragment")
-
-
 def _read_ca(path: Path, setting: str) -> str:
     try:
         text = path.read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{setting}: {path} cannot be read: {type(error).__name__}") from error
-    if "-----BEGIN CERTIFICATE-----" not in text:
+    if not is_ca(text):
         raise ConfigError(f"{setting}: {path} holds no PEM certificate")
     return text

@@ -13,17 +13,20 @@ import random
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlencode
 
 from arcbridge.errors import ArcbridgeError, Unreachable
 from arcbridge.identity.client_assertion import asserted, read_word, sign_assertion
 from arcbridge.identity.fetch import ReplyDocument, SendRequest
 from arcbridge.identity.refusal import GroupsUnavailable
-from arcbridge.untrusted_json import read_json
+from arcbridge.untrusted_json import read_json_object
+
+if TYPE_CHECKING:
+    from arcbridge.settings.config import GraphConfig
 
 DEADLINE = 5.0
-"""Seconds for one request: below the six of a look-up, so that who waits for it is told what did not answer."""
+"""Seconds for one request: below the six of a look-up, so that its caller gets a reason that names the endpoint."""
 FIRST_DELAY = 5.0
 """Seconds after the first failure, at least; as much again is drawn, then twice as much, up to `MOST_SPREAD`."""
 MOST_SPREAD = 60.0
@@ -41,22 +44,7 @@ _TOKEN: Final = re.compile(r"[A-Za-z0-9\-._~+/]{1,32768}=*", re.ASCII)
 _OAUTH_ERROR: Final = re.compile(r"[a-z_]{1,40}", re.ASCII)
 _FILES: Final = ("certificate_file", "key_file", "client_secret_file", "federated_token_file")
 TOLD_CALLER = "Microsoft Graph does not answer this end"
-"""What a caller is told where the operator's application or its credential is at fault."""
-
-
-class Credential(Protocol):
-    """The part of `config.GraphConfig` that proves which application this is."""
-
-    @property
-    def client_id(self) -> str: ...
-    @property
-    def certificate_file(self) -> Path | None: ...
-    @property
-    def key_file(self) -> Path | None: ...
-    @property
-    def client_secret_file(self) -> Path | None: ...
-    @property
-    def federated_token_file(self) -> Path | None: ...
+"""The reason that a caller gets where the operator's application or its credential is at fault."""
 
 
 class Failure(NamedTuple):
@@ -75,7 +63,7 @@ class GraphToken:
     def __init__(
         self,
         at: str,
-        credential: Credential,
+        credential: GraphConfig,
         endpoint: str,
         scope: str,
         ca_pem: str | None,
@@ -196,7 +184,7 @@ class GraphToken:
             return self._fail(Failure("graph_unreachable", f"{where} did not answer within {DEADLINE:.0f} s"), None)
         except Unreachable as error:
             return self._fail(Failure("graph_unreachable", f"{where} does not answer ({error.message})"), None)
-        document = json_object(reply)
+        document = read_json_object(reply.body)
         token, life = document.get("access_token"), document.get("expires_in")
         if reply.status != 200 or not isinstance(token, str) or _TOKEN.fullmatch(token) is None:
             return self._fail(self._refusal(reply, document), reply.retry_after)
@@ -261,12 +249,3 @@ class GraphToken:
         assert given.client_secret_file is not None
         secret = read_word(given.client_secret_file, f"{at}.client_secret_file")
         return {"client_id": given.client_id, "client_secret": secret}
-
-
-def json_object(reply: ReplyDocument) -> dict[str, Any]:
-    """Return the JSON object of an answer; an empty one where it is none."""
-    try:
-        document = read_json(reply.body)
-    except ValueError:
-        return {}
-    return document if isinstance(document, dict) else {}

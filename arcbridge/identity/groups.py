@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from arcbridge.errors import ConfigError, Unreachable
@@ -24,6 +24,9 @@ from arcbridge.identity.fetch import SendRequest
 from arcbridge.identity.lookups import Lookups
 from arcbridge.identity.refusal import GroupsUnavailable, TokenRefused
 from arcbridge.refusals import RefusalRule
+
+if TYPE_CHECKING:
+    from arcbridge.settings.config import GraphConfig
 
 MAX_ENDPOINT = 2048
 """Characters of an endpoint in a token."""
@@ -44,7 +47,7 @@ class Source(NamedTuple):
 
 
 def check(
-    directories: Mapping[str, graph.GraphSettings],
+    directories: Mapping[str, GraphConfig],
     claim_sources: Iterable[str],
     issuers: AuthenticationConfig | None,
 ) -> None:
@@ -73,7 +76,7 @@ class GroupSources:
         issuers: AuthenticationConfig,
         ask: SendRequest,
         *,
-        directories: Mapping[str, graph.GraphSettings] | None = None,
+        directories: Mapping[str, GraphConfig] | None = None,
         claim_sources: Iterable[str] = (),
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,

@@ -112,18 +112,18 @@ class KeySet:
         """
         now = self._clock()
         wanted = self._failed_at is not None or self._fetched_at is None or now >= self._fresh_until
-        if wanted and (self._may_retry(now) or (self._refreshing is not None and not self._refreshing.done())):
+        if wanted and (self._may_retry(now) or self._is_refreshing):
             await asyncio.wait([self._start_refresh()])
         return self.failure
 
     async def candidates(self, kid: str | None, algorithm: str) -> list[VerificationKey]:
-        """Answer the keys that may have signed a token with this header; empty when there is none.
+        """Return the keys that may have signed a token with this header; empty when there is none.
 
         With a `kid` only keys of that id, without one every key that allows the algorithm. Raises
         IssuerUnavailable when no usable set is at hand. A cancelled call leaves the shared fetch running.
         """
         now = self._clock()
-        if self._fetched_at is None or now - self._fetched_at > LAST_GOOD:
+        if not self.usable:
             self._keys = ()
             await self._refresh_now(now)
         elif now >= self._fresh_until and self._may_retry(now):
@@ -131,8 +131,7 @@ class KeySet:
         found = self._matching(kid, algorithm)
         if not found and kid is not None and not self._has(kid) and self._may_fetch_for_unknown_kid(now):
             self._unknown_kid_at = now
-            task = self._start_refresh()
-            await asyncio.wait([task])
+            await asyncio.wait([self._start_refresh()])
             found = self._matching(kid, algorithm)
         return found
 
@@ -144,6 +143,10 @@ class KeySet:
 
     # -- inside -----------------------------------------------------------------------------------------------
 
+    @property
+    def _is_refreshing(self) -> bool:
+        return self._refreshing is not None and not self._refreshing.done()
+
     def _has(self, kid: str) -> bool:
         return any(key.kid == kid for key in self._keys)
 
@@ -154,14 +157,13 @@ class KeySet:
         return self._failed_at is None or now - self._failed_at >= self._retry_delay
 
     def _may_fetch_for_unknown_kid(self, now: float) -> bool:
-        if self._refreshing is not None and not self._refreshing.done():
+        if self._is_refreshing:
             return True  # joins the fetch that is under way, costs the issuer nothing
         recent = self._fetched_at is not None and now - self._fetched_at < 1.0
         return not recent and (self._unknown_kid_at is None or now - self._unknown_kid_at >= UNKNOWN_KEY_INTERVAL)
 
     async def _refresh_now(self, now: float) -> None:
-        running = self._refreshing is not None and not self._refreshing.done()
-        if running or self._may_retry(now):
+        if self._is_refreshing or self._may_retry(now):
             await asyncio.wait([self._start_refresh()])
         if not self.usable:
             raise IssuerUnavailable("the identity provider's keys cannot be fetched right now; try again shortly")
@@ -207,17 +209,13 @@ class KeySet:
 
 
 def parse_keys(document: Mapping[str, Any], issuer: str = "") -> tuple[VerificationKey, ...]:
-    """Answer the usable keys of a JWKS (RFC 7517 §5); broken, weak, symmetric and encryption keys are left out, and so
+    """Return the usable keys of a JWKS (RFC 7517 §5); broken, weak, symmetric and encryption keys are left out, and so
     are those of another issuer than the URL `issuer` (empty: of any)."""
     entries = document.get("keys")
     if not isinstance(entries, list):
         return ()
-    keys = []
-    for entry in entries[:MAX_KEYS]:
-        key = _key(entry) if isinstance(entry, dict) and _is_of(entry, issuer) else None
-        if key is not None:
-            keys.append(key)
-    return tuple(keys)
+    read = (_key(entry) for entry in entries[:MAX_KEYS] if isinstance(entry, dict) and _is_of(entry, issuer))
+    return tuple(key for key in read if key is not None)
 
 
 def _is_of(entry: dict[str, Any], issuer: str) -> bool:

@@ -19,7 +19,7 @@ from arcbridge.refusals import RefusalRule
 AT_ONCE = 8
 """Requests to the other server at a time."""
 WAITING = 64
-"""Further keys that may wait for their turn; beyond them a caller is told to come back."""
+"""Further keys that may wait for their turn; beyond them a caller has to come back."""
 DEADLINE = 6.0
 """Seconds for one look-up, the wait for its turn included: an AUTH has ten."""
 KEEP_FAILURE = 5.0

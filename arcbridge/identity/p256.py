@@ -54,7 +54,7 @@ class PrivateKey:
 
 
 def is_signed(x: bytes, y: bytes, signature: bytes, data: bytes) -> bool:
-    """Tell whether the holder of the public key (x, y) signed `data`; False for what is no point of the curve."""
+    """Return whether the holder of the public key (x, y) signed `data`; False for what is no point of the curve."""
     r, s = int.from_bytes(signature[:SIZE], "big"), int.from_bytes(signature[SIZE:], "big")
     try:
         key = ec.EllipticCurvePublicKey.from_encoded_point(_CURVE, b"\x04" + x + y)

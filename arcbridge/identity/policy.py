@@ -41,7 +41,7 @@ class Rule:
     clusters: tuple[re.Pattern[str], ...]
 
     def matches(self, identity: Identity, cluster: str) -> bool:
-        """Tell whether this rule lets `identity` reach `cluster`."""
+        """Return whether this rule lets `identity` reach `cluster`."""
         if not any(pattern.fullmatch(cluster) for pattern in self.clusters):
             return False
         if "*" in self.users or identity.username in self.users:
@@ -84,7 +84,7 @@ class Policy:
         return cls(rules), found
 
     def allows(self, identity: Identity, cluster: str) -> bool:
-        """Tell whether any rule lets `identity` reach `cluster` (a canonical name)."""
+        """Return whether any rule lets `identity` reach `cluster` (a canonical name)."""
         return any(rule.matches(identity, cluster) for rule in self.rules)
 
 
@@ -141,7 +141,7 @@ class PolicyFile:
         self.error = ""
 
     def current(self) -> Policy:
-        """Answer the policy in force; looks at the file's date once a second at most."""
+        """Return the policy in force; looks at the file's date once a second at most."""
         now = self._clock()
         if now - self._checked_at >= CHECK_INTERVAL:
             self._checked_at = now
@@ -149,7 +149,7 @@ class PolicyFile:
         return self._policy
 
     def allows(self, identity: Identity, cluster: str) -> bool:
-        """Tell whether the policy in force lets `identity` reach `cluster`."""
+        """Return whether the policy in force lets `identity` reach `cluster`."""
         return self.current().allows(identity, cluster)
 
     def take(self, path: Path, policy: Policy) -> None:

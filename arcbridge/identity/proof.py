@@ -45,7 +45,7 @@ IAT_WINDOW: Final = 300.0
 made for one connection, so this forgives the clock of a workstation; it must be longer than a session may be detached
 (120 s), because an AUTH that renewed the token is sent again when the session is resumed."""
 NONCE_PREFIX: Final = "arcbridge-proof."
-"""How a nonce that names a key begins. Without it such a nonce could not be told from a random one, and a token that is
+"""How a nonce that names a key begins. Without it such a nonce would look like a random one, and a token that is
 bound by its nonce would pass for unbound as soon as its proof is left out."""
 AUDIENCE_PREFIX: Final = "arcbridge:key:"
 """How an audience that names a key begins."""
@@ -103,7 +103,7 @@ class BindingKind(StrEnum):
     CNF_JKT = "cnf.jkt"
     """By the issuer (RFC 7800, RFC 9449 §6.1): the strongest, because the issuer saw a proof itself."""
     CNF_KID = "cnf.kid"
-    """By the issuer, which did not see a proof: it was told the key's thumbprint when the token was asked for, and put
+    """By the issuer, which did not see a proof: it got the key's thumbprint with the request for the token, and put
     it into `cnf` as `kid` (RFC 7800 §3.4). Entra ID's proof-of-possession tokens have it."""
     NONCE = "nonce"
     AUDIENCE = "audience"
@@ -149,7 +149,7 @@ UNBOUND: Final = Binding()
 
 
 def binding(claims: Mapping[str, Any]) -> Binding:
-    """Return how a token with these claims is bound: the first of `cnf`, `nonce` and `aud` that names a key counts.
+    """Return how a token of these claims is bound to a key: by the first of `cnf`, `nonce` and `aud` that names one.
 
     Whatever names a key in a way that is malformed, or not known here, binds to no key at all: such a token is refused
     and does not pass for unbound.
@@ -171,8 +171,8 @@ def binding(claims: Mapping[str, Any]) -> Binding:
 
 
 def _confirmed(confirmation: Mapping[str, Any]) -> Binding:
-    """Return the binding of a `cnf` (RFC 7800). `kid` counts as the thumbprint of RFC 7638 that Entra ID's clients give
-    there, and only where no other member names a key, of which `kid` would be the label."""
+    """Return to which key a `cnf` (RFC 7800) binds. `kid` counts as the thumbprint of RFC 7638 that Entra ID's clients
+    give there, and only where no other member names a key, of which `kid` would be the label."""
     if "jkt" in confirmation:
         kind, thumbprint = BindingKind.CNF_JKT, confirmation["jkt"]
     elif "kid" in confirmation and not _OTHER_CONFIRMATIONS & confirmation.keys():
@@ -276,9 +276,9 @@ class ProofKey:
             {"ath": token_hash(token), "peer": peer_hash(peer_spki), "pin": pin, "iat": int(now)},
         )
 
-    def dpop(self, method: str, url: str, now: float, nonce: str | None = None, access_token: str | None = None) -> str:
+    def dpop(self, method: str, url: str, now: float, nonce: str | None = None) -> str:
         """Return the value of a DPoP header (RFC 9449 §4.2) for a request. `url` is taken without query and fragment;
-        `nonce`: what the server gave; `access_token`: where the request carries one."""
+        `nonce`: what the server gave."""
         claims: dict[str, Any] = {
             "jti": _encode(os.urandom(16)),
             "htm": method,
@@ -287,8 +287,6 @@ class ProofKey:
         }
         if nonce is not None:
             claims["nonce"] = nonce
-        if access_token is not None:
-            claims["ath"] = token_hash(access_token)
         return self._sign(DPOP_TYPE, claims)
 
     # -- inside ----------------------------------------------------------------------------------------------------

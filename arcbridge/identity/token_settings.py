@@ -10,11 +10,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from arcbridge.identity import authentication, graph, groups
+from arcbridge.identity import authentication, groups
 from arcbridge.identity.authentication import AuthenticationConfig
 from arcbridge.identity.proof import ProofPolicy, policy_of
 from arcbridge.identity.verifier import Acceptance
 from arcbridge.settings import named_files
+from arcbridge.settings.config import GraphConfig
 from arcbridge.settings.problems import Problems
 
 
@@ -34,7 +35,7 @@ def check(
     file: Path | None,
     acceptance: Acceptance,
     proof: str,
-    directories: Mapping[str, graph.GraphSettings],
+    directories: Mapping[str, GraphConfig],
     claim_sources: Iterable[str],
 ) -> TokenSettings:
     """Check the settings `authentication` (its `file`), `max_token_lifetime` and `forbidden_audiences` (`acceptance`),

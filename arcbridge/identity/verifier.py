@@ -18,7 +18,7 @@ import math
 import re
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -138,7 +138,6 @@ class TokenVerifier:
         *,
         accept: Acceptance | None = None,
         monotonic: Callable[[], float] = time.monotonic,
-        algorithms: Iterable[str] = ALGORITHMS,
         groups: GroupSources | None = None,
     ) -> None:
         self.groups = groups
@@ -151,7 +150,6 @@ class TokenVerifier:
         """The ends of key sets that are not used any more."""
         self._clock = clock
         self._monotonic = monotonic
-        self._algorithms = frozenset(algorithms) & ALGORITHMS
         self._keys = {issuer.url: KeySet(issuer, fetch, monotonic) for issuer in config.issuers}
         # sha256(token) -> (identity, monotonic deadline, issuer's key generation)
         self._results: OrderedDict[bytes, tuple[Identity, float, int]] = OrderedDict()
@@ -210,7 +208,7 @@ class TokenVerifier:
         return {"answered": sum(one.asked for one in lookups) - failed, "failed": failed}
 
     async def verify(self, token: str) -> Identity:
-        """Answer the identity, or raises TokenRefused (an Unauthenticated) or IssuerUnavailable (503)."""
+        """Return the identity, or raises TokenRefused (an Unauthenticated) or IssuerUnavailable (503)."""
         try:
             identity = await self._verify(token)
         except TokenRefused as error:
@@ -325,7 +323,7 @@ class TokenVerifier:
         keys."""
         header, payload = _parts(token)
         algorithm = header.get("alg")
-        if not isinstance(algorithm, str) or algorithm not in self._algorithms:
+        if not isinstance(algorithm, str) or algorithm not in ALGORITHMS:
             raise TokenRefused(RefusalRule.TOKEN_ALG, "the token's signature algorithm is not accepted")
         if "crit" in header:
             raise TokenRefused(RefusalRule.TOKEN_CRIT, "the token demands extensions that are not known here")
@@ -338,7 +336,7 @@ class TokenVerifier:
         issuer_url = payload.get("iss")
         issuer = self._config.issuer(issuer_url) if isinstance(issuer_url, str) else None
         if issuer is None:
-            # Not told whom it should come from: this token may be forged.
+            # The caller does not learn which issuers are accepted: this token may be forged.
             said = repr(issuer_url[:200]) if isinstance(issuer_url, str) else "missing"
             raise TokenRefused(
                 RefusalRule.TOKEN_ISS,
@@ -401,18 +399,17 @@ class TokenVerifier:
     def _check_audience(self, issuer: IssuerConfig, claims: dict[str, Any]) -> None:
         audience = claims.get("aud")
         named = [audience] if isinstance(audience, str) else audience
-        wanted = ", ".join(issuer.audiences)
         if not isinstance(named, list) or not all(isinstance(item, str) for item in named):
-            raise TokenRefused(
-                RefusalRule.TOKEN_AUD, "the token is not meant for this place (audience)", wanted=wanted,
-                detail=f"it has no audience (aud) that can be read; {issuer.path} wants {wanted!r}",
-            )  # fmt: skip
-        places = {place_of(item) for item in named}
+            named = None
+        places = {place_of(item) for item in named or ()}
         if not places & set(issuer.audiences):
-            said = ", ".join(named)[:200]
+            wanted = ", ".join(issuer.audiences)
+            found = "has no audience (aud) that can be read"
+            if named is not None:
+                found = f"is for audience {', '.join(named)[:200]!r}"
             raise TokenRefused(
                 RefusalRule.TOKEN_AUD, "the token is not meant for this place (audience)", wanted=wanted,
-                detail=f"it is for audience {said!r}; {issuer.path} wants {wanted!r}",
+                detail=f"it {found}; {issuer.path} wants {wanted!r}",
             )  # fmt: skip
         if places & self._accept.forbidden_audiences:
             raise TokenRefused(
@@ -423,16 +420,8 @@ class TokenVerifier:
 
 
 # PyJWT's own clock cannot be replaced, so times, audience and issuer are checked here.
-_SIGNATURE_ONLY: Any = {
-    "verify_signature": True,
-    "verify_exp": False,
-    "verify_nbf": False,
-    "verify_iat": False,
-    "verify_aud": False,
-    "verify_iss": False,
-    "verify_sub": False,
-    "verify_jti": False,
-}
+_SIGNATURE_ONLY: Any = {f"verify_{claim}": False for claim in ("exp", "nbf", "iat", "aud", "iss", "sub", "jti")}
+_SIGNATURE_ONLY["verify_signature"] = True
 
 
 def _check_kind(header: dict[str, Any], claims: dict[str, Any]) -> None:
@@ -455,9 +444,9 @@ def _number(claims: dict[str, Any], name: str, *, required: bool) -> float:
     value: Any = claims.get(name)
     if value is None and not required:
         return 0.0
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    too_long = isinstance(value, int) and value.bit_length() > 53
-    if not is_number or too_long or not math.isfinite(value) or value < 0:
+    # A larger integer has no exact double, and one of 400 digits none at all.
+    small = isinstance(value, float) or (type(value) is int and value.bit_length() <= 53)
+    if not isinstance(value, int | float) or not small or not math.isfinite(value) or value < 0:
         raise TokenRefused(_TIMES[name], "the token's times are missing or malformed")
     return float(value)
 

@@ -209,23 +209,9 @@ class Authority:
     def _self_signed(cls, common_name: str, key_pem: str, life: float, clock: Callable[[], float]) -> Authority:
         key = _load_key(key_pem)
         identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-        not_before, not_after = _validity(clock(), life)
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name[:64])])
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(not_before)
-            .not_valid_after(not_after)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(_key_usage(sign_certificates=True), critical=True)
-            .add_extension(identifier, critical=False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False)
-            .sign(key, hashes.SHA256())
-        )
-        return cls(certificate, key, key_pem, clock)
+        builder = _builder(name, name, key.public_key(), _validity(clock(), life), identifier, is_ca=True)
+        return cls(builder.sign(key, hashes.SHA256()), key, key_pem, clock)
 
     def _issue(self, subject: x509.Name, names: list[x509.GeneralName], *, server: bool, life: float) -> Issued:
         key_pem = make_key()
@@ -249,22 +235,9 @@ class Authority:
             raise StateError("the CA's own certificate has expired: it can sign nothing any more")
         purpose = ExtendedKeyUsageOID.SERVER_AUTH if server else ExtendedKeyUsageOID.CLIENT_AUTH
         own_identifier = self._certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self._certificate.subject)
-            .public_key(key)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(max(not_before, self._certificate.not_valid_before_utc))
-            .not_valid_after(not_after)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_key_usage(sign_certificates=False), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own_identifier), critical=False
-            )
-        )
+        validity = max(not_before, self._certificate.not_valid_before_utc), not_after
+        builder = _builder(subject, self._certificate.subject, key, validity, own_identifier, is_ca=False)
+        builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
         if names:
             # RFC 5280 §4.2.1.6: critical exactly when the subject is empty.
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=not list(subject))
@@ -460,10 +433,19 @@ def _general_name(name: str) -> x509.GeneralName:
     return x509.DNSName(name)
 
 
-def _key_usage(*, sign_certificates: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not sign_certificates,
-        key_cert_sign=sign_certificates,
+def _builder(
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: AgentPublicKey,
+    validity: tuple[datetime, datetime],
+    issuer_identifier: x509.SubjectKeyIdentifier,
+    *,
+    is_ca: bool,
+) -> x509.CertificateBuilder:
+    """Return what every certificate has: names, key, a serial number, validity and the extensions of RFC 5280 §4.2."""
+    usage = x509.KeyUsage(
+        digital_signature=not is_ca,
+        key_cert_sign=is_ca,
         content_commitment=False,
         key_encipherment=False,
         data_encipherment=False,
@@ -471,4 +453,18 @@ def _key_usage(*, sign_certificates: bool) -> x509.KeyUsage:
         crl_sign=False,
         encipher_only=False,
         decipher_only=False,
+    )
+    authority = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer_identifier)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(validity[0])
+        .not_valid_after(validity[1])
+        .add_extension(x509.BasicConstraints(ca=is_ca, path_length=0 if is_ca else None), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        .add_extension(authority, critical=False)
     )

@@ -13,7 +13,7 @@ import base64
 import binascii
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -76,7 +76,7 @@ class AgentCredential:
 
     def to_entries(self) -> dict[str, bytes]:
         """Return the table that a store keeps."""
-        return {name: value.encode() for name, value in zip(_ENTRIES, self._values(), strict=True)}
+        return {name: value.encode() for name, value in zip(_ENTRIES, astuple(self), strict=True)}
 
     @classmethod
     def from_entries(cls, entries: Mapping[str, bytes]) -> AgentCredential | None:
@@ -96,16 +96,6 @@ class AgentCredential:
     def validity(self) -> tuple[float, float]:
         """(notBefore, notAfter) of the certificate, in unix seconds; raises `StateError`."""
         return certificate_validity(self.certificate_pem)
-
-    def _values(self) -> tuple[str, ...]:
-        return (
-            self.cluster,
-            self.certificate_pem,
-            self.key_pem,
-            self.relay_ca_pem,
-            self.cluster_ca_certificate_pem,
-            self.cluster_ca_key_pem,
-        )
 
 
 # In the order of the fields of AgentCredential.

@@ -129,7 +129,7 @@ class JoinToken(NamedTuple):
         return cls(match.group(), match.group(1), hashlib.sha256(match.group(2).encode()).hexdigest())
 
     def matches(self, secret_hash: str) -> bool:
-        """Say whether this token's secret has that hash (hex), in constant time."""
+        """Return whether this token's secret has that hash (hex), in constant time."""
         return hmac.compare_digest(self.secret_hash.encode(), secret_hash.encode())
 
     def __repr__(self) -> str:

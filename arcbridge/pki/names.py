@@ -18,7 +18,7 @@ SERVER_NAME_SUFFIX = ".cluster.arcbridge"
 
 
 def is_cluster_name(name: str) -> bool:
-    """Tell whether `name` is canonical."""
+    """Return whether `name` is canonical."""
     # The length comes first: no pattern is run over a name of 64 KiB.
     return 1 <= len(name) <= 63 and ".." not in name and _NAME.fullmatch(name) is not None
 

@@ -69,7 +69,7 @@ def check_pin(pin: str) -> str:
 
 
 def same_pin(a: str, b: str) -> bool:
-    """Say whether two pins are the same, in constant time; raises `ConfigError` when one is malformed."""
+    """Return whether two pins are the same, in constant time; raises `ConfigError` when one is malformed."""
     return hmac.compare_digest(check_pin(a), check_pin(b))
 
 
@@ -119,7 +119,7 @@ class PinStore:
         check_cluster_name(cluster)
         pin = check_pin(pin)
         ensure_private_directory(self.path.parent)
-        with locked(self._lock_path):
+        with locked(self.path.with_name(f".{self.path.name}.lock")):
             tables = self._read()
             known = self._find(tables, cluster)
             if known is not None:
@@ -128,31 +128,6 @@ class PinStore:
                 return
             tables.setdefault(self.relay, {})[cluster] = pin
             write_private(self.path, _format(tables).encode())
-
-    def forget(self, cluster: str) -> bool:
-        """Drop what `remember` kept for `cluster` at this relay; False when there was nothing."""
-        check_cluster_name(cluster)
-        if read_file(self.path) is None:
-            return False
-        with locked(self._lock_path):
-            tables = self._read()
-            if tables.get(self.relay, {}).pop(cluster, None) is None:
-                return False
-            write_private(self.path, _format(tables).encode())
-            return True
-
-    def check(self, cluster: str, pin: str) -> bool:
-        """Return True when `pin` is the one kept, False when none is kept; raises `PinMismatch` when it is another."""
-        known = self.get(cluster)
-        if known is None:
-            return False
-        if not same_pin(known, pin):
-            raise PinMismatch(mismatch_message(f"the CA of cluster {cluster}", known, pin))
-        return True
-
-    @property
-    def _lock_path(self) -> Path:
-        return self.path.with_name(f".{self.path.name}.lock")
 
     def _find(self, tables: dict[str, dict[str, str]], cluster: str) -> str | None:
         return tables.get("", {}).get(cluster) or tables.get(self.relay, {}).get(cluster)

@@ -100,7 +100,7 @@ def refuse_planted(path: Path) -> None:
         try:
             within, status = place.stat(), entry.lstat()
         except OSError:
-            return  # absent, or not to be reached: the one who opens it is told so
+            return  # absent, or not reachable: opening it raises, and says why
         shared = within.st_mode & stat.S_ISVTX and within.st_mode & stat.S_IWOTH
         if shared and status.st_uid not in (os.geteuid(), within.st_uid):
             raise StateError(f"{entry} belongs to another user of this machine: choose a path outside {place}")
@@ -190,17 +190,9 @@ def locked(path: Path) -> Iterator[None]:
 
     The file stays: removing it would let two holders lock two different files of one name.
     """
-    from filelock import lock_descriptor  # 15 ms: only what locks pays for it
-
+    descriptor = _lock(path, wait=True)
+    assert descriptor is not None
     try:
-        descriptor = _open_or_make(path)
-    except OSError as error:
-        raise StateError(f"cannot open the lock file {path}: {error.strerror}") from error
-    try:
-        try:
-            lock_descriptor(descriptor, poll_interval=LOCK_RETRY)
-        except OSError as error:
-            raise StateError(f"cannot lock {path}: {error.strerror}") from error
         yield
     finally:
         os.close(descriptor)
@@ -211,18 +203,25 @@ def try_lock(path: Path) -> int | None:
 
     Returns the descriptor, which holds the lock until it and its copies in other processes are closed.
     """
-    from filelock import lock_descriptor
+    return _lock(path, wait=False)
+
+
+def _lock(path: Path, *, wait: bool) -> int | None:
+    from filelock import lock_descriptor  # 15 ms: only what locks pays for it
 
     try:
         descriptor = _open_or_make(path)
     except OSError as error:
         raise StateError(f"cannot open the lock file {path}: {error.strerror}") from error
     try:
-        if lock_descriptor(descriptor, blocking=False):
+        if lock_descriptor(descriptor, blocking=wait, poll_interval=LOCK_RETRY):
             return descriptor
     except OSError as error:
         os.close(descriptor)
         raise StateError(f"cannot lock {path}: {error.strerror}") from error
+    except BaseException:
+        os.close(descriptor)
+        raise
     os.close(descriptor)
     return None
 

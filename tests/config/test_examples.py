@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from arcbridge.client.credentials import audience_parameters as second_audience
+from arcbridge.client.credentials import audience_parameters
 from arcbridge.client.credentials.client_authentication import ClientAuthentication
 from arcbridge.client.credentials.client_credentials import ClientCredentials
 from arcbridge.client.credentials.workload import WorkloadTokens
@@ -244,10 +244,10 @@ def test_the_files_of_an_example_fit_together(directory: Path) -> None:
 )
 def test_what_a_login_asks_for_a_cluster(example: str, scopes: set[str]) -> None:
     login = load(config.ClientConfig, CONFIG / "examples" / example / "client.toml").login
-    form = second_audience.for_cluster(login, login.cluster_audience)
+    form = audience_parameters.for_cluster(login, login.cluster_audience)
     assert set(form.pop("scope").split()) == scopes
     assert form == {}
-    assert set(second_audience.for_relay(login)["scope"].split()) <= set(login.scopes)
+    assert set(audience_parameters.for_relay(login)["scope"].split()) <= set(login.scopes)
 
 
 ANNA, SHOP = "anna@example.org", "example/shop"

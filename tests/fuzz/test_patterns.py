@@ -11,6 +11,7 @@ from tests.fuzz.patterns import Expression, expressions, out_of_proportion, unre
 
 BOUNDED = {
     "arcbridge.agent.kube.response:_FIELD": "runs over what _FIELDS has matched as a whole: each line has its colon",
+    "arcbridge.identity.cel.timestamps:_DURATION_PART": "runs over what _DURATION has matched",
     "arcbridge.settings.config_loader:_DURATION_PART": "runs over what _DURATION has matched: nine digits at most",
 }
 """What is out of proportion only on texts that never come to it, with the reason."""

@@ -384,9 +384,9 @@ WRONG = [
     ({"key_file": Path("x")}, "graph.example.key_file: needed with certificate_file"),
     ({"client_secret_file": None, "certificate_file": Path("x")}, "graph.example.key_file: needed"),
     ({"url": "http://graph.example.org"}, "graph.example.url: must be an https URL"),
-    ({"url": "https://user@graph.example.org"}, "graph.example.url: must be"),
-    ({"token_endpoint": "https://login.example.org/token?x=1"}, "graph.example.token_endpoint: must be"),
-    ({"token_endpoint": "https://login.example.org:x/token"}, "graph.example.token_endpoint: must be"),
+    ({"url": "https://user@graph.example.org"}, "graph.example.url: must have no user information"),
+    ({"token_endpoint": "https://login.example.org/token?x=1"}, "graph.example.token_endpoint: must have no"),
+    ({"token_endpoint": "https://login.example.org:x/token"}, "graph.example.token_endpoint: not a URL"),
     ({"cache": 0.0}, "graph.example.cache: must be above 0"),
     ({"cache": 4000.0}, "at most 1 h"),
 ]

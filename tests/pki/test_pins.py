@@ -171,35 +171,22 @@ class TestPinStore:
         path = tmp_path / "state" / "pins.toml"
         store = PinStore(path)
         assert store.get("prod") is None
-        assert not store.check("prod", A)
         store.remember("prod", A.upper())
         store.remember("prod", A)
         store.remember("a.b-c", B)
         assert PinStore(path).get("prod") == A
         assert PinStore(path).get("a.b-c") == B
-        assert PinStore(path).check("prod", A)
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
     def test_another_pin_is_an_error_that_names_both_and_changes_nothing(self, tmp_path: Path) -> None:
         store = PinStore(tmp_path / "pins.toml")
         store.remember("prod", A)
         before = store.path.read_bytes()
-        for action in (store.remember, store.check):
-            with pytest.raises(PinMismatch) as caught:
-                action("prod", B)
-            assert A in caught.value.message
-            assert B in caught.value.message
+        with pytest.raises(PinMismatch) as caught:
+            store.remember("prod", B)
+        assert A in caught.value.message
+        assert B in caught.value.message
         assert store.path.read_bytes() == before
-
-    def test_forgetting_makes_room_for_a_new_one(self, tmp_path: Path) -> None:
-        store = PinStore(tmp_path / "pins.toml")
-        assert not store.forget("prod")
-        store.remember("prod", A)
-        store.remember("other", A)
-        assert store.forget("prod")
-        assert not store.forget("prod")
-        store.remember("prod", B)
-        assert (store.get("prod"), store.get("other")) == (B, A)
 
     def test_relays_are_kept_apart_and_pins_for_all_count_first(self, tmp_path: Path) -> None:
         path = tmp_path / "pins.toml"
@@ -209,7 +196,7 @@ class TestPinStore:
         assert (one.get("prod"), two.get("prod"), PinStore(path).get("prod")) == (A, B, None)
         PinStore(path).remember("prod", B)
         with pytest.raises(PinMismatch):
-            one.check("prod", A)
+            one.remember("prod", A)
 
     def test_a_relay_address_cannot_break_out_of_the_file(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError):

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from arcbridge.client.credentials.jwt_unverified import read_unverified
-from arcbridge.client.credentials.tokens import read_token
+from arcbridge.client.credentials.token_files import read_token
 from arcbridge.client.serving.served_cluster import ServedCluster
 
 RENEW_BEFORE = 3600.0

@@ -40,7 +40,7 @@ async def list_clusters(relays: Relays, tokens: Tokens) -> list[dict[str, Any]]:
     Each row has name, state, agents, last_seen (unix seconds), ca_pin and more, sorted by name. Raises Unauthenticated,
     PermissionRefused, or Unreachable which names the relay.
     """
-    return await tokens.twice(lambda: _list_once(relays, tokens))
+    return await tokens.retry_once(lambda: _list_once(relays, tokens))
 
 
 async def _list_once(relays: Relays, tokens: Tokens) -> list[dict[str, Any]]:

@@ -11,14 +11,16 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 from urllib.parse import quote_plus
 
 import structlog
 
 from arcbridge.client.credentials.azure_pipelines import AzurePipelines, is_azure_pipelines
-from arcbridge.client.credentials.issuer import ClientProof, IssuerEndpoints
+from arcbridge.client.credentials.issuer import ClientProof, Issuer, IssuerEndpoints, check_id_token
 from arcbridge.client.credentials.token_program import output_of
 from arcbridge.errors import ConfigError
 from arcbridge.identity.client_assertion import asserted, one_word, read_word, sign_assertion
@@ -87,8 +89,17 @@ class ClientAuthentication:
             return self._asserted(await assertion(config, self._environment))
         return ClientProof({"client_id": config.client_id}, {})
 
+    async def ask(self, issuer: Issuer, form: Mapping[str, str], *, bind: bool = True) -> dict[str, Any]:
+        """Send a form of this client to the token endpoint, and return the reply. Raises as `Issuer.post` does;
+        Unauthenticated also where the id token in it is another issuer's or another client's."""
+        endpoints = await issuer.endpoints()
+        proof = partial(self.proof, endpoints, endpoints.token)
+        answer = await issuer.post(endpoints.token, form, proof, bind=bind)
+        check_id_token(answer, self._config.issuer, self._config.client_id)
+        return answer
+
     def _warn_of_readers(self, path: Path, setting: str) -> None:
-        """Say once that other users may read a secret. It is not refused: the volumes of pods are so by default."""
+        """Warn once that other users may read a secret. It is not refused: the volumes of pods are so by default."""
         try:
             others = others_may_use(path.stat())
         except OSError:

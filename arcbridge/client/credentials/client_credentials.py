@@ -7,17 +7,16 @@ token for a cluster is handed out only if it has the audience that was asked for
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
 
-from arcbridge.client.credentials import audience_parameters as second_audience
+from arcbridge.client.credentials import audience_parameters
 from arcbridge.client.credentials.client_authentication import ClientAuthentication
-from arcbridge.client.credentials.issuer import Issuer, IssuerError, check_id_token
+from arcbridge.client.credentials.issuer import Issuer, IssuerError
 from arcbridge.client.credentials.jwt_unverified import read_unverified
-from arcbridge.client.credentials.token_cache import AudienceToken, TokenSet, token_set
+from arcbridge.client.credentials.token_cache import AudienceToken, TokenMemory, TokenSet, token_set
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
 from arcbridge.identity.proof import ProofKey
 from arcbridge.settings.config import LoginConfig
@@ -45,14 +44,13 @@ class ClientCredentials:
                 "login.client_secret_file, client_key_file, client_assertion_file, client_assertion_command, "
                 "client_assertion_workload or workload"
             )
-        by = (*second_audience.BY_PARAMETER, second_audience.BY_SCOPE)
+        by = (*audience_parameters.BY_PARAMETER, audience_parameters.BY_SCOPE)
         if config.cluster_audience and config.cluster_audience_by not in by:
             raise ConfigError(f"login.cluster_audience_by: must be one of {', '.join(by)} with client-credentials")
         self._config = config
         self._key = key
         self._clock = clock
-        self._kept: dict[str, TokenSet] = {}
-        self._asking = asyncio.Lock()
+        self._kept = TokenMemory[TokenSet](clock)
 
     @property
     def key(self) -> ProofKey | None:
@@ -66,14 +64,15 @@ class ClientCredentials:
 
     async def tokens(self, *, interactive: bool, force: bool = False) -> TokenSet:
         """Return the relay's token, and an id token for clusters where the issuer gives one beside it."""
-        wanted = second_audience.for_relay(self._config)
+        wanted = audience_parameters.for_relay(self._config)
         if self._config.audience:
             wanted.setdefault("audience", self._config.audience)
-        return await self._current(_FOR_RELAY, wanted, force)
+        return await self._kept.get(_FOR_RELAY, partial(self._ask, wanted), force=force)
 
     async def for_audience(self, audience: str, *, interactive: bool, force: bool = False) -> AudienceToken:
         """Return a token for `audience`, which is one cluster's."""
-        tokens = await self._current(audience, second_audience.for_cluster(self._config, audience), force)
+        wanted = audience_parameters.for_cluster(self._config, audience)
+        tokens = await self._kept.get(audience, partial(self._ask, wanted), force=force)
         if audience not in read_unverified(tokens.access_token).audiences:
             raise ConfigError(
                 f"login.cluster_audience: the issuer's token for {audience} has another audience; have the issuer set "
@@ -81,35 +80,15 @@ class ClientCredentials:
             )
         return AudienceToken(tokens.access_token, tokens.obtained_at, tokens.expires_at)
 
-    async def _current(self, name: str, wanted: Mapping[str, str], force: bool) -> TokenSet:
-        async with self._asking:
-            kept = self._kept.get(name, TokenSet())
-            if force or not kept.fresh(self._clock()):
-                try:
-                    kept = self._kept[name] = await self._ask(wanted)
-                except Unreachable:
-                    if force or not kept.usable(self._clock()):
-                        raise
-            return kept
-
     async def _ask(self, wanted: Mapping[str, str]) -> TokenSet:
         config = self._config
-        key = self._own_key if config.dpop else None
-        pop = self._own_key if config.pop else None
-        origins = config.issuer_origins
-        async with Issuer(
-            config.issuer, config.ca_file, origins=origins, key=key, pop=pop, clock=self._clock
-        ) as issuer:
-            endpoints = await issuer.endpoints()
-            form = {"grant_type": "client_credentials", **wanted}
+        async with Issuer.of(config, self._own_key, self._clock) as issuer:
             try:
-                url = endpoints.token
-                answer = await issuer.post(url, form, partial(self._authentication.proof, endpoints, url))
+                answer = await self._authentication.ask(issuer, {"grant_type": "client_credentials", **wanted})
             except IssuerError as error:
                 raise Unauthenticated(
                     f"the issuer gives the client {config.client_id} no token ({error.words})"
                 ) from error
-        check_id_token(answer, config.issuer, config.client_id)
         tokens = token_set(answer, self._clock())
         if not tokens.access_token:
             raise Unreachable(f"the issuer {config.issuer} answered without an access token")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from arcbridge.client.credentials.jwt_unverified import UnverifiedClaims, read_unverified
-from arcbridge.client.credentials.tokens import read_token
+from arcbridge.client.credentials.token_files import read_token, read_tokens
 from arcbridge.errors import ConfigError, NotInThisJob, StateError, Unauthenticated
 from arcbridge.identity.proof import place_of
 from arcbridge.observe.untrusted_text import clean
@@ -22,13 +22,11 @@ GITLAB = "gitlab"
 FILE = "file:"
 ENVIRONMENT = "env:"
 _MOST_FILES = 64
-_FILE_LIMIT = 1024 * 1024
-"""Bytes of a file with tokens, one on each line; a token is some KiB."""
 _SHOWN = 120
 """Bytes of an audience that a message names."""
 
 
-class TokensAtHand:
+class EnvironmentTokens:
     """The tokens of one place. Raises ConfigError for a place that cannot be."""
 
     def __init__(self, kind: str, environment: Mapping[str, str], clock: Callable[[], float] = time.time) -> None:
@@ -87,7 +85,7 @@ class TokensAtHand:
         if self._path is None:
             return
         if not self._path.is_dir():
-            yield from _words(self._path)
+            yield from read_tokens(self._path)
             return
         try:
             files = sorted(file for file in self._path.iterdir() if not file.name.startswith(".") and file.is_file())
@@ -104,20 +102,3 @@ class TokensAtHand:
 def is_for(found: UnverifiedClaims, audience: str) -> bool:
     """Return whether a token names `audience`, alone or behind the key to which it is bound (`identity.proof`)."""
     return audience in map(place_of, found.audiences)
-
-
-def _words(path: Path) -> list[str]:
-    """Read the tokens of a file, one on each line. Raises Unauthenticated, StateError."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(_FILE_LIMIT + 1)
-        text = data.decode("ascii")
-    except FileNotFoundError as error:
-        raise Unauthenticated(f"login.workload: {path} does not exist") from error
-    except UnicodeDecodeError as error:
-        raise Unauthenticated(f"login.workload: {path} holds no tokens") from error
-    except OSError as error:
-        raise StateError(f"cannot read {path}: {error.strerror}") from error
-    if len(data) > _FILE_LIMIT:
-        raise Unauthenticated(f"login.workload: {path} holds more than {_FILE_LIMIT // 1024} KiB: no file of tokens")
-    return text.split()

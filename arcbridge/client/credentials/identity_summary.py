@@ -5,21 +5,20 @@ It imports no event loop and no HTTP: `whoami` is asked often, by shells' prompt
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-from base64 import urlsafe_b64encode
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from arcbridge.client.credentials.jwt_unverified import claims_unverified, read_unverified
 from arcbridge.client.credentials.token_cache import TokenCache
+from arcbridge.client.credentials.token_files import read_token
 from arcbridge.client.relay.organisation import organisation
 from arcbridge.client.relay.relay_profile import RelayProfiles, login_command, short_url
 from arcbridge.client.state import StateDirectory
-from arcbridge.errors import ArcbridgeError, StateError, Unauthenticated
+from arcbridge.errors import ArcbridgeError, Unauthenticated
 from arcbridge.net.address import parse_address
 from arcbridge.pki.private_files import read_file
 from arcbridge.settings.choices import PROGRAM
@@ -27,7 +26,7 @@ from arcbridge.settings.config import ClientConfig
 
 
 @dataclass(frozen=True, slots=True)
-class Who:
+class IdentitySummary:
     """A login as this machine knows it; texts are empty where the tokens do not say."""
 
     user: str = ""
@@ -44,21 +43,21 @@ class Who:
     """Where the tokens come from: `login`, `files`, `command`, `workload` or `client-credentials`."""
 
 
-def who(config: ClientConfig, state: StateDirectory, *, now: float | None = None) -> Who:
+def summary_of(config: ClientConfig, state: StateDirectory, *, now: float | None = None) -> IdentitySummary:
     """Read who is logged in with these settings; raises Unauthenticated, which says what to do, where no user is."""
     now = time.time() if now is None else now
     login = config.login
     relays = config.relay_urls()
     relay = short_url(parse_address(relays[0])) if relays else ""
     if login.workload:
-        return Who(relay=relay, renews=True, source="workload")
+        return IdentitySummary(relay=relay, renews=True, source="workload")
     if login.command:
-        return Who(relay=relay, renews=True, source="command")
+        return IdentitySummary(relay=relay, renews=True, source="command")
     if login.access_token_file is not None or login.id_token_file is not None:
         file = login.access_token_file or login.id_token_file
         assert file is not None
-        token = _token_of(file)
-        found = _described(token, token, relay, source="files")
+        token = read_token(file)
+        found = _described(token, token, relay)
         if found.expires and found.expires <= now:
             raise Unauthenticated(f"the token of {file} has expired; put a new one there")
         return found
@@ -66,23 +65,16 @@ def who(config: ClientConfig, state: StateDirectory, *, now: float | None = None
     if not login.issuer:
         raise Unauthenticated(f"you are not logged in; run `{command if relay else 'arcbridge login https://RELAY'}`")
     if login.grant_type == PROGRAM:
-        return Who(user=login.client_id, issuer=login.issuer, relay=relay, renews=True, source=PROGRAM)
+        return IdentitySummary(user=login.client_id, issuer=login.issuer, relay=relay, renews=True, source=PROGRAM)
     cache = cache_of(config, state)
     tokens = cache.load()
     if not (tokens.access_token or tokens.id_token or tokens.refresh_token):
         raise Unauthenticated(f"{cache.no_login}; run `{command}`")
-    found = _described(tokens.id_token or tokens.access_token, tokens.access_token, relay, cache.key_path)
     if not tokens.refresh_token and not tokens.usable(now):
         raise Unauthenticated(f"the login at {login.issuer} has ended; run `{command}`")
-    return Who(
-        found.user,
-        found.subject,
-        login.issuer,
-        relay,
-        tokens.expires_at,
-        bool(tokens.refresh_token),
-        found.key,
-    )
+    found = _described(tokens.id_token or tokens.access_token, tokens.access_token, relay, cache.key_path)
+    renews = bool(tokens.refresh_token)
+    return replace(found, issuer=login.issuer, expires=tokens.expires_at, renews=renews, source="login")
 
 
 def cache_of(config: ClientConfig, state: StateDirectory) -> TokenCache:
@@ -111,23 +103,11 @@ def user_name(claims: Mapping[str, Any]) -> str:
     return ""
 
 
-def _token_of(file: Path) -> str:
-    try:
-        data = file.read_bytes()
-    except FileNotFoundError as error:
-        raise Unauthenticated(f"the token file {file} does not exist; log in, or name another one") from error
-    except OSError as error:
-        raise StateError(f"cannot read the token file {file}: {error.strerror}") from error
-    return data.decode("ascii", "replace").strip()
-
-
-def _described(identity: str, access: str, relay: str, key_file: Path | None = None, source: str = "login") -> Who:
+def _described(identity: str, access: str, relay: str, key_file: Path | None = None) -> IdentitySummary:
     """Return what the tokens say: `identity` of the person, `access` of the key."""
-    claims = claims_unverified(identity)
     said = read_unverified(identity)
-    return Who(
-        user_name(claims), said.subject, said.issuer, relay, said.expires_at, False, _key(access, key_file), source
-    )
+    name, key = user_name(claims_unverified(identity)), _key(access, key_file)
+    return IdentitySummary(name, said.subject, said.issuer, relay, said.expires_at, key=key, source="files")
 
 
 def _key(token: str, key_file: Path | None) -> str:
@@ -147,10 +127,10 @@ def _key(token: str, key_file: Path | None) -> str:
 def _thumbprint(key_file: Path) -> str:
     """Return the thumbprint (RFC 7638 §3) of a private JWK in a file, without reading the private half; empty where
     there is none."""
+    from arcbridge.identity.proof import thumbprint_of
+
     try:
         jwk = json.loads(read_file(key_file) or b"{}")
-        members = {name: jwk[name] for name in ("crv", "kty", "x", "y")}
+        return thumbprint_of(jwk["x"], jwk["y"])
     except (ArcbridgeError, ValueError, KeyError, TypeError):
         return ""
-    digest = hashlib.sha256(json.dumps(members, separators=(",", ":"), sort_keys=True).encode()).digest()
-    return urlsafe_b64encode(digest).rstrip(b"=").decode()

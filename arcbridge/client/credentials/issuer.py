@@ -26,10 +26,11 @@ from arcbridge.net.http_connector import DialingConnector, NotConnected
 from arcbridge.net.http_errors import reason
 from arcbridge.net.system_trust import trusting_context
 from arcbridge.observe.untrusted_text import clean
-from arcbridge.untrusted_json import read_json
+from arcbridge.untrusted_json import read_json_object
 
 if TYPE_CHECKING:
     from arcbridge.identity.proof import ProofKey
+    from arcbridge.settings.config import LoginConfig
 
 DEADLINE = 20.0
 """Seconds for one request."""
@@ -78,7 +79,7 @@ class ClientProof:
     headers: dict[str, str]
 
 
-class _Answer(NamedTuple):
+class _IssuerReply(NamedTuple):
     status: int
     document: dict[str, Any]
     dpop_nonce: str
@@ -145,6 +146,12 @@ class Issuer:
         self._key: ProofKey | None = None
         self._clock = clock
         self._dpop_nonce = ""
+
+    @classmethod
+    def of(cls, login: LoginConfig, key: Callable[[], ProofKey], clock: Callable[[], float]) -> Issuer:
+        """Return the issuer of a login's settings, at which tokens are bound to `key` as the settings say."""
+        dpop, pop = key if login.dpop else None, key if login.pop else None
+        return cls(login.issuer, login.ca_file, origins=login.issuer_origins, key=dpop, pop=pop, clock=clock)
 
     async def __aenter__(self) -> Issuer:
         self._session = aiohttp.ClientSession(
@@ -250,12 +257,12 @@ class Issuer:
         proof: Callable[[], Awaitable[ClientProof]] | None,
         *,
         bind: bool = True,
-    ) -> _Answer:
-        who = ClientProof({}, {}) if proof is None else await proof()
+    ) -> _IssuerReply:
+        client = ClientProof({}, {}) if proof is None else await proof()
         if bind and self._find_pop_key is not None and self._endpoints is not None and url == self._endpoints.token:
             form = {**form, "token_type": "pop", "req_cnf": self._find_pop_key().req_cnf()}
         dpop = self._dpop(url) if bind else ""
-        return await self._request("POST", url, {**form, **who.form}, dpop, who.headers)
+        return await self._request("POST", url, {**form, **client.form}, dpop, client.headers)
 
     def _dpop(self, url: str) -> str:
         """Make a new proof for a form to `url`, each good for one request; empty where none is to be sent."""
@@ -273,7 +280,7 @@ class Issuer:
         form: Mapping[str, str] | None,
         dpop: str = "",
         more: Mapping[str, str] | None = None,
-    ) -> _Answer:
+    ) -> _IssuerReply:
         assert self._session is not None, "use `async with`"
         headers = {"Accept": "application/json", **({"DPoP": dpop} if dpop else {}), **(more or {})}
         try:
@@ -298,17 +305,13 @@ class Issuer:
                 f"the issuer {self.url} cannot be reached ({reason(error)}); check its address and this machine's "
                 "network"
             ) from error
-        try:
-            document = read_json(body, _LIMIT)
-        except ValueError:
-            document = {}
         if not (len(nonce) <= _NONCE_LIMIT and nonce.isascii() and nonce.isprintable()):
             nonce = ""
         self._dpop_nonce = nonce or self._dpop_nonce
-        return _Answer(status, document if isinstance(document, dict) else {}, nonce)
+        return _IssuerReply(status, read_json_object(body, _LIMIT), nonce)
 
 
-def _judged(url: str, answer: _Answer) -> dict[str, Any]:
+def _judged(url: str, answer: _IssuerReply) -> dict[str, Any]:
     """Return the document of a good answer. Raises as `Issuer.post` does."""
     if answer.status == 200:
         return answer.document

@@ -9,7 +9,7 @@ import base64
 from dataclasses import dataclass
 from typing import Any
 
-from arcbridge.untrusted_json import read_json
+from arcbridge.untrusted_json import read_json_object
 
 _LIMIT = 64 * 1024
 
@@ -47,10 +47,10 @@ def claims_unverified(token: str) -> dict[str, Any]:
     if len(parts) != 3 or len(token) > _LIMIT:
         return {}
     try:
-        claims = read_json(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+        payload = base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4))
     except ValueError:
         return {}
-    return claims if isinstance(claims, dict) else {}
+    return read_json_object(payload)
 
 
 def _text(value: object) -> str:

@@ -27,10 +27,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from arcbridge.client.credentials import audience_parameters as second_audience
-from arcbridge.client.credentials import proof_keys
+from arcbridge.client.credentials import audience_parameters, proof_keys
 from arcbridge.client.credentials.client_authentication import ClientAuthentication
-from arcbridge.client.credentials.issuer import Issuer, IssuerEndpoints, IssuerError, check_id_token, page_of
+from arcbridge.client.credentials.issuer import Issuer, IssuerEndpoints, IssuerError, page_of
 from arcbridge.client.credentials.jwt_unverified import claims_unverified, read_unverified
 from arcbridge.client.credentials.login_callback import HEAD_LIMIT, LoginCallback, check_redirect_path, redirect_path
 from arcbridge.client.credentials.token_cache import MAX_TIME, AudienceToken, TokenCache, TokenSet, token_set
@@ -70,7 +69,7 @@ def check_login(config: LoginConfig) -> None:
     check_origins("login.issuer_origins", config.issuer_origins)
     if config.cluster_audience_by not in AUDIENCE_BY:
         raise ConfigError(f"login.cluster_audience_by: must be one of {', '.join(AUDIENCE_BY)}")
-    by_scope = config.cluster_audience_by == second_audience.BY_SCOPE
+    by_scope = config.cluster_audience_by == audience_parameters.BY_SCOPE
     if config.cluster_audience and by_scope and not config.relay_scopes:
         # The login asks for the scopes of relay and clusters together, so its own access token may be good at both.
         raise ConfigError(
@@ -94,7 +93,7 @@ class Login:
         redirect_ports: tuple[int, ...] = REDIRECT_PORTS,
         command: str = "arcbridge login",
     ) -> None:
-        """`command`: what the user is told to run where only a new login helps."""
+        """`command`: what an error advises the user to run where only a new login helps."""
         check_login(config)
         if config.redirect_port is not None:
             redirect_ports = (config.redirect_port,)
@@ -207,18 +206,14 @@ class Login:
 
     def _issuer(self) -> Issuer:
         # Only where the issuer's discovery offers DPoP is a key made.
-        key = self._own_key if self._config.dpop else None
-        pop = self._own_key if self._config.pop else None
-        config = self._config
-        return Issuer(config.issuer, config.ca_file, origins=config.issuer_origins, key=key, pop=pop, clock=self._clock)
+        return Issuer.of(self._config, self._own_key, self._clock)
 
     # -- the grants ---------------------------------------------------------------------------------------------------
 
     async def _refresh(self, issuer: Issuer, kept: TokenSet) -> TokenSet:
-        endpoints = await issuer.endpoints()
         form = {"grant_type": "refresh_token", "refresh_token": kept.refresh_token}
-        form |= second_audience.for_relay(self._config)
-        answer = await self._by_refresh_token(issuer, endpoints, form)
+        form |= audience_parameters.for_relay(self._config)
+        answer = await self._by_refresh_token(issuer, form)
         # An issuer may leave the nonce out of the new id token, and may not change it (OpenID Connect Core §12.2).
         was, now = (read_unverified(text).nonce for text in (kept.id_token, str(answer.get("id_token") or "")))
         if now and was and now != was:
@@ -229,9 +224,7 @@ class Login:
             answer = {**answer, "id_token": kept.id_token}
         return self._keep(answer, kept.refresh_token, kept.by_audience)
 
-    async def _by_refresh_token(
-        self, issuer: Issuer, endpoints: IssuerEndpoints, form: Mapping[str, str]
-    ) -> dict[str, Any]:
+    async def _by_refresh_token(self, issuer: Issuer, form: Mapping[str, str]) -> dict[str, Any]:
         """Send a form with a refresh token, and return what the token endpoint answers.
 
         The refresh token of a login without a key, as a former version made it, is bound to none, and an issuer may
@@ -239,11 +232,11 @@ class Login:
         """
         had_key = self.key is not None
         try:
-            return await self._ask(issuer, endpoints, form)
+            return await self._authentication.ask(issuer, form)
         except IssuerError as error:
             if error.code != "invalid_grant" or had_key or self.key is None:
                 raise
-        answer = await self._ask(issuer, endpoints, form, bind=False)
+        answer = await self._authentication.ask(issuer, form, bind=False)
         if self._config.proof_key_file is None:
             proof_keys.remove(self._key_path)
         return answer
@@ -262,21 +255,25 @@ class Login:
 
     async def _trade(self, issuer: Issuer, kept: TokenSet, audience: str) -> AudienceToken:
         """Have a token for `audience` by refresh token or access token, and keep it."""
-        endpoints, by = await issuer.endpoints(), self._config.cluster_audience_by
-        if by == second_audience.BY_EXCHANGE:
+        by = self._config.cluster_audience_by
+        if by == audience_parameters.BY_EXCHANGE:
             form = {"grant_type": _EXCHANGE_GRANT, "subject_token": kept.access_token}
             form |= {"subject_token_type": _ACCESS_TOKEN, "requested_token_type": _ACCESS_TOKEN}
         elif kept.refresh_token:
             form = {"grant_type": "refresh_token", "refresh_token": kept.refresh_token}
         else:
             raise self._no_token_for(audience, "the login gave no refresh token (scope offline_access)")
-        form |= second_audience.for_cluster(self._config, audience)
-        ask = self._ask if by == second_audience.BY_EXCHANGE else self._by_refresh_token
-        answer = await ask(issuer, endpoints, form)
+        form |= audience_parameters.for_cluster(self._config, audience)
+        ask = self._authentication.ask if by == audience_parameters.BY_EXCHANGE else self._by_refresh_token
+        answer = await ask(issuer, form)
         now = self._clock()
         got = token_set({"access_token": answer.get("access_token"), "expires_in": answer.get("expires_in")}, now)
         token = AudienceToken(got.access_token, now, got.expires_at)
-        if by != second_audience.BY_EXCHANGE and isinstance(renewed := answer.get("refresh_token"), str) and renewed:
+        if (
+            by != audience_parameters.BY_EXCHANGE
+            and isinstance(renewed := answer.get("refresh_token"), str)
+            and renewed
+        ):
             kept = replace(kept, refresh_token=renewed)
             self._cache.save(kept)  # at once: the issuer may have made the former refresh token void
         found = read_unverified(token.text).audiences
@@ -337,7 +334,7 @@ class Login:
             if loop.time() >= deadline:
                 raise Unauthenticated("the device code has expired before the login; start again")
             try:
-                given = await self._ask(issuer, endpoints, form)
+                given = await self._authentication.ask(issuer, form)
             except IssuerError as error:
                 if error.code == "slow_down":
                     interval = min(interval + 5.0, POLL_MOST)  # RFC 8628 §3.5
@@ -394,7 +391,7 @@ class Login:
                 server.close()
             await callback.finish()
         form = {"grant_type": "authorization_code", "code": code, "redirect_uri": redirect, "code_verifier": verifier}
-        answer = await self._ask(issuer, endpoints, form)
+        answer = await self._authentication.ask(issuer, form)
         id_token = answer.get("id_token")
         if isinstance(id_token, str) and not hmac.compare_digest(
             read_unverified(id_token).nonce.encode(), nonce.encode()
@@ -421,18 +418,6 @@ class Login:
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
-    async def _ask(
-        self, issuer: Issuer, endpoints: IssuerEndpoints, form: Mapping[str, str], *, bind: bool = True
-    ) -> dict[str, Any]:
-        """Send a form of this client to the token endpoint, and return what it answers.
-
-        Raises Unauthenticated where the id token in it is another issuer's or another client's.
-        """
-        proof = partial(self._authentication.proof, endpoints, endpoints.token)
-        answer = await issuer.post(endpoints.token, form, proof, bind=bind)
-        check_id_token(answer, self._config.issuer, self._config.client_id)
-        return answer
-
     async def _begin(self, issuer: Issuer, answer: Mapping[str, object]) -> TokenSet:
         """Keep what a new login gave, once it is such that each end may have its part."""
         if not self._config.relay_scopes:
@@ -442,7 +427,7 @@ class Login:
         refresh = answer.get("refresh_token")
         if not isinstance(refresh, str) or not refresh:
             raise Unauthenticated(
-                "login.relay_scopes: the login gave no refresh token, by which the relay's token is had (scope "
+                "login.relay_scopes: the login gave no refresh token, which the relay's token needs (scope "
                 "offline_access); have the issuer set up for it, or take the setting out"
             )
         login = TokenSet(refresh_token=refresh)

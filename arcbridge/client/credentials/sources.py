@@ -51,7 +51,7 @@ class TokenSources:
         self.tokens.interactive = interactive
 
     def require_login(self) -> None:
-        """Raise Unauthenticated where it is plain, without the network, that no token for the relay can be had.
+        """Raise Unauthenticated where it is plain, without the network, that there is no token for the relay.
 
         A command says so before it does anything that the user would take for success.
         """

@@ -10,15 +10,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, Generic, TypeGuard, TypeVar
 
 from arcbridge.client.credentials.jwt_unverified import read_unverified
-from arcbridge.errors import StateError
-from arcbridge.pki.private_files import OPEN_SAFELY, ensure_private_directory, read_file, write_private
+from arcbridge.errors import StateError, Unreachable
+from arcbridge.pki.private_files import ensure_private_directory, read_file, try_lock, write_private
+
+if TYPE_CHECKING:
+    import asyncio
 
 LOCK_WAIT = 60.0
 """Seconds to wait for another process that refreshes or logs in with the same cache."""
@@ -84,6 +87,36 @@ class TokenSet:
         return replace(self, by_audience={**kept, audience: token})
 
 
+_Token = TypeVar("_Token", AudienceToken, TokenSet)
+
+
+class TokenMemory(Generic[_Token]):
+    """Tokens by their audiences, kept in this process alone until they grow old. `clock`: unix seconds."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._kept: dict[str, _Token] = {}
+        self._asking: asyncio.Lock | None = None
+
+    async def get(self, audience: str, ask: Callable[[], Awaitable[_Token]], *, force: bool) -> _Token:
+        """Return the kept token, or one by `ask`, of which one runs at a time. `force`: not the kept one.
+
+        Raises as `ask` does, but Unreachable only where the kept token has ended.
+        """
+        import asyncio
+
+        self._asking = self._asking or asyncio.Lock()
+        async with self._asking:
+            kept = self._kept.get(audience)
+            if force or kept is None or not kept.fresh(self._clock()):
+                try:
+                    kept = self._kept[audience] = await ask()
+                except Unreachable:
+                    if force or kept is None or not kept.usable(self._clock()):
+                        raise
+            return kept
+
+
 def _fresh(obtained_at: float, expires_at: float, now: float) -> bool:
     if not expires_at:
         return True
@@ -147,15 +180,12 @@ class TokenCache:
         try:
             data = read_file(self.path)
             document = json.loads(data) if data else {}
-            access, identity, refresh = (
-                document.get(name, "") for name in ("access_token", "id_token", "refresh_token")
-            )
-            obtained, expires = (document.get(name, 0.0) for name in ("obtained_at", "expires_at"))
-            if not all(isinstance(text, str) for text in (access, identity, refresh)):
-                return TokenSet()
-            if not _is_time(obtained) or not _is_time(expires):
-                return TokenSet()
-            return TokenSet(access, identity, refresh, obtained, expires, _by_audience(document.get("by_audience")))
+            texts = [document.get(name, "") for name in ("access_token", "id_token", "refresh_token")]
+            times = [document.get(name, 0.0) for name in ("obtained_at", "expires_at")]
+            if all(isinstance(text, str) for text in texts) and all(map(_is_time, times)):
+                by_audience = _by_audience(document.get("by_audience"))
+                return TokenSet(texts[0], texts[1], texts[2], times[0], times[1], by_audience)
+            return TokenSet()
         except (StateError, ValueError, AttributeError, RecursionError):
             return TokenSet()
 
@@ -180,18 +210,12 @@ class TokenCache:
 
         ensure_private_directory(self.path.parent)
         lock = self.path.with_suffix(".lock")
+        deadline = asyncio.get_running_loop().time() + LOCK_WAIT
+        while (descriptor := try_lock(lock)) is None:
+            if asyncio.get_running_loop().time() > deadline:
+                raise StateError(f"another process has held {lock} for {LOCK_WAIT:.0f} s; is a login waiting there?")
+            await asyncio.sleep(LOCK_RETRY)
         try:
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | OPEN_SAFELY, 0o600)
-        except OSError as error:
-            raise StateError(f"cannot open the lock file {lock}: {error.strerror}") from error
-        try:
-            deadline = asyncio.get_running_loop().time() + LOCK_WAIT
-            while not _try_lock(descriptor, lock):
-                if asyncio.get_running_loop().time() > deadline:
-                    raise StateError(
-                        f"another process has held {lock} for {LOCK_WAIT:.0f} s; is a login waiting there?"
-                    )
-                await asyncio.sleep(LOCK_RETRY)
             yield
         finally:
             os.close(descriptor)
@@ -210,7 +234,7 @@ def _remove(tokens: Path) -> bool:
 
 
 def _by_audience(document: Any) -> dict[str, AudienceToken]:
-    """Return the tokens for single audiences that are whole; the others are had anew."""
+    """Return the tokens for single audiences that are whole; the others are asked for again."""
     found = {}
     for audience, one in document.items() if isinstance(document, dict) else ():
         if isinstance(one, dict):
@@ -223,12 +247,3 @@ def _by_audience(document: Any) -> dict[str, AudienceToken]:
 def _is_time(value: Any) -> TypeGuard[float]:
     # A number beyond any date, or none (NaN), would fail when it is computed with.
     return isinstance(value, int | float) and not isinstance(value, bool) and -1e15 < value < 1e15
-
-
-def _try_lock(descriptor: int, path: Path) -> bool:
-    from filelock import lock_descriptor  # 15 ms: only what locks pays for it
-
-    try:
-        return lock_descriptor(descriptor, blocking=False)
-    except OSError as error:
-        raise StateError(f"cannot lock {path}: {error.strerror}") from error

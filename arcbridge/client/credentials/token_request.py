@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from arcbridge.errors import ConfigError, Unreachable
 from arcbridge.net.system_trust import trusting_context
-from arcbridge.untrusted_json import read_json
+from arcbridge.untrusted_json import read_json_object
 
 DEADLINE = 20.0
 """Seconds for one request."""
@@ -66,11 +66,7 @@ async def request(
         raise Unreachable(_tls_failure(str(host), error.__cause__, ca_file)) from error
     except (aiohttp.ClientError, OSError) as error:
         raise Unreachable(f"{host} cannot be reached for a token: {reason(error)}") from error
-    try:
-        document = read_json(data, _LIMIT)
-    except ValueError:
-        document = {}
-    return status, document if isinstance(document, dict) else {}
+    return status, read_json_object(data, _LIMIT)
 
 
 def _tls_failure(host: str, cause: BaseException | None, ca_file: Path | None) -> str:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -25,18 +26,17 @@ import structlog
 
 from arcbridge.client.credentials.azure_pipelines import is_azure_pipelines
 from arcbridge.client.credentials.jwt_unverified import claims_unverified, read_unverified
-from arcbridge.client.credentials.token_cache import MAX_TIME, AudienceToken, TokenSet, token_set
+from arcbridge.client.credentials.token_cache import MAX_TIME, AudienceToken, TokenMemory, TokenSet, token_set
+from arcbridge.client.credentials.token_files import read_token
 from arcbridge.client.credentials.token_program import output_of
-from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unauthenticated, Unreachable
+from arcbridge.errors import ArcbridgeError, ConfigError, Unauthenticated, Unreachable
 from arcbridge.settings.choices import PROGRAM
 from arcbridge.settings.config import LoginConfig
-from arcbridge.untrusted_json import read_json
+from arcbridge.untrusted_json import read_json_object
 
 if TYPE_CHECKING:
     # Imported late otherwise, because a client whose tokens are bound to no key never needs it.
     from arcbridge.identity.proof import ProofKey
-
-_TOKEN_LIMIT = 64 * 1024
 
 T = TypeVar("T")
 
@@ -286,7 +286,7 @@ class Tokens:
             if key is not None and self._file_key is not None:
                 yield self._file_key
 
-    async def twice(self, attempt: Callable[[], Awaitable[T]]) -> T:
+    async def retry_once(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Do `attempt`, and once more where an end refused the token that it was shown and there may be another.
 
         A login keeps tokens for as long as they last, and its issuer may have taken back the key that signed them.
@@ -422,8 +422,7 @@ class TokenCommand:
         self._clock = clock
         self._environment = dict(environment or {})
         self._key = key
-        self._kept: dict[str, TokenSet] = {}
-        self._running = asyncio.Lock()
+        self._kept = TokenMemory[TokenSet](clock)
 
     @property
     def key(self) -> ProofKey | None:
@@ -431,18 +430,11 @@ class TokenCommand:
         return self._key
 
     async def tokens(self, *, interactive: bool, force: bool = False) -> TokenSet:
-        return await self._current("", force)
+        return await self._kept.get("", partial(self._run, ""), force=force)
 
     async def for_audience(self, audience: str, *, interactive: bool, force: bool = False) -> AudienceToken:
-        tokens = await self._current(audience, force)
+        tokens = await self._kept.get(audience, partial(self._run, audience), force=force)
         return AudienceToken(tokens.id_token or tokens.access_token, tokens.obtained_at, tokens.expires_at)
-
-    async def _current(self, audience: str, force: bool) -> TokenSet:
-        async with self._running:
-            kept = self._kept.get(audience)
-            if force or kept is None or not kept.fresh(self._clock()):
-                kept = self._kept[audience] = await self._run(audience)
-            return kept
 
     async def _run(self, audience: str) -> TokenSet:
         if self._key is None:
@@ -455,13 +447,7 @@ class TokenCommand:
             "ARCBRIDGE_TOKEN_AUDIENCE": audience,
         }
         output = await output_of("login.command", self._command, {**self._environment, **names})
-        try:
-            document = read_json(output)
-        except ValueError:
-            document = None
-        if not isinstance(document, dict):
-            # What it printed may be a token: it is never quoted.
-            raise Unauthenticated(f'login.command: {name} did not print JSON with "access_token" and "id_token"')
+        document = read_json_object(output)
         now = self._clock()
         tokens = token_set(document, now)
         expires_at = document.get("expires_at")
@@ -469,7 +455,8 @@ class TokenCommand:
             ends = [end for end in (tokens.expires_at, float(expires_at)) if end]
             tokens = TokenSet(tokens.access_token, tokens.id_token, "", now, min(ends))
         if not tokens.access_token and not tokens.id_token:
-            raise Unauthenticated(f'login.command: {name} printed neither "access_token" nor "id_token"')
+            # What it printed may be a token: it is never quoted.
+            raise Unauthenticated(f'login.command: {name} did not print JSON with "access_token" or "id_token"')
         return tokens
 
 
@@ -477,30 +464,6 @@ def _new_key() -> ProofKey:
     from arcbridge.identity.proof import ProofKey
 
     return ProofKey.generate()
-
-
-def read_token(path: Path) -> str:
-    """Read the token in a file, trimmed; raises Unauthenticated or StateError, which name the file."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(_TOKEN_LIMIT + 1)
-    except FileNotFoundError as error:
-        raise Unauthenticated(f"the token file {path} does not exist; log in, or name another one") from error
-    except OSError as error:
-        raise StateError(f"cannot read the token file {path}: {error.strerror}") from error
-    return check_token(data, str(path))
-
-
-def check_token(data: bytes, source: str) -> str:
-    """Return a token as header and AUTH can carry it; raises Unauthenticated."""
-    if len(data) > _TOKEN_LIMIT:
-        raise Unauthenticated(f"{source} holds more than {_TOKEN_LIMIT // 1024} KiB: not a token")
-    token = data.strip()
-    if not token:
-        raise Unauthenticated(f"{source} is empty; put a token there")
-    if not all(0x21 <= byte <= 0x7E for byte in token):
-        raise Unauthenticated(f"{source} does not hold one token: there are spaces or other characters in it")
-    return token.decode("ascii")
 
 
 def _cluster_token(kind: str, token: str) -> ClusterToken:

@@ -1,4 +1,4 @@
-"""Tokens of a job or a pod: asked for at GitHub Actions or an API server, or given to it before (`tokens_at_hand`).
+"""Tokens of a job or a pod: asked for at GitHub Actions or an API server, or given to it before (`tokens_given`).
 
 The two services let the caller choose the audience, so each token names the place that it is for and the key that it is
 bound to (`identity.proof`): with Kubernetes as two audiences, with GitHub, which gives one, as
@@ -10,19 +10,19 @@ client it is there (`client.client_authentication`).
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from arcbridge.client.credentials.environment_tokens import ENVIRONMENT, FILE, GITLAB, TokensAtHand
+from arcbridge.client.credentials.environment_tokens import ENVIRONMENT, FILE, GITLAB, EnvironmentTokens
 from arcbridge.client.credentials.jwt_unverified import claims_unverified, read_unverified
-from arcbridge.client.credentials.token_cache import AudienceToken, TokenSet
+from arcbridge.client.credentials.token_cache import AudienceToken, TokenMemory, TokenSet
+from arcbridge.client.credentials.token_files import read_token
 from arcbridge.client.credentials.token_request import request
-from arcbridge.client.credentials.tokens import read_token
 from arcbridge.errors import ConfigError, NotInThisJob, Unauthenticated, Unreachable
 from arcbridge.identity.proof import ProofKey
 from arcbridge.settings.config import LoginConfig
@@ -57,14 +57,13 @@ class WorkloadTokens:
         self._audience = login.audience
         self._key = key
         self._clock = clock
-        self._kept: dict[str, AudienceToken] = {}
-        self._asking = asyncio.Lock()
+        self._kept = TokenMemory[AudienceToken](clock)
         self._service: _GitHubActions | _Kubernetes | None = None
-        self._at_hand: TokensAtHand | None = None
+        self._given: EnvironmentTokens | None = None
         if login.workload in SERVICES:
             self._service = _service(login.workload, environment, service_account, "login.workload")
         elif login.workload == GITLAB or login.workload.startswith((FILE, ENVIRONMENT)):
-            self._at_hand = TokensAtHand(login.workload, environment, clock)
+            self._given = EnvironmentTokens(login.workload, environment, clock)
         else:
             raise ConfigError(f"login.workload: {login.workload[:40]!r} is unknown; use {KINDS}")
 
@@ -76,27 +75,18 @@ class WorkloadTokens:
         return self._key
 
     async def tokens(self, *, interactive: bool, force: bool = False) -> TokenSet:
-        """Return the relay's token; those for clusters are had by their audiences."""
+        """Return the relay's token; those for clusters come by their audiences."""
         token = await self.for_audience(self._audience, interactive=interactive, force=force)
         return TokenSet(token.text, "", "", token.obtained_at, token.expires_at)
 
     async def for_audience(self, audience: str, *, interactive: bool, force: bool = False) -> AudienceToken:
         """Return a token for `audience`, bound to the key. Raises Unauthenticated or Unreachable, which say what to
         do."""
-        async with self._asking:
-            kept = self._kept.get(audience)
-            if kept is not None and not force and kept.fresh(self._clock()):
-                return kept
-            try:
-                kept = self._kept[audience] = await self._ask(audience)
-            except Unreachable:
-                if kept is None or force or not kept.usable(self._clock()):
-                    raise
-            return kept
+        return await self._kept.get(audience, partial(self._ask, audience), force=force)
 
     async def _ask(self, audience: str) -> AudienceToken:
-        if self._at_hand is not None:
-            text = self._at_hand.for_audience(audience)
+        if self._given is not None:
+            text = self._given.for_audience(audience)
             return AudienceToken(text, self._clock(), read_unverified(text).expires_at)
         service, key = self._service, self.key
         assert service is not None

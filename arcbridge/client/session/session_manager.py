@@ -172,7 +172,7 @@ class SessionManager(BaseHandler):
     async def connect_once(self) -> None:
         """Establish the first session, before `run`; raises ArcbridgeError, so that a start fails at once."""
         try:
-            await self._tokens.twice(self._establish)
+            await self._tokens.retry_once(self._establish)
         except ArcbridgeError as error:
             self._fail(error, reported=True)  # the caller reports it
             raise

@@ -63,14 +63,13 @@ class ExpressionError(Exception):
 class Expression:
     """A compiled expression. It holds no state of an evaluation, so that several threads may evaluate it."""
 
-    __slots__ = ("_checked", "_read", "_run", "_variable", "source")
+    __slots__ = ("_read", "_run", "_selected", "_variable", "source")
 
     def __init__(self, source: str, variable: str, checked: CheckedExpression, run: Run) -> None:
         self.source = source
         self._variable = variable
-        self._checked = checked
         self._run = run
-        self._read = _fields_read(checked, variable)
+        self._read, self._selected = _fields_read(checked, variable)
 
     def evaluate(
         self,
@@ -79,7 +78,7 @@ class Expression:
         time_limit: TimeLimit | None = None,
         memory: Memory | None = None,
     ) -> tuple[Value, int]:
-        """Answer the result, with `claims` or `user` as `value`, and what it cost.
+        """Return the result, with `claims` or `user` as `value`, and what it cost.
 
         Raises EvaluationError, or LimitExceeded where it would cost more than `limit`, take longer than
         `time_limit` or make larger values than `memory` has left.
@@ -91,16 +90,16 @@ class Expression:
             raise LimitExceeded("a claim is nested too deeply", permanent=True) from error
 
     def selects(self, field: str) -> bool:
-        """Tell whether the expression reads `claims.field` or `claims.?field`; by Kubernetes' rule no other form."""
-        return any(_selects(node, self._variable, field) for node in descendants(self._checked.root))
+        """Return whether the expression reads `claims.field` or `claims.?field`; by Kubernetes' rule no other form."""
+        return field in self._selected
 
     def may_read(self, field: str) -> bool:
-        """Tell whether the result may depend on `claims.field`: it is read in any form, or a name is computed, or the
+        """Return whether the result may depend on `claims.field`: it is read in any form, or a name is computed, or the
         claims are used as a whole."""
         return None in self._read or field in self._read
 
     def names(self, field: str) -> bool:
-        """Tell whether the expression itself names `claims.field`, in any form."""
+        """Return whether the expression itself names `claims.field`, in any form."""
         return field in self._read
 
 
@@ -175,44 +174,37 @@ def _built(source: str, checked: CheckedExpression) -> Run:
         raise ExpressionError(str(error)) from error
 
 
-def _selects(node: Node, variable: str, field: str) -> bool:
+def _read_by(node: Node) -> tuple[Node, object, bool] | None:
+    """Return the operand and the field that a node reads, and whether it selects it (`.field`, `.?field`); the field is
+    no text where it is computed."""
     if isinstance(node, Select):
-        return isinstance(node.operand, Identifier) and node.operand.name == variable and node.field == field
-    if isinstance(node, Call) and node.function == "_?._" and node.target is None:
-        operand, name = node.arguments
-        return (
-            isinstance(operand, Identifier)
-            and operand.name == variable
-            and isinstance(name, Literal)
-            and name.value == field
-        )
-    return False
+        return node.operand, node.field, True
+    if not isinstance(node, Call) or node.target is not None or len(node.arguments) != 2:
+        return None
+    if node.function not in ("_?._", "_[_]", "_[?_]", "@in"):
+        return None
+    operand, name = reversed(node.arguments) if node.function == "@in" else node.arguments
+    return operand, name.value if isinstance(name, Literal) else None, node.function == "_?._"
 
 
-def _fields_read(checked: CheckedExpression, variable: str) -> frozenset[str | None]:
-    """Return the fields of `variable` that are named; None is among them where another one may be read as well."""
+def _fields_read(checked: CheckedExpression, variable: str) -> tuple[frozenset[str | None], frozenset[str]]:
+    """Return the fields of `variable` that are named, and those that are selected; None is among the first where
+    another one may be read as well."""
     found: set[str | None] = set()
+    selected: set[str] = set()
     by_name: set[int] = set()
-    for node in descendants(checked.root):
-        operand: Node | None = None
-        field: object = None
-        if isinstance(node, Select):
-            operand, field = node.operand, node.field
-        elif isinstance(node, Call) and node.target is None and len(node.arguments) == 2:
-            if node.function in ("_?._", "_[_]", "_[?_]"):
-                operand, name = node.arguments
-            elif node.function == "@in":
-                name, operand = node.arguments
-            else:
-                continue
-            field = name.value if isinstance(name, Literal) else None
-        if isinstance(operand, Identifier) and operand.name == variable and isinstance(field, str):
-            found.add(field)
-            by_name.add(id(operand))
-    for node in descendants(checked.root):
-        if isinstance(node, Identifier) and node.name == variable and id(node) not in by_name:
-            found.add(None)
-    return frozenset(found)
+    nodes = list(descendants(checked.root))
+    for read_by in map(_read_by, nodes):
+        if read_by is not None:
+            operand, field, selects = read_by
+            if isinstance(operand, Identifier) and operand.name == variable and isinstance(field, str):
+                found.add(field)
+                by_name.add(id(operand))
+                if selects:
+                    selected.add(field)
+    if any(isinstance(node, Identifier) and node.name == variable and id(node) not in by_name for node in nodes):
+        found.add(None)
+    return frozenset(found), frozenset(selected)
 
 
 class _Checks:
@@ -257,17 +249,16 @@ class _Checks:
 
     def _literals(self, call: Call) -> None:
         arguments = call.arguments
-        if call.function in ("timestamp", "duration") and arguments and isinstance(arguments[0], Literal):
-            try:
+        if not arguments or not isinstance(arguments[0], Literal):
+            return
+        pattern = arguments[0].value
+        try:
+            if call.function in ("timestamp", "duration"):
                 build(call, self._checked.type_of)
-            except EvaluationError:
-                raise self._error(arguments[0], f"invalid {call.function} argument") from None
-        if call.function in ("matches", "find", "findAll") and arguments and isinstance(arguments[0], Literal):
-            pattern = arguments[0].value
-            try:
+            elif call.function in ("matches", "find", "findAll"):
                 regex.check(pattern if isinstance(pattern, str) else "")
-            except EvaluationError:
-                raise self._error(arguments[0], f"invalid {call.function} argument") from None
+        except EvaluationError:
+            raise self._error(arguments[0], f"invalid {call.function} argument") from None
 
     def _presence(self, node: Identifier) -> None:
         # The checker reads `has(user.uid)` as `user.uid`; only the node's place, at the dot or not, tells them apart.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from arcbridge.identity.cel.costs import LIST_COST, MAP_COST
 from arcbridge.identity.cel.functions import CONVERSIONS, FUNCTIONS, TYPES, Calls, Function
@@ -201,7 +202,7 @@ class _Builder:
         return _called(function, runs)
 
     def _tracked_by_size(self, node: Call, arguments: list[Node]) -> bool:
-        """Tell whether kube-apiserver's cost tracker asks the last argument for its size, which no error has."""
+        """Return whether kube-apiserver's cost tracker asks the last argument for its size, which no error has."""
         if node.function not in ("distinct", "sort", "@sortByAssociatedKeys"):
             return False
         elements = self._types(arguments[-1]).parameters
@@ -214,13 +215,7 @@ class _Builder:
             out: list[Value] = []
             for run, optional in runs:
                 value = run(state)
-                if optional:
-                    if not isinstance(value, Optional):
-                        raise no_such_overload()
-                    if not value.present:
-                        continue
-                    value = value.value
-                out.append(value)
+                out += _optionals(value) if optional else (value,)
             state.spend(LIST_COST)
             state.memory.take(out)
             return out
@@ -235,14 +230,11 @@ class _Builder:
             for key_run, value_run, optional in runs:
                 key, value = key_run(state), value_run(state)
                 found = lookup_key(key)
-                if optional:
-                    if not isinstance(value, Optional):
-                        raise no_such_overload()
-                    if not value.present:
-                        entries.pop(found, None)
-                        continue
-                    value = value.value
-                entries[found] = (key, value)
+                values = _optionals(value) if optional else (value,)
+                if values:
+                    entries[found] = (key, values[0])
+                else:
+                    entries.pop(found, None)
             state.spend(MAP_COST)
             made = Map(entries)
             state.memory.take(made)
@@ -299,6 +291,13 @@ def _unabsorbed(run: Run) -> Run:
             raise Unabsorbed(str(error)) from error
 
     return strict
+
+
+def _optionals(value: Value) -> tuple[Value, ...]:
+    """Return what an optional value has, or nothing. Raises EvaluationError for another value."""
+    if not isinstance(value, Optional):
+        raise no_such_overload()
+    return (value.value,) if value.present else ()
 
 
 def _held(run: Run, state: Evaluation) -> Value:
@@ -383,15 +382,7 @@ def _counted(state: Evaluation, result: Value, first: Value) -> Value:
     return result
 
 
-def _and(left: Run, right: Run) -> Run:
-    return _logical(left, right, False)
-
-
-def _or(left: Run, right: Run) -> Run:
-    return _logical(left, right, True)
-
-
-def _logical(left: Run, right: Run, decides: bool) -> Run:
+def _logical(left: Run, right: Run, *, decides: bool) -> Run:
     """`&&` (decided by false) or `||` (by true): a side that decides hides an error of the other."""
 
     def run(state: Evaluation) -> Value:
@@ -456,36 +447,31 @@ def _optional_index(operand: Run, index: Run) -> Run:
     return run
 
 
-def _or_value(optional: Run, otherwise: Run) -> Run:
+def _or_else(optional: Run, otherwise: Run, *, unwrapped: bool) -> Run:
+    """`orValue` gives what an optional value has, `or` the optional value itself."""
+
     def run(state: Evaluation) -> Value:
         state.spend(1)
         value = optional(state)
         if not isinstance(value, Optional):
             return value
-        return value.value if value.present else otherwise(state)
-
-    return run
-
-
-def _or_optional(optional: Run, otherwise: Run) -> Run:
-    def run(state: Evaluation) -> Value:
-        state.spend(1)
-        value = optional(state)
-        return otherwise(state) if isinstance(value, Optional) and not value.present else value
+        if not value.present:
+            return otherwise(state)
+        return value.value if unwrapped else value
 
     return run
 
 
 _SPECIAL: dict[str, Callable[..., Run]] = {
-    "_&&_": _and,
-    "_||_": _or,
+    "_&&_": partial(_logical, decides=False),
+    "_||_": partial(_logical, decides=True),
     "_?_:_": _conditional,
     "@not_strictly_false": _not_strictly_false,
     "_[_]": _index,
     "_?._": _optional_index,
     "_[?_]": _optional_index,
-    "orValue": _or_value,
-    "or": _or_optional,
+    "orValue": partial(_or_else, unwrapped=True),
+    "or": partial(_or_else, unwrapped=False),
 }
 
 
@@ -501,7 +487,7 @@ def _selected(value: Value, key: Value) -> Value:
 
 
 def _find_maybe(value: Value, key: Value) -> tuple[bool, Value]:
-    """Tell whether a key is there, and what stands there; no value has keys but a map, a list, and what wraps one."""
+    """Return whether a key is there, and what stands there; no value has keys but a map, a list, and what wraps one."""
     if isinstance(value, Optional):
         if not value.present:
             return False, None
@@ -526,7 +512,7 @@ _INF = float("inf")
 
 
 def _constant(node: Node) -> bool:
-    """Tell whether a node is computed once: literals, aggregates of them, conversions of them."""
+    """Return whether a node is computed once: literals, aggregates of them, conversions of them."""
     if isinstance(node, Literal):
         return True
     if isinstance(node, ListLiteral):

@@ -53,7 +53,7 @@ def _label_value(name: str) -> bool:
 
 
 def is_subdomain(name: str) -> bool:
-    """Tell whether `name` is a domain as Kubernetes writes one (RFC 1123, lower case)."""
+    """Return whether `name` is a domain as Kubernetes writes one (RFC 1123, lower case)."""
     return _dns(_DNS_SUBDOMAIN, 253, False)(name)
 
 

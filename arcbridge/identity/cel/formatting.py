@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from arcbridge.identity.cel.numbers import write_double
@@ -19,7 +19,6 @@ from arcbridge.identity.cel.values import (
     Map,
     Timestamp,
     TypeValue,
-    UInt,
     Value,
     decoded,
 )
@@ -79,17 +78,7 @@ def format_values(format_text: str, values: list[Value]) -> str:
 
 
 def _string(value: Value, precision: int = 0) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, float):
-        return write_double(value)
-    if isinstance(value, bytes):
-        return decoded(value)
-    if isinstance(value, Timestamp):
-        return write_timestamp(value)
-    if isinstance(value, Duration):
-        return write_duration(value)
-    return _nested(value)
+    return _ALONE.get(type(value), _nested)(value)
 
 
 def _nested(value: Value) -> str:
@@ -126,10 +115,20 @@ def _nested(value: Value) -> str:
     raise EvaluationError("no formatting function for a value of this type")
 
 
-def _decimal(value: Value, precision: int) -> str:
-    if type(value) is not int and not isinstance(value, UInt):
-        raise EvaluationError("decimal clause can only be used on integers")
-    return str(int(value))
+_ALONE: Mapping[type, Callable[[Value], str]] = {
+    str: str,
+    float: write_double,
+    bytes: decoded,
+    Timestamp: write_timestamp,
+    Duration: write_duration,
+}
+"""How values stand by themselves that stand otherwise inside a list."""
+
+
+def _integer(value: Value, form: str) -> str:
+    if not isinstance(value, int) or (isinstance(value, bool) and form != "b"):
+        raise EvaluationError("clause can only be used on integers")
+    return f"{int(value):{form}}"
 
 
 def _double(value: Value) -> float:
@@ -158,52 +157,29 @@ def _scientific(value: Value, precision: int) -> str:
     return f"{mantissa}×10{exponent.removeprefix('+').translate(_SUPERSCRIPT)}".rjust(precision)
 
 
-def _binary(value: Value, precision: int) -> str:
-    if not isinstance(value, int):
-        raise EvaluationError("only integers and bools can be formatted as binary")
-    return f"{int(value):b}"
-
-
-def _octal(value: Value, precision: int) -> str:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise EvaluationError("octal clause can only be used on integers")
-    return f"{int(value):o}"
-
-
 def _hex(value: Value, precision: int) -> str:
-    if isinstance(value, str):
-        return value.encode("utf-8", "surrogatepass").hex()
-    if isinstance(value, bytes):
-        return value.hex()
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise EvaluationError("only integers, byte buffers, and strings can be formatted as hex")
-    return f"{int(value):x}"
+    data = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
+    return data.hex() if isinstance(data, bytes) else _integer(value, "x")
 
 
-def _upper_hex(value: Value, precision: int) -> str:
-    return _hex(value, precision).upper()
-
-
-_WRITERS: dict[str, Callable[[Value, int], str]] = {
+_WRITERS: Mapping[str, Callable[[Value, int], str]] = {
     "s": _string,
-    "d": _decimal,
+    "d": lambda value, precision: _integer(value, "d"),
     "f": _fixed,
     "e": _scientific,
-    "b": _binary,
-    "o": _octal,
+    "b": lambda value, precision: _integer(value, "b"),
+    "o": lambda value, precision: _integer(value, "o"),
     "x": _hex,
-    "X": _upper_hex,
+    "X": lambda value, precision: _hex(value, precision).upper(),
 }
 
-ACCEPTED: dict[str, frozenset[str]] = {
-    "s": frozenset({"bool", "bytes", "double", "duration", "dyn", "int", "list", "map", "null", "string", "timestamp"})
-    | frozenset({"type", "uint"}),
-    "d": frozenset({"int", "uint", "dyn"}),
-    "f": frozenset({"double", "string", "dyn"}),
-    "e": frozenset({"double", "string", "dyn"}),
-    "b": frozenset({"int", "uint", "bool", "dyn"}),
-    "o": frozenset({"int", "uint", "dyn"}),
-    "x": frozenset({"int", "uint", "string", "bytes", "dyn"}),
-    "X": frozenset({"int", "uint", "string", "bytes", "dyn"}),
+_TYPES = {
+    "s": "bool bytes double duration int list map null string timestamp type uint",
+    "f": "double string",
+    "e": "double string",
+    "b": "int uint bool",
+    "x": "int uint string bytes",
+    "X": "int uint string bytes",
 }
+ACCEPTED = {kind: frozenset((*_TYPES.get(kind, "int uint").split(), "dyn")) for kind in _WRITERS}
 """The static types that each clause takes; `any`, which claims have, is in none."""

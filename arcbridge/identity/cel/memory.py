@@ -40,7 +40,7 @@ class Memory:
 
 
 def measure(value: Value) -> int:
-    """Answer the bytes of a value that a function has just made; elements that it did not make count as references."""
+    """Return the bytes of a value that a function has just made; elements that it did not make count as references."""
     if isinstance(value, str | bytes):
         return sys.getsizeof(value)
     if isinstance(value, StringList):

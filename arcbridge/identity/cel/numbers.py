@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from decimal import Decimal
 
 from arcbridge.identity.cel.values import EvaluationError, UInt, checked_int, checked_uint
 
@@ -64,13 +65,9 @@ def write_double(value: float) -> str:
     sign = "-" if math.copysign(1.0, value) < 0 else ""
     if value == 0:
         return sign + "0"
-    mantissa, _, exponent_text = f"{abs(value)!r}".partition("e")
-    whole, _, fraction = mantissa.partition(".")
-    digits = (whole + fraction).lstrip("0")
-    exponent = len(whole) - 1 + int(exponent_text or 0)
-    if whole == "0":
-        exponent = -1 - (len(fraction) - len(fraction.lstrip("0"))) + int(exponent_text or 0)
-    digits = digits.rstrip("0") or "0"
+    parts = Decimal(repr(value)).normalize().as_tuple()
+    digits = "".join(map(str, parts.digits))
+    exponent = len(digits) - 1 + int(parts.exponent)
     if exponent < -4 or exponent >= LARGE_EXPONENT:
         rest = digits[1:]
         return f"{sign}{digits[0]}{'.' + rest if rest else ''}e{'-' if exponent < 0 else '+'}{abs(exponent):02}"

@@ -58,7 +58,7 @@ _NOT_OF_GO = re.compile(r"\\Q(?:(?!\\E).)*+|\\(?P<escaped>.)|\(\?P?<\w*+(?P<name
 
 @lru_cache(maxsize=256)
 def _is_foreign(pattern: str) -> bool:
-    """Tell whether a pattern has what the library knows and Go's engine refuses: `\\C`, names beyond `[A-Za-z0-9_]`."""
+    """Return whether a pattern has what Go's engine refuses and the library takes: `\\C`, names in other scripts."""
     return any(found["escaped"] == "C" or found["name"] for found in _NOT_OF_GO.finditer(pattern))
 
 
@@ -77,7 +77,7 @@ def _run(name: str, text: str, pattern: str) -> Any:
 
 
 def matches(text: str, pattern: str) -> bool:
-    """Tell whether `pattern` matches somewhere in `text`. Raises EvaluationError for what is no pattern."""
+    """Return whether `pattern` matches somewhere in `text`. Raises EvaluationError for what is no pattern."""
     return bool(_run("matches", text, pattern))
 
 
@@ -102,57 +102,15 @@ def find_all(text: str, pattern: str, limit: int = -1) -> StringList:
     return StringList(found if limit < 0 else found[:limit])
 
 
+_PART = re.compile(
+    r"\\Q(?:(?!\\E).)*+(?:\\E)?|\\.|\[\^?\]?(?:\[:\^?[a-z]*+:\]|\\.|[^\]\\])*+\]?|\((?P<group>\?P?<\w++>|(?!\?))",
+    re.DOTALL | re.ASCII,
+)
+"""A quoted text, an escape, a class of characters (of which a bracket that comes first is one), or a capturing group's
+beginning."""
+
+
 @lru_cache(maxsize=256)
 def without_groups(pattern: str) -> str:
     """`pattern` with its capturing groups made non-capturing; what it matches stays the same."""
-    out: list[str] = []
-    at = 0
-    in_class = False
-    # The last place of what closes, so that a pattern of many openings is not searched from each of them.
-    last_class_name, last_group_name = pattern.rfind(":]"), pattern.rfind(">")
-    while at < len(pattern):
-        char = pattern[at]
-        if char == "\\":
-            if pattern.startswith("\\Q", at) and not in_class:
-                end = pattern.find("\\E", at)
-                end = len(pattern) if end < 0 else end + 2
-                out.append(pattern[at:end])
-                at = end
-                continue
-            out.append(pattern[at : at + 2])
-            at += 2
-            continue
-        if in_class:
-            # A `[:alpha:]` inside has its own bracket.
-            if char == "[" and pattern.startswith("[:", at) and at <= last_class_name:
-                end = pattern.index(":]", at) + 2
-                out.append(pattern[at:end])
-                at = end
-                continue
-            in_class = char != "]"
-        elif char == "[":
-            in_class = True
-            out.append(char)
-            at += 1
-            for first in ("^", "]"):  # a bracket that comes first is one of the class's characters
-                if pattern.startswith(first, at):
-                    out.append(first)
-                    at += 1
-            continue
-        elif char == "(":
-            if not pattern.startswith("(?", at):
-                out.append("(?:")
-                at += 1
-                continue
-            for opening in ("(?P<", "(?<"):
-                if pattern.startswith(opening, at) and at <= last_group_name:
-                    out.append("(?:")
-                    at = pattern.index(">", at) + 1
-                    break
-            else:
-                out.append("(")
-                at += 1
-            continue
-        out.append(char)
-        at += 1
-    return "".join(out)
+    return _PART.sub(lambda part: part[0] if part["group"] is None else "(?:", pattern)

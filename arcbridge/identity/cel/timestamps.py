@@ -33,6 +33,7 @@ _UNITS = {
     "h": 3600 * NANOSECONDS,
 }
 _DURATION_PART = re.compile(r"(\d*)(?:\.(\d*))?(ns|us|µs|μs|ms|s|m|h)", re.ASCII)
+_DURATION = re.compile(r"([+-]?)(0|(?:(?:\d{1,25}(?:\.\d*)?|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+)", re.ASCII)
 _EPOCH = datetime.date(1970, 1, 1).toordinal()
 
 
@@ -78,30 +79,15 @@ def write_timestamp(value: Timestamp) -> str:
 
 def read_duration(text: str) -> Duration:
     """Read a duration such as `1h30m`. Raises EvaluationError."""
-    rest = text
-    negative = rest.startswith("-")
-    if rest[:1] in ("-", "+"):
-        rest = rest[1:]
-    if rest == "0":
-        return Duration(0)
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise EvaluationError("not a duration")
     total = 0
-    at = 0
-    while at < len(rest):
-        match = _DURATION_PART.match(rest, at)
-        if match is None or not (match[1] or match[2]):
-            raise EvaluationError("not a duration")
-        if len(match[1]) > 25:
-            raise EvaluationError("not a duration")
-        unit = _UNITS[match[3]]
-        total += int(match[1] or 0) * unit
-        if match[2]:
-            digits = match[2][:18]
-            total += int(digits) * unit // 10 ** len(digits)
-        at = match.end()
-        if total > INT_MAX + 1:
-            raise EvaluationError("not a duration")
-    total = -total if negative else total
-    if not rest or not INT_MIN <= total <= INT_MAX:
+    for whole, fraction, unit in _DURATION_PART.findall(match[2]):
+        digits = fraction[:18]
+        total += int(whole or 0) * _UNITS[unit] + int(digits or 0) * _UNITS[unit] // 10 ** len(digits)
+    total = -total if match[1] == "-" else total
+    if not INT_MIN <= total <= INT_MAX:
         raise EvaluationError("not a duration")
     return Duration(total)
 

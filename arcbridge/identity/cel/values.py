@@ -189,7 +189,7 @@ class Map:
         return iter(self._entries.values())
 
     def find(self, key: Value) -> tuple[bool, Value]:
-        """Tell whether `key` is there, and its value."""
+        """Return whether `key` is there, and its value."""
         if self.escaped and isinstance(key, str):
             key = unescaped(key) or key
         if key not in self:
@@ -226,7 +226,7 @@ class Claims:
         return made
 
     def find(self, key: Value) -> tuple[bool, Value]:
-        """Tell whether a field is there, by its name or its escaped name, and its value. Raises EvaluationError."""
+        """Return whether a field is there, by its name or its escaped name, and its value. Raises EvaluationError."""
         if not isinstance(key, str):
             raise no_such_overload()
         name = unescaped(key)
@@ -332,7 +332,7 @@ def type_name(value: Value) -> str:
 
 
 def is_number(value: Value) -> bool:
-    """Tell whether `value` is an int, uint or double."""
+    """Return whether `value` is an int, uint or double."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -421,7 +421,7 @@ def size(value: Value) -> int:
 
 
 def is_zero(value: Value) -> bool:
-    """Tell whether `optional.ofNonZeroValue` takes `value` for nothing."""
+    """Return whether `optional.ofNonZeroValue` takes `value` for nothing."""
     if value is None:
         return True
     if isinstance(value, ClaimList):

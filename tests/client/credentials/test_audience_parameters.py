@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from arcbridge.client.credentials import audience_parameters as second_audience
+from arcbridge.client.credentials import audience_parameters
 from arcbridge.settings.config import LoginConfig
 
 
@@ -25,7 +25,7 @@ from arcbridge.settings.config import LoginConfig
     ],
 )
 def test_for_a_cluster(settings: dict[str, Any], form: dict[str, str]) -> None:
-    assert second_audience.for_cluster(LoginConfig(**settings), "a") == form
+    assert audience_parameters.for_cluster(LoginConfig(**settings), "a") == form
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_for_a_cluster(settings: dict[str, Any], form: dict[str, str]) -> None:
     ],
 )
 def test_for_the_relay(settings: dict[str, Any], form: dict[str, str]) -> None:
-    assert second_audience.for_relay(LoginConfig(**settings)) == form
+    assert audience_parameters.for_relay(LoginConfig(**settings)) == form
 
 
 @pytest.mark.parametrize(
@@ -56,10 +56,10 @@ def test_for_the_relay(settings: dict[str, Any], form: dict[str, str]) -> None:
     ],
 )
 def test_c3_whether_an_audience_is_a_clusters(audience: str, pattern: str, found: bool) -> None:
-    assert second_audience.is_clusters(audience, pattern) == found
+    assert audience_parameters.is_clusters(audience, pattern) == found
 
 
 def test_b47_patterns_that_can_mean_one_audience() -> None:
-    assert second_audience.overlap("arcbridge-{cluster}", "arcbridge-prod")
-    assert second_audience.overlap("arcbridge-{cluster}", "arcbridge-{cluster}")
-    assert not second_audience.overlap("a-{cluster}", "b-{cluster}")
+    assert audience_parameters.overlap("arcbridge-{cluster}", "arcbridge-prod")
+    assert audience_parameters.overlap("arcbridge-{cluster}", "arcbridge-{cluster}")
+    assert not audience_parameters.overlap("a-{cluster}", "b-{cluster}")

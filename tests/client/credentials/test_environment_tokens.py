@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from arcbridge.client.credentials.environment_tokens import TokensAtHand, is_for
+from arcbridge.client.credentials.environment_tokens import EnvironmentTokens, is_for
 from arcbridge.client.credentials.jwt_unverified import read_unverified
 from arcbridge.errors import ConfigError, Unauthenticated
 
@@ -21,8 +21,8 @@ def token(aud: str | list[str], exp: float = 2000, iss: str = "https://gitlab.ex
     return f"e30.{base64.urlsafe_b64encode(claims).decode().rstrip('=')}.c2ln"
 
 
-def at_hand(kind: str, **environment: str) -> TokensAtHand:
-    return TokensAtHand(kind, environment, lambda: NOW)
+def at_hand(kind: str, **environment: str) -> EnvironmentTokens:
+    return EnvironmentTokens(kind, environment, lambda: NOW)
 
 
 def test_the_audience_decides() -> None:
@@ -88,7 +88,7 @@ def test_what_is_read_is_bounded(tmp_path: Path) -> None:
     big = tmp_path / "big"
     with big.open("wb") as file:
         file.truncate(1024 * 1024 + 1)
-    with pytest.raises(Unauthenticated, match="big holds more than 1024 KiB: no file of tokens"):
+    with pytest.raises(Unauthenticated, match="big holds no tokens, or more than 1024 KiB"):
         at_hand(f"file:{big}").for_audience("a")
     for number in range(65):
         (tmp_path / f"token-{number}").write_text(token("a"))

@@ -1,4 +1,4 @@
-"""Who is logged in, read from what is kept."""
+"""IdentitySummary is logged in, read from what is kept."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jwt
 import pytest
 
 from arcbridge.client.credentials import proof_keys
-from arcbridge.client.credentials.identity_summary import Who, cache_of, user_name, who
+from arcbridge.client.credentials.identity_summary import IdentitySummary, cache_of, summary_of, user_name
 from arcbridge.client.credentials.token_cache import TokenSet
 from arcbridge.client.state import StateDirectory
 from arcbridge.errors import StateError, Unauthenticated
@@ -35,15 +35,15 @@ def keep(state: StateDirectory, **tokens: object) -> None:
 
 def test_no_login(state: StateDirectory) -> None:
     with pytest.raises(Unauthenticated, match="you are not logged in; run `arcbridge login https://RELAY`"):
-        who(ClientConfig(), state)
+        summary_of(ClientConfig(), state)
     with pytest.raises(Unauthenticated, match=r"not logged in at https://login.example.org; run `arcbridge login"):
-        who(CONFIG, state)
+        summary_of(CONFIG, state)
 
 
 def test_a_login(state: StateDirectory) -> None:
     keep(state, id_token=token(email="a@example.com"), access_token=token(), expires_at=NOW + 600, refresh_token="r")
-    found = who(CONFIG, state, now=NOW)
-    assert found == Who(
+    found = summary_of(CONFIG, state, now=NOW)
+    assert found == IdentitySummary(
         "a@example.com", "alice", LOGIN.issuer, "https://relay.example.org", NOW + 600, renews=True, key=""
     )
 
@@ -56,38 +56,38 @@ def test_b42_each_organisation_has_tokens_of_its_own(state: StateDirectory) -> N
 def test_its_end(state: StateDirectory) -> None:
     keep(state, id_token=token(exp=int(NOW) - 1), expires_at=NOW - 1)
     with pytest.raises(Unauthenticated, match=r"the login at https://login.example.org has ended; run"):
-        who(CONFIG, state, now=NOW)
+        summary_of(CONFIG, state, now=NOW)
     keep(state, id_token=token(exp=int(NOW) - 1), expires_at=NOW - 1, refresh_token="r")
-    assert who(CONFIG, state, now=NOW).renews
+    assert summary_of(CONFIG, state, now=NOW).renews
 
 
 def test_the_key(state: StateDirectory) -> None:
     key = proof_keys.load_or_make(cache_of(CONFIG, state).key_path)
     for claims in ({"cnf": {"jkt": key.thumbprint}}, {"nonce": key.nonce()}, {"aud": [key.audience()]}):
         keep(state, access_token=token(**claims), expires_at=NOW + 600)
-        assert who(CONFIG, state, now=NOW).key == key.thumbprint, claims
+        assert summary_of(CONFIG, state, now=NOW).key == key.thumbprint, claims
     # A nonce of another kind, and of another key.
     for nonce in ("random", proof_keys.load_or_make(state.path / "other.key").nonce()):
         keep(state, access_token=token(nonce=nonce), expires_at=NOW + 600)
-        assert who(CONFIG, state, now=NOW).key == ""
+        assert summary_of(CONFIG, state, now=NOW).key == ""
 
 
 def test_other_sources(state: StateDirectory, tmp_path: Path) -> None:
     file = tmp_path / "access"
     config = ClientConfig(login=LoginConfig(access_token_file=file))
     with pytest.raises(Unauthenticated, match="does not exist"):
-        who(config, state)
+        summary_of(config, state)
     file.write_text(token(preferred_username="ann", iss="https://i.example"))
-    found = who(config, state, now=NOW)
+    found = summary_of(config, state, now=NOW)
     assert (found.user, found.issuer, found.source) == ("ann", "https://i.example", "files")
     with pytest.raises(Unauthenticated, match="has expired; put a new one there"):
-        who(config, state, now=NOW + 601)
+        summary_of(config, state, now=NOW + 601)
     with pytest.raises(StateError, match="cannot read the token file"):
-        who(ClientConfig(login=LoginConfig(id_token_file=tmp_path)), state)
-    assert who(ClientConfig(login=LoginConfig(command=("sso",))), state).source == "command"
-    assert who(ClientConfig(login=LoginConfig(workload="kubernetes")), state).source == "workload"
+        summary_of(ClientConfig(login=LoginConfig(id_token_file=tmp_path)), state)
+    assert summary_of(ClientConfig(login=LoginConfig(command=("sso",))), state).source == "command"
+    assert summary_of(ClientConfig(login=LoginConfig(workload="kubernetes")), state).source == "workload"
     program = LoginConfig(issuer="https://i.example", client_id="ci", grant_type="client-credentials")
-    found = who(ClientConfig(login=program), state)
+    found = summary_of(ClientConfig(login=program), state)
     assert (found.user, found.source, found.renews) == ("ci", "client-credentials", True)
 
 

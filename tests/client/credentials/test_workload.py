@@ -19,7 +19,7 @@ from arcbridge.client.credentials.workload import SERVICE_ACCOUNT, WorkloadToken
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
 from arcbridge.identity.proof import BindingKind, ProofKey, binding
 from arcbridge.settings.config import LoginConfig
-from arcbridge.untrusted_json import read_json
+from arcbridge.untrusted_json import read_json_object
 from tests.support.issuer import Issuer
 from tests.support.issuer_server import ACTIONS_SECRET
 
@@ -149,7 +149,7 @@ async def test_a_service_that_is_down(issuer: Issuer) -> None:
 
 
 async def test_an_answer_that_is_nested_too_deep(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_request, "read_json", lambda *data: read_json(b"[" * 100000))
+    monkeypatch.setattr(token_request, "read_json_object", lambda *data: read_json_object(b"[" * 100000))
     with pytest.raises(Unreachable, match="gave no token"):
         await job(issuer).tokens(interactive=False)
 

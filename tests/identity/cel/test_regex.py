@@ -68,6 +68,11 @@ def test_matches_are_whole() -> None:
         regex.find_all("abc", "x*")
 
 
+def test_a_group_without_a_name_is_no_pattern() -> None:
+    with pytest.raises(EvaluationError, match="not a regular expression"):
+        regex.find("a", "(?P<>a)")
+
+
 def test_a_pattern_that_python_would_run_for_years() -> None:
     assert regex.matches("a" * 30_000 + "!", "^(a+)+$") is False
 

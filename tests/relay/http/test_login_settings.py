@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from arcbridge.client.credentials import audience_parameters as second_audience
+from arcbridge.client.credentials import audience_parameters
 from arcbridge.errors import ConfigError
 from arcbridge.relay.http.api import STRANGERS
 from arcbridge.relay.http.login_settings import login_document
@@ -35,7 +35,9 @@ def test_the_document() -> None:
 
 
 def test_the_words_are_those_of_the_client() -> None:
-    assert {*second_audience.BY_PARAMETER, second_audience.BY_SCOPE, second_audience.BY_EXCHANGE} == set(AUDIENCE_BY)
+    assert {*audience_parameters.BY_PARAMETER, audience_parameters.BY_SCOPE, audience_parameters.BY_EXCHANGE} == set(
+        AUDIENCE_BY
+    )
 
 
 @pytest.mark.parametrize(

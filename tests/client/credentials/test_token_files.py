@@ -1,0 +1,23 @@
+"""Files of tokens; `test_environment_tokens` has those with several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from arcbridge.client.credentials.token_files import check_token, read_token
+from arcbridge.errors import StateError, Unauthenticated
+
+
+def test_missing(tmp_path: Path) -> None:
+    with pytest.raises(Unauthenticated, match="does not exist"):
+        read_token(tmp_path / "none")
+    with pytest.raises(StateError, match="cannot read"):
+        read_token(tmp_path)
+
+
+@pytest.mark.parametrize("data", [b"", b" \n", b"a b", b"a\nb", "é".encode(), b"\x00", b"x" * 70_000])
+def test_no_tokens(data: bytes) -> None:
+    with pytest.raises(Unauthenticated):
+        check_token(data, "a file")
