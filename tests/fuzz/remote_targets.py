@@ -193,7 +193,7 @@ def _run(work: Any) -> None:
 
 def nats_message(data: bytes) -> None:
     """Whatever is published is a message that is taken, or dropped: nothing escapes a subscription's handler."""
-    for kind in (fleet.Ask, fleet.Offer, fleet.Accept, fleet.DialAnswer, Lost):
+    for kind in (fleet.DialAsk, fleet.Offer, fleet.Accept, fleet.DialAnswer, Lost):
         try:
             read = kind.decode(data)
         except ArcbridgeError:
