@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import pytest
 import structlog
@@ -15,19 +17,34 @@ import uvloop
 from hypothesis import HealthCheck, settings
 
 from arcbridge.observe import logging as observe_logging
+from tests.support.deadline import (
+    pytest_configure,  # noqa: F401
+    pytest_timeout_cancel_timer,  # noqa: F401
+    pytest_timeout_set_timer,  # noqa: F401
+    pytest_unconfigure,  # noqa: F401
+)
 from tests.support.processes import require_or_skip
 from tests.support.tracebacks import numbered
+
+TESTS = Path(__file__).parent
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("default"), derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
+# Folders of what runs on Linux alone, where uvloop is installed with it.
+ON_UVLOOP_ALONE = {"agent", "bench", "demo", "differential", "e2e", "hostile", "keycloak", "relay", "walkthrough"}
+
+
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Every asynchronous test runs on the loop of production and on asyncio's own (Windows and macOS clients)."""
-    return {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
+    """Run a test on the loop of production and, if it is about what a client has, on asyncio's own (Windows)."""
+    factories: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"uvloop": uvloop.new_event_loop}
+    if item.path.relative_to(TESTS).parts[0] not in ON_UVLOOP_ALONE:
+        factories["asyncio"] = asyncio.new_event_loop
+    return factories
 
 
 def pytest_collection_finish() -> None:
@@ -56,6 +73,17 @@ def _fresh_logging() -> Iterator[None]:
     if structlog.is_configured():
         observe_logging.shutdown()
         structlog.reset_defaults()
+
+
+# Whether nohup(1) started this run, which ignores SIGHUP; programs under test would inherit that.
+NOHUP = hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+@pytest.fixture(autouse=True)
+def _hangup_has_its_meaning() -> None:
+    """Catch SIGHUP where it was ignored: the run outlives its terminal, and a child begins with the default."""
+    if NOHUP:
+        signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,8 @@ WITHOUT_TEST: dict[str, str] = {
     "relay/parts": "declarations",
     "relay/pending_dials": "with `rendezvous`, in whose tests both ends meet",
     "errors": "declarations; each is tested where it is raised",
+    "wire/context": "declarations; the parts that share it are tested with it",
+    "wire/state": "declarations; the tests of the session go through each state",
 }
 
 # Test files without a module of their own, each with its reason. Folders that test what is not a module are below.

@@ -79,14 +79,14 @@ def test_what_is_json_is_read_from_bytes_and_text() -> None:
 
 DEEP = nested(200_000, "list").encode()
 HANDLERS: dict[str, Callable[[], Any]] = {
-    "a question in NATS": lambda: NatsQuestions._asked(SimpleNamespace(), SimpleNamespace(data=DEEP)),  # type: ignore[arg-type]
+    "a question in NATS": lambda: NatsQuestions._asked(SimpleNamespace(), SimpleNamespace(data=DEEP)),
     "an answer in NATS": lambda: NatsQuestions._answered(
-        SimpleNamespace(_waiting={"1": SimpleNamespace(full=lambda: False)}),  # type: ignore[arg-type]
-        SimpleNamespace(subject="inbox.1", data=DEEP),  # type: ignore[arg-type]
+        SimpleNamespace(_waiting={"1": SimpleNamespace(full=lambda: False)}),
+        SimpleNamespace(subject="inbox.1", data=DEEP),
     ),
     "agents of another relay": lambda: NatsFleet._roll_answered(
-        SimpleNamespace(_rolls={"1": SimpleNamespace(full=lambda: False)}),  # type: ignore[arg-type]
-        SimpleNamespace(subject="inbox.1", data=DEEP),  # type: ignore[arg-type]
+        SimpleNamespace(_rolls={"1": SimpleNamespace(full=lambda: False)}),
+        SimpleNamespace(subject="inbox.1", data=DEEP),
     ),
     "rows of another relay": lambda: rows_of(DEEP),
     "a line of an audit log": lambda: read_line(b'{"chain":"1","seq":1,"prev":"2","a":' + DEEP + b"}"),
@@ -99,7 +99,7 @@ def test_j23_what_is_nested_deeply_escapes_no_handler(read: Callable[[], Any]) -
 
 
 async def test_j23_a_question_for_agents_that_is_nested_deeply_is_passed_over() -> None:
-    await NatsFleet._tell_roll(SimpleNamespace(), SimpleNamespace(data=DEEP))  # type: ignore[arg-type]
+    await NatsFleet._tell_roll(SimpleNamespace(), SimpleNamespace(data=DEEP))
 
 
 def test_all_other_modules_read_it_by_this_one() -> None:

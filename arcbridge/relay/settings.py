@@ -190,7 +190,7 @@ def _prefixes(issuers: tuple[IssuerConfig, ...], kind: str) -> set[str] | None:
     """Return what names of a kind begin with; None where an expression gives them."""
     found = set()
     for issuer in issuers:
-        if issuer.expressions is not None and getattr(issuer.expressions, kind) is not None:
+        if issuer.expressions is not None and kind in issuer.expressions.mappings:
             return None
         claim = issuer.username if kind == "username" else issuer.groups
         if claim is not None:

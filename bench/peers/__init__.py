@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from bench.peers.arcbridge import WITHOUT_RESUMPTION, Arcbridge, WithoutResumption
 from bench.peers.base import Peer, Unavailable
-from bench.peers.chisel import Chisel, ChiselTls
 from bench.peers.direct import Direct
 from bench.peers.frp import Frp, FrpWithoutMux
-from bench.peers.konnectivity import Konnectivity
 from bench.peers.mux_chain import MuxChain
 from bench.peers.openssh import OpenSsh
-from bench.peers.rathole import RatholeTls
-from bench.peers.rathole_stunnel import RatholeStunnel
-from bench.peers.stunnel_haproxy import StunnelHaproxy
 
 PEERS: dict[str, type[Peer]] = {
     peer.name: peer
@@ -21,14 +16,8 @@ PEERS: dict[str, type[Peer]] = {
         WithoutResumption,
         MuxChain,
         OpenSsh,
-        Chisel,
-        ChiselTls,
         Frp,
         FrpWithoutMux,
-        RatholeTls,
-        RatholeStunnel,
-        Konnectivity,
-        StunnelHaproxy,
         Direct,
     )
 }

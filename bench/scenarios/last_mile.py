@@ -22,9 +22,8 @@ class LastMile(Scenario):
     primary = ("echo_p99_ms", "echo_p50_ms", "bulk_percent_of_link", "down_echo_p99_ms", "down_percent_of_link")
     path = PATH
     rounds = 2  # a queue of 4 MiB has to fill each time; figures of a shaped link hardly differ from round to round
-    # The variants of chisel and frp, and rathole behind stunnel, fill the same queue as the ones here; each would take
-    # another minute.
-    peers = ("arcbridge", "openssh", "chisel", "frp", "konnectivity", "stunnel-haproxy", "direct")
+    # The variant of frp fills the same queue as frp; it would take another minute.
+    peers = ("arcbridge", "openssh", "frp", "direct")
 
     def expected_s(self, effort: Effort) -> float:
         # The bytes queued at the end of a copy have to leave, too.

@@ -25,7 +25,7 @@ class LongPath(Scenario):
     path: Path = Path("long-100-ms", round_trip_ms=100, mbit_per_s=MBIT_PER_S)
     rounds = 2  # long measurements; figures of a shaped link hardly differ from round to round
     # The goal is about the link. Who multiplexes beside us shows what other windows make of it.
-    peers: tuple[str, ...] = ("arcbridge", "openssh", "chisel", "frp", "direct")
+    peers: tuple[str, ...] = ("arcbridge", "openssh", "frp", "direct")
 
     def expected_s(self, effort: Effort) -> float:
         round_trip = self.path.round_trip_ms / 1e3

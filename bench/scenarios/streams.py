@@ -49,7 +49,7 @@ class Streams(Scenario):
     seconds = 2.5
     rounds = 2
     # No goal compares here, and a round of one system takes half a minute: those that differ in how they carry streams.
-    peers = ("arcbridge", "openssh", "chisel", "frp", "direct")
+    peers = ("arcbridge", "openssh", "frp", "direct")
 
     levels: tuple[int, ...] = LEVELS
     most: Mapping[str, int] = {"openssh": 1_000}

@@ -41,11 +41,7 @@ class Transfer(Scenario):
     )
 
     rounds = 3  # each measures every size several times
-    # All systems that have a client and could be the best: chisel with TLS around its SSH is slower than without.
-    peers = (
-        *("arcbridge", "openssh", "chisel", "frp", "frp-no-mux", "rathole-stunnel", "konnectivity", "stunnel-haproxy"),
-        "direct",
-    )
+    peers = ("arcbridge", "openssh", "frp", "frp-no-mux", "direct")
 
     def expected_s(self, effort: Effort) -> float:
         copies = sum(2 * count * (PAUSE + 1e6 * size / USUAL) for size, count in COPIES.items())

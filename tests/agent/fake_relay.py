@@ -97,9 +97,7 @@ class FakeRelay:
     async def serving(cls, **settings: Any) -> AsyncIterator[FakeRelay]:
         relay = cls(**settings)
         leaf = relay.authority.issue_server(["127.0.0.1"])
-        relay.contexts = outer_server_contexts(  # type: ignore[attr-defined]
-            leaf.certificate_pem, leaf.key_pem, relay.authority.certificate_pem
-        )
+        relay.contexts = outer_server_contexts(leaf.certificate_pem, leaf.key_pem, relay.authority.certificate_pem)
         relay.start()
         try:
             yield relay
@@ -193,7 +191,7 @@ class FakeRelay:
                 link = Link(self)
                 link.session = MuxSession(Side.ACCEPTOR, Kind.CONTROL, link)
                 self._sessions.append(link.session)
-                await loop.connect_accepted_socket(link.session.protocol, sock, ssl=self.contexts[ALPN_CONTROL])  # type: ignore[attr-defined]
+                await loop.connect_accepted_socket(link.session.protocol, sock, ssl=self.contexts[ALPN_CONTROL])
             elif ALPN_JOIN.encode() in hello:
                 await self._join(sock)
             else:
@@ -202,7 +200,7 @@ class FakeRelay:
             sock.close()
 
     async def _join(self, sock: socket.socket) -> None:
-        join = ServerJoin(sock, self.contexts[ALPN_JOIN])  # type: ignore[attr-defined]
+        join = ServerJoin(sock, self.contexts[ALPN_JOIN])
         await join.handshake()
         request = await join.read_request()
         if self.refuse is not None:
@@ -216,7 +214,7 @@ class FakeRelay:
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader()
         protocol = asyncio.StreamReaderProtocol(reader)
-        transport, _ = await loop.connect_accepted_socket(lambda: protocol, sock, ssl=self.contexts[ALPN_HTTP])  # type: ignore[attr-defined]
+        transport, _ = await loop.connect_accepted_socket(lambda: protocol, sock, ssl=self.contexts[ALPN_HTTP])
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         path = head.split(" ")[1]
         if path == "/v1/ca":

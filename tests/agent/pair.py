@@ -184,7 +184,7 @@ async def knock(sessions: Sessions, hello: Hello, token: str = "t", kind: str = 
     reader = asyncio.StreamReader()
     transport = await _join(sessions, lambda: asyncio.StreamReaderProtocol(reader), "knock", "")
     assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
-    transport.write(  # type: ignore[attr-defined]
+    transport.write(
         frame(FrameType.HELLO, 0, hello.encode()) + frame(FrameType.AUTH, 0, Auth(kind=kind, token=token).encode())
     )
     try:
@@ -199,7 +199,7 @@ async def knock(sessions: Sessions, hello: Hello, token: str = "t", kind: str = 
     except asyncio.IncompleteReadError:
         return None
     finally:
-        transport.abort()  # type: ignore[attr-defined]
+        transport.abort()
 
 
 def asks_for(client: MuxSession, **changes: Any) -> Hello:
@@ -227,5 +227,5 @@ def make_sessions(
 
     proxy = FakeProxy()
     found = targets or TcpTargets({}, AuditLog(""))
-    made = Sessions(authenticator, proxy, found, instance="agent-1", clock=clock, **settings)  # type: ignore[arg-type]
+    made = Sessions(authenticator, proxy, found, instance="agent-1", clock=clock, **settings)
     return made, proxy

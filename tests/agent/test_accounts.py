@@ -31,7 +31,7 @@ BOB = replace(ALICE, username="bob", subject="i#bob")
 
 
 def account_with(identity: Identity = ALICE, **limits: object) -> Account:
-    accounts = Accounts(AgentLimitsConfig(**limits), clock=Clock(), monotonic=Clock())  # type: ignore[arg-type]
+    accounts = Accounts(AgentLimitsConfig(**limits), clock=Clock(), monotonic=Clock())
     return accounts.enter(identity, Member())
 
 

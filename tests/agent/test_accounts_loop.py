@@ -123,7 +123,7 @@ async def test_a_token_is_charged_to_the_relay_until_its_user_is_known(monkeypat
 async def test_what_an_upgraded_stream_brings_is_charged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(tmp_path) as bench:
         await settled(bench)
-        bench.api.routes[EXEC] = echo(SWITCH_SPDY)  # type: ignore[assignment]
+        bench.api.routes[EXEC] = echo(SWITCH_SPDY)
         wire = bench.stream()
         await wire.send(SPDY)
         status, _ = await wire.head()
@@ -165,7 +165,7 @@ async def test_all_sessions_of_a_user_over_the_share_stand_still_and_nobody_else
         heavy(alice, bob, 2.0)
 
         def held(account: Account) -> list[bool]:
-            ends: list[MuxSession] = [member.session for member in account.members]  # type: ignore[attr-defined]
+            ends: list[MuxSession] = [member.session for member in account.members]
             return [end.pacing.reading_held is not None and end.pacing.sending_held is not None for end in ends]
 
         assert (held(alice), held(bob)) == ([True, True], [False])

@@ -68,7 +68,7 @@ class Moves:
     def __init__(self, world: World) -> None:
         self.asked: list[tuple[str, list[int]]] = []
         self._world = world
-        world.sessions.ask_to_move = self  # type: ignore[method-assign, assignment]
+        world.sessions.ask_to_move = self
 
     def __call__(self, via: str, before: float) -> int:
         assert before > 0
@@ -238,7 +238,7 @@ class Hints:
     def __init__(self, world: World) -> None:
         self.told: list[float | None] = []
         self._failed = world.choice.failed
-        world.choice.failed = self  # type: ignore[method-assign, assignment]
+        world.choice.failed = self
 
     def __call__(self, *args: Any, hint: float | None = None, **more: Any) -> float:
         self.told.append(hint)
@@ -267,7 +267,7 @@ async def test_the_hint_of_a_live_connections_end(world: World) -> None:
 async def test_a_revoked_cluster_is_not_tried_every_second(world: World) -> None:
     hints = Hints(world)
     revoked: list[str] = []
-    world.sessions.revoke = lambda via, message: revoked.append(via)  # type: ignore[method-assign]
+    world.sessions.revoke = lambda via, message: revoked.append(via)
     link_of(world).close(GoawayCode.REVOKED, "revoked")
     await world.until(lambda: hints.told, "a failure")
     assert hints.told == [30]

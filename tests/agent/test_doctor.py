@@ -56,7 +56,7 @@ async def test_nothing_is_made(config: AgentConfig, tmp_path: Path) -> None:
     ids=["settings", "audit", "token file"],
 )
 async def test_what_is_wrong_is_found(config: AgentConfig, change: dict[str, object], code: str) -> None:
-    assert code in bad(await diagnose(dataclasses.replace(config, **change)))  # type: ignore[arg-type]
+    assert code in bad(await diagnose(dataclasses.replace(config, **change)))
 
 
 async def test_all_settings_that_a_start_would_refuse_are_named_with_their_places(config: AgentConfig) -> None:

@@ -64,7 +64,7 @@ def test_every_metric_can_be_read() -> None:
     proofs = ProofChecker(ProofPolicy.IF_BOUND, "the agent")
     proofs.taken["nonce"], proofs.refused["peer"] = 8, 9
     parts["proofs"] = proofs
-    register(metrics, control=control, proxy=proxy, verifier=Verifier(), denylist=denylist, **parts)  # type: ignore[arg-type]
+    register(metrics, control=control, proxy=proxy, verifier=Verifier(), denylist=denylist, **parts)
     text = metrics.render()[0].decode()
     assert metrics.read_failures == 0
     assert "arcbridge_agent_requests_total 4.0" in text
@@ -100,4 +100,4 @@ def test_every_metric_can_be_read() -> None:
 
 
 def test_no_keys_yet() -> None:
-    assert oldest_keys(SimpleNamespace(key_ages=lambda: {"jwt[0]": None})) == 0  # type: ignore[arg-type]
+    assert oldest_keys(SimpleNamespace(key_ages=lambda: {"jwt[0]": None})) == 0

@@ -32,7 +32,7 @@ async def test_kept_until_the_credential_changes(tmp_path: Path) -> None:
             OuterTls(keeper).context(ALPN_CONTROL)
         await keeper.start()
     current = SimpleNamespace(current=keeper.current)
-    outer = OuterTls(current)  # type: ignore[arg-type]
+    outer = OuterTls(current)
     first = outer.context(ALPN_CONTROL)
     assert outer.context(ALPN_CONTROL) is first
     assert outer.context(ALPN_JOIN) is not first

@@ -144,7 +144,7 @@ async def test_a_mistake_changes_nothing(agent: Running) -> None:
     assert "(and 1 more" in str(told["reason"])
     assert not agent.task.done()
     agent.config = good
-    good.authentication.write_text(CONFIG)  # type: ignore[union-attr]
+    good.authentication.write_text(CONFIG)
     assert (await agent.reload("ok"))["taken"] == []
 
 

@@ -142,4 +142,4 @@ async def test_an_api_server_that_is_down(made: Made) -> None:
 @pytest.mark.parametrize("secret", ["agent", "/agent", "arc/", "Arc/agent", "arc/agent/x", "arc/../x"])
 def test_names(secret: str) -> None:
     with pytest.raises(ConfigError, match=r"state\.secret"):
-        SecretStore(None, secret)  # type: ignore[arg-type]  # refused before it is used
+        SecretStore(None, secret)  # refused before it is used

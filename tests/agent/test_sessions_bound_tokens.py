@@ -65,13 +65,13 @@ def proving(text: str, *, key: ProofKey = KEY, now: float = 1000.0) -> AuthMaker
 def real_sessions(clock: Clock, audit: AuditLog | None = None, policy: ProofPolicy = ProofPolicy.IF_BOUND) -> Sessions:
     verifier = TokenVerifier(parse(issuing.CONFIG), issuing.Issuer().fetch, clock, monotonic=clock)
     judge = Authenticator(
-        None,  # type: ignore[arg-type]
+        None,
         verifier,
         token_mode=False,
         proofs=ProofChecker(policy, "the agent", clock=clock),
         clock=clock,
     )
-    return make_sessions(judge, clock, audit=audit)[0]  # type: ignore[arg-type]
+    return make_sessions(judge, clock, audit=audit)[0]
 
 
 def lose(client: MuxSession) -> None:

@@ -208,7 +208,7 @@ async def test_m22_the_windows_of_all_sessions_of_a_user_grow_within_one_bound()
                 session = held.old_of(letter).session
                 assert session is not None
                 growths.append(session._machine.stream_table.growth)
-            promised = next(iter(held.sessions._open))._caller.account.promised  # type: ignore[union-attr]
+            promised = next(iter(held.sessions._open))._caller.account.promised
             promised.most = promised.held + 1000
             assert growths[0].take(600) == 600
             assert growths[1].take(600) == 400

@@ -137,7 +137,7 @@ async def test_a_caller_who_leaves_while_it_is_dialled(monkeypatch: pytest.Monke
 async def test_a12_a_target_hears_nothing_before_the_record(echo: str) -> None:
     audit = RecordedAudit()
     waiting: list[Callable[[str], None]] = []
-    audit.begin = lambda record, recorded: waiting.append(recorded)  # type: ignore[method-assign]
+    audit.begin = lambda record, recorded: waiting.append(recorded)
     targets = TcpTargets(read_targets({"ops": TargetConfig(echo, groups=("ops",))}), audit)
     judge = FakeAuthenticator()
     judge.add("t", "alice", "ops")
@@ -359,7 +359,7 @@ async def test_h27_a_target_that_does_not_answer_takes_no_dials_of_others(
     monkeypatch.setattr("arcbridge.agent.targets.connect", hang)
     audit = RecordedAudit()
     waiting: list[Callable[[str], None]] = []
-    audit.begin = lambda record, recorded: waiting.append(recorded)  # type: ignore[method-assign]
+    audit.begin = lambda record, recorded: waiting.append(recorded)
     slow, db = (TargetConfig(address, users=("mallory", "bob")) for address in ("slow.example.test:1", "db.test:1"))
     targets = TcpTargets(read_targets({"slow": slow, "db": db}), audit)
     judge = FakeAuthenticator(t="mallory")

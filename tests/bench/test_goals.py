@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from bench.goals import Goal, goals, levels
-from bench.result import summary
+from bench.goals import Goal, goals
 from tests.bench.synthetic import SCENARIOS, STUDIES, result
 
 
@@ -69,12 +68,6 @@ def test_a_copy_is_compared_with_the_best_peer() -> None:
         assert missed.met is ("_1mb_" in metric), metric
 
 
-def test_a_long_path_of_another_length_counts_too() -> None:
-    scenarios = {**SCENARIOS, "long_path_200": {"arcbridge": {"percent_of_link": 80.0}}}
-    parts = named(result(scenarios))["P8"].parts
-    assert [part.met for part in parts] == [True, False, True]
-
-
 @pytest.mark.parametrize(
     ("study", "metric", "value", "goal"),
     [
@@ -95,14 +88,6 @@ def test_a_study_decides(study: str, metric: str, value: float, goal: str) -> No
     without = {name: figure for name, figure in STUDIES[study].items() if name != metric}
     part = next(part for part in named(result(studies={**STUDIES, study: without}))[goal].parts if part.met is None)
     assert part.why == f"the study {study} has no {metric}"
-
-
-def test_workers_are_judged_where_a_core_is_free() -> None:
-    held = {**STUDIES, "workers": {"ratio": 1.2, "held_ratio": 1.9}}
-    (part,) = named(result(studies=held))["P13"].parts
-    assert (part.met, part.value, part.beside) == (True, 1.9, "not held: 1.2 ×")
-    held["workers"]["held_ratio"] = 1.5
-    assert named(result(studies=held))["P13"].met is False
 
 
 def test_what_was_not_measured_says_why() -> None:
@@ -128,16 +113,3 @@ def test_what_was_not_measured_says_why() -> None:
     assert found["P1"].parts[0].why == "arcbridge was left out: it did not start"
     assert found["P9"].parts[0].why == "left out: needs root"
     assert found["P13"].parts[0].why == "study workers: it broke"
-
-
-def test_a_result_from_before_standings_were_kept() -> None:
-    old = result()
-    for about in old["systems"].values():
-        del about["standing"], about["multiplexes"], about["roles"]
-    up = named(old)["P1"].parts[0]
-    assert up.peer == "rathole-tls", "neither the chain nor direct: those are told by what they are today"
-
-
-def test_levels_are_in_the_order_of_their_numbers() -> None:
-    metrics = summary([{"n10_p99_us": 2.0, "n1_p99_us": 1.0, "n1_rss_mb": 5.0, "no_p99_us": 3.0}])
-    assert levels(metrics, "p99_us") == {1: 1.0, 10: 2.0}

@@ -5,10 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import socket
-import struct
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,9 +17,7 @@ from bench.address import Address
 from bench.load.build import NoCompiler, build
 from bench.load.generator import Generator
 from bench.path.link import SOURCE, Link, Path
-from bench.process import NotReady
 from tests.support.processes import require_or_skip
-from tests.support.world import fixed_port
 
 WAIT = 20.0
 NEAR = Path("near", round_trip_ms=0)
@@ -106,22 +101,6 @@ def test_each_byte_arrives_in_order_both_ways_and_each_end_by_itself(path: Path)
     assert seen == [up]
 
 
-def test_who_ends_first_may_still_be_told_everything() -> None:
-    seen: list[bytes] = []
-
-    def serve(sock: socket.socket) -> None:
-        sock.sendall(b"all I have to say")
-        sock.shutdown(socket.SHUT_WR)
-        seen.append(read_all(sock))
-
-    with through(Path("long", round_trip_ms=10), serve) as (near, _):
-        assert read_all(near) == b"all I have to say"
-        near.sendall(payload(500_000))
-        near.shutdown(socket.SHUT_WR)
-        near.recv(1)
-    assert seen == [payload(500_000)]
-
-
 def test_nothing_arrives_before_its_time() -> None:
     def serve(sock: socket.socket) -> None:
         while data := sock.recv(4096):
@@ -183,63 +162,3 @@ def test_a_full_queue_holds_its_sender_back(tmp_path: File) -> None:
     assert max(queued) <= queue
     assert max(queued) > queue - 4096, "it does fill"
     assert queue < sent < 16 * queue
-
-
-@pytest.mark.parametrize("far_resets", [True, False])
-def test_a_reset_passes_as_a_reset(far_resets: bool) -> None:
-    cut = struct.pack("ii", 1, 0)
-    said: list[str] = []
-
-    def until_the_end(sock: socket.socket) -> str:
-        try:
-            return "an end" if not read_all(sock) else "bytes"
-        except ConnectionResetError:
-            return "a reset"
-
-    def serve(sock: socket.socket) -> None:
-        assert sock.recv(1) == b"x"
-        if far_resets:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, cut)
-        else:
-            sock.sendall(b"y")
-            said.append(until_the_end(sock))
-
-    with through(Path("long", round_trip_ms=4), serve) as (near, _):
-        near.sendall(b"x")
-        if far_resets:
-            said.append(until_the_end(near))
-        else:
-            assert near.recv(1) == b"y"
-            near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, cut)
-    assert said == ["a reset"]
-
-
-def test_a_port_without_a_listener_is_a_reset() -> None:
-    link = Link(NEAR, Address("127.0.0.1", fixed_port()))
-    # The reset may come while `connect` still waits for the handshake's end.
-    with link, pytest.raises(ConnectionResetError), socket.create_connection(link.address, timeout=WAIT) as near:
-        near.recv(1)
-
-
-def test_many_connections_come_and_go() -> None:
-    load = Generator()
-    with load.target() as target, Link(Path("long", round_trip_ms=2), target.address) as link:
-        assert load.run("open", link.address, seconds=20, warmup=0, count=600, connections=50)["count"] == 600
-        deadline = time.monotonic() + WAIT
-        while len(os.listdir(f"/proc/{link.pid}/fd")) > 10:  # the last ends are still on the way
-            assert time.monotonic() < deadline, "each socket is closed again"
-            time.sleep(0.01)
-
-
-@pytest.mark.parametrize("to", [Address("10.0.0.1", 9), Address("0.0.0.0", 9), Address("localhost", 9)])
-def test_it_stays_on_its_machine(to: Address) -> None:
-    with pytest.raises(NotReady):
-        Link(NEAR, to)
-
-
-@pytest.mark.parametrize("option", [["--delay-us", "1e9"], ["--bits-per-s", "x"], ["--what", "1"], ["--delay-us"]])
-def test_an_option_out_of_bounds_is_an_error(option: list[str]) -> None:
-    argv = [str(build(SOURCE)), "127.0.0.1", "9", *option]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False, stdin=subprocess.DEVNULL)
-    assert done.returncode == 1
-    assert "option" in done.stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -104,14 +103,6 @@ def test_each_level_is_measured(load: Generator, target: Address) -> None:
     assert not any(name.endswith("failed") for name in metrics)
 
 
-def test_a_system_is_not_asked_for_more_than_it_opens_in_time(load: Generator, target: Address) -> None:
-    scenario, peer = Streams(), Straight(target)
-    scenario.levels, scenario.most = (1, 30), {peer.name: 1}
-    metrics = scenario.measure(load, peer, EFFORT)
-    assert metrics["n1_per_s"] > 0
-    assert not any(name.startswith("n30_") for name in metrics), "neither measured nor failed"
-
-
 def test_a_level_that_is_not_reached_is_told_and_those_above_it_too(load: Generator, target: Address) -> None:
     scenario = Streams()
     scenario.levels = (1, 8, 9)
@@ -122,13 +113,6 @@ def test_a_level_that_is_not_reached_is_told_and_those_above_it_too(load: Genera
     assert "n8_per_s" not in metrics
 
 
-def test_a_system_that_reaches_no_level_has_failed(load: Generator) -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        with pytest.raises(LoadFailed, match="refused"):
-            Streams().measure(load, Straight(Address(*unused.getsockname()[:2])), EFFORT)
-
-
 @pytest.mark.parametrize(("change", "phase"), [("down", "echo 0.5 0"), ("up", "bulk 1000000")])
 def test_a_changed_byte_is_found(target: Address, change: str, phase: str) -> None:
     with (
@@ -137,22 +121,3 @@ def test_a_changed_byte_is_found(target: Address, change: str, phase: str) -> No
         pytest.raises(LoadFailed, match="changed"),
     ):
         many.ask(phase)
-
-
-def test_phases_follow_one_another_on_the_same_connections(load: Generator, target: Address) -> None:
-    with Many(build(SOURCE), target, 7) as many:
-        first = many.ask("rate 700 0.2 0.1")
-        assert first["requests"] == 210
-        assert 130 <= first["count"] <= 210
-        assert many.ask("echo 0.5 0")["count"] >= 7
-        bulk = many.ask("bulk 70009")
-        assert bulk["total_bytes"] == 70_007, "equal shares"
-    with Many(build(SOURCE), target, 1) as many, pytest.raises(LoadFailed, match="not a command"):
-        many.ask("dance")
-
-
-@pytest.mark.parametrize("host", ["192.0.2.1", "0.0.0.0", "localhost"])
-def test_it_loads_no_other_machine(load: Generator, host: str) -> None:
-    done = subprocess.run([build(SOURCE), host, "80", "1", "100"], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "127.0.0.0/8" in done.stderr

@@ -31,19 +31,6 @@ def test_clear_text_is_found(target: Address) -> None:
             tap.require_unreadable()
 
 
-def test_half_of_it_is_found_too(target: Address) -> None:
-    with Tap(target) as tap:
-        send_canary(tap.address)
-        with pytest.raises(Readable, match="in clear"):
-            tap.require_unreadable(b"something else that was not sent, and then " + CANARY[40:])
-
-
 def test_what_saw_nothing_proves_nothing(target: Address) -> None:
     with Tap(target) as tap, pytest.raises(Readable, match="nothing passed"):
         tap.require_unreadable()
-
-
-def test_other_bytes_are_fine(target: Address) -> None:
-    with Tap(target) as tap:
-        send_canary(tap.address)
-        assert "not in the" in tap.require_unreadable(b"x" * 64)

@@ -46,8 +46,3 @@ def test_each_size_each_way_and_many_streams(monkeypatch: pytest.MonkeyPatch) ->
     copies = {f"{way}_{size}mb_mb_per_s" for way in ("up", "down") for size in (1, 2)}
     assert set(metrics) == copies | {"streams2_mb_per_s", "streams5_mb_per_s"}
     assert all(value > 0 for value in metrics.values())
-
-
-def test_what_is_compared_is_what_is_measured() -> None:
-    ways = [f"{way}_{size}mb_mb_per_s" for size in (1, 10, 100) for way in ("up", "down")]
-    assert transfer.Transfer.primary == (*ways, "streams10_mb_per_s", "streams100_mb_per_s")

@@ -23,7 +23,7 @@ def give_away(file: str) -> None:
 
     tls._harden = harden_and_tell
     # aiofastnet makes TLS objects of its own, for which Python's callback does not work. The loop's TLS serves instead.
-    sys.modules["aiofastnet"] = None  # type: ignore[assignment]
+    sys.modules["aiofastnet"] = None
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ class Shell:
                 "stdout": asyncio.subprocess.PIPE,
                 "stderr": asyncio.subprocess.PIPE,
             }
-            | options,  # type: ignore[arg-type]
+            | options,
             env=self.environment,
         )
 

@@ -199,16 +199,6 @@ class TestFirstContact:
             screen.type("n")
             assert await process.wait() == ExitCode.FAILURE
 
-    async def test_b24_what_is_not_shown_makes_no_login_weaker(
-        self, person: Person, relay: Relay, issuer: Issuer, document: dict[str, Any]
-    ) -> None:
-        document["dpop"] = False
-        status, _, _ = await person.log_in(*known(relay, issuer))
-        assert status == ExitCode.DONE
-        (profile,) = person.profiles
-        assert json.loads((profile / "profile.json").read_text())["login"]["dpop"] is True
-        assert (await person.log_in())[0] == ExitCode.DONE, "nor does it stand in the way of the next one"
-
     async def test_no_means_no(self, person: Person, relay: Relay) -> None:
         async with person.at_terminal("login", url(relay)) as (process, screen):
             await screen.until("[y/N] ")
@@ -236,46 +226,12 @@ class TestFirstContact:
         assert kept["from_relay"]
         assert kept["ca_pin"] == relay.authority.pin
 
-    async def test_a_flag_takes_back_what_an_earlier_one_gave(
-        self, person: Person, relay: Relay, issuer: Issuer
-    ) -> None:
-        """Also where it gives the default, which settings alone do not tell from no flag."""
-        await person.log_in(*known(relay, issuer), "--oidc-audience", "other", "--grant-type", "device-code")
-        code, _, err = await person.log_in(url(relay), "--oidc-audience", "", "--grant-type", "auto")
-        assert code == ExitCode.DONE, err
-        document = json.loads((person.profiles[0] / "profile.json").read_text())
-        assert (document["own"], document["grant_type"]) == ({}, "auto")
-
-    async def test_a_pin_alone_leaves_the_issuer_to_be_asked(
-        self, person: Person, relay: Relay, issuer: Issuer
-    ) -> None:
-        _, _, err = await person.run("login", url(relay), "--relay-ca-pin", relay.authority.pin)
-        assert "--relay-ca-pin" not in err
-        assert f"\n  --oidc-issuer-url {issuer.url} --oidc-client-id cli --grant-type device-code\n" in err
-
     async def test_b23_another_pin(self, person: Person, relay: Relay) -> None:
         other = Authority.create("another").pin
         status, _, err = await person.run("login", url(relay), "--relay-ca-pin", other, "--trust-first-use")
         assert status == ExitCode.FAILURE
         assert f"expected {other}, found {relay.authority.pin}" in err
         assert not person.profiles
-
-    async def test_a_relay_that_does_not_say(self, person: Person, issuer: Issuer, tmp_path: Path) -> None:
-        (tmp_path / "mute").mkdir()
-        async with serving(tmp_path / "mute", None) as relay:
-            status, _, err = await person.run("login", url(relay), "--trust-first-use")
-            assert status == ExitCode.USAGE
-            assert "does not say how to log in: give --oidc-issuer-url URL and --oidc-client-id ID" in err
-            own = ["--oidc-client-id", "cli", "--grant-type", "device-code"]
-            status, out, _ = await person.log_in(*known(relay, issuer), *own)
-            assert (status, "Logged in" in out) == (ExitCode.DONE, True)
-            # What was given is kept as well.
-            assert (await person.run("whoami", "-o", "name"))[1] == "alice@example.com\n"
-
-    async def test_what_is_no_relay(self, person: Person, issuer: Issuer) -> None:
-        status, _, err = await person.run("login", issuer.url, "--trust-first-use")
-        assert status == ExitCode.UNREACHABLE
-        assert "is this an arcbridge relay?" in err or "before it answered" in err
 
 
 class TestLater:
@@ -290,47 +246,6 @@ class TestLater:
         assert f"`arcbridge login --renew-trust {url(relay)}`" in err
         # And the login that is there goes on to count.
         assert (await person.run("whoami"))[0] == ExitCode.DONE
-
-    @pytest.mark.parametrize(
-        ("name", "value"), [("client_id", "other"), ("audience", "payroll"), ("scopes", ["openid", "payroll.read"])]
-    )
-    async def test_b22_so_are_other_settings(
-        self, person: Person, relay: Relay, issuer: Issuer, document: dict[str, Any], name: str, value: object
-    ) -> None:
-        assert (await person.log_in(*known(relay, issuer)))[0] == ExitCode.DONE
-        document[name] = value
-        status, _, err = await person.run("login")
-        assert status == ExitCode.FAILURE
-        assert f"than the one that you trusted ({name}: " in err
-        # With the user's consent they are taken.
-        document["grant_types"] = ["device-code", "authcode"]
-        status, out, err = await person.log_in(
-            "--renew-trust", url(relay), "--trust-first-use", "--grant-type", "device-code"
-        )
-        assert (status, "Logged in" in out) == (ExitCode.DONE, True), err
-        assert (await person.log_in("--grant-type", "device-code"))[0] == ExitCode.DONE
-
-    async def test_b22_another_ca_is_refused(
-        self, person: Person, issuer: Issuer, document: dict[str, Any], tmp_path: Path
-    ) -> None:
-        port = fixed_port()
-        for name in ("one", "two"):
-            (tmp_path / name).mkdir()
-        async with serving(tmp_path / "one", document, port=port) as relay:
-            assert (await person.log_in(*known(relay, issuer)))[0] == ExitCode.DONE
-        async with serving(tmp_path / "two", document, port=port) as other:
-            status, _, err = await person.run("login", "--trust-first-use")
-            assert status == ExitCode.FAILURE
-            assert (
-                f"expected {relay.authority.pin}, found {other.authority.pin}. Another party may be in between" in err
-            )
-            assert "--renew-trust" in err
-            async with person.at_terminal("login", "--renew-trust", url(other)) as (process, screen):
-                shown = await screen.until("[y/N] ")
-                assert shown.startswith(f"You trusted {url(other)}; what an arrow shows is new.")
-                assert f"    {relay.authority.pin} →\n    {other.authority.pin}\n" in shown
-                screen.type("n")
-                assert await process.wait() == ExitCode.FAILURE
 
     async def test_a_relay_that_is_down_or_mute_stops_no_login(
         self, person: Person, issuer: Issuer, document: dict[str, Any], tmp_path: Path
@@ -485,22 +400,9 @@ class TestLogout:
         assert err.startswith(f"warning: the refresh token was not revoked at {issuer.url}: ")
         assert not list(person.home.rglob("tokens/*.json"))
 
-    async def test_nothing_to_forget(self, person: Person) -> None:
-        status, _, err = await person.run("logout")
-        assert status == ExitCode.USAGE
-        assert "no relay was logged in at" in err
-
 
 class TestStumbles:
     """What people stumbled over before they were logged in."""
-
-    async def test_no_relay_is_known(self, person: Person) -> None:
-        status, _, err = await person.run("login")
-        assert status == ExitCode.USAGE
-        assert err == ("error: no relay is known here: run `arcbridge login https://RELAY`, as its operator names it\n")
-        status, _, err = await person.run("clusters")
-        assert status == ExitCode.USAGE
-        assert "run `arcbridge login https://RELAY`" in err
 
     async def test_a_proxy_without_a_login_says_so_before_it_takes_a_port(self, person: Person) -> None:
         relay = ["--role", "client", "--relay", "https://127.0.0.1:28443", "-n", "berlin-factory"]

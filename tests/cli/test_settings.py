@@ -29,15 +29,15 @@ def test_precedence(tmp_path: Path) -> None:
         ARCBRIDGE_KUBE_CONTEXT="environment",
         ARCBRIDGE_CLUSTER="",
     )
-    assert (config.relay_urls(), config.kube_context, config.port) == (("flag:1",), "environment", 3)  # type: ignore[attr-defined]
-    assert config.observe.log_level == "error"  # type: ignore[attr-defined]
+    assert (config.relay_urls(), config.kube_context, config.port) == (("flag:1",), "environment", 3)
+    assert config.observe.log_level == "error"
 
 
 @pytest.mark.parametrize("flag", [flag for flag in flags_of("client") if flag.key], ids=lambda flag: flag.dest)
 def test_every_flag_has_its_variable(flag: object) -> None:
-    name = flag.variable  # type: ignore[attr-defined]
+    name = flag.variable
     value = {"port": "1", "log_level": "debug", "log_format": "json", "grant_type": "authcode"}.get(
-        flag.dest,  # type: ignore[attr-defined]
+        flag.dest,
         "1",
     )
     changed = settings("", **{name: value})
@@ -45,41 +45,41 @@ def test_every_flag_has_its_variable(flag: object) -> None:
 
 
 def test_switches_of_the_environment() -> None:
-    assert not settings("", ARCBRIDGE_NO_CONTEXT_SWITCH="1").context_switch  # type: ignore[attr-defined]
-    assert settings("", ARCBRIDGE_NO_CONTEXT_SWITCH="0").context_switch  # type: ignore[attr-defined]
-    assert settings("", ARCBRIDGE_TRUST_FIRST_USE="yes").trust_first_use  # type: ignore[attr-defined]
-    assert not settings("--no-token-mode", "agent").token_mode  # type: ignore[attr-defined]
+    assert not settings("", ARCBRIDGE_NO_CONTEXT_SWITCH="1").context_switch
+    assert settings("", ARCBRIDGE_NO_CONTEXT_SWITCH="0").context_switch
+    assert settings("", ARCBRIDGE_TRUST_FIRST_USE="yes").trust_first_use
+    assert not settings("--no-token-mode", "agent").token_mode
 
 
 def test_clusters(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text('cluster = "x"\nclusters = ["y"]\n')
     config = settings(f"--config {file}")
-    assert (config.cluster, config.clusters) == ("x", ("y",))  # type: ignore[attr-defined]
+    assert (config.cluster, config.clusters) == ("x", ("y",))
     config = settings(f"--config {file} -n a -n b")
-    assert (config.cluster, config.clusters) == ("a", ("b",))  # type: ignore[attr-defined]
+    assert (config.cluster, config.clusters) == ("a", ("b",))
     config = settings("", ARCBRIDGE_CLUSTER="a,b, c")
-    assert (config.cluster, config.clusters) == ("a", ("b", "c"))  # type: ignore[attr-defined]
+    assert (config.cluster, config.clusters) == ("a", ("b", "c"))
 
 
 def test_relays(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     for text in ('relay = "x:1"', 'relays = ["x:1", "y:1"]'):
         file.write_text(text)
-        assert settings(f"--config {file}").relay_urls()[0] == "x:1"  # type: ignore[attr-defined]
+        assert settings(f"--config {file}").relay_urls()[0] == "x:1"
         config = settings(f"--config {file} --relay a:1 --relay b:1,c:1")
-        assert config.relay_urls() == ("a:1", "b:1", "c:1")  # type: ignore[attr-defined]
+        assert config.relay_urls() == ("a:1", "b:1", "c:1")
         config = settings(f"--config {file}", ARCBRIDGE_RELAY="d:1, e:1")
-        assert config.relay_urls() == ("d:1", "e:1")  # type: ignore[attr-defined]
+        assert config.relay_urls() == ("d:1", "e:1")
     file.write_text('relay = "x:1"\nrelays = ["y:1"]')
     with pytest.raises(ConfigError, match="put every relay into relays"):
         settings(f"--config {file}")
-    assert settings(f"--config {file} --relay a:1").relay_urls() == ("a:1",)  # type: ignore[attr-defined]
+    assert settings(f"--config {file} --relay a:1").relay_urls() == ("a:1",)
 
 
 def test_a_commands_own_flag_is_no_setting() -> None:
     assert settings("token create --cluster c", "relay")
-    assert settings("forward x --listen 127.0.0.1:1").observe.listen == ""  # type: ignore[attr-defined]
+    assert settings("forward x --listen 127.0.0.1:1").observe.listen == ""
 
 
 def test_the_settings_file(tmp_path: Path) -> None:
@@ -168,8 +168,8 @@ def test_a_file_that_cannot_be_read_is_named_once(tmp_path: Path) -> None:
 
 
 def test_verbose() -> None:
-    assert settings("-v").observe.log_level == "debug"  # type: ignore[attr-defined]
-    assert settings("--debug --log-level error").observe.log_level == "error"  # type: ignore[attr-defined]
+    assert settings("-v").observe.log_level == "debug"
+    assert settings("--debug --log-level error").observe.log_level == "error"
 
 
 class TestTiedToIssuer:
@@ -184,7 +184,7 @@ class TestTiedToIssuer:
     def test_b38_the_files_own_issuer(self, tmp_path: Path, more: str) -> None:
         file = tmp_path / "c.toml"
         file.write_text(self.LOGIN)
-        login = settings(f"--config {file}{more}").login  # type: ignore[attr-defined]
+        login = settings(f"--config {file}{more}").login
         assert (login.redirect_path, login.issuer_origins) == ("/", ("https://o.example",))
         assert (login.client_key_file, login.client_key_id) == (tmp_path / "k", "1")
 
@@ -192,7 +192,7 @@ class TestTiedToIssuer:
         file = tmp_path / "c.toml"
         file.write_text(self.LOGIN)
         for more, path in (("", ""), (" --redirect-path /mine", "/mine")):
-            login = settings(f"--config {file}{more}", ARCBRIDGE_OIDC_ISSUER_URL="https://h.example").login  # type: ignore[attr-defined]
+            login = settings(f"--config {file}{more}", ARCBRIDGE_OIDC_ISSUER_URL="https://h.example").login
             assert (login.issuer, login.redirect_path, login.issuer_origins) == ("https://h.example", path, ())
             assert (login.client_key_file, login.client_key_id) == (None, "")
 

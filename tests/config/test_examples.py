@@ -74,7 +74,7 @@ def default_at(kind: type[Any], dotted: str) -> Any:
     for name in tables:
         kind = typing.get_type_hints(kind)[name]
     (field,) = [field for field in fields(kind) if field.name == last]
-    return field.default if field.default is not MISSING else field.default_factory()  # type: ignore[misc]
+    return field.default if field.default is not MISSING else field.default_factory()
 
 
 @pytest.mark.parametrize("role", KINDS)

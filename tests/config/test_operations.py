@@ -57,7 +57,7 @@ def test_every_dependency_and_its_floor_has_a_reason() -> None:
     page = pages.read(ROOT / "docs/decisions/0002-dependencies.md")
     dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     for dependency in dependencies:
-        name, floor = re.fullmatch(r"([a-z-]+)>=([0-9.]+)(?:;.*)?", dependency.strip()).groups()  # type: ignore[union-attr]
+        name, floor = re.fullmatch(r"([a-z-]+)>=([0-9.]+)(?:;.*)?", dependency.strip()).groups()
         assert re.search(rf"^\| {name} \| {re.escape(floor)}[ ,]", page, re.MULTILINE), dependency
 
 

@@ -24,7 +24,7 @@ OF_A_USER = UNIT.with_name("arcbridge-client.service")
 
 def service(unit: Path = UNIT) -> dict[str, list[str]]:
     parser = configparser.RawConfigParser(strict=False, delimiters=("=",), comment_prefixes=("#",))
-    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.optionxform = str
     parser.read_string(unit.read_text())  # checks the syntax; repeated keys are collected below
     found: dict[str, list[str]] = {}
     for line in unit.read_text().partition("[Service]")[2].partition("[Install]")[0].splitlines():

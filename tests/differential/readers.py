@@ -54,7 +54,7 @@ def h11_requests(data: bytes) -> Reading:
     found = Reading()
     rest: bytes | None = data
     while rest is not None:  # one connection for each request: h11 keeps none of HTTP/1.0
-        rest = rest[_EMPTY_LINES.match(rest).end() :]  # type: ignore[union-attr]
+        rest = rest[_EMPTY_LINES.match(rest).end() :]
         if line := _REQUEST_LINE.match(rest):
             rest = b"%b %b %b\r\n" % line.groups() + rest[line.end() :]
         rest = _h11_request(rest, found)

@@ -226,7 +226,7 @@ def test_a16_a_privileged_pod_as_the_api_server_itself_writes_it(world: World, a
     protobuf = "application/vnd.kubernetes.protobuf"
     code, body = ask(alice, "GET", f"{PODS}/audited-pod", Accept=protobuf)
     assert (code, body[:4]) == (200, b"k8s\x00")
-    assert sorted(pod_details(body, protobuf, commands=True)["privileged"]) == sorted(wanted)  # type: ignore[arg-type]
+    assert sorted(pod_details(body, protobuf, commands=True)["privileged"]) == sorted(wanted)
     assert ask(alice, "PUT", f"{PODS}/audited-pod", body, Content_Type=protobuf)[0] == 200
     debug = {
         "spec": {"ephemeralContainers": [{"name": "d", "image": "j", "command": ["sh"], "targetContainerName": "c"}]}

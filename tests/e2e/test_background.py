@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,10 +22,9 @@ import pytest
 import yaml
 
 from arcbridge.client.background_paths import BackgroundPaths
-from arcbridge.client.state import StateDirectory
 from arcbridge.errors import ExitCode
 from tests.support.cluster import Cluster, Kubectl, Unavailable, helm, k9s
-from tests.support.processes import START, ManagedProcess, require_or_skip, run
+from tests.support.processes import ManagedProcess, require_or_skip, run
 from tests.support.reports import until
 from tests.support.world import (
     ALICE,
@@ -103,12 +101,6 @@ def alive(pid: int) -> bool:
             if Path(f"/proc/{pid}/task/{thread}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
                 return True
     return False
-
-
-def remove(directory: Path) -> None:
-    """Remove a directory at once: a process that makes it anew at this moment does not get in the way."""
-    aside = directory.rename(directory.with_name(f"{directory.name}-removed"))
-    shutil.rmtree(aside)
 
 
 @pytest.fixture(scope="module")
@@ -211,17 +203,6 @@ def test_helm_answers_too(alice_at_home: Person, tmp_path: Path) -> None:
     assert json.loads(done.stdout) == []
 
 
-def test_the_official_python_client_too(alice_at_home: Person) -> None:
-    alice_at_home.kill_everything()
-    code = (
-        "import kubernetes\n"
-        "kubernetes.config.load_kube_config()\n"
-        "print(*[one.metadata.name for one in kubernetes.client.CoreV1Api().list_namespace().items])\n"
-    )
-    done = run([sys.executable, "-c", code], env={**alice_at_home.env, "NO_PROXY": "127.0.0.1"}, timeout=60)
-    assert {"default", "kube-system"} <= set(done.stdout.decode().split())
-
-
 def test_k9s_too(alice_at_home: Person, tmp_path: Path) -> None:
     """In a terminal of its own, as a person sees it."""
     try:
@@ -258,23 +239,6 @@ def test_twenty_at_once_start_one_process(alice_at_home: Person) -> None:
     log = alice_at_home.log()
     assert log.count("background process serves") == before + 1
     assert "another background process" not in log
-
-
-def test_it_is_found_after_the_last_logout(person: Person) -> None:
-    """systemd removes the runtime directory then, and the process lives on; so it does where that one is its own."""
-    session = person.directory / "user-1000"
-    session.mkdir(mode=0o700)
-    person.env["XDG_RUNTIME_DIR"] = str(session)
-    person.connect(CLUSTER, "--port", str(fixed_port()))
-    pid = person.pid()
-    remove(session)
-    assert person.pid() == pid
-    plugin = person.document()["users"][0]["user"]["exec"]["args"]
-    for words in (plugin, ["connect", CLUSTER, *person.flags]):
-        remove(Path(BackgroundPaths.find(person.env).runtime))
-        person.run(*words)
-        assert person.pid() == pid
-    assert person.log().count("background process serves pid=") == 1
 
 
 def test_an_upgrade_replaces_it_and_what_runs_goes_on(alice_at_home: Person, cluster: Cluster, tmp_path: Path) -> None:
@@ -369,70 +333,6 @@ def test_the_log_is_followed_until_an_interrupt(person: Person, tmp_path: Path) 
         assert logs.wait() in (ExitCode.DONE, ExitCode.INTERRUPTED)
 
 
-def test_a_refused_pin_connects_nothing(person: Person, tmp_path: Path) -> None:
-    argv = arcbridge("connect", CLUSTER, *person.flags)
-    with ManagedProcess(argv, log_dir=tmp_path, name="connect", env=person.env, terminal=(40, 120)) as connect:
-        connect.wait_for_line(r"Trust it from now on\? \[y/N\] ", timeout=30)
-        connect.send("n\n")
-        connect.wait_for_line(f"error: cluster '{CLUSTER}' was not trusted", timeout=30)
-        assert connect.wait() == 1
-    done = person.run("connect", CLUSTER, *person.flags, check=False)
-    assert done.returncode == 1
-    assert "give --cluster-ca-pin, or accept it unseen with --trust-first-use" in done.stderr
-    assert not person.kubeconfig.exists()
-
-
-def test_names_that_are_none_take_no_port_and_no_context(person: Person) -> None:
-    done = person.run("connect", "berlin-facotry", CLUSTER, *person.flags, "--trust-first-use", check=False)
-    assert done.returncode != 0
-    assert done.stderr.startswith("error: ")
-    assert done.stdout.startswith(CLUSTER)
-    ports = json.loads((Path(person.env["XDG_STATE_HOME"]) / "arcbridge" / "ports.json").read_text())
-    assert [name.split()[0] for name in ports] == [CLUSTER]
-
-
-def test_a_port_that_another_program_took_meanwhile(person: Person, cluster: Cluster, tmp_path: Path) -> None:
-    port = fixed_port()  # which no other test takes
-    state = Path(person.env["XDG_STATE_HOME"]) / "arcbridge"
-    StateDirectory(state, person.directory).remember_port((person.world.client_routes[0],), CLUSTER, port)
-    person.connect(CLUSTER)
-    assert person.status()["clusters"][0]["port"] == port
-    kubectl = Kubectl(cluster.binaries.kubectl, person.kubeconfig, tmp_path / "kubectl", env=person.env)
-    person.kill_everything()
-    with socket.socket() as squatter:
-        squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-
-        def bound() -> bool:
-            try:
-                squatter.bind(("127.0.0.1", port))
-            except OSError:
-                return False
-            return True
-
-        until(bound, "the kernel has taken the port from the process that was killed")
-        squatter.listen()
-        done = kubectl.run("get", "ns", check=False)
-        assert done.returncode == 1
-        assert f"kubectl was about to connect to https://127.0.0.1:{port}; the context in " in done.stderr
-        assert "namespace/default" in kubectl.run("get", "ns", "-o", "name").stdout
-    assert int(person.status()["clusters"][0]["port"]) != port
-
-
-def test_static_for_tools_without_plugins(person: Person, cluster: Cluster, tmp_path: Path) -> None:
-    person.connect(CLUSTER, "--static", "--port", str(fixed_port()))
-    kubectl = Kubectl(
-        cluster.binaries.kubectl, person.kubeconfig, tmp_path / "kubectl", env={**person.env, "PATH": "/nonexistent"}
-    )
-    assert "namespace/default" in kubectl.run("get", "ns", "-o", "name").stdout
-    person.kill_everything()
-    person.run("status")
-    # From now on the plugin starts the process, which makes it static again.
-    assert "exec" in person.document()["users"][0]["user"]
-    plugin = Kubectl(cluster.binaries.kubectl, person.kubeconfig, tmp_path / "kubectl", env=person.env)
-    assert "namespace/default" in plugin.run("get", "ns", "-o", "name").stdout
-    until(lambda: "client-key-data" in person.document()["users"][0]["user"], "the entry is static again")
-
-
 class TestProxy:
     """`proxy` in the foreground beside all that."""
 
@@ -488,88 +388,3 @@ class TestProxy:
             assert done.returncode == 2
             assert f'context "{CLUSTER}" belongs to a proxy in the foreground' in done.stderr
             assert proxy.running
-
-    def test_one_that_is_connected_says_so_too(self, alice_at_home: Person, tmp_path: Path) -> None:
-        with self.proxy(alice_at_home, tmp_path, "-n", CLUSTER) as proxy:
-            assert proxy.wait(30) == 0
-            assert f'Cluster "{CLUSTER}" is connected in the background already' in proxy.output("stdout")
-
-    def test_two_of_two_clusters_ended_in_either_order(self, person: Person, tmp_path: Path) -> None:
-        person.kubeconfig.write_text("current-context: home\n")
-        with self.proxy(person, tmp_path, "-n", CLUSTER) as first, self.proxy(person, tmp_path, "-n", SECOND) as second:
-            first.wait_for_line("Press Ctrl", timeout=30)
-            second.wait_for_line("Press Ctrl", timeout=30)
-            first.signal(signal.SIGINT)
-            assert first.wait() == 0
-            assert person.document()["current-context"] in (SECOND, "home")
-            second.signal(signal.SIGINT)
-            assert second.wait() == 0
-        assert person.document()["current-context"] == "home"
-
-    def test_one_of_another_cluster_ends_well_after_a_kill(self, person: Person, tmp_path: Path) -> None:
-        """It remembers the context of the user, and not the one that the killed process left."""
-        person.kubeconfig.write_text("current-context: home\n")
-        with self.proxy(person, tmp_path, "-n", CLUSTER) as proxy:
-            proxy.wait_for_line("Press Ctrl", timeout=30)
-            proxy.kill()
-        with self.proxy(person, tmp_path, "-n", SECOND) as proxy:
-            proxy.wait_for_line("Press Ctrl", timeout=30)
-            proxy.signal(signal.SIGINT)
-            assert proxy.wait() == 0
-        assert person.document()["current-context"] == "home"
-
-    def test_two_contexts_of_one_cluster(self, person: Person, tmp_path: Path) -> None:
-        """The end of the first one takes nothing from the second one."""
-        person.kubeconfig.write_text("current-context: home\n")
-        other = ("-n", CLUSTER, "--kube-context", "other", "--port", "0")
-        with self.proxy(person, tmp_path, "-n", CLUSTER) as first, self.proxy(person, tmp_path, *other) as second:
-            first.wait_for_line("Press Ctrl", timeout=30)
-            second.wait_for_line("Press Ctrl", timeout=30)
-            current = person.document()["current-context"]
-            first.signal(signal.SIGINT)
-            assert first.wait() == 0
-            # The one that came last is the current one, and goes on to be it.
-            assert person.document()["current-context"] == ("other" if current == "other" else "home")
-            second.signal(signal.SIGINT)
-            assert second.wait() == 0
-        assert person.document()["current-context"] == "home"
-
-    def test_a_context_that_the_user_has_switched_to_goes_too(
-        self, person: Person, cluster: Cluster, tmp_path: Path
-    ) -> None:
-        person.kubeconfig.write_text("current-context: home\n")
-        kubectl = Kubectl(cluster.binaries.kubectl, person.kubeconfig, tmp_path / "kubectl", env=person.env)
-        with self.proxy(person, tmp_path, "-n", CLUSTER, "-n", SECOND) as proxy:
-            proxy.wait_for_line("Press Ctrl", timeout=30)
-            kubectl.run("config", "use-context", SECOND)
-            assert "namespace/default" in kubectl.run("get", "ns", "-o", "name").stdout
-            proxy.signal(signal.SIGINT)
-            assert proxy.wait() == 0
-        assert person.document()["current-context"] == "home"
-
-    def test_a_name_that_is_none_takes_no_port(self, person: Person, tmp_path: Path) -> None:
-        with self.proxy(person, tmp_path, "-n", "berlin-facotry") as proxy:
-            assert proxy.wait(30) == ExitCode.LOGIN
-            assert 'error: cluster "berlin-facotry" does not exist or you may not reach it' in proxy.output("stderr")
-        assert not (Path(person.env["XDG_STATE_HOME"]) / "arcbridge" / "ports.json").exists()
-
-    def test_clusters_that_are_met_at_once_are_asked_about_in_turn(self, person: Person, tmp_path: Path) -> None:
-        argv = arcbridge("--role", "client", *person.flags, "-n", CLUSTER, "-n", SECOND)
-        with ManagedProcess(argv, log_dir=tmp_path, name="proxy", env=person.env, terminal=(40, 120)) as proxy:
-            asked, mark = [], START
-            for _ in range(2):
-                asked.append(proxy.wait_for_line(r"Cluster '(.+)' is not known here", timeout=30, after=mark)[1])
-                proxy.wait_for_line(r"Trust it from now on\? \[y/N\] $", timeout=30, after=mark)
-                # One question, and nothing of the other one.
-                assert "\n".join(proxy.lines(after=mark)).count("is not known here") == 1
-                mark = proxy.mark()
-                proxy.send("y\n")
-            proxy.wait_for_line("Press Ctrl", timeout=30)
-            assert sorted(asked) == sorted([CLUSTER, SECOND])
-
-    def test_broken_off_before_it_serves_it_has_failed(self, person: Person, tmp_path: Path) -> None:
-        argv = arcbridge("--role", "client", *person.flags, "-n", CLUSTER)
-        with ManagedProcess(argv, log_dir=tmp_path, name="proxy", env=person.env, terminal=(40, 120)) as proxy:
-            proxy.wait_for_line(r"Trust it from now on\? \[y/N\] ", timeout=30)
-            proxy.signal(signal.SIGINT)
-            assert proxy.wait() == ExitCode.INTERRUPTED

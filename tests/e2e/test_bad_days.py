@@ -13,7 +13,6 @@ import math
 import os
 import re
 import signal
-import socket
 import ssl
 import subprocess
 import time
@@ -31,10 +30,8 @@ from tests.support.processes import ManagedProcess, Mark, run
 from tests.support.reports import agent_again, metrics, records, rewrite, until, wait_for_record
 from tests.support.world import (
     ALICE,
-    BOB,
     CLUSTER,
     CLUSTER_AUDIENCE,
-    MALLORY,
     RELAY_AUDIENCE,
     ApiServer,
     Client,
@@ -160,40 +157,6 @@ def test_a_cluster_that_is_unknown(world: World) -> None:
     assert (record["cluster"], record["user"]) == ("no-such-cluster", ALICE.email)
 
 
-def test_a_person_whom_the_policy_does_not_let_in(world: World) -> None:
-    mark = world.relay.mark()
-    done = start(world, MALLORY)
-    assert done.returncode == ExitCode.LOGIN
-    # The same words as for an unknown cluster: a user who may not reach it does not learn that it exists.
-    assert error_of(done) == (
-        f'cluster "{CLUSTER}" does not exist or you may not reach it; ask the relay\'s operator for access'
-    )
-    record = only(world.relay, "join failed", after=mark)
-    assert (record["code"], record["reason"]) == ("FORBIDDEN", "the policy does not allow it")
-    assert (record["cluster"], record["user"]) == (CLUSTER, MALLORY.email)
-
-
-@pytest.mark.parametrize("token", ["audience", "foreign", "garbage"])
-def test_a_token_that_the_relay_does_not_take(world: World, tmp_path: Path, token: str) -> None:
-    path = tmp_path / "token"
-    path.write_text(wrong_token(world, token, CLUSTER_AUDIENCE))
-    mark = world.relay.mark()
-    done = start(world, access_token_file=str(path))
-    assert done.returncode == ExitCode.LOGIN
-    record = only(world.relay, "join failed", after=mark)
-    assert record["code"] == "UNAUTHENTICATED"
-    expected = {
-        "audience": f': {path} is for audience "{CLUSTER_AUDIENCE}", the relay wants "{RELAY_AUDIENCE}"',
-        "foreign": f": {path} is not signed with a key that its issuer publishes",
-        "garbage": "; log in again, or put a new token there",
-    }[token]
-    said = said_by(done)
-    assert said.startswith(f"the relay does not accept the access token{expected}")
-    assert said.endswith(f" (session {record['session']})")
-    assert str(record["rule"]).startswith("token.")
-    assert path.read_text() not in world.relay.output() + done.stderr
-
-
 @pytest.mark.parametrize("token", ["audience", "foreign", "garbage"])
 def test_a_token_that_the_agent_does_not_take(world: World, tmp_path: Path, token: str) -> None:
     path = tmp_path / "token"
@@ -224,34 +187,8 @@ def wrong_token(world: World, kind: str, audience: str) -> str:
         email=ALICE.email,
         groups=list(ALICE.groups),
         aud=audience if kind == "audience" else right,
-        key="foreign" if kind == "foreign" else "current",
+        foreign=kind == "foreign",
     )
-
-
-@pytest.mark.parametrize("flag", ["access_token_file", "id_token_file"])
-def test_a_token_that_has_expired(world: World, tmp_path: Path, flag: str) -> None:
-    path = tmp_path / "token"
-    audience = RELAY_AUDIENCE if flag == "access_token_file" else CLUSTER_AUDIENCE
-    path.write_text(world.token(ALICE, audience, lifetime=-60))
-    done = start(world, **{flag: str(path)})
-    assert done.returncode == ExitCode.LOGIN
-    assert error_of(done) == f"the token of {path} has expired; put a new one there"
-
-
-def test_a_port_in_use(world: World) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        done = start(world, ALICE, "--port", str(port))
-    assert done.returncode == ExitCode.USAGE
-    assert error_of(done) == f"Port {port} is already in use. Please select a different port with --port option."
-    assert not done.stdout
-
-
-def test_a_relay_that_cannot_be_reached(world: World) -> None:
-    port = fixed_port()
-    done = start(world, relay=f"https://127.0.0.1:{port}")
-    assert done.returncode == ExitCode.UNREACHABLE
-    assert f"127.0.0.1:{port}" in error_of(done)
 
 
 def test_a_wrong_pin_of_the_relay_sends_no_token(world: World) -> None:
@@ -290,22 +227,6 @@ def test_a_caller_without_the_client_certificate_reads_why(alice: Client) -> Non
     assert "Retry-After" not in headers, "kubectl would repeat it ten times before it says why"
     assert "client certificate" in status["message"]
     assert "arcbridge --role client" in status["message"]
-
-
-def test_kubectl_without_the_certificate_is_told(alice: Client, cluster: Cluster, tmp_path: Path) -> None:
-    config = yaml.safe_load(alice.kubeconfig.read_text())
-    # Without any credential kubectl would ask for a user name.
-    config["users"][0]["user"] = {"token": "none"}
-    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
-    kubectl = Kubectl(cluster.binaries.kubectl, tmp_path / "kubeconfig", tmp_path / "home")
-    # While kubectl learns which resources there are, it shows words of its own; then ours.
-    for arguments, words in (
-        (("get", "pods"), "the server has asked for the client to provide credentials"),
-        (("get", "--raw", "/version"), "arcbridge: this endpoint is for the user whose kubeconfig holds its client"),
-    ):
-        done = kubectl.run(*arguments, check=False)
-        assert done.returncode == 1
-        assert f"error: You must be logged in to the server ({words}" in done.stderr
 
 
 def test_an_api_server_that_is_down(world: World, alice: Client, kubectl: Kubectl, door: FaultProxy) -> None:
@@ -354,49 +275,6 @@ def test_an_agent_that_is_gone_and_comes_back(world: World, alice: Client, kubec
         agent_again(world)
     until(lambda: works(kubectl), "kubectl works again", timeout=40)
     assert alice.process.running
-
-
-def test_an_agent_that_does_not_answer_the_dial(world: World, alice: Client, kubectl: Kubectl, tmp_path: Path) -> None:
-    world.agent.stop()
-    # The client must not find the agent before it freezes.
-    alice.process.signal(signal.SIGSTOP)
-    try:
-        agent_again(world)
-        world.agent.signal(signal.SIGSTOP)
-    finally:
-        alice.process.signal(signal.SIGCONT)
-    try:
-        mark = world.relay.mark()
-        with kubectl.start("get", "namespaces") as waiting:
-            done = start(world)
-            assert waiting.wait(40) == 1
-        assert done.returncode == ExitCode.UNREACHABLE
-        sentence = f'the agent of cluster "{CLUSTER}" did not answer in time; try again'
-        assert error_of(done) == sentence
-        assert f"arcbridge: {sentence}" in waiting.output("stderr")
-        wait_for_record(world.relay, "join failed", after=mark)
-        found = records(world.relay, "join failed", after=mark)
-        assert {record["code"] for record in found} == {"AGENT_TIMEOUT"}
-        assert len(found) == len({record["session"] for record in found})
-    finally:
-        world.agent.signal(signal.SIGCONT)
-    until(lambda: works(kubectl), "kubectl works again", timeout=30)
-
-
-def test_a_relay_that_dies_and_comes_back(world: World, alice: Client, kubectl: Kubectl) -> None:
-    assert works(kubectl)
-    world.relay.kill()
-    mark = alice.process.mark()
-    done = kubectl.run("get", "namespaces", check=False)
-    assert done.returncode == 1
-    assert "arcbridge: " in done.stderr
-    assert f"127.0.0.1:{world.relay_port}" in done.stderr
-    # The client says it once, however often it tried.
-    assert len(records(alice.process, "no session", after=mark)) <= 1
-    world.start_relay()
-    until(lambda: works(kubectl), "kubectl works again, with the same client and agent", timeout=40)
-    assert alice.process.running
-    assert world.agent.running
 
 
 def test_a_token_that_ends_during_a_watch(world: World, cluster: Cluster) -> None:
@@ -463,42 +341,6 @@ def test_a_session_at_its_greatest_age(world: World, cluster: Cluster) -> None:
         world.agent.stop()
         world.agent_config.write_text(text)
         agent_again(world)
-
-
-def test_a_session_that_lost_its_right_by_the_policy(world: World, cluster: Cluster, alice: Client) -> None:
-    """The policy is read again when it changes; it is asked at every join, and again for the sessions that run."""
-    policy = world.relay_config.parent / "policy.toml"
-    before = policy.read_text()
-    bob = world.start_client(BOB)
-    until(lambda: works(through(cluster, alice)), "alice's client has the agent again", timeout=40)
-    watching = ("get", "namespaces", "--watch", "-o", "name")
-    try:
-        with through(cluster, bob).start(*watching) as ended, through(cluster, alice).start(*watching) as kept:
-            ended.wait_for_line("namespace/default")
-            kept.wait_for_line("namespace/default")
-            mark, other = world.relay.mark(), alice.process.mark()
-            rewrite(policy, before.replace('"developers"', '"no-such-group"'))
-            ended.wait(30)
-            assert only(world.relay, "sessions cut off", after=mark)["user"] == BOB.email
-            told = through(cluster, bob).run("get", "namespaces", check=False)
-            assert told.returncode == 1
-            # As the agent says it; where the relay's cut is faster, as the client finds it out at its next join.
-            words = f'cluster "{CLUSTER}": access was revoked: '
-            assert words in told.stderr
-            assert "ask the relay's operator for access" in told.stderr
-            assert wait_for_record(bob.process, "no session")["reason"].startswith(words)
-            assert world.run_client(BOB, "run", "--", "true").returncode == ExitCode.LOGIN
-            wait_for_record(world.relay, "join failed", after=mark)
-            found = records(world.relay, "join failed", after=mark)
-            assert {record["reason"] for record in found} == {"the policy does not allow it"}
-            cluster.ensure_namespace("after-the-policy")
-            kept.wait_for_line("namespace/after-the-policy")
-            assert records(alice.process, after=other) == [], "another user's session saw nothing"
-        rewrite(policy, before)
-        until(lambda: works(through(cluster, bob)), "the user is let in again", timeout=30)
-    finally:
-        rewrite(policy, before)
-        bob.process.stop()
 
 
 def test_a_cluster_that_is_revoked_and_restored(

@@ -14,7 +14,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -176,15 +175,6 @@ def test_gitlab(runner: Runner) -> None:
     assert owner(runner) == f"gitlab:{GITLAB_USER}"
 
 
-def test_tokens_of_variables_that_are_named(runner: Runner) -> None:
-    """`env:NAME,NAME`, for platforms that put tokens into variables of their own."""
-    job = yaml.safe_load(snippets()[".gitlab-ci.yml"])["deploy"]
-    line = job["script"][0].replace("--workload gitlab", "--workload env:RELAY_TOKEN,CLUSTER_TOKEN")
-    done = runner.step(line, {**runner.settings(job["variables"]), **runner.world.platforms.gitlab(job["id_tokens"])})
-    check(runner, done)
-    assert owner(runner) == f"gitlab:{GITLAB_USER}"
-
-
 def test_azure_pipelines(runner: Runner) -> None:
     pipeline = yaml.safe_load(snippets()["azure-pipelines.yml"])
     *_, step = pipeline["steps"]
@@ -237,34 +227,3 @@ def test_tekton(runner: Runner, cluster: Cluster) -> None:
     command = ["unshare", "-m", "sh", "-c", inside, "sh", str(directory), str(script)]
     check(runner, run(command, env={**runner.env, **env}, cwd=runner.checkout, check=False))
     assert owner(runner) == f"kubernetes:{TEKTON_USER}"
-
-
-def test_tekton_with_tokens_of_the_kubelet(runner: Runner, cluster: Cluster) -> None:
-    (step,) = yaml.safe_load(snippets()["task.yaml"])["spec"]["steps"]
-    volume = yaml.safe_load(snippets()["volume.yaml"])
-    secrets = runner.directory / "secrets"
-    secrets.mkdir()
-    for source in volume["projected"]["sources"]:
-        wanted: dict[str, Any] = source["serviceAccountToken"]
-        token = cluster.service_account_token("ci", "builder", audiences=[wanted["audience"]])
-        (secrets / wanted["path"]).write_text(token)
-    script = step["script"].replace("--workload kubernetes", f"--workload file:{secrets}")
-    done = runner.step(script, runner.settings({one["name"]: one["value"] for one in step["env"]}))
-    check(runner, done)
-    assert owner(runner) == f"kubernetes:{TEKTON_USER}"
-
-
-def test_a_job_that_may_not_have_tokens_is_told_what_to_set(runner: Runner) -> None:
-    job = yaml.safe_load(snippets()[".github/workflows/deploy.yml"])["jobs"]["deploy"]
-    done = runner.step(job["steps"][-1]["run"], runner.settings(job["env"]))
-    assert done.returncode == 2
-    assert b"permissions: id-token: write" in done.stderr
-
-
-def test_a_token_that_is_missing_is_named(runner: Runner) -> None:
-    job = yaml.safe_load(snippets()[".gitlab-ci.yml"])["deploy"]
-    del job["id_tokens"]["CLUSTER_TOKEN"]
-    env = {**runner.settings(job["variables"]), **runner.world.platforms.gitlab(job["id_tokens"])}
-    done = runner.step(job["script"][0], env)
-    assert done.returncode == 3
-    assert b'the job has no token for audience "arcbridge-prod-eu"' in done.stderr

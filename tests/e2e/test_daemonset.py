@@ -3,7 +3,6 @@ volumes, probes and security context, and kubectl goes through them while they a
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 import threading
@@ -196,32 +195,3 @@ def test_the_chart_is_installed_rolled_upgraded_and_removed(tmp_path: Path, mode
         refused = alice.run("get", "namespaces", check=False, timeout=90)
         assert refused.returncode == 1
         assert "has no connected agent" in refused.stderr
-
-
-def process_of(pod: str) -> int:
-    """The process of a pod's one container; the test's node has no namespace for processes."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-                if b"agent" in words and f"HOSTNAME={pod}".encode() in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
-    (process,) = found
-    return process
-
-
-@pytest.mark.timeout(180)
-def test_a_process_that_dies_is_started_again_in_its_pod(tmp_path: Path) -> None:
-    with place(tmp_path, "legacy") as here:
-        here.helm_does("install")
-        pod = here.ready_pod()
-        uid = here.pods()[0]["metadata"]["uid"]
-        here.kubectl("exec", pod, "--", "kill", "-9", str(process_of(pod)))
-        until(
-            lambda: here.pods()[0]["status"]["containerStatuses"][0]["restartCount"] == 1, "it is restarted", timeout=60
-        )
-        assert here.ready_pod() == pod
-        assert here.pods()[0]["metadata"]["uid"] == uid
-        alice = kubectl_of(here, here.world.start_client(ALICE))
-        assert "namespace/default" in alice.run("get", "namespaces", "-o", "name").stdout

@@ -228,7 +228,7 @@ class TwoIssuers:
 def foreign_issuer(day: Day) -> None:
     own = day.world.issuer
     with Issuer(day.directory / "foreign") as issuer:
-        day.world.issuer = TwoIssuers(own, issuer)  # type: ignore[assignment]
+        day.world.issuer = TwoIssuers(own, issuer)
         try:
             said = day.refused()
             assert day.examine() == SEEN_BY_USERS["foreign-issuer"]

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from cryptography import x509
 
 from arcbridge.errors import ExitCode
@@ -22,10 +21,9 @@ from arcbridge.pki.credentials import CERTIFICATE
 from tests.support.cluster import KUBECTL_MINORS, Cluster, Kubectl
 from tests.support.processes import ManagedProcess, run
 from tests.support.reports import agent_again, records, until, wait_for_record
-from tests.support.world import ALICE, BOB, CLUSTER, ApiServer, Client, User, World, arcbridge, fixed_port
+from tests.support.world import ALICE, CLUSTER, ApiServer, Client, World, arcbridge
 
 NAMESPACE = "lifecycle"
-CAROL = User("carol", ("platform", "developers"))
 
 
 @pytest.fixture(scope="module")
@@ -51,29 +49,12 @@ def works(kubectl: Kubectl) -> bool:
     return done.stdout == "namespace/default\n"
 
 
-def whoami(kubectl: Kubectl) -> str:
-    answer = json.loads(kubectl.run("auth", "whoami", "-o", "json").stdout)
-    return str(answer["status"]["userInfo"]["username"])
-
-
 def hurry(relay: ManagedProcess) -> None:
     """End a relay. Its clients have no other one and stay until they are cut; a second signal leaves one second."""
     relay.signal(signal.SIGTERM)
     wait_for_record(relay, "relay stopping", step="draining")
     relay.signal(signal.SIGTERM)
     assert relay.wait(10) == 0
-
-
-def client_at(world: World, directory: Path, *flags: str, user: User = ALICE) -> Client:
-    """A client in a home that was used before, at the port it had."""
-    kubeconfig = directory / "kubeconfig"
-    arguments = [*world.client_arguments(user, directory), "--file", str(kubeconfig), *flags]
-    environment = world.client_env(directory)
-    process = world._start(f"client-again-{len(world.processes)}", arcbridge(*arguments), env=environment)
-    client = Client(process, kubeconfig, directory, env=environment)
-    client.port = int(process.wait_for_line(r"Proxy is listening on port (\d+)", timeout=30)[1])
-    process.wait_for_line("Press Ctrl", timeout=30)
-    return client
 
 
 def test_a_restart_of_the_agent_needs_no_join_token(world: World) -> None:
@@ -94,122 +75,6 @@ def test_a_restarted_relay_is_the_same_relay(world: World, cluster: Cluster) -> 
     assert wait_for_record(relay, "relay serving")["ca_pin"] == pin
     until(lambda: works(through(cluster, client)), "kubectl works again", timeout=40)
     assert client.process.stop() == 0
-
-
-def test_a_restarted_client_serves_the_old_kubeconfig(world: World, cluster: Cluster) -> None:
-    directory = world.directory / "returning"
-    first = client_at(world, directory, "--port", str(fixed_port()))
-    before = first.kubeconfig.read_text()
-    kept = directory / "loaded-before"
-    kept.touch(mode=0o600)
-    kept.write_text(before)
-    assert first.process.stop() == 0
-    second = client_at(world, directory)
-    assert second.port == first.port
-    assert works(Kubectl(cluster.binaries.kubectl, kept, directory / "home"))
-    assert yaml.safe_load(second.kubeconfig.read_text())["clusters"] == yaml.safe_load(before)["clusters"]
-    assert second.process.stop() == 0
-
-
-def test_ctrl_c_puts_the_former_context_back(world: World) -> None:
-    directory = world.directory / "former"
-    directory.mkdir()
-    kubeconfig = directory / "kubeconfig"
-    mine = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "mine",
-        "contexts": [{"name": "mine", "context": {"cluster": "mine", "user": "mine"}}],
-        "clusters": [{"name": "mine", "cluster": {"server": "https://mine.example.com"}}],
-        "users": [{"name": "mine", "user": {"token": "mine"}}],
-    }
-    kubeconfig.touch(mode=0o600)
-    kubeconfig.write_text(yaml.safe_dump(mine))
-    client = client_at(world, directory, "--port", "0")
-    assert yaml.safe_load(kubeconfig.read_text())["current-context"] == CLUSTER
-    client.process.signal(signal.SIGINT)
-    assert client.process.wait() == 0
-    after = yaml.safe_load(kubeconfig.read_text())
-    assert after["current-context"] == "mine"
-    assert mine["users"][0] in after["users"]  # type: ignore[index]
-    assert "Traceback" not in client.process.output()
-
-
-def test_many_people_at_once(world: World, cluster: Cluster) -> None:
-    clients = {user: world.start_client(user) for user in (ALICE, BOB, CAROL)}
-    names = {user: through(cluster, client).start("auth", "whoami") for user, client in clients.items()}
-    for user, process in names.items():
-        assert process.wait() == 0
-        assert user.email in process.output("stdout")
-        assert not any(other.email in process.output() for other in clients if other != user)
-    assert len({client.port for client in clients.values()}) == 3
-    for client in clients.values():
-        assert client.process.stop() == 0
-
-
-def test_five_clients_of_one_person_start_at_once(world: World, cluster: Cluster) -> None:
-    """Clients that share a home start at once: each gets a port, the kubeconfig is whole, and none kills another."""
-    directory = world.directory / "crowd"
-    environment = world.client_env(directory)
-    arguments = world.client_arguments(ALICE, directory)
-    kubeconfig = directory / "kubeconfig"
-    processes: list[ManagedProcess] = [
-        world._start(
-            f"crowd-{n}",
-            arcbridge(*arguments, "--file", str(kubeconfig), "--port", "0", "--kube-context", f"crowd-{n}"),
-            env=environment,
-        )
-        for n in range(5)
-    ]
-    ports = {int(process.wait_for_line(r"listening on port (\d+)", timeout=30)[1]) for process in processes}
-    for process in processes:
-        process.wait_for_line("Press Ctrl", timeout=30)
-    assert len(ports) == 5
-    config = yaml.safe_load(kubeconfig.read_text())
-    assert {context["name"] for context in config["contexts"]} == {f"crowd-{n}" for n in range(5)}
-    served = {entry["cluster"]["server"] for entry in config["clusters"]}
-    assert served == {f"https://127.0.0.1:{port}" for port in ports}
-    kubectl = Kubectl(cluster.binaries.kubectl, kubeconfig, directory / "home")
-    asking = [kubectl.start("--context", f"crowd-{n}", "auth", "whoami") for n in range(5)]
-    for process in asking:
-        assert process.wait(30) == 0
-    for process in processes:
-        process.signal(signal.SIGINT)
-    assert [process.wait() for process in processes] == [0] * 5
-    yaml.safe_load(kubeconfig.read_text())
-
-
-def test_two_clusters_have_a_port_each(world: World, api: ApiServer, cluster: Cluster) -> None:
-    """Two agents, one relay, one client process; each port reaches its own agent."""
-    token, _ = world.join_token("oslo-lab")
-    directory = world.directory / "oslo"
-    directory.mkdir()
-    (directory / "join-token").write_text(token)
-    text = world.agent_config.read_text()
-    observe = fixed_port()
-    text = text.replace(f"127.0.0.1:{world.agent_observe}", f"127.0.0.1:{observe}")
-    (directory / "agent.toml").write_text(text)
-    (directory / "authentication.yaml").write_text((world.agent_config.parent / "authentication.yaml").read_text())
-    agent = world._start("agent-oslo", arcbridge("--role", "agent", "--config", str(directory / "agent.toml")))
-    agent.wait_for_url(f"http://127.0.0.1:{observe}/readyz", timeout=30)
-    client = world.start_client(ALICE, "--cluster", "oslo-lab")
-    client.process.wait_for_line("Press Ctrl", timeout=30)
-    config = yaml.safe_load(client.kubeconfig.read_text())
-    servers = {entry["name"]: entry["cluster"]["server"] for entry in config["clusters"]}
-    assert set(servers) == {CLUSTER, "oslo-lab"}
-    assert len(set(servers.values())) == 2
-    kubectl = through(cluster, client)
-    path = "/api/v1/namespaces/default/configmaps/asked-in-oslo"
-    kubectl.run("--context", "oslo-lab", "get", "--raw", path, check=False)
-    assert whoami(kubectl) == ALICE.email
-
-    def asked(log: Path) -> bool:
-        return log.exists() and "asked-in-oslo" in log.read_text()
-
-    until(lambda: asked(directory / "audit.jsonl"), "the agent of oslo has audited it")
-    assert not asked(world.audit_log)
-    assert client.process.stop() == 0
-    assert agent.stop() == 0
 
 
 def relay_command(world: World, *words: str) -> str:

@@ -103,25 +103,6 @@ def test_kubectl_ends_with_the_sentence_of_a_limit_that_lasts(cluster: Cluster, 
     until(lambda: kubectl.run("get", "--raw", "/version", check=False).returncode == 0, "kubectl works again")
 
 
-@pytest.mark.parametrize("protocol", ["true", "false"], ids=["websocket", "spdy"])
-def test_kubectl_shows_the_sentence_for_one_exec_too_many(cluster: Cluster, world: World, protocol: str) -> None:
-    name = f"lone-{protocol}"
-    cluster.add_pod(name, NAMESPACE, command=("sleep", "infinity"))
-    kubectl = through(cluster, world.start_client(LONE))
-    env = {"KUBECTL_REMOTE_COMMAND_WEBSOCKETS": protocol}
-    with kubectl.start("exec", "-n", NAMESPACE, name, "--", "sh", "-c", "echo in; sleep 100", env=env) as first:
-        first.wait_for_line("^in$", stream="stdout", timeout=20)
-        done = kubectl.run("exec", "-n", NAMESPACE, name, "--", "true", env=env, check=False, timeout=ANSWER_TIME)
-        assert done.returncode == 1
-        assert "arcbridge: 1 exec, attach and port-forward connections of yours are open" in done.stderr
-    until(
-        lambda: kubectl.run("exec", "-n", NAMESPACE, name, "--", "true", env=env, check=False).returncode == 0,
-        "exec works again",
-    )
-    until(lambda: not metrics(world.agent_observe)["arcbridge_agent_upgrades_open"], "the last exec counts no more")
-    cluster.delete_pod(name, NAMESPACE)
-
-
 def test_kubectl_shows_the_sentence_for_one_connection_too_many(cluster: Cluster, world: World) -> None:
     kubectl = through(cluster, world.start_client(FEW))
     with kubectl.start("get", "--raw", "/api/v1/namespaces?watch=1") as watch:
@@ -131,22 +112,6 @@ def test_kubectl_shows_the_sentence_for_one_connection_too_many(cluster: Cluster
     assert done.stderr.startswith("Error from server (TooManyRequests): arcbridge: the agent of cluster")
     assert "ended the connection at one of its limits" in done.stderr
     assert "ask the cluster's operator" in done.stderr
-
-
-def test_kubectl_shows_at_once_that_the_days_bytes_are_used_up(cluster: Cluster, world: World) -> None:
-    client = world.start_client(SPENT)
-    kubectl = through(cluster, client)
-    large = ("get", "--raw", "/openapi/v2")
-    until(lambda: kubectl.run(*large, check=False).returncode != 0, "the day's bytes are used up")
-    before = refusals(world).get("bytes_per_day", 0)
-    done = kubectl.run("get", "--raw", "/version", check=False, timeout=ANSWER_TIME)
-    assert done.returncode == 1
-    assert done.stderr.startswith("Error from server (TooManyRequests): arcbridge: you moved 293 KiB today")
-    assert "wait until 00:00 UTC, or ask the cluster's operator for a higher limit" in done.stderr
-    assert refusals(world)["bytes_per_day"] == before + 1, "it has not repeated the request for seconds"
-    client.process.stop()
-    again = through(cluster, world.start_client(SPENT))
-    assert again.run("get", "--raw", "/version", check=False).returncode == 1, "another session changes nothing"
 
 
 def test_the_client_shows_the_sentence_for_one_session_too_many(world: World) -> None:

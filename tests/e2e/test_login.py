@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.client.credentials.jwt_unverified import claims_unverified
 from tests.support.cluster import Cluster
 from tests.support.processes import ManagedProcess
 from tests.support.reports import records, until
@@ -149,32 +148,6 @@ def test_after_a_login_no_command_needs_a_flag(world: World, cluster: Cluster, p
     assert (status, f"run `arcbridge login {world.relay_url}`" in shown) == (3, True), shown
 
 
-def test_two_organisations_side_by_side(world: World, other: World, cluster: Cluster, person: Person) -> None:
-    person.log_in(world)
-    person.log_in(other, user="bob")
-    # Both have a cluster of this name; each is reached at its own port, with its own login and pin.
-    one = person.proxy(world, "--relay", world.relay_url, "--kube-context", "one")
-    two = person.proxy(other, "--relay", other.relay_url, "--kube-context", "two")
-    assert "alice@example.com" in person.whoami(cluster, "one")
-    assert "bob@example.com" in person.whoami(cluster, "two")
-    ports = {process.wait_for_line(r"Proxy is listening on port (\d+)", timeout=1)[1] for process in (one, two)}
-    assert len(ports) == 2
-    state = person.directory / "state" / "arcbridge"
-    assert sorted(json.loads((state / "ports.json").read_text())) == sorted(
-        f"{CLUSTER} at 127.0.0.1:{each.relay_port}" for each in (world, other)
-    )
-    pins = (state / "pins.toml").read_text()
-    assert pins.count(f'"{CLUSTER}" = "sha256:') == 2
-    # No organisation has seen a token of the other one.
-    tokens = [json.loads(file.read_text()) for file in person.directory.rglob("tokens/*.json")]
-    assert {claims_unverified(one["access_token"])["iss"] for one in tokens} == {world.issuer.url, other.issuer.url}
-    # Without a name the last login counts, and it is said.
-    status, shown = person.run(world, "whoami", "-o", "name")
-    assert status == 0
-    assert "bob@example.com\n" in shown
-    assert f"at {other.relay_url}, the last login; for another one give --relay ({world.relay_url})" in shown
-
-
 def test_tokens_are_renewed_under_what_runs(world: World, cluster: Cluster, person: Person) -> None:
     world.issuer.settings(lifetime=BRIEF)
     try:
@@ -191,27 +164,6 @@ def test_tokens_are_renewed_under_what_runs(world: World, cluster: Cluster, pers
         watch.stop()
     finally:
         world.issuer.settings(lifetime=3600)
-
-
-def test_a_program_has_the_relay_and_the_rest_of_its_login_from_the_profile(world: World, person: Person) -> None:
-    """A pipeline names its client, its secret and the issuer that gets it; the rest it has from the relay."""
-    person.log_in(world)
-    settings = person.directory / "config" / "arcbridge" / "client.toml"
-    settings.parent.mkdir(parents=True)
-    secret = settings.parent / "secret"
-    secret.touch(0o600)
-    secret.write_text("ci-secret")
-    settings.write_text(
-        f'[login]\nissuer = "{world.issuer.url}"\nclient_id = "ci"\n'
-        'client_secret_file = "secret"\ngrant_type = "client-credentials"\n'
-        f'cluster_audience = "{CLUSTER_AUDIENCE}"\n'
-    )
-    status, shown = person.run(world, "whoami")
-    assert (status, "from client-credentials" in shown) == (0, True)
-    status, shown = person.run(world, "clusters")
-    # The relay knows the program, and its policy lets it reach nothing.
-    assert (status, "no clusters" in shown) == (0, True), shown
-    assert person.run(world, "login") == (0, "Logged in as ci\n")
 
 
 def test_swapped_token_files(world: World, person: Person) -> None:

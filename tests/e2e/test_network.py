@@ -202,17 +202,3 @@ def test_silence_everywhere_until_the_route_is_back(countries: Callable[[int], l
     country.network.heal()
     wait_for(country, BACK, timeout=60)
     country.check()
-
-
-@slow
-def test_links_that_are_down_for_a_while(countries: Callable[[int], list[Country]]) -> None:
-    """TCP itself survives a short outage: no session is resumed."""
-    (country,) = countries(1)
-    for place in ("client", "agent", "relay0", "relay1"):
-        country.network.unplug(place)
-        time.sleep(5)  # the fault's length
-        country.network.plug(place)
-        for talk in country.talks:
-            talk.wait_moves(10_000, timeout=60)
-    assert not records(country.forward, LOST)
-    country.check()

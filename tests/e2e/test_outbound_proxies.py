@@ -6,7 +6,6 @@ clients through each of the two.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -88,34 +87,6 @@ def test_login_and_list_through_a_proxy(
     assert clusters.wait(30) == 0, clusters.tail()
     assert world.cluster in clusters.output()
     assert PASSWORD not in process.output() + clusters.output()
-
-
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_wrong_credentials_are_named_and_not_shown(
-    scheme: str, world: World, proxies: dict[str, OutboundProxy], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wrong = proxies[scheme].url(password="s0mething-else")
-    monkeypatch.setattr(world, "client_prefix", ("env", f"{VARIABLE[scheme]}={wrong}"))
-    done = world.run_client(ALICE, "clusters", "--verbose")
-    assert done.returncode == 4, done.stderr
-    last = done.stderr.splitlines()[-1]
-    assert f"through the proxy 127.0.0.1:{proxies[scheme].port}" in done.stderr
-    assert re.search("asks for credentials|does not take these credentials", done.stderr), last
-    assert "s0mething-else" not in done.stdout + done.stderr
-
-
-def test_what_no_proxy_names_goes_straight(
-    world: World, proxies: dict[str, OutboundProxy], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    proxies["http"].written_out()
-    before = proxies["http"].carried(world.relay_port)
-    monkeypatch.setattr(
-        world, "client_prefix", ("env", f"HTTPS_PROXY={proxies['http'].url()}", "NO_PROXY=10.0.0.0/8,127.0.0.0/8")
-    )
-    done = world.run_client(ALICE, "clusters")
-    assert done.returncode == 0, done.stderr
-    proxies["http"].written_out()
-    assert proxies["http"].carried(world.relay_port) == before
 
 
 def test_no_log_has_the_credentials(world: World, proxies: dict[str, OutboundProxy]) -> None:

@@ -49,21 +49,6 @@ def test_create_patch_and_delete(core: Any, cluster: Cluster) -> None:
     assert caught.value.status == 404
 
 
-def test_watch(core: Any, cluster: Cluster) -> None:
-    cluster.ensure_namespace(NAMESPACE)
-    version = core.list_namespaced_config_map(NAMESPACE).metadata.resource_version
-    core.create_namespaced_config_map(NAMESPACE, {"metadata": {"name": "seen"}})
-    core.delete_namespaced_config_map("seen", NAMESPACE)
-    watch = kubernetes.watch.Watch()
-    kinds = []
-    for event in watch.stream(core.list_namespaced_config_map, NAMESPACE, resource_version=version, timeout_seconds=20):
-        if event["object"].metadata.name == "seen":
-            kinds.append(event["type"])
-        if len(kinds) == 2:
-            watch.stop()
-    assert kinds == ["ADDED", "DELETED"]
-
-
 def test_exec(core: Any, pod: str) -> None:
     shell = stream(
         core.connect_get_namespaced_pod_exec,

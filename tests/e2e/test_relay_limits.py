@@ -101,7 +101,7 @@ class Strangers:
             finally:
                 if writer is not None:
                     writer.transport.abort()
-            await asyncio.sleep(2)
+            await asyncio.sleep(2)  # the pace of a stranger who comes again, which is what the test is about
 
 
 class Caller:

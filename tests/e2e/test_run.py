@@ -174,32 +174,6 @@ def test_many_clusters_side_by_side_and_the_worst_exit_code(job: Job) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_a_signal_ends_the_commands_of_all_clusters(job: Job) -> None:
-    script = 'trap "echo ending; exit 9" TERM; echo ready; while :; do sleep 0.05; done'
-    process = job.start("-n", BERLIN, "-n", MUNICH, "--", "sh", "-c", script)
-    for name in (BERLIN, MUNICH):
-        process.wait_for_line(rf"^{name} \| ready$")
-    process.signal(signal.SIGTERM)
-    assert process.wait() == 9, process.tail()
-    assert {f"{name} | ending" for name in (BERLIN, MUNICH)} <= set(process.output().splitlines())
-
-
-def test_clusters_that_wait_do_not_start_after_a_signal(job: Job) -> None:
-    script = 'trap "exit 0" TERM; echo ready; while :; do sleep 0.05; done'
-    process = job.start("-n", BERLIN, "-n", MUNICH, "--parallel", "1", "--", "sh", "-c", script)
-    process.wait_for_line(rf"^{BERLIN} \| ready$")
-    process.signal(signal.SIGTERM)
-    assert process.wait() == 143, process.tail()
-    assert f"{MUNICH} | ready" not in process.output()
-
-
-def test_a_cluster_that_cannot_be_reached(job: Job) -> None:
-    done = job.run("-n", PARIS, "--", "touch", str(job.directory / "started"))
-    assert done.returncode == 4
-    assert done.stderr.startswith(f'error: cluster "{PARIS}" has no connected agent')
-    assert not (job.directory / "started").exists()
-
-
 def test_a_pattern_trusts_no_cluster_unseen(job: Job) -> None:
     """The relay chooses what a pattern matches, so `--trust-first-use` would let it choose where the command goes."""
     started = job.directory / "started"
@@ -210,24 +184,6 @@ def test_a_pattern_trusts_no_cluster_unseen(job: Job) -> None:
     assert job.run("-n", BERLIN, "--", "true", known=False).returncode == 0
     assert job.run("-n", "prod-b*", "--", "touch", str(started), known=False).returncode == 0
     assert started.exists()
-
-
-@pytest.mark.parametrize(
-    ("line", "code", "words"),
-    [
-        (["-n", BERLIN, "--", "no-such-program"], 127, "error: cannot run 'no-such-program': no such command"),
-        (["-n", "staging-*", "--", "true"], 4, "error: no cluster that you may reach matches 'staging-*'"),
-        (["-n", "Prod-*", "--", "true"], 2, "error: flag --cluster: 'Prod-*': not a pattern"),
-        (["--", "true"], 2, "error: cluster: required but not set"),
-        (["-n", BERLIN, "true"], 2, "error: the command goes behind --"),
-        (["-n", BERLIN, "--parallel", "0", "--", "true"], 2, "error: flag --parallel: '0' is not a number"),
-    ],
-    ids=["program", "no match", "pattern", "no cluster", "no dashes", "parallel"],
-)
-def test_what_cannot_run(job: Job, line: list[str], code: int, words: str) -> None:
-    done = job.run(*line)
-    assert done.stderr.startswith(words), done.stderr
-    assert (done.returncode, done.stdout) == (code, "")
 
 
 def test_the_token_of_the_environment_is_not_passed_on(job: Job, cluster: Cluster) -> None:

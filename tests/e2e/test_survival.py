@@ -15,7 +15,7 @@ from datetime import datetime
 
 import pytest
 
-from tests.support.fault_proxy import FaultProxy, How, Plan
+from tests.support.fault_proxy import FaultProxy, Plan
 from tests.support.long import long_form
 from tests.support.processes import START, ManagedProcess, Mark
 from tests.support.reports import metrics, records, until, wait_for_record
@@ -139,40 +139,6 @@ def test_a_killed_relay(whole: World, server: TalkServer) -> None:
     go_on(server, talks(port, 1))  # a new stream, while the relay is away
 
 
-@pytest.mark.timeout(400)
-@pytest.mark.skipif(not long_form(), reason="ARCBRIDGE_LONG=1 runs what takes minutes: relays killed again and again")
-def test_both_relays_in_turn(whole: World, server: TalkServer) -> None:
-    forward, port = whole.start_forward("talk")
-    under_way = talks(port)
-    for _ in range(6):
-        (relay,) = pumping(whole)
-        mark = forward.mark()
-        whole.kill_relay(relay)
-        resumed(forward, mark)
-        whole.start_relay(relay)
-        for talk in under_way:
-            talk.wait_moves(50_000)
-        until(lambda: connected(whole, relay) == 2, "the agents are there, too", timeout=60)  # noqa: B023
-    go_on(server, under_way)
-
-
-def test_every_relay_killed_and_back_after_a_while(whole: World, server: TalkServer) -> None:
-    forward, port = whole.start_forward("talk")
-    under_way = talks(port)
-    mark = forward.mark()
-    for index in range(2):
-        whole.kill_relay(index)
-    wait_for_record(forward, LOST, after=mark)
-    # A connection opened while no relay can be reached is refused at once; open ones wait.
-    with pytest.raises(ConnectionResetError):
-        refused(port)
-    assert wait_for_record(forward, "connection refused", after=mark)["reason"].startswith("cannot reach")
-    assert [talk.side.end for talk in under_way] == ["open"] * len(under_way)
-    whole.start_relay(1)
-    go_on(server, under_way)
-    resumed(forward, mark)
-
-
 def missed(relay: ManagedProcess) -> float:
     """For how many seconds a relay has answered that it has other agents, but not the one with the session."""
     failed = records(relay, "join failed", code="NO_INSTANCE")
@@ -215,26 +181,6 @@ def test_a_relay_that_is_told_to_stop(whole: World, server: TalkServer) -> None:
     assert not records(forward, LOST)
 
 
-def test_a_relay_that_is_told_twice_ends_at_once_and_one_without_sessions_too(whole: World, server: TalkServer) -> None:
-    _, port = whole.start_forward("talk")
-    under_way = talks(port, 2)
-    (relay,) = pumping(whole)
-    whole.relays[relay].signal(signal.SIGTERM)
-    wait_for_record(whole.relays[relay], "relay stopping")
-    status, seconds = whole.stop_relay(relay)
-    assert status == 0
-    assert seconds < 10
-    for talk in under_way:
-        talk.wait_moves(50_000)
-    go_on(server, under_way)
-    whole.start_relay(relay)
-    until(lambda: connected(whole, relay) == 2, "the agents are there, too", timeout=60)
-    assert pumping(whole) == [1 - relay]
-    status, seconds = whole.stop_relay(relay)
-    assert status == 0
-    assert seconds < 10
-
-
 # -- agents and clients -----------------------------------------------------------------------------------------------
 
 
@@ -262,17 +208,6 @@ def serving_now(world: World) -> set[int]:
     }
 
 
-def test_a_frozen_client_goes_on(whole: World, server: TalkServer) -> None:
-    forward, port = whole.start_forward("talk")
-    under_way = talks(port)
-    forward.signal(signal.SIGSTOP)
-    try:
-        pause(60 if long_form() else 3)
-    finally:
-        forward.signal(signal.SIGCONT)
-    go_on(server, under_way)
-
-
 def test_a_frozen_relay_goes_on(whole: World, server: TalkServer) -> None:
     forward, port = whole.start_forward("talk")
     under_way = talks(port)
@@ -293,17 +228,6 @@ def test_a_frozen_relay_goes_on(whole: World, server: TalkServer) -> None:
 def pause(seconds: float) -> None:
     """The length of a fault. Nothing is expected to have happened when it is over."""
     time.sleep(seconds)
-
-
-def test_a_client_that_leaves_frees_what_it_had(whole: World, server: TalkServer) -> None:
-    forward, port = whole.start_forward("talk")
-    under_way = talks(port)
-    agent = serving(whole)
-    forward.stop()
-    for talk in under_way:
-        assert server.side(talk.number).done.wait(15)
-        talk.close()
-    until(lambda: not metrics(whole.agent_observes[agent])["arcbridge_agent_targets_open"], "targets closed")
 
 
 @pytest.mark.timeout(240)
@@ -356,24 +280,6 @@ def hops(
         yield started(world, server), client_side, agent_side
 
 
-@pytest.mark.parametrize("hop", ["client", "agent"])
-def test_a_cut_connection(hops: tuple[World, FaultProxy, FaultProxy], server: TalkServer, hop: str) -> None:
-    world, client_side, agent_side = hops
-    proxy = client_side if hop == "client" else agent_side
-    forward, port = world.start_forward("talk")
-    under_way = talks(port)
-    ways: list[How] = ["rst", "fin"]
-    for how in ways * (5 if long_form() else 1):
-        mark = forward.mark()
-        # At the agent's side this also cuts its control connection.
-        assert proxy.cut(how)
-        resumed(forward, mark)
-        for talk in under_way:
-            talk.wait_moves(50_000)
-    go_on(server, under_way)
-    forward.stop()
-
-
 @pytest.mark.timeout(1000 if long_form() else 120)
 @pytest.mark.parametrize("hop", ["client", "agent"] if long_form() else ["client"])
 def test_connections_that_are_cut_and_altered_at_any_byte(
@@ -400,19 +306,3 @@ def test_connections_that_are_cut_and_altered_at_any_byte(
     finally:
         proxy.plan = lambda number: Plan()
     forward.stop()
-
-
-def test_single_byte_segments(hops: tuple[World, FaultProxy, FaultProxy], server: TalkServer) -> None:
-    world, client_side, _ = hops
-    client_side.plan = lambda number: Plan(segment=1)
-    try:
-        forward, port = world.start_forward("talk")
-        talk = Talk(port, next(_numbers), most=2000, pause=0.05)
-        talk.wait_moves(5_000)
-        assert client_side.cut("rst")
-        resumed(forward, START)
-        talk.wait_moves(5_000)
-        server.check(talk)
-        forward.stop()
-    finally:
-        client_side.plan = lambda number: Plan()

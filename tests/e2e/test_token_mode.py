@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import yaml
 
-from arcbridge.errors import ExitCode
 from tests.support.cluster import KUBECTL_MINORS, Cluster, Kubectl
 from tests.support.reports import audited, rewrite, until
 from tests.support.world import ALICE, Client, World
@@ -62,33 +60,6 @@ def test_rights_are_those_of_the_account(kubectl: Kubectl) -> None:
     assert f'User "{ACCOUNT}" cannot create resource "namespaces"' in refused.stderr
 
 
-def test_as_is_judged_by_the_api_server(kubectl: Kubectl) -> None:
-    """The agent may impersonate and the account may not: its request must not borrow the agent's right."""
-    # Raw: what kubectl says of a refused discovery, which comes first where its cache is cold, names no reason.
-    refused = kubectl.run("get", "--raw", "/api/v1/namespaces", "--as", "carol@example.com", check=False)
-    assert refused.returncode == 1
-    assert f'User "{ACCOUNT}" cannot impersonate' in refused.stderr
-    assert "arcbridge" not in refused.stderr
-
-
-def test_exec_goes_as_the_account_too(kubectl: Kubectl, cluster: Cluster) -> None:
-    cluster.add_pod("still", NAMESPACE)
-    try:
-        refused = kubectl.run("exec", "-n", NAMESPACE, "still", "--", "true", check=False)
-        assert refused.returncode == 1
-        assert f'User "{ACCOUNT}" cannot' in refused.stderr
-        assert "pods/exec" in refused.stderr
-    finally:
-        cluster.delete_pod("still", NAMESPACE)
-
-
-def test_the_kubeconfig_names_the_file_and_holds_no_token(robot: Client, token: str, world: World) -> None:
-    text = robot.kubeconfig.read_text()
-    assert token not in text
-    user = yaml.safe_load(text)["users"][0]["user"]
-    assert user["tokenFile"] == str(world.directory / "robot-token")
-
-
 def test_a_wrong_token_is_401_at_once(kubectl: Kubectl, world: World, robot: Client, token: str) -> None:
     """kubectl sends what its kubeconfig says; the API server judges it for each request."""
     config = yaml.safe_load(robot.kubeconfig.read_text())
@@ -109,30 +80,6 @@ def test_a_wrong_token_is_401_at_once(kubectl: Kubectl, world: World, robot: Cli
     )
     assert refused.returncode == 1
     assert "namespaces" in refused.stderr or "logged in" in refused.stderr
-
-
-def test_a_token_that_the_cluster_does_not_take_ends_the_start(world: World, tmp_path: Path) -> None:
-    path = tmp_path / "token"
-    path.write_text("not-a-token-of-this-cluster")
-    done = world.run_client(ALICE, "--token-file", str(path), "--file", str(tmp_path / "kubeconfig"), "--port", "0")
-    assert done.returncode == ExitCode.LOGIN
-    assert "does not accept the token; log in again, or put a new token there" in done.stderr
-    assert "not-a-token-of-this-cluster" not in done.stderr + world.agent.output() + world.relay.output()
-    assert not (tmp_path / "kubeconfig").exists()
-
-
-def test_a_token_on_the_command_line_is_warned_of(world: World, cluster: Cluster, token: str) -> None:
-    client = world.start_client(ALICE, "--token", token)
-    try:
-        client.process.wait_for_line("warning: other users of this machine can see a token", stream="stderr")
-        assert token not in client.process.output()
-        user = yaml.safe_load(client.kubeconfig.read_text())["users"][0]["user"]
-        assert user["token"] == token  # as Azure Arc writes it, in a file of mode 0600
-        assert client.kubeconfig.stat().st_mode & 0o777 == 0o600
-        kubectl = cluster.kubectl_for(KUBECTL_MINORS[0], client.kubeconfig)
-        assert ACCOUNT in kubectl.run("auth", "whoami").stdout
-    finally:
-        client.process.stop()
 
 
 def test_a_new_token_in_the_file_is_taken(world: World, cluster: Cluster, robot: Client, kubectl: Kubectl) -> None:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import signal
-import socket
-import ssl
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from arcbridge.errors import ExitCode
 from arcbridge.identity.proof import ProofKey
-from arcbridge.pki.authority import Authority
-from arcbridge.pki.enrolment import make_csr, make_key
 from arcbridge.pki.private_files import write_private
 from tests.support.processes import run
 from tests.support.reports import metrics, page, records, rewrite, until, wait_for_record
@@ -69,14 +63,6 @@ def workers(world: World) -> dict[int, int]:
         if b"arcbridge-relay-worker" in words:
             found[int(words[words.index(b"arcbridge-relay-worker") + 1])] = int(one)
     return found
-
-
-def runs(pid: int) -> bool:
-    """Whether a process has not ended. One whose parent was killed may stay as a zombie, where nothing reaps it."""
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def command(world: World, *words: str) -> None:
@@ -197,25 +183,6 @@ def test_a_killed_worker(world: World, server: TalkServer) -> None:
     assert page(world.relay_observe, "/readyz") == "ok\n"
 
 
-def test_one_join_token_enrols_once(world: World) -> None:
-    """Sixteen agents use one token at once, over both workers: the registry lets one enrol."""
-    token, _ = world.join_token("other-factory")
-    authority = Authority.create("other-factory")
-    host, _, port = world.relay_listens[0].rpartition(":")
-    context = ssl._create_unverified_context()
-
-    def enrol(_: int) -> int:
-        body = {"join_token": token, "csr": make_csr(make_key()), "cluster_ca": authority.certificate_pem}
-        connection = http.client.HTTPSConnection(host, int(port), context=context, timeout=30)
-        connection.request("POST", "/v1/enrol", json.dumps(body), {"Content-Type": "application/json"})
-        return connection.getresponse().status
-
-    with ThreadPoolExecutor(16) as threads:
-        answers = sorted(threads.map(enrol, range(16)))
-    assert answers.count(200) == 1
-    assert set(answers) <= {200, 401, 403, 429}
-
-
 def at_both_workers(world: World, user: User, first: int) -> list[Talk]:
     """Start forwards of a user until each worker has one; return their talks, numbered from `first`."""
     mark = world.relay.mark()
@@ -275,37 +242,3 @@ def test_a_user_who_lost_the_right_is_cut_at_both_and_no_other(world: World, ser
     until(lambda: all(world.run_client(ALICE, "run", "--", "true").returncode == ExitCode.DONE for _ in range(10)),
           "the right is there again", timeout=60)  # fmt: skip
     bob.close()
-
-
-def test_a_revoked_cluster_is_cut_off_at_both(world: World) -> None:
-    """A revocation by one command reaches every worker."""
-    command(world, "cluster", "revoke", world.cluster)
-    until(lambda: (counted(world)["agents"], counted(world)["pumps_open"]) == (0, 0), "all are cut", timeout=20)
-
-
-def test_the_drain(world: World) -> None:
-    """SIGTERM to the supervisor, which is the one process an operator knows, ends all workers in time and in order."""
-    mark = world.relay.mark()
-    there = workers(world)
-    status, seconds = world.stop_relay()
-    assert status == 0
-    assert seconds < 30
-    assert not any(runs(one) for one in there.values())
-    socket.create_server(("127.0.0.1", world.relay_port)).close()
-    # Each worker gathers its log lines for 20 ms, so the order of lines in the file is not the order of events.
-    stopping = sorted(records(world.relay, "relay stopping", after=mark), key=lambda one: str(one["timestamp"]))
-    steps = [one["step"] for one in stopping]
-    assert steps.count("leaving") == steps.count("closing") == 2
-    # No worker closes the port before all are ready to.
-    assert steps.index("closing") == steps.index("leaving", steps.index("leaving") + 1) + 1
-
-
-def test_workers_do_not_outlive_their_supervisor(world: World) -> None:
-    """Workers end when their supervisor is killed: the next relay needs their port and their data."""
-    world.start_relay()
-    there = workers(world)
-    assert len(there) == 2
-    world.relay.kill()
-    until(lambda: not any(runs(one) for one in there.values()), "the workers are gone")
-    world.start_relay()
-    assert counted(world)["workers_serving"] == 2

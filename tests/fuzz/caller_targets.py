@@ -10,13 +10,14 @@ import json
 import math
 from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import web
 
 from arcbridge.agent.accounts import Account, Accounts
 from arcbridge.agent.audit import record
 from arcbridge.agent.kube import command_line, request_target
+from arcbridge.agent.kube.caller import StreamContext
 from arcbridge.agent.kube.fast_path_parser import MAX_PLAIN_HEAD, plain_head
 from arcbridge.agent.kube.pod_body import pod_details
 from arcbridge.agent.kube.port_forward import MAX_PORTS, ForwardedPorts
@@ -70,6 +71,17 @@ class _Stream(StreamTransport):
         return "_Stream()"
 
 
+class _Server(KubeServer):
+    """Keeps what it refuses, and gives no caller a deadline."""
+
+    def __init__(self, handle: Any, found: list[Outcome]) -> None:
+        super().__init__(handle, cast(Any, None))
+        self._found = found
+
+    def refuse(self, stream: StreamContext, refusal: RequestRefusal) -> None:
+        self._found.append(("", str(refusal.status_code), ()))
+
+
 async def _outcomes(data: bytes, size: int) -> list[Outcome]:
     """Return what the general entrance makes of bytes that arrive in pieces of `size`: requests, and one refusal."""
     found: list[Outcome] = []
@@ -78,15 +90,11 @@ async def _outcomes(data: bytes, size: int) -> list[Outcome]:
         found.append((request.method, request.path_qs, tuple(request.raw_headers)))
         return AnsweredResponse(keep_alive=False)
 
-    class Server(KubeServer):
-        def refuse(self, stream: Any, refusal: RequestRefusal) -> None:
-            found.append(("", str(refusal.status_code), ()))
-
-    nothing: Any = None
+    server = _Server(handle, found)
     context: Any = SimpleNamespace(
         caller=SimpleNamespace(account=Account(Accounts(), _ALICE), connected_since=-math.inf)
     )
-    protocol = KubeProtocol(Server(handle, nothing), context, asyncio.get_running_loop())
+    protocol = KubeProtocol(server, context, asyncio.get_running_loop())
     stream = _Stream()
     protocol.connection_made(stream)
     try:
@@ -159,7 +167,7 @@ def pod_body(data: bytes) -> None:
         return
     spec = document.get("spec") if isinstance(document, dict) else None
     if isinstance(spec, dict) and spec.get("hostNetwork") is True and content_type != _TYPES[1]:
-        assert "hostNetwork" in str(details.get("privileged", "")) or len(details.get("privileged", ())) > 50  # type: ignore[arg-type]
+        assert "hostNetwork" in str(details.get("privileged", "")) or len(details.get("privileged", ())) > 50
 
 
 # -- texts ------------------------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ def _join(data: bytes, size: int = PIECE) -> None:
         return waiting.popleft() if waiting else b""
 
     try:
-        _LOOP.run_until_complete(joins._read_record(SimpleNamespace(read=read)))  # type: ignore[arg-type]
+        _LOOP.run_until_complete(joins._read_record(SimpleNamespace(read=read)))
     except (RemoteProtocolError, EOFError):
         pass
 
@@ -129,9 +129,9 @@ def _answer(data: bytes) -> None:
     transport: Any = SimpleNamespace(
         is_closing=lambda: False, write=len, abort=str, pause_reading=str, resume_reading=str
     )
-    connection = UpstreamConnection(taken, None)  # type: ignore[arg-type]
+    connection = UpstreamConnection(taken, None)
     connection.connection_made(transport)
-    connection.send(taken, b"", method="GET")  # type: ignore[arg-type]
+    connection.send(taken, b"", method="GET")
     for piece in targets.pieces(data, PIECE):
         connection.get_buffer(-1)[: len(piece)] = piece
         connection.buffer_updated(len(piece))

@@ -95,7 +95,7 @@ def read_http_head(data: bytes, size: int = 16 * 1024) -> list[tuple[str, str, A
         max_field_size=http_heads.FIELD_LIMIT, max_headers=http_heads.MAX_HEADERS, max_msg_queue_size=32,
     )  # fmt: skip
     parser = http_heads.HeadParser(inner)
-    protocol._parser = parser  # type: ignore[assignment]
+    protocol._parser = parser
     found: list[tuple[str, str, Any]] = []
     try:
         for at in range(0, len(data), size):
@@ -201,9 +201,9 @@ def nats_message(data: bytes) -> None:
         assert kind.decode(read.encode()) == read
     connection: Any = SimpleNamespace(prefix="p", name="n")
     questions = NatsQuestions(connection, "0" * 16, lambda _: [], _run)
-    questions._asked(SimpleNamespace(data=data, reply="r", subject="s"))  # type: ignore[arg-type]
+    questions._asked(SimpleNamespace(data=data, reply="r", subject="s"))
     questions._waiting["1"] = asyncio.Queue(4)
-    questions._answered(SimpleNamespace(data=data, reply="", subject="p.1"))  # type: ignore[arg-type]
+    questions._answered(SimpleNamespace(data=data, reply="", subject="p.1"))
     rolls: Any = SimpleNamespace(
         _rolls={"1": asyncio.Queue(4)}, _local=SimpleNamespace(agents=_no_agents), _reply=lambda *_: None
     )

@@ -92,7 +92,7 @@ def join(data: bytes) -> None:
             return waiting.pop(0) if waiting else b""
 
         try:
-            record, rest = _LOOP.run_until_complete(joins._read_record(SimpleNamespace(read=read)))  # type: ignore[arg-type]
+            record, rest = _LOOP.run_until_complete(joins._read_record(SimpleNamespace(read=read)))
             records.JoinRequest.decode(record)
             found.append((record, rest + b"".join(waiting)))
         except (RemoteProtocolError, EOFError) as error:
@@ -329,9 +329,9 @@ def answer(data: bytes) -> None:
             transport = SimpleNamespace(
                 is_closing=lambda: False, write=len, abort=str, pause_reading=str, resume_reading=str
             )
-            connection = UpstreamConnection(taken, None)  # type: ignore[arg-type]
-            connection.connection_made(transport)  # type: ignore[arg-type]
-            connection.send(taken, b"", method=method)  # type: ignore[arg-type]
+            connection = UpstreamConnection(taken, None)
+            connection.connection_made(transport)
+            connection.send(taken, b"", method=method)
             for piece in pieces(data, size):
                 connection.get_buffer(-1)[: len(piece)] = piece
                 connection.buffer_updated(len(piece))

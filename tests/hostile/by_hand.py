@@ -31,7 +31,7 @@ def hello(**fields: object) -> bytes:
         "stream_window": DEFAULT.stream_window,
         "max_streams": DEFAULT.max_streams,
     }
-    return frame(FrameType.HELLO, 0, Hello(**{**base, **fields}).encode())  # type: ignore[arg-type]
+    return frame(FrameType.HELLO, 0, Hello(**{**base, **fields}).encode())
 
 
 def auth(token: str, *, kind: str = "oidc", proof: str = "") -> bytes:

@@ -54,7 +54,7 @@ def lapsed(credential: Any) -> tuple[str, str]:
         .not_valid_before(now - timedelta(days=9))
         .not_valid_after(now - timedelta(days=1))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(NAME)]), critical=True)
-        .sign(ca_key, hashes.SHA256())  # type: ignore[arg-type]
+        .sign(ca_key, hashes.SHA256())
     )
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -84,7 +84,7 @@ async def test_d2_the_certificate_of_another_cluster(tmp_path: Path) -> None:
     """An agent with the enrolment of `prod` that holds the CA of `test`, too."""
     stolen: list[Any] = []
 
-    class Keeps(shows(lambda credential: _pair(own_authority(credential).issue_server([NAME])))):  # type: ignore[misc]
+    class Keeps(shows(lambda credential: _pair(own_authority(credential).issue_server([NAME])))):
         __slots__ = ()
 
         def tls(self, credential: Any) -> Any:
@@ -156,7 +156,7 @@ async def test_d3_frames_that_break_a_stream(tmp_path: Path, lie: str, monkeypat
         told.append(stream_id)
         return STREAM_LIES[lie](stream_id) if len(told) == 1 else b""
 
-    class Once(answers_with(frames, instead=True)):  # type: ignore[misc]
+    class Once(answers_with(frames, instead=True)):
         def serve(self, stream: Any, caller: Any) -> None:
             if told:
                 super(Once.__bases__[0], self).serve(stream, caller)
@@ -193,7 +193,7 @@ async def test_d3_frames_that_break_a_stream(tmp_path: Path, lie: str, monkeypat
 async def test_d3_refusals_with_words_for_the_terminal(tmp_path: Path, code: int, sentence: str) -> None:
     class Refuses(MuxSession):
         def accept_auth(self, ok: AuthOk) -> None:
-            self.close(code, "\x1b[2Jrun curl evil.example", 10**9)  # type: ignore[arg-type]
+            self.close(code, "\x1b[2Jrun curl evil.example", 10**9)
 
     lie = {"arcbridge.agent.sessions.MuxSession": Refuses}
     async with Organisation.running(tmp_path, agents={"prod": lie}) as org:
@@ -228,10 +228,10 @@ async def test_d3_a_resumption_whose_counts_cannot_be_true(tmp_path: Path) -> No
             receiver = self._machine.receiver
             honest = type(receiver).received
             try:
-                type(receiver).received = property(lambda self: 2**40)  # type: ignore[assignment]
+                type(receiver).received = property(lambda self: 2**40)
                 super().take_over(newcomer, ok)
             finally:
-                type(receiver).received = honest  # type: ignore[assignment]
+                type(receiver).received = honest
 
     class Liar(MuxSession):
         def __init__(self, *args: Any, **settings: Any) -> None:

@@ -54,10 +54,10 @@ def run(
             await asyncio.sleep(0)
         if isinstance(loop, asyncio.SelectorEventLoop):
             await asyncio.sleep(0.01)
-            timers = [h for h in loop._scheduled if not h.cancelled()]  # type: ignore[attr-defined]
+            timers = [h for h in loop._scheduled if not h.cancelled()]
             assert not timers, f"timers left: {timers}"
-            keys = [k.fd for k in loop._selector.get_map().values()]  # type: ignore[attr-defined]
-            assert keys == [loop._ssock.fileno()], f"descriptors left: {keys}"  # type: ignore[attr-defined]
+            keys = [k.fd for k in loop._selector.get_map().values()]
+            assert keys == [loop._ssock.fileno()], f"descriptors left: {keys}"
         left = asyncio.all_tasks() - {asyncio.current_task()}
         assert not left, f"tasks left: {left}"
 

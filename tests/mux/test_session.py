@@ -72,34 +72,6 @@ def test_b2_a_client_says_under_which_id_it_was_joined(loop: str) -> None:
 
 
 @both_loops
-def test_many_streams_of_owner_tagged_bytes(loop: str) -> None:
-    async def main() -> None:
-        async def one(ends: Any, number: int) -> None:
-            mine, theirs = await opener(ends)
-            tag = number.to_bytes(4, "big") * 5_000
-
-            async def send(io: StreamIO) -> None:
-                for _ in range(10):
-                    await io.write(tag)
-                io.finish()
-
-            up, down, _, _ = await asyncio.gather(theirs.read_all(), mine.read_all(), send(mine), send(theirs))
-            assert up == down == tag * 10
-
-        lock = asyncio.Lock()
-
-        async def opener(ends: Any) -> Any:
-            async with lock:  # the queue of opened streams has their order
-                return await ends.stream()
-
-        async with connected("tls") as ends:
-            await asyncio.gather(*(one(ends, number) for number in range(40)))
-            await soon(lambda: len(ends.client.streams) == len(ends.agent.streams) == 0)
-
-    run(loop, main)
-
-
-@both_loops
 def test_the_first_flight_carries_everything(loop: str) -> None:
     """Streams opened, written and finished before AUTH was even sent reach the agent whole, once it has accepted."""
 
@@ -169,7 +141,7 @@ def test_every_end_is_told_to_every_part_once(loop: str, link: str, how: str) ->
             lost: list[str] = []
             for name, io in (("client", mine), ("agent", theirs)):
                 original = io.connection_lost
-                io.connection_lost = lambda exc, n=name, o=original: (lost.append(n), o(exc))  # type: ignore[method-assign]
+                io.connection_lost = lambda exc, n=name, o=original: (lost.append(n), o(exc))
             reading = asyncio.ensure_future(mine.read())
             writing = asyncio.ensure_future(_write_for_ever(theirs))
             waiting = [asyncio.ensure_future(s.wait_ended()) for s in (ends.client, ends.agent)]
@@ -180,7 +152,7 @@ def test_every_end_is_told_to_every_part_once(loop: str, link: str, how: str) ->
                     assert ("client" if n == "c" else "agent") in lost, "a stream was not told before"
                     o(s, e)
 
-                handler.session_ended = told  # type: ignore[method-assign]
+                handler.session_ended = told
             await turns()
             reading.cancel()
             await act(ends)
@@ -288,42 +260,6 @@ def test_an_end_before_the_connection_is_made(loop: str, how: str) -> None:
 
 
 @both_loops
-def test_the_handshake_deadline(loop: str) -> None:
-    async def main() -> None:
-        ends = make_sessions(limits=Limits(handshake_timeout=0.05), authenticate=False)
-        connect_in_memory(ends)
-        error = await ends.agent.wait_ended()
-        assert isinstance(error, SessionEnded)
-        assert error.code == GoawayCode.TIMEOUT
-        await ends.stop()
-
-    run(loop, main)
-
-
-@both_loops
-def test_a_silent_peer_is_found_dead(loop: str) -> None:
-    async def main() -> None:
-        # A process that stands still for the timeout finds its peer dead, too: no tenth of a second.
-        ends = make_sessions(limits=Limits(ping_interval=0.05, ping_timeout=1.0, replay=0))
-        left, right = connect_in_memory(ends)
-        await ends.client.wait_established()
-        mine, theirs = await ends.stream()
-        await asyncio.sleep(1.2)
-        assert not ends.client.closed, "PINGs keep it"
-        left.freeze(True)
-        right.freeze(True)
-        for io, session in ((mine, ends.client), (theirs, ends.agent)):
-            with pytest.raises(ConnectionLost, match="dead"):
-                await io.read()
-            assert isinstance(await session.wait_ended(), ConnectionLost)
-        for transport in (left, right):
-            transport.abort()
-        await ends.stop()
-
-    run(loop, main)
-
-
-@both_loops
 @both_links
 def test_a_drain_lets_run_what_runs(loop: str, link: str) -> None:
     async def main() -> None:
@@ -356,25 +292,9 @@ async def _send(io: StreamIO, size: int) -> None:
 
 
 @both_loops
-def test_the_drain_deadline_ends_what_still_runs(loop: str) -> None:
-    async def main() -> None:
-        async with connected("memory", limits=Limits(drain_timeout=0.05)) as ends:
-            pairs = [await ends.stream() for _ in range(3)]
-            ends.agent.goaway(GoawayCode.DRAINING)
-            for mine, theirs in pairs:
-                for io in (mine, theirs):
-                    with pytest.raises(StreamReset) as caught:
-                        await io.read()
-                    assert caught.value.code == ResetCode.CANCELLED
-            await ends.client.wait_ended()
-
-    run(loop, main)
-
-
-@both_loops
 def test_a_slow_network_gets_its_last_bytes(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The close deadline counts from the last progress, not from the close."""
-    monkeypatch.setattr(shell, "CLOSE_TIMEOUT", 1.0)
+    monkeypatch.setattr(shell, "CLOSE_TIMEOUT", 0.5)
 
     async def main() -> None:
         ends = make_sessions()
@@ -392,7 +312,7 @@ def test_a_slow_network_gets_its_last_bytes(loop: str, monkeypatch: pytest.Monke
             right.freeze(False)
             await turns(3)
             right.freeze(True)
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.1)  # less than the deadline; all eight are more, and nothing may end by it
         right.freeze(False)
         assert await reading == b"tail" * 25_000
         await ends.stop()

@@ -340,16 +340,6 @@ def spread(total: int, count: int, start: int = 0) -> list[int]:
 # -- the tests --------------------------------------------------------------------------------------------------------
 
 
-@both_loops
-def test_the_script_without_a_fault(loop: str) -> None:
-    async def main() -> None:
-        resumed, passed = await play(lambda number: Plan())
-        assert resumed == 0
-        assert len(passed) == 1
-
-    run(loop, main)
-
-
 async def lengths() -> tuple[int, int]:
     """Return the bytes of an undisturbed script, up and down."""
     _, passed = await play(lambda number: Plan())
@@ -420,44 +410,6 @@ async def play_all_impatiently(plans: list[Callable[[int], Plan]]) -> None:
             await play(plan, IMPATIENT)
 
 
-@both_loops
-def test_twenty_cuts_in_a_row_under_bulk(loop: str) -> None:
-    """Megabytes both ways; each connection lives for some hundred kilobytes."""
-
-    async def main() -> None:
-        rng = random.Random(7)
-        plans = [Plan.random_cut(rng, 400_000, 400_000) for _ in range(20)]
-
-        def plan(number: int) -> Plan:
-            return Plan() if number == 0 or number > len(plans) else plans[number - 1]
-
-        data = {"up": rng.randbytes(6_000_000), "down": rng.randbytes(6_000_000)}
-
-        async def serve(io: StreamIO) -> None:
-            received, _ = await asyncio.gather(io.read_all(), send(io, data["down"]))
-            assert hashlib.sha256(received).digest() == hashlib.sha256(data["up"]).digest()
-
-        agent = Agent(DEFAULT, {"bulk": serve})
-        with FaultProxy(agent.address, plan=plan) as proxy:
-            client = Client(DEFAULT, (proxy.host, proxy.port))
-            await client.start()
-            io = StreamIO()
-            client.session.open("bulk", io)
-            sending = asyncio.create_task(send(io, data["up"]))
-            received = asyncio.create_task(io.read_all())
-            await asyncio.sleep(0.01)
-            proxy.cut("rst")
-            assert hashlib.sha256(await received).digest() == hashlib.sha256(data["down"]).digest()
-            await sending
-            await agent.served()
-            assert client.session.stats.resumed > 5
-            await client.stop()
-            await agent.stop()
-        assert not agent.problems, agent.problems
-
-    run(loop, main, timeout=60)
-
-
 async def send(io: StreamIO, data: bytes) -> None:
     for at in range(0, len(data), 50_000):
         await io.write(data[at : at + 50_000])
@@ -505,76 +457,5 @@ def test_a_direction_that_stands_still_is_found(loop: str, direction: str) -> No
         resumed, passed = await play(lambda number: fault if number == 0 else Plan(), limits)
         assert resumed == 1
         assert len(passed) == 2
-
-    run(loop, main, timeout=60)
-
-
-@pytest.mark.parametrize("loop", ["uvloop"])
-@pytest.mark.parametrize("ping", [True, False], ids=["with PING", "without PING"])
-def test_a_nat_that_forgets_is_outlived_by_ping_alone(loop: str, ping: bool) -> None:
-    limits = Limits(ping_interval=0.2, ping_timeout=30) if ping else Limits(ping_interval=500, ping_timeout=1000)
-
-    async def main() -> None:
-        async def serve(io: StreamIO) -> None:
-            while data := await io.read():
-                await io.write(data)
-            io.finish()
-
-        agent = Agent(limits, {"echo": serve})
-        with FaultProxy(agent.address, plan=lambda number: Plan(forget=2.0)) as proxy:
-            client = Client(limits, (proxy.host, proxy.port))
-            await client.start()
-            io = StreamIO()
-            client.session.open("echo", io)
-            await io.write(b"before")
-            assert await exactly(io, 6) == b"before"
-            await asyncio.sleep(3.0)  # idle for longer than the NAT remembers
-            await io.write(b"after")
-            if ping:
-                assert await exactly(io, 5) == b"after"
-                io.finish()
-                assert await io.read() == b""
-            else:  # which shows that the NAT of this test does forget
-                with pytest.raises(TimeoutError):
-                    async with asyncio.timeout(0.5):
-                        await exactly(io, 5)
-            assert client.session.stats.resumed == 0
-            await client.stop()
-            await agent.stop()
-
-    run(loop, main, timeout=60)
-
-
-@both_loops
-def test_a_small_history_pauses_writers_and_loses_nothing(loop: str) -> None:
-    """The peer's acknowledgements stand still: no more than the history is sent, and all of it comes after a cut."""
-    limits = Limits(replay=1 << 20)
-
-    async def main() -> None:
-        data = random.Random(3).randbytes(8_000_000)
-
-        async def serve(io: StreamIO) -> None:
-            received = await io.read_all()
-            assert hashlib.sha256(received).digest() == hashlib.sha256(data).digest()
-            await io.write(b"all")
-            io.finish()
-
-        agent = Agent(limits, {"sink": serve})
-        with FaultProxy(agent.address) as proxy:
-            client = Client(limits, (proxy.host, proxy.port))
-            await client.start()
-            io = StreamIO()
-            client.session.open("sink", io)
-            proxy.freeze("down")
-            sending = asyncio.create_task(send(io, data))
-            await asyncio.sleep(0.5)
-            assert not sending.done()
-            assert client.session.stats.bytes_sent < 2 << 20
-            proxy.cut("rst")
-            await sending
-            assert await io.read_all() == b"all"
-            await client.stop()
-            await agent.stop()
-        assert not agent.problems, agent.problems
 
     run(loop, main, timeout=60)

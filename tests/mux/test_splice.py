@@ -18,7 +18,7 @@ from arcbridge.mux import buffer
 from arcbridge.mux.splice import SocketSplice, SpliceResult, TransportSplice, reset_transport
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.limits import Limits
-from tests.mux.ends import Recorder, both_links, both_loops, connected, run, soon, tcp_pair, tls_contexts
+from tests.mux.ends import both_links, both_loops, connected, run, soon, tcp_pair, tls_contexts
 from tests.support.stream_io import StreamIO
 
 
@@ -226,37 +226,6 @@ async def _flood(sock: socket.socket) -> None:
         await send(sock, b"f" * 100_000)
 
 
-@both_loops
-def test_owner_tagged_bytes_over_many_splices(loop: str) -> None:
-    async def one(ends: Any, way: Way, number: int) -> None:
-        tag = b"%07d|" % number
-        data = tag * 40_000
-
-        async def there() -> None:
-            await send(way.near, data)
-            way.near.shutdown(socket.SHUT_WR)
-
-        async def back() -> None:
-            await send(way.far, data[::-1])
-            way.far.shutdown(socket.SHUT_WR)
-
-        up, down, _, _ = await asyncio.gather(read_all(way.far), read_all(way.near), there(), back())
-        assert up == data
-        assert down == data[::-1]
-        near, far = await way.done()
-        assert near.error is far.error is None
-        way.near.close()
-        way.far.close()
-
-    async def main() -> None:
-        async with connected("tls") as first, connected("tls") as second:
-            for _ in range(3):  # descriptor numbers are used again and again
-                ways = [(ends, await make_way(ends)) for ends in (first, second) for _ in range(6)]
-                await asyncio.gather(*(one(ends, way, n) for n, (ends, way) in enumerate(ways)))
-
-    run(loop, main)
-
-
 # -- TransportSplice --------------------------------------------------------------------------------------------------
 
 
@@ -445,7 +414,7 @@ def test_a_program_that_ends_while_the_stream_is_full_loses_nothing_unnoticed(lo
             outer.far.transport.pause_reading()
             outer.writer.write(b"x" * size)
             outer.writer.close()
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.2)  # the stream is full by then, and nothing more may be read of the program
             reading = asyncio.ensure_future(outer.far.read_all())
             outer.far.transport.resume_reading()
             try:
@@ -573,7 +542,7 @@ def test_a_program_that_does_not_read_bounds_the_stream(loop: str, tls: bool) ->
 def test_a_stream_that_is_not_read_bounds_the_program(loop: str, tls: bool) -> None:
     async def main() -> None:
         async with an_outer(tls, limits=Limits(max_stream_window=512 * 1024)) as (ends, outer):
-            outer.far.transport.pause_reading()  # type: ignore[union-attr]
+            outer.far.transport.pause_reading()
             sent = 0
 
             async def flood() -> None:
@@ -591,7 +560,7 @@ def test_a_stream_that_is_not_read_bounds_the_program(loop: str, tls: bool) -> N
             assert not writing.done()
             stream = next(iter(ends.client._machine.streams.values()))
             assert stream.queued < 1024 * 1024
-            outer.far.transport.resume_reading()  # type: ignore[union-attr]
+            outer.far.transport.resume_reading()
             assert await outer.far.read_exactly(last)
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)
@@ -620,7 +589,3 @@ def test_starting_on_a_transport_that_is_gone(loop: str) -> None:
             far.close()
 
     run(loop, main)
-
-
-def test_recorder_is_a_handler() -> None:
-    assert Recorder().calls == []

@@ -24,5 +24,5 @@ async def faults() -> AsyncIterator[list[dict[str, Any]]]:
     assert found == []
     assert held() <= before
     if isinstance(loop, asyncio.SelectorEventLoop):  # uvloop shows neither
-        assert [timer for timer in loop._scheduled if not timer.cancelled()] == []  # type: ignore[attr-defined]
-        assert list(loop._selector.get_map()) == [loop._ssock.fileno()]  # type: ignore[attr-defined]
+        assert [timer for timer in loop._scheduled if not timer.cancelled()] == []
+        assert list(loop._selector.get_map()) == [loop._ssock.fileno()]

@@ -49,7 +49,7 @@ async def serving(tmp_path: Path, host: str = "127.0.0.1") -> AsyncIterator[int]
     await site.start()
     assert site._server is not None
     try:
-        yield site._server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
+        yield site._server.sockets[0].getsockname()[1]
     finally:
         await runner.cleanup()
 

@@ -105,4 +105,4 @@ def test_another_machine_is_no_user_of_this_one(monkeypatch: pytest.MonkeyPatch)
         def getpeername(self) -> tuple[str, int]:
             return "192.0.2.2", 2
 
-    assert peer_user.peer_user(Far()) is peer_user.PeerUser.OWN  # type: ignore[arg-type]
+    assert peer_user.peer_user(Far()) is peer_user.PeerUser.OWN

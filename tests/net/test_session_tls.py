@@ -316,33 +316,6 @@ def test_a_session_aborted_within_a_delivery_gets_nothing_more(engine: str, loop
     run(loop, main)
 
 
-@pytest.mark.parametrize("loop", LOOPS)
-def test_a_view_that_was_written_may_be_reused_at_once(engine: str, loop: str) -> None:
-    """A view may be reused also when the socket takes nothing: the session keeps a copy, or owns the bytes."""
-    data = random.Random(4).randbytes(4_000_000)
-
-    async def main() -> None:
-        ends = make_sessions()
-        near, _ = await joined(ends)
-        near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * 1024)
-        mine, theirs = await ends.stream()
-        scratch = bytearray(64 * 1024)
-
-        async def send() -> None:
-            for start in range(0, len(data), len(scratch)):
-                piece = data[start : start + len(scratch)]
-                scratch[: len(piece)] = piece
-                await mine.write(memoryview(scratch)[: len(piece)])  # type: ignore[arg-type]
-                scratch[:] = bytes(len(scratch))
-            mine.finish()
-
-        _, came = await asyncio.gather(send(), theirs.read_all())
-        assert came == data
-        await ends.stop()
-
-    run(loop, main)
-
-
 @settings(max_examples=30, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 300_000), min_size=1, max_size=6),

@@ -113,7 +113,7 @@ class Relay:
         return answer
 
     async def token(self, cluster: str = "prod", **options: object) -> str:
-        return await self.registry.create_join_token(cluster, expires_at=self.clock.now + HOUR, **options)  # type: ignore[arg-type]
+        return await self.registry.create_join_token(cluster, expires_at=self.clock.now + HOUR, **options)
 
     def enrolment(self, token: str, key: str) -> dict[str, str]:
         return {"join_token": token, "csr": make_csr(key), "cluster_ca": self.cluster_ca.certificate_pem}

@@ -36,7 +36,7 @@ def own_server(tmp_path: Path) -> Iterator[NatsServer]:
 
 def settings(server: NatsServer, **more: object) -> RelayFleetConfig:
     """Settings for a relay at `server`."""
-    return RelayFleetConfig(servers=(server.url,), **more)  # type: ignore[arg-type]
+    return RelayFleetConfig(servers=(server.url,), **more)
 
 
 class Connections:

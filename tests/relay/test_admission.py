@@ -215,7 +215,7 @@ def test_the_bounds_hold_and_nothing_is_left_when_all_have_left(steps: list[tupl
             ticket = admission.enter(f"10.0.0.{number}")
             if isinstance(ticket, Ticket):
                 held.append(ticket)
-                ticket.on_evicted = lambda ticket=ticket: gone(ticket)  # type: ignore[misc]
+                ticket.on_evicted = lambda ticket=ticket: gone(ticket)
         elif what == "later":
             clock.now += number
         elif held:

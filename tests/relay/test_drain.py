@@ -189,10 +189,10 @@ async def test_other_relays_stop_dialling_before_the_agents_hear(tmp_path: Path)
             await asyncio.Event().wait()
 
         original = relay.fleet.unregister
-        relay.fleet.unregister = unregister  # type: ignore[method-assign]
+        relay.fleet.unregister = unregister
         draining = Draining(relay)
         await until(lambda: agent.goaway is not None)
-        relay.fleet.unregister = original  # type: ignore[method-assign]
+        relay.fleet.unregister = original
         assert told == ["i1"]
         await draining.over()
 

@@ -97,7 +97,7 @@ async def exchange(one: socket.socket, other: socket.socket, size: int) -> None:
 
 
 async def test_a_join_that_comes_out_elsewhere(pair: Pair) -> None:
-    async with Agent(pair.a, on_dial=joining_at(pair.b)) as agent:  # type: ignore[arg-type]
+    async with Agent(pair.a, on_dial=joining_at(pair.b)) as agent:
         sock, reply = await pair.a.join()
         with sock:
             async with asyncio.timeout(10):
@@ -119,7 +119,7 @@ async def test_a_right_that_is_lost_ends_both_pumps(pair: Pair, where: str, monk
     """docs/threats.md#V3: the relay where the client came in knows whose session it is; the other one knows the
     cluster."""
     monkeypatch.setattr(enforcement, "GRACE", 0.0)
-    async with Agent(pair.a, on_dial=joining_at(pair.b)) as agent:  # type: ignore[arg-type]
+    async with Agent(pair.a, on_dial=joining_at(pair.b)) as agent:
         sock, _ = await pair.a.join()
         async with asyncio.timeout(10):
             await until(lambda: agent.sockets)
@@ -139,7 +139,7 @@ async def test_a_right_that_is_lost_ends_both_pumps(pair: Pair, where: str, monk
 
 async def test_raw_bytes_behind_the_close(pair: Pair) -> None:
     """docs/threats.md#J5: what the client sends first reaches the agent through both relays, in order, once."""
-    async with Agent(pair.a, on_dial=joining_at(pair.b)) as agent:  # type: ignore[arg-type]
+    async with Agent(pair.a, on_dial=joining_at(pair.b)) as agent:
         for n in range(20):
             sock, _ = await pair.a.join()
             with sock:

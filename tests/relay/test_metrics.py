@@ -40,7 +40,7 @@ async def test_every_metric_reads_and_the_series_are_fixed(tmp_path: Path) -> No
             api=SimpleNamespace(limited=Limited()),
             http=SimpleNamespace(malformed=0, slow=0, outlived=0),
         )
-        register(metrics, basis, entrances)  # type: ignore[arg-type]
+        register(metrics, basis, entrances)
         relay.counters.rejected["cap_total"] += 7
         text = metrics.render()[0].decode()
         assert metrics.read_failures == 0

@@ -25,9 +25,9 @@ class Echo:
         self.tasks: list[asyncio.Future[None]] = []
 
     def __call__(self, message: object) -> None:
-        self.heard.append(message.data)  # type: ignore[attr-defined]
-        if reply := message.reply:  # type: ignore[attr-defined]
-            self.tasks.append(asyncio.ensure_future(self.connection.publish(reply, message.data)))  # type: ignore[attr-defined]
+        self.heard.append(message.data)
+        if reply := message.reply:
+            self.tasks.append(asyncio.ensure_future(self.connection.publish(reply, message.data)))
 
 
 class TestMessages:
@@ -80,7 +80,7 @@ class TestMessages:
         heard: list[bytes] = []
 
         def handler(message: object) -> None:
-            heard.append(message.data)  # type: ignore[attr-defined]
+            heard.append(message.data)
 
         subscription = await slow.subscribe("here", handler)
         await slow.flush(10)
@@ -245,7 +245,7 @@ class TestConnection:
             url = nats.url.replace("nats://", f"{scheme}://")
 
             async def connects(**files: Path) -> bool:
-                connection = NatsConnection(RelayFleetConfig(servers=(url,), **files))  # type: ignore[arg-type]
+                connection = NatsConnection(RelayFleetConfig(servers=(url,), **files))
                 try:
                     return await connection.start(30 if len(files) == 3 and "ca" in files["ca_file"].name else 0.5)
                 finally:
@@ -298,7 +298,7 @@ class TestSettings:
         ],
     )
     def test_bad_ones_are_named(self, wrong: dict[str, object], words: str) -> None:
-        config = RelayFleetConfig(**{"servers": ("nats://a:4222",), **wrong})  # type: ignore[arg-type]
+        config = RelayFleetConfig(**{"servers": ("nats://a:4222",), **wrong})
         with pytest.raises(ConfigError) as caught:
             check(config)
         assert words in caught.value.message

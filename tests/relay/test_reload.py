@@ -168,8 +168,8 @@ async def test_whatever_goes_wrong_the_last_good_settings_stay(
         assert in_force(made[0]) == before
         # Nothing was noted as taken over either: to set that again takes nothing over.
         relay.config = good
-        good.policy.write_text(POLICY)  # type: ignore[union-attr]
-        good.authentication.write_text(CONFIG)  # type: ignore[union-attr]
+        good.policy.write_text(POLICY)
+        good.authentication.write_text(CONFIG)
         (told,) = await relay.told("ok", "settings reloaded")
         assert told["taken"] == []
     finally:

@@ -105,7 +105,7 @@ async def test_a_refused_join_names_cluster_rule_and_detail_in_the_log(tmp_path:
         async def refuse(token: str) -> Identity:
             raise TokenRefused("token.aud", "not for this place", wanted="relay", detail='it is for "x"')
 
-        relay.checks.verifier.verify = refuse  # type: ignore[method-assign]
+        relay.checks.verifier.verify = refuse
         with capture_logs() as lines, pytest.raises(JoinRefused) as caught:
             await relay.join("alice")
         (failed,) = (line for line in lines if line["event"] == "join failed")
@@ -119,7 +119,7 @@ async def test_groups_that_cannot_be_looked_up_are_no_fault_of_the_issuer_s_keys
         async def refuse(token: str) -> Identity:
             raise GroupsUnavailable("Graph is away", detail="graph.a.client_secret_file: /etc/secret does not exist")
 
-        relay.checks.verifier.verify = refuse  # type: ignore[method-assign]
+        relay.checks.verifier.verify = refuse
         with capture_logs() as lines, pytest.raises(JoinRefused) as caught:
             await relay.join("alice")
         assert "Graph is away; try again shortly" in caught.value.message
@@ -509,7 +509,7 @@ async def test_an_agent_that_does_not_come(tmp_path: Path) -> None:
 async def test_one_other_agent_is_tried(tmp_path: Path, first: object) -> None:
     async with (
         station(tmp_path, "prod", dial_deadline=5.0) as relay,
-        Agent(relay, instance="i1", on_dial=first) as bad,  # type: ignore[arg-type]
+        Agent(relay, instance="i1", on_dial=first) as bad,
         Agent(relay, instance="i2", on_dial=consent_and_join) as good,
     ):
         near, _ = await relay.join()  # the one that has waited longest is asked first

@@ -96,7 +96,7 @@ class Running:
         return await connect(parse_address(self.info.address), deadline=5, proxy=DIRECT)
 
     async def post(self, path: str, body: dict[str, str], **context: object) -> tuple[int, dict[str, str]]:
-        tls = outer_client_context(RelayTrust(self.ca), ALPN_HTTP, **context)  # type: ignore[arg-type]
+        tls = outer_client_context(RelayTrust(self.ca), ALPN_HTTP, **context)
         async with (
             aiohttp.ClientSession() as session,
             session.post(f"https://{self.info.address}{path}", json=body, ssl=tls) as response,
@@ -358,7 +358,7 @@ async def test_what_only_a_start_can_find_names_the_setting(config: RelayConfig,
             ({"listen": f"127.0.0.1:{port}"}, "the port is in use"),
             ({"observe": ObserveConfig(listen=f"127.0.0.1:{port}")}, "observe.listen"),
         ):
-            relay = Running(replace(config, **changes))  # type: ignore[arg-type]
+            relay = Running(replace(config, **changes))
             with pytest.raises((ConfigError, StateError), match=words):
                 await relay.start()
 

@@ -22,7 +22,7 @@ from arcbridge.settings.config import RelayConfig, RelayFleetConfig
 )
 def test_counts_that_cannot_be(settings: dict[str, object], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        worker_count(replace(RelayConfig(), **settings))  # type: ignore[arg-type]
+        worker_count(replace(RelayConfig(), **settings))
 
 
 def test_counts(monkeypatch: pytest.MonkeyPatch) -> None:

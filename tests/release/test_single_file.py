@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from arcbridge import __version__
-from release import lock, single_file
+from release import single_file
 from tests.support.processes import require_or_skip
 
 # The release is built first.
@@ -61,12 +61,6 @@ def test_it_runs_without_anything(client: Path, tools: Path, tmp_path: Path) -> 
     assert place.stat().st_mode & 0o777 == 0o700
     done = run(client, "--version", env={"HOME": str(tmp_path), "PATH": "/nonexistent"})
     assert (done.returncode, done.stdout, done.stderr) == (0, f"arcbridge {__version__}\n", "")
-
-
-def test_without_a_home_it_has_a_directory_among_the_temporary_ones(client: Path, tmp_path: Path) -> None:
-    done = run(client, "--version", env={"TMPDIR": str(tmp_path)})
-    assert done.returncode == 0, done.stderr
-    assert len(unpacked(tmp_path / f"arcbridge-{os.geteuid()}")) == 1
 
 
 def test_a_directory_of_another_user_is_not_used(client: Path, tmp_path: Path) -> None:
@@ -143,18 +137,6 @@ def test_the_version_before_stays_and_older_ones_go(client: Path, tmp_path: Path
     assert "arcbridge-0.0.3-aa" in unpacked(place)
 
 
-def test_what_it_has_not_unpacked_stays(client: Path, tmp_path: Path) -> None:
-    place = tmp_path / "downloads"
-    for name in ("arcbridge-notes", "arcbridge-talk", "arcbridge-plans"):
-        (place / name).mkdir(parents=True)
-    (place / "arcbridge-linux-x86_64").touch(mode=0o755)
-    place.chmod(0o700)
-    done = run(client, "--version", env={"ARCBRIDGE_UNPACK_DIR": str(place)})
-    assert done.returncode == 0, done.stderr
-    assert {"arcbridge-notes", "arcbridge-talk", "arcbridge-plans"} <= {one.name for one in place.iterdir()}
-    assert (place / "arcbridge-linux-x86_64").exists()
-
-
 def test_it_is_the_client_alone(client: Path, tmp_path: Path) -> None:
     done = run(client, "--role", "relay", "--config", "relay.toml", env={"HOME": str(tmp_path)})
     assert done.returncode == 2
@@ -184,13 +166,6 @@ def test_what_it_starts_has_the_environment_of_its_caller(client: Path, tmp_path
     del env["LD_LIBRARY_PATH"]
     run(client, "--role", "client", "--config", str(settings), "clusters", env=env)
     assert "LD_LIBRARY_PATH" not in (tmp_path / "seen").read_text()
-
-
-def test_the_script_is_one_that_every_shell_reads() -> None:
-    head = lock.ROOT / ".ci" / "release" / "client" / "head.sh"
-    for shell in ("sh", "bash", "dash"):
-        if path := shutil.which(shell):
-            subprocess.run([path, "-n", head], check=True)
 
 
 def test_what_is_packed_depends_on_names_and_bytes_alone(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def home(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_the_conventions_of_each_system(kind: str, platform: str, convention: type[platformdirs.unix.Unix]) -> None:
     expected = getattr(convention("arcbridge", appauthor=False), f"user_{kind}_path")
-    assert user_directory(kind, HOME, platform) == expected  # type: ignore[arg-type]
+    assert user_directory(kind, HOME, platform) == expected
 
 
 @pytest.mark.parametrize("platform", ["linux", "darwin", "win32"])

@@ -143,7 +143,7 @@ class SlowPath:
             if way.hold:
                 arrives = (int(arrives / way.hold) + 1) * way.hold
             way.latest = arrives = max(arrives, way.latest)  # in order, though the path became shorter
-            self.at(arrives, lambda piece=piece: other.machine.receive_data(memoryview(piece), self.now))  # type: ignore[misc]
+            self.at(arrives, lambda piece=piece: other.machine.receive_data(memoryview(piece), self.now))
 
     def run(self, seconds: float) -> None:
         """Let virtual time pass."""

@@ -15,7 +15,7 @@ from tests.support.processes import ManagedProcess, ProcessFailed, require_or_sk
 
 
 def python(code: str, tmp_path: Path, **options: object) -> ManagedProcess:
-    return ManagedProcess([sys.executable, "-c", code], log_dir=tmp_path, **options)  # type: ignore[arg-type]
+    return ManagedProcess([sys.executable, "-c", code], log_dir=tmp_path, **options)
 
 
 def test_lines_of_both_streams(tmp_path: Path) -> None:

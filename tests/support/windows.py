@@ -70,7 +70,7 @@ def pretend(*, windows: bool) -> None:
 
         # As on Windows' loops.
         for loop in (asyncio.SelectorEventLoop, asyncio.BaseEventLoop):
-            loop.add_signal_handler = loop.remove_signal_handler = refused  # type: ignore[assignment,method-assign]
+            loop.add_signal_handler = loop.remove_signal_handler = refused
 
 
 def main() -> None:

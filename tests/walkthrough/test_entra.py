@@ -41,7 +41,7 @@ def enrolled(world: EntraWorld) -> EntraWorld:
             return start(*args, extra=world.graph(), **given)
         return world.agent
 
-    world.start_agent = once  # type: ignore[method-assign]
+    world.start_agent = once
     world.start_agent()
     return world
 
@@ -130,7 +130,7 @@ class TestPeople:
         gwen.log_in()
         gwen.start()
         shell = Shell(cluster, gwen)
-        assert set(shell.whoami()["groups"]) == {*MANY, STAFF, "system:authenticated"}  # type: ignore[call-overload]
+        assert set(shell.whoami()["groups"]) == {*MANY, STAFF, "system:authenticated"}
         assert not shell.refusal("get", "pods", "-n", "default")
         # Relay and agent asked once each, and neither went where the token points.
         assert entra.graph.asked == [f"users/{user.object_id}"] * 2
@@ -173,7 +173,7 @@ class TestPeople:
             return bool(again.wait_for_line(r"(Start sending)|groups of this login", timeout=30)[1])
 
         until(comes_in, "Graph is asked again", timeout=60)
-        assert STAFF in Shell(cluster, hugo).whoami()["groups"]  # type: ignore[operator]
+        assert STAFF in Shell(cluster, hugo).whoami()["groups"]
 
     def test_a_credential_for_graph_that_lapses_shows_and_a_new_one_counts_without_a_restart(
         self, cluster: Cluster, enrolled: EntraWorld, entra: Entra
@@ -194,7 +194,7 @@ class TestPeople:
         enrolled.graph()  # the file has the new secret
         until(lambda: metrics(enrolled.agent_observe)[failing] == 1.0, "the new secret counts", timeout=60)
         ines.start()
-        assert STAFF in Shell(cluster, ines).whoami()["groups"]  # type: ignore[operator]
+        assert STAFF in Shell(cluster, ines).whoami()["groups"]
 
 
 class TestPipelines:

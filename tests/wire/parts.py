@@ -98,7 +98,7 @@ class Parts:
             self.lifecycle.establish(100.0)
             self.receiver.counting = True
 
-    def _note(self, kind: int):  # type: ignore[no-untyped-def]
+    def _note(self, kind: int):
         return lambda stream_id, body: self.handled.append((kind, stream_id, body))
 
     def stream(self, stream_id: int = 1, *, credit: int = 1 << 20) -> Stream:

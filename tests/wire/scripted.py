@@ -16,7 +16,7 @@ OK = AuthOk(b"id", b"canary-secret", "jane", 60)
 def hello(**changes: object) -> bytes:
     """A HELLO frame with some fields changed."""
     fields: dict[str, object] = {"version": VERSION, "least": VERSION, "stream_window": 256 * 1024, "max_streams": 100}
-    return frame(FrameType.HELLO, 0, Hello(**(fields | changes)).encode())  # type: ignore[arg-type]
+    return frame(FrameType.HELLO, 0, Hello(**(fields | changes)).encode())
 
 
 def data(stream_id: int, size: int) -> bytes:
@@ -67,7 +67,7 @@ class Scripted:
         self.collect()
 
     # The decoder's sink for what the machine says.
-    def data_begins(self, stream_id: int, length: int):  # type: ignore[no-untyped-def]
+    def data_begins(self, stream_id: int, length: int):
         at = len(self.said)
         self.said.append((FrameType.DATA, stream_id, b""))
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arcbridge.wire.congestion import EXTRA, FIRST, FLOOR, ROUND_TRIP_MEMORY, STEP_SECONDS, CongestionWindow
+from arcbridge.wire.congestion import EXTRA, FIRST, ROUND_TRIP_MEMORY, STEP_SECONDS, CongestionWindow
 from arcbridge.wire.frames import FIRST_CREDIT
 from arcbridge.wire.limits import DEFAULT
 from arcbridge.wire.round_trip import BULK_ROUND_TRIP, LEAST_ROUND_TRIP
 from arcbridge.wire.sender import Blocked
-from arcbridge.wire.slow_start import CONSERVATIVE_ROUNDS, PLATEAU, SHORT_FIRST, SHORT_ROUND_TRIP
 from tests.support.slow_path import MBIT, SlowPath
 
 KIB = 1024
@@ -44,17 +42,6 @@ def test_a_keystroke_passes_a_copy_over_a_slow_last_mile(up: bool) -> None:
     assert len(took) > 1000
     assert percentile(took, 0.99) <= 0.1
     assert percentile(took, 0.5) <= 0.075
-
-
-def test_copies_both_ways_leave_room_for_each_other() -> None:
-    path = SlowPath(rate=20 * MBIT, round_trip=0.04)
-    took = path.start_ticks(0.01, path.now + 12)
-    down = path.start_bulk(up=False)
-    up = path.start_bulk(up=True)
-    before = path.agent.read.get(up, 0)
-    assert carried(path, down, 12, up=False) >= 0.5 * 20 * MBIT
-    assert path.agent.read[up] - before >= 0.5 * 12 * 20 * MBIT
-    assert percentile(took, 0.99) <= 0.2, "the two queues together"
 
 
 def test_many_copies_share_one_queue() -> None:
@@ -92,16 +79,6 @@ def test_a_copy_fills_a_short_fast_path_within_milliseconds() -> None:
         path.run(0.0001)
         assert path.now < began + 1
     assert path.now - began <= 1.15 * 10_000_000 / (5000 * MBIT)
-
-
-def test_a_slow_last_mile_is_not_flooded_at_the_start() -> None:
-    path = SlowPath(rate=20 * MBIT, round_trip=0.04)
-    path.start_bulk(up=True)
-    queues = []
-    for _ in range(200):
-        path.run(0.005)
-        queues.append(path.up.queue(path.now))
-    assert max(queues) <= 0.065, "little more than the first cap, which is 50 ms"
 
 
 # -- the long path ------------------------------------------------------------------------------------------------
@@ -248,20 +225,6 @@ def feed(
     return now, sent
 
 
-def test_it_doubles_each_round_trip_and_stops_at_the_path() -> None:
-    window = CongestionWindow(16 * 1024 * KIB)
-    caps = []
-    now, sent = 0.0, 0
-    for _ in range(6):
-        now, sent = feed(window, 50e6, 0.1, 1, now, sent)
-        caps.append(window.cap)
-    assert all(after >= 1.7 * before for before, after in pairwise(caps[1:5])), caps
-    feed(window, 50e6, 0.1, 3 * PLATEAU + 6, now, sent)
-    assert not window.growing
-    assert 1.25 * 5e6 <= window.cap <= 2.5 * 5e6 + 100 * KIB, "with an ack burst of a whole round trip"
-    assert window.rate == pytest.approx(50e6, rel=0.05)
-
-
 def test_a_round_trip_below_the_least_counts_as_the_least() -> None:
     window = CongestionWindow(16 * 1024 * KIB)
     feed(window, 1e9, 0.0001, 400)
@@ -283,74 +246,6 @@ def test_on_a_short_path_less_is_under_way_while_sparse_streams_wait() -> None:
     assert far.cap == pytest.approx(cap, rel=0.3), "the round trip of a long path decides alone"
 
 
-def test_the_cap_grows_within_a_round_trip() -> None:
-    """Each count adds what it confirmed: by the time that the first cap is confirmed, twice as much is under way."""
-    window = CongestionWindow(16 * 1024 * KIB)
-    part = FIRST // 8
-    for number in range(8):
-        window.pinged((number + 1) * part, 0.0001 * number)
-    for number in range(8):
-        window.confirmed(number * part + part + 24, 2 * FIRST, 0.1 + 0.0001 * number)
-        assert window.cap == pytest.approx(FIRST + (number + 1) * part, abs=EXTRA)
-
-
-def test_a_sender_that_did_not_use_its_cap_learns_nothing_of_it() -> None:
-    window = CongestionWindow(16 * 1024 * KIB)
-    now, sent = 0.0, 0
-    for _ in range(100):
-        sent += 1000
-        window.app_limited_until = sent
-        window.pinged(sent, now)
-        now += 0.02
-        window.confirmed(sent, sent, now)
-    assert window.cap == FIRST
-
-
-def test_a_queue_slows_the_growth_before_the_plateau_is_found() -> None:
-    window = CongestionWindow(16 * 1024 * KIB)
-    window.pinged(24, 0.0)
-    window.confirmed(48, 48, 0.04)
-    sent, part = 48, FIRST // 16
-    for number in range(16):  # 2.5 MB/s: each answer is 3 ms later than the one before
-        sent += part
-        window.pinged(sent, 0.04)
-        window.confirmed(sent + 1, 48 + 2 * FIRST, 0.08 + 0.003 * (number + 1))
-        assert window.conservative is (number >= 3), "above 45 ms for 5 ms"
-    assert window.growing
-    assert window.cap <= 1.5 * FIRST
-
-
-def test_answers_that_come_late_at_once_are_a_schedulers() -> None:
-    window = CongestionWindow(16 * 1024 * KIB)
-    sent, now = 0, 1.0
-    for _ in range(30):
-        for _ in range(10):
-            sent += 1000
-            window.pinged(sent, now)
-        for late in range(10):
-            window.confirmed(sent - 9000 + 1000 * late + 1, sent + 1, now + 0.03 + late / 10_000)
-            assert not window.conservative
-        window.pinged(sent + 1, now + 0.04)
-        window.confirmed(sent + 2, sent + 2, now + 0.041)
-        now += 0.05
-
-
-def test_rounds_with_a_queue_end_the_growth() -> None:
-    window = CongestionWindow(16 * 1024 * KIB)
-    now, sent = feed(window, 2.5e6, 0.04, 2)
-    for _ in range(CONSERVATIVE_ROUNDS + 2):
-        now, sent = feed(window, 2.5e6, 0.048, 1, now, sent)
-    assert not window.growing
-
-
-def test_a_short_path_begins_with_a_streams_first_credit() -> None:
-    for trip, cap in ((SHORT_ROUND_TRIP, SHORT_FIRST), (0.01, FIRST)):
-        window = CongestionWindow(16 * 1024 * KIB)
-        window.pinged(24, 1.0)
-        window.confirmed(48, 48, 1.0 + trip * 0.99)
-        assert window.cap == cap
-
-
 @pytest.mark.parametrize(("trip", "counts"), [(0.1, True), (0.11, True), (0.2, False)])
 def test_what_was_under_way_before_counts_on_a_path_as_long(trip: float, counts: bool) -> None:
     before = CongestionWindow(16 * 1024 * KIB)
@@ -362,21 +257,6 @@ def test_what_was_under_way_before_counts_on_a_path_as_long(trip: float, counts:
     nothing = CongestionWindow(16 * 1024 * KIB, earlier=CongestionWindow(16 * 1024 * KIB))
     feed(nothing, 50e6, 0.1, 1)
     assert nothing.cap <= 2 * FIRST + EXTRA
-
-
-def test_the_round_trip_is_asked_for_when_the_smallest_is_old() -> None:
-    window = CongestionWindow(1024 * KIB)
-    now, sent = feed(window, 1e6, 0.05, 20)
-    assert not window.wants_probe(now)
-    now, sent = feed(window, 1e6, 0.08, int(ROUND_TRIP_MEMORY / 0.08) + 2, now, sent)
-    assert window.wants_probe(now)
-    cap = window.cap
-    assert window.begin_probe(now)
-    assert not window.begin_probe(now)
-    assert FLOOR <= window.cap < cap
-    feed(window, 1e6, 0.08, 6, now, sent)
-    assert not window.probing
-    assert window.round_trip == pytest.approx(0.08)
 
 
 def test_a_short_path_is_not_asked_more_often_than_schedulers_answer() -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 
 from arcbridge.wire.frame_handlers import FrameHandlers, misplaced
-from arcbridge.wire.frames import FRAMES, HEADER_SIZE, MAY_SEND, PING_BODY, U32, FrameType, GoawayCode, frame
+from arcbridge.wire.frames import FRAMES, MAY_SEND, FrameType, GoawayCode
 from arcbridge.wire.lifecycle import Violation
-from arcbridge.wire.records import Hello
 from arcbridge.wire.state import Kind, Side, State
 from tests.wire.parts import Parts
-from tests.wire.scripted import Scripted, agent, data, goaway, hello, opening
+from tests.wire.scripted import Scripted, agent, goaway, hello
 
 
 def test_every_known_frame_but_data_has_its_handler() -> None:
@@ -43,26 +42,6 @@ def test_the_reason_is_the_connection_where_it_carries_no_such_frame() -> None:
             misplaced(kind, connection)(0, b"")
 
 
-@pytest.mark.parametrize(("kind", "stream_id"), [(FrameType.PING, 1), (FrameType.OPEN, 0), (FrameType.FIN, 0)])
-def test_a_frame_on_the_wrong_kind_of_id_is_told_to_the_caller(kind: FrameType, stream_id: int) -> None:
-    with pytest.raises(Violation) as caught:
-        agent().machine.receiver.frame_received(kind, stream_id, b"")
-    assert caught.value.code is GoawayCode.PROTOCOL
-
-
-def test_a_frame_that_may_be_ignored_is() -> None:
-    one = agent().feed(frame(200, 9, b"later"), frame(255, 0))
-    assert one.machine.error is None
-
-
-def test_late_data_is_dropped_and_its_credit_comes_back() -> None:
-    one = agent().feed(opening(1), frame(FrameType.RESET, 1, U32.pack(3)))
-    before = one.machine.unconsumed
-    one.feed(data(1, 5_000))
-    assert one.machine.unconsumed == before
-    assert one.machine.error is None
-
-
 # -- the handlers alone -----------------------------------------------------------------------------------------------
 
 
@@ -89,14 +68,6 @@ def test_a_control_connection_is_established_by_hello() -> None:
     parts = alone(kind=Kind.CONTROL, established=False)
     parts.feed(hello())
     assert (parts.notes.established, parts.receiver.counting) == (1, True)
-
-
-def test_a_ping_is_answered_with_what_has_arrived() -> None:
-    parts = alone()
-    parts.receiver.peer_hello = Hello()
-    parts.feed(frame(FrameType.PING, 0, PING_BODY.pack(7, 0)))
-    assert parts.notes.counts == [0]
-    assert frame(FrameType.PONG, 0, PING_BODY.pack(7, HEADER_SIZE + PING_BODY.size)) in parts.written()
 
 
 def test_goaway_ends_or_drains() -> None:

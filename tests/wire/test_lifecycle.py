@@ -6,7 +6,7 @@ import pytest
 
 from arcbridge.errors import LocalProtocolError, SessionEnded
 from arcbridge.wire.frames import GoawayCode
-from arcbridge.wire.lifecycle import DRAIN_CODES, TRANSITIONS, Change, Deadline, Lifecycle, Violation, ended_by
+from arcbridge.wire.lifecycle import TRANSITIONS, Change, Deadline, Lifecycle, ended_by
 from arcbridge.wire.limits import Limits
 from arcbridge.wire.records import Goaway
 from arcbridge.wire.state import Kind, State
@@ -140,9 +140,3 @@ def test_a_goaway_becomes_the_sessions_end() -> None:
     silent = ended_by(Goaway(0, GoawayCode.DONE))
     assert "the other end ended the session" in str(silent)
     assert silent.retry_after is None
-
-
-def test_codes_and_violations() -> None:
-    assert {GoawayCode.DONE, GoawayCode.DRAINING, GoawayCode.REPLACED} == DRAIN_CODES
-    violation = Violation(GoawayCode.PROTOCOL, "why")
-    assert (violation.code, violation.message, str(violation)) == (GoawayCode.PROTOCOL, "why", "why")

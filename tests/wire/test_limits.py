@@ -32,4 +32,4 @@ def test_defaults_fit_each_other() -> None:
 )
 def test_limits_that_a_peer_would_refuse(wrong: dict[str, int]) -> None:
     with pytest.raises(LocalProtocolError):
-        Limits(**wrong)  # type: ignore[arg-type]
+        Limits(**wrong)

@@ -114,7 +114,7 @@ def test_a_frame_that_may_be_ignored_is() -> None:
 
 def test_nothing_is_handled_after_the_end() -> None:
     parts = known(Parts())
-    parts.lifecycle.close(Violation(GoawayCode.DONE, ""))  # type: ignore[arg-type]
+    parts.lifecycle.close(Violation(GoawayCode.DONE, ""))
     parts.feed(ACK)
     assert parts.handled == []
 
@@ -209,7 +209,7 @@ def test_m20_bytes_of_a_complete_stream_count_until_their_reader_has_them() -> N
     parts.table.finish(stream)
     assert list(parts.table.unread) == [1]
     parts.receiver.consumed(stream, 400)
-    parts.lifecycle.close(Violation(GoawayCode.DONE, ""))  # type: ignore[arg-type]
+    parts.lifecycle.close(Violation(GoawayCode.DONE, ""))
     parts.table.close()
     assert parts.context.ahead.held == 600
     parts.receiver.consumed(stream, 600)

@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arcbridge.errors import ConnectionLost, LocalProtocolError, RemoteProtocolError
-from arcbridge.wire import events as ev
-from arcbridge.wire.frames import HEADER_SIZE, FrameType, GoawayCode, ResetCode, record_frame
-from arcbridge.wire.records import Auth, AuthOk, Goaway, Hello
+from arcbridge.errors import LocalProtocolError
+from arcbridge.wire.frames import HEADER_SIZE, FrameType, ResetCode, record_frame
+from arcbridge.wire.records import Auth, AuthOk, Hello
 from arcbridge.wire.resume_handshake import ResumeHandshake
 from arcbridge.wire.session import Side, State
 from tests.support.pair import SECRET
@@ -76,24 +75,6 @@ def test_a_second_cut_at_every_byte_of_the_resumption(end: str) -> None:
         pair.drive_resuming()
         pair.cut_after.clear()
         conclude(pair, first, second)
-
-
-def test_twenty_cuts_in_a_row() -> None:
-    pair = ready()
-    first, second = script(pair)
-    for n in range(20):
-        pair.flush()
-        pair.deliver(pair.agent, 40 + n)
-        pair.cut()
-        pair.resume()
-        if n % 2:
-            pair.deliver(pair.agent)
-            pair.flush()
-            pair.deliver(pair.client)
-            pair.cut()
-    pair.drive_resuming()
-    conclude(pair, first, second)
-    assert pair.client.machine.stats.resumed >= 10
 
 
 @settings(max_examples=60, deadline=None)
@@ -166,28 +147,6 @@ def resumable(side: Side) -> Parts:
     return parts
 
 
-@pytest.mark.parametrize("what", ["id", "secret", "feature", "history"])
-def test_without_either_of_them_a_session_cannot_be_resumed(what: str) -> None:
-    parts = Parts(history=what != "history")
-    ok = AuthOk(b"" if what == "id" else b"i", b"" if what == "secret" else SECRET)
-    parts.resumption.learn_secret(ok, Hello(features="" if what == "feature" else "other resume"))
-    assert not parts.resumption.possible
-    assert parts.sender.history is None
-    parts.resumption.connection_lost(ConnectionLost("gone"))
-    assert [str(error) for error in parts.notes.ends] == ["gone"]
-
-
-def test_a_lost_connection_detaches_once() -> None:
-    parts = resumable(Side.ACCEPTOR)
-    error = ConnectionLost("gone")
-    parts.resumption.connection_lost(error)
-    parts.resumption.connection_lost(error)
-    assert parts.lifecycle.state is State.DETACHED
-    assert parts.context.events == [ev.Detached(error)]
-    assert parts.context.stats.detached == 1
-    assert parts.notes.ends == []
-
-
 def test_the_initiator_says_which_session_and_goes_on_where_it_was() -> None:
     parts = resumable(Side.INITIATOR)
     parts.resumption.begin(Auth("oidc", "token"), 101.0)
@@ -220,24 +179,3 @@ def test_the_acceptor_answers_with_its_own_counts() -> None:
     assert parts.written().endswith(b"6789")
     with pytest.raises(LocalProtocolError, match="older epoch"):
         parts.resumption.take_over(hello, AuthOk(b"i" * 16), 102.0)
-
-
-@pytest.mark.parametrize(("received", "sent"), [(5, 0), (11, 0)])
-def test_counts_that_contradict_end_the_session(received: int, sent: int) -> None:
-    parts = resumable(Side.ACCEPTOR)
-    with pytest.raises(RemoteProtocolError, match="disagree"):
-        parts.resumption.take_over(Hello(received=received, sent=sent, epoch=1), AuthOk(), 101.0)
-    assert len(parts.notes.ends) == 1
-
-
-def test_a_refusal_for_now_leaves_the_session_waiting() -> None:
-    for code, ends in ((GoawayCode.DRAINING, 0), (GoawayCode.GONE, 1)):
-        parts = resumable(Side.INITIATOR)
-        parts.resumption.begin(Auth("oidc", "token"), 101.0)
-        goaway = record_frame(FrameType.GOAWAY, Goaway(0, code, "no"))
-        assert not len(parts.resumption.greet(memoryview(goaway)))
-        assert len(parts.notes.ends) == ends
-        if not ends:
-            assert parts.resumption.handshake is None
-            assert isinstance(parts.context.events[-1], ev.ResumeFailed)
-            assert parts.lifecycle.state is State.DETACHED

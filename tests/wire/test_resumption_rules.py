@@ -77,7 +77,7 @@ def _cut_with_a_stream() -> ResumingPair:
 def _forged(pair: ResumingPair, **changes: int) -> Hello:
     agent = pair.agent.machine
     fields = {"received": agent.sent, "sent": agent.received, "epoch": agent.resumption.epoch + 1} | changes
-    return Hello(1, 1, "resume", 262144, 8192, session_id=agent.resumption.session_id, resume_secret=SECRET, **fields)  # type: ignore[arg-type]
+    return Hello(1, 1, "resume", 262144, 8192, session_id=agent.resumption.session_id, resume_secret=SECRET, **fields)
 
 
 FORGED: dict[str, Callable[[Session], dict[str, int]]] = {
@@ -279,13 +279,13 @@ def test_the_budget_of_the_process_pauses_before_the_session_is_full() -> None:
     seen = pair.client.open()
     pair.drive_resuming()
     seen.stream.credit += 8 << 20
-    pair.client.machine.sender.history.append([], 0)  # type: ignore[union-attr]
+    pair.client.machine.sender.history.append([], 0)
     pair.client.machine.sender.send(seen.stream, bytes(200_000))
     for _ in range(20):
         pair.client.machine.sender.send(seen.stream, bytes(200_000))
         pair.client.machine.sender.data_to_send(1 << 18)
     assert seen.stream.queued > 0
-    assert pair.client.machine.sender.history.size < 2 << 20  # type: ignore[union-attr]
+    assert pair.client.machine.sender.history.size < 2 << 20
 
 
 def test_history_goes_when_the_session_ends() -> None:

@@ -214,7 +214,7 @@ def test_every_input_in_every_state(state: str, what: str) -> None:
         assert not machine.sender.has_output
         machine.handle_timer(one.now + 1e6)
         one.feed(PING, opening(999))
-        assert one.events[-1:] == [ev.Ended(machine.error)]  # type: ignore[arg-type]
+        assert one.events[-1:] == [ev.Ended(machine.error)]
 
 
 COMMANDS: dict[str, Callable[[Session], object]] = {

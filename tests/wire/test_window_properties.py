@@ -55,22 +55,6 @@ def test_readers_that_freeze_with_grown_windows_leave_half_the_session_to_others
     assert carried(path, bulk, 1.0) >= 0.7 * SMALL.stream_window / 0.1, "no frozen window stands in its way"
 
 
-def test_control_goes_on_while_every_window_is_zero() -> None:
-    path = SlowPath(rate=40 * MBIT, round_trip=0.01, limits=SMALL)
-    ids = frozen(path, 20)
-    path.run(1)
-    client = path.client.machine
-    assert all(client.streams[one].credit == 0 for one in ids)
-    late = path.client.adopt(client.open_stream("tcp:late"))
-    client.stream_table.reset(client.streams[ids[0]], ResetCode.CANCELLED)
-    client.send_ping()
-    path.flush()
-    path.run(0.1)
-    assert late.id in path.agent.machine.streams
-    assert ids[0] not in path.agent.machine.streams
-    assert client.sender.peer_received >= client.sender.pinged
-
-
 def limited(budget: Budget) -> SlowPath:
     return SlowPath(rate=40 * MBIT, round_trip=0.2, limits=SMALL, budget=budget)
 
@@ -130,38 +114,6 @@ def test_everything_comes_back_when_the_session_ends() -> None:
         node.bulk.clear()
         node.machine.close(GoawayCode.DONE, "over")
     assert budget.held == 0
-
-
-def test_windows_stop_growing_when_the_budget_is_nearly_spent() -> None:
-    budget = Budget(64 * MIB)
-    budget.held = 48 * MIB - 100 * KIB
-    path = limited(budget)
-    bulk = path.start_bulk(up=True)
-    path.run(3)
-    assert path.agent.machine.streams[bulk].window.grown <= 100 * KIB
-    assert not budget.full
-    budget.held += 64 * MIB
-    assert budget.full, "no new session is let in"
-
-
-def test_an_extension_is_taken_back_when_the_readers_go_on() -> None:
-    path = SlowPath(rate=40 * MBIT, round_trip=0.01, limits=SMALL)
-    ids = frozen(path, 60)
-    path.run(1.5)
-    agent = path.agent.machine
-    assert agent.session_window.extension.held > 0
-    assert agent.session_window.account.size > SMALL.session_window
-    path.client.bulk.clear()
-    path.agent.frozen.clear()
-    for one in ids:
-        agent.receiver.consumed(agent.streams[one], path.agent.unread.pop(one, 0))
-        path.flush()
-    path.run(1)
-    bulk = path.start_bulk(up=True)
-    path.run(1)
-    assert path.agent.read[bulk] > 0
-    assert agent.session_window.extension.held == 0
-    assert agent.session_window.account.size == SMALL.session_window
 
 
 def test_a_stream_owns_no_buffer_however_large_its_window() -> None:

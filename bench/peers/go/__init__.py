@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 ENVIRONMENT = {"GOGC": "400"}
-"""Of every process: garbage is collected when the heap has grown fivefold, not twofold. Then chisel collects an
-eighth as often and spends a fifth less CPU per byte, Konnectivity's agent collects a tenth as often; frp has little."""
+"""Of every process: garbage is collected when the heap has grown fivefold, not twofold. frp
+has little of it."""
 
 GOGC_TOLD = "GOGC=400 (garbage collected less often than by default)"

@@ -103,7 +103,7 @@ async def _outcome(bench: Bench, data: bytes, route: Route | None) -> tuple[list
             ended, got = "in order", await wire.rest()
     except StreamReset as reset:
         ended, got = str(reset.code), wire.buffer
-    fields = dataclasses.asdict(dataclasses.replace(record, budget=None))
+    fields = dataclasses.asdict(dataclasses.replace(record, subject=None))
     for name in ("request", "started"):
         del fields[name]
     heads = [re.sub(rb"Audit-ID: [^\r]*", b"Audit-ID: *", request.head) for request in bench.api.requests]
@@ -427,7 +427,7 @@ async def test_h26_bodies_that_wait_for_a_seat_count_for_their_user(bench: Bench
     for number in range(1, 5):
         wires.append(bench.stream())
         await wires[-1].send(large)
-        await until(lambda number=number: arriving.held == number * DEFAULT.stream_window)  # type: ignore[misc]
+        await until(lambda number=number: arriving.held == number * DEFAULT.stream_window)
     wire = bench.stream()
     await wire.send(large)
     answer = await wire.answer()

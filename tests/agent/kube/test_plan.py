@@ -20,7 +20,7 @@ WANTED = request_target("GET", "/x", False)
 def made(method: str = "GET", *headers: tuple[bytes, bytes], **changes: object) -> Plan:
     facts = read_facts(method, "/x", [(b"Host", b"k"), *headers])
     plan = Plan(facts, WANTED, True, b"Impersonate-User: alice\r\n")
-    return dataclasses.replace(plan, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(plan, **changes)
 
 
 START = "HTTP/1.1\r\nHost: h:1\r\nAudit-ID: r-1\r\nImpersonate-User: alice\r\n"

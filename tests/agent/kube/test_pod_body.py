@@ -191,7 +191,7 @@ def test_a16_protobuf() -> None:
     volume = field(1, b"root") + field(2, field(1, field(1, b"/")))
     spec = field(1, volume) + field(2, field(1, b"plain")) + field(2, strong) + field(12, True) + field(20, init)
     found = pod_details(protobuf(spec), "application/vnd.kubernetes.protobuf", commands=True)
-    assert sorted(found["privileged"]) == sorted(PRIVILEGED)  # type: ignore[arg-type]
+    assert sorted(found["privileged"]) == sorted(PRIVILEGED)
     common = field(1, b"debugger-1") + field(2, b"busybox") + field(3, b"sh") + field(4, b"-c") + field(4, b"id")
     spec = field(34, field(1, common) + field(2, b"web"))
     assert pod_details(protobuf(spec), "application/vnd.kubernetes.protobuf", commands=True) == DEBUGGED

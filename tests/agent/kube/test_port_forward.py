@@ -184,7 +184,7 @@ def test_a28_streams_without_payload_stay_within_it() -> None:
 
 
 def record(upgrade: str = "websocket", **details: object) -> AuditRecord:
-    return AuditRecord("r", SUBJECT, subresource="portforward", upgrade=upgrade, details=details or None)  # type: ignore[arg-type]
+    return AuditRecord("r", SUBJECT, subresource="portforward", upgrade=upgrade, details=details or None)
 
 
 def test_a26_which_upgrades_are_read() -> None:
@@ -225,7 +225,7 @@ async def test_a33_many_ports_are_few_records_and_none_above_the_budget(monkeypa
         found.ports.feed(memoryview(spdy.connect(port)))
     assert (told, len(timers)) == ([{"ports": ["1"]}], 1), "the first at once, the others later"
     timers.pop()()
-    assert [len(each["ports"]) for each in told] == [1, 30]  # type: ignore[index]
+    assert [len(each["ports"]) for each in told] == [1, 30]
     timers.pop()()
     assert not timers, "it ends where there is nothing new"
     budget.change(time.monotonic(), 1)
@@ -256,12 +256,12 @@ async def test_a26_the_record_has_the_ports_and_no_byte_is_changed(bench: Bench,
 
     def detail(record: AuditRecord, recorded: object) -> None:
         details.append(record.details_line())
-        real(record, recorded)  # type: ignore[arg-type]
+        real(record, recorded)
 
-    bench.audit.detail = detail  # type: ignore[method-assign,assignment]
+    bench.audit.detail = detail
     path = f"{PODS}/p/portforward"
     switch = TUNNELLED + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
-    bench.api.routes[path] = echo(switch)  # type: ignore[assignment]
+    bench.api.routes[path] = echo(switch)
     wire = bench.stream()
     await wire.send(HEAD.format(path=path + "?ports=1").encode())
     assert (await wire.head())[0] == 101

@@ -276,7 +276,7 @@ async def test_token_mode_never_shows_the_agents_certificate(tmp_path: Path) -> 
 async def cut_and_resumed(bench: Bench) -> AsyncIterator[tuple[MuxSession, Callable[[], Awaitable[None]]]]:
     """A client's session with the proxy, whose connection a test can cut and replace."""
     judge = FakeAuthenticator(t="alice")
-    sessions = Sessions(judge, bench.proxy, TcpTargets({}, bench.audit), clock=lambda: 1000.0)  # type: ignore[arg-type]
+    sessions = Sessions(judge, bench.proxy, TcpTargets({}, bench.audit), clock=lambda: 1000.0)
     async with joined(sessions) as (client, _):
         await client.wait_established()
 

@@ -31,7 +31,7 @@ def held(log: AuditLog) -> list[Callable[[str], None]]:
         record.begun = True
         waiting.append(recorded)
 
-    log.begin = begin  # type: ignore[method-assign]
+    log.begin = begin
     return waiting
 
 
@@ -115,7 +115,7 @@ PRIVILEGED = b'{"spec":{"containers":[{"name":"c","securityContext":{"privileged
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 async def test_a16_the_end_of_a_body_waits_for_the_record_of_what_it_asks_for(bench: Bench, framing: str) -> None:
     details: list[tuple[AuditRecord, Callable[[str], None]]] = []
-    bench.audit.detail = lambda *asked: details.append(asked)  # type: ignore[method-assign]
+    bench.audit.detail = lambda *asked: details.append(asked)
     wire = bench.stream()
     if framing == "length":
         body, header = PRIVILEGED, f"Content-Length: {len(PRIVILEGED)}"
@@ -134,7 +134,7 @@ async def test_a16_the_end_of_a_body_waits_for_the_record_of_what_it_asks_for(be
 
 
 async def test_a16_a_body_whose_record_cannot_be_written_never_arrives(bench: Bench) -> None:
-    bench.audit.detail = lambda record, recorded: recorded("the disk is full")  # type: ignore[method-assign]
+    bench.audit.detail = lambda record, recorded: recorded("the disk is full")
     head = f"POST {PODS} HTTP/1.1\nHost: k\nContent-Type: application/json\nContent-Length: {len(PRIVILEGED)}"
     answer = await bench.ask(head, PRIVILEGED, method="POST")
     assert answer.status == 503

@@ -289,7 +289,7 @@ async def test_h24_little_behind_a_request_is_searched_once(bench: Bench, monkey
     protocols: list[KubeProtocol] = []
 
     class Searched(bytearray):
-        def find(self, what: bytes, start: int = 0, *rest: int) -> int:  # type: ignore[override]
+        def find(self, what: bytes, start: int = 0, *rest: int) -> int:
             searched.append(len(self) - start)
             return super().find(what, start, *rest)
 

@@ -66,7 +66,7 @@ def echo(switch: bytes, first: bytes = b"") -> object:
 
 @BOTH
 async def test_bytes_flow_both_ways_after_the_101(bench: Bench, head: bytes, switch: bytes) -> None:
-    bench.api.routes[EXEC] = echo(switch, b"first")  # type: ignore[assignment]
+    bench.api.routes[EXEC] = echo(switch, b"first")
     wire = bench.stream()
     await wire.send(head)
     status, headers = await wire.head()
@@ -88,7 +88,7 @@ async def test_bytes_flow_both_ways_after_the_101(bench: Bench, head: bytes, swi
 
 @BOTH
 async def test_what_reaches_the_api_server(bench: Bench, head: bytes, switch: bytes) -> None:
-    bench.api.routes[EXEC] = echo(switch)  # type: ignore[assignment]
+    bench.api.routes[EXEC] = echo(switch)
     wire = bench.stream()
     await wire.send(head)
     await wire.head()
@@ -186,7 +186,7 @@ async def test_another_answer_that_breaks_off_is_a_reset(bench: Bench, data: byt
 @BOTH
 @pytest.mark.parametrize("early", [b"GET /api/v1/secrets HTTP/1.1\r\nHost: k\r\n\r\n", b"\r\n\r\n", b"x"])
 async def test_bytes_before_the_101_are_an_error(bench: Bench, head: bytes, switch: bytes, early: bytes) -> None:
-    bench.api.routes[EXEC] = echo(switch)  # type: ignore[assignment]
+    bench.api.routes[EXEC] = echo(switch)
     wire = bench.stream()
     await wire.send(head + early)
     answer = await wire.answer()
@@ -214,7 +214,7 @@ async def test_bytes_while_the_api_server_thinks_are_an_error(bench: Bench, head
 
 
 async def test_a_head_in_pieces_is_not_early(bench: Bench) -> None:
-    bench.api.routes[EXEC] = echo(SWITCH_WEBSOCKET)  # type: ignore[assignment]
+    bench.api.routes[EXEC] = echo(SWITCH_WEBSOCKET)
     wire = bench.stream()
     for byte in range(len(WEBSOCKET)):
         await wire.send(WEBSOCKET[byte : byte + 1])
@@ -287,7 +287,7 @@ async def test_the_api_servers_crash_is_a_reset(bench: Bench, head: bytes, switc
 
 
 async def test_a_stopping_agent_ends_upgrades_and_records_them(bench: Bench) -> None:
-    bench.api.routes[EXEC] = echo(SWITCH_WEBSOCKET)  # type: ignore[assignment]
+    bench.api.routes[EXEC] = echo(SWITCH_WEBSOCKET)
     wire: Wire = bench.stream()
     await wire.send(WEBSOCKET)
     await wire.head()
@@ -342,7 +342,7 @@ async def renewed(bench: Bench, serve: object, *, ends: bool = True) -> AsyncIte
         await release.wait()
         await exchange.send(b"4\r\ntwo\n\r\n0\r\n\r\n")
 
-    bench.api.routes[EXEC] = serve  # type: ignore[assignment]
+    bench.api.routes[EXEC] = serve
     bench.api.routes["/api/v1/pods"] = watch
     judge = FakeAuthenticator()
     judge.add("t", "alice", "ops", "dev")
@@ -350,7 +350,7 @@ async def renewed(bench: Bench, serve: object, *, ends: bool = True) -> AsyncIte
     judge.add("more", "alice", "dev", "ops", "new", expires=2200.0)
     judge.add("fewer", "alice", "new", "dev", expires=2300.0)
     sessions = Sessions(
-        judge,  # type: ignore[arg-type]
+        judge,
         bench.proxy,
         TcpTargets({}, bench.audit),
         clock=lambda: 1000.0,

@@ -309,7 +309,7 @@ async def test_l32_few_connections_are_made_for_one_user_at_a_time(tmp_path: Pat
             await connect(connection, repeatable)
             under_way -= 1
 
-        pool._connect = counted  # type: ignore[method-assign]
+        pool._connect = counted
         made = await asyncio.gather(*(pool.dial(own=True, account=a) for _ in range(3 * CONNECTING)))
         assert most == CONNECTING
         for connection in made:

@@ -75,7 +75,7 @@ def test_to_abort_in_the_middle_of_a_read_is_no_failure(loop: str, repeatable: b
         taker.transport.pause_reading()
         apiserver.write(bytes(400_000))
         await asyncio.sleep(0.01)
-        taker.buffer_updated = lambda nbytes: taker.transport.abort()  # type: ignore[method-assign, union-attr]
+        taker.buffer_updated = lambda nbytes: taker.transport.abort()
         taker.transport.resume_reading()
         assert await asyncio.wait_for(taker.lost, 10) is None
         apiserver.abort()

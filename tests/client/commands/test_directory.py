@@ -66,7 +66,7 @@ async def test_sorted_rows(tmp_path: Path) -> None:
     ],
 )
 async def test_failures(tmp_path: Path, answer: dict[str, object], kind: type[Exception]) -> None:
-    async with relay(web.Response(**answer), [], tmp_path) as (access, tokens):  # type: ignore[arg-type]
+    async with relay(web.Response(**answer), [], tmp_path) as (access, tokens):
         with pytest.raises(kind):
             await list_clusters(access, tokens)
 

@@ -30,7 +30,7 @@ def token(**claims: object) -> str:
 
 
 def keep(state: StateDirectory, **tokens: object) -> None:
-    cache_of(CONFIG, state).save(TokenSet(obtained_at=NOW, **tokens))  # type: ignore[arg-type]
+    cache_of(CONFIG, state).save(TokenSet(obtained_at=NOW, **tokens))
 
 
 def test_no_login(state: StateDirectory) -> None:

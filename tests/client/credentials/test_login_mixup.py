@@ -167,7 +167,7 @@ def login_at(hostile: Hostile, directory: Path, **settings: Any) -> tuple[Login,
         return True
 
     login = Login(config, cache, say=say.append, open_browser=browser, environment={}, redirect_ports=(0,))
-    login.pages = pages  # type: ignore[attr-defined]
+    login.pages = pages
     return login, cache, say
 
 
@@ -215,7 +215,7 @@ async def test_b32_a_request_that_is_handed_on_gives_no_code(hostile: Hostile, t
         hostile.change["redirect_path"] = redirect_path(IssuerEndpoints("", hostile.honest.url), "")
     login, cache, _ = login_at(hostile, tmp_path / "cache", grant_type="authcode")
     task = asyncio.create_task(login.log_in())
-    page = await login.pages.get()  # type: ignore[attr-defined]
+    page = await login.pages.get()
     status = await visit(hostile, page)
     if status == 200:
         await asyncio.wait([task])
@@ -230,7 +230,7 @@ async def test_b31_the_honest_issuer_s_page_is_no_endpoint_of_another_one(hostil
     hostile.metadata = {"authorization_endpoint": f"{hostile.honest.url}/authorize"}
     login, _, _ = login_at(hostile, tmp_path / "cache", grant_type="authcode")
     task = asyncio.create_task(login.log_in())
-    opened = asyncio.create_task(login.pages.get())  # type: ignore[attr-defined]
+    opened = asyncio.create_task(login.pages.get())
     await asyncio.wait([task, opened], return_when=asyncio.FIRST_COMPLETED)
     if opened.done() and await visit(hostile, opened.result()) == 200:
         await asyncio.wait([task])

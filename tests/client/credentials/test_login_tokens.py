@@ -352,7 +352,7 @@ class TestAudiencesByScope:
             kept.append(tokens.access_token)
             save(tokens)
 
-        login._cache.save = watch  # type: ignore[method-assign]
+        login._cache.save = watch
         tokens = await login.log_in()
         assert read_unverified(tokens.access_token).audiences == ("arcbridge-relay",)
         assert read_unverified((await login.for_audience("arcbridge-a", interactive=False)).text).audiences == (

@@ -23,7 +23,7 @@ def context(far: FarSide, directory: Path, **changes: object) -> ClientContext:
         state_dir=directory / "state",
         login=login(directory),
     )
-    changed = replace(config, **changes)  # type: ignore[arg-type]
+    changed = replace(config, **changes)
     return ClientContext(changed, Terminal(), environment={"KUBECONFIG": str(directory / "kubeconfig")})
 
 

@@ -33,7 +33,7 @@ class Api:
 
 async def measured(api: Api, monkeypatch: pytest.MonkeyPatch) -> Finding:
     monkeypatch.setattr(StreamHttp, "open", lambda session: api)
-    found = await measure(None, 0.001)  # type: ignore[arg-type]
+    found = await measure(None, 0.001)
     assert api.closed == len(set(api.asked)), "no stream is left open"
     return found
 

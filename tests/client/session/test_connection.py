@@ -36,7 +36,7 @@ class Way:
 
     async def join(self, **options: str) -> Joined:
         async with asyncio.timeout(20):
-            return await join(self.relays, CLUSTER, self.tokens, **options)  # type: ignore[arg-type]
+            return await join(self.relays, CLUSTER, self.tokens, **options)
 
     async def failure(self) -> ArcbridgeError:
         with pytest.raises(ArcbridgeError) as caught:
@@ -142,7 +142,7 @@ class TestTheWords:
         async def context(alpn: str) -> object:
             raise PinMismatch("two pins")
 
-        way.relays.all[0].context = context  # type: ignore[method-assign, assignment]
+        way.relays.all[0].context = context
         assert isinstance(await way.failure(), PinMismatch)
 
     async def test_hints(self, far: FarSide, second: FarSide, tmp_path: Path) -> None:

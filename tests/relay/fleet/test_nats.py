@@ -120,7 +120,7 @@ class TestNatsApart(FleetConformance):
         assert isinstance(fleet, Apart)
         # An ASK whose offer came too late was repeated: an offer that nobody accepts lapses.
         await until(lambda: not fleet.at._offers)
-        await until(lambda: not fleet.at._dials)  # type: ignore[attr-defined]
+        await until(lambda: not fleet.at._dials)
 
 
 async def refused(fleet: NatsFleet, cluster: str = "prod", timeout: float = 10, **more: str) -> JoinRefused:
@@ -294,11 +294,11 @@ class TestOddReplies:
         accepted: list[object] = []
 
         def lie(message: object) -> None:
-            ask = DialAsk.decode(message.data)  # type: ignore[attr-defined]
+            ask = DialAsk.decode(message.data)
             offer = Offer(ask.request, ask.cluster, "i1", f"{stranger.prefix}.offer.somewhere")
             offer = replace(offer, **{wrong: "wrong"}) if wrong != "noise" else offer
             payload = b"\xff" if wrong == "noise" else offer.encode()
-            task = asyncio.ensure_future(stranger.publish(message.reply, payload))  # type: ignore[attr-defined]
+            task = asyncio.ensure_future(stranger.publish(message.reply, payload))
             accepted.append(task)
 
         await stranger.subscribe(f"{stranger.prefix}.offer.somewhere", accepted.append)
@@ -319,9 +319,9 @@ class TestOddReplies:
         kept: list[object] = []
 
         def offer(message: object) -> None:
-            ask = DialAsk.decode(message.data)  # type: ignore[attr-defined]
+            ask = DialAsk.decode(message.data)
             made = Offer(ask.request, ask.cluster, "i1", f"{stranger.prefix}.offer.trap")
-            kept.append(asyncio.ensure_future(stranger.publish(message.reply, made.encode())))  # type: ignore[attr-defined]
+            kept.append(asyncio.ensure_future(stranger.publish(message.reply, made.encode())))
 
         def answer(message: object) -> None:
             status = Status(token="other" if wrong == "status" else "t").encode()
@@ -329,7 +329,7 @@ class TestOddReplies:
                 "other" if wrong == "token" else "t", "other" if wrong == "cluster" else "prod", 0, "", 0, status
             )
             payload = b"\xff" if wrong == "noise" else made.encode()
-            kept.append(asyncio.ensure_future(stranger.publish(message.reply, payload)))  # type: ignore[attr-defined]
+            kept.append(asyncio.ensure_future(stranger.publish(message.reply, payload)))
 
         await stranger.subscribe(f"{stranger.prefix}.dial.prod", offer)
         await stranger.subscribe(f"{stranger.prefix}.offer.trap", answer)
@@ -372,7 +372,7 @@ class TestOddReplies:
         """The relay has permissions that the stranger lacks: no message makes it publish where the stranger wants."""
         await pair[1].register(Link())
         await settled(*pair)
-        stranger, (published, elsewhere) = await connections.make(), ([], [])  # type: ignore[var-annotated]
+        stranger, (published, elsewhere) = await connections.make(), ([], [])
         prefix, relay_id = stranger.prefix, pair[1].relay_id
         question = b'{"from": "x", "question": {"ask": "agents"}}'
         replies = ("$KV.x.cluster.prod.binding", "$JS.API.STREAM.PURGE.KV_x", f"{prefix}.roll", f"{prefix}.inbox.a b")
@@ -400,13 +400,13 @@ class TestOddReplies:
     async def test_f20_an_offer_names_a_subject_for_offers(
         self, pair: tuple[NatsFleet, NatsFleet], connections: Connections
     ) -> None:
-        stranger, kept = await connections.make(), []  # type: ignore[var-annotated]
+        stranger, kept = await connections.make(), []
         accepted: list[object] = []
 
         def offer(message: object) -> None:
-            ask = DialAsk.decode(message.data)  # type: ignore[attr-defined]
+            ask = DialAsk.decode(message.data)
             made = Offer(ask.request, ask.cluster, "i1", f"$KV.{stranger.prefix}.cluster.prod.binding").encode()
-            kept.append(asyncio.ensure_future(stranger.publish(message.reply, made)))  # type: ignore[attr-defined]
+            kept.append(asyncio.ensure_future(stranger.publish(message.reply, made)))
 
         await stranger.subscribe(f"{stranger.prefix}.dial.prod", offer)
         await stranger.subscribe(f"$KV.{stranger.prefix}.>", accepted.append)
@@ -424,7 +424,7 @@ class TestOddReplies:
         replies = iter(answers)
 
         def lie(message: object) -> None:
-            kept.append(asyncio.ensure_future(stranger.publish(message.reply, next(replies))))  # type: ignore[attr-defined]
+            kept.append(asyncio.ensure_future(stranger.publish(message.reply, next(replies))))
 
         await stranger.subscribe(f"{stranger.prefix}.relay.{'a' * 16}", lie)
         await stranger.flush(10)
@@ -525,7 +525,7 @@ class TestNatsDown:
         asking, frozen, holder = (NatsFleet(connection) for connection in connections)
         for fleet in (asking, frozen, holder):
             await fleet.start()
-        frozen._asked = lambda message: None  # type: ignore[method-assign]
+        frozen._asked = lambda message: None
         silent, good = Link(instance="s"), Link(instance="g")
         await frozen.register(silent)
         await holder.register(good)

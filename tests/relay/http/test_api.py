@@ -327,7 +327,7 @@ class TestRenew:
         class Request:
             transport = Transport()
 
-        assert tls_peer_certificate(Request()) is None  # type: ignore[arg-type]
+        assert tls_peer_certificate(Request()) is None
 
 
 class TestClusters:

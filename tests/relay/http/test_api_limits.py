@@ -120,18 +120,18 @@ class TestLimits:
         async with Kept(relay) as kept:
             await kept.ask("/v1/ca")
             (connection,) = made
-            ends = connection._life_timer.when()  # type: ignore[attr-defined]
+            ends = connection._life_timer.when()
             assert ends - loop.time() <= api_server.ANONYMOUS_LIFE + 0.01
             await kept.ask("/v1/clusters", "wrong")
-            assert connection._life_timer is None or connection._life_timer.when() == ends  # type: ignore[attr-defined]
+            assert connection._life_timer is None or connection._life_timer.when() == ends
         made.clear()
         async with Kept(relay) as kept:
             await kept.ask("/v1/ca")
             (connection,) = made
-            ends = connection._life_timer.when()  # type: ignore[attr-defined]
+            ends = connection._life_timer.when()
             await asyncio.sleep(0.01)
             await kept.ask("/v1/clusters", "token-of-ann")
-            assert connection._life_timer.when() > ends  # type: ignore[attr-defined]
+            assert connection._life_timer.when() > ends
 
     async def test_a_body_that_trickles_does_not_outlive_it(
         self, relay: Relay, monkeypatch: pytest.MonkeyPatch
@@ -214,7 +214,7 @@ class TestLimits:
 
         async def looked_at(*arguments: object) -> object:
             seen.append(ticket.waits_since)
-            return await redeem(*arguments)  # type: ignore[arg-type]
+            return await redeem(*arguments)
 
         monkeypatch.setattr(relay.registry, "redeem_join_token", looked_at)
         body = json.dumps(relay.enrolment(await relay.token(), make_key())).encode()

@@ -74,7 +74,7 @@ def test_the_words_are_those_of_the_client() -> None:
 )
 def test_wrong_settings(settings: dict[str, str], words: str) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
-        login_document(RelayLoginConfig(**settings))  # type: ignore[arg-type]
+        login_document(RelayLoginConfig(**settings))
     assert "u:p" not in caught.value.message
 
 

@@ -19,7 +19,7 @@ from tests.support.nats_server import NatsServer
 
 async def opened(connections: Connections, clock: Clock, stack: AsyncExitStack, **more: float) -> NatsRegistry:
     """A registry over a connection of its own, as another relay has it."""
-    registry = NatsRegistry(await connections.make(), bucket=connections.config.bucket, clock=clock, **more)  # type: ignore[arg-type]
+    registry = NatsRegistry(await connections.make(), bucket=connections.config.bucket, clock=clock, **more)
     registry.start()
     stack.push_async_callback(registry.close)
     return registry
@@ -76,7 +76,7 @@ class TestNatsFaults:
         async def dies(key: str, *arguments: object) -> int:
             if key.endswith(".binding"):
                 raise RegistryUnavailable("gone")
-            return await write(key, *arguments)  # type: ignore[arg-type]
+            return await write(key, *arguments)
 
         monkeypatch.setattr(first._bucket, "write", dies)
         with pytest.raises(RegistryUnavailable):

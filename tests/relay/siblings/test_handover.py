@@ -280,8 +280,8 @@ async def test_an_owner_without_descriptors(tmp_path: Path) -> None:
         handler = pair.owner.siblings.handlers["socket"]
 
         def cut_off(sibling: object, message: object) -> None:
-            message.sock.close()  # type: ignore[attr-defined]
-            handler(sibling, message._replace(sock=None))  # type: ignore[arg-type, attr-defined]
+            message.sock.close()
+            handler(sibling, message._replace(sock=None))
 
         pair.owner.siblings.handlers["socket"] = cut_off
         with pytest.raises(JoinRefused) as caught:
