@@ -11,6 +11,8 @@ from tests.support.pages import read
 
 ROOT = Path(__file__).resolve().parents[1]
 
+WIDTH = 130
+"""Characters of a line of a page."""
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 CITED = re.compile(
     r"\b((?:docs|bench|config)/[\w/.-]+\.md)(?:#(?!CODE)([\w-]+))?|\b(?:SECURITY|CONTRIBUTING|README|CHANGELOG)\.md"
@@ -81,3 +83,15 @@ def test_no_word_of_the_glossary_stands_twice() -> None:
     words = [word for row in rows if row != "word" for word in re.split(r", | and (?!.* of )", row)]
     assert len(words) > 50
     assert sorted(word for word in set(words) if words.count(word) > 1) == []
+
+
+def test_no_line_is_too_wide_to_be_read_in_a_review() -> None:
+    """Wider may be a word, figures that a program writes, marks of blocks, and output of programs."""
+    wide = [
+        f"{page.relative_to(ROOT)}:{number}"
+        for page in pages()
+        if page.name != "report.md"
+        for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1)
+        if len(line) > WIDTH and " " in line.strip() and not line.startswith(("    ", "<!--"))
+    ]
+    assert wide == []

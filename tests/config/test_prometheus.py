@@ -30,14 +30,22 @@ def named_metrics(expression: str) -> set[tuple[str, str]]:
 
 
 def defined_metrics(role: str) -> set[str]:
-    """Names that the source of a role, or what all roles share, registers."""
-    pattern = re.compile(r'(?:counter|gauge|histogram)\(\s*"([a-z_]+)"')
+    """Names that the source of a role, or what all roles share, registers: by a call, or by a row of a table."""
+    call, row = (
+        r'(?:counter|gauge|histogram)\(\s*"([a-z_]+)"',
+        r'^    \(\s*"([a-z_]+)",\s*"|^_FAILURES: Final = "([a-z_]+)"',
+    )
     files = [
         *(ROOT / "arcbridge/observe").rglob("*.py"),
         *(ROOT / "arcbridge/checks").rglob("*.py"),
         *(ROOT / "arcbridge" / role).rglob("*.py"),
     ]
-    return {name for file in files for name in pattern.findall(file.read_text())}
+    return {
+        found[found.lastindex or 0]
+        for file in files
+        for pattern in ([call, row] if file.name == "metrics.py" else [call])
+        for found in re.finditer(pattern, file.read_text(), re.MULTILINE)
+    }
 
 
 @pytest.mark.parametrize("alert", alerts(), ids=lambda rule: str(rule["alert"]))
