@@ -250,7 +250,7 @@ def thief(victim: Person, name: str, *, relay: str, agent: str, key: Path | None
     if key is not None:
         shutil.copy(key, thief.directory / "key")
         flags += ["--proof-key-file", str(thief.directory / "key")]
-    return thief.run(*flags, "run", "--", "true", check=False)[1]
+    return thief.run(*flags, "doctor", check=False)[1]
 
 
 class TestATokenIsOfNoUse:
@@ -259,8 +259,7 @@ class TestATokenIsOfNoUse:
     def test_with_tokens_and_key_a_thief_is_the_user(self, victim: Person) -> None:
         """What the others lack is what makes the difference."""
         said = thief(victim, "twin", relay=victim.kept["access_token"], agent=victim.cluster_token, key=victim.key_file)
-        assert "failed" not in said
-        assert "reachable as" in said
+        assert "end to end as oidc:" in said
 
     def test_without_the_key(self, victim: Person) -> None:
         said = thief(victim, "thief", relay=victim.kept["access_token"], agent=victim.cluster_token, key=None)
@@ -279,7 +278,7 @@ class TestATokenIsOfNoUse:
         said = thief(
             victim, "swapper", relay=victim.cluster_token, agent=victim.kept["access_token"], key=victim.key_file
         )
-        assert "the relay does not accept the access token" in said
+        assert "two token files may be swapped" in said
 
     def test_at_the_agent_where_the_relay_could_have_seen_it(self, victim: Person) -> None:
         """What the login itself was given is good at both ends; the client never shows it."""
@@ -289,7 +288,7 @@ class TestATokenIsOfNoUse:
         said = thief(
             victim, "both", relay=victim.kept["access_token"], agent=answer["access_token"], key=victim.key_file
         )
-        assert "failed" in said
+        assert "end to end as" not in said
         assert refusals(victim.world.agent, before) == {"token.aud.forbidden"}
 
     def test_at_the_token_endpoint(self, victim: Person) -> None:
