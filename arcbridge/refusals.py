@@ -7,9 +7,11 @@ Invariant: what `read_refusal` returns is a rule of this list and a text that ca
 
 from __future__ import annotations
 
-import re
 from enum import StrEnum
-from typing import Any, Final, NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # each `arcbridge credential` imports this module, and kubectl waits for it
+    from typing import Any, Final
 
 
 class RefusalRule(StrEnum):
@@ -97,16 +99,30 @@ class RefusalRule(StrEnum):
 
 MAX_WANTED: Final = 200
 """Characters of an audience or a claim's name that are sent."""
-_QUOTABLE: Final = re.compile(rf"[!#-\[\]-~][ !#-\[\]-~]{{0,{MAX_WANTED - 1}}}")
-"""Printable ASCII without quotes and backslashes."""
 
 
-class Refusal(NamedTuple):
-    """The fields of a refusal."""
+class Refusal:
+    """The fields of a refusal: two with the same fields are equal."""
 
-    rule: RefusalRule = RefusalRule.NONE
-    wanted: str = ""
-    """The audience, or the name of the claim, that the refusing end wants; empty where it does not say."""
+    __slots__ = ("rule", "wanted")
+
+    def __init__(self, rule: RefusalRule = RefusalRule.NONE, wanted: str = "") -> None:
+        """`wanted`: the audience, or the claim's name, that the refusing end wants; empty where it does not say."""
+        self.rule = rule
+        self.wanted = wanted
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Refusal) and (self.rule, self.wanted) == (other.rule, other.wanted)
+
+    def __hash__(self) -> int:
+        return hash((self.rule, self.wanted))
+
+    def __repr__(self) -> str:
+        return f"Refusal({self.rule!r}, {self.wanted!r})"
+
+    def fields(self) -> dict[str, str]:
+        """Return the fields that are not empty, by name."""
+        return {name: text for name, text in (("rule", self.rule.value), ("wanted", self.wanted)) if text}
 
 
 NO_REFUSAL: Final = Refusal()
@@ -118,4 +134,10 @@ def read_refusal(rule: Any, wanted: object = "") -> Refusal:
         known = RefusalRule(rule)
     except ValueError:
         return NO_REFUSAL
-    return Refusal(known, wanted if isinstance(wanted, str) and _QUOTABLE.fullmatch(wanted) else "")
+    return Refusal(known, wanted if isinstance(wanted, str) and _is_quotable(wanted) else "")
+
+
+def _is_quotable(text: str) -> bool:
+    """Return whether a text is short, printable ASCII, without quotes and backslashes, and begins with no space."""
+    plain = text.isascii() and text.isprintable() and not {'"', "\\"} & set(text)
+    return plain and len(text) <= MAX_WANTED and not text.startswith(" ")

@@ -478,7 +478,15 @@ class Session:
     ) -> None:
         """In turn: behind the frames that are queued. Not final: what runs may finish."""
         self.lifecycle.goaway_sent = True
-        goaway = Goaway(self.stream_table.last_peer_id, code, message[:MAX_MESSAGE], retry_after, final, *refusal)
+        goaway = Goaway(
+            self.stream_table.last_peer_id,
+            code,
+            message[:MAX_MESSAGE],
+            retry_after,
+            final,
+            refusal.rule,
+            refusal.wanted,
+        )
         body = frame(FrameType.GOAWAY, 0, goaway.encode())
         if in_turn:
             self.sender.queue(body)

@@ -91,7 +91,7 @@ async def answer_of(
 def error_answer(status: HTTPStatus, message: str, *, code: str = "", refusal: Refusal = NO_REFUSAL) -> web.Response:
     error = {"code": code or _CODES.get(status, status.name.lower()), "message": message}
     # Its holder learns what is wrong with a token.
-    error |= {name: text for name, text in refusal._asdict().items() if text}
+    error |= refusal.fields()
     return web.json_response({"error": error}, status=status)
 
 
