@@ -354,7 +354,7 @@ def test_a_cluster_that_is_revoked_and_restored(
     told = kubectl.run("get", "namespaces", check=False)
     assert told.returncode == 1
     # The session that was cut says the one, an attempt to make another one the other.
-    revoked = f'arcbridge: access to cluster "{CLUSTER}" was revoked'
+    revoked = f'arcbridge: cluster "{CLUSTER}": access was revoked'
     assert revoked in told.stderr or f'arcbridge: cluster "{CLUSTER}" does not exist or you may not' in told.stderr
     only(world.relay, "sessions cut off", after=mark)
     only(world.relay, "agent cut off", after=mark)
