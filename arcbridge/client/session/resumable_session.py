@@ -22,7 +22,7 @@ from collections.abc import Callable
 
 import structlog
 
-from arcbridge.client.credentials.tokens import Tokens
+from arcbridge.client.credentials.tokens import ClusterToken, Tokens
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.relay.relays import Relays
 from arcbridge.client.session.connection import Joined, join, shake_hands
@@ -87,10 +87,17 @@ class ResumableSession:
         self._received_at_suspicion: int | None = None
         self._retry_now = asyncio.Event()
         """Set to end the wait before the next try."""
+        self._begun = asyncio.Event()
+        """Set when the owner takes the session over: no try is made before, so that none acts on half a handover."""
         self._task: asyncio.Task[None] | None = None
         self._first_session = joined.reply.join_id
         """The join id under which the session began; each log line about it has it."""
         self._log = log.bind(cluster=cluster, first_session=self._first_session)
+
+    def begin(self, sent: ClusterToken) -> None:
+        """Note that the agent has accepted `sent`; the owner takes the session over in this turn of the loop."""
+        self.renewal.begin(sent)
+        self._begun.set()
 
     @property
     def detached(self) -> bool:
@@ -178,6 +185,7 @@ class ResumableSession:
 
     async def due(self, delay: float) -> bool:
         """Wait for `delay` seconds, or until `retry_now`; return whether the session needs another connection then."""
+        await self._begun.wait()
         if not self._must_attach():
             return False
         self._retry_now.clear()
