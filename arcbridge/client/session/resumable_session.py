@@ -84,6 +84,8 @@ class ResumableSession:
         self._resume_pending = False
         """Whether an agent is being asked to resume the session."""
         self._leaving: RelayAccess | None = None
+        self._label_to_leave = ""
+        """The join id of the connection that the agent has asked to leave since the last try began; empty: none."""
         self._received_at_suspicion: int | None = None
         self._retry_now = asyncio.Event()
         """Set to end the wait before the next try."""
@@ -122,8 +124,9 @@ class ResumableSession:
 
     def move_requested(self) -> float | None:
         """Note that the agent has asked for another connection, because the present one will end."""
+        self._label_to_leave = self.session.label
         if self.detached:
-            return None
+            return None  # it came over a connection that is being attached; `attached` counts it
         self._leaving = self.relay
         return random.random() * MOVE_SPREAD
 
@@ -240,6 +243,7 @@ class ResumableSession:
         before = renewal.schedule, renewal.expires_in
         renewal.schedule, renewal.expires_in = None, 0.0
         self._resume_pending = True
+        self._label_to_leave = ""
         try:
             await shake_hands(
                 joined,
@@ -292,7 +296,9 @@ class ResumableSession:
             self._counters.moved += 1
             self._log.info("session moved to another connection", **fields)
         self.detachment.end()
-        self._leaving = self._received_at_suspicion = None
+        asked_again = self._label_to_leave and self._label_to_leave == self.session.label
+        self._leaving = self.relay if asked_again else None
+        self._received_at_suspicion = None
         self._attached_at = now
 
     # -- inside -------------------------------------------------------------------------------------------------------

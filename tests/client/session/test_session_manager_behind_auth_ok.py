@@ -14,6 +14,7 @@ from arcbridge.errors import PermissionRefused, Unreachable
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import Auth
+from tests.client.echo_stream import Stream
 from tests.client.far_side import FarSide
 from tests.client.session.test_session_manager import echo, make, running
 from tests.support.eventually import until
@@ -23,7 +24,8 @@ pytestmark = pytest.mark.usefixtures("soon")
 
 
 class Prompt(FarSide):
-    """An agent that does something at once behind its first AUTH_OK, which waits for `accepts`."""
+    """An agent that does something right behind its first AUTH_OK, which waits for `accepts`, and behind the first
+    resumption."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,6 +38,11 @@ class Prompt(FarSide):
         else:
             self.auths.append(auth)
             self._spawn(self._accept_late(session, auth))
+
+    def _resume(self, newcomer: MuxSession) -> None:
+        super()._resume(newcomer)
+        if len(self.resumptions) == 1:
+            self.behind(self.resumptions[0])
 
     def has_early_stream(self) -> bool:
         """Return whether a stream waits for the verdict; one whose OPEN crosses GOAWAY would be refused."""
@@ -127,6 +134,7 @@ async def test_a_move_is_made(prompt: Prompt, tmp_path: Path) -> None:
 
 async def test_a_loss_is_followed_by_a_resumption(prompt: Prompt, tmp_path: Path) -> None:
     def close(session: MuxSession) -> None:
+        prompt.behind = lambda session: None
         # AUTH_OK still goes out, with the end right behind it.
         asyncio.get_running_loop().call_soon(cast(asyncio.Transport, session.transport).close)
 
@@ -138,3 +146,18 @@ async def test_a_loss_is_followed_by_a_resumption(prompt: Prompt, tmp_path: Path
         await io.write(b"later")
         assert await io.read_exactly(5) == b"later"
         assert session.counters.established == 1
+
+
+@pytest.mark.parametrize("lost", [True, False])
+async def test_a_move_is_made_that_comes_with_a_resumption(prompt: Prompt, tmp_path: Path, lost: bool) -> None:
+    prompt.accepts.set()
+    async with running(make(prompt, tmp_path)) as session:
+        stream = await Stream.open(session)
+        prompt.behind = lambda session: session.migration.ask()
+        if lost:
+            prompt.cut()
+        else:
+            prompt.sessions[0].migration.ask()
+        await until(lambda: len(prompt.resumptions) == 2)
+        await stream.check(b"more")
+        await until(lambda: session.counters.moved + session.counters.resumed == 2)
