@@ -47,6 +47,7 @@ CUT: dict[str, tuple[str, ...]] = {
     "agent/kube/proxy": ("audit", "hostile"),
     "client/credentials/login": ("mixup", "tokens"),
     "client/session/resumable_session": ("moving",),
+    "client/session/session_manager": ("behind_auth_ok",),
     "relay/http/api": ("limits",),
     "wire/resumption": ("rules",),
     "wire/session": ("endings", "hostile", "liveness"),

@@ -94,7 +94,7 @@ class Limit(StrEnum):
     """Bytes of audit records (`audit_bytes_per_second`): what must be recorded is refused."""
     LOOP_SHARE = "loop_share"
     AGENT_REQUESTS = "agent_requests"
-    """The requests of all users together (`authorize.MAX_IN_FLIGHT`)."""
+    """The requests of all users together (`kube.attempt.MAX_IN_FLIGHT`)."""
 
 
 class LimitReached(OverLimit):

@@ -27,12 +27,7 @@ _TOKEN_WAS_SHOWN = "ARCBRIDGE_TOKEN_WAS_SHOWN"
 _writing = threading.Lock()
 """Held while output of commands is written, so that lines of two clusters do not mix."""
 _COLUMNS = (("name", "NAME"), ("state", "STATE"), ("agents", "AGENTS"), ("last_seen", "LAST SEEN"))
-_WIDE = (
-    ("version", "VERSION"),
-    ("certificate_expires", "CERTIFICATE UNTIL"),
-    ("labels", "LABELS"),
-    ("ca_pin", "CA PIN"),
-)
+_WIDE = (*_COLUMNS, ("version", "VERSION"), ("certificate_expires", "CERTIFICATE UNTIL"), ("ca_pin", "CA PIN"))
 
 
 def _start(invocation: Invocation, *, repair: bool = False) -> tuple[ClientConfig, str]:
@@ -249,32 +244,23 @@ async def clusters(invocation: Invocation, context: ClientContext) -> int:
     else:
         found = [_as_document(one) for one in found]
     wide = output == "wide"
-    # No command of ours gives a cluster labels: a column without any would be a riddle.
-    more = [column for column in _WIDE if column[0] != "labels" or any(cluster.get("labels") for cluster in found)]
-    print_rows(found, (*_COLUMNS, *more) if wide else _COLUMNS, "table" if wide else output)
+    print_rows(found, _WIDE if wide else _COLUMNS, "table" if wide else output)
     return ExitCode.DONE
 
 
 def _as_row(cluster: dict[str, Any]) -> dict[str, Any]:
-    """Return a cluster of the relay's list for people: ages, and `key=value` for labels."""
-    labels = cluster.get("labels")
-    shown = [f"{key}={value}" for key, value in labels.items()] if isinstance(labels, dict) else []
+    """Return a cluster of the relay's list for people: its age, and a date."""
     until = _seconds(cluster.get("certificate_expires"))
     return {
         **cluster,
         "last_seen": _ago(cluster.get("last_seen")),
         "certificate_expires": (rfc3339(until) or "")[:10],
-        "labels": sorted(shown),
     }
 
 
 def _as_document(cluster: dict[str, Any]) -> dict[str, Any]:
-    """Return the same for programs: times of RFC 3339, null for never; labels only where there are any."""
-    times = {key: rfc3339(_seconds(cluster.get(key))) for key in ("last_seen", "certificate_expires")}
-    found = {**cluster, **times}
-    if not found.get("labels"):
-        found.pop("labels", None)
-    return found
+    """Return the same for programs: times of RFC 3339, null for never."""
+    return {**cluster, **{key: rfc3339(_seconds(cluster.get(key))) for key in ("last_seen", "certificate_expires")}}
 
 
 def _seconds(value: object) -> float:

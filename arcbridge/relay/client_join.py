@@ -197,6 +197,7 @@ class ClientJoins:
             if (count := self.slots.refused_since_logged(failure)) is not None:
                 log.warning("joins refused", **attempt.fields, code=code, reason=failure.limit, joins=count)
             return
+        attempt.fields |= failure.log_fields()  # the relay's own rule, where the cause has none
         if isinstance(cause, ArcbridgeError):
             attempt.fields |= cause.log_fields()
         reason = getattr(cause, "message", "") or type(cause).__name__

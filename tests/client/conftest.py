@@ -22,6 +22,7 @@ BOTH = (
     "session.test_resumable_session",
     "session.test_resumable_session_moving",
     "session.test_session_manager",
+    "session.test_session_manager_behind_auth_ok",
 )
 """The modules whose tests run on both loops."""
 assert all((Path(__file__).parent / f"{name.replace('.', '/')}.py").is_file() for name in BOTH), "a module was renamed"

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 from structlog.testing import capture_logs
 
-from arcbridge.errors import ConnectionLost, JoinRefused
+from arcbridge.errors import ConnectionLost, JoinRefused, Unreachable
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.proof import ProofChecker, ProofKey, ProofPolicy, binding, spki_of
 from arcbridge.identity.refusal import GroupsUnavailable, TokenRefused
@@ -127,6 +127,21 @@ async def test_groups_that_cannot_be_looked_up_are_no_fault_of_the_issuer_s_keys
         assert "/etc/secret" not in caught.value.message
         (failed,) = (line for line in lines if line["event"] == "join failed")
         assert "/etc/secret" in failed["detail"]
+
+
+async def test_an_issuer_whose_keys_cannot_be_fetched_is_a_rule_in_the_log(tmp_path: Path) -> None:
+    """The client gets the rule, and the operator who reads the log finds it beside the cause."""
+    async with station(tmp_path, "prod") as relay:
+
+        async def refuse(token: str) -> Identity:
+            raise Unreachable("login.example does not answer")
+
+        relay.checks.verifier.verify = refuse
+        with capture_logs() as lines, pytest.raises(JoinRefused) as caught:
+            await relay.join("alice")
+        (failed,) = (line for line in lines if line["event"] == "join failed")
+        assert (failed["rule"], failed["reason"]) == ("issuer.keys", "login.example does not answer")
+        assert caught.value.refusal.rule == failed["rule"]
 
 
 async def test_bytes_in_one_segment_with_close_notify_reach_the_agent(tmp_path: Path) -> None:

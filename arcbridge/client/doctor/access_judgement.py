@@ -156,7 +156,7 @@ def _refused_token(hop: str, error: Unauthenticated, place: str, token: Unverifi
         )
     if rule.family in ("claims", "user") and code == "cluster_token":
         return fault(hop, sentence(error), "cluster_token_claim")
-    return fault(hop, sentence(error), code, f"log in again; the log of {place} names the rule")
+    return fault(hop, sentence(error), code)
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,7 @@ _REMEDIES: dict[ExitCode, dict[str, str]] = {
         "cluster_token_audience": "",
         "cluster_token_issuer": "",
         "cluster_token_claim": "ask the cluster's operator which claim is missing",
-        "cluster_token": "log in again",
+        "cluster_token": "log in again; the log of the cluster's agent names the rule",
         "access_revoked": "ask the operator who revoked it",
         "agent_forbids": "ask the cluster's operator for access",
         "cluster_credential": "have a new one made",

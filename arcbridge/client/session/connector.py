@@ -68,7 +68,8 @@ class Connector:
     async def connect(self, handler: BaseHandler, leaving: RelayAccess | None = None) -> ResumableSession:
         """Return a new session, whose events go to `handler`, by another relay than `leaving` where that is possible.
 
-        Raises ArcbridgeError with a message for the user.
+        It may be detached already. Raises ArcbridgeError with a message for the user, also where the session has ended
+        or drains since AUTH_OK; one that drains stays among `sessions` until its streams have ended.
         """
         refusal = self.revoked.refusal(self.tokens.cluster_at_hand(), asyncio.get_running_loop().time())
         if refusal is not None:
@@ -86,9 +87,9 @@ class Connector:
                 continue
             try:
                 resumable = await self._shake_hands(joined, handler)
-                if resumable.session.closed:  # it ended between AUTH_OK and here
-                    raise await resumable.session.wait_ended()
-                return resumable
+                if resumable.session.usable or resumable.detached:
+                    return resumable
+                raise await self._end_behind_auth_ok(resumable)
             except ArcbridgeError as error:
                 if not isinstance(error, SessionEnded) or error.code == GoawayCode.CROSSED:
                     self.relays.failed(joined.relay)
@@ -96,6 +97,14 @@ class Connector:
                 if attempts_left <= 0 or not isinstance(error, ConnectionLost):
                     raise_user_error(error, self.cluster, shown=self.shown, session=joined.reply.join_id)
                 # The join succeeded and the connection died afterwards: another relay may work at once.
+
+    async def _end_behind_auth_ok(self, resumable: ResumableSession) -> ArcbridgeError:
+        """Return why a session takes no new stream whose agent has just accepted the token."""
+        if not resumable.session.closed:
+            return SessionEnded(GoawayCode.DRAINING, "the agent drains the session")
+        error = await resumable.session.wait_ended()
+        self.note_revoked(error, resumable.renewal.sent)
+        return error
 
     def note_revoked(self, error: BaseException, sent: ClusterToken | None) -> None:
         """Hold back from further attempts where the agent has revoked the token that the session sent last."""
@@ -163,5 +172,5 @@ class Connector:
             raise
         finally:
             self.waiters.authenticating = None
-        resumable.renewal.begin(token)
+        resumable.begin(token)
         return resumable

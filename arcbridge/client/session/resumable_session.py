@@ -22,7 +22,7 @@ from collections.abc import Callable
 
 import structlog
 
-from arcbridge.client.credentials.tokens import Tokens
+from arcbridge.client.credentials.tokens import ClusterToken, Tokens
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.relay.relays import Relays
 from arcbridge.client.session.connection import Joined, join, shake_hands
@@ -84,13 +84,22 @@ class ResumableSession:
         self._resume_pending = False
         """Whether an agent is being asked to resume the session."""
         self._leaving: RelayAccess | None = None
+        self._label_to_leave = ""
+        """The join id of the connection that the agent has asked to leave since the last try began; empty: none."""
         self._received_at_suspicion: int | None = None
         self._retry_now = asyncio.Event()
         """Set to end the wait before the next try."""
+        self._begun = asyncio.Event()
+        """Set when the owner takes the session over: no try is made before, so that none acts on half a handover."""
         self._task: asyncio.Task[None] | None = None
         self._first_session = joined.reply.join_id
         """The join id under which the session began; each log line about it has it."""
         self._log = log.bind(cluster=cluster, first_session=self._first_session)
+
+    def begin(self, sent: ClusterToken) -> None:
+        """Note that the agent has accepted `sent`; the owner takes the session over in this turn of the loop."""
+        self.renewal.begin(sent)
+        self._begun.set()
 
     @property
     def detached(self) -> bool:
@@ -115,8 +124,9 @@ class ResumableSession:
 
     def move_requested(self) -> float | None:
         """Note that the agent has asked for another connection, because the present one will end."""
+        self._label_to_leave = self.session.label
         if self.detached:
-            return None
+            return None  # it came over a connection that is being attached; `attached` counts it
         self._leaving = self.relay
         return random.random() * MOVE_SPREAD
 
@@ -178,6 +188,7 @@ class ResumableSession:
 
     async def due(self, delay: float) -> bool:
         """Wait for `delay` seconds, or until `retry_now`; return whether the session needs another connection then."""
+        await self._begun.wait()
         if not self._must_attach():
             return False
         self._retry_now.clear()
@@ -232,6 +243,7 @@ class ResumableSession:
         before = renewal.schedule, renewal.expires_in
         renewal.schedule, renewal.expires_in = None, 0.0
         self._resume_pending = True
+        self._label_to_leave = ""
         try:
             await shake_hands(
                 joined,
@@ -284,7 +296,9 @@ class ResumableSession:
             self._counters.moved += 1
             self._log.info("session moved to another connection", **fields)
         self.detachment.end()
-        self._leaving = self._received_at_suspicion = None
+        asked_again = self._label_to_leave and self._label_to_leave == self.session.label
+        self._leaving = self.relay if asked_again else None
+        self._received_at_suspicion = None
         self._attached_at = now
 
     # -- inside -------------------------------------------------------------------------------------------------------

@@ -259,7 +259,7 @@ class SessionManager(BaseHandler):
         self._waiters.complete(session)
 
     def _take(self, resumable: ResumableSession) -> None:
-        """Make a fresh session the current one."""
+        """Make a fresh session the current one; where it is detached already, callers get it once it is resumed."""
         self._current = resumable
         self._established_at = asyncio.get_running_loop().time()
         self.counters.established += 1
@@ -269,7 +269,8 @@ class SessionManager(BaseHandler):
             subject=self.subject,
             relay=str(resumable.relay.address),
         )
-        self._complete(resumable.session)
+        if not resumable.detached:
+            self._complete(resumable.session)
 
     # -- resumption ---------------------------------------------------------------------------------------------------
 
