@@ -31,7 +31,7 @@ import structlog
 from aiohttp import web
 
 from arcbridge.limiters import TokenBucket
-from arcbridge.relay.http.answers import ApiRefusal, expect, wrong_method
+from arcbridge.relay.http.answers import ApiRefusal
 from arcbridge.relay.http.server import address_of, allow_time
 
 HEADER: Final = "Arcbridge-Client"
@@ -100,8 +100,7 @@ class ClientFiles:
             ("/client/{platform:[a-z0-9_-]+}.sha256", self._sum),
         ):
             for method in ("GET", "HEAD"):
-                app.router.add_route(method, path, handler, expect_handler=expect)
-            app.router.add_route("*", path, wrong_method, expect_handler=expect)
+                app.router.add_route(method, path, handler)
         app.on_response_prepare.append(self._name_versions)
 
     async def look(self) -> dict[str, ClientFile]:

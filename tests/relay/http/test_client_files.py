@@ -16,9 +16,9 @@ import pytest
 from aiohttp import web
 
 from arcbridge.relay.http import client_files
-from arcbridge.relay.http.answers import no_such_path, set_headers
+from arcbridge.relay.http.answers import set_headers
 from arcbridge.relay.http.client_files import HEADER, ClientFiles
-from arcbridge.relay.http.server import HttpApiServer, errors
+from arcbridge.relay.http.server import HttpApiServer
 
 HEAD = b"#!/bin/sh\n# arcbridge 1.2.3, the client, for linux-x86_64. Behind this script ...\n"
 BODY = HEAD + os.urandom(400_000)
@@ -66,11 +66,10 @@ async def serve(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[[Path
 
         async def begin(directory: Path | None) -> Served:
             files = ClientFiles(directory, lambda request: served.count())
-            app = web.Application(middlewares=[errors])
+            app = web.Application()
             app.on_response_prepare.append(set_headers)
             app.router.add_get("/v1/clusters", _clusters)
             files.install(app)
-            app.router.add_route("*", "/{path:.*}", no_such_path)
             api = HttpApiServer(app)
             await api.start()
             stack.push_async_callback(api.close, 0.1)
