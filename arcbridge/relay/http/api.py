@@ -12,7 +12,7 @@
 
 The last two need an access token, and the header `Arcbridge-Proof` where that is bound to a key (`identity.proof`).
 Times are unix seconds, 0 for never. An error is `{"error": {"code": "…", "message": "…"}}`, its message a sentence for
-a person. Connections and bodies are `api_server`'s, the words of errors `api_answers`'.
+a person. Connections and bodies are `relay.http.server`'s, the words of errors `relay.http.answers`'.
 
 Nothing that a peer sent is ever in an answer or in a log: aiohttp by itself quotes the bytes that it could not parse,
 which may be the start of a bearer token, in its 400 and in a logged traceback (docs/threats.md#A3), so here every
@@ -382,7 +382,7 @@ def build_app(api: Api, install: Callable[[web.Application], None] = lambda app:
     """Return the application; serve it with `HttpApiServer`, which bounds its requests and keeps aiohttp's words
     out of answers and logs.
 
-    `install` adds routes (`relay.client_files`).
+    `install` adds routes (`relay.http.client_files`).
     """
     app = web.Application(client_max_size=BODY_LIMIT)
     app.on_response_prepare.append(set_headers)
