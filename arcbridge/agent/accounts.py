@@ -94,7 +94,7 @@ class Limit(StrEnum):
     """Bytes of audit records (`audit_bytes_per_second`): what must be recorded is refused."""
     LOOP_SHARE = "loop_share"
     AGENT_REQUESTS = "agent_requests"
-    """The requests of all users together (`kube.attempt.MAX_IN_FLIGHT`)."""
+    """The requests of all users together (`agent.kube.attempt.MAX_IN_FLIGHT`)."""
 
 
 class LimitReached(OverLimit):
@@ -333,7 +333,7 @@ class Account:
         """Return whether more sessions have entered than may."""
         return bool(self.limits.sessions) and len(self.members) > self.limits.sessions
 
-    # -- bytes (`mux.session.Pacer`), for each read and each flush: hence the same lines twice, without a call --------
+    # -- bytes (`mux.pacing.Pacer`), for each read and each flush: hence the same lines twice, without a call ---------
 
     def bytes_sent(self, count: int, now: float) -> float:
         """Count bytes that left for the user; return the seconds to wait before the next ones."""

@@ -3,7 +3,7 @@
 Precedence: flag > environment (`ARCBRIDGE_<FLAG>`) > file > default. The file is `--config`, else ARCBRIDGE_CONFIG,
 else the first of `$XDG_CONFIG_HOME/arcbridge/<role>.toml` and `/etc/arcbridge/<role>.toml` that exists (Windows, macOS:
 `arcbridge.settings.user_directories`). Where nothing names a client's relay and login, they are those of its last login
-(`client.relay_profile`).
+(`client.relay.relay_profile`).
 """
 
 from __future__ import annotations

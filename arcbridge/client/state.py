@@ -83,7 +83,8 @@ class StateDirectory:
     def certificates(self, cluster: str, organisation: str, now: float) -> LocalCertificates:
         """Return the local CA (made once), the endpoint's certificate of today, and the cluster's client certificate.
 
-        `organisation`: whose relays serve the cluster (`client.organisation`), because two may have one of this name.
+        `organisation`: whose relays serve the cluster (`client.relay.organisation`), because two may have one of this
+        name.
 
         The CA and the client certificate outlive the process: a program that loaded the kubeconfig before a restart
         goes on working. A client certificate is replaced when less than a third of its life is left. A process that

@@ -6,10 +6,10 @@
 `event` names are ours and few; everything that varies is a field, and why something happened is the field `reason`.
 
 structlog's own parts make a line: the level (changeable at run time), the time, the renderer, and the formatter that
-sends the standard library's loggers down the same chain. Ours are two processors, which sample floods (`flood.py`) and
-clean what peers wrote (`redaction.py`), and the sink that never blocks the event loop (`line_sink.py`). An exception of
-`arcbridge.errors` is a mistake of the operator or the peer and is logged without a stack trace; any other is a defect
-of ours and gets one, without local variables.
+sends the standard library's loggers down the same chain. Ours are two processors, which sample floods (`observe.flood`)
+and clean what peers wrote (`observe.redaction`), and the sink that never blocks the event loop (`observe.line_sink`).
+An exception of `arcbridge.errors` is a mistake of the operator or the peer and is logged without a stack trace; any
+other is a defect of ours and gets one, without local variables.
 """
 
 from __future__ import annotations

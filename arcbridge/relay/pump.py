@@ -512,7 +512,8 @@ class Pumps:
         identity: Identity | None = None,
         on_ended: Callable[[], None] | None = None,
     ) -> Pump:
-        """Pair two raw sockets, which belong to the pump from here on; `identity`: whose session it is."""
+        """Pair two raw sockets, which belong to the pump from here on, also where this raises: then they are closed.
+        `identity`: whose session it is."""
         payer = self.payer_of(identity, cluster)
         account = self._accounts.get(payer)
         if account is None:
@@ -534,8 +535,12 @@ class Pumps:
         if self._timer is None:
             self._timer = self._loop.call_later(SWEEP, self._sweep)
         account.pumps.add(pump)
-        pump.start(to_agent=to_agent, to_client=to_client)
-        account.hold(pump)
+        try:
+            pump.start(to_agent=to_agent, to_client=to_client)
+            account.hold(pump)
+        except BaseException:
+            pump.abort("the pair could not begin")
+            raise
         return pump
 
     def payer_of(self, identity: Identity | None, cluster: str = "") -> LoopTime:

@@ -15,6 +15,6 @@ BROWSER, DEVICE, PROGRAM = "authcode", "device-code", "client-credentials"
 GRANTS = (BROWSER, DEVICE, PROGRAM)
 """The ways to tokens: RFC 6749 §4.1 in a browser, RFC 8628, and RFC 6749 §4.4 for a program without a person."""
 AUDIENCE_BY = ("resource", "audience", "scope", "exchange")
-"""Values of `login.cluster_audience_by` (`client.audience_parameters`)."""
+"""Values of `login.cluster_audience_by` (`client.credentials.audience_parameters`)."""
 GRANT_TYPES = ("auto", DEVICE, BROWSER, PROGRAM)
 """Values of a client's `login.grant_type`; `auto` is what the surroundings allow."""

@@ -72,6 +72,19 @@ async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
     assert len(os.listdir("/proc/self/fd")) <= before
 
 
+async def test_a_pair_that_cannot_begin_is_closed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(sock: socket.socket) -> None:
+        raise OSError("no memory for it")
+
+    monkeypatch.setattr("arcbridge.relay.pump.tune", fail)
+    with pytest.raises(OSError, match="no memory"):
+        await bench.pair("ann")
+    assert len(bench.pumps) == 0
+    for end in bench.ends:
+        with pytest.raises(ConnectionResetError):
+            await receive(end, 1)
+
+
 async def read_all(sock: socket.socket, size: int = 1 << 18) -> tuple[int, str]:
     digest, count = hashlib.sha256(), 0
     while data := await receive(sock, size):

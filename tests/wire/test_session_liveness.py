@@ -74,7 +74,7 @@ def test_a_list_of_revocations_leaves_at_once_and_before_hello_waits() -> None:
     pair.settle()
     assert [e.revoke for e in pair.client.events if isinstance(e, ev.RevokeReceived)] == told
     assert all(end.machine.state is State.OPEN for end in pair.ends)
-    with pytest.raises(LocalProtocolError, match="only a relay"):
+    with pytest.raises(LocalProtocolError, match="is sent by the relay"):
         pair.client.machine.send(Revoke("jane", 1))
     with pytest.raises(LocalProtocolError, match="more than 4096"):
         pair.agent.machine.send(Revoke("j" * 4096, 1))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import array
 import json
+import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -56,21 +57,29 @@ def send(sock: socket.socket, given: Inheritance) -> None:
 
 
 def receive(sock: socket.socket) -> Inheritance:
-    """Receive what `send` sends, before `sock.sendall(TAKEN)`; raises OSError, StateError."""
+    """Receive what `send` sends, and confirm it; raises OSError, StateError, and keeps no descriptor then."""
+    received: list[int] = []
     sock.settimeout(TIMEOUT)
     line = read_line(sock)
     try:
         document = json.loads(line)
         if "error" in document:
             raise StateError(str(document["error"]))
-        control, lock = _receive_descriptors(sock)
+        control, lock = _receive_descriptors(sock, received)
         inheritance = Inheritance(control, lock)
         for about in document["clusters"]:
-            inheritance.clusters.append((about, _receive_descriptors(sock)))
+            inheritance.clusters.append((about, _receive_descriptors(sock, received)))
         for _ in range(int(document["leashes"])):
-            inheritance.leashes += _receive_descriptors(sock)
-    except (ValueError, KeyError, TypeError) as error:
-        raise StateError("the former background process hands over in a way that this version does not know") from error
+            inheritance.leashes += _receive_descriptors(sock, received)
+        sock.sendall(TAKEN)
+    except BaseException as error:
+        for descriptor in received:
+            os.close(descriptor)
+        if isinstance(error, ValueError | KeyError | TypeError):
+            raise StateError(
+                "the former background process hands over in a way that this version does not know"
+            ) from error
+        raise
     return inheritance
 
 
@@ -90,9 +99,11 @@ def _send_descriptors(sock: socket.socket, descriptors: Sequence[int]) -> None:
     sock.sendmsg([b"+"], rights)
 
 
-def _receive_descriptors(sock: socket.socket) -> list[int]:
+def _receive_descriptors(sock: socket.socket, received: list[int]) -> list[int]:
+    """Return the descriptors of one message, which are added to `received` as well."""
     # One byte at a time, because the kernel gives the descriptors with the byte that they were sent with.
     _, descriptors, _, _ = socket.recv_fds(sock, 1, 8)
     if not descriptors:
         raise StateError("the former background process ended while it handed over")
+    received += descriptors
     return list(descriptors)

@@ -218,7 +218,6 @@ class BackgroundProcess:
         try:
             sock.sendall(request("hand-over"))
             given = handover.receive(sock)
-            sock.sendall(handover.TAKEN)
         except (OSError, StateError) as error:
             sock.close()
             log.warning("former background process did not hand over", reason=str(error))

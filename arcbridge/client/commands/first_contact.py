@@ -1,8 +1,8 @@
 """The first contact with a relay: by which CA it is known, and where it says that one logs in.
 
 Nothing is decided here. `ask_relay` says what the relay shows and whether anything vouches for it; `check_known` holds
-it against what the user trusted before (`client.relay_profile`). Invariant: until the user has agreed, nothing that is
-secret is sent, and nothing that a relay says is kept.
+it against what the user trusted before (`client.relay.relay_profile`). Invariant: until the user has agreed, nothing
+that is secret is sent, and nothing that a relay says is kept.
 """
 
 from __future__ import annotations

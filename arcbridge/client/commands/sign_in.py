@@ -1,8 +1,8 @@
 """`login` and `logout`: whom the user trusts, the tokens of the login, and their end at the issuer.
 
 At the first contact with a relay the user is asked once, for its CA and for the issuer that it names; the answer is
-kept (`client.relay_profile`) before the login begins, so that a login that fails asks nothing again. `client.login`
-does the login itself.
+kept (`client.relay.relay_profile`) before the login begins, so that a login that fails asks nothing again.
+`client.credentials.login` does the login itself.
 """
 
 from __future__ import annotations

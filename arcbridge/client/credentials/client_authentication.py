@@ -2,7 +2,7 @@
 
 It makes what a form to an endpoint of the issuer needs (RFC 6749 §2.3, RFC 7523 §2.2) and
 sends nothing there. Files are read, a program is run, and a job's or pod's own token is asked for
-(`client.workload`), for each request, because all of them are renewed elsewhere.
+(`client.credentials.workload`), for each request, because all of them are renewed elsewhere.
 Invariant: a secret, a key or an assertion is in no error, and a key never leaves this process.
 """
 

@@ -1,8 +1,8 @@
 """Tokens of a program and no person: the grant `client_credentials` (RFC 6749 §4.4), for pipelines and daemons.
 
 Each audience is asked for on its own, and each token is kept in this process's memory until it grows old; there is no
-refresh token, and nothing is written. How the client proves who it is has `client.client_authentication`. Invariant: a
-token for a cluster is handed out only if it has the audience that was asked for.
+refresh token, and nothing is written. How the client proves who it is has `client.credentials.client_authentication`.
+Invariant: a token for a cluster is handed out only if it has the audience that was asked for.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Logging in at an OIDC issuer: device code (RFC 8628), authorization code with PKCE (RFC 7636), refresh, and tokens
 for one cluster each by `resource` (RFC 8707), `audience` or token exchange (RFC 8693).
 
-The authorization code comes back to a listener on both loopback addresses (`client.login_callback`) that serves one
-valid answer and closes. `state` and `nonce` are checked. Tokens are saved before they are
-used: an issuer that rotates refresh tokens has already forgotten the former one. The login has a key
-(`client.proof_keys`) to which its tokens are bound where the issuer can do that: by DPoP, and the id token of the
-authorization code flow by its nonce, which names the key. PKCE is what protects the code here (RFC 9700 §2.1.1), so the
-nonce need not be a new one each time.
+The authorization code comes back to a listener on both loopback addresses (`client.credentials.login_callback`) that
+serves one valid answer and closes. `state` and `nonce` are checked. Tokens are saved before they are used: an issuer
+that rotates refresh tokens has already forgotten the former one. The login has a key (`client.credentials.proof_keys`)
+to which its tokens are bound where the issuer can do that: by DPoP, and the id token of the authorization code flow by
+its nonce, which names the key. PKCE is what protects the code here (RFC 9700 §2.1.1), so the nonce need not be a new
+one each time.
 """
 
 from __future__ import annotations

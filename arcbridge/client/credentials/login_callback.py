@@ -2,10 +2,10 @@
 
 It takes one valid answer to one login, hands its code to that login and to nobody else, and answers no other user of
 the machine: the command line of the browser, which all users can read, holds `state` (docs/threats.md#W12). It opens no
-port and sends no code anywhere; `client.login` does. Invariant: an answer with another `state`, or of another issuer,
-gives no code. Which issuer an answer is of `iss` says (RFC 9207); where an issuer does not announce that it sends it,
-the path of the redirect URI does (RFC 9700 §4.4.2), because the other issuer knows another one: a hostile issuer can
-hand the whole request of a login on to another issuer's page (docs/threats.md#B32).
+port and sends no code anywhere; `client.credentials.login` does. Invariant: an answer with another `state`, or of
+another issuer, gives no code. Which issuer an answer is of `iss` says (RFC 9207); where an issuer does not announce
+that it sends it, the path of the redirect URI does (RFC 9700 §4.4.2), because the other issuer knows another one: a
+hostile issuer can hand the whole request of a login on to another issuer's page (docs/threats.md#B32).
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 A file's name is the hash of relay, issuer, client id, audience and the scopes of the login and of the relay, so that no
 relay is shown what was issued for another one (docs/threats.md#B42). Beside it is the key to which the login's tokens
-are bound (`client.proof_keys`). A file of tokens that cannot be read is the same as none: a new login, never a crash.
+are bound (`client.credentials.proof_keys`). A file of tokens that cannot be read is the same as none: a new login,
+never a crash.
 """
 
 from __future__ import annotations

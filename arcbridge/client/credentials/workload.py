@@ -5,7 +5,7 @@ bound to (`identity.proof`): with Kubernetes as two audiences, with GitHub, whic
 `arcbridge:key:THUMBPRINT@AUDIENCE`. The key is in this process's memory, unless `login.proof_key_file` names one.
 Nothing is written, and nothing but the two services is asked. Invariant: a token is handed out only if it has the
 audiences that were asked for. `assertion` asks for one that names no key: a program proves with it to an issuer which
-client it is there (`client.client_authentication`).
+client it is there (`client.credentials.client_authentication`).
 """
 
 from __future__ import annotations

@@ -50,7 +50,8 @@ class Entry:
     relays: tuple[str, ...] = ()
     """The cluster's relays (`host:port`); clusters of one name at other relays are other clusters."""
     process: str = ""
-    """Name of the process that serves the entry (`client.running`); empty: entries of no process are left alone."""
+    """Name of the process that serves the entry (`client.kubeconfig.running`); empty: entries of no process are left
+    alone."""
     arguments: tuple[str, ...] = ()
     """What `arcbridge credential` is given to start the background process; empty: a proxy in the foreground serves."""
     plugin: bool = False

@@ -25,7 +25,7 @@ class RelayAccess:
         self._trust: RelayTrust | None = None
         self._contexts: dict[str, ssl.SSLContext] = {}
         self.offered_client = ""
-        """The clients that the relay offers, by its last answer (`client.update_notice`)."""
+        """The clients that the relay offers, by its last answer (`client.relay.update_notice`)."""
 
     def __repr__(self) -> str:
         return f"<RelayAccess {self.address}>"

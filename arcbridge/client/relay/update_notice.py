@@ -1,7 +1,7 @@
 """Tells a person once a day that the relay has a newer client, in one line on a terminal.
 
-The relay names its clients in a header of an answer that the client reads anyway (`relay.client_files`). Nothing is
-downloaded here, a pipe sees nothing, and ARCBRIDGE_NO_UPDATE_NOTICE switches it off. What the relay sends is taken
+The relay names its clients in a header of an answer that the client reads anyway (`relay.http.client_files`). Nothing
+is downloaded here, a pipe sees nothing, and ARCBRIDGE_NO_UPDATE_NOTICE switches it off. What the relay sends is taken
 for a version only if it looks like one.
 """
 

@@ -36,6 +36,17 @@ _CODES = {
     HTTPStatus.SERVICE_UNAVAILABLE: "unavailable",
 }
 
+_WORDS = {
+    HTTPStatus.NOT_FOUND: "there is nothing here: is this the address of the relay's API?",
+    HTTPStatus.METHOD_NOT_ALLOWED: "this path does not take this method",
+    HTTPStatus.EXPECTATION_FAILED: "the only expectation that is met is 100-continue",
+}
+"""Replace the texts of aiohttp's own refusals, some of which quote the request."""
+
+_HEADERS = {"Server": "arcbridge", "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
 log = structlog.get_logger("arcbridge.relay")
 
 
@@ -47,14 +58,13 @@ class ApiRefusal(ArcbridgeError):
         self.status_code = status
 
 
-async def answer_of(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
+async def answer_of(request: web.BaseRequest, handler: Handler) -> web.StreamResponse:
+    """Return what `handler` answers, or our own answer in the place of each exception."""
     try:
-        _refuse_page(request)
         return await handler(request)
     except web.HTTPException as error:
-        return error_answer(HTTPStatus(error.status), HTTPStatus(error.status).phrase)
+        refused = HTTPStatus(error.status)
+        return error_answer(refused, _WORDS.get(refused, refused.phrase))
     except ArcbridgeError as error:
         status = HTTPStatus(error.status_code)
         if status >= 500 and status != HTTPStatus.SERVICE_UNAVAILABLE:
@@ -92,7 +102,7 @@ def error_answer(status: HTTPStatus, message: str, *, code: str = "", refusal: R
     error = {"code": code or _CODES.get(status, status.name.lower()), "message": message}
     # Its holder learns what is wrong with a token.
     error |= refusal.fields()
-    return web.json_response({"error": error}, status=status)
+    return web.json_response({"error": error}, status=status, headers=_HEADERS)
 
 
 def internal_answer() -> web.Response:
@@ -102,35 +112,16 @@ def internal_answer() -> web.Response:
 
 
 async def set_headers(request: web.Request, response: web.StreamResponse) -> None:
-    response.headers["Server"] = "arcbridge"
-    response.headers["Cache-Control"] = "no-store"
-    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers.update(_HEADERS)
 
 
-async def expect(request: web.Request) -> web.StreamResponse | None:
-    if request.headers.get("Expect", "").lower() == "100-continue":
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        # Or it would count as the beginning of the answer, after which no error can be answered.
-        request.writer.output_size = 0
-        return None
-    return error_answer(HTTPStatus.EXPECTATION_FAILED, "the only expectation that is met is 100-continue")
-
-
-async def wrong_method(request: web.Request) -> web.StreamResponse:
-    raise ApiRefusal(HTTPStatus.METHOD_NOT_ALLOWED, "this path does not take this method")
-
-
-async def no_such_path(request: web.Request) -> web.StreamResponse:
-    raise ApiRefusal(HTTPStatus.NOT_FOUND, "there is nothing here: is this the address of the relay's API?")
-
-
-def _refuse_page(request: web.Request) -> None:
+def refuse_page(request: web.BaseRequest) -> None:
     """Raise `ApiRefusal` for what a browser sends on behalf of a page: nothing here is for one (docs/threats.md#W5)."""
     if "Origin" in request.headers or request.headers.get("Sec-Fetch-Site", "none") != "none":
         raise ApiRefusal(HTTPStatus.FORBIDDEN, "the relay's API is not for web pages")
 
 
-def _route(request: web.Request) -> str:
+def _route(request: web.BaseRequest) -> str:
     """Return the route's pattern: what is in the log comes from us, not from the peer."""
-    resource = request.match_info.route.resource
+    resource = request.match_info.route.resource if isinstance(request, web.Request) else None
     return "" if resource is None else resource.canonical

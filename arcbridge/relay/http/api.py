@@ -12,7 +12,7 @@
 
 The last two need an access token, and the header `Arcbridge-Proof` where that is bound to a key (`identity.proof`).
 Times are unix seconds, 0 for never. An error is `{"error": {"code": "…", "message": "…"}}`, its message a sentence for
-a person. Connections and bodies are `api_server`'s, the words of errors `api_answers`'.
+a person. Connections and bodies are `relay.http.server`'s, the words of errors `relay.http.answers`'.
 
 Nothing that a peer sent is ever in an answer or in a log: aiohttp by itself quotes the bytes that it could not parse,
 which may be the start of a bearer token, in its 400 and in a logged traceback (docs/threats.md#A3), so here every
@@ -48,8 +48,8 @@ from arcbridge.pki.enrolment import JoinToken, key_hash, request_hash
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.relay.caller_checks import CallerChecks
 from arcbridge.relay.counters import Counters
-from arcbridge.relay.http.answers import ApiRefusal, expect, no_such_path, set_headers, wrong_method
-from arcbridge.relay.http.server import BODY_LIMIT, address_of, errors, no_payer, note_proved, read_body, take_turn
+from arcbridge.relay.http.answers import ApiRefusal, set_headers
+from arcbridge.relay.http.server import BODY_LIMIT, address_of, no_payer, note_proved, read_body, take_turn
 from arcbridge.relay.registry.base import ClusterRecord, Registry, admit, cluster_state
 from arcbridge.relay.registry.generations import OLDER_AGENT, RenewedTwice, ShownCertificate
 
@@ -379,11 +379,12 @@ def caller_bucket(requests_per_minute: float) -> KeyedTokenBucket[str]:
 
 
 def build_app(api: Api, install: Callable[[web.Application], None] = lambda app: None) -> web.Application:
-    """Return the application; serve it with `HttpApiServer`, which keeps the parser's words out of answers and logs.
+    """Return the application; serve it with `HttpApiServer`, which bounds its requests and keeps aiohttp's words
+    out of answers and logs.
 
-    `install` adds routes (`relay.client_files`).
+    `install` adds routes (`relay.http.client_files`).
     """
-    app = web.Application(middlewares=[errors], client_max_size=BODY_LIMIT)
+    app = web.Application(client_max_size=BODY_LIMIT)
     app.on_response_prepare.append(set_headers)
     routes: list[tuple[str, str, Callable[[web.Request], Awaitable[web.StreamResponse]]]] = [
         ("GET", "/v1/ca", api.ca),
@@ -395,11 +396,8 @@ def build_app(api: Api, install: Callable[[web.Application], None] = lambda app:
         ("GET", "/v1/clusters/{name}", api.cluster),
     ]
     for method, path, handler in routes:
-        app.router.add_route(method, path, handler, expect_handler=expect)
-        app.router.add_route("*", path, wrong_method, expect_handler=expect)
+        app.router.add_route(method, path, handler)
     install(app)
-    # Also for paths that are not there, or aiohttp's own handler would quote an odd Expect header.
-    app.router.add_route("*", "/{path:.*}", no_such_path, expect_handler=expect)
     return app
 
 

@@ -6,9 +6,9 @@
 
 No credential is needed, so what strangers can take is bounded: requests of an address as for every path without a
 credential, connections by `relay.admission`, which closes one that waits for its peer where another needs the place,
-and here the bytes per second of all downloads and the time of each. A platform's name is looked up in what was found in
-the directory, and is never part of a path. Every answer to a request for clusters names the versions in a header, from
-which older clients learn of newer ones.
+and here the bytes per second of all downloads and of each address, and the time of each download. A platform's name is
+looked up in what was found in the directory, and is never part of a path. Every answer to a request for clusters names
+the versions in a header, from which older clients learn of newer ones.
 A relay that is taken over can serve another client: docs/threats.md#B30 says what that is worth, and what helps.
 """
 
@@ -21,6 +21,7 @@ import os
 import re
 import stat
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -30,14 +31,19 @@ from typing import IO, Final
 import structlog
 from aiohttp import web
 
-from arcbridge.limiters import TokenBucket
-from arcbridge.relay.http.answers import ApiRefusal, expect, wrong_method
+from arcbridge.limiters import KeyedTokenBucket, TokenBucket
+from arcbridge.net.address import source_of
+from arcbridge.relay.http.answers import ApiRefusal
 from arcbridge.relay.http.server import address_of, allow_time
 
 HEADER: Final = "Arcbridge-Client"
 """`platform=version`, several separated by commas."""
 RATE: Final = 16 * 1024**2
 """Bytes per second of all downloads together: a client in a second, and an eighth of what a small relay moves."""
+ADDRESS_RATE: Final = RATE // 2
+"""Bytes per second of all downloads of one address."""
+ADDRESSES: Final = 1024
+"""Addresses whose bytes are counted at once."""
 SLOWEST: Final = 32 * 1024
 """Bytes per second below which a download is cut off in the end: 17 MiB then take nine minutes."""
 GRACE: Final = 30.0
@@ -75,6 +81,33 @@ class ClientFile:
         return self.identity[1]
 
 
+class DownloadRate:
+    """Bounds the bytes per second of all downloads together and of each address.
+
+    Chunks of one address take turns, and one of them at a time takes turns with the other addresses: an address delays
+    another one by one chunk, however many downloads it has. A wait that is cancelled takes nothing.
+    """
+
+    def __init__(self) -> None:
+        self.bytes = TokenBucket(RATE, RATE)
+        self._address_bytes: KeyedTokenBucket[str] = KeyedTokenBucket(ADDRESS_RATE, ADDRESS_RATE, size=ADDRESSES)
+        self._turn = asyncio.Lock()
+        self._address_turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        """Held by the chunks that wait, and gone with the last of them."""
+
+    async def wait(self, address: str, count: int) -> None:
+        """Wait until `count` bytes may be sent to `address`, and count them."""
+        address_turn = self._address_turns.setdefault(address, asyncio.Lock())
+        async with address_turn:
+            await _sleep(self._address_bytes.wait(address, time.monotonic(), count))
+            async with self._turn:
+                await _sleep(self.bytes.wait(time.monotonic(), count))
+                # Not before the waits: a peer that leaves meanwhile would make others wait for what nobody sends.
+                now = time.monotonic()
+                self._address_bytes.take(address, now, count)
+                self.bytes.take(now, count)
+
+
 class ClientFiles:
     """The clients of one directory; `install` puts them into the relay's API."""
 
@@ -88,7 +121,7 @@ class ClientFiles:
         self._refused: set[str] = set()
         """What was logged as not served."""
         self._looking = asyncio.Lock()
-        self._bytes = TokenBucket(RATE, RATE)
+        self._rate = DownloadRate()
 
     def install(self, app: web.Application) -> None:
         """Add the routes and the header to an application, where a directory is set."""
@@ -100,8 +133,7 @@ class ClientFiles:
             ("/client/{platform:[a-z0-9_-]+}.sha256", self._sum),
         ):
             for method in ("GET", "HEAD"):
-                app.router.add_route(method, path, handler, expect_handler=expect)
-            app.router.add_route("*", path, wrong_method, expect_handler=expect)
+                app.router.add_route(method, path, handler)
         app.on_response_prepare.append(self._name_versions)
 
     async def look(self) -> dict[str, ClientFile]:
@@ -206,21 +238,16 @@ class ClientFiles:
     async def _send(
         self, request: web.Request, answer: web.StreamResponse, file: ClientFile, opened: IO[bytes]
     ) -> None:
-        """Send a file in chunks, no faster than all downloads together may be, and reading no more than is sent."""
+        """Send a file in chunks, no faster than `DownloadRate` lets it, and reading no more than is sent."""
         allow_time(request, GRACE + file.size / SLOWEST)
         await answer.prepare(request)
-        left = file.size
+        left, source = file.size, source_of(address_of(request))
         while left:
             chunk = await asyncio.to_thread(opened.read, min(CHUNK, left))
             if not chunk:
                 raise OSError("the file became shorter")
             left -= len(chunk)
-            now = time.monotonic()
-            wait = self._bytes.wait(now, len(chunk))
-            # Taken before the wait, so that turns come in the order of the calls.
-            self._bytes.take(now, len(chunk))
-            if wait:
-                await asyncio.sleep(wait)
+            await self._rate.wait(source, len(chunk))
             await answer.write(chunk)
         await answer.write_eof()
 
@@ -229,6 +256,11 @@ class ClientFiles:
             offered = [f"{file.platform}={file.version}" for file in (await self.look()).values() if file.version]
             if offered:
                 response.headers[HEADER] = ",".join(offered)
+
+
+async def _sleep(seconds: float) -> None:
+    if seconds > 0.0:
+        await asyncio.sleep(seconds)
 
 
 def _open(file: ClientFile) -> IO[bytes]:

@@ -1,6 +1,6 @@
 """Serves connections that asked for `http/1.1`: TLS, a check of what was negotiated, then the HTTP API's protocol.
 
-It reads no HTTP and sets no deadline but that of the handshake: both are the protocol's (`relay.api_server`).
+It reads no HTTP and sets no deadline but that of the handshake: both are the protocol's (`relay.http.server`).
 Invariant: where another protocol than HTTP was negotiated, no byte of the peer is read.
 """
 

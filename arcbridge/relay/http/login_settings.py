@@ -2,7 +2,7 @@
 
 It is made from the settings once, at the start, and holds no secret: an issuer's public client has none. It names no CA
 for the issuer: a relay that could would stand in for any issuer. A client shows its user the issuer, keeps the
-whole answer, and takes no other one without asking (`client.relay_profile`).
+whole answer, and takes no other one without asking (`client.relay.relay_profile`).
 """
 
 from __future__ import annotations

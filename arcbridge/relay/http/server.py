@@ -1,8 +1,10 @@
 """The connections of the relay's HTTP API: how long one lives, how many requests it may send, how its body is read.
 
-aiohttp parses the requests. A connection on which no credential was found good has a life and a number of requests;
-each wait for its peer has a deadline, and while it waits the listener may close it to make room (`admission`). Whatever
-aiohttp cannot parse is answered and logged in our words (docs/threats.md#A3).
+aiohttp parses the requests and finds their handlers. Every answer of the application, those of aiohttp's router and of
+an `Expect` header too, passes the bounds of its connection and of its address (docs/threats.md#L50). A connection on
+which no credential was found good has a life and a number of requests; each wait for its peer has a deadline, and while
+it waits the listener may close it to make room (`admission`). Whatever aiohttp cannot parse is answered and logged in
+our words (docs/threats.md#A3).
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -20,7 +21,7 @@ from aiohttp import web
 
 from arcbridge.loop_shares import LoopShares, LoopTime, no_call
 from arcbridge.relay.admission import Ticket
-from arcbridge.relay.http.answers import ApiRefusal, answer_of, error_answer, internal_answer
+from arcbridge.relay.http.answers import ApiRefusal, Handler, answer_of, error_answer, internal_answer, refuse_page
 from arcbridge.relay.http_heads import FIELD_LIMIT, MAX_HEADERS, HeadParser
 from arcbridge.untrusted_json import read_json
 
@@ -71,6 +72,10 @@ class HttpApiServer:
     async def start(self) -> None:
         """Run the application's start-up; nothing listens yet."""
         await self._runner.setup()
+        server = self._runner.server
+        if server is not None:
+            # No middleware: aiohttp answers an `Expect` header before it calls one.
+            server.request_handler = partial(_bounded, handler=server.request_handler)
 
     async def close(self, deadline: float = 5.0) -> None:
         """Let requests that run finish for `deadline` seconds, then close all connections."""
@@ -261,11 +266,8 @@ class _ApiConnection(web.RequestHandler):
         pass  # its texts quote exceptions, which quote the peer; what matters is counted above
 
 
-@web.middleware
-async def errors(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    """Turn every exception into an answer of ours, and end the connection with its last answer."""
+async def _bounded(request: web.BaseRequest, handler: Handler) -> web.StreamResponse:
+    """Answer a request within the bounds of its connection, which ends with its last answer."""
     connection = request.protocol
     if not isinstance(connection, _ApiConnection):
         return await answer_of(request, handler)
@@ -276,15 +278,14 @@ async def errors(
     return answer
 
 
-async def _in_turn(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
+async def _in_turn(request: web.BaseRequest, handler: Handler) -> web.StreamResponse:
     """Answer a request once its address has its turn in the loop; the connection may have to make room meanwhile."""
     connection = request.protocol
     if isinstance(connection, _ApiConnection):
         connection.waits()
         await take_turn(connection.loop_time, "the requests of this address take")
         connection.works()
+    refuse_page(request)
     return await handler(request)
 
 

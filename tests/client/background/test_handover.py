@@ -48,7 +48,6 @@ def test_what_waits_at_a_listener_is_accepted_by_the_next_one(tmp_path: Path) ->
     thread = threading.Thread(target=hand_over)
     thread.start()
     taken = handover.receive(following)
-    following.sendall(handover.TAKEN)
     thread.join()
     assert errors == []
     assert [about["arguments"] for about, _ in taken.clusters] == [["--cluster", "a"], []]
@@ -65,6 +64,28 @@ def test_what_waits_at_a_listener_is_accepted_by_the_next_one(tmp_path: Path) ->
         os.close(descriptor)
     for sock in (former, following, caller, far):
         sock.close()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"clusters": [{}], "leashes": 0}',
+        b'{"clusters": [], "leashes": 1}',
+        b'{"clusters": [], "leashes": "x"}',
+        b"{}",
+    ],
+)
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_hand_over_that_breaks_off_leaves_no_descriptor(line: bytes, count: int) -> None:
+    former, following = socket.socketpair()
+    with following:
+        with former:
+            former.sendall(line + b"\n")
+            socket.send_fds(former, [b"+"], [0] * count)
+        before = os.listdir("/proc/self/fd")
+        with pytest.raises((OSError, StateError)):
+            handover.receive(following)
+        assert os.listdir("/proc/self/fd") == before
 
 
 def test_without_an_answer_nothing_is_given_away(tmp_path: Path) -> None:

@@ -492,11 +492,13 @@ class TestBadHttp:
             f"GET /v1/{CANARY} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
             f"POST /v1/enrol HTTP/1.1\r\nHost: x\r\nExpect: {CANARY}\r\nConnection: close\r\n\r\n",
             f"GET /nowhere HTTP/1.1\r\nHost: x\r\nExpect: {CANARY}\r\nConnection: close\r\n\r\n",
+            f"GET /%0A HTTP/1.1\r\nHost: x\r\nExpect: {CANARY}\r\nConnection: close\r\n\r\n",
+            f"OPTIONS * HTTP/1.1\r\nHost: x\r\nExpect: {CANARY}\r\nConnection: close\r\n\r\n",
             f"GET https://{CANARY}/v1/x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
             f"GET /v1/clusters HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {CANARY}\r\nConnection: close\r\n\r\n",
             "GET /v1/clusters HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer bug\r\nConnection: close\r\n\r\n",
         ],
-        ids=range(16),
+        ids=range(18),
     )
     async def test_nothing_is_quoted(self, relay: Relay, request_head: str, everything_logged: list[str]) -> None:
         answer = (await relay.raw(request_head.encode("latin-1"))).decode()

@@ -264,6 +264,45 @@ async def test_a_request_is_charged_to_its_address_and_then_to_its_user(relay: R
     await listener.wait_closed()
 
 
+@pytest.mark.parametrize(
+    ("request_line", "status"),
+    [
+        ("GET /v1/ca HTTP/1.1\r\nExpect: a-gift", 417),
+        ("GET /nowhere HTTP/1.1\r\nExpect: a-gift", 417),
+        ("GET /%0A HTTP/1.1\r\nExpect: a-gift", 417),
+        ("OPTIONS * HTTP/1.1\r\nExpect: a-gift", 417),
+        ("GET /nowhere HTTP/1.1\r\nExpect: 100-continue", 404),
+        ("GET /nowhere HTTP/1.1", 404),
+        ("GET /%0A HTTP/1.1", 404),
+        ("OPTIONS * HTTP/1.1", 404),
+        ("POST /v1/ca HTTP/1.1", 405),
+        ("GET /v1/ca HTTP/1.1\r\nOrigin: null", 403),
+    ],
+)
+async def test_l50_each_answer_counts_whoever_makes_it(relay: Relay, request_line: str, status: int) -> None:
+    admission = Admission(100, 100)
+    ticket = admission.enter("127.0.0.1")
+    assert isinstance(ticket, Ticket)
+    listener = await counting(relay, ticket)
+    request = f"{request_line}\r\nHost: x\r\n\r\n".encode()
+    answers = (await relay.raw(request * 3)).replace(b"HTTP/1.1 100 Continue\r\n\r\n", b"")
+    assert answers.startswith(f"HTTP/1.1 {status} ".encode())
+    assert answers.count(b"HTTP/1.1 ") == 1, "a stranger who was refused needs another connection"
+    admission.loop_times.of("127.0.0.1", 0.0).refused_until = time.monotonic() + 60.0
+    answers = await relay.raw(request * 3)
+    assert answers.startswith(b"HTTP/1.1 429 ")
+    assert answers.count(b"HTTP/1.1 ") == 1, "nothing is sent to an address that is refused, no 100 either"
+    listener.close()
+    await listener.wait_closed()
+
+
+async def test_l50_what_is_no_http_ends_its_connection(relay: Relay) -> None:
+    for request in (b"GET /v1/ca HTTP/1.1\r\nHost : x\r\n\r\n", b"GET /" + b"a" * 80_000 + b" HTTP/1.1\r\n\r\n"):
+        answers = await relay.raw(request * 3)
+        assert answers.startswith(b"HTTP/1.0 400 ")
+        assert answers.count(b"HTTP/1.0 ") == 1
+
+
 async def test_requests_of_who_takes_too_much_of_the_loop_wait_and_are_refused_at_last(relay: Relay) -> None:
     """docs/threats.md#L46."""
     admission = Admission(100, 100)

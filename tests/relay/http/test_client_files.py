@@ -16,9 +16,9 @@ import pytest
 from aiohttp import web
 
 from arcbridge.relay.http import client_files
-from arcbridge.relay.http.answers import no_such_path, set_headers
-from arcbridge.relay.http.client_files import HEADER, ClientFiles
-from arcbridge.relay.http.server import HttpApiServer, errors
+from arcbridge.relay.http.answers import set_headers
+from arcbridge.relay.http.client_files import ADDRESS_RATE, CHUNK, HEADER, RATE, ClientFiles, DownloadRate
+from arcbridge.relay.http.server import HttpApiServer
 
 HEAD = b"#!/bin/sh\n# arcbridge 1.2.3, the client, for linux-x86_64. Behind this script ...\n"
 BODY = HEAD + os.urandom(400_000)
@@ -66,11 +66,10 @@ async def serve(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[[Path
 
         async def begin(directory: Path | None) -> Served:
             files = ClientFiles(directory, lambda request: served.count())
-            app = web.Application(middlewares=[errors])
+            app = web.Application()
             app.on_response_prepare.append(set_headers)
             app.router.add_get("/v1/clusters", _clusters)
             files.install(app)
-            app.router.add_route("*", "/{path:.*}", no_such_path)
             api = HttpApiServer(app)
             await api.start()
             stack.push_async_callback(api.close, 0.1)
@@ -224,6 +223,42 @@ async def test_bytes_per_second_are_bounded(serve, directory: Path, monkeypatch:
     monkeypatch.setattr(client_files.asyncio, "sleep", sleep)
     assert (await served.get("/client/linux-x86_64"))[1] == BODY
     assert max(waits) == pytest.approx(1.0, abs=0.01), "400,000 bytes with a burst of 200,000 and as many a second"
+
+
+async def test_l10_what_is_not_sent_makes_nobody_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_files, "time", SimpleNamespace(monotonic=lambda: 1000.0))
+    rate = DownloadRate()
+    rate.bytes.take(1000.0, RATE)
+    waits = [asyncio.ensure_future(rate.wait(f"10.0.0.{number % 100}", CHUNK)) for number in range(1000)]
+    await asyncio.sleep(0)
+    for wait in waits:
+        wait.cancel()
+    await asyncio.gather(*waits, return_exceptions=True)
+    assert rate.bytes.wait(1000.0, CHUNK) == CHUNK / RATE, "one chunk: nobody is before it"
+
+
+async def test_l10_an_address_delays_another_one_by_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, yield_turn = 1000.0, asyncio.sleep
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        await yield_turn(0)
+
+    monkeypatch.setattr(client_files, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(client_files.asyncio, "sleep", sleep)
+    rate, sent = DownloadRate(), list[str]()
+
+    async def send(address: str) -> None:
+        await rate.wait(address, CHUNK)
+        sent.append(address)
+
+    rate.bytes.take(now, RATE)
+    await asyncio.gather(*(send("10.0.0.1") for _ in range(100)), send("10.0.0.2"))
+    assert sent.index("10.0.0.2") <= 1
+    begun = now
+    await asyncio.gather(*(send("10.0.0.1") for _ in range(ADDRESS_RATE // CHUNK * 3)))
+    assert now - begun > 1.9, "three bursts, of which the first one may be there"
 
 
 async def test_a_file_that_others_can_change_is_not_offered(serve, directory: Path) -> None:
