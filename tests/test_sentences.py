@@ -39,6 +39,7 @@ READERS: dict[str, str] = {
     "identity/policy.py: message.partition(':')": _PATH,
     "settings/problems.py: _SETTING.match(error.message)": _PATH,
     "settings/problems.py: message.startswith((f'{root}:', f'{root}.', f'{root}[', f'{root} '))": _PATH,
+    "agent/kube/own_refusal.py: _FORBIDDEN.match(message)": "a Status of Kubernetes names the refused user in no field",
     "settings/toml_lines.py: _AT.search(message)": "tomllib says the place of a mistake in no other way",
     "cli/parser.py: message.partition('the following arguments are required: ')": "argparse has no codes",
     "cli/parser.py: message.endswith(': ')": "argparse has no codes",

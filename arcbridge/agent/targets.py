@@ -245,7 +245,12 @@ class TcpTargets:
             self._defect(stream, record, error)
 
     def _join(self, stream: StreamTransport, sock: socket.socket, record: AuditRecord) -> None:
-        stream.set_protocol(splice := self._splice(stream, sock, record))
+        try:
+            splice = self._splice(stream, sock, record)
+        except BaseException:
+            sock.close()
+            raise
+        stream.set_protocol(splice)
         splice.connection_made(stream)
         stream.resume_reading()
 

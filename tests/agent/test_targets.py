@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -176,7 +177,10 @@ async def test_a20_a_connection_that_fails_leaves_its_record(echo: str, monkeypa
     judge.add("t", "alice", "ops")
     sessions, _ = make_sessions(judge, Clock(), targets)
 
-    def fail(*_: object, **__: object) -> None:
+    sockets: list[socket.socket] = []
+
+    def fail(*given: object, **__: object) -> None:
+        sockets.extend(one for one in given if isinstance(one, socket.socket))
         raise RuntimeError("a defect")
 
     async with joined(sessions) as (client, _):
@@ -190,6 +194,7 @@ async def test_a20_a_connection_that_fails_leaves_its_record(echo: str, monkeypa
                     await io.read()
                 assert (await audit.wait(number))[-1].outcome == "failed"
                 assert isinstance(told[-1], RuntimeError)
+    assert [one.fileno() for one in sockets] == [-1], "the splice that was not made has left none open"
     await targets.close()
     asyncio.get_running_loop().set_exception_handler(None)
 

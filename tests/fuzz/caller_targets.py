@@ -18,7 +18,7 @@ from arcbridge.agent.accounts import Account, Accounts
 from arcbridge.agent.audit import record
 from arcbridge.agent.kube import command_line, request_target
 from arcbridge.agent.kube.caller import StreamContext
-from arcbridge.agent.kube.fast_path_parser import MAX_PLAIN_HEAD, plain_head
+from arcbridge.agent.kube.fast_path_parser import MAX_PLAIN_HEAD, KnownLines, plain_head
 from arcbridge.agent.kube.pod_body import pod_details
 from arcbridge.agent.kube.port_forward import MAX_PORTS, ForwardedPorts
 from arcbridge.agent.kube.request_info import request_info
@@ -123,7 +123,7 @@ def head(data: bytes) -> None:
     if whole and whole[0][0]:
         assert cut, "a request that small segments lose"
         assert cut[0] == whole[0], "a request that depends on the segments"
-    plain = plain_head(data, {}) if len(data) <= MAX_PLAIN_HEAD else None
+    plain = plain_head(data, KnownLines()) if len(data) <= MAX_PLAIN_HEAD else None
     if plain is not None:
         assert whole, "the general entrance knows no plain request"
         assert whole[0][:2] == ("GET", plain.target), "two entrances read two requests"

@@ -14,7 +14,7 @@ from aiohttp.http_parser import HttpRequestParser
 
 from arcbridge.agent.denylist import parse_denylist
 from arcbridge.agent.kube import impersonation
-from arcbridge.agent.kube.fast_path_parser import plain_head
+from arcbridge.agent.kube.fast_path_parser import KnownLines, plain_head
 from arcbridge.agent.kube.request_facts import read_facts
 from arcbridge.agent.kube.request_info import request_info
 from arcbridge.agent.kube.request_target import request_target
@@ -209,7 +209,7 @@ READERS: dict[str, Read] = {
     "kubeconfig": _kubeconfig,
     "login_profile": remote_targets.login_profile,
     "nats_message": remote_targets.nats_message,
-    "plain_request": lambda data: plain_head(data, {}),
+    "plain_request": lambda data: plain_head(data, KnownLines()),
     "pod_body": caller_targets.read_pod_body,
     "port_forward": caller_targets.read_port_forward,
     "policy_file": _file(lambda data: Policy.load(data.decode("utf-8", "replace"))),

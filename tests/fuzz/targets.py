@@ -26,7 +26,7 @@ from yarl import URL
 from arcbridge import legacy_refusals
 from arcbridge.agent.denylist import parse_denylist
 from arcbridge.agent.kube import impersonation
-from arcbridge.agent.kube.fast_path_parser import plain_head
+from arcbridge.agent.kube.fast_path_parser import KnownLines, plain_head
 from arcbridge.agent.kube.request_facts import read_facts
 from arcbridge.agent.kube.request_info import request_info
 from arcbridge.agent.kube.request_target import request_target
@@ -164,7 +164,7 @@ def _h11_request(data: bytes) -> tuple[h11.Request, list[tuple[bytes, bytes]]] |
 
 def plain_request(data: bytes) -> None:
     """What the fast path reads, h11 reads alike, and it holds no line that says who asks."""
-    known: dict[bytes, bytes | None] = {}
+    known = KnownLines()
     head = plain_head(data, known)
     again = plain_head(data, known)
     if head is None:

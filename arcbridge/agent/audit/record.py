@@ -168,6 +168,11 @@ class AuditRecord:
 
     # -- what becomes known of a request --------------------------------------------------------------------------
 
+    def is_of(self, subject: AuditSubject) -> None:
+        """Take the subject as whom the request is authorized, unless `begun` names one."""
+        if not self.begun:
+            self.subject = subject
+
     def has_client(self, lines: bytes) -> None:
         """Take the header lines in which the client says what it does."""
         self.client = lines

@@ -238,19 +238,27 @@ class SealedFile:
         self._part = b""
 
     def _begin(self, cause: str, before: Head | None) -> None:
-        """Open the file and begin its chain, behind `before` or behind the line that stands there."""
+        """Open the file and begin its chain, behind `before` or behind the line that stands there. A failure changes
+        nothing: the next call begins anew."""
+        descriptor, last, torn = self._descriptor, None, 0
         if self._path:
-            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        status = os.fstat(self._descriptor)
-        self._regular = stat.S_ISREG(status.st_mode) and bool(self._path)
-        self._position, self._part, self._ended = status.st_size, b"", False
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            status = os.fstat(descriptor)
+            regular = stat.S_ISREG(status.st_mode) and bool(self._path)
+            if regular:
+                last, torn = _last_line(self._path, status.st_size)
+        except BaseException:
+            if self._path:
+                os.close(descriptor)
+            raise
+        self._descriptor, self._regular, self._ended = descriptor, regular, False
         self._looked_at = time.monotonic()
-        self._begin_chain(cause, before)
+        self._begin_chain(cause, before or last, torn, status.st_size)
 
-    def _begin_chain(self, cause: str, before: Head | None) -> None:
-        last, torn = _last_line(self._path, self._position) if self._regular else (None, 0)
-        self.chain = Chain()
-        line = self.chain.begin(cause, self._instance, before or last, torn)
+    def _begin_chain(self, cause: str, before: Head | None, torn: int, size: int) -> None:
+        self._position, self._part, self.chain = size, b"", Chain()
+        line = self.chain.begin(cause, self._instance, before, torn)
         self.pending += b"\n" * bool(torn) + line + b"\n"
 
     def follow_rotation(self, look: bool) -> None:
@@ -272,9 +280,9 @@ class SealedFile:
             self._begin("rotated", self.chain.head)
             os.close(left)
         elif self._regular and status.st_size < self._position:
+            _, torn = _last_line(self._path, status.st_size)  # where it fails, the next look finds the cut again
             log.warning("audit log was cut", file=self._path, reason="it is shorter than what was written to it")
-            self._position = status.st_size
-            self._begin_chain("cut", self.chain.head)
+            self._begin_chain("cut", self.chain.head, torn, status.st_size)
 
     def end(self, cause: str) -> None:
         """Seal the last record of a file: it shows that nothing behind it is missing."""

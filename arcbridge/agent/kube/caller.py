@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from arcbridge.agent.accounts import Account
 from arcbridge.agent.audit import AuditRecord
 from arcbridge.agent.audit.record import AuditSubject
+from arcbridge.agent.kube.fast_path_parser import KnownLines
 from arcbridge.agent.kube.impersonation import Subject, header_lines, impersonated_headers
 from arcbridge.identity.claims import Identity
 from arcbridge.limiters import TokenBucket
@@ -99,7 +100,7 @@ class Caller:
     connected_since: float = 0.0
     """When the session got its present connection, monotonic seconds; infinity while it has none."""
     subject_lines: SubjectLines = field(default_factory=SubjectLines)
-    plain_lines: dict[bytes, bytes | None] = field(default_factory=dict)
+    plain_lines: KnownLines = field(default_factory=KnownLines)
     """What became of header lines that came before; `fast_path_parser` fills and bounds it."""
     tokens: ReviewedTokens = field(default_factory=ReviewedTokens)
     """The tokens that requests may carry, in token mode."""

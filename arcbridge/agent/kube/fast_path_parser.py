@@ -10,6 +10,7 @@ from there.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, field
 
 from arcbridge.agent.kube.impersonation import HOP_BY_HOP, REBUILT, is_dropped
 from arcbridge.agent.kube.request_facts import RequestFacts
@@ -17,8 +18,8 @@ from arcbridge.agent.kube.request_facts import RequestFacts
 MAX_PLAIN_HEAD = 16 * 1024
 """Bytes of a plain head; kubectl's has 300 to 600. Longer ones go through the general parser."""
 MAX_KNOWN_LINES = 96
-"""Header lines, and whole blocks of them, that a session remembers: a client library sends a few different ones, over
-and over."""
+"""Header lines that a session remembers, and as many whole blocks of them: a client library sends a few different
+ones, over and over."""
 MAX_KNOWN_LINE = 640
 """Bytes of a line, and of a block, that is remembered: kubectl's blocks have 300 to 600."""
 
@@ -29,23 +30,31 @@ _NOT_PLAIN = frozenset(name.encode() for name in HOP_BY_HOP | REBUILT) | {b"auth
 _NOT_PLAIN_BEGIN = (b"impersonate", b"proxy-")
 
 
-def plain_head(data: bytes, known: dict[bytes, bytes | None]) -> RequestFacts | None:
-    """Return the facts of `data` if that is one plain request and nothing else.
+@dataclass(slots=True)
+class KnownLines:
+    """What became of the header lines of one session. Lines and blocks are apart, because a line is no end of a head
+    (docs/threats.md#H40)."""
 
-    `known` remembers what became of lines and of whole blocks of them (which end with a blank one), of one session.
-    """
+    lines: dict[bytes, bytes | None] = field(default_factory=dict)
+    """By a line without its line end: the line as it goes on; None where it is not plain."""
+    blocks: dict[bytes, bytes | None] = field(default_factory=dict)
+    """By all that follows a start line, to the blank line: the lines as they go on, never None."""
+
+
+def plain_head(data: bytes, known: KnownLines) -> RequestFacts | None:
+    """Return the facts of `data` if that is one plain request and nothing else. It reads and fills `known`."""
     if len(data) > MAX_PLAIN_HEAD:
         return None
     start = _START.match(data)
     if start is None:
         return None
     block = data[start.end() :]
-    passed = known.get(block)
+    passed = known.blocks.get(block)
     if passed is None:
-        passed = _passed_lines(block, known)
+        passed = _passed_lines(block, known.lines)
         if passed is None:
             return None
-        _remember(known, block, passed)
+        _remember(known.blocks, block, passed)
     client = passed if b"Kubectl-" in passed else b""  # as kubectl writes it
     return RequestFacts("GET", start[1].decode("ascii"), passed, client)
 

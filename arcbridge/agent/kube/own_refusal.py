@@ -4,7 +4,8 @@ Requests that run as a caller carry the agent's own credential and impersonate. 
 credential, for every caller alike. A 403 is about the agent where its Status says that the *agent's* user may not
 `impersonate`; every other 403 is the caller's and passes unchanged. Both kinds become 502: the caller can do nothing
 about them, and a 401 would send the caller to log in again. This module reads a body and answers; it holds and sends
-nothing.
+nothing. Invariant: what a caller chose, a name or a resource of any form, turns no 403 of the caller into one of the
+agent (docs/threats.md#H41).
 
 Source: `forbiddenMessage` of k8s.io/apiserver, endpoints/handlers/responsewriters/errors.go, and the verbs of
 endpoints/filters/impersonation/mode.go. From 1.36 on an API server that finds no right at all names the first of the
@@ -20,6 +21,7 @@ from typing import Final
 
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.refusals import Refusal, RefusalRule
+from arcbridge.untrusted_json import read_json
 
 MOST: Final = 16 * 1024
 """Bytes of a 403's answer that are held back until its reason is known; a Status is a tenth of that."""
@@ -29,11 +31,17 @@ OF_OTHERS: Final = frozenset(("proxy",))
 """Subresources whose answers are those of a pod, a Service or a node behind the API server: their 401 and 403 pass."""
 DOCTOR: Final = "its log, its metrics and `arcbridge --role agent doctor` say what is wrong"
 
-# In JSON the quotes are escaped; a Status in protobuf, which controllers ask for, has them as they are.
-_IMPERSONATE: Final = re.compile(
-    rb'User \\?"([^"\\]{1,512})\\?" cannot (impersonate(-on)?(?::[a-z*-]{1,40}){0,2}) '
-    rb'(?:resource \\?"([a-z/.-]{1,128})|path )'
+_FORBIDDEN: Final = re.compile(
+    rb'(?:[a-z0-9./-]{1,512}+ (?:"(?:[^"\\]|\\.)*+" )?is )?forbidden: User "([^"\\]{1,512})" '
+    rb'cannot (impersonate(-on)?(?::[a-z*-]{1,40}){0,2}) (?:resource "([a-z/.-]{1,128})|path )'
 )
+"""The message from its beginning, where a name is quoted (Go's `%q`), so that no quote in it ends it. A resource and a
+group stand there as they came, and could hold the whole sentence; the API server's own `is forbidden` follows then."""
+_API_SERVERS: Final = b"is forbidden: "
+_CHUNK: Final = re.compile(rb"\r\n[0-9A-Fa-f]{1,16}\r\n")
+"""What stands before and between the chunks of a body."""
+_PROTOBUF: Final = re.compile(rb"\x12\x07Failure\x1a[\x80-\xff]{0,2}[\x00-\x7f]")
+"""What stands before the message of a Status in protobuf: nothing before it is chosen by a caller."""
 
 
 class OwnRefusals:
@@ -58,10 +66,12 @@ class OwnRefusals:
             refusal=Refusal(RefusalRule.AGENT_CREDENTIAL),
         )
 
-    def forbidden(self, body: bytes | bytearray) -> RequestRefusal | None:
-        """Return the answer in place of a 403 with this body; None where it is the caller's own."""
-        found = _IMPERSONATE.search(body)
-        if found is None:
+    def forbidden(self, answer: bytes | bytearray) -> RequestRefusal | None:
+        """Return the answer in place of a 403, which is given with its head and as it is framed; None where it is the
+        caller's own."""
+        message = _message(answer)
+        found = _FORBIDDEN.match(message)
+        if found is None or _API_SERVERS in message[found.end() :]:
             return None
         user, verb, on, resource = ((part or b"").decode("ascii", "replace") for part in found.groups())
         if self.user and user != self.user:
@@ -78,3 +88,16 @@ class OwnRefusals:
     def _count(self, kind: str) -> None:
         self.counts[kind] += 1
         self.noticed("credential" if kind == "credential" else "impersonation")
+
+
+def _message(answer: bytes | bytearray) -> bytes:
+    """Return the message of the Status that an answer has, in JSON or protobuf; empty where it has none."""
+    body = _CHUNK.sub(b"", b"\r\n" + answer.partition(b"\r\n\r\n")[2])
+    if found := _PROTOBUF.search(body):
+        return body[found.end() :]
+    try:
+        status = read_json(body)
+    except ValueError:
+        return b""
+    message = status.get("message") if isinstance(status, dict) else None
+    return message.encode("utf-8", "surrogatepass") if isinstance(message, str) else b""

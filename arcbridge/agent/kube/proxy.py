@@ -197,15 +197,13 @@ class KubeProxy:
         if exchange.switched is None:
             return AnsweredResponse(keep_alive=False)
         connection, head, rest = exchange.switched
-        spliced = False
         try:
             if protocol.early:
                 raise _early()
-            spliced = True
             await self._splice(protocol, connection, head, rest, attempt)
-        finally:
-            if not spliced:
-                connection.drop()
+        except BaseException:
+            connection.drop()  # whether or not the splice had it
+            raise
         raise _StreamOver("the upgraded stream is over")
 
     async def _splice(

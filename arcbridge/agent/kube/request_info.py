@@ -7,7 +7,7 @@ upgrade is in order. It decides no access: the API server does.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_to_bytes
 
 from arcbridge.agent.audit.record import NAME_LIMIT, size_of
 from arcbridge.agent.kube.query import is_true, query_values
@@ -40,6 +40,9 @@ class RequestInfo:
     cut: bool = False
     """Whether a field of the path was longer than MAX_SEGMENT, or takes more bytes than that in a record: it ends with
     `…` there."""
+    altered: bool = False
+    """Whether another path of a resource may have the same fields but is not the same to all who read it: one with an
+    empty or a further segment, an escaped slash, bytes that are not UTF-8, or any escape behind `proxy`."""
 
 
 def request_info(method: str, target: str, *, upgrade: bool = False) -> RequestInfo:
@@ -76,11 +79,22 @@ def request_info(method: str, target: str, *, upgrade: bool = False) -> RequestI
         verb = "create"
     proxied = rest[2:] if verb == "proxy" else rest[3:] if subresource == "proxy" else []
     behind = "".join([f"/{segment}" for segment in proxied])
+    altered = _is_altered(path, parts, len(proxied)) or len(rest) > 3 + len(proxied)
     long = max(map(size_of, (group, version, resource, subresource, namespace, name))) > MAX_SEGMENT
     if long:
         group, version, resource = cut(group), cut(version), cut(resource)
         subresource, namespace, name = cut(subresource), cut(namespace), cut(name)
-    return RequestInfo(verb, group, version, resource, subresource, namespace, name, proxy_path=behind, cut=long)
+    return RequestInfo(
+        verb, group, version, resource, subresource, namespace, name, proxy_path=behind, cut=long, altered=altered
+    )
+
+
+def _is_altered(path: str, parts: list[str], proxied: int) -> bool:
+    """Return whether a raw path has other segments than `parts`, or an escape in the last `proxied` of them."""
+    raw = path.split("/")[1:]
+    return [unquote_to_bytes(one) for one in raw] != [part.encode() for part in parts] or any(
+        "%" in one for one in raw[len(raw) - proxied :]
+    )
 
 
 def cut(segment: str) -> str:

@@ -2,9 +2,10 @@
 
 A command and a container for exec and attach, also where they go to a kubelet through `proxy`, the path behind `proxy`,
 ports where port-forward names them in its query, and whether the record `begun` stands before the request's first byte.
-It reads no body and decides no access, but refuses targets that parsers read differently
-(docs/threats.md#H6). Invariants: no value of a query gets into a record unless it is one of those
-named here; where a record has less than the target, it says so and has the target's SHA-256.
+It reads no body and decides no access, but refuses targets that parsers read differently (docs/threats.md#H6).
+Invariants: no value of a query gets into a record unless it is one of those named here; where a record has less of a
+resource's path than was sent, but for the API's version, it says so (docs/threats.md#A41). Of queries it says so only
+where `query_details` counts their fields.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def _read(method: str, target: str, upgrade: bool) -> RequestTarget:
     info = request_info(method, target, upgrade=upgrade)
     path = (info.verb, info.group, info.resource, info.subresource, info.namespace, info.name, info.path_class)
     detailed = info.subresource in _LONG_SUBRESOURCES or info.verb in ("deletecollection", "proxy")
-    detailed = detailed or info.cut or info.path_class == "other"
+    detailed = detailed or info.cut or info.altered or info.path_class == "other"
     seat = info.verb not in LONG_RUNNING_VERBS and info.subresource not in LONG_RUNNING_SUBRESOURCES
     return RequestTarget(info, path, path_fields(*path), _begins(method, target, info, upgrade), detailed, seat)
 
@@ -111,8 +112,8 @@ def query_details(info: RequestInfo, target: str, *, commands: bool) -> dict[str
     query = target.partition("?")[2]
     if query and (info.proxy_path or info.verb == "deletecollection"):
         more["query"] = f"{query.count('&') + 1} fields"
-    if info.cut or info.path_class == "other":
-        more["path"] = "cut" if info.cut else "its class only"
+    if info.cut or info.altered or info.path_class == "other":
+        more["path"] = "cut" if info.cut else "not as it was sent" if info.altered else "its class only"
     if not more:
         return found or None
     missing, hashes = found.get("more"), found.get("sha256")

@@ -238,6 +238,15 @@ def test_what_was_upgraded_is_not_cut_by_its_own_end_but_by_a_lost_right() -> No
     assert (record.outcome, record.reason) == ("cut", "the user lost a group")
 
 
+def test_a40_a_record_that_has_begun_keeps_its_user() -> None:
+    record, renewed = AuditRecord("r", SUBJECT), AuditSubject("s", "renewed")
+    record.is_of(renewed)
+    assert '"user":"renewed"' in record.begun_line()
+    record.begin()
+    record.is_of(SUBJECT)
+    assert record.subject is renewed
+
+
 def test_no_other_module_writes_into_a_record() -> None:
     fields = {field.name for field in dataclasses.fields(AuditRecord)}
     package = Path(arcbridge.__file__).parent

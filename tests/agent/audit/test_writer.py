@@ -25,6 +25,7 @@ from arcbridge.agent.audit import writer as module
 from arcbridge.agent.audit.verify import verify
 from arcbridge.agent.audit.writer import AuditWriter
 from arcbridge.observe import queued_writer
+from tests.support.descriptors import held
 from tests.support.reports import until
 
 
@@ -185,6 +186,40 @@ def test_a_file_that_is_cut_under_the_writer(tmp_path: Path, quick: None) -> Non
     assert [record["cause"] for record in records(path) if "cause" in record] == ["cut", "stopped"]
     copy.unlink()
     assert any("which is in none of these files" in note for note in verify([path]).notes)
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["renamed", "cut"])
+def test_a_new_chain_begins_whole_or_is_tried_again(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, cut: bool
+) -> None:
+    """Its beginning opens the file, and then fails as it reads the line that stands there."""
+    path, old = tmp_path / "audit.jsonl", tmp_path / "audit.jsonl.1"
+    writer = AuditWriter(str(path))
+    assert written(writer, 1) == ""
+    opened = held()
+    real, failures = module._last_line, [3]
+
+    def failing(file: str, size: int) -> Any:
+        if failures[0]:
+            failures[0] -= 1
+            raise OSError(errno.EIO, "made to fail")
+        return real(file, size)
+
+    old.write_bytes(path.read_bytes())
+    monkeypatch.setattr(module, "_last_line", failing)
+    if cut:
+        os.truncate(path, 0)
+    else:
+        path.rename(old)
+    assert written(writer, 2) == "made to fail"
+    until(lambda: not failures[0] and not writer.failure, "it is written again")
+    assert written(writer, 3) == ""
+    assert len(held() - opened) == len(opened - held()), "the old file was closed"
+    writer.close()
+    assert [numbers(one) for one in (old, path)] == [[1], [2, 3]]
+    causes = [record["cause"] for record in (*records(old), *records(path)) if "cause" in record]
+    assert causes == (["started", "cut", "stopped"] if cut else ["started", "rotated", "rotated", "stopped"])
+    assert verify([old, path]).ok
 
 
 def test_two_agents_may_write_one_file(tmp_path: Path) -> None:

@@ -189,6 +189,21 @@ async def test_each_end_is_counted_once(desk: Desk) -> None:
     await asyncio.sleep(0)
 
 
+async def test_a40_a_record_names_the_user_whom_the_api_server_is_told(desk: Desk) -> None:
+    """The token is renewed with another name for the same person while `--as` is reviewed."""
+
+    async def review(exchange: Exchange) -> None:
+        desk.caller.adopt(dataclasses.replace(ALICE, username="alice-renamed", groups=("dev",)), "")
+        await exchange.send(reply(201, b'{"status": {"allowed": true}}'))
+
+    desk.fake.routes["/apis/authorization.k8s.io/v1/subjectaccessreviews"] = review
+    attempt = desk.begin()
+    plan = await attempt.plan_reviewed(AS_BOB)
+    assert b"original-user: alice-renamed\r\n" in plan.lines.lower()
+    assert attempt.record.subject is desk.caller.subject
+    assert attempt.record.subject.user == "alice-renamed"
+
+
 async def test_an_identity_that_is_renewed_during_the_review_is_reviewed_again(desk: Desk) -> None:
     renewed = dataclasses.replace(ALICE, groups=("other",))
 

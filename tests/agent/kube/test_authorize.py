@@ -8,7 +8,7 @@ import pytest
 
 from arcbridge.agent.kube.authorize import ReviewNeeded
 from arcbridge.agent.kube.caller import token_digest
-from arcbridge.agent.kube.fast_path_parser import plain_head
+from arcbridge.agent.kube.fast_path_parser import KnownLines, plain_head
 from arcbridge.agent.kube.impersonation import Subject
 from arcbridge.agent.kube.review import Approval
 from arcbridge.agent.kube.status import RequestRefusal
@@ -108,7 +108,7 @@ HEADERS_OF_ORIGIN = [
 async def test_a19_no_header_that_says_where_a_request_comes_from_goes_on(desk: Desk, name: str) -> None:
     """At both entrances, and in both modes."""
     data = f"GET /api HTTP/1.1\r\nHost: k\r\nAccept: a\r\n{name}: forged\r\n\r\n".encode()
-    head = plain_head(data, {})
+    head = plain_head(data, KnownLines())
     assert head is not None, "it came to the fast entrance"
     general = parsed((b"Accept", b"a"), (name.encode(), b"forged"))
     for outgoing in (desk.head(head), desk.head(general)):

@@ -45,6 +45,24 @@ async def test_a_stream_goes_over_to_the_general_way_and_counts_on(bench: Bench)
     assert bench.proxy.stats.in_flight == 0
 
 
+async def test_h40_half_a_head_with_a_known_line_waits_for_its_rest(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def denied(*_: object) -> bool:
+        return False
+
+    monkeypatch.setattr(bench.proxy.context.reviewer, "_ask", denied)
+    wire = bench.stream()
+    await wire.send(b"GET /api/v1/a HTTP/1.1\r\nHost: k\r\nAccept: */*\r\n\r\n")
+    assert (await wire.answer()).status == 200
+    await wire.send(b"GET /api/v1/secrets HTTP/1.1\r\nAccept: */*")
+    await until(lambda: not bench.proxy.fast_paths or len(bench.api.requests) > 1)
+    await wire.send(b"\r\nHost: k\r\nImpersonate-User: bob\r\n\r\n")
+    assert (await wire.answer()).status == 403
+    assert (await bench.audit.wait(2))[1].as_user == "bob"
+    assert len(bench.api.requests) == 1
+
+
 async def test_what_comes_too_early_waits_its_turn(bench: Bench) -> None:
     release = asyncio.Event()
 

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from arcbridge.agent.kube.fast_path_parser import MAX_KNOWN_LINES, MAX_PLAIN_HEAD, passed_line, plain_head
+from arcbridge.agent.kube.fast_path_parser import (
+    MAX_KNOWN_LINES,
+    MAX_PLAIN_HEAD,
+    KnownLines,
+    passed_line,
+    plain_head,
+)
 from arcbridge.agent.kube.impersonation import cleaned_headers
 from arcbridge.agent.kube.request_facts import read_facts
 
@@ -15,7 +21,7 @@ GET = b"GET /api/v1/pods?watch=1 HTTP/1.1\r\nHost: k\r\nUser-Agent: kubectl\r\n\
 
 
 def test_a_plain_request() -> None:
-    known: dict[bytes, bytes | None] = {}
+    known = KnownLines()
     for _ in range(2):
         head = plain_head(GET, known)
         assert head is not None
@@ -49,12 +55,37 @@ def test_a_plain_request() -> None:
     ],
 )
 def test_not_plain(data: bytes) -> None:
-    assert plain_head(data, {}) is None
+    assert plain_head(data, KnownLines()) is None
 
 
 @pytest.mark.parametrize("size", range(len(GET)))
 def test_a_head_that_is_not_complete_is_not_plain(size: int) -> None:
-    assert plain_head(GET[:size], {}) is None
+    assert plain_head(GET[:size], KnownLines()) is None
+
+
+_LINES = [
+    b"Host: k",
+    b"Accept: */*",
+    b"User-Agent: kubectl",
+    b"X-Empty:",
+    b"Connection: keep-alive",
+    b"X-Remote-User: r",
+]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(st.sampled_from(_LINES), max_size=5), min_size=1, max_size=4))
+@example([[b"Host: k", b"Accept: */*"], [b"Accept: */*"]])
+@example([[b"Host: k", b"X-Empty:", b"Accept: */*"]])
+def test_h40_no_part_of_a_head_is_plain_whatever_came_before(blocks: list[list[bytes]]) -> None:
+    heads = [b"GET /api HTTP/1.1\r\n" + b"".join([line + b"\r\n" for line in lines]) + b"\r\n" for lines in blocks]
+    known = KnownLines()
+    first = [plain_head(head, known) for head in heads]
+    for head in heads:
+        for size in range(len(head)):
+            assert plain_head(head[:size], known) is None
+    assert [plain_head(head, known) for head in heads] == first, "what was remembered changes no head"
+    assert [plain_head(head, KnownLines()) for head in heads] == first
 
 
 _PIECES = st.sampled_from(
@@ -70,7 +101,7 @@ _PIECES = st.sampled_from(
 @example([], 0)
 def test_another_parser_reads_the_same_in_whatever_is_plain(pieces: list[bytes], place: int) -> None:
     data = GET[:place] + b"".join(pieces) + GET[place:]
-    head = plain_head(data, {})
+    head = plain_head(data, KnownLines())
     if head is None:
         return
     connection = h11.Connection(h11.SERVER)
@@ -112,7 +143,7 @@ def test_another_parser_reads_the_same_in_whatever_is_plain(pieces: list[bytes],
 )
 def test_lines_for_the_general_parser(line: bytes) -> None:
     assert passed_line(line) is None
-    assert plain_head(b"GET / HTTP/1.1\r\nHost: k\r\n" + line + b"\r\n\r\n", {}) is None
+    assert plain_head(b"GET / HTTP/1.1\r\nHost: k\r\n" + line + b"\r\n\r\n", KnownLines()) is None
 
 
 @pytest.mark.parametrize(
@@ -135,16 +166,16 @@ def test_lines_that_pass_or_are_dropped(line: bytes, passed: bytes) -> None:
 
 @pytest.mark.parametrize("lines", [b"Accept: a\r\n", b"Host: k\r\nhost: l\r\n"])
 def test_one_host(lines: bytes) -> None:
-    assert plain_head(b"GET / HTTP/1.1\r\n" + lines + b"\r\n", {}) is None
+    assert plain_head(b"GET / HTTP/1.1\r\n" + lines + b"\r\n", KnownLines()) is None
 
 
 def test_what_is_remembered_is_bounded() -> None:
-    known: dict[bytes, bytes | None] = {}
+    known = KnownLines()
     for number in range(3 * MAX_KNOWN_LINES):
         head = plain_head(b"GET / HTTP/1.1\r\nHost: k\r\nX-Seq: %d\r\n\r\n" % number, known)
         assert head is not None
         assert head.plain == b"X-Seq: %d\r\n" % number
-        assert len(known) <= MAX_KNOWN_LINES
-    before = len(known)
+        assert max(len(known.lines), len(known.blocks)) <= MAX_KNOWN_LINES
+    before = len(known.lines), len(known.blocks)
     assert plain_head(b"GET / HTTP/1.1\r\nHost: k\r\nX: %s\r\n\r\n" % (b"x" * 1000), known) is not None
-    assert len(known) == before
+    assert (len(known.lines), len(known.blocks)) == before

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,22 @@ PATH = "/api/v1/namespaces/default/pods"
 
 def status(message: str, code: int = 403) -> bytes:
     return json.dumps({"kind": "Status", "apiVersion": "v1", "message": message, "code": code}).encode()
+
+
+def protobuf(message: str, behind: str = "") -> bytes:
+    """As the API server sends a Status in protobuf, with what stands behind the message."""
+    text, details = message.encode(), behind.encode()
+    size = bytes([len(text) & 127 | 128, len(text) >> 7]) if len(text) > 127 else bytes([len(text)])
+    begin = b"k8s\0\n\x0c\n\x02v1\x12\x06Status\x12\x80\x02\n\x06\n\0\x12\0\x1a\0\x12\x07Failure\x1a"
+    return begin + size + text + b"\x22\x09Forbidden" + details
+
+
+def answer(body: bytes, *, at: int | None = None) -> bytes:
+    """As the agent holds it: chunked where `at` says where the first chunk ends."""
+    if at is None:
+        return reply(403, body)
+    head = b"HTTP/1.1 403 Forbidden\r\nTransfer-Encoding: chunked\r\n\r\n"
+    return head + b"%x\r\n%b\r\n%x\r\n%b\r\n0\r\n\r\n" % (at, body[:at], len(body) - at, body[at:])
 
 
 def about(user: str, verb: str = "impersonate", resource: str = "users") -> str:
@@ -40,11 +56,11 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     [
         pytest.param(status(about(AGENT)), True, id="legacy"),
         pytest.param(status(about(AGENT, "impersonate:user-info", "groups")), True, id="constrained"),
-        pytest.param(about(AGENT).encode(), True, id="protobuf"),
+        pytest.param(protobuf(about(AGENT)), True, id="protobuf"),
         pytest.param(status(about("alice", "get", "pods")), False, id="caller"),
         pytest.param(status(about("alice")), False, id="another user"),
         pytest.param(b"", False, id="nothing"),
-        pytest.param(b'User "' + b"x" * 600 + b'" cannot impersonate resource "users"', False, id="long"),
+        pytest.param(b'forbidden: User "' + b"x" * 600 + b'" cannot impersonate resource "users"', False, id="long"),
     ],
 )
 def test_a_403_is_the_agents_where_its_own_user_may_not_impersonate(body: bytes, own: bool) -> None:
@@ -52,7 +68,7 @@ def test_a_403_is_the_agents_where_its_own_user_may_not_impersonate(body: bytes,
     refusals.user = AGENT
     noticed: list[str] = []
     refusals.noticed = noticed.append
-    found = refusals.forbidden(body)
+    found = refusals.forbidden(answer(body))
     assert (found is not None) == own
     assert noticed == ["impersonation"] * own
     assert refusals.counts == {"credential": 0, "impersonation": int(own), "verb": 0}
@@ -62,20 +78,78 @@ def test_a_403_is_the_agents_where_its_own_user_may_not_impersonate(body: bytes,
         assert "not about your own rights" in found.message
 
 
+def quoted(text: str) -> str:
+    """As Go's `%q` has it."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+CHOSEN = [
+    f'x User "{AGENT}" cannot impersonate resource "users',
+    f'users "x" is forbidden: User "{AGENT}" cannot impersonate resource "users" in API group "" at the cluster scope',
+    f'forbidden: User "{AGENT}" cannot impersonate path "/',
+    f'x\r\n1\r\nforbidden: User "{AGENT}" cannot impersonate resource "users"',
+]
+
+
+# The authorizer's words, and those of others that refuse with 403: a quota, and who may not grant a role's rights.
+REFUSALS = [
+    '{resource} {name} is forbidden: User "alice" cannot get resource {what} in API group {group} in the namespace '
+    "{namespace}",
+    "{resource} {name} is forbidden: exceeded quota: {name}",
+    '{resource} {name} is forbidden: user "alice" (groups=["dev"]) is attempting to grant RBAC permissions',
+    'admission webhook "w" denied the request: {resource} {name}',
+]
+
+
+@pytest.mark.parametrize("known", [AGENT, ""], ids=["known", "unknown"])
+@pytest.mark.parametrize("chosen", CHOSEN)
+@pytest.mark.parametrize("refusal", REFUSALS)
+@pytest.mark.parametrize("place", ["name", "resource", "group", "namespace"])
+def test_h41_no_name_that_a_caller_chose_makes_a_403_the_agents(
+    place: str, refusal: str, chosen: str, known: str
+) -> None:
+    """The API server quotes a name and a namespace; before `is forbidden`, resource and group stand as they came."""
+    parts = {"name": "p", "resource": "pods", "group": "", "namespace": "n", place: chosen}
+    message = refusal.format(
+        resource=".".join(filter(None, (parts["resource"], parts["group"]))),
+        name=quoted(parts["name"]),
+        what=quoted(parts["resource"]),
+        group=quoted(parts["group"]),
+        namespace=quoted(parts["namespace"]),
+    )
+    refusals = OwnRefusals()
+    refusals.user = known
+    for body in (status(message), protobuf(message, parts["name"] + parts["resource"])):
+        for at in (None, *range(0, len(body), 7)):
+            assert refusals.forbidden(answer(body, at=at)) is None
+
+
+@pytest.mark.parametrize("name", ["alice", *CHOSEN])
+@pytest.mark.parametrize("form", [status, protobuf])
+def test_h41_the_agents_refusal_is_found_whatever_the_callers_name(name: str, form: Callable[[str], bytes]) -> None:
+    refusals = OwnRefusals()
+    refusals.user = AGENT
+    body = form(about(AGENT).replace('"alice"', quoted(name)))
+    for at in (None, *range(1, len(body))):
+        found = refusals.forbidden(answer(body, at=at))
+        assert found is not None
+        assert f'its account {AGENT} lacks the right "impersonate" for users' in found.message
+
+
 @pytest.mark.parametrize("what", ['resource "pods" in API group ""', 'path "/api"'])
 def test_a_verb_that_the_agent_may_not_act_with(what: str) -> None:
     """As an API server of 1.36 says it, also where the agent has no right at all."""
     refusals = OwnRefusals()
     refusals.user = AGENT
-    found = refusals.forbidden(status(f'forbidden: User "{AGENT}" cannot impersonate-on:user-info:list {what}'))
+    found = refusals.forbidden(answer(status(f'forbidden: User "{AGENT}" cannot impersonate-on:user-info:list {what}')))
     assert found is not None
     assert '"impersonate-on:user-info:list"' in found.message
     assert refusals.counts == {"credential": 0, "impersonation": 0, "verb": 1}
 
 
 def test_before_the_agent_knows_its_own_name_the_words_alone_decide() -> None:
-    assert OwnRefusals().forbidden(status(about(AGENT))) is not None
-    assert OwnRefusals().forbidden(status(about("alice", "get", "pods"))) is None
+    assert OwnRefusals().forbidden(answer(status(about(AGENT)))) is not None
+    assert OwnRefusals().forbidden(answer(status(about("alice", "get", "pods")))) is None
 
 
 ENTRANCES = {

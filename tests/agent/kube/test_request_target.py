@@ -6,6 +6,8 @@ import hashlib
 import json
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from arcbridge.agent.audit.record import AuditRecord, AuditSubject
 from arcbridge.agent.kube.request_info import MAX_SEGMENT
@@ -150,7 +152,8 @@ def test_a24_what_is_asked_of_a_node_a_pod_or_a_service_behind_proxy(
 ) -> None:
     found = query_details(request_target(method, target, False).info, target, commands=True)
     assert found is not None
-    assert found.pop("more") == {"query": f"{target.count('=')} fields"}
+    altered = {"path": "not as it was sent"} if "%" in target else {}
+    assert found.pop("more") == {"query": f"{target.count('=')} fields"} | altered
     assert found.pop("sha256") == {"target": sha256(target)}
     assert found == recorded
     without = query_details(request_target(method, target, False).info, target, commands=False)
@@ -184,11 +187,39 @@ def test_a32_a_name_that_a_record_cuts_by_its_bytes_is_said_to_be_cut(name: str)
     [
         ("DELETE", "/api/v1/namespaces/n/pods?labelSelector=a&x=b", {"query": "2 fields"}),
         ("POST", "/else/where", {"path": "its class only"}),
+        ("POST", "/api/v1/namespaces/n/pods/p/exec/x", {"path": "not as it was sent"}),
+        ("DELETE", "/api/v1/namespaces/n/pods/%ff", {"path": "not as it was sent"}),
+        ("DELETE", "/api/v1/namespaces/n/pods%2Fp", {"path": "not as it was sent"}),
     ],
 )
 def test_a21_what_of_a_target_is_in_no_field(method: str, target: str, missing: dict[str, str]) -> None:
     found = query_details(request_target(method, target, False).info, target, commands=True)
     assert found == {"more": missing, "sha256": {"target": sha256(target)}}
+
+
+_PARTS = st.lists(
+    st.sampled_from(["a", "b", "/", "//", "%2F", "%61", "%ff", "%fe", "%EF%BF%BD", "/proxy", "/proxy/", "/exec/"]),
+    max_size=6,
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(_PARTS, _PARTS)
+@example(["a", "/proxy/", "%ff"], ["a", "/proxy/", "%fe"])
+@example(["a", "/proxy/", "a", "/", "b"], ["a", "/proxy/", "a", "%2F", "b"])
+@example(["a", "/proxy/", "%61"], ["a", "/proxy/", "a"])
+@example(["%ff"], ["%fe"])
+def test_a41_paths_that_differ_have_records_that_differ(first: list[str], second: list[str]) -> None:
+    """But for an escape that every reader resolves alike, in the name of an object."""
+    records = []
+    for parts in (first, second):
+        target = "/api/v1/namespaces/n/services/" + "".join(parts)
+        found = request_target("POST", target, False)
+        extra = query_details(found.info, target, commands=True) if found.detailed else None
+        name, proxy, behind = target.partition("/proxy")
+        records.append((name.replace("%61", "a") + proxy + behind, found.text, extra))
+    if records[0][0] != records[1][0]:
+        assert records[0][1:] != records[1][1:]
 
 
 def test_h20_fields_of_a_path_are_cut_to_what_a_name_may_have() -> None:

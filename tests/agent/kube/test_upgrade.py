@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -284,6 +284,34 @@ async def test_the_api_servers_crash_is_a_reset(bench: Bench, head: bytes, switc
     with pytest.raises((StreamReset, EOFError)):
         await wire.exactly(1)
     await bench.audit.wait(1)
+
+
+@pytest.mark.parametrize("part", ["forwarded_ports", "TransportSplice"])
+async def test_a_splice_that_cannot_be_made_leaves_no_connection(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+    ended = asyncio.Event()
+
+    async def serve(exchange: Exchange) -> None:
+        await exchange.send(SWITCH_SPDY)
+        with suppress(ConnectionError):
+            await exchange.reader.read()
+        ended.set()
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a defect")
+
+    bench.api.routes[EXEC] = serve
+    monkeypatch.setattr(f"arcbridge.agent.kube.proxy.{part}", fail)
+    wire = bench.stream()
+    await wire.send(SPDY)
+    async with asyncio.timeout(10):
+        await ended.wait()
+    assert (await bench.audit.wait(1))[0].outcome == "failed"
+    assert [type(one) for one in told] == [RuntimeError]
+    asyncio.get_running_loop().set_exception_handler(None)
 
 
 async def test_a_stopping_agent_ends_upgrades_and_records_them(bench: Bench) -> None:
