@@ -19,9 +19,13 @@ from typing import Any
 
 from bench.machine import describe
 
-LOADS = ("up", "down", "echo", "echo32", "open", "keystroke", "transfer", "first", "last_mile", "get")
+LOADS = ("up", "down", "echo", "echo32", "open", "keystroke", "transfer", "first", "last_mile", "get", "exec")
 """`first`: one copy of 10 MB as the first stream of its session, each way; `last_mile` goes over its own path; `get`:
-GETs at a real kube-apiserver on both paths of the agent, with the CPU of each role, as `bench.micro.fast_path`."""
+GETs at a real kube-apiserver on both paths of the agent, with the CPU of each role, as `bench.micro.fast_path`; `exec`:
+commands in a pod there by kubectl, one after the other, as the study `kubernetes` runs them."""
+
+EXECS = 30
+"""Commands of a measurement."""
 
 _MEASURE = """
 import json, sys, tempfile, time
@@ -69,7 +73,14 @@ if "get" in loads:
         for name in fast_path.PATHS:
             metrics = fast_path.measure(setting, tools, Path(directory), name, seconds)
             found.update({f"get_{name}_{metric}": value for metric, value in metrics.items()})
-rest = [name for name in loads if name not in ("first", "last_mile", "get")]
+if "exec" in loads:
+    from bench.studies import kubernetes
+    with tempfile.TemporaryDirectory() as directory, kubernetes._setting(Path(directory)) as setting:
+        study = kubernetes._Bench(setting, Path(directory), Path(directory))
+        through = setting.ways[1]
+        study.exec(through, count=3)
+        found.update(study.exec(through, count=int(sys.argv[3])))
+rest = [name for name in loads if name not in ("first", "last_mile", "get", "exec")]
 if rest:
     with started() as peer:
         for name in rest:
@@ -140,7 +151,7 @@ def main(argv: list[str]) -> int:
 
 def _measure(checkout: Path, loads: str, seconds: float) -> dict[str, float]:
     done = subprocess.run(
-        [sys.executable, "-c", _MEASURE, loads, str(seconds)],
+        [sys.executable, "-c", _MEASURE, loads, str(seconds), str(EXECS)],
         cwd=checkout,
         env={**os.environ, "PYTHONPATH": str(checkout.resolve())},
         stdout=subprocess.PIPE,
