@@ -23,6 +23,7 @@ from arcbridge.net.join import JoinCode, client_join
 from arcbridge.net.sockets import receive, reset, send_all
 from arcbridge.net.tls import ALPN_JOIN
 from arcbridge.net.tlspipe import TlsPipe
+from arcbridge.refusals import Refusal, RefusalRule
 from arcbridge.relay import agent_join
 from arcbridge.relay.access import Loss
 from arcbridge.relay.admission import Admission, Ticket
@@ -110,7 +111,7 @@ async def test_a_refused_join_names_cluster_rule_and_detail_in_the_log(tmp_path:
             await relay.join("alice")
         (failed,) = (line for line in lines if line["event"] == "join failed")
         assert (failed["rule"], failed["detail"], failed["cluster"]) == ("token.aud", 'it is for "x"', "prod")
-        assert caught.value.refusal == ("token.aud", "relay")
+        assert caught.value.refusal == Refusal(RefusalRule.TOKEN_AUD, "relay")
 
 
 async def test_groups_that_cannot_be_looked_up_are_no_fault_of_the_issuer_s_keys(tmp_path: Path) -> None:

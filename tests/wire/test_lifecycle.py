@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from arcbridge.errors import LocalProtocolError, SessionEnded
+from arcbridge.refusals import Refusal, RefusalRule
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.lifecycle import TRANSITIONS, Change, Deadline, Lifecycle, ended_by
 from arcbridge.wire.limits import Limits
@@ -133,10 +134,10 @@ def test_a_goaway_becomes_the_sessions_end() -> None:
     error = ended_by(Goaway(5, GoawayCode.REVOKED, "no more", 7, True, "token.aud", "relay"))
     assert isinstance(error, SessionEnded)
     assert (error.code, error.retry_after) == (GoawayCode.REVOKED, 7)
-    assert error.refusal == ("token.aud", "relay")
+    assert error.refusal == Refusal(RefusalRule.TOKEN_AUD, "relay")
     assert "no more" in str(error)
     foreign = ended_by(Goaway(5, GoawayCode.REVOKED, rule="token.aud", wanted='a"\x1b[2J'))
-    assert foreign.refusal == ("token.aud", ""), "what could end a quotation is left out"
+    assert foreign.refusal == Refusal(RefusalRule.TOKEN_AUD), "what could end a quotation is left out"
     silent = ended_by(Goaway(0, GoawayCode.DONE))
     assert "the other end ended the session" in str(silent)
     assert silent.retry_after is None

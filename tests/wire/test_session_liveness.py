@@ -125,7 +125,7 @@ def test_the_goaway_of_a_long_message_fits() -> None:
     one.collect()
     goaway = one.goaway()
     assert goaway is not None
-    assert (goaway.rule, goaway.wanted) == longest
+    assert Refusal(RefusalRule(goaway.rule), goaway.wanted) == longest
 
 
 @pytest.mark.parametrize("kind", Kind)
