@@ -53,7 +53,7 @@ def urandom(size):
 def token_urlsafe(size=None):
     value = _token(size)
     caller = _caller()
-    if caller == "arcbridge.relay.rendezvous":
+    if caller == "arcbridge.relay.pending_dials":
         _record("dial-token", value)
     # A login makes the verifier first, then the state, which the user is shown in an address.
     elif caller == "arcbridge.client.credentials.login" and not _is_second("login"):
