@@ -30,11 +30,11 @@ if "agent" in sys.orig_argv:
     import time
     from arcbridge.agent.kube.plan import Plan
     request_head = Plan.request_head
-    def dear(plan, authority):
-        ends = time.thread_time() + 0.05 * (plan.target == "{DEAR}")
+    def dear(plan, *words):
+        ends = time.thread_time() + 0.05 * (plan.facts.target == "{DEAR}")
         while time.thread_time() < ends:
             pass
-        return request_head(plan, authority)
+        return request_head(plan, *words)
     Plan.request_head = dear
 '''
 
