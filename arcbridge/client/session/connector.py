@@ -167,7 +167,8 @@ class Connector:
             self.note_revoked(error, token)
             if session is not None:
                 session.abort()
-                self.sessions.pop(session, None)
+                if (dropped := self.sessions.pop(session, None)) is not None:
+                    dropped.stop()  # a try that an event of this flight has called for waits for the handover
             joined.sock.close()
             raise
         finally:

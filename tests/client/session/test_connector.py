@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from arcbridge.client.session import connector
+from arcbridge.client.session.connection import Joined
 from arcbridge.client.session.trust import ClusterTrust
-from arcbridge.errors import PinMismatch
+from arcbridge.errors import ArcbridgeError, ConnectionLost, PinMismatch
 from arcbridge.pki.pins import PinStore
 from tests.client.far_side import CLUSTER, CLUSTER_CA, OTHER_CA, FarSide
 from tests.client.session.test_session_manager import make, running
+from tests.support.eventually import until
+
+
+async def test_a_try_that_waits_for_a_handover_ends_with_the_attempt(
+    far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = make(far, tmp_path)
+
+    def tries() -> list[asyncio.Task[Any]]:
+        return [task for task in asyncio.all_tasks() if "_try_until_attached" in repr(task.get_coro())]
+
+    async def broken(joined: Joined, *_: object) -> None:
+        (pending,) = session.connector.sessions
+        session.move_requested(pending)  # as if MOVE came in this flight
+        assert tries()
+        raise ConnectionLost("the connection broke")
+
+    monkeypatch.setattr(connector, "shake_hands", broken)
+    with pytest.raises(ArcbridgeError):
+        await session.connect_once()
+    await until(lambda: not tries())
 
 
 class TestTrust:
