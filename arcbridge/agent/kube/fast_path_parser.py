@@ -17,9 +17,9 @@ from arcbridge.agent.kube.request_facts import RequestFacts
 
 MAX_PLAIN_HEAD = 16 * 1024
 """Bytes of a plain head; kubectl's has 300 to 600. Longer ones go through the general parser."""
-MAX_KNOWN_LINES = 96
+MAX_KNOWN_LINES = 48
 """Header lines that a session remembers, and as many whole blocks of them: a client library sends a few different
-ones, over and over."""
+ones, over and over. Together they take at most some 150 KiB of a session."""
 MAX_KNOWN_LINE = 640
 """Bytes of a line, and of a block, that is remembered: kubectl's blocks have 300 to 600."""
 
