@@ -27,7 +27,7 @@ from arcbridge.agent.self_checks import (
 )
 from arcbridge.agent.service import credential_store
 from arcbridge.agent.settings import Checked, check
-from arcbridge.checks.diagnosis import Finding, State, failed, ok, settings_findings, skipped
+from arcbridge.checks.diagnosis import Finding, FindingState, failed, ok, settings_findings, skipped
 from arcbridge.checks.running import look_at_process, look_at_refusals, read_page, samples_of
 from arcbridge.checks.self_checks import SelfCheck, SelfChecks
 from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, PinMismatch
@@ -112,7 +112,7 @@ async def _trust(config: AgentConfig, credential: AgentCredential | None) -> tup
         found.append(skipped(CREDENTIAL, "the agent has not enrolled yet"))
     else:
         one = certificate_finding(*credential.validity(), time.time())
-        words = f"cluster {credential.cluster}, {one.detail}" if one.state is State.OK else one.detail
+        words = f"cluster {credential.cluster}, {one.detail}" if one.state is FindingState.OK else one.detail
         found.append(Finding(CREDENTIAL, one.state, words, one.remedy, one.code))
     pem: str | None = None
     if config.relay_ca_file is not None:

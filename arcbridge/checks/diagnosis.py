@@ -14,7 +14,7 @@ from enum import StrEnum
 from arcbridge.settings.problems import Problem, Severity
 
 
-class State(StrEnum):
+class FindingState(StrEnum):
     """What a check found out about its hop."""
 
     OK = "ok"
@@ -31,7 +31,7 @@ class Finding:
 
     hop: str
     """What was looked at, in few words: `relay certificate`, `API server`."""
-    state: State
+    state: FindingState
     detail: str
     """One sentence or less: what was found. It holds no secret."""
     remedy: str = ""
@@ -42,35 +42,39 @@ class Finding:
 
 def first_failure(findings: Sequence[Finding]) -> Finding | None:
     """Return the first hop that failed, in the order of the way; None where none did."""
-    return next((finding for finding in findings if finding.state is State.FAILED), None)
+    return next((finding for finding in findings if finding.state is FindingState.FAILED), None)
 
 
 def settings_findings(problems: Iterable[Problem], hop: Callable[[str], str]) -> list[Finding]:
     """Return what a role's check of its settings has found, errors first; `hop`: which hop a setting is about."""
     found = [
-        Finding(hop(one.setting), State.FAILED, str(one), "correct the setting, or the file that it names", "config")
+        Finding(
+            hop(one.setting), FindingState.FAILED, str(one), "correct the setting, or the file that it names", "config"
+        )
         if one.severity is Severity.ERROR
-        else Finding(hop(one.setting), State.WARNING, str(one), "correct it, or leave it where it is meant", "config")
+        else Finding(
+            hop(one.setting), FindingState.WARNING, str(one), "correct it, or leave it where it is meant", "config"
+        )
         for one in problems
     ]
-    return sorted(found, key=lambda one: one.state is not State.FAILED)
+    return sorted(found, key=lambda one: one.state is not FindingState.FAILED)
 
 
 def ok(hop: str, detail: str) -> Finding:
     """Return a hop that works."""
-    return Finding(hop, State.OK, detail)
+    return Finding(hop, FindingState.OK, detail)
 
 
 def skipped(hop: str, detail: str) -> Finding:
     """Return a hop that was not looked at; `detail` says why."""
-    return Finding(hop, State.SKIPPED, detail)
+    return Finding(hop, FindingState.SKIPPED, detail)
 
 
 def warning(hop: str, detail: str, remedy: str, code: str) -> Finding:
     """Return a hop that works, and will be in the way sooner or later."""
-    return Finding(hop, State.WARNING, detail, remedy, code)
+    return Finding(hop, FindingState.WARNING, detail, remedy, code)
 
 
 def failed(hop: str, detail: str, remedy: str, code: str) -> Finding:
     """Return a hop that does not work."""
-    return Finding(hop, State.FAILED, detail, remedy, code)
+    return Finding(hop, FindingState.FAILED, detail, remedy, code)

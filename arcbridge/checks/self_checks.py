@@ -19,7 +19,7 @@ from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
 from arcbridge.observe.untrusted_text import clean
 
-from .diagnosis import Finding, State
+from .diagnosis import Finding, FindingState
 
 EVERY: Final = 60.0
 """Seconds between two looks, on average."""
@@ -79,7 +79,7 @@ class SelfChecks:
 
     def failed(self, name: str) -> Finding | None:
         """Return the finding with which a check has failed; None where it has not, or has not ended yet."""
-        return next((one for one in self._found.get(name, ()) if one.state is State.FAILED), None)
+        return next((one for one in self._found.get(name, ()) if one.state is FindingState.FAILED), None)
 
     def unready(self, name: str) -> str | None:
         """Return why the role is not ready as far as this check tells, or None."""
@@ -130,7 +130,7 @@ class SelfChecks:
             self._wanted[name].clear()
             self._note(name, await self._look(self._checks[name]))
             # What could not be looked at yet is looked at soon, too.
-            wanting = any(one.state in (State.FAILED, State.SKIPPED) for one in self._found[name])
+            wanting = any(one.state in (FindingState.FAILED, FindingState.SKIPPED) for one in self._found[name])
             failures = failures + 1 if wanting else 0
             wait = min(AGAIN * 2.0 ** min(failures - 1, 16), self._every) if failures else self._every
             wait *= 1 - SPREAD + 2 * SPREAD * self._draw()
@@ -146,10 +146,16 @@ class SelfChecks:
             async with asyncio.timeout(DEADLINE):
                 found = await check.look()
         except TimeoutError:
-            found = [Finding(check.name, State.FAILED, f"no answer within {DEADLINE:.0f} s", code=f"{check.name}_slow")]
+            found = [
+                Finding(
+                    check.name, FindingState.FAILED, f"no answer within {DEADLINE:.0f} s", code=f"{check.name}_slow"
+                )
+            ]
         except Exception as error:  # a broken check leaves the state unknown; its text may hold anything
             found = [
-                Finding(check.name, State.FAILED, f"the check itself failed ({type(error).__name__})", code="check")
+                Finding(
+                    check.name, FindingState.FAILED, f"the check itself failed ({type(error).__name__})", code="check"
+                )
             ]
         return tuple(
             replace(one, detail=clean(one.detail, _DETAIL), remedy=clean(one.remedy, _DETAIL)) for one in found
@@ -161,10 +167,10 @@ class SelfChecks:
         self._found[name] = found
         for one in found:
             known = before.get(one.hop)
-            bad = one.state in (State.FAILED, State.WARNING)
+            bad = one.state in (FindingState.FAILED, FindingState.WARNING)
             if bad and (known is None or (known.state, known.code) != (one.state, one.code)):
-                tell = self._log.error if one.state is State.FAILED else self._log.warning
-                event = "check failed" if one.state is State.FAILED else "check warns"
+                tell = self._log.error if one.state is FindingState.FAILED else self._log.warning
+                event = "check failed" if one.state is FindingState.FAILED else "check warns"
                 tell(event, check=name, code=one.code, hop=one.hop, reason=one.detail, remedy=one.remedy)
-            elif not bad and known is not None and known.state in (State.FAILED, State.WARNING):
+            elif not bad and known is not None and known.state in (FindingState.FAILED, FindingState.WARNING):
                 self._log.info("check passed", check=name, hop=one.hop)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from arcbridge.checks.diagnosis import State, first_failure
+from arcbridge.checks.diagnosis import FindingState, first_failure
 from arcbridge.cli.commands import DIAGNOSIS_OUTPUTS, DOCUMENTS
 from arcbridge.cli.output import format_document, format_rows, plain
 from arcbridge.errors import ConfigError
@@ -44,6 +44,6 @@ def format_findings(findings: Sequence[Finding], output: str) -> str:
         raise ConfigError(unknown("flag --output", output, DIAGNOSIS_OUTPUTS))
     lines = [format_rows(rows, _COLUMNS, "table")]
     for finding in findings:
-        if finding.remedy and (finding is failed or finding.state is State.WARNING):
+        if finding.remedy and (finding is failed or finding.state is FindingState.WARNING):
             lines.append(f"\n{plain(finding.hop)}: {plain(finding.remedy)}\n")
     return "".join(lines)

@@ -43,7 +43,7 @@ _RECORD = 16 * 1024
 """Most payload of one TLS record (RFC 8446 §5.1), which is the most that OpenSSL gives at a time."""
 
 
-class _State(Enum):
+class _TlsState(Enum):
     HANDSHAKE = "handshake"
     OPEN = "open"
     FLUSHING = "flushing"
@@ -82,7 +82,7 @@ class TlsTransport(asyncio.Transport):
         self._protocol = protocol
         self._buffered = isinstance(protocol, asyncio.BufferedProtocol)
         self._on_handshake = on_handshake
-        self._state = _State.HANDSHAKE
+        self._state = _TlsState.HANDSHAKE
         self._reading = False
         self._error_poll = socket_error_poll()
         self._polled = False
@@ -129,7 +129,7 @@ class TlsTransport(asyncio.Transport):
 
     def is_closing(self) -> bool:
         """Return whether `close` or `abort` was called, or the connection is lost."""
-        return self._state not in (_State.HANDSHAKE, _State.OPEN)
+        return self._state not in (_TlsState.HANDSHAKE, _TlsState.OPEN)
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         """Deliver to `protocol` from now on."""
@@ -146,17 +146,17 @@ class TlsTransport(asyncio.Transport):
 
     def cut(self) -> None:
         """End as a cut: the peer gets every byte that was written, then a reset in place of an end."""
-        if self._state is _State.OPEN:
+        if self._state is _TlsState.OPEN:
             self._orderly = False
         self._end()
 
     def _end(self) -> None:
-        if self._state is _State.HANDSHAKE:
+        if self._state is _TlsState.HANDSHAKE:
             self._lose(None)
         elif self._failed is not None:
             self._lose(None if self._peer_over else self._failed)
-        elif self._state is _State.OPEN:
-            self._state = _State.FLUSHING
+        elif self._state is _TlsState.OPEN:
+            self._state = _TlsState.FLUSHING
             self._start_reading()
             if not self._pending:
                 self._send_close_notify()
@@ -169,12 +169,12 @@ class TlsTransport(asyncio.Transport):
 
     def is_reading(self) -> bool:
         """Return whether payload is delivered as it arrives."""
-        return not self._paused and self._state is _State.OPEN
+        return not self._paused and self._state is _TlsState.OPEN
 
     def pause_reading(self) -> None:
         """Deliver nothing, and take nothing from the socket, until `resume_reading`."""
         self._paused = True
-        if self._state is _State.OPEN:
+        if self._state is _TlsState.OPEN:
             self._stop_reading()
 
     def resume_reading(self) -> None:
@@ -182,7 +182,7 @@ class TlsTransport(asyncio.Transport):
         if not self._paused:
             return
         self._paused = False
-        if self._state is _State.OPEN:
+        if self._state is _TlsState.OPEN:
             if not self._socket_over:
                 self._start_reading()
             self._deliver_soon()
@@ -191,7 +191,7 @@ class TlsTransport(asyncio.Transport):
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Encrypt and send; `data` may be reused at once. Ignored once closing."""
-        if self._state is not _State.OPEN or not data:
+        if self._state is not _TlsState.OPEN or not data:
             return
         tls = self._tls
         try:
@@ -230,7 +230,7 @@ class TlsTransport(asyncio.Transport):
     # -- the handshake ----------------------------------------------------------------------------------------------
 
     def _advance_handshake(self) -> None:
-        if self._state is not _State.HANDSHAKE:
+        if self._state is not _TlsState.HANDSHAKE:
             return
         try:
             self._tls.do_handshake()
@@ -249,7 +249,7 @@ class TlsTransport(asyncio.Transport):
         if self.is_closing():
             return
         self._disarm()
-        self._state = _State.OPEN
+        self._state = _TlsState.OPEN
         if self._paused:
             self._stop_reading()
         done, self._on_handshake = self._on_handshake, None
@@ -264,7 +264,7 @@ class TlsTransport(asyncio.Transport):
     # -- the socket -------------------------------------------------------------------------------------------------
 
     def _start_reading(self) -> None:
-        if not self._reading and self._state is not _State.CLOSED:
+        if not self._reading and self._state is not _TlsState.CLOSED:
             self._reading = True
             self._loop.add_reader(self._sock, self._readable)
 
@@ -274,7 +274,7 @@ class TlsTransport(asyncio.Transport):
             self._loop.remove_reader(self._sock)
 
     def _readable(self) -> None:
-        if self._read() and not self._polled and self._state is not _State.CLOSED:
+        if self._read() and not self._polled and self._state is not _TlsState.CLOSED:
             self._polled = True
             self._error_poll.add(self)
 
@@ -290,7 +290,7 @@ class TlsTransport(asyncio.Transport):
         No more than the protocol's buffer holds, and one record: what the protocol does not want stays in the kernel.
         """
         size = buffer.SIZE
-        if self._buffered and self._state is _State.OPEN:
+        if self._buffered and self._state is _TlsState.OPEN:
             into = self._buffer_of(cast(asyncio.BufferedProtocol, self._protocol))
             if into is None:
                 return False
@@ -302,7 +302,7 @@ class TlsTransport(asyncio.Transport):
                 self._lose(self._failed)
             return False
         except OSError as error:
-            if self._state is not _State.OPEN or self._peer_over:
+            if self._state is not _TlsState.OPEN or self._peer_over:
                 self._lose(error)
                 return False
             self._stop_reading()
@@ -310,12 +310,12 @@ class TlsTransport(asyncio.Transport):
             self._failed = self._failed or error
             self._deliver()  # what OpenSSL holds comes first: uvloop may call this before `_deliver_held`
             return False
-        if self._state in (_State.FLUSHING, _State.LINGERING):
+        if self._state in (_TlsState.FLUSHING, _TlsState.LINGERING):
             if not count:
                 self._peer_ended()
             return bool(count)
         if not count:
-            if self._state is _State.HANDSHAKE:
+            if self._state is _TlsState.HANDSHAKE:
                 self._lose(ConnectionAbortedError("ended within the TLS handshake"))
                 return False
             self._stop_reading()
@@ -325,7 +325,7 @@ class TlsTransport(asyncio.Transport):
         if self._peer_over:
             return True  # TLS is over in this direction: whatever this is, it is not kept
         self._incoming.write(buffer.VIEW[:count])
-        if self._state is _State.HANDSHAKE:
+        if self._state is _TlsState.HANDSHAKE:
             self._advance_handshake()
         else:
             self._deliver()
@@ -333,7 +333,7 @@ class TlsTransport(asyncio.Transport):
 
     def _peer_ended(self) -> None:
         """The peer's FIN while we close: once ours is out, nothing is left to wait for."""
-        if self._state is _State.LINGERING and not self._pending:
+        if self._state is _TlsState.LINGERING and not self._pending:
             self._lose(None)
         else:
             self._stop_reading()
@@ -348,14 +348,14 @@ class TlsTransport(asyncio.Transport):
         self._deliver()
         if self._failed is None:
             return
-        while self._state is _State.OPEN and not self._paused and not self._socket_over:
+        while self._state is _TlsState.OPEN and not self._paused and not self._socket_over:
             self._read()  # until the kernel has nothing more
-        if self._state is _State.OPEN and not self._paused:
+        if self._state is _TlsState.OPEN and not self._paused:
             self._lose(self._failed)
 
     def _deliver(self) -> None:
         """Hand over what OpenSSL can decrypt."""
-        while self._state is _State.OPEN and not self._paused and not self._peer_over:
+        while self._state is _TlsState.OPEN and not self._paused and not self._peer_over:
             try:
                 if self._buffered:
                     protocol = cast(asyncio.BufferedProtocol, self._protocol)
@@ -443,7 +443,7 @@ class TlsTransport(asyncio.Transport):
     def _send_outgoing(self) -> None:
         """Move what OpenSSL made to the socket, or behind what waits for it."""
         data = self._outgoing.read()
-        if not data or self._state is _State.CLOSED or self._failed is not None:
+        if not data or self._state is _TlsState.CLOSED or self._failed is not None:
             return
         if not self._pending:
             try:
@@ -464,13 +464,13 @@ class TlsTransport(asyncio.Transport):
         self._pause_writer_if_full()
 
     def _pause_writer_if_full(self) -> None:
-        if self._pending_bytes > self._high and not self._writer_paused and self._state is _State.OPEN:
+        if self._pending_bytes > self._high and not self._writer_paused and self._state is _TlsState.OPEN:
             self._writer_paused = True
             self._guard(self._protocol.pause_writing)
 
     def _send_failed(self, error: OSError) -> None:
         """The peer is gone. All that it sent before is in the socket's buffer, and is delivered first."""
-        if self._state is not _State.OPEN:
+        if self._state is not _TlsState.OPEN:
             self._lose(error)
             return
         self._failed = error
@@ -499,13 +499,13 @@ class TlsTransport(asyncio.Transport):
             self._pending.popleft()
         if not self._pending:
             self._loop.remove_writer(self._sock)
-            if self._state is _State.FLUSHING:
+            if self._state is _TlsState.FLUSHING:
                 self._send_close_notify()
                 return
-            if self._state is _State.LINGERING:
+            if self._state is _TlsState.LINGERING:
                 self._shut()
                 return
-        if self._writer_paused and self._pending_bytes <= self._low and self._state is _State.OPEN:
+        if self._writer_paused and self._pending_bytes <= self._low and self._state is _TlsState.OPEN:
             self._writer_paused = False
             self._guard(self._protocol.resume_writing)
 
@@ -513,7 +513,7 @@ class TlsTransport(asyncio.Transport):
 
     def _send_close_notify(self) -> None:
         """Everything written is with the kernel: close_notify, then FIN."""
-        self._state = _State.LINGERING
+        self._state = _TlsState.LINGERING
         if not self._orderly:
             self._reset_when_received()
             return
@@ -526,7 +526,7 @@ class TlsTransport(asyncio.Transport):
             self._shut()
 
     def _shut(self) -> None:
-        if self._state is not _State.LINGERING:
+        if self._state is not _TlsState.LINGERING:
             return
         try:
             self._sock.shutdown(socket.SHUT_WR)
@@ -559,10 +559,10 @@ class TlsTransport(asyncio.Transport):
             self._lose(None)
 
     def _lose(self, error: BaseException | None) -> None:
-        if self._state is _State.CLOSED:
+        if self._state is _TlsState.CLOSED:
             return
-        opened = self._state is not _State.HANDSHAKE
-        self._state = _State.CLOSED
+        opened = self._state is not _TlsState.HANDSHAKE
+        self._state = _TlsState.CLOSED
         self._disarm()
         # Both callbacks first: the next socket gets this descriptor's number.
         self._stop_reading()

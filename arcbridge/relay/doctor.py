@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from arcbridge.checks.diagnosis import Finding, State, failed, ok, settings_findings, skipped
+from arcbridge.checks.diagnosis import Finding, FindingState, failed, ok, settings_findings, skipped
 from arcbridge.checks.directory_findings import directory_finding
 from arcbridge.checks.key_findings import key_finding
 from arcbridge.checks.running import look_at_refusals
@@ -43,7 +43,7 @@ async def diagnose(config: RelayConfig, place: Callable[[str], Place | None] = l
     """Look at everything, in the order in which one thing needs the other. `place`: where a setting was given."""
     checked = await asyncio.to_thread(check, config)
     wrong = settings_findings(located(list(checked.problems), place), _hop_of)
-    bad = {one.hop for one in wrong if one.state is State.FAILED}
+    bad = {one.hop for one in wrong if one.state is FindingState.FAILED}
     found = wrong if SETTINGS in bad else [ok(SETTINGS, "complete and well-formed"), *wrong]
     found += [
         ok(hop, f"{path} is well-formed")
@@ -135,7 +135,7 @@ async def _running(config: RelayConfig) -> list[Finding]:
         try:
             one = Finding(
                 f"running relay: {row['hop']}",
-                State(row["state"]),
+                FindingState(row["state"]),
                 f"{row['detail']}{place if row['state'] in ('failed', 'warning') else ''}",
                 str(row["remedy"]),
                 str(row["code"]),
@@ -145,12 +145,12 @@ async def _running(config: RelayConfig) -> list[Finding]:
         known = worst.get(one.hop)
         if known is None or _rank(one.state) > _rank(known.state):
             worst[one.hop] = one
-    found = [ok(RUNNING, "answers"), *(one for one in worst.values() if one.state is not State.SKIPPED)]
+    found = [ok(RUNNING, "answers"), *(one for one in worst.values() if one.state is not FindingState.SKIPPED)]
     return found + await look_at_refusals("arcbridge_relay_", config.observe.listen, "access tokens")
 
 
-def _rank(state: State) -> int:
-    return (State.SKIPPED, State.OK, State.WARNING, State.FAILED).index(state)
+def _rank(state: FindingState) -> int:
+    return (FindingState.SKIPPED, FindingState.OK, FindingState.WARNING, FindingState.FAILED).index(state)
 
 
 async def _guarded(hop: str, code: str, look: Callable[[], Awaitable[Finding]]) -> Finding:

@@ -10,7 +10,7 @@ import pytest
 
 from arcbridge.agent.doctor import diagnose
 from arcbridge.agent.settings import check
-from arcbridge.checks.diagnosis import Finding, State
+from arcbridge.checks.diagnosis import Finding, FindingState
 from arcbridge.settings.config import AgentConfig, AgentStateConfig, AuditConfig, KubernetesConfig
 from arcbridge.settings.problems import Place
 from tests.identity.issuer import CONFIG, URL
@@ -31,7 +31,7 @@ async def config(tmp_path: Path) -> AsyncIterator[AgentConfig]:
 
 
 def bad(found: list[Finding]) -> set[str]:
-    return {one.code for one in found if one.state in (State.FAILED, State.WARNING)}
+    return {one.code for one in found if one.state in (FindingState.FAILED, FindingState.WARNING)}
 
 
 async def test_nothing_is_made(config: AgentConfig, tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ async def test_nothing_is_made(config: AgentConfig, tmp_path: Path) -> None:
     assert "relay_unreachable" in bad(found)
     assert not {"api_unreachable", "api_ca", "agent_credential", "audit"} & bad(found)
     assert set(tmp_path.iterdir()) == before
-    assert next(one for one in found if one.hop == "API server").state is State.OK
+    assert next(one for one in found if one.hop == "API server").state is FindingState.OK
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ async def test_what_is_wrong_is_found(config: AgentConfig, change: dict[str, obj
 async def test_all_settings_that_a_start_would_refuse_are_named_with_their_places(config: AgentConfig) -> None:
     wrong = dataclasses.replace(config, relays=(), control_connections=0, proof="perhaps")
     found = await diagnose(wrong, lambda setting: Place("agent.toml", len(setting)))
-    assert [(one.hop, one.state, one.code) for one in found] == [("settings", State.FAILED, "config")] * 3
+    assert [(one.hop, one.state, one.code) for one in found] == [("settings", FindingState.FAILED, "config")] * 3
     assert found[0].detail.startswith("agent.toml, line 6: relays: required but not set")
 
 

@@ -12,7 +12,7 @@ import trustme
 from arcbridge.agent import self_checks as looks
 from arcbridge.agent.authenticator import REVIEW
 from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
-from arcbridge.checks.diagnosis import Finding, State
+from arcbridge.checks.diagnosis import Finding, FindingState
 from arcbridge.identity.authentication import parse
 from arcbridge.identity.groups import GroupSources
 from arcbridge.identity.verifier import TokenVerifier
@@ -41,22 +41,22 @@ def settings(fake: FakeApiServer) -> KubernetesConfig:
     return KubernetesConfig(server=fake.url, ca_file=fake.ca_file, token_file=fake.token_file)
 
 
-def one(finding: Finding) -> tuple[State, str]:
-    assert (finding.code == "") == (finding.state in (State.OK, State.SKIPPED))
+def one(finding: Finding) -> tuple[FindingState, str]:
+    assert (finding.code == "") == (finding.state in (FindingState.OK, FindingState.SKIPPED))
     assert finding.remedy or not finding.code
     return finding.state, finding.code
 
 
 async def test_the_api_server_answers(api: ApiServer) -> None:
-    assert one(await looks.look_at_api_server(api)) == (State.OK, "")
+    assert one(await looks.look_at_api_server(api)) == (FindingState.OK, "")
 
 
 async def test_another_port(fake: FakeApiServer) -> None:
     api = ApiServer(endpoint_of(KubernetesConfig(server="https://127.0.0.1:1", ca_file=fake.ca_file,
                                                  token_file=fake.token_file), {}))  # fmt: skip
-    assert one(await looks.look_at_api_server(api)) == (State.FAILED, "api_unreachable")
-    assert one(await looks.look_at_credential(api)) == (State.SKIPPED, "")
-    assert one(await looks.look_at_impersonation(api)) == (State.SKIPPED, "")
+    assert one(await looks.look_at_api_server(api)) == (FindingState.FAILED, "api_unreachable")
+    assert one(await looks.look_at_credential(api)) == (FindingState.SKIPPED, "")
+    assert one(await looks.look_at_impersonation(api)) == (FindingState.SKIPPED, "")
     await api.close()
 
 
@@ -64,27 +64,27 @@ async def test_another_ca(fake: FakeApiServer, tmp_path: Path) -> None:
     trustme.CA().cert_pem.write_to_path(str(tmp_path / "other.crt"))
     api = ApiServer(endpoint_of(KubernetesConfig(server=fake.url, ca_file=tmp_path / "other.crt",
                                                  token_file=fake.token_file), {}))  # fmt: skip
-    assert one(await looks.look_at_api_server(api)) == (State.FAILED, "api_ca")
+    assert one(await looks.look_at_api_server(api)) == (FindingState.FAILED, "api_ca")
     await api.close()
 
 
 @pytest.mark.parametrize(
     ("code", "user", "expected"),
     [
-        (201, AGENT, (State.OK, "")),
-        (201, "system:anonymous", (State.FAILED, "agent_credential")),
-        (401, "", (State.FAILED, "agent_credential")),
-        (404, "", (State.WARNING, "review")),
-        (201, "", (State.WARNING, "review")),
+        (201, AGENT, (FindingState.OK, "")),
+        (201, "system:anonymous", (FindingState.FAILED, "agent_credential")),
+        (401, "", (FindingState.FAILED, "agent_credential")),
+        (404, "", (FindingState.WARNING, "review")),
+        (201, "", (FindingState.WARNING, "review")),
     ],
 )
 async def test_the_agents_own_credential(
-    fake: FakeApiServer, api: ApiServer, code: int, user: str, expected: tuple[State, str]
+    fake: FakeApiServer, api: ApiServer, code: int, user: str, expected: tuple[FindingState, str]
 ) -> None:
     body = {"status": {"userInfo": {"username": user}}} if user else {}
     fake.routes[REVIEW] = reply(code, json.dumps(body).encode())
     assert one(await looks.look_at_credential(api)) == expected
-    assert api.upstream.own_refusals.user == (AGENT if expected[0] is State.OK else "")
+    assert api.upstream.own_refusals.user == (AGENT if expected[0] is FindingState.OK else "")
 
 
 def rule(verb: str, *resources: str) -> dict[str, list[str]]:
@@ -94,18 +94,24 @@ def rule(verb: str, *resources: str) -> dict[str, list[str]]:
 @pytest.mark.parametrize(
     ("rules", "incomplete", "expected"),
     [
-        pytest.param([rule("impersonate", "users", "groups")], False, (State.OK, ""), id="legacy"),
-        pytest.param([rule("impersonate:user-info", "users", "groups")], False, (State.OK, ""), id="constrained"),
-        pytest.param([rule("*", "*")], False, (State.OK, ""), id="everything"),
-        pytest.param([rule("impersonate", "users")], False, (State.WARNING, "impersonation_groups"), id="no group"),
-        pytest.param([rule("get", "users", "groups")], False, (State.FAILED, "impersonation"), id="another verb"),
-        pytest.param([], False, (State.FAILED, "impersonation"), id="none"),
-        pytest.param([], True, (State.WARNING, "impersonation_unknown"), id="another authorizer"),
-        pytest.param(None, False, (State.WARNING, "review"), id="no answer"),
+        pytest.param([rule("impersonate", "users", "groups")], False, (FindingState.OK, ""), id="legacy"),
+        pytest.param(
+            [rule("impersonate:user-info", "users", "groups")], False, (FindingState.OK, ""), id="constrained"
+        ),
+        pytest.param([rule("*", "*")], False, (FindingState.OK, ""), id="everything"),
+        pytest.param(
+            [rule("impersonate", "users")], False, (FindingState.WARNING, "impersonation_groups"), id="no group"
+        ),
+        pytest.param(
+            [rule("get", "users", "groups")], False, (FindingState.FAILED, "impersonation"), id="another verb"
+        ),
+        pytest.param([], False, (FindingState.FAILED, "impersonation"), id="none"),
+        pytest.param([], True, (FindingState.WARNING, "impersonation_unknown"), id="another authorizer"),
+        pytest.param(None, False, (FindingState.WARNING, "review"), id="no answer"),
     ],
 )
 async def test_the_right_to_impersonate(
-    fake: FakeApiServer, api: ApiServer, rules: object, incomplete: bool, expected: tuple[State, str]
+    fake: FakeApiServer, api: ApiServer, rules: object, incomplete: bool, expected: tuple[FindingState, str]
 ) -> None:
     fake.routes[looks.RULES] = reply(
         201, json.dumps({"status": {"resourceRules": rules, "incomplete": incomplete}}).encode()
@@ -116,17 +122,17 @@ async def test_the_right_to_impersonate(
 async def test_users_whom_no_rule_names(fake: FakeApiServer, api: ApiServer) -> None:
     rules = [rule("impersonate", "users", "groups")]
     fake.routes[looks.RULES] = reply(201, json.dumps({"status": {"resourceRules": rules}}).encode())
-    assert one(await looks.look_at_impersonation(api, lambda: 3)) == (State.WARNING, "impersonation_users")
+    assert one(await looks.look_at_impersonation(api, lambda: 3)) == (FindingState.WARNING, "impersonation_users")
 
 
 async def test_files_that_cannot_be_read_again(fake: FakeApiServer, api: ApiServer) -> None:
-    assert one(await looks.look_at_reload(api)) == (State.OK, "")
+    assert one(await looks.look_at_reload(api)) == (FindingState.OK, "")
     fake.token_file.write_text("two words")
     api.reread()
-    assert one(await looks.look_at_reload(api)) == (State.FAILED, "reload")
+    assert one(await looks.look_at_reload(api)) == (FindingState.FAILED, "reload")
     fake.token_file.write_text("word")
     api.reread()
-    assert one(await looks.look_at_reload(api)) == (State.OK, "")
+    assert one(await looks.look_at_reload(api)) == (FindingState.OK, "")
 
 
 @pytest.mark.parametrize("token_mode", [True, False])
@@ -135,7 +141,7 @@ async def test_an_agent_that_can_verify_no_token_is_unready_unless_it_takes_othe
     verifier = TokenVerifier(parse(issuing.CONFIG.replace(issuing.URL, "https://127.0.0.1:1")), fetcher)
     check = looks.issuers_check(verifier, token_mode=lambda: token_mode)
     (found,) = await check.look()
-    assert (found.state, found.code) == (State.FAILED, "issuer_unreachable")
+    assert (found.state, found.code) == (FindingState.FAILED, "issuer_unreachable")
     assert callable(check.gates)
     assert check.gates() is not token_mode
     await verifier.close()
@@ -157,8 +163,8 @@ async def test_a_directory_that_cannot_be_asked_fails_and_gates_nothing(tmp_path
     verifier = TokenVerifier(issuers, fetcher, groups=groups)
     (check,) = looks.groups_checks(verifier)
     assert check.gates is False
-    assert one(*await check.look()) == (State.FAILED, "graph_unreachable")
-    assert one(*await check.look()) == (State.FAILED, "graph_unreachable")
+    assert one(*await check.look()) == (FindingState.FAILED, "graph_unreachable")
+    assert one(*await check.look()) == (FindingState.FAILED, "graph_unreachable")
     assert verifier.graph_tokens() == {"granted": 0, "failed": 1}, "it is not asked again by each look"
     assert looks.groups_checks(TokenVerifier(issuers, fetcher)) == looks.groups_checks(None) == []
     await verifier.close()
@@ -166,8 +172,9 @@ async def test_a_directory_that_cannot_be_asked_fails_and_gates_nothing(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("life", "left", "state"), [(90, 60, State.OK), (90, 0.9, State.FAILED), (1, 0.2, State.OK), (7, 0, State.FAILED)]
+    ("life", "left", "state"),
+    [(90, 60, FindingState.OK), (90, 0.9, FindingState.FAILED), (1, 0.2, FindingState.OK), (7, 0, FindingState.FAILED)],
 )
-def test_the_certificates_end(life: float, left: float, state: State) -> None:
+def test_the_certificates_end(life: float, left: float, state: FindingState) -> None:
     day = 86400.0
     assert looks.certificate_finding((left - life) * day, left * day, 0.0).state is state

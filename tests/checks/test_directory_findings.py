@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from arcbridge.checks.diagnosis import State
+from arcbridge.checks.diagnosis import FindingState
 from arcbridge.checks.directory_findings import directory_finding
 
 
 @pytest.mark.parametrize(
     ("usable", "code", "state"),
     [
-        (True, "", State.OK),
-        (False, "graph_credential", State.FAILED),
-        (False, "graph_unreachable", State.FAILED),
-        (True, "graph_credential", State.WARNING),
-        (True, "graph_permission", State.WARNING),
+        (True, "", FindingState.OK),
+        (False, "graph_credential", FindingState.FAILED),
+        (False, "graph_unreachable", FindingState.FAILED),
+        (True, "graph_credential", FindingState.WARNING),
+        (True, "graph_permission", FindingState.WARNING),
     ],
 )
-def test_a_directory_that_can_still_be_asked_is_a_warning(usable: bool, code: str, state: State) -> None:
+def test_a_directory_that_can_still_be_asked_is_a_warning(usable: bool, code: str, state: FindingState) -> None:
     found = directory_finding("graph.example", usable, code, "why it is so" if code else "")
     assert (found.hop, found.state, found.code) == ("groups by graph.example", state, code)
     assert bool(found.remedy) is bool(code)

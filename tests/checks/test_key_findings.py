@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from arcbridge.checks.diagnosis import State
+from arcbridge.checks.diagnosis import FindingState
 from arcbridge.checks.key_findings import key_finding
 from arcbridge.errors import ArcbridgeError, Unreachable, UntrustedCertificate, WrongDocument
 
@@ -21,11 +21,11 @@ from arcbridge.errors import ArcbridgeError, Unreachable, UntrustedCertificate, 
 @pytest.mark.parametrize("usable", [True, False])
 def test_faults(failure: ArcbridgeError, code: str, usable: bool) -> None:
     found = key_finding("jwt[0]", "https://login", usable, failure)
-    assert (found.state, found.code) == (State.WARNING if usable else State.FAILED, code)
+    assert (found.state, found.code) == (FindingState.WARNING if usable else FindingState.FAILED, code)
     assert failure.message in found.detail
     assert found.remedy
 
 
 def test_nothing_wrong() -> None:
-    assert key_finding("jwt[0]", "https://login", True, None).state is State.OK
-    assert key_finding("jwt[0]", "https://login", False, None).state is State.SKIPPED
+    assert key_finding("jwt[0]", "https://login", True, None).state is FindingState.OK
+    assert key_finding("jwt[0]", "https://login", False, None).state is FindingState.SKIPPED

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from arcbridge.checks.diagnosis import State
+from arcbridge.checks.diagnosis import FindingState
 from arcbridge.checks.running import look_at_process, look_at_refusals, read_page, samples_of
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
@@ -40,30 +40,30 @@ async def process() -> AsyncIterator[Process]:
 
 async def test_a_process_that_is_ready(process: Process) -> None:
     (found,) = await look_at_process(process.listen)
-    assert found.state is State.OK
+    assert found.state is FindingState.OK
     process.reason = "no relay"
     (found,) = await look_at_process(process.listen)
-    assert (found.state, found.code) == (State.FAILED, "not_ready")
+    assert (found.state, found.code) == (FindingState.FAILED, "not_ready")
     assert "control: no relay" in found.detail
 
 
 async def test_a_process_that_does_not_run() -> None:
     (found,) = await look_at_process("127.0.0.1:1")
-    assert (found.state, found.code) == (State.FAILED, "not_running")
+    assert (found.state, found.code) == (FindingState.FAILED, "not_running")
     (found,) = await look_at_process("")
-    assert found.state is State.SKIPPED
+    assert found.state is FindingState.SKIPPED
 
 
 async def test_refusals_that_settings_can_be_the_cause_of(process: Process) -> None:
     process.refusals = {"token.exp": 5}
     (found,) = await look_at_refusals("arcbridge_agent_", process.listen, "tokens")
-    assert found.state is State.OK
+    assert found.state is FindingState.OK
     process.refusals = {"token.iss": 2, "claims.rule": 1}
     found, other = await look_at_refusals("arcbridge_agent_", process.listen, "tokens")
-    assert (found.state, found.code, other.code) == (State.WARNING, "token_issuer", "token_claim")
+    assert (found.state, found.code, other.code) == (FindingState.WARNING, "token_issuer", "token_claim")
     assert found.detail.startswith("2 ")
     (found,) = await look_at_refusals("arcbridge_agent_", "127.0.0.1:1", "tokens")
-    assert found.state is State.SKIPPED
+    assert found.state is FindingState.SKIPPED
 
 
 @pytest.mark.parametrize("answer", [b"", b"nonsense", b"HTTP/1.0 x y\r\n\r\n"])

@@ -10,7 +10,7 @@ import structlog
 from structlog.testing import capture_logs
 
 from arcbridge.checks import self_checks as module
-from arcbridge.checks.diagnosis import Finding, State, failed, ok, skipped, warning
+from arcbridge.checks.diagnosis import Finding, FindingState, failed, ok, skipped, warning
 from arcbridge.checks.self_checks import SelfCheck, SelfChecks
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
@@ -98,7 +98,7 @@ async def test_a_check_that_hangs_or_raises_has_failed_and_holds_up_no_other(mon
     other = Thing(ok("other", "up"))
     checks = SelfChecks([SelfCheck("a", hangs), SelfCheck("b", raises), SelfCheck("c", other.look)], LOG)
     found = await checks.look()
-    assert [one.state for one in found] == [State.FAILED, State.FAILED, State.OK]
+    assert [one.state for one in found] == [FindingState.FAILED, FindingState.FAILED, FindingState.OK]
     assert "anything" not in str(found)
 
 

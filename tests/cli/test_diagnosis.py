@@ -7,14 +7,14 @@ import json
 import pytest
 import yaml
 
-from arcbridge.checks.diagnosis import Finding, State
+from arcbridge.checks.diagnosis import Finding, FindingState
 from arcbridge.cli.diagnosis import format_findings, print_findings
 from arcbridge.errors import ConfigError
 
-FINE = Finding("name resolution", State.OK, "192.0.2.1")
-WARNED = Finding("clock", State.WARNING, "40 s slow", "set the clock", "clock")
-CAUSE = Finding("relay certificate", State.FAILED, "it has\x1b[2J expired", "renew it", "relay_certificate")
-LATER = Finding("session", State.FAILED, "none", "try again", "session")
+FINE = Finding("name resolution", FindingState.OK, "192.0.2.1")
+WARNED = Finding("clock", FindingState.WARNING, "40 s slow", "set the clock", "clock")
+CAUSE = Finding("relay certificate", FindingState.FAILED, "it has\x1b[2J expired", "renew it", "relay_certificate")
+LATER = Finding("session", FindingState.FAILED, "none", "try again", "session")
 
 
 def test_a_table_ends_with_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.checks.diagnosis import Finding, State
+from arcbridge.checks.diagnosis import Finding, FindingState
 from arcbridge.relay import doctor
 from arcbridge.relay.data_dir import open_authority, open_registry
 from arcbridge.relay.doctor import diagnose
@@ -37,7 +37,7 @@ def config(tmp_path: Path) -> RelayConfig:
 
 
 async def codes(config: RelayConfig) -> dict[str, Finding]:
-    return {one.code: one for one in await diagnose(config) if one.state in (State.FAILED, State.WARNING)}
+    return {one.code: one for one in await diagnose(config) if one.state in (FindingState.FAILED, FindingState.WARNING)}
 
 
 async def test_before_the_first_start_nothing_is_made(config: RelayConfig) -> None:
@@ -74,10 +74,10 @@ async def test_all_that_a_start_would_refuse_is_found_and_what_it_would_warn_of(
         problem.message.rpartition(": ")[2] for problem in expected
     )
     assert [(one.hop, one.state) for one in found] == [
-        ("settings", State.FAILED),
-        ("settings", State.FAILED),
-        ("relay's certificate", State.FAILED),
-        ("policy", State.WARNING),
+        ("settings", FindingState.FAILED),
+        ("settings", FindingState.FAILED),
+        ("relay's certificate", FindingState.FAILED),
+        ("policy", FindingState.WARNING),
     ]
     assert "relay.toml, line 7: limits.sessions: must be at least 1, not -5" in [one.detail for one in found]
 
@@ -85,7 +85,7 @@ async def test_all_that_a_start_would_refuse_is_found_and_what_it_would_warn_of(
 async def test_without_a_usable_certificate_the_public_address_is_not_blamed(config: RelayConfig) -> None:
     open_authority(config.data_dir)
     found = await diagnose(replace(config, tls=RelayTlsConfig(config.policy, config.policy)))
-    assert {("relay's certificate", State.FAILED), ("public address", State.SKIPPED)} <= {
+    assert {("relay's certificate", FindingState.FAILED), ("public address", FindingState.SKIPPED)} <= {
         (one.hop, one.state) for one in found
     }
 

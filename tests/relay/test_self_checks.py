@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from arcbridge.checks.diagnosis import State
+from arcbridge.checks.diagnosis import FindingState
 from arcbridge.errors import Unreachable
 from arcbridge.net.address import Address
 from arcbridge.net.descriptors import UNLIMITED
@@ -21,27 +21,39 @@ DAY = 86400.0
 
 
 @pytest.mark.parametrize(
-    ("days", "state"), [(60, State.OK), (14.1, State.OK), (13, State.WARNING), (0.9, State.FAILED), (-1, State.FAILED)]
+    ("days", "state"),
+    [
+        (60, FindingState.OK),
+        (14.1, FindingState.OK),
+        (13, FindingState.WARNING),
+        (0.9, FindingState.FAILED),
+        (-1, FindingState.FAILED),
+    ],
 )
 @pytest.mark.parametrize("own", [True, False])
-def test_the_certificates_end(days: float, state: State, own: bool) -> None:
+def test_the_certificates_end(days: float, state: FindingState, own: bool) -> None:
     found = looks.certificate_finding(days * DAY, 0.0, own=own)
     assert found.state is state
-    assert bool(found.remedy) == (state is not State.OK)
+    assert bool(found.remedy) == (state is not FindingState.OK)
 
 
 @pytest.mark.parametrize(
     ("used", "most", "state"),
-    [(89, 100, State.OK), (90, 100, State.WARNING), (None, 100, State.SKIPPED), (5, UNLIMITED, State.SKIPPED)],
+    [
+        (89, 100, FindingState.OK),
+        (90, 100, FindingState.WARNING),
+        (None, 100, FindingState.SKIPPED),
+        (5, UNLIMITED, FindingState.SKIPPED),
+    ],
 )
-def test_descriptors(used: int | None, most: int, state: State) -> None:
+def test_descriptors(used: int | None, most: int, state: FindingState) -> None:
     assert looks.descriptors_finding(used, most).state is state
 
 
 def test_registry_and_policy() -> None:
-    assert looks.registry_finding(None).state is State.OK
+    assert looks.registry_finding(None).state is FindingState.OK
     assert looks.registry_finding("disk full").code == "registry"
-    assert looks.policy_finding("").state is State.OK
+    assert looks.policy_finding("").state is FindingState.OK
     assert looks.policy_finding("policy.toml: line 3").code == "policy"
 
 
@@ -60,7 +72,7 @@ async def test_the_public_address_leads_here() -> None:
     authority = Authority.create("relay")
     async with relay(authority.issue_server(["127.0.0.1"]), authority) as address:
         found = await looks.look_at_public_address(address, authority.certificate_pem)
-    assert (found.state, found.detail) == (State.OK, f"{address} leads to this relay")
+    assert (found.state, found.detail) == (FindingState.OK, f"{address} leads to this relay")
 
 
 @pytest.mark.parametrize("name", ["127.0.0.1", "another.example"])
@@ -69,7 +81,7 @@ async def test_another_server_or_another_name_at_the_public_address(name: str) -
     issued = (authority if name != "127.0.0.1" else other).issue_server([name])
     async with relay(issued, authority) as address:
         found = await looks.look_at_public_address(address, authority.certificate_pem)
-    assert (found.state, found.code) == (State.FAILED, "public_address")
+    assert (found.state, found.code) == (FindingState.FAILED, "public_address")
     assert "another server" in found.detail
 
 
@@ -82,7 +94,7 @@ async def test_files_of_a_private_ca_lead_here_too() -> None:
         chain = issued.certificate_pem + private.certificate_pem
         whole = await looks.look_at_public_address(address, None, chain)
     for found in (alone, whole):
-        assert found.state is State.OK
+        assert found.state is FindingState.OK
         assert "does not trust its CA, so that agents and clients need relay_ca_file" in found.detail
 
 
@@ -92,8 +104,8 @@ async def test_another_relay_of_the_same_private_ca_is_as_good() -> None:
     ours, others = private.issue_server(["127.0.0.1"]), private.issue_server(["127.0.0.1"])
     async with relay(others, private) as address:
         chain = ours.certificate_pem + private.certificate_pem
-        assert (await looks.look_at_public_address(address, None, chain)).state is State.OK
-        assert (await looks.look_at_public_address(address, None, ours.certificate_pem)).state is State.FAILED
+        assert (await looks.look_at_public_address(address, None, chain)).state is FindingState.OK
+        assert (await looks.look_at_public_address(address, None, ours.certificate_pem)).state is FindingState.FAILED
 
 
 @pytest.mark.parametrize("name", ["127.0.0.1", "another.example"])
@@ -103,12 +115,12 @@ async def test_files_and_another_server_or_another_name(name: str) -> None:
     shown = ours if name != "127.0.0.1" else other.issue_server([name])
     async with relay(shown, other) as address:
         found = await looks.look_at_public_address(address, None, ours.certificate_pem)
-    assert (found.state, found.code) == (State.FAILED, "public_address")
+    assert (found.state, found.code) == (FindingState.FAILED, "public_address")
 
 
 async def test_nothing_at_the_public_address_of_this_machine() -> None:
     found = await looks.look_at_public_address(Address("127.0.0.1", 1), None)
-    assert (found.state, found.code) == (State.FAILED, "public_address")
+    assert (found.state, found.code) == (FindingState.FAILED, "public_address")
 
 
 @pytest.mark.parametrize(
@@ -125,15 +137,17 @@ async def test_an_address_that_this_machine_cannot_dial_is_not_judged(
     monkeypatch.setattr(looks, "connect", unreachable)
     # RFC 5737: an address for documentation, so that no machine has it.
     found = await looks.look_at_public_address(Address("192.0.2.7", 443), None)
-    assert (found.state, found.code) == (State.WARNING, "public_address_unknown")
+    assert (found.state, found.code) == (FindingState.WARNING, "public_address_unknown")
     assert "cannot be judged from here" in found.detail
 
 
 @pytest.mark.parametrize(
-    ("code", "state"), [(socket.EAI_NONAME, State.FAILED), (socket.EAI_AGAIN, State.WARNING)], ids=["none", "again"]
+    ("code", "state"),
+    [(socket.EAI_NONAME, FindingState.FAILED), (socket.EAI_AGAIN, FindingState.WARNING)],
+    ids=["none", "again"],
 )
 async def test_a_name_that_does_not_exist_is_certain_and_a_resolver_that_is_silent_is_not(
-    code: int, state: State, monkeypatch: pytest.MonkeyPatch
+    code: int, state: FindingState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def resolve(*_: object) -> None:
         raise socket.gaierror(code, "why")

@@ -11,7 +11,7 @@ import time
 from dataclasses import replace
 
 from arcbridge import legacy_refusals
-from arcbridge.checks.diagnosis import Finding, State, first_failure, skipped
+from arcbridge.checks.diagnosis import Finding, FindingState, first_failure, skipped
 from arcbridge.client.credentials.jwt_unverified import claims_unverified, read_unverified
 from arcbridge.client.credentials.tokens import Tokens
 from arcbridge.client.doctor import probes
@@ -61,7 +61,7 @@ async def examine(context: ClientContext, cluster: str, *, throughput: bool = Fa
     tokens = context.tokens.for_cluster(cluster) if cluster else context.tokens
     login, login_finding = await _login(context, tokens, cluster)
     findings.append(login_finding)
-    if not reached or login_finding.state is State.FAILED:
+    if not reached or login_finding.state is FindingState.FAILED:
         why = "the relay cannot be used" if not reached else "there is no login to use"
         findings += [skipped(hop, why) for hop in ("policy", *(("agent", "session", "API server") if cluster else ()))]
     else:
@@ -82,7 +82,7 @@ async def _all_relays(context: ClientContext) -> list[Finding]:
         replace(
             finding,
             hop=f"{finding.hop} ({relay.address})",
-            state=State.WARNING if any_works and finding.state is State.FAILED else finding.state,
+            state=FindingState.WARNING if any_works and finding.state is FindingState.FAILED else finding.state,
         )
         for relay, one in zip(relays, found, strict=True)
         for finding in one
@@ -167,7 +167,7 @@ async def _behind_relay(
     except ArcbridgeError as error:
         failure = error
     policy = judge_policy(failure, names, cluster, login.relay)
-    if not cluster or policy.state is State.FAILED:
+    if not cluster or policy.state is FindingState.FAILED:
         return [policy, *(skipped(hop, "policy failed") for hop in behind)]
     session = context.session(cluster)
     facts = SessionFacts(cluster)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from arcbridge.checks.diagnosis import State, first_failure
+from arcbridge.checks.diagnosis import FindingState, first_failure
 from arcbridge.client.doctor.examination import examine
 from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.settings.config import ClientConfig
@@ -34,8 +34,8 @@ async def test_what_is_behind_a_failure_is_skipped_and_what_is_not_is_looked_at(
     assert failure.hop == "TCP"
     states = {finding.hop: finding.state for finding in found}
     for hop in ("TLS", "relay", "relay certificate", "clock", "policy", "agent", "session", "API server"):
-        assert states[hop] is State.SKIPPED
-    assert states["login"] is State.OK
+        assert states[hop] is FindingState.SKIPPED
+    assert states["login"] is FindingState.OK
 
 
 async def test_without_a_cluster_it_ends_at_the_relay(far: FarSide, tmp_path: Path) -> None:
@@ -50,5 +50,5 @@ async def test_without_a_cluster_it_ends_at_the_relay(far: FarSide, tmp_path: Pa
 async def test_of_two_relays_one_that_fails_is_a_warning(far: FarSide, tmp_path: Path) -> None:
     closed = f"https://127.0.0.1:{fixed_port()}"
     found = await examine(context(far, tmp_path, relay="", relays=(far.address, closed)), "")
-    assert [finding.state for finding in found if finding.code == "relay_port_closed"] == [State.WARNING]
+    assert [finding.state for finding in found if finding.code == "relay_port_closed"] == [FindingState.WARNING]
     assert all(finding.hop.endswith(")") for finding in found if finding.hop.startswith("TCP"))

@@ -6,7 +6,7 @@ import ssl
 
 import pytest
 
-from arcbridge.checks.diagnosis import Finding, State
+from arcbridge.checks.diagnosis import Finding, FindingState
 from arcbridge.client.doctor.judgement import (
     CertificateFacts,
     NameFacts,
@@ -28,8 +28,8 @@ NOW = 1_000_000_000.0
 
 
 def verdict(finding: Finding) -> tuple[str, str]:
-    """State and code; what failed says what to do."""
-    if finding.state in (State.FAILED, State.WARNING):
+    """FindingState and code; what failed says what to do."""
+    if finding.state in (FindingState.FAILED, FindingState.WARNING):
         assert finding.remedy
     return str(finding.state), finding.code
 

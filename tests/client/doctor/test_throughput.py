@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from arcbridge.checks.diagnosis import Finding, State
+from arcbridge.checks.diagnosis import Finding, FindingState
 from arcbridge.client.doctor.throughput import LARGE, StreamHttp, measure
 from arcbridge.client.session.stream_http import Answer
 from arcbridge.errors import ArcbridgeError, ConnectionLost
@@ -41,7 +41,7 @@ async def measured(api: Api, monkeypatch: pytest.MonkeyPatch) -> Finding:
 async def test_the_first_large_document_is_read_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
     api = Api({"/openapi/v2": LARGE - 1, "/openapi/v3": LARGE})
     found = await measured(api, monkeypatch)
-    assert found.state is State.OK
+    assert found.state is FindingState.OK
     assert "a second from the cluster (/openapi/v3, " in found.detail
     assert api.asked[:2] == ["/openapi/v2", "/openapi/v3"]
     assert len(api.asked) > 2
@@ -60,4 +60,4 @@ async def test_what_cannot_be_measured_is_said(
     documents: dict[str, int | ArcbridgeError], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = await measured(Api(documents), monkeypatch)
-    assert (found.state, found.detail) == (State.SKIPPED, f"not measured: {said}")
+    assert (found.state, found.detail) == (FindingState.SKIPPED, f"not measured: {said}")
