@@ -29,7 +29,7 @@ LATE: Final = 0.02
 """CPU seconds of a payer in a callback, or in a turn of the loop, that keep others waiting. Bulk has turns of 3 ms."""
 STOPPED: Final = 0.1
 """Part of a late callback that its thread has to run for: else the machine or the process stood still, and that is
-nobody's doing. On a machine that is busy with others wall time counts: there is less of the loop to share."""
+no payer's doing. On a machine that is busy with others wall time counts: there is less of the loop to share."""
 LOOK: Final = 0.001
 """Seconds until one looks at what a payer took: one turn of the loop, or less."""
 QUANTUM: Final = 0.005
@@ -268,7 +268,7 @@ class LoopTimes(Generic[Key]):
         self._payers: OrderedDict[Key, LoopTime] = OrderedDict()
 
     def of(self, key: Key, now: float) -> LoopTime:
-        """Return the payer of a key. Whoever gives it work asks for its `held_until`, or sets `on_over`."""
+        """Return the payer of a key. The part that gives it work asks for its `held_until`, or sets `on_over`."""
         payer = self._payers.get(key)
         if payer is None:
             payer = self._payers[key] = LoopTime(self.shares, no_call)

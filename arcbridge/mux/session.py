@@ -129,7 +129,7 @@ class MuxSession:
         self._unwritten = 0
         """Bytes that count in the backlog because the transport could not write them."""
         self.payer: LoopTime | None = None
-        """To whom the loop's work for the session is charged; None: to nobody."""
+        """To whom the loop's work for the session is charged; None: to no payer."""
         self._established: asyncio.Future[None] = self._loop.create_future()
         self._ended: asyncio.Future[ArcbridgeError] = self._loop.create_future()
         self.label = label

@@ -129,7 +129,7 @@ def _refuse_settings_of_others(file: Path, status: os.stat_result) -> None:
             f"{file} belongs to another user, and the credential plugin takes no settings of others, which name "
             "programs: copy the file to your own directory, and run `arcbridge connect` with that --config"
         )
-    # A group of this user's own (umask 002) has nobody else in it.
+    # A group of this user's own (umask 002) has no other member.
     if status.st_mode & stat.S_IWOTH or (status.st_mode & stat.S_IWGRP and status.st_gid != os.getegid()):
         raise ConfigError(
             f"{file} can be changed by other users, and names programs that the credential plugin runs: "

@@ -435,7 +435,7 @@ class KubeProtocol(RequestHandler):
 
     def _read_soon(self) -> None:
         """Look again at what the parser could not have yet: aiohttp begins to wait for the next request some turns of
-        the loop after one is over, and says so to nobody."""
+        the loop after one is over, and reports it nowhere."""
         if self._unread and not self._busy and self._retry is None:
             self._retry = self._loop.call_later(RETRY if self._awaits_head() else 0.001, self._look_again)
 

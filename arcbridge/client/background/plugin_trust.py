@@ -2,7 +2,7 @@
 
 kubectl runs the credential plugin with the flags of whatever kubeconfig it reads, and these name relays, files of
 tokens and issuers. It decides nothing about a connection that is known (`client.background.connections`). Invariant:
-by flags alone nobody has a token of this user sent where neither the user's settings nor a trusted relay would send it.
+flags alone send no token of this user where neither the user's settings nor a trusted relay would send it.
 """
 
 from __future__ import annotations

@@ -462,7 +462,7 @@ def _refused(error: IssuerError) -> Unauthenticated:
 def _check_page(issuer: Issuer, page: str) -> None:
     """Raise ConfigError for a page of device codes at an origin that the user has not accepted.
 
-    It could be another issuer's, at which the code logs somebody else in (docs/threats.md#B34).
+    It could be another issuer's, at which the code logs another user in (docs/threats.md#B34).
     """
     try:
         where = origin_of(page)
@@ -474,7 +474,7 @@ def _check_page(issuer: Issuer, page: str) -> None:
     if where not in issuer.origins:
         raise ConfigError(
             f"login.issuer_origins: the issuer {issuer.url} has its page for device codes at {page}, and accepted are "
-            f"{' and '.join(issuer.origins)} alone. Your code could log in somebody else there; ask the issuer's "
+            f"{' and '.join(issuer.origins)} alone. Your code could log in another user there; ask the issuer's "
             f"operator, and if that is right {issuer.how_to_accept(where)}"
         )
 

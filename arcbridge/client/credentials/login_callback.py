@@ -1,6 +1,6 @@
 """The listener on loopback to which the browser comes back from a login in the browser (RFC 8252 §7.3).
 
-It takes one valid answer to one login, hands its code to that login and to nobody else, and answers no other user of
+It takes one valid answer to one login, hands its code to that login alone, and answers no other user of
 the machine: the command line of the browser, which all users can read, holds `state` (docs/threats.md#W12). It opens no
 port and sends no code anywhere; `client.credentials.login` does. Invariant: an answer with another `state`, or of
 another issuer, gives no code. Which issuer an answer is of `iss` says (RFC 9207); where an issuer does not announce

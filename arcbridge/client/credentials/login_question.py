@@ -1,7 +1,7 @@
 """Writes the question of a first login: a line for each value that the user is about to trust, and the flags for them.
 
-It decides nothing and asks nobody (`client.commands.sign_in` does). Invariant: each setting of a login that a relay may
-name has a line, so that a user sees where each token will be good before a relay or an issuer gets anything.
+It decides nothing and asks nothing (`client.commands.sign_in` does). Invariant: each setting that a relay may
+name for a login has a line, so that a user sees where each token will be good before a relay or an issuer gets anything.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FLAGS = {
     "cluster_scopes": "--cluster-scope",
     "grant_type": "--grant-type",
 }
-"""The flag of each setting that a relay may name. `dpop` has none: where nobody is asked, tokens are bound."""
+"""The flag of each setting that a relay may name. `dpop` has none: where no user is asked, tokens are bound."""
 _GRANTS = {
     "auto": "in the browser; without one, by a code for another device",
     BROWSER: "in the browser",

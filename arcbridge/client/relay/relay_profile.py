@@ -88,10 +88,10 @@ class LoginOffer:
         offer = cls.read(document)
         for name in _LISTS:
             if len(offer.settings[name]) > _RELAY_LIST_LIMIT:
-                raise ConfigError(f"{name}: has more than {_RELAY_LIST_LIMIT} words, which nobody can compare")
+                raise ConfigError(f"{name}: has more than {_RELAY_LIST_LIMIT} words, which no reader can compare")
         words = [offer.settings[name] for name in _TEXTS] + [one for name in _LISTS for one in offer.settings[name]]
         if sum(map(len, words)) > _RELAY_LIMIT:
-            raise ConfigError(f"it has more than {_RELAY_LIMIT} characters, which nobody can compare")
+            raise ConfigError(f"it has more than {_RELAY_LIMIT} characters, which no reader can compare")
         audience = offer.settings["cluster_audience"]
         if audience and "{cluster}" not in audience:
             raise ConfigError(

@@ -102,7 +102,7 @@ class DownloadRate:
             await _sleep(self._address_bytes.wait(address, time.monotonic(), count))
             async with self._turn:
                 await _sleep(self.bytes.wait(time.monotonic(), count))
-                # Not before the waits: a peer that leaves meanwhile would make others wait for what nobody sends.
+                # Not before the waits: for a peer that leaves meanwhile others would wait in vain.
                 now = time.monotonic()
                 self._address_bytes.take(address, now, count)
                 self.bytes.take(now, count)

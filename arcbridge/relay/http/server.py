@@ -47,7 +47,7 @@ ANSWER_DEADLINE = 15.0
 """Seconds beyond its life that a connection has to end the request that is under way: a body has `BODY_DEADLINE`."""
 
 no_payer = LoopTime(LoopShares(), no_call)
-"""Pays where no listener counts connections; nobody is slowed down then."""
+"""Pays where no listener counts connections; no connection is slowed down then."""
 
 log = structlog.get_logger("arcbridge.relay")
 

@@ -276,7 +276,7 @@ async def test_b34_a_code_is_not_sent_to_another_issuer_s_page(hostile: Hostile,
     hostile.device_page = page.replace("HONEST", hostile.honest.url.removeprefix("https://" if "@" in page else ""))
     login, _, say = login_at(hostile, tmp_path / "cache", grant_type="device-code")
     with pytest.raises(
-        ConfigError, match=r"page for device codes (at .*Your code could log in somebody else|of .*cannot be used)"
+        ConfigError, match=r"page for device codes (at .*Your code could log in another user there|of .*cannot be used)"
     ):
         await login.log_in()
     assert say == []

@@ -307,5 +307,5 @@ def test_the_file_is_for_people_too(profiles: RelayProfiles) -> None:
 def test_b48_a_relay_names_no_more_than_a_person_can_compare(more: dict[str, Any]) -> None:
     document = {"issuer": "https://login.example.org", "client_id": "arcbridge", **more}
     LoginOffer.read(document)  # what a user gave by flags may be longer
-    with pytest.raises(ConfigError, match="which nobody can compare"):
+    with pytest.raises(ConfigError, match="which no reader can compare"):
         LoginOffer.read_from_relay(document)
