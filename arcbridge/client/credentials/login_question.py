@@ -1,7 +1,7 @@
 """Writes the question of a first login: a line for each value that the user is about to trust, and the flags for them.
 
-It decides nothing and asks nothing (`client.commands.sign_in` does). Invariant: each setting that a relay may
-name for a login has a line, so that a user sees where each token will be good before a relay or an issuer gets anything.
+It decides nothing and asks nothing (`client.commands.sign_in` does). Invariant: each setting of a login that a
+relay may name has a line, so that a user sees where each token will be good before a relay or an issuer gets one.
 """
 
 from __future__ import annotations
