@@ -23,7 +23,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 from arcbridge.observe.metrics import Metrics
 from arcbridge.wire.records import Dial, Record, Status
@@ -47,7 +47,6 @@ class Lost(Record):
     end; `reason` is shown to the user. With a `session`, that one alone ends, and no right is lost.
     """
 
-    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5, 6)
     cluster: str = ""
     username: str = ""
     subject: str = ""
