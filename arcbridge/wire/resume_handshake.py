@@ -16,8 +16,6 @@ GREETINGS = frozenset({FrameType.HELLO, FrameType.AUTH_OK, FrameType.GOAWAY})
 class ResumeHandshake:
     """Collects one frame at a time."""
 
-    __slots__ = ("_kept",)
-
     def __init__(self) -> None:
         self._kept = b""
 

@@ -46,20 +46,6 @@ REFUSED_FOR_NOW = frozenset(
 class Resumption:
     """Detaching and attaching. `wire.lifecycle` has the table of states."""
 
-    __slots__ = (
-        "_context",
-        "_hello",
-        "_hello_template",
-        "_lifecycle",
-        "_receiver",
-        "_sender",
-        "epoch",
-        "handshake",
-        "resuming",
-        "secret",
-        "session_id",
-    )
-
     def __init__(
         self, context: SessionContext, lifecycle: Lifecycle, sender: Sender, receiver: Receiver, hello_template: Hello
     ) -> None:
@@ -229,7 +215,7 @@ class Resumption:
             raise Violation(GoawayCode.PROTOCOL, "AUTH_OK without the HELLO of this session")
         self.abandon_handshake()
         self._check_counts(hello)
-        self._context.events.append(ev.AuthAccepted(ok))
+        self._context.events.append(ok)
         self._attach(hello)
 
     def _refused(self, goaway: Goaway) -> None:

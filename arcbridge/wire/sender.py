@@ -68,31 +68,6 @@ _RATE = int(Blocked.RATE)
 class Sender:
     """The sending direction of a session or control connection."""
 
-    __slots__ = (
-        "_ahead",
-        "_cap_applied",
-        "_context",
-        "_control_bytes",
-        "_room",
-        "_unblocked",
-        "blocked",
-        "closed",
-        "congestion",
-        "control",
-        "credit",
-        "handshake_done",
-        "history",
-        "out",
-        "out_bytes",
-        "peer_received",
-        "pinged",
-        "pong",
-        "prelude",
-        "resend",
-        "scheduler",
-        "sent",
-    )
-
     def __init__(
         self,
         context: SessionContext,

@@ -28,27 +28,37 @@ def authority() -> trustme.CA:
 
 
 @functools.cache
-def server_context(verify: ssl.VerifyMode = ssl.CERT_NONE, alpn: tuple[str, ...] = ()) -> ssl.SSLContext:
+def server_context() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.num_tickets = 0  # as all contexts here: nothing lies unread in a peer that only writes
     authority().issue_cert(NAME).configure_cert(context)
-    authority().configure_trust(context)
-    context.verify_mode = verify
-    if alpn:
-        context.set_alpn_protocols(list(alpn))
     return context
 
 
 @functools.cache
-def client_context(alpn: tuple[str, ...] = (), *, certificate: bool = False, trusting: bool = True) -> ssl.SSLContext:
+def client_context(*, trusting: bool = True) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if trusting:
         authority().configure_trust(context)
-    if certificate:
-        authority().issue_cert("jane.test").configure_cert(context)
-    if alpn:
-        context.set_alpn_protocols(list(alpn))
     return context
+
+
+class Fickle(socket.socket):
+    """A socket whose `send` fails on demand."""
+
+    fails: OSError | None = None
+
+    @classmethod
+    def of(cls, plain: socket.socket) -> Fickle:
+        """Take the place of a non-blocking socket."""
+        fickle = cls(fileno=plain.detach())
+        fickle.setblocking(False)
+        return fickle
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        if self.fails is not None:
+            raise self.fails
+        return super().send(data, flags)
 
 
 def tcp(*, send_buffer: int = 0, receive_buffer: int = 0) -> tuple[socket.socket, socket.socket]:
@@ -135,42 +145,24 @@ class Recorder(asyncio.Protocol):
             return await asyncio.shield(self.lost)
 
 
-class BufferedRecorder(asyncio.BufferedProtocol):
+class BufferedRecorder(Recorder, asyncio.BufferedProtocol):
     """The same as a BufferedProtocol, with a buffer smaller than a TLS record."""
 
     def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
         self.buffer = bytearray(5000)
-        self.of = Recorder(**options)
 
     def get_buffer(self, sizehint: int) -> bytearray:
         return self.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        self.of.data_received(bytes(self.buffer[:nbytes]))
+        self.data_received(bytes(self.buffer[:nbytes]))
         self.buffer[:nbytes] = b"\xdb" * nbytes
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.of, name)
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.of.connection_made(transport)
-
-    def eof_received(self) -> bool:
-        return self.of.eof_received()
-
-    def pause_writing(self) -> None:
-        self.of.pause_writing()
-
-    def resume_writing(self) -> None:
-        self.of.resume_writing()
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        self.of.connection_lost(exc)
 
 
 async def against(
     ours: str,
-    protocol: Recorder | BufferedRecorder,
+    protocol: Recorder,
     peer: Callable[[ssl.SSLSocket], T],
     *,
     sockets: tuple[socket.socket, socket.socket] | None = None,

@@ -12,7 +12,6 @@ from arcbridge.wire.congestion import EXTRA, FIRST, ROUND_TRIP_MEMORY, STEP_SECO
 from arcbridge.wire.frames import FIRST_CREDIT
 from arcbridge.wire.limits import DEFAULT
 from arcbridge.wire.round_trip import BULK_ROUND_TRIP, LEAST_ROUND_TRIP
-from arcbridge.wire.sender import Blocked
 from tests.support.slow_path import MBIT, SlowPath
 
 KIB = 1024
@@ -187,16 +186,6 @@ def test_whatever_the_path_all_arrives(
     slowest = min([rate] + [one for one, _ in changes])
     path.run(60 + 3 * sum(sizes) / (slowest * MBIT))
     assert [path.agent.read.get(stream.id) for stream in streams] == sizes
-
-
-def test_a_sender_at_its_cap_has_a_ping_under_way() -> None:
-    path = SlowPath(rate=20 * MBIT, round_trip=0.04)
-    path.start_bulk(up=True)
-    machine = path.client.machine
-    for _ in range(500):
-        path.run(0.003)
-        if Blocked.PATH in machine.sender.blocked_by:
-            assert machine.sender.pinged > machine.sender.peer_received, "no answer will let it go on"
 
 
 # -- the estimate by itself -----------------------------------------------------------------------------------------

@@ -29,14 +29,6 @@ def data(stream_id: int, payload: bytes) -> bytes:
     return frame(FrameType.DATA, stream_id, payload)
 
 
-def test_the_beginning() -> None:
-    sender = Parts().sender
-    assert sender.credit == FIRST_CREDIT
-    assert sender.blocked_by is Blocked(0)
-    assert not sender.has_output
-    assert sender.data_to_send(1 << 20) == []
-
-
 def test_the_order_of_what_leaves() -> None:
     parts = Parts()
     sender, stream = parts.sender, parts.stream(2, credit=4)
@@ -87,15 +79,6 @@ def test_the_sessions_credit_stops_all_streams() -> None:
     assert parts.written() == data(1, b"wai")
 
 
-def test_a_grant_that_is_impossible_changes_nothing() -> None:
-    sender = Parts().sender
-    assert not sender.add_session_credit(0)
-    assert not sender.add_session_credit(MAX_CREDIT)
-    assert sender.credit == FIRST_CREDIT
-    assert sender.add_session_credit(MAX_CREDIT - FIRST_CREDIT)
-    assert sender.credit == MAX_CREDIT
-
-
 def test_only_the_latest_ping_is_answered() -> None:
     parts = Parts()
     parts.sender.answer_ping(1, 10)
@@ -116,16 +99,6 @@ def test_each_reason_alone_holds_payload_back_and_nothing_else(why: Blocked) -> 
     assert not sender.has_output
     sender.blocked = 0
     assert parts.written() == data(1, b"payload")
-
-
-def test_the_sockets_word_does_not_undo_another_reason() -> None:
-    sender = Parts().sender
-    sender.set_writable(False)
-    sender.blocked |= int(Blocked.HISTORY)
-    assert not sender.socket_writable
-    sender.set_writable(True)
-    assert sender.socket_writable
-    assert sender.blocked_by is Blocked.HISTORY
 
 
 def test_the_pacers_word_does_not_undo_another_reason() -> None:
@@ -212,24 +185,7 @@ def test_a_writer_goes_on_at_its_low_water_mark() -> None:
     assert not stream.blocked
 
 
-def test_a_sparse_stream_beside_bulk_is_noticed_for_a_while() -> None:
-    parts = Parts()
-    sender, bulk, keys = parts.sender, parts.stream(1, credit=10**6), parts.stream(3)
-    sender.credit = 10**6
-    sender.send(bulk, bytes(100_000))
-    assert sender.scheduler.last_sender is bulk
-    assert sender.scheduler.interactive_until == 0.0
-    sender.send(keys, b"k")
-    assert sender.scheduler.last_sender is keys
-    assert sender.scheduler.interactive_until > parts.context.now
-    before = sender.scheduler.interactive_until
-    keys.sending = SendState.FINISHED
-    parts.context.now += 10
-    sender.send(bulk, bytes(100_000))
-    assert sender.scheduler.interactive_until == before, "the other one is over"
-
-
-def test_control_bytes_that_the_peer_does_not_read_end_the_session() -> None:
+def test_m8_control_bytes_that_the_peer_does_not_read_end_the_session() -> None:
     parts = Parts(limits=Limits(max_queued_control=1000))
     parts.sender.queue_control(b"c" * 1000)
     assert parts.notes.failures == []
