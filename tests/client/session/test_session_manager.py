@@ -122,13 +122,6 @@ class TestTheGoodWay:
             assert len(set(sessions)) == 1
         assert len(far.requests) == 1
 
-    async def test_a_cancelled_wait_disturbs_no_other(self, far: FarSide, tmp_path: Path) -> None:
-        async with running(make(far, tmp_path)) as session:
-            first = asyncio.ensure_future(session.ready())
-            await asyncio.sleep(0)
-            first.cancel()
-            assert await echo(session) == b"hello"
-
     async def test_a_stream_opened_before_auth_follows_the_token(self, far: FarSide, tmp_path: Path) -> None:
         async with running(make(far, tmp_path)) as session:
             early = await session.ready(before_auth=True)
