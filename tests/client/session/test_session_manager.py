@@ -404,13 +404,12 @@ class TestBoundTokens:
             resumable = session._current
             assert resumable is not None
             renewal = resumable.renewal
-            assert renewal.schedule is not None
             (tmp_path / "id").write_text(self.bound(900, "newer"))
             with monkeypatch.context() as patched:
                 patched.setattr(renewal, "auth", fails)
                 renewal.schedule.at = 0.0
                 await renewal.renew(resumable.session)
-            assert renewal.at > 0.0
+            assert renewal.schedule.at > 0.0
             await renewal.renew(resumable.session)
             await until(lambda: len(far.auths) >= 2)
             self.check(far.auths[1].proof, far.auths[1].token, far.agent_keys[0], CLUSTER_CA.pin)
