@@ -51,7 +51,6 @@ MOVE_SPREAD = 3.0
 """Seconds over which the clients of a draining relay spread their moves."""
 RETRY_HINT_LIMIT = 600.0
 """Largest retry time of a relay or an agent that is obeyed, seconds."""
-
 REASONS = ("gone", "timeout", "refused", "protocol", "closed")
 """Why a detached session was not resumed."""
 DETACHED_BOUNDS = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0)
