@@ -52,8 +52,7 @@ from arcbridge.pki.pins import pin_of, same_pin
 from arcbridge.relay.admission import Purpose, Ticket
 from arcbridge.relay.agent_slots import AgentSlots
 from arcbridge.relay.counters import Counters
-from arcbridge.relay.fleet.base import AgentInfo, Fleet, Lost
-from arcbridge.relay.fleet.local import lost_agent
+from arcbridge.relay.fleet.base import Fleet, Lost, lost_agent
 from arcbridge.relay.registry.base import REVOKED, Registry, RegistryUnavailable, UserRevocation, admit
 from arcbridge.relay.tcp_state import has_ended
 from arcbridge.wire.frames import GoawayCode
@@ -113,10 +112,6 @@ class ControlConnection(BaseHandler):
         """When this connection is to be made again with a newer certificate, unix seconds."""
         self.session: MuxSession | None = None
         self._dials: dict[str, asyncio.Future[Status]] = {}
-
-    @property
-    def info(self) -> AgentInfo:
-        return AgentInfo(self.instance, self.version, self.since)
 
     @property
     def pending(self) -> int:

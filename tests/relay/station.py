@@ -31,7 +31,6 @@ from arcbridge.relay.client_join import ClientJoins
 from arcbridge.relay.control import AGENTS_PER_SECOND, ControlServer
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.fleet.base import Fleet
-from arcbridge.relay.fleet.local import LocalFleet
 from arcbridge.relay.fleet.workers import WorkersFleet
 from arcbridge.relay.http.handler import HttpHandler
 from arcbridge.relay.listener import Listener
@@ -105,7 +104,7 @@ class Station:
         self.counters = Counters()
         self.siblings: Siblings | None = None
         """Set before `open`: this station is one of several workers."""
-        self.fleet: Fleet = LocalFleet()
+        self.fleet = Fleet()
         self.detour: Detour | None = None
         """Set before `open`: how joins of agents reach another station."""
         self.policy = StubPolicy()
