@@ -29,6 +29,7 @@ from typing import Final
 from arcbridge.limiters import KeyedTokenBucket
 from arcbridge.loop_shares import LoopTime, LoopTimes
 from arcbridge.net.address import source_of
+from arcbridge.settings.config import RelayLimitsConfig
 
 PATIENCE: Final = 2.0
 """Seconds that a connection may wait for its peer before any newcomer may have its place: a handshake over a slow path
@@ -74,45 +75,27 @@ class _Places:
 class Admission:
     """The places of one process; `enter` gives a ticket or the name of the bound that refused."""
 
-    def __init__(
-        self,
-        total: int,
-        per_source: int,
-        *,
-        per_second: float | None = None,
-        loop_share: float = 0.0,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """`per_second`: connections that one address may open each second; None: any number. `loop_share`: part of the
-        event loop that work for strangers of one address may take while others wait; 0: all of it."""
+    def __init__(self, limits: RelayLimitsConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self.loop_times: LoopTimes[str] = LoopTimes(loop_share, size=SOURCES)
+        self.loop_times: LoopTimes[str] = LoopTimes(0.0, size=SOURCES)
         """Time of the event loop that the connections of each address took."""
-        self._set_bounds(total, per_source)
-        self._rate: KeyedTokenBucket[str] | None = None
-        if per_second is not None:
-            self._rate = KeyedTokenBucket(per_second * BURST_SECONDS, per_second, size=SOURCES)
+        self._rate: KeyedTokenBucket[str] = KeyedTokenBucket(0.0, 0.0, size=SOURCES)
+        """Connections, by address."""
+        self.change_limits(limits)
         self._places = {purpose: _Places() for purpose in Purpose}
         self._sources: dict[str, dict[Ticket, None]] = {}
         """The connections of each address, oldest first."""
 
-    def change(self, total: int, per_source: int, *, per_second: float | None, loop_share: float = 0.0) -> None:
-        """Count by these bounds from now on. No connection loses its place; fewer newcomers find one."""
-        self._set_bounds(total, per_source)
-        self.loop_times.change(loop_share, self._clock())
-        if per_second is None:
-            self._rate = None
-        elif self._rate is None:
-            self._rate = KeyedTokenBucket(per_second * BURST_SECONDS, per_second, size=SOURCES)
-        else:
-            self._rate.change(self._clock(), per_second * BURST_SECONDS, per_second)
-
-    def _set_bounds(self, total: int, per_source: int) -> None:
-        self._per_source = per_source
+    def change_limits(self, limits: RelayLimitsConfig) -> None:
+        """Count by these limits from now on. No connection loses its place; fewer newcomers find one."""
+        now, total, rate = self._clock(), limits.unauthenticated, limits.connections_per_second_per_address
+        self._per_source = limits.unauthenticated_per_address
         self._reserve = total // 8
         self._shared = total - len(Purpose) * self._reserve
         """Places for all purposes, beyond the reserve that each one has."""
         self._http_most = max(total // 4, 1)
+        self.loop_times.change(limits.loop_share_per_address / 100, now)
+        self._rate.change(now, rate * BURST_SECONDS, rate)
 
     @property
     def waiting(self) -> int:
@@ -154,7 +137,7 @@ class Admission:
     def _count(self, ticket: Ticket, source: str) -> str:
         """Count a connection for its address, or return the name of the bound that refuses it."""
         now = self._clock()
-        if self._rate is not None and self._rate.reserve(source, now) is None:
+        if self._rate.reserve(source, now) is None:
             return "rate_address"
         of_source = self._sources.get(source)
         if of_source is not None and len(of_source) >= self._per_source:

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Final
 
@@ -35,7 +35,7 @@ from arcbridge.relay.admission import Admission
 from arcbridge.relay.agent_join import AgentJoins
 from arcbridge.relay.backend import open_backend
 from arcbridge.relay.caller_checks import CallerChecks
-from arcbridge.relay.capacity import capacity, warn
+from arcbridge.relay.capacity import fitted
 from arcbridge.relay.certificate import ServerCertificate
 from arcbridge.relay.client_join import ClientJoins
 from arcbridge.relay.control import ControlServer
@@ -45,7 +45,7 @@ from arcbridge.relay.drain import Drain
 from arcbridge.relay.enforcement import Enforcement
 from arcbridge.relay.fleet.base import Lost
 from arcbridge.relay.hop import Hops
-from arcbridge.relay.http.api import Api, build_app, caller_bucket
+from arcbridge.relay.http.api import Api, build_app
 from arcbridge.relay.http.client_files import ClientFiles
 from arcbridge.relay.http.handler import HttpHandler
 from arcbridge.relay.http.login_settings import login_document
@@ -157,16 +157,14 @@ async def _lay_basis(checked: CheckedRelay, membership: Membership, stack: Async
     config = checked.config
     assert config.policy is not None, "the check requires it"
     policy = PolicyFile(config.policy)
-    shared = membership.share(config.limits)
-    fits = capacity(shared, raise_limit())
-    warn(fits, shared)
+    descriptors = raise_limit()
     authority = open_authority(config.data_dir)
     registry, fleet = await open_backend(config, membership.fleet, stack)
     verifier = make_verifier(checked, stack)
     return Basis(
         checked=checked,
-        limits=replace(shared, sessions=fits.sessions, agents=fits.agents),
-        descriptors=fits.available,
+        limits=fitted(membership.share(config.limits), descriptors),
+        descriptors=descriptors,
         counters=Counters(),
         policy=policy,
         verifier=verifier,
@@ -184,24 +182,12 @@ async def _make_entrances(basis: Basis, membership: Membership, stack: AsyncExit
     certificate = basis.certificate
     await fleet.start()
     stack.push_async_callback(fleet.close)
-    admission = Admission(
-        limits.unauthenticated,
-        limits.unauthenticated_per_address,
-        per_second=limits.connections_per_second_per_address,
-        loop_share=limits.loop_share_per_address / 100,
-    )
+    admission = Admission(limits)
     shares = admission.loop_times.shares
     pumps = Pumps(_log_end, payers=LoopTimes(limits.loop_share_per_user / 100, size=PAYERS, shares=shares))
     stack.callback(pumps.close)
     api, http = await _serve_api(basis, pumps, stack)
-    control = ControlServer(
-        lambda: certificate.contexts[ALPN_CONTROL],
-        fleet,
-        basis.registry,
-        counters,
-        agents=limits.agents,
-        agents_per_second=limits.agents_per_second,
-    )
+    control = ControlServer(lambda: certificate.contexts[ALPN_CONTROL], fleet, basis.registry, counters, limits)
     fleet.on_lost = control.end_sessions
     hops = None if fleet.peers is None else Hops(fleet.peers, authority=basis.authority, pumps=pumps)
     detour = hops or membership.detour
@@ -242,7 +228,7 @@ async def _serve_api(basis: Basis, pumps: Pumps, stack: AsyncExitStack) -> tuple
         basis.checks,
         basis.counters,
         certificate_life=config.agent_certificate_life,
-        callers=caller_bucket(basis.limits.requests_per_minute_per_user),
+        limits=basis.limits,
         login=login_document(config.login),
         payer_of=pumps.payer_of,
     )

@@ -23,9 +23,10 @@ from arcbridge.pki.enrolment import make_csr, make_key
 from arcbridge.relay.access import Access
 from arcbridge.relay.caller_checks import CallerChecks
 from arcbridge.relay.counters import Counters
-from arcbridge.relay.http.api import Api, Limited, build_app, caller_bucket
+from arcbridge.relay.http.api import Api, Limited, build_app
 from arcbridge.relay.http.server import HttpApiServer
 from arcbridge.relay.registry.sqlite import SqliteRegistry
+from arcbridge.settings.config import RelayLimitsConfig
 from tests.support.clock import Clock
 
 HOUR = 3600.0
@@ -164,7 +165,7 @@ async def serving(
         CallerChecks(StubVerifier(), ProofChecker(ProofPolicy.IF_BOUND, "the relay"), access),
         counters,
         certificate_life=600.0,
-        callers=caller_bucket(30),
+        limits=RelayLimitsConfig(requests_per_minute_per_user=30),
         login=login,
         payer_of=lambda identity: made.payers.of(identity.username, 0.0),
     )

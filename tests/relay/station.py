@@ -10,6 +10,7 @@ import contextlib
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -28,7 +29,7 @@ from arcbridge.relay.admission import Admission
 from arcbridge.relay.agent_join import AgentJoins
 from arcbridge.relay.caller_checks import CallerChecks
 from arcbridge.relay.client_join import ClientJoins
-from arcbridge.relay.control import AGENTS_PER_SECOND, ControlServer
+from arcbridge.relay.control import ControlServer
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.fleet.base import Fleet
 from arcbridge.relay.fleet.workers import WorkersFleet
@@ -98,7 +99,8 @@ class EchoUpper(asyncio.Protocol):
 class Station:
     def __init__(self, directory: Path, limits: RelayLimitsConfig, dial_deadline: float, peek_deadline: float) -> None:
         self.directory = directory
-        self.limits = limits
+        # Tests that do without such a share work for both ends in one loop.
+        self.limits = replace(limits, loop_share_per_address=0)
         self.dial_deadline = dial_deadline
         self.peek_deadline = peek_deadline
         self.counters = Counters()
@@ -110,7 +112,6 @@ class Station:
         self.policy = StubPolicy()
         self.access = Access(self.policy)
         self.access.learn_users({})
-        self.agents_per_second: float = AGENTS_PER_SECOND
         self.balancers: Networks = ()
         """Set before `open`: where connections begin with a PROXY protocol header."""
         self.bindings: dict[str, Binding] = {}
@@ -124,20 +125,11 @@ class Station:
         if self.siblings is not None:
             self.fleet, self.detour = WorkersFleet(self.siblings), Handovers(self.siblings)
         self.registry = await SqliteRegistry.open(self.directory)
-        self.admission = Admission(
-            self.limits.unauthenticated,
-            self.limits.unauthenticated_per_address,
-            per_second=self.limits.connections_per_second_per_address,
-        )
+        self.admission = Admission(self.limits)
         shares = self.admission.loop_times.shares
         self.pumps = Pumps(self._pump_ended, payers=LoopTimes(0.0, size=100, shares=shares))
         self.control = ControlServer(
-            lambda: contexts[ALPN_CONTROL],
-            self.fleet,
-            self.registry,
-            self.counters,
-            agents=self.limits.agents,
-            agents_per_second=self.agents_per_second,
+            lambda: contexts[ALPN_CONTROL], self.fleet, self.registry, self.counters, self.limits
         )
         dials = PendingDials(self.counters, self.detour)
         self.checks = CallerChecks(
@@ -218,10 +210,8 @@ async def station(
     limits: RelayLimitsConfig | None = None,
     dial_deadline: float = 10.0,
     peek_deadline: float = 5.0,
-    agents_per_second: float = AGENTS_PER_SECOND,
 ) -> AsyncIterator[Station]:
     made = Station(directory, limits or RelayLimitsConfig(), dial_deadline, peek_deadline)
-    made.agents_per_second = agents_per_second
     await made.open()
     try:
         for cluster in clusters:
@@ -229,6 +219,21 @@ async def station(
         yield made
     finally:
         await made.close()
+
+
+def places_limits(total: int = 1000, per_source: int = 1000, *, rate: int = 10_000) -> RelayLimitsConfig:
+    """Limits by which no address takes too much of the loop's time. `rate`: connections per second and address."""
+    return RelayLimitsConfig(
+        unauthenticated=total,
+        unauthenticated_per_address=per_source,
+        connections_per_second_per_address=rate,
+        loop_share_per_address=0,
+    )
+
+
+def places(*limits: int, clock: Callable[[], float] = time.monotonic, **named: int) -> Admission:
+    """Places of a relay with `places_limits`."""
+    return Admission(places_limits(*limits, **named), clock=clock)
 
 
 OnDial = Callable[["Agent", Dial], Awaitable[None]]

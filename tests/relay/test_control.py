@@ -431,7 +431,7 @@ async def test_strangers_without_a_certificate_do_not_take_the_turns(
     """docs/threats.md#L1: a flood of control connections without a certificate uses up the handshakes that there are.
     An agent from elsewhere has its turn at once all the same."""
     monkeypatch.setattr(control_module, "BURST", 30)
-    async with station(tmp_path, "prod", agents_per_second=2) as relay:
+    async with station(tmp_path, "prod", limits=RelayLimitsConfig(agents_per_second=2)) as relay:
 
         async def stranger(source: str) -> None:
             with socket.socket() as sock:
@@ -493,8 +493,8 @@ async def test_a_herd_is_let_in_at_a_pace(tmp_path: Path, monkeypatch: pytest.Mo
                 told.append(heard.goaway)
                 hint = heard.goaway.retry_after
 
-    limits = RelayLimitsConfig(unauthenticated_per_address=1000)
-    async with station(tmp_path, "prod", limits=limits, agents_per_second=50) as relay:
+    limits = RelayLimitsConfig(unauthenticated_per_address=1000, agents_per_second=50)
+    async with station(tmp_path, "prod", limits=limits) as relay:
         begun = time.monotonic()
 
         def clock() -> float:
@@ -567,7 +567,7 @@ async def test_who_leaves_while_it_waits_costs_no_handshake(tmp_path: Path, monk
     monkeypatch.setattr(control_module, "BURST", 1)
     # No turn comes back while the first agent registers: the second connection has to wait, however long that takes.
     monkeypatch.setattr(control_module, "time", SimpleNamespace(time=time.time, monotonic=lambda: 1000.0))
-    async with station(tmp_path, "prod", agents_per_second=2) as relay, Agent(relay):
+    async with station(tmp_path, "prod", limits=RelayLimitsConfig(agents_per_second=2)) as relay, Agent(relay):
         sock = await relay.dial()
         with sock:
             await send_all(sock, client_hello([ALPN_CONTROL]))

@@ -25,14 +25,14 @@ from arcbridge.net.sockets import ACCEPT_PAUSE, receive, send_all
 from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN
 from arcbridge.net.tlspipe import TlsPipe
 from arcbridge.relay import listener as listener_module
-from arcbridge.relay.admission import Admission, Purpose, Ticket
+from arcbridge.relay.admission import Purpose, Ticket
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.listener import HTTP_TURN, Listener, bind
 from arcbridge.relay.proxy_protocol import parse_networks
 from arcbridge.settings.config import RelayLimitsConfig
 from tests.net.ends import RELAY, authority, client_context
 from tests.net.test_client_hello import client_hello, in_records, with_extension
-from tests.relay.station import Agent, Station, station
+from tests.relay.station import Agent, Station, places, station
 from tests.relay.test_proxy_protocol import header, tlv
 from tests.support.eventually import until
 
@@ -282,7 +282,7 @@ class Starts:
     def __init__(self) -> None:
         self.order: list[str] = []
         handlers = {b"http/1.1": self._handler("http"), b"arcbridge-join/1": self._handler("join")}
-        self.listener = Listener(handlers, Admission(1000, 1000), Counters())
+        self.listener = Listener(handlers, places(1000, 1000), Counters())
         self._peers: list[socket.socket] = []
 
     def _handler(self, name: str) -> listener_module.ConnectionHandler:
@@ -561,7 +561,7 @@ async def test_out_of_descriptors_pauses_and_recovers(tmp_path: Path) -> None:
 
 async def test_what_cannot_be_bound_names_the_setting() -> None:
     counters = Counters()
-    one = Listener({}, Admission(1, 1), counters)
+    one = Listener({}, places(1, 1), counters)
     bound = one.start(Address("127.0.0.1", 0))
     for address, words in (
         (bound, "the port is in use"),
@@ -569,8 +569,8 @@ async def test_what_cannot_be_bound_names_the_setting() -> None:
         (Address("no-such-host.invalid", 1), "no such address"),
     ):
         with pytest.raises(ConfigError, match=words):
-            Listener({}, Admission(1, 1), counters).start(address)
-    everywhere = Listener({}, Admission(1, 1), counters)
+            Listener({}, places(1, 1), counters).start(address)
+    everywhere = Listener({}, places(1, 1), counters)
     assert everywhere.start(Address("", 0)).port
     for each in (one, everywhere):
         each.stop()

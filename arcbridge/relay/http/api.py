@@ -52,6 +52,7 @@ from arcbridge.relay.http.answers import ApiRefusal, set_headers
 from arcbridge.relay.http.server import BODY_LIMIT, address_of, no_payer, note_proved, read_body, take_turn
 from arcbridge.relay.registry.base import ClusterRecord, Registry, admit, cluster_state
 from arcbridge.relay.registry.generations import OLDER_AGENT, RenewedTwice, ShownCertificate
+from arcbridge.settings.config import RelayLimitsConfig
 
 FAILURES = 10
 """Failed enrolments that one source has at once. Against guessing stand the 256 bits of a secret: this bound only keeps
@@ -137,25 +138,26 @@ class Api:
         counters: Counters,
         *,
         certificate_life: float,
-        callers: KeyedTokenBucket[str],
+        limits: RelayLimitsConfig,
         login: Mapping[str, object] | None = None,
         payer_of: Callable[[Identity], LoopTime] = lambda identity: no_payer,
     ) -> None:
-        """`certificate_life`: seconds of an agent's certificate. `callers`: requests with an access token, by subject.
-        `login`: what `/v1/login` answers (`login_settings`). `payer_of`: who pays for the loop's time once the token
-        is verified."""
+        """`certificate_life`: seconds of an agent's certificate. `login`: what `/v1/login` answers (`login_settings`).
+        `payer_of`: who pays for the loop's time once the token is verified."""
         self.authority = authority
         self.registry = registry
         self.count_agents = count_agents
         self.checks = checks
         self.counters = counters
         self.certificate_life = certificate_life
-        self.callers = callers
         self.login_document = login
         self.payer_of = payer_of
         self.limited = Limited()
         self.clock = time.time
         self.monotonic = time.monotonic
+        self._callers = KeyedTokenBucket[str](0.0, 0.0, size=SUBJECTS)
+        """Requests with an access token, by subject."""
+        self.change_limits(limits)
         self._failures = KeyedTokenBucket[str](FAILURES, FAILURES_RATE, size=SOURCES)
         """Failed enrolments, by address."""
         self._unproved = KeyedTokenBucket[str](UNPROVED, UNPROVED_RATE, size=SOURCES)
@@ -166,6 +168,11 @@ class Api:
         """Requests that need no credential, by address."""
         self._renewals = KeyedTokenBucket[str](RENEWALS, RENEWALS_RATE, size=SOURCES)
         """Renewals, by cluster."""
+
+    def change_limits(self, limits: RelayLimitsConfig) -> None:
+        """Let each user make so many requests from now on."""
+        minute = limits.requests_per_minute_per_user
+        self._callers.change(self.monotonic(), minute, minute / 60)
 
     async def ca(self, request: web.Request) -> web.Response:
         self.spend_of_stranger(request)
@@ -334,7 +341,7 @@ class Api:
         if (refused := self.checks.access.refusal(identity)) is not None:
             raise PermissionRefused(refused.message)
         note_proved(request)
-        self._spend("user", self.callers, identity.subject, "you ask this relay too often")
+        self._spend("user", self._callers, identity.subject, "you ask this relay too often")
         return identity
 
     def _refuse_unproved(self, identity: Identity, error: ProofRefused, source: str) -> None:
@@ -371,11 +378,6 @@ class Api:
         if self.limited.count(limit):
             log.warning("api requests refused", reason=limit)
         raise ApiRefusal(HTTPStatus.TOO_MANY_REQUESTS, f"{words}: wait {wait} s and try again", retry_after=wait)
-
-
-def caller_bucket(requests_per_minute: float) -> KeyedTokenBucket[str]:
-    """Return the requests that each user may make, by subject."""
-    return KeyedTokenBucket(requests_per_minute, requests_per_minute / 60, size=SUBJECTS)
 
 
 def build_app(api: Api, install: Callable[[web.Application], None] = lambda app: None) -> web.Application:

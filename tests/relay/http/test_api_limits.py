@@ -10,7 +10,7 @@ import pytest
 
 from arcbridge.pki.authority import Issued
 from arcbridge.pki.enrolment import JoinToken, make_csr, make_key
-from arcbridge.relay.admission import Admission, Ticket
+from arcbridge.relay.admission import Ticket
 from arcbridge.relay.http import server as api_server
 from arcbridge.relay.http.api import (
     RENEWALS,
@@ -20,6 +20,7 @@ from arcbridge.relay.http.api import (
 )
 from arcbridge.relay.http.server import ANONYMOUS_REQUESTS, HttpApiServer
 from tests.relay.api_station import Relay, error, load
+from tests.relay.station import places
 from tests.support.eventually import until
 
 
@@ -206,7 +207,7 @@ class TestLimits:
         self, relay: Relay, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The ticket says so, before a request, within its body, and after the answer; not while the relay works."""
-        ticket = Admission(100, 100).enter("127.0.0.1")
+        ticket = places(100, 100).enter("127.0.0.1")
         assert isinstance(ticket, Ticket)
         listener = await counting(relay, ticket)
         seen: list[float] = []
@@ -233,7 +234,7 @@ class TestLimits:
 
     async def test_behind_a_balancer_the_origin_counts(self, relay: Relay, everything_logged: list[str]) -> None:
         """The listener knows where a connection is from; the socket's peer is the balancer."""
-        admission = Admission(10, 10)
+        admission = places(10, 10)
         ticket = admission.enter("127.0.0.1", through_proxy=True)
         assert isinstance(ticket, Ticket)
         assert ticket.came_from("192.0.2.7") == ""
@@ -247,7 +248,7 @@ class TestLimits:
 
 async def test_a_request_is_charged_to_its_address_and_then_to_its_user(relay: Relay) -> None:
     """docs/threats.md#L46."""
-    admission = Admission(100, 100)
+    admission = places(100, 100)
     ticket = admission.enter("127.0.0.1")
     assert isinstance(ticket, Ticket)
     listener = await counting(relay, ticket)
@@ -280,7 +281,7 @@ async def test_a_request_is_charged_to_its_address_and_then_to_its_user(relay: R
     ],
 )
 async def test_l50_each_answer_counts_whoever_makes_it(relay: Relay, request_line: str, status: int) -> None:
-    admission = Admission(100, 100)
+    admission = places(100, 100)
     ticket = admission.enter("127.0.0.1")
     assert isinstance(ticket, Ticket)
     listener = await counting(relay, ticket)
@@ -305,7 +306,7 @@ async def test_l50_what_is_no_http_ends_its_connection(relay: Relay) -> None:
 
 async def test_requests_of_who_takes_too_much_of_the_loop_wait_and_are_refused_at_last(relay: Relay) -> None:
     """docs/threats.md#L46."""
-    admission = Admission(100, 100)
+    admission = places(100, 100)
     ticket = admission.enter("127.0.0.1")
     assert isinstance(ticket, Ticket)
     listener = await counting(relay, ticket)
