@@ -70,9 +70,11 @@ def read_api_body(data: bytes) -> list[str] | None:
         for at in range(0, len(data), 4096):
             yield data[at : at + 4096]
 
+    ticket = SimpleNamespace(waits=lambda: None, works=lambda: None)
     request: Any = SimpleNamespace(
-        headers={}, content_length=None, protocol=None, content=SimpleNamespace(iter_any=pieces)
-    )
+        headers={}, content_length=None, protocol=SimpleNamespace(ticket=ticket),
+        content=SimpleNamespace(iter_any=pieces),
+    )  # fmt: skip
     try:
         return _LOOP.run_until_complete(api_server.read_body(request, "join_token", "csr", optional=("stored",)))
     except ApiRefusal:

@@ -21,12 +21,14 @@ from arcbridge.net.tls import ALPN_HTTP, outer_server_contexts
 from arcbridge.pki.authority import Authority, Issued
 from arcbridge.pki.enrolment import make_csr, make_key
 from arcbridge.relay.access import Access
+from arcbridge.relay.admission import Admission, Ticket
 from arcbridge.relay.caller_checks import CallerChecks
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.http.api import Api, Limited, build_app
 from arcbridge.relay.http.server import HttpApiServer
 from arcbridge.relay.registry.sqlite import SqliteRegistry
 from arcbridge.settings.config import RelayLimitsConfig
+from tests.relay.station import places
 from tests.support.clock import Clock
 
 HOUR = 3600.0
@@ -74,9 +76,23 @@ class Relay:
     spki: bytes
     """What the relay shows."""
     counters: Counters
+    admission: Admission = field(default_factory=lambda: places(10_000, 10_000))
+    origin: str = ""
+    """Where connections come from by the word of a balancer; empty: from where they come."""
+    tickets: list[Ticket] = field(default_factory=list)
+    """Of all connections, as the listener gives them."""
     payers: LoopTimes[str] = field(default_factory=lambda: LoopTimes(0.0, size=100))
     """Users' times of the loop."""
     cluster_ca: Authority = field(default_factory=lambda: Authority.create("cluster CA"))
+
+    def connection(self) -> asyncio.Protocol:
+        """Return the protocol of one connection, which the listener counts."""
+        ticket = self.admission.enter("127.0.0.1", through_proxy=bool(self.origin))
+        assert isinstance(ticket, Ticket)
+        if self.origin:
+            assert ticket.came_from(self.origin) == ""
+        self.tickets.append(ticket)
+        return self.server(ticket)
 
     def context(self, certificate: Issued | None = None) -> ssl.SSLContext:
         context = ssl.create_default_context(cadata=self.authority.certificate_pem)
@@ -174,7 +190,7 @@ async def serving(
     await server.start()
     issued = authority.issue_server(["127.0.0.1"])
     context = outer_server_contexts(issued.certificate_pem, issued.key_pem, authority.certificate_pem)[ALPN_HTTP]
-    listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", port, ssl=context)
+    listener = await asyncio.get_running_loop().create_server(lambda: made.connection(), "127.0.0.1", port, ssl=context)
     port = listener.sockets[0].getsockname()[1]
     made = Relay(authority, registry, clock, server, port, api.limited, agents, access, context.spki, counters)
     try:

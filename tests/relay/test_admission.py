@@ -191,7 +191,7 @@ def test_behind_a_balancer_the_origin_counts() -> None:
         assert isinstance(ticket, Ticket)
         ticket.leave()
     assert admission.waiting == 0
-    assert admission._sources == {}
+    assert admission.sources == {}
 
 
 @given(
@@ -233,12 +233,12 @@ def test_the_bounds_hold_and_nothing_is_left_when_all_have_left(steps: list[tupl
         taken = admission.held()
         assert sum(taken.values()) == admission.waiting == sum(one.purpose is not None for one in held) <= 16
         assert taken["http"] <= 4
-        assert max((len(found) for found in admission._sources.values()), default=0) <= 3
+        assert max((len(found) for found in admission.sources.values()), default=0) <= 3
     for ticket in held:
         ticket.leave()
     assert admission.waiting == 0
-    assert admission._sources == {}
-    assert not any(admission.waiting for places in admission._places.values())
+    assert admission.sources == {}
+    assert not any(admission.waiting for places in admission.places.values())
 
 
 def test_who_is_set_aside_counts_against_its_source_only() -> None:
@@ -258,7 +258,7 @@ def test_who_is_set_aside_counts_against_its_source_only() -> None:
         ticket.leave()
         ticket.set_aside()
     assert admission.waiting == 0
-    assert admission._sources == {}
+    assert admission.sources == {}
 
 
 def test_other_bounds_count_for_newcomers() -> None:

@@ -349,7 +349,7 @@ async def test_connections_of_an_address_over_its_share_of_the_loop_wait() -> No
     for _ in range(5):
         await asyncio.sleep(0)
     assert starts.order == ["join"], "it waits"
-    assert [ticket.purpose for ticket in admission._places[Purpose.JOIN].waiting] == [Purpose.JOIN], "and makes room"
+    assert [ticket.purpose for ticket in admission.places[Purpose.JOIN].waiting] == [Purpose.JOIN], "and makes room"
     await starts.close()
     address.held_until = 0.0
     starts.arrive("arcbridge-join/1")
@@ -457,7 +457,7 @@ async def test_behind_a_balancer_the_hello_follows_the_header(tmp_path: Path, pi
             await shaking
             await pipe.write(b"behind a balancer")
             assert await pipe.read() == b"BEHIND A BALANCER"
-            (ticket,) = relay.admission._sources["192.0.2.1"]
+            (ticket,) = relay.admission.sources["192.0.2.1"]
             assert ticket.address == "192.0.2.1"
 
 
@@ -480,7 +480,7 @@ async def test_what_a_balancer_may_not_say(tmp_path: Path, data: bytes, reason: 
             assert await is_closed(sock)
         await rejected(relay, reason)
         assert relay.admission.waiting == 0
-        assert relay.admission._sources == {}
+        assert relay.admission.sources == {}
 
 
 async def test_a_header_from_anywhere_else_is_no_hello(tmp_path: Path) -> None:
@@ -500,14 +500,14 @@ async def test_a_balancer_that_names_no_source_counts_for_itself(tmp_path: Path,
             await pipe.handshake()
             await pipe.write(b"x")
             assert await pipe.read() == b"X"
-            assert set(relay.admission._sources) == {"127.0.0.1"}
+            assert set(relay.admission.sources) == {"127.0.0.1"}
 
 
 async def test_behind_a_balancer_each_origin_has_its_own_places(tmp_path: Path) -> None:
     """docs/threats.md#L2: all connections come from one address, and the bound sees through it."""
     async with behind_balancer(tmp_path, unauthenticated_per_address=3) as relay:
         silent = [(await through_balancer(relay, as_balancer("192.0.2.1")))[0] for _ in range(3)]
-        await until(lambda: len(relay.admission._sources.get("192.0.2.1", ())) >= 3)
+        await until(lambda: len(relay.admission.sources.get("192.0.2.1", ())) >= 3)
         fourth, _ = await through_balancer(relay, as_balancer("192.0.2.1"))
         with fourth:
             assert await is_closed(fourth)

@@ -49,7 +49,7 @@ from arcbridge.pki.names import check_cluster_name
 from arcbridge.relay.caller_checks import CallerChecks
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.http.answers import ApiRefusal, set_headers
-from arcbridge.relay.http.server import BODY_LIMIT, address_of, no_payer, note_proved, read_body, take_turn
+from arcbridge.relay.http.server import BODY_LIMIT, address_of, note_proved, read_body, take_turn
 from arcbridge.relay.registry.base import ClusterRecord, Registry, admit, cluster_state
 from arcbridge.relay.registry.generations import OLDER_AGENT, RenewedTwice, ShownCertificate
 from arcbridge.settings.config import RelayLimitsConfig
@@ -139,8 +139,8 @@ class Api:
         *,
         certificate_life: float,
         limits: RelayLimitsConfig,
-        login: Mapping[str, object] | None = None,
-        payer_of: Callable[[Identity], LoopTime] = lambda identity: no_payer,
+        login: Mapping[str, object] | None,
+        payer_of: Callable[[Identity], LoopTime],
     ) -> None:
         """`certificate_life`: seconds of an agent's certificate. `login`: what `/v1/login` answers (`login_settings`).
         `payer_of`: who pays for the loop's time once the token is verified."""
