@@ -24,7 +24,7 @@ from arcbridge.relay.access import Access
 from arcbridge.relay.admission import Admission, Ticket
 from arcbridge.relay.caller_checks import CallerChecks
 from arcbridge.relay.counters import Counters
-from arcbridge.relay.http.api import Api, Limited, build_app
+from arcbridge.relay.http.api import Api, build_app
 from arcbridge.relay.http.server import HttpApiServer
 from arcbridge.relay.registry.sqlite import SqliteRegistry
 from arcbridge.settings.config import RelayLimitsConfig
@@ -70,7 +70,7 @@ class Relay:
     clock: Clock
     server: HttpApiServer
     port: int
-    limited: Limited
+    limited: dict[str, int]
     agents: dict[str, int]
     access: Access
     spki: bytes

@@ -85,6 +85,9 @@ SOURCES = 4096
 SUBJECTS = 16_384
 """Subjects whose requests are counted."""
 
+LIMITS = ("address", "enrolments", "user", "renewals", "proofs")
+"""What refuses a request, for the metrics."""
+
 LOG_INTERVAL = 10.0
 """Seconds between two lines in the log about requests that one limit refuses."""
 
@@ -93,21 +96,6 @@ log = structlog.get_logger("arcbridge.relay")
 
 CountAgents = Callable[[Sequence[str]], Awaitable[Mapping[str, int]]]
 """How many agents of each of these clusters are connected now, in the whole fleet; a cluster left out has none."""
-
-
-class Limited:
-    """How many requests each limit has refused."""
-
-    LIMITS = ("address", "enrolments", "user", "renewals", "proofs")
-
-    def __init__(self) -> None:
-        self.counts = dict.fromkeys(self.LIMITS, 0)
-        self._bursts: Bursts[str] = Bursts(LOG_INTERVAL)
-
-    def count(self, limit: str) -> bool:
-        """Count a refusal; return whether the log is to tell of it."""
-        self.counts[limit] += 1
-        return self._bursts.seen(limit, time.monotonic()) is not None
 
 
 def tls_peer_certificate(request: web.Request) -> bytes | None:
@@ -152,7 +140,9 @@ class Api:
         self.certificate_life = certificate_life
         self.login_document = login
         self.payer_of = payer_of
-        self.limited = Limited()
+        self.limited = dict.fromkeys(LIMITS, 0)
+        """How many requests each limit has refused."""
+        self._bursts = Bursts[str](LOG_INTERVAL)
         self.clock = time.time
         self.monotonic = time.monotonic
         self._callers = KeyedTokenBucket[str](0.0, 0.0, size=SUBJECTS)
@@ -224,15 +214,8 @@ class Api:
         """Count a bad join token of an address; raise `ApiRefusal` where there were too many."""
         # The limit comes after the credential: an agent with a good token is let in, whatever its neighbours behind
         # one address do. What a failure costs is bounded by the connection that it takes (`is_last`).
-        now = self.monotonic()
-        if self._failures.reserve(source_of(source), now) is not None:
-            return
-        self.limited.count("enrolments")
-        raise ApiRefusal(
-            HTTPStatus.TOO_MANY_REQUESTS,
-            f"too many failed enrolments from this address, and this one failed, too: {error.message}",
-            retry_after=math.ceil(self._failures.wait(source_of(source), now)),
-        ) from error
+        words = f"too many failed enrolments from this address, and this one failed, too ({error.message})"
+        self._spend("enrolments", self._failures, source_of(source), words)
 
     async def renew(self, request: web.Request) -> web.Response:
         certificate = tls_peer_certificate(request)
@@ -357,13 +340,8 @@ class Api:
                 requests=since_last,
             )
         # As with enrolments the limit comes after the credential, and locks out no neighbour with a good proof.
-        if self._unproved.reserve(source_of(source), now) is None:
-            self.limited.count("proofs")
-            raise ApiRefusal(
-                HTTPStatus.TOO_MANY_REQUESTS,
-                f"too many tokens without a good proof came from this address, and this is one: {error.message}",
-                retry_after=max(math.ceil(self._unproved.wait(source_of(source), now)), 1),
-            ) from error
+        words = f"too many tokens without a good proof came from this address, and this is one ({error.message})"
+        self._spend("proofs", self._unproved, source_of(source), words)
 
     def spend_of_stranger(self, request: web.Request) -> None:
         """Count a request that needs no credential."""
@@ -375,7 +353,8 @@ class Api:
         if bucket.reserve(key, now) is not None:
             return
         wait = max(math.ceil(bucket.wait(key, now)), 1)
-        if self.limited.count(limit):
+        self.limited[limit] += 1
+        if self._bursts.seen(limit, now) is not None:
             log.warning("api requests refused", reason=limit)
         raise ApiRefusal(HTTPStatus.TOO_MANY_REQUESTS, f"{words}: wait {wait} s and try again", retry_after=wait)
 

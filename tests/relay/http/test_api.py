@@ -149,7 +149,7 @@ class TestEnrol:
         relay.clock.now += 1 / FAILURES_RATE
         body = relay.enrolment(JoinToken.create().text, make_key())
         assert (await relay.call("POST", "/v1/enrol", body))[0] == 403
-        assert relay.limited.counts["enrolments"] == 1
+        assert relay.limited["enrolments"] == 1
 
     async def test_the_registry_is_out(self, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
         """docs/threats.md#E8: a time to retry, and that is no failure of the agent's."""
@@ -430,7 +430,7 @@ class TestClusters:
         status, answer, headers = await relay.call("GET", "/v1/clusters", headers=bearer)
         assert (status, error(answer)[0], headers["Retry-After"]) == (429, "rate_limited", "2")
         assert "came without a proof" in error(answer)[1]
-        assert relay.limited.counts["proofs"] == 1
+        assert relay.limited["proofs"] == 1
         good = {**bearer, "Arcbridge-Proof": KEY.sign_proof(text, relay.spki, "", time.time())}
         assert (await relay.call("GET", "/v1/clusters", headers=good))[0] == 200
         assert len([line for line in everything_logged if "api token refused" in line]) == 1

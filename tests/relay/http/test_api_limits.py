@@ -150,7 +150,7 @@ class TestLimits:
         async with Kept(relay) as kept:
             status, headers = await kept.ask("/v1/ca")
             assert (status, headers["retry-after"], headers["connection"]) == (429, "1", "close")
-        assert relay.limited.counts["address"] == 1
+        assert relay.limited["address"] == 1
         relay.clock.now += 2 / STRANGERS_RATE
         assert (await relay.call("GET", "/v1/ca"))[0] == 200
 
@@ -165,7 +165,7 @@ class TestLimits:
         _, answer, _ = await relay.call("GET", "/v1/clusters", headers=ann)
         assert error(answer) == ("rate_limited", "you ask this relay too often: wait 2 s and try again")
         assert (await relay.call("GET", "/v1/clusters", headers={"Authorization": "Bearer token-of-bob"}))[0] == 200
-        assert relay.limited.counts["user"] == 4
+        assert relay.limited["user"] == 4
         assert len([line for line in everything_logged if "api requests refused" in line]) == 1
         relay.clock.now += 2
         assert (await relay.call("GET", "/v1/clusters", headers=ann))[0] == 200
