@@ -16,7 +16,6 @@ WITHOUT_TEST: dict[str, str] = {
     "settings/config": "declarations; the tests of `config_loader` load them",
     "client/session/counters": "declarations; the tests of `metrics` read them",
     "relay/agent_join": "with `rendezvous`, in whose tests both ends meet; the hop with `hop`",
-    "relay/caller_checks": "declarations",
     "relay/counters": "declarations",
     "relay/client_join": "with `rendezvous`, in whose tests both ends meet",
     "relay/membership": "with `service`; that of a worker in tests of its own",

@@ -30,11 +30,10 @@ from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
 from arcbridge.observe.reloads import Outcome
-from arcbridge.relay.access import Access
+from arcbridge.relay.access import Access, CallerChecks
 from arcbridge.relay.admission import Admission
 from arcbridge.relay.agent_join import AgentJoins
 from arcbridge.relay.backend import open_backend
-from arcbridge.relay.caller_checks import CallerChecks
 from arcbridge.relay.capacity import fitted
 from arcbridge.relay.certificate import ServerCertificate
 from arcbridge.relay.client_join import ClientJoins

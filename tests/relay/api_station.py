@@ -16,13 +16,13 @@ from arcbridge.errors import Unauthenticated, Unreachable
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.policy import PolicyFile
 from arcbridge.identity.proof import ProofChecker, ProofKey, ProofPolicy, binding
+from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.loop_shares import LoopTimes
 from arcbridge.net.tls import ALPN_HTTP, outer_server_contexts
 from arcbridge.pki.authority import Authority, Issued
 from arcbridge.pki.enrolment import make_csr, make_key
-from arcbridge.relay.access import Access
+from arcbridge.relay.access import Access, CallerChecks
 from arcbridge.relay.admission import Admission, Ticket
-from arcbridge.relay.caller_checks import CallerChecks
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.http.api import Api, build_app
 from arcbridge.relay.http.server import HttpApiServer
@@ -48,8 +48,11 @@ KEY = ProofKey.generate()
 """The key to which the tokens are bound that end with `.bound`."""
 
 
-class StubVerifier:
+class StubVerifier(TokenVerifier):
     """Tokens are `token-of-<name>`."""
+
+    def __init__(self) -> None:
+        """Keep nothing: no issuer is asked."""
 
     async def verify(self, token: str) -> Identity:
         if token == "issuer-out":

@@ -12,11 +12,13 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from arcbridge.errors import ArcbridgeError, Unauthenticated
 from arcbridge.identity.claims import Identity
+from arcbridge.identity.policy import PolicyFile
 from arcbridge.identity.proof import UNBOUND, Binding, ProofChecker, ProofPolicy
+from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.loop_shares import LoopTimes
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.net import client_hello
@@ -24,10 +26,9 @@ from arcbridge.net.address import Address
 from arcbridge.net.dialer import DIRECT, connect
 from arcbridge.net.join import client_join
 from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN
-from arcbridge.relay.access import Access
+from arcbridge.relay.access import Access, CallerChecks
 from arcbridge.relay.admission import Admission
 from arcbridge.relay.agent_join import AgentJoins
-from arcbridge.relay.caller_checks import CallerChecks
 from arcbridge.relay.client_join import ClientJoins
 from arcbridge.relay.control import ControlServer
 from arcbridge.relay.counters import Counters
@@ -49,7 +50,7 @@ from tests.net.ends import RELAY, authority, client_context, server_contexts
 from tests.support.eventually import until
 
 
-class StubVerifier:
+class StubVerifier(TokenVerifier):
     """The token *is* the user name; `bad` is none."""
 
     def __init__(self, bindings: Mapping[str, Binding] | None = None) -> None:
@@ -72,14 +73,14 @@ class StubVerifier:
         )
 
 
-class StubPolicy:
+class StubPolicy(PolicyFile):
     def __init__(self) -> None:
         self.allowed = {("alice", "prod"), ("alice", "other"), ("alice", "unknown"), ("bob", "prod")}
 
     def allows(self, identity: Identity, cluster: str) -> bool:
         return (identity.username, cluster) in self.allowed
 
-    def current(self) -> object:
+    def current(self) -> Any:
         return frozenset(self.allowed)
 
 

@@ -46,7 +46,7 @@ from arcbridge.pki.authority import (
 )
 from arcbridge.pki.enrolment import JoinToken, key_hash, request_hash
 from arcbridge.pki.names import check_cluster_name
-from arcbridge.relay.caller_checks import CallerChecks
+from arcbridge.relay.access import CallerChecks
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.http.answers import ApiRefusal, set_headers
 from arcbridge.relay.http.server import BODY_LIMIT, address_of, note_proved, read_body, take_turn
