@@ -119,8 +119,8 @@ class ServerCertificate:
         # Before the files are read: one that changes meanwhile is read again.
         stamp = _stamp(config)
         if config.certificate is not None and config.key is not None:
-            certificate_pem = read_pem("tls.certificate", config.certificate)
-            key_pem = read_pem("tls.key", config.key)
+            certificate_pem = read_text("tls.certificate", config.certificate)
+            key_pem = read_text("tls.key", config.key)
         else:
             issued = self._authority.issue_server([self._host])
             certificate_pem, key_pem = issued.certificate_pem, issued.key_pem
@@ -141,10 +141,10 @@ def _stamp(config: RelayTlsConfig) -> tuple[object, ...]:
     return tuple(found)
 
 
-def read_pem(setting: str, path: Path) -> str:
+def read_text(setting: str, path: Path) -> str:
     """Return the text of the file that `setting` names. Raises `ConfigError`."""
     try:
-        return path.read_text(encoding="ascii")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not PEM text"
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise ConfigError(f"{setting}: {path} cannot be read: {reason}") from error
