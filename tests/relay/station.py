@@ -14,7 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from arcbridge.errors import ArcbridgeError, Unauthenticated
+import pytest
+
+from arcbridge.errors import ArcbridgeError, JoinRefused, Unauthenticated
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.policy import PolicyFile
 from arcbridge.identity.proof import UNBOUND, Binding, ProofChecker, ProofPolicy
@@ -26,6 +28,7 @@ from arcbridge.net.address import Address
 from arcbridge.net.dialer import DIRECT, connect
 from arcbridge.net.join import client_join
 from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN
+from arcbridge.net.tlspipe import TlsPipe
 from arcbridge.relay.access import Access, CallerChecks
 from arcbridge.relay.admission import Admission
 from arcbridge.relay.agent_join import AgentJoins
@@ -235,6 +238,23 @@ def places_limits(total: int = 1000, per_source: int = 1000, *, rate: int = 10_0
 def places(*limits: int, clock: Callable[[], float] = time.monotonic, **named: int) -> Admission:
     """Places of a relay with `places_limits`."""
     return Admission(places_limits(*limits, **named), clock=clock)
+
+
+async def asking(sock: socket.socket, request: JoinRequest | None = None, cluster: str = "") -> TlsPipe:
+    """Say JOIN on a connection to a relay, as alice or with another request and an agent's certificate; return what
+    answers."""
+    pipe = TlsPipe(sock, client_context(ALPN_JOIN, cluster), server_hostname=RELAY)
+    await pipe.handshake()
+    record = (request or JoinRequest(role="client", cluster="prod", token="alice")).encode()
+    await pipe.write(len(record).to_bytes(4, "big") + record)
+    return pipe
+
+
+async def refused(call: Awaitable[object], words: str = "") -> JoinRefused:
+    """Return the refusal with which `call` ends; `words`: an expression that is in its message."""
+    with pytest.raises(JoinRefused, match=words) as caught:
+        await call
+    return caught.value
 
 
 OnDial = Callable[["Agent", Dial], Awaitable[None]]

@@ -18,6 +18,7 @@ from arcbridge.settings.config import RelayFleetConfig
 from arcbridge.wire.records import Dial, Status
 from tests.relay.conftest import Connect, Connections, settings
 from tests.relay.fleet.conformance import DIAL, FleetConformance, Link
+from tests.relay.station import refused
 from tests.support.eventually import until
 from tests.support.nats_server import NatsServer
 
@@ -115,10 +116,8 @@ class TestNatsApart(FleetConformance):
         await until(lambda: not fleet.at._dials)
 
 
-async def refused(fleet: NatsFleet, cluster: str = "prod", timeout: float = 10, **more: str) -> JoinRefused:
-    with pytest.raises(JoinRefused) as caught:
-        await fleet.dial(cluster, replace(DIAL, cluster=cluster, **more), timeout)
-    return caught.value
+async def dial_refused(fleet: NatsFleet, cluster: str = "prod", timeout: float = 10, **more: str) -> JoinRefused:
+    return await refused(fleet.dial(cluster, replace(DIAL, cluster=cluster, **more), timeout))
 
 
 @pytest.fixture
@@ -150,15 +149,13 @@ class TestTwoRelays:
         assert (len(here.asked), len(there.asked)) == (0, 1)
         await pair[1].unregister(there)
         await settled(*pair)
-        with pytest.raises(JoinRefused) as caught:
-            await pair[0].dial("prod", replace(DIAL, instance=there.instance), 10)
-        assert caught.value.code == JoinCode.NO_INSTANCE
+        error = await refused(pair[0].dial("prod", replace(DIAL, instance=there.instance), 10))
+        assert error.code == JoinCode.NO_INSTANCE
         assert not here.asked
         await pair[0].unregister(here)
         await settled(*pair)
-        with pytest.raises(JoinRefused) as caught:
-            await pair[0].dial("prod", replace(DIAL, instance=there.instance), 10)
-        assert caught.value.code == JoinCode.NO_AGENT, "others are not there either"
+        error = await refused(pair[0].dial("prod", replace(DIAL, instance=there.instance), 10))
+        assert error.code == JoinCode.NO_AGENT, "others are not there either"
 
     @pytest.mark.parametrize("answer", [1, None])
     async def test_the_second_attempt_may_be_at_the_other(
@@ -180,7 +177,7 @@ class TestTwoRelays:
         await settled(*pair)
         await pair[1].drain()
         await pair[1].register(late)
-        assert (await refused(pair[0])).code == JoinCode.NO_AGENT
+        assert (await dial_refused(pair[0])).code == JoinCode.NO_AGENT
         assert (await pair[1].dial("prod", DIAL, 10)).token == "t"
 
     async def test_names_that_are_no_names(self, pair: tuple[NatsFleet, NatsFleet]) -> None:
@@ -188,8 +185,8 @@ class TestTwoRelays:
         await pair[1].register(Link("a.b"))
         await settled(*pair)
         for name in ("a.*", "a.>", ">", "a b", "a\r\nPUB x", "", "a" * 300):
-            assert (await refused(pair[0], name)).code == JoinCode.NO_AGENT
-        assert (await refused(pair[0], "a")).code == JoinCode.NO_AGENT
+            assert (await dial_refused(pair[0], name)).code == JoinCode.NO_AGENT
+        assert (await dial_refused(pair[0], "a")).code == JoinCode.NO_AGENT
         assert (await pair[0].dial("a.b", replace(DIAL, cluster="a.b"), 10)).token == "t"
 
     async def test_an_agent_at_two_relays_counts_once(self, pair: tuple[NatsFleet, NatsFleet]) -> None:
@@ -297,7 +294,7 @@ class TestOddReplies:
         for subject in ("prod", f"prod.{_hashed('i1')}")[wrong == "instance" :]:
             await stranger.subscribe(f"{stranger.prefix}.dial.{subject}", lie)
         await stranger.flush(10)
-        error = await refused(pair[0], instance="i1")
+        error = await dial_refused(pair[0], instance="i1")
         assert error.code in (JoinCode.NO_AGENT, JoinCode.NO_INSTANCE, JoinCode.INTERNAL)
         await stranger.flush(10)
         assert all(isinstance(one, asyncio.Future) for one in accepted)
@@ -325,7 +322,7 @@ class TestOddReplies:
         await stranger.subscribe(f"{stranger.prefix}.dial.prod", offer)
         await stranger.subscribe(f"{stranger.prefix}.offer.trap", answer)
         await stranger.flush(10)
-        assert (await refused(pair[0])).code == JoinCode.AGENT_TIMEOUT
+        assert (await dial_refused(pair[0])).code == JoinCode.AGENT_TIMEOUT
 
     async def test_noise_on_every_subject(self, pair: tuple[NatsFleet, NatsFleet], connections: Connections) -> None:
         link = Link()
@@ -401,7 +398,7 @@ class TestOddReplies:
         await stranger.subscribe(f"{stranger.prefix}.dial.prod", offer)
         await stranger.subscribe(f"$KV.{stranger.prefix}.>", accepted.append)
         await stranger.flush(10)
-        await refused(pair[0])
+        await dial_refused(pair[0])
         await stranger.flush(10)
         assert pair[0].crossed
         assert accepted == []
@@ -454,7 +451,7 @@ class TestNatsDown:
             wanting = replace(DIAL, cluster="here", instance="h")
             assert (await two[0].dial("here", wanting, 10)).instance == "h"
             began = time.monotonic()
-            error = await refused(two[0], "there")
+            error = await dial_refused(two[0], "there")
             assert (error.code, error.retry_after) == (JoinCode.INTERNAL, 5)
             assert time.monotonic() - began < 5, "long before the dial's ten seconds"
             assert dict(await two[0].count(["here", "there"])) == {"here": 1, "there": 0}
@@ -486,7 +483,7 @@ class TestNatsDown:
         await until(lambda: all(fleet._nats.connected for fleet in two))
         await settled(*two)
         assert (await two[0].dial("coming", replace(DIAL, cluster="coming"), 10)).token == "t"
-        assert (await refused(two[0], "leaving")).code == JoinCode.NO_AGENT
+        assert (await dial_refused(two[0], "leaving")).code == JoinCode.NO_AGENT
 
     async def test_a_relay_starts_without_nats(self, own_server: NatsServer) -> None:
         own_server.stop()
@@ -497,10 +494,10 @@ class TestNatsDown:
         link = Link()
         await fleet.register(link)
         assert (await fleet.dial("prod", DIAL, 10)).token == "t"
-        assert (await refused(fleet, "other")).code == JoinCode.INTERNAL
+        assert (await dial_refused(fleet, "other")).code == JoinCode.INTERNAL
         own_server.start()
         await until(lambda: connection.connected)
-        assert (await refused(fleet, "other")).code == JoinCode.NO_AGENT
+        assert (await dial_refused(fleet, "other")).code == JoinCode.NO_AGENT
         await fleet.close()
         await connection.close()
 
