@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -123,6 +124,22 @@ class Relay:
         ):
             text = await answer.text()
             return answer.status, json.loads(text) if "json" in answer.content_type else text, answer.headers
+
+    async def granted(self, path: str, body: object, certificate: Issued | None = None) -> dict[str, Any]:
+        """Return the answer to a POST that the relay does."""
+        status, answer, _ = await self.call("POST", path, body, certificate=certificate)
+        assert status == 200, answer
+        assert isinstance(answer, dict)
+        return answer
+
+    async def refused(
+        self, method: str, path: str, body: object = None, words: str = "", **more: Any
+    ) -> tuple[int, str]:
+        """Return status and code of the answer to a request that the relay does not do; `words` are in its message."""
+        status, answer, _ = await self.call(method, path, body, **more)
+        code, message = error(answer)
+        assert words in message
+        return status, code
 
     async def raw(self, request: bytes) -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=self.context())

@@ -296,6 +296,12 @@ class Agent(BaseHandler):
             sock.close()
         await asyncio.sleep(0)
 
+    async def left(self) -> Goaway:
+        """Wait for the end of the connection; return what the relay said of it."""
+        await asyncio.wait_for(self.session.wait_ended(), 5)
+        assert self.goaway is not None
+        return self.goaway
+
     def dial_received(self, session: MuxSession, dial: Dial) -> None:
         self.dials.append(dial)
         task = asyncio.get_running_loop().create_task(self._run(dial))

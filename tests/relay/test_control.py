@@ -72,17 +72,12 @@ async def agent_comes(
     return session, told
 
 
-async def told_away(relay: Station, cluster: str, instance: str = "i1", *, pin: str = "", cluster_ca: str = "") -> Told:
+async def sent_away(relay: Station, cluster: str, instance: str = "i1", **brought: str) -> Goaway:
     """Connect such an agent and return what it was told when its connection has ended."""
-    session, told = await agent_comes(relay, cluster, instance, pin=pin, cluster_ca=cluster_ca)
+    session, told = await agent_comes(relay, cluster, instance, **brought)
     await asyncio.wait_for(session.wait_ended(), 5)
-    return told
-
-
-async def sent_away(relay: Station, cluster: str, instance: str = "i1") -> int | None:
-    """Return the GOAWAY code with which such an agent's connection ends, None without a GOAWAY."""
-    told = await told_away(relay, cluster, instance)
-    return None if told.goaway is None else told.goaway.code
+    assert told.goaway is not None
+    return told.goaway
 
 
 @pytest.mark.parametrize("revoked", [True, False])
@@ -90,7 +85,7 @@ async def test_revoked_or_unknown_clusters_are_told(tmp_path: Path, revoked: boo
     async with station(tmp_path, *(["prod"] if revoked else [])) as relay:
         if revoked:
             await relay.registry.revoke_cluster("prod")
-        assert await sent_away(relay, "prod") == GoawayCode.REVOKED
+        assert (await sent_away(relay, "prod")).code == GoawayCode.REVOKED
         assert relay.counters.agents_refused == 1
         assert len(relay.control) == 0
 
@@ -98,13 +93,15 @@ async def test_revoked_or_unknown_clusters_are_told(tmp_path: Path, revoked: boo
 @pytest.mark.parametrize("instance", ["", "x" * 129, "new\nline", "ünïcode"])
 async def test_an_instance_id_is_printable_and_short(tmp_path: Path, instance: str) -> None:
     async with station(tmp_path, "prod") as relay:
-        assert await sent_away(relay, "prod", instance) == GoawayCode.PROTOCOL
+        assert (await sent_away(relay, "prod", instance)).code == GoawayCode.PROTOCOL
         assert relay.fleet.links() == []
 
 
 async def test_without_a_certificate_there_is_no_control_connection(tmp_path: Path) -> None:
     async with station(tmp_path, "prod") as relay:
-        assert await sent_away(relay, "") is None
+        session, told = await agent_comes(relay, "")
+        await asyncio.wait_for(session.wait_ended(), 5)
+        assert told.goaway is None
         await until(lambda: relay.counters.rejected["handshake"])
         assert relay.admission.waiting == 0
 
@@ -112,9 +109,7 @@ async def test_without_a_certificate_there_is_no_control_connection(tmp_path: Pa
 async def test_the_newer_of_one_instance_replaces_the_older(tmp_path: Path) -> None:
     """docs/threats.md#E10."""
     async with station(tmp_path, "prod") as relay, Agent(relay) as older, Agent(relay) as newer:
-        await asyncio.wait_for(older.session.wait_ended(), 5)
-        assert older.goaway is not None
-        assert older.goaway.code == GoawayCode.REPLACED
+        assert (await older.left()).code == GoawayCode.REPLACED
         await connected(relay, 1)
         near, _ = await relay.join()
         near.close()
@@ -226,9 +221,7 @@ async def test_a_full_list_reaches_an_agent(tmp_path: Path) -> None:
 async def test_a_revoked_cluster_is_cut_and_others_stay(tmp_path: Path) -> None:
     async with station(tmp_path, "prod", "other") as relay, Agent(relay) as agent, Agent(relay, "other", "o") as other:
         relay.control.revoke(frozenset({"prod"}))
-        await asyncio.wait_for(agent.session.wait_ended(), 5)
-        assert agent.goaway is not None
-        assert agent.goaway.code == GoawayCode.REVOKED
+        assert (await agent.left()).code == GoawayCode.REVOKED
         await connected(relay, 1)
         assert not other.session.closed
 
@@ -243,7 +236,7 @@ async def test_draining_says_goodbye_with_a_schedule(tmp_path: Path) -> None:
         # The agent may open its next connection before it leaves this one, but the relay dials it no more.
         assert not agent.session.closed
         assert (await refused(relay.fleet.dial("prod", Dial(token="t"), 1))).code == JoinCode.NO_AGENT
-        assert await sent_away(relay, "prod", "late") == GoawayCode.DRAINING
+        assert (await sent_away(relay, "prod", "late")).code == GoawayCode.DRAINING
         relay.control.close()
         await asyncio.wait_for(agent.session.wait_ended(), 5)
         await connected(relay, 0)
@@ -332,41 +325,34 @@ async def test_what_does_not_prove_a_cluster_is_refused(tmp_path: Path, pin: str
         "nonsense": "-----BEGIN",
     }[sent]
     async with station(tmp_path) as relay:
-        told = await told_away(relay, "prod", pin=one.pin if pin else "", cluster_ca=pem)
-        assert told.goaway is not None
-        assert told.goaway.code == GoawayCode.REVOKED
-        assert words in told.goaway.message
+        told = await sent_away(relay, "prod", pin=one.pin if pin else "", cluster_ca=pem)
+        assert told.code == GoawayCode.REVOKED
+        assert words in told.message
         assert await relay.registry.clusters() == []
         assert relay.counters.clusters_adopted == 0
         assert len(relay.control) == 0
 
 
 @pytest.mark.parametrize(
-    ("revoked", "words"), [(True, "revoked: the relay's operator"), (False, "another cluster CA at this relay")]
+    ("known", "revoked", "words"),
+    [
+        (True, True, "revoked: the relay's operator"),
+        (True, False, "another cluster CA at this relay"),
+        (False, True, "revoked: the relay's operator"),
+    ],
 )
-async def test_a_known_cluster_is_not_adopted(tmp_path: Path, revoked: bool, words: str) -> None:
-    """`station` enrols the cluster with the relay's own CA as the cluster's."""
-    ca = cluster_ca()
-    async with station(tmp_path, "prod") as relay:
+async def test_a_known_or_revoked_cluster_is_not_adopted(
+    tmp_path: Path, known: bool, revoked: bool, words: str
+) -> None:
+    """docs/threats.md#E12. `station` enrols the cluster with the relay's own CA as the cluster's."""
+    async with station(tmp_path, *["prod"][: int(known)]) as relay:
         if revoked:
-            await relay.registry.revoke_cluster("prod")
+            assert await relay.registry.revoke_cluster("prod") is known
         before = await relay.registry.cluster("prod")
-        told = await told_away(relay, "prod", pin=ca.pin, cluster_ca=ca.certificate_pem)
-        assert told.goaway is not None
-        assert words in told.goaway.message
+        told = await sent_away(relay, "prod", pin=cluster_ca().pin, cluster_ca=cluster_ca().certificate_pem)
+        assert told.code == GoawayCode.REVOKED
+        assert words in told.message
         assert await relay.registry.cluster("prod") == before
-
-
-async def test_a_revoked_name_is_not_adopted(tmp_path: Path) -> None:
-    """docs/threats.md#E12: the operator has revoked the cluster before it came."""
-    ca = cluster_ca()
-    async with station(tmp_path) as relay:
-        assert not await relay.registry.revoke_cluster("prod")
-        told = await told_away(relay, "prod", pin=ca.pin, cluster_ca=ca.certificate_pem)
-        assert told.goaway is not None
-        assert told.goaway.code == GoawayCode.REVOKED
-        assert "revoked: the relay's operator" in told.goaway.message
-        assert await relay.registry.clusters() == []
         assert relay.counters.clusters_adopted == 0
 
 
@@ -375,10 +361,9 @@ async def test_of_two_clusters_with_one_name_the_first_is_adopted(tmp_path: Path
     async with station(tmp_path) as relay:
         session, _ = await agent_comes(relay, "prod", pin=one.pin, cluster_ca=one.certificate_pem)
         await connected(relay, 1)
-        told = await told_away(relay, "prod", "i2", pin=two.pin, cluster_ca=two.certificate_pem)
-        assert told.goaway is not None
-        assert one.pin in told.goaway.message
-        assert two.pin in told.goaway.message
+        told = await sent_away(relay, "prod", "i2", pin=two.pin, cluster_ca=two.certificate_pem)
+        assert one.pin in told.message
+        assert two.pin in told.message
         session.abort()
 
 
@@ -391,23 +376,19 @@ async def test_a_connection_ends_some_time_after_its_certificate(tmp_path: Path)
         relay.control.expire(expiry + LAPSED_MARGIN - 1)
         assert not agent.session.closed
         relay.control.expire(expiry + 2 * LAPSED_MARGIN)
-        await asyncio.wait_for(agent.session.wait_ended(), 5)
-        assert agent.goaway is not None
-        assert agent.goaway.code == GoawayCode.EXPIRED
+        assert (await agent.left()).code == GoawayCode.EXPIRED
         await connected(relay, 0)
 
 
 async def test_instances_that_replace_each_other_are_slowed_down(tmp_path: Path) -> None:
     """docs/threats.md#E10: the newer wins, the third has to wait; both are told when to come back."""
     async with station(tmp_path, "prod") as relay, Agent(relay) as one, Agent(relay) as two:
-        await asyncio.wait_for(one.session.wait_ended(), 5)
-        assert one.goaway is not None
-        assert (one.goaway.code, one.goaway.retry_after) == (GoawayCode.REPLACED, int(SETTLE))
+        left = await one.left()
+        assert (left.code, left.retry_after) == (GoawayCode.REPLACED, int(SETTLE))
         await connected(relay, 1)
-        told = await told_away(relay, "prod")
-        assert told.goaway is not None
-        assert told.goaway.code == GoawayCode.REPLACED
-        assert 0 < told.goaway.retry_after <= SETTLE + 1
+        told = await sent_away(relay, "prod")
+        assert told.code == GoawayCode.REPLACED
+        assert 0 < told.retry_after <= SETTLE + 1
         assert relay.counters.agents_flapping == 1
         assert not two.session.closed
     # Once the connection is gone there is no agent to replace, however soon the next one comes.
@@ -550,7 +531,7 @@ async def test_j30_a_cluster_with_every_place_gives_way_to_another(tmp_path: Pat
         assert [(goaway.code, goaway.retry_after) for goaway in heard] == [(GoawayCode.LIMIT, FULL_RETRY)]
         await connected(relay, 3)
         # The one that left takes no place of the cluster that has fewer.
-        assert await sent_away(relay, "evil", "i9") == GoawayCode.LIMIT
+        assert (await sent_away(relay, "evil", "i9")).code == GoawayCode.LIMIT
         assert not honest.closed
         for session in (honest, *(session for session, _ in held)):
             session.abort()
