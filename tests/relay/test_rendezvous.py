@@ -468,31 +468,6 @@ async def test_an_agent_that_does_not_come(tmp_path: Path) -> None:
             assert (await refused(relay.join(), words)).code == code
 
 
-@pytest.mark.parametrize("first", [swallow, refuse])
-async def test_one_other_agent_is_tried(tmp_path: Path, first: object) -> None:
-    async with (
-        station(tmp_path, "prod", dial_deadline=5.0) as relay,
-        Agent(relay, instance="i1", on_dial=first) as bad,
-        Agent(relay, instance="i2", on_dial=consent_and_join) as good,
-    ):
-        near, _ = await relay.join()  # the one that has waited longest is asked first
-        near.close()
-        assert len(bad.dials) == len(good.dials) == 1
-        assert bad.dials[0].token == good.dials[0].token
-
-
-async def test_the_wanted_instance_is_asked_alone(tmp_path: Path) -> None:
-    async with (
-        station(tmp_path, "prod") as relay,
-        Agent(relay, instance="i1") as one,
-        Agent(relay, instance="i2") as two,
-    ):
-        for _ in range(3):
-            near, _ = await relay.join(instance="i2")
-            near.close()
-        assert (len(one.dials), len(two.dials)) == (0, 3)
-
-
 @pytest.mark.parametrize("who", ["client", "agent"])
 async def test_close_notify_withheld_ends_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: str) -> None:
     """docs/threats.md#J7."""
@@ -529,14 +504,6 @@ async def test_the_whole_join_has_a_deadline(tmp_path: Path) -> None:
     limits = RelayLimitsConfig(join_deadline=0.2)
     async with station(tmp_path, "prod", limits=limits) as relay, Agent(relay, on_dial=swallow):
         assert (await refused(relay.join())).code == JoinCode.AGENT_TIMEOUT
-
-
-async def test_an_agent_lost_during_the_dial(tmp_path: Path) -> None:
-    async def leave(agent: Agent, dial: Dial) -> None:
-        agent.session.abort()
-
-    async with station(tmp_path, "prod") as relay, Agent(relay, on_dial=leave):
-        assert (await refused(asyncio.wait_for(relay.join(), 5), "lost its connection")).code == JoinCode.NO_AGENT
 
 
 async def test_a_stopping_relay_leaves_no_half_paired_socket(tmp_path: Path) -> None:

@@ -240,14 +240,6 @@ async def test_from_enrolment_to_a_joined_session(config: RelayConfig) -> None:
     await until(lambda: len(os.listdir("/proc/self/fd")) <= len(before) + 2)
 
 
-async def test_the_authority_is_the_same_after_a_restart(config: RelayConfig) -> None:
-    pins = set()
-    for _ in range(2):
-        async with running(config) as relay:
-            pins.add(relay.info.ca_pin)
-    assert len(pins) == 1
-
-
 async def test_a_user_who_is_taken_out_of_the_policy_is_cut(
     config: RelayConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -356,9 +348,3 @@ async def test_what_only_a_start_can_find_names_the_setting(config: RelayConfig,
             relay = Running(replace(config, **changes))
             with pytest.raises((ConfigError, StateError), match=words):
                 await relay.start()
-
-
-async def test_two_relays_do_not_share_a_data_directory(config: RelayConfig) -> None:
-    async with running(config):
-        with pytest.raises(ConfigError, match="another relay is running"):
-            await Running(config).start()

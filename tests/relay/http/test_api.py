@@ -22,7 +22,6 @@ from arcbridge.relay.http.api import (
     tls_peer_certificate,
 )
 from arcbridge.relay.http.server import BODY_LIMIT
-from arcbridge.relay.registry import generations
 from arcbridge.relay.registry.base import RegistryUnavailable, UserRevocation
 from tests.relay.api_station import CANARY, KEY, Relay, error
 
@@ -60,25 +59,6 @@ class TestEnrol:
         (line,) = [line for line in everything_logged if "agent enrolled" in line]
         assert token.partition(".")[0] in line
         assert token.partition(".")[2] not in line
-
-    async def test_again_with_the_same_key_after_a_lost_answer(self, relay: Relay) -> None:
-        """docs/threats.md#E2, and another key is refused."""
-        token, key = await relay.token(), make_key()
-        for _ in range(2):
-            assert (await relay.call("POST", "/v1/enrol", relay.enrolment(token, key)))[0] == 200
-        status, answer, _ = await relay.call("POST", "/v1/enrol", relay.enrolment(token, make_key()))
-        assert status == 403
-        assert error(answer)[0] == "enrolment_refused"
-        assert "used up" in error(answer)[1]
-
-    async def test_a_taken_name(self, relay: Relay) -> None:
-        """docs/threats.md#E5: the answer names both pins."""
-        await relay.enrolled()
-        ours, relay.cluster_ca = relay.cluster_ca, Authority.create("another")
-        status, answer, _ = await relay.call("POST", "/v1/enrol", relay.enrolment(await relay.token(), make_key()))
-        assert status == 403
-        assert ours.pin in error(answer)[1]
-        assert relay.cluster_ca.pin in error(answer)[1]
 
     @pytest.mark.parametrize(
         ("change", "status", "words"),
@@ -226,19 +206,6 @@ class TestRenew:
         assert status == 403
         assert "void" in str(words)
 
-    async def test_older_agents_of_one_secret_may_race(self, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
-        """They store no request; so for a while another one is taken for a pod's, and later it is not."""
-        monkeypatch.setattr(generations, "RENEW_AGAIN", 400.0)
-        agent = await relay.enrolled()
-        for _ in range(3):
-            status, _ = await self.renewal(relay, agent, make_csr(agent.key_pem))
-            assert status == 200
-            relay.clock.now += 150
-        relay.clock.now += 100
-        status, words = await self.renewal(relay, agent, make_csr(agent.key_pem))
-        assert status == 403
-        assert "renewed twice" in str(words)
-
     async def test_without_a_certificate(self, relay: Relay) -> None:
         status, answer, _ = await relay.call("POST", "/v1/renew", {"csr": make_csr(make_key())})
         assert (status, error(answer)[0]) == (401, "unauthenticated")
@@ -254,41 +221,6 @@ class TestRenew:
         forged = Issued(Authority.create("relay CA").sign_agent(make_csr(key), "prod", life=600), key)
         with pytest.raises((aiohttp.ClientError, ssl.SSLError, ConnectionError)):
             await relay.call("POST", "/v1/renew", {"csr": make_csr(key)}, certificate=forged)
-
-    async def test_revoked_and_restored(self, relay: Relay) -> None:
-        agent = await relay.enrolled()
-        body = {"csr": make_csr(agent.key_pem)}
-        await relay.registry.revoke_cluster("prod")
-        status, answer, _ = await relay.call("POST", "/v1/renew", body, certificate=agent)
-        assert (status, error(answer)[0]) == (403, "enrolment_refused")
-        assert "revoked" in error(answer)[1]
-        await relay.registry.unrevoke_cluster("prod")
-        assert (await relay.call("POST", "/v1/renew", body, certificate=agent))[0] == 200
-
-    async def test_a_cluster_that_the_registry_does_not_know(self, relay: Relay) -> None:
-        key = make_key()
-        agent = Issued(relay.authority.sign_agent(make_csr(key), "ghost", life=600), key)
-        status, _ = await relay.refused("POST", "/v1/renew", {"csr": make_csr(key)}, "not enrolled", certificate=agent)
-        assert status == 403
-
-    async def test_an_old_agent_of_a_name_that_went_over_to_another_ca(self, relay: Relay) -> None:
-        old = await relay.enrolled()
-        relay.clock.now += 60
-        relay.cluster_ca = Authority.create("another")
-        key = make_key()
-        body = relay.enrolment(await relay.token(rebind=True), key)
-        answer = await relay.granted("/v1/enrol", body)
-        new = Issued(answer["certificate"], key)
-        for agent, status in ((new, 200), (old, 403)):
-            renewal = {"csr": make_csr(agent.key_pem)}
-            assert (await relay.call("POST", "/v1/renew", renewal, certificate=agent))[0] == status
-
-    async def test_certificates_state_the_pin_of_the_clusters_ca(self, relay: Relay) -> None:
-        agent, pin = await relay.enrolled(), relay.cluster_ca.pin
-        assert agent_ca_pin(ssl.PEM_cert_to_DER_cert(agent.certificate_pem)) == pin
-        body = {"csr": make_csr(agent.key_pem)}
-        answer = await relay.granted("/v1/renew", body, agent)
-        assert agent_ca_pin(ssl.PEM_cert_to_DER_cert(answer["certificate"])) == pin
 
     async def test_one_without_a_pin_gets_it_at_its_renewal(self, relay: Relay) -> None:
         await relay.enrolled()
