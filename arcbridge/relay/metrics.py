@@ -63,7 +63,7 @@ def register(metrics: Metrics, basis: Basis, entrances: Entrances) -> None:
     metrics.counter("api_requests_limited_total", "Requests to the HTTP API refused by a limit.",
                     {"limit": API_LIMITS}, lambda: entrances.api.limited)  # fmt: skip
     metrics.gauge("certificate_expires_timestamp_seconds", "When the relay's certificate lapses, unix time.", None,
-                  lambda: basis.certificate.expires)  # fmt: skip
+                  lambda: basis.certificate.loaded.expires)  # fmt: skip
 
 
 def _register_connections(metrics: Metrics, counters: Counters, admission: Admission) -> None:

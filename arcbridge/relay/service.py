@@ -186,7 +186,7 @@ async def _make_entrances(basis: Basis, membership: Membership, stack: AsyncExit
     pumps = Pumps(_log_end, payers=LoopTimes(limits.loop_share_per_user / 100, size=PAYERS, shares=shares))
     stack.callback(pumps.close)
     api, http = await _serve_api(basis, pumps, stack)
-    control = ControlServer(lambda: certificate.contexts[ALPN_CONTROL], fleet, basis.registry, counters, limits)
+    control = ControlServer(lambda: certificate.loaded.contexts[ALPN_CONTROL], fleet, basis.registry, counters, limits)
     fleet.on_lost = control.end_sessions
     hops = None if fleet.peers is None else Hops(fleet.peers, authority=basis.authority, pumps=pumps)
     detour = hops or membership.detour
@@ -195,11 +195,11 @@ async def _make_entrances(basis: Basis, membership: Membership, stack: AsyncExit
         dials, fleet, basis.registry, checks, pumps, counters, address=str(basis.checked.public), limits=limits
     )
     agents = AgentJoins(dials, basis.registry, counters, detour, clients.require_room)
-    rendezvous = Rendezvous(lambda: certificate.contexts[ALPN_JOIN], clients, agents, counters)
+    rendezvous = Rendezvous(lambda: certificate.loaded.contexts[ALPN_JOIN], clients, agents, counters)
     handlers: dict[bytes, ConnectionHandler] = {
         client_hello.CONTROL: control.serve,
         client_hello.JOIN: rendezvous.serve,
-        client_hello.HTTP: HttpHandler(lambda: certificate.contexts[ALPN_HTTP], http, counters).serve,
+        client_hello.HTTP: HttpHandler(lambda: certificate.loaded.contexts[ALPN_HTTP], http, counters).serve,
     }
     if hops is not None:
         handlers[client_hello.HOP] = partial(agents.serve_hop, hops.server_context)
@@ -287,13 +287,10 @@ class _Maintenance:
     """The relay's periodic work: take back what is revoked, note connected agents, renew. Each error is logged once."""
 
     def __init__(self, basis: Basis, control: ControlServer, enforcement: Enforcement) -> None:
-        self._registry = basis.registry
-        self._fleet = basis.fleet
+        self._basis = basis
         self._control = control
-        self._policy = basis.policy
         self._access = basis.checks.access
         self._enforcement = enforcement
-        self._certificate = basis.certificate
         self._policy_error = ""
         self._noted = time.monotonic()
         self.registry_error: str | None = None
@@ -320,13 +317,13 @@ class _Maintenance:
         self._look_at_policy()
         self._control.expire(time.time())
         try:
-            self._access.clusters = await self._registry.revocations()
-            if self._access.learn_users(await self._registry.user_revocations()):
+            self._access.clusters = await self._basis.registry.revocations()
+            if self._access.learn_users(await self._basis.registry.user_revocations()):
                 log.info("revoked users taken over", users=len(self._access.users or ()))
             self._control.revoke(self._access.clusters)
             if time.monotonic() - self._noted >= _SEEN:
                 self._noted = time.monotonic()
-                self._certificate.refresh()
+                self._basis.certificate.refresh()
                 await self._note()
         except (RegistryUnavailable, StateError) as error:
             # Also a damaged file: the policy below must go on to count.
@@ -340,9 +337,9 @@ class _Maintenance:
         await self._enforcement.enforce()
 
     def _look_at_policy(self) -> None:
-        self._policy.current()
-        if self._policy.error != self._policy_error:
-            self._policy_error = self._policy.error
+        self._basis.policy.current()
+        if self._basis.policy.error != self._policy_error:
+            self._policy_error = self._basis.policy.error
             if self._policy_error:
                 log.error("policy not taken over", reason=self._policy_error, effect="the last good one stays")
             else:
@@ -351,8 +348,8 @@ class _Maintenance:
     async def _note(self) -> None:
         """Note which clusters are connected. A relay that cannot write these dates is as ready as before."""
         try:
-            for cluster in {link.cluster for link in self._fleet.links()}:
-                await self._registry.seen(cluster, time.time())
+            for cluster in {link.cluster for link in self._basis.fleet.links()}:
+                await self._basis.registry.seen(cluster, time.time())
         except RegistryUnavailable as error:
             log.warning("clusters not noted as seen", reason=error.message)
 

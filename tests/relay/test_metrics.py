@@ -30,7 +30,7 @@ async def test_every_metric_reads_and_the_series_are_fixed(tmp_path: Path) -> No
             counters=relay.counters,
             verifier=verifier,
             checks=SimpleNamespace(proofs=proofs, access=relay.access),
-            certificate=SimpleNamespace(expires=5.0),
+            certificate=SimpleNamespace(loaded=SimpleNamespace(expires=5.0)),
         )
         entrances = SimpleNamespace(
             admission=relay.admission,
