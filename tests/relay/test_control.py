@@ -58,7 +58,7 @@ async def test_the_handshake_of_an_agent_is_charged_to_its_address(tmp_path: Pat
         near, far = await tcp_pair()
         ticket = relay.admission.enter("127.0.0.1")
         assert isinstance(ticket, Ticket)
-        payer = relay.admission.loop_time(ticket)
+        payer = ticket.loop_time
         with near:
             serving = asyncio.create_task(relay.control.serve(far, ticket))
             pipe = TlsPipe(near, client_context(ALPN_CONTROL, "prod"), server_hostname=RELAY)

@@ -53,10 +53,9 @@ async def test_the_handshake_is_charged_to_the_address() -> None:
     """docs/threats.md#L43: the event loop makes it in callbacks of its own, and nothing else is charged here."""
     near, far = await tcp_pair()
     handler = HttpHandler(lambda: server_contexts()[ALPN_HTTP], lambda ticket: EchoUpper(), Counters())
-    ticket = Admission(1, 1).enter("127.0.0.1")
+    ticket = places(1, 1).enter("127.0.0.1")
     assert isinstance(ticket, Ticket)
     payer = ticket.loop_time
-    assert payer is not None
     with near:
         serving = asyncio.create_task(handler.serve(far, ticket))
         pipe = TlsPipe(near, client_context(ALPN_HTTP), server_hostname=RELAY)
