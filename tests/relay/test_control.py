@@ -30,6 +30,7 @@ from arcbridge.wire.records import Dial, Goaway, Revoke, Status
 from arcbridge.wire.session import Kind, Side
 from tests.net.ends import RELAY, agent_certificate, client_context, tcp_pair
 from tests.net.test_client_hello import client_hello
+from tests.relay.registry.conformance import known
 from tests.relay.station import Agent, Station, refused, station, swallow
 from tests.support.eventually import until
 
@@ -289,8 +290,7 @@ async def test_an_unknown_cluster_is_adopted_and_serves(tmp_path: Path) -> None:
     async with station(tmp_path) as relay:
         session, _ = await agent_comes(relay, "prod", pin=ca.pin, cluster_ca=ca.certificate_pem)
         await connected(relay, 1)
-        record = await relay.registry.cluster("prod")
-        assert record is not None
+        record = await known(relay.registry)
         assert (record.ca_pem, record.ca_pin) == (ca.certificate_pem, ca.pin)
         assert record.certificate_expires > record.created
         assert relay.counters.clusters_adopted == 1

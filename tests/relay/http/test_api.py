@@ -24,6 +24,7 @@ from arcbridge.relay.http.api import (
 from arcbridge.relay.http.server import BODY_LIMIT
 from arcbridge.relay.registry.base import RegistryUnavailable, UserRevocation
 from tests.relay.api_station import CANARY, KEY, Relay, error
+from tests.relay.registry.conformance import known
 
 
 async def test_ca(relay: Relay) -> None:
@@ -52,8 +53,7 @@ class TestEnrol:
         assert (answer["cluster"], answer["ca"]) == ("prod", relay.authority.certificate_pem)
         assert agent_cluster(ssl.PEM_cert_to_DER_cert(answer["certificate"])) == "prod"
         assert answer["not_after"] == pytest.approx(relay.clock.now + 600, abs=2)
-        record = await relay.registry.cluster("prod")
-        assert record is not None
+        record = await known(relay.registry)
         assert record.ca_pin == relay.cluster_ca.pin
         assert record.certificate_expires == answer["not_after"]
         (line,) = [line for line in everything_logged if "agent enrolled" in line]
@@ -151,8 +151,7 @@ class TestRenew:
         answer = await relay.granted("/v1/renew", body, agent)
         assert answer["cluster"] == "prod"
         assert agent_cluster(ssl.PEM_cert_to_DER_cert(answer["certificate"])) == "prod"
-        record = await relay.registry.cluster("prod")
-        assert record is not None
+        record = await known(relay.registry)
         assert record.certificate_expires == answer["not_after"] >= relay.clock.now + 600
         renewed = Issued(answer["certificate"], agent.key_pem)
         assert (await relay.call("POST", "/v1/renew", body, certificate=renewed))[0] == 200
@@ -162,8 +161,7 @@ class TestRenew:
         status, answer, _ = await relay.call("POST", "/v1/renew", {"csr": make_csr(make_key())}, certificate=agent)
         assert (status, error(answer)[0]) == (403, "enrolment_refused")
         assert "keeps the agent's key" in error(answer)[1]
-        record = await relay.registry.cluster("prod")
-        assert record is not None
+        record = await known(relay.registry)
         assert not record.revoked
 
     async def renewal(self, relay: Relay, agent: Issued, csr: str, **more: str) -> tuple[int, Issued | str]:
@@ -256,8 +254,7 @@ class TestClusters:
             await relay.enrolled(name)
         await relay.registry.seen("prod", relay.clock.now - 30, version="0.1.0")
         relay.agents.update(prod=2, other=1)
-        record = await relay.registry.cluster("prod")
-        assert record is not None
+        record = await known(relay.registry)
         status, answer, _ = await relay.call("GET", "/v1/clusters", headers={"Authorization": "Bearer token-of-ann"})
         assert status == 200
         assert isinstance(answer, list)

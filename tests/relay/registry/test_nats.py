@@ -10,7 +10,7 @@ from arcbridge.errors import EnrolmentRefused
 from arcbridge.relay.registry.base import Registry, RegistryUnavailable
 from arcbridge.relay.registry.nats import NatsRegistry
 from tests.relay.conftest import Connect, Connections
-from tests.relay.registry.conformance import HOUR, KEY_A, KEY_B, Opener, RegistryConformance, cluster_ca
+from tests.relay.registry.conformance import HOUR, KEY_A, KEY_B, Opener, RegistryConformance, cluster_ca, known
 from tests.support.clock import Clock
 from tests.support.eventually import until
 from tests.support.nats_server import NatsServer
@@ -235,8 +235,7 @@ class TestNatsFaults:
         for key in ("cluster.prod.binding", "cluster.held.revoked", "token.x", "user.x"):
             await store.put(key, junk)
         # Who knew the cluster goes on with that; who did not says that it cannot tell.
-        known = await registry.cluster("prod")
-        assert known is not None
+        known = await known(registry)
         assert known.ca_pem == cluster_ca().certificate_pem
         fresh = await opened(connections, clock, stack)
         await until(lambda: fresh._complete)
