@@ -235,8 +235,7 @@ class TestNatsFaults:
         for key in ("cluster.prod.binding", "cluster.held.revoked", "token.x", "user.x"):
             await store.put(key, junk)
         # Who knew the cluster goes on with that; who did not says that it cannot tell.
-        known = await known(registry)
-        assert known.ca_pem == cluster_ca().certificate_pem
+        assert (await known(registry)).ca_pem == cluster_ca().certificate_pem
         fresh = await opened(connections, clock, stack)
         await until(lambda: fresh._complete)
         for name in ("prod", "held"):
