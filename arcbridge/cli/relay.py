@@ -56,13 +56,7 @@ async def token_create(invocation: Invocation, config: RelayConfig) -> str:
         uses=admin.parse_uses(invocation.text("uses")),
         ttl=admin.parse_ttl(invocation.text("ttl")),
         rebind=invocation.switch("rebind"),
-        api_server=admin.ApiServerFlags(
-            invocation.text("kube_server"),
-            invocation.text("kube_ca_file"),
-            invocation.text("kube_token_file"),
-            invocation.text("kube_client_certificate_file"),
-            invocation.text("kube_client_key_file"),
-        ),
+        api_server={name: invocation.text(name) for name in admin.API_SERVER_FLAGS},
     )
     return _format_token(made, invocation.text("output", "table"))
 
