@@ -12,7 +12,6 @@ open to every authenticated user by the default role `system:basic-user`; "Const
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final
@@ -28,7 +27,6 @@ from arcbridge.checks.key_findings import key_finding
 from arcbridge.checks.self_checks import SelfCheck
 from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.refusals import RefusalRule
-from arcbridge.untrusted_json import read_json
 
 RULES: Final = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
 CERTIFICATE_SOON: Final = 86400.0
@@ -51,7 +49,7 @@ async def look_at_api_server(api: ApiServer) -> Finding:
     """
     where = api.authority
     try:
-        await api.call("GET", "/version", _headers(api), own=True)
+        await api.ask("GET", "/version")
     except AnswerFailed as error:
         text = error.message.removeprefix("arcbridge: ")
         if error.refusal.rule is RefusalRule.AGENT_API_CA:
@@ -313,22 +311,10 @@ def _impersonable(rule: dict[str, Any]) -> set[str]:
 
 async def _review(api: ApiServer, path: str, document: dict[str, Any]) -> tuple[int, Any]:
     """Ask for a review of the agent itself; code 0 where the API server does not answer."""
-    headers = [("Content-Type", "application/json"), *_headers(api)]
     try:
-        code, body = await api.call("POST", path, headers, own=True, body=json.dumps(document).encode())
+        return await api.ask("POST", path, document)
     except AnswerFailed:
         return 0, None
-    try:
-        return code, read_json(body)
-    except ValueError:
-        return code, None
-
-
-def _headers(api: ApiServer) -> list[tuple[str, str]]:
-    headers = [("Accept", "application/json"), ("User-Agent", "arcbridge-agent")]
-    if authorization := api.authorization():
-        headers.append(("Authorization", authorization))
-    return headers
 
 
 def _at(document: Any, *path: str) -> Any:
