@@ -379,10 +379,10 @@ async def test_h27_a_target_that_does_not_answer_takes_no_dials_of_others(
         await until(lambda: len(waiting) == 2 * MAX_CONNECTING_OF_USER)
         while waiting:
             waiting.pop()("")
-        assert (len(targets._connecting), targets.refused) == (MAX_CONNECTING_OF_USER, MAX_CONNECTING_OF_USER)
+        assert (len(targets.connecting), targets.refused) == (MAX_CONNECTING_OF_USER, MAX_CONNECTING_OF_USER)
         bob.open("tcp:db", StreamIO())
         await until(lambda: bool(waiting))
         waiting.pop()("")
-        assert len(targets._connecting) == MAX_CONNECTING_OF_USER + 1
+        assert len(targets.connecting) == MAX_CONNECTING_OF_USER + 1
         await targets.close()
-    assert not targets._connecting
+    assert not targets.connecting

@@ -76,8 +76,8 @@ TRANSITIONS: dict[RequestOutcome, frozenset[RequestOutcome]] = {
     RequestOutcome.UPGRADED: frozenset({RequestOutcome.FAILED}),
     RequestOutcome.CONNECTED: frozenset({RequestOutcome.CUT, RequestOutcome.FAILED}),
 }
-"""Outcome -> those that may follow it; before any other one it stays, since the first cause counts. What was upgraded is
-cut only where a right was lost (`AuditRecord.revoke`): it ends with its connection."""
+"""Outcome -> those that may follow it; before any other one it stays, since the first cause counts. What was upgraded
+is cut only where a right was lost (`AuditRecord.revoke`): it ends with its connection."""
 
 
 class AuditSubject:

@@ -223,6 +223,7 @@ def test_an_outcome_changes_as_the_table_says_and_else_stays(outcome: RequestOut
         record = AuditRecord("r", SUBJECT, outcome=outcome)
         change(record)
         assert record.outcome is (wanted if wanted in TRANSITIONS[outcome] else outcome)
+    record = AuditRecord("r", SUBJECT, outcome=outcome)
     record.revoke("a right was lost")
     assert record.outcome is (RequestOutcome.FAILED if outcome is RequestOutcome.FAILED else RequestOutcome.CUT)
 
