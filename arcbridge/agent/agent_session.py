@@ -479,18 +479,17 @@ class AgentSession(BaseHandler):
     def _record_limit(
         self, caller: Caller, limit: Limit, omitted: int, reason: str, request: str = "", target: str = ""
     ) -> None:
-        if self._sessions.audit is not None:
-            record = AuditRecord(
-                request=request or caller.request_id(0, 0),
-                subject=caller.subject,
-                verb="open" if target else "limit",
-                target=target,
-                outcome=RequestOutcome.REFUSED,
-                limit=limit,
-                omitted=omitted,
-                reason=reason,
-            )
-            self._sessions.audit.write(record)
+        record = AuditRecord(
+            request=request or caller.request_id(0, 0),
+            subject=caller.subject,
+            verb="open" if target else "limit",
+            target=target,
+            outcome=RequestOutcome.REFUSED,
+            limit=limit,
+            omitted=omitted,
+            reason=reason,
+        )
+        self._sessions.audit.write(record)
 
     def _leave(self, caller: Caller) -> None:
         """End the session's part in its user's account; the last one records the refusals that no record counts yet."""
@@ -501,18 +500,15 @@ class AgentSession(BaseHandler):
 
     def _write_audit(self, identity: Identity, verb: str, outcome: str, reason: str) -> None:
         """Record what happened to the session as a whole."""
-        if self._sessions.audit is not None:
-            self._sessions.audit.write(
-                AuditRecord(
-                    request=f"{self._join_id}-{os.urandom(8).hex()}-0-0",
-                    subject=AuditSubject(
-                        self._join_id, identity.username, len(identity.groups), identity.binding.kind.value
-                    ),
-                    verb=verb,
-                    outcome=RequestOutcome(outcome),
-                    reason=reason,
-                )
-            )
+        bound = identity.binding.kind.value
+        record = AuditRecord(
+            request=f"{self._join_id}-{os.urandom(8).hex()}-0-0",
+            subject=AuditSubject(self._join_id, identity.username, len(identity.groups), bound),
+            verb=verb,
+            outcome=RequestOutcome(outcome),
+            reason=reason,
+        )
+        self._sessions.audit.write(record)
 
     def _age(self) -> float:
         """Return the seconds since the session began, by the clock that says more: one stands still while the machine

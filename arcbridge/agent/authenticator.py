@@ -20,7 +20,7 @@ from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
 from arcbridge.agent.kube.caller import token_digest
 from arcbridge.errors import PermissionRefused, Unauthenticated, Unreachable
 from arcbridge.identity.claims import Identity
-from arcbridge.identity.proof import NO_PEER, Peer, ProofChecker, ProofPolicy, ProofRefused, binding, decode_object
+from arcbridge.identity.proof import NO_PEER, Peer, ProofChecker, ProofRefused, binding, decode_object
 from arcbridge.identity.verifier import LEEWAY, TokenVerifier
 from arcbridge.wire.records import Auth
 
@@ -64,16 +64,16 @@ class Authenticator:
         self,
         api: ApiServer,
         verifier: TokenVerifier | None,
+        proofs: ProofChecker,
         *,
         token_mode: bool,
-        proofs: ProofChecker | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._api = api
         self._verifier = verifier
         self.token_mode = token_mode
         """Whether sessions may carry the caller's own ServiceAccount token."""
-        self.proofs = proofs or ProofChecker(ProofPolicy.IF_BOUND, "the agent", clock=clock)
+        self.proofs = proofs
         self._clock = clock
 
     async def authenticate(self, auth: Auth, peer: Peer = NO_PEER) -> Authenticated:

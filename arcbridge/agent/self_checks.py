@@ -21,6 +21,7 @@ from arcbridge.agent.authenticator import REVIEW
 from arcbridge.agent.control import ControlConnections
 from arcbridge.agent.enrol import CredentialKeeper
 from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
+from arcbridge.agent.parts import AgentParts
 from arcbridge.checks.diagnosis import Finding, failed, ok, skipped, warning
 from arcbridge.checks.directory_findings import directory_finding
 from arcbridge.checks.key_findings import key_finding
@@ -273,17 +274,10 @@ def groups_checks(verifier: TokenVerifier | None) -> list[SelfCheck]:
     return [SelfCheck("groups", groups)]
 
 
-def checks_of(
-    api: ApiServer,
-    verifier: TokenVerifier | None,
-    *,
-    token_mode: Callable[[], bool],
-    audit: AuditLog,
-    control: ControlConnections,
-    keeper: CredentialKeeper,
-) -> list[SelfCheck]:
+def checks_of(parts: AgentParts) -> list[SelfCheck]:
     """Return all checks of a running agent. Audit and relays gate readiness by themselves (`agent.service`)."""
-    counts = api.upstream.own_refusals.counts
+    sessions = parts.sessions
+    counts = parts.api.upstream.own_refusals.counts
     seen = counts["impersonation"]
 
     def refused() -> int:
@@ -292,12 +286,12 @@ def checks_of(
         return fresh
 
     return [
-        *api_checks(api, impersonates=verifier is not None, refused=refused),
-        issuers_check(verifier, token_mode=token_mode),
-        *groups_checks(verifier),
-        _check("audit", partial(look_at_audit, audit)),
-        _check("relays", partial(look_at_relays, control, keeper)),
-        _check("certificate", partial(look_at_certificate, keeper)),
+        *api_checks(parts.api, impersonates=parts.verifier is not None, refused=refused),
+        issuers_check(parts.verifier, token_mode=lambda: sessions.authenticator.token_mode),
+        *groups_checks(parts.verifier),
+        _check("audit", partial(look_at_audit, sessions.audit)),
+        _check("relays", partial(look_at_relays, parts.control, parts.keeper)),
+        _check("certificate", partial(look_at_certificate, parts.keeper)),
     ]
 
 

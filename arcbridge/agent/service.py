@@ -10,7 +10,7 @@ import asyncio
 import secrets
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from arcbridge.agent.kube.apiserver import SERVICE_ACCOUNT, ApiServer, endpoint_
 from arcbridge.agent.kube.connect_limit import ConnectLimit
 from arcbridge.agent.kube.proxy import KubeProxy
 from arcbridge.agent.metrics import register
+from arcbridge.agent.parts import AgentParts
 from arcbridge.agent.reload import Reload
 from arcbridge.agent.secret_store import SecretStore
 from arcbridge.agent.self_checks import checks_of
@@ -92,23 +93,6 @@ async def serve(
     log.info("agent stopped", step="gone")
 
 
-@dataclass(frozen=True, slots=True)
-class AgentParts:
-    """The parts of one agent, connected with each other; `_compose` makes them."""
-
-    audit: AuditLog
-    api: ApiServer
-    verifier: TokenVerifier | None
-    proofs: ProofChecker
-    authenticator: Authenticator
-    targets: TcpTargets
-    proxy: KubeProxy
-    keeper: CredentialKeeper
-    denylist: Denylist | None
-    sessions: Sessions
-    control: ControlConnections
-
-
 def _compose(config: AgentConfig, checked: Checked, instance: str, stack: AsyncExitStack) -> AgentParts:
     """Make all parts, of which none is connected to a relay yet; `stack` closes them. Raises as `serve` does."""
     audit = open_audit(config, instance)
@@ -124,7 +108,7 @@ def _compose(config: AgentConfig, checked: Checked, instance: str, stack: AsyncE
     relays = list(checked.relays)
     keeper = _keeper(config, api, relays)
     proofs = ProofChecker(checked.proof, "the agent")
-    authenticator = Authenticator(api, verifier, token_mode=config.token_mode, proofs=proofs)
+    authenticator = Authenticator(api, verifier, proofs, token_mode=config.token_mode)
     memory.backlog.most = config.limits.agent_waiting_bytes
     sessions = Sessions(
         authenticator,
@@ -132,7 +116,6 @@ def _compose(config: AgentConfig, checked: Checked, instance: str, stack: AsyncE
         targets,
         instance=instance,
         limits=session_limits(config),
-        audit=audit,
         accounts=Accounts(config.limits),
         settings=config.session,
     )
@@ -145,19 +128,7 @@ def _compose(config: AgentConfig, checked: Checked, instance: str, stack: AsyncE
         relays, keeper, sessions, instance=instance, software=__version__, wanted=config.control_connections
     )
     stack.push_async_callback(control.close)
-    return AgentParts(
-        audit=audit,
-        api=api,
-        verifier=verifier,
-        proofs=proofs,
-        authenticator=authenticator,
-        targets=targets,
-        proxy=proxy,
-        keeper=keeper,
-        denylist=denylist,
-        sessions=sessions,
-        control=control,
-    )
+    return AgentParts(api, verifier, keeper, denylist, sessions, control)
 
 
 def _make_verifier(config: AgentConfig, checked: Checked, stack: AsyncExitStack) -> TokenVerifier | None:
@@ -180,39 +151,11 @@ async def _observe(
     Returns what knows the settings in force.
     """
     metrics, checks = Metrics("agent"), Checks()
-    register(
-        metrics,
-        control=parts.control,
-        sessions=parts.sessions,
-        proxy=parts.proxy,
-        targets=parts.targets,
-        keeper=parts.keeper,
-        audit=parts.audit,
-        verifier=parts.verifier,
-        proofs=parts.proofs,
-        denylist=parts.denylist,
-    )
+    register(metrics, parts)
     checks.add("control", parts.control.unready)
-    checks.add("audit", parts.audit.unready)
-    reload = Reload(
-        checked,
-        api=parts.api,
-        verifier=parts.verifier,
-        authenticator=parts.authenticator,
-        sessions=parts.sessions,
-        targets=parts.targets,
-        denylist=parts.denylist,
-        audit=parts.audit,
-    )
-    found = checks_of(
-        parts.api,
-        parts.verifier,
-        token_mode=lambda: parts.authenticator.token_mode,
-        audit=parts.audit,
-        control=parts.control,
-        keeper=parts.keeper,
-    )
-    self_checks = SelfChecks(found, log)
+    checks.add("audit", parts.sessions.audit.unready)
+    reload = Reload(checked, parts)
+    self_checks = SelfChecks(checks_of(parts), log)
     self_checks.register(metrics, checks)
 
     if reread is not None:

@@ -28,7 +28,6 @@ from arcbridge import __version__
 from arcbridge.agent.accounts import Account, Accounts
 from arcbridge.agent.agent_session import AgentSession
 from arcbridge.agent.ahead_relief import AheadRelief
-from arcbridge.agent.audit import AuditLog
 from arcbridge.agent.authenticator import Authenticator
 from arcbridge.agent.backlog_relief import INTERVAL, BacklogRelief
 from arcbridge.agent.kube.proxy import KubeProxy
@@ -88,7 +87,6 @@ class Sessions:
         *,
         instance: str = "",
         limits: Limits = DEFAULT,
-        audit: AuditLog | None = None,
         accounts: Accounts | None = None,
         settings: SessionConfig | None = None,
         clock: Callable[[], float] = time.time,
@@ -97,7 +95,7 @@ class Sessions:
         self.authenticator = authenticator
         self.proxy = proxy
         self.targets = targets
-        self.audit = audit
+        self.audit = targets.audit
         self.accounts = accounts if accounts is not None else Accounts()
         self.revocations = Revocations(clock=clock)
         self.revocations.on_news = self._revocations_changed

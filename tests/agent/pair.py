@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from arcbridge.agent.audit import AuditLog
 from arcbridge.agent.authenticator import Authenticated
 from arcbridge.agent.kube.caller import Caller, token_digest
 from arcbridge.agent.sessions import Sessions
@@ -221,11 +222,13 @@ def asks_for(client: MuxSession, **changes: Any) -> Hello:
 
 
 def make_sessions(
-    authenticator: FakeAuthenticator, clock: Clock, targets: TcpTargets | None = None, **settings: Any
+    authenticator: FakeAuthenticator,
+    clock: Clock,
+    targets: TcpTargets | None = None,
+    *,
+    audit: AuditLog | None = None,
+    **settings: Any,
 ) -> tuple[Sessions, FakeProxy]:
-    from arcbridge.agent.audit import AuditLog
-
     proxy = FakeProxy()
-    found = targets or TcpTargets({}, AuditLog(""))
-    made = Sessions(authenticator, proxy, found, instance="agent-1", clock=clock, **settings)
-    return made, proxy
+    found = targets or TcpTargets({}, audit or AuditLog(""))
+    return Sessions(authenticator, proxy, found, instance="agent-1", clock=clock, **settings), proxy

@@ -32,7 +32,8 @@ async def made(tmp_path: Path) -> AsyncIterator[Made]:
         api = ApiServer(endpoint_of(config, {}))
         clock = Clock(NOW)
         verifier = TokenVerifier(parse(CONFIG), Issuer().fetch, clock, monotonic=clock)
-        yield fake, Authenticator(api, verifier, token_mode=True, clock=clock)
+        proofs = ProofChecker(ProofPolicy.IF_BOUND, "the agent", clock=clock)
+        yield fake, Authenticator(api, verifier, proofs, token_mode=True, clock=clock)
         await api.close()
 
 
@@ -151,7 +152,7 @@ async def test_an_api_server_that_is_down(made: Made) -> None:
 
 
 async def test_modes_that_are_switched_off(made: Made) -> None:
-    closed = Authenticator(made[1]._api, None, token_mode=False)
+    closed = Authenticator(made[1]._api, None, made[1].proofs, token_mode=False)
     for kind in ("oidc", "bearer"):
         with pytest.raises(PermissionRefused):
             await closed.authenticate(Auth(kind=kind, token="t"))

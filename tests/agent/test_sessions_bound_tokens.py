@@ -64,13 +64,7 @@ def proving(text: str, *, key: ProofKey = KEY, now: float = 1000.0) -> AuthMaker
 
 def real_sessions(clock: Clock, audit: AuditLog | None = None, policy: ProofPolicy = ProofPolicy.IF_BOUND) -> Sessions:
     verifier = TokenVerifier(parse(issuing.CONFIG), issuing.Issuer().fetch, clock, monotonic=clock)
-    judge = Authenticator(
-        None,
-        verifier,
-        token_mode=False,
-        proofs=ProofChecker(policy, "the agent", clock=clock),
-        clock=clock,
-    )
+    judge = Authenticator(None, verifier, ProofChecker(policy, "the agent", clock=clock), token_mode=False, clock=clock)
     return make_sessions(judge, clock, audit=audit)[0]
 
 

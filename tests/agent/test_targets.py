@@ -204,7 +204,7 @@ async def test_l33_of_many_refused_targets_some_leave_a_record_and_the_rest_are_
     audit = RecordedAudit()
     targets = TcpTargets({}, audit)
     judge = FakeAuthenticator(t="alice")
-    sessions, _ = make_sessions(judge, Clock(), targets, audit=audit)
+    sessions, _ = make_sessions(judge, Clock(), targets)
     async with joined(sessions) as (client, _):
         await client.wait_established()
         last = StreamIO()
