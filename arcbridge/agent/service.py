@@ -16,7 +16,6 @@ from typing import Any
 
 import structlog
 
-from arcbridge import __version__
 from arcbridge.agent.accounts import Accounts
 from arcbridge.agent.audit import AuditLog
 from arcbridge.agent.authenticator import Authenticator
@@ -40,7 +39,6 @@ from arcbridge.identity.groups import GroupSources
 from arcbridge.identity.proof import ProofChecker
 from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.mux import memory
-from arcbridge.net.address import Address
 from arcbridge.net.fetch import HttpFetcher
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
@@ -100,13 +98,12 @@ def _compose(config: AgentConfig, checked: Checked, instance: str, stack: AsyncE
     api = ApiServer(endpoint_of(config.kubernetes))
     api.upstream.limit = ConnectLimit(config.limits.agent_connects_per_second)
     stack.push_async_callback(api.close)
-    verifier = _make_verifier(config, checked, stack)
+    verifier = make_verifier(checked, stack)
     targets = TcpTargets(checked.targets, audit)
     stack.push_async_callback(targets.close)
     proxy = KubeProxy(api, audit)
     stack.push_async_callback(proxy.close, HURRY)
-    relays = list(checked.relays)
-    keeper = _keeper(config, api, relays)
+    keeper = _keeper(checked, api)
     proofs = ProofChecker(checked.proof, "the agent")
     authenticator = Authenticator(api, verifier, proofs, token_mode=config.token_mode)
     memory.backlog.most = config.limits.agent_waiting_bytes
@@ -124,18 +121,16 @@ def _compose(config: AgentConfig, checked: Checked, instance: str, stack: AsyncE
     if config.denylist_file is not None:
         denylist = Denylist(config.denylist_file, sessions.revocations.deny)
         _keep_running(denylist.run(), "denylist", stack)
-    control = ControlConnections(
-        relays, keeper, sessions, instance=instance, software=__version__, wanted=config.control_connections
-    )
+    control = ControlConnections(checked.relays, keeper, sessions, instance=instance, wanted=config.control_connections)
     stack.push_async_callback(control.close)
     return AgentParts(api, verifier, keeper, denylist, sessions, control)
 
 
-def _make_verifier(config: AgentConfig, checked: Checked, stack: AsyncExitStack) -> TokenVerifier | None:
+def make_verifier(checked: Checked, stack: AsyncExitStack) -> TokenVerifier | None:
     """Make what verifies access tokens, with a fetcher of its own; None where the API server alone judges tokens."""
     if checked.issuers is None:
         return None
-    fetcher = HttpFetcher()
+    config, fetcher = checked.config, HttpFetcher()
     stack.push_async_callback(fetcher.close)
     groups = GroupSources(checked.issuers, fetcher.ask, directories=config.graph, claim_sources=config.claim_sources)
     verifier = TokenVerifier(checked.issuers, fetcher, accept=checked.acceptance, groups=groups)
@@ -197,13 +192,12 @@ def _keep_running(work: Coroutine[Any, Any, None], name: str, stack: AsyncExitSt
 
 async def enroll(config: AgentConfig) -> None:
     """Enrol unless the agent has enrolled before, and end. Raises as `serve` does."""
-    relays = list(required(config, serves=False).relays)
-    api = ApiServer(endpoint_of(config.kubernetes)) if config.state.secret else None
-    try:
-        await _keeper(config, api, relays).start()
-    finally:
+    checked = required(config, serves=False)
+    async with AsyncExitStack() as stack:
+        api = ApiServer(endpoint_of(config.kubernetes)) if config.state.secret else None
         if api is not None:
-            await api.close()
+            stack.push_async_callback(api.close)
+        await _keeper(checked, api).start()
 
 
 def open_audit(config: AgentConfig, instance: str) -> AuditLog:
@@ -218,10 +212,11 @@ def open_audit(config: AgentConfig, instance: str) -> AuditLog:
     )
 
 
-def _keeper(config: AgentConfig, api: ApiServer | None, relays: list[Address]) -> CredentialKeeper:
+def _keeper(checked: Checked, api: ApiServer | None) -> CredentialKeeper:
+    config = checked.config
     return CredentialKeeper(
         credential_store(config, api),
-        relays,
+        checked.relays,
         relay_ca_pin=check_pin(config.relay_ca_pin) if config.relay_ca_pin else "",
         relay_ca_file=config.relay_ca_file,
         join_token_file=config.join_token_file,
