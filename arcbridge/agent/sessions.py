@@ -27,10 +27,9 @@ import structlog
 from arcbridge import __version__
 from arcbridge.agent.accounts import Account, Accounts
 from arcbridge.agent.agent_session import AgentSession
-from arcbridge.agent.ahead_relief import AheadRelief
 from arcbridge.agent.authenticator import Authenticator
-from arcbridge.agent.backlog_relief import INTERVAL, BacklogRelief
 from arcbridge.agent.kube.proxy import KubeProxy
+from arcbridge.agent.relief import INTERVAL, AheadRelief, BacklogRelief
 from arcbridge.agent.resume import Resumes
 from arcbridge.agent.revocations import MAX_REASON, Revocations
 from arcbridge.agent.targets import TcpTargets

@@ -6,13 +6,12 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from arcbridge.agent.accounts import Accounts, Limit
-from arcbridge.agent.ahead_relief import AheadRelief
-from arcbridge.agent.backlog_relief import BacklogRelief
 from arcbridge.agent.kube.attempt import ProxyStats
 from arcbridge.agent.kube.connect_limit import ConnectLimit
 from arcbridge.agent.kube.own_refusal import OwnRefusals
 from arcbridge.agent.metrics import oldest_keys, register
 from arcbridge.agent.parts import AgentParts
+from arcbridge.agent.relief import AheadRelief, BacklogRelief
 from arcbridge.agent.resume import Resumes
 from arcbridge.agent.revocations import Revocations
 from arcbridge.identity.proof import ProofChecker, ProofPolicy
