@@ -175,7 +175,8 @@ class Sessions:
         self._empty.clear()
         handler.handshaking = sock
         try:
-            await accept_session(sock, context, session.protocol(), handshake_deadline=HANDSHAKE_DEADLINE)
+            payer = self.accounts.relays.of(via, time.monotonic())
+            await accept_session(sock, context, session.protocol(), payer, handshake_deadline=HANDSHAKE_DEADLINE)
         except (OSError, TimeoutError) as error:
             sock.close()
             lost = alteration(error) or ConnectionLost(f"the end-to-end TLS handshake failed ({type(error).__name__})")

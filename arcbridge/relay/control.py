@@ -44,7 +44,7 @@ from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.net.address import source_of
 from arcbridge.net.join import JoinCode
 from arcbridge.net.sockets import reset
-from arcbridge.net.tls import ALPN_CONTROL
+from arcbridge.net.tls import ALPN_CONTROL, accept_tls
 from arcbridge.net.tlspipe import CLOSE_DEADLINE, HANDSHAKE_DEADLINE
 from arcbridge.observe.untrusted_text import printable
 from arcbridge.pki.authority import agent_ca_pin, agent_cluster, agent_expiry, check_ca_certificate
@@ -228,14 +228,14 @@ class ControlServer:
         link = ControlConnection("")
         session = MuxSession(Side.ACCEPTOR, Kind.CONTROL, link)
         link.session = session
-        loop = asyncio.get_running_loop()
         try:
-            transport, _ = await loop.connect_accepted_socket(
+            transport = await accept_tls(
                 session.protocol,
                 sock,
-                ssl=self._context(),
-                ssl_handshake_timeout=HANDSHAKE_DEADLINE,
-                ssl_shutdown_timeout=CLOSE_DEADLINE,
+                self._context(),
+                ticket.loop_time,
+                handshake_deadline=HANDSHAKE_DEADLINE,
+                shutdown_deadline=CLOSE_DEADLINE,
             )
         except (OSError, TimeoutError) as error:
             self._counters.rejected["handshake"] += 1

@@ -20,6 +20,7 @@ from arcbridge.net.tls import ALPN_CONTROL
 from arcbridge.net.tlspipe import TlsPipe
 from arcbridge.pki.authority import Authority, agent_expiry
 from arcbridge.relay import control as control_module
+from arcbridge.relay.admission import Ticket
 from arcbridge.relay.control import FULL_RETRY, LAPSED_MARGIN, SETTLE
 from arcbridge.relay.fleet.base import Lost
 from arcbridge.relay.registry.base import UserRevocation
@@ -27,7 +28,7 @@ from arcbridge.settings.config import RelayLimitsConfig
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import Dial, Goaway, Revoke, Status
 from arcbridge.wire.session import Kind, Side
-from tests.net.ends import RELAY, agent_certificate, client_context
+from tests.net.ends import RELAY, agent_certificate, client_context, tcp_pair
 from tests.net.test_client_hello import client_hello
 from tests.relay.station import Agent, Station, refuse, station, swallow
 from tests.support.eventually import until
@@ -49,6 +50,23 @@ async def test_an_agent_is_registered_and_noted(tmp_path: Path) -> None:
             assert record.version == "test 1"
         await connected(relay, 0)
         assert await relay.fleet.agents("prod") == []
+
+
+async def test_the_handshake_of_an_agent_is_charged_to_its_address(tmp_path: Path) -> None:
+    """docs/threats.md#L43. Without the listener, which charges what the connection's task does."""
+    async with station(tmp_path, "prod") as relay:
+        near, far = await tcp_pair()
+        ticket = relay.admission.enter("127.0.0.1")
+        assert isinstance(ticket, Ticket)
+        payer = relay.admission.loop_time(ticket)
+        with near:
+            serving = asyncio.create_task(relay.control.serve(far, ticket))
+            pipe = TlsPipe(near, client_context(ALPN_CONTROL, "prod"), server_hostname=RELAY)
+            await pipe.handshake()
+            await pipe.flush()
+            await pipe.read()
+            assert payer.spent > 0.0
+        await asyncio.wait_for(serving, 5)
 
 
 class Told(BaseHandler):

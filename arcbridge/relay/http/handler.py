@@ -16,7 +16,7 @@ from typing import cast
 import structlog
 
 from arcbridge.net.sockets import reset
-from arcbridge.net.tls import ALPN_HTTP
+from arcbridge.net.tls import ALPN_HTTP, accept_tls
 from arcbridge.net.tlspipe import CLOSE_DEADLINE, HANDSHAKE_DEADLINE
 from arcbridge.relay.admission import Ticket
 from arcbridge.relay.counters import Counters
@@ -44,14 +44,14 @@ class HttpHandler:
     async def serve(self, sock: socket.socket, ticket: Ticket) -> None:
         """Serve one connection until it is over; the socket is closed then."""
         connection = _AlpnGate(partial(self._protocol, ticket))
-        loop = asyncio.get_running_loop()
         try:
-            await loop.connect_accepted_socket(
+            await accept_tls(
                 lambda: connection,
                 sock,
-                ssl=self._context(),
-                ssl_handshake_timeout=HANDSHAKE_DEADLINE,
-                ssl_shutdown_timeout=CLOSE_DEADLINE,
+                self._context(),
+                ticket.loop_time,
+                handshake_deadline=HANDSHAKE_DEADLINE,
+                shutdown_deadline=CLOSE_DEADLINE,
             )
         except (OSError, TimeoutError) as error:
             self._counters.rejected["handshake"] += 1

@@ -49,6 +49,24 @@ async def test_another_protocol_than_the_peeked_one_reaches_nothing() -> None:
     assert made == []
 
 
+async def test_the_handshake_is_charged_to_the_address() -> None:
+    """docs/threats.md#L43: the event loop makes it in callbacks of its own, and nothing else is charged here."""
+    near, far = await tcp_pair()
+    handler = HttpHandler(lambda: server_contexts()[ALPN_HTTP], lambda ticket: EchoUpper(), Counters())
+    ticket = Admission(1, 1).enter("127.0.0.1")
+    assert isinstance(ticket, Ticket)
+    payer = ticket.loop_time
+    assert payer is not None
+    with near:
+        serving = asyncio.create_task(handler.serve(far, ticket))
+        pipe = TlsPipe(near, client_context(ALPN_HTTP), server_hostname=RELAY)
+        await pipe.handshake()
+        await pipe.write(b"x")
+        assert await pipe.read() == b"X"
+        assert payer.spent > 0.0
+    await asyncio.wait_for(serving, 5)
+
+
 async def test_a_failed_handshake_is_counted_and_closed() -> None:
     near, far = await tcp_pair()
     counters = Counters()
