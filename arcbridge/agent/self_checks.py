@@ -224,7 +224,7 @@ def issuers_check(verifier: TokenVerifier | None, *, token_mode: Callable[[], bo
     async def issuers() -> Sequence[Finding]:
         if verifier is None:
             return [skipped("issuers", "no issuer is configured: the agent takes ServiceAccount tokens")]
-        return [key_finding(one.path, one.url, one.usable, one.failure) for one in await verifier.look_at_keys()]
+        return [key_finding(*one) for one in await verifier.look_at_keys()]
 
     return SelfCheck(
         "issuers", issuers, gates=lambda: not token_mode() and verifier is not None and not verifier.has_keys
@@ -239,8 +239,7 @@ def groups_checks(verifier: TokenVerifier | None) -> list[SelfCheck]:
     looked_at = verifier
 
     async def groups() -> Sequence[Finding]:
-        found = await looked_at.look_at_directories()
-        return [directory_finding(one.at, one.usable, one.code, one.why) for one in found]
+        return [directory_finding(*one) for one in await looked_at.look_at_directories()]
 
     return [SelfCheck("groups", groups)]
 
