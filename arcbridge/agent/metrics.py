@@ -13,7 +13,6 @@ from arcbridge.agent.sessions import Sessions
 from arcbridge.identity.proof import REFUSALS as PROOF_REFUSALS
 from arcbridge.identity.proof import BindingKind
 from arcbridge.identity.refusal import RULES
-from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.mux import memory
 from arcbridge.observe.metrics import Metrics
 
@@ -182,9 +181,4 @@ def _register_tokens(metrics: Metrics, parts: AgentParts) -> None:
             {"result": ("answered", "failed")}, verifier.group_lookups)  # fmt: skip
     counter("graph_tokens_total", "Requests for the own token of Microsoft Graph.",
             {"result": ("granted", "failed")}, verifier.graph_tokens)  # fmt: skip
-    gauge("jwks_age_seconds", "Age of the oldest key set in use.", None, lambda: oldest_keys(verifier))
-
-
-def oldest_keys(verifier: TokenVerifier) -> float:
-    """Return the seconds since the oldest key set was fetched; 0 before any was."""
-    return max((age for age in verifier.key_ages().values() if age is not None), default=0.0)
+    gauge("jwks_age_seconds", "Age of the oldest key set in use.", None, verifier.oldest_keys)

@@ -135,9 +135,9 @@ class TokenVerifier:
         self.refusals: Counter[str] = Counter()
         """Refused tokens by the rule that refused them."""
 
-    def key_ages(self) -> dict[str, float | None]:
-        """Return the seconds since each issuer's keys were fetched, by the issuer's path in the file (`jwt[0]`)."""
-        return {issuer.path: self._keys[issuer.url].age for issuer in self._config.issuers}
+    def oldest_keys(self) -> float:
+        """Return the seconds since the oldest key set was fetched; 0 before any was."""
+        return max((keys.age for keys in self._keys.values() if keys.age is not None), default=0.0)
 
     @property
     def has_keys(self) -> bool:

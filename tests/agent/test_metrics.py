@@ -9,7 +9,7 @@ from arcbridge.agent.accounts import Accounts, Limit
 from arcbridge.agent.kube.attempt import ProxyStats
 from arcbridge.agent.kube.connect_limit import ConnectLimit
 from arcbridge.agent.kube.own_refusal import OwnRefusals
-from arcbridge.agent.metrics import oldest_keys, register
+from arcbridge.agent.metrics import register
 from arcbridge.agent.parts import AgentParts
 from arcbridge.agent.relief import AheadRelief, BacklogRelief
 from arcbridge.agent.resume import Resumes
@@ -33,8 +33,8 @@ class Counters(SimpleNamespace):
 class Verifier(Counters):
     refusals: ClassVar[dict[str, int]] = {"token.iss": 2}
 
-    def key_ages(self) -> dict[str, float | None]:
-        return {"jwt[0]": 5.0, "jwt[1]": None, "jwt[2]": 7.0}
+    def oldest_keys(self) -> float:
+        return 7.0
 
     def group_lookups(self) -> dict[str, int]:
         return {"answered": 4, "failed": 1}
@@ -93,7 +93,3 @@ def test_every_metric_can_be_read() -> None:
     waiting = dict(line.split() for line in text.splitlines() if line.startswith("arcbridge_agent_waiting_"))
     assert float(waiting["arcbridge_agent_waiting_limit_bytes"]) == memory.backlog.most
     assert float(read["arcbridge_agent_memory_held_bytes"]) == memory.budget.held
-
-
-def test_no_keys_yet() -> None:
-    assert oldest_keys(SimpleNamespace(key_ages=lambda: {"jwt[0]": None})) == 0

@@ -159,7 +159,7 @@ async def test_a_directory_that_cannot_be_asked_fails_and_gates_nothing(tmp_path
         token_endpoint="https://127.0.0.1:1/token",
     )
     # A clock that stands: a failure is remembered for seconds.
-    groups = GroupSources(issuers, fetcher.ask, directories={"example": graph}, monotonic=lambda: 0.0)
+    groups = GroupSources(fetcher.ask, directories={"example": graph}, monotonic=lambda: 0.0)
     verifier = TokenVerifier(issuers, fetcher, groups=groups)
     (check,) = looks.groups_checks(verifier)
     assert check.gates is False

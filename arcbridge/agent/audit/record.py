@@ -39,6 +39,7 @@ _MAX_CACHED_TEXT = 128
 """Characters of a text whose clean form is cached."""
 _MAX_CACHED_HEAD = 2048
 """Bytes of header lines whose text is cached."""
+_PATH_FIELDS = ("verb", "group", "resource", "subresource", "namespace", "name", "path")
 _LONG = frozenset({"proxy_path"})
 """Texts of `details` that have FIELD_LIMIT; the others are names."""
 
@@ -305,16 +306,8 @@ class AuditRecord:
 
 def path_fields(verb: str, group: str, resource: str, subresource: str, namespace: str, name: str, path: str) -> str:
     """Return what a path asks for, as the part of a line: each field with the comma before it, empty ones left out."""
-    pairs = (
-        ("verb", verb),
-        ("group", group),
-        ("resource", resource),
-        ("subresource", subresource),
-        ("namespace", namespace),
-        ("name", name),
-        ("path", path),
-    )
-    return "".join([f',"{key}":{_quoted_name(value)}' for key, value in pairs if value])
+    values = zip(_PATH_FIELDS, (verb, group, resource, subresource, namespace, name, path), strict=True)
+    return "".join([f',"{key}":{_quoted_name(value)}' for key, value in values if value])
 
 
 def timestamp() -> str:
