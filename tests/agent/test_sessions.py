@@ -61,7 +61,7 @@ async def test_refused_with_a_reason(error: ArcbridgeError | None, code: GoawayC
     if error is not None:
         judge.known["t"] = error
     sessions, proxy = make_sessions(judge, Clock())
-    async with joined(sessions) as (client, _):
+    async with joined(sessions, wait=False) as (client, _):
         client.open("kubernetes", StreamIO())
         ended = await end_of(client)
         assert ended.code == code

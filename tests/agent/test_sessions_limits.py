@@ -58,16 +58,16 @@ async def test_m7_streams_that_end_before_their_answers_count_per_user() -> None
     async with holding() as held:
         (account,) = held.sessions.accounts._present.values()
         account.churn.rate = 0.0  # however long this takes
-        opened = 0
+        begun = 0
         for join_id in ("k" * 16, "l" * 16):
             async with joined(held.sessions, join_id=join_id, alone=False) as (client, _):
-                while not client.closed and opened < 2 * DEFAULT.churn_burst:
+                while not client.closed and begun < 2 * DEFAULT.churn_burst:
                     io = opened(client, "nothing")
-                    opened += 1
+                    begun += 1
                     with contextlib.suppress(StreamReset, ConnectionLost, SessionEnded):
                         await io.read()
                 assert "before their answers" in (await asyncio.wait_for(client.wait_ended(), 10)).message
-        assert DEFAULT.churn_burst < opened < 1.5 * DEFAULT.churn_burst
+        assert DEFAULT.churn_burst < begun < 1.5 * DEFAULT.churn_burst
         async with joined(held.sessions, "m", join_id="m" * 16, alone=False) as (mallory, _):
             io = opened(mallory, "nothing")
             assert await reset_of(io) == ResetCode.UNKNOWN_TARGET

@@ -114,7 +114,7 @@ async def test_v12_old_tokens_are_refused_and_new_ones_are_not() -> None:
     sessions, proxy = make_sessions(judge, Clock())
     sessions.revocations.hear("relay-1:443", NOW)
     for token in ("old", "says-nothing", "within-the-skew"):
-        async with joined(sessions, token) as (client, _):
+        async with joined(sessions, token, wait=False) as (client, _):
             client.open("kubernetes", StreamIO())
             ended = await end_of(client)
             assert (ended.code, ended.message) == (GoawayCode.REVOKED, SAID)
