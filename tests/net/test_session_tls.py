@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arcbridge.errors import ConnectionLost
+from arcbridge.loop_shares import LoopShares, LoopTime, no_call
 from arcbridge.mux.connection import MuxConnection
 from arcbridge.net import fast_tls as fast_tls_module
 from arcbridge.net import session_tls
@@ -55,22 +56,39 @@ async def apart(faults: Faults) -> AsyncIterator[tuple[Ends, socket.socket, sock
         await session.wait_ended()
 
 
-async def half(ends: Ends, sock: socket.socket, side: str, *, deadline: float = 5.0) -> None:
+async def half(
+    ends: Ends, sock: socket.socket, side: str, payer: LoopTime | None = None, *, deadline: float = 5.0
+) -> None:
     """Make the TLS of one end."""
     server, client = tls_contexts()
     if side == "client":
         await connect_session(sock, client, ends.client.protocol(), "agent.test", handshake_deadline=deadline)
     else:
-        await accept_session(sock, server, ends.agent.protocol(), handshake_deadline=deadline)
+        await accept_session(sock, server, ends.agent.protocol(), payer, handshake_deadline=deadline)
 
 
-async def joined(ends: Ends) -> tuple[socket.socket, socket.socket]:
+async def joined(ends: Ends, payer: LoopTime | None = None) -> tuple[socket.socket, socket.socket]:
     """Connect both sessions over TLS; (client's socket, agent's)."""
     near, far = await tcp_pair()
-    await asyncio.gather(half(ends, far, "agent"), half(ends, near, "client"))
+    await asyncio.gather(half(ends, far, "agent", payer), half(ends, near, "client"))
     await ends.client.wait_established()
     await ends.agent.wait_established()
     return near, far
+
+
+async def test_the_handshake_is_charged_and_what_comes_later_is_not(engine: str) -> None:
+    """docs/threats.md#L47. The caller is not known before, and afterwards no reader is measured for it."""
+    payer = LoopTime(LoopShares(), no_call)
+    ends = make_sessions()
+    await joined(ends, payer)
+    mine, theirs = await ends.stream()
+    spent = payer.spent
+    assert spent > 0.0
+    await mine.write(bytes(100_000))
+    mine.finish()
+    assert len(await theirs.read_all()) == 100_000
+    assert payer.spent == spent
+    await ends.stop()
 
 
 async def test_what_was_written_before_the_end_arrives_before_it(engine: str) -> None:
