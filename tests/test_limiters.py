@@ -79,13 +79,6 @@ def test_turns_come_one_after_the_other() -> None:
     assert bucket.wait(1000.0) == pytest.approx(0.4)
 
 
-def test_a_pause_gives_a_burst_and_no_more() -> None:
-    bucket = TokenBucket(3, 10)
-    for now in (1000.0, 1e6):
-        assert bucket.wait(now) == 0.0
-        assert [bucket.reserve(now, 1.0) for _ in range(4)] == pytest.approx([0.0, 0.0, 0.0, 0.1])
-
-
 @given(st.lists(st.floats(0, 0.5), min_size=1, max_size=300), st.integers(1, 20), st.floats(1, 200))
 def test_turns_never_exceed_the_rate_and_the_burst(gaps: list[float], burst: int, rate: float) -> None:
     bucket, now, turns = TokenBucket(burst, rate), 1000.0, []

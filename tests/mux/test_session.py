@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -73,32 +74,12 @@ async def test_the_first_flight_carries_everything() -> None:
 # -- ends -------------------------------------------------------------------------------------------------------------
 
 
-async def peer_vanishes(ends: Any) -> None:
-    ends.agent.transport.abort()
-
-
-async def agent_aborts(ends: Any) -> None:
-    ends.agent.abort()
-
-
-async def agent_closes(ends: Any) -> None:
-    ends.agent.close(GoawayCode.REVOKED, "the user was revoked", 7)
-
-
-async def client_closes(ends: Any) -> None:
-    ends.client.close(GoawayCode.DONE, "done")
-
-
-async def nonsense_arrives(ends: Any) -> None:
-    ends.agent.transport.write(b"GET / HTTP/1.1\r\n\r\n")
-
-
-ENDS: dict[str, tuple[Any, type, type]] = {
-    "peer vanishes": (peer_vanishes, ConnectionLost, ConnectionLost),
-    "agent aborts": (agent_aborts, ConnectionLost, ConnectionLost),
-    "agent closes": (agent_closes, SessionEnded, SessionEnded),
-    "client closes": (client_closes, SessionEnded, SessionEnded),
-    "nonsense arrives": (nonsense_arrives, RemoteProtocolError, SessionEnded),
+ENDS: dict[str, tuple[Callable[[Any], None], type, type]] = {
+    "peer vanishes": (lambda ends: ends.agent.transport.abort(), ConnectionLost, ConnectionLost),
+    "agent aborts": (lambda ends: ends.agent.abort(), ConnectionLost, ConnectionLost),
+    "agent closes": (lambda ends: ends.agent.close(GoawayCode.REVOKED, "revoked", 7), SessionEnded, SessionEnded),
+    "client closes": (lambda ends: ends.client.close(GoawayCode.DONE, "done"), SessionEnded, SessionEnded),
+    "nonsense arrives": (lambda ends: ends.agent.transport.write(b"GET / \r\n\r\n"), RemoteProtocolError, SessionEnded),
 }
 
 
@@ -125,7 +106,7 @@ async def test_every_end_is_told_to_every_part_once(link: str, how: str) -> None
             handler.session_ended = told
         await turns()
         reading.cancel()
-        await act(ends)
+        act(ends)
         errors = await asyncio.gather(*waiting)
         assert [type(e) for e in errors] == [client_error, agent_error]
         assert ends.client_handler.calls.count("session_ended") == 1

@@ -306,7 +306,7 @@ async def play(plan: Callable[[int], Plan], limits: Limits = DEFAULT) -> tuple[i
         return client.session.stats.resumed, [(passage.up, passage.down) for passage in proxy.passages]
 
 
-async def play_all(plans: list[Callable[[int], Plan]], at_once: int = 8) -> int:
+async def play_all(plans: list[Callable[[int], Plan]], limits: Limits = DEFAULT, at_once: int = 8) -> int:
     """Play many plans, some at a time; return how many resumptions there were."""
     waiting = iter(plans)
     resumed = 0
@@ -316,7 +316,7 @@ async def play_all(plans: list[Callable[[int], Plan]], at_once: int = 8) -> int:
         for plan in waiting:
             try:
                 async with asyncio.timeout(20):
-                    count, _ = await play(plan)
+                    count, _ = await play(plan, limits)
                 resumed += count
             except BaseException as error:
                 error.add_note(f"under {[plan(number) for number in range(3)]}")
@@ -371,25 +371,10 @@ def test_one_bit_flipped_anywhere(loop: str) -> None:
         # unfinished until PING gives up, which is for another test; what comes after the handshake is enough here.
         plans = [on_first(flip_up=at) for at in spread(up, 15, start=2 * up // 3)]
         plans += [on_first(flip_down=at) for at in spread(down, 15, start=2 * down // 3)]
-        await play_all_impatiently(plans)
+        # A silent connection is given up after a second.
+        await play_all(plans, Limits(ping_interval=0.1, ping_timeout=1.0), at_once=1)
 
     run(loop, main, timeout=100)
-
-
-IMPATIENT = Limits(ping_interval=0.1, ping_timeout=1.0)
-"""A silent connection is given up after a second."""
-
-
-async def play_all_impatiently(plans: list[Callable[[int], Plan]]) -> None:
-    for plan in plans:
-        async with asyncio.timeout(20):
-            await play(plan, IMPATIENT)
-
-
-async def send(io: StreamIO, data: bytes) -> None:
-    for at in range(0, len(data), 50_000):
-        await io.write(data[at : at + 50_000])
-    io.finish()
 
 
 @pytest.mark.usefixtures("faults")

@@ -271,25 +271,19 @@ async def test_another_protocol_is_refused_on_both_sides() -> None:
             await asyncio.gather(other.handshake(), asks(near, alpn=ALPN_HTTP))
 
 
-async def test_an_untrusted_relay_hears_nothing() -> None:
-    near, far = await tcp_pair()
-    stranger = Authority.create("another authority").certificate_pem
-    context = outer_client_context(RelayTrust(stranger), ALPN_JOIN)
-    serving = server(far)
-    with far:
-        results = await asyncio.gather(
-            client_join(near, context, RELAY, REQUEST), serving.handshake(), return_exceptions=True
-        )
+@pytest.mark.parametrize("wrong", ["CA", "name"])
+async def test_an_untrusted_relay_hears_nothing(pair: Pair, wrong: str) -> None:
+    near, _, serving = pair
+    context, name = client_context(), "other.test"
+    if wrong == "CA":
+        stranger = Authority.create("another authority").certificate_pem
+        context, name = outer_client_context(RelayTrust(stranger), ALPN_JOIN), RELAY
+    results = await asyncio.gather(
+        client_join(near, context, name, REQUEST), serving.handshake(), return_exceptions=True
+    )
     assert isinstance(results[0], Unreachable)
     assert "not trusted" in results[0].message
     assert isinstance(results[1], RemoteProtocolError)
-    near, far = await tcp_pair()
-    serving = server(far)
-    with far:
-        results = await asyncio.gather(
-            client_join(near, client_context(), "other.test", REQUEST), serving.handshake(), return_exceptions=True
-        )
-    assert isinstance(results[0], Unreachable)
 
 
 async def test_a_foreign_client_certificate_ends_the_handshake() -> None:

@@ -16,16 +16,16 @@ import pytest
 from arcbridge.net import tlstransport
 from arcbridge.net.tlstransport import TlsTransport, accept_tls, connect_tls
 from tests.net.tlsends import (
+    CLIENT,
     NAME,
     PATIENCE,
+    SERVER,
     BufferedRecorder,
     Fickle,
     Recorder,
     against,
     blocking_tls,
-    client_context,
     linked,
-    server_context,
     tcp,
 )
 
@@ -51,9 +51,9 @@ async def test_what_a_transport_tells_of_itself() -> None:
     near, far = tcp()
     far.setblocking(False)
     address = near.getpeername()
-    server = accept_tls(near, server_context(), mine)
+    server = accept_tls(near, SERVER, mine)
     assert not server.is_closing()
-    client = await connect_tls(far, client_context(), other, NAME)
+    client = await connect_tls(far, CLIENT, other, NAME)
     await mine.made
     assert server.get_extra_info("peername") == address
     assert server.get_extra_info("socket") is near
@@ -87,7 +87,7 @@ async def test_a_client_that_does_not_trust_raises_and_says_why() -> None:
     thread = asyncio.ensure_future(asyncio.to_thread(serve))
     protocol = Recorder()
     with pytest.raises(ssl.SSLCertVerificationError):
-        await connect_tls(near, client_context(trusting=False), protocol, NAME)
+        await connect_tls(near, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), protocol, NAME)
     await thread
     assert "UNKNOWN_CA" in str(answer[0])
     assert near.fileno() == -1
@@ -97,7 +97,7 @@ async def test_a_client_that_does_not_trust_raises_and_says_why() -> None:
 async def test_a_peer_that_speaks_no_tls() -> None:
     near, far = tcp()
     mine = Recorder()
-    accept_tls(near, server_context(), mine)
+    accept_tls(near, SERVER, mine)
 
     def ask() -> bytes:
         with far:
@@ -119,10 +119,10 @@ async def test_a_handshake_has_a_deadline(ours: str, monkeypatch: pytest.MonkeyP
     with far:
         if ours == "client":
             with pytest.raises(TimeoutError, match="no TLS handshake"):
-                await connect_tls(near, client_context(), mine, NAME)
+                await connect_tls(near, CLIENT, mine, NAME)
             assert (await asyncio.to_thread(far.recv, 1))[:1] == b"\x16", "its ClientHello went out"
         else:
-            accept_tls(near, server_context(), mine)
+            accept_tls(near, SERVER, mine)
             assert await asyncio.to_thread(far.recv, 1) == b""
     assert near.fileno() == -1
     assert mine.calls == []
@@ -135,14 +135,14 @@ async def test_a_peer_that_leaves_within_the_handshake(how: str) -> None:
         far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
     far.close()
     with pytest.raises(ConnectionError):
-        await connect_tls(near, client_context(), Recorder(), NAME)
+        await connect_tls(near, CLIENT, Recorder(), NAME)
     assert near.fileno() == -1
 
 
 async def test_a_cancelled_handshake_leaves_no_socket() -> None:
     near, far = tcp()
     with far:
-        connecting = asyncio.ensure_future(connect_tls(near, client_context(), Recorder(), NAME))
+        connecting = asyncio.ensure_future(connect_tls(near, CLIENT, Recorder(), NAME))
         assert (await asyncio.to_thread(far.recv, 1))[:1] == b"\x16"
         connecting.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -155,7 +155,7 @@ async def test_to_close_within_the_handshake(how: str) -> None:
     near, far = tcp()
     mine = Recorder()
     with far:
-        transport = accept_tls(near, server_context(), mine)
+        transport = accept_tls(near, SERVER, mine)
         getattr(transport, how)()
         assert await asyncio.to_thread(far.recv, 1) == b""
         assert near.fileno() == -1
@@ -169,9 +169,9 @@ async def test_to_close_within_the_handshake(how: str) -> None:
 @pytest.mark.parametrize(
     "start",
     [
-        lambda near: accept_tls(near, client_context(), Recorder()),
-        lambda near: TlsTransport(near, server_context(), Recorder(), server_hostname=NAME),
-        lambda near: TlsTransport(near, client_context(), Recorder(), server_hostname=""),
+        lambda near: accept_tls(near, CLIENT, Recorder()),
+        lambda near: TlsTransport(near, SERVER, Recorder(), server_hostname=NAME),
+        lambda near: TlsTransport(near, CLIENT, Recorder(), server_hostname=""),
     ],
 )
 async def test_a_start_that_is_impossible_leaves_no_socket(start: Callable[[socket.socket], object]) -> None:
@@ -191,7 +191,7 @@ async def test_a_last_flight_that_cannot_be_sent_fails_the_handshake() -> None:
             blocking_tls(far, "client")
 
     protocol = Recorder()
-    connecting = asyncio.ensure_future(connect_tls(near, client_context(), protocol, NAME))
+    connecting = asyncio.ensure_future(connect_tls(near, CLIENT, protocol, NAME))
     await asyncio.sleep(0)
     await asyncio.sleep(0)  # the ClientHello is sent
     near.fails = BrokenPipeError("gone")
@@ -331,9 +331,9 @@ async def test_a_pause_before_the_handshake_is_done_holds_too() -> None:
     near, far = tcp()
     far.setblocking(False)
     mine = Recorder()
-    server = accept_tls(near, server_context(), mine)
+    server = accept_tls(near, SERVER, mine)
     server.pause_reading()
-    client = await connect_tls(far, client_context(), Recorder(), NAME)
+    client = await connect_tls(far, CLIENT, Recorder(), NAME)
     client.write(b"x" * 500_000)
     await mine.made
     for _ in range(20):

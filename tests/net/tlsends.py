@@ -3,44 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import socket
 import ssl
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import trustme
-
 from arcbridge.net.tlstransport import TlsTransport, accept_tls, connect_tls
+from tests.mux.ends import tls_contexts
 
-NAME = "end.test"
+NAME = "agent.test"
 PATIENCE = 30.0
 """Seconds after which a test gives up."""
 T = TypeVar("T")
-
-
-_AUTHORITY = trustme.CA()
-
-
-def authority() -> trustme.CA:
-    """Return the CA of both ends, of which one is in a thread: a cache would let two threads make one each."""
-    return _AUTHORITY
-
-
-@functools.cache
-def server_context() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.num_tickets = 0  # as all contexts here: nothing lies unread in a peer that only writes
-    authority().issue_cert(NAME).configure_cert(context)
-    return context
-
-
-@functools.cache
-def client_context(*, trusting: bool = True) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    if trusting:
-        authority().configure_trust(context)
-    return context
+SERVER, CLIENT = tls_contexts()
 
 
 class Fickle(socket.socket):
@@ -82,8 +57,8 @@ def tcp(*, send_buffer: int = 0, receive_buffer: int = 0) -> tuple[socket.socket
 def blocking_tls(far: socket.socket, ours: str) -> ssl.SSLSocket:
     """The peer's end of TLS where the transport is the `ours` ("server" or "client"); honest about a ragged end."""
     if ours == "server":
-        return client_context().wrap_socket(far, server_hostname=NAME, suppress_ragged_eofs=False)
-    return server_context().wrap_socket(far, server_side=True, suppress_ragged_eofs=False)
+        return CLIENT.wrap_socket(far, server_hostname=NAME, suppress_ragged_eofs=False)
+    return SERVER.wrap_socket(far, server_side=True, suppress_ragged_eofs=False)
 
 
 class Recorder(asyncio.Protocol):
@@ -176,8 +151,8 @@ async def against(
 
     thread = asyncio.ensure_future(asyncio.to_thread(work))
     if ours == "client":
-        return await connect_tls(near, client_context(), protocol, NAME), thread
-    transport = accept_tls(near, server_context(), protocol)
+        return await connect_tls(near, CLIENT, protocol, NAME), thread
+    transport = accept_tls(near, SERVER, protocol)
     async with asyncio.timeout(PATIENCE):
         await asyncio.shield(protocol.made)
     return transport, thread
@@ -189,8 +164,8 @@ async def linked(
     """(server's, client's): a transport at both ends."""
     near, far = tcp(**buffers)
     far.setblocking(False)
-    accepted = accept_tls(near, server_context(), server)
-    connected = await connect_tls(far, client_context(), client, NAME)
+    accepted = accept_tls(near, SERVER, server)
+    connected = await connect_tls(far, CLIENT, client, NAME)
     async with asyncio.timeout(PATIENCE):
         while "handshake" in repr(accepted):
             await asyncio.sleep(0)

@@ -111,11 +111,10 @@ class Scripted:
         bodies = [body for kind, _, body in self.said if kind == FrameType.GOAWAY]
         return Goaway.decode(bodies[-1]) if bodies else None
 
-    def granted(self, stream_id: int) -> int:
-        """Return the sum of the WINDOW increments sent for a stream."""
-        return sum(
-            U32.unpack(b)[0] for kind, stream, b in self.said if kind == FrameType.WINDOW and stream == stream_id
-        )
+    def code(self) -> int | None:
+        """Return the code of the last GOAWAY that the machine sent, if any."""
+        said = self.goaway()
+        return None if said is None else said.code
 
     def of(self, kind: type) -> list[ev.Event]:
         """Events of one type."""

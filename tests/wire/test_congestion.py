@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arcbridge.wire.congestion import EXTRA, FIRST, ROUND_TRIP_MEMORY, STEP_SECONDS, CongestionWindow
+from arcbridge.wire.congestion import FIRST, ROUND_TRIP_MEMORY, STEP_SECONDS, CongestionWindow
 from arcbridge.wire.frames import FIRST_CREDIT
 from arcbridge.wire.limits import DEFAULT
 from arcbridge.wire.round_trip import BULK_ROUND_TRIP, LEAST_ROUND_TRIP
@@ -233,19 +233,6 @@ def test_on_a_short_path_less_is_under_way_while_sparse_streams_wait() -> None:
     far.interactive = True
     feed(far, 50e6, 0.1, 6, now, sent)
     assert far.cap == pytest.approx(cap, rel=0.3), "the round trip of a long path decides alone"
-
-
-@pytest.mark.parametrize(("trip", "counts"), [(0.1, True), (0.11, True), (0.2, False)])
-def test_what_was_under_way_before_counts_on_a_path_as_long(trip: float, counts: bool) -> None:
-    before = CongestionWindow(16 * 1024 * KIB)
-    now, sent = feed(before, 50e6, 0.1, 40)
-    after = CongestionWindow(16 * 1024 * KIB, sent=sent, now=now, earlier=before)
-    assert after.cap == FIRST
-    feed(after, 50e6, trip, 1, now, sent)
-    assert (after.cap >= before.cap // 2) is counts
-    nothing = CongestionWindow(16 * 1024 * KIB, earlier=CongestionWindow(16 * 1024 * KIB))
-    feed(nothing, 50e6, 0.1, 1)
-    assert nothing.cap <= 2 * FIRST + EXTRA
 
 
 def test_a_short_path_is_not_asked_more_often_than_schedulers_answer() -> None:

@@ -58,7 +58,7 @@ def test_data_that_breaks_a_streams_rules_resets_it_alone(receiving: ReceiveStat
     parts.feed(data(1, bytes(size)))
     assert frame(FrameType.RESET, 1, U32.pack(code)) in parts.written()
     assert parts.context.streams == {3: other}
-    assert parts.notes.failures == []
+    assert parts.failures == []
 
 
 @pytest.mark.parametrize(
@@ -89,10 +89,10 @@ def test_consumed_bytes_are_granted_again_when_enough_came_together() -> None:
     assert parts.written() == b""
     parts.receiver.consumed(stream, 1)
     assert frame(FrameType.WINDOW, 1, U32.pack(FIRST_CREDIT // 4)) in parts.written()
-    assert parts.notes.pings == 0
+    assert parts.owner.send_ping.call_count == 0
     parts.context.now += 60
     parts.receiver.consumed(stream, FIRST_CREDIT // 4)
-    assert parts.notes.pings == 1, "the window grows by the round trip, which was not measured of late"
+    assert parts.owner.send_ping.call_count == 1, "the window grows by the round trip, which was not measured of late"
 
 
 def test_an_end_that_reads_on_after_the_streams_end_returns_its_growth() -> None:

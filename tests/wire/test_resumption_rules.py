@@ -12,7 +12,6 @@ from arcbridge.wire.congestion import FIRST
 from arcbridge.wire.frames import FrameType, GoawayCode, frame
 from arcbridge.wire.limits import Limits
 from arcbridge.wire.records import Auth, AuthOk, Goaway, Hello, Move
-from arcbridge.wire.replay import Budget
 from arcbridge.wire.session import Kind, Session, Side, State
 from tests.support.pair import SECRET
 from tests.support.resuming import ResumingPair
@@ -238,18 +237,6 @@ def test_a_session_of_which_one_end_keeps_nothing_ends_with_its_connection() -> 
         pair.cut()
         assert isinstance(pair.client.error, ConnectionLost)
         assert isinstance(pair.agent.error, ConnectionLost)
-
-
-def test_history_goes_when_the_session_ends() -> None:
-    budget = Budget(1 << 30)
-    machine = Session(Side.INITIATOR, Kind.SESSION, 0.0, budget=budget)
-    machine.authenticate(Auth("oidc", "t"))
-    stream = machine.open_stream("kubernetes")
-    machine.sender.send(stream, b"x" * 1000)
-    machine.sender.data_to_send(1 << 20)
-    assert budget.held > 1000
-    machine.give_up(0.0, ConnectionLost("gone"))
-    assert budget.held == 0
 
 
 def test_what_leaves_after_the_end_is_not_kept() -> None:

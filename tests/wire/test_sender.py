@@ -151,10 +151,10 @@ def test_a_finishing_stream_ends_behind_its_last_byte() -> None:
     sender.send(stream, b"last")
     stream.sending = SendState.FINISHING
     assert parts.written() == data(1, b"las")
-    assert parts.notes.sent == []
+    assert not parts.owner.stream_sent.called
     sender.add_credit(stream, 10)
     assert parts.written() == data(1, b"t") + frame(FrameType.FIN, 1)
-    assert parts.notes.sent == [stream]
+    parts.owner.stream_sent.assert_called_once_with(stream)
     assert stream.sending is SendState.FINISHED
     assert sender.take_unblocked() == [stream], "a writer that waits for the end is told"
     assert sender.take_unblocked() == []
@@ -168,7 +168,7 @@ def test_a_cut_stream_is_reset_behind_its_last_byte() -> None:
     stream.sending = SendState.CUTTING
     parts.sender.set_writable(True)
     assert parts.written() == data(1, b"last") + frame(FrameType.RESET, 1, U32.pack(ResetCode.TRUNCATED))
-    assert parts.notes.cut == [stream]
+    parts.owner.stream_cut.assert_called_once_with(stream)
 
 
 def test_a_writer_goes_on_at_its_low_water_mark() -> None:
@@ -188,10 +188,10 @@ def test_a_writer_goes_on_at_its_low_water_mark() -> None:
 def test_m8_control_bytes_that_the_peer_does_not_read_end_the_session() -> None:
     parts = Parts(limits=Limits(max_queued_control=1000))
     parts.sender.queue_control(b"c" * 1000)
-    assert parts.notes.failures == []
+    assert parts.failures == []
     parts.written()
     parts.sender.queue_control(b"c" * 1001)
-    assert [code for code, _ in parts.notes.failures] == [GoawayCode.LIMIT]
+    assert parts.failures == [GoawayCode.LIMIT]
 
 
 LITTLE = Limits(replay=512 * KIB, ack_every=1 * KIB, under_way=0)
@@ -219,10 +219,10 @@ def test_a_peer_that_confirms_nothing_ends_the_session() -> None:
     for _ in range(9):
         parts.sender.queue(bytes(1 * KIB))
         parts.written()
-    assert parts.notes.failures == []
+    assert parts.failures == []
     parts.sender.queue(b"one byte more")
     parts.written()
-    assert [code for code, _ in parts.notes.failures] == [GoawayCode.LIMIT]
+    assert parts.failures == [GoawayCode.LIMIT]
 
 
 def test_without_a_session_to_resume_nothing_is_kept() -> None:
@@ -250,7 +250,7 @@ def test_at_the_cap_payload_waits_and_a_ping_has_asked() -> None:
     assert sender.congestion is not None
     assert Blocked.PATH in sender.blocked_by
     assert sender.congestion.cap - sender.congestion.least < sender.sent <= sender.congestion.cap + HEADER_SIZE
-    assert parts.notes.pings > 0
+    assert parts.owner.send_ping.call_count > 0
     sender.ping(1, 0)
     parts.written(64 * KIB, now)
     parts.context.now = now + 0.01
@@ -304,7 +304,7 @@ def test_what_is_left_when_the_session_is_over(keep: bool) -> None:
     sender.queue_control(b"too late")
     assert parts.written() == b"goaway" + (b"finished" if keep else b"")
     assert not sender.has_output
-    assert parts.notes.failures == []
+    assert parts.failures == []
 
 
 def test_small_parts_of_a_flush_aregathered_and_large_ones_are_not_copied() -> None:

@@ -108,7 +108,7 @@ def test_it_is_forgotten_when_both_directions_have_ended() -> None:
     parts.table.peer_finished(stream)
     assert parts.table.streams == {}
     assert parts.table.peer_streams == 0
-    assert parts.notes.idle == 1
+    assert parts.owner.finish_drain_if_idle.call_count == 1
 
 
 def test_the_end_waits_for_bytes_that_wait() -> None:
