@@ -186,7 +186,7 @@ COMMANDS = (
         _RELAY,
         Argument("id", "id of the token, the part before the dot"),
     ),
-    Command("cluster list", "relay:cluster_list", "list enrolled clusters", _RELAY, OUTPUT),
+    Command("cluster list", "relay:cluster_list", "list enrolled clusters", _RELAY, WIDE_OUTPUT),
     Command("cluster revoke", "relay:cluster_revoke", "cut a cluster off and refuse it", _RELAY, _CLUSTER),
     Command("cluster restore", "relay:cluster_restore", "let a revoked cluster back in", _RELAY, _CLUSTER),
     Command("cluster delete", "relay:cluster_delete", "forget a cluster that is no more", _RELAY, _CLUSTER),

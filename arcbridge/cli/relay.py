@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _TOKEN_COLUMNS = ("id", "cluster", "state", "used", "uses", "created", "expires_at")
 _CLUSTER_COLUMNS = ("name", "state", "agents", "last_seen", "certificate_expires", "version", "ca_pin")
+_WIDE_COLUMNS = ("name", "state", "agents", "ready", "failing", "sessions", "round_trip", "last_seen",
+                         "certificate_expires", "version", "ca_pin")  # fmt: skip
 _SESSION_COLUMNS = (
     "session",
     "user",
@@ -95,7 +97,8 @@ async def cluster_list(invocation: Invocation, config: RelayConfig) -> str:
             f"no relay runs on {config.data_dir} that could be asked who is connected; states follow from when agents "
             "were seen last"
         )
-    return _format_list(found.rows, _CLUSTER_COLUMNS, invocation, "name")
+    wide = invocation.text("output", "table") == "wide"
+    return _format_list(found.rows, _WIDE_COLUMNS if wide else _CLUSTER_COLUMNS, invocation, "name")
 
 
 @_printing
@@ -161,7 +164,7 @@ async def user_list(invocation: Invocation, config: RelayConfig) -> str:
 
 
 def _format_list(rows: Sequence[admin.Row], columns: Sequence[str], invocation: Invocation, name: str) -> str:
-    output = invocation.text("output", "table")
+    output = invocation.text("output", "table").replace("wide", "table")
     rows = [_dated(row) for row in rows]
     return format_rows(rows, [(column, column.replace("_", " ").upper()) for column in columns], output, name=name)
 

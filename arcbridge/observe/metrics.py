@@ -10,7 +10,7 @@ Two rules keep the number of series constant whatever peers send (CVE-2022-21698
 
 1. each label has a closed set of values, given when the metric is registered; any other value is counted under
    `other`. Where the registry bounds the set (cluster names) it may be a function;
-2. a metric has at most `MAX_SERIES` series; the rest is folded into `other` too.
+2. a metric has at most `MAX_SERIES` series, or as many as it was registered with; the rest is folded into `other` too.
 
 Never labels: user, pod, path, session, stream, address.
 """
@@ -107,16 +107,18 @@ class Metrics:
         help: str,
         labels: Labels | None,
         read: Callable[[], Number | Mapping[Any, Number]],
+        *,
+        most: int = MAX_SERIES,
     ) -> None:
         """Register a counter; `name` without prefix, ending in `_total`.
 
         `labels` maps each label's name to its values. `read` returns a number, or with labels a mapping from label
         value (a tuple of them where there are several labels, in the order of `labels`) to number.
-        Raises ValueError for a name or label that breaks the rules.
+        `most`: series that it may have. Raises ValueError for a name or label that breaks the rules.
         """
         if not name.endswith("_total"):
             raise ValueError(f"counter {name!r} must end in _total")
-        self._add(_Metric("counter", name, help, labels or {}, read))
+        self._add(_Metric("counter", name, help, labels or {}, read, most))
 
     def gauge(
         self,
@@ -124,9 +126,11 @@ class Metrics:
         help: str,
         labels: Labels | None,
         read: Callable[[], Number | Mapping[Any, Number]],
+        *,
+        most: int = MAX_SERIES,
     ) -> None:
         """Register a gauge; arguments as for `counter`."""
-        self._add(_Metric("gauge", name, help, labels or {}, read))
+        self._add(_Metric("gauge", name, help, labels or {}, read, most))
 
     def histogram(
         self,
@@ -138,7 +142,7 @@ class Metrics:
         """Register a histogram; `read` returns `Buckets`, or with labels a mapping to them. Name in base units."""
         if not name.endswith(("_seconds", "_bytes")):
             raise ValueError(f"histogram {name!r} must end in its base unit")
-        self._add(_Metric("histogram", name, help, labels or {}, read))
+        self._add(_Metric("histogram", name, help, labels or {}, read, MAX_SERIES))
 
     def names(self) -> list[str]:
         """Return the full names of all metrics of this role, sorted; dashboards and rules are checked against it."""
@@ -222,14 +226,15 @@ def family(name: str, kind: str, help: str, labels: list[str], series: Mapping[t
 
 
 class _Metric:
-    __slots__ = ("help", "kind", "labels", "name", "read")
+    __slots__ = ("help", "kind", "labels", "most", "name", "read")
 
-    def __init__(self, kind: str, name: str, help: str, labels: Labels, read: Callable[[], Any]) -> None:
+    def __init__(self, kind: str, name: str, help: str, labels: Labels, read: Callable[[], Any], most: int) -> None:
         self.kind = kind
         self.name = name
         self.help = help
         self.labels = dict(labels)
         self.read = read
+        self.most = most
 
     def series(self) -> dict[tuple[str, ...], Any]:
         """Read, and fold label values outside their sets into `other`."""
@@ -246,7 +251,7 @@ class _Metric:
                 label if label in values else OTHER
                 for label, values in zip((str(label) for label in labels), allowed, strict=True)
             )
-            if known not in folded and len(folded) >= MAX_SERIES:
+            if known not in folded and len(folded) >= self.most:
                 known = (OTHER,) * len(allowed)
             folded[known] = folded[known] + number if known in folded else number
         return folded

@@ -69,7 +69,9 @@ class Operations:
             case "agents":
                 return [
                     {"cluster": link.cluster, "agent": link.instance, "version": link.info.version,
-                     "since": link.info.since, **self._origin}
+                     "since": link.info.since, "ready": link.info.report.ready, "reason": link.info.report.reason,
+                     "failing": link.info.report.failing, "sessions": link.info.report.sessions,
+                     "round_trip": link.info.report.round_trip, **self._origin}
                     for link in self._fleet.links() if not link.draining
                 ]  # fmt: skip
             case "checks":

@@ -30,6 +30,25 @@ from arcbridge.wire.records import Dial, Record, Status
 
 
 @dataclass(frozen=True, slots=True)
+class AgentReport:
+    """What an agent has reported on itself, or what is assumed of one that has not yet."""
+
+    ready: bool = True
+    reason: str = ""
+    """Why it is not ready."""
+    checks: Mapping[str, str] | None = None
+    """The code of each self-check's fault, empty where it passes; None: the agent does not report its checks."""
+    sessions: int = 0
+    round_trip: float = 0.0
+    """Seconds between relay and agent; 0: not measured."""
+
+    @property
+    def failing(self) -> str:
+        """The checks that fail, as `name:code`, separated by spaces."""
+        return " ".join(f"{name}:{code}" for name, code in (self.checks or {}).items() if code)
+
+
+@dataclass(frozen=True, slots=True)
 class AgentInfo:
     """What the relay tells an operator of one control connection."""
 
@@ -37,6 +56,8 @@ class AgentInfo:
     version: str
     since: float
     """When it was registered, unix seconds."""
+    report: AgentReport = AgentReport()
+    """Known where the connection is; another process of the fleet assumes the best."""
 
 
 @dataclass(frozen=True, slots=True)
