@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from arcbridge.checks.diagnosis import Finding, ok, skipped
 from arcbridge.client.credentials.jwt_unverified import UnverifiedClaims
-from arcbridge.client.credentials.tokens import NoLogin, OneToken, TokenExpired, TokenForBoth
+from arcbridge.client.credentials.tokens import NoLogin, OneToken, TokenExpired
 from arcbridge.client.doctor.codes import fault, fault_to_come
 from arcbridge.client.doctor.judgement import SKEW_FAILED, clip, sentence, when
 from arcbridge.errors import (
@@ -63,7 +63,7 @@ def judge_login(facts: LoginFacts, now: float) -> Finding:
         return fault(
             hop, sentence(error), "login_missing", "run `arcbridge login URL`, or give the tokens of a workload"
         )
-    if isinstance(error, OneToken | TokenForBoth):
+    if isinstance(error, OneToken):
         return fault(hop, sentence(error), "one_token")
     if isinstance(error, TokenExpired):
         return fault(hop, sentence(error), "token_expired")
