@@ -42,14 +42,14 @@ async def run_proxy(
     context = ClientContext(config, terminal, token=token, environment=environment)
     clusters = context.clusters()
     if not config.relay_urls():
-        context.sources.require_login()  # its error says to log in, which sets the relay as well
+        context.require_login()  # its error says to log in, which sets the relay as well
     required(config, environment)
     _check_flags(config, clusters)
     contexts: Contexts = _Printed(context) if config.file == "-" else _Saved(context)
     clusters = await contexts.free(clusters)
     if not clusters:
         return
-    context.sources.require_login()
+    context.require_login()
     proxies = [context.served(cluster) for cluster in clusters]
     observer = None
     try:

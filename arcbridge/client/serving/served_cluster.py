@@ -16,7 +16,7 @@ from pathlib import Path
 import structlog
 
 from arcbridge.client.kubeconfig.entries import Entry
-from arcbridge.client.relay.organisation import organisation
+from arcbridge.client.relay.relay_profile import organisation
 from arcbridge.client.serving.endpoint import LocalEndpoint
 from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.client.state import LocalCertificates, StateDirectory, aged_at
