@@ -52,12 +52,7 @@ class RelayAccess:
 
     async def _find_trust(self) -> RelayTrust:
         if self._ca_file is not None:
-            try:
-                ca_pem = self._ca_file.read_text("ascii")
-            except OSError as error:
-                raise StateError(f"relay_ca_file: cannot read {self._ca_file}: {error.strerror}") from error
-            except UnicodeDecodeError as error:
-                raise ConfigError(f"relay_ca_file: {self._ca_file} holds no PEM certificate") from error
+            ca_pem = read_pem(self._ca_file, "relay_ca_file")
             if self._pin:
                 require_pin(f"the CA in {self._ca_file}", self._pin, ca_pem)
             return RelayTrust(ca_pem)
@@ -71,3 +66,13 @@ def _checked(pin: str) -> str:
         return check_pin(pin) if pin else ""
     except ConfigError as error:
         raise ConfigError(f"relay_ca_pin: {error.message}") from error
+
+
+def read_pem(file: Path, setting: str) -> str:
+    """Return the text of a file with certificates. Raises StateError, ConfigError, which name the setting."""
+    try:
+        return file.read_text("ascii")
+    except OSError as error:
+        raise StateError(f"{setting}: cannot read {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{setting}: {file} holds no PEM certificate") from error
