@@ -169,7 +169,7 @@ async def test_a_port_that_was_kept_and_is_taken(shell: Shell, far: FarSide) -> 
             assert f"https://127.0.0.1:{found[1]}" in shell.kubeconfig.read_text()
             process.send_signal(signal.SIGINT)
             assert await asyncio.wait_for(process.wait(), 30) == ExitCode.DONE
-    assert state.port((f"127.0.0.1:{far.port}",), CLUSTER) == int(found[1])
+    assert state.kept_port((f"127.0.0.1:{far.port}",), CLUSTER) == int(found[1])
 
 
 async def test_no_terminal_to_ask_for_the_pin(shell: Shell) -> None:
