@@ -14,7 +14,7 @@ import structlog
 from arcbridge.client.serving.endpoint import EndpointStats
 from arcbridge.client.serving.forward import Forward, ForwardStats
 from arcbridge.client.serving.served_cluster import ServedCluster
-from arcbridge.client.session.counters import DETACHED_BOUNDS, REASONS
+from arcbridge.client.session.resumable_session import DETACHED_BOUNDS, REASONS
 from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Buckets, Metrics

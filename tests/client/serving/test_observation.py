@@ -10,7 +10,7 @@ import aiohttp
 from arcbridge.client.serving.endpoint import EndpointStats
 from arcbridge.client.serving.forward import ForwardStats
 from arcbridge.client.serving.observation import observe, register
-from arcbridge.client.session.counters import SessionCounters
+from arcbridge.client.session.resumable_session import SessionCounters
 from arcbridge.errors import Unreachable
 from arcbridge.observe.metrics import Metrics
 from arcbridge.observe.server import ObserveServer
