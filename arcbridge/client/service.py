@@ -7,7 +7,6 @@ which `commands` do. Invariant: settings that cannot work are refused before any
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,7 +16,6 @@ from arcbridge.client.credentials.sources import login_of, require_login, token_
 from arcbridge.client.credentials.token_files import check_token
 from arcbridge.client.credentials.tokens import Tokens, refuse_contradictions, with_defaults
 from arcbridge.client.relay.relays import Relays
-from arcbridge.client.serving.served_cluster import ServedCluster
 from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.client.session.trust import Ask, ClusterTrust
 from arcbridge.client.state import StateDirectory
@@ -92,10 +90,7 @@ class ClientContext:
         if not names:
             raise ConfigError("cluster: required but not set; give --cluster NAME (`clusters` lists them)")
         for name in names:
-            try:
-                check_cluster_name(name)
-            except ConfigError as error:
-                raise ConfigError(f"flag --cluster: {name[:64]!r}: {error.message}") from error
+            check_name(name)
         return names
 
     def session(self, cluster: str, trust: ClusterTrust | None = None) -> SessionManager:
@@ -108,13 +103,6 @@ class ClientContext:
             resumption=self.config.resumption,
         )
 
-    def served(
-        self, cluster: str, clock: Callable[[], float] = time.time, trust: ClusterTrust | None = None
-    ) -> ServedCluster:
-        """Return a cluster to be served on a local port."""
-        session = self.session(cluster, trust)
-        return ServedCluster(session, self.config, self.state, self.relays.names, self.token, clock)
-
     def trust(self, *, first_use: bool = True) -> ClusterTrust:
         """Return the rule for clusters; without `first_use` none is trusted unseen, whatever the settings say."""
         config = self.config
@@ -126,3 +114,19 @@ class ClientContext:
             ask=self.terminal.ask_trust,
             relays=self.relays.names,
         )
+
+
+def check_name(name: str, where: str = "flag --cluster: ") -> None:
+    """Raise ConfigError, which begins with `where`, for what is no cluster's name."""
+    try:
+        check_cluster_name(name)
+    except ConfigError as error:
+        raise ConfigError(f"{where}{name[:64]!r}: {error.message}") from error
+
+
+def refuse_for_several(config: ClientConfig, count: int, *settings: str) -> None:
+    """Raise ConfigError for settings of one cluster where several were named."""
+    for setting in settings:
+        if count > 1 and getattr(config, setting):
+            own = "; each keeps its own" if setting == "port" else ""
+            raise ConfigError(f"flag --{setting.replace('_', '-')}: fits one cluster, but {count} were named{own}")

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 
 from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.client.serving.forward import Forward, check_offered, check_target_name
-from arcbridge.client.serving.observation import observe
 from arcbridge.client.serving.served_cluster import send_resets
 from arcbridge.client.settings import required
 from arcbridge.errors import ConfigError
@@ -48,7 +47,10 @@ async def run_forward(
     forward = Forward(session, target, sock, any_user=any_user)
     observer = None
     try:
-        observer = await observe(config.observe.listen, [session], forwards=[forward])
+        if config.observe.listen:
+            from arcbridge.client.serving.observation import observe
+
+            observer = await observe(config.observe.listen, [session], forwards=[forward])
         await session.connect_once()
         check_offered(target, session.targets, cluster)
         async with asyncio.TaskGroup() as group:

@@ -11,7 +11,7 @@ import shutil
 import textwrap
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
@@ -96,24 +96,16 @@ async def trusted(
     return await contact.later(profile)
 
 
+@dataclass(frozen=True, slots=True)
 class _ContactWithRelay:
     """One login at a relay: what is given with it, what is kept here, and whom to ask."""
 
-    def __init__(
-        self,
-        config: ClientConfig,
-        profiles: RelayProfiles,
-        relays: tuple[str, ...],
-        ask: Ask | None,
-        say: Say,
-        named: Collection[str],
-    ) -> None:
-        self.config = config
-        self.profiles = profiles
-        self.relays = relays
-        self.ask = ask
-        self.say = say
-        self.named = named
+    config: ClientConfig
+    profiles: RelayProfiles
+    relays: tuple[str, ...]
+    ask: Ask | None
+    say: Say
+    named: Collection[str]
 
     async def later(self, profile: RelayProfile) -> RelayProfile:
         """Hold what the relay says against what was trusted, and keep what the user gives with this login.
@@ -351,11 +343,6 @@ def _untold(relay: str, pin: str, new: Mapping[str, object]) -> str:
     )
 
 
-def logged_in(profiles: RelayProfiles, profile: RelayProfile) -> RelayProfile:
-    """Note that a login has succeeded: commands that name no relay mean this one from now on."""
-    return profiles.save(replace(profile, logged_in_at=time.time()))
-
-
 def with_profile(config: ClientConfig, profile: RelayProfile | None) -> ClientConfig:
     """Return the settings of a login at a profile's relay."""
     if profile is None:
@@ -418,7 +405,8 @@ async def log_in(
         found = await context.login().log_in()
         name, until = user_name(claims_unverified(found.id_token or found.access_token)), found.expires_at
     if profile is not None:
-        logged_in(profiles, profile)
+        # Commands that name no relay mean this one from now on.
+        profiles.save(replace(profile, logged_in_at=time.time()))
         for former in (one for one in known if one.directory == profile.directory):
             # The tokens of a login whose place this one takes with other settings: `logout` would not find them.
             settings = with_profile(ClientConfig(state_dir=config.state_dir), former)
