@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
@@ -263,6 +264,8 @@ OnDial = Callable[["Agent", Dial], Awaitable[None]]
 class Agent(BaseHandler):
     """A control connection, registered or refused; each dial request runs `on_dial` in a task of this object."""
 
+    server_name = RELAY
+
     def __init__(
         self, relay: Station, cluster: str = "prod", instance: str = "i1", on_dial: OnDial | None = None
     ) -> None:
@@ -277,13 +280,21 @@ class Agent(BaseHandler):
         self._tasks: set[asyncio.Task[None]] = set()
         self.session = MuxSession(Side.INITIATOR, Kind.CONTROL, self, agent=instance, software="test 1")
 
-    async def __aenter__(self) -> Agent:
-        sock = await self.relay.dial()
-        loop = asyncio.get_running_loop()
-        await loop.create_connection(
-            self.session.protocol, sock=sock, ssl=client_context(ALPN_CONTROL, self.cluster), server_hostname=RELAY
+    def context(self, alpn: str, cluster: str = "") -> ssl.SSLContext:
+        """Return the TLS of a connection, with the certificate of `cluster` (default: its own)."""
+        return client_context(alpn, cluster or self.cluster)
+
+    async def connect(self) -> None:
+        await asyncio.get_running_loop().create_connection(
+            self.session.protocol,
+            sock=await self.relay.dial(),
+            ssl=self.context(ALPN_CONTROL),
+            server_hostname=self.server_name,
         )
         await self.session.wait_established()
+
+    async def __aenter__(self) -> Agent:
+        await self.connect()
         await until(lambda: self.ended or any(link.instance == self.instance for link in self.relay.fleet.links()))
         return self
 
@@ -320,7 +331,7 @@ class Agent(BaseHandler):
         """Join as the agent under a token, with the certificate of `cluster` (default: its own)."""
         sock = await self.relay.dial()
         request = JoinRequest(role="agent", token=token, instance=self.instance)
-        await client_join(sock, client_context(ALPN_JOIN, cluster or self.cluster), RELAY, request)
+        await client_join(sock, self.context(ALPN_JOIN, cluster), self.server_name, request)
         self.sockets.append(sock)
         return sock
 

@@ -15,7 +15,7 @@ from arcbridge.relay.operations import Operations, rows_of
 from arcbridge.relay.processes.worker import Assignment, work
 from arcbridge.relay.siblings.channel import QUEUE, Channel, Received, in_parts, pair
 from arcbridge.settings.config import RelayConfig
-from tests.identity.issuer import CONFIG
+from tests.relay.conftest import relay_config
 from tests.support.eventually import until
 
 
@@ -39,14 +39,7 @@ class Supervisor:
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RelayConfig:
     monkeypatch.setattr(logs, "configure", lambda *_, **__: None)
-    (tmp_path / "authentication.yaml").write_text(CONFIG)
-    (tmp_path / "policy.toml").write_text("")
-    return RelayConfig(
-        public_address="127.0.0.1:443",
-        data_dir=tmp_path / "data",
-        authentication=tmp_path / "authentication.yaml",
-        policy=tmp_path / "policy.toml",
-    )
+    return relay_config(tmp_path, "")
 
 
 def assign(supervisor: Supervisor, config: RelayConfig) -> None:
