@@ -14,7 +14,7 @@ WITHOUT_TEST: dict[str, str] = {
     "__main__": "two lines; tests/test_start.py runs it as a process",
     "agent/agent_session": "with `sessions`, in whose tests sessions are opened, resumed and ended",
     "settings/config": "declarations; the tests of `config_loader` load them",
-    "client/session/counters": "declarations; the tests of `metrics` read them",
+    "agent/parts": "declarations",
     "relay/agent_join": "with `rendezvous`, in whose tests both ends meet; the hop with `hop`",
     "relay/counters": "declarations",
     "relay/client_join": "with `rendezvous`, in whose tests both ends meet",

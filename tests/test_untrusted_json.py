@@ -24,7 +24,6 @@ ITS_OWN = {
     "client/background/connections.py": "the user's own file",
     "client/background/handover.py": "of the user's own process",
     "client/background/process.py": "of the user's own commands",
-    "client/doctor/probes.py": "the user's own file",
     "client/relay/relay_profile.py": "the user's own file",
     "client/state.py": "the user's own files",
     "client/credentials/token_cache.py": "the user's own file",

@@ -18,6 +18,7 @@ from enum import IntEnum
 
 import structlog
 
+from arcbridge import __version__
 from arcbridge.agent.enrol import CredentialKeeper
 from arcbridge.agent.outer_tls import OuterTls
 from arcbridge.agent.session_certificate import SessionCertificate
@@ -69,7 +70,6 @@ class Dials:
         outer: OuterTls,
         *,
         instance: str,
-        software: str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._relays = frozenset(relays)
@@ -77,7 +77,6 @@ class Dials:
         self._sessions = sessions
         self._outer = outer
         self._instance = instance
-        self._software = software
         self._clock = clock
         self._certificate = SessionCertificate()
         self._open: set[asyncio.Task[None]] = set()
@@ -188,7 +187,7 @@ class Dials:
             cluster=credential.cluster,
             token=dial.token,
             instance=self._instance,
-            version=self._software,
+            version=__version__,
             hops=dial.hops,
         )
         context, inner = self._outer.context(ALPN_JOIN), self._certificate.tls(credential)

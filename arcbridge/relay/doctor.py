@@ -104,8 +104,8 @@ async def _issuers(checked: CheckedRelay) -> list[Finding]:
             return []  # the settings' check has reported it
         keys, directories = await asyncio.gather(verifier.look_at_keys(), verifier.look_at_directories())
         return [
-            *(key_finding(one.path, one.url, one.usable, one.failure) for one in keys),
-            *(directory_finding(one.at, one.usable, one.code, one.why) for one in directories),
+            *(key_finding(*one) for one in keys),
+            *(directory_finding(*one) for one in directories),
         ]
 
 

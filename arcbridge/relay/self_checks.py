@@ -186,11 +186,10 @@ def checks_of(
     verifier, certificate = basis.verifier, basis.certificate
 
     async def issuers() -> Sequence[Finding]:
-        return [key_finding(one.path, one.url, one.usable, one.failure) for one in await verifier.look_at_keys()]
+        return [key_finding(*one) for one in await verifier.look_at_keys()]
 
     async def groups() -> Sequence[Finding]:
-        found = await verifier.look_at_directories()
-        return [directory_finding(one.at, one.usable, one.code, one.why) for one in found]
+        return [directory_finding(*one) for one in await verifier.look_at_directories()]
 
     async def public_address() -> Sequence[Finding]:
         return [await look_at_public_address(basis.checked.public, certificate.ca_pem, certificate.loaded.chain_pem)]

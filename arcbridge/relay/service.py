@@ -242,7 +242,7 @@ def make_verifier(checked: CheckedRelay, stack: AsyncExitStack) -> TokenVerifier
     config = checked.config
     fetcher = HttpFetcher()
     stack.push_async_callback(fetcher.close)
-    groups = GroupSources(checked.issuers, fetcher.ask, directories=config.graph, claim_sources=config.claim_sources)
+    groups = GroupSources(fetcher.ask, directories=config.graph, claim_sources=config.claim_sources)
     verifier = TokenVerifier(checked.issuers, fetcher, accept=checked.acceptance, groups=groups)
     stack.push_async_callback(verifier.close)
     return verifier
