@@ -41,10 +41,9 @@ from arcbridge.pki.names import check_cluster_name
 from arcbridge.refusals import Refusal, RefusalRule
 from arcbridge.relay.access import FORBIDDEN, CallerChecks, Loss
 from arcbridge.relay.admission import Ticket
-from arcbridge.relay.agent_join import VOID
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.fleet.base import Fleet
-from arcbridge.relay.pending_dials import ClaimedAgent, PendingDial, PendingDials
+from arcbridge.relay.pending_dials import VOID, ClaimedAgent, PendingDial, PendingDials
 from arcbridge.relay.pump import Pump, Pumps
 from arcbridge.relay.registry.base import Registry, RegistryUnavailable
 from arcbridge.relay.session_slots import JoinLimited, SessionSlot, SessionSlots

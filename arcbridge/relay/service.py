@@ -32,7 +32,6 @@ from arcbridge.observe.metrics import Metrics
 from arcbridge.observe.reloads import Outcome
 from arcbridge.relay.access import Access, CallerChecks
 from arcbridge.relay.admission import Admission
-from arcbridge.relay.agent_join import AgentJoins
 from arcbridge.relay.backend import open_backend
 from arcbridge.relay.capacity import fitted
 from arcbridge.relay.certificate import ServerCertificate
@@ -47,9 +46,8 @@ from arcbridge.relay.fleet.base import Lost
 from arcbridge.relay.hop import Hops
 from arcbridge.relay.http.api import Api, build_app
 from arcbridge.relay.http.client_files import ClientFiles
-from arcbridge.relay.http.handler import HttpHandler
 from arcbridge.relay.http.login_settings import login_document
-from arcbridge.relay.http.server import HttpApiServer
+from arcbridge.relay.http.server import HttpApiServer, HttpHandler
 from arcbridge.relay.listener import ConnectionHandler, Listener
 from arcbridge.relay.membership import Membership, Service
 from arcbridge.relay.metrics import register
@@ -60,7 +58,7 @@ from arcbridge.relay.proxy_protocol import parse_networks
 from arcbridge.relay.pump import PAYERS, Pump, Pumps
 from arcbridge.relay.registry.base import RegistryUnavailable
 from arcbridge.relay.reload import RelayReload
-from arcbridge.relay.rendezvous import Rendezvous
+from arcbridge.relay.rendezvous import AgentJoins, Rendezvous
 from arcbridge.relay.self_checks import checks_of
 from arcbridge.relay.settings import CheckedRelay, required
 from arcbridge.settings.config import RelayConfig

@@ -45,9 +45,8 @@ from arcbridge.relay.operations import Question, Row, rows_of
 from arcbridge.relay.processes.worker import Assignment
 from arcbridge.relay.reload import merged
 from arcbridge.relay.service import RelayInfo
-from arcbridge.relay.settings import required
+from arcbridge.relay.settings import required, worker_count
 from arcbridge.relay.siblings.channel import Channel, Head, Received, in_parts, pair
-from arcbridge.relay.worker_count import worker_count
 from arcbridge.settings.config import RelayConfig
 from arcbridge.tasks import cancel_and_wait
 
