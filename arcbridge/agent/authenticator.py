@@ -10,7 +10,6 @@ token that is bound to a key and comes without the proof of that key.
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import time
 from collections.abc import Callable
@@ -115,16 +114,10 @@ class Authenticator:
     async def _review(self, token: str) -> Identity:
         if _B64TOKEN.fullmatch(token) is None:
             raise Unauthenticated("the token is malformed")
-        headers = [
-            ("Authorization", f"Bearer {token}"),
-            ("Content-Type", "application/json"),
-            ("Accept", "application/json"),
-            ("User-Agent", "arcbridge-agent"),
-        ]
-        body = json.dumps({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}).encode()
+        document = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
         try:
             async with asyncio.timeout(DEADLINE):
-                code, data = await self._api.call("POST", REVIEW, headers, own=False, body=body)
+                code, data = await self._api.call("POST", REVIEW, document, token=token)
             if code in (401, 403):
                 raise Unauthenticated("the cluster does not accept the token")
             if code != 201:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -96,17 +95,9 @@ class SecretStore:
         return StateError(f"the Secret {self._where} cannot be {what}: the API server answered {status}; {hint}")
 
     async def _request(self, method: str, path: str, document: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
-        headers = [("Accept", "application/json"), ("User-Agent", "arcbridge-agent")]
-        authorization = self._api.authorization()
-        if authorization:
-            headers.append(("Authorization", authorization))
-        body = b""
-        if document is not None:
-            headers.append(("Content-Type", "application/json"))
-            body = json.dumps(document).encode()
         try:
             async with asyncio.timeout(DEADLINE):
-                status, data = await self._api.call(method, path, headers, own=True, body=body, most=MAX_ANSWER)
+                status, data = await self._api.call(method, path, document, most=MAX_ANSWER)
             answer = read_json(data, MAX_ANSWER) if data else {}
         except (AnswerFailed, TimeoutError, ValueError) as error:
             # Never the answer itself: it holds keys.

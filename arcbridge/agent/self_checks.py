@@ -12,7 +12,6 @@ open to every authenticated user by the default role `system:basic-user`; "Const
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final
@@ -51,7 +50,7 @@ async def look_at_api_server(api: ApiServer) -> Finding:
     """
     where = api.authority
     try:
-        await api.call("GET", "/version", _headers(api), own=True)
+        await api.call("GET", "/version")
     except AnswerFailed as error:
         text = error.message.removeprefix("arcbridge: ")
         if error.refusal.rule is RefusalRule.AGENT_API_CA:
@@ -146,7 +145,7 @@ async def look_at_impersonation(api: ApiServer, refused: Callable[[], int] = lam
 
 async def look_at_reload(api: ApiServer) -> Finding:
     """Look whether the files of CA, token and certificate could be read when they changed."""
-    api.authorization()  # looks at the files, when it is time
+    api.credentials(own=True)  # looks at the files, when it is time
     if api.reload_error:
         return failed(
             RELOAD,
@@ -313,22 +312,14 @@ def _impersonable(rule: dict[str, Any]) -> set[str]:
 
 async def _review(api: ApiServer, path: str, document: dict[str, Any]) -> tuple[int, Any]:
     """Ask for a review of the agent itself; code 0 where the API server does not answer."""
-    headers = [("Content-Type", "application/json"), *_headers(api)]
     try:
-        code, body = await api.call("POST", path, headers, own=True, body=json.dumps(document).encode())
+        code, body = await api.call("POST", path, document)
     except AnswerFailed:
         return 0, None
     try:
         return code, read_json(body)
     except ValueError:
         return code, None
-
-
-def _headers(api: ApiServer) -> list[tuple[str, str]]:
-    headers = [("Accept", "application/json"), ("User-Agent", "arcbridge-agent")]
-    if authorization := api.authorization():
-        headers.append(("Authorization", authorization))
-    return headers
 
 
 def _at(document: Any, *path: str) -> Any:

@@ -137,7 +137,7 @@ class TcpTargets:
         """Connect `stream` to the address that `target` (`tcp:NAME`) names, or reset it with the reason's code."""
         identity = caller.identity
         record = AuditRecord(
-            request=caller.request_id(stream.id, 1),
+            request=f"{caller.request_prefix}-{stream.id}-1",
             subject=caller.subject,
             verb="connect",
             target=target,

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
@@ -106,17 +105,9 @@ class Reviewer:
 
     async def _ask(self, user: Subject, part: Part) -> bool:
         self.asked += 1
-        headers = [
-            ("Content-Type", "application/json"),
-            ("Accept", "application/json"),
-            ("User-Agent", "arcbridge-agent"),
-        ]
-        authorization = self._api.authorization()
-        if authorization:
-            headers.append(("Authorization", authorization))
         try:
             async with asyncio.timeout(DEADLINE):
-                code, body = await self._api.call("POST", PATH, headers, own=True, body=_review(user, part))
+                code, body = await self._api.call("POST", PATH, _review(user, part))
             if code == 401:
                 raise self._api.upstream.own_refusals.credential()
             if code != 201:
@@ -129,17 +120,11 @@ class Reviewer:
             ) from error
 
 
-def _review(user: Subject, part: Part) -> bytes:
+def _review(user: Subject, part: Part) -> dict[str, Any]:
     extra: dict[str, list[str]] = {}
     for key, value in user.extra:
         extra.setdefault(key, []).append(value)
-    attributes: dict[str, str] = {"verb": "impersonate", "resource": part.resource, "name": part.name}
-    if part.group:
-        attributes["group"] = part.group
-    if part.namespace:
-        attributes["namespace"] = part.namespace
-    if part.subresource:
-        attributes["subresource"] = part.subresource
+    attributes = {name: value for name, value in asdict(part).items() if value} | {"verb": "impersonate"}
     spec: dict[str, Any] = {
         "user": user.user,
         "groups": [*user.groups, "system:authenticated"],
@@ -149,7 +134,7 @@ def _review(user: Subject, part: Part) -> bytes:
         spec["uid"] = user.uid
     if extra:
         spec["extra"] = extra
-    return json.dumps({"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec}).encode()
+    return {"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec}
 
 
 def _denied(user: Subject, part: Part) -> str:
