@@ -18,7 +18,6 @@ from typing import Any
 from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.pki.credentials import Snapshot, VersionConflict
-from arcbridge.untrusted_json import read_json
 
 DEADLINE = 15.0
 MAX_ANSWER = 2 << 20
@@ -97,9 +96,8 @@ class SecretStore:
     async def _request(self, method: str, path: str, document: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
         try:
             async with asyncio.timeout(DEADLINE):
-                status, data = await self._api.call(method, path, document, most=MAX_ANSWER)
-            answer = read_json(data, MAX_ANSWER) if data else {}
-        except (AnswerFailed, TimeoutError, ValueError) as error:
+                status, answer = await self._api.ask(method, path, document, most=MAX_ANSWER)
+        except (AnswerFailed, TimeoutError) as error:
             # Never the answer itself: it holds keys.
             raise StateError(
                 f"the Secret {self._where} cannot be reached: the API server does not answer ({type(error).__name__})"

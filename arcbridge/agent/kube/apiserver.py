@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from aiohttp import http_parser
@@ -32,6 +33,7 @@ from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.kube.upstream_pool import UpstreamPool, UpstreamRequest
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.settings.config import KubernetesConfig
+from arcbridge.untrusted_json import read_json
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 REREAD = 10.0
@@ -170,14 +172,15 @@ class ApiServer:
         """Read CA, token and certificate at the next use, whenever they were read last."""
         self._looked_at = -math.inf
 
-    async def call(
+    async def ask(
         self, method: str, target: str, document: object = None, *, token: str = "", most: int = MAX_ANSWER
-    ) -> tuple[int, bytes]:
-        """Make one small call of the agent's own, on a connection of its own; answers the code and the body.
+    ) -> tuple[int, Any]:
+        """Make one small call of the agent's own, on a connection of its own; return the code and the answer's JSON,
+        None for an answer that is none.
 
         `document`: what is sent, as JSON; None for no body. `token`: a caller's, with which the call is made in place
-        of the agent's own credential. Raises AnswerFailed where there is no usable answer of at most `most` bytes.
-        Cancelled, it leaves nothing.
+        of the agent's own credential. Raises AnswerFailed where there is no answer of at most `most` bytes. Cancelled,
+        it leaves nothing.
         """
         tls, authorization = self.credentials(own=not token)
         lines = [f"{method} {target} HTTP/1.1", f"Host: {self.authority}", "Connection: close"]
@@ -202,7 +205,10 @@ class ApiServer:
             await answer.done
         finally:
             connection.drop()
-        return answer.status, bytes(answer.body)
+        try:
+            return answer.status, read_json(bytes(answer.body), most)
+        except ValueError:
+            return answer.status, None
 
     async def close(self) -> None:
         """Close all connections; requests under way fail."""

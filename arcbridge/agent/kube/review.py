@@ -21,7 +21,6 @@ from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
 from arcbridge.agent.kube.impersonation import Subject
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.identity.claims import Identity
-from arcbridge.untrusted_json import read_json
 
 PATH = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
 CACHE_TIME = 30.0
@@ -107,14 +106,14 @@ class Reviewer:
         self.asked += 1
         try:
             async with asyncio.timeout(DEADLINE):
-                code, body = await self._api.call("POST", PATH, _review(user, part))
+                code, answer = await self._api.ask("POST", PATH, _review(user, part))
             if code == 401:
                 raise self._api.upstream.own_refusals.credential()
             if code != 201:
                 raise RequestRefusal(503, f"the API server refused to review impersonation (code {code})")
             # An evaluation error with `allowed: true` is still a yes of the authorizer; without, it is a no.
-            return read_json(body)["status"].get("allowed") is True
-        except (AnswerFailed, TimeoutError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return answer["status"].get("allowed") is True
+        except (AnswerFailed, TimeoutError, KeyError, TypeError, AttributeError) as error:
             raise RequestRefusal(
                 503, "impersonation (--as) cannot be reviewed: the API server does not answer"
             ) from error

@@ -106,15 +106,15 @@ async def test_a_delete_whose_connection_dies_is_never_repeated(tmp_path: Path) 
         fake.routes["/x"] = dying
         for method in ("DELETE", "PUT", "POST", "PATCH"):
             with pytest.raises(AnswerFailed):
-                await api.call(method, "/x")
+                await api.ask(method, "/x")
         assert [request.method for request in fake.requests] == ["DELETE", "PUT", "POST", "PATCH"]
 
 
 async def test_each_call_has_a_connection_of_its_own(tmp_path: Path) -> None:
     async with reachable(tmp_path) as (fake, api):
-        fake.routes["/x"] = reply(201, b"ok", "Set-Cookie: a=b")
+        fake.routes["/x"] = reply(201, b'{"a": 1}', "Set-Cookie: a=b")
         for method, document in (("GET", None), ("GET", None), ("POST", {})):
-            assert await api.call(method, "/x", document) == (201, b"ok")
+            assert await api.ask(method, "/x", document) == (201, {"a": 1})
         assert [request.connection for request in fake.requests] == [1, 2, 3]
         assert fake.last.body == b"{}"
         assert not any(request.header("cookie") for request in fake.requests)
@@ -125,13 +125,13 @@ async def test_an_answer_that_is_not_usable(tmp_path: Path, data: bytes) -> None
     async with reachable(tmp_path) as (fake, api):
         fake.routes["/x"] = closing(data)
         with pytest.raises(AnswerFailed):
-            await api.call("GET", "/x", most=1000)
+            await api.ask("GET", "/x", most=1000)
 
 
 async def test_a_header_cannot_become_two(tmp_path: Path) -> None:
     async with reachable(tmp_path) as (fake, api):
         with pytest.raises(AnswerFailed):
-            await api.call("GET", "/x", token="1\r\nImpersonate-User: root")
+            await api.ask("GET", "/x", token="1\r\nImpersonate-User: root")
         assert fake.requests == []
 
 
@@ -139,5 +139,5 @@ async def test_a_call_to_a_server_that_is_down_is_counted(tmp_path: Path) -> Non
     async with reachable(tmp_path) as (fake, api):
         fake.stop()
         with pytest.raises(AnswerFailed):
-            await api.call("GET", "/x")
+            await api.ask("GET", "/x")
         assert api.upstream.unreachable == 1

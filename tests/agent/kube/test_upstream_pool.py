@@ -274,7 +274,7 @@ async def test_l32_the_agents_own_calls_wait_for_no_user(tmp_path: Path) -> None
             (await dialled(api, account())).drop()
         waits = [limit.turn(account(), 0.0) for _ in range(9)]
         task = asyncio.get_running_loop().create_task(dialled(api, account()))
-        status, _ = await api.call("GET", "/x")
+        status, _ = await api.ask("GET", "/x")
         assert (status, limit.delayed, task.done()) == (200, len(waits) + 1, False)
         task.cancel()
         await asyncio.wait([task])
