@@ -12,7 +12,7 @@ import pytest
 from bench import peers, studies
 from bench.__main__ import main
 from bench.address import Address
-from bench.load.build import NoCompiler, build
+from bench.load.build import NoCompiler
 from bench.load.generator import Generator, LoadFailed
 from bench.peers import WITHOUT_RESUMPTION
 from bench.peers.base import Peer, Unavailable
@@ -20,15 +20,8 @@ from bench.report import report, resumption
 from bench.result import resumption_costs, summary
 from bench.run import PATIENCE, Plan, run
 from bench.scenarios import Effort, Metrics, Scenario
-from tests.support.processes import require_or_skip
 
-
-@pytest.fixture(autouse=True)
-def _compiler() -> None:
-    try:
-        build()
-    except NoCompiler as error:
-        require_or_skip("compiler", str(error))
+pytestmark = pytest.mark.usefixtures("load")
 
 
 class Fake(Peer):
