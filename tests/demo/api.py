@@ -17,7 +17,6 @@ import os
 import secrets
 import signal
 import ssl
-import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,11 +24,10 @@ from pathlib import Path
 import trustme
 from aiohttp import web
 
-from tests.demo.pods import Executions, Pod
+from tests.demo.pods import LOG_LINES, Executions, Pod
 
 STARTED = datetime.now(UTC)
-TIME = "%Y-%m-%dT%H:%M:%SZ"
-CREATED = STARTED.strftime(TIME)
+CREATED = STARTED.strftime("%Y-%m-%dT%H:%M:%SZ")
 AGENT = "system:serviceaccount:arcbridge:arcbridge-agent"
 READERS, WRITERS = frozenset({"platform", "developers"}), frozenset({"platform"})
 WATCH = 300.0
@@ -243,14 +241,12 @@ class DemonstrationApi:
         """A pod's log; with `follow` until the caller leaves."""
         self._require(request, "get", "pods/log")
         pod, query = self._pod(request), request.query
-        tail = int(query["tailLines"]) if query.get("tailLines", "").isdecimal() else None
-        timestamps = query.get("timestamps") in ("true", "1")
+        tail = int(query["tailLines"]) if query.get("tailLines", "").isdecimal() else LOG_LINES
         response = web.StreamResponse(headers={"Content-Type": "text/plain"})
         await response.prepare(request)
         with contextlib.suppress(ConnectionError):
-            async for when, line in pod.log.read(tail=tail, follow=query.get("follow") in ("true", "1")):
-                stamp = f"{when.strftime(TIME)} " if timestamps else ""
-                await response.write(f"{stamp}{line}\n".encode())
+            async for line in pod.read(tail=tail, follow=query.get("follow") in ("true", "1")):
+                await response.write(f"{line}\n".encode())
         return response
 
     async def execute(self, request: web.Request) -> web.StreamResponse:
@@ -286,11 +282,10 @@ def _metadata(found: Object) -> Mapping[str, object]:
 
 
 def _object(kind: str, metadata: Mapping[str, str], rest: Mapping[str, object] | None = None) -> Object:
-    uid = f"00000000-0000-4000-8000-{zlib.crc32(repr((kind, metadata)).encode()):012}"
     return {
         "kind": kind,
         "apiVersion": "v1",
-        "metadata": {**metadata, "uid": uid, "resourceVersion": "1", "creationTimestamp": CREATED},
+        "metadata": {**metadata, "resourceVersion": "1", "creationTimestamp": CREATED},
         **(rest or {}),
     }
 
