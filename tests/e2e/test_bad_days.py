@@ -16,6 +16,7 @@ import signal
 import ssl
 import subprocess
 import time
+import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from arcbridge.errors import ExitCode
 from tests.support.cluster import KUBECTL_MINORS, Cluster, Kubectl
 from tests.support.fault_proxy import FaultProxy
 from tests.support.processes import ManagedProcess, Mark, run
-from tests.support.reports import agent_again, metrics, records, rewrite, until, wait_for_record
+from tests.support.reports import agent_again, audited, metrics, page, records, rewrite, until, wait_for_record
 from tests.support.world import (
     ALICE,
     CLUSTER,
@@ -191,34 +192,22 @@ def wrong_token(world: World, kind: str, audience: str) -> str:
     )
 
 
-def test_a_wrong_pin_of_the_relay_sends_no_token(world: World) -> None:
+@pytest.mark.parametrize("role", ["relay", "agent"])
+def test_a_wrong_pin_sends_no_token(world: World, role: str) -> None:
     wrong = "sha256:" + "01" * 32
-    mark, before = world.relay.mark(), metrics(world.relay_observe)
-    done = start(world, relay_ca_pin=wrong)
+    mark, before = world.relay.mark(), tokens_judged(world, role)
+    done = start(world, ALICE, "--cluster-ca-pin", wrong) if role == "agent" else start(world, relay_ca_pin=wrong)
     assert done.returncode == ExitCode.FAILURE
     assert wrong in error_of(done)
-    assert world.relay_pin in error_of(done)
-    assert tokens_judged(world.relay_observe, "relay") == tokens_of(before, "relay")
-    assert not records(world.relay, "join failed", after=mark)
+    assert error_of(done).count("sha256:") == 2, "that of the other end, too"
+    assert tokens_judged(world, role) == before
+    assert role == "agent" or not records(world.relay, "join failed", after=mark)
 
 
-def test_a_wrong_pin_of_the_cluster_sends_no_token_to_it(world: World) -> None:
-    wrong = "sha256:" + "01" * 32
-    before = metrics(world.agent_observe)
-    done = start(world, ALICE, "--cluster-ca-pin", wrong)
-    assert done.returncode == ExitCode.FAILURE
-    assert wrong in error_of(done)
-    assert error_of(done).count("sha256:") == 2
-    assert tokens_judged(world.agent_observe, "agent") == tokens_of(before, "agent")
-
-
-def tokens_judged(port: int, role: str) -> float:
-    return tokens_of(metrics(port), role)
-
-
-def tokens_of(page: dict[str, float], role: str) -> float:
+def tokens_judged(world: World, role: str) -> float:
     """Return how many tokens a role has judged."""
-    return sum(value for name, value in page.items() if name.startswith(f"arcbridge_{role}_tokens_"))
+    found = metrics(world.agent_observe if role == "agent" else world.relay_observe)
+    return sum(value for name, value in found.items() if name.startswith(f"arcbridge_{role}_tokens_"))
 
 
 def test_a_caller_without_the_client_certificate_reads_why(alice: Client) -> None:
@@ -241,6 +230,16 @@ def test_an_api_server_that_is_down(world: World, alice: Client, kubectl: Kubect
         assert headers["Retry-After"] == "1"
         record = only(world.agent, "request failed", after=mark)
         assert status["message"].startswith(f"{record['reason']} (request ")
+        # One id from end to end: the request's begins with the session's.
+        request = status["message"].rpartition("(request ")[2].removesuffix(")")
+        assert audited(world, "the refusal", request=request)["status"] == 503
+        session = request[:16]
+        for process, event in (
+            (alice.process, "session established"),
+            (world.relay, "joined"),
+            (world.agent, "session opened"),
+        ):
+            wait_for_record(process, event, session=session)
         with kubectl.start("exec", "no-pod", "--", "true") as shell:
             done = kubectl.run("get", "namespaces", check=False)
             assert shell.wait(30) == 1
@@ -275,6 +274,23 @@ def test_an_agent_that_is_gone_and_comes_back(world: World, alice: Client, kubec
         agent_again(world)
     until(lambda: works(kubectl), "kubectl works again", timeout=40)
     assert alice.process.running
+
+
+def test_an_agent_without_a_relay_is_alive_and_not_ready(world: World, kubectl: Kubectl) -> None:
+    world.kill_relay()
+
+    def reason() -> str:
+        try:
+            page(world.agent_observe, "/readyz")
+        except urllib.error.HTTPError as error:
+            return f"{error.code} {error.read().decode()}"
+        return ""
+
+    assert until(reason, "the agent is not ready").startswith("503 [-] control: ")
+    assert page(world.agent_observe, "/healthz")
+    world.start_relay()
+    until(lambda: not reason(), "the agent is ready again", timeout=40)
+    until(lambda: works(kubectl), "kubectl works again", timeout=40)
 
 
 def test_a_token_that_ends_during_a_watch(world: World, cluster: Cluster) -> None:
@@ -378,8 +394,8 @@ def test_ctrl_c_leaves_nothing_open(
     assert works(kubectl)
 
     def under_way() -> tuple[float, float]:
-        page = metrics(world.agent_observe)
-        return page["arcbridge_agent_requests_in_flight"], page["arcbridge_agent_upgrades_open"]
+        found = metrics(world.agent_observe)
+        return found["arcbridge_agent_requests_in_flight"], found["arcbridge_agent_upgrades_open"]
 
     until(lambda: under_way() == (0, 0), "nothing runs before")
     env = {"KUBECTL_REMOTE_COMMAND_WEBSOCKETS": protocol}
@@ -422,7 +438,7 @@ def test_a_cluster_that_came_back_with_another_ca(
     world.agent_config.write_text(text.replace('directory = "state"', 'directory = "state-2"'))
     mark = world.relay.mark()
     agent_again(world)
-    verified = tokens_judged(world.agent_observe, "agent")
+    verified = tokens_judged(world, "agent")
     told = kubectl.run("get", "namespaces", check=False)
     assert told.returncode == 1
     assert "arcbridge: the CA of cluster" in told.stderr
@@ -442,7 +458,7 @@ def test_a_cluster_that_came_back_with_another_ca(
     assert done.returncode == ExitCode.FAILURE
     assert text.count("sha256:") >= 2
     assert "Go on only when the owner confirms the new pin" in text
-    assert tokens_judged(world.agent_observe, "agent") == verified
+    assert tokens_judged(world, "agent") == verified
     wait_for_record(world.relay, "joined", after=mark)  # the relay cannot know; the client does
     # A client that never saw the cluster trusts the new CA.
     new = world.start_client(ALICE)
