@@ -149,36 +149,6 @@ class AccountSession(Protocol):
 class Account:
     """What one verified user holds at this agent. Made by `Accounts.enter`."""
 
-    __slots__ = (
-        "_accounts",
-        "_bursts",
-        "_connects",
-        "_day_ends",
-        "_day_most",
-        "_day_spent",
-        "_ended_connections",
-        "_prompt",
-        "_requests",
-        "_to_cluster",
-        "_to_user",
-        "ahead",
-        "arriving",
-        "audit",
-        "churn",
-        "connecting",
-        "connections",
-        "identity",
-        "in_flight",
-        "limits",
-        "loop_time",
-        "members",
-        "moved_today",
-        "promised",
-        "seats",
-        "upgrades",
-        "waiting",
-    )
-
     def __init__(self, accounts: Accounts, identity: Identity) -> None:
         self._accounts = accounts
         self.identity = identity

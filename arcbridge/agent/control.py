@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from arcbridge import __version__
 from arcbridge.agent.dials import CONNECT_DEADLINE, HANDSHAKE_DEADLINE, Dials, DialStatus
 from arcbridge.agent.enrol import CredentialKeeper
 from arcbridge.agent.outer_tls import OuterTls
@@ -97,7 +98,6 @@ class ControlConnections:
         sessions: Sessions,
         *,
         instance: str,
-        software: str,
         wanted: int = CONTROL_CONNECTIONS,
         clock: Callable[[], float] = time.monotonic,
         draw: Callable[[], float] = random.random,
@@ -107,12 +107,11 @@ class ControlConnections:
         self._keeper = keeper
         self._sessions = sessions
         self._instance = instance
-        self._software = software
         self._clock = clock
         self._draw = draw
         self._outer = OuterTls(keeper)
         self.choice = choice or RelayChoice(relays, wanted, draw=draw)
-        self.dials = Dials(relays, keeper, sessions, self._outer, instance=instance, software=software, clock=clock)
+        self.dials = Dials(relays, keeper, sessions, self._outer, instance=instance, clock=clock)
         self._links: set[ControlLink] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._balancing: asyncio.Task[None] | None = None
@@ -296,7 +295,7 @@ class ControlConnections:
             link,
             label=str(relay),
             agent=self._instance,
-            software=self._software,
+            software=__version__,
             cluster_ca=self._keeper.current.cluster_ca_certificate_pem,
         )
         link.session = session

@@ -142,13 +142,10 @@ def kept_settings(invocation: Invocation, environment: Mapping[str, str], config
 
 
 def _run(context: ClientContext, work: Coroutine[Any, Any, T]) -> T:
-    from arcbridge.cli.loop import Interrupted, run_until_signal
+    from arcbridge.cli.loop import run_until_signal
 
     configure_logging(context.config, default_level="warning")
-    try:
-        return run_until_signal(work)
-    except Interrupted:
-        raise KeyboardInterrupt from None  # at a question: `run` ends as after any other Ctrl-C
+    return run_until_signal(work)
 
 
 def _asked(context: ClientContext, line: bytes) -> dict[str, Any]:

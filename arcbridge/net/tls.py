@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import ssl
+from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from arcbridge.errors import ConfigError, ConnectionLost, Unreachable
+from arcbridge.loop_shares import LoopTime
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import connect
 from arcbridge.net.proxy import Proxy
@@ -37,6 +41,22 @@ ClientCertificate = tuple[Path, Path] | tuple[str, str]
 """Certificate chain and key: both paths, or both PEM texts."""
 
 
+_payer: ContextVar[LoopTime | None] = ContextVar("handshake_payer", default=None)
+"""Who pays for the handshake of the connection that is accepted in this context."""
+
+
+class _ChargedTls(ssl.SSLObject):
+    """The TLS of an accepted connection. The event loop makes its handshake in callbacks of its own: each step of it is
+    charged here (docs/threats.md#L43)."""
+
+    def do_handshake(self) -> None:
+        payer = _payer.get()
+        if payer is None:
+            super().do_handshake()
+        else:
+            payer.run(super().do_handshake)
+
+
 class ServerContext(ssl.SSLContext):
     """The context of a server, which knows the key that its handshakes show.
 
@@ -44,6 +64,7 @@ class ServerContext(ssl.SSLContext):
     connection's own certificate.
     """
 
+    sslobject_class = _ChargedTls
     spki: bytes = b""
     """SubjectPublicKeyInfo (DER) of the certificate."""
 
@@ -106,6 +127,35 @@ def inner_client_context(cluster_ca_pem: str) -> ssl.SSLContext:
     context = _client(ALPN_SESSION)
     _trust(context, cluster_ca_pem)
     return context
+
+
+async def accept_tls(
+    protocol: Callable[[], asyncio.BaseProtocol],
+    sock: socket.socket,
+    context: ssl.SSLContext,
+    payer: LoopTime | None,
+    *,
+    handshake_deadline: float,
+    shutdown_deadline: float,
+) -> asyncio.Transport:
+    """Make TLS as the server over a socket by the event loop's own TLS; return the transport once it is made.
+
+    `payer`: pays for the handshake. Deadlines are seconds. Raises `OSError` or `TimeoutError`; the socket is the
+    caller's then.
+    """
+    # The transport keeps a copy of the context in which it was made, and runs its callbacks in that.
+    token = _payer.set(payer)
+    try:
+        transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
+            protocol,
+            sock,
+            ssl=context,
+            ssl_handshake_timeout=handshake_deadline,
+            ssl_shutdown_timeout=shutdown_deadline,
+        )
+    finally:
+        _payer.reset(token)
+    return transport
 
 
 async def fetch_relay_ca(

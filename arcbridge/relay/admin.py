@@ -17,7 +17,7 @@ import re
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -65,35 +65,29 @@ class NewToken:
     """Whether `command` is for the Helm chart."""
 
 
-@dataclass(frozen=True, slots=True)
-class ApiServerFlags:
-    """How an agent on a machine that is no pod reaches its API server: values of the agent's flags."""
+API_SERVER_FLAGS = (
+    "kube_server",
+    "kube_ca_file",
+    "kube_token_file",
+    "kube_client_certificate_file",
+    "kube_client_key_file",
+)
+"""How an agent on a machine that is no pod reaches its API server: flags of the command, which are also the agent's."""
 
-    server: str = ""
-    ca_file: str = ""
-    token_file: str = ""
-    client_certificate_file: str = ""
-    client_key_file: str = ""
 
-    def arguments(self) -> list[str]:
-        """Return the agent's flags. Raises `ConfigError` that says which one is missing; empty where none was given."""
-        given = {
-            "--kube-server": self.server,
-            "--kube-ca-file": self.ca_file,
-            "--kube-token-file": self.token_file,
-            "--kube-client-certificate-file": self.client_certificate_file,
-            "--kube-client-key-file": self.client_key_file,
-        }
-        if not any(given.values()):
-            return []
-        if not self.server:
-            raise ConfigError("--kube-server is missing: https://host:port of the cluster's API server, for the agent")
-        if not self.token_file and not (self.client_certificate_file and self.client_key_file):
-            raise ConfigError(
-                "the agent needs a credential at the API server: give --kube-token-file, or "
-                "--kube-client-certificate-file with --kube-client-key-file, as they are on its machine"
-            )
-        return [word for flag, value in given.items() if value for word in (flag, value)]
+def api_server_arguments(given: Mapping[str, str]) -> list[str]:
+    """Return the agent's flags for values of `API_SERVER_FLAGS`; empty where none was given. Raises `ConfigError` that
+    says which one is missing."""
+    if not any(given.values()):
+        return []
+    if not given["kube_server"]:
+        raise ConfigError("--kube-server is missing: https://host:port of the cluster's API server, for the agent")
+    if not given["kube_token_file"] and not (given["kube_client_certificate_file"] and given["kube_client_key_file"]):
+        raise ConfigError(
+            "the agent needs a credential at the API server: give --kube-token-file, or "
+            "--kube-client-certificate-file with --kube-client-key-file, as they are on its machine"
+        )
+    return [word for name, value in given.items() if value for word in (f"--{name.replace('_', '-')}", value)]
 
 
 async def create_token(
@@ -103,17 +97,18 @@ async def create_token(
     uses: int = 1,
     ttl: float = DEFAULT_TTL,
     rebind: bool = False,
-    api_server: ApiServerFlags | None = None,
+    api_server: Mapping[str, str] | None = None,
     clock: Callable[[], float] = time.time,
 ) -> NewToken:
-    """Make a join token for `cluster`; `ttl` in seconds. `api_server`: for an agent on a machine that is no pod.
+    """Make a join token for `cluster`; `ttl` in seconds. `api_server`: values of `API_SERVER_FLAGS`, for an agent
+    on a machine that is no pod.
 
     Raises `ConfigError`, `StateError`, `RegistryUnavailable`.
     """
     if not cluster:
         raise ConfigError("which cluster? give --cluster NAME")
     check_cluster_name(cluster)
-    kubernetes = (api_server or ApiServerFlags()).arguments()
+    kubernetes = api_server_arguments(api_server or {})
     if not config.public_address:
         raise ConfigError("public_address is not set: it is the host:port that agents dial")
     relay = parse_address(config.public_address).url

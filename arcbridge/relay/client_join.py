@@ -39,10 +39,9 @@ from arcbridge.identity.refusal import GroupsUnavailable
 from arcbridge.net.join import JOIN_ID, JoinCode, ServerJoin
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.refusals import Refusal, RefusalRule
-from arcbridge.relay.access import FORBIDDEN, Loss
+from arcbridge.relay.access import FORBIDDEN, CallerChecks, Loss
 from arcbridge.relay.admission import Ticket
 from arcbridge.relay.agent_join import VOID
-from arcbridge.relay.caller_checks import CallerChecks
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.fleet.base import Fleet
 from arcbridge.relay.pending_dials import ClaimedAgent, PendingDial, PendingDials

@@ -29,7 +29,6 @@ import structlog
 
 from arcbridge.errors import ConfigError
 from arcbridge.limiters import Bursts
-from arcbridge.loop_shares import LoopTime
 from arcbridge.net import client_hello
 from arcbridge.net.address import Address
 from arcbridge.net.descriptors import limit
@@ -188,9 +187,6 @@ class Listener:
 
     # -- dispatch --------------------------------------------------------------------------------------------------
 
-    def loop_time(self, ticket: Ticket) -> LoopTime:
-        return self._admission.loop_time(ticket)
-
     def refused(self, arrival: _Arrival, reason: str) -> None:
         """Close a connection for which the bound `reason` has no place."""
         self._arrivals.discard(arrival)
@@ -284,7 +280,7 @@ class Listener:
 
     async def _enter(self, handler: ConnectionHandler, sock: socket.socket, ticket: Ticket) -> None:
         try:
-            if wait := self._admission.held_for(ticket):
+            if wait := ticket.held_for():
                 ticket.waits()
                 try:
                     await asyncio.sleep(wait)
@@ -304,7 +300,7 @@ class Listener:
     def _run(self, handler: ConnectionHandler, arrival: _Arrival) -> None:
         ticket = arrival.ticket
         # Handshake, what the peer then says, and its token: each step is charged to the address.
-        steps = self._admission.loop_time(ticket).steps(self._enter(handler, arrival.sock, ticket))
+        steps = ticket.loop_time.steps(self._enter(handler, arrival.sock, ticket))
         task = self._loop.create_task(steps)
         ticket.on_evicted = partial(self._evict_task, task, ticket.purpose or Purpose.ARRIVING, ticket)
         self._tasks.add(task)
@@ -335,7 +331,7 @@ class _Arrival:
         loop.add_reader(self.sock.fileno(), self._readable)
 
     def _readable(self) -> None:
-        self._listener.loop_time(self.ticket).run(self._look)
+        self.ticket.loop_time.run(self._look)
 
     def _look(self) -> None:
         try:

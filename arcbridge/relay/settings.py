@@ -232,6 +232,7 @@ def _check_fleet(config: RelayConfig, problems: Problems) -> None:
     if not fleet.servers:
         return
     from arcbridge.relay.nats import check as check_settings
+    from arcbridge.relay.nats import require_library
 
     with problems.collect("fleet"):
         check_settings(fleet)
@@ -246,12 +247,8 @@ def _check_fleet(config: RelayConfig, problems: Problems) -> None:
         named_files.check_ca(problems, "fleet.ca_file", fleet.ca_file)
     if fleet.certificate is not None and fleet.key is not None:
         named_files.check_pair(problems, ("fleet.certificate", fleet.certificate), ("fleet.key", fleet.key))
-    try:
-        import nats  # noqa: F401
-    except ImportError:
-        problems.error(
-            "fleet.servers", "fleet.servers: a fleet needs the package nats-py: pip install 'arcbridge[fleet]'"
-        )
+    with problems.collect("fleet.servers"):
+        require_library()
     if fleet.outage <= 0:
         problems.error("fleet.outage", "fleet.outage: must be above 0 s")
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from arcbridge.agent.audit import AuditLog
 from arcbridge.agent.authenticator import Authenticated
 from arcbridge.agent.kube.caller import Caller, token_digest
 from arcbridge.agent.sessions import Sessions
 from arcbridge.agent.targets import TcpTargets
-from arcbridge.errors import ArcbridgeError, Unauthenticated
+from arcbridge.errors import ArcbridgeError, SessionEnded, StreamReset, Unauthenticated
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.proof import NO_PEER, Peer
 from arcbridge.mux.connection import AuthMaker
@@ -25,6 +27,7 @@ from arcbridge.wire.limits import DEFAULT
 from arcbridge.wire.records import Auth, AuthOk, Goaway, Hello
 from arcbridge.wire.session import Kind, Side
 from tests.support.clock import Clock
+from tests.support.stream_io import StreamIO
 
 CA = Authority.create("test")
 LEAF = CA.issue_server(["one.cluster.arcbridge"])
@@ -113,6 +116,39 @@ class ClientSide(BaseHandler):
             self.accepted_again.set()
 
 
+async def end_of(session: MuxSession) -> SessionEnded:
+    """Wait until a session has ended, and return with what; fail where its connection was lost."""
+    async with asyncio.timeout(30):
+        ended = await session.wait_ended()
+    assert isinstance(ended, SessionEnded), ended
+    return ended
+
+
+def opened(client: MuxSession, target: str = "kubernetes") -> StreamIO:
+    io = StreamIO()
+    client.open(target, io)
+    return io
+
+
+async def used(client: MuxSession, data: bytes = b"x", target: str = "kubernetes") -> StreamIO:
+    """A stream whose other end has echoed `data`."""
+    io = opened(client, target)
+    await io.write(data)
+    assert await io.read_exactly(len(data)) == data
+    return io
+
+
+async def reset_of(io: StreamIO) -> int:
+    """Read a stream until it is reset, and return the code."""
+    try:
+        async with asyncio.timeout(30):
+            while await io.read():
+                pass
+    except StreamReset as reset:
+        return reset.code
+    raise AssertionError("the stream ended in order")
+
+
 @asynccontextmanager
 async def joined(
     sessions: Sessions,
@@ -121,10 +157,11 @@ async def joined(
     via: str = "",
     *,
     alone: bool = True,
+    wait: bool = True,
 ) -> AsyncIterator[tuple[MuxSession, ClientSide]]:
-    """A client's session with `sessions` over end-to-end TLS; `token` is sent in the first flight.
+    """A client's session with `sessions` over end-to-end TLS, accepted or refused; `token` is sent in the first flight.
 
-    With `alone` all others of `sessions` end with it.
+    With `alone` all others of `sessions` end with it. Without `wait` its token may not be decided about yet.
     """
     handler = ClientSide()
     client = MuxSession(Side.INITIATOR, Kind.SESSION, handler, label=join_id)
@@ -132,6 +169,9 @@ async def joined(
         client.authenticate(Auth(kind="oidc", token=token))
     make = None if isinstance(token, str) else token
     await _join(sessions, lambda: client.protocol(make), join_id, via)
+    if wait:
+        with contextlib.suppress(ArcbridgeError):
+            await client.wait_established()
     try:
         yield client, handler
     finally:
@@ -221,11 +261,13 @@ def asks_for(client: MuxSession, **changes: Any) -> Hello:
 
 
 def make_sessions(
-    authenticator: FakeAuthenticator, clock: Clock, targets: TcpTargets | None = None, **settings: Any
+    authenticator: FakeAuthenticator,
+    clock: Clock,
+    targets: TcpTargets | None = None,
+    *,
+    audit: AuditLog | None = None,
+    **settings: Any,
 ) -> tuple[Sessions, FakeProxy]:
-    from arcbridge.agent.audit import AuditLog
-
     proxy = FakeProxy()
-    found = targets or TcpTargets({}, AuditLog(""))
-    made = Sessions(authenticator, proxy, found, instance="agent-1", clock=clock, **settings)
-    return made, proxy
+    found = targets or TcpTargets({}, audit or AuditLog(""))
+    return Sessions(authenticator, proxy, found, instance="agent-1", clock=clock, **settings), proxy

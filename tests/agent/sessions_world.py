@@ -11,7 +11,6 @@ from typing import Any
 
 from arcbridge.agent import agent_session
 from arcbridge.agent.sessions import Sessions
-from arcbridge.errors import ArcbridgeError
 from arcbridge.mux.session import MuxSession
 from arcbridge.wire.session import State
 from tests.support.stream_io import StreamIO
@@ -24,11 +23,6 @@ from .pair import (
     joined,
     make_sessions,
 )
-
-
-async def end_of(session: MuxSession) -> ArcbridgeError:
-    async with asyncio.timeout(30):
-        return await session.wait_ended()
 
 
 class Held:

@@ -199,35 +199,6 @@ def test_the_annotated_files_are_refused_until_they_are_edited(
     assert any("is the example's name" in problem["message"] for problem in document["problems"])
 
 
-def test_the_executable_checks_as_well(directory: Path) -> None:
-    """Several mistakes in three files, by a process."""
-    (directory / "relay.toml").write_text(RELAY.replace("100", "-5").replace('"data"', '"/proc/nope"'))
-    (directory / "authentication.yaml").write_text(AUTHENTICATION.replace("audiences:", "audience:"))
-    (directory / "policy.toml").write_text(POLICY.replace("groups", "group"))
-    command = [sys.executable, "-m", "arcbridge", "--role", "relay", "config", "check", "--config", "relay.toml"]
-    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == ExitCode.USAGE
-    for words in (
-        "error: relay.toml, line 2: data_dir: /proc/nope cannot be made",
-        "error: relay.toml, line 6: limits.sessions: must be at least 1, not -5",
-        "authentication.yaml, line 6, column 15: jwt[0].issuer.audience: unknown field",
-        "policy.toml, line 2: allow[0].group: unknown key",
-    ):
-        assert words in done.stderr
-
-
-def test_the_executable_makes_no_token_with_an_unedited_example(tmp_path: Path) -> None:
-    for file in CONFIG.glob("*.*"):
-        shutil.copy(file, tmp_path)
-    before = sorted(tmp_path.iterdir())
-    words = ("--role", "relay", "token", "create", "--cluster", "x", "--config", "relay.toml")
-    command = [sys.executable, "-m", "arcbridge", *words]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stdout) == (ExitCode.USAGE, "")
-    assert "public_address: relay.example.org is the example's name; write your own" in done.stderr
-    assert sorted(tmp_path.iterdir()) == before
-
-
 def test_token_create_with_an_unedited_example_changes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,7 @@ that writes must not be repeated, and on an idle connection that has died it wou
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import os
 import ssl
@@ -22,6 +23,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from aiohttp import http_parser
@@ -32,6 +34,7 @@ from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.kube.upstream_pool import UpstreamPool
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.settings.config import KubernetesConfig
+from arcbridge.untrusted_json import read_json
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 REREAD = 10.0
@@ -176,6 +179,26 @@ class ApiServer:
     def reread(self) -> None:
         """Read CA, token and certificate at the next use, whenever they were read last."""
         self._looked_at = -math.inf
+
+    async def ask(
+        self, method: str, target: str, document: object = None, *, token: str | None = None, most: int = MAX_ANSWER
+    ) -> tuple[int, Any]:
+        """Send JSON with the agent's own credential, or with `token` and without that; return code and answer.
+
+        An answer that is no JSON is None. Raises AnswerFailed where none of at most `most` bytes came.
+        """
+        headers = [("Accept", "application/json"), ("User-Agent", "arcbridge-agent")]
+        if authorization := self.authorization() if token is None else f"Bearer {token}":
+            headers.append(("Authorization", authorization))
+        body = b""
+        if document is not None:
+            headers.append(("Content-Type", "application/json"))
+            body = json.dumps(document).encode()
+        code, answer = await self.call(method, target, headers, own=token is None, body=body, most=most)
+        try:
+            return code, read_json(answer, most)
+        except ValueError:
+            return code, None
 
     async def call(
         self, method: str, target: str, headers: Headers, *, own: bool, body: bytes = b"", most: int = MAX_ANSWER

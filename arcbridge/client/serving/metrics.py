@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from arcbridge.client.serving.endpoint import EndpointStats
 from arcbridge.client.serving.forward import ForwardStats
-from arcbridge.client.session.counters import DETACHED_BOUNDS, REASONS
+from arcbridge.client.session.resumable_session import DETACHED_BOUNDS, REASONS
 from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.observe.metrics import Buckets, Metrics
 

@@ -16,7 +16,7 @@ from typing import cast
 import structlog
 
 from arcbridge.net.sockets import reset
-from arcbridge.net.tls import ALPN_HTTP
+from arcbridge.net.tls import ALPN_HTTP, accept_tls
 from arcbridge.net.tlspipe import CLOSE_DEADLINE, HANDSHAKE_DEADLINE
 from arcbridge.relay.admission import Ticket
 from arcbridge.relay.counters import Counters
@@ -44,14 +44,14 @@ class HttpHandler:
     async def serve(self, sock: socket.socket, ticket: Ticket) -> None:
         """Serve one connection until it is over; the socket is closed then."""
         connection = _AlpnGate(partial(self._protocol, ticket))
-        loop = asyncio.get_running_loop()
         try:
-            await loop.connect_accepted_socket(
+            await accept_tls(
                 lambda: connection,
                 sock,
-                ssl=self._context(),
-                ssl_handshake_timeout=HANDSHAKE_DEADLINE,
-                ssl_shutdown_timeout=CLOSE_DEADLINE,
+                self._context(),
+                ticket.loop_time,
+                handshake_deadline=HANDSHAKE_DEADLINE,
+                shutdown_deadline=CLOSE_DEADLINE,
             )
         except (OSError, TimeoutError) as error:
             self._counters.rejected["handshake"] += 1
@@ -89,22 +89,9 @@ class _AlpnGate(asyncio.Protocol):
             self._transport.abort()
             return
         self._inner = self._make()
+        for name in ("data_received", "eof_received", "pause_writing", "resume_writing"):
+            setattr(self, name, getattr(self._inner, name))
         self._inner.connection_made(transport)
-
-    def data_received(self, data: bytes) -> None:
-        if self._inner is not None:
-            self._inner.data_received(data)
-
-    def eof_received(self) -> bool | None:
-        return None if self._inner is None else self._inner.eof_received()
-
-    def pause_writing(self) -> None:
-        if self._inner is not None:
-            self._inner.pause_writing()
-
-    def resume_writing(self) -> None:
-        if self._inner is not None:
-            self._inner.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None

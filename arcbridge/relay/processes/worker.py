@@ -86,9 +86,7 @@ class _Worker:
     async def wait_for_all(self, hurry: asyncio.Event) -> None:
         """Say that this worker is ready to close the port, and wait until all are, or until `hurry`."""
         self.channel.tell({"t": "idle"})
-        waiting: list[asyncio.Task[object]] = [
-            asyncio.get_running_loop().create_task(_wait(event)) for event in (self._may_close, hurry)
-        ]
+        waiting = [asyncio.get_running_loop().create_task(event.wait()) for event in (self._may_close, hurry)]
         try:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -226,7 +224,3 @@ async def work(parent: socket.socket, stopping: asyncio.Event, hurry: asyncio.Ev
         worker.channel.tell({"t": "failed", "message": error.message, "usage": isinstance(error, ConfigError)})
     finally:
         worker.close()
-
-
-async def _wait(event: asyncio.Event) -> object:
-    return await event.wait()

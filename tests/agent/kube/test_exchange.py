@@ -12,11 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from arcbridge.agent.backlog_relief import BacklogRelief
 from arcbridge.agent.kube.attempt import Attempt
 from arcbridge.agent.kube.caller import StreamContext, token_digest
 from arcbridge.agent.kube.server import KubeProtocol
 from arcbridge.agent.kube.status import RequestRefusal
+from arcbridge.agent.relief import BacklogRelief
 from arcbridge.errors import RemoteProtocolError, StreamReset
 from arcbridge.limiters import TokenBucket
 from arcbridge.mux import memory

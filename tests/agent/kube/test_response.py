@@ -14,19 +14,12 @@ from arcbridge.agent.kube.upgrade import UpgradeRequest
 CL, TE = b"Content-Length", b"Transfer-Encoding"
 
 BAD: list[tuple[str, int, list[tuple[bytes, bytes]]]] = [
-    ("GET", 200, []),
-    ("GET", 200, [(CL, b"1"), (CL, b"1")]),
-    ("GET", 200, [(CL, b"1"), (TE, b"chunked")]),
-    ("GET", 200, [(CL, b"x")]),
-    ("GET", 200, [(TE, b"gzip")]),
-    ("GET", 101, [(CL, b"0")]),
-    ("GET", 200, [(CL, b"0"), (b"X", b"a\x00b")]),
-    ("GET", 200, [(CL, b"0"), (b"X", b"a\nb")]),
-    ("HEAD", 200, [(CL, b"1"), (CL, b"2")]),
-    ("HEAD", 200, [(TE, b"gzip")]),
-    ("GET", 204, [(TE, b"gzip, chunked")]),
+    ("GET", 200, []), ("GET", 200, [(CL, b"1"), (CL, b"1")]), ("GET", 200, [(CL, b"1"), (TE, b"chunked")]),
+    ("GET", 200, [(CL, b"x")]), ("GET", 200, [(TE, b"gzip")]), ("GET", 101, [(CL, b"0")]),
+    ("GET", 200, [(CL, b"0"), (b"X", b"a\x00b")]), ("GET", 200, [(CL, b"0"), (b"X", b"a\nb")]),
+    ("HEAD", 200, [(CL, b"1"), (CL, b"2")]), ("HEAD", 200, [(TE, b"gzip")]), ("GET", 204, [(TE, b"gzip, chunked")]),
     ("GET", 304, [(TE, b"chunked"), (TE, b"chunked")]),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("method", "status", "headers"), BAD, ids=range(len(BAD)))
@@ -217,31 +210,13 @@ def test_what_lies_behind_the_end_is_not_passed_on() -> None:
     assert end == len(BODY)
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"5;name=value\r\nhello\r\n",
-        b"0x5\r\nhello\r\n",
-        b"+5\r\nhello\r\n",
-        b"5\nhello\r\n",
-        b" 5\r\nhello\r\n",
-        b"\r\n",
-        b"zz\r\n",
-        b"-1\r\n",
-        b"00000000000000005\r\nhello\r\n",
-        b"5\r\nhelloX\r\n0\r\n\r\n",
-        b"5\r\nhello\n0\r\n\r\n",
-        b"1" * 30,
-        b"0\r\n" + (b"X: " + b"x" * 1000 + b"\r\n") * 100,
-        b"0\r\n" + b"x" * 100_000,
-        b"0\r\n\n",
-        b"0\r\nX: 1\n\r\n",
-        b"0\r\n fold\r\n\r\n",
-        b"0\r\nno colon\r\n\r\n",
-        b"0\r\nX : 1\r\n\r\n",
-        b"0\r\nX: a\x00b\r\n\r\n",
-    ],
-)
+@pytest.mark.parametrize("data", [
+    b"5;name=value\r\nhello\r\n", b"0x5\r\nhello\r\n", b"+5\r\nhello\r\n", b"5\nhello\r\n", b" 5\r\nhello\r\n", b"\r\n",
+    b"zz\r\n", b"-1\r\n", b"00000000000000005\r\nhello\r\n", b"5\r\nhelloX\r\n0\r\n\r\n", b"5\r\nhello\n0\r\n\r\n",
+    b"1" * 30, b"0\r\n" + (b"X: " + b"x" * 1000 + b"\r\n") * 100, b"0\r\n" + b"x" * 100_000, b"0\r\n\n",
+    b"0\r\nX: 1\n\r\n", b"0\r\n fold\r\n\r\n", b"0\r\nno colon\r\n\r\n", b"0\r\nX : 1\r\n\r\n",
+    b"0\r\nX: a\x00b\r\n\r\n",
+])  # fmt: skip
 def test_a_garbled_chunk_is_broken(data: bytes) -> None:
     for cuts in ((), (1,), (2, 3)):
         out, body, _ = _fed(data, *cuts)

@@ -97,22 +97,11 @@ async def test_answers_are_kept_for_thirty_seconds(made: tuple[FakeApiServer, Re
     assert len(fake.requests) == 2
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        b"",
-        b"garbage\r\n\r\n",
-        reply(201, b"{}"),
-        reply(201, b"[]"),
-        reply(201, b'{"status":{}}'),
-        reply(201, b'{"status":{"allowed":"true"}}'),
-        reply(201, b'{"status":null}'),
-        reply(200, b'{"status":{"allowed":true}}'),
-        reply(403, b"{}"),
-        reply(500, b"oops"),
-    ],
-    ids=range(10),
-)
+@pytest.mark.parametrize("answer", [
+    b"", b"garbage\r\n\r\n", reply(201, b"{}"), reply(201, b"[]"), reply(201, b'{"status":{}}'),
+    reply(201, b'{"status":{"allowed":"true"}}'), reply(201, b'{"status":null}'),
+    reply(200, b'{"status":{"allowed":true}}'), reply(403, b"{}"), reply(500, b"oops"),
+], ids=range(10))  # fmt: skip
 async def test_anything_but_a_yes_is_no(made: tuple[FakeApiServer, Reviewer, Clock], answer: bytes) -> None:
     fake, reviewer, _ = made
 

@@ -122,13 +122,6 @@ class TestTheGoodWay:
             assert len(set(sessions)) == 1
         assert len(far.requests) == 1
 
-    async def test_a_cancelled_wait_disturbs_no_other(self, far: FarSide, tmp_path: Path) -> None:
-        async with running(make(far, tmp_path)) as session:
-            first = asyncio.ensure_future(session.ready())
-            await asyncio.sleep(0)
-            first.cancel()
-            assert await echo(session) == b"hello"
-
     async def test_a_stream_opened_before_auth_follows_the_token(self, far: FarSide, tmp_path: Path) -> None:
         async with running(make(far, tmp_path)) as session:
             early = await session.ready(before_auth=True)
@@ -411,13 +404,12 @@ class TestBoundTokens:
             resumable = session._current
             assert resumable is not None
             renewal = resumable.renewal
-            assert renewal.schedule is not None
             (tmp_path / "id").write_text(self.bound(900, "newer"))
             with monkeypatch.context() as patched:
                 patched.setattr(renewal, "auth", fails)
                 renewal.schedule.at = 0.0
                 await renewal.renew(resumable.session)
-            assert renewal.at > 0.0
+            assert renewal.schedule.at > 0.0
             await renewal.renew(resumable.session)
             await until(lambda: len(far.auths) >= 2)
             self.check(far.auths[1].proof, far.auths[1].token, far.agent_keys[0], CLUSTER_CA.pin)

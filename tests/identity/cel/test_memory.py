@@ -11,17 +11,14 @@ from arcbridge.identity.cel.values import LimitExceeded, Map, Optional, StringLi
 from arcbridge.identity.cel.versions import read_version
 
 LARGE = [
-    ("a string", "x" * 10_000, 10_000),
-    ("a string of wide characters", "😀" * 2_500, 10_000),
-    ("bytes", b"x" * 10_000, 10_000),
-    ("a list", list(range(1000)), 36_000),
-    ("strings", StringList(["x" * 100] * 100), 10_000),
-    ("a map", Map.of({str(n): n for n in range(100)}), 10_000),
+    ("a string", "x" * 10_000, 10_000), ("a string of wide characters", "😀" * 2_500, 10_000),
+    ("bytes", b"x" * 10_000, 10_000), ("a list", list(range(1000)), 36_000),
+    ("strings", StringList(["x" * 100] * 100), 10_000), ("a map", Map.of({str(n): n for n in range(100)}), 10_000),
     ("a query", query_of(read_url("/?" + "&".join(f"a{n}=b" for n in range(100)))), 15_000),
     ("a URL", read_url("/" + "x" * 5_000), 10_000),
     ("a version", read_version("1.0.0-" + ".".join(["a"] * 1000)), 40_000),
     ("a quantity", read_quantity("1e1000"), 400),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("value", "least"), [row[1:] for row in LARGE], ids=[row[0] for row in LARGE])

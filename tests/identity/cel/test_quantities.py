@@ -12,19 +12,10 @@ from tests.identity.cel.calls import called
 from tests.identity.cel.stopwatch import LENGTH, seconds
 
 NUMBERS = [
-    ("0", Fraction(0)),
-    ("1k", Fraction(1000)),
-    ("-1.5Gi", Fraction(-3 * 2**29)),
-    ("100m", Fraction(1, 10)),
-    ("1e3", Fraction(1000)),
-    ("1E3", Fraction(1000)),
-    ("1E", Fraction(10**18)),
-    (".5", Fraction(1, 2)),
-    ("1.", Fraction(1)),
-    ("+3n", Fraction(3, 10**9)),
-    ("0.1n", Fraction(1, 10**9)),
-    ("16Ei", Fraction(INT_MAX)),
-]
+    ("0", Fraction(0)), ("1k", Fraction(1000)), ("-1.5Gi", Fraction(-3 * 2**29)), ("100m", Fraction(1, 10)),
+    ("1e3", Fraction(1000)), ("1E3", Fraction(1000)), ("1E", Fraction(10**18)), (".5", Fraction(1, 2)),
+    ("1.", Fraction(1)), ("+3n", Fraction(3, 10**9)), ("0.1n", Fraction(1, 10**9)), ("16Ei", Fraction(INT_MAX)),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "number"), NUMBERS, ids=[row[0] for row in NUMBERS])
@@ -48,18 +39,11 @@ def test_integers_are_those_of_64_bits_written_as_such() -> None:
     assert as_double(read_quantity("1.5")) == 1.5
 
 
-@pytest.mark.parametrize(
-    ("one", "other", "double"),
-    [
-        ("1Ki", "0.1", 1024.1000000000001),
-        ("0.3", "0", 0.30000000000000004),
-        ("0.0", "0.3", 0.30000000000000004),
-        ("1e30", "0", 1e30),
-        ("16Ei", "0", 9.223372036854775807e18),
-        ("1234567890123456789012", "0", 1.234567890123457e21),
-        ("0", "0", 0.0),
-    ],
-)
+@pytest.mark.parametrize(("one", "other", "double"), [
+    ("1Ki", "0.1", 1024.1000000000001), ("0.3", "0", 0.30000000000000004), ("0.0", "0.3", 0.30000000000000004),
+    ("1e30", "0", 1e30), ("16Ei", "0", 9.223372036854775807e18), ("1234567890123456789012", "0", 1.234567890123457e21),
+    ("0", "0", 0.0),
+])  # fmt: skip
 def test_a_double_is_as_approximate_as_in_kube_apiserver(one: str, other: str, double: float) -> None:
     assert as_double(add(read_quantity(one), read_quantity(other))) == double
 

@@ -30,19 +30,9 @@ def checked(source: str) -> CheckedExpression:
 
 
 LITERALS = [
-    ("5", 5),
-    ("-5", -5),
-    ("5u", UInt(5)),
-    ("2.5", 2.5),
-    ("'é'", "é"),
-    ("b'\\xff'", b"\xff"),
-    ("true", True),
-    ("false", False),
-    ("null", None),
-    ("9223372036854775807", 2**63 - 1),
-    ("''", ""),
-    ("0", 0),
-]
+    ("5", 5), ("-5", -5), ("5u", UInt(5)), ("2.5", 2.5), ("'é'", "é"), ("b'\\xff'", b"\xff"), ("true", True),
+    ("false", False), ("null", None), ("9223372036854775807", 2**63 - 1), ("''", ""), ("0", 0),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("source", "value"), LITERALS, ids=[row[0] for row in LITERALS])

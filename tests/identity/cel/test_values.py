@@ -28,16 +28,9 @@ from arcbridge.identity.cel.values import (
 )
 
 ESCAPED = [
-    ("a__dot__b", "a.b"),
-    ("my__dash__claim", "my-claim"),
-    ("a__slash__b", "a/b"),
-    ("a__underscores__b", "a__b"),
-    ("__in__", "in"),
-    ("plain_name", "plain_name"),
-    ("__nothing__", None),
-    ("x__in__", None),
-    ("a__b", "a__b"),
-]
+    ("a__dot__b", "a.b"), ("my__dash__claim", "my-claim"), ("a__slash__b", "a/b"), ("a__underscores__b", "a__b"),
+    ("__in__", "in"), ("plain_name", "plain_name"), ("__nothing__", None), ("x__in__", None), ("a__b", "a__b"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "plain"), ESCAPED, ids=[row[0] for row in ESCAPED])
