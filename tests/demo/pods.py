@@ -36,6 +36,7 @@ LOG_LINES = 1000
 """Lines that a log keeps."""
 SALE_EVERY = 2.0
 """Seconds between two lines that a pod logs by itself."""
+STATUS = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure"}
 _CHUNK = 32 * 1024
 
 
@@ -141,7 +142,7 @@ class Executions:
             process.close()
         code = code if code >= 0 else 128 - code  # as a shell counts: 128 and the number of the signal that ended it
         if code == 0:
-            return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}
+            return {**STATUS, "status": "Success"}
         return failure(f"command terminated with non-zero exit code: exit status {code}", code)
 
 
@@ -171,15 +172,8 @@ async def _feed(socket: web.WebSocketResponse, process: Process) -> None:
 
 def failure(message: str, code: int) -> dict[str, object]:
     """The Status of a command that ended with a code other than 0; kubectl takes its own exit code from it."""
-    return {
-        "kind": "Status",
-        "apiVersion": "v1",
-        "metadata": {},
-        "status": "Failure",
-        "reason": "NonZeroExitCode",
-        "message": message,
-        "details": {"causes": [{"reason": "ExitCode", "message": str(code)}]},
-    }
+    causes = [{"reason": "ExitCode", "message": str(code)}]
+    return {**STATUS, "reason": "NonZeroExitCode", "message": message, "details": {"causes": causes}}
 
 
 @dataclass(slots=True)

@@ -6,7 +6,6 @@ has nothing but a home.
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -96,14 +95,6 @@ def colleague(client: Path, world: World) -> Colleague:
     world.approve(login)
     assert "Logged in as" in login.output()
     return person
-
-
-def test_the_list_names_what_there_is(world: World, curl: list[str], offered: Path) -> None:
-    answer = subprocess.run([*curl, f"{world.relay_url}/client/"], check=True, capture_output=True, text=True).stdout
-    assert f'"platform": "{platform_name()}", "version": "{__version__}"' in answer
-    sums = (offered / "SHA256SUMS").read_text()
-    (digest,) = re.findall(rf"^(\S+)  arcbridge-{platform_name()}$", sums, re.MULTILINE)
-    assert f'"sha256": "{digest}"' in answer
 
 
 def test_kubectl_get(colleague: Colleague, cluster: Cluster) -> None:

@@ -2,17 +2,15 @@
 
 The table of docs/operations.md#eleven-faults says how: by one log line, by one metric, and by `doctor` alone in one
 command. The test reads that table, so a row that promises too much fails. Each fault is repaired before the next one,
-and at the end nothing is found any more; then the sessions are listed and one is ended.
+and at the end nothing is found any more.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import shutil
 import signal
-import socket
 import urllib.error
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -390,45 +388,8 @@ def test_a_fault_is_found_at_the_first_look(day: Day, name: str) -> None:
         fault.mend(day)
 
 
-def test_when_all_is_repaired_nothing_is_found_and_sessions_are_listed_and_ended(day: Day) -> None:
+def test_when_all_is_repaired_nothing_is_found(day: Day) -> None:
     for role in ("agent", "relay"):
         document = day.doctor(role)
         assert document["ok"], document
         assert not [hop for hop in document["hops"] if hop["state"] == "failed"]
-
-    process, port = day.world.start_forward("echo", ALICE)
-    other, other_port = day.world.start_forward("echo", BOB)
-    mine_open, kept_open = (socket.create_connection(("127.0.0.1", one), timeout=20) for one in (port, other_port))
-
-    def echoes(sock: socket.socket, text: bytes) -> None:
-        sock.sendall(text)
-        assert sock.recv(len(text), socket.MSG_WAITALL) == text
-
-    echoes(mine_open, b"hello")
-    echoes(kept_open, b"hello")
-
-    def operator(*words: str) -> Any:
-        return run(arcbridge("--role", "relay", *words, "--config", str(day.world.relay_config)), check=False)
-
-    listed = json.loads(operator("session", "list", "-o", "json").stdout)
-    assert {one["user"] for one in listed} == {ALICE.email, BOB.email}
-    mine = next(one for one in listed if one["user"] == ALICE.email)
-    assert mine["cluster"] == day.world.cluster
-    assert mine["bytes_to_agent"] > 0
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", mine["since"])
-    assert mine["relay"] == day.world.relay_listens[0]
-    ended = operator("session", "end", mine["session"], "--reason", "maintenance tonight")
-    assert ended.returncode == 0, ended.stderr
-    process.wait_for_line("maintenance tonight", timeout=20)
-    until(lambda: [one["user"] for one in json.loads(operator("session", "list", "-o", "json").stdout)] == [BOB.email],
-          "the session is gone")  # fmt: skip
-    with contextlib.suppress(ConnectionError):
-        assert mine_open.recv(1) == b""
-    echoes(kept_open, b"still here")
-    again = operator("session", "end", mine["session"])
-    assert again.returncode == 1
-    assert b"there is no session" in again.stderr
-    for sock in (mine_open, kept_open):
-        sock.close()
-    for one in (process, other):
-        one.stop()
