@@ -207,13 +207,22 @@ class Dial(Record):
 
 @dataclass(frozen=True, slots=True)
 class Status(Record):
-    """The agent's word on a dial request (`token`, `code`, `message`) or on itself (`instance`, `ready`)."""
+    """The agent's answer to a dial request (`token`, `code`, `message`), or its report on itself (`instance`, and all
+    behind it).
+
+    `message` says why it is not ready. `checks` are its self-checks, separated by spaces: the name alone of one that
+    passes, `name:code` of one that fails. `sessions` are those that it serves, `round_trip` is that of this connection
+    in microseconds, 0 while none was measured. An older agent reports `ready` alone.
+    """
 
     token: str = field(default="", repr=False)
     code: int = 0
     message: str = ""
     instance: str = ""
     ready: bool = False
+    checks: str = ""
+    sessions: int = 0
+    round_trip: int = 0
 
 
 @dataclass(frozen=True, slots=True)
