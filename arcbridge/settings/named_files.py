@@ -258,7 +258,7 @@ def check_not_placeholder(problems: Problems, setting: str, host: str) -> None:
     """Check that a host name is none that the annotated files use as an example."""
     name = host.lower().removesuffix(".")
     if any(name == domain or name.endswith(f".{domain}") for domain in _DOCUMENTATION):
-        problems.error(setting, f"{host} is the example's name; write your own")
+        problems.error(setting, f"{setting}: {host} is the example's name; write your own")  # it may begin as one
 
 
 def check_issuers(problems: Problems, file: Path, issuers: Iterable[tuple[str, str]]) -> None:
