@@ -91,10 +91,8 @@ def _clusters(config: ClientConfig, problems: Problems) -> None:
         if named_files.read(problems, "pins_file", config.pins_file) is not None:
             from arcbridge.pki.pins import PinStore
 
-            try:
+            with _collect(problems, "pins_file"):
                 PinStore(config.pins_file, relay="").get("any")
-            except StateError as error:
-                problems.error("pins_file", f"pins_file: {error.message}")
     elif not config.cluster_ca_pin and config.trust_first_use:
         problems.warn(
             "trust_first_use",
@@ -106,11 +104,8 @@ def _clusters(config: ClientConfig, problems: Problems) -> None:
 def _state(config: ClientConfig, problems: Problems, environment: Mapping[str, str]) -> None:
     from arcbridge.client.state import StateDirectory
 
-    try:
+    with _collect(problems, "state_dir"):
         directory = StateDirectory.find(config.state_dir, environment).path
-    except StateError as error:
-        problems.error("state_dir", f"state_dir: {error.message}")
-    else:
         named_files.check_directory(problems, "state_dir", directory)
 
 
@@ -139,16 +134,11 @@ def _tokens(config: ClientConfig, problems: Problems) -> None:
     if login.proof_key_file is not None:
         from arcbridge.client.credentials import proof_keys
 
-        try:
-            missing = proof_keys.load(login.proof_key_file, of_settings=True) is None
-        except StateError as error:
-            problems.error("login.proof_key_file", f"login.proof_key_file: {error.message}")
-        else:
-            if missing:
-                problems.error(
-                    "login.proof_key_file",
+        with _collect(problems, "login.proof_key_file"):
+            if proof_keys.load(login.proof_key_file, of_settings=True) is None:
+                raise ConfigError(
                     f"login.proof_key_file: {login.proof_key_file} does not exist; `arcbridge --role client key` "
-                    "makes it",
+                    "makes it"
                 )
     if not (login.access_token_file or login.command or login.issuer or login.workload):
         problems.warn(
@@ -174,7 +164,7 @@ def _issuer(login: LoginConfig, problems: Problems, environment: Mapping[str, st
         if parts.scheme != "https" or not parts.hostname:
             raise ConfigError("login.issuer: must be an https URL")
         named_files.check_not_placeholder(problems, "login.issuer", parts.hostname)
-    with _for_a_job(problems, "login.client_id"):
+    with _collect(problems, "login.client_id"):
         if login.grant_type == PROGRAM:
             from arcbridge.client.credentials.client_credentials import ClientCredentials
 
@@ -192,16 +182,18 @@ def _workload(login: LoginConfig, problems: Problems, environment: Mapping[str, 
         return
     from arcbridge.client.credentials.workload import WorkloadTokens
 
-    with _for_a_job(problems, "login.workload"):
+    with _collect(problems, "login.workload"):
         WorkloadTokens(with_defaults(login), environment=environment)
 
 
 @contextmanager
-def _for_a_job(problems: Problems, setting: str) -> Iterator[None]:
-    """Collect as `Problems.collect` does, with a warning where the tokens of a job are absent: a file may be checked
-    elsewhere than in the job that uses it."""
+def _collect(problems: Problems, setting: str) -> Iterator[None]:
+    """Collect as `Problems.collect` does, a StateError too, and as a warning where the tokens of a job are absent: a
+    file may be checked elsewhere than in the job that uses it."""
     with problems.collect(setting):
         try:
             yield
         except NotInThisJob as error:
             problems.warn(error.setting, error.message)
+        except StateError as error:
+            raise ConfigError(f"{setting}: {error.message}") from error
