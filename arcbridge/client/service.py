@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from arcbridge.client.credentials.sources import TokenSources
+from arcbridge.client.credentials.sources import login_of, require_login, token_pair
 from arcbridge.client.credentials.token_files import check_token
-from arcbridge.client.credentials.tokens import with_defaults
+from arcbridge.client.credentials.tokens import Tokens, refuse_contradictions, with_defaults
 from arcbridge.client.relay.relays import Relays
 from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.client.session.trust import Ask, ClusterTrust
@@ -25,7 +25,7 @@ from arcbridge.pki.pins import PinStore
 from arcbridge.settings.config import ClientConfig
 
 if TYPE_CHECKING:
-    from arcbridge.client.credentials.login import OpenBrowser, Say
+    from arcbridge.client.credentials.login import Login, OpenBrowser, Say
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +66,18 @@ class ClientContext:
         self.environment = environment
         self.state = StateDirectory.find(config.state_dir, environment)
         self.token = check_token(token.encode(), "--token") if token else ""
-        self.sources = TokenSources(
-            config,
-            self.state,
-            environment,
-            token=self.token,
-            interactive=terminal.may_log_in,
-            say=terminal.tell,
-            open_browser=terminal.open_browser,
-        )
-        self.tokens = self.sources.tokens
+        refuse_contradictions(login)
+        pair = token_pair(config, self.state, environment, say=terminal.tell, open_browser=terminal.open_browser)
+        self.tokens = Tokens(login, pair, token=self.token, token_file=None if token else config.token_file)
+        self.tokens.interactive = terminal.may_log_in
+
+    def login(self) -> Login:
+        """Return the configured OIDC login; raises ConfigError when there is none."""
+        return login_of(self.config, self.state, say=self.terminal.tell, open_browser=self.terminal.open_browser)
+
+    def require_login(self) -> None:
+        """Raise Unauthenticated where it is plain, without the network, that there is no token for the relay."""
+        require_login(self.config, self.state, self.tokens)
 
     @cached_property
     def relays(self) -> Relays:

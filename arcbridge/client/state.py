@@ -82,7 +82,7 @@ class StateDirectory:
     def certificates(self, cluster: str, organisation: str, now: float) -> LocalCertificates:
         """Return the local CA (made once), the endpoint's certificate of today, and the cluster's client certificate.
 
-        `organisation`: whose relays serve the cluster (`client.relay.organisation`), because two may have one of this
+        `organisation`: whose relays serve the cluster (`client.relay.relay_profile`), because two may have one of this
         name.
 
         The CA and the client certificate outlive the process: a program that loaded the kubeconfig before a restart

@@ -51,7 +51,7 @@ async def trust(context: ClientContext, name: str) -> None:
 
 async def ask_again_after_login(context: ClientContext, line: bytes) -> dict[str, Any]:
     """Log in, and ask the process once more; raises ArcbridgeError."""
-    await context.sources.login().log_in()
+    await context.login().log_in()
     await asyncio.sleep(FAILURE_HELD)
     return await asyncio.to_thread(ask, BackgroundPaths.find(context.environment), line, context.environment)
 

@@ -40,7 +40,7 @@ async def run_forward(
     required(config, environment)
     if more:
         raise ConfigError("flag --cluster: `forward` is for one cluster; start one process for each")
-    context.sources.require_login()
+    context.require_login()
     address = parse_listen(listen, default_port=0)
     sock = listen_at(address.host or "127.0.0.1", address.port)
     session = context.session(cluster)

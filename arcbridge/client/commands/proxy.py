@@ -39,7 +39,7 @@ async def run_proxy(
     context = ClientContext(config, terminal, token=token, environment=environment)
     clusters = context.clusters()
     if not config.relay_urls():
-        context.sources.require_login()  # its error says to log in, which sets the relay as well
+        context.require_login()  # its error says to log in, which sets the relay as well
     required(config, environment)
     refuse_for_several(config, len(clusters), "kube_context", "cluster_ca_pin", "port")
     if config.file == "-" and len(clusters) > 1:
@@ -48,7 +48,7 @@ async def run_proxy(
     clusters = await contexts.free(clusters)
     if not clusters:
         return
-    context.sources.require_login()
+    context.require_login()
     proxies = [ServedCluster(context, cluster) for cluster in clusters]
     observer = None
     try:

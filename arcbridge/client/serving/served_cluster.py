@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from arcbridge.client.kubeconfig.entries import Entry
-from arcbridge.client.relay.organisation import organisation
+from arcbridge.client.relay.relay_profile import organisation
 from arcbridge.client.serving.endpoint import LocalEndpoint
 from arcbridge.client.state import LocalCertificates, aged_at
 from arcbridge.errors import ArcbridgeError
