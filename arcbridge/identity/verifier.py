@@ -147,8 +147,8 @@ class TokenVerifier:
     async def look_at_keys(self) -> list[tuple[str, str, bool, ArcbridgeError | None]]:
         """See to it that each issuer's keys are there, within the rules of `keys`, and say how that went.
 
-        Returns what `checks.key_findings` takes: the issuer's path in the file and URL, whether there are keys to verify
-        with, and why the last fetch failed.
+        Returns what `checks.key_findings` takes: the issuer's path in the file and URL, whether there are keys to
+        verify with, and why the last fetch failed.
         """
         issuers = self._config.issuers
         failures = await asyncio.gather(*(self._keys[issuer.url].refresh_if_needed() for issuer in issuers))
