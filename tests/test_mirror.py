@@ -42,7 +42,7 @@ WITHOUT_MODULE: dict[str, str] = {
 CUT: dict[str, tuple[str, ...]] = {
     "agent/accounts": ("loop",),
     "agent/sessions": ("bound_tokens", "limits", "resumption", "revocation"),
-    "agent/kube/proxy": ("audit", "hostile"),
+    "agent/kube/proxy": ("audit", "hostile", "walk"),
     "client/credentials/login": ("mixup", "tokens"),
     "client/session/resumable_session": ("moving",),
     "client/session/session_manager": ("behind_auth_ok",),

@@ -36,6 +36,7 @@ from arcbridge.relay.backend import open_backend
 from arcbridge.relay.capacity import fitted
 from arcbridge.relay.certificate import ServerCertificate
 from arcbridge.relay.client_join import ClientJoins
+from arcbridge.relay.cluster_reports import ClusterReports
 from arcbridge.relay.control import ControlServer
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.data_dir import open_authority
@@ -124,7 +125,8 @@ async def _start(config: RelayConfig, stack: AsyncExitStack, membership: Members
 
     enforcement = Enforcement(basis.checks.access, entrances.pumps, entrances.clients, basis.counters, end_sessions)
     entrances.pumps.on_done.append(enforcement.ended)
-    maintenance = _Maintenance(basis, control, enforcement)
+    reports = ClusterReports(control.reports, basis.counters, basis.limits.clusters_with_metrics)
+    maintenance = _Maintenance(basis, control, enforcement, reports)
     operations = Operations(entrances.pumps, fleet, end_sessions, relay=str(checked.public), worker=membership.index)
     stack.push_async_callback(operations.close)
     fleet.on_question = operations.answer
@@ -261,6 +263,7 @@ async def _observe(
     """
     metrics, checks = Metrics("relay"), Checks()
     register(metrics, basis, entrances)
+    maintenance.reports.register(metrics)
     basis.fleet.add_metrics(metrics)
     if entrances.detour is not None:
         entrances.detour.add_metrics(metrics)
@@ -284,12 +287,13 @@ async def _observe(
 class _Maintenance:
     """The relay's periodic work: take back what is revoked, note connected agents, renew. Each error is logged once."""
 
-    def __init__(self, basis: Basis, control: ControlServer, enforcement: Enforcement) -> None:
+    def __init__(self, basis: Basis, control: ControlServer, enforcement: Enforcement, reports: ClusterReports) -> None:
         self._basis = basis
         self._control = control
         self._access = basis.checks.access
         self._enforcement = enforcement
         self._policy_error = ""
+        self.reports = reports
         self._noted = time.monotonic()
         self.registry_error: str | None = None
         """Why the registry did not answer the last time; None: it did."""
@@ -323,6 +327,9 @@ class _Maintenance:
                 self._noted = time.monotonic()
                 self._basis.certificate.refresh()
                 await self._note()
+                self.reports.learn(await self._basis.registry.clusters())
+            elif self.reports.misses_cluster():
+                self.reports.learn(await self._basis.registry.clusters())
         except (RegistryUnavailable, StateError) as error:
             # Also a damaged file: the policy below must go on to count.
             if self.registry_error is None:

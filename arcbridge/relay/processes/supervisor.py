@@ -72,6 +72,9 @@ _RULES: Final[dict[str, Callable[..., float]]] = {
     f"{_PREFIX}draining": max,
     f"{_PREFIX}check_ok": min,
     f"{_PREFIX}certificate_expires_timestamp_seconds": min,
+    f"{_PREFIX}cluster_check_ok": min,
+    f"{_PREFIX}cluster_certificate_expires_timestamp_seconds": max,
+    f"{_PREFIX}clusters_without_metrics": max,
 }
 _CODE: Final = (
     "import sys; sys.path[:] = sys.argv[4].split(chr(0x1f)); from arcbridge.cli.worker import main; "
