@@ -483,40 +483,26 @@ def demanded(policy: ProofPolicy, claims: dict[str, Any], proof: str) -> str:
 WRONG = OTHER.sign_proof(TOKEN, SPKI, PIN, NOW)
 
 
-@pytest.mark.parametrize(
-    ("policy", "claims", "proof", "expected"),
-    [
-        (ProofPolicy.IF_BOUND, {}, "", "taken"),
-        (ProofPolicy.IF_BOUND, {}, "junk", "taken"),
-        (ProofPolicy.REQUIRED, {}, "", "proof.unbound"),
-        (ProofPolicy.REQUIRED, {}, PROOF, "proof.unbound"),
-        (ProofPolicy.OFF, {}, "", "taken"),
-        (ProofPolicy.OFF, {}, PROOF, "taken"),
-        *(
-            row
-            for claims, kind in BOUND.values()
-            for row in (
-                *(
-                    row
-                    for policy in (ProofPolicy.IF_BOUND, ProofPolicy.REQUIRED)
-                    for row in (
-                        (policy, claims, PROOF, "taken"),
-                        (policy, claims, "", "proof.missing"),
-                        (policy, claims, "junk", "proof.shape"),
-                        (policy, claims, PROOF[:-1], "proof.shape"),
-                    )
-                ),
-                (ProofPolicy.OFF, claims, "", "proof.off"),
-                (ProofPolicy.OFF, claims, PROOF, "proof.off"),
-                (ProofPolicy.OFF, claims, WRONG, "proof.off"),
-            )
-        ),
-        (ProofPolicy.IF_BOUND, BOUND["nonce"][0], WRONG, "proof.key"),
-        (ProofPolicy.REQUIRED, BOUND["cnf"][0], WRONG, "proof.key"),
-        (ProofPolicy.IF_BOUND, BOUND["audiences"][0], WRONG, "proof.key"),
-        (ProofPolicy.IF_BOUND, {"cnf": {"x5t#S256": "x"}}, PROOF, "proof.cnf"),
-    ],
-)
+SETTINGS = [
+    (ProofPolicy.IF_BOUND, {}, "", "taken"),
+    (ProofPolicy.IF_BOUND, {}, "junk", "taken"),
+    (ProofPolicy.REQUIRED, {}, "", "proof.unbound"),
+    (ProofPolicy.REQUIRED, {}, PROOF, "proof.unbound"),
+    (ProofPolicy.OFF, {}, "", "taken"),
+    (ProofPolicy.OFF, {}, PROOF, "taken"),
+    (ProofPolicy.IF_BOUND, BOUND["nonce"][0], WRONG, "proof.key"),
+    (ProofPolicy.REQUIRED, BOUND["cnf"][0], WRONG, "proof.key"),
+    (ProofPolicy.IF_BOUND, BOUND["audiences"][0], WRONG, "proof.key"),
+    (ProofPolicy.IF_BOUND, {"cnf": {"x5t#S256": "x"}}, PROOF, "proof.cnf"),
+]
+for claims, _ in BOUND.values():
+    SETTINGS += [(ProofPolicy.OFF, claims, proof, "proof.off") for proof in ("", PROOF, WRONG)]
+    for policy in (ProofPolicy.IF_BOUND, ProofPolicy.REQUIRED):
+        SETTINGS += [(policy, claims, PROOF, "taken"), (policy, claims, "", "proof.missing")]
+        SETTINGS += [(policy, claims, text, "proof.shape") for text in ("junk", PROOF[:-1])]
+
+
+@pytest.mark.parametrize(("policy", "claims", "proof", "expected"), SETTINGS)
 def test_each_setting(policy: ProofPolicy, claims: dict[str, Any], proof: str, expected: str) -> None:
     assert demanded(policy, claims, proof) == expected
 
