@@ -43,7 +43,7 @@ READERS: dict[str, str] = {
     "settings/toml_lines.py: _AT.search(message)": "tomllib says the place of a mistake in no other way",
     "cli/parser.py: message.partition('the following arguments are required: ')": "argparse has no codes",
     "cli/parser.py: message.endswith(': ')": "argparse has no codes",
-    "client/doctor/probes.py: error.reason == 'TLSV1_ALERT_NO_APPLICATION_PROTOCOL'": "OpenSSL's name of an alert",
+    "client/doctor/relay_hops.py: error.reason != 'TLSV1_ALERT_NO_APPLICATION_PROTOCOL'": "OpenSSL's name of an alert",
     "net/dialer.py: 'uthentication' in str(error)": "python-socks has no code for it",
 }
 

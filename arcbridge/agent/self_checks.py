@@ -135,7 +135,7 @@ async def look_at_impersonation(api: ApiServer, refused: Callable[[], int] = lam
 
 async def look_at_reload(api: ApiServer) -> Finding:
     """Look whether the files of CA, token and certificate could be read when they changed."""
-    api.authorization()  # looks at the files, when it is time
+    api.credentials(own=True)  # looks at the files, when it is time
     if api.reload_error:
         return _bad(RELOAD, "reload", api.reload_error)
     return ok(RELOAD, "as they were read")

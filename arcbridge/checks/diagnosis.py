@@ -48,13 +48,9 @@ def first_failure(findings: Sequence[Finding]) -> Finding | None:
 def settings_findings(problems: Iterable[Problem], hop: Callable[[str], str]) -> list[Finding]:
     """Return what a role's check of its settings has found, errors first; `hop`: which hop a setting is about."""
     found = [
-        Finding(
-            hop(one.setting), FindingState.FAILED, str(one), "correct the setting, or the file that it names", "config"
-        )
+        failed(hop(one.setting), str(one), "correct the setting, or the file that it names", "config")
         if one.severity is Severity.ERROR
-        else Finding(
-            hop(one.setting), FindingState.WARNING, str(one), "correct it, or leave it where it is meant", "config"
-        )
+        else warning(hop(one.setting), str(one), "correct it, or leave it where it is meant", "config")
         for one in problems
     ]
     return sorted(found, key=lambda one: one.state is not FindingState.FAILED)

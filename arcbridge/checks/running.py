@@ -7,10 +7,11 @@ finding, too.
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Mapping
 from typing import Final, NamedTuple
+
+import aiohttp
 
 from arcbridge.observe.untrusted_text import clean
 
@@ -62,30 +63,19 @@ class Page(NamedTuple):
 async def read_page(listen: str, path: str) -> Page | None:
     """Read one page of the listener `listen` (`host:port`, `:port`); None where nothing answers."""
     host, _, port = listen.rpartition(":")
-    host = host.strip("[]")
-    if host in ("", "0.0.0.0", "::"):
+    if host in ("", "0.0.0.0", "[::]", "::"):
         host = "localhost"
-    if not port.isdigit():
-        return None
     try:
-        async with asyncio.timeout(DEADLINE):
-            reader, writer = await asyncio.open_connection(host, int(port), limit=MAX_PAGE)
-            try:
-                writer.write(f"GET {path} HTTP/1.0\r\nHost: localhost\r\nAccept: text/plain\r\n\r\n".encode())
-                data = await reader.read(MAX_PAGE)
-                while chunk := await reader.read(MAX_PAGE):
-                    data += chunk
-                    if len(data) > MAX_PAGE:
-                        return None
-            finally:
-                writer.close()
-    except (OSError, TimeoutError):
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(DEADLINE)) as session,
+            session.get(f"http://{host}:{port}{path}", headers={"Host": "localhost"}) as answer,
+        ):
+            data = b""
+            while len(data) <= MAX_PAGE and (chunk := await answer.content.readany()):
+                data += chunk
+    except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
         return None
-    head, _, body = data.partition(b"\r\n\r\n")
-    words = head.split(b" ", 2)
-    if len(words) < 2 or not words[1].isdigit():
-        return None
-    return Page(int(words[1]), body.decode("utf-8", "replace"))
+    return Page(answer.status, data.decode("utf-8", "replace")) if len(data) <= MAX_PAGE else None
 
 
 async def look_at_process(listen: str) -> list[Finding]:
@@ -95,17 +85,13 @@ async def look_at_process(listen: str) -> list[Finding]:
         return [skipped(hop, "observe.listen is not set, so the running process cannot be asked")]
     page = await read_page(listen, "/readyz?verbose")
     if page is None:
-        return [
-            failed(hop, f"nothing answers at {listen}", "start it; its log says why it ended or does not start",
-                   "not_running")
-        ]  # fmt: skip
+        remedy = "start it; its log says why it ended or does not start"
+        return [failed(hop, f"nothing answers at {listen}", remedy, "not_running")]
     bad = [line.removeprefix("[-] ") for line in page.text.splitlines() if line.startswith("[-] ")]
     if page.status == 200 and not bad:
         return [ok(hop, "runs and is ready")]
-    return [
-        failed(hop, clean("; ".join(bad) or f"answered {page.status}", 400), "see the findings above, and its log",
-               "not_ready")
-    ]  # fmt: skip
+    detail = clean("; ".join(bad) or f"answered {page.status}", 400)
+    return [failed(hop, detail, "see the findings above, and its log", "not_ready")]
 
 
 async def look_at_refusals(prefix: str, listen: str, what: str) -> list[Finding]:
@@ -126,9 +112,5 @@ async def look_at_refusals(prefix: str, listen: str, what: str) -> list[Finding]
 
 def samples_of(text: str) -> dict[str, float]:
     """Read the samples of a page in Prometheus' text format, by name with labels."""
-    found = {}
-    for line in text.splitlines():
-        match = _SAMPLE.match(line)
-        if match is not None:
-            found[match[1]] = float(match[2])
-    return found
+    matches = map(_SAMPLE.match, text.splitlines())
+    return {match[1]: float(match[2]) for match in matches if match is not None}

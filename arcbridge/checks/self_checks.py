@@ -19,7 +19,7 @@ from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
 from arcbridge.observe.untrusted_text import clean
 
-from .diagnosis import Finding, FindingState
+from .diagnosis import Finding, FindingState, failed
 
 EVERY: Final = 60.0
 """Seconds between two looks, on average."""
@@ -146,17 +146,9 @@ class SelfChecks:
             async with asyncio.timeout(DEADLINE):
                 found = await check.look()
         except TimeoutError:
-            found = [
-                Finding(
-                    check.name, FindingState.FAILED, f"no answer within {DEADLINE:.0f} s", code=f"{check.name}_slow"
-                )
-            ]
+            found = [failed(check.name, f"no answer within {DEADLINE:.0f} s", "", f"{check.name}_slow")]
         except Exception as error:  # a broken check leaves the state unknown; its text may hold anything
-            found = [
-                Finding(
-                    check.name, FindingState.FAILED, f"the check itself failed ({type(error).__name__})", code="check"
-                )
-            ]
+            found = [failed(check.name, f"the check itself failed ({type(error).__name__})", "", "check")]
         return tuple(
             replace(one, detail=clean(one.detail, _DETAIL), remedy=clean(one.remedy, _DETAIL)) for one in found
         )

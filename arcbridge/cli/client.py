@@ -197,15 +197,12 @@ def _answering(answer: Callable[[Invocation, ClientContext], Coroutine[Any, Any,
 
     def command(invocation: Invocation) -> int:
         config, token = _start(invocation, repair=True)
-        from arcbridge.cli.loop import Interrupted, run_until_signal
+        from arcbridge.cli.loop import run_until_signal
         from arcbridge.client.service import ClientContext
 
         configure_logging(config, default_level="warning")
         context = ClientContext(config, terminal(sys.stderr), token=token)
-        try:
-            code = run_until_signal(answer(invocation, context))
-        except Interrupted:
-            return ExitCode.INTERRUPTED
+        code = run_until_signal(answer(invocation, context))
         _tell_of_update(context)
         return code
 
@@ -278,8 +275,8 @@ def _ago(seen: object) -> str:
 def doctor(invocation: Invocation) -> int:
     """Print what each hop is like; the exit code is that of the first that failed."""
     config, token = _start(invocation)
-    from arcbridge.cli.diagnosis import print_findings
-    from arcbridge.cli.loop import Interrupted, run_until_signal
+    from arcbridge.cli.diagnosis import format_findings
+    from arcbridge.cli.loop import run_until_signal
 
     output = invocation.text("output", "table")
     # What it finds is on stdout; the log would tell it twice.
@@ -293,11 +290,9 @@ def doctor(invocation: Invocation) -> int:
         cluster = _one_cluster(invocation, config)
         context = ClientContext(config, Terminal(), token=token)  # it asks nothing
         findings = run_until_signal(examine(context, cluster, throughput=invocation.switch("throughput")))
-    except Interrupted:
-        return ExitCode.INTERRUPTED
     except (ConfigError, StateError) as error:
         findings = [failed("settings", error.message, "correct the setting", "settings")]
-    print_findings(findings, output)
+    sys.stdout.write(format_findings(findings, output))
     return exit_code(findings)
 
 
@@ -305,12 +300,9 @@ def _one_cluster(invocation: Invocation, config: ClientConfig) -> str:
     """Return the cluster that a command is about: its argument, else the first of the settings; empty: none."""
     name = invocation.text("name") or next(filter(None, (config.cluster, *config.clusters)), "")
     if name:
-        from arcbridge.pki.names import check_cluster_name
+        from arcbridge.client.service import check_name
 
-        try:
-            check_cluster_name(name)
-        except ConfigError as error:
-            raise ConfigError(f"cluster {name[:64]!r}: {error.message}") from error
+        check_name(name, "cluster ")
     return name
 
 

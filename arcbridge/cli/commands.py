@@ -6,7 +6,7 @@ Parser, help, completion and dispatch (`run`) follow from this one table. A func
 
 from __future__ import annotations
 
-from arcbridge.settings.flags import AGENT, CLIENT, LIST, RELAY, ROLES, Flag
+from arcbridge.settings.flags import AGENT, CLIENT, RELAY, ROLES, Flag
 
 DOCUMENTS = ("json", "yaml")
 """The formats of `--output` in which everything is printed, for programs; each command has them."""
@@ -27,23 +27,16 @@ class Argument:
 
 
 class Command:
-    """One sub-command and its own flags. `function` takes an `Invocation` and returns the exit code."""
+    """One sub-command and its own flags, as `WORDS = module:function`; the function takes an `Invocation` and returns
+    the exit code."""
 
     __slots__ = ("argument", "flags", "function", "help", "path", "roles", "takes_command")
 
-    def __init__(
-        self,
-        path: str,
-        function: str,
-        help: str,
-        roles: tuple[str, ...],
-        *parts: Flag | Argument,
-        takes_command: bool = False,
-    ) -> None:
-        self.path = tuple(path.split())
-        self.function = function
+    def __init__(self, script: str, help: str, *parts: Flag | Argument, takes_command: bool = False) -> None:
+        words, _, self.function = script.partition(" = ")
+        self.path = tuple(words.split())
         self.help = help
-        self.roles = roles
+        self.roles: tuple[str, ...] = ()
         self.flags = [part for part in parts if isinstance(part, Flag)]
         self.argument = next((part for part in parts if isinstance(part, Argument)), None)
         self.takes_command = takes_command
@@ -55,201 +48,176 @@ def _output(*choices: str) -> Flag:
     return Flag("-o --output FORMAT", f"how to print (default: {choices[0]})", choices=choices)
 
 
+def _commands(roles: tuple[str, ...], *commands: Command) -> tuple[Command, ...]:
+    """Give commands to those roles."""
+    for command in commands:
+        command.roles = roles
+    return commands
+
+
 OUTPUT = _output(*LIST_OUTPUTS)
 WIDE_OUTPUT = _output("table", "wide", *LIST_OUTPUTS[1:])
 DIAGNOSIS_OUTPUT = _output(*DIAGNOSIS_OUTPUTS)
 TEXT_OUTPUT = _output("text", *DOCUMENTS)
 SETTINGS_OUTPUT = _output("toml", *DOCUMENTS)
 
-_CLIENT, _AGENT, _RELAY = (CLIENT,), (AGENT,), (RELAY,)
 _CLUSTER = Argument("cluster", "name of the cluster")
 _USER = Argument("user", "name of the user as the policy has it, or ISSUER#SUBJECT")
 
 COMMANDS = (
-    Command("proxy", "client:proxy", "serve kubectl on a local port (the default)", _CLIENT),
-    Command(
-        "forward",
-        "client:forward",
-        "carry a TCP target of the cluster to a local port",
-        _CLIENT,
-        Flag("--listen HOST:PORT", "local address (default: 127.0.0.1:0)"),
-        Flag("--any-user", "let programs of other users of this machine use the port"),
-        Argument("target", "name of the target in the agent's settings"),
+    *_commands(
+        (CLIENT,),
+        Command("proxy = client:proxy", "serve kubectl on a local port (the default)"),
+        Command(
+            "forward = client:forward",
+            "carry a TCP target of the cluster to a local port",
+            Flag("--listen HOST:PORT", "local address (default: 127.0.0.1:0)"),
+            Flag("--any-user", "let programs of other users of this machine use the port"),
+            Argument("target", "name of the target in the agent's settings"),
+        ),
+        Command(
+            "connect = background:connect",
+            "serve clusters in the background, for kubectl from any terminal",
+            Flag("--static", "a client certificate in the kubeconfig, for tools without plugins"),
+            Argument("name", "names of clusters", "*"),
+        ),
+        Command(
+            "disconnect = background:disconnect",
+            "serve clusters no more, and take their contexts out",
+            Flag("--all", "all that are connected"),
+            Argument("name", "names of clusters or contexts", "*"),
+        ),
+        Command("stop = background:stop", "end the background process; kubectl starts it again"),
+        Command(
+            "logs = background:logs",
+            "print the log of the background process",
+            Flag("-f --follow", "go on as it grows"),
+        ),
+        Command(
+            "credential = background:credential",
+            "print a credential for kubectl, which runs this by itself",
+            Flag("--ended", "say that what served the cluster has ended"),
+        ),
+        Command("background = background:serve", "be the background process, as systemd starts it"),
+        Command("clusters = client:clusters", "list the clusters you may reach", WIDE_OUTPUT),
+        Command(
+            "login = login:login",
+            "log in, at a relay that says where; commands that name no relay then mean this one",
+            Flag("--renew-trust", "ask again whether to trust the relay's CA and its issuer"),
+            Argument("relay_url", "https://host[:port] of the relay (default: the one logged in at last)", "*"),
+        ),
+        Command(
+            "whoami = login:whoami",
+            "show who is logged in, until when, and where",
+            OUTPUT,
+            Flag("--check", "ask the relay whether it takes the login"),
+        ),
+        Command("key = client:key", "make the key of --proof-key-file, and print what names it", OUTPUT),
+        Command("logout = login:logout", "forget the kept tokens, here and at the issuer"),
+        Command(
+            "run = client:run",
+            "run a command against clusters: it ends, and so do the kubeconfig and the connection that it had",
+            Flag("--parallel N", "clusters at a time, where several are named (default: 4)"),
+            takes_command=True,
+        ),
+        Command(
+            "doctor = client:doctor",
+            "look at each hop of the way, and say what is wrong with the first that fails",
+            Flag("--throughput", "read from the cluster for five seconds, to measure the rate"),
+            DIAGNOSIS_OUTPUT,
+            Argument("name", "cluster to look at (default: --cluster)", "?"),
+        ),
+        Command("status = background:status", "show what is connected here", OUTPUT),
     ),
-    Command(
-        "connect",
-        "background:connect",
-        "serve clusters in the background, for kubectl from any terminal",
-        _CLIENT,
-        Flag("--static", "a client certificate in the kubeconfig, for tools without plugins"),
-        Argument("name", "names of clusters", "*"),
-    ),
-    Command(
-        "disconnect",
-        "background:disconnect",
-        "serve clusters no more, and take their contexts out",
-        _CLIENT,
-        Flag("--all", "all that are connected"),
-        Argument("name", "names of clusters or contexts", "*"),
-    ),
-    Command("stop", "background:stop", "end the background process; kubectl starts it again", _CLIENT),
-    Command(
-        "logs",
-        "background:logs",
-        "print the log of the background process",
-        _CLIENT,
-        Flag("-f --follow", "go on as it grows"),
-    ),
-    Command(
-        "credential",
-        "background:credential",
-        "print a credential for kubectl, which runs this by itself",
-        _CLIENT,
-        Flag("--ended", "say that what served the cluster has ended"),
-    ),
-    Command("background", "background:serve", "be the background process, as systemd starts it", _CLIENT),
-    Command("clusters", "client:clusters", "list the clusters you may reach", _CLIENT, WIDE_OUTPUT),
-    Command(
-        "login",
-        "login:login",
-        "log in, at a relay that says where; commands that name no relay then mean this one",
-        _CLIENT,
-        Flag("--renew-trust", "ask again whether to trust the relay's CA and its issuer"),
-        Argument("relay_url", "https://host[:port] of the relay (default: the one logged in at last)", "*"),
-    ),
-    Command(
-        "whoami",
-        "login:whoami",
-        "show who is logged in, until when, and where",
-        _CLIENT,
-        OUTPUT,
-        Flag("--check", "ask the relay whether it takes the login"),
-    ),
-    Command("key", "client:key", "make the key of --proof-key-file, and print what names it", _CLIENT, OUTPUT),
-    Command("logout", "login:logout", "forget the kept tokens, here and at the issuer", _CLIENT),
-    Command(
-        "run",
-        "client:run",
-        "run a command against clusters: it ends, and so do the kubeconfig and the connection that it had",
-        _CLIENT,
-        Flag("--parallel N", "clusters at a time, where several are named (default: 4)"),
-        takes_command=True,
-    ),
-    Command(
-        "doctor",
-        "client:doctor",
-        "look at each hop of the way, and say what is wrong with the first that fails",
-        _CLIENT,
-        Flag("--throughput", "read from the cluster for five seconds, to measure the rate"),
-        DIAGNOSIS_OUTPUT,
-        Argument("name", "cluster to look at (default: --cluster)", "?"),
-    ),
-    Command(
-        "status",
-        "background:status",
-        "show what is connected here",
-        _CLIENT,
-        OUTPUT,
-    ),
-    Command("run", "serve:run", "run the role (the default)", (RELAY, AGENT)),
-    Command("enroll", "serve:enroll", "trade the join token for a certificate, then end", _AGENT),
-    Command(
-        "audit verify",
-        "audit:verify_logs",
-        "check audit logs for records that are missing or were changed",
-        _AGENT,
-        Flag("--anchors FILE", "an agent's log (JSON) with the heads of the chains; may be repeated", kind=LIST),
-        TEXT_OUTPUT,
-        Argument("file", "an audit log, as it was written; .gz too", "+"),
-    ),
-    Command(
-        "token create",
-        "relay:token_create",
-        "make a join token for a cluster's agents",
-        _RELAY,
-        Flag("--cluster NAME", "name of the cluster"),
-        Flag("--uses N", "how often it may be used (default: 1)"),
-        Flag("--ttl DURATION", "how long it lives, as 1h or 7d (default: 1h)"),
-        Flag("--rebind", "let the cluster come back with another CA"),
-        Flag("--kube-server URL", "for an agent that is no pod: https://host:port of its API server"),
-        Flag("--kube-ca-file FILE", "CA of that API server, on the agent's machine"),
-        Flag("--kube-token-file FILE", "the agent's own token there"),
-        Flag("--kube-client-certificate-file FILE", "or its client certificate"),
-        Flag("--kube-client-key-file FILE", "key of that certificate"),
-        OUTPUT,
-    ),
-    Command("token list", "relay:token_list", "list join tokens", _RELAY, OUTPUT),
-    Command(
-        "token delete",
-        "relay:token_delete",
-        "delete a join token",
-        _RELAY,
-        Argument("id", "id of the token, the part before the dot"),
-    ),
-    Command("cluster list", "relay:cluster_list", "list enrolled clusters", _RELAY, OUTPUT),
-    Command("cluster revoke", "relay:cluster_revoke", "cut a cluster off and refuse it", _RELAY, _CLUSTER),
-    Command("cluster restore", "relay:cluster_restore", "let a revoked cluster back in", _RELAY, _CLUSTER),
-    Command("cluster delete", "relay:cluster_delete", "forget a cluster that is no more", _RELAY, _CLUSTER),
-    Command("session list", "relay:session_list", "list the sessions that run now", _RELAY, OUTPUT),
-    Command(
-        "session end",
-        "relay:session_end",
-        "end one session",
-        _RELAY,
-        Flag("--reason TEXT", "shown to the user"),
-        Argument("session", "id of the session, as `session list` shows it, or its first one"),
-    ),
-    Command(
-        "doctor",
-        "serve:doctor",
-        "check this role and all that it depends on, and say what to do",
+    *_commands(
         (RELAY, AGENT),
-        DIAGNOSIS_OUTPUT,
-    ),
-    Command(
-        "user revoke",
-        "relay:user_revoke",
-        "end a user's sessions and refuse the tokens issued before a time",
-        _RELAY,
-        Flag("--before TIME", "refuse tokens issued before, as 2026-11-25T12:00:00Z or 2026-11-25 (default: now)"),
-        Flag("--reason TEXT", "shown to the user"),
-        _USER,
-    ),
-    Command("user restore", "relay:user_restore", "take a revocation back", _RELAY, _USER),
-    Command("user list", "relay:user_list", "list the users who are revoked", _RELAY, OUTPUT),
-    Command(
-        "config check",
-        "configuration:check",
-        "check the settings and the files they name as a start does; exit code 2 with errors",
-        ROLES,
-        TEXT_OUTPUT,
-    ),
-    Command(
-        "config init",
-        "initial_settings:init",
-        "write the annotated settings files of the role, filled from the flags; what is there is left alone",
-        ROLES,
-        Flag("--directory DIR", "where to (default: /etc/arcbridge for root, else ~/.config/arcbridge)"),
-        Flag("--issuer URL", "the OIDC issuer whose tokens count, or at which to log in"),
-        Flag("--client-id ID", "this program's client id there (default: arcbridge)"),
-        Flag(
-            "--audience AUDIENCE",
-            "audience of the tokens for this end (default: arcbridge-relay; an agent's is arcbridge-NAME)",
-        ),
-        Flag(
-            "--group NAME",
-            "a group that may reach every cluster (relay), as the issuer names it; may be repeated",
-            kind=LIST,
+        Command("run = serve:run", "run the role (the default)"),
+        Command(
+            "doctor = serve:doctor", "check this role and all that it depends on, and say what to do", DIAGNOSIS_OUTPUT
         ),
     ),
-    Command("config print", "configuration:show", "print the settings in force", ROLES, SETTINGS_OUTPUT),
-    Command("version", "run:version", "print the version", ROLES),
-    Command(
-        "completion",
-        "completion:print_script",
-        "print a completion script for a shell",
+    *_commands(
+        (AGENT,),
+        Command("enroll = serve:enroll", "trade the join token for a certificate, then end"),
+        Command(
+            "audit verify = audit:verify_logs",
+            "check audit logs for records that are missing or were changed",
+            Flag("--anchors FILE…", "an agent's log (JSON) with the heads of the chains; may be repeated"),
+            TEXT_OUTPUT,
+            Argument("file", "an audit log, as it was written; .gz too", "+"),
+        ),
+    ),
+    *_commands(
+        (RELAY,),
+        Command(
+            "token create = relay:token_create",
+            "make a join token for a cluster's agents",
+            Flag("--cluster NAME", "name of the cluster"),
+            Flag("--uses N", "how often it may be used (default: 1)"),
+            Flag("--ttl DURATION", "how long it lives, as 1h or 7d (default: 1h)"),
+            Flag("--rebind", "let the cluster come back with another CA"),
+            Flag("--kube-server URL", "for an agent that is no pod: https://host:port of its API server"),
+            Flag("--kube-ca-file FILE", "CA of that API server, on the agent's machine"),
+            Flag("--kube-token-file FILE", "the agent's own token there"),
+            Flag("--kube-client-certificate-file FILE", "or its client certificate"),
+            Flag("--kube-client-key-file FILE", "key of that certificate"),
+            OUTPUT,
+        ),
+        Command("token list = relay:token_list", "list join tokens", OUTPUT),
+        Command(
+            "token delete = relay:token_delete",
+            "delete a join token",
+            Argument("id", "id of the token, the part before the dot"),
+        ),
+        Command("cluster list = relay:cluster_list", "list enrolled clusters", WIDE_OUTPUT),
+        Command("cluster revoke = relay:cluster_revoke", "cut a cluster off and refuse it", _CLUSTER),
+        Command("cluster restore = relay:cluster_restore", "let a revoked cluster back in", _CLUSTER),
+        Command("cluster delete = relay:cluster_delete", "forget a cluster that is no more", _CLUSTER),
+        Command("session list = relay:session_list", "list the sessions that run now", OUTPUT),
+        Command(
+            "session end = relay:session_end",
+            "end one session",
+            Flag("--reason TEXT", "shown to the user"),
+            Argument("session", "id of the session, as `session list` shows it, or its first one"),
+        ),
+        Command(
+            "user revoke = relay:user_revoke",
+            "end a user's sessions and refuse the tokens issued before a time",
+            Flag("--before TIME", "refuse tokens issued before, as 2026-11-25T12:00:00Z or 2026-11-25 (default: now)"),
+            Flag("--reason TEXT", "shown to the user"),
+            _USER,
+        ),
+        Command("user restore = relay:user_restore", "take a revocation back", _USER),
+        Command("user list = relay:user_list", "list the users who are revoked", OUTPUT),
+    ),
+    *_commands(
         ROLES,
-        Argument("shell", "which shell", choices=("bash", "zsh", "fish")),
+        Command(
+            "config check = configuration:check",
+            "check the settings and the files they name as a start does; exit code 2 with errors",
+            TEXT_OUTPUT,
+        ),
+        Command(
+            "config init = initial_settings:init",
+            "write the annotated settings files of the role, filled from the flags; what is there is left alone",
+            Flag("--directory DIR", "where to (default: /etc/arcbridge for root, else ~/.config/arcbridge)"),
+            Flag("--issuer URL", "the OIDC issuer whose tokens count, or at which to log in"),
+            Flag("--client-id ID", "this program's client id there (default: arcbridge)"),
+            Flag(
+                "--audience AUDIENCE",
+                "audience of the tokens for this end (default: arcbridge-relay; an agent's is arcbridge-NAME)",
+            ),
+            Flag(
+                "--group NAME…", "a group that may reach every cluster (relay), as the issuer names it; may be repeated"
+            ),
+        ),
+        Command("config print = configuration:show", "print the settings in force", SETTINGS_OUTPUT),
+        Command("version = run:version", "print the version"),
+        Command(
+            "completion = completion:print_script",
+            "print a completion script for a shell",
+            Argument("shell", "which shell", choices=("bash", "zsh", "fish")),
+        ),
     ),
 )
 

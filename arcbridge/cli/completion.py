@@ -90,37 +90,6 @@ def _value_cases() -> list[tuple[str, str]]:
     return [("|".join(names), what) for what, names in grouped.items()]
 
 
-def _shell_state(words: str, current: str, first: int) -> str:
-    """Return the common part of bash and zsh: find the role and the sub-command words before the cursor."""
-    roles = "\n".join(
-        f"            {'|'.join(names)}) [[ -z $role ]] && role={role} ;;" for role, names in _owners().items() if names
-    )
-    return f"""    local role='' path='' skip='' word i
-    for (( i = {first}; i < {current}; i++ )); do
-        word=${{{words}[i]}}
-        if [[ -n $skip ]]; then
-            [[ $skip == --role ]] && role=$word
-            skip=''
-            continue
-        fi
-        case $word in
-            {"|".join(_value_flags())}) skip=$word ;;
-            --role=*) role=${{word#--role=}} ;;
-            -*) ;;
-{roles}
-        esac
-        [[ -z $skip && $word != -* ]] && path="$path$word "
-    done
-    [[ -z $role ]] && role={CLIENT}
-"""
-
-
-def _shell_words() -> str:
-    lines = [f'        "{role} {"".join(part + " " for part in path)}") words="{" ".join(_words(role, path))}" ;;'
-             for role in ROLES for path in _paths(role)]  # fmt: skip
-    return '    case "$role $path" in\n' + "\n".join(lines) + "\n    esac\n"
-
-
 def _bash() -> str:
     cases = "\n".join(
         f"        {pattern}) " + {
@@ -132,41 +101,51 @@ def _bash() -> str:
         }.get(what, f'COMPREPLY=($(compgen -W "{what}" -- "$cur")); return ;;')
         for pattern, what in _value_cases()
     )  # fmt: skip
+    roles = "\n".join(
+        f"            {'|'.join(names)}) [[ -z $role ]] && role={role} ;;" for role, names in _owners().items() if names
+    )
+    words = "\n".join(
+        f'        "{role} {"".join(part + " " for part in path)}") words="{" ".join(_words(role, path))}" ;;'
+        for role in ROLES
+        for path in _paths(role)
+    )
+    # No variable is named `path`: in zsh that is PATH.
     return f"""# bash completion of arcbridge; load it with: source <(arcbridge completion bash)
 _arcbridge() {{
-    local cur=${{COMP_WORDS[COMP_CWORD]}} prev=${{COMP_WORDS[COMP_CWORD-1]}} words=''
+    local cur=${{COMP_WORDS[COMP_CWORD]}} prev=${{COMP_WORDS[COMP_CWORD-1]}} words='' role='' given='' skip='' word i
     COMPREPLY=()
     case $prev in
 {cases}
     esac
-{_shell_state("COMP_WORDS", "COMP_CWORD", 1)}{_shell_words()}    COMPREPLY=($(compgen -W "$words" -- "$cur"))
+    for (( i = 1; i < COMP_CWORD; i++ )); do
+        word=${{COMP_WORDS[i]}}
+        if [[ -n $skip ]]; then
+            [[ $skip == --role ]] && role=$word
+            skip=''
+            continue
+        fi
+        case $word in
+            {"|".join(_value_flags())}) skip=$word ;;
+            --role=*) role=${{word#--role=}} ;;
+            -*) ;;
+{roles}
+        esac
+        [[ -z $skip && $word != -* ]] && given="$given$word "
+    done
+    [[ -z $role ]] && role={CLIENT}
+    case "$role $given" in
+{words}
+    esac
+    COMPREPLY=($(compgen -W "$words" -- "$cur"))
 }}
 complete -F _arcbridge arcbridge
 """
 
 
 def _zsh() -> str:
-    cases = "\n".join(
-        f"        {pattern}) " + {
-            "files": "_files; return ;;",
-            "clusters": f'compadd -- $(cat {_CLUSTERS} 2>/dev/null); return ;;',
-            "nothing": "return ;;",
-        }.get(what, f"compadd -- {what}; return ;;")
-        for pattern, what in _value_cases()
-    )  # fmt: skip
-    # Arrays count from 1 in zsh, and the program itself is the first word. The array of the shell is `words`.
-    return f"""#compdef arcbridge
-# zsh completion of arcbridge; load it with: source <(arcbridge completion zsh)
-_arcbridge() {{
-    local -a line=("${{words[@]}}")
-    local prev=${{line[CURRENT-1]}} words=''
-    case $prev in
-{cases}
-    esac
-{_shell_state("line", "CURRENT", 2)}{_shell_words()}    compadd -- ${{=words}}
-}}
-compdef _arcbridge arcbridge
-"""
+    """Return bash's script, which zsh runs in its own emulation of bash's completion."""
+    head = "#compdef arcbridge\n# zsh completion of arcbridge; load it with: source <(arcbridge completion zsh)\n"
+    return f"{head}autoload -U +X bashcompinit && bashcompinit\n{_bash().partition(chr(10))[2]}"
 
 
 def _fish() -> str:

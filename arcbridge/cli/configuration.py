@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,7 @@ def find_problems(invocation: Invocation, environment: Mapping[str, str]) -> lis
 
 def check(invocation: Invocation) -> int:
     """Print what is wrong; 2 where a start would fail."""
-    from arcbridge.settings.problems import Severity
+    from arcbridge.settings.problems import Place, Severity
 
     output = invocation.text("output", "text")
     found = find_problems(invocation, os.environ)
@@ -63,15 +63,9 @@ def check(invocation: Invocation) -> int:
             "ok": not errors,
             "role": invocation.role,
             "problems": [
-                {
-                    "severity": str(problem.severity),
-                    "setting": problem.setting,
-                    "message": problem.message,
-                    "source": problem.place.source if problem.place is not None else "",
-                    "line": problem.place.line if problem.place is not None else 0,
-                    "column": problem.place.column if problem.place is not None else 0,
-                }
-                for problem in (*errors, *warnings)
+                {"severity": str(one.severity), "setting": one.setting, "message": one.message}
+                | asdict(one.place or Place(""))
+                for one in (*errors, *warnings)
             ],
         }
         print_document(document, output)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from arcbridge.checks.diagnosis import FindingState, first_failure
@@ -19,25 +19,13 @@ if TYPE_CHECKING:
 _COLUMNS = (("hop", "HOP"), ("state", "STATE"), ("detail", "DETAIL"))
 
 
-def print_findings(findings: Sequence[Finding], output: str) -> bool:
-    """Print `findings` as `--output` says; return whether no hop failed. Raises ConfigError for an unknown format."""
-    sys.stdout.write(format_findings(findings, output))
-    return first_failure(findings) is None
-
-
 def format_findings(findings: Sequence[Finding], output: str) -> str:
-    """Return findings as a table that ends with what to do, or as one JSON or YAML document."""
+    """Return findings as a table that ends with what to do, or as one JSON or YAML document.
+
+    Raises ConfigError for an unknown format.
+    """
     failed = first_failure(findings)
-    rows = [
-        {
-            "hop": finding.hop,
-            "state": str(finding.state),
-            "detail": finding.detail,
-            "remedy": finding.remedy,
-            "code": finding.code,
-        }
-        for finding in findings
-    ]
+    rows = [{**asdict(finding), "state": str(finding.state)} for finding in findings]
     if output in DOCUMENTS:
         return format_document({"ok": failed is None, "cause": failed.code if failed else "", "hops": rows}, output)
     if output not in ("", "table"):

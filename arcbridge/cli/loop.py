@@ -19,8 +19,8 @@ from arcbridge.tasks import first_error
 T = TypeVar("T")
 
 
-class Interrupted(Exception):
-    """A signal ended the run; `signal` is its number."""
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the run; `signal` is its number. A command that does not catch it ends as after Ctrl-C."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -76,10 +76,10 @@ def run_until_signal(main: Coroutine[Any, Any, T], *, terminal: bool = True) -> 
         raise
 
 
-def run_until_drained(main: Callable[[asyncio.Event, asyncio.Event], Coroutine[Any, Any, None]]) -> None:
+def run_until_drained(main: Callable[[asyncio.Event, asyncio.Event], Coroutine[Any, Any, None]]) -> ExitCode:
     """Run a role that drains: SIGINT or SIGTERM sets the first event (end in order), the next one the second (hurry).
 
-    Raises Interrupted after such an end, otherwise what `main` raised.
+    Returns the exit code: SIGTERM is the end that a service manager means. Raises what `main` raised.
     """
     received: list[int] = []
 
@@ -106,8 +106,7 @@ def run_until_drained(main: Callable[[asyncio.Event, asyncio.Event], Coroutine[A
                 loop.remove_signal_handler(number)
 
     _run(watched())
-    if received:
-        raise Interrupted(received[0])
+    return ExitCode.INTERRUPTED if received[:1] == [signal.SIGINT] else ExitCode.DONE
 
 
 def _run(main: Coroutine[Any, Any, T]) -> T:

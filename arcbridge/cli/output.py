@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
-from arcbridge.cli.commands import LIST_OUTPUTS
+from arcbridge.cli.commands import DOCUMENTS, LIST_OUTPUTS
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.settings.suggest import unknown
 
@@ -52,10 +52,8 @@ def print_rows(rows: Sequence[Row], columns: Sequence[tuple[str, str]], output: 
 
 
 def format_rows(rows: Sequence[Row], columns: Sequence[tuple[str, str]], output: str, *, name: str = "name") -> str:
-    if output == "json":
-        return _json(list(rows))
-    if output == "yaml":
-        return _yaml(list(rows))
+    if output in DOCUMENTS:
+        return format_document(list(rows), output)
     if output == "name":
         return "".join(f"{plain(str(row[name]))}\n" for row in rows)
     if output not in ("", "table"):
@@ -83,7 +81,15 @@ def print_document(document: Any, output: str) -> None:
 
 def format_document(document: Any, output: str) -> str:
     """Return one object as text: JSON or YAML."""
-    return _yaml(document) if output == "yaml" else _json(document)
+    # ASCII alone: no character of a relay's answer can steer a terminal (docs/threats.md#B48).
+    if output == "yaml":
+        import yaml
+
+        text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=False, width=4096)
+        return text
+    import json
+
+    return json.dumps(document, indent=2, ensure_ascii=True) + "\n"
 
 
 def _cell(value: object) -> str:
@@ -94,20 +100,6 @@ def _cell(value: object) -> str:
     if isinstance(value, list | tuple):
         return ",".join(plain(str(item)) for item in value)
     return plain(str(value))
-
-
-def _json(document: Any) -> str:
-    import json
-
-    # ASCII alone: no character of a relay's answer can steer a terminal (docs/threats.md#B48).
-    return json.dumps(document, indent=2, ensure_ascii=True) + "\n"
-
-
-def _yaml(document: Any) -> str:
-    import yaml
-
-    text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=False, width=4096)
-    return text
 
 
 def describe(error: BaseException) -> str:

@@ -33,6 +33,10 @@ class Parser(argparse.ArgumentParser):
     role = ""
     """The role whose sub-commands it knows; empty: none's."""
 
+    def __init__(self, **options: Any) -> None:
+        defaults = {"allow_abbrev": False, "add_help": False, "argument_default": argparse.SUPPRESS}
+        super().__init__(**(defaults | options))
+
     def error(self, message: str) -> NoReturn:
         groups = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
         missing = message.partition("the following arguments are required: ")[2]
@@ -144,12 +148,12 @@ def _add_flag(parser: argparse._ActionsContainer, flag: Flag) -> None:
         # Choices are checked by the loader, so that a wrong value in a file and on the command line get one answer.
         metavar = "|".join(flag.choices) if flag.choices else flag.metavar
         takes = {"action": "append" if flag.kind == LIST else "store", "metavar": metavar}
-    parser.add_argument(*flag.names, dest=flag.dest, help=flag.help, default=argparse.SUPPRESS, **takes)
+    parser.add_argument(*flag.names, dest=flag.dest, help=flag.help, **takes)
 
 
-def build(role: str, program: str = "arcbridge", commands: Sequence[Command] | None = None) -> Parser:
-    """Return the parser of one role, with all of its sub-commands, or with those in `commands` alone."""
-    name = f"{program} --role {role}"
+def build(role: str, commands: Sequence[Command]) -> Parser:
+    """Return the parser of one role, with these of its sub-commands."""
+    name = f"arcbridge --role {role}"
     parser = Parser(
         prog=name,
         usage=f"{name} [FLAGS] [SUB-COMMAND]",
@@ -158,15 +162,10 @@ def build(role: str, program: str = "arcbridge", commands: Sequence[Command] | N
             "agent": "Dial out of the cluster and talk to its API server as each caller.",
             "client": "Reach a cluster behind a firewall: a local endpoint and a kubeconfig for it.",
         }[role],
-        allow_abbrev=False,
-        add_help=False,
-        argument_default=argparse.SUPPRESS,
     )
     parser.role = role
     _add_flags(parser, role, ())
-    if commands is None:
-        commands = commands_of(role)
-    elif not commands:
+    if not commands:
         return parser
     leaves = parser.add_subparsers(title="sub-commands", metavar="", dest="command_0", parser_class=Parser)
     groups: dict[str, argparse._SubParsersAction[Parser]] = {}
@@ -176,20 +175,14 @@ def build(role: str, program: str = "arcbridge", commands: Sequence[Command] | N
         else:
             head, tail = command.path
             if head not in groups:
-                group = leaves.add_parser(head, help=GROUP_HELP[head], prog=f"{name} {head}", allow_abbrev=False)
+                group = leaves.add_parser(head, help=GROUP_HELP[head], prog=f"{name} {head}", add_help=True)
                 groups[head] = group.add_subparsers(
                     title="sub-commands", metavar="", dest="command_1", required=True, parser_class=Parser
                 )
             leaf = groups[head].add_parser(tail, **_texts(name, command))
         _add_flags(leaf, role, command.flags)
         if (one := command.argument) is not None:
-            leaf.add_argument(
-                one.name,
-                help=one.help,
-                choices=one.choices or None,
-                nargs=one.count or None,
-                default=argparse.SUPPRESS,
-            )
+            leaf.add_argument(one.name, help=one.help, choices=one.choices or None, nargs=one.count or None)
     return parser
 
 
@@ -204,9 +197,6 @@ def _texts(name: str, command: Command) -> dict[str, Any]:
         "description": command.help[0].upper() + command.help[1:] + ".",
         "prog": full,
         "usage": f"{full}{shown} [FLAGS]{' -- COMMAND …' * command.takes_command}",
-        "allow_abbrev": False,
-        "add_help": False,
-        "argument_default": argparse.SUPPRESS,
     }
 
 
@@ -237,25 +227,17 @@ def _refuse_unknown_flags(parser: Parser, arguments: Sequence[str], role: str) -
             parser.error(f"unknown flag {name}" + (f"; did you mean {near}?" if near else ""))
 
 
-def _commands_needed(arguments: Sequence[str], role: str) -> Sequence[Command] | None:
-    """Return the one sub-command that is surely meant, or none at all; None: every one, for help and for messages.
+def _commands_needed(arguments: Sequence[str], role: str) -> Sequence[Command]:
+    """Return those that the first word may mean, or none without one; every one for help and for messages.
 
     To make the parsers of all sub-commands takes 20 ms, a tenth of a client's start.
     """
-    values = {name: flag.takes_value for flag in flags_of(role) for name in flag.names}
-    known = {command.path[0]: command for command in commands_of(role) if len(command.path) == 1}
-    rest = iter(arguments)
-    for argument in rest:
-        name, assigned, _ = argument.partition("=")
-        if not argument.startswith("-"):
-            needed = known.get(argument)
-            # Help before the sub-command lists them all.
-            return [needed] if needed is not None else None
-        if name not in values or (assigned and not name.startswith("--")):
-            return None
-        if values[name] and not assigned:
-            next(rest, None)
-    return ()
+    word, flags = first_word(arguments)
+    every = commands_of(role)
+    known = {name for flag in flags_of(role) for name in flag.names}
+    if "--" in arguments or not known.issuperset(flags):
+        return every
+    return tuple(command for command in every if command.path[0] == word) or (every if word else ())
 
 
 def _split_command(arguments: list[str], role: str) -> tuple[list[str], list[str] | None]:
@@ -264,16 +246,16 @@ def _split_command(arguments: list[str], role: str) -> tuple[list[str], list[str
     None: the sub-command takes none, and `--` means to it what it means to argparse.
     """
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    needed = _commands_needed(arguments[:end], role)
-    if not needed or not needed[0].takes_command:
+    word, _ = first_word(arguments[:end])
+    if not any(command.takes_command for command in commands_of(role) if command.path[0] == word):
         return arguments, None
     return arguments[:end], arguments[end + 1 :]
 
 
-def parse(arguments: Sequence[str], role: str, program: str = "arcbridge") -> Invocation:
+def parse(arguments: Sequence[str], role: str) -> Invocation:
     """Parse the whole command line of one role. Raises UsageError (told), or SystemExit(0) after `--help`."""
     arguments, behind = _split_command(list(arguments), role)
-    parser = build(role, program, _commands_needed(arguments, role))
+    parser = build(role, _commands_needed(arguments, role))
     if behind == [] and "-h" not in arguments and "--help" not in arguments:
         parser.error("the command goes behind --, as in `arcbridge run --cluster NAME -- kubectl get pods`")
     _refuse_unknown_flags(parser, arguments, role)

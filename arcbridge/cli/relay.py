@@ -24,17 +24,10 @@ if TYPE_CHECKING:
 
 _TOKEN_COLUMNS = ("id", "cluster", "state", "used", "uses", "created", "expires_at")
 _CLUSTER_COLUMNS = ("name", "state", "agents", "last_seen", "certificate_expires", "version", "ca_pin")
-_SESSION_COLUMNS = (
-    "session",
-    "user",
-    "cluster",
-    "since",
-    "bytes_to_agent",
-    "bytes_to_client",
-    "agent",
-    "relay",
-    "worker",
-)
+_BYTES = ("bytes_to_agent", "bytes_to_client")
+_WIDE_COLUMNS = ("name", "state", "agents", "ready", "failing", "sessions", "round_trip", "last_seen",
+                 "certificate_expires", "version", "ca_pin")  # fmt: skip
+_SESSION_COLUMNS = ("session", "user", "cluster", "since", *_BYTES, "agent", "relay", "worker")
 _USER_COLUMNS = ("user", "before", "revoked_at", "reason")
 _TIMES = frozenset(
     ("created", "expires_at", "last_seen", "certificate_expires", "before", "revoked_at", "since", "valid_since")
@@ -65,26 +58,9 @@ async def token_create(invocation: Invocation, config: RelayConfig) -> str:
         uses=admin.parse_uses(invocation.text("uses")),
         ttl=admin.parse_ttl(invocation.text("ttl")),
         rebind=invocation.switch("rebind"),
-        api_server=admin.ApiServerFlags(
-            invocation.text("kube_server"),
-            invocation.text("kube_ca_file"),
-            invocation.text("kube_token_file"),
-            invocation.text("kube_client_certificate_file"),
-            invocation.text("kube_client_key_file"),
-        ),
+        api_server={name: invocation.text(name) for name in admin.API_SERVER_FLAGS},
     )
     return _format_token(made, invocation.text("output", "table"))
-
-
-@_printing
-async def token_list(invocation: Invocation, config: RelayConfig) -> str:
-    return _format_list(await admin.list_tokens(config), _TOKEN_COLUMNS, invocation, "id")
-
-
-@_printing
-async def token_delete(invocation: Invocation, config: RelayConfig) -> str:
-    token_id = await admin.delete_token(config, invocation.text("id"))
-    return f"join token {token_id} is deleted: it enrols no more agents\n"
 
 
 @_printing
@@ -95,18 +71,8 @@ async def cluster_list(invocation: Invocation, config: RelayConfig) -> str:
             f"no relay runs on {config.data_dir} that could be asked who is connected; states follow from when agents "
             "were seen last"
         )
-    return _format_list(found.rows, _CLUSTER_COLUMNS, invocation, "name")
-
-
-@_printing
-async def cluster_delete(invocation: Invocation, config: RelayConfig) -> str:
-    name = await admin.delete_cluster(config, invocation.text("cluster"))
-    return f"cluster {name} is forgotten: the name is free, also for another cluster CA\n"
-
-
-@_printing
-async def session_list(invocation: Invocation, config: RelayConfig) -> str:
-    return _format_list(await admin.list_sessions(config), _SESSION_COLUMNS, invocation, "session")
+    wide = invocation.text("output", "table") == "wide"
+    return _format_list(found.rows, _WIDE_COLUMNS if wide else _CLUSTER_COLUMNS, invocation)
 
 
 @_printing
@@ -130,12 +96,6 @@ async def cluster_revoke(invocation: Invocation, config: RelayConfig) -> str:
 
 
 @_printing
-async def cluster_restore(invocation: Invocation, config: RelayConfig) -> str:
-    name = await admin.restore_cluster(config, invocation.text("cluster"))
-    return f"cluster {name} is restored: its agents come back by themselves while their certificate is valid\n"
-
-
-@_printing
 async def user_revoke(invocation: Invocation, config: RelayConfig) -> str:
     made = await admin.revoke_user(
         config, invocation.text("user"), invocation.text("before"), invocation.text("reason").strip()
@@ -146,24 +106,57 @@ async def user_revoke(invocation: Invocation, config: RelayConfig) -> str:
     )
 
 
-@_printing
-async def user_restore(invocation: Invocation, config: RelayConfig) -> str:
-    user = await admin.restore_user(config, invocation.text("user"))
-    return f"user {user} is restored: tokens count again until they lapse\n"
+# --- what only lists, or says that it is done -----------------------------------------------------------------------
 
 
-@_printing
-async def user_list(invocation: Invocation, config: RelayConfig) -> str:
-    return _format_list(await admin.list_users(config), _USER_COLUMNS, invocation, "user")
+def _listing(
+    rows: Callable[[RelayConfig], Coroutine[Any, Any, Sequence[admin.Row]]], columns: Sequence[str]
+) -> Callable[[Invocation], int]:
+    """Return a command that prints rows, which the first column names."""
+
+    async def answer(invocation: Invocation, config: RelayConfig) -> str:
+        return _format_list(await rows(config), columns, invocation)
+
+    return _printing(answer)
+
+
+def _saying(
+    act: Callable[[RelayConfig, str], Coroutine[Any, Any, str]], argument: str, done: str
+) -> Callable[[Invocation], int]:
+    """Return a command that acts on its argument and says so; `{}` in `done` is the name by which that is known."""
+
+    async def answer(invocation: Invocation, config: RelayConfig) -> str:
+        return done.format(await act(config, invocation.text(argument))) + "\n"
+
+    return _printing(answer)
+
+
+token_list = _listing(admin.list_tokens, _TOKEN_COLUMNS)
+session_list = _listing(admin.list_sessions, _SESSION_COLUMNS)
+user_list = _listing(admin.list_users, _USER_COLUMNS)
+token_delete = _saying(admin.delete_token, "id", "join token {} is deleted: it enrols no more agents")
+cluster_delete = _saying(
+    admin.delete_cluster, "cluster", "cluster {} is forgotten: the name is free, also for another cluster CA"
+)
+cluster_restore = _saying(
+    admin.restore_cluster,
+    "cluster",
+    "cluster {} is restored: its agents come back by themselves while their certificate is valid",
+)
+user_restore = _saying(admin.restore_user, "user", "user {} is restored: tokens count again until they lapse")
 
 
 # --- formats --------------------------------------------------------------------------------------------------------
 
 
-def _format_list(rows: Sequence[admin.Row], columns: Sequence[str], invocation: Invocation, name: str) -> str:
-    output = invocation.text("output", "table")
-    rows = [_dated(row) for row in rows]
-    return format_rows(rows, [(column, column.replace("_", " ").upper()) for column in columns], output, name=name)
+def _format_list(rows: Sequence[admin.Row], columns: Sequence[str], invocation: Invocation) -> str:
+    heads = [(column, column.replace("_", " ").upper()) for column in columns]
+    return format_rows(
+        [_dated(row) for row in rows],
+        heads,
+        invocation.text("output", "table").replace("wide", "table"),
+        name=columns[0],
+    )
 
 
 def _format_token(made: admin.NewToken, output: str) -> str:

@@ -135,7 +135,7 @@ def _without_role(arguments: Sequence[str], role: str) -> int:
     if not arguments:
         sys.stderr.write(_HELP)
         return ExitCode.USAGE
-    parser = Parser(prog="arcbridge", add_help=False)
+    parser = Parser(prog="arcbridge")
     word, _ = first_word(arguments)
     known = {command.path[0]: None for command in COMMANDS}
     if word and word not in known:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from importlib import import_module
 
@@ -19,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def run(invocation: Invocation) -> int:
-    """Serve until a signal ends it; SIGTERM is the end that a service manager means."""
+    """Serve until a signal ends it."""
     config = load_settings(invocation, os.environ)
-    from arcbridge.cli.loop import Interrupted, notify, run_until_drained
+    from arcbridge.cli.loop import notify, run_until_drained
     from arcbridge.observe import logging
 
     logging.configure(invocation.role, config.observe.log_level, config.observe.log_format)
@@ -30,13 +29,9 @@ def run(invocation: Invocation) -> int:
     def reread() -> Any:
         return load_settings(invocation, os.environ)
 
-    try:
-        run_until_drained(
-            lambda stopping, hurry: serve(config, lambda *_: notify("READY=1"), stopping, hurry, reread=reread)
-        )
-    except Interrupted as error:
-        return ExitCode.DONE if error.signal == signal.SIGTERM else ExitCode.INTERRUPTED
-    return ExitCode.DONE
+    return run_until_drained(
+        lambda stopping, hurry: serve(config, lambda *_: notify("READY=1"), stopping, hurry, reread=reread)
+    )
 
 
 def _agent() -> Callable[..., Coroutine[Any, Any, None]]:
@@ -48,7 +43,7 @@ def _agent() -> Callable[..., Coroutine[Any, Any, None]]:
 def _relay(config: Any) -> Callable[..., Coroutine[Any, Any, None]]:
     if config.workers != 1:
         from arcbridge.relay.processes.supervisor import supervise
-        from arcbridge.relay.worker_count import worker_count
+        from arcbridge.relay.settings import worker_count
 
         if worker_count(config) > 1:
             return supervise
@@ -61,14 +56,11 @@ def enroll(invocation: Invocation) -> int:
     """Trade the join token for a certificate."""
     config = load_settings(invocation, os.environ)
     from arcbridge.agent.service import enroll
-    from arcbridge.cli.loop import Interrupted, run_until_signal
+    from arcbridge.cli.loop import run_until_signal
     from arcbridge.observe import logging
 
     logging.configure(AGENT, config.observe.log_level, config.observe.log_format)
-    try:
-        run_until_signal(enroll(config))
-    except Interrupted as error:
-        return ExitCode.DONE if error.signal == signal.SIGTERM else ExitCode.INTERRUPTED
+    run_until_signal(enroll(config))
     print("The agent is enrolled.")
     return ExitCode.DONE
 

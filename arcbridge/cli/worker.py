@@ -9,10 +9,7 @@ working directory holds.
 from __future__ import annotations
 
 import os
-import signal
 import socket
-
-from arcbridge.errors import ExitCode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,11 +25,7 @@ def main(arguments: Sequence[str]) -> int:
     from arcbridge.cli.core_dumps import forbid_core_dumps
 
     forbid_core_dumps()
-    from arcbridge.cli.loop import Interrupted, run_until_drained
+    from arcbridge.cli.loop import run_until_drained
     from arcbridge.relay.processes.worker import work
 
-    try:
-        run_until_drained(lambda stopping, hurry: work(parent, stopping, hurry))
-    except Interrupted as error:
-        return ExitCode.DONE if error.signal == signal.SIGTERM else ExitCode.INTERRUPTED
-    return ExitCode.DONE
+    return run_until_drained(lambda stopping, hurry: work(parent, stopping, hurry))

@@ -7,6 +7,8 @@ process had counted when it was last asked stays in the sum after its death (`ke
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -73,24 +75,13 @@ class AggregatedMetrics(Metrics):
         yield self.build_info()
         others = [[entry for entry in one if entry["name"] not in self._own] for one in self._sources()]
         for entry in merge([snapshot(self), *others, self._kept], self._rules):
-            series = {
-                tuple(key): _buckets(value) if isinstance(value, list) else value for key, value in entry["series"]
-            }
+            series = {tuple(key): _counted(value) for key, value in entry["series"]}
             yield family(entry["name"], entry["kind"], entry["help"], entry["labels"], series)
 
 
 def _own(metrics: Metrics) -> Iterator[Entry]:
     for name, kind, help, labels, series in metrics.read():
-        yield {
-            "name": name,
-            "kind": kind,
-            "help": help,
-            "labels": labels,
-            "series": [
-                [list(key), [list(value.bounds), value.counts, value.total] if isinstance(value, Buckets) else value]
-                for key, value in series.items()
-            ],
-        }
+        yield _entry(name, kind, help, labels, [[list(key), _plain(value)] for key, value in series.items()])
 
 
 def _process() -> Iterator[Entry]:
@@ -98,26 +89,27 @@ def _process() -> Iterator[Entry]:
 
     for found in ProcessCollector(registry=CollectorRegistry()).collect():
         for sample in found.samples:
-            yield {
-                "name": sample.name,
-                "kind": found.type,
-                "help": found.documentation,
-                "labels": [],
-                "series": [[[], sample.value]],
-            }
+            yield _entry(sample.name, found.type, found.documentation, [], [[[], sample.value]])
+
+
+def _entry(name: str, kind: str, help: str, labels: list[str], series: list[Any]) -> Entry:
+    return {"name": name, "kind": kind, "help": help, "labels": labels, "series": series}
+
+
+def _plain(value: Any) -> Any:
+    return [list(value.bounds), value.counts, value.total] if isinstance(value, Buckets) else value
 
 
 def _total(values: list[Any], rule: Rule) -> Any:
     if not isinstance(values[0], list):
         return rule(values)
-    whole = _buckets(values[0])
-    for value in values[1:]:
-        whole = whole + _buckets(value)
-    return [list(whole.bounds), whole.counts, whole.total]
+    return _plain(functools.reduce(operator.add, map(_counted, values)))
 
 
-def _buckets(value: list[Any]) -> Buckets:
-    bounds, counts, total = value
-    found = Buckets(bounds)
-    found.counts, found.total = list(counts), total
+def _counted(value: Any) -> Any:
+    """Return what `_plain` was given."""
+    if not isinstance(value, list):
+        return value
+    found = Buckets(value[0])
+    found.counts, found.total = list(value[1]), value[2]
     return found

@@ -44,9 +44,6 @@ class Flood:
         self.omitted = 0
         """Events omitted since the start; read by the metrics."""
 
-    def __len__(self) -> int:
-        return len(self._usual) + len(self._debug)
-
     def __call__(self, logger: Any, method: str, fields: EventDict) -> EventDict:
         """Let an event pass, with the number of those omitted before it. Raises DropEvent."""
         reason = fields.get("reason")

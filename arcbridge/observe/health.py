@@ -35,10 +35,6 @@ class Checks:
             raise ValueError(f"readiness check {name!r} is registered twice")
         self._checks[name] = check
 
-    def remove(self, name: str) -> None:
-        """Remove a check; nothing happens if there is none of that name."""
-        self._checks.pop(name, None)
-
     def run(self) -> list[CheckResult]:
         """Run all checks. One that raises has failed; its text may hold anything, so only the type is told."""
         return [CheckResult(name, _reason(check)) for name, check in list(self._checks.items())]

@@ -177,12 +177,6 @@ def dropped() -> int:
     return 0 if _state.sink is None else _state.sink.dropped
 
 
-def flush() -> None:
-    """Wait until what was logged is written, at most two seconds."""
-    if _state.sink is not None:
-        _state.sink.flush()
-
-
 @contextmanager
 def paused() -> Iterator[None]:
     """Let lines wait while the user is asked something on the same terminal."""

@@ -10,7 +10,7 @@ Two rules keep the number of series constant whatever peers send (CVE-2022-21698
 
 1. each label has a closed set of values, given when the metric is registered; any other value is counted under
    `other`. Where the registry bounds the set (cluster names) it may be a function;
-2. a metric has at most `MAX_SERIES` series; the rest is folded into `other` too.
+2. a metric has at most `MAX_SERIES` series, or as many as it was registered with; the rest is folded into `other` too.
 
 Never labels: user, pod, path, session, stream, address.
 """
@@ -23,7 +23,7 @@ import math
 import platform
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from arcbridge import __version__
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 Number = int | float
 Labels = Mapping[str, Collection[str] | Callable[[], Collection[str]]]
+NumberReader = Callable[[], Number | Mapping[Any, Number]]
+BucketsReader = Callable[[], "Buckets | Mapping[Any, Buckets]"]
 
 OTHER: Final = "other"
 MAX_SERIES: Final = 1000
@@ -102,47 +104,27 @@ class Metrics:
                      lambda: self.read_failures)  # fmt: skip
 
     def counter(
-        self,
-        name: str,
-        help: str,
-        labels: Labels | None,
-        read: Callable[[], Number | Mapping[Any, Number]],
+        self, name: str, help: str, labels: Labels | None, read: NumberReader, *, most: int = MAX_SERIES
     ) -> None:
         """Register a counter; `name` without prefix, ending in `_total`.
 
         `labels` maps each label's name to its values. `read` returns a number, or with labels a mapping from label
         value (a tuple of them where there are several labels, in the order of `labels`) to number.
-        Raises ValueError for a name or label that breaks the rules.
+        `most`: series that it may have. Raises ValueError for a name or label that breaks the rules.
         """
         if not name.endswith("_total"):
             raise ValueError(f"counter {name!r} must end in _total")
-        self._add(_Metric("counter", name, help, labels or {}, read))
+        self._add(_Metric("counter", name, help, labels or {}, read, most))
 
-    def gauge(
-        self,
-        name: str,
-        help: str,
-        labels: Labels | None,
-        read: Callable[[], Number | Mapping[Any, Number]],
-    ) -> None:
+    def gauge(self, name: str, help: str, labels: Labels | None, read: NumberReader, *, most: int = MAX_SERIES) -> None:
         """Register a gauge; arguments as for `counter`."""
-        self._add(_Metric("gauge", name, help, labels or {}, read))
+        self._add(_Metric("gauge", name, help, labels or {}, read, most))
 
-    def histogram(
-        self,
-        name: str,
-        help: str,
-        labels: Labels | None,
-        read: Callable[[], Buckets | Mapping[Any, Buckets]],
-    ) -> None:
+    def histogram(self, name: str, help: str, labels: Labels | None, read: BucketsReader) -> None:
         """Register a histogram; `read` returns `Buckets`, or with labels a mapping to them. Name in base units."""
         if not name.endswith(("_seconds", "_bytes")):
             raise ValueError(f"histogram {name!r} must end in its base unit")
-        self._add(_Metric("histogram", name, help, labels or {}, read))
-
-    def names(self) -> list[str]:
-        """Return the full names of all metrics of this role, sorted; dashboards and rules are checked against it."""
-        return sorted(self._full(name) for name in self._metrics)
+        self._add(_Metric("histogram", name, help, labels or {}, read, MAX_SERIES))
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """Return the exposition and its content type, chosen by the scraper's `Accept` header."""
@@ -160,9 +142,6 @@ class Metrics:
         if bad:
             raise ValueError(f"metric {metric.name!r} has label {min(bad)!r}, whose values are not bounded")
         self._metrics[metric.name] = metric
-
-    def _full(self, name: str) -> str:
-        return f"arcbridge_{self.role}_{name}"
 
     def _collectors(self) -> CollectorRegistry:
         if self._registry is None:
@@ -184,9 +163,8 @@ class Metrics:
         """Return the family that says what this process is."""
         from prometheus_client.core import GaugeMetricFamily
 
-        info = GaugeMetricFamily(
-            "arcbridge_build_info", "Version of this process.", labels=["role", "version", "python"]
-        )
+        names = ["role", "version", "python"]
+        info = GaugeMetricFamily("arcbridge_build_info", "Version of this process.", labels=names)
         info.add_metric([self.role, self.version, platform.python_version()], 1)
         return info
 
@@ -200,7 +178,7 @@ class Metrics:
                 self.read_failures += 1
                 log.error("metric %s cannot be read", metric.name, exc_info=True)
                 continue
-            yield self._full(metric.name), metric.kind, metric.help, list(metric.labels), series
+            yield f"arcbridge_{self.role}_{metric.name}", metric.kind, metric.help, list(metric.labels), series
 
 
 def family(name: str, kind: str, help: str, labels: list[str], series: Mapping[tuple[str, ...], Any]) -> Any:
@@ -214,22 +192,18 @@ def family(name: str, kind: str, help: str, labels: list[str], series: Mapping[t
     }
     made = kinds[kind](name, help, labels=labels)
     for key, value in series.items():
-        if isinstance(value, Buckets):
-            made.add_metric(list(key), value.cumulative(), value.total)
-        else:
-            made.add_metric(list(key), value)
+        made.add_metric(list(key), *((value.cumulative(), value.total) if isinstance(value, Buckets) else (value,)))
     return made
 
 
-class _Metric:
-    __slots__ = ("help", "kind", "labels", "name", "read")
-
-    def __init__(self, kind: str, name: str, help: str, labels: Labels, read: Callable[[], Any]) -> None:
-        self.kind = kind
-        self.name = name
-        self.help = help
-        self.labels = dict(labels)
-        self.read = read
+class _Metric(NamedTuple):
+    kind: str
+    name: str
+    help: str
+    labels: Labels
+    read: Callable[[], Any]
+    most: int
+    """Series that it may have."""
 
     def series(self) -> dict[tuple[str, ...], Any]:
         """Read, and fold label values outside their sets into `other`."""
@@ -242,11 +216,9 @@ class _Metric:
             labels = (key,) if isinstance(key, str) or not isinstance(key, tuple) else key
             if len(labels) != len(allowed):
                 raise ValueError(f"metric {self.name!r} has {len(allowed)} labels and got {len(labels)}")
-            known = tuple(
-                label if label in values else OTHER
-                for label, values in zip((str(label) for label in labels), allowed, strict=True)
-            )
-            if known not in folded and len(folded) >= MAX_SERIES:
+            pairs = zip(map(str, labels), allowed, strict=True)
+            known = tuple(label if label in values else OTHER for label, values in pairs)
+            if known not in folded and len(folded) >= self.most:
                 known = (OTHER,) * len(allowed)
             folded[known] = folded[known] + number if known in folded else number
         return folded

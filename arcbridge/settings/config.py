@@ -66,6 +66,8 @@ class RelayLimitsConfig:
     joins_per_minute_per_user: int = 120
     requests_per_minute_per_user: int = 240
     """Requests to the HTTP API with an access token."""
+    clusters_with_metrics: int = 500
+    """Clusters that have metrics of their own, by name; 0: none."""
     groups: dict[str, RelayUserLimitsConfig] = field(default_factory=dict)
     """By the name of the group, as claims are mapped here; of several that apply the largest counts."""
     users: dict[str, RelayUserLimitsConfig] = field(default_factory=dict)
@@ -102,28 +104,38 @@ class RelayFleetConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class RelayLoginConfig:
-    """What `/v1/login` tells clients about where they log in; without an issuer the relay tells nothing."""
+class IssuerLoginConfig:
+    """What a login asks an issuer for: as a client's settings say it, or as a relay tells its clients."""
 
     issuer: str = ""
+    """Empty: a client gets its tokens elsewhere, and a relay tells nothing."""
     client_id: str = ""
-    """The id of the public client at the issuer that people log in with. Required with `issuer`."""
+    """The id of the client at the issuer; a relay names a public one. Required with `issuer`."""
     scopes: tuple[str, ...] = ("openid", "profile", "email", "offline_access")
     audience: str = ""
-    """Audience that clients ask for in the access token, where the issuer takes such a parameter."""
+    """Audience to ask for in the access token, where the issuer takes such a parameter."""
     cluster_audience: str = ""
     """Audience of the token for a cluster, `{cluster}` being its name; empty: all clusters get the one id token."""
     cluster_audience_by: str = "resource"
-    """How clients ask for it: `resource`, `audience`, `scope` or `exchange`."""
+    """How a token for that audience is asked for: `resource`, `audience` or `scope` at a refresh, or `exchange` (RFC
+    8693)."""
     cluster_scopes: tuple[str, ...] = ()
+    """Scopes of the request for a cluster's token, `{audience}` being its audience; empty: by `scope` that alone."""
     relay_scopes: tuple[str, ...] = ()
-    """Scopes of a refresh for the relay's token, where the login's own token has more."""
+    """Scopes of a refresh for the relay's token, where the login's own token has more; empty: it is asked for none."""
     issuer_origins: tuple[str, ...] = ()
-    """Origins besides the issuer's own at which it has endpoints or its page for device codes."""
+    """Origins (`https://host[:port]`) at which the issuer may have endpoints, or its page for device codes, besides its
+    own."""
+    dpop: bool = True
+    """Whether tokens are bound to the client's key at the issuer (RFC 9449) where it offers that."""
+
+
+@dataclass(frozen=True, slots=True)
+class RelayLoginConfig(IssuerLoginConfig):
+    """What `/v1/login` tells clients about where they log in; without an issuer the relay tells nothing."""
+
     grant_types: tuple[str, ...] = (BROWSER, DEVICE)
     """Ways to log in that the issuer offers this client: `authcode`, `device-code`, `client-credentials`."""
-    dpop: bool = True
-    """Whether clients have tokens bound to their keys where the issuer offers that (RFC 9449)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,7 +371,7 @@ class AgentConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class LoginConfig:
+class LoginConfig(IssuerLoginConfig):
     """Where tokens come from: files, a command, or an OIDC login."""
 
     access_token_file: Path | None = None
@@ -373,28 +385,9 @@ class LoginConfig:
     """Whether relay and cluster may get the same token, with which the relay could act as the user in the cluster."""
     command: tuple[str, ...] = ()
     """Prints JSON `{"access_token": …, "id_token": …, "expires_at": unix seconds}` on stdout."""
-    issuer: str = ""
-    issuer_origins: tuple[str, ...] = ()
-    """Origins (`https://host[:port]`) at which the issuer may have endpoints, or its page for device codes, besides its
-    own."""
-    client_id: str = ""
-    scopes: tuple[str, ...] = ("openid", "profile", "email", "offline_access")
-    audience: str = ""
-    """Audience to ask for in the access token, where the issuer takes such a parameter."""
-    cluster_audience: str = ""
-    """Audience of the token for a cluster, `{cluster}` being its name; empty: all clusters get the one id token."""
-    cluster_audience_by: str = "resource"
-    """How a token for that audience is asked for: `resource`, `audience` or `scope` at a refresh, or `exchange` (RFC
-    8693)."""
-    cluster_scopes: tuple[str, ...] = ()
-    """Scopes of the request for a cluster's token, `{audience}` being its audience; empty: by `scope` that alone."""
-    relay_scopes: tuple[str, ...] = ()
-    """Scopes of a refresh for the relay's token, where the login's own token has more; empty: it is asked for none."""
     workload: str = ""
     """Where a job or pod has its tokens from: `github`, `gitlab`, `kubernetes`, `file:PATH`, `env:NAME`, or, with
     `issuer`, `azure-pipelines`; empty: nowhere."""
-    dpop: bool = True
-    """Whether tokens are bound to the key at the issuer (RFC 9449) where it offers that."""
     require_bound: bool = False
     """Whether clusters are shown only tokens that are bound to a key of this client."""
     ca_file: Path | None = None

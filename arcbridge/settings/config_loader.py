@@ -7,6 +7,7 @@ types alone: it opens no file but the settings file, and what values mean is the
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import re
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from arcbridge.errors import ConfigError
 from arcbridge.settings.config import AgentConfig, ClientConfig, RelayConfig
+from arcbridge.settings.suggest import nearest
 
 Config = TypeVar("Config", RelayConfig, AgentConfig, ClientConfig)
 
@@ -131,14 +133,10 @@ def _read(file: Path, judge: Callable[[Path, os.stat_result], None] | None = Non
     return _Source(str(file), file.resolve().parent, text, True), document
 
 
-_known_hints: dict[type[Any], dict[str, Any]] = {}
-
-
+@functools.cache
 def _hints(kind: type[Any]) -> dict[str, Any]:
     """Return the types of a dataclass' fields; evaluated once, because that takes half a millisecond."""
-    if kind not in _known_hints:
-        _known_hints[kind] = typing.get_type_hints(kind)
-    return _known_hints[kind]
+    return typing.get_type_hints(kind)
 
 
 def _table(
@@ -281,26 +279,17 @@ def _kind(value: object) -> str:
 def _wrong(path: tuple[str, ...], source: _Source, what: str) -> SettingError:
     if not source.is_file:
         return SettingError(f"{source.name}: {what}", path, source.name)
-    line = _line_of(path, source.text)
-    return SettingError(
-        f"{source.name}{f', line {line}' if line else ''}: {'.'.join(path)} {what}", path, source.name, line
-    )
+    return _at_line(path, source, f"{'.'.join(path)} {what}")
 
 
 def _unknown(path: tuple[str, ...], source: _Source, known: list[str]) -> SettingError:
-    import difflib  # only for a mistyped name
-
-    place = f"{source.name}"
-    line = _line_of(path, source.text)
-    if line:
-        place += f", line {line}"
-    near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.6)
-    dotted = ".".join(path)
-    hint = f"did you mean {'.'.join((*path[:-1], near[0]))!r}?" if near else f"known here: {', '.join(sorted(known))}"
-    return SettingError(f"{place}: unknown setting {dotted!r}; {hint}", path, source.name, line)
+    near = nearest(path[-1], known)
+    hint = f"did you mean {'.'.join((*path[:-1], near))!r}?" if near else f"known here: {', '.join(sorted(known))}"
+    return _at_line(path, source, f"unknown setting {'.'.join(path)!r}; {hint}")
 
 
-def _line_of(path: tuple[str, ...], text: str) -> int:
+def _at_line(path: tuple[str, ...], source: _Source, what: str) -> SettingError:
     from arcbridge.settings.toml_lines import line_of  # only for a mistake
 
-    return line_of(path, text)
+    line = line_of(path, source.text)
+    return SettingError(f"{source.name}{f', line {line}' if line else ''}: {what}", path, source.name, line)

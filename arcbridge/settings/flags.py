@@ -20,11 +20,14 @@ LIST = "list"
 """May be repeated; in the environment: separated by commas."""
 ON = "on"
 OFF = "off"
-"""Switches: their presence sets the key to true, or to false."""
+"""Switches: their presence sets the key to true, or, for one that begins with `--no-`, to false."""
 
 
 class Flag:
-    """One flag: its spellings and what stands for its value in the help, as `-f --file FILE`, and what it sets."""
+    """One flag: its spellings and what stands for its value in the help, as `-f --file FILE`, and what it sets.
+
+    `…` behind that: the flag may be repeated.
+    """
 
     __slots__ = ("choices", "help", "key", "kind", "metavar", "names")
 
@@ -34,15 +37,16 @@ class Flag:
         help: str,
         key: str = "",
         *,
-        kind: str = "",
         choices: tuple[str, ...] = (),
     ) -> None:
-        words = spelling.split()
-        self.names = [word for word in words if word.startswith("-")]
-        self.metavar = words[-1]
+        *words, last = spelling.split()
+        self.metavar = last.removesuffix("…")
+        self.names = [word for word in (*words, last) if word.startswith("-")]
         self.help = help
         self.key = key
-        self.kind = kind or (ON if self.metavar.startswith("-") else VALUE)
+        self.kind = LIST if last.endswith("…") else VALUE
+        if last.startswith("-"):
+            self.kind = OFF if last.startswith("--no-") else ON
         self.choices = choices
 
     @property
@@ -101,9 +105,9 @@ _RELAY = (
 
 _AGENT = (
     _AUTHENTICATION,
-    Flag("--relay URL", "https://host:port of a relay; may be repeated", "relays", kind=LIST),
+    Flag("--relay URL…", "https://host:port of a relay; may be repeated", "relays"),
     Flag("--join-token-file FILE", "holds id.secret for enrolment", "join_token_file"),
-    Flag("--no-token-mode", "refuse sessions that carry the caller's own ServiceAccount token", "token_mode", kind=OFF),
+    Flag("--no-token-mode", "refuse sessions that carry the caller's own ServiceAccount token", "token_mode"),
     Flag("--kube-server URL", "https://host:port of the API server", "kubernetes.server"),
     Flag("--kube-ca-file FILE", "CA of the API server", "kubernetes.ca_file"),
     Flag("--kube-token-file FILE", "the agent's own token", "kubernetes.token_file"),
@@ -124,19 +128,14 @@ _TRUST = (
 )
 
 _CLIENT = (
-    Flag("--relay URL", "https://host:port of a relay; may be repeated: any of them serves", "relays", kind=LIST),
-    Flag(
-        "-n --cluster --name NAME",
-        "cluster to reach; may be repeated: each has a port of its own",
-        "cluster",
-        kind=LIST,
-    ),
+    Flag("--relay URL…", "https://host:port of a relay; may be repeated: any of them serves", "relays"),
+    Flag("-n --cluster --name NAME…", "cluster to reach; may be repeated: each has a port of its own", "cluster"),
     Flag("--port PORT", "local port (default: 47011, then the one this cluster had; 0 picks one)", "port"),
     Flag(
         "-f --file FILE", "kubeconfig to write; - is standard output (default: KUBECONFIG, then ~/.kube/config)", "file"
     ),
     Flag("--kube-context NAME", "name of the context and the cluster in it", "kube_context"),
-    Flag("--no-context-switch", "leave the current context alone", "context_switch", kind=OFF),
+    Flag("--no-context-switch", "leave the current context alone", "context_switch"),
     Flag("--remove-context", "take the entries out of the kubeconfig at the end", "remove_context"),
     Flag(
         "--token TOKEN",
@@ -160,18 +159,16 @@ _CLIENT = (
         "login.cluster_audience_by",
     ),
     Flag(
-        "--oidc-scope SCOPE",
+        "--oidc-scope SCOPE…",
         "scope of the login; may be repeated, and takes the place of the default ones",
         "login.scopes",
-        kind=LIST,
     ),
     Flag(
-        "--relay-scope SCOPE",
+        "--relay-scope SCOPE…",
         "scope of the relay's token, where that of the login has more; may be repeated",
         "login.relay_scopes",
-        kind=LIST,
     ),
-    Flag("--cluster-scope SCOPE", "scope of a cluster's token; may be repeated", "login.cluster_scopes", kind=LIST),
+    Flag("--cluster-scope SCOPE…", "scope of a cluster's token; may be repeated", "login.cluster_scopes"),
     Flag(
         "--workload KIND",
         "have the tokens as a job or pod: github, gitlab, kubernetes, azure-pipelines, file:PATH or env:NAME",
@@ -188,10 +185,9 @@ _CLIENT = (
         "login.client_assertion_audience",
     ),
     Flag(
-        "--issuer-origin URL",
+        "--issuer-origin URL…",
         "https://host of a further origin at which the issuer has endpoints, or its page for device codes",
         "login.issuer_origins",
-        kind=LIST,
     ),
     Flag(
         "--redirect-path PATH",
@@ -214,12 +210,7 @@ _CLIENT = (
         "trust_first_use",
     ),
     Flag("--state-dir DIR", "keys, pins and ports of this user", "state_dir"),
-    Flag(
-        "--no-resumption",
-        "let what runs be cut when a connection is lost, instead of resuming it",
-        "resumption",
-        kind=OFF,
-    ),
+    Flag("--no-resumption", "let what runs be cut when a connection is lost, instead of resuming it", "resumption"),
 )
 
 _AND_GENERAL = {RELAY: _RELAY, AGENT: (*_AGENT, *_TRUST), CLIENT: (*_TRUST, *_CLIENT)}

@@ -77,25 +77,25 @@ def read(problems: Problems, setting: str, path: Path) -> bytes | None:
         with path.open("rb") as file:
             data = file.read(MOST + 1)
     except FileNotFoundError:
-        problems.error(setting, f"{setting}: {path} does not exist")
+        problems.error(setting, f"{path} does not exist")
     except PermissionError:
         why = closed_to_this_user(path)
-        problems.error(setting, f"{setting}: {path} cannot be read by this user{f': {why}' if why else ''}")
+        problems.error(setting, f"{path} cannot be read by this user{f': {why}' if why else ''}")
     except OSError as error:
-        problems.error(setting, f"{setting}: {path} cannot be read: {error.strerror}")
+        problems.error(setting, f"{path} cannot be read: {error.strerror}")
     except ValueError:
-        problems.error(setting, f"{setting}: {str(path)!r} is no path: it holds a character of value 0")
+        problems.error(setting, f"{str(path)!r} is no path: it holds a character of value 0")
     else:
         if len(data) <= MOST:
             return data
-        problems.error(setting, f"{setting}: {path} has more than {MOST} bytes")
+        problems.error(setting, f"{path} has more than {MOST} bytes")
     return None
 
 
 def check_readable(problems: Problems, setting: str, path: Path) -> None:
     """Check a file with a secret, whatever its form, that may be absent until it is used."""
     if not is_there(path):
-        problems.warn(setting, f"{setting}: {path} does not exist; it must be there when it is used")
+        problems.warn(setting, f"{path} does not exist; it must be there when it is used")
     elif read(problems, setting, path) is not None:
         warn_of_readers(problems, setting, path)
 
@@ -113,10 +113,7 @@ def check_graph(problems: Problems, tables: Mapping[str, object]) -> None:
             if setting != "certificate_file":
                 check_readable(problems, f"graph.{name}.{setting}", path)
             elif not is_there(path):
-                problems.warn(
-                    f"graph.{name}.{setting}",
-                    f"graph.{name}.{setting}: {path} does not exist; it must be there when it is used",
-                )
+                problems.warn(f"graph.{name}.{setting}", f"{path} does not exist; it must be there when it is used")
             else:
                 read(problems, f"graph.{name}.{setting}", path)
         ca_file: Path | None = getattr(table, "ca_file", None)
@@ -129,7 +126,7 @@ def check_secret(problems: Problems, setting: str, path: Path, *, missing: str =
     word."""
     if not is_there(path) and missing != "error":
         if missing == "warning":
-            problems.warn(setting, f"{setting}: {path} does not exist; it must be there when it is used")
+            problems.warn(setting, f"{path} does not exist; it must be there when it is used")
         return None
     data = read(problems, setting, path)
     if data is None:
@@ -160,7 +157,7 @@ def warn_of_readers(problems: Problems, setting: str, path: Path) -> None:
     except OSError:
         return
     if os.name == "posix" and status.st_mode & (stat.S_IROTH | stat.S_IWOTH):
-        problems.warn(setting, f"{setting}: every user of this machine may read {path}: chmod o= {path}")
+        problems.warn(setting, f"every user of this machine may read {path}: chmod o= {path}")
 
 
 def check_ca(problems: Problems, setting: str, path: Path) -> str | None:
@@ -219,14 +216,12 @@ def check_pair(
     begin, end = found.not_valid_before_utc.timestamp(), found.not_valid_after_utc.timestamp()
     _warn_of_end(problems, setting, path, begin, end)
     if host and not _is_for(found, host):
-        problems.warn(
-            setting, f"{setting}: the certificate in {path} is not for {host}, by which peers know this relay"
-        )
+        problems.warn(setting, f"the certificate in {path} is not for {host}, by which peers know this relay")
 
 
 def check_directory(problems: Problems, setting: str, directory: Path) -> None:
     """Check a directory that is written to, or the place in which it will be made."""
-    what = f"{setting}: {directory}"
+    what = str(directory)
     if why := closed_to_this_user(directory):
         problems.error(setting, f"{what} cannot be used by this user: {why}")
         return
@@ -247,23 +242,23 @@ def check_directory(problems: Problems, setting: str, directory: Path) -> None:
 def check_appendable(problems: Problems, setting: str, path: Path) -> None:
     """Check a file that is opened to append, and made where it is missing; its directory must be there."""
     if why := closed_to_this_user(path):
-        problems.error(setting, f"{setting}: {path} cannot be written by this user: {why}")
+        problems.error(setting, f"{path} cannot be written by this user: {why}")
     elif is_directory(path):
-        problems.error(setting, f"{setting}: {path} is a directory; name a file in it")
+        problems.error(setting, f"{path} is a directory; name a file in it")
     elif is_there(path):
         if not _may(path, os.W_OK):
-            problems.error(setting, f"{setting}: {path} cannot be written by this user")
+            problems.error(setting, f"{path} cannot be written by this user")
     elif not is_directory(path.parent):
-        problems.error(setting, f"{setting}: {path} cannot be made: there is no directory {path.parent}")
+        problems.error(setting, f"{path} cannot be made: there is no directory {path.parent}")
     elif _is_kernels(path.parent) or not _may(path.parent, os.W_OK | os.X_OK):
-        problems.error(setting, f"{setting}: {path} cannot be made: this user may make nothing in {path.parent}")
+        problems.error(setting, f"{path} cannot be made: this user may make nothing in {path.parent}")
 
 
 def check_not_placeholder(problems: Problems, setting: str, host: str) -> None:
     """Check that a host name is none that the annotated files use as an example."""
     name = host.lower().removesuffix(".")
     if any(name == domain or name.endswith(f".{domain}") for domain in _DOCUMENTATION):
-        problems.error(setting, f"{setting}: {host} is the example's name; write your own")
+        problems.error(setting, f"{host} is the example's name; write your own")
 
 
 def check_issuers(problems: Problems, file: Path, issuers: Iterable[tuple[str, str]]) -> None:
@@ -300,11 +295,11 @@ def _is_kernels(directory: Path) -> bool:
 def _warn_of_end(problems: Problems, setting: str, path: Path, begin: float, end: float) -> None:
     now = time.time()
     if now >= end:
-        problems.warn(setting, f"{setting}: the certificate in {path} has expired")
+        problems.warn(setting, f"the certificate in {path} has expired")
     elif now < begin:
-        problems.warn(setting, f"{setting}: the certificate in {path} is not valid yet; compare the clocks")
+        problems.warn(setting, f"the certificate in {path} is not valid yet; compare the clocks")
     elif now >= end - SOON and end - begin > 2 * SOON:
-        problems.warn(setting, f"{setting}: the certificate in {path} expires in {(end - now) / 86400:.0f} days")
+        problems.warn(setting, f"the certificate in {path} expires in {(end - now) / 86400:.0f} days")
 
 
 def _is_for(certificate: x509.Certificate, host: str) -> bool:

@@ -7,9 +7,7 @@ import contextlib
 import json
 import os
 import pty
-import re
 import signal
-import socket
 import stat
 import sys
 import time
@@ -21,7 +19,6 @@ import yaml
 
 from arcbridge.cli.client import _ago, _parallel, without_token
 from arcbridge.client.credentials import proof_keys
-from arcbridge.client.state import StateDirectory
 from arcbridge.errors import ConfigError, ExitCode
 from arcbridge.net.join import JoinCode
 from arcbridge.wire.records import JoinReply
@@ -137,41 +134,6 @@ async def test_one_sentence_and_the_code(
     assert not shell.kubeconfig.exists()
 
 
-async def test_no_relay(shell: Shell, far: FarSide) -> None:
-    await far.stop_listening()
-    got, _, err = await shell.run(*shell.trusting)
-    assert got == ExitCode.UNREACHABLE
-    assert f"127.0.0.1:{far.port}" in err
-
-
-async def test_a_busy_port(shell: Shell) -> None:
-    with socket.socket() as squatter:
-        squatter.bind(("127.0.0.1", 0))
-        squatter.listen()
-        port = squatter.getsockname()[1]
-        got, _, err = await shell.run(*shell.trusting, "--port", str(port))
-    assert got == ExitCode.USAGE
-    assert err.startswith(f"error: Port {port} is already in use. Please select a different port with --port option.\n")
-
-
-async def test_a_port_that_was_kept_and_is_taken(shell: Shell, far: FarSide) -> None:
-    """The cluster gets another one, and the user is told which; it is the one that is kept from then on."""
-    at = shell.always.index("--port")
-    del shell.always[at : at + 2]
-    state = StateDirectory(shell.directory / "state", shell.directory)
-    with socket.create_server(("127.0.0.1", 0)) as squatter:
-        had = squatter.getsockname()[1]
-        state.remember_port((f"127.0.0.1:{far.port}",), CLUSTER, had)
-        async with shell.proxy() as (process, (first, second, *_)):
-            found = re.fullmatch(rf'Port {had} was taken.*; cluster "{CLUSTER}" has port (\d+) now', first)
-            assert found is not None, first
-            assert second == f"Proxy is listening on port {found[1]}"
-            assert f"https://127.0.0.1:{found[1]}" in shell.kubeconfig.read_text()
-            process.send_signal(signal.SIGINT)
-            assert await asyncio.wait_for(process.wait(), 30) == ExitCode.DONE
-    assert state.port((f"127.0.0.1:{far.port}",), CLUSTER) == int(found[1])
-
-
 async def test_no_terminal_to_ask_for_the_pin(shell: Shell) -> None:
     got, _, err = await shell.run()
     assert got == ExitCode.FAILURE
@@ -264,20 +226,6 @@ def test_a_command_line_without_its_token(command: list[str], rest: list[str] | 
     assert without_token(command, "t") == rest
 
 
-async def test_forward(shell: Shell) -> None:
-    process = await shell.start(*shell.trusting, "forward", "db", "--listen", "127.0.0.1:0")
-    assert process.stdout is not None
-    line = (await asyncio.wait_for(process.stdout.readline(), 30)).decode()
-    assert line.startswith("Forwarding 127.0.0.1:")
-    reader, writer = await asyncio.open_connection("127.0.0.1", int(line.split()[1].rpartition(":")[2]))
-    writer.write(b"ping")
-    assert await asyncio.wait_for(reader.readexactly(4), 30) == b"ping"
-    writer.close()
-    process.send_signal(signal.SIGINT)
-    await process.communicate()
-    assert process.returncode == ExitCode.DONE
-
-
 async def test_one_token_for_both_reaches_no_relay_unless_a_setting_says_so(shell: Shell, far: FarSide) -> None:
     """docs/threats.md#T10: the sentence, the exit code, and that nothing was sent."""
     login(shell.directory, access="SECRET", cluster="SECRET")
@@ -297,15 +245,6 @@ async def test_one_token_for_both_reaches_no_relay_unless_a_setting_says_so(shel
     assert "; one token for both" in out
     async with shell.proxy("--config", str(settings)):
         assert (far.requests[0].token, far.auths[0].token) == ("SECRET", "SECRET")
-
-
-async def test_another_relay_and_which_one_it_was(shell: Shell, far: FarSide) -> None:
-    shell.always[shell.always.index("--relay") + 1] = f"https://127.0.0.1:1,{far.address}"
-    async with shell.proxy("-v") as (process, _):
-        process.send_signal(signal.SIGINT)
-        assert process.stderr is not None
-        log = (await process.stderr.read()).decode()
-    assert f'"relay": "127.0.0.1:{far.port}"' in log or f'"relay":"127.0.0.1:{far.port}"' in log
 
 
 @pytest.mark.parametrize(

@@ -12,24 +12,41 @@ from arcbridge.cli.completion import script
 from tests.support.processes import require_or_skip
 
 
-def offered(line: str, home: Path) -> set[str]:
+def offered(shell: str, line: str, home: Path, **environment: str) -> set[str]:
+    if shutil.which(shell) is None:
+        require_or_skip("shells", f"{shell} is not on this machine")
+    (home / "script").write_text(script(shell))
     words = line.split(" ")
-    program = (
-        f"{script('bash')}\n"
+    asking = (
         f"COMP_WORDS=({' '.join(repr(word) for word in words)})\nCOMP_CWORD={len(words) - 1}\n_arcbridge\n"
         "printf '%s\\n' \"${COMPREPLY[@]}\"\n"
     )
+    commands = {
+        "bash": ["bash", "-c", f"source {home}/script\n{asking}"],
+        # As bash's completion is emulated there.
+        "zsh": ["zsh", "-f", "-c", f"autoload -U compinit && compinit -D\nsource {home}/script\n"
+                f"ask() {{ emulate -L sh; setopt kshglob noshglob braceexpand ksharrays\n{asking}}}\nask"],
+        "fish": ["fish", "--no-config", "-c", f"source {home}/script; complete -C {line!r}"],
+    }  # fmt: skip
     done = subprocess.run(
-        ["bash", "-c", program],
+        commands[shell],
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
         timeout=20,
-        env={"HOME": str(home), "PATH": "/usr/bin:/bin"},
+        env={"HOME": str(home), "PATH": "/usr/bin:/bin", **environment},
         cwd=home,
     )
     assert done.stderr == ""
-    return set(done.stdout.split())
+    return {offer.split("\t")[0] for offer in done.stdout.splitlines()}
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    (tmp_path / ".cache/arcbridge").mkdir(parents=True)
+    (tmp_path / ".cache/arcbridge/clusters").write_text("one\ntwo\n")
+    (tmp_path / "a-file").write_text("")
+    return tmp_path
 
 
 @pytest.mark.parametrize(
@@ -52,59 +69,34 @@ def offered(line: str, home: Path) -> set[str]:
         ("arcbridge --config ", {"a-file"}, {"proxy"}),
     ],
 )
-def test_bash(line: str, expected: set[str], unexpected: set[str], tmp_path: Path) -> None:
-    if shutil.which("bash") is None:
-        require_or_skip("shells", "bash is not on this machine")
-    (tmp_path / ".cache/arcbridge").mkdir(parents=True)
-    (tmp_path / ".cache/arcbridge/clusters").write_text("one\ntwo\n")
-    (tmp_path / "a-file").write_text("")
-    found = offered(line, tmp_path)
+def test_bash(line: str, expected: set[str], unexpected: set[str], home: Path) -> None:
+    found = offered("bash", line, home)
     assert expected <= found
     assert not unexpected & found
 
 
-def test_b3_what_is_no_name_is_not_expanded(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_b3_what_is_no_name_is_not_expanded(shell: str, home: Path) -> None:
     """The names are a relay's word, kept by a version that did not check them: no shell may run what they say."""
-    if shutil.which("bash") is None:
-        require_or_skip("shells", "bash is not on this machine")
-    (tmp_path / ".cache/arcbridge").mkdir(parents=True)
     lines = ("one", "$(touch${IFS}ran)", "`touch${IFS}ran`", "a;touch ran", "x $(touch ran)", "${HOME}")
-    (tmp_path / ".cache/arcbridge/clusters").write_text("\n".join(lines) + "\n")
-    assert offered("arcbridge -n ", tmp_path) == {"one"}
-    assert not (tmp_path / "ran").exists()
-
-
-OTHERS = [
-    ("arcbridge ", {"proxy", "clusters"}, {"revoke"}),
-    ("arcbridge token ", {"create", "list", "delete"}, {"revoke"}),
-    ("arcbridge --role ", {"relay", "agent", "client"}, {"proxy"}),
-    ("arcbridge completion ", {"bash", "zsh", "fish"}, set()),
-    ("arcbridge -n ", {"one", "two"}, {"proxy"}),
-]
+    (home / ".cache/arcbridge/clusters").write_text("\n".join(lines) + "\n")
+    assert offered(shell, "arcbridge -n ", home) == {"one"}
+    assert not (home / "ran").exists()
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
-@pytest.mark.parametrize(("line", "expected", "unexpected"), OTHERS)
-def test_the_others(shell: str, line: str, expected: set[str], unexpected: set[str], tmp_path: Path) -> None:
-    if shutil.which(shell) is None:
-        require_or_skip("shells", f"{shell} is not on this machine")
-    (tmp_path / ".cache/arcbridge").mkdir(parents=True)
-    (tmp_path / ".cache/arcbridge/clusters").write_text("one\ntwo\n")
-    (tmp_path / "script").write_text(script(shell))
-    words = line.split(" ")
-    if shell == "zsh":
-        program = (
-            "compdef() { }\ncompadd() { shift; print -l -- $@ }\n"
-            f"source {tmp_path}/script\nwords=({' '.join(repr(word) for word in words)})\n"
-            f"CURRENT={len(words)}\n_arcbridge\n"
-        )
-        command = ["zsh", "-f", "-c", program]
-    else:
-        command = ["fish", "--no-config", "-c", f"source {tmp_path}/script; complete -C {line!r}"]
-    environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20, env=environment)
-    assert done.stderr == ""
-    found = {offer.split("\t")[0] for offer in done.stdout.splitlines()}
+@pytest.mark.parametrize(
+    ("line", "expected", "unexpected"),
+    [
+        ("arcbridge ", {"proxy", "clusters"}, {"revoke"}),
+        ("arcbridge token ", {"create", "list", "delete"}, {"revoke"}),
+        ("arcbridge --role ", {"relay", "agent", "client"}, {"proxy"}),
+        ("arcbridge completion ", {"bash", "zsh", "fish"}, set()),
+        ("arcbridge -n ", {"one", "two"}, {"proxy"}),
+    ],
+)
+def test_the_others(shell: str, line: str, expected: set[str], unexpected: set[str], home: Path) -> None:
+    found = offered(shell, line, home)
     assert expected <= found
     assert not unexpected & found
 
@@ -115,16 +107,7 @@ def test_fish_knows_every_role() -> None:
         assert word in text
 
 
-@pytest.mark.parametrize("cache", [".cache", "elsewhere"])
-def test_fish_finds_the_cluster_names_where_they_are_kept(cache: str, tmp_path: Path) -> None:
-    if shutil.which("fish") is None:
-        pytest.skip("no fish")
-    (tmp_path / cache / "arcbridge").mkdir(parents=True)
-    (tmp_path / cache / "arcbridge/clusters").write_text("one\n")
-    (tmp_path / "script").write_text(script("fish"))
-    environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
-    if cache != ".cache":
-        environment["XDG_CACHE_HOME"] = str(tmp_path / cache)
-    command = ["fish", "--no-config", "-c", f"source {tmp_path}/script; complete -C 'arcbridge -n '"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20, env=environment)
-    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == ["one"]
+def test_fish_finds_the_cluster_names_where_they_are_kept(home: Path) -> None:
+    (home / "elsewhere/arcbridge").mkdir(parents=True)
+    (home / "elsewhere/arcbridge/clusters").write_text("other\n")
+    assert offered("fish", "arcbridge -n ", home, XDG_CACHE_HOME=str(home / "elsewhere")) == {"other"}

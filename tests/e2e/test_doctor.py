@@ -116,11 +116,6 @@ def test_without_a_cluster_it_looks_as_far_as_the_relay(patient: Patient) -> Non
 # -- the way to the relay ----------------------------------------------------------------------------------------------
 
 
-def test_a_closed_port(patient: Patient) -> None:
-    patient.relay = f"https://127.0.0.1:{fixed_port()}"
-    assert "refuses connections" in patient.fails_at("TCP", "relay_port_closed")["detail"]
-
-
 def test_a_wrong_pin(patient: Patient) -> None:
     patient.trust = ["--relay-ca-pin", f"sha256:{64 * '0'}"]
     detail = patient.fails_at("relay certificate", "relay_pin")["detail"]
@@ -128,11 +123,6 @@ def test_a_wrong_pin(patient: Patient) -> None:
 
 
 # -- login and policy --------------------------------------------------------------------------------------------------
-
-
-def test_no_token(patient: Patient) -> None:
-    patient.access.unlink()
-    patient.fails_at("login", "login_missing")
 
 
 def test_an_unknown_cluster(patient: Patient) -> None:
@@ -222,11 +212,3 @@ def test_a_context_at_which_nothing_listens(patient: Patient) -> None:
     client.process.kill()
     finding = patient.fails_at("kubeconfig", "kubeconfig_dead")
     assert finding["detail"].endswith(f'"{patient.world.cluster}" (the current one)')
-
-
-def test_one_of_two_relays_is_down(patient: Patient) -> None:
-    patient.trust += ["--relay", f"https://127.0.0.1:{fixed_port()}"]
-    returncode, hops, cause = patient.examine()
-    assert (returncode, cause) == (0, "")
-    (tcp,) = [row for hop, row in hops.items() if hop.startswith("TCP (") and row["state"] != "ok"]
-    assert (tcp["state"], tcp["code"]) == ("warning", "relay_port_closed")

@@ -29,7 +29,6 @@ def test_reasons_that_a_stranger_invents_share_one_bucket() -> None:
     flood = Flood(allowance=1)
     passed = sum(flood.admit("x", "info", f"reason {n}", 0.0) is not None for n in range(100_000))
     assert passed <= MAX_KEYS + 1
-    assert len(flood) <= MAX_KEYS + 1
 
 
 def test_quiet_keys_make_room() -> None:
@@ -38,7 +37,6 @@ def test_quiet_keys_make_room() -> None:
         flood.admit(f"event {n}", "info", "", 0.0)
     assert flood.admit("late", "info", "", WINDOW) == 0
     assert flood.admit("later", "info", "", WINDOW) == 0, "each has a bucket of its own"
-    assert len(flood) == MAX_KEYS
 
 
 def test_what_invented_reasons_cost_is_counted_within_bounds() -> None:

@@ -7,15 +7,13 @@ import pytest
 from arcbridge.observe.health import Checks
 
 
-def test_no_checks_is_ready() -> None:
-    assert Checks().failures() == {}
-
-
 def test_reasons_are_told_in_order_and_recover() -> None:
     state: dict[str, str | None] = {"reason": "no join has worked for 60 s"}
     checks = Checks()
     checks.add("join", lambda: state["reason"])
     checks.add("keys", lambda: None)
+    with pytest.raises(ValueError, match="twice"):
+        checks.add("keys", lambda: None)
     assert [tuple(result) for result in checks.run()] == [("join", "no join has worked for 60 s"), ("keys", None)]
     state["reason"] = None
     assert checks.failures() == {}
@@ -35,14 +33,3 @@ def test_reasons_are_cleaned() -> None:
     checks.add("a", lambda: "x\n[+] fake: ok\x1b[0m")
     checks.add("b", lambda: "")
     assert checks.failures() == {"a": "x\\n[+] fake: ok\\x1b[0m", "b": "no reason given"}
-
-
-def test_names_are_unique_until_removed() -> None:
-    checks = Checks()
-    checks.add("a", lambda: None)
-    with pytest.raises(ValueError, match="twice"):
-        checks.add("a", lambda: None)
-    checks.remove("a")
-    checks.remove("a")
-    checks.add("a", lambda: "down")
-    assert list(checks.failures()) == ["a"]

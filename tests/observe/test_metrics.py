@@ -137,9 +137,3 @@ def test_a_scrape_is_cheap() -> None:
     for _ in range(10):
         metrics.render()
     assert (time.process_time() - started) / 10 < 0.05
-
-
-def test_names_are_listed_with_prefix() -> None:
-    metrics = Metrics("client")
-    metrics.gauge("ready", "Ready.", None, lambda: 1)
-    assert metrics.names() == ["arcbridge_client_metric_read_failures_total", "arcbridge_client_ready"]

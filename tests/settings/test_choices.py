@@ -46,9 +46,3 @@ def test_the_check_finds_what_it_should() -> None:
         "authcode",
         "json, yaml",
     ]
-
-
-def test_each_list_of_choices_names_each_word_once() -> None:
-    for words in (choices.LOG_LEVELS, choices.LOG_FORMATS, choices.GRANTS, choices.GRANT_TYPES, commands.LIST_OUTPUTS):
-        assert len(set(words)) == len(words) > 2
-    assert set(choices.GRANT_TYPES) == {"auto", *choices.GRANTS}

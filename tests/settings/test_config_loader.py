@@ -19,14 +19,6 @@ def write(directory: Path, text: str) -> Path:
     return path
 
 
-class TestExamples:
-    @pytest.mark.parametrize(
-        ("name", "kind"), [("relay", RelayConfig), ("agent", AgentConfig), ("client", ClientConfig)]
-    )
-    def test_the_annotated_file_loads(self, name: str, kind: type) -> None:
-        assert isinstance(load(kind, CONFIG / f"{name}.toml"), kind)
-
-
 class TestPrecedence:
     def test_given_over_file_over_default(self, tmp_path: Path) -> None:
         file = write(tmp_path, 'listen = "127.0.0.1:1"\npublic_address = "file:443"\n')

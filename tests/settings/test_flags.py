@@ -50,8 +50,3 @@ def test_no_flag_takes_a_secret(role: str) -> None:
 def test_the_flags_that_users_of_azure_arc_know() -> None:
     names = {name for flag in flags_of("client") for name in flag.names}
     assert {"-n", "--name", "--token", "--kube-context", "-f", "--file", "--port"} <= names
-
-
-def test_names_of_a_flag() -> None:
-    flag = next(flag for flag in flags_of("client") if "-n" in flag.names)
-    assert (flag.long, flag.dest, flag.variable) == ("--cluster", "cluster", "ARCBRIDGE_CLUSTER")

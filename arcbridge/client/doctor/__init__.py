@@ -1,5 +1,5 @@
 """`doctor` of the client: looks at each hop of the way to a cluster, and says what is wrong with the first that fails.
 
-`probes` acts and returns facts, `judgement` makes findings of facts without a socket or a clock, `examination` has the
-order of the way, and `codes` the stable names of the faults.
+`relay_hops` looks at the way to a relay and `kubeconfig_hop` at this machine; `access_judgement` makes findings of what
+`examination` saw behind the relay, without a socket or a clock; `codes` has the stable names of the faults.
 """

@@ -1,7 +1,7 @@
-"""Makes findings of what the probes saw behind the relay: login, policy, agent, session, API server, kubeconfig.
+"""Makes findings of what was seen behind the relay: login, policy, agent, session, API server.
 
-As in `judgement`: facts in, findings out, and text from outside is cleaned. An agent's and an API server's sentence may
-be shown, because they come end to end; of a relay's nothing is.
+Facts come in, findings go out, and no socket or clock is used. Text from outside is cleaned. An agent's and an API
+server's sentence may be shown, because they come end to end; of a relay's nothing is.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import TypeVar
 
 from arcbridge.checks.diagnosis import Finding, ok, skipped
 from arcbridge.client.credentials.jwt_unverified import UnverifiedClaims
-from arcbridge.client.credentials.tokens import NoLogin, OneToken, TokenExpired, TokenForBoth
-from arcbridge.client.doctor.codes import fault, fault_to_come
-from arcbridge.client.doctor.judgement import SKEW_FAILED, clip, sentence, when
+from arcbridge.client.credentials.tokens import NoLogin, OneToken, TokenExpired
+from arcbridge.client.doctor.codes import clip, fault, fault_to_come, sentence, when
+from arcbridge.client.doctor.relay_hops import SKEW_FAILED
 from arcbridge.errors import (
     ArcbridgeError,
     ConfigError,
@@ -34,13 +34,23 @@ from arcbridge.wire.frames import GoawayCode
 TOKEN_ENDS_SOON = 120.0
 """Seconds."""
 
+_LOGIN_FAULTS: tuple[tuple[type[ArcbridgeError], str], ...] = (
+    (OneToken, "one_token"),
+    (TokenExpired, "token_expired"),
+    (ConfigError, "login_settings"),
+    (StateError, "login_settings"),
+    (Unauthenticated, "login_missing"),
+    (ArcbridgeError, "issuer"),
+)
+"""What is wrong with the login, by the error that getting a token ended with; the first that fits counts."""
+
 E = TypeVar("E", bound=ArcbridgeError)
 
 
 # -- the login ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LoginFacts:
     """The two tokens, or why there is none."""
 
@@ -59,20 +69,11 @@ class LoginFacts:
 def judge_login(facts: LoginFacts, now: float) -> Finding:
     """Judge the tokens as this machine has them."""
     hop, error = "login", facts.error
-    if isinstance(error, NoLogin):
-        return fault(
-            hop, sentence(error), "login_missing", "run `arcbridge login URL`, or give the tokens of a workload"
-        )
-    if isinstance(error, OneToken | TokenForBoth):
-        return fault(hop, sentence(error), "one_token")
-    if isinstance(error, TokenExpired):
-        return fault(hop, sentence(error), "token_expired")
-    if isinstance(error, ConfigError | StateError):
-        return fault(hop, sentence(error), "login_settings")
-    if isinstance(error, Unauthenticated):
-        return fault(hop, sentence(error), "login_missing")
     if error is not None:
-        return fault(hop, sentence(error), "issuer")
+        code = next(code for kind, code in _LOGIN_FAULTS if isinstance(error, kind))
+        # The table's remedy is for a login that has ended.
+        remedy = "run `arcbridge login URL`, or give the tokens of a workload" if isinstance(error, NoLogin) else ""
+        return fault(hop, sentence(error), code, remedy)
     ends = [end for end in (facts.relay.expires_at, facts.cluster.expires_at) if end]
     if ends and min(ends) <= now:
         return fault(hop, f"a token has expired at {when(min(ends))}", "token_expired")
@@ -133,33 +134,24 @@ def _refused_token(hop: str, error: Unauthenticated, place: str, token: Unverifi
     rule = error.refusal.rule
     setting = "login.audience" if code == "relay_token" else "login.cluster_audience"
     if rule in (RefusalRule.TOKEN_AUD, RefusalRule.TOKEN_AUD_FORBIDDEN):
-        also = "" if rule is RefusalRule.TOKEN_AUD else "only "
-        return fault(
-            hop,
-            f"the token is for {audiences(token)}, and {place} wants one {also}for itself",
-            f"{code}_audience",
-            f"have a token issued for the audience that {place} names ({setting}); two token files may be swapped",
-        )
+        only = "" if rule is RefusalRule.TOKEN_AUD else "only "
+        detail = f"the token is for {audiences(token)}, and {place} wants one {only}for itself"
+        remedy = f"have a token issued for the audience that {place} names ({setting}); two token files may be swapped"
+        return fault(hop, detail, f"{code}_audience", remedy)
     if rule in (RefusalRule.TOKEN_ISS, RefusalRule.TOKEN_KEY, RefusalRule.TOKEN_SIGNATURE):
-        return fault(
-            hop,
-            f'{place} does not take tokens of "{clip(token.issuer)}", or not this one\'s signature',
-            f"{code}_issuer",
-            "log in at the issuer that the operator names; the operator finds the rule in the log of that end",
-        )
+        detail = f'{place} does not take tokens of "{clip(token.issuer)}", or not this one\'s signature'
+        remedy = "log in at the issuer that the operator names; the operator finds the rule in the log of that end"
+        return fault(hop, detail, f"{code}_issuer", remedy)
     if rule in (RefusalRule.TOKEN_EXP, RefusalRule.TOKEN_NBF):
-        return fault(
-            hop,
-            sentence(error),
-            "token_expired" if rule is RefusalRule.TOKEN_EXP else "token_not_yet",
-            "log in again; if the token is fresh, compare the clocks of the two machines",
-        )
+        name = "token_expired" if rule is RefusalRule.TOKEN_EXP else "token_not_yet"
+        remedy = "log in again; if the token is fresh, compare the clocks of the two machines"
+        return fault(hop, sentence(error), name, remedy)
     if rule.family in ("claims", "user") and code == "cluster_token":
         return fault(hop, sentence(error), "cluster_token_claim")
     return fault(hop, sentence(error), code)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SessionFacts:
     """What became of one attempt to have a session."""
 
@@ -238,10 +230,10 @@ def _cause(error: BaseException | None, kind: type[E]) -> E | None:
     return None
 
 
-# -- the API server and this machine -----------------------------------------------------------------------------------
+# -- the API server ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ApiFacts:
     """What asking the API server who one is ended with."""
 
@@ -286,51 +278,3 @@ def judge_api(facts: ApiFacts) -> Finding:
         groups = f", in {', '.join(clip(group) for group in facts.groups[:6])}" if facts.groups else ""
         return ok(hop, f"knows you as {clip(facts.user)}{groups} ({facts.seconds * 1000:.0f} ms)")
     return ok(hop, f"answers {facts.status}, and does not say who you are ({facts.seconds * 1000:.0f} ms)")
-
-
-@dataclass(frozen=True, slots=True)
-class ContextFacts:
-    """One context of ours in the kubeconfig."""
-
-    name: str
-    cluster: str
-    port: int
-    current: bool = False
-    starts_itself: bool = False
-    """Its user is an exec plugin, which starts what serves the port."""
-    listening: bool = False
-    ours: bool = False
-    """What listens shows a certificate of this user's local CA."""
-    holder: str = ""
-
-
-def judge_kubeconfig(
-    contexts: Sequence[ContextFacts], cluster: str, kept: ContextFacts | None = None, error: str = ""
-) -> Finding:
-    """Judge our contexts of `cluster`, or all where that is empty; `kept`: the port that is kept for it."""
-    hop = "kubeconfig"
-    if error:
-        return fault(hop, clip(error), "kubeconfig")
-    looked_at = [one for one in contexts if not cluster or one.cluster == cluster]
-    for one in [*looked_at, *([kept] if kept is not None else [])]:
-        if one.listening and not one.ours:
-            by = f" of {clip(one.holder)}" if one.holder else ""
-            return fault(
-                hop, f'port {one.port}, which "{one.cluster}" has, is held by another program{by}', "port_taken"
-            )
-    dead = [one for one in looked_at if not one.listening and not one.starts_itself]
-    dead.sort(key=lambda one: not one.current)
-    if dead:
-        names = ", ".join(f'"{clip(one.name)}"' for one in dead[:4])
-        current = " (the current one)" if dead[0].current else ""
-        return fault(
-            hop,
-            f"nothing listens at the port of the context{'s' if len(dead) > 1 else ''} {names}{current}",
-            "kubeconfig_dead",
-            f"start it again: arcbridge proxy -n {dead[0].cluster}; or use another: kubectl config use-context NAME",
-        )
-    if not looked_at:
-        which = f' for "{cluster}"' if cluster else ""
-        return skipped(hop, f"no context of arcbridge{which}")
-    names = ", ".join(f'"{clip(one.name)}"' for one in looked_at[:4])
-    return ok(hop, f"context{'s' if len(looked_at) > 1 else ''} {names}")

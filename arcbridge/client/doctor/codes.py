@@ -1,14 +1,22 @@
 """The stable names of what the client's doctor can find: the exit code and the remedy that go with each.
 
-docs/troubleshooting.md lists them all, for people and for scripts (`arcbridge doctor -o json`).
+docs/troubleshooting.md lists them all, for people and for scripts (`arcbridge doctor -o json`). What findings say of
+texts and times from outside is bounded and cleaned here, too.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from arcbridge.checks.diagnosis import Finding, failed, first_failure, warning
-from arcbridge.errors import ExitCode
+from arcbridge.errors import ArcbridgeError, ExitCode
+from arcbridge.observe.untrusted_text import clean
+
+_SHOWN = 200
+"""Bytes of a name or a claim from outside."""
+_SENTENCE = 500
+"""Bytes of an error's message, which may hold two pins."""
 
 _REMEDIES: dict[ExitCode, dict[str, str]] = {
     ExitCode.UNREACHABLE: {
@@ -124,3 +132,18 @@ def exit_code(findings: Sequence[Finding]) -> ExitCode:
     """Return the exit code of the first hop that failed."""
     failure = first_failure(findings)
     return ExitCode.DONE if failure is None else CODES[failure.code]
+
+
+def clip(text: str) -> str:
+    """Return a text from outside as a finding may hold it."""
+    return clean(text, _SHOWN)
+
+
+def sentence(error: ArcbridgeError) -> str:
+    """Return the message of an error as a finding may hold it."""
+    return clean(error.message, _SENTENCE)
+
+
+def when(moment: float) -> str:
+    """Write unix seconds in this machine's time zone, for people."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(moment))

@@ -6,37 +6,28 @@ relays each has its own findings, and one that fails beside one that works is a 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
+from contextlib import closing
 from dataclasses import replace
 
 from arcbridge import legacy_refusals
 from arcbridge.checks.diagnosis import Finding, FindingState, first_failure, skipped
 from arcbridge.client.credentials.jwt_unverified import claims_unverified, read_unverified
 from arcbridge.client.credentials.tokens import Tokens
-from arcbridge.client.doctor import probes
 from arcbridge.client.doctor.access_judgement import (
     ApiFacts,
     LoginFacts,
     SessionFacts,
     judge_api,
-    judge_kubeconfig,
     judge_login,
     judge_policy,
     judge_session,
 )
-from arcbridge.client.doctor.judgement import (
-    ProxyFacts,
-    judge_certificate,
-    judge_clock,
-    judge_name,
-    judge_proxy,
-    judge_relay,
-    judge_tcp,
-    judge_tls,
-)
+from arcbridge.client.doctor.kubeconfig_hop import look_at_kubeconfig
+from arcbridge.client.doctor.relay_hops import RelayHops
 from arcbridge.client.doctor.throughput import measure
-from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.service import ClientContext
 from arcbridge.client.session.stream_http import StreamHttp
 from arcbridge.errors import ArcbridgeError
@@ -47,7 +38,8 @@ from arcbridge.untrusted_json import read_json
 
 REVIEW = json.dumps({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}).encode()
 REVIEW_PATH = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
-TO_RELAY = ("name resolution", "outbound proxy", "TCP", "TLS", "relay", "relay certificate")
+PING_DEADLINE = 2.0
+"""Seconds."""
 
 
 async def examine(context: ClientContext, cluster: str, *, throughput: bool = False) -> list[Finding]:
@@ -66,7 +58,7 @@ async def examine(context: ClientContext, cluster: str, *, throughput: bool = Fa
         findings += [skipped(hop, why) for hop in ("policy", *(("agent", "session", "API server") if cluster else ()))]
     else:
         findings += await _behind_relay(context, tokens, cluster, login, throughput=throughput)
-    return [*findings, await _kubeconfig(context, cluster)]
+    return [*findings, await look_at_kubeconfig(context, cluster)]
 
 
 # -- the relays --------------------------------------------------------------------------------------------------------
@@ -74,7 +66,7 @@ async def examine(context: ClientContext, cluster: str, *, throughput: bool = Fa
 
 async def _all_relays(context: ClientContext) -> list[Finding]:
     relays = context.relays.all
-    found = [await _relay(context, relay) for relay in relays]
+    found = [await RelayHops(relay, context.config, context.environment).examine() for relay in relays]
     if len(relays) == 1:
         return found[0]
     any_works = any(first_failure(one) is None for one in found)
@@ -89,41 +81,6 @@ async def _all_relays(context: ClientContext) -> list[Finding]:
     ]
 
 
-async def _relay(context: ClientContext, relay: RelayAccess) -> list[Finding]:
-    """Look at the hops to one relay and at its clock; those behind one that failed are skipped."""
-    findings: list[Finding] = []
-
-    def over() -> bool:
-        return first_failure(findings) is not None
-
-    proxy, wrong = probes.find_proxy(relay.address, context.environment)
-    findings.append(judge_name(await probes.look_up(relay.address, by_proxy=proxy is not None)))
-    if not over():
-        tunnel = ProxyFacts(settings_error=wrong)
-        if proxy is not None:
-            tunnel = await probes.through_proxy(relay.address, proxy)
-        findings.append(judge_proxy(tunnel))
-    if not over():
-        findings.append(judge_tcp(await probes.reach(relay.address, proxy)))
-    if not over():
-        shown = await probes.shown_by(relay.address, proxy)
-        findings.append(judge_tls(shown.tls))
-        if not over():
-            findings.append(judge_relay(shown.relay))
-        if not over():
-            config = context.config
-            facts = await probes.verified(
-                relay, shown, proxy, bool(config.relay_ca_pin), str(config.relay_ca_file or "")
-            )
-            findings.append(judge_certificate(facts, time.time()))
-    if over():
-        last = findings[-1].hop
-        rest = TO_RELAY[TO_RELAY.index(last) + 1 :]
-        return [*findings, *(skipped(hop, f"{last} failed") for hop in (*rest, "clock"))]
-    findings.append(judge_clock(await probes.clock_ahead(relay, proxy)))
-    return findings
-
-
 # -- login, policy, session --------------------------------------------------------------------------------------------
 
 
@@ -132,20 +89,15 @@ async def _login(context: ClientContext, tokens: Tokens, cluster: str) -> tuple[
     own = "{cluster}" in context.config.login.cluster_audience and not cluster and not tokens.token_mode
     try:
         access = await tokens.access()
-        facts = replace(facts, relay=read_unverified(access), not_before=_not_before(access))
+        facts.relay, facts.not_before = read_unverified(access), _not_before(access)
         if not own:  # each cluster has its own, and none was named
             token = (await tokens.cluster()).text
-            later = max(facts.not_before, _not_before(token))
             kind = binding(claims_unverified(token)).kind
-            facts = replace(
-                facts,
-                cluster=read_unverified(token),
-                not_before=later,
-                bound="" if kind is BindingKind.NONE else str(kind),
-                one_token=token == access,
-            )
+            facts.cluster, facts.not_before = read_unverified(token), max(facts.not_before, _not_before(token))
+            facts.bound = "" if kind is BindingKind.NONE else str(kind)
+            facts.one_token = token == access
     except ArcbridgeError as error:
-        facts = replace(facts, error=error)
+        facts.error = error
     return facts, judge_login(facts, time.time())
 
 
@@ -173,18 +125,15 @@ async def _behind_relay(
     facts = SessionFacts(cluster)
     try:
         try:
-            known = bool(context.trust().known(cluster))
-            facts = replace(facts, known=known)
+            facts.known = bool(context.trust().known(cluster))
             await session.connect_once()
-            facts = replace(
-                facts,
-                subject=session.subject,
-                relay=session.relay.address.url if session.relay is not None and len(context.relays) > 1 else "",
-                session=session.current.label if session.current is not None else "",
-                round_trip=await probes.round_trip(session.current) if session.current is not None else 0.0,
-            )
+            facts.subject = session.subject
+            if session.relay is not None and len(context.relays) > 1:
+                facts.relay = session.relay.address.url
+            if session.current is not None:
+                facts.session, facts.round_trip = session.current.label, await _round_trip(session.current)
         except ArcbridgeError as error:
-            facts = replace(facts, error=error)
+            facts.error = error
         found = judge_session(facts, login.cluster)
         if found[0].hop == "policy":
             return [*found, *(skipped(hop, "policy failed") for hop in behind)]
@@ -202,44 +151,33 @@ async def _behind_relay(
 async def _who_am_i(session: MuxSession, token_mode: bool) -> ApiFacts:
     began = time.monotonic()
     facts = ApiFacts(token_mode=token_mode)
-    connection: StreamHttp | None = None
     try:
-        connection = StreamHttp.open(session)
-        answer = await connection.request("POST", REVIEW_PATH, REVIEW)
+        with closing(StreamHttp(session)) as connection:
+            answer = await connection.request("POST", REVIEW_PATH, REVIEW)
     except ArcbridgeError as error:
-        return replace(facts, error=error)
-    finally:
-        if connection is not None:
-            connection.close()
-    facts = replace(
-        facts,
-        status=answer.status,
-        seconds=time.monotonic() - began,
-        request_id=answer.headers.get("audit-id", ""),
-    )
+        facts.error = error
+        return facts
+    facts.status, facts.seconds = answer.status, time.monotonic() - began
+    facts.request_id = answer.headers.get("audit-id", "")
     try:
         document = read_json(answer.body)
         if answer.status >= 300:
-            message = str(document.get("message", ""))
+            facts.message = str(document.get("message", ""))
             causes = document.get("details", {}).get("causes") or [{}]
-            rule = read_refusal(causes[0].get("reason")).rule or legacy_refusals.read(message).rule
-            return replace(facts, message=message, rule=rule)
-        user = document["status"]["userInfo"]
-        groups = tuple(str(group) for group in user.get("groups", []) if group != "system:authenticated")
-        return replace(facts, user=str(user["username"]), groups=groups)
+            facts.rule = read_refusal(causes[0].get("reason")).rule or legacy_refusals.read(facts.message).rule
+        else:
+            user = document["status"]["userInfo"]
+            facts.groups = tuple(str(group) for group in user.get("groups", []) if group != "system:authenticated")
+            facts.user = str(user["username"])
     except (ValueError, LookupError, TypeError, AttributeError):
-        return facts
+        pass  # it does not say who one is
+    return facts
 
 
-# -- this machine ------------------------------------------------------------------------------------------------------
-
-
-async def _kubeconfig(context: ClientContext, cluster: str) -> Finding:
-    config, kept = context.config, None
-    try:
-        found = await probes.contexts(probes.find_kubeconfig(config.file, context.environment), context.state)
-    except ArcbridgeError as error:
-        return judge_kubeconfig([], cluster, error=error.message)
-    if cluster:
-        kept = await probes.kept_port(context.state, context.relays.names, cluster)
-    return judge_kubeconfig(found, cluster, kept)
+async def _round_trip(session: MuxSession) -> float:
+    """Return the session's own round trip, seconds: it sends a PING as soon as it is up; 0 where none is answered."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + PING_DEADLINE
+    while not session.round_trip and loop.time() < deadline:
+        await asyncio.sleep(0.01)
+    return session.round_trip

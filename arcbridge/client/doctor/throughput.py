@@ -8,9 +8,10 @@ carries bytes there and changes nothing. What is read counts as the user's own t
 from __future__ import annotations
 
 import time
+from contextlib import closing
 
 from arcbridge.checks.diagnosis import Finding, ok, skipped
-from arcbridge.client.doctor.judgement import sentence
+from arcbridge.client.doctor.codes import sentence
 from arcbridge.client.session.stream_http import StreamHttp
 from arcbridge.errors import ArcbridgeError
 from arcbridge.mux.session import MuxSession
@@ -28,16 +29,14 @@ async def measure(session: MuxSession, seconds: float = DURATION) -> Finding:
     """Read the first document that is there and large, for `seconds`."""
     largest = 0
     for path in _DOCUMENTS:
-        connection = StreamHttp.open(session)
         try:
-            answer = await connection.request("GET", path, arrived=lambda count: None)
-            if answer.status == 200 and answer.size >= LARGE:
-                return await _again_and_again(connection, path, seconds)
-            largest = max(largest, answer.size if answer.status == 200 else 0)
+            with closing(StreamHttp(session)) as connection:
+                answer = await connection.request("GET", path, arrived=lambda count: None)
+                if answer.status == 200 and answer.size >= LARGE:
+                    return await _again_and_again(connection, path, seconds)
+                largest = max(largest, answer.size if answer.status == 200 else 0)
         except ArcbridgeError as error:
             return skipped(HOP, f"not measured: {sentence(error)}")
-        finally:
-            connection.close()
     return skipped(HOP, f"not measured: the largest document that you may read has {size(largest)}")
 
 

@@ -43,6 +43,14 @@ HANDSHAKE_DEADLINE = 10.0
 """Seconds for the end-to-end TLS, HELLO and AUTH together; the agent allows as many."""
 
 
+class ClusterAccess(NamedTuple):
+    """A cluster, the relays that lead to it, and the tokens that they and it are shown."""
+
+    relays: Relays
+    cluster: str
+    tokens: Tokens
+
+
 class Joined(NamedTuple):
     """A raw path to an agent of the cluster; its holder owns the socket."""
 
@@ -52,31 +60,19 @@ class Joined(NamedTuple):
 
 
 async def join(
-    relays: Relays,
-    cluster: str,
-    tokens: Tokens,
-    *,
-    instance: str = "",
-    first_session: str = "",
-    leaving: RelayAccess | None = None,
+    access: ClusterAccess, *, instance: str = "", first_session: str = "", leaving: RelayAccess | None = None
 ) -> Joined:
-    """Join an agent of `cluster` (the one called `instance`, where that is given) through whichever relay works.
+    """Join an agent of the cluster (the one called `instance`, where that is given) through whichever relay works.
 
     `first_session`: the join id under which a session began that is to be resumed; the relay's log has it.
 
     Raises Unauthenticated, PermissionRefused, Unreachable, PinMismatch, ConfigError or StateError, in the user's
     words. Cancelled or failed, it leaves no socket.
     """
+    relays, cluster, tokens = access
     token = await tokens.access()
     tokens.prepare()
-    request = JoinRequest(
-        role="client",
-        cluster=cluster,
-        token=token,
-        instance=instance,
-        version=__version__,
-        first_session=first_session,
-    )
+    request = JoinRequest("client", cluster, token, instance, __version__, first_session=first_session)
 
     def prove(certificate: bytes) -> str:
         return tokens.prove(token, certificate)

@@ -11,13 +11,11 @@ import time
 from collections.abc import Callable
 
 from arcbridge import __version__
-from arcbridge.client.credentials.tokens import ClusterToken, Tokens
+from arcbridge.client.credentials.tokens import ClusterToken
 from arcbridge.client.relay.relay_access import RelayAccess
-from arcbridge.client.relay.relays import Relays
-from arcbridge.client.session.connection import Joined, join, shake_hands
-from arcbridge.client.session.counters import SessionCounters
+from arcbridge.client.session.connection import ClusterAccess, Joined, join, shake_hands
 from arcbridge.client.session.refusal import Shown, of_session, raise_user_error
-from arcbridge.client.session.resumable_session import ResumableSession
+from arcbridge.client.session.resumable_session import ResumableSession, SessionCounters
 from arcbridge.client.session.revocation_hold import RevocationHold
 from arcbridge.client.session.trust import ClusterTrust
 from arcbridge.client.session.waiters import Waiters
@@ -40,17 +38,14 @@ class Connector:
 
     def __init__(
         self,
-        relays: Relays,
-        cluster: str,
-        tokens: Tokens,
+        access: ClusterAccess,
         trust: ClusterTrust,
         *,
         resumption: bool = True,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.relays = relays
-        self.cluster = cluster
-        self.tokens = tokens
+        self.access = access
+        self.relays, self.cluster, self.tokens = access
         self._trust = trust
         self.limits = DEFAULT if resumption else Limits(replay=0)
         self._clock = clock
@@ -78,7 +73,7 @@ class Connector:
         attempts_left = len(self.relays)
         while True:
             try:
-                joined = await join(self.relays, self.cluster, self.tokens, leaving=leaving)
+                joined = await join(self.access, leaving=leaving)
             except PermissionRefused as error:
                 if self.revoked.error is not None:
                     raise self.revoked.error from error  # the agent gave the reason, and the relay's refusal has none
@@ -103,7 +98,7 @@ class Connector:
         if not resumable.session.closed:
             return SessionEnded(GoawayCode.DRAINING, "the agent drains the session")
         error = await resumable.session.wait_ended()
-        self.note_revoked(error, resumable.renewal.sent)
+        self.note_revoked(error, resumable.renewal.schedule.sent)
         return error
 
     def note_revoked(self, error: BaseException, sent: ClusterToken | None) -> None:
@@ -152,7 +147,7 @@ class Connector:
                 software=f"arcbridge {__version__}",
             )
             resumable = self.sessions[session] = ResumableSession(
-                session, self.cluster, self.relays, self.tokens, joined, self.counters, self._clock
+                session, self.access, joined, self.counters, self._clock
             )
             sent = token
             await shake_hands(

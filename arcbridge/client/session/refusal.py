@@ -76,6 +76,7 @@ class Shown(NamedTuple):
 
 
 NOTHING_SHOWN = Shown()
+_NO_KEYS: Final = "cannot fetch the keys of your login's issuer, so it cannot verify you; try again"
 
 
 def raise_user_error(
@@ -122,52 +123,41 @@ def of_join(error: JoinRefused, cluster: str, shown: Shown = NOTHING_SHOWN) -> A
     fields of its refusal are used, never its text."""
     name = f'cluster "{cluster}"'
     refusal = _refusal_of(error)
-    later = min(max(error.retry_after or RETRY_SOON, 1), 30)
-    match error.code:
-        case JoinCode.UNAUTHENTICATED:
-            return of_token("the relay does not accept the access token", refusal, "the relay", shown)
-        case JoinCode.INTERNAL if refusal.rule is RefusalRule.GROUPS_UNAVAILABLE:
-            return Unreachable(
-                "the relay cannot look up which groups you are in, because the place that has them does not answer; "
-                "try again shortly, or tell the relay's operator"
-            )
-        case JoinCode.INTERNAL if refusal.rule is RefusalRule.ISSUER_KEYS:
-            return Unreachable(
-                "the relay cannot fetch the keys of your login's issuer, so it cannot verify you; "
-                "try again, or tell the relay's operator",
-                retry_after=error.retry_after,
-            )
-        case JoinCode.FORBIDDEN:
-            return PermissionRefused(
-                f"{name} does not exist or you may not reach it; ask the relay's operator for access"
-            )
-        case JoinCode.NO_INSTANCE:
-            return Unreachable(f"the agent of {name} that has the session is not connected", retry_after=RETRY_SOON)
-        case JoinCode.NO_AGENT:
-            return Unreachable(
-                f"{name} has no connected agent; check that its agent runs and reaches the relay",
-                # An agent that restarts is back within kubectl's ten repeats.
-                retry_after=RETRY_SOON if error.retry_after else None,
-            )
-        case JoinCode.AGENT_TIMEOUT:
-            # No Retry-After: each repeat would wait as long again, and kubectl would be silent for minutes.
-            return Unreachable(f"the agent of {name} did not answer in time; try again")
-        case JoinCode.AGENT_REFUSED:
-            return Unreachable(f"the agent of {name} refused the session; its log says why", retry_after=later)
-        case JoinCode.OVERLOADED:
-            return Unreachable("the relay has no room for another session; try again later", retry_after=later)
-        case JoinCode.LIMIT:
-            return Unreachable(
-                "you have as many sessions as the relay allows a user, or opened too many in a minute; "
-                "close some, or try again later",
-                retry_after=later,
-            )
-        case JoinCode.DRAINING:
-            return Unreachable("the relay is about to restart", retry_after=later)
-        case JoinCode.BAD_REQUEST:
-            return Unreachable("the relay did not understand the request; are client and relay of one version?")
-        case _:
-            return Unreachable(f"the relay could not reach {name}; its log says why", retry_after=error.retry_after)
+    asked = error.retry_after
+    later = min(max(asked or RETRY_SOON, 1), 30)
+    if error.code == JoinCode.UNAUTHENTICATED:
+        return of_token("the relay does not accept the access token", refusal, "the relay", shown)
+    if error.code == JoinCode.FORBIDDEN:
+        return PermissionRefused(f"{name} does not exist or you may not reach it; ask the relay's operator for access")
+    if error.code == JoinCode.INTERNAL and refusal.rule is RefusalRule.GROUPS_UNAVAILABLE:
+        return Unreachable(
+            "the relay cannot look up which groups you are in, because the place that has them does not answer; "
+            "try again shortly, or tell the relay's operator"
+        )
+    if error.code == JoinCode.INTERNAL and refusal.rule is RefusalRule.ISSUER_KEYS:
+        return Unreachable(f"the relay {_NO_KEYS}, or tell the relay's operator", retry_after=asked)
+    sentences: dict[int, tuple[str, int | None]] = {
+        JoinCode.NO_INSTANCE: (f"the agent of {name} that has the session is not connected", RETRY_SOON),
+        # An agent that restarts is back within kubectl's ten repeats.
+        JoinCode.NO_AGENT: (
+            f"{name} has no connected agent; check that its agent runs and reaches the relay",
+            RETRY_SOON if asked else None,
+        ),
+        # No Retry-After: each repeat would wait as long again, and kubectl would be silent for minutes.
+        JoinCode.AGENT_TIMEOUT: (f"the agent of {name} did not answer in time; try again", None),
+        JoinCode.AGENT_REFUSED: (f"the agent of {name} refused the session; its log says why", later),
+        JoinCode.OVERLOADED: ("the relay has no room for another session; try again later", later),
+        JoinCode.LIMIT: (
+            "you have as many sessions as the relay allows a user, or opened too many in a minute; "
+            "close some, or try again later",
+            later,
+        ),
+        JoinCode.DRAINING: ("the relay is about to restart", later),
+        JoinCode.BAD_REQUEST: ("the relay did not understand the request; are client and relay of one version?", None),
+    }
+    other = (f"the relay could not reach {name}; its log says why", asked)
+    sentence, retry_after = sentences.get(error.code, other)
+    return Unreachable(sentence, retry_after=retry_after)
 
 
 def of_token(what: str, refusal: Refusal, place: str, shown: Shown = NOTHING_SHOWN) -> Unauthenticated:
@@ -260,9 +250,7 @@ _ENDINGS: Final[dict[tuple[int, RefusalRule], _Ending]] = {
     # No Retry-After: the agent has waited for seconds already, and would for each of kubectl's ten repeats.
     (GoawayCode.UNAVAILABLE, RefusalRule.GROUPS_UNAVAILABLE): _Ending("{name}: {said}", retry_after=None),
     (GoawayCode.UNAVAILABLE, RefusalRule.ISSUER_KEYS): _Ending(
-        "the agent of {name} cannot fetch the keys of your login's issuer, so it cannot verify you; try again, or tell "
-        "the cluster's operator",
-        retry_after=None,
+        f"the agent of {{name}} {_NO_KEYS}, or tell the cluster's operator", retry_after=None
     ),
     (GoawayCode.EXPIRED, _ANY): _Ending("the login has expired; log in again", Unauthenticated, None),
     (GoawayCode.EXPIRED, RefusalRule.SESSION_AGE): _Ending(

@@ -29,12 +29,14 @@ class Schedule:
 
     __slots__ = ("at", "ends_at", "sent")
 
-    def __init__(self, sent: ClusterToken, lifetime: float, now: float) -> None:
-        """`lifetime`: seconds for which the token is good; 0: not known."""
+    def __init__(self, sent: ClusterToken | None, lifetime: float = 0.0, now: float = 0.0) -> None:
+        """`sent`: None where none was; `lifetime`: seconds for which the token is good, 0: not known."""
         self.sent = sent
         self.ends_at = now + lifetime if lifetime > 0 else 0.0
+        """When the agent stops to accept the token; 0: not known."""
         # 80 % of the life, or five minutes before its end, but not in the first half.
         self.at = now + max(min(0.8 * lifetime, lifetime - 300), 0.5 * lifetime) if lifetime > 0 else 0.0
+        """When a newer token is due; 0: never."""
 
     def again(self, now: float, interval: float) -> None:
         """Schedule another try after `interval` seconds, or sooner where so long a wait would miss the token's end.
@@ -43,6 +45,9 @@ class Schedule:
         """
         left = self.ends_at - now if self.ends_at else 4 * interval
         self.at = now + min(interval, max(left / 4, 1.0))
+
+
+NOT_SCHEDULED = Schedule(None)
 
 
 class TokenRenewal:
@@ -54,25 +59,10 @@ class TokenRenewal:
         self._ca_pin = ca_pin
         self._clock = clock
         self._log = log.bind(cluster=cluster)
-        self.schedule: Schedule | None = None
-        """None while a connection is made, which sends a token of its own."""
+        self.schedule = NOT_SCHEDULED
+        """That of the token that was sent last; of none while a connection is made, which sends a token of its own."""
         self.expires_in = 0.0
         """Seconds for which the agent accepts the token sent last; 0: it did not say."""
-
-    @property
-    def sent(self) -> ClusterToken | None:
-        """The token that was sent last; None: none yet."""
-        return self.schedule.sent if self.schedule is not None else None
-
-    @property
-    def at(self) -> float:
-        """When a newer token is due, monotonic seconds; 0: never."""
-        return self.schedule.at if self.schedule is not None else 0.0
-
-    @property
-    def ends_at(self) -> float:
-        """When the agent stops to accept the token, monotonic seconds; 0: not known."""
-        return self.schedule.ends_at if self.schedule is not None else 0.0
 
     def auth(self, token: ClusterToken, certificate: bytes) -> Auth:
         """Return the AUTH for a connection in which the agent showed `certificate` (DER). Raises StateError."""
@@ -89,13 +79,13 @@ class TokenRenewal:
     def accepted(self, expires_in: float) -> None:
         """Note an AUTH_OK: the first one, after a renewal, or after a resumption."""
         self.expires_in = expires_in
-        if self.schedule is not None:
+        if self.schedule.sent is not None:
             self.begin(self.schedule.sent)
 
     async def renew(self, session: MuxSession) -> None:
         """Send a newer token in the session; where there is none, schedule another try."""
         schedule = self.schedule
-        if schedule is None:
+        if schedule.sent is None:
             return
         loop = asyncio.get_running_loop()
         try:

@@ -19,17 +19,16 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import structlog
 
-from arcbridge.client.credentials.tokens import ClusterToken, Tokens
+from arcbridge.client.credentials.tokens import ClusterToken
 from arcbridge.client.relay.relay_access import RelayAccess
-from arcbridge.client.relay.relays import Relays
-from arcbridge.client.session.connection import Joined, join, shake_hands
-from arcbridge.client.session.counters import SessionCounters
+from arcbridge.client.session.connection import ClusterAccess, Joined, join, shake_hands
 from arcbridge.client.session.detachment import Detachment
 from arcbridge.client.session.refusal import Shown, is_unanswered, raise_user_error
-from arcbridge.client.session.renewal import TokenRenewal
+from arcbridge.client.session.renewal import NOT_SCHEDULED, TokenRenewal
 from arcbridge.errors import (
     ArcbridgeError,
     ConnectionLost,
@@ -39,6 +38,7 @@ from arcbridge.errors import (
 )
 from arcbridge.mux.session import MuxSession
 from arcbridge.net.backoff import Backoff
+from arcbridge.observe.metrics import Buckets
 from arcbridge.pki.pins import pin_of, require_pin
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.state import State
@@ -51,8 +51,31 @@ MOVE_SPREAD = 3.0
 """Seconds over which the clients of a draining relay spread their moves."""
 RETRY_HINT_LIMIT = 600.0
 """Largest retry time of a relay or an agent that is obeyed, seconds."""
+REASONS = ("gone", "timeout", "refused", "protocol", "closed")
+"""Why a detached session was not resumed."""
+DETACHED_BOUNDS = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0)
+"""Bounds of the histogram of detached seconds: from a try that succeeds at once to the longest wait there is."""
 
 log = structlog.get_logger("arcbridge.client")
+
+
+@dataclass
+class SessionCounters:
+    """Counters over all sessions of one cluster."""
+
+    attempts: int = 0
+    """Attempts to establish a session, or to resume one."""
+    established: int = 0
+    failures: int = 0
+    """Attempts that failed and sessions that were refused."""
+    resumed: int = 0
+    """Sessions that were resumed after their connection was lost."""
+    moved: int = 0
+    """Sessions that moved to another connection while theirs still worked."""
+    replayed_bytes: int = 0
+    """Bytes sent again by sessions that have ended."""
+    resume_failures: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
+    detached_seconds: Buckets = field(default_factory=lambda: Buckets(DETACHED_BOUNDS))
 
 
 class ResumableSession:
@@ -61,9 +84,7 @@ class ResumableSession:
     def __init__(
         self,
         session: MuxSession,
-        cluster: str,
-        relays: Relays,
-        tokens: Tokens,
+        access: ClusterAccess,
         joined: Joined,
         counters: SessionCounters,
         clock: Callable[[], float] = time.time,
@@ -71,13 +92,12 @@ class ResumableSession:
         self.session = session
         self.relay = joined.relay
         """The relay of the present connection; while detached, of the last one."""
-        self._cluster = cluster
-        self._relays = relays
-        self._tokens = tokens
+        self._access = access
+        self._relays, self._cluster, self._tokens = access
         self._ca_pin = pin_of(joined.reply.cluster_ca)
         self._counters = counters
         self._loop = asyncio.get_running_loop()
-        self.renewal = TokenRenewal(cluster, tokens, self._ca_pin, clock)
+        self.renewal = TokenRenewal(self._cluster, self._tokens, self._ca_pin, clock)
         self.detachment = Detachment()
         self._backoff = Backoff(cap=RETRY_DELAY_LIMIT)
         self._attached_at = self._loop.time()
@@ -94,7 +114,7 @@ class ResumableSession:
         self._task: asyncio.Task[None] | None = None
         self._first_session = joined.reply.join_id
         """The join id under which the session began; each log line about it has it."""
-        self._log = log.bind(cluster=cluster, first_session=self._first_session)
+        self._log = log.bind(cluster=self._cluster, first_session=self._first_session)
 
     def begin(self, sent: ClusterToken) -> None:
         """Note that the agent has accepted `sent`; the owner takes the session over in this turn of the loop."""
@@ -221,13 +241,9 @@ class ResumableSession:
         # Before the join, because an agent that has joined does not wait for long.
         token = await self._tokens.cluster()
         try:
+            instance = hello.agent if hello is not None else ""
             joined = await join(
-                self._relays,
-                self._cluster,
-                self._tokens,
-                instance=hello.agent if hello is not None else "",
-                first_session=self._first_session,
-                leaving=self._leaving,
+                self._access, instance=instance, first_session=self._first_session, leaving=self._leaving
             )
         except Unreachable as error:
             self.detachment.outage |= self.detached and is_unanswered(error)
@@ -241,7 +257,7 @@ class ResumableSession:
             raise
         renewal = self.renewal
         before = renewal.schedule, renewal.expires_in
-        renewal.schedule, renewal.expires_in = None, 0.0
+        renewal.schedule, renewal.expires_in = NOT_SCHEDULED, 0.0
         self._resume_pending = True
         self._label_to_leave = ""
         try:

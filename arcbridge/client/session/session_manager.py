@@ -17,6 +17,7 @@ import structlog
 from arcbridge.client.credentials.tokens import Tokens
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.relay.relays import Relays
+from arcbridge.client.session.connection import ClusterAccess
 from arcbridge.client.session.connector import Connector
 from arcbridge.client.session.refusal import is_elsewhere, of_session
 from arcbridge.client.session.resumable_session import RETRY_HINT_LIMIT, ResumableSession
@@ -65,7 +66,9 @@ class SessionManager(BaseHandler):
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.cluster = check_cluster_name(cluster)
-        self.connector = Connector(relays, self.cluster, tokens, trust, resumption=resumption, clock=clock)
+        self.connector = Connector(
+            ClusterAccess(relays, self.cluster, tokens), trust, resumption=resumption, clock=clock
+        )
         self.counters = self.connector.counters
         self._sessions = self.connector.sessions
         """The sessions that have not ended: the current one, and those that drain."""
@@ -133,7 +136,7 @@ class SessionManager(BaseHandler):
     def token_ends_at(self) -> float:
         """Return when the agent stops to accept the token that it was shown last, in unix seconds; 0: it does not
         say."""
-        ends_at = self._current.renewal.ends_at if self._current is not None else 0.0
+        ends_at = self._current.renewal.schedule.ends_at if self._current is not None else 0.0
         return self._clock() + ends_at - asyncio.get_running_loop().time() if ends_at else 0.0
 
     @property
@@ -206,7 +209,7 @@ class SessionManager(BaseHandler):
         loop = asyncio.get_running_loop()
         while (resumable := self._current) is not None:
             self._changed.clear()
-            due_at = 0.0 if resumable.detached else resumable.renewal.at  # a resumption sends a new token
+            due_at = 0.0 if resumable.detached else resumable.renewal.schedule.at  # a resumption sends a new token
             wait = max(0.0, due_at - loop.time()) if due_at else None
             try:
                 async with asyncio.timeout(wait):
@@ -403,7 +406,7 @@ class SessionManager(BaseHandler):
         time."""
         self._refused_with = of_session(error, self.cluster, self.connector.shown)
         self._refused_with.session = resumable.session.label
-        self.connector.note_revoked(error, resumable.renewal.sent)
+        self.connector.note_revoked(error, resumable.renewal.schedule.sent)
         if not isinstance(self._refused_with, Unauthenticated | PermissionRefused):
             return False
         self._fail(self._refused_with)

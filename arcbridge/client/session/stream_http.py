@@ -31,16 +31,12 @@ class Answer:
 
 
 class StreamHttp:
-    """`open`, then `request` as often as needed, then `close`. Raises ArcbridgeError when the stream ends."""
+    """A stream to the API server: `request` as often as needed, then `close`. Raises ArcbridgeError when it ends."""
 
     def __init__(self, session: MuxSession) -> None:
+        """Open the stream; raises SessionEnded."""
         self._reader = asyncio.StreamReader(_HEAD_LIMIT)
         self._transport = session.open(TARGET, asyncio.StreamReaderProtocol(self._reader))
-
-    @classmethod
-    def open(cls, session: MuxSession) -> StreamHttp:
-        """Open a stream to the API server; raises SessionEnded."""
-        return cls(session)
 
     async def request(
         self, method: str, path: str, body: bytes = b"", *, arrived: Callable[[int], None] | None = None

@@ -1,4 +1,4 @@
-"""Login, policy, agent, session, API server and kubeconfig: facts in, findings out."""
+"""Login, policy, agent, session and API server: facts in, findings out."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from arcbridge.checks.diagnosis import Finding, first_failure
+from arcbridge.checks.diagnosis import first_failure
 from arcbridge.client.credentials.jwt_unverified import UnverifiedClaims
 from arcbridge.client.credentials.tokens import NoLogin, OneToken, TokenExpired
 from arcbridge.client.doctor.access_judgement import (
     ApiFacts,
-    ContextFacts,
     LoginFacts,
     SessionFacts,
     judge_api,
-    judge_kubeconfig,
     judge_login,
     judge_policy,
     judge_session,
@@ -36,7 +34,7 @@ from arcbridge.errors import (
 from arcbridge.net.join import JoinCode
 from arcbridge.refusals import Refusal, RefusalRule
 from arcbridge.wire.frames import GoawayCode, ResetCode
-from tests.client.doctor.test_judgement import verdict
+from tests.client.doctor.test_relay_hops import verdict
 
 NOW = 1_000_000_000.0
 TOKEN = UnverifiedClaims(NOW + 3600, "", "alice", "https://login.example.org", ("arcbridge-relay",))
@@ -170,37 +168,3 @@ def test_api(facts: ApiFacts, expected: tuple[str, str]) -> None:
 def test_the_request_s_id_is_there() -> None:
     for message in ("down", "down (request a-1-1)"):
         assert judge_api(ApiFacts(502, message=message, request_id="a-1-1")).detail.count("(request a-1-1)") == 1
-
-
-ALIVE = ContextFacts("prod", "prod", 47011, listening=True, ours=True)
-DEAD = ContextFacts("prod", "prod", 47011)
-
-
-@pytest.mark.parametrize(
-    ("contexts", "cluster", "expected"),
-    [
-        ([], "", ("skipped", "")),
-        ([ALIVE], "", ("ok", "")),
-        ([ALIVE], "other", ("skipped", "")),
-        ([DEAD], "prod", ("failed", "kubeconfig_dead")),
-        ([DEAD], "other", ("skipped", "")),
-        ([replace(DEAD, starts_itself=True)], "prod", ("ok", "")),
-        ([replace(ALIVE, ours=False)], "prod", ("failed", "port_taken")),
-    ],
-)
-def test_kubeconfig(contexts: list[ContextFacts], cluster: str, expected: tuple[str, str]) -> None:
-    assert verdict(judge_kubeconfig(contexts, cluster)) == expected
-
-
-def test_the_kept_port() -> None:
-    taken = ContextFacts("", "prod", 47011, listening=True, holder="user mallory")
-    found: Finding = judge_kubeconfig([], "prod", taken)
-    assert verdict(found) == ("failed", "port_taken")
-    assert "user mallory" in found.detail
-    assert verdict(judge_kubeconfig([], "prod", replace(taken, ours=True))) == ("skipped", "")
-    assert verdict(judge_kubeconfig([], "", error="broken")) == ("failed", "kubeconfig")
-
-
-def test_the_current_context_is_named_first() -> None:
-    other = replace(DEAD, name="now", cluster="now", current=True)
-    assert '"now", "prod" (the current one)' in judge_kubeconfig([DEAD, other], "").detail

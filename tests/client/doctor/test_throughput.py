@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from arcbridge.checks.diagnosis import Finding, FindingState
-from arcbridge.client.doctor.throughput import LARGE, StreamHttp, measure
+from arcbridge.client.doctor.throughput import LARGE, measure
 from arcbridge.client.session.stream_http import Answer
 from arcbridge.errors import ArcbridgeError, ConnectionLost
 
@@ -32,7 +32,7 @@ class Api:
 
 
 async def measured(api: Api, monkeypatch: pytest.MonkeyPatch) -> Finding:
-    monkeypatch.setattr(StreamHttp, "open", lambda session: api)
+    monkeypatch.setattr("arcbridge.client.doctor.throughput.StreamHttp", lambda session: api)
     found = await measure(None, 0.001)
     assert api.closed == len(set(api.asked)), "no stream is left open"
     return found

@@ -11,7 +11,7 @@ from arcbridge.client.credentials.tokens import Tokens
 from arcbridge.client.relay import relays as relays_module
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.relay.relays import Relays
-from arcbridge.client.session.connection import Joined, join
+from arcbridge.client.session.connection import ClusterAccess, Joined, join
 from arcbridge.errors import ArcbridgeError, PermissionRefused, PinMismatch, Unauthenticated, Unreachable
 from arcbridge.net.join import JoinCode
 from arcbridge.wire.records import JoinReply
@@ -36,7 +36,7 @@ class Way:
 
     async def join(self, **options: str) -> Joined:
         async with asyncio.timeout(20):
-            return await join(self.relays, CLUSTER, self.tokens, **options)
+            return await join(ClusterAccess(self.relays, CLUSTER, self.tokens), **options)
 
     async def failure(self) -> ArcbridgeError:
         with pytest.raises(ArcbridgeError) as caught:

@@ -79,7 +79,7 @@ class TestResuming:
             far.cut()
             await stream.check(b"more")
             (resumable,) = session._sessions.values()
-            assert resumable.renewal.ends_at - asyncio.get_running_loop().time() > 7000
+            assert resumable.renewal.schedule.ends_at - asyncio.get_running_loop().time() > 7000
 
     async def test_refused_for_now(self, far: FarSide, tmp_path: Path, lines: Lines) -> None:
         far.resume_refusals = [(GoawayCode.UNAVAILABLE, "not yet"), (GoawayCode.LIMIT, "not yet")]

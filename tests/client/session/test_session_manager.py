@@ -41,7 +41,7 @@ from tests.support.eventually import until
 from tests.support.stream_io import StreamIO
 
 
-def jwt_like(life: float, mark: str = "", **more: str) -> str:
+def jwt_like(life: float, mark: str = "", **more: object) -> str:
     text = json.dumps({"exp": time.time() + life, "mark": mark, **more})
     claims = base64.urlsafe_b64encode(text.encode()).rstrip(b"=")
     return f"eyJh.{claims.decode()}.sig"
@@ -121,13 +121,6 @@ class TestTheGoodWay:
             sessions = await asyncio.gather(*(session.ready() for _ in range(20)))
             assert len(set(sessions)) == 1
         assert len(far.requests) == 1
-
-    async def test_a_cancelled_wait_disturbs_no_other(self, far: FarSide, tmp_path: Path) -> None:
-        async with running(make(far, tmp_path)) as session:
-            first = asyncio.ensure_future(session.ready())
-            await asyncio.sleep(0)
-            first.cancel()
-            assert await echo(session) == b"hello"
 
     async def test_a_stream_opened_before_auth_follows_the_token(self, far: FarSide, tmp_path: Path) -> None:
         async with running(make(far, tmp_path)) as session:
@@ -411,13 +404,12 @@ class TestBoundTokens:
             resumable = session._current
             assert resumable is not None
             renewal = resumable.renewal
-            assert renewal.schedule is not None
             (tmp_path / "id").write_text(self.bound(900, "newer"))
             with monkeypatch.context() as patched:
                 patched.setattr(renewal, "auth", fails)
                 renewal.schedule.at = 0.0
                 await renewal.renew(resumable.session)
-            assert renewal.at > 0.0
+            assert renewal.schedule.at > 0.0
             await renewal.renew(resumable.session)
             await until(lambda: len(far.auths) >= 2)
             self.check(far.auths[1].proof, far.auths[1].token, far.agent_keys[0], CLUSTER_CA.pin)

@@ -36,7 +36,7 @@ class Far:
 class Case:
     def __init__(self) -> None:
         self.far = Far()
-        self.http = StreamHttp.open(cast(MuxSession, self.far))
+        self.http = StreamHttp(cast(MuxSession, self.far))
 
     def say(self, *pieces: bytes) -> None:
         assert self.far.protocol is not None

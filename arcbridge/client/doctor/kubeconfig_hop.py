@@ -1,0 +1,162 @@
+"""Looks at our contexts in the kubeconfig, and at what listens at their ports on this machine.
+
+The kubeconfig and the kept ports are read and never changed. Each look has a deadline, and leaves no connection open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from arcbridge.checks.diagnosis import Finding, ok, skipped
+from arcbridge.client.doctor.codes import clip, fault
+from arcbridge.client.kubeconfig.entries import MARK, Kubeconfig
+from arcbridge.client.service import ClientContext
+from arcbridge.client.state import StateDirectory
+from arcbridge.errors import ArcbridgeError, StateError
+from arcbridge.net.address import Address
+from arcbridge.net.dialer import DIRECT, connect
+from arcbridge.net.loopback import port_holder
+from arcbridge.net.tlspipe import TlsPipe
+
+LOCAL_DEADLINE = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class ContextFacts:
+    """One context of ours in the kubeconfig."""
+
+    name: str
+    cluster: str
+    port: int
+    current: bool = False
+    starts_itself: bool = False
+    """Its user is an exec plugin, which starts what serves the port."""
+    listening: bool = False
+    ours: bool = False
+    """What listens shows a certificate of this user's local CA."""
+    holder: str = ""
+
+
+async def look_at_kubeconfig(context: ClientContext, cluster: str) -> Finding:
+    """Look at our contexts of `cluster`, or at all where that is empty."""
+    file = context.config.file
+    # `-` is standard output, which cannot be looked at.
+    kubeconfig = Kubeconfig.find("" if file == "-" else file, context.environment)
+    try:
+        found = await contexts(kubeconfig, context.state)
+    except ArcbridgeError as error:
+        return fault("kubeconfig", clip(error.message), "kubeconfig")
+    kept = await kept_port(context.state, context.relays.names, cluster) if cluster else None
+    return judge_kubeconfig(found, cluster, kept)
+
+
+def judge_kubeconfig(contexts: Sequence[ContextFacts], cluster: str, kept: ContextFacts | None = None) -> Finding:
+    """Judge our contexts of `cluster`, or all where that is empty; `kept`: the port that is kept for it."""
+    hop = "kubeconfig"
+    looked_at = [one for one in contexts if not cluster or one.cluster == cluster]
+    for one in [*looked_at, *([kept] if kept is not None else [])]:
+        if one.listening and not one.ours:
+            by = f" of {clip(one.holder)}" if one.holder else ""
+            detail = f'port {one.port}, which "{one.cluster}" has, is held by another program{by}'
+            return fault(hop, detail, "port_taken")
+    dead = [one for one in looked_at if not one.listening and not one.starts_itself]
+    dead.sort(key=lambda one: not one.current)
+    if dead:
+        detail = f"nothing listens at the port of the {_named(dead)}{' (the current one)' if dead[0].current else ''}"
+        again = f"start it again: arcbridge proxy -n {dead[0].cluster}"
+        return fault(hop, detail, "kubeconfig_dead", f"{again}; or use another: kubectl config use-context NAME")
+    if not looked_at:
+        which = f' for "{cluster}"' if cluster else ""
+        return skipped(hop, f"no context of arcbridge{which}")
+    return ok(hop, _named(looked_at))
+
+
+def _named(contexts: Sequence[ContextFacts]) -> str:
+    names = ", ".join(f'"{clip(one.name)}"' for one in contexts[:4])
+    return f"context{'s' if len(contexts) > 1 else ''} {names}"
+
+
+async def contexts(kubeconfig: Kubeconfig, state: StateDirectory) -> list[ContextFacts]:
+    """Return our contexts, each with what listens at its port. Raises StateError for a file that cannot be read."""
+    sections: dict[str, dict[str, dict[Any, Any]]] = {"clusters": {}, "users": {}, "contexts": {}}
+    current = ""
+    for file in kubeconfig.files:
+        file.read()
+        current = current or str(file.current_context or "")
+        for section, entries in sections.items():
+            for name, body in file.bodies(section):
+                entries.setdefault(name, body)
+    found: list[ContextFacts] = []
+    for name, body in sections["contexts"].items():
+        cluster = sections["clusters"].get(str(body.get("cluster")), {})
+        managed = _managed(body)
+        port = _local_port(str(cluster.get("server", "")))
+        if managed is not None and port:
+            starts = _starts(sections["users"].get(str(body.get("user")), {}))
+            facts = ContextFacts(name, managed, port, current=name == current, starts_itself=starts)
+            found.append(await at_port(facts, state))
+    return found
+
+
+def _starts(user: Mapping[Any, Any]) -> bool:
+    """Return whether kubectl starts what serves: the plugin of a `proxy` that has ended only says so."""
+    plugin = user.get("exec")
+    return isinstance(plugin, dict) and "--ended" not in (plugin.get("args") or [])
+
+
+async def at_port(facts: ContextFacts, state: StateDirectory) -> ContextFacts:
+    """Return the same facts with what listens at the context's port."""
+    listening, ours = await _look_at_port(facts.port, state.path / "local-ca" / "ca.crt")
+    holder = port_holder(facts.port) if listening and not ours else ""
+    return replace(facts, listening=listening, ours=ours, holder=holder)
+
+
+async def kept_port(state: StateDirectory, relays: tuple[str, ...], cluster: str) -> ContextFacts | None:
+    """Return what listens at the port that is kept for a cluster; None where none is kept."""
+    try:
+        if (port := state.kept_port(relays, cluster)) is not None:
+            return await at_port(ContextFacts("", cluster, port), state)
+    except StateError:
+        pass  # the file is damaged
+    return None
+
+
+async def _look_at_port(port: int, ca_file: Path) -> tuple[bool, bool]:
+    """Return whether something listens at a port of loopback, and whether it shows a certificate of this user's local
+    CA."""
+    try:
+        sock = await connect(Address("127.0.0.1", port), deadline=LOCAL_DEADLINE, proxy=DIRECT)
+    except ArcbridgeError:
+        return False, False
+    with sock:
+        try:
+            context = ssl.create_default_context(cafile=ca_file)
+            async with asyncio.timeout(LOCAL_DEADLINE):
+                await TlsPipe(sock, context, server_hostname="127.0.0.1").handshake()
+        except (OSError, EOFError, TimeoutError):
+            return True, False
+    return True, True
+
+
+def _managed(body: Mapping[Any, Any]) -> str | None:
+    """Return the cluster for which we made an entry; None: we did not."""
+    extensions = body.get("extensions")
+    for item in extensions if isinstance(extensions, list) else []:
+        if isinstance(item, dict) and item.get("name") == MARK and isinstance(item.get("extension"), dict):
+            return str(item["extension"].get("cluster", ""))
+    return None
+
+
+def _local_port(server: str) -> int:
+    """Return the port of a server on loopback; 0 for any other."""
+    try:
+        url = urlsplit(server)
+        return (url.port or 0) if url.hostname in ("127.0.0.1", "localhost", "::1") else 0
+    except ValueError:
+        return 0
