@@ -43,7 +43,7 @@ def _agent() -> Callable[..., Coroutine[Any, Any, None]]:
 def _relay(config: Any) -> Callable[..., Coroutine[Any, Any, None]]:
     if config.workers != 1:
         from arcbridge.relay.processes.supervisor import supervise
-        from arcbridge.relay.worker_count import worker_count
+        from arcbridge.relay.settings import worker_count
 
         if worker_count(config) > 1:
             return supervise

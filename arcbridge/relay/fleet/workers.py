@@ -22,7 +22,7 @@ from collections.abc import Callable
 from arcbridge.errors import ArcbridgeError, JoinRefused
 from arcbridge.net.join import JoinCode
 from arcbridge.observe.metrics import Metrics
-from arcbridge.relay.fleet.base import AgentLink, Fleet, Lost, lost_agent
+from arcbridge.relay.fleet.base import AgentLink, AgentReport, Fleet, Lost, lost_agent
 from arcbridge.relay.siblings.channel import ChannelClosed, Head, Received
 from arcbridge.relay.siblings.group import Sibling, Siblings
 from arcbridge.tasks import cancel_and_wait
@@ -39,6 +39,7 @@ class _Remote:
         self.instance = str(head["instance"])
         self.version = str(head["version"])
         self.since = float(head["since"])
+        self.report = AgentReport()
         self.stamp = float(head["stamp"])
         self.pending = 0
         """Dials from here; those of other workers are not known, which only makes the choice less even."""

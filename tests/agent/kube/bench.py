@@ -50,6 +50,10 @@ class RecordedAudit(AuditLog):
         json.loads(record.line(record.started))
         self.kept.append(record)
 
+    def lines(self) -> list[dict[str, Any]]:
+        """The records as they would be written."""
+        return [json.loads(record.line(record.started)) for record in self.kept]
+
     async def wait(self, count: int) -> list[AuditRecord]:
         """Wait until there are `count` records."""
         async with asyncio.timeout(30):
