@@ -8,7 +8,7 @@ from arcbridge.agent.kube.fast_path_parser import KnownLines, plain_head
 from arcbridge.agent.kube.request_info import request_info
 from arcbridge.agent.kube.response import ChunkedBody, read_head
 from arcbridge.agent.kube.status import RequestRefusal
-from arcbridge.client.kubeconfig import block_yaml as kubeconfig_yaml
+from arcbridge.client.kubeconfig import file as kubeconfig_yaml
 from arcbridge.errors import RemoteProtocolError, StateError
 from arcbridge.identity import authentication, verifier
 from arcbridge.identity import proof as proofs
