@@ -14,14 +14,13 @@ from arcbridge.mux import session as shell
 from arcbridge.mux.session import MuxSession
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.limits import Limits
-from arcbridge.wire.records import Auth, AuthOk, Dial, Revoke, Status
+from arcbridge.wire.records import AuthOk, Dial, Revoke, Status
 from arcbridge.wire.session import Kind, State
 from tests.mux.ends import (
     Faults,
     Recorder,
     both_links,
     connect_in_memory,
-    connect_over_tls,
     connected,
     make_sessions,
     soon,
@@ -142,24 +141,6 @@ async def _write_for_ever(io: StreamIO) -> None:
     while True:
         await io.write(b"w" * 10_000)
         await asyncio.sleep(0)
-
-
-async def test_refused_auth() -> None:
-    class Refusing(Recorder):
-        def auth_received(self, session: MuxSession, auth: Auth) -> None:
-            session.close(GoawayCode.UNAUTHENTICATED, "the token has expired: log in again")
-
-    ends = make_sessions(agent_handler=Refusing())
-    mine = StreamIO()
-    ends.client.open("kubernetes", mine)
-    await mine.write(b"hello")
-    await connect_over_tls(ends)
-    for waiter in (ends.client.wait_established(), ends.agent.wait_established(), mine.read()):
-        with pytest.raises(SessionEnded, match="log in again") as caught:
-            await waiter
-        assert caught.value.code == GoawayCode.UNAUTHENTICATED
-    assert "stream_opened" not in ends.agent_handler.calls
-    await ends.stop()
 
 
 async def test_auth_that_is_answered_after_the_session_is_over() -> None:

@@ -221,7 +221,6 @@ class Script:
     async def _serve_cut(self, io: StreamIO) -> None:
         assert await exactly(io, 3) == b"go!"
         await io.write(self.before_cut)
-        assert io.transport is not None
         io.transport.cut()
         self.served.append("cut")
 

@@ -14,7 +14,7 @@ from arcbridge.errors import ConnectionLost, JoinRefused, RemoteProtocolError, U
 from arcbridge.net import join
 from arcbridge.net.join import JoinCode, ServerJoin, client_join
 from arcbridge.net.sockets import receive, send_all
-from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN, RelayTrust, outer_client_context
+from arcbridge.net.tls import ALPN_HTTP, ALPN_JOIN, RelayTrust, outer_client_context
 from arcbridge.net.tlspipe import TlsPipe
 from arcbridge.pki.authority import Authority
 from arcbridge.wire.records import MAX_RECORD, JoinReply, JoinRequest
@@ -302,21 +302,6 @@ async def test_a_foreign_client_certificate_ends_the_handshake() -> None:
     assert isinstance(results[0], ConnectionLost)
     assert isinstance(results[1], RemoteProtocolError)
     assert agent_certificate("prod")[0].startswith("-----BEGIN")
-
-
-async def test_control_needs_a_certificate() -> None:
-    near, far = await tcp_pair()
-    with near, far:
-        serving = TlsPipe(far, server_contexts()[ALPN_CONTROL], server_side=True)
-        scripted = TlsPipe(near, client_context(ALPN_CONTROL), server_hostname=RELAY)
-
-        async def end() -> None:
-            await scripted.handshake()
-            await scripted.write(b"x")
-
-        results = await asyncio.gather(serving.handshake(), end(), return_exceptions=True)
-        assert isinstance(results[0], OSError)
-        assert "PEER_DID_NOT_RETURN_A_CERTIFICATE" in str(results[0])
 
 
 async def test_a_client_that_is_cancelled_leaves_no_socket() -> None:

@@ -141,7 +141,6 @@ async def test_a_connection_without_close_notify_is_a_loss(engine: str, kind: st
     assert await theirs.read() == b"part of it"
     if kind == "reset":
         near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        assert ends.client.transport is not None
         ends.client.transport.abort()
     else:
         near.shutdown(socket.SHUT_WR)

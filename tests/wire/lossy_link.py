@@ -122,7 +122,6 @@ class LossyLink(RuleBasedStateMachine):
         self.budgets = []
         for end in self.pair.ends:
             history = end.machine.sender.history
-            assert history is not None
             self.budgets.append(history._budget)
 
     @initialize(latency=st.sampled_from([0.0, 0.001, 0.3]), established=st.sampled_from([True, True, True, False]))

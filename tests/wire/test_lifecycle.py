@@ -94,7 +94,6 @@ def test_a_resumed_session_drains_where_goaway_was_said(when: str) -> None:
 
 def test_ping_numbers_go_on_over_a_new_connection() -> None:
     one = established()
-    assert one.keepalive is not None
     assert one.keepalive.ping(102.0) == 1
     one.watch(150.0)
     assert one.keepalive.ping(151.0) == 2

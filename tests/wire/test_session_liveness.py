@@ -108,7 +108,6 @@ def test_the_goaway_of_a_long_message_fits() -> None:
     one.machine.close(GoawayCode.INTERNAL, "\U0001f600" * 5000, 2**32, longest)
     one.collect()
     goaway = one.goaway()
-    assert goaway is not None
     assert Refusal(RefusalRule(goaway.rule), goaway.wanted) == longest
 
 
