@@ -49,14 +49,6 @@ def works(kubectl: Kubectl) -> bool:
     return done.stdout == "namespace/default\n"
 
 
-def hurry(relay: ManagedProcess) -> None:
-    """End a relay. Its clients have no other one and stay until they are cut; a second signal leaves one second."""
-    relay.signal(signal.SIGTERM)
-    wait_for_record(relay, "relay stopping", step="draining")
-    relay.signal(signal.SIGTERM)
-    assert relay.wait(10) == 0
-
-
 def test_a_restart_of_the_agent_needs_no_join_token(world: World) -> None:
     assert world.agent.stop() == 0
     assert len(records(world.agent, "enrolled")) == 1  # of a process that has ended: all of its lines are there
@@ -65,16 +57,6 @@ def test_a_restart_of_the_agent_needs_no_join_token(world: World) -> None:
     wait_for_record(agent, "control connection up")
     assert not records(agent, "enrolled")
     assert not records(agent, "cluster CA made")
-
-
-def test_a_restarted_relay_is_the_same_relay(world: World, cluster: Cluster) -> None:
-    client = world.start_client(ALICE)
-    pin = world.relay_pin
-    hurry(world.relay)
-    relay = world.start_relay()
-    assert wait_for_record(relay, "relay serving")["ca_pin"] == pin
-    until(lambda: works(through(cluster, client)), "kubectl works again", timeout=40)
-    assert client.process.stop() == 0
 
 
 def relay_command(world: World, *words: str) -> str:
