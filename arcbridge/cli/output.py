@@ -46,9 +46,9 @@ def print_warning(message: str) -> None:
     sys.stderr.write(f"warning: {plain(message)}\n")
 
 
-def print_rows(rows: Sequence[Row], columns: Sequence[tuple[str, str]], output: str, *, name: str = "name") -> None:
+def print_rows(rows: Sequence[Row], columns: Sequence[tuple[str, str]], output: str) -> None:
     """Print a list: `table` (the columns: key, head), `json` or `yaml` (everything), or `name` (the `name` key)."""
-    sys.stdout.write(format_rows(rows, columns, output, name=name))
+    sys.stdout.write(format_rows(rows, columns, output))
 
 
 def format_rows(rows: Sequence[Row], columns: Sequence[tuple[str, str]], output: str, *, name: str = "name") -> str:

@@ -8,7 +8,7 @@ from typing import Any, cast
 from arcbridge.client.serving.endpoint import EndpointStats
 from arcbridge.client.serving.forward import ForwardStats
 from arcbridge.client.serving.metrics import register
-from arcbridge.client.session.counters import SessionCounters
+from arcbridge.client.session.resumable_session import SessionCounters
 from arcbridge.observe.metrics import Metrics
 
 
