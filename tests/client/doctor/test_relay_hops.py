@@ -14,7 +14,7 @@ import pytest
 import trustme
 
 from arcbridge.checks.diagnosis import Finding, FindingState
-from arcbridge.client.doctor.relay_hops import RelayHops, CertificateText, judge_certificate, judge_clock
+from arcbridge.client.doctor.relay_hops import CertificateText, RelayHops, judge_certificate, judge_clock
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.errors import ArcbridgeError, ConfigError, PinMismatch, Unreachable
 from arcbridge.net.tls import ALPN_HTTP, ALPN_JOIN
