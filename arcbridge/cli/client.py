@@ -248,11 +248,7 @@ async def clusters(invocation: Invocation, context: ClientContext) -> int:
 def _as_row(cluster: dict[str, Any]) -> dict[str, Any]:
     """Return a cluster of the relay's list for people: its age, and a date."""
     until = _seconds(cluster.get("certificate_expires"))
-    return {
-        **cluster,
-        "last_seen": _ago(cluster.get("last_seen")),
-        "certificate_expires": (rfc3339(until) or "")[:10],
-    }
+    return {**cluster, "last_seen": _ago(cluster.get("last_seen")), "certificate_expires": (rfc3339(until) or "")[:10]}
 
 
 def _as_document(cluster: dict[str, Any]) -> dict[str, Any]:

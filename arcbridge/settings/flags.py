@@ -31,14 +31,7 @@ class Flag:
 
     __slots__ = ("choices", "help", "key", "kind", "metavar", "names")
 
-    def __init__(
-        self,
-        spelling: str,
-        help: str,
-        key: str = "",
-        *,
-        choices: tuple[str, ...] = (),
-    ) -> None:
+    def __init__(self, spelling: str, help: str, key: str = "", *, choices: tuple[str, ...] = ()) -> None:
         *words, last = spelling.split()
         self.metavar = last.removesuffix("…")
         self.names = [word for word in (*words, last) if word.startswith("-")]
