@@ -176,11 +176,13 @@ class LoopTime:
         if spent >= self._settle_at:
             self._settle(now, seconds)
 
-    def run(self, work: Callable[[], None]) -> None:
-        """Call `work` and charge it."""
+    def run(self, work: Callable[[], T]) -> T:
+        """Call `work` and charge it, however it ends."""
         began, before = time.monotonic(), self.shares.total
-        work()
-        self.charge(time.monotonic(), began, before)
+        try:
+            return work()
+        finally:
+            self.charge(time.monotonic(), began, before)
 
     def run_sample(self, work: Callable[[], None], alike: int) -> None:
         """Call `work`, the one that is measured of `alike` callbacks, and charge all of them."""

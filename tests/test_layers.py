@@ -142,7 +142,7 @@ def walk(node: ast.AST, at_import: bool) -> Iterator[tuple[ast.AST, bool]]:
 
 
 def layer(module: str) -> str:
-    """`arcbridge.relay.fleet.local` is of layer `relay`; `arcbridge` itself, and names in it, of layer ``."""
+    """`arcbridge.relay.fleet.nats` is of layer `relay`; `arcbridge` itself, and names in it, of layer ``."""
     parts = module.split(".")
     if len(parts) < 2:
         return ""

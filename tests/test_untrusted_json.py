@@ -13,7 +13,6 @@ import pytest
 
 from arcbridge.agent.audit.chain import read_line
 from arcbridge.identity.strict_json import parse_object
-from arcbridge.relay.fleet.nats import NatsFleet
 from arcbridge.relay.fleet.nats_questions import NatsQuestions
 from arcbridge.relay.operations import rows_of
 from arcbridge.untrusted_json import DEPTH, MOST, read_json, read_json_object
@@ -27,8 +26,6 @@ ITS_OWN = {
     "client/background/process.py": "of the user's own commands",
     "client/relay/relay_profile.py": "the user's own file",
     "client/state.py": "the user's own files",
-    "client/credentials/token_cache.py": "the user's own file",
-    "client/credentials/identity_summary.py": "the user's own file",
     "pki/credentials.py": "the agent's own file",
     "relay/admin_socket.py": "an operator's command reads up to 256 MiB of the relay that runs",
     "relay/processes/supervisor.py": "of the relay's own worker",
@@ -83,10 +80,6 @@ HANDLERS: dict[str, Callable[[], Any]] = {
         SimpleNamespace(_waiting={"1": SimpleNamespace(full=lambda: False)}),
         SimpleNamespace(subject="inbox.1", data=DEEP),
     ),
-    "agents of another relay": lambda: NatsFleet._roll_answered(
-        SimpleNamespace(_rolls={"1": SimpleNamespace(full=lambda: False)}),
-        SimpleNamespace(subject="inbox.1", data=DEEP),
-    ),
     "rows of another relay": lambda: rows_of(DEEP),
     "a line of an audit log": lambda: read_line(b'{"chain":"1","seq":1,"prev":"2","a":' + DEEP + b"}"),
 }
@@ -95,10 +88,6 @@ HANDLERS: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("read", HANDLERS.values(), ids=HANDLERS.keys())
 def test_j23_what_is_nested_deeply_escapes_no_handler(read: Callable[[], Any]) -> None:
     assert not read()
-
-
-async def test_j23_a_question_for_agents_that_is_nested_deeply_is_passed_over() -> None:
-    await NatsFleet._tell_roll(SimpleNamespace(), SimpleNamespace(data=DEEP))
 
 
 def test_all_other_modules_read_it_by_this_one() -> None:

@@ -59,6 +59,11 @@ KUBERNETES = "kubernetes"
 AUTH_OK_ROOM = 3500
 """Bytes of AUTH_OK, whose frame has at most 4 KiB, for the user's name and the list of targets."""
 
+_CODES = (
+    (Unauthenticated, GoawayCode.UNAUTHENTICATED),
+    (AccessRevoked, GoawayCode.REVOKED),
+    (PermissionRefused, GoawayCode.FORBIDDEN),
+)
 _log = structlog.get_logger("arcbridge.agent")
 
 
@@ -157,7 +162,7 @@ class AgentSession(BaseHandler):
             return
         limit = caller.account.refuses_stream(self._sessions.monotonic(), plain=target.startswith(PREFIX))
         if limit is not None:
-            self._report(caller, limit, caller.request_id(stream.id, 0), target)
+            self._report(caller, limit, f"{caller.request_prefix}-{stream.id}-0", target)
             stream.abort(ResetCode.LIMIT)
         elif target == KUBERNETES:
             self._sessions.proxy.serve(stream, caller)
@@ -267,22 +272,17 @@ class AgentSession(BaseHandler):
                 if self._caller is None or found.identity.supersedes(self._caller.identity):
                     # A token from before a loss that is sent again changes nothing, revoked or not.
                     self._sessions.revocations.check(found.identity)
-            except AccessRevoked as error:
-                self._sessions.counters.revoked += 1
-                self._write_audit(found.identity, self._auth_verb(session), "refused", error.message)
-                if session.closed or self._refuse(session, error):
+            except ArcbridgeError as error:
+                verb = "authenticate" if session.resumption.resuming is None else "resume"
+                over = session.closed or self._refuse(session, error)
+                # No record of a token without proof while the session goes on: an honest client sends such an AUTH
+                # again after a loss, and one client could write any number. Else the token may be stolen: its owner's
+                # name is worth a record.
+                if isinstance(error, AccessRevoked) or (over and isinstance(error, UnprovedToken)):
+                    self._write_audit(error.identity, verb, "refused", error.message)
+                if over:
                     return
                 continue
-            except ArcbridgeError as error:
-                verb = self._auth_verb(session)
-                if not session.closed and not self._refuse(session, error):
-                    # No record: an honest client sends such an AUTH again after a loss. The session goes on, so that
-                    # one client could write any number of records.
-                    continue
-                if isinstance(error, UnprovedToken):
-                    # The token may be stolen: its owner's name is worth a record.
-                    self._write_audit(error.identity, verb, "refused", error.message)
-                return
             if session.closed:
                 return
             if self._caller is not None:
@@ -294,19 +294,11 @@ class AgentSession(BaseHandler):
             if not taken:
                 return
 
-    @staticmethod
-    def _auth_verb(session: MuxSession) -> str:
-        return "authenticate" if session.resumption.resuming is None else "resume"
-
     def _refuse(self, session: MuxSession, error: ArcbridgeError) -> bool:
         """Refuse an AUTH; answers whether that ends the session."""
-        code = GoawayCode.UNAVAILABLE
-        if isinstance(error, Unauthenticated):
-            code = GoawayCode.UNAUTHENTICATED
-        elif isinstance(error, AccessRevoked):
-            code = GoawayCode.REVOKED
-        elif isinstance(error, PermissionRefused):
-            code = GoawayCode.FORBIDDEN
+        code = next((code for kind, code in _CODES if isinstance(error, kind)), GoawayCode.UNAVAILABLE)
+        if code is GoawayCode.REVOKED:
+            self._sessions.counters.revoked += 1
         if self._caller is not None:
             again = self._resumed_at is not None and self._sessions.monotonic() - self._resumed_at < RESENT_AUTH_GRACE
             if isinstance(error, UnprovedToken) and error.identity.subject != self._caller.identity.subject:
@@ -479,18 +471,17 @@ class AgentSession(BaseHandler):
     def _record_limit(
         self, caller: Caller, limit: Limit, omitted: int, reason: str, request: str = "", target: str = ""
     ) -> None:
-        if self._sessions.audit is not None:
-            record = AuditRecord(
-                request=request or caller.request_id(0, 0),
-                subject=caller.subject,
-                verb="open" if target else "limit",
-                target=target,
-                outcome=RequestOutcome.REFUSED,
-                limit=limit,
-                omitted=omitted,
-                reason=reason,
-            )
-            self._sessions.audit.write(record)
+        record = AuditRecord(
+            request=request or f"{caller.request_prefix}-0-0",
+            subject=caller.subject,
+            verb="open" if target else "limit",
+            target=target,
+            outcome=RequestOutcome.REFUSED,
+            limit=limit,
+            omitted=omitted,
+            reason=reason,
+        )
+        self._sessions.audit.write(record)
 
     def _leave(self, caller: Caller) -> None:
         """End the session's part in its user's account; the last one records the refusals that no record counts yet."""
@@ -501,18 +492,15 @@ class AgentSession(BaseHandler):
 
     def _write_audit(self, identity: Identity, verb: str, outcome: str, reason: str) -> None:
         """Record what happened to the session as a whole."""
-        if self._sessions.audit is not None:
-            self._sessions.audit.write(
-                AuditRecord(
-                    request=f"{self._join_id}-{os.urandom(8).hex()}-0-0",
-                    subject=AuditSubject(
-                        self._join_id, identity.username, len(identity.groups), identity.binding.kind.value
-                    ),
-                    verb=verb,
-                    outcome=RequestOutcome(outcome),
-                    reason=reason,
-                )
-            )
+        bound = identity.binding.kind.value
+        record = AuditRecord(
+            request=f"{self._join_id}-{os.urandom(8).hex()}-0-0",
+            subject=AuditSubject(self._join_id, identity.username, len(identity.groups), bound),
+            verb=verb,
+            outcome=RequestOutcome(outcome),
+            reason=reason,
+        )
+        self._sessions.audit.write(record)
 
     def _age(self) -> float:
         """Return the seconds since the session began, by the clock that says more: one stands still while the machine

@@ -10,7 +10,6 @@ token that is bound to a key and comes without the proof of that key.
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import time
 from collections.abc import Callable
@@ -21,9 +20,8 @@ from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
 from arcbridge.agent.kube.caller import token_digest
 from arcbridge.errors import PermissionRefused, Unauthenticated, Unreachable
 from arcbridge.identity.claims import Identity
-from arcbridge.identity.proof import NO_PEER, Peer, ProofChecker, ProofPolicy, ProofRefused, binding, decode_object
+from arcbridge.identity.proof import NO_PEER, Peer, ProofChecker, ProofRefused, binding, decode_object
 from arcbridge.identity.verifier import LEEWAY, TokenVerifier
-from arcbridge.untrusted_json import read_json
 from arcbridge.wire.records import Auth
 
 REVIEW = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
@@ -66,16 +64,16 @@ class Authenticator:
         self,
         api: ApiServer,
         verifier: TokenVerifier | None,
+        proofs: ProofChecker,
         *,
         token_mode: bool,
-        proofs: ProofChecker | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._api = api
         self._verifier = verifier
         self.token_mode = token_mode
         """Whether sessions may carry the caller's own ServiceAccount token."""
-        self.proofs = proofs or ProofChecker(ProofPolicy.IF_BOUND, "the agent", clock=clock)
+        self.proofs = proofs
         self._clock = clock
 
     async def authenticate(self, auth: Auth, peer: Peer = NO_PEER) -> Authenticated:
@@ -115,23 +113,16 @@ class Authenticator:
     async def _review(self, token: str) -> Identity:
         if _B64TOKEN.fullmatch(token) is None:
             raise Unauthenticated("the token is malformed")
-        headers = [
-            ("Authorization", f"Bearer {token}"),
-            ("Content-Type", "application/json"),
-            ("Accept", "application/json"),
-            ("User-Agent", "arcbridge-agent"),
-        ]
-        body = json.dumps({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}).encode()
+        review = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
         try:
             async with asyncio.timeout(DEADLINE):
-                code, data = await self._api.call("POST", REVIEW, headers, own=False, body=body)
+                code, answer = await self._api.ask("POST", REVIEW, review, token=token)
             if code in (401, 403):
                 raise Unauthenticated("the cluster does not accept the token")
             if code != 201:
                 raise Unreachable(f"the API server did not review the token (code {code})")
-            info = read_json(data)["status"]["userInfo"]
-            return self._identity(info, token)
-        except (AnswerFailed, TimeoutError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return self._identity(answer["status"]["userInfo"], token)
+        except (AnswerFailed, TimeoutError, KeyError, TypeError, AttributeError) as error:
             # `from None`: what is chained could hold the answer, or the token.
             kind = type(error).__name__
             raise Unreachable(f"the token cannot be reviewed: the API server does not answer ({kind})") from None

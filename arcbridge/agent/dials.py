@@ -18,11 +18,13 @@ from enum import IntEnum
 
 import structlog
 
+from arcbridge import __version__
 from arcbridge.agent.enrol import CredentialKeeper
 from arcbridge.agent.outer_tls import OuterTls
 from arcbridge.agent.session_certificate import SessionCertificate
 from arcbridge.agent.sessions import Sessions
 from arcbridge.errors import ArcbridgeError, BytesAltered, ConfigError, ConnectionLost
+from arcbridge.loop_shares import LoopTime
 from arcbridge.net.address import Address, parse_address
 from arcbridge.net.dialer import connect
 from arcbridge.net.join import JOIN_ID, JoinCode, client_join
@@ -68,7 +70,6 @@ class Dials:
         outer: OuterTls,
         *,
         instance: str,
-        software: str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._relays = frozenset(relays)
@@ -76,7 +77,6 @@ class Dials:
         self._sessions = sessions
         self._outer = outer
         self._instance = instance
-        self._software = software
         self._clock = clock
         self._certificate = SessionCertificate()
         self._open: set[asyncio.Task[None]] = set()
@@ -132,7 +132,9 @@ class Dials:
 
     def join(self, dial: Dial, relay: Address, done: Callable[[], None]) -> None:
         """Join, in a task, as `relay` asked for; `done` is called at its end, however it ends."""
-        task = asyncio.get_running_loop().create_task(self._join(dial, relay), name=f"join-{dial.join_id}")
+        payer = self._sessions.accounts.relays.of(str(relay), time.monotonic())
+        steps = payer.steps(self._join(dial, relay, payer))
+        task = asyncio.get_running_loop().create_task(steps, name=f"join-{dial.join_id}")
         self._open.add(task)
         self._dialling[task] = relay
 
@@ -156,11 +158,13 @@ class Dials:
             return None
         return address if address in self._relays else None
 
-    async def _join(self, dial: Dial, relay: Address) -> None:
+    async def _join(self, dial: Dial, relay: Address, payer: LoopTime) -> None:
         log = _log.bind(session=dial.join_id)
         deadline = min(float(dial.deadline or CONNECT_DEADLINE), MAX_DIAL_DEADLINE)
         try:
             async with asyncio.timeout(deadline + HANDSHAKE_DEADLINE):
+                # A relay whose joins take too much of the event loop waits with the next one (docs/threats.md#L47).
+                await asyncio.sleep(max(payer.held_until - time.monotonic(), 0.0))
                 await self._join_and_serve(dial, deadline)
         except (ArcbridgeError, TimeoutError) as error:
             self.join_failures += 1
@@ -183,7 +187,7 @@ class Dials:
             cluster=credential.cluster,
             token=dial.token,
             instance=self._instance,
-            version=self._software,
+            version=__version__,
             hops=dial.hops,
         )
         context, inner = self._outer.context(ALPN_JOIN), self._certificate.tls(credential)

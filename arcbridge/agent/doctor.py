@@ -13,6 +13,7 @@ import os
 import ssl
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
@@ -25,17 +26,14 @@ from arcbridge.agent.self_checks import (
     groups_checks,
     issuers_check,
 )
-from arcbridge.agent.service import credential_store
+from arcbridge.agent.service import credential_store, make_verifier
 from arcbridge.agent.settings import Checked, check
 from arcbridge.checks.diagnosis import Finding, FindingState, failed, ok, settings_findings, skipped
 from arcbridge.checks.running import look_at_process, look_at_refusals, read_page, samples_of
 from arcbridge.checks.self_checks import SelfCheck, SelfChecks
 from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, PinMismatch
-from arcbridge.identity.groups import GroupSources
-from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import connect
-from arcbridge.net.fetch import HttpFetcher
 from arcbridge.net.tls import ALPN_HTTP, RelayTrust, fetch_relay_ca, outer_client_context
 from arcbridge.pki.credentials import AgentCredential
 from arcbridge.pki.pins import pin_of, same_pin
@@ -196,21 +194,12 @@ async def _issuers(checked: Checked) -> list[Finding]:
     config = checked.config
     if wrong := [one for one in checked.problems.errors if one.setting.startswith("authentication")]:
         return [failed("authentication", str(wrong[0]), "correct the file or the setting", "config")]
-    if checked.issuers is None:
-        return await _all([issuers_check(None, token_mode=lambda: True)])
-    fetcher = HttpFetcher()
-    try:
-        groups = GroupSources(checked.issuers, fetcher.ask, directories=config.graph)
-        verifier = TokenVerifier(checked.issuers, fetcher, accept=checked.acceptance, groups=groups)
+    async with AsyncExitStack() as stack:
         try:
-            checks = [issuers_check(verifier, token_mode=lambda: config.token_mode), *groups_checks(verifier)]
-            return await _all(checks)
-        finally:
-            await verifier.close()
-    except ConfigError as error:
-        return [failed("authentication", error.message, "correct the file or the setting", "config")]
-    finally:
-        await fetcher.close()
+            verifier = make_verifier(checked, stack)
+        except ConfigError as error:
+            return [failed("authentication", error.message, "correct the file or the setting", "config")]
+        return await _all([issuers_check(verifier, token_mode=lambda: config.token_mode), *groups_checks(verifier)])
 
 
 async def _audit(config: AgentConfig) -> list[Finding]:

@@ -21,6 +21,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ REFUSED_AMONG = 15
 CONFLICTS = 20
 """Rounds of compare-and-set before giving up: so many writers are never active for long."""
 
+_TOO_MANY_WRITERS = "the agent's state is being written by others all the time"
 log = structlog.get_logger("arcbridge.agent")
 
 
@@ -163,12 +165,8 @@ class CredentialKeeper:
 
     async def _check_store(self) -> None:
         snapshot = await self._store.load()
-        stored = self._usable(snapshot)
-        if stored is not None and stored.certificate_pem != self.current.certificate_pem:
-            self._credential = await self._with_relay_ca(stored)
-            log.info("certificate adopted", cluster=stored.cluster)
-        not_before, not_after = self.current.validity()
-        if self._clock() < renew_at(not_before, not_after):
+        await self._adopt(snapshot)
+        if self._fresh(self.current):
             return
         if self.seconds_left <= 0:
             # Only a new join token helps now; the operator may provide one at any time.
@@ -176,11 +174,18 @@ class CredentialKeeper:
             return
         await self._renew(snapshot)
 
+    async def _adopt(self, snapshot: Snapshot | None) -> bool:
+        """Adopt the certificate that a sibling has stored; answers whether there was another one than ours."""
+        stored = self._usable(snapshot)
+        if stored is None or stored.certificate_pem == self.current.certificate_pem:
+            return False
+        self._credential = await self._with_relay_ca(stored)
+        log.info("certificate adopted", cluster=stored.cluster)
+        return True
+
     def _usable(self, snapshot: Snapshot | None) -> AgentCredential | None:
         credential = AgentCredential.from_entries(snapshot) if snapshot is not None else None
-        if credential is None or credential.validity()[1] <= self._clock():
-            return None
-        return credential
+        return None if credential is None or credential.validity()[1] <= self._clock() else credential
 
     async def _prepared(self) -> Snapshot:
         """Answer the store's entries with a cluster CA and a key among them; made and stored if they were missing."""
@@ -207,7 +212,7 @@ class CredentialKeeper:
             if entries.CLUSTER_CA_KEY in made:
                 log.info("cluster CA made", pin=pin_of(made[entries.CLUSTER_CA_CERTIFICATE].decode()))
             return Snapshot({**found, **made}, version)
-        raise StateError("the agent's state is being written by others all the time")
+        raise StateError(_TOO_MANY_WRITERS)
 
     async def _enrol(self, snapshot: Snapshot) -> AgentCredential:
         token = self._join_token(snapshot)
@@ -275,13 +280,10 @@ class CredentialKeeper:
                 return Snapshot({**(snapshot or {}), **made}, version)
             except VersionConflict:
                 snapshot = await self._store.load()
-            stored = self._usable(snapshot)
-            if stored is not None and stored.certificate_pem != credential.certificate_pem:
-                # Also where it looks old, by a clock that is wrong: the former certificate must not be renewed again.
-                self._credential = await self._with_relay_ca(stored)
-                log.info("certificate adopted", cluster=stored.cluster)
+            # Also where it looks old, by a clock that is wrong: the former certificate must not be renewed again.
+            if await self._adopt(snapshot):
                 return None
-        raise StateError("the agent's state is being written by others all the time")
+        raise StateError(_TOO_MANY_WRITERS)
 
     async def _store_certificate(self, snapshot: Snapshot, update: dict[str, bytes]) -> AgentCredential:
         for _ in range(CONFLICTS):
@@ -303,7 +305,7 @@ class CredentialKeeper:
             if credential is None:
                 raise StateError("the agent's state is incomplete: restore it from a backup")
             return credential
-        raise StateError("the agent's state is being written by others all the time")
+        raise StateError(_TOO_MANY_WRITERS)
 
     def _fresh(self, credential: AgentCredential) -> bool:
         not_before, not_after = credential.validity()
@@ -347,16 +349,7 @@ class CredentialKeeper:
             ca_pem = self._pinned(_read(self._ca_file, "relay_ca_file"))
         elif self._pin and not same_pin(self._pin, pin_of(ca_pem)):
             ca_pem = await self._any_relay(lambda relay: fetch_relay_ca(relay, self._pin))
-        if ca_pem == credential.relay_ca_pem:
-            return credential
-        return AgentCredential(
-            credential.cluster,
-            credential.certificate_pem,
-            credential.key_pem,
-            ca_pem,
-            credential.cluster_ca_certificate_pem,
-            credential.cluster_ca_key_pem,
-        )
+        return credential if ca_pem == credential.relay_ca_pem else replace(credential, relay_ca_pem=ca_pem)
 
     def _pinned(self, ca_pem: str) -> str:
         if self._pin and not same_pin(self._pin, pin_of(ca_pem)):
@@ -369,13 +362,11 @@ class CredentialKeeper:
         how = "make one with `arcbridge --role relay token create` and put it into join_token_file"
         if self._token_file is None:
             raise ConfigError(f"join_token_file: {why} and needs a join token; {how}")
-        if not is_there(self._token_file):
-            raise ConfigError(
-                f"join_token_file: {why} and {self._token_file} does not exist: it needs a join token; {how}"
-            )
-        token = _read(self._token_file, "join_token_file").strip()
+        there = is_there(self._token_file)
+        token = _read(self._token_file, "join_token_file").strip() if there else ""
         if not token:
-            raise ConfigError(f"join_token_file: {why} and {self._token_file} is empty: it needs a join token; {how}")
+            fault = f"{self._token_file} {'is empty' if there else 'does not exist'}"
+            raise ConfigError(f"join_token_file: {why} and {fault}: it needs a join token; {how}")
         return token
 
     def _checked(self, answer: dict[str, Any], key_pem: str) -> tuple[str, str]:

@@ -15,17 +15,11 @@ from dataclasses import replace
 
 import structlog
 
-from arcbridge.agent.audit import AuditLog
-from arcbridge.agent.authenticator import Authenticator
-from arcbridge.agent.denylist import Denylist
-from arcbridge.agent.kube.apiserver import ApiServer
-from arcbridge.agent.sessions import Sessions
+from arcbridge.agent.parts import AgentParts
 from arcbridge.agent.settings import Checked, required
-from arcbridge.agent.targets import TcpTargets
-from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.mux import memory
 from arcbridge.observe import logging as logs
-from arcbridge.observe.reloads import Outcome, changed, digest, split
+from arcbridge.observe.reloads import Outcome, changed, digest, merged, split
 from arcbridge.settings.config import AgentConfig
 
 log = structlog.get_logger("arcbridge.agent")
@@ -52,27 +46,10 @@ JUDGED = frozenset({"forbidden_audiences", "max_token_lifetime"})
 class Reload:
     """Puts other settings in force at the parts of one agent, and has its files read again."""
 
-    def __init__(
-        self,
-        checked: Checked,
-        *,
-        api: ApiServer,
-        verifier: TokenVerifier | None,
-        authenticator: Authenticator,
-        sessions: Sessions,
-        targets: TcpTargets,
-        denylist: Denylist | None,
-        audit: AuditLog,
-    ) -> None:
+    def __init__(self, checked: Checked, parts: AgentParts) -> None:
         """`checked`: what is in force."""
         self._in_force = checked
-        self._api = api
-        self._verifier = verifier
-        self._authenticator = authenticator
-        self._sessions = sessions
-        self._targets = targets
-        self._denylist = denylist
-        self._audit = audit
+        self._parts = parts
         self._contents = contents(checked.config)
 
     @property
@@ -85,8 +62,8 @@ class Reload:
 
         Whatever it raises, no setting is another then.
         """
-        self._audit.reopen()
-        self._api.reread()
+        self._parts.sessions.audit.reopen()
+        self._parts.api.reread()
         return self.apply(reread())
 
     def apply(self, config: AgentConfig) -> Outcome:
@@ -104,14 +81,14 @@ class Reload:
                 undo.callback(self._put_denylist, self._in_force)
                 self._put_denylist(checked)
             undo.pop_all()
-        self._targets.end_disallowed()
+        self._parts.sessions.targets.end_disallowed()
         outcome = split(changed(self.config, config), reloadable)
         taken = [*outcome.taken, *(name for name in found if found[name] != self._contents.get(name))]
         judged = checked if "authentication" in reloadable else self._in_force
         listed = checked if "denylist_file" in reloadable else self._in_force
         self._in_force = replace(
             checked,
-            config=self._merged(config, reloadable),
+            config=merged(self.config, config, reloadable),
             issuers=judged.issuers,
             acceptance=judged.acceptance,
             denylist=listed.denylist,
@@ -123,52 +100,33 @@ class Reload:
         """Return the settings that this agent takes over: issuers and a denylist only where it has a part that knows
         them, and goes on to."""
         reloadable = set(RELOADABLE)
-        if self._verifier is not None and checked.issuers is not None:
+        if self._parts.verifier is not None and checked.issuers is not None:
             reloadable.add("authentication")
-        elif self._verifier is not None or checked.issuers is not None:
+        elif self._parts.verifier is not None or checked.issuers is not None:
             # The verifier judges on by what it has, or there is none yet.
             reloadable -= JUDGED
-        if self._denylist is not None and checked.config.denylist_file is not None:
+        if self._parts.denylist is not None and checked.config.denylist_file is not None:
             reloadable.add("denylist_file")
         return frozenset(reloadable)
 
     def _put(self, checked: Checked) -> None:
         config = checked.config
         logs.reconfigure_level(config.observe.log_level)
-        if self._verifier is not None and checked.issuers is not None:
-            self._verifier.replace(checked.issuers, checked.acceptance)
-        self._authenticator.token_mode = config.token_mode
-        self._authenticator.proofs.policy = checked.proof
-        self._targets.replace(checked.targets)
-        self._sessions.accounts.change(config.limits)
-        self._sessions.settings = config.session
+        verifier, sessions = self._parts.verifier, self._parts.sessions
+        if verifier is not None and checked.issuers is not None:
+            verifier.replace(checked.issuers, checked.acceptance)
+        sessions.authenticator.token_mode = config.token_mode
+        sessions.authenticator.proofs.policy = checked.proof
+        sessions.targets.replace(checked.targets)
+        sessions.accounts.change(config.limits)
+        sessions.settings = config.session
         memory.backlog.most = config.limits.agent_waiting_bytes
-        self._api.upstream.limit.change(time.monotonic(), config.limits.agent_connects_per_second)
+        self._parts.api.upstream.limit.change(time.monotonic(), config.limits.agent_connects_per_second)
 
     def _put_denylist(self, checked: Checked) -> None:
-        assert self._denylist is not None
+        assert self._parts.denylist is not None
         assert checked.config.denylist_file is not None
-        self._denylist.take(checked.config.denylist_file, checked.denylist)
-
-    def _merged(self, config: AgentConfig, reloadable: frozenset[str]) -> AgentConfig:
-        """Return what runs now: the new settings where a reload takes them over. The others stay named until a
-        restart."""
-        running = self.config
-        sometimes = ("authentication", "denylist_file", *JUDGED)
-        return replace(
-            running,
-            **{name: getattr(config, name) for name in sometimes if name in reloadable},
-            proof=config.proof,
-            token_mode=config.token_mode,
-            targets=config.targets,
-            limits=config.limits,
-            session=replace(
-                running.session,
-                max_age=config.session.max_age,
-                end_upgraded_streams=config.session.end_upgraded_streams,
-            ),
-            observe=replace(running.observe, log_level=config.observe.log_level),
-        )
+        self._parts.denylist.take(checked.config.denylist_file, checked.denylist)
 
 
 def contents(config: AgentConfig) -> dict[str, str]:

@@ -62,7 +62,11 @@ class Revocation:
 
 
 class AccessRevoked(PermissionRefused):
-    """The user, or the token by its age, is revoked."""
+    """The user, or the token by its age, is revoked; `identity` is the token's."""
+
+    def __init__(self, identity: Identity, message: str) -> None:
+        super().__init__(message)
+        self.identity = identity
 
 
 class Revocations:
@@ -134,7 +138,7 @@ class Revocations:
         """Raise AccessRevoked where a token of this identity counts no more."""
         found = self.find(identity)
         if found is not None:
-            raise AccessRevoked(found.sentence(self._clock()))
+            raise AccessRevoked(identity, found.sentence(self._clock()))
 
     def _note(self, revocation: Revocation) -> None:
         known = self._news.get(revocation.user)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +18,6 @@ from typing import Any
 from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.pki.credentials import Snapshot, VersionConflict
-from arcbridge.untrusted_json import read_json
 
 DEADLINE = 15.0
 MAX_ANSWER = 2 << 20
@@ -96,19 +94,10 @@ class SecretStore:
         return StateError(f"the Secret {self._where} cannot be {what}: the API server answered {status}; {hint}")
 
     async def _request(self, method: str, path: str, document: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
-        headers = [("Accept", "application/json"), ("User-Agent", "arcbridge-agent")]
-        authorization = self._api.authorization()
-        if authorization:
-            headers.append(("Authorization", authorization))
-        body = b""
-        if document is not None:
-            headers.append(("Content-Type", "application/json"))
-            body = json.dumps(document).encode()
         try:
             async with asyncio.timeout(DEADLINE):
-                status, data = await self._api.call(method, path, headers, own=True, body=body, most=MAX_ANSWER)
-            answer = read_json(data, MAX_ANSWER) if data else {}
-        except (AnswerFailed, TimeoutError, ValueError) as error:
+                status, answer = await self._api.ask(method, path, document, most=MAX_ANSWER)
+        except (AnswerFailed, TimeoutError) as error:
             # Never the answer itself: it holds keys.
             raise StateError(
                 f"the Secret {self._where} cannot be reached: the API server does not answer ({type(error).__name__})"

@@ -12,7 +12,6 @@ open to every authenticated user by the default role `system:basic-user`; "Const
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final
@@ -22,13 +21,13 @@ from arcbridge.agent.authenticator import REVIEW
 from arcbridge.agent.control import ControlConnections
 from arcbridge.agent.enrol import CredentialKeeper
 from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
+from arcbridge.agent.parts import AgentParts
 from arcbridge.checks.diagnosis import Finding, failed, ok, skipped, warning
 from arcbridge.checks.directory_findings import directory_finding
 from arcbridge.checks.key_findings import key_finding
 from arcbridge.checks.self_checks import SelfCheck
 from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.refusals import RefusalRule
-from arcbridge.untrusted_json import read_json
 
 RULES: Final = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
 CERTIFICATE_SOON: Final = 86400.0
@@ -39,6 +38,34 @@ API_SERVER, CREDENTIAL, IMPERSONATION = "API server", "agent's credential at the
 RELOAD, AUDIT, RELAYS, CERTIFICATE = "files of the API server", "audit log", "control connections", "certificate"
 
 _VERBS: Final = frozenset({"*", "impersonate", "impersonate:user-info"})
+_CONNECTS: Final = "check `relays`, their pin, and that this cluster may connect to them"
+_MAY_ACT: Final = (
+    "install the chart, or the rules of config/kubernetes, and bind them to the agent's account; "
+    "`impersonation.users` and `impersonation.groups` name whom it may act as"
+)
+_REMEDIES: Final = {
+    "api_ca": "put the CA of this API server into kubernetes.ca_file, or correct kubernetes.server",
+    "api_unreachable": "check kubernetes.server (host and port), that the API server runs, and network policies",
+    "agent_credential": "check kubernetes.token_file or kubernetes.client_certificate_file, that the ServiceAccount "
+    "exists and that the token is of this cluster and not expired",
+    "review": "Kubernetes has this review from 1.28 on; elsewhere the agent cannot check its credential",
+    "impersonation": _MAY_ACT,
+    "impersonation_unknown": _MAY_ACT,
+    "impersonation_groups": _MAY_ACT,
+    "impersonation_users": _MAY_ACT,
+    "reload": "correct the file; until then the agent goes on with what it read before",
+    "audit": "make room, or let the agent's user write audit.file",
+    "enrolment": _CONNECTS,
+    "relay": _CONNECTS,
+    "public_address": "correct public_address at the relay, or add the address to `relays`",
+    "join": "see `join failed` in the log",
+    "relays": "see whether all relays run",
+}
+"""What to do about a fault, by its code."""
+
+
+def _bad(hop: str, code: str, detail: str, make: Callable[[str, str, str, str], Finding] = failed) -> Finding:
+    return make(hop, detail, _REMEDIES[code], code)
 
 
 # --- the API server -------------------------------------------------------------------------------------------------
@@ -51,22 +78,11 @@ async def look_at_api_server(api: ApiServer) -> Finding:
     """
     where = api.authority
     try:
-        await api.call("GET", "/version", _headers(api), own=True)
+        await api.ask("GET", "/version")
     except AnswerFailed as error:
         text = error.message.removeprefix("arcbridge: ")
-        if error.refusal.rule is RefusalRule.AGENT_API_CA:
-            return failed(
-                API_SERVER,
-                f"{where}: {text}",
-                "put the CA of this API server into kubernetes.ca_file, or correct kubernetes.server",
-                "api_ca",
-            )
-        return failed(
-            API_SERVER,
-            f"{where}: {text}",
-            "check kubernetes.server (host and port), that the API server runs, and network policies",
-            "api_unreachable",
-        )
+        code = "api_ca" if error.refusal.rule is RefusalRule.AGENT_API_CA else "api_unreachable"
+        return _bad(API_SERVER, code, f"{where}: {text}")
     return ok(API_SERVER, f"{where} answers")
 
 
@@ -81,21 +97,10 @@ async def look_at_credential(api: ApiServer) -> Finding:
             api.upstream.own_refusals.user = user
             return ok(CREDENTIAL, f"the agent is {user}")
     if code == 401:
-        return failed(
-            CREDENTIAL,
-            "the API server does not accept the agent's own credential",
-            "check kubernetes.token_file or kubernetes.client_certificate_file, that the ServiceAccount exists "
-            "and that the token is of this cluster and not expired",
-            "agent_credential",
-        )
+        return _bad(CREDENTIAL, "agent_credential", "the API server does not accept the agent's own credential")
     if code == 0:
         return skipped(CREDENTIAL, "the API server does not answer")
-    return warning(
-        CREDENTIAL,
-        f"the API server answered code {code} to a review of the agent itself",
-        "Kubernetes has this review from 1.28 on; elsewhere the agent cannot check its credential",
-        "review",
-    )
+    return _bad(CREDENTIAL, "review", f"the API server answered code {code} to a review of the agent itself", warning)
 
 
 async def look_at_impersonation(api: ApiServer, refused: Callable[[], int] = lambda: 0) -> Finding:
@@ -114,46 +119,25 @@ async def look_at_impersonation(api: ApiServer, refused: Callable[[], int] = lam
         return warning(IMPERSONATION, f"{words} (code {code})", remedy, "review")
     listed = rules if isinstance(rules, list) else []
     may = {resource for rule in listed if isinstance(rule, dict) for resource in _impersonable(rule)}
-    remedy = (
-        "install the chart, or the rules of config/kubernetes, and bind them to the agent's account; "
-        "`impersonation.users` and `impersonation.groups` name whom it may act as"
-    )
+    if "users" not in may and _at(status, "incomplete") is True:
+        detail = "no rule of RBAC lets the agent impersonate users; another authorizer may"
+        return _bad(IMPERSONATION, "impersonation_unknown", detail, warning)
     if "users" not in may:
-        if _at(status, "incomplete") is True:
-            return warning(
-                IMPERSONATION,
-                "no rule of RBAC lets the agent impersonate users; another authorizer may",
-                remedy,
-                "impersonation_unknown",
-            )
-        return failed(IMPERSONATION, "the agent may not impersonate users", remedy, "impersonation")
+        return _bad(IMPERSONATION, "impersonation", "the agent may not impersonate users")
     if "groups" not in may and (api.impersonable is None or api.impersonable):
-        return warning(
-            IMPERSONATION,
-            "the agent may impersonate users, but no group; users with groups are refused",
-            remedy,
-            "impersonation_groups",
-        )
+        detail = "the agent may impersonate users, but no group; users with groups are refused"
+        return _bad(IMPERSONATION, "impersonation_groups", detail, warning)
     if count := refused():
-        return warning(
-            IMPERSONATION,
-            f"the API server has refused {count} requests because no rule names their user or a group of theirs",
-            remedy,
-            "impersonation_users",
-        )
+        detail = f"the API server has refused {count} requests because no rule names their user or a group of theirs"
+        return _bad(IMPERSONATION, "impersonation_users", detail, warning)
     return ok(IMPERSONATION, "the agent may impersonate users and groups")
 
 
 async def look_at_reload(api: ApiServer) -> Finding:
     """Look whether the files of CA, token and certificate could be read when they changed."""
-    api.authorization()  # looks at the files, when it is time
+    api.credentials(own=True)  # looks at the files, when it is time
     if api.reload_error:
-        return failed(
-            RELOAD,
-            api.reload_error,
-            "correct the file; until then the agent goes on with what it read before",
-            "reload",
-        )
+        return _bad(RELOAD, "reload", api.reload_error)
     return ok(RELOAD, "as they were read")
 
 
@@ -164,41 +148,27 @@ async def look_at_audit(audit: AuditLog) -> Finding:
     """Look whether records are written now."""
     if failure := audit.failure:
         then = "requests are refused" if audit.refuses else "requests go on unrecorded"
-        return failed(
-            AUDIT,
-            f"the audit log cannot be written ({failure}); {then}",
-            "make room, or let the agent's user write audit.file",
-            "audit",
-        )
+        return _bad(AUDIT, "audit", f"the audit log cannot be written ({failure}); {then}")
     return ok(AUDIT, "records are written")
 
 
 async def look_at_relays(control: ControlConnections, keeper: CredentialKeeper) -> Finding:
     """Look whether control connections are up, and whether a relay's last join worked."""
-    connects = "check `relays`, their pin, and that this cluster may connect to them"
     if not keeper.enrolled and keeper.last_failure:
-        return failed(RELAYS, f"the agent cannot enrol: {keeper.last_failure}", connects, "enrolment")
+        return _bad(RELAYS, "enrolment", f"the agent cannot enrol: {keeper.last_failure}")
     if control.draining or not keeper.enrolled or not (control.up or control.last_failure):
         return skipped(RELAYS, "the agent is starting or stopping")
     reason, wrong = control.unready(), control.dials.wrong_address
+    last = f"the last attempt: {control.last_failure or 'none yet'}"
     if reason is not None and not control.up:
-        return failed(RELAYS, f"{reason}; the last attempt: {control.last_failure or 'none yet'}", connects, "relay")
+        return _bad(RELAYS, "relay", f"{reason}; {last}")
     if wrong:
-        return failed(
-            RELAYS,
-            f"a relay asks this agent to come to {wrong}, which is not among `relays`",
-            "correct public_address at the relay, or add the address to `relays`",
-            "public_address",
-        )
+        detail = f"a relay asks this agent to come to {wrong}, which is not among `relays`"
+        return _bad(RELAYS, "public_address", detail)
     if reason is not None:
-        return failed(RELAYS, reason, "see `join failed` in the log", "join")
+        return _bad(RELAYS, "join", reason)
     if control.up < min(control.wanted, len(control.relays)):
-        return warning(
-            RELAYS,
-            f"{control.up} of {control.wanted} are up; the last attempt: {control.last_failure or 'none yet'}",
-            "see whether all relays run",
-            "relays",
-        )
+        return _bad(RELAYS, "relays", f"{control.up} of {control.wanted} are up; {last}", warning)
     return ok(RELAYS, f"{control.up} up")
 
 
@@ -254,7 +224,7 @@ def issuers_check(verifier: TokenVerifier | None, *, token_mode: Callable[[], bo
     async def issuers() -> Sequence[Finding]:
         if verifier is None:
             return [skipped("issuers", "no issuer is configured: the agent takes ServiceAccount tokens")]
-        return [key_finding(one.path, one.url, one.usable, one.failure) for one in await verifier.look_at_keys()]
+        return [key_finding(*one) for one in await verifier.look_at_keys()]
 
     return SelfCheck(
         "issuers", issuers, gates=lambda: not token_mode() and verifier is not None and not verifier.has_keys
@@ -269,23 +239,15 @@ def groups_checks(verifier: TokenVerifier | None) -> list[SelfCheck]:
     looked_at = verifier
 
     async def groups() -> Sequence[Finding]:
-        found = await looked_at.look_at_directories()
-        return [directory_finding(one.at, one.usable, one.code, one.why) for one in found]
+        return [directory_finding(*one) for one in await looked_at.look_at_directories()]
 
     return [SelfCheck("groups", groups)]
 
 
-def checks_of(
-    api: ApiServer,
-    verifier: TokenVerifier | None,
-    *,
-    token_mode: Callable[[], bool],
-    audit: AuditLog,
-    control: ControlConnections,
-    keeper: CredentialKeeper,
-) -> list[SelfCheck]:
+def checks_of(parts: AgentParts) -> list[SelfCheck]:
     """Return all checks of a running agent. Audit and relays gate readiness by themselves (`agent.service`)."""
-    counts = api.upstream.own_refusals.counts
+    sessions = parts.sessions
+    counts = parts.api.upstream.own_refusals.counts
     seen = counts["impersonation"]
 
     def refused() -> int:
@@ -294,12 +256,12 @@ def checks_of(
         return fresh
 
     return [
-        *api_checks(api, impersonates=verifier is not None, refused=refused),
-        issuers_check(verifier, token_mode=token_mode),
-        *groups_checks(verifier),
-        _check("audit", partial(look_at_audit, audit)),
-        _check("relays", partial(look_at_relays, control, keeper)),
-        _check("certificate", partial(look_at_certificate, keeper)),
+        *api_checks(parts.api, impersonates=parts.verifier is not None, refused=refused),
+        issuers_check(parts.verifier, token_mode=lambda: sessions.authenticator.token_mode),
+        *groups_checks(parts.verifier),
+        _check("audit", partial(look_at_audit, sessions.audit)),
+        _check("relays", partial(look_at_relays, parts.control, parts.keeper)),
+        _check("certificate", partial(look_at_certificate, parts.keeper)),
     ]
 
 
@@ -313,22 +275,10 @@ def _impersonable(rule: dict[str, Any]) -> set[str]:
 
 async def _review(api: ApiServer, path: str, document: dict[str, Any]) -> tuple[int, Any]:
     """Ask for a review of the agent itself; code 0 where the API server does not answer."""
-    headers = [("Content-Type", "application/json"), *_headers(api)]
     try:
-        code, body = await api.call("POST", path, headers, own=True, body=json.dumps(document).encode())
+        return await api.ask("POST", path, document)
     except AnswerFailed:
         return 0, None
-    try:
-        return code, read_json(body)
-    except ValueError:
-        return code, None
-
-
-def _headers(api: ApiServer) -> list[tuple[str, str]]:
-    headers = [("Accept", "application/json"), ("User-Agent", "arcbridge-agent")]
-    if authorization := api.authorization():
-        headers.append(("Authorization", authorization))
-    return headers
 
 
 def _at(document: Any, *path: str) -> Any:

@@ -10,13 +10,12 @@ import asyncio
 import secrets
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import structlog
 
-from arcbridge import __version__
 from arcbridge.agent.accounts import Accounts
 from arcbridge.agent.audit import AuditLog
 from arcbridge.agent.authenticator import Authenticator
@@ -27,7 +26,9 @@ from arcbridge.agent.kube.apiserver import SERVICE_ACCOUNT, ApiServer, endpoint_
 from arcbridge.agent.kube.connect_limit import ConnectLimit
 from arcbridge.agent.kube.proxy import KubeProxy
 from arcbridge.agent.metrics import register
+from arcbridge.agent.parts import AgentParts
 from arcbridge.agent.reload import Reload
+from arcbridge.agent.reports import AgentReports
 from arcbridge.agent.secret_store import SecretStore
 from arcbridge.agent.self_checks import checks_of
 from arcbridge.agent.sessions import Sessions
@@ -39,7 +40,6 @@ from arcbridge.identity.groups import GroupSources
 from arcbridge.identity.proof import ProofChecker
 from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.mux import memory
-from arcbridge.net.address import Address
 from arcbridge.net.fetch import HttpFetcher
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
@@ -92,23 +92,6 @@ async def serve(
     log.info("agent stopped", step="gone")
 
 
-@dataclass(frozen=True, slots=True)
-class AgentParts:
-    """The parts of one agent, connected with each other; `_compose` makes them."""
-
-    audit: AuditLog
-    api: ApiServer
-    verifier: TokenVerifier | None
-    proofs: ProofChecker
-    authenticator: Authenticator
-    targets: TcpTargets
-    proxy: KubeProxy
-    keeper: CredentialKeeper
-    denylist: Denylist | None
-    sessions: Sessions
-    control: ControlConnections
-
-
 def _compose(config: AgentConfig, checked: Checked, instance: str, stack: AsyncExitStack) -> AgentParts:
     """Make all parts, of which none is connected to a relay yet; `stack` closes them. Raises as `serve` does."""
     audit = open_audit(config, instance)
@@ -116,15 +99,14 @@ def _compose(config: AgentConfig, checked: Checked, instance: str, stack: AsyncE
     api = ApiServer(endpoint_of(config.kubernetes))
     api.upstream.limit = ConnectLimit(config.limits.agent_connects_per_second)
     stack.push_async_callback(api.close)
-    verifier = _make_verifier(config, checked, stack)
+    verifier = make_verifier(checked, stack)
     targets = TcpTargets(checked.targets, audit)
     stack.push_async_callback(targets.close)
     proxy = KubeProxy(api, audit)
     stack.push_async_callback(proxy.close, HURRY)
-    relays = list(checked.relays)
-    keeper = _keeper(config, api, relays)
+    keeper = _keeper(checked, api)
     proofs = ProofChecker(checked.proof, "the agent")
-    authenticator = Authenticator(api, verifier, token_mode=config.token_mode, proofs=proofs)
+    authenticator = Authenticator(api, verifier, proofs, token_mode=config.token_mode)
     memory.backlog.most = config.limits.agent_waiting_bytes
     sessions = Sessions(
         authenticator,
@@ -132,7 +114,6 @@ def _compose(config: AgentConfig, checked: Checked, instance: str, stack: AsyncE
         targets,
         instance=instance,
         limits=session_limits(config),
-        audit=audit,
         accounts=Accounts(config.limits),
         settings=config.session,
     )
@@ -141,32 +122,18 @@ def _compose(config: AgentConfig, checked: Checked, instance: str, stack: AsyncE
     if config.denylist_file is not None:
         denylist = Denylist(config.denylist_file, sessions.revocations.deny)
         _keep_running(denylist.run(), "denylist", stack)
-    control = ControlConnections(
-        relays, keeper, sessions, instance=instance, software=__version__, wanted=config.control_connections
-    )
+    control = ControlConnections(checked.relays, keeper, sessions, instance=instance, wanted=config.control_connections)
     stack.push_async_callback(control.close)
-    return AgentParts(
-        audit=audit,
-        api=api,
-        verifier=verifier,
-        proofs=proofs,
-        authenticator=authenticator,
-        targets=targets,
-        proxy=proxy,
-        keeper=keeper,
-        denylist=denylist,
-        sessions=sessions,
-        control=control,
-    )
+    return AgentParts(api, verifier, keeper, denylist, sessions, control)
 
 
-def _make_verifier(config: AgentConfig, checked: Checked, stack: AsyncExitStack) -> TokenVerifier | None:
+def make_verifier(checked: Checked, stack: AsyncExitStack) -> TokenVerifier | None:
     """Make what verifies access tokens, with a fetcher of its own; None where the API server alone judges tokens."""
     if checked.issuers is None:
         return None
-    fetcher = HttpFetcher()
+    config, fetcher = checked.config, HttpFetcher()
     stack.push_async_callback(fetcher.close)
-    groups = GroupSources(checked.issuers, fetcher.ask, directories=config.graph, claim_sources=config.claim_sources)
+    groups = GroupSources(fetcher.ask, directories=config.graph, claim_sources=config.claim_sources)
     verifier = TokenVerifier(checked.issuers, fetcher, accept=checked.acceptance, groups=groups)
     stack.push_async_callback(verifier.close)
     return verifier
@@ -180,39 +147,11 @@ async def _observe(
     Returns what knows the settings in force.
     """
     metrics, checks = Metrics("agent"), Checks()
-    register(
-        metrics,
-        control=parts.control,
-        sessions=parts.sessions,
-        proxy=parts.proxy,
-        targets=parts.targets,
-        keeper=parts.keeper,
-        audit=parts.audit,
-        verifier=parts.verifier,
-        proofs=parts.proofs,
-        denylist=parts.denylist,
-    )
+    register(metrics, parts)
     checks.add("control", parts.control.unready)
-    checks.add("audit", parts.audit.unready)
-    reload = Reload(
-        checked,
-        api=parts.api,
-        verifier=parts.verifier,
-        authenticator=parts.authenticator,
-        sessions=parts.sessions,
-        targets=parts.targets,
-        denylist=parts.denylist,
-        audit=parts.audit,
-    )
-    found = checks_of(
-        parts.api,
-        parts.verifier,
-        token_mode=lambda: parts.authenticator.token_mode,
-        audit=parts.audit,
-        control=parts.control,
-        keeper=parts.keeper,
-    )
-    self_checks = SelfChecks(found, log)
+    checks.add("audit", parts.sessions.audit.unready)
+    reload = Reload(checked, parts)
+    self_checks = SelfChecks(checks_of(parts), log)
     self_checks.register(metrics, checks)
 
     if reread is not None:
@@ -220,6 +159,9 @@ async def _observe(
     _watch_requests(parts.api, self_checks)
     if parts.verifier is not None:
         parts.verifier.on_directory_failure(lambda: self_checks.look_soon("groups"))
+    reports = AgentReports(parts.control.instance, self_checks, checks, lambda: len(parts.sessions))
+    parts.control.report = reports.status
+    _keep_running(reports.run(parts.control.send_reports), "reports", stack)
     observe = ObserveServer(checked.config.observe.listen, metrics, checks)
     await observe.start()
     stack.push_async_callback(observe.stop)
@@ -254,13 +196,12 @@ def _keep_running(work: Coroutine[Any, Any, None], name: str, stack: AsyncExitSt
 
 async def enroll(config: AgentConfig) -> None:
     """Enrol unless the agent has enrolled before, and end. Raises as `serve` does."""
-    relays = list(required(config, serves=False).relays)
-    api = ApiServer(endpoint_of(config.kubernetes)) if config.state.secret else None
-    try:
-        await _keeper(config, api, relays).start()
-    finally:
+    checked = required(config, serves=False)
+    async with AsyncExitStack() as stack:
+        api = ApiServer(endpoint_of(config.kubernetes)) if config.state.secret else None
         if api is not None:
-            await api.close()
+            stack.push_async_callback(api.close)
+        await _keeper(checked, api).start()
 
 
 def open_audit(config: AgentConfig, instance: str) -> AuditLog:
@@ -275,10 +216,11 @@ def open_audit(config: AgentConfig, instance: str) -> AuditLog:
     )
 
 
-def _keeper(config: AgentConfig, api: ApiServer | None, relays: list[Address]) -> CredentialKeeper:
+def _keeper(checked: Checked, api: ApiServer | None) -> CredentialKeeper:
+    config = checked.config
     return CredentialKeeper(
         credential_store(config, api),
-        relays,
+        checked.relays,
         relay_ca_pin=check_pin(config.relay_ca_pin) if config.relay_ca_pin else "",
         relay_ca_file=config.relay_ca_file,
         join_token_file=config.join_token_file,

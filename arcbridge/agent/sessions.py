@@ -19,7 +19,7 @@ import socket
 import ssl
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
@@ -27,11 +27,9 @@ import structlog
 from arcbridge import __version__
 from arcbridge.agent.accounts import Account, Accounts
 from arcbridge.agent.agent_session import AgentSession
-from arcbridge.agent.ahead_relief import AheadRelief
-from arcbridge.agent.audit import AuditLog
 from arcbridge.agent.authenticator import Authenticator
-from arcbridge.agent.backlog_relief import INTERVAL, BacklogRelief
 from arcbridge.agent.kube.proxy import KubeProxy
+from arcbridge.agent.relief import INTERVAL, AheadRelief, BacklogRelief
 from arcbridge.agent.resume import Resumes
 from arcbridge.agent.revocations import MAX_REASON, Revocations
 from arcbridge.agent.targets import TcpTargets
@@ -88,7 +86,6 @@ class Sessions:
         *,
         instance: str = "",
         limits: Limits = DEFAULT,
-        audit: AuditLog | None = None,
         accounts: Accounts | None = None,
         settings: SessionConfig | None = None,
         clock: Callable[[], float] = time.time,
@@ -97,7 +94,7 @@ class Sessions:
         self.authenticator = authenticator
         self.proxy = proxy
         self.targets = targets
-        self.audit = audit
+        self.audit = targets.audit
         self.accounts = accounts if accounts is not None else Accounts()
         self.revocations = Revocations(clock=clock)
         self.revocations.on_news = self._revocations_changed
@@ -178,7 +175,8 @@ class Sessions:
         self._empty.clear()
         handler.handshaking = sock
         try:
-            await accept_session(sock, context, session.protocol(), handshake_deadline=HANDSHAKE_DEADLINE)
+            payer = self.accounts.relays.of(via, time.monotonic())
+            await accept_session(sock, context, session.protocol(), payer, handshake_deadline=HANDSHAKE_DEADLINE)
         except (OSError, TimeoutError) as error:
             sock.close()
             lost = alteration(error) or ConnectionLost(f"the end-to-end TLS handshake failed ({type(error).__name__})")
@@ -211,12 +209,6 @@ class Sessions:
         self.counters.moves_asked += asked
         return asked
 
-    def end_revoked(self) -> None:
-        """End the sessions of the users whom the news of the revocations name, attached or not."""
-        news = self.revocations.take_news()
-        for handler in list(self._open):
-            handler.end_if_revoked(news)
-
     def revoke(self, via: str, message: str) -> None:
         """End the sessions that came through the relay `via`, attached or not: it has revoked the cluster."""
         for handler in [one for one in self._all() if one.via == via]:
@@ -246,7 +238,7 @@ class Sessions:
 
     def admit(self, handler: AgentSession) -> bool:
         """Count a connection whose token was accepted as a new session; False where the limit is reached."""
-        if self._full(len(self._open)) and not self._evict_detached():
+        if self._full(len(self._open)) and (memory.budget.full or not self.evict_detached()):
             return False
         self._unauthenticated.discard(handler)
         self._open.add(handler)
@@ -255,9 +247,18 @@ class Sessions:
             self._relieve()
         return True
 
-    def evict_detached(self, account: Account) -> bool:
-        """End a user's session that has been detached longest, of those without a stream; whether there was one."""
-        return self._evict_longest_detached([one for one in self._open if one in account.members])
+    def evict_detached(self, account: Account | None = None) -> bool:
+        """End the session, of one user or of all, that has been detached longest, of those without a stream; whether
+        there was one."""
+        among = self._open if account is None else [one for one in self._open if one in account.members]
+        idle = [one for one in among if one.detached_at is not None and one.streams == 0]
+        if not idle:
+            return False
+        oldest = min(idle, key=lambda one: one.detached_at or 0.0)
+        assert oldest.session is not None
+        self._open.discard(oldest)
+        oldest.session.close(GoawayCode.GONE, "the agent needed its place")
+        return True
 
     def ended(self, handler: AgentSession, error: ArcbridgeError) -> None:
         """Forget a session, or a connection that never became one."""
@@ -289,8 +290,11 @@ class Sessions:
             self._ending_revoked = asyncio.get_running_loop().call_soon(self._end_revoked)
 
     def _end_revoked(self) -> None:
+        """End the sessions of the users whom the news of the revocations name, attached or not."""
         self._ending_revoked = None
-        self.end_revoked()
+        news = self.revocations.take_news()
+        for handler in list(self._open):
+            handler.end_if_revoked(news)
 
     def _all(self) -> list[AgentSession]:
         return [*self._open, *self._unauthenticated]
@@ -312,17 +316,3 @@ class Sessions:
 
     def _full(self, sessions: int) -> bool:
         return sessions >= MAX_SESSIONS or memory.budget.full
-
-    def _evict_detached(self) -> bool:
-        """End the session that has been detached longest, of those without a stream; whether there was one."""
-        return not memory.budget.full and self._evict_longest_detached(self._open)
-
-    def _evict_longest_detached(self, among: Iterable[AgentSession]) -> bool:
-        idle = [one for one in among if one.detached_at is not None and one.streams == 0]
-        if not idle:
-            return False
-        oldest = min(idle, key=lambda one: one.detached_at or 0.0)
-        assert oldest.session is not None
-        self._open.discard(oldest)
-        oldest.session.close(GoawayCode.GONE, "the agent needed its place")
-        return True

@@ -75,26 +75,18 @@ def read_targets(configs: Mapping[str, TargetConfig]) -> dict[str, Target]:
     return targets
 
 
-@dataclass(frozen=True, slots=True)
-class _Connection:
-    """A stream that was allowed, from its dial to its end."""
-
-    target: Target
-    caller: Caller
-    record: AuditRecord
-
-
 class TcpTargets:
     """Connects streams to targets. `close()` must be awaited."""
 
     def __init__(self, targets: Mapping[str, Target], audit: AuditLog) -> None:
         self._targets = dict(targets)
-        self._audit = audit
+        self.audit = audit
         self._records: KeyedTokenBucket[str] = KeyedTokenBucket(RECORDS, 1.0, size=USERS, shares=True)
         """Refusals that leave a record each, by subject."""
-        self._connecting: dict[asyncio.Task[None], Account] = {}
+        self.connecting: dict[asyncio.Task[None], Account] = {}
         """Dials under way, and whose they are."""
         self._connections: dict[StreamTransport, _Connection] = {}
+        """Those that were allowed, from their dials to their ends."""
         self.opened = 0
         self.open = 0
         self.refused = 0
@@ -135,164 +127,45 @@ class TcpTargets:
 
     def serve(self, stream: StreamTransport, target: str, caller: Caller) -> None:
         """Connect `stream` to the address that `target` (`tcp:NAME`) names, or reset it with the reason's code."""
-        identity = caller.identity
         record = AuditRecord(
-            request=caller.request_id(stream.id, 1),
+            request=f"{caller.request_prefix}-{stream.id}-1",
             subject=caller.subject,
             verb="connect",
             target=target,
         )
         found = self._targets.get(target.removeprefix(PREFIX)) if target.startswith(PREFIX) else None
         if found is None:
-            self._refuse(stream, caller, record, ResetCode.UNKNOWN_TARGET, "no such target")
-        elif not found.allows(identity):
-            self._refuse(stream, caller, record, ResetCode.FORBIDDEN, "not allowed")
-        elif self._dials_too_much(caller):
-            self._refuse(stream, caller, record, ResetCode.LIMIT, _TOO_MANY)
-        elif refusal := self._audit.refusal():
-            self._refuse(stream, caller, record, ResetCode.INTERNAL, refusal)
+            self.refuse(stream, caller, record, ResetCode.UNKNOWN_TARGET, "no such target")
+        elif not found.allows(caller.identity):
+            self.refuse(stream, caller, record, ResetCode.FORBIDDEN, "not allowed")
+        elif self.dials_too_much(caller):
+            self.refuse(stream, caller, record, ResetCode.LIMIT, _TOO_MANY)
+        elif refusal := self.audit.refusal():
+            self.refuse(stream, caller, record, ResetCode.INTERNAL, refusal)
         elif caller.account.audit.is_spent(record.started):
             caller.account.refuse(Limit.AUDIT_BYTES, record.started)
-            reason = caller.account.explain(Limit.AUDIT_BYTES).message
-            self._refuse(stream, caller, record, ResetCode.LIMIT, reason)
+            self.refuse(stream, caller, record, ResetCode.LIMIT, caller.account.explain(Limit.AUDIT_BYTES).message)
         else:
-            connecting = _Connecting()
-            self._connections[stream] = _Connection(found, caller, record)
-            stream.attach(connecting)
+            connection = self._connections[stream] = _Connection(self, stream, found, caller, record)
+            stream.attach(connection)
             # The record stands before the target hears of the connection.
-            self._audit.begin(
-                record,
-                lambda refusal: caller.account.loop_time.run(
-                    lambda: self._recorded(stream, found, caller, connecting, record, refusal)
-                ),
-            )
+            self.audit.begin(record, lambda refusal: caller.account.loop_time.run(lambda: connection.recorded(refusal)))
 
     async def close(self) -> None:
         """End dials under way; connected streams end with their sessions."""
-        await cancel_and_wait(*self._connecting)
+        await cancel_and_wait(*self.connecting)
 
-    def _recorded(
-        self,
-        stream: StreamTransport,
-        target: Target,
-        caller: Caller,
-        connecting: _Connecting,
-        record: AuditRecord,
-        refusal: str,
-    ) -> None:
-        """The record of a connection was written (perhaps within the call that asked for it), or could not be."""
-        if connecting.lost:
-            record.cut()
-            self._finish(stream, record)
-        elif refusal:
-            self._refuse(stream, caller, record, ResetCode.INTERNAL, refusal)
-        elif self._dials_too_much(caller):  # many may have waited for their records
-            self._refuse(stream, caller, record, ResetCode.LIMIT, _TOO_MANY)
-        else:
-            try:
-                self._begin(stream, target, caller, connecting, record)
-            except ArcbridgeError as error:
-                self._unreachable(stream, record, error)
-            except Exception as error:
-                self._defect(stream, record, error)
+    def dials_too_much(self, caller: Caller) -> bool:
+        """Return whether as many dials are under way as may be, of the caller's user or of all users."""
+        own = sum(account is caller.account for account in self.connecting.values())
+        return own >= MAX_CONNECTING_OF_USER or len(self.connecting) >= MAX_CONNECTING
 
-    def _dials_too_much(self, caller: Caller) -> bool:
-        own = sum(account is caller.account for account in self._connecting.values())
-        return own >= MAX_CONNECTING_OF_USER or len(self._connecting) >= MAX_CONNECTING
-
-    def _begin(
-        self, stream: StreamTransport, target: Target, caller: Caller, connecting: _Connecting, record: AuditRecord
-    ) -> None:
-        begun = begin(target.address)
-        if begun is not None and begun[1]:
-            self._join(stream, begun[0], record)  # the target answered within the call
-            return
-        sock = None if begun is None else begun[0]
-        task = asyncio.get_running_loop().create_task(self._connect(stream, target, sock, connecting, record))
-        connecting.task = task
-        self._connecting[task] = caller.account
-        task.add_done_callback(self._connecting.pop)
-        if sock is not None:
-            # Cancelled before its first step, the task never held it.
-            task.add_done_callback(lambda task: sock.close() if task.cancelled() else None)
-
-    async def _connect(
-        self,
-        stream: StreamTransport,
-        target: Target,
-        begun: socket.socket | None,
-        connecting: _Connecting,
-        record: AuditRecord,
-    ) -> None:
-        try:
-            if begun is None:
-                sock = await connect(target.address, deadline=CONNECT_DEADLINE, proxy=DIRECT)
-                disable_user_timeout(sock)
-            else:
-                sock = begun
-                await finish(sock, target.address, deadline=CONNECT_DEADLINE)
-            self._join(stream, sock, record)
-        except ArcbridgeError as error:
-            self._unreachable(stream, record, error)
-        except asyncio.CancelledError:
-            record.cut()
-            self._finish(stream, record)
-            stream.abort(ResetCode.CANCELLED)
-            if connecting.lost:
-                return  # the stream ended first, which cancelled this task
-            raise
-        except Exception as error:
-            self._defect(stream, record, error)
-
-    def _join(self, stream: StreamTransport, sock: socket.socket, record: AuditRecord) -> None:
-        try:
-            splice = self._splice(stream, sock, record)
-        except BaseException:
-            sock.close()
-            raise
-        stream.set_protocol(splice)
-        splice.connection_made(stream)
-        stream.resume_reading()
-
-    def _defect(self, stream: StreamTransport, record: AuditRecord, error: Exception) -> None:
-        """A connection failed for no fault of the target: it leaves its record all the same."""
-        self.failed += 1
-        record.fail(error)
-        self._finish(stream, record)
-        stream.abort(ResetCode.INTERNAL)
-        text = "a TCP target could not be served"
-        asyncio.get_running_loop().call_exception_handler({"message": text, "exception": error})
-
-    def _unreachable(self, stream: StreamTransport, record: AuditRecord, error: ArcbridgeError) -> None:
-        self.failed += 1
-        record.refuse(error.message)
-        _log.warning("target unreachable", session=record.subject.session, stream=stream.id, reason=error.message)
-        self._finish(stream, record)
-        stream.abort(ResetCode.CONNECT_FAILED)
-
-    def _splice(self, stream: StreamTransport, sock: socket.socket, record: AuditRecord) -> SocketSplice:
-        self.opened += 1
-        self.open += 1
-
-        def done(result: SpliceResult) -> None:
-            self.open -= 1
-            record.move(result.from_stream, result.to_stream)
-            if result.error is not None:
-                record.break_off(result.error)
-            self._finish(stream, record)
-            if not (result.from_stream or result.to_stream):
-                stream.count_as_churn()  # a connection was made for nothing
-
-        record.connect()
-        stream.owed = False
-        return SocketSplice(sock, done)
-
-    def _finish(self, stream: StreamTransport, record: AuditRecord) -> None:
-        """A connection is over, or never was: write its record."""
+    def finish(self, stream: StreamTransport, record: AuditRecord) -> None:
+        """Write the record of a connection that is over, or never was."""
         self._connections.pop(stream, None)
-        self._audit.write(record)
+        self.audit.write(record)
 
-    def _refuse(
+    def refuse(
         self, stream: StreamTransport, caller: Caller, record: AuditRecord, code: ResetCode, reason: str
     ) -> None:
         """Reset the stream. Of many refusals the first leave a record each, the others one that counts them."""
@@ -307,22 +180,116 @@ class TcpTargets:
                 record.is_over(Limit.TARGETS, omitted)
                 recorded = True
         if recorded:
-            self._audit.write(record)
+            self.audit.write(record)
         stream.abort(code)
 
 
-class _Connecting(asyncio.Protocol):
-    """The stream's protocol while the target is dialled: it reads nothing, so that no credit is granted."""
+class _Connection(asyncio.Protocol):
+    """A stream that was allowed. It is the stream's protocol while the target is dialled, and reads nothing, so that no
+    credit is granted."""
 
-    def __init__(self) -> None:
-        self.task: asyncio.Task[None] | None = None
-        self.lost = False
+    def __init__(
+        self, targets: TcpTargets, stream: StreamTransport, target: Target, caller: Caller, record: AuditRecord
+    ) -> None:
+        self._targets = targets
+        self._stream = stream
+        self.target = target
+        self.caller = caller
+        self.record = record
+        self._task: asyncio.Task[None] | None = None
+        self._lost = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, StreamTransport)
-        transport.pause_reading()
+        self._stream.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.lost = True
-        if self.task is not None:
-            self.task.cancel()
+        self._lost = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def recorded(self, refusal: str) -> None:
+        """The record of the connection was written (perhaps within the call that asked for it), or could not be."""
+        targets, refused = self._targets, (self._stream, self.caller, self.record)
+        if self._lost:
+            self.record.cut()
+            targets.finish(self._stream, self.record)
+        elif refusal:
+            targets.refuse(*refused, ResetCode.INTERNAL, refusal)
+        elif targets.dials_too_much(self.caller):  # many may have waited for their records
+            targets.refuse(*refused, ResetCode.LIMIT, _TOO_MANY)
+        else:
+            try:
+                self._begin()
+            except Exception as error:
+                self._failed(error)
+
+    def _begin(self) -> None:
+        begun = begin(self.target.address)
+        if begun is not None and begun[1]:
+            self._join(begun[0])  # the target answered within the call
+            return
+        sock = None if begun is None else begun[0]
+        self._task = task = asyncio.get_running_loop().create_task(self._connect(sock))
+        self._targets.connecting[task] = self.caller.account
+        task.add_done_callback(self._targets.connecting.pop)
+        if sock is not None:
+            # Cancelled before its first step, the task never held it.
+            task.add_done_callback(lambda task: sock.close() if task.cancelled() else None)
+
+    async def _connect(self, begun: socket.socket | None) -> None:
+        try:
+            if begun is None:
+                sock = await connect(self.target.address, deadline=CONNECT_DEADLINE, proxy=DIRECT)
+                disable_user_timeout(sock)
+            else:
+                sock = begun
+                await finish(sock, self.target.address, deadline=CONNECT_DEADLINE)
+            self._join(sock)
+        except asyncio.CancelledError:
+            self.record.cut()
+            self._targets.finish(self._stream, self.record)
+            self._stream.abort(ResetCode.CANCELLED)
+            if self._lost:
+                return  # the stream ended first, which cancelled this task
+            raise
+        except Exception as error:
+            self._failed(error)
+
+    def _join(self, sock: socket.socket) -> None:
+        try:
+            splice = SocketSplice(sock, self._done)
+        except BaseException:
+            sock.close()
+            raise
+        self._targets.opened += 1
+        self._targets.open += 1
+        self.record.connect()
+        self._stream.owed = False
+        self._stream.set_protocol(splice)
+        splice.connection_made(self._stream)
+        self._stream.resume_reading()
+
+    def _failed(self, error: Exception) -> None:
+        """The target could not be reached; or the connection failed by a defect, and leaves its record all the same."""
+        self._targets.failed += 1
+        code = ResetCode.CONNECT_FAILED
+        if isinstance(error, ArcbridgeError):
+            self.record.refuse(error.message)
+            session, stream = self.record.subject.session, self._stream.id
+            _log.warning("target unreachable", session=session, stream=stream, reason=error.message)
+        else:
+            code = ResetCode.INTERNAL
+            self.record.fail(error)
+            text = "a TCP target could not be served"
+            asyncio.get_running_loop().call_exception_handler({"message": text, "exception": error})
+        self._targets.finish(self._stream, self.record)
+        self._stream.abort(code)
+
+    def _done(self, result: SpliceResult) -> None:
+        self._targets.open -= 1
+        self.record.move(result.from_stream, result.to_stream)
+        if result.error is not None:
+            self.record.break_off(result.error)
+        self._targets.finish(self._stream, self.record)
+        if not (result.from_stream or result.to_stream):
+            self._stream.count_as_churn()  # a connection was made for nothing

@@ -340,7 +340,7 @@ def serve(invocation: Invocation) -> int:
 
     from arcbridge.cli.loop import Interrupted, notify, run_until_signal
     from arcbridge.client.background.log_file import LogFile
-    from arcbridge.client.background.process import run_background
+    from arcbridge.client.background.process import BackgroundProcess
     from arcbridge.observe import logging
 
     descriptor = os.environ.pop(READY_VARIABLE, "")
@@ -365,7 +365,7 @@ def serve(invocation: Invocation) -> int:
         level = "debug" if invocation.switch("verbose") else invocation.text("log_level", "info")
         stream = cast("TextIO", file)
         logging.configure("client", level, invocation.text("log_format", "console"), stream)
-        run_until_signal(run_background(place, dict(os.environ), ready=ready), terminal=False)
+        run_until_signal(BackgroundProcess(place, dict(os.environ)).run(ready), terminal=False)
     except Interrupted:
         pass
     except ArcbridgeError as error:

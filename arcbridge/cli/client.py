@@ -296,12 +296,9 @@ def _one_cluster(invocation: Invocation, config: ClientConfig) -> str:
     """Return the cluster that a command is about: its argument, else the first of the settings; empty: none."""
     name = invocation.text("name") or next(filter(None, (config.cluster, *config.clusters)), "")
     if name:
-        from arcbridge.pki.names import check_cluster_name
+        from arcbridge.client.service import check_name
 
-        try:
-            check_cluster_name(name)
-        except ConfigError as error:
-            raise ConfigError(f"cluster {name[:64]!r}: {error.message}") from error
+        check_name(name, "cluster ")
     return name
 
 

@@ -169,7 +169,7 @@ COMMANDS = (
             "delete a join token",
             Argument("id", "id of the token, the part before the dot"),
         ),
-        Command("cluster list = relay:cluster_list", "list enrolled clusters", OUTPUT),
+        Command("cluster list = relay:cluster_list", "list enrolled clusters", WIDE_OUTPUT),
         Command("cluster revoke = relay:cluster_revoke", "cut a cluster off and refuse it", _CLUSTER),
         Command("cluster restore = relay:cluster_restore", "let a revoked cluster back in", _CLUSTER),
         Command("cluster delete = relay:cluster_delete", "forget a cluster that is no more", _CLUSTER),

@@ -37,7 +37,7 @@ def run(invocation: Invocation) -> int:
 def _serve_of(role: str, config: Any) -> Callable[..., Coroutine[Any, Any, None]]:
     if role == RELAY and config.workers != 1:
         from arcbridge.relay.processes.supervisor import supervise
-        from arcbridge.relay.worker_count import worker_count
+        from arcbridge.relay.settings import worker_count
 
         if worker_count(config) > 1:
             return supervise

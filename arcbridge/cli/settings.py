@@ -111,11 +111,11 @@ def _with_profile(config: ClientConfig, invocation: Invocation, environment: Map
     from arcbridge.client.state import StateDirectory
 
     state = StateDirectory.find(config.state_dir, environment)
-    filled = fill(config, RelayProfiles(state.path))
-    if filled.others and filled.profile is not None and invocation.command[0] not in _SILENT:
-        others = ", ".join(one.url for one in filled.others)
-        sys.stderr.write(f"at {filled.profile.url}, the last login; for another one give --relay ({others})\n")
-    return filled.config
+    config, fit = fill(config, RelayProfiles(state.path))
+    if len(fit) > 1 and invocation.command[0] not in _SILENT:
+        others = ", ".join(one.url for one in fit[1:])
+        sys.stderr.write(f"at {fit[0].url}, the last login; for another one give --relay ({others})\n")
+    return config
 
 
 def _own_flags(invocation: Invocation) -> Sequence[Flag]:

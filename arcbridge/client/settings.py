@@ -10,10 +10,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from arcbridge.client.credentials.azure_pipelines import is_azure_pipelines
-from arcbridge.client.credentials.tokens import refuse_contradictions, with_defaults
-from arcbridge.errors import ConfigError, NotInThisJob, StateError
-from arcbridge.net.address import parse_address
+from arcbridge.client.credentials.tokens import is_azure_pipelines, refuse_contradictions, with_defaults
+from arcbridge.errors import NotInThisJob, StateError
+from arcbridge.net.address import issuer_origin, parse_address
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.settings import named_files
 from arcbridge.settings.choices import PROGRAM
@@ -139,17 +138,8 @@ def _tokens(config: ClientConfig, problems: Problems) -> None:
     if login.proof_key_file is not None:
         from arcbridge.client.credentials import proof_keys
 
-        try:
-            missing = proof_keys.load(login.proof_key_file, of_settings=True) is None
-        except StateError as error:
-            problems.error("login.proof_key_file", f"login.proof_key_file: {error.message}")
-        else:
-            if missing:
-                problems.error(
-                    "login.proof_key_file",
-                    f"login.proof_key_file: {login.proof_key_file} does not exist; `arcbridge --role client key` "
-                    "makes it",
-                )
+        with problems.collect("login.proof_key_file"):
+            proof_keys.required(login.proof_key_file)
     if not (login.access_token_file or login.command or login.issuer or login.workload):
         problems.warn(
             "login",
@@ -170,10 +160,8 @@ def _issuer(login: LoginConfig, problems: Problems, environment: Mapping[str, st
     from arcbridge.client.credentials.login import check_login
 
     with problems.collect("login.issuer"):
-        parts = urlsplit(login.issuer)
-        if parts.scheme != "https" or not parts.hostname:
-            raise ConfigError("login.issuer: must be an https URL")
-        named_files.check_not_placeholder(problems, "login.issuer", parts.hostname)
+        issuer_origin(login.issuer, "login.issuer")
+        named_files.check_not_placeholder(problems, "login.issuer", urlsplit(login.issuer).hostname or "")
     with _for_a_job(problems, "login.client_id"):
         if login.grant_type == PROGRAM:
             from arcbridge.client.credentials.client_credentials import ClientCredentials

@@ -6,11 +6,18 @@ from collections.abc import Mapping
 from typing import Protocol
 
 
-class FetchedDocument(Protocol):
-    """A document as fetched: its bytes and for how long (seconds) its server says it stays fresh, if it says so."""
+class ReplyDocument(Protocol):
+    """An answer of any status. Seconds, where the server gives them: `retry_after`, and `max_age`, for which the answer
+    stays fresh."""
+
+    @property
+    def status(self) -> int: ...
 
     @property
     def body(self) -> bytes: ...
+
+    @property
+    def retry_after(self) -> float | None: ...
 
     @property
     def max_age(self) -> float | None: ...
@@ -23,20 +30,7 @@ class Fetch(Protocol):
     body inside the bounds. Cancellation leaves nothing open.
     """
 
-    async def __call__(self, url: str, ca_pem: str | None) -> FetchedDocument: ...
-
-
-class ReplyDocument(Protocol):
-    """An answer of any status; `retry_after` is in seconds, where the server gives it."""
-
-    @property
-    def status(self) -> int: ...
-
-    @property
-    def body(self) -> bytes: ...
-
-    @property
-    def retry_after(self) -> float | None: ...
+    async def __call__(self, url: str, ca_pem: str | None) -> ReplyDocument: ...
 
 
 class SendRequest(Protocol):

@@ -92,7 +92,8 @@ def is_application(claims: Mapping[str, Any]) -> bool:
 
 
 class Directory:
-    """One tenant at Microsoft Graph. `clock`: unix seconds; `monotonic`: seconds. Raises ConfigError."""
+    """One tenant at Microsoft Graph, by settings that have passed `check`. `clock`: unix seconds; `monotonic`: seconds.
+    Raises ConfigError for a CA that cannot be read."""
 
     def __init__(
         self,
@@ -103,7 +104,6 @@ class Directory:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        check(name, settings)
         self.at = f"graph.{name}"
         """The table of the settings."""
         self._tenant = settings.tenant.lower()

@@ -53,11 +53,16 @@ def check(
 ) -> None:
     """Check the settings that need no file. Raises ConfigError that names the key. `issuers` None: there is no
     authentication file; empty: it could not be read, and says nothing of the settings."""
+    named: set[str] = set()
     for name, settings in directories.items():
         graph.check(name, settings)
         for n, url in enumerate(settings.issuers):
+            at = f"graph.{name}.issuers[{n}]"
             if issuers is not None and issuers.issuers and issuers.issuer(url) is None:
-                raise ConfigError(f"graph.{name}.issuers[{n}]: {url} is no issuer.url of the authentication file")
+                raise ConfigError(f"{at}: {url} is no issuer.url of the authentication file")
+            if url in named:
+                raise ConfigError(f"{at}: {url} has another [graph.…] already")
+        named.update(settings.issuers)
     for index, url in enumerate(claim_sources):
         _setting_origin(index, url)
         if issuers is None:
@@ -73,7 +78,6 @@ class GroupSources:
 
     def __init__(
         self,
-        issuers: AuthenticationConfig,
         ask: SendRequest,
         *,
         directories: Mapping[str, GraphConfig] | None = None,
@@ -81,18 +85,13 @@ class GroupSources:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Raises ConfigError, which names the setting."""
+        """`directories` and `claim_sources` have passed `check`. Raises ConfigError for a CA that cannot be read."""
         self._ask = ask
         self._allowed = frozenset(_setting_origin(n, url) for n, url in enumerate(claim_sources))
         self._directories: dict[str, graph.Directory] = {}
         for name, settings in (directories or {}).items():
             directory = graph.Directory(name, settings, ask, clock=clock, monotonic=monotonic)
-            for n, url in enumerate(settings.issuers):
-                at = f"graph.{name}.issuers[{n}]"
-                if issuers.issuer(url) is None:
-                    raise ConfigError(f"{at}: {url} is no issuer.url of the authentication file")
-                if self._directories.setdefault(url, directory) is not directory:
-                    raise ConfigError(f"{at}: {url} has another [graph.…] already")
+            self._directories |= dict.fromkeys(settings.issuers, directory)
         self._monotonic = monotonic
         self._places: dict[tuple[str, str], Lookups] = {}
         """The look-ups of distributed claims, by issuer and origin: one that stalls holds up no other. The settings

@@ -63,21 +63,6 @@ class VerificationKey:
 class KeySet:
     """The keys of one issuer, fetched when needed; `close()` ends a background fetch."""
 
-    __slots__ = (
-        "_clock",
-        "_failed_at",
-        "_fetch",
-        "_fetched_at",
-        "_fresh_until",
-        "_issuer",
-        "_keys",
-        "_refreshing",
-        "_retry_delay",
-        "_unknown_kid_at",
-        "failure",
-        "generation",
-    )
-
     def __init__(self, issuer: IssuerConfig, fetch: Fetch, clock: Callable[[], float]) -> None:
         self._issuer = issuer
         self._fetch = fetch

@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
 
 from arcbridge.identity.refusal import GroupsUnavailable, TokenRefused
-from arcbridge.refusals import RefusalRule
 
 AT_ONCE = 8
 """Requests to the other server at a time."""
@@ -40,9 +39,7 @@ class _Entry:
 
     until: float
     names: tuple[str, ...] = ()
-    unavailable: str = ""
-    detail: str = ""
-    refused: tuple[RefusalRule, str] | None = None
+    error: TokenRefused | GroupsUnavailable | None = None
 
     @property
     def size(self) -> int:
@@ -50,10 +47,8 @@ class _Entry:
         return sum(_NAME + (len(name) if name.isascii() else 4 * len(name)) for name in self.names)
 
     def result(self) -> tuple[str, ...]:
-        if self.refused is not None:
-            raise TokenRefused(*self.refused)
-        if self.unavailable:
-            raise GroupsUnavailable(self.unavailable, detail=self.detail)
+        if self.error is not None:
+            raise self.error.with_traceback(None)  # which would grow with each caller
         return self.names
 
 
@@ -111,21 +106,21 @@ class Lookups:
                 names = await look()
             entry = _Entry(self._clock() + self._keep, names)
         except TimeoutError:
-            entry = self._failure(f"{where} did not answer within {self._deadline:.0f} s")
+            entry = self._failure(GroupsUnavailable(f"{where} did not answer within {self._deadline:.0f} s"))
         except GroupsUnavailable as error:
-            entry = self._failure(error.why, error.detail)
+            entry = self._failure(error)
             if not error.asked:
                 return entry  # it saves no request, and would outlast the cause
         except TokenRefused as error:
-            entry = _Entry(self._clock() + KEEP_FAILURE, refused=(error.rule, error.message))
+            entry = _Entry(self._clock() + KEEP_FAILURE, error=error)
         finally:
             self._running.pop(key, None)
         self._remember(key, entry)
         return entry
 
-    def _failure(self, why: str, detail: str = "") -> _Entry:
+    def _failure(self, error: GroupsUnavailable) -> _Entry:
         self.failed += 1
-        return _Entry(self._clock() + KEEP_FAILURE, unavailable=why, detail=detail)
+        return _Entry(self._clock() + KEEP_FAILURE, error=error)
 
     def _remember(self, key: Hashable, entry: _Entry) -> None:
         former = self._entries.pop(key, None)

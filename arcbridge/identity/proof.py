@@ -6,8 +6,8 @@ connection), the cluster (`pin`, empty at a relay) and the time (`iat`). The tok
 `binding` reads that from claims that were verified before. This module verifies no token and keeps nothing of what it
 saw; it makes the client's DPoP proofs (RFC 9449) for the issuer's token endpoint, too.
 
-Invariant: `require_proof` returns only where the token may be used by the party at the other end of the connection:
-a bound token without the proof of its key never passes, whatever the setting.
+Invariant: `ProofChecker.check` returns only where the token may be used by the party at the other end of the
+connection: a bound token without the proof of its key never passes, whatever the setting.
 
 `cryptography` is imported when a key is first made or used, because a client without bound tokens never needs it.
 """
@@ -23,7 +23,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from arcbridge.errors import ConfigError, LocalProtocolError, StateError
 from arcbridge.identity.refusal import TokenRefused
@@ -324,30 +324,6 @@ NO_PEER: Final = Peer(b"")
 """An end that has shown no certificate; no proof is good for it, since none is made with this."""
 
 
-def require_proof(
-    policy: ProofPolicy, bound: Binding, token: str, proof: str, peer: Peer, now: float, *, place: str = "this end"
-) -> str:
-    """Raise ProofRefused unless a verified token that is bound as `bound` says may be used with `proof`.
-
-    Returns the thumbprint of the key that was proved; empty for a token that is not bound, beside which a proof says
-    nothing about the token's user and is not looked at. `place` is the end that checks, for sentences.
-    """
-    if bound.kind is BindingKind.NONE:
-        if policy is ProofPolicy.REQUIRED:
-            raise ProofRefused(RefusalRule.PROOF_UNBOUND, place)
-        return ""
-    if policy is ProofPolicy.OFF:
-        raise ProofRefused(RefusalRule.PROOF_OFF, place)
-    if bound.kind is BindingKind.UNKNOWN:
-        raise ProofRefused(RefusalRule.PROOF_CNF, place)
-    if not proof:
-        raise ProofRefused(RefusalRule.PROOF_MISSING, place)
-    thumbprint = check_proof(proof, token=token, peer_spki=peer.spki, pin=peer.pin, now=now, place=place)
-    if not bound.names(thumbprint):
-        raise ProofRefused(RefusalRule.PROOF_KEY, place)
-    return thumbprint
-
-
 class ProofChecker:
     """What one end demands of the tokens it is shown, and how many of each kind came."""
 
@@ -362,29 +338,47 @@ class ProofChecker:
         """Tokens that were refused for want of a good proof, by why."""
 
     def check(self, bound: Binding, token: str, proof: str, peer: Peer) -> str:
-        """Do as `require_proof` does, and count."""
-        try:
-            proved = require_proof(self.policy, bound, token, proof, peer, self._clock(), place=self._place)
-        except ProofRefused as error:
-            self.refused[error.rule.check] += 1
-            raise
+        """Raise ProofRefused unless a verified token that is bound as `bound` says may be used with `proof`; count it.
+
+        Returns the thumbprint of the key that was proved; empty for a token that is not bound, beside which a proof
+        says nothing about the token's user and is not looked at.
+        """
+        proved = ""
+        if self._needs_proof(bound):
+            if not proof:
+                self._refuse(RefusalRule.PROOF_MISSING)
+            try:
+                proved = check_proof(
+                    proof, token=token, peer_spki=peer.spki, pin=peer.pin, now=self._clock(), place=self._place
+                )
+            except ProofRefused as error:
+                self._refuse(error.rule)
+            if not bound.names(proved):
+                self._refuse(RefusalRule.PROOF_KEY)
         self.taken[bound.kind.value] += 1
         return proved
 
     def check_within(self, bound: Binding, proved: str) -> None:
         """Raise ProofRefused unless a verified token that a request carries may be used in a session whose own token
         came with a proof of the key `proved` (empty: with none)."""
+        if self._needs_proof(bound) and not (proved and bound.names(proved)):
+            self._refuse(RefusalRule.PROOF_KEY)
+
+    def _needs_proof(self, bound: Binding) -> bool:
+        """Return whether a token is good with its proof alone. Raises ProofRefused where no proof makes it good."""
         if bound.kind is BindingKind.NONE:
-            rule = RefusalRule.PROOF_UNBOUND if self.policy is ProofPolicy.REQUIRED else RefusalRule.NONE
-        elif self.policy is ProofPolicy.OFF:
-            rule = RefusalRule.PROOF_OFF
-        elif bound.kind is BindingKind.UNKNOWN:
-            rule = RefusalRule.PROOF_CNF
-        else:
-            rule = RefusalRule.NONE if proved and bound.names(proved) else RefusalRule.PROOF_KEY
-        if rule:
-            self.refused[rule.check] += 1
-            raise ProofRefused(rule, self._place)
+            if self.policy is ProofPolicy.REQUIRED:
+                self._refuse(RefusalRule.PROOF_UNBOUND)
+            return False
+        if self.policy is ProofPolicy.OFF:
+            self._refuse(RefusalRule.PROOF_OFF)
+        if bound.kind is BindingKind.UNKNOWN:
+            self._refuse(RefusalRule.PROOF_CNF)
+        return True
+
+    def _refuse(self, rule: RefusalRule) -> NoReturn:
+        self.refused[rule.check] += 1
+        raise ProofRefused(rule, self._place)
 
 
 def check_proof(proof: str, *, token: str, peer_spki: bytes, pin: str, now: float, place: str = "this end") -> str:

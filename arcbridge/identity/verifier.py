@@ -96,32 +96,6 @@ class Acceptance:
                     )
 
 
-@dataclass(frozen=True, slots=True)
-class IssuerKeys:
-    """What is known of one issuer's keys."""
-
-    path: str
-    """Where the issuer stands in the authentication file (`jwt[0]`)."""
-    url: str
-    usable: bool
-    """Whether there are keys to verify with, of the last fetch or of an older one."""
-    failure: ArcbridgeError | None
-    """Why the last fetch failed; None where it did not."""
-
-
-@dataclass(frozen=True, slots=True)
-class DirectoryState:
-    """What is known of one directory in which groups are looked up."""
-
-    at: str
-    """Its table in the settings (`graph.NAME`)."""
-    usable: bool
-    """Whether it can be asked now."""
-    code: str = ""
-    """What is wrong, in the words of `graph_token.Failure`; empty where nothing is."""
-    why: str = ""
-
-
 class TokenVerifier:
     """Verifies tokens of the configured issuers.
 
@@ -161,21 +135,25 @@ class TokenVerifier:
         self.refusals: Counter[str] = Counter()
         """Refused tokens by the rule that refused them."""
 
-    def key_ages(self) -> dict[str, float | None]:
-        """Return the seconds since each issuer's keys were fetched, by the issuer's path in the file (`jwt[0]`)."""
-        return {issuer.path: self._keys[issuer.url].age for issuer in self._config.issuers}
+    def oldest_keys(self) -> float:
+        """Return the seconds since the oldest key set was fetched; 0 before any was."""
+        return max((keys.age for keys in self._keys.values() if keys.age is not None), default=0.0)
 
     @property
     def has_keys(self) -> bool:
         """Whether there are keys of at least one issuer, so that a token of it could be verified now."""
         return any(keys.usable for keys in self._keys.values())
 
-    async def look_at_keys(self) -> list[IssuerKeys]:
-        """See to it that each issuer's keys are there, within the rules of `keys`, and say how that went."""
+    async def look_at_keys(self) -> list[tuple[str, str, bool, ArcbridgeError | None]]:
+        """See to it that each issuer's keys are there, within the rules of `keys`, and say how that went.
+
+        Returns what `checks.key_finding` takes: the issuer's path in the file and URL, whether there are keys to verify
+        with, and why the last fetch failed.
+        """
         issuers = self._config.issuers
         failures = await asyncio.gather(*(self._keys[issuer.url].refresh_if_needed() for issuer in issuers))
         return [
-            IssuerKeys(issuer.path, issuer.url, self._keys[issuer.url].usable, failure)
+            (issuer.path, issuer.url, self._keys[issuer.url].usable, failure)
             for issuer, failure in zip(issuers, failures, strict=True)
         ]
 
@@ -189,12 +167,16 @@ class TokenVerifier:
         for directory in () if self.groups is None else self.groups.directories:
             directory.token.on_failure = call
 
-    async def look_at_directories(self) -> list[DirectoryState]:
-        """See to it that each directory of the settings can be asked, as often as its delays allow, and say how."""
+    async def look_at_directories(self) -> list[tuple[str, bool, str, str]]:
+        """See to it that each directory of the settings can be asked, as often as its delays allow, and say how.
+
+        Returns what `checks.directory_finding` takes: the table of the settings (`graph.NAME`), whether it can be asked
+        now, and what is wrong, as code (`graph_token.Failure`) and in words; both empty where nothing is.
+        """
         directories = () if self.groups is None else self.groups.directories
         failures = await asyncio.gather(*(one.look() for one in directories))
         return [
-            DirectoryState(one.at, one.token.usable, *((failure.code, failure.why) if failure else ("", "")))
+            (one.at, one.token.usable, *(failure or ("", "")))
             for one, failure in zip(directories, failures, strict=True)
         ]
 

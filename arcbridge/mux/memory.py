@@ -27,13 +27,13 @@ windows grow no more; while it is spent, sessions pause early and new ones are r
 backlog: Final = Backlog(256 * 1024 * 1024)
 """Bytes that wait towards the peers of all sessions of this process: two fifths of what the agent's pod has in the
 manifests. Above it streams are fed in small portions, and an agent resets those that have been stalled longest
-(`agent.backlog_relief`)."""
+(`agent.relief`)."""
 
 
 ahead: Final = Backlog(128 * 1024 * 1024)
 """Bytes that callers have sent ahead of readers that stopped, of all users of an agent: two users at their bounds, and
 a fifth of what the agent's pod has. Above it sessions that hold such bytes are not read until some are taken
-(`mux.session`), and the streams whose readers have stopped longest are reset (`agent.ahead_relief`)."""
+(`mux.session`), and the streams whose readers have stopped longest are reset (`agent.relief`)."""
 
 
 arriving: Final = Backlog(32 * 1024 * 1024)

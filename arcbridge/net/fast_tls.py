@@ -12,8 +12,12 @@ import asyncio
 import functools
 import logging
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import Any
+
+from arcbridge.loop_shares import LoopTime
 
 _READ_AFTER_ABORT = "incoming BIO: no writable capacity"
 log = logging.getLogger("arcbridge.net")
@@ -42,7 +46,7 @@ def fast_tls_as_client() -> ModuleType | None:
 
 
 class FastTlsLoop:
-    """The event loop as aiofastnet sees it: all of it, but two reports that are none.
+    """The event loop as aiofastnet sees it: all of it, but two reports that are none, and what its handshakes cost.
 
     aiofastnet 1.2.0 reports a peer that leaves within the handshake to the exception handler, with the class
     ConnectionResetError in place of an exception, which no handler expects. And where its protocol aborts the
@@ -50,11 +54,19 @@ class FastTlsLoop:
     full. The protocol gets what there is to know in `connection_lost` in any case.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, payer: LoopTime | None = None) -> None:
         self._loop = loop
+        self.payer = payer
+        """Pays for what is read, for as long as it is set."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loop, name)
+
+    def add_reader(self, descriptor: int, callback: Callable[..., Any], *args: Any) -> None:
+        if self.payer is None:
+            self._loop.add_reader(descriptor, callback, *args)
+        else:
+            self._loop.add_reader(descriptor, self.payer.run, partial(callback, *args))
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         error = context.get("exception")

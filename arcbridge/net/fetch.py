@@ -30,6 +30,9 @@ _MAX_AGE = re.compile(r"(?:^|[,\s])max-age\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
 
 _SECONDS = re.compile(r"\d{1,6}", re.ASCII)
 
+Trust = str | ssl.SSLContext | None
+"""The CA (PEM) of the server, or a whole context; None: the system's roots."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
@@ -40,6 +43,8 @@ class Reply:
     body: bytes
     retry_after: float | None = None
     max_age: float | None = None
+    dpop_nonce: str = ""
+    """What an issuer wants in the next DPoP proof (RFC 9449 §8)."""
 
 
 class HttpFetcher:
@@ -60,7 +65,7 @@ class HttpFetcher:
         return reply
 
     async def ask(
-        self, method: str, url: str, ca_pem: str | None, *, headers: Mapping[str, str], body: bytes = b""
+        self, method: str, url: str, ca_pem: Trust, *, headers: Mapping[str, str], body: bytes = b""
     ) -> Reply:
         """Send one request; return the answer, whatever its status. Raises Unreachable for want of a whole one."""
         target = URL(url, encoded=True)
@@ -87,7 +92,7 @@ class HttpFetcher:
         if session is not None:
             await session.close()
 
-    async def _ask(self, method: str, url: URL, ca_pem: str | None, headers: Mapping[str, str], body: bytes) -> Reply:
+    async def _ask(self, method: str, url: URL, ca_pem: Trust, headers: Mapping[str, str], body: bytes) -> Reply:
         # A document is fetched once an hour: a connection kept for the next time would only be found dead.
         sent = {"User-Agent": "arcbridge", "Connection": "close", **headers}
         async with self._open().request(
@@ -103,7 +108,7 @@ class HttpFetcher:
                 _seconds(answered.get("Retry-After", "")),
                 _max_age(answered.get("Cache-Control", "")),
             )
-            return Reply(response.status, found, retry_after, max_age)
+            return Reply(response.status, found, retry_after, max_age, answered.get("DPoP-Nonce", ""))
 
     async def _body(self, url: URL, response: aiohttp.ClientResponse) -> bytes:
         if response.content_length is not None and response.content_length > self._limit:
@@ -128,7 +133,9 @@ class HttpFetcher:
             )
         return self._session
 
-    def _context(self, ca_pem: str | None) -> ssl.SSLContext:
+    def _context(self, ca_pem: Trust) -> ssl.SSLContext:
+        if isinstance(ca_pem, ssl.SSLContext):
+            return ca_pem
         context = self._contexts.get(ca_pem)
         if context is None:
             context = trusting_context(ca_pem)

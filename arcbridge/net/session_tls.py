@@ -12,8 +12,10 @@ import socket
 import ssl
 from typing import Final
 
+from arcbridge.loop_shares import LoopTime
 from arcbridge.mux.connection import MuxConnection
 from arcbridge.net.fast_tls import FastTlsLoop, fast_tls, fast_tls_as_client
+from arcbridge.net.tls import accept_tls
 
 SHUTDOWN_DEADLINE: Final = 3.0
 """Seconds that an agent leaves for its last bytes and both sides' close_notify; a client waits 30, as asyncio does."""
@@ -62,25 +64,31 @@ async def connect_session(
 
 
 async def accept_session(
-    sock: socket.socket, context: ssl.SSLContext, connection: MuxConnection, *, handshake_deadline: float
+    sock: socket.socket,
+    context: ssl.SSLContext,
+    connection: MuxConnection,
+    payer: LoopTime | None = None,
+    *,
+    handshake_deadline: float,
 ) -> None:
     """Make TLS as the server over a joined socket; the session behind `connection` has begun when this returns.
 
-    Raises OSError, TimeoutError.
+    `payer`: pays for the handshake (docs/threats.md#L47). Raises OSError, TimeoutError.
     """
-    loop = asyncio.get_running_loop()
     aiofastnet = fast_tls()
     if aiofastnet is None:
-        await loop.connect_accepted_socket(
+        await accept_tls(
             lambda: connection,
             sock,
-            ssl=context,
-            ssl_handshake_timeout=handshake_deadline,
-            ssl_shutdown_timeout=SHUTDOWN_DEADLINE,
+            context,
+            payer,
+            handshake_deadline=handshake_deadline,
+            shutdown_deadline=SHUTDOWN_DEADLINE,
         )
         return
-    await aiofastnet.connect_accepted_socket(
-        FastTlsLoop(loop),
+    loop = FastTlsLoop(asyncio.get_running_loop(), payer)
+    transport, _ = await aiofastnet.connect_accepted_socket(
+        loop,
         lambda: connection,
         sock,
         ssl=context,
@@ -90,3 +98,8 @@ async def accept_session(
         ssl_outgoing_bio_size=OUTGOING_BUFFER,
     )
     connection.poll_for_errors()
+    loop.payer = None
+    if transport.is_reading():
+        # Added anew, the reader is the transport's own again: bulk is to pay for no call more.
+        transport.pause_reading()
+        transport.resume_reading()

@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import ssl
+from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from arcbridge.errors import ConfigError, ConnectionLost, Unreachable
+from arcbridge.loop_shares import LoopTime
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import connect
 from arcbridge.net.proxy import Proxy
@@ -37,6 +41,22 @@ ClientCertificate = tuple[Path, Path] | tuple[str, str]
 """Certificate chain and key: both paths, or both PEM texts."""
 
 
+_payer: ContextVar[LoopTime | None] = ContextVar("handshake_payer", default=None)
+"""Who pays for the handshake of the connection that is accepted in this context."""
+
+
+class _ChargedTls(ssl.SSLObject):
+    """The TLS of an accepted connection. The event loop makes its handshake in callbacks of its own: each step of it is
+    charged here (docs/threats.md#L43)."""
+
+    def do_handshake(self) -> None:
+        payer = _payer.get()
+        if payer is None:
+            super().do_handshake()
+        else:
+            payer.run(super().do_handshake)
+
+
 class ServerContext(ssl.SSLContext):
     """The context of a server, which knows the key that its handshakes show.
 
@@ -44,6 +64,7 @@ class ServerContext(ssl.SSLContext):
     connection's own certificate.
     """
 
+    sslobject_class = _ChargedTls
     spki: bytes = b""
     """SubjectPublicKeyInfo (DER) of the certificate."""
 
@@ -108,6 +129,35 @@ def inner_client_context(cluster_ca_pem: str) -> ssl.SSLContext:
     return context
 
 
+async def accept_tls(
+    protocol: Callable[[], asyncio.BaseProtocol],
+    sock: socket.socket,
+    context: ssl.SSLContext,
+    payer: LoopTime | None,
+    *,
+    handshake_deadline: float,
+    shutdown_deadline: float,
+) -> asyncio.Transport:
+    """Make TLS as the server over a socket by the event loop's own TLS; return the transport once it is made.
+
+    `payer`: pays for the handshake. Deadlines are seconds. Raises `OSError` or `TimeoutError`; the socket is the
+    caller's then.
+    """
+    # The transport keeps a copy of the context in which it was made, and runs its callbacks in that.
+    token = _payer.set(payer)
+    try:
+        transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
+            protocol,
+            sock,
+            ssl=context,
+            ssl_handshake_timeout=handshake_deadline,
+            ssl_shutdown_timeout=shutdown_deadline,
+        )
+    finally:
+        _payer.reset(token)
+    return transport
+
+
 async def fetch_relay_ca(
     address: Address, pin: str, *, deadline: float = 10.0, proxy: Proxy | str | None = None
 ) -> str:
@@ -132,7 +182,7 @@ async def fetch_unverified_ca(address: Address, *, deadline: float = 10.0, proxy
     context = _client(ALPN_HTTP)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    status, body = await get_once(address, "/v1/ca", context, deadline=deadline, proxy=proxy)
+    status, _, body = await get_once(address, "/v1/ca", context, deadline=deadline, proxy=proxy)
     # JSON writes a line's end as two characters.
     found = _CERTIFICATE.search(body.decode("ascii", "replace").replace("\\n", "\n")) if status == 200 else None
     if found is None:
@@ -141,11 +191,19 @@ async def fetch_unverified_ca(address: Address, *, deadline: float = 10.0, proxy
 
 
 async def get_once(
-    address: Address, path: str, context: ssl.SSLContext, *, deadline: float = 10.0, proxy: Proxy | str | None = None
-) -> tuple[int, bytes]:
-    """Return status and body of one GET without credentials, over a connection of its own; `context`: whom to trust.
+    address: Address,
+    path: str,
+    context: ssl.SSLContext,
+    *,
+    deadline: float = 10.0,
+    proxy: Proxy | str | None = None,
+    limit: int = _MAX_ANSWER,
+    fields: Callable[[bytes], str] = lambda certificate: "",
+) -> tuple[int, bytes, bytes]:
+    """Return status, head and body of one GET over a connection of its own; `context`: whom to trust.
 
-    Raises `ssl.SSLCertVerificationError` where the context does not trust the relay, `Unreachable`, `ConnectionLost`.
+    `fields` makes further header lines, each with its end, once the relay has shown this certificate (DER). Raises
+    `ssl.SSLCertVerificationError` where the context does not trust the relay, `Unreachable`, `ConnectionLost`.
     """
     loop = asyncio.get_running_loop()
     until = loop.time() + deadline
@@ -156,11 +214,12 @@ async def get_once(
             async with asyncio.timeout_at(until):
                 await pipe.handshake()
                 # HTTP/1.0: the answer is neither chunked nor kept alive, so its end is the end of the connection.
-                await pipe.write(f"GET {path} HTTP/1.0\r\nHost: {address}\r\nAccept: */*\r\n\r\n".encode())
+                more = fields(pipe.peer_certificate or b"")
+                await pipe.write(f"GET {path} HTTP/1.0\r\nHost: {address}\r\nAccept: */*\r\n{more}\r\n".encode())
                 answer = bytearray()
                 while chunk := await pipe.read():
                     answer += chunk
-                    if len(answer) > _MAX_ANSWER:
+                    if len(answer) > limit:
                         raise ConnectionLost(f"{address.url} answered more than was asked: is this an arcbridge relay?")
         except TimeoutError as error:
             raise Unreachable(f"{address.url} did not answer within {deadline:.0f} s") from error
@@ -172,7 +231,7 @@ async def get_once(
     status = head.split(b" ", 2)
     if len(status) < 2 or not status[0].startswith(b"HTTP/1.") or not status[1].isdigit():
         raise Unreachable(f"{address.url} did not answer in HTTP: is this an arcbridge relay?")
-    return int(status[1]), body
+    return int(status[1]), head, body
 
 
 def _server(certificate_pem: str, key_pem: str, alpn: str) -> ServerContext:

@@ -11,7 +11,7 @@ import hashlib
 import signal
 import threading
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,19 @@ def split(paths: list[str], reloadable: frozenset[str]) -> Outcome:
     """Part changed settings in those that a reload takes over and the others; a table stands for what is in it."""
     taken = [path for path in paths if path in reloadable or path.partition(".")[0] in reloadable]
     return Outcome(tuple(taken), tuple(path for path in paths if path not in taken))
+
+
+def merged(running: Any, config: Any, reloadable: frozenset[str], path: str = "") -> Any:
+    """Return what runs after a reload: the new settings where it takes them over, and the running ones elsewhere."""
+    taken = {}
+    for field in fields(running):
+        here = f"{path}.{field.name}" if path else field.name
+        before, after = getattr(running, field.name), getattr(config, field.name)
+        if here in reloadable:
+            taken[field.name] = after
+        elif is_dataclass(before):
+            taken[field.name] = merged(before, after, reloadable, here)
+    return replace(running, **taken)
 
 
 def digest(path: Path | None) -> str:

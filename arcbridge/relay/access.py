@@ -12,24 +12,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, Protocol
+from typing import Final
 
 from arcbridge.identity.claims import Identity
-from arcbridge.identity.verifier import LEEWAY
+from arcbridge.identity.policy import PolicyFile
+from arcbridge.identity.proof import ProofChecker
+from arcbridge.identity.verifier import LEEWAY, TokenVerifier
 from arcbridge.relay.registry.base import RegistryUnavailable, UserRevocation
 
 FORBIDDEN: Final = "there is no such cluster, or you may not reach it: check its name, and ask the relay's operator"
 """The one answer for an unknown cluster, a revoked one and one that the policy does not allow (docs/threats.md#J22)."""
-
-
-class AccessPolicy(Protocol):
-    """`identity.policy.PolicyFile`."""
-
-    def allows(self, identity: Identity, cluster: str) -> bool: ...
-
-    def current(self) -> object:
-        """Return the policy in force; another object once it has changed."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +41,7 @@ class Loss:
 class Access:
     """See the module's docstring."""
 
-    def __init__(self, policy: AccessPolicy) -> None:
+    def __init__(self, policy: PolicyFile) -> None:
         self._policy = policy
         self.clusters: frozenset[str] = frozenset()
         """Clusters that are revoked, as the registry said last."""
@@ -113,3 +105,13 @@ class Access:
     def allows(self, identity: Identity, cluster: str) -> bool:
         """Return whether the policy lets `identity` reach `cluster`, revoked or not, and its login still counts."""
         return self._refusal(identity) is None and self._policy.allows(identity, cluster)
+
+
+@dataclass(slots=True)
+class CallerChecks:
+    """What judges a caller, for joins and for the HTTP API: the token, the proof of its key, and what its user may use.
+    A reload changes it in place."""
+
+    verifier: TokenVerifier
+    proofs: ProofChecker
+    access: Access

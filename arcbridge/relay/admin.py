@@ -16,8 +16,7 @@ import math
 import re
 import shlex
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -65,35 +64,29 @@ class NewToken:
     """Whether `command` is for the Helm chart."""
 
 
-@dataclass(frozen=True, slots=True)
-class ApiServerFlags:
-    """How an agent on a machine that is no pod reaches its API server: values of the agent's flags."""
+API_SERVER_FLAGS = (
+    "kube_server",
+    "kube_ca_file",
+    "kube_token_file",
+    "kube_client_certificate_file",
+    "kube_client_key_file",
+)
+"""How an agent on a machine that is no pod reaches its API server: flags of the command, which are also the agent's."""
 
-    server: str = ""
-    ca_file: str = ""
-    token_file: str = ""
-    client_certificate_file: str = ""
-    client_key_file: str = ""
 
-    def arguments(self) -> list[str]:
-        """Return the agent's flags. Raises `ConfigError` that says which one is missing; empty where none was given."""
-        given = {
-            "--kube-server": self.server,
-            "--kube-ca-file": self.ca_file,
-            "--kube-token-file": self.token_file,
-            "--kube-client-certificate-file": self.client_certificate_file,
-            "--kube-client-key-file": self.client_key_file,
-        }
-        if not any(given.values()):
-            return []
-        if not self.server:
-            raise ConfigError("--kube-server is missing: https://host:port of the cluster's API server, for the agent")
-        if not self.token_file and not (self.client_certificate_file and self.client_key_file):
-            raise ConfigError(
-                "the agent needs a credential at the API server: give --kube-token-file, or "
-                "--kube-client-certificate-file with --kube-client-key-file, as they are on its machine"
-            )
-        return [word for flag, value in given.items() if value for word in (flag, value)]
+def api_server_arguments(given: Mapping[str, str]) -> list[str]:
+    """Return the agent's flags for values of `API_SERVER_FLAGS`; empty where none was given. Raises `ConfigError` that
+    says which one is missing."""
+    if not any(given.values()):
+        return []
+    if not given["kube_server"]:
+        raise ConfigError("--kube-server is missing: https://host:port of the cluster's API server, for the agent")
+    if not given["kube_token_file"] and not (given["kube_client_certificate_file"] and given["kube_client_key_file"]):
+        raise ConfigError(
+            "the agent needs a credential at the API server: give --kube-token-file, or "
+            "--kube-client-certificate-file with --kube-client-key-file, as they are on its machine"
+        )
+    return [word for name, value in given.items() if value for word in (f"--{name.replace('_', '-')}", value)]
 
 
 async def create_token(
@@ -103,17 +96,18 @@ async def create_token(
     uses: int = 1,
     ttl: float = DEFAULT_TTL,
     rebind: bool = False,
-    api_server: ApiServerFlags | None = None,
+    api_server: Mapping[str, str] | None = None,
     clock: Callable[[], float] = time.time,
 ) -> NewToken:
-    """Make a join token for `cluster`; `ttl` in seconds. `api_server`: for an agent on a machine that is no pod.
+    """Make a join token for `cluster`; `ttl` in seconds. `api_server`: values of `API_SERVER_FLAGS`, for an agent
+    on a machine that is no pod.
 
     Raises `ConfigError`, `StateError`, `RegistryUnavailable`.
     """
     if not cluster:
         raise ConfigError("which cluster? give --cluster NAME")
     check_cluster_name(cluster)
-    kubernetes = (api_server or ApiServerFlags()).arguments()
+    kubernetes = api_server_arguments(api_server or {})
     if not config.public_address:
         raise ConfigError("public_address is not set: it is the host:port that agents dial")
     relay = parse_address(config.public_address).url
@@ -169,6 +163,7 @@ class ClusterList:
     """The clusters, and whether the relay that runs has said who is connected."""
 
     rows: list[Row]
+    """Those of the registry, with `agents` and, from their reports, `ready`, `failing`, `sessions`, `round_trip`."""
     asked: bool
     """False where no relay runs on this data directory: `agents` is unknown, and states follow from dates."""
 
@@ -178,17 +173,15 @@ async def list_clusters(config: RelayConfig, *, clock: Callable[[], float] = tim
     async with registry_of(config, must_exist=True, clock=clock) as registry:
         records, revoked = await registry.clusters(), await registry.revocations()
     agents = await ask(config.data_dir, {"ask": "agents"})
-    # One agent keeps connections to several relays of a fleet.
-    connected = None if agents is None else {(str(row.get("cluster")), str(row.get("agent"))) for row in agents}
-    count = None if connected is None else Counter(cluster for cluster, _ in connected)
+    reports = None if agents is None else _reports(agents)
     known = {record.name for record in records}
     # Names that were revoked before this relay knew the cluster; there is nothing else to say of them.
     unknown = [
-        _cluster_row(ClusterRecord(name, "", "", 0.0), clock(), count) | {"state": "Revoked"}
+        _cluster_row(ClusterRecord(name, "", "", 0.0), clock(), reports) | {"state": "Revoked"}
         for name in revoked - known
     ]
-    rows = [_cluster_row(record, clock(), count) for record in records]
-    return ClusterList(sorted((*rows, *unknown), key=lambda row: str(row["name"])), count is not None)
+    rows = [_cluster_row(record, clock(), reports) for record in records]
+    return ClusterList(sorted((*rows, *unknown), key=lambda row: str(row["name"])), reports is not None)
 
 
 async def list_sessions(config: RelayConfig) -> list[Row]:
@@ -341,18 +334,42 @@ def parse_uses(uses: object) -> int:
     return int(str(uses))
 
 
-def _cluster_row(record: ClusterRecord, now: float, connected: Counter[str] | None) -> Row:
-    """`connected`: agents by cluster, as the relay that runs has said; None: it was not asked."""
+def _reports(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Return the agents of each cluster. One agent keeps connections to several relays of a fleet: the row that is
+    worst counts, and the shortest way to a relay."""
+    agents: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        other = agents.setdefault((str(row.get("cluster")), str(row.get("agent"))), row)
+        worst, trips = min((other, row), key=_is_well), [one.get("round_trip") or math.inf for one in (other, row)]
+        agents[str(row.get("cluster")), str(row.get("agent"))] = worst | {"round_trip": min(trips)}
+    found: dict[str, list[Row]] = {}
+    for (cluster, _), row in agents.items():
+        found.setdefault(cluster, []).append(row)
+    return found
+
+
+def _is_well(row: Row) -> bool:
+    return bool(row.get("ready", True)) and not row.get("failing")
+
+
+def _cluster_row(record: ClusterRecord, now: float, reports: Mapping[str, list[Row]] | None) -> Row:
+    """`reports`: the agents of each cluster, as the relay that runs has said; None: it was not asked."""
     agents = 0
-    if connected is not None:
-        agents = connected[record.name]
+    found = [] if reports is None else reports.get(record.name, [])
+    if reports is not None:
+        agents = len(found)
     elif not record.revoked and 0 <= now - record.last_seen <= SEEN_RECENTLY:
         agents = 1
     row = asdict(record)
     del row["ca_pem"], row["keys"]
     row["revoked"] = bool(record.revoked)
     row["revoked_at"] = record.revoked
-    row["agents"] = None if connected is None else agents
+    row["agents"] = None if reports is None else agents
+    row["ready"] = None if reports is None else sum(bool(one.get("ready", True)) for one in found)
+    row["failing"] = " ".join(sorted({word for one in found for word in str(one.get("failing", "")).split()}))
+    row["sessions"] = sum(int(one.get("sessions", 0)) for one in found)
+    trips = [float(one["round_trip"]) for one in found if one["round_trip"] < math.inf]
+    row["round_trip"] = round(min(trips), 4) if trips else None
     row["state"] = "Revoked" if record.revoked else cluster_state(record, agents, now)
     return row
 

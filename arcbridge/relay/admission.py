@@ -29,6 +29,7 @@ from typing import Final
 from arcbridge.limiters import KeyedTokenBucket
 from arcbridge.loop_shares import LoopTime, LoopTimes
 from arcbridge.net.address import source_of
+from arcbridge.settings.config import RelayLimitsConfig
 
 PATIENCE: Final = 2.0
 """Seconds that a connection may wait for its peer before any newcomer may have its place: a handshake over a slow path
@@ -74,58 +75,40 @@ class _Places:
 class Admission:
     """The places of one process; `enter` gives a ticket or the name of the bound that refused."""
 
-    def __init__(
-        self,
-        total: int,
-        per_source: int,
-        *,
-        per_second: float | None = None,
-        loop_share: float = 0.0,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """`per_second`: connections that one address may open each second; None: any number. `loop_share`: part of the
-        event loop that work for strangers of one address may take while others wait; 0: all of it."""
-        self._clock = clock
-        self.loop_times: LoopTimes[str] = LoopTimes(loop_share, size=SOURCES)
+    def __init__(self, limits: RelayLimitsConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.loop_times: LoopTimes[str] = LoopTimes(0.0, size=SOURCES)
         """Time of the event loop that the connections of each address took."""
-        self._set_bounds(total, per_source)
-        self._rate: KeyedTokenBucket[str] | None = None
-        if per_second is not None:
-            self._rate = KeyedTokenBucket(per_second * BURST_SECONDS, per_second, size=SOURCES)
-        self._places = {purpose: _Places() for purpose in Purpose}
-        self._sources: dict[str, dict[Ticket, None]] = {}
+        self._rate: KeyedTokenBucket[str] = KeyedTokenBucket(0.0, 0.0, size=SOURCES)
+        """Connections, by address."""
+        self.change_limits(limits)
+        self.places = {purpose: _Places() for purpose in Purpose}
+        self.sources: dict[str, dict[Ticket, None]] = {}
         """The connections of each address, oldest first."""
 
-    def change(self, total: int, per_source: int, *, per_second: float | None, loop_share: float = 0.0) -> None:
-        """Count by these bounds from now on. No connection loses its place; fewer newcomers find one."""
-        self._set_bounds(total, per_source)
-        self.loop_times.change(loop_share, self._clock())
-        if per_second is None:
-            self._rate = None
-        elif self._rate is None:
-            self._rate = KeyedTokenBucket(per_second * BURST_SECONDS, per_second, size=SOURCES)
-        else:
-            self._rate.change(self._clock(), per_second * BURST_SECONDS, per_second)
-
-    def _set_bounds(self, total: int, per_source: int) -> None:
-        self._per_source = per_source
+    def change_limits(self, limits: RelayLimitsConfig) -> None:
+        """Count by these limits from now on. No connection loses its place; fewer newcomers find one."""
+        now, total, rate = self.clock(), limits.unauthenticated, limits.connections_per_second_per_address
+        self._per_source = limits.unauthenticated_per_address
         self._reserve = total // 8
         self._shared = total - len(Purpose) * self._reserve
         """Places for all purposes, beyond the reserve that each one has."""
         self._http_most = max(total // 4, 1)
+        self.loop_times.change(limits.loop_share_per_address / 100, now)
+        self._rate.change(now, rate * BURST_SECONDS, rate)
 
     @property
     def waiting(self) -> int:
         """Connections that hold a place."""
-        return sum(places.held for places in self._places.values())
+        return sum(places.held for places in self.places.values())
 
     def held(self) -> dict[str, int]:
         """Return how many places are taken for each purpose, for the metrics."""
-        return {purpose.value: places.held for purpose, places in self._places.items()}
+        return {purpose.value: places.held for purpose, places in self.places.items()}
 
     def evicted(self) -> dict[str, int]:
         """Return how many connections were closed, by purpose, to make room; for the metrics."""
-        return {purpose.value: places.evicted for purpose, places in self._places.items()}
+        return {purpose.value: places.evicted for purpose, places in self.places.items()}
 
     def enter(self, address: str, *, through_proxy: bool = False) -> Ticket | str:
         """Give a connection from `address` a place; `through_proxy`: `Ticket.came_from` says later where it is from.
@@ -134,100 +117,61 @@ class Admission:
         Afterwards it counts for the connections whose header names no origin.
         """
         ticket = Ticket(self, address)
-        if not through_proxy and (reason := self._count(ticket, source_of(address))):
+        if not through_proxy and (reason := self.count(ticket, source_of(address))):
             return reason
         if self.place(ticket, Purpose.ARRIVING):
             ticket.leave()
             return "cap_total"
         return ticket
 
-    def loop_time(self, ticket: Ticket) -> LoopTime:
-        """Return whose time of the event loop work for a connection takes: that of its address."""
-        return self.loop_times.of(ticket.source, self._clock())
-
-    def held_for(self, ticket: Ticket) -> float:
-        """Return the seconds for which no work begins for the address of a connection."""
-        return max(0.0, self.loop_time(ticket).held_until - self._clock())
-
     # -- for tickets -----------------------------------------------------------------------------------------------
 
-    def _count(self, ticket: Ticket, source: str) -> str:
+    def count(self, ticket: Ticket, source: str) -> str:
         """Count a connection for its address, or return the name of the bound that refuses it."""
-        now = self._clock()
-        if self._rate is not None and self._rate.reserve(source, now) is None:
+        now = self.clock()
+        if self._rate.reserve(source, now) is None:
             return "rate_address"
-        of_source = self._sources.get(source)
+        of_source = self.sources.get(source)
         if of_source is not None and len(of_source) >= self._per_source:
             stalled = next((one for one in of_source if one.waits_since < now - PATIENCE), None)
             if stalled is None:
                 return "cap_address"
             self._evict(stalled)
-        self._sources.setdefault(source, {})[ticket] = None
+        self.sources.setdefault(source, {})[ticket] = None
         ticket.source = source
         return ""
-
-    def forget(self, ticket: Ticket) -> None:
-        """Take a ticket out of the count of its address."""
-        of_source = self._sources.get(ticket.source)
-        if of_source is None:
-            return
-        of_source.pop(ticket, None)
-        if not of_source:
-            del self._sources[ticket.source]
 
     def place(self, ticket: Ticket, purpose: Purpose) -> str:
         """Give `ticket`, which has none, a place for `purpose`, or return the name of the bound that refuses it."""
         if not self._free(purpose) and not self._make_room(purpose, ticket):
             return f"cap_{purpose.value}"
-        self._places[purpose].held += 1
+        self.places[purpose].held += 1
         ticket.purpose = purpose
-        self.wait(ticket)
+        ticket.waits()
         return ""
-
-    def unplace(self, ticket: Ticket) -> None:
-        """Take the place of `ticket`, if it has one."""
-        if ticket.purpose is not None:
-            places = self._places[ticket.purpose]
-            places.held -= 1
-            places.waiting.pop(ticket, None)
-            ticket.purpose = None
-
-    def wait(self, ticket: Ticket) -> None:
-        """Note that `ticket` waits for its peer from now on."""
-        if ticket.purpose is not None:
-            waiting = self._places[ticket.purpose].waiting
-            waiting.pop(ticket, None)
-            waiting[ticket] = None
-            ticket.waits_since = self._clock()
-
-    def work(self, ticket: Ticket) -> None:
-        """Note that the relay works for `ticket` from now on, which is not closed to make room."""
-        if ticket.purpose is not None:
-            self._places[ticket.purpose].waiting.pop(ticket, None)
-            ticket.waits_since = float("inf")
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
     def _free(self, purpose: Purpose) -> bool:
-        held = self._places[purpose].held
+        held = self.places[purpose].held
         if purpose is Purpose.HTTP and held >= self._http_most:
             return False
         if held < self._reserve:
             return True
-        return sum(max(places.held - self._reserve, 0) for places in self._places.values()) < self._shared
+        return sum(max(places.held - self._reserve, 0) for places in self.places.values()) < self._shared
 
     def _make_room(self, purpose: Purpose, newcomer: Ticket) -> bool:
         """Close one connection so that `newcomer` has a place for `purpose`; return whether there was one to close."""
-        http = self._places[Purpose.HTTP]
+        http = self.places[Purpose.HTTP]
         if purpose is not Purpose.HTTP and http.held > self._reserve and http.waiting:
             self._evict(next(iter(http.waiting)))
             return True
-        candidates = list(islice(self._places[purpose].waiting, CANDIDATES))
+        candidates = list(islice(self.places[purpose].waiting, CANDIDATES))
         if not candidates:
             return False
         # Of equals the first, which has waited longest.
         found = max(candidates, key=self._of_its_source)
-        patience_ends = self._clock() - (ARRIVAL_PATIENCE if purpose is Purpose.ARRIVING else PATIENCE)
+        patience_ends = self.clock() - (ARRIVAL_PATIENCE if purpose is Purpose.ARRIVING else PATIENCE)
         if self._of_its_source(found) >= MUCH_MORE * self._of_its_source(newcomer) or found.waits_since < patience_ends:
             self._evict(found)
             return True
@@ -237,11 +181,11 @@ class Admission:
         return False
 
     def _of_its_source(self, ticket: Ticket) -> int:
-        return len(self._sources.get(ticket.source, ()))
+        return len(self.sources.get(ticket.source, ()))
 
     def _evict(self, ticket: Ticket) -> None:
         if ticket.purpose is not None:
-            self._places[ticket.purpose].evicted += 1
+            self.places[ticket.purpose].evicted += 1
         ticket.leave()
         ticket.on_evicted()
 
@@ -253,10 +197,11 @@ def _nothing() -> None:
 class Ticket:
     """One unauthenticated connection; `set_aside` and `leave` may be called more than once."""
 
-    __slots__ = ("_admission", "address", "on_evicted", "purpose", "source", "waits_since")
+    __slots__ = ("_admission", "_left", "address", "on_evicted", "purpose", "source", "waits_since")
 
     def __init__(self, admission: Admission, address: str) -> None:
-        self._admission: Admission | None = admission
+        self._admission = admission
+        self._left = False
         self.address = address
         """The peer's IP, for the log; behind a balancer that of the connection's origin, once it is known."""
         self.source = ""
@@ -269,40 +214,51 @@ class Ticket:
         """Closes the connection. The place is free already when it is called."""
 
     @property
-    def loop_time(self) -> LoopTime | None:
-        """Whose time of the event loop work for the connection takes; None after `leave`."""
-        return None if self._admission is None else self._admission.loop_time(self)
+    def loop_time(self) -> LoopTime:
+        """Whose time of the event loop work for the connection takes: that of its address."""
+        return self._admission.loop_times.of(self.source, self._admission.clock())
+
+    def held_for(self) -> float:
+        """Return the seconds for which no work begins for the address of the connection."""
+        return max(0.0, self.loop_time.held_until - self._admission.clock())
 
     def came_from(self, address: str) -> str:
         """Count for `address`, of which a balancer has told; return the name of the bound that refuses it, or ""."""
         self.address = address
-        return "" if self._admission is None else self._admission._count(self, source_of(address))
+        return "" if self._left else self._admission.count(self, source_of(address))
 
     def becomes(self, purpose: Purpose) -> str:
         """Exchange its place for one for `purpose`; return the name of the bound that refuses it, or ""."""
-        if self._admission is None:
+        if self._left:
             return ""
-        self._admission.unplace(self)
+        self.set_aside()
         return self._admission.place(self, purpose)
 
     def waits(self) -> None:
         """Note that the connection waits for its peer: it may have to make room."""
-        if self._admission is not None:
-            self._admission.wait(self)
+        if self.purpose is not None:
+            waiting = self._admission.places[self.purpose].waiting
+            waiting.pop(self, None)
+            waiting[self] = None
+            self.waits_since = self._admission.clock()
 
     def works(self) -> None:
         """Note that the relay works for the connection, which keeps its place."""
-        if self._admission is not None:
-            self._admission.work(self)
+        if self.purpose is not None:
+            self._admission.places[self.purpose].waiting.pop(self, None)
+            self.waits_since = float("inf")
 
     def set_aside(self) -> None:
         """Give the place up and count against the address only: for a queue that has a bound of its own."""
-        if self._admission is not None:
-            self._admission.unplace(self)
-            self.waits_since = float("inf")
+        if self.purpose is not None:
+            self.works()
+            self._admission.places[self.purpose].held -= 1
+            self.purpose = None
 
     def leave(self) -> None:
-        if self._admission is not None:
-            self._admission.unplace(self)
-            self._admission.forget(self)
-            self._admission = None
+        self._left = True
+        self.set_aside()
+        of_source = self._admission.sources.get(self.source, {})
+        of_source.pop(self, None)
+        if not of_source:
+            self._admission.sources.pop(self.source, None)

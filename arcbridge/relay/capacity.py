@@ -9,12 +9,12 @@ to come.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Final
 
 import structlog
 
-from arcbridge.net.descriptors import UNLIMITED, advice
+from arcbridge.net.descriptors import advice
 from arcbridge.relay.pipes import POOL
 from arcbridge.settings.config import RelayLimitsConfig
 
@@ -26,42 +26,23 @@ LEAST_AGENTS: Final = 4
 log = structlog.get_logger("arcbridge.relay")
 
 
-@dataclass(frozen=True, slots=True)
-class Capacity:
-    """What fits."""
-
-    sessions: int
-    agents: int
-    needed: int
-    """Descriptors for all that the settings allow."""
-    available: int
-
-
-def capacity(limits: RelayLimitsConfig, available: int) -> Capacity:
-    """Return what fits into so many descriptors: the settings' own numbers where all of it does."""
+def fitted(limits: RelayLimitsConfig, available: int) -> RelayLimitsConfig:
+    """Return the limits with as many sessions and agents as fit into so many descriptors: the settings' own numbers
+    where all of them do. Logs what does not fit, and what to do."""
     wanted = 2 * limits.sessions + limits.agents
     needed = wanted + limits.unauthenticated + 2 * POOL + RESERVED
     if needed <= available:
-        return Capacity(limits.sessions, limits.agents, needed, available)
+        return limits
     others = min(limits.unauthenticated, available // 4) + min(2 * POOL, available // 8) + RESERVED
     share = max(available - others, 0) / wanted
-    return Capacity(
-        min(limits.sessions, max(int(limits.sessions * share), LEAST_SESSIONS)),
-        min(limits.agents, max(int(limits.agents * share), LEAST_AGENTS)),
-        needed,
-        available,
-    )
-
-
-def warn(found: Capacity, limits: RelayLimitsConfig) -> None:
-    """Tell what does not fit, and what to do; nothing where all does."""
-    if found.available == UNLIMITED or found.needed <= found.available:
-        return
+    sessions = min(limits.sessions, max(int(limits.sessions * share), LEAST_SESSIONS))
+    agents = min(limits.agents, max(int(limits.agents * share), LEAST_AGENTS))
     log.warning(
         "too few file descriptors for what the settings allow",
-        needed=found.needed,
-        available=found.available,
-        sessions=f"{found.sessions} instead of {limits.sessions}",
-        agents=f"{found.agents} instead of {limits.agents}",
-        advice=f"{advice(found.needed)}; or lower limits.sessions and limits.agents",
+        needed=needed,
+        available=available,
+        sessions=f"{sessions} instead of {limits.sessions}",
+        agents=f"{agents} instead of {limits.agents}",
+        advice=f"{advice(needed)}; or lower limits.sessions and limits.agents",
     )
+    return replace(limits, sessions=sessions, agents=agents)

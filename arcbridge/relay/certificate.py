@@ -30,15 +30,21 @@ class Loaded:
     stamp: tuple[object, ...]
     """Dates of the files before they were read."""
     chain_pem: str
+    """What handshakes show: the certificate, and those of its CAs that came with it."""
     contexts: dict[str, ServerContext]
     """By ALPN protocol."""
     expires: float
     """Unix seconds."""
     renew_at: float
 
+    @property
+    def spki(self) -> bytes:
+        """The key of the certificate, as handshakes show it."""
+        return next(iter(self.contexts.values())).spki
+
 
 class ServerCertificate:
-    """`contexts` by ALPN protocol; `refresh` is called once in a while. Raises `ConfigError` when made."""
+    """`loaded` is in force; `refresh` is called once in a while. Raises `ConfigError` when made."""
 
     def __init__(
         self,
@@ -53,64 +59,39 @@ class ServerCertificate:
         self._clock = clock
         if (config.certificate is None) != (config.key is None):
             raise ConfigError("tls: certificate and key go together; set both or neither")
-        self._loaded = self._load(config)
+        self.loaded = self._load(config)
+        """What is in force."""
 
     def read(self, config: RelayTlsConfig) -> Loaded:
         """Read the files of `config` now, whatever their dates say, for `put`. Raises `ConfigError`.
 
         An own certificate stays the one in force.
         """
-        if config.certificate is None and self._loaded.config.certificate is None:
-            return replace(self._loaded, config=config)
+        if config.certificate is None and self.loaded.config.certificate is None:
+            return replace(self.loaded, config=config)
         return self._load(config)
 
     def put(self, loaded: Loaded) -> bool:
         """Show this certificate from the next handshake on; return whether it is another. Raises nothing."""
-        was = (self.spki, self.expires)
-        self._loaded = loaded
-        return (self.spki, self.expires) != was
-
-    @property
-    def loaded(self) -> Loaded:
-        """What is in force."""
-        return self._loaded
-
-    @property
-    def contexts(self) -> dict[str, ServerContext]:
-        """The contexts in force, by ALPN protocol."""
-        return self._loaded.contexts
-
-    @property
-    def expires(self) -> float:
-        """The certificate's end in unix seconds."""
-        return self._loaded.expires
-
-    @property
-    def chain_pem(self) -> str:
-        """What handshakes show: the certificate, and those of its CAs that came with it."""
-        return self._loaded.chain_pem
+        was, self.loaded = self.loaded, loaded
+        return (loaded.spki, loaded.expires) != (was.spki, was.expires)
 
     @property
     def ca_pem(self) -> str | None:
         """The relay's own CA where it has issued the certificate; None where the certificate came as a file."""
-        return self._authority.certificate_pem if self._loaded.config.certificate is None else None
-
-    @property
-    def spki(self) -> bytes:
-        """The key of the certificate, as handshakes show it."""
-        return next(iter(self.contexts.values())).spki
+        return self._authority.certificate_pem if self.loaded.config.certificate is None else None
 
     def refresh(self) -> None:
         """Take over changed files; issue a new certificate at two thirds of the life of an own one."""
-        config = self._loaded.config
+        config = self.loaded.config
         try:
             if config.certificate is not None:
-                if _stamp(config) == self._loaded.stamp:
+                if _stamp(config) == self.loaded.stamp:
                     return
-            elif self._clock() < self._loaded.renew_at:
+            elif self._clock() < self.loaded.renew_at:
                 return
-            self._loaded = self._load(config)
-            log.info("certificate renewed", expires=int(self.expires))
+            self.loaded = self._load(config)
+            log.info("certificate renewed", expires=int(self.loaded.expires))
         except ArcbridgeError as error:
             # The two files are not replaced in one instant: the old pair goes on until both fit.
             log.warning("certificate not renewed", reason=error.message)
@@ -119,8 +100,8 @@ class ServerCertificate:
         # Before the files are read: one that changes meanwhile is read again.
         stamp = _stamp(config)
         if config.certificate is not None and config.key is not None:
-            certificate_pem = read_pem("tls.certificate", config.certificate)
-            key_pem = read_pem("tls.key", config.key)
+            certificate_pem = read_text("tls.certificate", config.certificate)
+            key_pem = read_text("tls.key", config.key)
         else:
             issued = self._authority.issue_server([self._host])
             certificate_pem, key_pem = issued.certificate_pem, issued.key_pem
@@ -141,10 +122,10 @@ def _stamp(config: RelayTlsConfig) -> tuple[object, ...]:
     return tuple(found)
 
 
-def read_pem(setting: str, path: Path) -> str:
+def read_text(setting: str, path: Path) -> str:
     """Return the text of the file that `setting` names. Raises `ConfigError`."""
     try:
-        return path.read_text(encoding="ascii")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not PEM text"
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise ConfigError(f"{setting}: {path} cannot be read: {reason}") from error

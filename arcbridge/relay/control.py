@@ -44,18 +44,19 @@ from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.net.address import source_of
 from arcbridge.net.join import JoinCode
 from arcbridge.net.sockets import reset
-from arcbridge.net.tls import ALPN_CONTROL
+from arcbridge.net.tls import ALPN_CONTROL, accept_tls
 from arcbridge.net.tlspipe import CLOSE_DEADLINE, HANDSHAKE_DEADLINE
 from arcbridge.observe.untrusted_text import printable
 from arcbridge.pki.authority import agent_ca_pin, agent_cluster, agent_expiry, check_ca_certificate
 from arcbridge.pki.pins import pin_of, same_pin
 from arcbridge.relay.admission import Purpose, Ticket
 from arcbridge.relay.agent_slots import AgentSlots
+from arcbridge.relay.cluster_reports import read_report
 from arcbridge.relay.counters import Counters
-from arcbridge.relay.fleet.base import AgentInfo, Fleet, Lost
-from arcbridge.relay.fleet.local import lost_agent
+from arcbridge.relay.fleet.base import AgentReport, Fleet, Lost, lost_agent
 from arcbridge.relay.registry.base import REVOKED, Registry, RegistryUnavailable, UserRevocation, admit
 from arcbridge.relay.tcp_state import has_ended
+from arcbridge.settings.config import RelayLimitsConfig
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import Dial, Goaway, Hello, Revoke, Status
 from arcbridge.wire.session import Kind, Side
@@ -63,14 +64,9 @@ from arcbridge.wire.session import Kind, Side
 HELLO_DEADLINE: Final = 10.0
 MAX_DIALS: Final = 64
 """Dials that wait for one agent's status: it would refuse more."""
-AGENTS: Final = 10_000
-"""At once; each takes a descriptor, and 52 KiB (measured with 5,000)."""
 FULL: Final = "this relay holds all the agents it may"
 FULL_RETRY: Final = 60
 """Seconds after which an agent may ask again at a relay that holds all it may: another relay is the better choice."""
-AGENTS_PER_SECOND: Final = 300
-"""At 3 ms each (measured on a small machine, OpenSSL 3.0) a herd takes most of a core for as long as it comes. Fewer
-would leave more for the sessions, but five thousand could not be back within 30 s."""
 BURST: Final = 50
 """Handshakes at once after a pause: a small installation's agents need not wait at all."""
 SETTLE: Final = 10.0
@@ -107,16 +103,12 @@ class ControlConnection(BaseHandler):
         self.version = ""
         self.since = time.time()
         self.draining = False
-        self.ready = True
-        """The agent's last word on itself."""
+        self.report = AgentReport()
+        """What the agent has reported last."""
         self.lapses = math.inf
         """When this connection is to be made again with a newer certificate, unix seconds."""
         self.session: MuxSession | None = None
         self._dials: dict[str, asyncio.Future[Status]] = {}
-
-    @property
-    def info(self) -> AgentInfo:
-        return AgentInfo(self.instance, self.version, self.since)
 
     @property
     def pending(self) -> int:
@@ -163,7 +155,7 @@ class ControlConnection(BaseHandler):
 
     def status_received(self, session: MuxSession, status: Status) -> None:
         if not status.token:
-            self.ready = status.ready
+            self.report = read_report(status)
             return
         answer = self._dials.get(status.token)
         # A status that comes late, twice, or for a token that was never sent changes nothing.
@@ -189,9 +181,8 @@ class ControlServer:
         fleet: Fleet,
         registry: Registry,
         counters: Counters,
+        limits: RelayLimitsConfig,
         *,
-        agents: int = AGENTS,
-        agents_per_second: float = AGENTS_PER_SECOND,
         random: Callable[[], float] = random.random,
     ) -> None:
         """`random` returns floats in [0, 1)."""
@@ -203,10 +194,10 @@ class ControlServer:
         self._open: AgentSlots[ControlConnection] = AgentSlots()
         self._instances: Counter[tuple[str, str]] = Counter()
         """How many connections of each (cluster, instance) are among them: mostly one."""
-        self._most = agents
-        self._handshakes = TokenBucket(BURST, agents_per_second)
-        self._refusals = TokenBucket(1, max(agents_per_second / 10, 1.0))
+        self._handshakes = TokenBucket(BURST, limits.agents_per_second)
+        self._refusals = TokenBucket(1, 1)
         """Handshakes that are made only to say that there is no turn."""
+        self.change_limits(limits)
         self._failures: KeyedTokenBucket[str] = KeyedTokenBucket(FAILURES, FAILURES_RATE, size=SOURCES)
         """Handshakes that came to nothing, by address."""
         self.waiting = 0
@@ -220,6 +211,10 @@ class ControlServer:
     def __len__(self) -> int:
         return len(self._open)
 
+    def reports(self) -> Iterator[tuple[str, AgentReport]]:
+        """Yield the cluster and the report of each agent that is connected here."""
+        return ((link.cluster, link.report) for link in self._open)
+
     async def serve(self, sock: socket.socket, ticket: Ticket) -> None:
         """Serve one connection: its turn, the handshake, admission, registration, and then its life."""
         in_turn = await self._turn(sock, ticket)
@@ -228,14 +223,14 @@ class ControlServer:
         link = ControlConnection("")
         session = MuxSession(Side.ACCEPTOR, Kind.CONTROL, link)
         link.session = session
-        loop = asyncio.get_running_loop()
         try:
-            transport, _ = await loop.connect_accepted_socket(
+            transport = await accept_tls(
                 session.protocol,
                 sock,
-                ssl=self._context(),
-                ssl_handshake_timeout=HANDSHAKE_DEADLINE,
-                ssl_shutdown_timeout=CLOSE_DEADLINE,
+                self._context(),
+                ticket.loop_time,
+                handshake_deadline=HANDSHAKE_DEADLINE,
+                shutdown_deadline=CLOSE_DEADLINE,
             )
         except (OSError, TimeoutError) as error:
             self._counters.rejected["handshake"] += 1
@@ -264,12 +259,12 @@ class ControlServer:
             if not session.closed:
                 session.abort(ConnectionLost("the relay closed the connection"))
 
-    def change_limits(self, agents: int, agents_per_second: float) -> None:
+    def change_limits(self, limits: RelayLimitsConfig) -> None:
         """Take so many agents from now on; none that is connected is cut."""
         now = time.monotonic()
-        self._most = agents
-        self._handshakes.change(now, BURST, agents_per_second)
-        self._refusals.change(now, 1, max(agents_per_second / 10, 1.0))
+        self._most = limits.agents
+        self._handshakes.change(now, BURST, limits.agents_per_second)
+        self._refusals.change(now, 1, max(limits.agents_per_second / 10, 1.0))
 
     async def drain(self, message: str) -> None:
         """Take no dial any more; send GOAWAY(DRAINING) to every agent, and to those that come from now on."""

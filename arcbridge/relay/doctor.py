@@ -21,7 +21,7 @@ from arcbridge.checks.running import look_at_refusals
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.pki.authority import Authority, certificate_validity
 from arcbridge.relay.admin_socket import ask
-from arcbridge.relay.certificate import read_pem
+from arcbridge.relay.certificate import read_text
 from arcbridge.relay.data_dir import count_clusters, read_authority
 from arcbridge.relay.self_checks import (
     CERTIFICATE,
@@ -92,7 +92,7 @@ async def _registry(config: RelayConfig) -> Finding:
 
 
 async def _certificate(path: Path) -> Finding:
-    chain_pem = read_pem("tls.certificate", path)
+    chain_pem = read_text("tls.certificate", path)
     return certificate_finding(certificate_validity(chain_pem)[1], time.time(), own=False)
 
 
@@ -104,15 +104,15 @@ async def _issuers(checked: CheckedRelay) -> list[Finding]:
             return []  # the settings' check has reported it
         keys, directories = await asyncio.gather(verifier.look_at_keys(), verifier.look_at_directories())
         return [
-            *(key_finding(one.path, one.url, one.usable, one.failure) for one in keys),
-            *(directory_finding(one.at, one.usable, one.code, one.why) for one in directories),
+            *(key_finding(*one) for one in keys),
+            *(directory_finding(*one) for one in directories),
         ]
 
 
 async def _public_address(checked: CheckedRelay, authority: Authority | None) -> Finding:
     certificate = checked.config.tls.certificate
     if certificate is not None:
-        return await look_at_public_address(checked.public, None, read_pem("tls.certificate", certificate))
+        return await look_at_public_address(checked.public, None, read_text("tls.certificate", certificate))
     if authority is None:
         return skipped(PUBLIC_ADDRESS, "there is no CA yet to know the relay by")
     return await look_at_public_address(checked.public, authority.certificate_pem)

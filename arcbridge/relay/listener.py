@@ -29,7 +29,6 @@ import structlog
 
 from arcbridge.errors import ConfigError
 from arcbridge.limiters import Bursts
-from arcbridge.loop_shares import LoopTime
 from arcbridge.net import client_hello
 from arcbridge.net.address import Address
 from arcbridge.net.descriptors import limit
@@ -188,9 +187,6 @@ class Listener:
 
     # -- dispatch --------------------------------------------------------------------------------------------------
 
-    def loop_time(self, ticket: Ticket) -> LoopTime:
-        return self._admission.loop_time(ticket)
-
     def refused(self, arrival: _Arrival, reason: str) -> None:
         """Close a connection for which the bound `reason` has no place."""
         self._arrivals.discard(arrival)
@@ -199,11 +195,10 @@ class Listener:
 
     def arrived(self, arrival: _Arrival, hello: client_hello.ClientHello) -> None:
         self._arrivals.discard(arrival)
-        protocol = self._protocol(hello)
+        offered = hello.alpn or (client_hello.HTTP,)
+        protocol = next((name for name in offered if name in self._handlers), None)
         if protocol is None:
-            self._counters.rejected["no_protocol"] += 1
-            arrival.ticket.leave()
-            reset(arrival.sock)
+            self.rejected(arrival, "no_protocol")
             return
         purpose = _PURPOSES.get(protocol, Purpose.JOIN)
         if reason := arrival.ticket.becomes(purpose):
@@ -247,15 +242,11 @@ class Listener:
             arrival.ticket.leave()
             reset(arrival.sock)
 
-    def _protocol(self, hello: client_hello.ClientHello) -> bytes | None:
-        offered = hello.alpn or (client_hello.HTTP,)
-        return next((name for name in offered if name in self._handlers), None)
-
     def evict(self, arrival: _Arrival, purpose: Purpose) -> None:
         """Close a connection, whose handler has not started, because another one takes its place."""
         self._forget(arrival)
         reset(arrival.sock)
-        self._tell_of_evicted(purpose, arrival.ticket)
+        self._tell("connections closed to make room", purpose.value, arrival.ticket.address)
 
     def _forget(self, arrival: _Arrival) -> None:
         self._arrivals.discard(arrival)
@@ -265,26 +256,23 @@ class Listener:
     def _evict_task(self, task: asyncio.Task[None], purpose: Purpose, ticket: Ticket) -> None:
         # A handler that is cancelled closes its socket.
         task.cancel()
-        self._tell_of_evicted(purpose, ticket)
-
-    def _tell_of_evicted(self, purpose: Purpose, ticket: Ticket) -> None:
-        since_last = self._told.seen(purpose.value, self._loop.time())
-        if since_last is not None:
-            log.warning(
-                "connections closed to make room", reason=purpose.value, source=ticket.address, connections=since_last
-            )
+        self._tell("connections closed to make room", purpose.value, ticket.address)
 
     def _turn_away(self, sock: socket.socket, address: str, reason: str) -> None:
         """Close a connection for which there is no place."""
         self._counters.rejected[reason] += 1
         reset(sock)
+        self._tell("connections turned away", reason, address)
+
+    def _tell(self, event: str, reason: str, address: str) -> None:
+        """Log what happens to connections for this reason, the last of them from `address`; not each one."""
         since_last = self._told.seen(reason, self._loop.time())
         if since_last is not None:
-            log.warning("connections turned away", reason=reason, source=address, connections=since_last)
+            log.warning(event, reason=reason, source=address, connections=since_last)
 
     async def _enter(self, handler: ConnectionHandler, sock: socket.socket, ticket: Ticket) -> None:
         try:
-            if wait := self._admission.held_for(ticket):
+            if wait := ticket.held_for():
                 ticket.waits()
                 try:
                     await asyncio.sleep(wait)
@@ -304,7 +292,7 @@ class Listener:
     def _run(self, handler: ConnectionHandler, arrival: _Arrival) -> None:
         ticket = arrival.ticket
         # Handshake, what the peer then says, and its token: each step is charged to the address.
-        steps = self._admission.loop_time(ticket).steps(self._enter(handler, arrival.sock, ticket))
+        steps = ticket.loop_time.steps(self._enter(handler, arrival.sock, ticket))
         task = self._loop.create_task(steps)
         ticket.on_evicted = partial(self._evict_task, task, ticket.purpose or Purpose.ARRIVING, ticket)
         self._tasks.add(task)
@@ -335,7 +323,7 @@ class _Arrival:
         loop.add_reader(self.sock.fileno(), self._readable)
 
     def _readable(self) -> None:
-        self._listener.loop_time(self.ticket).run(self._look)
+        self.ticket.loop_time.run(self._look)
 
     def _look(self) -> None:
         try:

@@ -1,7 +1,7 @@
 """Does what a process of a relay does for the whole of it: lock, port, limits, and what the operator sees.
 
 `Membership` is that of a relay with one process, which does all of it. Of several processes the supervisor holds the
-lock and answers the operator, and each worker has a `siblings.worker_membership.WorkerMembership`. Invariant: the
+lock and answers the operator, and each worker has a `processes.worker.WorkerMembership`. Invariant: the
 service asks its membership and never how many processes there are.
 """
 
@@ -22,7 +22,6 @@ from arcbridge.observe.server import ObserveServer
 from arcbridge.relay.admin_socket import AdminSocket
 from arcbridge.relay.data_dir import instance_lock
 from arcbridge.relay.fleet.base import Fleet
-from arcbridge.relay.fleet.local import LocalFleet
 from arcbridge.relay.operations import Operations, Question, Row
 from arcbridge.relay.pending_dials import Detour
 from arcbridge.relay.settings import CheckedRelay, required
@@ -59,7 +58,7 @@ class Membership:
 
     def __init__(self, reread: Callable[[], RelayConfig] | None = None) -> None:
         """`reread`: reads the settings again, for a reload at SIGHUP; raises `ConfigError`."""
-        self.fleet: Fleet = LocalFleet()
+        self.fleet = Fleet()
         """Of a relay without NATS."""
         self._reread = reread
 

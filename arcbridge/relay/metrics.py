@@ -13,7 +13,7 @@ from arcbridge.net.join import JoinCode
 from arcbridge.observe.metrics import Metrics
 from arcbridge.relay.admission import Admission, Purpose
 from arcbridge.relay.counters import LOSSES, REJECTIONS, Counters
-from arcbridge.relay.http.api import Limited
+from arcbridge.relay.http.api import LIMITS as API_LIMITS
 from arcbridge.relay.parts import Basis, Entrances
 from arcbridge.relay.session_slots import LIMITS as JOIN_LIMITS
 
@@ -61,9 +61,9 @@ def register(metrics: Metrics, basis: Basis, entrances: Entrances) -> None:
     _register_sessions(metrics, basis, entrances)
     _register_tokens(metrics, basis.verifier, basis.checks.proofs)
     metrics.counter("api_requests_limited_total", "Requests to the HTTP API refused by a limit.",
-                    {"limit": Limited.LIMITS}, lambda: entrances.api.limited.counts)  # fmt: skip
+                    {"limit": API_LIMITS}, lambda: entrances.api.limited)  # fmt: skip
     metrics.gauge("certificate_expires_timestamp_seconds", "When the relay's certificate lapses, unix time.", None,
-                  lambda: basis.certificate.expires)  # fmt: skip
+                  lambda: basis.certificate.loaded.expires)  # fmt: skip
 
 
 def _register_connections(metrics: Metrics, counters: Counters, admission: Admission) -> None:

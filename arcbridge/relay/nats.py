@@ -21,13 +21,13 @@ import re
 import secrets
 import ssl
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.pki.chain import load_chain
+from arcbridge.relay.certificate import read_text
 from arcbridge.settings.config import RelayFleetConfig
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class NatsConnection:
 
     async def start(self, wait: float = 0.0) -> bool:
         """Begin to connect; return whether a connection stood within `wait` seconds."""
-        _library()
+        require_library()
         self._task = asyncio.get_running_loop().create_task(self._keep())
         return await self.wait(wait)
 
@@ -277,7 +277,8 @@ class NatsConnection:
             options["user_credentials"] = str(config.credentials)
         if config.user:
             options["user"] = config.user
-            options["password"] = "" if config.password_file is None else _password(config.password_file)
+            if config.password_file is not None:
+                options["password"] = read_text("fleet.password_file", config.password_file).strip()
         if config.ca_file is not None or config.certificate is not None or config.servers[0].startswith("tls:"):
             options["tls"] = _tls(config)
         return options
@@ -410,7 +411,8 @@ def subject_token(name: str) -> str:
     return check_cluster_name(name).replace(".", "_")
 
 
-def _library() -> None:
+def require_library() -> None:
+    """Raise `ConfigError` where the package for NATS is not installed."""
     try:
         import nats  # noqa: F401
     except ImportError as error:
@@ -422,26 +424,14 @@ def _tls(config: RelayFleetConfig) -> ssl.SSLContext:
     if config.ca_file is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         try:
-            context.load_verify_locations(cadata=_text("fleet.ca_file", config.ca_file))
+            context.load_verify_locations(cadata=read_text("fleet.ca_file", config.ca_file))
         except (ssl.SSLError, ValueError) as error:
             raise ConfigError(f"fleet.ca_file: {config.ca_file} holds no PEM certificate") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if config.certificate is not None and config.key is not None:
-        chain, key = _text("fleet.certificate", config.certificate), _text("fleet.key", config.key)
+        chain, key = read_text("fleet.certificate", config.certificate), read_text("fleet.key", config.key)
         load_chain(context, chain, key)
     return context
-
-
-def _password(path: Path) -> str:
-    return _text("fleet.password_file", path).strip()
-
-
-def _text(setting: str, path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise ConfigError(f"{setting}: {path} cannot be read: {reason}") from error
 
 
 def _safe(server: str) -> str:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from arcbridge.identity.policy import PolicyFile
 from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.pki.authority import Authority
+from arcbridge.relay.access import CallerChecks
 from arcbridge.relay.admission import Admission
-from arcbridge.relay.caller_checks import CallerChecks
 from arcbridge.relay.certificate import ServerCertificate
 from arcbridge.relay.client_join import ClientJoins
 from arcbridge.relay.control import ControlServer

@@ -25,6 +25,10 @@ from arcbridge.observe.untrusted_text import printable
 from arcbridge.relay.counters import Counters
 from arcbridge.wire.records import JoinReply, JoinRequest
 
+VOID: Final = JoinReply(
+    code=JoinCode.GONE,
+    message="this dial token is void: the client has left, another agent was faster, or it came too late",
+)
 ID_LENGTH: Final = 16
 """Characters of the id of a process, before the dot of a dial token."""
 
@@ -50,15 +54,12 @@ class Detour(Protocol):
 
     def attach(self, dials: PendingDials) -> None:
         """Take the clients that wait here, for joins that other processes pass on."""
-        ...
 
     def add_metrics(self, metrics: Metrics) -> None:
         """Register what is counted of joins that were passed on."""
-        ...
 
     def is_elsewhere(self, request: JoinRequest) -> bool:
         """Return whether the client of an agent's join waits at another process, which it may be passed on to."""
-        ...
 
     async def pass_on(
         self, join: ServerJoin, request: JoinRequest, cluster: str, require_room: Callable[[], None]
@@ -69,7 +70,6 @@ class Detour(Protocol):
         token is void. Raises `JoinRefused` with what the agent is sent. In both of these cases
         the join is still the caller's, and so it is when this is cancelled.
         """
-        ...
 
 
 class ClaimedAgent:

@@ -65,7 +65,7 @@ _FLAGS: Final = getattr(os, "SPLICE_F_NONBLOCK", 0) | getattr(os, "SPLICE_F_MOVE
 
 
 class Pump:
-    """One pair. It owns both sockets from `start` on and calls `on_done(pump)` once, after both are closed.
+    """One pair. It owns both sockets from `start` on and calls `Pumps.ended` once, after both are closed.
 
     `error` is None when both directions ended in order. `client` asked for the session, `agent` answered.
     """
@@ -94,17 +94,12 @@ class Pump:
         self,
         client: socket.socket,
         agent: socket.socket,
-        pipes: PipePool,
-        not_reading: set[Pump],
-        on_done: Callable[[Pump], None],
-        payer: LoopTime,
+        pumps: Pumps,
         *,
         join_id: str = "",
         cluster: str = "",
         identity: Identity | None = None,
     ) -> None:
-        """`not_reading`: the set it adds itself to when a side is no longer read; the sweep takes it out. `payer`: who
-        pays for the loop's time."""
         loop = asyncio.get_running_loop()
         self.join_id = join_id
         self.cluster = cluster
@@ -114,17 +109,19 @@ class Pump:
         self.agent = self.source = self.first_session = ""
         """For people: the agent's instance, the client's address, and the join id under which the session began, as
         the client says it; empty where it began with this join. Set by `Rendezvous`."""
-        self.pipes = pipes
-        self.not_reading = not_reading
+        self.pipes = pumps.pipes
+        self.not_reading = pumps.not_reading
+        """The set it adds itself to when a side is no longer read; the sweep takes it out."""
         self.on_ended: Callable[[], None] | None = None
         """Called once, after both sockets are closed, besides what `Pumps` was given for all."""
-        self.payer = payer
+        self.payer = pumps.payer_of(identity, cluster)
+        """Who pays for the loop's time."""
         self.paused = False
         """Whether neither side is read because the user takes too much of the loop."""
         self.closed = False
         self.error: OSError | None = None
         self.started_at = loop.time()
-        self._on_done = on_done
+        self._on_done = pumps.ended
         self._to_agent = _Direction(self, loop, client, agent)
         self._to_client = _Direction(self, loop, agent, client)
 
@@ -482,7 +479,7 @@ class Pumps:
         self._loop = asyncio.get_running_loop()
         self.on_done = [on_done]
         self._open: set[Pump] = set()
-        self._not_reading: set[Pump] = set()
+        self.not_reading: set[Pump] = set()
         """Those of which a side was not being read at some moment since the last look."""
         self._timer: asyncio.TimerHandle | None = None
         self._sweeps = 0
@@ -514,22 +511,11 @@ class Pumps:
     ) -> Pump:
         """Pair two raw sockets, which belong to the pump from here on, also where this raises: then they are closed.
         `identity`: whose session it is."""
-        payer = self.payer_of(identity, cluster)
-        account = self._accounts.get(payer)
-        if account is None:
-            account = self._accounts[payer] = PumpAccount(payer)
-        pump = Pump(
-            client,
-            agent,
-            self.pipes,
-            self._not_reading,
-            self._ended,
-            payer,
-            join_id=join_id,
-            cluster=cluster,
-            identity=identity,
-        )
+        pump = Pump(client, agent, self, join_id=join_id, cluster=cluster, identity=identity)
         pump.on_ended = on_ended
+        account = self._accounts.get(pump.payer)
+        if account is None:
+            account = self._accounts[pump.payer] = PumpAccount(pump.payer)
         self._open.add(pump)
         self.total += 1
         if self._timer is None:
@@ -568,15 +554,16 @@ class Pumps:
         self._timer = self._loop.call_later(SWEEP, self._sweep) if self._open else None
         self._sweeps += 1
         unload = self._sweeps % UNLOAD_EVERY == 0
-        for pump in list(self._not_reading):
+        for pump in list(self.not_reading):
             if not pump.look():
-                self._not_reading.discard(pump)
+                self.not_reading.discard(pump)
             elif unload and not pump.closed:
                 pump.unload()
 
-    def _ended(self, pump: Pump) -> None:
+    def ended(self, pump: Pump) -> None:
+        """Take a pump out, whose sockets are closed."""
         self._open.discard(pump)
-        self._not_reading.discard(pump)
+        self.not_reading.discard(pump)
         account = self._accounts[pump.payer]
         account.pumps.discard(pump)
         if not account.pumps:

@@ -16,7 +16,7 @@ from arcbridge.identity.policy import Policy
 from arcbridge.net.descriptors import raise_limit
 from arcbridge.observe import logging as logs
 from arcbridge.observe.reloads import Outcome, changed, digest, split
-from arcbridge.relay.capacity import capacity
+from arcbridge.relay.capacity import fitted
 from arcbridge.relay.certificate import Loaded
 from arcbridge.relay.parts import Basis, Entrances
 from arcbridge.relay.settings import CheckedRelay
@@ -36,14 +36,11 @@ class RelayReload:
         basis: Basis,
         entrances: Entrances,
         share: Callable[[RelayLimitsConfig], RelayLimitsConfig],
-        *,
-        now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`share`: this process' part of the relay's limits; `now`: monotonic seconds."""
+        """`share`: this process' part of the relay's limits."""
         self._basis = basis
         self._entrances = entrances
         self._share = share
-        self._now = now
         self._checked = basis.checked
         """What is in force."""
         self._config = basis.checked.config
@@ -72,28 +69,15 @@ class RelayReload:
         config = checked.config
         assert config.policy is not None, "the check requires it"
         logs.reconfigure_level(config.observe.log_level)
-        self._change_limits(config.limits)
+        limits = fitted(self._share(config.limits), raise_limit())
+        parts = self._entrances
+        for part in (parts.admission, parts.control, parts.clients, parts.api):
+            part.change_limits(limits)
+        parts.pumps.payers.change(limits.loop_share_per_user / 100, time.monotonic())
         self._basis.verifier.replace(checked.issuers, checked.acceptance)
         self._basis.checks.proofs.policy = checked.proof
         self._basis.policy.take(config.policy, policy)
         return self._basis.certificate.put(certificate)
-
-    def _change_limits(self, limits: RelayLimitsConfig) -> None:
-        shared = self._share(limits)
-        fits = capacity(shared, raise_limit())
-        limits = replace(shared, sessions=fits.sessions, agents=fits.agents)
-        entrances, now = self._entrances, self._now()
-        entrances.admission.change(
-            limits.unauthenticated,
-            limits.unauthenticated_per_address,
-            per_second=limits.connections_per_second_per_address,
-            loop_share=limits.loop_share_per_address / 100,
-        )
-        entrances.control.change_limits(limits.agents, limits.agents_per_second)
-        entrances.clients.change_limits(limits)
-        entrances.pumps.payers.change(limits.loop_share_per_user / 100, now)
-        minute = limits.requests_per_minute_per_user
-        entrances.api.callers.change(now, minute, minute / 60)
 
 
 def contents(config: RelayConfig) -> dict[str, str]:

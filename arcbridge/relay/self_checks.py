@@ -186,14 +186,13 @@ def checks_of(
     verifier, certificate = basis.verifier, basis.certificate
 
     async def issuers() -> Sequence[Finding]:
-        return [key_finding(one.path, one.url, one.usable, one.failure) for one in await verifier.look_at_keys()]
+        return [key_finding(*one) for one in await verifier.look_at_keys()]
 
     async def groups() -> Sequence[Finding]:
-        found = await verifier.look_at_directories()
-        return [directory_finding(one.at, one.usable, one.code, one.why) for one in found]
+        return [directory_finding(*one) for one in await verifier.look_at_directories()]
 
     async def public_address() -> Sequence[Finding]:
-        return [await look_at_public_address(basis.checked.public, certificate.ca_pem, certificate.chain_pem)]
+        return [await look_at_public_address(basis.checked.public, certificate.ca_pem, certificate.loaded.chain_pem)]
 
     def now(find: Callable[[], Finding]) -> Callable[[], Awaitable[Sequence[Finding]]]:
         async def look() -> Sequence[Finding]:
@@ -208,7 +207,7 @@ def checks_of(
         SelfCheck("fleet", now(lambda: fleet_finding(basis.fleet.engine_connected))),
         SelfCheck(
             "certificate",
-            now(lambda: certificate_finding(certificate.expires, clock(), own=certificate.ca_pem is not None)),
+            now(lambda: certificate_finding(certificate.loaded.expires, clock(), own=certificate.ca_pem is not None)),
         ),
         SelfCheck("descriptors", now(lambda: descriptors_finding(descriptors_used(), limit()))),
         SelfCheck("policy", now(lambda: policy_finding(basis.policy.error))),

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Final
 
@@ -30,14 +30,13 @@ from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
 from arcbridge.observe.reloads import Outcome
-from arcbridge.relay.access import Access
+from arcbridge.relay.access import Access, CallerChecks
 from arcbridge.relay.admission import Admission
-from arcbridge.relay.agent_join import AgentJoins
 from arcbridge.relay.backend import open_backend
-from arcbridge.relay.caller_checks import CallerChecks
-from arcbridge.relay.capacity import capacity, warn
+from arcbridge.relay.capacity import fitted
 from arcbridge.relay.certificate import ServerCertificate
 from arcbridge.relay.client_join import ClientJoins
+from arcbridge.relay.cluster_reports import ClusterReports
 from arcbridge.relay.control import ControlServer
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.data_dir import open_authority
@@ -45,11 +44,10 @@ from arcbridge.relay.drain import Drain
 from arcbridge.relay.enforcement import Enforcement
 from arcbridge.relay.fleet.base import Lost
 from arcbridge.relay.hop import Hops
-from arcbridge.relay.http.api import Api, build_app, caller_bucket
+from arcbridge.relay.http.api import Api, build_app
 from arcbridge.relay.http.client_files import ClientFiles
-from arcbridge.relay.http.handler import HttpHandler
 from arcbridge.relay.http.login_settings import login_document
-from arcbridge.relay.http.server import HttpApiServer
+from arcbridge.relay.http.server import HttpApiServer, HttpHandler
 from arcbridge.relay.listener import ConnectionHandler, Listener
 from arcbridge.relay.membership import Membership, Service
 from arcbridge.relay.metrics import register
@@ -60,7 +58,7 @@ from arcbridge.relay.proxy_protocol import parse_networks
 from arcbridge.relay.pump import PAYERS, Pump, Pumps
 from arcbridge.relay.registry.base import RegistryUnavailable
 from arcbridge.relay.reload import RelayReload
-from arcbridge.relay.rendezvous import Rendezvous
+from arcbridge.relay.rendezvous import AgentJoins, Rendezvous
 from arcbridge.relay.self_checks import checks_of
 from arcbridge.relay.settings import CheckedRelay, required
 from arcbridge.settings.config import RelayConfig
@@ -127,7 +125,8 @@ async def _start(config: RelayConfig, stack: AsyncExitStack, membership: Members
 
     enforcement = Enforcement(basis.checks.access, entrances.pumps, entrances.clients, basis.counters, end_sessions)
     entrances.pumps.on_done.append(enforcement.ended)
-    maintenance = _Maintenance(basis, control, enforcement)
+    reports = ClusterReports(control.reports, basis.counters, basis.limits.clusters_with_metrics)
+    maintenance = _Maintenance(basis, control, enforcement, reports)
     operations = Operations(entrances.pumps, fleet, end_sessions, relay=str(checked.public), worker=membership.index)
     stack.push_async_callback(operations.close)
     fleet.on_question = operations.answer
@@ -157,16 +156,14 @@ async def _lay_basis(checked: CheckedRelay, membership: Membership, stack: Async
     config = checked.config
     assert config.policy is not None, "the check requires it"
     policy = PolicyFile(config.policy)
-    shared = membership.share(config.limits)
-    fits = capacity(shared, raise_limit())
-    warn(fits, shared)
+    descriptors = raise_limit()
     authority = open_authority(config.data_dir)
     registry, fleet = await open_backend(config, membership.fleet, stack)
     verifier = make_verifier(checked, stack)
     return Basis(
         checked=checked,
-        limits=replace(shared, sessions=fits.sessions, agents=fits.agents),
-        descriptors=fits.available,
+        limits=fitted(membership.share(config.limits), descriptors),
+        descriptors=descriptors,
         counters=Counters(),
         policy=policy,
         verifier=verifier,
@@ -184,24 +181,12 @@ async def _make_entrances(basis: Basis, membership: Membership, stack: AsyncExit
     certificate = basis.certificate
     await fleet.start()
     stack.push_async_callback(fleet.close)
-    admission = Admission(
-        limits.unauthenticated,
-        limits.unauthenticated_per_address,
-        per_second=limits.connections_per_second_per_address,
-        loop_share=limits.loop_share_per_address / 100,
-    )
+    admission = Admission(limits)
     shares = admission.loop_times.shares
     pumps = Pumps(_log_end, payers=LoopTimes(limits.loop_share_per_user / 100, size=PAYERS, shares=shares))
     stack.callback(pumps.close)
     api, http = await _serve_api(basis, pumps, stack)
-    control = ControlServer(
-        lambda: certificate.contexts[ALPN_CONTROL],
-        fleet,
-        basis.registry,
-        counters,
-        agents=limits.agents,
-        agents_per_second=limits.agents_per_second,
-    )
+    control = ControlServer(lambda: certificate.loaded.contexts[ALPN_CONTROL], fleet, basis.registry, counters, limits)
     fleet.on_lost = control.end_sessions
     hops = None if fleet.peers is None else Hops(fleet.peers, authority=basis.authority, pumps=pumps)
     detour = hops or membership.detour
@@ -210,11 +195,11 @@ async def _make_entrances(basis: Basis, membership: Membership, stack: AsyncExit
         dials, fleet, basis.registry, checks, pumps, counters, address=str(basis.checked.public), limits=limits
     )
     agents = AgentJoins(dials, basis.registry, counters, detour, clients.require_room)
-    rendezvous = Rendezvous(lambda: certificate.contexts[ALPN_JOIN], clients, agents, counters)
+    rendezvous = Rendezvous(lambda: certificate.loaded.contexts[ALPN_JOIN], clients, agents, counters)
     handlers: dict[bytes, ConnectionHandler] = {
         client_hello.CONTROL: control.serve,
         client_hello.JOIN: rendezvous.serve,
-        client_hello.HTTP: HttpHandler(lambda: certificate.contexts[ALPN_HTTP], http, counters).serve,
+        client_hello.HTTP: HttpHandler(lambda: certificate.loaded.contexts[ALPN_HTTP], http, counters).serve,
     }
     if hops is not None:
         handlers[client_hello.HOP] = partial(agents.serve_hop, hops.server_context)
@@ -242,7 +227,7 @@ async def _serve_api(basis: Basis, pumps: Pumps, stack: AsyncExitStack) -> tuple
         basis.checks,
         basis.counters,
         certificate_life=config.agent_certificate_life,
-        callers=caller_bucket(basis.limits.requests_per_minute_per_user),
+        limits=basis.limits,
         login=login_document(config.login),
         payer_of=pumps.payer_of,
     )
@@ -257,7 +242,7 @@ def make_verifier(checked: CheckedRelay, stack: AsyncExitStack) -> TokenVerifier
     config = checked.config
     fetcher = HttpFetcher()
     stack.push_async_callback(fetcher.close)
-    groups = GroupSources(checked.issuers, fetcher.ask, directories=config.graph, claim_sources=config.claim_sources)
+    groups = GroupSources(fetcher.ask, directories=config.graph, claim_sources=config.claim_sources)
     verifier = TokenVerifier(checked.issuers, fetcher, accept=checked.acceptance, groups=groups)
     stack.push_async_callback(verifier.close)
     return verifier
@@ -278,6 +263,7 @@ async def _observe(
     """
     metrics, checks = Metrics("relay"), Checks()
     register(metrics, basis, entrances)
+    maintenance.reports.register(metrics)
     basis.fleet.add_metrics(metrics)
     if entrances.detour is not None:
         entrances.detour.add_metrics(metrics)
@@ -301,15 +287,13 @@ async def _observe(
 class _Maintenance:
     """The relay's periodic work: take back what is revoked, note connected agents, renew. Each error is logged once."""
 
-    def __init__(self, basis: Basis, control: ControlServer, enforcement: Enforcement) -> None:
-        self._registry = basis.registry
-        self._fleet = basis.fleet
+    def __init__(self, basis: Basis, control: ControlServer, enforcement: Enforcement, reports: ClusterReports) -> None:
+        self._basis = basis
         self._control = control
-        self._policy = basis.policy
         self._access = basis.checks.access
         self._enforcement = enforcement
-        self._certificate = basis.certificate
         self._policy_error = ""
+        self.reports = reports
         self._noted = time.monotonic()
         self.registry_error: str | None = None
         """Why the registry did not answer the last time; None: it did."""
@@ -335,14 +319,17 @@ class _Maintenance:
         self._look_at_policy()
         self._control.expire(time.time())
         try:
-            self._access.clusters = await self._registry.revocations()
-            if self._access.learn_users(await self._registry.user_revocations()):
+            self._access.clusters = await self._basis.registry.revocations()
+            if self._access.learn_users(await self._basis.registry.user_revocations()):
                 log.info("revoked users taken over", users=len(self._access.users or ()))
             self._control.revoke(self._access.clusters)
             if time.monotonic() - self._noted >= _SEEN:
                 self._noted = time.monotonic()
-                self._certificate.refresh()
+                self._basis.certificate.refresh()
                 await self._note()
+                self.reports.learn(await self._basis.registry.clusters())
+            elif self.reports.misses_cluster():
+                self.reports.learn(await self._basis.registry.clusters())
         except (RegistryUnavailable, StateError) as error:
             # Also a damaged file: the policy below must go on to count.
             if self.registry_error is None:
@@ -355,9 +342,9 @@ class _Maintenance:
         await self._enforcement.enforce()
 
     def _look_at_policy(self) -> None:
-        self._policy.current()
-        if self._policy.error != self._policy_error:
-            self._policy_error = self._policy.error
+        self._basis.policy.current()
+        if self._basis.policy.error != self._policy_error:
+            self._policy_error = self._basis.policy.error
             if self._policy_error:
                 log.error("policy not taken over", reason=self._policy_error, effect="the last good one stays")
             else:
@@ -366,8 +353,8 @@ class _Maintenance:
     async def _note(self) -> None:
         """Note which clusters are connected. A relay that cannot write these dates is as ready as before."""
         try:
-            for cluster in {link.cluster for link in self._fleet.links()}:
-                await self._registry.seen(cluster, time.time())
+            for cluster in {link.cluster for link in self._basis.fleet.links()}:
+                await self._basis.registry.seen(cluster, time.time())
         except RegistryUnavailable as error:
             log.warning("clusters not noted as seen", reason=error.message)
 

@@ -6,8 +6,11 @@ was checked. It makes no file, opens no port and asks no peer.
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Final
 
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.identity import token_settings
@@ -21,7 +24,6 @@ from arcbridge.pki.authority import CERTIFICATE_FILE, KEY_FILE, Authority
 from arcbridge.pki.private_files import refuse_foreign_directory
 from arcbridge.relay.http.login_settings import login_document
 from arcbridge.relay.proxy_protocol import parse_networks
-from arcbridge.relay.worker_count import worker_count
 from arcbridge.settings import named_files
 from arcbridge.settings.config import RelayConfig
 from arcbridge.settings.problems import Place, Problems, SettingsRefused
@@ -232,6 +234,7 @@ def _check_fleet(config: RelayConfig, problems: Problems) -> None:
     if not fleet.servers:
         return
     from arcbridge.relay.nats import check as check_settings
+    from arcbridge.relay.nats import require_library
 
     with problems.collect("fleet"):
         check_settings(fleet)
@@ -246,12 +249,8 @@ def _check_fleet(config: RelayConfig, problems: Problems) -> None:
         named_files.check_ca(problems, "fleet.ca_file", fleet.ca_file)
     if fleet.certificate is not None and fleet.key is not None:
         named_files.check_pair(problems, ("fleet.certificate", fleet.certificate), ("fleet.key", fleet.key))
-    try:
-        import nats  # noqa: F401
-    except ImportError:
-        problems.error(
-            "fleet.servers", "fleet.servers: a fleet needs the package nats-py: pip install 'arcbridge[fleet]'"
-        )
+    with problems.collect("fleet.servers"):
+        require_library()
     if fleet.outage <= 0:
         problems.error("fleet.outage", "fleet.outage: must be above 0 s")
 
@@ -261,3 +260,28 @@ def required(config: RelayConfig) -> CheckedRelay:
     checked = check(config)
     checked.problems.refuse()
     return checked
+
+
+MAX_WORKERS: Final = 64
+"""More than any machine's cores that one relay can use: each pair of workers has a channel."""
+
+
+def worker_count(config: RelayConfig) -> int:
+    """Return how many processes this relay has. Raises `ConfigError` where it cannot have so many."""
+    count = config.workers or min(_cores(), MAX_WORKERS)
+    if not 1 <= count <= MAX_WORKERS:
+        raise ConfigError(f"workers: 1 to {MAX_WORKERS}, or 0 for one for each core")
+    if count > 1:
+        if config.fleet.servers:
+            raise ConfigError(
+                "workers: more than one cannot be had together with fleet.servers: another relay that passes an "
+                "agent's join on must reach the very process that waits, and these share one port. Set workers = 1, "
+                "and run several relays of the fleet on this machine, each with a port and a data_dir of its own"
+            )
+        if not sys.platform.startswith("linux"):
+            raise ConfigError("workers: more than one needs Linux, whose kernel spreads connections over processes")
+    return count
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.address import Address, free_ports, listens
-from bench.peers.go import ENVIRONMENT, GOGC_TOLD, build
+from bench.peers.go import ENVIRONMENT, GOGC_TOLD, build, carries
 from bench.peers.go.certificates import SERVER_NAME, Certificates, Pair, issue
-from bench.peers.go.ready import carries
 from bench.peers.roles import OfRoles
 from bench.process import Role
 

@@ -74,9 +74,7 @@ async def agent_of(
         judge = FakeAuthenticator(t="alice")
         sessions, _ = make_sessions(judge, Clock())
         choice = RelayChoice(addresses, wanted, draw=lambda: 0.0, make_backoff=lambda: Backoff(first=0.05, cap=0.2))
-        control = ControlConnections(
-            addresses, keeper, sessions, instance="agent-1", software="test", choice=choice, draw=lambda: 0.5
-        )
+        control = ControlConnections(addresses, keeper, sessions, instance="agent-1", choice=choice, draw=lambda: 0.5)
         control.start()
         try:
             yield World(made, control, sessions, choice)

@@ -78,11 +78,9 @@ async def test_a_session_enters_its_users_account_and_leaves_it_at_its_end() -> 
     authenticator = FakeAuthenticator()
     authenticator.add("t", "alice", "dev")
     sessions, _ = make_sessions(authenticator, Clock())
-    async with joined(sessions) as (client, _):
-        await client.wait_established()
+    async with joined(sessions):
         assert len(sessions.accounts) == 1
-        async with joined(sessions, join_id="k" * 16) as (second, _):
-            await second.wait_established()
+        async with joined(sessions, join_id="k" * 16):
             assert len(sessions.accounts) == 1
     assert (len(sessions.accounts), len(sessions.accounts._retired)) == (0, 1)
 

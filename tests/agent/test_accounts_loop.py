@@ -104,13 +104,12 @@ async def test_a_token_is_charged_to_the_relay_until_its_user_is_known(monkeypat
     sessions, _ = make_sessions(authenticator, Clock())
     relays = sessions.accounts.relays
     calls = spoil(monkeypatch, FakeAuthenticator, "authenticate")
-    async with joined(sessions, via="a", alone=False) as (client, _):
-        await client.wait_established()
+    async with joined(sessions, via="a", alone=False):
         assert calls
         assert relays.of("a", 0.0).spent >= BURNT
         relays.of("a", 0.0).held_until = ends = time.monotonic() + 0.3
         async with (
-            joined(sessions, join_id="k" * 16, via="a", alone=False) as (late, _),
+            joined(sessions, join_id="k" * 16, via="a", alone=False, wait=False) as (late, _),
             joined(sessions, join_id="l" * 16, via="b") as (other, _),
         ):
             waiting = asyncio.create_task(late.wait_established())

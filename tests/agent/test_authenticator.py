@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from arcbridge.agent.authenticator import MAX_LIFE, REVIEW, UNKNOWN_LIFE, Authenticator, UnprovedToken
-from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
+from arcbridge.agent.kube.apiserver import ApiServer
 from arcbridge.errors import PermissionRefused, Unauthenticated, Unreachable
 from arcbridge.identity.authentication import parse
 from arcbridge.identity.proof import Peer, ProofChecker, ProofKey, ProofPolicy
 from arcbridge.identity.verifier import LEEWAY, TokenVerifier
-from arcbridge.settings.config import KubernetesConfig
 from arcbridge.wire.records import Auth
 from tests.identity.issuer import CONFIG, Issuer, claims, token
 from tests.support.clock import Clock
@@ -26,14 +23,11 @@ Made = tuple[FakeApiServer, Authenticator]
 
 
 @pytest.fixture
-async def made(tmp_path: Path) -> AsyncIterator[Made]:
-    async with FakeApiServer.serving(tmp_path) as fake:
-        config = KubernetesConfig(server=fake.url, ca_file=fake.ca_file, token_file=fake.token_file)
-        api = ApiServer(endpoint_of(config, {}))
-        clock = Clock(NOW)
-        verifier = TokenVerifier(parse(CONFIG), Issuer().fetch, clock, monotonic=clock)
-        yield fake, Authenticator(api, verifier, token_mode=True, clock=clock)
-        await api.close()
+def made(fake: FakeApiServer, api: ApiServer) -> Made:
+    clock = Clock(NOW)
+    verifier = TokenVerifier(parse(CONFIG), Issuer().fetch, clock, monotonic=clock)
+    proofs = ProofChecker(ProofPolicy.IF_BOUND, "the agent", clock=clock)
+    return fake, Authenticator(api, verifier, proofs, token_mode=True, clock=clock)
 
 
 def who(**info: object) -> bytes:
@@ -151,7 +145,7 @@ async def test_an_api_server_that_is_down(made: Made) -> None:
 
 
 async def test_modes_that_are_switched_off(made: Made) -> None:
-    closed = Authenticator(made[1]._api, None, token_mode=False)
+    closed = Authenticator(made[1]._api, None, made[1].proofs, token_mode=False)
     for kind in ("oidc", "bearer"):
         with pytest.raises(PermissionRefused):
             await closed.authenticate(Auth(kind=kind, token="t"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -124,6 +125,22 @@ async def test_j31_a_relay_whose_joins_stall_keeps_no_other_relay_s_users_away(
         for number in range(module.MAX_DIALS):
             assert (await honest.status(honest.dial(token=f"h{number:031}").token)).code == DialStatus.WILL_JOIN
         assert (await honest.status(honest.dial(token="x" * 32).token)).code == DialStatus.OVERLOADED
+
+
+async def test_l47_joins_of_a_relay_that_takes_too_much_of_the_loop_wait(tmp_path: Path) -> None:
+    """The relay that asks pays for the connection, its handshake and that of the session, and others' joins go on."""
+    async with agent_of(tmp_path, relays=2, wanted=2) as world:
+        await world.until(lambda: len(world.connected) == 2, "connected to both")
+        honest, greedy = world.relays
+        payers = world.sessions.accounts.relays
+        payers.of(greedy.address, 0.0).held_until = time.monotonic() + 3600.0
+        greedy.dial(token="g" * 32)
+        honest.dial(token="h" * 32)
+        request, sock = await asyncio.wait_for(honest.joins.get(), 5)
+        sock.close()
+        assert request.token == "h" * 32
+        assert payers.of(honest.address, 0.0).spent > 0.0
+        assert greedy.joins.empty()
 
 
 async def test_j31_failing_joins_of_one_relay_leave_the_agent_ready_for_another(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -11,23 +10,9 @@ import pytest
 from arcbridge.agent.doctor import diagnose
 from arcbridge.agent.settings import check
 from arcbridge.checks.diagnosis import Finding, FindingState
-from arcbridge.settings.config import AgentConfig, AgentStateConfig, AuditConfig, KubernetesConfig
+from arcbridge.settings.config import AgentConfig, AuditConfig, KubernetesConfig
 from arcbridge.settings.problems import Place
 from tests.identity.issuer import CONFIG, URL
-from tests.support.fake_apiserver import FakeApiServer
-
-
-@pytest.fixture
-async def config(tmp_path: Path) -> AsyncIterator[AgentConfig]:
-    async with FakeApiServer.serving(tmp_path) as api:
-        yield AgentConfig(
-            relays=("https://127.0.0.1:1",),
-            relay_ca_pin=f"sha256:{'0' * 64}",
-            kubernetes=KubernetesConfig(server=api.url, ca_file=api.ca_file, token_file=api.token_file),
-            state=AgentStateConfig(directory=tmp_path / "state"),
-            audit=AuditConfig(file=str(tmp_path / "audit.jsonl")),
-            join_token_file=tmp_path / "join-token",
-        )
 
 
 def bad(found: list[Finding]) -> set[str]:

@@ -24,16 +24,12 @@ from arcbridge.mux import memory
 from arcbridge.settings.config import (
     AgentConfig,
     AgentLimitsConfig,
-    AgentStateConfig,
-    AuditConfig,
-    KubernetesConfig,
     ObserveConfig,
     SessionConfig,
     TargetConfig,
 )
 from tests.identity.issuer import CONFIG
 from tests.support.eventually import until
-from tests.support.fake_apiserver import FakeApiServer
 from tests.support.world import fixed_port
 
 from .fake_relay import FakeRelay
@@ -85,22 +81,18 @@ class Running:
 
 
 @pytest.fixture
-async def agent(tmp_path: Path) -> AsyncIterator[Running]:
+async def agent(config: AgentConfig, tmp_path: Path) -> AsyncIterator[Running]:
     (tmp_path / "authentication.yaml").write_text(CONFIG)
     (tmp_path / "deny.toml").write_text("")
-    (tmp_path / "join-token").write_text("id.secret")
-    async with FakeApiServer.serving(tmp_path) as api, FakeRelay.serving() as relay:
+    async with FakeRelay.serving() as relay:
         relay.tokens["id.secret"] = "one"
         running = Running(
-            AgentConfig(
+            replace(
+                config,
                 relays=(relay.address,),
                 relay_ca_pin=relay.pin,
-                join_token_file=tmp_path / "join-token",
                 authentication=tmp_path / "authentication.yaml",
                 denylist_file=tmp_path / "deny.toml",
-                kubernetes=KubernetesConfig(server=api.url, ca_file=api.ca_file, token_file=api.token_file),
-                state=AgentStateConfig(directory=tmp_path / "state"),
-                audit=AuditConfig(file=str(tmp_path / "audit.jsonl")),
                 observe=ObserveConfig(listen=f"127.0.0.1:{fixed_port()}"),
             )
         )

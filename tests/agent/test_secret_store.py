@@ -5,17 +5,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
+from arcbridge.agent.kube.apiserver import ApiServer
 from arcbridge.agent.secret_store import SecretStore
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.pki.credentials import VersionConflict
-from arcbridge.settings.config import KubernetesConfig
 from tests.support.fake_apiserver import Exchange, FakeApiServer, reply
 
 COLLECTION = "/api/v1/namespaces/arc/secrets"
@@ -54,12 +51,8 @@ class Secrets:
 
 
 @pytest.fixture
-async def made(tmp_path: Path) -> AsyncIterator[tuple[FakeApiServer, Secrets, SecretStore]]:
-    async with FakeApiServer.serving(tmp_path) as fake:
-        config = KubernetesConfig(server=fake.url, ca_file=fake.ca_file, token_file=fake.token_file)
-        api = ApiServer(endpoint_of(config, {}))
-        yield fake, Secrets(fake), SecretStore(api, "arc/agent")
-        await api.close()
+def made(fake: FakeApiServer, api: ApiServer) -> tuple[FakeApiServer, Secrets, SecretStore]:
+    return fake, Secrets(fake), SecretStore(api, "arc/agent")
 
 
 Made = tuple[FakeApiServer, Secrets, SecretStore]

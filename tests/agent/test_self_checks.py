@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,28 +17,11 @@ from arcbridge.identity.authentication import parse
 from arcbridge.identity.groups import GroupSources
 from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.net.fetch import HttpFetcher
-from arcbridge.settings.config import GraphConfig, KubernetesConfig
+from arcbridge.settings.config import AgentConfig, GraphConfig
 from tests.identity import issuer as issuing
 from tests.support.fake_apiserver import FakeApiServer, reply
 
 AGENT = "system:serviceaccount:arcbridge:arcbridge-agent"
-
-
-@pytest.fixture
-async def fake(tmp_path: Path) -> AsyncIterator[FakeApiServer]:
-    async with FakeApiServer.serving(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-async def api(fake: FakeApiServer) -> AsyncIterator[ApiServer]:
-    made = ApiServer(endpoint_of(settings(fake), {}))
-    yield made
-    await made.close()
-
-
-def settings(fake: FakeApiServer) -> KubernetesConfig:
-    return KubernetesConfig(server=fake.url, ca_file=fake.ca_file, token_file=fake.token_file)
 
 
 def one(finding: Finding) -> tuple[FindingState, str]:
@@ -51,19 +34,17 @@ async def test_the_api_server_answers(api: ApiServer) -> None:
     assert one(await looks.look_at_api_server(api)) == (FindingState.OK, "")
 
 
-async def test_another_port(fake: FakeApiServer) -> None:
-    api = ApiServer(endpoint_of(KubernetesConfig(server="https://127.0.0.1:1", ca_file=fake.ca_file,
-                                                 token_file=fake.token_file), {}))  # fmt: skip
+async def test_another_port(config: AgentConfig) -> None:
+    api = ApiServer(endpoint_of(replace(config.kubernetes, server="https://127.0.0.1:1"), {}))
     assert one(await looks.look_at_api_server(api)) == (FindingState.FAILED, "api_unreachable")
     assert one(await looks.look_at_credential(api)) == (FindingState.SKIPPED, "")
     assert one(await looks.look_at_impersonation(api)) == (FindingState.SKIPPED, "")
     await api.close()
 
 
-async def test_another_ca(fake: FakeApiServer, tmp_path: Path) -> None:
+async def test_another_ca(config: AgentConfig, tmp_path: Path) -> None:
     trustme.CA().cert_pem.write_to_path(str(tmp_path / "other.crt"))
-    api = ApiServer(endpoint_of(KubernetesConfig(server=fake.url, ca_file=tmp_path / "other.crt",
-                                                 token_file=fake.token_file), {}))  # fmt: skip
+    api = ApiServer(endpoint_of(replace(config.kubernetes, ca_file=tmp_path / "other.crt"), {}))
     assert one(await looks.look_at_api_server(api)) == (FindingState.FAILED, "api_ca")
     await api.close()
 
@@ -159,7 +140,7 @@ async def test_a_directory_that_cannot_be_asked_fails_and_gates_nothing(tmp_path
         token_endpoint="https://127.0.0.1:1/token",
     )
     # A clock that stands: a failure is remembered for seconds.
-    groups = GroupSources(issuers, fetcher.ask, directories={"example": graph}, monotonic=lambda: 0.0)
+    groups = GroupSources(fetcher.ask, directories={"example": graph}, monotonic=lambda: 0.0)
     verifier = TokenVerifier(issuers, fetcher, groups=groups)
     (check,) = looks.groups_checks(verifier)
     assert check.gates is False

@@ -15,12 +15,9 @@ from arcbridge.errors import ConfigError
 from arcbridge.settings.config import (
     AgentConfig,
     AgentStateConfig,
-    AuditConfig,
-    KubernetesConfig,
     SessionConfig,
 )
 from tests.support.eventually import until
-from tests.support.fake_apiserver import FakeApiServer
 
 from .fake_relay import FakeRelay
 
@@ -36,18 +33,10 @@ def test_a_secret_without_a_namespace_outside_of_a_pod(tmp_path: Path) -> None:
         credential_store(replace(GOOD, state=AgentStateConfig(secret="a/b")), None)
 
 
-async def test_start_serve_and_stop(tmp_path: Path) -> None:
-    async with FakeApiServer.serving(tmp_path) as api, FakeRelay.serving() as relay:
+async def test_start_serve_and_stop(config: AgentConfig, tmp_path: Path) -> None:
+    async with FakeRelay.serving() as relay:
         relay.tokens["id.secret"] = "one"
-        (tmp_path / "join-token").write_text("id.secret")
-        config = AgentConfig(
-            relays=(relay.address,),
-            relay_ca_pin=relay.pin,
-            join_token_file=tmp_path / "join-token",
-            kubernetes=KubernetesConfig(server=api.url, ca_file=api.ca_file, token_file=api.token_file),
-            state=AgentStateConfig(directory=tmp_path / "state"),
-            audit=AuditConfig(file=str(tmp_path / "audit.jsonl")),
-        )
+        config = replace(config, relays=(relay.address,), relay_ca_pin=relay.pin)
         await enroll(config)
         before = asyncio.all_tasks()
         ready, stopping, hurry = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -63,73 +52,41 @@ async def test_start_serve_and_stop(tmp_path: Path) -> None:
         assert (tmp_path / "audit.jsonl").exists()
 
 
-async def test_stopped_while_no_relay_answers(tmp_path: Path) -> None:
-    async with FakeApiServer.serving(tmp_path) as api:
-        (tmp_path / "join-token").write_text("id.secret")
-        (tmp_path / "ca.crt").write_text(api.ca_file.read_text())
-        config = AgentConfig(
-            relays=("127.0.0.1:1",),
-            relay_ca_file=tmp_path / "ca.crt",
-            join_token_file=tmp_path / "join-token",
-            kubernetes=KubernetesConfig(server=api.url, ca_file=api.ca_file, token_file=api.token_file),
-            state=AgentStateConfig(directory=tmp_path / "state"),
-            audit=AuditConfig(file=""),
-        )
-        stopping = asyncio.Event()
-        with structlog.testing.capture_logs() as lines:
-            running = asyncio.ensure_future(serve(config, lambda: pytest.fail("not ready"), stopping, asyncio.Event()))
-            await until(lambda: any(line["event"] == "enrolment waits" for line in lines))
-        stopping.set()
-        await asyncio.wait_for(running, 5)
+async def test_stopped_while_no_relay_answers(config: AgentConfig) -> None:
+    stopping = asyncio.Event()
+    with structlog.testing.capture_logs() as lines:
+        running = asyncio.ensure_future(serve(config, lambda: pytest.fail("not ready"), stopping, asyncio.Event()))
+        await until(lambda: any(line["event"] == "enrolment waits" for line in lines))
+    stopping.set()
+    await asyncio.wait_for(running, 5)
 
 
-@pytest.mark.parametrize(("resumption", "resumable"), [(True, True), (False, False)])
-async def test_resumption_is_a_setting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resumption: bool, resumable: bool
-) -> None:
+@pytest.mark.parametrize("resumption", [True, False])
+async def test_resumption_is_a_setting(config: AgentConfig, monkeypatch: pytest.MonkeyPatch, resumption: bool) -> None:
     made: list[Any] = []
-
-    class Recorded(Exception):
-        pass
 
     def record(*args: Any, **settings: Any) -> None:
         made.append(settings)
-        raise Recorded
+        raise InterruptedError
 
     monkeypatch.setattr("arcbridge.agent.service.Sessions", record)
-    (tmp_path / "join-token").write_text("id.secret")
-    async with FakeApiServer.serving(tmp_path) as api:
-        config = AgentConfig(
-            relays=("127.0.0.1:1",),
-            join_token_file=tmp_path / "join-token",
-            kubernetes=KubernetesConfig(server=api.url, ca_file=api.ca_file, token_file=api.token_file),
-            state=AgentStateConfig(directory=tmp_path / "state"),
-            audit=AuditConfig(file=""),
-            resumption=resumption,
-        )
-        with pytest.raises(Recorded):
-            await serve(config, lambda: None, asyncio.Event(), asyncio.Event())
-    assert (made[0]["limits"].replay > 0) is resumable
+    with pytest.raises(InterruptedError):
+        await serve(replace(config, resumption=resumption), lambda: None, asyncio.Event(), asyncio.Event())
+    assert (made[0]["limits"].replay > 0) is resumption
     assert made[0]["settings"].max_age == 12 * 3600
 
 
 @pytest.mark.parametrize("text", [None, "[[deny]]\n", "oidc:alice\n"], ids=["missing", "no user", "not TOML"])
-async def test_v15_no_start_with_a_denylist_that_cannot_be_used(tmp_path: Path, text: str | None) -> None:
+async def test_v15_no_start_with_a_denylist_that_cannot_be_used(
+    config: AgentConfig, tmp_path: Path, text: str | None
+) -> None:
     path = tmp_path / "denylist.toml"
     if text is not None:
         path.write_text(text)
-    (tmp_path / "join-token").write_text("id.secret")
-    async with FakeApiServer.serving(tmp_path) as api:
-        config = AgentConfig(
-            relays=("127.0.0.1:1",),
-            join_token_file=tmp_path / "join-token",
-            kubernetes=KubernetesConfig(server=api.url, ca_file=api.ca_file, token_file=api.token_file),
-            state=AgentStateConfig(directory=tmp_path / "state"),
-            audit=AuditConfig(file=""),
-            denylist_file=path,
+    with pytest.raises(ConfigError, match=str(path)):
+        await serve(
+            replace(config, denylist_file=path), lambda: pytest.fail("not ready"), asyncio.Event(), asyncio.Event()
         )
-        with pytest.raises(ConfigError, match=str(path)):
-            await serve(config, lambda: pytest.fail("not ready"), asyncio.Event(), asyncio.Event())
 
 
 def test_the_drain_of_the_settings_is_that_of_the_sessions() -> None:

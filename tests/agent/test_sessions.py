@@ -11,20 +11,13 @@ import pytest
 
 from arcbridge.agent import agent_session
 from arcbridge.agent import sessions as module
-from arcbridge.errors import ArcbridgeError, ConnectionLost, PermissionRefused, SessionEnded, StreamReset, Unreachable
+from arcbridge.errors import ArcbridgeError, ConnectionLost, PermissionRefused, SessionEnded, Unreachable
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.records import Auth
-from tests.agent.sessions_world import end_of
 from tests.support.eventually import until
 from tests.support.stream_io import StreamIO
 
-from .pair import (
-    SERVER,
-    Clock,
-    FakeAuthenticator,
-    joined,
-    make_sessions,
-)
+from .pair import SERVER, Clock, FakeAuthenticator, end_of, joined, make_sessions, opened, renew, reset_of, used
 
 
 async def test_accepted_and_served_as_the_caller() -> None:
@@ -32,10 +25,7 @@ async def test_accepted_and_served_as_the_caller() -> None:
     judge.add("t", "alice", "dev")
     sessions, proxy = make_sessions(judge, Clock())
     async with joined(sessions) as (client, handler):
-        io = StreamIO()
-        client.open("kubernetes", io)
-        await io.write(b"hello")
-        assert await io.read() == b"hello"
+        await used(client, b"hello")
         assert handler.accepted[0].subject == "alice"
         assert handler.accepted[0].expires_in == 1000
         assert proxy.callers[0].identity.groups == ("dev",)
@@ -48,9 +38,8 @@ async def test_nothing_is_served_before_auth_is_accepted() -> None:
     judge = FakeAuthenticator(t="alice")
     judge.hold = asyncio.Event()
     sessions, proxy = make_sessions(judge, Clock())
-    async with joined(sessions) as (client, _):
-        io = StreamIO()
-        client.open("kubernetes", io)
+    async with joined(sessions, wait=False) as (client, _):
+        io = opened(client, "kubernetes")
         await io.write(b"hello")
         await until(lambda: judge.asked)
         await asyncio.sleep(0.05)
@@ -72,10 +61,9 @@ async def test_refused_with_a_reason(error: ArcbridgeError | None, code: GoawayC
     if error is not None:
         judge.known["t"] = error
     sessions, proxy = make_sessions(judge, Clock())
-    async with joined(sessions) as (client, _):
+    async with joined(sessions, wait=False) as (client, _):
         client.open("kubernetes", StreamIO())
         ended = await end_of(client)
-        assert isinstance(ended, SessionEnded)
         assert ended.code == code
         assert ended.message == (error.message if error else "not known")
     assert proxy.callers == []
@@ -87,8 +75,7 @@ async def test_a_token_that_has_lapsed_is_refused() -> None:
     judge.add("t", "alice", expires=999.0)
     sessions, _ = make_sessions(judge, Clock())
     async with joined(sessions) as (client, _):
-        ended = await end_of(client)
-        assert "expired" in ended.message
+        assert "expired" in (await end_of(client)).message
 
 
 async def test_the_session_ends_with_its_token_by_the_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,15 +84,11 @@ async def test_the_session_ends_with_its_token_by_the_wall_clock(monkeypatch: py
     judge.add("t", "alice", expires=1100.0)
     sessions, _ = make_sessions(judge, clock)
     async with joined(sessions) as (client, _):
-        await client.wait_established()
-        io = StreamIO()
-        client.open("kubernetes", io)
+        io = opened(client, "kubernetes")
         await asyncio.sleep(0.05)
         assert not client.closed
         clock.now = 1100.0
-        ended = await end_of(client)
-        assert isinstance(ended, SessionEnded)
-        assert ended.code == GoawayCode.EXPIRED
+        assert (await end_of(client)).code == GoawayCode.EXPIRED
         with pytest.raises(SessionEnded):
             await io.read()
     assert sessions.counters.expired == 1
@@ -118,13 +101,8 @@ async def test_a_renewal_leaves_no_gap_and_its_groups_count(monkeypatch: pytest.
     judge.add("t2", "alice", "dev", expires=1500.0)
     sessions, proxy = make_sessions(judge, clock)
     async with joined(sessions) as (client, handler):
-        await client.wait_established()
-        io = StreamIO()
-        client.open("kubernetes", io)
-        await io.write(b"x")
-        await io.read()
-        client.authenticate(Auth(kind="oidc", token="t2"))
-        await asyncio.wait_for(handler.accepted_again.wait(), 5)
+        io = await used(client)
+        await renew(client, handler, "t2")
         clock.now = 1200.0
         await asyncio.sleep(0.05)
         await io.write(b"y")
@@ -133,14 +111,10 @@ async def test_a_renewal_leaves_no_gap_and_its_groups_count(monkeypatch: pytest.
 
 
 async def test_a_renewal_by_another_subject_ends_the_session() -> None:
-    judge = FakeAuthenticator(t="alice", t2="mallory")
-    sessions, _ = make_sessions(judge, Clock())
+    sessions, _ = make_sessions(FakeAuthenticator(t="alice", t2="mallory"), Clock())
     async with joined(sessions) as (client, _):
-        await client.wait_established()
         client.authenticate(Auth(kind="oidc", token="t2"))
-        ended = await end_of(client)
-        assert isinstance(ended, SessionEnded)
-        assert ended.code == GoawayCode.FORBIDDEN
+        assert (await end_of(client)).code == GoawayCode.FORBIDDEN
 
 
 async def test_a_renewal_in_another_mode_ends_the_session() -> None:
@@ -148,7 +122,6 @@ async def test_a_renewal_in_another_mode_ends_the_session() -> None:
     judge.add("t2", "alice", token_mode=True)
     sessions, _ = make_sessions(judge, Clock())
     async with joined(sessions) as (client, _):
-        await client.wait_established()
         client.authenticate(Auth(kind="bearer", token="t2"))
         assert isinstance(await end_of(client), SessionEnded)
 
@@ -158,7 +131,6 @@ async def test_a_renewal_that_cannot_be_judged_now_changes_nothing() -> None:
     judge.known["t2"] = Unreachable("issuer down")
     sessions, _ = make_sessions(judge, Clock())
     async with joined(sessions) as (client, _):
-        await client.wait_established()
         client.authenticate(Auth(kind="oidc", token="t2"))
         await until(lambda: len(judge.asked) >= 2)
         await asyncio.sleep(0.02)
@@ -166,27 +138,17 @@ async def test_a_renewal_that_cannot_be_judged_now_changes_nothing() -> None:
 
 
 async def test_unknown_targets() -> None:
-    judge = FakeAuthenticator(t="alice")
-    sessions, _ = make_sessions(judge, Clock())
+    sessions, _ = make_sessions(FakeAuthenticator(t="alice"), Clock())
     async with joined(sessions) as (client, _):
-        await client.wait_established()
         for target in ("node", "tcp:none", "tcp:", "10.0.0.1:22"):
-            io = StreamIO()
-            client.open(target, io)
-            with pytest.raises(StreamReset) as caught:
-                await io.read()
-            assert caught.value.code == ResetCode.UNKNOWN_TARGET
+            io = opened(client, target)
+            assert await reset_of(io) == ResetCode.UNKNOWN_TARGET
 
 
 async def test_drain_lets_streams_finish() -> None:
-    judge = FakeAuthenticator(t="alice")
-    sessions, _ = make_sessions(judge, Clock())
+    sessions, _ = make_sessions(FakeAuthenticator(t="alice"), Clock())
     async with joined(sessions) as (client, _):
-        await client.wait_established()
-        io = StreamIO()
-        client.open("kubernetes", io)
-        await io.write(b"x")
-        await io.read()
+        io = await used(client)
         sessions.drain()
         await asyncio.sleep(0.02)
         await io.write(b"still")
@@ -248,7 +210,7 @@ async def test_connections_without_a_login_give_way(monkeypatch: pytest.MonkeyPa
     silent = asyncio.ensure_future(sessions.serve(theirs, SERVER, "silent"))
     await asyncio.sleep(0)
     monotonic.now += 0.1
-    async with joined(sessions, None) as (stalled, _):
+    async with joined(sessions, None, wait=False) as (stalled, _):
         assert not sessions.accepts_connection(may_come_back=True)
         monotonic.now += module.STALLED
         assert sessions.accepts_connection()
@@ -261,7 +223,5 @@ async def test_connections_without_a_login_give_way(monkeypatch: pytest.MonkeyPa
             monotonic.now += module.STALLED
             monkeypatch.setattr(module, "MAX_UNAUTHENTICATED", 1)
             async with joined(sessions, "t"):
-                error = await end_of(stalled)
-                assert isinstance(error, SessionEnded)
-                assert error.code == GoawayCode.LIMIT
+                assert (await end_of(stalled)).code == GoawayCode.LIMIT
     ours.close()

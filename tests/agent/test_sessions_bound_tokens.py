@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import ssl
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +11,6 @@ import pytest
 from arcbridge.agent.audit import AuditLog
 from arcbridge.agent.authenticator import Authenticator
 from arcbridge.agent.sessions import Sessions
-from arcbridge.errors import SessionEnded
 from arcbridge.identity.authentication import parse
 from arcbridge.identity.proof import (
     IAT_WINDOW,
@@ -30,11 +27,10 @@ from arcbridge.net.tls import inner_server_context
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import Auth, Goaway
 from arcbridge.wire.session import Kind, Side
-from tests.agent.sessions_world import end_of, written
 from tests.identity import issuer as issuing
 from tests.support.eventually import until
-from tests.support.stream_io import StreamIO
 
+from .kube.bench import RecordedAudit
 from .pair import (
     CA,
     LEAF,
@@ -44,10 +40,12 @@ from .pair import (
     FakeAuthenticator,
     _join,
     asks_for,
+    end_of,
     joined,
     knock,
     make_sessions,
     resume,
+    used,
 )
 
 KEY = ProofKey.generate()
@@ -64,13 +62,7 @@ def proving(text: str, *, key: ProofKey = KEY, now: float = 1000.0) -> AuthMaker
 
 def real_sessions(clock: Clock, audit: AuditLog | None = None, policy: ProofPolicy = ProofPolicy.IF_BOUND) -> Sessions:
     verifier = TokenVerifier(parse(issuing.CONFIG), issuing.Issuer().fetch, clock, monotonic=clock)
-    judge = Authenticator(
-        None,
-        verifier,
-        token_mode=False,
-        proofs=ProofChecker(policy, "the agent", clock=clock),
-        clock=clock,
-    )
+    judge = Authenticator(None, verifier, ProofChecker(policy, "the agent", clock=clock), token_mode=False, clock=clock)
     return make_sessions(judge, clock, audit=audit)[0]
 
 
@@ -81,23 +73,20 @@ def lose(client: MuxSession) -> None:
 
 async def reason_of(client: MuxSession) -> str:
     ended = await end_of(client)
-    assert isinstance(ended, SessionEnded)
     assert ended.code == GoawayCode.UNAUTHENTICATED
     return ended.refusal.rule.check
 
 
-async def test_t30_the_holder_of_the_key_is_served(tmp_path: Path) -> None:
-    audit = AuditLog(str(tmp_path / "audit"))
+async def test_t30_the_holder_of_the_key_is_served() -> None:
+    audit = RecordedAudit()
     sessions = real_sessions(Clock(), audit)
-    async with joined(sessions, proving(bound_token())) as (client, handler):
-        await client.wait_established()
+    async with joined(sessions, proving(bound_token())) as (_, handler):
         assert handler.accepted[0].subject == "oidc:alice"
         assert sessions.authenticator.proofs.taken["nonce"] == 1
-    audit.close()
 
 
-async def test_t30_a_stolen_token_is_refused_and_recorded(tmp_path: Path) -> None:
-    audit = AuditLog(str(tmp_path / "audit"))
+async def test_t30_a_stolen_token_is_refused_and_recorded() -> None:
+    audit = RecordedAudit()
     sessions = real_sessions(Clock(), audit)
     text = bound_token()
     for stolen, reason in (
@@ -108,12 +97,10 @@ async def test_t30_a_stolen_token_is_refused_and_recorded(tmp_path: Path) -> Non
     ):
         async with joined(sessions, stolen) as (client, _):
             assert await reason_of(client) == reason
-    audit.close()
-    records = [json.loads(line) for line in (tmp_path / "audit").read_text().splitlines()]
-    refused = [one for one in records if one.get("outcome") == "refused"]
+    refused = audit.lines()
     assert len(refused) == 4
     assert {(one["user"], one["verb"], one["bound"]) for one in refused} == {("oidc:alice", "authenticate", "nonce")}
-    assert not any(text in line for line in (tmp_path / "audit").read_text().splitlines())
+    assert text not in str(refused)
 
 
 async def test_t32_what_one_agent_saw_is_worth_nothing_at_another() -> None:
@@ -126,7 +113,7 @@ async def test_t32_what_one_agent_saw_is_worth_nothing_at_another() -> None:
 
     first, second = real_sessions(Clock()), real_sessions(Clock())
     async with joined(first, make) as (client, _):
-        await client.wait_established()
+        assert not client.closed
     other = CA.issue_server(["one.cluster.arcbridge"])
     context = inner_server_context(other.certificate_pem, other.key_pem)
     assert Peer(context.spki, CA.pin) != PEER
@@ -142,10 +129,7 @@ async def test_t32_each_connection_of_a_session_has_a_proof_of_its_own() -> None
     sessions = real_sessions(Clock())
     text = bound_token()
     async with joined(sessions, proving(text)) as (client, handler):
-        io = StreamIO()
-        client.open("kubernetes", io)
-        await io.write(b"before")
-        assert await io.read() == b"before"
+        io = await used(client, b"before")
         lose(client)
         await handler.away.wait()
         # The thief of token and secret has no key; the session waits on.
@@ -174,29 +158,24 @@ async def test_t32_a_renewal_needs_a_proof_as_well() -> None:
         (Auth(token=bound_token(iat=1001), proof=KEY.sign_proof(bound_token(), PEER.spki, PEER.pin, 1000.0)), "ath"),
     ):
         async with joined(sessions, proving(bound_token())) as (client, _):
-            await client.wait_established()
             client.authenticate(unproved)
             assert await reason_of(client) == reason
 
 
-async def test_t32_a_renewal_from_before_a_loss_changes_nothing(tmp_path: Path) -> None:
+async def test_t32_a_renewal_from_before_a_loss_changes_nothing() -> None:
     """It is sent again with the rest, and what it says about the time is old then. That is no theft, and gets no
     record; another user's token is none that is sent again."""
     clock = Clock()
-    audit = AuditLog(str(tmp_path / "audit"))
+    audit = RecordedAudit()
     sessions = real_sessions(clock, audit)
     async with joined(sessions, proving(bound_token())) as (client, handler):
-        await client.wait_established()
         lose(client)
         await handler.away.wait()
         client.authenticate(
             proving(bound_token(iat=1001), now=1000.0 - IAT_WINDOW - 1)(ssl.PEM_cert_to_DER_cert(LEAF.certificate_pem))
         )
         await resume(sessions, client, proving(bound_token()))
-        io = StreamIO()
-        client.open("kubernetes", io)
-        await io.write(b"on")
-        assert await io.read() == b"on"
+        io = await used(client, b"on")
         assert sessions.authenticator.proofs.refused["iat"] == 1
         assert not client.closed
         for _ in range(3):
@@ -207,8 +186,7 @@ async def test_t32_a_renewal_from_before_a_loss_changes_nothing(tmp_path: Path) 
         assert not client.closed
         client.authenticate(Auth(token=bound_token(sub="bob")))
         assert await reason_of(client) == "missing"
-    audit.close()
-    (record,) = [one for one in written(tmp_path / "audit") if one.get("outcome") == "refused"]
+    (record,) = [one for one in audit.lines() if one.get("outcome") == "refused"]
     assert (record["user"], record["bound"]) == ("oidc:bob", "nonce")
 
 
@@ -233,15 +211,13 @@ async def test_t30_an_older_agent_passes_over_the_proof() -> None:
     judge, text = FakeAuthenticator(), bound_token()
     judge.add(text, "alice")
     sessions, _ = make_sessions(judge, Clock())
-    async with joined(sessions, proving(text)) as (client, handler):
-        await client.wait_established()
+    async with joined(sessions, proving(text)) as (_, handler):
         assert handler.accepted[0].subject == "alice"
 
 
 async def test_t30_an_older_client_is_served_with_an_unbound_token_alone() -> None:
     sessions = real_sessions(Clock())
     async with joined(sessions, issuing.token(issuing.claims()), alone=False) as (client, _):
-        await client.wait_established()
+        assert not client.closed
     async with joined(sessions, bound_token()) as (client, _):
-        ended = await end_of(client)
-        assert "update arcbridge here" in ended.message
+        assert "update arcbridge here" in (await end_of(client)).message

@@ -9,13 +9,11 @@ import math
 import time
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from arcbridge.agent import agent_session
 from arcbridge.agent import sessions as module
-from arcbridge.agent.audit import AuditLog
 from arcbridge.agent.authenticator import Authenticated, UnprovedToken
 from arcbridge.agent.kube.caller import token_digest
 from arcbridge.agent.kube.status import RequestRefusal
@@ -29,57 +27,46 @@ from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.limits import DEFAULT
 from arcbridge.wire.records import Auth, AuthOk, Goaway, Revoke
 from arcbridge.wire.session import State
-from tests.agent.sessions_world import end_of, holding, written
 from tests.support.eventually import until
 from tests.support.stream_io import StreamIO
 
-from .pair import (
-    Clock,
-    FakeAuthenticator,
-    asks_for,
-    joined,
-    knock,
-    make_sessions,
-    resume,
-)
+from .kube.bench import RecordedAudit
+from .pair import Clock, FakeAuthenticator, asks_for, end_of, holding, joined, knock, make_sessions, renew, resume, used
 
 NOW = Revoke("alice", 1005, reason="left the company")
 """Revokes the token `t` of alice, which was issued at 1000, at 1005."""
 
 
+NEW = {"session_id": b"", "resume_secret": b"", "epoch": 0}
+"""What the HELLO of a new session says."""
 SAID = (
     'access was revoked: the relay\'s operator says "left the company"; '
     "logins from before 1970-01-01T00:16:45Z count no more: log in again"
 )
 
 
-async def test_v11_a_revoked_user_s_streams_end_at_once_and_no_other_s(tmp_path: Path) -> None:
-    audit = AuditLog(str(tmp_path / "audit"))
+async def test_v11_a_revoked_user_s_streams_end_at_once_and_no_other_s() -> None:
+    audit = RecordedAudit()
     async with holding(audit=audit) as held:
         held.judge.add("b", "bob")
         async with AsyncExitStack() as stack:
             bob, _ = await stack.enter_async_context(joined(held.sessions, "b", "b" * 16))
-            other = StreamIO()
-            bob.open("kubernetes", other)
-            await other.write(b"before")
-            assert await other.read_exactly(6) == b"before"
+            other = await used(bob, b"before")
             held.sessions.revocations.hear("relay-2:443", NOW)
             ended = await end_of(held.client)
-            assert isinstance(ended, SessionEnded)
             assert (ended.code, ended.message) == (GoawayCode.REVOKED, SAID)
             with pytest.raises(SessionEnded):
                 await held.io.read()
             await other.write(b"after")
             assert await other.read_exactly(5) == b"after"
             assert (len(held.sessions), held.sessions.counters.revoked, held.sessions.detached) == (1, 1, 0)
-    await asyncio.to_thread(audit.close)
-    (record,) = written(tmp_path / "audit")
+    (record,) = audit.lines()
     assert (record["user"], record["verb"], record["outcome"]) == ("alice", "session", "cut")
     assert record["reason"] == SAID
 
 
-async def test_v11_a_detached_session_ends_too_and_is_not_resumed(tmp_path: Path) -> None:
-    audit = AuditLog(str(tmp_path / "audit"))
+async def test_v11_a_detached_session_ends_too_and_is_not_resumed() -> None:
+    audit = RecordedAudit()
     async with holding(audit=audit) as held:
         held.judge.add("newer", "alice", issued=1100.0)
         await held.cut()
@@ -88,15 +75,14 @@ async def test_v11_a_detached_session_ends_too_and_is_not_resumed(tmp_path: Path
         for token in ("t", "newer"):
             answer = await knock(held.sessions, asks_for(held.client), token)
             assert answer == Goaway(code=GoawayCode.REVOKED, message=SAID, final=True), token
-    await asyncio.to_thread(audit.close)
-    found = written(tmp_path / "audit")
+    found = audit.lines()
     assert [(one["verb"], one["outcome"]) for one in found] == [("session", "cut"), ("resume", "refused")]
 
 
 @pytest.mark.parametrize("given", ["first", "second", "another"])
-async def test_one_session_ends_by_either_of_its_join_ids(tmp_path: Path, given: str) -> None:
+async def test_one_session_ends_by_either_of_its_join_ids(given: str) -> None:
     """A relay's operator ends a session: the one that began, or runs now, under that join id, and no other."""
-    audit = AuditLog(str(tmp_path / "audit"))
+    audit = RecordedAudit()
     async with holding(audit=audit) as held:
         await held.cut()
         await resume(held.sessions, held.client)
@@ -109,13 +95,9 @@ async def test_one_session_ends_by_either_of_its_join_ids(tmp_path: Path, given:
             assert len(held.sessions) == 1
             return
         ended = await end_of(held.client)
-        assert isinstance(ended, SessionEnded)
         assert (ended.code, ended.message) == (GoawayCode.REVOKED, "access was revoked: maintenance")
         assert len(held.sessions.revocations) == 0, "nothing is revoked"
-    await asyncio.to_thread(audit.close)
-    assert [(one["verb"], one["outcome"], one["session"]) for one in written(tmp_path / "audit")] == [
-        ("session", "cut", first)
-    ]
+    assert [(one["verb"], one["outcome"], one["session"]) for one in audit.lines()] == [("session", "cut", first)]
 
 
 async def test_v12_old_tokens_are_refused_and_new_ones_are_not() -> None:
@@ -125,33 +107,30 @@ async def test_v12_old_tokens_are_refused_and_new_ones_are_not() -> None:
     sessions, proxy = make_sessions(judge, Clock())
     sessions.revocations.hear("relay-1:443", NOW)
     for token in ("old", "says-nothing", "within-the-skew"):
-        async with joined(sessions, token) as (client, _):
+        async with joined(sessions, token, wait=False) as (client, _):
             client.open("kubernetes", StreamIO())
             ended = await end_of(client)
-            assert isinstance(ended, SessionEnded)
             assert (ended.code, ended.message) == (GoawayCode.REVOKED, SAID)
     assert proxy.callers == []
     assert (sessions.counters.refused, sessions.counters.revoked) == (3, 3)
     async with joined(sessions, "new") as (client, _):
-        await client.wait_established()
+        assert not client.closed
     sessions.revocations.hear("relay-1:443", Revoke("alice", 0))
     async with joined(sessions, "old") as (client, _):
-        await client.wait_established()
+        assert not client.closed
 
 
 async def test_v12_a_user_revoked_while_the_token_is_judged_does_not_get_in() -> None:
     judge = FakeAuthenticator(t="alice")
     judge.hold = asyncio.Event()
     sessions, proxy = make_sessions(judge, Clock())
-    async with joined(sessions) as (client, _):
+    async with joined(sessions, wait=False) as (client, _):
         client.open("kubernetes", StreamIO())
         await until(lambda: judge.asked)
         sessions.revocations.hear("relay-1:443", NOW)
         await asyncio.sleep(0.02)
         judge.hold.set()
-        ended = await end_of(client)
-        assert isinstance(ended, SessionEnded)
-        assert ended.code == GoawayCode.REVOKED
+        assert (await end_of(client)).code == GoawayCode.REVOKED
     assert proxy.callers == []
 
 
@@ -159,8 +138,7 @@ async def test_v12_an_old_token_that_is_sent_again_ends_nothing() -> None:
     """After a resumption with a new token, a renewal from before the loss is repeated (docs/threats.md#S10)."""
     async with holding() as held:
         held.judge.add("new", "alice", "dev", issued=1100.0)
-        held.client.authenticate(Auth(kind="oidc", token="new"))
-        await asyncio.wait_for(held.handler.accepted_again.wait(), 5)
+        await held.renew("new")
         held.sessions.revocations.hear("relay-1:443", NOW)
         held.client.authenticate(Auth(kind="oidc", token="t"))
         await held.until(lambda: len(held.handler.accepted) == 3)
@@ -172,11 +150,9 @@ async def test_v13_a_revocation_taken_back_at_once_ends_what_runs_and_leaves_not
     async with holding() as held:
         held.sessions.revocations.hear("relay-1:443", NOW)
         held.sessions.revocations.hear("relay-1:443", Revoke("alice", 0))
-        ended = await end_of(held.client)
-        assert isinstance(ended, SessionEnded)
-        assert ended.code == GoawayCode.REVOKED
+        assert (await end_of(held.client)).code == GoawayCode.REVOKED
         async with joined(held.sessions) as (client, _):
-            await client.wait_established()
+            assert not client.closed
 
 
 async def test_a_long_list_is_acted_on_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,8 +171,7 @@ async def test_v16_a_session_ends_at_its_greatest_age(monkeypatch: pytest.Monkey
     for away in (False, True):
         async with holding(settings=SessionConfig(max_age=7200.0)) as held:
             held.judge.add("long", "alice", expires=100_000.0, issued=1001.0)
-            held.client.authenticate(Auth(kind="oidc", token="long"))
-            await asyncio.wait_for(held.handler.accepted_again.wait(), 5)
+            await held.renew("long")
             await held.cut()
             await resume(held.sessions, held.client, "long")
             held.clock.now = 1000.0 + 7199.0
@@ -210,7 +185,6 @@ async def test_v16_a_session_ends_at_its_greatest_age(monkeypatch: pytest.Monkey
                 with pytest.raises(SessionEnded):
                     await resume(held.sessions, held.client, "long")
             ended = await end_of(held.client)
-            assert isinstance(ended, SessionEnded)
             assert ended.code == GoawayCode.EXPIRED
             assert ended.message.startswith("a session lasts 2 h here at most")
             assert "log in again" in ended.message
@@ -226,8 +200,7 @@ async def test_v16_a_clock_that_is_set_back_makes_no_session_younger(monkeypatch
         await asyncio.sleep(0.05)
         await held.echo(b"still")
         ticking.now = 60.0
-        ended = await end_of(held.client)
-        assert ended.message.startswith("a session lasts 1 min here at most")
+        assert (await end_of(held.client)).message.startswith("a session lasts 1 min here at most")
 
 
 async def test_revoked_while_it_is_away() -> None:
@@ -268,9 +241,7 @@ async def test_at_the_limit_sessions_come_back_and_no_new_ones_come(monkeypatch:
         assert not held.sessions.accepts_connection()
         assert held.sessions.accepts_connection(may_come_back=True)
         await held.cut()
-        answer = await knock(held.sessions, asks_for(held.client, session_id=b"", resume_secret=b"", epoch=0))
-        assert isinstance(answer, Goaway)
-        assert answer.code == GoawayCode.UNAVAILABLE
+        assert (await knock(held.sessions, asks_for(held.client, **NEW))).code == GoawayCode.UNAVAILABLE
         await resume(held.sessions, held.client)
         await held.echo(b"after")
         assert (held.sessions.counters.opened, held.sessions.counters.refused, len(held.sessions)) == (1, 1, 1)
@@ -279,11 +250,9 @@ async def test_at_the_limit_sessions_come_back_and_no_new_ones_come(monkeypatch:
 async def test_at_the_limit_a_detached_session_without_streams_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_SESSIONS", 1)
     async with holding() as held:
-        held.io.finish()
-        assert await held.io.read() == b""
-        await held.until(lambda: held.old.streams == 0)
+        await held.finish()
         await held.cut()
-        answer = await knock(held.sessions, asks_for(held.client, session_id=b"", resume_secret=b"", epoch=0))
+        answer = await knock(held.sessions, asks_for(held.client, **NEW))
         assert isinstance(answer, AuthOk)
         with pytest.raises(SessionEnded, match="needed its place"):
             await resume(held.sessions, held.client)
@@ -312,9 +281,7 @@ async def test_an_agent_that_stops_lets_a_detached_session_come_back_and_finish(
 
 async def test_an_agent_that_stops_does_not_wait_for_a_detached_session_without_streams() -> None:
     async with holding() as held:
-        held.io.finish()
-        assert await held.io.read() == b""
-        await held.until(lambda: held.old.streams == 0)
+        await held.finish()
         await held.cut()
         held.sessions.drain()
         await asyncio.wait_for(held.sessions.wait_empty(), 5)
@@ -388,15 +355,14 @@ async def test_a18_only_a_token_of_the_same_user_is_taken() -> None:
         with pytest.raises(RequestRefusal) as caught:
             await caller.review_token("away")
         assert caught.value.status_code == 503
-        client.authenticate(Auth(kind="bearer", token="renewed"))
-        await handler.accepted_again.wait()
+        await renew(client, handler, "renewed", "bearer")
         assert token_digest(b"renewed") in caller.tokens
         assert token_digest(b"t") in caller.tokens, "requests that are on their way may still carry it"
         assert token_digest(b"stranger") not in caller.tokens
 
 
-async def test_t30_a_request_s_token_without_proof_is_recorded_with_its_owner(tmp_path: Path) -> None:
-    audit, judge = AuditLog(str(tmp_path / "audit")), FakeAuthenticator()
+async def test_t30_a_request_s_token_without_proof_is_recorded_with_its_owner() -> None:
+    audit, judge = RecordedAudit(), FakeAuthenticator()
     judge.add("t", "robot", token_mode=True)
     judge.add("stolen", "other", token_mode=True)
     owner = judge.known["stolen"]
@@ -411,7 +377,6 @@ async def test_t30_a_request_s_token_without_proof_is_recorded_with_its_owner(tm
         with pytest.raises(RequestRefusal) as caught:
             await review("stolen")
         assert (caught.value.status_code, caught.value.refusal.rule) == (401, "proof.key")
-    audit.close()
-    (record,) = [one for one in written(tmp_path / "audit") if one.get("outcome") == "refused"]
+    (record,) = [one for one in audit.lines() if one.get("outcome") == "refused"]
     assert (record["user"], record["verb"]) == ("other", "authenticate")
     assert "bound to another key" in record["reason"]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import pytest
 
+from arcbridge.agent.sessions import Sessions
 from arcbridge.agent.targets import MAX_CONNECTING_OF_USER, RECORDS, TcpTargets, read_targets
 from arcbridge.errors import ConfigError, SessionEnded, StreamReset
 from arcbridge.limiters import TokenBucket
+from arcbridge.mux.session import MuxSession
 from arcbridge.settings.config import TargetConfig
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.limits import DEFAULT
@@ -20,7 +23,36 @@ from tests.support.eventually import until
 from tests.support.stream_io import StreamIO
 
 from .kube.bench import RecordedAudit
-from .pair import FakeAuthenticator, joined, make_sessions
+from .pair import ClientSide, FakeAuthenticator, joined, make_sessions, opened, reset_of
+
+
+@asynccontextmanager
+async def serving(
+    listed: dict[str, TargetConfig] | None = None, judge: FakeAuthenticator | None = None
+) -> AsyncIterator[tuple[MuxSession, TcpTargets, RecordedAudit, Sessions, ClientSide]]:
+    """A session of alice, who is in the group ops, at an agent with these targets."""
+    audit = RecordedAudit()
+    targets = TcpTargets(read_targets(listed or {}), audit)
+    if judge is None:
+        judge = FakeAuthenticator()
+        judge.add("t", "alice", "ops")
+    sessions, _ = make_sessions(judge, Clock(), targets)
+    async with joined(sessions) as (client, handler), asyncio.timeout(60):
+        yield client, targets, audit, sessions, handler
+    await targets.close()
+
+
+@pytest.fixture
+def dialling(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Targets are dialled without end; set once one is."""
+    begun = asyncio.Event()
+
+    async def hang(*args: object, **kwargs: object) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("arcbridge.agent.targets.connect", hang)
+    return begun
 
 
 @pytest.fixture
@@ -55,35 +87,21 @@ def test_bad_settings_are_named(name: str, config: TargetConfig, message: str) -
 async def test_what_a_user_may_open_is_said_where_there_is_room() -> None:
     lists = TargetConfig("a:1", users=("alice",)), TargetConfig("a:1", users=("bob",))
     targets = TcpTargets(read_targets({"z": lists[0], "db": lists[1], "a": lists[0]}), RecordedAudit())
-    judge = FakeAuthenticator(t="alice")
-    sessions, _ = make_sessions(judge, Clock(), targets)
-    async with joined(sessions, alone=False) as (client, handler):
-        await client.wait_established()
+    sessions, _ = make_sessions(FakeAuthenticator(t="alice"), Clock(), targets)
+    async with joined(sessions, alone=False) as (_, handler):
         assert handler.accepted[-1].targets == "kubernetes tcp:a tcp:z"
     targets.replace(read_targets({f"t{n}-{'x' * 50}": lists[0] for n in range(80)}))
-    async with joined(sessions) as (client, handler):
-        await client.wait_established()
+    async with joined(sessions) as (_, handler):
         assert handler.accepted[-1].targets == "", "the frame has 4 KiB"
 
 
 async def test_only_users_and_groups_of_the_list_connect(echo: str) -> None:
-    audit = RecordedAudit()
-    targets = TcpTargets(
-        read_targets({"db": TargetConfig(echo, users=("bob",)), "ops": TargetConfig(echo, groups=("ops",))}), audit
-    )
-    judge = FakeAuthenticator()
-    judge.add("t", "alice", "ops")
-    sessions, _ = make_sessions(judge, Clock(), targets)
-    async with joined(sessions) as (client, _):
-        await client.wait_established()
-        refused = StreamIO()
-        client.open("tcp:db", refused)
-        with pytest.raises(StreamReset) as caught:
-            await refused.read()
-        assert caught.value.code == ResetCode.FORBIDDEN
+    listed = {"db": TargetConfig(echo, users=("bob",)), "ops": TargetConfig(echo, groups=("ops",))}
+    async with serving(listed) as (client, targets, audit, *_):
+        refused = opened(client, "tcp:db")
+        assert await reset_of(refused) == ResetCode.FORBIDDEN
 
-        io = StreamIO()
-        client.open("tcp:ops", io)
+        io = opened(client, "tcp:ops")
         await io.write(b"x" * 300_000)
         io.finish()
         received = b""
@@ -94,57 +112,29 @@ async def test_only_users_and_groups_of_the_list_connect(echo: str) -> None:
         assert (first.outcome, first.target, first.subject.user) == ("refused", "tcp:db", "alice")
         assert (second.outcome, second.bytes_up, second.bytes_down) == ("connected", 300_000, 300_003)
     assert (targets.opened, targets.open, targets.refused) == (1, 0, 1)
-    await targets.close()
 
 
 async def test_a_target_that_is_down() -> None:
-    audit = RecordedAudit()
-    targets = TcpTargets(read_targets({"db": TargetConfig("127.0.0.1:1", users=("alice",))}), audit)
-    judge = FakeAuthenticator(t="alice")
-    sessions, _ = make_sessions(judge, Clock(), targets)
-    async with joined(sessions) as (client, _):
-        io = StreamIO()
-        client.open("tcp:db", io)
+    async with serving({"db": TargetConfig("127.0.0.1:1", users=("alice",))}) as (client, targets, audit, *_):
+        io = opened(client, "tcp:db")
         await io.write(b"early")
-        with pytest.raises(StreamReset) as caught:
-            await io.read()
-        assert caught.value.code == ResetCode.CONNECT_FAILED
+        assert await reset_of(io) == ResetCode.CONNECT_FAILED
     assert (await audit.wait(1))[0].outcome == "refused"
     assert targets.failed == 1
-    await targets.close()
 
 
-async def test_a_caller_who_leaves_while_it_is_dialled(monkeypatch: pytest.MonkeyPatch) -> None:
-    dialling = asyncio.Event()
-
-    async def hang(*args: object, **kwargs: object) -> None:
-        dialling.set()
-        await asyncio.Event().wait()
-
-    monkeypatch.setattr("arcbridge.agent.targets.connect", hang)
-    audit = RecordedAudit()
-    targets = TcpTargets(read_targets({"db": TargetConfig("db.example.test:1", users=("alice",))}), audit)
-    judge = FakeAuthenticator(t="alice")
-    sessions, _ = make_sessions(judge, Clock(), targets)
-    async with joined(sessions) as (client, _):
-        io = StreamIO()
-        client.open("tcp:db", io)
+async def test_a_caller_who_leaves_while_it_is_dialled(dialling: asyncio.Event) -> None:
+    async with serving({"db": TargetConfig("db.example.test:1", users=("alice",))}) as (client, _, audit, *_):
+        io = opened(client, "tcp:db")
         await asyncio.wait_for(dialling.wait(), 5)
         io.reset(ResetCode.CANCELLED)
         assert (await audit.wait(1))[0].outcome == "cut"
-    await targets.close()
 
 
 async def test_a12_a_target_hears_nothing_before_the_record(echo: str) -> None:
-    audit = RecordedAudit()
-    waiting: list[Callable[[str], None]] = []
-    audit.begin = lambda record, recorded: waiting.append(recorded)
-    targets = TcpTargets(read_targets({"ops": TargetConfig(echo, groups=("ops",))}), audit)
-    judge = FakeAuthenticator()
-    judge.add("t", "alice", "ops")
-    sessions, _ = make_sessions(judge, Clock(), targets)
-    async with joined(sessions) as (client, _), asyncio.timeout(10):
-        await client.wait_established()
+    async with serving({"ops": TargetConfig(echo, groups=("ops",))}) as (client, targets, audit, sessions, *_):
+        waiting: list[Callable[[str], None]] = []
+        audit.begin = lambda record, recorded: waiting.append(recorded)
         first, second, third = (StreamIO() for _ in range(3))
         for number, io in enumerate((first, second, third), 1):
             client.open("tcp:ops", io)
@@ -155,9 +145,7 @@ async def test_a12_a_target_hears_nothing_before_the_record(echo: str) -> None:
         waiting[0]("")
         assert await first.read() == b"early"
         waiting[1]("the disk is full")
-        with pytest.raises(StreamReset) as caught:
-            await second.read()
-        assert caught.value.code == ResetCode.INTERNAL
+        assert await reset_of(second) == ResetCode.INTERNAL
         third.transport.abort()
         await until(lambda: served[0].streams <= 1)
         waiting[2]("")
@@ -165,17 +153,11 @@ async def test_a12_a_target_hears_nothing_before_the_record(echo: str) -> None:
         refused, cut = await audit.wait(2)
         assert (refused.outcome, refused.reason) == ("refused", "the disk is full")
         assert cut.outcome == "cut"
-    await targets.close()
 
 
 async def test_a20_a_connection_that_fails_leaves_its_record(echo: str, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
-    audit = RecordedAudit()
-    targets = TcpTargets(read_targets({"ops": TargetConfig(echo, groups=("ops",))}), audit)
-    judge = FakeAuthenticator()
-    judge.add("t", "alice", "ops")
-    sessions, _ = make_sessions(judge, Clock(), targets)
 
     sockets: list[socket.socket] = []
 
@@ -183,36 +165,26 @@ async def test_a20_a_connection_that_fails_leaves_its_record(echo: str, monkeypa
         sockets.extend(one for one in given if isinstance(one, socket.socket))
         raise RuntimeError("a defect")
 
-    async with joined(sessions) as (client, _):
-        await client.wait_established()
+    async with serving({"ops": TargetConfig(echo, groups=("ops",))}) as (client, _, audit, *_):
         for number, place in enumerate(("begin", "SocketSplice"), 1):
             with monkeypatch.context() as patch:
                 patch.setattr(f"arcbridge.agent.targets.{place}", fail)
-                io = StreamIO()
-                client.open("tcp:ops", io)
+                io = opened(client, "tcp:ops")
                 with pytest.raises(StreamReset):
                     await io.read()
                 assert (await audit.wait(number))[-1].outcome == "failed"
                 assert isinstance(told[-1], RuntimeError)
     assert [one.fileno() for one in sockets] == [-1], "the splice that was not made has left none open"
-    await targets.close()
     asyncio.get_running_loop().set_exception_handler(None)
 
 
 async def test_l33_of_many_refused_targets_some_leave_a_record_and_the_rest_are_counted() -> None:
     """OPENs of targets that do not exist filled the audit log: each costs its stream's share of churn, and no line."""
-    audit = RecordedAudit()
-    targets = TcpTargets({}, audit)
-    judge = FakeAuthenticator(t="alice")
-    sessions, _ = make_sessions(judge, Clock(), targets, audit=audit)
-    async with joined(sessions) as (client, _):
-        await client.wait_established()
+    async with serving() as (client, targets, audit, *_):
         last = StreamIO()
         for number in range(400):
             client.open(f"tcp:nowhere-{number}" if number % 2 else "elsewhere", last := StreamIO())
-        with pytest.raises(StreamReset) as caught:
-            await last.read()
-        assert caught.value.code == ResetCode.UNKNOWN_TARGET
+        assert await reset_of(last) == ResetCode.UNKNOWN_TARGET
         assert targets.refused == 400
     records = [record for record in audit.kept if record.verb == "connect"]
     assert RECORDS < len(records) < RECORDS + 10
@@ -223,12 +195,7 @@ async def test_l33_of_many_refused_targets_some_leave_a_record_and_the_rest_are_
 
 
 async def test_m7_opens_of_unknown_targets_end_the_session() -> None:
-    audit = RecordedAudit()
-    targets = TcpTargets({}, audit)
-    judge = FakeAuthenticator(t="alice")
-    sessions, _ = make_sessions(judge, Clock(), targets)
-    async with joined(sessions) as (client, _):
-        await client.wait_established()
+    async with serving() as (client, targets, _, sessions, *_):
         client._machine.stream_table.churn = TokenBucket(10**9, 0)  # a hostile client does not mind
         (handler,) = sessions._open
         assert handler.session is not None
@@ -249,43 +216,33 @@ async def test_m7_opens_of_unknown_targets_end_the_session() -> None:
 
 
 async def test_m7_connecting_to_a_target_for_nothing_counts(echo: str) -> None:
-    audit = RecordedAudit()
-    targets = TcpTargets(read_targets({"db": TargetConfig(echo, users=("alice",))}), audit)
-    judge = FakeAuthenticator(t="alice")
-    sessions, _ = make_sessions(judge, Clock(), targets)
-    async with joined(sessions) as (client, _):
-        await client.wait_established()
+    async with serving({"db": TargetConfig(echo, users=("alice",))}) as (client, _, audit, sessions, *_):
         (handler,) = sessions._open
         assert handler.session is not None
         churn = handler.session._machine.stream_table.churn
         churn.rate = 0.0
         for number in range(1, 4):
-            io = StreamIO()
-            client.open("tcp:db", io)
+            io = opened(client, "tcp:db")
             await io.write(b"x")
             assert await io.read() == b"x"
             io.finish()
             await audit.wait(number)
         assert churn._left == churn.burst
-        io = StreamIO()
-        client.open("tcp:db", io)
+        io = opened(client, "tcp:db")
         io.reset()
         await audit.wait(4)
         assert churn._left < churn.burst
-    await targets.close()
 
 
 async def test_v20_a_connection_ends_when_its_right_is_lost_and_no_other(echo: str) -> None:
     """The group is gone at a renewal, the target or its users at a reload; each ends what it allowed."""
-    audit = RecordedAudit()
     ops, other = TargetConfig(echo, groups=("ops",)), TargetConfig(echo, users=("alice",))
-    targets = TcpTargets(read_targets({"ops": ops, "other": other, "moved": other, "gone": other}), audit)
     judge = FakeAuthenticator()
     judge.add("t", "alice", "ops", "dev")
     judge.add("more", "alice", "ops", "dev", "new", expires=2100.0)
     judge.add("fewer", "alice", "dev", expires=2200.0)
-    sessions, _ = make_sessions(judge, Clock(), targets)
-    async with joined(sessions) as (client, handler), asyncio.timeout(20):
+    listed = {"ops": ops, "other": other, "moved": other, "gone": other}
+    async with serving(listed, judge) as (client, targets, audit, _, handler):
         running = {name: StreamIO() for name in ("ops", "other", "moved", "gone")}
         for name, io in running.items():
             client.open(f"tcp:{name}", io)
@@ -318,34 +275,18 @@ async def test_v20_a_connection_ends_when_its_right_is_lost_and_no_other(echo: s
         ]
         assert (targets.ended, targets.open) == (3, 1)
     assert targets._connections == {}
-    await targets.close()
 
 
-async def test_v20_a_dial_under_way_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    dialling = asyncio.Event()
-
-    async def hang(*args: object, **kwargs: object) -> None:
-        dialling.set()
-        await asyncio.Event().wait()
-
-    monkeypatch.setattr("arcbridge.agent.targets.connect", hang)
-    audit = RecordedAudit()
-    targets = TcpTargets(read_targets({"db": TargetConfig("db.example.test:1", users=("alice",))}), audit)
-    judge = FakeAuthenticator(t="alice")
-    sessions, _ = make_sessions(judge, Clock(), targets)
-    async with joined(sessions) as (client, _), asyncio.timeout(10):
-        io = StreamIO()
-        client.open("tcp:db", io)
+async def test_v20_a_dial_under_way_ends_too(dialling: asyncio.Event) -> None:
+    async with serving({"db": TargetConfig("db.example.test:1", users=("alice",))}) as (client, targets, audit, *_):
+        io = opened(client, "tcp:db")
         await dialling.wait()
         targets.replace({})
         targets.end_disallowed()
-        with pytest.raises(StreamReset) as caught:
-            await io.read()
-        assert caught.value.code == ResetCode.FORBIDDEN
+        assert await reset_of(io) == ResetCode.FORBIDDEN
         (record,) = await audit.wait(1)
         assert (record.outcome, record.reason) == ("cut", "the target was taken out of the settings")
     assert targets._connections == {}
-    await targets.close()
 
 
 async def echoes(io: StreamIO) -> None:
@@ -353,36 +294,26 @@ async def echoes(io: StreamIO) -> None:
     assert await io.read(1) == b"x"
 
 
-async def test_h27_a_target_that_does_not_answer_takes_no_dials_of_others(
-    echo: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_h27_a_target_that_does_not_answer_takes_no_dials_of_others(dialling: asyncio.Event) -> None:
     """Also where the dials come at once, behind their records."""
-
-    async def hang(*args: object, **kwargs: object) -> None:
-        await asyncio.Event().wait()
-
-    monkeypatch.setattr("arcbridge.agent.targets.connect", hang)
     audit = RecordedAudit()
     waiting: list[Callable[[str], None]] = []
     audit.begin = lambda record, recorded: waiting.append(recorded)
     slow, db = (TargetConfig(address, users=("mallory", "bob")) for address in ("slow.example.test:1", "db.test:1"))
     targets = TcpTargets(read_targets({"slow": slow, "db": db}), audit)
-    judge = FakeAuthenticator(t="mallory")
-    sessions, _ = make_sessions(judge, Clock(), targets)
+    sessions, _ = make_sessions(FakeAuthenticator(t="mallory"), Clock(), targets)
     others = FakeAuthenticator(t="bob")
     more, _ = make_sessions(others, Clock(), targets)
     async with joined(sessions) as (mallory, _), joined(more) as (bob, _), asyncio.timeout(20):
-        await mallory.wait_established()
-        await bob.wait_established()
         for _ in range(2 * MAX_CONNECTING_OF_USER):
             mallory.open("tcp:slow", StreamIO())
         await until(lambda: len(waiting) == 2 * MAX_CONNECTING_OF_USER)
         while waiting:
             waiting.pop()("")
-        assert (len(targets._connecting), targets.refused) == (MAX_CONNECTING_OF_USER, MAX_CONNECTING_OF_USER)
+        assert (len(targets.connecting), targets.refused) == (MAX_CONNECTING_OF_USER, MAX_CONNECTING_OF_USER)
         bob.open("tcp:db", StreamIO())
         await until(lambda: bool(waiting))
         waiting.pop()("")
-        assert len(targets._connecting) == MAX_CONNECTING_OF_USER + 1
+        assert len(targets.connecting) == MAX_CONNECTING_OF_USER + 1
         await targets.close()
-    assert not targets._connecting
+    assert not targets.connecting

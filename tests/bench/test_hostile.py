@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -49,10 +48,6 @@ def test_calls_count_for_the_phase_in_which_they_began() -> None:
     assert found["attack"]["refused_as"] == {"join OVERLOADED": 1}
     assert found["p99_ratio"] == 1.0
     assert found["attack"]["slow"] == {"calls": 0, "began_s": [], "on_a_full_machine": 0}
-
-
-def honest(calls: int, ratio: float, refused: int) -> dict[str, Any]:
-    return {"alone": {"calls": calls}, "attack": {"refused": refused}, "p99_ratio": ratio}
 
 
 def test_the_readme_has_a_row_for_each_attack() -> None:

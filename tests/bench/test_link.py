@@ -9,26 +9,20 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path as File
 
 import pytest
 
 from bench.address import Address
-from bench.load.build import NoCompiler, build
-from bench.load.generator import Generator
-from bench.path.link import SOURCE, Link, Path
-from tests.support.processes import require_or_skip
+from bench.load.generator import Generator, Target
+from bench.path.link import Link, Path
 
 WAIT = 20.0
 NEAR = Path("near", round_trip_ms=0)
 
 
-@pytest.fixture(autouse=True)
-def _compiler() -> None:
-    try:
-        build(SOURCE)
-    except NoCompiler as error:
-        require_or_skip("compiler", str(error))
+pytestmark = pytest.mark.usefixtures("load")
 
 
 class Far:
@@ -119,23 +113,12 @@ def test_nothing_arrives_before_its_time() -> None:
     assert far.accepted_at > 0
 
 
-def test_all_connections_of_one_direction_share_the_rate() -> None:
+def test_all_connections_of_one_direction_share_the_rate(load: Generator, target: Target) -> None:
     path = Path("narrow", round_trip_ms=0, mbit_per_s=40, queue_bytes=32 * 1024)
-    load = Generator()
-    with load.target() as target, Link(path, target.address) as link:
-        results: list[dict[str, int]] = []
+    with Link(path, target.address) as link, ThreadPoolExecutor(3) as pool:
         begun = time.monotonic()
-        threads = [
-            threading.Thread(
-                target=lambda: results.append(load.run("up", link.address, seconds=30, warmup=0, bytes=600_000))
-            )
-            for _ in range(3)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert [one["total_bytes"] for one in results] == [600_000] * 3
+        running = [pool.submit(load.run, "up", link.address, seconds=30, warmup=0, bytes=600_000) for _ in range(3)]
+        assert [one.result()["total_bytes"] for one in running] == [600_000] * 3
         assert time.monotonic() - begun >= 1_800_000 * 8 / 40e6
 
 

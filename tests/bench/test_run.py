@@ -9,10 +9,8 @@ from typing import Any
 
 import pytest
 
-from bench import peers, studies
 from bench.__main__ import main
 from bench.address import Address
-from bench.load.build import NoCompiler, build
 from bench.load.generator import Generator, LoadFailed
 from bench.peers import WITHOUT_RESUMPTION
 from bench.peers.base import Peer, Unavailable
@@ -20,15 +18,8 @@ from bench.report import report, resumption
 from bench.result import resumption_costs, summary
 from bench.run import PATIENCE, Plan, run
 from bench.scenarios import Effort, Metrics, Scenario
-from tests.support.processes import require_or_skip
 
-
-@pytest.fixture(autouse=True)
-def _compiler() -> None:
-    try:
-        build()
-    except NoCompiler as error:
-        require_or_skip("compiler", str(error))
+pytestmark = pytest.mark.usefixtures("load")
 
 
 class Fake(Peer):
@@ -170,23 +161,3 @@ def test_the_command_writes_a_result_and_prints_its_path_last(
     assert "## bulk" in capsys.readouterr().out
     assert main(["report", str(out), "--out", str(tmp_path / "report")]) == 0
     assert capsys.readouterr().out == f"{tmp_path}/report/report.md\n"
-
-
-def test_what_is_run_without_being_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    plans: list[Plan] = []
-
-    def note(plan: Plan) -> dict[str, object]:
-        plans.append(plan)
-        raise NoCompiler("none")
-
-    monkeypatch.setattr("bench.__main__.run", note)
-    assert [main([mode]) for mode in ("--quick", "--full")] == [2, 2]
-    assert "resumption" in [scenario.name for scenario in plans[0].scenarios]
-    quick, full = [[peer.name for peer in plan.peers] for plan in plans]
-    assert quick == ["arcbridge", "arcbridge-without-resumption", "openssh", "direct"]
-    assert full == [name for name in peers.PEERS if name != "mux-chain"]
-    assert [study.name for study in plans[0].studies] in ([], ["start"])
-    assert [study.name for study in plans[1].studies] == list(studies.STUDIES)
-    assert all(one.rounds_of(scenario) == 4 for one in plans[:1] for scenario in one.scenarios)
-    with pytest.raises(SystemExit):
-        main(["--quick", "--full"])

@@ -19,13 +19,12 @@ def packet(source: tuple[str, int], target: tuple[str, int], sequence: int, flag
     return struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(tcp), 1, 0, 64, 6, 0) + addresses + tcp
 
 
-def recording(path: Path, packets: list[bytes], *, link: int = 1, order: str = "<", cut: int = 0) -> Path:
+def recording(path: Path, packets: list[bytes], *, link: int = 1, order: str = "<") -> Path:
     before = {1: b"\0" * 12 + b"\x08\x00", 101: b"", 113: b"\0" * 14 + b"\x08\x00", 276: b"\x08\x00" + b"\0" * 18}[link]
     data = struct.pack(f"{order}IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 262144, link)
     for number, body in enumerate(packets):
         whole = before + body
-        data += struct.pack(f"{order}IIII", 1000 + number, 500_000, len(whole) - cut, len(whole))
-        data += whole[: len(whole) - cut]
+        data += struct.pack(f"{order}IIII", 1000 + number, 500_000, len(whole), len(whole)) + whole
     path.write_bytes(data)
     return path
 

@@ -17,19 +17,18 @@ import os
 import secrets
 import signal
 import ssl
-import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
+from http import HTTPStatus
 from pathlib import Path
 
 import trustme
 from aiohttp import web
 
-from tests.demo.pods import Executions, Pod
+from tests.demo.pods import LOG_LINES, STATUS, Executions, Pod
 
 STARTED = datetime.now(UTC)
-TIME = "%Y-%m-%dT%H:%M:%SZ"
-CREATED = STARTED.strftime(TIME)
+CREATED = STARTED.strftime("%Y-%m-%dT%H:%M:%SZ")
 AGENT = "system:serviceaccount:arcbridge:arcbridge-agent"
 READERS, WRITERS = frozenset({"platform", "developers"}), frozenset({"platform"})
 WATCH = 300.0
@@ -76,18 +75,6 @@ GROUPS = [
 KINDS = {"namespaces": "Namespace", "configmaps": "ConfigMap", "pods": "Pod"}
 
 
-def _status(code: int, reason: str, message: str) -> Object:
-    return {
-        "kind": "Status",
-        "apiVersion": "v1",
-        "metadata": {},
-        "status": "Failure",
-        "message": message,
-        "reason": reason,
-        "code": code,
-    }
-
-
 def _json(body: object, status: int = 200) -> web.Response:
     return web.Response(text=json.dumps(body), content_type="application/json", status=status)
 
@@ -98,20 +85,13 @@ async def explain(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except web.HTTPException as error:
-        reasons = {
-            401: "Unauthorized",
-            403: "Forbidden",
-            404: "NotFound",
-            405: "MethodNotAllowed",
-            415: "UnsupportedMediaType",
-            429: "TooManyRequests",
-        }
         text = error.text or error.reason
         if error.status in (404, 405) and text.startswith(f"{error.status}:"):
             text = (
                 f"the demonstration API has no {request.method} {request.path}; `make run REAL=1` has a real API server"
             )
-        return _json(_status(error.status, reasons.get(error.status, "BadRequest"), text), error.status)
+        reason = HTTPStatus(error.status).phrase.replace(" ", "")
+        return _json({**STATUS, "message": text, "reason": reason, "code": error.status}, error.status)
 
 
 class DemonstrationApi:
@@ -170,15 +150,8 @@ class DemonstrationApi:
         user, groups = self._caller(request)
         await request.read()
         status = {"userInfo": {"username": user, "groups": groups}}
-        return _json(
-            {
-                "kind": "SelfSubjectReview",
-                "apiVersion": "authentication.k8s.io/v1",
-                "metadata": {"creationTimestamp": CREATED},
-                "status": status,
-            },
-            201,
-        )
+        kind = {"kind": "SelfSubjectReview", "apiVersion": "authentication.k8s.io/v1"}
+        return _json({**kind, "metadata": {"creationTimestamp": CREATED}, "status": status}, 201)
 
     async def may_i(self, request: web.Request) -> web.Response:
         """SelfSubjectAccessReview in JSON, as the agent asks it."""
@@ -243,14 +216,12 @@ class DemonstrationApi:
         """A pod's log; with `follow` until the caller leaves."""
         self._require(request, "get", "pods/log")
         pod, query = self._pod(request), request.query
-        tail = int(query["tailLines"]) if query.get("tailLines", "").isdecimal() else None
-        timestamps = query.get("timestamps") in ("true", "1")
+        tail = int(query["tailLines"]) if query.get("tailLines", "").isdecimal() else LOG_LINES
         response = web.StreamResponse(headers={"Content-Type": "text/plain"})
         await response.prepare(request)
         with contextlib.suppress(ConnectionError):
-            async for when, line in pod.log.read(tail=tail, follow=query.get("follow") in ("true", "1")):
-                stamp = f"{when.strftime(TIME)} " if timestamps else ""
-                await response.write(f"{stamp}{line}\n".encode())
+            async for line in pod.read(tail=tail, follow=query.get("follow") in ("true", "1")):
+                await response.write(f"{line}\n".encode())
         return response
 
     async def execute(self, request: web.Request) -> web.StreamResponse:
@@ -286,32 +257,20 @@ def _metadata(found: Object) -> Mapping[str, object]:
 
 
 def _object(kind: str, metadata: Mapping[str, str], rest: Mapping[str, object] | None = None) -> Object:
-    uid = f"00000000-0000-4000-8000-{zlib.crc32(repr((kind, metadata)).encode()):012}"
     return {
         "kind": kind,
         "apiVersion": "v1",
-        "metadata": {**metadata, "uid": uid, "resourceVersion": "1", "creationTimestamp": CREATED},
+        "metadata": {**metadata, "resourceVersion": "1", "creationTimestamp": CREATED},
         **(rest or {}),
     }
 
 
 def _pod(pod: Pod) -> Object:
     container: Object = {"name": pod.name, "image": "none: a demonstration"}
-    ready: Object = {
-        **container,
-        "ready": True,
-        "restartCount": 0,
-        "imageID": "",
-        "state": {"running": {"startedAt": CREATED}},
-    }
-    return _object(
-        "Pod",
-        {"name": pod.name, "namespace": pod.namespace},
-        {
-            "spec": {"containers": [container], "nodeName": "demonstration"},
-            "status": {"phase": "Running", "startTime": CREATED, "containerStatuses": [ready]},
-        },
-    )
+    running = {"ready": True, "restartCount": 0, "imageID": "", "state": {"running": {"startedAt": CREATED}}}
+    status = {"phase": "Running", "startTime": CREATED, "containerStatuses": [{**container, **running}]}
+    spec = {"containers": [container], "nodeName": "demonstration"}
+    return _object("Pod", {"name": pod.name, "namespace": pod.namespace}, {"spec": spec, "status": status})
 
 
 def _shown(request: web.Request, resource: str, found: list[Object], *, listed: bool) -> web.Response:
@@ -335,15 +294,8 @@ def _shown(request: web.Request, resource: str, found: list[Object], *, listed: 
         {"name": name, "type": "string", "format": "name" if name == "Name" else "", "description": "", "priority": 0}
         for name in ("Name", *names, "Age")
     ]
-    return _json(
-        {
-            "kind": "Table",
-            "apiVersion": "meta.k8s.io/v1",
-            "metadata": {"resourceVersion": "1"},
-            "columnDefinitions": columns,
-            "rows": rows,
-        }
-    )
+    kind = {"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {"resourceVersion": "1"}}
+    return _json({**kind, "columnDefinitions": columns, "rows": rows})
 
 
 async def serve(port: int, directory: Path, token: str) -> None:

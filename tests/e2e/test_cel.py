@@ -374,7 +374,7 @@ def test_distributed_claims(server: Server) -> None:
 
     async def here() -> list[list[str] | None]:
         fetcher, issuers = HttpFetcher(), parse(server.configuration({"distributed": ENTRIES["distributed"]}))
-        verifier = TokenVerifier(issuers, fetcher, groups=GroupSources(issuers, fetcher.ask))
+        verifier = TokenVerifier(issuers, fetcher, groups=GroupSources(fetcher.ask))
         answers: list[list[str] | None] = []
         for text in cases:
             try:

@@ -6,7 +6,6 @@ has nothing but a home.
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,7 @@ from tests.support.cluster import Cluster, Kubectl
 from tests.support.processes import ManagedProcess, require_or_skip
 from tests.support.release import shared_release
 from tests.support.reports import until, wait_for_record
-from tests.support.world import CLUSTER_AUDIENCE, RELAY_AUDIENCE, ApiServer, World
+from tests.support.world import ApiServer, World
 
 # The release is built first.
 pytestmark = pytest.mark.timeout(600)
@@ -49,14 +48,8 @@ def curl(world: World) -> list[str]:
     program = shutil.which("curl")
     if program is None:
         require_or_skip("curl", "curl is not installed")
-    return [
-        program,
-        "--fail",
-        "--silent",
-        "--show-error",
-        "--cacert",
-        str(world.relay_config.parent / "data" / "ca.crt"),
-    ]
+    ca = world.relay_config.parent / "data" / "ca.crt"
+    return [program, "--fail", "--silent", "--show-error", "--cacert", str(ca)]
 
 
 @pytest.fixture(scope="module")
@@ -80,20 +73,13 @@ class Colleague:
         self.world = world
         self.home = client.parent.parent / "home"
         self.home.mkdir(exist_ok=True)
-        issuer = world.issuer
-        self.flags = [
-            *("--role", "client", "--relay", world.relay_url, "--relay-ca-pin", world.relay_pin),
-            *("--cluster", world.cluster, "--trust-first-use"),
-            *("--oidc-issuer-url", issuer.url, "--oidc-client-id", "cli", "--oidc-ca-file", str(issuer.ca_file)),
-            *("--oidc-audience", RELAY_AUDIENCE, "--cluster-audience", CLUSTER_AUDIENCE, "--grant-type", "device-code"),
-        ]
 
     def start(
         self, name: str, *arguments: str, terminal: bool = False, env: Mapping[str, str] | None = None
     ) -> ManagedProcess:
         variables = [f"{key}={value}" for key, value in {"HOME": str(self.home), **(env or {})}.items()]
         return ManagedProcess(
-            ["env", "-i", *variables, str(self.client), *self.flags, *arguments],
+            ["env", "-i", *variables, str(self.client), *self.world.login_arguments(), *arguments],
             log_dir=self.world.logs,
             name=f"colleague-{name}",
             cwd=self.client.parent,
@@ -106,18 +92,9 @@ def colleague(client: Path, world: World) -> Colleague:
     """Logged in by the device code."""
     person = Colleague(client, world)
     login = person.start("login", "login")
-    world.issuer.approve(login.wait_for_line(r"enter the code (\S+)", timeout=30)[1])
-    assert login.wait(30) == 0, login.tail()
+    world.approve(login)
     assert "Logged in as" in login.output()
     return person
-
-
-def test_the_list_names_what_there_is(world: World, curl: list[str], offered: Path) -> None:
-    answer = subprocess.run([*curl, f"{world.relay_url}/client/"], check=True, capture_output=True, text=True).stdout
-    assert f'"platform": "{platform_name()}", "version": "{__version__}"' in answer
-    sums = (offered / "SHA256SUMS").read_text()
-    (digest,) = re.findall(rf"^(\S+)  arcbridge-{platform_name()}$", sums, re.MULTILINE)
-    assert f'"sha256": "{digest}"' in answer
 
 
 def test_kubectl_get(colleague: Colleague, cluster: Cluster) -> None:

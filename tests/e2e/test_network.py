@@ -88,7 +88,7 @@ class Country:
         sock = self.network.socket("client")
         sock.settimeout(20)
         sock.connect(("127.0.0.1", self._port))
-        return Talk.over(sock, next(self._numbers), most=5000, pause=pause)
+        return Talk(sock, next(self._numbers), most=5000, pause=pause)
 
     @property
     def relay(self) -> int:
@@ -185,10 +185,8 @@ def test_silence_another_address_and_a_link_that_is_down(countries: Callable[[in
 def test_silence_on_each_hop_in_each_direction(countries: Callable[[int], list[Country]], hop: str) -> None:
     (country,) = countries(1)
     before = country.relay
-    began = time.monotonic()
     country.silence(*HOPS[hop])
     resumed_through_the_other(country, before)
-    assert time.monotonic() - began < LONGEST + 30
 
 
 @slow
@@ -198,7 +196,7 @@ def test_silence_everywhere_until_the_route_is_back(countries: Callable[[int], l
     for index in range(2):
         country.network.blackhole("client", f"relay{index}")
         country.network.blackhole(f"relay{index}", "client")
-    until(lambda: records(country.forward, LOST), "the client has noticed", timeout=DEAD + 20)
+    wait_for(country, LOST, timeout=DEAD + 20)
     country.network.heal()
     wait_for(country, BACK, timeout=60)
     country.check()

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.cluster import Cluster, Kubectl
 from tests.support.processes import ManagedProcess
-from tests.support.world import CLUSTER_AUDIENCE, RELAY_AUDIENCE, World
+from tests.support.world import World
 
 ROOT = Path(__file__).resolve().parents[2]
 UNIT_TESTS = (
@@ -32,17 +32,10 @@ class Person:
         self.world = world
         self.home = home
         home.mkdir()
-        issuer = world.issuer
-        self.flags = [
-            *("--role", "client", "--relay", world.relay_url, "--relay-ca-pin", world.relay_pin),
-            *("--cluster", world.cluster, "--trust-first-use"),
-            *("--oidc-issuer-url", issuer.url, "--oidc-client-id", "cli", "--oidc-ca-file", str(issuer.ca_file)),
-            *("--oidc-audience", RELAY_AUDIENCE, "--cluster-audience", CLUSTER_AUDIENCE, "--grant-type", "device-code"),
-        ]
 
     def start(self, name: str, *arguments: str) -> ManagedProcess:
         return ManagedProcess(
-            [sys.executable, "-m", "tests.support.windows", "arcbridge", *self.flags, *arguments],
+            [sys.executable, "-m", "tests.support.windows", "arcbridge", *self.world.login_arguments(), *arguments],
             log_dir=self.world.logs,
             name=f"windows-{name}",
             cwd=ROOT,
@@ -60,9 +53,7 @@ class Person:
 def person(world: World, tmp_path_factory: pytest.TempPathFactory) -> Person:
     """Logged in."""
     person = Person(world, tmp_path_factory.mktemp("windows") / "alice")
-    login = person.start("login", "login")
-    world.issuer.approve(login.wait_for_line(r"enter the code (\S+)", timeout=30)[1])
-    assert login.wait(30) == 0, login.tail()
+    world.approve(person.start("login", "login"))
     return person
 
 

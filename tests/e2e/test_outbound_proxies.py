@@ -16,7 +16,7 @@ import pytest
 from tests.support.cluster import Cluster, Kubectl
 from tests.support.proxies import PASSWORD, PROXIES, OutboundProxy
 from tests.support.reports import until
-from tests.support.world import ALICE, RELAY_AUDIENCE, ApiServer, World, arcbridge
+from tests.support.world import ALICE, ApiServer, World, arcbridge
 
 SCHEMES = ("http", "socks5")
 VARIABLE = {"http": "HTTPS_PROXY", "socks5": "ALL_PROXY"}
@@ -70,17 +70,11 @@ def test_login_and_list_through_a_proxy(
     scheme: str, world: World, proxies: dict[str, OutboundProxy], tmp_path: Path
 ) -> None:
     """What asks by aiohttp: the issuer's endpoints, and the relay's list of clusters."""
-    issuer = world.issuer
-    arguments = [
-        *("--role", "client", "--relay", world.relay_url, "--relay-ca-pin", world.relay_pin),
-        *("--oidc-issuer-url", issuer.url, "--oidc-client-id", "cli", "--oidc-ca-file", str(issuer.ca_file)),
-        *("--oidc-audience", RELAY_AUDIENCE, "--grant-type", "device-code"),
-    ]
+    arguments = world.login_arguments()
     environment = {**world.client_env(tmp_path, None), VARIABLE[scheme]: proxies[scheme].url()}
     process = world._start(f"login-{scheme}", arcbridge(*arguments, "login"), env=environment)
-    issuer.approve(process.wait_for_line(r"enter the code (\S+)", timeout=30)[1])
-    assert process.wait(30) == 0, process.tail()
-    port = urlsplit(issuer.url).port
+    world.approve(process)
+    port = urlsplit(world.issuer.url).port
     assert port is not None
     assert until(lambda: proxies[scheme].carried(port), "the issuer was reached through the proxy")
     clusters = world._start(f"clusters-{scheme}", arcbridge(*arguments, "clusters"), env=environment)

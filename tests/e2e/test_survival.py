@@ -127,18 +127,6 @@ def go_on(server: TalkServer, under_way: list[Talk]) -> None:
 # -- relays -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_relay(whole: World, server: TalkServer) -> None:
-    forward, port = whole.start_forward("talk")
-    under_way = talks(port)
-    (relay,) = pumping(whole)
-    mark = forward.mark()
-    whole.kill_relay(relay)
-    go_on(server, under_way)
-    resumed(forward, mark)
-    assert pumping(whole) == [1 - relay]
-    go_on(server, talks(port, 1))  # a new stream, while the relay is away
-
-
 def missed(relay: ManagedProcess) -> float:
     """For how many seconds a relay has answered that it has other agents, but not the one with the session."""
     failed = records(relay, "join failed", code="NO_INSTANCE")
@@ -166,19 +154,6 @@ def test_after_an_outage_the_agent_may_come_back_long_after_another_one(whole: W
         agent.signal(signal.SIGCONT)
     go_on(server, under_way)
     resumed(forward, mark)
-
-
-def test_a_relay_that_is_told_to_stop(whole: World, server: TalkServer) -> None:
-    forward, port = whole.start_forward("talk")
-    under_way = talks(port)
-    (relay,) = pumping(whole)
-    status, seconds = whole.stop_relay(relay)
-    assert status == 0
-    assert seconds < 30
-    go_on(server, under_way)
-    assert pumping(whole) == [1 - relay]
-    # Nothing was cut: the client went elsewhere before it left.
-    assert not records(forward, LOST)
 
 
 # -- agents and clients -----------------------------------------------------------------------------------------------

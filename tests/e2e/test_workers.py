@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from arcbridge.errors import ExitCode
 from arcbridge.identity.proof import ProofKey
 from arcbridge.pki.private_files import write_private
 from tests.support.processes import run
-from tests.support.reports import metrics, page, records, rewrite, until, wait_for_record
+from tests.support.reports import metrics, page, records, until, wait_for_record
 from tests.support.talk import Talk, TalkServer
 from tests.support.world import (
     ALICE,
@@ -23,7 +21,6 @@ from tests.support.world import (
     CLUSTER_AUDIENCE,
     RELAY_AUDIENCE,
     ApiServer,
-    User,
     World,
     arcbridge,
     fixed_port,
@@ -181,64 +178,3 @@ def test_a_killed_worker(world: World, server: TalkServer) -> None:
     (died,) = records(world.relay, "worker died", after=mark)
     assert (died["index"], died["pid"], died["reason"]) == (0, victim, "signal SIGKILL")
     assert page(world.relay_observe, "/readyz") == "ok\n"
-
-
-def at_both_workers(world: World, user: User, first: int) -> list[Talk]:
-    """Start forwards of a user until each worker has one; return their talks, numbered from `first`."""
-    mark = world.relay.mark()
-    talks: list[Talk] = []
-    while {one["worker"] for one in records(world.relay, "joined", after=mark, user=user.email)} != {0, 1}:
-        assert len(talks) < 20
-        _, port = world.start_forward("talk", user)
-        talks.append(Talk(port, first + len(talks), pause=0.002))
-        talks[-1].wait_moves(20_000)
-    return talks
-
-
-@pytest.mark.timeout(300)  # some sixty clients, one after the other
-@pytest.mark.parametrize("how", ["revoked", "policy"])
-def test_a_user_who_lost_the_right_is_cut_at_both_and_no_other(world: World, server: TalkServer, how: str) -> None:
-    """docs/threats.md#V1, docs/threats.md#V2: within ten seconds, through whichever worker sessions and agents come."""
-    policy = world.relay_config.parent / "policy.toml"
-    allowed = policy.read_text()
-    number = 1000 if how == "revoked" else 2000
-    talks = at_both_workers(world, ALICE, number)
-    _, port = world.start_forward("talk", BOB)
-    bob = Talk(port, number + 500, pause=0.002)
-    bob.wait_moves(20_000)
-    before, mark = counted(world), world.relay.mark()
-    if how == "revoked":
-        # The tests make a token for each client, hence the time ahead.
-        command(world, "user", "revoke", ALICE.email, "--before", "2099-01-01", "--reason", "left the company")
-    else:
-        rewrite(policy, allowed.replace('"platform", ', ""))
-    begun = time.monotonic()  # of the change: the command that makes it may take long to start
-    for talk in talks:
-        talk.wait_end(timeout=10)
-    assert time.monotonic() - begun < 10
-    # A worker whose turn comes later may find that the agent has ended its sessions already.
-    cut = until(lambda: records(world.relay, "sessions cut off", after=mark), "a worker has said so")
-    assert {one["user"] for one in cut} == {ALICE.email}
-    name = f'sessions_cut_total{{reason="{"user" if how == "revoked" else "policy"}"}}'
-    until(lambda: counted(world)[name] > before[name], "the cuts are counted")
-    # The agents were told: what ran there has ended, too, and waits for no client.
-    until(lambda: all(metrics(port)["arcbridge_agent_sessions_detached"] == 0 for port in world.agent_observes),
-          "no agent holds a session of the user", timeout=30)  # fmt: skip
-    # Each worker looks for itself, every few seconds: the one that is asked may be the later one.
-    until(
-        lambda: world.run_client(ALICE, "run", "--", "true").returncode == ExitCode.LOGIN,
-        "both refuse the user",
-        timeout=30,
-    )
-    bob.wait_moves(50_000)
-    server.check(bob)
-    if how == "revoked":
-        listed = run(arcbridge("--role", "relay", "user", "list", "-o", "name", "--config", str(world.relay_config)))
-        assert listed.stdout.decode() == f"{ALICE.email}\n"
-        command(world, "user", "restore", ALICE.email)
-    else:
-        rewrite(policy, allowed)
-    # Each worker takes it over when it looks, and either may have a session: ten in a row have met both.
-    until(lambda: all(world.run_client(ALICE, "run", "--", "true").returncode == ExitCode.DONE for _ in range(10)),
-          "the right is there again", timeout=60)  # fmt: skip
-    bob.close()

@@ -42,7 +42,6 @@ from arcbridge.relay.http.answers import ApiRefusal
 from arcbridge.relay.registry import nats as nats_registry
 from arcbridge.relay.registry.base import RegistryUnavailable
 from arcbridge.relay.registry.nats_bucket import Bucket
-from arcbridge.relay.registry.nats_entries import is_entry
 
 _LOOP = asyncio.new_event_loop()
 
@@ -70,9 +69,11 @@ def read_api_body(data: bytes) -> list[str] | None:
         for at in range(0, len(data), 4096):
             yield data[at : at + 4096]
 
+    ticket = SimpleNamespace(waits=lambda: None, works=lambda: None)
     request: Any = SimpleNamespace(
-        headers={}, content_length=None, protocol=None, content=SimpleNamespace(iter_any=pieces)
-    )
+        headers={}, content_length=None, protocol=SimpleNamespace(ticket=ticket),
+        content=SimpleNamespace(iter_any=pieces),
+    )  # fmt: skip
     try:
         return _LOOP.run_until_complete(api_server.read_body(request, "join_token", "csr", optional=("stored",)))
     except ApiRefusal:
@@ -204,13 +205,7 @@ def nats_message(data: bytes) -> None:
     questions._asked(SimpleNamespace(data=data, reply="r", subject="s"))
     questions._waiting["1"] = asyncio.Queue(4)
     questions._answered(SimpleNamespace(data=data, reply="", subject="p.1"))
-    rolls: Any = SimpleNamespace(
-        _rolls={"1": asyncio.Queue(4)}, _local=SimpleNamespace(agents=_no_agents), _reply=lambda *_: None
-    )
-    message: Any = SimpleNamespace(data=data, reply="r", subject="p.1")
-    fleet.NatsFleet._roll_answered(rolls, message)
-    _LOOP.run_until_complete(fleet.NatsFleet._tell_roll(rolls, message))
-    bucket = Bucket(connection, name="b", replicas=1, monotonic=lambda: 0.0, is_entry=is_entry)
+    bucket = Bucket(connection, name="b", replicas=1, monotonic=lambda: 0.0)
     for key in ("cluster.prod.binding", "cluster.prod.revoked", "seen.prod", "token.a", "user.a"):
         try:
             entry = bucket._decoded(key, data)
@@ -220,10 +215,6 @@ def nats_message(data: bytes) -> None:
             nats_registry._record(entry, None, 0.0)
         elif key == "user.a":
             nats_registry._user(entry)
-
-
-async def _no_agents(_: str) -> list[Any]:
-    return []
 
 
 # -- the API server's answers to the agent's own questions ------------------------------------------------------------

@@ -32,7 +32,7 @@ from arcbridge.agent.kube.request_info import request_info
 from arcbridge.agent.kube.request_target import request_target
 from arcbridge.agent.kube.response import CHUNKED, ChunkedBody, ResponseHead, read_head
 from arcbridge.agent.kube.status import RequestRefusal
-from arcbridge.agent.kube.upstream_pool import UpstreamConnection
+from arcbridge.agent.kube.upstream_pool import UpstreamConnection, UpstreamRequest
 from arcbridge.client.credentials.jwt_unverified import read_unverified
 from arcbridge.client.kubeconfig import block_yaml as kubeconfig_yaml
 from arcbridge.errors import ConfigError, RemoteProtocolError, StateError
@@ -331,7 +331,7 @@ def answer(data: bytes) -> None:
             )
             connection = UpstreamConnection(taken, None)
             connection.connection_made(transport)
-            connection.send(taken, b"", method=method)
+            connection.send(taken, UpstreamRequest(b"", method))
             for piece in pieces(data, size):
                 connection.get_buffer(-1)[: len(piece)] = piece
                 connection.buffer_updated(len(piece))

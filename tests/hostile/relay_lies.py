@@ -44,9 +44,7 @@ class CrossingPumps(Pumps):
             (mine, its, first), (yours, theirs, second) = self._held
             super().join(mine, theirs, **first)
             return super().join(yours, its, **second)
-        return Pump(
-            client, agent, self.pipes, set(), lambda pump: None, self.payer_of(None)
-        )  # not started: nothing moves yet
+        return Pump(client, agent, self)  # not started: nothing moves yet
 
 
 class OtherCluster(ClientJoins):

@@ -70,32 +70,28 @@ def get(stream_id: int, person: str, number: int = 1) -> bytes:
 # -- the join ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("fields", "code", "words"),
-    [
-        ({"role": "agent"}, JoinCode.UNAUTHENTICATED, "an agent's join needs its certificate"),
-        ({"role": "relay"}, JoinCode.BAD_REQUEST, "a join is for a client or an agent"),
-        ({"role": ""}, JoinCode.BAD_REQUEST, "a join is for a client or an agent"),
-        ({"cluster": "*"}, JoinCode.FORBIDDEN, "there is no such cluster, or you may not reach it"),
-        ({"cluster": "../prod"}, JoinCode.FORBIDDEN, "there is no such cluster, or you may not reach it"),
-        ({"cluster": "p" * 60_000}, JoinCode.FORBIDDEN, "there is no such cluster, or you may not reach it"),
-        ({"instance": "agent-of-another"}, JoinCode.NO_INSTANCE, "is not connected"),
-        ({"token": ""}, JoinCode.UNAUTHENTICATED, "the relay does not accept the access token"),
-        ({"token": "a.b.c"}, JoinCode.UNAUTHENTICATED, "the relay does not accept the access token"),
-    ],
-    ids=["agent", "relay", "no role", "star", "dots", "long", "instance", "no token", "no JWT"],
-)
-async def test_u1_joins_that_are_none(tmp_path: Path, fields: dict[str, Any], code: JoinCode, words: str) -> None:
+NO_CLUSTER = "there is no such cluster, or you may not reach it"
+JOINS: dict[str, tuple[dict[str, Any], JoinCode, str]] = {
+    "agent": ({"role": "agent"}, JoinCode.UNAUTHENTICATED, "an agent's join needs its certificate"),
+    "relay": ({"role": "relay"}, JoinCode.BAD_REQUEST, "a join is for a client or an agent"),
+    "no role": ({"role": ""}, JoinCode.BAD_REQUEST, "a join is for a client or an agent"),
+    "star": ({"cluster": "*"}, JoinCode.FORBIDDEN, NO_CLUSTER),
+    "dots": ({"cluster": "../prod"}, JoinCode.FORBIDDEN, NO_CLUSTER),
+    "long": ({"cluster": "p" * 60_000}, JoinCode.FORBIDDEN, NO_CLUSTER),
+    "instance": ({"instance": "agent-of-another"}, JoinCode.NO_INSTANCE, "is not connected"),
+    "no token": ({"access_token": ""}, JoinCode.UNAUTHENTICATED, "the relay does not accept the access token"),
+    "no JWT": ({"access_token": "a.b.c"}, JoinCode.UNAUTHENTICATED, "the relay does not accept the access token"),
+}
+
+
+async def test_u1_joins_that_are_none(tmp_path: Path) -> None:
     async with beside_bob(tmp_path) as org:
-        with pytest.raises(JoinRefused) as caught:
-            await org.joined(**{"access_token": MALLORY.token(RELAY_AUDIENCE), **_renamed(fields)})
-        assert caught.value.code == code
-        assert words in caught.value.message
-        assert len(caught.value.message) < 400
-
-
-def _renamed(fields: dict[str, Any]) -> dict[str, Any]:
-    return {"access_token" if name == "token" else name: value for name, value in fields.items()}
+        for which, (fields, code, words) in JOINS.items():
+            with pytest.raises(JoinRefused) as caught:
+                await org.joined(**{"access_token": MALLORY.token(RELAY_AUDIENCE), **fields})
+            assert caught.value.code == code, which
+            assert words in caught.value.message, which
+            assert len(caught.value.message) < 400
 
 
 async def test_u1_the_agent_of_another_cluster_by_its_instance(tmp_path: Path) -> None:
@@ -128,17 +124,16 @@ RENEWALS: dict[str, tuple[dict[str, Any], GoawayCode, str]] = {
 }
 
 
-@pytest.mark.parametrize("which", RENEWALS)
-async def test_u2_a_renewal_with_a_token(tmp_path: Path, which: str) -> None:
-    fields, code, reason = RENEWALS[which]
-    changes = {name: value for name, value in fields.items() if name not in ("person", "text", "kind")}
-    async with beside_bob(tmp_path) as org, joined(org) as session:
-        await logged_in(session, MALLORY)
-        token = fields.get("text", fields.get("person", MALLORY).token("cluster", **changes))
-        session.say(auth(token, kind=fields.get("kind", "oidc")), get(1, "mallory"))
-        goaway = await session.goaway()
-        assert goaway.code == code
-        assert org.said("session refused")[-1]["reason"].startswith(reason)
+async def test_u2_a_renewal_with_a_token(tmp_path: Path) -> None:
+    async with beside_bob(tmp_path) as org:
+        for which, (fields, code, reason) in RENEWALS.items():
+            changes = {name: value for name, value in fields.items() if name not in ("person", "text", "kind")}
+            async with joined(org) as session:
+                await logged_in(session, MALLORY)
+                token = fields.get("text", fields.get("person", MALLORY).token("cluster", **changes))
+                session.say(auth(token, kind=fields.get("kind", "oidc")), get(1, "mallory"))
+                assert (await session.goaway()).code == code, which
+                assert org.said("session refused")[-1]["reason"].startswith(reason), which
 
 
 async def test_u2_an_older_token_gives_back_no_group_and_no_time(tmp_path: Path) -> None:
@@ -285,18 +280,21 @@ FRAMES = {
 }
 
 
-@pytest.mark.parametrize("said", FRAMES, ids=lambda said: said.replace(" ", "-"))
-async def test_u4_frames_that_no_client_sends(tmp_path: Path, said: str) -> None:
-    async with beside_bob(tmp_path) as org, joined(org) as session:
-        await logged_in(session, MALLORY)
-        session.say(FRAMES[said])
-        goaway = await session.goaway()
-        assert (goaway.code, goaway.message) == (
-            GoawayCode.FLOW_CONTROL if "grant" in said else GoawayCode.PROTOCOL,
-            said,
-        )
-        await org.until(lambda: org.said("session ended", user="mallory"), "the agent says so")
-        assert org.said("session ended", user="mallory")[0]["reason"] == f"the other end broke the protocol: {said}"
+async def test_u4_frames_that_no_client_sends(tmp_path: Path) -> None:
+    async with beside_bob(tmp_path) as org:
+        for said, body in FRAMES.items():
+            async with joined(org) as session:
+                await logged_in(session, MALLORY)
+                session.say(body)
+                goaway = await session.goaway()
+            code = GoawayCode.FLOW_CONTROL if "grant" in said else GoawayCode.PROTOCOL
+            assert (goaway.code, goaway.message) == (code, said)
+            await org.until(
+                lambda reason=f"the other end broke the protocol: {said}": (
+                    reason in {one["reason"] for one in org.said("session ended", user="mallory")}
+                ),
+                "the agent says so",
+            )
 
 
 async def test_u4_the_real_client_names_what_it_broke(tmp_path: Path) -> None:

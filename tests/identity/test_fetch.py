@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from arcbridge.identity.fetch import Fetch, FetchedDocument
+from arcbridge.identity.fetch import Fetch, ReplyDocument
 from arcbridge.net.fetch import HttpFetcher, Reply
 
 
 def test_the_fetcher_of_net_is_one() -> None:
     fetcher: Fetch = HttpFetcher()
-    document: FetchedDocument = Reply(200, b"{}")
+    document: ReplyDocument = Reply(200, b"{}")
     assert callable(fetcher)
     assert document.body == b"{}"

@@ -82,7 +82,7 @@ def claims_of(object_id: str, **changes: Any) -> dict[str, Any]:
 async def unavailable(directory: Directory, object_id: str) -> str:
     """Why, for the caller."""
     found = await failure(directory, object_id)
-    return found.detail or found.why
+    return found.detail or found.message.partition("now: ")[2].removesuffix("; try again shortly")
 
 
 async def failure(directory: Directory, object_id: str) -> GroupsUnavailable:

@@ -6,14 +6,14 @@ import asyncio
 import json
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
 from arcbridge.errors import ConfigError, Unreachable
 from arcbridge.identity.authentication import parse
-from arcbridge.identity.groups import GroupSources, Source, source_of
+from arcbridge.identity.groups import GroupSources, Source, check, source_of
 from arcbridge.identity.lookups import AT_ONCE, WAITING
 from arcbridge.identity.refusal import GroupsUnavailable, TokenRefused
 from arcbridge.identity.verifier import TokenVerifier
@@ -69,7 +69,7 @@ class End:
 
     def verifier(self, config: str = CONFIG, claim_sources: tuple[str, ...] = ()) -> TokenVerifier:
         issuers = parse(config)
-        groups = GroupSources(issuers, self.place, claim_sources=claim_sources, clock=self.clock, monotonic=self.clock)
+        groups = GroupSources(self.place, claim_sources=claim_sources, clock=self.clock, monotonic=self.clock)
         return TokenVerifier(issuers, Issuer().fetch, self.clock, monotonic=self.clock, groups=groups)
 
     async def groups(self, **changes: Any) -> tuple[str, ...]:
@@ -201,7 +201,7 @@ async def test_t50_the_operator_names_further_places() -> None:
 @pytest.mark.parametrize("url", ["claims.example", "http://claims.example", "https://c.example/path", "https://c/?q"])
 def test_what_is_no_origin_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match=r"claim_sources\[0\]: must be https://host:port"):
-        GroupSources(parse(CONFIG), Place(), claim_sources=(url,))
+        check({}, (url,), parse(CONFIG))
 
 
 MALFORMED: list[dict[str, Any]] = [
@@ -297,7 +297,7 @@ async def test_t55_a_place_that_stalls_holds_up_no_other(stalled: str) -> None:
     place = Stalling(stalled)
     place.give()
     issuers, clock = parse(CONFIG), Clock()
-    sources = GroupSources(issuers, place, claim_sources=("https://claims.example",), clock=clock, monotonic=clock)
+    sources = GroupSources(place, claim_sources=("https://claims.example",), clock=clock, monotonic=clock)
     verifier = TokenVerifier(issuers, Issuer().fetch, clock, monotonic=clock, groups=sources)
     other = {"issuer.example", "claims.example"} - {stalled}
 
@@ -318,7 +318,7 @@ async def test_t55_a_place_that_stalls_holds_up_no_other(stalled: str) -> None:
 
 async def test_t55_users_of_one_issuer_hold_up_none_of_another_at_a_place_of_both() -> None:
     place, issuers = Stalling("claims.example"), parse(TWO_ISSUERS)
-    sources = GroupSources(issuers, place, claim_sources=("https://claims.example",))
+    sources = GroupSources(place, claim_sources=("https://claims.example",))
 
     async def verify(text: str) -> dict[str, Any]:
         return {"groups": ["ops"]}
@@ -387,7 +387,7 @@ def verifier_of(entra: Entra, fetcher: HttpFetcher, config: str = "", **changes:
         "ca_file": entra.ca_file,
     }
     issuers = parse(config or config_of(entra))
-    sources = GroupSources(issuers, fetcher.ask, directories={"example": GraphConfig(**{**given, **changes})})
+    sources = GroupSources(fetcher.ask, directories={"example": GraphConfig(**{**given, **changes})})
     return TokenVerifier(issuers, fetcher, groups=sources)
 
 
@@ -407,7 +407,7 @@ async def test_t50_entra_s_pointer_leads_to_graph_and_nowhere_else(entra: Entra,
     assert not [path for path in entra.requests if "trap" in path]
     # Without [graph.NAME] the pointer is a distributed claim of a host that is not the issuer's in Entra ID; here it
     # is, and what is found there is no JWT.
-    without = TokenVerifier(issuers := parse(config_of(entra)), fetcher, groups=GroupSources(issuers, fetcher.ask))
+    without = TokenVerifier(parse(config_of(entra)), fetcher, groups=GroupSources(fetcher.ask))
     with pytest.raises(TokenRefused):
         await without.verify(text)
 
@@ -472,7 +472,7 @@ async def test_t54_without_graph_no_expression_takes_the_pointer_for_no_groups(
 ) -> None:
     anna = entra.hire("anna@example.org", groups=GROUPS)
     issuers = parse(config_of(entra, "{expression: 'claims.?groups.orValue([])'}"))
-    verifier = TokenVerifier(issuers, fetcher, groups=GroupSources(issuers, fetcher.ask))
+    verifier = TokenVerifier(issuers, fetcher, groups=GroupSources(fetcher.ask))
     with pytest.raises(TokenRefused, match="the token has too many groups"):
         await verifier.verify(entra.token_for(anna, CLUSTER))
     assert verifier.refusals == {"claims.groups.overage": 1}
@@ -481,10 +481,9 @@ async def test_t54_without_graph_no_expression_takes_the_pointer_for_no_groups(
 
 
 def test_a_directory_belongs_to_issuers_of_the_file(entra: Entra) -> None:
-    fetcher = HttpFetcher()
-    with pytest.raises(ConfigError, match=r"graph\.example\.issuers\[0\]: https://nowhere\.example is no issuer\.url"):
-        verifier_of(entra, fetcher, issuers=("https://nowhere.example",))
-    issuers = parse(CONFIG)
     one = GraphConfig((URL,), TENANT, READER, client_secret_file=entra.ca_file)
+    other = replace(one, issuers=("https://nowhere.example",))
+    with pytest.raises(ConfigError, match=r"graph\.a\.issuers\[0\]: https://nowhere\.example is no issuer\.url"):
+        check({"a": other}, (), parse(CONFIG))
     with pytest.raises(ConfigError, match=r"graph\.b\.issuers\[0\]: .* has another"):
-        GroupSources(issuers, fetcher.ask, directories={"a": one, "b": one})
+        check({"a": one, "b": one}, (), parse(CONFIG))

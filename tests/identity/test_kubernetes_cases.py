@@ -116,7 +116,7 @@ async def judged(case: RecordedCase, issuers: AuthenticationConfig, token: str) 
     def clock() -> float:
         return float(case.now)
 
-    groups = GroupSources(issuers, ask, clock=clock, monotonic=clock)
+    groups = GroupSources(ask, clock=clock, monotonic=clock)
     # Kubernetes' cases say which algorithms they allow. Ours are judged as an API server with a file does, with all.
     limits: dict[str, Any] = {"algorithms": case.algorithms} if case.suite == "TestToken" else {}
     verifier = TokenVerifier(issuers, fetch, clock, monotonic=clock, groups=groups, **limits)

@@ -39,7 +39,6 @@ from arcbridge.identity.proof import (
     key_of,
     peer_hash,
     place_of,
-    require_proof,
     thumbprint_of,
     token_hash,
 )
@@ -424,7 +423,7 @@ def test_what_is_bound_to_another_key_or_in_another_way_is_not_unbound(claims: d
     assert found.kind is not BindingKind.NONE
     assert not found.names(KEY.thumbprint)
     with pytest.raises(ProofRefused):
-        require_proof(ProofPolicy.IF_BOUND, found, TOKEN, PROOF, Peer(SPKI, PIN), NOW)
+        ProofChecker(ProofPolicy.IF_BOUND, "the agent", clock=lambda: NOW).check(found, TOKEN, PROOF, Peer(SPKI, PIN))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import uvloop
 
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.mux.stream import StreamTransport
+from arcbridge.net.tls import ServerContext
 from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.records import Auth, AuthOk
 from arcbridge.wire.session import Kind, Side
@@ -261,7 +262,7 @@ _certificate = _authority.issue_cert("agent.test")
 
 def tls_contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
     """(server's, client's), TLS 1.3."""
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server = ServerContext(ssl.PROTOCOL_TLS_SERVER)
     server.minimum_version = ssl.TLSVersion.TLSv1_3
     server.num_tickets = 0
     _certificate.configure_cert(server)

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arcbridge.errors import ConnectionLost
+from arcbridge.loop_shares import LoopShares, LoopTime, no_call
 from arcbridge.mux import buffer
 from arcbridge.mux.connection import MuxConnection
 from arcbridge.net import fast_tls as fast_tls_module
@@ -50,12 +51,12 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buffer, "POISON", True)
 
 
-async def joined(ends: Ends) -> tuple[socket.socket, socket.socket]:
+async def joined(ends: Ends, payer: LoopTime | None = None) -> tuple[socket.socket, socket.socket]:
     """Connect both sessions over TLS; (client's socket, agent's)."""
     server, client = tls_contexts()
     near, far = await tcp_pair()
     await asyncio.gather(
-        accept_session(far, server, ends.agent.protocol(), handshake_deadline=DEADLINE),
+        accept_session(far, server, ends.agent.protocol(), payer, handshake_deadline=DEADLINE),
         connect_session(near, client, ends.client.protocol(), "agent.test", handshake_deadline=DEADLINE),
     )
     await ends.client.wait_established()
@@ -83,6 +84,26 @@ def test_both_directions_carry_every_byte_and_both_ends_end(engine: str, loop: s
         )
         assert hashlib.sha256(came).digest() == hashlib.sha256(there).digest()
         assert hashlib.sha256(answered).digest() == hashlib.sha256(back).digest()
+        await ends.stop()
+
+    run(loop, main)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_the_handshake_is_charged_and_what_comes_later_is_not(engine: str, loop: str) -> None:
+    """docs/threats.md#L47. The caller is not known before, and afterwards no reader is measured for it."""
+    payer = LoopTime(LoopShares(), no_call)
+
+    async def main() -> None:
+        ends = make_sessions()
+        await joined(ends, payer)
+        mine, theirs = await ends.stream()
+        spent = payer.spent
+        assert spent > 0.0
+        await mine.write(bytes(100_000))
+        mine.finish()
+        assert len(await theirs.read_all()) == 100_000
+        assert payer.spent == spent
         await ends.stop()
 
     run(loop, main)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -16,16 +17,19 @@ from arcbridge.errors import Unauthenticated, Unreachable
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.policy import PolicyFile
 from arcbridge.identity.proof import ProofChecker, ProofKey, ProofPolicy, binding
+from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.loop_shares import LoopTimes
 from arcbridge.net.tls import ALPN_HTTP, outer_server_contexts
 from arcbridge.pki.authority import Authority, Issued
 from arcbridge.pki.enrolment import make_csr, make_key
-from arcbridge.relay.access import Access
-from arcbridge.relay.caller_checks import CallerChecks
+from arcbridge.relay.access import Access, CallerChecks
+from arcbridge.relay.admission import Admission, Ticket
 from arcbridge.relay.counters import Counters
-from arcbridge.relay.http.api import Api, Limited, build_app, caller_bucket
+from arcbridge.relay.http.api import Api, build_app
 from arcbridge.relay.http.server import HttpApiServer
 from arcbridge.relay.registry.sqlite import SqliteRegistry
+from arcbridge.settings.config import RelayLimitsConfig
+from tests.relay.station import places
 from tests.support.clock import Clock
 
 HOUR = 3600.0
@@ -45,8 +49,11 @@ KEY = ProofKey.generate()
 """The key to which the tokens are bound that end with `.bound`."""
 
 
-class StubVerifier:
+class StubVerifier(TokenVerifier):
     """Tokens are `token-of-<name>`."""
+
+    def __init__(self) -> None:
+        """Keep nothing: no issuer is asked."""
 
     async def verify(self, token: str) -> Identity:
         if token == "issuer-out":
@@ -67,15 +74,29 @@ class Relay:
     clock: Clock
     server: HttpApiServer
     port: int
-    limited: Limited
+    limited: dict[str, int]
     agents: dict[str, int]
     access: Access
     spki: bytes
     """What the relay shows."""
     counters: Counters
+    admission: Admission = field(default_factory=lambda: places(10_000, 10_000))
+    origin: str = ""
+    """Where connections come from by the word of a balancer; empty: from where they come."""
+    tickets: list[Ticket] = field(default_factory=list)
+    """Of all connections, as the listener gives them."""
     payers: LoopTimes[str] = field(default_factory=lambda: LoopTimes(0.0, size=100))
     """Users' times of the loop."""
     cluster_ca: Authority = field(default_factory=lambda: Authority.create("cluster CA"))
+
+    def connection(self) -> asyncio.Protocol:
+        """Return the protocol of one connection, which the listener counts."""
+        ticket = self.admission.enter("127.0.0.1", through_proxy=bool(self.origin))
+        assert isinstance(ticket, Ticket)
+        if self.origin:
+            assert ticket.came_from(self.origin) == ""
+        self.tickets.append(ticket)
+        return self.server(ticket)
 
     def context(self, certificate: Issued | None = None) -> ssl.SSLContext:
         context = ssl.create_default_context(cadata=self.authority.certificate_pem)
@@ -103,6 +124,22 @@ class Relay:
         ):
             text = await answer.text()
             return answer.status, json.loads(text) if "json" in answer.content_type else text, answer.headers
+
+    async def granted(self, path: str, body: object, certificate: Issued | None = None) -> dict[str, Any]:
+        """Return the answer to a POST that the relay does."""
+        status, answer, _ = await self.call("POST", path, body, certificate=certificate)
+        assert status == 200, answer
+        assert isinstance(answer, dict)
+        return answer
+
+    async def refused(
+        self, method: str, path: str, body: object = None, words: str = "", **more: Any
+    ) -> tuple[int, str]:
+        """Return status and code of the answer to a request that the relay does not do; `words` are in its message."""
+        status, answer, _ = await self.call(method, path, body, **more)
+        code, message = error(answer)
+        assert words in message
+        return status, code
 
     async def raw(self, request: bytes) -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=self.context())
@@ -164,7 +201,7 @@ async def serving(
         CallerChecks(StubVerifier(), ProofChecker(ProofPolicy.IF_BOUND, "the relay"), access),
         counters,
         certificate_life=600.0,
-        callers=caller_bucket(30),
+        limits=RelayLimitsConfig(requests_per_minute_per_user=30),
         login=login,
         payer_of=lambda identity: made.payers.of(identity.username, 0.0),
     )
@@ -173,7 +210,7 @@ async def serving(
     await server.start()
     issued = authority.issue_server(["127.0.0.1"])
     context = outer_server_contexts(issued.certificate_pem, issued.key_pem, authority.certificate_pem)[ALPN_HTTP]
-    listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", port, ssl=context)
+    listener = await asyncio.get_running_loop().create_server(lambda: made.connection(), "127.0.0.1", port, ssl=context)
     port = listener.sockets[0].getsockname()[1]
     made = Relay(authority, registry, clock, server, port, api.limited, agents, access, context.spki, counters)
     try:

@@ -8,14 +8,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
-from arcbridge.errors import ArcbridgeError, Unauthenticated
+import pytest
+
+from arcbridge.errors import ArcbridgeError, JoinRefused, Unauthenticated
 from arcbridge.identity.claims import Identity
+from arcbridge.identity.policy import PolicyFile
 from arcbridge.identity.proof import UNBOUND, Binding, ProofChecker, ProofPolicy
+from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.loop_shares import LoopTimes
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.net import client_hello
@@ -23,23 +29,21 @@ from arcbridge.net.address import Address
 from arcbridge.net.dialer import DIRECT, connect
 from arcbridge.net.join import client_join
 from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN
-from arcbridge.relay.access import Access
+from arcbridge.net.tlspipe import TlsPipe
+from arcbridge.relay.access import Access, CallerChecks
 from arcbridge.relay.admission import Admission
-from arcbridge.relay.agent_join import AgentJoins
-from arcbridge.relay.caller_checks import CallerChecks
 from arcbridge.relay.client_join import ClientJoins
-from arcbridge.relay.control import AGENTS_PER_SECOND, ControlServer
+from arcbridge.relay.control import ControlServer
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.fleet.base import Fleet
-from arcbridge.relay.fleet.local import LocalFleet
 from arcbridge.relay.fleet.workers import WorkersFleet
-from arcbridge.relay.http.handler import HttpHandler
+from arcbridge.relay.http.server import HttpHandler
 from arcbridge.relay.listener import Listener
 from arcbridge.relay.pending_dials import Detour, PendingDials
 from arcbridge.relay.proxy_protocol import Networks
 from arcbridge.relay.pump import Pump, Pumps
 from arcbridge.relay.registry.sqlite import SqliteRegistry
-from arcbridge.relay.rendezvous import Rendezvous
+from arcbridge.relay.rendezvous import AgentJoins, Rendezvous
 from arcbridge.relay.siblings.group import Siblings
 from arcbridge.relay.siblings.handover import Handovers
 from arcbridge.settings.config import RelayLimitsConfig
@@ -49,7 +53,7 @@ from tests.net.ends import RELAY, authority, client_context, server_contexts
 from tests.support.eventually import until
 
 
-class StubVerifier:
+class StubVerifier(TokenVerifier):
     """The token *is* the user name; `bad` is none."""
 
     def __init__(self, bindings: Mapping[str, Binding] | None = None) -> None:
@@ -72,14 +76,14 @@ class StubVerifier:
         )
 
 
-class StubPolicy:
+class StubPolicy(PolicyFile):
     def __init__(self) -> None:
         self.allowed = {("alice", "prod"), ("alice", "other"), ("alice", "unknown"), ("bob", "prod")}
 
     def allows(self, identity: Identity, cluster: str) -> bool:
         return (identity.username, cluster) in self.allowed
 
-    def current(self) -> object:
+    def current(self) -> Any:
         return frozenset(self.allowed)
 
 
@@ -99,19 +103,19 @@ class EchoUpper(asyncio.Protocol):
 class Station:
     def __init__(self, directory: Path, limits: RelayLimitsConfig, dial_deadline: float, peek_deadline: float) -> None:
         self.directory = directory
-        self.limits = limits
+        # Tests that do without such a share work for both ends in one loop.
+        self.limits = replace(limits, loop_share_per_address=0)
         self.dial_deadline = dial_deadline
         self.peek_deadline = peek_deadline
         self.counters = Counters()
         self.siblings: Siblings | None = None
         """Set before `open`: this station is one of several workers."""
-        self.fleet: Fleet = LocalFleet()
+        self.fleet = Fleet()
         self.detour: Detour | None = None
         """Set before `open`: how joins of agents reach another station."""
         self.policy = StubPolicy()
         self.access = Access(self.policy)
         self.access.learn_users({})
-        self.agents_per_second: float = AGENTS_PER_SECOND
         self.balancers: Networks = ()
         """Set before `open`: where connections begin with a PROXY protocol header."""
         self.bindings: dict[str, Binding] = {}
@@ -125,20 +129,11 @@ class Station:
         if self.siblings is not None:
             self.fleet, self.detour = WorkersFleet(self.siblings), Handovers(self.siblings)
         self.registry = await SqliteRegistry.open(self.directory)
-        self.admission = Admission(
-            self.limits.unauthenticated,
-            self.limits.unauthenticated_per_address,
-            per_second=self.limits.connections_per_second_per_address,
-        )
+        self.admission = Admission(self.limits)
         shares = self.admission.loop_times.shares
         self.pumps = Pumps(self._pump_ended, payers=LoopTimes(0.0, size=100, shares=shares))
         self.control = ControlServer(
-            lambda: contexts[ALPN_CONTROL],
-            self.fleet,
-            self.registry,
-            self.counters,
-            agents=self.limits.agents,
-            agents_per_second=self.agents_per_second,
+            lambda: contexts[ALPN_CONTROL], self.fleet, self.registry, self.counters, self.limits
         )
         dials = PendingDials(self.counters, self.detour)
         self.checks = CallerChecks(
@@ -219,10 +214,8 @@ async def station(
     limits: RelayLimitsConfig | None = None,
     dial_deadline: float = 10.0,
     peek_deadline: float = 5.0,
-    agents_per_second: float = AGENTS_PER_SECOND,
 ) -> AsyncIterator[Station]:
     made = Station(directory, limits or RelayLimitsConfig(), dial_deadline, peek_deadline)
-    made.agents_per_second = agents_per_second
     await made.open()
     try:
         for cluster in clusters:
@@ -232,11 +225,45 @@ async def station(
         await made.close()
 
 
+def places_limits(total: int = 1000, per_source: int = 1000, *, rate: int = 10_000) -> RelayLimitsConfig:
+    """Limits by which no address takes too much of the loop's time. `rate`: connections per second and address."""
+    return RelayLimitsConfig(
+        unauthenticated=total,
+        unauthenticated_per_address=per_source,
+        connections_per_second_per_address=rate,
+        loop_share_per_address=0,
+    )
+
+
+def places(*limits: int, clock: Callable[[], float] = time.monotonic, **named: int) -> Admission:
+    """Places of a relay with `places_limits`."""
+    return Admission(places_limits(*limits, **named), clock=clock)
+
+
+async def asking(sock: socket.socket, request: JoinRequest | None = None, cluster: str = "") -> TlsPipe:
+    """Say JOIN on a connection to a relay, as alice or with another request and an agent's certificate; return what
+    answers."""
+    pipe = TlsPipe(sock, client_context(ALPN_JOIN, cluster), server_hostname=RELAY)
+    await pipe.handshake()
+    record = (request or JoinRequest(role="client", cluster="prod", token="alice")).encode()
+    await pipe.write(len(record).to_bytes(4, "big") + record)
+    return pipe
+
+
+async def refused(call: Awaitable[object], words: str = "") -> JoinRefused:
+    """Return the refusal with which `call` ends; `words`: an expression that is in its message."""
+    with pytest.raises(JoinRefused, match=words) as caught:
+        await call
+    return caught.value
+
+
 OnDial = Callable[["Agent", Dial], Awaitable[None]]
 
 
 class Agent(BaseHandler):
     """A control connection, registered or refused; each dial request runs `on_dial` in a task of this object."""
+
+    server_name = RELAY
 
     def __init__(
         self, relay: Station, cluster: str = "prod", instance: str = "i1", on_dial: OnDial | None = None
@@ -252,13 +279,21 @@ class Agent(BaseHandler):
         self._tasks: set[asyncio.Task[None]] = set()
         self.session = MuxSession(Side.INITIATOR, Kind.CONTROL, self, agent=instance, software="test 1")
 
-    async def __aenter__(self) -> Agent:
-        sock = await self.relay.dial()
-        loop = asyncio.get_running_loop()
-        await loop.create_connection(
-            self.session.protocol, sock=sock, ssl=client_context(ALPN_CONTROL, self.cluster), server_hostname=RELAY
+    def context(self, alpn: str, cluster: str = "") -> ssl.SSLContext:
+        """Return the TLS of a connection, with the certificate of `cluster` (default: its own)."""
+        return client_context(alpn, cluster or self.cluster)
+
+    async def connect(self) -> None:
+        await asyncio.get_running_loop().create_connection(
+            self.session.protocol,
+            sock=await self.relay.dial(),
+            ssl=self.context(ALPN_CONTROL),
+            server_hostname=self.server_name,
         )
         await self.session.wait_established()
+
+    async def __aenter__(self) -> Agent:
+        await self.connect()
         await until(lambda: self.ended or any(link.instance == self.instance for link in self.relay.fleet.links()))
         return self
 
@@ -270,6 +305,12 @@ class Agent(BaseHandler):
         for sock in self.sockets:
             sock.close()
         await asyncio.sleep(0)
+
+    async def left(self) -> Goaway:
+        """Wait for the end of the connection; return what the relay said of it."""
+        await asyncio.wait_for(self.session.wait_ended(), 5)
+        assert self.goaway is not None
+        return self.goaway
 
     def dial_received(self, session: MuxSession, dial: Dial) -> None:
         self.dials.append(dial)
@@ -289,7 +330,7 @@ class Agent(BaseHandler):
         """Join as the agent under a token, with the certificate of `cluster` (default: its own)."""
         sock = await self.relay.dial()
         request = JoinRequest(role="agent", token=token, instance=self.instance)
-        await client_join(sock, client_context(ALPN_JOIN, cluster or self.cluster), RELAY, request)
+        await client_join(sock, self.context(ALPN_JOIN, cluster), self.server_name, request)
         self.sockets.append(sock)
         return sock
 

@@ -1,9 +1,7 @@
 import asyncio
 import contextlib
-import functools
 import io
 import json
-import sqlite3
 import stat
 import subprocess
 import time
@@ -37,27 +35,15 @@ from arcbridge.relay.admin import (
 )
 from arcbridge.relay.admin_socket import AdminSocket
 from arcbridge.relay.data_dir import open_authority, open_registry
-from arcbridge.relay.registry.base import RegistryUnavailable
-from arcbridge.relay.registry.sqlite import SqliteRegistry
 from arcbridge.settings.config import RelayConfig, RelayTlsConfig
+from tests.relay.conftest import relay_config
 
 KEY = "a" * 64
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> RelayConfig:
-    (tmp_path / "authentication.yaml").write_text(
-        "apiVersion: apiserver.config.k8s.io/v1\nkind: AuthenticationConfiguration\njwt:\n"
-        "- issuer: {url: https://login.test, audiences: [relay]}\n"
-        "  claimMappings: {username: {claim: sub, prefix: ''}}\n"
-    )
-    (tmp_path / "policy.toml").write_text('[[allow]]\nusers = ["*"]\nclusters = ["*"]\n')
-    return RelayConfig(
-        public_address="relay.test:8443",
-        data_dir=tmp_path / "data",
-        authentication=tmp_path / "authentication.yaml",
-        policy=tmp_path / "policy.toml",
-    )
+    return relay_config(tmp_path, "", public_address="relay.test:8443")
 
 
 def run(config: RelayConfig, *command: str, **given: object) -> str:
@@ -187,13 +173,6 @@ class TestTokens:
         assert "--relay-ca-pin" not in text
         assert "--relay-ca-file" in text
         assert "https://relay.test:443" in text
-
-    def test_a_cluster_may_come_back_with_another_ca(self, config: RelayConfig) -> None:
-        enrol(config, run(config, "token", "create", cluster="prod", output="name"), Authority.create("lost"))
-        found = Authority.create("found")
-        with pytest.raises(EnrolmentRefused, match="--rebind"):
-            enrol(config, run(config, "token", "create", cluster="prod", output="name"), found)
-        enrol(config, run(config, "token", "create", cluster="prod", output="name", rebind=True), found)
 
     @pytest.mark.parametrize(
         ("given", "words"),
@@ -381,15 +360,6 @@ class TestUsers:
             run(config, "user", "revoke", user="a", reason="x" * 201)
         with pytest.raises(ConfigError, match="ISSUER#SUBJECT"):
             run(config, "user", "restore", user="a\nb")
-
-    def test_a_registry_that_is_locked(self, config: RelayConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-        run(config, "token", "create", cluster="prod")
-        monkeypatch.setattr(SqliteRegistry, "open", functools.partial(SqliteRegistry.open, busy_timeout=0.05))
-        other = sqlite3.connect(config.data_dir / "registry.db", isolation_level=None)
-        other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(RegistryUnavailable, match="locked by another process: try again in a moment"):
-            run(config, "user", "revoke", user="alice")
-        other.close()
 
 
 @pytest.mark.parametrize(

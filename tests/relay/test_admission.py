@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arcbridge.relay.admission import ARRIVAL_PATIENCE, BURST_SECONDS, PATIENCE, Admission, Purpose, Ticket
+from tests.relay.station import places, places_limits
 from tests.support.clock import Clock
 
 
@@ -44,7 +45,7 @@ def flood(
 
 
 def test_caps_per_source() -> None:
-    admission = Admission(100, 2)
+    admission = places(100, 2)
     first, _ = entered(admission, "10.0.0.1"), entered(admission, "10.0.0.1")
     assert admission.enter("10.0.0.1") == "cap_address"
     assert admission.enter("::ffff:10.0.0.1") == "cap_address"
@@ -61,7 +62,7 @@ def test_caps_per_source() -> None:
 def test_the_newest_is_refused_among_equals() -> None:
     """A crowd in which each address holds one: those that came first are not closed for those behind them."""
     closed = Closed()
-    admission = Admission(16, 100, clock=Clock())
+    admission = places(16, 100, clock=Clock())
     for number in range(16 - 3 * 2):
         closed.watch(entered(admission, f"10.0.0.{number}"))
     assert admission.enter("10.0.1.1") == "cap_total"
@@ -72,7 +73,7 @@ def test_crowds_do_not_displace_each_other() -> None:
     """docs/threats.md#J15: ten addresses come again whenever they were refused. Each that displaced an equal would
     cost a handshake; only what waits too long gives way."""
     clock, closed = Clock(), Closed()
-    admission = Admission(1000, 100, clock=clock)
+    admission = places(1000, 100, clock=clock)
     hostile = [f"10.0.0.{number}" for number in range(10)]
     flood(admission, Purpose.HTTP, hostile, 100, closed)
     for _ in range(10):
@@ -89,7 +90,7 @@ def test_crowds_do_not_displace_each_other() -> None:
 def test_few_addresses_with_many_give_way_to_many_with_few(purpose: Purpose) -> None:
     """docs/threats.md#J15: ten addresses with a hundred connections each; sixty honest newcomers, none refused."""
     closed = Closed()
-    admission = Admission(1000, 100, clock=Clock())
+    admission = places(1000, 100, clock=Clock())
     hostile = [f"10.0.0.{number}" for number in range(10)]
     assert flood(admission, purpose, hostile, 100, closed) >= 250
     before = len(closed)
@@ -104,7 +105,7 @@ def test_few_addresses_with_many_give_way_to_many_with_few(purpose: Purpose) -> 
 def test_no_purpose_takes_the_places_of_another(flooded: Purpose, wanted: Purpose) -> None:
     """docs/threats.md#J15: even a thousand addresses with one connection each leave an eighth to every purpose."""
     clock = Clock()
-    admission = Admission(1000, 100, clock=clock)
+    admission = places(1000, 100, clock=clock)
     flood(admission, flooded, [f"10.{n // 250}.{n % 250}.1" for n in range(2000)], 1)
     if flooded is Purpose.ARRIVING:
         # What says nothing gives way at once, and all other purposes come through there.
@@ -118,7 +119,7 @@ def test_no_purpose_takes_the_places_of_another(flooded: Purpose, wanted: Purpos
 
 def test_http_has_a_quarter_and_its_oldest_idle_connection_goes_first() -> None:
     clock, closed = Clock(), Closed()
-    admission = Admission(16, 100, clock=clock)
+    admission = places(16, 100, clock=clock)
     http = [closed.watch(entered(admission, f"10.0.0.{number}", Purpose.HTTP)) for number in range(4)]
     fifth = admission.enter("10.0.0.5")
     assert isinstance(fifth, Ticket)
@@ -137,7 +138,7 @@ def test_http_has_a_quarter_and_its_oldest_idle_connection_goes_first() -> None:
 
 def test_who_stalls_gives_way_to_any_newcomer() -> None:
     clock, closed = Clock(), Closed()
-    admission = Admission(8, 100, clock=clock)
+    admission = places(8, 100, clock=clock)
     stalled = [closed.watch(entered(admission, f"10.0.0.{number}", Purpose.JOIN)) for number in range(5)]
     stalled[0].works()
     clock.now += PATIENCE / 2
@@ -153,7 +154,7 @@ def test_who_stalls_gives_way_to_any_newcomer() -> None:
 def test_a_neighbour_that_stalls_gives_way_behind_one_address() -> None:
     """docs/threats.md#J15: one address is a NAT; a neighbour holds all that it may."""
     clock, closed = Clock(), Closed()
-    admission = Admission(100, 3, clock=clock)
+    admission = places(100, 3, clock=clock)
     stalled = [closed.watch(entered(admission, "10.0.0.1", Purpose.HTTP)) for _ in range(3)]
     assert admission.enter("10.0.0.1") == "cap_address"
     clock.now += PATIENCE + 1
@@ -166,7 +167,7 @@ def test_a_neighbour_that_stalls_gives_way_behind_one_address() -> None:
 
 def test_the_rate_of_one_address() -> None:
     clock = Clock()
-    admission = Admission(10_000, 10_000, per_second=2, clock=clock)
+    admission = places(10_000, 10_000, rate=2, clock=clock)
     for _ in range(int(2 * BURST_SECONDS)):
         entered(admission, "10.0.0.1").leave()
     assert admission.enter("10.0.0.1") == "rate_address"
@@ -177,7 +178,7 @@ def test_the_rate_of_one_address() -> None:
 
 
 def test_behind_a_balancer_the_origin_counts() -> None:
-    admission = Admission(100, 2)
+    admission = places(100, 2)
     tickets = [admission.enter("10.0.0.9", through_proxy=True) for _ in range(5)]
     assert admission.waiting == 5
     reasons = []
@@ -190,7 +191,7 @@ def test_behind_a_balancer_the_origin_counts() -> None:
         assert isinstance(ticket, Ticket)
         ticket.leave()
     assert admission.waiting == 0
-    assert admission._sources == {}
+    assert admission.sources == {}
 
 
 @given(
@@ -204,7 +205,7 @@ def test_behind_a_balancer_the_origin_counts() -> None:
 )  # fmt: skip
 def test_the_bounds_hold_and_nothing_is_left_when_all_have_left(steps: list[tuple[int, str, Purpose]]) -> None:
     clock = Clock()
-    admission = Admission(16, 3, clock=clock)
+    admission = places(16, 3, clock=clock)
     held: list[Ticket] = []
 
     def gone(ticket: Ticket) -> None:
@@ -232,16 +233,16 @@ def test_the_bounds_hold_and_nothing_is_left_when_all_have_left(steps: list[tupl
         taken = admission.held()
         assert sum(taken.values()) == admission.waiting == sum(one.purpose is not None for one in held) <= 16
         assert taken["http"] <= 4
-        assert max((len(found) for found in admission._sources.values()), default=0) <= 3
+        assert max((len(found) for found in admission.sources.values()), default=0) <= 3
     for ticket in held:
         ticket.leave()
     assert admission.waiting == 0
-    assert admission._sources == {}
-    assert not any(places.waiting for places in admission._places.values())
+    assert admission.sources == {}
+    assert not any(admission.waiting for places in admission.places.values())
 
 
 def test_who_is_set_aside_counts_against_its_source_only() -> None:
-    admission = Admission(total=3, per_source=2)
+    admission = places(3, 2)
     held = [admission.enter("10.0.0.1"), admission.enter("10.0.0.1")]
     for ticket in held:
         assert isinstance(ticket, Ticket)
@@ -257,18 +258,18 @@ def test_who_is_set_aside_counts_against_its_source_only() -> None:
         ticket.leave()
         ticket.set_aside()
     assert admission.waiting == 0
-    assert admission._sources == {}
+    assert admission.sources == {}
 
 
 def test_other_bounds_count_for_newcomers() -> None:
-    admission = Admission(16, 4)
+    admission = places(16, 4)
     tickets = [admission.enter("10.0.0.1") for _ in range(4)]
     assert all(isinstance(ticket, Ticket) for ticket in tickets)
-    admission.change(16, 2, per_second=1)
+    admission.change_limits(places_limits(16, 2, rate=1))
     assert admission.waiting == 4, "no place is taken away"
     assert admission.enter("10.0.0.1") == "cap_address"
     for _ in range(5):
         admission.enter("10.0.0.2")
     assert admission.enter("10.0.0.2") == "rate_address"
-    admission.change(16, 8, per_second=None)
+    admission.change_limits(places_limits(16, 8))
     assert isinstance(admission.enter("10.0.0.1"), Ticket)

@@ -13,13 +13,13 @@ from arcbridge.net.address import Address
 from arcbridge.observe.metrics import Metrics
 from arcbridge.relay import backend as module
 from arcbridge.relay.backend import open_backend, registry_of
-from arcbridge.relay.fleet.local import LocalFleet
+from arcbridge.relay.fleet.base import Fleet
 from arcbridge.relay.fleet.nats import NatsFleet
+from arcbridge.relay.processes.worker import WorkerMembership
 from arcbridge.relay.registry.base import RegistryUnavailable
 from arcbridge.relay.registry.nats import NatsRegistry
 from arcbridge.relay.registry.sqlite import SqliteRegistry
 from arcbridge.relay.siblings.group import Siblings
-from arcbridge.relay.siblings.worker_membership import WorkerMembership
 from arcbridge.settings.config import RelayConfig, RelayFleetConfig
 from tests.relay.conftest import settings
 from tests.support.nats_server import NatsServer
@@ -33,8 +33,8 @@ def membership() -> WorkerMembership:
 
 async def test_a_relay_alone_keeps_a_file(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
-        registry, fleet = await open_backend(RelayConfig(data_dir=tmp_path), LocalFleet(), stack)
-        assert (type(registry), type(fleet), fleet.peers) == (SqliteRegistry, LocalFleet, None)
+        registry, fleet = await open_backend(RelayConfig(data_dir=tmp_path), Fleet(), stack)
+        assert (type(registry), type(fleet), fleet.peers) == (SqliteRegistry, Fleet, None)
         async with registry_of(RelayConfig(data_dir=tmp_path), must_exist=True) as found:
             assert type(found) is SqliteRegistry
 
@@ -55,7 +55,7 @@ async def test_with_nats_the_relays_share_both(tmp_path: Path, nats_server: Nats
         data_dir=tmp_path, public_address="relay.test:443", fleet=settings(nats_server, prefix="b1", bucket="b1")
     )
     async with AsyncExitStack() as stack:
-        registry, fleet = await open_backend(config, LocalFleet(), stack)
+        registry, fleet = await open_backend(config, Fleet(), stack)
         assert (type(registry), type(fleet)) == (NatsRegistry, NatsFleet)
         assert fleet.peers is not None
         fleet.add_metrics(metrics := Metrics("relay"))
@@ -72,7 +72,7 @@ async def test_without_an_answer_a_relay_starts_and_a_command_does_not(
     fleet = RelayFleetConfig(servers=("nats://127.0.0.1:9",))
     config = RelayConfig(data_dir=tmp_path, public_address="relay.test:443", fleet=fleet)
     async with AsyncExitStack() as stack:
-        assert (await open_backend(config, LocalFleet(), stack))[1].links() == []
+        assert (await open_backend(config, Fleet(), stack))[1].links() == []
     with pytest.raises(RegistryUnavailable, match="NATS cannot be reached"):
         async with registry_of(config):
             pass

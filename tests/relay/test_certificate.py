@@ -16,15 +16,15 @@ def test_an_own_certificate_is_renewed_at_two_thirds() -> None:
     clock = Clock(1_800_000_000.0)
     authority = Authority.create("test", clock=clock)
     certificate = ServerCertificate(RelayTlsConfig(), authority, "relay.test", clock=clock)
-    assert set(certificate.contexts) == {ALPN_CONTROL, ALPN_JOIN, ALPN_HTTP}
-    first, expires = certificate.contexts[ALPN_JOIN], certificate.expires
+    assert set(certificate.loaded.contexts) == {ALPN_CONTROL, ALPN_JOIN, ALPN_HTTP}
+    first, expires = certificate.loaded.contexts[ALPN_JOIN], certificate.loaded.expires
     clock.now += (expires - clock.now) * 0.6
     certificate.refresh()
-    assert certificate.contexts[ALPN_JOIN] is first
+    assert certificate.loaded.contexts[ALPN_JOIN] is first
     clock.now += (expires - clock.now) * 0.5
     certificate.refresh()
-    assert certificate.contexts[ALPN_JOIN] is not first
-    assert certificate.expires > expires
+    assert certificate.loaded.contexts[ALPN_JOIN] is not first
+    assert certificate.loaded.expires > expires
 
 
 def test_given_files_are_taken_over_when_both_fit(tmp_path: Path) -> None:
@@ -38,16 +38,16 @@ def test_given_files_are_taken_over_when_both_fit(tmp_path: Path) -> None:
     files.certificate.write_text(one.certificate_pem)
     files.key.write_text(one.key_pem)
     certificate = ServerCertificate(files, authority, "relay.test")
-    first = certificate.contexts[ALPN_HTTP]
+    first = certificate.loaded.contexts[ALPN_HTTP]
     certificate.refresh()
-    assert certificate.contexts[ALPN_HTTP] is first
+    assert certificate.loaded.contexts[ALPN_HTTP] is first
     # Half of the new pair: the old one goes on.
     files.certificate.write_text(two.certificate_pem)
     certificate.refresh()
-    assert certificate.contexts[ALPN_HTTP] is first
+    assert certificate.loaded.contexts[ALPN_HTTP] is first
     files.key.write_text(two.key_pem)
     certificate.refresh()
-    assert certificate.contexts[ALPN_HTTP] is not first
+    assert certificate.loaded.contexts[ALPN_HTTP] is not first
 
 
 def test_a_read_changes_nothing_and_a_put_everything(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_a_read_changes_nothing_and_a_put_everything(tmp_path: Path) -> None:
     read = certificate.read(files)
     assert certificate.loaded is own
     assert certificate.put(read)
-    assert (certificate.ca_pem, certificate.chain_pem) == (None, issued.certificate_pem)
+    assert (certificate.ca_pem, certificate.loaded.chain_pem) == (None, issued.certificate_pem)
     assert certificate.put(certificate.read(RelayTlsConfig())), "from files to one of the own CA"
     assert certificate.ca_pem == authority.certificate_pem
     assert not certificate.put(certificate.read(RelayTlsConfig())), "an own certificate stays the same"

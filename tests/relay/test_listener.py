@@ -25,14 +25,14 @@ from arcbridge.net.sockets import ACCEPT_PAUSE, receive, send_all
 from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN
 from arcbridge.net.tlspipe import TlsPipe
 from arcbridge.relay import listener as listener_module
-from arcbridge.relay.admission import Admission, Purpose, Ticket
+from arcbridge.relay.admission import Purpose, Ticket
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.listener import HTTP_TURN, Listener, bind
 from arcbridge.relay.proxy_protocol import parse_networks
 from arcbridge.settings.config import RelayLimitsConfig
 from tests.net.ends import RELAY, authority, client_context
 from tests.net.test_client_hello import client_hello, in_records, with_extension
-from tests.relay.station import Agent, Station, station
+from tests.relay.station import Agent, Station, places, station
 from tests.relay.test_proxy_protocol import header, tlv
 from tests.support.eventually import until
 
@@ -282,7 +282,7 @@ class Starts:
     def __init__(self) -> None:
         self.order: list[str] = []
         handlers = {b"http/1.1": self._handler("http"), b"arcbridge-join/1": self._handler("join")}
-        self.listener = Listener(handlers, Admission(1000, 1000), Counters())
+        self.listener = Listener(handlers, places(1000, 1000), Counters())
         self._peers: list[socket.socket] = []
 
     def _handler(self, name: str) -> listener_module.ConnectionHandler:
@@ -349,7 +349,7 @@ async def test_connections_of_an_address_over_its_share_of_the_loop_wait() -> No
     for _ in range(5):
         await asyncio.sleep(0)
     assert starts.order == ["join"], "it waits"
-    assert [ticket.purpose for ticket in admission._places[Purpose.JOIN].waiting] == [Purpose.JOIN], "and makes room"
+    assert [ticket.purpose for ticket in admission.places[Purpose.JOIN].waiting] == [Purpose.JOIN], "and makes room"
     await starts.close()
     address.held_until = 0.0
     starts.arrive("arcbridge-join/1")
@@ -457,7 +457,7 @@ async def test_behind_a_balancer_the_hello_follows_the_header(tmp_path: Path, pi
             await shaking
             await pipe.write(b"behind a balancer")
             assert await pipe.read() == b"BEHIND A BALANCER"
-            (ticket,) = relay.admission._sources["192.0.2.1"]
+            (ticket,) = relay.admission.sources["192.0.2.1"]
             assert ticket.address == "192.0.2.1"
 
 
@@ -480,7 +480,7 @@ async def test_what_a_balancer_may_not_say(tmp_path: Path, data: bytes, reason: 
             assert await is_closed(sock)
         await rejected(relay, reason)
         assert relay.admission.waiting == 0
-        assert relay.admission._sources == {}
+        assert relay.admission.sources == {}
 
 
 async def test_a_header_from_anywhere_else_is_no_hello(tmp_path: Path) -> None:
@@ -500,14 +500,14 @@ async def test_a_balancer_that_names_no_source_counts_for_itself(tmp_path: Path,
             await pipe.handshake()
             await pipe.write(b"x")
             assert await pipe.read() == b"X"
-            assert set(relay.admission._sources) == {"127.0.0.1"}
+            assert set(relay.admission.sources) == {"127.0.0.1"}
 
 
 async def test_behind_a_balancer_each_origin_has_its_own_places(tmp_path: Path) -> None:
     """docs/threats.md#L2: all connections come from one address, and the bound sees through it."""
     async with behind_balancer(tmp_path, unauthenticated_per_address=3) as relay:
         silent = [(await through_balancer(relay, as_balancer("192.0.2.1")))[0] for _ in range(3)]
-        await until(lambda: len(relay.admission._sources.get("192.0.2.1", ())) >= 3)
+        await until(lambda: len(relay.admission.sources.get("192.0.2.1", ())) >= 3)
         fourth, _ = await through_balancer(relay, as_balancer("192.0.2.1"))
         with fourth:
             assert await is_closed(fourth)
@@ -561,7 +561,7 @@ async def test_out_of_descriptors_pauses_and_recovers(tmp_path: Path) -> None:
 
 async def test_what_cannot_be_bound_names_the_setting() -> None:
     counters = Counters()
-    one = Listener({}, Admission(1, 1), counters)
+    one = Listener({}, places(1, 1), counters)
     bound = one.start(Address("127.0.0.1", 0))
     for address, words in (
         (bound, "the port is in use"),
@@ -569,8 +569,8 @@ async def test_what_cannot_be_bound_names_the_setting() -> None:
         (Address("no-such-host.invalid", 1), "no such address"),
     ):
         with pytest.raises(ConfigError, match=words):
-            Listener({}, Admission(1, 1), counters).start(address)
-    everywhere = Listener({}, Admission(1, 1), counters)
+            Listener({}, places(1, 1), counters).start(address)
+    everywhere = Listener({}, places(1, 1), counters)
     assert everywhere.start(Address("", 0)).port
     for each in (one, everywhere):
         each.stop()

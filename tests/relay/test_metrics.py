@@ -7,7 +7,7 @@ from arcbridge.identity.proof import ProofChecker, ProofPolicy
 from arcbridge.net.join import JoinCode
 from arcbridge.observe.metrics import Metrics
 from arcbridge.relay.counters import REJECTIONS
-from arcbridge.relay.http.api import Limited
+from arcbridge.relay.http.api import LIMITS as API_LIMITS
 from arcbridge.relay.metrics import register
 from arcbridge.relay.session_slots import LIMITS
 from tests.relay.station import station
@@ -30,14 +30,14 @@ async def test_every_metric_reads_and_the_series_are_fixed(tmp_path: Path) -> No
             counters=relay.counters,
             verifier=verifier,
             checks=SimpleNamespace(proofs=proofs, access=relay.access),
-            certificate=SimpleNamespace(expires=5.0),
+            certificate=SimpleNamespace(loaded=SimpleNamespace(expires=5.0)),
         )
         entrances = SimpleNamespace(
             admission=relay.admission,
             control=relay.control,
             clients=relay.clients,
             pumps=relay.pumps,
-            api=SimpleNamespace(limited=Limited()),
+            api=SimpleNamespace(limited=dict.fromkeys(API_LIMITS, 0)),
             http=SimpleNamespace(malformed=0, slow=0, outlived=0),
         )
         register(metrics, basis, entrances)

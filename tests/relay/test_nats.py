@@ -64,16 +64,6 @@ class TestMessages:
         await asyncio.gather(*tasks, return_exceptions=True)
         assert not asking.client._resp_map
 
-    async def test_one_of_a_group(self, connections: Connections) -> None:
-        relays = [await connections.make() for _ in range(3)]
-        echoes = [Echo(relay) for relay in relays]
-        for relay, echo in zip(relays, echoes, strict=True):
-            await relay.subscribe("here", echo, "group")
-            await relay.flush(10)
-        for _ in range(30):
-            await relays[0].request("here", b"x", 10)
-        assert sum(len(echo.heard) for echo in echoes) == 30
-
     async def test_a_slow_subscription_is_made_anew(self, connections: Connections) -> None:
         """docs/threats.md#Q2: dropped messages are lost; the subscription is not."""
         slow, fast = await connections.make(), await connections.make()

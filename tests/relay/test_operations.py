@@ -13,7 +13,7 @@ import pytest
 from arcbridge.checks.diagnosis import failed
 from arcbridge.identity.claims import Identity
 from arcbridge.relay import operations as module
-from arcbridge.relay.fleet.base import AgentInfo, Lost
+from arcbridge.relay.fleet.base import AgentReport, Lost
 from arcbridge.relay.operations import PART, Operations, parts, rows_of
 from tests.support.eventually import until
 
@@ -60,13 +60,20 @@ async def test_sessions() -> None:
 
 
 async def test_agents_that_stay() -> None:
-    info = AgentInfo("agent-1", "1.0", 5.0)
     links = [
-        SimpleNamespace(cluster="berlin", instance="agent-1", info=info, draining=False),
-        SimpleNamespace(cluster="munich", instance="agent-2", info=info, draining=True),
+        SimpleNamespace(
+            cluster=cluster, instance=f"agent-{n}", version="1.0", since=5.0, report=AgentReport(), draining=n == 2
+        )
+        for n, cluster in enumerate(("berlin", "munich", "berlin"))
     ]
     found = operations(links=links).answer({"ask": "agents"})
-    assert [(one["cluster"], one["agent"], one["version"]) for one in found] == [("berlin", "agent-1", "1.0")]
+    assert [(one["cluster"], one["agent"], one["version"]) for one in found] == [
+        ("berlin", "agent-0", "1.0"),
+        ("munich", "agent-1", "1.0"),
+    ]
+    (named,) = operations(links=links).answer({"ask": "agents", "clusters": [["munich"], 1, "munich"]})
+    assert named["agent"] == "agent-1"
+    assert operations(links=links).answer({"ask": "agents", "clusters": "munich"}) == found
 
 
 def test_checks() -> None:

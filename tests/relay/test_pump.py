@@ -337,17 +337,17 @@ async def test_only_pairs_of_which_a_side_is_not_read_are_looked_at(bench: Bench
     *_, idle = await bench.pair()
     await send_all(client, b"hello")
     assert await exactly(agent, 5) == b"hello"
-    assert not bench.pumps._not_reading
+    assert not bench.pumps.not_reading
     await fill(client, pump)
-    assert bench.pumps._not_reading == {pump}
+    assert bench.pumps.not_reading == {pump}
     bench.pumps._sweep()
-    assert bench.pumps._not_reading == {pump}, "as long as it lasts"
+    assert bench.pumps.not_reading == {pump}, "as long as it lasts"
     client.shutdown(socket.SHUT_WR)
     await read_all(agent)
-    assert bench.pumps._not_reading == {pump}, "a direction that is over is read no more"
+    assert bench.pumps.not_reading == {pump}, "a direction that is over is read no more"
     agent.close()
     assert await bench.end() is pump
-    assert not bench.pumps._not_reading
+    assert not bench.pumps.not_reading
     assert not idle.look()
 
 

@@ -21,7 +21,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -56,9 +55,11 @@ from tests.support.kube_programs import kubectl_versions as kubectl_versions
 from tests.support.kube_programs import net_http_server as net_http_server
 from tests.support.kube_programs import require_isolation as require_isolation
 from tests.support.processes import ManagedProcess, ProcessFailed
+from tests.support.world import fixed_port
 
 _TESTS = Path(__file__).resolve().parents[1]
 AGENT_MANIFESTS = _TESTS.parent / "config" / "kubernetes" / "overlays" / "impersonation-legacy"
+NODE = "node-1"
 ACTS_AS_ANY = "test-acts-as-any"
 """ClusterRole with which a ServiceAccount may impersonate every user and group."""
 
@@ -91,7 +92,6 @@ class Cluster:
         *,
         directory: Path | None = None,
         extra_args: Sequence[str] = (),
-        node_name: str = "node-1",
         images: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.binaries = binaries()
@@ -103,7 +103,6 @@ class Cluster:
         self.directory = Path(tempfile.mkdtemp(prefix="arcbridge-cluster-")) if directory is None else directory
         self._temporary = directory is None
         self.directory.mkdir(parents=True, exist_ok=True)
-        self.node_name = node_name
         self.processes: list[ManagedProcess] = []
         self._kubectl: dict[str, Kubectl] = {}
         self._sockets: Path | None = None
@@ -150,10 +149,9 @@ class Cluster:
         body: object = None,
         *,
         content_type: str = "application/json",
-        headers: Mapping[str, str] | None = None,
     ) -> Any:
         """Send one request as administrator and return the decoded JSON. Raises `ApiError`."""
-        with self._open(method, path, body, content_type, headers) as answer:
+        with self._open(method, path, body, content_type) as answer:
             return json.load(answer)
 
     def kubectl(
@@ -163,10 +161,9 @@ class Cluster:
         input: str | None = None,
         timeout: float = 60,
         check: bool = True,
-        env: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run kubectl as administrator, straight to the API server."""
-        return self.kubectl_for(version).run(*args, input=input, timeout=timeout, check=check, env=env)
+        return self.kubectl_for(version).run(*args, input=input, timeout=timeout, check=check)
 
     def kubectl_for(self, version: str = KUBECTL_MINORS[0], kubeconfig: Path | None = None) -> Kubectl:
         """Return kubectl of a minor version, as administrator or with another kubeconfig, in a home of its own."""
@@ -192,66 +189,42 @@ class Cluster:
         *,
         command: Sequence[str] = ("sleep", "infinity"),
         stdin: bool = False,
-        stdin_once: bool = False,
-        tty: bool = False,
         env: Mapping[str, str] | None = None,
-        labels: Mapping[str, str] | None = None,
         ports: Sequence[int] = (),
-        sidecars: Mapping[str, Sequence[str]] | None = None,
-        timeout: float = 15,
     ) -> dict[str, Any]:
         """Create a pod on the node, wait until it runs (or has ended), and return it.
 
-        Its container `main` is a local process; `sidecars` maps names of further containers to their commands. Port N
-        of the pod is port N of 127.0.0.1; `ports` only declares them. Creates the namespace if need be.
+        Its one container is a local process. Port N of the pod is port N of 127.0.0.1; `ports` only declares them.
+        Creates the namespace if need be.
         """
         self.ensure_namespace(namespace)
-        main: dict[str, object] = {
-            "name": "main",
-            "image": "local",
-            "command": list(command),
-            "stdin": stdin,
-            "stdinOnce": stdin_once,
-            "tty": tty,
-            "env": [{"name": key, "value": value} for key, value in (env or {}).items()],
-            "ports": [{"containerPort": port} for port in ports],
-        }
-        others = [{"name": key, "image": "local", "command": list(cmd)} for key, cmd in (sidecars or {}).items()]
+        main: dict[str, object] = {"name": "main", "image": "local", "command": list(command), "stdin": stdin}
+        main["env"] = [{"name": key, "value": value} for key, value in (env or {}).items()]
+        main["ports"] = [{"containerPort": port} for port in ports]
         created = self.request(
             "POST",
             f"/api/v1/namespaces/{namespace}/pods",
             {
-                "metadata": {"name": name, "labels": dict(labels or {})},
+                "metadata": {"name": name},
                 "spec": {
-                    "nodeName": self.node_name,
+                    "nodeName": NODE,
                     "restartPolicy": "Never",
                     "terminationGracePeriodSeconds": 1,
-                    "containers": [main, *others],
+                    "containers": [main],
                 },
             },
         )
+        timeout = 15.0
         for kind, pod in self._watch_pod(created, timeout):
             if kind == "DELETED" or pod["status"].get("phase") in ("Running", "Succeeded", "Failed"):
                 return pod
         raise ProcessFailed(f"pod {namespace}/{name} does not run after {timeout} s\n{self.processes[-1].tail()}")
 
-    def wait_for_pod_end(self, name: str, namespace: str = "default", *, timeout: float = 15) -> dict[str, Any]:
-        """Wait until all of a pod's containers have ended (or the pod is gone), and return its last state."""
-        now: dict[str, Any] = self.request("GET", f"/api/v1/namespaces/{namespace}/pods/{name}")
-        if now["status"].get("phase") in ("Succeeded", "Failed"):
-            return now
-        for kind, pod in self._watch_pod(now, timeout):
-            if kind == "DELETED" or pod["status"].get("phase") in ("Succeeded", "Failed"):
-                return pod
-        raise ProcessFailed(f"pod {namespace}/{name} has not ended after {timeout} s\n{self.processes[-1].tail()}")
-
     def delete_pod(self, name: str, namespace: str = "default") -> None:
         """Delete a pod at once, and with it its processes."""
         self.request("DELETE", f"/api/v1/namespaces/{namespace}/pods/{name}", {"gracePeriodSeconds": 0})
 
-    def service_account_token(
-        self, namespace: str, name: str, *, audiences: Sequence[str] = (), lifetime: int = 3600
-    ) -> str:
+    def service_account_token(self, namespace: str, name: str, *, lifetime: int = 3600) -> str:
         """Return a token from the TokenRequest API; creates namespace and service account if need be.
 
         `lifetime` is in seconds; the API server takes no less than 600.
@@ -259,7 +232,7 @@ class Cluster:
         self.ensure_namespace(namespace)
         accounts = f"/api/v1/namespaces/{namespace}/serviceaccounts"
         self._ensure(accounts, {"metadata": {"name": name}})
-        body = {"spec": {"expirationSeconds": lifetime, "audiences": list(audiences)}}
+        body = {"spec": {"expirationSeconds": lifetime}}
         return str(self.request("POST", f"{accounts}/{name}/token", body)["status"]["token"])
 
     def install_agent(self) -> None:
@@ -308,7 +281,7 @@ class Cluster:
         )
         self.settle_rbac()
 
-    def settle_rbac(self, *, timeout: float = 30) -> None:
+    def settle_rbac(self) -> None:
         """Return once all roles and bindings written so far are in force.
 
         The authorizer reads them from watches, so a binding that was just created may be unknown to the next request.
@@ -329,13 +302,13 @@ class Cluster:
             )
             asked = {"verb": "get", "group": "test.invalid", "resource": kind.lower(), "namespace": "default"}
             questions.append({"spec": {"groups": [f"test:{marker}"], "resourceAttributes": asked}})
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + 30
         for question in questions:
             while not self.request("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", question)["status"][
                 "allowed"
             ]:
                 if time.monotonic() > deadline:
-                    raise ProcessFailed(f"roles are not in force after {timeout} s")
+                    raise ProcessFailed("roles are not in force after 30 s")
                 time.sleep(0.005)
 
     def client_certificate(self, user: str, groups: Sequence[str] = ()) -> tuple[bytes, bytes]:
@@ -455,10 +428,9 @@ class Cluster:
                 }
             )
         )
-        sockets = where
-        if len(str(sockets / "etcd.sock")) > 100:  # 108 is all that an address of a Unix socket holds
-            self._sockets = sockets = Path(tempfile.mkdtemp(prefix="arcbridge-etcd-", dir="/tmp"))
-        etcd_socket = f"unix://{sockets}/etcd.sock"
+        # 108 characters are all that the address of a Unix socket holds, and `where` may have more.
+        self._sockets = Path(tempfile.mkdtemp(prefix="arcbridge-etcd-", dir="/tmp"))
+        etcd_socket = f"unix://{self._sockets}/etcd.sock"
         etcd = ManagedProcess(
             [
                 self.binaries.etcd,
@@ -483,29 +455,24 @@ class Cluster:
         self._opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
         )
-        for attempt in range(3):
-            self.port = _free_port()
-            apiserver = ManagedProcess(
-                [self.binaries.kube_apiserver, *self._apiserver_args(etcd_socket), *extra_args],
-                log_dir=self.logs,
-                name="kube-apiserver",
-                cwd=where,
-            )
-            self.processes.append(apiserver)
-            try:
-                apiserver.wait_for_url(f"{self.api_url}/readyz", context=context, timeout=60)
-                break
-            except ProcessFailed as error:
-                # Another process may have taken the port between our look and the server's.
-                if "address already in use" in apiserver.output() and attempt < 2:
-                    continue
-                raise ProcessFailed(f"{error}\n{etcd.tail()}") from None
+        self.port = fixed_port()
+        apiserver = ManagedProcess(
+            [self.binaries.kube_apiserver, *self._apiserver_args(etcd_socket), *extra_args],
+            log_dir=self.logs,
+            name="kube-apiserver",
+            cwd=where,
+        )
+        self.processes.append(apiserver)
+        try:
+            apiserver.wait_for_url(f"{self.api_url}/readyz", context=context, timeout=60)
+        except ProcessFailed as error:
+            raise ProcessFailed(f"{error}\n{etcd.tail()}") from None
         self.write_kubeconfig(self.kubeconfig, user="admin", groups=["system:masters"])
         node = ManagedProcess(
             [
                 self.binaries.node,
                 f"--kubeconfig={self.kubeconfig}",
-                f"--name={self.node_name}",
+                f"--name={NODE}",
                 f"--root={where}/pods",
                 f"--tls-cert-file={where}/node.crt",
                 f"--tls-private-key-file={where}/node.key",
@@ -603,14 +570,13 @@ class Cluster:
         path: str,
         body: object = None,
         content_type: str = "application/json",
-        headers: Mapping[str, str] | None = None,
         timeout: float = 30,
     ) -> Any:
         request = urllib.request.Request(
             self.api_url + path,
             method=method,
             data=None if body is None else json.dumps(body).encode(),
-            headers={"Content-Type": content_type, "Accept": "application/json", **(headers or {})},
+            headers={"Content-Type": content_type, "Accept": "application/json"},
         )
         try:
             return self._opener.open(request, timeout=timeout)
@@ -638,12 +604,6 @@ class Cluster:
                 if event["type"] == "ERROR":
                     raise ApiError("GET", path, event["object"].get("code", 500), json.dumps(event["object"]))
                 yield event["type"], event["object"]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:

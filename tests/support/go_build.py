@@ -7,10 +7,8 @@ is the caller's business, and so is whether they are there already.
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TextIO
 
 from tests.support.processes import start_piped
 from tests.support.progress import Progress, follow
@@ -32,14 +30,12 @@ def build(
     title: str,
     flags: Sequence[str],
     timeout: float,
-    stream: TextIO | None = None,
 ) -> None:
     """Build `packages` of the module in the directory `module` into the directory `target`.
 
-    `title` is what the progress on `stream` (stderr without it) begins with, such as `building helm with go1.26.8`.
+    `title` is what the progress begins with, such as `building helm with go1.26.8`.
     `timeout` holds for fetching the modules and for compiling, seconds each. Raises BuildFailed, also at a deadline.
     """
-    stream = stream or sys.stderr
     modules = to_compile = compiled = 0
 
     def listed(line: str) -> None:
@@ -48,7 +44,7 @@ def build(
         to_compile += line.startswith("true ") and not line.endswith(_CACHED)
         progress.show(detail=f"{modules} fetched" if modules else "")
 
-    with Progress("looking for the Go modules", stream=stream) as progress:
+    with Progress("looking for the Go modules") as progress:
         run_go([go, "list", "-deps", *flags, "-f", "{{.Stale}} {{.StaleReason}}", *packages], module, listed, timeout)
 
     def built(line: str) -> None:
@@ -57,7 +53,7 @@ def build(
         compiled += bool(line) and " " not in line and not line.startswith("#")
         progress.show(min(compiled, to_compile))
 
-    with Progress(title, total=to_compile, unit="packages", stream=stream) as progress:
+    with Progress(title, total=to_compile, unit="packages") as progress:
         run_go([go, "build", "-v", *flags, "-o", f"{target}/", *packages], module, built, timeout)
 
 

@@ -90,8 +90,8 @@ def binaries(*, build: bool = True) -> Binaries:
     assets = os.environ.get("KUBEBUILDER_ASSETS")
     if not assets:
         names = ("kube-apiserver", "server", "kubectl", "node", "kube-controller-manager")
-        built = _built(_TESTS / "cluster", ("tool", "./node"), names, build=build)
-        return Binaries(*(built / name for name in names))
+        directory = built(_TESTS / "cluster", ("tool", "./node"), names, build=build)
+        return Binaries(*(directory / name for name in names))
     directory = Path(assets)
     etcd = next((directory / name for name in ("etcd", "server") if (directory / name).exists()), directory / "etcd")
     missing = [p.name for p in (directory / "kube-apiserver", etcd, directory / "kubectl") if not p.exists()]
@@ -102,7 +102,7 @@ def binaries(*, build: bool = True) -> Binaries:
         )
     node = directory / "node"
     if not node.exists():
-        node = _built(_TESTS / "cluster", ("./node",), ("node",), build=build) / "node"
+        node = built(_TESTS / "cluster", ("./node",), ("node",), build=build) / "node"
     manager = directory / "kube-controller-manager"
     return Binaries(
         directory / "kube-apiserver", etcd, directory / "kubectl", node, manager if manager.exists() else None
@@ -112,19 +112,19 @@ def binaries(*, build: bool = True) -> Binaries:
 @functools.cache
 def helm() -> Path:
     """Find Helm, or build it from `tests/helm`. Raises `Unavailable`."""
-    return _built(_TESTS / "helm", ("tool",), ("helm",)) / "helm"
+    return built(_TESTS / "helm", ("tool",), ("helm",)) / "helm"
 
 
 @functools.cache
 def k9s() -> Path:
     """Find k9s, or build it from `tests/k9s`. Raises `Unavailable`."""
-    return _built(_TESTS / "k9s", ("tool",), ("k9s",)) / "k9s"
+    return built(_TESTS / "k9s", ("tool",), ("k9s",)) / "k9s"
 
 
 @functools.cache
 def net_http_server() -> Path:
     """Find the server of Go's net/http, or build it from `tests/nethttp`, in seconds. Raises `Unavailable`."""
-    return _built(_TESTS / "nethttp", ("./server",), ("server",)) / "server"
+    return built(_TESTS / "nethttp", ("./server",), ("server",)) / "server"
 
 
 @functools.cache
@@ -150,12 +150,17 @@ def kubectl_binary(minor: str) -> Path:
     return kubectl_versions()[minor]
 
 
-def _built(module: Path, packages: tuple[str, ...], names: tuple[str, ...], *, build: bool = True) -> Path:
-    """Return the directory with a module's programs, building them unless it is there already or `build` is false."""
+def built(
+    module: Path, packages: tuple[str, ...], names: tuple[str, ...], *, build: bool = True, ldflags: str = _LDFLAGS
+) -> Path:
+    """Return the directory with a Go module's programs, building them unless it is there already or `build` is false.
+
+    What they depend on is part of its name: sources, versions and checksums, what is built, how, and with which Go.
+    """
     digest = hashlib.sha256()
     for source in (module / "go.mod", module / "go.sum", *sorted(module.glob("*/*.go"))):
         digest.update(f"{source.relative_to(module)}\0".encode() + source.read_bytes() + b"\0")
-    digest.update(repr((packages, _LDFLAGS)).encode())
+    digest.update(repr((packages, ldflags)).encode())
     stem = f"{module.name}-{digest.hexdigest()[:20]}-{sys.platform}-{platform.machine()}"
     cache = cache_directory()
 
@@ -182,7 +187,7 @@ def _built(module: Path, packages: tuple[str, ...], names: tuple[str, ...], *, b
         if complete(directory):
             return directory
         title = f"building {', '.join(names)} with {version}"
-        flags = ["-trimpath", "-buildvcs=false", "-ldflags", _LDFLAGS]
+        flags = ["-trimpath", "-buildvcs=false", "-ldflags", ldflags]
         with tempfile.TemporaryDirectory(dir=cache) as scratch:
             target = Path(scratch) / "bin"
             try:

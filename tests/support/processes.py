@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, NamedTuple, NoReturn, Self
+from typing import Any, Literal, NamedTuple, NoReturn, Self
 
 import pytest
 
@@ -109,52 +109,41 @@ class ManagedProcess:
                 environment.pop(key, None)
             else:
                 environment[key] = value
-        prepare = prepare_child(death_signal, terminal is not None)
-        if terminal is None:
-            self._process = _spawn(
-                lambda: subprocess.Popen(
-                    self.argv,
-                    stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    env=environment,
-                    cwd=cwd,
-                    start_new_session=True,
-                    preexec_fn=prepare,
-                )
-            )
-            assert self._process.stdout is not None
-            assert self._process.stderr is not None
-            sources = {"stdout": self._process.stdout.fileno(), "stderr": self._process.stderr.fileno()}
-        else:
+        ends: dict[str, int] = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+        ends["stdin"] = subprocess.PIPE if stdin else subprocess.DEVNULL
+        if terminal is not None:
             self._master, slave = os.openpty()
             self.resize(*terminal)
-            try:
-                self._process = _spawn(
-                    lambda: subprocess.Popen(
-                        self.argv,
-                        stdin=slave,
-                        stdout=slave,
-                        stderr=slave,
-                        env=environment,
-                        cwd=cwd,
-                        start_new_session=True,
-                        preexec_fn=prepare,
-                    )
-                )
-            except BaseException:
-                os.close(self._master)
-                raise
-            finally:
-                os.close(slave)
-            sources = {"stdout": self._master}
-        self._pumps = [
-            threading.Thread(target=self._pump, args=(stream, fd, path), daemon=True, name=f"{self.name} {stream}")
-            for stream, fd, path in (
-                ("stdout", sources.get("stdout"), self.stdout_path),
-                ("stderr", sources.get("stderr"), self.stderr_path),
+            ends = dict.fromkeys(("stdin", "stdout", "stderr"), slave)
+        try:
+            self._process = _start(
+                self.argv,
+                death_signal,
+                terminal=terminal is not None,
+                env=environment,
+                cwd=cwd,
+                start_new_session=True,
+                **ends,
             )
-            if fd is not None
+        except BaseException:
+            if self._master is not None:
+                os.close(self._master)
+            raise
+        finally:
+            if terminal is not None:
+                os.close(slave)
+        if self._master is not None:
+            sources = [("stdout", self._master, self.stdout_path)]
+        else:
+            assert self._process.stdout is not None
+            assert self._process.stderr is not None
+            sources = [
+                ("stdout", self._process.stdout.fileno(), self.stdout_path),
+                ("stderr", self._process.stderr.fileno(), self.stderr_path),
+            ]
+        self._pumps = [
+            threading.Thread(target=self._pump, args=source, daemon=True, name=f"{self.name} {source[0]}")
+            for source in sources
         ]
         for pump in self._pumps:
             pump.start()
@@ -249,12 +238,8 @@ class ManagedProcess:
         """Do as `wait_for_line` does, without holding up the event loop."""
         return await asyncio.to_thread(self.wait_for_line, pattern, stream=stream, timeout=timeout, after=after)
 
-    def wait_for_url(
-        self, url: str, *, ca_file: Path | None = None, timeout: float = 15, context: ssl.SSLContext | None = None
-    ) -> str:
+    def wait_for_url(self, url: str, *, timeout: float = 15, context: ssl.SSLContext | None = None) -> str:
         """Return the body once the URL answers with 200. Raises `ProcessFailed` as `wait_for_line` does."""
-        if url.startswith("https:") and context is None:
-            context = ssl.create_default_context(cafile=ca_file)
         opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
         )
@@ -371,12 +356,8 @@ class ManagedProcess:
         if (master := self._master) is not None:
             self._master = None  # before closing: the number may soon be another file's
             os.close(master)
-        elif stream == "stdout":
-            assert self._process.stdout is not None
-            self._process.stdout.close()
         else:
-            assert self._process.stderr is not None
-            self._process.stderr.close()
+            getattr(self._process, stream).close()
 
     def _read_out(self) -> None:
         """Wait until all output of a process that has ended was read."""
@@ -406,18 +387,8 @@ def run(
     Raises `ProcessFailed` at the deadline and, with `check`, for an exit status that is not 0.
     """
     command = [os.fspath(arg) for arg in argv]
-    prepare = prepare_child(signal.SIGKILL, False)
-    process = _spawn(
-        lambda: subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=env,
-            cwd=cwd,
-            preexec_fn=prepare,
-        )
-    )
+    stdin = subprocess.DEVNULL if input is None else subprocess.PIPE
+    process = _start(command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, cwd=cwd)
     with process:
         try:
             stdout, stderr = process.communicate(input, timeout)
@@ -440,18 +411,16 @@ def run(
 def start_piped(argv: Sequence[str | os.PathLike[str]], *, cwd: Path | None = None) -> subprocess.Popen[bytes]:
     """Start a program whose whole output, errors too, comes out of its `stdout`; it does not outlive us."""
     command = [os.fspath(arg) for arg in argv]
-    prepare = prepare_child(signal.SIGKILL, False)
-    return _spawn(
-        lambda: subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            bufsize=0,
-            cwd=cwd,
-            preexec_fn=prepare,
-        )
+    return _start(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0, cwd=cwd
     )
+
+
+def _start(
+    argv: list[str], death_signal: signal.Signals = signal.SIGKILL, *, terminal: bool = False, **options: Any
+) -> subprocess.Popen[bytes]:
+    prepare = prepare_child(death_signal, terminal)
+    return _spawn(lambda: subprocess.Popen(argv, preexec_fn=prepare, **options))
 
 
 def prepare_child(death_signal: signal.Signals, terminal: bool) -> Callable[[], None]:

@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Self
 
 EVERY = 0.1
 """Seconds between two versions of the line."""
@@ -35,19 +35,13 @@ def clock(seconds: float) -> str:
 class StatusLine:
     """The last line of a terminal, which is rewritten; where stderr is no terminal it does not appear."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
-        """`stream` is stderr at the time of each call, unless it is given."""
-        self._given = stream
+    def __init__(self) -> None:
         self._shown = False
-
-    @property
-    def _stream(self) -> TextIO:
-        return self._given or sys.stderr
 
     @property
     def appears(self) -> bool:
         """Whether there is a terminal for it."""
-        return self._stream.isatty()
+        return sys.stderr.isatty()
 
     @property
     def columns(self) -> int:
@@ -58,14 +52,14 @@ class StatusLine:
         """Write the line anew."""
         if self.appears:
             self._shown = True
-            self._stream.write(f"\r\x1b[K{_cut(_UNPRINTABLE.sub('', text), self.columns)}")
-            self._stream.flush()
+            sys.stderr.write(f"\r\x1b[K{_cut(_UNPRINTABLE.sub('', text), self.columns)}")
+            sys.stderr.flush()
 
     def say(self, text: str) -> None:
         """Write text that stays, in place of the line."""
         start = "\r\x1b[K" if self._shown and self.appears else ""
         self._shown = False
-        print(f"{start}{text}", file=self._stream, flush=True)
+        print(f"{start}{text}", file=sys.stderr, flush=True)
 
 
 def _cut(text: str, columns: int) -> str:
@@ -75,12 +69,12 @@ def _cut(text: str, columns: int) -> str:
 class Progress:
     """The progress of one piece of work. Use as a context manager: its end says whether the work was done."""
 
-    def __init__(self, title: str, *, total: int = 0, unit: str = "", stream: TextIO | None = None) -> None:
+    def __init__(self, title: str, *, total: int = 0, unit: str = "") -> None:
         """`title` says what is done, as `building helm`; `total` is how many `unit` there are, or 0."""
         self.title = title
         self.total = total
         self.unit = unit
-        self._status = StatusLine(stream)
+        self._status = StatusLine()
         self._begun = time.monotonic()
         self._shown = 0.0
         """When the line was written last, monotonic seconds."""

@@ -11,19 +11,13 @@ from arcbridge.wire.session import Kind, Session, Side, State
 from tests.support.pair import SECRET, TOKEN, End, Pair
 
 
-class Newcomer:
-    """The acceptor's side of a connection that asks to resume, until the session takes it over."""
-
-    def __init__(self, now: float) -> None:
-        self.machine = Session(Side.ACCEPTOR, Kind.SESSION, now, agent="instance-1")
-
-
 class ResumingPair(Pair):
     """`cut` kills the connection, `resume` makes another; `cut_after` kills it at a byte of the link's traffic."""
 
     def __init__(self, *, limits: Limits = DEFAULT, eager: bool = True, latency: float = 0.01) -> None:
         super().__init__(limits=limits, eager=eager, latency=latency)
-        self.newcomer: Newcomer | None = None
+        self.newcomer: Session | None = None
+        """The acceptor's side of a connection that asks to resume, until the session takes it over."""
         self.refused = 0
         self.cut_after: dict[str, int] = {}
         """`client` or `agent` -> bytes that may still arrive there before the connection dies."""
@@ -48,7 +42,7 @@ class ResumingPair(Pair):
             end.arrivals.clear()
         self._drop_newcomer()
         self.client.machine.resumption.begin(Auth("oidc", TOKEN), self.now)
-        self.newcomer = Newcomer(self.now)
+        self.newcomer = Session(Side.ACCEPTOR, Kind.SESSION, self.now, agent="instance-1")
         self.flush()
 
     def deliver(self, end: End, most: int | None = None) -> bool:
@@ -74,31 +68,31 @@ class ResumingPair(Pair):
         if most is not None and most < len(data):
             end.arrivals.appendleft((when, data[most:]))
             data = data[:most]
-        newcomer.machine.receive_data(memoryview(data), self.now)
-        for event in newcomer.machine.events_received():
+        newcomer.receive_data(memoryview(data), self.now)
+        for event in newcomer.events_received():
             if isinstance(event, ev.AuthReceived):
                 self._judge(newcomer)
         return True
 
-    def _judge(self, newcomer: Newcomer) -> None:
-        hello, agent = newcomer.machine.resumption.resuming, self.agent.machine
+    def _judge(self, newcomer: Session) -> None:
+        hello, agent = newcomer.resumption.resuming, self.agent.machine
         assert hello is not None
         good = hello.session_id == agent.resumption.session_id and hello.resume_secret == agent.resumption.secret
         if not good or agent.state is State.CLOSED or hello.epoch <= agent.resumption.epoch:
             self.refused += 1
-            newcomer.machine.close(GoawayCode.GONE, "there is no such session here")
-            answer = b"".join(newcomer.machine.sender.data_to_send(1 << 20))
+            newcomer.close(GoawayCode.GONE, "there is no such session here")
+            answer = b"".join(newcomer.sender.data_to_send(1 << 20))
             self.client.arrivals.append((self.now + self.latency, answer))
             return
         agent.resumption.take_over(hello, AuthOk(agent.resumption.session_id, SECRET, "jane", 3600), self.now)
-        newcomer.machine.resumption.hand_over(self.now)
-        assert not newcomer.machine.sender.data_to_send(1 << 20)
+        newcomer.resumption.hand_over(self.now)
+        assert not newcomer.sender.data_to_send(1 << 20)
         self.newcomer = None
         self.agent.collect()
 
     def _drop_newcomer(self) -> None:
         if self.newcomer is not None:
-            self.newcomer.machine.connection_lost(self.now, ConnectionLost("cut by the test"))
+            self.newcomer.connection_lost(self.now, ConnectionLost("cut by the test"))
             self.newcomer = None
 
     def attached(self) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import socket
 import threading
 from collections.abc import Iterator
@@ -12,7 +11,6 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.fault_proxy import Direction, FaultProxy, How, Plan
-from tests.support.targets import EchoServer
 from tests.support.world import fixed_port
 
 
@@ -60,15 +58,6 @@ def read_all(sock: socket.socket) -> tuple[bytes, str]:
     except ConnectionResetError:
         return bytes(received), "rst"
     return bytes(received), "fin"
-
-
-def reset_at_once(proxy: FaultProxy) -> bool:
-    """Tell whether a connection is reset, also while it is made."""
-    try:
-        with socket.create_connection((proxy.host, proxy.port), timeout=10) as sock:
-            return read_all(sock) == (b"", "rst")
-    except ConnectionResetError:
-        return True
 
 
 def exactly(sock: socket.socket, count: int) -> bytes:
@@ -128,17 +117,6 @@ def test_a_cut_is_at_its_byte_and_ends_both_sides(ends: Ends, direction: Directi
         assert passage.end == "planned"
 
 
-def test_a_cut_counts_each_connection_from_its_own_start(ends: Ends) -> None:
-    with FaultProxy(ends.target, plan=lambda number: Plan(cut_up=5, how="fin") if number == 0 else Plan()) as proxy:
-        near, far = ends.connect(proxy)
-        near.sendall(b"123456")
-        assert read_all(far) == (b"12345", "fin")
-        near, far = ends.connect(proxy)
-        near.sendall(b"123456")
-        near.shutdown(socket.SHUT_WR)
-        assert read_all(far) == (b"123456", "fin")
-
-
 @pytest.mark.parametrize("direction", ["up", "down"])
 def test_a_frozen_direction_holds_its_bytes_while_the_other_moves(ends: Ends, direction: Direction) -> None:
     with FaultProxy(ends.target) as proxy:
@@ -154,7 +132,7 @@ def test_a_frozen_direction_holds_its_bytes_while_the_other_moves(ends: Ends, di
         with pytest.raises(BlockingIOError):
             sink.recv(1)
         sink.settimeout(10)
-        proxy.thaw(direction)
+        proxy.thaw()
         assert exactly(sink, 6) == b"queued"
 
 
@@ -174,32 +152,6 @@ def test_a_planned_freeze_stops_at_its_byte_and_a_frozen_source_feels_it(ends: E
         assert len(exactly(far, sent - 4)) == sent - 4
 
 
-def test_what_is_swallowed_never_comes(ends: Ends) -> None:
-    with FaultProxy(ends.target) as proxy:
-        near, far = ends.connect(proxy)
-        near.sendall(b"seen")
-        assert exactly(far, 4) == b"seen"
-        proxy.swallow("up")
-        near.sendall(b"gone")
-        near.shutdown(socket.SHUT_WR)
-        assert read_all(far) == (b"", "fin")
-
-
-def test_an_idle_connection_is_forgotten_and_a_busy_one_is_not(ends: Ends) -> None:
-    now = 0.0
-    with FaultProxy(ends.target, plan=lambda number: Plan(forget=0.5), clock=lambda: now) as proxy:
-        near, far = ends.connect(proxy)
-        for _ in range(8):
-            now += 0.1  # less than it takes to be forgotten; together more
-            far.sendall(b"x")
-            assert exactly(near, 1) == b"x"
-        now += 0.7
-        far.sendall(b"dropped")
-        near.sendall(b"dropped")
-        near.shutdown(socket.SHUT_WR)
-        assert read_all(far) == (b"", "fin")
-
-
 @pytest.mark.parametrize("direction", ["up", "down"])
 def test_one_bit_of_one_byte_is_flipped(ends: Ends, direction: Direction) -> None:
     data = bytes(1000)
@@ -213,40 +165,28 @@ def test_one_bit_of_one_byte_is_flipped(ends: Ends, direction: Direction) -> Non
         assert got[700].bit_count() == 1
 
 
-def test_single_bytes_arrive_complete() -> None:
-    data = os.urandom(3000)
-    with EchoServer() as echo:
-        host, _, port = echo.address.partition(":")
-        with (
-            FaultProxy((host, int(port)), plan=lambda number: Plan(segment=1)) as proxy,
-            socket.create_connection((proxy.host, proxy.port), timeout=10) as sock,
-        ):
-            sock.sendall(data)
-            assert exactly(sock, len(data)) == data
-
-
 def test_a_target_that_is_down_resets_who_dialled(ends: Ends) -> None:
     with FaultProxy(("127.0.0.1", 9)) as proxy:
-        assert reset_at_once(proxy)
+        # The reset may come while the connection is made.
+        with (
+            pytest.raises(ConnectionResetError),
+            socket.create_connection((proxy.host, proxy.port), timeout=10) as sock,
+        ):
+            sock.recv(1)
         assert proxy.passages[0].end.startswith("unreachable")
 
 
 @pytest.mark.parametrize("how", ["fin", "rst"])
-def test_a_command_cuts_all_or_one(ends: Ends, how: How) -> None:
+def test_a_command_cuts_what_is_open(ends: Ends, how: How) -> None:
     with FaultProxy(ends.target) as proxy:
-        pairs = [ends.connect(proxy) for _ in range(3)]
-        proxy.wait(lambda: proxy.passing == 3)
-        assert proxy.cut(how, number=1) == 1
-        assert [read_all(sock)[1] for sock in pairs[1]] == [how, how]
-        for sock in pairs[1]:
-            sock.close()
+        pairs = [ends.connect(proxy) for _ in range(2)]
         proxy.wait(lambda: proxy.passing == 2)
-        near, far = pairs[2]
-        near.sendall(b"still here")
-        assert exactly(far, 10) == b"still here"
         assert proxy.cut(how) == 2
-        assert [read_all(sock)[1] for sock in (*pairs[0], *pairs[2])] == [how] * 4
-        assert {passage.end for passage in proxy.passages} == {"commanded"}
+        assert [read_all(sock)[1] for pair in pairs for sock in pair] == [how] * 4
+        near, far = ends.connect(proxy)
+        near.sendall(b"a new one")
+        assert exactly(far, 9) == b"a new one"
+        assert [passage.end for passage in proxy.passages] == ["commanded", "commanded", ""]
 
 
 def test_a_port_that_refuses_keeps_what_is_open_and_listens_again(ends: Ends) -> None:
@@ -259,16 +199,6 @@ def test_a_port_that_refuses_keeps_what_is_open_and_listens_again(ends: Ends) ->
         assert exactly(far, 10) == b"still here"
         proxy.accept_again()
         ends.connect(proxy)
-
-
-def test_a_random_cut_is_the_same_for_the_same_seed() -> None:
-    plans = [Plan.random_cut(random.Random(seed), 1000, 500) for seed in (1, 1, 2, 3, 4, 5)]
-    assert plans[0] == plans[1]
-    assert len(set(plans)) == 5
-    for plan in plans:
-        assert (plan.cut_up is None) != (plan.cut_down is None)
-        assert 0 <= (plan.cut_up or 0) < 1000
-        assert 0 <= (plan.cut_down or 0) < 500
 
 
 def test_nothing_is_left_after_the_end(ends: Ends) -> None:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support import go_build, progress
 from tests.support.processes import require_or_skip
+from tests.support.test_progress import Terminal
 
 FLAGS = ["-trimpath", "-buildvcs=false"]
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 @pytest.fixture(scope="module")
@@ -43,17 +39,16 @@ def module(tmp_path: Path) -> Path:
     return tmp_path / "module"
 
 
-def build(go: str, module: Path, stream: io.StringIO) -> Path:
+def build(go: str, module: Path) -> None:
     target = module.parent / "bin"
-    go_build.build(go, module, ["./counted"], target, title="building counted", flags=FLAGS, timeout=300, stream=stream)
-    return target / "counted"
+    go_build.build(go, module, ["./counted"], target, title="building counted", flags=FLAGS, timeout=300)
 
 
 def test_a_terminal_is_told_how_many_are_done(go: str, module: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "EVERY", 0.0)
     monkeypatch.setenv("COLUMNS", "100")
-    stream = Terminal()
-    build(go, module, stream)
+    monkeypatch.setattr(sys, "stderr", stream := Terminal())
+    build(go, module)
     counts = [line.partition(" s, ")[2] for line in stream.getvalue().split("\r\x1b[K") if " of " in line]
     assert counts[-1].split()[0] == counts[-1].split()[2]  # all of them
     assert "packages" in counts[0]
@@ -62,4 +57,4 @@ def test_a_terminal_is_told_how_many_are_done(go: str, module: Path, monkeypatch
 def test_a_package_that_does_not_compile_is_named(go: str, module: Path) -> None:
     (module / "two" / "two.go").write_text("package two\n\nconst Two = nosuch\n")
     with pytest.raises(go_build.BuildFailed, match=r"go build: exit status 1\n(?s:.*)undefined: nosuch"):
-        build(go, module, io.StringIO())
+        build(go, module)

@@ -37,16 +37,6 @@ def test_a_flipped_bit_is_found(server: TalkServer) -> None:
         talk.close()
 
 
-def test_lost_bytes_are_found(server: TalkServer) -> None:
-    with FaultProxy(target(server)) as proxy:
-        talk = Talk(proxy.port, 1, most=1000)
-        talk.wait_moves(5000)
-        proxy.swallow("up")
-        talk.wait_moves(5000)
-        with pytest.raises(AssertionError, match="sent"):
-            server.check(talk)
-
-
 def test_a_cut_is_no_clean_end(server: TalkServer) -> None:
     with FaultProxy(target(server)) as proxy:
         talk = Talk(proxy.port, 1)

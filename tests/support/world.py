@@ -15,7 +15,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,15 +24,13 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
+from arcbridge.client.credentials.login import REDIRECT_PORTS
 from tests.support.issuer import Issuer
 from tests.support.processes import ManagedProcess, run
 
 CLUSTER = "berlin-factory"
 RELAY_AUDIENCE = "arcbridge-relay"
 CLUSTER_AUDIENCE = "arcbridge-cluster"
-LOGIN_PORTS = (8000, 18000)
-"""Where a login by browser waits for the browser to come back (`arcbridge.client.credentials.login.REDIRECT_PORTS`)."""
-
 HEAVY_USERS = """\
 limits.requests_per_second = 1_000_000
 limits.request_burst = 1_000_000
@@ -98,7 +95,7 @@ def fixed_port() -> int:
     first = int(setting.read_text().split()[0]) if setting.exists() else 49_152
     low, high = (15_000, min(first, 32_768)) if first >= 17_000 else (61_000, 65_000)
     for port in random.sample(range(low, high), 200):
-        if port in _reserved or port in LOGIN_PORTS:
+        if port in _reserved or port in REDIRECT_PORTS:
             continue
         reservation = socket.socket(socket.AF_UNIX)
         try:
@@ -165,14 +162,8 @@ class World:
         self.logs = self.directory / "logs"
         self.targets: dict[str, tuple[str, tuple[str, ...]]] = {}
         """TCP targets of the agent: name -> (address, groups that may use it)."""
-        self.policy = textwrap.dedent(
-            """\
-            # Who may reach which cluster. Nothing else is allowed.
-            [[allow]]
-            groups = ["platform", "developers"]
-            clusters = ["*"]
-            """
-        )
+        self.policy = '[[allow]]\ngroups = ["platform", "developers"]\nclusters = ["*"]\n'
+        """Who may reach which cluster. Nothing else is allowed."""
         self.cluster_audience = CLUSTER_AUDIENCE
         """Audience of the tokens that the agents take; `{cluster}` stands for an agent's cluster."""
         self.agent_clusters = [cluster] * agents
@@ -191,6 +182,12 @@ class World:
         """The address of each relay as clients are given it; what starts later uses what is here then."""
         self.relay_observes = [fixed_port() for _ in range(relays)]
         self.agent_observes = [fixed_port() for _ in range(agents)]
+        self.relay_observe, self.agent_observe = self.relay_observes[0], self.agent_observes[0]
+        """The ports of metrics and health of the first relay and of the first agent."""
+        self.relay_config, self.agent_config = self.config_of("relay", 0), self.config_of("agent", 0)
+        """The configuration files of the first relay and of the first agent."""
+        self.audit_log = self.agent_config.parent / "audit.jsonl"
+        """The first agent's audit log."""
         self.relay_prefixes: list[tuple[str, ...]] = [()] * relays
         """What each relay's command line begins with, such as `ip netns exec NAME`; the same for agents and clients."""
         self.agent_prefixes: list[tuple[str, ...]] = [()] * agents
@@ -235,34 +232,9 @@ class World:
         return int(self.relay_listens[0].rpartition(":")[2])
 
     @property
-    def relay_observe(self) -> int:
-        """The port of the first relay's metrics and health."""
-        return self.relay_observes[0]
-
-    @property
-    def agent_observe(self) -> int:
-        """The port of the first agent's metrics and health."""
-        return self.agent_observes[0]
-
-    @property
     def relay_url(self) -> str:
         """The first relay as clients are given it."""
         return f"https://{self.client_routes[0]}"
-
-    @property
-    def relay_config(self) -> Path:
-        """The first relay's configuration file."""
-        return self.config_of("relay", 0)
-
-    @property
-    def agent_config(self) -> Path:
-        """The first agent's configuration file."""
-        return self.config_of("agent", 0)
-
-    @property
-    def audit_log(self) -> Path:
-        """The first agent's audit log."""
-        return self.agent_config.parent / "audit.jsonl"
 
     def config_of(self, role: str, index: int) -> Path:
         """The configuration file of a relay or an agent."""
@@ -283,57 +255,40 @@ class World:
         """The organisation's OIDC issuer."""
         self.issuer = Issuer(self.directory / "issuer")
 
-    def start_relay(self, index: int = 0, *, extra: str = "", wait: bool = True) -> ManagedProcess:
+    def start_relay(self, index: int = 0, *, extra: str = "") -> ManagedProcess:
         """A relay on loopback, configured as config/relay.toml documents; again on the same port and data if it was
-        there before. `wait`: until it is ready."""
+        there before. It is ready then."""
         config = self.config_of("relay", index)
         directory = config.parent
         directory.mkdir(exist_ok=True)
-        if index and not (directory / "data").exists():
-            self._share_relay_ca(directory / "data")
+        if index and not (data := directory / "data").exists():
+            data.mkdir(mode=0o700)
+            for name in ("ca.key", "ca.crt"):  # as the operator does
+                shutil.copy2(self.relay_config.parent / "data" / name, data / name)
         (directory / "authentication.yaml").write_text(self.authentication(RELAY_AUDIENCE))
         (directory / "policy.toml").write_text(self.policy)
-        config.write_text(
-            f"{self.relay_settings}\n"
-            + textwrap.dedent(
-                f"""\
-                listen = "{self.relay_listens[index]}"
-                public_address = "{self.agent_routes[index]}"
-                data_dir = "data"
-                authentication = "authentication.yaml"
-                policy = "policy.toml"
-
-                [observe]
-                listen = "127.0.0.1:{self.relay_observes[index]}"
-                """
-            )
-            + extra
-        )
+        lines = [
+            self.relay_settings,
+            f'listen = "{self.relay_listens[index]}"',
+            f'public_address = "{self.agent_routes[index]}"',
+            'data_dir = "data"\nauthentication = "authentication.yaml"\npolicy = "policy.toml"',
+            f'[observe]\nlisten = "127.0.0.1:{self.relay_observes[index]}"',
+        ]
+        config.write_text("\n".join([*lines, extra]))
         argv = [*self.relay_prefixes[index], *arcbridge("--role", "relay", "--config", str(config))]
         self._relays[index] = self._start(_numbered("relay", index), argv)
-        if wait:
-            self.wait_for_relay(index)
+        self._relays[index].wait_for_url(f"http://127.0.0.1:{self.relay_observes[index]}/readyz", timeout=30)
         return self._relays[index]
-
-    def wait_for_relay(self, index: int = 0, timeout: float = 30) -> None:
-        """Wait until a relay says that it is ready."""
-        self._relays[index].wait_for_url(f"http://127.0.0.1:{self.relay_observes[index]}/readyz", timeout=timeout)
-
-    def _share_relay_ca(self, data: Path) -> None:
-        """Give a relay that was never started the CA of the first, as the operator does."""
-        data.mkdir(mode=0o700)
-        for name in ("ca.key", "ca.crt"):
-            shutil.copy2(self.relay_config.parent / "data" / name, data / name)
 
     def kill_relay(self, index: int = 0) -> None:
         """Kill a relay (SIGKILL): it tells neither clients nor agents."""
         self._relays[index].kill()
 
-    def stop_relay(self, index: int = 0, timeout: float = 60) -> tuple[int, float]:
+    def stop_relay(self, index: int = 0) -> tuple[int, float]:
         """Stop a relay by SIGTERM alone; return its exit status and the seconds it took. Raises `ProcessFailed`."""
         began = time.monotonic()
         self._relays[index].signal(signal.SIGTERM)
-        status = self._relays[index].wait(timeout)
+        status = self._relays[index].wait(60)
         return status, time.monotonic() - began
 
     def join_token(self, cluster: str | None = None) -> tuple[str, str]:
@@ -359,61 +314,38 @@ class World:
         audience = self.cluster_audience.replace("{cluster}", cluster)
         (directory / "authentication.yaml").write_text(self.authentication(audience))
         shared = "" if enrols else f"{self.agent_config.parent}/"
-        api = self.api
-        lines = [f'server = "{api.url}"']
+        lines = [
+            self.agent_settings,
+            f"relays = {json.dumps([f'https://{address}' for address in dict.fromkeys(self.agent_routes)])}",
+            f'relay_ca_pin = "{self.relay_pin}"',
+            f'join_token_file = "{shared}join-token"\nauthentication = "authentication.yaml"',
+            f'[state]\ndirectory = "{shared}state"',
+            f'[audit]\nfile = "audit.jsonl"\n{self.agent_audit}',
+            f'[observe]\nlisten = "127.0.0.1:{self.agent_observes[index]}"',
+            f'[kubernetes]\nserver = "{self.api.url}"',
+        ]
         for key in ("ca_file", "token_file", "client_certificate_file", "client_key_file"):
-            if (path := getattr(api, key)) is not None:
+            if (path := getattr(self.api, key)) is not None:
                 lines.append(f'{key} = "{path}"')
         for name, (address, groups) in self.targets.items():
             lines += [f"[targets.{name}]", f'address = "{address}"', f"groups = {json.dumps(list(groups))}"]
-        kubernetes = "\n".join(lines)
-        config.write_text(
-            f"{self.agent_settings}\n"
-            + textwrap.dedent(
-                f"""\
-                relays = {json.dumps([f"https://{address}" for address in dict.fromkeys(self.agent_routes)])}
-                relay_ca_pin = "{self.relay_pin}"
-                join_token_file = "{shared}join-token"
-                authentication = "authentication.yaml"
-
-                [state]
-                directory = "{shared}state"
-
-                [audit]
-                file = "audit.jsonl"
-                {self.agent_audit}
-
-                [observe]
-                listen = "127.0.0.1:{self.agent_observes[index]}"
-
-                [kubernetes]
-                """
-            )
-            + kubernetes
-            + "\n"
-            + extra
-        )
+        config.write_text("\n".join([*lines, extra]))
         argv = [*self.agent_prefixes[index], *arcbridge("--role", "agent", "--config", str(config))]
         self._agents[index] = self._start(_numbered("agent", index), argv)
         if wait:
             self.wait_for_agent(index)
         return self._agents[index]
 
-    def wait_for_agent(self, index: int = 0, timeout: float = 30) -> None:
+    def wait_for_agent(self, index: int = 0) -> None:
         """Wait until an agent says that it is ready; where its API server does not listen, until it has a relay."""
         agent = self._agents[index]
-        if self._api_listens():
-            agent.wait_for_url(f"http://127.0.0.1:{self.agent_observes[index]}/readyz", timeout=timeout)
-        else:
-            agent.wait_for_line("control connection up", timeout=timeout)
-
-    def _api_listens(self) -> bool:
-        parts = urlsplit(self.api.url)
+        api = urlsplit(self.api.url)
         try:
-            with socket.create_connection((parts.hostname or "", parts.port or 443), timeout=5):
-                return True
+            socket.create_connection((api.hostname or "", api.port or 443), timeout=5).close()
         except OSError:
-            return False
+            agent.wait_for_line("control connection up", timeout=30)
+        else:
+            agent.wait_for_url(f"http://127.0.0.1:{self.agent_observes[index]}/readyz", timeout=30)
 
     # -- people -----------------------------------------------------------------------------------------------------
 
@@ -447,6 +379,21 @@ class World:
             *("--cluster", self.cluster, "--trust-first-use"),
             *("--access-token-file", str(access), "--id-token-file", str(identity)),
         ]
+
+    def login_arguments(self) -> list[str]:
+        """The flags of a client whose person logs in at the issuer, by a code on another device."""
+        return [
+            *("--role", "client", "--relay", self.relay_url, "--relay-ca-pin", self.relay_pin),
+            *("--cluster", self.cluster, "--trust-first-use"),
+            *("--oidc-issuer-url", self.issuer.url, "--oidc-ca-file", str(self.issuer.ca_file)),
+            *("--oidc-client-id", "cli", "--grant-type", "device-code"),
+            *("--oidc-audience", RELAY_AUDIENCE, "--cluster-audience", CLUSTER_AUDIENCE),
+        ]
+
+    def approve(self, login: ManagedProcess, user: str = "alice") -> None:
+        """Let a login by a code on another device end well."""
+        self.issuer.approve(login.wait_for_line(r"enter the code (\S+)", timeout=30)[1], user)
+        assert login.wait(30) == 0, login.tail()
 
     def start_client(
         self, user: User = ALICE, *extra: str, ready: bool = True, env: Mapping[str, str] | None = None

@@ -16,7 +16,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum, StrEnum
+from enum import StrEnum
 from functools import lru_cache
 from json.encoder import encode_basestring as _quote
 
@@ -39,6 +39,7 @@ _MAX_CACHED_TEXT = 128
 """Characters of a text whose clean form is cached."""
 _MAX_CACHED_HEAD = 2048
 """Bytes of header lines whose text is cached."""
+_PATH_FIELDS = ("verb", "group", "resource", "subresource", "namespace", "name", "path")
 _LONG = frozenset({"proxy_path"})
 """Texts of `details` that have FIELD_LIMIT; the others are names."""
 
@@ -68,41 +69,16 @@ class RequestOutcome(StrEnum):
     """To a TCP target."""
 
 
-class RequestChange(Enum):
-    """What may change the outcome of a request."""
-
-    REFUSE = "a refusal of the agent"
-    CUT = "the loss of either side"
-    REVOKE = "a right that was lost"
-    FAIL = "a defect of the agent"
-    UPGRADE = "a switch of protocols"
-    CONNECT = "a connection to a TCP target"
-
-
-TRANSITIONS: dict[RequestOutcome, dict[RequestChange, RequestOutcome]] = {
-    RequestOutcome.ANSWERED: {
-        RequestChange.REFUSE: RequestOutcome.REFUSED,
-        RequestChange.CUT: RequestOutcome.CUT,
-        RequestChange.REVOKE: RequestOutcome.CUT,
-        RequestChange.FAIL: RequestOutcome.FAILED,
-        RequestChange.UPGRADE: RequestOutcome.UPGRADED,
-        RequestChange.CONNECT: RequestOutcome.CONNECTED,
-    },
-    RequestOutcome.REFUSED: {
-        RequestChange.CUT: RequestOutcome.CUT,
-        RequestChange.REVOKE: RequestOutcome.CUT,
-        RequestChange.FAIL: RequestOutcome.FAILED,
-    },
-    RequestOutcome.CUT: {RequestChange.FAIL: RequestOutcome.FAILED},
-    RequestOutcome.FAILED: {},
-    RequestOutcome.UPGRADED: {RequestChange.REVOKE: RequestOutcome.CUT, RequestChange.FAIL: RequestOutcome.FAILED},
-    RequestOutcome.CONNECTED: {
-        RequestChange.CUT: RequestOutcome.CUT,
-        RequestChange.REVOKE: RequestOutcome.CUT,
-        RequestChange.FAIL: RequestOutcome.FAILED,
-    },
+TRANSITIONS: dict[RequestOutcome, frozenset[RequestOutcome]] = {
+    RequestOutcome.ANSWERED: frozenset(RequestOutcome) - {RequestOutcome.ANSWERED},
+    RequestOutcome.REFUSED: frozenset({RequestOutcome.CUT, RequestOutcome.FAILED}),
+    RequestOutcome.CUT: frozenset({RequestOutcome.FAILED}),
+    RequestOutcome.FAILED: frozenset(),
+    RequestOutcome.UPGRADED: frozenset({RequestOutcome.FAILED}),
+    RequestOutcome.CONNECTED: frozenset({RequestOutcome.CUT, RequestOutcome.FAILED}),
 }
-"""Outcome -> change -> next outcome. After a change that is missing the outcome stays: the first cause counts."""
+"""Outcome -> those that may follow it; before any other one it stays, since the first cause counts. What was upgraded
+is cut only where a right was lost (`AuditRecord.revoke`): it ends with its connection."""
 
 
 class AuditSubject:
@@ -219,12 +195,12 @@ class AuditRecord:
     def refuse(self, reason: str, status: int = 0) -> None:
         """The agent refuses it."""
         self.status, self.reason = status, reason
-        self._change(RequestChange.REFUSE)
+        self._change(RequestOutcome.REFUSED)
 
     def cut(self, reason: str = "") -> None:
         """It breaks off; what was upgraded has ended."""
         self.reason = reason or self.reason
-        self._change(RequestChange.CUT)
+        self._change(RequestOutcome.CUT)
 
     def break_off(self, error: BaseException) -> None:
         """It breaks off by an error, unless a reason for its end is known."""
@@ -234,23 +210,25 @@ class AuditRecord:
     def revoke(self, reason: str) -> None:
         """The agent ends it, because a right was lost."""
         self.reason = reason
-        self._change(RequestChange.REVOKE)
+        if self.outcome is not RequestOutcome.FAILED:
+            self.outcome = RequestOutcome.CUT
 
     def fail(self, error: BaseException) -> None:
         """A defect of the agent ends it."""
         self.reason = type(error).__name__
-        self._change(RequestChange.FAIL)
+        self._change(RequestOutcome.FAILED)
 
     def switch(self) -> None:
         """The API server has switched protocols."""
-        self._change(RequestChange.UPGRADE)
+        self._change(RequestOutcome.UPGRADED)
 
     def connect(self) -> None:
         """A TCP target is connected."""
-        self._change(RequestChange.CONNECT)
+        self._change(RequestOutcome.CONNECTED)
 
-    def _change(self, change: RequestChange) -> None:
-        self.outcome = TRANSITIONS[self.outcome].get(change, self.outcome)
+    def _change(self, outcome: RequestOutcome) -> None:
+        if outcome in TRANSITIONS[self.outcome]:
+            self.outcome = outcome
 
     # -- lines ----------------------------------------------------------------------------------------------------
 
@@ -328,16 +306,8 @@ class AuditRecord:
 
 def path_fields(verb: str, group: str, resource: str, subresource: str, namespace: str, name: str, path: str) -> str:
     """Return what a path asks for, as the part of a line: each field with the comma before it, empty ones left out."""
-    pairs = (
-        ("verb", verb),
-        ("group", group),
-        ("resource", resource),
-        ("subresource", subresource),
-        ("namespace", namespace),
-        ("name", name),
-        ("path", path),
-    )
-    return "".join([f',"{key}":{_quoted_name(value)}' for key, value in pairs if value])
+    values = zip(_PATH_FIELDS, (verb, group, resource, subresource, namespace, name, path), strict=True)
+    return "".join([f',"{key}":{_quoted_name(value)}' for key, value in values if value])
 
 
 def timestamp() -> str:

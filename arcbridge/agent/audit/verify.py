@@ -14,11 +14,11 @@ from __future__ import annotations
 import gzip
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, NamedTuple, cast
 
-from arcbridge.agent.audit.chain import NONE, Head, SealedLine, find_sealed, read_line
+from arcbridge.agent.audit.chain import Head, SealedLine, find_sealed, read_line
 from arcbridge.errors import ConfigError
 from arcbridge.observe.untrusted_text import clean
 from arcbridge.untrusted_json import read_json
@@ -38,8 +38,7 @@ LOST = "lost"
 """A record of the agent's own says that records could not be written."""
 
 
-@dataclass(frozen=True, slots=True)
-class LogPlace:
+class LogPlace(NamedTuple):
     """A line of a file."""
 
     file: str
@@ -51,24 +50,14 @@ class LogPlace:
 
 @dataclass(frozen=True, slots=True)
 class ChainFinding:
-    """One thing that is wrong. `place` is where it shows; `record` is the number in its chain."""
+    """One thing that is wrong. `file` and `line` are where it shows; `record` is the number in its chain."""
 
     kind: str
-    place: LogPlace
+    file: str
+    line: int
     chain: str
     record: int
     text: str
-
-    def row(self) -> dict[str, object]:
-        """Return the finding as JSON has it."""
-        return {
-            "kind": self.kind,
-            "file": self.place.file,
-            "line": self.place.line,
-            "chain": self.chain,
-            "record": self.record,
-            "text": self.text,
-        }
 
 
 @dataclass(slots=True)
@@ -94,14 +83,13 @@ class _ChainState:
     newest: Head
     place: LogPlace
     """Of the newest record."""
-    records: int = 1
+    previous: str
+    """The hash of the record that stood before this chain, by its own word."""
+    start: LogPlace
     ended: str = ""
     """Why the agent left the file in order; empty where it did not."""
     after: tuple[str, int] | None = None
-    """The record that stood before this chain, by its own word."""
-    previous: str = NONE
-    """The hash of that one."""
-    start: LogPlace = LogPlace("", 0)
+    """The chain and number of that record."""
     cause: str = ""
     gaps: list[Gap] = field(default_factory=list)
     recent: OrderedDict[int, tuple[str, LogPlace]] = field(default_factory=OrderedDict)
@@ -115,10 +103,10 @@ class Report:
     files: int = 0
     records: int = 0
     findings: list[ChainFinding] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    """What is no fault of the log, and good to know."""
     chains: list[dict[str, object]] = field(default_factory=list)
     """Of each chain: its first and newest record, that one's hash, and how it ended."""
+    notes: list[str] = field(default_factory=list)
+    """What is no fault of the log, and good to know."""
 
     @property
     def ok(self) -> bool:
@@ -127,14 +115,7 @@ class Report:
 
     def document(self) -> dict[str, object]:
         """Return the report as JSON has it."""
-        return {
-            "ok": self.ok,
-            "files": self.files,
-            "records": self.records,
-            "findings": [finding.row() for finding in self.findings],
-            "chains": self.chains,
-            "notes": self.notes,
-        }
+        return {"ok": self.ok, **asdict(self)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +204,7 @@ class _Check:
             "limits.audit_bytes_per_second; nothing that changes something is among them"
             for user, (records, size) in self._left_out.items()
         ]
-        self.report.findings.sort(key=lambda one: (one.place.file, one.place.line))
+        self.report.findings.sort(key=lambda one: (one.file, one.line))
         self.report.chains = [
             {
                 "chain": state.id,
@@ -249,9 +230,9 @@ class _Check:
         elif fields.get("event") == "audit-left-out":
             self._count_left_out(fields)
         if state is None:
-            self._chains[head.chain] = state = _ChainState(head.chain, head.sequence, head, place)
-            state.start = place
-            state.previous = sealed.previous
+            self._chains[head.chain] = state = _ChainState(
+                head.chain, head.sequence, head, place, sealed.previous, place
+            )
             if head.sequence == 0:
                 self._begins(state, fields)
         elif head.sequence == state.newest.sequence + 1:
@@ -260,7 +241,7 @@ class _Check:
             state.gaps.append(
                 Gap(state.newest.sequence + 1, head.sequence - 1, state.newest.hash, sealed.previous, place)
             )
-            self._newest(state, head, place)
+            state.newest, state.place = head, place
         else:
             self._late(state, sealed, place)
         if fields.get("event") == "chain-end":
@@ -301,11 +282,7 @@ class _Check:
             )  # fmt: skip
         if state.ended:
             self._add(CHANGED, place, sealed.head, f"a record stands behind the end of its chain ({state.place})")
-        self._newest(state, sealed.head, place)
-
-    def _newest(self, state: _ChainState, head: Head, place: LogPlace) -> None:
-        state.newest, state.place = head, place
-        state.records += 1
+        state.newest, state.place = sealed.head, place
 
     def _late(self, state: _ChainState, sealed: SealedLine, place: LogPlace) -> None:
         """A record that belongs before one that was seen already."""
@@ -322,7 +299,6 @@ class _Check:
             self._add(DUPLICATE, place, sealed.head, f"the record {what}{where}")
             return
         self._add(MOVED, place, sealed.head, f"the record stands behind record {state.newest.sequence}")
-        state.records += 1
         state.gaps.remove(gap)
         if number == gap.first:
             if sealed.previous != gap.before:
@@ -396,10 +372,10 @@ class _Check:
     def _missing(self, chain: str, first: int, last: int, place: LogPlace, kind: str = MISSING) -> None:
         what = f"record {first} is" if first == last else f"records {first} to {last} are"
         text = f"{what} missing" + (" before this one" if kind == MISSING else ": the chain was cut off")
-        self.report.findings.append(ChainFinding(kind, place, chain, first, text))
+        self.report.findings.append(ChainFinding(kind, *place, chain, first, text))
 
     def _add(self, kind: str, place: LogPlace, head: Head, text: str) -> None:
-        self.report.findings.append(ChainFinding(kind, place, head.chain, head.sequence, text))
+        self.report.findings.append(ChainFinding(kind, *place, head.chain, head.sequence, text))
 
 
 def _of_another_stream(text: bytes) -> bool:

@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
 from arcbridge.agent.kube.impersonation import Subject
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.identity.claims import Identity
-from arcbridge.untrusted_json import read_json
 
 PATH = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
 CACHE_TIME = 30.0
@@ -106,40 +104,26 @@ class Reviewer:
 
     async def _ask(self, user: Subject, part: Part) -> bool:
         self.asked += 1
-        headers = [
-            ("Content-Type", "application/json"),
-            ("Accept", "application/json"),
-            ("User-Agent", "arcbridge-agent"),
-        ]
-        authorization = self._api.authorization()
-        if authorization:
-            headers.append(("Authorization", authorization))
         try:
             async with asyncio.timeout(DEADLINE):
-                code, body = await self._api.call("POST", PATH, headers, own=True, body=_review(user, part))
+                code, answer = await self._api.ask("POST", PATH, _review(user, part))
             if code == 401:
                 raise self._api.upstream.own_refusals.credential()
             if code != 201:
                 raise RequestRefusal(503, f"the API server refused to review impersonation (code {code})")
             # An evaluation error with `allowed: true` is still a yes of the authorizer; without, it is a no.
-            return read_json(body)["status"].get("allowed") is True
-        except (AnswerFailed, TimeoutError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return answer["status"].get("allowed") is True
+        except (AnswerFailed, TimeoutError, KeyError, TypeError, AttributeError) as error:
             raise RequestRefusal(
                 503, "impersonation (--as) cannot be reviewed: the API server does not answer"
             ) from error
 
 
-def _review(user: Subject, part: Part) -> bytes:
+def _review(user: Subject, part: Part) -> dict[str, Any]:
     extra: dict[str, list[str]] = {}
     for key, value in user.extra:
         extra.setdefault(key, []).append(value)
-    attributes: dict[str, str] = {"verb": "impersonate", "resource": part.resource, "name": part.name}
-    if part.group:
-        attributes["group"] = part.group
-    if part.namespace:
-        attributes["namespace"] = part.namespace
-    if part.subresource:
-        attributes["subresource"] = part.subresource
+    attributes = {name: value for name, value in asdict(part).items() if value} | {"verb": "impersonate"}
     spec: dict[str, Any] = {
         "user": user.user,
         "groups": [*user.groups, "system:authenticated"],
@@ -149,7 +133,7 @@ def _review(user: Subject, part: Part) -> bytes:
         spec["uid"] = user.uid
     if extra:
         spec["extra"] = extra
-    return json.dumps({"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec}).encode()
+    return {"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec}
 
 
 def _denied(user: Subject, part: Part) -> str:

@@ -1,6 +1,6 @@
 """Repairs the kubeconfigs of all that is connected: no context of ours names the port of a process that is gone.
 
-It knows the state directories by the settings of the connections, and repairs by `kubeconfig.repair`. Invariant: what
+It knows the state directories by the settings of the connections, and repairs by `kubeconfig.running`. Invariant: what
 cannot be looked at of one connection holds up no other one.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from arcbridge.client.background.connections import Connection, Connections
 from arcbridge.client.background_paths import BackgroundPaths
-from arcbridge.client.kubeconfig.repair import repair_contexts
+from arcbridge.client.kubeconfig.running import repair_contexts
 from arcbridge.errors import ArcbridgeError, StateError
 
 

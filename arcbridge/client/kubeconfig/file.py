@@ -154,46 +154,41 @@ class KubeconfigFile:
 
     def find(self, section: str, name: str) -> dict[Any, Any] | None:
         """Return the body of an entry, or None."""
-        for item in self._list(section):
-            if isinstance(item, dict) and item.get("name") == name:
-                body = item.get(section[:-1])
-                return body if isinstance(body, dict) else {}
-        return None
+        item = self._item(section, name)
+        if item is None:
+            return None
+        body = item.get(section[:-1])
+        return body if isinstance(body, dict) else {}
 
     def entry(self, section: str, name: str) -> dict[Any, Any]:
         """Return the body of an entry, made if it is missing; to be changed in place."""
-        items = self._list(section)
-        for item in items:
-            if isinstance(item, dict) and item.get("name") == name:
-                if not isinstance(item.get(section[:-1]), dict):
-                    item[section[:-1]] = {}
-                body: dict[Any, Any] = item[section[:-1]]
-                return body
-        made: dict[Any, Any] = {}
-        items.append({"name": name, section[:-1]: made})
-        self.document[section] = items
-        return made
+        item = self._item(section, name)
+        if item is None:
+            item = {"name": name}
+            self.document[section] = [*self._list(section), item]
+        if not isinstance(item.get(section[:-1]), dict):
+            item[section[:-1]] = {}
+        body: dict[Any, Any] = item[section[:-1]]
+        return body
 
     def remove(self, section: str, name: str) -> None:
         """Take an entry out."""
-        if self.find(section, name) is not None:
+        if self._item(section, name) is not None:
             self.document[section] = [
                 item for item in self._list(section) if not (isinstance(item, dict) and item.get("name") == name)
             ]
             self.changed = True
 
-    def bodies(self, section: str) -> list[dict[Any, Any]]:
-        """Return the bodies of all entries."""
-        bodies = [item.get(section[:-1]) for item in self._list(section) if isinstance(item, dict)]
-        return [body for body in bodies if isinstance(body, dict)]
-
-    def named_bodies(self, section: str) -> list[tuple[str, dict[Any, Any]]]:
+    def bodies(self, section: str) -> list[tuple[str, dict[Any, Any]]]:
         """Return the names and bodies of all entries."""
         return [
             (str(item.get("name")), item[section[:-1]])
             for item in self._list(section)
             if isinstance(item, dict) and isinstance(item.get(section[:-1]), dict)
         ]
+
+    def _item(self, section: str, name: str) -> dict[Any, Any] | None:
+        return next((item for item in self._list(section) if isinstance(item, dict) and item.get("name") == name), None)
 
     def _list(self, section: str) -> list[Any]:
         value = self.document.get(section)

@@ -26,8 +26,7 @@ Subjects, behind the fleet's prefix:
     offer.NAME.ID.*          ACCEPT, to this relay process
     relay.ID                 "at which internal address are you?", or "who was to join you cannot" (relay.hop)
     relay.lost               "this user has lost the right to this cluster", to all
-    relay.questions          an operator's question, to all (`nats_questions`)
-    roll                     "which agents have you?", to all
+    relay.questions          a question to all: an operator's, or which agents each has (`nats_questions`)
     inbox.NAME.>             replies
 """
 
@@ -36,8 +35,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
-import json
 import secrets
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -49,12 +48,10 @@ from arcbridge.errors import ArcbridgeError, ConfigError, JoinRefused
 from arcbridge.net.address import parse_address
 from arcbridge.net.join import JoinCode
 from arcbridge.observe.metrics import Metrics
-from arcbridge.relay.fleet.base import AgentInfo, AgentLink, Fleet, Lost, RelayPeers
-from arcbridge.relay.fleet.local import FIRST_SHARE, LocalFleet, no_agent
+from arcbridge.relay.fleet.base import FIRST_SHARE, AgentLink, Fleet, Lost, RelayPeers, no_agent
 from arcbridge.relay.fleet.nats_questions import NatsQuestions
 from arcbridge.relay.nats import NatsConnection, NatsUnavailable, NoReply, NoResponder, Subscription, end, subject_token
 from arcbridge.tasks import cancel_and_wait
-from arcbridge.untrusted_json import read_json
 from arcbridge.wire.records import Dial, Record, Status
 
 if TYPE_CHECKING:
@@ -68,11 +65,11 @@ _MAX_OFFERS: Final = 10_000
 _MAX_DIALS: Final = 10_000
 _GRACE: Final = 0.5
 """The holder's own deadline strikes first, so that the asking relay hears why."""
-ROLL_DEADLINE: Final = 0.5
-ROLL_SILENCE: Final = 0.1
-"""The roll is over when nothing came for this long after the first answer: all hear the question in one instant."""
-_ROLL_CLUSTERS: Final = 200
-_ROLL_ENTRIES: Final = 1000
+COUNT_DEADLINE: Final = 0.5
+COUNT_SILENCE: Final = 0.1
+"""Counting is over when nothing came for this long after the first answer: all hear the question in one instant."""
+_MOST_NAMED: Final = 200
+"""Clusters that a question names: of more, each relay says all agents that it has."""
 _ADDRESSES: Final = 1000
 ADDRESS_LIFE: Final = 60.0
 """Seconds for which another relay's address is kept: a false one heals without a restart (docs/threats.md#F21)."""
@@ -143,14 +140,13 @@ class NatsFleet(Fleet):
     """The caller starts and closes `connection`. `internal_address` is given to relays that ask for it."""
 
     def __init__(self, connection: NatsConnection, *, internal_address: str = "") -> None:
+        super().__init__()
         self._nats = connection
-        self._local = LocalFleet()
         self._internal_address = internal_address
         self.relay_id = secrets.token_hex(8)
         """This process, for the tokens that other relays may see; another one after a restart."""
         self._prefix = connection.prefix
         self._offers_at = f"{self._prefix}.offer.{connection.name}.{self.relay_id}"
-        self._rolls_at = f"{self._prefix}.inbox.{connection.name}.roll{self.relay_id}"
         self._listening: dict[str, Subscription] = {}
         self._own: list[Subscription] = []
         self._changing = asyncio.Lock()
@@ -158,7 +154,6 @@ class NatsFleet(Fleet):
         self._numbers = itertools.count()
         self._offers: dict[str, tuple[AgentLink, asyncio.TimerHandle]] = {}
         self._dials: dict[str, asyncio.Task[None]] = {}
-        self._rolls: dict[str, asyncio.Queue[dict[str, list[AgentInfo]]]] = {}
         self._addresses: dict[str, tuple[str, float]] = {}
         """Addresses of relay processes, each with the time of the loop until which it is not asked for again."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -201,8 +196,6 @@ class NatsFleet(Fleet):
         listen = self._nats.subscribe
         self._own = [
             await listen(f"{self._offers_at}.*", self._accepted),
-            await listen(f"{self._prefix}.roll", self._roll_asked),
-            await listen(f"{self._rolls_at}.*", self._roll_answered),
             await listen(f"{self._prefix}.relay.{self.relay_id}", self._told_or_asked),
             await listen(f"{self._prefix}.relay.lost", self._heard_of_loss),
             *await self._questions.start(),
@@ -217,7 +210,7 @@ class NatsFleet(Fleet):
             lapse.cancel()
         self._offers.clear()
         await end([*self._tasks, *self._dials.values()])
-        await self._local.close()
+        await super().close()
 
     async def drain(self) -> None:
         async with self._changing:
@@ -234,15 +227,12 @@ class NatsFleet(Fleet):
                 pass
 
     async def register(self, link: AgentLink) -> None:
-        await self._local.register(link)
+        await super().register(link)
         await self._listen(link)
 
     async def unregister(self, link: AgentLink) -> None:
-        await self._local.unregister(link)
+        await super().unregister(link)
         await self._listen(link)
-
-    def links(self) -> list[AgentLink]:
-        return self._local.links()
 
     async def _listen(self, link: AgentLink) -> None:
         """Listen to exactly the subjects of the agents that are here."""
@@ -250,7 +240,7 @@ class NatsFleet(Fleet):
         of_instance = f"{of_cluster}.{_hashed(link.instance)}"
         async with self._changing:
             for subject, instance in ((of_cluster, ""), (of_instance, link.instance)):
-                wanted = self._local.has(link.cluster, instance) and not self._draining
+                wanted = self.has(link.cluster, instance) and not self._draining
                 if wanted and subject not in self._listening:
                     self._listening[subject] = await self._nats.subscribe(subject, self._asked, _QUEUE)
                 elif not wanted and subject in self._listening:
@@ -275,7 +265,7 @@ class NatsFleet(Fleet):
         first = await self._find(cluster, dial.instance, tried, "")
         if first is None:
             wanted = dial.instance
-            others = wanted and (self._local.has(cluster) or await self._ask(cluster, "", "") is not None)
+            others = wanted and (self.has(cluster) or await self._ask(cluster, "", "") is not None)
             raise no_agent(cluster, wanted if others else "")
         asking = loop.create_task(first.ask(dial, until - loop.time()))
         try:
@@ -314,11 +304,11 @@ class NatsFleet(Fleet):
         return there
 
     def _here(self, cluster: str, wanted: str, tried: list[AgentLink], avoid: Sequence[str]) -> _DialAttempt | None:
-        link = self._local.pick(cluster, wanted, tried, avoid)
+        link = self.pick(cluster, wanted, tried, avoid)
         if link is None:
             return None
         tried.append(link)
-        return _DialAttempt(link.instance, partial(self._local.ask, link), "local")
+        return _DialAttempt(link.instance, partial(self.ask, link), "local")
 
     async def _ask(self, cluster: str, instance: str, avoid: str) -> _DialAttempt | None:
         """Return an offer of another relay; None when there is none."""
@@ -394,7 +384,7 @@ class NatsFleet(Fleet):
             ask = DialAsk.decode(message.data)
         except ArcbridgeError:
             return
-        link = self._local.pick(ask.cluster, ask.instance, (), (ask.avoid,) if ask.avoid else ())
+        link = self.pick(ask.cluster, ask.instance, (), (ask.avoid,) if ask.avoid else ())
         subject = ""
         if link is not None and not self._draining and len(self._offers) < _MAX_OFFERS:
             number = f"{next(self._numbers)}-{secrets.token_hex(4)}"
@@ -434,7 +424,7 @@ class NatsFleet(Fleet):
         try:
             if link.draining:
                 raise no_agent(link.cluster)
-            status = await self._local.ask(link, dial, timeout)
+            status = await self.ask(link, dial, timeout)
         except JoinRefused as error:
             self._reply(message, _refusal(dial.token, link.cluster, error))
         else:
@@ -442,82 +432,14 @@ class NatsFleet(Fleet):
 
     # -- who is there ----------------------------------------------------------------------------------------------
 
-    async def agents(self, cluster: str) -> list[AgentInfo]:
-        found = await self._roll([cluster])
-        return sorted(found.get(cluster, []), key=lambda info: info.since)
-
     async def count(self, clusters: Sequence[str]) -> Mapping[str, int]:
-        parts = [clusters[at : at + _ROLL_CLUSTERS] for at in range(0, len(clusters), _ROLL_CLUSTERS)]
-        found: dict[str, int] = {}
-        for rolled in await asyncio.gather(*(self._roll(part) for part in parts)):
-            # An agent is connected to several relays and counts once.
-            found.update({cluster: len({info.instance for info in infos}) for cluster, infos in rolled.items()})
-        return found
-
-    async def _roll(self, clusters: Sequence[str]) -> dict[str, list[AgentInfo]]:
-        """Return the connections here, and those of all relays that answer in time; without NATS those here."""
-        found = {cluster: await self._local.agents(cluster) for cluster in clusters}
-        number = secrets.token_hex(8)
-        answers = self._rolls[number] = asyncio.Queue(maxsize=10_000)
-        loop = asyncio.get_running_loop()
-        until = loop.time() + ROLL_DEADLINE
-        try:
-            question = json.dumps(list(clusters)).encode()
-            await self._nats.publish(f"{self._prefix}.roll", question, f"{self._rolls_at}.{number}")
-            wait = ROLL_DEADLINE
-            while (left := min(wait, until - loop.time())) > 0:
-                async with asyncio.timeout(left):
-                    answer = await answers.get()
-                for cluster, infos in answer.items():
-                    if cluster in found:
-                        found[cluster] += infos
-                # All heard the question in one instant: from the first answer on the others' cannot be far.
-                wait = ROLL_SILENCE
-        except (NatsUnavailable, TimeoutError):
-            # What is known so far is better than nothing: it is for people.
-            pass
-        finally:
-            del self._rolls[number]
-        return found
-
-    def _roll_asked(self, message: Msg) -> None:
-        self._spawn(self._tell_roll(message))
-
-    async def _tell_roll(self, message: Msg) -> None:
-        try:
-            clusters = [str(name) for name in read_json(message.data)][:_ROLL_CLUSTERS]
-        except (ValueError, TypeError):
-            return
-        entries = [
-            (cluster, info.instance, info.version, info.since)
-            for cluster in clusters
-            for info in await self._local.agents(cluster)
-        ]
-        # One answer at least, in parts that stay far below what NATS takes.
-        for at in range(0, max(len(entries), 1), _ROLL_ENTRIES):
-            part: dict[str, list[list[object]]] = {}
-            for cluster, *info in entries[at : at + _ROLL_ENTRIES]:
-                part.setdefault(cluster, []).append(info)
-            self._reply(message, json.dumps(part).encode())
-
-    def _roll_answered(self, message: Msg) -> None:
-        waiting = self._rolls.get(message.subject.rpartition(".")[2])
-        if waiting is None or waiting.full():
-            return
-        if not message.data:
-            # The server's word that there is no other relay.
-            waiting.put_nowait({})
-            return
-        try:
-            waiting.put_nowait(
-                {
-                    str(cluster): [AgentInfo(str(one[0]), str(one[1]), float(one[2])) for one in infos]
-                    for cluster, infos in read_json(message.data).items()
-                }
-            )
-        except (ValueError, TypeError, AttributeError, LookupError, OverflowError):
-            # No relay of this version: another program writes to this inbox.
-            return
+        named = {"clusters": list(clusters)} if len(clusters) <= _MOST_NAMED else {}
+        rows = await self._questions.ask({"ask": "agents", **named}, COUNT_DEADLINE, COUNT_SILENCE)
+        # An agent is connected to several relays and counts once.
+        found = {(str(row.get("cluster")), str(row.get("agent"))) for row in rows}
+        found |= {(link.cluster, link.instance) for link in self.links()}
+        counts = Counter(cluster for cluster, _ in found)
+        return {cluster: counts[cluster] for cluster in clusters}
 
     # -- where the others are --------------------------------------------------------------------------------------
 

@@ -1,4 +1,5 @@
-"""An operator's question to all relays of a fleet: one message to all, and the rows of each that answers.
+"""A question to all relays of a fleet, an operator's or how many agents there are: one message to all, and the rows of
+each that answers.
 
 Who is there is not known, so the asking relay waits until each that began to answer has ended, and nothing more came
 for `SILENCE`; at most `DEADLINE`. A relay that is frozen is missing from the answer then, and nothing else is wrong.
@@ -54,22 +55,25 @@ class NatsQuestions:
             await self._nats.subscribe(f"{self._inbox}.*", self._answered),
         ]
 
-    async def ask(self, question: Question) -> list[Row]:
-        """Ask the other relays; return the rows of all that answer."""
+    async def ask(self, question: Question, deadline: float | None = None, silence: float = SILENCE) -> list[Row]:
+        """Ask the other relays; return the rows of all that answer within `deadline` seconds (None: `DEADLINE`).
+        `silence`: seconds without another answer, once there was one, after which there is none."""
         number = str(next(self._numbers))
         answers = self._waiting[number] = asyncio.Queue(maxsize=_PARTS)
         rows: list[Row] = []
         answering: set[str] = set()
+        wait = SILENCE
         try:
             message = json.dumps({"from": self._id, "question": dict(question)}).encode()
             await self._nats.publish(self._to_all, message, f"{self._inbox}.{number}")
-            async with asyncio.timeout(DEADLINE):
+            async with asyncio.timeout(DEADLINE if deadline is None else deadline):
                 while True:
                     try:
-                        async with asyncio.timeout(None if answering else SILENCE):
+                        async with asyncio.timeout(None if answering else wait):
                             relay, last, part = await answers.get()
                     except TimeoutError:
                         break
+                    wait = silence
                     rows += part
                     (answering.discard if last else answering.add)(relay)
         except (TimeoutError, NatsUnavailable):
@@ -99,7 +103,11 @@ class NatsQuestions:
 
     def _answered(self, message: Msg) -> None:
         waiting = self._waiting.get(message.subject.rpartition(".")[2])
-        if waiting is None or waiting.full() or not message.data:
+        if waiting is None or waiting.full():
+            return
+        if not message.data:
+            # The server's word that there is no other relay.
+            waiting.put_nowait(("", True, []))
             return
         head, _, body = bytes(message.data).partition(b"\n")
         try:

@@ -17,14 +17,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
 from arcbridge.errors import ArcbridgeError, JoinRefused
 from arcbridge.net.join import JoinCode
 from arcbridge.observe.metrics import Metrics
-from arcbridge.relay.fleet.base import AgentInfo, AgentLink, Fleet, Lost
-from arcbridge.relay.fleet.local import LocalFleet, lost_agent
-from arcbridge.relay.siblings.channel import ChannelClosed, Received
+from arcbridge.relay.fleet.base import AgentLink, AgentReport, Fleet, Lost, lost_agent
+from arcbridge.relay.siblings.channel import ChannelClosed, Head, Received
 from arcbridge.relay.siblings.group import Sibling, Siblings
 from arcbridge.tasks import cancel_and_wait
 from arcbridge.wire.records import Dial, Status
@@ -33,13 +32,15 @@ from arcbridge.wire.records import Dial, Status
 class _Remote:
     """An agent's connection in another worker; an `AgentLink`."""
 
-    def __init__(self, fleet: WorkersFleet, sibling: Sibling, cluster: str, info: AgentInfo, stamp: float) -> None:
+    def __init__(self, fleet: WorkersFleet, sibling: Sibling, head: Head) -> None:
         self._fleet = fleet
         self.sibling = sibling
-        self.cluster = cluster
-        self.instance = info.instance
-        self.info = info
-        self.stamp = stamp
+        self.cluster = str(head["cluster"])
+        self.instance = str(head["instance"])
+        self.version = str(head["version"])
+        self.since = float(head["since"])
+        self.report = AgentReport()
+        self.stamp = float(head["stamp"])
         self.pending = 0
         """Dials from here; those of other workers are not known, which only makes the choice less even."""
         self.draining = False
@@ -59,9 +60,9 @@ class WorkersFleet(Fleet):
     """See the module's docstring. The caller connects and closes `siblings`, after this object is made."""
 
     def __init__(self, siblings: Siblings, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
         self._siblings = siblings
         self._clock = clock
-        self._all = LocalFleet()
         self._own: dict[AgentLink, float] = {}
         self._remote: dict[tuple[int, str, str], _Remote] = {}
         self._numbers = itertools.count(1)
@@ -83,23 +84,17 @@ class WorkersFleet(Fleet):
         metrics.counter("worker_dials_total", "Dial requests that went to an agent through another worker.", None,
                         lambda: self.dials_from_siblings)  # fmt: skip
 
-    async def start(self) -> None:
-        """Do nothing: there is nothing to start."""
-
     async def close(self) -> None:
         await cancel_and_wait(*self._serving.values())
         self._own.clear()
         self._remote.clear()
-        await self._all.close()
-
-    async def drain(self) -> None:
-        """Do nothing: the workers of one relay go away together."""
+        await super().close()
 
     async def register(self, link: AgentLink) -> None:
         if link in self._own:
             return
         stamp = self._own[link] = self._clock()
-        self._all.add(link)
+        self.add(link)
         for sibling in self._siblings:
             sibling.tell(_link(link, stamp))
 
@@ -107,25 +102,16 @@ class WorkersFleet(Fleet):
         stamp = self._own.pop(link, None)
         if stamp is None:
             return
-        self._all.remove(link)
+        self.remove(link)
         for sibling in self._siblings:
             sibling.tell({"t": "unlink", "cluster": link.cluster, "instance": link.instance, "stamp": stamp})
-
-    async def dial(self, cluster: str, dial: Dial, timeout: float) -> Status:
-        return await self._all.dial(cluster, dial, timeout)
 
     def tell_lost(self, lost: Lost) -> None:
         for sibling in self._siblings:
             sibling.tell({"t": "lost"}, lost.encode())
 
-    async def agents(self, cluster: str) -> list[AgentInfo]:
-        return await self._all.agents(cluster)
-
-    async def count(self, clusters: Sequence[str]) -> Mapping[str, int]:
-        return await self._all.count(clusters)
-
     def links(self) -> list[AgentLink]:
-        return [link for link in self._all.links() if link in self._own]
+        return [link for link in super().links() if link in self._own]
 
     # -- dials to other workers ------------------------------------------------------------------------------------
 
@@ -161,7 +147,7 @@ class WorkersFleet(Fleet):
     def _dialled(self, sibling: Sibling, message: Received) -> None:
         head = message.head
         number = int(head["n"])
-        link = self._all.find(str(head["cluster"]), str(head["instance"]))
+        link = self.find(str(head["cluster"]), str(head["instance"]))
         if link is not None and self._own.get(link) != head["stamp"]:
             link = None
         self.dials_from_siblings += 1
@@ -198,16 +184,14 @@ class WorkersFleet(Fleet):
             sibling.tell(_link(link, stamp))
 
     def _linked(self, sibling: Sibling, message: Received) -> None:
-        head = message.head
-        cluster, instance, stamp = str(head["cluster"]), str(head["instance"]), float(head["stamp"])
-        current = self._all.find(cluster, instance)
-        if current is not None and self._stamp(current) > stamp:
+        remote = _Remote(self, sibling, message.head)
+        current = self.find(remote.cluster, remote.instance)
+        if current is not None and self._stamp(current) > remote.stamp:
             # Older than what is known already; the worker that has the newer one is about to tell it so.
             return
-        info = AgentInfo(instance, str(head["version"]), float(head["since"]))
-        remote = self._remote[sibling.index, cluster, instance] = _Remote(self, sibling, cluster, info, stamp)
+        self._remote[sibling.index, remote.cluster, remote.instance] = remote
         # This tells an older one of ours that it is replaced.
-        self._all.add(remote)
+        self.add(remote)
 
     def _stamp(self, link: AgentLink) -> float:
         return link.stamp if isinstance(link, _Remote) else self._own.get(link, 0.0)
@@ -233,16 +217,9 @@ class WorkersFleet(Fleet):
     def _remove(self, key: tuple[int, str, str], remote: _Remote) -> None:
         del self._remote[key]
         remote.draining = True
-        self._all.remove(remote)
+        self.remove(remote)
 
 
-def _link(link: AgentLink, stamp: float) -> dict[str, object]:
-    info = link.info
-    return {
-        "t": "link",
-        "cluster": link.cluster,
-        "instance": link.instance,
-        "version": info.version,
-        "since": info.since,
-        "stamp": stamp,
-    }
+def _link(link: AgentLink, stamp: float) -> Head:
+    fields = {"cluster": link.cluster, "instance": link.instance, "version": link.version, "since": link.since}
+    return {"t": "link", "stamp": stamp, **fields}

@@ -46,12 +46,13 @@ from arcbridge.pki.authority import (
 )
 from arcbridge.pki.enrolment import JoinToken, key_hash, request_hash
 from arcbridge.pki.names import check_cluster_name
-from arcbridge.relay.caller_checks import CallerChecks
+from arcbridge.relay.access import CallerChecks
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.http.answers import ApiRefusal, set_headers
-from arcbridge.relay.http.server import BODY_LIMIT, address_of, no_payer, note_proved, read_body, take_turn
+from arcbridge.relay.http.server import BODY_LIMIT, address_of, note_proved, read_body, take_turn
 from arcbridge.relay.registry.base import ClusterRecord, Registry, admit, cluster_state
 from arcbridge.relay.registry.generations import OLDER_AGENT, RenewedTwice, ShownCertificate
+from arcbridge.settings.config import RelayLimitsConfig
 
 FAILURES = 10
 """Failed enrolments that one source has at once. Against guessing stand the 256 bits of a secret: this bound only keeps
@@ -84,6 +85,9 @@ SOURCES = 4096
 SUBJECTS = 16_384
 """Subjects whose requests are counted."""
 
+LIMITS = ("address", "enrolments", "user", "renewals", "proofs")
+"""What refuses a request, for the metrics."""
+
 LOG_INTERVAL = 10.0
 """Seconds between two lines in the log about requests that one limit refuses."""
 
@@ -92,21 +96,6 @@ log = structlog.get_logger("arcbridge.relay")
 
 CountAgents = Callable[[Sequence[str]], Awaitable[Mapping[str, int]]]
 """How many agents of each of these clusters are connected now, in the whole fleet; a cluster left out has none."""
-
-
-class Limited:
-    """How many requests each limit has refused."""
-
-    LIMITS = ("address", "enrolments", "user", "renewals", "proofs")
-
-    def __init__(self) -> None:
-        self.counts = dict.fromkeys(self.LIMITS, 0)
-        self._bursts: Bursts[str] = Bursts(LOG_INTERVAL)
-
-    def count(self, limit: str) -> bool:
-        """Count a refusal; return whether the log is to tell of it."""
-        self.counts[limit] += 1
-        return self._bursts.seen(limit, time.monotonic()) is not None
 
 
 def tls_peer_certificate(request: web.Request) -> bytes | None:
@@ -137,25 +126,28 @@ class Api:
         counters: Counters,
         *,
         certificate_life: float,
-        callers: KeyedTokenBucket[str],
-        login: Mapping[str, object] | None = None,
-        payer_of: Callable[[Identity], LoopTime] = lambda identity: no_payer,
+        limits: RelayLimitsConfig,
+        login: Mapping[str, object] | None,
+        payer_of: Callable[[Identity], LoopTime],
     ) -> None:
-        """`certificate_life`: seconds of an agent's certificate. `callers`: requests with an access token, by subject.
-        `login`: what `/v1/login` answers (`login_settings`). `payer_of`: who pays for the loop's time once the token
-        is verified."""
+        """`certificate_life`: seconds of an agent's certificate. `login`: what `/v1/login` answers (`login_settings`).
+        `payer_of`: who pays for the loop's time once the token is verified."""
         self.authority = authority
         self.registry = registry
         self.count_agents = count_agents
         self.checks = checks
         self.counters = counters
         self.certificate_life = certificate_life
-        self.callers = callers
         self.login_document = login
         self.payer_of = payer_of
-        self.limited = Limited()
+        self.limited = dict.fromkeys(LIMITS, 0)
+        """How many requests each limit has refused."""
+        self._bursts = Bursts[str](LOG_INTERVAL)
         self.clock = time.time
         self.monotonic = time.monotonic
+        self._callers = KeyedTokenBucket[str](0.0, 0.0, size=SUBJECTS)
+        """Requests with an access token, by subject."""
+        self.change_limits(limits)
         self._failures = KeyedTokenBucket[str](FAILURES, FAILURES_RATE, size=SOURCES)
         """Failed enrolments, by address."""
         self._unproved = KeyedTokenBucket[str](UNPROVED, UNPROVED_RATE, size=SOURCES)
@@ -166,6 +158,11 @@ class Api:
         """Requests that need no credential, by address."""
         self._renewals = KeyedTokenBucket[str](RENEWALS, RENEWALS_RATE, size=SOURCES)
         """Renewals, by cluster."""
+
+    def change_limits(self, limits: RelayLimitsConfig) -> None:
+        """Let each user make so many requests from now on."""
+        minute = limits.requests_per_minute_per_user
+        self._callers.change(self.monotonic(), minute, minute / 60)
 
     async def ca(self, request: web.Request) -> web.Response:
         self.spend_of_stranger(request)
@@ -217,15 +214,8 @@ class Api:
         """Count a bad join token of an address; raise `ApiRefusal` where there were too many."""
         # The limit comes after the credential: an agent with a good token is let in, whatever its neighbours behind
         # one address do. What a failure costs is bounded by the connection that it takes (`is_last`).
-        now = self.monotonic()
-        if self._failures.reserve(source_of(source), now) is not None:
-            return
-        self.limited.count("enrolments")
-        raise ApiRefusal(
-            HTTPStatus.TOO_MANY_REQUESTS,
-            f"too many failed enrolments from this address, and this one failed, too: {error.message}",
-            retry_after=math.ceil(self._failures.wait(source_of(source), now)),
-        ) from error
+        words = f"too many failed enrolments from this address, and this one failed, too ({error.message})"
+        self._spend("enrolments", self._failures, source_of(source), words)
 
     async def renew(self, request: web.Request) -> web.Response:
         certificate = tls_peer_certificate(request)
@@ -334,7 +324,7 @@ class Api:
         if (refused := self.checks.access.refusal(identity)) is not None:
             raise PermissionRefused(refused.message)
         note_proved(request)
-        self._spend("user", self.callers, identity.subject, "you ask this relay too often")
+        self._spend("user", self._callers, identity.subject, "you ask this relay too often")
         return identity
 
     def _refuse_unproved(self, identity: Identity, error: ProofRefused, source: str) -> None:
@@ -350,13 +340,8 @@ class Api:
                 requests=since_last,
             )
         # As with enrolments the limit comes after the credential, and locks out no neighbour with a good proof.
-        if self._unproved.reserve(source_of(source), now) is None:
-            self.limited.count("proofs")
-            raise ApiRefusal(
-                HTTPStatus.TOO_MANY_REQUESTS,
-                f"too many tokens without a good proof came from this address, and this is one: {error.message}",
-                retry_after=max(math.ceil(self._unproved.wait(source_of(source), now)), 1),
-            ) from error
+        words = f"too many tokens without a good proof came from this address, and this is one ({error.message})"
+        self._spend("proofs", self._unproved, source_of(source), words)
 
     def spend_of_stranger(self, request: web.Request) -> None:
         """Count a request that needs no credential."""
@@ -368,14 +353,10 @@ class Api:
         if bucket.reserve(key, now) is not None:
             return
         wait = max(math.ceil(bucket.wait(key, now)), 1)
-        if self.limited.count(limit):
+        self.limited[limit] += 1
+        if self._bursts.seen(limit, now) is not None:
             log.warning("api requests refused", reason=limit)
         raise ApiRefusal(HTTPStatus.TOO_MANY_REQUESTS, f"{words}: wait {wait} s and try again", retry_after=wait)
-
-
-def caller_bucket(requests_per_minute: float) -> KeyedTokenBucket[str]:
-    """Return the requests that each user may make, by subject."""
-    return KeyedTokenBucket(requests_per_minute, requests_per_minute / 60, size=SUBJECTS)
 
 
 def build_app(api: Api, install: Callable[[web.Application], None] = lambda app: None) -> web.Application:

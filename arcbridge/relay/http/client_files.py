@@ -1,7 +1,7 @@
 """Serves the single-file clients of a directory, so that a new user needs no other place to download from.
 
     GET  /client/                    [{platform, version, sha256, size, path}]
-    GET  /client/{platform}          the file, such as /client/linux-x86_64; HEAD and If-None-Match are answered
+    GET  /client/{platform}          the file, such as /client/linux-x86_64; HEAD is answered, too
     GET  /client/{platform}.sha256   its SHA-256 as sha256sum(1) checks it, for a download to `arcbridge`
 
 No credential is needed, so what strangers can take is bounded: requests of an address as for every path without a
@@ -71,7 +71,7 @@ class ClientFile:
     version: str
     """Empty where the file does not name one."""
     sha256: str
-    """Hexadecimal digits; in quotes the entity tag (RFC 9110 §8.8.3)."""
+    """Hexadecimal digits."""
     identity: tuple[int, int, int]
     """Inode, size in bytes, and time of the last change in nanoseconds."""
 
@@ -208,12 +208,7 @@ class ClientFiles:
     async def _download(self, request: web.Request) -> web.StreamResponse:
         file = await self._file(request)
         answer = web.StreamResponse(headers={"Content-Disposition": 'attachment; filename="arcbridge"'})
-        answer.etag = file.sha256
         answer.content_type = "application/octet-stream"
-        if any(tag.value in (file.sha256, "*") for tag in request.if_none_match or ()):
-            answer.set_status(HTTPStatus.NOT_MODIFIED)
-            await answer.prepare(request)
-            return answer
         answer.content_length = file.size
         if request.method == "HEAD":
             await answer.prepare(request)

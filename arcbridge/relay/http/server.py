@@ -1,26 +1,34 @@
-"""The connections of the relay's HTTP API: how long one lives, how many requests it may send, how its body is read.
+"""The connections of the relay's HTTP API: their TLS, how long one lives, how many requests it may send, how its body
+is read.
 
 aiohttp parses the requests and finds their handlers. Every answer of the application, those of aiohttp's router and of
 an `Expect` header too, passes the bounds of its connection and of its address (docs/threats.md#L50). A connection on
 which no credential was found good has a life and a number of requests; each wait for its peer has a deadline, and while
 it waits the listener may close it to make room (`admission`). Whatever aiohttp cannot parse is answered and logged in
-our words (docs/threats.md#A3).
+our words (docs/threats.md#A3). Invariant: where another protocol than HTTP was negotiated, no byte of the peer is read.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+import socket
+import ssl
 import time
+from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import structlog
 from aiohttp import web
 
-from arcbridge.loop_shares import LoopShares, LoopTime, no_call
+from arcbridge.loop_shares import LoopTime
+from arcbridge.net.sockets import reset
+from arcbridge.net.tls import ALPN_HTTP, accept_tls
+from arcbridge.net.tlspipe import CLOSE_DEADLINE, HANDSHAKE_DEADLINE
 from arcbridge.relay.admission import Ticket
+from arcbridge.relay.counters import Counters
 from arcbridge.relay.http.answers import ApiRefusal, Handler, answer_of, error_answer, internal_answer, refuse_page
 from arcbridge.relay.http_heads import FIELD_LIMIT, MAX_HEADERS, HeadParser
 from arcbridge.untrusted_json import read_json
@@ -46,17 +54,13 @@ ANONYMOUS_REQUESTS = 100
 ANSWER_DEADLINE = 15.0
 """Seconds beyond its life that a connection has to end the request that is under way: a body has `BODY_DEADLINE`."""
 
-no_payer = LoopTime(LoopShares(), no_call)
-"""Pays where no listener counts connections; no connection is slowed down then."""
-
 log = structlog.get_logger("arcbridge.relay")
 
 
 class HttpApiServer:
-    """Serves an application on connections that the relay's listener has accepted: the protocol factory for
-    `loop.connect_accepted_socket(server, …)` or `loop.create_server(server, …)`.
+    """Serves an application on connections that the relay's listener has accepted: makes the protocol of each.
 
-        server = HttpApiServer(build_app(…)); await server.start(); …; await server.close()
+    server = HttpApiServer(build_app(…)); await server.start(); …; await server.close()
     """
 
     def __init__(self, app: web.Application) -> None:
@@ -84,13 +88,11 @@ class HttpApiServer:
             await self._runner.server.shutdown(deadline)
         await self._runner.cleanup()
 
-    def __call__(self, ticket: Ticket | None = None) -> asyncio.Protocol:
-        """Return the protocol of one connection, which has the place of `ticket` where the listener counts it."""
+    def __call__(self, ticket: Ticket) -> asyncio.Protocol:
+        """Return the protocol of one connection, which has the place of `ticket`; after `start`."""
         # Made here and not by aiohttp's Server: that one drops all limits when it does not know one of them.
-        server = self._runner.server
-        if server is None:
-            raise RuntimeError("HttpApiServer.start() comes first")
-        return _ApiConnection(self, server, ticket)
+        assert self._runner.server is not None
+        return _ApiConnection(self, self._runner.server, ticket)
 
 
 class _ApiConnection(web.RequestHandler):
@@ -100,10 +102,10 @@ class _ApiConnection(web.RequestHandler):
     certificate was found good. While it waits for its peer the listener may close it to make room (`admission`).
     """
 
-    __slots__ = ("_anonymous_requests", "_head_timer", "_life_timer", "_over", "_owner", "_ticket", "_working",
-                 "loop_time")  # fmt: skip
+    __slots__ = ("_anonymous_requests", "_head_timer", "_life_timer", "_over", "_owner", "_working", "loop_time",
+                 "ticket")  # fmt: skip
 
-    def __init__(self, owner: HttpApiServer, server: web.Server, ticket: Ticket | None) -> None:
+    def __init__(self, owner: HttpApiServer, server: web.Server, ticket: Ticket) -> None:
         super().__init__(
             server,
             loop=asyncio.get_running_loop(),
@@ -119,8 +121,8 @@ class _ApiConnection(web.RequestHandler):
         )
         self._parser = HeadParser(self._parser)  # type: ignore[assignment, arg-type]
         self._owner = owner
-        self._ticket = ticket
-        self.loop_time = no_payer if ticket is None else ticket.loop_time or no_payer
+        self.ticket = ticket
+        self.loop_time = ticket.loop_time
         """Pays for the loop's time until a user does: the address."""
         self._head_timer: asyncio.TimerHandle | None = None
         self._life_timer: asyncio.TimerHandle | None = None
@@ -147,34 +149,18 @@ class _ApiConnection(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         self.loop_time.run(partial(super().data_received, data))
 
-    @property
-    def source(self) -> str:
-        """The peer's IP; behind a balancer that of the connection's origin."""
-        return "" if self._ticket is None else self._ticket.address
-
     def begin(self) -> None:
         """Note that a request has arrived, for which the relay works."""
         self.head_arrived()
         self._working = True
         self._anonymous_requests += 1
-        self.works()
-
-    def works(self) -> None:
-        if self._ticket is not None:
-            self._ticket.works()
-
-    def waits(self) -> None:
-        """Note that the relay waits for the peer, for a body or for a request."""
-        if self._ticket is not None:
-            self._ticket.waits()
+        self.ticket.works()
 
     def proved(self) -> None:
         """Note that the request under way came with a credential that is good."""
         self._anonymous_requests = 0
         self._over = False
-        if self._life_timer is not None:
-            self._life_timer.cancel()
-            self._life_timer = asyncio.get_running_loop().call_later(ANONYMOUS_LIFE, self._life_over)
+        self._live_for(ANONYMOUS_LIFE)
 
     def allow_time(self, seconds: float) -> None:
         """Give the connection `seconds` for the answer under way, which is a long one; then it is over.
@@ -182,7 +168,10 @@ class _ApiConnection(web.RequestHandler):
         The relay waits for the peer meanwhile, so the listener may close the connection to make room.
         """
         self._over = True
-        self.waits()
+        self.ticket.waits()
+        self._live_for(seconds)
+
+    def _live_for(self, seconds: float) -> None:
         if self._life_timer is not None:
             self._life_timer.cancel()
             self._life_timer = asyncio.get_running_loop().call_later(seconds, self._life_over)
@@ -200,12 +189,12 @@ class _ApiConnection(web.RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         # A peer that does not read its answer is one that the relay waits for.
-        self.waits()
+        self.ticket.waits()
         try:
             return await self.loop_time.steps(super().finish_response(request, resp, start_time))
         finally:
             self._working = False
-            self.waits()
+            self.ticket.waits()
 
     def _life_over(self) -> None:
         self._life_timer = None
@@ -268,9 +257,7 @@ class _ApiConnection(web.RequestHandler):
 
 async def _bounded(request: web.BaseRequest, handler: Handler) -> web.StreamResponse:
     """Answer a request within the bounds of its connection, which ends with its last answer."""
-    connection = request.protocol
-    if not isinstance(connection, _ApiConnection):
-        return await answer_of(request, handler)
+    connection = _connection(request)
     connection.begin()
     answer = await connection.loop_time.steps(answer_of(request, partial(_in_turn, handler=handler)))
     if connection.is_last(answer):
@@ -280,11 +267,10 @@ async def _bounded(request: web.BaseRequest, handler: Handler) -> web.StreamResp
 
 async def _in_turn(request: web.BaseRequest, handler: Handler) -> web.StreamResponse:
     """Answer a request once its address has its turn in the loop; the connection may have to make room meanwhile."""
-    connection = request.protocol
-    if isinstance(connection, _ApiConnection):
-        connection.waits()
-        await take_turn(connection.loop_time, "the requests of this address take")
-        connection.works()
+    connection = _connection(request)
+    connection.ticket.waits()
+    await take_turn(connection.loop_time, "the requests of this address take")
+    connection.ticket.works()
     refuse_page(request)
     return await handler(request)
 
@@ -315,17 +301,15 @@ async def read_body(request: web.Request, *names: str, optional: tuple[str, ...]
     if (request.content_length or 0) > BODY_LIMIT:
         raise too_large
     data = bytearray()
-    connection = request.protocol
-    if isinstance(connection, _ApiConnection):
-        connection.waits()
+    ticket = _connection(request).ticket
+    ticket.waits()
     try:
         async with asyncio.timeout(BODY_DEADLINE):
             async for chunk in request.content.iter_any():
                 data += chunk
                 if len(data) > BODY_LIMIT:
                     raise too_large
-        if isinstance(connection, _ApiConnection):
-            connection.works()
+        ticket.works()
     except TimeoutError as error:
         raise ApiRefusal(HTTPStatus.REQUEST_TIMEOUT, "the body did not arrive in time") from error
     except web.RequestPayloadError as error:
@@ -344,17 +328,95 @@ async def read_body(request: web.Request, *names: str, optional: tuple[str, ...]
 
 def address_of(request: web.BaseRequest) -> str:
     """Return the IP of the peer; behind a balancer, which only the listener knows, that of the connection's origin."""
-    connection = request.protocol
-    return (connection.source if isinstance(connection, _ApiConnection) else "") or request.remote or ""
+    return _connection(request).ticket.address
 
 
 def note_proved(request: web.Request) -> None:
     """Note that this request's credential is good."""
-    if isinstance(request.protocol, _ApiConnection):
-        request.protocol.proved()
+    _connection(request).proved()
 
 
 def allow_time(request: web.Request, seconds: float) -> None:
     """Give a stranger's connection `seconds` for the answer to this request, which is its last one."""
-    if isinstance(request.protocol, _ApiConnection):
-        request.protocol.allow_time(seconds)
+    _connection(request).allow_time(seconds)
+
+
+def _connection(request: web.BaseRequest) -> _ApiConnection:
+    return cast(_ApiConnection, request.protocol)
+
+
+class HttpHandler:
+    """The listener's handler of the HTTP API; the listener calls `serve`.
+
+    Connecting authenticates no peer, so the connection holds its ticket until it ends: the places for unauthenticated
+    peers bound the API's connections, too. The protocol gets the ticket, because it decides when to end the connection.
+    """
+
+    def __init__(
+        self,
+        context: Callable[[], ssl.SSLContext],
+        protocol: Callable[[Ticket], asyncio.Protocol],
+        counters: Counters,
+    ) -> None:
+        self._context = context
+        self._protocol = protocol
+        self._counters = counters
+
+    async def serve(self, sock: socket.socket, ticket: Ticket) -> None:
+        """Serve one connection until it is over; the socket is closed then."""
+        connection = _AlpnGate(partial(self._protocol, ticket))
+        try:
+            await accept_tls(
+                lambda: connection,
+                sock,
+                self._context(),
+                ticket.loop_time,
+                handshake_deadline=HANDSHAKE_DEADLINE,
+                shutdown_deadline=CLOSE_DEADLINE,
+            )
+        except (OSError, TimeoutError) as error:
+            self._counters.rejected["handshake"] += 1
+            log.debug("http connection refused", source=ticket.address, reason=type(error).__name__)
+            sock.close()
+            return
+        except BaseException:
+            reset(sock)
+            raise
+        try:
+            await connection.over
+        finally:
+            connection.abort()
+
+
+class _AlpnGate(asyncio.Protocol):
+    """Stands before the API's protocol: lets it begin only where HTTP was negotiated, and tells when it is over."""
+
+    def __init__(self, protocol: Callable[[], asyncio.Protocol]) -> None:
+        self._make = protocol
+        self._inner: asyncio.Protocol | None = None
+        self._transport: asyncio.Transport | None = None
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done once the connection is lost."""
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        tls = transport.get_extra_info("ssl_object")
+        if tls is None or tls.selected_alpn_protocol() not in (None, ALPN_HTTP):
+            # The client offered HTTP and then negotiated another protocol (docs/threats.md#J13): not a byte is read.
+            self._transport.abort()
+            return
+        self._inner = self._make()
+        for name in ("data_received", "eof_received", "pause_writing", "resume_writing"):
+            setattr(self, name, getattr(self._inner, name))
+        self._inner.connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        if self._inner is not None:
+            self._inner.connection_lost(exc)
+        if not self.over.done():
+            self.over.set_result(None)

@@ -45,9 +45,8 @@ from arcbridge.relay.operations import Question, Row, rows_of
 from arcbridge.relay.processes.worker import Assignment
 from arcbridge.relay.reload import merged
 from arcbridge.relay.service import RelayInfo
-from arcbridge.relay.settings import required
+from arcbridge.relay.settings import required, worker_count
 from arcbridge.relay.siblings.channel import Channel, Head, Received, in_parts, pair
-from arcbridge.relay.worker_count import worker_count
 from arcbridge.settings.config import RelayConfig
 from arcbridge.tasks import cancel_and_wait
 
@@ -73,6 +72,9 @@ _RULES: Final[dict[str, Callable[..., float]]] = {
     f"{_PREFIX}draining": max,
     f"{_PREFIX}check_ok": min,
     f"{_PREFIX}certificate_expires_timestamp_seconds": min,
+    f"{_PREFIX}cluster_check_ok": min,
+    f"{_PREFIX}cluster_certificate_expires_timestamp_seconds": max,
+    f"{_PREFIX}clusters_without_metrics": max,
 }
 _CODE: Final = (
     "import sys; sys.path[:] = sys.argv[4].split(chr(0x1f)); from arcbridge.cli.worker import main; "

@@ -35,7 +35,7 @@ def check(directory: Path, *files: list[bytes], anchors: list[Anchor] | None = N
 
 
 def found(report: Report) -> list[tuple[str, int, int]]:
-    return [(one.kind, one.place.line, one.record) for one in report.findings]
+    return [(one.kind, one.line, one.record) for one in report.findings]
 
 
 def test_nothing_is_wrong(tmp_path: Path) -> None:

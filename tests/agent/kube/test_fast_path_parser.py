@@ -28,32 +28,15 @@ def test_a_plain_request() -> None:
         assert (head.method, head.target, head.plain) == ("GET", "/api/v1/pods?watch=1", b"User-Agent: kubectl\r\n")
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        GET[:-1],
-        GET + b"x",
-        GET + GET,
-        b"\r\n" + GET,
-        GET.replace(b"GET ", b"HEAD "),
-        GET.replace(b"GET ", b"get "),
-        GET.replace(b"GET ", b"GET  "),
-        GET.replace(b"1.1", b"1.0"),
-        GET.replace(b"\r\n", b"\n"),
-        GET.replace(b"/api", b"https://k/api"),
-        GET.replace(b"/api", b"/api\x7f"),
-        GET.replace(b"/api", b"/\xc3\xbc"),
-        GET.replace(b"/v1", b"/v 1"),
-        GET.replace(b"Host: k\r\nUser-Agent: kubectl\r\n", b""),
-        GET.replace(b"Agent:", b"Agent :"),
-        GET.replace(b"Agent:", b"_Agent:"),
-        GET.replace(b"kubectl", b"kube\x00ctl"),
-        GET.replace(b"kubectl", b"kube\rctl"),
-        GET.replace(b"kubectl", b"kubectl\r\n folded"),
-        GET.replace(b"kubectl", "kübectl".encode()),
-        GET.replace(b"kubectl", b"k" * MAX_PLAIN_HEAD),
-    ],
-)
+@pytest.mark.parametrize("data", [
+    GET[:-1], GET + b"x", GET + GET, b"\r\n" + GET, GET.replace(b"GET ", b"HEAD "), GET.replace(b"GET ", b"get "),
+    GET.replace(b"GET ", b"GET  "), GET.replace(b"1.1", b"1.0"), GET.replace(b"\r\n", b"\n"),
+    GET.replace(b"/api", b"https://k/api"), GET.replace(b"/api", b"/api\x7f"), GET.replace(b"/api", b"/\xc3\xbc"),
+    GET.replace(b"/v1", b"/v 1"), GET.replace(b"Host: k\r\nUser-Agent: kubectl\r\n", b""),
+    GET.replace(b"Agent:", b"Agent :"), GET.replace(b"Agent:", b"_Agent:"), GET.replace(b"kubectl", b"kube\x00ctl"),
+    GET.replace(b"kubectl", b"kube\rctl"), GET.replace(b"kubectl", b"kubectl\r\n folded"),
+    GET.replace(b"kubectl", "kübectl".encode()), GET.replace(b"kubectl", b"k" * MAX_PLAIN_HEAD),
+])  # fmt: skip
 def test_not_plain(data: bytes) -> None:
     assert plain_head(data, KnownLines()) is None
 
@@ -64,13 +47,8 @@ def test_a_head_that_is_not_complete_is_not_plain(size: int) -> None:
 
 
 _LINES = [
-    b"Host: k",
-    b"Accept: */*",
-    b"User-Agent: kubectl",
-    b"X-Empty:",
-    b"Connection: keep-alive",
-    b"X-Remote-User: r",
-]
+    b"Host: k", b"Accept: */*", b"User-Agent: kubectl", b"X-Empty:", b"Connection: keep-alive", b"X-Remote-User: r",
+]  # fmt: skip
 
 
 @settings(max_examples=100, deadline=None)
@@ -118,48 +96,25 @@ def test_another_parser_reads_the_same_in_whatever_is_plain(pieces: list[bytes],
     assert connection.trailing_data == (b"", False)
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        b"Impersonate-User: root",
-        b"IMPERSONATE-Group: system:masters",
-        b"impersonate-future: x",
-        b"impersonateuser: x",
-        b"Authorization: Bearer x",
-        b"Connection: Impersonate-User",
-        b"Connection: close",
-        b"Connection: keep-alive, X-Remote-User",
-        b"Proxy-Connection: keep-alive",
-        b"Proxy-Authorization: Basic x",
-        b"Keep-Alive: timeout=5",
-        b"TE: trailers",
-        b"Trailer: X",
-        b"Transfer-Encoding: chunked",
-        b"Content-Length: 0",
-        b"Expect: 100-continue",
-        b"Upgrade: websocket",
-        b"HTTP2-Settings: x",
-    ],
-)
+@pytest.mark.parametrize("line", [
+    b"Impersonate-User: root", b"IMPERSONATE-Group: system:masters", b"impersonate-future: x", b"impersonateuser: x",
+    b"Authorization: Bearer x", b"Connection: Impersonate-User", b"Connection: close",
+    b"Connection: keep-alive, X-Remote-User", b"Proxy-Connection: keep-alive", b"Proxy-Authorization: Basic x",
+    b"Keep-Alive: timeout=5", b"TE: trailers", b"Trailer: X", b"Transfer-Encoding: chunked", b"Content-Length: 0",
+    b"Expect: 100-continue", b"Upgrade: websocket", b"HTTP2-Settings: x",
+])  # fmt: skip
 def test_lines_for_the_general_parser(line: bytes) -> None:
     assert passed_line(line) is None
     assert plain_head(b"GET / HTTP/1.1\r\nHost: k\r\n" + line + b"\r\n\r\n", KnownLines()) is None
 
 
-@pytest.mark.parametrize(
-    ("line", "passed"),
-    [
-        (b"Accept:application/json", b"Accept: application/json\r\n"),
-        (b"X-Empty:", b"X-Empty: \r\n"),
-        (b"X-Impersonate-User: x \t", b"X-Impersonate-User: x\r\n"),
-        (b"X: impersonate-user: root", b"X: impersonate-user: root\r\n"),
-        (b"X-Remote-User: root", b""),
-        (b"X-Forwarded-For: 10.0.0.1", b""),
-        (b"Forwarded: for=x", b""),
-        (b"Audit-ID: mine", b""),
-        (b"Connection: Keep-Alive \t", b""),
-    ],
-)
+@pytest.mark.parametrize(("line", "passed"), [
+    (b"Accept:application/json", b"Accept: application/json\r\n"), (b"X-Empty:", b"X-Empty: \r\n"),
+    (b"X-Impersonate-User: x \t", b"X-Impersonate-User: x\r\n"),
+    (b"X: impersonate-user: root", b"X: impersonate-user: root\r\n"), (b"X-Remote-User: root", b""),
+    (b"X-Forwarded-For: 10.0.0.1", b""), (b"Forwarded: for=x", b""), (b"Audit-ID: mine", b""),
+    (b"Connection: Keep-Alive \t", b""),
+])  # fmt: skip
 def test_lines_that_pass_or_are_dropped(line: bytes, passed: bytes) -> None:
     assert passed_line(line) == passed
 

@@ -303,14 +303,11 @@ NAME = "n" * (MAX_BODY // 2)
 BODIES = {
     "one name and many capabilities": filled(f'{{"name":"{NAME}","capabilities":{{"add":[', '"a"', "]}}"),
     "one name and many that are privileged": filled(f'{{"name":"{NAME}","x":[', '{"privileged":true}', "]}"),
-    "paths": filled('{"x":[', '{"hostPath":{"path":"' + "p" * 300 + '"}}', "]}"),
-    "lists": filled("[", "[]", "]"),
-    "objects": filled("[", "{}", "]"),
-    "objects with a field": filled("[", '{"a":0}', "]"),
-    "pairs": filled("{", '"a":0', "}"),
-    "texts": filled("[", '"\\u1234\\u1234"', "]"),
+    "paths": filled('{"x":[', '{"hostPath":{"path":"' + "p" * 300 + '"}}', "]}"), "lists": filled("[", "[]", "]"),
+    "objects": filled("[", "{}", "]"), "objects with a field": filled("[", '{"a":0}', "]"),
+    "pairs": filled("{", '"a":0', "}"), "texts": filled("[", '"\\u1234\\u1234"', "]"),
     "ephemeral containers": filled('{"ephemeralContainers":[', '{"name":"a","command":["a"]}', "]}"),
-}
+}  # fmt: skip
 PATCHES = {
     "a path": json.dumps([{"op": "add", "path": "/a" * (MAX_BODY // 2 - 30), "value": True}]).encode(),
     "operations": filled("[", '{"path":"/a/a/a/a/a","value":0}', "]"),

@@ -13,27 +13,20 @@ TE = b"Transfer-Encoding"
 CL = b"Content-Length"
 
 BAD: list[tuple[str, HttpVersion, list[tuple[bytes, bytes]], int]] = [
-    ("TRACE", HttpVersion11, [HOST], 405),
-    ("CONNECT", HttpVersion11, [HOST], 405),
-    ("get", HttpVersion11, [HOST], 405),
+    ("TRACE", HttpVersion11, [HOST], 405), ("CONNECT", HttpVersion11, [HOST], 405), ("get", HttpVersion11, [HOST], 405),
     ("POST", HttpVersion10, [HOST, (TE, b"chunked")], 400),
     ("POST", HttpVersion11, [HOST, (TE, b"gzip, chunked")], 400),
     ("POST", HttpVersion11, [HOST, (TE, b"chunked"), (TE, b"chunked")], 400),
     ("POST", HttpVersion11, [HOST, (TE, b"chunked"), (CL, b"5")], 400),
     ("POST", HttpVersion11, [HOST, (TE, b"identity")], 400),
     ("POST", HttpVersion11, [HOST, (CL, b"5"), (b"content-length", b"5")], 400),
-    ("POST", HttpVersion11, [HOST, (CL, b"+5")], 400),
-    ("POST", HttpVersion11, [HOST, (CL, b"")], 400),
-    ("POST", HttpVersion11, [HOST, (CL, b"5,5")], 400),
-    ("POST", HttpVersion11, [HOST, (CL, b"9" * 19)], 400),
-    ("GET", HttpVersion11, [], 400),
-    ("GET", HttpVersion11, [HOST, (b"host", b"l")], 400),
-    ("GET", HttpVersion10, [HOST, HOST], 400),
-    ("GET", HttpVersion(0, 9), [], 400),
-    ("GET", HttpVersion(1, 2), [HOST], 400),
-    ("GET", HttpVersion(2, 0), [HOST], 400),
+    ("POST", HttpVersion11, [HOST, (CL, b"+5")], 400), ("POST", HttpVersion11, [HOST, (CL, b"")], 400),
+    ("POST", HttpVersion11, [HOST, (CL, b"5,5")], 400), ("POST", HttpVersion11, [HOST, (CL, b"9" * 19)], 400),
+    ("GET", HttpVersion11, [], 400), ("GET", HttpVersion11, [HOST, (b"host", b"l")], 400),
+    ("GET", HttpVersion10, [HOST, HOST], 400), ("GET", HttpVersion(0, 9), [], 400),
+    ("GET", HttpVersion(1, 2), [HOST], 400), ("GET", HttpVersion(2, 0), [HOST], 400),
     ("POST", HttpVersion11, [HOST, (b"Expect", b"anything")], 400),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("method", "version", "headers", "code"), BAD, ids=range(len(BAD)))

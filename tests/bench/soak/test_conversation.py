@@ -1,12 +1,10 @@
-"""Both ends against each other, with an honest network between them and with every kind of liar: each one is caught."""
+"""Both ends against each other, with an honest network between them and with one that changes a byte."""
 
 from __future__ import annotations
 
 import asyncio
 import io
 import json
-import socket
-import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -18,14 +16,9 @@ from bench.soak.load import Load
 from bench.soak.records import Kind
 from bench.soak.target import Target
 from tests.support.eventually import until
+from tests.support.fault_proxy import FaultProxy, Plan
 
 SEED = bytes(16)
-AT = 2000
-"""The byte at which liars lie: inside a record, or where two meet."""
-SIZE = 100
-
-Liar = Callable[[bytes], bytes]
-"""What a direction says from byte AT on -> what arrives of it."""
 
 
 @pytest.fixture(autouse=True)
@@ -35,75 +28,11 @@ def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "PAUSE", 0.01)
 
 
-class Network:
-    """Passes connections on to `port`; of the `liar_at`-th it lies in one direction, once."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self.accepted = 0
-        self.liar_at = 0
-        self.lie: Liar | None = None
-        self.up = False
-        self.end: Callable[[asyncio.StreamWriter, asyncio.StreamWriter], None] | None = None
-        self.lied = asyncio.Event()
-        self.ended: set[asyncio.StreamWriter] = set()
-        """What a lie has ended. All that comes for them is dropped: a reset would tell what the end in order hides."""
-        self.tasks: set[asyncio.Task[None] | None] = set()
-        """What passes on now. Without a reference from here the collector may take a task whose sockets both wait."""
-
-    async def pass_on(self, near: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        self.tasks.add(task)
-        self.accepted += 1
-        lying = self.accepted == self.liar_at
-        far, forth = await asyncio.open_connection("127.0.0.1", self.port)
-        try:
-            await asyncio.gather(
-                self._copy(near, forth, back, lying and self.up), self._copy(far, back, forth, lying and not self.up)
-            )
-        finally:
-            back.close()
-            forth.close()
-            self.tasks.discard(task)
-
-    async def _copy(
-        self, source: asyncio.StreamReader, to: asyncio.StreamWriter, other: asyncio.StreamWriter, lying: bool
-    ) -> None:
-        try:
-            if lying:
-                to.write(await source.readexactly(AT))
-                if self.end is not None:
-                    await to.drain()
-                    self.lied.set()
-                    self.ended |= {to, other}
-                    self.end(to, other)
-                elif self.lie is not None:
-                    # Enough for any liar, and for what comes to be recognised.
-                    to.write(self.lie(await source.readexactly(4 * SIZE)))
-                    self.lied.set()
-            while data := await source.read(65536):
-                if to not in self.ended:
-                    to.write(data)
-                    await to.drain()
-            if to not in self.ended:
-                to.write_eof()
-        except (OSError, RuntimeError):  # uvloop: RuntimeError when it is closed already
-            _reset(to, other)  # as a network that tells what it knows
-
-
-def _reset(*writers: asyncio.StreamWriter) -> None:
-    for writer in writers:
-        sock = writer.get_extra_info("socket")
-        if sock is not None and sock.fileno() >= 0:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        writer.transport.abort()
-
-
 class Scene:
-    """A load, a network and a target in one process, each with its ledger."""
+    """A load and a target in one process, each with its ledger, and what lies between them."""
 
-    def __init__(self, network: Network, near: Load, far: Target, ledgers: tuple[io.StringIO, io.StringIO]) -> None:
-        self.network, self.load, self.target = network, near, far
+    def __init__(self, near: Load, far: Target, ledgers: tuple[io.StringIO, io.StringIO]) -> None:
+        self.load, self.target = near, far
         self._ledgers = ledgers
 
     async def run(self, streams: int, until: Callable[[], bool]) -> Accounts:
@@ -125,13 +54,14 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene() -> AsyncIterator[Scene]:
+async def scene(second: Plan | None = None) -> AsyncIterator[Scene]:
+    """`second`: what happens to the second connection."""
     near, far = io.StringIO(), io.StringIO()
     target = Target(SEED, far)
     async with await asyncio.start_server(target.serve, "127.0.0.1", 0) as server:
-        network = Network(server.sockets[0].getsockname()[1])
-        async with await asyncio.start_server(network.pass_on, "127.0.0.1", 0) as middle:
-            yield Scene(network, Load([middle.sockets[0].getsockname()[1]], SEED, near), target, (near, far))
+        port = server.sockets[0].getsockname()[1]
+        with FaultProxy(("127.0.0.1", port), plan=lambda number: (number == 1 and second) or Plan()) as proxy:
+            yield Scene(Load([proxy.port], SEED, near), target, (near, far))
 
 
 async def test_an_honest_network_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,27 +76,12 @@ async def test_an_honest_network_loses_nothing(monkeypatch: pytest.MonkeyPatch) 
     assert accounts.bytes_down > 0
 
 
-LIES: dict[str, tuple[Liar, tuple[int, int, int]]] = {
-    "drop": (lambda data: data[SIZE:], (SIZE, 0, 0)),
-    "drop one": (lambda data: data[1:], (1, 0, 0)),
-    "double": (lambda data: data[:SIZE] + data, (0, SIZE, 0)),
-    "double one": (lambda data: data[:1] + data, (0, 1, 0)),
-    "swap": (lambda data: data[SIZE : 2 * SIZE] + data[:SIZE] + data[2 * SIZE :], (SIZE, 0, 0)),
-    "change": (lambda data: bytes([data[0] ^ 1]) + data[1:], (0, 0, 1)),
-    "insert": (lambda data: bytes(SIZE) + data, (0, 0, 1)),
-}
-
-
-@pytest.mark.parametrize("up", [True, False])
-@pytest.mark.parametrize("lie", LIES)
-async def test_a_liar_is_caught(lie: str, up: bool) -> None:
-    async with scene() as it:
-        network = it.network
-        network.lie, expected = LIES[lie]
-        network.up, network.liar_at = up, 2
+@pytest.mark.parametrize("plan", [Plan(flip_up=2000), Plan(flip_down=2000)], ids=["up", "down"])
+async def test_a_changed_byte_is_caught(plan: Plan) -> None:
+    async with scene(plan) as it:
         accounts = await it.run(5, lambda: it.load.failed > 0)
     assert not accounts.sound
-    assert (accounts.bytes_lost, accounts.bytes_doubled, accounts.bytes_wrong) == expected
+    assert (accounts.bytes_lost, accounts.bytes_doubled, accounts.bytes_wrong) == (0, 0, 1)
     assert accounts.failed == 1, "its neighbours noticed nothing"
     assert accounts.opened == accounts.completed + accounts.failed
     assert [reason.split()[0] for reason in accounts.reasons] == ["bytes"]

@@ -76,8 +76,9 @@ def test_an_old_lock_says_its_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     lock = tmp_path / "config.lock"
     lock.write_text("")
     os.utime(lock, (time.time() - 600, time.time() - 600))
-    with pytest.raises(StateError, match="exists for 10 min"), KubeconfigFile(tmp_path / "config").locked():
-        pass
+    with pytest.raises(StateError, match=r"config\.lock exists for 10 min"):
+        KubeconfigFile(tmp_path / "config").locked().__enter__()
+    assert lock.exists()
 
 
 def test_unwritable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

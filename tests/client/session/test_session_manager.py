@@ -42,7 +42,7 @@ from tests.support.eventually import until
 from tests.support.stream_io import StreamIO
 
 
-def jwt_like(life: float, mark: str = "", **more: str) -> str:
+def jwt_like(life: float, mark: str = "", **more: object) -> str:
     text = json.dumps({"exp": time.time() + life, "mark": mark, **more})
     claims = base64.urlsafe_b64encode(text.encode()).rstrip(b"=")
     return f"eyJh.{claims.decode()}.sig"

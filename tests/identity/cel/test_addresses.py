@@ -10,14 +10,11 @@ from tests.identity.cel.calls import called
 
 URLS = [
     ("https://user:pw@Host.example:8443/a%2Fb?x=1#f", ("https", "Host.example:8443", "/a%2Fb", "x=1")),
-    ("mailto:a@b", ("mailto", "", "", "")),
-    ("/only/a path", ("", "", "/only/a%20path", "")),
-    ("https://[fe80::1%25eth0]:80/", ("https", "[fe80::1%eth0]:80", "/", "")),
-    ("*", ("", "", "*", "")),
-    ("a+b-c.d:x?", ("a+b-c.d", "", "", "")),
-    ("https://h/é", ("https", "h", "/%C3%A9", "")),
+    ("mailto:a@b", ("mailto", "", "", "")), ("/only/a path", ("", "", "/only/a%20path", "")),
+    ("https://[fe80::1%25eth0]:80/", ("https", "[fe80::1%eth0]:80", "/", "")), ("*", ("", "", "*", "")),
+    ("a+b-c.d:x?", ("a+b-c.d", "", "", "")), ("https://h/é", ("https", "h", "/%C3%A9", "")),
     ("https://é/", ("https", "é", "/", "")),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "parts"), URLS, ids=[row[0] for row in URLS])
@@ -26,24 +23,10 @@ def test_parts_of_a_url(text: str, parts: tuple[str, ...]) -> None:
     assert (url.scheme, url.host, url.path, url.query) == parts
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "relative",
-        ":no-scheme",
-        "https://h:port/",
-        "https://a b/",
-        "https://h/%zz",
-        "https://[::1/",
-        "https://[1.2.3.4]/",
-        "https://x[::1]/",
-        "https://u^@h/",
-        "https://h%41/",
-        "https://h:1:2/",
-        "https://h/\n",
-    ],
-)
+@pytest.mark.parametrize("text", [
+    "", "relative", ":no-scheme", "https://h:port/", "https://a b/", "https://h/%zz", "https://[::1/",
+    "https://[1.2.3.4]/", "https://x[::1]/", "https://u^@h/", "https://h%41/", "https://h:1:2/", "https://h/\n",
+])  # fmt: skip
 def test_no_url(text: str) -> None:
     assert not is_url(text)
     with pytest.raises(EvaluationError):
@@ -78,26 +61,16 @@ def test_no_block(text: str) -> None:
 
 # In the order of `IP_PROPERTIES`: family, unspecified, loopback, local multicast, local unicast, global unicast.
 IP_PROPERTIES = (
-    "family",
-    "isUnspecified",
-    "isLoopback",
-    "isLinkLocalMulticast",
-    "isLinkLocalUnicast",
-    "isGlobalUnicast",
-)
+    "family", "isUnspecified", "isLoopback", "isLinkLocalMulticast", "isLinkLocalUnicast", "isGlobalUnicast",
+)  # fmt: skip
 PROPERTIES = [
-    ("127.0.0.1", (4, False, True, False, False, False)),
-    ("0.0.0.0", (4, True, False, False, False, False)),
-    ("224.0.0.1", (4, False, False, True, False, False)),
-    ("224.0.1.1", (4, False, False, False, False, False)),
-    ("169.254.1.1", (4, False, False, False, True, False)),
-    ("10.0.0.1", (4, False, False, False, False, True)),
-    ("255.255.255.255", (4, False, False, False, False, False)),
-    ("::", (6, True, False, False, False, False)),
-    ("ff02::1", (6, False, False, True, False, False)),
-    ("fe80::1", (6, False, False, False, True, False)),
+    ("127.0.0.1", (4, False, True, False, False, False)), ("0.0.0.0", (4, True, False, False, False, False)),
+    ("224.0.0.1", (4, False, False, True, False, False)), ("224.0.1.1", (4, False, False, False, False, False)),
+    ("169.254.1.1", (4, False, False, False, True, False)), ("10.0.0.1", (4, False, False, False, False, True)),
+    ("255.255.255.255", (4, False, False, False, False, False)), ("::", (6, True, False, False, False, False)),
+    ("ff02::1", (6, False, False, True, False, False)), ("fe80::1", (6, False, False, False, True, False)),
     ("2001:db8::1", (6, False, False, False, False, True)),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "expected"), PROPERTIES, ids=[row[0] for row in PROPERTIES])

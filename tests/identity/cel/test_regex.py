@@ -11,18 +11,11 @@ from arcbridge.identity.cel.values import EvaluationError, LimitExceeded
 from tests.identity.cel.stopwatch import LENGTH, seconds
 
 GROUPS = [
-    ("(a)b", "(?:a)b"),
-    ("(?P<n>a)(?<m>b)", "(?:a)(?:b)"),
-    ("(?:a)(?i)b(?i:c)", "(?:a)(?i)b(?i:c)"),
-    ("\\(a\\)", "\\(a\\)"),
-    ("[(]a[)]", "[(]a[)]"),
-    ("[]()]", "[]()]"),
-    ("[^]()]", "[^]()]"),
-    ("[[:alpha:](]", "[[:alpha:](]"),
-    ("\\Q(a)\\E(b)", "\\Q(a)\\E(?:b)"),
-    ("\\Q(a", "\\Q(a"),
+    ("(a)b", "(?:a)b"), ("(?P<n>a)(?<m>b)", "(?:a)(?:b)"), ("(?:a)(?i)b(?i:c)", "(?:a)(?i)b(?i:c)"),
+    ("\\(a\\)", "\\(a\\)"), ("[(]a[)]", "[(]a[)]"), ("[]()]", "[]()]"), ("[^]()]", "[^]()]"),
+    ("[[:alpha:](]", "[[:alpha:](]"), ("\\Q(a)\\E(b)", "\\Q(a)\\E(?:b)"), ("\\Q(a", "\\Q(a"),
     ("((a)|(b))*", "(?:(?:a)|(?:b))*"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("pattern", "without"), GROUPS, ids=[row[0] for row in GROUPS])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcbridge.identity.cel.declarations import claims_environment
+from arcbridge.identity.cel.compiler import environment
 from arcbridge.identity.cel.syntax import (
     Call,
     CheckedExpression,
@@ -22,7 +22,7 @@ from arcbridge.identity.cel.syntax import (
 )
 from arcbridge.identity.cel.values import UInt
 
-ENVIRONMENT = claims_environment()
+ENVIRONMENT = environment("claims")
 
 
 def checked(source: str) -> CheckedExpression:
@@ -30,19 +30,9 @@ def checked(source: str) -> CheckedExpression:
 
 
 LITERALS = [
-    ("5", 5),
-    ("-5", -5),
-    ("5u", UInt(5)),
-    ("2.5", 2.5),
-    ("'é'", "é"),
-    ("b'\\xff'", b"\xff"),
-    ("true", True),
-    ("false", False),
-    ("null", None),
-    ("9223372036854775807", 2**63 - 1),
-    ("''", ""),
-    ("0", 0),
-]
+    ("5", 5), ("-5", -5), ("5u", UInt(5)), ("2.5", 2.5), ("'é'", "é"), ("b'\\xff'", b"\xff"), ("true", True),
+    ("false", False), ("null", None), ("9223372036854775807", 2**63 - 1), ("''", ""), ("0", 0),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("source", "value"), LITERALS, ids=[row[0] for row in LITERALS])

@@ -11,16 +11,9 @@ from arcbridge.identity.cel.versions import read_version
 from tests.identity.cel.calls import called
 
 ORDER = [
-    "1.0.0-1",
-    "1.0.0-alpha",
-    "1.0.0-alpha.1",
-    "1.0.0-alpha.beta",
-    "1.0.0-beta.2",
-    "1.0.0-beta.11",
-    "1.0.0",
-    "1.2.0",
+    "1.0.0-1", "1.0.0-alpha", "1.0.0-alpha.1", "1.0.0-alpha.beta", "1.0.0-beta.2", "1.0.0-beta.11", "1.0.0", "1.2.0",
     "1.10.0",
-]
+]  # fmt: skip
 
 
 def test_the_order_of_the_specification() -> None:

@@ -3,17 +3,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
-import pytest
-
-from arcbridge.errors import JoinRefused
 from arcbridge.net.join import JoinCode
-from arcbridge.observe.metrics import Metrics
-from arcbridge.relay.fleet.base import AgentInfo, AgentLink, Fleet, Lost
+from arcbridge.relay.fleet.base import AgentLink, Fleet, Lost
 from arcbridge.relay.fleet.workers import WorkersFleet
 from arcbridge.relay.siblings.group import Siblings
 from arcbridge.wire.records import Dial, Status
 from tests.relay.fleet.conformance import DIAL, FleetConformance, Link
 from tests.relay.siblings.test_group import joined
+from tests.relay.station import refused
 from tests.support.eventually import until
 
 
@@ -53,19 +50,12 @@ class Apart(Fleet):
         want = {(link.cluster, link.instance): stamp for link, stamp in self.at.fleet._own.items()}
         await until(lambda: {key[1:]: one.stamp for key, one in self.clients.fleet._remote.items()} == want)
 
-    def add_metrics(self, metrics: Metrics) -> None: ...
-
-    async def start(self) -> None: ...
-
     async def close(self) -> None:
         await self.clients.close()
         await self.at.close()
 
-    async def drain(self) -> None:
-        await self.at.fleet.drain()
-
     async def register(self, link: AgentLink) -> None:
-        older = self.at.fleet._all.find(link.cluster, link.instance)
+        older = self.at.fleet.find(link.cluster, link.instance)
         await self.at.fleet.register(link)
         if older is not None:
             # The agent's connection unregisters like this when it was told.
@@ -78,12 +68,6 @@ class Apart(Fleet):
 
     async def dial(self, cluster: str, dial: Dial, timeout: float) -> Status:
         return await self.clients.fleet.dial(cluster, dial, timeout)
-
-    def tell_lost(self, lost: Lost) -> None:
-        self.clients.fleet.tell_lost(lost)
-
-    async def agents(self, cluster: str) -> list[AgentInfo]:
-        return await self.clients.fleet.agents(cluster)
 
     async def count(self, clusters: Sequence[str]) -> Mapping[str, int]:
         return await self.clients.fleet.count(clusters)
@@ -142,14 +126,14 @@ async def test_all_know_the_agents_of_all() -> None:
     for index, one in enumerate(made):
         await one.fleet.register(Link(instance=f"i{index}"))
     for one in made:
-        await until(lambda one=one: len(one.fleet._all.links()) == 3)
+        await until(lambda one=one: len(Fleet.links(one.fleet)) == 3)
         assert await one.fleet.count(["prod", "none"]) == {"prod": 3}
         assert len(one.fleet.links()) == 1
     late = Worker()
     for index, one in enumerate(made):
         joined(late.siblings, one.siblings, 2, (3, index))
     assert await late.siblings.synced(3, 5)
-    assert [info.instance for info in await late.fleet.agents("prod")] == ["i0", "i1", "i2"]
+    assert [link.instance for link in Fleet.links(late.fleet)] == ["i0", "i1", "i2"]
     for one in (*made, late):
         await one.close()
 
@@ -162,10 +146,10 @@ async def test_many_agents_are_told_of_at_once() -> None:
         await first.fleet.register(link)
     joined(first.siblings, late.siblings)
     assert await late.siblings.synced(1, 30)
-    assert len(late.fleet._all.links()) == 6000
+    assert len(Fleet.links(late.fleet)) == 6000
     for link in links:
         await first.fleet.unregister(link)
-    await until(lambda: not late.fleet._all.links())
+    await until(lambda: not Fleet.links(late.fleet))
     assert late.fleet._remote == {}
     assert len(first.siblings) == 1, "the channel stands"
     await first.close()
@@ -210,10 +194,8 @@ async def test_a_worker_that_dies_takes_its_agents_and_its_dials_along() -> None
     dialling = asyncio.ensure_future(first.fleet.dial("prod", DIAL, 60))
     await until(lambda: silent.asked)
     second.siblings.close()
-    with pytest.raises(JoinRefused) as caught:
-        await asyncio.wait_for(dialling, 10)
-    assert caught.value.code == JoinCode.NO_AGENT
-    assert await first.fleet.agents("prod") == []
+    assert (await refused(asyncio.wait_for(dialling, 10))).code == JoinCode.NO_AGENT
+    assert await first.fleet.count(["prod"]) == {}
     assert first.fleet._remote == {}
     assert first.fleet._asked == {}
     # The worker that asked is forgotten, so that no agent works for a dial that was given up.

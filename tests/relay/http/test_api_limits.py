@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import ssl
 import time
 from collections.abc import Mapping
 
@@ -10,7 +9,7 @@ import pytest
 
 from arcbridge.pki.authority import Issued
 from arcbridge.pki.enrolment import JoinToken, make_csr, make_key
-from arcbridge.relay.admission import Admission, Ticket
+from arcbridge.relay.admission import Ticket
 from arcbridge.relay.http import server as api_server
 from arcbridge.relay.http.api import (
     RENEWALS,
@@ -19,7 +18,7 @@ from arcbridge.relay.http.api import (
     STRANGERS_RATE,
 )
 from arcbridge.relay.http.server import ANONYMOUS_REQUESTS, HttpApiServer
-from tests.relay.api_station import Relay, error, load
+from tests.relay.api_station import Relay, error
 from tests.support.eventually import until
 
 
@@ -50,16 +49,6 @@ class Kept:
             headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
             await self.reader.readexactly(int(headers["content-length"]))
         return int(first.split()[1]), headers
-
-
-async def counting(relay: Relay, ticket: Ticket) -> asyncio.Server:
-    """Serve `relay` as a listener does that counts connections, each with `ticket`."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    load(context, relay.authority.issue_server(["127.0.0.1"]))
-    loop = asyncio.get_running_loop()
-    listener = await loop.create_server(lambda: relay.server(ticket), "127.0.0.1", 0, ssl=context)
-    relay.port = listener.sockets[0].getsockname()[1]
-    return listener
 
 
 class TestLimits:
@@ -109,11 +98,10 @@ class TestLimits:
     async def test_the_minute_begins_again_with_a_good_token(self, relay: Relay) -> None:
         loop = asyncio.get_running_loop()
         made: list[asyncio.Protocol] = []
-        factory = relay.server.__class__.__call__
 
         class Watched(HttpApiServer):
-            def __call__(self, ticket: Ticket | None = None) -> asyncio.Protocol:
-                made.append(factory(self, ticket))
+            def __call__(self, ticket: Ticket) -> asyncio.Protocol:
+                made.append(super().__call__(ticket))
                 return made[-1]
 
         relay.server.__class__ = Watched
@@ -162,7 +150,7 @@ class TestLimits:
         async with Kept(relay) as kept:
             status, headers = await kept.ask("/v1/ca")
             assert (status, headers["retry-after"], headers["connection"]) == (429, "1", "close")
-        assert relay.limited.counts["address"] == 1
+        assert relay.limited["address"] == 1
         relay.clock.now += 2 / STRANGERS_RATE
         assert (await relay.call("GET", "/v1/ca"))[0] == 200
 
@@ -177,7 +165,7 @@ class TestLimits:
         _, answer, _ = await relay.call("GET", "/v1/clusters", headers=ann)
         assert error(answer) == ("rate_limited", "you ask this relay too often: wait 2 s and try again")
         assert (await relay.call("GET", "/v1/clusters", headers={"Authorization": "Bearer token-of-bob"}))[0] == 200
-        assert relay.limited.counts["user"] == 4
+        assert relay.limited["user"] == 4
         assert len([line for line in everything_logged if "api requests refused" in line]) == 1
         relay.clock.now += 2
         assert (await relay.call("GET", "/v1/clusters", headers=ann))[0] == 200
@@ -206,19 +194,18 @@ class TestLimits:
         self, relay: Relay, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The ticket says so, before a request, within its body, and after the answer; not while the relay works."""
-        ticket = Admission(100, 100).enter("127.0.0.1")
-        assert isinstance(ticket, Ticket)
-        listener = await counting(relay, ticket)
         seen: list[float] = []
         redeem = relay.registry.redeem_join_token
 
         async def looked_at(*arguments: object) -> object:
-            seen.append(ticket.waits_since)
+            seen.append(relay.tickets[-1].waits_since)
             return await redeem(*arguments)
 
         monkeypatch.setattr(relay.registry, "redeem_join_token", looked_at)
         body = json.dumps(relay.enrolment(await relay.token(), make_key())).encode()
         async with Kept(relay) as kept:
+            await until(lambda: relay.tickets)
+            (ticket,) = relay.tickets
             before = ticket.waits_since
             kept.writer.write(b"POST /v1/enrol HTTP/1.1\r\nHost: relay\r\nContent-Length: %d\r\n\r\n" % len(body))
             await until(lambda: ticket.waits_since != before)
@@ -228,30 +215,18 @@ class TestLimits:
             await until(lambda: ticket.waits_since != within)
             assert seen == [float("inf")]
             assert before < within < ticket.waits_since < float("inf")
-        listener.close()
-        await listener.wait_closed()
 
     async def test_behind_a_balancer_the_origin_counts(self, relay: Relay, everything_logged: list[str]) -> None:
         """The listener knows where a connection is from; the socket's peer is the balancer."""
-        admission = Admission(10, 10)
-        ticket = admission.enter("127.0.0.1", through_proxy=True)
-        assert isinstance(ticket, Ticket)
-        assert ticket.came_from("192.0.2.7") == ""
-        listener = await counting(relay, ticket)
+        relay.origin = "192.0.2.7"
         body = relay.enrolment(JoinToken.create().text, make_key())
         assert (await relay.call("POST", "/v1/enrol", body))[0] == 403
         assert any("192.0.2.7" in line for line in everything_logged)
-        listener.close()
-        await listener.wait_closed()
 
 
 async def test_a_request_is_charged_to_its_address_and_then_to_its_user(relay: Relay) -> None:
     """docs/threats.md#L46."""
-    admission = Admission(100, 100)
-    ticket = admission.enter("127.0.0.1")
-    assert isinstance(ticket, Ticket)
-    listener = await counting(relay, ticket)
-    address, ann = admission.loop_times.of("127.0.0.1", 0.0), relay.payers.of("ann", 0.0)
+    address, ann = relay.admission.loop_times.of("127.0.0.1", 0.0), relay.payers.of("ann", 0.0)
     async with Kept(relay) as kept:
         assert (await kept.ask("/v1/ca"))[0] == 200
         spent = address.spent
@@ -260,8 +235,6 @@ async def test_a_request_is_charged_to_its_address_and_then_to_its_user(relay: R
         assert (await kept.ask("/v1/clusters", "token-of-ann"))[0] == 200
         assert address.spent > spent
         assert ann.spent == ann.inner > 0.0
-    listener.close()
-    await listener.wait_closed()
 
 
 @pytest.mark.parametrize(
@@ -280,20 +253,14 @@ async def test_a_request_is_charged_to_its_address_and_then_to_its_user(relay: R
     ],
 )
 async def test_l50_each_answer_counts_whoever_makes_it(relay: Relay, request_line: str, status: int) -> None:
-    admission = Admission(100, 100)
-    ticket = admission.enter("127.0.0.1")
-    assert isinstance(ticket, Ticket)
-    listener = await counting(relay, ticket)
     request = f"{request_line}\r\nHost: x\r\n\r\n".encode()
     answers = (await relay.raw(request * 3)).replace(b"HTTP/1.1 100 Continue\r\n\r\n", b"")
     assert answers.startswith(f"HTTP/1.1 {status} ".encode())
     assert answers.count(b"HTTP/1.1 ") == 1, "a stranger who was refused needs another connection"
-    admission.loop_times.of("127.0.0.1", 0.0).refused_until = time.monotonic() + 60.0
+    relay.admission.loop_times.of("127.0.0.1", 0.0).refused_until = time.monotonic() + 60.0
     answers = await relay.raw(request * 3)
     assert answers.startswith(b"HTTP/1.1 429 ")
     assert answers.count(b"HTTP/1.1 ") == 1, "nothing is sent to an address that is refused, no 100 either"
-    listener.close()
-    await listener.wait_closed()
 
 
 async def test_l50_what_is_no_http_ends_its_connection(relay: Relay) -> None:
@@ -305,11 +272,7 @@ async def test_l50_what_is_no_http_ends_its_connection(relay: Relay) -> None:
 
 async def test_requests_of_who_takes_too_much_of_the_loop_wait_and_are_refused_at_last(relay: Relay) -> None:
     """docs/threats.md#L46."""
-    admission = Admission(100, 100)
-    ticket = admission.enter("127.0.0.1")
-    assert isinstance(ticket, Ticket)
-    listener = await counting(relay, ticket)
-    address, ann = admission.loop_times.of("127.0.0.1", 0.0), relay.payers.of("ann", 0.0)
+    address, ann = relay.admission.loop_times.of("127.0.0.1", 0.0), relay.payers.of("ann", 0.0)
     async with Kept(relay) as kept:
         for payer in (address, ann):
             payer.held_until = time.monotonic() + 0.2
@@ -321,5 +284,3 @@ async def test_requests_of_who_takes_too_much_of_the_loop_wait_and_are_refused_a
         assert (await kept.ask("/v1/clusters", "token-of-bob"))[0] == 200, "it is the user's alone"
         address.refused_until = time.monotonic() + 7.0
         assert (await kept.ask("/v1/clusters", "token-of-bob"))[0] == 429
-    listener.close()
-    await listener.wait_closed()

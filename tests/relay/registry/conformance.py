@@ -23,6 +23,7 @@ from arcbridge.relay.registry.base import (
     MAX_REASON,
     MAX_USER,
     MAX_USES,
+    ClusterRecord,
     Registry,
     RegistryUnavailable,
     UserRevocation,
@@ -44,6 +45,13 @@ def cluster_ca(name: str = "one") -> Authority:
 @cache
 def _made(name: str) -> Authority:
     return Authority.create(name)
+
+
+async def known(registry: Registry, name: str = "prod") -> ClusterRecord:
+    """Return the record of a cluster that is there."""
+    record = await registry.cluster(name)
+    assert record is not None
+    return record
 
 
 Opener = Callable[[], Awaitable[Registry]]
@@ -208,8 +216,7 @@ class RegistryConformance:
             await registry.redeem_join_token(token, KEY_B, cluster_ca("two").certificate_pem)
         assert cluster_ca("one").pin in caught.value.message
         assert cluster_ca("two").pin in caught.value.message
-        record = await registry.cluster("prod")
-        assert record is not None
+        record = await known(registry)
         assert record.ca_pin == cluster_ca("one").pin
         await registry.redeem_join_token(token, KEY_B, cluster_ca("one").certificate_pem)
 
@@ -231,8 +238,7 @@ class RegistryConformance:
         """docs/threats.md#E7: with a new join token, without being deleted."""
         await self.enrolled(registry)
         await registry.certificate_issued("prod", clock.now + HOUR)
-        before = await registry.cluster("prod")
-        assert before is not None
+        before = await known(registry)
         clock.now += 1000 * HOUR
         token = await registry.create_join_token("prod", expires_at=clock.now + HOUR)
         again = await registry.redeem_join_token(token, KEY_B, cluster_ca().certificate_pem)
@@ -270,8 +276,7 @@ class RegistryConformance:
     async def test_an_unknown_cluster_is_adopted(self, open_registry: Opener, clock: Clock) -> None:
         registry, other = await open_registry(), await open_registry()
         assert await registry.adopt("prod", cluster_ca().certificate_pem, clock.now)
-        record = await other.cluster("prod")
-        assert record is not None
+        record = await known(other)
         assert (record.name, record.ca_pem, record.ca_pin) == ("prod", cluster_ca().certificate_pem, cluster_ca().pin)
         assert (record.created, record.last_seen, record.certificate_expires) == (clock.now, 0, 0)
         assert (record.version, record.revoked, record.valid_since) == ("", 0, 0)
@@ -378,13 +383,11 @@ class RegistryConformance:
         await registry.seen("prod", clock.now + 3)
         await registry.certificate_issued("prod", clock.now + HOUR)
         await registry.certificate_issued("prod", clock.now + 60)
-        record = await registry.cluster("prod")
-        assert record is not None
+        record = await known(registry)
         assert (record.last_seen, record.version) == (clock.now + 5, "0.1.0")
         assert record.certificate_expires == clock.now + HOUR
         await registry.seen("prod", clock.now + 9, version="0.2.0")
-        record = await registry.cluster("prod")
-        assert record is not None
+        record = await known(registry)
         assert (record.last_seen, record.version) == (clock.now + 9, "0.2.0")
 
     async def test_an_unknown_cluster_leaves_no_trace(self, registry: Registry, clock: Clock) -> None:
@@ -399,8 +402,7 @@ class RegistryConformance:
     async def test_an_agents_words_are_cut_and_checked(self, registry: Registry, clock: Clock) -> None:
         await self.enrolled(registry)
         await registry.seen("prod", clock.now, version="1.0\n\x1b[31m<b>" + "x" * 1000)
-        record = await registry.cluster("prod")
-        assert record is not None
+        record = await known(registry)
         assert record.version.startswith("1.0[31m<b>xxx")
         assert len(record.version) <= 64
 
@@ -429,8 +431,7 @@ class RegistryConformance:
         clock.now += 5
         assert await registry.revoke_cluster("prod")
         assert await other.revocations() == {"prod"}
-        record = await other.cluster("prod")
-        assert record is not None
+        record = await known(other)
         assert record.revoked == revoked_at
         token = await registry.create_join_token("prod", expires_at=clock.now + HOUR)
         with pytest.raises(EnrolmentRefused, match="revoked"):
@@ -485,8 +486,7 @@ class RegistryConformance:
             clock.now += HOUR
             # Its answer was lost, or another pod was as fast: the same request comes again, at any relay.
             assert await registry.renew("prod", shown, f"{generation:064x}") == generation + 1
-        record = await other.cluster("prod")
-        assert record is not None
+        record = await known(other)
         assert record.keys[KEY_A].generation == 4
         assert not record.revoked
 

@@ -15,7 +15,6 @@ import pytest
 from arcbridge.errors import ArcbridgeError, ConnectionLost, JoinRefused
 from arcbridge.net.join import JoinCode, client_join
 from arcbridge.net.sockets import receive, send_all
-from arcbridge.net.tlspipe import TlsPipe
 from arcbridge.relay.pending_dials import ClaimedJoin
 from arcbridge.relay.siblings import handover as module
 from arcbridge.relay.siblings.channel import Channel, ChannelClosed, Head
@@ -24,7 +23,7 @@ from arcbridge.settings.config import RelayLimitsConfig
 from arcbridge.wire.records import Dial, JoinReply, JoinRequest, Status
 from tests.net.ends import RELAY, client_context
 from tests.relay.siblings.test_group import joined
-from tests.relay.station import Agent, Station
+from tests.relay.station import Agent, Station, asking, refused
 from tests.relay.test_rendezvous import exactly
 from tests.support.eventually import until
 
@@ -111,10 +110,7 @@ async def test_what_came_behind_close_notify_travels_along(tmp_path: Path) -> No
         agent.session.send(Status(token=dial.token))
         sock = await pair.sender.dial()
         agent.sockets.append(sock)
-        pipe = TlsPipe(sock, client_context(cluster="prod"), server_hostname=RELAY)
-        await pipe.handshake()
-        record = JoinRequest(role="agent", token=dial.token).encode()
-        await pipe.write(len(record).to_bytes(4, "big") + record)
+        pipe = await asking(sock, JoinRequest(role="agent", token=dial.token), "prod")
         while await pipe.read():
             pass
         pipe.feed_close_notify()
@@ -151,9 +147,7 @@ async def test_the_host_judges(tmp_path: Path) -> None:
 
 async def test_a_token_of_a_worker_that_is_gone_is_void(tmp_path: Path) -> None:
     async with two(tmp_path) as pair, Agent(pair.owner) as agent:
-        with pytest.raises(JoinRefused) as caught:
-            await pair.agent_join(agent, "0" * 16 + ".secret")
-        assert caught.value.code == JoinCode.GONE
+        assert (await refused(pair.agent_join(agent, "0" * 16 + ".secret"))).code == JoinCode.GONE
 
 
 async def test_a_client_that_leaves_meanwhile(tmp_path: Path) -> None:
@@ -171,10 +165,7 @@ async def test_a_client_that_leaves_meanwhile(tmp_path: Path) -> None:
 
         async with Agent(pair.owner, on_dial=late):
             client = await pair.owner.dial()
-            pipe = TlsPipe(client, client_context(), server_hostname=RELAY)
-            await pipe.handshake()
-            record = JoinRequest(role="client", cluster="prod", token="alice").encode()
-            await pipe.write(len(record).to_bytes(4, "big") + record)
+            await asking(client)
             await until(lambda: told)
             assert isinstance(told[0], JoinRefused)
         assert pair.outcomes["void"] == 1
@@ -284,9 +275,7 @@ async def test_an_owner_without_descriptors(tmp_path: Path) -> None:
             handler(sibling, message._replace(sock=None))
 
         pair.owner.siblings.handlers["socket"] = cut_off
-        with pytest.raises(JoinRefused) as caught:
-            await pair.owner.join()
-        assert caught.value.code == JoinCode.AGENT_REFUSED
+        assert (await refused(pair.owner.join())).code == JoinCode.AGENT_REFUSED
         await until(lambda: _is_over(agent.sockets[0]))
         assert pair.outcomes["failed"] == 1
         assert pair.handing() == 0
@@ -304,7 +293,6 @@ async def test_a_refused_reply_is_passed_on(tmp_path: Path) -> None:
             return ""
 
         pair.owner.detour.claim = refusing
-        with pytest.raises(JoinRefused, match="full"):
-            await pair.agent_join(agent, token)
+        await refused(pair.agent_join(agent, token), "full")
         await asyncio.gather(*pair.tasks)
         assert pair.handing() == 0
