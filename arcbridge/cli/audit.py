@@ -34,10 +34,9 @@ def verify_logs(invocation: Invocation) -> int:
 
 def _print(report: Report) -> None:
     lines = []
-    for finding in report.findings:
-        one = finding.row()
-        record = f" (chain {one['chain']}, record {one['record']})" if one["chain"] else ""
-        lines.append(f"{one['file']}:{one['line']}: {one['kind']}{record}: {one['text']}")
+    for one in report.findings:
+        record = f" (chain {one.chain}, record {one.record})" if one.chain else ""
+        lines.append(f"{one.file}:{one.line}: {one.kind}{record}: {one.text}")
     lines += [f"note: {note}" for note in report.notes]
     for chain in report.chains:
         lines.append(

@@ -271,8 +271,8 @@ def _ago(seen: object) -> str:
 def doctor(invocation: Invocation) -> int:
     """Print what each hop is like; the exit code is that of the first that failed."""
     config, token = _start(invocation)
-    from arcbridge.cli.diagnosis import format_findings
     from arcbridge.cli.loop import run_until_signal
+    from arcbridge.cli.output import format_findings
 
     output = invocation.text("output", "table")
     # What it finds is on stdout; the log would tell it twice.

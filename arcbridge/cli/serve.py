@@ -64,7 +64,7 @@ def doctor(invocation: Invocation) -> int:
     import asyncio
 
     from arcbridge.checks.diagnosis import first_failure
-    from arcbridge.cli.diagnosis import format_findings
+    from arcbridge.cli.output import format_findings
     from arcbridge.observe import logging
 
     logging.configure(invocation.role, "critical", config.observe.log_format)

@@ -254,8 +254,8 @@ class TestComingBack:
     ) -> None:
         monkeypatch.setattr("arcbridge.client.session.waiters.FAILURE_HOLD", 0.001)
         # Longer than any machine takes for what follows: after the hold the same token would be tried again.
-        monkeypatch.setattr("arcbridge.client.session.revocation_hold.FIRST", 3600.0)
-        monkeypatch.setattr("arcbridge.client.session.revocation_hold.LONGEST", 3600.0)
+        monkeypatch.setattr("arcbridge.client.session.connector.HOLD_FIRST", 3600.0)
+        monkeypatch.setattr("arcbridge.client.session.connector.HOLD_LONGEST", 3600.0)
         said = "access was revoked: ask the cluster's operator for access"
         accepted = far.auth_answer
         if not running_session:
@@ -298,7 +298,7 @@ class TestComingBack:
     ) -> None:
         """An operator may take a revocation back."""
         monkeypatch.setattr("arcbridge.client.session.waiters.FAILURE_HOLD", 0.001)
-        monkeypatch.setattr("arcbridge.client.session.revocation_hold.FIRST", 0.2)
+        monkeypatch.setattr("arcbridge.client.session.connector.HOLD_FIRST", 0.2)
         async with running(make(far, tmp_path)) as session:
             await session.ready()
             far.sessions[0].close(GoawayCode.REVOKED, "access was revoked")
@@ -315,7 +315,7 @@ class TestComingBack:
         self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("arcbridge.client.session.waiters.FAILURE_HOLD", 0.001)
-        monkeypatch.setattr("arcbridge.client.session.revocation_hold.FIRST", 0.01)
+        monkeypatch.setattr("arcbridge.client.session.connector.HOLD_FIRST", 0.01)
         async with running(make(far, tmp_path)) as session:
             await session.ready()
             far.reply = JoinReply(code=JoinCode.FORBIDDEN)
