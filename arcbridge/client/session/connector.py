@@ -5,7 +5,7 @@ trusted, and to no other.
 
 The token that an agent has revoked will be refused again, until an operator takes the revocation back. So after REVOKED
 the client makes no attempt by itself; and for a caller that wants a stream only after a wait that doubles each time, or
-at once with another token: with one token there is at most one attempt in HOLD_LONGEST seconds, once the wait has grown.
+at once with another token: with one token there is at most one attempt in HOLD_LONGEST seconds, once the wait is long.
 """
 
 from __future__ import annotations
