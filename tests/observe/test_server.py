@@ -143,12 +143,6 @@ async def test_stop_closes_the_listener_and_its_connections() -> None:
         await asyncio.open_connection(host, int(port))
 
 
-async def test_no_listener_is_a_setting() -> None:
-    server = ObserveServer("", Metrics("client"), Checks())
-    assert await server.start() == ""
-    await server.stop()
-
-
 async def test_ipv6_address_is_written_with_brackets() -> None:
     server = ObserveServer("[::1]:0", Metrics("relay"), Checks())
     try:

@@ -133,17 +133,6 @@ class TestResuming:
             await until(lambda: session.current is not None and not session.detached_count)
         assert events(lines, WAITS, BACK, OVER) == [WAITS, BACK]
 
-    async def test_no_relay_for_a_while(self, far: FarSide, tmp_path: Path, lines: Lines) -> None:
-        async with streaming(far, tmp_path) as (session, stream):
-            await far.stop_listening()
-            far.cut()
-            await until(lambda: session.counters.failures >= 3)
-            assert session.detached_count == 1
-            await far.start_listening()
-            await stream.check(b"more")
-            assert session.detached_count == 0
-        assert events(lines, WAITS, BACK, OVER, "no session") == [WAITS, BACK]
-
     async def test_an_agent_that_does_not_answer(
         self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -299,20 +288,6 @@ class TestAnotherAgent:
             far.cut()
             await stream.check(b"more")
             assert (len(far.requests), len(second.requests), session.counters.established) == (2, 1, 1)
-
-    async def test_it_does_not_come_back(
-        self, far: FarSide, tmp_path: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(detachment, "MISSING_TIMEOUT", 0.05)
-        async with streaming(far, tmp_path) as (session, stream):
-            far.absent = {"pod-1"}
-            far.cut()
-            error = await stream.end()
-            assert isinstance(error, SessionEnded)
-            assert error.code == GoawayCode.GONE
-            assert await echo(session) == b"hello"
-            assert session.counters.resume_failures["gone"] == 1
-        assert events(lines, WAITS, BACK, OVER) == [WAITS, OVER]
 
     async def test_after_an_outage_of_all_relays_it_has_more_time(
         self, far: FarSide, tmp_path: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch

@@ -192,19 +192,6 @@ class TestRefusals:
             await make(far, tmp_path, tokens=Tokens(LoginConfig(), None)).connect_once()
         assert far.requests == []
 
-    async def test_the_error_is_shared_and_soon_tried_again(self, far: FarSide, tmp_path: Path) -> None:
-        far.reply = JoinReply(code=JoinCode.NO_AGENT)
-        async with running(make(far, tmp_path)) as session:
-            results = await asyncio.gather(*(session.ready() for _ in range(5)), return_exceptions=True)
-            assert {type(result) for result in results} == {Unreachable}
-            far.reply = JoinReply()
-            async with asyncio.timeout(10):
-                while session.current is None:
-                    with contextlib.suppress(Unreachable):
-                        await session.ready()
-                    await asyncio.sleep(0.01)
-            assert session.failure is None
-
 
 class TestComingBack:
     async def test_a_drain_moves_new_streams_and_keeps_old_ones(self, far: FarSide, tmp_path: Path) -> None:
