@@ -21,6 +21,7 @@ import ssl
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from enum import Enum
 from typing import Any, cast
 
@@ -106,7 +107,9 @@ class TlsTransport(asyncio.Transport):
         self._writer_paused = False
         self._timer: asyncio.TimerHandle | None = self._loop.call_later(HANDSHAKE_DEADLINE, self._handshake_expired)
         self._lingered = 0.0
-        self._peername = _name(sock.getpeername)
+        self._peername: Any = None
+        with suppress(OSError):
+            self._peername = sock.getpeername()
         self._start_reading()
         self._loop.call_soon(self._advance_handshake)
 
@@ -142,15 +145,6 @@ class TlsTransport(asyncio.Transport):
 
     def close(self) -> None:
         """End in order: see the module's docstring. `connection_lost(None)` comes when the socket is closed."""
-        self._end()
-
-    def cut(self) -> None:
-        """End as a cut: the peer gets every byte that was written, then a reset in place of an end."""
-        if self._state is _TlsState.OPEN:
-            self._orderly = False
-        self._end()
-
-    def _end(self) -> None:
         if self._state is _TlsState.HANDSHAKE:
             self._lose(None)
         elif self._failed is not None:
@@ -160,6 +154,12 @@ class TlsTransport(asyncio.Transport):
             self._start_reading()
             if not self._pending:
                 self._send_close_notify()
+
+    def cut(self) -> None:
+        """End as a cut: the peer gets every byte that was written, then a reset in place of an end."""
+        if self._state is _TlsState.OPEN:
+            self._orderly = False
+        self.close()
 
     def abort(self) -> None:
         """Close the socket now; what was not sent is dropped."""
@@ -650,10 +650,3 @@ def _unacknowledged(sock: socket.socket) -> bool:
     except (ImportError, OSError):
         return False
     return bool(struct.unpack("i", answer)[0])
-
-
-def _name(getter: Callable[[], Any]) -> Any:
-    try:
-        return getter()
-    except OSError:
-        return None
