@@ -123,8 +123,7 @@ class ClientContext:
         others = login.command or login.workload or login.access_token_file or login.id_token_file is not None
         if not others and login.grant_type != PROGRAM and not self.tokens.interactive:
             cache = cache_of(self.config, self.state)
-            kept = cache.load()
-            if not (kept.refresh_token or kept.access_token or kept.id_token):
+            if not cache.load():
                 raise Unauthenticated(f"{cache.no_login}; run `{self._login_command()}`")
 
     def _login_command(self) -> str:

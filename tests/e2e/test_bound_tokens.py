@@ -93,7 +93,8 @@ def refused(person: Person, cluster: str, access: str, identity: str, *arguments
 def test_a_login_has_a_token_for_each_cluster_and_all_are_bound(
     world: World, cluster: Cluster, person: Person, by: str
 ) -> None:
-    person.settings.write_text(f'{person.settings.read_text()}[login]\ncluster_audience_by = "{by}"\n')
+    with (person.directory / "client.toml").open("a") as settings:
+        settings.write(f'[login]\ncluster_audience_by = "{by}"\n')
     log_in_by_device(person)
     person.proxy(*person.login)
     for context in (A, B):

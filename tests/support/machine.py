@@ -57,7 +57,8 @@ class Machine:
     world: World
     name: str
     directory: Path
-    settings: Path
+    settings: Path | None
+    """None: nothing is set but the home."""
     environment: dict[str, str] = field(default_factory=dict)
     """What its commands find besides."""
 
@@ -68,7 +69,8 @@ class Machine:
         return self.world.client_env(self.directory, {**browser, **self.environment})
 
     def command(self, *arguments: str) -> list[str]:
-        return arcbridge("--role", "client", "--config", str(self.settings), *arguments)
+        own = () if self.settings is None else ("--role", "client", "--config", str(self.settings))
+        return arcbridge(*own, *arguments)
 
     def run(self, *arguments: str, check: bool = True) -> tuple[int, str]:
         """Run a command to its end: status, and what the user sees."""

@@ -64,7 +64,7 @@ def summary_of(config: ClientConfig, state: StateDirectory, *, now: float | None
         return IdentitySummary(user=login.client_id, issuer=login.issuer, relay=relay, renews=True, source=PROGRAM)
     cache = cache_of(config, state)
     tokens = cache.load()
-    if not (tokens.access_token or tokens.id_token or tokens.refresh_token):
+    if not tokens:
         raise Unauthenticated(f"{cache.no_login}; run `{command}`")
     if not tokens.refresh_token and not tokens.usable(now):
         raise Unauthenticated(f"the login at {login.issuer} has ended; run `{command}`")

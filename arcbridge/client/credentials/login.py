@@ -134,8 +134,7 @@ class Login:
                 elif kept.usable(self._clock()) and suits and not force:
                     return kept
                 if not interactive:
-                    never = not kept.refresh_token and kept.same_login(TokenSet())
-                    state = self._cache.no_login if never else f"the login has ended{why}"
+                    state = f"the login has ended{why}" if kept else self._cache.no_login
                     raise Unauthenticated(f"{state}; run `{self._command}`")
                 return await self._log_in(issuer)
 
