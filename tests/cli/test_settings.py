@@ -36,10 +36,7 @@ def test_precedence(tmp_path: Path) -> None:
 @pytest.mark.parametrize("flag", [flag for flag in flags_of("client") if flag.key], ids=lambda flag: flag.dest)
 def test_every_flag_has_its_variable(flag: object) -> None:
     name = flag.variable
-    value = {"port": "1", "log_level": "debug", "log_format": "json", "grant_type": "authcode"}.get(
-        flag.dest,
-        "1",
-    )
+    value = {"port": "1", "log_level": "debug", "log_format": "json", "grant_type": "authcode"}.get(flag.dest, "1")
     changed = settings("", **{name: value})
     assert changed != settings("")
 
