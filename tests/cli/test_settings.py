@@ -130,16 +130,6 @@ def test_wrong_values(line: str, words: str) -> None:
     assert words in caught.value.message
 
 
-@pytest.mark.parametrize("role", ["relay", "agent", "client"])
-def test_a_wrong_choice_names_its_place_as_the_check_does(role: str, tmp_path: Path) -> None:
-    file = tmp_path / "settings.toml"
-    file.write_text('[observe]\nlog_level = "loud"\n')
-    for arguments, place in (([], f"{file}, line 2"), (["--log-level", "high"], "flag --log-level")):
-        with pytest.raises(ConfigError) as caught:
-            load_settings(parse([*arguments, "--config", str(file)], role), {"XDG_STATE_HOME": str(tmp_path)})
-        assert caught.value.message.startswith(f"{place}: observe.log_level: '")
-
-
 def test_all_mistakes_of_the_settings_are_counted_and_the_first_is_told(tmp_path: Path) -> None:
     file = tmp_path / "a: b.toml"
     file.write_text('[observe]\nlog_level = "loud"\nnonsense = 1\n')
