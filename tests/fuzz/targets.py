@@ -34,13 +34,13 @@ from arcbridge.agent.kube.response import CHUNKED, ChunkedBody, ResponseHead, re
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.kube.upstream_pool import UpstreamConnection, UpstreamRequest
 from arcbridge.client.credentials.jwt_unverified import read_unverified
-from arcbridge.client.kubeconfig import block_yaml as kubeconfig_yaml
+from arcbridge.client.kubeconfig import file as kubeconfig_yaml
 from arcbridge.errors import ConfigError, RemoteProtocolError, StateError
 from arcbridge.identity import authentication, groups, verifier
 from arcbridge.identity import proof as proofs
 from arcbridge.identity.cel.mapping import BudgetExceeded, CostBudget
 from arcbridge.identity.claims import Identity, map_claims
-from arcbridge.identity.fetch import FetchedDocument
+from arcbridge.identity.fetch import ReplyDocument
 from arcbridge.identity.policy import Policy
 from arcbridge.identity.refusal import TokenRefused
 from arcbridge.net import join as joins
@@ -425,7 +425,7 @@ jwt:
 _ISSUER = _ISSUERS.issuers[0]
 
 
-async def _fetch(url: str, ca_pem: str | None) -> FetchedDocument:
+async def _fetch(url: str, ca_pem: str | None) -> ReplyDocument:
     raise AssertionError("no key is asked for")
 
 
