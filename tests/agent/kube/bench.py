@@ -89,6 +89,11 @@ class Wire:
         self.io = io
         self.buffer = b""
 
+    @property
+    def transport(self) -> StreamTransport:
+        assert self.io.transport is not None
+        return self.io.transport
+
     async def send(self, data: bytes) -> None:
         await self.io.write(data)
 

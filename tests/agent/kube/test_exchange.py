@@ -223,9 +223,8 @@ LARGE = bytes(2 << 20)
 def stalled(bench: Bench, path: str, *headers: str) -> Wire:
     """Ask for an answer on a stream of its own, and read none of it."""
     wire = bench.stream()
-    assert wire.io.transport is not None
-    wire.io.transport.pause_reading()
-    wire.io.transport.write("\r\n".join([f"GET {path} HTTP/1.1", "Host: k", *headers, "", ""]).encode())
+    wire.transport.pause_reading()
+    wire.transport.write("\r\n".join([f"GET {path} HTTP/1.1", "Host: k", *headers, "", ""]).encode())
     return wire
 
 
@@ -249,8 +248,7 @@ async def test_l31_answers_that_are_not_read_hold_few_seats(
         assert account.seats.held == 3, "a watch takes none"
         watch.io.reset()
         for number, wire in enumerate(wires):  # each that is read makes room for another
-            assert wire.io.transport is not None
-            wire.io.transport.resume_reading()
+            wire.transport.resume_reading()
             assert len((await wire.answer()).body) == len(LARGE)
             await until(lambda number=number: len(bench.api.requests) >= min(7, 5 + number))
         await until(lambda: not account.seats.held)
@@ -309,9 +307,8 @@ async def test_m7_requests_whose_callers_do_not_wait_end_the_session(bench: Benc
             for _ in range(50):
                 if bench.client.usable:
                     wire = bench.stream()
-                    assert wire.io.transport is not None
-                    wire.io.transport.write(request)
-                    wire.io.transport.write_eof()
+                    wire.transport.write(request)
+                    wire.transport.write_eof()
                     opened += 1
             await asyncio.sleep(0.005)
         await until(lambda: bench.ended)
@@ -353,18 +350,17 @@ async def test_l34_answers_of_the_agents_own_do_not_pile_up(
     monkeypatch.setattr(Attempt, "plan", refuse)
     request = "\r\n".join([f"GET {PATH} HTTP/1.1", "Host: k", *headers, "", ""]).encode()
     wire = bench.stream()
-    assert wire.io.transport is not None
-    wire.io.transport.pause_reading()
+    wire.transport.pause_reading()
     count, most = 1500, 0
     for _ in range(count):
-        wire.io.transport.write(request)
+        wire.transport.write(request)
         await asyncio.sleep(0)
         most = max([most, *(stream.queued for stream in bench.agent_streams())])
     await asyncio.sleep(0.2)  # time enough to answer more, if nothing held the answers back
     assert 0 < len(bench.audit.kept) < count
     most = max([most, *(stream.queued for stream in bench.agent_streams())])
     assert most <= WRITE_HIGH + 4096
-    wire.io.transport.resume_reading()
+    wire.transport.resume_reading()
     for _ in range(count):  # none is lost
         assert (await wire.answer()).status == 403
 
@@ -396,14 +392,12 @@ async def test_honest_use_notices_none_of_the_bounds(bench: Bench) -> None:
         assert not agent.backlog.full
         relief.relieve([SimpleNamespace(session=agent, detached_at=None)], time.monotonic() + 3600)
         assert relief.streams_reset == 0, "there is room, however long they pause"
-        assert slow.io.transport is not None
-        slow.io.transport.resume_reading()
+        slow.transport.resume_reading()
         assert len((await slow.answer()).body) == len(LARGE)
         for wire in watches:
             assert (await wire.head())[0] == 200
         for wire in paused:
-            assert wire.io.transport is not None
-            wire.io.transport.resume_reading()
+            wire.transport.resume_reading()
             assert (await wire.head())[0] == 200
             assert len(await wire.exactly(1_000_000)) == 1_000_000
     assert not any(record.limit for record in bench.audit.kept)

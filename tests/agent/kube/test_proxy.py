@@ -143,8 +143,7 @@ async def test_m20_a_body_that_the_api_server_does_not_read_counts_until_its_str
     bench.api.read_body = False
     bench.api.routes[PODS] = unread = Held(b"")
     wire = await bench.begin(f"POST {PODS} HTTP/1.1\r\nHost: k\r\nContent-Length: {size}\r\n\r\n".encode())
-    assert wire.io.transport is not None
-    wire.io.transport.write(bytes(size))
+    wire.transport.write(bytes(size))
     (agent,) = bench.agents
     async with asyncio.timeout(20):
         while agent.ahead.held < agent._machine.limits.stream_window // 2:

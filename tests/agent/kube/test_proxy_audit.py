@@ -83,7 +83,7 @@ async def test_a12_a_caller_that_leaves_before_the_record_is_written(bench: Benc
     waiting = held(bench.audit)
     wire = await bench.begin(f"GET {PODS}?watch=1 HTTP/1.1\r\nHost: k\r\n\r\n".encode())
     await until(lambda: waiting)
-    wire.io.transport.abort()
+    wire.transport.abort()
     (record,) = await bench.audit.wait(1)
     assert record.outcome == "cut"
     waiting[0]("")
