@@ -15,7 +15,6 @@ WITHOUT_TEST: dict[str, str] = {
     "agent/agent_session": "with `sessions`, in whose tests sessions are opened, resumed and ended",
     "settings/config": "declarations; the tests of `config_loader` load them",
     "agent/parts": "declarations",
-    "relay/agent_join": "with `rendezvous`, in whose tests both ends meet; the hop with `hop`",
     "relay/counters": "declarations",
     "relay/client_join": "with `rendezvous`, in whose tests both ends meet",
     "relay/membership": "with `service`; that of a worker in tests of its own",
@@ -43,7 +42,7 @@ WITHOUT_MODULE: dict[str, str] = {
 CUT: dict[str, tuple[str, ...]] = {
     "agent/accounts": ("loop",),
     "agent/sessions": ("bound_tokens", "limits", "resumption", "revocation"),
-    "agent/kube/proxy": ("audit", "hostile"),
+    "agent/kube/proxy": ("audit", "hostile", "walk"),
     "client/credentials/login": ("mixup", "tokens"),
     "client/session/resumable_session": ("moving",),
     "client/session/session_manager": ("behind_auth_ok",),

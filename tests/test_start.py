@@ -98,7 +98,7 @@ OTHERS = (
         "arcbridge.client.credentials.login",
         "arcbridge.client.credentials.issuer",
         "arcbridge.client.commands.directory",
-        "arcbridge.client.serving.metrics",
+        "arcbridge.client.serving.observation",
     ),
     *("arcbridge.pki.authority", "arcbridge.pki.enrolment", "arcbridge.pki.credentials"),
 )

@@ -26,8 +26,6 @@ ITS_OWN = {
     "client/background/process.py": "of the user's own commands",
     "client/relay/relay_profile.py": "the user's own file",
     "client/state.py": "the user's own files",
-    "client/credentials/token_cache.py": "the user's own file",
-    "client/credentials/identity_summary.py": "the user's own file",
     "pki/credentials.py": "the agent's own file",
     "relay/admin_socket.py": "an operator's command reads up to 256 MiB of the relay that runs",
     "relay/processes/supervisor.py": "of the relay's own worker",

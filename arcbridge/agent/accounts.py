@@ -175,6 +175,8 @@ class Account:
         """Held while a connection to the API server is made for the user."""
         self.connections = 0
         """Connections to the API server that the user's requests hold."""
+        self.ended_connections = TokenBucket(ENDED_CONNECTIONS, 1.0)
+        """Connections to the API server that ended of late because their answers were not waited for."""
         self.loop_time = LoopTime(accounts.loop, self._hold)
         """Time of the event loop that the user's bytes take."""
         self.in_flight = 0
@@ -193,7 +195,6 @@ class Account:
         self._connects: TokenBucket | None = None
         self._to_cluster: TokenBucket | None = None
         self._to_user: TokenBucket | None = None
-        self._ended_connections: TokenBucket | None = None
         self._prompt: TokenBucket | None = None
         """Refusals that are answered at once; made with the first refusal, because most users never see one."""
         self._bursts: dict[Limit, _Burst] = {}
@@ -235,16 +236,6 @@ class Account:
         if limits != self.limits:
             self.limits = limits
             self._apply(limits)
-
-    def end_connection(self, now: float) -> None:
-        """Count a connection to the API server that ended because its answer was not waited for."""
-        if self._ended_connections is None:
-            self._ended_connections = TokenBucket(ENDED_CONNECTIONS, 1.0)
-        self._ended_connections.take(now)
-
-    def ends_connections(self, now: float) -> bool:
-        """Return whether the user has ended more connections of late than a user may."""
-        return self._ended_connections is not None and self._ended_connections.wait(now) > 0.0
 
     def leave(self, member: AccountSession) -> None:
         """End a session's membership; the last one's end retires the account. A second call changes nothing."""

@@ -162,7 +162,7 @@ class AgentSession(BaseHandler):
             return
         limit = caller.account.refuses_stream(self._sessions.monotonic(), plain=target.startswith(PREFIX))
         if limit is not None:
-            self._report(caller, limit, caller.request_id(stream.id, 0), target)
+            self._report(caller, limit, f"{caller.request_prefix}-{stream.id}-0", target)
             stream.abort(ResetCode.LIMIT)
         elif target == KUBERNETES:
             self._sessions.proxy.serve(stream, caller)
@@ -472,7 +472,7 @@ class AgentSession(BaseHandler):
         self, caller: Caller, limit: Limit, omitted: int, reason: str, request: str = "", target: str = ""
     ) -> None:
         record = AuditRecord(
-            request=request or caller.request_id(0, 0),
+            request=request or f"{caller.request_prefix}-0-0",
             subject=caller.subject,
             verb="open" if target else "limit",
             target=target,

@@ -106,7 +106,7 @@ class ControlConnections:
         self.relays = tuple(relays)
         self._keeper = keeper
         self._sessions = sessions
-        self._instance = instance
+        self.instance = instance
         self._clock = clock
         self._draw = draw
         self._outer = OuterTls(keeper)
@@ -122,6 +122,8 @@ class ControlConnections:
         self.connected = asyncio.Event()
         """Set while at least one control connection is up, to a relay that does not drain."""
         self.draining = False
+        self.report: Callable[[float], Status] = lambda round_trip: Status(instance=instance, ready=True)
+        """Makes the report on this agent for a connection with this round trip, seconds (`agent.reports`)."""
         self.connects_failed = 0
         self.last_failure = ""
         """Why a control connection could not be made, or ended, the last time; empty while none has."""
@@ -294,7 +296,7 @@ class ControlConnections:
             Kind.CONTROL,
             link,
             label=str(relay),
-            agent=self._instance,
+            agent=self.instance,
             software=__version__,
             cluster_ca=self._keeper.current.cluster_ca_certificate_pem,
         )
@@ -326,8 +328,16 @@ class ControlConnections:
         self._note_connected()
         self._changed.set()
         _log.info("control connection up", connection=str(link.relay), up=self.up, wanted=self.wanted)
-        if link.session is not None:
-            link.session.send(Status(instance=self._instance, ready=True))
+        self._send_report(link)
+
+    def send_reports(self) -> None:
+        """Report to each relay how the agent is."""
+        for link in self._staying():
+            self._send_report(link)
+
+    def _send_report(self, link: ControlLink) -> None:
+        if link.session is not None and not link.session.closed:
+            link.session.send(self.report(link.session.round_trip))
 
     def _note_connected(self) -> None:
         if self._staying():
@@ -365,7 +375,7 @@ class ControlConnections:
 
     def _announce_leaving(self, link: ControlLink, code: GoawayCode, message: str) -> None:
         if link.session is not None and not link.session.closed:
-            link.session.send(Status(instance=self._instance, ready=False, message=message))
+            link.session.send(Status(instance=self.instance, ready=False, message=message))
             link.session.goaway(code, message, 0)
 
     def _ended(self, link: ControlLink, error: ArcbridgeError) -> None:
@@ -392,7 +402,7 @@ class ControlConnections:
             hint = max(hint or 0, SLOW)
             log.error(
                 "another agent uses the same instance id",
-                instance=self._instance,
+                instance=self.instance,
                 advice="ids are made at random, so one of the two is a copy of a running machine: restart this agent",
             )
         within = self._draw() * RETRY_DELAY_LIMIT if self._sessions.streams_wait and not self._staying() else math.inf
@@ -427,9 +437,7 @@ class ControlConnections:
         code, message = self.dials.decide(dial, link.relay, draining=self.draining)
         if link.session is not None:
             ready = not self.draining and not link.leaving
-            link.session.send(
-                Status(token=dial.token, code=code, message=message, instance=self._instance, ready=ready)
-            )
+            link.session.send(Status(token=dial.token, code=code, message=message, instance=self.instance, ready=ready))
         if code is not DialStatus.WILL_JOIN:
             self.dials.refused += 1
             _log.warning("dial refused", connection=str(link.relay), session=dial.join_id, reason=message)

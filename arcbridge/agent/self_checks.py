@@ -22,9 +22,7 @@ from arcbridge.agent.control import ControlConnections
 from arcbridge.agent.enrol import CredentialKeeper
 from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
 from arcbridge.agent.parts import AgentParts
-from arcbridge.checks.diagnosis import Finding, failed, ok, skipped, warning
-from arcbridge.checks.directory_findings import directory_finding
-from arcbridge.checks.key_findings import key_finding
+from arcbridge.checks.diagnosis import Finding, directory_finding, failed, key_finding, ok, skipped, warning
 from arcbridge.checks.self_checks import SelfCheck
 from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.refusals import RefusalRule
@@ -135,7 +133,7 @@ async def look_at_impersonation(api: ApiServer, refused: Callable[[], int] = lam
 
 async def look_at_reload(api: ApiServer) -> Finding:
     """Look whether the files of CA, token and certificate could be read when they changed."""
-    api.authorization()  # looks at the files, when it is time
+    api.credentials(own=True)  # looks at the files, when it is time
     if api.reload_error:
         return _bad(RELOAD, "reload", api.reload_error)
     return ok(RELOAD, "as they were read")

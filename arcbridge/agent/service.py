@@ -28,6 +28,7 @@ from arcbridge.agent.kube.proxy import KubeProxy
 from arcbridge.agent.metrics import register
 from arcbridge.agent.parts import AgentParts
 from arcbridge.agent.reload import Reload
+from arcbridge.agent.reports import AgentReports
 from arcbridge.agent.secret_store import SecretStore
 from arcbridge.agent.self_checks import checks_of
 from arcbridge.agent.sessions import Sessions
@@ -158,6 +159,9 @@ async def _observe(
     _watch_requests(parts.api, self_checks)
     if parts.verifier is not None:
         parts.verifier.on_directory_failure(lambda: self_checks.look_soon("groups"))
+    reports = AgentReports(parts.control.instance, self_checks, checks, lambda: len(parts.sessions))
+    parts.control.report = reports.status
+    _keep_running(reports.run(parts.control.send_reports), "reports", stack)
     observe = ObserveServer(checked.config.observe.listen, metrics, checks)
     await observe.start()
     stack.push_async_callback(observe.stop)

@@ -128,7 +128,7 @@ class TcpTargets:
     def serve(self, stream: StreamTransport, target: str, caller: Caller) -> None:
         """Connect `stream` to the address that `target` (`tcp:NAME`) names, or reset it with the reason's code."""
         record = AuditRecord(
-            request=caller.request_id(stream.id, 1),
+            request=f"{caller.request_prefix}-{stream.id}-1",
             subject=caller.subject,
             verb="connect",
             target=target,

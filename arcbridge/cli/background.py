@@ -161,7 +161,7 @@ def _asked(context: ClientContext, line: bytes) -> dict[str, Any]:
 
 
 def _repair(state_dir: Path | None) -> None:
-    from arcbridge.client.background.context_repair import repair_all
+    from arcbridge.client.background.connections import repair_all
 
     for sentence in repair_all(state_dir, os.environ):
         sys.stderr.write(f"{plain(sentence)}\n")
@@ -253,7 +253,7 @@ def _about(process: Mapping[str, Any] | None) -> str:
 
 def _not_served(place: BackgroundPaths) -> list[dict[str, Any]]:
     """Return what is connected while no process of this version runs."""
-    from arcbridge.client.background.context_repair import connected
+    from arcbridge.client.background.connections import connected
 
     return [{"name": one.cluster, "contexts": [one.context], "state": "not running"} for one in connected(place)]
 
@@ -340,7 +340,7 @@ def serve(invocation: Invocation) -> int:
 
     from arcbridge.cli.loop import Interrupted, notify, run_until_signal
     from arcbridge.client.background.log_file import LogFile
-    from arcbridge.client.background.process import run_background
+    from arcbridge.client.background.process import BackgroundProcess
     from arcbridge.observe import logging
 
     descriptor = os.environ.pop(READY_VARIABLE, "")
@@ -365,7 +365,7 @@ def serve(invocation: Invocation) -> int:
         level = "debug" if invocation.switch("verbose") else invocation.text("log_level", "info")
         stream = cast("TextIO", file)
         logging.configure("client", level, invocation.text("log_format", "console"), stream)
-        run_until_signal(run_background(place, dict(os.environ), ready=ready), terminal=False)
+        run_until_signal(BackgroundProcess(place, dict(os.environ)).run(ready), terminal=False)
     except Interrupted:
         pass
     except ArcbridgeError as error:

@@ -248,11 +248,7 @@ async def clusters(invocation: Invocation, context: ClientContext) -> int:
 def _as_row(cluster: dict[str, Any]) -> dict[str, Any]:
     """Return a cluster of the relay's list for people: its age, and a date."""
     until = _seconds(cluster.get("certificate_expires"))
-    return {
-        **cluster,
-        "last_seen": _ago(cluster.get("last_seen")),
-        "certificate_expires": (rfc3339(until) or "")[:10],
-    }
+    return {**cluster, "last_seen": _ago(cluster.get("last_seen")), "certificate_expires": (rfc3339(until) or "")[:10]}
 
 
 def _as_document(cluster: dict[str, Any]) -> dict[str, Any]:
@@ -275,8 +271,8 @@ def _ago(seen: object) -> str:
 def doctor(invocation: Invocation) -> int:
     """Print what each hop is like; the exit code is that of the first that failed."""
     config, token = _start(invocation)
-    from arcbridge.cli.diagnosis import format_findings
     from arcbridge.cli.loop import run_until_signal
+    from arcbridge.cli.output import format_findings
 
     output = invocation.text("output", "table")
     # What it finds is on stdout; the log would tell it twice.
@@ -300,12 +296,9 @@ def _one_cluster(invocation: Invocation, config: ClientConfig) -> str:
     """Return the cluster that a command is about: its argument, else the first of the settings; empty: none."""
     name = invocation.text("name") or next(filter(None, (config.cluster, *config.clusters)), "")
     if name:
-        from arcbridge.pki.names import check_cluster_name
+        from arcbridge.client.service import check_name
 
-        try:
-            check_cluster_name(name)
-        except ConfigError as error:
-            raise ConfigError(f"cluster {name[:64]!r}: {error.message}") from error
+        check_name(name, "cluster ")
     return name
 
 

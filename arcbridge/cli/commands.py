@@ -33,8 +33,8 @@ class Command:
     __slots__ = ("argument", "flags", "function", "help", "path", "roles", "takes_command")
 
     def __init__(self, script: str, help: str, *parts: Flag | Argument, takes_command: bool = False) -> None:
-        words, _, self.function = script.partition(" = ")
-        self.path = tuple(words.split())
+        path, _, self.function = script.partition(" = ")
+        self.path = tuple(path.split())
         self.help = help
         self.roles: tuple[str, ...] = ()
         self.flags = [part for part in parts if isinstance(part, Flag)]
@@ -169,7 +169,7 @@ COMMANDS = (
             "delete a join token",
             Argument("id", "id of the token, the part before the dot"),
         ),
-        Command("cluster list = relay:cluster_list", "list enrolled clusters", OUTPUT),
+        Command("cluster list = relay:cluster_list", "list enrolled clusters", WIDE_OUTPUT),
         Command("cluster revoke = relay:cluster_revoke", "cut a cluster off and refuse it", _CLUSTER),
         Command("cluster restore = relay:cluster_restore", "let a revoked cluster back in", _CLUSTER),
         Command("cluster delete = relay:cluster_delete", "forget a cluster that is no more", _CLUSTER),

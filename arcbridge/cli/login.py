@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from arcbridge.cli.commands import DOCUMENTS
@@ -126,17 +127,8 @@ async def _check(config: ClientConfig) -> int:
 
 
 def _as_document(found: IdentitySummary, checked: str) -> dict[str, Any]:
-    return {
-        "user": found.user or None,
-        "subject": found.subject or None,
-        "issuer": found.issuer or None,
-        "relay": found.relay or None,
-        "expires": rfc3339(found.expires),
-        "renews": found.renews,
-        "key": found.key or None,
-        "source": found.source,
-        **({"checked": True} if checked else {}),
-    }
+    document = {name: value if isinstance(value, bool) else value or None for name, value in asdict(found).items()}
+    return {**document, "expires": rfc3339(found.expires), **({"checked": True} if checked else {})}
 
 
 def _as_rows(found: IdentitySummary, checked: str) -> list[tuple[str, str]]:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _TOKEN_COLUMNS = ("id", "cluster", "state", "used", "uses", "created", "expires_at")
 _CLUSTER_COLUMNS = ("name", "state", "agents", "last_seen", "certificate_expires", "version", "ca_pin")
 _BYTES = ("bytes_to_agent", "bytes_to_client")
+_WIDE_COLUMNS = ("name", "state", "agents", "ready", "failing", "sessions", "round_trip", "last_seen",
+                 "certificate_expires", "version", "ca_pin")  # fmt: skip
 _SESSION_COLUMNS = ("session", "user", "cluster", "since", *_BYTES, "agent", "relay", "worker")
 _USER_COLUMNS = ("user", "before", "revoked_at", "reason")
 _TIMES = frozenset(
@@ -33,9 +35,7 @@ _TIMES = frozenset(
 """Keys whose values are unix seconds, 0 for never; people and scripts get them as RFC 3339."""
 
 
-def _printing(
-    answer: Callable[[Invocation, RelayConfig], Coroutine[Any, Any, str]],
-) -> Callable[[Invocation], int]:
+def _printing(answer: Callable[[Invocation, RelayConfig], Coroutine[Any, Any, str]]) -> Callable[[Invocation], int]:
     """Return a command that prints what `answer` returns."""
 
     def command(invocation: Invocation) -> int:
@@ -69,7 +69,8 @@ async def cluster_list(invocation: Invocation, config: RelayConfig) -> str:
             f"no relay runs on {config.data_dir} that could be asked who is connected; states follow from when agents "
             "were seen last"
         )
-    return _format_list(found.rows, _CLUSTER_COLUMNS, invocation)
+    wide = invocation.text("output", "table") == "wide"
+    return _format_list(found.rows, _WIDE_COLUMNS if wide else _CLUSTER_COLUMNS, invocation)
 
 
 @_printing
@@ -148,7 +149,12 @@ user_restore = _saying(admin.restore_user, "user", "user {} is restored: tokens 
 
 def _format_list(rows: Sequence[admin.Row], columns: Sequence[str], invocation: Invocation) -> str:
     heads = [(column, column.replace("_", " ").upper()) for column in columns]
-    return format_rows([_dated(row) for row in rows], heads, invocation.text("output", "table"), name=columns[0])
+    return format_rows(
+        [_dated(row) for row in rows],
+        heads,
+        invocation.text("output", "table").replace("wide", "table"),
+        name=columns[0],
+    )
 
 
 def _format_token(made: admin.NewToken, output: str) -> str:

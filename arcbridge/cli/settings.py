@@ -24,7 +24,7 @@ from arcbridge.settings.suggest import unknown
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from arcbridge.settings.problems import Place, Problem
+    from arcbridge.settings.problems import Place
 
 
 def settings_file(invocation: Invocation, environment: Mapping[str, str]) -> Path | None:
@@ -61,24 +61,12 @@ def load_settings(invocation: Invocation, environment: Mapping[str, str]) -> Any
     if wrong:
         from arcbridge.settings.problems import SettingsRefused, located
 
-        raise SettingsRefused(located([problem_of(error) for error in wrong], place_of(invocation, environment)))
+        raise SettingsRefused(located([error.problem for error in wrong], place_of(invocation, environment)))
     for flag in _own_flags(invocation):
         value = invocation.text(flag.dest)
         if flag.choices and value and value not in flag.choices:
             raise ConfigError(unknown(f"flag {flag.long}", value, flag.choices))
     return config
-
-
-def problem_of(error: SettingError) -> Problem:
-    """Return a mistake as a problem, with its place where the loader knows it."""
-    from arcbridge.settings.problems import Place, Problem
-
-    setting = ".".join(error.path)
-    if error.source:
-        # The line is between the source and the colon.
-        message = error.message.removeprefix(error.source).partition(": ")[2]
-        return Problem(setting, message, place=Place(error.source, error.line, error.column))
-    return Problem(setting, error.message)
 
 
 def read_settings(invocation: Invocation, environment: Mapping[str, str]) -> tuple[Any, list[SettingError]]:
@@ -123,11 +111,11 @@ def _with_profile(config: ClientConfig, invocation: Invocation, environment: Map
     from arcbridge.client.state import StateDirectory
 
     state = StateDirectory.find(config.state_dir, environment)
-    filled = fill(config, RelayProfiles(state.path))
-    if filled.others and filled.profile is not None and invocation.command[0] not in _SILENT:
-        others = ", ".join(one.url for one in filled.others)
-        sys.stderr.write(f"at {filled.profile.url}, the last login; for another one give --relay ({others})\n")
-    return filled.config
+    config, fit = fill(config, RelayProfiles(state.path))
+    if len(fit) > 1 and invocation.command[0] not in _SILENT:
+        others = ", ".join(one.url for one in fit[1:])
+        sys.stderr.write(f"at {fit[0].url}, the last login; for another one give --relay ({others})\n")
+    return config
 
 
 def _own_flags(invocation: Invocation) -> Sequence[Flag]:

@@ -39,10 +39,7 @@ def terminal(lines: TextIO) -> Terminal:
 
     interactive = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
     return Terminal(
-        tell=tell,
-        write_data=write_data,
-        ask_trust=ask_trust if interactive else None,
-        may_log_in=sys.stderr.isatty(),
+        tell=tell, write_data=write_data, ask_trust=ask_trust if interactive else None, may_log_in=sys.stderr.isatty()
     )
 
 
@@ -51,9 +48,9 @@ def repair_contexts(state_dir: Path | None) -> None:
     from arcbridge.client.state import StateDirectory
 
     if StateDirectory.find(state_dir, os.environ).kubeconfigs():
-        from arcbridge.client.kubeconfig import repair
+        from arcbridge.client.kubeconfig import running
 
-        for sentence in repair.repair_contexts(state_dir, os.environ):
+        for sentence in running.repair_contexts(state_dir, os.environ):
             sys.stderr.write(f"{plain(sentence)}\n")
 
 

@@ -31,13 +31,20 @@ MACHINE_ID = "/etc/machine-id"
 class BackgroundPaths:
     """The paths of one user on one machine. `make` makes the two directories, 0700."""
 
-    __slots__ = ("_machine", "runtime", "state")
+    __slots__ = ("connections", "log", "process_lock", "runtime", "socket", "start_lock", "state")
 
     def __init__(self, runtime: str, state: str, machine: str = "") -> None:
         """`runtime`: the directory of the socket. `machine`: tells machines with one home apart; empty: there is one"""
+        of_machine = f"-{machine}" if machine else ""
         self.runtime = runtime
         self.state = state
-        self._machine = f"-{machine}" if machine else ""
+        self.socket = os.path.join(runtime, "control")
+        self.start_lock = os.path.join(state, f".background-start{of_machine}.lock")
+        """Held by who starts the process."""
+        self.process_lock = os.path.join(state, f".background{of_machine}.lock")
+        """Held by the process itself; its copy is handed to the one that takes its place."""
+        self.log = os.path.join(state, "background.log")
+        self.connections = os.path.join(state, "connections.json")
 
     @classmethod
     def find(cls, environment: Mapping[str, str], machine_id: str = MACHINE_ID) -> BackgroundPaths:
@@ -52,28 +59,6 @@ class BackgroundPaths:
 
             runtime = f"/tmp/arcbridge-{_user_id()}-{crc32(os.fsencode(runtime)):08x}"
         return cls(runtime, state, machine)
-
-    @property
-    def socket(self) -> str:
-        return os.path.join(self.runtime, "control")
-
-    @property
-    def start_lock(self) -> str:
-        """Held by who starts the process."""
-        return os.path.join(self.state, f".background-start{self._machine}.lock")
-
-    @property
-    def process_lock(self) -> str:
-        """Held by the process itself; its copy is handed to the one that takes its place."""
-        return os.path.join(self.state, f".background{self._machine}.lock")
-
-    @property
-    def log(self) -> str:
-        return os.path.join(self.state, "background.log")
-
-    @property
-    def connections(self) -> str:
-        return os.path.join(self.state, "connections.json")
 
     def make(self) -> None:
         """Make the two directories; raises StateError where one is not this user's own, or the socket's not private."""
@@ -111,14 +96,11 @@ class BackgroundPaths:
 def _machine(machine_id: str) -> str:
     """Return a short name of this machine; empty where it has none."""
     try:
-        descriptor = os.open(machine_id, os.O_RDONLY)
+        with open(machine_id, "rb") as file:
+            text = file.read(64).strip()
     except OSError:
         return ""
-    try:
-        text = os.read(descriptor, 64).strip()
-    finally:
-        os.close(descriptor)
-    if not text or not text.isalnum():
+    if not text.isalnum():
         return ""
     from binascii import crc32
 

@@ -7,17 +7,15 @@ which `commands` do. Invariant: settings that cannot work are refused before any
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from arcbridge.client.credentials.sources import TokenSources
+from arcbridge.client.credentials.sources import login_of, require_login, token_pair
 from arcbridge.client.credentials.token_files import check_token
-from arcbridge.client.credentials.tokens import with_defaults
+from arcbridge.client.credentials.tokens import Tokens, refuse_contradictions, with_defaults
 from arcbridge.client.relay.relays import Relays
-from arcbridge.client.serving.served_cluster import ServedCluster
 from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.client.session.trust import Ask, ClusterTrust
 from arcbridge.client.state import StateDirectory
@@ -27,7 +25,7 @@ from arcbridge.pki.pins import PinStore
 from arcbridge.settings.config import ClientConfig
 
 if TYPE_CHECKING:
-    from arcbridge.client.credentials.login import OpenBrowser, Say
+    from arcbridge.client.credentials.login import Login, OpenBrowser, Say
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +51,7 @@ class ClientContext:
     """
 
     def __init__(
-        self,
-        config: ClientConfig,
-        terminal: Terminal,
-        *,
-        token: str = "",
-        environment: Mapping[str, str] = os.environ,
+        self, config: ClientConfig, terminal: Terminal, *, token: str = "", environment: Mapping[str, str] = os.environ
     ) -> None:
         login = with_defaults(config.login)
         if login is not config.login:
@@ -68,16 +61,18 @@ class ClientContext:
         self.environment = environment
         self.state = StateDirectory.find(config.state_dir, environment)
         self.token = check_token(token.encode(), "--token") if token else ""
-        self.sources = TokenSources(
-            config,
-            self.state,
-            environment,
-            token=self.token,
-            interactive=terminal.may_log_in,
-            say=terminal.tell,
-            open_browser=terminal.open_browser,
-        )
-        self.tokens = self.sources.tokens
+        refuse_contradictions(login)
+        pair = token_pair(config, self.state, environment, say=terminal.tell, open_browser=terminal.open_browser)
+        self.tokens = Tokens(login, pair, token=self.token, token_file=None if token else config.token_file)
+        self.tokens.interactive = terminal.may_log_in
+
+    def login(self) -> Login:
+        """Return the configured OIDC login; raises ConfigError when there is none."""
+        return login_of(self.config, self.state, say=self.terminal.tell, open_browser=self.terminal.open_browser)
+
+    def require_login(self) -> None:
+        """Raise Unauthenticated where it is plain, without the network, that there is no token for the relay."""
+        require_login(self.config, self.state, self.tokens)
 
     @cached_property
     def relays(self) -> Relays:
@@ -90,10 +85,7 @@ class ClientContext:
         if not names:
             raise ConfigError("cluster: required but not set; give --cluster NAME (`clusters` lists them)")
         for name in names:
-            try:
-                check_cluster_name(name)
-            except ConfigError as error:
-                raise ConfigError(f"flag --cluster: {name[:64]!r}: {error.message}") from error
+            check_name(name)
         return names
 
     def session(self, cluster: str, trust: ClusterTrust | None = None) -> SessionManager:
@@ -106,13 +98,6 @@ class ClientContext:
             resumption=self.config.resumption,
         )
 
-    def served(
-        self, cluster: str, clock: Callable[[], float] = time.time, trust: ClusterTrust | None = None
-    ) -> ServedCluster:
-        """Return a cluster to be served on a local port."""
-        session = self.session(cluster, trust)
-        return ServedCluster(session, self.config, self.state, self.relays.names, self.token, clock)
-
     def trust(self, *, first_use: bool = True) -> ClusterTrust:
         """Return the rule for clusters; without `first_use` none is trusted unseen, whatever the settings say."""
         config = self.config
@@ -124,3 +109,19 @@ class ClientContext:
             ask=self.terminal.ask_trust,
             relays=self.relays.names,
         )
+
+
+def check_name(name: str, where: str = "flag --cluster: ") -> None:
+    """Raise ConfigError, which begins with `where`, for what is no cluster's name."""
+    try:
+        check_cluster_name(name)
+    except ConfigError as error:
+        raise ConfigError(f"{where}{name[:64]!r}: {error.message}") from error
+
+
+def refuse_for_several(config: ClientConfig, count: int, *settings: str) -> None:
+    """Raise ConfigError for settings of one cluster where several were named."""
+    for setting in settings:
+        if count > 1 and getattr(config, setting):
+            own = "; each keeps its own" if setting == "port" else ""
+            raise ConfigError(f"flag --{setting.replace('_', '-')}: fits one cluster, but {count} were named{own}")

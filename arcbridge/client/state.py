@@ -10,9 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -83,86 +82,53 @@ class StateDirectory:
     def certificates(self, cluster: str, organisation: str, now: float) -> LocalCertificates:
         """Return the local CA (made once), the endpoint's certificate of today, and the cluster's client certificate.
 
-        `organisation`: whose relays serve the cluster (`client.relay.organisation`), because two may have one of this
+        `organisation`: whose relays serve the cluster (`client.relay.relay_profile`), because two may have one of this
         name.
 
         The CA and the client certificate outlive the process: a program that loaded the kubeconfig before a restart
         goes on working. A client certificate is replaced when less than a third of its life is left. A process that
         runs for longer than a day asks again when one of them grows old (`ServedCluster.renew`).
         """
-        names = cluster, f"arcbridge://organisation/{quote(organisation, safe='')}"
-        return self._kept_certificates(*names, now) or self._make_certificates(*names, now)
-
-    def _kept_certificates(self, cluster: str, relay: str, now: float) -> LocalCertificates | None:
-        """Return what an earlier start of today found to be good; None when the CA or the client certificate is
-        another."""
+        relay = f"arcbridge://organisation/{quote(organisation, safe='')}"
+        # A cluster's name has no @ in it, and a relay's pin is longer than a file's name should be.
+        file = self.path / "clusters" / f"{cluster}@{hashlib.sha256(relay.encode()).hexdigest()[:16]}.json"
         try:
-            kept = json.loads(read_file(self._cluster_file(cluster, relay, "json")) or b"{}")
             ca = (read_file(self.path / "local-ca" / "ca.crt") or b"").decode("ascii", "replace")
             exposed = (self.path / "local-ca" / "ca.key").stat().st_mode & 0o077
-            certificate, key = _split(
-                (read_file(self._cluster_file(cluster, relay, "pem")) or b"").decode("ascii", "replace")
-            )
-            if exposed or not key or (kept["ca"], kept["client_certificate"]) != (ca, certificate):
-                return None
-            if not kept["made_at"] <= now < kept["made_at"] + SERVER_CERTIFICATE_REUSE:
-                return None
-            return LocalCertificates(
-                relay, ca, str(kept["server_certificate"]), str(kept["server_key"]), certificate, key
-            )
+            kept, made_at = _read(file)
+            if not exposed and kept.ca_pem == ca and made_at <= now < made_at + SERVER_CERTIFICATE_REUSE:
+                return kept
         except (OSError, StateError, ValueError, TypeError, KeyError):
-            return None
+            pass
+        return self._make_certificates(file, cluster, relay, now)
 
-    def _make_certificates(self, cluster: str, relay: str, now: float) -> LocalCertificates:
+    def _make_certificates(self, file: Path, cluster: str, relay: str, now: float) -> LocalCertificates:
         from arcbridge.pki.authority import Authority
 
         authority = Authority.load_or_create(self.path / "local-ca", "arcbridge local endpoint", clock=lambda: now)
         server = authority.issue_server(_LOCAL_NAMES)
-        file = self._cluster_file(cluster, relay, "pem")
         ensure_private_directory(file.parent)
         with locked(self.path / ".clusters.lock"):
-            kept = (read_file(file) or b"").decode("ascii", "replace")
-            certificate, key = _split(kept)
-            if not certificate or _worn(certificate, now) or not _issued_by(authority, certificate):
+            try:
+                kept, _ = _read(file)
+                client = kept.client_certificate_pem, kept.client_key_pem
+                good = _issued_by(authority, client[0]) and not _worn(client[0], now)
+            except (ValueError, TypeError, KeyError):
+                good = False
+            if not good:
                 issued = authority.issue_client(cluster, uri=relay, life=CLIENT_CERTIFICATE_LIFE)
-                certificate, key = issued.certificate_pem, issued.key_pem
-                write_private(file, (certificate + key).encode())
-            # One file, replaced at once: a start that reads it now has the certificate and its key, or the former two.
-            document = {
-                "ca": authority.certificate_pem,
-                "client_certificate": certificate,
-                "server_certificate": server.certificate_pem,
-                "server_key": server.key_pem,
-                "made_at": now,
-            }
-            write_private(self._cluster_file(cluster, relay, "json"), json.dumps(document).encode())
-            for former in (f"{cluster}.json", f"{cluster}.pem"):
-                # Of a version whose certificates named the cluster alone, which no endpoint takes any more.
-                with suppress(OSError):
-                    (self.path / "clusters" / former).unlink()
-        ca = authority.certificate_pem
-        return LocalCertificates(relay, ca, server.certificate_pem, server.key_pem, certificate, key)
-
-    def _cluster_file(self, cluster: str, relay: str, suffix: str) -> Path:
-        # A cluster's name has no @ in it, and a relay's pin is longer than a file's name should be.
-        return self.path / "clusters" / f"{cluster}@{hashlib.sha256(relay.encode()).hexdigest()[:16]}.{suffix}"
+                client = issued.certificate_pem, issued.key_pem
+            made = LocalCertificates(relay, authority.certificate_pem, server.certificate_pem, server.key_pem, *client)
+            # One file, replaced at once: a start that reads it now has each certificate with its key.
+            write_private(file, json.dumps({**asdict(made), "made_at": now}).encode())
+        return made
 
     # -- ports --------------------------------------------------------------------------------------------------------
 
-    def port(self, relays: tuple[str, ...], cluster: str) -> int:
-        """Return the port for a cluster at its relays: the one it had, else the next that no other cluster has.
-
-        Nothing is kept: a name that was mistyped takes no port.
-        """
+    def kept_port(self, relays: tuple[str, ...], cluster: str) -> int | None:
+        """Return the port that is kept for a cluster at its relays; None: it was not reached yet."""
         ports = self._ports()
-        if (key := _port_key(ports, relays, cluster)) in ports:
-            return ports[key]
-        return next(self.free_ports())
-
-    def has_port(self, relays: tuple[str, ...], cluster: str) -> bool:
-        """Return whether a port is kept for a cluster."""
-        ports = self._ports()
-        return _port_key(ports, relays, cluster) in ports
+        return ports.get(_port_key(ports, relays, cluster))
 
     def free_ports(self) -> Iterator[int]:
         """Yield the ports that no cluster has, in their order."""
@@ -203,7 +169,7 @@ class StateDirectory:
         except (StateError, ValueError, TypeError):
             return []
 
-    def add_kubeconfig(self, files: list[Path]) -> None:
+    def add_kubeconfig(self, files: Iterable[str | Path]) -> None:
         """Note where entries of ours are put, before they are."""
         wanted = [Path(os.path.abspath(file)) for file in files]
         if wanted not in self.kubeconfigs():
@@ -257,10 +223,14 @@ def _port_key(ports: Mapping[str, int], relays: tuple[str, ...], cluster: str) -
     return next((key for key in keys if key in ports), keys[0])
 
 
-def _split(pem: str) -> tuple[str, str]:
-    """Return certificate and key of a file that holds both; empty texts when it does not."""
-    certificate, mark, key = pem.partition("-----END CERTIFICATE-----\n")
-    return (certificate + mark, key) if mark and "PRIVATE KEY" in key else ("", "")
+def _read(file: Path) -> tuple[LocalCertificates, float]:
+    """Return what is kept for a cluster, and when it was made. Raises StateError; ValueError, TypeError or KeyError for
+    what is damaged or absent."""
+    kept = json.loads(read_file(file) or b"")
+    texts = [kept[one.name] for one in fields(LocalCertificates)]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("not a text")
+    return LocalCertificates(*texts), float(kept["made_at"])
 
 
 def aged_at(certificate_pem: str) -> float:

@@ -66,6 +66,21 @@ def origin_of(url: str) -> str:
     raise ConfigError(f"{_shown(url)!a} is not an https:// URL of a host, with a port only where one follows the colon")
 
 
+def issuer_origin(issuer: str, setting: str) -> str:
+    """Return the origin of an issuer's URL. Raises ConfigError, which names the setting."""
+    try:
+        parts = urlsplit(issuer)
+    except ValueError:
+        raise ConfigError(f"{setting}: it is not an https:// URL") from None
+    # Before any error quotes it: such a part may be a secret (OpenID Connect Discovery §4 has no place for them).
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ConfigError(f"{setting}: an issuer's URL has no user information, query or fragment")
+    try:
+        return origin_of(issuer)
+    except ConfigError as error:
+        raise ConfigError(f"{setting}: {error.message}") from None
+
+
 def check_origins(setting: str, origins: Collection[str]) -> None:
     """Raise `ConfigError`, which names the setting, unless each of these is an origin as `origin_of` writes it."""
     for one in origins:

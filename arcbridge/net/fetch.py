@@ -43,6 +43,8 @@ class Reply:
     body: bytes
     retry_after: float | None = None
     max_age: float | None = None
+    dpop_nonce: str = ""
+    """What an issuer wants in the next DPoP proof (RFC 9449 §8)."""
 
 
 class HttpFetcher:
@@ -106,7 +108,7 @@ class HttpFetcher:
                 _seconds(answered.get("Retry-After", "")),
                 _max_age(answered.get("Cache-Control", "")),
             )
-            return Reply(response.status, found, retry_after, max_age)
+            return Reply(response.status, found, retry_after, max_age, answered.get("DPoP-Nonce", ""))
 
     async def _body(self, url: URL, response: aiohttp.ClientResponse) -> bytes:
         if response.content_length is not None and response.content_length > self._limit:

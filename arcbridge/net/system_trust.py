@@ -11,6 +11,8 @@ import ssl
 from pathlib import Path
 from typing import Final
 
+from arcbridge.errors import ConfigError, StateError
+
 BUNDLES: Final = (
     "/etc/ssl/certs/ca-certificates.crt",  # Debian, Ubuntu, Arch, Alpine
     "/etc/pki/tls/certs/ca-bundle.crt",  # Fedora, RHEL 6 and newer
@@ -43,3 +45,15 @@ def system_context() -> ssl.SSLContext:
 def trusting_context(ca_pem: str | None = None) -> ssl.SSLContext:
     """Return a client's context that trusts the CA `ca_pem`, or without one the system's CAs."""
     return ssl.create_default_context(cadata=ca_pem) if ca_pem else system_context()
+
+
+def read_cas(path: Path, setting: str) -> str:
+    """Return the CAs in a PEM file that `setting` names. Raises ConfigError for one without any, StateError."""
+    try:
+        pem = path.read_text("ascii")
+        trusting_context(pem or "none")
+    except (ssl.SSLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{setting}: {path} holds no PEM certificate") from error
+    except OSError as error:
+        raise StateError(f"{setting}: cannot read {path}: {error.strerror}") from error
+    return pem

@@ -182,7 +182,7 @@ async def fetch_unverified_ca(address: Address, *, deadline: float = 10.0, proxy
     context = _client(ALPN_HTTP)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    status, body = await get_once(address, "/v1/ca", context, deadline=deadline, proxy=proxy)
+    status, _, body = await get_once(address, "/v1/ca", context, deadline=deadline, proxy=proxy)
     # JSON writes a line's end as two characters.
     found = _CERTIFICATE.search(body.decode("ascii", "replace").replace("\\n", "\n")) if status == 200 else None
     if found is None:
@@ -191,11 +191,19 @@ async def fetch_unverified_ca(address: Address, *, deadline: float = 10.0, proxy
 
 
 async def get_once(
-    address: Address, path: str, context: ssl.SSLContext, *, deadline: float = 10.0, proxy: Proxy | str | None = None
-) -> tuple[int, bytes]:
-    """Return status and body of one GET without credentials, over a connection of its own; `context`: whom to trust.
+    address: Address,
+    path: str,
+    context: ssl.SSLContext,
+    *,
+    deadline: float = 10.0,
+    proxy: Proxy | str | None = None,
+    limit: int = _MAX_ANSWER,
+    fields: Callable[[bytes], str] = lambda certificate: "",
+) -> tuple[int, bytes, bytes]:
+    """Return status, head and body of one GET over a connection of its own; `context`: whom to trust.
 
-    Raises `ssl.SSLCertVerificationError` where the context does not trust the relay, `Unreachable`, `ConnectionLost`.
+    `fields` makes further header lines, each with its end, once the relay has shown this certificate (DER). Raises
+    `ssl.SSLCertVerificationError` where the context does not trust the relay, `Unreachable`, `ConnectionLost`.
     """
     loop = asyncio.get_running_loop()
     until = loop.time() + deadline
@@ -206,11 +214,12 @@ async def get_once(
             async with asyncio.timeout_at(until):
                 await pipe.handshake()
                 # HTTP/1.0: the answer is neither chunked nor kept alive, so its end is the end of the connection.
-                await pipe.write(f"GET {path} HTTP/1.0\r\nHost: {address}\r\nAccept: */*\r\n\r\n".encode())
+                more = fields(pipe.peer_certificate or b"")
+                await pipe.write(f"GET {path} HTTP/1.0\r\nHost: {address}\r\nAccept: */*\r\n{more}\r\n".encode())
                 answer = bytearray()
                 while chunk := await pipe.read():
                     answer += chunk
-                    if len(answer) > _MAX_ANSWER:
+                    if len(answer) > limit:
                         raise ConnectionLost(f"{address.url} answered more than was asked: is this an arcbridge relay?")
         except TimeoutError as error:
             raise Unreachable(f"{address.url} did not answer within {deadline:.0f} s") from error
@@ -222,7 +231,7 @@ async def get_once(
     status = head.split(b" ", 2)
     if len(status) < 2 or not status[0].startswith(b"HTTP/1.") or not status[1].isdigit():
         raise Unreachable(f"{address.url} did not answer in HTTP: is this an arcbridge relay?")
-    return int(status[1]), body
+    return int(status[1]), head, body
 
 
 def _server(certificate_pem: str, key_pem: str, alpn: str) -> ServerContext:

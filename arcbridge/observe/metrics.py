@@ -10,7 +10,7 @@ Two rules keep the number of series constant whatever peers send (CVE-2022-21698
 
 1. each label has a closed set of values, given when the metric is registered; any other value is counted under
    `other`. Where the registry bounds the set (cluster names) it may be a function;
-2. a metric has at most `MAX_SERIES` series; the rest is folded into `other` too.
+2. a metric has at most `MAX_SERIES` series, or as many as it was registered with; the rest is folded into `other` too.
 
 Never labels: user, pod, path, session, stream, address.
 """
@@ -103,26 +103,28 @@ class Metrics:
         self.counter(_FAILURES, "Metrics left out of a scrape because reading them failed.", None,
                      lambda: self.read_failures)  # fmt: skip
 
-    def counter(self, name: str, help: str, labels: Labels | None, read: NumberReader) -> None:
+    def counter(
+        self, name: str, help: str, labels: Labels | None, read: NumberReader, *, most: int = MAX_SERIES
+    ) -> None:
         """Register a counter; `name` without prefix, ending in `_total`.
 
         `labels` maps each label's name to its values. `read` returns a number, or with labels a mapping from label
         value (a tuple of them where there are several labels, in the order of `labels`) to number.
-        Raises ValueError for a name or label that breaks the rules.
+        `most`: series that it may have. Raises ValueError for a name or label that breaks the rules.
         """
         if not name.endswith("_total"):
             raise ValueError(f"counter {name!r} must end in _total")
-        self._add(_Metric("counter", name, help, labels or {}, read))
+        self._add(_Metric("counter", name, help, labels or {}, read, most))
 
-    def gauge(self, name: str, help: str, labels: Labels | None, read: NumberReader) -> None:
+    def gauge(self, name: str, help: str, labels: Labels | None, read: NumberReader, *, most: int = MAX_SERIES) -> None:
         """Register a gauge; arguments as for `counter`."""
-        self._add(_Metric("gauge", name, help, labels or {}, read))
+        self._add(_Metric("gauge", name, help, labels or {}, read, most))
 
     def histogram(self, name: str, help: str, labels: Labels | None, read: BucketsReader) -> None:
         """Register a histogram; `read` returns `Buckets`, or with labels a mapping to them. Name in base units."""
         if not name.endswith(("_seconds", "_bytes")):
             raise ValueError(f"histogram {name!r} must end in its base unit")
-        self._add(_Metric("histogram", name, help, labels or {}, read))
+        self._add(_Metric("histogram", name, help, labels or {}, read, MAX_SERIES))
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """Return the exposition and its content type, chosen by the scraper's `Accept` header."""
@@ -200,6 +202,8 @@ class _Metric(NamedTuple):
     help: str
     labels: Labels
     read: Callable[[], Any]
+    most: int
+    """Series that it may have."""
 
     def series(self) -> dict[tuple[str, ...], Any]:
         """Read, and fold label values outside their sets into `other`."""
@@ -214,7 +218,7 @@ class _Metric(NamedTuple):
                 raise ValueError(f"metric {self.name!r} has {len(allowed)} labels and got {len(labels)}")
             pairs = zip(map(str, labels), allowed, strict=True)
             known = tuple(label if label in values else OTHER for label, values in pairs)
-            if known not in folded and len(folded) >= MAX_SERIES:
+            if known not in folded and len(folded) >= self.most:
                 known = (OTHER,) * len(allowed)
             folded[known] = folded[known] + number if known in folded else number
         return folded

@@ -16,8 +16,7 @@ import math
 import re
 import shlex
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -164,6 +163,7 @@ class ClusterList:
     """The clusters, and whether the relay that runs has said who is connected."""
 
     rows: list[Row]
+    """Those of the registry, with `agents` and, from their reports, `ready`, `failing`, `sessions`, `round_trip`."""
     asked: bool
     """False where no relay runs on this data directory: `agents` is unknown, and states follow from dates."""
 
@@ -173,17 +173,15 @@ async def list_clusters(config: RelayConfig, *, clock: Callable[[], float] = tim
     async with registry_of(config, must_exist=True, clock=clock) as registry:
         records, revoked = await registry.clusters(), await registry.revocations()
     agents = await ask(config.data_dir, {"ask": "agents"})
-    # One agent keeps connections to several relays of a fleet.
-    connected = None if agents is None else {(str(row.get("cluster")), str(row.get("agent"))) for row in agents}
-    count = None if connected is None else Counter(cluster for cluster, _ in connected)
+    reports = None if agents is None else _reports(agents)
     known = {record.name for record in records}
     # Names that were revoked before this relay knew the cluster; there is nothing else to say of them.
     unknown = [
-        _cluster_row(ClusterRecord(name, "", "", 0.0), clock(), count) | {"state": "Revoked"}
+        _cluster_row(ClusterRecord(name, "", "", 0.0), clock(), reports) | {"state": "Revoked"}
         for name in revoked - known
     ]
-    rows = [_cluster_row(record, clock(), count) for record in records]
-    return ClusterList(sorted((*rows, *unknown), key=lambda row: str(row["name"])), count is not None)
+    rows = [_cluster_row(record, clock(), reports) for record in records]
+    return ClusterList(sorted((*rows, *unknown), key=lambda row: str(row["name"])), reports is not None)
 
 
 async def list_sessions(config: RelayConfig) -> list[Row]:
@@ -336,18 +334,42 @@ def parse_uses(uses: object) -> int:
     return int(str(uses))
 
 
-def _cluster_row(record: ClusterRecord, now: float, connected: Counter[str] | None) -> Row:
-    """`connected`: agents by cluster, as the relay that runs has said; None: it was not asked."""
+def _reports(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Return the agents of each cluster. One agent keeps connections to several relays of a fleet: the row that is
+    worst counts, and the shortest way to a relay."""
+    agents: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        other = agents.setdefault((str(row.get("cluster")), str(row.get("agent"))), row)
+        worst, trips = min((other, row), key=_is_well), [one.get("round_trip") or math.inf for one in (other, row)]
+        agents[str(row.get("cluster")), str(row.get("agent"))] = worst | {"round_trip": min(trips)}
+    found: dict[str, list[Row]] = {}
+    for (cluster, _), row in agents.items():
+        found.setdefault(cluster, []).append(row)
+    return found
+
+
+def _is_well(row: Row) -> bool:
+    return bool(row.get("ready", True)) and not row.get("failing")
+
+
+def _cluster_row(record: ClusterRecord, now: float, reports: Mapping[str, list[Row]] | None) -> Row:
+    """`reports`: the agents of each cluster, as the relay that runs has said; None: it was not asked."""
     agents = 0
-    if connected is not None:
-        agents = connected[record.name]
+    found = [] if reports is None else reports.get(record.name, [])
+    if reports is not None:
+        agents = len(found)
     elif not record.revoked and 0 <= now - record.last_seen <= SEEN_RECENTLY:
         agents = 1
     row = asdict(record)
     del row["ca_pem"], row["keys"]
     row["revoked"] = bool(record.revoked)
     row["revoked_at"] = record.revoked
-    row["agents"] = None if connected is None else agents
+    row["agents"] = None if reports is None else agents
+    row["ready"] = None if reports is None else sum(bool(one.get("ready", True)) for one in found)
+    row["failing"] = " ".join(sorted({word for one in found for word in str(one.get("failing", "")).split()}))
+    row["sessions"] = sum(int(one.get("sessions", 0)) for one in found)
+    trips = [float(one["round_trip"]) for one in found if one["round_trip"] < math.inf]
+    row["round_trip"] = round(min(trips), 4) if trips else None
     row["state"] = "Revoked" if record.revoked else cluster_state(record, agents, now)
     return row
 

@@ -41,10 +41,9 @@ from arcbridge.pki.names import check_cluster_name
 from arcbridge.refusals import Refusal, RefusalRule
 from arcbridge.relay.access import FORBIDDEN, CallerChecks, Loss
 from arcbridge.relay.admission import Ticket
-from arcbridge.relay.agent_join import VOID
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.fleet.base import Fleet
-from arcbridge.relay.pending_dials import ClaimedAgent, PendingDial, PendingDials
+from arcbridge.relay.pending_dials import VOID, ClaimedAgent, PendingDial, PendingDials
 from arcbridge.relay.pump import Pump, Pumps
 from arcbridge.relay.registry.base import Registry, RegistryUnavailable
 from arcbridge.relay.session_slots import JoinLimited, SessionSlot, SessionSlots
@@ -71,6 +70,8 @@ class _JoinAttempt:
     id: str = field(default_factory=lambda: secrets.token_hex(8))
     fields: dict[str, Any] = field(default_factory=dict)
     """Of the line in the log; more of them the further the join has come."""
+    cluster: str = ""
+    """The cluster, once it is known that the user may reach it."""
 
     @property
     def resumes(self) -> bool:
@@ -170,12 +171,12 @@ class ClientJoins:
             failure.__cause__ = error
         else:
             seconds = loop.time() - begun
-            self._counters.joins[JoinCode.OK.name.lower()] += 1
+            self._counters.joined(attempt.cluster, JoinCode.OK)
             self._counters.join_seconds.observe(seconds)
             log.info("joined", **attempt.fields, ms=round(seconds * 1000, 1), pump_open=not pump.closed)
             return True
         code = JoinCode(failure.code)
-        self._counters.joins[code.name.lower()] += 1
+        self._counters.joined(attempt.cluster, code)
         self._log_failure(attempt, failure)
         if code is not JoinCode.GONE:
             attempt.ticket.waits()
@@ -223,6 +224,7 @@ class ClientJoins:
 
     async def _admit(self, attempt: _JoinAttempt, identity: Identity) -> Pump:
         cluster_ca = await self._authorise(identity, attempt.request)
+        attempt.cluster = attempt.request.cluster
         if self.draining:
             raise _going_away()
         slot = self.slots.enter(identity, resumes=attempt.resumes, pending=len(self._dials), sessions=len(self._pumps))

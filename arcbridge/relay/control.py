@@ -51,8 +51,9 @@ from arcbridge.pki.authority import agent_ca_pin, agent_cluster, agent_expiry, c
 from arcbridge.pki.pins import pin_of, same_pin
 from arcbridge.relay.admission import Purpose, Ticket
 from arcbridge.relay.agent_slots import AgentSlots
+from arcbridge.relay.cluster_reports import read_report
 from arcbridge.relay.counters import Counters
-from arcbridge.relay.fleet.base import Fleet, Lost, lost_agent
+from arcbridge.relay.fleet.base import AgentReport, Fleet, Lost, lost_agent
 from arcbridge.relay.registry.base import REVOKED, Registry, RegistryUnavailable, UserRevocation, admit
 from arcbridge.relay.tcp_state import has_ended
 from arcbridge.settings.config import RelayLimitsConfig
@@ -102,8 +103,8 @@ class ControlConnection(BaseHandler):
         self.version = ""
         self.since = time.time()
         self.draining = False
-        self.ready = True
-        """The agent's last word on itself."""
+        self.report = AgentReport()
+        """What the agent has reported last."""
         self.lapses = math.inf
         """When this connection is to be made again with a newer certificate, unix seconds."""
         self.session: MuxSession | None = None
@@ -154,7 +155,7 @@ class ControlConnection(BaseHandler):
 
     def status_received(self, session: MuxSession, status: Status) -> None:
         if not status.token:
-            self.ready = status.ready
+            self.report = read_report(status)
             return
         answer = self._dials.get(status.token)
         # A status that comes late, twice, or for a token that was never sent changes nothing.
@@ -209,6 +210,10 @@ class ControlServer:
 
     def __len__(self) -> int:
         return len(self._open)
+
+    def reports(self) -> Iterator[tuple[str, AgentReport]]:
+        """Yield the cluster and the report of each agent that is connected here."""
+        return ((link.cluster, link.report) for link in self._open)
 
     async def serve(self, sock: socket.socket, ticket: Ticket) -> None:
         """Serve one connection: its turn, the handshake, admission, registration, and then its life."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Final
+
 from arcbridge.net.client_hello import Reason
 from arcbridge.net.join import JoinCode
 from arcbridge.observe.metrics import Buckets
@@ -24,6 +27,10 @@ REJECTIONS = (
     *(reason.value for reason in ProxyRefusal),
 )
 """Why a connection was closed before it said who it is."""
+FAULTS: Final = frozenset(
+    {JoinCode.NO_AGENT, JoinCode.AGENT_TIMEOUT, JoinCode.AGENT_REFUSED, JoinCode.OVERLOADED, JoinCode.INTERNAL}
+)
+"""Ends of a join that are no fault of the user's."""
 LOSSES = ("policy", "user", "cluster")
 """Why a right was lost: the policy gives it no more, the user's login was revoked, or the cluster was."""
 
@@ -51,6 +58,11 @@ class Counters:
         """Clusters that enrolled at another relay of the same CA and are known here since."""
         self.joins = {code.name.lower(): 0 for code in JoinCode}
         """Joins of clients, by how they ended."""
+        self.cluster_joins: Counter[str] = Counter()
+        """Joins of users who may reach the cluster, by its name: those that succeeded, or failed for no fault of the
+        user's."""
+        self.cluster_joins_failed: Counter[str] = Counter()
+        """Those of them that failed."""
         self.pumps_cut = 0
         """Sessions that had not left by themselves when the relay went away."""
         self.sessions_cut = dict.fromkeys(LOSSES, 0)
@@ -60,3 +72,10 @@ class Counters:
         """Dial tokens that were void, foreign or guessed."""
         self.join_seconds = Buckets()
         """From the client's handshake to the pump."""
+
+    def joined(self, cluster: str, code: JoinCode) -> None:
+        """Count a join by how it ended; `cluster` is empty where the user may not reach it."""
+        self.joins[code.name.lower()] += 1
+        if cluster and (code is JoinCode.OK or code in FAULTS):
+            self.cluster_joins[cluster] += 1
+            self.cluster_joins_failed[cluster] += code is not JoinCode.OK

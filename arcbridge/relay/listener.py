@@ -195,11 +195,10 @@ class Listener:
 
     def arrived(self, arrival: _Arrival, hello: client_hello.ClientHello) -> None:
         self._arrivals.discard(arrival)
-        protocol = self._protocol(hello)
+        offered = hello.alpn or (client_hello.HTTP,)
+        protocol = next((name for name in offered if name in self._handlers), None)
         if protocol is None:
-            self._counters.rejected["no_protocol"] += 1
-            arrival.ticket.leave()
-            reset(arrival.sock)
+            self.rejected(arrival, "no_protocol")
             return
         purpose = _PURPOSES.get(protocol, Purpose.JOIN)
         if reason := arrival.ticket.becomes(purpose):
@@ -243,15 +242,11 @@ class Listener:
             arrival.ticket.leave()
             reset(arrival.sock)
 
-    def _protocol(self, hello: client_hello.ClientHello) -> bytes | None:
-        offered = hello.alpn or (client_hello.HTTP,)
-        return next((name for name in offered if name in self._handlers), None)
-
     def evict(self, arrival: _Arrival, purpose: Purpose) -> None:
         """Close a connection, whose handler has not started, because another one takes its place."""
         self._forget(arrival)
         reset(arrival.sock)
-        self._tell_of_evicted(purpose, arrival.ticket)
+        self._tell("connections closed to make room", purpose.value, arrival.ticket.address)
 
     def _forget(self, arrival: _Arrival) -> None:
         self._arrivals.discard(arrival)
@@ -261,22 +256,19 @@ class Listener:
     def _evict_task(self, task: asyncio.Task[None], purpose: Purpose, ticket: Ticket) -> None:
         # A handler that is cancelled closes its socket.
         task.cancel()
-        self._tell_of_evicted(purpose, ticket)
-
-    def _tell_of_evicted(self, purpose: Purpose, ticket: Ticket) -> None:
-        since_last = self._told.seen(purpose.value, self._loop.time())
-        if since_last is not None:
-            log.warning(
-                "connections closed to make room", reason=purpose.value, source=ticket.address, connections=since_last
-            )
+        self._tell("connections closed to make room", purpose.value, ticket.address)
 
     def _turn_away(self, sock: socket.socket, address: str, reason: str) -> None:
         """Close a connection for which there is no place."""
         self._counters.rejected[reason] += 1
         reset(sock)
+        self._tell("connections turned away", reason, address)
+
+    def _tell(self, event: str, reason: str, address: str) -> None:
+        """Log what happens to connections for this reason, the last of them from `address`; not each one."""
         since_last = self._told.seen(reason, self._loop.time())
         if since_last is not None:
-            log.warning("connections turned away", reason=reason, source=address, connections=since_last)
+            log.warning(event, reason=reason, source=address, connections=since_last)
 
     async def _enter(self, handler: ConnectionHandler, sock: socket.socket, ticket: Ticket) -> None:
         try:

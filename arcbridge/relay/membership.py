@@ -1,7 +1,7 @@
 """Does what a process of a relay does for the whole of it: lock, port, limits, and what the operator sees.
 
 `Membership` is that of a relay with one process, which does all of it. Of several processes the supervisor holds the
-lock and answers the operator, and each worker has a `siblings.worker_membership.WorkerMembership`. Invariant: the
+lock and answers the operator, and each worker has a `processes.worker.WorkerMembership`. Invariant: the
 service asks its membership and never how many processes there are.
 """
 

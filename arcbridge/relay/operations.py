@@ -71,7 +71,8 @@ class Operations:
                 named = {name for name in wanted if isinstance(name, str)} if isinstance(wanted, list) else None
                 return [
                     {"cluster": link.cluster, "agent": link.instance, "version": link.version, "since": link.since,
-                     **self._origin}
+                     "ready": link.report.ready, "reason": link.report.reason, "failing": link.report.failing,
+                     "sessions": link.report.sessions, "round_trip": link.report.round_trip, **self._origin}
                     for link in self._fleet.links()
                     if not link.draining and (named is None or link.cluster in named)
                 ]  # fmt: skip

@@ -25,6 +25,10 @@ from arcbridge.observe.untrusted_text import printable
 from arcbridge.relay.counters import Counters
 from arcbridge.wire.records import JoinReply, JoinRequest
 
+VOID: Final = JoinReply(
+    code=JoinCode.GONE,
+    message="this dial token is void: the client has left, another agent was faster, or it came too late",
+)
 ID_LENGTH: Final = 16
 """Characters of the id of a process, before the dot of a dial token."""
 

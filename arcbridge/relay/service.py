@@ -32,11 +32,11 @@ from arcbridge.observe.metrics import Metrics
 from arcbridge.observe.reloads import Outcome
 from arcbridge.relay.access import Access, CallerChecks
 from arcbridge.relay.admission import Admission
-from arcbridge.relay.agent_join import AgentJoins
 from arcbridge.relay.backend import open_backend
 from arcbridge.relay.capacity import fitted
 from arcbridge.relay.certificate import ServerCertificate
 from arcbridge.relay.client_join import ClientJoins
+from arcbridge.relay.cluster_reports import ClusterReports
 from arcbridge.relay.control import ControlServer
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.data_dir import open_authority
@@ -46,9 +46,8 @@ from arcbridge.relay.fleet.base import Lost
 from arcbridge.relay.hop import Hops
 from arcbridge.relay.http.api import Api, build_app
 from arcbridge.relay.http.client_files import ClientFiles
-from arcbridge.relay.http.handler import HttpHandler
 from arcbridge.relay.http.login_settings import login_document
-from arcbridge.relay.http.server import HttpApiServer
+from arcbridge.relay.http.server import HttpApiServer, HttpHandler
 from arcbridge.relay.listener import ConnectionHandler, Listener
 from arcbridge.relay.membership import Membership, Service
 from arcbridge.relay.metrics import register
@@ -59,7 +58,7 @@ from arcbridge.relay.proxy_protocol import parse_networks
 from arcbridge.relay.pump import PAYERS, Pump, Pumps
 from arcbridge.relay.registry.base import RegistryUnavailable
 from arcbridge.relay.reload import RelayReload
-from arcbridge.relay.rendezvous import Rendezvous
+from arcbridge.relay.rendezvous import AgentJoins, Rendezvous
 from arcbridge.relay.self_checks import checks_of
 from arcbridge.relay.settings import CheckedRelay, required
 from arcbridge.settings.config import RelayConfig
@@ -126,7 +125,8 @@ async def _start(config: RelayConfig, stack: AsyncExitStack, membership: Members
 
     enforcement = Enforcement(basis.checks.access, entrances.pumps, entrances.clients, basis.counters, end_sessions)
     entrances.pumps.on_done.append(enforcement.ended)
-    maintenance = _Maintenance(basis, control, enforcement)
+    reports = ClusterReports(control.reports, basis.counters, basis.limits.clusters_with_metrics)
+    maintenance = _Maintenance(basis, control, enforcement, reports)
     operations = Operations(entrances.pumps, fleet, end_sessions, relay=str(checked.public), worker=membership.index)
     stack.push_async_callback(operations.close)
     fleet.on_question = operations.answer
@@ -263,6 +263,7 @@ async def _observe(
     """
     metrics, checks = Metrics("relay"), Checks()
     register(metrics, basis, entrances)
+    maintenance.reports.register(metrics)
     basis.fleet.add_metrics(metrics)
     if entrances.detour is not None:
         entrances.detour.add_metrics(metrics)
@@ -286,12 +287,13 @@ async def _observe(
 class _Maintenance:
     """The relay's periodic work: take back what is revoked, note connected agents, renew. Each error is logged once."""
 
-    def __init__(self, basis: Basis, control: ControlServer, enforcement: Enforcement) -> None:
+    def __init__(self, basis: Basis, control: ControlServer, enforcement: Enforcement, reports: ClusterReports) -> None:
         self._basis = basis
         self._control = control
         self._access = basis.checks.access
         self._enforcement = enforcement
         self._policy_error = ""
+        self.reports = reports
         self._noted = time.monotonic()
         self.registry_error: str | None = None
         """Why the registry did not answer the last time; None: it did."""
@@ -325,6 +327,9 @@ class _Maintenance:
                 self._noted = time.monotonic()
                 self._basis.certificate.refresh()
                 await self._note()
+                self.reports.learn(await self._basis.registry.clusters())
+            elif self.reports.misses_cluster():
+                self.reports.learn(await self._basis.registry.clusters())
         except (RegistryUnavailable, StateError) as error:
             # Also a damaged file: the policy below must go on to count.
             if self.registry_error is None:

@@ -66,6 +66,8 @@ class RelayLimitsConfig:
     joins_per_minute_per_user: int = 120
     requests_per_minute_per_user: int = 240
     """Requests to the HTTP API with an access token."""
+    clusters_with_metrics: int = 500
+    """Clusters that have metrics of their own, by name; 0: none."""
     groups: dict[str, RelayUserLimitsConfig] = field(default_factory=dict)
     """By the name of the group, as claims are mapped here; of several that apply the largest counts."""
     users: dict[str, RelayUserLimitsConfig] = field(default_factory=dict)

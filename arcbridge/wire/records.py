@@ -228,14 +228,23 @@ class Dial(Record):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Status(Record):
-    """The agent's word on a dial request (`token`, `code`, `message`) or on itself (`instance`, `ready`)."""
+    """The agent's answer to a dial request (`token`, `code`, `message`), or its report on itself (`instance`, and all
+    behind it).
 
-    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5)
+    `message` says why it is not ready. `checks` are its self-checks, separated by spaces: the name alone of one that
+    passes, `name:code` of one that fails. `sessions` are those that it serves, `round_trip` is that of this connection
+    in microseconds, 0 while none was measured. An older agent reports `ready` alone.
+    """
+
+    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5, 6, 7, 8)
     token: str = ""
     code: int = 0
     message: str = ""
     instance: str = ""
     ready: bool = False
+    checks: str = ""
+    sessions: int = 0
+    round_trip: int = 0
 
     def __repr__(self) -> str:
         return f"Status(code={self.code}, message={self.message!r}, instance={self.instance!r}, ready={self.ready})"

@@ -19,6 +19,7 @@ from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.net.join import ServerJoin
 from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN, outer_server_contexts
 from arcbridge.pki.authority import Authority, certificate_validity
+from arcbridge.pki.enrolment import key_hash
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import Dial, Goaway, JoinReply, JoinRequest, Status
 from arcbridge.wire.session import Kind, Side
@@ -235,9 +236,8 @@ class FakeRelay:
         cluster = CLUSTER
         if path == "/v1/enrol":
             token = document["join_token"]
-            if token not in self.tokens or self.redeemed.setdefault(token, _key(document["csr"])) != _key(
-                document["csr"]
-            ):
+            key = key_hash(document["csr"])
+            if token not in self.tokens or self.redeemed.setdefault(token, key) != key:
                 return 403, {"error": {"code": "enrolment_refused", "message": "the join token is not good"}}
             cluster = self.tokens[token]
         certificate = self.authority.sign_agent(document["csr"], cluster, life=self.life)
@@ -248,9 +248,3 @@ class FakeRelay:
             "not_after": certificate_validity(certificate)[1],
         }
         return 200, answer
-
-
-def _key(csr: str) -> str:
-    from arcbridge.pki.enrolment import key_hash
-
-    return key_hash(csr)

@@ -1,4 +1,4 @@
-"""A client's session with the agent's side of it, over TCP in one process."""
+"""A client's session with the agent's side of it, in one process: accepted, held over one connection, cut, judged."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
+
+from arcbridge.agent.agent_session import AgentSession
 from arcbridge.agent.audit import AuditLog
 from arcbridge.agent.authenticator import Authenticated
 from arcbridge.agent.kube.caller import Caller, token_digest
@@ -25,8 +28,9 @@ from arcbridge.pki.authority import Authority
 from arcbridge.wire.frames import HEADER_SIZE, VERSION, FrameType, frame, unpack_header
 from arcbridge.wire.limits import DEFAULT
 from arcbridge.wire.records import Auth, AuthOk, Goaway, Hello
-from arcbridge.wire.session import Kind, Side
+from arcbridge.wire.session import Kind, Side, State
 from tests.support.clock import Clock
+from tests.support.eventually import until
 from tests.support.stream_io import StreamIO
 
 CA = Authority.create("test")
@@ -122,6 +126,13 @@ async def end_of(session: MuxSession) -> SessionEnded:
         ended = await session.wait_ended()
     assert isinstance(ended, SessionEnded), ended
     return ended
+
+
+async def renew(client: MuxSession, handler: ClientSide, token: str, kind: str = "oidc") -> None:
+    """Send another AUTH and wait until it is accepted."""
+    client.authenticate(Auth(kind=kind, token=token))
+    async with asyncio.timeout(30):
+        await handler.accepted_again.wait()
 
 
 def opened(client: MuxSession, target: str = "kubernetes") -> StreamIO:
@@ -271,3 +282,62 @@ def make_sessions(
     proxy = FakeProxy()
     found = targets or TcpTargets({}, audit or AuditLog(""))
     return Sessions(authenticator, proxy, found, instance="agent-1", clock=clock, **settings), proxy
+
+
+class Held:
+    """Alice's session with one stream that has been used, at an agent that also knows mallory."""
+
+    def __init__(self, sessions: Sessions, proxy: FakeProxy, judge: FakeAuthenticator, clock: Clock) -> None:
+        self.sessions, self.proxy, self.judge, self.clock = sessions, proxy, judge, clock
+        self.client: MuxSession
+        self.handler: ClientSide
+        self.io = StreamIO()
+
+    @property
+    def old(self) -> AgentSession:
+        (found,) = self.sessions._open
+        return found
+
+    def old_of(self, letter: str) -> AgentSession:
+        (found,) = [one for one in self.sessions._open if one._join_id == letter * 16]
+        return found
+
+    async def cut(self) -> None:
+        """Lose the connection and wait until both ends have noticed."""
+        assert self.client.transport is not None
+        self.client.transport.abort()
+        await self.until(lambda: self.client.state is State.DETACHED and self.sessions.detached == 1)
+
+    until = staticmethod(until)
+
+    async def echo(self, data: bytes) -> None:
+        await self.io.write(data)
+        assert await self.io.read_exactly(len(data)) == data
+
+    async def finish(self) -> None:
+        """End the stream at both ends."""
+        self.io.finish()
+        assert await self.io.read() == b""
+        await until(lambda: self.old.streams == 0)
+
+    async def renew(self, token: str) -> None:
+        await renew(self.client, self.handler, token)
+
+    async def refusal(self, token: str = "t") -> SessionEnded:
+        """Try to resume the session, and return with what it ended."""
+        with pytest.raises(SessionEnded) as caught:
+            await resume(self.sessions, self.client, token)
+        return caught.value
+
+
+@asynccontextmanager
+async def holding(**settings: Any) -> AsyncIterator[Held]:
+    judge, clock = FakeAuthenticator(), Clock()
+    judge.add("t", "alice", "dev")
+    judge.add("m", "mallory")
+    sessions, proxy = make_sessions(judge, clock, **settings)
+    held = Held(sessions, proxy, judge, clock)
+    async with joined(sessions, via="relay-1:443") as (held.client, held.handler):
+        held.client.open("kubernetes", held.io)
+        await held.echo(b"before")
+        yield held

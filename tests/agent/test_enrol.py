@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from arcbridge.net.address import parse_address
 from arcbridge.pki import credentials as entries
 from arcbridge.pki.authority import Authority
 from arcbridge.pki.credentials import DirectoryStore
-from arcbridge.pki.enrolment import make_csr, make_key
+from arcbridge.pki.enrolment import key_hash, make_csr, make_key
 from arcbridge.pki.pins import pin_of
 from tests.support.eventually import until
 
@@ -41,8 +41,7 @@ async def second(relay: FakeRelay) -> AsyncIterator[FakeRelay]:
 
 
 class Clock:
-    def __init__(self) -> None:
-        self.ahead = 0.0
+    ahead = 0.0
 
     def __call__(self) -> float:
         return time.time() + self.ahead
@@ -91,17 +90,11 @@ async def test_e2_an_answer_that_was_lost_costs_nothing(relay: FakeRelay, tmp_pa
     await until(lambda: relay.calls)
     starting.cancel()
     await asyncio.gather(starting, return_exceptions=True)
-    relay.redeemed["id.secret"] = relay_key(relay)
+    relay.redeemed["id.secret"] = key_hash(relay.calls[0][1]["csr"])
     del relay.answers["/v1/enrol"]
     again = await keeper(relay, tmp_path).start()
     assert again.cluster == "one"
     assert relay.calls[0][1]["cluster_ca"] == relay.calls[-1][1]["cluster_ca"], "the CA of the first try is kept"
-
-
-def relay_key(relay: FakeRelay) -> str:
-    from arcbridge.pki.enrolment import key_hash
-
-    return key_hash(relay.calls[0][1]["csr"])
 
 
 async def test_renewal_over_the_certificate_itself(relay: FakeRelay, tmp_path: Path) -> None:
@@ -298,20 +291,25 @@ async def test_half_a_cluster_ca_is_never_replaced(relay: FakeRelay, tmp_path: P
         await keeper(relay, tmp_path).start()
 
 
+def waits(monkeypatch: pytest.MonkeyPatch, then: Callable[[], object]) -> list[float | None]:
+    """Wait no time before the next try but call `then`; return the hints of relays."""
+    hints: list[float | None] = []
+
+    class NoWait:
+        def next_delay(self, *, hint: float | None = None) -> float:
+            hints.append(hint)
+            then()
+            return 0.0
+
+    monkeypatch.setattr(enrol, "Backoff", NoWait)
+    return hints
+
+
 async def test_a_relay_that_is_down_is_tried_again(
     relay: FakeRelay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hints: list[object] = []
-
-    class NoWait:
-        def next_delay(self, *, hint: object = None) -> float:
-            hints.append(hint)
-            relay.answers.clear()
-            return 0.0
-
     relay.answers["/v1/enrol"] = (503, {"error": {"message": "draining"}})
-    monkeypatch.setattr(enrol, "Backoff", NoWait)
-    one = keeper(relay, tmp_path)
+    hints, one = waits(monkeypatch, relay.answers.clear), keeper(relay, tmp_path)
     assert (await one.start()).cluster == "one"
     assert hints == [None]
     assert one.failures == 1
@@ -339,15 +337,7 @@ async def test_when_all_refuse_each_ones_answer_is_told(relay: FakeRelay, second
 async def test_a_refusal_is_not_the_last_word_while_another_relay_is_down(
     relay: FakeRelay, second: FakeRelay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waited: list[float | None] = []
-
-    class Recorded:
-        def next_delay(self, *, hint: float | None = None) -> float:
-            waited.append(hint)
-            relay.start()
-            return 0.0
-
-    monkeypatch.setattr(enrol, "Backoff", Recorded)
+    waited = waits(monkeypatch, relay.start)
     await relay.stop()
     assert (await keeper(relay, tmp_path, then=(second,)).start()).cluster == "one"
     assert waited == [enrol.REFUSED_AMONG]

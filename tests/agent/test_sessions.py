@@ -17,7 +17,7 @@ from arcbridge.wire.records import Auth
 from tests.support.eventually import until
 from tests.support.stream_io import StreamIO
 
-from .pair import SERVER, Clock, FakeAuthenticator, end_of, joined, make_sessions, opened, reset_of, used
+from .pair import SERVER, Clock, FakeAuthenticator, end_of, joined, make_sessions, opened, renew, reset_of, used
 
 
 async def test_accepted_and_served_as_the_caller() -> None:
@@ -102,8 +102,7 @@ async def test_a_renewal_leaves_no_gap_and_its_groups_count(monkeypatch: pytest.
     sessions, proxy = make_sessions(judge, clock)
     async with joined(sessions) as (client, handler):
         io = await used(client)
-        client.authenticate(Auth(kind="oidc", token="t2"))
-        await asyncio.wait_for(handler.accepted_again.wait(), 5)
+        await renew(client, handler, "t2")
         clock.now = 1200.0
         await asyncio.sleep(0.05)
         await io.write(b"y")

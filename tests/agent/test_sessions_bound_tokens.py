@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import ssl
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,10 +27,10 @@ from arcbridge.net.tls import inner_server_context
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import Auth, Goaway
 from arcbridge.wire.session import Kind, Side
-from tests.agent.sessions_world import written
 from tests.identity import issuer as issuing
 from tests.support.eventually import until
 
+from .kube.bench import RecordedAudit
 from .pair import (
     CA,
     LEAF,
@@ -79,17 +77,16 @@ async def reason_of(client: MuxSession) -> str:
     return ended.refusal.rule.check
 
 
-async def test_t30_the_holder_of_the_key_is_served(tmp_path: Path) -> None:
-    audit = AuditLog(str(tmp_path / "audit"))
+async def test_t30_the_holder_of_the_key_is_served() -> None:
+    audit = RecordedAudit()
     sessions = real_sessions(Clock(), audit)
     async with joined(sessions, proving(bound_token())) as (_, handler):
         assert handler.accepted[0].subject == "oidc:alice"
         assert sessions.authenticator.proofs.taken["nonce"] == 1
-    audit.close()
 
 
-async def test_t30_a_stolen_token_is_refused_and_recorded(tmp_path: Path) -> None:
-    audit = AuditLog(str(tmp_path / "audit"))
+async def test_t30_a_stolen_token_is_refused_and_recorded() -> None:
+    audit = RecordedAudit()
     sessions = real_sessions(Clock(), audit)
     text = bound_token()
     for stolen, reason in (
@@ -100,12 +97,10 @@ async def test_t30_a_stolen_token_is_refused_and_recorded(tmp_path: Path) -> Non
     ):
         async with joined(sessions, stolen) as (client, _):
             assert await reason_of(client) == reason
-    audit.close()
-    records = [json.loads(line) for line in (tmp_path / "audit").read_text().splitlines()]
-    refused = [one for one in records if one.get("outcome") == "refused"]
+    refused = audit.lines()
     assert len(refused) == 4
     assert {(one["user"], one["verb"], one["bound"]) for one in refused} == {("oidc:alice", "authenticate", "nonce")}
-    assert not any(text in line for line in (tmp_path / "audit").read_text().splitlines())
+    assert text not in str(refused)
 
 
 async def test_t32_what_one_agent_saw_is_worth_nothing_at_another() -> None:
@@ -167,11 +162,11 @@ async def test_t32_a_renewal_needs_a_proof_as_well() -> None:
             assert await reason_of(client) == reason
 
 
-async def test_t32_a_renewal_from_before_a_loss_changes_nothing(tmp_path: Path) -> None:
+async def test_t32_a_renewal_from_before_a_loss_changes_nothing() -> None:
     """It is sent again with the rest, and what it says about the time is old then. That is no theft, and gets no
     record; another user's token is none that is sent again."""
     clock = Clock()
-    audit = AuditLog(str(tmp_path / "audit"))
+    audit = RecordedAudit()
     sessions = real_sessions(clock, audit)
     async with joined(sessions, proving(bound_token())) as (client, handler):
         lose(client)
@@ -191,8 +186,7 @@ async def test_t32_a_renewal_from_before_a_loss_changes_nothing(tmp_path: Path) 
         assert not client.closed
         client.authenticate(Auth(token=bound_token(sub="bob")))
         assert await reason_of(client) == "missing"
-    audit.close()
-    (record,) = [one for one in written(tmp_path / "audit") if one.get("outcome") == "refused"]
+    (record,) = [one for one in audit.lines() if one.get("outcome") == "refused"]
     assert (record["user"], record["bound"]) == ("oidc:bob", "nonce")
 
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from pathlib import Path
 from typing import Any
-
-import pytest
 
 from arcbridge.agent.accounts import Accounts, Limit
 from arcbridge.agent.audit import AuditLog
@@ -17,19 +14,18 @@ from arcbridge.errors import ConnectionLost, SessionEnded, StreamReset
 from arcbridge.settings.config import AgentLimitsConfig, LimitsOverrideConfig, TargetConfig
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.limits import DEFAULT
-from arcbridge.wire.records import Auth
-from tests.agent.sessions_world import Held, holding, written
 from tests.support.stream_io import StreamIO
 
-from .pair import end_of, joined, opened, reset_of, resume, used
+from .kube.bench import RecordedAudit
+from .pair import end_of, holding, joined, opened, reset_of, used
 
 
 def limited(**limits: Any) -> Accounts:
     return Accounts(AgentLimitsConfig(**limits), clock=lambda: 1000.0)
 
 
-async def test_l23_streams_of_all_sessions_count_and_one_over_the_limit_is_reset(tmp_path: Path) -> None:
-    audit = AuditLog(str(tmp_path / "audit"))
+async def test_l23_streams_of_all_sessions_count_and_one_over_the_limit_is_reset() -> None:
+    audit = RecordedAudit()
     async with holding(accounts=limited(streams=3), audit=audit) as held:  # noqa: SIM117  the one is made by the other
         async with joined(held.sessions, join_id="k" * 16, alone=False) as (second, _):
             inside = [StreamIO() for _ in range(2)]
@@ -46,8 +42,7 @@ async def test_l23_streams_of_all_sessions_count_and_one_over_the_limit_is_reset
             io = await used(second)
             assert len(held.proxy.callers) == 4
     assert held.sessions.accounts.refusals[Limit.STREAMS] == 3
-    await asyncio.to_thread(audit.close)
-    first, rest = written(tmp_path / "audit")
+    first, rest = audit.lines()
     assert (first["limit"], first["verb"], first["target"]) == ("streams", "open", "kubernetes")
     assert first["reason"].startswith("3 connections of yours are open")
     assert (rest["limit"], rest["verb"], rest["omitted"]) == ("streams", "limit", 2), "none is missing at the end"
@@ -86,8 +81,8 @@ async def test_l23_another_user_is_not_touched() -> None:
             await held.echo(b"alice's own")
 
 
-async def test_l24_one_session_too_many_is_refused_in_words(tmp_path: Path) -> None:
-    audit = AuditLog(str(tmp_path / "audit"))
+async def test_l24_one_session_too_many_is_refused_in_words() -> None:
+    audit = RecordedAudit()
     async with holding(accounts=limited(sessions=1), audit=audit) as held:
         for _ in range(2):
             async with joined(held.sessions, join_id="k" * 16, alone=False) as (second, _):
@@ -99,26 +94,18 @@ async def test_l24_one_session_too_many_is_refused_in_words(tmp_path: Path) -> N
         async with joined(held.sessions, "m", join_id="m" * 16, alone=False) as (mallory, _):
             assert not mallory.closed
     assert (len(held.sessions.accounts), len(held.sessions.accounts._retired)) == (0, 2)
-    await asyncio.to_thread(audit.close)
-    first, rest = written(tmp_path / "audit")
+    first, rest = audit.lines()
     assert (first["limit"], first["verb"], first["user"]) == ("sessions", "limit", "alice")
     assert rest["omitted"] == 1
 
 
 async def test_l24_a_lost_session_without_streams_makes_room_for_its_own_user() -> None:
     async with holding(accounts=limited(sessions=1)) as held:
-        held.io.finish()
-        await held.until(lambda: held.old.streams == 0)
+        await held.finish()
         await held.cut()
         async with joined(held.sessions, join_id="k" * 16, alone=False):
             await held.until(lambda: len(held.sessions) == 1 and held.sessions.detached == 0)
-            await resume_fails(held)
-
-
-async def resume_fails(held: Held) -> None:
-    with pytest.raises(SessionEnded) as caught:
-        await resume(held.sessions, held.client, join_id="n" * 16)
-    assert caught.value.code == GoawayCode.GONE
+            assert (await held.refusal()).code == GoawayCode.GONE
 
 
 async def test_l25_when_the_days_bytes_are_used_up_what_runs_ends_and_nothing_new_begins() -> None:
@@ -156,8 +143,7 @@ async def test_a_renewal_changes_the_limits_of_the_session() -> None:
         over = opened(held.client, "kubernetes")
         assert await reset_of(over) == ResetCode.LIMIT
         held.judge.add("ops", "alice", "ops", issued=1500.0)
-        held.client.authenticate(Auth(kind="oidc", token="ops"))
-        await asyncio.wait_for(held.handler.accepted_again.wait(), 10)
+        await held.renew("ops")
         await used(held.client)
 
 

@@ -9,13 +9,11 @@ import math
 import time
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from arcbridge.agent import agent_session
 from arcbridge.agent import sessions as module
-from arcbridge.agent.audit import AuditLog
 from arcbridge.agent.authenticator import Authenticated, UnprovedToken
 from arcbridge.agent.kube.caller import token_digest
 from arcbridge.agent.kube.status import RequestRefusal
@@ -29,11 +27,11 @@ from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.limits import DEFAULT
 from arcbridge.wire.records import Auth, AuthOk, Goaway, Revoke
 from arcbridge.wire.session import State
-from tests.agent.sessions_world import holding, written
 from tests.support.eventually import until
 from tests.support.stream_io import StreamIO
 
-from .pair import Clock, FakeAuthenticator, asks_for, end_of, joined, knock, make_sessions, resume, used
+from .kube.bench import RecordedAudit
+from .pair import Clock, FakeAuthenticator, asks_for, end_of, holding, joined, knock, make_sessions, renew, resume, used
 
 NOW = Revoke("alice", 1005, reason="left the company")
 """Revokes the token `t` of alice, which was issued at 1000, at 1005."""
@@ -47,8 +45,8 @@ SAID = (
 )
 
 
-async def test_v11_a_revoked_user_s_streams_end_at_once_and_no_other_s(tmp_path: Path) -> None:
-    audit = AuditLog(str(tmp_path / "audit"))
+async def test_v11_a_revoked_user_s_streams_end_at_once_and_no_other_s() -> None:
+    audit = RecordedAudit()
     async with holding(audit=audit) as held:
         held.judge.add("b", "bob")
         async with AsyncExitStack() as stack:
@@ -62,14 +60,13 @@ async def test_v11_a_revoked_user_s_streams_end_at_once_and_no_other_s(tmp_path:
             await other.write(b"after")
             assert await other.read_exactly(5) == b"after"
             assert (len(held.sessions), held.sessions.counters.revoked, held.sessions.detached) == (1, 1, 0)
-    await asyncio.to_thread(audit.close)
-    (record,) = written(tmp_path / "audit")
+    (record,) = audit.lines()
     assert (record["user"], record["verb"], record["outcome"]) == ("alice", "session", "cut")
     assert record["reason"] == SAID
 
 
-async def test_v11_a_detached_session_ends_too_and_is_not_resumed(tmp_path: Path) -> None:
-    audit = AuditLog(str(tmp_path / "audit"))
+async def test_v11_a_detached_session_ends_too_and_is_not_resumed() -> None:
+    audit = RecordedAudit()
     async with holding(audit=audit) as held:
         held.judge.add("newer", "alice", issued=1100.0)
         await held.cut()
@@ -78,15 +75,14 @@ async def test_v11_a_detached_session_ends_too_and_is_not_resumed(tmp_path: Path
         for token in ("t", "newer"):
             answer = await knock(held.sessions, asks_for(held.client), token)
             assert answer == Goaway(code=GoawayCode.REVOKED, message=SAID, final=True), token
-    await asyncio.to_thread(audit.close)
-    found = written(tmp_path / "audit")
+    found = audit.lines()
     assert [(one["verb"], one["outcome"]) for one in found] == [("session", "cut"), ("resume", "refused")]
 
 
 @pytest.mark.parametrize("given", ["first", "second", "another"])
-async def test_one_session_ends_by_either_of_its_join_ids(tmp_path: Path, given: str) -> None:
+async def test_one_session_ends_by_either_of_its_join_ids(given: str) -> None:
     """A relay's operator ends a session: the one that began, or runs now, under that join id, and no other."""
-    audit = AuditLog(str(tmp_path / "audit"))
+    audit = RecordedAudit()
     async with holding(audit=audit) as held:
         await held.cut()
         await resume(held.sessions, held.client)
@@ -101,10 +97,7 @@ async def test_one_session_ends_by_either_of_its_join_ids(tmp_path: Path, given:
         ended = await end_of(held.client)
         assert (ended.code, ended.message) == (GoawayCode.REVOKED, "access was revoked: maintenance")
         assert len(held.sessions.revocations) == 0, "nothing is revoked"
-    await asyncio.to_thread(audit.close)
-    assert [(one["verb"], one["outcome"], one["session"]) for one in written(tmp_path / "audit")] == [
-        ("session", "cut", first)
-    ]
+    assert [(one["verb"], one["outcome"], one["session"]) for one in audit.lines()] == [("session", "cut", first)]
 
 
 async def test_v12_old_tokens_are_refused_and_new_ones_are_not() -> None:
@@ -145,8 +138,7 @@ async def test_v12_an_old_token_that_is_sent_again_ends_nothing() -> None:
     """After a resumption with a new token, a renewal from before the loss is repeated (docs/threats.md#S10)."""
     async with holding() as held:
         held.judge.add("new", "alice", "dev", issued=1100.0)
-        held.client.authenticate(Auth(kind="oidc", token="new"))
-        await asyncio.wait_for(held.handler.accepted_again.wait(), 5)
+        await held.renew("new")
         held.sessions.revocations.hear("relay-1:443", NOW)
         held.client.authenticate(Auth(kind="oidc", token="t"))
         await held.until(lambda: len(held.handler.accepted) == 3)
@@ -179,8 +171,7 @@ async def test_v16_a_session_ends_at_its_greatest_age(monkeypatch: pytest.Monkey
     for away in (False, True):
         async with holding(settings=SessionConfig(max_age=7200.0)) as held:
             held.judge.add("long", "alice", expires=100_000.0, issued=1001.0)
-            held.client.authenticate(Auth(kind="oidc", token="long"))
-            await asyncio.wait_for(held.handler.accepted_again.wait(), 5)
+            await held.renew("long")
             await held.cut()
             await resume(held.sessions, held.client, "long")
             held.clock.now = 1000.0 + 7199.0
@@ -259,9 +250,7 @@ async def test_at_the_limit_sessions_come_back_and_no_new_ones_come(monkeypatch:
 async def test_at_the_limit_a_detached_session_without_streams_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_SESSIONS", 1)
     async with holding() as held:
-        held.io.finish()
-        assert await held.io.read() == b""
-        await held.until(lambda: held.old.streams == 0)
+        await held.finish()
         await held.cut()
         answer = await knock(held.sessions, asks_for(held.client, **NEW))
         assert isinstance(answer, AuthOk)
@@ -292,9 +281,7 @@ async def test_an_agent_that_stops_lets_a_detached_session_come_back_and_finish(
 
 async def test_an_agent_that_stops_does_not_wait_for_a_detached_session_without_streams() -> None:
     async with holding() as held:
-        held.io.finish()
-        assert await held.io.read() == b""
-        await held.until(lambda: held.old.streams == 0)
+        await held.finish()
         await held.cut()
         held.sessions.drain()
         await asyncio.wait_for(held.sessions.wait_empty(), 5)
@@ -368,15 +355,14 @@ async def test_a18_only_a_token_of_the_same_user_is_taken() -> None:
         with pytest.raises(RequestRefusal) as caught:
             await caller.review_token("away")
         assert caught.value.status_code == 503
-        client.authenticate(Auth(kind="bearer", token="renewed"))
-        await handler.accepted_again.wait()
+        await renew(client, handler, "renewed", "bearer")
         assert token_digest(b"renewed") in caller.tokens
         assert token_digest(b"t") in caller.tokens, "requests that are on their way may still carry it"
         assert token_digest(b"stranger") not in caller.tokens
 
 
-async def test_t30_a_request_s_token_without_proof_is_recorded_with_its_owner(tmp_path: Path) -> None:
-    audit, judge = AuditLog(str(tmp_path / "audit")), FakeAuthenticator()
+async def test_t30_a_request_s_token_without_proof_is_recorded_with_its_owner() -> None:
+    audit, judge = RecordedAudit(), FakeAuthenticator()
     judge.add("t", "robot", token_mode=True)
     judge.add("stolen", "other", token_mode=True)
     owner = judge.known["stolen"]
@@ -391,7 +377,6 @@ async def test_t30_a_request_s_token_without_proof_is_recorded_with_its_owner(tm
         with pytest.raises(RequestRefusal) as caught:
             await review("stolen")
         assert (caught.value.status_code, caught.value.refusal.rule) == (401, "proof.key")
-    audit.close()
-    (record,) = [one for one in written(tmp_path / "audit") if one.get("outcome") == "refused"]
+    (record,) = [one for one in audit.lines() if one.get("outcome") == "refused"]
     assert (record["user"], record["verb"]) == ("other", "authenticate")
     assert "bound to another key" in record["reason"]

@@ -143,7 +143,7 @@ MISTAKES: list[tuple[str, str, str, str, int, str]] = [
     ("agent", "join-token", "id.secret", "secret", 1, "holds no join token"),
     ("client", "client.toml", 'client_id = "arcbridge"', "", 4, "login.client_id: required with login.issuer"),
     ("client", "client.toml", "https://relay.test", "http://relay.test", 1, "only https:// is spoken here"),
-    ("client", "client.toml", "https://login.test", "login.test", 5, "must be an https URL"),
+    ("client", "client.toml", "https://login.test", "login.test", 5, "is not an https:// URL"),
     ("client", "client.toml", "[login]", 'cluster = "BAD"\n[login]', 4, "not a cluster name"),
 ]
 

@@ -17,9 +17,9 @@ from arcbridge.pki.authority import certificate_validity
 RELAY = "https://relay.example.org:443"
 
 
-def kept(directory: Path, suffix: str) -> Path:
+def kept(directory: Path) -> Path:
     """The file of the one cluster."""
-    (found,) = (directory / "state/clusters").glob(f"prod@*.{suffix}")
+    (found,) = (directory / "state/clusters").glob("prod@*.json")
     return found
 
 
@@ -28,15 +28,9 @@ def state(directory: Path) -> StateDirectory:
 
 
 class TestPlaces:
-    def test_xdg(self) -> None:
+    def test_of_the_system_or_explicit(self) -> None:
         found = StateDirectory.find(None, {"XDG_STATE_HOME": "/s", "XDG_CACHE_HOME": "/c"})
         assert (found.path, found.cache) == (Path("/s/arcbridge"), Path("/c/arcbridge"))
-
-    def test_relative_ones_are_ignored(self) -> None:
-        found = StateDirectory.find(None, {"XDG_STATE_HOME": "s", "HOME": "/h"})
-        assert found.path == Path("/h/.local/state/arcbridge")
-
-    def test_explicit(self) -> None:
         assert StateDirectory.find(Path("/x"), {}).cache == Path("/x/cache")
 
     @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root makes files for other users")
@@ -67,7 +61,9 @@ class TestCertificates:
         now = time.time()
         one, two = state(tmp_path).certificates("prod", RELAY, now), state(tmp_path).certificates("prod", RELAY, now)
         assert (one.ca_pem, one.client_certificate_pem) == (two.ca_pem, two.client_certificate_pem)
-        assert state(tmp_path).certificates("other", RELAY, now).client_certificate_pem != one.client_certificate_pem
+        other = state(tmp_path).certificates("other", RELAY, now)
+        assert other.client_certificate_pem != one.client_certificate_pem
+        assert (other.server_key_pem != one.server_key_pem, other.ca_pem) == (True, one.ca_pem)
 
     def test_b44_each_organisation_has_its_own(self, tmp_path: Path) -> None:
         """Two may have a cluster of one name."""
@@ -82,14 +78,6 @@ class TestCertificates:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         load_chain(context, two.client_certificate_pem, two.client_key_pem)
 
-    def test_the_files_of_certificates_without_a_relay_are_removed(self, tmp_path: Path) -> None:
-        (tmp_path / "state/clusters").mkdir(parents=True)
-        for name in ("prod.pem", "prod.json", "other.pem"):
-            (tmp_path / "state/clusters" / name).write_text("x")
-        state(tmp_path).certificates("prod", RELAY, time.time())
-        names = {file.name.partition("@")[0] for file in (tmp_path / "state/clusters").iterdir()}
-        assert names == {"prod", "other.pem"}
-
     def test_a_worn_one_is_replaced_under_the_same_ca(self, tmp_path: Path) -> None:
         now = time.time()
         one = state(tmp_path).certificates("prod", RELAY, now)
@@ -99,12 +87,15 @@ class TestCertificates:
         assert two.client_certificate_pem != one.client_certificate_pem
         assert two.ca_pem == one.ca_pem
 
-    @pytest.mark.parametrize("text", ["", "x", "-----BEGIN CERTIFICATE-----\n"])
-    def test_a_damaged_one_is_replaced(self, tmp_path: Path, text: str) -> None:
+    @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"relay": 3, "made_at": "now"}', "CERTIFICATE"])
+    def test_damaged_ones_are_replaced(self, tmp_path: Path, text: str) -> None:
         one = state(tmp_path).certificates("prod", RELAY, time.time())
-        kept(tmp_path, "pem").write_text(text)
-        two = state(tmp_path).certificates("prod", RELAY, time.time())
+        whole = kept(tmp_path).read_text()
+        kept(tmp_path).write_text(whole.replace(text, "x") if text == "CERTIFICATE" else text)
+        two = state(tmp_path).certificates("prod", RELAY, time.time() + SERVER_CERTIFICATE_REUSE)
         assert two.client_certificate_pem != one.client_certificate_pem
+        assert two.server_key_pem != one.server_key_pem
+        assert two.ca_pem == one.ca_pem
         assert "PRIVATE KEY" in two.client_key_pem
 
     def test_one_of_a_former_ca_is_replaced(self, tmp_path: Path) -> None:
@@ -138,20 +129,6 @@ class TestCertificates:
                 state(tmp_path).certificates("prod", RELAY, other).server_certificate_pem != one.server_certificate_pem
             )
 
-    def test_another_cluster_has_another_server_certificate(self, tmp_path: Path) -> None:
-        now = time.time()
-        one, two = (state(tmp_path).certificates(name, RELAY, now) for name in ("one", "two"))
-        assert one.server_key_pem != two.server_key_pem
-        assert one.ca_pem == two.ca_pem
-
-    @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"made_at": "now"}'])
-    def test_a_damaged_server_certificate_is_replaced(self, tmp_path: Path, text: str) -> None:
-        one = state(tmp_path).certificates("prod", RELAY, time.time())
-        kept(tmp_path, "json").write_text(text)
-        two = state(tmp_path).certificates("prod", RELAY, time.time())
-        assert two.server_key_pem != one.server_key_pem
-        assert (two.ca_pem, two.client_key_pem) == (one.ca_pem, one.client_key_pem)
-
     def test_a_ca_key_that_every_user_can_read_is_refused_at_each_start(self, tmp_path: Path) -> None:
         state(tmp_path).certificates("prod", RELAY, time.time())
         (tmp_path / "state/local-ca/ca.key").chmod(0o604)
@@ -162,39 +139,28 @@ class TestCertificates:
 class TestPorts:
     def test_a_cluster_keeps_its_port_when_relays_are_added(self, tmp_path: Path) -> None:
         state(tmp_path).remember_port(("r:443",), "a", 4999)
-        assert state(tmp_path).port(("new:443", "r:443"), "a") == 4999
+        assert state(tmp_path).kept_port(("new:443", "r:443"), "a") == 4999
         state(tmp_path).remember_port(("new:443", "r:443"), "a", 5000)
-        assert state(tmp_path).port(("r:443",), "a") == 5000
+        assert state(tmp_path).kept_port(("r:443",), "a") == 5000
 
-    def test_each_cluster_keeps_its_own_once_it_was_reached(self, tmp_path: Path) -> None:
-        kept = state(tmp_path)
-        assert kept.port(("r:443",), "mistyped") == FIRST_PORT == 47011
-        assert not kept.has_port(("r:443",), "mistyped")
-        for number, (relay, cluster) in enumerate((("r:443", "a"), ("r:443", "b"), ("other:443", "a"))):
-            assert kept.port((relay,), cluster) == 47011 + number
-            kept.remember_port((relay,), cluster, 47011 + number)
-        assert state(tmp_path).port(("r:443",), "a") == 47011
-
-    def test_a_port_that_was_given_back_is_free(self, tmp_path: Path) -> None:
+    def test_each_cluster_keeps_its_own_until_it_is_given_back(self, tmp_path: Path) -> None:
         kept = state(tmp_path)
         kept.forget_port(("r:443",), "a")
-        kept.remember_port(("r:443",), "a", 47011)
-        kept.remember_port(("r:443",), "b", 47012)
+        for number, (relay, cluster) in enumerate((("r:443", "a"), ("r:443", "b"), ("other:443", "a"))):
+            assert kept.kept_port((relay,), cluster) is None
+            assert next(kept.free_ports()) == FIRST_PORT + number == 47011 + number
+            kept.remember_port((relay,), cluster, 47011 + number)
+        assert state(tmp_path).kept_port(("r:443",), "a") == 47011
         kept.forget_port(("r:443",), "a")
         assert next(kept.free_ports()) == 47011
-        assert kept.port(("r:443",), "b") == 47012
-
-    def test_one_chosen_by_hand_is_kept(self, tmp_path: Path) -> None:
-        state(tmp_path).remember_port(("r",), "a", 5000)
-        assert state(tmp_path).port(("r",), "a") == 5000
-        assert state(tmp_path).port(("r",), "b") == 47011
+        assert kept.kept_port(("r:443",), "b") == 47012
 
     @pytest.mark.parametrize("text", ["{", "[]", '{"a": "b"}'])
     def test_damage_is_told(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "state").mkdir()
         (tmp_path / "state/ports.json").write_text(text)
         with pytest.raises(StateError, match=r"ports\.json is damaged"):
-            state(tmp_path).port(("r",), "a")
+            state(tmp_path).kept_port(("r",), "a")
 
 
 def test_where_entries_of_ours_are(tmp_path: Path) -> None:

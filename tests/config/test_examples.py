@@ -177,9 +177,9 @@ def test_every_file_of_the_examples_loads(file: Path) -> None:
             assert named is None or named.is_file()
         if isinstance(settings, config.ClientConfig):
             login = settings.login
-            ClientAuthentication(login)
+            ClientAuthentication(login, environment=JOB)
             if login.grant_type == PROGRAM:
-                ClientCredentials(login)
+                ClientCredentials(login, environment=JOB)
             if login.workload:
                 WorkloadTokens(login, environment=JOB)
             for word in (*login.command, *login.client_assertion_command):

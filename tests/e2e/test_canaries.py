@@ -28,6 +28,7 @@ from urllib.parse import quote
 
 import pytest
 
+from arcbridge.pki.chain import load_chain
 from tests.support.canaries import Canaries, install_recorder
 from tests.support.cluster import KUBECTL_MINORS, Cluster
 from tests.support.processes import ManagedProcess
@@ -62,7 +63,7 @@ WRITTEN: dict[str, tuple[str, ...]] = {
     r"[a-z0-9-]+/kubeconfig": ("key", "bearer"),
     r"[a-z0-9-]+/kubeconfig\.(lock|before-arcbridge)": (),
     r"[a-z0-9-]+/state/arcbridge/local-ca/ca\.key": ("key",),
-    r"[a-z0-9-]+/state/arcbridge/clusters/[a-z-]+@[0-9a-f]+\.(pem|json)": ("key",),
+    r"[a-z0-9-]+/state/arcbridge/clusters/[a-z-]+@[0-9a-f]+\.json": ("key",),
     r"[a-z0-9-]+/state/arcbridge/(local-ca/ca\.crt|pins\.toml|ports\.json|.*\.?lock)": (),
     r"[a-z0-9-]+/state/arcbridge/(kubeconfigs\.json|running/[0-9a-f-]+)": (),
     r"[a-z0-9-]+/cache/arcbridge/tokens/[0-9a-f]+\.json": ("login",),
@@ -314,7 +315,6 @@ class Run:
             "state/arcbridge/pins.toml": 'x = "{}\n',
             "state/arcbridge/ports.json": '{{"{}"',
             f"state/arcbridge/clusters/{cluster}.json": "{}",
-            f"state/arcbridge/clusters/{cluster}.pem": "-----BEGIN CERTIFICATE-----\n{}",
             "cache/arcbridge/clusters": "{}\n",
             "kubeconfig": "users:\n- user: {{token: {}\n",
         }.items():
@@ -426,8 +426,9 @@ class Run:
         relay.check_hostname, relay.verify_mode = False, ssl.CERT_NONE
         near = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         near.check_hostname, near.verify_mode = False, ssl.CERT_NONE
-        (certificate,) = (self.alice.directory / "state/arcbridge/clusters").glob(f"{self.world.cluster}@*.pem")
-        near.load_cert_chain(certificate)
+        (certificate,) = (self.alice.directory / "state/arcbridge/clusters").glob(f"{self.world.cluster}@*.json")
+        known = json.loads(certificate.read_text())
+        load_chain(near, known["client_certificate_pem"], known["client_key_pem"])
         for name, context, port in (("relay", relay, self.world.relay_port), ("agent", near, self.alice.port)):
             for number, head in enumerate(heads):
                 value = self.secret(f"malformed/{name}-{number}")

@@ -17,7 +17,7 @@ import pytest
 from arcbridge.errors import ExitCode
 from tests.support.nats_server import NatsServer
 from tests.support.processes import run
-from tests.support.reports import metrics, rewrite, until
+from tests.support.reports import metrics, until
 from tests.support.targets import EchoServer
 from tests.support.world import ALICE, BOB, ApiServer, User, World, arcbridge, fixed_port
 
@@ -194,68 +194,6 @@ def test_an_agent_of_another_relay(tmp_path: Path, echo: EchoServer) -> None:
         assert talk(again, b"as before") == b"as before"
         assert exchanged(session, b"all the time") == b"all the time"
         session.close()
-
-
-def test_a_user_who_lost_the_right_at_a_relay_without_the_agent(tmp_path: Path, echo: EchoServer) -> None:
-    """docs/threats.md#V1, docs/threats.md#V3: the relay that holds the session cuts it, and the agent, which is
-    connected to others of the fleet, ends it at once."""
-    with fleet(tmp_path, echo, gate=0) as (world, nats):
-        until(lambda: registered(world, 1) and registered(world, 2), "the agent is at relays 1 and 2", timeout=60)
-        policy = world.config_of("relay", 0).parent / "policy.toml"
-        allowed = policy.read_text()
-
-        def session() -> socket.socket:
-            _, port = world.start_forward("echo")
-            sock = socket.create_connection(("127.0.0.1", port), timeout=60)
-            assert exchanged(sock, b"through relay 0") == b"through relay 0"
-            return sock
-
-        def is_cut(sock: socket.socket) -> None:
-            sock.settimeout(30)
-            with contextlib.suppress(ConnectionError):
-                assert sock.recv(1) == b""
-            # Before its client could have been waited for in vain, which takes two minutes.
-            until(
-                lambda: metrics(world.agent_observe)["arcbridge_agent_sessions"] == 0,
-                "the agent has ended it",
-                timeout=30,
-            )
-            sock.close()
-
-        with session() as sock:
-            (found,) = listed(world, 2, "session", "user", ALICE.email)
-            command(world, 2, "session", "end", str(found["session"]))
-            is_cut(sock)
-        with session() as sock:
-            rewrite(policy, allowed.replace('"platform", ', ""))
-            is_cut(sock)
-        assert of(world, 0, 'sessions_cut_total{reason="policy"}') == 1
-        rewrite(policy, allowed)
-        until(
-            lambda: world.run_client(ALICE, "run", "--", "true").returncode == ExitCode.DONE,
-            "the right is there again",
-            timeout=30,
-        )
-        with session() as sock:
-            # At any relay: the registry is the fleet's. The tests make a token for each client, hence the time ahead.
-            command(world, 2, "user", "revoke", ALICE.email, "--before", "2099-01-01", "--reason", "left")
-            is_cut(sock)
-        assert world.run_client(ALICE, "run", "--", "true").returncode == ExitCode.LOGIN
-        assert ALICE.email in command(world, 1, "user", "list")
-        # The agent, which another relay has told, may have refused her before this one knew.
-        until(lambda: of(world, 0, "users_revoked") == 1, "relay 0 knows it too")
-        nats.stop()
-        assert "NATS cannot be reached" in command(world, 0, "user", "restore", ALICE.email, status=ExitCode.FAILURE)
-        # What is known to be revoked stays so while the registry does not answer.
-        refused = world.run_client(ALICE, "forward", "echo", "--listen", "127.0.0.1:0")
-        assert refused.returncode == ExitCode.LOGIN, refused.stderr
-        nats.start()
-        command(world, 0, "user", "restore", ALICE.email)
-        until(
-            lambda: world.run_client(ALICE, "run", "--", "true").returncode == ExitCode.DONE,
-            "alice is restored",
-            timeout=30,
-        )
 
 
 def test_revoking_at_one_of_two_relays_that_share_nothing(tmp_path: Path, echo: EchoServer) -> None:

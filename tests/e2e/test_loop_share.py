@@ -28,14 +28,14 @@ DEFECT = f'''
 import sys
 if "agent" in sys.orig_argv:
     import time
-    from arcbridge.agent.kube.plan import Plan
-    request_head = Plan.request_head
-    def dear(plan, *words):
-        ends = time.thread_time() + 0.05 * (plan.facts.target == "{DEAR}")
+    from arcbridge.agent.kube import attempt
+    authorize = attempt.authorize
+    def dear(api, caller, facts, *words):
+        ends = time.thread_time() + 0.05 * (facts.target == "{DEAR}")
         while time.thread_time() < ends:
             pass
-        return request_head(plan, *words)
-    Plan.request_head = dear
+        return authorize(api, caller, facts, *words)
+    attempt.authorize = dear
 '''
 
 

@@ -20,8 +20,8 @@ from arcbridge.agent.kube.request_info import request_info
 from arcbridge.agent.kube.request_target import request_target
 from arcbridge.agent.kube.response import ChunkedBody, read_head
 from arcbridge.agent.kube.status import RequestRefusal
-from arcbridge.agent.kube.upstream_pool import UpstreamConnection
-from arcbridge.client.kubeconfig import block_yaml as kubeconfig_yaml
+from arcbridge.agent.kube.upstream_pool import UpstreamConnection, UpstreamRequest
+from arcbridge.client.kubeconfig import file as kubeconfig_yaml
 from arcbridge.errors import ConfigError, RemoteProtocolError, StateError
 from arcbridge.identity import authentication, verifier
 from arcbridge.identity import proof as proofs
@@ -131,7 +131,7 @@ def _answer(data: bytes) -> None:
     )
     connection = UpstreamConnection(taken, None)
     connection.connection_made(transport)
-    connection.send(taken, b"", method="GET")
+    connection.send(taken, UpstreamRequest(b""))
     for piece in targets.pieces(data, PIECE):
         connection.get_buffer(-1)[: len(piece)] = piece
         connection.buffer_updated(len(piece))

@@ -21,9 +21,8 @@ from arcbridge.agent.authenticator import Authenticator
 from arcbridge.agent.kube import review
 from arcbridge.agent.kube.impersonation import Subject
 from arcbridge.agent.kube.status import RequestRefusal
-from arcbridge.client.kubeconfig.block_yaml import dump, is_empty, parse
 from arcbridge.client.kubeconfig.entries import Entry, Kubeconfig
-from arcbridge.client.kubeconfig.file import KubeconfigFile
+from arcbridge.client.kubeconfig.file import KubeconfigFile, dump, is_empty, parse
 from arcbridge.client.relay import update_notice
 from arcbridge.client.relay.relay_profile import LoginOffer
 from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, StateError, Unauthenticated, Unreachable
@@ -42,7 +41,6 @@ from arcbridge.relay.http.answers import ApiRefusal
 from arcbridge.relay.registry import nats as nats_registry
 from arcbridge.relay.registry.base import RegistryUnavailable
 from arcbridge.relay.registry.nats_bucket import Bucket
-from arcbridge.relay.registry.nats_entries import is_entry
 
 _LOOP = asyncio.new_event_loop()
 
@@ -206,7 +204,7 @@ def nats_message(data: bytes) -> None:
     questions._asked(SimpleNamespace(data=data, reply="r", subject="s"))
     questions._waiting["1"] = asyncio.Queue(4)
     questions._answered(SimpleNamespace(data=data, reply="", subject="p.1"))
-    bucket = Bucket(connection, name="b", replicas=1, monotonic=lambda: 0.0, is_entry=is_entry)
+    bucket = Bucket(connection, name="b", replicas=1, monotonic=lambda: 0.0)
     for key in ("cluster.prod.binding", "cluster.prod.revoked", "seen.prod", "token.a", "user.a"):
         try:
             entry = bucket._decoded(key, data)

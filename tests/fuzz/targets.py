@@ -32,15 +32,15 @@ from arcbridge.agent.kube.request_info import request_info
 from arcbridge.agent.kube.request_target import request_target
 from arcbridge.agent.kube.response import CHUNKED, ChunkedBody, ResponseHead, read_head
 from arcbridge.agent.kube.status import RequestRefusal
-from arcbridge.agent.kube.upstream_pool import UpstreamConnection
+from arcbridge.agent.kube.upstream_pool import UpstreamConnection, UpstreamRequest
 from arcbridge.client.credentials.jwt_unverified import read_unverified
-from arcbridge.client.kubeconfig import block_yaml as kubeconfig_yaml
+from arcbridge.client.kubeconfig import file as kubeconfig_yaml
 from arcbridge.errors import ConfigError, RemoteProtocolError, StateError
 from arcbridge.identity import authentication, groups, verifier
 from arcbridge.identity import proof as proofs
 from arcbridge.identity.cel.mapping import BudgetExceeded, CostBudget
 from arcbridge.identity.claims import Identity, map_claims
-from arcbridge.identity.fetch import FetchedDocument
+from arcbridge.identity.fetch import ReplyDocument
 from arcbridge.identity.policy import Policy
 from arcbridge.identity.refusal import TokenRefused
 from arcbridge.net import join as joins
@@ -331,7 +331,7 @@ def answer(data: bytes) -> None:
             )
             connection = UpstreamConnection(taken, None)
             connection.connection_made(transport)
-            connection.send(taken, b"", method=method)
+            connection.send(taken, UpstreamRequest(b"", method))
             for piece in pieces(data, size):
                 connection.get_buffer(-1)[: len(piece)] = piece
                 connection.buffer_updated(len(piece))
@@ -425,7 +425,7 @@ jwt:
 _ISSUER = _ISSUERS.issuers[0]
 
 
-async def _fetch(url: str, ca_pem: str | None) -> FetchedDocument:
+async def _fetch(url: str, ca_pem: str | None) -> ReplyDocument:
     raise AssertionError("no key is asked for")
 
 

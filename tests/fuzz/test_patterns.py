@@ -16,7 +16,7 @@ BOUNDED = {
 }
 """What is out of proportion only on texts that never come to it, with the reason."""
 COMPUTED = {
-    "arcbridge/agent/kube/query.py": "names of query fields that the code looks for",
+    "arcbridge/agent/kube/request_info.py": "names of query fields that the code looks for",
     "arcbridge/identity/policy.py": "clusters' names of 63 characters, in patterns of as many that the operator wrote",
     "arcbridge/cli/initial_settings.py": "lines of the settings that are shipped",
 }

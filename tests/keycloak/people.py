@@ -19,7 +19,6 @@ from typing import Any
 from arcbridge.identity.proof import ProofKey
 from tests.support.keycloak import Keycloak, Realm
 from tests.support.machine import Machine, make_home, write_settings
-from tests.support.processes import run
 from tests.support.world import World
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "config" / "examples" / "keycloak"
@@ -149,10 +148,6 @@ class Person(Machine):
         """A person who knows the relay's address and has no settings file."""
         return cls(world, name, make_home(world, name), Path("/dev/null"), realm=realm)
 
-    def execute(self, *command: str) -> str:
-        """Run another program in this home; return its output."""
-        return run(command, cwd=self.directory).stdout.decode()
-
     @cached_property
     def browser(self) -> Browser:
         """The person's browser, with its cookies."""
@@ -190,7 +185,7 @@ class Person(Machine):
     def cluster_token(self) -> str:
         """The kept token for the cluster."""
         (one,) = self.kept["by_audience"].values()
-        return str(one["text"])
+        return str(one["access_token"])
 
     def refresh(self, **form: str) -> tuple[int, dict[str, Any]]:
         """Send the kept refresh token with the kept key, as a program does that has stolen both."""
@@ -229,12 +224,12 @@ class Browser:
             with error:
                 return error.geturl() or url, error.read().decode(errors="replace")
 
-    def log_in(self, page: str, name: str, password: str = PASSWORD) -> str:
+    def log_in(self, page: str, name: str) -> str:
         """Fill in the login page at `page`, if there is one, and go where it leads; return the text there."""
         url, text = self.get(page)
         if 'name="password"' not in text:
             return text  # it is still logged in
-        return self.submit(url, text, username=name, password=password)[1]
+        return self.submit(url, text, username=name, password=PASSWORD)[1]
 
     def submit(self, url: str, text: str, **fields: str) -> tuple[str, str]:
         """Send the only form of a page with these fields beside its hidden ones."""

@@ -7,13 +7,15 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
 
 from arcbridge.relay.http.login_settings import login_document
 from arcbridge.relay.nats import NatsConnection
-from arcbridge.settings.config import RelayFleetConfig, RelayLoginConfig
+from arcbridge.settings.config import RelayConfig, RelayFleetConfig, RelayLoginConfig
+from tests.identity.issuer import CONFIG
 from tests.relay.api_station import Relay, serving
 from tests.support.nats_server import NatsServer
 
@@ -32,6 +34,14 @@ def own_server(tmp_path: Path) -> Iterator[NatsServer]:
     """A server that the test may stop, freeze and empty."""
     with NatsServer(tmp_path / "nats") as server:
         yield server
+
+
+def relay_config(directory: Path, policy: str, **settings: Any) -> RelayConfig:
+    """Settings of a relay that takes the tokens of `tests.identity.issuer`."""
+    files = {"authentication": directory / "authentication.yaml", "policy": directory / "policy.toml"}
+    files["authentication"].write_text(CONFIG)
+    files["policy"].write_text(policy)
+    return RelayConfig(**{"public_address": "127.0.0.1:443", "data_dir": directory / "data", **files, **settings})
 
 
 def settings(server: NatsServer, **more: object) -> RelayFleetConfig:

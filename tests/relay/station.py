@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
@@ -31,19 +32,18 @@ from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN
 from arcbridge.net.tlspipe import TlsPipe
 from arcbridge.relay.access import Access, CallerChecks
 from arcbridge.relay.admission import Admission
-from arcbridge.relay.agent_join import AgentJoins
 from arcbridge.relay.client_join import ClientJoins
 from arcbridge.relay.control import ControlServer
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.fleet.base import Fleet
 from arcbridge.relay.fleet.workers import WorkersFleet
-from arcbridge.relay.http.handler import HttpHandler
+from arcbridge.relay.http.server import HttpHandler
 from arcbridge.relay.listener import Listener
 from arcbridge.relay.pending_dials import Detour, PendingDials
 from arcbridge.relay.proxy_protocol import Networks
 from arcbridge.relay.pump import Pump, Pumps
 from arcbridge.relay.registry.sqlite import SqliteRegistry
-from arcbridge.relay.rendezvous import Rendezvous
+from arcbridge.relay.rendezvous import AgentJoins, Rendezvous
 from arcbridge.relay.siblings.group import Siblings
 from arcbridge.relay.siblings.handover import Handovers
 from arcbridge.settings.config import RelayLimitsConfig
@@ -252,7 +252,7 @@ async def asking(sock: socket.socket, request: JoinRequest | None = None, cluste
 
 async def refused(call: Awaitable[object], words: str = "") -> JoinRefused:
     """Return the refusal with which `call` ends; `words`: an expression that is in its message."""
-    with pytest.raises(JoinRefused, match=words) as caught:
+    with pytest.raises(JoinRefused, match=words or None) as caught:
         await call
     return caught.value
 
@@ -262,6 +262,8 @@ OnDial = Callable[["Agent", Dial], Awaitable[None]]
 
 class Agent(BaseHandler):
     """A control connection, registered or refused; each dial request runs `on_dial` in a task of this object."""
+
+    server_name = RELAY
 
     def __init__(
         self, relay: Station, cluster: str = "prod", instance: str = "i1", on_dial: OnDial | None = None
@@ -277,13 +279,21 @@ class Agent(BaseHandler):
         self._tasks: set[asyncio.Task[None]] = set()
         self.session = MuxSession(Side.INITIATOR, Kind.CONTROL, self, agent=instance, software="test 1")
 
-    async def __aenter__(self) -> Agent:
-        sock = await self.relay.dial()
-        loop = asyncio.get_running_loop()
-        await loop.create_connection(
-            self.session.protocol, sock=sock, ssl=client_context(ALPN_CONTROL, self.cluster), server_hostname=RELAY
+    def context(self, alpn: str, cluster: str = "") -> ssl.SSLContext:
+        """Return the TLS of a connection, with the certificate of `cluster` (default: its own)."""
+        return client_context(alpn, cluster or self.cluster)
+
+    async def connect(self) -> None:
+        await asyncio.get_running_loop().create_connection(
+            self.session.protocol,
+            sock=await self.relay.dial(),
+            ssl=self.context(ALPN_CONTROL),
+            server_hostname=self.server_name,
         )
         await self.session.wait_established()
+
+    async def __aenter__(self) -> Agent:
+        await self.connect()
         await until(lambda: self.ended or any(link.instance == self.instance for link in self.relay.fleet.links()))
         return self
 
@@ -320,7 +330,7 @@ class Agent(BaseHandler):
         """Join as the agent under a token, with the certificate of `cluster` (default: its own)."""
         sock = await self.relay.dial()
         request = JoinRequest(role="agent", token=token, instance=self.instance)
-        await client_join(sock, client_context(ALPN_JOIN, cluster or self.cluster), RELAY, request)
+        await client_join(sock, self.context(ALPN_JOIN, cluster), self.server_name, request)
         self.sockets.append(sock)
         return sock
 

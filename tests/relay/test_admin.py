@@ -36,24 +36,14 @@ from arcbridge.relay.admin import (
 from arcbridge.relay.admin_socket import AdminSocket
 from arcbridge.relay.data_dir import open_authority, open_registry
 from arcbridge.settings.config import RelayConfig, RelayTlsConfig
+from tests.relay.conftest import relay_config
 
 KEY = "a" * 64
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> RelayConfig:
-    (tmp_path / "authentication.yaml").write_text(
-        "apiVersion: apiserver.config.k8s.io/v1\nkind: AuthenticationConfiguration\njwt:\n"
-        "- issuer: {url: https://login.test, audiences: [relay]}\n"
-        "  claimMappings: {username: {claim: sub, prefix: ''}}\n"
-    )
-    (tmp_path / "policy.toml").write_text('[[allow]]\nusers = ["*"]\nclusters = ["*"]\n')
-    return RelayConfig(
-        public_address="relay.test:8443",
-        data_dir=tmp_path / "data",
-        authentication=tmp_path / "authentication.yaml",
-        policy=tmp_path / "policy.toml",
-    )
+    return relay_config(tmp_path, "", public_address="relay.test:8443")
 
 
 def run(config: RelayConfig, *command: str, **given: object) -> str:

@@ -15,11 +15,11 @@ from arcbridge.relay import backend as module
 from arcbridge.relay.backend import open_backend, registry_of
 from arcbridge.relay.fleet.base import Fleet
 from arcbridge.relay.fleet.nats import NatsFleet
+from arcbridge.relay.processes.worker import WorkerMembership
 from arcbridge.relay.registry.base import RegistryUnavailable
 from arcbridge.relay.registry.nats import NatsRegistry
 from arcbridge.relay.registry.sqlite import SqliteRegistry
 from arcbridge.relay.siblings.group import Siblings
-from arcbridge.relay.siblings.worker_membership import WorkerMembership
 from arcbridge.settings.config import RelayConfig, RelayFleetConfig
 from tests.relay.conftest import settings
 from tests.support.nats_server import NatsServer

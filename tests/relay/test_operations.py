@@ -13,7 +13,7 @@ import pytest
 from arcbridge.checks.diagnosis import failed
 from arcbridge.identity.claims import Identity
 from arcbridge.relay import operations as module
-from arcbridge.relay.fleet.base import Lost
+from arcbridge.relay.fleet.base import AgentReport, Lost
 from arcbridge.relay.operations import PART, Operations, parts, rows_of
 from tests.support.eventually import until
 
@@ -61,7 +61,9 @@ async def test_sessions() -> None:
 
 async def test_agents_that_stay() -> None:
     links = [
-        SimpleNamespace(cluster=cluster, instance=f"agent-{n}", version="1.0", since=5.0, draining=n == 2)
+        SimpleNamespace(
+            cluster=cluster, instance=f"agent-{n}", version="1.0", since=5.0, report=AgentReport(), draining=n == 2
+        )
         for n, cluster in enumerate(("berlin", "munich", "berlin"))
     ]
     found = operations(links=links).answer({"ask": "agents"})

@@ -23,7 +23,7 @@ from arcbridge.net import join as join_module
 from arcbridge.net.join import JoinCode, client_join
 from arcbridge.net.sockets import receive, reset, send_all
 from arcbridge.net.tls import ALPN_JOIN
-from arcbridge.relay import agent_join
+from arcbridge.relay import rendezvous
 from arcbridge.relay.access import Loss
 from arcbridge.relay.admission import Ticket
 from arcbridge.relay.session_slots import SessionSlots
@@ -229,7 +229,7 @@ async def test_void_tokens_keep_no_agent_away(tmp_path: Path, monkeypatch: pytes
     """docs/threats.md#L5: agents show void tokens without end, as they do when clients join and leave. They are told to
     wait, and the agent whose client still waits is let in, as is that of another cluster behind the same address."""
     # No guess grows back while the machine makes the handshakes.
-    monkeypatch.setattr(agent_join, "time", SimpleNamespace(monotonic=lambda: 1000.0))
+    monkeypatch.setattr(rendezvous, "time", SimpleNamespace(monotonic=lambda: 1000.0))
     async with (
         station(tmp_path, "prod", "other") as relay,
         Agent(relay, on_dial=swallow) as agent,

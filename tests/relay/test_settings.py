@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+import arcbridge.relay.settings as module
 from arcbridge.errors import ConfigError
 from arcbridge.pki.authority import Authority
 from arcbridge.relay.data_dir import open_authority
-from arcbridge.relay.settings import check, has_authority, require_complete, required
+from arcbridge.relay.settings import check, has_authority, require_complete, required, worker_count
 from arcbridge.settings.config import (
     GraphConfig,
     ObserveConfig,
@@ -226,3 +227,28 @@ def test_nothing_is_begun_with_settings_that_are_not_finished(good: RelayConfig,
     open_authority(good.data_dir)
     assert has_authority(good)
     require_complete(unedited)  # a relay is there, whatever this command was told of it
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"workers": 65}, "1 to 64"),
+        ({"workers": -1}, "1 to 64"),
+        ({"workers": 2, "fleet": RelayFleetConfig(servers=("nats://127.0.0.1:1",))}, "together with fleet.servers"),
+    ],
+)
+def test_counts_that_cannot_be(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        worker_count(replace(RelayConfig(), **settings))
+
+
+def test_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert worker_count(RelayConfig()) == 1
+    assert worker_count(RelayConfig(workers=3)) == 3
+    monkeypatch.setattr(module, "_cores", lambda: 100)
+    assert worker_count(RelayConfig(workers=0)) == 64
+    monkeypatch.setattr(module, "_cores", lambda: 1)
+    assert worker_count(RelayConfig(workers=0, fleet=RelayFleetConfig(servers=("nats://h:1",)))) == 1
+    monkeypatch.setattr(module.sys, "platform", "darwin")
+    with pytest.raises(ConfigError, match="needs Linux"):
+        worker_count(RelayConfig(workers=2))

@@ -89,6 +89,51 @@ class Exchange:
         self.writer.transport.abort()
 
 
+def closing(data: bytes) -> Route:
+    """A route that sends bytes, and then closes the connection in order."""
+
+    async def route(exchange: Exchange) -> None:
+        await exchange.send(data)
+        exchange.writer.close()
+
+    return route
+
+
+async def dying(exchange: Exchange) -> None:
+    """A route that crashes."""
+    exchange.reset()
+
+
+class Held:
+    """A route that sends `first` at once, and `rest` when a test has set `release`."""
+
+    def __init__(self, rest: bytes, *, first: bytes = b"") -> None:
+        self.release = asyncio.Event()
+        self._first, self._rest = first, rest
+
+    async def __call__(self, exchange: Exchange) -> None:
+        if self._first:
+            await exchange.send(self._first)
+        await self.release.wait()
+        await exchange.send(self._rest)
+
+
+class Unanswered:
+    """A route that sends `first` and reads until the agent is gone; then `gone` is set."""
+
+    def __init__(self, first: bytes = b"") -> None:
+        self.gone = asyncio.Event()
+        self._first = first
+
+    async def __call__(self, exchange: Exchange) -> None:
+        if self._first:
+            await exchange.send(self._first)
+        try:
+            await exchange.reader.read()
+        finally:
+            self.gone.set()
+
+
 _SELF_CHECKS = frozenset(
     (
         "/version",

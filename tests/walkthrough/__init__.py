@@ -1,1 +1,1 @@
-"""Azure Arc's own walkthrough of cluster connect, and the organisation that plays it at Entra ID."""
+"""Azure Arc's own walkthrough of cluster connect, played at Entra ID."""

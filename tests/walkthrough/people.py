@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.entra import CLUSTER, PIPELINE, READER, RELAY, TENANT, Entra, User
+from tests.support.entra import CLUSTER, READER, RELAY, TENANT, Entra, User
 from tests.support.machine import Machine, make_home, write_settings
 from tests.support.world import World
 
@@ -128,24 +128,3 @@ id_token_file = "cluster"
         self.world.entra.approve(code, self.upn)
         assert process.wait(30) == 0, process.tail()
         return process.output()
-
-
-@dataclass
-class EntraOrganisation:
-    """`arc.Organisation` at Entra ID."""
-
-    world: EntraWorld
-
-    def person(self, name: str) -> tuple[EntraMachine, str]:
-        """A person by UPN."""
-        user = self.world.entra.hire(f"{name}@example.org", groups=[STAFF])
-        return EntraMachine.at_work(self.world, name, user=user), user.upn
-
-    def pipeline(self) -> tuple[EntraMachine, str]:
-        """The application with a secret, by the object id of its service principal."""
-        application = self.world.entra.applications[PIPELINE]
-        machine = EntraMachine.at_work(self.world, "pipeline", "ci.toml")
-        secret = machine.directory / "client-secret"
-        secret.touch(mode=0o600)
-        secret.write_text(application.secret)
-        return machine, application.object_id

@@ -57,7 +57,7 @@ class AbandonedAnswer:
         raise AssertionError("a request that asked for no upgrade was given one")
 
     def _give_up(self) -> None:
-        self._account.end_connection(time.monotonic())
+        self._account.ended_connections.take(time.monotonic())
         self._connection.drop()
         self._end()
 

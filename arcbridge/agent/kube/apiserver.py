@@ -28,10 +28,9 @@ from urllib.parse import urlsplit
 
 from aiohttp import http_parser
 
-from arcbridge.agent.kube.impersonation import Headers
 from arcbridge.agent.kube.response import ResponseHead
 from arcbridge.agent.kube.status import RequestRefusal
-from arcbridge.agent.kube.upstream_pool import UpstreamPool
+from arcbridge.agent.kube.upstream_pool import UpstreamPool, UpstreamRequest
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.settings.config import KubernetesConfig
 from arcbridge.untrusted_json import read_json
@@ -152,69 +151,49 @@ class ApiServer:
         self.endpoint = endpoint
         self.impersonable = endpoint.impersonable
         """Groups that the agent's own identity may impersonate; None: any."""
+        self.authority = endpoint.authority
+        """`host:port` as written in Host."""
         self._clock = clock
         self._looked_at = clock()
         self._stamp = self._stamps()
         self._own, self._bare = self._contexts()
-        self._token = self._read_token()
-        self.upstream = UpstreamPool(self, endpoint.host, endpoint.port)
+        self._authorization = self._read_authorization()
+        self.upstream = UpstreamPool(endpoint.host, endpoint.port)
         self.reload_error = ""
         """Why changed files could not be read; empty while all is well."""
 
-    @property
-    def authority(self) -> str:
-        """`host:port` as written in Host."""
-        return self.endpoint.authority
-
-    def authorization(self) -> str:
-        """Return the agent's own Authorization value; empty when it has only a client certificate."""
+    def credentials(self, *, own: bool) -> tuple[ssl.SSLContext, str]:
+        """Return the TLS settings of one kind of connection, and the agent's own Authorization value; that is empty for
+        a bare one, and where the agent has only a client certificate."""
         self._reload()
-        return f"Bearer {self._token}" if self._token else ""
-
-    def tls(self, *, own: bool) -> ssl.SSLContext:
-        """Return the TLS settings of one kind of connection."""
-        self._reload()
-        return self._own if own else self._bare
+        return (self._own, self._authorization) if own else (self._bare, "")
 
     def reread(self) -> None:
         """Read CA, token and certificate at the next use, whenever they were read last."""
         self._looked_at = -math.inf
 
     async def ask(
-        self, method: str, target: str, document: object = None, *, token: str | None = None, most: int = MAX_ANSWER
+        self, method: str, target: str, document: object = None, *, token: str = "", most: int = MAX_ANSWER
     ) -> tuple[int, Any]:
-        """Send JSON with the agent's own credential, or with `token` and without that; return code and answer.
+        """Make one small call of the agent's own, on a connection of its own; return the code and the answer's JSON,
+        None for an answer that is none.
 
-        An answer that is no JSON is None. Raises AnswerFailed where none of at most `most` bytes came.
+        `document`: what is sent, as JSON; None for no body. `token`: a caller's, with which the call is made in place
+        of the agent's own credential. Raises AnswerFailed where there is no answer of at most `most` bytes. Cancelled,
+        it leaves nothing.
         """
-        headers = [("Accept", "application/json"), ("User-Agent", "arcbridge-agent")]
-        if authorization := self.authorization() if token is None else f"Bearer {token}":
-            headers.append(("Authorization", authorization))
-        body = b""
-        if document is not None:
-            headers.append(("Content-Type", "application/json"))
-            body = json.dumps(document).encode()
-        code, answer = await self.call(method, target, headers, own=token is None, body=body, most=most)
-        try:
-            return code, read_json(answer, most)
-        except ValueError:
-            return code, None
-
-    async def call(
-        self, method: str, target: str, headers: Headers, *, own: bool, body: bytes = b"", most: int = MAX_ANSWER
-    ) -> tuple[int, bytes]:
-        """Make one small call of the agent's own, on a connection of its own; answers the code and the body.
-
-        Raises AnswerFailed where there is no usable answer of at most `most` bytes. Cancelled, it leaves nothing.
-        """
+        tls, authorization = self.credentials(own=not token)
         lines = [f"{method} {target} HTTP/1.1", f"Host: {self.authority}", "Connection: close"]
-        lines += [f"{name}: {value}" for name, value in headers]
-        if method != "GET":
-            lines.append(f"Content-Length: {len(body)}")
+        lines += ["Accept: application/json", "User-Agent: arcbridge-agent"]
+        if token or authorization:
+            lines.append(f"Authorization: {f'Bearer {token}' if token else authorization}")
+        body = b"" if document is None else json.dumps(document).encode()
+        if document is not None:
+            lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
         if any("\r" in line or "\n" in line or "\x00" in line for line in lines):
             raise AnswerFailed("a header is malformed")
         try:
-            connection = await self.upstream.dial(own=own)
+            connection = await self.upstream.dial(tls)
         except RequestRefusal as refusal:
             failed = AnswerFailed(refusal.message)
             failed.refusal = refusal.refusal
@@ -222,11 +201,14 @@ class ApiServer:
         answer = _Collected(most)
         try:
             request = "\r\n".join(lines).encode() + b"\r\n\r\n" + body
-            connection.send(answer, request, method=method, reusable=False, framed=False)
+            connection.send(answer, UpstreamRequest(request, method, reusable=False, framed=False))
             await answer.done
         finally:
             connection.drop()
-        return answer.status, bytes(answer.body)
+        try:
+            return answer.status, read_json(bytes(answer.body), most)
+        except ValueError:
+            return answer.status, None
 
     async def close(self) -> None:
         """Close all connections; requests under way fail."""
@@ -244,11 +226,12 @@ class ApiServer:
             if stamp == self._stamp:
                 return
             own, bare = self._contexts()
-            token = self._read_token()
+            authorization = self._read_authorization()
         except ConfigError as error:
             self.reload_error = error.message  # half-replaced files: the old ones are good for a while yet
             return
-        self._stamp, self._own, self._bare, self._token, self.reload_error = stamp, own, bare, token, ""
+        self._stamp, self._own, self._bare, self._authorization = stamp, own, bare, authorization
+        self.reload_error = ""
 
     def _stamps(self) -> list[tuple[int, int, int]]:
         stamps = []
@@ -276,7 +259,7 @@ class ApiServer:
                 raise ConfigError("kubernetes.client_certificate_file and client_key_file do not fit") from error
         return own, bare
 
-    def _read_token(self) -> str:
+    def _read_authorization(self) -> str:
         path = self.endpoint.token_file
         if path is None:
             return ""
@@ -286,4 +269,4 @@ class ApiServer:
             raise ConfigError(f"kubernetes.token_file: {path} cannot be read") from error
         if not token or any(c.isspace() for c in token):
             raise ConfigError(f"kubernetes.token_file: {path} holds no token")
-        return token
+        return f"Bearer {token}"

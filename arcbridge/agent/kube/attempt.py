@@ -23,11 +23,10 @@ from arcbridge.agent.audit import AuditLog, AuditRecord
 from arcbridge.agent.audit.log import Recorded
 from arcbridge.agent.audit.record import RequestOutcome, Value
 from arcbridge.agent.kube.apiserver import ApiServer
-from arcbridge.agent.kube.authorize import ReviewNeeded, TokenUnknown, authorize
+from arcbridge.agent.kube.authorize import Plan, ReviewNeeded, TokenUnknown, authorize
 from arcbridge.agent.kube.caller import StreamContext, token_digest
 from arcbridge.agent.kube.connect_limit import too_much
 from arcbridge.agent.kube.impersonation import requested_subject
-from arcbridge.agent.kube.plan import Plan
 from arcbridge.agent.kube.request_facts import RequestFacts
 from arcbridge.agent.kube.request_target import RequestTarget, query_details, request_target
 from arcbridge.agent.kube.review import Approval, Reviewer
@@ -86,7 +85,8 @@ class Attempt:
         self._context = context
         self.caller = caller = stream.caller
         self.account = caller.account
-        self.record = AuditRecord(caller.request_id(stream.stream_id, stream.requests), caller.subject, method=method)
+        request_id = f"{caller.request_prefix}-{stream.stream_id}-{stream.requests}"
+        self.record = AuditRecord(request_id, caller.subject, method=method)
         self._admitted = False
         """It counts among the user's and the agent's requests under way."""
         self._upgrading = False
@@ -110,7 +110,7 @@ class Attempt:
         subject = requested_subject(facts.impersonation) if facts.impersonation else None
         if subject is not None:
             record.acts_as(subject.user, subject.groups)
-        plan = authorize(context.api, self.caller, facts, wanted, subject, approval)
+        plan = authorize(context.api, self.caller, facts, wanted, record.request, subject, approval)
         if plan.upgrade is not None:
             record.asks_upgrade(plan.upgrade.protocol)
             if limit := self.account.admit_upgrade():
@@ -118,17 +118,21 @@ class Attempt:
             self._upgrading = True
         return plan
 
-    async def plan_reviewed(self, facts: RequestFacts) -> Plan:
-        """`plan`, after the API server has reviewed `--as`, or another token, where that is asked for. Raises
-        RequestRefusal."""
+    async def plan_reviewed(self, facts: RequestFacts, obstacle: Exception) -> Plan:
+        """`plan`, after the API server has reviewed `--as`, or another token, where the `obstacle` to a plan is that
+        one was not reviewed. Raises RequestRefusal, or any other obstacle."""
         approval = None
         while True:  # once more where the caller's identity was renewed during the review
+            if isinstance(obstacle, ReviewNeeded):
+                approval = await self._context.reviewer.approve(obstacle.identity, obstacle.subject)
+            elif isinstance(obstacle, TokenUnknown):
+                await self._review_token(obstacle.token)
+            else:
+                raise obstacle
             try:
                 return self.plan(facts, approval)
-            except ReviewNeeded as needed:
-                approval = await self._context.reviewer.approve(needed.identity, needed.subject)
-            except TokenUnknown as unknown:
-                await self._review_token(unknown.token)
+            except (ReviewNeeded, TokenUnknown) as error:
+                obstacle = error
 
     # -- records before the first byte ----------------------------------------------------------------------------
 
@@ -257,3 +261,12 @@ class Attempt:
         if not await caller.review_token(token.decode("latin-1")):
             raise refusal
         caller.tokens.add(token_digest(token))
+
+
+def begin(context: ProxyContext, stream: StreamContext, facts: RequestFacts) -> tuple[Attempt, Plan | Exception]:
+    """Begin a request whose head was read; return how it goes on, or what `Attempt.plan` raises."""
+    attempt = Attempt(context, stream, facts.method)
+    try:
+        return attempt, attempt.plan(facts)
+    except Exception as error:
+        return attempt, error

@@ -3,13 +3,17 @@
 `authorize` takes a caller and the facts of a request, from the fast path or from the general parser, and returns a
 `Plan` or raises a `RequestRefusal`. It sends, counts and records nothing; `attempt` does, and asks for the limits
 first. Invariant: there is no plan for a subject other than the caller himself unless the API server's approval of
-exactly that pair is shown.
+exactly that pair is shown; a head leaves with exactly one Impersonate-User where the agent authenticates itself, and
+with a request id that can stand in a header, or not at all.
 """
 
 from __future__ import annotations
 
+import ssl
+from dataclasses import dataclass
+
 from arcbridge.agent.kube.apiserver import ApiServer
-from arcbridge.agent.kube.caller import Caller, token_digest
+from arcbridge.agent.kube.caller import SAFE_ID, Caller, token_digest
 from arcbridge.agent.kube.impersonation import (
     ORIGINAL_USER,
     Subject,
@@ -20,29 +24,46 @@ from arcbridge.agent.kube.impersonation import (
     own_token_headers,
     passed_lines,
 )
-from arcbridge.agent.kube.plan import Plan
 from arcbridge.agent.kube.request_facts import RequestFacts
 from arcbridge.agent.kube.request_target import RequestTarget
 from arcbridge.agent.kube.review import Approval
-from arcbridge.agent.kube.upgrade import requested_upgrade
+from arcbridge.agent.kube.status import RequestRefusal
+from arcbridge.agent.kube.upgrade import UpgradeRequest, requested_upgrade
 from arcbridge.identity.claims import Identity
 
+_REQUIRES_LENGTH = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
+
+@dataclass(slots=True)
+class Plan:
+    """A request that may leave. It is not changed; it is not frozen either, because one is made for each request."""
+
+    facts: RequestFacts
+    wanted: RequestTarget
+    own: bool
+    """Whether the agent authenticates itself and impersonates; else the caller's token does (token mode)."""
+    tls: ssl.SSLContext
+    """The settings of the connection that the request may leave on."""
+    head: bytes
+    """As it is sent to the API server."""
+    upgrade: UpgradeRequest | None
+    repeatable: bool
+    """Whether the request may use an idle connection, and be sent again where that one turns out dead."""
+
+
+@dataclass(eq=False)
 class ReviewNeeded(Exception):
     """The request asks to run as another user, and no approval of that was shown."""
 
-    def __init__(self, identity: Identity, subject: Subject) -> None:
-        super().__init__("impersonation has to be reviewed first")
-        self.identity = identity
-        self.subject = subject
+    identity: Identity
+    subject: Subject
 
 
+@dataclass(eq=False)
 class TokenUnknown(Exception):
     """The request carries a token that its session does not hold."""
 
-    def __init__(self, token: bytes) -> None:
-        super().__init__("the token has to be reviewed first")
-        self.token = token
+    token: bytes
 
 
 def authorize(
@@ -50,15 +71,17 @@ def authorize(
     caller: Caller,
     facts: RequestFacts,
     wanted: RequestTarget,
+    request_id: str,
     subject: Subject | None = None,
     approval: Approval | None = None,
 ) -> Plan:
-    """Return how the request goes on. Nothing has left when it raises RequestRefusal.
+    """Return how the request `request_id` goes on. Nothing has left when it raises RequestRefusal.
 
     `subject`: whom `--as` asks for. Raises ReviewNeeded for one unless `approval` is of this identity and of exactly
     that subject, and in token mode TokenUnknown for a token that the session does not hold.
     """
-    identity = caller.identity
+    identity, own = caller.identity, not caller.token_mode
+    tls, authorization = api.credentials(own=own)
     if caller.token_mode:  # the API server judges `--as`
         token = bearer_token(facts)
         if token_digest(token) not in caller.tokens:
@@ -66,12 +89,29 @@ def authorize(
         lines = header_lines(own_token_headers(facts))
     elif subject is None:
         passed = facts.plain if facts.plain is not None else passed_lines(facts)
-        lines = passed + caller.subject_lines.of(identity, api.authorization(), api.impersonable)
+        lines = passed + caller.subject_lines.of(identity, authorization, api.impersonable)
     elif approval is None or approval.identity is not identity or approval.subject != subject:
         raise ReviewNeeded(identity, subject)
     else:
         extra = (*subject.extra, (ORIGINAL_USER, identity.username))
         other = Subject(subject.user, subject.uid, subject.groups, extra)
-        lines = header_lines(impersonated_headers(cleaned_headers(facts), other, authorization=api.authorization()))
+        lines = header_lines(impersonated_headers(cleaned_headers(facts), other, authorization=authorization))
     upgrade = requested_upgrade(facts, wanted.info.subresource) if facts.plain is None else None
-    return Plan(facts, wanted, not caller.token_mode, lines, upgrade)
+    repeatable = facts.method in ("GET", "HEAD") and not facts.has_body and upgrade is None
+    start = f"{facts.method} {facts.target} HTTP/1.1\r\nHost: {api.authority}\r\nAudit-ID: {request_id}\r\n"
+    head = start.encode() + lines + (b"\r\n" if repeatable else _framing(facts, upgrade))
+    if not SAFE_ID.fullmatch(request_id):
+        raise RequestRefusal(500, "a header of the outgoing request is malformed; nothing was sent")
+    if own and head.lower().count(b"\r\nimpersonate-user:") != 1:  # the last look at what leaves
+        raise RequestRefusal(500, "the outgoing request does not carry the caller's identity; nothing was sent")
+    return Plan(facts, wanted, own, tls, head, upgrade, repeatable)
+
+
+def _framing(facts: RequestFacts, upgrade: UpgradeRequest | None) -> bytes:
+    """Return the end of a head that may not be sent again: on a connection of its own."""
+    if upgrade is not None:
+        empty = "Content-Length: 0\r\n" if facts.method == "POST" else ""
+        return f"{empty}Connection: Upgrade\r\nUpgrade: {upgrade.protocol}\r\n\r\n".encode()
+    length = facts.length if facts.has_body else "0" * (facts.method in _REQUIRES_LENGTH)
+    body = f"Content-Length: {length}\r\n" if length else "Transfer-Encoding: chunked\r\n" * facts.has_body
+    return f"Connection: close\r\n{body}\r\n".encode()

@@ -113,8 +113,9 @@ class Caller:
     subject: AuditSubject = field(init=False)
     """Whom its records are of."""
     request_prefix: str = ""
-    """What the ids of its requests begin with: the join id, which the relay chooses, and a part that the agent does. So
-    no relay chooses the id under which the API server's audit log has a request, nor gives two requests one."""
+    """What the ids of its requests begin with, before the stream's id and the number of the request on that stream: the
+    join id, which the relay chooses, and a part that the agent does. So no relay chooses the id under which the API
+    server's audit log has a request, nor gives two requests one."""
 
     def __post_init__(self) -> None:
         self.adopt(self.identity, self.proved_key)
@@ -133,10 +134,6 @@ class Caller:
             record.revoke(reason)
             stream.abort(ResetCode.FORBIDDEN)
         return len(streams)
-
-    def request_id(self, stream_id: int, number: int) -> str:
-        """Return the id of a request: the `number`th of a stream."""
-        return f"{self.request_prefix}-{stream_id}-{number}"
 
 
 @dataclass(slots=True)

@@ -16,16 +16,19 @@ import re
 import time
 from collections.abc import Callable
 
+from aiohttp import HttpVersion10
+
 from arcbridge.agent.accounts import Limit
 from arcbridge.agent.kube.abandoned import AbandonedAnswer
 from arcbridge.agent.kube.attempt import Attempt
+from arcbridge.agent.kube.authorize import Plan
 from arcbridge.agent.kube.body import RequestBody
 from arcbridge.agent.kube.connect_limit import LONGEST_WAIT, too_much
 from arcbridge.agent.kube.own_refusal import MOST, OF_OTHERS
-from arcbridge.agent.kube.plan import Plan
 from arcbridge.agent.kube.response import CHUNKED, ResponseHead, unusable_answer
 from arcbridge.agent.kube.status import RequestRefusal, bad_request
-from arcbridge.agent.kube.upstream_pool import UpstreamConnection, UpstreamPool
+from arcbridge.agent.kube.upstream_pool import UpstreamConnection, UpstreamPool, UpstreamRequest
+from arcbridge.agent.seats import Seats
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.wire.limits import DEFAULT
 
@@ -35,7 +38,7 @@ Ended = Callable[["Exchange", RequestRefusal | None], None]
 
 
 class Exchange:
-    """One request of a caller (`upstream_pool.ResponseHandler`).
+    """One request of a caller (`upstream_pool.ResponseHandler`), which is sent as the exchange is made.
 
     `ended(exchange, refusal)` is called once: with a refusal when nothing was passed on and the entrance has to answer;
     without one when the answer is complete, broke off (`broken`), or switched protocols (`switched`).
@@ -49,7 +52,6 @@ class Exchange:
         "_connection",
         "_dialling",
         "_ended",
-        "_framed",
         "_held",
         "_paused",
         "_plan",
@@ -76,9 +78,10 @@ class Exchange:
         *,
         body: RequestBody | None = None,
         close_line: bytes = b"",
-        framed: bool = True,
         paused: bool = False,
     ) -> None:
+        """`body`: the caller's. `close_line`: the Connection header line of the answer, empty where the caller's
+        connection goes on. `paused`: the caller takes nothing for now."""
         self._pool = pool
         self._attempt = attempt
         self._account = account = attempt.account
@@ -92,14 +95,17 @@ class Exchange:
         self._ended = ended
         self._body = body
         self._close_line = close_line
-        """The Connection header line of the answer; empty where the caller's connection goes on."""
-        self._framed = framed
-        """Whether the caller reads chunked bodies (HTTP/1.1)."""
         self._paused = paused
-        """The caller takes nothing for now."""
         self._held: bytearray | None = None
         """The answer so far, head and body, while it is not known whether it is about the agent (`own_refusal`)."""
-        self._request = b""
+        self._request = UpstreamRequest(
+            plan.head,
+            plan.facts.method,
+            plan.upgrade,
+            plan.repeatable,
+            framed=plan.facts.version > HttpVersion10,
+            backlog=stream.backlog,
+        )
         self._connection: UpstreamConnection | None = None
         self._dialling: asyncio.Task[None] | None = None
         self._sending: asyncio.Task[None] | None = None
@@ -111,22 +117,30 @@ class Exchange:
         """The answer broke off; the stream was reset."""
         self.switched: tuple[UpstreamConnection, ResponseHead, bytes] | None = None
         """After a 101: the connection, the answer's head, and the bytes that followed it."""
+        stream.owed = True
+        try:
+            self._start()
+        except BaseException:
+            self.cancel()
+            raise
 
-    def start(self, authority: str) -> None:
-        """Send the request to the API server at `authority`. Raises RequestRefusal if its head is not as meant."""
-        plan = self._plan
-        self._request = plan.request_head(authority, self._record.request)
-        self._stream.owed = True
+    def _start(self) -> None:
         if self._seats is not None:
             self._seated = self._seats.take()
             if not self._seated:
                 self._dial()  # when it is its turn
                 return
-        connection = self._pool.take(own=plan.own, account=self._account) if plan.repeatable else None
-        if connection is not None:
-            self._send(connection)
-        else:
+        if not self._send_on_idle():
             self._dial()
+
+    def _send_on_idle(self) -> bool:
+        """Send the request on an idle connection, if it may use one and there is one."""
+        plan = self._plan
+        if plan.repeatable:
+            self._connection = self._pool.send(self, self._request, plan.tls, self._account)
+        if self._connection is not None and self._paused:
+            self._connection.pause_reading()
+        return self._connection is not None
 
     def pause(self) -> None:
         """Stop reading: the caller takes nothing for now."""
@@ -151,7 +165,7 @@ class Exchange:
                 self._connection, self._seated = None, False
                 AbandonedAnswer(connection, account)  # has the seat from now on
             else:
-                account.end_connection(time.monotonic())  # a watch has no end to wait for
+                account.ended_connections.take(time.monotonic())  # a watch has no end to wait for
         self._release()
 
     def fail(self, refusal: RequestRefusal) -> None:
@@ -181,25 +195,20 @@ class Exchange:
             self._account.loop_time.steps(self._dial_and_send()), name="api-server-dial"
         )
 
-    async def _connect(self) -> UpstreamConnection:
-        """Wait for a seat, unless the request has one, and for a connection. Raises RequestRefusal."""
-        plan = self._plan
-        if self._seats is None or self._seated:
-            return await self._pool.dial(own=plan.own, account=self._account, repeatable=plan.repeatable)
+    async def _take_turn(self, seats: Seats) -> None:
+        """Wait for a seat. Raises RequestRefusal."""
         arriving, waits = self._account.arriving, self._body_that_waits()
         arriving.add(waits)
         try:
             if waits and self._account.holds_too_much:
                 raise too_much(self._account, Limit.ARRIVING, time.monotonic())
             # Not all at once: many that came together would be refused in one turn of the loop.
-            await self._seats.turn(LONGEST_WAIT * random.uniform(0.8, 1.2))
+            await seats.turn(LONGEST_WAIT * random.uniform(0.8, 1.2))
         except TimeoutError:
             raise too_much(self._account, Limit.APISERVER_SEATS, time.monotonic()) from None
         finally:
             arriving.remove(waits)
         self._seated = True
-        connection = self._pool.take(own=plan.own, account=self._account) if plan.repeatable else None
-        return connection or await self._pool.dial(own=plan.own, account=self._account, repeatable=plan.repeatable)
 
     def _body_that_waits(self) -> int:
         """Return how many bytes of the body may wait here while the request waits for its seat."""
@@ -209,37 +218,23 @@ class Exchange:
         return min(int(length), DEFAULT.stream_window) if length else DEFAULT.stream_window
 
     async def _dial_and_send(self) -> None:
-        connection: UpstreamConnection | None = None
+        plan = self._plan
         try:
-            connection = await self._connect()
-            self._dialling = None
-            self._send(connection)
+            if self._seats is not None and not self._seated:
+                await self._take_turn(self._seats)
+                if self._send_on_idle():
+                    return
+            self._connection = await self._pool.dial(plan.tls, self._account, repeatable=plan.repeatable)
+            self._connection.send(self, self._request)
+            if self._paused:
+                self._connection.pause_reading()
+            if self._body is not None:
+                sending = self._account.loop_time.steps(self._send_body(self._connection, self._body))
+                self._sending = asyncio.get_running_loop().create_task(sending)
         except RequestRefusal as refusal:
-            self._dialling = None
             self.fail(refusal)
         except Exception as error:
-            self._dialling = None
-            if connection is not None:
-                connection.drop()
             self.fail(self._attempt.fail(error, "a request could not be sent to the API server"))
-
-    def _send(self, connection: UpstreamConnection) -> None:
-        self._connection = connection
-        plan = self._plan
-        connection.send(
-            self,
-            self._request,
-            method=plan.facts.method,
-            upgrade=plan.upgrade,
-            reusable=plan.repeatable,
-            framed=self._framed,
-            backlog=self._stream.backlog,
-        )
-        if self._paused:
-            connection.pause_reading()
-        if self._body is not None:
-            sending = self._account.loop_time.steps(self._send_body(connection, self._body))
-            self._sending = asyncio.get_running_loop().create_task(sending)
 
     async def _send_body(self, connection: UpstreamConnection, body: RequestBody) -> None:
         """Stream the caller's body, chunked anew where it has no length."""
@@ -271,7 +266,7 @@ class Exchange:
         if self._body is not None and not self._body.finished:
             self._close_line = b"Connection: close\r\n"  # an early answer: the rest of the body is of no use
         lines = head.lines
-        if head.length == CHUNKED and not self._framed:
+        if head.length == CHUNKED and not self._request.framed:
             # Without its framing the body ends with the connection, as HTTP/1.0 has it.
             lines = _TRANSFER_ENCODING.sub(b"", lines)
             self._close_line = b"Connection: close\r\n"
@@ -341,11 +336,9 @@ class Exchange:
         if self._seated and self._seats is not None:
             self._seated = False
             self._seats.leave()
-        if self._dialling is not None:
-            self._dialling.cancel()
-            self._dialling = None
-        if self._sending is not None and self._sending is not asyncio.current_task():
-            self._sending.cancel()
+        for task in (self._dialling, self._sending):
+            if task is not None and task is not asyncio.current_task():
+                task.cancel()
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.drop()

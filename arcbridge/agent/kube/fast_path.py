@@ -12,11 +12,11 @@ import asyncio
 from collections.abc import Callable
 from typing import cast
 
-from arcbridge.agent.kube.attempt import Attempt, ProxyContext
+from arcbridge.agent.kube.attempt import Attempt, ProxyContext, begin
+from arcbridge.agent.kube.authorize import Plan
 from arcbridge.agent.kube.caller import StreamContext
 from arcbridge.agent.kube.exchange import Exchange
 from arcbridge.agent.kube.fast_path_parser import MAX_PLAIN_HEAD, plain_head
-from arcbridge.agent.kube.plan import Plan
 from arcbridge.agent.kube.server import WAITING, KubeProtocol
 from arcbridge.agent.kube.status import RequestRefusal, status_answer
 from arcbridge.mux.stream import StreamTransport
@@ -129,40 +129,32 @@ class FastPath(asyncio.Protocol):
         if facts is None:
             self._hand_over(data)
             return
-        self._attempt = attempt = Attempt(self._context, stream, "GET")
+        attempt, plan = begin(self._context, stream, facts)
+        self._attempt = attempt
         try:
-            plan = attempt.plan(facts)
+            if isinstance(plan, Exception):
+                raise plan
             if plan.wanted.begins:
                 # The writer calls from outside of all measurements.
                 run = attempt.account.loop_time.run
-                attempt.record_begun(lambda why: run(lambda: self._recorded(attempt, plan, why)))
+                attempt.record_begun(lambda why: run(lambda: self._start(attempt, plan, why)))
             else:
                 self._start(attempt, plan)
         except Exception as error:
             self._failed(error)
 
-    def _recorded(self, attempt: Attempt, plan: Plan, refusal: str) -> None:
-        """The record of a request that lasts was written, perhaps within the call that asked for it, or not."""
+    def _start(self, attempt: Attempt, plan: Plan, refusal: str = "") -> None:
+        """Send the request. The record of one that lasts was written first, perhaps within the call that asked for it,
+        or could not be (`refusal`)."""
         if self._attempt is not attempt:
             return  # the request was cut meanwhile
+        stream, pool = cast(StreamTransport, self._stream), self._context.api.upstream
         try:
             if refusal:
                 raise RequestRefusal(503, refusal)
-            self._start(attempt, plan)
+            self._exchange = Exchange(pool, stream, plan, attempt, self._ended, paused=self._writing_paused)
         except Exception as error:
             self._failed(error)
-
-    def _start(self, attempt: Attempt, plan: Plan) -> None:
-        api = self._context.api
-        self._exchange = exchange = Exchange(
-            api.upstream,
-            cast(StreamTransport, self._stream),
-            plan,
-            attempt,
-            self._ended,
-            paused=self._writing_paused,
-        )
-        exchange.start(api.authority)
 
     def _failed(self, error: Exception) -> None:
         """Nothing has left: answer a refusal, or a defect of the agent's."""
@@ -171,8 +163,6 @@ class FastPath(asyncio.Protocol):
             if attempt is None:
                 raise error  # the request is over, and its record is written
             error = attempt.fail(error, "a plain request could not be served")
-        if self._exchange is not None:
-            self._exchange.cancel()
         self._refuse(error)
 
     def _hand_over(self, data: bytes) -> None:

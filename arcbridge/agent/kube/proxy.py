@@ -20,16 +20,16 @@ from __future__ import annotations
 import asyncio
 import time
 
-from aiohttp import HttpVersion10, web
+from aiohttp import web
 
 from arcbridge.agent.audit import AuditLog
 from arcbridge.agent.kube.apiserver import ApiServer
-from arcbridge.agent.kube.attempt import Attempt, ProxyContext
+from arcbridge.agent.kube.attempt import Attempt, ProxyContext, begin
+from arcbridge.agent.kube.authorize import Plan
 from arcbridge.agent.kube.body import RequestBody
 from arcbridge.agent.kube.caller import SAFE_ID, Caller, StreamContext
 from arcbridge.agent.kube.exchange import Exchange
 from arcbridge.agent.kube.fast_path import FastPath
-from arcbridge.agent.kube.plan import Plan
 from arcbridge.agent.kube.pod_body import Inspection, is_inspected
 from arcbridge.agent.kube.port_forward import forwarded_ports
 from arcbridge.agent.kube.request_facts import read_facts
@@ -83,16 +83,15 @@ class KubeProxy:
     async def _handle(self, protocol: KubeProtocol, request: web.BaseRequest) -> web.StreamResponse:
         stream = protocol.context
         await protocol.drained()  # answers of the agent's own would pile up for a caller that takes none
-        attempt = Attempt(self.context, stream, request.method)
+        facts = read_facts(
+            request.method, request.raw_path, request.raw_headers, request.version, keep_alive=request.keep_alive
+        )
+        attempt, plan = begin(self.context, stream, facts)
         record, upgraded = attempt.record, stream.caller.upgraded
         inspection: Inspection | None = None
-        persistent = False
         try:
-            facts = read_facts(
-                request.method, request.raw_path, request.raw_headers, request.version, keep_alive=request.keep_alive
-            )
-            persistent = facts.persistent
-            plan = await attempt.plan_reviewed(facts)
+            if isinstance(plan, Exception):
+                plan = await attempt.plan_reviewed(facts, plan)
             if plan.upgrade is not None:
                 # Before the first wait: a right that is lost from now on ends it.
                 upgraded[record.request] = protocol.stream, record
@@ -114,7 +113,7 @@ class KubeProxy:
                 await asyncio.sleep(refusal.hold)
             # 400 ends the connection: it is not certain where the next request would start. Of a body that has not
             # come, the rest is read for a while, and then the stream ends.
-            ends = refusal.status_code in (400, 405) or protocol.early or protocol.upgrade_seen or not persistent
+            ends = refusal.status_code in (400, 405) or protocol.early or protocol.upgrade_seen or not facts.persistent
             close = ends or not request.content.is_eof()
             return protocol.answer(
                 refusal, request_id=record.request, close=close, method=request.method, path=record.path
@@ -150,20 +149,11 @@ class KubeProxy:
             if not done.done():
                 done.set_result(refusal)
 
-        exchange = Exchange(
-            self.api.upstream,
-            protocol.stream,
-            plan,
-            attempt,
-            ended,
-            body=body,
-            close_line=close_line,
-            framed=plan.facts.version > HttpVersion10,
-            paused=protocol.writing_paused,
+        pool, paused = self.api.upstream, protocol.writing_paused
+        protocol.exchange = exchange = Exchange(
+            pool, protocol.stream, plan, attempt, ended, body=body, close_line=close_line, paused=paused
         )
-        protocol.exchange = exchange
         try:
-            exchange.start(self.api.authority)
             refusal = await done
         except BaseException:
             if exchange.switched is not None:
@@ -187,7 +177,8 @@ class KubeProxy:
         self.stats.upgrades += 1
         if protocol.early:
             raise _early()
-        late = asyncio.get_running_loop().call_later(UPGRADE_DEADLINE, _give_up, protocol)
+        slow = RequestRefusal(504, "the API server did not answer the upgrade in time")
+        late = asyncio.get_running_loop().call_later(UPGRADE_DEADLINE, _fail_unless_begun, protocol, slow)
         protocol.on_early = lambda: _fail_unless_begun(protocol, _early())
         try:
             exchange = await self._exchange(protocol, plan, attempt, b"Connection: close\r\n")
@@ -255,10 +246,6 @@ class KubeProxy:
 
 def _early() -> RequestRefusal:
     return bad_request("bytes arrived before the upgrade was answered")
-
-
-def _give_up(protocol: KubeProtocol) -> None:
-    _fail_unless_begun(protocol, RequestRefusal(504, "the API server did not answer the upgrade in time"))
 
 
 def _fail_unless_begun(protocol: KubeProtocol, refusal: RequestRefusal) -> None:

@@ -61,13 +61,8 @@ class RequestFacts(NamedTuple):
     differently, where the next one starts is not certain."""
     misnamed: RequestRefusal | None = None
     """Why a header cannot be passed on: names that parsers disagree on, values that are no clean text."""
-
-    @property
-    def connection_line(self) -> bytes:
-        """The Connection header of the answer, as the caller's own head has it (RFC 9112 §9.3)."""
-        if not self.persistent:
-            return b"Connection: close\r\n"
-        return b"" if self.version > HttpVersion10 else b"Connection: keep-alive\r\n"
+    connection_line: bytes = b""
+    """The Connection header of the answer, as the caller's own head has it (RFC 9112 §9.3)."""
 
     def first(self, name: bytes) -> str:
         """Return the first value of a header; empty where there is none."""
@@ -106,6 +101,8 @@ def read_facts(
     if misframed is None and (lengths := values.get(b"content-length")):
         length = lengths[0].decode("ascii")
     options = connection_options(values)
+    persistent = keep_alive and not chunked and "close" not in options  # aiohttp hears a `close` that is the last
+    goes_on = b"" if version > HttpVersion10 else b"Connection: keep-alive\r\n"
     client = b"".join([b"%b: %b\r\n" % (name, value) for name in values if name in _CLIENT for value in values[name]])
     return RequestFacts(
         method,
@@ -118,9 +115,10 @@ def read_facts(
         version=version,
         length=length,
         has_body=chunked or (length != "" and int(length) > 0),
-        persistent=keep_alive and not chunked and "close" not in options,  # aiohttp hears a `close` that is the last
+        persistent=persistent,
         misframed=misframed,
         misnamed=misnamed,
+        connection_line=goes_on if persistent else b"Connection: close\r\n",
     )
 
 

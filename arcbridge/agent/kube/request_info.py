@@ -1,21 +1,25 @@
 """Reads what a request asks for, as the API server itself will read it: verb, resource, namespace, name, subresource.
 
-Source: k8s.io/apiserver `RequestInfoFactory` (the rules, not the code). It serves the audit record, and says where an
-upgrade is in order. It decides no access: the API server does.
+Source: k8s.io/apiserver `RequestInfoFactory` (the rules, not the code); for queries Go's `url.ParseQuery`, and
+`Convert_Slice_string_To_bool` of k8s.io/apimachinery's `runtime` package. It serves the audit record, and says where an
+upgrade is in order. It decides no access: the API server does. Invariant: the work is bounded by the length of the
+target, however many fields its query has.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from urllib.parse import unquote, unquote_to_bytes
+from functools import lru_cache
+from urllib.parse import unquote, unquote_plus, unquote_to_bytes
 
 from arcbridge.agent.audit.record import NAME_LIMIT, size_of
-from arcbridge.agent.kube.query import is_true, query_values
 
 _VERBS = {"POST": "create", "GET": "get", "HEAD": "get", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 _NAMESPACE_SUBRESOURCES = ("status", "finalize")
 # Answers of these are in the log under their own name; any other path is `other`, so that the classes are few.
 _PATH_CLASSES = ("api", "apis", "healthz", "livez", "readyz", "metrics", "openapi", "version", ".well-known", "logs")
+_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 MAX_SEGMENT = NAME_LIMIT
@@ -71,7 +75,7 @@ def request_info(method: str, target: str, *, upgrade: bool = False) -> RequestI
     if not name and verb in ("get", "delete"):
         if verb == "delete":
             verb = "deletecollection"
-        elif _watches(query):
+        elif is_true(query, "watch"):
             verb = "watch"
         else:
             verb = "list"
@@ -102,6 +106,30 @@ def cut(segment: str) -> str:
     return segment if len(segment) <= MAX_SEGMENT else segment[: MAX_SEGMENT - 1] + "…"
 
 
-def _watches(query: str) -> bool:
-    """Return whether a query asks for a watch."""
-    return is_true(query_values(query, "watch"))
+def query_values(query: str, name: str) -> list[str]:
+    """Return the values of a field, in order; fields with a semicolon or a malformed escape are left out.
+
+    Bytes that are not UTF-8 are read with `surrogateescape`, so that a hash can be over what came.
+    """
+    values = []
+    for found in _field_pattern(name).finditer(query):
+        key, value = found[1], found[2] or ""
+        if ";" in found[0] or ("%" in found[0] and _BAD_ESCAPE.search(found[0])):
+            continue
+        if "%" in key and unquote_plus(key) != name:
+            continue
+        values.append(unquote_to_bytes(value.replace("+", " ")).decode("utf-8", "surrogateescape"))
+    return values
+
+
+def is_true(query: str, name: str) -> bool:
+    """Return what the API server makes of a field that is true or false: its first value counts, and each but `0` and
+    `false`, in capitals or not, is true."""
+    values = query_values(query, name)
+    return bool(values) and values[0] != "0" and values[0].casefold() != "false"
+
+
+@lru_cache
+def _field_pattern(name: str) -> re.Pattern[str]:
+    """Return what finds the fields of a name, and those whose names are escaped, in a query."""
+    return re.compile(rf"(?:^|&)({name}|[^&=]*%[^&=]*)(?:=([^&]*))?(?=&|\Z)")

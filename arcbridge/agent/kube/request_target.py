@@ -18,8 +18,7 @@ from urllib.parse import unquote_to_bytes
 
 from arcbridge.agent.audit.record import Value, path_fields
 from arcbridge.agent.kube.command_line import left_out, recorded_command
-from arcbridge.agent.kube.query import is_true, query_values
-from arcbridge.agent.kube.request_info import RequestInfo, request_info
+from arcbridge.agent.kube.request_info import RequestInfo, is_true, query_values, request_info
 from arcbridge.agent.kube.status import bad_request
 from arcbridge.agent.seats import LONG_RUNNING_SUBRESOURCES, LONG_RUNNING_VERBS
 
@@ -88,7 +87,7 @@ def _begins(method: str, target: str, info: RequestInfo, upgrade: bool) -> bool:
     """Return whether a request lasts or may change something: a kill of the agent must not take its only record."""
     if upgrade or method not in _READS or info.verb in LONG_RUNNING_VERBS or info.subresource in _LONG_SUBRESOURCES:
         return True
-    return info.subresource == "log" and is_true(_values(target, "follow"))
+    return info.subresource == "log" and is_true(target.partition("?")[2], "follow")
 
 
 def query_details(info: RequestInfo, target: str, *, commands: bool) -> dict[str, Value] | None:
@@ -97,6 +96,7 @@ def query_details(info: RequestInfo, target: str, *, commands: bool) -> dict[str
 
     Ports are there only where the client names them in its query: of streams behind a 101 see `port_forward`.
     """
+    query = target.partition("?")[2]
     found: dict[str, Value] = {}
     more: dict[str, str] = {}
     fields = _POD_FIELDS if info.subresource in ("exec", "attach") else None
@@ -104,12 +104,11 @@ def query_details(info: RequestInfo, target: str, *, commands: bool) -> dict[str
         found["proxy_path"] = info.proxy_path
         fields = _KUBELET_FIELDS.get(info.proxy_path.split("/", 2)[1].lower())
     if fields is not None:
-        _add_command(found, target, fields, commands=commands)
+        _add_command(found, query, fields, commands=commands)
     elif info.subresource == "portforward":
-        ports = _values(target, "ports")
+        ports = query_values(query, "ports")
         if ports:
             found["ports"] = ports
-    query = target.partition("?")[2]
     if query and (info.proxy_path or info.verb == "deletecollection"):
         more["query"] = f"{query.count('&') + 1} fields"
     if info.cut or info.altered or info.path_class == "other":
@@ -124,18 +123,14 @@ def query_details(info: RequestInfo, target: str, *, commands: bool) -> dict[str
     return found
 
 
-def _add_command(found: dict[str, Value], target: str, fields: tuple[str, str], *, commands: bool) -> None:
+def _add_command(found: dict[str, Value], query: str, fields: tuple[str, str], *, commands: bool) -> None:
     """Add what a query says of a command, in the fields of that name that are read where it goes, and in no others."""
     command_field, stdin_field = fields
-    for container in _values(target, "container")[:1]:
+    for container in query_values(query, "container")[:1]:
         found["container"] = container
-    command = _values(target, command_field)
+    command = query_values(query, command_field)
     if command:
         found |= recorded_command(command) if commands else left_out(command)
     for key, name in (("stdin", stdin_field), ("tty", "tty")):
-        if is_true(_values(target, name)):
+        if is_true(query, name):
             found[key] = True
-
-
-def _values(target: str, name: str) -> list[str]:
-    return query_values(target.partition("?")[2], name)

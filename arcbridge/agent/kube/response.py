@@ -8,7 +8,6 @@ Invariant: an answer whose end is not beyond doubt is refused (502) and never pa
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -39,7 +38,6 @@ _LENGTH = re.compile(rb"[0-9]{1,18}")
 _TRAILER = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~-]++:[\t -~\x80-\xff]*+\r\n")
 _BARE_LINE_END = re.compile(rb"(?<!\r)\n")
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
-_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +56,9 @@ class ResponseHead:
 def read_head(head: bytes, method: str = "GET", upgrade: UpgradeRequest | None = None) -> ResponseHead | None:
     """Read the head (blank line included) of the answer to a `method` request; None for an interim one (1xx).
 
-    101 is an answer only where `upgrade` asked for it. Raises RequestRefusal 502 for a head that leaves a doubt.
+    101 is an answer only where `upgrade` asked for it. Raises RequestRefusal 502 for a head that leaves a doubt: its
+    body must have a certain end, one Content-Length or `chunked`, not both, not neither. A body that ends with its
+    connection cannot be distinguished from one that was cut.
     """
     status_line = _STATUS.match(head)
     if status_line is None or _FIELDS.fullmatch(head, status_line.end()) is None:
@@ -84,26 +84,29 @@ def read_head(head: bytes, method: str = "GET", upgrade: UpgradeRequest | None =
         else:
             verbatim = False
     bodiless = method == "HEAD" or status in (204, 304)
-    length = 0
-    if not bodiless and len(lengths) == 1 and not encodings and _LENGTH.fullmatch(lengths[0]):
-        length = int(lengths[0])
-    elif not bodiless and encodings == [b"chunked"] and not lengths:
-        length = CHUNKED
-    else:
-        verbatim = False
-    if verbatim:
+    if status < 200:
+        raise _doubtful("it switched protocols unasked")
+    if len(lengths) > 1 or (lengths and encodings) or (lengths and not _LENGTH.fullmatch(lengths[0])):
+        raise _doubtful("its length is ambiguous")
+    if (encodings and encodings != [b"chunked"]) or not (bodiless or lengths or encodings):
+        raise _doubtful("its body has no certain end")
+    length = 0 if bodiless else CHUNKED if encodings else int(lengths[0])
+    if verbatim and not bodiless:
         lines = head[status_line.end() : -2]
         if not names_server:
             lines += b"Server: arcbridge\r\n"
         return ResponseHead(status, _status_line(status) + lines, length, True)
     fields = _fields(head, status_line.end())
-    lines = b"".join(b"%b: %b\r\n" % field for field in passed_fields(method, status, fields))
+    named = connection_options(values_by_name(fields))
+    lines = b"".join(b"%b: %b\r\n" % field for field in fields if not _is_dropped(field[0].decode().lower(), named))
+    if not names_server or "server" in named:
+        lines += b"Server: arcbridge\r\n"
     if length == CHUNKED:
         lines += b"Transfer-Encoding: chunked\r\n"
     # An answer that may have no body and yet announces one: were it to come late, it would be read as the answer to the
     # next request, another user's perhaps.
     announced = bodiless and bool(encodings or any(value.strip(b"0") for value in lengths))
-    keep = not announced and "close" not in connection_options(values_by_name(fields))
+    keep = not announced and "close" not in named
     return ResponseHead(status, _status_line(status) + lines, length, keep)
 
 
@@ -113,39 +116,6 @@ def begins_well(head: bytes, start: int) -> bool:
     Of a line end that is no CRLF, or of another protocol, the blank line that ends a head would never come.
     """
     return _START.startswith(head[: len(_START)]) and _BARE_LINE_END.search(head, max(0, start - 1)) is None
-
-
-def passed_fields(method: str, status: int, fields: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """Return the header fields for the caller, in their order and without Transfer-Encoding. Raises RequestRefusal 502.
-
-    The end of the body must be certain: one Content-Length or `chunked`, not both, not neither. A body that ends with
-    its connection cannot be distinguished from one that was cut.
-    """
-    named = connection_options(values_by_name(fields))
-    lengths = [value for name, value in fields if name.lower() == b"content-length"]
-    encodings = [value.lower() for name, value in fields if name.lower() == b"transfer-encoding"]
-    if status < 200:
-        raise _doubtful("it switched protocols unasked")
-    if len(lengths) > 1 or (lengths and encodings) or (lengths and not _LENGTH.fullmatch(lengths[0])):
-        raise _doubtful("its length is ambiguous")
-    bodiless = method == "HEAD" or status in (204, 304)
-    if (encodings and encodings != [b"chunked"]) or not (bodiless or lengths or encodings):
-        raise _doubtful("its body has no certain end")
-    passed: list[tuple[bytes, bytes]] = []
-    names_server = False
-    for name, value in fields:
-        lower = name.decode("ascii", "replace").lower()
-        if lower in HOP_BY_HOP or lower.startswith("proxy-"):
-            continue
-        if lower in named and lower != "content-length":  # without it the caller would wait for the connection's end
-            continue
-        if _CONTROL.search(value) or _CONTROL.search(name):
-            raise _doubtful("a header contains control characters")
-        names_server = names_server or lower == "server"
-        passed.append((name, value))
-    if not names_server:
-        passed.append((b"Server", b"arcbridge"))
-    return passed
 
 
 class ChunkedBody:
@@ -235,6 +205,12 @@ def unusable_answer() -> RequestRefusal:
 
 def _doubtful(what: str) -> RequestRefusal:
     return RequestRefusal(502, f"the API server's answer cannot be passed on: {what}")
+
+
+def _is_dropped(name: str, named: frozenset[str]) -> bool:
+    """Return whether a field does not go to the caller; `named`: the options of `Connection`."""
+    # Without a length that it was sent with the caller would wait for the connection's end.
+    return name in HOP_BY_HOP or name.startswith("proxy-") or (name in named and name != "content-length")
 
 
 def _fields(head: bytes, start: int) -> list[tuple[bytes, bytes]]:

@@ -14,7 +14,7 @@ import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
@@ -123,13 +123,7 @@ def _review(user: Subject, part: Part) -> dict[str, Any]:
     extra: dict[str, list[str]] = {}
     for key, value in user.extra:
         extra.setdefault(key, []).append(value)
-    attributes: dict[str, str] = {"verb": "impersonate", "resource": part.resource, "name": part.name}
-    if part.group:
-        attributes["group"] = part.group
-    if part.namespace:
-        attributes["namespace"] = part.namespace
-    if part.subresource:
-        attributes["subresource"] = part.subresource
+    attributes = {name: value for name, value in asdict(part).items() if value} | {"verb": "impersonate"}
     spec: dict[str, Any] = {
         "user": user.user,
         "groups": [*user.groups, "system:authenticated"],

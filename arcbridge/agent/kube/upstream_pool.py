@@ -19,6 +19,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol, cast
 
 from arcbridge.agent.accounts import Account
@@ -86,11 +87,20 @@ class ResponseHandler(Protocol):
         """The API server switched protocols; `rest` followed the 101, and the connection is paused."""
 
 
-class Credentials(Protocol):
-    """What connections need of `apiserver.ApiServer`."""
+@dataclass(slots=True)
+class UpstreamRequest:
+    """A request as a connection sends it."""
 
-    def tls(self, *, own: bool) -> ssl.SSLContext:
-        """Return the TLS settings of one kind of connection."""
+    head: bytes
+    """What is sent at once: the request, or its beginning (`UpstreamConnection.write` continues it)."""
+    method: str = "GET"
+    upgrade: UpgradeRequest | None = None
+    reusable: bool = True
+    """Whether the connection may carry another request afterwards."""
+    framed: bool = True
+    """Whether a chunked body of the answer is handed over with its framing."""
+    backlog: Backlog | None = None
+    """That of the caller's session, in which the connection's memory counts meanwhile."""
 
 
 class UpstreamConnection(asyncio.BufferedProtocol):
@@ -103,10 +113,8 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         self.transport: asyncio.Transport | None = None
         """The TLS transport; None before the handshake and after the end."""
         self._handler: ResponseHandler | None = None
-        self._method = "GET"
-        self._upgrade: UpgradeRequest | None = None
-        self._reusable = True
-        self._framed = True
+        self._request = UpstreamRequest(b"")
+        """The one that is under way, or was last."""
         self._head = b""
         """The part of a response head that has arrived."""
         self._response: ResponseHead | None = None
@@ -117,7 +125,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         self._reading_paused = False
         self._readable: select.poll | None = None
         """Tells whether its socket has something to read; made when it is first taken from the pool."""
-        self._error_poll: TransportErrorPoll | None = None
+        self.error_poll: TransportErrorPoll | None = None
         """Told of each read; None for a transport that finds its socket's error itself."""
         self._writing_paused: asyncio.Future[None] | None = None
         self._backlog: Backlog | None = None
@@ -137,29 +145,14 @@ class UpstreamConnection(asyncio.BufferedProtocol):
 
     # -- called by the sender of a request ----------------------------------------------------------------------
 
-    def send(
-        self,
-        handler: ResponseHandler,
-        request: bytes,
-        *,
-        method: str = "GET",
-        upgrade: UpgradeRequest | None = None,
-        reusable: bool = True,
-        framed: bool = True,
-        backlog: Backlog | None = None,
-    ) -> None:
-        """Send a request, or its beginning (`write` continues it); only on a connection that the pool gave.
-
-        `reusable`: the connection may carry another request afterwards. `framed`: a chunked body is handed over with
-        its framing. `backlog`: that of the caller's session.
-        """
-        self._handler, self._method, self._upgrade = handler, method, upgrade
-        self._reusable, self._framed = reusable, framed
+    def send(self, handler: ResponseHandler, request: UpstreamRequest) -> None:
+        """Send a request; only on a connection that the pool gave."""
+        self._handler, self._request = handler, request
         self._informational = 0
-        if backlog is not None:
-            self._backlog = backlog
+        if request.backlog is not None:
+            self._backlog = request.backlog
             self._count(CONNECTION_MEMORY + _kept(self._read_size))
-        cast(asyncio.Transport, self.transport).write(request)
+        cast(asyncio.Transport, self.transport).write(request.head)
 
     async def write(self, data: bytes) -> None:
         """Send more of the request's body; waits while the API server takes none. Raises ConnectionResetError."""
@@ -227,11 +220,6 @@ class UpstreamConnection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
 
-    def poll_for_errors(self, poll: TransportErrorPoll) -> None:
-        """Report each read to `poll`."""
-        if self.transport is not None:
-            self._error_poll = poll
-
     def get_buffer(self, sizehint: int) -> memoryview:
         self._began = time.monotonic()
         if self._backlog is not None and self._backlog.full:
@@ -265,8 +253,8 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             self._fail(refusal)
         if buffer.POISON:
             buffer.poison(nbytes)
-        if self._error_poll is not None:
-            self._error_poll.was_read()
+        if self.error_poll is not None:
+            self.error_poll.was_read()
 
     def eof_received(self) -> bool:
         return False
@@ -281,9 +269,9 @@ class UpstreamConnection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
-        if self._error_poll is not None:
-            self._error_poll.stop()
-            self._error_poll = None
+        if self.error_poll is not None:
+            self.error_poll.stop()
+            self.error_poll = None
         self._pool.remove(self)
         self.resume_writing()
         handler, self._handler = self._handler, None
@@ -318,7 +306,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
                 start += end + 4 - begun
             if len(head) > MAX_HEAD:
                 raise unusable_answer()
-            response = read_head(head, self._method, self._upgrade)
+            response = read_head(head, self._request.method, self._request.upgrade)
             if response is not None:
                 break
             self._informational += 1
@@ -361,7 +349,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             # With trailers dropped it is not known what lies behind them: such a connection is not used again.
             extra = bool(tail) or stop < count
         view = buffer.VIEW[start:stop]
-        if chunks is not None and not self._framed:
+        if chunks is not None and not self._request.framed:
             handler.response_data(b"".join([head, *(buffer.VIEW[first:last] for first, last in chunks.spans)]), payload)
         elif head and len(view) <= _MAX_JOINED:
             handler.response_data(b"".join((head, view, tail)), payload)
@@ -381,7 +369,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             self._handler = self._response = self._chunks = None
             self.used = True
             self.resume_reading()  # the caller may have held it back at the very end; the next one must not find it so
-            if self._reusable and response.keep and not extra and self.usable:
+            if self._request.reusable and response.keep and not extra and self.usable:
                 self._pool.put(self)
             else:
                 self._pool.remove(self)
@@ -401,14 +389,12 @@ class UpstreamPool:
 
     def __init__(
         self,
-        credentials: Credentials,
         host: str,
         port: int,
         *,
         limit: ConnectLimit | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._credentials = credentials
         self._clock = clock
         self.limit = limit or ConnectLimit()
         """Of how many connections there are, and of how many are made."""
@@ -424,33 +410,44 @@ class UpstreamPool:
         self.own_refusals = OwnRefusals()
         """What the API server refuses of the agent itself."""
 
-    def take(self, *, own: bool, account: Account | None = None) -> UpstreamConnection | None:
-        """Return an idle connection that was made with today's credentials of that kind, if there is one, for a request
-        of the account's user."""
-        if not self._idle or (account is not None and account.ends_connections(self._clock())):
+    def send(
+        self, handler: ResponseHandler, request: UpstreamRequest, tls: ssl.SSLContext, account: Account
+    ) -> UpstreamConnection | None:
+        """Send a request on an idle connection, and return that; None where there is none (`take`)."""
+        connection = self.take(tls, account)
+        if connection is not None:
+            try:
+                connection.send(handler, request)
+            except BaseException:
+                connection.drop()
+                raise
+        return connection
+
+    def take(self, tls: ssl.SSLContext, account: Account | None = None) -> UpstreamConnection | None:
+        """Return an idle connection that was made with these settings, if there is one, for a request of the account's
+        user. One of settings that were replaced is found no more, and closes after KEEPALIVE."""
+        if not self._idle or (account is not None and account.ended_connections.wait(self._clock()) > 0.0):
             return None
-        context = self._credentials.tls(own=own)
         for position in range(len(self._idle) - 1, -1, -1):
             connection = self._idle[position]
-            if connection.context is context:
+            if connection.context is tls:
                 del self._idle[position]
                 if connection.usable and connection.silent:
                     self._enter(connection, account)
                     return connection
                 connection.close()
-            elif connection.context is not self._credentials.tls(own=not own):
-                del self._idle[position]
-                connection.close()  # of credentials that were replaced
         return None
 
-    async def dial(self, *, own: bool, account: Account | None = None, repeatable: bool = False) -> UpstreamConnection:
+    async def dial(
+        self, tls: ssl.SSLContext, account: Account | None = None, *, repeatable: bool = False
+    ) -> UpstreamConnection:
         """Make a connection for a request of the account's user, when its turn has come; None: for a call of the agent.
 
         `repeatable`: the connection is for requests that may be repeated, and for no others.
 
         Raises RequestRefusal in the words for the caller; cancelling leaves nothing.
         """
-        connection = UpstreamConnection(self, self._credentials.tls(own=own))
+        connection = UpstreamConnection(self, tls)
         self._enter(connection, account)
         try:
             if account is None:
@@ -540,8 +537,8 @@ class UpstreamPool:
                         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_KERNEL_BUFFER)
                     host = self._address.host
                     poll = await connect_upstream(sock, connection.context, connection, host, repeatable=repeatable)
-                    if poll is not None:
-                        connection.poll_for_errors(poll)
+                    if connection.transport is not None:
+                        connection.error_poll = poll
                 except BaseException:
                     sock.close()
                     raise

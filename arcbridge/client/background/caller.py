@@ -109,18 +109,13 @@ def answer_of(line: bytes) -> dict[str, Any]:
     if "error" in document:
         if document.get("code") == "version":
             raise OtherVersion(str(document.get("version", "")))
-        raise error_of(document)
+        error = ArcbridgeError(str(document["error"]))
+        try:
+            error.exit_code = ExitCode(int(document.get("exit_code", 1)))
+        except ValueError:
+            pass  # a newer process knows codes that this one does not
+        raise error
     return document
-
-
-def error_of(document: Mapping[str, Any]) -> ArcbridgeError:
-    """Return the error that an answer states."""
-    error = ArcbridgeError(str(document["error"]))
-    try:
-        error.exit_code = ExitCode(int(document.get("exit_code", 1)))
-    except ValueError:
-        pass  # a newer process knows codes that this one does not
-    return error
 
 
 def ask(place: BackgroundPaths, line: bytes, environment: Mapping[str, str], *, start: bool = True) -> dict[str, Any]:
@@ -142,8 +137,10 @@ def ask(place: BackgroundPaths, line: bytes, environment: Mapping[str, str], *, 
 
 def stop(place: BackgroundPaths) -> None:
     """Have the process end, and wait until it has; raises NotRunning, StateError."""
-    import fcntl
     import time
+    from pathlib import Path
+
+    from arcbridge.pki.private_files import try_lock
 
     try:
         pid = f" {answer_of(exchange(place, request('version')))['pid']}"
@@ -153,14 +150,11 @@ def stop(place: BackgroundPaths) -> None:
     deadline = time.monotonic() + STOP_TIMEOUT
 
     def lives() -> bool:
-        try:
-            with open(place.process_lock, "rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except FileNotFoundError:
-            pass
-        return False
+        if not os.path.exists(place.process_lock):
+            return False
+        if (lock := try_lock(Path(place.process_lock))) is not None:
+            os.close(lock)
+        return lock is None
 
     while os.path.exists(place.socket) or lives():
         if time.monotonic() > deadline:
@@ -175,12 +169,12 @@ def ensure_started(place: BackgroundPaths, environment: Mapping[str, str], *, ta
     """
     if sys.platform == "win32":
         raise ConfigError("there is no background process on Windows; use `arcbridge --role client proxy`")
-    import fcntl
+    from pathlib import Path
+
+    from arcbridge.pki.private_files import locked
 
     place.make()
-    lock = os.open(place.start_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(Path(place.start_lock)):
         try:
             answer_of(exchange(place, request("version"), timeout=START_TIMEOUT))
             return  # another caller started the process while this one waited for the lock
@@ -190,8 +184,6 @@ def ensure_started(place: BackgroundPaths, environment: Mapping[str, str], *, ta
             if not take_over:
                 return
         _start(environment)
-    finally:
-        os.close(lock)
 
 
 def _start(environment: Mapping[str, str]) -> None:

@@ -13,6 +13,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,56 +21,117 @@ import structlog
 
 from arcbridge.client.background.connection_settings import ConnectionSettings
 from arcbridge.client.background.connections import Connection, Connections, same_place
-from arcbridge.client.background.exec_credential import exec_credential
 from arcbridge.client.background.plugin_trust import refuse_untrusted
 from arcbridge.client.background.removal import choose, remove_connection
+from arcbridge.client.credentials.jwt_unverified import read_unverified
+from arcbridge.client.credentials.token_files import read_token
 from arcbridge.client.kubeconfig.entries import Entry, Kubeconfig
-from arcbridge.client.kubeconfig.repair import running_of
-from arcbridge.client.kubeconfig.running import BACKGROUND
+from arcbridge.client.kubeconfig.running import BACKGROUND, running_of
 from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.client.serving.served_cluster import ServedCluster
 from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unreachable
-from arcbridge.net.backoff import Backoff
-from arcbridge.settings.config import ClientConfig
+from arcbridge.tasks import cancel_and_wait
 
 SESSION_WAIT = 25.0
 """Seconds that a caller waits for a session: kubectl's user sees nothing meanwhile."""
-FIRST_RETRY = 5.0
-"""Bound of the seconds after which a static connection that failed is served again for the first time."""
-LAST_RETRY = 300.0
-"""Largest such bound; what cannot be served now is mostly a setting or a port that a person has to change."""
-_TRIES = 3
-"""How often a connect begins again because what it waited for was taken off meanwhile."""
+RENEW_BEFORE = 3600.0
+"""Seconds before the certificate's end at which kubectl is to ask again."""
+RETRY = 30.0
+"""Seconds between two attempts to serve a static connection that failed; mostly a person has to change something."""
 
 log = structlog.get_logger("arcbridge.client")
 
 
-class Leaving(Exception):
-    """This process ends, or another one has taken its place: the caller is to ask the next one."""
+class AskAgain(Exception):
+    """This process ends, another one has taken its place, or what the caller waited for is gone: it is to ask again."""
 
 
-class Served:
+class Served(ServedCluster):
     """A cluster, and the connections for which it is served."""
 
-    def __init__(self, cluster: ServedCluster, since: float) -> None:
-        self.cluster = cluster
+    def __init__(self, context: ClientContext, cluster: str, clock: Callable[[], float]) -> None:
+        super().__init__(context, cluster, clock=clock)
         self.connections: list[Connection] = []
-        self.since = since
+        self.since = clock()
         self.moved = False
         """Whether the port is another one than the kubeconfig may say."""
         self.tasks: list[asyncio.Task[None]] = []
         """Keep the session up, and the certificates young."""
 
+    def bind(self) -> str:
+        if moved := super().bind():
+            self.moved = True
+            log.warning("port moved", reason=moved)
+        return moved
+
+    async def wait_for_session(self) -> None:
+        """Wait for a session; raises the error of the attempt."""
+        try:
+            async with asyncio.timeout(SESSION_WAIT):
+                await self.session.ready()
+        except TimeoutError:
+            raise Unreachable(
+                f'cluster "{self.cluster}" did not answer within {SESSION_WAIT:.0f} s; see `arcbridge logs`'
+            ) from None
+
+    def entry_of(self, connection: Connection) -> Entry:
+        """Return what the kubeconfig has to say for one of the connections."""
+        return self.entry(
+            connection.context, process=BACKGROUND, arguments=connection.settings.words(), plugin=not connection.static
+        )
+
+    def exec_credential(self) -> dict[str, Any]:
+        """Return what the plugin prints (client.authentication.k8s.io/v1), in token mode with the token of the file
+        besides; kubectl asks again before certificate or token is refused. Raises Unauthenticated, StateError."""
+        from arcbridge.pki.authority import certificate_validity
+
+        assert self.certificates is not None
+        status: dict[str, Any] = {
+            "clientCertificateData": self.certificates.client_certificate_pem,
+            "clientKeyData": self.certificates.client_key_pem,
+        }
+        ends_at = certificate_validity(self.certificates.client_certificate_pem)[1] - RENEW_BEFORE
+        if (file := self.config.token_file) is not None:
+            status["token"] = read_token(file)
+            ends_at = min(ends_at, read_unverified(status["token"]).expires_at or ends_at)
+        status["expirationTimestamp"] = datetime.fromtimestamp(ends_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        # The kind comes first: the plugin looks for it, and hands the line on as it is.
+        return {
+            "kind": "ExecCredential",
+            "apiVersion": "client.authentication.k8s.io/v1",
+            "spec": {"interactive": False},
+            "status": status,
+        }
+
+    async def close(self) -> None:
+        await cancel_and_wait(*self.tasks)
+        await super().close()
+
+    def document(self) -> dict[str, Any]:
+        """Return the cluster for `status`."""
+        session, endpoint = self.session, self.endpoint
+        up, down = endpoint.moved() if endpoint is not None else (0, 0)
+        state = "connected" if session.current is not None else "resuming" if session.detached_count else "waiting"
+        return {
+            "name": self.cluster,
+            "contexts": [one.context for one in self.connections],
+            "port": self.port,
+            "state": state,
+            "reason": session.failure.message if session.failure is not None else "",
+            "user": session.subject,
+            "relay": str(session.relay.address) if session.relay is not None else self.relays[0],
+            "since": self.since,
+            "connections": endpoint.stats.open if endpoint is not None else 0,
+            "bytes_to_cluster": up,
+            "bytes_from_cluster": down,
+            "token_expires": session.token_ends_at(),
+        }
+
 
 class ServedClusters:
     """What one background process serves; `add`, `connect` and `disconnect` change it, one at a time."""
 
-    def __init__(
-        self,
-        kept: Path,
-        environment: Mapping[str, str],
-        clock: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, kept: Path, environment: Mapping[str, str], clock: Callable[[], float] = time.time) -> None:
         """`kept`: the file of connections. `clock`: unix seconds."""
         self.kept = Connections(kept)
         self.served: dict[ConnectionSettings, Served] = {}
@@ -80,10 +142,6 @@ class ServedClusters:
         """Held while it is changed, so that a process that hands over hands over a whole state."""
         self.leaving = False
         self._closing: set[asyncio.Task[None]] = set()
-        self._retrying: set[asyncio.Task[None]] = set()
-        """What waits to serve a static connection again."""
-        self._backoffs: dict[Connection, Backoff] = {}
-        """Delays of static connections that have failed: one that fails as soon as it is served has longer ones."""
         self._environment = environment
         self._clock = clock
 
@@ -91,11 +149,15 @@ class ServedClusters:
     def is_empty(self) -> bool:
         return not self.served and not self.failed
 
+    def connections(self) -> list[Connection]:
+        """Return all connections, those that failed last."""
+        return [*(one for served in self.served.values() for one in served.connections), *self.failed]
+
     # -- serving ----------------------------------------------------------------------------------------------------
 
     async def restore(self, inherited: Mapping[ConnectionSettings, list[socket.socket]]) -> None:
         """Serve what was connected; what cannot be served now is told by `status`, and tried when it is asked
-        for. A static connection, for which nothing asks, is tried again by itself.
+        for. A static connection, for which nothing asks, is tried again by itself (`keep_retrying`).
 
         `inherited`: sockets that listen already. Those of settings that nothing is connected with any more are closed.
         """
@@ -111,30 +173,29 @@ class ServedClusters:
             except ArcbridgeError as error:
                 self.failed[connection] = error.message
                 log.warning("cluster not served", cluster=connection.cluster, reason=error.message)
-                self._serve_later(connection)
         for sockets in left.values():
             for sock in sockets:
                 sock.close()
 
     async def add(self, connection: Connection, sockets: list[socket.socket] | None = None) -> Served:
-        """Serve a connection's cluster, unless it is served already; raises ArcbridgeError, Leaving.
+        """Serve a connection's cluster, unless it is served already; raises ArcbridgeError, AskAgain.
 
         `sockets`: what it is to be served on; None: a port is taken.
         """
         async with self.changing:
             if self.leaving:
-                raise Leaving
+                raise AskAgain
             return await self._add(connection, sockets)
 
     async def _add(self, connection: Connection, sockets: list[socket.socket] | None) -> Served:
         key = connection.settings.without_context()
         if (served := self.served.get(key)) is None:
             try:
-                served = self._new(connection, connection.settings.load(self._environment))
+                served = Served(self._context(connection.settings), connection.cluster, self._clock)
                 if sockets:
-                    served.cluster.take(sockets)
+                    served.take(sockets)
                 else:
-                    self._bind(served)
+                    served.bind()
             except BaseException:
                 for sock in sockets or ():
                     sock.close()
@@ -146,18 +207,12 @@ class ServedClusters:
             await self._update_kubeconfig(served, connection)
         return served
 
-    def _new(self, connection: Connection, config: ClientConfig) -> Served:
-        context = ClientContext(config, Terminal(), environment=self._environment)
-        return Served(context.served(connection.cluster, self._clock), self._clock())
-
-    def _bind(self, served: Served) -> None:
-        if moved := served.cluster.bind():
-            served.moved = True
-            log.warning("port moved", reason=moved)
+    def _context(self, settings: ConnectionSettings) -> ClientContext:
+        return ClientContext(settings.load(self._environment), Terminal(), environment=self._environment)
 
     def _begin(self, served: Served) -> None:
         """Keep a session up, from now on until `close`."""
-        keeping = asyncio.create_task(served.cluster.session.run())
+        keeping = asyncio.create_task(served.session.run())
         served.tasks.append(keeping)
         keeping.add_done_callback(lambda task: self._ended(served, task))
 
@@ -165,7 +220,7 @@ class ServedClusters:
         """After a defect of ours ended what keeps a session up: serve the cluster anew when it is asked for."""
         if task.cancelled() or (error := task.exception()) is None:
             return
-        log.error("session task failed", cluster=served.cluster.cluster, exc_info=error)
+        log.error("session task failed", cluster=served.cluster, exc_info=error)
         if served in self.served.values():
             self._start_closing(self._give_up(served, f"internal error ({type(error).__name__})"))
 
@@ -182,42 +237,26 @@ class ServedClusters:
                 # `failed` gets its connections before `served` loses them: a process in which both are empty ends.
                 self.failed |= dict.fromkeys(served.connections, f"{reason}; see `arcbridge logs`")
                 await self.close(served)
-                for connection in served.connections:
-                    self._serve_later(connection, lasted=self._clock() - served.since)
 
-    def _serve_later(self, connection: Connection, *, lasted: float = 0.0) -> None:
-        """Have a static connection that failed served again: its context has no plugin that would ask for it.
-
-        `lasted`: seconds for which it was served.
-        """
-        if connection.static and not self.leaving:
-            backoff = self._backoffs.setdefault(connection, Backoff(first=FIRST_RETRY, cap=LAST_RETRY))
-            retrying = asyncio.create_task(self._serve_again(connection, backoff, lasted))
-            self._retrying.add(retrying)
-            retrying.add_done_callback(self._retrying.discard)
-
-    async def _serve_again(self, connection: Connection, backoff: Backoff, lasted: float) -> None:
+    async def keep_retrying(self) -> None:
+        """Have static connections that failed served again: their contexts have no plugin that would ask for it."""
         while True:
-            await asyncio.sleep(backoff.next_delay(lasted=lasted))
-            lasted = 0.0
+            await asyncio.sleep(RETRY)
             async with self.changing:
-                if self.leaving or connection not in self.failed:
-                    return  # it is served again, or was taken off, or is for the next process
-                try:
-                    await self._add(connection, None)
-                except ArcbridgeError as error:
-                    self.failed[connection] = error.message
-                except Exception:  # a defect of ours ends no attempts
-                    log.exception("cluster not served", cluster=connection.cluster)
-                else:
-                    log.info("cluster served again", cluster=connection.cluster)
-                    return
+                for connection in [one for one in self.failed if one.static and not self.leaving]:
+                    try:
+                        await self._add(connection, None)
+                        log.info("cluster served again", cluster=connection.cluster)
+                    except ArcbridgeError as error:
+                        self.failed[connection] = error.message
+                    except Exception:  # a defect of ours ends no attempts
+                        log.exception("cluster not served", cluster=connection.cluster)
 
     async def _accept(self, key: ConnectionSettings, served: Served) -> None:
         """Serve at the port that it has."""
         self.served[key] = served
-        served.tasks.append(asyncio.create_task(served.cluster.keep_renewed(lambda: self._renewed(served))))
-        await served.cluster.serve()
+        served.tasks.append(asyncio.create_task(served.keep_renewed(lambda: self._renewed(served))))
+        await served.serve()
 
     def _enter(self, served: Served, connection: Connection) -> None:
         """Let a connection have this cluster, in place of one that has the same context of the same file."""
@@ -235,21 +274,17 @@ class ServedClusters:
         for key, one in list(self.served.items()):
             if one is served:
                 del self.served[key]
-        for task in served.tasks:
-            task.cancel()
-        if served.tasks:
-            await asyncio.wait(served.tasks)
-        await served.cluster.close()
+        await served.close()
 
     async def close_all(self) -> None:
-        for retrying in self._retrying:
-            retrying.cancel()
         await asyncio.gather(*(self.close(served) for served in list(self.served.values())))
 
     async def wait_closed(self) -> None:
         """Wait after `close_all` until no candidate of a connect is left open either."""
         if self._closing:
             await asyncio.wait(self._closing)
+
+    # -- the kubeconfig ---------------------------------------------------------------------------------------------
 
     async def _renewed(self, served: Served) -> None:
         """Let the kubeconfigs have the client certificate, or the CA, that the endpoint has by now.
@@ -267,64 +302,63 @@ class ServedClusters:
         if failure is not None:
             raise failure
 
-    # -- the kubeconfig ---------------------------------------------------------------------------------------------
-
     async def _update_kubeconfig(self, served: Served, connection: Connection) -> str:
         """Let the context of a connection name the port and the process of today; returns why it does not."""
         try:
             return await self._write_context(served, connection)
         except ArcbridgeError as error:
             log.warning("kubeconfig not changed", reason=error.message)
-            served.cluster.write_later()
+            served.write_later()
             return error.message
 
     async def _write_context(self, served: Served, connection: Connection) -> str:
         """Write the context; return why it was not written. Raises ArcbridgeError where it may be written later."""
         if not connection.kubeconfig or connection not in self.kept.all():
             return "nothing is connected with it"
-        if await asyncio.to_thread(_refresh, served.cluster, connection):
+        if await asyncio.to_thread(Kubeconfig(connection.kubeconfig).refresh, served.entry_of(connection)):
             return ""
         return "the entry was changed, or taken out, by hand"
 
     async def make_plugins(self, connections: Sequence[Connection]) -> None:
         """Replace client certificates in the kubeconfigs by the plugin, which can start the next process."""
         for connection in connections:
-            await asyncio.to_thread(_make_plugins, connection)
+            try:
+                await asyncio.to_thread(Kubeconfig(connection.kubeconfig).repair, lambda process: process != BACKGROUND)
+            except ArcbridgeError as error:
+                log.warning("kubeconfig not changed", reason=error.message)
 
     # -- credential -------------------------------------------------------------------------------------------------
 
     async def credential(self, settings: ConnectionSettings, server: str) -> dict[str, Any]:
         """Return what kubectl's plugin prints: the client certificate, once the endpoint serves and a session is up.
 
-        `server`: to which address kubectl is about to connect; empty: not known. Raises ArcbridgeError, Leaving.
+        `server`: to which address kubectl is about to connect; empty: not known. Raises ArcbridgeError, AskAgain.
         """
         served = self._serving(settings)
-        for _ in range(_TRIES):
-            if served is None:
-                served = await self.add(self._connection_of(settings))
-                for connection in served.connections:
-                    if connection.settings == settings and not connection.kubeconfig:
-                        self.kept.add(connection)
-            cluster = served.cluster
-            if server and server != f"https://127.0.0.1:{cluster.port}":
-                raise ConfigError(await self._elsewhere(served, settings, server))
-            if cluster.session.current is None:
-                try:
-                    await self._session(served)
-                except ArcbridgeError:
-                    if self._serving(settings) is served:
-                        raise
-                    served = self._serving(settings)
-                    if served is None and not any(one.settings == settings for one in self.failed):
-                        break  # what was taken off by the user does not come back by itself
-                    continue
-                self._keep_port(served)
-            await self.renew(served)
-            return exec_credential(cluster)
-        name = settings.load(self._environment).cluster
-        raise Unreachable(
-            f'cluster "{name}" was disconnected, or connected with other settings, meanwhile; run the command again'
-        )
+        if served is None:
+            served = await self.add(self._connection_of(settings))
+            for connection in served.connections:
+                if connection.settings == settings and not connection.kubeconfig:
+                    self.kept.add(connection)
+        if server and server != f"https://127.0.0.1:{served.port}":
+            raise ConfigError(await self._elsewhere(served, settings, server))
+        if served.session.current is None:
+            try:
+                await served.wait_for_session()
+            except ArcbridgeError as error:
+                now = self._serving(settings)
+                if now is served:
+                    raise
+                if now is None and not any(one.settings == settings for one in self.failed):
+                    # What the user has taken off does not come back by itself.
+                    raise Unreachable(
+                        f'cluster "{served.cluster}" was disconnected, or connected with other settings, meanwhile; '
+                        "run the command again"
+                    ) from error
+                raise AskAgain from error
+            self._keep_port(served)
+        await served.renew()
+        return served.exec_credential()
 
     def _serving(self, settings: ConnectionSettings) -> Served | None:
         served = self.served.get(settings.without_context())
@@ -346,15 +380,9 @@ class ServedClusters:
         refuse_untrusted(settings, self._environment)
         return Connection(settings, config.cluster, config.kube_context or config.cluster)
 
-    async def renew(self, served: Served) -> None:
-        """Take over younger certificates where it is time; a failure is logged, and tried again."""
-        if await served.cluster.renew():
-            await served.cluster.update_kubeconfig(lambda: self._renewed(served))
-
     async def _elsewhere(self, served: Served, settings: ConnectionSettings, server: str) -> str:
         """Say what to do where kubectl's context names another address than that of the cluster."""
-        cluster = served.cluster
-        says = f'cluster "{cluster.cluster}" has port {cluster.port} now, and kubectl was about to connect to {server}'
+        says = f'cluster "{served.cluster}" has port {served.port} now, and kubectl was about to connect to {server}'
         again = settings.connect_command()
         known = [one for one in served.connections if one.kubeconfig and one.settings == settings]
         if not known:
@@ -373,115 +401,78 @@ class ServedClusters:
             f"kubectl reads another file: run `{again} --file FILE` with that one"
         )
 
-    async def _session(self, served: Served) -> None:
-        """Wait for a session; raises the error of the attempt."""
-        try:
-            async with asyncio.timeout(SESSION_WAIT):
-                await served.cluster.session.ready()
-        except TimeoutError:
-            raise Unreachable(
-                f'cluster "{served.cluster.cluster}" did not answer within {SESSION_WAIT:.0f} s; see `arcbridge logs`'
-            ) from None
-
     def _keep_port(self, served: Served) -> None:
         """Remember the port of a cluster that was reached, unless other settings of it hold the one that is kept."""
-        cluster = served.cluster
-        if cluster.has_kept_port():
-            kept = cluster.state.port(cluster.relays, cluster.cluster)
-            if any(one is not served and one.cluster.port == kept for one in self.served.values()):
-                return
-        cluster.keep_port()
+        kept = served.state.kept_port(served.relays, served.cluster)
+        if not any(one is not served and one.port == kept for one in self.served.values()):
+            served.keep_port()
 
     # -- connect ----------------------------------------------------------------------------------------------------
 
     async def connect(
         self, settings: ConnectionSettings, files: tuple[str, ...], *, static: bool, switch: bool
     ) -> dict[str, Any]:
-        """Serve a cluster and put its context into the kubeconfig; a failure changes nothing.
+        """Serve a cluster and put its context into the kubeconfig: prove it, then put it in its place.
 
-        Raises ArcbridgeError, Leaving.
+        A failure changes nothing. Raises ArcbridgeError, AskAgain.
         """
-        config = settings.load(self._environment)
-        name = config.kube_context or config.cluster
-        connection = Connection(settings, config.cluster, name, files, static)
-        kubeconfig = Kubeconfig([Path(file) for file in files])
-        context = ClientContext(config, Terminal(), environment=self._environment)
-        await asyncio.to_thread(kubeconfig.check, name, config.cluster, context.relays.names)
+        context = self._context(settings)
+        cluster = context.config.cluster
+        name = context.config.kube_context or cluster
+        connection = Connection(settings, cluster, name, files, static)
+        kubeconfig = Kubeconfig(files)
+        await asyncio.to_thread(kubeconfig.check, name, cluster, context.relays.names)
         process, server = kubeconfig.served(name)
         if process not in ("", BACKGROUND) and running_of(context.state, self._environment).alive(process):
             raise ConfigError(
                 f'context "{name}" belongs to a proxy in the foreground (port {server.rpartition(":")[2]}): '
                 "end it with Ctrl-C, then connect"
             )
-        for _ in range(_TRIES):
-            if (done := await self._connect(connection, config, kubeconfig, switch=switch)) is not None:
-                return done
-        raise Unreachable(f'cluster "{config.cluster}" was disconnected meanwhile; connect it again')
-
-    async def _connect(
-        self,
-        connection: Connection,
-        config: ClientConfig,
-        kubeconfig: Kubeconfig,
-        *,
-        switch: bool,
-    ) -> dict[str, Any] | None:
-        """Prove a connection, then put it in its place; None where what it waited for was taken off meanwhile."""
-        key = connection.settings.without_context()
+        key = settings.without_context()
         served = self.served.get(key)
         candidate: Served | None = None
         try:
             if self.leaving:
-                raise Leaving
+                raise AskAgain
             if served is None:
-                served = candidate = self._new(connection, config)
+                served = candidate = Served(context, cluster, self._clock)
                 if self._donor(connection, candidate) is None:
-                    self._bind(candidate)
+                    candidate.bind()
                 self._begin(candidate)
             try:
-                await self._session(served)
-            except ArcbridgeError:
+                await served.wait_for_session()
+            except ArcbridgeError as error:
                 if candidate is None and self.served.get(key) is not served:
-                    return None  # what closed it is no failure of the cluster
+                    raise AskAgain from error  # what closed it is no failure of the cluster
                 raise
             async with self.changing:
-                if self.leaving:
-                    raise Leaving
                 now = self.served.get(key)
-                if now is None and candidate is None:
-                    return None
+                if self.leaving or (now is None and candidate is None):
+                    raise AskAgain
                 # Another connect with these settings may have been quicker: then its cluster is served, and the one
                 # that was proved here is closed.
-                taken = now if now is not None else served
-                return await self._replace(key, taken, connection, kubeconfig, switch=switch)
+                return await self._replace(key, now or served, connection, kubeconfig, switch=switch)
         finally:
             if candidate is not None and self.served.get(key) is not candidate:
-                await asyncio.shield(self._start_closing(self.close(candidate)))
+                await asyncio.shield(self._start_closing(candidate.close()))
 
     async def _replace(
-        self,
-        key: ConnectionSettings,
-        served: Served,
-        connection: Connection,
-        kubeconfig: Kubeconfig,
-        *,
-        switch: bool,
+        self, key: ConnectionSettings, served: Served, connection: Connection, kubeconfig: Kubeconfig, *, switch: bool
     ) -> dict[str, Any]:
         """Serve a proved connection, in place of what its context was served by."""
-        cluster = served.cluster
         donor = None
-        if cluster.endpoint is None:
+        if served.endpoint is None:
             donor = self._donor(connection, served)
             if donor is None:  # it was closed since the proof, and another program may have taken its port
-                self._bind(served)
+                served.bind()
             else:
-                cluster.announce(donor.cluster.port)
-        cluster.state.add_kubeconfig([Path(file) for file in connection.kubeconfig])
+                served.announce(donor.port)
+        served.state.add_kubeconfig(connection.kubeconfig)
         former = [one for one in self.kept.all() if same_place(one, connection)]
         self.kept.add(connection)
-        merging = asyncio.ensure_future(asyncio.to_thread(kubeconfig.merge, _entry(cluster, connection), switch=switch))
+        merging = asyncio.ensure_future(asyncio.to_thread(kubeconfig.merge, served.entry_of(connection), switch=switch))
         try:
-            merged = await asyncio.shield(merging)
+            path = await asyncio.shield(merging)
         except BaseException:
             await asyncio.wait([merging])  # a thread cannot be cancelled
             if merging.exception() is not None:
@@ -495,8 +486,8 @@ class ServedClusters:
             if one is not served and same_place(entry, connection)
         ]
         if donor is not None:
-            assert donor.cluster.endpoint is not None
-            cluster.take(list(donor.cluster.endpoint.release()))
+            assert donor.endpoint is not None
+            served.take(list(donor.endpoint.release()))
         self._enter(served, connection)
         for one, entry in replaced:
             one.connections.remove(entry)
@@ -507,22 +498,22 @@ class ServedClusters:
                 await self.close(one)
         try:
             self._keep_port(served)
-            cluster.state.add_cluster_name(connection.cluster)
+            served.state.add_cluster_name(connection.cluster)
         except StateError as error:  # no reason to fail: the next process only may have to take another port
             log.warning("port not kept", cluster=connection.cluster, reason=error.message)
         return {
             "cluster": connection.cluster,
             "context": connection.context,
-            "port": cluster.port,
-            "kubeconfig": str(merged.path),
-            "current": merged.switched,
+            "port": served.port,
+            "kubeconfig": str(path),
+            "current": switch,
         }
 
     def _donor(self, connection: Connection, candidate: Served) -> Served | None:
         """Return what serves the connection's context alone, at a port that is good for the candidate too."""
         for served in self.served.values():
             mine = served.connections and all(same_place(one, connection) for one in served.connections)
-            if mine and candidate.cluster.config.port in (None, served.cluster.port):
+            if mine and candidate.config.port in (None, served.port):
                 return served
         return None
 
@@ -538,16 +529,14 @@ class ServedClusters:
     # -- disconnect, status -----------------------------------------------------------------------------------------
 
     async def disconnect(self, names: tuple[str, ...], *, every: bool) -> dict[str, Any]:
-        """Take connections off: their ports and their contexts; raises ArcbridgeError, Leaving."""
+        """Take connections off: their ports and their contexts; raises ArcbridgeError, AskAgain."""
         async with self.changing:
             if self.leaving:
-                raise Leaving
-            known = [*(one for served in self.served.values() for one in served.connections), *self.failed]
-            chosen = choose(known, names, every=every)
+                raise AskAgain
+            chosen = choose(self.connections(), names, every=every)
             for connection in chosen:
                 await asyncio.to_thread(remove_connection, connection, self.kept, self._environment)
                 self.failed.pop(connection, None)
-                self._backoffs.pop(connection, None)
                 for served in list(self.served.values()):
                     if connection in served.connections:
                         served.connections.remove(connection)
@@ -557,49 +546,9 @@ class ServedClusters:
 
     def describe(self) -> list[dict[str, Any]]:
         """Return each cluster for `status`, sorted by name."""
-        clusters = [_describe(served) for served in self.served.values()]
+        clusters = [served.document() for served in self.served.values()]
         clusters += [
             {"name": one.cluster, "contexts": [one.context], "state": "failed", "reason": reason}
             for one, reason in self.failed.items()
         ]
         return sorted(clusters, key=lambda one: str(one["name"]))
-
-
-def _describe(served: Served) -> dict[str, Any]:
-    cluster, session = served.cluster, served.cluster.session
-    endpoint = cluster.endpoint
-    up, down = endpoint.moved() if endpoint is not None else (0, 0)
-    state = "connected" if session.current is not None else "resuming" if session.detached_count else "waiting"
-    return {
-        "name": cluster.cluster,
-        "contexts": [one.context for one in served.connections],
-        "port": cluster.port,
-        "state": state,
-        "reason": session.failure.message if session.failure is not None else "",
-        "user": session.subject,
-        "relay": str(session.relay.address) if session.relay is not None else cluster.relays[0],
-        "since": served.since,
-        "connections": endpoint.stats.open if endpoint is not None else 0,
-        "bytes_to_cluster": up,
-        "bytes_from_cluster": down,
-        "token_expires": session.token_ends_at(),
-    }
-
-
-def _entry(cluster: ServedCluster, connection: Connection) -> Entry:
-    return cluster.entry(
-        connection.context, process=BACKGROUND, arguments=connection.settings.words(), plugin=not connection.static
-    )
-
-
-def _refresh(cluster: ServedCluster, connection: Connection) -> bool:
-    """Write a connection's entry anew where it is still there and ours; say whether it was."""
-    kubeconfig = Kubeconfig([Path(file) for file in connection.kubeconfig])
-    return kubeconfig.refresh(_entry(cluster, connection))
-
-
-def _make_plugins(connection: Connection) -> None:
-    try:
-        Kubeconfig([Path(file) for file in connection.kubeconfig]).repair(lambda process: process != BACKGROUND)
-    except ArcbridgeError as error:
-        log.warning("kubeconfig not changed", reason=error.message)

@@ -13,9 +13,8 @@ from typing import Any
 
 from arcbridge.client.background.caller import ask
 from arcbridge.client.background_paths import BackgroundPaths
-from arcbridge.client.service import ClientContext
+from arcbridge.client.service import ClientContext, check_name, refuse_for_several
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode
-from arcbridge.pki.names import check_cluster_name
 from arcbridge.settings.choices import PROGRAM
 from arcbridge.settings.config import ClientConfig
 
@@ -29,18 +28,8 @@ def check_connect(config: ClientConfig, names: Sequence[str]) -> None:
     if not names:
         raise ConfigError("cluster: required but not set; name the clusters to connect (`clusters` lists them)")
     for name in names:
-        try:
-            check_cluster_name(name)
-        except ConfigError as error:
-            raise ConfigError(f"{name[:64]!r}: {error.message}") from error
-    if len(names) > 1:
-        for flag, value in (
-            ("--kube-context", config.kube_context),
-            ("--cluster-ca-pin", config.cluster_ca_pin),
-            ("--port", config.port),
-        ):
-            if value:
-                raise ConfigError(f"flag {flag}: fits one cluster, but {len(names)} were named")
+        check_name(name, "")
+    refuse_for_several(config, len(names), "kube_context", "cluster_ca_pin", "port")
     if config.file == "-":
         raise ConfigError("flag --file: connect keeps the kubeconfig right, and needs a file for that")
 
@@ -62,7 +51,7 @@ async def trust(context: ClientContext, name: str) -> None:
 
 async def ask_again_after_login(context: ClientContext, line: bytes) -> dict[str, Any]:
     """Log in, and ask the process once more; raises ArcbridgeError."""
-    await context.sources.login().log_in()
+    await context.login().log_in()
     await asyncio.sleep(FAILURE_HELD)
     return await asyncio.to_thread(ask, BackgroundPaths.find(context.environment), line, context.environment)
 

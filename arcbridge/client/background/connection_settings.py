@@ -91,7 +91,7 @@ class ConnectionSettings:
         config, wrong = read(CLIENT, file, given, of_this_user=True)
         if wrong:
             raise wrong[0]
-        config = fill(config, RelayProfiles(StateDirectory.find(config.state_dir, environment).path)).config
+        config, _ = fill(config, RelayProfiles(StateDirectory.find(config.state_dir, environment).path))
         if not config.cluster:
             raise ConfigError("cluster: required but not set; give --cluster NAME")
         return config

@@ -11,11 +11,9 @@ taken all, and until then the former one can go back to accepting.
 
 from __future__ import annotations
 
-import array
 import json
 import os
 import socket
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,11 +45,9 @@ def send(sock: socket.socket, given: Inheritance) -> None:
     sock.settimeout(TIMEOUT)
     document = {"clusters": [about for about, _ in given.clusters], "leashes": len(given.leashes)}
     sock.sendall(json.dumps(document).encode() + b"\n")
-    _send_descriptors(sock, [given.control, given.lock])
-    for _, descriptors in given.clusters:
-        _send_descriptors(sock, descriptors)
-    for descriptor in given.leashes:
-        _send_descriptors(sock, [descriptor])
+    groups = [[given.control, given.lock], *(found for _, found in given.clusters), *([one] for one in given.leashes)]
+    for descriptors in groups:
+        socket.send_fds(sock, [b"+"], descriptors)
     if read_line(sock) != TAKEN:
         raise StateError("the next background process did not take over")
 
@@ -92,11 +88,6 @@ def read_line(sock: socket.socket) -> bytes:
             raise StateError("the other background process ended while one took the place of the other")
         line += received
     return bytes(line)
-
-
-def _send_descriptors(sock: socket.socket, descriptors: Sequence[int]) -> None:
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
-    sock.sendmsg([b"+"], rights)
 
 
 def _receive_descriptors(sock: socket.socket, received: list[int]) -> list[int]:

@@ -15,54 +15,45 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Coroutine, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import structlog
 
 from arcbridge import __version__
-from arcbridge.client.background import handover
+from arcbridge.client.background import caller, handover
 from arcbridge.client.background.caller import PROTOCOL, peer_user_id, request
-from arcbridge.client.background.clusters import Leaving, ServedClusters
+from arcbridge.client.background.clusters import AskAgain, ServedClusters
 from arcbridge.client.background.connection_settings import ConnectionSettings, read_words
 from arcbridge.client.background_paths import BackgroundPaths
 from arcbridge.client.kubeconfig.private import sweep
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, StateError, Unreachable
 from arcbridge.pki.private_files import try_lock
+from arcbridge.tasks import cancel_and_wait
 
 REQUEST_LIMIT = 256 * 1024
-
+IDLE_END = 10.0
+"""Seconds without a cluster and without a request: then a process ends that never served, or no more does."""
+TAKE_OVER_WAIT = 15.0
+"""Seconds in which a process that ends has given the lock back."""
+SOCKET_CHECK = 2.0
+"""Seconds between two looks whether the control socket is where callers look for it; less than `TAKE_OVER_WAIT`, in
+which a process that finds the lock held waits for an answer."""
+SWEEP_INTERVAL = 3600.0
+"""Seconds between two looks for what commands of `run` have left that were killed."""
 _NOTHING = (0, 0)
 """Device and inode of no file."""
 
 log = structlog.get_logger("arcbridge.client")
 
 
-class Timing(NamedTuple):
-    """Seconds."""
-
-    idle_end: float = 10.0
-    """Without a cluster and without a request: then a process ends that never served, or no more does."""
-    take_over_wait: float = 15.0
-    """In which a process that ends has given the lock back."""
-    socket_check: float = 2.0
-    """Between two looks whether the control socket is where callers look for it; less than `take_over_wait`, in which a
-    process that finds the lock held waits for an answer."""
-    sweep_interval: float = 3600.0
-    """Between two looks for what commands of `run` have left that were killed."""
-
-
-DEFAULT = Timing()
-
-
 class BackgroundProcess:
-    """`run` serves until the last cluster is disconnected, `stop` is asked for, or it is cancelled."""
+    """`run` serves until the last cluster is disconnected, `stop` is asked for, or it is cancelled; it raises
+    ArcbridgeError."""
 
-    def __init__(self, place: BackgroundPaths, environment: Mapping[str, str], timing: Timing = DEFAULT) -> None:
+    def __init__(self, place: BackgroundPaths, environment: Mapping[str, str]) -> None:
         self._place = place
-        self._timing = timing
         self._environment = environment
         self._clusters = ServedClusters(Path(place.connections), environment)
         self._control: socket.socket | None = None
@@ -98,7 +89,8 @@ class BackgroundProcess:
             )
             ready()
             self._look_whether_idle()
-            looks = [asyncio.create_task(self._keep_socket()), asyncio.create_task(self._keep_swept())]
+            work = (self._keep_socket(), self._keep_swept(), self._clusters.keep_retrying())
+            looks = [asyncio.create_task(one) for one in work]
             try:
                 await self._over.wait()
             finally:
@@ -121,7 +113,7 @@ class BackgroundProcess:
         """
         told = False
         while True:
-            await asyncio.sleep(self._timing.socket_check)
+            await asyncio.sleep(SOCKET_CHECK)
             if self._over.is_set():
                 return
             if self._has_the_socket() and self._has_the_lock():
@@ -174,14 +166,14 @@ class BackgroundProcess:
     async def _keep_swept(self) -> None:
         while True:
             await asyncio.to_thread(sweep, self._environment)
-            await asyncio.sleep(self._timing.sweep_interval)
+            await asyncio.sleep(SWEEP_INTERVAL)
 
     async def _begin(self) -> dict[ConnectionSettings, list[socket.socket]]:
         """Get the lock and the control socket: fresh ones, or those of a process of another version.
 
         Returns the listening sockets that came along, by the settings of what they serve.
         """
-        deadline = time.monotonic() + self._timing.take_over_wait
+        deadline = time.monotonic() + TAKE_OVER_WAIT
         while True:
             lock = try_lock(Path(self._place.process_lock))
             if lock is not None:
@@ -200,20 +192,21 @@ class BackgroundProcess:
     def _is_served(self) -> bool:
         """Return whether a process of this version answers."""
         try:
-            with _connected(self._place.socket) as sock:
-                sock.sendall(request("version"))
-                answer = json.loads(handover.read_line(sock))
-                return "error" not in answer
-        except (OSError, StateError, ValueError):
+            caller.answer_of(caller.exchange(self._place, request("version"), timeout=handover.TIMEOUT))
+        except (caller.NotRunning, caller.OtherVersion, ArcbridgeError, OSError, ValueError):
             return False
+        return True
 
     def _take_over(self) -> dict[ConnectionSettings, list[socket.socket]] | None:
         """Take the place of a process of another version; None where there is none that hands over."""
         if self._is_served():
             return None
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(handover.TIMEOUT)
         try:
-            sock = _connected(self._place.socket)
+            sock.connect(self._place.socket)
         except OSError:
+            sock.close()
             return None
         try:
             sock.sendall(request("hand-over"))
@@ -246,7 +239,7 @@ class BackgroundProcess:
         log.info("another version took the place of this process", streams=self._open_connections())
         while (self._open_connections() or self._busy) and not await self._told_to_end():
             for served in list(self._clusters.served.values()):
-                if served.cluster.endpoint is not None and not served.cluster.endpoint.busy:
+                if served.endpoint is not None and not served.endpoint.busy:
                     await self._clusters.close(served)
         log.info("former version has ended its last stream")
 
@@ -266,7 +259,7 @@ class BackgroundProcess:
         return False
 
     def _open_connections(self) -> int:
-        endpoints = [served.cluster.endpoint for served in self._clusters.served.values()]
+        endpoints = [served.endpoint for served in self._clusters.served.values()]
         return sum(endpoint.busy for endpoint in endpoints if endpoint is not None)
 
     async def _end(self) -> None:
@@ -285,17 +278,13 @@ class BackgroundProcess:
                 except OSError:
                     pass  # the former process has ended by itself
         async with self._clusters.changing:  # waits for a connect that is writing the kubeconfig
-            statics = [one for served in self._clusters.served.values() for one in served.connections if one.static]
-            statics += [one for one in self._clusters.failed if one.static]
+            statics = [one for one in self._clusters.connections() if one.static]
             await self._clusters.close_all()
         # Where another process has the lock by now the entries are that one's.
         if not self._handed_over and self._has_the_lock():
             await self._clusters.make_plugins(statics)
         # Only now, because the tasks answer callers that are still there.
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await cancel_and_wait(*self._tasks)
         # The next process may take the lock at once, and what was being proved here has ports that it wants.
         await self._clusters.wait_closed()
         if self._lock >= 0:
@@ -308,7 +297,7 @@ class BackgroundProcess:
             self._idle.cancel()
             self._idle = None
         if self._clusters.is_empty and not self._busy and not self._over.is_set():
-            self._idle = asyncio.get_running_loop().call_later(self._timing.idle_end, self._finish)
+            self._idle = asyncio.get_running_loop().call_later(IDLE_END, self._finish)
 
     # -- requests ---------------------------------------------------------------------------------------------------
 
@@ -379,19 +368,9 @@ class BackgroundProcess:
             return _line(
                 {"error": "this process is of another version", "code": "version", "version": __version__}
             ), False
-        handlers: dict[str, Callable[[], Coroutine[Any, Any, dict[str, Any]]]] = {
-            "version": self._version,
-            "status": self._status,
-            "credential": partial(self._credential, arguments, str(asked.get("server", ""))),
-            "connect": partial(self._connect, arguments, asked),
-            "disconnect": partial(self._disconnect, arguments, every=bool(asked.get("every"))),
-        }
-        handler = handlers.get(operation)
-        if handler is None:
-            return _error(ConfigError(f"the request {operation[:32]!r} is not known")), False
         try:
-            return _line(await handler()), False
-        except Leaving:
+            return _line(await self._do(operation, arguments, asked)), False
+        except AskAgain:
             return b"", False
         except ArcbridgeError as error:
             if self._clusters.leaving:
@@ -401,8 +380,32 @@ class BackgroundProcess:
             log.exception("a request failed", operation=operation)
             return _error(StateError(f"internal error ({type(error).__name__}); see `arcbridge logs`")), False
 
-    async def _version(self) -> dict[str, Any]:
-        return {"version": __version__, "pid": os.getpid()}
+    async def _do(self, operation: str, arguments: tuple[str, ...], asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the document that answers a request; raises ArcbridgeError, AskAgain."""
+        clusters = self._clusters
+        match operation:
+            case "version":
+                return {"version": __version__, "pid": os.getpid()}
+            case "status":
+                process = {
+                    "pid": os.getpid(),
+                    "version": __version__,
+                    "since": self._since,
+                    "former_versions": sum(_is_open(former) for former in self._former),
+                }
+                return {"process": process, "clusters": clusters.describe()}
+            case "credential":
+                return await clusters.credential(read_words(arguments), str(asked.get("server", "")))
+            case "connect":
+                files = tuple(str(asked.get("kubeconfig", "")).split("\n"))
+                static, switch = bool(asked.get("static")), bool(asked.get("switch"))
+                return await clusters.connect(read_words(arguments), files, static=static, switch=switch)
+            case "disconnect":
+                answer = await clusters.disconnect(arguments, every=bool(asked.get("every")))
+                if clusters.is_empty:  # this process ends with the last one
+                    self._finish()
+                return answer
+        raise ConfigError(f"the request {operation[:32]!r} is not known")
 
     async def _hand_over(self, sock: socket.socket) -> tuple[bytes, bool]:
         """Give what this process listens on to the one that asks."""
@@ -413,32 +416,27 @@ class BackgroundProcess:
             if self._over.is_set():
                 return _error(Unreachable("this process is ending")), False
             loop.remove_reader(self._control)
-            listening = []
-            clusters = []
-            for served in self._clusters.served.values():
-                assert served.cluster.endpoint is not None
-                sockets = served.cluster.endpoint.release()
-                listening.append((served, sockets))
-                about = {"arguments": list(served.connections[0].settings.words())}
-                clusters.append((about, [one.fileno() for one in sockets]))
+            endpoints = [served.endpoint for served in self._clusters.served.values() if served.endpoint is not None]
+            sockets = [endpoint.release() for endpoint in endpoints]
+            about = [
+                {"arguments": list(served.connections[0].settings.words())} for served in self._clusters.served.values()
+            ]
             given = handover.Inheritance(
-                self._control.fileno(), self._lock, clusters, [former.fileno() for former in self._former]
+                self._control.fileno(),
+                self._lock,
+                [(one, [sock.fileno() for sock in found]) for one, found in zip(about, sockets, strict=True)],
+                [former.fileno() for former in self._former],
             )
             try:
                 await asyncio.to_thread(handover.send, sock, given)
             except (OSError, StateError) as error:
                 log.warning("no other process took over", reason=str(error))
-                for served, sockets in listening:
-                    assert served.cluster.endpoint is not None
-                    served.cluster.endpoint.accept_again(sockets)
+                for endpoint, found in zip(endpoints, sockets, strict=True):
+                    endpoint.accept_again(found)
                 loop.add_reader(self._control, self._accept)
                 return b"", False
-            for _, sockets in listening:
-                for one in sockets:
-                    one.close()
-            self._control.close()
-            for former in self._former:
-                former.close()
+            for one in (*(one for found in sockets for one in found), self._control, *self._former):
+                one.close()
             self._former = []
             os.close(self._lock)
             self._lock = -1
@@ -447,42 +445,6 @@ class BackgroundProcess:
             self._handed_over = True
             self._finish()
         return b"", True
-
-    # -- what is asked ----------------------------------------------------------------------------------------------
-
-    async def _credential(self, arguments: tuple[str, ...], server: str) -> dict[str, Any]:
-        return await self._clusters.credential(read_words(arguments), server)
-
-    async def _connect(self, arguments: tuple[str, ...], asked: Mapping[str, Any]) -> dict[str, Any]:
-        files = tuple(str(asked.get("kubeconfig", "")).split("\n"))
-        return await self._clusters.connect(
-            read_words(arguments), files, static=bool(asked.get("static")), switch=bool(asked.get("switch"))
-        )
-
-    async def _disconnect(self, names: tuple[str, ...], *, every: bool) -> dict[str, Any]:
-        """Take clusters off and, with the last one, this process."""
-        answer = await self._clusters.disconnect(names, every=every)
-        if self._clusters.is_empty:
-            self._finish()
-        return answer
-
-    async def _status(self) -> dict[str, Any]:
-        return {
-            "process": {
-                "pid": os.getpid(),
-                "version": __version__,
-                "since": self._since,
-                "former_versions": sum(_is_open(former) for former in self._former),
-            },
-            "clusters": self._clusters.describe(),
-        }
-
-
-async def run_background(
-    place: BackgroundPaths, environment: Mapping[str, str], *, ready: Callable[[], None], timing: Timing = DEFAULT
-) -> None:
-    """Be the background process; raises ArcbridgeError."""
-    await BackgroundProcess(place, environment, timing).run(ready)
 
 
 def _listen(path: str) -> socket.socket:
@@ -510,17 +472,6 @@ def _inode(path: str) -> tuple[int, int]:
     except OSError:
         return _NOTHING
     return status.st_dev, status.st_ino
-
-
-def _connected(path: str) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.settimeout(handover.TIMEOUT)
-    try:
-        sock.connect(path)
-    except OSError:
-        sock.close()
-        raise
-    return sock
 
 
 def _is_open(sock: socket.socket) -> bool:

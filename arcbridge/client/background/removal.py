@@ -53,9 +53,7 @@ def remove_connection(connection: Connection, connections: Connections, environm
         # Its settings file may be gone; its context and cluster are in the record, so only the port stays taken.
         log.warning("the settings of a connection cannot be read", cluster=connection.cluster, reason=error.message)
     if connection.kubeconfig:
-        Kubeconfig([Path(file) for file in connection.kubeconfig]).remove(
-            connection.context, connection.cluster, relays
-        )
+        Kubeconfig(connection.kubeconfig).remove(connection.context, connection.cluster, relays)
     connections.remove(connection)
     if context is not None and connection.cluster not in (one.cluster for one in connections.all()):
         context.state.forget_port(relays, connection.cluster)

@@ -17,11 +17,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from arcbridge.client.commands.line_prefix import LinePrefix
-from arcbridge.errors import CommandNotFound, ExitCode
+from arcbridge.errors import CommandNotFound
 
 STOP_TIMEOUT = 5.0
 """Seconds between SIGTERM and SIGKILL for a program that is to end with us."""
+LONGEST = 64 * 1024
+"""Bytes of one line that are kept while its end has not come: a program that writes no line's end takes no memory."""
 _READ = 64 * 1024
 _PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
 
@@ -182,6 +183,30 @@ def not_found(name: str, why: str = "") -> CommandNotFound:
     return CommandNotFound(f"cannot run {name!r}: {why.lower() or 'no such command'}; is it in PATH?")
 
 
+class LinePrefix:
+    """Puts a prefix before each line of one stream of output: `feed` as bytes come, `end` once behind the last."""
+
+    __slots__ = ("_kept", "_prefix")
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix.encode()
+        self._kept = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """Return the lines that are complete now, each with its prefix."""
+        *lines, self._kept = (self._kept + data).split(b"\n")
+        out = [self._prefix + line + b"\n" for line in lines]
+        while len(self._kept) >= LONGEST:
+            out.append(self._prefix + self._kept[:LONGEST] + b"\n")
+            self._kept = self._kept[LONGEST:]
+        return b"".join(out)
+
+    def end(self) -> bytes:
+        """Return what came without a line's end, as a line."""
+        last, self._kept = self._kept, b""
+        return self._prefix + last + b"\n" if last else b""
+
+
 async def _copy(reader: asyncio.StreamReader, descriptor: int, lines: LinePrefix, write: Write) -> None:
     """Copy until the program closes its end, which it may have left to others; a slow reader of ours slows it."""
     while data := await reader.read(_READ):
@@ -210,8 +235,3 @@ def _make_blocking() -> None:
             os.set_blocking(descriptor, True)
         except OSError:
             pass  # the descriptor is closed
-
-
-def worst(codes: Sequence[int]) -> int:
-    """Return the exit code of several programs: 0 only where each had 0, else the highest."""
-    return max(codes, default=int(ExitCode.DONE))

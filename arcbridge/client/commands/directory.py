@@ -7,24 +7,19 @@ cluster may have (docs/threats.md#B3).
 
 from __future__ import annotations
 
+import re
 import ssl
-from collections.abc import Callable
 from typing import Any
 
-import aiohttp
-
 from arcbridge import __version__, legacy_refusals
+from arcbridge.client.credentials.token_files import check_token
 from arcbridge.client.credentials.tokens import Tokens
-from arcbridge.client.relay import update_notice
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.relay.relays import Relays, RelaysFailed
 from arcbridge.client.session.refusal import Shown, of_token
 from arcbridge.errors import ConfigError, PermissionRefused, Unreachable
 from arcbridge.identity.proof import HEADER
-from arcbridge.mux.connection import peer_certificate
-from arcbridge.net.http_connector import DialingConnector, NotConnected
-from arcbridge.net.http_errors import reason
-from arcbridge.net.tls import ALPN_HTTP
+from arcbridge.net.tls import ALPN_HTTP, get_once
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.refusals import NO_REFUSAL, Refusal, read_refusal
 from arcbridge.untrusted_json import read_json
@@ -32,6 +27,8 @@ from arcbridge.untrusted_json import read_json
 DEADLINE = 15.0
 """Seconds for the whole answer."""
 _LIMIT = 8 * 1024 * 1024
+_OFFERED = re.compile(rb"^arcbridge-client:[ \t]*([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
+"""The clients that the relay offers (`client.relay.update_notice`)."""
 
 
 async def list_clusters(relays: Relays, tokens: Tokens) -> list[dict[str, Any]]:
@@ -40,21 +37,20 @@ async def list_clusters(relays: Relays, tokens: Tokens) -> list[dict[str, Any]]:
     Each row has name, state, agents, last_seen (unix seconds), ca_pin and more, sorted by name. Raises Unauthenticated,
     PermissionRefused, or Unreachable which names the relay.
     """
-    return await tokens.retry_once(lambda: _list_once(relays, tokens))
 
+    async def once() -> list[dict[str, Any]]:
+        token = await tokens.access()
+        try:
+            return (await relays.first_of(lambda relay: _list_at(relay, token, tokens)))[1]
+        except RelaysFailed as failed:
+            error = failed.summed_up(lambda error: int(isinstance(error, PermissionRefused)))
+            raise error from error.__cause__
 
-async def _list_once(relays: Relays, tokens: Tokens) -> list[dict[str, Any]]:
-    token = await tokens.access()
-    try:
-        _, found = await relays.first_of(lambda relay: _list_at(relay, token, tokens))
-    except RelaysFailed as failed:
-        error = failed.summed_up(lambda error: int(isinstance(error, PermissionRefused)))
-        raise error from error.__cause__
-    return found
+    return await tokens.retry_once(once)
 
 
 async def _list_at(relay: RelayAccess, token: str, tokens: Tokens) -> list[dict[str, Any]]:
-    document = await _get(relay, token, "/v1/clusters", tokens)
+    document = await _get(relay, token, tokens)
     if isinstance(document, dict):
         document = document.get("clusters")
     if not isinstance(document, list) or not all(isinstance(one, dict) and "name" in one for one in document):
@@ -70,54 +66,34 @@ async def _list_at(relay: RelayAccess, token: str, tokens: Tokens) -> list[dict[
     return sorted(document, key=lambda one: str(one["name"]))
 
 
-class _ProvingConnector(DialingConnector):
-    """Puts the proof of the access token into a request once the relay has shown its certificate."""
-
-    def __init__(self, context: ssl.SSLContext, prove: Callable[[bytes], str]) -> None:
-        super().__init__(ssl=context)
-        self._prove = prove
-
-    async def connect(
-        self, req: aiohttp.ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout
-    ) -> aiohttp.connector.Connection:
-        connection = await super().connect(req, traces, timeout)
-        if proof := self._prove(peer_certificate(connection.transport)):
-            req.headers[HEADER] = proof
-        return connection
-
-
-async def _get(relay: RelayAccess, token: str, path: str, tokens: Tokens) -> Any:
-    context = await relay.context(ALPN_HTTP)
+async def _get(relay: RelayAccess, token: str, tokens: Tokens) -> Any:
     url = relay.address.url
+    check_token(token.encode(), "the relay's token")
+
+    def fields(certificate: bytes) -> str:
+        proof = tokens.prove(token, certificate)
+        known = f"User-Agent: arcbridge/{__version__}\r\nAuthorization: Bearer {token}\r\n"
+        return f"{known}{HEADER}: {proof}\r\n" if proof else known
+
     try:
-        async with (
-            aiohttp.ClientSession(
-                connector=_ProvingConnector(context, lambda certificate: tokens.prove(token, certificate)),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(total=DEADLINE),
-                headers={"User-Agent": f"arcbridge/{__version__}"},
-            ) as http,
-            http.get(url + path, headers={"Authorization": f"Bearer {token}"}, allow_redirects=False) as response,
-        ):
-            body = b""
-            async for chunk in response.content.iter_chunked(65536):
-                body += chunk
-                if len(body) > _LIMIT:
-                    raise Unreachable(f"{url} answered more than {_LIMIT} bytes")
-            status = response.status
-            relay.offered_client = response.headers.get(update_notice.HEADER, "")
-    except TimeoutError as error:
-        raise Unreachable(f"the relay {url} did not answer within {DEADLINE:.0f} s") from error
-    except aiohttp.ClientConnectorCertificateError as error:
+        context = await relay.context(ALPN_HTTP)
+        status, head, body = await get_once(
+            relay.address, "/v1/clusters", context, deadline=DEADLINE, limit=_LIMIT, fields=fields
+        )
+    except ssl.SSLCertVerificationError as error:
         relay.forget()
         raise Unreachable(
             f"the relay's certificate is not trusted for {relay.address.host}; "
             "check the relay's address and CA (relay_ca_file, relay_ca_pin)"
         ) from error
-    except (aiohttp.ClientError, NotConnected, OSError) as error:
+    except Unreachable as error:
+        if not error.detail:
+            raise
         raise Unreachable(
-            f"the relay {url} cannot be reached ({reason(error)}); check its address and this machine's network"
+            f"the relay {url} cannot be reached ({error.detail}); check its address and this machine's network"
         ) from error
+    offered = _OFFERED.search(head)
+    relay.offered_client = offered[1].decode("latin-1") if offered else ""
     if status == 401:
         raise of_token(
             "the relay does not accept the access token",

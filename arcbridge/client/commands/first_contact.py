@@ -135,7 +135,7 @@ def check_known(profile: RelayProfile, contact: Contact) -> None:
 async def _offer(address: Address, trust: RelayTrust) -> LoginOffer | None:
     """Ask the relay what it says about logins. Raises `ssl.SSLCertVerificationError` where `trust` does not know it."""
     context = outer_client_context(trust, ALPN_HTTP)
-    status, body = await get_once(address, "/v1/login", context)
+    status, _, body = await get_once(address, "/v1/login", context)
     if status == HTTPStatus.NOT_FOUND:
         return None  # it has no [login], or is older than this path
     if status == HTTPStatus.TOO_MANY_REQUESTS:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 
 from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.client.serving.forward import Forward, check_offered, check_target_name
-from arcbridge.client.serving.observation import observe
 from arcbridge.client.serving.served_cluster import send_resets
 from arcbridge.client.settings import required
 from arcbridge.errors import ConfigError
@@ -41,14 +40,17 @@ async def run_forward(
     required(config, environment)
     if more:
         raise ConfigError("flag --cluster: `forward` is for one cluster; start one process for each")
-    context.sources.require_login()
+    context.require_login()
     address = parse_listen(listen, default_port=0)
     sock = listen_at(address.host or "127.0.0.1", address.port)
     session = context.session(cluster)
     forward = Forward(session, target, sock, any_user=any_user)
     observer = None
     try:
-        observer = await observe(config.observe.listen, [session], forwards=[forward])
+        if config.observe.listen:
+            from arcbridge.client.serving.observation import observe
+
+            observer = await observe(config.observe.listen, [session], forwards=[forward])
         await session.connect_once()
         check_offered(target, session.targets, cluster)
         async with asyncio.TaskGroup() as group:

@@ -5,7 +5,8 @@ starts. With one cluster the command has this process's input, output and termin
 several each line of output begins with the cluster's name, all run whatever becomes of the others, and the worst exit
 code is ours; a cluster that could not be reached counts with the exit code of that error.
 
-Invariant: the user's own kubeconfig and ports are neither read nor changed, and when it ends, nothing of it is left.
+Invariant: the user's own kubeconfig and ports are neither read nor changed, and when it ends, nothing of it is left. A
+cluster that only a pattern chose says so, because then the relay has chosen its name (docs/threats.md#W21).
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 from arcbridge.client.commands import child
-from arcbridge.client.commands.cluster_selection import Chosen, check_names, choose, is_pattern
-from arcbridge.client.kubeconfig.entries import Entry, Kubeconfig, render
+from arcbridge.client.commands.directory import list_clusters
+from arcbridge.client.kubeconfig.entries import Kubeconfig, render
 from arcbridge.client.kubeconfig.private import KUBECONFIG, private_directory, sweep
-from arcbridge.client.service import ClientContext, Terminal
-from arcbridge.errors import ArcbridgeError, ConfigError, PinMismatch
+from arcbridge.client.service import ClientContext, Terminal, check_name, refuse_for_several
+from arcbridge.client.serving.served_cluster import ServedCluster
+from arcbridge.errors import ArcbridgeError, ConfigError, PinMismatch, Unreachable
 from arcbridge.net.loopback import listen_local
 from arcbridge.settings.config import ClientConfig
 from arcbridge.tasks import first_error
@@ -31,6 +34,8 @@ PARALLEL = 4
 
 Report = Callable[[str, str], None]
 """Shows an error of one of several clusters: its name, and the message."""
+_SPECIAL = frozenset("*?[")
+_ALLOWED = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-.*?[]!")
 
 
 async def run_command(
@@ -55,8 +60,7 @@ async def run_command(
     context = ClientContext(config, terminal, token=token, environment=environment)
     sweeping = asyncio.get_running_loop().run_in_executor(None, sweep, environment)
     clusters = await _choose(context, wanted)
-    if len(clusters) > 1 and config.cluster_ca_pin:
-        raise ConfigError(f"flag --cluster-ca-pin: fits one cluster, but there are {len(clusters)}")
+    refuse_for_several(config, len(clusters), "cluster_ca_pin")
     with child.Signals() as signals:
         if len(clusters) == 1:
             return await _at(context, clusters[0], command, signals)
@@ -78,14 +82,12 @@ async def run_command(
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(at(cluster)) for cluster in clusters]
         await sweeping
-        return child.worst([task.result() for task in tasks])
+        return max(task.result() for task in tasks)  # 0 only where each command had 0
 
 
 async def _choose(context: ClientContext, wanted: Sequence[str]) -> list[Chosen]:
     listed: list[dict[str, Any]] = []
     if any(is_pattern(name) for name in wanted):
-        from arcbridge.client.commands.directory import list_clusters  # aiohttp: a quarter of a second
-
         listed = await list_clusters(context.relays, context.tokens)
     return choose(wanted, listed)
 
@@ -100,11 +102,21 @@ async def _at(
     write: child.Write | None = None,
 ) -> int:
     """Run the command against one cluster; return its exit code. Raises ArcbridgeError when it was not started."""
-    place = _Place(context, cluster)
+    # What a pattern matched is a name of the relay's choice, with a CA of its choice (docs/threats.md#W21).
+    trust = context.trust(first_use=not cluster.pattern)
+    served = ServedCluster(context, cluster.name, trust=trust)
     try:
         try:
             with signals.starting():
-                await place.start()
+                if cluster.pattern and not trust.asks and not trust.known(cluster.name):
+                    raise PinMismatch(
+                        f"the relay lists a cluster {cluster.name!r} that matches {cluster.pattern!r} and is not known "
+                        "here, and what a pattern matches is not trusted unseen; give --pins-file, or name it once "
+                        "with --cluster"
+                    )
+                await served.session.connect_once()
+                served.take(listen_local(0))
+                await served.serve()
         except asyncio.CancelledError:
             if not signals.received:
                 raise
@@ -112,10 +124,15 @@ async def _at(
                 task.uncancel()
             return 128 + signals.received
         async with asyncio.TaskGroup() as group:
-            keeping = group.create_task(place.session.run())
-            with private_directory(context.environment, render(place.entry())) as directory:
+            keeping = group.create_task(served.session.run())
+            with private_directory(context.environment, render(served.entry(cluster.name, process=""))) as directory:
+
+                async def refresh() -> None:
+                    kubeconfig = Kubeconfig([directory / KUBECONFIG])
+                    await asyncio.to_thread(kubeconfig.refresh, served.entry(cluster.name, process=""))
+
                 environment = child.environment_for(context.environment, directory, cluster.name)
-                renewing = group.create_task(place.keep_renewed(directory))
+                renewing = group.create_task(served.keep_renewed(refresh))
                 code = await child.run(command, environment, signals, prefix=prefix, write=write)
                 renewing.cancel()
             keeping.cancel()
@@ -123,42 +140,54 @@ async def _at(
     except BaseExceptionGroup as errors:
         raise first_error(errors) from errors
     finally:
-        await place.close()
+        await served.close()
 
 
-class _Place:
-    """One cluster of a command: its session, and its endpoint at a port that the kernel chooses."""
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """One cluster of a command."""
 
-    def __init__(self, context: ClientContext, cluster: Chosen) -> None:
-        self._cluster = cluster
-        # What a pattern matched is a name of the relay's choice, with a CA of its choice (docs/threats.md#W21).
-        self._trust = context.trust(first_use=not cluster.pattern)
-        self.served = context.served(cluster.name, trust=self._trust)
-        self.session = self.served.session
+    name: str
+    pattern: str = ""
+    """The pattern that chose it; empty: it was named."""
 
-    async def start(self) -> None:
-        """Have the session up and the endpoint serving. Raises ArcbridgeError."""
-        name, pattern = self._cluster.name, self._cluster.pattern
-        if pattern and not self._trust.asks and not self._trust.known(name):
-            raise PinMismatch(
-                f"the relay lists a cluster {name!r} that matches {pattern!r} and is not known here, and what a "
-                "pattern matches is not trusted unseen; give --pins-file, or name it once with --cluster"
+
+def is_pattern(name: str) -> bool:
+    """Return whether a name is a pattern. No cluster's name has one of these characters."""
+    return not _SPECIAL.isdisjoint(name)
+
+
+def check_names(wanted: Sequence[str]) -> None:
+    """Raise ConfigError for what is neither a cluster's name nor a pattern, and where there is none."""
+    if not wanted:
+        raise ConfigError("cluster: required but not set; give --cluster NAME or a pattern (`clusters` lists them)")
+    for name in wanted:
+        if not is_pattern(name):
+            check_name(name)
+        elif len(name) > 128 or not _ALLOWED.issuperset(name):
+            raise ConfigError(
+                f"flag --cluster: {name[:64]!r}: not a pattern; use lower-case letters, digits, '-', '.', and *, ?, […]"
             )
-        await self.session.connect_once()
-        self.served.take(listen_local(0))
-        await self.served.serve()
 
-    def entry(self) -> Entry:
-        """Return what the command's kubeconfig says."""
-        return self.served.entry(self._cluster.name, process="")
 
-    async def keep_renewed(self, directory: Path) -> None:
-        """Keep the certificates of the endpoint and of the command's kubeconfig young."""
+def choose(wanted: Sequence[str], listed: Sequence[Mapping[str, Any]]) -> list[Chosen]:
+    """Return the clusters of `wanted` in its order, each once; `listed` are rows of `directory.list_clusters`.
 
-        async def write() -> None:
-            await asyncio.to_thread(Kubeconfig([directory / KUBECONFIG]).refresh, self.entry())
-
-        await self.served.keep_renewed(write)
-
-    async def close(self) -> None:
-        await self.served.close()
+    A cluster that is not connected now is chosen too: to leave it out silently would look like success. One that is
+    revoked is not. Raises Unreachable for a pattern that matches nothing.
+    """
+    named = {name for name in wanted if not is_pattern(name)}
+    found: dict[str, Chosen] = {}
+    for one in wanted:
+        if one in named:
+            found.setdefault(one, Chosen(one))
+            continue
+        names = sorted(str(row["name"]) for row in listed if not row.get("revoked"))
+        matches = [name for name in names if fnmatchcase(name, one)]
+        if not matches:
+            raise Unreachable(f"no cluster that you may reach matches {one!r}; `arcbridge clusters` lists them")
+        for name in matches:
+            if name not in named:
+                found.setdefault(name, Chosen(name, one))
+    # A name that stands behind a pattern that matches it keeps its place in the order that was given.
+    return list(found.values())

@@ -11,8 +11,7 @@ import shutil
 import textwrap
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
@@ -42,8 +41,9 @@ from arcbridge.client.relay.relay_profile import (
 from arcbridge.client.relay.relays import concerns_all
 from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.client.state import StateDirectory
-from arcbridge.errors import ArcbridgeError, ConfigError, ConnectionLost, PinMismatch, StateError, Unreachable
+from arcbridge.errors import ArcbridgeError, ConfigError, ConnectionLost, PinMismatch, Unreachable
 from arcbridge.net.address import parse_address
+from arcbridge.net.system_trust import read_cas
 from arcbridge.pki.pins import check_pin, pin_of, same_pin
 from arcbridge.settings.choices import PROGRAM
 from arcbridge.settings.config import ClientConfig, LoginConfig
@@ -96,24 +96,16 @@ async def trusted(
     return await contact.later(profile)
 
 
+@dataclass(frozen=True, slots=True)
 class _ContactWithRelay:
     """One login at a relay: what is given with it, what is kept here, and whom to ask."""
 
-    def __init__(
-        self,
-        config: ClientConfig,
-        profiles: RelayProfiles,
-        relays: tuple[str, ...],
-        ask: Ask | None,
-        say: Say,
-        named: Collection[str],
-    ) -> None:
-        self.config = config
-        self.profiles = profiles
-        self.relays = relays
-        self.ask = ask
-        self.say = say
-        self.named = named
+    config: ClientConfig
+    profiles: RelayProfiles
+    relays: tuple[str, ...]
+    ask: Ask | None
+    say: Say
+    named: Collection[str]
 
     async def later(self, profile: RelayProfile) -> RelayProfile:
         """Hold what the relay says against what was trusted, and keep what the user gives with this login.
@@ -150,7 +142,7 @@ class _ContactWithRelay:
             profile = replace(profile, login=_own_offer(login), from_relay=False, own={})
         profile = replace(profile, own=later_own(profile.own, login, profile.login, self.named))
         if login.ca_file is not None:
-            profile = replace(profile, issuer_ca_pem=_text(login.ca_file))
+            profile = replace(profile, issuer_ca_pem=read_cas(login.ca_file, "login.ca_file"))
         if login.grant_type != "auto" or "grant_type" in self.named:
             profile = replace(profile, grant_type=login.grant_type)
         warning = _also_good_at(self.profiles, profile, former) if profile.in_force != former.in_force else ""
@@ -187,7 +179,7 @@ class _ContactWithRelay:
             from_relay,
             contact.ca_pin,
             contact.ca_pem,
-            _text(login.ca_file) if login.ca_file is not None else "",
+            read_cas(login.ca_file, "login.ca_file") if login.ca_file is not None else "",
             login.grant_type,
             own_settings(login, offer),
         )
@@ -247,12 +239,7 @@ class _ContactWithRelay:
         ]
         head = f"{relay} is not known here." if former is None else f"You trusted {relay}; what an arrow shows is new."
         width = _width()
-        text = [
-            head,
-            "Compare with what its operator gave you:",
-            *layout(lines, width),
-            *textwrap.wrap(warning, width),
-        ]
+        text = [head, "Compare with what its operator gave you:", *layout(lines, width), *textwrap.wrap(warning, width)]
         if not await ask("\n".join((*text, "Trust all of it? [y/N] "))):
             raise PinMismatch(f"{relay} was not trusted; ask its operator for the pin of its CA and for the login")
 
@@ -263,7 +250,7 @@ def _given_pins(config: ClientConfig) -> list[tuple[str, str]]:
     if config.relay_ca_pin:
         found.append(("--relay-ca-pin", check_pin(config.relay_ca_pin)))
     if config.relay_ca_file is not None:
-        found.append(("--relay-ca-file", pin_of(_text(config.relay_ca_file, "relay_ca_file"))))
+        found.append(("--relay-ca-file", pin_of(read_cas(config.relay_ca_file, "relay_ca_file"))))
     return found
 
 
@@ -351,20 +338,6 @@ def _untold(relay: str, pin: str, new: Mapping[str, object]) -> str:
     )
 
 
-def _text(file: Path, setting: str = "login.ca_file") -> str:
-    try:
-        return file.read_text("ascii")
-    except OSError as error:
-        raise StateError(f"{setting}: cannot read {file}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{setting}: {file} holds no PEM certificate") from error
-
-
-def logged_in(profiles: RelayProfiles, profile: RelayProfile) -> RelayProfile:
-    """Note that a login has succeeded: commands that name no relay mean this one from now on."""
-    return profiles.save(replace(profile, logged_in_at=time.time()))
-
-
 def with_profile(config: ClientConfig, profile: RelayProfile | None) -> ClientConfig:
     """Return the settings of a login at a profile's relay."""
     if profile is None:
@@ -383,14 +356,12 @@ async def revoke(config: LoginConfig, tokens: TokenSet, environment: Mapping[str
     if not tokens.refresh_token:
         return ""
     try:
-        async with Issuer(config.issuer, config.ca_file, origins=config.issuer_origins) as issuer:
+        async with Issuer(config, ClientAuthentication(config, environment=environment)) as issuer:
             endpoints = await issuer.endpoints()
             if not endpoints.revocation:
                 return "the issuer has no revocation endpoint"
-            authentication = ClientAuthentication(config, environment=environment)
             form = {"token": tokens.refresh_token, "token_type_hint": "refresh_token"}
-            url = endpoints.revocation
-            await issuer.post(url, form, lambda: authentication.proof(endpoints, url))
+            await issuer.post(endpoints.revocation, form)
     except IssuerError as error:
         return f"the issuer refused ({error.words})"
     except ArcbridgeError as error:
@@ -419,17 +390,18 @@ async def log_in(
     known = profiles.all()
     profile = await trusted(config, profiles, relays, ask=ask, say=terminal.tell, renew=renew, named=named)
     # A login of the user's own settings is for the relay that commands with these settings mean.
-    config = fill(config, profiles).config if profile is None else with_profile(config, profile)
+    config = fill(config, profiles)[0] if profile is None else with_profile(config, profile)
     context = ClientContext(config, terminal, environment=environment)
     if context.config.login.grant_type == PROGRAM:
         # Its tokens are asked for by each command; here it is seen whether the issuer gives any.
         await context.tokens.access()
         name, until = context.config.login.client_id, 0.0
     else:
-        found = await context.sources.login().log_in()
+        found = await context.login().log_in()
         name, until = user_name(claims_unverified(found.id_token or found.access_token)), found.expires_at
     if profile is not None:
-        logged_in(profiles, profile)
+        # Commands that name no relay mean this one from now on.
+        profiles.save(replace(profile, logged_in_at=time.time()))
         for former in (one for one in known if one.directory == profile.directory):
             # The tokens of a login whose place this one takes with other settings: `logout` would not find them.
             settings = with_profile(ClientConfig(state_dir=config.state_dir), former)

@@ -11,23 +11,41 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 from urllib.parse import quote_plus
 
 import structlog
 
-from arcbridge.client.credentials.azure_pipelines import AzurePipelines, is_azure_pipelines
-from arcbridge.client.credentials.issuer import ClientProof, Issuer, IssuerEndpoints, check_id_token
 from arcbridge.client.credentials.token_program import output_of
+from arcbridge.client.credentials.tokens import is_azure_pipelines
+from arcbridge.client.credentials.workload import assertion_of
 from arcbridge.errors import ConfigError
 from arcbridge.identity.client_assertion import asserted, one_word, read_word, sign_assertion
 from arcbridge.pki.private_files import others_may_use
 from arcbridge.settings.config import CLIENT_CREDENTIALS, LoginConfig
 
 log = structlog.get_logger("arcbridge.client")
+
+
+@dataclass(frozen=True, slots=True)
+class IssuerEndpoints:
+    """What discovery names; empty where the issuer has none."""
+
+    token: str
+    issuer: str = ""
+    """The issuer's own URL."""
+    authorization: str = ""
+    device_authorization: str = ""
+    revocation: str = ""
+    """RFC 7009."""
+    dpop: bool = False
+    """Whether the token endpoint takes DPoP proofs with ES256 (RFC 9449 §5.1)."""
+    secret_in_form: bool = False
+    """Whether a client's secret belongs into the form, because the issuer takes no HTTP Basic (RFC 6749 §2.3.1)."""
+    response_iss: bool = False
+    """Whether the issuer announces that it names itself in its answers through the browser (RFC 9207 §3)."""
 
 
 class ClientAuthentication:
@@ -40,30 +58,24 @@ class ClientAuthentication:
         environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         given = [f"login.{name}" for name in CLIENT_CREDENTIALS if getattr(config, name)]
-        by_job = is_azure_pipelines(config.workload)
-        given += ["login.workload"] if by_job else []
+        given += ["login.workload"] if is_azure_pipelines(config.workload) else []
         if len(given) > 1:
             raise ConfigError(f"{given[0]}: given together with {' and '.join(given[1:])}; an issuer takes one of them")
         if config.client_key_id and config.client_key_file is None:
             raise ConfigError("login.client_key_id: names a key, but there is none; set login.client_key_file")
         if config.client_certificate_file is not None and config.client_key_file is None:
             raise ConfigError("login.client_certificate_file: belongs to a key; set login.client_key_file")
-        if config.client_assertion_workload:
-            from arcbridge.client.credentials.workload import check_kind
-
-            check_kind(config.client_assertion_workload, "login.client_assertion_workload")
-        self._environment = environment
         self._config = config
         self._clock = clock
         self._warned = False
-        self._job: AzurePipelines | None = None
-        if by_job:
-            self._job = AzurePipelines.of(config.workload, environment)
+        self._of_job = assertion_of(config, environment)
         self.confidential = bool(given)
         """Whether the client proves anything; False: a public client, known by its id alone."""
 
-    async def proof(self, endpoints: IssuerEndpoints, url: str) -> ClientProof:
-        """Return what the next request to `url`, an endpoint of the issuer, needs. Raises Unauthenticated, StateError.
+    async def proof(self, endpoints: IssuerEndpoints, url: str) -> tuple[dict[str, str], dict[str, str]]:
+        """Return fields and headers that the next form to `url`, an endpoint of the issuer, needs beside its grant.
+
+        Raises Unauthenticated, StateError.
 
         An assertion that is signed here is for the token endpoint where it goes there, as Entra ID and Okta want it,
         and for the issuer otherwise: a hostile issuer gets none that is good at another one (docs/threats.md#B33).
@@ -81,22 +93,9 @@ class ClientAuthentication:
         if config.client_assertion_command:
             output = await output_of("login.client_assertion_command", config.client_assertion_command)
             return self._asserted(one_word(output, "login.client_assertion_command"))
-        if self._job is not None:
-            return self._asserted(await self._job.assertion())
-        if config.client_assertion_workload:
-            from arcbridge.client.credentials.workload import assertion
-
-            return self._asserted(await assertion(config, self._environment))
-        return ClientProof({"client_id": config.client_id}, {})
-
-    async def ask(self, issuer: Issuer, form: Mapping[str, str], *, bind: bool = True) -> dict[str, Any]:
-        """Send a form of this client to the token endpoint, and return the reply. Raises as `Issuer.post` does;
-        Unauthenticated also where the id token in it is another issuer's or another client's."""
-        endpoints = await issuer.endpoints()
-        proof = partial(self.proof, endpoints, endpoints.token)
-        answer = await issuer.post(endpoints.token, form, proof, bind=bind)
-        check_id_token(answer, self._config.issuer, self._config.client_id)
-        return answer
+        if self._of_job is not None:
+            return self._asserted(await self._of_job())
+        return {"client_id": config.client_id}, {}
 
     def _warn_of_readers(self, path: Path, setting: str) -> None:
         """Warn once that other users may read a secret. It is not refused: the volumes of pods are so by default."""
@@ -108,16 +107,16 @@ class ClientAuthentication:
             self._warned = True
             log.warning("other users may read a secret of the client", setting=setting, instead=f"chmod 600 {path}")
 
-    def _secret(self, endpoints: IssuerEndpoints, secret: str) -> ClientProof:
+    def _secret(self, endpoints: IssuerEndpoints, secret: str) -> tuple[dict[str, str], dict[str, str]]:
         """Prove by a secret in HTTP Basic, which each issuer has to know (RFC 6749 §2.3.1), unless discovery offers
         the form alone."""
         if endpoints.secret_in_form:
-            return ClientProof({"client_id": self._config.client_id, "client_secret": secret}, {})
+            return {"client_id": self._config.client_id, "client_secret": secret}, {}
         pair = f"{quote_plus(self._config.client_id)}:{quote_plus(secret)}"
-        return ClientProof({}, {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"})
+        return {}, {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
 
-    def _asserted(self, assertion: str) -> ClientProof:
-        return ClientProof(asserted(self._config.client_id, assertion), {})
+    def _asserted(self, assertion: str) -> tuple[dict[str, str], dict[str, str]]:
+        return asserted(self._config.client_id, assertion), {}
 
     def _signed(self, audience: str, path: Path) -> str:
         """Sign an assertion of our own (private_key_jwt), for one audience and for one minute."""

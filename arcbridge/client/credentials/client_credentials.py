@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
+from dataclasses import replace
 from types import MappingProxyType
 
 from arcbridge.client.credentials import audience_parameters
 from arcbridge.client.credentials.client_authentication import ClientAuthentication
 from arcbridge.client.credentials.issuer import Issuer, IssuerError
 from arcbridge.client.credentials.jwt_unverified import read_unverified
-from arcbridge.client.credentials.token_cache import AudienceToken, TokenMemory, TokenSet, token_set
+from arcbridge.client.credentials.token_cache import MemoryTokens, TokenSet, token_set
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
 from arcbridge.identity.proof import ProofKey
 from arcbridge.settings.config import LoginConfig
 
-_FOR_RELAY = ""
 
-
-class ClientCredentials:
+class ClientCredentials(MemoryTokens):
     """The tokens of one configured client. Raises ConfigError for settings that cannot work."""
 
     def __init__(
@@ -35,6 +33,7 @@ class ClientCredentials:
         clock: Callable[[], float] = time.time,
         environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        super().__init__(key, clock)
         if not config.client_id:
             raise ConfigError("login.client_id: required with login.issuer; give --oidc-client-id ID")
         self._authentication = ClientAuthentication(config, clock, environment)
@@ -48,43 +47,17 @@ class ClientCredentials:
         if config.cluster_audience and config.cluster_audience_by not in by:
             raise ConfigError(f"login.cluster_audience_by: must be one of {', '.join(by)} with client-credentials")
         self._config = config
-        self._key = key
-        self._clock = clock
-        self._kept = TokenMemory[TokenSet](clock)
 
-    @property
-    def key(self) -> ProofKey | None:
-        """In memory alone, unless it comes from a file; None: no token has been bound to one."""
-        return self._key
-
-    def _own_key(self) -> ProofKey:
-        if self._key is None:
-            self._key = ProofKey.generate()
-        return self._key
-
-    async def tokens(self, *, interactive: bool, force: bool = False) -> TokenSet:
-        """Return the relay's token, and an id token for clusters where the issuer gives one beside it."""
-        wanted = audience_parameters.for_relay(self._config)
-        if self._config.audience:
-            wanted.setdefault("audience", self._config.audience)
-        return await self._kept.get(_FOR_RELAY, partial(self._ask, wanted), force=force)
-
-    async def for_audience(self, audience: str, *, interactive: bool, force: bool = False) -> AudienceToken:
-        """Return a token for `audience`, which is one cluster's."""
-        wanted = audience_parameters.for_cluster(self._config, audience)
-        tokens = await self._kept.get(audience, partial(self._ask, wanted), force=force)
-        if audience not in read_unverified(tokens.access_token).audiences:
-            raise ConfigError(
-                f"login.cluster_audience: the issuer's token for {audience} has another audience; have the issuer set "
-                "up for it (docs/security.md), or change the setting"
-            )
-        return AudienceToken(tokens.access_token, tokens.obtained_at, tokens.expires_at)
-
-    async def _ask(self, wanted: Mapping[str, str]) -> TokenSet:
+    async def _ask(self, audience: str) -> TokenSet:
         config = self._config
-        async with Issuer.of(config, self._own_key, self._clock) as issuer:
+        wanted = audience_parameters.for_relay(config)
+        if audience:
+            wanted = audience_parameters.for_cluster(config, audience)
+        elif config.audience:
+            wanted.setdefault("audience", config.audience)
+        async with Issuer(config, self._authentication, key=self._own_key, clock=self._clock) as issuer:
             try:
-                answer = await self._authentication.ask(issuer, {"grant_type": "client_credentials", **wanted})
+                answer = await issuer.ask({"grant_type": "client_credentials", **wanted})
             except IssuerError as error:
                 raise Unauthenticated(
                     f"the issuer gives the client {config.client_id} no token ({error.words})"
@@ -92,4 +65,11 @@ class ClientCredentials:
         tokens = token_set(answer, self._clock())
         if not tokens.access_token:
             raise Unreachable(f"the issuer {config.issuer} answered without an access token")
-        return tokens
+        if not audience:
+            return tokens
+        if audience not in read_unverified(tokens.access_token).audiences:
+            raise ConfigError(
+                f"login.cluster_audience: the issuer's token for {audience} has another audience; have the issuer set "
+                "up for it (docs/security.md), or change the setting"
+            )
+        return replace(tokens, id_token="")

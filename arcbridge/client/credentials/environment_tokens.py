@@ -62,7 +62,8 @@ class EnvironmentTokens:
             found = read_unverified(token)
             if self._issuer and found.issuer.rstrip("/") != self._issuer:
                 continue  # a variable may hold a token of another service
-            if not is_for(found, audience):
+            # Alone, or behind the key to which the token is bound (`identity.proof`).
+            if audience not in map(place_of, found.audiences):
                 others.update(found.audiences)
             elif 0 < found.expires_at <= now:
                 expired = True
@@ -97,8 +98,3 @@ class EnvironmentTokens:
             )
         for file in files:
             yield read_token(file)
-
-
-def is_for(found: UnverifiedClaims, audience: str) -> bool:
-    """Return whether a token names `audience`, alone or behind the key to which it is bound (`identity.proof`)."""
-    return audience in map(place_of, found.audiences)

@@ -5,9 +5,9 @@ It imports no event loop and no HTTP: `whoami` is asked often, by shells' prompt
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,10 @@ from typing import Any
 from arcbridge.client.credentials.jwt_unverified import claims_unverified, read_unverified
 from arcbridge.client.credentials.token_cache import TokenCache
 from arcbridge.client.credentials.token_files import read_token
-from arcbridge.client.relay.organisation import organisation
-from arcbridge.client.relay.relay_profile import RelayProfiles, login_command, short_url
+from arcbridge.client.relay.relay_profile import RelayProfiles, login_command, organisation, short_url
 from arcbridge.client.state import StateDirectory
-from arcbridge.errors import ArcbridgeError, Unauthenticated
+from arcbridge.errors import StateError, Unauthenticated
 from arcbridge.net.address import parse_address
-from arcbridge.pki.private_files import read_file
 from arcbridge.settings.choices import PROGRAM
 from arcbridge.settings.config import ClientConfig
 
@@ -82,16 +80,7 @@ def cache_of(config: ClientConfig, state: StateDirectory) -> TokenCache:
 
     Raises ConfigError where no relay is set; StateError where what is kept of it is damaged.
     """
-    login = config.login
-    return TokenCache(
-        state.token_directory,
-        relay=organisation(config, state),
-        issuer=login.issuer,
-        client_id=login.client_id,
-        scopes=login.scopes,
-        relay_scopes=login.relay_scopes,
-        audience=login.audience,
-    )
+    return TokenCache(state.token_directory, organisation(config, state), config.login)
 
 
 def user_name(claims: Mapping[str, Any]) -> str:
@@ -118,19 +107,11 @@ def _key(token: str, key_file: Path | None) -> str:
     from arcbridge.identity.proof import BindingKind, binding  # only where a key is named
 
     found = binding(claims)
-    if found.kind is BindingKind.NONCE:
-        own = _thumbprint(key_file) if key_file is not None else ""
-        return own if own and found.names(own) else ""
-    return found.thumbprints[0] if found.thumbprints else ""
+    if found.kind is not BindingKind.NONCE:
+        return found.thumbprints[0] if found.thumbprints else ""
+    from arcbridge.client.credentials import proof_keys
 
-
-def _thumbprint(key_file: Path) -> str:
-    """Return the thumbprint (RFC 7638 §3) of a private JWK in a file, without reading the private half; empty where
-    there is none."""
-    from arcbridge.identity.proof import thumbprint_of
-
-    try:
-        jwk = json.loads(read_file(key_file) or b"{}")
-        return thumbprint_of(jwk["x"], jwk["y"])
-    except (ArcbridgeError, ValueError, KeyError, TypeError):
-        return ""
+    with suppress(StateError):
+        own = proof_keys.load(key_file) if key_file is not None else None
+        return own.thumbprint if own is not None and found.names(own.thumbprint) else ""
+    return ""

@@ -9,22 +9,17 @@ that does DPoP carry a proof of it (RFC 9449), so that access and refresh tokens
 
 from __future__ import annotations
 
-import ssl
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
-import aiohttp
-
+from arcbridge.client.credentials.client_authentication import ClientAuthentication, IssuerEndpoints
 from arcbridge.client.credentials.jwt_unverified import read_unverified
-from arcbridge.errors import ConfigError, StateError, Unauthenticated, Unreachable
-from arcbridge.net.address import check_origins, origin_of
-from arcbridge.net.http_connector import DialingConnector, NotConnected
-from arcbridge.net.http_errors import reason
-from arcbridge.net.system_trust import trusting_context
+from arcbridge.errors import ConfigError, Unauthenticated, Unreachable, UntrustedCertificate
+from arcbridge.net.address import check_origins, issuer_origin, origin_of
+from arcbridge.net.fetch import HttpFetcher
+from arcbridge.net.system_trust import read_cas
 from arcbridge.observe.untrusted_text import clean
 from arcbridge.untrusted_json import read_json_object
 
@@ -34,49 +29,13 @@ if TYPE_CHECKING:
 
 DEADLINE = 20.0
 """Seconds for one request."""
-_LIMIT = 1024 * 1024
+_ENDPOINTS = ("authorization", "token", "device_authorization", "revocation")
 _CODE_LIMIT = 64
 _DESCRIPTION_LIMIT = 200
 """Bytes of an issuer's word and of its own explanation, which messages quote."""
 _URL_LIMIT = 2048
 _NONCE_LIMIT = 1024
 """Characters of a nonce that the issuer wants in DPoP proofs."""
-
-
-@dataclass(frozen=True, slots=True)
-class IssuerEndpoints:
-    """What discovery names; empty where the issuer has none."""
-
-    token: str
-    issuer: str = ""
-    """The issuer's own URL."""
-    authorization: str = ""
-    device_authorization: str = ""
-    revocation: str = ""
-    """RFC 7009."""
-    dpop: bool = False
-    """Whether the token endpoint takes DPoP proofs with ES256 (RFC 9449 §5.1)."""
-    secret_in_form: bool = False
-    """Whether a client's secret belongs into the form, because the issuer takes no HTTP Basic (RFC 6749 §2.3.1)."""
-    response_iss: bool = False
-    """Whether the issuer announces that it names itself in its answers through the browser (RFC 9207 §3)."""
-
-    def foreign_origins(self) -> dict[str, list[str]]:
-        """Return the origins of endpoints that are not the issuer's own, each with the endpoints' names."""
-        found: dict[str, list[str]] = {}
-        for name in ("authorization", "token", "device_authorization", "revocation"):
-            url = getattr(self, name)
-            if url and origin_of(url) != origin_of(self.issuer):
-                found.setdefault(origin_of(url), []).append(f"{name}_endpoint")
-        return found
-
-
-@dataclass(frozen=True, slots=True)
-class ClientProof:
-    """What one request carries beside its grant, so that the issuer knows the client."""
-
-    form: dict[str, str]
-    headers: dict[str, str]
 
 
 class _IssuerReply(NamedTuple):
@@ -106,65 +65,37 @@ class IssuerError(Exception):
 class Issuer:
     """One issuer. Use as an async context manager: it owns an HTTP session.
 
-    `origins`: those besides its own at which it may have endpoints (`login.issuer_origins`). `key` gives what tokens
-    are to be bound to, and is called once, where the issuer does DPoP; None: nothing. `pop`: the same in the way of
-    Entra ID, which no discovery document tells of. `clock`: unix seconds.
+    `authentication` proves to it who the client is. `key` gives what tokens are to be bound to, and is called where
+    the issuer does DPoP and `login.dpop` is on, or `login.pop` is (the way of Entra ID, which no discovery document
+    tells of); None: tokens are bound to nothing. `clock`: unix seconds.
     """
 
     def __init__(
         self,
-        url: str,
-        ca_file: Path | None = None,
+        config: LoginConfig,
+        authentication: ClientAuthentication,
         *,
-        origins: tuple[str, ...] = (),
         key: Callable[[], ProofKey] | None = None,
-        pop: Callable[[], ProofKey] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        try:
-            parts = urlsplit(url)
-        except ValueError:
-            raise ConfigError("login.issuer: it is not an https:// URL") from None
-        # Before any error quotes it: such a part may be a secret (OpenID Connect Discovery §4 has no place for them).
-        if "@" in parts.netloc or parts.query or parts.fragment:
-            raise ConfigError("login.issuer: an issuer's URL has no user information, query or fragment")
-        if parts.scheme != "https" or not parts.hostname:
-            raise ConfigError(f"login.issuer: {url!r} is not an https:// URL")
-        check_origins("login.issuer_origins", origins)
-        try:
-            own = origin_of(url)
-        except ConfigError as error:
-            raise ConfigError(f"login.issuer: {error.message}") from None
-        self.url = url
-        self.origins = (own, *origins)
+        check_origins("login.issuer_origins", config.issuer_origins)
+        self.url = config.issuer
+        self.origins = (issuer_origin(config.issuer, "login.issuer"), *config.issuer_origins)
         """Where its endpoints and its pages may be."""
-        self._context = _context(ca_file)
-        self._session: aiohttp.ClientSession | None = None
+        self._config = config
+        self._ca_pem = None if config.ca_file is None else read_cas(config.ca_file, "login.ca_file")
+        self._fetcher = HttpFetcher(deadline=DEADLINE)
+        self._authentication = authentication
         self._endpoints: IssuerEndpoints | None = None
         self._find_key = key
-        self._find_pop_key = pop
-        self._key: ProofKey | None = None
         self._clock = clock
         self._dpop_nonce = ""
 
-    @classmethod
-    def of(cls, login: LoginConfig, key: Callable[[], ProofKey], clock: Callable[[], float]) -> Issuer:
-        """Return the issuer of a login's settings, at which tokens are bound to `key` as the settings say."""
-        dpop, pop = key if login.dpop else None, key if login.pop else None
-        return cls(login.issuer, login.ca_file, origins=login.issuer_origins, key=dpop, pop=pop, clock=clock)
-
     async def __aenter__(self) -> Issuer:
-        self._session = aiohttp.ClientSession(
-            connector=DialingConnector(ssl=self._context),
-            timeout=aiohttp.ClientTimeout(total=DEADLINE),
-            cookie_jar=aiohttp.DummyCookieJar(),
-        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self._fetcher.close()
 
     async def endpoints(self) -> IssuerEndpoints:
         """Find the endpoints by discovery, once.
@@ -173,9 +104,8 @@ class Issuer:
         that the user has not accepted.
         """
         if self._endpoints is None:
-            status, document, _ = await self._request(
-                "GET", self.url.rstrip("/") + "/.well-known/openid-configuration", None
-            )
+            url = self.url.rstrip("/") + "/.well-known/openid-configuration"
+            status, document, _ = await self._request("GET", url, {}, {})
             if status != 200:
                 raise Unreachable(f"the issuer {self.url} has no discovery document (status {status})")
             if document.get("issuer") != self.url:
@@ -183,15 +113,13 @@ class Issuer:
                     f"login.issuer: {self.url} names itself differently in its discovery document; "
                     "use its own spelling, trailing slash included"
                 )
+            methods = "token_endpoint_auth_methods_supported"
             found = IssuerEndpoints(
-                token=_endpoint(document, "token_endpoint"),
                 issuer=self.url,
-                authorization=_endpoint(document, "authorization_endpoint"),
-                device_authorization=_endpoint(document, "device_authorization_endpoint"),
-                revocation=_endpoint(document, "revocation_endpoint"),
+                **{name: _endpoint(document, f"{name}_endpoint") for name in _ENDPOINTS},
                 dpop=_lists(document, "dpop_signing_alg_values_supported", "ES256"),
-                secret_in_form=_lists(document, "token_endpoint_auth_methods_supported", "client_secret_post")
-                and not _lists(document, "token_endpoint_auth_methods_supported", "client_secret_basic"),
+                secret_in_form=_lists(document, methods, "client_secret_post")
+                and not _lists(document, methods, "client_secret_basic"),
                 response_iss=document.get("authorization_response_iss_parameter_supported") is True,
             )
             if not found.token:
@@ -201,7 +129,10 @@ class Issuer:
         return self._endpoints
 
     def _check_origins(self, found: IssuerEndpoints) -> None:
-        foreign = {where: names for where, names in found.foreign_origins().items() if where not in self.origins}
+        foreign: dict[str, list[str]] = {}
+        for name in _ENDPOINTS:
+            if (url := getattr(found, name)) and not self.has(url):
+                foreign.setdefault(origin_of(url), []).append(f"{name}_endpoint")
         if not foreign:
             return
         named = " and ".join(f"{', '.join(names)} at {where}" for where, names in foreign.items())
@@ -228,98 +159,63 @@ class Issuer:
             "[login] there), or with --renew-trust when the relay names it"
         )
 
-    async def post(
-        self,
-        url: str,
-        form: Mapping[str, str],
-        proof: Callable[[], Awaitable[ClientProof]] | None = None,
-        *,
-        bind: bool = True,
-    ) -> dict[str, Any]:
-        """Post a form and return the answer; raises IssuerError for an OAuth error, Unreachable for everything else.
+    async def ask(self, form: Mapping[str, str]) -> dict[str, Any]:
+        """Send a form of the client to the token endpoint, and return the reply. Raises as `post` does; Unauthenticated
+        also where the id token in it is another issuer's or another client's."""
+        answer = await self.post((await self.endpoints()).token, form)
+        check_id_token(answer, self.url, self._config.client_id)
+        return answer
 
-        `proof` gives what the client proves itself by. It is called for each attempt, because an issuer takes an
-        assertion once (RFC 7523 §3, `jti`); what it raises is raised. `bind`: with a proof of the key, if there is one.
+    async def post(self, url: str, form: Mapping[str, str]) -> dict[str, Any]:
+        """Send a form of the client to an endpoint, and return the document of a good answer.
+
+        Raises IssuerError for an OAuth error, Unreachable for everything else, and what the proof of the client raises.
         """
-        if not bind:
-            self._key = None  # the next form asks for it again
-            return _judged(self.url, await self._attempt(url, form, proof, bind=False))
-        answer = await self._attempt(url, form, proof)
-        if answer.document.get("error") == "use_dpop_nonce" and answer.dpop_nonce:
+        reply = await self._attempt(url, form)
+        if reply.document.get("error") == "use_dpop_nonce" and reply.dpop_nonce:
             # The issuer says only now which nonce it wants (RFC 9449 §8). A second refusal is an error like others.
-            answer = await self._attempt(url, form, proof)
-        return _judged(self.url, answer)
+            reply = await self._attempt(url, form)
+        if reply.status == 200:
+            return reply.document
+        code, description = reply.document.get("error"), reply.document.get("error_description")
+        if isinstance(code, str) and code:
+            raise IssuerError(code, description if isinstance(description, str) else "")
+        raise Unreachable(f"the issuer {self.url} answered with status {reply.status}; try again")
 
-    async def _attempt(
-        self,
-        url: str,
-        form: Mapping[str, str],
-        proof: Callable[[], Awaitable[ClientProof]] | None,
-        *,
-        bind: bool = True,
-    ) -> _IssuerReply:
-        client = ClientProof({}, {}) if proof is None else await proof()
-        if bind and self._find_pop_key is not None and self._endpoints is not None and url == self._endpoints.token:
-            form = {**form, "token_type": "pop", "req_cnf": self._find_pop_key().req_cnf()}
-        dpop = self._dpop(url) if bind else ""
-        return await self._request("POST", url, {**form, **client.form}, dpop, client.headers)
-
-    def _dpop(self, url: str) -> str:
-        """Make a new proof for a form to `url`, each good for one request; empty where none is to be sent."""
-        endpoints = self._endpoints
-        if self._find_key is None or endpoints is None or not endpoints.dpop or url != endpoints.token:
-            return ""
-        if self._key is None:
-            self._key = self._find_key()
-        return self._key.dpop("POST", url, self._clock(), nonce=self._dpop_nonce or None)
+    async def _attempt(self, url: str, form: Mapping[str, str]) -> _IssuerReply:
+        """Send a form once: an issuer takes an assertion, and a proof of the key, once (RFC 7523 §3, `jti`)."""
+        config, endpoints = self._config, await self.endpoints()
+        fields, headers = await self._authentication.proof(endpoints, url)
+        sent = {**form, **fields}
+        if self._find_key is not None and url == endpoints.token:
+            if config.pop:
+                sent |= {"token_type": "pop", "req_cnf": self._find_key().req_cnf()}
+            if config.dpop and endpoints.dpop:
+                headers["DPoP"] = self._find_key().dpop("POST", url, self._clock(), nonce=self._dpop_nonce or None)
+        return await self._request("POST", url, sent, headers)
 
     async def _request(
-        self,
-        method: str,
-        url: str,
-        form: Mapping[str, str] | None,
-        dpop: str = "",
-        more: Mapping[str, str] | None = None,
+        self, method: str, url: str, form: Mapping[str, str], headers: Mapping[str, str]
     ) -> _IssuerReply:
-        assert self._session is not None, "use `async with`"
-        headers = {"Accept": "application/json", **({"DPoP": dpop} if dpop else {}), **(more or {})}
+        headers = {"Accept": "application/json", **headers}
+        if form:
+            headers["Content-Type"] = "application/x-www-form-urlencoded"
         try:
-            async with self._session.request(
-                method, url, data=form, allow_redirects=False, headers=headers
-            ) as response:
-                body = b""
-                async for chunk in response.content.iter_chunked(65536):
-                    body += chunk
-                    if len(body) > _LIMIT:
-                        raise Unreachable(f"the issuer {self.url} answered more than {_LIMIT} bytes")
-                status, nonce = response.status, response.headers.get("DPoP-Nonce", "") if dpop else ""
-        except TimeoutError as error:
-            raise Unreachable(f"the issuer {self.url} did not answer within {DEADLINE:.0f} s") from error
-        except aiohttp.ClientSSLError as error:
+            reply = await self._fetcher.ask(method, url, self._ca_pem, headers=headers, body=urlencode(form).encode())
+        except UntrustedCertificate as error:
             raise Unreachable(
-                f"the issuer's certificate is not trusted for {urlsplit(url).hostname}; "
-                "set login.ca_file (--oidc-ca-file)"
+                f"the issuer {self.url} cannot be trusted ({error.message}); set login.ca_file (--oidc-ca-file)"
             ) from error
-        except (aiohttp.ClientError, NotConnected, OSError) as error:
+        except Unreachable as error:
             raise Unreachable(
-                f"the issuer {self.url} cannot be reached ({reason(error)}); check its address and this machine's "
-                "network"
+                f"the issuer {self.url} cannot be reached ({error.detail or error.message}); check its address and "
+                "this machine's network"
             ) from error
+        nonce = reply.dpop_nonce if "DPoP" in headers else ""
         if not (len(nonce) <= _NONCE_LIMIT and nonce.isascii() and nonce.isprintable()):
             nonce = ""
         self._dpop_nonce = nonce or self._dpop_nonce
-        return _IssuerReply(status, read_json_object(body, _LIMIT), nonce)
-
-
-def _judged(url: str, answer: _IssuerReply) -> dict[str, Any]:
-    """Return the document of a good answer. Raises as `Issuer.post` does."""
-    if answer.status == 200:
-        return answer.document
-    code = answer.document.get("error")
-    if isinstance(code, str) and code:
-        description = answer.document.get("error_description")
-        raise IssuerError(code, description if isinstance(description, str) else "")
-    raise Unreachable(f"the issuer {url} answered with status {answer.status}; try again")
+        return _IssuerReply(reply.status, read_json_object(reply.body), nonce)
 
 
 def page_of(value: object) -> str:
@@ -367,14 +263,3 @@ def _endpoint(document: Mapping[str, Any], key: str) -> str:
 def _lists(document: Mapping[str, Any], key: str, value: str) -> bool:
     listed = document.get(key)
     return isinstance(listed, list) and value in listed
-
-
-def _context(ca_file: Path | None) -> ssl.SSLContext:
-    if ca_file is None:
-        return trusting_context()
-    try:
-        return ssl.create_default_context(cafile=ca_file)
-    except ssl.SSLError as error:
-        raise ConfigError(f"login.ca_file: {ca_file} holds no PEM certificate") from error
-    except OSError as error:
-        raise StateError(f"login.ca_file: cannot read {ca_file}: {error.strerror}") from error

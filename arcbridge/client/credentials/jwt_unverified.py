@@ -11,6 +11,8 @@ from typing import Any
 
 from arcbridge.untrusted_json import read_json_object
 
+MAX_TIME = 1e12
+"""Seconds, or unix seconds."""
 _LIMIT = 64 * 1024
 
 
@@ -29,11 +31,10 @@ class UnverifiedClaims:
 def read_unverified(token: str) -> UnverifiedClaims:
     """Read the claims that the client needs; all are empty for a text that is not a JWT."""
     claims = claims_unverified(token)
-    end, audience = claims.get("exp"), claims.get("aud")
+    audience = claims.get("aud")
     audiences = audience if isinstance(audience, list) else [audience]
-    valid = isinstance(end, int | float) and not isinstance(end, bool) and 0 < end < 1e12
     return UnverifiedClaims(
-        expires_at=float(end) if valid and end is not None else 0.0,
+        expires_at=positive(claims.get("exp")),
         nonce=_text(claims.get("nonce")),
         subject=_text(claims.get("sub")),
         issuer=_text(claims.get("iss")),
@@ -51,6 +52,15 @@ def claims_unverified(token: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return read_json_object(payload)
+
+
+def positive(value: object, default: float = 0.0) -> float:
+    """Return a number of seconds, or of unix seconds, that another party gives; `default` for what is none.
+
+    What is later than `MAX_TIME` is no time that an issuer means.
+    """
+    good = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < MAX_TIME
+    return float(value) if good and isinstance(value, int | float) else default
 
 
 def _text(value: object) -> str:

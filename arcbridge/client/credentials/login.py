@@ -22,17 +22,15 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from arcbridge.client.credentials import audience_parameters, proof_keys
-from arcbridge.client.credentials.client_authentication import ClientAuthentication
-from arcbridge.client.credentials.issuer import Issuer, IssuerEndpoints, IssuerError, page_of
-from arcbridge.client.credentials.jwt_unverified import claims_unverified, read_unverified
+from arcbridge.client.credentials.client_authentication import ClientAuthentication, IssuerEndpoints
+from arcbridge.client.credentials.issuer import Issuer, IssuerError, page_of
+from arcbridge.client.credentials.jwt_unverified import claims_unverified, positive, read_unverified
 from arcbridge.client.credentials.login_callback import HEAD_LIMIT, LoginCallback, check_redirect_path, redirect_path
-from arcbridge.client.credentials.token_cache import MAX_TIME, AudienceToken, TokenCache, TokenSet, token_set
+from arcbridge.client.credentials.token_cache import TokenCache, TokenSet, token_set
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
 from arcbridge.identity.proof import ProofKey, binding
 from arcbridge.net.address import check_origins, origin_of
@@ -106,7 +104,6 @@ class Login:
         self._environment = environment
         self._redirect_ports = redirect_ports
         self._command = command
-        self._key: ProofKey | None = None
 
     async def tokens(self, *, interactive: bool, force: bool = False) -> TokenSet:
         """Return tokens that are fresh: kept, refreshed, or from a new login if `interactive`.
@@ -152,7 +149,7 @@ class Login:
         async with self._cache.locked(), self._issuer() as issuer:
             return await self._log_in(issuer)
 
-    async def for_audience(self, audience: str, *, interactive: bool, force: bool = False) -> AudienceToken:
+    async def for_audience(self, audience: str, *, interactive: bool, force: bool = False) -> TokenSet:
         """Return a token that is fresh, and good for `audience` alone: kept, or traded for this login's tokens.
 
         `force`, and what is raised: as for `tokens`; ConfigError besides where the issuer gives no such token.
@@ -186,34 +183,25 @@ class Login:
     @property
     def key(self) -> ProofKey | None:
         """The key to which this login's tokens are bound; None: there was no login yet. Raises StateError."""
-        return self._remembered(proof_keys.load(self._key_path, of_settings=self._config.proof_key_file is not None))
+        return proof_keys.load(self._key_path, of_settings=self._config.proof_key_file is not None)
 
     def _own_key(self) -> ProofKey:
-        of_settings = self._config.proof_key_file is not None
-        key = self._remembered(proof_keys.load_or_make(self._key_path, of_settings=of_settings))
-        assert key is not None
-        return key
+        return proof_keys.load_or_make(self._key_path, of_settings=self._config.proof_key_file is not None)
 
     @property
     def _key_path(self) -> Path:
         return self._config.proof_key_file or self._cache.key_path
 
-    def _remembered(self, key: ProofKey | None) -> ProofKey | None:
-        """Return the same key, as the one that is ready to sign. It is read each time: a logout takes it away."""
-        if key is None or self._key is None or key.to_jwk() != self._key.to_jwk():
-            self._key = key
-        return self._key
-
     def _issuer(self) -> Issuer:
         # Only where the issuer's discovery offers DPoP is a key made.
-        return Issuer.of(self._config, self._own_key, self._clock)
+        return Issuer(self._config, self._authentication, key=self._own_key, clock=self._clock)
 
     # -- the grants ---------------------------------------------------------------------------------------------------
 
     async def _refresh(self, issuer: Issuer, kept: TokenSet) -> TokenSet:
         form = {"grant_type": "refresh_token", "refresh_token": kept.refresh_token}
         form |= audience_parameters.for_relay(self._config)
-        answer = await self._by_refresh_token(issuer, form)
+        answer = await issuer.ask(form)
         # An issuer may leave the nonce out of the new id token, and may not change it (OpenID Connect Core §12.2).
         was, now = (read_unverified(text).nonce for text in (kept.id_token, str(answer.get("id_token") or "")))
         if now and was and now != was:
@@ -224,26 +212,7 @@ class Login:
             answer = {**answer, "id_token": kept.id_token}
         return self._keep(answer, kept.refresh_token, kept.by_audience)
 
-    async def _by_refresh_token(self, issuer: Issuer, form: Mapping[str, str]) -> dict[str, Any]:
-        """Send a form with a refresh token, and return what the token endpoint answers.
-
-        The refresh token of a login without a key, as a former version made it, is bound to none, and an issuer may
-        refuse it beside a proof. It is sent once more without one, and the login stays one without a key.
-        """
-        had_key = self.key is not None
-        try:
-            return await self._authentication.ask(issuer, form)
-        except IssuerError as error:
-            if error.code != "invalid_grant" or had_key or self.key is None:
-                raise
-        answer = await self._authentication.ask(issuer, form, bind=False)
-        if self._config.proof_key_file is None:
-            proof_keys.remove(self._key_path)
-        return answer
-
-    async def _trade_or_log_in(
-        self, issuer: Issuer, kept: TokenSet, audience: str, *, interactive: bool
-    ) -> AudienceToken:
+    async def _trade_or_log_in(self, issuer: Issuer, kept: TokenSet, audience: str, *, interactive: bool) -> TokenSet:
         try:
             return await self._trade(issuer, kept, audience)
         except IssuerError as error:
@@ -253,7 +222,7 @@ class Login:
                 raise Unauthenticated(f"the login has ended ({error.words}); run `{self._command}`") from error
         return await self._trade(issuer, await self._log_in(issuer), audience)
 
-    async def _trade(self, issuer: Issuer, kept: TokenSet, audience: str) -> AudienceToken:
+    async def _trade(self, issuer: Issuer, kept: TokenSet, audience: str) -> TokenSet:
         """Have a token for `audience` by refresh token or access token, and keep it."""
         by = self._config.cluster_audience_by
         if by == audience_parameters.BY_EXCHANGE:
@@ -264,25 +233,20 @@ class Login:
         else:
             raise self._no_token_for(audience, "the login gave no refresh token (scope offline_access)")
         form |= audience_parameters.for_cluster(self._config, audience)
-        ask = self._authentication.ask if by == audience_parameters.BY_EXCHANGE else self._by_refresh_token
-        answer = await ask(issuer, form)
+        answer = await issuer.ask(form)
         now = self._clock()
-        got = token_set({"access_token": answer.get("access_token"), "expires_in": answer.get("expires_in")}, now)
-        token = AudienceToken(got.access_token, now, got.expires_at)
-        if (
-            by != audience_parameters.BY_EXCHANGE
-            and isinstance(renewed := answer.get("refresh_token"), str)
-            and renewed
-        ):
+        token = token_set({"access_token": answer.get("access_token"), "expires_in": answer.get("expires_in")}, now)
+        renewed = answer.get("refresh_token")
+        if by != audience_parameters.BY_EXCHANGE and isinstance(renewed, str) and renewed:
             kept = replace(kept, refresh_token=renewed)
             self._cache.save(kept)  # at once: the issuer may have made the former refresh token void
-        found = read_unverified(token.text).audiences
-        if audience not in found:
+        if audience not in read_unverified(token.access_token).audiences:
             # An issuer that does not know the parameter ignores it: the token would be the relay's.
             raise self._no_token_for(audience, "the issuer ignored that it was asked for")
-        if self._config.require_bound and not self._is_bound(token.text):
+        if self._config.require_bound and not self._is_bound(token.access_token):
             raise self._no_token_for(audience, _UNBOUND)
-        self._cache.save(kept.with_audience(audience, token, now))
+        others = {name: one for name, one in kept.by_audience.items() if one.usable(now)}
+        self._cache.save(replace(kept, by_audience={**others, audience: token}))
         return token
 
     def _no_token_for(self, audience: str, why: str) -> ConfigError:
@@ -313,8 +277,7 @@ class Login:
         # PKCE has no place in RFC 8628, and is ignored there; Keycloak wants it where the client has to use it.
         verifier = secrets.token_urlsafe(32)
         wanted = {**self._wanted(), **_challenge(verifier)}
-        url = endpoints.device_authorization
-        answer = await issuer.post(url, wanted, partial(self._authentication.proof, endpoints, url))
+        answer = await issuer.post(endpoints.device_authorization, wanted)
         device_code, page = answer.get("device_code"), page_of(answer.get("verification_uri"))
         user_code = _code_of(answer.get("user_code"))
         if not (isinstance(device_code, str) and user_code and page):
@@ -325,16 +288,16 @@ class Login:
         self._say(f"To log in{where}, open {page} in a browser and enter the code {user_code}")
         if whole and issuer.has(whole):
             self._say(f"or open {whole}")
-        interval = min(max(_positive(answer.get("interval"), 5.0), POLL_LEAST), POLL_MOST)
+        interval = min(max(positive(answer.get("interval"), 5.0), POLL_LEAST), POLL_MOST)
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + min(_positive(answer.get("expires_in"), 600.0), DEVICE_WAIT_MOST)
+        deadline = loop.time() + min(positive(answer.get("expires_in"), 600.0), DEVICE_WAIT_MOST)
         form = {"grant_type": _DEVICE_GRANT, "device_code": device_code, "code_verifier": verifier}
         while True:
             await asyncio.sleep(min(interval, deadline - loop.time()))
             if loop.time() >= deadline:
                 raise Unauthenticated("the device code has expired before the login; start again")
             try:
-                given = await self._authentication.ask(issuer, form)
+                given = await issuer.ask(form)
             except IssuerError as error:
                 if error.code == "slow_down":
                     interval = min(interval + 5.0, POLL_MOST)  # RFC 8628 §3.5
@@ -391,7 +354,7 @@ class Login:
                 server.close()
             await callback.finish()
         form = {"grant_type": "authorization_code", "code": code, "redirect_uri": redirect, "code_verifier": verifier}
-        answer = await self._authentication.ask(issuer, form)
+        answer = await issuer.ask(form)
         id_token = answer.get("id_token")
         if isinstance(id_token, str) and not hmac.compare_digest(
             read_unverified(id_token).nonce.encode(), nonce.encode()
@@ -444,7 +407,7 @@ class Login:
         self,
         answer: Mapping[str, object],
         former_refresh_token: str = "",
-        by_audience: Mapping[str, AudienceToken] | None = None,
+        by_audience: Mapping[str, TokenSet] | None = None,
     ) -> TokenSet:
         tokens = token_set(dict(answer), self._clock(), former_refresh_token)
         tokens = replace(tokens, by_audience=dict(by_audience or {}))
@@ -488,11 +451,6 @@ def _challenge(verifier: str) -> dict[str, str]:
     """Return what a request has so that only the holder of `verifier` can go on with it (RFC 7636 §4.3)."""
     digest = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
     return {"code_challenge": digest, "code_challenge_method": "S256"}
-
-
-def _positive(value: object, default: float) -> float:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < MAX_TIME
-    return float(value) if good and isinstance(value, int | float) else default
 
 
 def _has_browser(environment: Mapping[str, str]) -> bool:

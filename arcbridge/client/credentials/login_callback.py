@@ -16,7 +16,8 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 import structlog
 
-from arcbridge.client.credentials.issuer import IssuerEndpoints, IssuerError
+from arcbridge.client.credentials.client_authentication import IssuerEndpoints
+from arcbridge.client.credentials.issuer import IssuerError
 from arcbridge.errors import ConfigError
 from arcbridge.net.peer_user import PeerUser, peer_user
 

@@ -13,20 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from arcbridge.settings.choices import BROWSER, DEVICE, PROGRAM
+from arcbridge.settings.flags import CLIENT, flags_of
 
-FLAGS = {
-    "issuer": "--oidc-issuer-url",
-    "issuer_origins": "--issuer-origin",
-    "client_id": "--oidc-client-id",
-    "scopes": "--oidc-scope",
-    "audience": "--oidc-audience",
-    "relay_scopes": "--relay-scope",
-    "cluster_audience": "--cluster-audience",
-    "cluster_audience_by": "--cluster-audience-by",
-    "cluster_scopes": "--cluster-scope",
-    "grant_type": "--grant-type",
-}
-"""The flag of each setting that a relay may name. `dpop` has none: where no user is asked, tokens are bound."""
 _GRANTS = {
     "auto": "in the browser; without one, by a code for another device",
     BROWSER: "in the browser",
@@ -72,14 +60,17 @@ def layout(lines: Sequence[Line], width: int) -> list[str]:
 
 
 def flags(settings: Mapping[str, Any]) -> list[str]:
-    """Return the flags that give these settings, each quoted for a shell."""
+    """Return the flags that give these settings of a login, each quoted for a shell.
+
+    `dpop` has none: where no user is asked, tokens are bound.
+    """
     found = []
-    for name, flag in FLAGS.items():
-        value = settings.get(name)
+    for flag in flags_of(CLIENT):
+        value = settings.get(flag.key.removeprefix("login.")) if flag.key.startswith("login.") else None
         # An empty list is given as one empty word.
         for one in () if value is None else (value or ("",)) if isinstance(value, tuple) else (value,):
             # A value that looks like a flag is joined to its own.
-            found.append(shlex.join([f"{flag}={one}"] if str(one).startswith("-") else [flag, str(one)]))
+            found.append(shlex.join([f"{flag.long}={one}"] if str(one).startswith("-") else [flag.long, str(one)]))
     return found
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import stat
+from functools import lru_cache
 from pathlib import Path
 
-from arcbridge.errors import StateError
+from arcbridge.errors import ConfigError, StateError
 from arcbridge.identity.proof import MAX_KEY_FILE, ProofKey
 from arcbridge.pki.private_files import (
     ensure_private_directory,
@@ -39,10 +40,21 @@ def load(path: Path, *, of_settings: bool = False) -> ProofKey | None:
         advice = f"chmod 600 {path}" if of_settings else "remove the file and log in again"
         raise StateError(f"other users may read the key in {path} (mode {stat.S_IMODE(status.st_mode):o}): {advice}")
     try:
-        return ProofKey.from_jwk(data)
+        return _parsed(data)
     except StateError as error:
         advice = "put the key there again" if of_settings else "remove the file and log in again"
         raise StateError(f"{path} is damaged ({error.message}): {advice}") from error
+
+
+def required(path: Path) -> ProofKey:
+    """Return the key of `login.proof_key_file`. Raises ConfigError where there is none that can be used."""
+    try:
+        key = load(path, of_settings=True)
+    except StateError as error:
+        raise ConfigError(f"login.proof_key_file: {error.message}") from error
+    if key is None:
+        raise ConfigError(f"login.proof_key_file: {path} does not exist; `arcbridge --role client key` makes it")
+    return key
 
 
 def load_or_make(path: Path, *, of_settings: bool = False) -> ProofKey:
@@ -57,6 +69,12 @@ def load_or_make(path: Path, *, of_settings: bool = False) -> ProofKey:
             key = ProofKey.generate()
             write_private(path, key.to_jwk())
     return key
+
+
+@lru_cache(maxsize=4)
+def _parsed(data: bytes) -> ProofKey:
+    """Return the key of a file: the same one while the file is the same, because that one is ready to sign."""
+    return ProofKey.from_jwk(data)
 
 
 def remove(path: Path) -> bool:

@@ -11,47 +11,31 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from arcbridge.client.credentials.jwt_unverified import read_unverified
+from arcbridge.client.credentials.jwt_unverified import positive, read_unverified
 from arcbridge.errors import StateError, Unreachable
 from arcbridge.pki.private_files import ensure_private_directory, read_file, try_lock, write_private
+from arcbridge.untrusted_json import read_json_object
 
 if TYPE_CHECKING:
     import asyncio
 
+    from arcbridge.identity.proof import ProofKey
+    from arcbridge.settings.config import LoginConfig
+
 LOCK_WAIT = 60.0
 """Seconds to wait for another process that refreshes or logs in with the same cache."""
 LOCK_RETRY = 0.05
-MAX_TIME = 1e12
-"""Seconds or unix seconds; what is later is no time that an issuer means, and is the same as none."""
-
-
-@dataclass(frozen=True, slots=True)
-class AudienceToken:
-    """An access token for one audience, which a login's tokens were traded for. Times are unix seconds."""
-
-    text: str = field(repr=False)
-    obtained_at: float = 0.0
-    expires_at: float = 0.0
-    """0: not said."""
-
-    def fresh(self, now: float) -> bool:
-        """Return whether to use it as it is (`TokenSet.fresh`)."""
-        return _fresh(self.obtained_at, self.expires_at, now)
-
-    def usable(self, now: float) -> bool:
-        """Return whether it has not ended yet."""
-        return not self.expires_at or now < self.expires_at
 
 
 @dataclass(frozen=True, slots=True)
 class TokenSet:
-    """What one login gave. Times are unix seconds."""
+    """What one login gave, or what it was traded for (the access token of one audience). Times are unix seconds."""
 
     access_token: str = ""
     id_token: str = ""
@@ -59,7 +43,7 @@ class TokenSet:
     obtained_at: float = 0.0
     expires_at: float = 0.0
     """When the first of access and id token ends; 0: not said."""
-    by_audience: dict[str, AudienceToken] = field(default_factory=dict)
+    by_audience: dict[str, TokenSet] = field(default_factory=dict)
     """Tokens for one cluster each, by their audiences (`login.cluster_audience`)."""
 
     def __repr__(self) -> str:
@@ -70,9 +54,9 @@ class TokenSet:
 
         A life so short that five minutes are most of it is used for its first half.
         """
-        if not self.access_token and not self.id_token:
-            return False
-        return _fresh(self.obtained_at, self.expires_at, now)
+        life = self.expires_at - self.obtained_at
+        end = self.obtained_at + max(min(0.8 * life, life - 300), 0.5 * life)
+        return self.usable(now) and (not self.expires_at or now < end)
 
     def usable(self, now: float) -> bool:
         """Return whether they have not ended yet."""
@@ -82,124 +66,98 @@ class TokenSet:
         """Return whether access and id token are those of `other`: neither has been refreshed since."""
         return (self.access_token, self.id_token) == (other.access_token, other.id_token)
 
-    def with_audience(self, audience: str, token: AudienceToken, now: float) -> TokenSet:
-        """Return the same with one more token; those that have ended are left out."""
-        kept = {name: one for name, one in self.by_audience.items() if one.usable(now)}
-        return replace(self, by_audience={**kept, audience: token})
 
+class MemoryTokens:
+    """Tokens that come without a person, by their audiences, kept in this process alone until they grow old.
 
-_Token = TypeVar("_Token", AudienceToken, TokenSet)
+    `key`: that to which they are bound, in memory alone unless it comes from a file; None: to none yet. `clock`: unix
+    seconds.
+    """
 
-
-class TokenMemory(Generic[_Token]):
-    """Tokens by their audiences, kept in this process alone until they grow old. `clock`: unix seconds."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, key: ProofKey | None, clock: Callable[[], float]) -> None:
+        self.key = key
         self._clock = clock
-        self._kept: dict[str, _Token] = {}
+        self._kept: dict[str, TokenSet] = {}
         self._asking: asyncio.Lock | None = None
 
-    async def get(self, audience: str, ask: Callable[[], Awaitable[_Token]], *, force: bool) -> _Token:
-        """Return the kept token, or one by `ask`, of which one runs at a time. `force`: not the kept one.
+    async def _ask(self, audience: str) -> TokenSet:
+        """Get tokens for an audience; empty: the relay's. Raises ArcbridgeError, which says what to do."""
+        raise NotImplementedError
 
-        Raises as `ask` does, but Unreachable only where the kept token has ended.
+    def _own_key(self) -> ProofKey:
+        from arcbridge.identity.proof import ProofKey
+
+        self.key = self.key or ProofKey.generate()
+        return self.key
+
+    async def tokens(self, *, interactive: bool, force: bool = False) -> TokenSet:
+        """Return the relay's token, and the clusters' one id token where the source gives one beside it."""
+        return await self.for_audience("", interactive=interactive, force=force)
+
+    async def for_audience(self, audience: str, *, interactive: bool, force: bool = False) -> TokenSet:
+        """Return the kept tokens, or new ones, which are asked for one after the other. `force`: not the kept ones.
+
+        Raises as `_ask` does, but Unreachable only where the kept tokens have ended.
         """
         import asyncio
 
         self._asking = self._asking or asyncio.Lock()
         async with self._asking:
-            kept = self._kept.get(audience)
-            if force or kept is None or not kept.fresh(self._clock()):
+            kept = self._kept.get(audience, TokenSet())
+            if force or not kept.fresh(self._clock()):
                 try:
-                    kept = self._kept[audience] = await ask()
+                    kept = self._kept[audience] = await self._ask(audience)
                 except Unreachable:
-                    if force or kept is None or not kept.usable(self._clock()):
+                    if force or not kept.usable(self._clock()):
                         raise
             return kept
 
 
-def _fresh(obtained_at: float, expires_at: float, now: float) -> bool:
-    if not expires_at:
-        return True
-    life = expires_at - obtained_at
-    return now < obtained_at + max(min(0.8 * life, life - 300), 0.5 * life)
-
-
-def token_set(answer: dict[str, object], now: float, former_refresh_token: str = "") -> TokenSet:
+def token_set(answer: Mapping[str, object], now: float, former_refresh_token: str = "") -> TokenSet:
     """Read a token endpoint's answer (RFC 6749 §5.1). An absent refresh token means: the former one stays (§6)."""
 
     def text(key: str) -> str:
         value = answer.get(key)
         return value if isinstance(value, str) else ""
 
-    ends = []
-    expires_in = answer.get("expires_in")
-    if isinstance(expires_in, int | float) and not isinstance(expires_in, bool) and 0 < expires_in < MAX_TIME:
-        ends.append(now + float(expires_in))
-    ends += [end for token in (text("access_token"), text("id_token")) if (end := read_unverified(token).expires_at)]
-    return TokenSet(
-        access_token=text("access_token"),
-        id_token=text("id_token"),
-        refresh_token=text("refresh_token") or former_refresh_token,
-        obtained_at=now,
-        expires_at=min(ends, default=0.0),
-    )
+    expires_in = positive(answer.get("expires_in"))
+    ends = [now + expires_in if expires_in else 0.0]
+    ends += [read_unverified(text(name)).expires_at for name in ("access_token", "id_token")]
+    refresh_token = text("refresh_token") or former_refresh_token
+    return TokenSet(text("access_token"), text("id_token"), refresh_token, now, min(filter(None, ends), default=0.0))
 
 
 class TokenCache:
-    """The file of one login."""
+    """The file of one login, for the relays of one organisation (`client.relay.relay_profile.organisation`)."""
 
-    def __init__(
-        self,
-        directory: Path,
-        *,
-        relay: str,
-        issuer: str,
-        client_id: str,
-        scopes: tuple[str, ...],
-        audience: str,
-        relay_scopes: tuple[str, ...] = (),
-    ) -> None:
-        self._issuer = issuer
+    def __init__(self, directory: Path, relay: str, login: LoginConfig) -> None:
         # Apart, because a scope that moves from one list to the other makes another relay's token.
-        more = [sorted(relay_scopes)] if relay_scopes else []
-        login = [issuer, client_id, sorted(scopes), audience, *more]
-        self.path = _file(directory, [relay, *login])
+        apart = [sorted(login.relay_scopes)] if login.relay_scopes else []
+        names = json.dumps([relay, login.issuer, login.client_id, sorted(login.scopes), login.audience, *apart])
+        self.path = directory / f"{hashlib.sha256(names.encode()).hexdigest()[:32]}.json"
         self.key_path = self.path.with_suffix(".key")
         """The key that this login's tokens are bound to."""
-        self._former = _file(directory, login)
-        """The file of versions that kept one login for all relays. Its tokens may be another relay's: none is used."""
-
-    @property
-    def no_login(self) -> str:
-        """That the user is not logged in, for an error that goes on with what to do."""
-        why = " (each relay has a login of its own now; the one of an earlier version is not used)"
-        return f"you are not logged in at {self._issuer}{why if self._former.exists() else ''}"
+        self.no_login = f"you are not logged in at {login.issuer}"
+        """For an error that goes on with what to do."""
 
     def load(self) -> TokenSet:
         """Return the kept tokens; an empty set when there are none or the file is unreadable."""
         try:
-            data = read_file(self.path)
-            document = json.loads(data) if data else {}
-            texts = [document.get(name, "") for name in ("access_token", "id_token", "refresh_token")]
-            times = [document.get(name, 0.0) for name in ("obtained_at", "expires_at")]
-            if all(isinstance(text, str) for text in texts) and all(map(_is_time, times)):
-                by_audience = _by_audience(document.get("by_audience"))
-                return TokenSet(texts[0], texts[1], texts[2], times[0], times[1], by_audience)
-            return TokenSet()
-        except (StateError, ValueError, AttributeError, RecursionError):
+            return _read(read_json_object(read_file(self.path) or b""))
+        except StateError:
             return TokenSet()
 
     def save(self, tokens: TokenSet) -> None:
         """Raises StateError."""
         ensure_private_directory(self.path.parent)
         write_private(self.path, json.dumps(asdict(tokens)).encode())
-        _remove(self._former)
 
     def clear(self) -> bool:
-        """Forget the tokens and their key; False when there were no tokens."""
-        kept, former = _remove(self.path), _remove(self._former)
-        return kept or former
+        """Forget the tokens and their key; False when there were no tokens. Raises StateError."""
+        from arcbridge.client.credentials import proof_keys
+
+        proof_keys.remove(self.key_path)
+        return proof_keys.remove(self.path)
 
     @asynccontextmanager
     async def locked(self) -> AsyncIterator[None]:
@@ -222,29 +180,16 @@ class TokenCache:
             os.close(descriptor)
 
 
-def _file(directory: Path, names: list[Any]) -> Path:
-    return directory / f"{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:32]}.json"
-
-
-def _remove(tokens: Path) -> bool:
-    """Remove a file of tokens and its key; False when there were no tokens. Raises StateError."""
-    from arcbridge.client.credentials import proof_keys
-
-    proof_keys.remove(tokens.with_suffix(".key"))
-    return proof_keys.remove(tokens)
-
-
-def _by_audience(document: Any) -> dict[str, AudienceToken]:
-    """Return the tokens for single audiences that are whole; the others are asked for again."""
-    found = {}
-    for audience, one in document.items() if isinstance(document, dict) else ():
-        if isinstance(one, dict):
-            text, obtained, expires = (one.get(name) for name in ("text", "obtained_at", "expires_at"))
-            if isinstance(text, str) and text and _is_time(obtained) and _is_time(expires):
-                found[audience] = AudienceToken(text, obtained, expires)
-    return found
-
-
-def _is_time(value: Any) -> TypeGuard[float]:
-    # A number beyond any date, or none (NaN), would fail when it is computed with.
-    return isinstance(value, int | float) and not isinstance(value, bool) and -1e15 < value < 1e15
+def _read(document: Mapping[str, Any]) -> TokenSet:
+    """Return what `save` has written; an empty set where it is damaged. A damaged one of an audience is asked for
+    again."""
+    texts = {name: document.get(name, "") for name in ("access_token", "id_token", "refresh_token")}
+    times = {name: document.get(name, 0.0) for name in ("obtained_at", "expires_at")}
+    if not all(isinstance(one, str) for one in texts.values()) or not all(
+        one == 0 or positive(one) for one in times.values()
+    ):
+        return TokenSet()
+    listed = document.get("by_audience")
+    pairs = listed.items() if isinstance(listed, dict) else ()
+    read = {name: _read(one) for name, one in pairs if isinstance(one, dict)}
+    return TokenSet(**texts, **times, by_audience={name: one for name, one in read.items() if one.access_token})

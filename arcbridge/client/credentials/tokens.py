@@ -18,15 +18,13 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import structlog
 
-from arcbridge.client.credentials.azure_pipelines import is_azure_pipelines
-from arcbridge.client.credentials.jwt_unverified import claims_unverified, read_unverified
-from arcbridge.client.credentials.token_cache import MAX_TIME, AudienceToken, TokenMemory, TokenSet, token_set
+from arcbridge.client.credentials.jwt_unverified import claims_unverified, positive, read_unverified
+from arcbridge.client.credentials.token_cache import MemoryTokens, TokenSet, token_set
 from arcbridge.client.credentials.token_files import read_token
 from arcbridge.client.credentials.token_program import output_of
 from arcbridge.errors import ArcbridgeError, ConfigError, Unauthenticated, Unreachable
@@ -61,31 +59,10 @@ class TokenExpired(Unauthenticated):
 
 
 class OneToken(ConfigError):
-    """Relay and cluster would be given the same token, and the settings do not allow that."""
+    """The relay's token is the cluster's, or is good there too, and the settings do not allow that."""
 
     status_code = 403
     reason = "Forbidden"
-
-    def __init__(self, source: str) -> None:
-        super().__init__(
-            f"relay and cluster would get the same token ({source}), with which the relay could act as you in the "
-            "cluster; give a token of its own for each (--access-token-file and --id-token-file, or both from "
-            "login.command), or set one_token = true under [login] if you accept that"
-        )
-
-
-class TokenForBoth(ConfigError):
-    """The relay's token is good at the cluster too, and the settings do not allow that."""
-
-    status_code = 403
-    reason = "Forbidden"
-
-    def __init__(self, audience: str) -> None:
-        super().__init__(
-            f"the token for the relay has the audience of a cluster as well ({audience}), so the relay could act as "
-            "you in the cluster; have the issuer give a token for the relay alone (login.relay_scopes, "
-            "login.audience), or set one_token = true under [login] if you accept that"
-        )
 
 
 class TokenPair(Protocol):
@@ -100,13 +77,18 @@ class TokenPair(Protocol):
         """Return the relay's and the cluster's token together."""
         ...
 
-    async def for_audience(self, audience: str, *, interactive: bool, force: bool = False) -> AudienceToken:
+    async def for_audience(self, audience: str, *, interactive: bool, force: bool = False) -> TokenSet:
         """Return a token for `audience`, which is one cluster's."""
         ...
 
 
 RELAY_AUDIENCE = "arcbridge-relay"
 CLUSTER_AUDIENCE = "arcbridge-{cluster}"
+
+
+def is_azure_pipelines(workload: str) -> bool:
+    """Return whether `login.workload` is this one: `azure-pipelines` or `azure-pipelines:SERVICE-CONNECTION-ID`."""
+    return workload.partition(":")[0] == "azure-pipelines"
 
 
 def with_defaults(login: LoginConfig) -> LoginConfig:
@@ -158,8 +140,6 @@ class Tokens:
         token_file: Path | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Raises ConfigError for settings that contradict one another."""
-        refuse_contradictions(login)
         self._login = login
         self._pair = pair
         self._token = token
@@ -168,8 +148,6 @@ class Tokens:
         self._cluster = ""
         self._refused = False
         self._audience_refused = False
-        self._file_key: ProofKey | None = None
-        """The key that `login.proof_key_file` held last."""
         self._shown = ""  # what the relay was given last
         self._warned = False
         self.interactive = False
@@ -280,11 +258,8 @@ class Tokens:
         if self._login.proof_key_file is not None:
             from arcbridge.client.credentials import proof_keys
 
-            key = proof_keys.load(self._login.proof_key_file, of_settings=True)
-            if key is not None and (self._file_key is None or key.to_jwk() != self._file_key.to_jwk()):
-                self._file_key = key  # an equal key is not taken over: the one that is kept is ready to sign
-            if key is not None and self._file_key is not None:
-                yield self._file_key
+            if (key := proof_keys.load(self._login.proof_key_file, of_settings=True)) is not None:
+                yield key
 
     async def retry_once(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Do `attempt`, and once more where an end refused the token that it was shown and there may be another.
@@ -326,7 +301,7 @@ class Tokens:
         if self._pair is not None and (audience := self._audience()):
             force, self._audience_refused = self._audience_refused, False
             one = await self._pair.for_audience(audience, interactive=self.interactive, force=force)
-            return ClusterToken("oidc", one.text, one.expires_at)
+            return ClusterToken("oidc", one.id_token or one.access_token, one.expires_at)
         if self._pair is not None:
             tokens = await self._tokens(self._pair)
             return _cluster_token("oidc", tokens.id_token or tokens.access_token)
@@ -363,21 +338,25 @@ class Tokens:
             for one in map(place_of, read_unverified(token).audiences)
             if one == self._audience() or (tells and one != own and is_clusters(one, pattern))
         ]
-        if not found:
-            return
-        if not self._login.one_token:
-            raise TokenForBoth(found[0])
-        self._warn_once()
+        if found:
+            self._refuse_or_warn(
+                f"the token for the relay has the audience of a cluster as well ({found[0]}), so the relay could act "
+                "as you in the cluster; have the issuer give a token for the relay alone (login.relay_scopes, "
+                "login.audience)"
+            )
 
     def _keep_apart(self, token: str, other: str, source: str) -> None:
         """Refuse, or warn of, a token that the other end gets too."""
-        if token != other:
-            return
-        if not self._login.one_token:
-            raise OneToken(source)
-        self._warn_once()
+        if token == other:
+            self._refuse_or_warn(
+                f"relay and cluster would get the same token ({source}), with which the relay could act as you in the "
+                "cluster; give a token of its own for each (--access-token-file and --id-token-file, or both from "
+                "login.command)"
+            )
 
-    def _warn_once(self) -> None:
+    def _refuse_or_warn(self, what: str) -> None:
+        if not self._login.one_token:
+            raise OneToken(f"{what}, or set one_token = true under [login] if you accept that")
         if not self._warned:
             self._warned = True
             log.warning(
@@ -401,7 +380,7 @@ class Tokens:
         return token
 
 
-class TokenCommand:
+class TokenCommand(MemoryTokens):
     """`login.command`: a program that prints both tokens as JSON; its answer is kept until it grows old.
 
     It finds in its environment what can bind tokens to this process's key: the key's thumbprint (RFC 7638), and the
@@ -418,28 +397,12 @@ class TokenCommand:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         """`environment`: what the program finds besides."""
+        super().__init__(key, clock)
         self._command = command
-        self._clock = clock
         self._environment = dict(environment or {})
-        self._key = key
-        self._kept = TokenMemory[TokenSet](clock)
 
-    @property
-    def key(self) -> ProofKey | None:
-        """In memory alone, unless it comes from a file; None: the program has not been run."""
-        return self._key
-
-    async def tokens(self, *, interactive: bool, force: bool = False) -> TokenSet:
-        return await self._kept.get("", partial(self._run, ""), force=force)
-
-    async def for_audience(self, audience: str, *, interactive: bool, force: bool = False) -> AudienceToken:
-        tokens = await self._kept.get(audience, partial(self._run, audience), force=force)
-        return AudienceToken(tokens.id_token or tokens.access_token, tokens.obtained_at, tokens.expires_at)
-
-    async def _run(self, audience: str) -> TokenSet:
-        if self._key is None:
-            self._key = await asyncio.to_thread(_new_key)  # 40 ms for the import, in which the loop goes on
-        name, key = self._command[0], self._key
+    async def _ask(self, audience: str) -> TokenSet:
+        key = await asyncio.to_thread(self._own_key)  # 40 ms for the import, in which the loop goes on
         names = {
             "ARCBRIDGE_PROOF_THUMBPRINT": key.thumbprint,
             "ARCBRIDGE_PROOF_AUDIENCE": key.audience(),
@@ -450,20 +413,15 @@ class TokenCommand:
         document = read_json_object(output)
         now = self._clock()
         tokens = token_set(document, now)
-        expires_at = document.get("expires_at")
-        if isinstance(expires_at, int | float) and not isinstance(expires_at, bool) and now < expires_at < MAX_TIME:
-            ends = [end for end in (tokens.expires_at, float(expires_at)) if end]
-            tokens = TokenSet(tokens.access_token, tokens.id_token, "", now, min(ends))
+        end = positive(document.get("expires_at"))
+        if end > now:
+            tokens = replace(tokens, refresh_token="", expires_at=min(filter(None, (tokens.expires_at, end))))
         if not tokens.access_token and not tokens.id_token:
             # What it printed may be a token: it is never quoted.
-            raise Unauthenticated(f'login.command: {name} did not print JSON with "access_token" or "id_token"')
+            raise Unauthenticated(
+                f'login.command: {self._command[0]} did not print JSON with "access_token" or "id_token"'
+            )
         return tokens
-
-
-def _new_key() -> ProofKey:
-    from arcbridge.identity.proof import ProofKey
-
-    return ProofKey.generate()
 
 
 def _cluster_token(kind: str, token: str) -> ClusterToken:

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from arcbridge.checks.diagnosis import Finding, ok, skipped
 from arcbridge.client.credentials.jwt_unverified import UnverifiedClaims
-from arcbridge.client.credentials.tokens import NoLogin, OneToken, TokenExpired, TokenForBoth
+from arcbridge.client.credentials.tokens import NoLogin, OneToken, TokenExpired
 from arcbridge.client.doctor.codes import clip, fault, fault_to_come, sentence, when
 from arcbridge.client.doctor.relay_hops import SKEW_FAILED
 from arcbridge.errors import (
@@ -36,7 +36,6 @@ TOKEN_ENDS_SOON = 120.0
 
 _LOGIN_FAULTS: tuple[tuple[type[ArcbridgeError], str], ...] = (
     (OneToken, "one_token"),
-    (TokenForBoth, "one_token"),
     (TokenExpired, "token_expired"),
     (ConfigError, "login_settings"),
     (StateError, "login_settings"),

@@ -90,7 +90,7 @@ async def contexts(kubeconfig: Kubeconfig, state: StateDirectory) -> list[Contex
         file.read()
         current = current or str(file.current_context or "")
         for section, entries in sections.items():
-            for name, body in file.named_bodies(section):
+            for name, body in file.bodies(section):
                 entries.setdefault(name, body)
     found: list[ContextFacts] = []
     for name, body in sections["contexts"].items():
@@ -120,8 +120,8 @@ async def at_port(facts: ContextFacts, state: StateDirectory) -> ContextFacts:
 async def kept_port(state: StateDirectory, relays: tuple[str, ...], cluster: str) -> ContextFacts | None:
     """Return what listens at the port that is kept for a cluster; None where none is kept."""
     try:
-        if state.has_port(relays, cluster):
-            return await at_port(ContextFacts("", cluster, state.port(relays, cluster)), state)
+        if (port := state.kept_port(relays, cluster)) is not None:
+            return await at_port(ContextFacts("", cluster, port), state)
     except StateError:
         pass  # the file is damaged
     return None

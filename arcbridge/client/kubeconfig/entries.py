@@ -6,7 +6,7 @@ that exists, else to its last name. The current context is written where one is 
 sets a value wins.
 
 How: under the lock file that kubectl uses, on a copy that replaces the file at once. Scalars that we do not touch
-keep their very spelling (see `kubeconfig_yaml`); comments are lost, as kubectl loses them. Our entries carry an
+keep their very spelling (see `file`); comments are lost, as kubectl loses them. Our entries carry an
 extension `arcbridge.io/managed`; one of the same name without it was made by another program and is never overwritten.
 
 The extension says which process serves the entry, at which address, and which context was the current one before ours.
@@ -18,18 +18,25 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from arcbridge.client.kubeconfig.block_yaml import Plain, dump, is_empty
-from arcbridge.client.kubeconfig.file import KubeconfigFile
-from arcbridge.errors import ConfigError, StateError
+from arcbridge.client.kubeconfig.file import KubeconfigFile, Plain, dump, is_empty
+from arcbridge.errors import ConfigError
 
 MARK = "arcbridge.io/managed"
-_SECTIONS = ("clusters", "users", "contexts")
+_DISPLACED = {
+    "clusters": ("certificate-authority", "insecure-skip-tls-verify", "tls-server-name"),
+    "users": (
+        *("client-certificate", "client-certificate-data", "client-key", "client-key-data"),
+        *("token", "tokenFile", "username", "password", "exec"),
+    ),
+    "contexts": (),
+}
+"""The sections, and the fields of an entry in them that would contradict what we write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,28 +64,12 @@ class Entry:
     plugin: bool = False
     """Whether the user is the credential plugin, with `arguments`; False: a client certificate."""
 
-    @property
-    def user(self) -> str:
-        return f"arcbridge-{self.name}"
-
-
-@dataclass(frozen=True, slots=True)
-class Merged:
-    """What `merge` did, so that it can be undone."""
-
-    entry: Entry
-    path: Path
-    """The file that holds the context."""
-    switched: bool
-    former: str | None
-    """The last current context that was not ours; None: none was set."""
-
 
 class Kubeconfig:
     """The files that kubectl would read, in its order."""
 
-    def __init__(self, files: list[Path]) -> None:
-        self.files = [KubeconfigFile(path) for path in files]
+    def __init__(self, files: Iterable[str | Path]) -> None:
+        self.files = [KubeconfigFile(Path(path)) for path in files]
 
     @classmethod
     def find(cls, file: str, environment: Mapping[str, str]) -> Kubeconfig:
@@ -93,38 +84,35 @@ class Kubeconfig:
 
     def check(self, name: str, cluster: str, relays: tuple[str, ...] = ()) -> None:
         """Raise StateError or ConfigError if `merge` would: unwritable, malformed, or a foreign entry in the way."""
-        for file in self.files:
-            file.read()
-        probe = Entry(name, cluster, "", "", "", "", relays=relays)
-        for section in _SECTIONS:
-            self._require_ours(section, _named(section, probe), probe)
-            self._holder(section, _named(section, probe)).check_writable()
+        self._read()
+        for section in _DISPLACED:
+            self._require_ours(section, name, cluster, relays)
+            self._holder(section, _named(section, name)).check_writable()
 
     def served(self, name: str) -> tuple[str, str]:
         """Return the process and the address of our entry of that name; empty texts where it is not ours, or names
         none."""
-        for file in self.files:
-            file.read()
-        body = self._context(name)
-        mark = _mark_of(body) if body is not None else None
-        return (str(mark.get("process") or ""), str(mark.get("server") or "")) if mark is not None else ("", "")
+        self._read()
+        mark = _mark_of(self._context(name)) or {}
+        return str(mark.get("process") or ""), str(mark.get("server") or "")
 
     # -- the changes --------------------------------------------------------------------------------------------------
 
-    def merge(self, entry: Entry, *, switch: bool) -> Merged:
-        """Put our entries in, and make the context the current one if `switch`; raises StateError, ConfigError."""
+    def merge(self, entry: Entry, *, switch: bool) -> Path:
+        """Put our entries in, and make the context the current one if `switch`.
+
+        Returns the file that has the context. Raises StateError, ConfigError.
+        """
         with self._locked():
-            for section in _SECTIONS:
-                self._require_ours(section, _named(section, entry), entry)
+            for section in _DISPLACED:
+                self._require_ours(section, entry.name, entry.cluster, entry.relays)
             holder = self._context_holder()
-            former = self._last_foreign(holder.current_context)
-            for section, make in (("clusters", _cluster), ("users", _user), ("contexts", _context)):
-                self._put(section, _named(section, entry), entry, make, former)
+            self._put(entry, self._last_foreign(holder.current_context))
             path = self._holder("contexts", entry.name).path
             if switch:
                 holder.current_context = entry.name
             self._save()
-        return Merged(entry, path, switch, former)
+        return path
 
     def refresh(self, entry: Entry) -> bool:
         """Write our entries anew where they are all still there and ours; the current context stays.
@@ -132,35 +120,34 @@ class Kubeconfig:
         Returns whether they were. Raises StateError.
         """
         with self._locked():
-            for section in _SECTIONS:
-                name = _named(section, entry)
+            for section in _DISPLACED:
+                name = _named(section, entry.name)
                 bodies = [body for file in self.files if (body := file.find(section, name)) is not None]
-                marks = [_mark_of(body) for body in bodies]
-                if not bodies or any(
-                    mark is None or not _owns(mark, entry) or _was_edited(section, body, mark)
-                    for body, mark in zip(bodies, marks, strict=True)
+                if not bodies or not all(
+                    (mark := _mark_of(body)) is not None
+                    and _owns(mark, entry.cluster, entry.relays)
+                    and not _was_edited(section, body, mark)
+                    for body in bodies
                 ):
                     return False
-            context = self._context(entry.name)
-            mark = (_mark_of(context) if context is not None else None) or {}
-            former = None if is_empty(mark.get("former")) else str(mark["former"])
-            for section, make in (("clusters", _cluster), ("users", _user), ("contexts", _context)):
-                self._put(section, _named(section, entry), entry, make, former)
+            self._put(entry, _former(_mark_of(self._context(entry.name)) or {}))
             self._save()
         return True
 
-    def undo(self, merged: Merged, *, remove: bool) -> None:
+    def undo(self, entry: Entry, *, remove: bool) -> None:
         """At the end of what served an entry, if it still does: the last context that was not ours comes back where
         this one is the current one, and the entries go out (`remove`) or say what to do."""
-        entry = merged.entry
+
+        def ours(mark: dict[Any, Any]) -> bool:
+            return _owns(mark, entry.cluster, entry.relays) and str(mark.get("process") or "") == entry.process
+
         with self._locked():
-            self._retire(entry.name, lambda mark: _is_of(mark, entry), remove=remove)
+            self._retire(entry.name, ours, remove=remove)
             self._save()
 
     def repair(self, alive: Callable[[str], bool]) -> list[str]:
         """Do so for each entry whose process ended without doing it; returns their names. Raises StateError."""
-        for file in self.files:
-            file.read()
+        self._read()
         if not self._dead(alive):
             return []
         with self._locked():
@@ -170,25 +157,20 @@ class Kubeconfig:
             self._save()
         return dead
 
-    def remove(self, name: str, cluster: str, relays: tuple[str, ...]) -> bool:
-        """Take a cluster's entries out, whatever served them; says whether they were there."""
-        probe = Entry(name, cluster, "", "", "", "", relays=relays)
+    def remove(self, name: str, cluster: str, relays: tuple[str, ...]) -> None:
+        """Take a cluster's entries out, whatever served them."""
         with self._locked():
-            found = any(
-                (body := file.find("contexts", name)) is not None and _owns(_mark_of(body), probe)
-                for file in self.files
-            )
-            self._retire(name, lambda mark: _owns(mark, probe), remove=True)
+            self._retire(name, lambda mark: _owns(mark, cluster, relays), remove=True)
             self._save()
-        return found
 
     def has_ours(self) -> bool:
         """Return whether any entry is ours; raises StateError."""
+        self._read()
+        return any(map(_has_ours, self.files))
+
+    def _read(self) -> None:
         for file in self.files:
             file.read()
-        return any(
-            _mark_of(body) is not None for file in self.files for section in _SECTIONS for body in file.bodies(section)
-        )
 
     def _retire(self, name: str, ours: Callable[[dict[Any, Any]], bool], *, remove: bool) -> None:
         """Let the entries of `name` whose mark is `ours` no longer point at a dead port.
@@ -200,8 +182,7 @@ class Kubeconfig:
             (file, section, entry_name, body, mark)
             for section in ("contexts", "users", "clusters")
             for file in self.files
-            if (body := file.find(section, entry_name := f"arcbridge-{name}" if section == "users" else name))
-            is not None
+            if (body := file.find(section, entry_name := _named(section, name))) is not None
             and (mark := _mark_of(body)) is not None
         ]
         context = self._context(name)
@@ -210,10 +191,9 @@ class Kubeconfig:
         if whole is None or not ours(whole):
             return
         if remove or not _texts(whole.get("arguments")):
-            former = None if is_empty(whole.get("former")) else str(whole["former"])
             for file in self.files:
                 if file.current_context == name:
-                    file.current_context = former
+                    file.current_context = _former(whole)
         for file, section, entry_name, body, mark in found:
             if mark.get("cluster") != whole.get("cluster"):
                 continue
@@ -221,8 +201,8 @@ class Kubeconfig:
                 file.remove(section, entry_name)
             elif not remove and mark.get("process"):
                 if section == "users" and not _was_edited(section, body, mark):
-                    arguments = _texts(mark.get("arguments"))
-                    _set_plugin(body, arguments or ("--cluster", str(mark["cluster"]), "--ended"))
+                    arguments = _texts(mark.get("arguments")) or ("--cluster", str(mark["cluster"]), "--ended")
+                    _fill(section, body, {"exec": _plugin(arguments)})
                 mark.pop("process")  # so that an entry is retired only once
                 file.changed = True
 
@@ -231,7 +211,7 @@ class Kubeconfig:
         return [
             name
             for file in self.files
-            for name, body in file.named_bodies("contexts")
+            for name, body in file.bodies("contexts")
             if (mark := _mark_of(body)) is not None
             and mark.get("process")
             and not mark.get("plugin")
@@ -249,9 +229,7 @@ class Kubeconfig:
                 if file.exists() or file is self._new_file():
                     stack.enter_context(file.locked())
                 file.read()
-                file.holds_ours = any(
-                    _mark_of(body) is not None for section in _SECTIONS for body in file.bodies(section)
-                )
+                file.holds_ours = _has_ours(file)
             yield
 
     def _save(self) -> None:
@@ -274,13 +252,11 @@ class Kubeconfig:
 
     def _last_foreign(self, current: str | None) -> str | None:
         """Return the current context, or the one that was before it where it is ours."""
-        body = self._context(current) if current is not None else None
-        mark = _mark_of(body) if body is not None else None
-        if mark is None:
-            return current
-        return None if is_empty(mark.get("former")) else str(mark["former"])
+        mark = _mark_of(self._context(current)) if current is not None else None
+        return current if mark is None else _former(mark)
 
-    def _require_ours(self, section: str, name: str, entry: Entry) -> None:
+    def _require_ours(self, section: str, name: str, cluster: str, relays: tuple[str, ...]) -> None:
+        name = _named(section, name)
         for file in self.files:
             found = file.find(section, name)
             if found is None:
@@ -291,78 +267,62 @@ class Kubeconfig:
                     f"{file.path} has another entry {name!r} in {section!r}, which arcbridge did not make; "
                     "choose another name with --kube-context, or another file with --file"
                 )
-            if not _owns(mark, entry):
+            if not _owns(mark, cluster, relays):
                 of, at = str(mark.get("cluster", "")), _texts(mark.get("relays"))
-                where = f" at relay {at[0]}" if of == entry.cluster and at else ""
+                where = f" at relay {at[0]}" if of == cluster and at else ""
                 raise ConfigError(
                     f"{file.path}: entry {name!r} in {section!r} belongs to cluster {of!r}{where}; "
                     "choose another name with --kube-context"
                 )
 
-    def _put(
-        self,
-        section: str,
-        name: str,
-        entry: Entry,
-        make: Callable[[Entry, dict[Any, Any]], None],
-        former: str | None,
-    ) -> None:
-        file = self._holder(section, name)
-        body = file.entry(section, name)
-        make(entry, body)
-        _mark(body, entry, section, former)
-        file.changed = True
+    def _put(self, entry: Entry, former: str | None) -> None:
+        """Write our entries; `former`: the last current context that was not ours."""
+        for section, fields in _fields(entry).items():
+            name = _named(section, entry.name)
+            file = self._holder(section, name)
+            body = file.entry(section, name)
+            _fill(section, body, fields)
+            _mark(body, entry, section, former)
+            file.changed = True
 
 
 def render(entry: Entry) -> str:
     """Render a kubeconfig of its own, for `--file -`."""
     sections: dict[str, list[dict[str, Any]]] = {}
-    for section, make in (("clusters", _cluster), ("users", _user), ("contexts", _context)):
-        body: dict[Any, Any] = {}
-        make(entry, body)
+    for section, body in _fields(entry).items():
         _mark(body, entry, section, None)
-        sections[section] = [{"name": _named(section, entry), section[:-1]: body}]
+        sections[section] = [{"name": _named(section, entry.name), section[:-1]: body}]
     return dump({"apiVersion": "v1", "kind": "Config", **sections, "current-context": entry.name, "preferences": {}})
 
 
-def _named(section: str, entry: Entry) -> str:
-    return entry.user if section == "users" else entry.name
+def _named(section: str, name: str) -> str:
+    """Return the name of the entry in a section that belongs to a context."""
+    return f"arcbridge-{name}" if section == "users" else name
 
 
-def _cluster(entry: Entry, body: dict[Any, Any]) -> None:
-    for key in ("certificate-authority", "insecure-skip-tls-verify", "tls-server-name"):
-        body.pop(key, None)
-    body["server"] = entry.server
-    body["certificate-authority-data"] = _base64(entry.ca_pem)
+def _fields(entry: Entry) -> dict[str, dict[Any, Any]]:
+    """Return what is set in the entry of each section. A namespace that the user has set stays."""
+    user: dict[Any, Any] = {"exec": _plugin(entry.arguments)}
+    if not entry.plugin:
+        user = {
+            "client-certificate-data": _base64(entry.client_certificate_pem),
+            "client-key-data": _base64(entry.client_key_pem),
+        }
+        if entry.token_file:
+            user["tokenFile"] = entry.token_file
+        elif entry.token:
+            user["token"] = entry.token
+    return {
+        "clusters": {"server": entry.server, "certificate-authority-data": _base64(entry.ca_pem)},
+        "users": user,
+        "contexts": {"cluster": entry.name, "user": _named("users", entry.name)},
+    }
 
 
-_LOGINS = (
-    *("client-certificate", "client-certificate-data", "client-key", "client-key-data"),
-    *("token", "tokenFile", "username", "password", "exec"),
-)
-
-
-def _user(entry: Entry, body: dict[Any, Any]) -> None:
-    if entry.plugin:
-        _set_plugin(body, entry.arguments)
-        return
-    # Whatever else could log this user in would win over, or contradict, what we write.
-    for key in _LOGINS:
-        if not key.startswith("client-") or not key.endswith("-data"):
-            body.pop(key, None)
-    body["client-certificate-data"] = _base64(entry.client_certificate_pem)
-    body["client-key-data"] = _base64(entry.client_key_pem)
-    if entry.token_file:
-        body["tokenFile"] = entry.token_file
-    elif entry.token:
-        body["token"] = entry.token
-
-
-def _set_plugin(body: dict[Any, Any], arguments: tuple[str, ...]) -> None:
-    """Make a user one whose credential `arcbridge credential` prints (client.authentication.k8s.io/v1)."""
-    for key in _LOGINS:
-        body.pop(key, None)
-    body["exec"] = {
+def _plugin(arguments: tuple[str, ...]) -> dict[str, Any]:
+    """Return the `exec` of a user whose credential `arcbridge credential` prints
+    (client.authentication.k8s.io/v1)."""
+    return {
         "apiVersion": "client.authentication.k8s.io/v1",
         # A bare name: kuberc's credentialPluginPolicy allows plugins by name.
         "command": "arcbridge",
@@ -374,10 +334,12 @@ def _set_plugin(body: dict[Any, Any], arguments: tuple[str, ...]) -> None:
     }
 
 
-def _context(entry: Entry, body: dict[Any, Any]) -> None:
-    # The namespace that the user set with `kubectl config set-context` stays.
-    body["cluster"] = entry.name
-    body["user"] = entry.user
+def _fill(section: str, body: dict[Any, Any], fields: dict[Any, Any]) -> None:
+    """Set fields in an entry, and take out what would win over them, or contradict them."""
+    for key in _DISPLACED[section]:
+        if key not in fields:
+            body.pop(key, None)
+    body.update(fields)
 
 
 def _mark(body: dict[Any, Any], entry: Entry, section: str, former: str | None) -> None:
@@ -401,9 +363,9 @@ def _mark(body: dict[Any, Any], entry: Entry, section: str, former: str | None) 
     extensions.append({"name": MARK, "extension": mark})
 
 
-def _mark_of(body: dict[Any, Any]) -> dict[Any, Any] | None:
-    """Return what we have written about an entry; None: we did not make it."""
-    extensions = body.get("extensions")
+def _mark_of(body: dict[Any, Any] | None) -> dict[Any, Any] | None:
+    """Return what we have written about an entry; None: we did not make it, or there is none."""
+    extensions = body.get("extensions") if body is not None else None
     for item in extensions if isinstance(extensions, list) else []:
         if isinstance(item, dict) and item.get("name") == MARK:
             extension = item.get("extension")
@@ -411,16 +373,20 @@ def _mark_of(body: dict[Any, Any]) -> dict[Any, Any] | None:
     return None
 
 
-def _owns(mark: dict[Any, Any] | None, entry: Entry) -> bool:
+def _has_ours(file: KubeconfigFile) -> bool:
+    return any(_mark_of(body) is not None for section in _DISPLACED for _, body in file.bodies(section))
+
+
+def _former(mark: dict[Any, Any]) -> str | None:
+    return None if is_empty(mark.get("former")) else str(mark["former"])
+
+
+def _owns(mark: dict[Any, Any] | None, cluster: str, relays: tuple[str, ...]) -> bool:
     """Return whether an entry is for this cluster; one that names no relay is for any."""
-    if mark is None or str(mark.get("cluster", "")) != entry.cluster:
+    if mark is None or str(mark.get("cluster", "")) != cluster:
         return False
-    relays = _texts(mark.get("relays"))
-    return not relays or not entry.relays or bool(set(relays) & set(entry.relays))
-
-
-def _is_of(mark: dict[Any, Any], entry: Entry) -> bool:
-    return _owns(mark, entry) and str(mark.get("process") or "") == entry.process
+    known = _texts(mark.get("relays"))
+    return not known or not relays or bool(set(known) & set(relays))
 
 
 def _was_edited(section: str, body: dict[Any, Any], mark: dict[Any, Any]) -> bool:
@@ -441,6 +407,3 @@ def _texts(value: object) -> tuple[str, ...]:
 
 def _base64(pem: str) -> str:
     return base64.b64encode(pem.encode()).decode()
-
-
-__all__ = ["MARK", "Entry", "Kubeconfig", "Merged", "StateError", "render"]

@@ -1,17 +1,23 @@
-"""Knows which processes of this user serve clusters now: each holds a lock for as long as it lives.
+"""Knows which processes of this user serve clusters now, and repairs the kubeconfigs that name others.
 
-The kernel frees a lock when its process ends, however it ends, and no number is used twice: a process id would be
-another program's one day. The names of the processes stand in the marks of the kubeconfig's entries.
+Each process holds a lock for as long as it lives. The kernel frees a lock when its process ends, however it ends, and
+no number is used twice: a process id would be another program's one day. The names of the processes stand in the marks
+of the kubeconfig's entries. Each command of ours that has to do with contexts repairs first; what cannot be repaired is
+logged, and holds up no command.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from arcbridge.errors import StateError
+from arcbridge.client.background_paths import BackgroundPaths
+from arcbridge.client.kubeconfig.entries import Kubeconfig
+from arcbridge.client.state import StateDirectory
+from arcbridge.errors import ArcbridgeError, StateError
 from arcbridge.pki.private_files import ensure_private_directory, try_lock
 
 BACKGROUND = "background"
@@ -69,3 +75,34 @@ class Running:
                 path.unlink()
         os.close(descriptor)
         return False
+
+
+def running_of(state: StateDirectory, environment: Mapping[str, str]) -> Running:
+    """Return which processes serve what stands in the kubeconfigs of this user."""
+    return Running(state.path / "running", Path(BackgroundPaths.find(environment).process_lock))
+
+
+def repair_kubeconfigs(state: StateDirectory, running: Running) -> list[str]:
+    """Let no context point at the port of a process that ended without a word; returns the names of those that did."""
+    repaired: list[str] = []
+    for files in state.kubeconfigs():
+        kubeconfig = Kubeconfig(files)
+        try:
+            repaired += kubeconfig.repair(running.alive)
+            if not kubeconfig.has_ours():
+                state.drop_kubeconfig(files)
+        except ArcbridgeError as error:
+            import structlog
+
+            structlog.get_logger("arcbridge.client").warning("a kubeconfig was not repaired", reason=error.message)
+    return repaired
+
+
+def repair_contexts(state_dir: Path | None, environment: Mapping[str, str]) -> list[str]:
+    """Repair what a state directory knows (None: the user's own); returns a sentence for each context. Raises
+    StateError."""
+    state = StateDirectory.find(state_dir, environment)
+    return [
+        f'what served context "{name}" had ended; the kubeconfig says so now'
+        for name in repair_kubeconfigs(state, running_of(state, environment))
+    ]

@@ -9,8 +9,9 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 
-from arcbridge.errors import ConfigError, StateError
+from arcbridge.errors import ConfigError
 from arcbridge.net.address import parse_address
+from arcbridge.net.system_trust import read_cas
 from arcbridge.net.tls import RelayTrust, fetch_relay_ca, outer_client_context
 from arcbridge.pki.pins import check_pin, require_pin
 
@@ -21,7 +22,10 @@ class RelayAccess:
     def __init__(self, relay: str, *, ca_file: Path | None = None, ca_pin: str = "") -> None:
         self.address = parse_address(relay)
         self._ca_file = ca_file
-        self._pin = _checked(ca_pin)
+        try:
+            self._pin = check_pin(ca_pin) if ca_pin else ""
+        except ConfigError as error:
+            raise ConfigError(f"relay_ca_pin: {error.message}") from error
         self._trust: RelayTrust | None = None
         self._contexts: dict[str, ssl.SSLContext] = {}
         self.offered_client = ""
@@ -52,22 +56,10 @@ class RelayAccess:
 
     async def _find_trust(self) -> RelayTrust:
         if self._ca_file is not None:
-            try:
-                ca_pem = self._ca_file.read_text("ascii")
-            except OSError as error:
-                raise StateError(f"relay_ca_file: cannot read {self._ca_file}: {error.strerror}") from error
-            except UnicodeDecodeError as error:
-                raise ConfigError(f"relay_ca_file: {self._ca_file} holds no PEM certificate") from error
+            ca_pem = read_cas(self._ca_file, "relay_ca_file")
             if self._pin:
                 require_pin(f"the CA in {self._ca_file}", self._pin, ca_pem)
             return RelayTrust(ca_pem)
         if self._pin:
             return RelayTrust(await fetch_relay_ca(self.address, self._pin))
         return RelayTrust()
-
-
-def _checked(pin: str) -> str:
-    try:
-        return check_pin(pin) if pin else ""
-    except ConfigError as error:
-        raise ConfigError(f"relay_ca_pin: {error.message}") from error

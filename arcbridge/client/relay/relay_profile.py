@@ -12,14 +12,17 @@ from __future__ import annotations
 
 import json
 import operator
+import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
+from arcbridge.client.state import StateDirectory
 from arcbridge.errors import ConfigError, StateError
-from arcbridge.net.address import Address, check_origins, origin_of, parse_address
-from arcbridge.pki.pins import check_pin
+from arcbridge.net.address import Address, check_origins, issuer_origin, parse_address
+from arcbridge.pki.pins import check_pin, pin_of
 from arcbridge.pki.private_files import ensure_private_directory, locked, read_file, write_private
 from arcbridge.settings.choices import AUDIENCE_BY, BROWSER, DEVICE, GRANTS
 from arcbridge.settings.config import CLIENT_CREDENTIALS, OF_ISSUER, ClientConfig, LoginConfig
@@ -36,6 +39,11 @@ _LIST_LIMIT = 64
 _RELAY_LIST_LIMIT = 20
 _RELAY_LIMIT = 1024
 """Words of a list, and characters in all, that a relay may name: the question is to fit on one screen."""
+_OTHERS = {
+    "dpop": (bool, "true or false"),
+    "redirect_port": (int, "a number"),
+    "proof_key_file": (str, "a path"),
+}
 _WORD = f"printable ASCII without a space, of at most {_TEXT_LIMIT} characters"
 _NONE_NAMED = LoginConfig()
 
@@ -57,25 +65,17 @@ class LoginOffer:
         """
         if not isinstance(document, dict):
             raise ConfigError("it is not a JSON object")
-        found: dict[str, Any] = {}
-        for name in _TEXTS:
-            found[name] = _read_text(name, document.get(name, getattr(_NONE_NAMED, name)))
-            if not found[name] and name in ("issuer", "client_id"):
+        found = {name: _read(name, document.get(name, _json(getattr(_NONE_NAMED, name)))) for name in SETTINGS}
+        for name in ("issuer", "client_id"):
+            if not found[name]:
                 raise ConfigError(f"{name}: required but not set")
-        for name in _LISTS:
-            found[name] = _read_list(name, document.get(name, list(getattr(_NONE_NAMED, name))))
         check_origins("issuer_origins", found["issuer_origins"])
-        found["dpop"] = document.get("dpop", True)
-        if not isinstance(found["dpop"], bool):
-            raise ConfigError("dpop: must be true or false")
         if found["cluster_audience_by"] not in AUDIENCE_BY:
             raise ConfigError(f"cluster_audience_by: must be one of {', '.join(AUDIENCE_BY)}")
         try:
-            origin_of(found["issuer"])
+            issuer_origin(found["issuer"], "issuer")
         except ConfigError:
             raise ConfigError("issuer: must be an https:// URL of a host, without an @ or an empty port") from None
-        if "@" in found["issuer"]:
-            raise ConfigError("issuer: must be an https:// URL without an @")
         grants = document.get("grant_types", [])
         if not isinstance(grants, list):
             raise ConfigError("grant_types: must be a list")
@@ -135,8 +135,7 @@ class LoginOffer:
 
     def document(self) -> dict[str, Any]:
         """Return the offer as JSON, for `read`."""
-        settings = {name: list(value) if isinstance(value, tuple) else value for name, value in self.settings.items()}
-        return {**settings, "grant_types": list(self.grants)}
+        return {**_document(self.settings), "grant_types": list(self.grants)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +218,7 @@ class RelayProfiles:
                 "login": profile.login.document(),
                 "from_relay": profile.from_relay,
                 "grant_type": profile.grant_type,
-                "own": _own_document(profile.own),
+                "own": _document(profile.own),
                 "logged_in_at": profile.logged_in_at,
             }
             # Written last, because a directory without this file counts as no profile.
@@ -252,36 +251,23 @@ class RelayProfiles:
             raise StateError(f"{directory} is damaged: remove it, and log in again (`arcbridge login URL`)") from error
 
 
-@dataclass(frozen=True, slots=True)
-class Filled:
-    """Settings with what a profile adds."""
-
-    config: ClientConfig
-    profile: RelayProfile | None = None
-    """The one that was used."""
-    others: tuple[RelayProfile, ...] = ()
-    """Further ones that would have done as well, where no relay was named."""
-
-
-def fill(config: ClientConfig, profiles: RelayProfiles) -> Filled:
+def fill(config: ClientConfig, profiles: RelayProfiles) -> tuple[ClientConfig, Sequence[RelayProfile]]:
     """Add to settings that name no relay, no trust or no login what was trusted at the last login.
 
-    Named relays choose the profile in which they are; without one the last login does. Raises ConfigError, StateError.
+    Named relays choose the profile in which they are; without one the last login does. Returns the settings and the
+    profiles that would do, of which the first one was used. Raises ConfigError, StateError.
     """
     named = config.relay_urls()
     whole = has_login(config.login) and not config.login.issuer  # what an issuer gives may be kept in part
     if named and whole and (config.relay_ca_pin or config.relay_ca_file):
-        return Filled(config)
+        return config, ()
     known = profiles.all()
     if named:
-        profile = _named(known, named)
-        return Filled(config if profile is None else apply(config, profile), profile)
-    if has_login(config.login):
+        known = [profile] if (profile := _named(known, named)) is not None else []
+    elif has_login(config.login):
         # A token of the user's own settings is for the relay of its issuer, and for no other organisation's.
         known = [one for one in known if config.login.issuer and one.login.issuer == config.login.issuer]
-    if not known:
-        return Filled(config)
-    return Filled(apply(config, known[0]), known[0], tuple(known[1:]))
+    return apply(config, known[0]) if known else config, known
 
 
 def apply(config: ClientConfig, profile: RelayProfile) -> ClientConfig:
@@ -316,7 +302,7 @@ def apply_login(login: LoginConfig, profile: RelayProfile) -> LoginConfig:
     added: dict[str, Any] = {
         name: value
         for name, value in {**profile.login.settings, **profile.own}.items()
-        if getattr(login, name) == _default(name)
+        if getattr(login, name) == getattr(_NONE_NAMED, name)
     }
     if login.ca_file is None and profile.issuer_ca_pem:
         added["ca_file"] = profile.directory / "issuer-ca.pem"
@@ -327,14 +313,14 @@ def apply_login(login: LoginConfig, profile: RelayProfile) -> LoginConfig:
 
 def without_issuer(login: LoginConfig) -> LoginConfig:
     """Return the settings without their issuer, and without what is for it alone."""
-    return replace(login, issuer="", **{name: _DEFAULTS[name] for name in OF_ISSUER})  # type: ignore[arg-type]
+    return replace(login, issuer="", **{name: getattr(_NONE_NAMED, name) for name in OF_ISSUER})
 
 
 def own_settings(login: LoginConfig, offer: LoginOffer) -> dict[str, Any]:
     """Return the settings of `OWN` that the user gives, and in which `offer` says something else."""
     if login.issuer and login.issuer != offer.issuer:
         login = without_issuer(login)
-    found = {name: getattr(login, name) for name in OWN if getattr(login, name) != _default(name)}
+    found = {name: getattr(login, name) for name in OWN if getattr(login, name) != getattr(_NONE_NAMED, name)}
     if (file := found.get("proof_key_file")) is not None:
         found["proof_key_file"] = file.absolute()
     return {name: value for name, value in found.items() if offer.settings.get(name) != value}
@@ -346,7 +332,7 @@ def later_own(kept: Mapping[str, Any], login: LoginConfig, offer: LoginOffer, na
     `named`: settings that this login gives even where they have their defaults. What it gives as `offer` has it is the
     user's own no more.
     """
-    changed = {name for name in OWN if name in named or getattr(login, name) != _default(name)}
+    changed = {name for name in OWN if name in named or getattr(login, name) != getattr(_NONE_NAMED, name)}
     return {name: value for name, value in kept.items() if name not in changed} | own_settings(login, offer)
 
 
@@ -354,52 +340,37 @@ def check_readable(profile: RelayProfile) -> None:
     """Raise ConfigError, which names the setting, where the login of a profile could be kept and not be read again."""
     try:
         LoginOffer.read(profile.login.document())
-        _read_own(_own_document(profile.own))
+        _read_own(_document(profile.own))
     except ConfigError as error:
         raise ConfigError(f"login.{error.message}") from error
 
 
-def _own_document(own: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the user's own settings as JSON, for `_read_own`."""
-    return {
-        name: str(one) if isinstance(one, Path) else list(one) if isinstance(one, tuple) else one
-        for name, one in own.items()
-    }
+def _json(value: Any) -> Any:
+    """Return a setting of a login as JSON, for `_read`."""
+    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+
+
+def _document(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _json(value) for name, value in settings.items()}
+
+
+def _read(name: str, value: Any) -> Any:
+    """Read a setting of a login from JSON; raises ConfigError, which quotes nothing of it."""
+    if name in _LISTS:
+        if not isinstance(value, list) or len(value) > _LIST_LIMIT or not all(map(_is_word, value)):
+            raise ConfigError(f"{name}: must be a list of at most {_LIST_LIMIT} words, each {_WORD}")
+        return tuple(value)
+    kind, words = _OTHERS.get(name, (str, _WORD))
+    if type(value) is not kind or (name not in _OTHERS and not _is_word(value)):
+        raise ConfigError(f"{name}: must be {words}")
+    return Path(str(value)) if name == "proof_key_file" else value
 
 
 def _read_own(document: object) -> dict[str, Any]:
     """Read what was kept of the user's own settings; raises ConfigError."""
-    if not isinstance(document, dict) or not set(document) <= set(OWN):
+    if not isinstance(document, dict) or not set(document) <= {*OWN}:
         raise ConfigError("own is not the settings of a login")
-    own: dict[str, Any] = {}
-    for name, value in document.items():
-        if name in _LISTS:
-            own[name] = _read_list(name, value)
-        elif name == "redirect_port":
-            if type(value) is not int:
-                raise ConfigError(f"{name}: must be a number")
-            own[name] = value
-        elif name == "proof_key_file":
-            if not isinstance(value, str):
-                raise ConfigError(f"{name}: must be a path")
-            own[name] = Path(value)
-        else:
-            own[name] = _read_text(name, value)
-    return own
-
-
-def _read_text(name: str, value: object) -> str:
-    """Return a setting that is one word; raises ConfigError."""
-    if not _is_word(value):
-        raise ConfigError(f"{name}: must be {_WORD}")
-    return value
-
-
-def _read_list(name: str, values: object) -> tuple[str, ...]:
-    """Return a setting that is a list of words; raises ConfigError."""
-    if not isinstance(values, list) or len(values) > _LIST_LIMIT or not all(map(_is_word, values)):
-        raise ConfigError(f"{name}: must be a list of at most {_LIST_LIMIT} words, each {_WORD}")
-    return tuple(values)
+    return {name: _read(name, value) for name, value in document.items()}
 
 
 def has_login(login: LoginConfig) -> bool:
@@ -448,25 +419,35 @@ def _name(address: Address) -> str:
     return f"{address.host.replace(':', '-')}_{address.port}"
 
 
-def _is_word(value: object) -> TypeGuard[str]:
+def _is_word(value: object) -> bool:
     # ASCII: an issuer that only looks like the right one is spelt in other letters.
-    return (
-        isinstance(value, str)
-        and len(value) <= _TEXT_LIMIT
-        and value.isascii()
-        and value.isprintable()
-        and " " not in value
-    )
+    return isinstance(value, str) and re.fullmatch(rf"[!-~]{{0,{_TEXT_LIMIT}}}", value) is not None
 
 
 def _within_default(name: str, value: Any) -> bool:
     """Return whether a setting asks for no more than a login does that names nothing."""
-    default = _default(name)
+    default = getattr(_NONE_NAMED, name)
     return value == default or (isinstance(default, tuple) and set(value) <= set(default))
 
 
-def _default(name: str) -> object:
-    return _DEFAULTS[name]
+def organisation(config: ClientConfig, state: StateDirectory) -> str:
+    """Return the pin of the relays' CA, else the URL of the first one: tokens and local certificates are kept under it.
 
-
-_DEFAULTS: Mapping[str, object] = {one.name: getattr(_NONE_NAMED, one.name) for one in fields(LoginConfig)}
+    Two relays share it only where one CA vouches for both, or where the user logged in at both as one. It asks none.
+    Raises ConfigError where no relay is set; StateError where what is kept of it is damaged.
+    """
+    if config.relay_ca_pin:
+        return check_pin(config.relay_ca_pin)
+    urls = config.relay_urls()
+    if not urls:
+        raise ConfigError(
+            "relays: required, because a login is for one organisation's relays; run `arcbridge login https://RELAY`, "
+            "or give --relay https://host:port"
+        )
+    if config.relay_ca_file is not None:
+        # A file of several CAs has no pin; one that cannot be read is reported when the relay is dialled.
+        with suppress(ConfigError, OSError, UnicodeDecodeError):
+            return pin_of(config.relay_ca_file.read_text("ascii"))
+    address = parse_address(urls[0])
+    profile = RelayProfiles(state.path).get(address)
+    return (address if profile is None else profile.address).url

@@ -41,6 +41,7 @@ from arcbridge.net.descriptors import explain
 from arcbridge.net.sockets import ACCEPT_PAUSE, AcceptLoop
 from arcbridge.net.tlstransport import accept_tls
 from arcbridge.pki.chain import load_chain
+from arcbridge.tasks import cancel_and_wait
 from arcbridge.wire.frames import ResetCode
 
 TARGET = "kubernetes"
@@ -140,10 +141,7 @@ class LocalEndpoint:
     async def close(self) -> None:
         """Stop listening; what is still open is reset."""
         self._accepting.close()
-        for task in self.tasks:
-            task.cancel()
-        if self.tasks:
-            await asyncio.wait(self.tasks)
+        await cancel_and_wait(*self.tasks)
         self.unproven.abort()
         for connection in list(self.connections):
             connection.reset()
@@ -431,12 +429,7 @@ def _broke_rules(error: Exception) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    if _broke_rules(error):
-        assert isinstance(error, StreamReset)
-        return f"stream reset ({ResetCode(error.code).name}): one of the two ends broke the protocol"
-    if isinstance(error, StreamReset):
-        try:
-            return f"stream reset ({ResetCode(error.code).name})"
-        except ValueError:
-            return f"stream reset ({error.code})"
-    return error.message if isinstance(error, SessionEnded) else type(error).__name__
+    if not isinstance(error, StreamReset):
+        return error.message if isinstance(error, SessionEnded) else type(error).__name__
+    name = next((code.name for code in ResetCode if code == error.code), error.code)
+    return f"stream reset ({name}){': one of the two ends broke the protocol' if _broke_rules(error) else ''}"

@@ -22,6 +22,7 @@ from arcbridge.mux.splice import SocketSplice, SpliceResult
 from arcbridge.net.descriptors import explain
 from arcbridge.net.peer_user import PeerUser, peer_user
 from arcbridge.net.sockets import AcceptLoop, reset
+from arcbridge.tasks import cancel_and_wait
 from arcbridge.wire.frames import ResetCode
 
 PREFIX = "tcp:"
@@ -63,10 +64,7 @@ class Forward:
     async def close(self) -> None:
         """Stop accepting; running connections end with their session."""
         self._accepting.close()
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await cancel_and_wait(*self._tasks)
 
     def _accepted(self, sock: socket.socket, _host: str) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

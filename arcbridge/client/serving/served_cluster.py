@@ -10,19 +10,22 @@ import asyncio
 import socket
 import time
 from collections.abc import Awaitable, Callable
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
 from arcbridge.client.kubeconfig.entries import Entry
-from arcbridge.client.relay.organisation import organisation
+from arcbridge.client.relay.relay_profile import organisation
 from arcbridge.client.serving.endpoint import LocalEndpoint
-from arcbridge.client.session.session_manager import SessionManager
-from arcbridge.client.state import LocalCertificates, StateDirectory, aged_at
+from arcbridge.client.state import LocalCertificates, aged_at
 from arcbridge.errors import ArcbridgeError
 from arcbridge.net.loopback import PortInUse, listen_local, port_holder
-from arcbridge.settings.config import ClientConfig
+
+if TYPE_CHECKING:
+    from arcbridge.client.service import ClientContext
+    from arcbridge.client.session.trust import ClusterTrust
 
 PORTS_TRIED = 100
 """Ports that are tried after the one of the cluster."""
@@ -38,69 +41,68 @@ class ServedCluster:
 
     def __init__(
         self,
-        session: SessionManager,
-        config: ClientConfig,
-        state: StateDirectory,
-        relays: tuple[str, ...],
-        token: str,
+        context: ClientContext,
+        cluster: str,
+        *,
         clock: Callable[[], float] = time.time,
+        trust: ClusterTrust | None = None,
     ) -> None:
-        """`relays`: `host:port` of each; `token`: of token mode, where it is in no file; `clock`: unix seconds."""
-        self.session = session
-        self.cluster = session.cluster
-        self.config = config
-        self.state = state
-        self.relays = relays
+        """`clock`: unix seconds; `trust`: another rule than that of the settings."""
+        self.session = context.session(cluster, trust)
+        self.cluster = cluster
+        self.config = context.config
+        self.state = context.state
+        self.relays = context.relays.names
         self.endpoint: LocalEndpoint | None = None
         self.port = 0
         self.certificates: LocalCertificates | None = None
-        self._token = token
+        self._token = context.token
         self._clock = clock
-        self._renew_at: float | None = None
-        """Unix seconds from which younger certificates are wanted; None: not looked at yet."""
-        self._told_of_failure = False
-        self._unwritten = False
-        """Whether the kubeconfig has a former client certificate, or CA."""
-        self._told_of_unwritten = False
+        self._renew_at = 0.0
+        """Unix seconds from which younger certificates are wanted; 0: not looked at yet."""
+        self._written: tuple[str, str] | None = None
+        """The CA and the client certificate that the kubeconfig has; None: it is to be written."""
+        self._warned: set[str] = set()
+        """What has failed, was logged, and has not succeeded since."""
 
     def bind(self) -> str:
         """Take the port: the wanted one, or the one this cluster had, or the next free one.
 
         Returns the line that says that the cluster has another port now, or nothing. Raises PortInUse, StateError.
         """
-        wanted, state, relays = self.config.port, self.state, self.relays
-        if wanted is not None:
-            self.take(listen_local(wanted))
+        if self.config.port is not None:
+            self.take(listen_local(self.config.port))
             return ""
-        had = state.port(relays, self.cluster)
-        for port in chain([had], islice((port for port in state.free_ports() if port != had), PORTS_TRIED)):
+        had = self.state.kept_port(self.relays, self.cluster)
+        ports = [*(() if had is None else (had,)), *islice(self.state.free_ports(), PORTS_TRIED)]
+        for port in ports:
             try:
                 self.take(listen_local(port))
             except PortInUse:
                 continue
-            if port == had or not state.has_port(relays, self.cluster):
+            if had is None or port == had:
                 return ""
             holder = port_holder(had)
             by = f" by a process of {holder}" if holder else ""
             return f'Port {had} was taken{by}; cluster "{self.cluster}" has port {port} now'
-        raise PortInUse(had)
+        raise PortInUse(ports[0])
 
     def announce(self, port: int) -> None:
         """Have what `entry` says before the sockets of this port are here; raises StateError."""
         self.certificates = self._certificates(self._clock())
+        self._written = _of_kubeconfig(self.certificates)
         self.port = port
 
     def take(self, sockets: list[socket.socket]) -> None:
         """Serve on sockets that listen already; raises StateError, and nothing after `announce`."""
-        self.certificates = self.certificates or self._certificates(self._clock())
+        if self.certificates is None:
+            self.announce(0)
+        assert self.certificates is not None
         self.endpoint = LocalEndpoint(self.cluster, self.session, self.certificates, sockets)
         self.port = self.endpoint.port
 
     def _certificates(self, now: float) -> LocalCertificates:
         return self.state.certificates(self.cluster, organisation(self.config, self.state), now)
-
-    def has_kept_port(self) -> bool:
-        return self.state.has_port(self.relays, self.cluster)
 
     def keep_port(self) -> None:
         """Remember the port, once the cluster was reached; one that the system chose (0) is not kept."""
@@ -131,69 +133,64 @@ class ServedCluster:
             plugin=plugin,
         )
 
-    async def renew(self) -> bool:
+    async def renew(self) -> None:
         """Take over younger certificates once a third of the life of those in use is left, for new connections.
 
-        Returns whether the kubeconfig has to say something else: the client certificate, or its CA. A failure is
-        logged once, and tried again at the next call.
+        A failure is logged once, and tried again at the next call.
         """
-        now = self._clock()
-        if self.certificates is None or (self._renew_at is not None and now < self._renew_at):
-            return False
+        if (now := self._clock()) < self._renew_at:
+            return
         try:
-            if self._renew_at is None:
-                self._renew_at = await asyncio.to_thread(renewal_time, self.certificates)
-                if now < self._renew_at:
-                    return False
             # Beside the loop: it makes keys, waits for locks, and imports `cryptography`.
-            fresh = await asyncio.to_thread(self._certificates, now)
-            renew_at = await asyncio.to_thread(renewal_time, fresh)
+            fresh, renew_at = await asyncio.to_thread(self._younger, now)
         except ArcbridgeError as error:
-            if not self._told_of_failure:
-                self._told_of_failure = True
-                log.warning("certificates not renewed", reason=error.message)
-            return False
-        if fresh != self.certificates and self.endpoint is not None:
-            self.endpoint.renew(fresh)
-        former, self.certificates, self._renew_at = self.certificates, fresh, renew_at
-        self._told_of_failure = False
-        if fresh == former:
-            return False
-        log.info("took over younger certificates", cluster=self.cluster)
-        changed = (fresh.ca_pem, fresh.client_certificate_pem) != (former.ca_pem, former.client_certificate_pem)
-        self._unwritten = self._unwritten or changed
-        return changed
+            self._warn_once("certificates not renewed", error)
+            return
+        self._warned.discard("certificates not renewed")
+        if fresh != self.certificates:
+            if self.endpoint is not None:
+                self.endpoint.renew(fresh)
+            self.certificates = fresh
+            log.info("took over younger certificates", cluster=self.cluster)
+        self._renew_at = renew_at
+
+    def _younger(self, now: float) -> tuple[LocalCertificates, float]:
+        """Return certificates that are good for long, and when the first of them has a third of its life left."""
+        fresh = self._certificates(now)
+        return fresh, min(map(aged_at, (fresh.server_certificate_pem, fresh.client_certificate_pem)))
+
+    def _warn_once(self, event: str, error: ArcbridgeError) -> None:
+        if event not in self._warned:
+            self._warned.add(event)
+            log.warning(event, reason=error.message)
 
     def write_later(self) -> None:
         """Have `update_kubeconfig` write what could not be written now, which was reported."""
-        self._unwritten = self._told_of_unwritten = True
+        self._written = None
+        self._warned.add("kubeconfig not updated")
 
-    async def update_kubeconfig(self, changed: Callable[[], Awaitable[None]]) -> None:
-        """Call `changed` where the kubeconfig has to say something else, at each call until it has succeeded.
+    async def update_kubeconfig(self, write: Callable[[], Awaitable[None]]) -> None:
+        """Call `write` where the kubeconfig has to say something else, at each call until it has succeeded.
 
         Its ArcbridgeError is logged once.
         """
-        if not self._unwritten:
+        if self.certificates is None or self._written == (wanted := _of_kubeconfig(self.certificates)):
             return
-        certificates = self.certificates
         try:
-            await changed()
+            await write()
         except ArcbridgeError as error:
-            if not self._told_of_unwritten:
-                self._told_of_unwritten = True
-                log.warning("kubeconfig not updated", reason=error.message)
+            self._warn_once("kubeconfig not updated", error)
             return
-        self._told_of_unwritten = False
-        if self.certificates is certificates:
-            self._unwritten = False
+        self._warned.discard("kubeconfig not updated")
+        self._written = wanted
 
-    async def keep_renewed(self, changed: Callable[[], Awaitable[None]]) -> None:
-        """Call `renew` in a loop, and `changed` where the kubeconfig has to say something else, until it succeeds."""
+    async def keep_renewed(self, write: Callable[[], Awaitable[None]]) -> None:
+        """Call `renew` in a loop, and `write` where the kubeconfig has to say something else, until it succeeds."""
         while True:
             await asyncio.sleep(RENEWAL_CHECK)
             try:
                 await self.renew()
-                await self.update_kubeconfig(changed)
+                await self.update_kubeconfig(write)
             except Exception:  # a defect of ours is to cut nothing that runs
                 log.exception("certificates not renewed", cluster=self.cluster)
 
@@ -206,9 +203,8 @@ class ServedCluster:
         await send_resets()
 
 
-def renewal_time(certificates: LocalCertificates) -> float:
-    """Return the unix seconds at which the first of them has a third of its life left; raises StateError."""
-    return min(map(aged_at, (certificates.server_certificate_pem, certificates.client_certificate_pem)))
+def _of_kubeconfig(certificates: LocalCertificates) -> tuple[str, str]:
+    return certificates.ca_pem, certificates.client_certificate_pem
 
 
 async def send_resets() -> None:

@@ -1,6 +1,7 @@
 """Compiles the expressions of an AuthenticationConfiguration: parses, checks types, and checks what Kubernetes checks.
 
-The library parses and type-checks. What kube-apiserver refuses besides when it loads a file is refused here: literals
+The library parses and type-checks; the functions and variables that Kubernetes has beside CEL's own are declared to it.
+What kube-apiserver refuses besides when it loads a file is refused here: literals
 that are no timestamp, duration or regular expression, lists and maps of mixed types, formats that do not fit their
 arguments, constants that cannot be computed. Invariant: what is answered can be evaluated without the library, except
 for regular expressions.
@@ -8,14 +9,17 @@ for regular expressions.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from functools import lru_cache
 from typing import Any
 
-from arcbridge.identity.cel import declarations, formatting, regex
+from cel_expr_python import cel
+
+from arcbridge.identity.cel import formatting, regex
 from arcbridge.identity.cel.evaluation import COST_LIMIT, Evaluation, Run, TimeLimit, build
-from arcbridge.identity.cel.memory import Memory
+from arcbridge.identity.cel.functions import ORDER, OVERLOADS
 from arcbridge.identity.cel.syntax import (
     BOOL,
     Call,
@@ -32,8 +36,13 @@ from arcbridge.identity.cel.syntax import (
     descendants,
     read,
 )
-from arcbridge.identity.cel.values import Claims, EvaluationError, LimitExceeded, Value
+from arcbridge.identity.cel.values import Claims, EvaluationError, LimitExceeded, Memory, Value
 
+_NAMED_TYPES = ("net.IP", "net.CIDR")
+"""The types of Kubernetes that an expression can name, as in `type(x) == net.IP`."""
+
+USER_TYPE = "kubernetes.UserInfo"
+"""The type of the variable `user`."""
 MAX_LENGTH = 100_000
 """Characters of an expression: the bound of kube-apiserver's parser."""
 _LITERAL = re.compile(r"""(?s)(\"{3}|'{3})(?:\\.|[^\\])*?\1|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|//[^\n]*""")
@@ -43,7 +52,7 @@ _EXISTS_ONE = re.compile(
     rf"{_LITERAL.pattern}|(?P<macro>\bexists_one)(?=\s*\(\s*[A-Za-z_]\w*\s*,\s*[A-Za-z_]\w*\s*,)", re.ASCII
 )
 """`exists_one` with two variables. Kubernetes takes it as another name of `existsOne`; the library knows that alone."""
-_UNDEFINED_FIELD = f"expression of type '{declarations.USER_TYPE}' cannot be the operand of a select operation"
+_UNDEFINED_FIELD = f"expression of type '{USER_TYPE}' cannot be the operand of a select operation"
 _FIELD = re.compile(r"\.\s*+(?:\?\s*+)?(\w+)", re.ASCII)
 _USER_PRESENCE = re.compile(
     rf"{_LITERAL.pattern}|\bhas\s*\(\s*user\s*\.\s*(?P<field>username|uid|groups|extra)\s*\)", re.ASCII
@@ -113,9 +122,53 @@ def compile_user(source: str) -> Expression:
     return _compile(source, "user", True)
 
 
+def functions() -> list[dict[str, Any]]:
+    """Return the declarations of all overloads that the library does not have, as its configuration has them."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for one in OVERLOADS:
+        if one.result:
+            overload: dict[str, Any] = {"id": f"k8s {one}", "return": _type(one.result)}
+            if one.receiver:
+                overload["target"] = _type(one.receiver)
+            overload["args"] = list(map(_type, one.arguments))
+            found.setdefault(one.name, []).append(overload)
+    return [{"name": name, "overloads": overloads} for name, overloads in found.items()]
+
+
+def _type(signature: str) -> dict[str, Any]:
+    if signature.startswith("~"):
+        return {"type_name": signature[1:], "is_type_param": True}
+    name, bracket, inner = signature.partition("<")
+    if not bracket:
+        return {"type_name": name}
+    parameters = inner[:-1].split(",", 1) if name == "map" else [inner[:-1]]
+    return {"type_name": name, "params": list(map(_type, parameters))}
+
+
 @lru_cache(maxsize=2)
-def _environment(variable: str) -> Any:
-    return declarations.claims_environment() if variable == "claims" else declarations.user_environment()
+def environment(variable: str) -> Any:
+    """Return the environment of expressions on `claims`, a map of strings to `any`, as Kubernetes declares it, or on
+    `user`, whose fields are declared by their paths and so have their types."""
+    strings = cel.Type.List(cel.Type.STRING)
+    variables = {
+        "claims": {"claims": cel.Type.Map(cel.Type.STRING, cel.Type("any"))},
+        "user": {
+            "user": cel.Type.AbstractType(USER_TYPE),
+            "user.username": cel.Type.STRING,
+            "user.uid": cel.Type.STRING,
+            "user.groups": strings,
+            "user.extra": cel.Type.Map(cel.Type.STRING, strings),
+        },
+    }
+    config = {
+        "name": "kubernetes",
+        "extensions": [{"name": name} for name in ("optional", "sets", "lists", "two-var-comprehensions")],
+        # `functions` declares these, because Kubernetes has more overloads of them: the library takes a function once.
+        "stdlib": {"exclude_functions": [{"name": name} for name in ("string", *ORDER)]},
+        "functions": functions(),
+        "variables": [{"name": name, "type_name": "type", "params": [{"type_name": name}]} for name in _NAMED_TYPES],
+    }
+    return cel.NewEnv(config=cel.NewEnvConfigFromYaml(json.dumps(config)), variables=variables[variable])
 
 
 def _compile(source: str, variable: str, rule: bool) -> Expression:
@@ -127,7 +180,7 @@ def _compile(source: str, variable: str, rule: bool) -> Expression:
         source.encode()
         # As long as it was, so that every place in it stays where it is.
         known = _EXISTS_ONE.sub(lambda found: "existsOne " if found["macro"] else found[0], source)
-        serialized = _environment(variable).compile(known).serialize()
+        serialized = environment(variable).compile(known).serialize()
     except RuntimeError as error:
         raise _compile_error(str(error), source, variable) from None
     except UnicodeEncodeError as error:
@@ -268,7 +321,7 @@ class _Checks:
 
     def _whole_user(self, node: Identifier) -> None:
         # Only the fields are compared with kube-apiserver's results. A macro's variable may have the same name.
-        if node.name == "user" and self._checked.type_of(node).name == declarations.USER_TYPE:
+        if node.name == "user" and self._checked.type_of(node).name == USER_TYPE:
             raise self._error(node, "user is carried out here by its fields alone: username, uid, groups and extra")
 
     def _in_formats(self, root: Node) -> set[int]:

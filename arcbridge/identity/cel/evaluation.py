@@ -12,11 +12,11 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any, ClassVar
 
 from arcbridge.identity.cel.costs import LIST_COST, MAP_COST
 from arcbridge.identity.cel.functions import CONVERSIONS, FUNCTIONS, TYPES, Calls, Function
 from arcbridge.identity.cel.lists import SUMMED, total
-from arcbridge.identity.cel.memory import ENTRY, Memory
 from arcbridge.identity.cel.strings import MAX_SIZE
 from arcbridge.identity.cel.syntax import (
     ANY,
@@ -27,17 +27,18 @@ from arcbridge.identity.cel.syntax import (
     ListLiteral,
     Literal,
     MapLiteral,
-    MessageLiteral,
     Node,
     Select,
     Type,
 )
 from arcbridge.identity.cel.values import (
+    ENTRY,
     NONE,
     Claims,
     EvaluationError,
     LimitExceeded,
     Map,
+    Memory,
     Optional,
     Unabsorbed,
     Value,
@@ -144,31 +145,27 @@ class _Builder:
 
     def build(self, node: Node) -> Run:
         if _constant(node):
-            value = self._run_once(node)
+            value = node.value if isinstance(node, Literal) else self._KINDS[type(node)](self, node)(Evaluation({}))
             return lambda state: value
-        return self._node(node)
+        return self._KINDS[type(node)](self, node)
 
-    def _run_once(self, node: Node) -> Value:
-        return self._node(node)(Evaluation({}))
+    def _identifier(self, node: Identifier) -> Run:
+        name = node.name
+        known = TYPES.get(name)
+        path = name.split(".")
 
-    def _node(self, node: Node) -> Run:
-        if isinstance(node, Literal):
-            value = node.value
-            return lambda state: value
-        if isinstance(node, Identifier):
-            return _identifier(node.name)
-        if isinstance(node, Select):
-            return self._select(node)
-        if isinstance(node, Call):
-            return self._call(node)
-        if isinstance(node, ListLiteral):
-            return self._list(node)
-        if isinstance(node, MapLiteral):
-            return self._map(node)
-        if isinstance(node, Comprehension):
-            return self._comprehension(node)
-        assert isinstance(node, MessageLiteral)
-        return _message(node.name)
+        def run(state: Evaluation) -> Value:
+            state.spend(1)
+            value = state.variables.get(name, known)
+            if isinstance(value, EvaluationError):
+                raise value
+            if value is None and name not in state.variables and len(path) == 2:
+                # `user.groups` is declared under this name, and kept as a field of `user`.
+                state.spend(1)
+                return _selected(state.variables[path[0]], path[1])
+            return value
+
+        return run
 
     def _select(self, node: Select) -> Run:
         operand, field = self.build(node.operand), node.field
@@ -280,6 +277,16 @@ class _Builder:
 
         return run
 
+    _KINDS: ClassVar[dict[type, Callable[[_Builder, Any], Run]]] = {
+        Identifier: _identifier,
+        Select: _select,
+        Call: _call,
+        ListLiteral: _list,
+        MapLiteral: _map,
+        Comprehension: _comprehension,
+    }
+    """What makes the closure of each kind of node; of messages `compiler` has made sure that there are none."""
+
 
 def _unabsorbed(run: Run) -> Run:
     """Make an error of `run` one that nothing absorbs: in kube-apiserver the whole expression fails there."""
@@ -318,24 +325,6 @@ def _pairs(values: Value, *, two: bool) -> Iterator[tuple[Value, Value]]:
         missing = EvaluationError("no such key")
         return ((item, missing) for item in values.walk())
     raise no_such_overload()
-
-
-def _identifier(name: str) -> Run:
-    known = TYPES.get(name)
-    path = name.split(".")
-
-    def run(state: Evaluation) -> Value:
-        state.spend(1)
-        value = state.variables.get(name, known)
-        if isinstance(value, EvaluationError):
-            raise value
-        if value is None and name not in state.variables and len(path) == 2:
-            # `user.groups` is declared under this name, and kept as a field of `user`.
-            state.spend(1)
-            return _selected(state.variables[path[0]], path[1])
-        return value
-
-    return run
 
 
 def _called(function: Function, runs: list[Run]) -> Run:
@@ -421,28 +410,13 @@ def _not_strictly_false(operand: Run) -> Run:
     return run
 
 
-def _index(operand: Run, index: Run) -> Run:
+def _index(operand: Run, index: Run, *, found: Callable[[Value, Value], Value]) -> Run:
     def run(state: Evaluation) -> Value:
-        value, key = operand(state), _qualifier(index(state))
+        value, key = operand(state), index(state)
+        if not isinstance(key, str | bool | int | float):
+            raise EvaluationError("invalid qualifier type")
         state.spend(1)
-        return _selected(value, key)
-
-    return run
-
-
-def _qualifier(key: Value) -> Value:
-    """`key`, if anything can be indexed by it. Raises EvaluationError."""
-    if not isinstance(key, str | bool | int | float):
-        raise EvaluationError("invalid qualifier type")
-    return key
-
-
-def _optional_index(operand: Run, index: Run) -> Run:
-    def run(state: Evaluation) -> Value:
-        value, key = operand(state), _qualifier(index(state))
-        state.spend(1)
-        found, inner = _find_maybe(value, key)
-        return Optional(inner) if found else NONE
+        return found(value, key)
 
     return run
 
@@ -462,28 +436,33 @@ def _or_else(optional: Run, otherwise: Run, *, unwrapped: bool) -> Run:
     return run
 
 
+def _selected(value: Value, key: Value) -> Value:
+    """`value.key` or `value[key]`; of an optional value an optional one. Raises EvaluationError."""
+    if isinstance(value, Optional):
+        return _selected_maybe(value, key)
+    found, inner = _find(value, key)
+    if not found:
+        raise EvaluationError("no such key")
+    return inner
+
+
+def _selected_maybe(value: Value, key: Value) -> Optional:
+    """`value.?key` or `value[?key]`. Raises EvaluationError."""
+    found, inner = _find_maybe(value, key)
+    return Optional(inner) if found else NONE
+
+
 _SPECIAL: dict[str, Callable[..., Run]] = {
     "_&&_": partial(_logical, decides=False),
     "_||_": partial(_logical, decides=True),
     "_?_:_": _conditional,
     "@not_strictly_false": _not_strictly_false,
-    "_[_]": _index,
-    "_?._": _optional_index,
-    "_[?_]": _optional_index,
+    "_[_]": partial(_index, found=_selected),
+    "_?._": partial(_index, found=_selected_maybe),
+    "_[?_]": partial(_index, found=_selected_maybe),
     "orValue": partial(_or_else, unwrapped=True),
     "or": partial(_or_else, unwrapped=False),
 }
-
-
-def _selected(value: Value, key: Value) -> Value:
-    """`value.key` or `value[key]`; of an optional value an optional one. Raises EvaluationError."""
-    if isinstance(value, Optional):
-        found, inner = _find_maybe(value, key)
-        return Optional(inner) if found else NONE
-    found, inner = _find(value, key)
-    if not found:
-        raise EvaluationError("no such key")
-    return inner
 
 
 def _find_maybe(value: Value, key: Value) -> tuple[bool, Value]:
@@ -522,7 +501,3 @@ def _constant(node: Node) -> bool:
     if isinstance(node, Call) and node.target is None and len(node.arguments) == 1 and node.function in CONVERSIONS:
         return _constant(node.arguments[0])
     return False
-
-
-def _message(name: str) -> Run:
-    raise EvaluationError(f"messages such as {name} are not carried out here")

@@ -1,6 +1,6 @@
 """Every function and operator of an expression: one row for each, with its cost, what computes it, and its overloads.
 
-`declarations` declares to the library's checker what Kubernetes 1.36 has beside CEL's own functions, `evaluation` calls
+`compiler` declares to the library's checker what Kubernetes 1.36 has beside CEL's own functions, `evaluation` calls
 what an expression names. A call goes to the overload of its operands' types, which the checker does not know where a
 claim is `any`. Invariant: what computes a call is given values of the types that its overload names.
 
@@ -284,8 +284,8 @@ _ROWS: tuple[tuple[Any, ...], ...] = (
     (costs.formatted, formatting.format_values, "string.format(list<dyn>) -> string"),
     # Lists, maps and optional values. `evaluation` sums a list, whose static type it knows.
     (costs.searched, lists.is_sorted, *(f"list<{kind}>.isSorted() -> bool" for kind in _COMPARABLE)),
-    (costs.searched, lists.largest, *(f"list<{kind}>.max() -> {kind}" for kind in _COMPARABLE)),
-    (costs.searched, lists.smallest, *(f"list<{kind}>.min() -> {kind}" for kind in _COMPARABLE)),
+    (costs.searched, partial(lists.extreme, 1), *(f"list<{kind}>.max() -> {kind}" for kind in _COMPARABLE)),
+    (costs.searched, partial(lists.extreme, -1), *(f"list<{kind}>.min() -> {kind}" for kind in _COMPARABLE)),
     (costs.listed, lists.total, *(f"list<{kind}>.sum() -> {kind}" for kind in lists.SUMMED)),
     (costs.searched, lists.index_of, "list<~A>.indexOf(~A) -> int"),
     (costs.searched, lists.last_index_of, "list<~A>.lastIndexOf(~A) -> int"),
@@ -352,8 +352,16 @@ _ROWS: tuple[tuple[Any, ...], ...] = (
     (one, quantities.as_double, "kubernetes.Quantity.asApproximateFloat() -> double"),
     (one, quantities.as_integer, "kubernetes.Quantity.asInteger() -> int"),
     (one, succeeds(quantities.as_integer), "kubernetes.Quantity.isInteger() -> bool"),
-    (one, quantities.add, *(f"kubernetes.Quantity.add({k}) -> kubernetes.Quantity" for k in quantities.ADDED)),
-    (one, quantities.subtract, *(f"kubernetes.Quantity.sub({k}) -> kubernetes.Quantity" for k in quantities.ADDED)),
+    (
+        one,
+        partial(quantities.add, 1),
+        *(f"kubernetes.Quantity.add({k}) -> kubernetes.Quantity" for k in quantities.ADDED),
+    ),
+    (
+        one,
+        partial(quantities.add, -1),
+        *(f"kubernetes.Quantity.sub({k}) -> kubernetes.Quantity" for k in quantities.ADDED),
+    ),
     *(
         row
         for kind in ("kubernetes.Quantity", "kubernetes.Semver")

@@ -56,17 +56,8 @@ def is_sorted(values: list[Value]) -> bool:
     return all(compare(before, after) <= 0 for before, after in pairwise(values))
 
 
-def largest(values: list[Value]) -> Value:
-    """`max`: of equal ones the first."""
-    return _extreme(values, 1)
-
-
-def smallest(values: list[Value]) -> Value:
-    """`min`: of equal ones the first."""
-    return _extreme(values, -1)
-
-
-def _extreme(values: list[Value], sign: int) -> Value:
+def extreme(sign: int, values: list[Value]) -> Value:
+    """`max` (sign 1) or `min` (-1): of equal ones the first."""
     if not values:
         raise EvaluationError(f"{'max' if sign > 0 else 'min'} called on empty list")
     best = values[0]

@@ -13,12 +13,12 @@ from typing import Any
 
 from arcbridge.identity.cel.compiler import Expression
 from arcbridge.identity.cel.evaluation import COST_LIMIT, TimeLimit
-from arcbridge.identity.cel.memory import Memory
 from arcbridge.identity.cel.values import (
     Claims,
     EvaluationError,
     LimitExceeded,
     Map,
+    Memory,
     StringList,
     Unabsorbed,
     Value,

@@ -105,17 +105,8 @@ ADDED = ("kubernetes.Quantity", "int")
 """The types of what can be added to a quantity, or taken from it."""
 
 
-def add(one: Quantity, other: Quantity | int) -> Quantity:
-    """`add`."""
-    return _combined(one, other, 1)
-
-
-def subtract(one: Quantity, other: Quantity | int) -> Quantity:
-    """`sub`."""
-    return _combined(one, other, -1)
-
-
-def _combined(one: Quantity, other: Quantity | int, sign: int) -> Quantity:
+def add(sign: int, one: Quantity, other: Quantity | int) -> Quantity:
+    """`add` (sign 1) or `sub` (-1)."""
     if isinstance(other, int):
         other = Quantity(Fraction(other))
     number = one.number + sign * other.number

@@ -18,6 +18,7 @@ DYN, ANY, LIST, MAP, TYPE, ERROR, PARAMETER = "dyn", "any", "list", "map", "type
 TIMESTAMP, DURATION = "timestamp", "duration"
 
 _PRIMITIVES = {1: BOOL, 2: INT, 3: UINT, 4: DOUBLE, 5: STRING, 6: BYTES}
+_ALONE = {1: DYN, 2: NULL, 10: PARAMETER, 11: TYPE}
 _WELL_KNOWN = {1: ANY, 2: TIMESTAMP, 3: DURATION}
 
 
@@ -252,10 +253,8 @@ def _int(value: _Value) -> int:
 
 def _type(data: bytes) -> Type:
     for number, value in _fields(data):
-        if number == 1:
-            return Type(DYN)
-        if number == 2:
-            return Type(NULL)
+        if number in _ALONE:
+            return Type(_ALONE[number])
         if number == 3:
             return Type(_PRIMITIVES.get(_int(value), DYN))
         if number == 4:
@@ -266,10 +265,6 @@ def _type(data: bytes) -> Type:
             return Type(LIST if number == 6 else MAP, tuple(_type(_bytes(part)) for _, part in _fields(_bytes(value))))
         if number == 9:
             return Type(_bytes(value).decode())
-        if number == 10:
-            return Type(PARAMETER)
-        if number == 11:
-            return Type(TYPE)
         if number == 14:
             inner = list(_fields(_bytes(value)))
             name = next((_bytes(part).decode() for field, part in inner if field == 1), "")

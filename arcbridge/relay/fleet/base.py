@@ -38,6 +38,25 @@ _RETRY_AFTER: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
+class AgentReport:
+    """What an agent has reported on itself, or what is assumed of one that has not yet."""
+
+    ready: bool = True
+    reason: str = ""
+    """Why it is not ready."""
+    checks: Mapping[str, str] | None = None
+    """The code of each self-check's fault, empty where it passes; None: the agent does not report its checks."""
+    sessions: int = 0
+    round_trip: float = 0.0
+    """Seconds between relay and agent; 0: not measured."""
+
+    @property
+    def failing(self) -> str:
+        """The checks that fail, as `name:code`, separated by spaces."""
+        return " ".join(f"{name}:{code}" for name, code in (self.checks or {}).items() if code)
+
+
+@dataclass(frozen=True, slots=True)
 class Lost(Record):
     """A user has lost the right to a cluster: its agents are to end the user's sessions (`ControlServer.end_sessions`).
 
@@ -62,6 +81,8 @@ class AgentLink(Protocol):
     version: str
     since: float
     """When it was registered, unix seconds."""
+    report: AgentReport
+    """What it reported last; known where the connection is, and elsewhere the best is assumed."""
     draining: bool
     """Whether the connection takes no new dial."""
 

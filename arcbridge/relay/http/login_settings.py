@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from typing import Any
-from urllib.parse import urlsplit
 
 from arcbridge.errors import ConfigError
-from arcbridge.net.address import check_origins, origin_of
+from arcbridge.net.address import check_origins, issuer_origin
 from arcbridge.settings.choices import AUDIENCE_BY, GRANTS
 from arcbridge.settings.config import RelayLoginConfig
 
@@ -23,16 +22,7 @@ def login_document(config: RelayLoginConfig) -> dict[str, Any] | None:
         if config.client_id:
             raise ConfigError("login.issuer: required with login.client_id; the https:// URL at which people log in")
         return None
-    try:
-        parts = urlsplit(config.issuer)
-    except ValueError:
-        raise ConfigError("login.issuer: it is not an https:// URL") from None
-    if parts.scheme != "https" or not parts.hostname or "@" in parts.netloc or parts.query or parts.fragment:
-        raise ConfigError("login.issuer: it has to be an https:// URL without user information, query or fragment")
-    try:
-        origin_of(config.issuer)
-    except ConfigError as error:
-        raise ConfigError(f"login.issuer: {error.message}; clients refuse it") from None
+    issuer_origin(config.issuer, "login.issuer")
     if not config.client_id:
         raise ConfigError("login.client_id: required with login.issuer; the id of the public client at the issuer")
     check_origins("login.issuer_origins", config.issuer_origins)

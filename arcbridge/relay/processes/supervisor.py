@@ -45,9 +45,8 @@ from arcbridge.relay.operations import Question, Row, rows_of
 from arcbridge.relay.processes.worker import Assignment
 from arcbridge.relay.reload import merged
 from arcbridge.relay.service import RelayInfo
-from arcbridge.relay.settings import required
+from arcbridge.relay.settings import required, worker_count
 from arcbridge.relay.siblings.channel import Channel, Head, Received, in_parts, pair
-from arcbridge.relay.worker_count import worker_count
 from arcbridge.settings.config import RelayConfig
 from arcbridge.tasks import cancel_and_wait
 
@@ -73,6 +72,9 @@ _RULES: Final[dict[str, Callable[..., float]]] = {
     f"{_PREFIX}draining": max,
     f"{_PREFIX}check_ok": min,
     f"{_PREFIX}certificate_expires_timestamp_seconds": min,
+    f"{_PREFIX}cluster_check_ok": min,
+    f"{_PREFIX}cluster_certificate_expires_timestamp_seconds": max,
+    f"{_PREFIX}clusters_without_metrics": max,
 }
 _CODE: Final = (
     "import sys; sys.path[:] = sys.argv[4].split(chr(0x1f)); from arcbridge.cli.worker import main; "
@@ -186,7 +188,7 @@ class Supervisor:
         self._asked = 0
         self._answers: dict[int, _WorkerAnswer] = {}
         """Those that workers have not sent whole, by the number of the question."""
-        self._gathering: asyncio.Task[None] | None = None
+        self._gathering: asyncio.Task[list[_WorkerAnswer]] | None = None
         self.restarts = 0
         self.info: Head = {}
         """What the first worker said when it served."""
@@ -440,11 +442,9 @@ class Supervisor:
     async def gather(self) -> None:
         """Have the workers tell their metrics, at most once at a time; takes at most `GATHER_DEADLINE`."""
         if self._gathering is None or self._gathering.done():
-            self._gathering = asyncio.get_running_loop().create_task(self._gather())
+            asking = self._ask_all({"t": "metrics"}, GATHER_DEADLINE)
+            self._gathering = asyncio.get_running_loop().create_task(asking)
         await asyncio.shield(self._gathering)
-
-    async def _gather(self) -> None:
-        await self._ask_all({"t": "metrics"}, GATHER_DEADLINE)
 
     async def ask(self, question: Question) -> list[Row]:
         """Put an operator's question to all workers that serve; the rows of all."""

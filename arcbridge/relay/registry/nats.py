@@ -72,7 +72,6 @@ from arcbridge.relay.registry.base import (
 )
 from arcbridge.relay.registry.generations import RenewedTwice, ShownCertificate
 from arcbridge.relay.registry.nats_bucket import CALL, CHANGE, NOTHING, Bucket, Faster, Malformed, Value
-from arcbridge.relay.registry.nats_entries import is_entry
 
 T = TypeVar("T")
 
@@ -102,7 +101,7 @@ class NatsRegistry(Registry):
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._bucket = Bucket(connection, name=bucket, replicas=replicas, monotonic=monotonic, is_entry=is_entry)
+        self._bucket = Bucket(connection, name=bucket, replicas=replicas, monotonic=monotonic)
         self._outage = outage
         self._clock = clock
         self._monotonic = monotonic

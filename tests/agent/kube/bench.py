@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +32,8 @@ from tests.support.stream_io import StreamIO
 
 ALICE = Identity("alice", "u-1", ("dev", "ops"), "https://issuer#alice", "https://issuer", 4e9)
 
+Reachable = tuple[FakeApiServer, ApiServer]
+
 PODS = "/api/v1/namespaces/default/pods"
 
 
@@ -47,6 +49,10 @@ class RecordedAudit(AuditLog):
         super().write(record)
         json.loads(record.line(record.started))
         self.kept.append(record)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The records as they would be written."""
+        return [json.loads(record.line(record.started)) for record in self.kept]
 
     async def wait(self, count: int) -> list[AuditRecord]:
         """Wait until there are `count` records."""
@@ -82,6 +88,11 @@ class Wire:
     def __init__(self, io: StreamIO) -> None:
         self.io = io
         self.buffer = b""
+
+    @property
+    def transport(self) -> StreamTransport:
+        assert self.io.transport is not None
+        return self.io.transport
 
     async def send(self, data: bytes) -> None:
         await self.io.write(data)
@@ -169,10 +180,15 @@ class Bench:
         self.client.open("kubernetes", io)
         return Wire(io)
 
+    async def begin(self, data: bytes) -> Wire:
+        """Open a stream, and send bytes on it."""
+        wire = self.stream()
+        await wire.send(data)
+        return wire
+
     async def ask(self, head: str, body: bytes = b"", *, method: str = "GET") -> Response:
         """Send one request on a fresh stream."""
-        wire = self.stream()
-        await wire.send(head.replace("\n", "\r\n").encode() + b"\r\n\r\n" + body)
+        wire = await self.begin(head.replace("\n", "\r\n").encode() + b"\r\n\r\n" + body)
         return await wire.answer(method)
 
     async def get(self, path: str, *headers: str, method: str = "GET") -> Response:
@@ -200,6 +216,18 @@ def caller_of(identity: Identity, accounts: Accounts | None = None) -> Caller:
     """Return a caller with an account in which one session is."""
     found = accounts if accounts is not None else Accounts()
     return Caller("0123456789abcdef", identity, found.enter(identity, Member()))
+
+
+@asynccontextmanager
+async def reachable(directory: Path, clock: Callable[[], float] = time.monotonic) -> AsyncIterator[Reachable]:
+    """A fake API server, and the agent's way to it."""
+    async with FakeApiServer.serving(directory) as fake:
+        config = KubernetesConfig(server=fake.url, ca_file=fake.ca_file, token_file=fake.token_file)
+        api = ApiServer(endpoint_of(config, {}), clock=clock)
+        try:
+            yield fake, api
+        finally:
+            await api.close()
 
 
 @asynccontextmanager

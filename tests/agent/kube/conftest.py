@@ -7,20 +7,23 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
-from arcbridge.settings.config import KubernetesConfig
-from tests.support.fake_apiserver import FakeApiServer
-
-from .bench import Bench, running
+from .bench import Bench, reachable, running
 from .desk import Desk
 
+BY_BOTH = {"test_proxy", "test_proxy_audit", "test_proxy_hostile", "test_port_forward"}
+"""Files whose cases run twice: with both entrances in place, and with the general one alone."""
 
-@pytest.fixture(params=["fast path", "general path"])
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "bench" in metafunc.fixturenames and metafunc.module.__name__.rpartition(".")[2] in BY_BOTH:
+        metafunc.parametrize("bench", ["fast path", "general path"], indirect=True)
+
+
+@pytest.fixture
 async def bench(
     tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Bench]:
-    """Every case runs twice: with both entrances in place, and with the general one alone."""
-    if request.param == "general path":
+    if getattr(request, "param", "") == "general path":
         monkeypatch.setattr("arcbridge.agent.kube.fast_path.plain_head", lambda *_: None)
     async with running(tmp_path) as made:
         yield made
@@ -28,8 +31,5 @@ async def bench(
 
 @pytest.fixture
 async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
-    async with FakeApiServer.serving(tmp_path) as fake:
-        config = KubernetesConfig(server=fake.url, ca_file=fake.ca_file, token_file=fake.token_file)
-        api = ApiServer(endpoint_of(config, {}))
+    async with reachable(tmp_path) as (fake, api):
         yield Desk(fake, api)
-        await api.close()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from arcbridge.agent.accounts import Accounts
 from arcbridge.agent.kube.apiserver import ApiServer
 from arcbridge.agent.kube.attempt import Attempt, ProxyContext
+from arcbridge.agent.kube.authorize import Plan, ReviewNeeded, TokenUnknown
 from arcbridge.agent.kube.caller import Caller, StreamContext
-from arcbridge.agent.kube.plan import Plan
 from arcbridge.agent.kube.request_facts import RequestFacts, read_facts
 from arcbridge.agent.kube.review import Approval
 from arcbridge.agent.kube.status import RequestRefusal
@@ -48,10 +48,20 @@ class Desk:
         finally:
             attempt.finish()
 
+    async def reviewed(self, attempt: Attempt, facts: RequestFacts) -> Plan:
+        try:
+            return attempt.plan(facts)
+        except (ReviewNeeded, TokenUnknown) as obstacle:
+            return await attempt.plan_reviewed(facts, obstacle)
+
     def head(self, facts: RequestFacts) -> bytes:
         """Return the head that leaves."""
-        attempt = self.begin(method=facts.method)
-        return attempt.plan(facts).request_head("h:1", attempt.record.request)
+        return self.plan(facts).head
+
+    def lines(self, facts: RequestFacts, approval: Approval | None = None) -> bytes:
+        """Return the header lines that leave, without those that every request has."""
+        lines = self.plan(facts, approval).head.split(b"\r\n")[3:-1]
+        return b"".join(line + b"\r\n" for line in lines if line)
 
 
 def plain(lines: bytes = PLAIN, target: str = "/api/v1/pods") -> RequestFacts:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,22 +13,16 @@ from arcbridge.agent.accounts import ENDED_CONNECTIONS, Account
 from arcbridge.agent.kube import abandoned
 from arcbridge.agent.kube.abandoned import MOST, AbandonedAnswer
 from arcbridge.agent.kube.response import ResponseHead
-from arcbridge.agent.kube.upstream_pool import CONNECTION_MEMORY
+from arcbridge.agent.kube.upstream_pool import CONNECTION_MEMORY, UpstreamRequest
 from tests.support.clock import Clock
 from tests.support.eventually import until
-from tests.support.fake_apiserver import Exchange, chunked, reply
+from tests.support.fake_apiserver import Exchange, Held, Unanswered, chunked, reply
 
-from .bench import Bench, running
-from .test_upstream_pool import Collected, account, ask, serving
+from .bench import Bench, reachable
+from .test_upstream_pool import Collected, account, ask, dialled, taken
 
 FAST = b"GET /x HTTP/1.1\r\nHost: k\r\n\r\n"
 GENERAL = b"GET /x HTTP/1.1\r\nHost: k\r\nTE: trailers\r\n\r\n"
-
-
-@pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    async with running(tmp_path) as made:
-        yield made
 
 
 @pytest.fixture(autouse=True)
@@ -36,11 +31,15 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(abandoned, "LONGEST", 60.0)
 
 
+def ended_connections(user: Account) -> int:
+    """Return how many connections the user has ended, none of which is forgotten in the time of a test."""
+    return math.ceil(ENDED_CONNECTIONS - user.ended_connections._left)
+
+
 async def leave(bench: Bench, request: bytes) -> None:
     """Send a request, and leave once the API server has it."""
     before = len(bench.api.requests)
-    wire = bench.stream()
-    await wire.send(request)
+    wire = await bench.begin(request)
     await until(lambda: len(bench.api.requests) > before)
     wire.io.reset()
     await until(lambda: not bench.proxy.stats.in_flight)
@@ -53,57 +52,36 @@ async def leave(bench: Bench, request: bytes) -> None:
 async def test_l32_an_answer_that_comes_soon_leaves_its_connection_to_the_next(
     bench: Bench, request_bytes: bytes, answer: bytes
 ) -> None:
-    release, half = asyncio.Event(), len(answer) - 4
-
-    async def slow(exchange: Exchange) -> None:
-        await exchange.send(answer[:half])
-        await release.wait()
-        await exchange.send(answer[half:])
-
-    bench.api.routes["/x"] = slow
+    half = len(answer) - 4
+    bench.api.routes["/x"] = slow = Held(answer[half:], first=answer[:half])
     bench.api.routes["/y"] = reply(200, b"the second")
     user = bench.caller.account
     await leave(bench, request_bytes)
     assert user.seats.held == 1, "the API server still works on it"
-    release.set()
+    slow.release.set()
     await until(lambda: user.seats.held == 0)
-    wire = bench.stream()
-    await wire.send(request_bytes.replace(b"/x", b"/y"))
+    wire = await bench.begin(request_bytes.replace(b"/x", b"/y"))
     assert (await wire.answer()).body == b"the second"
-    assert (bench.api.connections, user.ends_connections(0.0)) == (1, False)
+    assert (bench.api.connections, ended_connections(user)) == (1, 0)
     records = await bench.audit.wait(2)
     assert [record.outcome for record in records] == ["cut", "answered"]
 
 
-async def test_l32_a_long_answer_ends_its_connection_and_counts(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    ended: list[float] = []
-    monkeypatch.setattr(Account, "end_connection", lambda _, now: ended.append(now))
-    release = asyncio.Event()
-
-    async def held(exchange: Exchange) -> None:
-        await release.wait()
-        await exchange.send(reply(200, bytes(4 * MOST)))
-
-    bench.api.routes["/x"] = held
+async def test_l32_a_long_answer_ends_its_connection_and_counts(bench: Bench) -> None:
+    bench.api.routes["/x"] = held = Held(reply(200, bytes(4 * MOST)))
     user = bench.caller.account
     await leave(bench, FAST)
-    release.set()
+    held.release.set()
     await until(lambda: user.seats.held == 0)
-    assert bench.proxy.api.upstream.take(own=True) is None
-    assert (user.connections, len(ended)) == (0, 1)
+    assert taken(bench.proxy.api) is None
+    assert (user.connections, ended_connections(user)) == (0, 1)
 
 
 async def test_l32_what_does_not_come_soon_ends_its_connection(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(abandoned, "LONGEST", 0.05)
-    gone = asyncio.Event()
-
-    async def never(exchange: Exchange) -> None:
-        await exchange.reader.read()
-        gone.set()
-
-    bench.api.routes["/x"] = never
+    bench.api.routes["/x"] = never = Unanswered()
     await leave(bench, FAST)
-    await asyncio.wait_for(gone.wait(), 5)
+    await asyncio.wait_for(never.gone.wait(), 5)
     await until(lambda: bench.caller.account.seats.held == 0)
 
 
@@ -125,55 +103,31 @@ async def test_l32_trailers_of_a_long_answer_give_no_second_seat_back(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(abandoned, "MOST", 10)
-    ended: list[float] = []
-    monkeypatch.setattr(Account, "end_connection", lambda _, now: ended.append(now))
-    release = asyncio.Event()
-
-    async def held(exchange: Exchange) -> None:
-        await release.wait()
-        await exchange.send(
-            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n20\r\n" + bytes(32) + b"\r\n0\r\nX-T: 1\r\n\r\n"
-        )
-
-    bench.api.routes["/x"] = held
+    bench.api.routes["/x"] = held = Held(chunked(200, bytes(32))[:-2] + b"X-T: 1\r\n\r\n")
     user = bench.caller.account
     await leave(bench, FAST)
-    release.set()
+    held.release.set()
     await until(lambda: user.connections == 0)
-    assert (user.seats.held, len(ended)) == (0, 1)
+    assert (user.seats.held, ended_connections(user)) == (0, 1)
 
 
 async def test_l32_the_memory_of_an_abandoned_answer_counts_for_its_user(bench: Bench) -> None:
-    release = asyncio.Event()
-
-    async def held(exchange: Exchange) -> None:
-        await release.wait()
-        await exchange.send(reply(200, b"ok"))
-
-    bench.api.routes["/x"] = held
+    bench.api.routes["/x"] = held = Held(reply(200, b"ok"))
     user = bench.caller.account
     await leave(bench, FAST)
     assert user.waiting.held >= CONNECTION_MEMORY
-    release.set()
+    held.release.set()
     await until(lambda: user.waiting.held == 0)
 
 
-async def test_a_write_or_a_watch_is_not_waited_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_write_or_a_watch_is_not_waited_for(bench: Bench) -> None:
     """A write's connection serves no other request, and a watch has no end: it counts as a connection that ended."""
-    ended: list[float] = []
-    monkeypatch.setattr(Account, "end_connection", lambda _, now: ended.append(now))
     for request in (b"POST /x HTTP/1.1\r\nHost: k\r\nContent-Length: 2\r\n\r\nok", WATCH):
-        gone = asyncio.Event()
-
-        async def never(exchange: Exchange, gone: asyncio.Event = gone) -> None:
-            await exchange.reader.read()
-            gone.set()
-
-        bench.api.routes["/x"] = bench.api.routes["/api/v1/pods"] = never
+        bench.api.routes["/x"] = bench.api.routes["/api/v1/pods"] = never = Unanswered()
         await leave(bench, request)
         assert bench.caller.account.seats.held == 0
-        await asyncio.wait_for(gone.wait(), 5)
-    assert len(ended) == 1
+        await asyncio.wait_for(never.gone.wait(), 5)
+    assert ended_connections(bench.caller.account) == 1
 
 
 WATCH = b"GET /api/v1/pods?watch=true HTTP/1.1\r\nHost: k\r\n\r\n"
@@ -196,24 +150,15 @@ class Leaves(Collected):
 
 @pytest.mark.parametrize("answer", [reply(200, b"ok"), chunked(200, b"o", b"k")], ids=["length", "chunked"])
 async def test_a_caller_may_leave_during_the_read_that_ends_the_answer(tmp_path: Path, answer: bytes) -> None:
-    async with serving(tmp_path, Clock()) as (fake, api):
+    async with reachable(tmp_path, Clock()) as (fake, api):
         fake.routes["/x"] = answer
         user = account()
         assert user.seats.take()
-        connection = await api.upstream.dial(own=True, account=user, repeatable=True)
+        connection = await dialled(api, user, repeatable=True)
         handler = Leaves(user)
         handler.abandon = lambda: AbandonedAnswer(connection, user)
-        connection.send(handler, FAST)
+        connection.send(handler, UpstreamRequest(FAST))
         await until(lambda: user.seats.held == 0)
         assert not handler.done.is_set(), "who has left hears nothing more"
-        collected, again = await ask(api.upstream)
+        collected, again = await ask(api)
         assert (collected.payload, again is connection, fake.connections) == (2, True, 1)
-
-
-def test_l32_connections_that_a_user_ended_are_forgotten_with_time() -> None:
-    user = account()
-    for _ in range(ENDED_CONNECTIONS):
-        assert not user.ends_connections(100.0)
-        user.end_connection(100.0)
-    assert user.ends_connections(100.0)
-    assert not user.ends_connections(101.0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,9 @@ from arcbridge.agent.kube.apiserver import REREAD, AnswerFailed, ApiServer, endp
 from arcbridge.errors import ConfigError
 from arcbridge.settings.config import KubernetesConfig
 from tests.support.clock import Clock
-from tests.support.fake_apiserver import Exchange, FakeApiServer, chunked, reply
+from tests.support.fake_apiserver import chunked, closing, dying, reply
+
+from .bench import reachable
 
 TOKEN = Path("/nowhere/token")
 
@@ -84,62 +84,37 @@ async def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 
 async def test_a_rotated_token_and_ca_count_without_a_restart(tmp_path: Path) -> None:
     clock = Clock(0.0)
-    async with FakeApiServer.serving(tmp_path) as fake:
-        config = KubernetesConfig(server=fake.url, ca_file=fake.ca_file, token_file=fake.token_file)
-        api = ApiServer(endpoint_of(config, {}), clock=clock)
-        try:
-            assert api.authorization() == "Bearer agent-own-token"
-            fake.token_file.write_text("rotated")
-            assert api.authorization() == "Bearer agent-own-token"
-            clock.now += REREAD
-            assert api.authorization() == "Bearer rotated"
-            before = api.tls(own=True)
-            trustme.CA().cert_pem.write_to_path(str(fake.ca_file))
-            clock.now += REREAD
-            assert api.tls(own=True) is not before
-            fake.token_file.unlink()
-            clock.now += REREAD
-            assert api.authorization() == "Bearer rotated", "a half-replaced file changes nothing"
-            assert "token" in api.reload_error
-        finally:
-            await api.close()
+    async with reachable(tmp_path, clock) as (fake, api):
+        before, own = api.credentials(own=True)
+        assert own == "Bearer agent-own-token"
+        assert api.credentials(own=False)[1] == ""
+        fake.token_file.write_text("rotated")
+        assert api.credentials(own=True)[1] == "Bearer agent-own-token"
+        clock.now += REREAD
+        assert api.credentials(own=True)[1] == "Bearer rotated"
+        trustme.CA().cert_pem.write_to_path(str(fake.ca_file))
+        clock.now += REREAD
+        assert api.credentials(own=True)[0] is not before
+        fake.token_file.unlink()
+        clock.now += REREAD
+        assert api.credentials(own=True)[1] == "Bearer rotated", "a half-replaced file changes nothing"
+        assert "token" in api.reload_error
 
 
 async def test_a_delete_whose_connection_dies_is_never_repeated(tmp_path: Path) -> None:
-    async with FakeApiServer.serving(tmp_path) as fake:
-        config = KubernetesConfig(server=fake.url, ca_file=fake.ca_file, token_file=fake.token_file)
-        api = ApiServer(endpoint_of(config, {}))
-
-        async def die(exchange: Exchange) -> None:
-            exchange.reset()
-
-        fake.routes["/x"] = die
-        try:
-            for method in ("DELETE", "PUT", "POST", "PATCH"):
-                with pytest.raises(AnswerFailed):
-                    await api.call(method, "/x", [], own=True)
-            assert [request.method for request in fake.requests] == ["DELETE", "PUT", "POST", "PATCH"]
-        finally:
-            await api.close()
-
-
-@asynccontextmanager
-async def calling(directory: Path) -> AsyncIterator[tuple[FakeApiServer, ApiServer]]:
-    async with FakeApiServer.serving(directory) as fake:
-        api = ApiServer(
-            endpoint_of(KubernetesConfig(server=fake.url, ca_file=fake.ca_file, token_file=fake.token_file), {})
-        )
-        try:
-            yield fake, api
-        finally:
-            await api.close()
+    async with reachable(tmp_path) as (fake, api):
+        fake.routes["/x"] = dying
+        for method in ("DELETE", "PUT", "POST", "PATCH"):
+            with pytest.raises(AnswerFailed):
+                await api.ask(method, "/x")
+        assert [request.method for request in fake.requests] == ["DELETE", "PUT", "POST", "PATCH"]
 
 
 async def test_each_call_has_a_connection_of_its_own(tmp_path: Path) -> None:
-    async with calling(tmp_path) as (fake, api):
-        fake.routes["/x"] = reply(201, b"ok", "Set-Cookie: a=b")
-        for method, body in (("GET", b""), ("GET", b""), ("POST", b"{}")):
-            assert await api.call(method, "/x", [("X", "1")], own=True, body=body) == (201, b"ok")
+    async with reachable(tmp_path) as (fake, api):
+        fake.routes["/x"] = reply(201, b'{"a": 1}', "Set-Cookie: a=b")
+        for method, document in (("GET", None), ("GET", None), ("POST", {})):
+            assert await api.ask(method, "/x", document) == (201, {"a": 1})
         assert [request.connection for request in fake.requests] == [1, 2, 3]
         assert fake.last.body == b"{}"
         assert not any(request.header("cookie") for request in fake.requests)
@@ -147,26 +122,22 @@ async def test_each_call_has_a_connection_of_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"SSH-2.0\r\n\r\n", chunked(200, b"x", end=False), reply(200, b"x" * 1001)])
 async def test_an_answer_that_is_not_usable(tmp_path: Path, data: bytes) -> None:
-    async def broken(exchange: Exchange) -> None:
-        await exchange.send(data)
-        exchange.writer.close()
-
-    async with calling(tmp_path) as (fake, api):
-        fake.routes["/x"] = broken
+    async with reachable(tmp_path) as (fake, api):
+        fake.routes["/x"] = closing(data)
         with pytest.raises(AnswerFailed):
-            await api.call("GET", "/x", [], own=True, most=1000)
+            await api.ask("GET", "/x", most=1000)
 
 
 async def test_a_header_cannot_become_two(tmp_path: Path) -> None:
-    async with calling(tmp_path) as (fake, api):
+    async with reachable(tmp_path) as (fake, api):
         with pytest.raises(AnswerFailed):
-            await api.call("GET", "/x", [("X", "1\r\nImpersonate-User: root")], own=True)
+            await api.ask("GET", "/x", token="1\r\nImpersonate-User: root")
         assert fake.requests == []
 
 
 async def test_a_call_to_a_server_that_is_down_is_counted(tmp_path: Path) -> None:
-    async with calling(tmp_path) as (fake, api):
+    async with reachable(tmp_path) as (fake, api):
         fake.stop()
         with pytest.raises(AnswerFailed):
-            await api.call("GET", "/x", [], own=True)
+            await api.ask("GET", "/x")
         assert api.upstream.unreachable == 1

@@ -120,7 +120,7 @@ async def test_l21_a_review_of_an_impersonation_does_not_count_twice(desk: Desk)
         201, b'{"status": {"allowed": true}}'
     )
     attempt = desk.begin()
-    await attempt.plan_reviewed(AS_BOB)
+    await desk.reviewed(attempt, AS_BOB)
     assert desk.caller.account.in_flight == 1
     attempt.finish()
     assert desk.caller.account.in_flight == 0
@@ -198,8 +198,8 @@ async def test_a40_a_record_names_the_user_whom_the_api_server_is_told(desk: Des
 
     desk.fake.routes["/apis/authorization.k8s.io/v1/subjectaccessreviews"] = review
     attempt = desk.begin()
-    plan = await attempt.plan_reviewed(AS_BOB)
-    assert b"original-user: alice-renamed\r\n" in plan.lines.lower()
+    plan = await desk.reviewed(attempt, AS_BOB)
+    assert b"original-user: alice-renamed\r\n" in plan.head.lower()
     assert attempt.record.subject is desk.caller.subject
     assert attempt.record.subject.user == "alice-renamed"
 
@@ -212,7 +212,7 @@ async def test_an_identity_that_is_renewed_during_the_review_is_reviewed_again(d
         await exchange.send(reply(201, b'{"status": {"allowed": true}}'))
 
     desk.fake.routes["/apis/authorization.k8s.io/v1/subjectaccessreviews"] = review
-    await desk.begin().plan_reviewed(AS_BOB)
+    await desk.reviewed(desk.begin(), AS_BOB)
     groups = [json.loads(request.body)["spec"]["groups"] for request in desk.fake.requests]
     assert groups == [["dev", "ops", "system:authenticated"], ["other", "system:authenticated"]]
 
@@ -225,7 +225,7 @@ async def test_a18_a_token_that_the_session_does_not_hold(desk: Desk) -> None:
         desk.plan(other)
     attempt = desk.begin()
     with pytest.raises(RequestRefusal, match="not that of the user who opened this session") as caught:
-        await attempt.plan_reviewed(other)
+        await desk.reviewed(attempt, other)
     assert caught.value.status_code == 401
     asked: list[str] = []
 
@@ -236,12 +236,12 @@ async def test_a18_a_token_that_the_session_does_not_hold(desk: Desk) -> None:
     desk.caller.review_token = review
     for _ in range(2):
         renewed = parsed((b"Authorization", b"bearer  renewed"))
-        plan = await attempt.plan_reviewed(renewed)
-        assert plan.lines == b"Authorization: bearer  renewed\r\n"
+        plan = await desk.reviewed(attempt, renewed)
+        assert plan.head.endswith(b"\r\nAuthorization: bearer  renewed\r\n\r\n")
     assert asked == ["renewed"], "it is remembered"
     for _ in range(20):
         with pytest.raises(RequestRefusal):
-            await attempt.plan_reviewed(other)
+            await desk.reviewed(attempt, other)
     assert asked.count("other") < 10, "a session cannot make the agent ask for ever"
 
 
@@ -251,7 +251,7 @@ async def test_a18_as_is_recorded_in_token_mode_too(desk: Desk) -> None:
     head = parsed(
         (b"Authorization", b"Bearer own"), (b"Impersonate-User", b"carol"), (b"Impersonate-Group", b"system:masters")
     )
-    assert b"Impersonate-User: carol" in desk.plan(head).lines
+    assert b"Impersonate-User: carol" in desk.head(head)
     assert (desk.audit.kept[-1].as_user, desk.audit.kept[-1].as_groups) == ("carol", ("system:masters",))
     assert desk.audit.kept[-1].subject.user == "alice"
 

@@ -2,55 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import pytest
 from aiohttp import HttpVersion, HttpVersion10, HttpVersion11, web
 
-from arcbridge.agent.kube import body as module
 from arcbridge.agent.kube.body import RequestBody
-from tests.support.eventually import until
-
-from .bench import Bench, running
-
-
-@pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    async with running(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def bodies(monkeypatch: pytest.MonkeyPatch) -> list[RequestBody]:
-    made: list[RequestBody] = []
-
-    class Kept(RequestBody):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
-            made.append(self)
-
-    monkeypatch.setattr("arcbridge.agent.kube.proxy.RequestBody", Kept)
-    assert module.RequestBody is RequestBody
-    return made
-
-
-async def test_a_whole_body_is_counted_and_finished(bench: Bench, bodies: list[RequestBody]) -> None:
-    await bench.ask("POST /api/v1/pods HTTP/1.1\nHost: k\nContent-Length: 5", b"hello", method="POST")
-    (body,) = bodies
-    assert (body.count, body.finished, body.error) == (5, True, None)
-
-
-async def test_a_broken_body_is_not(bench: Bench, bodies: list[RequestBody]) -> None:
-    wire = bench.stream()
-    await wire.send(b"POST /api/v1/pods HTTP/1.1\r\nHost: k\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
-    await until(lambda: bodies and bodies[0].count >= 5)
-    await wire.send(b"zz\r\n")
-    await wire.answer()
-    assert not bodies[0].finished
-    assert bodies[0].error is not None
 
 
 @pytest.mark.parametrize(

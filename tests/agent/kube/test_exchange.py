@@ -6,8 +6,6 @@ import asyncio
 import dataclasses
 import re
 import time
-from collections.abc import AsyncIterator
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -21,19 +19,14 @@ from arcbridge.errors import RemoteProtocolError, StreamReset
 from arcbridge.limiters import TokenBucket
 from arcbridge.mux import memory
 from arcbridge.mux.stream import WRITE_HIGH
+from arcbridge.wire.frames import ResetCode
 from arcbridge.wire.limits import DEFAULT
 from tests.support.eventually import until
-from tests.support.fake_apiserver import Exchange, Route, chunked, reply
+from tests.support.fake_apiserver import Exchange, Route, chunked, closing, dying, reply
 
-from .bench import Bench, Wire, running
+from .bench import Bench, Wire
 
 PATH = "/api/v1/namespaces/default/pods"
-
-
-@pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    async with running(tmp_path) as made:
-        yield made
 
 
 HEADS = {
@@ -94,8 +87,7 @@ async def _outcome(bench: Bench, data: bytes, route: Route | None) -> tuple[list
         bench.api.routes[PATH] = answer
     bench.api.requests.clear()
     bench.audit.kept.clear()
-    wire = bench.stream()
-    await wire.send(data)
+    wire = await bench.begin(data)
     (record,) = await bench.audit.wait(1)
     wire.io.finish()
     try:
@@ -140,15 +132,24 @@ async def test_requests(bench: Bench, monkeypatch: pytest.MonkeyPatch, lines: st
     await _on_both(bench, monkeypatch, head.replace("\n", "\r\n").encode())
 
 
-@pytest.mark.parametrize("route", ANSWERS.values(), ids=ANSWERS.keys())
-async def test_answers(bench: Bench, monkeypatch: pytest.MonkeyPatch, route: Route) -> None:
-    await _on_both(bench, monkeypatch, f"GET {PATH} HTTP/1.1\r\nHost: k\r\n\r\n".encode(), route)
+BROKEN = {
+    "nothing", "no HTTP", "two lengths", "both framings", "no length", "unasked 101", "endless 1xx", "huge head", "NUL",
+}  # fmt: skip
+CUT = {"short body", "last chunk missing", "garbled chunk"}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+async def test_answers(bench: Bench, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """They are the same on both entrances; a broken one is a 502 without retry, one that breaks off a reset."""
+    request = f"GET {PATH} HTTP/1.1\r\nHost: k\r\n\r\n".encode()
+    _, got, ended, record = await _on_both(bench, monkeypatch, request, ANSWERS[name])
+    assert got.startswith(b"HTTP/1.1 502 ") == (name in BROKEN)
+    assert b"Retry-After" not in got
+    assert ended == (str(ResetCode.TRUNCATED) if name in CUT else "in order")
+    assert (record["outcome"] == "cut") == (name in CUT)
 
 
 async def test_an_idle_connection_that_has_died_is_replaced_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def die(exchange: Exchange) -> None:
-        exchange.reset()
-
     for entrance in ("fast", "general"):
         if entrance == "general":
             monkeypatch.setattr("arcbridge.agent.kube.fast_path.plain_head", lambda *_: None)
@@ -157,7 +158,7 @@ async def test_an_idle_connection_that_has_died_is_replaced_once(bench: Bench, m
             bench.api.routes["/api/v1/x"] = reply(200, b"ok" if method == "GET" else b"")
             assert (await bench.get("/api/v1/x")).status == 200
             bench.api.requests.clear()
-            bench.api.routes["/api/v1/x"] = die
+            bench.api.routes["/api/v1/x"] = dying
             assert (await bench.get("/api/v1/x", method=method)).status == 502
             assert len(bench.api.requests) == 2, f"{method}: on the idle connection, then once on a new one"
 
@@ -166,8 +167,7 @@ async def test_an_idle_connection_that_has_died_is_replaced_once(bench: Bench, m
 @pytest.mark.parametrize("keep", ["", "Connection: keep-alive\r\n"])
 async def test_a_caller_of_http_1_0(bench: Bench, route: bytes, keep: str) -> None:
     bench.api.routes[PATH] = route
-    wire = bench.stream()
-    await wire.send(f"GET {PATH} HTTP/1.0\r\nHost: k\r\n{keep}\r\n".encode())
+    wire = await bench.begin(f"GET {PATH} HTTP/1.0\r\nHost: k\r\n{keep}\r\n".encode())
     status, headers = await wire.head()
     assert status == 200
     assert "transfer-encoding" not in dict(headers)
@@ -180,13 +180,8 @@ async def test_a_caller_of_http_1_0(bench: Bench, route: bytes, keep: str) -> No
 
 
 async def test_an_answer_to_a_caller_of_http_1_0_that_breaks_off_is_a_reset(bench: Bench) -> None:
-    async def cut(exchange: Exchange) -> None:
-        await exchange.send(chunked(200, b"one", end=False))
-        exchange.writer.close()
-
-    bench.api.routes[PATH] = cut
-    wire = bench.stream()
-    await wire.send(f"GET {PATH} HTTP/1.0\r\nHost: k\r\n\r\n".encode())
+    bench.api.routes[PATH] = closing(chunked(200, b"one", end=False))
+    wire = await bench.begin(f"GET {PATH} HTTP/1.0\r\nHost: k\r\n\r\n".encode())
     with pytest.raises(StreamReset):
         await wire.rest()
 
@@ -213,8 +208,7 @@ async def test_an_answer_whose_connection_is_closed_behind_it_is_whole(bench: Be
         await exchange.writer.wait_closed()  # the fake would cut what its own transport still holds
 
     bench.api.routes[PATH] = closes
-    wire = bench.stream()
-    await wire.send(f"{method} {PATH} HTTP/1.1\r\nHost: k\r\n\r\n".encode())
+    wire = await bench.begin(f"{method} {PATH} HTTP/1.1\r\nHost: k\r\n\r\n".encode())
     await wire.head()
     await asyncio.sleep(0.3)  # the caller takes nothing, so that the API server is held back
     for part in parts:
@@ -229,9 +223,8 @@ LARGE = bytes(2 << 20)
 def stalled(bench: Bench, path: str, *headers: str) -> Wire:
     """Ask for an answer on a stream of its own, and read none of it."""
     wire = bench.stream()
-    assert wire.io.transport is not None
-    wire.io.transport.pause_reading()
-    wire.io.transport.write("\r\n".join([f"GET {path} HTTP/1.1", "Host: k", *headers, "", ""]).encode())
+    wire.transport.pause_reading()
+    wire.transport.write("\r\n".join([f"GET {path} HTTP/1.1", "Host: k", *headers, "", ""]).encode())
     return wire
 
 
@@ -255,8 +248,7 @@ async def test_l31_answers_that_are_not_read_hold_few_seats(
         assert account.seats.held == 3, "a watch takes none"
         watch.io.reset()
         for number, wire in enumerate(wires):  # each that is read makes room for another
-            assert wire.io.transport is not None
-            wire.io.transport.resume_reading()
+            wire.transport.resume_reading()
             assert len((await wire.answer()).body) == len(LARGE)
             await until(lambda number=number: len(bench.api.requests) >= min(7, 5 + number))
         await until(lambda: not account.seats.held)
@@ -315,9 +307,8 @@ async def test_m7_requests_whose_callers_do_not_wait_end_the_session(bench: Benc
             for _ in range(50):
                 if bench.client.usable:
                     wire = bench.stream()
-                    assert wire.io.transport is not None
-                    wire.io.transport.write(request)
-                    wire.io.transport.write_eof()
+                    wire.transport.write(request)
+                    wire.transport.write_eof()
                     opened += 1
             await asyncio.sleep(0.005)
         await until(lambda: bench.ended)
@@ -359,18 +350,17 @@ async def test_l34_answers_of_the_agents_own_do_not_pile_up(
     monkeypatch.setattr(Attempt, "plan", refuse)
     request = "\r\n".join([f"GET {PATH} HTTP/1.1", "Host: k", *headers, "", ""]).encode()
     wire = bench.stream()
-    assert wire.io.transport is not None
-    wire.io.transport.pause_reading()
+    wire.transport.pause_reading()
     count, most = 1500, 0
     for _ in range(count):
-        wire.io.transport.write(request)
+        wire.transport.write(request)
         await asyncio.sleep(0)
         most = max([most, *(stream.queued for stream in bench.agent_streams())])
     await asyncio.sleep(0.2)  # time enough to answer more, if nothing held the answers back
     assert 0 < len(bench.audit.kept) < count
     most = max([most, *(stream.queued for stream in bench.agent_streams())])
     assert most <= WRITE_HIGH + 4096
-    wire.io.transport.resume_reading()
+    wire.transport.resume_reading()
     for _ in range(count):  # none is lost
         assert (await wire.answer()).status == 403
 
@@ -402,14 +392,12 @@ async def test_honest_use_notices_none_of_the_bounds(bench: Bench) -> None:
         assert not agent.backlog.full
         relief.relieve([SimpleNamespace(session=agent, detached_at=None)], time.monotonic() + 3600)
         assert relief.streams_reset == 0, "there is room, however long they pause"
-        assert slow.io.transport is not None
-        slow.io.transport.resume_reading()
+        slow.transport.resume_reading()
         assert len((await slow.answer()).body) == len(LARGE)
         for wire in watches:
             assert (await wire.head())[0] == 200
         for wire in paused:
-            assert wire.io.transport is not None
-            wire.io.transport.resume_reading()
+            wire.transport.resume_reading()
             assert (await wire.head())[0] == 200
             assert len(await wire.exactly(1_000_000)) == 1_000_000
     assert not any(record.limit for record in bench.audit.kept)
@@ -428,8 +416,7 @@ async def test_h26_bodies_that_wait_for_a_seat_count_for_their_user(bench: Bench
         wires.append(bench.stream())
         await wires[-1].send(large)
         await until(lambda number=number: arriving.held == number * DEFAULT.stream_window)
-    wire = bench.stream()
-    await wire.send(large)
+    wire = await bench.begin(large)
     answer = await wire.answer()
     assert (answer.status, answer.header("retry-after")) == (429, ["1"])
     assert [record.limit for record in bench.audit.kept if record.limit] == ["arriving_bytes"]

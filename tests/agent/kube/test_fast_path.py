@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
@@ -14,18 +13,12 @@ from arcbridge.errors import StreamReset
 from arcbridge.settings.config import AgentLimitsConfig
 from arcbridge.wire.frames import ResetCode
 from tests.support.eventually import until
-from tests.support.fake_apiserver import Exchange, chunked, impersonation_of, reply
+from tests.support.fake_apiserver import Exchange, Held, chunked, impersonation_of, reply
 
 from .bench import Bench, running
 
 PLAIN = b"GET /api/v1/pods HTTP/1.1\r\nHost: k\r\n\r\n"
 WITH_BODY = b"POST /api/v1/pods HTTP/1.1\r\nHost: k\r\nContent-Length: 2\r\n\r\nok"
-
-
-@pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    async with running(tmp_path) as made:
-        yield made
 
 
 async def test_a_stream_goes_over_to_the_general_way_and_counts_on(bench: Bench) -> None:
@@ -52,8 +45,7 @@ async def test_h40_half_a_head_with_a_known_line_waits_for_its_rest(
         return False
 
     monkeypatch.setattr(bench.proxy.context.reviewer, "_ask", denied)
-    wire = bench.stream()
-    await wire.send(b"GET /api/v1/a HTTP/1.1\r\nHost: k\r\nAccept: */*\r\n\r\n")
+    wire = await bench.begin(b"GET /api/v1/a HTTP/1.1\r\nHost: k\r\nAccept: */*\r\n\r\n")
     assert (await wire.answer()).status == 200
     await wire.send(b"GET /api/v1/secrets HTTP/1.1\r\nAccept: */*")
     await until(lambda: not bench.proxy.fast_paths or len(bench.api.requests) > 1)
@@ -64,34 +56,20 @@ async def test_h40_half_a_head_with_a_known_line_waits_for_its_rest(
 
 
 async def test_what_comes_too_early_waits_its_turn(bench: Bench) -> None:
-    release = asyncio.Event()
-
-    async def slow(exchange: Exchange) -> None:
-        await release.wait()
-        await exchange.send(reply(200, b"first"))
-
-    bench.api.routes["/api/v1/pods"] = slow
-    wire = bench.stream()
-    await wire.send(PLAIN)
+    bench.api.routes["/api/v1/pods"] = route = Held(reply(200, b"first"))
+    wire = await bench.begin(PLAIN)
     await wire.send(b"GET /api/v1/b HTTP/1.1\r\nHost: k\r\n")
     await until(lambda: bench.api.requests)
     await wire.send(b"X: 1\r\n\r\n")
-    release.set()
+    route.release.set()
     assert (await wire.answer()).body == b"first"
     assert (await wire.answer()).status == 200
     assert [request.target for request in bench.api.requests] == ["/api/v1/pods", "/api/v1/b"]
 
 
 async def test_a_caller_who_sends_without_end_is_held_back(bench: Bench) -> None:
-    release = asyncio.Event()
-
-    async def slow(exchange: Exchange) -> None:
-        await release.wait()
-        await exchange.send(reply(200, b"first"))
-
-    bench.api.routes["/api/v1/pods"] = slow
-    wire = bench.stream()
-    await wire.send(PLAIN)
+    bench.api.routes["/api/v1/pods"] = route = Held(reply(200, b"first"))
+    wire = await bench.begin(PLAIN)
     async with asyncio.timeout(5):
         await until(lambda: bench.api.requests)
         (path,) = bench.proxy.fast_paths
@@ -99,7 +77,7 @@ async def test_a_caller_who_sends_without_end_is_held_back(bench: Bench) -> None
         await until(lambda: path._unread)
     await asyncio.sleep(0.1)
     assert len(path._unread) <= 512 * 1024, "one read of the session, and no more"
-    release.set()
+    route.release.set()
     assert (await wire.answer()).body == b"first"
     assert (await wire.answer()).status == 200
 
@@ -110,16 +88,14 @@ async def test_a_connection_that_was_held_back_at_the_end_carries_the_next_reque
         bench.api.routes["/api/v1/pods"] = chunked(200, *[body[:100_000]] * (size // 100_000), body[size // 2 :])
         bench.api.routes["/api/v1/a"] = reply(200, body)
         for path in (b"pods", b"a"):
-            wire = bench.stream()
-            await wire.send(PLAIN.replace(b"pods", path))
+            wire = await bench.begin(PLAIN.replace(b"pods", path))
             assert set((await wire.answer()).body) == {65 + number}
             wire.io.finish()
     assert bench.api.connections == 1
 
 
 async def test_a_caller_who_leaves_while_the_api_server_is_dialled(bench: Bench) -> None:
-    wire = bench.stream()
-    await wire.send(PLAIN)
+    wire = await bench.begin(PLAIN)
     await until(lambda: bench.proxy.stats.in_flight)
     wire.io.reset()
     (record,) = await bench.audit.wait(1)
@@ -129,8 +105,7 @@ async def test_a_caller_who_leaves_while_the_api_server_is_dialled(bench: Bench)
 
 async def test_the_end_of_the_agent_cuts_what_runs(bench: Bench) -> None:
     bench.api.routes["/api/v1/pods"] = chunked(200, b"event", end=False)
-    wire = bench.stream()
-    await wire.send(PLAIN)
+    wire = await bench.begin(PLAIN)
     await wire.until(b"event")
     await bench.proxy.close(0.05)
     with pytest.raises(StreamReset):
@@ -155,27 +130,14 @@ async def test_the_end_of_the_agent_waits_for_what_is_nearly_done(bench: Bench) 
     assert await idle.rest() == b""
 
 
-async def test_too_many_requests_are_refused_before_they_leave(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("arcbridge.agent.kube.attempt.MAX_IN_FLIGHT", 0)
-    answer = await bench.get("/api/v1/pods")
-    assert answer.status == 429
-    assert bench.api.requests == []
-
-
 @pytest.mark.parametrize("head", [PLAIN, PLAIN[:-2] + b"TE: trailers\r\n\r\n"], ids=["fast", "general"])
 async def test_l26_a_refused_flood_waits_on_its_streams(
     tmp_path: Path, head: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    release = asyncio.Event()
-
-    async def slow(exchange: Exchange) -> None:
-        await release.wait()
-        await exchange.send(reply(200, b"{}"))
-
     monkeypatch.setattr("arcbridge.agent.accounts.PROMPT_REFUSALS", 0)
     monkeypatch.setattr("arcbridge.agent.accounts.HOLD", 0.2)
     async with running(tmp_path, limits=AgentLimitsConfig(concurrent_requests=1)) as bench:
-        bench.api.routes["/api/v1/pods"] = slow
+        bench.api.routes["/api/v1/pods"] = route = Held(reply(200, b"{}"))
         first, second, third = bench.stream(), bench.stream(), bench.stream()
         await first.send(head)
         await until(lambda: bench.api.requests)
@@ -193,7 +155,7 @@ async def test_l26_a_refused_flood_waits_on_its_streams(
         assert bench.proxy.stats.in_flight == 1, "what is refused is not under way"
         third.io.reset(ResetCode.CANCELLED)  # while its answer is held
         await until(lambda: len(bench.agent_streams()) <= 2)
-        release.set()
+        route.release.set()
         assert (await first.answer()).status == 200
         await second.send(head)
         assert (await second.answer()).status == 200
@@ -220,21 +182,13 @@ async def test_a_session_whose_name_could_not_stand_in_a_header_is_not_served(be
 
 
 async def test_what_follows_an_answer_that_broke_off_is_not_served(bench: Bench) -> None:
-    release = asyncio.Event()
-
-    async def cut(exchange: Exchange) -> None:
-        await exchange.send(chunked(200, b"hello", end=False))
-        await release.wait()
-        await exchange.send(b"zz\r\n")
-
-    bench.api.routes["/api/v1/pods"] = cut
-    wire = bench.stream()
-    await wire.send(PLAIN)
+    bench.api.routes["/api/v1/pods"] = route = Held(b"zz\r\n", first=chunked(200, b"hello", end=False))
+    wire = await bench.begin(PLAIN)
     await wire.until(b"hello")
     await wire.send(PLAIN.replace(b"pods", b"other"))
     (path,) = bench.proxy.fast_paths
     await until(lambda: path._unread)
-    release.set()
+    route.release.set()
     with pytest.raises(StreamReset):
         await wire.rest()
     await bench.audit.wait(1)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
 from arcbridge.agent.kube.own_refusal import MOST, OwnRefusals
-from tests.support.fake_apiserver import Exchange, chunked, reply
+from tests.support.fake_apiserver import chunked, closing, reply
 
-from .bench import Bench, running
+from .bench import Bench
 
 AGENT = "system:serviceaccount:arcbridge:arcbridge-agent"
 PATH = "/api/v1/namespaces/default/pods"
@@ -43,12 +42,6 @@ def about(user: str, verb: str = "impersonate", resource: str = "users") -> str:
         f'{resource} "alice" is forbidden: User "{user}" cannot {verb} resource "{resource}" in API group "" at the '
         "cluster scope"
     )
-
-
-@pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    async with running(tmp_path) as made:
-        yield made
 
 
 @pytest.mark.parametrize(
@@ -203,9 +196,5 @@ async def test_a_long_403_is_not_kept_back_for_ever(bench: Bench) -> None:
 
 
 async def test_a_403_that_breaks_off_is_not_passed_on_as_complete(bench: Bench) -> None:
-    async def cut(exchange: Exchange) -> None:
-        await exchange.send(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 100\r\n\r\nhalf")
-        exchange.writer.close()
-
-    bench.api.routes[PATH] = cut
+    bench.api.routes[PATH] = closing(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 100\r\n\r\nhalf")
     assert (await bench.get(PATH)).status == 502

@@ -262,8 +262,7 @@ async def test_a26_the_record_has_the_ports_and_no_byte_is_changed(bench: Bench,
     path = f"{PODS}/p/portforward"
     switch = TUNNELLED + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
     bench.api.routes[path] = echo(switch)
-    wire = bench.stream()
-    await wire.send(HEAD.format(path=path + "?ports=1").encode())
+    wire = await bench.begin(HEAD.format(path=path + "?ports=1").encode())
     assert (await wire.head())[0] == 101
     sent = websocket(session()) if readable else b"\xc2" + bytes(500)
     await wire.send(sent)

@@ -47,8 +47,7 @@ def held(log: AuditLog) -> list[Callable[[str], None]]:
 )
 async def test_a12_nothing_leaves_before_the_record(bench: Bench, head: str, body: bytes) -> None:
     waiting = held(bench.audit)
-    wire = bench.stream()
-    await wire.send(head.replace("\n", "\r\n").encode() + b"\r\n\r\n" + body)
+    wire = await bench.begin(head.replace("\n", "\r\n").encode() + b"\r\n\r\n" + body)
     await until(lambda: waiting)
     assert bench.api.connections == 0, "not even a connection is made"
     waiting[0]("")
@@ -70,8 +69,7 @@ async def test_a12_a_request_that_only_reads_has_one_record(bench: Bench) -> Non
 @pytest.mark.parametrize("head", [f"GET {PODS}?watch=1 HTTP/1.1\nHost: k", WRITE])
 async def test_a11_a_request_whose_record_cannot_be_written_is_refused(bench: Bench, head: str) -> None:
     waiting = held(bench.audit)
-    wire = bench.stream()
-    await wire.send(head.replace("\n", "\r\n").encode() + b"\r\n\r\n" + b"{}" * (head == WRITE))
+    wire = await bench.begin(head.replace("\n", "\r\n").encode() + b"\r\n\r\n" + b"{}" * (head == WRITE))
     await until(lambda: waiting)
     waiting[0]("the disk is full")
     answer = await wire.answer()
@@ -83,10 +81,9 @@ async def test_a11_a_request_whose_record_cannot_be_written_is_refused(bench: Be
 
 async def test_a12_a_caller_that_leaves_before_the_record_is_written(bench: Bench) -> None:
     waiting = held(bench.audit)
-    wire = bench.stream()
-    await wire.send(f"GET {PODS}?watch=1 HTTP/1.1\r\nHost: k\r\n\r\n".encode())
+    wire = await bench.begin(f"GET {PODS}?watch=1 HTTP/1.1\r\nHost: k\r\n\r\n".encode())
     await until(lambda: waiting)
-    wire.io.transport.abort()
+    wire.transport.abort()
     (record,) = await bench.audit.wait(1)
     assert record.outcome == "cut"
     waiting[0]("")
@@ -98,8 +95,7 @@ async def test_a12_a_caller_that_leaves_before_the_record_is_written(bench: Benc
 
 async def test_a16_what_exec_asks_for_is_in_both_records(bench: Bench) -> None:
     waiting = held(bench.audit)
-    wire = bench.stream()
-    await wire.send(UPGRADE.replace("\n", "\r\n").encode() + b"\r\n\r\n")
+    wire = await bench.begin(UPGRADE.replace("\n", "\r\n").encode() + b"\r\n\r\n")
     await until(lambda: waiting)
     waiting[0]("")
     await wire.head()
@@ -147,28 +143,20 @@ def _fail(*_: object, **__: object) -> None:
 
 
 PLACES = [
-    "arcbridge.agent.kube.attempt.request_target",
-    "arcbridge.agent.kube.attempt.Attempt._admit",
-    "arcbridge.agent.kube.plan.Plan.request_head",
-    "arcbridge.agent.kube.exchange.Exchange.start",
-    "arcbridge.agent.kube.exchange.Exchange._send",
-    "arcbridge.agent.kube.exchange.Exchange.response_begins",
+    "arcbridge.agent.kube.attempt.request_target", "arcbridge.agent.kube.attempt.Attempt._admit",
+    "arcbridge.agent.kube.attempt.authorize", "arcbridge.agent.kube.exchange.Exchange._start",
+    "arcbridge.agent.kube.upstream_pool.UpstreamPool.send", "arcbridge.agent.kube.exchange.Exchange.response_begins",
     "arcbridge.agent.kube.exchange.Exchange.response_data",
-    "arcbridge.agent.kube.upstream_pool.UpstreamConnection.send",
-    "arcbridge.agent.kube.upstream_pool.read_head",
+    "arcbridge.agent.kube.upstream_pool.UpstreamConnection.send", "arcbridge.agent.kube.upstream_pool.read_head",
     "arcbridge.agent.kube.upstream_pool.UpstreamPool.dial",
-]
+]  # fmt: skip
 
 
 GENERAL_PLACES = [
-    "arcbridge.agent.kube.proxy.read_facts",
-    "arcbridge.agent.kube.authorize.passed_lines",
-    "arcbridge.agent.kube.attempt.authorize",
-    "arcbridge.agent.kube.proxy.RequestBody",
-    "arcbridge.agent.kube.proxy.Inspection",
-    "arcbridge.agent.kube.pod_body.pod_details",
-    "arcbridge.agent.kube.proxy.is_inspected",
-]
+    "arcbridge.agent.kube.proxy.read_facts", "arcbridge.agent.kube.authorize.passed_lines",
+    "arcbridge.agent.kube.proxy.RequestBody", "arcbridge.agent.kube.proxy.Inspection",
+    "arcbridge.agent.kube.pod_body.pod_details", "arcbridge.agent.kube.proxy.is_inspected",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("place", [*PLACES, *GENERAL_PLACES])

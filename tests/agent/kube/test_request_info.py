@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlencode
+
 import pytest
 
-from arcbridge.agent.kube.request_info import RequestInfo, request_info
+from arcbridge.agent.kube.request_info import RequestInfo, is_true, query_values, request_info
 
 TABLE = [
     ("GET", "/api/v1/pods", RequestInfo("list", "", "v1", "pods")),
@@ -70,3 +72,37 @@ def test_l35_any_number_of_query_fields_is_read(fields: int) -> None:
     query = "&".join(["x=1"] * (fields - 1))
     assert request_info("GET", f"/api/v1/pods?{query}&watch=1").verb == "watch"
     assert request_info("GET", f"/api/v1/pods?{query}&y=1").verb == "list"
+
+
+@pytest.mark.parametrize(("query", "values"), [
+    ("a=1&a=2&b=3", ["1", "2"]), ("a", [""]), ("a=&xa=1&a%3D=2", [""]), ("%61=x+y%20z", ["x y z"]),
+    ("a=1;a=2&a=%zz&a=3", ["3"]), ("a=b=c", ["b=c"]), ("A=1", []), ("a=%ff", ["\udcff"]), ("", []),
+])  # fmt: skip
+def test_values(query: str, values: list[str]) -> None:
+    assert query_values(query, "a") == values
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        # What `Convert_Slice_string_To_bool` of k8s.io/apimachinery makes of them.
+        ([], False),
+        (["true"], True),
+        (["TRUE"], True),
+        (["false"], False),
+        (["FALSE"], False),
+        (["fal\u017fe"], False),
+        (["0"], False),
+        (["1"], True),
+        ([""], True),
+        (["x"], True),
+        (["00"], True),
+        ([" false"], True),
+        (["no"], True),
+        (["off"], True),
+        (["true", "false"], True),
+        (["false", "true"], False),
+    ],
+)
+def test_a30_true_is_whatever_is_not_false(values: list[str], expected: bool) -> None:
+    assert is_true(urlencode([("a", value) for value in values]), "a") is expected

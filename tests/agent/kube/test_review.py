@@ -10,24 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
 from arcbridge.agent.kube.impersonation import Subject
 from arcbridge.agent.kube.review import CACHE_TIME, MAX_PARTS, PATH, Part, Reviewer, parts_of
 from arcbridge.agent.kube.status import RequestRefusal
-from arcbridge.settings.config import KubernetesConfig
 from tests.support.clock import Clock
-from tests.support.fake_apiserver import Exchange, FakeApiServer, reply
+from tests.support.fake_apiserver import FakeApiServer, closing, reply
 
-from .bench import ALICE
+from .bench import ALICE, reachable
+
+Made = tuple[FakeApiServer, Reviewer, Clock]
 
 
 @pytest.fixture
-async def made(tmp_path: Path) -> AsyncIterator[tuple[FakeApiServer, Reviewer, Clock]]:
-    async with FakeApiServer.serving(tmp_path) as fake:
-        config = KubernetesConfig(server=fake.url, ca_file=fake.ca_file, token_file=fake.token_file)
-        api, clock = ApiServer(endpoint_of(config, {})), Clock(100.0)
+async def made(tmp_path: Path) -> AsyncIterator[Made]:
+    async with reachable(tmp_path) as (fake, api):
+        clock = Clock(100.0)
         yield fake, Reviewer(api, clock=clock), clock
-        await api.close()
 
 
 BOB = Subject("bob", "u", ("g",), (("example.com/a", "1"),))
@@ -44,7 +42,7 @@ def test_parts() -> None:
     assert parts_of(Subject("system:serviceaccount:odd")) == [Part("", "users", "system:serviceaccount:odd")]
 
 
-async def test_each_part_is_asked_for_as_the_caller(made: tuple[FakeApiServer, Reviewer, Clock]) -> None:
+async def test_each_part_is_asked_for_as_the_caller(made: Made) -> None:
     fake, reviewer, _ = made
     await reviewer.approve(ALICE, BOB)
     specs = [json.loads(request.body)["spec"] for request in fake.requests]
@@ -63,7 +61,7 @@ async def test_each_part_is_asked_for_as_the_caller(made: tuple[FakeApiServer, R
     assert not any(b"mpersonate-" in request.head for request in fake.requests)
 
 
-async def test_a_review_asks_for_the_groups_that_requests_carry(made: tuple[FakeApiServer, Reviewer, Clock]) -> None:
+async def test_a_review_asks_for_the_groups_that_requests_carry(made: Made) -> None:
     fake, reviewer, _ = made
     reviewer._api.impersonable = frozenset({"ops"})
     await reviewer.approve(ALICE, BOB)
@@ -71,7 +69,7 @@ async def test_a_review_asks_for_the_groups_that_requests_carry(made: tuple[Fake
     assert all(spec["groups"] == ["ops", "system:authenticated"] for spec in specs)
 
 
-async def test_one_denied_part_denies_all(made: tuple[FakeApiServer, Reviewer, Clock]) -> None:
+async def test_one_denied_part_denies_all(made: Made) -> None:
     fake, reviewer, _ = made
     fake.allow_impersonation = {("alice", "users", "bob")}
     with pytest.raises(RequestRefusal) as caught:
@@ -80,7 +78,7 @@ async def test_one_denied_part_denies_all(made: tuple[FakeApiServer, Reviewer, C
     assert caught.value.message.startswith('groups "g" is forbidden: User "alice" cannot impersonate resource "groups"')
 
 
-async def test_answers_are_kept_for_thirty_seconds(made: tuple[FakeApiServer, Reviewer, Clock]) -> None:
+async def test_answers_are_kept_for_thirty_seconds(made: Made) -> None:
     fake, reviewer, clock = made
     target = Subject("bob")
     await reviewer.approve(ALICE, target)
@@ -102,20 +100,15 @@ async def test_answers_are_kept_for_thirty_seconds(made: tuple[FakeApiServer, Re
     reply(201, b'{"status":{"allowed":"true"}}'), reply(201, b'{"status":null}'),
     reply(200, b'{"status":{"allowed":true}}'), reply(403, b"{}"), reply(500, b"oops"),
 ], ids=range(10))  # fmt: skip
-async def test_anything_but_a_yes_is_no(made: tuple[FakeApiServer, Reviewer, Clock], answer: bytes) -> None:
+async def test_anything_but_a_yes_is_no(made: Made, answer: bytes) -> None:
     fake, reviewer, _ = made
-
-    async def serve(exchange: Exchange) -> None:
-        await exchange.send(answer)
-        exchange.writer.close()
-
-    fake.routes[PATH] = serve
+    fake.routes[PATH] = closing(answer)
     with pytest.raises(RequestRefusal) as caught:
         await reviewer.approve(ALICE, Subject("bob"))
     assert caught.value.status_code in (403, 503)
 
 
-async def test_too_many_parts(made: tuple[FakeApiServer, Reviewer, Clock]) -> None:
+async def test_too_many_parts(made: Made) -> None:
     fake, reviewer, _ = made
     with pytest.raises(RequestRefusal) as caught:
         await reviewer.approve(ALICE, Subject("bob", groups=tuple(f"g{n}" for n in range(MAX_PARTS))))
@@ -123,7 +116,7 @@ async def test_too_many_parts(made: tuple[FakeApiServer, Reviewer, Clock]) -> No
     assert fake.requests == []
 
 
-async def test_h25_answers_hold_no_name_and_expire(made: tuple[FakeApiServer, Reviewer, Clock]) -> None:
+async def test_h25_answers_hold_no_name_and_expire(made: Made) -> None:
     """A caller chooses names of 64 KiB, and the answers stayed until 4096 newer ones came."""
     _, reviewer, clock = made
     for number in range(20):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from pathlib import Path
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -17,11 +16,11 @@ from arcbridge.settings.config import SessionConfig
 from arcbridge.wire.frames import ResetCode
 from arcbridge.wire.records import Auth
 from tests.support.eventually import until
-from tests.support.fake_apiserver import Exchange, chunked, impersonation_of, reply
+from tests.support.fake_apiserver import Exchange, Held, Unanswered, chunked, closing, impersonation_of, reply
 from tests.support.stream_io import StreamIO
 
 from ..pair import ClientSide, FakeAuthenticator, joined, resume
-from .bench import Bench, Wire, running
+from .bench import Bench, Wire
 
 EXEC = "/api/v1/namespaces/default/pods/p/exec"
 WEBSOCKET = (
@@ -46,12 +45,6 @@ BOTH = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    async with running(tmp_path) as made:
-        yield made
-
-
 def echo(switch: bytes, first: bytes = b"") -> object:
     """Switches, then echoes until its input ends."""
 
@@ -67,8 +60,7 @@ def echo(switch: bytes, first: bytes = b"") -> object:
 @BOTH
 async def test_bytes_flow_both_ways_after_the_101(bench: Bench, head: bytes, switch: bytes) -> None:
     bench.api.routes[EXEC] = echo(switch, b"first")
-    wire = bench.stream()
-    await wire.send(head)
+    wire = await bench.begin(head)
     status, headers = await wire.head()
     assert status == 101
     assert ("connection", "Upgrade") in headers
@@ -89,8 +81,7 @@ async def test_bytes_flow_both_ways_after_the_101(bench: Bench, head: bytes, swi
 @BOTH
 async def test_what_reaches_the_api_server(bench: Bench, head: bytes, switch: bytes) -> None:
     bench.api.routes[EXEC] = echo(switch)
-    wire = bench.stream()
-    await wire.send(head)
+    wire = await bench.begin(head)
     await wire.head()
     sent = bench.api.last
     assert impersonation_of(sent)["impersonate-user"] == [b"alice"]
@@ -117,21 +108,13 @@ REFUSED = {
 async def test_any_other_answer_is_passed_on_and_closes_both_sides(
     bench: Bench, head: bytes, switch: bytes, data: bytes
 ) -> None:
-    closed = asyncio.Event()
-
-    async def refuse(exchange: Exchange) -> None:
-        await exchange.send(data)
-        await exchange.reader.read()
-        closed.set()
-
-    bench.api.routes[EXEC] = refuse
-    wire = bench.stream()
-    await wire.send(head)
+    bench.api.routes[EXEC] = refuse = Unanswered(data)
+    wire = await bench.begin(head)
     answer = await wire.answer()
     assert answer.status == int(data.split(b"HTTP/1.1 ")[-1][:3])
     assert answer.header("connection") == ["close"]
     assert await wire.rest() == b""
-    await asyncio.wait_for(closed.wait(), 5)
+    await asyncio.wait_for(refuse.gone.wait(), 5)
     assert len(bench.api.requests) == 1
 
 
@@ -141,42 +124,25 @@ WRONG = {
     "other protocol": b"HTTP/1.1 101 X\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
     "two protocols": b"HTTP/1.1 101 X\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nUpgrade: h2c\r\n\r\n",
     "subprotocol not offered": SWITCH_WEBSOCKET.replace(b"v5", b"v9"),
-    "garbage": b"SSH-2.0\r\n\r\n",
     "bare LF": SWITCH_WEBSOCKET.replace(b"\r\nUpgrade", b"\nUpgrade"),
     "fold": SWITCH_WEBSOCKET.replace(b"\r\nUpgrade", b"\r\n Upgrade"),
     "endless head": b"HTTP/1.1 101 X\r\nX: " + b"x" * 100_000,
-    "endless 1xx": b"HTTP/1.1 100 Continue\r\n\r\n" * 50,
-    "no length": b"HTTP/1.1 403 Forbidden\r\n\r\nhello",
-    "two lengths": b"HTTP/1.1 403 F\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
-    "both framings": b"HTTP/1.1 403 F\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    "nothing": b"",
 }
 
 
 @pytest.mark.parametrize("data", WRONG.values(), ids=WRONG.keys())
 async def test_a_wrong_answer_joins_nothing(bench: Bench, data: bytes) -> None:
-    async def wrong(exchange: Exchange) -> None:
-        await exchange.send(data)
-        exchange.writer.close()
-
-    bench.api.routes[EXEC] = wrong
-    wire = bench.stream()
-    await wire.send(WEBSOCKET)
+    bench.api.routes[EXEC] = closing(data)
+    wire = await bench.begin(WEBSOCKET)
     answer = await wire.answer()
     assert answer.status == 502
     assert answer.header("retry-after") == []
     assert await wire.rest() == b""
 
 
-@pytest.mark.parametrize("data", [chunked(500, b"abcdefghi", end=False)])
-async def test_another_answer_that_breaks_off_is_a_reset(bench: Bench, data: bytes) -> None:
-    async def cut(exchange: Exchange) -> None:
-        await exchange.send(data)
-        exchange.writer.close()
-
-    bench.api.routes[EXEC] = cut
-    wire = bench.stream()
-    await wire.send(WEBSOCKET)
+async def test_another_answer_that_breaks_off_is_a_reset(bench: Bench) -> None:
+    bench.api.routes[EXEC] = closing(chunked(500, b"abcdefghi", end=False))
+    wire = await bench.begin(WEBSOCKET)
     await wire.until(b"abcdefghi")
     with pytest.raises(StreamReset):
         await wire.rest()
@@ -187,8 +153,7 @@ async def test_another_answer_that_breaks_off_is_a_reset(bench: Bench, data: byt
 @pytest.mark.parametrize("early", [b"GET /api/v1/secrets HTTP/1.1\r\nHost: k\r\n\r\n", b"\r\n\r\n", b"x"])
 async def test_bytes_before_the_101_are_an_error(bench: Bench, head: bytes, switch: bytes, early: bytes) -> None:
     bench.api.routes[EXEC] = echo(switch)
-    wire = bench.stream()
-    await wire.send(head + early)
+    wire = await bench.begin(head + early)
     answer = await wire.answer()
     assert answer.status == 400
     assert await wire.rest() == b""
@@ -197,16 +162,9 @@ async def test_bytes_before_the_101_are_an_error(bench: Bench, head: bytes, swit
 
 @BOTH
 async def test_bytes_while_the_api_server_thinks_are_an_error(bench: Bench, head: bytes, switch: bytes) -> None:
-    asked = asyncio.Event()
-
-    async def think(exchange: Exchange) -> None:
-        asked.set()
-        await exchange.reader.read()
-
-    bench.api.routes[EXEC] = think
-    wire = bench.stream()
-    await wire.send(head)
-    await asyncio.wait_for(asked.wait(), 5)
+    bench.api.routes[EXEC] = Unanswered()
+    wire = await bench.begin(head)
+    await until(lambda: bench.api.requests)
     await wire.send(b"GET /api/v1/secrets HTTP/1.1\r\nHost: k\r\n\r\n")
     assert (await wire.answer()).status == 400
     assert await wire.rest() == b""
@@ -241,8 +199,7 @@ NOT_CARRIED = {
 
 @pytest.mark.parametrize("head", NOT_CARRIED.values(), ids=NOT_CARRIED.keys())
 async def test_other_upgrades_never_leave(bench: Bench, head: bytes) -> None:
-    wire = bench.stream()
-    await wire.send(head)
+    wire = await bench.begin(head)
     assert (await wire.answer()).status == 400
     assert await wire.rest() == b""
     assert bench.api.requests == []
@@ -250,21 +207,11 @@ async def test_other_upgrades_never_leave(bench: Bench, head: bytes) -> None:
 
 @BOTH
 async def test_the_callers_reset_reaches_the_api_server(bench: Bench, head: bytes, switch: bytes) -> None:
-    ended = asyncio.Event()
-
-    async def serve(exchange: Exchange) -> None:
-        await exchange.send(switch)
-        try:
-            await exchange.reader.read()
-        finally:
-            ended.set()
-
-    bench.api.routes[EXEC] = serve
-    wire = bench.stream()
-    await wire.send(head)
+    bench.api.routes[EXEC] = route = Unanswered(switch)
+    wire = await bench.begin(head)
     await wire.head()
     wire.io.reset(ResetCode.CANCELLED)
-    await asyncio.wait_for(ended.wait(), 5)
+    await asyncio.wait_for(route.gone.wait(), 5)
     assert (await bench.audit.wait(1))[0].outcome == "upgraded"
 
 
@@ -276,8 +223,7 @@ async def test_the_api_servers_crash_is_a_reset(bench: Bench, head: bytes, switc
         exchange.reset()
 
     bench.api.routes[EXEC] = serve
-    wire = bench.stream()
-    await wire.send(head)
+    wire = await bench.begin(head)
     await wire.head()
     assert await wire.exactly(4) == b"some"
     await wire.send(b"x")
@@ -292,23 +238,15 @@ async def test_a_splice_that_cannot_be_made_leaves_no_connection(
 ) -> None:
     told: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
-    ended = asyncio.Event()
-
-    async def serve(exchange: Exchange) -> None:
-        await exchange.send(SWITCH_SPDY)
-        with suppress(ConnectionError):
-            await exchange.reader.read()
-        ended.set()
 
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("a defect")
 
-    bench.api.routes[EXEC] = serve
+    bench.api.routes[EXEC] = route = Unanswered(SWITCH_SPDY)
     monkeypatch.setattr(f"arcbridge.agent.kube.proxy.{part}", fail)
-    wire = bench.stream()
-    await wire.send(SPDY)
+    await bench.begin(SPDY)
     async with asyncio.timeout(10):
-        await ended.wait()
+        await route.gone.wait()
     assert (await bench.audit.wait(1))[0].outcome == "failed"
     assert [type(one) for one in told] == [RuntimeError]
     asyncio.get_running_loop().set_exception_handler(None)
@@ -363,15 +301,8 @@ class Renewed:
 
 @asynccontextmanager
 async def renewed(bench: Bench, serve: object, *, ends: bool = True) -> AsyncIterator[Renewed]:
-    release = asyncio.Event()
-
-    async def watch(exchange: Exchange) -> None:
-        await exchange.send(chunked(200, b"one\n", end=False))
-        await release.wait()
-        await exchange.send(b"4\r\ntwo\n\r\n0\r\n\r\n")
-
     bench.api.routes[EXEC] = serve
-    bench.api.routes["/api/v1/pods"] = watch
+    bench.api.routes["/api/v1/pods"] = watch = Held(b"4\r\ntwo\n\r\n0\r\n\r\n", first=chunked(200, b"one\n", end=False))
     judge = FakeAuthenticator()
     judge.add("t", "alice", "ops", "dev")
     judge.add("same", "alice", "dev", "ops", expires=2100.0)
@@ -391,7 +322,7 @@ async def renewed(bench: Bench, serve: object, *, ends: bool = True) -> AsyncIte
         await made.watch.until(b"one\n")
         await made.shell.send(SPDY)
         yield made
-        release.set()
+        watch.release.set()
         # RBAC judged it at its start, as it does without arcbridge.
         assert await made.watch.until(b"two\n") == b"\r\n4\r\ntwo\n"
 
@@ -414,17 +345,12 @@ async def test_v21_a_renewal_with_fewer_groups_ends_an_upgraded_stream(bench: Be
 
 
 async def test_v21_an_upgrade_that_the_api_server_has_not_answered_ends_too(bench: Bench) -> None:
-    asked, answers = asyncio.Event(), asyncio.Event()
-
-    async def late(exchange: Exchange) -> None:
-        asked.set()
-        await answers.wait()
-
+    late = Held(b"")
     async with renewed(bench, late) as made:
-        await asked.wait()
+        await until(lambda: len(bench.api.requests) == 2)
         await made.renew("fewer")
         await made.shell_ends()
-        answers.set()
+        late.release.set()
 
 
 async def test_v21_an_operator_may_let_upgraded_streams_run_on(bench: Bench) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import select
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +14,23 @@ import trustme
 
 from arcbridge.agent.accounts import CONNECTING, ENDED_CONNECTIONS, Account, Accounts
 from arcbridge.agent.kube import upstream_pool
-from arcbridge.agent.kube.apiserver import REREAD, ApiServer, endpoint_of
+from arcbridge.agent.kube.apiserver import REREAD, ApiServer
 from arcbridge.agent.kube.connect_limit import ConnectLimit
 from arcbridge.agent.kube.response import ResponseHead
 from arcbridge.agent.kube.status import RequestRefusal
-from arcbridge.agent.kube.upstream_pool import CONNECTION_MEMORY, FIRST_READ, UpstreamConnection, UpstreamPool
+from arcbridge.agent.kube.upstream_pool import CONNECTION_MEMORY, FIRST_READ, UpstreamConnection, UpstreamRequest
 from arcbridge.agent.kube.upstream_tls import INCOMING_BUFFER, connect_upstream
 from arcbridge.mux import buffer
 from arcbridge.mux.socket_error_poll import TransportErrorPoll
 from arcbridge.net.tlstransport import TlsTransport
-from arcbridge.settings.config import AgentLimitsConfig, KubernetesConfig
+from arcbridge.settings.config import AgentLimitsConfig
 from arcbridge.wire.backlog import Backlog
-from tests.agent.kube.bench import ALICE, Member
+from tests.agent.kube.bench import ALICE, Member, reachable
 from tests.support.clock import Clock
 from tests.support.eventually import until
-from tests.support.fake_apiserver import Exchange, FakeApiServer, chunked, reply
+from tests.support.fake_apiserver import Exchange, chunked, reply
 
-GET = b"GET /x HTTP/1.1\r\nHost: k\r\n\r\n"
+GET = UpstreamRequest(b"GET /x HTTP/1.1\r\nHost: k\r\n\r\n")
 
 
 class Collected:
@@ -76,19 +76,18 @@ def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     return name
 
 
-@asynccontextmanager
-async def serving(directory: Path, clock: Clock) -> AsyncIterator[tuple[FakeApiServer, ApiServer]]:
-    async with FakeApiServer.serving(directory) as fake:
-        config = KubernetesConfig(server=fake.url, ca_file=fake.ca_file, token_file=fake.token_file)
-        api = ApiServer(endpoint_of(config, {}), clock=clock)
-        try:
-            yield fake, api
-        finally:
-            await api.close()
+def taken(api: ApiServer, account: Account | None = None) -> UpstreamConnection | None:
+    """Return an idle connection of the agent's own, if there is one."""
+    return api.upstream.take(api.credentials(own=True)[0], account)
 
 
-async def ask(pool: UpstreamPool) -> tuple[Collected, UpstreamConnection]:
-    connection = pool.take(own=True) or await pool.dial(own=True)
+async def dialled(api: ApiServer, account: Account | None = None, *, repeatable: bool = False) -> UpstreamConnection:
+    """Return a new connection of the agent's own."""
+    return await api.upstream.dial(api.credentials(own=True)[0], account, repeatable=repeatable)
+
+
+async def ask(api: ApiServer) -> tuple[Collected, UpstreamConnection]:
+    connection = taken(api) or await dialled(api)
     handler = Collected()
     connection.send(handler, GET)
     await asyncio.wait_for(handler.done.wait(), 5)
@@ -96,10 +95,10 @@ async def ask(pool: UpstreamPool) -> tuple[Collected, UpstreamConnection]:
 
 
 async def test_one_connection_carries_one_request_after_the_other(tmp_path: Path) -> None:
-    async with serving(tmp_path, Clock(0.0)) as (fake, api):
+    async with reachable(tmp_path, Clock(0.0)) as (fake, api):
         for route in (reply(200, b"ok"), chunked(200, b"o", b"k"), b"HTTP/1.1 204 X\r\n\r\n", reply(404, b"ok")):
             fake.routes["/x"] = route
-            handler, _ = await ask(api.upstream)
+            handler, _ = await ask(api)
             assert handler.payload == (0 if handler.status == 204 else 2)
         assert fake.connections == 1
 
@@ -113,14 +112,14 @@ async def test_h7_what_came_before_a_request_is_no_answer_to_it(tmp_path: Path, 
         writers.append(exchange.writer)
         await exchange.send(reply(200, b"ok"))
 
-    async with serving(tmp_path, Clock(0.0)) as (fake, api):
+    async with reachable(tmp_path, Clock(0.0)) as (fake, api):
         fake.routes["/x"] = kept
-        _, first = await ask(api.upstream)
+        _, first = await ask(api)
         writers[0].write(stray)  # the socket takes it at once, and no turn of the loop follows
         assert first.transport is not None
         # A busy kernel brings it to the other end a moment later.
         assert select.select([first.transport.get_extra_info("socket")], [], [], 10)[0]
-        handler, second = await ask(api.upstream)
+        handler, second = await ask(api)
         assert second is not first
         assert handler.data.endswith(b"\r\n\r\nok")
         assert first.transport is None or first.transport.is_closing()
@@ -133,10 +132,10 @@ async def test_interim_answers_and_heads_in_pieces(tmp_path: Path) -> None:
             await exchange.send(piece)
             await asyncio.sleep(0.01)
 
-    async with serving(tmp_path, Clock(0.0)) as (fake, api):
+    async with reachable(tmp_path, Clock(0.0)) as (fake, api):
         fake.routes["/x"] = slow
         for _ in range(2):
-            handler, _ = await ask(api.upstream)
+            handler, _ = await ask(api)
             assert handler.data.endswith(b"\r\n\r\nok")
             assert handler.data.startswith(b"HTTP/1.1 200 OK\r\n")
         assert fake.connections == 1
@@ -152,12 +151,12 @@ async def test_interim_answers_and_heads_in_pieces(tmp_path: Path) -> None:
     ],
 )
 async def test_a_connection_that_is_not_clean_is_not_kept(tmp_path: Path, route: bytes) -> None:
-    async with serving(tmp_path, Clock(0.0)) as (fake, api):
+    async with reachable(tmp_path, Clock(0.0)) as (fake, api):
         fake.routes["/x"] = route
-        handler, connection = await ask(api.upstream)
+        handler, connection = await ask(api)
         assert handler.payload == 2
         assert not connection.usable
-        assert api.upstream.take(own=True) is None
+        assert taken(api) is None
 
 
 async def test_unsolicited_bytes_end_the_connection(tmp_path: Path) -> None:
@@ -166,52 +165,52 @@ async def test_unsolicited_bytes_end_the_connection(tmp_path: Path) -> None:
         await asyncio.sleep(0.05)
         await exchange.send(reply(200, b"of another request"))
 
-    async with serving(tmp_path, Clock(0.0)) as (fake, api):
+    async with reachable(tmp_path, Clock(0.0)) as (fake, api):
         fake.routes["/x"] = more
-        _, connection = await ask(api.upstream)
+        _, connection = await ask(api)
         await until(lambda: not connection.usable)
-        assert api.upstream.take(own=True) is None
+        assert taken(api) is None
 
 
 async def test_new_credentials_get_new_connections(tmp_path: Path) -> None:
     clock = Clock(0.0)
-    async with serving(tmp_path, clock) as (fake, api):
-        await ask(api.upstream)
+    async with reachable(tmp_path, clock) as (fake, api):
+        await ask(api)
         trustme.CA().cert_pem.write_to_path(str(fake.ca_file))
         clock.now += REREAD
         with pytest.raises(RequestRefusal, match="certificate is not the configured CA's"):
-            await ask(api.upstream)
+            await ask(api)
 
 
 async def test_idle_connections_are_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("arcbridge.agent.kube.upstream_pool.KEEPALIVE", 0.05)
-    async with serving(tmp_path, Clock(0.0)) as (_, api):
-        _, connection = await ask(api.upstream)
+    async with reachable(tmp_path, Clock(0.0)) as (_, api):
+        _, connection = await ask(api)
         await until(lambda: not connection.usable)
-        assert api.upstream.take(own=True) is None
+        assert taken(api) is None
 
 
 async def test_after_close_nothing_is_open(tmp_path: Path) -> None:
-    async with serving(tmp_path, Clock(0.0)) as (_, api):
-        _, connection = await ask(api.upstream)
+    async with reachable(tmp_path, Clock(0.0)) as (_, api):
+        _, connection = await ask(api)
         await api.close()
         assert not connection.usable
         with pytest.raises(RequestRefusal):
-            await api.upstream.dial(own=True)
+            await dialled(api)
 
 
 async def test_an_api_server_that_is_down(tmp_path: Path) -> None:
-    async with serving(tmp_path, Clock(0.0)) as (fake, api):
+    async with reachable(tmp_path, Clock(0.0)) as (fake, api):
         fake.stop()
         with pytest.raises(RequestRefusal) as caught:
-            await api.upstream.dial(own=True)
+            await dialled(api)
         assert (caught.value.status_code, caught.value.retry_after) == (503, 1)
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 5, 10, 20, 40, 80])
 async def test_a_cancelled_dial_leaves_no_connection(tmp_path: Path, turns: int) -> None:
-    async with serving(tmp_path, Clock(0.0)) as (fake, api):
-        task = asyncio.get_running_loop().create_task(api.upstream.dial(own=True))
+    async with reachable(tmp_path, Clock(0.0)) as (fake, api):
+        task = asyncio.get_running_loop().create_task(dialled(api))
         for _ in range(turns):
             await asyncio.sleep(0.0005)
         if not task.cancel():
@@ -229,21 +228,21 @@ def account(connects_per_second: int = 0) -> Account:
 
 async def test_l32_connections_count_for_who_uses_them(tmp_path: Path) -> None:
     """Dialled or idle, a connection counts for its user until the answer is complete or the connection gone."""
-    async with serving(tmp_path, Clock(0.0)) as (fake, api):
+    async with reachable(tmp_path, Clock(0.0)) as (fake, api):
         pool, a, b = api.upstream, account(), account()
-        one, two = await pool.dial(own=True, account=a), await pool.dial(own=True, account=a)
+        one, two = await dialled(api, a), await dialled(api, a)
         assert (a.connections, pool.limit.held) == (2, 2)
         handler = Collected()
         one.send(handler, GET)
         await asyncio.wait_for(handler.done.wait(), 5)
         assert a.connections == 1
-        assert pool.take(own=True, account=b) is one
+        assert taken(api, b) is one
         assert (a.connections, b.connections, pool.limit.held) == (1, 1, 2)
         two.drop()
         one.drop()
         fake.stop()
         with pytest.raises(RequestRefusal):
-            await pool.dial(own=True, account=a)
+            await dialled(api, a)
         assert (a.connections, b.connections, pool.limit.held) == (0, 0, 0)
 
 
@@ -251,44 +250,44 @@ async def test_l32_who_ends_connections_takes_none_that_others_left(tmp_path: Pa
     """Others would have to connect for theirs."""
     clock = Clock(0.0)
     clock.now = 1000.0
-    async with serving(tmp_path, clock) as (_, api):
+    async with reachable(tmp_path, clock) as (_, api):
         api.upstream._clock = clock
-        await ask(api.upstream)
+        await ask(api)
         a, b = account(), account()
         for _ in range(ENDED_CONNECTIONS):
-            a.end_connection(clock.now)
-        assert api.upstream.take(own=True, account=a) is None
-        kept = api.upstream.take(own=True, account=b)
+            a.ended_connections.take(clock.now)
+        assert taken(api, a) is None
+        kept = taken(api, b)
         assert kept is not None
         kept.send(done := Collected(), GET)
         await asyncio.wait_for(done.done.wait(), 5)
         clock.now += 1.0
-        assert api.upstream.take(own=True, account=a) is kept, "the allowance was refilled"
+        assert taken(api, a) is kept, "the allowance was refilled"
         kept.drop()
 
 
 async def test_l32_the_agents_own_calls_wait_for_no_user(tmp_path: Path) -> None:
-    async with serving(tmp_path, Clock(0.0)) as (_, api):
+    async with reachable(tmp_path, Clock(0.0)) as (_, api):
         api.upstream._clock = Clock(0.0)  # no turn comes nearer while others connect
         api.upstream.limit = limit = ConnectLimit(1)
         for _ in range(2):
-            (await api.upstream.dial(own=True, account=account())).drop()
+            (await dialled(api, account())).drop()
         waits = [limit.turn(account(), 0.0) for _ in range(9)]
-        task = asyncio.get_running_loop().create_task(api.upstream.dial(own=True, account=account()))
-        status, _ = await api.call("GET", "/x", [], own=True)
+        task = asyncio.get_running_loop().create_task(dialled(api, account()))
+        status, _ = await api.ask("GET", "/x")
         assert (status, limit.delayed, task.done()) == (200, len(waits) + 1, False)
         task.cancel()
         await asyncio.wait([task])
 
 
 async def test_l32_a_dial_that_is_cancelled_while_it_waits_leaves_nothing(tmp_path: Path) -> None:
-    async with serving(tmp_path, Clock(0.0)) as (fake, api):
+    async with reachable(tmp_path, Clock(0.0)) as (fake, api):
         api.upstream._clock = Clock(0.0)  # no turn comes nearer while others connect
         limit, a = api.upstream.limit, account(1)
         for _ in range(4):
-            (await api.upstream.dial(own=True, account=a)).drop()
+            (await dialled(api, a)).drop()
         waits = [limit.user_turn(a, 0.0) for _ in range(9)]
-        task = asyncio.get_running_loop().create_task(api.upstream.dial(own=True, account=a))
+        task = asyncio.get_running_loop().create_task(dialled(api, a))
         await until(lambda: limit.delayed > len(waits))
         assert (limit.held, a.connections) == (1, 1)
         task.cancel()
@@ -297,7 +296,7 @@ async def test_l32_a_dial_that_is_cancelled_while_it_waits_leaves_nothing(tmp_pa
 
 
 async def test_l32_few_connections_are_made_for_one_user_at_a_time(tmp_path: Path) -> None:
-    async with serving(tmp_path, Clock(0.0)) as (_, api):
+    async with reachable(tmp_path, Clock(0.0)) as (_, api):
         pool, a = api.upstream, account()
         under_way, most = 0, 0
         connect = pool._connect
@@ -310,7 +309,7 @@ async def test_l32_few_connections_are_made_for_one_user_at_a_time(tmp_path: Pat
             under_way -= 1
 
         pool._connect = counted
-        made = await asyncio.gather(*(pool.dial(own=True, account=a) for _ in range(3 * CONNECTING)))
+        made = await asyncio.gather(*(dialled(api, a) for _ in range(3 * CONNECTING)))
         assert most == CONNECTING
         for connection in made:
             connection.drop()
@@ -321,13 +320,13 @@ async def test_a_request_waits_for_its_turn_to_connect_no_longer_than_for_a_conn
 ) -> None:
     """An API server that does not answer keeps those before it for as long, one after the other."""
     monkeypatch.setattr("arcbridge.agent.kube.upstream_pool.CONNECT_DEADLINE", 0.02)
-    async with serving(tmp_path, Clock(0.0)) as (_, api):
+    async with reachable(tmp_path, Clock(0.0)) as (_, api):
         account = Accounts(AgentLimitsConfig()).enter(ALICE, Member())
         async with AsyncExitStack() as stack:
             for _ in range(CONNECTING):
                 await stack.enter_async_context(account.connecting)
             with pytest.raises(RequestRefusal, match="no connection in time") as caught:
-                await asyncio.wait_for(api.upstream.dial(own=True, account=account), 10)
+                await asyncio.wait_for(dialled(api, account), 10)
             assert caught.value.status_code == 504
             assert account.connections == 0
         assert not account.connecting.locked()
@@ -335,8 +334,8 @@ async def test_a_request_waits_for_its_turn_to_connect_no_longer_than_for_a_conn
 
 async def test_idle_connections_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("arcbridge.agent.kube.upstream_pool.MAX_IDLE", 3)
-    async with serving(tmp_path, Clock(0.0)) as (_, api):
-        connections = [await api.upstream.dial(own=True) for _ in range(5)]
+    async with reachable(tmp_path, Clock(0.0)) as (_, api):
+        connections = [await dialled(api) for _ in range(5)]
         for connection in connections:
             connection.send(handler := Collected(), GET)
             await asyncio.wait_for(handler.done.wait(), 5)
@@ -345,7 +344,7 @@ async def test_idle_connections_are_few(tmp_path: Path, monkeypatch: pytest.Monk
 
 async def test_m9_what_a_caller_does_not_take_stays_at_the_api_server(tmp_path: Path, transport: str) -> None:
     """Of an answer that is not taken nothing is read but what was under way, and its memory counts."""
-    async with serving(tmp_path, Clock(0.0)) as (fake, api):
+    async with reachable(tmp_path, Clock(0.0)) as (fake, api):
         fake.routes["/x"] = reply(200, bytes(8 << 20))
         backlog = Backlog(64 * 1024)
 
@@ -354,8 +353,8 @@ async def test_m9_what_a_caller_does_not_take_stays_at_the_api_server(tmp_path: 
                 super().response_data(data, payload)
                 connection.pause_reading()
 
-        connection = await api.upstream.dial(own=True)
-        connection.send(handler := Stops(), GET, backlog=backlog)
+        connection = await dialled(api)
+        connection.send(handler := Stops(), replace(GET, backlog=backlog))
         carrier = connection.transport
         assert isinstance(carrier, TlsTransport) == (transport == "lossless")
         async with asyncio.timeout(10):

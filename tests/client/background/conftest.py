@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ import yaml
 
 from arcbridge.client.background.caller import answer_of, exchange, request
 from arcbridge.client.background.connection_settings import read_words
-from arcbridge.client.background.process import Timing, run_background
+from arcbridge.client.background.process import BackgroundProcess
 from arcbridge.client.background_paths import BackgroundPaths
 from tests.client.far_side import CLUSTER, CLUSTER_CA, RELAY_CA, FarSide
 from tests.client.session.test_session_manager import login
@@ -43,9 +44,6 @@ class Background:
         self.environment = {"XDG_CONFIG_HOME": str(directory), "HOME": str(directory)}
         self.arguments = ("--cluster", CLUSTER)
         self.settings = read_words(self.arguments)
-        self.timing = Timing()
-        self.pem_before = ""
-        """The first client certificate that a test used, with its key."""
 
     def take_settings_away(self, away: bool) -> None:
         """Let the settings be unreadable, or readable again."""
@@ -54,7 +52,7 @@ class Background:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[asyncio.Task[None]]:
         ready = asyncio.Event()
-        task = asyncio.create_task(run_background(self.place, self.environment, ready=ready.set, timing=self.timing))
+        task = asyncio.create_task(BackgroundProcess(self.place, self.environment).run(ready.set))
         waiting = asyncio.create_task(ready.wait())
         await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
@@ -77,6 +75,14 @@ class Background:
         texts = {"kubeconfig": str(self.kubeconfig), "switch": "yes", "static": "", **texts}
         return await self.ask("connect", *self.arguments, *more, **texts)
 
+    async def open(self, port: int, pem: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect to the local endpoint with a client certificate and its key."""
+        file = Path(self.place.state) / "pem"
+        file.write_text(pem)
+        context = ssl.create_default_context(cafile=str(Path(self.place.state) / "local-ca" / "ca.crt"))
+        context.load_cert_chain(file)
+        return await asyncio.open_connection("127.0.0.1", port, ssl=context)
+
     def document(self) -> Any:
         return yaml.safe_load(self.kubeconfig.read_text())
 
@@ -88,3 +94,10 @@ def background(far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     # Threads of their own: on one CPU the loop has five, which the process needs while its callers wait in them.
     with ThreadPoolExecutor(16) as callers:
         yield Background(far, tmp_path, callers)
+
+
+@pytest.fixture
+async def port(background: Background) -> AsyncIterator[int]:
+    """The port of a cluster that is connected; the process runs."""
+    async with background.running():
+        yield (await background.connect())["port"]

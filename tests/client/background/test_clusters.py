@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
-import ssl
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,15 @@ import yaml
 from cryptography import x509
 
 from arcbridge.client.background.caller import NotRunning
-from arcbridge.client.background.clusters import ServedClusters
+from arcbridge.client.background.clusters import AskAgain, Served, ServedClusters
 from arcbridge.client.background.connections import Connections
 from arcbridge.client.kubeconfig.entries import Kubeconfig
+from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.client.state import StateDirectory
 from arcbridge.errors import ArcbridgeError, StateError, Unreachable
 from arcbridge.net.join import JoinCode
+from arcbridge.pki.authority import certificate_validity
 from arcbridge.wire.records import JoinReply
 from tests.client.background.conftest import Background
 from tests.client.background.test_process import through
@@ -60,43 +64,40 @@ def kept(background: Background) -> str:
 # -- other settings for a context -------------------------------------------------------------------------------------
 
 
-async def test_a_connect_that_fails_leaves_what_serves_and_what_runs(background: Background) -> None:
-    async with background.running():
-        port = (await background.connect())["port"]
-        stream = await Stream.open(background, port)
-        before = (background.kubeconfig.read_text(), kept(background), await background.ask("status"))
-        background.far.reply = JoinReply(code=JoinCode.NO_AGENT)
-        for other in (("--redirect-port", "8123"), ("--port", "0")):
-            with pytest.raises(ArcbridgeError):
-                await background.connect(*other)
-        assert (background.kubeconfig.read_text(), kept(background)) == before[:2]
-        (one,) = (await background.ask("status"))["clusters"]
-        assert (one["port"], one["state"], one["since"]) == (port, "connected", before[2]["clusters"][0]["since"])
-        await stream.check()
-        background.far.reply = JoinReply()
-        await (await Stream.open(background, port)).check()
+async def test_a_connect_that_fails_leaves_what_serves_and_what_runs(background: Background, port: int) -> None:
+    stream = await Stream.open(background, port)
+    before = (background.kubeconfig.read_text(), kept(background), await background.ask("status"))
+    background.far.reply = JoinReply(code=JoinCode.NO_AGENT)
+    for other in (("--redirect-port", "8123"), ("--port", "0")):
+        with pytest.raises(ArcbridgeError):
+            await background.connect(*other)
+    assert (background.kubeconfig.read_text(), kept(background)) == before[:2]
+    (one,) = (await background.ask("status"))["clusters"]
+    assert (one["port"], one["state"], one["since"]) == (port, "connected", before[2]["clusters"][0]["since"])
+    await stream.check()
+    background.far.reply = JoinReply()
+    await (await Stream.open(background, port)).check()
 
 
 async def test_a_kubeconfig_that_cannot_be_written_leaves_them_too(
-    background: Background, monkeypatch: pytest.MonkeyPatch
+    background: Background, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise StateError("the kubeconfig is locked")
 
-    async with background.running():
-        port = (await background.connect())["port"]
-        stream = await Stream.open(background, port)
-        before = kept(background)
-        monkeypatch.setattr(Kubeconfig, "merge", refuse)
-        with pytest.raises(ArcbridgeError, match="is locked"):
-            await background.connect("--redirect-port", "8123")
-        monkeypatch.undo()
-        assert kept(background) == before
-        assert [one["port"] for one in (await background.ask("status"))["clusters"]] == [port]
-        await stream.check()
-        await (await Stream.open(background, port)).check()
+    stream = await Stream.open(background, port)
+    before = kept(background)
+    monkeypatch.setattr(Kubeconfig, "merge", refuse)
+    with pytest.raises(ArcbridgeError, match="is locked"):
+        await background.connect("--redirect-port", "8123")
+    monkeypatch.undo()
+    assert kept(background) == before
+    assert [one["port"] for one in (await background.ask("status"))["clusters"]] == [port]
+    await stream.check()
+    await (await Stream.open(background, port)).check()
 
 
+@pytest.mark.usefixtures("port")
 async def test_a_port_that_cannot_be_kept_takes_no_connection_back(
     background: Background, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,67 +106,61 @@ async def test_a_port_that_cannot_be_kept_takes_no_connection_back(
     def refuse(*_: object) -> None:
         raise StateError("the disk is full")
 
-    async with background.running():
-        await background.connect()
-        monkeypatch.setattr(StateDirectory, "remember_port", refuse)
-        free = fixed_port()
-        assert (await background.connect("--port", str(free)))["port"] == free
-        (one,) = (await background.ask("status"))["clusters"]
-        assert (one["port"], one["state"]) == (free, "connected")
-        await (await Stream.open(background, free, "--port", str(free))).check()
+    monkeypatch.setattr(StateDirectory, "remember_port", refuse)
+    free = fixed_port()
+    assert (await background.connect("--port", str(free)))["port"] == free
+    (one,) = (await background.ask("status"))["clusters"]
+    assert (one["port"], one["state"]) == (free, "connected")
+    await (await Stream.open(background, free, "--port", str(free))).check()
 
 
-async def test_a_list_that_is_damaged_takes_no_credential_away(background: Background) -> None:
-    async with background.running():
-        port = (await background.connect())["port"]
-        Path(background.place.connections).write_text("{")
-        with pytest.raises(ArcbridgeError, match=r"was not changed \(.*connections\.json is damaged"):
-            await background.ask("credential", *background.arguments, server="https://127.0.0.1:9")
-        await background.ask("credential", *background.arguments, server=f"https://127.0.0.1:{port}")
+async def test_a_list_that_is_damaged_takes_no_credential_away(background: Background, port: int) -> None:
+    Path(background.place.connections).write_text("{")
+    with pytest.raises(ArcbridgeError, match=r"was not changed \(.*connections\.json is damaged"):
+        await background.ask("credential", *background.arguments, server="https://127.0.0.1:9")
+    await background.ask("credential", *background.arguments, server=f"https://127.0.0.1:{port}")
 
 
-async def test_other_settings_take_over_the_port(background: Background) -> None:
-    async with background.running():
-        port = (await background.connect())["port"]
-        former = await Stream.open(background, port)
-        assert (await background.connect("--redirect-port", "8123"))["port"] == port
-        (one,) = (await background.ask("status"))["clusters"]
-        assert (one["port"], one["contexts"]) == (port, [CLUSTER])
-        (kept_one,) = Connections(Path(background.place.connections)).all()
-        assert kept_one.settings.words() == (*background.arguments, "--redirect-port", "8123")
-        with pytest.raises(ConnectionResetError):  # it ran by the former settings
-            await former.reader.read()
-        await (await Stream.open(background, port)).check()
-        ports = json.loads((Path(background.place.state) / "ports.json").read_text())
-        assert list(ports.values()) == [port]
+async def test_other_settings_take_over_the_port(background: Background, port: int) -> None:
+    former = await Stream.open(background, port)
+    assert (await background.connect("--redirect-port", "8123"))["port"] == port
+    (one,) = (await background.ask("status"))["clusters"]
+    assert (one["port"], one["contexts"]) == (port, [CLUSTER])
+    (kept_one,) = Connections(Path(background.place.connections)).all()
+    assert kept_one.settings.words() == (*background.arguments, "--redirect-port", "8123")
+    with pytest.raises(ConnectionResetError):  # it ran by the former settings
+        await former.reader.read()
+    await (await Stream.open(background, port)).check()
+    ports = json.loads((Path(background.place.state) / "ports.json").read_text())
+    assert list(ports.values()) == [port]
 
 
-async def test_a_static_certificate_is_no_other_connection(background: Background) -> None:
-    async with background.running():
-        port = (await background.connect())["port"]
-        stream = await Stream.open(background, port)
-        assert (await background.connect(static="yes"))["port"] == port
-        assert "client-key-data" in background.document()["users"][0]["user"]
-        assert (await background.connect())["port"] == port
-        assert "exec" in background.document()["users"][0]["user"]
-        await stream.check()
-        (one,) = (await background.ask("status"))["clusters"]
-        assert one["contexts"] == [CLUSTER]
+async def test_a_static_certificate_is_no_other_connection(background: Background, port: int) -> None:
+    stream = await Stream.open(background, port)
+    assert (await background.connect(static="yes"))["port"] == port
+    assert "client-key-data" in background.document()["users"][0]["user"]
+    assert (await background.connect())["port"] == port
+    assert "exec" in background.document()["users"][0]["user"]
+    await stream.check()
+    (one,) = (await background.ask("status"))["clusters"]
+    assert one["contexts"] == [CLUSTER]
 
 
-async def test_other_settings_for_one_of_two_contexts(background: Background) -> None:
+async def test_other_settings_for_one_of_two_contexts(background: Background, port: int) -> None:
     """What the other context goes on to need is neither closed nor robbed of its port, here and in the list."""
-    async with background.running():
-        port = (await background.connect())["port"]
-        await background.connect("--kube-context", "mine")
-        stream = await Stream.open(background, port)
-        other = (await background.connect("--kube-context", "mine", "--redirect-port", "8123"))["port"]
-        assert other != port
-        await stream.check()
-        status = (await background.ask("status"))["clusters"]
-        assert sorted((one["port"], *one["contexts"]) for one in status) == [(port, CLUSTER), (other, "mine")]
-        ports = json.loads((Path(background.place.state) / "ports.json").read_text())
-        assert list(ports.values()) == [port]
+    assert (await background.connect("--kube-context", "mine"))["port"] == port
+    (one,) = (await background.ask("status"))["clusters"]
+    assert one["contexts"] == [CLUSTER, "mine"]
+    stream = await Stream.open(background, port)
+    other = (await background.connect("--kube-context", "mine", "--redirect-port", "8123"))["port"]
+    assert other != port
+    await stream.check()
+    status = (await background.ask("status"))["clusters"]
+    assert sorted((one["port"], *one["contexts"]) for one in status) == [(port, CLUSTER), (other, "mine")]
+    ports = json.loads((Path(background.place.state) / "ports.json").read_text())
+    assert list(ports.values()) == [port]
+    await background.ask("disconnect", "mine")
+    assert [item["name"] for item in background.document()["contexts"]] == [CLUSTER]
 
 
 async def test_connects_at_once_are_served_once(background: Background) -> None:
@@ -174,21 +169,6 @@ async def test_connects_at_once_are_served_once(background: Background) -> None:
         (one,) = (await background.ask("status"))["clusters"]
         assert {answer["port"] for answer in answers} == {one["port"]}
         assert len(Connections(Path(background.place.connections)).all()) == 1
-
-
-async def test_a_connect_is_never_lost_in_an_end(background: Background) -> None:
-    """Its caller hears nothing, as from a process that has ended, and asks the next one."""
-    async with background.running() as task:
-        background.far.answers.clear()
-        connecting = asyncio.create_task(background.connect())
-        await asyncio.wait_for(background.far.joined.wait(), 10)
-        await background.ask("stop")
-        background.far.answers.set()
-        with pytest.raises(NotRunning):
-            await connecting
-        await asyncio.wait_for(task, 10)
-    assert not background.kubeconfig.exists()
-    assert Connections(Path(background.place.connections)).all() == []
 
 
 @pytest.mark.parametrize("operation", ["connect", "credential"])
@@ -210,44 +190,32 @@ async def test_who_waits_for_a_session_at_an_end_asks_the_next_process(
     background.far.answers.set()
 
 
-async def test_a_connect_whose_cluster_is_disconnected_meanwhile_begins_again(
-    background: Background, waiting: asyncio.Event
+@pytest.mark.parametrize(
+    ("operation", "gone", "error"),
+    [
+        ("connect", "disconnected", AskAgain),
+        ("credential", "given up", AskAgain),
+        ("credential", "disconnected", Unreachable),  # what the user has just taken back is not connected again
+    ],
+)
+async def test_who_waits_for_a_cluster_that_is_taken_off_meanwhile(
+    background: Background, waiting: asyncio.Event, operation: str, gone: str, error: type[Exception]
 ) -> None:
     async with serving(background) as clusters:
-        files = (str(background.kubeconfig),)
-        caller = asyncio.create_task(clusters.connect(background.settings, files, static=False, switch=True))
+        asking = (
+            clusters.connect(background.settings, (str(background.kubeconfig),), static=False, switch=True)
+            if operation == "connect"
+            else clusters.credential(background.settings, "")
+        )
+        caller = asyncio.create_task(asking)
         await asyncio.wait_for(waiting.wait(), 10)
-        await clusters.disconnect((CLUSTER,), every=False)
-        background.far.answers.set()
-        assert (await asyncio.wait_for(caller, 20))["cluster"] == CLUSTER
-        (served,) = clusters.served.values()
-        assert served.cluster.session.current is not None
-
-
-async def test_a_credential_whose_cluster_is_disconnected_meanwhile_says_so(
-    background: Background, waiting: asyncio.Event
-) -> None:
-    """And does not connect it again, which the user has just taken back."""
-    async with serving(background) as clusters:
-        caller = asyncio.create_task(clusters.credential(background.settings, ""))
-        await asyncio.wait_for(waiting.wait(), 10)
-        await clusters.disconnect((CLUSTER,), every=False)
-        with pytest.raises(Unreachable, match='"prod" was disconnected, or connected with other settings, meanwhile'):
+        if gone == "disconnected":
+            await clusters.disconnect((CLUSTER,), every=False)
+        else:
+            await clusters._give_up(next(iter(clusters.served.values())), "a defect")
+        with pytest.raises(error):
             await asyncio.wait_for(caller, 10)
-        assert clusters.is_empty
-
-
-async def test_a_credential_whose_cluster_is_given_up_meanwhile_has_it_served_anew(
-    background: Background, waiting: asyncio.Event
-) -> None:
-    async with serving(background) as clusters:
-        caller = asyncio.create_task(clusters.credential(background.settings, ""))
-        await asyncio.wait_for(waiting.wait(), 10)
-        (served,) = clusters.served.values()
-        await clusters._give_up(served, "a defect")
-        background.far.answers.set()
-        assert (await asyncio.wait_for(caller, 20))["kind"] == "ExecCredential"
-        assert not clusters.failed
+        assert not clusters.served
 
 
 @pytest.fixture
@@ -320,35 +288,10 @@ async def test_a_session_that_a_defect_ended_comes_back_when_it_is_asked_for(
         await (await Stream.open(background, port)).check()
 
 
-async def test_a_static_connection_that_a_defect_ended_comes_back_by_itself(
-    background: Background, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its context has no plugin that would ask for it."""
-    monkeypatch.setattr("arcbridge.client.background.clusters.FIRST_RETRY", 0.05)
-    run, defects = SessionManager.run, [RuntimeError("a defect")] * 3
-
-    async def broken(self: SessionManager) -> None:
-        if defects:
-            raise defects.pop()
-        await run(self)
-
-    async with background.running():
-        port = (await background.connect(static="yes"))["port"]
-    monkeypatch.setattr(SessionManager, "run", broken)
-    async with background.running():
-        async with asyncio.timeout(10):
-            while (await background.ask("status"))["clusters"][0]["state"] != "connected":
-                await asyncio.sleep(0.01)
-        assert not defects
-        (one,) = (await background.ask("status"))["clusters"]
-        assert (one["port"], one["contexts"]) == (port, [CLUSTER])
-        assert "client-key-data" in background.document()["users"][0]["user"]
-
-
 async def test_a_static_connection_whose_settings_were_away_comes_back_by_itself(
     background: Background, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("arcbridge.client.background.clusters.FIRST_RETRY", 0.05)
+    monkeypatch.setattr("arcbridge.client.background.clusters.RETRY", 0.05)
     async with background.running():
         await background.connect(static="yes")
     background.take_settings_away(True)
@@ -362,41 +305,22 @@ async def test_a_static_connection_whose_settings_were_away_comes_back_by_itself
                 await asyncio.sleep(0.01)
 
 
-async def test_what_was_disconnected_does_not_come_back(
-    background: Background, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("arcbridge.client.background.clusters.FIRST_RETRY", 0.05)
-    async with background.running():
-        await background.connect(static="yes")
-    clusters = ServedClusters(Path(background.place.connections), background.environment)
-    background.take_settings_away(True)
-    await clusters.restore({})
-    assert clusters.failed
-    background.take_settings_away(False)
-    await clusters.disconnect((CLUSTER,), every=False)
-    await asyncio.sleep(0.2)  # four times the wait for a retry that must not come
-    assert clusters.is_empty
-    assert not clusters._retrying
-    await clusters.close_all()
-
-
 # -- a port that differs ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("port")
 async def test_what_to_do_where_the_entry_is_not_ours_to_change(background: Background) -> None:
-    async with background.running():
-        await background.connect()
-        document = background.document()
-        document["clusters"][0]["cluster"]["server"] = "https://127.0.0.1:9"
-        background.kubeconfig.write_text(json.dumps(document))
-        with pytest.raises(ArcbridgeError) as caught:
-            await background.ask("credential", *background.arguments, server="https://127.0.0.1:9")
-        assert "was not changed (the entry was changed, or taken out, by hand)" in caught.value.message
-        assert caught.value.message.endswith(f"run `arcbridge connect {CLUSTER}` to save it anew")
-        assert background.document() == document
-        # And that helps.
-        port = (await background.connect())["port"]
-        await background.ask("credential", *background.arguments, server=f"https://127.0.0.1:{port}")
+    document = background.document()
+    document["clusters"][0]["cluster"]["server"] = "https://127.0.0.1:9"
+    background.kubeconfig.write_text(json.dumps(document))
+    with pytest.raises(ArcbridgeError) as caught:
+        await background.ask("credential", *background.arguments, server="https://127.0.0.1:9")
+    assert "was not changed (the entry was changed, or taken out, by hand)" in caught.value.message
+    assert caught.value.message.endswith(f"run `arcbridge connect {CLUSTER}` to save it anew")
+    assert background.document() == document
+    # And that helps.
+    port = (await background.connect())["port"]
+    await background.ask("credential", *background.arguments, server=f"https://127.0.0.1:{port}")
 
 
 async def test_what_to_do_where_no_kubeconfig_is_known(background: Background) -> None:
@@ -410,8 +334,6 @@ async def test_what_to_do_where_no_kubeconfig_is_known(background: Background) -
 
 
 def certificate_of(document: Any) -> str:
-    import base64
-
     return base64.b64decode(document["users"][0]["user"]["client-certificate-data"]).decode()
 
 
@@ -427,14 +349,18 @@ async def test_a_long_life_renews_both_certificates_and_cuts_nothing(
         files = (str(background.kubeconfig),)
         port = (await clusters.connect(background.settings, files, static=True, switch=True))["port"]
         (served,) = clusters.served.values()
-        stream = Stream(*await _with(background, port))
+        before = pem_of(background)
+        stream = Stream(*await background.open(port, before))
         await stream.check()
         first, shown = certificate_of(background.document()), await _shown(background, port)
-        await clusters.renew(served)
-        assert certificate_of(background.document()) == first
-        assert await _shown(background, port) == shown
-        now = time.time()
-        await clusters.renew(served)
+        for _ in range(2):
+            await served.renew()
+            await served.update_kubeconfig(lambda: clusters._renewed(served))
+            if now > time.time() - DAY:
+                break
+            assert certificate_of(background.document()) == first
+            assert await _shown(background, port) == shown
+            now = time.time()
         second = certificate_of(background.document())
         assert second != first
         assert x509.load_pem_x509_certificate(second.encode()).not_valid_after_utc.timestamp() > now + 89 * DAY
@@ -444,8 +370,7 @@ async def test_a_long_life_renews_both_certificates_and_cuts_nothing(
         assert document["status"]["clientCertificateData"] == second
         assert document["status"]["expirationTimestamp"] > time.strftime("%Y-%m-%d", time.gmtime(now + 80 * DAY))
         # A program that read the kubeconfig before goes on, until its certificate ends.
-        old = Stream(*await _with(background, port, pem=background.pem_before))
-        await old.check()
+        await Stream(*await background.open(port, before)).check()
     finally:
         clusters.leaving = True
         await clusters.close_all()
@@ -469,8 +394,8 @@ async def test_a_renewed_certificate_that_could_not_be_written_is_written_later(
         await until(lambda: certificate_of(yaml.safe_load(other.read_text())) != certificate_of(whole))
         rewrite(background.kubeconfig, text)  # it may be read meanwhile
         (served,) = clusters.served.values()
-        assert served.cluster.certificates is not None
-        renewed = served.cluster.certificates.client_certificate_pem
+        assert served.certificates is not None
+        renewed = served.certificates.client_certificate_pem
         await until(lambda: certificate_of(background.document()) == renewed)
     finally:
         clusters.leaving = True
@@ -494,25 +419,32 @@ async def test_a_context_that_could_not_be_written_at_the_start_is_written_later
         assert certificate_of(background.document())
 
 
-async def _with(background: Background, port: int, pem: str = "") -> Any:
-    """A connection with the static client certificate of the kubeconfig, or with another one."""
-    import base64
-
+def pem_of(background: Background) -> str:
+    """The static client certificate of the kubeconfig, and its key."""
     user = background.document()["users"][0]["user"]
-    text = pem or "".join(
-        base64.b64decode(user[key]).decode() for key in ("client-certificate-data", "client-key-data")
-    )
-    background.pem_before = background.pem_before or text
-    file = Path(background.place.state) / "pem"
-    file.write_text(text)
-    context = ssl.create_default_context(cafile=str(Path(background.place.state) / "local-ca" / "ca.crt"))
-    context.load_cert_chain(file)
-    return await asyncio.open_connection("127.0.0.1", port, ssl=context)
+    return "".join(base64.b64decode(user[key]).decode() for key in ("client-certificate-data", "client-key-data"))
 
 
 async def _shown(background: Background, port: int) -> bytes:
     """The certificate that the endpoint shows to a new connection."""
-    _, writer = await _with(background, port)
+    _, writer = await background.open(port, pem_of(background))
     shown: bytes = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
     writer.close()
     return shown
+
+
+async def test_the_credential_ends_before_certificate_and_token(background: Background, tmp_path: Path) -> None:
+    config = replace(background.settings.load(background.environment), port=0)
+    served = Served(ClientContext(config, Terminal(), environment={}), CLUSTER, time.time)
+    served.bind()
+    document = served.exec_credential()
+    assert next(iter(document)) == "kind"  # what the plugin looks for
+    assert document["spec"] == {"interactive": False}
+    status = document["status"]
+    ends = datetime.strptime(status["expirationTimestamp"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()
+    assert ends < certificate_validity(status["clientCertificateData"])[1]
+    assert "token" not in status
+    (tmp_path / "token").write_text("a.b.c")
+    served.config = replace(config, token_file=tmp_path / "token")
+    assert served.exec_credential()["status"]["token"] == "a.b.c"
+    await served.close()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import shutil
 import socket
 import threading
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,6 @@ from arcbridge.client.background.caller import NotRunning, OtherVersion, exchang
 from arcbridge.client.background.clusters import ServedClusters
 from arcbridge.client.background.connection_settings import UNKNOWN
 from arcbridge.client.background.connections import Connections
-from arcbridge.client.background.process import Timing
 from arcbridge.client.kubeconfig.entries import Kubeconfig
 from arcbridge.client.serving.served_cluster import ServedCluster
 from arcbridge.errors import ArcbridgeError, ExitCode
@@ -26,7 +27,6 @@ from arcbridge.wire.records import JoinReply
 from tests.client.background.conftest import Background
 from tests.client.far_side import CLUSTER
 from tests.support.eventually import until
-from tests.support.world import fixed_port
 
 
 async def test_connect_status_and_disconnect(background: Background) -> None:
@@ -57,27 +57,6 @@ async def test_connect_status_and_disconnect(background: Background) -> None:
     assert json.loads((Path(background.place.state) / "ports.json").read_text()) == {}
     with pytest.raises(NotRunning):
         await background.ask("status")
-
-
-async def test_the_credential_is_what_kubectl_reads(background: Background) -> None:
-    async with background.running():
-        port = (await background.connect())["port"]
-        line = request("credential", background.arguments, server=f"https://127.0.0.1:{port}")
-        answer = await asyncio.to_thread(exchange, background.place, line)
-        assert answer.startswith(b'{"kind"')
-        document = json.loads(answer)
-        assert document["apiVersion"] == "client.authentication.k8s.io/v1"
-        assert "PRIVATE KEY" in document["status"]["clientKeyData"]
-        assert document["status"]["expirationTimestamp"].endswith("Z")
-
-
-async def test_what_was_connected_is_served_by_the_next_one(background: Background) -> None:
-    async with background.running():
-        port = (await background.connect())["port"]
-    async with background.running():
-        status = await background.ask("status")
-        assert [(one["name"], one["port"]) for one in status["clusters"]] == [(CLUSTER, port)]
-        await background.ask("credential", *background.arguments, server="")
 
 
 async def test_a_port_that_was_taken_meanwhile_moves_and_the_context_says_so(background: Background) -> None:
@@ -120,28 +99,6 @@ async def test_a_cluster_that_cannot_be_reached_changes_nothing(
     assert not background.kubeconfig.exists()
     assert Connections(Path(background.place.connections)).all() == []
     assert not (Path(background.place.state) / "ports.json").exists()
-
-
-async def test_other_settings_for_a_context_take_the_place_of_the_former(background: Background) -> None:
-    free = fixed_port()
-    async with background.running():
-        await background.connect()
-        answer = await background.connect("--port", str(free))
-        assert answer["port"] == free
-        status = await background.ask("status")
-        assert [one["port"] for one in status["clusters"]] == [free]
-        assert len(Connections(Path(background.place.connections)).all()) == 1
-
-
-async def test_two_contexts_of_one_cluster_share_its_port(background: Background) -> None:
-    async with background.running():
-        first = await background.connect()
-        second = await background.connect("--kube-context", "mine")
-        assert first["port"] == second["port"]
-        (one,) = (await background.ask("status"))["clusters"]
-        assert one["contexts"] == [CLUSTER, "mine"]
-        await background.ask("disconnect", "mine")
-        assert [item["name"] for item in background.document()["contexts"]] == [CLUSTER]
 
 
 async def test_static_is_a_certificate_while_it_runs_and_the_plugin_afterwards(background: Background) -> None:
@@ -206,13 +163,6 @@ async def test_what_cannot_be_served_again_is_told(background: Background) -> No
         await background.ask("disconnect", every="yes")
 
 
-async def test_a_second_one_leaves_the_place_to_the_first(background: Background) -> None:
-    async with background.running():
-        async with background.running() as second:
-            await asyncio.wait_for(second, 10)
-        assert (await background.ask("version"))["pid"]
-
-
 async def test_another_version_is_told(background: Background, monkeypatch: pytest.MonkeyPatch) -> None:
     async with background.running():
         monkeypatch.setattr(process_module, "__version__", "0.0.1")
@@ -220,8 +170,8 @@ async def test_another_version_is_told(background: Background, monkeypatch: pyte
             await background.ask("status")
 
 
-async def test_one_that_serves_nothing_ends(background: Background) -> None:
-    background.timing = Timing(idle_end=0.01)
+async def test_one_that_serves_nothing_ends(background: Background, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_module, "IDLE_END", 0.01)
     async with background.running() as task:
         await asyncio.wait_for(task, 10)
 
@@ -235,8 +185,10 @@ async def test_stop(background: Background) -> None:
     assert len(Connections(Path(background.place.connections)).all()) == 1
 
 
-async def test_no_port_is_held_when_the_lock_is_free(background: Background, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not by a connect that was being proved either: the next process may want its port."""
+async def test_a_connect_that_is_being_proved_at_an_end_leaves_nothing(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its caller hears nothing, and asks the next process, which may want its port as soon as the lock is free."""
     close, closed = ServedCluster.close, []
 
     async def slow(self: ServedCluster) -> None:
@@ -255,6 +207,8 @@ async def test_no_port_is_held_when_the_lock_is_free(background: Background, mon
         with pytest.raises(NotRunning):
             await connecting
     background.far.answers.set()
+    assert not background.kubeconfig.exists()
+    assert Connections(Path(background.place.connections)).all() == []
 
 
 async def test_w14_a_program_of_another_user_is_refused(
@@ -302,23 +256,19 @@ async def test_running_streams_survive_the_next_version(
         reader, writer = await through(background, port)
         writer.write(b"one ")
         assert await reader.readexactly(4) == b"one "
-        following, ready = await _next_version(background, monkeypatch)
-        await asyncio.wait_for(ready.wait(), 20)
-        monkeypatch.undo()
-        status = await background.ask("status")
-        assert status["process"]["former_versions"] == 1
-        assert [one["port"] for one in status["clusters"]] == [port]
-        writer.write(b"two ")
-        assert await reader.readexactly(4) == b"two "
-        more, writing = await through(background, port)
-        writing.write(b"new ")
-        assert await more.readexactly(4) == b"new "
-        assert not former.done()
-        writer.close()
-        await asyncio.wait_for(former, 20)
-        writing.close()
-        await background.ask("stop")
-        await asyncio.wait_for(following, 20)
+        async with _next_version(background, monkeypatch):
+            status = await background.ask("status")
+            assert status["process"]["former_versions"] == 1
+            assert [one["port"] for one in status["clusters"]] == [port]
+            writer.write(b"two ")
+            assert await reader.readexactly(4) == b"two "
+            more, writing = await through(background, port)
+            writing.write(b"new ")
+            assert await more.readexactly(4) == b"new "
+            assert not former.done()
+            writer.close()
+            await asyncio.wait_for(former, 20)
+            writing.close()
 
 
 async def test_no_port_moves_by_an_upgrade_where_a_cluster_has_two_contexts(
@@ -328,14 +278,10 @@ async def test_no_port_moves_by_an_upgrade_where_a_cluster_has_two_contexts(
         port = (await background.connect())["port"]
         await background.connect("--kube-context", "mine")
         await background.connect()  # kept behind the other one now
-        following, ready = await _next_version(background, monkeypatch)
-        await asyncio.wait_for(ready.wait(), 20)
-        monkeypatch.undo()
-        (one,) = (await background.ask("status"))["clusters"]
-        assert (one["port"], sorted(one["contexts"])) == (port, ["mine", CLUSTER])
-        await asyncio.wait_for(former, 20)
-        await background.ask("stop")
-        await asyncio.wait_for(following, 20)
+        async with _next_version(background, monkeypatch):
+            (one,) = (await background.ask("status"))["clusters"]
+            assert (one["port"], sorted(one["contexts"])) == (port, ["mine", CLUSTER])
+            await asyncio.wait_for(former, 20)
     servers = {item["cluster"]["server"] for item in background.document()["clusters"]}
     assert servers == {f"https://127.0.0.1:{port}"}
 
@@ -346,22 +292,20 @@ async def test_a_connect_is_never_lost_in_an_upgrade(background: Background, mon
         background.far.answers.clear()
         connecting = asyncio.create_task(background.connect())
         await asyncio.wait_for(background.far.joined.wait(), 10)
-        following, ready = await _next_version(background, monkeypatch)
-        await asyncio.wait_for(ready.wait(), 20)
-        monkeypatch.undo()
-        background.far.answers.set()
-        with pytest.raises(NotRunning):
-            await connecting
-        await asyncio.wait_for(former, 20)
-        assert not background.kubeconfig.exists()
-        assert (await background.connect())["current"]
-        await background.ask("stop")
-        await asyncio.wait_for(following, 20)
+        async with _next_version(background, monkeypatch):
+            background.far.answers.set()
+            with pytest.raises(NotRunning):
+                await connecting
+            await asyncio.wait_for(former, 20)
+            assert not background.kubeconfig.exists()
+            assert (await background.connect())["current"]
 
 
-async def test_a_directory_that_is_removed_under_it_comes_back(background: Background) -> None:
+async def test_a_directory_that_is_removed_under_it_comes_back(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A second process would find the lock held, and the first one again: there are never two."""
-    background.timing = Timing(socket_check=0.05)
+    monkeypatch.setattr(process_module, "SOCKET_CHECK", 0.05)
     async with background.running() as first:
         port = (await background.connect())["port"]
         shutil.rmtree(background.place.runtime)
@@ -375,9 +319,12 @@ async def test_a_directory_that_is_removed_under_it_comes_back(background: Backg
         assert Path(background.place.socket).stat().st_mode & 0o777 == 0o600
 
 
-async def test_a_state_directory_that_is_removed_under_it_is_locked_anew(background: Background) -> None:
+async def test_a_state_directory_that_is_removed_under_it_is_locked_anew(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else the next command's process would find the lock free, and the two would take the socket from each other."""
-    background.timing = Timing(socket_check=0.05, idle_end=3600.0)
+    monkeypatch.setattr(process_module, "SOCKET_CHECK", 0.05)
+    monkeypatch.setattr(process_module, "IDLE_END", 3600.0)
     async with background.running() as first:
         await background.connect()
         _remove(background)
@@ -391,7 +338,8 @@ async def test_a_state_directory_that_is_removed_under_it_is_locked_anew(backgro
 async def test_a_process_whose_lock_another_one_has_taken_ends(
     background: Background, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    background.timing = Timing(socket_check=0.3, idle_end=3600.0)
+    monkeypatch.setattr(process_module, "SOCKET_CHECK", 0.3)
+    monkeypatch.setattr(process_module, "IDLE_END", 3600.0)
     looked, has_the_socket = asyncio.Event(), process_module.BackgroundProcess._has_the_socket
 
     def look(self: process_module.BackgroundProcess) -> bool:
@@ -420,25 +368,22 @@ def _remove(background: Background) -> None:
     shutil.rmtree(background.place.state)
 
 
-async def _next_version(
-    background: Background, monkeypatch: pytest.MonkeyPatch
-) -> tuple[asyncio.Task[None], asyncio.Event]:
-    """Start a process of another version; the event: it serves. `monkeypatch.undo` makes callers of its version."""
+@contextlib.asynccontextmanager
+async def _next_version(background: Background, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    """Have a process of another version serve, whose callers are of its version, and stop it at the end."""
     monkeypatch.setattr(process_module, "__version__", "0.0.2")
     monkeypatch.setattr(process_module.BackgroundProcess, "_is_served", lambda self: False)
     ready = asyncio.Event()
-    running = process_module.run_background(background.place, background.environment, ready=ready.set)
-    return asyncio.create_task(running), ready
+    process = process_module.BackgroundProcess(background.place, background.environment)
+    following = asyncio.create_task(process.run(ready.set))
+    await asyncio.wait_for(ready.wait(), 20)
+    monkeypatch.undo()
+    yield
+    await background.ask("stop")
+    await asyncio.wait_for(following, 20)
 
 
 async def through(background: Background, port: int, *more: str) -> Any:
     """A connection to the local endpoint with the certificate that the process gives."""
-    import ssl
-
-    credential = await background.ask("credential", *background.arguments, *more, server="")
-    directory = Path(background.place.state)
-    pem = directory / "pem"
-    pem.write_text(credential["status"]["clientCertificateData"] + credential["status"]["clientKeyData"])
-    context = ssl.create_default_context(cafile=str(directory / "local-ca" / "ca.crt"))
-    context.load_cert_chain(pem)
-    return await asyncio.open_connection("127.0.0.1", port, ssl=context)
+    status = (await background.ask("credential", *background.arguments, *more, server=""))["status"]
+    return await background.open(port, status["clientCertificateData"] + status["clientKeyData"])

@@ -8,9 +8,11 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from arcbridge.client.commands import child
-from arcbridge.client.commands.child import Signals, environment_for, exit_code, not_found, worst
+from arcbridge.client.commands.child import LONGEST, LinePrefix, Signals, environment_for, exit_code, not_found
 from arcbridge.errors import CommandNotFound
 
 DIRECTORY = Path("/private")
@@ -33,7 +35,6 @@ def test_a_proxy_is_not_for_the_local_endpoint() -> None:
 
 def test_exit_codes() -> None:
     assert [exit_code(status) for status in (0, 3, -9, -15)] == [0, 3, 137, 143]
-    assert [worst(codes) for codes in ([], [0, 0], [0, 3, 1], [4, 1])] == [0, 0, 3, 4]
     assert not_found("kubectl").exit_code == 127
 
 
@@ -94,3 +95,22 @@ async def test_a_signal_cancels_what_has_not_started() -> None:
             await starts()
     os.kill(os.getpid(), signal.SIGTERM)  # what ends in order now is not killed half-way
     await asyncio.sleep(0)
+
+
+@given(st.lists(st.binary(max_size=20)))
+def test_pieces_do_not_matter(pieces: list[bytes]) -> None:
+    lines = LinePrefix("a | ")
+    out = b"".join(lines.feed(piece) for piece in pieces) + lines.end()
+    whole = b"".join(pieces)
+    expected = whole.split(b"\n")
+    if expected[-1] == b"":
+        expected.pop()
+    assert out == b"".join(b"a | " + line + b"\n" for line in expected)
+
+
+def test_a_line_that_does_not_end_is_given_out_in_pieces() -> None:
+    lines = LinePrefix("a | ")
+    out = lines.feed(b"x" * (2 * LONGEST + 1))
+    assert out == (b"a | " + b"x" * LONGEST + b"\n") * 2
+    assert lines.end() == b"a | x\n"
+    assert lines.end() == b""

@@ -11,39 +11,29 @@ from typing import Any
 import pytest
 import yaml
 
-from arcbridge.client.commands.run import run_command
-from arcbridge.client.service import Terminal
-from arcbridge.errors import ArcbridgeError, CommandNotFound, ConfigError, PermissionRefused, PinMismatch
+from arcbridge.client.commands.run import Chosen, check_names, choose, is_pattern, run_command
+from arcbridge.errors import ArcbridgeError, CommandNotFound, ConfigError, PermissionRefused, PinMismatch, Unreachable
 from arcbridge.net.join import JoinCode
-from arcbridge.settings.config import ClientConfig
 from arcbridge.wire.records import JoinReply
+from tests.client.commands.test_proxy import Case as ProxyCase
 from tests.client.commands.test_proxy import short_lives
-from tests.client.far_side import CLUSTER, CLUSTER_CA, RELAY_CA, FarSide
-from tests.client.session.test_session_manager import login
+from tests.client.far_side import CLUSTER, FarSide
 
 
-class Case:
+class Case(ProxyCase):
     """A user's settings, and what they were shown."""
 
     def __init__(self, far: FarSide, directory: Path) -> None:
-        (directory / "relay-ca.pem").write_text(RELAY_CA.certificate_pem)
+        super().__init__(far, directory)
         self.runtime = directory / "runtime"
         self.runtime.mkdir()
         self.reported: list[tuple[str, str]] = []
         self.written: list[tuple[int, bytes]] = []
-        self.config = ClientConfig(
-            relay=far.address,
-            relay_ca_file=directory / "relay-ca.pem",
-            cluster=CLUSTER,
-            cluster_ca_pin=CLUSTER_CA.pin,
-            state_dir=directory / "state",
-            login=login(directory),
-        )
 
     async def run(self, *command: str, **changes: Any) -> int:
         code = await run_command(
             replace(self.config, **changes),
-            Terminal(),
+            self.terminal,
             command,
             report=lambda cluster, message: self.reported.append((cluster, message)),
             write=lambda descriptor, data: self.written.append((descriptor, data)),
@@ -112,3 +102,55 @@ async def test_a_long_command_gets_a_new_certificate_before_the_old_one_ends(
     first, second = (yaml.safe_load((tmp_path / name).read_text()) for name in ("first", "second"))
     assert first["users"] != second["users"]
     assert (first["clusters"], first["contexts"]) == (second["clusters"], second["contexts"])
+
+
+LISTED = [
+    {"name": "prod-b", "state": "Offline"},
+    {"name": "prod-a"},
+    {"name": "prod-old", "revoked": True},
+    {"name": "staging"},
+]
+
+
+def names(chosen: list[Chosen]) -> list[str]:
+    return [one.name for one in chosen]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        (["prod-*"], ["prod-a", "prod-b"]),
+        (["*"], ["prod-a", "prod-b", "staging"]),
+        (["prod-?", "staging"], ["prod-a", "prod-b", "staging"]),
+        (["prod-[!a]"], ["prod-b"]),
+        (["staging", "prod-*"], ["staging", "prod-a", "prod-b"]),
+        (["not-listed"], ["not-listed"]),
+        (["staging", "s*"], ["staging"]),
+        (["prod-old"], ["prod-old"]),
+    ],
+)
+def test_choose(wanted: list[str], found: list[str]) -> None:
+    assert names(choose(wanted, LISTED)) == found
+
+
+def test_what_a_pattern_chose_says_so_unless_it_was_named_too() -> None:
+    assert choose(["prod-*", "prod-b"], LISTED) == [Chosen("prod-a", "prod-*"), Chosen("prod-b")]
+
+
+def test_a_pattern_that_matches_nothing() -> None:
+    with pytest.raises(Unreachable, match="no cluster that you may reach matches 'x-\\*'"):
+        choose(["staging", "x-*"], LISTED)
+
+
+@pytest.mark.parametrize("name", ["Prod", "a..b", "Prod-*", "a b*", "*" * 129, "prod-*\x1b[2J", "../*"])
+def test_what_is_neither_a_name_nor_a_pattern(name: str) -> None:
+    if name == "../*":
+        check_names(["..*"])  # dots are of names, so a pattern may have them
+    with pytest.raises(ConfigError, match="flag --cluster"):
+        check_names([name])
+
+
+def test_no_cluster() -> None:
+    with pytest.raises(ConfigError, match="required"):
+        check_names([])
+    assert not is_pattern("prod-1.eu")

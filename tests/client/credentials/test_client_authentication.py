@@ -12,8 +12,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa
 
-from arcbridge.client.credentials.client_authentication import ClientAuthentication
-from arcbridge.client.credentials.issuer import IssuerEndpoints
+from arcbridge.client.credentials.client_authentication import ClientAuthentication, IssuerEndpoints
 from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unauthenticated
 from arcbridge.identity.client_assertion import ASSERTION_TYPE
 from arcbridge.settings.config import LoginConfig
@@ -50,23 +49,22 @@ def with_unknown_curve() -> bytes:
 
 
 async def test_a_public_client_has_its_id_alone() -> None:
-    proof = await client().proof(ENDPOINTS, TOKEN)
-    assert (proof.form, proof.headers) == ({"client_id": "our:ci"}, {})
+    assert await client().proof(ENDPOINTS, TOKEN) == ({"client_id": "our:ci"}, {})
     assert not client().confidential
 
 
 async def test_a_secret_goes_by_basic(tmp_path: Path) -> None:
     file = write(tmp_path / "secret", "s%c:r t\n")
-    proof = await client(client_secret_file=file).proof(ENDPOINTS, TOKEN)
-    assert proof.form == {}
-    scheme, _, pair = proof.headers["Authorization"].partition(" ")
+    fields, headers = await client(client_secret_file=file).proof(ENDPOINTS, TOKEN)
+    assert fields == {}
+    scheme, _, pair = headers["Authorization"].partition(" ")
     assert (scheme, base64.b64decode(pair)) == ("Basic", b"our%3Aci:s%25c%3Ar+t"), "RFC 6749, appendix B"
 
 
 async def test_a_secret_goes_into_the_form_where_the_issuer_takes_no_basic(tmp_path: Path) -> None:
     file = write(tmp_path / "secret", "s%c:r t")
     proof = await client(client_secret_file=file).proof(IssuerEndpoints(TOKEN, secret_in_form=True), TOKEN)
-    assert (proof.form, proof.headers) == ({"client_id": "our:ci", "client_secret": "s%c:r t"}, {})
+    assert proof == ({"client_id": "our:ci", "client_secret": "s%c:r t"}, {})
 
 
 @pytest.mark.parametrize(
@@ -80,18 +78,17 @@ async def test_a_secret_goes_into_the_form_where_the_issuer_takes_no_basic(tmp_p
 )
 async def test_an_assertion_of_our_own(tmp_path: Path, key: Any, algorithm: str) -> None:
     file = write(tmp_path / "key.pem", pem(key))
-    one = await client(client_key_file=file, client_key_id="2026").proof(ENDPOINTS, TOKEN)
-    two = await client(client_key_file=file).proof(ENDPOINTS, TOKEN)
-    assert one.form["client_assertion_type"] == ASSERTION_TYPE
-    assert one.headers == {}
-    assertion = one.form["client_assertion"]
+    one, headers = await client(client_key_file=file, client_key_id="2026").proof(ENDPOINTS, TOKEN)
+    two, _ = await client(client_key_file=file).proof(ENDPOINTS, TOKEN)
+    assert (one["client_assertion_type"], headers) == (ASSERTION_TYPE, {})
+    assertion = one["client_assertion"]
     assert jwt.get_unverified_header(assertion) == {"alg": algorithm, "typ": "JWT", "kid": "2026"}
     options: Any = {"verify_exp": False, "verify_iat": False}
     claims = jwt.decode(assertion, key.public_key(), [algorithm], options=options, audience=TOKEN)
     assert claims.pop("jti")
     assert claims == {"iss": "our:ci", "sub": "our:ci", "aud": TOKEN, "iat": 1000, "exp": 1060}
-    assert "kid" not in jwt.get_unverified_header(two.form["client_assertion"])
-    assert two.form["client_assertion"] != assertion, "each is for one request"
+    assert "kid" not in jwt.get_unverified_header(two["client_assertion"])
+    assert two["client_assertion"] != assertion, "each is for one request"
 
 
 async def test_an_assertion_from_a_file_is_read_again(tmp_path: Path) -> None:
@@ -99,12 +96,12 @@ async def test_an_assertion_from_a_file_is_read_again(tmp_path: Path) -> None:
     found = client(client_assertion_file=file)
     for text in ("one", "two"):
         write(file, text + "\n")
-        assert (await found.proof(ENDPOINTS, TOKEN)).form["client_assertion"] == text
+        assert (await found.proof(ENDPOINTS, TOKEN))[0]["client_assertion"] == text
 
 
 async def test_an_assertion_from_a_command() -> None:
     proof = await client(client_assertion_command=(sys.executable, "-c", "print('one')")).proof(ENDPOINTS, TOKEN)
-    assert proof.form == {
+    assert proof[0] == {
         "client_id": "our:ci",
         "client_assertion_type": ASSERTION_TYPE,
         "client_assertion": "one",
@@ -121,7 +118,7 @@ async def test_a_secret_that_others_may_read_is_warned_of_once(
     file.chmod(0o644)
     found = client(client_secret_file=file)
     for _ in range(2):
-        assert (await found.proof(ENDPOINTS, TOKEN)).headers
+        assert (await found.proof(ENDPOINTS, TOKEN))[1]
     said = "".join(capsys.readouterr())
     assert said.count("other users may read") == 1
     assert "SECRET" not in said
@@ -177,7 +174,7 @@ async def test_b33_an_assertion_is_for_the_token_endpoint_that_it_goes_to_or_for
         (f"{ISSUER}/revoke", ISSUER),
         ("https://login.example.net/token", ISSUER),
     ):
-        assertion = (await subject.proof(ENDPOINTS, url)).form["client_assertion"]
+        assertion = (await subject.proof(ENDPOINTS, url))[0]["client_assertion"]
         assert jwt.decode(assertion, options={"verify_signature": False})["aud"] == audience
 
 
@@ -185,10 +182,10 @@ async def test_a_certificate_is_named_as_entra_id_wants_it(tmp_path: Path) -> No
     certificate = Certificate.make("our:ci")
     public, private = certificate.write(tmp_path, "ci")
     proof = await client(client_key_file=private, client_certificate_file=public).proof(ENDPOINTS, TOKEN)
-    header = jwt.get_unverified_header(proof.form["client_assertion"])
+    header = jwt.get_unverified_header(proof[0]["client_assertion"])
     assert header == {"typ": "JWT", "alg": "PS256", "x5t#S256": certificate.x5t_s256}
     options: Any = {"verify_exp": False, "verify_iat": False}
-    jwt.decode(proof.form["client_assertion"], certificate.key.public_key(), ["PS256"], audience=TOKEN, options=options)
+    jwt.decode(proof[0]["client_assertion"], certificate.key.public_key(), ["PS256"], audience=TOKEN, options=options)
     with pytest.raises(ConfigError, match=r"login\.client_certificate_file: belongs to a key"):
         client(client_certificate_file=public)
 
@@ -209,6 +206,6 @@ async def test_a_workload_s_own_token_is_asked_for_each_time(tmp_path: Path, mon
         )
         assert subject.confidential
         for _ in range(2):
-            form = (await subject.proof(ENDPOINTS, TOKEN)).form
+            form = (await subject.proof(ENDPOINTS, TOKEN))[0]
             assert (form["client_id"], form["client_assertion_type"]) == ("our:ci", ASSERTION_TYPE)
         assert issuer.requests("/actions") == 2

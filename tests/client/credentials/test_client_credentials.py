@@ -52,8 +52,8 @@ async def test_each_end_has_its_own_and_keeps_it(issuer: Issuer, tmp_path: Path,
     tokens = await pair.tokens(interactive=False)
     one = await pair.for_audience("arcbridge-a", interactive=False)
     assert read_unverified(tokens.access_token).audiences == ("arcbridge-relay",)
-    assert read_unverified(one.text).audiences == ("arcbridge-a",)
-    for token in (tokens.access_token, one.text):
+    assert read_unverified(one.access_token).audiences == ("arcbridge-a",)
+    for token in (tokens.access_token, one.access_token):
         assert pair.key is not None
         assert binding(claims_unverified(token)).names(pair.key.thumbprint)
     assert await pair.tokens(interactive=False) == tokens

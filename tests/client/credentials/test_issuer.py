@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
-import ssl
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
-import trustme
-from aiohttp import web
 
-from arcbridge.client.credentials.issuer import ClientProof, Issuer, IssuerError, page_of
+from arcbridge.client.credentials.client_authentication import ClientAuthentication
+from arcbridge.client.credentials.issuer import Issuer, IssuerError, page_of
 from arcbridge.client.credentials.jwt_unverified import claims_unverified
 from arcbridge.errors import ConfigError, StateError, Unreachable
 from arcbridge.identity.proof import ProofKey
+from arcbridge.settings.config import LoginConfig
+from tests.client.login_station import TokenEndpoint
 from tests.support.issuer import Issuer as RealIssuer
+
+CLIENT = {"client_id": "cli"}
+
+
+def of(config: LoginConfig, **more: Any) -> Issuer:
+    return Issuer(config, ClientAuthentication(config), **more)
+
+
+def at(url: str, ca_file: Path | None = None) -> Issuer:
+    return of(LoginConfig(issuer=url, ca_file=ca_file, **CLIENT))
+
+
+@asynccontextmanager
+async def asking(
+    endpoint: TokenEndpoint, directory: Path, settings: dict[str, Any] | None = None, **more: Any
+) -> AsyncIterator[Issuer]:
+    async with endpoint.serving(directory, **(settings or {})) as config, of(config, **more) as issuer:
+        yield issuer
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +45,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealIssuer]:
 
 
 async def test_discovery(real: RealIssuer) -> None:
-    async with Issuer(real.url, real.ca_file) as issuer:
+    async with at(real.url, real.ca_file) as issuer:
         found = await issuer.endpoints()
         assert found.token.startswith(real.url)
         assert found.authorization
@@ -36,20 +56,20 @@ async def test_discovery(real: RealIssuer) -> None:
 
 
 async def test_another_spelling_of_the_issuer(real: RealIssuer) -> None:
-    async with Issuer(real.url + "/", real.ca_file) as issuer:
+    async with at(real.url + "/", real.ca_file) as issuer:
         with pytest.raises(ConfigError, match="trailing slash"):
             await issuer.endpoints()
 
 
 async def test_an_oauth_error_has_its_word(real: RealIssuer) -> None:
-    async with Issuer(real.url, real.ca_file) as issuer:
+    async with at(real.url, real.ca_file) as issuer:
         with pytest.raises(IssuerError) as caught:
-            await issuer.post((await issuer.endpoints()).token, {"grant_type": "refresh_token", "client_id": "cli"})
+            await issuer.ask({"grant_type": "refresh_token"})
         assert caught.value.code in ("invalid_grant", "invalid_request")
 
 
 async def test_untrusted(real: RealIssuer) -> None:
-    async with Issuer(real.url) as issuer:
+    async with at(real.url) as issuer:
         with pytest.raises(Unreachable, match="--oidc-ca-file"):
             await issuer.endpoints()
 
@@ -57,7 +77,7 @@ async def test_untrusted(real: RealIssuer) -> None:
 async def test_down(real: RealIssuer) -> None:
     real.down()
     try:
-        async with Issuer(real.url, real.ca_file) as issuer:
+        async with at(real.url, real.ca_file) as issuer:
             with pytest.raises(Unreachable, match="status 503"):
                 await issuer.endpoints()
     finally:
@@ -65,7 +85,7 @@ async def test_down(real: RealIssuer) -> None:
 
 
 async def test_no_listener() -> None:
-    async with Issuer("https://127.0.0.1:1") as issuer:
+    async with at("https://127.0.0.1:1") as issuer:
         with pytest.raises(Unreachable, match=r"127\.0\.0\.1:1 cannot be reached \(connection refused\)"):
             await issuer.endpoints()
 
@@ -73,7 +93,7 @@ async def test_no_listener() -> None:
 @pytest.mark.parametrize("url", ["http://issuer.example", "issuer.example", "https://", "file:///etc/passwd"])
 async def test_only_https(url: str) -> None:
     with pytest.raises(ConfigError, match="https"):
-        Issuer(url)
+        at(url)
 
 
 @pytest.mark.parametrize(
@@ -82,75 +102,27 @@ async def test_only_https(url: str) -> None:
 )
 async def test_o1_no_credentials_in_the_url(url: str) -> None:
     with pytest.raises(ConfigError, match=r"login\.issuer: ") as caught:
-        Issuer(url)
+        at(url)
     assert "SECRET" not in caught.value.message
 
 
 async def test_ca_files(tmp_path: Path) -> None:
     with pytest.raises(StateError):
-        Issuer("https://issuer.example", tmp_path / "none")
+        at("https://issuer.example", tmp_path / "none")
     (tmp_path / "ca").write_text("no certificate")
     with pytest.raises(ConfigError):
-        Issuer("https://issuer.example", tmp_path / "ca")
+        at("https://issuer.example", tmp_path / "ca")
 
 
 async def test_an_answer_that_is_nested_too_deep(tmp_path: Path) -> None:
     endpoint = TokenEndpoint()
     endpoint.text = 100000 * "["
-    async with serving(endpoint, tmp_path) as ca, Issuer(endpoint.url, ca) as issuer:
+    async with asking(endpoint, tmp_path) as issuer:
         with pytest.raises(Unreachable, match="status 502"):
-            await issuer.post(f"{endpoint.url}/token_endpoint", {})
+            await issuer.ask({})
 
 
 # -- DPoP (RFC 9449) --------------------------------------------------------------------------------------------------
-
-
-class TokenEndpoint:
-    """An issuer that answers each form with what comes next of `answers`, and keeps the DPoP headers that it got."""
-
-    def __init__(self, *answers: tuple[int, dict[str, object], str]) -> None:
-        self.answers = list(answers)
-        self.seen: list[str | None] = []
-        self.forms: list[dict[str, object]] = []
-        self.metadata: dict[str, object] = {"dpop_signing_alg_values_supported": ["RS256", "ES256"]}
-        self.url = ""
-        self.text = ""
-        """What is answered instead."""
-
-    async def discovery(self, request: web.Request) -> web.Response:
-        ends = {name: f"{self.url}/{name}" for name in ("token_endpoint", "device_authorization_endpoint")}
-        return web.json_response({"issuer": self.url, **ends, **self.metadata})
-
-    async def answer(self, request: web.Request) -> web.Response:
-        self.seen.append(request.headers.get("DPoP"))
-        self.forms.append(dict(await request.post()))
-        if self.text:
-            return web.Response(text=self.text, status=502)
-        status, document, nonce = self.answers.pop(0)
-        return web.json_response(document, status=status, headers={"DPoP-Nonce": nonce} if nonce else {})
-
-
-@asynccontextmanager
-async def serving(endpoint: TokenEndpoint, directory: Path) -> AsyncIterator[Path]:
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(str(directory / "ca.pem"))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(context)
-    app = web.Application()
-    app.add_routes(
-        [
-            web.get("/.well-known/openid-configuration", endpoint.discovery),
-            web.post("/{path:.*}", endpoint.answer),
-        ]
-    )
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
-        endpoint.url = f"https://127.0.0.1:{runner.addresses[0][1]}"
-        yield directory / "ca.pem"
-    finally:
-        await runner.cleanup()
 
 
 GOOD: tuple[int, dict[str, object], str] = (200, {"access_token": "a"}, "")
@@ -167,49 +139,40 @@ def claims_of(header: str | None) -> dict[str, object]:
 
 async def test_a_nonce_is_used_until_another_one_comes(tmp_path: Path) -> None:
     endpoint = TokenEndpoint(wants("one"), GOOD, (200, {}, "two"), GOOD, GOOD)
-    async with (
-        serving(endpoint, tmp_path) as ca,
-        Issuer(endpoint.url, ca, key=ProofKey.generate, clock=lambda: 1000.0) as issuer,
-    ):
-        url = (await issuer.endpoints()).token
+    async with asking(endpoint, tmp_path, key=ProofKey.generate, clock=lambda: 1000.0) as issuer:
         for _ in range(4):
-            await issuer.post(url, {})
+            await issuer.ask({})
     found = [claims_of(header) for header in endpoint.seen]
     assert [one.get("nonce") for one in found] == [None, "one", "one", "two", "two"]
-    assert {(one["htm"], one["htu"], one["iat"]) for one in found} == {("POST", url, 1000)}
+    assert {(one["htm"], one["htu"], one["iat"]) for one in found} == {("POST", f"{endpoint.url}/token_endpoint", 1000)}
     assert len({one["jti"] for one in found}) == 5
 
 
 async def test_each_attempt_has_an_assertion_of_its_own(tmp_path: Path) -> None:
-    made: list[str] = []
-
-    async def proof() -> ClientProof:
-        made.append(f"assertion {len(made)}")
-        return ClientProof({"client_assertion": made[-1]}, {})
-
-    endpoint = TokenEndpoint(wants("one"), GOOD)
-    async with serving(endpoint, tmp_path) as ca, Issuer(endpoint.url, ca, key=ProofKey.generate) as issuer:
-        await issuer.post((await issuer.endpoints()).token, {"a": "b"}, proof)
-    assert endpoint.forms == [{"a": "b", "client_assertion": f"assertion {number}"} for number in range(2)]
+    endpoint, program = TokenEndpoint(wants("one"), GOOD), "import uuid; print(uuid.uuid4())"
+    command = (sys.executable, "-c", program)
+    async with asking(endpoint, tmp_path, {"client_assertion_command": command}, key=ProofKey.generate) as issuer:
+        await issuer.ask({"a": "b"})
+    one, two = endpoint.forms
+    assert one.pop("client_assertion") != two.pop("client_assertion")
+    assert one == two
 
 
 async def test_a_nonce_that_is_wanted_again_and_again_ends_in_an_error(tmp_path: Path) -> None:
     endpoint = TokenEndpoint(wants("one"), wants("two"), GOOD)
-    async with serving(endpoint, tmp_path) as ca, Issuer(endpoint.url, ca, key=ProofKey.generate) as issuer:
-        url = (await issuer.endpoints()).token
+    async with asking(endpoint, tmp_path, key=ProofKey.generate) as issuer:
         with pytest.raises(IssuerError, match="use_dpop_nonce"):
-            await issuer.post(url, {})
+            await issuer.ask({})
         assert len(endpoint.seen) == 2
 
 
 @pytest.mark.parametrize("nonce", ["", "x" * 2000])
 async def test_a_nonce_that_cannot_be_used_is_none(tmp_path: Path, nonce: str) -> None:
     endpoint = TokenEndpoint(wants(nonce), GOOD)
-    async with serving(endpoint, tmp_path) as ca, Issuer(endpoint.url, ca, key=ProofKey.generate) as issuer:
-        url = (await issuer.endpoints()).token
+    async with asking(endpoint, tmp_path, key=ProofKey.generate) as issuer:
         with pytest.raises(IssuerError, match="use_dpop_nonce"):
-            await issuer.post(url, {})
-        await issuer.post(url, {})
+            await issuer.ask({})
+        await issuer.ask({})
     assert "nonce" not in claims_of(endpoint.seen[1])
 
 
@@ -221,43 +184,29 @@ async def test_without_es256_there_is_no_dpop(tmp_path: Path, listed: object) ->
     def key() -> ProofKey:
         raise AssertionError("no key is needed, so none is made")
 
-    async with serving(endpoint, tmp_path) as ca, Issuer(endpoint.url, ca, key=key) as issuer:
-        await issuer.post((await issuer.endpoints()).token, {})
+    async with asking(endpoint, tmp_path, key=key) as issuer:
+        await issuer.ask({})
     assert endpoint.seen == [None]
 
 
 async def test_only_the_token_endpoint_gets_proofs(tmp_path: Path) -> None:
     endpoint = TokenEndpoint(GOOD, GOOD, GOOD)
-    async with serving(endpoint, tmp_path) as ca:
-        async with Issuer(endpoint.url, ca, key=ProofKey.generate) as issuer:
+    async with endpoint.serving(tmp_path) as config:
+        async with of(config, key=ProofKey.generate) as issuer:
             await issuer.post((await issuer.endpoints()).device_authorization, {})
-            await issuer.post((await issuer.endpoints()).token, {})
-        async with Issuer(endpoint.url, ca) as issuer:  # without a key
-            await issuer.post((await issuer.endpoints()).token, {})
+            await issuer.ask({})
+        async with of(config) as issuer:  # without a key
+            await issuer.ask({})
     assert [header is not None for header in endpoint.seen] == [False, True, False]
 
 
 async def test_tokens_in_the_way_of_entra_id_are_asked_for_at_the_token_endpoint_alone(tmp_path: Path) -> None:
     key, endpoint = ProofKey.generate(), TokenEndpoint(GOOD, GOOD)
     endpoint.metadata = {}
-    async with serving(endpoint, tmp_path) as ca, Issuer(endpoint.url, ca, pop=lambda: key) as issuer:
-        endpoints = await issuer.endpoints()
-        await issuer.post(endpoints.token, {"grant_type": "x"})
-        await issuer.post(endpoints.device_authorization, {"client_id": "x"})
-    assert endpoint.forms == [
-        {"grant_type": "x", "token_type": "pop", "req_cnf": key.req_cnf()},
-        {"client_id": "x"},
-    ]
-
-
-async def test_a_form_that_is_to_be_bound_to_nothing_names_no_key(tmp_path: Path) -> None:
-    endpoint = TokenEndpoint(GOOD)
-    async with (
-        serving(endpoint, tmp_path) as ca,
-        Issuer(endpoint.url, ca, key=ProofKey.generate, pop=ProofKey.generate) as issuer,
-    ):
-        await issuer.post((await issuer.endpoints()).token, {"grant_type": "x"}, bind=False)
-    assert (endpoint.forms, endpoint.seen) == ([{"grant_type": "x"}], [None])
+    async with asking(endpoint, tmp_path, {"pop": True}, key=lambda: key) as issuer:
+        await issuer.ask({"grant_type": "x"})
+        await issuer.post((await issuer.endpoints()).device_authorization, {})
+    assert endpoint.forms == [{"grant_type": "x", "token_type": "pop", "req_cnf": key.req_cnf(), **CLIENT}, CLIENT]
 
 
 # -- what an issuer says ----------------------------------------------------------------------------------------------
@@ -266,9 +215,9 @@ async def test_a_form_that_is_to_be_bound_to_nothing_names_no_key(tmp_path: Path
 async def test_an_issuer_s_words_are_one_short_line_from_the_start(tmp_path: Path) -> None:
     hostile = {"error": "x\x1b[2J\ny", "error_description": "do\r\nthis\u202e " + "z" * 4096}
     endpoint = TokenEndpoint((400, hostile, ""))
-    async with serving(endpoint, tmp_path) as ca, Issuer(endpoint.url, ca) as issuer:
+    async with asking(endpoint, tmp_path) as issuer:
         with pytest.raises(IssuerError) as caught:
-            await issuer.post((await issuer.endpoints()).token, {})
+            await issuer.ask({})
     error = caught.value
     assert error.code == "x\\x1b[2J\\ny"
     assert error.description.startswith("do\\r\\nthis\\u202e")

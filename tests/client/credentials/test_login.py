@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import socket
 import time
 from collections.abc import Iterator
@@ -16,13 +15,11 @@ import pytest
 from arcbridge.client.credentials import login as login_module
 from arcbridge.client.credentials import login_callback
 from arcbridge.client.credentials.jwt_unverified import read_unverified
-from arcbridge.client.credentials.login import Login
-from arcbridge.client.credentials.token_cache import TokenCache
+from arcbridge.client.credentials.login import check_login
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
 from arcbridge.net.peer_user import PeerUser
 from arcbridge.settings.config import LoginConfig
-from tests.client.credentials.test_issuer import TokenEndpoint, serving
-from tests.client.login_station import Terminal, browse, make
+from tests.client.login_station import Terminal, TokenEndpoint, browse, come_back, login_of, make, with_browser
 from tests.support.eventually import until
 from tests.support.issuer import Issuer
 from tests.support.world import fixed_port
@@ -46,17 +43,18 @@ class TestDeviceCode:
         assert await login.tokens(interactive=False) == tokens
         assert len(person.lines) == shown
 
-    async def test_only_who_began_it_gets_the_tokens(self, issuer: Issuer, tmp_path: Path) -> None:
+    async def test_only_who_began_it_gets_the_tokens(
+        self, issuer: Issuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """By PKCE, where the issuer has it at the device endpoint; Keycloak does."""
         real = login_module.Issuer.post
 
-        async def post(self: Any, url: str, form: Any, proof: Any, **more: Any) -> dict[str, Any]:
-            return await real(self, url, {name: form[name] for name in form if name != "code_verifier"}, proof, **more)
+        async def post(self: Any, url: str, form: Any) -> dict[str, Any]:
+            return await real(self, url, {name: form[name] for name in form if name != "code_verifier"})
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(login_module.Issuer, "post", post)
-            with pytest.raises(Unauthenticated, match="code_verifier"):
-                await make(issuer, tmp_path, Terminal(issuer)).log_in()
+        monkeypatch.setattr(login_module.Issuer, "post", post)
+        with pytest.raises(Unauthenticated, match="code_verifier"):
+            await make(issuer, tmp_path).log_in()
 
     async def test_refused(self, issuer: Issuer, tmp_path: Path) -> None:
         person = Terminal(issuer)
@@ -76,43 +74,22 @@ class TestDeviceCode:
 
     async def test_a_client_that_is_not_interactive(self, issuer: Issuer, tmp_path: Path) -> None:
         with pytest.raises(Unauthenticated, match="run `arcbridge login`"):
-            await make(issuer, tmp_path, Terminal(issuer)).tokens(interactive=False)
+            await make(issuer, tmp_path).tokens(interactive=False)
 
 
 class TestAuthorizationCode:
-    async def test_it_logs_in(self, issuer: Issuer, tmp_path: Path) -> None:
-        visits: list[asyncio.Task[tuple[int, str]]] = []
-
-        async def browser(url: str) -> bool:
+    async def test_it_logs_in_and_refuses_an_answer_to_another_login(self, issuer: Issuer, tmp_path: Path) -> None:
+        async def visit(url: str) -> list[tuple[int, str]]:
             assert "code_challenge_method=S256" in url
-            visits.append(asyncio.ensure_future(browse(url, issuer)))
-            return True
+            changes: list[dict[str, str]] = [{"state": "foreign"}, {"iss": "https://foreign"}, {}]
+            return [await browse(url, issuer, change=change) for change in changes]
 
-        tokens = await make(issuer, tmp_path, Terminal(issuer), browser=browser, grant_type="authcode").tokens(
-            interactive=True
-        )
+        login = with_browser(issuer, tmp_path, visit)
+        tokens = await login.tokens(interactive=True)
         assert read_unverified(tokens.id_token).subject == "alice"
-        status, page = await visits[0]
-        assert status == 200
-        assert "You may close this window" in page
-
-    async def test_an_answer_to_another_login_is_refused(self, issuer: Issuer, tmp_path: Path) -> None:
-        seen: list[int] = []
-        visits = []
-
-        async def visit(url: str) -> None:
-            seen.append((await browse(url, issuer, change={"state": "foreign"}))[0])
-            seen.append((await browse(url, issuer, change={"iss": "https://foreign"}))[0])
-            seen.append((await browse(url, issuer))[0])
-
-        async def browser(url: str) -> bool:
-            visits.append(asyncio.ensure_future(visit(url)))
-            return True
-
-        login = make(issuer, tmp_path, Terminal(issuer), browser=browser, grant_type="authcode")
-        await login.tokens(interactive=True)
-        await visits[0]
-        assert seen == [400, 400, 200]
+        answers = await login.visits[0]
+        assert [status for status, _ in answers] == [400, 400, 200]
+        assert "You may close this window" in answers[-1][1]
 
     async def test_w12_another_user_gets_no_answer_and_gives_none(
         self, issuer: Issuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -120,31 +97,21 @@ class TestAuthorizationCode:
         """Another user knows `state` from the browser's command line and brings a code of an account of its own."""
         users: list[PeerUser] = []
         monkeypatch.setattr(login_callback, "peer_user", lambda sock: users.pop())
-        answers: list[str] = []
-        visits = []
 
-        async def visit(url: str) -> None:
-            back = urlsplit(parse_qs(urlsplit(url).query)["redirect_uri"][0])
-            state = parse_qs(urlsplit(url).query)["state"][0]
+        async def visit(url: str) -> tuple[str, int]:
+            query = parse_qs(urlsplit(url).query)
             users.append(PeerUser.OTHER)
-            reader, writer = await asyncio.open_connection("127.0.0.1", back.port)
-            writer.write(f"GET /?{urlencode({'state': state, 'code': 'other'})} HTTP/1.1\r\n\r\n".encode())
+            target = f"/?{urlencode({'state': query['state'][0], 'code': 'other'})}"
             try:
-                answers.append((await reader.read()).decode())
+                answer = await come_back(urlsplit(query["redirect_uri"][0]).port, target)
             except ConnectionError:
-                answers.append("")
-            writer.close()
+                answer = ""
             users.append(PeerUser.OWN)
-            answers.append((await browse(url, issuer))[1])
+            return answer, (await browse(url, issuer))[0]
 
-        async def browser(url: str) -> bool:
-            visits.append(asyncio.ensure_future(visit(url)))
-            return True
-
-        tokens = await make(issuer, tmp_path, Terminal(issuer), browser=browser, grant_type="authcode").log_in()
-        await visits[0]
-        assert answers[0] == ""
-        assert answers[1].startswith("HTTP/1.1 200")
+        login = with_browser(issuer, tmp_path, visit)
+        tokens = await login.log_in()
+        assert await login.visits[0] == ("", 200)
         assert read_unverified(tokens.id_token).subject == "alice"
 
     @pytest.mark.parametrize("at_once", [1, 50])
@@ -152,45 +119,30 @@ class TestAuthorizationCode:
         self, issuer: Issuer, tmp_path: Path, at_once: int, caplog: pytest.LogCaptureFixture
     ) -> None:
         """`at_once`: connections that the listener finds together, as where this process had no turn for a while."""
-        visits = []
-        open_still: list[int] = []
 
-        async def visit(url: str) -> None:
+        async def visit(url: str) -> list[int]:
             address = "127.0.0.1", urlsplit(parse_qs(urlsplit(url).query)["redirect_uri"][0]).port or 0
-            held: list[asyncio.StreamReader] = []
-            writers: list[asyncio.StreamWriter] = []
+            held: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
             while len(held) < 200:
                 for sock in [socket.create_connection(address) for _ in range(at_once)]:
-                    reader, writer = await asyncio.open_connection(sock=sock)
-                    held.append(reader)
-                    writers.append(writer)
-            await until(lambda: sum(not reader.at_eof() for reader in held) <= 64)
-            open_still.extend(number for number, reader in enumerate(held) if not reader.at_eof())
+                    held.append(await asyncio.open_connection(sock=sock))
+            await until(lambda: sum(not reader.at_eof() for reader, _ in held) <= 64)
+            still = [number for number, (reader, _) in enumerate(held) if not reader.at_eof()]
             await browse(url, issuer)
-            for writer in writers:
+            for _, writer in held:
                 writer.close()
+            return still
 
-        async def browser(url: str) -> bool:
-            visits.append(asyncio.ensure_future(visit(url)))
-            return True
-
-        tokens = await make(issuer, tmp_path, Terminal(issuer), browser=browser, grant_type="authcode").log_in()
-        await visits[0]
-        assert open_still == list(range(136, 200)), "the oldest were closed"
+        login = with_browser(issuer, tmp_path, visit)
+        tokens = await login.log_in()
+        assert await login.visits[0] == list(range(136, 200)), "the oldest were closed"
         assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
         assert read_unverified(tokens.id_token).subject == "alice"
 
     async def test_a_foreign_nonce(self, issuer: Issuer, tmp_path: Path) -> None:
-        visits = []
-
-        async def browser(url: str) -> bool:
-            changed = re.sub(r"nonce=[^&]+", "nonce=foreign", url)
-            visits.append(asyncio.ensure_future(browse(changed, issuer)))
-            return True
-
+        login = with_browser(issuer, tmp_path, change={"nonce": "foreign"})
         with pytest.raises(Unauthenticated, match="another login"):
-            await make(issuer, tmp_path, Terminal(issuer), browser=browser, grant_type="authcode").log_in()
-        await visits[0]
+            await login.log_in()
         assert not list(tmp_path.glob("*.json"))
 
     async def test_the_browser_never_returns(
@@ -217,12 +169,12 @@ class TestAuthorizationCode:
             squatter.listen()
             taken = squatter.getsockname()[1]
             with pytest.raises(Unauthenticated, match=f"local ports {taken} are in use"):
-                await make(issuer, tmp_path, Terminal(issuer), grant_type="authcode", ports=(taken,)).log_in()
+                await make(issuer, tmp_path, grant_type="authcode", ports=(taken,)).log_in()
 
 
 class TestRefresh:
     async def test_rotation_is_followed(self, issuer: Issuer, tmp_path: Path) -> None:
-        login = make(issuer, tmp_path, Terminal(issuer))
+        login = make(issuer, tmp_path)
         first = await login.log_in()
         second = await login.tokens(interactive=False, force=True)
         third = await login.tokens(interactive=False, force=True)
@@ -230,15 +182,15 @@ class TestRefresh:
         assert read_unverified(third.id_token).subject == "alice"
 
     async def test_parallel_processes_refresh_once(self, issuer: Issuer, tmp_path: Path) -> None:
-        await make(issuer, tmp_path, Terminal(issuer)).log_in()
+        await make(issuer, tmp_path).log_in()
         before = issuer.requests("/token")
-        logins = [make(issuer, tmp_path, Terminal(issuer)) for _ in range(5)]
+        logins = [make(issuer, tmp_path) for _ in range(5)]
         found = await asyncio.gather(*(one.tokens(interactive=False, force=True) for one in logins))
         assert len({tokens.access_token for tokens in found}) == 1
         assert issuer.requests("/token") == before + 1
 
     async def test_a_revoked_one_asks_again(self, issuer: Issuer, tmp_path: Path) -> None:
-        login = make(issuer, tmp_path, Terminal(issuer))
+        login = make(issuer, tmp_path)
         tokens = await login.log_in()
         issuer.request("POST", "/revoke", {"token": tokens.refresh_token, "client_id": "cli"})
         with pytest.raises(Unauthenticated, match="login has ended"):
@@ -246,54 +198,49 @@ class TestRefresh:
         assert (await login.tokens(interactive=True, force=True)).access_token != tokens.access_token
 
     async def test_what_is_usable_bridges_an_outage(self, issuer: Issuer, tmp_path: Path) -> None:
-        login = make(issuer, tmp_path, Terminal(issuer))
+        login = make(issuer, tmp_path)
         tokens = await login.log_in()
-        old = Login(
-            login._config, login._cache, say=print, clock=lambda: time.time() + 0.9 * 3600, environment={}
-        )  # most of their life is over
+        login._clock = lambda: time.time() + 0.9 * 3600  # most of their life is over
         issuer.down()
         try:
-            assert await old.tokens(interactive=False) == tokens
+            assert await login.tokens(interactive=False) == tokens
             with pytest.raises(Unreachable):
-                await old.tokens(interactive=False, force=True)
+                await login.tokens(interactive=False, force=True)
         finally:
             issuer.down(False)
-        assert (await old.tokens(interactive=False)).access_token != tokens.access_token
+        assert (await login.tokens(interactive=False)).access_token != tokens.access_token
 
 
-async def test_settings_are_required(tmp_path: Path) -> None:
-    cache = TokenCache(tmp_path, relay="r", issuer="https://x", client_id="", scopes=(), audience="")
-    with pytest.raises(ConfigError, match="client_id"):
-        Login(LoginConfig(issuer="https://x"), cache, say=print)
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"client_id": ""}, "login.client_id: required"),
+        ({"redirect_port": 70_000}, "login.redirect_port: must be a port"),
+        ({"cluster_audience_by": "magic"}, "cluster_audience_by: must be one of resource, audience, scope"),
+        # docs/threats.md#T10: a login for both ends gives a token that is good at both.
+        ({"cluster_audience": "a", "cluster_audience_by": "scope"}, "login.relay_scopes: required"),
+    ],
+)
+def test_settings_that_cannot_work(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        check_login(LoginConfig(**{"issuer": "https://i", "client_id": "c", **settings}))
 
 
-class TestRedirectPort:
-    async def test_the_port_of_the_settings_is_the_one(self, issuer: Issuer, tmp_path: Path) -> None:
-        opened: list[str] = []
+async def test_the_port_of_the_settings_is_the_one(issuer: Issuer, tmp_path: Path) -> None:
+    """0 takes a free one, although the usual two are not to be had here."""
+    opened: list[str] = []
 
-        async def browser(url: str) -> bool:
-            opened.append(parse_qs(urlsplit(url).query)["redirect_uri"][0])
-            task = asyncio.create_task(browse(url, issuer))
-            tasks.append(task)
-            return True
+    async def visit(url: str) -> int:
+        opened.append(parse_qs(urlsplit(url).query)["redirect_uri"][0])
+        return (await browse(url, issuer))[0]
 
-        tasks: list[asyncio.Task[tuple[int, str]]] = []
-        port = fixed_port()
-        # 0 takes a free one, although the usual two are not to be had here.
-        for setting in (0, port):
-            directory = tmp_path / str(setting)
-            login = make(
-                issuer, directory, Terminal(issuer), browser=browser, ports=(1,), grant_type="authcode",
-                redirect_port=setting,
-            )  # fmt: skip
-            assert read_unverified((await login.log_in()).id_token).subject == "alice"
-        assert [(await task)[0] for task in tasks] == [200, 200]
-        assert opened[1] == f"http://localhost:{port}"
-        assert opened[0] != "http://localhost:1"
-
-    async def test_what_is_no_port(self, issuer: Issuer, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match=r"login\.redirect_port: must be a port"):
-            make(issuer, tmp_path, Terminal(issuer), redirect_port=70_000)
+    port = fixed_port()
+    for setting in (0, port):
+        login = with_browser(issuer, tmp_path / str(setting), visit, ports=(1,), redirect_port=setting)
+        assert read_unverified((await login.log_in()).id_token).subject == "alice"
+        assert await login.visits[0] == 200
+    assert opened[1] == f"http://localhost:{port}"
+    assert opened[0] != "http://localhost:1"
 
 
 @pytest.mark.parametrize(
@@ -311,13 +258,9 @@ async def test_a_device_code_that_cannot_be_shown_is_none(member: str, value: st
     code = {"device_code": "d", "user_code": "AB-CD", "verification_uri": "https://login.example.org/device"}
     endpoint = TokenEndpoint((200, {**code, member: value}, ""))
     lines: list[str] = []
-    async with serving(endpoint, tmp_path) as ca:
-        config = LoginConfig(issuer=endpoint.url, client_id="cli", ca_file=ca, grant_type="device-code")
-        cache = TokenCache(
-            tmp_path, relay="r", issuer=config.issuer, client_id="cli", scopes=config.scopes, audience=""
-        )
+    async with endpoint.serving(tmp_path, grant_type="device-code") as config:
         with pytest.raises(Unreachable, match="incomplete device code"):
-            await Login(config, cache, say=lines.append, environment={}).log_in()
+            await login_of(config, tmp_path, lines.append).log_in()
     assert lines == []
 
 
@@ -343,15 +286,11 @@ async def polls(interval: float, lasts: float, directory: Path, monkeypatch: pyt
             waits.append(seconds)
         await real(0)
 
-    async with serving(endpoint, directory) as ca:
+    async with endpoint.serving(directory, grant_type="device-code") as config:
         code = {"device_code": "d", "user_code": "AB-CD", "verification_uri": f"{endpoint.url}/device"}
         pending, denied = (400, {"error": "authorization_pending"}, ""), (400, {"error": "access_denied"}, "")
         endpoint.answers = [(200, {**code, "interval": interval, "expires_in": lasts}, ""), pending, denied]
-        config = LoginConfig(issuer=endpoint.url, client_id="cli", ca_file=ca, grant_type="device-code")
-        cache = TokenCache(
-            directory, relay="r", issuer=config.issuer, client_id="cli", scopes=config.scopes, audience=""
-        )
         monkeypatch.setattr(asyncio, "sleep", wait)
         with pytest.raises(Unauthenticated, match="refused in the browser"):
-            await Login(config, cache, say=lambda _: None, environment={}).log_in()
+            await login_of(config, directory, lambda _: None).log_in()
     return waits

@@ -8,9 +8,10 @@ from urllib.parse import urlencode
 
 import pytest
 
-from arcbridge.client.credentials.issuer import IssuerEndpoints
+from arcbridge.client.credentials.client_authentication import IssuerEndpoints
 from arcbridge.client.credentials.login_callback import LoginCallback, check_redirect_path, redirect_path
 from arcbridge.errors import ConfigError
+from tests.client.login_station import come_back
 
 ISSUER = "https://login.example.org"
 SILENT = IssuerEndpoints(f"{ISSUER}/token", ISSUER)
@@ -21,11 +22,7 @@ async def status_of(callback: LoginCallback, target: str) -> int:
     """Come back as a browser does, and return the status of the answer."""
     server = await asyncio.start_server(callback.serve, "127.0.0.1", 0)
     async with server:
-        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-        writer.write(f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-        answer = await reader.read()
-        writer.close()
-    return int(answer.split()[1])
+        return int((await come_back(server.sockets[0].getsockname()[1], target)).split()[1])
 
 
 @pytest.mark.parametrize(

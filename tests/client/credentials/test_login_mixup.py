@@ -9,27 +9,21 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-import jwt
 import pytest
-import trustme
 from aiohttp import web
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
-from arcbridge.client.commands.sign_in import revoke
-from arcbridge.client.credentials.issuer import IssuerEndpoints
+from arcbridge.client.credentials.client_authentication import IssuerEndpoints
 from arcbridge.client.credentials.jwt_unverified import read_unverified
 from arcbridge.client.credentials.login import Login
 from arcbridge.client.credentials.login_callback import redirect_path
 from arcbridge.client.credentials.token_cache import TokenCache, TokenSet
 from arcbridge.errors import ConfigError, Unauthenticated
 from arcbridge.settings.config import LoginConfig
-from tests.client.login_station import Terminal, with_browser
+from tests.client.login_station import Terminal, come_back, login_of, make, serving, with_browser
 from tests.support.issuer import Issuer
 
 ANY_PATH: dict[str, Any] = {"redirect_uris": ()}
@@ -124,51 +118,32 @@ class Hostile:
         return web.json_response({"error": "invalid_grant"}, status=400)
 
 
-@asynccontextmanager
-async def serving(honest: Issuer, directory: Path) -> AsyncIterator[Hostile]:
-    authority = trustme.CA()
-    both = directory / "both.pem"
-    both.write_bytes(authority.cert_pem.bytes() + honest.ca_file.read_bytes())
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(context)
-    hostile = Hostile(honest, both)
-    app = web.Application()
-    app.add_routes(
-        [
-            web.get("/.well-known/openid-configuration", hostile.discovery),
-            web.get("/authorization", hostile.hand_on),
-            web.post("/{path:.*}", hostile.answer),
-        ]
-    )
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
-        hostile.url = f"https://127.0.0.1:{runner.addresses[0][1]}"
-        yield hostile
-    finally:
-        await runner.cleanup()
-
-
 @pytest.fixture
 async def hostile(honest: Issuer, tmp_path: Path) -> AsyncIterator[Hostile]:
-    async with serving(honest, tmp_path) as hostile:
+    both = tmp_path / "both.pem"
+    hostile = Hostile(honest, both)
+    routes = (
+        web.get("/.well-known/openid-configuration", hostile.discovery),
+        web.get("/authorization", hostile.hand_on),
+        web.post("/{path:.*}", hostile.answer),
+    )
+    async with serving(both, *routes) as hostile.url:
+        both.write_bytes(both.read_bytes() + honest.ca_file.read_bytes())
         yield hostile
 
 
 def login_at(hostile: Hostile, directory: Path, **settings: Any) -> tuple[Login, TokenCache, list[str]]:
     say: list[str] = []
     config = LoginConfig(issuer=hostile.url, client_id="cli", ca_file=hostile.ca_file, **settings)
-    cache = TokenCache(directory, issuer=config.issuer, client_id="cli", scopes=config.scopes, audience="", relay="r")
     pages: asyncio.Queue[str] = asyncio.Queue()
 
     async def browser(url: str) -> bool:
         pages.put_nowait(url)
         return True
 
-    login = Login(config, cache, say=say.append, open_browser=browser, environment={}, redirect_ports=(0,))
+    login = login_of(config, directory, say.append, browser=browser)
     login.pages = pages
-    return login, cache, say
+    return login, login._cache, say
 
 
 async def visit(hostile: Hostile, page: str) -> int:
@@ -187,11 +162,7 @@ async def visit(hostile: Hostile, page: str) -> int:
     if status != 303:
         return int(status)
     back = urlsplit(str(location))
-    reader, writer = await asyncio.open_connection("127.0.0.1", back.port)
-    writer.write(f"GET {back.path or '/'}?{back.query} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-    answer = await reader.read()
-    writer.close()
-    return int(answer.split()[1])
+    return int((await come_back(back.port, f"{back.path or '/'}?{back.query}")).split()[1])
 
 
 ATTACKS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
@@ -249,26 +220,6 @@ async def test_b31_nothing_is_sent_to_another_origin(hostile: Hostile, tmp_path:
     with pytest.raises(ConfigError, match=f"names its {endpoint}_endpoint at {hostile.honest.url}, and accepted are"):
         await login.log_in()
     assert (hostile.forms, say) == ([], [])
-
-
-async def test_b33_an_assertion_is_good_at_no_other_issuer(hostile: Hostile, tmp_path: Path) -> None:
-    """Not even where the user has accepted the honest issuer's origin for the hostile one."""
-    key = tmp_path / "key.pem"
-    key.touch(mode=0o600)
-    private = ec.generate_private_key(ec.SECP256R1())
-    form = serialization.PrivateFormat.PKCS8
-    key.write_bytes(private.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()))
-    hostile.metadata = {"token_endpoint": f"{hostile.honest.url}/token"}
-    hostile.device_page = "{url}/device"
-    accepted = {"client_key_file": key, "issuer_origins": (hostile.honest.url,)}
-    login, _, _ = login_at(hostile, tmp_path / "cache", grant_type="device-code", **accepted)
-    with pytest.raises(Unauthenticated):  # the honest issuer does not know the device code
-        await login.log_in()
-    config = LoginConfig(issuer=hostile.url, client_id="cli", ca_file=hostile.ca_file, **accepted)
-    await revoke(config, TokenSet(refresh_token="r"), {})
-    assertions = [str(one["client_assertion"]) for one in hostile.forms]
-    audiences = [jwt.decode(one, options={"verify_signature": False})["aud"] for one in assertions]
-    assert audiences == [hostile.url, hostile.url]
 
 
 @pytest.mark.parametrize("page", ["HONEST/device", "https://127.0.0.1\\@HONEST/device", "http://127.0.0.1/device"])
@@ -342,16 +293,11 @@ async def test_b35_nor_is_one_taken_at_a_refresh(hostile: Hostile, tmp_path: Pat
 async def test_the_honest_login_goes_on(honest: Issuer, tmp_path: Path, grant: str) -> None:
     """The origins are named where the shape has any: here the issuer's second name."""
     other = honest.url.replace("127.0.0.1", "localhost")
+    person = Terminal(honest)
     if grant == "authcode":
-        login = await with_browser(honest, tmp_path, issuer_origins=(other,))
-        tokens = await login.log_in()
+        tokens = await with_browser(honest, tmp_path, issuer_origins=(other,)).log_in()
     else:
-        config = LoginConfig(
-            issuer=honest.url, client_id="cli", ca_file=honest.ca_file, grant_type=grant, issuer_origins=(other,)
-        )
-        cache = TokenCache(tmp_path, issuer=honest.url, client_id="cli", scopes=config.scopes, audience="", relay="r")
-        person = Terminal(honest)
-        tokens = await Login(config, cache, say=person.say, environment={}).log_in()
+        tokens = await make(honest, tmp_path, person, issuer_origins=(other,)).log_in()
         page = honest.settings().device_page
         assert (f"To log in at {honest.url}, open {other}" in person.lines[0]) == page.startswith("{other}")
     assert read_unverified(tokens.id_token).issuer == honest.url

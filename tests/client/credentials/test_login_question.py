@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 from typing import Any
 
 import pytest
 
-from arcbridge.client.credentials.login_question import FLAGS, Line, flags, layout, login_lines
+from arcbridge.client.credentials.login_question import Line, flags, layout, login_lines
 from arcbridge.client.relay.relay_profile import SETTINGS, LoginOffer, RelayProfile
 from arcbridge.settings.config import LoginConfig
-from arcbridge.settings.flags import CLIENT, LIST, flags_of
 
 PIN = "sha256:" + "a" * 64
 DOCUMENT: dict[str, Any] = {"issuer": "https://login.example.org", "client_id": "arcbridge"}
@@ -92,25 +90,16 @@ def test_b31_a_further_origin_of_the_issuer_is_shown_and_none_is_not() -> None:
 
 
 class TestFlags:
-    def test_each_setting_that_a_relay_names_has_one(self) -> None:
-        """`dpop` is not taken where nobody is asked, and a flag that is named has to exist."""
-        assert set(FLAGS) == {*SETTINGS, "grant_type"} - {"dpop"}
-        by_name = {flag.long: flag for flag in flags_of(CLIENT)}
-        for name, flag in FLAGS.items():
-            assert by_name[flag].key == f"login.{name}"
-            default = next(one.default for one in dataclasses.fields(LoginConfig) if one.name == name)
-            assert (by_name[flag].kind == LIST) == isinstance(default, tuple)
-
     def test_b41_what_is_beyond_the_defaults(self) -> None:
         offer = LoginOffer.read(HOSTILE)
         assert set(offer.beyond(LoginConfig(), {})) == {*SETTINGS, "grant_type"}
         words = shlex.split(" ".join(flags(offer.beyond(LoginConfig(), {}))))
         assert words == [
-            *("--oidc-issuer-url", "https://login.example.org", "--issuer-origin", "https://login.corp.example"),
-            *("--oidc-client-id", "corp-admin-cli"),
-            *("--oidc-scope", "openid", "--oidc-scope", "payroll.admin", "--oidc-audience", "payroll"),
-            *("--relay-scope", "payroll.write", "--cluster-audience", "https://graph.corp.example/{cluster}"),
-            *("--cluster-audience-by", "scope", "--cluster-scope", "graph.all", "--grant-type", "device-code"),
+            *("--oidc-issuer-url", "https://login.example.org", "--oidc-client-id", "corp-admin-cli"),
+            *("--oidc-audience", "payroll", "--cluster-audience", "https://graph.corp.example/{cluster}"),
+            *("--cluster-audience-by", "scope", "--oidc-scope", "openid", "--oidc-scope", "payroll.admin"),
+            *("--relay-scope", "payroll.write", "--cluster-scope", "graph.all"),
+            *("--issuer-origin", "https://login.corp.example", "--grant-type", "device-code"),
         ]
 
     def test_what_is_given_or_no_more_than_a_default_is_not(self) -> None:

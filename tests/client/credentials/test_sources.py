@@ -21,9 +21,9 @@ def test_a_programs_tokens_need_no_login(tmp_path: Path) -> None:
     )
     config = ClientConfig(relay="https://relay.example.org", relay_ca_pin=f"sha256:{64 * '0'}", login=login)
     context = ClientContext(config, Terminal(), environment={"HOME": str(tmp_path)})
-    assert isinstance(context.sources._pair(), ClientCredentials)
+    assert isinstance(context.tokens._pair, ClientCredentials)
     with pytest.raises(ConfigError, match="client-credentials has no login"):
-        context.sources.login()
+        context.login()
 
 
 @pytest.mark.parametrize(
@@ -42,5 +42,5 @@ def test_a_login_that_is_missing_is_found_without_the_network(
         ClientConfig(relay=relay, login=login), Terminal(), token=token, environment={"HOME": str(tmp_path)}
     )
     with pytest.raises(Unauthenticated) as caught:
-        context.sources.require_login()
+        context.require_login()
     assert words in caught.value.message

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import ssl
 import subprocess
@@ -18,8 +17,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from arcbridge.client.credentials import proof_keys
-from arcbridge.client.credentials.token_cache import AudienceToken, TokenSet
-from arcbridge.client.credentials.tokens import OneToken, TokenCommand, TokenForBoth, Tokens
+from arcbridge.client.credentials.token_cache import TokenSet
+from arcbridge.client.credentials.tokens import OneToken, TokenCommand, Tokens, refuse_contradictions, with_defaults
 from arcbridge.errors import ArcbridgeError, ConfigError, ExitCode, Unauthenticated, Unreachable
 from arcbridge.identity.proof import ProofKey, check_proof, spki_of
 from arcbridge.pki.authority import Authority
@@ -42,9 +41,9 @@ class Pair:
             raise self.error
         return self.set
 
-    async def for_audience(self, audience: str, *, interactive: bool, force: bool = False) -> AudienceToken:
+    async def for_audience(self, audience: str, *, interactive: bool, force: bool = False) -> TokenSet:
         self.audiences.append((audience, force))
-        return AudienceToken(f"for {audience}", 1.0, 2.0)
+        return TokenSet(f"for {audience}", obtained_at=1.0, expires_at=2.0)
 
 
 def one_file(field: str, path: Path, *, one_token: bool = False) -> LoginConfig:
@@ -80,13 +79,28 @@ class TestFiles:
         ({"cluster_audience": "a", "id_token_file": Path("id")}, "login.cluster_audience: .*login.id_token_file"),
         ({"workload": "kubernetes", "command": ("sso",)}, "login.workload: .*login.command"),
         ({"workload": "kubernetes", "issuer": "https://i"}, "login.workload: .*login.issuer"),
+        ({"workload": "azure-pipelines"}, "needs login.issuer"),
         ({"grant_type": "client-credentials"}, "client-credentials needs login.issuer"),
         ({"cluster_scopes": ("openid",)}, "login.cluster_scopes: needs login.cluster_audience"),
     ],
 )
 def test_settings_that_contradict_one_another(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        Tokens(LoginConfig(**settings), None)
+        refuse_contradictions(LoginConfig(**settings))
+
+
+def test_azure_pipelines_are_for_an_issuer_to_trade_in() -> None:
+    login = LoginConfig(workload="azure-pipelines:x", issuer="https://login.example.org")
+    refuse_contradictions(login)
+    assert with_defaults(login) is login
+
+
+def test_usual_audiences_of_a_workload() -> None:
+    found = with_defaults(LoginConfig(workload="github"))
+    assert (found.audience, found.cluster_audience) == ("arcbridge-relay", "arcbridge-{cluster}")
+    own = with_defaults(LoginConfig(workload="github", audience="a", cluster_audience="b"))
+    assert (own.audience, own.cluster_audience) == ("a", "b")
+    assert with_defaults(LoginConfig()) == LoginConfig()
 
 
 class TestOneToken:
@@ -275,33 +289,30 @@ class TestOneAudiencePerCluster:
     @pytest.mark.parametrize("form", ["arcbridge-a", "arcbridge:key:T@arcbridge-a"])
     async def test_the_relay_gets_no_token_with_the_audience_of_the_cluster(self, form: str) -> None:
         """docs/threats.md#T10: another text, and good at the cluster all the same."""
-        claims = base64.urlsafe_b64encode(json.dumps({"aud": ["arcbridge-relay", form]}).encode()).decode()
-        pair = Pair(TokenSet(f"h.{claims}.s", "id"))
-        with pytest.raises(TokenForBoth, match="the audience of a cluster as well"):
+        pair = Pair(TokenSet(jwt_like(600, aud=["arcbridge-relay", form]), "id"))
+        with pytest.raises(OneToken, match="the audience of a cluster as well"):
             await Tokens(self.SETTINGS, pair).for_cluster("a").access()
         for tokens in (Tokens(self.SETTINGS, pair), Tokens(self.SETTINGS, pair).for_cluster("b")):
-            with pytest.raises(TokenForBoth, match=r"\(arcbridge-a\)"):
+            with pytest.raises(OneToken, match=r"\(arcbridge-a\)"):
                 await tokens.access()  # what the relay has is good there, whoever asks for what
         assert await Tokens(replace(self.SETTINGS, one_token=True), pair).for_cluster("a").access()
         fixed = LoginConfig(cluster_audience="arcbridge-a")
-        with pytest.raises(TokenForBoth):
+        with pytest.raises(OneToken):
             await Tokens(fixed, pair).access()
 
     async def test_the_relays_own_audience_is_no_clusters(self) -> None:
         """`arcbridge-relay` is of the pattern `arcbridge-{cluster}`; Keycloak adds `account` to each token."""
-        claims = base64.urlsafe_b64encode(json.dumps({"aud": ["arcbridge-relay", "account"]}).encode()).decode()
-        pair = Pair(TokenSet(f"h.{claims}.s", "id"))
+        pair = Pair(TokenSet(jwt_like(600, aud=["arcbridge-relay", "account"]), "id"))
         for pattern in ("arcbridge-{cluster}", "{cluster}"):
             tokens = Tokens(LoginConfig(cluster_audience=pattern), pair)
             assert await tokens.access()
             assert await tokens.for_cluster("a").access()
-        with pytest.raises(TokenForBoth):
+        with pytest.raises(OneToken):
             await Tokens(self.SETTINGS, pair).for_cluster("relay").access()
 
     async def test_the_end_of_an_audience_is_not_the_audience(self) -> None:
         """The agent reads `…@x@arcbridge-a` as `x@arcbridge-a`, and takes no such token."""
-        claims = base64.urlsafe_b64encode(json.dumps({"aud": "arcbridge:key:T@x@arcbridge-a"}).encode()).decode()
-        pair = Pair(TokenSet(f"h.{claims}.s", "id"))
+        pair = Pair(TokenSet(jwt_like(600, aud="arcbridge:key:T@x@arcbridge-a"), "id"))
         assert await Tokens(self.SETTINGS, pair).for_cluster("a").access()
 
 
@@ -309,11 +320,11 @@ class TestBoundTokensOnly:
     async def test_files_need_their_key(self, tmp_path: Path) -> None:
         file = tmp_path / "key"
         key = proof_keys.load_or_make(file)
-        claims = base64.urlsafe_b64encode(json.dumps({"aud": ["cluster", key.audience()]}).encode()).decode()
-        settings = replace(login(tmp_path, cluster=f"h.{claims}.s"), require_bound=True)
+        token = jwt_like(600, aud=["cluster", key.audience()])
+        settings = replace(login(tmp_path, cluster=token), require_bound=True)
         with pytest.raises(Unauthenticated, match="bound to no key of this client"):
             await Tokens(settings, None).cluster()
-        assert (await Tokens(replace(settings, proof_key_file=file), None).cluster()).text == f"h.{claims}.s"
+        assert (await Tokens(replace(settings, proof_key_file=file), None).cluster()).text == token
         (tmp_path / "id").write_text("another")
         with pytest.raises(Unauthenticated, match="bound to no key of this client"):
             await Tokens(replace(settings, proof_key_file=file), None).cluster()

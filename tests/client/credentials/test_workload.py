@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-import trustme
 from aiohttp import web
 
-from arcbridge.client.credentials import token_request
+from arcbridge.client.credentials import workload
 from arcbridge.client.credentials.jwt_unverified import claims_unverified, read_unverified
-from arcbridge.client.credentials.workload import SERVICE_ACCOUNT, WorkloadTokens, assertion
+from arcbridge.client.credentials.workload import SERVICE_ACCOUNT, WorkloadTokens, assertion_of
 from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
 from arcbridge.identity.proof import BindingKind, ProofKey, binding
 from arcbridge.settings.config import LoginConfig
-from arcbridge.untrusted_json import read_json_object
+from tests.client.login_station import serving
 from tests.support.issuer import Issuer
 from tests.support.issuer_server import ACTIONS_SECRET
 
@@ -27,6 +25,12 @@ from tests.support.issuer_server import ACTIONS_SECRET
 def settings(workload: str, **more: Any) -> LoginConfig:
     audiences = {"audience": "arcbridge-relay", "cluster_audience": "arcbridge-{cluster}"}
     return LoginConfig(workload=workload, **{**audiences, **more})
+
+
+async def assertion(login: LoginConfig, environment: Mapping[str, str], directory: Path = SERVICE_ACCOUNT) -> str:
+    ask = assertion_of(login, environment, directory)
+    assert ask is not None
+    return await ask()
 
 
 @pytest.mark.parametrize(
@@ -57,12 +61,13 @@ def issuer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Issuer]:
         yield issuer
 
 
+def of_job(issuer: Issuer, secret: str = ACTIONS_SECRET) -> dict[str, str]:
+    url = f"{issuer.url}/actions?api-version=2.0"
+    return {"ACTIONS_ID_TOKEN_REQUEST_URL": url, "ACTIONS_ID_TOKEN_REQUEST_TOKEN": secret}
+
+
 def job(issuer: Issuer, secret: str = ACTIONS_SECRET, **more: Any) -> WorkloadTokens:
-    environment = {
-        "ACTIONS_ID_TOKEN_REQUEST_URL": f"{issuer.url}/actions?api-version=2.0",
-        "ACTIONS_ID_TOKEN_REQUEST_TOKEN": secret,
-    }
-    return WorkloadTokens(settings("github-actions"), environment=environment, **more)
+    return WorkloadTokens(settings("github-actions"), environment=of_job(issuer, secret), **more)
 
 
 async def test_the_issuer_s_ca_does_not_vouch_for_the_platform(
@@ -71,32 +76,30 @@ async def test_the_issuer_s_ca_does_not_vouch_for_the_platform(
     """`login.ca_file` may come from a relay's operator, who is not to read the job's secret."""
     (tmp_path / "none.pem").write_text("")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
-    environment = {
-        "ACTIONS_ID_TOKEN_REQUEST_URL": f"{issuer.url}/actions",
-        "ACTIONS_ID_TOKEN_REQUEST_TOKEN": ACTIONS_SECRET,
-    }
     before = issuer.requests("/actions")
-    found = WorkloadTokens(settings("github-actions", ca_file=issuer.ca_file), environment=environment)
-    with pytest.raises(Unreachable, match="have this system trust the right"):
+    found = WorkloadTokens(settings("github-actions", ca_file=issuer.ca_file), environment=of_job(issuer))
+    with pytest.raises(Unreachable, match="have this system trust the right") as caught:
         await found.tokens(interactive=False)
+    assert ACTIONS_SECRET not in str(caught.value)
     login = LoginConfig(client_assertion_workload="github-actions", ca_file=issuer.ca_file)
     with pytest.raises(Unreachable, match="have this system trust the right"):
-        await assertion(login, environment)
+        await assertion(login, of_job(issuer))
     assert issuer.requests("/actions") == before
 
 
 async def test_a_job_s_tokens_name_the_place_and_the_key(issuer: Issuer) -> None:
     found = job(issuer)
     relay = (await found.tokens(interactive=False)).access_token
-    cluster = (await found.for_audience("arcbridge-a", interactive=False)).text
+    cluster = (await found.for_audience("arcbridge-a", interactive=False)).access_token
     key = found.key
+    assert key is not None
     assert read_unverified(relay).audiences == (f"{key.audience()}@arcbridge-relay",)
     assert read_unverified(cluster).audiences == (f"{key.audience()}@arcbridge-a",)
     for token in (relay, cluster):
         bound = binding(claims_unverified(token))
         assert bound.kind is BindingKind.AUDIENCE
         assert bound.names(key.thumbprint)
-    assert job(issuer).key.thumbprint != key.thumbprint, "in memory, of one process"
+    assert job(issuer).key is None, "in memory, of one process"
     own = ProofKey.generate()
     assert job(issuer, key=own).key is own
 
@@ -148,12 +151,6 @@ async def test_a_service_that_is_down(issuer: Issuer) -> None:
         await WorkloadTokens(settings("github-actions"), environment=nowhere).tokens(interactive=False)
 
 
-async def test_an_answer_that_is_nested_too_deep(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_request, "read_json_object", lambda *data: read_json_object(b"[" * 100000))
-    with pytest.raises(Unreachable, match="gave no token"):
-        await job(issuer).tokens(interactive=False)
-
-
 # -- Kubernetes -------------------------------------------------------------------------------------------------------
 
 
@@ -175,26 +172,21 @@ class FakeApi:
         token = await asyncio.to_thread(self.issuer.mint, sub="system:serviceaccount:ci:builder", aud=audiences)
         return web.json_response({"status": {"token": token}}, status=self.status)
 
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": str(self.port)}
+
     def pod(self) -> WorkloadTokens:
-        environment = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": str(self.port)}
-        return WorkloadTokens(settings("kubernetes"), environment=environment, service_account=self.directory)
+        return WorkloadTokens(settings("kubernetes"), environment=self.environment, service_account=self.directory)
 
 
 @pytest.fixture
 async def api(issuer: Issuer, tmp_path: Path) -> AsyncIterator[FakeApi]:
-    api, authority = FakeApi(issuer, tmp_path), trustme.CA()
-    authority.cert_pem.write_to_path(str(tmp_path / "ca.crt"))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(context)
-    app = web.Application()
-    app.add_routes([web.post("/{path:.*}", api.request)])
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
-    api.port = runner.addresses[0][1]
-    (tmp_path / "token").write_text(own_token(issuer))
-    yield api
-    await runner.cleanup()
+    api = FakeApi(issuer, tmp_path)
+    async with serving(tmp_path / "ca.crt", web.post("/{path:.*}", api.request)) as url:
+        api.port = int(url.rpartition(":")[2])
+        (tmp_path / "token").write_text(own_token(issuer))
+        yield api
 
 
 def own_token(issuer: Issuer, **claims: Any) -> str:
@@ -205,9 +197,9 @@ def own_token(issuer: Issuer, **claims: Any) -> str:
 async def test_a_pod_asks_for_a_token_with_both_audiences(api: FakeApi) -> None:
     pod = api.pod()
     relay = (await pod.tokens(interactive=False)).access_token
-    cluster = (await pod.for_audience("arcbridge-a", interactive=False)).text
-    assert read_unverified(relay).audiences == ("arcbridge-relay", pod.key.audience())
+    cluster = (await pod.for_audience("arcbridge-a", interactive=False)).access_token
     assert pod.key is not None
+    assert read_unverified(relay).audiences == ("arcbridge-relay", pod.key.audience())
     assert binding(claims_unverified(cluster)).names(pod.key.thumbprint)
     path, authorization, body = api.asked[1]
     assert path == "/api/v1/namespaces/ci/serviceaccounts/builder/token"
@@ -253,8 +245,12 @@ async def test_a_token_that_is_no_service_account_s(api: FakeApi, subject: str) 
     assert api.asked == []
 
 
-def test_where_a_pod_has_its_own_token() -> None:
-    assert str(SERVICE_ACCOUNT) == "/var/run/secrets/kubernetes.io/serviceaccount"
+async def test_another_ca_than_the_pod_s(api: FakeApi, issuer: Issuer) -> None:
+    for text, error in ((issuer.ca_file.read_text(), Unreachable), ("", ConfigError)):
+        (api.directory / "ca.crt").write_text(text)
+        with pytest.raises(error, match=r"certificate"):
+            await api.pod().tokens(interactive=False)
+    assert api.asked == []
 
 
 # -- tokens that were given before -----------------------------------------------------------------------------------
@@ -267,7 +263,7 @@ async def test_tokens_at_hand_are_chosen_by_their_audience_and_bound_to_no_key(i
         given = WorkloadTokens(settings(kind), environment=environment)
         assert given.key is None
         assert (await given.tokens(interactive=False)).access_token == relay
-        assert (await given.for_audience("arcbridge-a", interactive=False)).text == cluster
+        assert (await given.for_audience("arcbridge-a", interactive=False)).access_token == cluster
         with pytest.raises(Unauthenticated, match='no token for audience "arcbridge-b"'):
             await given.for_audience("arcbridge-b", interactive=False)
 
@@ -279,23 +275,67 @@ EXCHANGE = "api://AzureADTokenExchange"
 
 async def test_a_job_s_assertion_is_for_the_issuer_and_names_no_key(issuer: Issuer) -> None:
     login = LoginConfig(client_assertion_workload="github-actions")
-    environment = {
-        "ACTIONS_ID_TOKEN_REQUEST_URL": f"{issuer.url}/actions",
-        "ACTIONS_ID_TOKEN_REQUEST_TOKEN": ACTIONS_SECRET,
-    }
-    text = await assertion(login, environment)
+    text = await assertion(login, of_job(issuer))
     assert read_unverified(text).audiences == (EXCHANGE,)
     assert binding(claims_unverified(text)).kind is BindingKind.NONE
     with pytest.raises(ConfigError, match=r"login\.client_assertion_workload: this is no job of GitHub Actions"):
-        await assertion(login, {})
+        assertion_of(login, {})
 
 
 async def test_a_pod_s_assertion_is_for_the_issuer(api: FakeApi) -> None:
-    environment = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": str(api.port)}
     login = LoginConfig(client_assertion_workload="kubernetes", client_assertion_audience="https://idp.example.org")
-    text = await assertion(login, environment, api.directory)
+    text = await assertion(login, api.environment, api.directory)
     assert read_unverified(text).audiences == ("https://idp.example.org",)
     assert api.asked[0][2]["spec"]["audiences"] == ["https://idp.example.org"]
     api.audiences = ["another"]
-    with pytest.raises(Unauthenticated, match="for another audience than"):
-        await assertion(login, environment, api.directory)
+    with pytest.raises(Unauthenticated, match="for other audiences than"):
+        await assertion(login, api.environment, api.directory)
+
+
+# -- Azure Pipelines; the whole way to a cluster is in tests/e2e/test_ci.py -------------------------------------------
+
+STEP = {"SYSTEM_OIDCREQUESTURI": "https://dev.example.org/oidctoken", "SYSTEM_ACCESSTOKEN": "SECRET"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "environment", "words"),
+    [
+        ("azure-pipelines:c", {}, "no step of Azure Pipelines"),
+        ("azure-pipelines:c", {**STEP, "SYSTEM_ACCESSTOKEN": ""}, "SYSTEM_ACCESSTOKEN"),
+        ("azure-pipelines:c", {**STEP, "SYSTEM_OIDCREQUESTURI": "http://dev"}, "no step"),
+        ("azure-pipelines", STEP, "no service connection is named"),
+        ("azure-pipelines:a&b", STEP, "no service connection is named"),
+    ],
+)
+def test_steps_that_cannot_ask(kind: str, environment: dict[str, str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        assertion_of(LoginConfig(workload=kind), environment)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "words"),
+    [
+        ((401, {}), Unauthenticated, "gives this step no token"),
+        ((302, {}), Unauthenticated, "gives this step no token"),
+        ((404, {}), Unauthenticated, "knows no service connection c"),
+        ((500, {}), Unreachable, "status 500"),
+        ((200, {}), Unreachable, "gave no token"),
+        ((200, {"oidcToken": 1}), Unreachable, "gave no token"),
+    ],
+)
+async def test_refusals_name_no_token(
+    answer: tuple[int, dict[str, Any]], error: type[Exception], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    async def request(method: str, url: str, *_: object, **__: object) -> tuple[int, dict[str, Any]]:
+        asked.append(url)
+        return answer
+
+    monkeypatch.setattr(workload, "_request", request)
+    by_task = {**STEP, "AZURESUBSCRIPTION_SERVICE_CONNECTION_ID": "c"}
+    for kind, environment in (("azure-pipelines:c", STEP), ("azure-pipelines", by_task)):
+        with pytest.raises(error, match=words) as caught:
+            await assertion(LoginConfig(workload=kind), environment)
+        assert "SECRET" not in str(caught.value)
+    assert asked == 2 * ["https://dev.example.org/oidctoken?api-version=7.1&serviceConnectionId=c"]

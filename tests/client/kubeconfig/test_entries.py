@@ -73,10 +73,8 @@ def foreign(path: Path) -> Path:
 
 
 class TestSearch:
-    def test_the_flag_wins(self) -> None:
+    def test_the_flag_wins_over_the_list_of_the_environment(self) -> None:
         assert [f.path for f in Kubeconfig.find("/x", {"KUBECONFIG": "/y"}).files] == [Path("/x")]
-
-    def test_the_list_of_the_environment(self) -> None:
         found = Kubeconfig.find("", {"KUBECONFIG": "/a::/b:/a"})
         assert [f.path for f in found.files] == [Path("/a"), Path("/b")]
 
@@ -84,23 +82,19 @@ class TestSearch:
         monkeypatch.setenv("HOME", str(tmp_path))
         assert Kubeconfig.find("", {}).files[0].path == tmp_path / ".kube/config"
 
-    def test_new_entries_go_to_the_first_that_exists(self, tmp_path: Path) -> None:
-        (tmp_path / "b").write_text("")
-        merged = Kubeconfig([tmp_path / "a", tmp_path / "b", tmp_path / "c"]).merge(entry(), switch=True)
-        assert merged.path == tmp_path / "b"
-        assert not (tmp_path / "a").exists()
-
-    def test_else_to_the_last_name(self, tmp_path: Path) -> None:
-        merged = Kubeconfig([tmp_path / "a", tmp_path / "sub" / "c"]).merge(entry(), switch=True)
-        assert merged.path == tmp_path / "sub" / "c"
+    def test_new_entries_go_to_the_first_that_exists_else_to_the_last_name(self, tmp_path: Path) -> None:
+        a, b, c = tmp_path / "a", tmp_path / "b", tmp_path / "sub" / "c"
+        assert Kubeconfig([a, c]).merge(entry(), switch=True) == c
+        b.write_text("")
+        assert Kubeconfig([a, b, c]).merge(entry("other", "other"), switch=True) == b
+        assert not a.exists()
         assert not list(tmp_path.glob("**/*.lock"))
 
     def test_an_entry_is_changed_where_it_is(self, tmp_path: Path) -> None:
         first, second = tmp_path / "a", tmp_path / "b"
         at(second).merge(entry(), switch=False)
         first.write_text(FOREIGN)
-        merged = Kubeconfig([first, second]).merge(entry(), switch=True)
-        assert merged.path == second
+        assert Kubeconfig([first, second]).merge(entry(), switch=True) == second
         assert named(load(first), "clusters", "prod") is None
         # The current context is written where one is set.
         assert load(first)["current-context"] == "prod"
@@ -110,32 +104,13 @@ class TestSearch:
 class TestMerge:
     def test_a_fresh_file(self, tmp_path: Path) -> None:
         path = tmp_path / "kube" / "config"
-        merged = at(path).merge(entry(), switch=True)
+        assert at(path).merge(entry(), switch=True) == path
         document = load(path)
-        assert (merged.former, merged.path) == (None, path)
         assert document["current-context"] == "prod"
         assert named(document, "clusters", "prod")["server"] == "https://127.0.0.1:47011"
         assert base64.b64decode(named(document, "users", "arcbridge-prod")["client-key-data"]) == b"KEY"
         assert named(document, "contexts", "prod")["user"] == "arcbridge-prod"
         assert path.stat().st_mode & 0o777 == 0o600
-
-    def test_foreign_text_stays_as_it_was(self, foreign: Path) -> None:
-        at(foreign).merge(entry(), switch=True)
-        before, after = yaml.safe_load(FOREIGN), load(foreign)
-        for section in ("clusters", "users", "contexts"):
-            assert after[section][0] == before[section][0]
-        assert (after["preferences"], after["x-unknown"]) == (before["preferences"], before["x-unknown"])
-        text = foreign.read_text()
-        for spelling in (
-            "2024-05-06",
-            "mode: 0123",
-            "flag: yes",
-            "ratio: 1:30",
-            "namespace: on",
-            "x-unknown: 2024-01-01",
-        ):
-            assert spelling in text
-        assert list(after)[: len(before)] == list(before)
 
     def test_the_former_namespace_and_other_fields_stay(self, path: Path) -> None:
         at(path).merge(entry(), switch=True)
@@ -168,24 +143,12 @@ class TestMerge:
                 attempt()
         assert path.read_text() == text
 
-    def test_nor_one_of_another_cluster(self, path: Path) -> None:
-        at(path).merge(entry("ctx", "a"), switch=True)
-        with pytest.raises(ConfigError, match="belongs to cluster 'a'"):
-            at(path).merge(entry("ctx", "b"), switch=True)
-
     @pytest.mark.parametrize("text", ["a: [", "- 1", "clusters: 3", "just text"])
     def test_malformed_files_are_left_alone(self, path: Path, text: str) -> None:
         path.write_text(text)
         with pytest.raises(StateError, match=r"config"):
             at(path).merge(entry(), switch=True)
         assert path.read_text() == text
-
-    def test_an_error_never_quotes_the_file(self, path: Path) -> None:
-        path.write_text("users:\n- token: SECRET\n  x: [SECRET\n")
-        with pytest.raises(StateError) as caught:
-            at(path).check("prod", "prod")
-        assert "SECRET" not in str(caught.value)
-        assert "line" in caught.value.message
 
 
 class TestFiles:
@@ -204,33 +167,21 @@ class TestFiles:
         assert (tmp_path / "config").is_symlink()
         assert load(real)["current-context"] == "prod"
 
-    def test_one_backup_once(self, tmp_path: Path) -> None:
-        path = tmp_path / "config"
-        path.write_text(FOREIGN)
-        at(path).merge(entry(), switch=True)
-        at(path).merge(entry(token="x"), switch=True)
-        backups = [found for found in tmp_path.iterdir() if found != path]
+    def test_one_backup_once(self, foreign: Path) -> None:
+        at(foreign).merge(entry(), switch=True)
+        at(foreign).merge(entry(token="x"), switch=True)
+        backups = [found for found in foreign.parent.iterdir() if found != foreign]
         assert [found.read_text() for found in backups] == [FOREIGN]
         assert backups[0].stat().st_mode & 0o077 == 0
 
     def test_o1_no_backup_keeps_what_is_ours(self, tmp_path: Path) -> None:
         """Else a token would outlive the entry that it was given for."""
         path = tmp_path / "config"
-        done = at(path).merge(entry(token="SECRET"), switch=True)
-        at(path).undo(done, remove=False)  # the second change: the file has the token now
-        done = at(path).merge(entry(token="SECRET"), switch=True)
-        at(path).undo(done, remove=True)
+        for remove in (False, True):  # the second change: the file has the token then
+            at(path).merge(entry(token="SECRET"), switch=True)
+            at(path).undo(entry(), remove=remove)
         assert [file.name for file in tmp_path.iterdir()] == ["config"]
         assert "SECRET" not in path.read_text()
-
-    def test_kubectls_lock_is_respected_and_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        path = tmp_path / "config"
-        (tmp_path / "config.lock").write_text("")
-        monkeypatch.setattr("arcbridge.client.kubeconfig.file.LOCK_WAIT", 0.1)
-        with pytest.raises(StateError, match=r"config\.lock exists"):
-            at(path).merge(entry(), switch=True)
-        assert (tmp_path / "config.lock").exists()
-        assert not path.exists()
 
     def test_a_lock_of_ours_whose_process_was_killed_is_broken(self, tmp_path: Path) -> None:
         code = (
@@ -242,13 +193,6 @@ class TestFiles:
         assert (tmp_path / "config.lock").exists()
         at(tmp_path / "config").merge(entry(), switch=True)
         assert load(tmp_path / "config")["current-context"] == "prod"
-        assert not (tmp_path / "config.lock").exists()
-
-    def test_the_lock_is_removed_after_a_failure(self, tmp_path: Path) -> None:
-        path = tmp_path / "config"
-        path.write_text("- 1")
-        with pytest.raises(StateError):
-            at(path).merge(entry(), switch=True)
         assert not (tmp_path / "config.lock").exists()
 
     def test_parallel_writers_lose_nothing(self, tmp_path: Path) -> None:
@@ -269,17 +213,12 @@ class TestFiles:
 
 
 class TestUndo:
-    def test_removal(self, foreign: Path) -> None:
-        kubeconfig = at(foreign)
-        kubeconfig.undo(kubeconfig.merge(entry(), switch=True), remove=True)
-        assert load(foreign) == yaml.safe_load(FOREIGN)
-
     def test_without_a_switch_nothing_is_restored(self, foreign: Path) -> None:
         kubeconfig = at(foreign)
-        merged = kubeconfig.merge(entry(), switch=False)
+        kubeconfig.merge(entry(), switch=False)
         assert load(foreign)["current-context"] == "home"
         before = foreign.stat()  # a file that is written is another file, whatever the clock's steps
-        kubeconfig.undo(merged, remove=False)
+        kubeconfig.undo(entry(), remove=False)
         assert (foreign.stat().st_ino, foreign.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
@@ -320,18 +259,19 @@ class TestRepair:
         assert kubeconfig.served("prod") == ("gone", "https://127.0.0.1:47011")
 
     def test_what_another_process_serves_by_now_is_not_undone(self, path: Path) -> None:
-        merged = at(path).merge(entry(process="one", relays=RELAYS), switch=True)
-        at(path).merge(entry(process="two", relays=RELAYS), switch=True)
-        at(path).undo(merged, remove=True)
+        for process in ("one", "two"):
+            at(path).merge(entry(process=process, relays=RELAYS), switch=True)
+        at(path).undo(entry(process="one", relays=RELAYS), remove=True)
         assert load(path)["current-context"] == "prod"
         assert "client-key-data" in named(load(path), "users", "arcbridge-prod")
 
     def test_removal_is_for_the_cluster_of_this_relay(self, path: Path) -> None:
         at(path).merge(entry(process="one", relays=RELAYS), switch=True)
-        assert not at(path).remove("prod", "prod", ("other:443",))
+        at(path).remove("prod", "prod", ("other:443",))
+        assert at(path).has_ours()
         with pytest.raises(ConfigError, match="at relay relay:443"):
             at(path).check("prod", "prod", ("other:443",))
-        assert at(path).remove("prod", "prod", RELAYS)
+        at(path).remove("prod", "prod", RELAYS)
         assert not at(path).has_ours()
 
     def test_a_port_that_moved_is_written_anew(self, foreign: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from arcbridge.client.kubeconfig.entries import MARK, Entry, Kubeconfig, Merged
+from arcbridge.client.kubeconfig.entries import MARK, Entry, Kubeconfig
 from arcbridge.client.kubeconfig.running import BACKGROUND
 
 CLUSTERS = ("berlin", "munich", "prod")
@@ -109,26 +109,28 @@ class Machine(RuleBasedStateMachine):
         return bool(server) and (process == BACKGROUND or process in self.alive)
 
     @rule(target=proxies, cluster=st.sampled_from(CLUSTERS), switch=st.booleans(), remove=st.booleans())
-    def a_proxy_starts(self, cluster: str, switch: bool, remove: bool) -> tuple[str, Merged | None, bool]:
+    def a_proxy_starts(self, cluster: str, switch: bool, remove: bool) -> tuple[Entry | None, bool]:
         kubeconfig = self.command()
         if self.blocked(kubeconfig, cluster):
-            return "", None, remove
+            return None, remove
         self.number += 1
-        process = f"proxy-{self.number}"
-        self.alive.add(process)
-        return process, kubeconfig.merge(self.entry(cluster, process), switch=switch), remove
+        entry = self.entry(cluster, f"proxy-{self.number}")
+        self.alive.add(entry.process)
+        kubeconfig.merge(entry, switch=switch)
+        return entry, remove
 
     @rule(proxy=consumes(proxies))
-    def a_proxy_ends(self, proxy: tuple[str, Merged | None, bool]) -> None:
-        process, merged, remove = proxy
-        if merged is None or process not in self.alive:
+    def a_proxy_ends(self, proxy: tuple[Entry | None, bool]) -> None:
+        entry, remove = proxy
+        if entry is None or entry.process not in self.alive:
             return
-        Kubeconfig([self.path]).undo(merged, remove=remove)
-        self.alive.discard(process)
+        Kubeconfig([self.path]).undo(entry, remove=remove)
+        self.alive.discard(entry.process)
 
     @rule(proxy=consumes(proxies))
-    def a_proxy_is_killed(self, proxy: tuple[str, Merged | None, bool]) -> None:
-        self.alive.discard(proxy[0])
+    def a_proxy_is_killed(self, proxy: tuple[Entry | None, bool]) -> None:
+        if proxy[0] is not None:
+            self.alive.discard(proxy[0].process)
         self.repaired = False
 
     @rule(cluster=st.sampled_from(CLUSTERS), switch=st.booleans(), static=st.booleans())

@@ -6,7 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from arcbridge.client.kubeconfig.running import BACKGROUND, Running
+import yaml
+
+from arcbridge.client.kubeconfig.entries import Entry, Kubeconfig
+from arcbridge.client.kubeconfig.running import BACKGROUND, Running, repair_kubeconfigs, running_of
+from arcbridge.client.state import StateDirectory
 from arcbridge.pki.private_files import ensure_private_directory, try_lock
 
 CODE = """
@@ -59,3 +63,20 @@ def test_the_background_process_has_a_lock_of_its_own(tmp_path: Path) -> None:
     descriptor = try_lock(lock)
     assert descriptor is not None
     assert running.alive(BACKGROUND)
+
+
+def test_each_file_is_repaired_and_one_without_entries_of_ours_is_forgotten(tmp_path: Path) -> None:
+    state = StateDirectory(tmp_path / "state", tmp_path / "cache")
+    running = running_of(state, {"HOME": str(tmp_path)})
+    mine, gone, damaged = tmp_path / "mine", tmp_path / "gone", tmp_path / "damaged"
+    for file, process in ((mine, running.begin()), (gone, "999-killed")):
+        entry = Entry("prod", "prod", "https://127.0.0.1:47011", "CA", "CERT", "KEY", process=process)
+        Kubeconfig([file]).merge(entry, switch=True)
+        state.add_kubeconfig([file])
+    damaged.write_text("a: [")
+    state.add_kubeconfig([damaged])
+    state.add_kubeconfig([tmp_path / "absent"])
+    assert repair_kubeconfigs(state, running) == ["prod"]
+    assert yaml.safe_load(mine.read_text())["current-context"] == "prod"
+    assert "current-context" not in yaml.safe_load(gone.read_text())
+    assert state.kubeconfigs() == [[mine], [gone], [damaged]]

@@ -17,8 +17,10 @@ from arcbridge.client.relay.relay_profile import (
     fill,
     has_login,
     login_command,
+    organisation,
     own_settings,
 )
+from arcbridge.client.state import StateDirectory
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.net.address import parse_address
 from arcbridge.settings.config import ClientConfig, LoginConfig
@@ -112,7 +114,7 @@ class TestOffer:
         """It may name where one logs in, and nothing of how tokens are used."""
         hostile = {"one_token": True, "command": ["sh"], "ca_file": "/tmp/ca", "require_bound": False, "workload": "x"}
         profiles.save(replace(PROFILE, login=LoginOffer.read({**DOCUMENT, **hostile})))
-        login = fill(ClientConfig(login=LoginConfig(require_bound=True)), profiles).config.login
+        login = fill(ClientConfig(login=LoginConfig(require_bound=True)), profiles)[0].login
         assert not login.one_token
         assert not login.command
         assert login.ca_file is None
@@ -198,11 +200,10 @@ class TestKept:
 
 class TestFill:
     def test_nothing_is_named(self, profiles: RelayProfiles) -> None:
-        assert fill(ClientConfig(), profiles).config == ClientConfig()
+        assert fill(ClientConfig(), profiles)[0] == ClientConfig()
         saved = profiles.save(PROFILE)
-        filled = fill(ClientConfig(), profiles)
-        assert (filled.profile, filled.others) == (saved, ())
-        config = filled.config
+        config, fit = fill(ClientConfig(), profiles)
+        assert fit == [saved]
         assert config.relay_urls() == PROFILE.relays
         assert (config.relay_ca_pin, config.relay_ca_file) == (RELAY_CA.pin, saved.directory / "ca.pem")
         assert {name: getattr(config.login, name) for name in OFFER.settings} == OFFER.settings
@@ -210,24 +211,22 @@ class TestFill:
 
     def test_several(self, profiles: RelayProfiles) -> None:
         first, second = profiles.save(PROFILE), profiles.save(SECOND)
-        filled = fill(ClientConfig(), profiles)
-        assert (filled.profile, filled.others) == (second, (first,))
+        assert fill(ClientConfig(), profiles)[1] == [second, first]
         for named in ("https://relay.example.org", "relay.example.org", "https://b.example.org:8443", "b.example.org"):
-            filled = fill(ClientConfig(relays=(named,)), profiles)
-            assert (filled.profile, filled.others) == (first, ()), named
-        assert fill(ClientConfig(relay="relay.example.net"), profiles).profile == second
+            assert fill(ClientConfig(relays=(named,)), profiles)[1] == [first], named
+        assert fill(ClientConfig(relay="relay.example.net"), profiles)[1] == [second]
 
     def test_another_relay_gets_nothing_of_these(self, profiles: RelayProfiles) -> None:
         """Above all no tokens of another organisation's login."""
         profiles.save(PROFILE)
         for relays in (("https://evil.example",), ("https://relay.example.org", "https://evil.example")):
             config = ClientConfig(relays=relays)
-            assert fill(config, profiles).config == config
+            assert fill(config, profiles)[0] == config
 
     def test_what_is_set_goes_before(self, profiles: RelayProfiles, tmp_path: Path) -> None:
         profiles.save(PROFILE)
         files = LoginConfig(access_token_file=tmp_path / "a", id_token_file=tmp_path / "b")
-        config = fill(ClientConfig(login=files, relay_ca_pin=OTHER_CA.pin), profiles).config
+        config = fill(ClientConfig(login=files, relay_ca_pin=OTHER_CA.pin), profiles)[0]
         assert config.login == files
         assert (config.relay_ca_pin, config.relay_ca_file) == (OTHER_CA.pin, None)
         secret = tmp_path / "secret"
@@ -236,12 +235,12 @@ class TestFill:
         )
         pinned = ClientConfig(relays=PROFILE.relays, relay_ca_pin=RELAY_CA.pin, login=pipeline)
         for given in (ClientConfig(login=pipeline), pinned):
-            login = fill(given, profiles).config.login
+            login = fill(given, profiles)[0].login
             assert (login.issuer, login.client_id, login.audience) == (OFFER.issuer, "ci", "arcbridge-relay")
             assert (login.grant_type, login.client_secret_file) == ("client-credentials", secret)
         elsewhere = replace(pipeline, issuer="https://login.example.net")
         named = ClientConfig(relays=PROFILE.relays, login=elsewhere)
-        assert fill(named, profiles).config.login == elsewhere, "it is not the issuer of that relay"
+        assert fill(named, profiles)[0].login == elsewhere, "it is not the issuer of that relay"
 
     @pytest.mark.parametrize(
         "credential",
@@ -276,12 +275,12 @@ class TestFill:
         (profiles.save(PROFILE).directory / "profile.json").write_text("{")
         whole = ClientConfig(relay="r", relay_ca_pin=RELAY_CA.pin, login=LoginConfig(access_token_file=Path("/a")))
         assert has_login(whole.login)
-        assert fill(whole, profiles).config == whole
+        assert fill(whole, profiles)[0] == whole
 
 
 def test_the_command_that_logs_in(profiles: RelayProfiles) -> None:
     profiles.save(PROFILE)
-    config = fill(ClientConfig(), profiles).config
+    config = fill(ClientConfig(), profiles)[0]
     assert login_command(config, profiles) == "arcbridge login https://relay.example.org"
     own = ClientConfig(relay="r.example:8443", login=LoginConfig(issuer="https://i.example", client_id="c"))
     assert login_command(own, profiles) == (
@@ -309,3 +308,29 @@ def test_b48_a_relay_names_no_more_than_a_person_can_compare(more: dict[str, Any
     LoginOffer.read(document)  # what a user gave by flags may be longer
     with pytest.raises(ConfigError, match="which no reader can compare"):
         LoginOffer.read_from_relay(document)
+
+
+def test_b42_which_relays_are_one_organisation(tmp_path: Path) -> None:
+    state = StateDirectory(tmp_path / "state", tmp_path / "cache")
+
+    def of(**relay: Any) -> str:
+        return organisation(ClientConfig(**relay), state)
+
+    ca, both = tmp_path / "ca.pem", tmp_path / "both.pem"
+    ca.write_text(RELAY_CA.certificate_pem)
+    both.write_text(RELAY_CA.certificate_pem + OTHER_CA.certificate_pem)
+    a, b = "https://a.example", "https://b.example"
+    assert of(relays=(a,)) != of(relays=(b,))
+    assert of(relays=(a, b)) == of(relay=a)
+    # The pin names the organisation, however it was given and whichever relay of it is asked.
+    pinned = of(relays=(a,), relay_ca_pin=RELAY_CA.pin)
+    assert pinned == of(relays=(b,), relay_ca_pin=RELAY_CA.pin.upper().replace("SHA", "sha"))
+    assert pinned == of(relays=(a,), relay_ca_file=ca)
+    assert pinned not in (of(relays=(a,)), of(relays=(a,), relay_ca_pin=OTHER_CA.pin))
+    assert of(relays=(a,), relay_ca_file=both) == of(relays=(a,))
+    # So does the profile of relays with a certificate of a public CA.
+    offer = LoginOffer.of(LoginConfig(issuer="https://i.example", client_id="c"))
+    RelayProfiles(state.path).save(RelayProfile((f"{a}:443", f"{b}:443"), offer))
+    assert of(relays=(b,)) == of(relays=(a,))
+    with pytest.raises(ConfigError, match="relays: required, because a login is for one organisation's relays"):
+        of()

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from arcbridge.client.kubeconfig.entries import Entry, render
-from arcbridge.client.serving.endpoint import MAX_UNPROVEN, LocalEndpoint, UnprovenConnections
+from arcbridge.client.serving.endpoint import MAX_UNPROVEN, LocalEndpoint, UnprovenConnections, server_context
 from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.client.state import LocalCertificates, StateDirectory
 from arcbridge.errors import Unauthenticated
@@ -61,6 +61,18 @@ class Place:
     async def connect(self, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection("127.0.0.1", self.endpoint.port, ssl=self.context(**options))
 
+    async def echoing(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection through which a byte has gone to the cluster and back."""
+        reader, writer = await self.connect()
+        await echo(reader, writer)
+        return reader, writer
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"x")
+    async with asyncio.timeout(20):
+        assert await reader.readexactly(1) == b"x"
+
 
 @pytest.fixture
 async def place(tmp_path: Path) -> AsyncIterator[Place]:
@@ -84,10 +96,10 @@ async def ask(place: Place, request: bytes = REQUEST, **options: Any) -> tuple[i
     return int(first.split()[1]), headers, json.loads(body) if body else None
 
 
-def write_kubeconfig(place: Place, directory: Path) -> Path:
+def write_kubeconfig(place: Place, directory: Path, port: int = 0, token: str = "") -> Path:
     kubeconfig, known = directory / "kubeconfig", place.certificates
-    url = f"https://127.0.0.1:{place.endpoint.port}"
-    entry = Entry(CLUSTER, CLUSTER, url, known.ca_pem, known.client_certificate_pem, known.client_key_pem)
+    url = f"https://127.0.0.1:{port or place.endpoint.port}"
+    entry = Entry(CLUSTER, CLUSTER, url, known.ca_pem, known.client_certificate_pem, known.client_key_pem, token=token)
     kubeconfig.write_text(render(entry))
     return kubeconfig
 
@@ -123,10 +135,7 @@ class TestTheGoodWay:
     async def test_out_of_descriptors_waits_says_so_once_and_recovers(
         self, place: Place, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        reader, writer = await place.connect()
-        writer.write(b"x")
-        async with asyncio.timeout(20):
-            assert await reader.readexactly(1) == b"x"  # the session stands
+        reader, writer = await place.echoing()
         with socket.socket() as waiting:
             waiting.setblocking(False)
             pauses = pauses_of(place.endpoint._accepting)
@@ -140,11 +149,9 @@ class TestTheGoodWay:
             told = "".join(capsys.readouterr())
             assert told.count("cannot accept") == 1
             assert "no file descriptor left" in told
-            again, second = await place.connect()
-            for end, way in ((reader, writer), (again, second)):
-                way.write(b"y")
-                async with asyncio.timeout(10):
-                    assert await end.readexactly(1) == b"y"
+            await echo(reader, writer)
+            _, second = await place.echoing()
+            for way in (writer, second):
                 way.close()
 
     async def test_alpn_is_http_1_1_or_nothing(self, place: Place) -> None:
@@ -154,40 +161,29 @@ class TestTheGoodWay:
                 context.set_alpn_protocols(offered)
             reader, writer = await asyncio.open_connection("127.0.0.1", place.endpoint.port, ssl=context)
             assert writer.get_extra_info("ssl_object").selected_alpn_protocol() == chosen
-            writer.write(b"x")
-            assert await reader.readexactly(1) == b"x"
+            await echo(reader, writer)
             writer.close()
 
     async def test_no_stream_before_the_first_byte(self, place: Place) -> None:
         await place.session.ready()
         _, silent = await place.connect()
-        reader, writer = await place.connect()
-        writer.write(b"x")
-        assert await reader.readexactly(1) == b"x"
+        _, writer = await place.echoing()
         assert len(place.far.targets) == 1
         silent.close()
         writer.close()
 
     async def test_a_connection_waits_for_the_session(self, place: Place) -> None:
         # Nothing was established before: the first bytes of several connections share one attempt.
-        answers = await asyncio.gather(*(self._one(place) for _ in range(5)))
-        assert answers == [b"x"] * 5
+        for _, writer in await asyncio.gather(*(place.echoing() for _ in range(5))):
+            writer.close()
         assert len(place.far.requests) == 1
-
-    async def _one(self, place: Place) -> bytes:
-        reader, writer = await place.connect()
-        writer.write(b"x")
-        data = await reader.readexactly(1)
-        writer.close()
-        return data
 
     async def test_ipv6_loopback(self, place: Place) -> None:
         try:
             reader, writer = await asyncio.open_connection("::1", place.endpoint.port, ssl=place.context())
         except OSError:
             pytest.skip("no IPv6 loopback")
-        writer.write(b"x")
-        assert await reader.readexactly(1) == b"x"
+        await echo(reader, writer)
         writer.close()
 
 
@@ -233,11 +229,17 @@ quick.check_hostname, quick.verify_mode = False, ssl.CERT_NONE
 held = []
 for number in range(10_000_000):  # it is ended by the test, or by the endpoint that closes
     sock = socket.create_connection(("127.0.0.1", port), timeout=10)
-    if number % 50 == 0:
-        try:
+    try:
+        if number % 50 == 0:
             sock = quick.wrap_socket(sock)
-        except OSError:  # displaced by a later one
-            continue
+            if number % 100 == 0:
+                sock.sendall(b"POST /x HTTP/1.1\\r\\nContent-Length: 1000000000\\r\\n\\r\\n" + b"x" * 60_000)
+        elif number % 3 == 0:
+            sock.sendall(bytes.fromhex("160301010001000100"))  # the beginning of a ClientHello
+        elif number % 7 == 0:
+            sock.sendall(b"x" * 200)
+    except OSError:  # displaced by a later one
+        continue
     held.append(sock)
     if len(held) > 400:
         held.pop(0).close()
@@ -264,8 +266,7 @@ class TestFloods:
         proven = [await place.connect() for _ in range(20)]
         await until(lambda: place.endpoint.stats.open >= 20)
         for end, way in proven:
-            way.write(b"x")
-            assert await end.readexactly(1) == b"x"
+            await echo(end, way)
         for _, way in (*silent, *proven, (reader, stranger)):
             way.close()
         await until(lambda: not len(place.endpoint.unproven))
@@ -376,9 +377,6 @@ class TestCuts:
                 asyncio.get_running_loop().call_later(0.05, self.stream.abort, ResetCode.TRUNCATED)
 
         place.far.protocol = lambda target: Half()
-        await self._must_reset(place)
-
-    async def _must_reset(self, place: Place) -> None:
         reader, writer = await place.connect()
         writer.write(REQUEST)
         assert await _end_of(reader) == "cut"
@@ -404,16 +402,12 @@ class TestCuts:
                 ended.set_result(exc)
 
         place.far.protocol = lambda target: Watch()
-        reader, writer = await place.connect()
-        writer.write(b"x")
-        await reader.readexactly(1)
+        _, writer = await place.echoing()
         writer.transport.abort()
         assert await asyncio.wait_for(ended, 10) is not None
 
     async def test_nothing_is_left(self, place: Place) -> None:
-        reader, writer = await place.connect()
-        writer.write(b"x")
-        await reader.readexactly(1)
+        reader, writer = await place.echoing()
         await place.endpoint.close()
         with contextlib.suppress(ConnectionError, ssl.SSLError):
             assert await reader.read() == b""
@@ -437,6 +431,20 @@ class TestKubectl:
         text = await self._kubectl(kubeconfig, tmp_path)
         assert "You must be logged in to the server (arcbridge: the relay does not accept" in text
         assert place.endpoint.stats.refused == 2
+
+    async def test_w2_another_program_at_its_port_gets_nothing(self, place: Place, tmp_path: Path) -> None:
+        if KUBECTL is None:
+            require_or_skip("kubectl", "no kubectl")
+        got: list[bytes] = []
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            got.append(await reader.read(65536))
+
+        foreign = StateDirectory(tmp_path / "foreign", tmp_path).certificates(CLUSTER, RELAY, time.time())
+        async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=server_context(foreign)) as squatter:
+            kubeconfig = write_kubeconfig(place, tmp_path, squatter.sockets[0].getsockname()[1], token="bearer")
+            assert "certificate signed by unknown authority" in await self._kubectl(kubeconfig, tmp_path)
+        assert got == []
 
     async def _kubectl(self, kubeconfig: Path, home: Path) -> str:
         done = await kubectl(kubeconfig, home)

@@ -36,7 +36,7 @@ def served(tmp_path: Path, port: int | None = None, clock: Callable[[], float] =
     config = ClientConfig(
         relay="https://127.0.0.1:1", cluster="prod", port=port, state_dir=tmp_path / "state", login=login(tmp_path)
     )
-    return ClientContext(config, Terminal(), environment={}).served("prod", clock)
+    return ServedCluster(ClientContext(config, Terminal(), environment={}), "prod", clock=clock)
 
 
 async def test_a_kept_port_that_was_taken_is_left_to_who_has_it(
@@ -66,7 +66,7 @@ async def test_a_port_that_no_cluster_had_is_passed_over_silently(
     one = served(tmp_path)
     assert one.bind() == ""
     assert one.port > squatter.getsockname()[1]
-    assert not one.state.has_port(one.relays, "prod")
+    assert one.state.kept_port(one.relays, "prod") is None
     await one.close()
 
 
@@ -79,7 +79,7 @@ async def test_a_port_of_the_system_is_not_kept(tmp_path: Path) -> None:
     one = served(tmp_path, port=0)
     one.bind()
     one.keep_port()
-    assert not one.state.has_port(one.relays, "prod")
+    assert one.state.kept_port(one.relays, "prod") is None
     entry = one.entry("mine", process="me", arguments=("--cluster", "prod"), plugin=True)
     assert (entry.name, entry.server, entry.plugin) == ("mine", f"https://127.0.0.1:{one.port}", True)
     await one.close()
@@ -96,10 +96,13 @@ async def test_certificates_are_renewed_when_a_third_of_their_life_is_left(tmp_p
     assert first is not None
     seen = []
     while now < began + 300 * DAY:
-        former, changed = one.certificates, await one.renew()
+        former = one.certificates
+        await one.renew()
         certificates = one.certificates
+        assert former is not None
         assert certificates is not None
         if certificates != former:
+            changed = certificates.client_certificate_pem != former.client_certificate_pem
             seen.append((round((now - began) / DAY), changed))
         for pem in (certificates.server_certificate_pem, certificates.client_certificate_pem):
             assert certificate_validity(pem)[1] > now + 29 * DAY
@@ -171,7 +174,7 @@ async def test_a_renewal_that_fails_is_told_once_and_tried_again(tmp_path: Path)
     file.rename(file.with_name("away"))
     with capture_logs() as logs:
         for _ in range(3):
-            assert not await one.renew()
+            await one.renew()
     assert one.certificates is former
     assert [line["event"] for line in logs].count("certificates not renewed") == 1
     file.with_name("away").rename(file)

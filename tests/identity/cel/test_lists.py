@@ -49,11 +49,11 @@ def test_sums() -> None:
 
 
 def test_extremes() -> None:
-    assert lists.largest(["a", "c", "b"]) == "c"
-    assert lists.smallest([2, 1.5, UInt(3)]) == 1.5
+    assert lists.extreme(1, ["a", "c", "b"]) == "c"
+    assert lists.extreme(-1, [2, 1.5, UInt(3)]) == 1.5
     for wrong in ([], [1, "a"], [None]):
         with pytest.raises(EvaluationError):
-            lists.largest(wrong)
+            lists.extreme(1, wrong)
 
 
 def test_a_list_that_is_flattened_stays_bounded() -> None:

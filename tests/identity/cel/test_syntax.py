@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcbridge.identity.cel.declarations import claims_environment
+from arcbridge.identity.cel.compiler import environment
 from arcbridge.identity.cel.syntax import (
     Call,
     CheckedExpression,
@@ -22,7 +22,7 @@ from arcbridge.identity.cel.syntax import (
 )
 from arcbridge.identity.cel.values import UInt
 
-ENVIRONMENT = claims_environment()
+ENVIRONMENT = environment("claims")
 
 
 def checked(source: str) -> CheckedExpression:

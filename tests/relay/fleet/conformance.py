@@ -11,7 +11,7 @@ import pytest
 
 from arcbridge.errors import JoinRefused
 from arcbridge.net.join import JoinCode
-from arcbridge.relay.fleet.base import Fleet
+from arcbridge.relay.fleet.base import AgentReport, Fleet
 from arcbridge.wire.records import Dial, Status
 from tests.relay.station import refused
 
@@ -31,6 +31,7 @@ class Link:
         self.was_replaced = False
         self.version = "1"
         self.since = time.time()
+        self.report = AgentReport()
 
     async def dial(self, dial: Dial) -> Status:
         self.asked.append(dial)

@@ -25,24 +25,16 @@ from arcbridge.relay.processes.supervisor import Supervisor, supervise
 from arcbridge.relay.service import RelayInfo, serve
 from arcbridge.relay.siblings.channel import MAX_MESSAGE, Channel, Received, pair
 from arcbridge.settings.config import ObserveConfig, RelayConfig, RelayLimitsConfig, RelayUserLimitsConfig
-from tests.identity.issuer import CONFIG
+from tests.relay.conftest import relay_config
 from tests.support.eventually import until
 from tests.support.world import fixed_port
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> RelayConfig:
-    (tmp_path / "authentication.yaml").write_text(CONFIG)
-    (tmp_path / "policy.toml").write_text('[[allow]]\nusers = ["oidc:alice"]\nclusters = ["prod"]\n')
-    return RelayConfig(
-        listen="127.0.0.1:0",
-        public_address="127.0.0.1:443",
-        data_dir=tmp_path / ("long" * 40) / "data",  # longer than the path of a Unix socket may be
-        authentication=tmp_path / "authentication.yaml",
-        policy=tmp_path / "policy.toml",
-        observe=ObserveConfig(listen="127.0.0.1:0"),
-        workers=2,
-    )
+    long = tmp_path / ("long" * 40) / "data"  # longer than the path of a Unix socket may be
+    observe = ObserveConfig(listen="127.0.0.1:0")
+    return relay_config(tmp_path, "", listen="127.0.0.1:0", data_dir=long, observe=observe, workers=2)
 
 
 class Running:

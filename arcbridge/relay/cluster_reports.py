@@ -1,0 +1,109 @@
+"""Shows how each cluster is: from what its agents report over their control connections, and from what was refused.
+
+Agents behind firewalls cannot be scraped, so that their relay is, for them. `read_report` reads what an agent sends;
+`ClusterReports` exposes metrics with the name of a cluster, for the clusters that the registry knows and that are not
+revoked: at most as many as the settings say. Invariant: an agent's words become labels only where they are names of
+self-checks, and it has few of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+from arcbridge.observe.metrics import Metrics
+from arcbridge.observe.untrusted_text import printable
+from arcbridge.relay.counters import Counters
+from arcbridge.relay.fleet.base import AgentReport
+from arcbridge.relay.registry.base import ClusterRecord
+from arcbridge.wire.records import Status
+
+MAX_CHECKS: Final = 16
+"""Self-checks of one agent that are shown; an agent has nine."""
+_WORD: Final = re.compile(r"([a-z][a-z0-9_]{0,31})(?::([a-z][a-z0-9_]{0,47}))?")
+
+
+def read_report(status: Status) -> AgentReport:
+    """Return what a STATUS without a token reports; words that are no checks are left out."""
+    found = [_WORD.fullmatch(word) for word in status.checks.split(" ", MAX_CHECKS)[:MAX_CHECKS]]
+    return AgentReport(
+        ready=status.ready,
+        reason=printable(status.message, 400),
+        checks={one[1]: one[2] or "" for one in found if one} if status.checks else None,
+        sessions=status.sessions,
+        round_trip=status.round_trip / 1e6,
+    )
+
+
+class ClusterReports:
+    """The metrics of clusters in one process. `learn` gives it the clusters that there are."""
+
+    def __init__(self, reports: Callable[[], Iterable[tuple[str, AgentReport]]], counters: Counters, most: int) -> None:
+        """`reports`: cluster and report of each agent that is connected here. `most`: clusters with metrics of their
+        own; 0: none."""
+        self._reports = reports
+        self._counters = counters
+        self._most = most
+        self._expires: dict[str, float] = {}
+        """When the agents' newest certificate of each cluster lapses, unix seconds."""
+        self._known: frozenset[str] = frozenset()
+        self._left_out = 0
+
+    def learn(self, records: Iterable[ClusterRecord]) -> None:
+        """Show these clusters from now on, those that are revoked excepted; the first ones by name."""
+        records = list(records)
+        self._known = frozenset(one.name for one in records)
+        known = sorted((one.name, one.certificate_expires) for one in records if not one.revoked)
+        self._expires = dict(known[: self._most])
+        self._left_out = len(known) - len(self._expires)
+        for counts in (self._counters.cluster_joins, self._counters.cluster_joins_failed):
+            for gone in counts.keys() - self._known:
+                del counts[gone]
+
+    def misses_cluster(self) -> bool:
+        """Return whether an agent is here of a cluster that has not been learnt."""
+        return any(name not in self._known for name, _ in self._reports())
+
+    def register(self, metrics: Metrics) -> None:
+        """Tell `metrics` where to read. Every cluster has a series at every relay: 0 is what an alert looks for."""
+        each, most = {"cluster": lambda: self._expires}, max(self._most, 1)
+        metrics.gauge("cluster_agents", "Agents of a cluster that are connected to this relay.", each,
+                      lambda: self._count(lambda report: True), most=most)  # fmt: skip
+        metrics.gauge("cluster_agents_ready", "Those of them that report to be ready.", each,
+                      lambda: self._count(lambda report: report.ready), most=most)  # fmt: skip
+        metrics.gauge("cluster_check_ok", "0 while a self-check of an agent of this cluster fails.",
+                      {**each, "check": self._names}, self._checks, most=most * MAX_CHECKS)  # fmt: skip
+        metrics.gauge("cluster_certificate_expires_timestamp_seconds",
+                      "When the newest certificate of a cluster's agents lapses, unix time.", each,
+                      lambda: {name: when for name, when in self._expires.items() if when}, most=most)  # fmt: skip
+        metrics.counter("cluster_joins_total", "Joins of users to a cluster that were theirs to make.", each,
+                        lambda: self._shown_of(self._counters.cluster_joins), most=most)  # fmt: skip
+        metrics.counter("cluster_joins_failed_total", "Those of them that failed, for no fault of the user's.", each,
+                        lambda: self._shown_of(self._counters.cluster_joins_failed), most=most)  # fmt: skip
+        metrics.gauge("clusters_without_metrics", "Clusters beyond `limits.clusters_with_metrics`.", None,
+                      lambda: self._left_out)  # fmt: skip
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _shown(self) -> list[tuple[str, AgentReport]]:
+        return [(name, report) for name, report in self._reports() if name in self._expires]
+
+    def _shown_of(self, counts: Mapping[str, int]) -> Mapping[str, int]:
+        return {name: counts.get(name, 0) for name in self._expires}
+
+    def _count(self, counts: Callable[[AgentReport], bool]) -> Mapping[str, int]:
+        found = dict.fromkeys(self._expires, 0)
+        for name, report in self._shown():
+            found[name] += counts(report)
+        return found
+
+    def _names(self) -> set[str]:
+        return {name for _, report in self._shown() for name in report.checks or ()}
+
+    def _checks(self) -> Mapping[tuple[str, str], int]:
+        found: dict[tuple[str, str], int] = {}
+        for cluster, report in self._shown():
+            for name, code in (report.checks or {}).items():
+                found[cluster, name] = min(found.get((cluster, name), 1), int(not code))
+        return found

@@ -1,0 +1,91 @@
+"""What is shown of clusters: metrics with their names, bounded, from what agents report."""
+
+from __future__ import annotations
+
+import pytest
+
+from arcbridge.net.join import JoinCode
+from arcbridge.observe.metrics import Metrics
+from arcbridge.relay.cluster_reports import MAX_CHECKS, ClusterReports, read_report
+from arcbridge.relay.counters import Counters
+from arcbridge.relay.fleet.base import AgentReport
+from arcbridge.relay.registry.base import ClusterRecord
+from arcbridge.wire.records import Status
+
+WELL = AgentReport(checks={"api_server": "", "audit": ""})
+ILL = AgentReport(ready=False, checks={"api_server": "api_refused", "audit": ""})
+
+
+def records(*names: str, revoked: str = "") -> list[ClusterRecord]:
+    return [ClusterRecord(name, "", "", 0.0, certificate_expires=9.0, revoked=float(name == revoked)) for name in names]
+
+
+def shown(reports: ClusterReports) -> dict[str, dict[tuple[str, ...], float]]:
+    """The series of each metric, by its name without prefix."""
+    metrics = Metrics("relay")
+    reports.register(metrics)
+    return {name.removeprefix("arcbridge_relay_"): dict(series) for name, _, _, _, series in metrics.read()}
+
+
+def test_every_cluster_has_a_number_of_agents_and_a_check_is_ok_where_it_is_at_all_of_them() -> None:
+    reports = ClusterReports(lambda: [("a", WELL), ("a", ILL), ("b", AgentReport()), ("x", WELL)], Counters(), 10)
+    reports.learn(records("a", "b", "gone", "shut", revoked="shut"))
+    assert reports.misses_cluster(), "x has enrolled since"
+    found = shown(reports)
+    assert found["cluster_agents"] == {("a",): 2, ("b",): 1, ("gone",): 0}
+    assert found["cluster_agents_ready"] == {("a",): 1, ("b",): 1, ("gone",): 0}, "an older agent counts as ready"
+    assert found["cluster_check_ok"] == {("a", "api_server"): 0, ("a", "audit"): 1}
+    assert found["cluster_certificate_expires_timestamp_seconds"] == {("a",): 9.0, ("b",): 9.0, ("gone",): 9.0}
+    assert found["clusters_without_metrics"] == {(): 0}
+
+
+def test_no_more_clusters_than_the_setting_allows() -> None:
+    reports = ClusterReports(lambda: [("c", WELL)], Counters(), 2)
+    reports.learn(records("c", "b", "a"))
+    found = shown(reports)
+    assert set(found["cluster_agents"]) == {("a",), ("b",)}
+    assert found["cluster_check_ok"] == {}
+    assert found["clusters_without_metrics"] == {(): 1}
+
+
+def test_two_thousand_clusters_have_a_series_each_where_the_setting_says_so() -> None:
+    names = [f"c{number}" for number in range(2000)]
+    reports = ClusterReports(lambda: [(name, WELL) for name in names], Counters(), 2000)
+    reports.learn(records(*names))
+    found = shown(reports)
+    assert len(found["cluster_agents"]) == 2000
+    assert len(found["cluster_check_ok"]) == 4000
+
+
+def test_joins_count_where_the_user_may_reach_the_cluster_and_made_no_mistake() -> None:
+    counters = Counters()
+    reports = ClusterReports(list, counters, 10)
+    reports.learn(records("a", "b"))
+    for cluster, code in (
+        ("a", JoinCode.OK),
+        ("a", JoinCode.NO_AGENT),
+        ("a", JoinCode.LIMIT),
+        ("", JoinCode.FORBIDDEN),
+    ):
+        counters.joined(cluster, code)
+    found = shown(reports)
+    assert found["cluster_joins_total"] == {("a",): 2, ("b",): 0}
+    assert found["cluster_joins_failed_total"] == {("a",): 1, ("b",): 0}
+    assert sum(counters.joins.values()) == 4
+    reports.learn(records("b"))
+    assert dict(counters.cluster_joins) == {}, "a cluster that is deleted is forgotten"
+
+
+@pytest.mark.parametrize(
+    ("checks", "read"),
+    [
+        ("", None),
+        ("api_server audit:audit_disk", {"api_server": "", "audit": "audit_disk"}),
+        ('a{b="c"} A:x audit: x:y:z ok', {"ok": ""}),
+        (" ".join(f"c{number}" for number in range(900)), {f"c{number}": "" for number in range(MAX_CHECKS)}),
+    ],
+)
+def test_an_agents_words_are_names_of_checks_or_nothing(checks: str, read: dict[str, str] | None) -> None:
+    report = read_report(Status(ready=False, message="no\x1b[2J way", checks=checks, sessions=3, round_trip=1500))
+    assert report.checks == read
+    assert (report.ready, report.reason, report.sessions, report.round_trip) == (False, "no[2J way", 3, 0.0015)
