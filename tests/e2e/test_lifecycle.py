@@ -20,7 +20,7 @@ from arcbridge.errors import ExitCode
 from arcbridge.pki.credentials import CERTIFICATE
 from tests.support.cluster import KUBECTL_MINORS, Cluster, Kubectl
 from tests.support.processes import ManagedProcess, run
-from tests.support.reports import agent_again, records, until, wait_for_record
+from tests.support.reports import agent_again, until, wait_for_record
 from tests.support.world import ALICE, CLUSTER, ApiServer, Client, World, arcbridge
 
 NAMESPACE = "lifecycle"
@@ -47,16 +47,6 @@ def through(cluster: Cluster, client: Client) -> Kubectl:
 def works(kubectl: Kubectl) -> bool:
     done = kubectl.run("get", "namespace", "default", "-o", "name", check=False)
     return done.stdout == "namespace/default\n"
-
-
-def test_a_restart_of_the_agent_needs_no_join_token(world: World) -> None:
-    assert world.agent.stop() == 0
-    assert len(records(world.agent, "enrolled")) == 1  # of a process that has ended: all of its lines are there
-    (world.agent_config.parent / "join-token").unlink()
-    agent = agent_again(world)
-    wait_for_record(agent, "control connection up")
-    assert not records(agent, "enrolled")
-    assert not records(agent, "cluster CA made")
 
 
 def relay_command(world: World, *words: str) -> str:

@@ -52,11 +52,7 @@ class Case:
     async def running(self, **changes: Any) -> AsyncIterator[None]:
         ready = asyncio.Event()
         work = run_proxy(
-            replace(self.config, **changes),
-            self.terminal,
-            token=self.token,
-            environment={},
-            ready=ready.set,
+            replace(self.config, **changes), self.terminal, token=self.token, environment={}, ready=ready.set
         )
         async with started(work, ready):
             yield
