@@ -161,7 +161,7 @@ def _asked(context: ClientContext, line: bytes) -> dict[str, Any]:
 
 
 def _repair(state_dir: Path | None) -> None:
-    from arcbridge.client.background.context_repair import repair_all
+    from arcbridge.client.background.connections import repair_all
 
     for sentence in repair_all(state_dir, os.environ):
         sys.stderr.write(f"{plain(sentence)}\n")
@@ -253,7 +253,7 @@ def _about(process: Mapping[str, Any] | None) -> str:
 
 def _not_served(place: BackgroundPaths) -> list[dict[str, Any]]:
     """Return what is connected while no process of this version runs."""
-    from arcbridge.client.background.context_repair import connected
+    from arcbridge.client.background.connections import connected
 
     return [{"name": one.cluster, "contexts": [one.context], "state": "not running"} for one in connected(place)]
 

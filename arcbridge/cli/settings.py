@@ -24,7 +24,7 @@ from arcbridge.settings.suggest import unknown
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from arcbridge.settings.problems import Place, Problem
+    from arcbridge.settings.problems import Place
 
 
 def settings_file(invocation: Invocation, environment: Mapping[str, str]) -> Path | None:
@@ -61,24 +61,12 @@ def load_settings(invocation: Invocation, environment: Mapping[str, str]) -> Any
     if wrong:
         from arcbridge.settings.problems import SettingsRefused, located
 
-        raise SettingsRefused(located([problem_of(error) for error in wrong], place_of(invocation, environment)))
+        raise SettingsRefused(located([error.problem for error in wrong], place_of(invocation, environment)))
     for flag in _own_flags(invocation):
         value = invocation.text(flag.dest)
         if flag.choices and value and value not in flag.choices:
             raise ConfigError(unknown(f"flag {flag.long}", value, flag.choices))
     return config
-
-
-def problem_of(error: SettingError) -> Problem:
-    """Return a mistake as a problem, with its place where the loader knows it."""
-    from arcbridge.settings.problems import Place, Problem
-
-    setting = ".".join(error.path)
-    if error.source:
-        # The line is between the source and the colon.
-        message = error.message.removeprefix(error.source).partition(": ")[2]
-        return Problem(setting, message, place=Place(error.source, error.line, error.column))
-    return Problem(setting, error.message)
 
 
 def read_settings(invocation: Invocation, environment: Mapping[str, str]) -> tuple[Any, list[SettingError]]:

@@ -96,14 +96,11 @@ class BackgroundPaths:
 def _machine(machine_id: str) -> str:
     """Return a short name of this machine; empty where it has none."""
     try:
-        descriptor = os.open(machine_id, os.O_RDONLY)
+        with open(machine_id, "rb") as file:
+            text = file.read(64).strip()
     except OSError:
         return ""
-    try:
-        text = os.read(descriptor, 64).strip()
-    finally:
-        os.close(descriptor)
-    if not text or not text.isalnum():
+    if not text.isalnum():
         return ""
     from binascii import crc32
 

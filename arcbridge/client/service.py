@@ -51,12 +51,7 @@ class ClientContext:
     """
 
     def __init__(
-        self,
-        config: ClientConfig,
-        terminal: Terminal,
-        *,
-        token: str = "",
-        environment: Mapping[str, str] = os.environ,
+        self, config: ClientConfig, terminal: Terminal, *, token: str = "", environment: Mapping[str, str] = os.environ
     ) -> None:
         login = with_defaults(config.login)
         if login is not config.login:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from arcbridge.client.credentials.tokens import is_azure_pipelines, refuse_contradictions, with_defaults
-from arcbridge.errors import NotInThisJob, StateError
+from arcbridge.errors import ConfigError, NotInThisJob, StateError
 from arcbridge.net.address import issuer_origin, parse_address
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.settings import named_files
@@ -90,10 +90,8 @@ def _clusters(config: ClientConfig, problems: Problems) -> None:
         if named_files.read(problems, "pins_file", config.pins_file) is not None:
             from arcbridge.pki.pins import PinStore
 
-            try:
+            with _collect(problems, "pins_file"):
                 PinStore(config.pins_file, relay="").get("any")
-            except StateError as error:
-                problems.error("pins_file", f"pins_file: {error.message}")
     elif not config.cluster_ca_pin and config.trust_first_use:
         problems.warn(
             "trust_first_use",
@@ -105,11 +103,8 @@ def _clusters(config: ClientConfig, problems: Problems) -> None:
 def _state(config: ClientConfig, problems: Problems, environment: Mapping[str, str]) -> None:
     from arcbridge.client.state import StateDirectory
 
-    try:
+    with _collect(problems, "state_dir"):
         directory = StateDirectory.find(config.state_dir, environment).path
-    except StateError as error:
-        problems.error("state_dir", f"state_dir: {error.message}")
-    else:
         named_files.check_directory(problems, "state_dir", directory)
 
 
@@ -162,7 +157,7 @@ def _issuer(login: LoginConfig, problems: Problems, environment: Mapping[str, st
     with problems.collect("login.issuer"):
         issuer_origin(login.issuer, "login.issuer")
         named_files.check_not_placeholder(problems, "login.issuer", urlsplit(login.issuer).hostname or "")
-    with _for_a_job(problems, "login.client_id"):
+    with _collect(problems, "login.client_id"):
         if login.grant_type == PROGRAM:
             from arcbridge.client.credentials.client_credentials import ClientCredentials
 
@@ -180,16 +175,18 @@ def _workload(login: LoginConfig, problems: Problems, environment: Mapping[str, 
         return
     from arcbridge.client.credentials.workload import WorkloadTokens
 
-    with _for_a_job(problems, "login.workload"):
+    with _collect(problems, "login.workload"):
         WorkloadTokens(with_defaults(login), environment=environment)
 
 
 @contextmanager
-def _for_a_job(problems: Problems, setting: str) -> Iterator[None]:
-    """Collect as `Problems.collect` does, with a warning where the tokens of a job are absent: a file may be checked
-    elsewhere than in the job that uses it."""
+def _collect(problems: Problems, setting: str) -> Iterator[None]:
+    """Collect as `Problems.collect` does, a StateError too, and as a warning where the tokens of a job are absent: a
+    file may be checked elsewhere than in the job that uses it."""
     with problems.collect(setting):
         try:
             yield
         except NotInThisJob as error:
             problems.warn(error.setting, error.message)
+        except StateError as error:
+            raise ConfigError(f"{setting}: {error.message}") from error

@@ -147,8 +147,8 @@ class TokenVerifier:
     async def look_at_keys(self) -> list[tuple[str, str, bool, ArcbridgeError | None]]:
         """See to it that each issuer's keys are there, within the rules of `keys`, and say how that went.
 
-        Returns what `checks.key_finding` takes: the issuer's path in the file and URL, whether there are keys to verify
-        with, and why the last fetch failed.
+        Returns what `key_finding` takes: the issuer's path in the file and URL, whether there are keys to verify with,
+        and why the last fetch failed.
         """
         issuers = self._config.issuers
         failures = await asyncio.gather(*(self._keys[issuer.url].refresh_if_needed() for issuer in issuers))
@@ -170,7 +170,7 @@ class TokenVerifier:
     async def look_at_directories(self) -> list[tuple[str, bool, str, str]]:
         """See to it that each directory of the settings can be asked, as often as its delays allow, and say how.
 
-        Returns what `checks.directory_finding` takes: the table of the settings (`graph.NAME`), whether it can be asked
+        Returns what `directory_finding` takes: the table of the settings (`graph.NAME`), whether it can be asked
         now, and what is wrong, as code (`graph_token.Failure`) and in words; both empty where nothing is.
         """
         directories = () if self.groups is None else self.groups.directories

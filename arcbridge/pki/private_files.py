@@ -120,22 +120,28 @@ def refuse_planted(path: Path) -> None:
 
 def write_private(path: Path, data: bytes) -> None:
     """Replace `path` (a link itself, not what it points to) by `data`, 0600, durably; raises `StateError`."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | OPEN_SAFELY, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                _give_to_owner(file.fileno(), path.parent)
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync_directory(path.parent)
+        replace_file(path, data, give=True)
     except OSError as error:
         raise StateError(f"cannot write {path}: {error.strerror}") from error
+
+
+def replace_file(path: Path, data: bytes, mode: int = 0o600, *, give: bool = False) -> None:
+    """Do so with `mode`; raises OSError. `give`: root gives the file to the owner of its directory."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | OPEN_SAFELY, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            if give:
+                _give_to_owner(file.fileno(), path.parent)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_directory(path.parent)
 
 
 def make_private(path: Path) -> None:

@@ -258,7 +258,8 @@ def check_not_placeholder(problems: Problems, setting: str, host: str) -> None:
     """Check that a host name is none that the annotated files use as an example."""
     name = host.lower().removesuffix(".")
     if any(name == domain or name.endswith(f".{domain}") for domain in _DOCUMENTATION):
-        problems.error(setting, f"{host} is the example's name; write your own")
+        # With its setting, because a host may begin as the setting does: login.example.org.
+        problems.error(setting, f"{setting}: {host} is the example's name; write your own")
 
 
 def check_issuers(problems: Problems, file: Path, issuers: Iterable[tuple[str, str]]) -> None:

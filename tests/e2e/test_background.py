@@ -343,18 +343,6 @@ class TestProxy:
             yield process
 
     @pytest.mark.parametrize(
-        "number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT], ids=["hangup", "term", "interrupt"]
-    )
-    def test_the_former_context_comes_back(self, person: Person, tmp_path: Path, number: signal.Signals) -> None:
-        person.kubeconfig.write_text("current-context: home\n")
-        with self.proxy(person, tmp_path, "-n", CLUSTER) as proxy:
-            proxy.wait_for_line("Press Ctrl", timeout=30)
-            assert person.document()["current-context"] == CLUSTER
-            proxy.signal(number)
-            assert proxy.wait() == 0
-        assert person.document()["current-context"] == "home"
-
-    @pytest.mark.parametrize(
         ("number", "command"), [(signal.SIGKILL, "status"), (signal.SIGQUIT, "clusters")], ids=["kill", "quit"]
     )
     def test_after_a_kill_the_next_command_puts_it_right(

@@ -30,7 +30,7 @@ from arcbridge.identity.claims import Identity, is_plain
 from arcbridge.identity.groups import GroupSources
 from arcbridge.identity.refusal import GroupsUnavailable, TokenRefused
 from arcbridge.identity.verifier import TokenVerifier
-from arcbridge.net.fetch import HttpFetcher
+from arcbridge.net.fetch import HttpFetcher, Reply
 from tests.identity.cel.corpus import AUDIENCE, Configuration, Token, configurations, expressions, token_claims
 from tests.support.cluster import Cluster, Unavailable
 from tests.support.issuer_server import ManyIssuers
@@ -46,12 +46,6 @@ BATCHES = 8
 
 User = dict[str, Any] | None
 """User name, uid, groups and extra, without what is empty; None where the token is refused."""
-
-
-@dataclass
-class Fetched:
-    body: bytes
-    max_age: float | None = 3600.0
 
 
 @dataclass
@@ -172,11 +166,10 @@ class Ours:
     """Our verifier with a file of the API server's."""
 
     def __init__(self, server: Server, text: str) -> None:
-        async def fetch(url: str, ca_pem: str | None) -> Fetched:
+        async def fetch(url: str, ca_pem: str | None) -> Reply:
             assert ca_pem == server.issuers.ca_pem
-            return Fetched(
-                json.dumps(server.issuers.document(url.partition("127.0.0.1")[2].partition("/")[2])).encode()
-            )
+            document = server.issuers.document(url.partition("127.0.0.1")[2].partition("/")[2])
+            return Reply(200, json.dumps(document).encode(), max_age=3600)
 
         self._verifier = TokenVerifier(parse(text), fetch)
 

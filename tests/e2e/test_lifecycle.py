@@ -20,7 +20,7 @@ from arcbridge.errors import ExitCode
 from arcbridge.pki.credentials import CERTIFICATE
 from tests.support.cluster import KUBECTL_MINORS, Cluster, Kubectl
 from tests.support.processes import ManagedProcess, run
-from tests.support.reports import agent_again, records, until, wait_for_record
+from tests.support.reports import agent_again, until, wait_for_record
 from tests.support.world import ALICE, CLUSTER, ApiServer, Client, World, arcbridge
 
 NAMESPACE = "lifecycle"
@@ -47,34 +47,6 @@ def through(cluster: Cluster, client: Client) -> Kubectl:
 def works(kubectl: Kubectl) -> bool:
     done = kubectl.run("get", "namespace", "default", "-o", "name", check=False)
     return done.stdout == "namespace/default\n"
-
-
-def hurry(relay: ManagedProcess) -> None:
-    """End a relay. Its clients have no other one and stay until they are cut; a second signal leaves one second."""
-    relay.signal(signal.SIGTERM)
-    wait_for_record(relay, "relay stopping", step="draining")
-    relay.signal(signal.SIGTERM)
-    assert relay.wait(10) == 0
-
-
-def test_a_restart_of_the_agent_needs_no_join_token(world: World) -> None:
-    assert world.agent.stop() == 0
-    assert len(records(world.agent, "enrolled")) == 1  # of a process that has ended: all of its lines are there
-    (world.agent_config.parent / "join-token").unlink()
-    agent = agent_again(world)
-    wait_for_record(agent, "control connection up")
-    assert not records(agent, "enrolled")
-    assert not records(agent, "cluster CA made")
-
-
-def test_a_restarted_relay_is_the_same_relay(world: World, cluster: Cluster) -> None:
-    client = world.start_client(ALICE)
-    pin = world.relay_pin
-    hurry(world.relay)
-    relay = world.start_relay()
-    assert wait_for_record(relay, "relay serving")["ca_pin"] == pin
-    until(lambda: works(through(cluster, client)), "kubectl works again", timeout=40)
-    assert client.process.stop() == 0
 
 
 def relay_command(world: World, *words: str) -> str:

@@ -158,10 +158,7 @@ def test_many_clusters_side_by_side_and_the_worst_exit_code(job: Job) -> None:
     script = f'{job.kubectl} get ns default -o name && echo "problem of $ARCBRIDGE_CLUSTER" >&2; cat; exit 3'
     done = job.run("-n", "prod-*", "--parallel", "8", "--", "sh", "-c", script)
     assert done.returncode == 4, done.stderr
-    assert sorted(done.stdout.splitlines()) == [
-        "prod-berlin | namespace/default",
-        "prod-munich | namespace/default",
-    ]
+    assert sorted(done.stdout.splitlines()) == ["prod-berlin | namespace/default", "prod-munich | namespace/default"]
     assert sorted(re.sub(r" \(session [0-9a-f]{16}\)", "", done.stderr).splitlines()) == [
         "error: prod-berlin: the command ended with exit code 3",
         "error: prod-munich: the command ended with exit code 3",

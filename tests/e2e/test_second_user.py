@@ -25,7 +25,7 @@ import trustme
 from tests.support.processes import ManagedProcess, require_or_skip, run
 from tests.support.reports import audited, metrics, until
 from tests.support.second_user import OTHER, OWNER, as_user, require_users
-from tests.support.world import ALICE, CLUSTER, World, arcbridge, fixed_port, login_ports
+from tests.support.world import ALICE, CLUSTER, World, arcbridge, fixed_port
 
 KUBECTL = shutil.which("kubectl", path=str(Path(sys.executable).parent)) or shutil.which("kubectl")
 ENVIRONMENT_CANARY = "canary-in-the-environment"
@@ -298,100 +298,3 @@ def test_w1_no_request_is_answered_for_another_user(
     assert kubectl(home, "get", "--raw", f"/api/v1/namespaces/default/configmaps/{name}").returncode == 1
     audited(world, "the user's own request", name=name)
     assert [one for one in world.audit_lines()[earlier:] if one.get("resource") == "secrets"] == []
-
-
-def test_w12_another_user_cannot_answer_a_login(world: World, home: Home, tmp_path: Path) -> None:
-    """It has read the browser's command line, so it knows the state; and it listens at no address of the port."""
-    ca_file = home.path / "issuer.pem"
-    ca_file.write_text(Path(world.issuer.ca_file).read_text())
-    answer = """
-import json, socket, sys, urllib.parse
-url, got = urllib.parse.urlsplit(sys.argv[1]), []
-query = dict(urllib.parse.parse_qsl(url.query))
-redirect = urllib.parse.urlsplit(query["redirect_uri"])
-port = redirect.port
-for host in ("127.0.0.1", "::1"):
-    try:
-        with socket.create_connection((host, port), timeout=10) as sock:
-            answer = {"state": query["state"], "code": "planted", "iss": f"{url.scheme}://{url.netloc}"}
-            line = f"GET {redirect.path or '/'}?{urllib.parse.urlencode(answer)} HTTP/1.1"
-            sock.sendall(line.encode() + b"\\r\\n\\r\\n")
-            got.append(sock.recv(1000).decode())
-    except ConnectionError:
-        got.append("")
-print(json.dumps(got))
-"""
-    arguments = [
-        *("--role", "client", "--relay", world.relay_url, "--relay-ca-pin", world.relay_pin),
-        *("--oidc-issuer-url", world.issuer.url, "--oidc-client-id", "cli", "--oidc-ca-file", str(ca_file)),
-        *("--grant-type", "authcode", "login"),
-    ]
-    env = {**home.env, "BROWSER": "/bin/false", "DISPLAY": None}
-    argv = [*home.prefix, *arcbridge(*arguments)]
-    with login_ports(), ManagedProcess(argv, log_dir=tmp_path, name="login", env=env) as login:
-        url = login.wait_for_line(r"To log in, open (\S+)", timeout=60)[1]
-        assert as_other(answer, url) == ["", ""]
-        login.wait_for_line("a program of another user asked for the answer to the login")
-        assert login.running
-        assert "planted" not in login.output()
-        # The user's own program is answered: this code is another one's, so the issuer refuses it.
-        done = run([*as_user(OWNER), sys.executable, "-c", answer, url])
-        assert "You are logged in" in json.loads(done.stdout)[0]
-        assert login.wait(30) != 0
-
-
-SQUATTER = """
-import json, socket, ssl, sys
-context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-context.load_cert_chain(sys.argv[2])
-context.load_verify_locations(sys.argv[2])
-context.verify_mode = ssl.CERT_OPTIONAL
-with socket.create_server(("127.0.0.1", int(sys.argv[1])), reuse_port=False) as server:
-    print("listening", flush=True)
-    while True:
-        sock, _ = server.accept()
-        sock.settimeout(10)
-        try:
-            with context.wrap_socket(sock, server_side=True) as sock:
-                print("GOT", sock.getpeercert(), sock.recv(65536), flush=True)
-        except OSError as error:
-            print("refused", type(error).__name__, flush=True)
-"""
-
-
-def test_w2_another_user_takes_the_port_while_the_client_is_down(world: World, home: Home, tmp_path: Path) -> None:
-    """kubectl gives the squatter nothing, and the client names it and takes no other port by itself."""
-    kubeconfig, port = home.path / "squatted", fixed_port()
-    words = ("--file", str(kubeconfig), "--port", str(port))
-    with ManagedProcess(home.client(world, *words), log_dir=tmp_path, name="before", env=home.env) as client:
-        client.wait_for_line("Press Ctrl", timeout=60)
-        # A copy made while it served: what is left behind has no certificate. The bearer token is as with --token-file.
-        kept = json.loads(run([*_kubectl(home, kubeconfig), "config", "view", "--raw", "-o", "json"]).stdout)
-    ours = kept["users"][0]["user"]
-    assert ours["client-key-data"]
-    ours["token"] = "canary-bearer-token"
-    kubeconfig.write_text(json.dumps(kept))
-    authority = trustme.CA(organization_name="arcbridge local endpoint")
-    issued = authority.issue_cert("127.0.0.1", "localhost")
-    pem = home.shared / "squatter.pem"
-    pem.write_bytes(issued.private_key_pem.bytes() + b"".join(chain.bytes() for chain in issued.cert_chain_pems))
-    pem.chmod(0o644)
-    argv = [*as_user(OTHER), sys.executable, "-c", SQUATTER, str(port), str(pem)]
-    with ManagedProcess(argv, log_dir=tmp_path, name="squatter") as squatter:
-        squatter.wait_for_line("listening")
-        done = run([*_kubectl(home, kubeconfig), "--context", CLUSTER, "get", "secrets"], check=False)
-        assert done.returncode == 1
-        assert b"x509" in done.stderr or b"certificate" in done.stderr
-        squatter.wait_for_line("refused")
-        assert "GOT" not in squatter.output()
-        assert "canary" not in squatter.output()
-        client = run(home.client(world, *words), env={**os.environ, "HOME": str(home.path)}, check=False)
-        assert client.returncode == 2
-        assert f"Port {port} is already in use".encode() in client.stderr
-        assert f"the port is held by a process of user id {OTHER}".encode() in client.stderr
-
-
-def _kubectl(home: Home, kubeconfig: Path) -> list[str]:
-    if KUBECTL is None:
-        require_or_skip("kubectl", "no kubectl: install the dev dependencies")
-    return [*as_user(OWNER), KUBECTL, "--kubeconfig", str(kubeconfig), "--cache-dir", str(home.path / "kubectl")]

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from tests.e2e.test_bad_days import Caller
-from tests.e2e.test_survival import BACK, LOST, pumping
 from tests.support.cluster import KUBECTL_MINORS, Cluster, Kubectl
 from tests.support.long import long_form
 from tests.support.processes import ManagedProcess
@@ -28,6 +27,8 @@ NAMESPACE = "survival"
 MIB = 1 << 20
 COPIED = 1024 * MIB if long_form() else 64 * MIB
 RELAYS = 3
+LOST = "connection lost, waiting to resume"
+BACK = "session resumed"
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,12 @@ def connected(world: World) -> int:
     """Return the relays that have the agent."""
     running = [index for index, relay in enumerate(world.relays) if relay.running]
     return sum(metrics(world.relay_observes[index])["arcbridge_relay_agents"] > 0 for index in running)
+
+
+def pumping(world: World) -> list[int]:
+    """The relays through which sessions pass."""
+    running = [index for index, relay in enumerate(world.relays) if relay.running]
+    return [index for index in running if metrics(world.relay_observes[index])["arcbridge_relay_pumps_open"]]
 
 
 class Ticks:

@@ -21,7 +21,7 @@ from arcbridge.agent.kube.request_target import request_target
 from arcbridge.agent.kube.response import ChunkedBody, read_head
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.kube.upstream_pool import UpstreamConnection, UpstreamRequest
-from arcbridge.client.kubeconfig import block_yaml as kubeconfig_yaml
+from arcbridge.client.kubeconfig import file as kubeconfig_yaml
 from arcbridge.errors import ConfigError, RemoteProtocolError, StateError
 from arcbridge.identity import authentication, verifier
 from arcbridge.identity import proof as proofs

@@ -21,9 +21,8 @@ from arcbridge.agent.authenticator import Authenticator
 from arcbridge.agent.kube import review
 from arcbridge.agent.kube.impersonation import Subject
 from arcbridge.agent.kube.status import RequestRefusal
-from arcbridge.client.kubeconfig.block_yaml import dump, is_empty, parse
 from arcbridge.client.kubeconfig.entries import Entry, Kubeconfig
-from arcbridge.client.kubeconfig.file import KubeconfigFile
+from arcbridge.client.kubeconfig.file import KubeconfigFile, dump, is_empty, parse
 from arcbridge.client.relay import update_notice
 from arcbridge.client.relay.relay_profile import LoginOffer
 from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, StateError, Unauthenticated, Unreachable

@@ -34,7 +34,7 @@ from arcbridge.agent.kube.response import CHUNKED, ChunkedBody, ResponseHead, re
 from arcbridge.agent.kube.status import RequestRefusal
 from arcbridge.agent.kube.upstream_pool import UpstreamConnection, UpstreamRequest
 from arcbridge.client.credentials.jwt_unverified import read_unverified
-from arcbridge.client.kubeconfig import block_yaml as kubeconfig_yaml
+from arcbridge.client.kubeconfig import file as kubeconfig_yaml
 from arcbridge.errors import ConfigError, RemoteProtocolError, StateError
 from arcbridge.identity import authentication, groups, verifier
 from arcbridge.identity import proof as proofs

@@ -37,6 +37,7 @@ from arcbridge.client.commands.proxy import run_proxy
 from arcbridge.identity.proof import ProofKey
 from arcbridge.net.address import parse_address
 from arcbridge.net.dialer import connect
+from arcbridge.net.fetch import Reply
 from arcbridge.net.join import client_join
 from arcbridge.net.tls import ALPN_JOIN, RelayTrust, outer_client_context
 from arcbridge.pki.pins import pin_of
@@ -53,7 +54,7 @@ from arcbridge.settings.config import (
     RelayConfig,
 )
 from arcbridge.wire.records import JoinReply, JoinRequest
-from tests.identity.issuer import URL, Document, Issuer, claims, token
+from tests.identity.issuer import URL, Issuer, claims, token
 from tests.support.fake_apiserver import Exchange, FakeApiServer, Request, Route, reply
 from tests.support.world import fixed_port
 
@@ -486,7 +487,7 @@ class _Fetcher:
     def __init__(self, issuer: Issuer) -> None:
         self._issuer = issuer
 
-    async def __call__(self, url: str, ca_pem: str | None) -> Document:
+    async def __call__(self, url: str, ca_pem: str | None) -> Reply:
         return await self._issuer.fetch(url, ca_pem)
 
     async def ask(self, method: str, url: str, ca_pem: str | None, **_: object) -> object:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import dataclass
 from typing import Any
 
 import jwt
@@ -13,6 +12,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from arcbridge.errors import Unreachable
+from arcbridge.net.fetch import Reply
+from arcbridge.settings.config import GraphConfig
+from tests.support.entra import READER, TENANT, Entra
 
 URL = "https://issuer.example/realm"
 RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -84,12 +86,6 @@ def raw_token(header: bytes, payload: bytes, *, key: Any = RSA) -> str:
     return f"{signed.decode()}.{b64(signature)}"
 
 
-@dataclass
-class Document:
-    body: bytes
-    max_age: float | None = None
-
-
 class Issuer:
     """Serves discovery and JWKS through `fetch`; `down`, `keys`, `issuer` and `max_age` can be changed at any time."""
 
@@ -101,14 +97,30 @@ class Issuer:
         self.urls: list[str] = []
         self.jwks_uri = "https://issuer.example/keys"
 
-    async def fetch(self, url: str, ca_pem: str | None) -> Document:
+    async def fetch(self, url: str, ca_pem: str | None) -> Reply:
         self.urls.append(url)
         if self.down:
             raise Unreachable("issuer.example: down")
         if url.endswith("/.well-known/openid-configuration"):
-            return Document(json.dumps({"issuer": self.issuer, "jwks_uri": self.jwks_uri}).encode())
-        return Document(json.dumps({"keys": self.keys}).encode(), self.max_age)
+            return Reply(200, json.dumps({"issuer": self.issuer, "jwks_uri": self.jwks_uri}).encode())
+        return Reply(200, json.dumps({"keys": self.keys}).encode(), max_age=self.max_age)
 
     @property
     def key_fetches(self) -> int:
         return self.urls.count(self.jwks_uri)
+
+
+def graph_settings(entra: Entra, **changes: Any) -> GraphConfig:
+    """The settings of an application that reads groups in a tenant, by its secret."""
+    secret = entra.directory / "secret"
+    secret.write_text(entra.applications[READER].secret)
+    given: dict[str, Any] = {
+        "issuers": (entra.issuer,),
+        "tenant": TENANT,
+        "client_id": READER,
+        "client_secret_file": secret,
+        "url": entra.graph_url,
+        "token_endpoint": entra.token_url,
+        "ca_file": entra.ca_file,
+    }
+    return GraphConfig(**{**given, **changes})

@@ -70,17 +70,76 @@ def test_a_full_file_of_kube_apiserver() -> None:
     assert parse(FULL).issuer("https://issuer.example/realm/") is None
 
 
+# What is put behind SMALL, and the error.
+ADDED = [
+    ("anonymous: {enabled: true}", "anonymous: "),
+    ("other: 1", "other: unknown field"),
+    ("    uid: {claim: a, expression: claims.g}", "jwt[0].claimMappings.uid: claim and expression"),
+    ("    uid: {claim: a, prefix: b}", "jwt[0].claimMappings.uid.prefix: unknown field"),
+    ("    extra: [{key: example.com/a}]", "claimMappings.extra[0].valueExpression: missing"),
+    ("    extra: [{valueExpression: claims.a}]", "claimMappings.extra[0].key: missing"),
+    (
+        "    extra: [{key: a.b/c, valueExpression: claims.a}, {key: a.b/c, valueExpression: claims.b}]",
+        "extra[1].key: is given twice",
+    ),
+    ("    other: 1", "jwt[0].claimMappings.other: unknown field"),
+    ("  claimValidationRules: [{}]", "jwt[0].claimValidationRules[0].claim: needs either"),
+    ("  claimValidationRules: [{claim: a, expression: 'true'}]", "claimValidationRules[0].claim: needs either"),
+    ("  claimValidationRules: [{claim: a, message: b}]", "claimValidationRules[0].message: belongs to"),
+    ("  claimValidationRules: [{expression: 'true', requiredValue: b}]", "Rules[0].requiredValue: belongs to claim"),
+    ("  claimValidationRules: [{expression: 'true'}, {expression: 'true'}]", "[1].expression: is given twice"),
+    ("  claimValidationRules: [{claim: a}, {claim: a}]", "jwt[0].claimValidationRules[1].claim: is given twice"),
+    ("  claimValidationRules: [{claim: a, requiredValue: 7}]", "requiredValue: must be a string"),
+    (
+        "  userValidationRules: [{expression: 'false'}, {expression: 'false'}]",
+        "userValidationRules[1].expression: is given twice",
+    ),
+    ("  userValidationRules: [{}]", "jwt[0].userValidationRules[0].expression: missing"),
+    ("  issuer: {}", "line 10, column 3: key 'issuer' is given twice"),
+    ("  1: {}", "line 10, column 3: a key must be a string"),
+]
+# A key of `extra`, and the error.
+EXTRA_KEYS = [
+    ("a", "must be a domain-prefixed path"),
+    ("a_b/c", "must be a domain-prefixed path"),
+    ("a.b/", "must be a domain-prefixed path"),
+    ("a.b/C", "must be lowercase"),
+    ("x.k8s.io/c", "k8s.io, kubernetes.io and"),
+    ("kubernetes.io/c", "k8s.io, kubernetes.io"),
+    ("arcbridge.io/original-user", "is set by the agent itself"),
+]
+# What is replaced in SMALL by what, and the error.
+REPLACED = [
+    ("/v1\n", "/v2\n", "apiVersion: must be"),
+    ("kind: A", "kind: B", "kind: must be"),
+    ("https://", "http://", "jwt[0].issuer.url: must be an https URL"),
+    ("https://issuer", "https://u:p@issuer", "jwt[0].issuer.url: must have no user information"),
+    ("issuer.example", "issuer.example?a=b", "jwt[0].issuer.url: must have no user"),
+    ("issuer.example", "issuer.example#a", "jwt[0].issuer.url"),
+    ("    url: https://issuer.example\n", "", "jwt[0].issuer.url: missing"),
+    ("[one]", "[]", "jwt[0].issuer.audiences: at least one"),
+    ("[one]", "[one, two]", "jwt[0].issuer.audienceMatchPolicy"),
+    ("[one]", "[one, one]\n    audienceMatchPolicy: MatchAny", "jwt[0].issuer.audiences[1]: is given twice"),
+    ("[one]", '[""]', "jwt[0].issuer.audiences[0]: must be"),
+    ("[one]", "[one]\n    discoveryURL: https://issuer.example/", "jwt[0].issuer.discoveryURL: must differ"),
+    ("[one]", "[one]\n    egressSelectorType: cluster", "jwt[0].issuer.egressSelectorType"),
+    ("[one]", "[one]\n    certificateAuthority: x", "jwt[0].issuer.certificateAuthority"),
+    ("[one]", "[one]\n    extra: x", "jwt[0].issuer.extra: unknown field"),
+    (', prefix: ""', "", "jwt[0].claimMappings.username.prefix: must be given"),
+    ('claim: sub, prefix: ""', "claim: a, expression: 'true'", "jwt[0].claimMappings.username: claim and"),
+    ('claim: sub, prefix: ""', "prefix: a, expression: 'true'", "username.prefix: belongs to claim"),
+    ('claim: sub, prefix: ""', 'prefix: ""', "jwt[0].claimMappings.username: needs claim or expression"),
+    ('    username: {claim: sub, prefix: ""}\n', "    groups: {claim: g, prefix: ''}\n", "username: missing"),
+]
 BAD = [
-    (SMALL.replace("/v1\n", "/v2\n"), "apiVersion: must be"),
-    (SMALL.replace("kind: A", "kind: B"), "kind: must be"),
-    (SMALL + "anonymous: {enabled: true}\n", "anonymous: "),
-    (SMALL + "other: 1\n", "other: unknown field"),
+    *((f"{SMALL}{text}\n", message) for text, message in ADDED),
+    *(
+        (f"{SMALL}    extra: [{{key: {key}, valueExpression: claims.a}}]\n", f"extra[0].key: {message}")
+        for key, message in EXTRA_KEYS
+    ),
+    *((SMALL.replace(old, new), message) for old, new, message in REPLACED),
     (HEAD, "jwt: at least one"),
     (HEAD + "jwt: {}\n", "jwt: must be a list"),
-    (SMALL.replace("https://", "http://"), "jwt[0].issuer.url: must be an https URL"),
-    (SMALL.replace("https://issuer", "https://u:p@issuer"), "jwt[0].issuer.url: must have no user information"),
-    (SMALL.replace("issuer.example", "issuer.example?a=b"), "jwt[0].issuer.url: must have no user"),
-    (SMALL.replace("issuer.example", "issuer.example#a"), "jwt[0].issuer.url"),
     *(
         (SMALL.replace("https://issuer.example", url), f"jwt[0].issuer.url: {why}")
         for url, why in (
@@ -91,78 +150,7 @@ BAD = [
             ('"https://[fe80::1%25eth0]/"', "the host has a character"),
         )
     ),
-    (SMALL.replace("    url: https://issuer.example\n", ""), "jwt[0].issuer.url: missing"),
-    (SMALL.replace("[one]", "[]"), "jwt[0].issuer.audiences: at least one"),
-    (SMALL.replace("[one]", "[one, two]"), "jwt[0].issuer.audienceMatchPolicy"),
-    (
-        SMALL.replace("[one]", "[one, one]\n    audienceMatchPolicy: MatchAny"),
-        "jwt[0].issuer.audiences[1]: is given twice",
-    ),
-    (SMALL.replace("[one]", '[""]'), "jwt[0].issuer.audiences[0]: must be"),
-    (
-        SMALL.replace("[one]", "[one]\n    discoveryURL: https://issuer.example/"),
-        "jwt[0].issuer.discoveryURL: must differ",
-    ),
-    (SMALL.replace("[one]", "[one]\n    egressSelectorType: cluster"), "jwt[0].issuer.egressSelectorType"),
-    (SMALL.replace("[one]", "[one]\n    certificateAuthority: x"), "jwt[0].issuer.certificateAuthority"),
-    (SMALL.replace("[one]", "[one]\n    extra: x"), "jwt[0].issuer.extra: unknown field"),
-    (SMALL.replace(', prefix: ""', ""), "jwt[0].claimMappings.username.prefix: must be given"),
-    (
-        SMALL.replace('claim: sub, prefix: ""', "claim: a, expression: 'true'"),
-        "jwt[0].claimMappings.username: claim and",
-    ),
-    (SMALL.replace('claim: sub, prefix: ""', "prefix: a, expression: 'true'"), "username.prefix: belongs to claim"),
-    (SMALL.replace('claim: sub, prefix: ""', 'prefix: ""'), "jwt[0].claimMappings.username: needs claim or expression"),
-    (
-        SMALL.replace('    username: {claim: sub, prefix: ""}\n', "    groups: {claim: g, prefix: ''}\n"),
-        "username: missing",
-    ),
-    (SMALL + "    uid: {claim: a, expression: claims.g}\n", "jwt[0].claimMappings.uid: claim and expression"),
-    (SMALL + "    uid: {claim: a, prefix: b}\n", "jwt[0].claimMappings.uid.prefix: unknown field"),
-    (SMALL + "    extra: [{key: example.com/a}]\n", "claimMappings.extra[0].valueExpression: missing"),
-    (SMALL + "    extra: [{valueExpression: claims.a}]\n", "claimMappings.extra[0].key: missing"),
-    (SMALL + "    extra: [{key: a, valueExpression: claims.a}]\n", "extra[0].key: must be a domain-prefixed path"),
-    (SMALL + "    extra: [{key: a_b/c, valueExpression: claims.a}]\n", "extra[0].key: must be a domain-prefixed path"),
-    (SMALL + "    extra: [{key: a.b/, valueExpression: claims.a}]\n", "extra[0].key: must be a domain-prefixed path"),
-    (SMALL + "    extra: [{key: a.b/C, valueExpression: claims.a}]\n", "extra[0].key: must be lowercase"),
-    (SMALL + "    extra: [{key: x.k8s.io/c, valueExpression: claims.a}]\n", "extra[0].key: k8s.io, kubernetes.io and"),
-    (SMALL + "    extra: [{key: kubernetes.io/c, valueExpression: claims.a}]\n", "extra[0].key: k8s.io, kubernetes.io"),
-    (
-        SMALL + "    extra: [{key: arcbridge.io/original-user, valueExpression: claims.a}]\n",
-        "extra[0].key: is set by the agent itself",
-    ),
-    (
-        SMALL + "    extra: [{key: a.b/c, valueExpression: claims.a}, {key: a.b/c, valueExpression: claims.b}]\n",
-        "extra[1].key: is given twice",
-    ),
-    (SMALL + "    other: 1\n", "jwt[0].claimMappings.other: unknown field"),
-    (SMALL + "  claimValidationRules: [{}]\n", "jwt[0].claimValidationRules[0].claim: needs either"),
-    (
-        SMALL + "  claimValidationRules: [{claim: a, expression: 'true'}]\n",
-        "claimValidationRules[0].claim: needs either",
-    ),
-    (SMALL + "  claimValidationRules: [{claim: a, message: b}]\n", "claimValidationRules[0].message: belongs to"),
-    (
-        SMALL + "  claimValidationRules: [{expression: 'true', requiredValue: b}]\n",
-        "claimValidationRules[0].requiredValue: belongs to claim",
-    ),
-    (
-        SMALL + "  claimValidationRules: [{expression: 'true'}, {expression: 'true'}]\n",
-        "claimValidationRules[1].expression: is given twice",
-    ),
-    (
-        SMALL + "  claimValidationRules: [{claim: a}, {claim: a}]\n",
-        "jwt[0].claimValidationRules[1].claim: is given twice",
-    ),
-    (SMALL + "  claimValidationRules: [{claim: a, requiredValue: 7}]\n", "requiredValue: must be a string"),
-    (
-        SMALL + "  userValidationRules: [{expression: 'false'}, {expression: 'false'}]\n",
-        "jwt[0].userValidationRules[1].expression: is given twice",
-    ),
-    (SMALL + "  userValidationRules: [{}]\n", "jwt[0].userValidationRules[0].expression: missing"),
     (SMALL + SMALL[len(HEAD) + 1 :].replace("jwt:\n", ""), "jwt[1].issuer.url: is given twice"),
-    (SMALL + "  issuer: {}\n", "line 10, column 3: key 'issuer' is given twice"),
-    (SMALL + "  1: {}\n", "line 10, column 3: a key must be a string"),
     ("a: [", "line 1, column 5: not valid YAML"),
     ("a: b\nc: \x05", "line 2, column 4: not valid YAML"),
     ("[" * 5000, "nested too deeply"),

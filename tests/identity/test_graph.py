@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,49 +27,17 @@ from arcbridge.identity.refusal import GroupsUnavailable, TokenRefused
 from arcbridge.net.fetch import MAX_DOCUMENT, HttpFetcher
 from arcbridge.settings.config import GraphConfig
 from tests.support.clock import Clock
-from tests.support.entra import READER, TENANT, Certificate, Entra, Federated, GraphState
+from tests.support.entra import READER, TENANT, Certificate, Entra, Federated
 from tests.support.issuer import Issuer
+
+from .issuer import graph_settings as settings
 
 GROUPS = tuple(str(uuid.UUID(int=n)) for n in range(1, 301))
 CERTIFICATE = Certificate.make("arcbridge")
 
 
-@pytest.fixture(scope="module")
-def tenant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entra]:
-    with Entra(tmp_path_factory.mktemp("entra")) as entra:
-        entra.applications[READER].certificates.append(CERTIFICATE)
-        yield entra
-
-
-@pytest.fixture
-def entra(tenant: Entra) -> Entra:
-    tenant.graph = GraphState()
-    return tenant
-
-
-@pytest.fixture
-async def fetcher() -> AsyncIterator[HttpFetcher]:
-    fetcher = HttpFetcher()
-    yield fetcher
-    await fetcher.close()
-
-
-def settings(entra: Entra, **changes: Any) -> GraphConfig:
-    secret = entra.directory / "secret"
-    secret.write_text(entra.applications[READER].secret)
-    given: dict[str, Any] = {
-        "issuers": (entra.issuer,),
-        "tenant": TENANT,
-        "client_id": READER,
-        "client_secret_file": secret,
-        "url": entra.graph_url,
-        "token_endpoint": entra.token_url,
-        "ca_file": entra.ca_file,
-    }
-    return GraphConfig(**{**given, **changes})
-
-
 def by_certificate(entra: Entra) -> GraphConfig:
+    entra.applications[READER].certificates.append(CERTIFICATE)
     certificate, key = CERTIFICATE.write(entra.directory, "reader")
     return settings(entra, client_secret_file=None, certificate_file=certificate, key_file=key)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,25 +17,18 @@ from arcbridge.identity.groups import GroupSources, Source, check, source_of
 from arcbridge.identity.lookups import AT_ONCE, WAITING
 from arcbridge.identity.refusal import GroupsUnavailable, TokenRefused
 from arcbridge.identity.verifier import TokenVerifier
-from arcbridge.net.fetch import HttpFetcher
+from arcbridge.net.fetch import HttpFetcher, Reply
 from arcbridge.settings.config import GraphConfig
 from tests.support.clock import Clock
-from tests.support.entra import CLUSTER, READER, RELAY, TENANT, Entra, GraphState
+from tests.support.entra import CLUSTER, READER, RELAY, TENANT, Entra
 
-from .issuer import CONFIG, EC, RSA_OTHER, URL, Issuer, claims, raw_token, token
+from .issuer import CONFIG, EC, RSA_OTHER, URL, Issuer, claims, graph_settings, raw_token, token
 
 ENDPOINT = "https://issuer.example/claims?user=alice"
 POINTER = {
     "_claim_names": {"groups": "src1"},
     "_claim_sources": {"src1": {"endpoint": ENDPOINT, "access_token": "f005ba11"}},
 }
-
-
-@dataclass
-class Reply:
-    status: int
-    body: bytes
-    retry_after: float | None = None
 
 
 @dataclass
@@ -344,19 +337,6 @@ async def test_t55_users_of_one_issuer_hold_up_none_of_another_at_a_place_of_bot
 GROUPS = tuple(str(uuid.UUID(int=n)) for n in range(1, 251))
 
 
-@pytest.fixture(scope="module")
-def tenant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entra]:
-    with Entra(tmp_path_factory.mktemp("entra")) as entra:
-        yield entra
-
-
-@pytest.fixture
-def entra(tenant: Entra) -> Entra:
-    tenant.graph = GraphState()
-    tenant.requests.clear()
-    return tenant
-
-
 def config_of(entra: Entra, groups: str = '{claim: groups, prefix: ""}', audience: str = CLUSTER) -> str:
     ca = "\n".join(8 * " " + line for line in entra.ca_file.read_text().strip().splitlines())
     return f"""
@@ -375,27 +355,8 @@ jwt:
 
 
 def verifier_of(entra: Entra, fetcher: HttpFetcher, config: str = "", **changes: Any) -> TokenVerifier:
-    secret = entra.directory / "secret"
-    secret.write_text(entra.applications[READER].secret)
-    given: dict[str, Any] = {
-        "issuers": (entra.issuer,),
-        "tenant": TENANT,
-        "client_id": READER,
-        "client_secret_file": secret,
-        "url": entra.graph_url,
-        "token_endpoint": entra.token_url,
-        "ca_file": entra.ca_file,
-    }
-    issuers = parse(config or config_of(entra))
-    sources = GroupSources(fetcher.ask, directories={"example": GraphConfig(**{**given, **changes})})
-    return TokenVerifier(issuers, fetcher, groups=sources)
-
-
-@pytest.fixture
-async def fetcher() -> Any:
-    fetcher = HttpFetcher()
-    yield fetcher
-    await fetcher.close()
+    sources = GroupSources(fetcher.ask, directories={"example": graph_settings(entra, **changes)})
+    return TokenVerifier(parse(config or config_of(entra)), fetcher, groups=sources)
 
 
 async def test_t50_entra_s_pointer_leads_to_graph_and_nowhere_else(entra: Entra, fetcher: HttpFetcher) -> None:

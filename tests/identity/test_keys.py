@@ -12,6 +12,7 @@ from arcbridge.errors import Unreachable
 from arcbridge.identity.authentication import parse
 from arcbridge.identity.keys import LAST_GOOD, UNKNOWN_KEY_INTERVAL, KeySet, parse_keys
 from arcbridge.identity.refusal import IssuerUnavailable
+from arcbridge.net.fetch import Reply
 from tests.support.clock import Clock
 
 from .issuer import CONFIG, EC, ED, RSA, RSA_OTHER, Issuer, jwk
@@ -21,6 +22,14 @@ def key_set(issuer: Issuer, clock: Clock) -> KeySet:
     return KeySet(parse(CONFIG).issuers[0], issuer.fetch, clock)
 
 
+async def fetched() -> tuple[Issuer, Clock, KeySet]:
+    """An issuer whose keys were fetched."""
+    issuer, clock = Issuer(), Clock()
+    keys = key_set(issuer, clock)
+    assert await keys.candidates("k1", "RS256")
+    return issuer, clock, keys
+
+
 async def settle(keys: KeySet) -> None:
     """Lets a background fetch finish: the fake issuer answers without waiting for anything."""
     for _ in range(5):
@@ -28,9 +37,7 @@ async def settle(keys: KeySet) -> None:
 
 
 async def test_a_storm_of_unknown_ids_is_one_fetch() -> None:
-    issuer, clock = Issuer(), Clock()
-    keys = key_set(issuer, clock)
-    assert await keys.candidates("k1", "RS256")
+    issuer, clock, keys = await fetched()
     clock.now += 5
     await asyncio.gather(*(keys.candidates(f"made-up-{n}", "RS256") for n in range(500)))
     assert issuer.key_fetches == 2
@@ -43,9 +50,7 @@ async def test_a_storm_of_unknown_ids_is_one_fetch() -> None:
 
 
 async def test_a_rotated_key_is_found_at_once() -> None:
-    issuer, clock = Issuer(), Clock()
-    keys = key_set(issuer, clock)
-    await keys.candidates("k1", "RS256")
+    issuer, clock, keys = await fetched()
     issuer.keys.append(jwk(RSA_OTHER, "k2"))
     clock.now += 5
     assert len(await keys.candidates("k2", "RS256")) == 1
@@ -60,9 +65,7 @@ async def test_the_first_use_by_many_is_one_fetch() -> None:
 
 
 async def test_an_outage_leaves_the_last_good_set_for_a_day_then_closes() -> None:
-    issuer, clock = Issuer(), Clock()
-    keys = key_set(issuer, clock)
-    await keys.candidates("k1", "RS256")
+    issuer, clock, keys = await fetched()
     issuer.down = True
     clock.now += LAST_GOOD - 1
     assert await keys.candidates("k1", "RS256")
@@ -169,14 +172,8 @@ def test_no_keys_at_all() -> None:
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"[" * 100_000, b"\xff"], ids=["empty", "list", "deep", "binary"])
 async def test_an_answer_that_is_no_json_object(body: bytes) -> None:
-    class Document:
-        max_age = None
-
-        def __init__(self) -> None:
-            self.body = body
-
-    async def fetch(url: str, ca_pem: str | None) -> Document:
-        return Document()
+    async def fetch(url: str, ca_pem: str | None) -> Reply:
+        return Reply(200, body)
 
     with pytest.raises(Unreachable):
         await KeySet(parse(CONFIG).issuers[0], fetch, Clock()).candidates("k1", "RS256")

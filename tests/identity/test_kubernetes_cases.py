@@ -23,6 +23,7 @@ from arcbridge.identity.claims import CREDENTIAL_ID
 from arcbridge.identity.groups import GroupSources
 from arcbridge.identity.refusal import TokenRefused
 from arcbridge.identity.verifier import TokenVerifier
+from arcbridge.net.fetch import Reply
 from tests.support import pages
 from tests.support.kube_programs import Unavailable
 from tests.support.processes import require_or_skip
@@ -35,16 +36,6 @@ pytestmark = pytest.mark.timeout(2400)
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "authentication.md"
 SAME = "same"
 """The key of cases.yaml whose cases show no difference."""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What an issuer or an endpoint answers."""
-
-    body: bytes
-    status: int = 200
-    retry_after: float | None = None
-    max_age: float | None = None
 
 
 @dataclass(frozen=True)
@@ -107,11 +98,11 @@ async def judged(case: RecordedCase, issuers: AuthenticationConfig, token: str) 
     async def fetch(url: str, ca_pem: str | None) -> Reply:
         if url not in case.documents:
             raise Unreachable(f"{url}: not found")
-        return Reply(case.documents[url].encode())
+        return Reply(200, case.documents[url].encode())
 
     async def ask(method: str, url: str, ca_pem: str | None, *, headers: Mapping[str, str], body: bytes = b"") -> Reply:
         found = case.documents.get(url)
-        return Reply(b"", 404) if found is None else Reply(found.encode())
+        return Reply(404, b"") if found is None else Reply(200, found.encode())
 
     def clock() -> float:
         return float(case.now)

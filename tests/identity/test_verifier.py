@@ -366,21 +366,29 @@ async def test_t41_what_costs_much_is_evaluated_beside_the_event_loop(monkeypatc
     assert await refused(token(claims(l=list(range(2000)))), subject) == "claims.cost"
 
 
-@pytest.mark.usefixtures("_long_turns")
-async def test_t41_the_event_loop_turns_while_a_thread_evaluates(monkeypatch: pytest.MonkeyPatch) -> None:
-    begun, go_on = threading.Event(), threading.Event()
+@pytest.fixture
+def held(_long_turns: None, monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Semaphore, threading.Event]:
+    """Threads that map claims wait: released for each that begins, and set to let them go on."""
+    begun, go_on = threading.Semaphore(0), threading.Event()
     original = verifier_module.map_claims
 
-    def held(issuer: Any, found: Any, budget: Any = None) -> Any:
+    def mapped(issuer: Any, found: Any, budget: Any = None) -> Any:
         if threading.current_thread() is not threading.main_thread():
-            begun.set()
+            begun.release()
             assert go_on.wait(30)
         return original(issuer, found, budget)
 
-    monkeypatch.setattr(verifier_module, "map_claims", held)
+    monkeypatch.setattr(verifier_module, "map_claims", mapped)
+    return begun, go_on
+
+
+async def test_t41_the_event_loop_turns_while_a_thread_evaluates(
+    held: tuple[threading.Semaphore, threading.Event],
+) -> None:
+    begun, go_on = held
     subject = verifier(config=EXPENSIVE)
     waiting = asyncio.create_task(subject.verify(token(claims(l=list(range(60))))))
-    await asyncio.to_thread(begun.wait, 30)
+    assert await asyncio.to_thread(begun.acquire, True, 30)
     # Another user's token is verified meanwhile.
     assert (await subject.verify(token(claims(sub="bob")))).username == "oidc:bob"
     assert not waiting.done()
@@ -388,22 +396,13 @@ async def test_t41_the_event_loop_turns_while_a_thread_evaluates(monkeypatch: py
     assert (await waiting).username == "oidc:alice"
 
 
-@pytest.mark.usefixtures("_long_turns")
-async def test_t41_a_caller_that_leaves_does_not_make_room_for_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    begun, go_on = threading.Semaphore(0), threading.Event()
-    original = verifier_module.map_claims
-
-    def held(issuer: Any, found: Any, budget: Any = None) -> Any:
-        if threading.current_thread() is not threading.main_thread():
-            begun.release()
-            assert go_on.wait(30)
-        return original(issuer, found, budget)
-
-    monkeypatch.setattr(verifier_module, "map_claims", held)
+async def test_t41_a_caller_that_leaves_does_not_make_room_for_another_thread(
+    held: tuple[threading.Semaphore, threading.Event],
+) -> None:
+    begun, go_on = held
     subject = verifier(config=EXPENSIVE)
-    first, second = (
-        asyncio.create_task(subject.verify(token(claims(l=list(range(60)), jti=str(n))))) for n in range(2)
-    )
+    costly = [token(claims(l=list(range(60)), jti=str(n))) for n in range(2)]
+    first, second = (asyncio.create_task(subject.verify(text)) for text in costly)
     assert await asyncio.to_thread(begun.acquire, True, 30)
     first.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -131,12 +131,7 @@ class Served(ServedCluster):
 class ServedClusters:
     """What one background process serves; `add`, `connect` and `disconnect` change it, one at a time."""
 
-    def __init__(
-        self,
-        kept: Path,
-        environment: Mapping[str, str],
-        clock: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, kept: Path, environment: Mapping[str, str], clock: Callable[[], float] = time.time) -> None:
         """`kept`: the file of connections. `clock`: unix seconds."""
         self.kept = Connections(kept)
         self.served: dict[ConnectionSettings, Served] = {}
@@ -462,13 +457,7 @@ class ServedClusters:
                 await asyncio.shield(self._start_closing(candidate.close()))
 
     async def _replace(
-        self,
-        key: ConnectionSettings,
-        served: Served,
-        connection: Connection,
-        kubeconfig: Kubeconfig,
-        *,
-        switch: bool,
+        self, key: ConnectionSettings, served: Served, connection: Connection, kubeconfig: Kubeconfig, *, switch: bool
     ) -> dict[str, Any]:
         """Serve a proved connection, in place of what its context was served by."""
         donor = None

@@ -2,18 +2,23 @@
 
 It serves nothing, and does not check whether the settings of a connection still work. Invariant: a change is made
 under the file's lock and replaces the file at once, so that of two programs that change it neither loses a connection.
+
+The list leads to all kubeconfigs of a user, and so `repair_all` is here: no context of ours is left at the port of a
+process that is gone, and what cannot be looked at of one connection holds up no other one.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from arcbridge.client.background.connection_settings import ConnectionSettings, read_document, read_words
-from arcbridge.errors import ConfigError, StateError
+from arcbridge.client.background_paths import BackgroundPaths
+from arcbridge.client.kubeconfig.running import repair_contexts
+from arcbridge.errors import ArcbridgeError, ConfigError, StateError
 from arcbridge.pki.private_files import ensure_private_directory, locked, read_file, write_private
 
 
@@ -93,3 +98,34 @@ def _settings_of(kept: Mapping[str, Any]) -> ConnectionSettings:
         except ConfigError:
             return ConnectionSettings((("arguments", words),))  # it cannot be loaded, and says what to do
     return read_document(kept["settings"])
+
+
+def repair_all(state_dir: Path | None, environment: Mapping[str, str]) -> Iterator[str]:
+    """Repair what the state directory of this command knows, and those of all that is connected; yields sentences.
+
+    Raises StateError for that of this command; what cannot be looked at of the others is a sentence.
+    """
+    yield from repair_contexts(state_dir, environment)
+    looked_at, of_file = {state_dir}, dict[str, Path | None]()
+    for one in connected(BackgroundPaths.find(environment)):
+        named, file = one.settings.get("state_dir"), one.settings.file
+        try:
+            if named is None and file and file not in of_file:
+                of_file[file] = one.settings.load(environment).state_dir
+            directory = Path(str(named)) if named is not None else of_file.get(file)
+            if directory not in looked_at:
+                looked_at.add(directory)
+                yield from repair_contexts(directory, environment)
+        except ArcbridgeError as error:
+            yield (
+                f'the kubeconfigs of "{one.cluster}" were not looked at: {error.message}; '
+                f"`arcbridge disconnect {one.cluster}` forgets it"
+            )
+
+
+def connected(place: BackgroundPaths) -> list[Connection]:
+    """Return what is connected; nothing where the list cannot be read, which the process says."""
+    try:
+        return Connections(Path(place.connections)).all()
+    except StateError:
+        return []

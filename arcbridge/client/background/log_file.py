@@ -50,12 +50,6 @@ class LogFile(io.TextIOBase):
         self._size += len(data)
         return len(text)
 
-    def writable(self) -> bool:
-        return True
-
-    def isatty(self) -> bool:
-        return False
-
     def close(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)

@@ -37,21 +37,20 @@ async def list_clusters(relays: Relays, tokens: Tokens) -> list[dict[str, Any]]:
     Each row has name, state, agents, last_seen (unix seconds), ca_pin and more, sorted by name. Raises Unauthenticated,
     PermissionRefused, or Unreachable which names the relay.
     """
-    return await tokens.retry_once(lambda: _list_once(relays, tokens))
 
+    async def once() -> list[dict[str, Any]]:
+        token = await tokens.access()
+        try:
+            return (await relays.first_of(lambda relay: _list_at(relay, token, tokens)))[1]
+        except RelaysFailed as failed:
+            error = failed.summed_up(lambda error: int(isinstance(error, PermissionRefused)))
+            raise error from error.__cause__
 
-async def _list_once(relays: Relays, tokens: Tokens) -> list[dict[str, Any]]:
-    token = await tokens.access()
-    try:
-        _, found = await relays.first_of(lambda relay: _list_at(relay, token, tokens))
-    except RelaysFailed as failed:
-        error = failed.summed_up(lambda error: int(isinstance(error, PermissionRefused)))
-        raise error from error.__cause__
-    return found
+    return await tokens.retry_once(once)
 
 
 async def _list_at(relay: RelayAccess, token: str, tokens: Tokens) -> list[dict[str, Any]]:
-    document = await _get(relay, token, "/v1/clusters", tokens)
+    document = await _get(relay, token, tokens)
     if isinstance(document, dict):
         document = document.get("clusters")
     if not isinstance(document, list) or not all(isinstance(one, dict) and "name" in one for one in document):
@@ -67,7 +66,7 @@ async def _list_at(relay: RelayAccess, token: str, tokens: Tokens) -> list[dict[
     return sorted(document, key=lambda one: str(one["name"]))
 
 
-async def _get(relay: RelayAccess, token: str, path: str, tokens: Tokens) -> Any:
+async def _get(relay: RelayAccess, token: str, tokens: Tokens) -> Any:
     url = relay.address.url
     check_token(token.encode(), "the relay's token")
 
@@ -79,7 +78,7 @@ async def _get(relay: RelayAccess, token: str, path: str, tokens: Tokens) -> Any
     try:
         context = await relay.context(ALPN_HTTP)
         status, head, body = await get_once(
-            relay.address, path, context, deadline=DEADLINE, limit=_LIMIT, fields=fields
+            relay.address, "/v1/clusters", context, deadline=DEADLINE, limit=_LIMIT, fields=fields
         )
     except ssl.SSLCertVerificationError as error:
         relay.forget()

@@ -239,12 +239,7 @@ class _ContactWithRelay:
         ]
         head = f"{relay} is not known here." if former is None else f"You trusted {relay}; what an arrow shows is new."
         width = _width()
-        text = [
-            head,
-            "Compare with what its operator gave you:",
-            *layout(lines, width),
-            *textwrap.wrap(warning, width),
-        ]
+        text = [head, "Compare with what its operator gave you:", *layout(lines, width), *textwrap.wrap(warning, width)]
         if not await ask("\n".join((*text, "Trust all of it? [y/N] "))):
             raise PinMismatch(f"{relay} was not trusted; ask its operator for the pin of its CA and for the login")
 

@@ -6,7 +6,7 @@ that exists, else to its last name. The current context is written where one is 
 sets a value wins.
 
 How: under the lock file that kubectl uses, on a copy that replaces the file at once. Scalars that we do not touch
-keep their very spelling (see `kubeconfig_yaml`); comments are lost, as kubectl loses them. Our entries carry an
+keep their very spelling (see `file`); comments are lost, as kubectl loses them. Our entries carry an
 extension `arcbridge.io/managed`; one of the same name without it was made by another program and is never overwritten.
 
 The extension says which process serves the entry, at which address, and which context was the current one before ours.
@@ -24,8 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from arcbridge.client.kubeconfig.block_yaml import Plain, dump, is_empty
-from arcbridge.client.kubeconfig.file import KubeconfigFile
+from arcbridge.client.kubeconfig.file import KubeconfigFile, Plain, dump, is_empty
 from arcbridge.errors import ConfigError
 
 MARK = "arcbridge.io/managed"

@@ -21,8 +21,10 @@ the answer repeats:
     idle       to supervisor ready to close the port
 
 A supervisor that is gone ends its workers at once: they would not be started again, counted or ended any more, and
-their port and lock are needed by the next one. Their sessions resume there. `WorkerMembership` is what the service asks:
-it shares the limits out, waits for the siblings before the port opens, and keeps what the supervisor asks for.
+their port and lock are needed by the next one. Their sessions resume there.
+
+`WorkerMembership` is what the service asks: it shares the limits out, waits for the siblings before the port opens, and
+keeps what the supervisor asks for.
 """
 
 from __future__ import annotations

@@ -94,3 +94,10 @@ def background(far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     # Threads of their own: on one CPU the loop has five, which the process needs while its callers wait in them.
     with ThreadPoolExecutor(16) as callers:
         yield Background(far, tmp_path, callers)
+
+
+@pytest.fixture
+async def port(background: Background) -> AsyncIterator[int]:
+    """The port of a cluster that is connected; the process runs."""
+    async with background.running():
+        yield (await background.connect())["port"]

@@ -64,43 +64,40 @@ def kept(background: Background) -> str:
 # -- other settings for a context -------------------------------------------------------------------------------------
 
 
-async def test_a_connect_that_fails_leaves_what_serves_and_what_runs(background: Background) -> None:
-    async with background.running():
-        port = (await background.connect())["port"]
-        stream = await Stream.open(background, port)
-        before = (background.kubeconfig.read_text(), kept(background), await background.ask("status"))
-        background.far.reply = JoinReply(code=JoinCode.NO_AGENT)
-        for other in (("--redirect-port", "8123"), ("--port", "0")):
-            with pytest.raises(ArcbridgeError):
-                await background.connect(*other)
-        assert (background.kubeconfig.read_text(), kept(background)) == before[:2]
-        (one,) = (await background.ask("status"))["clusters"]
-        assert (one["port"], one["state"], one["since"]) == (port, "connected", before[2]["clusters"][0]["since"])
-        await stream.check()
-        background.far.reply = JoinReply()
-        await (await Stream.open(background, port)).check()
+async def test_a_connect_that_fails_leaves_what_serves_and_what_runs(background: Background, port: int) -> None:
+    stream = await Stream.open(background, port)
+    before = (background.kubeconfig.read_text(), kept(background), await background.ask("status"))
+    background.far.reply = JoinReply(code=JoinCode.NO_AGENT)
+    for other in (("--redirect-port", "8123"), ("--port", "0")):
+        with pytest.raises(ArcbridgeError):
+            await background.connect(*other)
+    assert (background.kubeconfig.read_text(), kept(background)) == before[:2]
+    (one,) = (await background.ask("status"))["clusters"]
+    assert (one["port"], one["state"], one["since"]) == (port, "connected", before[2]["clusters"][0]["since"])
+    await stream.check()
+    background.far.reply = JoinReply()
+    await (await Stream.open(background, port)).check()
 
 
 async def test_a_kubeconfig_that_cannot_be_written_leaves_them_too(
-    background: Background, monkeypatch: pytest.MonkeyPatch
+    background: Background, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise StateError("the kubeconfig is locked")
 
-    async with background.running():
-        port = (await background.connect())["port"]
-        stream = await Stream.open(background, port)
-        before = kept(background)
-        monkeypatch.setattr(Kubeconfig, "merge", refuse)
-        with pytest.raises(ArcbridgeError, match="is locked"):
-            await background.connect("--redirect-port", "8123")
-        monkeypatch.undo()
-        assert kept(background) == before
-        assert [one["port"] for one in (await background.ask("status"))["clusters"]] == [port]
-        await stream.check()
-        await (await Stream.open(background, port)).check()
+    stream = await Stream.open(background, port)
+    before = kept(background)
+    monkeypatch.setattr(Kubeconfig, "merge", refuse)
+    with pytest.raises(ArcbridgeError, match="is locked"):
+        await background.connect("--redirect-port", "8123")
+    monkeypatch.undo()
+    assert kept(background) == before
+    assert [one["port"] for one in (await background.ask("status"))["clusters"]] == [port]
+    await stream.check()
+    await (await Stream.open(background, port)).check()
 
 
+@pytest.mark.usefixtures("port")
 async def test_a_port_that_cannot_be_kept_takes_no_connection_back(
     background: Background, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,71 +106,61 @@ async def test_a_port_that_cannot_be_kept_takes_no_connection_back(
     def refuse(*_: object) -> None:
         raise StateError("the disk is full")
 
-    async with background.running():
-        await background.connect()
-        monkeypatch.setattr(StateDirectory, "remember_port", refuse)
-        free = fixed_port()
-        assert (await background.connect("--port", str(free)))["port"] == free
-        (one,) = (await background.ask("status"))["clusters"]
-        assert (one["port"], one["state"]) == (free, "connected")
-        await (await Stream.open(background, free, "--port", str(free))).check()
+    monkeypatch.setattr(StateDirectory, "remember_port", refuse)
+    free = fixed_port()
+    assert (await background.connect("--port", str(free)))["port"] == free
+    (one,) = (await background.ask("status"))["clusters"]
+    assert (one["port"], one["state"]) == (free, "connected")
+    await (await Stream.open(background, free, "--port", str(free))).check()
 
 
-async def test_a_list_that_is_damaged_takes_no_credential_away(background: Background) -> None:
-    async with background.running():
-        port = (await background.connect())["port"]
-        Path(background.place.connections).write_text("{")
-        with pytest.raises(ArcbridgeError, match=r"was not changed \(.*connections\.json is damaged"):
-            await background.ask("credential", *background.arguments, server="https://127.0.0.1:9")
-        await background.ask("credential", *background.arguments, server=f"https://127.0.0.1:{port}")
+async def test_a_list_that_is_damaged_takes_no_credential_away(background: Background, port: int) -> None:
+    Path(background.place.connections).write_text("{")
+    with pytest.raises(ArcbridgeError, match=r"was not changed \(.*connections\.json is damaged"):
+        await background.ask("credential", *background.arguments, server="https://127.0.0.1:9")
+    await background.ask("credential", *background.arguments, server=f"https://127.0.0.1:{port}")
 
 
-async def test_other_settings_take_over_the_port(background: Background) -> None:
-    async with background.running():
-        port = (await background.connect())["port"]
-        former = await Stream.open(background, port)
-        assert (await background.connect("--redirect-port", "8123"))["port"] == port
-        (one,) = (await background.ask("status"))["clusters"]
-        assert (one["port"], one["contexts"]) == (port, [CLUSTER])
-        (kept_one,) = Connections(Path(background.place.connections)).all()
-        assert kept_one.settings.words() == (*background.arguments, "--redirect-port", "8123")
-        with pytest.raises(ConnectionResetError):  # it ran by the former settings
-            await former.reader.read()
-        await (await Stream.open(background, port)).check()
-        ports = json.loads((Path(background.place.state) / "ports.json").read_text())
-        assert list(ports.values()) == [port]
+async def test_other_settings_take_over_the_port(background: Background, port: int) -> None:
+    former = await Stream.open(background, port)
+    assert (await background.connect("--redirect-port", "8123"))["port"] == port
+    (one,) = (await background.ask("status"))["clusters"]
+    assert (one["port"], one["contexts"]) == (port, [CLUSTER])
+    (kept_one,) = Connections(Path(background.place.connections)).all()
+    assert kept_one.settings.words() == (*background.arguments, "--redirect-port", "8123")
+    with pytest.raises(ConnectionResetError):  # it ran by the former settings
+        await former.reader.read()
+    await (await Stream.open(background, port)).check()
+    ports = json.loads((Path(background.place.state) / "ports.json").read_text())
+    assert list(ports.values()) == [port]
 
 
-async def test_a_static_certificate_is_no_other_connection(background: Background) -> None:
-    async with background.running():
-        port = (await background.connect())["port"]
-        stream = await Stream.open(background, port)
-        assert (await background.connect(static="yes"))["port"] == port
-        assert "client-key-data" in background.document()["users"][0]["user"]
-        assert (await background.connect())["port"] == port
-        assert "exec" in background.document()["users"][0]["user"]
-        await stream.check()
-        (one,) = (await background.ask("status"))["clusters"]
-        assert one["contexts"] == [CLUSTER]
+async def test_a_static_certificate_is_no_other_connection(background: Background, port: int) -> None:
+    stream = await Stream.open(background, port)
+    assert (await background.connect(static="yes"))["port"] == port
+    assert "client-key-data" in background.document()["users"][0]["user"]
+    assert (await background.connect())["port"] == port
+    assert "exec" in background.document()["users"][0]["user"]
+    await stream.check()
+    (one,) = (await background.ask("status"))["clusters"]
+    assert one["contexts"] == [CLUSTER]
 
 
-async def test_other_settings_for_one_of_two_contexts(background: Background) -> None:
+async def test_other_settings_for_one_of_two_contexts(background: Background, port: int) -> None:
     """What the other context goes on to need is neither closed nor robbed of its port, here and in the list."""
-    async with background.running():
-        port = (await background.connect())["port"]
-        assert (await background.connect("--kube-context", "mine"))["port"] == port
-        (one,) = (await background.ask("status"))["clusters"]
-        assert one["contexts"] == [CLUSTER, "mine"]
-        stream = await Stream.open(background, port)
-        other = (await background.connect("--kube-context", "mine", "--redirect-port", "8123"))["port"]
-        assert other != port
-        await stream.check()
-        status = (await background.ask("status"))["clusters"]
-        assert sorted((one["port"], *one["contexts"]) for one in status) == [(port, CLUSTER), (other, "mine")]
-        ports = json.loads((Path(background.place.state) / "ports.json").read_text())
-        assert list(ports.values()) == [port]
-        await background.ask("disconnect", "mine")
-        assert [item["name"] for item in background.document()["contexts"]] == [CLUSTER]
+    assert (await background.connect("--kube-context", "mine"))["port"] == port
+    (one,) = (await background.ask("status"))["clusters"]
+    assert one["contexts"] == [CLUSTER, "mine"]
+    stream = await Stream.open(background, port)
+    other = (await background.connect("--kube-context", "mine", "--redirect-port", "8123"))["port"]
+    assert other != port
+    await stream.check()
+    status = (await background.ask("status"))["clusters"]
+    assert sorted((one["port"], *one["contexts"]) for one in status) == [(port, CLUSTER), (other, "mine")]
+    ports = json.loads((Path(background.place.state) / "ports.json").read_text())
+    assert list(ports.values()) == [port]
+    await background.ask("disconnect", "mine")
+    assert [item["name"] for item in background.document()["contexts"]] == [CLUSTER]
 
 
 async def test_connects_at_once_are_served_once(background: Background) -> None:
@@ -321,20 +308,19 @@ async def test_a_static_connection_whose_settings_were_away_comes_back_by_itself
 # -- a port that differs ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("port")
 async def test_what_to_do_where_the_entry_is_not_ours_to_change(background: Background) -> None:
-    async with background.running():
-        await background.connect()
-        document = background.document()
-        document["clusters"][0]["cluster"]["server"] = "https://127.0.0.1:9"
-        background.kubeconfig.write_text(json.dumps(document))
-        with pytest.raises(ArcbridgeError) as caught:
-            await background.ask("credential", *background.arguments, server="https://127.0.0.1:9")
-        assert "was not changed (the entry was changed, or taken out, by hand)" in caught.value.message
-        assert caught.value.message.endswith(f"run `arcbridge connect {CLUSTER}` to save it anew")
-        assert background.document() == document
-        # And that helps.
-        port = (await background.connect())["port"]
-        await background.ask("credential", *background.arguments, server=f"https://127.0.0.1:{port}")
+    document = background.document()
+    document["clusters"][0]["cluster"]["server"] = "https://127.0.0.1:9"
+    background.kubeconfig.write_text(json.dumps(document))
+    with pytest.raises(ArcbridgeError) as caught:
+        await background.ask("credential", *background.arguments, server="https://127.0.0.1:9")
+    assert "was not changed (the entry was changed, or taken out, by hand)" in caught.value.message
+    assert caught.value.message.endswith(f"run `arcbridge connect {CLUSTER}` to save it anew")
+    assert background.document() == document
+    # And that helps.
+    port = (await background.connect())["port"]
+    await background.ask("credential", *background.arguments, server=f"https://127.0.0.1:{port}")
 
 
 async def test_what_to_do_where_no_kubeconfig_is_known(background: Background) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -22,48 +22,31 @@ def listening() -> socket.socket:
 
 def test_what_waits_at_a_listener_is_accepted_by_the_next_one(tmp_path: Path) -> None:
     former, following = socket.socketpair()
-    control, lock, first, second = listening(), os.open(tmp_path, os.O_RDONLY), listening(), listening()
+    control, first, second = listening(), listening(), listening()
     leash, far = socket.socketpair()
-    caller = socket.create_connection(first.getsockname())
-    given = handover.Inheritance(
-        control.fileno(),
-        lock,
-        [
-            ({"arguments": ["--cluster", "a"]}, [first.fileno(), second.fileno()]),
-            ({"arguments": []}, [second.fileno()]),
-        ],
-        [leash.fileno()],
-    )
-    errors: list[BaseException] = []
-
-    def hand_over() -> None:
-        try:
-            handover.send(former, given)
-        except BaseException as error:
-            errors.append(error)
-        for sock in (control, first, second, leash):
-            sock.close()
-        os.close(lock)
-
-    thread = threading.Thread(target=hand_over)
-    thread.start()
-    taken = handover.receive(following)
-    thread.join()
-    assert errors == []
-    assert [about["arguments"] for about, _ in taken.clusters] == [["--cluster", "a"], []]
-    with socket.socket(fileno=taken.clusters[0][1][0]) as again:
-        connection, _ = again.accept()
-        caller.sendall(b"x")
-        assert connection.recv(1) == b"x"
-        connection.close()
-    assert os.fstat(taken.lock).st_ino == tmp_path.stat().st_ino
-    with socket.socket(fileno=taken.leashes[0]) as kept:
-        kept.sendall(handover.END)
-        assert far.recv(10) == handover.END
-    for descriptor in (taken.control, taken.lock, taken.clusters[0][1][1], taken.clusters[1][1][0]):
-        os.close(descriptor)
-    for sock in (former, following, caller, far):
-        sock.close()
+    lock = os.open(tmp_path, os.O_RDONLY)
+    with former, following, control, first, second, leash, far, socket.create_connection(first.getsockname()) as caller:
+        given = handover.Inheritance(
+            control.fileno(),
+            lock,
+            [({"arguments": ["a"]}, [first.fileno(), second.fileno()]), ({"arguments": []}, [second.fileno()])],
+            [leash.fileno()],
+        )
+        with ThreadPoolExecutor(1) as pool:
+            sent = pool.submit(handover.send, former, given)
+            taken = handover.receive(following)
+            sent.result()
+        assert [(about["arguments"], len(sockets)) for about, sockets in taken.clusters] == [(["a"], 2), ([], 1)]
+        assert os.fstat(taken.lock).st_ino == tmp_path.stat().st_ino
+        with socket.socket(fileno=taken.clusters[0][1][0]) as again, socket.socket(fileno=taken.leashes[0]) as kept:
+            connection, _ = again.accept()
+            caller.sendall(b"x")
+            assert connection.recv(1) == b"x"
+            connection.close()
+            kept.sendall(handover.END)
+            assert far.recv(10) == handover.END
+        for descriptor in (lock, taken.control, taken.lock, taken.clusters[0][1][1], taken.clusters[1][1][0]):
+            os.close(descriptor)
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,11 @@ import yaml
 from arcbridge.client.commands.proxy import run_proxy
 from arcbridge.client.kubeconfig.file import KubeconfigFile
 from arcbridge.client.service import Terminal
-from arcbridge.errors import ConfigError, PinMismatch, Unauthenticated, Unreachable
+from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
 from arcbridge.net.join import JoinCode
 from arcbridge.settings.config import ClientConfig
 from arcbridge.wire.records import JoinReply
-from tests.client.far_side import CLUSTER, CLUSTER_CA, OTHER_CA, RELAY_CA, FarSide
+from tests.client.far_side import CLUSTER, CLUSTER_CA, RELAY_CA, FarSide
 from tests.client.session.test_session_manager import login
 from tests.support.eventually import until
 from tests.support.reports import rewrite
@@ -52,11 +52,7 @@ class Case:
     async def running(self, **changes: Any) -> AsyncIterator[None]:
         ready = asyncio.Event()
         work = run_proxy(
-            replace(self.config, **changes),
-            self.terminal,
-            token=self.token,
-            environment={},
-            ready=ready.set,
+            replace(self.config, **changes), self.terminal, token=self.token, environment={}, ready=ready.set
         )
         async with started(work, ready):
             yield
@@ -130,13 +126,6 @@ class TestProxy:
             assert [line.split()[0] for line in case.lines] == ["Proxy", "Press"]
         assert not case.kubeconfig.exists()
 
-    async def test_ports_are_remembered(self, case: Case, far: FarSide, monkeypatch: pytest.MonkeyPatch) -> None:
-        free = fixed_port()
-        monkeypatch.setattr("arcbridge.client.state.FIRST_PORT", free)
-        for _ in range(2):
-            async with case.running(port=None):
-                assert case.lines[-4] == f"Proxy is listening on port {free}"
-
     async def test_a_busy_port_changes_nothing(self, case: Case, far: FarSide) -> None:
         with socket.socket() as squatter:
             squatter.bind(("127.0.0.1", 0))
@@ -171,12 +160,6 @@ class TestProxy:
             async with case.running():
                 pass
         assert (far.requests, case.lines) == ([], [])
-
-    async def test_a_wrong_pin(self, case: Case, far: FarSide) -> None:
-        with pytest.raises(PinMismatch):
-            async with case.running(cluster_ca_pin=OTHER_CA.pin):
-                pass
-        assert far.auths == []
 
     async def test_token_mode(self, case: Case, far: FarSide) -> None:
         case.token = "literal"

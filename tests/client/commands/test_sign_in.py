@@ -332,16 +332,13 @@ async def test_what_the_relay_names_takes_back_what_was_kept(person: Person, rel
     assert with_profile(ClientConfig(), profile).login.audience == ""
 
 
-async def test_settings_with_tokens_of_their_own(person: Person, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="there is nothing to log in at"):
-        await person.trust(None, login=LoginConfig(command=("sso",)))
-
-
 async def test_without_a_relay_the_settings_decide(person: Person) -> None:
     assert await person.trust(None, login=LoginConfig(issuer=ISSUER, client_id="c")) is None
     assert with_profile(ClientConfig(), None) == ClientConfig()
     with pytest.raises(ConfigError, match="no relay is known here"):
         await person.trust(None)
+    with pytest.raises(ConfigError, match="there is nothing to log in at"):
+        await person.trust(None, login=LoginConfig(command=("sso",)))
 
 
 async def test_the_issuers_ca_is_kept(person: Person, relay: Relay, tmp_path: Path) -> None:

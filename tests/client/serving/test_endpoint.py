@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from arcbridge.client.kubeconfig.entries import Entry, render
-from arcbridge.client.serving.endpoint import MAX_UNPROVEN, LocalEndpoint, UnprovenConnections
+from arcbridge.client.serving.endpoint import MAX_UNPROVEN, LocalEndpoint, UnprovenConnections, server_context
 from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.client.state import LocalCertificates, StateDirectory
 from arcbridge.errors import Unauthenticated
@@ -96,10 +96,10 @@ async def ask(place: Place, request: bytes = REQUEST, **options: Any) -> tuple[i
     return int(first.split()[1]), headers, json.loads(body) if body else None
 
 
-def write_kubeconfig(place: Place, directory: Path) -> Path:
+def write_kubeconfig(place: Place, directory: Path, port: int = 0, token: str = "") -> Path:
     kubeconfig, known = directory / "kubeconfig", place.certificates
-    url = f"https://127.0.0.1:{place.endpoint.port}"
-    entry = Entry(CLUSTER, CLUSTER, url, known.ca_pem, known.client_certificate_pem, known.client_key_pem)
+    url = f"https://127.0.0.1:{port or place.endpoint.port}"
+    entry = Entry(CLUSTER, CLUSTER, url, known.ca_pem, known.client_certificate_pem, known.client_key_pem, token=token)
     kubeconfig.write_text(render(entry))
     return kubeconfig
 
@@ -431,6 +431,20 @@ class TestKubectl:
         text = await self._kubectl(kubeconfig, tmp_path)
         assert "You must be logged in to the server (arcbridge: the relay does not accept" in text
         assert place.endpoint.stats.refused == 2
+
+    async def test_w2_another_program_at_its_port_gets_nothing(self, place: Place, tmp_path: Path) -> None:
+        if KUBECTL is None:
+            require_or_skip("kubectl", "no kubectl")
+        got: list[bytes] = []
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            got.append(await reader.read(65536))
+
+        foreign = StateDirectory(tmp_path / "foreign", tmp_path).certificates(CLUSTER, RELAY, time.time())
+        async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=server_context(foreign)) as squatter:
+            kubeconfig = write_kubeconfig(place, tmp_path, squatter.sockets[0].getsockname()[1], token="bearer")
+            assert "certificate signed by unknown authority" in await self._kubectl(kubeconfig, tmp_path)
+        assert got == []
 
     async def _kubectl(self, kubeconfig: Path, home: Path) -> str:
         done = await kubectl(kubeconfig, home)

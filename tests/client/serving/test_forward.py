@@ -72,11 +72,7 @@ async def test_the_server_may_speak_first(forward: Forward, far: FarSide) -> Non
 
 @pytest.mark.parametrize("user", [PeerUser.OTHER, PeerUser.GONE])
 async def test_w13_programs_of_other_users_are_refused(
-    forward: Forward,
-    far: FarSide,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    user: PeerUser,
+    forward: Forward, far: FarSide, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], user: PeerUser
 ) -> None:
     """A program that has gone is refused as well, because whose it was cannot be told; that is not worth a warning."""
     monkeypatch.setattr(forward_module, "peer_user", lambda sock: user)

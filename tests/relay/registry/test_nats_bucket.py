@@ -23,23 +23,23 @@ async def opened(connections: Connections) -> Bucket:
 
 async def test_a_write_counts_at_the_revision_that_was_read_and_no_other(connections: Connections) -> None:
     first, second = await opened(connections), await opened(connections)
-    assert await first.read("token.a") == NOTHING
-    written = await first.write("token.a", {"used": 0}, 0)
-    assert await second.read("token.a") == ({"used": 0}, written)
+    assert await first.read("other.a") == NOTHING
+    written = await first.write("other.a", {"used": 0}, 0)
+    assert await second.read("other.a") == ({"used": 0}, written)
     with pytest.raises(Faster):
-        await second.write("token.a", {"used": 9}, 0)
-    await second.write("token.a", {"used": 1}, written)
-    assert (await first.read("token.a")).data == {"used": 1}
+        await second.write("other.a", {"used": 9}, 0)
+    await second.write("other.a", {"used": 1}, written)
+    assert (await first.read("other.a")).data == {"used": 1}
 
 
 async def test_what_was_removed_has_a_revision_and_nothing_in_it(connections: Connections) -> None:
     bucket = await opened(connections)
-    written = await bucket.write("user.a", {"user": "alice"}, 0)
-    await bucket.remove("user.a")
-    found = await bucket.read("user.a")
+    written = await bucket.write("other.a", {"user": "alice"}, 0)
+    await bucket.remove("other.a")
+    found = await bucket.read("other.a")
     assert found.data is None
     assert found.revision > written
-    assert await bucket.read_all("user.>") == {"user.a": found}
+    assert await bucket.read_all("other.>") == {"other.a": found}
 
 
 async def test_a_mark_of_the_end_before_the_first_entry(
@@ -65,10 +65,10 @@ async def test_a_mark_of_the_end_before_the_first_entry(
         return None, store
 
     monkeypatch.setattr(bucket, "opened", same)
-    assert await bucket.read_all("token.>") == {}, "none is there: the mark is right"
+    assert await bucket.read_all("other.>") == {}, "none is there: the mark is right"
     for n in range(3):
-        await bucket.write(f"token.{n}", {}, 0)
-    assert len(await bucket.read_all("token.>")) == 3
+        await bucket.write(f"other.{n}", {}, 0)
+    assert len(await bucket.read_all("other.>")) == 3
 
 
 async def test_what_is_not_ours(connections: Connections) -> None:
