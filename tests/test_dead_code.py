@@ -15,10 +15,13 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "arcbridge"
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+_NAMING = r"\S{1,200}|[a-z ]+ = \w+:\w+"
+"""A word, or a sub-command and its function."""
 
 # What a library calls or reads by its name, or what is read by a name that is put together.
 FROM_OUTSIDE: dict[str, str] = {
     "_check_value": "argparse",
+    "_create_connection": "aiohttp's connector",
     "_wrap_create_connection": "aiohttp's connector",
     "emit": "logging's handler",
     "get_protocol": "asyncio's transport",
@@ -60,7 +63,7 @@ def used(tree: ast.Module) -> Iterator[str]:
             continue
         if isinstance(node, ast.Name | ast.Attribute) and not isinstance(node.ctx, ast.Store):
             yield node.id if isinstance(node, ast.Name) else node.attr
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(r"\S{1,200}", node.value):
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(_NAMING, node.value):
             yield from re.findall(r"\w+", node.value)
 
 

@@ -34,7 +34,6 @@ PATTERNS = frozenset({"search", "match", "fullmatch", "findall", "finditer"})
 _PATH = "the path of a setting, with which a message about settings begins"
 READERS: dict[str, str] = {
     "agent/settings.py: message.partition(':')": _PATH,
-    "cli/settings.py: error.message.removeprefix(error.source).partition(': ')": _PATH,
     "identity/authentication.py: error.message.partition(': ')": _PATH,
     "identity/policy.py: message.partition(':')": _PATH,
     "settings/problems.py: _SETTING.match(error.message)": _PATH,

@@ -22,9 +22,7 @@ from arcbridge.agent.control import ControlConnections
 from arcbridge.agent.enrol import CredentialKeeper
 from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
 from arcbridge.agent.parts import AgentParts
-from arcbridge.checks.diagnosis import Finding, failed, ok, skipped, warning
-from arcbridge.checks.directory_findings import directory_finding
-from arcbridge.checks.key_findings import key_finding
+from arcbridge.checks.diagnosis import Finding, directory_finding, failed, key_finding, ok, skipped, warning
 from arcbridge.checks.self_checks import SelfCheck
 from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.refusals import RefusalRule

@@ -1,8 +1,9 @@
 """Holds what a check has found, in the words that the `doctor` of every role prints.
 
 A check looks at one hop (name resolution, the relay's certificate, the API server) and yields one `Finding`. It raises
-nothing that belongs to the hop: what is wrong is its result. This module decides nothing and prints nothing
-(`cli.diagnosis`); it keeps the order of the hops, because the first one that fails is the cause of the rest.
+nothing that belongs to the hop: what is wrong is its result. This module prints nothing (`cli.output`); it keeps the
+order of the hops, because the first one that fails is the cause of the rest. Two findings that relay and agent share,
+about issuers and about directories of groups, are worded here.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from arcbridge.errors import ArcbridgeError, UntrustedCertificate, WrongDocument
 from arcbridge.settings.problems import Problem, Severity
 
 
@@ -74,3 +76,44 @@ def warning(hop: str, detail: str, remedy: str, code: str) -> Finding:
 def failed(hop: str, detail: str, remedy: str, code: str) -> Finding:
     """Return a hop that does not work."""
     return Finding(hop, FindingState.FAILED, detail, remedy, code)
+
+
+# -- what stands behind tokens: issuers' keys, and directories of groups -----------------------------------------------
+
+
+def key_finding(path: str, url: str, usable: bool, failure: ArcbridgeError | None) -> Finding:
+    """Return the finding for the issuer at `path` of the authentication file (`jwt[0]`).
+
+    `usable`: there are keys, new or old. `failure`: why the last fetch failed; None where it did not.
+    """
+    hop = f"keys of issuer {path}"
+    if failure is None:
+        return ok(hop, f"keys of {url} are there") if usable else skipped(hop, f"keys of {url} are not asked for yet")
+    if isinstance(failure, UntrustedCertificate):
+        code, remedy = "issuer_ca", "put the CA of the issuer's own certificate into issuer.certificateAuthority"
+    elif isinstance(failure, WrongDocument):
+        code, remedy = "issuer_document", "correct issuer.url: it has to be what the issuer calls itself"
+    else:
+        code, remedy = "issuer_unreachable", "check issuer.url, and that the issuer can be reached from here"
+    if usable:
+        return warning(hop, f"older keys of {url} are in use; new ones: {failure.message}", remedy, code)
+    return failed(hop, f"{url}: {failure.message}", remedy, code)
+
+
+_REMEDIES = {
+    "graph_credential": "renew the credential of the application at Entra ID, and put it into the file that the table "
+    "names; it is read again without a restart",
+    "graph_permission": "give the application the permissions of docs/how-to/entra-id.md, with admin consent, and "
+    "compare url and token_endpoint, which have to be of one cloud",
+}
+_REACH = "check token_endpoint and ca_file of the table, and that this place may connect to Entra ID"
+
+
+def directory_finding(at: str, usable: bool, code: str, why: str) -> Finding:
+    """Return the finding for the table `at` of the settings (`graph.NAME`). `usable`: it can ask now; `code` and `why`:
+    what is wrong, empty where nothing is."""
+    hop = f"groups by {at}"
+    if not code:
+        return ok(hop, "the application has a token for Microsoft Graph")
+    remedy = _REMEDIES.get(code, _REACH)
+    return warning(hop, why, remedy, code) if usable else failed(hop, why, remedy, code)

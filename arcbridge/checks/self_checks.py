@@ -50,19 +50,11 @@ class SelfCheck:
 class SelfChecks:
     """The checks of one process. `run()` is a task of the role's; everything else reads."""
 
-    def __init__(
-        self,
-        checks: Sequence[SelfCheck],
-        log: Any,
-        *,
-        every: float = EVERY,
-        draw: Callable[[], float] = random.random,
-    ) -> None:
-        """`log`: the role's logger. `draw` returns floats in [0, 1)."""
+    def __init__(self, checks: Sequence[SelfCheck], log: Any, *, every: float = EVERY) -> None:
+        """`log`: the role's logger."""
         self._checks = {check.name: check for check in checks}
         self._log = log
         self._every = every
-        self._draw = draw
         self._found: dict[str, tuple[Finding, ...]] = {}
         self._wanted = {name: asyncio.Event() for name in self._checks}
 
@@ -133,7 +125,7 @@ class SelfChecks:
             wanting = any(one.state in (FindingState.FAILED, FindingState.SKIPPED) for one in self._found[name])
             failures = failures + 1 if wanting else 0
             wait = min(AGAIN * 2.0 ** min(failures - 1, 16), self._every) if failures else self._every
-            wait *= 1 - SPREAD + 2 * SPREAD * self._draw()
+            wait *= 1 - SPREAD + 2 * SPREAD * random.random()
             await asyncio.sleep(min(SOONEST, wait))
             try:
                 async with asyncio.timeout(max(wait - SOONEST, 0.0)):

@@ -13,36 +13,36 @@ from arcbridge.cli.output import plain, print_document
 from arcbridge.cli.parser import Invocation
 from arcbridge.errors import ExitCode
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from arcbridge.agent.audit.verify import Report
+
 
 def verify_logs(invocation: Invocation) -> int:
     """Print what is wrong with audit logs, wherever they are: it needs no agent's settings."""
-    from arcbridge.agent.audit.verify import Report, read_anchors, verify
+    from arcbridge.agent.audit.verify import read_anchors, verify
 
     anchors = [head for name in invocation.texts("anchors") for head in read_anchors(Path(name))]
-    report: Report = verify([Path(name) for name in invocation.texts("file")], anchors)
+    report = verify([Path(name) for name in invocation.texts("file")], anchors)
     output = invocation.text("output", "text")
     if output in DOCUMENTS:
         print_document(report.document(), output)
     else:
-        _print(report.document())
+        _print(report)
     return ExitCode.DONE if report.ok else ExitCode.FAILURE
 
 
-def _print(document: dict[str, object]) -> None:
-    findings, chains, notes = document["findings"], document["chains"], document["notes"]
-    assert isinstance(findings, list)
-    assert isinstance(chains, list)
-    assert isinstance(notes, list)
+def _print(report: Report) -> None:
     lines = []
-    for one in findings:
-        record = f" (chain {one['chain']}, record {one['record']})" if one["chain"] else ""
-        lines.append(f"{one['file']}:{one['line']}: {one['kind']}{record}: {one['text']}")
-    lines += [f"note: {note}" for note in notes]
-    for one in chains:
+    for one in report.findings:
+        record = f" (chain {one.chain}, record {one.record})" if one.chain else ""
+        lines.append(f"{one.file}:{one.line}: {one.kind}{record}: {one.text}")
+    lines += [f"note: {note}" for note in report.notes]
+    for chain in report.chains:
         lines.append(
-            f"chain {one['chain']}: records {one['from']} to {one['to']}, {one['end']}; the last is {one['hash']} at "
-            f"{one['file']}:{one['line']}"
+            f"chain {chain['chain']}: records {chain['from']} to {chain['to']}, {chain['end']}; the last is "
+            f"{chain['hash']} at {chain['file']}:{chain['line']}"
         )
-    faults = f"{len(findings)} found wrong" if findings else "nothing is wrong"
-    lines.append(f"{document['records']} records in {len(chains)} chains, {document['files']} files: {faults}")
+    faults = f"{len(report.findings)} found wrong" if report.findings else "nothing is wrong"
+    lines.append(f"{report.records} records in {len(report.chains)} chains, {report.files} files: {faults}")
     sys.stdout.write("".join(f"{plain(line)}\n" for line in lines))

@@ -248,11 +248,7 @@ async def clusters(invocation: Invocation, context: ClientContext) -> int:
 def _as_row(cluster: dict[str, Any]) -> dict[str, Any]:
     """Return a cluster of the relay's list for people: its age, and a date."""
     until = _seconds(cluster.get("certificate_expires"))
-    return {
-        **cluster,
-        "last_seen": _ago(cluster.get("last_seen")),
-        "certificate_expires": (rfc3339(until) or "")[:10],
-    }
+    return {**cluster, "last_seen": _ago(cluster.get("last_seen")), "certificate_expires": (rfc3339(until) or "")[:10]}
 
 
 def _as_document(cluster: dict[str, Any]) -> dict[str, Any]:
@@ -275,8 +271,8 @@ def _ago(seen: object) -> str:
 def doctor(invocation: Invocation) -> int:
     """Print what each hop is like; the exit code is that of the first that failed."""
     config, token = _start(invocation)
-    from arcbridge.cli.diagnosis import format_findings
     from arcbridge.cli.loop import run_until_signal
+    from arcbridge.cli.output import format_findings
 
     output = invocation.text("output", "table")
     # What it finds is on stdout; the log would tell it twice.
@@ -314,7 +310,7 @@ def key(invocation: Invocation) -> int:
     file, output = config.login.proof_key_file, invocation.text("output", "table")
     if file is None:
         raise ConfigError("login.proof_key_file: required; give --proof-key-file FILE")
-    made = proof_keys.load_or_make(file, of_settings=True)
+    made = proof_keys.load_or_make(file)
     names = {"thumbprint": made.thumbprint, "audience": made.audience(), "nonce": made.nonce()}
     if output in DOCUMENTS:
         print_document(names, output)

@@ -33,8 +33,8 @@ class Command:
     __slots__ = ("argument", "flags", "function", "help", "path", "roles", "takes_command")
 
     def __init__(self, script: str, help: str, *parts: Flag | Argument, takes_command: bool = False) -> None:
-        words, _, self.function = script.partition(" = ")
-        self.path = tuple(words.split())
+        path, _, self.function = script.partition(" = ")
+        self.path = tuple(path.split())
         self.help = help
         self.roles: tuple[str, ...] = ()
         self.flags = [part for part in parts if isinstance(part, Flag)]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from arcbridge.cli.commands import DOCUMENTS
 from arcbridge.cli.output import print_document, print_error, print_warning
 from arcbridge.cli.parser import Invocation
-from arcbridge.cli.settings import load_settings, place_of, problem_of, read_settings, settings_file
+from arcbridge.cli.settings import load_settings, place_of, read_settings, settings_file
 from arcbridge.errors import ExitCode
 from arcbridge.settings.flags import RELAY
 
@@ -38,11 +38,10 @@ def find_problems(invocation: Invocation, environment: Mapping[str, str]) -> lis
     from arcbridge.settings.problems import located
 
     config, wrong = read_settings(invocation, environment)
-    found = [problem_of(error) for error in wrong]
+    found = [error.problem for error in wrong]
     # A setting that could not be read has its default, of which nothing is to be said.
     unread = {problem.setting for problem in found}
-    broken = any(not error.path for error in wrong)
-    if not broken:
+    if all(problem.setting for problem in found):
         role = importlib.import_module(f"arcbridge.{invocation.role}.settings")
         surroundings = () if invocation.role == RELAY else (environment,)
         problems: list[Problem] = list(role.check(config, *surroundings).problems)

@@ -1,11 +1,11 @@
-"""Formats what users and scripts read: tables, JSON, YAML and names on stdout, errors and warnings on stderr."""
+"""Formats what users and scripts read: tables, findings, JSON, YAML and names on stdout, errors on stderr."""
 
 from __future__ import annotations
 
 import sys
 import time
 
-from arcbridge.cli.commands import DOCUMENTS, LIST_OUTPUTS
+from arcbridge.cli.commands import DIAGNOSIS_OUTPUTS, DOCUMENTS, LIST_OUTPUTS
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.settings.suggest import unknown
 
@@ -13,6 +13,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any, TextIO
+
+    from arcbridge.checks.diagnosis import Finding
 
     Row = Mapping[str, Any]
 
@@ -46,9 +48,9 @@ def print_warning(message: str) -> None:
     sys.stderr.write(f"warning: {plain(message)}\n")
 
 
-def print_rows(rows: Sequence[Row], columns: Sequence[tuple[str, str]], output: str, *, name: str = "name") -> None:
+def print_rows(rows: Sequence[Row], columns: Sequence[tuple[str, str]], output: str) -> None:
     """Print a list: `table` (the columns: key, head), `json` or `yaml` (everything), or `name` (the `name` key)."""
-    sys.stdout.write(format_rows(rows, columns, output, name=name))
+    sys.stdout.write(format_rows(rows, columns, output))
 
 
 def format_rows(rows: Sequence[Row], columns: Sequence[tuple[str, str]], output: str, *, name: str = "name") -> str:
@@ -109,3 +111,28 @@ def describe(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return f"internal error ({type(error).__name__}); run with --verbose and report what it logs"
+
+
+_FINDING_COLUMNS = (("hop", "HOP"), ("state", "STATE"), ("detail", "DETAIL"))
+
+
+def format_findings(findings: Sequence[Finding], output: str) -> str:
+    """Return findings as a table that ends with what to do, or as one JSON or YAML document.
+
+    Raises ConfigError for an unknown format.
+    """
+    from dataclasses import asdict
+
+    from arcbridge.checks.diagnosis import FindingState, first_failure
+
+    failed = first_failure(findings)
+    rows = [{**asdict(finding), "state": str(finding.state)} for finding in findings]
+    if output in DOCUMENTS:
+        return format_document({"ok": failed is None, "cause": failed.code if failed else "", "hops": rows}, output)
+    if output not in ("", "table"):
+        raise ConfigError(unknown("flag --output", output, DIAGNOSIS_OUTPUTS))
+    lines = [format_rows(rows, _FINDING_COLUMNS, "table")]
+    for finding in findings:
+        if finding.remedy and (finding is failed or finding.state is FindingState.WARNING):
+            lines.append(f"\n{plain(finding.hop)}: {plain(finding.remedy)}\n")
+    return "".join(lines)

@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
     """The role whose sub-commands it knows; empty: none's."""
 
     def __init__(self, **options: Any) -> None:
-        defaults = {"allow_abbrev": False, "add_help": False, "argument_default": argparse.SUPPRESS}
+        defaults: dict[str, Any] = {"allow_abbrev": False, "add_help": False, "argument_default": argparse.SUPPRESS}
         super().__init__(**(defaults | options))
 
     def error(self, message: str) -> NoReturn:

@@ -35,9 +35,7 @@ _TIMES = frozenset(
 """Keys whose values are unix seconds, 0 for never; people and scripts get them as RFC 3339."""
 
 
-def _printing(
-    answer: Callable[[Invocation, RelayConfig], Coroutine[Any, Any, str]],
-) -> Callable[[Invocation], int]:
+def _printing(answer: Callable[[Invocation, RelayConfig], Coroutine[Any, Any, str]]) -> Callable[[Invocation], int]:
     """Return a command that prints what `answer` returns."""
 
     def command(invocation: Invocation) -> int:

@@ -9,7 +9,7 @@ from importlib import import_module
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.settings import load_settings, place_of
 from arcbridge.errors import ExitCode
-from arcbridge.settings.flags import AGENT
+from arcbridge.settings.flags import AGENT, RELAY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def run(invocation: Invocation) -> int:
     from arcbridge.observe import logging
 
     logging.configure(invocation.role, config.observe.log_level, config.observe.log_format)
-    serve = _agent() if invocation.role == AGENT else _relay(config)
+    serve = _serve_of(invocation.role, config)
 
     def reread() -> Any:
         return load_settings(invocation, os.environ)
@@ -34,21 +34,14 @@ def run(invocation: Invocation) -> int:
     )
 
 
-def _agent() -> Callable[..., Coroutine[Any, Any, None]]:
-    from arcbridge.agent.service import serve
-
-    return serve
-
-
-def _relay(config: Any) -> Callable[..., Coroutine[Any, Any, None]]:
-    if config.workers != 1:
+def _serve_of(role: str, config: Any) -> Callable[..., Coroutine[Any, Any, None]]:
+    if role == RELAY and config.workers != 1:
         from arcbridge.relay.processes.supervisor import supervise
         from arcbridge.relay.settings import worker_count
 
         if worker_count(config) > 1:
             return supervise
-    from arcbridge.relay.service import serve
-
+    serve: Callable[..., Coroutine[Any, Any, None]] = import_module(f"arcbridge.{role}.service").serve
     return serve
 
 
@@ -71,7 +64,7 @@ def doctor(invocation: Invocation) -> int:
     import asyncio
 
     from arcbridge.checks.diagnosis import first_failure
-    from arcbridge.cli.diagnosis import format_findings
+    from arcbridge.cli.output import format_findings
     from arcbridge.observe import logging
 
     logging.configure(invocation.role, "critical", config.observe.log_format)

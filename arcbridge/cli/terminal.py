@@ -39,10 +39,7 @@ def terminal(lines: TextIO) -> Terminal:
 
     interactive = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
     return Terminal(
-        tell=tell,
-        write_data=write_data,
-        ask_trust=ask_trust if interactive else None,
-        may_log_in=sys.stderr.isatty(),
+        tell=tell, write_data=write_data, ask_trust=ask_trust if interactive else None, may_log_in=sys.stderr.isatty()
     )
 
 

@@ -12,8 +12,6 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from arcbridge import __version__
-
 from .metrics import Buckets, Metrics, Number, family
 
 Entry = dict[str, Any]
@@ -58,9 +56,8 @@ class AggregatedMetrics(Metrics):
         *,
         rules: Mapping[str, Rule] | None = None,
         own: frozenset[str] = frozenset(),
-        version: str = __version__,
     ) -> None:
-        super().__init__(role, version=version)
+        super().__init__(role)
         self._sources = sources
         self._rules = {**_PROCESS_RULES, **(rules or {})}
         self._own = own

@@ -27,8 +27,7 @@ from arcbridge.errors import ConfigError
 
 from . import logging as logs
 from .health import Checks
-from .loop_lag import LoopLag
-from .metrics import Metrics
+from .metrics import Buckets, Metrics
 from .untrusted_text import clean
 
 KEEPALIVE: Final = 75.0
@@ -37,6 +36,9 @@ KEEPALIVE: Final = 75.0
 CONNECTIONS: Final = 64
 """Connections at a time, more than scrapers and probes need; beyond them the oldest gives its place to the newest. A
 flood must not take the descriptors that the role itself needs."""
+
+LAG_INTERVAL: Final = 0.25
+LAG_BOUNDS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Server": "arcbridge"}
 
@@ -235,3 +237,33 @@ def _bind_message(listen: str, error: Exception) -> str:
     if code == errno.EADDRNOTAVAIL or (code is None and isinstance(error, OSError)):
         return f"{where}: this machine has no such address"
     return f"{where} cannot be bound ({type(error).__name__}); is it an address of this machine?"
+
+
+class LoopLag:
+    """`start` and `stop` are called on the loop that is measured; `delays` holds seconds."""
+
+    def __init__(self, interval: float = LAG_INTERVAL) -> None:
+        self.delays = Buckets(LAG_BOUNDS)
+        self._interval = interval
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self) -> None:
+        """Begin to measure; nothing happens if it already does."""
+        if self._timer is None:
+            self._loop = asyncio.get_running_loop()
+            self._arm(self._loop)
+
+    def stop(self) -> None:
+        """End measuring; the counters stay."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
+        due = loop.time() + self._interval
+        self._timer = loop.call_at(due, self._fired, loop, due)
+
+    def _fired(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
+        self.delays.observe(max(0.0, loop.time() - due))
+        self._arm(loop)

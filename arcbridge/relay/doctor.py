@@ -14,9 +14,16 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from arcbridge.checks.diagnosis import Finding, FindingState, failed, ok, settings_findings, skipped
-from arcbridge.checks.directory_findings import directory_finding
-from arcbridge.checks.key_findings import key_finding
+from arcbridge.checks.diagnosis import (
+    Finding,
+    FindingState,
+    directory_finding,
+    failed,
+    key_finding,
+    ok,
+    settings_findings,
+    skipped,
+)
 from arcbridge.checks.running import look_at_refusals
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.pki.authority import Authority, certificate_validity

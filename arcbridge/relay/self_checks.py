@@ -17,9 +17,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
-from arcbridge.checks.diagnosis import Finding, failed, ok, skipped, warning
-from arcbridge.checks.directory_findings import directory_finding
-from arcbridge.checks.key_findings import key_finding
+from arcbridge.checks.diagnosis import Finding, directory_finding, failed, key_finding, ok, skipped, warning
 from arcbridge.checks.self_checks import SelfCheck
 from arcbridge.errors import ArcbridgeError
 from arcbridge.net.address import Address

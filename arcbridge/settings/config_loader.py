@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from arcbridge.errors import ConfigError
 from arcbridge.settings.config import AgentConfig, ClientConfig, RelayConfig
+from arcbridge.settings.problems import Place, Problem
 from arcbridge.settings.suggest import nearest
 
 Config = TypeVar("Config", RelayConfig, AgentConfig, ClientConfig)
@@ -38,14 +39,11 @@ class Given(NamedTuple):
 
 
 class SettingError(ConfigError):
-    """One setting is wrong: `path` says which (empty: the file as a whole), `source` who gave it, and `line` where."""
+    """One setting is wrong, or (`setting` empty) the file as a whole; `problem` says what, and where it was given."""
 
-    def __init__(self, message: str, path: tuple[str, ...], source: str, line: int = 0, column: int = 0) -> None:
-        super().__init__(message)
-        self.path = path
-        self.source = source
-        self.line = line
-        self.column = column
+    def __init__(self, setting: str, message: str, place: Place | None = None) -> None:
+        self.problem = Problem(setting, message, place=place)
+        super().__init__(str(self.problem))
 
 
 class _Source(NamedTuple):
@@ -120,23 +118,21 @@ def _read(file: Path, judge: Callable[[Path, os.stat_result], None] | None = Non
                 judge(file, os.fstat(opened.fileno()))
             text = opened.read()
     except OSError as error:
-        raise SettingError(f"{file}: cannot read the settings file: {error.strerror}", (), str(file)) from error
+        raise SettingError("", f"cannot read the settings file: {error.strerror}", Place(str(file))) from error
     except UnicodeDecodeError as error:
-        raise SettingError(f"{file}: not UTF-8 text; a settings file is TOML", (), str(file)) from error
+        raise SettingError("", "not UTF-8 text; a settings file is TOML", Place(str(file))) from error
     try:
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # also a number too long for Python, or nesting
         from arcbridge.settings.toml_lines import syntax_place
 
         _, line, column = syntax_place(str(error), text)
-        raise SettingError(f"{file}: not valid TOML: {error}", (), str(file), line, column) from error
+        raise SettingError("", f"not valid TOML: {error}", Place(str(file), line, column)) from error
     return _Source(str(file), file.resolve().parent, text, True), document
 
 
-@functools.cache
-def _hints(kind: type[Any]) -> dict[str, Any]:
-    """Return the types of a dataclass' fields; evaluated once, because that takes half a millisecond."""
-    return typing.get_type_hints(kind)
+_hints: Callable[..., dict[str, Any]] = functools.cache(typing.get_type_hints)
+"""Returns the types of a dataclass' fields, which take half a millisecond to evaluate."""
 
 
 def _table(
@@ -278,7 +274,7 @@ def _kind(value: object) -> str:
 
 def _wrong(path: tuple[str, ...], source: _Source, what: str) -> SettingError:
     if not source.is_file:
-        return SettingError(f"{source.name}: {what}", path, source.name)
+        return SettingError(".".join(path), what, Place(source.name))
     return _at_line(path, source, f"{'.'.join(path)} {what}")
 
 
@@ -291,5 +287,4 @@ def _unknown(path: tuple[str, ...], source: _Source, known: list[str]) -> Settin
 def _at_line(path: tuple[str, ...], source: _Source, what: str) -> SettingError:
     from arcbridge.settings.toml_lines import line_of  # only for a mistake
 
-    line = line_of(path, source.text)
-    return SettingError(f"{source.name}{f', line {line}' if line else ''}: {what}", path, source.name, line)
+    return SettingError(".".join(path), what, Place(source.name, line_of(path, source.text)))

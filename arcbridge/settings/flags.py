@@ -24,26 +24,19 @@ OFF = "off"
 
 
 class Flag:
-    """One flag: its spellings and what stands for its value in the help, as `-f --file FILE`, and what it sets.
+    """One flag: its spellings, what stands for its value in the help, and the setting: `-f --file FILE = file`.
 
-    `…` behind that: the flag may be repeated.
+    `…` behind the value: the flag may be repeated.
     """
 
     __slots__ = ("choices", "help", "key", "kind", "metavar", "names")
 
-    def __init__(
-        self,
-        spelling: str,
-        help: str,
-        key: str = "",
-        *,
-        choices: tuple[str, ...] = (),
-    ) -> None:
+    def __init__(self, spelling: str, help: str, *, choices: tuple[str, ...] = ()) -> None:
+        spelling, _, self.key = spelling.partition(" = ")
         *words, last = spelling.split()
         self.metavar = last.removesuffix("…")
         self.names = [word for word in (*words, last) if word.startswith("-")]
         self.help = help
-        self.key = key
         self.kind = LIST if last.endswith("…") else VALUE
         if last.startswith("-"):
             self.kind = OFF if last.startswith("--no-") else ON
@@ -79,138 +72,124 @@ GENERAL = (
     Flag("--role ROLE", "which of the three roles this process has", choices=ROLES),
     Flag("--config FILE", "settings file (TOML)"),
     Flag("-v --verbose --debug", "log at level debug"),
-    Flag("--log-level LEVEL", _or(LOG_LEVELS), "observe.log_level", choices=LOG_LEVELS),
+    Flag("--log-level LEVEL = observe.log_level", _or(LOG_LEVELS), choices=LOG_LEVELS),
     Flag(
-        "--log-format FORMAT",
+        "--log-format FORMAT = observe.log_format",
         "json, console, or auto: console on a terminal, JSON elsewhere",
-        "observe.log_format",
         choices=LOG_FORMATS,
     ),
     Flag("--color WHEN", _or(COLOURS), choices=COLOURS),
-    Flag("--observe-listen HOST:PORT", "serve /metrics, /livez and /readyz here", "observe.listen"),
+    Flag("--observe-listen HOST:PORT = observe.listen", "serve /metrics, /livez and /readyz here"),
 )
 
-_AUTHENTICATION = Flag("--authentication FILE", "AuthenticationConfiguration file for users' tokens", "authentication")
+_AUTHENTICATION = Flag("--authentication FILE = authentication", "AuthenticationConfiguration file for users' tokens")
 _RELAY = (
-    Flag("--listen HOST:PORT", "the one port", "listen"),
-    Flag("--public-address HOST:PORT", "host:port that agents and clients dial", "public_address"),
-    Flag("--data-dir DIR", "where the registry and the CA are kept", "data_dir"),
+    Flag("--listen HOST:PORT = listen", "the one port"),
+    Flag("--public-address HOST:PORT = public_address", "host:port that agents and clients dial"),
+    Flag("--data-dir DIR = data_dir", "where the registry and the CA are kept"),
     _AUTHENTICATION,
-    Flag("--policy FILE", "who may reach which cluster (TOML)", "policy"),
-    Flag("--workers N", "processes that share the port; 0: one for each core (default: 1)", "workers"),
-    Flag("--agent-certificate-life DURATION", "life of agents' certificates, as 7d or 12h", "agent_certificate_life"),
-    Flag("--tls-certificate FILE", "own outer certificate", "tls.certificate"),
-    Flag("--tls-key FILE", "its key", "tls.key"),
+    Flag("--policy FILE = policy", "who may reach which cluster (TOML)"),
+    Flag("--workers N = workers", "processes that share the port; 0: one for each core (default: 1)"),
+    Flag("--agent-certificate-life DURATION = agent_certificate_life", "life of agents' certificates, as 7d or 12h"),
+    Flag("--tls-certificate FILE = tls.certificate", "own outer certificate"),
+    Flag("--tls-key FILE = tls.key", "its key"),
 )
 
 _AGENT = (
     _AUTHENTICATION,
-    Flag("--relay URL…", "https://host:port of a relay; may be repeated", "relays"),
-    Flag("--join-token-file FILE", "holds id.secret for enrolment", "join_token_file"),
-    Flag("--no-token-mode", "refuse sessions that carry the caller's own ServiceAccount token", "token_mode"),
-    Flag("--kube-server URL", "https://host:port of the API server", "kubernetes.server"),
-    Flag("--kube-ca-file FILE", "CA of the API server", "kubernetes.ca_file"),
-    Flag("--kube-token-file FILE", "the agent's own token", "kubernetes.token_file"),
+    Flag("--relay URL… = relays", "https://host:port of a relay; may be repeated"),
+    Flag("--join-token-file FILE = join_token_file", "holds id.secret for enrolment"),
+    Flag("--no-token-mode = token_mode", "refuse sessions that carry the caller's own ServiceAccount token"),
+    Flag("--kube-server URL = kubernetes.server", "https://host:port of the API server"),
+    Flag("--kube-ca-file FILE = kubernetes.ca_file", "CA of the API server"),
+    Flag("--kube-token-file FILE = kubernetes.token_file", "the agent's own token"),
     Flag(
-        "--kube-client-certificate-file FILE",
-        "the agent's own client certificate",
-        "kubernetes.client_certificate_file",
+        "--kube-client-certificate-file FILE = kubernetes.client_certificate_file", "the agent's own client certificate"
     ),
-    Flag("--kube-client-key-file FILE", "key of that certificate", "kubernetes.client_key_file"),
-    Flag("--state-dir DIR", "keep the credential in this directory", "state.directory"),
-    Flag("--state-secret NAMESPACE/NAME", "keep the credential in this Secret", "state.secret"),
-    Flag("--audit-file FILE", "audit log; - is standard output", "audit.file"),
+    Flag("--kube-client-key-file FILE = kubernetes.client_key_file", "key of that certificate"),
+    Flag("--state-dir DIR = state.directory", "keep the credential in this directory"),
+    Flag("--state-secret NAMESPACE/NAME = state.secret", "keep the credential in this Secret"),
+    Flag("--audit-file FILE = audit.file", "audit log; - is standard output"),
 )
 
 _TRUST = (
-    Flag("--relay-ca-pin PIN", "sha256:… of the relay CA's public key", "relay_ca_pin"),
-    Flag("--relay-ca-file FILE", "the relay's CA", "relay_ca_file"),
+    Flag("--relay-ca-pin PIN = relay_ca_pin", "sha256:… of the relay CA's public key"),
+    Flag("--relay-ca-file FILE = relay_ca_file", "the relay's CA"),
 )
 
 _CLIENT = (
-    Flag("--relay URL…", "https://host:port of a relay; may be repeated: any of them serves", "relays"),
-    Flag("-n --cluster --name NAME…", "cluster to reach; may be repeated: each has a port of its own", "cluster"),
-    Flag("--port PORT", "local port (default: 47011, then the one this cluster had; 0 picks one)", "port"),
+    Flag("--relay URL… = relays", "https://host:port of a relay; may be repeated: any of them serves"),
+    Flag("-n --cluster --name NAME… = cluster", "cluster to reach; may be repeated: each has a port of its own"),
+    Flag("--port PORT = port", "local port (default: 47011, then the one this cluster had; 0 picks one)"),
     Flag(
-        "-f --file FILE", "kubeconfig to write; - is standard output (default: KUBECONFIG, then ~/.kube/config)", "file"
+        "-f --file FILE = file", "kubeconfig to write; - is standard output (default: KUBECONFIG, then ~/.kube/config)"
     ),
-    Flag("--kube-context NAME", "name of the context and the cluster in it", "kube_context"),
-    Flag("--no-context-switch", "leave the current context alone", "context_switch"),
-    Flag("--remove-context", "take the entries out of the kubeconfig at the end", "remove_context"),
+    Flag("--kube-context NAME = kube_context", "name of the context and the cluster in it"),
+    Flag("--no-context-switch = context_switch", "leave the current context alone"),
+    Flag("--remove-context = remove_context", "take the entries out of the kubeconfig at the end"),
     Flag(
         "--token TOKEN",
         "ServiceAccount token, passed to the API server unchanged; - reads it from standard input "
         "(prefer --token-file: other users can see a command line)",
     ),
-    Flag("--token-file FILE", "the same from a file", "token_file"),
-    Flag("--access-token-file FILE", "token for the relay", "login.access_token_file"),
-    Flag("--id-token-file FILE", "token for the cluster", "login.id_token_file"),
-    Flag("--oidc-issuer-url URL", "log in at this issuer", "login.issuer"),
-    Flag("--oidc-client-id ID", "as this client", "login.client_id"),
-    Flag("--oidc-audience AUDIENCE", "audience to ask for in the access token", "login.audience"),
+    Flag("--token-file FILE = token_file", "the same from a file"),
+    Flag("--access-token-file FILE = login.access_token_file", "token for the relay"),
+    Flag("--id-token-file FILE = login.id_token_file", "token for the cluster"),
+    Flag("--oidc-issuer-url URL = login.issuer", "log in at this issuer"),
+    Flag("--oidc-client-id ID = login.client_id", "as this client"),
+    Flag("--oidc-audience AUDIENCE = login.audience", "audience to ask for in the access token"),
     Flag(
-        "--cluster-audience AUDIENCE",
+        "--cluster-audience AUDIENCE = login.cluster_audience",
         "audience of the token for a cluster; {cluster} is its name",
-        "login.cluster_audience",
     ),
     Flag(
-        "--cluster-audience-by WAY",
+        "--cluster-audience-by WAY = login.cluster_audience_by",
         "how it is asked for: resource, audience, scope or exchange",
-        "login.cluster_audience_by",
     ),
     Flag(
-        "--oidc-scope SCOPE…",
+        "--oidc-scope SCOPE… = login.scopes",
         "scope of the login; may be repeated, and takes the place of the default ones",
-        "login.scopes",
     ),
     Flag(
-        "--relay-scope SCOPE…",
+        "--relay-scope SCOPE… = login.relay_scopes",
         "scope of the relay's token, where that of the login has more; may be repeated",
-        "login.relay_scopes",
     ),
-    Flag("--cluster-scope SCOPE…", "scope of a cluster's token; may be repeated", "login.cluster_scopes"),
+    Flag("--cluster-scope SCOPE… = login.cluster_scopes", "scope of a cluster's token; may be repeated"),
     Flag(
-        "--workload KIND",
+        "--workload KIND = login.workload",
         "have the tokens as a job or pod: github, gitlab, kubernetes, azure-pipelines, file:PATH or env:NAME",
-        "login.workload",
     ),
     Flag(
-        "--client-assertion-workload KIND",
+        "--client-assertion-workload KIND = login.client_assertion_workload",
         "log in at the issuer with the own token of this job or pod: github-actions or kubernetes",
-        "login.client_assertion_workload",
     ),
     Flag(
-        "--client-assertion-audience AUDIENCE",
+        "--client-assertion-audience AUDIENCE = login.client_assertion_audience",
         "audience of that token (default: api://AzureADTokenExchange)",
-        "login.client_assertion_audience",
     ),
     Flag(
-        "--issuer-origin URL…",
+        "--issuer-origin URL… = login.issuer_origins",
         "https://host of a further origin at which the issuer has endpoints, or its page for device codes",
-        "login.issuer_origins",
     ),
     Flag(
-        "--redirect-path PATH",
+        "--redirect-path PATH = login.redirect_path",
         "local path to which the browser comes back (default: one that belongs to the issuer; / for none)",
-        "login.redirect_path",
     ),
     Flag(
-        "--redirect-port PORT",
+        "--redirect-port PORT = login.redirect_port",
         "local port to which the browser comes back (default: 8000 or 18000; 0 picks one)",
-        "login.redirect_port",
     ),
-    Flag("--proof-key-file FILE", "key that tokens are bound to", "login.proof_key_file"),
-    Flag("--oidc-ca-file FILE", "CA of the issuer", "login.ca_file"),
-    Flag("--grant-type TYPE", _or(GRANT_TYPES), "login.grant_type", choices=GRANT_TYPES),
-    Flag("--cluster-ca-pin PIN", "sha256:… of the cluster CA's public key", "cluster_ca_pin"),
-    Flag("--pins-file FILE", "pins of an organisation's clusters (TOML)", "pins_file"),
+    Flag("--proof-key-file FILE = login.proof_key_file", "key that tokens are bound to"),
+    Flag("--oidc-ca-file FILE = login.ca_file", "CA of the issuer"),
+    Flag("--grant-type TYPE = login.grant_type", _or(GRANT_TYPES), choices=GRANT_TYPES),
+    Flag("--cluster-ca-pin PIN = cluster_ca_pin", "sha256:… of the cluster CA's public key"),
+    Flag("--pins-file FILE = pins_file", "pins of an organisation's clusters (TOML)"),
     Flag(
-        "--trust-first-use",
+        "--trust-first-use = trust_first_use",
         "trust a cluster that was never seen, and `login` a relay and its issuer, without asking",
-        "trust_first_use",
     ),
-    Flag("--state-dir DIR", "keys, pins and ports of this user", "state_dir"),
-    Flag("--no-resumption", "let what runs be cut when a connection is lost, instead of resuming it", "resumption"),
+    Flag("--state-dir DIR = state_dir", "keys, pins and ports of this user"),
+    Flag("--no-resumption = resumption", "let what runs be cut when a connection is lost, instead of resuming it"),
 )
 
 _AND_GENERAL = {RELAY: _RELAY, AGENT: (*_AGENT, *_TRUST), CLIENT: (*_TRUST, *_CLIENT)}

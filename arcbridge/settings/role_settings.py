@@ -112,7 +112,7 @@ def _tied_to_issuer(
         of_file = load_all(ClientConfig, file)[0].login.issuer
     if not of_file:
         text = "is for one issuer, and the file names none; write login.issuer beside it, or take it out"
-        return config, [SettingError(f"login.{name}: {text}", ("login", name), "") for name in names]
+        return config, [SettingError(f"login.{name}", f"login.{name}: {text}") for name in names]
     if of_file != login.issuer:
         config = replace(config, login=replace(login, **{name: defaults[name] for name in names}))
     return config, []
@@ -144,13 +144,12 @@ def _wrong_choices(config: Any, role: str) -> list[SettingError]:
         if flag.key and flag.choices:
             value = operator.attrgetter(flag.key)(config)
             if value not in flag.choices:
-                text = unknown(flag.key, value, flag.choices)
-                wrong.append(SettingError(text, tuple(flag.key.split(".")), ""))
+                wrong.append(SettingError(flag.key, unknown(flag.key, value, flag.choices)))
     if isinstance(config, ClientConfig):
         try:
             config.relay_urls()  # says so when there are two lists
         except ConfigError as error:
-            wrong.append(SettingError(error.message, ("relay",), ""))
+            wrong.append(SettingError("relay", error.message))
         if config.port is not None and not 0 <= config.port <= 65535:
-            wrong.append(SettingError("port: must be between 0 and 65535", ("port",), ""))
+            wrong.append(SettingError("port", "port: must be between 0 and 65535"))
     return wrong

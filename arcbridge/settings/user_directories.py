@@ -23,11 +23,7 @@ _XDG = {
     "state": ("XDG_STATE_HOME", ".local/state"),
     "cache": ("XDG_CACHE_HOME", ".cache"),
 }
-_MACOS = {
-    "config": "Library/Application Support",
-    "state": "Library/Application Support",
-    "cache": "Library/Caches",
-}
+_MACOS = {"config": "Library/Application Support", "state": "Library/Application Support", "cache": "Library/Caches"}
 
 
 def user_directory(kind: Kind, environment: Mapping[str, str], platform: str = sys.platform) -> Path:

@@ -66,29 +66,31 @@ def test_a_crash_leaves_no_core(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def python(code: str, **environment: str) -> str:
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, **environment}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=30)
+    return done.stdout.strip()
+
+
 def test_a_python_without_ctypes() -> None:
     code = (
         "import sys\nsys.modules['ctypes'] = None\n"
         "from arcbridge.cli.core_dumps import forbid_core_dumps\nforbid_core_dumps()\n"
         "import resource\nprint(resource.getrlimit(resource.RLIMIT_CORE)[0])\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
-    assert done.stdout.strip() == "0"
+    assert python(code) == "0"
 
 
 @pytest.mark.parametrize("debuggable", ["", "1"])
 def test_no_keys_of_tls_sessions_are_written(tmp_path: Path, debuggable: str) -> None:
     code = (
-        "from arcbridge.cli.core_dumps import forbid_core_dumps\n"
-        "forbid_core_dumps()\n"
-        "import ssl\n"
-        "print(ssl.create_default_context().keylog_filename)\n"
+        "from arcbridge.cli.core_dumps import forbid_core_dumps\nforbid_core_dumps()\n"
+        "import ssl\nprint(ssl.create_default_context().keylog_filename)\n"
     )
-    environment = {**os.environ, "SSLKEYLOGFILE": str(tmp_path / "keys"), "ARCBRIDGE_DEBUGGABLE": debuggable}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=30
-    )
-    assert done.stdout.strip() == (str(tmp_path / "keys") if debuggable else "None")
+    keys = str(tmp_path / "keys")
+    named = python(code, SSLKEYLOGFILE=keys, ARCBRIDGE_DEBUGGABLE=debuggable)
+    assert named == (keys if debuggable else "None")
     assert (tmp_path / "keys").exists() == bool(debuggable)
 
 
@@ -99,13 +101,8 @@ def test_a_program_of_the_same_user_reads_no_memory(tmp_path: Path, debuggable: 
     process = role(tmp_path, *as_user(OWNER), ARCBRIDGE_DEBUGGABLE=debuggable)
     assert process.stdout is not None
     limit = process.stdout.readline()
-    done = subprocess.run(
-        [*as_user(OWNER), sys.executable, "-c", NEIGHBOUR, str(process.pid)],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=30,
-    )
+    command = [*as_user(OWNER), sys.executable, "-c", NEIGHBOUR, str(process.pid)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
     assert end(process) == -signal.SIGABRT
     if debuggable:
         assert {"environ", "mem", "maps"} <= set(done.stdout.split())

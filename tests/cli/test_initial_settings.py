@@ -76,18 +76,8 @@ def test_an_agent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_client(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = (
-        "--relay",
-        "https://a.test",
-        "--relay",
-        "https://b.test",
-        "-n",
-        "prod",
-        "-n",
-        "test",
-        "--client-id",
-        "ours",
-    )
+    relays = ("--relay", "https://a.test", "--relay", "https://b.test")
+    flags = (*relays, "-n", "prod", "-n", "test", "--client-id", "ours")
     assert init("client", tmp_path, *flags, "--issuer", "https://login.test", "--relay-ca-pin", PIN) == 0
     config = load(ClientConfig, tmp_path / "client.toml")
     assert config.relay_urls() == ("https://a.test", "https://b.test")

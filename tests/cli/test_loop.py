@@ -86,51 +86,52 @@ def test_one_that_drains_may_fail() -> None:
         run_until_drained(work)
 
 
+def python(program: str, *before: str) -> tuple[int, str]:
+    """Run a program, after the imports that all of these need; return its exit code and what it wrote."""
+    imports = "import asyncio, os, signal\nfrom arcbridge.cli.loop import *\n"
+    command = [*before, sys.executable, "-c", imports + program]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=30)
+    return done.returncode, done.stdout
+
+
 def test_the_second_one_does_not_wait() -> None:
-    code = (
-        "import asyncio, os, signal\n"
-        "from arcbridge.cli.loop import run_until_signal\n"
-        "async def work():\n"
-        "    try:\n"
-        "        os.kill(os.getpid(), signal.SIGINT); await asyncio.Event().wait()\n"
-        "    finally:\n"
-        "        os.kill(os.getpid(), signal.SIGINT); await asyncio.Event().wait()\n"
-        "run_until_signal(work())\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=30)
-    assert (done.returncode, done.stderr) == (130, "")
+    program = """
+async def work():
+    try:
+        os.kill(os.getpid(), signal.SIGINT); await asyncio.Event().wait()
+    finally:
+        os.kill(os.getpid(), signal.SIGINT); await asyncio.Event().wait()
+run_until_signal(work())
+"""
+    assert python(program) == (130, "")
 
 
 def test_the_end_of_a_terminal_may_be_told_twice() -> None:
-    code = (
-        "import asyncio, os, signal\n"
-        "from arcbridge.cli.loop import Interrupted, run_until_signal\n"
-        "async def work():\n"
-        "    try:\n"
-        "        os.kill(os.getpid(), signal.SIGHUP); await asyncio.Event().wait()\n"
-        "    finally:\n"
-        "        os.kill(os.getpid(), signal.SIGHUP); await asyncio.sleep(0.01); print('in order')\n"
-        "try:\n"
-        "    run_until_signal(work())\n"
-        "except Interrupted as ended:\n"
-        "    print(ended.signal == signal.SIGHUP)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=30)
-    assert (done.returncode, done.stdout) == (0, "in order\nTrue\n")
+    program = """
+async def work():
+    try:
+        os.kill(os.getpid(), signal.SIGHUP); await asyncio.Event().wait()
+    finally:
+        os.kill(os.getpid(), signal.SIGHUP); await asyncio.sleep(0.01); print('in order')
+try:
+    run_until_signal(work())
+except Interrupted as ended:
+    print(ended.signal == signal.SIGHUP)
+"""
+    assert python(program) == (0, "in order\nTrue\n")
 
 
-@pytest.mark.parametrize(("before", "terminal"), [("", "terminal=False"), ("nohup ", "")], ids=["background", "nohup"])
-def test_where_the_end_of_a_terminal_does_nothing(before: str, terminal: str) -> None:
-    code = (
-        "import asyncio, os, signal\n"
-        "from arcbridge.cli.loop import run_until_signal\n"
-        "async def work():\n"
-        "    os.kill(os.getpid(), signal.SIGHUP); await asyncio.sleep(0.01); print('goes on')\n"
-        f"run_until_signal(work(), {terminal})\n"
-    )
-    command = [*before.split(), sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
-    assert (done.returncode, done.stdout) == (0, "goes on\n")
+@pytest.mark.parametrize(
+    ("before", "terminal"), [((), "terminal=False"), (("nohup",), "")], ids=["background", "nohup"]
+)
+def test_where_the_end_of_a_terminal_does_nothing(before: tuple[str, ...], terminal: str) -> None:
+    program = f"""
+async def work():
+    os.kill(os.getpid(), signal.SIGHUP); await asyncio.sleep(0.01); print('goes on')
+run_until_signal(work(), {terminal})
+"""
+    code, said = python(program, *before)
+    assert (code, said.splitlines()[-1]) == (0, "goes on")
 
 
 def test_which_loop(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,17 +179,12 @@ def test_a_role_may_open_as_many_descriptors_as_the_hard_limit_says() -> None:
     pytest.importorskip("resource")
     program = """
 import resource
-resource.setrlimit(resource.RLIMIT_NOFILE, (100, 300))
-from arcbridge.cli.loop import run_until_drained, run_until_signal
-
-async def look(*events: object) -> None:
-    print(*resource.getrlimit(resource.RLIMIT_NOFILE))
-
-run_until_signal(look())
-resource.setrlimit(resource.RLIMIT_NOFILE, (100, 300))
-run_until_drained(look)
+async def look(*events):
+    print(*resource.getrlimit(resource.RLIMIT_NOFILE), flush=True)
+for run in (lambda: run_until_signal(look()), lambda: run_until_drained(look)):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, 300))
+    run()
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
-    lines = done.stdout.splitlines()
-    assert [line for line in lines if line[:1].isdigit() and len(line) < 10] == ["300 300", "300 300"]
-    assert sum("may open more file descriptors" in line for line in lines) == 2
+    _, said = python(program)
+    assert [line for line in said.splitlines() if line[:1].isdigit() and len(line) < 10] == ["300 300", "300 300"]
+    assert said.count("may open more file descriptors") == 2

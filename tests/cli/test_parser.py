@@ -196,10 +196,3 @@ def test_a_command_that_is_missing_or_not_behind_the_dashes(line: str, capsys: p
     with pytest.raises(UsageError):
         parse(line.split(), "client")
     assert "the command goes behind --" in capsys.readouterr().err
-
-
-def test_run_of_a_client_has_help(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        parse(["run", "--help"], "client")
-    assert ended.value.code == 0
-    assert "run [FLAGS] -- COMMAND …" in capsys.readouterr().out

@@ -93,6 +93,7 @@ def test_a_line_that_names_no_role(line: str, said: str, capsys: pytest.CaptureF
         ("login --help", "usage: arcbridge --role client login [RELAY_URL …] [FLAGS]"),
         ("help token create", "usage: arcbridge --role relay token create [FLAGS]"),
         ("--role agent help", "usage: arcbridge --role agent [FLAGS] [SUB-COMMAND]"),
+        ("run --help", "usage: arcbridge --role client run [FLAGS] -- COMMAND …"),
         ("--role client help forward", "usage: arcbridge --role client forward TARGET [FLAGS]"),
     ],
 )

@@ -153,22 +153,11 @@ def test_nodes_of_their_own(helm: Helm, tmp_path: Path) -> None:
     assert [one["key"] for one in pod["tolerations"]] == ["arcbridge.io/agent"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_v22_the_nodes_are_named_or_every_node_is_accepted(helm: Helm, kind: str, tmp_path: Path) -> None:
-    def install(node_selector: dict[str, str], *settings: str) -> subprocess.CompletedProcess[str]:
-        return install_on(helm, node_selector, tmp_path, "--set", f"workload.kind={kind}", *settings)
-
-    refused = install({})
-    assert refused.returncode != 0
-    assert "Root of every node would have what the pod has" in refused.stderr
-    assert "workload.everyNode=true" in refused.stderr
-    assert "attract" not in install({"arcbridge.node-restriction.kubernetes.io/agent": "true"}).stdout
-    assert "root of every node has what an agent's pod has" in install({}, "--set", "workload.everyNode=true").stdout
-    assert "the label pool to its own node" in install({"pool": "agents"}).stdout
-
+Nodes = dict[str, str] | list[list[tuple[str, str]]]
 
 RESTRICTED = "arcbridge.node-restriction.kubernetes.io/agent"
-EVERY_NODE = [
+EVERY_NODE: list[Nodes] = [
+    {},
     {"beta.kubernetes.io/os": "linux"},
     {"kubernetes.io/arch": "amd64", "topology.kubernetes.io/region": "north"},
     {"failure-domain.beta.kubernetes.io/zone": "a"},
@@ -189,7 +178,6 @@ NAMED = [
     ([[(RESTRICTED, "In"), ("pool", "In")]], None),
     ([[("metadata.name", "In")]], None),
 ]
-Nodes = dict[str, str] | list[list[tuple[str, str]]]
 
 
 def install_on(helm: Helm, nodes: Nodes, path: Path, *settings: str) -> subprocess.CompletedProcess[str]:
@@ -215,7 +203,9 @@ def test_t64_what_every_node_has_names_no_nodes(helm: Helm, nodes: Nodes, tmp_pa
     refused = install_on(helm, nodes, tmp_path)
     assert refused.returncode != 0
     assert "nodeSelector: names no nodes" in refused.stderr
-    assert install_on(helm, nodes, tmp_path, "--set", "workload.everyNode=true").returncode == 0
+    assert "Root of every node would have what the pod has" in refused.stderr
+    accepted = install_on(helm, nodes, tmp_path, "--set", "workload.everyNode=true")
+    assert "root of every node has what an agent's pod has" in accepted.stdout
 
 
 @pytest.mark.parametrize(("nodes", "warning"), NAMED, ids=str)
@@ -432,13 +422,6 @@ def test_versions_agree() -> None:
     assert chart["appVersion"] == __version__
 
 
-def can(cluster: Cluster, *question: str) -> bool:
-    done = cluster.kubectl("auth", "can-i", *question, f"--as={ACCOUNT}", check=False)
-    answer = done.stdout.strip().splitlines()[0] if done.stdout.strip() else done.stderr
-    assert answer in ("yes", "no", "no - no RBAC policy matched"), done.stderr
-    return answer == "yes"
-
-
 def left_over(cluster: Cluster) -> set[str]:
     kinds = "serviceaccounts,secrets,configmaps,daemonsets,networkpolicies,roles,rolebindings,clusterroles"
     kinds += ",clusterrolebindings"
@@ -447,16 +430,13 @@ def left_over(cluster: Cluster) -> set[str]:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_install_rights_upgrade_uninstall(installer: Helm, cluster: Cluster, mode: str) -> None:
+def test_install_upgrade_uninstall(installer: Helm, cluster: Cluster, mode: str) -> None:
     mode_set = ("--set", f"impersonation.mode={mode}")
     with installer.installed(*mode_set) as notes:
         assert "https://relay.example.org:443" in notes
         assert "kubectl -n remote create secret generic arcbridge-join-token" in notes
         assert ("would void the constraint" in notes) == (mode == "constrained")
         assert len(left_over(cluster)) == 9
-        cluster.settle_rbac()
-        check_own_rights(cluster)
-        check_impersonation(cluster, mode)
 
         # What the agent wrote into its Secret survives an upgrade, and the settings change.
         write_secret(cluster, NAMESPACE)
@@ -467,60 +447,9 @@ def test_install_rights_upgrade_uninstall(installer: Helm, cluster: Cluster, mod
     assert left_over(cluster) == set()
 
 
-def check_own_rights(cluster: Cluster) -> None:
-    """The agent may use its own Secret and access reviews, and nothing else."""
-    own = ("secrets/arcbridge-agent", "-n", NAMESPACE)
-    verbs = ("get", "update", "watch", "list", "patch", "delete", "create")
-    assert [verb for verb in verbs if can(cluster, verb, *own)] == ["get", "update", "watch"]
-    for verb in ("get", "list", "create", "update", "delete"):
-        for resource in ("pods", "configmaps", "clusterroles.rbac.authorization.k8s.io"):
-            assert not can(cluster, verb, resource, "-n", NAMESPACE), f"{verb} {resource}"
-    assert not can(cluster, "get", "secrets", "-n", NAMESPACE)
-    assert not can(cluster, "get", "secrets/another", "-n", NAMESPACE)
-    assert not can(cluster, "get", "secrets/arcbridge-agent", "-n", "default")
-    assert not can(cluster, "create", "pods/exec", "-n", NAMESPACE)
-    assert not can(cluster, "*", "*")
-    assert not can(cluster, "escalate", "clusterroles.rbac.authorization.k8s.io")
-    assert not can(cluster, "create", "tokenreviews.authentication.k8s.io")
-    assert can(cluster, "create", "subjectaccessreviews.authorization.k8s.io")
-
-
-def check_impersonation(cluster: Cluster, mode: str) -> None:
-    """One kind or the other, never both, of the named alone. kubectl cannot ask for resources that discovery does not
-    list: reviews do."""
-
-    def allowed(verb: str, group: str, resource: str, name: str = "x", subresource: str = "") -> bool:
-        asked = {"verb": verb, "group": group, "resource": resource, "subresource": subresource, "name": name}
-        groups = ["system:serviceaccounts", f"system:serviceaccounts:{NAMESPACE}", "system:authenticated"]
-        review = {"spec": {"user": ACCOUNT, "groups": groups, "resourceAttributes": asked}}
-        answer = cluster.request("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", review)
-        return bool(answer["status"]["allowed"])
-
-    own = "authentication.k8s.io"
-    legacy, constrained = mode == "legacy", mode == "constrained"
-    named = (("users", USERS[0]), ("users", USERS[1]), ("groups", GROUPS[0]))
-    for resource, name in named:
-        assert allowed("impersonate", "", resource, name) == legacy, name
-        assert allowed("impersonate:user-info", own, resource, name) == constrained, name
-    for resource, name in (("uids", "x"), ("userextras", "x")):
-        part = "arcbridge.io/original-user" if resource == "userextras" else ""
-        assert allowed("impersonate", own, resource, name, part) == legacy, resource
-        assert allowed("impersonate:user-info", own, resource, name, part) == constrained, resource
-    others = [("users", name) for name in ("oidc:other", "*", "", "system:admin", "system:kube-controller-manager")]
-    others += [("groups", name) for name in ("oidc:other", "*", "", "system:masters", "system:nodes")]
-    for resource, name in (*others, ("serviceaccounts", "x"), ("nodes", "x")):
-        for verb, group in (("impersonate", ""), ("impersonate:user-info", own), ("impersonate:serviceaccount", own),
-                            ("impersonate:arbitrary-node", own), ("impersonate:associated-node", own)):  # fmt: skip
-            assert not allowed(verb, group, resource, name), f"{verb} {resource} {name}"
-    assert not allowed("impersonate", own, "userextras", "x", "another")
-    assert not allowed("impersonate:user-info", own, "userextras", "x", "another")
-    assert allowed("impersonate-on:user-info:delete", "apps", "deployments") == constrained
-    assert not allowed("delete", "apps", "deployments")
-
-
 @pytest.mark.parametrize("mode", MODES)
 def test_the_account_impersonates_and_has_no_rights_of_its_own(installer: Helm, cluster: Cluster, mode: str) -> None:
-    """Requests with the ServiceAccount's own token show the same as the reviews, with and without impersonation."""
+    """Asked with the ServiceAccount's own token, with and without impersonation."""
     with installer.installed("--set", f"impersonation.mode={mode}"):
         agent = as_agent(cluster)
         cluster.grant("view", user="oidc:anna@example.org")
@@ -537,8 +466,14 @@ def test_the_account_impersonates_and_has_no_rights_of_its_own(installer: Helm, 
         refused = cluster.kubectl("delete", "pod", "x", "-n", "default", *agent, *anna, check=False)
         assert 'User "oidc:anna@example.org" cannot delete resource "pods"' in refused.stderr
 
-        for command in (("get", "pods"), ("get", "secrets"), ("delete", "pod", "x"), ("get", "nodes")):
-            alone = cluster.kubectl(*command, "-n", "default", *agent, check=False)
+        own = ("secret", "arcbridge-agent", "-n", NAMESPACE)
+        assert cluster.kubectl("get", *own, *agent).returncode == 0
+        others: list[tuple[str, ...]] = [
+            (what, "-n", place) for what in ("pods", "secrets") for place in ("default", NAMESPACE)
+        ]
+        others += [("secret", "another", "-n", NAMESPACE), ("nodes",), ("clusterroles",)]
+        for command in (*(("get", *other) for other in others), ("delete", *own), ("delete", "pod", "x")):
+            alone = cluster.kubectl(*command, *agent, check=False)
             assert f'User "{ACCOUNT}" cannot' in alone.stderr, command
 
 

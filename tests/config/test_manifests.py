@@ -119,14 +119,6 @@ def test_the_settings_roll_the_pods() -> None:
     assert name in [volume.get("configMap", {}).get("name") for volume in volumes]
 
 
-def test_one_kind_of_impersonation_or_the_other() -> None:
-    legacy = {verb for rule in rendered("legacy").rules() for verb in rule["verbs"]}
-    constrained = {verb for rule in rendered("constrained").rules() for verb in rule["verbs"]}
-    assert "impersonate" in legacy
-    assert "impersonate" not in constrained
-    assert not any(":" in verb for verb in legacy)
-
-
 def test_yaml_is_tidy() -> None:
     command = [_BIN / "yamllint", "-c", "config/yamllint.yaml", "--strict", "config"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)

@@ -5,7 +5,7 @@ import json
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from arcbridge.observe.aggregated_metrics import AggregatedMetrics, Snapshot, merge, snapshot
+from arcbridge.observe.aggregated_metrics import AggregatedMetrics, Snapshot, snapshot
 from arcbridge.observe.metrics import Buckets, Metrics
 
 
@@ -34,10 +34,7 @@ def samples(metrics: AggregatedMetrics) -> dict[str, float]:
 
 def gathered(*sources: Snapshot) -> AggregatedMetrics:
     made = AggregatedMetrics(
-        "relay",
-        lambda: sources,
-        rules={"arcbridge_relay_expires": min},
-        own=frozenset({"arcbridge_relay_ready"}),
+        "relay", lambda: sources, rules={"arcbridge_relay_expires": min}, own=frozenset({"arcbridge_relay_ready"})
     )
     made.gauge("ready", "Ready.", None, lambda: 0)
     return made
@@ -69,15 +66,3 @@ def test_counters_never_go_back_when_a_process_dies() -> None:
     assert shown["arcbridge_relay_held"] == 5, "what it held is gone with it"
     metrics.keep(sources.pop())
     assert samples(metrics)["arcbridge_relay_joins_total/ok"] == 5
-
-
-def test_a_metric_that_cannot_be_read_is_left_out_and_counted() -> None:
-    metrics = Metrics("relay")
-    metrics.gauge("broken", "Broken.", None, lambda: {}["nothing"])
-    names = [entry["name"] for entry in snapshot(metrics)]
-    assert "arcbridge_relay_broken" not in names
-    assert metrics.read_failures == 1
-
-
-def test_merging_nothing() -> None:
-    assert merge([], {}) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging as standard
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,19 +34,6 @@ def stream() -> Iterator[io.StringIO]:
 
 def lines(stream: io.StringIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in stream.getvalue().splitlines()]
-
-
-def test_prefix_comes_first_and_in_order(stream: io.StringIO) -> None:
-    log = structlog.get_logger("arcbridge.relay").bind(cluster="prod", stream=3, session="ab12", connection=7)
-    log.info("join.paired", seconds=0.0041234567)
-    (line,) = lines(stream)
-    assert list(line) == ["timestamp", "level", "event", "logger", "role", "connection", "session", "stream",
-                          "cluster", "seconds"]  # fmt: skip
-    assert line["logger"] == "arcbridge.relay"
-    assert line["role"] == "relay"
-    assert line["seconds"] == 0.004123
-    assert line["timestamp"].endswith("Z")
-    assert line["timestamp"][10] == "T"
 
 
 @pytest.mark.parametrize("hostile", ["a\r\nb", "\x1b[31mred", "\x9b2J", "<script>alert(1)</script>", "n" * 1_000_000])
@@ -130,6 +118,7 @@ def test_standard_loggers_and_warnings_are_routed(stream: io.StringIO, recwarn: 
     standard.getLogger("aiohttp.access").warning("GET /")
     first, second = lines(stream)
     assert first["event"] == "asyncio.log"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", first["timestamp"])
     assert first["origin"] == "asyncio"
     assert "\\ntask: 'x'" in first["message"]
     assert second["message"] == "wanted"

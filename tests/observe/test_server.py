@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
@@ -18,7 +19,7 @@ from arcbridge.errors import ConfigError
 from arcbridge.observe import logging as logs
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
-from arcbridge.observe.server import CONNECTIONS, ObserveServer
+from arcbridge.observe.server import CONNECTIONS, LoopLag, ObserveServer
 
 
 @pytest.fixture
@@ -142,12 +143,6 @@ async def test_stop_closes_the_listener_and_its_connections() -> None:
         await asyncio.open_connection(host, int(port))
 
 
-async def test_no_listener_is_a_setting() -> None:
-    server = ObserveServer("", Metrics("client"), Checks())
-    assert await server.start() == ""
-    await server.stop()
-
-
 async def test_ipv6_address_is_written_with_brackets() -> None:
     server = ObserveServer("[::1]:0", Metrics("relay"), Checks())
     try:
@@ -198,3 +193,18 @@ async def test_sigusr1_switches_the_log_level_and_back() -> None:
         structlog.reset_defaults()
     assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
     assert stream.getvalue().count("log.level_changed") == 2
+
+
+async def test_a_blocked_loop_shows() -> None:
+    lag = LoopLag(0.01)
+    lag.start()
+    lag.start()
+    time.sleep(0.12)  # noqa: ASYNC251 - blocking the loop is what is measured
+    while not lag.delays.count:
+        await asyncio.sleep(0)
+    lag.stop()
+    assert lag.delays.total >= 0.1
+    seen = lag.delays.count
+    await asyncio.sleep(0.05)
+    assert lag.delays.count == seen
+    lag.stop()

@@ -28,6 +28,7 @@ from arcbridge.net import client_hello
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import DIRECT, connect
 from arcbridge.net.join import client_join
+from arcbridge.net.sockets import receive
 from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN
 from arcbridge.net.tlspipe import TlsPipe
 from arcbridge.relay.access import Access, CallerChecks
@@ -240,6 +241,32 @@ def places(*limits: int, clock: Callable[[], float] = time.monotonic, **named: i
     return Admission(places_limits(*limits, **named), clock=clock)
 
 
+async def exactly(sock: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        chunk = await receive(sock, size - len(data))
+        assert chunk, "ended early"
+        data += chunk
+    return data
+
+
+async def is_cut(*ends: socket.socket) -> None:
+    """Require that each of these connections ends with a reset."""
+    for end in ends:
+        with pytest.raises(ConnectionResetError):
+            await asyncio.wait_for(receive(end, 10), 5)
+        end.close()
+
+
+async def echoes(sock: socket.socket, context: ssl.SSLContext | None = None) -> TlsPipe:
+    """Reach what is behind the HTTP handler of a station on this connection."""
+    pipe = TlsPipe(sock, context or client_context(ALPN_HTTP), server_hostname=RELAY)
+    await pipe.handshake()
+    await pipe.write(b"hello")
+    assert await pipe.read() == b"HELLO"
+    return pipe
+
+
 async def asking(sock: socket.socket, request: JoinRequest | None = None, cluster: str = "") -> TlsPipe:
     """Say JOIN on a connection to a relay, as alice or with another request and an agent's certificate; return what
     answers."""
@@ -252,7 +279,7 @@ async def asking(sock: socket.socket, request: JoinRequest | None = None, cluste
 
 async def refused(call: Awaitable[object], words: str = "") -> JoinRefused:
     """Return the refusal with which `call` ends; `words`: an expression that is in its message."""
-    with pytest.raises(JoinRefused, match=words) as caught:
+    with pytest.raises(JoinRefused, match=words or None) as caught:
         await call
     return caught.value
 

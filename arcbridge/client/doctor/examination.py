@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from contextlib import closing
 from dataclasses import replace
 
 from arcbridge import legacy_refusals
@@ -29,7 +28,7 @@ from arcbridge.client.doctor.kubeconfig_hop import look_at_kubeconfig
 from arcbridge.client.doctor.relay_hops import RelayHops
 from arcbridge.client.doctor.throughput import measure
 from arcbridge.client.service import ClientContext
-from arcbridge.client.session.stream_http import StreamHttp
+from arcbridge.client.session.stream_http import api_client
 from arcbridge.errors import ArcbridgeError
 from arcbridge.identity.proof import BindingKind, binding
 from arcbridge.mux.session import MuxSession
@@ -152,15 +151,16 @@ async def _who_am_i(session: MuxSession, token_mode: bool) -> ApiFacts:
     began = time.monotonic()
     facts = ApiFacts(token_mode=token_mode)
     try:
-        with closing(StreamHttp(session)) as connection:
-            answer = await connection.request("POST", REVIEW_PATH, REVIEW)
+        headers = {"Content-Type": "application/json"}
+        async with api_client(session) as http, http.post(REVIEW_PATH, data=REVIEW, headers=headers) as answer:
+            body = await answer.read()
     except ArcbridgeError as error:
         facts.error = error
         return facts
     facts.status, facts.seconds = answer.status, time.monotonic() - began
-    facts.request_id = answer.headers.get("audit-id", "")
+    facts.request_id = answer.headers.get("Audit-ID", "")
     try:
-        document = read_json(answer.body)
+        document = read_json(body)
         if answer.status >= 300:
             facts.message = str(document.get("message", ""))
             causes = document.get("details", {}).get("causes") or [{}]

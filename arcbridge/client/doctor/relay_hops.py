@@ -203,7 +203,7 @@ class RelayHops:
             return pipe
 
 
-class ShownCertificate(NamedTuple):
+class CertificateText(NamedTuple):
     """What a certificate says."""
 
     names: tuple[str, ...] = ()
@@ -212,7 +212,7 @@ class ShownCertificate(NamedTuple):
     """Unix seconds; 0: the certificate could not be read."""
 
 
-def read_certificate(der: bytes) -> ShownCertificate:
+def read_certificate(der: bytes) -> CertificateText:
     """Read names and life of a certificate that may be anything."""
     from cryptography import x509
 
@@ -223,16 +223,16 @@ def read_certificate(der: bytes) -> ShownCertificate:
         names = [str(name) for name in extension.get_values_for_type(x509.DNSName)]
         names += [str(name) for name in extension.get_values_for_type(x509.IPAddress)]
     except x509.ExtensionNotFound:
-        return ShownCertificate((), *life)
+        return CertificateText((), *life)
     except ValueError:
-        return ShownCertificate()
-    return ShownCertificate(tuple(names), *life)
+        return CertificateText()
+    return CertificateText(tuple(names), *life)
 
 
 def judge_certificate(
     hop: str,
     host: str,
-    shown: ShownCertificate,
+    shown: CertificateText,
     error: ArcbridgeError | ssl.SSLCertVerificationError | None,
     ca: str,
     now: float,

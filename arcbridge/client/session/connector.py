@@ -2,13 +2,19 @@
 
 It keeps no session up and schedules no attempt. Invariant: the cluster's token is sent to an agent of a CA that is
 trusted, and to no other.
+
+The token that an agent has revoked will be refused again, until an operator takes the revocation back. So after REVOKED
+the client makes no attempt by itself; and for a caller that wants a stream only after a wait that doubles each time, or
+at once with another token: with one token there is at most one attempt in HOLD_LONGEST seconds, once the wait is long.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from arcbridge import __version__
 from arcbridge.client.credentials.tokens import ClusterToken
@@ -16,7 +22,6 @@ from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.session.connection import ClusterAccess, Joined, join, shake_hands
 from arcbridge.client.session.refusal import Shown, of_session, raise_user_error
 from arcbridge.client.session.resumable_session import ResumableSession, SessionCounters
-from arcbridge.client.session.revocation_hold import RevocationHold
 from arcbridge.client.session.trust import ClusterTrust
 from arcbridge.client.session.waiters import Waiters
 from arcbridge.errors import (
@@ -31,6 +36,43 @@ from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.session import Kind, Side
+
+HOLD_FIRST = 5.0
+"""Seconds until the first attempt with the same token: an operator who made a mistake takes it back at once."""
+HOLD_LONGEST = 60.0
+"""Seconds at which the wait stops to grow."""
+
+
+@dataclass(slots=True)
+class RevocationHold:
+    """The hold of one cluster's session; `now` is monotonic seconds."""
+
+    error: ArcbridgeError | None = None
+    """The error for callers; None while no revocation is known."""
+    _token: bytes = b""
+    _wait: float = 0.0
+    _until: float = 0.0
+
+    def begin(self, error: ArcbridgeError, token: str, now: float) -> None:
+        """Hold attempts back: the agent has revoked what `token` (empty: not known) opened, or would have opened."""
+        self._wait = min(2 * self._wait or HOLD_FIRST, HOLD_LONGEST)
+        self.error, self._token, self._until = error, _digest(token), now + self._wait
+
+    def end(self) -> None:
+        """Hold nothing back any more: a session was established."""
+        self.error, self._token, self._wait, self._until = None, b"", 0.0, 0.0
+
+    def refusal(self, token: str, now: float) -> ArcbridgeError | None:
+        """Return the error for a caller while no attempt may be made with `token`; empty: the token to come is not
+        known."""
+        if self.error is None or now >= self._until or (token and _digest(token) != self._token):
+            return None
+        return self.error
+
+
+def _digest(token: str) -> bytes:
+    """Return what is kept of a token, for comparison alone."""
+    return hashlib.sha256(token.encode()).digest() if token else b""
 
 
 class Connector:

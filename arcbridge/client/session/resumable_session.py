@@ -29,13 +29,7 @@ from arcbridge.client.session.connection import ClusterAccess, Joined, join, sha
 from arcbridge.client.session.detachment import Detachment
 from arcbridge.client.session.refusal import Shown, is_unanswered, raise_user_error
 from arcbridge.client.session.renewal import NOT_SCHEDULED, TokenRenewal
-from arcbridge.errors import (
-    ArcbridgeError,
-    ConnectionLost,
-    DishonestPath,
-    SessionEnded,
-    Unreachable,
-)
+from arcbridge.errors import ArcbridgeError, ConnectionLost, DishonestPath, SessionEnded, Unreachable
 from arcbridge.mux.session import MuxSession
 from arcbridge.net.backoff import Backoff
 from arcbridge.observe.metrics import Buckets

@@ -8,14 +8,12 @@ question first. Stale is nothing: what a worker had is gone with its channel, in
 Of two connections of one instance the newer stays, wherever the two are: a registration carries the time of the
 machine's monotonic clock, which all processes share.
 
-Messages, behind the sibling's HELLO: `link` and `unlink` (a registration and its end), `dial` and `answer` (one dial
-request), `forget` (the asking worker does not wait for that answer any more), `lost` (a user's right to a cluster is).
+Messages, behind the sibling's HELLO: `link` and `unlink` (a registration and its end), `dial` (a question: one
+dial request), `lost` (a user's right to a cluster is).
 """
 
 from __future__ import annotations
 
-import asyncio
-import itertools
 import time
 from collections.abc import Callable
 
@@ -65,27 +63,18 @@ class WorkersFleet(Fleet):
         self._clock = clock
         self._own: dict[AgentLink, float] = {}
         self._remote: dict[tuple[int, str, str], _Remote] = {}
-        self._numbers = itertools.count(1)
-        self._asked: dict[int, tuple[Sibling, asyncio.Future[Status]]] = {}
-        self._serving: dict[tuple[Sibling, int], asyncio.Task[None]] = {}
         self.dials_from_siblings = 0
         siblings.on_joined.append(self._joined)
         siblings.on_left.append(self._left)
-        siblings.handlers.update(
-            link=self._linked,
-            unlink=self._unlinked,
-            dial=self._dialled,
-            answer=self._answered,
-            forget=self._forgotten,
-            lost=self._heard_of_loss,
-        )
+        siblings.answerers["dial"] = self._dialled
+        siblings.handlers.update(link=self._linked, unlink=self._unlinked, lost=self._heard_of_loss)
 
     def add_metrics(self, metrics: Metrics) -> None:
         metrics.counter("worker_dials_total", "Dial requests that went to an agent through another worker.", None,
                         lambda: self.dials_from_siblings)  # fmt: skip
 
     async def close(self) -> None:
-        await cancel_and_wait(*self._serving.values())
+        await cancel_and_wait(*(task for sibling in self._siblings for task in sibling.serving.values()))
         self._own.clear()
         self._remote.clear()
         await super().close()
@@ -117,62 +106,29 @@ class WorkersFleet(Fleet):
 
     async def dial_there(self, remote: _Remote, dial: Dial) -> Status:
         """Have the worker that has this connection send the request; see `AgentLink.dial`."""
-        number = next(self._numbers)
-        answer: asyncio.Future[Status] = asyncio.get_running_loop().create_future()
-        self._asked[number] = (remote.sibling, answer)
-        head = {"n": number, "cluster": remote.cluster, "instance": remote.instance, "stamp": remote.stamp}
+        head = {"cluster": remote.cluster, "instance": remote.instance, "stamp": remote.stamp}
         try:
-            remote.sibling.send({"t": "dial", **head}, dial.encode())
-            return await answer
+            answer = await remote.sibling.ask({"t": "dial", **head}, dial.encode())
         except ChannelClosed as error:
             raise lost_agent(remote.cluster) from error
-        finally:
-            del self._asked[number]
-            if not answer.done() or answer.cancelled():
-                remote.sibling.tell({"t": "forget", "n": number})
+        if code := int(answer.head["code"]):
+            retry_after = int(answer.head["retry_after"]) or None
+            raise JoinRefused(code, str(answer.head["message"]), retry_after=retry_after)
+        return Status.decode(answer.body)
 
-    def _answered(self, sibling: Sibling, message: Received) -> None:
-        asked, answer = self._asked.get(int(message.head["n"]), (None, None))
-        if answer is None or asked is not sibling or answer.done():
-            return
-        if code := int(message.head["code"]):
-            answer.set_exception(
-                JoinRefused(code, str(message.head["message"]), retry_after=int(message.head["retry_after"]) or None)
-            )
-        else:
-            answer.set_result(Status.decode(message.body))
-
-    # -- dials from other workers ----------------------------------------------------------------------------------
-
-    def _dialled(self, sibling: Sibling, message: Received) -> None:
+    async def _dialled(self, sibling: Sibling, message: Received) -> tuple[Head, bytes]:
+        """Send the request of another worker to an agent that is connected here."""
         head = message.head
-        number = int(head["n"])
-        link = self.find(str(head["cluster"]), str(head["instance"]))
-        if link is not None and self._own.get(link) != head["stamp"]:
-            link = None
         self.dials_from_siblings += 1
-        task = asyncio.get_running_loop().create_task(
-            self._serve(sibling, number, link, str(head["cluster"]), Dial.decode(message.body))
-        )
-        self._serving[sibling, number] = task
-        task.add_done_callback(lambda _: self._serving.pop((sibling, number), None))
-
-    async def _serve(self, sibling: Sibling, number: int, link: AgentLink | None, cluster: str, dial: Dial) -> None:
-        code, text, retry_after, body = 0, "", 0, b""
+        link = self.find(str(head["cluster"]), str(head["instance"]))
         try:
-            if link is None or link.draining:
-                raise lost_agent(cluster)
-            body = (await link.dial(dial)).encode()
+            if link is None or link.draining or self._own.get(link) != head["stamp"]:
+                raise lost_agent(str(head["cluster"]))
+            return {"code": 0}, (await link.dial(Dial.decode(message.body))).encode()
         except JoinRefused as error:
-            code, text, retry_after = error.code, error.message, error.retry_after or 0
+            return {"code": error.code, "message": error.message, "retry_after": error.retry_after or 0}, b""
         except ArcbridgeError as error:
-            code, text = int(JoinCode.INTERNAL), error.message
-        sibling.tell({"t": "answer", "n": number, "code": code, "message": text, "retry_after": retry_after}, body)
-
-    def _forgotten(self, sibling: Sibling, message: Received) -> None:
-        task = self._serving.get((sibling, int(message.head["n"])))
-        if task is not None:
-            task.cancel()
+            return {"code": int(JoinCode.INTERNAL), "message": error.message, "retry_after": 0}, b""
 
     def _heard_of_loss(self, sibling: Sibling, message: Received) -> None:
         self.on_lost(Lost.decode(message.body))
@@ -204,12 +160,6 @@ class WorkersFleet(Fleet):
             self._remove(key, remote)
 
     def _left(self, sibling: Sibling) -> None:
-        for asked, answer in list(self._asked.values()):
-            if asked is sibling and not answer.done():
-                answer.set_exception(ChannelClosed())
-        for (asker, _), task in list(self._serving.items()):
-            if asker is sibling:
-                task.cancel()
         for key, remote in list(self._remote.items()):
             if remote.sibling is sibling:
                 self._remove(key, remote)

@@ -188,7 +188,7 @@ class Supervisor:
         self._asked = 0
         self._answers: dict[int, _WorkerAnswer] = {}
         """Those that workers have not sent whole, by the number of the question."""
-        self._gathering: asyncio.Task[None] | None = None
+        self._gathering: asyncio.Task[list[_WorkerAnswer]] | None = None
         self.restarts = 0
         self.info: Head = {}
         """What the first worker said when it served."""
@@ -442,11 +442,9 @@ class Supervisor:
     async def gather(self) -> None:
         """Have the workers tell their metrics, at most once at a time; takes at most `GATHER_DEADLINE`."""
         if self._gathering is None or self._gathering.done():
-            self._gathering = asyncio.get_running_loop().create_task(self._gather())
+            asking = self._ask_all({"t": "metrics"}, GATHER_DEADLINE)
+            self._gathering = asyncio.get_running_loop().create_task(asking)
         await asyncio.shield(self._gathering)
-
-    async def _gather(self) -> None:
-        await self._ask_all({"t": "metrics"}, GATHER_DEADLINE)
 
     async def ask(self, question: Question) -> list[Row]:
         """Put an operator's question to all workers that serve; the rows of all."""

@@ -3,14 +3,19 @@
 The supervisor makes the channels, anew when a worker was restarted, and anew when one broke between two that live
 (`on_lost` tells it). A worker that comes is heard of in order: first its HELLO, then what each part of this process
 and of that one has to say (`on_joined`), and all of it before the first message that depends on it.
+
+A message is an order, or a question (`Sibling.ask`): its number is in `answer`, and in `forget` where nobody waits for
+the answer any more. Invariant: what one process still asks of another ends with the channel between them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import secrets
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
 
 from arcbridge.relay.siblings.channel import Channel, ChannelClosed, Head, Received
 
@@ -25,13 +30,31 @@ class Sibling:
         self.worker_id = ""
         """Of that process, once it has said HELLO."""
         self.channel: Channel
+        self.asked: dict[int, asyncio.Future[Received]] = {}
+        """Questions to that process, by number."""
+        self.serving: dict[int, asyncio.Task[None]] = {}
+        """Questions of that process, by its number."""
+        self._numbers = itertools.count(1)
 
     def __repr__(self) -> str:
         return f"Sibling({self.index}, pair {self.pair})"
 
-    def send(self, head: Head, body: bytes = b"", sock: socket.socket | None = None) -> None:
-        """See `Channel.send`; raises `ChannelClosed`."""
-        self.channel.send(head, body, sock)
+    async def ask(self, head: Head, body: bytes = b"", sock: socket.socket | None = None) -> Received:
+        """Put a question and return the answer; see `Channel.send`. Raises `ChannelClosed`, also once it is lost."""
+        number = next(self._numbers)
+        answer: asyncio.Future[Received] = asyncio.get_running_loop().create_future()
+        self.asked[number] = answer
+        try:
+            self.channel.send({**head, "n": number}, body, sock)
+            return await answer
+        finally:
+            del self.asked[number]
+            if not answer.done() or answer.cancelled():
+                self.tell({"t": "forget", "n": number})
+
+    def answer(self, question: Received, head: Head, body: bytes = b"") -> None:
+        """Answer a question of that process, if it is still there."""
+        self.tell({**head, "t": "answer", "n": question.head["n"]}, body)
 
     def tell(self, head: Head, body: bytes = b"") -> None:
         """Send what need not arrive: a sibling that is gone has forgotten everything anyway."""
@@ -39,16 +62,19 @@ class Sibling:
 
 
 Handler = Callable[[Sibling, Received], None]
+Answerer = Callable[[Sibling, Received], Coroutine[Any, Any, tuple[Head, bytes]]]
 
 
 class Siblings:
-    """`connect` for each channel that the supervisor gives; `handlers`, `on_joined` and `on_left` before the first."""
+    """`connect` for each channel that the supervisor gives; `handlers` and all that follows before the first."""
 
     def __init__(self, on_lost: Callable[[int, int], None] = lambda index, pair: None) -> None:
         """`on_lost(index, pair)`: the channel to that worker broke, and there is no newer one."""
         self.worker_id = secrets.token_hex(8)
         """This process, for dial tokens; another one after a restart."""
         self.handlers: dict[str, Handler] = {}
+        self.answerers: dict[str, Answerer] = {}
+        """Of questions whose answer takes a while."""
         self.on_joined: list[Callable[[Sibling], None]] = []
         self.on_left: list[Callable[[Sibling], None]] = []
         self._on_lost = on_lost
@@ -109,19 +135,31 @@ class Siblings:
     # -- inside ----------------------------------------------------------------------------------------------------
 
     def _received(self, sibling: Sibling, message: Received) -> None:
-        kind = message.head.get("t")
+        kind = str(message.head.get("t"))
+        number = int(message.head.get("n", 0))
         if kind == "hello":
             sibling.worker_id = str(message.head.get("id", ""))
-            return
-        if kind == "synced":
+        elif kind == "synced":
             self._complete.add(sibling)
             self._synced.set()
-            return
-        handler = self.handlers.get(str(kind))
-        if handler is not None:
-            handler(sibling, message)
+        elif kind == "answer":
+            answer = sibling.asked.get(number)
+            if answer is not None and not answer.done():
+                answer.set_result(message)
+        elif kind == "forget":
+            if (task := sibling.serving.get(number)) is not None:
+                task.cancel()
+        elif kind in self.answerers:
+            task = asyncio.get_running_loop().create_task(self._answer(sibling, message, self.answerers[kind]))
+            sibling.serving[number] = task
+            task.add_done_callback(lambda _: sibling.serving.pop(number, None))
+        elif kind in self.handlers:
+            self.handlers[kind](sibling, message)
         elif message.sock is not None:
             message.sock.close()
+
+    async def _answer(self, sibling: Sibling, message: Received, answerer: Answerer) -> None:
+        sibling.answer(message, *await answerer(sibling, message))
 
     def _left(self, sibling: Sibling) -> None:
         self._complete.discard(sibling)
@@ -129,5 +167,10 @@ class Siblings:
             del self._connected[sibling.index]
             if not self._closing:
                 self._on_lost(sibling.index, sibling.pair)
+        for answer in sibling.asked.values():
+            if not answer.done():
+                answer.set_exception(ChannelClosed())
+        for task in sibling.serving.values():
+            task.cancel()
         for left in self.on_left:
             left(sibling)

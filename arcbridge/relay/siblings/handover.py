@@ -6,17 +6,18 @@ only from its JOIN message, inside the outer TLS, whose state cannot be given aw
 then gives the raw socket away:
 
     sender → owner     claim     the JOIN message, and the cluster of the verified certificate
-    owner → sender     reply     say this to the agent, and end its TLS     (or `void`, `refuse`: say no)
+    owner → sender     answer    say this to the agent, and end its TLS; or why the token is void
     sender → owner     socket    the descriptor, and the bytes that came behind the agent's close_notify
-    owner → sender     taken     it is here: close yours                    (or `dropped`: its client has left)
+    owner → sender     answer    it is here, close yours; or its client has left
 
-Either may say `failed` (sender) or `refuse` (owner) at any time before that.
+The sender may say `failed` at any time before that. An owner whose client leaves before the first answer refuses by it,
+and later by the second one.
 
 Rules:
 
 1. The owner judges: a token pairs once, whichever worker its agent came to.
 2. After close_notify the sender reads nothing more from the socket. It holds its copy until the owner has said
-   `taken`, and closes it then: there is no moment at which the socket could be lost.
+   it is there, and closes it then: there is no moment at which the socket could be lost.
 3. If either process dies, or a step does not happen in time, the other one closes what it has, both ways: the agent is
    cut, and the client is told, or cut too if its pump had begun.
 """
@@ -26,7 +27,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 import structlog
@@ -36,7 +37,7 @@ from arcbridge.net.join import JoinCode, ServerJoin
 from arcbridge.net.sockets import reset
 from arcbridge.observe.metrics import Metrics
 from arcbridge.relay.pending_dials import ClaimedJoin, PendingDials, process_of
-from arcbridge.relay.siblings.channel import ChannelClosed, Received
+from arcbridge.relay.siblings.channel import ChannelClosed, Head, Received
 from arcbridge.relay.siblings.group import Sibling, Siblings
 from arcbridge.wire.records import JoinReply, JoinRequest
 
@@ -61,12 +62,13 @@ Claim = Callable[[ClaimedJoin, JoinRequest, str], str]
 class HandedJoin:
     """At the owner: a join of an agent whose outer TLS the sender ends. Calls as on `ServerJoin`."""
 
-    def __init__(self, handovers: Handovers, sibling: Sibling, number: int) -> None:
-        self._handovers = handovers
-        self._sibling = sibling
-        self._number = number
+    def __init__(self, forget: Callable[[], None]) -> None:
+        loop = asyncio.get_running_loop()
+        self._forget = forget
         self._sock: socket.socket | None = None
-        self._arrived: asyncio.Future[tuple[socket.socket, bytes]] = asyncio.get_running_loop().create_future()
+        self.verdict: asyncio.Future[JoinReply] = loop.create_future()
+        """The reply for the agent, also a refusing one."""
+        self._arrived: asyncio.Future[tuple[socket.socket, bytes]] = loop.create_future()
 
     @property
     def sock(self) -> socket.socket:
@@ -75,10 +77,9 @@ class HandedJoin:
         return self._sock
 
     async def reply(self, reply: JoinReply) -> None:
-        try:
-            self._sibling.send({"t": "reply", "n": self._number}, reply.encode())
-        except ChannelClosed as error:
-            raise ConnectionLost(error.message) from error
+        """Have the sender say this; where it is gone, `finish` raises."""
+        if not self.verdict.done():
+            self.verdict.set_result(reply)
 
     async def finish(self) -> bytes:
         try:
@@ -86,17 +87,17 @@ class HandedJoin:
                 self._sock, left_over = await asyncio.shield(self._arrived)
         except TimeoutError as error:
             raise ConnectionLost("the agent's socket did not arrive from the other process of this relay") from error
-        self._handovers.forget(self._sibling, self._number)
+        self._forget()
         return left_over
 
     async def refuse(self, reply: JoinReply) -> None:
-        """Tell the sender to refuse the agent. Does not wait."""
-        self._handovers.forget(self._sibling, self._number)
+        """Have the sender refuse the agent. Does not wait."""
+        self._forget()
         if self._arrived.done() and not self._arrived.cancelled() and self._arrived.exception() is None:
             reset(self._arrived.result()[0])
             return
         self._arrived.cancel()
-        self._sibling.tell({"t": "refuse", "n": self._number}, reply.encode())
+        await self.reply(reply)
 
     # -- for `Handovers` -------------------------------------------------------------------------------------------
 
@@ -114,23 +115,6 @@ class HandedJoin:
             self._arrived.exception()
 
 
-class _Handing:
-    """At the sender: one hand-over under way."""
-
-    def __init__(self, sibling: Sibling) -> None:
-        loop = asyncio.get_running_loop()
-        self.sibling = sibling
-        self.verdict: asyncio.Future[JoinReply | str] = loop.create_future()
-        """The reply, also a refusing one; or why the token is void."""
-        self.taken: asyncio.Future[bool] = loop.create_future()
-
-    def fail(self, error: ArcbridgeError) -> None:
-        for one in (self.verdict, self.taken):
-            if not one.done():
-                one.set_exception(error)
-                one.exception()
-
-
 class Handovers:
     """Both sides. `claim` is set before the first sibling is connected."""
 
@@ -140,23 +124,16 @@ class Handovers:
         self.outcomes = dict.fromkeys(OUTCOMES, 0)
         self._siblings = siblings
         self._numbers = itertools.count(1)
-        self._handing: dict[int, _Handing] = {}
+        self._handing = 0
+        """How many hand-overs are under way at this sender."""
         self._handed: dict[tuple[Sibling, int], HandedJoin] = {}
         siblings.on_left.append(self._left)
-        siblings.handlers.update(
-            claim=self._claimed,
-            void=self._judged,
-            reply=self._judged,
-            refuse=self._judged,
-            socket=self._socket_arrived,
-            failed=self._failed,
-            taken=self._confirmed,
-            dropped=self._confirmed,
-        )
+        siblings.answerers["claim"] = self._claimed
+        siblings.handlers.update(socket=self._socket_arrived, failed=self._failed)
 
     def __len__(self) -> int:
         """Return how many hand-overs are under way, on both sides."""
-        return len(self._handing) + len(self._handed)
+        return self._handing + len(self._handed)
 
     # -- the sender --------------------------------------------------------------------------------------------
 
@@ -189,100 +166,76 @@ class Handovers:
         if sibling is None:
             return "the worker that waited is gone"
         number = next(self._numbers)
-        handing = self._handing[number] = _Handing(sibling)
+        self._handing += 1
         outcome, sent = "failed", False
         try:
             claim = JoinRequest(role="agent", token=request.token, instance=request.instance[:128])
-            sibling.send({"t": "claim", "n": number, "cluster": cluster}, claim.encode())
-            verdict = await _within(VERDICT_DEADLINE, handing.verdict)
-            if isinstance(verdict, str):
+            question = sibling.ask({"t": "claim", "id": number, "cluster": cluster}, claim.encode())
+            answer = await _within(VERDICT_DEADLINE, question)
+            if "void" in answer.head:
                 outcome = "void"
-                return verdict
+                return str(answer.head["void"])
+            verdict = JoinReply.decode(answer.body)
             if verdict.code:
                 raise JoinRefused(verdict.code, verdict.message, retry_after=verdict.retry_after or None)
             await join.reply(verdict)
             left_over = await join.finish()
             sent = True
-            sibling.send({"t": "socket", "n": number}, left_over, join.sock)
-            if not await _within(TAKEN_DEADLINE, handing.taken):
+            question = sibling.ask({"t": "socket", "id": number}, left_over, join.sock)
+            if not (await _within(TAKEN_DEADLINE, question)).head["taken"]:
                 raise ConnectionLost("the client left while the agent was handed over")
             outcome = "joined"
             join.sock.close()
             return ""
         finally:
-            del self._handing[number]
+            self._handing -= 1
             self.outcomes[outcome] += 1
             if outcome == "failed":
-                sibling.tell({"t": "failed", "n": number})
+                sibling.tell({"t": "failed", "id": number})
                 if sent:
                     # The owner may have a copy that it will never use: closing ours would leave the agent waiting.
                     _shut(join.sock)
 
-    def _judged(self, sibling: Sibling, message: Received) -> None:
-        handing = self._handing.get(int(message.head["n"]))
-        if handing is None or handing.sibling is not sibling:
-            return
-        kind = message.head["t"]
-        if kind == "refuse" and handing.verdict.done():
-            handing.fail(ConnectionLost("the client left while the agent was handed over"))
-        elif not handing.verdict.done():
-            handing.verdict.set_result(
-                str(message.head["reason"]) if kind == "void" else JoinReply.decode(message.body)
-            )
-
-    def _confirmed(self, sibling: Sibling, message: Received) -> None:
-        handing = self._handing.get(int(message.head["n"]))
-        if handing is not None and handing.sibling is sibling and not handing.taken.done():
-            handing.taken.set_result(message.head["t"] == "taken")
-
     # -- the owner --------------------------------------------------------------------------------------------------
 
-    def _claimed(self, sibling: Sibling, message: Received) -> None:
-        head = message.head
-        number = int(head["n"])
-        join = HandedJoin(self, sibling, number)
-        self._handed[sibling, number] = join
-        reason = self.claim(join, JoinRequest.decode(message.body), str(head["cluster"]))
-        if reason:
-            self.forget(sibling, number)
-            sibling.tell({"t": "void", "n": number, "reason": reason})
+    async def _claimed(self, sibling: Sibling, message: Received) -> tuple[Head, bytes]:
+        key = sibling, int(message.head["id"])
+        join = self._handed[key] = HandedJoin(lambda: self._forget(key))
+        if reason := self.claim(join, JoinRequest.decode(message.body), str(message.head["cluster"])):
+            self._forget(key)
+            return {"void": reason}, b""
+        return {}, (await join.verdict).encode()
 
     def _socket_arrived(self, sibling: Sibling, message: Received) -> None:
-        number = int(message.head["n"])
-        join = self._handed.get((sibling, number))
+        join = self._handed.get((sibling, int(message.head["id"])))
+        taken = False
         if message.sock is None:
             # Lost on its way, for want of descriptors here: the sender still has it, and cuts it.
             log.warning("agent's socket not taken over", reason="out of file descriptors", advice="raise LimitNOFILE")
             if join is not None:
                 join.failed(ConnectionLost("this relay is out of file descriptors"))
-            sibling.tell({"t": "dropped", "n": number})
-        elif join is not None and join.arrived(message.sock, message.body):
-            sibling.tell({"t": "taken", "n": number})
-        else:
+        elif not (taken := join is not None and join.arrived(message.sock, message.body)):
             message.sock.close()
-            sibling.tell({"t": "dropped", "n": number})
+        sibling.answer(message, {"taken": taken})
 
     def _failed(self, sibling: Sibling, message: Received) -> None:
-        join = self._handed.get((sibling, int(message.head["n"])))
+        join = self._handed.get((sibling, int(message.head["id"])))
         if join is not None:
             join.failed(ConnectionLost("the agent left, or was too slow, while it was handed over"))
 
-    def forget(self, sibling: Sibling, number: int) -> None:
-        self._handed.pop((sibling, number), None)
+    def _forget(self, key: tuple[Sibling, int]) -> None:
+        self._handed.pop(key, None)
 
     def _left(self, sibling: Sibling) -> None:
-        for handing in self._handing.values():
-            if handing.sibling is sibling:
-                handing.fail(ChannelClosed())
         for (one, _), join in list(self._handed.items()):
             if one is sibling:
                 join.failed(ConnectionLost("the process of this relay that the agent came to is gone"))
 
 
-async def _within(seconds: float, future: asyncio.Future[T]) -> T:
+async def _within(seconds: float, question: Awaitable[T]) -> T:
     try:
         async with asyncio.timeout(seconds):
-            return await future
+            return await question
     except TimeoutError as error:
         raise ConnectionLost("the process of this relay that waits for this join does not answer") from error
 

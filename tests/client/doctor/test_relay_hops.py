@@ -14,7 +14,7 @@ import pytest
 import trustme
 
 from arcbridge.checks.diagnosis import Finding, FindingState
-from arcbridge.client.doctor.relay_hops import RelayHops, ShownCertificate, judge_certificate, judge_clock
+from arcbridge.client.doctor.relay_hops import CertificateText, RelayHops, judge_certificate, judge_clock
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.errors import ArcbridgeError, ConfigError, PinMismatch, Unreachable
 from arcbridge.net.tls import ALPN_HTTP, ALPN_JOIN
@@ -175,23 +175,23 @@ def untrusted(code: int) -> ssl.SSLCertVerificationError:
 @pytest.mark.parametrize(
     ("shown", "error", "expected"),
     [
-        (ShownCertificate(("r",), 0.0, NOW + 1e7), None, ("ok", "")),
-        (ShownCertificate(), None, ("ok", "")),
-        (ShownCertificate(("r",), 0.0, NOW + 86400), None, ("warning", "relay_certificate_ends")),
-        (ShownCertificate(("r",), 0.0, NOW - 1), untrusted(10), ("failed", "relay_certificate_expired")),
+        (CertificateText(("r",), 0.0, NOW + 1e7), None, ("ok", "")),
+        (CertificateText(), None, ("ok", "")),
+        (CertificateText(("r",), 0.0, NOW + 86400), None, ("warning", "relay_certificate_ends")),
+        (CertificateText(("r",), 0.0, NOW - 1), untrusted(10), ("failed", "relay_certificate_expired")),
         # The CA's own end: the relay's certificate goes on.
-        (ShownCertificate(("r",), 0.0, NOW + 1e7), untrusted(10), ("failed", "relay_certificate_expired")),
-        (ShownCertificate(("r",), NOW + 9, NOW + 1e7), untrusted(9), ("failed", "relay_certificate_not_yet")),
-        (ShownCertificate(("a\x1b[2Jb",), 0.0, NOW + 1e7), untrusted(62), ("failed", "relay_certificate_name")),
-        (ShownCertificate((), 0.0, NOW + 1e7), untrusted(64), ("failed", "relay_certificate_name")),
-        (ShownCertificate(("r",), 0.0, NOW + 1e7), untrusted(20), ("failed", "relay_ca")),
-        (ShownCertificate(), PinMismatch("two pins"), ("failed", "relay_pin")),
-        (ShownCertificate(), ConfigError("no PEM"), ("failed", "relay_ca_file")),
-        (ShownCertificate(), Unreachable("no CA to give"), ("failed", "relay_other")),
+        (CertificateText(("r",), 0.0, NOW + 1e7), untrusted(10), ("failed", "relay_certificate_expired")),
+        (CertificateText(("r",), NOW + 9, NOW + 1e7), untrusted(9), ("failed", "relay_certificate_not_yet")),
+        (CertificateText(("a\x1b[2Jb",), 0.0, NOW + 1e7), untrusted(62), ("failed", "relay_certificate_name")),
+        (CertificateText((), 0.0, NOW + 1e7), untrusted(64), ("failed", "relay_certificate_name")),
+        (CertificateText(("r",), 0.0, NOW + 1e7), untrusted(20), ("failed", "relay_ca")),
+        (CertificateText(), PinMismatch("two pins"), ("failed", "relay_pin")),
+        (CertificateText(), ConfigError("no PEM"), ("failed", "relay_ca_file")),
+        (CertificateText(), Unreachable("no CA to give"), ("failed", "relay_other")),
     ],
 )
 def test_what_is_made_of_a_certificate(
-    shown: ShownCertificate, error: ArcbridgeError | ssl.SSLCertVerificationError | None, expected: tuple[str, str]
+    shown: CertificateText, error: ArcbridgeError | ssl.SSLCertVerificationError | None, expected: tuple[str, str]
 ) -> None:
     found = judge_certificate("certificate", "r", shown, error, "the pinned CA", NOW)
     assert verdict(found) == expected

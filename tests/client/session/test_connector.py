@@ -1,4 +1,4 @@
-"""An attempt sends the cluster's token to an agent whose CA is trusted, and to no other."""
+"""An attempt sends the cluster's token to an agent whose CA is trusted alone, and none comes in a loop."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 
 from arcbridge.client.session import connector
 from arcbridge.client.session.connection import Joined
+from arcbridge.client.session.connector import HOLD_FIRST, HOLD_LONGEST, RevocationHold
 from arcbridge.client.session.trust import ClusterTrust
-from arcbridge.errors import ArcbridgeError, ConnectionLost, PinMismatch
+from arcbridge.errors import ArcbridgeError, ConnectionLost, PermissionRefused, PinMismatch
 from arcbridge.pki.pins import PinStore
 from tests.client.far_side import CLUSTER, CLUSTER_CA, OTHER_CA, FarSide
 from tests.client.session.test_session_manager import make, running
@@ -91,3 +92,51 @@ class TestTrust:
         async with running(make(far, tmp_path, trust=ClusterTrust(remembered=store, first_use=True))) as session:
             await session.ready()
         assert store.get(CLUSTER) == CLUSTER_CA.pin
+
+
+ERROR = PermissionRefused("revoked")
+
+
+def test_v18_the_wait_doubles_up_to_a_minute() -> None:
+    hold = RevocationHold()
+    assert hold.refusal("t", 0.0) is None
+    now, waits = 100.0, []
+    for _ in range(7):
+        hold.begin(ERROR, "t", now)
+        began = now
+        assert hold.refusal("t", now) is ERROR
+        while hold.refusal("t", now) is not None:
+            now += 1.0
+        waits.append(now - began)
+    assert waits == [5.0, 10.0, 20.0, 40.0, 60.0, 60.0, 60.0]
+    assert (waits[0], waits[-1]) == (HOLD_FIRST, HOLD_LONGEST)
+    assert hold.error is ERROR, "until a session is established no attempt is made without a caller"
+
+
+def test_v18_another_token_is_tried_at_once_and_an_unknown_one_waits() -> None:
+    hold = RevocationHold()
+    hold.begin(ERROR, "old", 0.0)
+    assert hold.refusal("old", 1.0) is ERROR
+    assert hold.refusal("new", 1.0) is None
+    assert hold.refusal("", 1.0) is ERROR, "a login would be asked for one"
+    hold.begin(ERROR, "new", 1.0)
+    assert hold.refusal("new", 10.0) is ERROR, "the wait has doubled"
+    hold.begin(ERROR, "", 100.0)
+    assert hold.refusal("", 101.0) is ERROR
+
+
+def test_a_session_ends_it() -> None:
+    hold = RevocationHold()
+    hold.begin(ERROR, "t", 0.0)
+    hold.begin(ERROR, "t", 6.0)
+    hold.end()
+    assert hold.error is None
+    assert hold.refusal("t", 7.0) is None
+    hold.begin(ERROR, "t", 10.0)
+    assert hold.refusal("t", 10.0 + HOLD_FIRST) is None
+
+
+def test_it_shows_no_token() -> None:
+    hold = RevocationHold()
+    hold.begin(ERROR, "canary-token", 0.0)
+    assert "canary" not in repr(hold)

@@ -21,7 +21,7 @@ from arcbridge.wire.limits import Limits
 from arcbridge.wire.records import JoinReply
 from tests.client.echo_stream import BACK, OVER, WAITS, Lines, Stream, events
 from tests.client.far_side import OTHER_CA, FarSide
-from tests.client.session.test_session_manager import echo, make, running
+from tests.client.session.test_session_manager import echo, make, running, streaming
 from tests.support.eventually import until
 
 pytestmark = pytest.mark.usefixtures("soon")
@@ -32,8 +32,7 @@ class TestResuming:
         async def cut() -> None:
             far.cut()
 
-        async with running(make(far, tmp_path)) as session:
-            stream = await Stream.open(session)
+        async with streaming(far, tmp_path) as (session, stream):
             mux = session.current
             for number in range(1, 4):
                 await stream.during(cut)
@@ -53,8 +52,7 @@ class TestResuming:
             await far.stop_listening()
             far.cut()
 
-        async with running(make(far, tmp_path, others=(second,))) as session:
-            stream = await Stream.open(session)
+        async with streaming(far, tmp_path, others=(second,)) as (session, stream):
             assert session.relay is session.connector.relays.all[0]
             await stream.during(kill)
             assert session.relay is session.connector.relays.all[1]
@@ -62,8 +60,7 @@ class TestResuming:
         assert [request.instance for request in second.requests] == ["pod-1"]
 
     async def test_the_token_is_read_again(self, far: FarSide, tmp_path: Path) -> None:
-        async with running(make(far, tmp_path)) as session:
-            stream = await Stream.open(session)
+        async with streaming(far, tmp_path) as (_session, stream):
             (tmp_path / "id").write_text("a-newer-token")
             (tmp_path / "access").write_text("a-newer-access-token")
             far.cut()
@@ -73,8 +70,7 @@ class TestResuming:
 
     async def test_a_resumption_renews(self, far: FarSide, tmp_path: Path) -> None:
         far.auth_answer = replace(far.auth_answer, expires_in=3600)
-        async with running(make(far, tmp_path)) as session:
-            stream = await Stream.open(session)
+        async with streaming(far, tmp_path) as (session, stream):
             far.auth_answer = replace(far.auth_answer, expires_in=7200)
             far.cut()
             await stream.check(b"more")
@@ -83,8 +79,7 @@ class TestResuming:
 
     async def test_refused_for_now(self, far: FarSide, tmp_path: Path, lines: Lines) -> None:
         far.resume_refusals = [(GoawayCode.UNAVAILABLE, "not yet"), (GoawayCode.LIMIT, "not yet")]
-        async with running(make(far, tmp_path)) as session:
-            stream = await Stream.open(session)
+        async with streaming(far, tmp_path) as (_session, stream):
             far.cut()
             await stream.check(b"more")
             assert far.resume_refusals == []
@@ -95,8 +90,7 @@ class TestResuming:
     ) -> None:
         """A relay with a registry of its own learns of the cluster from the agent's next connection."""
         monkeypatch.setattr(detachment, "FORBIDDEN_TIMEOUT", 60.0)
-        async with running(make(far, tmp_path)) as session:
-            stream = await Stream.open(session)
+        async with streaming(far, tmp_path) as (_session, stream):
             far.reply = JoinReply(code=JoinCode.FORBIDDEN)
             far.cut()
             await until(lambda: len(far.requests) >= 3)
@@ -106,8 +100,7 @@ class TestResuming:
     @pytest.mark.parametrize("why", ["lost", "moved"])
     async def test_lost_again_at_once(self, far: FarSide, tmp_path: Path, lines: Lines, why: str) -> None:
         far.deaths_behind_a_resumption = 10
-        async with running(make(far, tmp_path)) as session:
-            stream = await Stream.open(session)
+        async with streaming(far, tmp_path) as (session, stream):
             if why == "lost":
                 far.cut()
             else:
@@ -133,31 +126,17 @@ class TestResuming:
                 session.connection_lost(session.connection, ConnectionResetError())
 
         monkeypatch.setattr(Migration, "wait", wait)
-        async with running(make(far, tmp_path)) as session:
-            stream = await Stream.open(session)
+        async with streaming(far, tmp_path) as (session, stream):
             far.cut()
             await until(lambda: not times)
             await stream.check(b"more")
             await until(lambda: session.current is not None and not session.detached_count)
         assert events(lines, WAITS, BACK, OVER) == [WAITS, BACK]
 
-    async def test_no_relay_for_a_while(self, far: FarSide, tmp_path: Path, lines: Lines) -> None:
-        async with running(make(far, tmp_path)) as session:
-            stream = await Stream.open(session)
-            await far.stop_listening()
-            far.cut()
-            await until(lambda: session.counters.failures >= 3)
-            assert session.detached_count == 1
-            await far.start_listening()
-            await stream.check(b"more")
-            assert session.detached_count == 0
-        assert events(lines, WAITS, BACK, OVER, "no session") == [WAITS, BACK]
-
     async def test_an_agent_that_does_not_answer(
         self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        async with running(make(far, tmp_path)) as session:
-            stream = await Stream.open(session)
+        async with streaming(far, tmp_path) as (session, stream):
             monkeypatch.setattr("arcbridge.client.session.connection.HANDSHAKE_DEADLINE", 0.1)
             far.silent_resume = True
             far.cut()
@@ -167,8 +146,7 @@ class TestResuming:
             await stream.check(b"more")
 
     async def test_another_ca_gets_no_token(self, far: FarSide, tmp_path: Path) -> None:
-        async with running(make(far, tmp_path)) as session:
-            stream = await Stream.open(session)
+        async with streaming(far, tmp_path) as (session, stream):
             far.says_ca = far.shows_ca = OTHER_CA
             far.cut()
             await until(lambda: isinstance(session.failure, PinMismatch))
@@ -191,8 +169,7 @@ class TestResuming:
 
 class TestTheEnd:
     async def test_the_agent_no_longer_has_it(self, far: FarSide, tmp_path: Path, lines: Lines) -> None:
-        async with running(make(far, tmp_path)) as session:
-            stream = await Stream.open(session)
+        async with streaming(far, tmp_path) as (session, stream):
             far.sessions[0].abort()
             error = await stream.end()
             assert isinstance(error, SessionEnded)
@@ -203,8 +180,7 @@ class TestTheEnd:
         assert events(lines, WAITS, BACK, OVER, "session lost") == [WAITS, OVER]
 
     async def test_the_agent_does_not_take_the_token(self, far: FarSide, tmp_path: Path) -> None:
-        async with running(make(far, tmp_path)) as session:
-            stream = await Stream.open(session)
+        async with streaming(far, tmp_path) as (session, stream):
             far.resume_refusals = [(GoawayCode.UNAUTHENTICATED, "no")]
             far.auth_answer = (GoawayCode.UNAUTHENTICATED, "no")
             far.cut()
@@ -237,8 +213,7 @@ class TestTheEnd:
         assert events(lines, WAITS, BACK, OVER, "session lost") == ["session lost"]
 
     async def test_without_resumption(self, far: FarSide, tmp_path: Path, lines: Lines) -> None:
-        async with running(make(far, tmp_path, resumption=False)) as session:
-            stream = await Stream.open(session)
+        async with streaming(far, tmp_path, resumption=False) as (session, stream):
             far.cut()
             assert await stream.end() is not None
             assert await echo(session) == b"hello"
@@ -250,8 +225,7 @@ class TestTheEnd:
 
         told: list[dict[str, Any]] = []
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
-        async with running(make(far, tmp_path)) as session:
-            stream = await Stream.open(session)
+        async with streaming(far, tmp_path) as (session, stream):
             monkeypatch.setattr(resumable_session, "require_pin", broken)
             far.cut()
             assert await stream.end() is not None
@@ -260,8 +234,7 @@ class TestTheEnd:
 
     async def test_closed_while_it_waits(self, far: FarSide, tmp_path: Path, lines: Lines) -> None:
         before = asyncio.all_tasks()
-        async with running(make(far, tmp_path)) as session:
-            stream = await Stream.open(session)
+        async with streaming(far, tmp_path) as (session, stream):
             far.not_serving = True
             far.cut()
             await until(lambda: session.detached_count == 1)
@@ -279,8 +252,7 @@ class TestNoLongerAllowed:
         self, far: FarSide, tmp_path: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(detachment, "FORBIDDEN_TIMEOUT", 0.05)
-        async with running(make(far, tmp_path)) as session:
-            stream = await Stream.open(session)
+        async with streaming(far, tmp_path) as (session, stream):
             far.reply = JoinReply(code=JoinCode.FORBIDDEN)
             far.cut()
             with pytest.raises(SessionEnded):
@@ -289,8 +261,7 @@ class TestNoLongerAllowed:
         assert events(lines, WAITS, BACK, OVER) == [WAITS, OVER]
 
     async def test_a_session_that_is_asked_to_move_stays(self, far: FarSide, second: FarSide, tmp_path: Path) -> None:
-        async with running(make(far, tmp_path, others=(second,))) as session:
-            stream = await Stream.open(session)
+        async with streaming(far, tmp_path, others=(second,)) as (_session, stream):
             far.reply = second.reply = JoinReply(code=JoinCode.FORBIDDEN)
             far.sessions[0].migration.ask()
             await until(lambda: len(second.requests) >= 1)
@@ -301,8 +272,7 @@ class TestAnotherAgent:
     """Relays have an agent of the cluster, but not the one with the session."""
 
     async def test_new_streams_go_to_it_and_old_ones_wait(self, far: FarSide, tmp_path: Path, lines: Lines) -> None:
-        async with running(make(far, tmp_path)) as session:
-            stream = await Stream.open(session)
+        async with streaming(far, tmp_path) as (session, stream):
             far.absent = {"pod-1"}
             far.cut()
             await until(lambda: session.counters.established == 2)
@@ -313,35 +283,18 @@ class TestAnotherAgent:
         assert events(lines, WAITS, BACK, OVER, "no session", "session lost") == [WAITS, BACK]
 
     async def test_another_relay_has_it(self, far: FarSide, second: FarSide, tmp_path: Path) -> None:
-        async with running(make(far, tmp_path, others=(second,))) as session:
-            stream = await Stream.open(session)
+        async with streaming(far, tmp_path, others=(second,)) as (session, stream):
             second.absent = {"pod-1"}
             far.cut()
             await stream.check(b"more")
             assert (len(far.requests), len(second.requests), session.counters.established) == (2, 1, 1)
-
-    async def test_it_does_not_come_back(
-        self, far: FarSide, tmp_path: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(detachment, "MISSING_TIMEOUT", 0.05)
-        async with running(make(far, tmp_path)) as session:
-            stream = await Stream.open(session)
-            far.absent = {"pod-1"}
-            far.cut()
-            error = await stream.end()
-            assert isinstance(error, SessionEnded)
-            assert error.code == GoawayCode.GONE
-            assert await echo(session) == b"hello"
-            assert session.counters.resume_failures["gone"] == 1
-        assert events(lines, WAITS, BACK, OVER) == [WAITS, OVER]
 
     async def test_after_an_outage_of_all_relays_it_has_more_time(
         self, far: FarSide, tmp_path: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Each agent comes back by a backoff of its own: another one may be there long before it."""
         monkeypatch.setattr(detachment, "MISSING_TIMEOUT", 0.0)
-        async with running(make(far, tmp_path)) as session:
-            stream = await Stream.open(session)
+        async with streaming(far, tmp_path) as (session, stream):
             await far.stop_listening()
             far.cut()
             await until(lambda: session.current is None)
@@ -362,8 +315,7 @@ class TestAnotherAgent:
     async def test_an_agent_that_said_it_stops_is_not_waited_for(
         self, far: FarSide, tmp_path: Path, lines: Lines
     ) -> None:
-        async with running(make(far, tmp_path)) as session:
-            stream = await Stream.open(session)
+        async with streaming(far, tmp_path) as (session, stream):
             far.sessions[0].goaway(GoawayCode.DRAINING)
             await until(lambda: session.counters.established == 2 and session.current is not None)
             far.absent = {"pod-1"}
@@ -378,8 +330,7 @@ class TestReady:
         self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("arcbridge.client.session.session_manager.DETACHED_WAIT", 0.1)
-        async with running(make(far, tmp_path)) as session:
-            stream = await Stream.open(session)
+        async with streaming(far, tmp_path) as (session, stream):
             await far.stop_listening()
             far.cut()
             await until(lambda: session.current is None)
@@ -396,8 +347,7 @@ class TestReady:
         self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: float
     ) -> None:
         monkeypatch.setattr("arcbridge.client.session.session_manager.DETACHED_WAIT", patience)
-        async with running(make(far, tmp_path)) as session:
-            stream = await Stream.open(session)
+        async with streaming(far, tmp_path) as (session, stream):
             mux = session.current
             far.silent_join = True
             far.joined.clear()
@@ -421,8 +371,7 @@ class TestReady:
         monkeypatch.setattr(
             resumable_session, "Backoff", lambda *, cap: Backoff(first=3600.0, cap=7200.0, random=lambda: 0.9)
         )
-        async with running(make(far, tmp_path)) as session:
-            stream = await Stream.open(session)
+        async with streaming(far, tmp_path) as (session, stream):
             await far.stop_listening()
             far.cut()
             await until(lambda: session.counters.failures >= 1)

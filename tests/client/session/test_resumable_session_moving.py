@@ -19,7 +19,7 @@ from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import JoinReply
 from tests.client.echo_stream import BACK, MOVED, OVER, WAITS, Lines, Stream, events
 from tests.client.far_side import FarSide
-from tests.client.session.test_session_manager import echo, make, running
+from tests.client.session.test_session_manager import echo, make, running, streaming
 from tests.support.eventually import until
 
 pytestmark = pytest.mark.usefixtures("soon")
@@ -30,8 +30,7 @@ class TestMoving:
         async def ask() -> None:
             far.sessions[0].migration.ask()
 
-        async with running(make(far, tmp_path, others=(second,))) as session:
-            stream = await Stream.open(session)
+        async with streaming(far, tmp_path, others=(second,)) as (session, stream):
             await stream.during(ask)
             await until(lambda: session.counters.moved == 1)
             assert session.relay is session.connector.relays.all[1]
@@ -44,8 +43,7 @@ class TestMoving:
         self, far: FarSide, second: FarSide, tmp_path: Path, lines: Lines
     ) -> None:
         far_reply = far.reply
-        async with running(make(far, tmp_path, others=(second,))) as session:
-            stream = await Stream.open(session)
+        async with streaming(far, tmp_path, others=(second,)) as (session, stream):
             second.reply = JoinReply(code=JoinCode.NO_AGENT)
             far.reply = JoinReply(code=JoinCode.DRAINING)
             far.sessions[0].migration.ask()
@@ -61,8 +59,7 @@ class TestMoving:
     async def test_the_old_one_dies_meanwhile(
         self, far: FarSide, second: FarSide, tmp_path: Path, lines: Lines
     ) -> None:
-        async with running(make(far, tmp_path, others=(second,))) as session:
-            stream = await Stream.open(session)
+        async with streaming(far, tmp_path, others=(second,)) as (session, stream):
             second.reply = far.reply = JoinReply(code=JoinCode.DRAINING)
             far.sessions[0].migration.ask()
             await until(lambda: len(second.requests) >= 1)
@@ -77,8 +74,7 @@ class TestMoving:
     ) -> None:
         """The old connection is gone by then: streams wait, and a caller that asks for a session gets the failure."""
         monkeypatch.setattr("arcbridge.client.session.session_manager.DETACHED_WAIT", 0.1)
-        async with running(make(far, tmp_path, others=(second,))) as session:
-            stream = await Stream.open(session)
+        async with streaming(far, tmp_path, others=(second,)) as (session, stream):
             monkeypatch.setattr("arcbridge.client.session.connection.HANDSHAKE_DEADLINE", 0.1)
             far.silent_resume = True
             far.sessions[0].migration.ask()
@@ -129,8 +125,7 @@ class TestMoving:
             assert [request.instance for request in second.requests] == ["", "pod-1"]
 
     async def test_without_resumption_what_runs_may_finish(self, far: FarSide, second: FarSide, tmp_path: Path) -> None:
-        async with running(make(far, tmp_path, others=(second,), resumption=False)) as session:
-            stream = await Stream.open(session)
+        async with streaming(far, tmp_path, others=(second,), resumption=False) as (session, stream):
             old = await session.ready()
             session.move_requested(old)
             await until(lambda: session.current is not old)
@@ -157,8 +152,7 @@ class TestSuspicion:
         self, far: FarSide, tmp_path: Path, lines: Lines, what: str
     ) -> None:
         machine = Asleep()
-        async with running(make(far, tmp_path, sleep_detector=machine.sleep_detector)) as session:
-            stream = await Stream.open(session)
+        async with streaming(far, tmp_path, sleep_detector=machine.sleep_detector) as (session, stream):
             mux = session.current
             machine.seconds, machine.gone = (60.0, False) if what == "sleep" else (0.0, True)
             session.check_connections()
@@ -181,8 +175,7 @@ class TestSuspicion:
     async def test_a_connection_that_lives_is_kept(self, far: FarSide, tmp_path: Path) -> None:
         """While no relay can be joined yet, as after a sleep, the old connection may come back by itself."""
         machine = Asleep()
-        async with running(make(far, tmp_path, sleep_detector=machine.sleep_detector)) as session:
-            stream = await Stream.open(session)
+        async with streaming(far, tmp_path, sleep_detector=machine.sleep_detector) as (session, stream):
             far.reply = JoinReply(code=JoinCode.NO_AGENT)
             machine.seconds = 60.0
             session.check_connections()
@@ -200,8 +193,7 @@ class TestSuspicion:
             resumable_session, "Backoff", lambda *, cap: Backoff(first=3600.0, cap=7200.0, random=lambda: 0.9)
         )
         machine = Asleep()
-        async with running(make(far, tmp_path, sleep_detector=machine.sleep_detector)) as session:
-            stream = await Stream.open(session)
+        async with streaming(far, tmp_path, sleep_detector=machine.sleep_detector) as (session, stream):
             await far.stop_listening()
             far.cut()
             await until(lambda: session.counters.failures >= 1)

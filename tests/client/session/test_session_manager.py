@@ -20,22 +20,16 @@ from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.relay.relays import Relays
 from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.client.session.trust import ClusterTrust
-from arcbridge.errors import (
-    ArcbridgeError,
-    PermissionRefused,
-    SessionEnded,
-    StateError,
-    Unauthenticated,
-    Unreachable,
-)
-from arcbridge.identity.proof import ProofKey, check_proof, explain
+from arcbridge.errors import ArcbridgeError, PermissionRefused, SessionEnded, StateError, Unauthenticated, Unreachable
+from arcbridge.identity.proof import ProofKey, check_proof
 from arcbridge.net.backoff import Backoff
 from arcbridge.net.join import JoinCode
 from arcbridge.pki.private_files import write_private
-from arcbridge.refusals import Refusal, RefusalRule, read_refusal
+from arcbridge.refusals import Refusal, RefusalRule
 from arcbridge.settings.config import LoginConfig
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import AuthOk, JoinReply
+from tests.client.echo_stream import Stream
 from tests.client.far_side import CLUSTER, CLUSTER_CA, OTHER_CA, RELAY_CA, FarSide
 from tests.support.eventually import until
 from tests.support.stream_io import StreamIO
@@ -74,6 +68,13 @@ async def running(session: SessionManager) -> AsyncIterator[SessionManager]:
         await asyncio.wait([task])
         for _ in range(10):
             await asyncio.sleep(0)
+
+
+@contextlib.asynccontextmanager
+async def streaming(far: FarSide, directory: Path, **options: Any) -> AsyncIterator[tuple[SessionManager, Stream]]:
+    """A session that runs, and a stream in it."""
+    async with running(make(far, directory, **options)) as session:
+        yield session, await Stream.open(session)
 
 
 async def echo(session: SessionManager, data: bytes = b"hello") -> bytes:
@@ -150,14 +151,8 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("code", "kind", "words", "retry"),
         [
-            (JoinCode.UNAUTHENTICATED, Unauthenticated, "does not accept the access token", None),
             (JoinCode.FORBIDDEN, PermissionRefused, 'cluster "prod" does not exist or you may not', None),
-            (JoinCode.NO_AGENT, Unreachable, 'cluster "prod" has no connected agent', None),
-            (JoinCode.AGENT_TIMEOUT, Unreachable, "did not answer in time", None),
             (JoinCode.OVERLOADED, Unreachable, "no room", 1),
-            (JoinCode.LIMIT, Unreachable, "as many sessions as the relay allows a user", 1),
-            (JoinCode.DRAINING, Unreachable, "about to restart", 1),
-            (JoinCode.INTERNAL, Unreachable, "its log says why", None),
         ],
     )
     async def test_of_the_join(
@@ -190,33 +185,15 @@ class TestRefusals:
             await make(far, tmp_path, tokens=Tokens(LoginConfig(), None)).connect_once()
         assert far.requests == []
 
-    async def test_the_error_is_shared_and_soon_tried_again(self, far: FarSide, tmp_path: Path) -> None:
-        far.reply = JoinReply(code=JoinCode.NO_AGENT)
-        async with running(make(far, tmp_path)) as session:
-            results = await asyncio.gather(*(session.ready() for _ in range(5)), return_exceptions=True)
-            assert {type(result) for result in results} == {Unreachable}
-            far.reply = JoinReply()
-            async with asyncio.timeout(10):
-                while session.current is None:
-                    with contextlib.suppress(Unreachable):
-                        await session.ready()
-                    await asyncio.sleep(0.01)
-            assert session.failure is None
-
 
 class TestComingBack:
     async def test_a_drain_moves_new_streams_and_keeps_old_ones(self, far: FarSide, tmp_path: Path) -> None:
-        async with running(make(far, tmp_path)) as session:
-            old = StreamIO()
-            (await session.ready()).open("tcp:echo", old)
-            await old.write(b"a")
-            assert await old.read_exactly(1) == b"a"
+        async with streaming(far, tmp_path) as (session, old):
             far.sessions[0].goaway(GoawayCode.DRAINING)
             async with asyncio.timeout(10):
                 await until(lambda: session.current is None or len(far.sessions) != 1)
                 assert await echo(session) == b"hello"
-                await old.write(b"b")
-                assert await old.read_exactly(1) == b"b"
+                await old.check(b"b")
             assert len(far.sessions) == 2
 
     async def test_renewal_within_the_session(
@@ -257,8 +234,8 @@ class TestComingBack:
     ) -> None:
         monkeypatch.setattr("arcbridge.client.session.waiters.FAILURE_HOLD", 0.001)
         # Longer than any machine takes for what follows: after the hold the same token would be tried again.
-        monkeypatch.setattr("arcbridge.client.session.revocation_hold.FIRST", 3600.0)
-        monkeypatch.setattr("arcbridge.client.session.revocation_hold.LONGEST", 3600.0)
+        monkeypatch.setattr("arcbridge.client.session.connector.HOLD_FIRST", 3600.0)
+        monkeypatch.setattr("arcbridge.client.session.connector.HOLD_LONGEST", 3600.0)
         said = "access was revoked: ask the cluster's operator for access"
         accepted = far.auth_answer
         if not running_session:
@@ -301,7 +278,7 @@ class TestComingBack:
     ) -> None:
         """An operator may take a revocation back."""
         monkeypatch.setattr("arcbridge.client.session.waiters.FAILURE_HOLD", 0.001)
-        monkeypatch.setattr("arcbridge.client.session.revocation_hold.FIRST", 0.2)
+        monkeypatch.setattr("arcbridge.client.session.connector.HOLD_FIRST", 0.2)
         async with running(make(far, tmp_path)) as session:
             await session.ready()
             far.sessions[0].close(GoawayCode.REVOKED, "access was revoked")
@@ -318,7 +295,7 @@ class TestComingBack:
         self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("arcbridge.client.session.waiters.FAILURE_HOLD", 0.001)
-        monkeypatch.setattr("arcbridge.client.session.revocation_hold.FIRST", 0.01)
+        monkeypatch.setattr("arcbridge.client.session.connector.HOLD_FIRST", 0.01)
         async with running(make(far, tmp_path)) as session:
             await session.ready()
             far.reply = JoinReply(code=JoinCode.FORBIDDEN)
@@ -373,15 +350,9 @@ class TestBoundTokens:
         self.check(far.auths[0].proof, far.auths[0].token, far.agent_keys[0], CLUSTER_CA.pin)
 
     async def test_a_resumption_and_a_renewal_get_their_own(self, far: FarSide, tmp_path: Path) -> None:
-        async with running(make(far, tmp_path, tokens=self.tokens(tmp_path))) as session:
-            io = StreamIO()
-            (await session.ready()).open("tcp:echo", io)
-            await io.write(b"before")
-            assert await io.read_exactly(6) == b"before"
+        async with streaming(far, tmp_path, tokens=self.tokens(tmp_path)) as (session, stream):
             far.cut()
-            await io.write(b"after")
-            async with asyncio.timeout(20):
-                assert await io.read_exactly(5) == b"after"
+            await stream.check(b"after")
             (tmp_path / "id").write_text(self.bound(900, "newer"))
             assert session._current is not None
             await session._current.renewal.renew(session._current.session)
@@ -451,11 +422,7 @@ class TestBoundTokens:
         self.check(far.auths[0].proof, far.auths[0].token, far.agent_keys[-1], CLUSTER_CA.pin)
 
     async def test_a_key_that_is_damaged_meanwhile_ends_no_stream(self, far: FarSide, tmp_path: Path) -> None:
-        async with running(make(far, tmp_path, tokens=self.tokens(tmp_path))) as session:
-            io = StreamIO()
-            (await session.ready()).open("tcp:echo", io)
-            await io.write(b"before")
-            assert await io.read_exactly(6) == b"before"
+        async with streaming(far, tmp_path, tokens=self.tokens(tmp_path)) as (_session, stream):
             good = (tmp_path / "key").read_bytes()
             other = ProofKey.generate()
             (tmp_path / "key").write_bytes(
@@ -463,27 +430,8 @@ class TestBoundTokens:
             )
             (tmp_path / "access").write_text(jwt_like(600))
             far.cut()
-            await io.write(b"after")
+            checked = asyncio.ensure_future(stream.check(b"after"))
             await until(lambda: len(far.agent_keys) >= 3)
             assert len(far.auths) == 1
             (tmp_path / "key").write_bytes(good)
-            async with asyncio.timeout(20):
-                assert await io.read_exactly(5) == b"after"
-
-    @pytest.mark.parametrize("reason", ["missing", "iat", "unbound"])
-    async def test_why_a_proof_was_not_taken_is_said_in_this_clients_words(
-        self, far: FarSide, tmp_path: Path, reason: str
-    ) -> None:
-        refusal = read_refusal(f"proof.{reason}")
-        far.auth_answer = (GoawayCode.UNAUTHENTICATED, "SOME_PEER", 0, refusal)
-        async with running(make(far, tmp_path)) as session:
-            with pytest.raises(Unauthenticated) as caught:
-                await session.ready()
-        expected = f'cluster "{CLUSTER}" does not accept the token: {explain(refusal.rule, "its agent")} (session '
-        assert caught.value.told().startswith(expected)
-        far.reply = JoinReply(code=JoinCode.UNAUTHENTICATED, message="SOME_PEER", rule=refusal.rule)
-        async with running(make(far, tmp_path)) as session:
-            with pytest.raises(Unauthenticated) as caught:
-                await session.ready()
-        expected = f"the relay does not accept the access token: {explain(refusal.rule, 'the relay')} (session "
-        assert caught.value.told().startswith(expected)
+            await checked

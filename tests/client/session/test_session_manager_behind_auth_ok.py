@@ -14,9 +14,8 @@ from arcbridge.errors import PermissionRefused, Unreachable
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import Auth
-from tests.client.echo_stream import Stream
 from tests.client.far_side import FarSide
-from tests.client.session.test_session_manager import echo, make, running
+from tests.client.session.test_session_manager import echo, make, running, streaming
 from tests.support.eventually import until
 from tests.support.stream_io import StreamIO
 
@@ -151,8 +150,7 @@ async def test_a_loss_is_followed_by_a_resumption(prompt: Prompt, tmp_path: Path
 @pytest.mark.parametrize("lost", [True, False])
 async def test_a_move_is_made_that_comes_with_a_resumption(prompt: Prompt, tmp_path: Path, lost: bool) -> None:
     prompt.accepts.set()
-    async with running(make(prompt, tmp_path)) as session:
-        stream = await Stream.open(session)
+    async with streaming(prompt, tmp_path) as (session, stream):
         prompt.behind = lambda session: session.migration.ask()
         if lost:
             prompt.cut()

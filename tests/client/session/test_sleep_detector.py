@@ -44,14 +44,3 @@ def test_is_gone() -> None:
     assert is_gone(("192.0.2.1", 5))  # RFC 5737: no machine has it
     if socket.has_ipv6:
         assert is_gone(("2001:db8::1", 5, 0, 0))  # RFC 3849
-
-
-async def test_of_a_real_connection() -> None:
-    server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
-    _, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
-    try:
-        assert SleepDetector().lost_address(writer.transport) == ""
-        assert SleepDetector(gone=lambda address: True).lost_address(writer.transport) == "127.0.0.1"
-    finally:
-        writer.close()
-        server.close()

@@ -74,7 +74,7 @@ async def test_a_socket_without_a_handler_is_closed() -> None:
     near.settimeout(5)
     with near:
         (sibling,) = list(one)
-        sibling.send({"t": "unheard of"}, sock=far)
+        sibling.channel.send({"t": "unheard of"}, sock=far)
         far.close()
         assert await asyncio.to_thread(near.recv, 1) == b""
     one.close()

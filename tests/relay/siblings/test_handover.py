@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +24,7 @@ from arcbridge.settings.config import RelayLimitsConfig
 from arcbridge.wire.records import Dial, JoinReply, JoinRequest, Status
 from tests.net.ends import RELAY, client_context
 from tests.relay.siblings.test_group import joined
-from tests.relay.station import Agent, Station, asking, refused
-from tests.relay.test_rendezvous import exactly
+from tests.relay.station import Agent, Station, asking, exactly, refused
 from tests.support.eventually import until
 
 
@@ -173,7 +173,8 @@ async def test_a_client_that_leaves_meanwhile(tmp_path: Path) -> None:
 
 # -- one of the two dies ----------------------------------------------------------------------------------------------
 
-STEPS = ("claim", "reply", "socket", "taken")
+STEPS = {"claim": ("claim", 1), "reply": ("answer", 1), "socket": ("socket", 1), "taken": ("answer", 2)}
+"""Each message of a hand-over: its kind, and the how many-th of that kind it is."""
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before", "behind"])
@@ -187,16 +188,18 @@ async def test_a_worker_that_dies_at_each_step(
     async with two(tmp_path, dial_deadline=1.0) as pair, Agent(pair.owner, on_dial=pair.join_at_sender) as agent:
         await pair.owner.settled()
         at_rest = descriptors()
-        send = Channel.send
+        send, (kind, which), sent = Channel.send, STEPS[step], Counter[str]()
 
         def dying(
             self: Channel, head: Head, body: bytes = b"", sock: socket.socket | None = None, *, keep: bool = True
         ) -> None:
-            if head["t"] == step and before:
+            sent[head["t"]] += 1
+            is_it = (head["t"], sent[kind]) == (kind, which)
+            if is_it and before:
                 self.close()
                 raise ChannelClosed
             send(self, head, body, sock, keep=keep)
-            if head["t"] == step:
+            if is_it:
                 self.close()
 
         monkeypatch.setattr(Channel, "send", dying)
