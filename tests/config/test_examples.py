@@ -177,7 +177,8 @@ def test_every_file_of_the_examples_loads(file: Path) -> None:
             assert named is None or named.is_file()
         if isinstance(settings, config.ClientConfig):
             login = settings.login
-            ClientAuthentication(login, environment=JOB)
+            if login.issuer:
+                ClientAuthentication(login, environment=JOB)
             if login.grant_type == PROGRAM:
                 ClientCredentials(login, environment=JOB)
             if login.workload:

@@ -57,6 +57,8 @@ class ClientAuthentication:
         clock: Callable[[], float] = time.time,
         environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        if not config.client_id:
+            raise ConfigError("login.client_id: required with login.issuer; give --oidc-client-id ID")
         given = [f"login.{name}" for name in CLIENT_CREDENTIALS if getattr(config, name)]
         given += ["login.workload"] if is_azure_pipelines(config.workload) else []
         if len(given) > 1:

@@ -47,10 +47,8 @@ def summary_of(config: ClientConfig, state: StateDirectory, *, now: float | None
     login = config.login
     relays = config.relay_urls()
     relay = short_url(parse_address(relays[0])) if relays else ""
-    if login.workload:
-        return IdentitySummary(relay=relay, renews=True, source="workload")
-    if login.command:
-        return IdentitySummary(relay=relay, renews=True, source="command")
+    if login.workload or login.command:
+        return IdentitySummary(relay=relay, renews=True, source="workload" if login.workload else "command")
     if login.access_token_file is not None or login.id_token_file is not None:
         file = login.access_token_file or login.id_token_file
         assert file is not None

@@ -20,14 +20,7 @@ from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.relay.relays import Relays
 from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.client.session.trust import ClusterTrust
-from arcbridge.errors import (
-    ArcbridgeError,
-    PermissionRefused,
-    SessionEnded,
-    StateError,
-    Unauthenticated,
-    Unreachable,
-)
+from arcbridge.errors import ArcbridgeError, PermissionRefused, SessionEnded, StateError, Unauthenticated, Unreachable
 from arcbridge.identity.proof import ProofKey, check_proof
 from arcbridge.net.backoff import Backoff
 from arcbridge.net.join import JoinCode
