@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import uvloop
@@ -34,6 +35,7 @@ from tests.support.processes import require_or_skip
 
 from ..agent.kube.bench import CallersSession, Member, RecordedAudit, session_of
 
+T = TypeVar("T")
 GENERAL = "general path"
 ENTRANCES = ("both entrances", GENERAL)
 QUICK = (Phase.explicit, Phase.reuse, Phase.generate)
@@ -218,6 +220,16 @@ async def two_users(port: int, ca_file: Path, directory: Path) -> AsyncIterator[
         await proxy.close()
         await api.close()
         await asyncio.sleep(0.01)
+
+
+@contextmanager
+def entered(runner: asyncio.Runner, block: AbstractAsyncContextManager[T]) -> Iterator[T]:
+    """An asynchronous block around what a test does in a loop of its own."""
+    value = runner.run(block.__aenter__())
+    try:
+        yield value
+    finally:
+        runner.run(block.__aexit__(None, None, None))
 
 
 @contextmanager
