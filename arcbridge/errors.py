@@ -82,12 +82,16 @@ class RemoteProtocolError(ArcbridgeError):
     """The peer broke the protocol; the connection is over."""
 
 
-class ConnectionLost(ArcbridgeError):
-    """The connection under a session died: closed by the network, by the peer, or found silent."""
+class _Unavailable(ArcbridgeError):
+    """Base of what may work a moment later, or elsewhere."""
 
     exit_code = ExitCode.UNREACHABLE
     status_code = 503
     reason = "ServiceUnavailable"
+
+
+class ConnectionLost(_Unavailable):
+    """The connection under a session died: closed by the network, by the peer, or found silent."""
 
 
 class DishonestPath(ConnectionLost):
@@ -113,12 +117,8 @@ class StreamReset(ArcbridgeError):
         self.code = code
 
 
-class SessionEnded(ArcbridgeError):
+class SessionEnded(_Unavailable):
     """The session is over; `code` is a `wire.frames.GoawayCode`."""
-
-    exit_code = ExitCode.UNREACHABLE
-    status_code = 503
-    reason = "ServiceUnavailable"
 
     def __init__(
         self, code: int, message: str, *, retry_after: int | None = None, refusal: Refusal = NO_REFUSAL
@@ -160,12 +160,8 @@ class PinMismatch(ArcbridgeError):
     reason = "BadGateway"
 
 
-class Unreachable(ArcbridgeError):
+class Unreachable(_Unavailable):
     """No relay answers, or no agent is connected for the cluster."""
-
-    exit_code = ExitCode.UNREACHABLE
-    status_code = 503
-    reason = "ServiceUnavailable"
 
 
 class UntrustedCertificate(Unreachable):
@@ -176,12 +172,8 @@ class WrongDocument(Unreachable):
     """A server answers, and what it serves is not what the settings say of it."""
 
 
-class JoinRefused(ArcbridgeError):
+class JoinRefused(_Unavailable):
     """The relay refused a join; `code` is a `net.join.JoinCode` and says which step failed."""
-
-    exit_code = ExitCode.UNREACHABLE
-    status_code = 503
-    reason = "ServiceUnavailable"
 
     def __init__(
         self,

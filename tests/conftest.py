@@ -8,8 +8,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -73,6 +74,48 @@ def _fresh_logging() -> Iterator[None]:
     if structlog.is_configured():
         observe_logging.shutdown()
         structlog.reset_defaults()
+
+
+@pytest.fixture
+async def faults() -> AsyncIterator[list[dict[str, Any]]]:
+    """Collect errors that reach the loop, which a test has to take out; nothing is left of what it began."""
+    from tests.support.descriptors import held  # not on Windows
+
+    loop = asyncio.get_running_loop()
+    found: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: found.append(context))
+    gc.collect()
+    before = held()
+    yield found
+    await asyncio.sleep(0.01)
+    gc.collect()
+    await asyncio.sleep(0)
+    assert found == []
+    left = {kind for _, kind in held() - before}
+    assert left <= {"/dev/null"}, "uvloop opens that once for a process"
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    if isinstance(loop, asyncio.SelectorEventLoop):  # uvloop shows neither
+        assert [timer for timer in loop._scheduled if not timer.cancelled()] == []
+        assert list(loop._selector.get_map()) == [loop._ssock.fileno()]
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Overwrite the receive buffer after each callback: a view of it that is used too late holds wrong bytes."""
+    from arcbridge.mux import buffer, connection, splice
+
+    def poison(owner: type, name: str) -> None:
+        plain = getattr(owner, name)
+
+        def poisoning(*arguments: object) -> None:
+            plain(*arguments)
+            buffer.VIEW[:] = b"\xdb" * buffer.SIZE
+
+        monkeypatch.setattr(owner, name, poisoning)
+
+    poison(connection.MuxConnection, "buffer_updated")
+    poison(splice.TransportSplice, "buffer_updated")
+    poison(splice.SocketSplice, "_read")
 
 
 # Whether nohup(1) started this run, which ignores SIGHUP; programs under test would inherit that.

@@ -282,30 +282,6 @@ def test_the_check_of_private_reads_finds_what_it_should() -> None:
     assert private_reads(source, private) == ["_PATH", "self._machine.sender._context", "x._make_room"]
 
 
-def attributes(node: ast.ClassDef) -> set[str]:
-    """Find the attributes of a class: its slots, its fields, and what its methods set on `self`."""
-    found = set()
-    for inner in ast.walk(node):
-        if isinstance(inner, ast.Attribute) and isinstance(inner.ctx, ast.Store) and ast.unparse(inner.value) == "self":
-            found.add(inner.attr)
-        elif isinstance(inner, ast.Assign) and ast.unparse(inner.targets[0]) == "__slots__":
-            found |= set(ast.literal_eval(inner.value))
-    return found | {ast.unparse(field.target) for field in node.body if isinstance(field, ast.AnnAssign)}
-
-
-def test_no_class_of_the_core_is_large() -> None:
-    """Every class of `wire` has fewer than 30 attributes, so that a part can be read at once and tested alone."""
-    sizes = {
-        node.name: len(attributes(node))
-        for file in (PACKAGE / "wire").glob("*.py")
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"), str(file)))
-        if isinstance(node, ast.ClassDef)
-    }
-    assert {name: size for name, size in sizes.items() if size >= 30} == {}
-    assert sizes["Sender"] > 20, "the attributes were not found"
-    assert sizes["Limits"] >= 20, "the fields were not found"
-
-
 def test_the_core_is_pure() -> None:
     wrong = [
         item

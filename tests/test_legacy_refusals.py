@@ -16,21 +16,7 @@ SENTENCES = [
     ("the token has expired; log in again (token.exp)", Refusal(RefusalRule.TOKEN_EXP)),
     ("the token has expired; log in again", Refusal(RefusalRule.TOKEN_EXP)),
     (
-        'the token does not have a claim that this place requires (claims.rule wants "hd")',
-        Refusal(RefusalRule.CLAIMS_RULE, "hd"),
-    ),
-    (
-        "the relay does not accept the access token: the token is bound to a key and came without a proof of it: log "
-        "in again on this machine, or update arcbridge here; a token that was copied from elsewhere is of no use "
-        "without its key (proof.missing)",
-        Refusal(RefusalRule.PROOF_MISSING),
-    ),
-    (
         "the relay cannot verify tokens now because the issuer does not answer; try again (issuer.keys)",
-        Refusal(RefusalRule.ISSUER_KEYS),
-    ),
-    (
-        "the identity provider's keys cannot be fetched right now; try again shortly (issuer.keys)",
         Refusal(RefusalRule.ISSUER_KEYS),
     ),
     (

@@ -23,6 +23,7 @@ WITHOUT_TEST: dict[str, str] = {
     "relay/pending_dials": "with `rendezvous`, in whose tests both ends meet",
     "errors": "declarations; each is tested where it is raised",
     "wire/context": "declarations; the parts that share it are tested with it",
+    "wire/events": "declarations; the tests of the session read them",
     "wire/state": "declarations; the tests of the session go through each state",
 }
 

@@ -2,8 +2,8 @@
 
 Every connection reads into it, because parsing is synchronous: what is kept between two reads is copied out, so the
 buffer stays in the CPU's cache and an idle connection owns none. A view of it that outlives the callback it was
-given to would show one user's bytes to another; `POISON` (test builds) overwrites it after each callback, which
-turns such a bug into wrong bytes at once.
+given to would show one user's bytes to another; tests overwrite it after each callback, which turns such a bug into
+wrong bytes at once.
 """
 
 from __future__ import annotations
@@ -16,11 +16,3 @@ PORTION = 16 * 1024
 
 BUFFER = bytearray(SIZE)
 VIEW = memoryview(BUFFER)
-
-POISON = False
-"""Overwrite what was read after each callback. For tests only."""
-
-
-def poison(count: int) -> None:
-    """Overwrite the first `count` bytes."""
-    VIEW[:count] = b"\xdb" * count

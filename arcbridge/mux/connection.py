@@ -85,8 +85,6 @@ class MuxConnection(asyncio.BufferedProtocol):
                 before = payer.shares.total
                 session.data_received(buffer.VIEW[:nbytes])
                 payer.charge(monotonic(), self._began, before)
-        if buffer.POISON:
-            buffer.poison(nbytes)
         if self._error_poll is not None:
             self._error_poll.was_read()
 

@@ -19,7 +19,7 @@ from arcbridge.refusals import NO_REFUSAL, Refusal
 from arcbridge.wire import events as ev
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.limits import DEFAULT, Limits
-from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Hello, Revoke, Status
+from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Hello, Move, Revoke, Status
 from arcbridge.wire.sender import gathered
 from arcbridge.wire.session import Kind, Session, Side, State
 
@@ -159,12 +159,13 @@ class MuxSession:
     @property
     def peer_hello(self) -> Hello | None:
         """The peer's HELLO, once it came."""
-        return self._machine.peer_hello
+        return self._machine.receiver.peer_hello
 
     @property
     def round_trip(self) -> float:
         """Smallest recent round trip, seconds; 0 while unknown."""
-        return self._machine.round_trip
+        keepalive = self._machine.lifecycle.keepalive
+        return keepalive.round_trip if keepalive is not None else 0.0
 
     async def wait_established(self) -> None:
         """Wait until `established`; raises what ended the session if that comes first. Cancelling changes nothing."""
@@ -296,11 +297,11 @@ class MuxSession:
         if self.closed:
             return
         if exc is None:
-            self._machine.receive_eof(monotonic())
+            error: ArcbridgeError = ConnectionLost("the other end closed the connection")
         else:
             error = alteration(exc) or ConnectionLost(f"the connection was lost ({type(exc).__name__})")
             error.__cause__ = exc
-            self._machine.connection_lost(monotonic(), error)
+        self._machine.connection_lost(monotonic(), error)
         self.act()
 
     # -- called by the streams ------------------------------------------------------------------------------------
@@ -346,17 +347,17 @@ class MuxSession:
             self._call(handler.stream_opened, self, stream, event.target)
         elif isinstance(event, ev.Ended):
             self._end(event.error)
-        elif isinstance(event, ev.AuthReceived):
-            self._call(handler.auth_received, self, event.auth)
-        elif isinstance(event, ev.AuthAccepted):
+        elif isinstance(event, Auth):
+            self._call(handler.auth_received, self, event)
+        elif isinstance(event, AuthOk):
             if not self._established.done():
                 self._established.set_result(None)
                 self._call(handler.established, self)
-            self._call(handler.auth_accepted, self, event.ok)
-        elif isinstance(event, ev.GoawayReceived):
-            self._call(handler.goaway_received, self, event.goaway)
-        elif isinstance(event, ev.DialReceived):
-            self._call(handler.dial_received, self, event.dial)
+            self._call(handler.auth_accepted, self, event)
+        elif isinstance(event, Goaway):
+            self._call(handler.goaway_received, self, event)
+        elif isinstance(event, Dial):
+            self._call(handler.dial_received, self, event)
         elif isinstance(event, ev.Detached):
             self.drop_connection()
             self._call(handler.detached, self, event.error)
@@ -366,14 +367,14 @@ class MuxSession:
         elif isinstance(event, ev.Resumed):
             self.migration.settle(None)
             self._call(handler.resumed, self)
-        elif isinstance(event, ev.MoveRequested):
+        elif isinstance(event, Move):
             if event.join_id == self.label:
                 self._call(handler.move_requested, self)
-        elif isinstance(event, ev.StatusReceived):
-            self._call(handler.status_received, self, event.status)
-        elif isinstance(event, ev.RevokeReceived):
-            self._call(handler.revoke_received, self, event.revoke)
-        elif isinstance(event, ev.HelloReceived):
+        elif isinstance(event, Status):
+            self._call(handler.status_received, self, event)
+        elif isinstance(event, Revoke):
+            self._call(handler.revoke_received, self, event)
+        elif isinstance(event, Hello):
             if self._machine.kind is Kind.CONTROL and not self._established.done():
                 self._established.set_result(None)
                 self._call(handler.established, self)

@@ -165,8 +165,6 @@ class SocketSplice(asyncio.Protocol):
         if count:
             self._to_stream += count
             stream.write(buffer.VIEW[:count])
-            if buffer.POISON:
-                buffer.poison(count)
             if not self._polled:
                 self._polled = True
                 self._error_poll.add(self)
@@ -343,8 +341,6 @@ class TransportSplice(asyncio.BufferedProtocol):
                 before = payer.shares.total
                 stream.write(buffer.VIEW[:nbytes])
                 payer.charge(monotonic(), self._began, before)
-        if buffer.POISON:
-            buffer.poison(nbytes)
 
     def eof_received(self) -> bool:
         if self._tls and not said_goodbye(self.outer):

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from arcbridge.errors import ArcbridgeError, StreamReset
 from arcbridge.mux import buffer
 from arcbridge.mux.write_limits import write_limits
-from arcbridge.wire.backlog import Backlog
 from arcbridge.wire.frames import ResetCode
 from arcbridge.wire.session import Session
 from arcbridge.wire.stream import ReceiveState, SendState, Stream
@@ -40,13 +39,11 @@ class StreamTransport(asyncio.Transport):
     """
 
     __slots__ = (
-        "_backlog",
         "_closing",
         "_cut_due",
         "_data_received",
         "_draining",
         "_eof_due",
-        "_error",
         "_held",
         "_high",
         "_lost",
@@ -61,6 +58,8 @@ class StreamTransport(asyncio.Transport):
         "_table",
         "_view_received",
         "_writer_paused",
+        "backlog",
+        "error",
     )
 
     def __init__(self, session: MuxSession, machine: Session, stream: Stream) -> None:
@@ -70,7 +69,8 @@ class StreamTransport(asyncio.Transport):
         self._receiver = machine.receiver
         self._table = machine.stream_table
         self._stream = stream
-        self._backlog = machine.backlog
+        self.backlog = machine.backlog
+        """That of the session, in which what waits in the stream counts."""
         stream.owner = self
         stream.low_water = WRITE_LOW
         self._low, self._high = WRITE_LOW, WRITE_HIGH
@@ -81,7 +81,8 @@ class StreamTransport(asyncio.Transport):
         self._held = 0
         self._closing = False
         self._lost = False
-        self._error: Exception | None = None
+        self.error: Exception | None = None
+        """Why the stream was lost; None before, and after both directions ended in order."""
         self._eof_due = False
         self._writer_paused = False
         self._reader_scheduled = False
@@ -112,11 +113,6 @@ class StreamTransport(asyncio.Transport):
         return self._stream.bytes_received
 
     @property
-    def error(self) -> Exception | None:
-        """Why the stream was lost; None before, and after both directions ended in order."""
-        return self._error
-
-    @property
     def owed(self) -> bool:
         """Whether the peer, which opened it, lacks an answer or a part of one; true until the application says else.
 
@@ -135,22 +131,12 @@ class StreamTransport(asyncio.Transport):
     # -- asyncio.BaseTransport ------------------------------------------------------------------------------------
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """`session` (its label), `stream_id`, `target`; nothing of a socket, for there is none."""
-        if name == "session":
-            return self._session.label
-        if name == "stream_id":
-            return self._stream.id
-        if name == "target":
-            return self._stream.target
-        return default
+        """`stream_id`; nothing of a socket, for there is none."""
+        return self._stream.id if name == "stream_id" else default
 
     def is_closing(self) -> bool:
         """Return whether the transport was closed, aborted, or lost."""
         return self._closing or self._lost
-
-    def is_open(self) -> bool:
-        """Return the contrary of `is_closing`."""
-        return not self._closing and not self._lost
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         """Deliver to `protocol` from now on."""
@@ -251,13 +237,8 @@ class StreamTransport(asyncio.Transport):
         if queued and not self._writer_paused:
             if queued > self._high:
                 self._pause_writer(self._low)
-            elif self._backlog.full:
+            elif self.backlog.full:
                 self._pause_writer(0)
-
-    @property
-    def backlog(self) -> Backlog:
-        """That of the session, in which what waits in the stream counts."""
-        return self._backlog
 
     @property
     def payer(self) -> LoopTime | None:
@@ -267,7 +248,7 @@ class StreamTransport(asyncio.Transport):
     @property
     def portion(self) -> int:
         """Bytes that may be read at a time for this stream: few while its backlog is full."""
-        return buffer.PORTION if self._backlog.full else buffer.SIZE
+        return buffer.PORTION if self.backlog.full else buffer.SIZE
 
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
         """Send all, as one write."""
@@ -386,7 +367,7 @@ class StreamTransport(asyncio.Transport):
 
     def _account(self, count: int) -> None:
         """A delivery returned: its bytes are consumed, or held until the protocol, which paused, resumes."""
-        if self._paused and self.is_open():
+        if self._paused and not self._closing and not self._lost:
             self._held += count
         else:
             self._receiver.consumed(self._stream, count)
@@ -481,7 +462,7 @@ class StreamTransport(asyncio.Transport):
         if self._lost:
             return
         self._lost = True
-        self._error = error
+        self.error = error
         self._stream.sink = None
         if error is not None:
             self._discard_input()
@@ -491,4 +472,4 @@ class StreamTransport(asyncio.Transport):
 
     def _tell_lost(self) -> None:
         if self._protocol is not None:  # looked up now: it may have been changed meanwhile
-            self._protocol.connection_lost(self._error)
+            self._protocol.connection_lost(self.error)

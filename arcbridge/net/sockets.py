@@ -140,29 +140,25 @@ class AcceptLoop:
 async def readable(sock: socket.socket) -> None:
     """Return when `sock` has bytes, an end or an error. One reader per socket; a cancelled call leaves nothing."""
     loop = asyncio.get_running_loop()
-    waiter: asyncio.Future[None] = loop.create_future()
-    descriptor = sock.fileno()
-    if descriptor < 0:
-        raise ConnectionAbortedError("the socket was closed")
-    loop.add_reader(descriptor, _wake, waiter)
-    try:
-        await waiter
-    finally:
-        loop.remove_reader(descriptor)
+    await _wait(sock, loop.add_reader, loop.remove_reader)
 
 
 async def writable(sock: socket.socket) -> None:
     """Return when `sock` takes bytes again, is connected, or has an error."""
     loop = asyncio.get_running_loop()
-    waiter: asyncio.Future[None] = loop.create_future()
+    await _wait(sock, loop.add_writer, loop.remove_writer)
+
+
+async def _wait(sock: socket.socket, add: Callable[..., None], remove: Callable[[int], object]) -> None:
+    waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     descriptor = sock.fileno()
     if descriptor < 0:
         raise ConnectionAbortedError("the socket was closed")
-    loop.add_writer(descriptor, _wake, waiter)
+    add(descriptor, _wake, waiter)
     try:
         await waiter
     finally:
-        loop.remove_writer(descriptor)
+        remove(descriptor)
 
 
 async def receive(sock: socket.socket, size: int) -> bytes:

@@ -66,27 +66,6 @@ ROUND_TRIP_MEMORY = 10.0
 class CongestionWindow:
     """The cap of one connection's one direction. `now` is monotonic seconds and an argument."""
 
-    __slots__ = (
-        "_base",
-        "_most",
-        "_pings",
-        "_probe",
-        "_rate_estimate",
-        "_received",
-        "_round_began_at",
-        "_round_end",
-        "_round_least_trip",
-        "_slow_start",
-        "_trip_confirmed_at",
-        "app_limited_until",
-        "cap",
-        "interactive",
-        "least",
-        "left_at",
-        "round_trip",
-        "step",
-    )
-
     def __init__(
         self,
         most: int,

@@ -52,8 +52,6 @@ class Owner(Protocol):
 class SessionContext:
     """What the parts of one session share."""
 
-    __slots__ = ("ahead", "backlog", "events", "kind", "limits", "now", "owner", "side", "stats", "streams")
-
     def __init__(
         self, owner: Owner, side: Side, kind: Kind, limits: Limits, now: float, backlog: Backlog | None = None
     ) -> None:

@@ -1,4 +1,7 @@
-"""Lists what the session machine reports to the shell. Payload is no event: it goes straight to its stream's sink."""
+"""Lists what the session machine reports to the shell: what happened to streams and connections, and records that came.
+
+A record of the peer that the shell acts on is an event itself. Payload is none: it goes straight to its stream's sink.
+"""
 
 from __future__ import annotations
 
@@ -6,31 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from arcbridge.errors import ArcbridgeError
-from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Hello, Revoke, Status
+from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Hello, Move, Revoke, Status
 
 if TYPE_CHECKING:
     from arcbridge.wire.stream import Stream
-
-
-@dataclass(frozen=True, slots=True)
-class HelloReceived:
-    """The peer's HELLO was accepted."""
-
-    hello: Hello
-
-
-@dataclass(frozen=True, slots=True)
-class AuthReceived:
-    """A token to verify: answer with `accept_auth` or `close`. Comes again at each renewal."""
-
-    auth: Auth
-
-
-@dataclass(frozen=True, slots=True)
-class AuthAccepted:
-    """The acceptor took the token."""
-
-    ok: AuthOk
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,34 +39,6 @@ class StreamWasReset:
 
 
 @dataclass(frozen=True, slots=True)
-class GoawayReceived:
-    """The peer takes no streams above `goaway.last_stream`."""
-
-    goaway: Goaway
-
-
-@dataclass(frozen=True, slots=True)
-class DialReceived:
-    """A dial request (control connections)."""
-
-    dial: Dial
-
-
-@dataclass(frozen=True, slots=True)
-class StatusReceived:
-    """An agent's status (control connections)."""
-
-    status: Status
-
-
-@dataclass(frozen=True, slots=True)
-class RevokeReceived:
-    """A relay's revocation of one user (control connections)."""
-
-    revoke: Revoke
-
-
-@dataclass(frozen=True, slots=True)
 class Detached:
     """The connection is gone; the session waits to be resumed."""
 
@@ -104,33 +58,14 @@ class Resumed:
 
 
 @dataclass(frozen=True, slots=True)
-class MoveRequested:
-    """The acceptor asks for another connection in place of the one made under `join_id`."""
-
-    join_id: str
-
-
-@dataclass(frozen=True, slots=True)
 class Ended:
     """The machine is closed; comes exactly once and last. Every stream has been told before."""
 
     error: ArcbridgeError
 
 
-Event = (
-    HelloReceived
-    | AuthReceived
-    | AuthAccepted
-    | StreamOpened
-    | StreamFinished
-    | StreamWasReset
-    | GoawayReceived
-    | DialReceived
-    | StatusReceived
-    | RevokeReceived
-    | Detached
-    | ResumeFailed
-    | Resumed
-    | MoveRequested
-    | Ended
-)
+Reported = Hello | Auth | AuthOk | Goaway | Dial | Status | Revoke | Move
+"""HELLO that was accepted; a token to verify, at first and at each renewal, and the acceptor's consent; GOAWAY; what
+goes over control connections; and the acceptor's wish for another connection."""
+
+Event = Reported | StreamOpened | StreamFinished | StreamWasReset | Detached | ResumeFailed | Resumed | Ended

@@ -7,7 +7,8 @@ breaks a stream's rules resets that stream; a race is settled, counted and dropp
 
 from __future__ import annotations
 
-from arcbridge.wire import events as ev
+from functools import partial
+
 from arcbridge.wire.context import SessionContext
 from arcbridge.wire.frames import (
     FIRST_CREDIT,
@@ -47,8 +48,6 @@ def misplaced(kind: FrameType, connection: Kind) -> FrameHandler:
 class FrameHandlers:
     """The handlers of one session."""
 
-    __slots__ = ("_context", "_lifecycle", "_receiver", "_resumption", "_sender", "_streams", "table")
-
     def __init__(
         self,
         context: SessionContext,
@@ -76,11 +75,11 @@ class FrameHandlers:
             FrameType.PING: self._on_ping,
             FrameType.PONG: self._on_pong,
             FrameType.GOAWAY: self._on_goaway,
-            FrameType.DIAL: self._on_dial,
-            FrameType.STATUS: self._on_status,
-            FrameType.MOVE: self._on_move,
+            FrameType.DIAL: partial(self._report, Dial),
+            FrameType.STATUS: partial(self._report, Status),
+            FrameType.MOVE: partial(self._report, Move),
             FrameType.QUIET: self._on_quiet,
-            FrameType.REVOKE: self._on_revoke,
+            FrameType.REVOKE: partial(self._report, Revoke),
         }
         peer = context.kind, Side.ACCEPTOR if context.side is Side.INITIATOR else Side.INITIATOR
         self.table: dict[int, FrameHandler] = {
@@ -106,7 +105,7 @@ class FrameHandlers:
             raise Violation(GoawayCode.PROTOCOL, f"a first stream window of {hello.stream_window} bytes")
         receiver.peer_hello = hello
         self._streams.set_first_credit(hello.stream_window)
-        context.events.append(ev.HelloReceived(hello))
+        context.events.append(hello)
         if hello.session_id:
             # Nothing is answered until the session that is meant takes the connection over, or it is refused.
             if context.side is not Side.ACCEPTOR or context.kind is not Kind.SESSION:
@@ -121,24 +120,22 @@ class FrameHandlers:
             self._lifecycle.change(Change.GREET)
 
     def _on_auth(self, _stream_id: int, body: bytes) -> None:
-        self._receiver.spend_control_budget()
         if not self._lifecycle.authenticated:
             if self._lifecycle.auth_sent:
                 raise Violation(GoawayCode.PROTOCOL, "a second AUTH before the first was answered")
             self._lifecycle.auth_sent = True
             self._receiver.begin_counting()
-        self._context.events.append(ev.AuthReceived(Auth.decode(body)))
+        self._context.events.append(Auth.decode(body))
 
     def _on_auth_ok(self, _stream_id: int, body: bytes) -> None:
         if not self._lifecycle.auth_sent:
             raise Violation(GoawayCode.PROTOCOL, "AUTH_OK that answers no AUTH")
-        self._receiver.spend_control_budget()
         ok = AuthOk.decode(body)
         if not self._lifecycle.authenticated:
             self._resumption.learn_secret(ok, self._receiver.peer_hello)
             self._receiver.begin_counting()
             self._context.owner.establish()
-        self._context.events.append(ev.AuthAccepted(ok))
+        self._context.events.append(ok)
 
     # -- streams ----------------------------------------------------------------------------------------------------
 
@@ -163,7 +160,6 @@ class FrameHandlers:
             self._streams.count_churn()
 
     def _on_window(self, stream_id: int, body: bytes) -> None:
-        self._receiver.spend_control_budget()
         sender = self._sender
         increment = U32.unpack(body)[0]
         if stream_id == 0:
@@ -181,11 +177,9 @@ class FrameHandlers:
     # -- counts and liveness ----------------------------------------------------------------------------------------
 
     def _on_ack(self, _stream_id: int, body: bytes) -> None:
-        self._receiver.spend_control_budget()
         self._context.owner.acknowledged(U64.unpack(body)[0])
 
     def _on_quiet(self, _stream_id: int, _body: bytes) -> None:
-        self._receiver.spend_control_budget()
         if self._sender.congestion is not None:
             self._sender.congestion.begin_probe(self._context.now)
 
@@ -201,7 +195,6 @@ class FrameHandlers:
             keepalive.peer_pinged(context.now)
 
     def _on_pong(self, _stream_id: int, body: bytes) -> None:
-        self._receiver.spend_control_budget()
         number, received = PING_BODY.unpack(body)
         self._context.owner.acknowledged(received)
         if self._lifecycle.keepalive is not None:
@@ -209,9 +202,8 @@ class FrameHandlers:
 
     def _on_goaway(self, _stream_id: int, body: bytes) -> None:
         context, lifecycle = self._context, self._lifecycle
-        self._receiver.spend_control_budget()
         goaway = Goaway.decode(body)
-        context.events.append(ev.GoawayReceived(goaway))
+        context.events.append(goaway)
         if goaway.final or goaway.code not in DRAIN_CODES:
             context.owner.end(ended_by(goaway))
             return
@@ -224,18 +216,6 @@ class FrameHandlers:
 
     # -- control connections, and other connections -----------------------------------------------------------------
 
-    def _on_dial(self, _stream_id: int, body: bytes) -> None:
-        self._receiver.spend_control_budget()
-        self._context.events.append(ev.DialReceived(Dial.decode(body)))
-
-    def _on_status(self, _stream_id: int, body: bytes) -> None:
-        self._receiver.spend_control_budget()
-        self._context.events.append(ev.StatusReceived(Status.decode(body)))
-
-    def _on_revoke(self, _stream_id: int, body: bytes) -> None:
-        self._receiver.spend_control_budget()
-        self._context.events.append(ev.RevokeReceived(Revoke.decode(body)))
-
-    def _on_move(self, _stream_id: int, body: bytes) -> None:
-        self._receiver.spend_control_budget()
-        self._context.events.append(ev.MoveRequested(Move.decode(body).join_id))
+    def _report(self, kind: type[Dial | Status | Revoke | Move], _stream_id: int, body: bytes) -> None:
+        """Take a frame whose record is the shell's matter alone."""
+        self._context.events.append(kind.decode(body))

@@ -181,6 +181,10 @@ FRAMES: dict[int, Layout] = {
 HANDSHAKE = frozenset({FrameType.HELLO, FrameType.AUTH, FrameType.AUTH_OK, FrameType.GOAWAY})
 """Types that may come before a peer's byte sequence begins."""
 
+UNCHARGED = frozenset({FrameType.HELLO, FrameType.OPEN, FrameType.FIN, FrameType.RESET, FrameType.PING})
+"""Types that do not count as part of a flood just because they come: HELLO comes once, what opens and ends streams has
+the streams' own bounds, and the handler of PING charges one that no payload explains."""
+
 _header = Struct(">II")
 U32 = Struct(">I")
 U64 = Struct(">Q")

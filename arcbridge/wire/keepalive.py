@@ -23,21 +23,6 @@ PATIENCE = 2.0
 class Keepalive:
     """The clock of one connection; `handle` tells what is due."""
 
-    __slots__ = (
-        "_interval",
-        "_last_ping",
-        "_last_progress",
-        "_last_received",
-        "_next_ping",
-        "_older",
-        "_ping_sent",
-        "_reported",
-        "_smallest",
-        "_timeout",
-        "_turned",
-        "number",
-    )
-
     def __init__(self, interval: float, timeout: float, now: float, *, number: int = 0) -> None:
         """`number` is that of the last PING of the session's former connection: a late answer must not match."""
         self._interval = interval

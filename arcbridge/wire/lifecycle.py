@@ -65,38 +65,22 @@ class Change(Enum):
 
 
 TRANSITIONS: dict[State, dict[Change, State]] = {
-    State.HELLO: {
-        Change.GREET: State.AUTH,
-        Change.ESTABLISH: State.OPEN,
-        Change.DRAIN: State.DRAINING,
-        Change.CLOSE: State.CLOSED,
-    },
-    State.AUTH: {
-        Change.ESTABLISH: State.OPEN,
-        Change.DRAIN: State.DRAINING,
-        Change.CLOSE: State.CLOSED,
-    },
-    State.OPEN: {
-        Change.DRAIN: State.DRAINING,
-        Change.DETACH: State.DETACHED,
-        Change.CLOSE: State.CLOSED,
-    },
+    State.HELLO: {Change.GREET: State.AUTH, Change.ESTABLISH: State.OPEN, Change.DRAIN: State.DRAINING},
+    State.AUTH: {Change.ESTABLISH: State.OPEN, Change.DRAIN: State.DRAINING},
+    State.OPEN: {Change.DRAIN: State.DRAINING, Change.DETACH: State.DETACHED},
     State.DRAINING: {
         Change.GREET: State.DRAINING,
         Change.ESTABLISH: State.DRAINING,
         Change.DRAIN: State.DRAINING,
         Change.DETACH: State.DETACHED,
-        Change.CLOSE: State.CLOSED,
     },
-    State.DETACHED: {
-        Change.DRAIN: State.DETACHED,
-        Change.RESUME: State.OPEN,
-        Change.RESUME_DRAINING: State.DRAINING,
-        Change.CLOSE: State.CLOSED,
-    },
+    State.DETACHED: {Change.DRAIN: State.DETACHED, Change.RESUME: State.OPEN, Change.RESUME_DRAINING: State.DRAINING},
     State.CLOSED: {},
 }
 """State -> change -> next state. A change that is missing is not lawful in that state."""
+for _state, _row in TRANSITIONS.items():
+    if _state is not State.CLOSED:
+        _row[Change.CLOSE] = State.CLOSED
 
 
 class Deadline(Enum):
@@ -109,21 +93,6 @@ class Deadline(Enum):
 
 class Lifecycle:
     """State and deadlines. Every `now` is monotonic seconds and an argument."""
-
-    __slots__ = (
-        "_limits",
-        "auth_sent",
-        "authenticated",
-        "detached_deadline",
-        "drain_deadline",
-        "draining",
-        "error",
-        "goaway_sent",
-        "handshake_deadline",
-        "keepalive",
-        "peer_goaway",
-        "state",
-    )
 
     def __init__(self, kind: Kind, limits: Limits, now: float) -> None:
         self._limits = limits

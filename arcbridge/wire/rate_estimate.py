@@ -17,8 +17,6 @@ ROUNDS = 6
 class RateEstimate:
     """The delivery rate of one direction of a connection."""
 
-    __slots__ = ("_best", "_best_before", "_latest", "ack_burst", "ack_burst_before", "rate", "round_rate", "rounds")
-
     def __init__(self) -> None:
         self.rate = 0.0
         """Bytes per second that the path delivers, the best of this period and the one before; 0 while unknown."""

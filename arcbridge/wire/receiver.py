@@ -18,6 +18,7 @@ from arcbridge.wire.frames import (
     HANDSHAKE,
     U32,
     U64,
+    UNCHARGED,
     FrameType,
     GoawayCode,
     ResetCode,
@@ -44,27 +45,6 @@ FrameHandler = Callable[[int, bytes], None]
 
 class Receiver:
     """The receiving direction of a session or control connection."""
-
-    __slots__ = (
-        "_asked_at",
-        "_base",
-        "_context",
-        "_explained",
-        "_lifecycle",
-        "_sender",
-        "_session_window",
-        "_streams",
-        "_table",
-        "_whole",
-        "answers_from",
-        "control_budget",
-        "counting",
-        "decoder",
-        "handlers",
-        "peer_hello",
-        "reported_position",
-        "usual_window",
-    )
 
     def __init__(
         self,
@@ -161,8 +141,9 @@ class Receiver:
             raise Violation(GoawayCode.PROTOCOL, "the first frame is not HELLO")
         if self._lifecycle.state is State.CLOSED:
             return  # closed by a frame, or by an application, earlier in the same input
-        if layout is None:
+        if kind not in UNCHARGED:
             self.spend_control_budget()
+        if layout is None:
             return
         if not self.counting and kind not in HANDSHAKE:
             raise Violation(GoawayCode.PROTOCOL, f"a frame of type {kind} before the handshake is complete")

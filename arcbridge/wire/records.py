@@ -8,8 +8,8 @@ of more than 8 bytes is an error of the peer. The relay's JOIN messages use the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import ClassVar, Self
+from dataclasses import dataclass, field, fields
+from typing import Self
 
 from arcbridge.errors import RemoteProtocolError
 
@@ -18,9 +18,12 @@ MAX_RECORD = 80 * 1024
 
 
 class Record:
-    """Base of the records; subclasses are dataclasses whose fields are numbered by `TAGS` in order."""
+    """Base of the records; subclasses are dataclasses.
 
-    TAGS: ClassVar[tuple[int, ...]]
+    Their fields have the tags 1, 2, … in order: a new one is the last. A field that no log may have is left out of the
+    text of its record (`repr=False`).
+    """
+
     __slots__ = ()
 
     def encode(self) -> bytes:
@@ -59,10 +62,10 @@ class Record:
             if tag in seen:
                 raise RemoteProtocolError(f"a {cls.__name__} record has field {tag} twice")
             seen.add(tag)
-            field = known.get(tag)
-            if field is not None:
+            spec = known.get(tag)
+            if spec is not None:
                 raw = bytes(data[at : at + length])
-                values[field[0]] = _value(cls.__name__, tag, field[1], raw)
+                values[spec[0]] = _value(cls.__name__, tag, spec[1], raw)
             at += length
         return cls(**values)
 
@@ -76,8 +79,7 @@ def _table(kind: type[Record]) -> _Table:
     table = _tables.get(kind)
     if table is None:
         specs = fields(kind)  # type: ignore[arg-type]  # subclasses are dataclasses
-        table = {tag: (spec.name, spec.default) for tag, spec in zip(kind.TAGS, specs, strict=True)}
-        _tables[kind] = table
+        table = _tables[kind] = {tag: (spec.name, spec.default) for tag, spec in enumerate(specs, 1)}
     return table
 
 
@@ -97,7 +99,7 @@ def _value(record: str, tag: int, default: object, raw: bytes) -> object:
         raise RemoteProtocolError(f"field {tag} of a {record} record is not UTF-8") from error
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True)
 class Hello(Record):
     """First frame of each connection, in both directions.
 
@@ -113,7 +115,6 @@ class Hello(Record):
     agent refuses another one than its own, because the relay has then crossed two joins (docs/threats.md#B2).
     """
 
-    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14)
     version: int = 0
     least: int = 0
     features: str = ""
@@ -122,38 +123,27 @@ class Hello(Record):
     agent: str = ""
     software: str = ""
     session_id: bytes = b""
-    resume_secret: bytes = b""
+    resume_secret: bytes = field(default=b"", repr=False)
     received: int = 0
     sent: int = 0
     epoch: int = 0
-    cluster_ca: str = ""
+    cluster_ca: str = field(default="", repr=False)
     join_id: str = ""
 
-    def __repr__(self) -> str:
-        return (
-            f"Hello(version={self.version}, features={self.features!r}, agent={self.agent!r}, "
-            f"software={self.software!r}, session_id={self.session_id.hex()}, received={self.received}, "
-            f"sent={self.sent}, epoch={self.epoch})"
-        )
 
-
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True)
 class Auth(Record):
     """The caller's token: `oidc` (verified by the agent) or `bearer` (the API server judges it).
 
     `proof` shows that the caller holds the key to which the token is bound (`identity.proof`); empty for others.
     """
 
-    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3)
     kind: str = "oidc"
-    token: str = ""
-    proof: str = ""
-
-    def __repr__(self) -> str:
-        return f"Auth(kind={self.kind!r}, token of {len(self.token)} characters)"
+    token: str = field(default="", repr=False)
+    proof: str = field(default="", repr=False)
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True)
 class AuthOk(Record):
     """The agent's consent. `subject` is the user's name in the cluster; `expires_in` is in seconds.
 
@@ -161,22 +151,17 @@ class AuthOk(Record):
     nothing about them: it comes from an older agent, or from one whose list has no room in the frame.
     """
 
-    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5)
     session_id: bytes = b""
-    resume_secret: bytes = b""
+    resume_secret: bytes = field(default=b"", repr=False)
     subject: str = ""
     expires_in: int = 0
     targets: str = ""
-
-    def __repr__(self) -> str:
-        return f"AuthOk(session_id={self.session_id.hex()}, subject={self.subject!r}, expires_in={self.expires_in})"
 
 
 @dataclass(frozen=True, slots=True)
 class Open(Record):
     """A new stream's target: `kubernetes`, or `tcp:NAME` of the agent's allow-list."""
 
-    TAGS: ClassVar[tuple[int, ...]] = (1,)
     target: str = ""
 
 
@@ -188,7 +173,6 @@ class Goaway(Record):
     are those of a `Refusal`, by which the peer decides; `message` is for people.
     """
 
-    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5, 6, 7)
     last_stream: int = 0
     code: int = 0
     message: str = ""
@@ -202,19 +186,17 @@ class Goaway(Record):
 class Move(Record):
     """The connection that was made under `join_id` goes away soon: resume through another one."""
 
-    TAGS: ClassVar[tuple[int, ...]] = (1,)
     join_id: str = ""
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True)
 class Dial(Record):
     """The relay asks an agent to join `address` under `token` within `deadline` seconds.
 
     `instance` is the agent instance that a client wants back (empty: any); `hops` counts relays passed.
     """
 
-    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5, 6, 7)
-    token: str = ""
+    token: str = field(default="", repr=False)
     address: str = ""
     cluster: str = ""
     join_id: str = ""
@@ -222,11 +204,8 @@ class Dial(Record):
     deadline: int = 0
     hops: int = 0
 
-    def __repr__(self) -> str:
-        return f"Dial(address={self.address!r}, cluster={self.cluster!r}, join_id={self.join_id!r})"
 
-
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True)
 class Status(Record):
     """The agent's answer to a dial request (`token`, `code`, `message`), or its report on itself (`instance`, and all
     behind it).
@@ -236,8 +215,7 @@ class Status(Record):
     in microseconds, 0 while none was measured. An older agent reports `ready` alone.
     """
 
-    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5, 6, 7, 8)
-    token: str = ""
+    token: str = field(default="", repr=False)
     code: int = 0
     message: str = ""
     instance: str = ""
@@ -245,9 +223,6 @@ class Status(Record):
     checks: str = ""
     sessions: int = 0
     round_trip: int = 0
-
-    def __repr__(self) -> str:
-        return f"Status(code={self.code}, message={self.message!r}, instance={self.instance!r}, ready={self.ready})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +237,6 @@ class Revoke(Record):
     does not know the field reads a revocation of no user.
     """
 
-    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5)
     user: str = ""
     before: int = 0
     first: bool = False
@@ -270,7 +244,7 @@ class Revoke(Record):
     session: str = ""
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True)
 class JoinRequest(Record):
     """JOIN of either end: `role` is `client` (token: access token) or `agent` (token: the dial request's).
 
@@ -278,18 +252,14 @@ class JoinRequest(Record):
     that it resumes, for logs alone.
     """
 
-    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5, 6, 7, 8)
     role: str = ""
     cluster: str = ""
-    token: str = ""
+    token: str = field(default="", repr=False)
     instance: str = ""
     version: str = ""
     hops: int = 0
-    proof: str = ""
+    proof: str = field(default="", repr=False)
     first_session: str = ""
-
-    def __repr__(self) -> str:
-        return f"JoinRequest(role={self.role!r}, cluster={self.cluster!r}, instance={self.instance!r})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +269,6 @@ class JoinReply(Record):
     `rule` and `wanted` are those of a `Refusal`, as in `Goaway`.
     """
 
-    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5, 6, 7, 8)
     code: int = 0
     message: str = ""
     retry_after: int = 0

@@ -22,11 +22,10 @@ from arcbridge.errors import (
 )
 from arcbridge.wire import events as ev
 from arcbridge.wire.context import SessionContext
-from arcbridge.wire.frames import VERSION, FrameType, GoawayCode, record_frame
+from arcbridge.wire.frames import FRAMES, HEADER_SIZE, VERSION, FrameType, GoawayCode, record_frame, unpack_header
 from arcbridge.wire.lifecycle import Lifecycle, Violation, ended_by
 from arcbridge.wire.receiver import Receiver
 from arcbridge.wire.records import Auth, AuthOk, Goaway, Hello, Move
-from arcbridge.wire.resume_handshake import ResumeHandshake
 from arcbridge.wire.sender import Sender
 from arcbridge.wire.state import Kind, Side, State
 
@@ -42,23 +41,12 @@ REFUSED_FOR_NOW = frozenset(
 )
 """Answers to a resuming connection after which another one may succeed; any other ends the session."""
 
+GREETINGS = frozenset({FrameType.HELLO, FrameType.AUTH_OK, FrameType.GOAWAY})
+"""What an acceptor may say before the sequence goes on."""
+
 
 class Resumption:
     """Detaching and attaching. `wire.lifecycle` has the table of states."""
-
-    __slots__ = (
-        "_context",
-        "_hello",
-        "_hello_template",
-        "_lifecycle",
-        "_receiver",
-        "_sender",
-        "epoch",
-        "handshake",
-        "resuming",
-        "secret",
-        "session_id",
-    )
 
     def __init__(
         self, context: SessionContext, lifecycle: Lifecycle, sender: Sender, receiver: Receiver, hello_template: Hello
@@ -77,8 +65,9 @@ class Resumption:
         """Number of the attached connection; each later one has a higher one."""
         self.resuming: Hello | None = None
         """Acceptor: the HELLO of a connection that asks to resume another session."""
-        self.handshake: ResumeHandshake | None = None
-        """Initiator: the handshake of a new connection; None: none is under way."""
+        self.handshake: bytearray | None = None
+        """Initiator: the part of a frame that has come of the handshake of a new connection; None: none is under
+        way."""
         self._hello: Hello | None = None
         """Initiator: the acceptor's HELLO on the new connection."""
 
@@ -111,7 +100,7 @@ class Resumption:
         if self._lifecycle.state is not State.DETACHED:
             self._detach(ConnectionLost("another connection takes its place"), tell=False)
         self.epoch += 1
-        self.handshake, self._hello = ResumeHandshake(), None
+        self.handshake, self._hello = bytearray(), None
         self._sender.prelude = [self._resuming_hello(self.secret, join_id), record_frame(FrameType.AUTH, auth)]
         self._lifecycle.await_handshake(now)
 
@@ -179,13 +168,23 @@ class Resumption:
         self.handshake = self._hello = None
 
     def greet(self, data: memoryview) -> memoryview:
-        """Initiator: read the acceptor's part of the handshake; return what is left of `data` for the sequence."""
-        at = 0
-        while self.handshake is not None and at < len(data):
-            at, whole = self.handshake.next(data, at)
-            if whole is None:
+        """Initiator: read the acceptor's part of the handshake; return what of `data` belongs to the sequence.
+
+        The sequence goes on behind the last of these frames, perhaps in the middle of a frame, so it gets exactly the
+        rest. Raises RemoteProtocolError at the header of a frame that has no place here.
+        """
+        kept = self.handshake
+        assert kept is not None
+        kept += data
+        while self.handshake is not None and len(kept) >= HEADER_SIZE:
+            word, stream_id = unpack_header(kept)
+            kind, end = word & 0xFF, HEADER_SIZE + (word >> 8)
+            if kind not in GREETINGS or stream_id or end - HEADER_SIZE > FRAMES[kind].largest:
+                raise RemoteProtocolError(f"a frame of type {kind} before the session was resumed")
+            if len(kept) < end:
                 break
-            kind, body = whole
+            body = bytes(kept[HEADER_SIZE:end])
+            del kept[:end]
             if kind == FrameType.GOAWAY:
                 self._refused(Goaway.decode(body))
                 return data[:0]
@@ -193,7 +192,7 @@ class Resumption:
                 self._on_hello(Hello.decode(body))
             else:
                 self._on_auth_ok(AuthOk.decode(body))
-        return data[at:]
+        return memoryview(kept) if self.handshake is None else data[:0]
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
@@ -229,7 +228,7 @@ class Resumption:
             raise Violation(GoawayCode.PROTOCOL, "AUTH_OK without the HELLO of this session")
         self.abandon_handshake()
         self._check_counts(hello)
-        self._context.events.append(ev.AuthAccepted(ok))
+        self._context.events.append(ok)
         self._attach(hello)
 
     def _refused(self, goaway: Goaway) -> None:

@@ -30,8 +30,6 @@ PROBE_INTERVAL = 1.0
 class RoundTripProbe:
     """The probes of one direction, one after the other."""
 
-    __slots__ = ("_began_at", "_confirmed_once", "_drained_at", "_least", "_slow_rounds", "active")
-
     def __init__(self, now: float) -> None:
         self.active = False
         """Whether a probe runs, for which the cap is halved."""

@@ -26,22 +26,6 @@ BULK_BYTES = 64 * 1024
 class Scheduler:
     """The two rings of ready streams; a stream is in one of them at most once (its `scheduled` flag)."""
 
-    __slots__ = (
-        "_alone",
-        "_bulk",
-        "_left",
-        "_of_sparse",
-        "_shared",
-        "_sparse",
-        "_sparse_sender",
-        "_turn",
-        "interactive_until",
-        "last_sender",
-        "quantum",
-        "ready",
-        "served",
-    )
-
     def __init__(self, frame_alone: int, frame_shared: int) -> None:
         self._sparse: deque[Stream] = deque()
         self._bulk: deque[Stream] = deque()

@@ -8,7 +8,6 @@ connection sends again, PONG, control frames, finished frames, payload that wait
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from enum import IntFlag
 
 from arcbridge.errors import LocalProtocolError
@@ -67,31 +66,6 @@ _RATE = int(Blocked.RATE)
 
 class Sender:
     """The sending direction of a session or control connection."""
-
-    __slots__ = (
-        "_ahead",
-        "_cap_applied",
-        "_context",
-        "_control_bytes",
-        "_room",
-        "_unblocked",
-        "blocked",
-        "closed",
-        "congestion",
-        "control",
-        "credit",
-        "handshake_done",
-        "history",
-        "out",
-        "out_bytes",
-        "peer_received",
-        "pinged",
-        "pong",
-        "prelude",
-        "resend",
-        "scheduler",
-        "sent",
-    )
 
     def __init__(
         self,
@@ -316,8 +290,13 @@ class Sender:
         self.sent += count
         context.stats.bytes_sent += count
         if count:
-            if self.history is not None:
-                self._keep(self.history, kept, count)
+            history = self.history
+            if history is not None:
+                history.append(kept, count)
+                if history.full:
+                    self.blocked |= _HISTORY
+                    if history.size > 2 * history.most + context.limits.max_queued_control:
+                        context.owner.fail(GoawayCode.LIMIT, "the other end confirms nothing of what it gets")
             if self.congestion is not None:
                 self._has_left(self.congestion, count)
         return parts
@@ -392,14 +371,6 @@ class Sender:
         return parts
 
     # -- history and path -------------------------------------------------------------------------------------------
-
-    def _keep(self, history: Replay, pieces: Sequence[Piece], count: int) -> None:
-        """Keep what is being sent until the peer confirms it."""
-        history.append(pieces, count)
-        if history.full:
-            self.blocked |= _HISTORY
-            if history.size > 2 * history.most + self._context.limits.max_queued_control:
-                self._context.owner.fail(GoawayCode.LIMIT, "the other end confirms nothing of what it gets")
 
     def _has_left(self, congestion: CongestionWindow, count: int) -> None:
         """`count` bytes more are under way: stop at the cap, and ask for news of the path in time."""

@@ -35,9 +35,8 @@ from arcbridge.wire.resumption import Resumption
 from arcbridge.wire.sender import Sender
 from arcbridge.wire.session_window import SessionWindow
 from arcbridge.wire.state import Kind, Side, State, Stats
-from arcbridge.wire.stream import ReceiveState, Stream
+from arcbridge.wire.stream import Stream
 from arcbridge.wire.stream_table import StreamTable
-from arcbridge.wire.window import MAX_CREDIT
 
 MAX_MESSAGE = 900
 """Characters of a GOAWAY's sentence."""
@@ -47,26 +46,6 @@ _CONTROL_RECORDS = {Dial: FrameType.DIAL, Status: FrameType.STATUS, Revoke: Fram
 
 class Session:
     """One side of a session or control connection. See the module's docstring for the order of calls."""
-
-    __slots__ = (
-        "_context",
-        "_hello",
-        "_hello_sent",
-        "ahead",
-        "backlog",
-        "events",
-        "kind",
-        "lifecycle",
-        "limits",
-        "receiver",
-        "resumption",
-        "sender",
-        "session_window",
-        "side",
-        "stats",
-        "stream_table",
-        "streams",
-    )
 
     def __init__(
         self,
@@ -134,9 +113,10 @@ class Session:
             self.say_hello()
 
     def __repr__(self) -> str:
+        sender, received = self.sender, self.receiver.received
         return (
             f"<Session {self.kind.value} {self.side.name.lower()} {self.state.value} streams={len(self.streams)} "
-            f"sent={self.sent} received={self.received} credit={self.sender.credit} blocked={self.sender.blocked_by!r}>"
+            f"sent={sender.sent} received={received} credit={sender.credit} blocked={sender.blocked_by!r}>"
         )
 
     # -- receive: called by the socket and the timer ----------------------------------------------------------------
@@ -171,13 +151,11 @@ class Session:
             if unreported >= self.limits.ack_every and lifecycle.authenticated:
                 receiver.acknowledge()
 
-    def receive_eof(self, now: float) -> None:
-        """Note that the peer closed the connection. Without a GOAWAY before it, that is a loss, never an end in
-        order."""
-        self.connection_lost(now, ConnectionLost("the other end closed the connection"))
-
     def connection_lost(self, now: float, error: ArcbridgeError) -> None:
-        """Wait for another connection, or end the session where that is not possible: this one is gone."""
+        """Wait for another connection, or end the session where that is not possible: this one is gone.
+
+        Without a GOAWAY before it that is a loss, never an end in order, also where the peer closed the connection.
+        """
         self._context.now = now
         self.resumption.connection_lost(error)
 
@@ -205,7 +183,7 @@ class Session:
             self.stream_table.cancel_all()
             self._finish_drain()
         elif lifecycle.keepalive is not None and lifecycle.state is not State.DETACHED:
-            reason = lifecycle.keepalive.dead(now, answers=self.received >= self.receiver.answers_from)
+            reason = lifecycle.keepalive.dead(now, answers=self.receiver.received >= self.receiver.answers_from)
             if reason is not None:
                 self.resumption.connection_lost(ConnectionLost(f"the connection is dead: {reason}"))
             elif lifecycle.keepalive.ping_due(now):
@@ -236,7 +214,7 @@ class Session:
         if self.lifecycle.authenticated:
             self.sender.queue_control(body)
             return
-        self.resumption.learn_secret(ok, self.peer_hello)
+        self.resumption.learn_secret(ok, self.receiver.peer_hello)
         self.sender.prelude.append(body)
         self.session_window.open()
         self.establish()
@@ -252,7 +230,7 @@ class Session:
         if self.state is State.DRAINING:
             raise SessionEnded(GoawayCode.DRAINING, "the session accepts no new streams")
         self._require(self.lifecycle.auth_sent or self.lifecycle.authenticated, "a stream before authentication")
-        peer = self.peer_hello
+        peer = self.receiver.peer_hello
         return self.stream_table.open(target, peer.max_streams if peer is not None else None)
 
     def send(self, record: Dial | Status | Revoke) -> None:
@@ -275,7 +253,7 @@ class Session:
         self._say_goaway(code, message, retry_after, in_turn=True, final=False)
         self.lifecycle.drain()
         if self.kind is Kind.SESSION:
-            self.lifecycle.await_streams(self.now)
+            self.lifecycle.await_streams(self._context.now)
             self.finish_drain_if_idle()
 
     def close(self, code: GoawayCode, message: str, retry_after: int = 0, refusal: Refusal = NO_REFUSAL) -> None:
@@ -300,67 +278,9 @@ class Session:
     # -- look: no effect --------------------------------------------------------------------------------------------
 
     @property
-    def now(self) -> float:
-        """The latest `now` given, monotonic seconds; commands that take none use it."""
-        return self._context.now
-
-    @property
     def state(self) -> State:
         """The state; `wire.lifecycle` has the table."""
         return self.lifecycle.state
-
-    @property
-    def error(self) -> ArcbridgeError | None:
-        """Why the session is over; None before."""
-        return self.lifecycle.error
-
-    @property
-    def peer_hello(self) -> Hello | None:
-        """The peer's HELLO of the first connection, once it came."""
-        return self.receiver.peer_hello
-
-    @property
-    def sent(self) -> int:
-        """Bytes of this end's sequence that were handed to the connection."""
-        return self.sender.sent
-
-    @property
-    def received(self) -> int:
-        """Bytes of the peer's sequence that have arrived."""
-        return self.receiver.received
-
-    @property
-    def resumable(self) -> bool:
-        """Whether the session outlives its connection: both ends keep history, and both know the secret."""
-        return self.resumption.possible
-
-    @property
-    def round_trip(self) -> float:
-        """Smallest recent round trip, seconds; 0 while unknown."""
-        return self.lifecycle.keepalive.round_trip if self.lifecycle.keepalive is not None else 0.0
-
-    @property
-    def unconsumed(self) -> int:
-        """Bytes received on all streams that their consumers do not have yet."""
-        return self.session_window.account.unconsumed
-
-    def assert_invariants(self) -> None:
-        """Raise AssertionError when the accounts do not balance; for tests and debug builds."""
-        whole = self.session_window.account
-        whole.assert_invariants()
-        assert 0 <= self.sender.credit <= MAX_CREDIT, "session credit out of range"
-        held, waiting = 0, self.sender.history.held if self.sender.history is not None else 0
-        for stream in self.streams.values():
-            waiting += stream.held
-            stream.window.assert_invariants()
-            assert 0 <= stream.credit <= MAX_CREDIT, "stream credit out of range"
-            assert stream.queued == sum(map(len, stream.outbox)), "queued bytes miscounted"
-            assert stream.queued <= stream.held, "a stream holds less than waits in it"
-            assert not stream.over, "a stream that is over was kept"
-            if stream.receiving is ReceiveState.OPEN:
-                held += stream.window.unconsumed
-        assert held <= whole.unconsumed, "a stream holds bytes that the session does not know of"
-        assert self.backlog.held >= waiting, "bytes wait that are not counted"
 
     # -- called by the parts (`wire.context.Owner`) -------------------------------------------------------------------
 
@@ -372,7 +292,7 @@ class Session:
 
     def establish(self) -> None:
         """Open the session: the handshake is complete."""
-        self.lifecycle.establish(self.now)
+        self.lifecycle.establish(self._context.now)
         self.sender.handshake_done = True
         self.send_ping()  # at once: windows grow by the round trip, so it must be known early
 
@@ -382,7 +302,7 @@ class Session:
         It confirms what has arrived, too: an idle session needs no ACK.
         """
         if self.lifecycle.keepalive is not None:
-            self.sender.ping(self.lifecycle.keepalive.ping(self.now), self.receiver.report())
+            self.sender.ping(self.lifecycle.keepalive.ping(self._context.now), self.receiver.report())
 
     def acknowledged(self, received: int) -> None:
         """Note that the peer has `received` bytes of this end's sequence."""
@@ -392,11 +312,11 @@ class Session:
         if received > sender.peer_received:
             trip = sender.confirmed(received)
             if trip and keepalive is not None:
-                keepalive.sample(trip, self.now)
+                keepalive.sample(trip, self._context.now)
             if self.state is State.DRAINING:
                 self.finish_drain_if_idle()
         if keepalive is not None:
-            keepalive.progress_reported(received, self.now)
+            keepalive.progress_reported(received, self._context.now)
 
     def stream_sent(self, stream: Stream) -> None:
         """Settle a finishing stream whose last bytes leave, with FIN behind them."""
@@ -457,7 +377,7 @@ class Session:
     def _all_confirmed(self) -> bool:
         """Whether the peer has everything, so that no cut can take the end of a stream with it."""
         sender = self.sender
-        return not self.resumable or (sender.peer_received >= sender.sent and not sender.has_output)
+        return not self.resumption.possible or (sender.peer_received >= sender.sent and not sender.has_output)
 
     def _finish_drain(self) -> None:
         if self.state is State.CLOSED:

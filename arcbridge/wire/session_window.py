@@ -18,8 +18,6 @@ from arcbridge.wire.window import MAX_CREDIT, Growth, ReceiveWindow
 class SessionWindow:
     """The session's account, and its extension."""
 
-    __slots__ = ("_closed", "_context", "_sender", "account", "extension")
-
     def __init__(self, context: SessionContext, sender: Sender, budget: Budget) -> None:
         limits = context.limits
         self._context = context

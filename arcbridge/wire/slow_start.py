@@ -30,18 +30,6 @@ PLATEAU = 3
 class SlowStart:
     """The growth of one direction's cap until its path is full, and again when the path becomes faster."""
 
-    __slots__ = (
-        "_conservative_rounds",
-        "_delayed_from",
-        "_earlier",
-        "_flat_rounds",
-        "_most",
-        "cap",
-        "conservative",
-        "full_rate",
-        "growing",
-    )
-
     def __init__(self, first: int, most: int, earlier: tuple[int, float] | None = None) -> None:
         """`first`, `most`: the first and the largest cap, bytes. `earlier`: a cap, bytes, that counts from the first
         answer on which shows that the path is no longer than that round trip, seconds (RFC 9040 §8.1)."""

@@ -5,6 +5,7 @@ The module decides nothing. `wire.lifecycle` has the table of state changes.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
 
 
@@ -33,23 +34,12 @@ class State(Enum):
     CLOSED = "closed"
 
 
+@dataclass(slots=True)
 class Stats:
     """Counters, read at any time; plain integers."""
 
-    __slots__ = (
-        "bytes_received",
-        "bytes_sent",
-        "detached",
-        "replayed_bytes",
-        "resumed",
-    )
-
-    def __init__(self) -> None:
-        for name in self.__slots__:
-            setattr(self, name, 0)
-
-    bytes_received: int
-    bytes_sent: int
-    detached: int
-    replayed_bytes: int
-    resumed: int
+    bytes_received: int = 0
+    bytes_sent: int = 0
+    detached: int = 0
+    replayed_bytes: int = 0
+    resumed: int = 0

@@ -28,23 +28,6 @@ LAST_ID = 0x7FFFFFFF
 class StreamTable:
     """Streams that are not over, by id."""
 
-    __slots__ = (
-        "_context",
-        "_decoder",
-        "_lifecycle",
-        "_sender",
-        "_session_window",
-        "churn",
-        "early",
-        "first_credit",
-        "growth",
-        "last_peer_id",
-        "next_id",
-        "peer_streams",
-        "streams",
-        "unread",
-    )
-
     def __init__(
         self,
         context: SessionContext,

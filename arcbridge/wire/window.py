@@ -203,13 +203,3 @@ class ReceiveWindow:
         if self.growth is not None and self.grown:
             self.growth.give(self.grown)
             self.grown = 0
-
-    def assert_invariants(self) -> None:
-        """Raise AssertionError when the account is impossible; used by tests and debug builds."""
-        assert 0 <= self.consumed <= self.received, "consumed more than was received"
-        assert self.received <= self.granted, "received more than was granted"
-        assert self.granted - self.consumed <= self.size, "granted more than the window can hold"
-        assert self.size <= self.limit, "the window outgrew its limit"
-        assert self.due_at == self.granted - self.size + min(self.size >> 2, self._grant), (
-            "the next grant is due at another moment"
-        )

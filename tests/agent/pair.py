@@ -264,8 +264,8 @@ def asks_for(client: MuxSession, **changes: Any) -> Hello:
         "max_streams": DEFAULT.max_streams,
         "session_id": client.resumption.session_id,
         "resume_secret": client.resumption.secret,
-        "received": machine.received,
-        "sent": machine.sent,
+        "received": machine.receiver.received,
+        "sent": machine.sender.sent,
         "epoch": client.resumption.epoch + 1,
     }
     return Hello(**{**fields, **changes})

@@ -151,7 +151,7 @@ class Users:
             enough = bool(stream.end) or final_heads(bytes(stream.data)) >= until
             if enough and user.delivered and user.in_flight == user.caller.account.upgrades:
                 return
-            now = (len(stream.data), user.client._machine.sent, len(self.audit.kept), self.proxy.stats.requests)
+            now = (len(stream.data), user.client._machine.sender.sent, len(self.audit.kept), self.proxy.stats.requests)
             if now != before:
                 before, still = now, 0
             elif still >= GRACE and (enough or not user.in_flight):

@@ -2,43 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections import deque
-from types import SimpleNamespace
-from typing import Any
 
-from aiohttp.base_protocol import BaseProtocol
-from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.http_parser import HttpRequestParser
-
-from arcbridge.agent.denylist import parse_denylist
-from arcbridge.agent.kube import impersonation
 from arcbridge.agent.kube.fast_path_parser import KnownLines, plain_head
-from arcbridge.agent.kube.request_facts import read_facts
 from arcbridge.agent.kube.request_info import request_info
-from arcbridge.agent.kube.request_target import request_target
 from arcbridge.agent.kube.response import ChunkedBody, read_head
 from arcbridge.agent.kube.status import RequestRefusal
-from arcbridge.agent.kube.upstream_pool import UpstreamConnection, UpstreamRequest
 from arcbridge.client.kubeconfig import file as kubeconfig_yaml
-from arcbridge.errors import ConfigError, RemoteProtocolError, StateError
+from arcbridge.errors import RemoteProtocolError, StateError
 from arcbridge.identity import authentication, verifier
 from arcbridge.identity import proof as proofs
 from arcbridge.identity.cel.mapping import BudgetExceeded, CostBudget
 from arcbridge.identity.claims import map_claims
-from arcbridge.identity.policy import Policy
 from arcbridge.identity.refusal import TokenRefused
-from arcbridge.net import join as joins
 from arcbridge.net.client_hello import Incomplete, peek
 from arcbridge.pki import pins
 from arcbridge.wire.decoder import Decoder
 from tests.fuzz import caller_targets, remote_targets, targets
 from tests.fuzz.costs import Read
-
-_LOOP = asyncio.new_event_loop()
-PIECE = 16 * 1024
-"""Bytes that arrive at once."""
+from tests.fuzz.targets import PIECE
 
 
 def _client_hello(data: bytes) -> None:
@@ -50,13 +32,8 @@ def _client_hello(data: bytes) -> None:
 
 
 def _join(data: bytes, size: int = PIECE) -> None:
-    waiting = deque(targets.pieces(data, size))
-
-    async def read() -> bytes:
-        return waiting.popleft() if waiting else b""
-
     try:
-        _LOOP.run_until_complete(joins._read_record(SimpleNamespace(read=read)))
+        targets.read_join(data, size)
     except (RemoteProtocolError, EOFError):
         pass
 
@@ -76,30 +53,6 @@ def _record(data: bytes) -> None:
             kind.decode(data)
         except RemoteProtocolError:
             continue
-
-
-def _request(data: bytes) -> None:
-    parser = HttpRequestParser(
-        BaseProtocol(_LOOP), _LOOP, 2**16, max_line_size=2**16, max_field_size=2**16, max_headers=1000
-    )
-    try:
-        messages, _, _ = parser.feed_data(data)
-    except (HttpProcessingError, ValueError):
-        return
-    for message, _ in messages[:1]:
-        fields = message.raw_headers
-        try:
-            facts = read_facts(message.method, message.path, fields, message.version)
-            if facts.misframed is not None or facts.misnamed is not None:
-                return
-            request_target(message.method, message.path, False)
-            impersonation.requested_subject(facts.impersonation)
-            subject = impersonation.Subject("alice", "", ("dev",), ())
-            impersonation.impersonated_headers(
-                impersonation.cleaned_headers(facts), subject, authorization="Bearer agent"
-            )
-        except RequestRefusal:
-            return
 
 
 def _response_head(data: bytes) -> None:
@@ -122,21 +75,6 @@ class _Dropped(targets._Taken):
     """A caller that keeps nothing."""
 
     def response_data(self, data: bytes | memoryview, payload: int) -> None: ...
-
-
-def _answer(data: bytes) -> None:
-    taken = _Dropped()
-    transport: Any = SimpleNamespace(
-        is_closing=lambda: False, write=len, abort=str, pause_reading=str, resume_reading=str
-    )
-    connection = UpstreamConnection(taken, None)
-    connection.connection_made(transport)
-    connection.send(taken, UpstreamRequest(b""))
-    for piece in targets.pieces(data, PIECE):
-        connection.get_buffer(-1)[: len(piece)] = piece
-        connection.buffer_updated(len(piece))
-        if taken.end:
-            break
 
 
 def _token(data: bytes) -> None:
@@ -179,27 +117,15 @@ def _kubeconfig(data: bytes) -> None:
         pass
 
 
-def _file(read: Any) -> Read:
-    def reader(data: bytes) -> None:
-        try:
-            read(data)
-        except ConfigError:
-            pass
-
-    return reader
-
-
-READERS: dict[str, Read] = {
-    "answer": _answer,
+READERS: dict[str, Read] = targets.FILES | {
+    "answer": lambda data: targets.read_answer(data, _Dropped()),
     "api_body": remote_targets.read_api_body,
     "audit_text": caller_targets.read_audit_text,
-    "authentication_file": _file(lambda data: authentication.parse(data.decode("utf-8", "replace"))),
     "cel_values": lambda data: _claims(data, remote_targets._CEL),
     "certificate": lambda data: pins._p256_key(data.decode("latin-1")),
     "chunked_body": _chunked_body,
     "client_hello": _client_hello,
     "decoder": _decoder,
-    "denylist_file": _file(lambda data: parse_denylist(data, "denylist")),
     "enrolment": remote_targets.enrolment,
     "foreign_kubeconfig": remote_targets.foreign_kubeconfig,
     "head": caller_targets.read_head,
@@ -212,11 +138,10 @@ READERS: dict[str, Read] = {
     "plain_request": lambda data: plain_head(data, KnownLines()),
     "pod_body": caller_targets.read_pod_body,
     "port_forward": caller_targets.read_port_forward,
-    "policy_file": _file(lambda data: Policy.load(data.decode("utf-8", "replace"))),
     "proof": _proof,
     "proxy_header": remote_targets.proxy_header,
     "record": _record,
-    "request": _request,
+    "request": targets.read_request,
     "response_head": _response_head,
     "review_answer": remote_targets.review_answer,
     "target": lambda data: request_info("GET", data.decode("latin-1")),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from collections import deque
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -59,6 +60,8 @@ _RECORDS = (
     records.Status, records.Revoke, records.JoinRequest, records.JoinReply,
 )  # fmt: skip
 _LOOP = asyncio.new_event_loop()
+PIECE = 16 * 1024
+"""Bytes that arrive at once."""
 
 
 def pieces(data: bytes, size: int) -> Iterator[bytes]:
@@ -82,19 +85,25 @@ def client_hello(data: bytes) -> None:
         assert len(data) < whole.need <= MAX_HELLO
 
 
+def read_join(data: bytes, size: int = PIECE) -> tuple[bytes, bytes]:
+    """Return the record of a join's message and what came behind it, from pieces of `size`."""
+    waiting = deque(pieces(data, size))
+
+    async def read() -> bytes:
+        return waiting.popleft() if waiting else b""
+
+    record, rest = _LOOP.run_until_complete(joins._read_record(SimpleNamespace(read=read)))
+    return record, rest + b"".join(waiting)
+
+
 def join(data: bytes) -> None:
     """The message of a join: the length, the record, and what came behind it, however the bytes arrive."""
     found = []
     for size in (len(data) or 1, 1, 7):
-        waiting = list(pieces(data, size))
-
-        async def read(waiting: list[bytes] = waiting) -> bytes:
-            return waiting.pop(0) if waiting else b""
-
         try:
-            record, rest = _LOOP.run_until_complete(joins._read_record(SimpleNamespace(read=read)))
+            record, rest = read_join(data, size)
             records.JoinRequest.decode(record)
-            found.append((record, rest + b"".join(waiting)))
+            found.append((record, rest))
         except (RemoteProtocolError, EOFError) as error:
             found.append((type(error), b""))
     assert found[0] == found[1] == found[2], "a join that depends on the segments"
@@ -183,31 +192,37 @@ def plain_request(data: bytes) -> None:
     assert b"\nauthorization" not in b"\n" + lines
 
 
-def request(data: bytes) -> None:
-    """The general path: refusals are RequestRefusals, and what goes on names the caller once, and no other."""
+def read_request(data: bytes) -> tuple[Any, list[tuple[str, str]]] | None:
+    """Read a head as the general path does: the message, and the headers that go on; None where it is refused."""
     parser = HttpRequestParser(
         BaseProtocol(_LOOP), _LOOP, 2**16, max_line_size=2**16, max_field_size=2**16, max_headers=1000
     )
     try:
         messages, _, _ = parser.feed_data(data)
     except (HttpProcessingError, ValueError):
-        return
+        return None
     if not messages:
-        return
+        return None
     message = messages[0][0]
-    fields_ = message.raw_headers
     try:
-        facts = read_facts(message.method, message.path, fields_, message.version)
+        facts = read_facts(message.method, message.path, message.raw_headers, message.version)
         if facts.misframed is not None or facts.misnamed is not None:
-            return
+            return None
         request_target(message.method, message.path, False)
         impersonation.requested_subject(facts.impersonation)
         subject = impersonation.Subject("alice", "", ("dev",), ())
-        outgoing = impersonation.impersonated_headers(
-            impersonation.cleaned_headers(facts), subject, authorization="Bearer agent"
-        )
+        cleaned = impersonation.cleaned_headers(facts)
+        return message, impersonation.impersonated_headers(cleaned, subject, authorization="Bearer agent")
     except RequestRefusal:
+        return None
+
+
+def request(data: bytes) -> None:
+    """The general path: refusals are RequestRefusals, and what goes on names the caller once, and no other."""
+    found = read_request(data)
+    if found is None:
         return
+    message, outgoing = found
     named = [value for name, value in outgoing if name.lower() == "impersonate-user"]
     assert named == ["alice"]
     assert [value for name, value in outgoing if name.lower() == "authorization"] == ["Bearer agent"]
@@ -217,7 +232,7 @@ def request(data: bytes) -> None:
         theirs, their_fields = other
         assert theirs.method.decode() == message.method
         assert theirs.target.decode() == message.path
-        assert _lengths(their_fields) == _lengths(fields_), "two parsers see two bodies"
+        assert _lengths(their_fields) == _lengths(message.raw_headers), "two parsers see two bodies"
 
 
 def _lengths(fields_: Any) -> list[tuple[bytes, bytes]]:
@@ -319,6 +334,21 @@ class _Taken:
     left = remove
 
 
+def read_answer(data: bytes, taken: _Taken, size: int = PIECE, method: str = "GET") -> None:
+    """Read an answer to `method` in pieces of `size` on a connection to the API server."""
+    transport: Any = SimpleNamespace(
+        is_closing=lambda: False, write=len, abort=str, pause_reading=str, resume_reading=str
+    )
+    connection = UpstreamConnection(taken, None)
+    connection.connection_made(transport)
+    connection.send(taken, UpstreamRequest(b"", method))
+    for piece in pieces(data, size):
+        connection.get_buffer(-1)[: len(piece)] = piece
+        connection.buffer_updated(len(piece))
+        if taken.end == "failed":
+            break
+
+
 def answer(data: bytes) -> None:
     """The whole reader of answers: however the bytes come, the same is passed on, and h11 reads the same answer in what
     came and in what is passed on; nothing behind an answer is, nor is such a connection kept."""
@@ -326,17 +356,7 @@ def answer(data: bytes) -> None:
         found = []
         for size in (len(data) or 1, 1, 7):
             taken = _Taken()
-            transport = SimpleNamespace(
-                is_closing=lambda: False, write=len, abort=str, pause_reading=str, resume_reading=str
-            )
-            connection = UpstreamConnection(taken, None)
-            connection.connection_made(transport)
-            connection.send(taken, UpstreamRequest(b"", method))
-            for piece in pieces(data, size):
-                connection.get_buffer(-1)[: len(piece)] = piece
-                connection.buffer_updated(len(piece))
-                if taken.end == "failed":
-                    break
+            read_answer(data, taken, size, method)
             found.append((taken.end, bytes(taken.passed), taken.payload, taken.kept))
         if found[0][0] != "failed":  # else what came before the fault may have been passed on
             assert found[0][:3] == found[1][:3] == found[2][:3], "an answer that depends on the segments"
@@ -578,28 +598,22 @@ def certificate(data: bytes) -> None:
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
-def authentication_file(data: bytes) -> None:
-    """A text is a configuration or a ConfigError."""
-    try:
-        authentication.parse(data.decode("utf-8", "replace"))
-    except ConfigError:
-        pass
+def _file(read: Callable[[bytes], object]) -> Target:
+    def target(data: bytes) -> None:
+        """What is read is a value or a ConfigError."""
+        try:
+            read(data)
+        except ConfigError:
+            pass
+
+    return target
 
 
-def policy_file(data: bytes) -> None:
-    """A text is a policy or a ConfigError."""
-    try:
-        Policy.load(data.decode("utf-8", "replace"))
-    except ConfigError:
-        pass
-
-
-def denylist_file(data: bytes) -> None:
-    """Bytes are a list or a ConfigError."""
-    try:
-        parse_denylist(data, "denylist")
-    except ConfigError:
-        pass
+FILES: dict[str, Target] = {
+    "authentication_file": _file(lambda data: authentication.parse(data.decode("utf-8", "replace"))),
+    "denylist_file": _file(lambda data: parse_denylist(data, "denylist")),
+    "policy_file": _file(lambda data: Policy.load(data.decode("utf-8", "replace"))),
+}
 
 
 def kubeconfig(data: bytes) -> None:
@@ -619,11 +633,11 @@ TARGETS: dict[str, Target] = {
     for one in (
         client_hello, join, decoder, record, plain_request, request, target, response_head, chunked_body, answer,
         sessions, token,
-        proof, certificate, authentication_file, policy_file, denylist_file, kubeconfig,
+        proof, certificate, kubeconfig,
         caller_targets.head, caller_targets.pod_body, caller_targets.audit_text, caller_targets.port_forward,
         remote_targets.proxy_header, remote_targets.http_head, remote_targets.api_body,
         remote_targets.enrolment, remote_targets.issuer_document,
         remote_targets.cel_values, remote_targets.nats_message, remote_targets.login_profile,
         remote_targets.foreign_kubeconfig, remote_targets.review_answer,
     )
-}  # fmt: skip
+} | FILES  # fmt: skip

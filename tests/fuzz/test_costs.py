@@ -99,39 +99,3 @@ def test_growth_that_is_no_proportion_is_found(read: Read, size: int, words: str
     found = costs.growth(read, lambda size: b"a" * size, size)
     assert words in found
     assert bool(found) == bool(words)
-
-
-def test_a_length_that_is_refused_says_nothing_of_growth() -> None:
-    """A parser that refuses one length early does less there, and is not square for that."""
-
-    def read(data: bytes) -> int:
-        total = 0
-        if len(data) != 20_000:
-            for byte in data:
-                total += byte
-        return total
-
-    assert costs.growth(read, lambda size: b"a" * size, 80_000) == ""
-
-
-def test_lines_are_counted_alike_each_time() -> None:
-    assert costs.lines(pairs, b"ab" * 50) == costs.lines(pairs, b"ab" * 50) > 10_000
-
-
-def test_what_stands_twice_at_the_end_of_an_input_is_repeated() -> None:
-    """A stream whose compression goes on cannot be repeated as a whole."""
-    piece = bytes(range(20))
-    shapes = dict(costs.shapes(b"begin" + piece + piece, random.Random(0), 1))
-    assert shapes["last 20 bytes"](105) == b"begin" + 5 * piece
-    assert not any(name.startswith("last") for name, _ in costs.shapes(b"begin" + piece, random.Random(0), 1))
-
-
-def test_inputs_grow_to_their_size_in_every_way() -> None:
-    names, seen = set(), set()
-    for name, shape in costs.inputs("pod_body", 4):
-        data = shape(20_000)
-        assert 9_000 < len(data) < 25_000, name
-        names.add(re.sub(r"\d+", "", name.partition(": ")[2]))
-        seen.add(data)
-    assert names == {"whole", "token at ", "byte at ", "piece at ", "token at  and piece at ", "nested at "}
-    assert len(seen) > 60

@@ -15,6 +15,7 @@ import pytest
 import trustme
 import uvloop
 
+from arcbridge.errors import StreamReset
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.net.tls import ServerContext
@@ -31,10 +32,33 @@ both_loops = pytest.mark.parametrize("loop", LOOPS)
 both_links = pytest.mark.parametrize("link", ["memory", "tls"])
 
 
+Faults = list[dict[str, Any]]
+"""What the fixture `faults` collects."""
+
+
+def take_out(faults: Faults, text: str) -> None:
+    """Take the errors whose text has `text` out of what reached the loop; there must be one."""
+    expected = [one for one in faults if text in repr(one.get("exception") or one)]
+    assert expected, faults
+    for one in expected:
+        faults.remove(one)
+
+
 async def soon(condition: Any) -> None:
     async with asyncio.timeout(8):
         while not condition():
             await asyncio.sleep(0.002)
+
+
+async def read_until_cut(io: StreamIO) -> tuple[bytes, StreamReset]:
+    """Read until the stream is reset: the bytes before it, and the error."""
+    received = bytearray()
+    try:
+        async with asyncio.timeout(8):
+            while True:
+                received += await io.read()
+    except StreamReset as error:
+        return bytes(received), error
 
 
 def run(

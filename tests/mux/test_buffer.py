@@ -7,23 +7,13 @@ from typing import Any
 
 import pytest
 
-from arcbridge.mux import buffer
-from tests.mux.ends import LOOPS, Recorder, connected, run
+from tests.mux.ends import Recorder, connected
+
+pytestmark = pytest.mark.usefixtures("faults", "poisoned")
 
 
-def test_the_view_is_of_the_buffer() -> None:
-    assert len(buffer.VIEW) == buffer.SIZE
-    buffer.VIEW[:4] = b"abcd"
-    assert buffer.BUFFER[:4] == b"abcd"
-    buffer.poison(3)
-    assert buffer.BUFFER[:4] == b"\xdb\xdb\xdbd"
-
-
-@pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("views", [False, True])
-def test_owner_tagged_data_over_several_connections(loop: str, views: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(buffer, "POISON", True)
-
+async def test_owner_tagged_data_over_several_connections(views: bool) -> None:
     class Echo(asyncio.Protocol):
         def connection_made(self, transport: Any) -> None:
             self.transport = transport
@@ -62,7 +52,4 @@ def test_owner_tagged_data_over_several_connections(loop: str, views: bool, monk
             assert await mine.read_all() == tag * (size // 10) * 10
             await sending
 
-    async def main() -> None:
-        await asyncio.gather(*(conversation(n) for n in range(5)))
-
-    run(loop, main)
+    await asyncio.gather(*(conversation(n) for n in range(5)))

@@ -8,96 +8,30 @@ from types import SimpleNamespace
 
 import pytest
 
-from arcbridge.errors import ConnectionLost, StateError
+from arcbridge.errors import StateError
 from arcbridge.mux import buffer
-from arcbridge.mux.connection import WRITE_HIGH, peer_certificate
+from arcbridge.mux.connection import peer_certificate
 from arcbridge.wire.frames import HEADER_SIZE, FrameType, unpack_header
-from arcbridge.wire.limits import Limits
 from arcbridge.wire.records import Auth
 from tests.mux.ends import (
-    LOOPS,
     MemoryTransport,
-    connect_in_memory,
-    connect_over_tls,
     make_sessions,
-    run,
-    tcp_pair,
-    tls_contexts,
 )
 
-
-@pytest.mark.parametrize("loop", LOOPS)
-def test_a_slice_of_what_it_gives_is_no_copy(loop: str) -> None:
-    async def main() -> None:
-        ends = make_sessions()
-        given = ends.client.protocol().get_buffer(-1)
-        assert len(given) == buffer.SIZE
-        given[10:12] = b"ok"
-        piece = given[10:]
-        piece[:2] = b"no"
-        assert buffer.BUFFER[10:12] == b"no", "asyncio's TLS reads a second record into a slice"
-        ends.client.abort()
-        ends.agent.abort()
-        await ends.agent.wait_ended()
-
-    run(loop, main)
+pytestmark = pytest.mark.usefixtures("faults")
 
 
-@pytest.mark.parametrize("loop", LOOPS)
-def test_it_sets_write_limits_and_holds_its_transport(loop: str) -> None:
-    async def main() -> None:
-        ends = make_sessions()
-        left, _ = connect_in_memory(ends)
-        assert left.high == WRITE_HIGH
-        assert ends.client.transport is left
-        await ends.client.wait_established()
-        await ends.stop()
-        assert ends.client.transport is None
-
-    run(loop, main)
-
-
-@pytest.mark.parametrize("loop", LOOPS)
-def test_a_tcp_end_without_close_notify_is_a_loss(loop: str) -> None:
-    """The socket ends; TLS did not: whatever the transport makes of it, the session is lost, not over."""
-
-    async def main() -> None:
-        ends = make_sessions(limits=Limits(replay=0))
-        near, _ = await connect_over_tls(ends)
-        await ends.agent.wait_established()
-        mine, theirs = await ends.stream()
-        await mine.write(b"part of it")
-        assert await theirs.read() == b"part of it"
-        near.shutdown(1)
-        with pytest.raises(ConnectionLost):
-            await theirs.read()
-        assert isinstance(await ends.client.wait_ended(), ConnectionLost)
-        await ends.stop()
-
-    run(loop, main)
-
-
-@pytest.mark.parametrize("loop", LOOPS)
-def test_a_handshake_that_fails_leaves_the_session_waiting(loop: str) -> None:
-    async def main() -> None:
-        ends = make_sessions()
-        _, client_context = tls_contexts()
-        near, far = await tcp_pair()
-        connecting = asyncio.ensure_future(
-            asyncio.get_running_loop().create_connection(
-                ends.client.protocol, sock=near, ssl=client_context, server_hostname="agent.test"
-            )
-        )
-        await asyncio.sleep(0.01)
-        far.close()
-        with pytest.raises(OSError):  # noqa: PT011
-            await connecting
-        assert not ends.client.closed
-        ends.client.abort()
-        ends.agent.abort()
-        await ends.agent.wait_ended()
-
-    run(loop, main)
+async def test_a_slice_of_what_it_gives_is_no_copy() -> None:
+    ends = make_sessions()
+    given = ends.client.protocol().get_buffer(-1)
+    assert len(given) == buffer.SIZE
+    given[10:12] = b"ok"
+    piece = given[10:]
+    piece[:2] = b"no"
+    assert buffer.BUFFER[10:12] == b"no", "asyncio's TLS reads a second record into a slice"
+    ends.client.abort()
+    ends.agent.abort()
+    await ends.agent.wait_ended()
 
 
 class WritesNoted(MemoryTransport):
@@ -119,49 +53,40 @@ class WritesNoted(MemoryTransport):
         super().write(data)
 
 
-@pytest.mark.parametrize("loop", LOOPS)
-def test_auth_is_made_from_the_certificate_and_leaves_in_the_first_flight(loop: str) -> None:
+async def test_auth_is_made_from_the_certificate_and_leaves_in_the_first_flight() -> None:
     """A proof costs no round trip: what the peer showed is known before the first byte leaves."""
-
-    async def main() -> None:
-        ends = make_sessions(authenticate=False)
-        left = WritesNoted(ends.client.protocol(lambda shown: Auth(token="t", proof=shown.decode())), b"shown")
-        right = MemoryTransport(ends.agent.protocol(), 64 * 1024)
-        left.peer, right.peer = right, left
-        left.protocol.connection_made(left)
-        right.protocol.connection_made(right)
-        await ends.client.wait_established()
-        kinds, at = [], 0
-        while at < len(left.writes[0]):
-            word, _ = unpack_header(left.writes[0][at : at + HEADER_SIZE])
-            kinds.append(word & 0xFF)
-            body = left.writes[0][at + HEADER_SIZE : at + HEADER_SIZE + (word >> 8)]
-            at += HEADER_SIZE + (word >> 8)
-            if kinds[-1] == FrameType.AUTH:
-                assert Auth.decode(body) == Auth(token="t", proof="shown")
-        assert kinds[:2] == [FrameType.HELLO, FrameType.AUTH]
-        await ends.stop()
-
-    run(loop, main)
+    ends = make_sessions(authenticate=False)
+    left = WritesNoted(ends.client.protocol(lambda shown: Auth(token="t", proof=shown.decode())), b"shown")
+    right = MemoryTransport(ends.agent.protocol(), 64 * 1024)
+    left.peer, right.peer = right, left
+    left.protocol.connection_made(left)
+    right.protocol.connection_made(right)
+    await ends.client.wait_established()
+    kinds, at = [], 0
+    while at < len(left.writes[0]):
+        word, _ = unpack_header(left.writes[0][at : at + HEADER_SIZE])
+        kinds.append(word & 0xFF)
+        body = left.writes[0][at + HEADER_SIZE : at + HEADER_SIZE + (word >> 8)]
+        at += HEADER_SIZE + (word >> 8)
+        if kinds[-1] == FrameType.AUTH:
+            assert Auth.decode(body) == Auth(token="t", proof="shown")
+    assert kinds[:2] == [FrameType.HELLO, FrameType.AUTH]
+    await ends.stop()
 
 
-@pytest.mark.parametrize("loop", LOOPS)
-def test_an_auth_that_cannot_be_made_ends_the_session_with_its_error(loop: str) -> None:
+async def test_an_auth_that_cannot_be_made_ends_the_session_with_its_error() -> None:
     def fail(shown: bytes) -> Auth:
         raise StateError("the key is damaged")
 
-    async def main() -> None:
-        ends = make_sessions(authenticate=False)
-        left = WritesNoted(ends.client.protocol(fail), b"shown")
-        left.protocol.connection_made(left)
-        with pytest.raises(StateError, match="damaged"):
-            await ends.client.wait_established()
-        assert left.writes == []
-        assert left.is_closing()
-        ends.agent.abort()
-        await ends.agent.wait_ended()
-
-    run(loop, main)
+    ends = make_sessions(authenticate=False)
+    left = WritesNoted(ends.client.protocol(fail), b"shown")
+    left.protocol.connection_made(left)
+    with pytest.raises(StateError, match="damaged"):
+        await ends.client.wait_established()
+    assert left.writes == []
+    assert left.is_closing()
+    ends.agent.abort()
+    await ends.agent.wait_ended()
 
 
 async def test_the_certificate_of_a_connection_without_tls() -> None:

@@ -11,8 +11,11 @@ from arcbridge.mux import pacing
 from arcbridge.mux.pacing import AHEAD_FREE
 from arcbridge.wire.backlog import Backlog
 from arcbridge.wire.limits import Limits
-from tests.mux.ends import both_links, both_loops, connected, run, soon
+from tests.mux.ends import both_links, connected, soon
+from tests.support.books import unconsumed
 from tests.support.stream_io import StreamIO
+
+pytestmark = pytest.mark.usefixtures("faults")
 
 
 class Pacer:
@@ -41,126 +44,105 @@ async def _write_in_pieces(io: StreamIO) -> None:
         await io.write(b"x" * 100_000)
 
 
-@both_loops
 @both_links
-def test_payload_waits_for_the_pacer_in_its_streams_and_other_frames_do_not(loop: str, link: str) -> None:
-    async def main() -> None:
-        async with connected(link) as ends:
-            mine, theirs = await ends.stream()
-            pacer = ends.agent.pacing.pacer = Pacer(sending=True, reading=False)
-            writing = asyncio.ensure_future(_write_in_pieces(theirs))
-            await soon(lambda: pacer.asked > 5)
-            early = pacer.sent
-            assert early < 1_000_000, "what had left before the first answer"
-            assert not writing.done(), "the writer is held back"
-            other, _ = await ends.stream()  # OPEN and its WINDOW pass
-            asked = pacer.asked
-            await soon(lambda: pacer.asked > asked + 5)
-            assert pacer.sent < early + 1000
-            pacer.sending = False
-            got = 0
-            while got < 3_000_000:
-                got += len(await mine.read())
-            await writing
-            assert pacer.sent > 3_000_000
-            other.finish()
-
-    run(loop, main)
+async def test_payload_waits_for_the_pacer_in_its_streams_and_other_frames_do_not(link: str) -> None:
+    async with connected(link) as ends:
+        mine, theirs = await ends.stream()
+        pacer = ends.agent.pacing.pacer = Pacer(sending=True, reading=False)
+        writing = asyncio.ensure_future(_write_in_pieces(theirs))
+        await soon(lambda: pacer.asked > 5)
+        early = pacer.sent
+        assert early < 1_000_000, "what had left before the first answer"
+        assert not writing.done(), "the writer is held back"
+        other, _ = await ends.stream()  # OPEN and its WINDOW pass
+        asked = pacer.asked
+        await soon(lambda: pacer.asked > asked + 5)
+        assert pacer.sent < early + 1000
+        pacer.sending = False
+        got = 0
+        while got < 3_000_000:
+            got += len(await mine.read())
+        await writing
+        assert pacer.sent > 3_000_000
+        other.finish()
 
 
-@both_loops
-def test_nothing_is_read_while_the_pacer_says_so(loop: str) -> None:
-    async def main() -> None:
-        async with connected("tls") as ends:
-            mine, theirs = await ends.stream()
-            pacer = ends.agent.pacing.pacer = Pacer(sending=False, reading=True, wait=0.2)
-            writing = asyncio.ensure_future(_write_in_pieces(mine))
-            await soon(lambda: len(pacer.at) >= 4)
-            # By the pacer's own clock: a test that looks at the transport now and then may miss a moment.
-            assert all(after - before >= 0.19 for before, after in itertools.pairwise(pacer.at[:4]))
-            assert pacer.received < 3_000_000
-            pacer.reading = False
-            got = 0
-            while got < 3_000_000:
-                got += len(await theirs.read())
-            await writing
-            assert pacer.received > 3_000_000
-
-    run(loop, main)
+async def test_nothing_is_read_while_the_pacer_says_so() -> None:
+    async with connected("tls") as ends:
+        mine, theirs = await ends.stream()
+        pacer = ends.agent.pacing.pacer = Pacer(sending=False, reading=True, wait=0.2)
+        writing = asyncio.ensure_future(_write_in_pieces(mine))
+        await soon(lambda: len(pacer.at) >= 4)
+        # By the pacer's own clock: a test that looks at the transport now and then may miss a moment.
+        assert all(after - before >= 0.19 for before, after in itertools.pairwise(pacer.at[:4]))
+        assert pacer.received < 3_000_000
+        pacer.reading = False
+        got = 0
+        while got < 3_000_000:
+            got += len(await theirs.read())
+        await writing
+        assert pacer.received > 3_000_000
 
 
-@both_loops
 @pytest.mark.parametrize("how", ["close", "abort", "loss"])
-def test_a_session_that_is_paced_ends_at_once(loop: str, how: str) -> None:
-    async def main() -> None:
-        async with connected("tls", limits=Limits(replay=0)) as ends:
-            mine, theirs = await ends.stream()
-            pacer = ends.agent.pacing.pacer = Pacer(sending=True, reading=True)
-            writing = [asyncio.ensure_future(_write_in_pieces(io)) for io in (mine, theirs)]
-            await soon(lambda: pacer.asked > 3)
-            if how == "close":
-                ends.agent.close()
-            elif how == "abort":
-                ends.agent.abort()
-            else:
-                ends.client.abort()
-                pacer.reading = False  # a loss is found by reading
-            await ends.agent.wait_ended()
-            await ends.client.wait_ended()
-            await asyncio.gather(*writing, return_exceptions=True)
-
-    run(loop, main)
+async def test_a_session_that_is_paced_ends_at_once(how: str) -> None:
+    async with connected("tls", limits=Limits(replay=0)) as ends:
+        mine, theirs = await ends.stream()
+        pacer = ends.agent.pacing.pacer = Pacer(sending=True, reading=True)
+        writing = [asyncio.ensure_future(_write_in_pieces(io)) for io in (mine, theirs)]
+        await soon(lambda: pacer.asked > 3)
+        if how == "close":
+            ends.agent.close()
+        elif how == "abort":
+            ends.agent.abort()
+        else:
+            ends.client.abort()
+            pacer.reading = False  # a loss is found by reading
+        await ends.agent.wait_ended()
+        await ends.client.wait_ended()
+        await asyncio.gather(*writing, return_exceptions=True)
 
 
-@both_loops
-def test_m20_a_session_too_far_ahead_of_its_readers_is_not_read_until_there_is_room(
-    loop: str, monkeypatch: pytest.MonkeyPatch
+async def test_m20_a_session_too_far_ahead_of_its_readers_is_not_read_until_there_is_room(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     most, size, count = 1 << 20, 200_000, 20
     monkeypatch.setattr(pacing, "AHEAD_PAUSE", 0.01)
+    user = Backlog(most)
+    async with connected("tls") as ends:
+        ends.agent.ahead.move(user)
+        pairs = [await ends.stream() for _ in range(count)]
+        for mine, theirs in pairs:
+            theirs.transport.pause_reading()
+            mine.transport.write(bytes(size))
+            mine.finish()
+        await soon(lambda: ends.agent.pacing.reading_held is not None)
+        looks = set()
 
-    async def main() -> None:
-        user = Backlog(most)
-        async with connected("tls") as ends:
-            ends.agent.ahead.move(user)
-            pairs = [await ends.stream() for _ in range(count)]
-            for mine, theirs in pairs:
-                theirs.transport.pause_reading()
-                mine.transport.write(bytes(size))
-                mine.finish()
-            await soon(lambda: ends.agent.pacing.reading_held is not None)
-            looks = set()
+        def looked_again() -> bool:
+            looks.add(ends.agent.pacing.reading_held)
+            return len(looks) >= 5
 
-            def looked_again() -> bool:
-                looks.add(ends.agent.pacing.reading_held)
-                return len(looks) >= 5
-
-            await soon(looked_again)
-            assert None not in looks
-            assert most <= ends.agent._machine.unconsumed < most + 2 * AHEAD_FREE, "nothing more was read meanwhile"
-            for _, theirs in pairs:
-                theirs.transport.resume_reading()
-            got = await asyncio.gather(*(theirs.read_all() for _, theirs in pairs))
-            assert [len(one) for one in got] == [size] * count, "all of it arrives once it is taken"
-            assert user.held < AHEAD_FREE
-            ends.agent.streams.unread()
-            assert user.held == 0
-
-    run(loop, main)
+        await soon(looked_again)
+        assert None not in looks
+        assert most <= unconsumed(ends.agent._machine) < most + 2 * AHEAD_FREE, "nothing more was read meanwhile"
+        for _, theirs in pairs:
+            theirs.transport.resume_reading()
+        got = await asyncio.gather(*(theirs.read_all() for _, theirs in pairs))
+        assert [len(one) for one in got] == [size] * count, "all of it arrives once it is taken"
+        assert user.held < AHEAD_FREE
+        ends.agent.streams.unread()
+        assert user.held == 0
 
 
-@both_loops
-def test_m20_a_session_that_holds_little_is_read_however_much_others_hold(loop: str) -> None:
-    async def main() -> None:
-        user = Backlog(1)
-        user.add(1 << 30)
-        async with connected("tls") as ends:
-            ends.agent.ahead.move(user)
-            stalled, unread = await ends.stream()
-            unread.transport.pause_reading()
-            await stalled.write(bytes(AHEAD_FREE - 1000))
-            mine, theirs = await ends.stream()
-            await mine.write(b"x")
-            assert await theirs.read() == b"x"
-
-    run(loop, main)
+async def test_m20_a_session_that_holds_little_is_read_however_much_others_hold() -> None:
+    user = Backlog(1)
+    user.add(1 << 30)
+    async with connected("tls") as ends:
+        ends.agent.ahead.move(user)
+        stalled, unread = await ends.stream()
+        unread.transport.pause_reading()
+        await stalled.write(bytes(AHEAD_FREE - 1000))
+        mine, theirs = await ends.stream()
+        await mine.write(b"x")
+        assert await theirs.read() == b"x"

@@ -28,7 +28,7 @@ from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.records import Auth, AuthOk
 from arcbridge.wire.session import Kind, Side, State
-from tests.mux.ends import LOOPS, both_loops, run, tls_contexts
+from tests.mux.ends import LOOPS, run, tls_contexts
 from tests.support.fault_proxy import FaultProxy, How, Plan
 from tests.support.long import long_form
 from tests.support.stream_io import StreamIO
@@ -221,7 +221,6 @@ class Script:
     async def _serve_cut(self, io: StreamIO) -> None:
         assert await exactly(io, 3) == b"go!"
         await io.write(self.before_cut)
-        assert io.transport is not None
         io.transport.cut()
         self.served.append("cut")
 
@@ -306,7 +305,7 @@ async def play(plan: Callable[[int], Plan], limits: Limits = DEFAULT) -> tuple[i
         return client.session.stats.resumed, [(passage.up, passage.down) for passage in proxy.passages]
 
 
-async def play_all(plans: list[Callable[[int], Plan]], at_once: int = 8) -> int:
+async def play_all(plans: list[Callable[[int], Plan]], limits: Limits = DEFAULT, at_once: int = 8) -> int:
     """Play many plans, some at a time; return how many resumptions there were."""
     waiting = iter(plans)
     resumed = 0
@@ -316,7 +315,7 @@ async def play_all(plans: list[Callable[[int], Plan]], at_once: int = 8) -> int:
         for plan in waiting:
             try:
                 async with asyncio.timeout(20):
-                    count, _ = await play(plan)
+                    count, _ = await play(plan, limits)
                 resumed += count
             except BaseException as error:
                 error.add_note(f"under {[plan(number) for number in range(3)]}")
@@ -361,30 +360,6 @@ def test_cut_anywhere(loop: str, how: How) -> None:
     run(loop, main, timeout=3600 if long_form() else 100)
 
 
-@pytest.mark.timeout(3600 if long_form() else 120)
-@pytest.mark.parametrize("loop", LOOPS if long_form() else ["uvloop"])
-def test_cut_again_while_resuming(loop: str) -> None:
-    """The second connection is cut at each byte, too: in TLS's handshake, HELLO, AUTH, AUTH_OK, what is replayed."""
-
-    async def main() -> None:
-        up, down = await lengths()
-        seed = 20260801
-        rng = random.Random(seed)
-
-        def twice(second: Plan) -> Callable[[int], Plan]:
-            # After the first handshake: what is cut before it is done is no session yet, and nothing resumes.
-            first = Plan(cut_up=rng.randrange(700, up - 300))
-            if rng.random() < 0.5:
-                first = Plan(cut_down=rng.randrange(1300, down - 300))
-            return lambda number: (first, second, Plan())[min(number, 2)]
-
-        plans = [twice(Plan(cut_up=at, how="rst")) for at in spread(1200, 40)]
-        plans += [twice(Plan(cut_down=at, how="fin")) for at in spread(3000, 40)]
-        assert await play_all(plans) > len(plans) // 2
-
-    run(loop, main, timeout=3600 if long_form() else 100)
-
-
 @pytest.mark.parametrize("loop", ["uvloop"])
 def test_one_bit_flipped_anywhere(loop: str) -> None:
     """TLS rejects the record: the connection is given up, and no altered byte is delivered."""
@@ -395,67 +370,44 @@ def test_one_bit_flipped_anywhere(loop: str) -> None:
         # unfinished until PING gives up, which is for another test; what comes after the handshake is enough here.
         plans = [on_first(flip_up=at) for at in spread(up, 15, start=2 * up // 3)]
         plans += [on_first(flip_down=at) for at in spread(down, 15, start=2 * down // 3)]
-        await play_all_impatiently(plans)
+        # A silent connection is given up after a second.
+        await play_all(plans, Limits(ping_interval=0.1, ping_timeout=1.0), at_once=1)
 
     run(loop, main, timeout=100)
 
 
-IMPATIENT = Limits(ping_interval=0.1, ping_timeout=1.0)
-"""A silent connection is given up after a second."""
-
-
-async def play_all_impatiently(plans: list[Callable[[int], Plan]]) -> None:
-    for plan in plans:
-        async with asyncio.timeout(20):
-            await play(plan, IMPATIENT)
-
-
-async def send(io: StreamIO, data: bytes) -> None:
-    for at in range(0, len(data), 50_000):
-        await io.write(data[at : at + 50_000])
-    io.finish()
-
-
-@both_loops
-def test_the_old_connection_thaws_after_the_new_one_has_attached(loop: str) -> None:
+@pytest.mark.usefixtures("faults")
+async def test_the_old_connection_thaws_after_the_new_one_has_attached() -> None:
     """The session drops unread what the old connection had queued, and closes it."""
-
-    async def main() -> None:
-        for freeze in ("up", "down", "both"):
-            script = Script(size=4000)
-            async with exchange(script) as (client, agent, proxy):
-                playing = asyncio.create_task(script.play(client.session))
-                while client.session.stats.bytes_received < 2000:
-                    await asyncio.sleep(0)
-                if freeze != "down":
-                    proxy.freeze("up")
-                if freeze != "up":
-                    proxy.freeze("down")
-                await asyncio.sleep(0.02)  # something is queued in the frozen one
-                client.address = agent.address
-                await client.attach()
-                proxy.thaw()
-                await playing
-                assert client.session.stats.resumed == 1
-                async with asyncio.timeout(10):
-                    while proxy.passing:
-                        await asyncio.sleep(0.001)
-
-    run(loop, main, timeout=60)
+    for freeze in ("up", "down", "both"):
+        script = Script(size=4000)
+        async with exchange(script) as (client, agent, proxy):
+            playing = asyncio.create_task(script.play(client.session))
+            while client.session.stats.bytes_received < 2000:
+                await asyncio.sleep(0)
+            if freeze != "down":
+                proxy.freeze("up")
+            if freeze != "up":
+                proxy.freeze("down")
+            await asyncio.sleep(0.02)  # something is queued in the frozen one
+            client.address = agent.address
+            await client.attach()
+            proxy.thaw()
+            await playing
+            assert client.session.stats.resumed == 1
+            async with asyncio.timeout(10):
+                while proxy.passing:
+                    await asyncio.sleep(0.001)
 
 
-@both_loops
+@pytest.mark.usefixtures("faults")
 @pytest.mark.parametrize("direction", ["up", "down"])
-def test_a_direction_that_stands_still_is_found(loop: str, direction: str) -> None:
+async def test_a_direction_that_stands_still_is_found(direction: str) -> None:
     """Nothing is closed, one direction just does not move any more: both ends give up and the client comes back."""
-
-    async def main() -> None:
-        at = 1500  # behind the handshake, in the middle of the script
-        fault = Plan(freeze_up=at) if direction == "up" else Plan(freeze_down=at)
-        # With more patience than elsewhere: a machine that stands still for it loses the second connection as well.
-        limits = Limits(ping_interval=0.1, ping_timeout=3.0)
-        resumed, passed = await play(lambda number: fault if number == 0 else Plan(), limits)
-        assert resumed == 1
-        assert len(passed) == 2
-
-    run(loop, main, timeout=60)
+    at = 1500  # behind the handshake, in the middle of the script
+    fault = Plan(freeze_up=at) if direction == "up" else Plan(freeze_down=at)
+    # With more patience than elsewhere: a machine that stands still for it loses the second connection as well.
+    limits = Limits(ping_interval=0.1, ping_timeout=3.0)
+    resumed, passed = await play(lambda number: fault if number == 0 else Plan(), limits)
+    assert resumed == 1
+    assert len(passed) == 2

@@ -8,6 +8,7 @@ import os
 import socket
 import ssl
 import struct
+from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,15 +17,14 @@ import pytest
 from arcbridge.errors import ConnectionLost, StreamReset
 from arcbridge.mux import buffer
 from arcbridge.mux.splice import SocketSplice, SpliceResult, TransportSplice, reset_transport
+from arcbridge.tasks import cancel_and_wait
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.limits import Limits
-from tests.mux.ends import both_links, both_loops, connected, run, soon, tcp_pair, tls_contexts
+from tests.mux.ends import both_links, connected, read_until_cut, soon, tcp_pair, tls_contexts
+from tests.support.books import unconsumed
 from tests.support.stream_io import StreamIO
 
-
-@pytest.fixture(autouse=True)
-def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(buffer, "POISON", True)
+pytestmark = pytest.mark.usefixtures("faults", "poisoned")
 
 
 async def read_all(sock: socket.socket) -> bytes:
@@ -88,27 +88,23 @@ async def a_way(link: str = "memory", **kwargs: Any) -> Any:
             await way.done()
 
 
-@both_loops
 @both_links
-def test_half_close_passes_both_ways(loop: str, link: str) -> None:
-    async def main() -> None:
-        async with a_way(link) as (_, way):
-            up, down = b"u" * 3_000_000, b"d" * 4_000_000
-            _, got = await asyncio.gather(send(way.near, up), _exactly(way.far, len(up)))
-            assert got == up
-            way.near.shutdown(socket.SHUT_WR)
-            assert await read_all(way.far) == b"", "FIN passes as FIN"
-            assert not way.results
-            sending = asyncio.ensure_future(send(way.far, down))
-            assert await _exactly(way.near, len(down)) == down
-            await sending
-            way.far.shutdown(socket.SHUT_WR)
-            assert await read_all(way.near) == b""
-            near, far = await way.done()
-            assert near == SpliceResult(len(down), len(up), None)
-            assert far == SpliceResult(len(up), len(down), None)
-
-    run(loop, main)
+async def test_half_close_passes_both_ways(link: str) -> None:
+    async with a_way(link) as (_, way):
+        up, down = b"u" * 3_000_000, b"d" * 4_000_000
+        _, got = await asyncio.gather(send(way.near, up), _exactly(way.far, len(up)))
+        assert got == up
+        way.near.shutdown(socket.SHUT_WR)
+        assert await read_all(way.far) == b"", "FIN passes as FIN"
+        assert not way.results
+        sending = asyncio.ensure_future(send(way.far, down))
+        assert await _exactly(way.near, len(down)) == down
+        await sending
+        way.far.shutdown(socket.SHUT_WR)
+        assert await read_all(way.near) == b""
+        near, far = await way.done()
+        assert near == SpliceResult(len(down), len(up), None)
+        assert far == SpliceResult(len(up), len(down), None)
 
 
 async def _exactly(sock: socket.socket, count: int) -> bytes:
@@ -120,110 +116,99 @@ async def _exactly(sock: socket.socket, count: int) -> bytes:
     return out
 
 
-@both_loops
 @pytest.mark.parametrize("sent_by", ["near", "far"])
 @pytest.mark.parametrize("after", ["nothing", "bytes", "half-close"])
-def test_a_reset_passes_as_a_reset(loop: str, sent_by: str, after: str) -> None:
-    async def main() -> None:
-        async with a_way("tls") as (ends, way):
-            here, there = (way.near, way.far) if sent_by == "near" else (way.far, way.near)
-            if after == "bytes":
-                await send(here, b"part")
-                assert await _exactly(there, 4) == b"part"
-            elif after == "half-close":
-                there.shutdown(socket.SHUT_WR)
-                assert await read_all(here) == b""
-            cut(here)
-            with pytest.raises(ConnectionResetError):
-                await read_all(there)
-            for result in await way.done():
-                assert result.error is not None
-            await soon(lambda: len(ends.client.streams) == 0)
-
-    run(loop, main)
+async def test_a_reset_passes_as_a_reset(sent_by: str, after: str) -> None:
+    async with a_way("tls") as (ends, way):
+        here, there = (way.near, way.far) if sent_by == "near" else (way.far, way.near)
+        if after == "bytes":
+            await send(here, b"part")
+            assert await _exactly(there, 4) == b"part"
+        elif after == "half-close":
+            there.shutdown(socket.SHUT_WR)
+            assert await read_all(here) == b""
+        cut(here)
+        with pytest.raises(ConnectionResetError):
+            await read_all(there)
+        for result in await way.done():
+            assert result.error is not None
+        await soon(lambda: len(ends.client.streams) == 0)
 
 
-@both_loops
 @pytest.mark.parametrize("how", ["stream reset", "session close", "session abort", "connection cut"])
-def test_a_cut_of_the_middle_resets_both_sockets(loop: str, how: str) -> None:
-    async def main() -> None:
-        async with a_way("tls", limits=Limits(replay=0)) as (ends, way):
-            await send(way.near, b"part")
-            assert await _exactly(way.far, 4) == b"part"
-            if how == "stream reset":
-                way.streams[0].abort(ResetCode.TRUNCATED)
-            elif how == "session close":
-                ends.agent.close(GoawayCode.REVOKED, "revoked")
-            elif how == "session abort":
-                ends.client.abort()
-            else:
-                ends.agent.transport.abort()
-            for sock in (way.near, way.far):
-                with pytest.raises(ConnectionResetError):
-                    await read_all(sock)
-            for result in await way.done():
-                assert result.error is not None
-                if how == "stream reset":
-                    assert isinstance(result.error, StreamReset)
-
-    run(loop, main)
-
-
-@both_loops
-def test_an_end_of_the_session_after_both_ends_were_complete_is_no_cut(loop: str) -> None:
-    async def main() -> None:
-        async with a_way("tls") as (ends, way):
-            await send(way.near, b"question")
-            way.near.shutdown(socket.SHUT_WR)
-            assert await read_all(way.far) == b"question"
-            await send(way.far, b"answer")
-            way.far.close()
-            assert await read_all(way.near) == b"answer"
-            near, far = await way.done()
-            assert near.error is None
-            assert far.error is None
+async def test_a_cut_of_the_middle_resets_both_sockets(how: str) -> None:
+    async with a_way("tls", limits=Limits(replay=0)) as (ends, way):
+        await send(way.near, b"part")
+        assert await _exactly(way.far, 4) == b"part"
+        if how == "stream reset":
+            way.streams[0].abort(ResetCode.TRUNCATED)
+        elif how == "session close":
+            ends.agent.close(GoawayCode.REVOKED, "revoked")
+        elif how == "session abort":
             ends.client.abort()
+        else:
+            ends.agent.transport.abort()
+        for sock in (way.near, way.far):
+            with pytest.raises(ConnectionResetError):
+                await read_all(sock)
+        for result in await way.done():
+            assert result.error is not None
+            if how == "stream reset":
+                assert isinstance(result.error, StreamReset)
 
-    run(loop, main)
+
+async def test_an_end_of_the_session_after_both_ends_were_complete_is_no_cut() -> None:
+    async with a_way("tls") as (ends, way):
+        await send(way.near, b"question")
+        way.near.shutdown(socket.SHUT_WR)
+        assert await read_all(way.far) == b"question"
+        await send(way.far, b"answer")
+        way.far.close()
+        assert await read_all(way.near) == b"answer"
+        near, far = await way.done()
+        assert near.error is None
+        assert far.error is None
+        ends.client.abort()
 
 
-@both_loops
 @pytest.mark.parametrize("frozen", ["far", "near"])
-def test_a_frozen_reader_bounds_what_is_taken_from_the_writer(loop: str, frozen: str) -> None:
-    async def main() -> None:
-        limits = Limits(max_stream_window=512 * 1024)
-        async with a_way("memory", limits=limits) as (ends, way):
-            reader, writer = (way.far, way.near) if frozen == "far" else (way.near, way.far)
-            writing = asyncio.ensure_future(_flood(writer))
-            receiver = ends.agent if frozen == "far" else ends.client
-            await soon(lambda: receiver._machine.unconsumed > 100_000)
-            last = -1
-            while last != receiver.stats.bytes_received:
-                last = receiver.stats.bytes_received
-                await asyncio.sleep(0.1)
-                assert receiver._machine.unconsumed <= 512 * 1024
-            assert not writing.done()
-            # The socket buffers, the windows and one read; nothing grows any more.
-            assert receiver._machine.unconsumed > 100_000
-            keystroke = await make_way(ends)
-            await send(keystroke.near, b"k")
-            assert await _exactly(keystroke.far, 1) == b"k", "a frozen stream stalls no other"
-            keystroke.near.close()
-            keystroke.far.close()
-            await keystroke.done()
-            before = receiver.stats.bytes_received
-            await _exactly(reader, 8_000_000)
-            assert receiver.stats.bytes_received > before, "it goes on"
-            writing.cancel()
-            await asyncio.gather(writing, return_exceptions=True)
-            cut(writer)
-
-    run(loop, main)
+async def test_a_frozen_reader_bounds_what_is_taken_from_the_writer(frozen: str) -> None:
+    limits = Limits(max_stream_window=512 * 1024)
+    async with a_way("memory", limits=limits) as (ends, way):
+        reader, writer = (way.far, way.near) if frozen == "far" else (way.near, way.far)
+        receiver = ends.agent if frozen == "far" else ends.client
+        writing, _ = await stuck(lambda data: send(writer, data))
+        # The socket buffers, the windows and one read; nothing grows any more.
+        assert 100_000 < unconsumed(receiver._machine) <= 512 * 1024
+        keystroke = await make_way(ends)
+        await send(keystroke.near, b"k")
+        assert await _exactly(keystroke.far, 1) == b"k", "a frozen stream stalls no other"
+        keystroke.near.close()
+        keystroke.far.close()
+        await keystroke.done()
+        before = receiver.stats.bytes_received
+        await _exactly(reader, 8_000_000)
+        assert receiver.stats.bytes_received > before, "it goes on"
+        await cancel_and_wait(writing)
+        cut(writer)
 
 
-async def _flood(sock: socket.socket) -> None:
-    while True:
-        await send(sock, b"f" * 100_000)
+async def stuck(write: Callable[[bytes], Awaitable[object]]) -> tuple[asyncio.Task[None], int]:
+    """Write until nothing moves any more: the writer, which waits, and the bytes that it has written."""
+    sent, last = 0, -1
+
+    async def flood() -> None:
+        nonlocal sent
+        while True:
+            await write(b"f" * 100_000)
+            sent += 100_000
+
+    writing = asyncio.create_task(flood())
+    while last != sent:
+        last = sent
+        await asyncio.sleep(0.1)
+    assert not writing.done()
+    return writing, last
 
 
 # -- TransportSplice --------------------------------------------------------------------------------------------------
@@ -263,72 +248,46 @@ class Local(asyncio.Protocol):
         self.opened.set()
 
 
-@both_loops
 @pytest.mark.parametrize("size", [1, 50_000, 600_000])
-def test_bytes_that_come_together_with_a_reset(loop: str, size: int) -> None:
+async def test_bytes_that_come_together_with_a_reset(size: int) -> None:
     """uvloop tells of a socket in error once, bytes or not: the stream must not stay open for ever."""
-
-    async def main() -> None:
-        async with connected("memory") as ends:
-            near, far = await tcp_pair()
-            results: list[SpliceResult] = []
-            await send(far, b"x" * size)  # it fits into the kernel's buffers
-            cut(far)
-            ends.client.open("tcp:test", SocketSplice(near, results.append))
-            theirs = await ends.agent_handler.opened.get()
-            received = bytearray()
-
-            async def read_on() -> None:
-                while True:
-                    received.extend(await theirs.read())
-
-            with pytest.raises(StreamReset):
-                async with asyncio.timeout(8):
-                    await read_on()
-            assert set(received) <= {ord("x")}
-            await soon(lambda: bool(results))
-            assert results[0].error is not None
-
-    run(loop, main)
+    async with connected("memory") as ends:
+        near, far = await tcp_pair()
+        results: list[SpliceResult] = []
+        await send(far, b"x" * size)  # it fits into the kernel's buffers
+        cut(far)
+        ends.client.open("tcp:test", SocketSplice(near, results.append))
+        theirs = await ends.agent_handler.opened.get()
+        received, _ = await read_until_cut(theirs)
+        assert set(received) <= {ord("x")}
+        await soon(lambda: bool(results))
+        assert results[0].error is not None
 
 
-@both_loops
-def test_m9_a_reset_socket_is_read_no_faster_than_its_stream_takes(loop: str) -> None:
+async def test_m9_a_reset_socket_is_read_no_faster_than_its_stream_takes() -> None:
     """The kernel holds megabytes when the reset comes: they stay there while the peer takes none, and none is lost."""
     size = 2 << 20
-
-    async def main() -> None:
-        limits = Limits(stream_window=64 * 1024, max_stream_window=64 * 1024)
-        async with connected("memory", limits=limits) as ends:
-            near, far = await tcp_pair()
-            near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-            results: list[SpliceResult] = []
-            await send(far, b"x" * size)
-            cut(far)
-            ends.client.open("tcp:test", splice := SocketSplice(near, results.append))
-            theirs = await ends.agent_handler.opened.get()
-            theirs.transport.pause_reading()
-            await soon(lambda: ends.client.backlog.held > 0)
-            splice._read_the_rest(ConnectionResetError())
-            for _ in range(50):
-                await asyncio.sleep(0)
-            assert ends.client.backlog.held < 3 * buffer.SIZE
-            assert not results
-            theirs.transport.resume_reading()
-            received = bytearray()
-
-            async def read_on() -> None:
-                while True:
-                    received.extend(await theirs.read())
-
-            with pytest.raises(StreamReset):
-                async with asyncio.timeout(8):
-                    await read_on()
-            assert len(received) == size
-            await soon(lambda: bool(results))
-            assert results[0].error is not None
-
-    run(loop, main)
+    limits = Limits(stream_window=64 * 1024, max_stream_window=64 * 1024)
+    async with connected("memory", limits=limits) as ends:
+        near, far = await tcp_pair()
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        results: list[SpliceResult] = []
+        await send(far, b"x" * size)
+        cut(far)
+        ends.client.open("tcp:test", splice := SocketSplice(near, results.append))
+        theirs = await ends.agent_handler.opened.get()
+        theirs.transport.pause_reading()
+        await soon(lambda: ends.client.backlog.held > 0)
+        splice._read_the_rest(ConnectionResetError())
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert ends.client.backlog.held < 3 * buffer.SIZE
+        assert not results
+        theirs.transport.resume_reading()
+        received, _ = await read_until_cut(theirs)
+        assert len(received) == size
+        await soon(lambda: bool(results))
+        assert results[0].error is not None
 
 
 @asynccontextmanager
@@ -364,228 +323,160 @@ async def an_outer(tls: bool, *, link: str = "memory", **kwargs: Any) -> Any:
 both_kinds = pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
 
 
-@both_loops
 @both_kinds
 @both_links
-def test_bytes_pass_both_ways(loop: str, tls: bool, link: str) -> None:
-    async def main() -> None:
-        async with an_outer(tls, link=link) as (_, outer):
-            data = bytes(range(256)) * 8_000
+async def test_bytes_pass_both_ways(tls: bool, link: str) -> None:
+    async with an_outer(tls, link=link) as (_, outer):
+        data = bytes(range(256)) * 8_000
 
-            async def up() -> None:
-                for at in range(0, len(data), 100_000):
-                    outer.writer.write(data[at : at + 100_000])
-                    await outer.writer.drain()
+        async def up() -> None:
+            for at in range(0, len(data), 100_000):
+                outer.writer.write(data[at : at + 100_000])
+                await outer.writer.drain()
 
-            async def down() -> None:
-                for at in range(0, len(data), 100_000):
-                    await outer.far.write(data[at : at + 100_000])
+        async def down() -> None:
+            for at in range(0, len(data), 100_000):
+                await outer.far.write(data[at : at + 100_000])
 
-            there, back, _, _ = await asyncio.gather(
-                outer.far.read_exactly(len(data)), outer.reader.readexactly(len(data)), up(), down()
-            )
-            assert there == back == data
-
-    run(loop, main)
+        there, back, _, _ = await asyncio.gather(
+            outer.far.read_exactly(len(data)), outer.reader.readexactly(len(data)), up(), down()
+        )
+        assert there == back == data
 
 
-@both_loops
 @both_kinds
-def test_the_programs_end_is_the_streams_end(loop: str, tls: bool) -> None:
-    async def main() -> None:
-        async with an_outer(tls) as (_, outer):
-            outer.writer.write(b"x" * 500_000)
-            outer.writer.close()
-            assert await outer.far.read_all() == b"x" * 500_000
-            if not tls:
-                outer.far.finish()
-            result = await outer.result()
-            assert result == SpliceResult(0, 500_005, None)
-
-    run(loop, main)
+async def test_the_programs_end_is_the_streams_end(tls: bool) -> None:
+    async with an_outer(tls) as (_, outer):
+        outer.writer.write(b"x" * 500_000)
+        outer.writer.close()
+        assert await outer.far.read_all() == b"x" * 500_000
+        if not tls:
+            outer.far.finish()
+        result = await outer.result()
+        assert result == SpliceResult(0, 500_005, None)
 
 
-@both_loops
 @both_kinds
 @pytest.mark.parametrize("size", [300_000, 600_000, 3_000_000])
-def test_a_program_that_ends_while_the_stream_is_full_loses_nothing_unnoticed(loop: str, tls: bool, size: int) -> None:
-    async def main() -> None:
-        async with an_outer(tls, limits=Limits(max_stream_window=256 * 1024)) as (_, outer):
-            outer.far.transport.pause_reading()
-            outer.writer.write(b"x" * size)
-            outer.writer.close()
-            await asyncio.sleep(0.2)  # the stream is full by then, and nothing more may be read of the program
-            reading = asyncio.ensure_future(outer.far.read_all())
-            outer.far.transport.resume_reading()
-            try:
-                got = len(await reading)
-            except StreamReset:
-                got = -1  # a loss that is told is no loss unnoticed
-            assert got in (size, -1)
-            if not tls:
-                assert got == size
-
-    run(loop, main)
+async def test_a_program_that_ends_while_the_stream_is_full_loses_nothing_unnoticed(tls: bool, size: int) -> None:
+    async with an_outer(tls, limits=Limits(max_stream_window=256 * 1024)) as (_, outer):
+        outer.far.transport.pause_reading()
+        outer.writer.write(b"x" * size)
+        outer.writer.close()
+        await asyncio.sleep(0.2)  # the stream is full by then, and nothing more may be read of the program
+        reading = asyncio.ensure_future(outer.far.read_all())
+        outer.far.transport.resume_reading()
+        try:
+            got = len(await reading)
+        except StreamReset:
+            got = -1  # a loss that is told is no loss unnoticed
+        assert got in (size, -1)
+        if not tls:
+            assert got == size
 
 
-@both_loops
 @both_kinds
-def test_the_streams_end_is_the_programs_end(loop: str, tls: bool) -> None:
-    async def main() -> None:
-        async with an_outer(tls) as (_, outer):
-            await outer.far.write(b"y" * 500_000)
-            outer.far.finish()
-            assert await outer.reader.read() == b"y" * 500_000
-            outer.writer.close()
-            assert await outer.far.read_all() == b"", "no reset: nothing was cut"
-            assert await outer.result() == SpliceResult(500_000, 5, None)
-
-    run(loop, main)
+async def test_the_streams_end_is_the_programs_end(tls: bool) -> None:
+    async with an_outer(tls) as (_, outer):
+        await outer.far.write(b"y" * 500_000)
+        outer.far.finish()
+        assert await outer.reader.read() == b"y" * 500_000
+        outer.writer.close()
+        assert await outer.far.read_all() == b"", "no reset: nothing was cut"
+        assert await outer.result() == SpliceResult(500_000, 5, None)
 
 
-@both_loops
-def test_plain_half_close_passes(loop: str) -> None:
-    async def main() -> None:
-        async with an_outer(False) as (_, outer):
-            outer.writer.write_eof()
-            assert await outer.far.read_all() == b""
-            await outer.far.write(b"z" * 800_000)
-            outer.far.finish()
-            assert await outer.reader.read() == b"z" * 800_000
-            assert (await outer.result()).error is None
-
-    run(loop, main)
+async def test_plain_half_close_passes() -> None:
+    async with an_outer(False) as (_, outer):
+        outer.writer.write_eof()
+        assert await outer.far.read_all() == b""
+        await outer.far.write(b"z" * 800_000)
+        outer.far.finish()
+        assert await outer.reader.read() == b"z" * 800_000
+        assert (await outer.result()).error is None
 
 
-@both_loops
-def test_a_tls_connection_that_ends_without_close_notify_is_a_cut(loop: str) -> None:
-    async def main() -> None:
-        async with an_outer(True) as (_, outer):
-            outer.writer.write(b"upload, first half")
-            await outer.writer.drain()
-            assert await outer.far.read_exactly(18) == b"upload, first half"
-            with socket.socket(fileno=os.dup(outer.writer.get_extra_info("socket").fileno())) as sock:
-                sock.shutdown(socket.SHUT_WR)
-            with pytest.raises(StreamReset) as caught:
-                await outer.far.read()
-            assert caught.value.code == ResetCode.TRUNCATED
-
-    run(loop, main)
+async def test_a_tls_connection_that_ends_without_close_notify_is_a_cut() -> None:
+    async with an_outer(True) as (_, outer):
+        outer.writer.write(b"upload, first half")
+        await outer.writer.drain()
+        assert await outer.far.read_exactly(18) == b"upload, first half"
+        with socket.socket(fileno=os.dup(outer.writer.get_extra_info("socket").fileno())) as sock:
+            sock.shutdown(socket.SHUT_WR)
+        with pytest.raises(StreamReset) as caught:
+            await outer.far.read()
+        assert caught.value.code == ResetCode.TRUNCATED
 
 
-@both_loops
 @both_kinds
-def test_a_program_that_resets_is_a_cut(loop: str, tls: bool) -> None:
-    async def main() -> None:
-        async with an_outer(tls) as (_, outer):
-            reset_transport(outer.writer.transport)
-            with pytest.raises(StreamReset):
-                await outer.far.read()
-            assert (await outer.result()).error is not None or tls
-
-    run(loop, main)
+async def test_a_program_that_resets_is_a_cut(tls: bool) -> None:
+    async with an_outer(tls) as (_, outer):
+        reset_transport(outer.writer.transport)
+        with pytest.raises(StreamReset):
+            await outer.far.read()
+        assert (await outer.result()).error is not None or tls
 
 
-@both_loops
 @both_kinds
 @pytest.mark.parametrize("how", ["reset", "session", "reset behind bytes"])
-def test_a_stream_that_is_cut_is_never_the_programs_end(loop: str, tls: bool, how: str) -> None:
-    async def main() -> None:
-        async with an_outer(tls, limits=Limits(replay=0)) as (ends, outer):
-            await outer.far.write(b"download, first half")
-            if how != "reset behind bytes":
-                assert await outer.reader.readexactly(20) == b"download, first half"
-            if how == "session":
-                ends.agent.abort()
-            else:
-                outer.far.reset(ResetCode.TRUNCATED)
-            with pytest.raises((ConnectionResetError, ssl.SSLError)):
-                await outer.reader.read()
-            result = await outer.result()
-            assert isinstance(result.error, StreamReset | ConnectionLost)
-
-    run(loop, main)
+async def test_a_stream_that_is_cut_is_never_the_programs_end(tls: bool, how: str) -> None:
+    async with an_outer(tls, limits=Limits(replay=0)) as (ends, outer):
+        await outer.far.write(b"download, first half")
+        if how != "reset behind bytes":
+            assert await outer.reader.readexactly(20) == b"download, first half"
+        if how == "session":
+            ends.agent.abort()
+        else:
+            outer.far.reset(ResetCode.TRUNCATED)
+        with pytest.raises((ConnectionResetError, ssl.SSLError)):
+            await outer.reader.read()
+        result = await outer.result()
+        assert isinstance(result.error, StreamReset | ConnectionLost)
 
 
-@both_loops
 @both_kinds
-def test_a_program_that_does_not_read_bounds_the_stream(loop: str, tls: bool) -> None:
-    async def main() -> None:
-        async with an_outer(tls, limits=Limits(max_stream_window=512 * 1024)) as (ends, outer):
-            outer.writer.transport.pause_reading()
-            sent = 0
-
-            async def flood() -> None:
-                nonlocal sent
-                while True:
-                    await outer.far.write(b"f" * 100_000)
-                    sent += 100_000
-
-            writing = asyncio.ensure_future(flood())
-            last = -1
-            while last != sent:
-                last = sent
-                await asyncio.sleep(0.1)
-            assert not writing.done()
-            assert ends.client._machine.unconsumed <= 512 * 1024
-            assert outer.splice.outer.get_write_buffer_size() < 1024 * 1024
-            outer.writer.transport.resume_reading()
-            await outer.reader.readexactly(last)
-            writing.cancel()
-            await asyncio.gather(writing, return_exceptions=True)
-
-    run(loop, main)
+async def test_a_program_that_does_not_read_bounds_the_stream(tls: bool) -> None:
+    async with an_outer(tls, limits=Limits(max_stream_window=512 * 1024)) as (ends, outer):
+        outer.writer.transport.pause_reading()
+        writing, sent = await stuck(outer.far.write)
+        assert unconsumed(ends.client._machine) <= 512 * 1024
+        assert outer.splice.outer.get_write_buffer_size() < 1024 * 1024
+        outer.writer.transport.resume_reading()
+        await outer.reader.readexactly(sent)
+        await cancel_and_wait(writing)
 
 
-@both_loops
 @both_kinds
-def test_a_stream_that_is_not_read_bounds_the_program(loop: str, tls: bool) -> None:
-    async def main() -> None:
-        async with an_outer(tls, limits=Limits(max_stream_window=512 * 1024)) as (ends, outer):
-            outer.far.transport.pause_reading()
-            sent = 0
+async def test_a_stream_that_is_not_read_bounds_the_program(tls: bool) -> None:
+    async with an_outer(tls, limits=Limits(max_stream_window=512 * 1024)) as (ends, outer):
+        outer.far.transport.pause_reading()
 
-            async def flood() -> None:
-                nonlocal sent
-                while True:
-                    outer.writer.write(b"f" * 100_000)
-                    await outer.writer.drain()
-                    sent += 100_000
+        async def write(data: bytes) -> None:
+            outer.writer.write(data)
+            await outer.writer.drain()
 
-            writing = asyncio.ensure_future(flood())
-            last = -1
-            while last != sent:
-                last = sent
-                await asyncio.sleep(0.1)
-            assert not writing.done()
-            stream = next(iter(ends.client._machine.streams.values()))
-            assert stream.queued < 1024 * 1024
-            outer.far.transport.resume_reading()
-            assert await outer.far.read_exactly(last)
-            writing.cancel()
-            await asyncio.gather(writing, return_exceptions=True)
-
-    run(loop, main)
+        writing, sent = await stuck(write)
+        stream = next(iter(ends.client._machine.streams.values()))
+        assert stream.queued < 1024 * 1024
+        outer.far.transport.resume_reading()
+        assert await outer.far.read_exactly(sent)
+        await cancel_and_wait(writing)
 
 
-@both_loops
-def test_starting_on_a_transport_that_is_gone(loop: str) -> None:
-    async def main() -> None:
-        async with connected("memory") as ends:
-            near, far = await tcp_pair()
-            running = asyncio.get_running_loop()
-            transport, _ = await running.connect_accepted_socket(asyncio.Protocol, near)
-            transport.abort()
-            for _ in range(10):
-                await asyncio.sleep(0)
-            results: list[SpliceResult] = []
-            splice = TransportSplice(transport, results.append)
-            ends.client.open("kubernetes", splice.stream_side)
-            splice.start(b"first")
-            theirs = await ends.agent_handler.opened.get()
-            with pytest.raises(StreamReset):
-                await theirs.read_all()
-            assert len(results) == 1
-            far.close()
-
-    run(loop, main)
+async def test_starting_on_a_transport_that_is_gone() -> None:
+    async with connected("memory") as ends:
+        near, far = await tcp_pair()
+        running = asyncio.get_running_loop()
+        transport, _ = await running.connect_accepted_socket(asyncio.Protocol, near)
+        transport.abort()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        results: list[SpliceResult] = []
+        splice = TransportSplice(transport, results.append)
+        ends.client.open("kubernetes", splice.stream_side)
+        splice.start(b"first")
+        theirs = await ends.agent_handler.opened.get()
+        with pytest.raises(StreamReset):
+            await theirs.read_all()
+        assert len(results) == 1
+        far.close()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import ssl
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from arcbridge.net.client_hello import MAX_HELLO, MAX_RECORDS, ClientHello, Incomplete, NotTls, Reason, peek
 
@@ -155,23 +153,3 @@ def test_plain_http_is_not_judged_by_its_first_letter() -> None:
     for size in range(1, 4):
         assert peek(b"GET "[:size]) == Incomplete(size + 1)
     assert peek(b"GEX") == NotTls(Reason.NOT_TLS)
-
-
-@settings(max_examples=400, deadline=None)
-@given(st.data())
-def test_no_mutation_escapes_or_asks_for_too_much(data: st.DataObject) -> None:
-    hello = bytearray(data.draw(st.sampled_from([PLAIN, QUANTUM, in_records(PLAIN, 300)])))
-    for at in data.draw(st.lists(st.integers(0, len(hello) - 1), max_size=6)):
-        hello[at] = data.draw(st.integers(0, 255))
-    cut = data.draw(st.integers(0, len(hello)))
-    answer = peek(bytes(hello[:cut]))
-    if isinstance(answer, Incomplete):
-        assert cut < answer.need <= MAX_HELLO
-    else:
-        # A verdict is final: more bytes do not change it.
-        assert peek(bytes(hello)) == answer
-
-
-@given(st.binary(max_size=600))
-def test_random_bytes_give_an_answer(noise: bytes) -> None:
-    assert isinstance(peek(noise), ClientHello | Incomplete | NotTls)

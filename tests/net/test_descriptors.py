@@ -41,27 +41,6 @@ def test_the_soft_limit_becomes_the_hard_one() -> None:
     assert told == {"before": 64, "after": 200, "again": 200, "kernel": [200, 200]}
 
 
-def test_words_when_they_run_out() -> None:
-    told = child(
-        40,
-        40,
-        """
-        import socket
-        from arcbridge.net.descriptors import explain
-        held = []
-        try:
-            while True:
-                held.append(socket.socket())
-        except OSError as error:
-            told["words"] = explain(error)
-        """,
-    )
-    words = str(told["words"])
-    assert "no file descriptor left of the 40 it may open" in words
-    assert "LimitNOFILE" in words
-    assert "ulimit -n" in words
-
-
 def test_a_dial_without_a_descriptor_says_so() -> None:
     told = child(
         40,
@@ -89,7 +68,8 @@ def test_a_dial_without_a_descriptor_says_so() -> None:
         asyncio.run(main())
         """,
     )
-    assert "no file descriptor left of the 40 it may open" in str(told["words"])
+    for words in ("no file descriptor left of the 40 it may open", "LimitNOFILE", "ulimit"):
+        assert words in str(told["words"])
 
 
 @pytest.mark.parametrize(

@@ -62,17 +62,8 @@ async def test_a_document(fetch: HttpFetcher) -> None:
     assert document.body == b"{}"
     assert document.max_age == 300.0
     assert b"uthorization" not in seen[0]
-
-
-async def test_key_sets_of_kubernetes(fetch: HttpFetcher) -> None:
-    """Its API server answers 406 where `Accept` does not name the media type of a key set."""
-    async with serving(answer("200 OK", b"{}")) as (url, seen):
-        await fetch(url, CA_PEM)
-    accept = next(line for line in seen[0].decode().split("\r\n") if line.lower().startswith("accept:"))
-    assert {kind.strip() for kind in accept.partition(":")[2].split(",")} >= {
-        "application/json",
-        "application/jwk-set+json",
-    }
+    # Kubernetes' API server answers 406 for its key set where `Accept` does not name that media type.
+    assert b"\r\nAccept: application/json, application/jwk-set+json\r\n" in seen[0]
 
 
 @pytest.mark.parametrize(
@@ -146,31 +137,11 @@ async def test_when_to_come_back(fetch: HttpFetcher, given: str, seconds: float 
         assert (await fetch.ask("GET", url, CA_PEM, headers={})).retry_after == seconds
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        answer("200 OK", b"x" * 1001),
-        b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nshort",
-        b"SSH-2.0-x\r\n",
-    ],
-    ids=["large", "cut short", "not HTTP"],
-)
-async def test_a_question_without_a_whole_answer(fetch: HttpFetcher, data: bytes) -> None:
-    async with serving(data) as (url, _):
-        with pytest.raises(Unreachable, match="localhost"):
-            await fetch.ask("GET", url, CA_PEM, headers={})
-
-
 async def test_a_question_is_not_sent_elsewhere(fetch: HttpFetcher) -> None:
     data = answer("307 Temporary Redirect\r\nLocation: https://localhost/elsewhere")
     async with serving(data) as (url, seen):
         assert (await fetch.ask("POST", url, CA_PEM, headers={}, body=b"secret")).status == 307
     assert len(seen) == 1
-    with pytest.raises(Unreachable, match="only https"):
-        await fetch.ask("GET", "http://localhost/", None, headers={})
-
-
-async def test_only_https(fetch: HttpFetcher) -> None:
     with pytest.raises(Unreachable, match="only https"):
         await fetch("http://localhost/keys", None)
 

@@ -47,7 +47,6 @@ async def serving(tmp_path: Path, host: str = "127.0.0.1") -> AsyncIterator[int]
     await runner.setup()
     site = web.TCPSite(runner, host, 0, ssl_context=server_context(tmp_path))
     await site.start()
-    assert site._server is not None
     try:
         yield site._server.sockets[0].getsockname()[1]
     finally:

@@ -14,7 +14,7 @@ from arcbridge.errors import ConnectionLost, JoinRefused, RemoteProtocolError, U
 from arcbridge.net import join
 from arcbridge.net.join import JoinCode, ServerJoin, client_join
 from arcbridge.net.sockets import receive, send_all
-from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN, RelayTrust, outer_client_context
+from arcbridge.net.tls import ALPN_HTTP, ALPN_JOIN, RelayTrust, outer_client_context
 from arcbridge.net.tlspipe import TlsPipe
 from arcbridge.pki.authority import Authority
 from arcbridge.wire.records import MAX_RECORD, JoinReply, JoinRequest
@@ -24,38 +24,54 @@ REQUEST = JoinRequest(role="client", cluster="prod", token="t" * 3000, version="
 OK = JoinReply(join_id="0123456789abcdef", cluster_ca="PEM")
 
 
-@pytest.fixture
-async def pair() -> AsyncIterator[tuple[socket.socket, socket.socket]]:
-    near, far = await tcp_pair()
-    yield near, far
-    near.close()
-    far.close()
-
-
 def server(far: socket.socket) -> ServerJoin:
     return ServerJoin(far, server_contexts()[ALPN_JOIN])
+
+
+Pair = tuple[socket.socket, socket.socket, ServerJoin]
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[Pair]:
+    """The end's socket, the relay's, and what the relay makes of it."""
+    near, far = await tcp_pair()
+    yield near, far, server(far)
+    near.close()
+    far.close()
 
 
 def framed(record: bytes) -> bytes:
     return len(record).to_bytes(4, "big") + record
 
 
-async def consent(serving: ServerJoin) -> tuple[JoinRequest, bytes]:
+async def asked(serving: ServerJoin) -> JoinRequest:
     await serving.handshake()
-    request = await serving.read_request()
+    return await serving.read_request()
+
+
+async def asks(near: socket.socket, *, alpn: str = ALPN_JOIN) -> TlsPipe:
+    """Ask as an end does, whose script goes on."""
+    scripted = TlsPipe(near, client_context(alpn), server_hostname=RELAY)
+    await scripted.handshake()
+    await scripted.write(framed(REQUEST.encode()))
+    return scripted
+
+
+async def consent(serving: ServerJoin) -> tuple[JoinRequest, bytes]:
+    request = await asked(serving)
     await serving.reply(OK)
     return request, await serving.finish()
 
 
-async def test_the_socket_outlives_the_tls(pair: tuple[socket.socket, socket.socket]) -> None:
-    near, far = pair
+async def test_the_socket_outlives_the_tls(pair: Pair) -> None:
+    near, far, serving = pair
 
     async def end() -> JoinReply:
         reply = await client_join(near, client_context(), RELAY, REQUEST)
         await send_all(near, b"raw bytes at once")
         return reply
 
-    reply, (request, left_over) = await asyncio.gather(end(), consent(server(far)))
+    reply, (request, left_over) = await asyncio.gather(end(), consent(serving))
     assert reply == OK
     assert request == REQUEST
     rest = b"" if len(left_over) == 17 else await receive(far, 100)
@@ -64,9 +80,8 @@ async def test_the_socket_outlives_the_tls(pair: tuple[socket.socket, socket.soc
     assert await receive(near, 100) == b"answer"
 
 
-async def test_an_agent_shows_its_certificate(pair: tuple[socket.socket, socket.socket]) -> None:
-    near, far = pair
-    serving = server(far)
+async def test_an_agent_shows_its_certificate(pair: Pair) -> None:
+    near, _, serving = pair
     await asyncio.gather(client_join(near, client_context(cluster="prod"), RELAY, REQUEST), consent(serving))
     assert serving.peer_certificate is not None
 
@@ -80,11 +95,9 @@ async def test_left_over_bytes_behind_close_notify_cut_anywhere(size: int) -> No
         near, far = await tcp_pair()
         with near, far:
             serving = server(far)
-            scripted = TlsPipe(near, client_context(), server_hostname=RELAY)
 
-            async def end(scripted: TlsPipe = scripted, near: socket.socket = near, cut: int = cut) -> None:
-                await scripted.handshake()
-                await scripted.write(framed(REQUEST.encode()))
+            async def end(near: socket.socket = near, cut: int = cut) -> None:
+                scripted = await asks(near)
                 assert await scripted.read()
                 assert await scripted.read() == b""
                 scripted.feed_close_notify()
@@ -102,10 +115,9 @@ async def test_left_over_bytes_behind_close_notify_cut_anywhere(size: int) -> No
 
 @pytest.mark.parametrize("early", [b"\x16\x03\x01\x00\x05hello", b"\x17\x03\x03\x00\x05hello", b"G"])
 @pytest.mark.parametrize("when", ["with the request", "before the reply"])
-async def test_raw_bytes_too_early(pair: tuple[socket.socket, socket.socket], early: bytes, when: str) -> None:
+async def test_raw_bytes_too_early(pair: Pair, early: bytes, when: str) -> None:
     """docs/threats.md#J6."""
-    near, far = pair
-    serving = server(far)
+    near, _, serving = pair
     scripted = TlsPipe(near, client_context(), server_hostname=RELAY)
 
     async def end() -> None:
@@ -120,8 +132,7 @@ async def test_raw_bytes_too_early(pair: tuple[socket.socket, socket.socket], ea
             await send_all(near, early)
 
     async def relay() -> None:
-        await serving.handshake()
-        await serving.read_request()
+        await asked(serving)
         await serving.gone()
 
     ending = asyncio.create_task(end())
@@ -131,13 +142,11 @@ async def test_raw_bytes_too_early(pair: tuple[socket.socket, socket.socket], ea
 
 
 @pytest.mark.parametrize("join_id", ["0" * 65, "a b", "x\r\nAudit-ID: y", "\x1b[2J"])
-async def test_b8_an_id_that_no_relay_makes(pair: tuple[socket.socket, socket.socket], join_id: str) -> None:
-    near, far = pair
-    serving = server(far)
+async def test_b8_an_id_that_no_relay_makes(pair: Pair, join_id: str) -> None:
+    near, _, serving = pair
 
     async def relay() -> None:
-        await serving.handshake()
-        await serving.read_request()
+        await asked(serving)
         await serving.reply(JoinReply(join_id=join_id))
 
     answering = asyncio.create_task(relay())
@@ -147,14 +156,11 @@ async def test_b8_an_id_that_no_relay_makes(pair: tuple[socket.socket, socket.so
     serving.abort()
 
 
-async def test_application_data_after_the_reply(pair: tuple[socket.socket, socket.socket]) -> None:
-    near, far = pair
-    serving = server(far)
-    scripted = TlsPipe(near, client_context(), server_hostname=RELAY)
+async def test_application_data_after_the_reply(pair: Pair) -> None:
+    near, _, serving = pair
 
     async def end() -> None:
-        await scripted.handshake()
-        await scripted.write(framed(REQUEST.encode()))
+        scripted = await asks(near)
         await scripted.read()
         await scripted.write(b"GET / HTTP/1.1\r\n\r\n")
 
@@ -163,18 +169,13 @@ async def test_application_data_after_the_reply(pair: tuple[socket.socket, socke
 
 
 @pytest.mark.parametrize("half", [0, 10])
-async def test_close_notify_withheld(
-    pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch, half: int
-) -> None:
+async def test_close_notify_withheld(pair: Pair, monkeypatch: pytest.MonkeyPatch, half: int) -> None:
     """docs/threats.md#J7: the client sends nothing, or half of the alert's record."""
     monkeypatch.setattr(join, "CLOSE_DEADLINE", 0.1)
-    near, far = pair
-    serving = server(far)
-    scripted = TlsPipe(near, client_context(), server_hostname=RELAY)
+    near, _, serving = pair
 
     async def end() -> None:
-        await scripted.handshake()
-        await scripted.write(framed(REQUEST.encode()))
+        scripted = await asks(near)
         await scripted.read()
         scripted.feed_close_notify()
         await send_all(near, scripted._outgoing.read()[:half])
@@ -183,13 +184,11 @@ async def test_close_notify_withheld(
         await asyncio.gather(consent(serving), end())
 
 
-async def test_a_refusal_arrives_with_its_words(pair: tuple[socket.socket, socket.socket]) -> None:
-    near, far = pair
-    serving = server(far)
+async def test_a_refusal_arrives_with_its_words(pair: Pair) -> None:
+    near, _, serving = pair
 
     async def relay() -> None:
-        await serving.handshake()
-        await serving.read_request()
+        await asked(serving)
         await serving.refuse(JoinReply(code=JoinCode.OVERLOADED, message="come back later", retry_after=7))
 
     with pytest.raises(JoinRefused, match="come back later") as caught:
@@ -200,20 +199,9 @@ async def test_a_refusal_arrives_with_its_words(pair: tuple[socket.socket, socke
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])
-async def test_gone_notices_at_once(pair: tuple[socket.socket, socket.socket], how: str) -> None:
-    near, far = pair
-    serving = server(far)
-    scripted = TlsPipe(near, client_context(), server_hostname=RELAY)
-
-    async def end() -> None:
-        await scripted.handshake()
-        await scripted.write(framed(REQUEST.encode()))
-
-    async def relay() -> None:
-        await serving.handshake()
-        await serving.read_request()
-
-    await asyncio.gather(end(), relay())
+async def test_gone_notices_at_once(pair: Pair, how: str) -> None:
+    near, _, serving = pair
+    await asyncio.gather(asks(near), asked(serving))
     watching = asyncio.create_task(serving.gone())
     await asyncio.sleep(0)
     near.close() if how == "close" else join.reset(near)
@@ -221,12 +209,10 @@ async def test_gone_notices_at_once(pair: tuple[socket.socket, socket.socket], h
         await asyncio.wait_for(watching, 10)
 
 
-async def test_watching_can_be_called_off(pair: tuple[socket.socket, socket.socket]) -> None:
-    near, far = pair
-    serving = server(far)
+async def test_watching_can_be_called_off(pair: Pair) -> None:
+    near, _, serving = pair
     ending = asyncio.create_task(client_join(near, client_context(), RELAY, REQUEST))
-    await serving.handshake()
-    await serving.read_request()
+    await asked(serving)
     watching = asyncio.create_task(serving.gone())
     await asyncio.sleep(0)
     watching.cancel()
@@ -238,31 +224,21 @@ async def test_watching_can_be_called_off(pair: tuple[socket.socket, socket.sock
 
 
 @pytest.mark.parametrize("length", [MAX_RECORD + 1, 0xFFFFFFFF], ids=["one too many", "the most that fits the field"])
-async def test_a_record_over_its_size_is_refused_at_its_length(
-    pair: tuple[socket.socket, socket.socket], length: int
-) -> None:
-    near, far = pair
-    serving = server(far)
+async def test_a_record_over_its_size_is_refused_at_its_length(pair: Pair, length: int) -> None:
+    near, _, serving = pair
     scripted = TlsPipe(near, client_context(), server_hostname=RELAY)
 
     async def end() -> None:
         await scripted.handshake()
         await scripted.write(length.to_bytes(4, "big"))
 
-    async def relay() -> None:
-        await serving.handshake()
-        await serving.read_request()
-
     with pytest.raises(RemoteProtocolError, match="more than 80 KiB"):
-        await asyncio.gather(end(), relay())
+        await asyncio.gather(end(), asked(serving))
 
 
-async def test_deadlines_of_handshake_and_request(
-    pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_deadlines_of_handshake_and_request(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(join, "HANDSHAKE_DEADLINE", 0.05)
-    near, far = pair
-    serving = server(far)
+    near, far, serving = pair
     await send_all(near, b"\x16\x03\x01")
     with pytest.raises(ConnectionLost, match="TLS handshake: not complete"):
         await serving.handshake()
@@ -291,35 +267,23 @@ async def test_another_protocol_is_refused_on_both_sides() -> None:
     near, far = await tcp_pair()
     with near, far:
         other = ServerJoin(far, server_contexts()[ALPN_HTTP])
-        scripted = TlsPipe(near, client_context(ALPN_HTTP), server_hostname=RELAY)
-
-        async def end() -> None:
-            await scripted.handshake()
-            await scripted.write(framed(REQUEST.encode()))
-
         with pytest.raises(RemoteProtocolError, match="another protocol"):
-            await asyncio.gather(other.handshake(), end())
+            await asyncio.gather(other.handshake(), asks(near, alpn=ALPN_HTTP))
 
 
-async def test_an_untrusted_relay_hears_nothing() -> None:
-    near, far = await tcp_pair()
-    stranger = Authority.create("another authority").certificate_pem
-    context = outer_client_context(RelayTrust(stranger), ALPN_JOIN)
-    serving = server(far)
-    with far:
-        results = await asyncio.gather(
-            client_join(near, context, RELAY, REQUEST), serving.handshake(), return_exceptions=True
-        )
+@pytest.mark.parametrize("wrong", ["CA", "name"])
+async def test_an_untrusted_relay_hears_nothing(pair: Pair, wrong: str) -> None:
+    near, _, serving = pair
+    context, name = client_context(), "other.test"
+    if wrong == "CA":
+        stranger = Authority.create("another authority").certificate_pem
+        context, name = outer_client_context(RelayTrust(stranger), ALPN_JOIN), RELAY
+    results = await asyncio.gather(
+        client_join(near, context, name, REQUEST), serving.handshake(), return_exceptions=True
+    )
     assert isinstance(results[0], Unreachable)
     assert "not trusted" in results[0].message
     assert isinstance(results[1], RemoteProtocolError)
-    near, far = await tcp_pair()
-    serving = server(far)
-    with far:
-        results = await asyncio.gather(
-            client_join(near, client_context(), "other.test", REQUEST), serving.handshake(), return_exceptions=True
-        )
-    assert isinstance(results[0], Unreachable)
 
 
 async def test_a_foreign_client_certificate_ends_the_handshake() -> None:
@@ -338,21 +302,6 @@ async def test_a_foreign_client_certificate_ends_the_handshake() -> None:
     assert isinstance(results[0], ConnectionLost)
     assert isinstance(results[1], RemoteProtocolError)
     assert agent_certificate("prod")[0].startswith("-----BEGIN")
-
-
-async def test_control_needs_a_certificate() -> None:
-    near, far = await tcp_pair()
-    with near, far:
-        serving = TlsPipe(far, server_contexts()[ALPN_CONTROL], server_side=True)
-        scripted = TlsPipe(near, client_context(ALPN_CONTROL), server_hostname=RELAY)
-
-        async def end() -> None:
-            await scripted.handshake()
-            await scripted.write(b"x")
-
-        results = await asyncio.gather(serving.handshake(), end(), return_exceptions=True)
-        assert isinstance(results[0], OSError)
-        assert "PEER_DID_NOT_RETURN_A_CERTIFICATE" in str(results[0])
 
 
 async def test_a_client_that_is_cancelled_leaves_no_socket() -> None:

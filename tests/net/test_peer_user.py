@@ -58,7 +58,6 @@ def server(request: pytest.FixtureRequest) -> Iterator[tuple[str, str, subproces
         text=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
-    assert process.stdout is not None
     port = process.stdout.readline().strip()
     yield host, port, process
     with socket.create_connection((host, int(port))) as last:
@@ -69,7 +68,6 @@ def server(request: pytest.FixtureRequest) -> Iterator[tuple[str, str, subproces
 def called(server: tuple[str, str, subprocess.Popen[str]], prefix: tuple[str, ...], how: str) -> str:
     host, port, process = server
     subprocess.run([*prefix, sys.executable, "-c", CALLER, host, port, how], check=True, timeout=30)
-    assert process.stdout is not None
     return process.stdout.readline().strip()
 
 

@@ -7,19 +7,8 @@ from typing import cast
 
 import pytest
 
-from arcbridge.net.sockets import AcceptLoop, readable, receive, reset, send_all, writable
+from arcbridge.net.sockets import AcceptLoop, readable, receive, send_all, writable
 from tests.net.ends import tcp_pair
-
-
-async def test_bytes_and_end() -> None:
-    near, far = await tcp_pair()
-    with near, far:
-        waiting = asyncio.create_task(receive(far, 10))
-        await asyncio.sleep(0)
-        await send_all(near, b"hello")
-        assert await waiting == b"hello"
-        near.close()
-        assert await receive(far, 10) == b""
 
 
 async def test_a_full_socket_is_waited_for() -> None:
@@ -32,15 +21,6 @@ async def test_a_full_socket_is_waited_for() -> None:
             got += len(await receive(far, 1 << 20))
         await sending
         await writable(near)
-
-
-async def test_reset_is_seen_as_reset() -> None:
-    near, far = await tcp_pair()
-    with far:
-        reset(near)
-        with pytest.raises(ConnectionResetError):
-            await receive(far, 10)
-    reset(near)
 
 
 async def test_a_cancelled_wait_takes_nothing_and_leaves_no_callback() -> None:

@@ -9,21 +9,17 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from arcbridge.mux.splice import reset_transport
 from arcbridge.net import tlstransport
-from arcbridge.net.tlstransport import accept_tls
 from tests.net.tlsends import (
-    NAME,
     PATIENCE,
     BufferedRecorder,
+    Fickle,
     Recorder,
     against,
-    client_context,
-    server_context,
     tcp,
 )
 
@@ -31,17 +27,6 @@ pytestmark = pytest.mark.usefixtures("faults")
 both_sides = pytest.mark.parametrize("ours", ["server", "client"])
 both_protocols = pytest.mark.parametrize("kind", [Recorder, BufferedRecorder])
 MUCH = random.Random(5).randbytes(5_000_000)
-
-
-class Fickle(socket.socket):
-    """A socket that takes nothing on demand."""
-
-    full = False
-
-    def send(self, data: Any, flags: int = 0) -> int:
-        if self.full:
-            raise BlockingIOError
-        return super().send(data, flags)
 
 
 def raw_of(tls: ssl.SSLSocket) -> socket.socket:
@@ -86,60 +71,13 @@ async def test_a_slow_reader_that_keeps_sending_gets_everything(ours: str) -> No
     mine = Recorder()
     sockets = tcp(send_buffer=32_768, receive_buffer=32_768)
     transport, thread = await against(ours, mine, peer, sockets=sockets)
+    transport.pause_reading()  # what it sends must not stop the end
     transport.write(MUCH)
     transport.close()
     assert transport.is_closing()
     assert await thread == MUCH
     assert await mine.end() is None
     assert "eof" not in mine.calls
-
-
-async def test_a_peer_without_any_library_sees_close_notify_then_fin() -> None:
-    """TLS by hand over a raw socket: it reads slowly, sends all the time, and looks at each byte of the end."""
-
-    def peer(sock: socket.socket) -> bytes:
-        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        tls = client_context().wrap_bio(incoming, outgoing, server_hostname=NAME)
-        data = bytearray()
-        over = False
-
-        def shake() -> bool:
-            try:
-                tls.do_handshake()
-            except ssl.SSLWantReadError:
-                return False
-            return True
-
-        with sock:
-            while not shake():
-                sock.sendall(outgoing.read())
-                incoming.write(sock.recv(10_000))
-            while True:
-                tls.write(b"ping")
-                sock.sendall(outgoing.read())
-                piece = sock.recv(40_000)
-                if not piece:
-                    assert over, "FIN without close_notify"
-                    assert not incoming.pending
-                    return bytes(data)
-                incoming.write(piece)
-                try:
-                    while part := tls.read(20_000):
-                        data += part
-                    over = True
-                except ssl.SSLWantReadError:
-                    continue
-
-    near, far = tcp(send_buffer=32_768, receive_buffer=32_768)
-    mine = Recorder()
-    transport = accept_tls(near, server_context(), mine)
-    thread = asyncio.ensure_future(asyncio.to_thread(peer, far))
-    await asyncio.shield(mine.made)
-    transport.pause_reading()  # what it sends must not stop the end
-    transport.write(MUCH)
-    transport.close()
-    assert await thread == MUCH
-    assert await mine.end() is None
 
 
 @both_sides
@@ -166,11 +104,10 @@ async def test_the_end_comes_with_the_peers(ours: str, monkeypatch: pytest.Monke
 
 async def test_lingering_is_over_when_the_peer_has_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tlstransport, "LINGER", 0.05)
-    loop = asyncio.get_running_loop()
-    go_on = asyncio.Event()
+    go_on = threading.Event()
 
     def peer(tls: ssl.SSLSocket) -> bytes:
-        asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(PATIENCE)
+        assert go_on.wait(PATIENCE)
         return read_all(tls)
 
     mine = Recorder()
@@ -187,11 +124,10 @@ async def test_lingering_lasts_while_the_peer_lacks_bytes(patient: bool, monkeyp
     """`kubectl logs | less`: everything is with our kernel, and the peer takes its time."""
     monkeypatch.setattr(tlstransport, "LINGER", 0.02)
     monkeypatch.setattr(tlstransport, "LINGER_MOST", 100.0 if patient else 0.1)
-    loop = asyncio.get_running_loop()
-    go_on = asyncio.Event()
+    go_on = threading.Event()
 
     def peer(tls: ssl.SSLSocket) -> bytes:
-        asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(PATIENCE)
+        assert go_on.wait(PATIENCE)
         return read_all(tls) if patient else b""
 
     mine = Recorder()
@@ -213,35 +149,28 @@ async def test_lingering_lasts_while_the_peer_lacks_bytes(patient: bool, monkeyp
 
 async def test_close_notify_that_waits_for_the_kernel_outlives_the_peers_fin() -> None:
     plain, far = tcp()
-    near = Fickle(fileno=plain.detach())
-    near.setblocking(False)
+    near = Fickle.of(plain)
     loop = asyncio.get_running_loop()
-    half_closed = asyncio.Event()
+    started, half_closed = threading.Event(), asyncio.Event()
 
     def peer(tls: ssl.SSLSocket) -> bytes:
-        tls.shutdown  # noqa: B018  # not this one: it would end TLS as well
-        with socket.socket(fileno=tls.fileno()) as same:
+        assert started.wait(PATIENCE)
+        with socket.socket(fileno=tls.fileno()) as same:  # `tls.shutdown` would end TLS as well
             same.shutdown(socket.SHUT_WR)
             same.detach()
         loop.call_soon_threadsafe(half_closed.set)
         return read_all(tls)
 
     mine = Recorder(keep_open=True)
-    started = asyncio.Event()
-
-    def whole(tls: ssl.SSLSocket) -> bytes:
-        asyncio.run_coroutine_threadsafe(started.wait(), loop).result(PATIENCE)
-        return peer(tls)
-
-    transport, thread = await against("server", mine, whole, sockets=(near, far))
+    transport, thread = await against("server", mine, peer, sockets=(near, far))
     transport.write(b"before")
-    near.full = True
+    near.fails = BlockingIOError()
     transport.close()
     started.set()
     await half_closed.wait()
     await asyncio.sleep(0.05)
     assert not mine.lost.done()
-    near.full = False
+    near.fails = None
     assert await thread == b"before"
     assert await mine.end() is None
 
@@ -272,11 +201,10 @@ async def test_abort_is_immediate(ours: str) -> None:
 
 @pytest.mark.parametrize("when", ["open", "flushing", "lingering"])
 async def test_reset_transport_is_a_reset_at_the_peer(when: str) -> None:
-    loop = asyncio.get_running_loop()
-    go_on = asyncio.Event()
+    go_on = threading.Event()
 
     def peer(tls: ssl.SSLSocket) -> None:
-        asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(PATIENCE)
+        assert go_on.wait(PATIENCE)
         with raw_of(tls) as raw:
             while raw.recv(65_536):
                 pass
@@ -426,11 +354,10 @@ async def test_one_that_reads_no_further_until_it_has_written_does_not_wait_for_
             super().resume_writing()
             self.made.result().resume_reading()
 
-    loop = asyncio.get_running_loop()
-    go_on = asyncio.Event()
+    go_on = threading.Event()
 
     def peer(tls: ssl.SSLSocket) -> None:
-        asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(PATIENCE)
+        assert go_on.wait(PATIENCE)
         tls.sendall(MUCH[:50_000])
 
     mine = Echo()

@@ -3,52 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import socket
 import ssl
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import trustme
-
 from arcbridge.net.tlstransport import TlsTransport, accept_tls, connect_tls
+from tests.mux.ends import tls_contexts
 
-NAME = "end.test"
+NAME = "agent.test"
 PATIENCE = 30.0
 """Seconds after which a test gives up."""
 T = TypeVar("T")
+SERVER, CLIENT = tls_contexts()
 
 
-_AUTHORITY = trustme.CA()
+class Fickle(socket.socket):
+    """A socket whose `send` fails on demand."""
 
+    fails: OSError | None = None
 
-def authority() -> trustme.CA:
-    """Return the CA of both ends, of which one is in a thread: a cache would let two threads make one each."""
-    return _AUTHORITY
+    @classmethod
+    def of(cls, plain: socket.socket) -> Fickle:
+        """Take the place of a non-blocking socket."""
+        fickle = cls(fileno=plain.detach())
+        fickle.setblocking(False)
+        return fickle
 
-
-@functools.cache
-def server_context(verify: ssl.VerifyMode = ssl.CERT_NONE, alpn: tuple[str, ...] = ()) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.num_tickets = 0  # as all contexts here: nothing lies unread in a peer that only writes
-    authority().issue_cert(NAME).configure_cert(context)
-    authority().configure_trust(context)
-    context.verify_mode = verify
-    if alpn:
-        context.set_alpn_protocols(list(alpn))
-    return context
-
-
-@functools.cache
-def client_context(alpn: tuple[str, ...] = (), *, certificate: bool = False, trusting: bool = True) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    if trusting:
-        authority().configure_trust(context)
-    if certificate:
-        authority().issue_cert("jane.test").configure_cert(context)
-    if alpn:
-        context.set_alpn_protocols(list(alpn))
-    return context
+    def send(self, data: Any, flags: int = 0) -> int:
+        if self.fails is not None:
+            raise self.fails
+        return super().send(data, flags)
 
 
 def tcp(*, send_buffer: int = 0, receive_buffer: int = 0) -> tuple[socket.socket, socket.socket]:
@@ -72,8 +57,8 @@ def tcp(*, send_buffer: int = 0, receive_buffer: int = 0) -> tuple[socket.socket
 def blocking_tls(far: socket.socket, ours: str) -> ssl.SSLSocket:
     """The peer's end of TLS where the transport is the `ours` ("server" or "client"); honest about a ragged end."""
     if ours == "server":
-        return client_context().wrap_socket(far, server_hostname=NAME, suppress_ragged_eofs=False)
-    return server_context().wrap_socket(far, server_side=True, suppress_ragged_eofs=False)
+        return CLIENT.wrap_socket(far, server_hostname=NAME, suppress_ragged_eofs=False)
+    return SERVER.wrap_socket(far, server_side=True, suppress_ragged_eofs=False)
 
 
 class Recorder(asyncio.Protocol):
@@ -135,42 +120,24 @@ class Recorder(asyncio.Protocol):
             return await asyncio.shield(self.lost)
 
 
-class BufferedRecorder(asyncio.BufferedProtocol):
+class BufferedRecorder(Recorder, asyncio.BufferedProtocol):
     """The same as a BufferedProtocol, with a buffer smaller than a TLS record."""
 
     def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
         self.buffer = bytearray(5000)
-        self.of = Recorder(**options)
 
     def get_buffer(self, sizehint: int) -> bytearray:
         return self.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        self.of.data_received(bytes(self.buffer[:nbytes]))
+        self.data_received(bytes(self.buffer[:nbytes]))
         self.buffer[:nbytes] = b"\xdb" * nbytes
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.of, name)
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.of.connection_made(transport)
-
-    def eof_received(self) -> bool:
-        return self.of.eof_received()
-
-    def pause_writing(self) -> None:
-        self.of.pause_writing()
-
-    def resume_writing(self) -> None:
-        self.of.resume_writing()
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        self.of.connection_lost(exc)
 
 
 async def against(
     ours: str,
-    protocol: Recorder | BufferedRecorder,
+    protocol: Recorder,
     peer: Callable[[ssl.SSLSocket], T],
     *,
     sockets: tuple[socket.socket, socket.socket] | None = None,
@@ -184,8 +151,8 @@ async def against(
 
     thread = asyncio.ensure_future(asyncio.to_thread(work))
     if ours == "client":
-        return await connect_tls(near, client_context(), protocol, NAME), thread
-    transport = accept_tls(near, server_context(), protocol)
+        return await connect_tls(near, CLIENT, protocol, NAME), thread
+    transport = accept_tls(near, SERVER, protocol)
     async with asyncio.timeout(PATIENCE):
         await asyncio.shield(protocol.made)
     return transport, thread
@@ -197,8 +164,8 @@ async def linked(
     """(server's, client's): a transport at both ends."""
     near, far = tcp(**buffers)
     far.setblocking(False)
-    accepted = accept_tls(near, server_context(), server)
-    connected = await connect_tls(far, client_context(), client, NAME)
+    accepted = accept_tls(near, SERVER, server)
+    connected = await connect_tls(far, CLIENT, client, NAME)
     async with asyncio.timeout(PATIENCE):
         while "handshake" in repr(accepted):
             await asyncio.sleep(0)

@@ -18,6 +18,7 @@ from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.records import Auth, AuthOk
 from arcbridge.wire.session import Kind, Session, Side, State
 from arcbridge.wire.stream import ReceiveState, SendState, Stream
+from tests.support.books import check_session
 
 TOKEN = "canary-token-5f1d"
 SECRET = b"canary-secret-9a7c"
@@ -121,7 +122,7 @@ class End:
             seen = self.seen[event.stream.id]
             complete = event.code == ResetCode.NO_ERROR and event.stream.receiving is ReceiveState.FINISHED
             self._ended(seen, "in order" if complete else f"reset {event.code}")
-        elif isinstance(event, ev.AuthReceived) and self.accept:
+        elif isinstance(event, Auth) and self.accept:
             self.machine.accept_auth(AuthOk(b"session", SECRET, "jane", 3600))
         elif isinstance(event, ev.Ended):
             self.error = event.error
@@ -190,7 +191,7 @@ class Pair:
             end.collect()
             end.note_ends()
             if end.machine.state is not State.CLOSED:
-                end.machine.assert_invariants()
+                check_session(end.machine)
             end.check_backlog()
 
     def deliver(self, end: End, most: int | None = None) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from arcbridge.errors import ConnectionLost
-from arcbridge.wire import events as ev
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.records import Auth, AuthOk
@@ -70,7 +69,7 @@ class ResumingPair(Pair):
             data = data[:most]
         newcomer.receive_data(memoryview(data), self.now)
         for event in newcomer.events_received():
-            if isinstance(event, ev.AuthReceived):
+            if isinstance(event, Auth):
                 self._judge(newcomer)
         return True
 

@@ -17,6 +17,7 @@ from arcbridge.wire.records import Auth, AuthOk
 from arcbridge.wire.replay import Budget
 from arcbridge.wire.session import Kind, Session, Side
 from arcbridge.wire.stream import Stream
+from tests.support.books import check_session
 
 MBIT = 125_000.0
 """Bytes per second."""
@@ -77,7 +78,7 @@ class Node:
 
     def collect(self) -> None:
         for event in self.machine.events_received():
-            if isinstance(event, ev.AuthReceived):
+            if isinstance(event, Auth):
                 self.machine.accept_auth(AuthOk(b"session", b"canary-secret", "jane", 3600))
             elif isinstance(event, ev.StreamOpened):
                 self.opened.append(self.adopt(event.stream))
@@ -158,7 +159,7 @@ class SlowPath:
             self.flush()
         self.now = end
         for node in (self.client, self.agent):
-            node.machine.assert_invariants()
+            check_session(node.machine)
 
     def start_bulk(self, *, up: bool) -> int:
         """Open a stream that is always full in one direction; return its id."""

@@ -11,17 +11,17 @@ from __future__ import annotations
 from unittest.mock import patch
 
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from arcbridge.errors import ConnectionLost, SessionEnded
-from arcbridge.wire.frames import FIRST_CREDIT, GoawayCode
+from arcbridge.errors import ConnectionLost, LocalProtocolError, SessionEnded
+from arcbridge.wire.frames import FIRST_CREDIT, GoawayCode, ResetCode
 from arcbridge.wire.lifecycle import Change, Lifecycle
 from arcbridge.wire.limits import Limits
 from arcbridge.wire.records import Auth
 from arcbridge.wire.session import State
-from tests.support.pair import SECRET, TOKEN, End
+from tests.support.books import check_session, unconsumed
+from tests.support.pair import SECRET, TOKEN, End, Seen
 from tests.support.resuming import ResumingPair
-from tests.wire.application_rules import ApplicationRules
 
 SMALL = Limits(
     stream_window=FIRST_CREDIT,
@@ -76,7 +76,7 @@ class Link(ResumingPair):
             end.collect()
             end.note_ends()
             if end.machine.state is not State.CLOSED:
-                end.machine.assert_invariants()
+                check_session(end.machine)
             end.check_backlog()
 
     def go_deaf(self) -> None:
@@ -100,8 +100,11 @@ class Link(ResumingPair):
         super().resume()
 
 
-class LossyLink(ApplicationRules):
+class LossyLink(RuleBasedStateMachine):
     """See the module's docstring."""
+
+    written = 0
+    """Writes so far: each one's bytes are its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,7 +122,6 @@ class LossyLink(ApplicationRules):
         self.budgets = []
         for end in self.pair.ends:
             history = end.machine.sender.history
-            assert history is not None
             self.budgets.append(history._budget)
 
     @initialize(latency=st.sampled_from([0.0, 0.001, 0.3]), established=st.sampled_from([True, True, True, False]))
@@ -129,6 +131,52 @@ class LossyLink(ApplicationRules):
             self.pair.established()
 
     # -- what applications do -----------------------------------------------------------------------------------------
+
+    def end(self, client: bool) -> End:
+        return self.pair.client if client else self.pair.agent
+
+    def pick(self, client: bool, number: int) -> tuple[End, Seen | None]:
+        """An end, and one of the streams that it has seen last; None before the first."""
+        end = self.end(client)
+        known = list(end.seen.values())[-8:]
+        return end, (known[number % len(known)] if known else None)
+
+    @rule(client=st.booleans(), to=st.sampled_from(["kubernetes", "tcp:db"]))
+    def open(self, client: bool, to: str) -> None:
+        try:
+            self.end(client).open(to)
+        except SessionEnded:
+            pass  # draining, without a connection, closed, or at the limit
+        except LocalProtocolError:
+            assert not client, "an agent opens nothing before it has accepted"
+
+    @rule(client=st.booleans(), number=st.integers(0, 7), size=st.sampled_from([0, 1, 100, 5_000, 70_000, 300_000]))
+    def write(self, client: bool, number: int, size: int) -> None:
+        end, seen = self.pick(client, number)
+        if seen is not None:
+            self.written += 1
+            tag = self.written.to_bytes(4, "big") + seen.stream.id.to_bytes(4, "big")
+            end.write(seen, (tag * (size // 8 + 1))[:size])
+
+    @rule(client=st.booleans(), number=st.integers(0, 7), size=st.sampled_from([1, 1000, 40_000, 10**6]))
+    def read(self, client: bool, number: int, size: int) -> None:
+        end, seen = self.pick(client, number)
+        if seen is not None:
+            end.take(seen, size)
+
+    @rule(client=st.booleans(), number=st.integers(0, 7))
+    def half_close(self, client: bool, number: int) -> None:
+        end, seen = self.pick(client, number)
+        if seen is not None and end.machine.state is not State.CLOSED:
+            end.finish(seen)
+
+    @rule(
+        client=st.booleans(), number=st.integers(0, 7), code=st.sampled_from([ResetCode.CANCELLED, ResetCode.NO_ERROR])
+    )
+    def reset(self, client: bool, number: int, code: ResetCode) -> None:
+        end, seen = self.pick(client, number)
+        if seen is not None:
+            end.reset(seen, code)
 
     @rule(client=st.booleans(), size=st.sampled_from([5_000, 70_000, 200_000]), steps=st.integers(0, 12))
     def talk(self, client: bool, size: int, steps: int) -> None:
@@ -222,7 +270,7 @@ class LossyLink(ApplicationRules):
         self.pair.flush()
         self.pair.go_deaf()
 
-    @precondition(lambda self: self.pair.client.machine.resumable)
+    @precondition(lambda self: self.pair.client.machine.resumption.possible)
     @rule(steps=st.sampled_from([0, 1, 2, 3, 20]))
     def resume(self, steps: int) -> None:
         """On another connection; the one before may be lost, may be about to be, or may work."""
@@ -247,7 +295,7 @@ class LossyLink(ApplicationRules):
                 assert machine.next_deadline() is None
                 assert machine.backlog.held == 0, "a session that is over counts for what waits"
                 continue
-            machine.assert_invariants()
+            check_session(machine)
             window = SMALL.session_window + machine.session_window.extension.held
             assert sum(seen.unread for seen in end.seen.values()) <= window, "more than the session's window"
             for stream in machine.streams.values():
@@ -278,7 +326,7 @@ class LossyLink(ApplicationRules):
                     if end.machine.state is not State.CLOSED:
                         end.finish(seen)
             if pair.deaf or (pair.lost and pair.newcomer is None):
-                if not pair.client.machine.resumable:
+                if not pair.client.machine.resumption.possible:
                     pair.deaf, pair.lost = False, True
                     for end in pair.ends:
                         end.machine.connection_lost(pair.now, ConnectionLost("the end of the test"))
@@ -294,14 +342,14 @@ class LossyLink(ApplicationRules):
             waits = any(end.machine.sender.has_output for end in pair.ends)
             if pair.attached() and pair.quiet and not waits and not any(end.machine.streams for end in pair.ends):
                 pair.check_books()
-                assert all(end.machine.unconsumed == 0 for end in pair.ends), "session credit was lost"
+                assert all(unconsumed(end.machine) == 0 for end in pair.ends), "session credit was lost"
                 return
             if State.CLOSED in states and pair.quiet and pair.newcomer is None:
                 # One end is over, and said so or could not; the other one hears that its connection is gone.
                 for end in pair.ends:
                     end.machine.connection_lost(pair.now, ConnectionLost("the other end is over"))
                     end.collect()
-                if pair.client.machine.resumable and pair.client.machine.resumption.handshake is None:
+                if pair.client.machine.resumption.possible and pair.client.machine.resumption.handshake is None:
                     pair.resume()
             pair.step()
         raise AssertionError(f"not at rest: {pair!r}")

@@ -1,66 +1,23 @@
-"""What a part of a session needs to be tested alone: a context, and an owner that only takes notes."""
+"""What a part of a session needs to be tested alone: a context, and an owner that only notes what it is asked."""
 
 from __future__ import annotations
 
-from arcbridge.errors import ArcbridgeError
+from unittest.mock import create_autospec
+
 from arcbridge.wire.congestion import CongestionWindow
-from arcbridge.wire.context import SessionContext
+from arcbridge.wire.context import Owner, SessionContext
 from arcbridge.wire.decoder import Decoder
-from arcbridge.wire.frames import VERSION, FrameType, GoawayCode
+from arcbridge.wire.frames import FrameType, GoawayCode
 from arcbridge.wire.lifecycle import Change, Lifecycle
 from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.receiver import Receiver
-from arcbridge.wire.records import Hello
 from arcbridge.wire.replay import Budget, Replay
-from arcbridge.wire.resumption import Resumption
 from arcbridge.wire.sender import Sender
 from arcbridge.wire.session_window import SessionWindow
 from arcbridge.wire.state import Kind, Side
 from arcbridge.wire.stream import Stream
 from arcbridge.wire.stream_table import StreamTable
 from arcbridge.wire.window import ReceiveWindow
-
-
-class Notes:
-    """An owner that does nothing but remember what it was asked (`arcbridge.wire.context.Owner`)."""
-
-    def __init__(self) -> None:
-        self.failures: list[tuple[GoawayCode, str]] = []
-        self.ends: list[ArcbridgeError] = []
-        self.pings = 0
-        self.hellos = 0
-        self.established = 0
-        self.idle = 0
-        self.counts: list[int] = []
-        self.sent: list[Stream] = []
-        self.cut: list[Stream] = []
-
-    def fail(self, code: GoawayCode, message: str) -> None:
-        self.failures.append((code, message))
-
-    def end(self, error: ArcbridgeError) -> None:
-        self.ends.append(error)
-
-    def say_hello(self) -> None:
-        self.hellos += 1
-
-    def establish(self) -> None:
-        self.established += 1
-
-    def acknowledged(self, received: int) -> None:
-        self.counts.append(received)
-
-    def send_ping(self) -> None:
-        self.pings += 1
-
-    def finish_drain_if_idle(self) -> None:
-        self.idle += 1
-
-    def stream_sent(self, stream: Stream) -> None:
-        self.sent.append(stream)
-
-    def stream_cut(self, stream: Stream) -> None:
-        self.cut.append(stream)
 
 
 class Parts:
@@ -76,9 +33,9 @@ class Parts:
         congestion: bool = False,
         established: bool = True,
     ) -> None:
-        self.notes = Notes()
+        self.owner = create_autospec(Owner, instance=True)
         self.budget = Budget(1 << 30)
-        self.context = SessionContext(self.notes, side, kind, limits, 100.0)
+        self.context = SessionContext(self.owner, side, kind, limits, 100.0)
         self.lifecycle = Lifecycle(kind, limits, 100.0)
         self.sender = Sender(
             self.context,
@@ -91,8 +48,6 @@ class Parts:
         self.handled: list[tuple[int, int, bytes]] = []
         self.receiver = Receiver(self.context, self.lifecycle, self.sender, self.decoder, self.window, self.table)
         self.receiver.handlers = {kind: self._note(kind) for kind in FrameType if kind is not FrameType.DATA}
-        template = Hello(VERSION, VERSION, "resume", limits.stream_window, limits.max_streams)
-        self.resumption = Resumption(self.context, self.lifecycle, self.sender, self.receiver, template)
         if established:
             self.lifecycle.change(Change.GREET)
             self.lifecycle.establish(100.0)
@@ -100,6 +55,11 @@ class Parts:
 
     def _note(self, kind: int):
         return lambda stream_id, body: self.handled.append((kind, stream_id, body))
+
+    @property
+    def failures(self) -> list[GoawayCode]:
+        """The codes with which a part ended the session."""
+        return [call.args[0] for call in self.owner.fail.call_args_list]
 
     def stream(self, stream_id: int = 1, *, credit: int = 1 << 20) -> Stream:
         """A stream that is open both ways."""

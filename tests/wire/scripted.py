@@ -8,9 +8,11 @@ from arcbridge.wire.frames import MAX_DATA, U32, U64, VERSION, FrameType, Goaway
 from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.records import Auth, AuthOk, Goaway, Hello, Open
 from arcbridge.wire.session import Kind, Session, Side, State
+from tests.support.books import check_session
 
-HELLO = Hello(VERSION, VERSION, "", 256 * 1024, 100, "", "test").encode()
 OK = AuthOk(b"id", b"canary-secret", "jane", 60)
+AUTH = frame(FrameType.AUTH, 0, Auth("oidc", "canary-token").encode())
+AUTH_OK = frame(FrameType.AUTH_OK, 0, OK.encode())
 
 
 def hello(**changes: object) -> bytes:
@@ -88,7 +90,7 @@ class Scripted:
         self.machine.sender.take_unblocked()
         self.events += self.machine.events_received()
         if self.machine.state is not State.CLOSED:
-            self.machine.assert_invariants()
+            check_session(self.machine)
 
     def feed(self, *frames: bytes) -> Scripted:
         """Receive these frames from the peer, in one piece."""
@@ -109,11 +111,10 @@ class Scripted:
         bodies = [body for kind, _, body in self.said if kind == FrameType.GOAWAY]
         return Goaway.decode(bodies[-1]) if bodies else None
 
-    def granted(self, stream_id: int) -> int:
-        """Return the sum of the WINDOW increments sent for a stream."""
-        return sum(
-            U32.unpack(b)[0] for kind, stream, b in self.said if kind == FrameType.WINDOW and stream == stream_id
-        )
+    def code(self) -> int | None:
+        """Return the code of the last GOAWAY that the machine sent, if any."""
+        said = self.goaway()
+        return None if said is None else said.code
 
     def of(self, kind: type) -> list[ev.Event]:
         """Events of one type."""
@@ -122,9 +123,7 @@ class Scripted:
 
 def agent(limits: Limits = DEFAULT, *, accepted: bool = True) -> Scripted:
     """An acceptor's machine that has HELLO and AUTH, accepted unless said."""
-    one = Scripted(Side.ACCEPTOR, limits=limits).feed(
-        hello(), frame(FrameType.AUTH, 0, Auth("oidc", "canary").encode())
-    )
+    one = Scripted(Side.ACCEPTOR, limits=limits).feed(hello(), AUTH)
     if accepted:
         one.machine.accept_auth(OK)
         one.collect()
@@ -133,4 +132,4 @@ def agent(limits: Limits = DEFAULT, *, accepted: bool = True) -> Scripted:
 
 def client(limits: Limits = DEFAULT) -> Scripted:
     """An initiator's machine whose AUTH was accepted."""
-    return Scripted(Side.INITIATOR, limits=limits).feed(hello(), frame(FrameType.AUTH_OK, 0, OK.encode()))
+    return Scripted(Side.INITIATOR, limits=limits).feed(hello(), AUTH_OK)

@@ -8,11 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arcbridge.wire.congestion import EXTRA, FIRST, ROUND_TRIP_MEMORY, STEP_SECONDS, CongestionWindow
+from arcbridge.wire.congestion import FIRST, ROUND_TRIP_MEMORY, STEP_SECONDS, CongestionWindow
 from arcbridge.wire.frames import FIRST_CREDIT
 from arcbridge.wire.limits import DEFAULT
 from arcbridge.wire.round_trip import BULK_ROUND_TRIP, LEAST_ROUND_TRIP
-from arcbridge.wire.sender import Blocked
 from tests.support.slow_path import MBIT, SlowPath
 
 KIB = 1024
@@ -63,7 +62,6 @@ def test_a_keystroke_waits_for_what_is_under_way_and_not_for_frames(largest: int
         path.start_bulk(up=True)
     path.run(1.5)
     congestion = path.client.machine.sender.congestion
-    assert congestion is not None
     assert congestion.interactive
     assert percentile(took[50:], 0.99) <= 0.005
 
@@ -119,7 +117,6 @@ def test_a_path_that_gets_longer_is_believed() -> None:
     path.up.delay = path.down.delay = 0.1
     path.run(15)
     assert carried(path, bulk, 2) >= 0.9 * 100 * MBIT
-    assert path.client.machine.sender.congestion is not None
     assert path.client.machine.sender.congestion.round_trip >= 0.2
     path.up.delay = path.down.delay = 0.01
     path.run(ROUND_TRIP_MEMORY + 2)
@@ -134,7 +131,6 @@ def test_counts_that_come_in_bursts_neither_starve_nor_flood() -> None:
     bulk = path.start_bulk(up=True)
     path.run(2)
     assert carried(path, bulk, 5) >= 0.75 * 20 * MBIT
-    assert path.client.machine.sender.congestion is not None
     assert path.client.machine.sender.congestion.rate <= 1.3 * 20 * MBIT
 
 
@@ -143,7 +139,6 @@ def test_an_application_that_sends_little_says_little_of_the_path() -> None:
     bulk = path.start_bulk(up=True)
     path.run(3)
     window = path.client.machine.sender.congestion
-    assert window is not None
     cap, rate = window.cap, window.rate
     path.client.bulk.clear()
     path.start_ticks(0.02, path.now + 20, size=1000)
@@ -187,16 +182,6 @@ def test_whatever_the_path_all_arrives(
     slowest = min([rate] + [one for one, _ in changes])
     path.run(60 + 3 * sum(sizes) / (slowest * MBIT))
     assert [path.agent.read.get(stream.id) for stream in streams] == sizes
-
-
-def test_a_sender_at_its_cap_has_a_ping_under_way() -> None:
-    path = SlowPath(rate=20 * MBIT, round_trip=0.04)
-    path.start_bulk(up=True)
-    machine = path.client.machine
-    for _ in range(500):
-        path.run(0.003)
-        if Blocked.PATH in machine.sender.blocked_by:
-            assert machine.sender.pinged > machine.sender.peer_received, "no answer will let it go on"
 
 
 # -- the estimate by itself -----------------------------------------------------------------------------------------
@@ -246,26 +231,12 @@ def test_on_a_short_path_less_is_under_way_while_sparse_streams_wait() -> None:
     assert far.cap == pytest.approx(cap, rel=0.3), "the round trip of a long path decides alone"
 
 
-@pytest.mark.parametrize(("trip", "counts"), [(0.1, True), (0.11, True), (0.2, False)])
-def test_what_was_under_way_before_counts_on_a_path_as_long(trip: float, counts: bool) -> None:
-    before = CongestionWindow(16 * 1024 * KIB)
-    now, sent = feed(before, 50e6, 0.1, 40)
-    after = CongestionWindow(16 * 1024 * KIB, sent=sent, now=now, earlier=before)
-    assert after.cap == FIRST
-    feed(after, 50e6, trip, 1, now, sent)
-    assert (after.cap >= before.cap // 2) is counts
-    nothing = CongestionWindow(16 * 1024 * KIB, earlier=CongestionWindow(16 * 1024 * KIB))
-    feed(nothing, 50e6, 0.1, 1)
-    assert nothing.cap <= 2 * FIRST + EXTRA
-
-
 def test_a_short_path_is_not_asked_more_often_than_schedulers_answer() -> None:
     """A peer counts PINGs as frames that need no credit, and ends a session that sends a flood of them."""
     path = SlowPath(rate=100 * MBIT, round_trip=0.0005)
     path.start_bulk(up=True)
     path.run(0.5)
     keepalive = path.client.machine.lifecycle.keepalive
-    assert keepalive is not None
     before = keepalive.number
     path.run(1)
     assert keepalive.number - before <= 1.3 / STEP_SECONDS

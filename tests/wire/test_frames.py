@@ -17,14 +17,12 @@ from arcbridge.wire.frames import (
     MAY_SEND,
     FrameType,
     From,
-    StreamId,
     frame,
     pack_header,
     record_frame,
     unpack_header,
 )
 from arcbridge.wire.records import Auth, Open
-from arcbridge.wire.state import Kind, Side
 
 PROTOCOL = Path(__file__).resolve().parents[2] / "docs" / "protocol.md"
 
@@ -82,21 +80,6 @@ def test_the_page_has_the_same_table() -> None:
         assert (size(least), size(largest)) == (layout.smallest, layout.largest), name
         assert stream_id == layout.stream_id.value, name
         assert who == layout.sender.value, name
-
-
-def test_who_may_send_what() -> None:
-    """A session's streams are both ends'; tokens, consent and dial requests go one way."""
-    assert MAY_SEND[FRAMES[FrameType.DATA].sender] == {(Kind.SESSION, side) for side in Side}
-    assert MAY_SEND[FRAMES[FrameType.AUTH].sender] == {(Kind.SESSION, Side.INITIATOR)}
-    assert MAY_SEND[FRAMES[FrameType.DIAL].sender] == {(Kind.CONTROL, Side.ACCEPTOR)}
-    assert MAY_SEND[FRAMES[FrameType.STATUS].sender] == {(Kind.CONTROL, Side.INITIATOR)}
-    assert len(MAY_SEND[FRAMES[FrameType.PING].sender]) == 4
-
-
-def test_stream_ids() -> None:
-    of = {rule: {kind for kind in FRAMES if FRAMES[kind].stream_id is rule} for rule in StreamId}
-    assert of[StreamId.STREAM] == {FrameType.OPEN, FrameType.DATA, FrameType.FIN, FrameType.RESET}
-    assert of[StreamId.EITHER] == {FrameType.WINDOW}
 
 
 @pytest.mark.parametrize("kind", list(FrameType))

@@ -26,23 +26,6 @@ def established() -> Lifecycle:
     return one
 
 
-def test_every_state_has_a_row_and_every_change_a_use() -> None:
-    assert set(TRANSITIONS) == set(State)
-    assert {change for row in TRANSITIONS.values() for change in row} == set(Change)
-    assert TRANSITIONS[State.CLOSED] == {}
-    assert all(Change.CLOSE in row for state, row in TRANSITIONS.items() if state is not State.CLOSED)
-
-
-def test_every_state_can_be_reached() -> None:
-    reached, waiting = set(), [State.HELLO]
-    while waiting:
-        state = waiting.pop()
-        if state not in reached:
-            reached.add(state)
-            waiting += TRANSITIONS[state].values()
-    assert reached == set(State)
-
-
 @pytest.mark.parametrize("state", list(State))
 @pytest.mark.parametrize("change", list(Change))
 def test_the_table_is_what_is_executed(state: State, change: Change) -> None:
@@ -111,7 +94,6 @@ def test_a_resumed_session_drains_where_goaway_was_said(when: str) -> None:
 
 def test_ping_numbers_go_on_over_a_new_connection() -> None:
     one = established()
-    assert one.keepalive is not None
     assert one.keepalive.ping(102.0) == 1
     one.watch(150.0)
     assert one.keepalive.ping(151.0) == 2

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 from hypothesis import given
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 
 from arcbridge.errors import RemoteProtocolError
 from arcbridge.wire import records
-from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, JoinRequest, Open, Record, Status
+from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Hello, JoinRequest, Open, Record, Status
 from tests.support import pages
 
 ALL: list[type[Record]] = [
@@ -30,7 +29,8 @@ def test_the_page_has_the_same_records() -> None:
     page = dict(re.findall(r"^\| ([A-Z]\w+) \| (.+) \|$", section, re.MULTILINE))
     assert list(page) == [record.__name__ for record in ALL]
     for record in ALL:
-        assert [int(tag) for tag in re.findall(r"(?:^|, )(\d+) [a-z]", page[record.__name__])] == list(record.TAGS)
+        tags = [int(tag) for tag in re.findall(r"(?:^|, )(\d+) [a-z]", page[record.__name__])]
+        assert tags == list(range(1, len(fields(record)) + 1))
 
 
 def field(tag: int, value: bytes) -> bytes:
@@ -57,25 +57,6 @@ def any_record(draw: st.DrawFn) -> Record:
 def test_round_trip(record: Record) -> None:
     assert type(record).decode(record.encode()) == record
     assert type(record).decode(memoryview(record.encode())) == record
-
-
-@given(st.sampled_from(ALL), st.binary(max_size=300))
-def test_any_bytes_give_a_record_or_a_remote_error(cls: type[Record], data: bytes) -> None:
-    try:
-        record = cls.decode(data)
-    except RemoteProtocolError:
-        return
-    assert cls.decode(record.encode()) == record
-
-
-@given(any_record(), st.data())
-def test_a_truncated_record_is_refused_or_shorter(record: Record, data: st.DataObject) -> None:
-    raw = record.encode()
-    cut = data.draw(st.integers(0, len(raw)))
-    try:
-        type(record).decode(raw[:cut])
-    except RemoteProtocolError:
-        pass  # inside a field
 
 
 @pytest.mark.parametrize("cls", ALL)
@@ -115,6 +96,7 @@ def test_errors_quote_nothing_of_the_input() -> None:
 @pytest.mark.parametrize(
     "record",
     [
+        Hello(session_id=b"id", resume_secret=b"canary", cluster_ca="canary"),
         Auth("oidc", "canary"),
         Auth("oidc", "t", "canary"),
         AuthOk(b"id", b"canary", "jane", 1),
@@ -128,45 +110,3 @@ def test_secrets_do_not_show(record: Record) -> None:
     assert "canary" not in repr(record)
     assert "canary" not in f"{record}"
     assert b"canary".hex() not in repr(record)
-
-
-# -- ends of an older version, which know no proof (docs/protocol.md §6) -----------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class OldAuth(Record):
-    """Auth as the version before had it."""
-
-    TAGS: ClassVar[tuple[int, ...]] = (1, 2)
-    kind: str = "oidc"
-    token: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class OldJoinRequest(Record):
-    """JoinRequest as the version before had it."""
-
-    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5, 6)
-    role: str = ""
-    cluster: str = ""
-    token: str = ""
-    instance: str = ""
-    version: str = ""
-    hops: int = 0
-
-
-def test_an_older_end_passes_over_the_proof() -> None:
-    assert OldAuth.decode(Auth("bearer", "t", "p").encode()) == OldAuth("bearer", "t")
-    new = JoinRequest("client", "c", "t", "i", "v", 1, "p")
-    assert OldJoinRequest.decode(new.encode()) == OldJoinRequest("client", "c", "t", "i", "v", 1)
-
-
-def test_an_older_client_sends_none() -> None:
-    assert Auth.decode(OldAuth("bearer", "t").encode()) == Auth("bearer", "t", "")
-    old = OldJoinRequest("client", "c", "t", "i", "v", 1)
-    assert JoinRequest.decode(old.encode()) == JoinRequest("client", "c", "t", "i", "v", 1, "")
-
-
-def test_without_a_proof_the_bytes_are_those_of_the_older_version() -> None:
-    assert Auth("oidc", "t").encode() == OldAuth("oidc", "t").encode()
-    assert JoinRequest("client", "c", "t").encode() == OldJoinRequest("client", "c", "t").encode()

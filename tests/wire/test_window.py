@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from arcbridge.wire.backlog import Backlog
 from arcbridge.wire.replay import Budget
 from arcbridge.wire.window import LEAST_ROUND_TRIP, QUICK, Growth, ReceiveWindow
+from tests.support.books import check_window
 
 KIB = 1024
 
@@ -22,13 +23,6 @@ def test_a_grant_per_quarter_of_the_window() -> None:
     assert not window.receive(1)
 
 
-def test_refused_bytes_change_nothing() -> None:
-    window = ReceiveWindow(10, 10)
-    assert not window.receive(11)
-    assert window.received == 0
-    assert window.receive(10)
-
-
 def test_open_up_lifts_to_the_whole_window() -> None:
     window = ReceiveWindow(64, 64)
     window.receive(60)
@@ -36,7 +30,7 @@ def test_open_up_lifts_to_the_whole_window() -> None:
     window.size = window.limit = 1000
     assert window.open_up() == 946
     assert window.open_up() == 0
-    window.assert_invariants()
+    check_window(window)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 3000), st.floats(0, 5)), max_size=60))
@@ -49,7 +43,7 @@ def test_books_balance(steps: list[tuple[int, int, float]]) -> None:
         assert window.receive(send)
         credit -= send
         credit += window.consume(min(take, window.unconsumed), now, 0.05)
-        window.assert_invariants()
+        check_window(window)
         assert window.granted == window.received + credit
         assert credit <= window.size
     credit += window.consume(window.unconsumed, now, 0.05)
@@ -69,7 +63,7 @@ def run(window: ReceiveWindow, *, rate: float, trip: float, seconds: float, piec
             assert window.receive(piece)
             if due := window.consume(piece, now, trip):
                 grants.append((now + trip, due))
-        window.assert_invariants()
+        check_window(window)
 
 
 def test_it_grows_to_fill_a_long_path() -> None:

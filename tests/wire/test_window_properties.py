@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from arcbridge.wire.frames import FIRST_CREDIT, GoawayCode, ResetCode
+from arcbridge.wire.frames import FIRST_CREDIT, ResetCode
 from arcbridge.wire.limits import KIB, MIB, Limits
 from arcbridge.wire.replay import Budget
-from arcbridge.wire.stream import ReceiveState
 from tests.support.slow_path import MBIT, SlowPath
 
 SMALL = Limits(stream_window=FIRST_CREDIT, max_stream_window=512 * KIB, session_window=2 * MIB)
@@ -78,54 +77,3 @@ def test_what_was_promised_comes_back_when_streams_end() -> None:
     path.run(1)
     assert path.agent.machine.stream_table.growth.held == 0
     assert budget.held < 256 * KIB, "history of the last frames is all that is left"
-
-
-def test_what_is_still_unread_after_the_end_stays_counted() -> None:
-    budget = Budget(512 * MIB)
-    path = limited(budget)
-    bulk = path.start_bulk(up=True)
-    path.run(3)
-    stream = path.agent.machine.streams[bulk]
-    path.agent.frozen.add(bulk)
-    path.run(1)
-    source = path.client.bulk.pop(bulk)
-    source.outbox.clear()
-    source.queued = 0
-    path.client.machine.stream_table.finish(source)
-    path.agent.machine.stream_table.finish(stream)
-    path.flush()
-    path.run(1)
-    assert stream.receiving is ReceiveState.FINISHED
-    assert bulk not in path.agent.machine.streams
-    assert path.agent.machine.stream_table.growth.held == stream.window.grown > 0
-    path.agent.machine.receiver.consumed(stream, path.agent.unread[bulk])
-    assert path.agent.machine.stream_table.growth.held == 0
-
-
-def test_everything_comes_back_when_the_session_ends() -> None:
-    budget = Budget(512 * MIB)
-    path = limited(budget)
-    path.start_bulk(up=True)
-    frozen(path, 50)
-    path.run(4)
-    assert path.agent.machine.session_window.extension.held > 0
-    assert budget.held > MIB
-    for node in (path.client, path.agent):
-        node.bulk.clear()
-        node.machine.close(GoawayCode.DONE, "over")
-    assert budget.held == 0
-
-
-def test_a_stream_owns_no_buffer_however_large_its_window() -> None:
-    path = SlowPath(rate=40 * MBIT, round_trip=0.2, limits=SMALL)
-    bulk = path.start_bulk(up=True)
-    path.run(3)
-    path.client.bulk.clear()
-    path.run(3)
-    for node in (path.client, path.agent):
-        stream = node.machine.streams[bulk]
-        assert not stream.inbox
-        assert not stream.outbox
-        owned = [name for name in stream.__slots__ if isinstance(getattr(stream, name), bytes | bytearray | memoryview)]
-        assert not owned, f"buffers: {owned}"
-    assert path.agent.machine.streams[bulk].window.grown > 0

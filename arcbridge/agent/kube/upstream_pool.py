@@ -251,8 +251,6 @@ class UpstreamConnection(asyncio.BufferedProtocol):
                 self._read_body(handler, self._response, 0, nbytes)
         except RequestRefusal as refusal:
             self._fail(refusal)
-        if buffer.POISON:
-            buffer.poison(nbytes)
         if self.error_poll is not None:
             self.error_poll.was_read()
 

@@ -24,7 +24,7 @@ import asyncio
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Protocol
+from typing import Any, Final, Protocol
 
 from arcbridge.errors import JoinRefused
 from arcbridge.net.join import JoinCode
@@ -64,7 +64,6 @@ class Lost(Record):
     end; `reason` is shown to the user. With a `session`, that one alone ends, and no right is lost.
     """
 
-    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5, 6)
     cluster: str = ""
     username: str = ""
     subject: str = ""

@@ -40,7 +40,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
@@ -86,7 +86,6 @@ log = structlog.get_logger("arcbridge.relay")
 class DialAsk(Record):
     """Who would ask an agent of `cluster`? `instance`: of this id only; `avoid`: not of this one."""
 
-    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4)
     request: str = ""
     cluster: str = ""
     instance: str = ""
@@ -97,7 +96,6 @@ class DialAsk(Record):
 class Offer(Record):
     """I would ask `instance`: accept on `subject`. Without a subject: no suitable agent is here."""
 
-    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4)
     request: str = ""
     cluster: str = ""
     instance: str = ""
@@ -108,7 +106,6 @@ class Offer(Record):
 class Accept(Record):
     """Send this `dial` (a Dial record), and answer within `wait` milliseconds. `wait` 0: forget it."""
 
-    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3)
     cluster: str = ""
     dial: bytes = b""
     wait: int = 0
@@ -118,7 +115,6 @@ class Accept(Record):
 class DialAnswer(Record):
     """The agent's consent (`status`, a Status record), or the `code` and words of a refusal."""
 
-    TAGS: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 5, 6)
     token: str = ""
     cluster: str = ""
     code: int = 0
