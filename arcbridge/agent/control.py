@@ -25,8 +25,7 @@ import structlog
 
 from arcbridge import __version__
 from arcbridge.agent.dials import CONNECT_DEADLINE, HANDSHAKE_DEADLINE, Dials, DialStatus
-from arcbridge.agent.enrol import CredentialKeeper
-from arcbridge.agent.outer_tls import OuterTls
+from arcbridge.agent.enrol import CredentialKeeper, outer_context
 from arcbridge.agent.relay_choice import RelayChoice
 from arcbridge.agent.sessions import Sessions
 from arcbridge.errors import ArcbridgeError, ConnectionLost, SessionEnded
@@ -109,9 +108,8 @@ class ControlConnections:
         self.instance = instance
         self._clock = clock
         self._draw = draw
-        self._outer = OuterTls(keeper)
         self.choice = choice or RelayChoice(relays, wanted, draw=draw)
-        self.dials = Dials(relays, keeper, sessions, self._outer, instance=instance, clock=clock)
+        self.dials = Dials(relays, keeper, sessions, instance=instance, clock=clock)
         self._links: set[ControlLink] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._balancing: asyncio.Task[None] | None = None
@@ -289,7 +287,7 @@ class ControlConnections:
 
     async def _connect(self, link: ControlLink) -> MuxSession:
         relay = link.relay
-        context = self._outer.context(ALPN_CONTROL)
+        context = outer_context(self._keeper.current, ALPN_CONTROL)
         sock = await connect(relay, deadline=CONNECT_DEADLINE)
         session = MuxSession(
             Side.INITIATOR,

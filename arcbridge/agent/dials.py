@@ -19,8 +19,7 @@ from enum import IntEnum
 import structlog
 
 from arcbridge import __version__
-from arcbridge.agent.enrol import CredentialKeeper
-from arcbridge.agent.outer_tls import OuterTls
+from arcbridge.agent.enrol import CredentialKeeper, outer_context
 from arcbridge.agent.session_certificate import SessionCertificate
 from arcbridge.agent.sessions import Sessions
 from arcbridge.errors import ArcbridgeError, BytesAltered, ConfigError, ConnectionLost
@@ -67,7 +66,6 @@ class Dials:
         relays: Sequence[Address],
         keeper: CredentialKeeper,
         sessions: Sessions,
-        outer: OuterTls,
         *,
         instance: str,
         clock: Callable[[], float] = time.monotonic,
@@ -75,7 +73,6 @@ class Dials:
         self._relays = frozenset(relays)
         self._keeper = keeper
         self._sessions = sessions
-        self._outer = outer
         self._instance = instance
         self._clock = clock
         self._certificate = SessionCertificate()
@@ -190,7 +187,7 @@ class Dials:
             version=__version__,
             hops=dial.hops,
         )
-        context, inner = self._outer.context(ALPN_JOIN), self._certificate.tls(credential)
+        context, inner = outer_context(credential, ALPN_JOIN), self._certificate.tls(credential)
         sock = await connect(address, deadline=deadline)
         await client_join(sock, context, address.host, request, deadline=deadline)
         task = asyncio.current_task()

@@ -18,7 +18,9 @@ client's pin, stays.
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
+import ssl
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -33,7 +35,7 @@ from arcbridge.agent.relay_http import post
 from arcbridge.errors import ArcbridgeError, ConfigError, ConnectionLost, EnrolmentRefused, StateError, Unreachable
 from arcbridge.net.address import Address
 from arcbridge.net.backoff import Backoff
-from arcbridge.net.tls import RelayTrust, fetch_relay_ca
+from arcbridge.net.tls import RelayTrust, fetch_relay_ca, outer_client_context
 from arcbridge.pki import credentials as entries
 from arcbridge.pki.authority import Authority, certificate_validity
 from arcbridge.pki.credentials import AgentCredential, CredentialStore, Snapshot, VersionConflict, renew_at
@@ -387,6 +389,13 @@ class CredentialKeeper:
         if not_after <= self._clock():
             raise Unreachable("the relay's certificate has lapsed already: compare the clocks of relay and agent")
         return cluster, certificate
+
+
+@functools.lru_cache(maxsize=4)
+def outer_context(credential: AgentCredential, alpn: str) -> ssl.SSLContext:
+    """Return the TLS context towards relays for one protocol; kept, because to make one takes some milliseconds."""
+    pair = (credential.certificate_pem, credential.key_pem)
+    return outer_client_context(RelayTrust(credential.relay_ca_pem), alpn, client_certificate=pair)
 
 
 def _is_over(request: bytes, key_pem: str) -> bool:

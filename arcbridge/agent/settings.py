@@ -91,22 +91,16 @@ def check(
     with problems.collect("limits"):
         check_limits(config.limits)
     if config.session.max_age < MIN_AGE:
-        problems.error(
-            "session.max_age",
-            f"session.max_age: must be at least {MIN_AGE:.0f} s; clients would do little but come back",
-        )
+        problems.error("session.max_age", f"must be at least {MIN_AGE:.0f} s; clients would do little but come back")
     if not 0 < config.session.drain <= MAX_DRAIN:
-        problems.error("session.drain", f"session.drain: must be above 0 s, and at most {MAX_DRAIN / 3600:.0f} h")
+        problems.error("session.drain", f"must be above 0 s, and at most {MAX_DRAIN / 3600:.0f} h")
     _audit(config, problems)
     return Checked(config, problems, tuple(relays), tokens.issuers, tokens.acceptance, tokens.proof, targets, denylist)
 
 
 def _relays(config: AgentConfig, problems: Problems) -> list[Address]:
     if not config.relays:
-        problems.error(
-            "relays",
-            "relays: required but not set; give --relay https://host:port, or set it in the settings file",
-        )
+        problems.error("relays", "required but not set; give --relay https://host:port, or set it in the settings file")
     relays: list[Address] = []
     for n, text in enumerate(config.relays):
         setting = f"relays[{n}]"
@@ -117,10 +111,7 @@ def _relays(config: AgentConfig, problems: Problems) -> list[Address]:
             relays.append(address)
             named_files.check_not_placeholder(problems, setting, address.host)
     if config.control_connections < 1:
-        problems.error(
-            "control_connections",
-            "control_connections: must be at least 1; 2 keeps the cluster within reach when a relay dies",
-        )
+        problems.error("control_connections", "must be at least 1; 2 keeps the cluster within reach when a relay dies")
     return relays
 
 
@@ -137,7 +128,7 @@ def _relay_trust(config: AgentConfig, problems: Problems) -> None:
     elif not config.relay_ca_pin:
         problems.warn(
             "relay_ca_pin",
-            "relay_ca_pin: missing, and so is relay_ca_file: the relay's certificate must be of a CA that this system "
+            "missing, and so is relay_ca_file: the relay's certificate must be of a CA that this system "
             "trusts, and without the pin of a relay's own CA no agent can enrol there",
         )
 
@@ -146,19 +137,18 @@ def _who_may_log_in(config: AgentConfig, problems: Problems) -> None:
     if config.token_mode:
         problems.warn(
             "token_mode",
-            "token_mode: on (the default), so that who holds a ServiceAccount token of this cluster comes in with it; "
+            "on (the default), so that who holds a ServiceAccount token of this cluster comes in with it; "
             "switch it off where all access must come from an issuer",
         )
     if config.authentication is None:
         if not config.token_mode:
-            problems.error("authentication", "authentication: missing, and token_mode is off: no caller could log in")
+            problems.error("authentication", "missing, and token_mode is off: no caller could log in")
         else:
-            problems.warn("authentication", "authentication: missing, so that only ServiceAccount tokens count")
+            problems.warn("authentication", "missing, so that only ServiceAccount tokens count")
     elif not config.forbidden_audiences:
         problems.warn(
             "forbidden_audiences",
-            "forbidden_audiences: empty; name the relay's audience, so that no token that was shown to a relay counts "
-            "here",
+            "empty; name the relay's audience, so that no token that was shown to a relay counts here",
         )
 
 
@@ -204,7 +194,7 @@ def _kubernetes(
 def _state(config: AgentConfig, problems: Problems, service_account: Path) -> None:
     state = config.state
     if bool(state.secret) == (state.directory is not None):
-        problems.error("state", "state: exactly one of state.directory and state.secret is needed")
+        problems.error("state", "exactly one of state.directory and state.secret is needed")
         return
     enrolled = True  # a Secret may hold a credential; only the API server could tell
     if state.directory is not None:
@@ -215,9 +205,9 @@ def _state(config: AgentConfig, problems: Problems, service_account: Path) -> No
             kept = DirectoryStore(state.directory).read()
             enrolled = kept is not None and AgentCredential.from_entries(kept) is not None
         except StateError as error:
-            problems.error("state.directory", f"state.directory: {error.message}")
+            problems.error("state.directory", error.message)
     elif "/" not in state.secret and not named_files.is_there(service_account / "namespace"):
-        problems.error("state.secret", "state.secret: write namespace/name (this is not a pod)")
+        problems.error("state.secret", "write namespace/name (this is not a pod)")
     if config.join_token_file is not None:
         named_files.check_join_token(
             problems, "join_token_file", config.join_token_file, missing="fine" if enrolled else "error"
@@ -225,7 +215,7 @@ def _state(config: AgentConfig, problems: Problems, service_account: Path) -> No
     elif not enrolled:
         problems.error(
             "join_token_file",
-            "join_token_file: required for the first start; make a token with `arcbridge --role relay token create`, "
+            "required for the first start; make a token with `arcbridge --role relay token create`, "
             "put it into a file and give --join-token-file",
         )
 
@@ -242,6 +232,6 @@ def _audit(config: AgentConfig, problems: Problems) -> None:
     with problems.collect("audit.on_failure"):
         check_policy(config.audit.on_failure)
     if not config.audit.file:
-        problems.warn("audit.file", "audit.file: empty, so that no record tells later which user did what")
+        problems.warn("audit.file", "empty, so that no record tells later which user did what")
     elif config.audit.file != "-":
         named_files.check_appendable(problems, "audit.file", Path(config.audit.file))

@@ -63,18 +63,11 @@ _FOLLOW = 0.2
 """Seconds between two looks at a log that is followed."""
 
 
-def _posix() -> None:
-    """Raise ConfigError on Windows."""
-    if sys.platform == "win32":
-        raise ConfigError("there is no background process on Windows; use `arcbridge --role client proxy`")
-
-
 # --- connect --------------------------------------------------------------------------------------------------------
 
 
 def connect(invocation: Invocation) -> int:
     """Have clusters served by the background process, one after the other."""
-    _posix()
     from arcbridge.client.background.connecting import check_connect, is_to_be_trusted, trust
     from arcbridge.client.kubeconfig.entries import Kubeconfig
     from arcbridge.client.kubeconfig.private import sweep
@@ -177,7 +170,6 @@ def _repair_for(invocation: Invocation) -> None:
 
 def disconnect(invocation: Invocation) -> int:
     """Take connections off."""
-    _posix()
     names, every = invocation.texts("name"), invocation.switch("all")
     if every and names:
         raise ConfigError("flag --all: is for all clusters; leave the names out")
@@ -199,7 +191,6 @@ def disconnect(invocation: Invocation) -> int:
 
 def status(invocation: Invocation) -> int:
     """Print what the background process serves."""
-    _posix()
     if "role" in invocation.given:  # in scripts of releases before December 2026 it examined the way; goes 2027-03-01
         raise ConfigError(
             "`status` takes no --role any more: `arcbridge doctor NAME` examines login, relay and cluster, and "
@@ -269,7 +260,6 @@ def _for_people(one: Mapping[str, Any]) -> dict[str, Any]:
 
 def stop(invocation: Invocation) -> int:
     """End the background process."""
-    _posix()
     try:
         stop_process(BackgroundPaths.find(os.environ))
         done = "Stopped. kubectl starts it again when a context needs it; `arcbridge disconnect --all` takes them out."
@@ -282,7 +272,6 @@ def stop(invocation: Invocation) -> int:
 
 def logs(invocation: Invocation) -> int:
     """Print its log."""
-    _posix()
     path = Path(BackgroundPaths.find(os.environ).log)
     follow = invocation.switch("follow")
     if not path.exists() and not follow:
@@ -323,7 +312,6 @@ def credential(invocation: Invocation) -> int:
             f"run `arcbridge connect {name}`, or `arcbridge --role client proxy -n {name}`"
         )
     arguments = sys.argv[sys.argv.index("credential") + 1 :] if "credential" in sys.argv else []
-    _posix()
     # stdout is the credential alone.
     context = ClientContext(read_words(arguments).load(os.environ), terminal(sys.stderr))
     answer = _asked(context, request("credential", arguments))
@@ -335,7 +323,6 @@ def credential(invocation: Invocation) -> int:
 
 def serve(invocation: Invocation) -> int:
     """Be the background process."""
-    _posix()
     from typing import cast
 
     from arcbridge.cli.loop import Interrupted, notify, run_until_signal

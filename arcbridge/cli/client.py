@@ -310,7 +310,7 @@ def key(invocation: Invocation) -> int:
     file, output = config.login.proof_key_file, invocation.text("output", "table")
     if file is None:
         raise ConfigError("login.proof_key_file: required; give --proof-key-file FILE")
-    made = proof_keys.load_or_make(file, of_settings=True)
+    made = proof_keys.load_or_make(file)
     names = {"thumbprint": made.thumbprint, "audience": made.audience(), "nonce": made.nonce()}
     if output in DOCUMENTS:
         print_document(names, output)

@@ -22,6 +22,7 @@ from arcbridge.errors import ConfigError, ExitCode
 from arcbridge.settings.config_loader import Given, load
 from arcbridge.settings.flags import AGENT, RELAY
 from arcbridge.settings.role_settings import KINDS, normalized
+from arcbridge.settings.user_directories import shared_settings, user_directory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -133,13 +134,9 @@ def fill(text: str, path: str, value: Any) -> str:
 
 
 def _directory(invocation: Invocation, environment: Mapping[str, str]) -> Path:
-    named = invocation.text("directory")
-    if named:
+    if named := invocation.text("directory"):
         return Path(named).expanduser().absolute()
-    if _is_root():
-        return Path("/etc/arcbridge")
-    home = environment.get("XDG_CONFIG_HOME", "")
-    return (Path(home) if home.startswith("/") else Path("~/.config").expanduser()) / "arcbridge"
+    return shared_settings(environment) if _is_root() else user_directory("config", environment)
 
 
 def _is_root() -> bool:

@@ -89,6 +89,8 @@ def _run(invocation: Invocation) -> int:
         )
     forbid_core_dumps()
     module, name = find_command(invocation.role, invocation.command).function.split(":")
+    if module == "background" and sys.platform == "win32" and not invocation.switch("ended"):
+        raise ConfigError("there is no background process on Windows; use `arcbridge --role client proxy`")
     try:
         code: int = getattr(import_module(f"arcbridge.cli.{module}"), name)(invocation)
     except ConfigError as error:

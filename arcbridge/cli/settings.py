@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from arcbridge.cli.commands import find_command
 from arcbridge.cli.parser import Invocation
 from arcbridge.errors import ConfigError
 from arcbridge.settings.config import ClientConfig
@@ -22,7 +23,7 @@ from arcbridge.settings.role_settings import find_file, read
 from arcbridge.settings.suggest import unknown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from arcbridge.settings.problems import Place
 
@@ -39,7 +40,7 @@ def given_settings(invocation: Invocation, environment: Mapping[str, str]) -> di
     """Return what flags and environment set, by dotted path; flags win."""
     given: dict[str, Given] = {}
     # A sub-command's own flag hides the role's one of the same name: `token create --cluster` is no setting.
-    own = {flag.dest for flag in _own_flags(invocation)}
+    own = {flag.dest for flag in find_command(invocation.role, invocation.command).flags}
     for flag in flags_of(invocation.role):
         if not flag.key or flag.dest in own:
             continue
@@ -62,7 +63,7 @@ def load_settings(invocation: Invocation, environment: Mapping[str, str]) -> Any
         from arcbridge.settings.problems import SettingsRefused, located
 
         raise SettingsRefused(located([error.problem for error in wrong], place_of(invocation, environment)))
-    for flag in _own_flags(invocation):
+    for flag in find_command(invocation.role, invocation.command).flags:
         value = invocation.text(flag.dest)
         if flag.choices and value and value not in flag.choices:
             raise ConfigError(unknown(f"flag {flag.long}", value, flag.choices))
@@ -116,12 +117,6 @@ def _with_profile(config: ClientConfig, invocation: Invocation, environment: Map
         others = ", ".join(one.url for one in fit[1:])
         sys.stderr.write(f"at {fit[0].url}, the last login; for another one give --relay ({others})\n")
     return config
-
-
-def _own_flags(invocation: Invocation) -> Sequence[Flag]:
-    from arcbridge.cli.commands import find_command
-
-    return find_command(invocation.role, invocation.command).flags
 
 
 def _from_environment(flag: Flag, text: str) -> object:

@@ -12,20 +12,24 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from arcbridge.client.credentials.sources import login_of, require_login, token_pair
+from arcbridge.client.credentials.identity_summary import cache_of
 from arcbridge.client.credentials.token_files import check_token
-from arcbridge.client.credentials.tokens import Tokens, refuse_contradictions, with_defaults
+from arcbridge.client.credentials.tokens import TokenCommand, TokenPair, Tokens, refuse_contradictions, with_defaults
+from arcbridge.client.relay.relay_profile import RelayProfiles, has_login, login_command
 from arcbridge.client.relay.relays import Relays
 from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.client.session.trust import Ask, ClusterTrust
 from arcbridge.client.state import StateDirectory
-from arcbridge.errors import ConfigError
+from arcbridge.errors import ConfigError, Unauthenticated
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.pki.pins import PinStore
+from arcbridge.settings.choices import PROGRAM
 from arcbridge.settings.config import ClientConfig
 
 if TYPE_CHECKING:
+    # aiohttp takes a quarter of a second to import: `login` needs it, `proxy` does not.
     from arcbridge.client.credentials.login import Login, OpenBrowser, Say
+    from arcbridge.identity.proof import ProofKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +66,68 @@ class ClientContext:
         self.state = StateDirectory.find(config.state_dir, environment)
         self.token = check_token(token.encode(), "--token") if token else ""
         refuse_contradictions(login)
-        pair = token_pair(config, self.state, environment, say=terminal.tell, open_browser=terminal.open_browser)
-        self.tokens = Tokens(login, pair, token=self.token, token_file=None if token else config.token_file)
+        token_file = None if token else config.token_file
+        self.tokens = Tokens(login, self._token_pair(), token=self.token, token_file=token_file)
         self.tokens.interactive = terminal.may_log_in
+
+    def _token_pair(self) -> TokenPair | None:
+        """Return what gives the tokens, by the settings alone; None: files do."""
+        login, environment = self.config.login, self.environment
+        if login.workload and not login.issuer:
+            from arcbridge.client.credentials.workload import WorkloadTokens
+
+            return WorkloadTokens(login, key=self._proof_key(), environment=environment)
+        if login.command:
+            return TokenCommand(login.command, key=self._proof_key(), environment=environment)
+        if login.issuer and (login.grant_type == PROGRAM or login.workload):
+            from arcbridge.client.credentials.client_credentials import ClientCredentials
+
+            return ClientCredentials(login, key=self._proof_key(), environment=environment)
+        return self.login() if login.issuer else None
+
+    def _proof_key(self) -> ProofKey | None:
+        """Return the key of the settings, which must exist; None: each source of tokens has its own."""
+        if self.config.login.proof_key_file is None:
+            return None
+        from arcbridge.client.credentials import proof_keys
+
+        return proof_keys.required(self.config.login.proof_key_file)
 
     def login(self) -> Login:
         """Return the configured OIDC login; raises ConfigError when there is none."""
-        return login_of(self.config, self.state, say=self.terminal.tell, open_browser=self.terminal.open_browser)
+        login = self.config.login
+        if not login.issuer:
+            raise ConfigError("login.issuer: no OIDC login is configured; give --oidc-issuer-url and --oidc-client-id")
+        if login.grant_type == PROGRAM or login.workload:
+            raise ConfigError("login.grant_type: client-credentials has no login; each command asks for its tokens")
+        from arcbridge.client.credentials.login import Login
+
+        cache, terminal = cache_of(self.config, self.state), self.terminal
+        command = self._login_command()
+        return Login(login, cache, say=terminal.tell, open_browser=terminal.open_browser, command=command)
 
     def require_login(self) -> None:
-        """Raise Unauthenticated where it is plain, without the network, that there is no token for the relay."""
-        require_login(self.config, self.state, self.tokens)
+        """Raise Unauthenticated where it is plain, without the network, that there is no token for the relay.
+
+        A command says so before it does anything that the user would take for success.
+        """
+        login = self.config.login
+        if not has_login(login):
+            what = "no login is configured"
+            if self.tokens.token_mode:
+                what = "--token and --token-file are for the cluster, and the relay needs a login of its own"
+            command = self._login_command() if self.config.relay_urls() else "arcbridge login https://RELAY"
+            raise Unauthenticated(
+                f"{what}; run `{command}`, or give --access-token-file and --id-token-file, or --oidc-issuer-url"
+            )
+        others = login.command or login.workload or login.access_token_file or login.id_token_file is not None
+        if not others and login.grant_type != PROGRAM and not self.tokens.interactive:
+            cache = cache_of(self.config, self.state)
+            if not cache.load():
+                raise Unauthenticated(f"{cache.no_login}; run `{self._login_command()}`")
+
+    def _login_command(self) -> str:
+        return login_command(self.config, RelayProfiles(self.state.path))
 
     @cached_property
     def relays(self) -> Relays:

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 
-class ReplyDocument(Protocol):
-    """An answer of any status. Seconds, where the server gives them: `retry_after`, and `max_age`, for which the answer
-    stays fresh."""
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer of any status. Seconds, where the server gives them: `retry_after` (RFC 9110 §10.2.3), and `max_age`,
+    for which its Cache-Control lets it be kept."""
 
-    @property
-    def status(self) -> int: ...
-
-    @property
-    def body(self) -> bytes: ...
-
-    @property
-    def retry_after(self) -> float | None: ...
-
-    @property
-    def max_age(self) -> float | None: ...
+    status: int
+    body: bytes
+    retry_after: float | None = None
+    max_age: float | None = None
+    dpop_nonce: str = ""
+    """What an issuer wants in the next DPoP proof (RFC 9449 §8)."""
 
 
 class Fetch(Protocol):
@@ -30,7 +27,7 @@ class Fetch(Protocol):
     body inside the bounds. Cancellation leaves nothing open.
     """
 
-    async def __call__(self, url: str, ca_pem: str | None) -> ReplyDocument: ...
+    async def __call__(self, url: str, ca_pem: str | None) -> Reply: ...
 
 
 class SendRequest(Protocol):
@@ -41,4 +38,4 @@ class SendRequest(Protocol):
 
     async def __call__(
         self, method: str, url: str, ca_pem: str | None, *, headers: Mapping[str, str], body: bytes = b""
-    ) -> ReplyDocument: ...
+    ) -> Reply: ...

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from arcbridge.errors import ConfigError, Unreachable
 from arcbridge.identity.authentication import is_ca, wrong_with_url
 from arcbridge.identity.claims import MAX_GROUPS
-from arcbridge.identity.fetch import ReplyDocument, SendRequest
+from arcbridge.identity.fetch import Reply, SendRequest
 from arcbridge.identity.graph_token import TOLD_CALLER, Failure, GraphToken
 from arcbridge.identity.lookups import Lookups
 from arcbridge.identity.refusal import GroupsUnavailable, TokenRefused
@@ -204,7 +204,7 @@ class Directory:
             raise GroupsUnavailable("Microsoft Graph gave a part of the groups alone, which is never taken for all")
         return tuple(dict.fromkeys(found))
 
-    async def _question(self, kind: str, object_id: str, token: str) -> ReplyDocument:
+    async def _question(self, kind: str, object_id: str, token: str) -> Reply:
         if self._monotonic() < self._busy_until:
             raise GroupsUnavailable("Microsoft Graph is busy", asked=False)
         url = f"{self._url}/v1.0/{kind}/{object_id}/getMemberObjects"

@@ -18,7 +18,7 @@ from urllib.parse import urlencode
 
 from arcbridge.errors import ArcbridgeError, Unreachable
 from arcbridge.identity.client_assertion import asserted, read_word, sign_assertion
-from arcbridge.identity.fetch import ReplyDocument, SendRequest
+from arcbridge.identity.fetch import Reply, SendRequest
 from arcbridge.identity.refusal import GroupsUnavailable
 from arcbridge.untrusted_json import read_json_object
 
@@ -199,7 +199,7 @@ class GraphToken:
             self._failures = 0
         return None
 
-    def _refusal(self, reply: ReplyDocument, document: dict[str, Any]) -> Failure:
+    def _refusal(self, reply: Reply, document: dict[str, Any]) -> Failure:
         word = document.get("error")
         said = f", {word}" if isinstance(word, str) and _OAUTH_ERROR.fullmatch(word) else ""
         # RFC 6749 §5.2 refuses with 400 or 401; anything else is no word about the credential.

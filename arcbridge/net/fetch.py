@@ -10,12 +10,12 @@ import asyncio
 import re
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import aiohttp
 from yarl import URL
 
 from arcbridge.errors import Unreachable, UntrustedCertificate
+from arcbridge.identity.fetch import Reply
 from arcbridge.net.http_connector import DialingConnector
 from arcbridge.net.system_trust import trusting_context
 
@@ -26,25 +26,10 @@ DEADLINE = 10.0
 _ACCEPT = "application/json, application/jwk-set+json"
 """Kubernetes' API server answers 406 for its key set to a request that does not name the second (RFC 7517 §8.5.1)."""
 _MAX_AGE = re.compile(r"(?:^|[,\s])max-age\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
-
-
 _SECONDS = re.compile(r"\d{1,6}", re.ASCII)
 
 Trust = str | ssl.SSLContext | None
 """The CA (PEM) of the server, or a whole context; None: the system's roots."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """An answer of any status. Seconds, where the server gives them: `retry_after` (RFC 9110 §10.2.3), and `max_age`,
-    for which its Cache-Control lets it be kept."""
-
-    status: int
-    body: bytes
-    retry_after: float | None = None
-    max_age: float | None = None
-    dpop_nonce: str = ""
-    """What an issuer wants in the next DPoP proof (RFC 9449 §8)."""
 
 
 class HttpFetcher:

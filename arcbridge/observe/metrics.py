@@ -93,9 +93,8 @@ class Metrics:
     shows_process = True
     """Whether CPU, memory and descriptors of this process are exposed, too."""
 
-    def __init__(self, role: str, *, version: str = __version__) -> None:
+    def __init__(self, role: str) -> None:
         self.role = role
-        self.version = version
         self.read_failures = 0
         """Reads that raised: the scrape went on without that metric."""
         self._metrics: dict[str, _Metric] = {}
@@ -165,7 +164,7 @@ class Metrics:
 
         names = ["role", "version", "python"]
         info = GaugeMetricFamily("arcbridge_build_info", "Version of this process.", labels=names)
-        info.add_metric([self.role, self.version, platform.python_version()], 1)
+        info.add_metric([self.role, __version__, platform.python_version()], 1)
         return info
 
     def read(self) -> Iterator[tuple[str, str, str, list[str], Mapping[tuple[str, ...], Any]]]:

@@ -194,11 +194,11 @@ class Authority:
         now = datetime.fromtimestamp(self._clock(), UTC)
         try:
             certificate.verify_directly_issued_by(self._certificate)
-            purposes = list(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
+            purposes = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+            if ExtendedKeyUsageOID.CLIENT_AUTH not in purposes:
+                raise ValueError("no client's")
         except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, x509.ExtensionNotFound) as error:
             raise EnrolmentRefused("the certificate was not issued to an agent by this relay") from error
-        if ExtendedKeyUsageOID.CLIENT_AUTH not in purposes:
-            raise EnrolmentRefused("the certificate was not issued to an agent by this relay")
         if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
             raise EnrolmentRefused("the agent's certificate has lapsed: enrol with a new join token")
         return _cluster_of(certificate)
@@ -271,11 +271,7 @@ def agent_ca_pin(certificate_der: bytes) -> str:
 
     As `agent_cluster` this reads only. Raises `EnrolmentRefused` when there is one that is malformed.
     """
-    try:
-        pin = _stated(certificate_der, _CLUSTER_CA_PIN)
-        return check_pin(pin) if pin else ""
-    except (ConfigError, ValueError) as error:
-        raise EnrolmentRefused("the agent's certificate states a malformed pin: enrol with a new join token") from error
+    return _stated(certificate_der, _CLUSTER_CA_PIN, check_pin, "pin")
 
 
 def agent_generation(certificate_der: bytes) -> int:
@@ -283,15 +279,7 @@ def agent_generation(certificate_der: bytes) -> int:
 
     As `agent_cluster` this reads only. Raises `EnrolmentRefused` when it is malformed.
     """
-    try:
-        text = _stated(certificate_der, _GENERATION)
-        if text and not (text.isascii() and text.isdigit() and len(text) <= 15):
-            raise ValueError("no number")
-    except ValueError as error:
-        raise EnrolmentRefused(
-            "the agent's certificate states a malformed generation: enrol with a new join token"
-        ) from error
-    return int(text or 0)
+    return int(_stated(certificate_der, _GENERATION, _number, "generation") or 0)
 
 
 def agent_key_hash(certificate_der: bytes) -> str:
@@ -303,8 +291,8 @@ def agent_key_hash(certificate_der: bytes) -> str:
     return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
 
-def _stated(certificate_der: bytes, identifier: x509.ObjectIdentifier) -> str:
-    """Return the text of an extension of ours; empty when there is none. Raises `ValueError`, `EnrolmentRefused`."""
+def _stated(certificate_der: bytes, identifier: x509.ObjectIdentifier, check: Callable[[str], str], what: str) -> str:
+    """Return the text of an extension of ours, checked; empty when there is none. Raises `EnrolmentRefused`."""
     try:
         extension = _load_certificate(certificate_der).extensions.get_extension_for_oid(identifier).value
     except x509.ExtensionNotFound:
@@ -312,9 +300,19 @@ def _stated(certificate_der: bytes, identifier: x509.ObjectIdentifier) -> str:
     except ValueError as error:
         raise EnrolmentRefused("the agent's certificate is not readable") from error
     value = extension.value if isinstance(extension, x509.UnrecognizedExtension) else b""
-    if value[:1] != _UTF8_STRING or value[1:2] != bytes([len(value) - 2]):
-        raise ValueError("not a short UTF8String")
-    return value[2:].decode("ascii", "replace")
+    try:
+        if value[:1] != _UTF8_STRING or value[1:2] != bytes([len(value) - 2]):
+            raise ValueError("not a short UTF8String")
+        return check(value[2:].decode("ascii", "replace"))
+    except (ConfigError, ValueError) as error:
+        why = f"the agent's certificate states a malformed {what}: enrol with a new join token"
+        raise EnrolmentRefused(why) from error
+
+
+def _number(text: str) -> str:
+    if not (text.isascii() and text.isdigit() and len(text) <= 15):
+        raise ValueError("no number")
+    return text
 
 
 def agent_expiry(certificate_der: bytes) -> float:
@@ -343,11 +341,10 @@ def check_ca_certificate(certificate_pem: str) -> str:
     try:
         certificate_pem = require_pin("the cluster's CA", pin_of(certificate_pem), certificate_pem)
         certificate = x509.load_pem_x509_certificate(certificate_pem.encode())
-        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+        if not certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
+            raise ValueError("no CA")
     except (ConfigError, ValueError, *_X509_ERRORS) as error:
         raise EnrolmentRefused("the cluster's CA is not exactly one CA certificate in PEM") from error
-    if not constraints.ca:
-        raise EnrolmentRefused("the cluster's CA is not exactly one CA certificate in PEM")
     return certificate_pem
 
 

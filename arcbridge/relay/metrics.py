@@ -22,18 +22,10 @@ _COUNTERS: Final = (
     ("accept_pauses_total", "accept_pauses", "How often accepting waited for file descriptors."),
     ("agent_connections_total", "agents_total", "Control connections that were registered."),
     ("agents_refused_total", "agents_refused", "Control connections that were refused after their handshake."),
-    (
-        "agents_replaced_total",
-        "agents_replaced",
-        "Control connections replaced by a newer one of the same instance id.",
-    ),
+    ("agents_replaced_total", "agents_replaced", "Control connections that a newer one of the instance replaced."),
     ("agents_flapping_total", "agents_flapping", "Control connections refused because one instance id is used twice."),
     ("agents_paced_total", "agents_paced", "Control connections turned away because too many came at once."),
-    (
-        "certificates_renewed_twice_total",
-        "certificates_renewed_twice",
-        "Agents' certificates renewed twice: there is a copy of a credential.",
-    ),
+    ("certificates_renewed_twice_total", "certificates_renewed_twice", "Certificates renewed twice: one is a copy."),
     ("clusters_adopted_total", "clusters_adopted", "Clusters taken over from another relay of the same CA."),
     ("agent_joins_refused_total", "agent_joins_refused", "Joins of agents that were refused."),
     ("dial_tokens_refused_total", "tokens_refused", "Dial tokens that were void, of another cluster, or guessed."),
@@ -43,11 +35,7 @@ _COUNTERS: Final = (
 _API_COUNTERS: Final = (
     ("api_malformed_requests_total", "malformed", "Requests to the HTTP API that were no HTTP."),
     ("api_slow_connections_total", "slow", "Connections to the HTTP API that sent no request in time."),
-    (
-        "api_expired_connections_total",
-        "outlived",
-        "Connections to the HTTP API that outlived their time without a credential.",
-    ),
+    ("api_expired_connections_total", "outlived", "Connections to the HTTP API that outlived a stranger's time."),
 )
 """The same of `HttpApiServer`."""
 

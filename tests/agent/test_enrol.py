@@ -7,15 +7,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from arcbridge.agent import enrol
-from arcbridge.agent.enrol import CredentialKeeper
+from arcbridge.agent.enrol import CredentialKeeper, outer_context
 from arcbridge.errors import ConfigError, EnrolmentRefused, PinMismatch, StateError, Unreachable
 from arcbridge.net.address import parse_address
+from arcbridge.net.tls import ALPN_CONTROL, ALPN_JOIN
 from arcbridge.pki import credentials as entries
 from arcbridge.pki.authority import Authority
 from arcbridge.pki.credentials import DirectoryStore
@@ -75,6 +77,18 @@ async def test_first_start_and_second_start(relay: FakeRelay, tmp_path: Path) ->
     second = await keeper(relay, tmp_path, join_token_file=None).start()
     assert second == first
     assert len(relay.calls) == 1
+
+
+async def test_the_context_towards_relays_is_kept_until_the_credential_changes(
+    relay: FakeRelay, tmp_path: Path
+) -> None:
+    with pytest.raises(StateError):
+        outer_context(keeper(relay, tmp_path).current, ALPN_CONTROL)
+    credential = await keeper(relay, tmp_path).start()
+    first = outer_context(credential, ALPN_CONTROL)
+    assert outer_context(credential, ALPN_CONTROL) is first
+    assert outer_context(credential, ALPN_JOIN) is not first
+    assert outer_context(replace(credential, cluster="other"), ALPN_CONTROL) is not first
 
 
 async def test_e3_pods_that_start_at_once_share_one_ca_and_one_token(relay: FakeRelay, tmp_path: Path) -> None:

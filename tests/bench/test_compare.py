@@ -34,14 +34,14 @@ def test_turns_medians_and_what_is_kept(
     assert capsys.readouterr().out.splitlines() == ["before up_mb_per_s 4", "after up_mb_per_s 3"]
 
 
-def test_a_load_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([f"a={REPOSITORY}", "--loads", "sideways"], "no load is called sideways"),
+        (["a=/nowhere"], "'a=/nowhere' is not NAME=PATH"),
+    ],
+)
+def test_what_is_no_checkout_or_no_load(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        compare.main([f"a={REPOSITORY}", "--loads", "sideways"])
-    assert "no load is called sideways" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("given", ["here", "a=", "a=/nowhere"])
-def test_what_is_no_checkout(given: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        compare.main([given])
-    assert f"{given!r} is not NAME=PATH" in capsys.readouterr().err
+        compare.main(arguments)
+    assert says in capsys.readouterr().err

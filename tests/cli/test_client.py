@@ -111,29 +111,6 @@ async def test_a_kubeconfig_on_standard_output(shell: Shell) -> None:
     assert document["current-context"] == CLUSTER
 
 
-@pytest.mark.parametrize(
-    ("code", "exit_code", "words"),
-    [
-        (
-            JoinCode.NO_AGENT,
-            ExitCode.UNREACHABLE,
-            'error: cluster "prod" has no connected agent; check that its agent runs and reaches the relay',
-        ),
-        (JoinCode.FORBIDDEN, ExitCode.LOGIN, 'error: cluster "prod" does not exist or you may not reach it'),
-        (JoinCode.UNAUTHENTICATED, ExitCode.LOGIN, "error: the relay does not accept the access token"),
-    ],
-)
-async def test_one_sentence_and_the_code(
-    shell: Shell, far: FarSide, code: JoinCode, exit_code: ExitCode, words: str
-) -> None:
-    far.reply = JoinReply(code=code)
-    got, _, err = await shell.run(*shell.trusting)
-    assert got == exit_code
-    assert words in err
-    assert "Traceback" not in err
-    assert not shell.kubeconfig.exists()
-
-
 async def test_no_terminal_to_ask_for_the_pin(shell: Shell) -> None:
     got, _, err = await shell.run()
     assert got == ExitCode.FAILURE

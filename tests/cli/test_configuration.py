@@ -152,14 +152,7 @@ MISTAKES: list[tuple[str, str, str, str, int, str]] = [
     ("role", "file", "old", "new", "line", "words"), MISTAKES, ids=[f"{row[1]}-{n}" for n, row in enumerate(MISTAKES)]
 )
 def test_a_mistake_is_found_with_file_and_line(
-    directory: Path,
-    capsys: pytest.CaptureFixture[str],
-    role: str,
-    file: str,
-    old: str,
-    new: str,
-    line: int,
-    words: str,
+    directory: Path, capsys: pytest.CaptureFixture[str], role: str, file: str, old: str, new: str, line: int, words: str
 ) -> None:
     text = (directory / file).read_text()
     assert old in text

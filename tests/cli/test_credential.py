@@ -39,10 +39,7 @@ def test_the_answer_is_handed_on_as_it_is(
 
 @pytest.mark.parametrize(
     ("answer", "code"),
-    [
-        (b'{"error": "no agent", "exit_code": 4}\n', 4),
-        (b'{"error": "log in", "exit_code": 3}\n', None),
-    ],
+    [(b'{"error": "no agent", "exit_code": 4}\n', 4), (b'{"error": "log in", "exit_code": 3}\n', None)],
 )
 def test_errors(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], answer: bytes, code: int | None

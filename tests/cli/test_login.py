@@ -386,20 +386,6 @@ class TestStumbles:
         assert (status, out) == (ExitCode.LOGIN, "")
         assert "--token-file are for the cluster, and the relay needs a login of its own; run `arcbridge login" in err
 
-    async def test_a_login_is_for_a_relay_also_where_the_issuer_is_named(
-        self, person: Person, relay: Relay, issuer: Issuer
-    ) -> None:
-        flags = ["--oidc-issuer-url", issuer.url, "--oidc-client-id", "cli", "--oidc-ca-file", str(issuer.ca_file)]
-        flags += ["--grant-type", "device-code"]
-        status, _, err = await person.run("login", *flags)
-        assert status == ExitCode.USAGE
-        assert "a login is for one organisation's relays; run `arcbridge login https://RELAY`" in err
-        # The relay that was logged in at with this issuer is meant, as by other commands.
-        await person.log_in(*known(relay, issuer))
-        status, out, _ = await person.log_in(*flags, user="bob")
-        assert (status, "Logged in as bob@example.com" in out) == (ExitCode.DONE, True)
-        assert (await person.run("whoami", "-o", "name"))[1] == "bob@example.com\n"
-
     async def test_ctrl_c_during_a_login_is_no_success(self, person: Person, issuer: Issuer) -> None:
         flags = ["--oidc-issuer-url", issuer.url, "--oidc-client-id", "cli", "--oidc-ca-file", str(issuer.ca_file)]
         words = ["proxy", "--relay", "https://127.0.0.1:1", "-n", "berlin", *flags, "--port", "0"]

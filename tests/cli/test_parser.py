@@ -121,45 +121,16 @@ def test_help(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("usage: arcbridge --role client")
 
 
-LINES = """
-
-proxy
-proxy --port 1
---port 1 proxy -v
--n a -n b
--n=a
--nv
--v -v
---cluster=a clusters -o json
--o json
---port
---port -1
---port 1 --prot 2 proxy
---nonsense
---remove-context=yes
-nonsense
-proxy extra
-forward
-forward db --listen 127.0.0.1:1
---listen 127.0.0.1:1
-completion fish
-completion tcsh
-config
-config print
-config nonsense
---help
--h
-proxy --help
---help proxy
--- proxy
---token - proxy
-status --output
--f x --no-context-switch login
-version
-"""
+LINES = """ | proxy | proxy --port 1 | --port 1 proxy -v | -n a -n b | -n=a | -nv | -v -v |
+--cluster=a clusters -o json | -o json | --port | --port -1 | --port 1 --prot 2 proxy | --nonsense |
+--remove-context=yes | nonsense | proxy extra | forward | forward db --listen 127.0.0.1:1 |
+--listen 127.0.0.1:1 | completion fish | completion tcsh | config | config print | config nonsense |
+--help | -h | proxy --help | --help proxy | -- proxy | --token - proxy | status --output |
+-f x --no-context-switch login | version"""
+"""Command lines, apart by bars; the first is empty."""
 
 
-@pytest.mark.parametrize("line", LINES.splitlines()[1:])
+@pytest.mark.parametrize("line", LINES.split("|"))
 def test_the_parser_of_one_sub_command_is_as_good_as_all(
     line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

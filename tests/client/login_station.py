@@ -36,26 +36,15 @@ class Terminal:
             self.issuer.deny(code[1]) if self.denies else self.issuer.approve(code[1])
 
 
-def login_of(
-    config: LoginConfig, directory: Path, say: Callable[[str], object], *, browser: Any = None, ports: Any = (0,)
-) -> Login:
-    cache = TokenCache(directory, "r", config)
-    return Login(config, cache, say=say, open_browser=browser, environment={}, redirect_ports=ports)
+def login_of(config: LoginConfig, directory: Path, say: Callable[[str], object], browser: Any = None) -> Login:
+    return Login(config, TokenCache(directory, "r", config), say=say, open_browser=browser, environment={})
 
 
-def make(
-    issuer: Issuer,
-    directory: Path,
-    person: Terminal | None = None,
-    *,
-    browser: Any = None,
-    ports: Any = (0,),
-    **more: Any,
-) -> Login:
+def make(issuer: Issuer, directory: Path, person: Terminal | None = None, browser: Any = None, **more: Any) -> Login:
     """A login at an issuer by a device code, unless other settings are given."""
     usual = {"issuer": issuer.url, "client_id": "cli", "ca_file": issuer.ca_file, "grant_type": "device-code"}
-    say = (person or Terminal(issuer)).say
-    return login_of(LoginConfig(**(usual | more)), directory, say, browser=browser, ports=ports)
+    config = LoginConfig(**(usual | {"redirect_port": 0} | more))
+    return login_of(config, directory, (person or Terminal(issuer)).say, browser)
 
 
 async def browse(url: str, issuer: Issuer, *, change: dict[str, str] | None = None) -> tuple[int, str]:

@@ -111,17 +111,7 @@ def test_a_renewed_key_is_read_without_a_restart_and_the_unit_says_where_not(tmp
     # systemd.service(5): by default a reload refreshes extensions alone.
     assert settings["RefreshOnReload"] == ["credentials"]
     assert "systemctl restart arcbridge-relay" in UNIT.read_text()
-    analyze = shutil.which("systemd-analyze")
-    if analyze is None:
-        require_or_skip("systemd", "systemd-analyze is not on this machine (Debian: package systemd)")
-    (tmp_path / "arcbridge").write_text("#!/bin/sh\n")
-    (tmp_path / "arcbridge").chmod(0o755)
-    text = (tmp_path / UNIT.name).read_text()
-    (tmp_path / UNIT.name).write_text(text.replace("/opt/arcbridge/bin/", f"{tmp_path}/"))
-    done = subprocess.run(
-        [analyze, "verify", str(tmp_path / UNIT.name)], capture_output=True, text=True, timeout=60, check=False
-    )
-    complaints = [line for line in done.stderr.splitlines() if UNIT.name in line]
+    complaints = complaints_of(UNIT.name, commented(UNIT), tmp_path)
     assert [line for line in complaints if "RefreshOnReload" not in line] == []
 
 
@@ -148,13 +138,17 @@ def test_the_user_s_unit_starts_the_background_process() -> None:
     ids=["relay", "agent", "client"],
 )
 def test_systemd_itself_finds_nothing_wrong(tmp_path: Path, unit: Path, directory: str) -> None:
+    assert complaints_of(unit.name, unit.read_text().replace(directory, "/opt/arcbridge/bin/"), tmp_path) == []
+
+
+def complaints_of(name: str, text: str, directory: Path) -> list[str]:
+    """What systemd finds wrong with a unit whose program is there."""
     analyze = shutil.which("systemd-analyze")
     if analyze is None:
         require_or_skip("systemd", "systemd-analyze is not on this machine (Debian: package systemd)")
-    (tmp_path / "arcbridge").write_text("#!/bin/sh\n")
-    (tmp_path / "arcbridge").chmod(0o755)
-    copy = tmp_path / unit.name
-    copy.write_text(unit.read_text().replace(directory, f"{tmp_path}/"))
-    done = subprocess.run([analyze, "verify", str(copy)], capture_output=True, text=True, timeout=60, check=False)
-    complaints = [line for line in done.stderr.splitlines() if unit.name in line]
-    assert complaints == []
+    (directory / "arcbridge").write_text("#!/bin/sh\n")
+    (directory / "arcbridge").chmod(0o755)
+    unit = directory / name
+    unit.write_text(text.replace("/opt/arcbridge/bin/", f"{directory}/"))
+    done = subprocess.run([analyze, "verify", str(unit)], capture_output=True, text=True, timeout=60, check=False)
+    return [line for line in done.stderr.splitlines() if name in line]

@@ -26,7 +26,7 @@ from tests.support.net_http import NetHttp
 from . import answer_inputs, request_inputs
 from .answers import Answers, HostileApiServer
 from .requests import Requests
-from .world import two_users
+from .world import entered, two_users
 
 BATCH = 500
 """Generated inputs between two looks at the clock."""
@@ -44,25 +44,19 @@ def main(argv: list[str]) -> int:
         api_directory.mkdir()
         with NetHttp(directory) as go:
             requests = _Campaign(options.seconds / 2)
-            world = two_users(go.port, go.ca_file, directory)
-            one = Requests(runner.run(world.__aenter__()), go)
-            requests.run(
-                [(kind, [data]) for kind, data in request_inputs.BY_HAND],
-                request_inputs.generated(),
-                lambda drawn: runner.run(one.attack(*drawn)),
-            )
-            runner.run(world.__aexit__(None, None, None))
-            serving = HostileApiServer.serving(api_directory)
-            api = runner.run(serving.__aenter__())
-            assert isinstance(api, HostileApiServer)
+            with entered(runner, two_users(go.port, go.ca_file, directory)) as users:
+                one = Requests(users, go)
+                by_hand = [(kind, [data]) for kind, data in request_inputs.BY_HAND]
+                requests.run(by_hand, request_inputs.generated(), lambda drawn: runner.run(one.attack(*drawn)))
             answers = _Campaign(options.seconds / 2)
-            world = two_users(api.port, api.ca_file, directory)
-            other = Answers(runner.run(world.__aenter__()), api, go)
-            answers.run(
-                answer_inputs.BY_HAND, answer_inputs.generated(), lambda answer: runner.run(other.attack(answer))
-            )
-            runner.run(world.__aexit__(None, None, None))
-            runner.run(serving.__aexit__(None, None, None))
+            with (
+                entered(runner, HostileApiServer.serving(api_directory)) as api,
+                entered(runner, two_users(api.port, api.ca_file, directory)) as users,
+            ):
+                assert isinstance(api, HostileApiServer)
+                other = Answers(users, api, go)
+                by_hand_answers, drawn = answer_inputs.BY_HAND, answer_inputs.generated()
+                answers.run(by_hand_answers, drawn, lambda answer: runner.run(other.attack(answer)))
     _say("requests, by class", one.tried, one.passed)
     _say("answers, by class", other.tried, other.passed)
     failures = requests.failures + answers.failures

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 
 from .answer_inputs import BY_HAND, Answer, generated
 from .answers import Answers, HostileApiServer
-from .world import ENTRANCES, QUICK, reading_beside, two_users
+from .world import ENTRANCES, QUICK, entered, reading_beside, two_users
 
 
 @pytest.fixture(scope="module", params=ENTRANCES)
@@ -20,17 +20,13 @@ def attacked(
 ) -> Iterator[tuple[asyncio.Runner, Answers]]:
     directory = tmp_path_factory.mktemp("differential")
     api_directory = tmp_path_factory.mktemp("api")
-    with reading_beside(request.param, directory) as (runner, go):
-        serving = HostileApiServer.serving(api_directory)
-        api = runner.run(serving.__aenter__())
+    with (
+        reading_beside(request.param, directory) as (runner, go),
+        entered(runner, HostileApiServer.serving(api_directory)) as api,
+        entered(runner, two_users(api.port, api.ca_file, directory)) as users,
+    ):
         assert isinstance(api, HostileApiServer)
-        world = two_users(api.port, api.ca_file, directory)
-        users = runner.run(world.__aenter__())
-        try:
-            yield runner, Answers(users, api, go)
-        finally:
-            runner.run(world.__aexit__(None, None, None))
-            runner.run(serving.__aexit__(None, None, None))
+        yield runner, Answers(users, api, go)
 
 
 def test_by_hand(attacked: tuple[asyncio.Runner, Answers]) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 
 from .request_inputs import BY_HAND, generated
 from .requests import Requests
-from .world import ENTRANCES, QUICK, reading_beside, two_users
+from .world import ENTRANCES, QUICK, entered, reading_beside, two_users
 
 
 @pytest.fixture(scope="module", params=ENTRANCES)
@@ -18,13 +18,11 @@ def attacked(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[asyncio.Runner, Requests]]:
     directory = tmp_path_factory.mktemp("differential")
-    with reading_beside(request.param, directory) as (runner, go):
-        world = two_users(go.port, go.ca_file, directory)
-        users = runner.run(world.__aenter__())
-        try:
-            yield runner, Requests(users, go)
-        finally:
-            runner.run(world.__aexit__(None, None, None))
+    with (
+        reading_beside(request.param, directory) as (runner, go),
+        entered(runner, two_users(go.port, go.ca_file, directory)) as users,
+    ):
+        yield runner, Requests(users, go)
 
 
 def test_by_hand(attacked: tuple[asyncio.Runner, Requests]) -> None:

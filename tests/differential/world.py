@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import uvloop
@@ -24,19 +25,17 @@ from arcbridge.agent.kube.caller import Caller
 from arcbridge.agent.kube.proxy import KubeProxy
 from arcbridge.errors import StreamReset
 from arcbridge.identity.claims import Identity
-from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.settings.config import AgentLimitsConfig, KubernetesConfig
 from arcbridge.wire.frames import ResetCode
 from arcbridge.wire.limits import Limits
-from arcbridge.wire.records import Auth, AuthOk
-from arcbridge.wire.session import Kind, Side
 from tests.support.cluster import Unavailable
 from tests.support.net_http import NetHttp
 from tests.support.processes import require_or_skip
 
-from ..agent.kube.bench import Member, RecordedAudit
+from ..agent.kube.bench import CallersSession, Member, RecordedAudit, session_of
 
+T = TypeVar("T")
 GENERAL = "general path"
 ENTRANCES = ("both entrances", GENERAL)
 QUICK = (Phase.explicit, Phase.reuse, Phase.generate)
@@ -88,28 +87,8 @@ class RawStream(asyncio.Protocol):
         self.changed.set()
 
 
-class _AgentSide(BaseHandler):
-    def __init__(self, proxy: KubeProxy, caller: Caller) -> None:
-        self._proxy = proxy
-        self._caller = caller
-
-    def auth_received(self, session: MuxSession, auth: Auth) -> None:
-        user = self._caller.identity.username
-        session.accept_auth(AuthOk(session_id=b"1" * 16, resume_secret=b"2" * 16, subject=user, expires_in=600))
-
-    def stream_opened(self, session: MuxSession, stream: StreamTransport, target: str) -> None:
-        self._proxy.serve(stream, self._caller)
-
-
-@dataclass
-class User:
+class User(CallersSession):
     """A user with a session."""
-
-    name: str
-    caller: Caller
-    client: MuxSession
-    agents: list[MuxSession]
-    """The agent's side of the session, alone."""
 
     def open(self) -> RawStream:
         """Open a stream."""
@@ -221,40 +200,36 @@ async def two_users(port: int, ca_file: Path, directory: Path) -> AsyncIterator[
     audit = RecordedAudit()
     proxy = KubeProxy(api, audit)
     accounts = Accounts(UNLIMITED)
-    loop = asyncio.get_running_loop()
-    listeners, users = [], []
     failures: list[str] = []
-    loop.set_exception_handler(lambda _, told: failures.append(f"{told['message']}: {told.get('exception')!r}"))
+    asyncio.get_running_loop().set_exception_handler(
+        lambda _, told: failures.append(f"{told['message']}: {told.get('exception')!r}")
+    )
+    users = []
+    stack = AsyncExitStack()
     for name in ("alice", "bob"):
         identity = Identity(name, f"u-{name}", (f"of-{name}",), f"https://issuer#{name}", "https://issuer", 4e9)
         caller = Caller(f"session-of-{name}", identity, accounts.enter(identity, Member()))
-        agents: list[MuxSession] = []
-
-        def accept(caller: Caller = caller, agents: list[MuxSession] = agents) -> asyncio.BaseProtocol:
-            agents.append(MuxSession(Side.ACCEPTOR, Kind.SESSION, _AgentSide(proxy, caller), limits=PATIENT))
-            return agents[-1].protocol()
-
-        listener = await loop.create_server(accept, "127.0.0.1", 0)
-        listeners.append(listener)
-        client = MuxSession(Side.INITIATOR, Kind.SESSION, BaseHandler(), limits=PATIENT)
-        client.authenticate(Auth(kind="oidc", token="t"))
-        await loop.create_connection(client.protocol, "127.0.0.1", listener.sockets[0].getsockname()[1])
-        await client.wait_established()
-        users.append(User(name, caller, client, agents))
+        made = await stack.enter_async_context(session_of(proxy, caller, PATIENT))
+        users.append(User(made.caller, made.client, made.agents))
     lingering, server.LINGER = server.LINGER, 0.05  # many announce a body that never comes
     try:
         yield Users(proxy, api, audit, *users, failures=failures)
     finally:
         server.LINGER = lingering
-        for user in users:
-            for session in (user.client, *user.agents):
-                session.close()
-                await session.wait_ended()
-        for listener in listeners:
-            listener.close()
+        await stack.aclose()
         await proxy.close()
         await api.close()
         await asyncio.sleep(0.01)
+
+
+@contextmanager
+def entered(runner: asyncio.Runner, block: AbstractAsyncContextManager[T]) -> Iterator[T]:
+    """An asynchronous block around what a test does in a loop of its own."""
+    value = runner.run(block.__aenter__())
+    try:
+        yield value
+    finally:
+        runner.run(block.__aexit__(None, None, None))
 
 
 @contextmanager

@@ -78,7 +78,7 @@ def through(cluster: Cluster, client: Client) -> Kubectl:
 
 
 def start(world: World, *flags: str) -> subprocess.CompletedProcess[str]:
-    """One `proxy` that is expected to fail at its start; of a flag that comes twice the later one counts."""
+    """One `proxy` that is expected to fail at its start; of most flags the last one counts."""
     return world.run_client(ALICE, *flags, "--file", os.devnull, "--port", "0", timeout=40)
 
 
@@ -134,9 +134,10 @@ class Caller:
             connection.close()
 
 
-def test_a_cluster_that_is_unknown(world: World) -> None:
+def test_a_cluster_that_is_unknown(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world, "cluster", "no-such-cluster")
     mark = world.relay.mark()
-    done = start(world, "--cluster", "no-such-cluster")
+    done = start(world)
     assert done.returncode == ExitCode.LOGIN
     assert error_of(done) == (
         'cluster "no-such-cluster" does not exist or you may not reach it; ask the relay\'s operator for access'

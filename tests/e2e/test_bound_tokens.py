@@ -6,10 +6,9 @@ relay, the issuer and one API server: what one agent has seen is tried at the ot
 
 from __future__ import annotations
 
-import json
 import stat
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,9 +17,9 @@ from arcbridge.client.credentials import proof_keys
 from arcbridge.client.credentials.jwt_unverified import claims_unverified
 from arcbridge.identity.proof import BindingKind, binding
 from tests.support.cluster import Cluster
-from tests.support.processes import ManagedProcess
+from tests.support.machine import Machine
 from tests.support.reports import wait_for_record
-from tests.support.world import RELAY_AUDIENCE, ApiServer, World, arcbridge, login_ports
+from tests.support.world import RELAY_AUDIENCE, ApiServer, World, login_ports
 
 A, B = "berlin", "munich"
 PER_CLUSTER = "arcbridge-{cluster}"
@@ -43,33 +42,16 @@ def world(api: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield world
 
 
-class Person:
-    """A home of its own in which clients are started."""
+class Person(Machine):
+    """A machine that knows the relay, and no cluster by its pin."""
 
-    def __init__(self, world: World, directory: Path) -> None:
-        self.world = world
-        self.directory = directory
-        self.kubeconfig = directory / "kubeconfig"
-        self.started: list[ManagedProcess] = []
+    @property
+    def kubeconfig(self) -> Path:
+        return self.directory / "kubeconfig"
 
-    def run(
-        self, *arguments: str, env: Mapping[str, str] | None = None, clusters: tuple[str, ...] = ()
-    ) -> ManagedProcess:
-        named = [word for cluster in clusters for word in ("--cluster", cluster)]
-        common = ["--role", "client", "--relay", self.world.relay_url, "--relay-ca-pin", self.world.relay_pin]
-        process = ManagedProcess(
-            arcbridge(*common, "--trust-first-use", *named, *arguments),
-            log_dir=self.directory / f"logs-{len(self.started)}",
-            name="client",
-            env=self.world.client_env(self.directory, env),
-        )
-        self.started.append(process)
-        return process
-
-    def proxy(self, *arguments: str, env: Mapping[str, str] | None = None) -> ManagedProcess:
-        process = self.run(*arguments, "--file", str(self.kubeconfig), clusters=(A, B), env=env)
+    def proxy(self, *arguments: str) -> None:
+        process = self.begin(*arguments, "--file", str(self.kubeconfig), "--cluster", A, "--cluster", B)
         process.wait_for_line("Press Ctrl.C to close proxy", timeout=30)
-        return process
 
     @property
     def login(self) -> list[str]:
@@ -79,22 +61,19 @@ class Person:
             *("--oidc-audience", RELAY_AUDIENCE, "--cluster-audience", PER_CLUSTER),
         ]
 
-    def kept(self) -> tuple[Path, Path]:
-        """The files of the login: tokens and key."""
-        (tokens,) = self.directory.rglob("tokens/*.json")
-        return tokens, tokens.with_suffix(".key")
-
 
 @pytest.fixture
 def person(world: World, tmp_path: Path) -> Iterator[Person]:
-    person = Person(world, tmp_path)
-    yield person
-    for process in reversed(person.started):
+    settings = f'relays = ["{world.relay_url}"]\nrelay_ca_pin = "{world.relay_pin}"\ntrust_first_use = true\n'
+    (tmp_path / "client.toml").write_text(settings)
+    before = len(world.processes)
+    yield Person(world, "person", tmp_path, tmp_path / "client.toml")
+    for process in reversed(world.processes[before:]):
         process.stop()
 
 
-def log_in_by_device(person: Person, *arguments: str) -> None:
-    login = person.run(*person.login, *arguments, "--grant-type", "device-code", "login")
+def log_in_by_device(person: Person) -> None:
+    login = person.begin(*person.login, "--grant-type", "device-code", "login")
     code = login.wait_for_line(r"enter the code (\S+)", timeout=30)[1]
     person.world.issuer.approve(code)
     assert login.wait(30) == 0, login.tail()
@@ -105,7 +84,7 @@ def refused(person: Person, cluster: str, access: str, identity: str, *arguments
     for name, text in (("access", access), ("id", identity)):
         (person.directory / name).write_text(text)
     files = ["--access-token-file", str(person.directory / "access"), "--id-token-file", str(person.directory / "id")]
-    process = person.run(*files, *arguments, "run", "--", "true", clusters=(cluster,))
+    process = person.begin(*files, *arguments, "--cluster", cluster, "run", "--", "true")
     assert process.wait(30) != 0, process.tail()
     return process.output()
 
@@ -114,16 +93,15 @@ def refused(person: Person, cluster: str, access: str, identity: str, *arguments
 def test_a_login_has_a_token_for_each_cluster_and_all_are_bound(
     world: World, cluster: Cluster, person: Person, by: str
 ) -> None:
-    settings = person.directory / "settings.toml"
-    settings.write_text(f'[login]\ncluster_audience_by = "{by}"\n')
-    log_in_by_device(person, "--config", str(settings))
-    person.proxy("--config", str(settings), *person.login)
+    with (person.directory / "client.toml").open("a") as settings:
+        settings.write(f'[login]\ncluster_audience_by = "{by}"\n')
+    log_in_by_device(person)
+    person.proxy(*person.login)
     for context in (A, B):
         answer = cluster.kubectl("auth", "whoami", f"--kubeconfig={person.kubeconfig}", f"--context={context}")
         assert "alice@example.com" in answer.stdout
-    tokens, key_file = person.kept()
-    assert {stat.S_IMODE(file.stat().st_mode) for file in (tokens, key_file)} == {0o600}
-    document, key = json.loads(tokens.read_text()), proof_keys.load(key_file)
+    files, document, key = person.directory.rglob("tokens/*.*"), person.kept, proof_keys.load(person.key_file)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
     assert key is not None
     own = {name: one["access_token"] for name, one in document["by_audience"].items()}
     assert set(own) == {f"arcbridge-{A}", f"arcbridge-{B}"}
@@ -133,7 +111,7 @@ def test_a_login_has_a_token_for_each_cluster_and_all_are_bound(
 
     # Agent A has seen the token for A, and the relay the access token. Even with the user's key it is no good at B.
     mark = world.agents[1].mark()
-    stolen, proved = own[f"arcbridge-{A}"], ("--proof-key-file", str(key_file))
+    stolen, proved = own[f"arcbridge-{A}"], ("--proof-key-file", str(person.key_file))
     said = refused(person, B, document["access_token"], stolen, *proved)
     assert f'cluster "{B}" does not accept the token' in said
     assert wait_for_record(world.agents[1], "session refused", after=mark)["rule"] == "token.aud"
@@ -159,16 +137,14 @@ def test_the_authorization_code_flow_binds_the_id_token_by_its_nonce(
     arguments = ["--oidc-issuer-url", issuer.url, "--oidc-client-id", f"arcbridge-{A}", "--grant-type", "authcode"]
     arguments += ["--oidc-ca-file", str(issuer.ca_file)]
     with login_ports():
-        login = person.run(*arguments, "login", env={"BROWSER": f"{browser} %s", "DISPLAY": ""})
+        person.environment |= {"BROWSER": f"{browser} %s", "DISPLAY": ""}
+        login = person.begin(*arguments, "login")
         assert login.wait(30) == 0, login.tail()
-    tokens, key_file = person.kept()
-    document, key = json.loads(tokens.read_text()), proof_keys.load(key_file)
+    document, key = person.kept, proof_keys.load(person.key_file)
     assert key is not None
     bound = binding(claims_unverified(document["id_token"]))
     assert (bound.kind, bound.names(key.thumbprint)) == (BindingKind.NONCE, True)
-    status = person.run(*arguments, "doctor", clusters=(A,))
-    assert status.wait(30) == 0, status.tail()
-    assert "end to end as alice@example.com" in status.output()
+    assert "end to end as alice@example.com" in person.run(*arguments, "--cluster", A, "doctor")[1]
     said = refused(person, A, document["access_token"], document["id_token"])
     assert "bound to a key and came without a proof" in said
 

@@ -27,10 +27,11 @@ from arcbridge.agent.kube.impersonation import Subject, impersonated_headers
 from arcbridge.errors import ConfigError
 from arcbridge.identity.authentication import parse
 from arcbridge.identity.claims import Identity, is_plain
+from arcbridge.identity.fetch import Reply
 from arcbridge.identity.groups import GroupSources
 from arcbridge.identity.refusal import GroupsUnavailable, TokenRefused
 from arcbridge.identity.verifier import TokenVerifier
-from arcbridge.net.fetch import HttpFetcher, Reply
+from arcbridge.net.fetch import HttpFetcher
 from tests.identity.cel.corpus import AUDIENCE, Configuration, Token, configurations, expressions, token_claims
 from tests.support.cluster import Cluster, Unavailable
 from tests.support.issuer_server import ManyIssuers

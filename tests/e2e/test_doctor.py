@@ -19,15 +19,7 @@ from arcbridge.client.doctor.codes import CODES
 from tests.support.cluster import Cluster
 from tests.support.processes import run
 from tests.support.reports import agent_again, metrics, until
-from tests.support.world import (
-    ALICE,
-    RELAY_AUDIENCE,
-    ApiServer,
-    User,
-    World,
-    arcbridge,
-    fixed_port,
-)
+from tests.support.world import ALICE, RELAY_AUDIENCE, ApiServer, User, World, arcbridge, fixed_port
 
 WAY = [
     "name resolution", "outbound proxy", "TCP", "TLS", "relay", "relay certificate", "clock", "login", "policy",

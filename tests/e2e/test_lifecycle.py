@@ -108,31 +108,25 @@ def test_the_list_of_clusters_says_at_once_that_an_agent_has_gone(world: World) 
         agent_again(world)
 
 
-@pytest.mark.parametrize("role", ["agent", "relay"])
-def test_sigterm_lets_a_running_exec_finish(world: World, cluster: Cluster, pod: str, role: str) -> None:
+def test_sigterm_to_the_only_relay_lets_a_running_exec_finish(world: World, cluster: Cluster, pod: str) -> None:
+    """The same of an agent is in test_reload.py."""
     client = world.start_client(ALICE)
-    gate = world.directory / f"gate-{role}"
+    gate, relay = world.directory / "gate", world.relay
     os.mkfifo(gate)
-    process = getattr(world, role)
-    stopping = ("agent stopping", "waiting") if role == "agent" else ("relay stopping", "draining")
     with through(cluster, client).start(
         "exec", "-n", NAMESPACE, pod, "--", "sh", "-c", f"echo started; cat {gate}; echo finished; exit 4"
     ) as shell:
         shell.wait_for_line("started", stream="stdout")
-        process.signal(signal.SIGTERM)
-        wait_for_record(process, stopping[0], step=stopping[1])
-        assert process.running
+        relay.signal(signal.SIGTERM)
+        wait_for_record(relay, "relay stopping", step="draining")
+        assert relay.running
         gate.write_text("go\n")
         assert shell.wait(20) == 4
         assert "finished" in shell.output("stdout")
-    if role == "relay":
-        process.signal(signal.SIGTERM)  # the session is idle now, which a relay cannot see
-    assert process.wait(10) == 0
-    assert "Traceback" not in process.output()
-    if role == "agent":
-        agent_again(world)
-    else:
-        world.start_relay()
+    relay.signal(signal.SIGTERM)  # the session is idle now, which a relay cannot see
+    assert relay.wait(10) == 0
+    assert "Traceback" not in relay.output()
+    world.start_relay()
     until(lambda: works(through(cluster, client)), "kubectl works again", timeout=40)
     assert client.process.stop() == 0
 

@@ -37,18 +37,6 @@ def test_list(core: Any, cluster: Cluster) -> None:
     assert names == {item["metadata"]["name"] for item in cluster.request("GET", "/api/v1/namespaces")["items"]}
 
 
-def test_create_patch_and_delete(core: Any, cluster: Cluster) -> None:
-    cluster.ensure_namespace(NAMESPACE)
-    made = core.create_namespaced_config_map(NAMESPACE, {"metadata": {"name": "made"}, "data": {"key": "one"}})
-    assert made.data == {"key": "one"}
-    core.patch_namespaced_config_map("made", NAMESPACE, {"data": {"key": "two"}})
-    assert core.read_namespaced_config_map("made", NAMESPACE).data == {"key": "two"}
-    core.delete_namespaced_config_map("made", NAMESPACE)
-    with pytest.raises(kubernetes.client.ApiException) as caught:
-        core.read_namespaced_config_map("made", NAMESPACE)
-    assert caught.value.status == 404
-
-
 def test_exec(core: Any, pod: str) -> None:
     shell = stream(
         core.connect_get_namespaced_pod_exec,

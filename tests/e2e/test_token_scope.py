@@ -128,11 +128,7 @@ def test_the_table_has_every_path_of_the_relay() -> None:
 
 
 @pytest.mark.parametrize("door", [door for door in OPENS if "/v1/" in door])
-def test_paths(world: World, credentials: Credentials, door: str) -> None:
-    asyncio.run(_paths(world, credentials, door))
-
-
-async def _paths(world: World, credentials: Credentials, door: str) -> None:
+async def test_paths(world: World, credentials: Credentials, door: str) -> None:
     method, path = door.split(" ")
     url = world.relay_url + path.replace("{name}", CLUSTER)
     opened = set()
@@ -163,12 +159,8 @@ async def _paths(world: World, credentials: Credentials, door: str) -> None:
 
 
 @pytest.mark.parametrize("role", ["client", "agent"])
-def test_joins(world: World, credentials: Credentials, role: str) -> None:
+async def test_joins(world: World, credentials: Credentials, role: str) -> None:
     """Each token with each certificate: a certificate makes no client's token of another one, and the other way."""
-    asyncio.run(_joins(world, credentials, role))
-
-
-async def _joins(world: World, credentials: Credentials, role: str) -> None:
     relay, opened = parse_address(world.relay_url), set()
     for certificate in ("none", "agent", "another cluster's agent"):
         context = outer_client_context(
@@ -189,12 +181,8 @@ async def _joins(world: World, credentials: Credentials, role: str) -> None:
 
 
 @pytest.mark.parametrize("alpn", [ALPN_CONTROL, ALPN_HOP])
-def test_protocols_that_take_a_certificate(world: World, credentials: Credentials, alpn: str) -> None:
+async def test_protocols_that_take_a_certificate(world: World, credentials: Credentials, alpn: str) -> None:
     """The relay's first bytes are its HELLO; a caller that has no place there gets none."""
-    asyncio.run(_protocols_that_take_a_certificate(world, credentials, alpn))
-
-
-async def _protocols_that_take_a_certificate(world: World, credentials: Credentials, alpn: str) -> None:
     relay, opened = parse_address(world.relay_url), set()
     for name in CERTIFICATES:
         context = outer_client_context(
@@ -232,13 +220,9 @@ def test_the_agent_takes_the_cluster_s_token_alone(world: World, cluster: Cluste
     assert tokens[wrong] not in done.stdout + done.stderr + world.agent.output() + world.relay.output()
 
 
-def test_a_copy_of_a_credential_is_found_and_both_are_out(world: World, cluster: Cluster, tmp_path: Path) -> None:
+async def test_a_copy_of_a_credential_is_found_and_both_are_out(world: World, cluster: Cluster, tmp_path: Path) -> None:
     """The thief has the agent's state of this moment and renews; the owner renews; within ten seconds the cluster is
     cut off, and what dials again stays out, until it enrols anew."""
-    asyncio.run(_a_copy_of_a_credential_is_found_and_both_are_out(world, cluster, tmp_path))
-
-
-async def _a_copy_of_a_credential_is_found_and_both_are_out(world: World, cluster: Cluster, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(world.agent_config.parent / "state", copy)
     relay, thief = parse_address(world.relay_url), stored(copy)

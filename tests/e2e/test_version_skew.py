@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cluster import Cluster, Unavailable
+from tests.support.cluster import Cluster
 from tests.support.processes import require_or_skip, run
 from tests.support.reports import until
 from tests.support.targets import EchoServer
@@ -23,6 +23,7 @@ from tests.support.world import ALICE, ApiServer, World
 
 ROOT = Path(__file__).resolve().parents[2]
 BEFORE_ANY_RELEASE = "0e86ebf"
+NAMESPACE = "skew"
 ROLES = ("relay", "agent", "client")
 
 
@@ -54,29 +55,20 @@ def in_tree(directory: Path) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    try:
-        cluster = Cluster(directory=tmp_path_factory.mktemp("cluster"))
-    except Unavailable as error:
-        require_or_skip("apiserver", str(error))
-    with cluster:
-        cluster.install_agent()
-        cluster.grant("cluster-admin", group=ALICE.groups[0])
-        cluster.add_pod("shell", command=("sleep", "infinity"))
-        yield cluster
+def pod(cluster: Cluster) -> Iterator[str]:
+    cluster.add_pod("shell", NAMESPACE)
+    yield "shell"
+    cluster.delete_pod("shell", NAMESPACE)
 
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("role", ROLES)
-def test_a_role_of_an_earlier_version(tmp_path: Path, cluster: Cluster, old: Path, role: str) -> None:
+def test_a_role_of_an_earlier_version(
+    tmp_path: Path, cluster: Cluster, api: ApiServer, echo: EchoServer, pod: str, old: Path, role: str
+) -> None:
     """kubectl, exec, a forward, and a session that outlives its relay: each two roles meet both ways round."""
-    token = tmp_path / "agent-token"
-    token.write_text(cluster.service_account_token("arcbridge", "arcbridge-agent"))
     before = in_tree(old)
-    with (
-        EchoServer() as echo,
-        World(ApiServer(cluster.api_url, cluster.ca_file, token), directory=tmp_path / "world") as world,
-    ):
+    with World(api, directory=tmp_path / "world") as world:
         world.relay_prefixes = [before if role == "relay" else ()]
         world.agent_prefixes = [before if role == "agent" else ()]
         world.client_prefix = before if role == "client" else ()
@@ -85,11 +77,11 @@ def test_a_role_of_an_earlier_version(tmp_path: Path, cluster: Cluster, old: Pat
         kubectl = cluster.kubectl_for(kubeconfig=world.start_client(ALICE).kubeconfig)
         assert "namespace/default" in kubectl.run("get", "namespaces", "-o", "name").stdout
         assert kubectl.run("auth", "whoami", "-o", "jsonpath={.status.userInfo.username}").stdout == ALICE.email
-        done = kubectl.run("exec", "shell", "--", "sh", "-c", "echo out; exit 7", check=False)
+        done = kubectl.run("exec", "-n", NAMESPACE, pod, "--", "sh", "-c", "echo out; exit 7", check=False)
         assert (done.stdout, done.returncode) == ("out\n", 7)
 
         _, port = world.start_forward("echo")
-        shell = kubectl.start("exec", "-i", "shell", "--", "cat", stdin=True)
+        shell = kubectl.start("exec", "-i", "-n", NAMESPACE, pod, "--", "cat", stdin=True)
         shell.send("before\n")
         shell.wait_for_line("before")
         with socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
@@ -106,7 +98,4 @@ def test_a_role_of_an_earlier_version(tmp_path: Path, cluster: Cluster, old: Pat
 
 def echoed(sock: socket.socket, words: bytes) -> bytes:
     sock.sendall(words)
-    got = b""
-    while len(got) < len(words) and (data := sock.recv(65536)):
-        got += data
-    return got
+    return sock.recv(len(words), socket.MSG_WAITALL)

@@ -41,7 +41,7 @@ from arcbridge.identity import authentication, groups, verifier
 from arcbridge.identity import proof as proofs
 from arcbridge.identity.cel.mapping import BudgetExceeded, CostBudget
 from arcbridge.identity.claims import Identity, map_claims
-from arcbridge.identity.fetch import ReplyDocument
+from arcbridge.identity.fetch import Reply
 from arcbridge.identity.policy import Policy
 from arcbridge.identity.refusal import TokenRefused
 from arcbridge.net import join as joins
@@ -445,7 +445,7 @@ jwt:
 _ISSUER = _ISSUERS.issuers[0]
 
 
-async def _fetch(url: str, ca_pem: str | None) -> ReplyDocument:
+async def _fetch(url: str, ca_pem: str | None) -> Reply:
     raise AssertionError("no key is asked for")
 
 

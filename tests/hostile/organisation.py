@@ -34,10 +34,10 @@ from structlog.testing import capture_logs
 from arcbridge.agent import service as agent_service
 from arcbridge.client import service as client_service
 from arcbridge.client.commands.proxy import run_proxy
+from arcbridge.identity.fetch import Reply
 from arcbridge.identity.proof import ProofKey
 from arcbridge.net.address import parse_address
 from arcbridge.net.dialer import connect
-from arcbridge.net.fetch import Reply
 from arcbridge.net.join import client_join
 from arcbridge.net.tls import ALPN_JOIN, RelayTrust, outer_client_context
 from arcbridge.pki.pins import pin_of

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from arcbridge.errors import Unreachable
-from arcbridge.net.fetch import Reply
+from arcbridge.identity.fetch import Reply
 from arcbridge.settings.config import GraphConfig
 from tests.support.entra import READER, TENANT, Entra
 

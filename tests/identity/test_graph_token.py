@@ -14,9 +14,9 @@ import pytest
 
 from arcbridge.errors import Unreachable
 from arcbridge.identity import graph_token
+from arcbridge.identity.fetch import Reply
 from arcbridge.identity.graph_token import DEFAULT_LIFE, FIRST_DELAY, MARGIN, MOST_ASKED_FOR, MOST_SPREAD, GraphToken
 from arcbridge.identity.refusal import GroupsUnavailable
-from arcbridge.net.fetch import Reply
 from arcbridge.settings.config import GraphConfig
 from tests.support.clock import Clock
 

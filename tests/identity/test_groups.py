@@ -13,11 +13,12 @@ import pytest
 
 from arcbridge.errors import ConfigError, Unreachable
 from arcbridge.identity.authentication import parse
+from arcbridge.identity.fetch import Reply
 from arcbridge.identity.groups import GroupSources, Source, check, source_of
 from arcbridge.identity.lookups import AT_ONCE, WAITING
 from arcbridge.identity.refusal import GroupsUnavailable, TokenRefused
 from arcbridge.identity.verifier import TokenVerifier
-from arcbridge.net.fetch import HttpFetcher, Reply
+from arcbridge.net.fetch import HttpFetcher
 from arcbridge.settings.config import GraphConfig
 from tests.support.clock import Clock
 from tests.support.entra import CLUSTER, READER, RELAY, TENANT, Entra

@@ -10,9 +10,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from arcbridge.errors import Unreachable
 from arcbridge.identity.authentication import parse
+from arcbridge.identity.fetch import Reply
 from arcbridge.identity.keys import LAST_GOOD, UNKNOWN_KEY_INTERVAL, KeySet, parse_keys
 from arcbridge.identity.refusal import IssuerUnavailable
-from arcbridge.net.fetch import Reply
 from tests.support.clock import Clock
 
 from .issuer import CONFIG, EC, ED, RSA, RSA_OTHER, Issuer, jwk

@@ -20,10 +20,10 @@ import pytest
 from arcbridge.errors import ArcbridgeError, ConfigError, Unreachable
 from arcbridge.identity.authentication import AuthenticationConfig, parse
 from arcbridge.identity.claims import CREDENTIAL_ID
+from arcbridge.identity.fetch import Reply
 from arcbridge.identity.groups import GroupSources
 from arcbridge.identity.refusal import TokenRefused
 from arcbridge.identity.verifier import TokenVerifier
-from arcbridge.net.fetch import Reply
 from tests.support import pages
 from tests.support.kube_programs import Unavailable
 from tests.support.processes import require_or_skip

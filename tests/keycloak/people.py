@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import http.cookiejar
 import json
 import time
@@ -168,25 +167,6 @@ class Person(Machine):
         assert process.wait(30) == 0, process.tail()
         return process.output()
 
-    @property
-    def kept(self) -> dict[str, Any]:
-        """What the login has kept on this machine."""
-        (file,) = (self.directory / "cache").rglob("tokens/*.json")
-        found: dict[str, Any] = json.loads(file.read_text())
-        return found
-
-    @property
-    def key_file(self) -> Path:
-        """The key to which the login's tokens are bound."""
-        (file,) = (self.directory / "cache").rglob("tokens/*.key")
-        return file
-
-    @property
-    def cluster_token(self) -> str:
-        """The kept token for the cluster."""
-        (one,) = self.kept["by_audience"].values()
-        return str(one["access_token"])
-
     def refresh(self, **form: str) -> tuple[int, dict[str, Any]]:
         """Send the kept refresh token with the kept key, as a program does that has stolen both."""
         key = ProofKey.from_jwk(self.key_file.read_bytes())
@@ -195,13 +175,6 @@ class Person(Machine):
         status, text, _ = self.realm.keycloak.open("POST", self.realm.token_url, form={**sent, **form}, headers=headers)
         answer: dict[str, Any] = json.loads(text)
         return status, answer
-
-
-def claims(token: str) -> dict[str, Any]:
-    """What a token says."""
-    part = token.split(".")[1]
-    found: dict[str, Any] = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
-    return found
 
 
 class Browser:

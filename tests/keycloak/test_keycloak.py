@@ -23,10 +23,9 @@ from tests.keycloak.people import (
     KeycloakWorld,
     Organisation,
     Person,
-    claims,
 )
 from tests.support.cluster import Cluster
-from tests.support.machine import Shell
+from tests.support.machine import Shell, claims
 from tests.support.processes import ManagedProcess, Mark
 from tests.support.reports import records, until, wait_for_record
 

@@ -34,10 +34,7 @@ def samples(metrics: AggregatedMetrics) -> dict[str, float]:
 
 def gathered(*sources: Snapshot) -> AggregatedMetrics:
     made = AggregatedMetrics(
-        "relay",
-        lambda: sources,
-        rules={"arcbridge_relay_expires": min},
-        own=frozenset({"arcbridge_relay_ready"}),
+        "relay", lambda: sources, rules={"arcbridge_relay_expires": min}, own=frozenset({"arcbridge_relay_ready"})
     )
     made.gauge("ready", "Ready.", None, lambda: 0)
     return made

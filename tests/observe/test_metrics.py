@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from arcbridge import __version__
 from arcbridge.observe.metrics import MAX_SERIES, Buckets, Metrics
 
 
@@ -18,7 +19,7 @@ def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], f
 
 
 def test_values_are_read_at_each_scrape() -> None:
-    metrics = Metrics("relay", version="1.2.3")
+    metrics = Metrics("relay")
     state = {"joins": 1, "open": 5}
     metrics.counter("joins_total", "Joins.", None, lambda: state["joins"])
     metrics.gauge("pumps_open", "Pumps.", None, lambda: state["open"])
@@ -30,10 +31,10 @@ def test_values_are_read_at_each_scrape() -> None:
 
 
 def test_build_info_and_process_metrics_are_there() -> None:
-    found = samples(Metrics("agent", version="1.2.3"))
+    found = samples(Metrics("agent"))
     (info,) = [labels for name, labels in found if name == "arcbridge_build_info"]
     assert dict(info)["role"] == "agent"
-    assert dict(info)["version"] == "1.2.3"
+    assert dict(info)["version"] == __version__
     assert found["process_resident_memory_bytes", ()] > 0
     assert found["process_open_fds", ()] > 0
 

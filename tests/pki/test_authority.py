@@ -44,11 +44,9 @@ def der(pem: str) -> bytes:
 
 def shaken(ca: Authority, client: Issued | None, server: Issued | None, name: str = "localhost") -> bytes:
     """The client's certificate at the server; either end may leave it to the CA to make a good one for it."""
-    ends = (
-        (ssl.PROTOCOL_TLS_CLIENT, client or ca.issue_client("c")),
-        (ssl.PROTOCOL_TLS_SERVER, server or ca.issue_server([name])),
-    )
-    return handshake(*(context(side, ca.certificate_pem, own) for side, own in ends), name)[1]
+    near = context(ssl.PROTOCOL_TLS_CLIENT, ca.certificate_pem, client or ca.issue_client("c"))
+    far = context(ssl.PROTOCOL_TLS_SERVER, ca.certificate_pem, server or ca.issue_server([name]))
+    return handshake(near, far, name)[1]
 
 
 def extension(certificate: x509.Certificate, kind: type[Any]) -> Any:

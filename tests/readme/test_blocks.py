@@ -16,35 +16,6 @@ def page(tmp_path: Path, text: str) -> Path:
     return path
 
 
-def test_marks_of_all_kinds(tmp_path: Path) -> None:
-    found = blocks(
-        page(
-            tmp_path,
-            '<!-- run: vm, stays, until "ready, at last", types "y" after "Trust" -->\n```sh\none\ntwo\n```\n'
-            "<!-- shows -->\n```text\nan … line\n```\ntext\n"
-            "<!-- not run: it needs a whole afternoon -->\n```sh\nmake\n```\n"
-            "<!-- run: vm, logs in -->\n```sh\nlogin\n```\n<!-- run: vm, ends its processes -->\n```sh\nend\n```\n",
-        )
-    )
-    assert [(one.kind, one.line, one.text) for one in found] == [
-        ("run", 2, "one\ntwo"),
-        ("shows", 7, "an … line"),
-        ("not run", 12, "make"),
-        ("run", 16, "login"),
-        ("run", 20, "end"),
-    ]
-    first = found[0]
-    assert (first.machine, first.stays, first.until, first.types, first.after) == (
-        "vm",
-        True,
-        "ready, at last",
-        "y",
-        "Trust",
-    )
-    assert found[2].reason == "it needs a whole afternoon"
-    assert (found[3].logs_in, found[4].ends) == (True, True)
-
-
 @pytest.mark.parametrize(
     ("text", "said"),
     [

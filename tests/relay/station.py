@@ -28,6 +28,7 @@ from arcbridge.net import client_hello
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import DIRECT, connect
 from arcbridge.net.join import client_join
+from arcbridge.net.sockets import receive
 from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN
 from arcbridge.net.tlspipe import TlsPipe
 from arcbridge.relay.access import Access, CallerChecks
@@ -238,6 +239,32 @@ def places_limits(total: int = 1000, per_source: int = 1000, *, rate: int = 10_0
 def places(*limits: int, clock: Callable[[], float] = time.monotonic, **named: int) -> Admission:
     """Places of a relay with `places_limits`."""
     return Admission(places_limits(*limits, **named), clock=clock)
+
+
+async def exactly(sock: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        chunk = await receive(sock, size - len(data))
+        assert chunk, "ended early"
+        data += chunk
+    return data
+
+
+async def is_cut(*ends: socket.socket) -> None:
+    """Require that each of these connections ends with a reset."""
+    for end in ends:
+        with pytest.raises(ConnectionResetError):
+            await asyncio.wait_for(receive(end, 10), 5)
+        end.close()
+
+
+async def echoes(sock: socket.socket, context: ssl.SSLContext | None = None) -> TlsPipe:
+    """Reach what is behind the HTTP handler of a station on this connection."""
+    pipe = TlsPipe(sock, context or client_context(ALPN_HTTP), server_hostname=RELAY)
+    await pipe.handshake()
+    await pipe.write(b"hello")
+    assert await pipe.read() == b"HELLO"
+    return pipe
 
 
 async def asking(sock: socket.socket, request: JoinRequest | None = None, cluster: str = "") -> TlsPipe:

@@ -12,7 +12,7 @@ import pytest
 
 from arcbridge.errors import ArcbridgeError
 from arcbridge.net.join import JoinCode, client_join
-from arcbridge.net.sockets import receive, reset
+from arcbridge.net.sockets import reset
 from arcbridge.relay import drain as module
 from arcbridge.relay.drain import Drain, Step
 from arcbridge.relay.fleet.base import AgentLink
@@ -20,7 +20,7 @@ from arcbridge.relay.membership import Membership
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import JoinReply, JoinRequest
 from tests.net.ends import RELAY, client_context
-from tests.relay.station import Agent, Station, refused, station, swallow
+from tests.relay.station import Agent, Station, is_cut, refused, station, swallow
 from tests.support.eventually import until
 
 
@@ -71,13 +71,6 @@ async def dialled(relay: Station, agent: Agent) -> asyncio.Task[tuple[socket.soc
     return joining
 
 
-async def is_reset(sock: socket.socket) -> bool:
-    try:
-        return await asyncio.wait_for(receive(sock, 1), 10) == b"impossible"
-    except ConnectionResetError:
-        return True
-
-
 async def test_some_leave_and_the_rest_is_cut_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PATIENCE", 0.5)
     monkeypatch.setattr(module, "SPREAD", 3600.0)
@@ -106,7 +99,7 @@ async def test_what_is_left_at_the_end_is_reset(tmp_path: Path, monkeypatch: pyt
     async with station(tmp_path, "prod") as relay, Agent(relay) as agent, sessions(relay, agent, 3) as near:
         await Draining(relay, [1.0, 1.0, 1.0]).over()
         assert relay.counters.pumps_cut == 3
-        assert all([await is_reset(sock) for sock in [*near, *agent.sockets]])
+        await is_cut(*near, *agent.sockets)
 
 
 async def test_a_second_signal_cuts_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +109,7 @@ async def test_a_second_signal_cuts_everything(tmp_path: Path, monkeypatch: pyte
         await draining.reaches(Step.DRAINING)
         draining.hurry.set()
         await draining.over()
-        assert all([await is_reset(sock) for sock in near])
+        await is_cut(*near)
         await asyncio.wait_for(agent.session.wait_ended(), 5)
 
 

@@ -22,7 +22,7 @@ from arcbridge.relay.fleet.base import Lost
 from arcbridge.relay.registry.base import UserRevocation
 from arcbridge.wire.records import Dial, Status
 from tests.net.ends import tcp_pair
-from tests.relay.station import Agent, Station, refused, station, swallow
+from tests.relay.station import Agent, Station, is_cut, refused, station, swallow
 from tests.support.eventually import until
 
 
@@ -69,13 +69,6 @@ async def enforced(directory: Path) -> AsyncIterator[Enforced]:
 async def carries(near: socket.socket, far: socket.socket) -> None:
     await send_all(near, b"ping")
     assert await asyncio.wait_for(receive(far, 4), 5) == b"ping"
-
-
-async def is_cut(*ends: socket.socket) -> None:
-    for end in ends:
-        with pytest.raises(ConnectionResetError):
-            await asyncio.wait_for(receive(end, 10), 5)
-        end.close()
 
 
 async def test_who_is_out_of_the_policy_is_cut_at_both_ends_and_refused(tmp_path: Path) -> None:

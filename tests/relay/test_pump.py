@@ -20,6 +20,7 @@ from arcbridge.net.sockets import receive, reset, send_all
 from arcbridge.relay.pipes import PipePool
 from arcbridge.relay.pump import BUDGET, HELD, SAMPLE, Pump, Pumps
 from tests.net.ends import tcp_pair
+from tests.relay.station import exactly
 from tests.support.eventually import until
 
 MIB = 1 << 20
@@ -91,15 +92,6 @@ async def read_all(sock: socket.socket, size: int = 1 << 18) -> tuple[int, str]:
         digest.update(data)
         count += len(data)
     return count, digest.hexdigest()
-
-
-async def exactly(sock: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        chunk = await receive(sock, size - len(data))
-        assert chunk, "ended early"
-        data += chunk
-    return data
 
 
 async def send_in_pieces(sock: socket.socket, data: bytes, piece: Callable[[], int]) -> None:

@@ -30,18 +30,9 @@ from arcbridge.relay.session_slots import SessionSlots
 from arcbridge.settings.config import RelayLimitsConfig
 from arcbridge.wire.records import Dial, JoinReply, JoinRequest, Status
 from tests.net.ends import RELAY, authority, client_context
-from tests.relay.station import Agent, Station, asking, consent_and_join, refuse, refused, station, swallow
+from tests.relay.station import Agent, Station, asking, consent_and_join, exactly, refuse, refused, station, swallow
 from tests.relay.test_session_slots import person
 from tests.support.eventually import until
-
-
-async def exactly(sock: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        chunk = await receive(sock, size - len(data))
-        assert chunk, "ended early"
-        data += chunk
-    return data
 
 
 async def first_socket(agent: Agent) -> socket.socket:

@@ -42,7 +42,4 @@ def test_no_module_writes_a_choice_out_again() -> None:
 def test_the_check_finds_what_it_should() -> None:
     assert list(
         retyped('a = "authcode"\nb = ("json", "yaml")\nc = ("info", "json")\n"""authcode, or device-code"""')
-    ) == [
-        "authcode",
-        "json, yaml",
-    ]
+    ) == ["authcode", "json, yaml"]

@@ -62,15 +62,14 @@ class Browser:
         found = self._process.wait_for_line(r"DevTools listening on ws://(127\.0\.0\.1:\d+)/", timeout=60)
         self._devtools = f"http://{found[1]}"
 
-    def run(self, url: str, script: str = "undefined", *, shows: str = "", timeout: float = 60) -> Any:
+    def run(self, url: str, script: str = "undefined", timeout: float = 60) -> Any:
         """Open `url` in a tab of its own, run `script` there, and return what it gives (a promise is awaited).
 
-        With `shows`, return the text of the page to which the script leads, once it has these words. Returns
-        `{"failed": REASON}` where the page cannot be opened.
+        Returns `{"failed": REASON}` where the page cannot be opened.
         """
-        return asyncio.run(self._run(url, script, shows, timeout))
+        return asyncio.run(self._run(url, script, timeout))
 
-    async def _run(self, url: str, script: str, shows: str, timeout: float) -> Any:
+    async def _run(self, url: str, script: str, timeout: float) -> Any:
         async with asyncio.timeout(timeout), aiohttp.ClientSession() as session:
             async with session.put(f"{self._devtools}/json/new?about:blank") as answer:
                 tab = await answer.json()
@@ -87,9 +86,6 @@ class Browser:
                 if "exceptionDetails" in run:
                     raise AssertionError(f"the page's script failed: {json.dumps(run['exceptionDetails'])[:2000]}")
                 value = run["result"].get("value")
-                if shows:
-                    while shows not in (value := await devtools.text()):
-                        await asyncio.sleep(0.02)
             async with session.get(f"{self._devtools}/json/close/{tab['id']}"):
                 return value
 
@@ -123,15 +119,6 @@ class _DevTools:
                 result: dict[str, Any] = message["result"]
                 return result
             self._events.append(message)
-
-    async def text(self) -> str:
-        """Return the page's text; empty between two pages."""
-        script = "document.body ? document.body.innerText : ''"
-        try:
-            run = await self.call("Runtime.evaluate", expression=script, returnByValue=True)
-        except AssertionError:
-            return ""
-        return str(run["result"].get("value"))
 
     async def event(self, method: str, **parameters: object) -> None:
         """Wait for an event with these parameters, unless it came before."""

@@ -30,16 +30,11 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import trustme
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from tests.support.kube_programs import KUBECTL_MINORS as KUBECTL_MINORS
 from tests.support.kube_programs import KUBERNETES_VERSION as KUBERNETES_VERSION
@@ -312,30 +307,11 @@ class Cluster:
                 time.sleep(0.005)
 
     def client_certificate(self, user: str, groups: Sequence[str] = ()) -> tuple[bytes, bytes]:
-        """Return a certificate that the API server takes for a user, and its key, both PEM."""
-        # Not trustme's: without host names its certificate has an empty critical extension, which Go refuses.
-        key = ec.generate_private_key(ec.SECP256R1())
-        issuer = x509.load_pem_x509_certificate(self._client_ca.cert_pem.bytes())
-        issuer_key = serialization.load_pem_private_key(self._client_ca.private_key_pem.bytes(), None)
-        assert isinstance(issuer_key, ec.EllipticCurvePrivateKey)
-        now = datetime.now(UTC)
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(
-                x509.Name(
-                    [x509.NameAttribute(NameOID.COMMON_NAME, user)]
-                    + [x509.NameAttribute(NameOID.ORGANIZATION_NAME, group) for group in groups]
-                )
-            )
-            .issuer_name(issuer.subject)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(hours=1))
-            .not_valid_after(now + timedelta(days=1))
-            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
-            .sign(issuer_key, hashes.SHA256())
-        )
-        return certificate.public_bytes(serialization.Encoding.PEM), _private_pem(key)
+        """Return a certificate that the API server takes for a user of at most one group, and its key, both PEM."""
+        # Without a host name its certificate would have an empty critical extension, which Go refuses.
+        (group,) = groups or (None,)
+        leaf = self._client_ca.issue_cert("client.invalid", common_name=user, organization_name=group)
+        return leaf.cert_chain_pems[0].bytes(), leaf.private_key_pem.bytes()
 
     def write_kubeconfig(
         self, path: Path, *, token: str | None = None, user: str | None = None, groups: Sequence[str] = ()
@@ -411,7 +387,7 @@ class Cluster:
             certificate, key = self.client_certificate(name, ["system:masters"])
             _write_private(self.directory / f"{name}.crt", certificate)
             _write_private(self.directory / f"{name}.key", key)
-        _write_private(self.directory / "service-account.key", _private_pem(ec.generate_private_key(ec.SECP256R1())))
+        _write_private(self.directory / "service-account.key", trustme.CA().private_key_pem.bytes())
 
     def _start(self, extra_args: list[str]) -> None:
         where = self.directory
@@ -604,12 +580,6 @@ class Cluster:
                 if event["type"] == "ERROR":
                     raise ApiError("GET", path, event["object"].get("code", 500), json.dumps(event["object"]))
                 yield event["type"], event["object"]
-
-
-def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
-    )
 
 
 def _base64(data: bytes) -> str:

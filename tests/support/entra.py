@@ -127,11 +127,9 @@ class Application:
     federated: list[Federated] = field(default_factory=list)
     consent: set[str] = field(default_factory=set)
     """Resources (client ids) for which delegated permissions have admin consent."""
-    roles: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     optional: tuple[str, ...] = ("upn", "idtyp")
     """Optional claims of access tokens for this application."""
-    managed_identity: bool = False
     assigned: tuple[str, ...] | None = None
     """`ApplicationGroup`: tokens for this application name the groups that are assigned to it; None: all."""
 
@@ -143,8 +141,6 @@ class User:
     upn: str
     object_id: str
     groups: tuple[str, ...] = ()
-    wids: tuple[str, ...] = ("b79fbf4d-3ef9-4689-8143-76b194e85509",)
-    enabled: bool = True
 
 
 @dataclass(slots=True)
@@ -171,10 +167,6 @@ class GraphState:
     """The next question is refused as if its token had been revoked."""
     token_status: int = 200
     """Another one than 200 is answered to every application that asks for a token for Graph."""
-    token_silent: bool = False
-    """The token endpoint takes requests for Graph's tokens, and answers none."""
-    token_answer: dict[str, Any] = field(default_factory=dict)
-    """Members of the token endpoint's answer that are others."""
     tokens_asked: int = 0
     """Requests for tokens for Graph, whatever became of them."""
 
@@ -204,9 +196,6 @@ class Entra(AppThread):
         }
         self.graph = GraphState()
         self.requests: Counter[str] = Counter()
-        self.auto_login = ""
-        """UPN of the user whom the authorization page logs in without asking."""
-        self.device_interval = 1
         self._codes: dict[str, Grant] = {}
         self._refresh: dict[str, Grant] = {}
         self._devices: dict[str, Device] = {}
@@ -301,7 +290,7 @@ class Entra(AppThread):
         claims["azpacr" if version == 2 else "appidacr"] = "0" if client.public else "1"
         if isinstance(who, User):
             pairwise = hashlib.sha256(f"{who.object_id}{resource.client_id}".encode()).digest()
-            claims |= {"sub": b64(pairwise), "scp": scp, "name": who.upn, "wids": list(who.wids)}
+            claims |= {"sub": b64(pairwise), "scp": scp, "name": who.upn, "wids": [_guid()]}
             if version == 2:
                 claims["preferred_username"] = who.upn
             else:
@@ -310,12 +299,7 @@ class Entra(AppThread):
                 claims["upn"] = who.upn
         else:
             # Of an application or managed identity `sub` and `oid` are the same.
-            claims |= {"sub": who.object_id, "wids": ["0997a1d0-0d1d-4acb-b408-d5ca73121e90"]}
-            if who.roles:
-                claims["roles"] = list(who.roles)
-            if who.managed_identity:
-                where = f"/subscriptions/{_guid()}/resourcegroups/shop"
-                claims["xms_mirid"] = f"{where}/providers/Microsoft.ManagedIdentity/userAssignedIdentities/ci"
+            claims |= {"sub": who.object_id, "wids": [_guid()]}
             if "idtyp" in resource.optional:
                 claims["idtyp"] = "app"
         return claims | self._groups(who, resource)
@@ -436,14 +420,6 @@ class Entra(AppThread):
                 "token_endpoint_auth_methods_supported": [
                     *("client_secret_post", "private_key_jwt", "client_secret_basic", "self_signed_tls_client_auth"),
                 ],
-                "response_modes_supported": ["query", "fragment", "form_post"],
-                "subject_types_supported": ["pairwise"],
-                "id_token_signing_alg_values_supported": ["RS256"],
-                "response_types_supported": ["code", "id_token", "code id_token", "id_token token"],
-                "scopes_supported": ["openid", "profile", "email", "offline_access"],
-                "request_uri_parameter_supported": False,
-                "tenant_region_scope": "EU",
-                "cloud_instance_name": "microsoftonline.com",
             }
         )
 
@@ -478,8 +454,8 @@ class Entra(AppThread):
         if query.get("response_type") != "code" or query.get("code_challenge_method") != "S256":
             raise Refused("invalid_request", "AADSTS9002325: Proof Key for Code Exchange is required")
         self._resource(query.get("scope", "").split(), client, delegated=True)
-        upn = query.get("login_hint") or self.auto_login
-        if upn not in self.users or not self.users[upn].enabled:
+        upn = query.get("login_hint", "")
+        if upn not in self.users:
             answer = {"error": "access_denied", "state": query.get("state", "")}
         else:
             code = f"0.{secrets.token_urlsafe(32)}"
@@ -510,7 +486,7 @@ class Entra(AppThread):
                 "device_code": device_code,
                 "verification_uri": page,
                 "expires_in": 900,
-                "interval": self.device_interval,
+                "interval": 1,
                 "message": f"To sign in, use a web browser to open the page {page} and enter the code {user_code}",
             }
         )
@@ -521,8 +497,6 @@ class Entra(AppThread):
         for_graph = form.get("scope") == f"{self.graph_url}/.default"
         if for_graph:
             state.tokens_asked += 1
-            while state.token_silent and self.graph is state:
-                await asyncio.sleep(0.01)
             if state.token_status != 200:
                 return _graph_error(state.token_status, "temporarily_unavailable", state.retry_after)
         client, how = await self._client(request, form)
@@ -552,13 +526,10 @@ class Entra(AppThread):
                 raise Refused("unsupported_grant_type", f"AADSTS70003: {other}")
         if grant is None or grant.client != client.client_id:
             raise Refused("invalid_grant", "AADSTS9002313: Invalid request")
-        if grant.user and not self.users[grant.user].enabled:
-            raise Refused("invalid_grant", "AADSTS50057: The user account is disabled")
-        answer = self._answer(grant, client, form)
         if not grant.user and for_graph:
             state.tokens[how] += 1
-            answer |= state.token_answer
-        return web.json_response(answer, headers={"Cache-Control": "no-store, no-cache"})
+        headers = {"Cache-Control": "no-store, no-cache"}
+        return web.json_response(self._answer(grant, client, form), headers=headers)
 
     async def _trap(self, request: web.Request) -> web.Response:
         return web.json_response({"value": []})

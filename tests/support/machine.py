@@ -5,6 +5,7 @@ Who logs in there, and how, belongs to the identity provider; `log_in` is its ow
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -12,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tests.support.cluster import Cluster
 from tests.support.processes import ManagedProcess, run
@@ -41,6 +43,13 @@ def write_settings(world: World, directory: Path, example: Path, change: Mapping
     return path
 
 
+def claims(token: str) -> dict[str, Any]:
+    """What a token says."""
+    part = token.split(".")[1]
+    found: dict[str, Any] = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+    return found
+
+
 @dataclass
 class Machine:
     """A home and the settings file that its commands read."""
@@ -48,7 +57,8 @@ class Machine:
     world: World
     name: str
     directory: Path
-    settings: Path
+    settings: Path | None
+    """None: nothing is set but the home."""
     environment: dict[str, str] = field(default_factory=dict)
     """What its commands find besides."""
 
@@ -59,7 +69,8 @@ class Machine:
         return self.world.client_env(self.directory, {**browser, **self.environment})
 
     def command(self, *arguments: str) -> list[str]:
-        return arcbridge("--role", "client", "--config", str(self.settings), *arguments)
+        own = () if self.settings is None else ("--role", "client", "--config", str(self.settings))
+        return arcbridge(*own, *arguments)
 
     def run(self, *arguments: str, check: bool = True) -> tuple[int, str]:
         """Run a command to its end: status, and what the user sees."""
@@ -74,6 +85,25 @@ class Machine:
         )
         self.world.processes.append(process)
         return process
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What the login has kept on this machine."""
+        (file,) = (self.directory / "cache").rglob("tokens/*.json")
+        found: dict[str, Any] = json.loads(file.read_text())
+        return found
+
+    @property
+    def cluster_token(self) -> str:
+        """The kept token for the cluster."""
+        (one,) = self.kept["by_audience"].values()
+        return str(one["access_token"])
+
+    @property
+    def key_file(self) -> Path:
+        """The key to which the login's tokens are bound."""
+        (file,) = (self.directory / "cache").rglob("tokens/*.key")
+        return file
 
     @contextlib.contextmanager
     def logging_in(self) -> Iterator[tuple[ManagedProcess, str]]:

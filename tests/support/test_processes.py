@@ -65,17 +65,6 @@ def test_a_signal_that_this_process_ignores_reaches_the_program(tmp_path: Path) 
         signal.signal(signal.SIGINT, former)
 
 
-def test_stop_asks_first_and_then_kills(tmp_path: Path) -> None:
-    polite = python("import signal; print('up'); signal.pause()", tmp_path, name="polite")
-    polite.wait_for_line("up")
-    assert polite.stop() == -signal.SIGTERM
-    assert polite.stop() == -signal.SIGTERM
-    code = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up'); signal.pause(); signal.pause()"
-    stubborn = python(code, tmp_path, name="stubborn")
-    stubborn.wait_for_line("up")
-    assert stubborn.stop(timeout=0.1) == -signal.SIGKILL
-
-
 def test_a_terminal_has_a_size_and_echoes(tmp_path: Path) -> None:
     code = """
 import os, signal

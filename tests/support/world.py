@@ -399,8 +399,7 @@ class World:
         self, user: User = ALICE, *extra: str, ready: bool = True, env: Mapping[str, str] | None = None
     ) -> Client:
         """Start a person's client with a home of its own; it is ready when it printed the line that tools parse."""
-        self._clients += 1
-        directory = self.directory / f"client-{self._clients}-{user.name}"
+        directory = self._new_home(user)
         environment = self.client_env(directory, env)
         kubeconfig = directory / "kubeconfig"
         arguments = [*self.client_arguments(user, directory), "--file", str(kubeconfig), "--port", "0", *extra]
@@ -411,6 +410,11 @@ class World:
             client.port = int(process.wait_for_line(r"Proxy is listening on port (\d+)", timeout=30)[1])
             process.wait_for_line(r"Start sending kubectl requests on '(.+)' context", timeout=30)
         return client
+
+    def _new_home(self, user: User) -> Path:
+        """Return the directory of a further client."""
+        self._clients += 1
+        return self.directory / f"client-{self._clients}-{user.name}"
 
     def client_env(self, directory: Path, env: Mapping[str, str] | None = None) -> dict[str, str]:
         """The environment of a person whose home is `directory`."""
@@ -428,8 +432,7 @@ class World:
 
     def start_forward(self, name: str, user: User = ALICE, *extra: str) -> tuple[ManagedProcess, int]:
         """Start a person's `forward` of a TCP target; return the process and the local port."""
-        self._clients += 1
-        directory = self.directory / f"client-{self._clients}-{user.name}"
+        directory = self._new_home(user)
         port = fixed_port()
         arguments = [*self.client_arguments(user, directory), *extra, "forward", name, "--listen", f"127.0.0.1:{port}"]
         argv = [*self.client_prefix, *arcbridge(*arguments)]
@@ -441,8 +444,7 @@ class World:
         self, user: User, *arguments: str, check: bool = False, timeout: float = 30
     ) -> subprocess.CompletedProcess[str]:
         """Run one client command to its end."""
-        self._clients += 1
-        directory = self.directory / f"client-{self._clients}-{user.name}"
+        directory = self._new_home(user)
         done = run(
             [*self.client_prefix, *arcbridge(*self.client_arguments(user, directory), *arguments)],
             env={**os.environ, **self.client_env(directory)},

@@ -6,13 +6,11 @@ config/examples/entra-id, and kubectl speaks to a real API server.
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,7 +18,7 @@ from tests.support.cluster import Cluster
 from tests.support.entra import CLUSTER, PIPELINE, READER, RELAY, Certificate, Entra, Federated, GraphState
 from tests.support.issuer import Issuer
 from tests.support.issuer_server import ACTIONS_SECRET
-from tests.support.machine import Shell
+from tests.support.machine import Shell, claims
 from tests.support.processes import run
 from tests.support.reports import metrics, until
 from tests.support.world import arcbridge
@@ -47,19 +45,6 @@ def usual(entra: Entra) -> Iterator[None]:
     yield
     entra.applications[CLUSTER].version = 2
     entra.applications[RELAY].assigned = None
-
-
-def claims(token: str) -> dict[str, Any]:
-    part = token.split(".")[1]
-    found: dict[str, Any] = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
-    return found
-
-
-def kept(machine: EntraMachine) -> dict[str, Any]:
-    """What the login has kept on this machine."""
-    (file,) = (machine.directory / "cache").rglob("tokens/*.json")
-    found: dict[str, Any] = json.loads(file.read_text())
-    return found
 
 
 def bind(cluster: Cluster, name: str, role: str, user: str) -> None:
@@ -126,8 +111,7 @@ class TestPeople:
         who = Shell(cluster, bert).whoami()
         assert (who["username"], who["uid"]) == ("bert@example.org", user.object_id)
         assert who["groups"] == [STAFF, "system:authenticated"]
-        relay, (agent,) = claims(kept(bert)["access_token"]), kept(bert)["by_audience"].values()
-        assert (relay["aud"], claims(agent["access_token"])["aud"]) == (RELAY, CLUSTER)
+        assert (claims(bert.kept["access_token"])["aud"], claims(bert.cluster_token)["aud"]) == (RELAY, CLUSTER)
 
     def test_a_v1_token_means_the_same_person(self, cluster: Cluster, enrolled: EntraWorld, entra: Entra) -> None:
         entra.applications[CLUSTER].version = 1
@@ -141,8 +125,7 @@ class TestPeople:
         carl.start()
         who = Shell(cluster, carl).whoami()
         assert (who["username"], who["uid"]) == ("carl@example.org", user.object_id)
-        (token,) = kept(carl)["by_audience"].values()
-        assert claims(token["access_token"])["iss"] == entra.issuer_v1
+        assert claims(carl.cluster_token)["iss"] == entra.issuer_v1
 
     def test_a_token_that_names_a_key_counts_with_its_proof(
         self, cluster: Cluster, enrolled: EntraWorld, entra: Entra
@@ -152,15 +135,14 @@ class TestPeople:
         dana.log_in()
         dana.start()
         assert Shell(cluster, dana).whoami()["username"] == "dana@example.org"
-        assert set(claims(kept(dana)["access_token"])["cnf"]) == {"kid", "xms_ksl"}
+        assert set(claims(dana.kept["access_token"])["cnf"]) == {"kid", "xms_ksl"}
         lines = until(
             lambda: [line for line in enrolled.audit_lines() if line.get("user") == "dana@example.org"],
             "dana is in the audit log",
         )
         assert {line["bound"] for line in lines} == {"cnf.kid"}
         # The same tokens on another machine, which does not have the key.
-        (token,) = kept(dana)["by_audience"].values()
-        thief = EntraMachine.with_tokens(enrolled, "thief", kept(dana)["access_token"], token["access_token"])
+        thief = EntraMachine.with_tokens(enrolled, "thief", dana.kept["access_token"], dana.cluster_token)
         status, said = thief.run("clusters", check=False)
         assert status == 3
         assert "bound to a key and came without a proof" in said
@@ -275,11 +257,7 @@ class TestPipelines:
 
     def test_as_a_managed_identity(self, cluster: Cluster, enrolled: EntraWorld, entra: Entra) -> None:
         identity = entra.applications[PIPELINE]
-        identity.managed_identity = True
-        try:
-            tokens = {audience: entra.token_for(identity, audience) for audience in (RELAY, CLUSTER)}
-        finally:
-            identity.managed_identity = False
+        tokens = {audience: entra.token_for(identity, audience) for audience in (RELAY, CLUSTER)}
         machine = EntraMachine.at_work(
             enrolled, "by-identity", "ci-managed-identity.toml", change={"/etc/arcbridge/": f"{enrolled.directory}/"}
         )

@@ -53,16 +53,8 @@ class Served(ServedCluster):
         super().__init__(context, cluster, clock=clock)
         self.connections: list[Connection] = []
         self.since = clock()
-        self.moved = False
-        """Whether the port is another one than the kubeconfig may say."""
         self.tasks: list[asyncio.Task[None]] = []
         """Keep the session up, and the certificates young."""
-
-    def bind(self) -> str:
-        if moved := super().bind():
-            self.moved = True
-            log.warning("port moved", reason=moved)
-        return moved
 
     async def wait_for_session(self) -> None:
         """Wait for a session; raises the error of the attempt."""
@@ -254,6 +246,8 @@ class ServedClusters:
 
     async def _accept(self, key: ConnectionSettings, served: Served) -> None:
         """Serve at the port that it has."""
+        if served.moved:
+            log.warning("port moved", reason=served.moved)
         self.served[key] = served
         served.tasks.append(asyncio.create_task(served.keep_renewed(lambda: self._renewed(served))))
         await served.serve()

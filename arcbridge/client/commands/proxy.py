@@ -53,8 +53,9 @@ async def run_proxy(
     observer = None
     try:
         for proxy in proxies:
-            if moved := proxy.bind():
-                terminal.tell(moved)
+            proxy.bind()
+            if proxy.moved:
+                terminal.tell(proxy.moved)
             terminal.tell(f"Proxy is listening on port {proxy.port}")
         if config.observe.listen:
             from arcbridge.client.serving.observation import observe

@@ -57,6 +57,8 @@ class ClientAuthentication:
         clock: Callable[[], float] = time.time,
         environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        if not config.client_id:
+            raise ConfigError("login.client_id: required with login.issuer; give --oidc-client-id ID")
         given = [f"login.{name}" for name in CLIENT_CREDENTIALS if getattr(config, name)]
         given += ["login.workload"] if is_azure_pipelines(config.workload) else []
         if len(given) > 1:
@@ -83,19 +85,33 @@ class ClientAuthentication:
         config = self._config
         if config.client_secret_file is not None:
             self._warn_of_readers(config.client_secret_file, "login.client_secret_file")
-            return self._secret(endpoints, read_word(config.client_secret_file, "login.client_secret_file"))
+            secret = read_word(config.client_secret_file, "login.client_secret_file")
+            if endpoints.secret_in_form:
+                return {"client_id": config.client_id, "client_secret": secret}, {}
+            # Each issuer has to know HTTP Basic (RFC 6749 §2.3.1), unless discovery offers the form alone.
+            pair = f"{quote_plus(config.client_id)}:{quote_plus(secret)}"
+            return {}, {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
         if config.client_key_file is not None:
             self._warn_of_readers(config.client_key_file, "login.client_key_file")
-            audience = url if url == endpoints.token else endpoints.issuer
-            return self._asserted(self._signed(audience, config.client_key_file))
-        if config.client_assertion_file is not None:
-            return self._asserted(read_word(config.client_assertion_file, "login.client_assertion_file"))
-        if config.client_assertion_command:
+            certificate = config.client_certificate_file
+            assertion = sign_assertion(
+                config.client_id,
+                url if url == endpoints.token else endpoints.issuer,
+                self._clock(),
+                key=(config.client_key_file, "login.client_key_file"),
+                certificate=None if certificate is None else (certificate, "login.client_certificate_file"),
+                key_id=config.client_key_id,
+            )
+        elif config.client_assertion_file is not None:
+            assertion = read_word(config.client_assertion_file, "login.client_assertion_file")
+        elif config.client_assertion_command:
             output = await output_of("login.client_assertion_command", config.client_assertion_command)
-            return self._asserted(one_word(output, "login.client_assertion_command"))
-        if self._of_job is not None:
-            return self._asserted(await self._of_job())
-        return {"client_id": config.client_id}, {}
+            assertion = one_word(output, "login.client_assertion_command")
+        elif self._of_job is not None:
+            assertion = await self._of_job()
+        else:
+            return {"client_id": config.client_id}, {}
+        return asserted(config.client_id, assertion), {}
 
     def _warn_of_readers(self, path: Path, setting: str) -> None:
         """Warn once that other users may read a secret. It is not refused: the volumes of pods are so by default."""
@@ -106,27 +122,3 @@ class ClientAuthentication:
         if others and not self._warned:
             self._warned = True
             log.warning("other users may read a secret of the client", setting=setting, instead=f"chmod 600 {path}")
-
-    def _secret(self, endpoints: IssuerEndpoints, secret: str) -> tuple[dict[str, str], dict[str, str]]:
-        """Prove by a secret in HTTP Basic, which each issuer has to know (RFC 6749 §2.3.1), unless discovery offers
-        the form alone."""
-        if endpoints.secret_in_form:
-            return {"client_id": self._config.client_id, "client_secret": secret}, {}
-        pair = f"{quote_plus(self._config.client_id)}:{quote_plus(secret)}"
-        return {}, {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
-
-    def _asserted(self, assertion: str) -> tuple[dict[str, str], dict[str, str]]:
-        return asserted(self._config.client_id, assertion), {}
-
-    def _signed(self, audience: str, path: Path) -> str:
-        """Sign an assertion of our own (private_key_jwt), for one audience and for one minute."""
-        config = self._config
-        certificate = config.client_certificate_file
-        return sign_assertion(
-            config.client_id,
-            audience,
-            self._clock(),
-            key=(path, "login.client_key_file"),
-            certificate=None if certificate is None else (certificate, "login.client_certificate_file"),
-            key_id=config.client_key_id,
-        )

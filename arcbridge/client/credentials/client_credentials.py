@@ -34,8 +34,6 @@ class ClientCredentials(MemoryTokens):
         environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         super().__init__(key, clock)
-        if not config.client_id:
-            raise ConfigError("login.client_id: required with login.issuer; give --oidc-client-id ID")
         self._authentication = ClientAuthentication(config, clock, environment)
         if not self._authentication.confidential:
             raise ConfigError(

@@ -35,6 +35,7 @@ class EnvironmentTokens:
         self._names: list[str] = []
         self._path: Path | None = None
         self._issuer = ""
+        self.what, self._advice = kind, "put a token with this audience there"
         if kind == GITLAB:
             self._issuer = environment.get("CI_SERVER_URL", "").rstrip("/")
             if not self._issuer:
@@ -47,13 +48,11 @@ class EnvironmentTokens:
                 raise ConfigError("login.workload: env: needs names of environment variables, as in env:RELAY_TOKEN")
             if missing := [name for name in self._names if not environment.get(name)]:
                 raise ConfigError(f"login.workload: the environment variable {missing[0]} is not set")
-            self.what, self._advice = kind, "have the platform give the job a token with this audience"
-        else:
-            path = kind.removeprefix(FILE)
-            if not path:
-                raise ConfigError("login.workload: file: needs a path, as in file:/var/run/secrets/arcbridge")
+            self._advice = "have the platform give the job a token with this audience"
+        elif path := kind.removeprefix(FILE):
             self._path = Path(path)
-            self.what, self._advice = kind, "put a token with this audience there"
+        else:
+            raise ConfigError("login.workload: file: needs a path, as in file:/var/run/secrets/arcbridge")
 
     def for_audience(self, audience: str) -> str:
         """Return the token for `audience` that lasts longest. Raises Unauthenticated, StateError."""

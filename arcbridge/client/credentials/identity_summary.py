@@ -47,10 +47,8 @@ def summary_of(config: ClientConfig, state: StateDirectory, *, now: float | None
     login = config.login
     relays = config.relay_urls()
     relay = short_url(parse_address(relays[0])) if relays else ""
-    if login.workload:
-        return IdentitySummary(relay=relay, renews=True, source="workload")
-    if login.command:
-        return IdentitySummary(relay=relay, renews=True, source="command")
+    if login.workload or login.command:
+        return IdentitySummary(relay=relay, renews=True, source="workload" if login.workload else "command")
     if login.access_token_file is not None or login.id_token_file is not None:
         file = login.access_token_file or login.id_token_file
         assert file is not None
@@ -66,7 +64,7 @@ def summary_of(config: ClientConfig, state: StateDirectory, *, now: float | None
         return IdentitySummary(user=login.client_id, issuer=login.issuer, relay=relay, renews=True, source=PROGRAM)
     cache = cache_of(config, state)
     tokens = cache.load()
-    if not (tokens.access_token or tokens.id_token or tokens.refresh_token):
+    if not tokens:
         raise Unauthenticated(f"{cache.no_login}; run `{command}`")
     if not tokens.refresh_token and not tokens.usable(now):
         raise Unauthenticated(f"the login at {login.issuer} has ended; run `{command}`")

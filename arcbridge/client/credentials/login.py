@@ -59,8 +59,6 @@ OpenBrowser = Callable[[str], Awaitable[bool]]
 
 def check_login(config: LoginConfig) -> None:
     """Raise ConfigError for settings with which no login can work."""
-    if not config.client_id:
-        raise ConfigError("login.client_id: required with login.issuer; give --oidc-client-id ID")
     if config.redirect_port is not None and not 0 <= config.redirect_port <= 65535:
         raise ConfigError("login.redirect_port: must be a port, or 0 for any free one")
     check_redirect_path(config.redirect_path)
@@ -88,13 +86,10 @@ class Login:
         open_browser: OpenBrowser | None = None,
         clock: Callable[[], float] = time.time,
         environment: Mapping[str, str] = os.environ,
-        redirect_ports: tuple[int, ...] = REDIRECT_PORTS,
         command: str = "arcbridge login",
     ) -> None:
         """`command`: what an error advises the user to run where only a new login helps."""
         check_login(config)
-        if config.redirect_port is not None:
-            redirect_ports = (config.redirect_port,)
         self._authentication = ClientAuthentication(config, clock, environment)
         self._config = config
         self._cache = cache
@@ -102,7 +97,7 @@ class Login:
         self._open_browser = open_browser or _open_browser
         self._clock = clock
         self._environment = environment
-        self._redirect_ports = redirect_ports
+        self._redirect_ports = REDIRECT_PORTS if config.redirect_port is None else (config.redirect_port,)
         self._command = command
 
     async def tokens(self, *, interactive: bool, force: bool = False) -> TokenSet:
@@ -139,8 +134,7 @@ class Login:
                 elif kept.usable(self._clock()) and suits and not force:
                     return kept
                 if not interactive:
-                    never = not kept.refresh_token and kept.same_login(TokenSet())
-                    state = self._cache.no_login if never else f"the login has ended{why}"
+                    state = f"the login has ended{why}" if kept else self._cache.no_login
                     raise Unauthenticated(f"{state}; run `{self._command}`")
                 return await self._log_in(issuer)
 
@@ -183,10 +177,10 @@ class Login:
     @property
     def key(self) -> ProofKey | None:
         """The key to which this login's tokens are bound; None: there was no login yet. Raises StateError."""
-        return proof_keys.load(self._key_path, of_settings=self._config.proof_key_file is not None)
+        return proof_keys.load(self._key_path)
 
     def _own_key(self) -> ProofKey:
-        return proof_keys.load_or_make(self._key_path, of_settings=self._config.proof_key_file is not None)
+        return proof_keys.load_or_make(self._key_path)
 
     @property
     def _key_path(self) -> Path:
@@ -278,9 +272,10 @@ class Login:
         verifier = secrets.token_urlsafe(32)
         wanted = {**self._wanted(), **_challenge(verifier)}
         answer = await issuer.post(endpoints.device_authorization, wanted)
-        device_code, page = answer.get("device_code"), page_of(answer.get("verification_uri"))
-        user_code = _code_of(answer.get("user_code"))
-        if not (isinstance(device_code, str) and user_code and page):
+        device_code, user_code = answer.get("device_code"), answer.get("user_code")
+        page = page_of(answer.get("verification_uri"))
+        shown = isinstance(user_code, str) and _CODE.fullmatch(user_code) and page
+        if not isinstance(device_code, str) or not shown:
             raise Unreachable(f"the issuer {issuer.url} gave an incomplete device code; try again")
         whole = page_of(answer.get("verification_uri_complete"))
         _check_page(issuer, page)
@@ -440,11 +435,6 @@ def _check_page(issuer: Issuer, page: str) -> None:
             f"{' and '.join(issuer.origins)} alone. Your code could log in another user there; ask the issuer's "
             f"operator, and if that is right {issuer.how_to_accept(where)}"
         )
-
-
-def _code_of(value: object) -> str:
-    """Return a code that the user is to type, as it may be shown; empty where it is none."""
-    return value if isinstance(value, str) and _CODE.fullmatch(value) else ""
 
 
 def _challenge(verifier: str) -> dict[str, str]:

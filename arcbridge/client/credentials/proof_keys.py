@@ -23,33 +23,32 @@ from arcbridge.pki.private_files import (
 )
 
 
-def load(path: Path, *, of_settings: bool = False) -> ProofKey | None:
+def load(path: Path) -> ProofKey | None:
     """Return the key in the file at `path`, None when there is no file.
 
-    `of_settings`: `login.proof_key_file` names it, so that the advice of an error is another one.
     Raises StateError when it cannot be read, is no key, or may be read by other users.
     """
     data = read_file(path, limit=MAX_KEY_FILE)
     if data is None:
         return None
+    advice = "remove the file and log in again; where login.proof_key_file names it,"
     try:
         status = os.stat(path)
     except OSError as error:
         raise StateError(f"cannot read {path}: {error.strerror}") from error
     if others_may_use(status):
-        advice = f"chmod 600 {path}" if of_settings else "remove the file and log in again"
-        raise StateError(f"other users may read the key in {path} (mode {stat.S_IMODE(status.st_mode):o}): {advice}")
+        mode = f"mode {stat.S_IMODE(status.st_mode):o}"
+        raise StateError(f"other users may read the key in {path} ({mode}): {advice} chmod 600 {path}")
     try:
         return _parsed(data)
     except StateError as error:
-        advice = "put the key there again" if of_settings else "remove the file and log in again"
-        raise StateError(f"{path} is damaged ({error.message}): {advice}") from error
+        raise StateError(f"{path} is damaged ({error.message}): {advice} put the key there again") from error
 
 
 def required(path: Path) -> ProofKey:
     """Return the key of `login.proof_key_file`. Raises ConfigError where there is none that can be used."""
     try:
-        key = load(path, of_settings=True)
+        key = load(path)
     except StateError as error:
         raise ConfigError(f"login.proof_key_file: {error.message}") from error
     if key is None:
@@ -57,14 +56,14 @@ def required(path: Path) -> ProofKey:
     return key
 
 
-def load_or_make(path: Path, *, of_settings: bool = False) -> ProofKey:
+def load_or_make(path: Path) -> ProofKey:
     """Return the key in the file at `path`, which is made first where it is missing. Raises StateError as `load`."""
-    key = load(path, of_settings=of_settings)
+    key = load(path)
     if key is not None:
         return key
     ensure_private_directory(path.parent)
     with locked(path.with_name(f".{path.name}.lock")):
-        key = load(path, of_settings=of_settings)
+        key = load(path)
         if key is None:
             key = ProofKey.generate()
             write_private(path, key.to_jwk())

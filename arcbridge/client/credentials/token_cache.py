@@ -66,6 +66,10 @@ class TokenSet:
         """Return whether access and id token are those of `other`: neither has been refreshed since."""
         return (self.access_token, self.id_token) == (other.access_token, other.id_token)
 
+    def __bool__(self) -> bool:
+        """Return whether there is any token, which may have ended."""
+        return bool(self.access_token or self.id_token or self.refresh_token)
+
 
 class MemoryTokens:
     """Tokens that come without a person, by their audiences, kept in this process alone until they grow old.

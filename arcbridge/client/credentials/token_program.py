@@ -30,30 +30,22 @@ async def output_of(setting: str, command: tuple[str, ...], environment: Mapping
         )
     except OSError as error:
         raise Unauthenticated(f"{setting}: cannot run {name}: {error.strerror}") from error
+    assert process.stdout is not None
+    output = bytearray()
     try:
         async with asyncio.timeout(DEADLINE):
-            output = await _read(process)
-            if output is not None:
-                await process.wait()
+            while received := await process.stdout.read(65536):
+                output += received
+                if len(output) > OUTPUT_LIMIT:
+                    most = f"more than {OUTPUT_LIMIT // 1024} KiB, which is no token"
+                    raise Unauthenticated(f"{setting}: {name} printed {most}")
+            await process.wait()
     except TimeoutError as error:
         raise Unauthenticated(f"{setting}: {name} gave no token within {DEADLINE:.0f} s") from error
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    if output is None:
-        raise Unauthenticated(f"{setting}: {name} printed more than {OUTPUT_LIMIT // 1024} KiB, which is no token")
     if process.returncode:
         raise Unauthenticated(f"{setting}: {name} ended with code {process.returncode}")
-    return output
-
-
-async def _read(process: asyncio.subprocess.Process) -> bytes | None:
-    """Read the whole output; None as soon as it is more than `OUTPUT_LIMIT`."""
-    assert process.stdout is not None
-    output = bytearray()
-    while received := await process.stdout.read(65536):
-        output += received
-        if len(output) > OUTPUT_LIMIT:
-            return None
     return bytes(output)

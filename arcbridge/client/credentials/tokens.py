@@ -258,7 +258,7 @@ class Tokens:
         if self._login.proof_key_file is not None:
             from arcbridge.client.credentials import proof_keys
 
-            if (key := proof_keys.load(self._login.proof_key_file, of_settings=True)) is not None:
+            if (key := proof_keys.load(self._login.proof_key_file)) is not None:
                 yield key
 
     async def retry_once(self, attempt: Callable[[], Awaitable[T]]) -> T:

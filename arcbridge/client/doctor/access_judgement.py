@@ -169,23 +169,19 @@ class SessionFacts:
 
 def judge_session(facts: SessionFacts, token: UnverifiedClaims) -> list[Finding]:
     """Judge the hops `agent` and `session`; a refusal of the relay's policy is a finding of the hop `policy` alone."""
-    error = facts.error
-    if error is None:
-        through = f" through {facts.relay}" if facts.relay else ""
-        ping = f", {facts.round_trip * 1000:.1f} ms to the agent and back" if facts.round_trip else ""
-        return [
-            ok("agent", f'an agent of "{facts.cluster}" answers'),
-            ok("session", f"end to end as {clip(facts.subject)}{through}{ping} (session {clip(facts.session)})"),
-        ]
-    refused = _cause(error, JoinRefused)
-    if refused is not None:
-        return _judge_join(facts, JoinCode(refused.code) if refused.code in set(JoinCode) else JoinCode.INTERNAL, error)
+    error, refused = facts.error, _cause(facts.error, JoinRefused)
+    if error is not None and refused is not None:
+        return _judge_join(facts.cluster, refused.code, error)
     agent = ok("agent", f'an agent of "{facts.cluster}" answers')
-    return [agent, _judge_session_error(facts, error, token)]
+    if error is not None:
+        return [agent, _judge_session_error(facts, error, token)]
+    through = f" through {facts.relay}" if facts.relay else ""
+    ping = f", {facts.round_trip * 1000:.1f} ms to the agent and back" if facts.round_trip else ""
+    session = f"end to end as {clip(facts.subject)}{through}{ping} (session {clip(facts.session)})"
+    return [agent, ok("session", session)]
 
 
-def _judge_join(facts: SessionFacts, code: JoinCode, error: ArcbridgeError) -> list[Finding]:
-    cluster = facts.cluster
+def _judge_join(cluster: str, code: int, error: ArcbridgeError) -> list[Finding]:
     match code:
         case JoinCode.FORBIDDEN:
             return [_not_allowed(cluster)]

@@ -62,7 +62,6 @@ log = structlog.get_logger("arcbridge.client")
 class EndpointStats:
     """Counters of one endpoint."""
 
-    accepted: int = 0
     open: int = 0
     spliced: int = 0
     strangers: int = 0
@@ -222,7 +221,6 @@ class LocalConnection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         endpoint = self._endpoint
         endpoint.connections.add(self)
-        endpoint.stats.accepted += 1
         endpoint.stats.open += 1
         self._arm(FIRST_BYTES_DEADLINE)
         self._refusal = _certificate_refusal(

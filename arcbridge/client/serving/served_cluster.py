@@ -55,6 +55,8 @@ class ServedCluster:
         self.relays = context.relays.names
         self.endpoint: LocalEndpoint | None = None
         self.port = 0
+        self.moved = ""
+        """The line that says that the port is another one than the kubeconfig may say; empty: it is not."""
         self.certificates: LocalCertificates | None = None
         self._token = context.token
         self._clock = clock
@@ -65,14 +67,14 @@ class ServedCluster:
         self._warned: set[str] = set()
         """What has failed, was logged, and has not succeeded since."""
 
-    def bind(self) -> str:
-        """Take the port: the wanted one, or the one this cluster had, or the next free one.
+    def bind(self) -> None:
+        """Take the port: the wanted one, or the one this cluster had, or the next free one, as `moved` says then.
 
-        Returns the line that says that the cluster has another port now, or nothing. Raises PortInUse, StateError.
+        Raises PortInUse, StateError.
         """
         if self.config.port is not None:
             self.take(listen_local(self.config.port))
-            return ""
+            return
         had = self.state.kept_port(self.relays, self.cluster)
         ports = [*(() if had is None else (had,)), *islice(self.state.free_ports(), PORTS_TRIED)]
         for port in ports:
@@ -80,11 +82,11 @@ class ServedCluster:
                 self.take(listen_local(port))
             except PortInUse:
                 continue
-            if had is None or port == had:
-                return ""
-            holder = port_holder(had)
-            by = f" by a process of {holder}" if holder else ""
-            return f'Port {had} was taken{by}; cluster "{self.cluster}" has port {port} now'
+            if had not in (None, port):
+                holder = port_holder(had)
+                by = f" by a process of {holder}" if holder else ""
+                self.moved = f'Port {had} was taken{by}; cluster "{self.cluster}" has port {port} now'
+            return
         raise PortInUse(ports[0])
 
     def announce(self, port: int) -> None:

@@ -42,7 +42,8 @@ class Sibling:
     async def ask(self, head: Head, body: bytes = b"", sock: socket.socket | None = None) -> Received:
         """Put a question and return the answer; see `Channel.send`. Raises `ChannelClosed`, also once it is lost."""
         number = next(self._numbers)
-        answer = self.asked[number] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Received] = asyncio.get_running_loop().create_future()
+        self.asked[number] = answer
         try:
             self.channel.send({**head, "n": number}, body, sock)
             return await answer

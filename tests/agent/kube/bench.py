@@ -24,6 +24,7 @@ from arcbridge.identity.claims import Identity
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.mux.stream import StreamTransport
 from arcbridge.settings.config import KubernetesConfig
+from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.records import Auth, AuthOk
 from arcbridge.wire.session import Kind, Side
 from arcbridge.wire.stream import Stream
@@ -147,17 +148,55 @@ class Wire:
 
 
 class _AgentSide(BaseHandler):
-    def __init__(self, bench: Bench) -> None:
-        self.bench = bench
+    """The agent's side of a session: each of its streams is the caller's."""
+
+    def __init__(self, proxy: KubeProxy, caller: Caller, ended: list[ArcbridgeError]) -> None:
+        self._proxy, self._caller, self._ended = proxy, caller, ended
 
     def auth_received(self, session: MuxSession, auth: Auth) -> None:
-        session.accept_auth(AuthOk(session_id=b"1" * 16, resume_secret=b"2" * 16, subject="alice", expires_in=600))
+        user = self._caller.identity.username
+        session.accept_auth(AuthOk(session_id=b"1" * 16, resume_secret=b"2" * 16, subject=user, expires_in=600))
 
     def stream_opened(self, session: MuxSession, stream: StreamTransport, target: str) -> None:
-        self.bench.proxy.serve(stream, self.bench.caller)
+        self._proxy.serve(stream, self._caller)
 
     def session_ended(self, session: MuxSession, error: ArcbridgeError) -> None:
-        self.bench.ended.append(error)
+        self._ended.append(error)
+
+
+@dataclass
+class CallersSession:
+    """A session of one caller at a proxy, in this process: the client's side, and the agent's."""
+
+    caller: Caller
+    client: MuxSession
+    agents: list[MuxSession] = field(default_factory=list)
+    ended: list[ArcbridgeError] = field(default_factory=list)
+
+
+@asynccontextmanager
+async def session_of(proxy: KubeProxy, caller: Caller, limits: Limits = DEFAULT) -> AsyncIterator[CallersSession]:
+    """Make a session over TCP, and end it with the block."""
+    made = CallersSession(caller, MuxSession(Side.INITIATOR, Kind.SESSION, BaseHandler(), limits=limits))
+
+    def accept() -> asyncio.BaseProtocol:
+        handler = _AgentSide(proxy, caller, made.ended)
+        made.agents.append(MuxSession(Side.ACCEPTOR, Kind.SESSION, handler, limits=limits))
+        return made.agents[-1].protocol()
+
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(accept, "127.0.0.1", 0)
+    made.client.authenticate(Auth(kind="oidc", token="t"))
+    await loop.create_connection(made.client.protocol, "127.0.0.1", server.sockets[0].getsockname()[1])
+    await made.client.wait_established()
+    try:
+        yield made
+    finally:
+        # A reset can overtake the client's GOAWAY; the agent's session would then wait for another connection.
+        for session in (made.client, *made.agents):
+            session.close()
+            await session.wait_ended()
+        server.close()
 
 
 @dataclass
@@ -167,8 +206,8 @@ class Bench:
     audit: RecordedAudit
     caller: Caller
     client: MuxSession
-    ended: list[ArcbridgeError] = field(default_factory=list)
-    agents: list[MuxSession] = field(default_factory=list)
+    ended: list[ArcbridgeError]
+    agents: list[MuxSession]
     """The agent's sides of the session."""
 
     def agent_streams(self) -> list[Stream]:
@@ -244,29 +283,11 @@ async def running(directory: Path, **config: Any) -> AsyncIterator[Bench]:
         api = ApiServer(endpoint_of(KubernetesConfig(**settings), {}))
         audit = RecordedAudit()
         proxy = KubeProxy(api, audit)
-        client = MuxSession(Side.INITIATOR, Kind.SESSION, BaseHandler())
-        bench = Bench(fake, proxy, audit, caller_of(ALICE, accounts), client)
-        loop = asyncio.get_running_loop()
-        agents = bench.agents
-
-        def accept() -> asyncio.BaseProtocol:
-            agents.append(MuxSession(Side.ACCEPTOR, Kind.SESSION, _AgentSide(bench)))
-            return agents[-1].protocol()
-
-        server = await loop.create_server(accept, "127.0.0.1", 0)
-        client.authenticate(Auth(kind="oidc", token="t"))
-        await loop.create_connection(client.protocol, "127.0.0.1", server.sockets[0].getsockname()[1])
-        await client.wait_established()
+        caller = caller_of(ALICE, accounts)
         try:
-            yield bench
+            async with session_of(proxy, caller) as made:
+                yield Bench(fake, proxy, audit, caller, made.client, made.ended, made.agents)
         finally:
-            client.close()
-            await client.wait_ended()
-            for session in agents:
-                # A reset can overtake the client's GOAWAY; the session would then wait for another connection.
-                session.close()
-                await session.wait_ended()
-            server.close()
             await proxy.close()
             await api.close()
             await asyncio.sleep(0.01)

@@ -11,11 +11,10 @@ from contextlib import asynccontextmanager
 import pytest
 
 from bench.soak import conversation, load
-from bench.soak.accounts import Accounts, Kill, settle, stalls
+from bench.soak.accounts import Accounts, settle
 from bench.soak.load import Load
 from bench.soak.records import Kind
 from bench.soak.target import Target
-from tests.support.eventually import until
 from tests.support.fault_proxy import FaultProxy, Plan
 
 SEED = bytes(16)
@@ -45,12 +44,8 @@ class Scene:
             await asyncio.wait(places)
             if self.target.tasks:
                 await asyncio.wait(self.target.tasks)
-        near, far = self.rows()
-        return settle(near, far, self.load.opened)
-
-    def rows(self) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
         near, far = ([json.loads(line) for line in ledger.getvalue().splitlines()] for ledger in self._ledgers)
-        return near, far
+        return settle(near, far, self.load.opened)
 
 
 @asynccontextmanager
@@ -86,28 +81,3 @@ async def test_a_changed_byte_is_caught(plan: Plan) -> None:
     assert accounts.opened == accounts.completed + accounts.failed
     assert [reason.split()[0] for reason in accounts.reasons] == ["bytes"]
     assert accounts.unexplained == 1
-
-
-async def test_a_stall_is_the_longest_wait_for_a_record() -> None:
-    async with scene() as it:
-        it.load.room.kill(0)
-        done = asyncio.Event()
-
-        async def script() -> None:
-            await until(lambda: it.load.opened >= 4)
-            await asyncio.sleep(0.3)  # some of the streams have a record each way by then
-            for room in (it.load.room, it.target.room):
-                room.kill(1)
-            await asyncio.sleep(0.3)  # the stall that the accounts have to find
-            done.set()
-
-        task = asyncio.ensure_future(script())
-        await it.run(4, done.is_set)
-        await task
-    near, far = it.rows()
-    hit = [Kill(0, 0, 0.0, frozenset({0})), Kill(1, 1, 0.0, frozenset({0})), Kill(1, 1, 0.0, frozenset())]
-    found = stalls(near, far, hit[:2])
-    assert found[0] == [], "no stream was open then"
-    assert len(found[1]) >= 1
-    assert all(0 < stall < 60 for stall in found[1])
-    assert stalls(near, far, hit[2:])[1] == [], "a kill that hit no session"

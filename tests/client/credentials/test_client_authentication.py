@@ -13,10 +13,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa
 
 from arcbridge.client.credentials.client_authentication import ClientAuthentication, IssuerEndpoints
-from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unauthenticated
+from arcbridge.errors import ConfigError
 from arcbridge.identity.client_assertion import ASSERTION_TYPE
 from arcbridge.settings.config import LoginConfig
-from tests.support.entra import Certificate
 from tests.support.issuer import Issuer
 from tests.support.issuer_server import ACTIONS_SECRET
 
@@ -124,23 +123,6 @@ async def test_a_secret_that_others_may_read_is_warned_of_once(
     assert "SECRET" not in said
 
 
-@pytest.mark.parametrize("data", ["", "\n", "SECRET\nSECRET", b"SECRET\xff", "SECRET\0"])
-async def test_what_is_not_one_text_is_not_quoted(tmp_path: Path, data: bytes | str) -> None:
-    file = write(tmp_path / "secret", data)
-    with pytest.raises(Unauthenticated, match=r"login\.client_secret_file: .*one line") as caught:
-        await client(client_secret_file=file).proof(ENDPOINTS, TOKEN)
-    assert "SECRET" not in str(caught.value)
-
-
-async def test_files_that_cannot_be_used(tmp_path: Path) -> None:
-    with pytest.raises(Unauthenticated, match="does not exist"):
-        await client(client_secret_file=tmp_path / "missing").proof(ENDPOINTS, TOKEN)
-    with pytest.raises(StateError, match="cannot read"):
-        await client(client_secret_file=tmp_path).proof(ENDPOINTS, TOKEN)
-    with pytest.raises(StateError, match="more than 64 KiB"):
-        await client(client_secret_file=write(tmp_path / "long", 65537 * "x")).proof(ENDPOINTS, TOKEN)
-
-
 @pytest.mark.parametrize(
     "data",
     [
@@ -161,8 +143,12 @@ async def test_keys_that_cannot_sign(tmp_path: Path, data: bytes) -> None:
 def test_only_one_way(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"client_secret_file: given together with login\.client_assertion_file"):
         client(client_secret_file=tmp_path / "a", client_assertion_file=tmp_path / "b")
-    with pytest.raises(ArcbridgeError, match="client_key_id"):
+    with pytest.raises(ConfigError, match=r"login\.client_id: required with login\.issuer"):
+        ClientAuthentication(LoginConfig())
+    with pytest.raises(ConfigError, match="client_key_id"):
         client(client_key_id="2026")
+    with pytest.raises(ConfigError, match=r"login\.client_certificate_file: belongs to a key"):
+        client(client_certificate_file=tmp_path / "a")
 
 
 async def test_b33_an_assertion_is_for_the_token_endpoint_that_it_goes_to_or_for_the_issuer(tmp_path: Path) -> None:
@@ -176,18 +162,6 @@ async def test_b33_an_assertion_is_for_the_token_endpoint_that_it_goes_to_or_for
     ):
         assertion = (await subject.proof(ENDPOINTS, url))[0]["client_assertion"]
         assert jwt.decode(assertion, options={"verify_signature": False})["aud"] == audience
-
-
-async def test_a_certificate_is_named_as_entra_id_wants_it(tmp_path: Path) -> None:
-    certificate = Certificate.make("our:ci")
-    public, private = certificate.write(tmp_path, "ci")
-    proof = await client(client_key_file=private, client_certificate_file=public).proof(ENDPOINTS, TOKEN)
-    header = jwt.get_unverified_header(proof[0]["client_assertion"])
-    assert header == {"typ": "JWT", "alg": "PS256", "x5t#S256": certificate.x5t_s256}
-    options: Any = {"verify_exp": False, "verify_iat": False}
-    jwt.decode(proof[0]["client_assertion"], certificate.key.public_key(), ["PS256"], audience=TOKEN, options=options)
-    with pytest.raises(ConfigError, match=r"login\.client_certificate_file: belongs to a key"):
-        client(client_certificate_file=public)
 
 
 async def test_a_workload_s_own_token_is_asked_for_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

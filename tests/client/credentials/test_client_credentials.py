@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 
 from arcbridge.client.credentials.client_credentials import ClientCredentials
 from arcbridge.client.credentials.jwt_unverified import claims_unverified, read_unverified
-from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
+from arcbridge.errors import ConfigError, Unauthenticated
 from arcbridge.identity.proof import binding
 from arcbridge.settings.config import LoginConfig
 from tests.support.issuer import Issuer
@@ -56,10 +55,7 @@ async def test_each_end_has_its_own_and_keeps_it(issuer: Issuer, tmp_path: Path,
     for token in (tokens.access_token, one.access_token):
         assert pair.key is not None
         assert binding(claims_unverified(token)).names(pair.key.thumbprint)
-    assert await pair.tokens(interactive=False) == tokens
-    assert await pair.for_audience("arcbridge-a", interactive=False) == one
     assert issuer.requests("/token") == asked + 2
-    assert await pair.for_audience("arcbridge-a", interactive=False, force=True) != one
     assert not list(tmp_path.glob("*.json")), "nothing is written"
 
 
@@ -79,21 +75,6 @@ async def test_a_wrong_secret(issuer: Issuer, tmp_path: Path) -> None:
     with pytest.raises(Unauthenticated, match=r"gives the client ci no token \(invalid_client") as caught:
         await make(issuer, tmp_path, secret="WRONG").tokens(interactive=False)
     assert "WRONG" not in str(caught.value)
-
-
-async def test_an_issuer_that_is_down(issuer: Issuer, tmp_path: Path) -> None:
-    now = time.time()
-    pair = make(issuer, tmp_path)
-    pair._clock = lambda: now
-    tokens = await pair.tokens(interactive=False)
-    issuer.down()
-    try:
-        now += 3500  # old, and good for another minute
-        assert await pair.tokens(interactive=False) == tokens
-        with pytest.raises(Unreachable):
-            await pair.tokens(interactive=False, force=True)
-    finally:
-        issuer.down(False)
 
 
 @pytest.mark.parametrize(

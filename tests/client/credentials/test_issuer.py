@@ -91,9 +91,30 @@ async def test_no_listener() -> None:
 
 
 @pytest.mark.parametrize("url", ["http://issuer.example", "issuer.example", "https://", "file:///etc/passwd"])
-async def test_only_https(url: str) -> None:
+def test_only_https(url: str) -> None:
     with pytest.raises(ConfigError, match="https"):
         at(url)
+
+
+@pytest.mark.parametrize("url", ["https://127.0.0.1:0040443", "https://localhost:", "https://-h.example"])
+def test_b36_an_issuer_without_an_origin_is_none(url: str) -> None:
+    """Its origin was the same empty text as that of another issuer's page in such a spelling."""
+    with pytest.raises(ConfigError, match=r"^login\.issuer: .* is not an https:// URL of a host"):
+        at(url)
+
+
+@pytest.mark.parametrize("name", ["authorization", "token", "device_authorization", "revocation"])
+async def test_b31_b36_nothing_is_sent_to_another_origin_or_to_none(name: str, tmp_path: Path) -> None:
+    endpoint = TokenEndpoint()
+    for where, words in (
+        ("https://login.example.org", f"names its {name}_endpoint at https://login.example.org, and accepted are"),
+        ("https://127.0.0.1:0040443", f"^the issuer's {name}_endpoint cannot be used: "),
+    ):
+        endpoint.metadata = {f"{name}_endpoint": f"{where}/{name}"}
+        async with asking(endpoint, tmp_path) as issuer:
+            with pytest.raises(ConfigError, match=words):
+                await issuer.ask({})
+    assert endpoint.forms == []
 
 
 @pytest.mark.parametrize(

@@ -134,14 +134,14 @@ async def hostile(honest: Issuer, tmp_path: Path) -> AsyncIterator[Hostile]:
 
 def login_at(hostile: Hostile, directory: Path, **settings: Any) -> tuple[Login, TokenCache, list[str]]:
     say: list[str] = []
-    config = LoginConfig(issuer=hostile.url, client_id="cli", ca_file=hostile.ca_file, **settings)
+    config = LoginConfig(issuer=hostile.url, client_id="cli", ca_file=hostile.ca_file, redirect_port=0, **settings)
     pages: asyncio.Queue[str] = asyncio.Queue()
 
     async def browser(url: str) -> bool:
         pages.put_nowait(url)
         return True
 
-    login = login_of(config, directory, say.append, browser=browser)
+    login = login_of(config, directory, say.append, browser)
     login.pages = pages
     return login, login._cache, say
 
@@ -212,16 +212,6 @@ async def test_b31_the_honest_issuer_s_page_is_no_endpoint_of_another_one(hostil
     assert f"--issuer-origin {hostile.honest.url} (" in caught.value.message
 
 
-@pytest.mark.parametrize("endpoint", ["token", "device_authorization", "revocation"])
-async def test_b31_nothing_is_sent_to_another_origin(hostile: Hostile, tmp_path: Path, endpoint: str) -> None:
-    hostile.metadata = {f"{endpoint}_endpoint": f"{hostile.honest.url}/{endpoint}"}
-    login, _, say = login_at(hostile, tmp_path / "cache", grant_type="device-code")
-    hostile.device_page = "{url}/device"
-    with pytest.raises(ConfigError, match=f"names its {endpoint}_endpoint at {hostile.honest.url}, and accepted are"):
-        await login.log_in()
-    assert (hostile.forms, say) == ([], [])
-
-
 @pytest.mark.parametrize("page", ["HONEST/device", "https://127.0.0.1\\@HONEST/device", "http://127.0.0.1/device"])
 async def test_b34_a_code_is_not_sent_to_another_issuer_s_page(hostile: Hostile, tmp_path: Path, page: str) -> None:
     hostile.device_page = page.replace("HONEST", hostile.honest.url.removeprefix("https://" if "@" in page else ""))
@@ -231,27 +221,6 @@ async def test_b34_a_code_is_not_sent_to_another_issuer_s_page(hostile: Hostile,
     ):
         await login.log_in()
     assert say == []
-
-
-@pytest.mark.parametrize("spelling", ["https://127.0.0.1:00{port}", "https://localhost:", "https://-h.example"])
-async def test_b36_an_issuer_without_an_origin_is_none(hostile: Hostile, tmp_path: Path, spelling: str) -> None:
-    """Its origin was the same empty text as that of the honest issuer's page in such a spelling."""
-    hostile.url = spelling.format(port=urlsplit(hostile.url).port)
-    hostile.device_page = hostile.honest.url.replace("127.0.0.1:", "127.0.0.1:00") + "/device"
-    login, _, say = login_at(hostile, tmp_path / "cache", grant_type="device-code")
-    with pytest.raises(ConfigError, match=r"^login\.issuer: .* is not an https:// URL of a host"):
-        await login.log_in()
-    assert (hostile.forms, say) == ([], [])
-
-
-@pytest.mark.parametrize("name", ["authorization", "token", "device_authorization", "revocation"])
-async def test_b36_nor_is_an_endpoint_without_one(hostile: Hostile, tmp_path: Path, name: str) -> None:
-    spelt = hostile.honest.url.replace("127.0.0.1:", "127.0.0.1:00")
-    hostile.metadata = {f"{name}_endpoint": f"{spelt}/{name}"}
-    login, _, say = login_at(hostile, tmp_path / "cache", grant_type="device-code")
-    with pytest.raises(ConfigError, match=f"^the issuer's {name}_endpoint cannot be used: "):
-        await login.log_in()
-    assert (hostile.forms, say) == ([], [])
 
 
 async def test_b34_what_was_accepted_before_goes_on_with_a_further_page(hostile: Hostile, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_a_key_that_others_may_read_is_not_used(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="log in again"):
         proof_keys.load_or_make(path)
     with pytest.raises(StateError, match=r"chmod 600 .*login\.key"):
-        proof_keys.load(path, of_settings=True)
+        proof_keys.load(path)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files for other users")
@@ -67,9 +67,9 @@ def test_a_key_in_a_volume_of_a_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     for mode in (0o440, 0o640):
         path.chmod(mode)
-        found = proof_keys.load(path, of_settings=True)
+        found = proof_keys.load(path)
         assert found is not None
         assert found.thumbprint == made.thumbprint
     path.chmod(0o444)
     with pytest.raises(StateError, match="other users may read the key"):
-        proof_keys.load(path, of_settings=True)
+        proof_keys.load(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -102,35 +101,6 @@ async def test_a_job_s_tokens_name_the_place_and_the_key(issuer: Issuer) -> None
     assert job(issuer).key is None, "in memory, of one process"
     own = ProofKey.generate()
     assert job(issuer, key=own).key is own
-
-
-async def test_a_job_s_token_is_kept_until_it_is_old_or_refused(issuer: Issuer) -> None:
-    found = job(issuer)
-    one = await found.for_audience("arcbridge-a", interactive=False)
-    assert await found.for_audience("arcbridge-a", interactive=False) is one
-    assert await found.for_audience("arcbridge-a", interactive=False, force=True) is not one
-    now = one.obtained_at
-    old = job(issuer, clock=lambda: now)
-    first = await old.for_audience("arcbridge-a", interactive=False)
-    now += 3000
-    assert await old.for_audience("arcbridge-a", interactive=False) is not first
-
-
-async def test_an_old_token_serves_while_the_service_is_down(issuer: Issuer) -> None:
-    now = time.time()
-    found = job(issuer, clock=lambda: now)
-    one = await found.for_audience("arcbridge-a", interactive=False)
-    issuer.down()
-    try:
-        now = one.expires_at - 1
-        assert await found.for_audience("arcbridge-a", interactive=False) is one
-        with pytest.raises(Unreachable):
-            await found.for_audience("arcbridge-a", interactive=False, force=True)
-        now = one.expires_at
-        with pytest.raises(Unreachable):
-            await found.for_audience("arcbridge-a", interactive=False)
-    finally:
-        issuer.down(False)
 
 
 async def test_a_job_that_may_not_ask(issuer: Issuer) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 
 from arcbridge.client.session import detachment, resumable_session
-from arcbridge.client.session.session_manager import SessionManager
 from arcbridge.errors import PinMismatch, SessionEnded, Unauthenticated, Unreachable
 from arcbridge.mux.connection import Migration
 from arcbridge.net.backoff import Backoff
@@ -21,7 +19,7 @@ from arcbridge.wire.limits import Limits
 from arcbridge.wire.records import JoinReply
 from tests.client.echo_stream import BACK, OVER, WAITS, Lines, Stream, events
 from tests.client.far_side import OTHER_CA, FarSide
-from tests.client.session.test_session_manager import echo, make, running, streaming
+from tests.client.session.test_session_manager import echo, echo_again, make, running, streaming
 from tests.support.eventually import until
 
 pytestmark = pytest.mark.usefixtures("soon")
@@ -379,12 +377,3 @@ class TestReady:
             async with asyncio.timeout(20):
                 await session.ready()
             await stream.check(b"more")
-
-
-async def echo_again(session: SessionManager) -> bytes:
-    """Ask for an echo until a session gives one, as a caller that tries again does."""
-    async with asyncio.timeout(20):
-        while True:
-            with contextlib.suppress(Unreachable):
-                return await echo(session)
-            await asyncio.sleep(0.01)

@@ -15,7 +15,7 @@ from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import Auth
 from tests.client.far_side import FarSide
-from tests.client.session.test_session_manager import echo, make, running, streaming
+from tests.client.session.test_session_manager import echo, echo_again, make, running, streaming
 from tests.support.eventually import until
 from tests.support.stream_io import StreamIO
 
@@ -70,16 +70,6 @@ async def early_stream(session: SessionManager, prompt: Prompt) -> StreamIO:
     return io
 
 
-async def eventually_echo(session: SessionManager) -> bytes:
-    """Echo as kubectl does, which tries again after an error."""
-    async with asyncio.timeout(20):
-        while True:
-            try:
-                return await echo(session)
-            except Unreachable:
-                await asyncio.sleep(0.01)
-
-
 async def test_a_connector_returns_no_session_that_drains(prompt: Prompt, tmp_path: Path) -> None:
     prompt.behind = lambda session: session.goaway(GoawayCode.DRAINING, "the agent is stopping", 1)
     connector, io = make(prompt, tmp_path).connector, StreamIO()
@@ -104,7 +94,7 @@ async def test_a_session_that_drains_is_a_former_one(
     prompt.behind = lambda session: session.goaway(GoawayCode.DRAINING, "the agent is stopping", 1)
     async with running(make(prompt, tmp_path)) as session:
         io = await early_stream(session, prompt)
-        assert await eventually_echo(session) == b"hello"
+        assert await echo_again(session) == b"hello"
         former = next(one for one in session.sessions() if one is not session.current)
         assert session.connector.sessions[former].detachment.agent_stops
         await io.write(b"later")

@@ -15,7 +15,7 @@ from arcbridge.relay.counters import Counters
 from arcbridge.relay.http.server import HttpHandler
 from tests.net.ends import RELAY, client_context, server_contexts, tcp_pair
 from tests.relay.api_station import Relay
-from tests.relay.station import EchoUpper, places, station
+from tests.relay.station import EchoUpper, echoes, places, station
 
 
 async def test_a_silent_connection_is_closed(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,10 +61,7 @@ async def test_closing_ends_connections_and_leaves_no_task(relay: Relay) -> None
 async def test_a_connection_counts_until_it_is_over(tmp_path: Path) -> None:
     async with station(tmp_path) as relay:
         with await relay.dial() as sock:
-            pipe = TlsPipe(sock, client_context(ALPN_HTTP), server_hostname=RELAY)
-            await pipe.handshake()
-            await pipe.write(b"x")
-            assert await pipe.read() == b"X"
+            await echoes(sock)
             assert relay.admission.waiting == 1
         await relay.settled()
 
@@ -101,10 +98,7 @@ async def test_the_handshake_is_charged_to_the_address() -> None:
     payer = ticket.loop_time
     with near:
         serving = asyncio.create_task(handler.serve(far, ticket))
-        pipe = TlsPipe(near, client_context(ALPN_HTTP), server_hostname=RELAY)
-        await pipe.handshake()
-        await pipe.write(b"x")
-        assert await pipe.read() == b"X"
+        await echoes(near)
         assert payer.spent > 0.0
     await asyncio.wait_for(serving, 5)
 

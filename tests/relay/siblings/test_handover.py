@@ -24,8 +24,7 @@ from arcbridge.settings.config import RelayLimitsConfig
 from arcbridge.wire.records import Dial, JoinReply, JoinRequest, Status
 from tests.net.ends import RELAY, client_context
 from tests.relay.siblings.test_group import joined
-from tests.relay.station import Agent, Station, asking, refused
-from tests.relay.test_rendezvous import exactly
+from tests.relay.station import Agent, Station, asking, exactly, refused
 from tests.support.eventually import until
 
 
