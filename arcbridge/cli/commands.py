@@ -169,6 +169,12 @@ COMMANDS = (
             "delete a join token",
             Argument("id", "id of the token, the part before the dot"),
         ),
+        Command("policy list = relay:policy_list", "show the policy in force, and what is held back", OUTPUT),
+        Command(
+            "policy accept = relay:policy_accept",
+            "put a changed policy in force that is held back",
+            Argument("hash", "hash of the version, as `policy list` shows it"),
+        ),
         Command("cluster list = relay:cluster_list", "list enrolled clusters", WIDE_OUTPUT),
         Command("cluster revoke = relay:cluster_revoke", "cut a cluster off and refuse it", _CLUSTER),
         Command("cluster restore = relay:cluster_restore", "let a revoked cluster back in", _CLUSTER),
@@ -228,6 +234,7 @@ GROUP_HELP = {
     "token": "join tokens",
     "cluster": "enrolled clusters",
     "session": "sessions that run now",
+    "policy": "who may reach which cluster",
     "user": "users whose logins are revoked",
     "config": "settings",
 }

@@ -131,6 +131,8 @@ def _saying(
 
 token_list = _listing(admin.list_tokens, _TOKEN_COLUMNS)
 session_list = _listing(admin.list_sessions, _SESSION_COLUMNS)
+policy_list = _listing(admin.list_policies, ("hash", "rules", "held", "reason", "relay", "worker"))
+policy_accept = _saying(admin.accept_policy, "hash", "version {} of the policy counts from now on")
 user_list = _listing(admin.list_users, _USER_COLUMNS)
 token_delete = _saying(admin.delete_token, "id", "join token {} is deleted: it enrols no more agents")
 cluster_delete = _saying(

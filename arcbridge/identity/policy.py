@@ -13,6 +13,8 @@ gets the same answer as for a cluster that does not exist.
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
 import re
 import time
@@ -54,6 +56,8 @@ class Policy:
     """All rules of a file; no rule, no access."""
 
     rules: tuple[Rule, ...]
+    hash: str = ""
+    """What names this version for people: the first 12 digits of the SHA-256 of its text."""
 
     @classmethod
     def load(cls, toml_text: str, *, source: str = "policy") -> Policy:
@@ -81,7 +85,7 @@ class Policy:
         for message in errors:
             line = line_of(parts(message.partition(":")[0]), toml_text)
             found.append(Problem("policy", message, place=Place(source, line)))
-        return cls(rules), found
+        return cls(rules, hashlib.sha256(toml_text.encode()).hexdigest()[:12]), found
 
     def allows(self, identity: Identity, cluster: str) -> bool:
         """Return whether any rule lets `identity` reach `cluster` (a canonical name)."""
@@ -126,19 +130,39 @@ class PolicyFile:
     """The policy of a file, read again when the file changes.
 
     A changed file that cannot be read or parsed leaves the last good policy in force and its message in `error`, so
-    that a typing mistake neither opens nor closes a fleet; the role logs `error` when it appears.
+    that a typing mistake neither opens nor closes a fleet; the role logs `error` when it appears. One to which
+    `objection` has something to say is `held` back: until `accept`, or until it has stayed for `hold` seconds.
     """
 
-    __slots__ = ("_checked_at", "_clock", "_path", "_policy", "_stamp", "error")
+    __slots__ = (
+        "_checked_at",
+        "_clock",
+        "_held_since",
+        "_policy",
+        "_stamp",
+        "error",
+        "held",
+        "hold",
+        "objection",
+        "path",
+        "share",
+    )  # fmt: skip
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Read the file at once; raises ConfigError when this first reading fails."""
-        self._path = path
+        self.path = path
         self._clock = clock
         self._stamp = self._stat()
         self._policy = Policy.load(self._read(), source=str(path))
         self._checked_at = clock()
         self.error = ""
+        self.objection: Callable[[Policy], str] = lambda policy: ""
+        """Says why a changed policy is not taken over at once, or nothing."""
+        self.share, self.hold = 0, math.inf
+        """See `hold_back`."""
+        self.held: tuple[Policy, str] | None = None
+        """The version that is held back, and why."""
+        self._held_since = 0.0
 
     def current(self) -> Policy:
         """Return the policy in force; looks at the file's date once a second at most."""
@@ -155,30 +179,58 @@ class PolicyFile:
     def take(self, path: Path, policy: Policy) -> None:
         """Put `policy` in force, which was just read from `path`; from now on that file is looked at."""
         # No file has this stamp: it is read once more, so that no change since then is missed.
-        self._path, self._policy, self._stamp, self.error = path, policy, (0, 0, 0), ""
+        self.path, self._stamp = path, (0, 0, 0)
         self._checked_at = self._clock()
+        self._consider(policy)
+
+    def hold_back(self, share: int, seconds: float) -> None:
+        """Hold versions back that take their right from more than `share` per cent of the users, 0: none; for `seconds`
+        at most, 0: until they are accepted."""
+        self.share, self.hold = share, seconds or math.inf
+
+    def accept(self, hash: str) -> bool:
+        """Put the version that is held back in force; return whether it is the one with this hash."""
+        if self.held is None or self.held[0].hash != hash:
+            return False
+        self._policy, self.held = self.held[0], None
+        return True
 
     def _reload(self) -> None:
+        if self.held is not None and self._clock() - self._held_since >= self.hold:
+            self.accept(self.held[0].hash)
         try:
             stamp = self._stat()
             if stamp == self._stamp:
                 return
-            policy = Policy.load(self._read(), source=str(self._path))
+            policy = Policy.load(self._read(), source=str(self.path))
         except ConfigError as error:
             self.error = error.message
             return
         # Only now: a file that was half written when we looked is looked at again.
-        self._stamp, self._policy, self.error = stamp, policy, ""
+        self._stamp = stamp
+        self._consider(policy)
+
+    def _consider(self, policy: Policy) -> None:
+        """Take a version over, or hold it back; one that is held already waits on."""
+        self.error = ""
+        if policy.hash == self._policy.hash:
+            # Another date, or a version that was held back is undone.
+            self.held = None
+        elif self.held is None or self.held[0].hash != policy.hash:
+            reason = self.objection(policy)
+            self.held, self._held_since = (policy, reason) if reason else None, self._clock()
+            if not reason:
+                self._policy = policy
 
     def _stat(self) -> tuple[int, int, int]:
         try:
-            stat = os.stat(self._path)
+            stat = os.stat(self.path)
         except OSError as error:
-            raise ConfigError(f"{self._path}: the policy cannot be read: {error.strerror}") from error
+            raise ConfigError(f"{self.path}: the policy cannot be read: {error.strerror}") from error
         return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
     def _read(self) -> str:
         try:
-            return self._path.read_text(encoding="utf-8")
+            return self.path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{self._path}: the policy cannot be read: {error}") from error
+            raise ConfigError(f"{self.path}: the policy cannot be read: {error}") from error

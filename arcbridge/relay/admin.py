@@ -205,6 +205,25 @@ async def end_session(config: RelayConfig, session: str, reason: str = "") -> li
     return rows
 
 
+async def list_policies(config: RelayConfig) -> list[Row]:
+    """Return the policy that each process of this relay, or its fleet, has in force, and the version that it holds
+    back. Raises `StateError` where no relay runs here."""
+    rows = await ask(config.data_dir, {"ask": "policy"})
+    if rows is None:
+        raise _not_running(config)
+    return rows
+
+
+async def accept_policy(config: RelayConfig, hash: str) -> str:
+    """Put the version of the policy in force that is held back under this hash; return it. Raises `StateError`."""
+    rows = await ask(config.data_dir, {"ask": "accept_policy", "hash": hash})
+    if rows is None:
+        raise _not_running(config)
+    if not rows:
+        raise StateError(f"no version {hash} of the policy is held back: 'policy list' shows what is in force")
+    return hash
+
+
 async def delete_cluster(config: RelayConfig, name: str, *, clock: Callable[[], float] = time.time) -> str:
     """Forget a cluster that is no more. Raises `StateError` for one that is there, or that would come back.
 

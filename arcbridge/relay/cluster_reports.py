@@ -61,6 +61,11 @@ class ClusterReports:
             for gone in counts.keys() - self._known:
                 del counts[gone]
 
+    @property
+    def known(self) -> frozenset[str]:
+        """The clusters of the registry."""
+        return self._known
+
     def misses_cluster(self) -> bool:
         """Return whether an agent is here of a cluster that has not been learnt."""
         return any(name not in self._known for name, _ in self._reports())

@@ -16,7 +16,7 @@ import itertools
 import math
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 import structlog
@@ -93,6 +93,10 @@ class Enforcement:
         self._ended.move_to_end(key)
         while len(self._ended) > MOST_REMEMBERED:
             self._ended.popitem(last=False)
+
+    def held_sessions(self) -> Iterator[tuple[Identity, str]]:
+        """Yield whose sessions run in this process, each with its cluster."""
+        return ((pump.identity, pump.cluster) for pump in self._pumps if pump.identity is not None)
 
     async def enforce(self) -> None:
         """End what has lost its right. Takes `GRACE` longer when there is something to cut."""

@@ -17,6 +17,7 @@ from typing import Any, Final
 import structlog
 
 from arcbridge.checks.diagnosis import Finding
+from arcbridge.identity.policy import PolicyFile
 from arcbridge.observe.untrusted_text import clean
 from arcbridge.relay.fleet.base import Fleet, Lost
 from arcbridge.relay.pump import Pump, Pumps
@@ -45,6 +46,7 @@ class Operations:
         pumps: Pumps,
         fleet: Fleet,
         tell: Callable[[Lost], None],
+        policy: PolicyFile,
         *,
         relay: str,
         worker: int | None = None,
@@ -55,6 +57,7 @@ class Operations:
         self._pumps = pumps
         self._fleet = fleet
         self._tell = tell
+        self._policy = policy
         self.findings: Callable[[], list[Finding]] = list
         """What the self-checks found last; set once they are made."""
         self._origin: Row = {"relay": relay, "worker": worker}
@@ -82,6 +85,11 @@ class Operations:
                      "code": one.code, **self._origin}
                     for one in self.findings()
                 ]  # fmt: skip
+            case "policy":
+                return [self._policy_row()]
+            case "accept_policy":
+                accepted = self._policy.accept(str(question.get("hash", "")))
+                return [self._policy_row()] if accepted else []
             case "end":
                 return self._end(str(question.get("session", "")), str(question.get("reason", "")))
             case _:
@@ -109,6 +117,16 @@ class Operations:
             "since": self._clock() - lasted,
             "bytes_to_agent": pump.bytes_to_agent,
             "bytes_to_client": pump.bytes_to_client,
+            **self._origin,
+        }
+
+    def _policy_row(self) -> Row:
+        policy, held = self._policy.current(), self._policy.held
+        return {
+            "hash": policy.hash,
+            "rules": len(policy.rules),
+            "held": "" if held is None else held[0].hash,
+            "reason": "" if held is None else held[1],
             **self._origin,
         }
 

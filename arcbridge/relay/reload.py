@@ -23,8 +23,9 @@ from arcbridge.relay.settings import CheckedRelay
 from arcbridge.settings.config import RelayConfig, RelayLimitsConfig
 
 RELOADABLE = frozenset(
-    {"authentication", "policy", "proof", "max_token_lifetime", "tls", "limits", "observe.log_level"}
-)
+    {"authentication", "policy", "policy_share", "policy_hold", "proof", "max_token_lifetime", "tls", "limits",
+     "observe.log_level"}
+)  # fmt: skip
 """Settings, and tables of them, that hold from a reload on; every other one holds from the next start on."""
 
 
@@ -76,6 +77,7 @@ class RelayReload:
         parts.pumps.payers.change(limits.loop_share_per_user / 100, time.monotonic())
         self._basis.verifier.replace(checked.issuers, checked.acceptance)
         self._basis.checks.proofs.policy = checked.proof
+        self._basis.policy.hold_back(config.policy_share, config.policy_hold)
         self._basis.policy.take(config.policy, policy)
         return self._basis.certificate.put(certificate)
 
@@ -91,6 +93,8 @@ def merged(running: RelayConfig, config: RelayConfig) -> RelayConfig:
         running,
         authentication=config.authentication,
         policy=config.policy,
+        policy_share=config.policy_share,
+        policy_hold=config.policy_hold,
         proof=config.proof,
         max_token_lifetime=config.max_token_lifetime,
         tls=config.tls,

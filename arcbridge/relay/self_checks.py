@@ -20,6 +20,7 @@ from typing import Final
 from arcbridge.checks.diagnosis import Finding, directory_finding, failed, key_finding, ok, skipped, warning
 from arcbridge.checks.self_checks import SelfCheck
 from arcbridge.errors import ArcbridgeError
+from arcbridge.identity.policy import Policy
 from arcbridge.net.address import Address
 from arcbridge.net.descriptors import UNLIMITED, advice, limit
 from arcbridge.net.dialer import DIRECT, SockAddr, connect, resolve
@@ -81,8 +82,13 @@ def fleet_finding(connected: bool | None) -> Finding:
     return failed(FLEET, "NATS does not answer", "check fleet.servers and NATS itself", "fleet")
 
 
-def policy_finding(error: str) -> Finding:
-    """`error`: why the last version of the file was not taken over; empty where it was."""
+def policy_finding(error: str, held: tuple[Policy, str] | None = None) -> Finding:
+    """`error`: why the last version of the file was not taken over; empty where it was. `held`: the version that is
+    held back, and why."""
+    if held is not None:
+        words = f"version {held[0].hash} is held back: {held[1]}; the former one counts"
+        remedy = f"correct the policy file, or `arcbridge --role relay policy accept {held[0].hash}`"
+        return failed(POLICY, words, remedy, "policy_held")
     if error:
         return failed(POLICY, f"{error}; the last good version counts", "correct the policy file", "policy")
     return ok(POLICY, "as it was read")
@@ -208,6 +214,6 @@ def checks_of(
             now(lambda: certificate_finding(certificate.loaded.expires, clock(), own=certificate.ca_pem is not None)),
         ),
         SelfCheck("descriptors", now(lambda: descriptors_finding(descriptors_used(), limit()))),
-        SelfCheck("policy", now(lambda: policy_finding(basis.policy.error))),
+        SelfCheck("policy", now(lambda: policy_finding(basis.policy.error, basis.policy.held))),
         SelfCheck("public_address", public_address),
     ]

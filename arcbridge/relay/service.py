@@ -54,6 +54,7 @@ from arcbridge.relay.metrics import register
 from arcbridge.relay.operations import Operations
 from arcbridge.relay.parts import Basis, Entrances
 from arcbridge.relay.pending_dials import PendingDials
+from arcbridge.relay.policy_guard import PolicyWatch
 from arcbridge.relay.proxy_protocol import parse_networks
 from arcbridge.relay.pump import PAYERS, Pump, Pumps
 from arcbridge.relay.registry.base import RegistryUnavailable
@@ -127,7 +128,9 @@ async def _start(config: RelayConfig, stack: AsyncExitStack, membership: Members
     entrances.pumps.on_done.append(enforcement.ended)
     reports = ClusterReports(control.reports, basis.counters, basis.limits.clusters_with_metrics)
     maintenance = _Maintenance(basis, control, enforcement, reports)
-    operations = Operations(entrances.pumps, fleet, end_sessions, relay=str(checked.public), worker=membership.index)
+    operations = Operations(
+        entrances.pumps, fleet, end_sessions, basis.policy, relay=str(checked.public), worker=membership.index
+    )
     stack.push_async_callback(operations.close)
     fleet.on_question = operations.answer
     observing, self_checks = await _observe(basis, entrances, drain, maintenance, operations, membership, stack)
@@ -156,6 +159,7 @@ async def _lay_basis(checked: CheckedRelay, membership: Membership, stack: Async
     config = checked.config
     assert config.policy is not None, "the check requires it"
     policy = PolicyFile(config.policy)
+    policy.hold_back(config.policy_share, config.policy_hold)
     descriptors = raise_limit()
     authority = open_authority(config.data_dir)
     registry, fleet = await open_backend(config, membership.fleet, stack)
@@ -272,6 +276,7 @@ async def _observe(
     self_checks = SelfChecks(checks_of(lambda: maintenance.registry_error, basis), log)
     self_checks.register(metrics, checks)
     basis.verifier.on_directory_failure(lambda: self_checks.look_soon("groups"))
+    maintenance.policy_watch.on_news = lambda: self_checks.look_soon("policy")
     operations.findings = self_checks.findings
     reload = RelayReload(basis, entrances, membership.share)
 
@@ -292,7 +297,7 @@ class _Maintenance:
         self._control = control
         self._access = basis.checks.access
         self._enforcement = enforcement
-        self._policy_error = ""
+        self.policy_watch = PolicyWatch(basis, enforcement.held_sessions, lambda: reports.known)
         self.reports = reports
         self._noted = time.monotonic()
         self.registry_error: str | None = None
@@ -305,7 +310,7 @@ class _Maintenance:
             await asyncio.sleep(min(POLICY_INTERVAL, max(due - loop.time(), 0.0)))
             try:
                 if loop.time() < due:
-                    self._look_at_policy()
+                    self.policy_watch.look()
                     await self._enforcement.enforce()
                 else:
                     # Before the look: one that takes long, or cuts sessions, must not put the next one off.
@@ -316,7 +321,7 @@ class _Maintenance:
                 log.error("maintenance failed, trying again", reason=type(error).__name__, exc_info=True)
 
     async def look(self) -> None:
-        self._look_at_policy()
+        self.policy_watch.look()
         self._control.expire(time.time())
         try:
             self._access.clusters = await self._basis.registry.revocations()
@@ -340,15 +345,6 @@ class _Maintenance:
         # Also when the registry did not answer: the policy counts, and what is known to be revoked.
         self._control.tell_users(self._access.users)
         await self._enforcement.enforce()
-
-    def _look_at_policy(self) -> None:
-        self._basis.policy.current()
-        if self._basis.policy.error != self._policy_error:
-            self._policy_error = self._basis.policy.error
-            if self._policy_error:
-                log.error("policy not taken over", reason=self._policy_error, effect="the last good one stays")
-            else:
-                log.info("policy taken over")
 
     async def _note(self) -> None:
         """Note which clusters are connected. A relay that cannot write these dates is as ready as before."""

@@ -84,7 +84,7 @@ def check(config: RelayConfig) -> CheckedRelay:
         claim_sources=config.claim_sources,
     )
     issuers = tokens.issuers or AuthenticationConfig(())
-    policy = _policy(config, problems, issuers)
+    policy = check_policy(config, problems, issuers)
     named_files.check_pair(
         problems,
         ("tls.certificate", config.tls.certificate),
@@ -119,11 +119,16 @@ def _check_limits(config: RelayConfig, problems: Problems) -> None:
     limits = config.limits
     for field in fields(limits):
         value = getattr(limits, field.name)
-        if isinstance(value, int) and value < 1:
-            problems.error(f"limits.{field.name}", f"limits.{field.name}: must be at least 1, not {value}")
+        least = 0 if field.name == "clusters_with_metrics" else 1
+        if isinstance(value, int) and value < least:
+            problems.error(f"limits.{field.name}", f"limits.{field.name}: must be at least {least}, not {value}")
     for path in ("limits.loop_share_per_address", "limits.loop_share_per_user"):
         if getattr(limits, path.removeprefix("limits.")) > 100:
             problems.error(path, f"{path}: must be at most 100 (per cent)")
+    if not 0 <= config.policy_share <= 100:
+        problems.error("policy_share", "policy_share: must be from 0, for none, to 100 (per cent)")
+    if config.policy_hold < 0:
+        problems.error("policy_hold", "policy_hold: must be 0 s, for no end, or above")
     if limits.join_deadline <= 0:
         problems.error("limits.join_deadline", "limits.join_deadline: must be above 0 s")
     for kind, tables in (("groups", limits.groups), ("users", limits.users)):
@@ -142,7 +147,8 @@ def _check_limits(config: RelayConfig, problems: Problems) -> None:
         )
 
 
-def _policy(config: RelayConfig, problems: Problems, issuers: AuthenticationConfig) -> Policy:
+def check_policy(config: RelayConfig, problems: Problems, issuers: AuthenticationConfig) -> Policy:
+    """Return the policy of the file, and add what is wrong with it, or may not be meant, to `problems`."""
     if config.policy is None:
         problems.error(
             "policy",

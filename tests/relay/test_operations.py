@@ -35,7 +35,8 @@ def pump(join_id: str, first: str = "", identity: Identity | None = ALICE, **mor
 
 def operations(*pumps: Pump, tell: Callable[[Lost], None] = lambda lost: None, links: Any = ()) -> Operations:
     fleet: Any = SimpleNamespace(links=lambda: list(links))
-    made = Operations(list(pumps), fleet, tell, relay="relay:443", worker=1, clock=lambda: 1000.0)
+    policy: Any = SimpleNamespace()
+    made = Operations(list(pumps), fleet, tell, policy, relay="relay:443", worker=1, clock=lambda: 1000.0)
     made.findings = lambda: [failed("thing", "down", "start it", "down")]
     return made
 

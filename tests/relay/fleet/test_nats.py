@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -41,7 +42,8 @@ async def started(connections: Connections) -> NatsFleet:
 
 def answers_for(fleet: NatsFleet) -> None:
     """Have the fleet answer the questions of others as a relay does."""
-    fleet.on_question = Operations(Pumps(lambda pump: None), fleet, fleet.tell_lost, relay="relay:443").answer
+    policy: Any = None  # no question here is about it
+    fleet.on_question = Operations(Pumps(lambda pump: None), fleet, fleet.tell_lost, policy, relay="relay:443").answer
 
 
 async def settled(*fleets: NatsFleet) -> None:

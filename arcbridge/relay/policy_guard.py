@@ -1,0 +1,137 @@
+"""Judges a version of the policy that is about to be taken over by what it takes from those who are connected.
+
+A policy may be valid and not meant: an emptied file cuts everybody. Such a version is held back, and the former one
+counts, until an operator accepts it by its hash or the file has stayed as it is for a time (`identity.policy`). It
+judges by the sessions of this process, and holds nothing back that only gives rights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Final
+
+import structlog
+
+from arcbridge.identity.claims import Identity
+from arcbridge.identity.policy import Policy
+from arcbridge.relay.parts import Basis
+from arcbridge.relay.settings import check_policy
+from arcbridge.settings.problems import Problems
+
+LEAST_USERS: Final = 3
+"""Users who lose a right, below which a change is taken to be meant: it takes persons out."""
+MOST_NAMED: Final = 20
+"""Users who are named in a line of the log."""
+
+MOST_WARNINGS: Final = 10
+
+log = structlog.get_logger("arcbridge.relay")
+
+Session = tuple[Identity, str]
+"""Whose session it is, and with which cluster."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyEffect:
+    """What a new version takes from those who are connected."""
+
+    users: tuple[str, ...]
+    """Names of the users who lose the right to a cluster that they have a session with, sorted."""
+    sessions: int
+    """Their sessions that end."""
+    connected: int
+    """Users who are connected."""
+
+    def fields(self) -> dict[str, object]:
+        """Return the fields of the line that says who loses what."""
+        named = ", ".join(self.users[:MOST_NAMED])
+        more = len(self.users) - MOST_NAMED
+        shown = {"users": f"{named} and {more} more" if more > 0 else named} if self.users else {}
+        return {"users_lost": len(self.users), "sessions_lost": self.sessions, **shown}
+
+
+def effect_of(policy: Policy, sessions: Iterable[Session]) -> PolicyEffect:
+    """Return what `policy` takes from these sessions, which the policy in force allows."""
+    lost: set[str] = set()
+    connected: set[str] = set()
+    count = 0
+    for identity, cluster in sessions:
+        connected.add(identity.username)
+        if not policy.allows(identity, cluster):
+            lost.add(identity.username)
+            count += 1
+    return PolicyEffect(tuple(sorted(lost)), count, len(connected))
+
+
+class PolicyWatch:
+    """Looks whether another version of the policy has come, and logs what becomes of it and who loses what.
+
+    It is what the file of the policy asks before it takes a version over.
+    """
+
+    def __init__(
+        self, basis: Basis, sessions: Callable[[], Iterable[Session]], clusters: Callable[[], Iterable[str]]
+    ) -> None:
+        """`sessions`: those of this process. `clusters`: the names that the registry has."""
+        self._basis = basis
+        self._sessions = sessions
+        self._clusters = clusters
+        self._hash = basis.policy.current().hash
+        self._held = self._error = ""
+        self.on_news: Callable[[], None] = lambda: None
+        """Called when a version is held back or is so no more, and when one cannot be read or can again."""
+        basis.policy.objection = self.objection
+
+    def objection(self, policy: Policy) -> str:
+        """Return why `policy` is held back, or nothing."""
+        share = self._basis.policy.share
+        if not share:
+            return ""
+        if not policy.rules:
+            return "it has no rule, so no user could reach any cluster"
+        clusters = list(self._clusters())
+        patterns = [pattern for rule in policy.rules for pattern in rule.clusters]
+        if clusters and not any(pattern.fullmatch(name) for pattern in patterns for name in clusters):
+            return "none of its rules is for a cluster that is enrolled"
+        effect = effect_of(policy, self._sessions())
+        lost = len(effect.users)
+        if lost >= LEAST_USERS and lost * 100 > effect.connected * share:
+            return f"{lost} of {effect.connected} users who are connected would lose the cluster that they use"
+        return ""
+
+    def look(self) -> None:
+        """Read the file if it has changed, and log what has."""
+        file = self._basis.policy
+        policy = file.current()
+        if file.error != self._error:
+            self._error = file.error
+            self.on_news()
+            if self._error:
+                log.error("policy not taken over", reason=self._error, effect="the last good one stays")
+        held = "" if file.held is None else file.held[0].hash
+        if held != self._held:
+            self._held = held
+            self.on_news()
+            if file.held is not None:
+                log.error(
+                    "policy held back",
+                    hash=held,
+                    former=policy.hash,
+                    reason=file.held[1],
+                    advice=f"correct the file, or accept it: arcbridge --role relay policy accept {held}",
+                    seconds=file.hold,
+                    **effect_of(file.held[0], self._sessions()).fields(),
+                )
+        if policy.hash != self._hash:
+            former, self._hash = self._hash, policy.hash
+            effect = effect_of(policy, self._sessions())
+            log.info("policy taken over", hash=policy.hash, former=former, rules=len(policy.rules), **effect.fields())
+            self._warn()
+
+    def _warn(self) -> None:
+        """Log what may not be meant, as `config check` says it."""
+        checked, problems = self._basis.checked, Problems()
+        check_policy(replace(checked.config, policy=self._basis.policy.path), problems, checked.issuers)
+        for problem in problems.warnings[:MOST_WARNINGS]:
+            log.warning("settings", setting=problem.setting, reason=str(problem))

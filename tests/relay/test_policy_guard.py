@@ -1,0 +1,134 @@
+"""A changed policy: who loses what is said, and what cannot be meant is held back until it is accepted."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import structlog
+
+from arcbridge.identity.claims import Identity
+from arcbridge.identity.policy import PolicyFile
+from arcbridge.relay.policy_guard import PolicyWatch, Session
+from arcbridge.relay.self_checks import policy_finding
+from arcbridge.settings.config import RelayConfig
+
+ALL = '[[allow]]\nusers = ["*"]\nclusters = ["*"]\n'
+
+
+def only(*users: str, cluster: str = "*") -> str:
+    names = ", ".join(f'"{user}"' for user in users)
+    return f'[[allow]]\nusers = [{names}]\nclusters = ["{cluster}"]\n'
+
+
+class Relay:
+    """A relay's policy file with its watch, at a time of the test's own."""
+
+    def __init__(self, file: Path, users: int, clusters: tuple[str, ...] = ("berlin",), share: int = 50) -> None:
+        file.write_text(ALL)
+        self.now = 0.0
+        self.path = file
+        self.file = PolicyFile(file, clock=lambda: self.now)
+        self.file.hold_back(share, 600)
+        self.sessions: list[Session] = [
+            (Identity(f"user-{n}", "", (), f"s{n}", "i", 0.0), "berlin") for n in range(users)
+        ]
+        checked = SimpleNamespace(config=RelayConfig(policy=file), issuers=SimpleNamespace(issuers=()))
+        basis: Any = SimpleNamespace(policy=self.file, checked=checked)
+        self.watch = PolicyWatch(basis, lambda: self.sessions, lambda: clusters)
+
+    def write(self, text: str) -> list[dict[str, Any]]:
+        """Change the file and look; return the lines of the log."""
+        self.path.write_text(text)
+        self.now += 2
+        os.utime(self.path, ns=(int(self.now * 1e9), int(self.now * 1e9)))
+        return self.look()
+
+    def look(self) -> list[dict[str, Any]]:
+        with structlog.testing.capture_logs() as lines:
+            self.watch.look()
+        return list(lines)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "policy.toml"
+
+
+def test_who_loses_what_is_a_line(file: Path) -> None:
+    relay = Relay(file, users=5)
+    former = relay.file.current().hash
+    (line,) = relay.write(only("user-0", "user-1", "user-2"))
+    assert (line["event"], line["former"], line["rules"]) == ("policy taken over", former, 1)
+    assert (line["hash"], line["users"]) == (relay.file.current().hash, "user-3, user-4")
+    assert (line["users_lost"], line["sessions_lost"]) == (2, 2)
+    assert relay.look() == [], "once"
+
+
+@pytest.mark.parametrize(
+    ("text", "users", "reason"),
+    [
+        ("", 1, "it has no rule"),
+        (only("user-0", cluster="munich-*"), 1, "none of its rules is for a cluster that is enrolled"),
+        (only("user-0", "user-1"), 5, "3 of 5 users who are connected would lose the cluster that they use"),
+    ],
+)
+def test_what_cannot_be_meant_is_held_back_until_it_is_accepted(file: Path, text: str, users: int, reason: str) -> None:
+    relay = Relay(file, users)
+    former = relay.file.current()
+    (line,) = relay.write(text)
+    assert (line["event"], line["log_level"]) == ("policy held back", "error")
+    assert reason in line["reason"]
+    assert relay.file.current() is former
+    finding = policy_finding(relay.file.error, relay.file.held)
+    assert (finding.code, reason in finding.detail, line["hash"] in finding.remedy) == ("policy_held", True, True)
+    assert relay.look() == []
+    assert not relay.file.accept(former.hash), "another version is not what was looked at"
+    assert relay.file.accept(line["hash"])
+    assert relay.file.current().hash == line["hash"]
+    assert relay.look()[0]["event"] == "policy taken over"
+    assert policy_finding(relay.file.error, relay.file.held).code == ""
+
+
+def test_a_version_that_stays_counts_after_a_time(file: Path) -> None:
+    relay = Relay(file, users=5)
+    relay.write(only("user-0"))
+    relay.now += 590
+    assert relay.look() == []
+    relay.now += 20
+    assert relay.look()[0]["event"] == "policy taken over"
+
+
+def test_a_version_that_is_undone_is_held_no_more(file: Path) -> None:
+    relay = Relay(file, users=5)
+    relay.write(only("user-0"))
+    assert relay.write(ALL) == []
+    assert relay.file.held is None
+    relay.write("")
+    (line,) = relay.write(only("user-0", "user-1", "user-2"))
+    assert (line["event"], line["users_lost"]) == ("policy taken over", 2), "a better one is taken in its place"
+
+
+def test_a_share_of_0_holds_nothing_back(file: Path) -> None:
+    relay = Relay(file, users=5, share=0)
+    (line, *_) = relay.write("")
+    assert (line["event"], line["users_lost"]) == ("policy taken over", 5)
+
+
+def test_two_of_three_may_go_because_few_are_meant(file: Path) -> None:
+    relay = Relay(file, users=3)
+    (line,) = relay.write(only("user-0"))
+    assert (line["event"], line["users_lost"]) == ("policy taken over", 2)
+
+
+def test_a_reload_holds_back_as_well(file: Path) -> None:
+    relay = Relay(file, users=5)
+    former = relay.file.current()
+    other = file.with_name("other.toml")
+    other.write_text("")
+    relay.file.take(other, PolicyFile(other).current())
+    assert relay.file.current() is former
+    assert relay.look()[0]["event"] == "policy held back"
