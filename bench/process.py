@@ -97,12 +97,7 @@ class Listening:
 
     def __init__(self, argv: Sequence[str | Path], *, stderr: IO[bytes] | None = None) -> None:
         self._process = subprocess.Popen(
-            argv,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-            start_new_session=True,
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True
         )
         assert self._process.stdout is not None
         word = self._process.stdout.readline().split()

@@ -306,12 +306,7 @@ def _counts_as(result: Mapping[str, Any], system: str) -> str:
     return kind if kind != "peer" or has_all_roles(result, system) else "no goal compares with it: it has no client"
 
 
-_STANDINGS = {
-    "ours": "ours",
-    "peer": "peer",
-    "chain": "chain without multiplexing",
-    "yardstick": "yardstick, no peer",
-}
+_STANDINGS = {"ours": "ours", "peer": "peer", "chain": "chain without multiplexing", "yardstick": "yardstick, no peer"}
 
 
 def _memory(result: Mapping[str, Any]) -> list[str]:

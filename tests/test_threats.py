@@ -23,9 +23,7 @@ CODE = re.compile(r"#([A-Z]\d+)")
 # A code alone, as a reader of the repository cannot look it up. The letters are those of the page's sections.
 BARE = re.compile(r"(?<![\w#./-])[ABDEFHIJLMNOQRSTUVWX]\d{1,2}(?!\w|[.-]\d)")
 # What looks like a code and is none, each with its reason.
-NO_CODES: dict[str, str] = {
-    "tests/bench/": "A1, B2: names of made-up systems and rounds",
-}
+NO_CODES: dict[str, str] = {"tests/bench/": "A1, B2: names of made-up systems and rounds"}
 
 
 def sources() -> Iterator[tuple[str, Path]]:

@@ -18,14 +18,7 @@ from pathlib import Path
 
 from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
 from arcbridge.agent.relay_http import post
-from arcbridge.agent.self_checks import (
-    API_SERVER,
-    AUDIT,
-    api_checks,
-    certificate_finding,
-    groups_checks,
-    issuers_check,
-)
+from arcbridge.agent.self_checks import API_SERVER, AUDIT, api_checks, certificate_finding, groups_checks, issuers_check
 from arcbridge.agent.service import credential_store, make_verifier
 from arcbridge.agent.settings import Checked, check
 from arcbridge.checks.diagnosis import Finding, FindingState, failed, ok, settings_findings, skipped

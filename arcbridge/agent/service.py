@@ -170,11 +170,7 @@ async def _observe(
 
 
 def _reload_at_signal(
-    reload: Reload,
-    reread: Callable[[], AgentConfig],
-    self_checks: SelfChecks,
-    metrics: Metrics,
-    stack: AsyncExitStack,
+    reload: Reload, reread: Callable[[], AgentConfig], self_checks: SelfChecks, metrics: Metrics, stack: AsyncExitStack
 ) -> None:
     async def read_again() -> Outcome:
         try:

@@ -145,13 +145,7 @@ class Sessions:
         return may_come_back or not self._full(len(self._open) + len(self._unauthenticated))
 
     async def serve(
-        self,
-        sock: socket.socket,
-        context: ssl.SSLContext,
-        join_id: str,
-        *,
-        via: str = "",
-        peer: Peer = NO_PEER,
+        self, sock: socket.socket, context: ssl.SSLContext, join_id: str, *, via: str = "", peer: Peer = NO_PEER
     ) -> None:
         """Take over a socket joined at the relay `via`; returns when the end-to-end TLS handshake is complete.
 

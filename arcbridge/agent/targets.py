@@ -128,10 +128,7 @@ class TcpTargets:
     def serve(self, stream: StreamTransport, target: str, caller: Caller) -> None:
         """Connect `stream` to the address that `target` (`tcp:NAME`) names, or reset it with the reason's code."""
         record = AuditRecord(
-            request=f"{caller.request_prefix}-{stream.id}-1",
-            subject=caller.subject,
-            verb="connect",
-            target=target,
+            request=f"{caller.request_prefix}-{stream.id}-1", subject=caller.subject, verb="connect", target=target
         )
         found = self._targets.get(target.removeprefix(PREFIX)) if target.startswith(PREFIX) else None
         if found is None:

@@ -38,10 +38,7 @@ MAX_ISSUERS = 64
 MAX_FILE_SIZE = 1 << 20
 
 BUILT_IN_RULES = frozenset(
-    {
-        "!user.username.startsWith('system:')",
-        "user.groups.all(group, !group.startsWith('system:'))",
-    }
+    {"!user.username.startsWith('system:')", "user.groups.all(group, !group.startsWith('system:'))"}
 )
 
 

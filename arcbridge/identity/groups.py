@@ -47,9 +47,7 @@ class Source(NamedTuple):
 
 
 def check(
-    directories: Mapping[str, GraphConfig],
-    claim_sources: Iterable[str],
-    issuers: AuthenticationConfig | None,
+    directories: Mapping[str, GraphConfig], claim_sources: Iterable[str], issuers: AuthenticationConfig | None
 ) -> None:
     """Check the settings that need no file. Raises ConfigError that names the key. `issuers` None: there is no
     authentication file; empty: it could not be read, and says nothing of the settings."""

@@ -271,10 +271,7 @@ class ProofKey:
         `peer_spki`: DER of the SubjectPublicKeyInfo of the certificate that the peer showed in this connection;
         `pin`: of the cluster (`pki.pins`), empty towards a relay; `now`: unix seconds.
         """
-        return self._sign(
-            TYPE,
-            {"ath": token_hash(token), "peer": peer_hash(peer_spki), "pin": pin, "iat": int(now)},
-        )
+        return self._sign(TYPE, {"ath": token_hash(token), "peer": peer_hash(peer_spki), "pin": pin, "iat": int(now)})
 
     def dpop(self, method: str, url: str, now: float, nonce: str | None = None) -> str:
         """Return the value of a DPoP header (RFC 9449 §4.2) for a request. `url` is taken without query and fragment;

@@ -219,11 +219,7 @@ class MuxSession:
         self.act()
 
     def close(
-        self,
-        code: GoawayCode = GoawayCode.DONE,
-        message: str = "",
-        retry_after: int = 0,
-        refusal: Refusal = NO_REFUSAL,
+        self, code: GoawayCode = GoawayCode.DONE, message: str = "", retry_after: int = 0, refusal: Refusal = NO_REFUSAL
     ) -> None:
         """End now and send the reason; every stream ends with SessionEnded. An acceptor refuses a token so."""
         self._machine.close(code, message or "the session was closed", retry_after, refusal)

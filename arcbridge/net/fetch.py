@@ -81,12 +81,7 @@ class HttpFetcher:
         # A document is fetched once an hour: a connection kept for the next time would only be found dead.
         sent = {"User-Agent": "arcbridge", "Connection": "close", **headers}
         async with self._open().request(
-            method,
-            url,
-            data=body or None,
-            headers=sent,
-            ssl=self._context(ca_pem),
-            allow_redirects=False,
+            method, url, data=body or None, headers=sent, ssl=self._context(ca_pem), allow_redirects=False
         ) as response:
             found, answered = await self._body(url, response), response.headers
             retry_after, max_age = (

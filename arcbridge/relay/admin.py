@@ -275,12 +275,7 @@ async def restore_cluster(config: RelayConfig, name: str) -> str:
 
 
 async def revoke_user(
-    config: RelayConfig,
-    user: str,
-    before: object = None,
-    reason: str = "",
-    *,
-    clock: Callable[[], float] = time.time,
+    config: RelayConfig, user: str, before: object = None, reason: str = "", *, clock: Callable[[], float] = time.time
 ) -> UserRevocation:
     """Refuse the user's tokens from before a time (`parse_before`) and end what runs under them; return what holds."""
     if not user:
@@ -414,12 +409,7 @@ def _chart_command(token: str, cluster: str, relay: str, pin: str) -> str:
         helm += ["--set", f"relayCAPin={pin}"]
     helm += ["-f", "values.yaml"]
     return "\n".join(
-        (
-            _token_file(token, file),
-            "kubectl create namespace arcbridge",
-            shlex.join(secret),
-            shlex.join(helm),
-        )
+        (_token_file(token, file), "kubectl create namespace arcbridge", shlex.join(secret), shlex.join(helm))
     )
 
 

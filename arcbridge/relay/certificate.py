@@ -47,12 +47,7 @@ class ServerCertificate:
     """`loaded` is in force; `refresh` is called once in a while. Raises `ConfigError` when made."""
 
     def __init__(
-        self,
-        config: RelayTlsConfig,
-        authority: Authority,
-        host: str,
-        *,
-        clock: Callable[[], float] = time.time,
+        self, config: RelayTlsConfig, authority: Authority, host: str, *, clock: Callable[[], float] = time.time
     ) -> None:
         self._authority = authority
         self._host = host

@@ -110,10 +110,7 @@ async def _issuers(checked: CheckedRelay) -> list[Finding]:
         except ConfigError:
             return []  # the settings' check has reported it
         keys, directories = await asyncio.gather(verifier.look_at_keys(), verifier.look_at_directories())
-        return [
-            *(key_finding(*one) for one in keys),
-            *(directory_finding(*one) for one in directories),
-        ]
+        return [*(key_finding(*one) for one in keys), *(directory_finding(*one) for one in directories)]
 
 
 async def _public_address(checked: CheckedRelay, authority: Authority | None) -> Finding:

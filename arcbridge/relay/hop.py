@@ -20,14 +20,7 @@ from typing import Final
 
 import structlog
 
-from arcbridge.errors import (
-    ArcbridgeError,
-    ConfigError,
-    ConnectionLost,
-    JoinRefused,
-    RemoteProtocolError,
-    Unreachable,
-)
+from arcbridge.errors import ArcbridgeError, ConfigError, ConnectionLost, JoinRefused, RemoteProtocolError, Unreachable
 from arcbridge.net.address import parse_address
 from arcbridge.net.dialer import DIRECT, connect
 from arcbridge.net.join import JoinCode, ServerJoin, client_join
@@ -59,12 +52,7 @@ class Hops:
     """Both sides of the hop, as far as they are not the rendezvous' own."""
 
     def __init__(
-        self,
-        peers: RelayPeers,
-        *,
-        authority: Authority,
-        pumps: Pumps,
-        clock: Callable[[], float] = time.monotonic,
+        self, peers: RelayPeers, *, authority: Authority, pumps: Pumps, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.process_id = peers.relay_id
         self._peers = peers

@@ -33,10 +33,7 @@ class RelayReload:
     """Puts other settings in force at the parts of one process."""
 
     def __init__(
-        self,
-        basis: Basis,
-        entrances: Entrances,
-        share: Callable[[RelayLimitsConfig], RelayLimitsConfig],
+        self, basis: Basis, entrances: Entrances, share: Callable[[RelayLimitsConfig], RelayLimitsConfig]
     ) -> None:
         """`share`: this process' part of the relay's limits."""
         self._basis = basis

@@ -86,10 +86,7 @@ def check(config: RelayConfig) -> CheckedRelay:
     issuers = tokens.issuers or AuthenticationConfig(())
     policy = check_policy(config, problems, issuers)
     named_files.check_pair(
-        problems,
-        ("tls.certificate", config.tls.certificate),
-        ("tls.key", config.tls.key),
-        host=public.host,
+        problems, ("tls.certificate", config.tls.certificate), ("tls.key", config.tls.key), host=public.host
     )
     with problems.collect("login"):
         login_document(config.login)

@@ -66,14 +66,7 @@ ROUND_TRIP_MEMORY = 10.0
 class CongestionWindow:
     """The cap of one connection's one direction. `now` is monotonic seconds and an argument."""
 
-    def __init__(
-        self,
-        most: int,
-        *,
-        sent: int = 0,
-        now: float = 0.0,
-        earlier: CongestionWindow | None = None,
-    ) -> None:
+    def __init__(self, most: int, *, sent: int = 0, now: float = 0.0, earlier: CongestionWindow | None = None) -> None:
         """`most`: the cap never exceeds it, bytes. `sent`: the count so far. `earlier`: that of the connection before,
         of which half counts again as soon as the path proves to be no longer (RFC 9040 §8.1)."""
         self._most = most

@@ -11,15 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from arcbridge.errors import RemoteProtocolError
-from arcbridge.wire.frames import (
-    FRAMES,
-    HEADER_SIZE,
-    IGNORABLE_FROM,
-    MAX_DATA,
-    MAX_IGNORABLE,
-    FrameType,
-    unpack_header,
-)
+from arcbridge.wire.frames import FRAMES, HEADER_SIZE, IGNORABLE_FROM, MAX_DATA, MAX_IGNORABLE, FrameType, unpack_header
 
 _DATA = int(FrameType.DATA)
 

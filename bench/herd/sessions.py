@@ -112,12 +112,7 @@ class Ends(BaseHandler):
         """Return the control connection once it is established."""
         orders = self.orders
         session = MuxSession(
-            Side.INITIATOR,
-            Kind.CONTROL,
-            self,
-            agent=self._instance,
-            software="scale",
-            cluster_ca=orders.cluster_ca,
+            Side.INITIATOR, Kind.CONTROL, self, agent=self._instance, software="scale", cluster_ca=orders.cluster_ca
         )
         await self._loop.create_connection(
             session.protocol, orders.host, orders.port, ssl=self._control, server_hostname=orders.host

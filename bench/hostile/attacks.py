@@ -382,10 +382,7 @@ async def joins(attacker: Attacker, per_s: float = JOINS_PER_S) -> None:
     async def one() -> None:
         source = _source(next(numbers) % ADDRESSES)
         session = await attacker.place.establish(
-            attacker.place.people[0],
-            source=source,
-            limits=_limits(),
-            authenticate=False,
+            attacker.place.people[0], source=source, limits=_limits(), authenticate=False
         )
         attacker.told("joined")
         try:

@@ -10,16 +10,7 @@ from bench.peers.mux_chain import MuxChain
 from bench.peers.openssh import OpenSsh
 
 PEERS: dict[str, type[Peer]] = {
-    peer.name: peer
-    for peer in (
-        Arcbridge,
-        WithoutResumption,
-        MuxChain,
-        OpenSsh,
-        Frp,
-        FrpWithoutMux,
-        Direct,
-    )
+    peer.name: peer for peer in (Arcbridge, WithoutResumption, MuxChain, OpenSsh, Frp, FrpWithoutMux, Direct)
 }
 """By name, in the order of the report."""
 

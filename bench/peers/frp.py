@@ -84,11 +84,7 @@ def _common(
 
 
 def _tls(certificates: Certificates, own: Pair) -> dict[str, str]:
-    return {
-        "certFile": str(own.certificate),
-        "keyFile": str(own.key),
-        "trustedCaFile": str(certificates.authority),
-    }
+    return {"certFile": str(own.certificate), "keyFile": str(own.key), "trustedCaFile": str(certificates.authority)}
 
 
 class Frp(OfRoles):

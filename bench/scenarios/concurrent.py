@@ -19,12 +19,7 @@ class Concurrent(Scenario):
     def measure(self, load: Generator, peer: Peer, effort: Effort) -> Metrics:
         before = cpu_seconds(peer.pids())
         result = load.run(
-            "many",
-            peer.endpoint,
-            seconds=effort.seconds,
-            warmup=effort.warmup,
-            size=100,
-            connections=self.connections,
+            "many", peer.endpoint, seconds=effort.seconds, warmup=effort.warmup, size=100, connections=self.connections
         )
         metrics = {name: result[name] for name in ("per_s", "p50_us", "p99_us")}
         if peer.roots():

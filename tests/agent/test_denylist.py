@@ -128,12 +128,9 @@ def test_v15_every_way_to_replace_the_file(tmp_path: Path) -> None:
         return [sorted(one) for one in taken]
 
     for replace in (written, renamed, mounted):
-        assert seen_through(replace) == [
-            ["oidc:alice"],
-            ["https://issuer#bob", "oidc:alice"],
-            [],
-            ["oidc:carol"],
-        ], replace.__name__
+        assert seen_through(replace) == [["oidc:alice"], ["https://issuer#bob", "oidc:alice"], [], ["oidc:carol"]], (
+            replace.__name__
+        )
 
 
 async def test_it_is_read_again_until_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

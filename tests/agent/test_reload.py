@@ -21,13 +21,7 @@ from arcbridge.agent.service import serve
 from arcbridge.agent.targets import TcpTargets
 from arcbridge.checks.self_checks import SelfChecks
 from arcbridge.mux import memory
-from arcbridge.settings.config import (
-    AgentConfig,
-    AgentLimitsConfig,
-    ObserveConfig,
-    SessionConfig,
-    TargetConfig,
-)
+from arcbridge.settings.config import AgentConfig, AgentLimitsConfig, ObserveConfig, SessionConfig, TargetConfig
 from tests.identity.issuer import CONFIG
 from tests.support.eventually import until
 from tests.support.world import fixed_port

@@ -12,11 +12,7 @@ import structlog
 
 from arcbridge.agent.service import credential_store, enroll, own_namespace, serve, session_limits
 from arcbridge.errors import ConfigError
-from arcbridge.settings.config import (
-    AgentConfig,
-    AgentStateConfig,
-    SessionConfig,
-)
+from arcbridge.settings.config import AgentConfig, AgentStateConfig, SessionConfig
 from tests.support.eventually import until
 
 from .fake_relay import FakeRelay

@@ -12,14 +12,7 @@ from arcbridge.agent.audit import AuditLog
 from arcbridge.agent.authenticator import Authenticator
 from arcbridge.agent.sessions import Sessions
 from arcbridge.identity.authentication import parse
-from arcbridge.identity.proof import (
-    IAT_WINDOW,
-    Peer,
-    ProofChecker,
-    ProofKey,
-    ProofPolicy,
-    spki_of,
-)
+from arcbridge.identity.proof import IAT_WINDOW, Peer, ProofChecker, ProofKey, ProofPolicy, spki_of
 from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.mux.connection import AuthMaker, peer_certificate
 from arcbridge.mux.session import MuxSession

@@ -38,8 +38,5 @@ def test_what_was_changed_or_cut_is_a_failure(
     load: Generator, target: Target, command: str, plan: Plan, says: str
 ) -> None:
     more = {"every_us": 1000, "size": 1000} if command == "keys" else {"bytes": 400_000}
-    with (
-        FaultProxy(target.address, plan=lambda number: plan) as proxy,
-        pytest.raises(LoadFailed, match=says),
-    ):
+    with FaultProxy(target.address, plan=lambda number: plan) as proxy, pytest.raises(LoadFailed, match=says):
         load.run(command, Address(proxy.host, proxy.port), seconds=10, warmup=0, **more)

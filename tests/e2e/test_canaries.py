@@ -282,10 +282,9 @@ class Run:
             directory = self.inputs / f"relay-{name}"
             (directory / "data").mkdir(parents=True)
             value = text.format(self.secret(f"setting/{name}"))
-            files = {
-                "authentication": self.world.authentication(RELAY_AUDIENCE),
-                "policy": self.world.policy,
-            } | {name: value}
+            files = {"authentication": self.world.authentication(RELAY_AUDIENCE), "policy": self.world.policy} | {
+                name: value
+            }
             for file, content in files.items():
                 where = directory / ("data/ca.key" if file == "key" else file)
                 where.write_text(content)

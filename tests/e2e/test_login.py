@@ -13,15 +13,7 @@ from tests.support.cluster import Cluster
 from tests.support.machine import Machine
 from tests.support.processes import ManagedProcess
 from tests.support.reports import records, until
-from tests.support.world import (
-    ALICE,
-    CLUSTER,
-    CLUSTER_AUDIENCE,
-    RELAY_AUDIENCE,
-    ApiServer,
-    World,
-    fixed_port,
-)
+from tests.support.world import ALICE, CLUSTER, CLUSTER_AUDIENCE, RELAY_AUDIENCE, ApiServer, World, fixed_port
 
 BRIEF = 12
 """Seconds of a token: a proxy renews it within six."""

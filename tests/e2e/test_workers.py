@@ -15,16 +15,7 @@ from arcbridge.pki.private_files import write_private
 from tests.support.processes import run
 from tests.support.reports import metrics, page, records, until, wait_for_record
 from tests.support.talk import Talk, TalkServer
-from tests.support.world import (
-    ALICE,
-    BOB,
-    CLUSTER_AUDIENCE,
-    RELAY_AUDIENCE,
-    ApiServer,
-    World,
-    arcbridge,
-    fixed_port,
-)
+from tests.support.world import ALICE, BOB, CLUSTER_AUDIENCE, RELAY_AUDIENCE, ApiServer, World, arcbridge, fixed_port
 
 RELAY = "arcbridge_relay_"
 

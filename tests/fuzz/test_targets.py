@@ -86,10 +86,7 @@ def test_coverage_guided_lives(target: str, tmp_path: Path) -> None:
     assert f"number_of_executed_units: {FEW[target]}" in done.stderr
 
 
-BROKEN = {
-    "a promise": "assert not data.startswith(b'[[al'), 'found'",
-    "a cost": "seen.append(data)",
-}
+BROKEN = {"a promise": "assert not data.startswith(b'[[al'), 'found'", "a cost": "seen.append(data)"}
 
 
 @pytest.mark.parametrize("what", BROKEN)

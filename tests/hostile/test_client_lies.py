@@ -204,10 +204,7 @@ async def test_u2_an_auth_that_is_played_again(tmp_path: Path) -> None:
             twice = auth(MALLORY.token("cluster"))
             session.say(hello(join_id=session.reply.join_id), twice, twice)
             goaway = await session.goaway()
-            assert (goaway.code, goaway.message) == (
-                GoawayCode.PROTOCOL,
-                "a second AUTH before the first was answered",
-            )
+            assert (goaway.code, goaway.message) == (GoawayCode.PROTOCOL, "a second AUTH before the first was answered")
 
 
 # -- resumptions ---------------------------------------------------------------------------------------------------

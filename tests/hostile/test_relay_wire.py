@@ -277,11 +277,7 @@ async def test_b2_users_whose_connections_are_crossed_before_the_login(tmp_path:
 
 async def test_b2_users_whose_connections_are_crossed_within_their_sessions(tmp_path: Path) -> None:
     relay, made = on_wire(lambda pair: Wire())
-    async with (
-        Organisation.running(tmp_path, relay=relay) as org,
-        org.client(ALICE) as alice,
-        org.client(BOB) as bob,
-    ):
+    async with Organisation.running(tmp_path, relay=relay) as org, org.client(ALICE) as alice, org.client(BOB) as bob:
         org.clusters["prod"].api.repeats = BIG
         assert [(await one.get()).status for one in (alice, bob)] == [200, 200]
         made[0].cross()

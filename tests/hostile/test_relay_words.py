@@ -10,12 +10,7 @@ from typing import Any
 
 import pytest
 
-from arcbridge.errors import (
-    ArcbridgeError,
-    PinMismatch,
-    SessionEnded,
-    Unreachable,
-)
+from arcbridge.errors import ArcbridgeError, PinMismatch, SessionEnded, Unreachable
 from arcbridge.identity.proof import ProofKey
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.mux.stream import StreamTransport

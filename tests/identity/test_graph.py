@@ -13,14 +13,7 @@ import pytest
 from arcbridge.errors import ConfigError
 from arcbridge.identity import graph
 from arcbridge.identity.claims import MAX_GROUPS
-from arcbridge.identity.graph import (
-    BACK_OFF,
-    KEEP_DENIED,
-    MAX_BACK_OFF,
-    Directory,
-    is_application,
-    points_elsewhere,
-)
+from arcbridge.identity.graph import BACK_OFF, KEEP_DENIED, MAX_BACK_OFF, Directory, is_application, points_elsewhere
 from arcbridge.identity.graph_token import FIRST_DELAY, MOST_SPREAD
 from arcbridge.identity.lookups import AT_ONCE, KEEP_FAILURE, Lookups
 from arcbridge.identity.refusal import GroupsUnavailable, TokenRefused

@@ -83,9 +83,6 @@ def test_a_certificate_that_is_not_known_here_has_no_key() -> None:
     version, algorithm = bytes.fromhex("a003020102"), bytes.fromhex("06072a8648ce3d0201")
     assert version in der
     assert algorithm in der
-    for changed in (
-        der.replace(version, version[:-1] + b"\x07"),
-        der.replace(algorithm, algorithm[:-1] + b"\x63"),
-    ):
+    for changed in (der.replace(version, version[:-1] + b"\x07"), der.replace(algorithm, algorithm[:-1] + b"\x63")):
         with pytest.raises(ValueError, match="not known here"):
             spki_of(changed)

@@ -32,10 +32,7 @@ from .issuer import CONFIG, EC, ED, RSA, RSA_OTHER, URL, Issuer, b64, claims, jw
 
 
 def verifier(
-    issuer: Issuer | None = None,
-    clock: Clock | None = None,
-    config: str = CONFIG,
-    accept: Acceptance | None = None,
+    issuer: Issuer | None = None, clock: Clock | None = None, config: str = CONFIG, accept: Acceptance | None = None
 ) -> TokenVerifier:
     wall = clock or Clock()
     return TokenVerifier(parse(config), (issuer or Issuer()).fetch, wall, monotonic=wall, accept=accept)
@@ -57,9 +54,7 @@ async def test_a_good_token() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "alg"),
-    [(RSA, "RS256"), (RSA, "PS384"), (EC, "ES256")],
-    ids=lambda v: v if isinstance(v, str) else "",
+    ("key", "alg"), [(RSA, "RS256"), (RSA, "PS384"), (EC, "ES256")], ids=lambda v: v if isinstance(v, str) else ""
 )
 async def test_each_key_type_verifies_its_own_algorithms(key: Any, alg: str) -> None:
     subject = verifier(Issuer([jwk(key)]))
@@ -98,11 +93,7 @@ ATTACKS = [
     ("unknown crit", token(claims(), crit=["exp"]), "token.crit"),
     ("b64 crit", raw_token(b'{"alg":"RS256","kid":"k1","b64":false,"crit":["b64"]}', GOOD), "token.crit"),
     ("duplicate header key", raw_token(b'{"alg":"RS256","alg":"RS256","kid":"k1"}', GOOD), "token.shape"),
-    (
-        "duplicate claim",
-        raw_token(b'{"alg":"RS256","kid":"k1"}', GOOD[:-1] + b',"sub":"bob"}'),
-        "token.shape",
-    ),
+    ("duplicate claim", raw_token(b'{"alg":"RS256","kid":"k1"}', GOOD[:-1] + b',"sub":"bob"}'), "token.shape"),
     ("nested", raw_token(b'{"alg":"RS256","kid":"k1","cty":"JWT"}', GOOD), "token.nested"),
     ("JWE", ".".join([b64(b'{"alg":"RSA-OAEP","enc":"A256GCM"}'), "a", "b", "c", "d"]), "token.shape"),
     ("100 KB", "a" * 100_000, "token.size"),

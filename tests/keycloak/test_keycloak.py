@@ -18,12 +18,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from arcbridge.identity.proof import ProofKey
-from tests.keycloak.people import (
-    BRIEF,
-    KeycloakWorld,
-    Organisation,
-    Person,
-)
+from tests.keycloak.people import BRIEF, KeycloakWorld, Organisation, Person
 from tests.support.cluster import Cluster
 from tests.support.machine import Shell, claims
 from tests.support.processes import ManagedProcess, Mark

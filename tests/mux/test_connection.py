@@ -13,10 +13,7 @@ from arcbridge.mux import buffer
 from arcbridge.mux.connection import peer_certificate
 from arcbridge.wire.frames import HEADER_SIZE, FrameType, unpack_header
 from arcbridge.wire.records import Auth
-from tests.mux.ends import (
-    MemoryTransport,
-    make_sessions,
-)
+from tests.mux.ends import MemoryTransport, make_sessions
 
 pytestmark = pytest.mark.usefixtures("faults")
 

@@ -16,16 +16,7 @@ from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.limits import Limits
 from arcbridge.wire.records import AuthOk, Dial, Revoke, Status
 from arcbridge.wire.session import Kind, State
-from tests.mux.ends import (
-    Faults,
-    Recorder,
-    both_links,
-    connect_in_memory,
-    connected,
-    make_sessions,
-    soon,
-    take_out,
-)
+from tests.mux.ends import Faults, Recorder, both_links, connect_in_memory, connected, make_sessions, soon, take_out
 from tests.support.stream_io import StreamIO
 
 pytestmark = pytest.mark.usefixtures("faults")

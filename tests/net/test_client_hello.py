@@ -97,8 +97,7 @@ def test_j26_as_many_records_as_clients_send_are_taken() -> None:
 
 
 @pytest.mark.parametrize(
-    ("alpn", "name"),
-    [(None, None), (["http/1.1"], None), (["h2", "http/1.1", "arcbridge-control/1"], "a.example.org")],
+    ("alpn", "name"), [(None, None), (["http/1.1"], None), (["h2", "http/1.1", "arcbridge-control/1"], "a.example.org")]
 )
 def test_what_openssl_offers_is_what_is_read(alpn: list[str] | None, name: str | None) -> None:
     assert peek(client_hello(alpn, name)) == ClientHello(tuple(p.encode() for p in alpn or ()))

@@ -77,10 +77,7 @@ async def test_a_name_whose_other_family_is_dead(alive: str, tmp_path: Path, mon
     """RFC 8305: the address that refuses holds the other one up by nothing."""
 
     def both(host: str, port: int) -> list[dialer.Candidate]:
-        found: list[dialer.Candidate] = [
-            (socket.AF_INET6, ("::1", port, 0, 0)),
-            (socket.AF_INET, ("127.0.0.1", port)),
-        ]
+        found: list[dialer.Candidate] = [(socket.AF_INET6, ("::1", port, 0, 0)), (socket.AF_INET, ("127.0.0.1", port))]
         return found if alive == "127.0.0.1" else found[::-1]
 
     monkeypatch.setattr(dialer, "_look_up", both)

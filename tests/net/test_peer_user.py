@@ -78,9 +78,7 @@ def test_w12_processes_of_three_users(server: tuple[str, str, subprocess.Popen[s
         assert called(server, (), how) == "own", "root"
 
 
-def test_w12_one_that_has_closed_already_is_told_apart(
-    server: tuple[str, str, subprocess.Popen[str]],
-) -> None:
+def test_w12_one_that_has_closed_already_is_told_apart(server: tuple[str, str, subprocess.Popen[str]]) -> None:
     """The kernel would say root, whichever user it was."""
     host, port, process = server
     assert process.stdout is not None

@@ -14,14 +14,7 @@ import pytest
 
 from arcbridge.mux.splice import reset_transport
 from arcbridge.net import tlstransport
-from tests.net.tlsends import (
-    PATIENCE,
-    BufferedRecorder,
-    Fickle,
-    Recorder,
-    against,
-    tcp,
-)
+from tests.net.tlsends import PATIENCE, BufferedRecorder, Fickle, Recorder, against, tcp
 
 pytestmark = pytest.mark.usefixtures("faults")
 both_sides = pytest.mark.parametrize("ours", ["server", "client"])

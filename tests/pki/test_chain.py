@@ -31,9 +31,7 @@ def test_a_pair_is_loaded_and_no_file_is_left(
 def test_an_encrypted_key_is_refused_without_a_prompt() -> None:
     key = serialization.load_pem_private_key(ISSUED.key_pem.encode(), None)
     sealed = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.BestAvailableEncryption(b"secret"),
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"secret")
     ).decode()
     with pytest.raises(ConfigError, match="encrypted"):
         load_chain(context(), ISSUED.certificate_pem, sealed)

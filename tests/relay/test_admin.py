@@ -73,12 +73,7 @@ class TestTokens:
     def test_the_printed_lines_are_all_that_an_agent_needs(self, config: RelayConfig, tmp_path: Path) -> None:
         """Before the relay's first start the command makes the CA; a real shell runs the lines that it prints."""
         text = run(
-            config,
-            "token",
-            "create",
-            cluster="prod",
-            kube_server="https://api.test:6443",
-            kube_token_file="token",
+            config, "token", "create", cluster="prod", kube_server="https://api.test:6443", kube_token_file="token"
         )
         pin = open_authority(config.data_dir).pin
         lines = [line.strip() for line in text.splitlines()]

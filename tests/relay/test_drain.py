@@ -27,12 +27,7 @@ from tests.support.eventually import until
 class Draining:
     """A drain that runs, and what it has done so far."""
 
-    def __init__(
-        self,
-        relay: Station,
-        draws: list[float] | None = None,
-        membership: Membership | None = None,
-    ) -> None:
+    def __init__(self, relay: Station, draws: list[float] | None = None, membership: Membership | None = None) -> None:
         draws = [*(draws or [])]
         self.drain = Drain(
             relay.listener,

@@ -137,14 +137,7 @@ class Cluster:
 
     # Acting as administrator.
 
-    def request(
-        self,
-        method: str,
-        path: str,
-        body: object = None,
-        *,
-        content_type: str = "application/json",
-    ) -> Any:
+    def request(self, method: str, path: str, body: object = None, *, content_type: str = "application/json") -> Any:
         """Send one request as administrator and return the decoded JSON. Raises `ApiError`."""
         with self._open(method, path, body, content_type) as answer:
             return json.load(answer)
@@ -397,10 +390,7 @@ class Cluster:
                     "apiVersion": "audit.k8s.io/v1",
                     "kind": "Policy",
                     "omitStages": ["RequestReceived"],
-                    "rules": [
-                        {"level": "None", "users": ["system:apiserver"]},
-                        {"level": "Metadata"},
-                    ],
+                    "rules": [{"level": "None", "users": ["system:apiserver"]}, {"level": "Metadata"}],
                 }
             )
         )
@@ -541,12 +531,7 @@ class Cluster:
     # Requests.
 
     def _open(
-        self,
-        method: str,
-        path: str,
-        body: object = None,
-        content_type: str = "application/json",
-        timeout: float = 30,
+        self, method: str, path: str, body: object = None, content_type: str = "application/json", timeout: float = 30
     ) -> Any:
         request = urllib.request.Request(
             self.api_url + path,

@@ -418,7 +418,7 @@ class Entra(AppThread):
                 "authorization_endpoint": f"{base}/oauth2/v2.0/authorize",
                 "device_authorization_endpoint": f"{base}/oauth2/v2.0/devicecode",
                 "token_endpoint_auth_methods_supported": [
-                    *("client_secret_post", "private_key_jwt", "client_secret_basic", "self_signed_tls_client_auth"),
+                    *("client_secret_post", "private_key_jwt", "client_secret_basic", "self_signed_tls_client_auth")
                 ],
             }
         )

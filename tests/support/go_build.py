@@ -22,14 +22,7 @@ class BuildFailed(RuntimeError):
 
 
 def build(
-    go: str,
-    module: Path,
-    packages: Sequence[str],
-    target: Path,
-    *,
-    title: str,
-    flags: Sequence[str],
-    timeout: float,
+    go: str, module: Path, packages: Sequence[str], target: Path, *, title: str, flags: Sequence[str], timeout: float
 ) -> None:
     """Build `packages` of the module in the directory `module` into the directory `target`.
 

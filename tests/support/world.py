@@ -145,13 +145,7 @@ class World:
     """
 
     def __init__(
-        self,
-        api: ApiServer,
-        *,
-        cluster: str = CLUSTER,
-        directory: Path | None = None,
-        relays: int = 1,
-        agents: int = 1,
+        self, api: ApiServer, *, cluster: str = CLUSTER, directory: Path | None = None, relays: int = 1, agents: int = 1
     ) -> None:
         self._own = directory is None
         self.directory = Path(tempfile.mkdtemp(prefix="arcbridge-world-")) if directory is None else directory

@@ -163,11 +163,7 @@ def test_an_application_that_sends_little_says_little_of_the_path() -> None:
     changes=st.lists(st.tuples(st.sampled_from([0.05, 1, 100]), st.sampled_from([0.001, 0.5])), max_size=3),
 )
 def test_whatever_the_path_all_arrives(
-    rate: float,
-    round_trip: float,
-    sizes: list[int],
-    ack_every: int,
-    changes: list[tuple[float, float]],
+    rate: float, round_trip: float, sizes: list[int], ack_every: int, changes: list[tuple[float, float]]
 ) -> None:
     """Also to a peer that confirms nothing unless asked."""
     limits = replace(DEFAULT, ack_every=ack_every, replay=2**31, ping_interval=10_000, ping_timeout=50_000)

@@ -46,10 +46,7 @@ def test_late_data_is_dropped_and_its_credit_comes_back() -> None:
 
 @pytest.mark.parametrize(
     ("receiving", "size", "code"),
-    [
-        (ReceiveState.FINISHED, 4, ResetCode.PROTOCOL),
-        (ReceiveState.OPEN, 60 * KIB, ResetCode.FLOW_CONTROL),
-    ],
+    [(ReceiveState.FINISHED, 4, ResetCode.PROTOCOL), (ReceiveState.OPEN, 60 * KIB, ResetCode.FLOW_CONTROL)],
 )
 def test_data_that_breaks_a_streams_rules_resets_it_alone(receiving: ReceiveState, size: int, code: ResetCode) -> None:
     parts = Parts()

@@ -14,14 +14,7 @@ import pytest
 import arcbridge
 from arcbridge.errors import ConnectionLost, LocalProtocolError, RemoteProtocolError, SessionEnded
 from arcbridge.wire import events as ev
-from arcbridge.wire.frames import (
-    FIRST_CREDIT,
-    PING_BODY,
-    FrameType,
-    GoawayCode,
-    ResetCode,
-    frame,
-)
+from arcbridge.wire.frames import FIRST_CREDIT, PING_BODY, FrameType, GoawayCode, ResetCode, frame
 from arcbridge.wire.records import Auth, Dial, Move, Revoke, Status
 from arcbridge.wire.session import Kind, Session, Side, State
 from tests.wire.scripted import OK, Scripted, ack, agent, client, data, goaway, hello, opening, reset, window

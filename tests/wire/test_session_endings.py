@@ -6,12 +6,7 @@ import pytest
 
 from arcbridge.errors import SessionEnded
 from arcbridge.wire import events as ev
-from arcbridge.wire.frames import (
-    FrameType,
-    GoawayCode,
-    ResetCode,
-    frame,
-)
+from arcbridge.wire.frames import FrameType, GoawayCode, ResetCode, frame
 from arcbridge.wire.limits import Limits
 from arcbridge.wire.session import Kind, Side, State
 from tests.support.books import check_session, unconsumed

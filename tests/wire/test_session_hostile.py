@@ -10,16 +10,7 @@ import pytest
 from arcbridge.errors import ConnectionLost, RemoteProtocolError, SessionEnded
 from arcbridge.limiters import TokenBucket
 from arcbridge.wire import events as ev
-from arcbridge.wire.frames import (
-    FIRST_CREDIT,
-    FRAMES,
-    MAY_SEND,
-    PING_BODY,
-    FrameType,
-    GoawayCode,
-    ResetCode,
-    frame,
-)
+from arcbridge.wire.frames import FIRST_CREDIT, FRAMES, MAY_SEND, PING_BODY, FrameType, GoawayCode, ResetCode, frame
 from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.records import Auth
 from arcbridge.wire.session import Kind, Side, State

@@ -6,11 +6,7 @@ import pytest
 
 from arcbridge.errors import ConnectionLost, LocalProtocolError, SessionEnded
 from arcbridge.refusals import MAX_WANTED, Refusal, RefusalRule
-from arcbridge.wire.frames import (
-    FrameType,
-    GoawayCode,
-    frame,
-)
+from arcbridge.wire.frames import FrameType, GoawayCode, frame
 from arcbridge.wire.limits import Limits
 from arcbridge.wire.records import Auth, Dial, Goaway, Revoke, Status
 from arcbridge.wire.session import Kind, Side, State

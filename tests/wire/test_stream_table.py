@@ -155,10 +155,7 @@ def test_a_cut_keeps_what_came_before_it() -> None:
 ENDS = {
     "FIN both ways": lambda table, stream: (table.peer_finished(stream), table.finish(stream)),
     "reset by the application": lambda table, stream: table.reset(stream, ResetCode.UNKNOWN_TARGET),
-    "reset behind our FIN": lambda table, stream: (
-        table.finish(stream),
-        table.reset(stream, ResetCode.NO_ERROR),
-    ),
+    "reset behind our FIN": lambda table, stream: (table.finish(stream), table.reset(stream, ResetCode.NO_ERROR)),
     "cut": lambda table, stream: table.cut(stream),
     "reset by the peer": lambda table, stream: table.peer_reset(stream, ResetCode.CANCELLED, in_order=False),
     "the peer's reset in order": lambda table, stream: table.peer_reset(stream, ResetCode.NO_ERROR, in_order=True),

@@ -30,13 +30,7 @@ class AuditLog:
     """Takes records for a file (appended, mode 0600), for standard output (`-`), or for nothing (empty)."""
 
     def __init__(
-        self,
-        file: str,
-        *,
-        on_failure: str = CONTINUE,
-        commands: bool = True,
-        fsync: bool = False,
-        instance: str = "",
+        self, file: str, *, on_failure: str = CONTINUE, commands: bool = True, fsync: bool = False, instance: str = ""
     ) -> None:
         """Open the file at once. Raises ConfigError."""
         check_policy(on_failure)

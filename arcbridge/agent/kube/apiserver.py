@@ -62,9 +62,7 @@ class Endpoint:
 
 
 def endpoint_of(
-    config: KubernetesConfig,
-    environ: Mapping[str, str] = os.environ,
-    service_account: Path = SERVICE_ACCOUNT,
+    config: KubernetesConfig, environ: Mapping[str, str] = os.environ, service_account: Path = SERVICE_ACCOUNT
 ) -> Endpoint:
     """Read the settings; all empty means in-cluster. Raises ConfigError that names the setting."""
     certificate, key = config.client_certificate_file, config.client_key_file

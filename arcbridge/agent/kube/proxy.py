@@ -198,12 +198,7 @@ class KubeProxy:
         raise _StreamOver("the upgraded stream is over")
 
     async def _splice(
-        self,
-        protocol: KubeProtocol,
-        connection: UpstreamConnection,
-        head: ResponseHead,
-        rest: bytes,
-        attempt: Attempt,
+        self, protocol: KubeProtocol, connection: UpstreamConnection, head: ResponseHead, rest: bytes, attempt: Attempt
     ) -> None:
         """Join stream and connection until both are over."""
         upstream, record = connection.transport, attempt.record

@@ -70,12 +70,7 @@ class RequestFacts(NamedTuple):
 
 
 def read_facts(
-    method: str,
-    target: str,
-    headers: RawHeaders = (),
-    version: HttpVersion = HttpVersion11,
-    *,
-    keep_alive: bool = True,
+    method: str, target: str, headers: RawHeaders = (), version: HttpVersion = HttpVersion11, *, keep_alive: bool = True
 ) -> RequestFacts:
     """Return the facts of a head; `keep_alive`: what the parser makes of version and `Connection`, which is not all."""
     fields: list[tuple[str, str, str]] = []

@@ -223,13 +223,7 @@ class KubeProtocol(RequestHandler):
         return transport
 
     def answer(
-        self,
-        refusal: RequestRefusal,
-        *,
-        request_id: str = "",
-        close: bool = False,
-        method: str = "GET",
-        path: str = "",
+        self, refusal: RequestRefusal, *, request_id: str = "", close: bool = False, method: str = "GET", path: str = ""
     ) -> AnsweredResponse:
         """Write a Status to the caller; with `close` the stream ends behind it."""
         self.stream.owed = False
@@ -282,11 +276,7 @@ class KubeProtocol(RequestHandler):
             self._read_soon()
 
     def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
         """Refuse a head that could not be parsed, or a failure of the agent's; quotes nothing of either."""
         if isinstance(exc, ConnectionError):

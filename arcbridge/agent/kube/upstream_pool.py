@@ -386,12 +386,7 @@ class UpstreamPool:
     """The idle connections, the last used first, and the dialling of new ones."""
 
     def __init__(
-        self,
-        host: str,
-        port: int,
-        *,
-        limit: ConnectLimit | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        self, host: str, port: int, *, limit: ConnectLimit | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._clock = clock
         self.limit = limit or ConnectLimit()

@@ -14,13 +14,7 @@ from pathlib import Path
 
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.identity.proof import MAX_KEY_FILE, ProofKey
-from arcbridge.pki.private_files import (
-    ensure_private_directory,
-    locked,
-    others_may_use,
-    read_file,
-    write_private,
-)
+from arcbridge.pki.private_files import ensure_private_directory, locked, others_may_use, read_file, write_private
 
 
 def load(path: Path) -> ProofKey | None:

@@ -99,9 +99,7 @@ def with_defaults(login: LoginConfig) -> LoginConfig:
     if not login.workload or login.issuer:
         return login
     return replace(
-        login,
-        audience=login.audience or RELAY_AUDIENCE,
-        cluster_audience=login.cluster_audience or CLUSTER_AUDIENCE,
+        login, audience=login.audience or RELAY_AUDIENCE, cluster_audience=login.cluster_audience or CLUSTER_AUDIENCE
     )
 
 

@@ -39,11 +39,7 @@ _LIST_LIMIT = 64
 _RELAY_LIST_LIMIT = 20
 _RELAY_LIMIT = 1024
 """Words of a list, and characters in all, that a relay may name: the question is to fit on one screen."""
-_OTHERS = {
-    "dpop": (bool, "true or false"),
-    "redirect_port": (int, "a number"),
-    "proof_key_file": (str, "a path"),
-}
+_OTHERS = {"dpop": (bool, "true or false"), "redirect_port": (int, "a number"), "proof_key_file": (str, "a path")}
 _WORD = f"printable ASCII without a space, of at most {_TEXT_LIMIT} characters"
 _NONE_NAMED = LoginConfig()
 

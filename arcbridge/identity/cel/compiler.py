@@ -81,11 +81,7 @@ class Expression:
         self._read, self._selected = _fields_read(checked, variable)
 
     def evaluate(
-        self,
-        value: Claims,
-        limit: int = COST_LIMIT,
-        time_limit: TimeLimit | None = None,
-        memory: Memory | None = None,
+        self, value: Claims, limit: int = COST_LIMIT, time_limit: TimeLimit | None = None, memory: Memory | None = None
     ) -> tuple[Value, int]:
         """Return the result, with `claims` or `user` as `value`, and what it cost.
 

@@ -13,15 +13,7 @@ from dataclasses import dataclass
 from arcbridge.identity.cel.numbers import write_double
 from arcbridge.identity.cel.strings import bounded, quoted_as_go
 from arcbridge.identity.cel.timestamps import write_duration, write_timestamp
-from arcbridge.identity.cel.values import (
-    Duration,
-    EvaluationError,
-    Map,
-    Timestamp,
-    TypeValue,
-    Value,
-    decoded,
-)
+from arcbridge.identity.cel.values import Duration, EvaluationError, Map, Timestamp, TypeValue, Value, decoded
 
 MAX_PRECISION = 1000
 """Digits after the point of `%.1000f`; more would let a claim that is a format make a text of any length."""

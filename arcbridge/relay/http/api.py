@@ -260,9 +260,7 @@ class Api:
         return await self._for_caller(request, self._cluster)
 
     async def _for_caller(
-        self,
-        request: web.Request,
-        answer: Callable[[web.Request, Identity], Coroutine[object, object, web.Response]],
+        self, request: web.Request, answer: Callable[[web.Request, Identity], Coroutine[object, object, web.Response]]
     ) -> web.Response:
         """Answer a request with a token, at the cost of its user from the verification on."""
         identity = await self._caller(request)

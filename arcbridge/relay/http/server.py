@@ -223,11 +223,7 @@ class _ApiConnection(web.RequestHandler):
             self.transport.abort()
 
     def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
         """Answer what aiohttp could not parse or handle. `message` and `exc` may quote the peer: neither is shown."""
         self.head_arrived()
@@ -353,10 +349,7 @@ class HttpHandler:
     """
 
     def __init__(
-        self,
-        context: Callable[[], ssl.SSLContext],
-        protocol: Callable[[Ticket], asyncio.Protocol],
-        counters: Counters,
+        self, context: Callable[[], ssl.SSLContext], protocol: Callable[[Ticket], asyncio.Protocol], counters: Counters
     ) -> None:
         self._context = context
         self._protocol = protocol

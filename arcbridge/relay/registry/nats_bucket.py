@@ -56,14 +56,7 @@ class Bucket:
     """The bucket over whatever connection stands; made where there is none. The caller starts and closes the
     connection."""
 
-    def __init__(
-        self,
-        connection: NatsConnection,
-        *,
-        name: str,
-        replicas: int,
-        monotonic: Callable[[], float],
-    ) -> None:
+    def __init__(self, connection: NatsConnection, *, name: str, replicas: int, monotonic: Callable[[], float]) -> None:
         self.connection = connection
         self._name = name
         self._replicas = replicas

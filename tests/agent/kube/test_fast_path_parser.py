@@ -7,13 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from arcbridge.agent.kube.fast_path_parser import (
-    MAX_KNOWN_LINES,
-    MAX_PLAIN_HEAD,
-    KnownLines,
-    passed_line,
-    plain_head,
-)
+from arcbridge.agent.kube.fast_path_parser import MAX_KNOWN_LINES, MAX_PLAIN_HEAD, KnownLines, passed_line, plain_head
 from arcbridge.agent.kube.impersonation import cleaned_headers
 from arcbridge.agent.kube.request_facts import read_facts
 

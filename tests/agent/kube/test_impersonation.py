@@ -230,7 +230,7 @@ def test_the_own_token_and_as_go_on_unchanged() -> None:
             ("Connection", "Authorization, Impersonate-User, X"),
             ("X", "1"),
             ("X-Remote-User", "root"),
-        ),
+        )
     )
     assert headers == [("authorization", "Bearer abc"), ("Impersonate-User", "bob")]
 

@@ -272,9 +272,7 @@ NUMBERS = st.sampled_from([*HOST, 1, 7]).flatmap(
 
 
 @given(st.lists(st.tuples(NUMBERS, st.integers(0, 3), st.integers(0, 1 << 64), st.integers(0, 3)), max_size=4))
-def test_a29_any_numbers_are_read_as_the_api_server_does_or_unparsed(
-    fields: list[tuple[int, int, int, int]],
-) -> None:
+def test_a29_any_numbers_are_read_as_the_api_server_does_or_unparsed(fields: list[tuple[int, int, int, int]]) -> None:
     judge(b"".join(padded(tag, more) + padded(value, longer) for tag, more, value, longer in fields))
 
 

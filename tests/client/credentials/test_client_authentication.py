@@ -100,11 +100,7 @@ async def test_an_assertion_from_a_file_is_read_again(tmp_path: Path) -> None:
 
 async def test_an_assertion_from_a_command() -> None:
     proof = await client(client_assertion_command=(sys.executable, "-c", "print('one')")).proof(ENDPOINTS, TOKEN)
-    assert proof[0] == {
-        "client_id": "our:ci",
-        "client_assertion_type": ASSERTION_TYPE,
-        "client_assertion": "one",
-    }
+    assert proof[0] == {"client_id": "our:ci", "client_assertion_type": ASSERTION_TYPE, "client_assertion": "one"}
 
 
 async def test_a_secret_that_others_may_read_is_warned_of_once(

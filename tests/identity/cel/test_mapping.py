@@ -107,10 +107,7 @@ REFUSALS = [
         ("user.rule", "jwt[0].userValidationRules[0].expression does not hold for this token"),
     ),
     (
-        {
-            "claimMappings": USERNAME,
-            "claimValidationRules": [{"expression": "lists.range(2000000).all(i, true)"}],
-        },
+        {"claimMappings": USERNAME, "claimValidationRules": [{"expression": "lists.range(2000000).all(i, true)"}]},
         ("claims.cost", "jwt[0].claimValidationRules[0].expression costs too much for this token"),
     ),
 ]

@@ -6,21 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcbridge.identity.cel.timestamps import (
-    PARTS,
-    read_duration,
-    read_timestamp,
-    write_duration,
-    write_timestamp,
-)
-from arcbridge.identity.cel.values import (
-    MAX_SECONDS,
-    MIN_SECONDS,
-    NANOSECONDS,
-    Duration,
-    EvaluationError,
-    Timestamp,
-)
+from arcbridge.identity.cel.timestamps import PARTS, read_duration, read_timestamp, write_duration, write_timestamp
+from arcbridge.identity.cel.values import MAX_SECONDS, MIN_SECONDS, NANOSECONDS, Duration, EvaluationError, Timestamp
 from tests.identity.cel.calls import called
 
 SAME = ["2024-02-03T10:00:00Z", "2024-02-03T10:00:00.12Z", "2024-02-03T10:00:00+02:00", "0001-01-01T00:00:00Z"]

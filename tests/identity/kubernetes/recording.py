@@ -35,10 +35,7 @@ NOW = 1_257_894_000
 """Unix time of the cases: that of Kubernetes' own."""
 ISSUER = "https://issuer.example"
 AUDIENCE = "cluster"
-PACKAGES = {
-    "oidc": "plugin/pkg/authenticator/token/oidc",
-    "validation": "pkg/apis/apiserver/validation",
-}
+PACKAGES = {"oidc": "plugin/pkg/authenticator/token/oidc", "validation": "pkg/apis/apiserver/validation"}
 RUN = (
     "^(TestToken|TestRecordOwn|TestValidateAuthenticationConfiguration|TestValidateIssuerURL|"
     "TestValidateIssuerDiscoveryURL|TestValidateAudiences|TestValidateCertificateAuthority|"

@@ -366,11 +366,7 @@ class TestOddReplies:
         prefix, relay_id = stranger.prefix, pair[1].relay_id
         question = b'{"from": "x", "question": {"ask": "agents"}}'
         replies = ("$KV.x.cluster.prod.binding", "$JS.API.STREAM.PURGE.KV_x", f"{prefix}.roll", f"{prefix}.inbox.a b")
-        asked = {
-            "dial.prod": DialAsk("r", "prod").encode(),
-            "relay.questions": question,
-            f"relay.{relay_id}": b"",
-        }
+        asked = {"dial.prod": DialAsk("r", "prod").encode(), "relay.questions": question, f"relay.{relay_id}": b""}
         await stranger.subscribe(f"{prefix}.inbox.mine", lambda message: published.append(message.data))
         for reply in replies[:2]:
             await stranger.subscribe(reply, lambda message: elsewhere.append(message.subject))

@@ -14,13 +14,7 @@ from arcbridge.net.address import Address
 from arcbridge.net.tls import fetch_relay_ca
 from arcbridge.pki.authority import Authority, Issued, agent_ca_pin, agent_cluster, agent_generation
 from arcbridge.pki.enrolment import JoinToken, make_csr, make_key
-from arcbridge.relay.http.api import (
-    FAILURES,
-    FAILURES_RATE,
-    LOG_INTERVAL,
-    UNPROVED,
-    tls_peer_certificate,
-)
+from arcbridge.relay.http.api import FAILURES, FAILURES_RATE, LOG_INTERVAL, UNPROVED, tls_peer_certificate
 from arcbridge.relay.http.server import BODY_LIMIT
 from arcbridge.relay.registry.base import RegistryUnavailable, UserRevocation
 from tests.relay.api_station import CANARY, KEY, Relay, error

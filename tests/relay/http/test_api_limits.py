@@ -11,12 +11,7 @@ from arcbridge.pki.authority import Issued
 from arcbridge.pki.enrolment import JoinToken, make_csr, make_key
 from arcbridge.relay.admission import Ticket
 from arcbridge.relay.http import server as api_server
-from arcbridge.relay.http.api import (
-    RENEWALS,
-    RENEWALS_RATE,
-    STRANGERS,
-    STRANGERS_RATE,
-)
+from arcbridge.relay.http.api import RENEWALS, RENEWALS_RATE, STRANGERS, STRANGERS_RATE
 from arcbridge.relay.http.server import ANONYMOUS_REQUESTS, HttpApiServer
 from tests.relay.api_station import Relay, error
 from tests.support.eventually import until

@@ -6,14 +6,7 @@ from arcbridge.errors import EnrolmentRefused
 from arcbridge.identity.verifier import LEEWAY, MAX_LIFETIME
 from arcbridge.pki.authority import Authority
 from arcbridge.pki.enrolment import make_csr, make_key
-from arcbridge.relay.registry.base import (
-    KEEP_REVOKED,
-    MAX_REASON,
-    MAX_USER,
-    ClusterRecord,
-    admit,
-    cluster_state,
-)
+from arcbridge.relay.registry.base import KEEP_REVOKED, MAX_REASON, MAX_USER, ClusterRecord, admit, cluster_state
 from arcbridge.wire.frames import FRAMES, FrameType
 from arcbridge.wire.records import Revoke
 

@@ -68,8 +68,7 @@ class TestRenewal:
         assert renewal == (at(5), 5)
 
     @pytest.mark.parametrize(
-        ("generation", "request_hash"),
-        [(4, STOLEN), (4, OLDER_AGENT), (3, OWN), (3, STOLEN), (1, OWN), (0, OWN)],
+        ("generation", "request_hash"), [(4, STOLEN), (4, OLDER_AGENT), (3, OWN), (3, STOLEN), (1, OWN), (0, OWN)]
     )
     def test_a_second_renewal_of_a_generation_makes_both_void(self, generation: int, request_hash: str) -> None:
         renewal = renewed(at(5), shown(generation), request_hash, NOW + 1)
