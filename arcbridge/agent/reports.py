@@ -2,7 +2,7 @@
 
 A report is a `Status` on each control connection: when the connection is up, when readiness or a self-check changes,
 and every half a minute. It holds names and codes of checks, and numbers; nothing of a user's, and no detail, which may
-name hosts of the cluster. An older relay reads `ready` alone.
+name hosts of the cluster. A relay of an earlier version reads `ready` alone.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ SPREAD: Final = 0.25
 """By which share of that one comes earlier or later."""
 LOOK: Final = 1.0
 """Seconds between two looks whether anything has changed: so long a change waits."""
-REASON: Final = 400
-"""Characters of why the agent is not ready."""
 
 
 class AgentReports:
@@ -44,7 +42,7 @@ class AgentReports:
             finding = self._self_checks.failed(name)
             words.append(name if finding is None else f"{name}:{finding.code or 'failed'}")
         return Status(
-            message="; ".join(f"{name}: {reason}" for name, reason in failures.items())[:REASON],
+            message=" ".join(failures),
             instance=self._instance,
             ready=not failures,
             checks=" ".join(words),

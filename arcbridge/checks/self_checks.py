@@ -32,6 +32,11 @@ SOONEST: Final = 1.0
 DEADLINE: Final = 20.0
 """Seconds for one look: above any connect deadline below it."""
 
+AGENT_CHECKS: Final = (
+    "api_server", "credential", "impersonation", "reload", "issuers", "groups", "audit", "relays", "certificate",
+)  # fmt: skip
+"""The names of an agent's self-checks: what a relay shows of them is one of these."""
+
 _DETAIL: Final = 400
 """Bytes of a detail as it is logged and shown."""
 

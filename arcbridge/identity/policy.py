@@ -14,6 +14,7 @@ gets the same answer as for a cluster that does not exist.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import re
@@ -57,7 +58,7 @@ class Policy:
 
     rules: tuple[Rule, ...]
     hash: str = ""
-    """What names this version for people: the first 12 digits of the SHA-256 of its text."""
+    """What names this version for people: 12 digits, of its rules alone. Another comment is no other version."""
 
     @classmethod
     def load(cls, toml_text: str, *, source: str = "policy") -> Policy:
@@ -85,7 +86,8 @@ class Policy:
         for message in errors:
             line = line_of(parts(message.partition(":")[0]), toml_text)
             found.append(Problem("policy", message, place=Place(source, line)))
-        return cls(rules, hashlib.sha256(toml_text.encode()).hexdigest()[:12]), found
+        words = json.dumps(document, sort_keys=True, default=str)
+        return cls(rules, hashlib.sha256(words.encode()).hexdigest()[:12]), found
 
     def allows(self, identity: Identity, cluster: str) -> bool:
         """Return whether any rule lets `identity` reach `cluster` (a canonical name)."""
@@ -130,23 +132,12 @@ class PolicyFile:
     """The policy of a file, read again when the file changes.
 
     A changed file that cannot be read or parsed leaves the last good policy in force and its message in `error`, so
-    that a typing mistake neither opens nor closes a fleet; the role logs `error` when it appears. One to which
-    `objection` has something to say is `held` back: until `accept`, or until it has stayed for `hold` seconds.
+    that a typing mistake neither opens nor closes a fleet; the role logs `error` when it appears. Where somebody
+    `judges`, a changed version is `pending` until it is taken over or held back (`relay.policy_guard`).
     """
 
-    __slots__ = (
-        "_checked_at",
-        "_clock",
-        "_held_since",
-        "_policy",
-        "_stamp",
-        "error",
-        "held",
-        "hold",
-        "objection",
-        "path",
-        "share",
-    )  # fmt: skip
+    __slots__ = ("_checked_at", "_clock", "_held_since", "_policy", "_stamp", "accepted", "error", "held", "hold",
+                 "judges", "path", "pending", "share")  # fmt: skip
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Read the file at once; raises ConfigError when this first reading fails."""
@@ -156,13 +147,17 @@ class PolicyFile:
         self._policy = Policy.load(self._read(), source=str(path))
         self._checked_at = clock()
         self.error = ""
-        self.objection: Callable[[Policy], str] = lambda policy: ""
-        """Says why a changed policy is not taken over at once, or nothing."""
+        self.judges = False
+        """Whether somebody decides what becomes of a changed version."""
+        self.pending: Policy | None = None
+        """The version of the file that is to be judged."""
+        self.held: tuple[Policy, str] | None = None
+        """The version of the file that is held back, and why."""
+        self._held_since = 0.0
+        self.accepted = ""
+        """The hash of the version that an operator has accepted last: here it may come later."""
         self.share, self.hold = 0, math.inf
         """See `hold_back`."""
-        self.held: tuple[Policy, str] | None = None
-        """The version that is held back, and why."""
-        self._held_since = 0.0
 
     def current(self) -> Policy:
         """Return the policy in force; looks at the file's date once a second at most."""
@@ -185,42 +180,58 @@ class PolicyFile:
 
     def hold_back(self, share: int, seconds: float) -> None:
         """Hold versions back that take their right from more than `share` per cent of the users, 0: none; for `seconds`
-        at most, 0: until they are accepted."""
+        at most, 0: until they are accepted. A version that is held already is judged again."""
         self.share, self.hold = share, seconds or math.inf
+        if self.held is not None and not share:
+            self.pending, self.held = self.held[0], None
 
     def accept(self, hash: str) -> bool:
-        """Put the version that is held back in force; return whether it is the one with this hash."""
+        """Take the version with this hash over, now or when it comes; return whether it is held back."""
+        self.accepted = hash
         if self.held is None or self.held[0].hash != hash:
             return False
-        self._policy, self.held = self.held[0], None
+        self.pending, self.held = self.held[0], None
         return True
 
+    def decide(self, policy: Policy, objection: str) -> None:
+        """Hold the version that was pending back, or take it over where there is no objection."""
+        if self.pending is policy:  # else the file has changed meanwhile
+            self.pending = None
+            if objection:
+                self.held, self._held_since = (policy, objection), self._clock()
+            else:
+                self._policy, self.held = policy, None
+
+    def waited(self) -> bool:
+        """Return whether the version that is held back has waited for long enough; it is pending then."""
+        if self.held is None or self._clock() - self._held_since < self.hold:
+            return False
+        return self.accept(self.held[0].hash)
+
     def _reload(self) -> None:
-        if self.held is not None and self._clock() - self._held_since >= self.hold:
-            self.accept(self.held[0].hash)
         try:
             stamp = self._stat()
             if stamp == self._stamp:
                 return
             policy = Policy.load(self._read(), source=str(self.path))
         except ConfigError as error:
-            self.error = error.message
+            # What was held back is not in the file any more.
+            self.error, self.held, self.pending, self._stamp = error.message, None, None, (0, 0, 0)
             return
         # Only now: a file that was half written when we looked is looked at again.
         self._stamp = stamp
         self._consider(policy)
 
     def _consider(self, policy: Policy) -> None:
-        """Take a version over, or hold it back; one that is held already waits on."""
+        """Take a version over, or leave it to be judged; one that is held already waits on."""
         self.error = ""
         if policy.hash == self._policy.hash:
-            # Another date, or a version that was held back is undone.
-            self.held = None
+            # Another comment or date, or what was held back is undone.
+            self.held = self.pending = None
+        elif not self.judges:
+            self._policy = policy
         elif self.held is None or self.held[0].hash != policy.hash:
-            reason = self.objection(policy)
-            self.held, self._held_since = (policy, reason) if reason else None, self._clock()
-            if not reason:
-                self._policy = policy
+            self.pending, self.held = policy, None
 
     def _stat(self) -> tuple[int, int, int]:
         try:
@@ -231,6 +242,6 @@ class PolicyFile:
 
     def _read(self) -> str:
         try:
-            return self.path.read_text(encoding="utf-8")
+            return self.path.read_bytes().decode()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{self.path}: the policy cannot be read: {error}") from error

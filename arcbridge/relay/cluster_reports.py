@@ -2,8 +2,8 @@
 
 Agents behind firewalls cannot be scraped, so that their relay is, for them. `read_report` reads what an agent sends;
 `ClusterReports` exposes metrics with the name of a cluster, for the clusters that the registry knows and that are not
-revoked: at most as many as the settings say. Invariant: an agent's words become labels only where they are names of
-self-checks, and it has few of them.
+revoked: at most as many as the settings say. Invariant: of an agent's words those become labels that are names of
+self-checks of this version.
 """
 
 from __future__ import annotations
@@ -12,25 +12,27 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
+from arcbridge.checks.self_checks import AGENT_CHECKS
 from arcbridge.observe.metrics import Metrics
-from arcbridge.observe.untrusted_text import printable
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.fleet.base import AgentReport
 from arcbridge.relay.registry.base import ClusterRecord
 from arcbridge.wire.records import Status
 
 MAX_CHECKS: Final = 16
-"""Self-checks of one agent that are shown; an agent has nine."""
+"""Words of one report that are read; an agent has nine self-checks."""
+_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _WORD: Final = re.compile(r"([a-z][a-z0-9_]{0,31})(?::([a-z][a-z0-9_]{0,47}))?")
 
 
 def read_report(status: Status) -> AgentReport:
     """Return what a STATUS without a token reports; words that are no checks are left out."""
-    found = [_WORD.fullmatch(word) for word in status.checks.split(" ", MAX_CHECKS)[:MAX_CHECKS]]
+    words = [_WORD.fullmatch(word) for word in status.checks.split(" ", MAX_CHECKS)[:MAX_CHECKS]]
+    found = [word for word in words if word and word[1] in AGENT_CHECKS]
     return AgentReport(
         ready=status.ready,
-        reason=printable(status.message, 400),
-        checks={one[1]: one[2] or "" for one in found if one} if status.checks else None,
+        unready=" ".join(word for word in status.message.split(" ", MAX_CHECKS) if _NAME.fullmatch(word)),
+        checks={one[1]: one[2] or "" for one in found} if status.checks else None,
         sessions=status.sessions,
         round_trip=status.round_trip / 1e6,
     )
@@ -78,7 +80,7 @@ class ClusterReports:
         metrics.gauge("cluster_agents_ready", "Those of them that report to be ready.", each,
                       lambda: self._count(lambda report: report.ready), most=most)  # fmt: skip
         metrics.gauge("cluster_check_ok", "0 while a self-check of an agent of this cluster fails.",
-                      {**each, "check": self._names}, self._checks, most=most * MAX_CHECKS)  # fmt: skip
+                      {**each, "check": AGENT_CHECKS}, self._checks, most=most * len(AGENT_CHECKS))  # fmt: skip
         metrics.gauge("cluster_certificate_expires_timestamp_seconds",
                       "When the newest certificate of a cluster's agents lapses, unix time.", each,
                       lambda: {name: when for name, when in self._expires.items() if when}, most=most)  # fmt: skip
@@ -102,9 +104,6 @@ class ClusterReports:
         for name, report in self._shown():
             found[name] += counts(report)
         return found
-
-    def _names(self) -> set[str]:
-        return {name for _, report in self._shown() for name in report.checks or ()}
 
     def _checks(self) -> Mapping[tuple[str, str], int]:
         found: dict[tuple[str, str], int] = {}

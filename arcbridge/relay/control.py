@@ -212,8 +212,8 @@ class ControlServer:
         return len(self._open)
 
     def reports(self) -> Iterator[tuple[str, AgentReport]]:
-        """Yield the cluster and the report of each agent that is connected here."""
-        return ((link.cluster, link.report) for link in self._open)
+        """Yield the cluster and the report of each agent that is connected here and stays."""
+        return ((link.cluster, link.report) for link in self._open if not link.draining)
 
     async def serve(self, sock: socket.socket, ticket: Ticket) -> None:
         """Serve one connection: its turn, the handshake, admission, registration, and then its life."""

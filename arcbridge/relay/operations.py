@@ -74,7 +74,7 @@ class Operations:
                 named = {name for name in wanted if isinstance(name, str)} if isinstance(wanted, list) else None
                 return [
                     {"cluster": link.cluster, "agent": link.instance, "version": link.version, "since": link.since,
-                     "ready": link.report.ready, "reason": link.report.reason, "failing": link.report.failing,
+                     "ready": link.report.ready, "failing": link.report.failing,
                      "sessions": link.report.sessions, "round_trip": link.report.round_trip, **self._origin}
                     for link in self._fleet.links()
                     if not link.draining and (named is None or link.cluster in named)
@@ -88,8 +88,10 @@ class Operations:
             case "policy":
                 return [self._policy_row()]
             case "accept_policy":
-                accepted = self._policy.accept(str(question.get("hash", "")))
-                return [self._policy_row()] if accepted else []
+                hash = clean(str(question.get("hash", "")), MAX_REASON)
+                held = self._policy.accept(hash)
+                log.warning("policy is accepted by an operator", hash=hash, held=held)
+                return [self._policy_row()] if held else []
             case "end":
                 return self._end(str(question.get("session", "")), str(question.get("reason", "")))
             case _:

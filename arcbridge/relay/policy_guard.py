@@ -7,6 +7,8 @@ judges by the sessions of this process, and holds nothing back that only gives r
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Final
@@ -16,7 +18,7 @@ import structlog
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.policy import Policy
 from arcbridge.relay.parts import Basis
-from arcbridge.relay.settings import check_policy
+from arcbridge.relay.settings import CheckedRelay, check_policy
 from arcbridge.settings.problems import Problems
 
 LEAST_USERS: Final = 3
@@ -25,8 +27,12 @@ MOST_NAMED: Final = 20
 """Users who are named in a line of the log."""
 
 MOST_WARNINGS: Final = 10
+SLICE: Final = 32
+"""Sessions that are looked at in one turn of the loop, as `relay.enforcement` does."""
 
 log = structlog.get_logger("arcbridge.relay")
+
+_WAITED, _ACCEPTED, _CHANGED = "it was held back for long enough", "an operator has accepted it", "the file has changed"
 
 Session = tuple[Identity, str]
 """Whose session it is, and with which cluster."""
@@ -51,12 +57,14 @@ class PolicyEffect:
         return {"users_lost": len(self.users), "sessions_lost": self.sessions, **shown}
 
 
-def effect_of(policy: Policy, sessions: Iterable[Session]) -> PolicyEffect:
-    """Return what `policy` takes from these sessions, which the policy in force allows."""
+async def effect_of(policy: Policy, sessions: Iterable[Session]) -> PolicyEffect:
+    """Return what `policy` takes from these sessions, which the policy in force allows; the loop has its turns."""
     lost: set[str] = set()
     connected: set[str] = set()
     count = 0
-    for identity, cluster in sessions:
+    for number, (identity, cluster) in enumerate(list(sessions)):
+        if number % SLICE == SLICE - 1:
+            await asyncio.sleep(0)
         connected.add(identity.username)
         if not policy.allows(identity, cluster):
             lost.add(identity.username)
@@ -65,27 +73,68 @@ def effect_of(policy: Policy, sessions: Iterable[Session]) -> PolicyEffect:
 
 
 class PolicyWatch:
-    """Looks whether another version of the policy has come, and logs what becomes of it and who loses what.
+    """Judges each version that the policy's file has, and logs what becomes of it and who loses what.
 
-    It is what the file of the policy asks before it takes a version over.
+    No version is taken over but by `look`, which the relay calls each second.
     """
 
     def __init__(
         self, basis: Basis, sessions: Callable[[], Iterable[Session]], clusters: Callable[[], Iterable[str]]
     ) -> None:
         """`sessions`: those of this process. `clusters`: the names that the registry has."""
-        self._basis = basis
+        self._file = basis.policy
+        self._file.judges = True
         self._sessions = sessions
         self._clusters = clusters
-        self._hash = basis.policy.current().hash
         self._held = self._error = ""
+        self.checked: Callable[[], CheckedRelay] = lambda: basis.checked
+        """The settings in force, whose issuers say which names there can be."""
         self.on_news: Callable[[], None] = lambda: None
         """Called when a version is held back or is so no more, and when one cannot be read or can again."""
-        basis.policy.objection = self.objection
 
-    def objection(self, policy: Policy) -> str:
+    async def look(self) -> None:
+        """Read the file if it has changed, decide about a new version, and log what has changed."""
+        file = self._file
+        former = file.current()
+        if file.error != self._error:
+            self._error = file.error
+            self.on_news()
+            if self._error:
+                log.error("policy not taken over", reason=self._error, effect="the last good one stays")
+        waited = file.waited()
+        while (policy := file.pending) is not None:
+            effect = await effect_of(policy, self._sessions())
+            accepted = policy.hash == file.accepted
+            reason = "" if accepted else self._objection(policy, effect)
+            file.decide(policy, reason)
+            if reason:
+                log.error(
+                    "policy held back",
+                    hash=policy.hash,
+                    former=former.hash,
+                    reason=reason,
+                    advice=f"correct the file, or accept it: arcbridge --role relay policy accept {policy.hash}",
+                    seconds=file.hold if file.hold < math.inf else 0,
+                    **effect.fields(),
+                )
+            elif file.current() is policy:
+                log.info(
+                    "policy taken over",
+                    hash=policy.hash,
+                    former=former.hash,
+                    rules=len(policy.rules),
+                    reason=_WAITED if waited else _ACCEPTED if accepted else _CHANGED,
+                    **effect.fields(),
+                )
+                self._warn()
+        held = "" if file.held is None else file.held[0].hash
+        if held != self._held:
+            self._held = held
+            self.on_news()
+
+    def _objection(self, policy: Policy, effect: PolicyEffect) -> str:
         """Return why `policy` is held back, or nothing."""
-        share = self._basis.policy.share
+        share, lost = self._file.share, len(effect.users)
         if not share:
             return ""
         if not policy.rules:
@@ -94,44 +143,13 @@ class PolicyWatch:
         patterns = [pattern for rule in policy.rules for pattern in rule.clusters]
         if clusters and not any(pattern.fullmatch(name) for pattern in patterns for name in clusters):
             return "none of its rules is for a cluster that is enrolled"
-        effect = effect_of(policy, self._sessions())
-        lost = len(effect.users)
         if lost >= LEAST_USERS and lost * 100 > effect.connected * share:
             return f"{lost} of {effect.connected} users who are connected would lose the cluster that they use"
         return ""
 
-    def look(self) -> None:
-        """Read the file if it has changed, and log what has."""
-        file = self._basis.policy
-        policy = file.current()
-        if file.error != self._error:
-            self._error = file.error
-            self.on_news()
-            if self._error:
-                log.error("policy not taken over", reason=self._error, effect="the last good one stays")
-        held = "" if file.held is None else file.held[0].hash
-        if held != self._held:
-            self._held = held
-            self.on_news()
-            if file.held is not None:
-                log.error(
-                    "policy held back",
-                    hash=held,
-                    former=policy.hash,
-                    reason=file.held[1],
-                    advice=f"correct the file, or accept it: arcbridge --role relay policy accept {held}",
-                    seconds=file.hold,
-                    **effect_of(file.held[0], self._sessions()).fields(),
-                )
-        if policy.hash != self._hash:
-            former, self._hash = self._hash, policy.hash
-            effect = effect_of(policy, self._sessions())
-            log.info("policy taken over", hash=policy.hash, former=former, rules=len(policy.rules), **effect.fields())
-            self._warn()
-
     def _warn(self) -> None:
         """Log what may not be meant, as `config check` says it."""
-        checked, problems = self._basis.checked, Problems()
-        check_policy(replace(checked.config, policy=self._basis.policy.path), problems, checked.issuers)
+        checked, problems = self.checked(), Problems()
+        check_policy(replace(checked.config, policy=self._file.path), problems, checked.issuers)
         for problem in problems.warnings[:MOST_WARNINGS]:
             log.warning("settings", setting=problem.setting, reason=str(problem))

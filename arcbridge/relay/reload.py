@@ -39,7 +39,7 @@ class RelayReload:
         self._basis = basis
         self._entrances = entrances
         self._share = share
-        self._checked = basis.checked
+        self.checked = basis.checked
         """What is in force."""
         self._config = basis.checked.config
         self._contents = contents(self._config)
@@ -50,10 +50,10 @@ class RelayReload:
         found = contents(config)
         certificate = self._basis.certificate.read(config.tls)
         with ExitStack() as undo:
-            undo.callback(self._put, self._checked, self._basis.policy.current(), self._basis.certificate.loaded)
+            undo.callback(self._put, self.checked, self._basis.policy.current(), self._basis.certificate.loaded)
             renewed = self._put(checked, checked.policy, certificate)
             undo.pop_all()
-        self._checked = checked
+        self.checked = checked
         outcome = split(changed(self._config, config), RELOADABLE)
         taken = [*outcome.taken, *(name for name in found if found[name] != self._contents.get(name))]
         if renewed:

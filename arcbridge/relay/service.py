@@ -279,6 +279,7 @@ async def _observe(
     maintenance.policy_watch.on_news = lambda: self_checks.look_soon("policy")
     operations.findings = self_checks.findings
     reload = RelayReload(basis, entrances, membership.share)
+    maintenance.policy_watch.checked = lambda: reload.checked
 
     def apply(checked: CheckedRelay) -> Outcome:
         outcome = reload.apply(checked)
@@ -310,7 +311,7 @@ class _Maintenance:
             await asyncio.sleep(min(POLICY_INTERVAL, max(due - loop.time(), 0.0)))
             try:
                 if loop.time() < due:
-                    self.policy_watch.look()
+                    await self.policy_watch.look()
                     await self._enforcement.enforce()
                 else:
                     # Before the look: one that takes long, or cuts sessions, must not put the next one off.
@@ -321,7 +322,7 @@ class _Maintenance:
                 log.error("maintenance failed, trying again", reason=type(error).__name__, exc_info=True)
 
     async def look(self) -> None:
-        self.policy_watch.look()
+        await self.policy_watch.look()
         self._control.expire(time.time())
         try:
             self._access.clusters = await self._basis.registry.revocations()
@@ -333,7 +334,7 @@ class _Maintenance:
                 self._basis.certificate.refresh()
                 await self._note()
                 self.reports.learn(await self._basis.registry.clusters())
-            elif self.reports.misses_cluster():
+            elif not self.reports.known or self.reports.misses_cluster():
                 self.reports.learn(await self._basis.registry.clusters())
         except (RegistryUnavailable, StateError) as error:
             # Also a damaged file: the policy below must go on to count.

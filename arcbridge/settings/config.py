@@ -184,12 +184,12 @@ class RelayConfig:
     authentication: Path | None = None
     """AuthenticationConfiguration (YAML) for the access tokens of clients. Required."""
     policy: Path | None = None
+    """Who may reach which cluster (TOML). Required: nothing is allowed without it."""
     policy_share: int = 50
     """Per cent of the connected users who may lose a right by one change of the policy; a change that takes it from
     more, and from three at least, is held back until it is accepted. So is one without any rule. 0: none is."""
     policy_hold: float = 600.0
     """Seconds after which a change that is held back counts all the same, where the file stays as it is; 0: never."""
-    """Who may reach which cluster (TOML). Required: nothing is allowed without it."""
     proof: str = "if-bound"
     """Proofs of possession: `required`, `if-bound` (for tokens that are bound to a key), or `off` (none is looked at,
     and bound tokens are refused)."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import trustme
@@ -12,7 +14,9 @@ import trustme
 from arcbridge.agent import self_checks as looks
 from arcbridge.agent.authenticator import REVIEW
 from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
+from arcbridge.agent.self_checks import checks_of
 from arcbridge.checks.diagnosis import Finding, FindingState
+from arcbridge.checks.self_checks import AGENT_CHECKS
 from arcbridge.identity.authentication import parse
 from arcbridge.identity.groups import GroupSources
 from arcbridge.identity.verifier import TokenVerifier
@@ -159,3 +163,14 @@ async def test_a_directory_that_cannot_be_asked_fails_and_gates_nothing(tmp_path
 def test_the_certificates_end(life: float, left: float, state: FindingState) -> None:
     day = 86400.0
     assert looks.certificate_finding((left - life) * day, left * day, 0.0).state is state
+
+
+def test_a_relay_knows_the_names_of_all_checks() -> None:
+    parts: Any = SimpleNamespace(
+        api=SimpleNamespace(upstream=SimpleNamespace(own_refusals=SimpleNamespace(counts={"impersonation": 0}))),
+        verifier=SimpleNamespace(has_directories=True),
+        sessions=SimpleNamespace(audit=None),
+        control=None,
+        keeper=None,
+    )
+    assert tuple(check.name for check in checks_of(parts)) == AGENT_CHECKS

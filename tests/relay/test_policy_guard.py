@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,16 +41,16 @@ class Relay:
         basis: Any = SimpleNamespace(policy=self.file, checked=checked)
         self.watch = PolicyWatch(basis, lambda: self.sessions, lambda: clusters)
 
-    def write(self, text: str) -> list[dict[str, Any]]:
+    async def write(self, text: str) -> list[dict[str, Any]]:
         """Change the file and look; return the lines of the log."""
         self.path.write_text(text)
         self.now += 2
         os.utime(self.path, ns=(int(self.now * 1e9), int(self.now * 1e9)))
-        return self.look()
+        return await self.look()
 
-    def look(self) -> list[dict[str, Any]]:
+    async def look(self) -> list[dict[str, Any]]:
         with structlog.testing.capture_logs() as lines:
-            self.watch.look()
+            await self.watch.look()
         return list(lines)
 
 
@@ -58,14 +59,14 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "policy.toml"
 
 
-def test_who_loses_what_is_a_line(file: Path) -> None:
+async def test_who_loses_what_is_a_line(file: Path) -> None:
     relay = Relay(file, users=5)
     former = relay.file.current().hash
-    (line,) = relay.write(only("user-0", "user-1", "user-2"))
+    (line,) = await relay.write(only("user-0", "user-1", "user-2"))
     assert (line["event"], line["former"], line["rules"]) == ("policy taken over", former, 1)
     assert (line["hash"], line["users"]) == (relay.file.current().hash, "user-3, user-4")
     assert (line["users_lost"], line["sessions_lost"]) == (2, 2)
-    assert relay.look() == [], "once"
+    assert await relay.look() == [], "once"
 
 
 @pytest.mark.parametrize(
@@ -76,59 +77,121 @@ def test_who_loses_what_is_a_line(file: Path) -> None:
         (only("user-0", "user-1"), 5, "3 of 5 users who are connected would lose the cluster that they use"),
     ],
 )
-def test_what_cannot_be_meant_is_held_back_until_it_is_accepted(file: Path, text: str, users: int, reason: str) -> None:
+async def test_what_cannot_be_meant_is_held_back_until_it_is_accepted(
+    file: Path, text: str, users: int, reason: str
+) -> None:
     relay = Relay(file, users)
     former = relay.file.current()
-    (line,) = relay.write(text)
+    (line,) = await relay.write(text)
     assert (line["event"], line["log_level"]) == ("policy held back", "error")
     assert reason in line["reason"]
     assert relay.file.current() is former
     finding = policy_finding(relay.file.error, relay.file.held)
     assert (finding.code, reason in finding.detail, line["hash"] in finding.remedy) == ("policy_held", True, True)
-    assert relay.look() == []
+    assert await relay.look() == []
     assert not relay.file.accept(former.hash), "another version is not what was looked at"
     assert relay.file.accept(line["hash"])
+    taken, *_ = await relay.look()
+    assert (taken["event"], taken["reason"]) == ("policy taken over", "an operator has accepted it")
     assert relay.file.current().hash == line["hash"]
-    assert relay.look()[0]["event"] == "policy taken over"
     assert policy_finding(relay.file.error, relay.file.held).code == ""
 
 
-def test_a_version_that_stays_counts_after_a_time(file: Path) -> None:
+async def test_a_version_that_stays_counts_after_a_time(file: Path) -> None:
     relay = Relay(file, users=5)
-    relay.write(only("user-0"))
+    await relay.write(only("user-0"))
     relay.now += 590
-    assert relay.look() == []
+    assert await relay.look() == []
     relay.now += 20
-    assert relay.look()[0]["event"] == "policy taken over"
+    (taken,) = await relay.look()
+    assert (taken["event"], taken["reason"]) == ("policy taken over", "it was held back for long enough")
 
 
-def test_a_version_that_is_undone_is_held_no_more(file: Path) -> None:
+async def test_a_version_that_is_undone_is_held_no_more(file: Path) -> None:
     relay = Relay(file, users=5)
-    relay.write(only("user-0"))
-    assert relay.write(ALL) == []
+    await relay.write(only("user-0"))
+    assert await relay.write(ALL) == []
     assert relay.file.held is None
-    relay.write("")
-    (line,) = relay.write(only("user-0", "user-1", "user-2"))
+    await relay.write("")
+    (line,) = await relay.write(only("user-0", "user-1", "user-2"))
     assert (line["event"], line["users_lost"]) == ("policy taken over", 2), "a better one is taken in its place"
 
 
-def test_a_share_of_0_holds_nothing_back(file: Path) -> None:
+async def test_a_share_of_0_holds_nothing_back(file: Path) -> None:
     relay = Relay(file, users=5, share=0)
-    (line, *_) = relay.write("")
+    (line, *_) = await relay.write("")
     assert (line["event"], line["users_lost"]) == ("policy taken over", 5)
 
 
-def test_two_of_three_may_go_because_few_are_meant(file: Path) -> None:
+async def test_two_of_three_may_go_because_few_are_meant(file: Path) -> None:
     relay = Relay(file, users=3)
-    (line,) = relay.write(only("user-0"))
+    (line,) = await relay.write(only("user-0"))
     assert (line["event"], line["users_lost"]) == ("policy taken over", 2)
 
 
-def test_a_reload_holds_back_as_well(file: Path) -> None:
+async def test_a_reload_holds_back_as_well(file: Path) -> None:
     relay = Relay(file, users=5)
     former = relay.file.current()
     other = file.with_name("other.toml")
     other.write_text("")
     relay.file.take(other, PolicyFile(other).current())
+    assert (await relay.look())[0]["event"] == "policy held back"
     assert relay.file.current() is former
-    assert relay.look()[0]["event"] == "policy held back"
+    relay.file.hold_back(0, 600)
+    assert (await relay.look())[0]["event"] == "policy taken over", "a share of 0 lets go what is held"
+
+
+@pytest.mark.parametrize("broken", ["[[allow", None])
+async def test_what_is_not_in_the_file_any_more_is_held_no_more(file: Path, broken: str | None) -> None:
+    """A correction with a typing mistake, or a deleted file: nobody is cut when the time of the former is over."""
+    relay = Relay(file, users=5)
+    await relay.write("")
+    relay.now += 300
+    if broken is None:
+        file.unlink()
+        lines = await relay.look()
+    else:
+        lines = await relay.write(broken)
+    assert [line["event"] for line in lines] == ["policy not taken over"]
+    relay.now += 900
+    await relay.look()
+    assert len(relay.file.current().rules) == 1
+    assert relay.file.held is None
+
+
+async def test_what_was_accepted_counts_where_it_comes_later(file: Path) -> None:
+    """Another process, or another relay, to which the file comes after the operator's command."""
+    relay, other = Relay(file, users=5), PolicyFile(file)
+    file.write_text("")
+    hash = PolicyFile(file).current().hash
+    file.write_text(ALL)
+    assert other.current().hash == relay.file.current().hash
+    assert not relay.file.accept(hash), "nothing is held yet"
+    line, *_ = await relay.write("")
+    assert (line["event"], line["reason"]) == ("policy taken over", "an operator has accepted it")
+
+
+async def test_another_comment_is_no_other_version(file: Path) -> None:
+    relay = Relay(file, users=5)
+    (line,) = await relay.write("")
+    relay.now += 500
+    assert await relay.write("# nothing yet\r\n") == []
+    relay.now += 110
+    taken, *_ = await relay.look()
+    assert (taken["event"], taken["hash"]) == ("policy taken over", line["hash"]), "its time is not begun anew"
+
+
+async def test_the_loop_has_its_turns_while_many_sessions_are_looked_at(file: Path) -> None:
+    relay = Relay(file, users=1000)
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    await relay.write(only("user-0"))
+    counting.cancel()
+    assert turns >= 1000 // 32

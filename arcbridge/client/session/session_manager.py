@@ -109,6 +109,8 @@ class SessionManager(BaseHandler):
         session = self.current or (self._waiters.authenticating if before_auth else None)
         if session is not None:
             return session
+        if self._closing:
+            raise Unreachable("arcbridge is ending")
         error = self._waiters.recent_failure(asyncio.get_running_loop().time())
         if error is not None:
             raise error

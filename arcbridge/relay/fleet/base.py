@@ -42,8 +42,8 @@ class AgentReport:
     """What an agent has reported on itself, or what is assumed of one that has not yet."""
 
     ready: bool = True
-    reason: str = ""
-    """Why it is not ready."""
+    unready: str = ""
+    """The readiness checks that fail, separated by spaces."""
     checks: Mapping[str, str] | None = None
     """The code of each self-check's fault, empty where it passes; None: the agent does not report its checks."""
     sessions: int = 0
@@ -52,8 +52,9 @@ class AgentReport:
 
     @property
     def failing(self) -> str:
-        """The checks that fail, as `name:code`, separated by spaces."""
-        return " ".join(f"{name}:{code}" for name, code in (self.checks or {}).items() if code)
+        """What fails, separated by spaces: self-checks as `name:code`, and what else makes the agent unready."""
+        found = {name: f"{name}:{code}" for name, code in (self.checks or {}).items() if code}
+        return " ".join((*found.values(), *(name for name in self.unready.split() if name not in found)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,6 +144,8 @@ class _WorkerHandle:
         """What it said before it ended without having served."""
         self.failures: dict[str, str] = {}
         self.snapshot: Snapshot = []
+        self.gathered, self.parts = 0, b""
+        """Of the snapshot that comes now: the number of the question, and the parts so far."""
         self.pairs: dict[int, int] = {}
         """The number of its channel to each sibling."""
         self.idle = False
@@ -390,8 +392,12 @@ class Supervisor:
             case "beat":
                 worker.failures = dict(head["failures"])
             case "metrics":
-                worker.snapshot = json.loads(message.body)
-                self._answered(head)
+                if head["n"] != worker.gathered:
+                    worker.gathered, worker.parts = head["n"], b""
+                worker.parts += message.body
+                if head["last"]:
+                    worker.snapshot, worker.parts = json.loads(worker.parts), b""
+                    self._answered(head)
             case "answered":
                 self._answered(head, rows_of(message.body), last=head["last"])
             case "reloaded":

@@ -51,7 +51,7 @@ from arcbridge.relay.membership import Membership, Service
 from arcbridge.relay.operations import Question, parts
 from arcbridge.relay.service import RelayInfo, serve
 from arcbridge.relay.settings import CheckedRelay, required
-from arcbridge.relay.siblings.channel import Channel, ChannelClosed, Received
+from arcbridge.relay.siblings.channel import Channel, ChannelClosed, Received, in_parts
 from arcbridge.relay.siblings.group import Siblings
 from arcbridge.relay.siblings.handover import Handovers
 from arcbridge.settings.config import RelayConfig, RelayLimitsConfig, RelayUserLimitsConfig
@@ -234,7 +234,8 @@ class _Worker:
                 self.membership.expected = int(head["siblings"])
                 self.told_to_serve.set()
             case "metrics":
-                self.channel.tell({"t": "metrics", "n": head["n"]}, self.membership.snapshot())
+                for part, last in in_parts(self.membership.snapshot()):
+                    self.channel.tell({"t": "metrics", "n": head["n"], "last": last}, part)
             case "ask":
                 answer = asyncio.get_running_loop().create_task(self._answer(int(head["n"]), head["question"]))
                 self._answers.add(answer)

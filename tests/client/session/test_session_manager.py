@@ -111,6 +111,8 @@ class TestTheGoodWay:
             assert isinstance(error, SessionEnded)
             assert error.code == GoawayCode.DONE
             await session.wait_closed()  # nothing is left to wait for
+            with pytest.raises(Unreachable, match="arcbridge is ending"):
+                await asyncio.wait_for(session.ready(), 5)
 
     async def test_tokens_go_where_they_belong(self, far: FarSide, tmp_path: Path) -> None:
         async with running(make(far, tmp_path)) as session:

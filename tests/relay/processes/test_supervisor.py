@@ -19,6 +19,8 @@ from structlog.testing import capture_logs
 from arcbridge.errors import ConfigError
 from arcbridge.net.address import Address, parse_address
 from arcbridge.observe.reloads import Outcome
+from arcbridge.pki.authority import Authority
+from arcbridge.relay.backend import registry_of
 from arcbridge.relay.listener import bind
 from arcbridge.relay.processes import supervisor as supervisor_module
 from arcbridge.relay.processes.supervisor import Supervisor, supervise
@@ -158,6 +160,27 @@ def started(config: RelayConfig) -> tuple[Supervisor, supervisor_module._WorkerH
     worker.channel = Channel(ours, lambda message: None, lambda: None)
     worker.settings = config
     return Supervisor(config, 1, 1, -1), worker, theirs
+
+
+async def test_metrics_of_more_clusters_than_a_message_holds_reach_the_page(config: RelayConfig) -> None:
+    names = [f"{'c' * 58}{number:05}" for number in range(500)]
+    pem = Authority.create("one").certificate_pem
+    async with registry_of(config) as registry:
+        for name in names:
+            await registry.adopt(name, pem, 1.0)
+    running = Running(config)
+    await running.serving()
+
+    async def shown() -> bool:
+        _, text = await running.page("/metrics")
+        return text.count("arcbridge_relay_cluster_agents{") == len(names)
+
+    async with asyncio.timeout(30):
+        while not await shown():
+            await asyncio.sleep(0.05)
+    running.stopping.set()
+    running.hurry.set()
+    await asyncio.wait_for(running.task, 30)
 
 
 async def test_a_worker_that_started_during_a_reload_is_told_the_new_settings(config: RelayConfig) -> None:

@@ -66,7 +66,7 @@ async def test_from_the_assignment_to_the_common_end(config: RelayConfig) -> Non
     assert (await supervisor.hears("beat")).head["failures"] == {}
     supervisor.channel.send({"t": "metrics", "n": 3})
     answer = await supervisor.hears("metrics")
-    assert answer.head["n"] == 3
+    assert (answer.head["n"], answer.head["last"]) == (3, True)
     assert b"arcbridge_relay_pumps_open" in answer.body
     assert b"process_cpu_seconds_total" in answer.body
     supervisor.channel.send({"t": "stop"})
