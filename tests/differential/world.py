@@ -106,7 +106,8 @@ class User(CallersSession):
         """Whether each end has all that the other one wrote."""
         ours, theirs = self.client._machine, self.agents[0]._machine
         waits = ours.sender.has_output or theirs.sender.has_output
-        return not waits and ours.sent == theirs.received and theirs.sent == ours.received
+        arrived = ours.sender.sent == theirs.receiver.received and theirs.sender.sent == ours.receiver.received
+        return arrived and not waits
 
 
 @dataclass

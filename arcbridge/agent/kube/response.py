@@ -69,6 +69,9 @@ def read_head(head: bytes, method: str = "GET", upgrade: UpgradeRequest | None =
         check_switch(fields, upgrade)
         return ResponseHead(101, _status_line(101) + switch_lines(fields, upgrade), 0, False)
     if 100 <= status < 200 and status != 101:
+        # RFC 9110, 8.6 and RFC 9112, 6.1: it announces no body. One that does may be read otherwise by another reader.
+        if any(name.lower() in (b"content-length", b"transfer-encoding") for name, _ in _NOTED.findall(head)):
+            raise _doubtful("an interim answer announces a body")
         return None
     lengths: list[bytes] = []
     encodings: list[bytes] = []

@@ -96,6 +96,12 @@ def test_a_101_counts_only_where_that_upgrade_was_asked_for() -> None:
             read_head(head, "GET", wrong)
 
 
+@pytest.mark.parametrize("field", [b"Content-Length: 33", b"transfer-encoding: chunked"])
+def test_an_interim_answer_that_announces_a_body_is_refused(field: bytes) -> None:
+    with pytest.raises(RequestRefusal, match="an interim answer announces a body"):
+        read_head(b"HTTP/1.1 103 X\r\n" + field + b"\r\n\r\n")
+
+
 def test_an_interim_answer_is_passed_over() -> None:
     assert read_head(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n") is None
 
