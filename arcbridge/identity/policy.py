@@ -34,6 +34,9 @@ _PATTERN = re.compile(r"[a-z0-9.*-]{1,63}")
 CHECK_INTERVAL = 1.0
 """Seconds between two checks of the file's date: a revocation by an edited policy counts after at most this."""
 
+ACCEPTED_FOR = 600.0
+"""Seconds for which a version counts as accepted where it has not come yet."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -136,8 +139,22 @@ class PolicyFile:
     `judges`, a changed version is `pending` until it is taken over or held back (`relay.policy_guard`).
     """
 
-    __slots__ = ("_checked_at", "_clock", "_held_since", "_policy", "_stamp", "accepted", "error", "held", "hold",
-                 "judges", "path", "pending", "share")  # fmt: skip
+    __slots__ = (
+        "_accepted",
+        "_accepted_at",
+        "_checked_at",
+        "_clock",
+        "_held_since",
+        "_policy",
+        "_stamp",
+        "error",
+        "held",
+        "hold",
+        "judges",
+        "path",
+        "pending",
+        "share",
+    )  # fmt: skip
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Read the file at once; raises ConfigError when this first reading fails."""
@@ -154,8 +171,8 @@ class PolicyFile:
         self.held: tuple[Policy, str] | None = None
         """The version of the file that is held back, and why."""
         self._held_since = 0.0
-        self.accepted = ""
-        """The hash of the version that an operator has accepted last: here it may come later."""
+        self._accepted, self._accepted_at = "", 0.0
+        """The hash of the version that an operator has accepted last, and when: here it may come later."""
         self.share, self.hold = 0, math.inf
         """See `hold_back`."""
 
@@ -187,11 +204,15 @@ class PolicyFile:
 
     def accept(self, hash: str) -> bool:
         """Take the version with this hash over, now or when it comes; return whether it is held back."""
-        self.accepted = hash
+        self._accepted, self._accepted_at = hash, self._clock()
         if self.held is None or self.held[0].hash != hash:
             return False
         self.pending, self.held = self.held[0], None
         return True
+
+    def is_accepted(self, policy: Policy) -> bool:
+        """Return whether an operator has accepted this version lately, for this once."""
+        return policy.hash == self._accepted and self._clock() - self._accepted_at < ACCEPTED_FOR
 
     def decide(self, policy: Policy, objection: str) -> None:
         """Hold the version that was pending back, or take it over where there is no objection."""
@@ -200,7 +221,7 @@ class PolicyFile:
             if objection:
                 self.held, self._held_since = (policy, objection), self._clock()
             else:
-                self._policy, self.held = policy, None
+                self._policy, self.held, self._accepted = policy, None, ""
 
     def waited(self) -> bool:
         """Return whether the version that is held back has waited for long enough; it is pending then."""

@@ -104,7 +104,7 @@ class PolicyWatch:
         waited = file.waited()
         while (policy := file.pending) is not None:
             effect = await effect_of(policy, self._sessions())
-            accepted = policy.hash == file.accepted
+            accepted = file.is_accepted(policy)
             reason = "" if accepted else self._objection(policy, effect)
             file.decide(policy, reason)
             if reason:

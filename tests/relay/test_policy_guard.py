@@ -171,6 +171,20 @@ async def test_what_was_accepted_counts_where_it_comes_later(file: Path) -> None
     assert (line["event"], line["reason"]) == ("policy taken over", "an operator has accepted it")
 
 
+async def test_a_version_is_accepted_once_and_for_a_while(file: Path) -> None:
+    """The same mistake, weeks later, is held back again."""
+    relay = Relay(file, users=5)
+    (line,) = await relay.write("")
+    assert relay.file.accept(line["hash"])
+    await relay.look()
+    await relay.write(ALL)
+    assert (await relay.write(""))[0]["event"] == "policy held back"
+    await relay.write(ALL)
+    assert not relay.file.accept(line["hash"])
+    relay.now += 600
+    assert (await relay.write(""))[0]["event"] == "policy held back"
+
+
 async def test_another_comment_is_no_other_version(file: Path) -> None:
     relay = Relay(file, users=5)
     (line,) = await relay.write("")
