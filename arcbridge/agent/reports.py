@@ -42,9 +42,9 @@ class AgentReports:
             finding = self._self_checks.failed(name)
             words.append(name if finding is None else f"{name}:{finding.code or 'failed'}")
         return Status(
-            message=" ".join(failures),
             instance=self._instance,
             ready=not failures,
+            unready=" ".join(failures),
             checks=" ".join(words),
             sessions=self._sessions(),
             round_trip=round(round_trip * 1e6),

@@ -31,7 +31,7 @@ def read_report(status: Status) -> AgentReport:
     found = [word for word in words if word and word[1] in AGENT_CHECKS]
     return AgentReport(
         ready=status.ready,
-        unready=" ".join(word for word in status.message.split(" ", MAX_CHECKS) if _NAME.fullmatch(word)),
+        unready=" ".join(word for word in status.unready.split(" ", MAX_CHECKS) if _NAME.fullmatch(word)),
         checks={one[1]: one[2] or "" for one in found} if status.checks else None,
         sessions=status.sessions,
         round_trip=status.round_trip / 1e6,

@@ -210,7 +210,7 @@ class Status(Record):
     """The agent's answer to a dial request (`token`, `code`, `message`), or its report on itself (`instance`, and all
     behind it).
 
-    `message` has the names of the readiness checks that fail, separated by spaces. `checks` are its self-checks,
+    `unready` has the names of the readiness checks that fail, separated by spaces. `checks` are its self-checks,
     separated by spaces: the name alone of one that passes, `name:code` of one that fails. `sessions` are those that it
     serves, `round_trip` is that of this connection in microseconds, 0 while none was measured. An older agent reports
     `ready` alone.
@@ -221,6 +221,7 @@ class Status(Record):
     message: str = ""
     instance: str = ""
     ready: bool = False
+    unready: str = ""
     checks: str = ""
     sessions: int = 0
     round_trip: int = 0

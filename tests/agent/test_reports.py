@@ -39,17 +39,17 @@ async def test_a_report_has_codes_and_numbers_and_no_detail_of_a_check_that_gate
     await self_checks.look()
     status = agent.status(0.0123)
     assert (status.ready, status.checks, status.sessions) == (True, "api_server audit:audit_disk", 7)
-    assert (status.round_trip, status.instance, status.message) == (12300, "i1", "")
+    assert (status.round_trip, status.instance, status.unready) == (12300, "i1", "")
     assert secret not in repr(status.encode())
 
 
 async def test_an_agent_that_is_not_ready_says_why() -> None:
     agent, self_checks = made({"api_server": failed("API server", "refuses connections", "", "api_refused")})
-    assert agent.status(0.0).message == "api_server", "not looked at yet"
+    assert agent.status(0.0).unready == "api_server", "not looked at yet"
     await self_checks.look()
     status = agent.status(0.0)
     assert (status.ready, status.checks) == (False, "api_server:api_refused")
-    assert status.message == "api_server"
+    assert status.unready == "api_server"
     assert len(status.encode()) < 4096
 
 

@@ -86,12 +86,12 @@ def test_joins_count_where_the_user_may_reach_the_cluster_and_made_no_mistake() 
     ],
 )
 def test_an_agents_words_are_names_of_checks_or_nothing(checks: str, read: dict[str, str] | None) -> None:
-    status = Status(ready=False, message="control \x1b[2J No", checks=checks, sessions=3, round_trip=1500)
+    status = Status(ready=False, unready="control \x1b[2J No", checks=checks, sessions=3, round_trip=1500)
     report = read_report(status)
     assert report.checks == read
     assert (report.ready, report.unready, report.sessions, report.round_trip) == (False, "control", 3, 0.0015)
 
 
 def test_what_fails_is_named_once() -> None:
-    report = read_report(Status(ready=False, message="api_server control", checks="audit:full api_server:api_refused"))
+    report = read_report(Status(ready=False, unready="api_server control", checks="audit:full api_server:api_refused"))
     assert report.failing == "audit:full api_server:api_refused control"
