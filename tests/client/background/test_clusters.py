@@ -202,6 +202,7 @@ async def test_who_waits_for_a_cluster_that_is_taken_off_meanwhile(
     background: Background, waiting: asyncio.Event, operation: str, gone: str, error: type[Exception]
 ) -> None:
     async with serving(background) as clusters:
+        waiting.clear()  # who connected it has waited, too
         asking = (
             clusters.connect(background.settings, (str(background.kubeconfig),), static=False, switch=True)
             if operation == "connect"
