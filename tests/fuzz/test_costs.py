@@ -90,7 +90,8 @@ def test_a_pattern_that_looks_back_from_each_position_is_found() -> None:
     ("read", "size", "words"),
     [
         (pairs, 600, "lines of Python become"),
-        (lambda data: re.search(rb"a*b", data), 16_000, "steps become"),
+        # With the cube of its length: what others do on the machine meanwhile does not hide that.
+        (lambda data: re.search(rb"a*a*b", data), 900, "steps become"),
         (lambda data: re.search(rb"b", data * 100), 16_000, ""),
         (lambda data: sum(data), 400_000, ""),
     ],
