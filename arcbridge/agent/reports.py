@@ -53,10 +53,10 @@ class AgentReports:
     async def run(self, send: Callable[[], None], *, draw: Callable[[], float] = random.random) -> None:
         """Call `send`, which sends a report on each connection, until cancelled. `draw` returns floats in [0, 1)."""
         loop = asyncio.get_running_loop()
-        told, due = (True, ""), 0.0
+        told, due = (True, "", ""), 0.0
         while True:
             status = self.status(0.0)
-            if (now := (status.ready, status.checks)) != told or loop.time() >= due:
+            if (now := (status.ready, status.unready, status.checks)) != told or loop.time() >= due:
                 told, due = now, loop.time() + EVERY * (1 - SPREAD + 2 * SPREAD * draw())
                 send()
             await asyncio.sleep(LOOK)

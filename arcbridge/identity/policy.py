@@ -89,7 +89,9 @@ class Policy:
         for message in errors:
             line = line_of(parts(message.partition(":")[0]), toml_text)
             found.append(Problem("policy", message, place=Place(source, line)))
-        words = json.dumps(document, sort_keys=True, default=str)
+        words = json.dumps(
+            [[sorted(one.users), sorted(one.groups), [pattern.pattern for pattern in one.clusters]] for one in rules]
+        )
         return cls(rules, hashlib.sha256(words.encode()).hexdigest()[:12]), found
 
     def allows(self, identity: Identity, cluster: str) -> bool:
@@ -135,8 +137,8 @@ class PolicyFile:
     """The policy of a file, read again when the file changes.
 
     A changed file that cannot be read or parsed leaves the last good policy in force and its message in `error`, so
-    that a typing mistake neither opens nor closes a fleet; the role logs `error` when it appears. Where somebody
-    `judges`, a changed version is `pending` until it is taken over or held back (`relay.policy_guard`).
+    that a typing mistake neither opens nor closes a fleet; the role logs `error` when it appears. Where the relay's
+    guard judges changes (`judged`), one is `pending` until it is taken over or held back (`relay.policy_guard`).
     """
 
     __slots__ = (
@@ -150,7 +152,7 @@ class PolicyFile:
         "error",
         "held",
         "hold",
-        "judges",
+        "judged",
         "path",
         "pending",
         "share",
@@ -164,8 +166,8 @@ class PolicyFile:
         self._policy = Policy.load(self._read(), source=str(path))
         self._checked_at = clock()
         self.error = ""
-        self.judges = False
-        """Whether somebody decides what becomes of a changed version."""
+        self.judged = False
+        """Whether `relay.policy_guard` decides what becomes of a changed version."""
         self.pending: Policy | None = None
         """The version of the file that is to be judged."""
         self.held: tuple[Policy, str] | None = None
@@ -189,7 +191,7 @@ class PolicyFile:
         return self.current().allows(identity, cluster)
 
     def take(self, path: Path, policy: Policy) -> None:
-        """Put `policy` in force, which was just read from `path`; from now on that file is looked at."""
+        """Take over, or leave to the guard, what was just read from `path`; from now on that file is looked at."""
         # No file has this stamp: it is read once more, so that no change since then is missed.
         self.path, self._stamp = path, (0, 0, 0)
         self._checked_at = self._clock()
@@ -197,10 +199,10 @@ class PolicyFile:
 
     def hold_back(self, share: int, seconds: float) -> None:
         """Hold versions back that take their right from more than `share` per cent of the users, 0: none; for `seconds`
-        at most, 0: until they are accepted. A version that is held already is judged again."""
-        self.share, self.hold = share, seconds or math.inf
-        if self.held is not None and not share:
+        at most, 0: until they are accepted. By another share a version that is held already is judged again."""
+        if self.held is not None and share != self.share:
             self.pending, self.held = self.held[0], None
+        self.share, self.hold = share, seconds or math.inf
 
     def accept(self, hash: str) -> bool:
         """Take the version with this hash over, now or when it comes; return whether it is held back."""
@@ -249,7 +251,7 @@ class PolicyFile:
         if policy.hash == self._policy.hash:
             # Another comment or date, or what was held back is undone.
             self.held = self.pending = None
-        elif not self.judges:
+        elif not self.judged:
             self._policy = policy
         elif self.held is None or self.held[0].hash != policy.hash:
             self.pending, self.held = policy, None

@@ -15,7 +15,7 @@ from typing import Final
 from arcbridge.loop_shares import LoopTime
 from arcbridge.mux.connection import MuxConnection
 from arcbridge.net.fast_tls import FastTlsLoop, fast_tls, fast_tls_as_client
-from arcbridge.net.tls import accept_tls
+from arcbridge.net.tls import accept_charged_tls
 
 SHUTDOWN_DEADLINE: Final = 3.0
 """Seconds that an agent leaves for its last bytes and both sides' close_notify; a client waits 30, as asyncio does."""
@@ -77,7 +77,7 @@ async def accept_session(
     """
     aiofastnet = fast_tls()
     if aiofastnet is None:
-        await accept_tls(
+        await accept_charged_tls(
             lambda: connection,
             sock,
             context,

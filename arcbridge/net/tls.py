@@ -129,7 +129,7 @@ def inner_client_context(cluster_ca_pem: str) -> ssl.SSLContext:
     return context
 
 
-async def accept_tls(
+async def accept_charged_tls(
     protocol: Callable[[], asyncio.BaseProtocol],
     sock: socket.socket,
     context: ssl.SSLContext,

@@ -103,7 +103,7 @@ class Metrics:
                      lambda: self.read_failures)  # fmt: skip
 
     def counter(
-        self, name: str, help: str, labels: Labels | None, read: NumberReader, *, most: int = MAX_SERIES
+        self, name: str, help: str, labels: Labels | None, read: NumberReader, *, most: float = MAX_SERIES
     ) -> None:
         """Register a counter; `name` without prefix, ending in `_total`.
 
@@ -115,7 +115,9 @@ class Metrics:
             raise ValueError(f"counter {name!r} must end in _total")
         self._add(_Metric("counter", name, help, labels or {}, read, most))
 
-    def gauge(self, name: str, help: str, labels: Labels | None, read: NumberReader, *, most: int = MAX_SERIES) -> None:
+    def gauge(
+        self, name: str, help: str, labels: Labels | None, read: NumberReader, *, most: float = MAX_SERIES
+    ) -> None:
         """Register a gauge; arguments as for `counter`."""
         self._add(_Metric("gauge", name, help, labels or {}, read, most))
 
@@ -201,7 +203,7 @@ class _Metric(NamedTuple):
     help: str
     labels: Labels
     read: Callable[[], Any]
-    most: int
+    most: float
     """Series that it may have."""
 
     def series(self) -> dict[tuple[str, ...], Any]:

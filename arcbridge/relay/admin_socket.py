@@ -80,7 +80,9 @@ class AdminSocket:
         except OSError as error:
             sock.close()
             log.warning(
-                "admin socket not opened", reason=error.strerror or str(error), effect="`session` commands do not work"
+                "admin socket not opened",
+                reason=error.strerror or str(error),
+                effect="`session` and `policy` commands do not work",
             )
 
     async def close(self) -> None:

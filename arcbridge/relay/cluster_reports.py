@@ -8,6 +8,7 @@ self-checks of this version.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
@@ -31,7 +32,7 @@ def read_report(status: Status) -> AgentReport:
     found = [word for word in words if word and word[1] in AGENT_CHECKS]
     return AgentReport(
         ready=status.ready,
-        unready=" ".join(word for word in status.unready.split(" ", MAX_CHECKS) if _NAME.fullmatch(word)),
+        unready=" ".join(word for word in status.unready.split(" ", MAX_CHECKS)[:MAX_CHECKS] if _NAME.fullmatch(word)),
         checks={one[1]: one[2] or "" for one in found} if status.checks else None,
         sessions=status.sessions,
         round_trip=status.round_trip / 1e6,
@@ -49,19 +50,27 @@ class ClusterReports:
         self._most = most
         self._expires: dict[str, float] = {}
         """When the agents' newest certificate of each cluster lapses, unix seconds."""
+        self._clusters: list[tuple[str, float]] = []
+        """The clusters that are not revoked, by name, with that time."""
         self._known: frozenset[str] = frozenset()
-        self._left_out = 0
+        self._unknown: frozenset[str] = frozenset()
+        """Clusters with an agent here that the registry did not have."""
 
     def learn(self, records: Iterable[ClusterRecord]) -> None:
         """Show these clusters from now on, those that are revoked excepted; the first ones by name."""
         records = list(records)
         self._known = frozenset(one.name for one in records)
-        known = sorted((one.name, one.certificate_expires) for one in records if not one.revoked)
-        self._expires = dict(known[: self._most])
-        self._left_out = len(known) - len(self._expires)
+        self._unknown = frozenset(name for name, _ in self._reports()) - self._known
+        self._clusters = sorted((one.name, one.certificate_expires) for one in records if not one.revoked)
+        self.change(self._most)
         for counts in (self._counters.cluster_joins, self._counters.cluster_joins_failed):
             for gone in counts.keys() - self._known:
                 del counts[gone]
+
+    def change(self, most: int) -> None:
+        """Show at most so many clusters."""
+        self._most = most
+        self._expires = dict(self._clusters[:most])
 
     @property
     def known(self) -> frozenset[str]:
@@ -69,18 +78,18 @@ class ClusterReports:
         return self._known
 
     def misses_cluster(self) -> bool:
-        """Return whether an agent is here of a cluster that has not been learnt."""
-        return any(name not in self._known for name, _ in self._reports())
+        """Return whether an agent is here of a cluster that has come since the clusters were learnt."""
+        return any(name not in self._known and name not in self._unknown for name, _ in self._reports())
 
     def register(self, metrics: Metrics) -> None:
         """Tell `metrics` where to read. Every cluster has a series at every relay: 0 is what an alert looks for."""
-        each, most = {"cluster": lambda: self._expires}, max(self._most, 1)
+        each, most = {"cluster": lambda: self._expires}, math.inf  # `change` bounds them
         metrics.gauge("cluster_agents", "Agents of a cluster that are connected to this relay.", each,
                       lambda: self._count(lambda report: True), most=most)  # fmt: skip
         metrics.gauge("cluster_agents_ready", "Those of them that report to be ready.", each,
                       lambda: self._count(lambda report: report.ready), most=most)  # fmt: skip
         metrics.gauge("cluster_check_ok", "0 while a self-check of an agent of this cluster fails.",
-                      {**each, "check": AGENT_CHECKS}, self._checks, most=most * len(AGENT_CHECKS))  # fmt: skip
+                      {**each, "check": AGENT_CHECKS}, self._checks, most=most)  # fmt: skip
         metrics.gauge("cluster_certificate_expires_timestamp_seconds",
                       "When the newest certificate of a cluster's agents lapses, unix time.", each,
                       lambda: {name: when for name, when in self._expires.items() if when}, most=most)  # fmt: skip
@@ -89,7 +98,7 @@ class ClusterReports:
         metrics.counter("cluster_joins_failed_total", "Those of them that failed, for no fault of the user's.", each,
                         lambda: self._shown_of(self._counters.cluster_joins_failed), most=most)  # fmt: skip
         metrics.gauge("clusters_without_metrics", "Clusters beyond `limits.clusters_with_metrics`.", None,
-                      lambda: self._left_out)  # fmt: skip
+                      lambda: len(self._clusters) - len(self._expires))  # fmt: skip
 
     # -- inside ----------------------------------------------------------------------------------------------------
 

@@ -44,7 +44,7 @@ from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.net.address import source_of
 from arcbridge.net.join import JoinCode
 from arcbridge.net.sockets import reset
-from arcbridge.net.tls import ALPN_CONTROL, accept_tls
+from arcbridge.net.tls import ALPN_CONTROL, accept_charged_tls
 from arcbridge.net.tlspipe import CLOSE_DEADLINE, HANDSHAKE_DEADLINE
 from arcbridge.observe.untrusted_text import printable
 from arcbridge.pki.authority import agent_ca_pin, agent_cluster, agent_expiry, check_ca_certificate
@@ -224,7 +224,7 @@ class ControlServer:
         session = MuxSession(Side.ACCEPTOR, Kind.CONTROL, link)
         link.session = session
         try:
-            transport = await accept_tls(
+            transport = await accept_charged_tls(
                 session.protocol,
                 sock,
                 self._context(),

@@ -81,6 +81,8 @@ class Enforcement:
         self._clock = clock
         self._enforced: tuple[object, ...] | None = None
         """The version of `access` for which every session was looked at."""
+        self._enforcing = asyncio.Lock()
+        """Policy and registry are looked at apart, and each look ends here."""
         self._ended: OrderedDict[tuple[str, str, str], tuple[Identity, float]] = OrderedDict()
         """Whose sessions ended, and when (monotonic seconds), by cluster and both names of the user."""
 
@@ -100,6 +102,10 @@ class Enforcement:
 
     async def enforce(self) -> None:
         """End what has lost its right. Takes `GRACE` longer when there is something to cut."""
+        async with self._enforcing:
+            await self._enforce()
+
+    async def _enforce(self) -> None:
         version = self._access.version
         if version == self._enforced:
             return

@@ -70,14 +70,16 @@ class Operations:
             case "sessions":
                 return [self._session(pump) for pump in self._held()]
             case "agents":
-                wanted = question.get("clusters")
-                named = {name for name in wanted if isinstance(name, str)} if isinstance(wanted, list) else None
+                if isinstance(wanted := question.get("clusters"), list):
+                    # Another relay counts the agents of these clusters.
+                    named = {name for name in wanted if isinstance(name, str)}
+                    counted = [link for name in named for link in self._fleet.links(name)]
+                    return [{"cluster": one.cluster, "agent": one.instance} for one in counted if not one.draining]
                 return [
                     {"cluster": link.cluster, "agent": link.instance, "version": link.version, "since": link.since,
                      "ready": link.report.ready, "failing": link.report.failing,
                      "sessions": link.report.sessions, "round_trip": link.report.round_trip, **self._origin}
-                    for link in self._fleet.links()
-                    if not link.draining and (named is None or link.cluster in named)
+                    for link in self._fleet.links() if not link.draining
                 ]  # fmt: skip
             case "checks":
                 return [

@@ -83,7 +83,7 @@ class PolicyWatch:
     ) -> None:
         """`sessions`: those of this process. `clusters`: the names that the registry has."""
         self._file = basis.policy
-        self._file.judges = True
+        self._file.judged = True
         self._sessions = sessions
         self._clusters = clusters
         self._held = self._error = ""
@@ -101,6 +101,8 @@ class PolicyWatch:
             self.on_news()
             if self._error:
                 log.error("policy not taken over", reason=self._error, effect="the last good one stays")
+            else:
+                log.info("policy can be read again", hash=former.hash)
         waited = file.waited()
         while (policy := file.pending) is not None:
             effect = await effect_of(policy, self._sessions())
@@ -129,6 +131,8 @@ class PolicyWatch:
                 self._warn()
         held = "" if file.held is None else file.held[0].hash
         if held != self._held:
+            if self._held and not held and file.current() is former:
+                log.info("policy held back no more", hash=self._held, effect=f"version {former.hash} counts on")
             self._held = held
             self.on_news()
 

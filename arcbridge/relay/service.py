@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -283,6 +283,7 @@ async def _observe(
 
     def apply(checked: CheckedRelay) -> Outcome:
         outcome = reload.apply(checked)
+        maintenance.reports.change(checked.config.limits.clusters_with_metrics)
         self_checks.look_soon()
         return outcome
 
@@ -301,25 +302,44 @@ class _Maintenance:
         self.policy_watch = PolicyWatch(basis, enforcement.held_sessions, lambda: reports.known)
         self.reports = reports
         self._noted = time.monotonic()
+        self._learn_at = 0.0
         self.registry_error: str | None = None
         """Why the registry did not answer the last time; None: it did."""
 
     async def run(self) -> None:
+        """Do all of it until cancelled; what waits for the registry holds up nothing else."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._again(self._watch_policy, POLICY_INTERVAL))
+            group.create_task(self._again(self.look, MAINTENANCE_INTERVAL))
+            group.create_task(self._again(self._learn_clusters, MAINTENANCE_INTERVAL))
+
+    async def _again(self, work: Callable[[], Awaitable[None]], seconds: float) -> None:
         loop = asyncio.get_running_loop()
-        due = loop.time() + MAINTENANCE_INTERVAL
         while True:
-            await asyncio.sleep(min(POLICY_INTERVAL, max(due - loop.time(), 0.0)))
+            # Before the look: one that takes long, or cuts sessions, must not put the next one off.
+            due = loop.time() + seconds
             try:
-                if loop.time() < due:
-                    await self.policy_watch.look()
-                    await self._enforcement.enforce()
-                else:
-                    # Before the look: one that takes long, or cuts sessions, must not put the next one off.
-                    due = loop.time() + MAINTENANCE_INTERVAL
-                    await self.look()
+                await work()
             except Exception as error:
                 # Without the next looks no revocation would be taken over any more.
                 log.error("maintenance failed, trying again", reason=type(error).__name__, exc_info=True)
+            await asyncio.sleep(max(due - loop.time(), 0.0))
+
+    async def _watch_policy(self) -> None:
+        await self.policy_watch.look()
+        await self._enforcement.enforce()
+
+    async def _learn_clusters(self) -> None:
+        """Learn which clusters there are: each minute, and where an agent of another one has come. A relay that cannot
+        read them is as ready as before; `look` says when the registry does not answer."""
+        now = time.monotonic()
+        if now < self._learn_at and not self.reports.misses_cluster():
+            return
+        try:
+            self.reports.learn(await self._basis.registry.clusters())
+            self._learn_at = now + _SEEN
+        except (RegistryUnavailable, StateError) as error:
+            log.debug("clusters not learnt", reason=error.message)
 
     async def look(self) -> None:
         await self.policy_watch.look()
@@ -333,9 +353,6 @@ class _Maintenance:
                 self._noted = time.monotonic()
                 self._basis.certificate.refresh()
                 await self._note()
-                self.reports.learn(await self._basis.registry.clusters())
-            elif not self.reports.known or self.reports.misses_cluster():
-                self.reports.learn(await self._basis.registry.clusters())
         except (RegistryUnavailable, StateError) as error:
             # Also a damaged file: the policy below must go on to count.
             if self.registry_error is None:

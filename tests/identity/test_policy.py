@@ -99,3 +99,9 @@ def test_a_changed_file_counts_and_a_broken_one_does_not(tmp_path: Path) -> None
 def test_the_first_reading_must_work(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.toml"):
         PolicyFile(tmp_path / "none.toml")
+
+
+def test_a_number_that_python_does_not_write_is_a_mistake_like_any_other(tmp_path: Path) -> None:
+    """TOML's hexadecimal numbers have no bound, and Python writes none of more than 4300 digits."""
+    with pytest.raises(ConfigError, match="unknown key"):
+        Policy.load(f"x = 0x{'f' * 5000}")

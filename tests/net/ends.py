@@ -6,7 +6,12 @@ import asyncio
 import functools
 import socket
 import ssl
+from collections.abc import Callable
+from typing import Any
 
+import pytest
+
+from arcbridge.loop_shares import LoopTime
 from arcbridge.net.sockets import tune
 from arcbridge.net.tls import ALPN_JOIN, RelayTrust, outer_client_context, outer_server_contexts
 from arcbridge.pki.authority import Authority, Issued
@@ -65,3 +70,17 @@ async def tcp_pair() -> tuple[socket.socket, socket.socket]:
     tune(near)
     tune(far)
     return near, far
+
+
+def completed_work(patch: pytest.MonkeyPatch) -> list[LoopTime]:
+    """Return the list to which each payer is added whose work came to its end: of a handshake, its last step."""
+    payers: list[LoopTime] = []
+    run = LoopTime.run
+
+    def noted(self: LoopTime, work: Callable[[], Any]) -> Any:
+        result = run(self, work)
+        payers.append(self)
+        return result
+
+    patch.setattr(LoopTime, "run", noted)
+    return payers

@@ -24,6 +24,7 @@ from arcbridge.net.fast_tls import fast_tls
 from arcbridge.net.session_tls import accept_session, connect_session
 from arcbridge.wire.limits import Limits
 from tests.mux.ends import LOOPS, Ends, Faults, make_sessions, run, tcp_pair, tls_contexts
+from tests.net.ends import completed_work
 from tests.support.stream_io import StreamIO
 
 pytestmark = pytest.mark.usefixtures("faults", "poisoned")
@@ -76,14 +77,17 @@ async def joined(ends: Ends, payer: LoopTime | None = None) -> tuple[socket.sock
     return near, far
 
 
-async def test_the_handshake_is_charged_and_what_comes_later_is_not(engine: str) -> None:
+async def test_the_handshake_is_charged_and_what_comes_later_is_not(
+    engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """docs/threats.md#L47. The caller is not known before, and afterwards no reader is measured for it."""
-    payer = LoopTime(LoopShares(), no_call)
+    payer, payers = LoopTime(LoopShares(), no_call), completed_work(monkeypatch)
     ends = make_sessions()
     await joined(ends, payer)
     mine, theirs = await ends.stream()
     spent = payer.spent
     assert spent > 0.0
+    assert payer in payers, "its last step, too"
     await mine.write(bytes(100_000))
     mine.finish()
     assert len(await theirs.read_all()) == 100_000

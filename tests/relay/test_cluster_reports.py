@@ -28,9 +28,15 @@ def shown(reports: ClusterReports) -> dict[str, dict[tuple[str, ...], float]]:
 
 
 def test_every_cluster_has_a_number_of_agents_and_a_check_is_ok_where_it_is_at_all_of_them() -> None:
-    reports = ClusterReports(lambda: [("a", WELL), ("a", ILL), ("b", AgentReport()), ("x", WELL)], Counters(), 10)
+    connected = [("a", WELL), ("a", ILL), ("b", AgentReport()), ("x", WELL)]
+    reports = ClusterReports(lambda: connected, Counters(), 10)
     reports.learn(records("a", "b", "gone", "shut", revoked="shut"))
-    assert reports.misses_cluster(), "x has enrolled since"
+    assert not reports.misses_cluster(), "x is not in the registry, and asking again does not help"
+    reports.learn(records("a"))
+    connected.append(("new", WELL))
+    assert reports.misses_cluster(), "it has enrolled since"
+    connected.pop()
+    reports.learn(records("a", "b", "gone", "shut", revoked="shut"))
     found = shown(reports)
     assert found["cluster_agents"] == {("a",): 2, ("b",): 1, ("gone",): 0}
     assert found["cluster_agents_ready"] == {("a",): 1, ("b",): 1, ("gone",): 0}, "an older agent counts as ready"
@@ -46,6 +52,8 @@ def test_no_more_clusters_than_the_setting_allows() -> None:
     assert set(found["cluster_agents"]) == {("a",), ("b",)}
     assert found["cluster_check_ok"] == {}
     assert found["clusters_without_metrics"] == {(): 1}
+    reports.change(3)
+    assert set(shown(reports)["cluster_agents"]) == {("a",), ("b",), ("c",)}, "a reload counts at once"
 
 
 def test_two_thousand_clusters_have_a_series_each_where_the_setting_says_so() -> None:

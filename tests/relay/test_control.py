@@ -28,7 +28,7 @@ from arcbridge.settings.config import RelayLimitsConfig
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import Dial, Goaway, Revoke, Status
 from arcbridge.wire.session import Kind, Side
-from tests.net.ends import RELAY, agent_certificate, client_context, tcp_pair
+from tests.net.ends import RELAY, agent_certificate, client_context, completed_work, tcp_pair
 from tests.net.test_client_hello import client_hello
 from tests.relay.registry.conformance import known
 from tests.relay.station import Agent, Station, refused, station, swallow
@@ -53,8 +53,11 @@ async def test_an_agent_is_registered_and_noted(tmp_path: Path) -> None:
         assert relay.fleet.links() == []
 
 
-async def test_the_handshake_of_an_agent_is_charged_to_its_address(tmp_path: Path) -> None:
+async def test_the_handshake_of_an_agent_is_charged_to_its_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """docs/threats.md#L43. Without the listener, which charges what the connection's task does."""
+    payers = completed_work(monkeypatch)
     async with station(tmp_path, "prod") as relay:
         near, far = await tcp_pair()
         ticket = relay.admission.enter("127.0.0.1")
@@ -66,7 +69,7 @@ async def test_the_handshake_of_an_agent_is_charged_to_its_address(tmp_path: Pat
             await pipe.handshake()
             await pipe.flush()
             await pipe.read()
-            assert payer.spent > 0.0
+            assert payers == [payer], "what it took from the ClientHello to its end"
         await asyncio.wait_for(serving, 5)
 
 

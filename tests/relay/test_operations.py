@@ -34,7 +34,7 @@ def pump(join_id: str, first: str = "", identity: Identity | None = ALICE, **mor
 
 
 def operations(*pumps: Pump, tell: Callable[[Lost], None] = lambda lost: None, links: Any = ()) -> Operations:
-    fleet: Any = SimpleNamespace(links=lambda: list(links))
+    fleet: Any = SimpleNamespace(links=lambda cluster=None: [link for link in links if cluster in (None, link.cluster)])
     policy: Any = SimpleNamespace()
     made = Operations(list(pumps), fleet, tell, policy, relay="relay:443", worker=1, clock=lambda: 1000.0)
     made.findings = lambda: [failed("thing", "down", "start it", "down")]
@@ -73,7 +73,7 @@ async def test_agents_that_stay() -> None:
         ("munich", "agent-1", "1.0"),
     ]
     (named,) = operations(links=links).answer({"ask": "agents", "clusters": [["munich"], 1, "munich"]})
-    assert named["agent"] == "agent-1"
+    assert named == {"cluster": "munich", "agent": "agent-1"}, "another relay counts, and needs no more"
     assert operations(links=links).answer({"ask": "agents", "clusters": "munich"}) == found
 
 

@@ -110,7 +110,8 @@ async def test_a_version_that_stays_counts_after_a_time(file: Path) -> None:
 async def test_a_version_that_is_undone_is_held_no_more(file: Path) -> None:
     relay = Relay(file, users=5)
     await relay.write(only("user-0"))
-    assert await relay.write(ALL) == []
+    (line,) = await relay.write(ALL)
+    assert line["event"] == "policy held back no more"
     assert relay.file.held is None
     await relay.write("")
     (line,) = await relay.write(only("user-0", "user-1", "user-2"))
@@ -137,6 +138,10 @@ async def test_a_reload_holds_back_as_well(file: Path) -> None:
     relay.file.take(other, PolicyFile(other).current())
     assert (await relay.look())[0]["event"] == "policy held back"
     assert relay.file.current() is former
+    relay.file.hold_back(50, 600)
+    assert await relay.look() == [], "the same share changes nothing"
+    relay.file.hold_back(80, 600)
+    assert (await relay.look())[0]["event"] == "policy held back", "another one has it judged again"
     relay.file.hold_back(0, 600)
     assert (await relay.look())[0]["event"] == "policy taken over", "a share of 0 lets go what is held"
 
@@ -152,11 +157,12 @@ async def test_what_is_not_in_the_file_any_more_is_held_no_more(file: Path, brok
         lines = await relay.look()
     else:
         lines = await relay.write(broken)
-    assert [line["event"] for line in lines] == ["policy not taken over"]
+    assert [line["event"] for line in lines] == ["policy not taken over", "policy held back no more"]
     relay.now += 900
     await relay.look()
     assert len(relay.file.current().rules) == 1
     assert relay.file.held is None
+    assert [line["event"] for line in await relay.write(ALL)] == ["policy can be read again"]
 
 
 async def test_what_was_accepted_counts_where_it_comes_later(file: Path) -> None:

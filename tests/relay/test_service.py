@@ -222,6 +222,48 @@ async def test_the_policy_counts_whatever_has_become_of_the_registry(
         near.close()
 
 
+async def test_the_policy_counts_while_the_registry_hangs(config: RelayConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/threats.md#V1: who is taken out is refused at the door, too, whatever else waits."""
+    monkeypatch.setattr(service, "POLICY_INTERVAL", 0.02)
+    monkeypatch.setattr(service, "MAINTENANCE_INTERVAL", 0.05)
+    monkeypatch.setattr("arcbridge.identity.policy.CHECK_INTERVAL", 0.0)
+    assert config.policy is not None
+    async with running(config) as relay, EnrolledAgent(relay) as agent:
+        near, _ = await relay.join()
+        far = await exchange(near, agent)
+        hangs = asyncio.Event()
+
+        async def hang(self: SqliteRegistry) -> object:
+            hangs.set()
+            return await asyncio.Event().wait()
+
+        for question in ("revocations", "user_revocations", "clusters"):
+            monkeypatch.setattr(SqliteRegistry, question, hang)
+        await asyncio.wait_for(hangs.wait(), 10)
+        config.policy.write_text(POLICY.replace("alice", "bob"))
+        await is_cut(near, far)
+        assert (await refused(relay.join())).code == JoinCode.FORBIDDEN
+        near.close()
+
+
+async def test_a_relay_that_cannot_list_its_clusters_is_as_ready_as_before(
+    config: RelayConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is known to be revoked comes from a relay's own copy where NATS does not answer; the list has none."""
+    monkeypatch.setattr(service, "MAINTENANCE_INTERVAL", 0.05)
+    asked = 0
+
+    async def fails(self: SqliteRegistry) -> object:
+        nonlocal asked
+        asked += 1
+        raise RegistryUnavailable("NATS does not answer")
+
+    monkeypatch.setattr(SqliteRegistry, "clusters", fails)
+    async with running(config) as relay:
+        await until(lambda: asked > 2)
+        await relay.shows("arcbridge_relay_ready 1.0")
+
+
 async def test_a_revoked_user_is_cut_everywhere_and_the_agents_are_told(
     config: RelayConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -239,9 +239,10 @@ class Fleet:
         """Return how many agents each of these clusters has connected; those with none may be left out."""
         return {cluster: len(self._links[cluster]) for cluster in clusters if cluster in self._links}
 
-    def links(self) -> list[AgentLink]:
-        """Return all links registered at *this* relay."""
-        return [link for of_cluster in self._links.values() for link in of_cluster.values()]
+    def links(self, cluster: str | None = None) -> list[AgentLink]:
+        """Return the links registered at *this* relay: all, or those of one cluster."""
+        found = self._links.values() if cluster is None else [self._links.get(cluster, {})]
+        return [link for of_cluster in found for link in of_cluster.values()]
 
     def pick(
         self, cluster: str, instance: str, tried: Collection[AgentLink] = (), avoid: Collection[str] = ()

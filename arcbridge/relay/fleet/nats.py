@@ -429,11 +429,16 @@ class NatsFleet(Fleet):
     # -- who is there ----------------------------------------------------------------------------------------------
 
     async def count(self, clusters: Sequence[str]) -> Mapping[str, int]:
-        named = {"clusters": list(clusters)} if len(clusters) <= _MOST_NAMED else {}
-        rows = await self._questions.ask({"ask": "agents", **named}, COUNT_DEADLINE, COUNT_SILENCE)
+        parts = [clusters[begin : begin + _MOST_NAMED] for begin in range(0, len(clusters), _MOST_NAMED)]
+        answers = await asyncio.gather(
+            *(
+                self._questions.ask({"ask": "agents", "clusters": list(part)}, COUNT_DEADLINE, COUNT_SILENCE)
+                for part in parts
+            )
+        )
         # An agent is connected to several relays and counts once.
-        found = {(str(row.get("cluster")), str(row.get("agent"))) for row in rows}
-        found |= {(link.cluster, link.instance) for link in self.links()}
+        found = {(str(row.get("cluster")), str(row.get("agent"))) for rows in answers for row in rows}
+        found |= {(link.cluster, link.instance) for cluster in clusters for link in self.links(cluster)}
         counts = Counter(cluster for cluster, _ in found)
         return {cluster: counts[cluster] for cluster in clusters}
 

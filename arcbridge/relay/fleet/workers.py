@@ -99,8 +99,8 @@ class WorkersFleet(Fleet):
         for sibling in self._siblings:
             sibling.tell({"t": "lost"}, lost.encode())
 
-    def links(self) -> list[AgentLink]:
-        return [link for link in super().links() if link in self._own]
+    def links(self, cluster: str | None = None) -> list[AgentLink]:
+        return [link for link in super().links(cluster) if link in self._own]
 
     # -- dials to other workers ------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from aiohttp import web
 
 from arcbridge.loop_shares import LoopTime
 from arcbridge.net.sockets import reset
-from arcbridge.net.tls import ALPN_HTTP, accept_tls
+from arcbridge.net.tls import ALPN_HTTP, accept_charged_tls
 from arcbridge.net.tlspipe import CLOSE_DEADLINE, HANDSHAKE_DEADLINE
 from arcbridge.relay.admission import Ticket
 from arcbridge.relay.counters import Counters
@@ -359,7 +359,7 @@ class HttpHandler:
         """Serve one connection until it is over; the socket is closed then."""
         connection = _AlpnGate(partial(self._protocol, ticket))
         try:
-            await accept_tls(
+            await accept_charged_tls(
                 lambda: connection,
                 sock,
                 self._context(),

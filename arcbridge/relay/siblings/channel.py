@@ -33,8 +33,8 @@ from arcbridge.errors import ArcbridgeError
 QUEUE: Final = 32 * 1024 * 1024
 """Bytes that wait for the other process: more than a worker that drains has to say at once of 100,000 agents."""
 MAX_MESSAGE: Final = 128 * 1024
-"""Bytes. The longest are metrics and a join with what came behind its TLS (64 KiB); the kernel's default for a Unix
-socket's buffer is 208 KiB, and a message has to fit."""
+"""Bytes. The longest is a join with what came behind its TLS (64 KiB), or a part of metrics; the kernel's default for a
+Unix socket's buffer is 208 KiB, and a message has to fit."""
 PART: Final = 64 * 1024
 """Bytes of a longer body in each of the messages that carry it."""
 _SPARE_DESCRIPTORS: Final = 4

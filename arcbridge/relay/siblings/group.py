@@ -4,8 +4,9 @@ The supervisor makes the channels, anew when a worker was restarted, and anew wh
 (`on_lost` tells it). A worker that comes is heard of in order: first its HELLO, then what each part of this process
 and of that one has to say (`on_joined`), and all of it before the first message that depends on it.
 
-A message is an order, or a question (`Sibling.ask`): its number is in `answer`, and in `forget` where nobody waits for
-the answer any more. Invariant: what one process still asks of another ends with the channel between them.
+A message is an order, or a question (`Sibling.ask`): its number is in `answer`, and in `forget` where the asking
+process does not wait for the answer any more. Invariant: what one process still asks of another ends with the channel
+between them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ import socket
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
+import structlog
+
 from arcbridge.relay.siblings.channel import Channel, ChannelClosed, Head, Received
+
+log = structlog.get_logger("arcbridge.relay")
 
 
 class Sibling:
@@ -159,7 +164,11 @@ class Siblings:
             message.sock.close()
 
     async def _answer(self, sibling: Sibling, message: Received, answerer: Answerer) -> None:
-        sibling.answer(message, *await answerer(sibling, message))
+        try:
+            sibling.answer(message, *await answerer(sibling, message))
+        except Exception:
+            # The other process waits until its deadline.
+            log.exception("a question of another worker was not answered", question=message.head.get("t"))
 
     def _left(self, sibling: Sibling) -> None:
         self._complete.discard(sibling)
