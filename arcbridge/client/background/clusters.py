@@ -309,9 +309,14 @@ class ServedClusters:
         """Write the context; return why it was not written. Raises ArcbridgeError where it may be written later."""
         if not connection.kubeconfig or connection not in self.kept.all():
             return "nothing is connected with it"
-        if await asyncio.to_thread(Kubeconfig(connection.kubeconfig).refresh, served.entry_of(connection)):
-            return ""
-        return "the entry was changed, or taken out, by hand"
+        refresh, entry = Kubeconfig(connection.kubeconfig).refresh, served.entry_of(connection)
+        writing = asyncio.ensure_future(asyncio.to_thread(refresh, entry))
+        try:
+            written = await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await asyncio.gather(writing, return_exceptions=True)  # a thread cannot be cancelled
+            raise
+        return "" if written else "the entry was changed, or taken out, by hand"
 
     async def make_plugins(self, connections: Sequence[Connection]) -> None:
         """Replace client certificates in the kubeconfigs by the plugin, which can start the next process."""

@@ -131,6 +131,38 @@ async def test_static_that_is_written_during_the_end_is_the_plugin_afterwards_to
     assert background.document()["users"][0]["user"]["exec"]["args"] == ["credential", *background.arguments]
 
 
+async def test_static_that_comes_back_during_the_end_is_the_plugin_afterwards_too(
+    background: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("arcbridge.client.background.clusters.RETRY", 0.05)
+    refresh, repair = Kubeconfig.refresh, Kubeconfig.repair
+    begun, goes_on, repaired = threading.Event(), threading.Event(), threading.Event()
+
+    def slow(*arguments: Any) -> Any:
+        begun.set()
+        assert goes_on.wait(10)
+        return refresh(*arguments)
+
+    def noted(*arguments: Any) -> Any:
+        repaired.set()
+        return repair(*arguments)
+
+    async with background.running():
+        await background.connect(static="yes")
+    background.take_settings_away(True)
+    async with background.running() as task:
+        monkeypatch.setattr(Kubeconfig, "refresh", slow)
+        monkeypatch.setattr(Kubeconfig, "repair", noted)
+        background.take_settings_away(False)
+        assert await asyncio.to_thread(begun.wait, 10)
+        await background.ask("stop")
+        behind = await asyncio.to_thread(repaired.wait, 0.2)
+        goes_on.set()
+        await asyncio.wait_for(task, 10)
+    assert not behind
+    assert background.document()["users"][0]["user"]["exec"]["args"] == ["credential", *background.arguments]
+
+
 async def test_a_static_connection_that_failed_is_the_plugin_afterwards_too(
     background: Background, monkeypatch: pytest.MonkeyPatch
 ) -> None:
