@@ -132,7 +132,9 @@ def ask(place: BackgroundPaths, line: bytes, environment: Mapping[str, str], *, 
             ensure_started(place, environment)
         except OtherVersion:
             ensure_started(place, environment, take_over=True)
-    raise Unreachable("the background process ends each time; see `arcbridge logs`")
+    raise Unreachable(
+        "the background process ended, or the connection was taken off, before each of 5 answers; see `arcbridge logs`"
+    )
 
 
 def stop(place: BackgroundPaths) -> None:

@@ -134,6 +134,15 @@ def test_who_may_start_nothing_is_told_so(place: BackgroundPaths) -> None:
         caller.ask(place, request("status"), {}, start=False)
 
 
+def test_what_is_answered_at_no_time_is_told(place: BackgroundPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that ends and one that lets its caller ask again look alike from here."""
+    started: list[object] = []
+    monkeypatch.setattr(caller, "ensure_started", lambda *arguments: started.append(arguments))
+    with pytest.raises(Unreachable, match="ended, or the connection was taken off, before each of 5 answers"):
+        caller.ask(place, request("status"), {})
+    assert len(started) == 5
+
+
 def test_a_process_that_does_not_start_is_told(place: BackgroundPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         caller,
