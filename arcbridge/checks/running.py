@@ -68,7 +68,7 @@ async def read_page(listen: str, path: str) -> Page | None:
     try:
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(DEADLINE)) as session,
-            session.get(f"http://{host}:{port}{path}", headers={"Host": "localhost"}) as answer,
+            session.get(f"http://{host}:{port}{path}", headers={"Host": "localhost"}, allow_redirects=False) as answer,
         ):
             data = b""
             while len(data) <= MAX_PAGE and (chunk := await answer.content.readany()):

@@ -66,15 +66,24 @@ async def test_refusals_that_settings_can_be_the_cause_of(process: Process) -> N
     assert found.state is FindingState.SKIPPED
 
 
-@pytest.mark.parametrize("answer", [b"", b"nonsense", b"HTTP/1.0 x y\r\n\r\n"])
-async def test_another_server_at_that_port(answer: bytes) -> None:
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        (b"", None),
+        (b"nonsense", None),
+        (b"HTTP/1.0 x y\r\n\r\n", None),
+        (b"HTTP/1.0 302 Found\r\nLocation: /elsewhere\r\n\r\n", 302),
+    ],
+)
+async def test_another_server_at_that_port(answer: bytes, status: int | None) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(answer)
+        head = await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer if b" /metrics " in head else b"HTTP/1.0 200 OK\r\n\r\n")
         writer.close()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        assert await read_page(f"127.0.0.1:{server.sockets[0].getsockname()[1]}", "/metrics") is None
+        page = await read_page(f"127.0.0.1:{server.sockets[0].getsockname()[1]}", "/metrics")
+    assert (page and page.status) == status
 
 
 def test_samples() -> None:

@@ -152,7 +152,10 @@ async def _who_am_i(session: MuxSession, token_mode: bool) -> ApiFacts:
     facts = ApiFacts(token_mode=token_mode)
     try:
         headers = {"Content-Type": "application/json"}
-        async with api_client(session) as http, http.post(REVIEW_PATH, data=REVIEW, headers=headers) as answer:
+        async with (
+            api_client(session) as http,
+            http.post(REVIEW_PATH, data=REVIEW, headers=headers, allow_redirects=False) as answer,
+        ):
             body = await answer.read()
     except ArcbridgeError as error:
         facts.error = error

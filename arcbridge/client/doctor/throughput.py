@@ -56,7 +56,7 @@ async def _again_and_again(http: aiohttp.ClientSession, path: str, seconds: floa
 async def _read(http: aiohttp.ClientSession, path: str) -> int:
     """Return the bytes of a document; 0 for one that may not be read."""
     count = 0
-    async with http.get(path) as answer:
+    async with http.get(path, allow_redirects=False) as answer:
         async for piece in answer.content.iter_any():
             count += len(piece)
     return count if answer.status == 200 else 0

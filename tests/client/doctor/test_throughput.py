@@ -16,11 +16,15 @@ from arcbridge.errors import ConnectionLost
 
 
 async def measured(documents: dict[str, int], asked: list[str], monkeypatch: pytest.MonkeyPatch) -> Finding:
-    """Measure at an API server with documents of these sizes; -1: the session ends instead."""
+    """Measure at an API server with documents of these sizes; 0: it redirects, -1: the session ends instead."""
 
     async def answer(request: web.Request) -> web.Response:
         asked.append(request.path)
+        if request.path == "/elsewhere":
+            return web.Response(body=b"x" * LARGE)
         size = documents.get(request.path)
+        if size == 0:
+            raise web.HTTPFound("/elsewhere")
         return web.Response(status=404 if size is None else 200, body=b"x" * (size or 10))
 
     app = web.Application()
@@ -50,10 +54,11 @@ async def test_the_first_large_document_is_read_again_and_again(monkeypatch: pyt
     ("documents", "said"),
     [
         ({}, "the largest document that you may read has 0 bytes"),
+        ({"/openapi/v2": 0}, "the largest document that you may read has 0 bytes"),
         ({"/openapi/v2": 2048}, "the largest document that you may read has 2 KiB"),
         ({"/openapi/v2": -1}, "the session is gone"),
     ],
-    ids=["none", "small", "lost"],
+    ids=["none", "redirected", "small", "lost"],
 )
 async def test_what_cannot_be_measured_is_said(
     documents: dict[str, int], said: str, monkeypatch: pytest.MonkeyPatch
