@@ -122,12 +122,16 @@ def write_private(path: Path, data: bytes) -> None:
     """Replace `path` (a link itself, not what it points to) by `data`, 0600, durably; raises `StateError`."""
     try:
         replace_file(path, data, give=True)
+        sync_directory(path.parent)
     except OSError as error:
         raise StateError(f"cannot write {path}: {error.strerror}") from error
 
 
 def replace_file(path: Path, data: bytes, mode: int = 0o600, *, give: bool = False) -> None:
-    """Do so with `mode`; raises OSError. `give`: root gives the file to the owner of its directory."""
+    """Do so with `mode`, durably once `sync_directory` was called, too; raises OSError.
+
+    `give`: root gives the file to the owner of its directory.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | OPEN_SAFELY, mode)
     try:
@@ -141,7 +145,6 @@ def replace_file(path: Path, data: bytes, mode: int = 0o600, *, give: bool = Fal
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_directory(path.parent)
 
 
 def make_private(path: Path) -> None:
@@ -256,7 +259,8 @@ def _give_to_owner(descriptor: int, directory: Path) -> None:
         os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Let renames in a directory outlive a crash of the machine; raises OSError."""
     if os.name != "posix":
         return  # directories cannot be opened there
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)

@@ -15,14 +15,14 @@ import errno
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from arcbridge.errors import StateError
-from arcbridge.pki.private_files import OPEN_SAFELY, make_directories, refuse_planted, replace_file
+from arcbridge.pki.private_files import OPEN_SAFELY, make_directories, refuse_planted, replace_file, sync_directory
 from arcbridge.units import duration
 
 LOCK_WAIT = 3.0
@@ -268,6 +268,9 @@ def _replace(target: Path, data: bytes, mode: int) -> None:
         if error.errno not in (errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EROFS, errno.EPERM) or not target.exists():
             raise
         _write_in_place(target, data, mode)
+        return
+    with suppress(OSError):  # it was replaced, and some file systems and directories cannot be synced
+        sync_directory(target.parent)
 
 
 def _write_in_place(target: Path, data: bytes, mode: int) -> None:

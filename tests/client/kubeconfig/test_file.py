@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import time
 from pathlib import Path
 
@@ -37,6 +39,24 @@ def test_in_place_where_it_cannot_be_replaced(tmp_path: Path, monkeypatch: pytes
     assert "yyy" not in path.read_text()
     assert path.stat().st_mode & 0o777 == 0o600
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EACCES])
+def test_a_directory_that_cannot_be_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    path = tmp_path / "config"
+    path.write_text("a: b\n")
+    fsync, inode = os.fsync, path.stat().st_ino
+
+    def refused(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refused)
+    monkeypatch.setattr(kubeconfig_file, "_write_in_place", None)
+    changed(path).save()
+    assert path.stat().st_ino != inode
+    assert "current-context: x" in path.read_text()
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
