@@ -112,6 +112,18 @@ class TestMerge:
         assert named(document, "contexts", "prod")["user"] == "arcbridge-prod"
         assert path.stat().st_mode & 0o777 == 0o600
 
+    def test_foreign_text_stays_as_it_was(self, foreign: Path) -> None:
+        at(foreign).merge(entry(), switch=True)
+        before, after, text = yaml.safe_load(FOREIGN), load(foreign), foreign.read_text()
+        for section in ("clusters", "users", "contexts"):
+            assert after[section][0] == before[section][0]
+        assert (after["preferences"], after["x-unknown"]) == (before["preferences"], before["x-unknown"])
+        for spelling in ("2024-05-06", "mode: 0123", "flag: yes", "1:30", "namespace: on", "x-unknown: 2024-01-01"):
+            assert spelling in text
+        assert list(after)[: len(before)] == list(before)
+        at(foreign).undo(entry(), remove=True)
+        assert load(foreign) == before
+
     def test_the_former_namespace_and_other_fields_stay(self, path: Path) -> None:
         at(path).merge(entry(), switch=True)
         document = load(path)
