@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import re
 import socket
 import ssl
 import time
@@ -17,16 +18,13 @@ from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
 from typing import NamedTuple
 
-import aiohttp
-
 from arcbridge.checks.diagnosis import Finding, failed, first_failure, ok, skipped, warning
 from arcbridge.client.doctor.codes import clip, fault, fault_to_come, sentence, when
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.errors import ArcbridgeError, ConfigError, PinMismatch, StateError, Unreachable
 from arcbridge.net.dialer import DIRECT, CredentialsMissing, connect, resolve
-from arcbridge.net.http_connector import DialingConnector
 from arcbridge.net.proxy import Proxy, proxy_for
-from arcbridge.net.tls import ALPN_HTTP, ALPN_JOIN
+from arcbridge.net.tls import ALPN_HTTP, ALPN_JOIN, get_once
 from arcbridge.net.tlspipe import TlsPipe
 from arcbridge.settings.config import ClientConfig
 from arcbridge.units import duration
@@ -42,6 +40,8 @@ CERTIFICATE_ENDS_SOON = 7 * 86400.0
 
 # Verification errors of OpenSSL (x509_vfy.h).
 _NOT_YET_VALID, _EXPIRED, _WRONG_NAME, _WRONG_ADDRESS = 9, 10, 62, 64
+
+_DATE = re.compile(rb"(?i)\r\ndate:([^\r\n]*)")
 
 
 class RelayHops:
@@ -178,15 +178,27 @@ class RelayHops:
 
     async def compare_clocks(self, hop: str) -> Finding:
         """Compare this machine's clock with the Date of an answer of the relay."""
+        asked = 0.0
+
+        def begin(_: bytes) -> str:
+            nonlocal asked
+            asked = time.time()
+            return ""
+
         try:
             context = await self._relay.context(ALPN_HTTP)
-            limit = aiohttp.ClientTimeout(CONNECT_DEADLINE + TLS_DEADLINE)
-            async with aiohttp.ClientSession(connector=DialingConnector(ssl=context), timeout=limit) as http:
-                asked = time.time()
-                async with http.get(f"{self._address.url}/v1/ca", allow_redirects=False) as answer:
-                    now, date = time.time(), answer.headers.get("Date", "")
-            said = parsedate_to_datetime(date).timestamp()
-        except (ArcbridgeError, aiohttp.ClientError, OSError, TimeoutError, ValueError, TypeError, OverflowError):
+            _, head, _ = await get_once(
+                self._address,
+                "/v1/ca",
+                context,
+                deadline=CONNECT_DEADLINE + TLS_DEADLINE,
+                proxy=self._proxy or DIRECT,
+                fields=begin,
+            )
+            now = time.time()
+            date = _DATE.search(head)
+            said = parsedate_to_datetime(date[1].decode("ascii") if date else "").timestamp()
+        except (ArcbridgeError, OSError, ValueError, TypeError, OverflowError):
             return judge_clock(hop, None)
         # Whole seconds, rounded down, of some moment between the question and the answer.
         apart = asked - said - 1.0 > 0 or now - said < 0

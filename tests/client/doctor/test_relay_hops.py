@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from email.utils import formatdate
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -17,7 +18,9 @@ from arcbridge.checks.diagnosis import Finding, FindingState
 from arcbridge.client.doctor.relay_hops import CertificateText, RelayHops, judge_certificate, judge_clock
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.errors import ArcbridgeError, ConfigError, PinMismatch, Unreachable
+from arcbridge.net.dialer import DIRECT, connect
 from arcbridge.net.tls import ALPN_HTTP, ALPN_JOIN
+from arcbridge.net.tlspipe import TlsPipe
 from arcbridge.settings.config import ClientConfig
 from tests.support.world import fixed_port
 
@@ -227,3 +230,27 @@ async def test_the_clock(authority: trustme.CA, tmp_path: Path, off: int | None,
         found = await hops(port, ca=tmp_path / "ca.pem").compare_clocks("clock")
     assert said in found.detail
     assert found.code == ("clock" if off else "")
+
+
+async def test_a_slow_handshake_hides_no_difference_of_clocks(
+    authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handshake, clock = TlsPipe.handshake, [NOW]
+
+    async def slow(pipe: TlsPipe) -> None:
+        await handshake(pipe)
+        clock[0] += 9
+
+    async def direct(*arguments: Any, proxy: object, **options: Any) -> Any:
+        assert proxy is DIRECT, "as the hops before, whatever the environment of this process says"
+        return await connect(*arguments, proxy=proxy, **options)
+
+    def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(f"HTTP/1.0 200 OK\r\ndate: {formatdate(NOW - 40, usegmt=True)}\r\n\r\n".encode())
+
+    monkeypatch.setattr(TlsPipe, "handshake", slow)
+    monkeypatch.setattr("arcbridge.net.tls.connect", direct)
+    monkeypatch.setattr("arcbridge.client.doctor.relay_hops.time.time", lambda: clock[0])
+    async with listening(answer, tls_of(authority, ALPN_HTTP)) as port:
+        found = await hops(port, ca=tmp_path / "ca.pem").compare_clocks("clock")
+    assert found.detail == "this machine is 48 s ahead of the relay"
