@@ -14,10 +14,12 @@ from typing import Any
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
-from arcbridge.errors import ConnectionLost
+from arcbridge.errors import ConnectionLost, RemoteProtocolError
 from arcbridge.mux.session import MuxSession
 
 TARGET = "kubernetes"
+ANSWER_DEADLINE = 300.0
+"""Seconds for one answer with its body."""
 
 
 class _StreamConnector(aiohttp.BaseConnector):
@@ -43,7 +45,14 @@ async def api_client(session: MuxSession) -> AsyncIterator[aiohttp.ClientSession
             connector=_StreamConnector(session),
             headers=headers,
             skip_auto_headers=("Accept-Encoding",),
+            timeout=aiohttp.ClientTimeout(ANSWER_DEADLINE),
         ) as http:
             yield http
-    except (aiohttp.ClientError, TimeoutError) as error:
+    except aiohttp.ClientResponseError as error:
+        raise RemoteProtocolError(
+            "the other end of the stream does not speak HTTP, or the head of its answer is too long"
+        ) from error
+    except TimeoutError as error:
+        raise ConnectionLost(f"the answer was not whole within {ANSWER_DEADLINE:.0f} s") from error
+    except aiohttp.ClientError as error:
         raise ConnectionLost("the stream ended before its answer was whole") from error

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from arcbridge.client.session.stream_http import api_client
-from arcbridge.errors import ConnectionLost, StreamReset
+from arcbridge.errors import ConnectionLost, RemoteProtocolError, StreamReset
 from arcbridge.mux.session import MuxSession
 
 OK = b"HTTP/1.1 200 OK\r\nAudit-ID: a-1\r\n"
@@ -74,21 +74,38 @@ async def test_answers_come_over_one_stream() -> None:
 
 
 @pytest.mark.parametrize(
+    "answer",
+    [
+        b"hello there\r\n\r\n",
+        OK + b"Content-Length: -1\r\n\r\n",
+        OK + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n",
+        OK + b"X: " + b"x" * 65 * 1024 + b"\r\n\r\n",
+    ],
+    ids=["no HTTP", "no length", "no chunk", "endless head"],
+)
+async def test_what_is_no_http(answer: bytes) -> None:
+    with pytest.raises(RemoteProtocolError, match="does not speak HTTP, or the head of its answer is too long"):
+        await bodies(Far(answer))
+
+
+@pytest.mark.parametrize(
     "answers",
     [
-        (b"hello there\r\n\r\n",),
-        (OK + b"Content-Length: -1\r\n\r\n",),
-        (OK + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n",),
-        (OK + b"X: " + b"x" * 65 * 1024 + b"\r\n\r\n",),
         (OK + b"Content-Length: 5\r\n\r\nhel", None),
         (OK + b"Content-Length: 5\r\n\r\nhel", StreamReset(5)),
         (None, None),  # what was not answered at all is asked once more
     ],
-    ids=["no HTTP", "no length", "no chunk", "endless head", "cut", "cut by a reset", "no answer"],
+    ids=["cut", "cut by a reset", "no answer"],
 )
 async def test_what_is_no_whole_answer_is_an_error(answers: tuple[bytes | StreamReset | None, ...]) -> None:
-    with pytest.raises(ConnectionLost):
+    with pytest.raises(ConnectionLost, match="the stream ended before its answer was whole"):
         await bodies(Far(*answers))
+
+
+async def test_an_answer_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arcbridge.client.session.stream_http.ANSWER_DEADLINE", 0.01)
+    with pytest.raises(ConnectionLost, match="the answer was not whole within 0 s"):
+        await bodies(Far())
 
 
 async def test_a_reset_instead_of_an_answer_is_known_as_one() -> None:
