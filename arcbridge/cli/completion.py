@@ -91,6 +91,13 @@ def _value_cases() -> list[tuple[str, str]]:
 
 
 def _bash() -> str:
+    return f"""# bash completion of arcbridge; load it with: source <(arcbridge completion bash)
+{_function()}complete -F _arcbridge arcbridge
+"""
+
+
+def _function() -> str:
+    """Return the function that completes in bash, and in what zsh emulates of it."""
     cases = "\n".join(
         f"        {pattern}) " + {
             "files": 'COMPREPLY=($(compgen -f -- "$cur")); compopt -o filenames 2>/dev/null; return ;;',
@@ -110,8 +117,7 @@ def _bash() -> str:
         for path in _paths(role)
     )
     # No variable is named `path`: in zsh that is PATH.
-    return f"""# bash completion of arcbridge; load it with: source <(arcbridge completion bash)
-_arcbridge() {{
+    return f"""_arcbridge() {{
     local cur=${{COMP_WORDS[COMP_CWORD]}} prev=${{COMP_WORDS[COMP_CWORD-1]}} words='' role='' given='' skip='' word i
     COMPREPLY=()
     case $prev in
@@ -138,14 +144,23 @@ _arcbridge() {{
     esac
     COMPREPLY=($(compgen -W "$words" -- "$cur"))
 }}
-complete -F _arcbridge arcbridge
 """
 
 
 def _zsh() -> str:
-    """Return bash's script, which zsh runs in its own emulation of bash's completion."""
-    head = "#compdef arcbridge\n# zsh completion of arcbridge; load it with: source <(arcbridge completion zsh)\n"
-    return f"{head}autoload -U +X bashcompinit && bashcompinit\n{_bash().partition(chr(10))[2]}"
+    """Return a function that has zsh complete files, and in its emulation of bash's completion bash's the rest."""
+    files = "|".join(pattern for pattern, what in _value_cases() if what == "files")
+    return f"""#compdef arcbridge
+# zsh completion of arcbridge; load it with: source <(arcbridge completion zsh)
+autoload -U +X bashcompinit && bashcompinit
+{_function()}_arcbridge_zsh() {{
+    case ${{words[CURRENT-1]}} in
+        {files}) _files ;;
+        *) _bash_complete -F _arcbridge ;;
+    esac
+}}
+compdef _arcbridge_zsh arcbridge
+"""
 
 
 def _fish() -> str:

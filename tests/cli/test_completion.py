@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import shutil
 import subprocess
 from pathlib import Path
@@ -111,3 +113,32 @@ def test_fish_finds_the_cluster_names_where_they_are_kept(home: Path) -> None:
     (home / "elsewhere/arcbridge").mkdir(parents=True)
     (home / "elsewhere/arcbridge/clusters").write_text("other\n")
     assert offered("fish", "arcbridge -n ", home, XDG_CACHE_HOME=str(home / "elsewhere")) == {"other"}
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"), [("a-f", "a-file"), ("two", "two words/one file"), ("~/a-f", "{home}/a-file")]
+)
+def test_zsh_completes_files_as_it_does_for_others(typed: str, expected: str, home: Path) -> None:
+    """The real line editor gets TABs, and the program that then runs says what they made of the line."""
+    if shutil.which("zsh") is None:
+        require_or_skip("shells", "zsh is not on this machine")
+    (home / "two words").mkdir()
+    (home / "two words/one file").write_text("")
+    (home / "script").write_text(script("zsh"))
+    (home / ".zshrc").write_text(
+        "autoload -U compinit && compinit -D\nsource ~/script\nPS1='READY>'\n"
+        'arcbridge() { print -rn -- "$2" > ~/given; exit }\n'
+    )
+    environment = {"HOME": str(home), "PATH": "/usr/bin:/bin", "TERM": "dumb"}
+    terminal, end = pty.openpty()
+    with os.fdopen(terminal, "r+b", buffering=0) as screen, os.fdopen(end, "wb") as own:
+        zsh = subprocess.Popen(["zsh", "-d", "-i"], stdin=own, stdout=own, stderr=own, env=environment, cwd=home)
+        said = b""
+        while b"READY>" not in said:
+            said += screen.read(1024)
+        screen.write(f"arcbridge --config {typed}\t\t\r".encode())
+        try:
+            zsh.wait(60)
+        finally:
+            zsh.kill()
+    assert (home / "given").read_text() == expected.format(home=home)
