@@ -206,7 +206,11 @@ COMMANDS = (
         Command(
             "config init = initial_settings:init",
             "write the annotated settings files of the role, filled from the flags; what is there is left alone",
-            Flag("--directory DIR", "where to (default: /etc/arcbridge for root, else ~/.config/arcbridge)"),
+            Flag(
+                "--directory DIR",
+                "where to (default: /etc/arcbridge for root, else the user's own directory of settings, on Linux "
+                "~/.config/arcbridge)",
+            ),
             Flag("--issuer URL", "the OIDC issuer whose tokens count, or at which to log in"),
             Flag("--client-id ID", "this program's client id there (default: arcbridge)"),
             Flag(
