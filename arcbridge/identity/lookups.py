@@ -12,6 +12,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
+from functools import partial
 
 from arcbridge.identity.refusal import GroupsUnavailable, TokenRefused
 
@@ -39,7 +40,8 @@ class _Entry:
 
     until: float
     names: tuple[str, ...] = ()
-    error: TokenRefused | GroupsUnavailable | None = None
+    failure: Callable[[], TokenRefused | GroupsUnavailable] | None = None
+    """Makes the error. One that was raised holds the frames that it passed, with tokens in them, and is not kept."""
 
     @property
     def size(self) -> int:
@@ -47,8 +49,8 @@ class _Entry:
         return sum(_NAME + (len(name) if name.isascii() else 4 * len(name)) for name in self.names)
 
     def result(self) -> tuple[str, ...]:
-        if self.error is not None:
-            raise self.error.with_traceback(None)  # which would grow with each caller
+        if self.failure is not None:
+            raise self.failure()
         return self.names
 
 
@@ -106,21 +108,21 @@ class Lookups:
                 names = await look()
             entry = _Entry(self._clock() + self._keep, names)
         except TimeoutError:
-            entry = self._failure(GroupsUnavailable(f"{where} did not answer within {self._deadline:.0f} s"))
+            entry = self._failure(f"{where} did not answer within {self._deadline:.0f} s")
         except GroupsUnavailable as error:
-            entry = self._failure(error)
+            entry = self._failure(error.why, error.detail)
             if not error.asked:
                 return entry  # it saves no request, and would outlast the cause
         except TokenRefused as error:
-            entry = _Entry(self._clock() + KEEP_FAILURE, error=error)
+            entry = _Entry(self._clock() + KEEP_FAILURE, failure=partial(TokenRefused, error.rule, error.message))
         finally:
             self._running.pop(key, None)
         self._remember(key, entry)
         return entry
 
-    def _failure(self, error: GroupsUnavailable) -> _Entry:
+    def _failure(self, why: str, detail: str = "") -> _Entry:
         self.failed += 1
-        return _Entry(self._clock() + KEEP_FAILURE, error=error)
+        return _Entry(self._clock() + KEEP_FAILURE, failure=partial(GroupsUnavailable, why, detail=detail))
 
     def _remember(self, key: Hashable, entry: _Entry) -> None:
         former = self._entries.pop(key, None)

@@ -48,5 +48,6 @@ class GroupsUnavailable(IssuerUnavailable):
         """`why`: for the caller, who is told nothing of settings, files and applications; `detail`: for our log;
         `asked`: whether that place was asked. Where it was not, the next caller costs it nothing either."""
         super().__init__(f"the groups of this login cannot be looked up now: {why}; try again shortly")
+        self.why = why
         self.detail = detail
         self.asked = asked

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
+from functools import partial
 
 import pytest
 
@@ -120,6 +123,42 @@ async def test_a_refusal_stays_one() -> None:
             await subject.get("anna", place, "there")
         assert (caught.value.rule, caught.value.message) == ("claims.groups.unknown", "not known")
     assert place.asked == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        GroupsUnavailable("there is down", detail="why"),
+        TokenRefused("claims.groups", "they are no list", wanted="groups", detail="inner"),
+    ],
+)
+async def test_t53_a_failure_that_is_remembered_holds_nothing_of_its_callers(error: Exception) -> None:
+    """An error that was raised holds each frame that it passed, and with it tokens of 64 KiB."""
+    subject = Lookups(Clock(), 300.0)
+
+    class Token(str):
+        pass
+
+    async def look(token: str) -> tuple[str, ...]:
+        try:
+            raise ValueError(token)
+        except ValueError as cause:
+            raise error.with_traceback(None) from cause
+
+    async def call() -> tuple[object, BaseException]:
+        token = Token("secret")
+        with pytest.raises(type(error)) as caught:
+            await subject.get("anna", partial(look, token), "there")
+        return weakref.ref(token), caught.value.with_traceback(None)
+
+    (first, one), (second, two) = await call(), await call()
+    assert subject.asked == 1
+    assert (str(one), str(two)) == (str(error), str(error))
+    assert len({id(error), id(one), id(two)}) == 3
+    assert (one.__cause__, one.__context__) == (None, None)
+    error.__cause__ = error.__context__ = error.__traceback__ = None
+    gc.collect()
+    assert (first(), second()) == (None, None)
 
 
 async def test_who_does_not_answer_is_not_waited_for() -> None:
