@@ -7,11 +7,15 @@ Invariant: an answer counts only as a whole, which a JSON object is or is not.
 from __future__ import annotations
 
 import json
+import ssl
 from typing import Any
+
+import aiohttp
 
 from arcbridge.errors import EnrolmentRefused, Unreachable, UntrustedCertificate
 from arcbridge.net.address import Address
 from arcbridge.net.fetch import HttpFetcher
+from arcbridge.net.http_connector import NotConnected
 from arcbridge.net.tls import ALPN_HTTP, RelayTrust, outer_client_context
 from arcbridge.untrusted_json import read_json
 
@@ -38,9 +42,10 @@ async def post(
     try:
         body = json.dumps(document).encode()
         reply = await fetcher.ask("POST", f"{relay.url}{path}", context, headers=headers, body=body)
+    except NotConnected:
+        raise  # the dialer's sentence names the relay
     except Unreachable as error:
-        hint = "; check relay_ca_pin or relay_ca_file" if isinstance(error, UntrustedCertificate) else ""
-        raise Unreachable(f"{relay.url} cannot be asked: {error.message}{hint}") from error
+        raise Unreachable(f"{relay.url} {_failure(error)}") from error
     finally:
         await fetcher.close()
     try:
@@ -59,3 +64,17 @@ async def post(
         hinted = None if reply.retry_after is None else int(min(max(reply.retry_after, 1), 600))
         raise Unreachable(f"{relay.url}: {words}", retry_after=hinted)
     raise EnrolmentRefused(f"{relay.url}: {words}")
+
+
+def _failure(error: Unreachable) -> str:
+    """Return why a relay that was reached gave no whole answer, and what to do where that is known."""
+    cause = error.__cause__
+    if isinstance(error, UntrustedCertificate):
+        return f"cannot be asked: {error.message}; check relay_ca_pin or relay_ca_file"
+    if isinstance(cause, aiohttp.ClientResponseError):
+        return "does not speak HTTP: is this an arcbridge relay?"
+    if isinstance(cause, aiohttp.ServerDisconnectedError):
+        return "ended the connection without an answer: is this an arcbridge relay?"
+    if isinstance(cause, aiohttp.ClientConnectorSSLError) and isinstance(cause.os_error, ssl.SSLError):
+        return f"cannot be asked: TLS failed ({cause.os_error.reason or 'unknown'}); is this an arcbridge relay?"
+    return f"cannot be asked: {error.message}"

@@ -117,10 +117,10 @@ def _stamp(config: RelayTlsConfig) -> tuple[object, ...]:
     return tuple(found)
 
 
-def read_text(setting: str, path: Path) -> str:
-    """Return the text of the file that `setting` names. Raises `ConfigError`."""
+def read_text(setting: str, path: Path, kind: str = "PEM text") -> str:
+    """Return the text of the file that `setting` names; `kind`: what it has to be. Raises `ConfigError`."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        reason = error.strerror if isinstance(error, OSError) else f"it is not {kind}"
         raise ConfigError(f"{setting}: {path} cannot be read: {reason}") from error

@@ -278,7 +278,7 @@ class NatsConnection:
         if config.user:
             options["user"] = config.user
             if config.password_file is not None:
-                options["password"] = read_text("fleet.password_file", config.password_file).strip()
+                options["password"] = read_text("fleet.password_file", config.password_file, "text").strip()
         if config.ca_file is not None or config.certificate is not None or config.servers[0].startswith("tls:"):
             options["tls"] = _tls(config)
         return options

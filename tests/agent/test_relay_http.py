@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from arcbridge.agent.relay_http import post
 from arcbridge.errors import EnrolmentRefused, Unreachable
 from arcbridge.net.address import parse_address
-from arcbridge.net.tls import RelayTrust
+from arcbridge.net.tls import ALPN_HTTP, RelayTrust, outer_server_contexts
 from arcbridge.pki.authority import Authority
 
 from .fake_relay import FakeRelay
@@ -64,5 +65,32 @@ async def test_another_ca_is_told_nothing(relay: FakeRelay) -> None:
 
 
 async def test_no_listener() -> None:
-    with pytest.raises(Unreachable):
+    with pytest.raises(Unreachable, match=r"^[^:]*cannot reach 127\.0\.0\.1:1: [^:]*$"):
         await post(parse_address("127.0.0.1:1"), "/v1/x", {}, RelayTrust(Authority.create("x").certificate_pem))
+
+
+@pytest.mark.parametrize(
+    ("tls", "data", "words"),
+    [
+        (True, b"SSH-2.0-x\r\n", "does not speak HTTP: is this an arcbridge relay"),
+        (True, b"", "ended the connection without an answer: is this an arcbridge relay"),
+        (False, b"SSH-2.0-x\r\n", r"cannot be asked: TLS failed \([A-Z_]+\); is this an arcbridge relay"),
+    ],
+)
+async def test_what_is_no_relay(tls: bool, data: bytes, words: str) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(data)
+        if tls:
+            await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+
+    authority = Authority.create("x")
+    issued = authority.issue_server(["127.0.0.1"])
+    contexts = outer_server_contexts(issued.certificate_pem, issued.key_pem, authority.certificate_pem)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=contexts[ALPN_HTTP] if tls else None)
+    address = parse_address(f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    try:
+        with pytest.raises(Unreachable, match=f"^{address.url} {words}"):
+            await post(address, "/v1/x", {}, RelayTrust(authority.certificate_pem))
+    finally:
+        server.close()

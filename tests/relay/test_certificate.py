@@ -34,6 +34,9 @@ def test_given_files_are_taken_over_when_both_fit(tmp_path: Path) -> None:
     assert files.key is not None
     with pytest.raises(ConfigError, match=r"tls\.certificate"):
         ServerCertificate(files, authority, "relay.test")
+    files.certificate.write_bytes(b"\x30\x82")  # as DER begins
+    with pytest.raises(ConfigError, match=r"tls\.crt cannot be read: it is not PEM text"):
+        ServerCertificate(files, authority, "relay.test")
     one, two = authority.issue_server(["relay.test"]), authority.issue_server(["relay.test"])
     files.certificate.write_text(one.certificate_pem)
     files.key.write_text(one.key_pem)

@@ -22,7 +22,10 @@ def login_document(config: RelayLoginConfig) -> dict[str, Any] | None:
         if config.client_id:
             raise ConfigError("login.issuer: required with login.client_id; the https:// URL at which people log in")
         return None
-    issuer_origin(config.issuer, "login.issuer")
+    try:
+        issuer_origin(config.issuer, "login.issuer")
+    except ConfigError as error:
+        raise ConfigError(f"{error.message}; clients refuse it") from None
     if not config.client_id:
         raise ConfigError("login.client_id: required with login.issuer; the id of the public client at the issuer")
     check_origins("login.issuer_origins", config.issuer_origins)

@@ -49,9 +49,12 @@ def test_the_words_are_those_of_the_client() -> None:
             "login.issuer: 'https://login.example.org:' is not",
         ),
         ({"issuer": "https://a.example"}, "login.client_id: required"),
-        ({"issuer": "http://a.example", "client_id": "x"}, "login.issuer: .* is not an https:// URL"),
+        (
+            {"issuer": "http://a.example", "client_id": "x"},
+            "login.issuer: .* is not an https:// URL .*; clients refuse it",
+        ),
         ({"issuer": "https://u:p@a.example", "client_id": "x"}, "login.issuer: an issuer's URL has no user info"),
-        ({"issuer": "https://[a.example", "client_id": "x"}, "login.issuer: it is not an https:// URL"),
+        ({"issuer": "https://[a.example", "client_id": "x"}, "login.issuer: it is not an https:// URL; clients"),
         ({"issuer": "https://a.example", "client_id": "x", "grant_types": ("password",)}, "login.grant_types: each"),
         ({"issuer": "https://a.example", "client_id": "x", "grant_types": ()}, "login.grant_types: each"),
         (
