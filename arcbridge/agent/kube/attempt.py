@@ -122,17 +122,20 @@ class Attempt:
         """`plan`, after the API server has reviewed `--as`, or another token, where the `obstacle` to a plan is that
         one was not reviewed. Raises RequestRefusal, or any other obstacle."""
         approval = None
-        while True:  # once more where the caller's identity was renewed during the review
-            if isinstance(obstacle, ReviewNeeded):
-                approval = await self._context.reviewer.approve(obstacle.identity, obstacle.subject)
-            elif isinstance(obstacle, TokenUnknown):
-                await self._review_token(obstacle.token)
-            else:
-                raise obstacle
-            try:
-                return self.plan(facts, approval)
-            except (ReviewNeeded, TokenUnknown) as error:
-                obstacle = error
+        try:
+            while True:  # once more where the caller's identity was renewed during the review
+                if isinstance(obstacle, ReviewNeeded):
+                    approval = await self._context.reviewer.approve(obstacle.identity, obstacle.subject)
+                elif isinstance(obstacle, TokenUnknown):
+                    await self._review_token(obstacle.token)
+                else:
+                    raise obstacle
+                try:
+                    return self.plan(facts, approval)
+                except (ReviewNeeded, TokenUnknown) as error:
+                    obstacle = error
+        finally:
+            del obstacle  # its traceback leads to this frame: a cycle
 
     # -- records before the first byte ----------------------------------------------------------------------------
 
@@ -163,6 +166,7 @@ class Attempt:
     def refuse(self, refusal: RequestRefusal) -> None:
         """The agent answers the request itself; it counts as no more under way."""
         self._release()
+        refusal.__traceback__ = None  # its frames hold the refusal: a cycle for each request of a flood
         if refusal.limit:
             self._report(Limit(refusal.limit))
         record = self.record
@@ -172,7 +176,7 @@ class Attempt:
                 "request failed", session=record.subject.session, request=record.request, reason=refusal.message
             )
 
-    def fail(self, error: Exception, text: str) -> RequestRefusal:
+    def fail(self, error: BaseException, text: str) -> RequestRefusal:
         """Log a defect of the agent, which ends the request, as `text`; return the answer, which does not show it."""
         self.record.fail(error)
         asyncio.get_running_loop().call_exception_handler({"message": text, "exception": error})

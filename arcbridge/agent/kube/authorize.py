@@ -59,11 +59,12 @@ class ReviewNeeded(Exception):
     subject: Subject
 
 
-@dataclass(eq=False)
 class TokenUnknown(Exception):
     """The request carries a token that its session does not hold."""
 
-    token: bytes
+    def __init__(self, token: bytes) -> None:
+        super().__init__("the token has to be reviewed first")  # an exception's text may be logged
+        self.token = token
 
 
 def authorize(

@@ -131,9 +131,11 @@ class FastPath(asyncio.Protocol):
             return
         attempt, plan = begin(self._context, stream, facts)
         self._attempt = attempt
+        if isinstance(plan, Exception):
+            self._failed(plan)
+            del plan  # its traceback leads to this frame: a cycle
+            return
         try:
-            if isinstance(plan, Exception):
-                raise plan
             if plan.wanted.begins:
                 # The writer calls from outside of all measurements.
                 run = attempt.account.loop_time.run

@@ -86,12 +86,11 @@ class KubeProxy:
         facts = read_facts(
             request.method, request.raw_path, request.raw_headers, request.version, keep_alive=request.keep_alive
         )
-        attempt, plan = begin(self.context, stream, facts)
+        attempt, planned = begin(self.context, stream, facts)
         record, upgraded = attempt.record, stream.caller.upgraded
         inspection: Inspection | None = None
         try:
-            if isinstance(plan, Exception):
-                plan = await attempt.plan_reviewed(facts, plan)
+            plan = planned if isinstance(planned, Plan) else await attempt.plan_reviewed(facts, planned)
             if plan.upgrade is not None:
                 # Before the first wait: a right that is lost from now on ends it.
                 upgraded[record.request] = protocol.stream, record
@@ -130,6 +129,7 @@ class KubeProxy:
                 raise ConnectionResetError("the request failed behind the beginning of its answer") from error
             return protocol.answer(answer, request_id=record.request, close=True, method=request.method)
         finally:
+            del planned  # the traceback of an obstacle to a plan leads to this frame: a cycle
             if inspection is not None:
                 inspection.release()
             if record.upgrade:

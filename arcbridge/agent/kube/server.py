@@ -104,11 +104,13 @@ class KubeServer(web.Server):
         self.handler = handler
         self._context = context
 
-    def refuse(self, stream: StreamContext, refusal: RequestRefusal) -> None:
-        """Record a head that never became a request."""
-        attempt = Attempt(self._context, stream, "")
+    def refuse(self, stream: StreamContext, reason: BaseException, method: str = "") -> RequestRefusal:
+        """Record a head that never became a request, for a refusal or a defect; return the answer."""
+        attempt = Attempt(self._context, stream, method)
+        refusal = reason if isinstance(reason, RequestRefusal) else attempt.fail(reason, "a request handler failed")
         attempt.refuse(refusal)
         attempt.finish()
+        return refusal
 
     @staticmethod
     def connected_since(stream: StreamContext) -> float:
@@ -286,10 +288,8 @@ class KubeProtocol(RequestHandler):
         elif isinstance(exc, HttpProcessingError):
             refusal = bad_request("the request is not well-formed HTTP/1.1")
         else:
-            refusal = RequestRefusal(500, "the agent failed; its log has the cause")
-            self._loop.call_exception_handler({"message": "a request handler failed", "exception": exc})
-        self.server.refuse(self.context, refusal)
-        return self.answer(refusal, close=True)
+            return self.answer(self.server.refuse(self.context, exc or TimeoutError(), request.method), close=True)
+        return self.answer(self.server.refuse(self.context, refusal), close=True)
 
     # -- inside -----------------------------------------------------------------------------------------------
 

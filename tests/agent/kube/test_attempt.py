@@ -221,8 +221,9 @@ async def test_a18_a_token_that_the_session_does_not_hold(desk: Desk) -> None:
     desk.caller.token_mode = True
     desk.caller.tokens.add(token_digest(b"own"))
     other = parsed((b"Authorization", b"Bearer other"))
-    with pytest.raises(TokenUnknown):
+    with pytest.raises(TokenUnknown) as unknown:
         desk.plan(other)
+    assert "other" not in f"{unknown.value} {unknown.value!r}"
     attempt = desk.begin()
     with pytest.raises(RequestRefusal, match="not that of the user who opened this session") as caught:
         await desk.reviewed(attempt, other)

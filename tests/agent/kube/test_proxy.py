@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import trustme
 
+from arcbridge.agent.kube.attempt import Attempt
 from arcbridge.agent.kube.caller import token_digest
 from arcbridge.agent.sessions import Sessions
 from arcbridge.agent.targets import TcpTargets
@@ -224,6 +226,47 @@ async def test_token_mode_never_shows_the_agents_certificate(tmp_path: Path) -> 
         bench.caller.tokens.add(token_digest(b"callers-own"))
         await bench.get("/api", "Authorization: Bearer callers-own")
         assert not bench.api.last.client_certificate
+
+
+# -- what a refusal leaves behind -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "line"),
+    [
+        (200, ""),
+        (400, "GET /api HTTP/1.1\nHost: k\nX_Y: 1"),
+        (400, "POST /api HTTP/1.1\nHost: k\nExpect: more"),
+        (401, "GET /api HTTP/1.1\nHost: k\nAuthorization: Bearer other"),
+        (403, f"GET {PODS} HTTP/1.1\nHost: k\nImpersonate-User: root"),
+        (405, "TRACE /api HTTP/1.1\nHost: k"),
+        (429, ""),
+        (500, ""),
+        (502, f"GET {PODS} HTTP/1.1\nHost: k"),
+    ],
+)
+async def test_l26_a_refused_request_leaves_nothing_for_the_garbage_collector(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, code: int, line: str
+) -> None:
+    """In a flood the collector would else walk through all that the agent holds, again and again."""
+    bench.api.routes[PODS] = dying
+    bench.api.routes["/apis/authorization.k8s.io/v1/subjectaccessreviews"] = reply(
+        201, b'{"status": {"allowed": false}}'
+    )
+    bench.caller.token_mode = code == 401
+    if code == 429:
+        monkeypatch.setattr("arcbridge.agent.kube.attempt.MAX_IN_FLIGHT", 0)
+    if code == 500:
+        monkeypatch.setattr("arcbridge.agent.kube.attempt.authorize", None)
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+    gc.collect()
+    gc.disable()
+    try:
+        assert (await bench.ask(line or "GET /api HTTP/1.1\nHost: k")).status == code
+        await until(lambda: not any(isinstance(one, Attempt) for one in gc.get_objects()))
+    finally:
+        gc.enable()
+        asyncio.get_running_loop().set_exception_handler(None)
 
 
 # -- a session that loses its connection ------------------------------------------------------------------------
