@@ -188,6 +188,7 @@ def test_a_wrong_pin_sends_no_token(world: World, role: str) -> None:
     done = start(world, "--relay-ca-pin" if role == "relay" else "--cluster-ca-pin", wrong)
     assert done.returncode == ExitCode.FAILURE
     assert wrong in error_of(done)
+    assert role == "agent" or world.relay_pin in error_of(done)
     assert error_of(done).count("sha256:") == 2, "that of the other end, too"
     assert tokens_judged(world, role) == before
     assert role == "agent" or not records(world.relay, "join failed", after=mark)

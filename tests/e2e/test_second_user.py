@@ -1,4 +1,4 @@
-"""A second user of the machine, a real one, attacks the client of the first: its files and its processes.
+"""A second user of the machine, a real one, attacks the client of the first: its files, its processes, a port of its `forward`.
 
 The client runs as `OWNER` in the worst of homes: open to every reader, with umask 0. The attacker runs as `OTHER`; what
 it got is what it prints. Only a test that runs as root can start both.
@@ -22,7 +22,7 @@ import pytest
 from tests.support.processes import ManagedProcess, require_or_skip, run
 from tests.support.reports import until
 from tests.support.second_user import OTHER, OWNER, as_user, require_users
-from tests.support.world import ALICE, CLUSTER, World, arcbridge
+from tests.support.world import ALICE, CLUSTER, World, arcbridge, fixed_port
 
 KUBECTL = shutil.which("kubectl", path=str(Path(sys.executable).parent)) or shutil.which("kubectl")
 ENVIRONMENT_CANARY = "canary-in-the-environment"
@@ -41,10 +41,8 @@ def home() -> Iterator[Path]:
         yield home
 
 
-@pytest.fixture(scope="module")
-def client(world: World, home: Path) -> Iterator[ManagedProcess]:
-    """The first user's client: every file of it is made here, and every directory but that of its login."""
-    words = (*("--file", str(home / "new/kube/config")), *("--log-format", "json", "--log-level", "debug"))
+def of_the_owner(world: World, home: Path, name: str, *words: str) -> ManagedProcess:
+    """Start a client of the first user; it serves."""
     argv = [*as_user(OWNER, umask=0), *arcbridge(*world.client_arguments(ALICE, home / "login"), *words)]
     for path in (home / "login", *(home / "login").iterdir()):
         os.chown(path, OWNER, OWNER)
@@ -52,16 +50,23 @@ def client(world: World, home: Path) -> Iterator[ManagedProcess]:
             path.chmod(0o600)
     unset = ("ARCBRIDGE_TOKEN", "KUBECONFIG", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
     env = {**dict.fromkeys(unset), "HOME": str(home), "CANARY": ENVIRONMENT_CANARY}
-    client = ManagedProcess(argv, log_dir=world.logs, name="first-user", env=env)
+    client = ManagedProcess(argv, log_dir=world.logs, name=name, env=env)
     client.wait_for_line("Press Ctrl", timeout=60)
-    yield client
-    client.stop()
+    return client
 
 
-def as_other(script: str, *arguments: str, timeout: float = 60) -> Any:
-    """Run a script as the attacker; what it prints is JSON."""
+@pytest.fixture(scope="module")
+def client(world: World, home: Path) -> Iterator[ManagedProcess]:
+    """The first user's client: every file of it is made here, and every directory but that of its login."""
+    words = (*("--file", str(home / "new/kube/config")), *("--log-format", "json", "--log-level", "debug"))
+    with of_the_owner(world, home, "first-user", *words) as client:
+        yield client
+
+
+def as_other(script: str, *arguments: str, uid: int = OTHER, timeout: float = 60) -> Any:
+    """Run a script as the attacker, or as `uid`; what it prints is JSON."""
     done = subprocess.run(
-        [*as_user(OTHER), sys.executable, "-c", script, *arguments], capture_output=True, timeout=timeout, check=False
+        [*as_user(uid), sys.executable, "-c", script, *arguments], capture_output=True, timeout=timeout, check=False
     )
     assert done.returncode == 0, done.stderr.decode()
     return json.loads(done.stdout)
@@ -120,6 +125,26 @@ def test_w11_no_file_is_read_and_none_is_replaced(client: ManagedProcess, home: 
     assert {what for what, _ in got} == {"read", "wrote", "made a file in", "made a link in"}
     for left in ("planted", "link", "open"):
         (home.parent / "tmp" / left).unlink()
+
+
+ASK = """
+import json, socket, sys
+try:
+    with socket.create_connection(("127.0.0.1", int(sys.argv[1])), timeout=10) as sock:
+        sock.sendall(b"anyone there?")
+        print(json.dumps(sock.recv(100).decode()))
+except ConnectionError:
+    print(json.dumps("refused"))
+"""
+
+
+@pytest.mark.parametrize("flags", [(), ("--any-user",)], ids=["this user alone", "any user"])
+def test_w13_a_forwarded_port(world: World, home: Path, flags: tuple[str, ...]) -> None:
+    port = str(fixed_port())
+    words = ("forward", "echo", "--listen", f"127.0.0.1:{port}", *flags)
+    with of_the_owner(world, home, f"forward-of-the-first-user-{len(flags)}", *words):
+        assert as_other(ASK, port) == ("anyone there?" if flags else "refused")
+        assert as_other(ASK, port, uid=OWNER) == "anyone there?"
 
 
 PROCESS = """
