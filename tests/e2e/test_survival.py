@@ -1,5 +1,6 @@
-"""Sessions that survive: an agent is killed, a relay is frozen, connections are cut and altered, under talks whose every
-byte is known.
+"""Sessions that survive a frozen relay and cut or altered connections, and end with their agent or client.
+
+Every byte of the talks in them is known.
 
 Everything goes through `forward` to a TCP target; relays that are killed and stopped are in test_survival_kubectl.py,
 silence in test_network.py. With ARCBRIDGE_LONG=1 the slow rows run, too.

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cluster import Cluster
+from tests.support.cluster import Cluster, Kubectl
 from tests.support.processes import require_or_skip, run
 from tests.support.reports import until
 from tests.support.targets import EchoServer
@@ -103,7 +103,11 @@ def test_roles_of_two_versions(
             shell.wait_for_line("resumed", timeout=60)
             shell.close_stdin()
             assert shell.wait(30) == 0
-            until(lambda: kubectl.run("get", "namespaces", check=False).returncode == 0, "new requests work", timeout=30)
+            until(lambda kubectl=kubectl: works(kubectl), "new requests work", timeout=30)
+
+
+def works(kubectl: Kubectl) -> bool:
+    return kubectl.run("get", "namespaces", check=False).returncode == 0
 
 
 def echoed(sock: socket.socket, words: bytes) -> bytes:
