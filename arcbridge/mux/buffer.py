@@ -2,8 +2,8 @@
 
 Every connection reads into it, because parsing is synchronous: what is kept between two reads is copied out, so the
 buffer stays in the CPU's cache and an idle connection owns none. A view of it that outlives the callback it was
-given to would show one user's bytes to another; tests overwrite it after each callback, which turns such a bug into
-wrong bytes at once.
+given to would show one user's bytes to another; tests that use the fixture `poisoned` (tests/conftest.py) overwrite it
+after each callback, which turns such a bug into wrong bytes at once.
 """
 
 from __future__ import annotations

@@ -361,7 +361,8 @@ class TestProxy:
         assert done.returncode == 1
         assert f"run `arcbridge connect {CLUSTER}`" in done.stderr
 
-    def test_a_second_one_says_so_and_ends_well(self, person: Person, tmp_path: Path) -> None:
+    def test_a_second_one_says_so_and_the_end_restores_the_context(self, person: Person, tmp_path: Path) -> None:
+        person.kubeconfig.write_text("current-context: home\n")
         with self.proxy(person, tmp_path, "-n", CLUSTER) as proxy:
             port = proxy.wait_for_line(r"listening on port (\d+)", timeout=30)[1]
             proxy.wait_for_line("Press Ctrl", timeout=30)
@@ -375,4 +376,7 @@ class TestProxy:
             done = person.run("connect", CLUSTER, *person.flags, check=False)
             assert done.returncode == 2
             assert f'context "{CLUSTER}" belongs to a proxy in the foreground' in done.stderr
-            assert proxy.running
+            assert person.document()["current-context"] == CLUSTER
+            proxy.signal(signal.SIGHUP)  # of a terminal that is closed
+            assert proxy.wait() == 0
+        assert person.document()["current-context"] == "home"

@@ -188,6 +188,7 @@ def test_a_wrong_pin_sends_no_token(world: World, role: str) -> None:
     done = start(world, "--relay-ca-pin" if role == "relay" else "--cluster-ca-pin", wrong)
     assert done.returncode == ExitCode.FAILURE
     assert wrong in error_of(done)
+    assert role == "agent" or world.relay_pin in error_of(done)
     assert error_of(done).count("sha256:") == 2, "that of the other end, too"
     assert tokens_judged(world, role) == before
     assert role == "agent" or not records(world.relay, "join failed", after=mark)
@@ -253,8 +254,11 @@ def test_an_agent_that_is_gone_and_comes_back(world: World, alice: Client, kubec
         )
         told = kubectl.run("get", "namespaces", check=False)
         assert told.returncode == 1
-        assert f'arcbridge: cluster "{CLUSTER}" has no connected agent' in told.stderr
-        wait_for_record(world.relay, "join failed", after=mark)
+        shown = re.search(
+            rf'arcbridge: cluster "{CLUSTER}" has no connected agent.* \(session ([0-9a-f]{{16}})\)', told.stderr
+        )
+        assert shown is not None, told.stderr
+        wait_for_record(world.relay, "join failed", session=shown[1])
         found = records(world.relay, "join failed", after=mark)
         assert {record["code"] for record in found} == {"NO_AGENT"}
         # The log has one line for each join that was asked for, and no other.

@@ -193,6 +193,11 @@ def test_an_agent_of_another_relay(tmp_path: Path, echo: EchoServer) -> None:
         _, again = world.start_forward("echo")
         assert talk(again, b"as before") == b"as before"
         assert exchanged(session, b"all the time") == b"all the time"
+        # A relay that does not hold the session has it ended.
+        command(world, 2, "session", "end", str(found["session"]))
+        session.settimeout(30)
+        with contextlib.suppress(ConnectionError):
+            assert session.recv(1) == b""
         session.close()
 
 
@@ -347,5 +352,10 @@ def test_commands_work_on_the_registry_of_the_fleet(tmp_path: Path, echo: EchoSe
         world.agent.kill()
         world.start_agent(wait=False)
         until(lambda: connections(world) == 2, "the agent is back", timeout=60)
+        command(world, 2, "user", "revoke", ALICE.email, "--before", "2099-01-01")
+        until(lambda: all(of(world, n, "users_revoked") == 1 for n in range(3)), "all relays refuse her")
         nats.stop()
-        assert "NATS cannot be reached" in command(world, 0, "token", "list", status=ExitCode.FAILURE)
+        for words in (("token", "list"), ("user", "restore", ALICE.email)):
+            assert "NATS cannot be reached" in command(world, 0, *words, status=ExitCode.FAILURE)
+        refused = world.run_client(ALICE, "forward", "echo", "--listen", "127.0.0.1:0")
+        assert refused.returncode == ExitCode.LOGIN, refused.stderr

@@ -1,4 +1,4 @@
-"""A second user of the machine, a real one, attacks the client of the first: its files and its processes.
+"""A second user of the machine, a real one, attacks the client of the first: its files, processes, login and ports.
 
 The client runs as `OWNER` in the worst of homes: open to every reader, with umask 0. The attacker runs as `OTHER`; what
 it got is what it prints. Only a test that runs as root can start both.
@@ -13,7 +13,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import pytest
 from tests.support.processes import ManagedProcess, require_or_skip, run
 from tests.support.reports import until
 from tests.support.second_user import OTHER, OWNER, as_user, require_users
-from tests.support.world import ALICE, CLUSTER, World, arcbridge
+from tests.support.world import ALICE, CLUSTER, World, arcbridge, fixed_port, login_ports
 
 KUBECTL = shutil.which("kubectl", path=str(Path(sys.executable).parent)) or shutil.which("kubectl")
 ENVIRONMENT_CANARY = "canary-in-the-environment"
@@ -41,27 +41,35 @@ def home() -> Iterator[Path]:
         yield home
 
 
-@pytest.fixture(scope="module")
-def client(world: World, home: Path) -> Iterator[ManagedProcess]:
-    """The first user's client: every file of it is made here, and every directory but that of its login."""
-    words = (*("--file", str(home / "new/kube/config")), *("--log-format", "json", "--log-level", "debug"))
-    argv = [*as_user(OWNER, umask=0), *arcbridge(*world.client_arguments(ALICE, home / "login"), *words)]
+def of_the_owner(
+    world: World, home: Path, name: str, *words: str, arguments: Sequence[str] = (), awaited: str = "Press Ctrl"
+) -> ManagedProcess:
+    """Start a client of the first user and wait until it says that it serves."""
+    arguments = arguments or world.client_arguments(ALICE, home / "login")
+    argv = [*as_user(OWNER, umask=0), *arcbridge(*arguments, *words)]
     for path in (home / "login", *(home / "login").iterdir()):
         os.chown(path, OWNER, OWNER)
         if path.is_file():
             path.chmod(0o600)
     unset = ("ARCBRIDGE_TOKEN", "KUBECONFIG", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
-    env = {**dict.fromkeys(unset), "HOME": str(home), "CANARY": ENVIRONMENT_CANARY}
-    client = ManagedProcess(argv, log_dir=world.logs, name="first-user", env=env)
-    client.wait_for_line("Press Ctrl", timeout=60)
-    yield client
-    client.stop()
+    env = {**dict.fromkeys(unset), "HOME": str(home), "CANARY": ENVIRONMENT_CANARY, "BROWSER": "/bin/false"}
+    client = ManagedProcess(argv, log_dir=world.logs, name=name, env=env)
+    client.wait_for_line(awaited, timeout=60)
+    return client
 
 
-def as_other(script: str, *arguments: str, timeout: float = 60) -> Any:
-    """Run a script as the attacker; what it prints is JSON."""
+@pytest.fixture(scope="module")
+def client(world: World, home: Path) -> Iterator[ManagedProcess]:
+    """The first user's client: every file of it is made here, and every directory but that of its login."""
+    words = (*("--file", str(home / "new/kube/config")), *("--log-format", "json", "--log-level", "debug"))
+    with of_the_owner(world, home, "first-user", *words) as client:
+        yield client
+
+
+def as_other(script: str, *arguments: str, uid: int = OTHER, timeout: float = 60) -> Any:
+    """Run a script as the attacker, or as `uid`; what it prints is JSON."""
     done = subprocess.run(
-        [*as_user(OTHER), sys.executable, "-c", script, *arguments], capture_output=True, timeout=timeout, check=False
+        [*as_user(uid), sys.executable, "-c", script, *arguments], capture_output=True, timeout=timeout, check=False
     )
     assert done.returncode == 0, done.stderr.decode()
     return json.loads(done.stdout)
@@ -120,6 +128,62 @@ def test_w11_no_file_is_read_and_none_is_replaced(client: ManagedProcess, home: 
     assert {what for what, _ in got} == {"read", "wrote", "made a file in", "made a link in"}
     for left in ("planted", "link", "open"):
         (home.parent / "tmp" / left).unlink()
+
+
+ASK = """
+import json, socket, sys
+try:
+    with socket.create_connection(("127.0.0.1", int(sys.argv[1])), timeout=10) as sock:
+        sock.sendall(b"anyone there?")
+        print(json.dumps(sock.recv(100).decode()))
+except ConnectionError:
+    print(json.dumps("refused"))
+"""
+
+
+@pytest.mark.parametrize("flags", [(), ("--any-user",)], ids=["this user alone", "any user"])
+def test_w13_a_forwarded_port(world: World, home: Path, flags: tuple[str, ...]) -> None:
+    port = str(fixed_port())
+    words = ("forward", "echo", "--listen", f"127.0.0.1:{port}", *flags)
+    with of_the_owner(world, home, f"forward-of-the-first-user-{len(flags)}", *words):
+        assert as_other(ASK, port) == ("anyone there?" if flags else "refused")
+        assert as_other(ASK, port, uid=OWNER) == "anyone there?"
+
+
+ANSWER = """
+import json, socket, sys, urllib.parse
+url, got = urllib.parse.urlsplit(sys.argv[1]), []
+query = dict(urllib.parse.parse_qsl(url.query))
+answer = {"state": query["state"], "code": "planted", "iss": f"{url.scheme}://{url.netloc}"}
+line = "GET /?" + urllib.parse.urlencode(answer) + " HTTP/1.1"
+for host in ("127.0.0.1", "::1"):
+    try:
+        with socket.create_connection((host, urllib.parse.urlsplit(query["redirect_uri"]).port), timeout=10) as sock:
+            sock.sendall(line.encode() + b"\\r\\n\\r\\n")
+            got.append(sock.recv(1000).decode())
+    except ConnectionError:
+        got.append("")
+print(json.dumps(got))
+"""
+
+
+def test_w12_another_user_cannot_answer_a_login(world: World, home: Path) -> None:
+    """It has read the browser's command line, so it knows the state."""
+    arguments = ["authcode" if word == "device-code" else word for word in world.login_arguments()]
+    ca_file = home / "issuer.pem"
+    ca_file.write_text(Path(world.issuer.ca_file).read_text())
+    arguments = [str(ca_file) if word == str(world.issuer.ca_file) else word for word in arguments]
+    with (
+        login_ports(),
+        of_the_owner(world, home, "login", "login", arguments=arguments, awaited="To log in, open") as login,
+    ):
+        url = login.wait_for_line(r"To log in, open (\S+)")[1]
+        assert as_other(ANSWER, url) == ["", ""]
+        login.wait_for_line("a program of another user asked for the answer to the login")
+        assert login.running
+        # The user's own program is answered; its code is none of the issuer's.
+        assert "You are logged in" in as_other(ANSWER, url, uid=OWNER)[0]
+        assert login.wait(30) != 0
 
 
 PROCESS = """

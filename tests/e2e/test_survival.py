@@ -1,4 +1,6 @@
-"""Sessions that survive: an agent is killed, connections are cut and altered, under talks whose every byte is known.
+"""Sessions that survive a frozen relay and cut or altered connections, and end with their agent or client.
+
+Every byte of the talks in them is known.
 
 Everything goes through `forward` to a TCP target; relays that are killed and stopped are in test_survival_kubectl.py,
 silence in test_network.py. With ARCBRIDGE_LONG=1 the slow rows run, too.
@@ -7,6 +9,8 @@ silence in test_network.py. With ARCBRIDGE_LONG=1 the slow rows run, too.
 from __future__ import annotations
 
 import itertools
+import signal
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -17,7 +21,7 @@ from tests.support.reports import metrics, records, until, wait_for_record
 from tests.support.talk import Talk, TalkServer
 from tests.support.world import ALICE, ApiServer, World, fixed_port
 
-BACK = "session resumed"
+LOST, BACK = "connection lost, waiting to resume", "session resumed"
 
 _numbers = itertools.count(1)
 
@@ -89,6 +93,29 @@ def test_a_killed_agent_resets_what_was_open_and_another_serves(world: World, se
     assert record["reason"]
     assert record["after"] < 60  # at once, when the agent is known to be gone, not when 120 s are over
     go_on(server, talks(port, 2))
+
+
+def test_a_client_that_ends_takes_its_streams_along(world: World, server: TalkServer) -> None:
+    forward, port = world.start_forward("talk")
+    under_way = talks(port, 2)
+    forward.signal(signal.SIGTERM)
+    assert forward.wait() == 0
+    for talk in under_way:
+        assert talk.wait_end(30) == "rst"
+        assert server.side(talk.number).done.wait(30), "the agent closes the connection to the target at once"
+        talk.close()
+
+
+def test_a_frozen_relay_goes_on(world: World, server: TalkServer) -> None:
+    forward, port = world.start_forward("talk")
+    under_way = talks(port)
+    world.relay.signal(signal.SIGSTOP)
+    try:
+        time.sleep(3)  # the length of the fault; after 25 s a connection is given up
+    finally:
+        world.relay.signal(signal.SIGCONT)
+    go_on(server, under_way)
+    assert not records(forward, LOST)
 
 
 # -- the connections between ------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Each role of an earlier version beside the others of this one, as during every upgrade.
+"""Roles of an earlier version beside those of this one, in every mixture, as during every upgrade.
 
 The earlier version is the newest release that git knows, and before there is one, the commit below.
 """
@@ -10,12 +10,13 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
 
 import pytest
 
-from tests.support.cluster import Cluster
+from tests.support.cluster import Cluster, Kubectl
 from tests.support.processes import require_or_skip, run
 from tests.support.reports import until
 from tests.support.targets import EchoServer
@@ -24,7 +25,8 @@ from tests.support.world import ALICE, ApiServer, World
 ROOT = Path(__file__).resolve().parents[2]
 BEFORE_ANY_RELEASE = "0e86ebf"
 NAMESPACE = "skew"
-ROLES = ("relay", "agent", "client")
+MIXED: tuple[tuple[str, ...], ...] = ((), ("relay",), ("agent",), ("relay", "agent"))
+"""Which of relay and agent are of the earlier version. With clients of both these are six mixtures."""
 
 
 def earlier() -> str:
@@ -62,38 +64,50 @@ def pod(cluster: Cluster) -> Iterator[str]:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("role", ROLES)
-def test_a_role_of_an_earlier_version(
-    tmp_path: Path, cluster: Cluster, api: ApiServer, echo: EchoServer, pod: str, old: Path, role: str
+@pytest.mark.parametrize("roles", MIXED, ids=lambda roles: "-and-".join(roles) or "client")
+def test_roles_of_two_versions(
+    tmp_path: Path, cluster: Cluster, api: ApiServer, echo: EchoServer, pod: str, old: Path, roles: tuple[str, ...]
 ) -> None:
-    """kubectl, exec, a forward, and a session that outlives its relay: each two roles meet both ways round."""
+    """kubectl, exec, a forward, and a session that outlives its relay, by a client of each version that makes a mixture
+    of these relays and agents."""
     before = in_tree(old)
-    with World(api, directory=tmp_path / "world") as world:
-        world.relay_prefixes = [before if role == "relay" else ()]
-        world.agent_prefixes = [before if role == "agent" else ()]
-        world.client_prefix = before if role == "client" else ()
+    versions: list[tuple[str, ...]] = [before] if len(roles) < 2 else []
+    if roles:
+        versions.append(())
+    with World(api, directory=tmp_path / "world") as world, ExitStack() as sockets:
+        world.relay_prefixes = [before if "relay" in roles else ()]
+        world.agent_prefixes = [before if "agent" in roles else ()]
         world.targets["echo"] = (echo.address, ALICE.groups)
         world.start()
-        kubectl = cluster.kubectl_for(kubeconfig=world.start_client(ALICE).kubeconfig)
-        assert "namespace/default" in kubectl.run("get", "namespaces", "-o", "name").stdout
-        assert kubectl.run("auth", "whoami", "-o", "jsonpath={.status.userInfo.username}").stdout == ALICE.email
-        done = kubectl.run("exec", "-n", NAMESPACE, pod, "--", "sh", "-c", "echo out; exit 7", check=False)
-        assert (done.stdout, done.returncode) == ("out\n", 7)
-
-        _, port = world.start_forward("echo")
-        shell = kubectl.start("exec", "-i", "-n", NAMESPACE, pod, "--", "cat", stdin=True)
-        shell.send("before\n")
-        shell.wait_for_line("before")
-        with socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
+        people = []
+        for version in versions:
+            world.client_prefix = version
+            kubectl = cluster.kubectl_for(kubeconfig=world.start_client(ALICE).kubeconfig)
+            assert "namespace/default" in kubectl.run("get", "namespaces", "-o", "name").stdout
+            assert kubectl.run("auth", "whoami", "-o", "jsonpath={.status.userInfo.username}").stdout == ALICE.email
+            done = kubectl.run("exec", "-n", NAMESPACE, pod, "--", "sh", "-c", "echo out; exit 7", check=False)
+            assert (done.stdout, done.returncode) == ("out\n", 7)
+            shell = kubectl.start("exec", "-i", "-n", NAMESPACE, pod, "--", "cat", stdin=True)
+            shell.send("before\n")
+            shell.wait_for_line("before")
+            address = ("127.0.0.1", world.start_forward("echo")[1])
+            sock = sockets.enter_context(socket.create_connection(address, timeout=60))
             assert echoed(sock, b"before") == b"before"
-            world.kill_relay()
-            world.start_relay()
+            people.append((kubectl, shell, sock))
+
+        world.kill_relay()
+        world.start_relay()
+        for kubectl, shell, sock in people:
             assert echoed(sock, b"resumed") == b"resumed"
-        shell.send("resumed\n")
-        shell.wait_for_line("resumed", timeout=60)
-        shell.close_stdin()
-        assert shell.wait(30) == 0
-        until(lambda: kubectl.run("get", "namespaces", check=False).returncode == 0, "new requests work", timeout=30)
+            shell.send("resumed\n")
+            shell.wait_for_line("resumed", timeout=60)
+            shell.close_stdin()
+            assert shell.wait(30) == 0
+            until(lambda kubectl=kubectl: works(kubectl), "new requests work", timeout=30)
+
+
+def works(kubectl: Kubectl) -> bool:
+    return kubectl.run("get", "namespaces", check=False).returncode == 0
 
 
 def echoed(sock: socket.socket, words: bytes) -> bytes:

@@ -6,10 +6,10 @@ import pytest
 
 from arcbridge.wire.frames import FIRST_CREDIT, PING_BODY, U32, U64, FrameType, GoawayCode, ResetCode, frame
 from arcbridge.wire.lifecycle import Violation
-from arcbridge.wire.limits import KIB, Limits
+from arcbridge.wire.limits import DEFAULT, KIB, Limits
 from arcbridge.wire.receiver import PAYLOAD_EXPLAINS, SENT_EXPLAINS
 from arcbridge.wire.records import Hello
-from arcbridge.wire.state import Kind
+from arcbridge.wire.state import Kind, Side
 from arcbridge.wire.stream import ReceiveState
 from tests.wire.parts import Parts
 
@@ -48,13 +48,17 @@ def test_late_data_is_dropped_and_its_credit_comes_back() -> None:
     ("receiving", "size", "code"),
     [(ReceiveState.FINISHED, 4, ResetCode.PROTOCOL), (ReceiveState.OPEN, 60 * KIB, ResetCode.FLOW_CONTROL)],
 )
-def test_data_that_breaks_a_streams_rules_resets_it_alone(receiving: ReceiveState, size: int, code: ResetCode) -> None:
-    parts = Parts()
+@pytest.mark.parametrize("side", Side)
+def test_data_that_breaks_a_streams_rules_resets_it_alone(
+    receiving: ReceiveState, size: int, code: ResetCode, side: Side
+) -> None:
+    parts = Parts(side)
     stream, other = parts.stream(1), parts.stream(3)
     stream.receiving, stream.window.received = receiving, stream.window.granted - 50 * KIB
     parts.feed(data(1, bytes(size)))
     assert frame(FrameType.RESET, 1, U32.pack(code)) in parts.written()
     assert parts.context.streams == {3: other}
+    assert DEFAULT.churn_burst - parts.table.churn._left == 1, "it is churn, whichever end opened it"
     assert parts.failures == []
 
 

@@ -159,6 +159,26 @@ def test_m7_rapid_reset_ends_the_session() -> None:
     assert one.code() == GoawayCode.LIMIT
 
 
+@pytest.mark.parametrize("how", ["overrun", "zero grant", "late data", "second FIN", "over the limit"])
+def test_m7_resets_that_the_peer_provokes_count_too(how: str) -> None:
+    one = agent(Limits(max_streams=1) if how == "over the limit" else DEFAULT)
+    for n in range(2000):
+        stream = 2 * n + 1
+        fin = frame(FrameType.FIN, stream)
+        flight = {
+            "overrun": data(stream, FIRST_CREDIT) + data(stream, DEFAULT.stream_window),
+            "zero grant": window(stream, 0),
+            "late data": fin + data(stream, 1),
+            "second FIN": fin + fin,
+            "over the limit": b"",
+        }[how]
+        one.feed(opening(stream), flight)
+        if one.machine.state is State.CLOSED:
+            break
+    assert DEFAULT.churn_burst <= n <= DEFAULT.churn_burst + 1
+    assert one.code() == GoawayCode.LIMIT
+
+
 def test_m7_sessions_that_share_an_allowance_have_one_burst() -> None:
     """A peer that begins a new session for each burst gets no more than with one."""
     allowance, ended = TokenBucket(DEFAULT.churn_burst, 0.0), 0

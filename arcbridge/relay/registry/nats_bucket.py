@@ -261,6 +261,7 @@ class Watch:
             async with asyncio.timeout(1.0):
                 await self._watcher.stop()  # type: ignore[no-untyped-call]
         except Exception:
+            # Whatever nats-py raises here, the reader has finished, and NATS drops a consumer that no connection has.
             pass
 
 

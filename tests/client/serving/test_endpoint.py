@@ -30,6 +30,7 @@ from arcbridge.wire.frames import ResetCode
 from arcbridge.wire.records import JoinReply
 from tests.client.far_side import CLUSTER, Echo, FarSide
 from tests.client.session.test_session_manager import make, running
+from tests.support.descriptors import held as descriptors
 from tests.support.descriptors import none_left, pauses_of
 from tests.support.eventually import until
 from tests.support.processes import require_or_skip
@@ -298,6 +299,7 @@ class TestFloods:
         place.far.protocol = lambda target: Api()
         await place.session.ready()
         kubeconfig = write_kubeconfig(place, tmp_path)
+        before = descriptors()
         flood = await asyncio.create_subprocess_exec(
             sys.executable, "-c", FLOOD, str(place.endpoint.port), stdout=asyncio.subprocess.PIPE
         )
@@ -314,6 +316,8 @@ class TestFloods:
         finally:
             flood.kill()
             await flood.wait()
+        # uvloop opens /dev/null once for a process.
+        await until(lambda: {kind for _, kind in descriptors() - before} <= {"/dev/null"})
 
 
 class TestRefusals:

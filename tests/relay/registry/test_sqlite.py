@@ -293,7 +293,9 @@ class TestFaults:
         with pytest.raises(RegistryUnavailable, match="locked") as caught:
             await registry.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
         assert caught.value.retry_after
-        assert await registry.clusters() == []  # reading goes on
+        with pytest.raises(RegistryUnavailable, match="locked"):
+            await registry.revoke_user("alice@example.com", int(clock.now))
+        assert (await registry.clusters(), await registry.user_revocations()) == ([], {})  # reading goes on
         other.execute("ROLLBACK")
         other.close()
         await registry.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
