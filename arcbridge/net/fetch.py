@@ -25,6 +25,10 @@ DEADLINE = 10.0
 
 _ACCEPT = "application/json, application/jwk-set+json"
 """Kubernetes' API server answers 406 for its key set to a request that does not name the second (RFC 7517 §8.5.1)."""
+_UNTRUSTED_CA = (18, 19, 20, 21)
+"""Of x509_vfy.h: a certificate that vouches for itself, such a CA, one that is not here, and no CA at all."""
+_OPENSSL_CODES = 1000
+"""Above all codes of x509_vfy.h; what truststore raises has codes of the system, which say nothing here, or none."""
 _MAX_AGE = re.compile(r"(?:^|[,\s])max-age\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
 _SECONDS = re.compile(r"\d{1,6}", re.ASCII)
 
@@ -63,11 +67,7 @@ class HttpFetcher:
         except TimeoutError as error:
             raise Unreachable(f"{where}: no complete answer within {self._deadline:g} seconds") from error
         except (aiohttp.ClientConnectorCertificateError, ssl.SSLCertVerificationError) as error:
-            inner = getattr(error, "certificate_error", error)
-            words = getattr(inner, "verify_message", "") or type(inner).__name__
-            raise UntrustedCertificate(
-                f"{where}: its certificate is not of the CA that is expected ({words})"
-            ) from error
+            raise _refused_certificate(where, error) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise Unreachable(f"{where}: {_words(error)}") from error
 
@@ -124,8 +124,19 @@ class HttpFetcher:
         return context
 
 
+def _refused_certificate(where: str, error: BaseException) -> Unreachable:
+    """Return why a certificate was not accepted; UntrustedCertificate only where another CA would help."""
+    inner = getattr(error, "certificate_error", error)
+    words, code = getattr(inner, "verify_message", "") or type(inner).__name__, getattr(inner, "verify_code", 0)
+    if code not in _UNTRUSTED_CA and 0 < code < _OPENSSL_CODES:
+        return Unreachable(f"{where}: its certificate is not good: {words}")
+    return UntrustedCertificate(f"{where}: its certificate is not of the CA that is expected ({words})")
+
+
 def _words(error: BaseException) -> str:
     """Return what the system says of an error; else the name of its class. A library's sentence may quote anything."""
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return "it ended the connection without an answer"
     inner = getattr(error, "os_error", error)
     strerror = getattr(inner, "strerror", None)
     return strerror if isinstance(strerror, str) and strerror.isprintable() else type(error).__name__
