@@ -37,9 +37,13 @@ Trust = str | ssl.SSLContext | None
 
 
 class HttpFetcher:
-    """`await fetcher(url, ca_pem)`; one aiohttp session, made on first use, closed by `close()`."""
+    """`await fetcher(url, ca_pem)`; one aiohttp session, made on first use, closed by `close()`.
 
-    def __init__(self, *, deadline: float = DEADLINE, limit: int = MAX_DOCUMENT) -> None:
+    `keep`: keep connections for the next request, for several of them within seconds.
+    """
+
+    def __init__(self, *, deadline: float = DEADLINE, limit: int = MAX_DOCUMENT, keep: bool = False) -> None:
+        self._keep = keep
         self._deadline = deadline
         self._limit = limit
         self._session: aiohttp.ClientSession | None = None
@@ -79,7 +83,7 @@ class HttpFetcher:
 
     async def _ask(self, method: str, url: URL, ca_pem: Trust, headers: Mapping[str, str], body: bytes) -> Reply:
         # A document is fetched once an hour: a connection kept for the next time would only be found dead.
-        sent = {"User-Agent": "arcbridge", "Connection": "close", **headers}
+        sent = {"User-Agent": "arcbridge", **({} if self._keep else {"Connection": "close"}), **headers}
         async with self._open().request(
             method, url, data=body or None, headers=sent, ssl=self._context(ca_pem), allow_redirects=False
         ) as response:
@@ -105,7 +109,7 @@ class HttpFetcher:
             self._session = aiohttp.ClientSession(
                 # No bound of its own: callers bound what they ask of one server (a key set once at a time, groups eight
                 # times), and a bound for all would let a server that stalls hold up those that answer.
-                connector=DialingConnector(limit=0, force_close=True),
+                connector=DialingConnector(limit=0, force_close=not self._keep),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(total=self._deadline),
                 # Not True: that would also send credentials from ~/.netrc. Proxies are the connector's.

@@ -132,6 +132,28 @@ def test_the_system_s_own_verifier_has_no_codes_of_openssl() -> None:
     assert isinstance(_refused_certificate("localhost", error), UntrustedCertificate)
 
 
+async def test_several_requests_may_share_one_connection() -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    CA.issue_cert("localhost").configure_cert(context)
+    connections = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        while head := await reader.read(65536):
+            assert b"\r\nConnection: close\r\n" not in head
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    async with server:
+        fetch = HttpFetcher(keep=True)
+        for _ in range(3):
+            assert (await fetch(f"https://localhost:{server.sockets[0].getsockname()[1]}/", CA_PEM)).body == b"{}"
+        await fetch.close()
+    assert connections == 1
+
+
 async def test_a_silent_server_is_a_server_that_is_down() -> None:
     fetcher = HttpFetcher(deadline=0.2)
     try:
