@@ -442,8 +442,8 @@ def organisation(config: ClientConfig, state: StateDirectory) -> str:
         )
     if config.relay_ca_file is not None:
         # A file of several CAs has no pin; one that cannot be read is reported when the relay is dialled.
-        with suppress(ConfigError, OSError, UnicodeDecodeError):
-            return pin_of(config.relay_ca_file.read_text("ascii"))
+        with suppress(ConfigError, OSError):
+            return pin_of(config.relay_ca_file.read_text("ascii", "ignore"))
     address = parse_address(urls[0])
     profile = RelayProfiles(state.path).get(address)
     return (address if profile is None else profile.address).url

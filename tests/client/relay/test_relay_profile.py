@@ -317,7 +317,7 @@ def test_b42_which_relays_are_one_organisation(tmp_path: Path) -> None:
         return organisation(ClientConfig(**relay), state)
 
     ca, both = tmp_path / "ca.pem", tmp_path / "both.pem"
-    ca.write_text(RELAY_CA.certificate_pem)
+    ca.write_text(f"# Müller\n{RELAY_CA.certificate_pem}")
     both.write_text(RELAY_CA.certificate_pem + OTHER_CA.certificate_pem)
     a, b = "https://a.example", "https://b.example"
     assert of(relays=(a,)) != of(relays=(b,))
