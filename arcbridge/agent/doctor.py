@@ -108,8 +108,8 @@ async def _trust(config: AgentConfig, credential: AgentCredential | None) -> tup
     pem: str | None = None
     if config.relay_ca_file is not None:
         try:
-            pem = config.relay_ca_file.read_text(encoding="ascii")
-        except (OSError, UnicodeDecodeError):
+            pem = config.relay_ca_file.read_text("ascii", "ignore")
+        except OSError:
             found.append(
                 failed("relay's CA", f"{config.relay_ca_file} cannot be read", "correct relay_ca_file", "config")
             )

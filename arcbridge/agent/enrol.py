@@ -338,7 +338,7 @@ class CredentialKeeper:
 
     async def _first_trust(self, relay: Address) -> str:
         if self._ca_file is not None:
-            return self._pinned(_read(self._ca_file, "relay_ca_file"))
+            return self._pinned(_read(self._ca_file, "relay_ca_file", "ignore"))
         if not self._pin:
             raise ConfigError("relay_ca_pin or relay_ca_file: one is needed to enrol; `token create` prints the pin")
         return await fetch_relay_ca(relay, self._pin)
@@ -348,7 +348,7 @@ class CredentialKeeper:
         one."""
         ca_pem = credential.relay_ca_pem
         if self._ca_file is not None:
-            ca_pem = self._pinned(_read(self._ca_file, "relay_ca_file"))
+            ca_pem = self._pinned(_read(self._ca_file, "relay_ca_file", "ignore"))
         elif self._pin and not same_pin(self._pin, pin_of(ca_pem)):
             ca_pem = await self._any_relay(lambda relay: fetch_relay_ca(relay, self._pin))
         return credential if ca_pem == credential.relay_ca_pem else replace(credential, relay_ca_pem=ca_pem)
@@ -407,9 +407,10 @@ def _is_over(request: bytes, key_pem: str) -> bool:
         return False
 
 
-def _read(path: Path, setting: str) -> str:
+def _read(path: Path, setting: str, not_ascii: str = "strict") -> str:
+    """Return the text of a file. `not_ascii`: what Python does with other bytes, which comments may have."""
     try:
-        return path.read_text(encoding="ascii")
+        return path.read_text("ascii", not_ascii)
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is not ASCII text"
         raise ConfigError(f"{setting}: {path} cannot be read: {why}") from error

@@ -231,8 +231,8 @@ def _too_many() -> TokenRefused:
 
 def _read_ca(path: Path, setting: str) -> str:
     try:
-        text = path.read_text(encoding="ascii")
-    except (OSError, UnicodeDecodeError) as error:
+        text = path.read_text("ascii", "ignore")  # comments may be in UTF-8
+    except OSError as error:
         raise ConfigError(f"{setting}: {path} cannot be read: {type(error).__name__}") from error
     if not is_ca(text):
         raise ConfigError(f"{setting}: {path} holds no PEM certificate")

@@ -25,6 +25,10 @@ DEADLINE = 10.0
 
 _ACCEPT = "application/json, application/jwk-set+json"
 """Kubernetes' API server answers 406 for its key set to a request that does not name the second (RFC 7517 §8.5.1)."""
+_UNTRUSTED_CA = (18, 19, 20, 21)
+"""Of x509_vfy.h: a certificate that vouches for itself, such a CA, one that is not here, and no CA at all."""
+_OPENSSL_CODES = 1000
+"""Above all codes of x509_vfy.h; what truststore raises has codes of the system, which say nothing here, or none."""
 _MAX_AGE = re.compile(r"(?:^|[,\s])max-age\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
 _SECONDS = re.compile(r"\d{1,6}", re.ASCII)
 
@@ -33,9 +37,13 @@ Trust = str | ssl.SSLContext | None
 
 
 class HttpFetcher:
-    """`await fetcher(url, ca_pem)`; one aiohttp session, made on first use, closed by `close()`."""
+    """`await fetcher(url, ca_pem)`; one aiohttp session, made on first use, closed by `close()`.
 
-    def __init__(self, *, deadline: float = DEADLINE, limit: int = MAX_DOCUMENT) -> None:
+    `keep`: keep connections for the next request, for several of them within seconds.
+    """
+
+    def __init__(self, *, deadline: float = DEADLINE, limit: int = MAX_DOCUMENT, keep: bool = False) -> None:
+        self._keep = keep
         self._deadline = deadline
         self._limit = limit
         self._session: aiohttp.ClientSession | None = None
@@ -63,11 +71,7 @@ class HttpFetcher:
         except TimeoutError as error:
             raise Unreachable(f"{where}: no complete answer within {self._deadline:g} seconds") from error
         except (aiohttp.ClientConnectorCertificateError, ssl.SSLCertVerificationError) as error:
-            inner = getattr(error, "certificate_error", error)
-            words = getattr(inner, "verify_message", "") or type(inner).__name__
-            raise UntrustedCertificate(
-                f"{where}: its certificate is not of the CA that is expected ({words})"
-            ) from error
+            raise _refused_certificate(where, error) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise Unreachable(f"{where}: {_words(error)}") from error
 
@@ -79,7 +83,7 @@ class HttpFetcher:
 
     async def _ask(self, method: str, url: URL, ca_pem: Trust, headers: Mapping[str, str], body: bytes) -> Reply:
         # A document is fetched once an hour: a connection kept for the next time would only be found dead.
-        sent = {"User-Agent": "arcbridge", "Connection": "close", **headers}
+        sent = {"User-Agent": "arcbridge", **({} if self._keep else {"Connection": "close"}), **headers}
         async with self._open().request(
             method, url, data=body or None, headers=sent, ssl=self._context(ca_pem), allow_redirects=False
         ) as response:
@@ -105,7 +109,7 @@ class HttpFetcher:
             self._session = aiohttp.ClientSession(
                 # No bound of its own: callers bound what they ask of one server (a key set once at a time, groups eight
                 # times), and a bound for all would let a server that stalls hold up those that answer.
-                connector=DialingConnector(limit=0, force_close=True),
+                connector=DialingConnector(limit=0, force_close=not self._keep),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(total=self._deadline),
                 # Not True: that would also send credentials from ~/.netrc. Proxies are the connector's.
@@ -124,8 +128,19 @@ class HttpFetcher:
         return context
 
 
+def _refused_certificate(where: str, error: BaseException) -> Unreachable:
+    """Return why a certificate was not accepted; UntrustedCertificate only where another CA would help."""
+    inner = getattr(error, "certificate_error", error)
+    words, code = getattr(inner, "verify_message", "") or type(inner).__name__, getattr(inner, "verify_code", 0)
+    if code not in _UNTRUSTED_CA and 0 < code < _OPENSSL_CODES:
+        return Unreachable(f"{where}: its certificate is not good: {words}")
+    return UntrustedCertificate(f"{where}: its certificate is not of the CA that is expected ({words})")
+
+
 def _words(error: BaseException) -> str:
     """Return what the system says of an error; else the name of its class. A library's sentence may quote anything."""
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return "it ended the connection without an answer"
     inner = getattr(error, "os_error", error)
     strerror = getattr(inner, "strerror", None)
     return strerror if isinstance(strerror, str) and strerror.isprintable() else type(error).__name__

@@ -14,7 +14,6 @@ from typing import Any, Final
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from arcbridge.errors import Unreachable
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import connect
 
@@ -22,12 +21,8 @@ DEADLINE: Final = 15.0
 """Seconds to connect at most; a session's own deadline is mostly shorter."""
 
 
-class NotConnected(Unreachable):
-    """No connection came about; the message says where to, and why."""
-
-
 class DialingConnector(aiohttp.TCPConnector):
-    """An `aiohttp.TCPConnector` for sessions without `trust_env`. Failures to connect are `NotConnected`."""
+    """An `aiohttp.TCPConnector` for sessions without `trust_env`. Failures to connect are `Unreachable`."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(resolver=_NoResolver(), use_dns_cache=False, **options)
@@ -45,12 +40,7 @@ class DialingConnector(aiohttp.TCPConnector):
         host, port = req.url.raw_host, req.url.port
         if host is None or port is None:
             raise aiohttp.InvalidURL(req.url)
-        try:
-            sock = await connect(Address(host, port), deadline=timeout.sock_connect or DEADLINE)
-        except Unreachable as error:
-            failed = NotConnected(error.message)
-            failed.detail = error.detail
-            raise failed from error
+        sock = await connect(Address(host, port), deadline=timeout.sock_connect or DEADLINE)
         try:
             return await asyncio.get_running_loop().create_connection(*arguments, **options, sock=sock)
         except BaseException as error:

@@ -48,11 +48,14 @@ def trusting_context(ca_pem: str | None = None) -> ssl.SSLContext:
 
 
 def read_cas(path: Path, setting: str) -> str:
-    """Return the CAs in a PEM file that `setting` names. Raises ConfigError for one without any, StateError."""
+    """Return the CAs in a PEM file that `setting` names; comments may be in UTF-8, and are cut to their ASCII.
+
+    Raises ConfigError for a file without any CA, StateError.
+    """
     try:
-        pem = path.read_text("ascii")
+        pem = path.read_text("ascii", "ignore")
         trusting_context(pem or "none")
-    except (ssl.SSLError, UnicodeDecodeError) as error:
+    except ssl.SSLError as error:
         raise ConfigError(f"{setting}: {path} holds no PEM certificate") from error
     except OSError as error:
         raise StateError(f"{setting}: cannot read {path}: {error.strerror}") from error

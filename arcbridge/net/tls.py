@@ -220,16 +220,20 @@ async def get_once(
                 while chunk := await pipe.read():
                     answer += chunk
                     if len(answer) > limit:
-                        raise ConnectionLost(f"{address.url} answered more than was asked: is this an arcbridge relay?")
+                        raise Unreachable(
+                            f"{address.url} answered more than {limit} bytes: is this an arcbridge relay?"
+                        )
         except TimeoutError as error:
             raise Unreachable(f"{address.url} did not answer within {deadline:.0f} s") from error
         except ssl.SSLCertVerificationError:
             raise
         except (OSError, EOFError) as error:
-            raise ConnectionLost(f"{address.url} ended the connection before it answered") from error
+            lost = ConnectionLost(f"{address.url} ended the connection before it answered")
+            lost.detail = "it ended the connection before it answered"
+            raise lost from error
     head, _, body = bytes(answer).partition(b"\r\n\r\n")
     status = head.split(b" ", 2)
-    if len(status) < 2 or not status[0].startswith(b"HTTP/1.") or not status[1].isdigit():
+    if len(status) < 2 or not status[0].startswith(b"HTTP/1.") or len(status[1]) != 3 or not status[1].isdigit():
         raise Unreachable(f"{address.url} did not answer in HTTP: is this an arcbridge relay?")
     return int(status[1]), head, body
 

@@ -424,7 +424,8 @@ def _tls(config: RelayFleetConfig) -> ssl.SSLContext:
     if config.ca_file is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         try:
-            context.load_verify_locations(cadata=read_text("fleet.ca_file", config.ca_file))
+            text = read_text("fleet.ca_file", config.ca_file)
+            context.load_verify_locations(cadata=text.encode("ascii", "ignore").decode())  # comments may be in UTF-8
         except (ssl.SSLError, ValueError) as error:
             raise ConfigError(f"fleet.ca_file: {config.ca_file} holds no PEM certificate") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2

@@ -161,16 +161,16 @@ def warn_of_readers(problems: Problems, setting: str, path: Path) -> None:
 
 
 def check_ca(problems: Problems, setting: str, path: Path) -> str | None:
-    """Check a file of CA certificates, which OpenSSL has to accept. Returns its text."""
+    """Check a file of CA certificates, which OpenSSL has to accept; comments may be in UTF-8. Returns its text."""
     data = read(problems, setting, path)
     if data is None:
         return None
     place = Place(str(path), 1)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
-        text = data.decode("ascii")
+        text = data.decode("ascii", "ignore")
         context.load_verify_locations(cadata=text)
-    except (UnicodeDecodeError, ssl.SSLError, ValueError):
+    except (ssl.SSLError, ValueError):
         problems.error(setting, f"{setting}: {path} is not a PEM certificate: a CA certificate is needed here", place)
         return None
     for found in context.get_ca_certs():

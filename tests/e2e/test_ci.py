@@ -21,7 +21,7 @@ import yaml
 from tests.support.ci_platforms import AZURE_USER, GITHUB_USER, GITLAB_USER, CiPlatforms
 from tests.support.cluster import Cluster, kubectl_binary
 from tests.support.processes import require_or_skip, run
-from tests.support.reports import until
+from tests.support.reports import audited, until
 from tests.support.world import ALICE, RELAY_AUDIENCE, ApiServer, World
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "ci.md"
@@ -227,3 +227,5 @@ def test_tekton(runner: Runner, cluster: Cluster) -> None:
     command = ["unshare", "-m", "sh", "-c", inside, "sh", str(directory), str(script)]
     check(runner, run(command, env={**runner.env, **env}, cwd=runner.checkout, check=False))
     assert owner(runner) == f"kubernetes:{TEKTON_USER}"
+    record = audited(runner.world, "the deployment", user=f"kubernetes:{TEKTON_USER}", name=runner.name)
+    assert record["bound"] == "audience"

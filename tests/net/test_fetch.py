@@ -8,12 +8,13 @@ import tracemalloc
 import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import trustme
 
-from arcbridge.errors import Unreachable
-from arcbridge.net.fetch import HttpFetcher
+from arcbridge.errors import Unreachable, UntrustedCertificate
+from arcbridge.net.fetch import HttpFetcher, _refused_certificate
 
 CA = trustme.CA()
 OTHER_CA = trustme.CA()
@@ -25,10 +26,12 @@ def answer(head: str, body: bytes = b"") -> bytes:
 
 
 @asynccontextmanager
-async def serving(data: bytes, *, hold: bool = False) -> AsyncIterator[tuple[str, list[bytes]]]:
+async def serving(
+    data: bytes, *, hold: bool = False, certificate: trustme.LeafCert | None = None
+) -> AsyncIterator[tuple[str, list[bytes]]]:
     """A TLS server that records each request and answers `data`; with `hold` it then stays silent."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    CA.issue_cert("localhost").configure_cert(context)
+    (certificate or CA.issue_cert("localhost")).configure_cert(context)
     seen: list[bytes] = []
     writers: list[asyncio.StreamWriter] = []
 
@@ -93,7 +96,7 @@ async def test_cache_control(fetch: HttpFetcher, control: str, age: float | None
 )
 async def test_anything_but_a_good_answer(fetch: HttpFetcher, data: bytes) -> None:
     async with serving(data) as (url, seen):
-        with pytest.raises(Unreachable, match="localhost"):
+        with pytest.raises(Unreachable, match="localhost" if data else "localhost: it ended the connection without an"):
             await fetch(url, CA_PEM)
     # aiohttp asks again, once, where a server closed without a word.
     assert len(seen) == (1 if data else 2), "neither repeated nor followed"
@@ -106,6 +109,49 @@ async def test_another_ca_is_refused_before_anything_is_sent(fetch: HttpFetcher)
         with pytest.raises(Unreachable, match="localhost"):
             await fetch(url, None)
     assert seen == []
+
+
+async def test_a_ca_is_blamed_only_where_it_is_the_ca(fetch: HttpFetcher) -> None:
+    ended = datetime.now(UTC) - timedelta(days=1)
+    for certificate, kind, words in (
+        (CA.issue_cert("localhost", not_after=ended), Unreachable, "is not good: certificate has expired"),
+        (CA.issue_cert("elsewhere"), Unreachable, "is not good: Hostname mismatch, certificate is not valid for"),
+        (OTHER_CA.issue_cert("localhost"), UntrustedCertificate, "is not of the CA that is expected (unable to get"),
+    ):
+        async with serving(answer("200 OK", b"{}"), certificate=certificate) as (url, seen):
+            with pytest.raises(Unreachable) as caught:
+                await fetch(url, CA_PEM)
+        assert (type(caught.value), seen) == (kind, [])
+        assert caught.value.message.startswith(f"localhost: its certificate {words}")
+
+
+def test_the_system_s_own_verifier_has_no_codes_of_openssl() -> None:
+    error = ssl.SSLCertVerificationError("Peer sent no certificates to verify")
+    assert isinstance(_refused_certificate("localhost", error), UntrustedCertificate)
+    error.verify_code, error.verify_message = -67843, "certificate is not trusted"
+    assert isinstance(_refused_certificate("localhost", error), UntrustedCertificate)
+
+
+async def test_several_requests_may_share_one_connection() -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    CA.issue_cert("localhost").configure_cert(context)
+    connections = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        while head := await reader.read(65536):
+            assert b"\r\nConnection: close\r\n" not in head
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    async with server:
+        fetch = HttpFetcher(keep=True)
+        for _ in range(3):
+            assert (await fetch(f"https://localhost:{server.sockets[0].getsockname()[1]}/", CA_PEM)).body == b"{}"
+        await fetch.close()
+    assert connections == 1
 
 
 async def test_a_silent_server_is_a_server_that_is_down() -> None:

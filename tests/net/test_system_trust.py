@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from arcbridge.errors import ConfigError
 from arcbridge.net import system_trust
-from arcbridge.net.system_trust import system_context, trusting_context
+from arcbridge.net.system_trust import read_cas, system_context, trusting_context
+from arcbridge.settings import named_files
+from arcbridge.settings.problems import Problems
 from tests.net.ends import authority
 
 
@@ -51,6 +54,19 @@ def test_an_openssl_from_elsewhere_finds_the_system_s_file(store: Path, monkeypa
     assert subjects(system_context()) == 1
     monkeypatch.setattr(system_trust, "BUNDLES", ())
     assert subjects(system_context()) == 0
+
+
+def test_comments_of_a_ca_file_may_be_in_utf_8(store: Path) -> None:
+    store.write_text(f"# Müller\n{authority().certificate_pem}", "utf-8")
+    problems = Problems()
+    for text in (read_cas(store, "a"), named_files.check_ca(problems, "a", store)):
+        assert text is not None
+        assert text.isascii()
+        assert subjects(trusting_context(text)) == 1
+    assert problems.errors == []
+    store.write_text("# Müller", "utf-8")
+    with pytest.raises(ConfigError, match="holds no PEM certificate"):
+        read_cas(store, "a")
 
 
 def test_one_ca_and_no_other(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

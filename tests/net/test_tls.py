@@ -145,7 +145,9 @@ async def test_the_ca_is_taken_by_its_pin(as_json: bool) -> None:
     assert api.asked.startswith(b"GET /v1/ca HTTP/1.0\r\n")
 
 
-@pytest.mark.parametrize(("body", "status"), [("nothing here", "200 OK"), ("gone", "404 Not Found")])
+@pytest.mark.parametrize(
+    ("body", "status"), [("nothing here", "200 OK"), ("gone", "404 Not Found"), ("no HTTP", f"{4301 * '2'} OK")]
+)
 async def test_no_ca_to_give(body: str, status: str) -> None:
     api = RelayApi(body, status)
     server = await asyncio.start_server(api.serve, "127.0.0.1", 0, ssl=server_contexts()[ALPN_HTTP])

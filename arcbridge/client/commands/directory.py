@@ -17,7 +17,7 @@ from arcbridge.client.credentials.tokens import Tokens
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.relay.relays import Relays, RelaysFailed
 from arcbridge.client.session.refusal import Shown, of_token
-from arcbridge.errors import ConfigError, PermissionRefused, Unreachable
+from arcbridge.errors import ConfigError, ConnectionLost, PermissionRefused, Unreachable
 from arcbridge.identity.proof import HEADER
 from arcbridge.net.tls import ALPN_HTTP, get_once
 from arcbridge.pki.names import check_cluster_name
@@ -86,7 +86,7 @@ async def _get(relay: RelayAccess, token: str, tokens: Tokens) -> Any:
             f"the relay's certificate is not trusted for {relay.address.host}; "
             "check the relay's address and CA (relay_ca_file, relay_ca_pin)"
         ) from error
-    except Unreachable as error:
+    except (Unreachable, ConnectionLost) as error:
         if not error.detail:
             raise
         raise Unreachable(

@@ -63,11 +63,14 @@ class ClientCredentials(MemoryTokens):
         tokens = token_set(answer, self._clock())
         if not tokens.access_token:
             raise Unreachable(f"the issuer {config.issuer} answered without an access token")
-        if not audience:
-            return tokens
-        if audience not in read_unverified(tokens.access_token).audiences:
+        return replace(tokens, id_token="") if audience else tokens
+
+    async def for_audience(self, audience: str, *, interactive: bool, force: bool = False) -> TokenSet:
+        # Behind the keeping: an issuer that gives the wrong one is not asked at each call.
+        tokens = await super().for_audience(audience, interactive=interactive, force=force)
+        if audience and audience not in read_unverified(tokens.access_token).audiences:
             raise ConfigError(
                 f"login.cluster_audience: the issuer's token for {audience} has another audience; have the issuer set "
                 "up for it (docs/security.md), or change the setting"
             )
-        return replace(tokens, id_token="")
+        return tokens

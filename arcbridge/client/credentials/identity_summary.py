@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from arcbridge.client.credentials.token_cache import TokenCache
 from arcbridge.client.credentials.token_files import read_token
 from arcbridge.client.relay.relay_profile import RelayProfiles, login_command, organisation, short_url
 from arcbridge.client.state import StateDirectory
-from arcbridge.errors import StateError, Unauthenticated
+from arcbridge.errors import Unauthenticated
 from arcbridge.net.address import parse_address
 from arcbridge.settings.choices import PROGRAM
 from arcbridge.settings.config import ClientConfig
@@ -42,7 +41,8 @@ class IdentitySummary:
 
 
 def summary_of(config: ClientConfig, state: StateDirectory, *, now: float | None = None) -> IdentitySummary:
-    """Read who is logged in with these settings; raises Unauthenticated, which says what to do, where no user is."""
+    """Read who is logged in with these settings; raises Unauthenticated, which says what to do, where no user is, and
+    StateError where what is kept cannot be used."""
     now = time.time() if now is None else now
     login = config.login
     relays = config.relay_urls()
@@ -109,7 +109,5 @@ def _key(token: str, key_file: Path | None) -> str:
         return found.thumbprints[0] if found.thumbprints else ""
     from arcbridge.client.credentials import proof_keys
 
-    with suppress(StateError):
-        own = proof_keys.load(key_file) if key_file is not None else None
-        return own.thumbprint if own is not None and found.names(own.thumbprint) else ""
-    return ""
+    own = proof_keys.load(key_file) if key_file is not None else None
+    return own.thumbprint if own is not None and found.names(own.thumbprint) else ""

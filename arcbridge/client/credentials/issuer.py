@@ -84,7 +84,7 @@ class Issuer:
         """Where its endpoints and its pages may be."""
         self._config = config
         self._ca_pem = None if config.ca_file is None else read_cas(config.ca_file, "login.ca_file")
-        self._fetcher = HttpFetcher(deadline=DEADLINE)
+        self._fetcher = HttpFetcher(deadline=DEADLINE, keep=True)
         self._authentication = authentication
         self._endpoints: IssuerEndpoints | None = None
         self._find_key = key

@@ -125,7 +125,7 @@ def token_set(answer: Mapping[str, object], now: float, former_refresh_token: st
         return value if isinstance(value, str) else ""
 
     expires_in = positive(answer.get("expires_in"))
-    ends = [now + expires_in if expires_in else 0.0]
+    ends = [positive(now + expires_in) if expires_in else 0.0]
     ends += [read_unverified(text(name)).expires_at for name in ("access_token", "id_token")]
     refresh_token = text("refresh_token") or former_refresh_token
     return TokenSet(text("access_token"), text("id_token"), refresh_token, now, min(filter(None, ends), default=0.0))
@@ -137,8 +137,10 @@ class TokenCache:
     def __init__(self, directory: Path, relay: str, login: LoginConfig) -> None:
         # Apart, because a scope that moves from one list to the other makes another relay's token.
         apart = [sorted(login.relay_scopes)] if login.relay_scopes else []
-        names = json.dumps([relay, login.issuer, login.client_id, sorted(login.scopes), login.audience, *apart])
-        self.path = directory / f"{hashlib.sha256(names.encode()).hexdigest()[:32]}.json"
+        names = [login.issuer, login.client_id, sorted(login.scopes), login.audience, *apart]
+        self.path = _file(directory, [relay, *names])
+        self._former = _file(directory, names)
+        """The file of versions that kept one login for all relays. Its tokens may be another relay's: none is used."""
         self.key_path = self.path.with_suffix(".key")
         """The key that this login's tokens are bound to."""
         self.no_login = f"you are not logged in at {login.issuer}"
@@ -155,13 +157,12 @@ class TokenCache:
         """Raises StateError."""
         ensure_private_directory(self.path.parent)
         write_private(self.path, json.dumps(asdict(tokens)).encode())
+        _remove(self._former)
 
     def clear(self) -> bool:
         """Forget the tokens and their key; False when there were no tokens. Raises StateError."""
-        from arcbridge.client.credentials import proof_keys
-
-        proof_keys.remove(self.key_path)
-        return proof_keys.remove(self.path)
+        kept, former = _remove(self.path), _remove(self._former)
+        return kept or former
 
     @asynccontextmanager
     async def locked(self) -> AsyncIterator[None]:
@@ -182,6 +183,18 @@ class TokenCache:
             yield
         finally:
             os.close(descriptor)
+
+
+def _file(directory: Path, names: list[Any]) -> Path:
+    return directory / f"{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:32]}.json"
+
+
+def _remove(tokens: Path) -> bool:
+    """Remove a file of tokens and its key; False when there were no tokens. Raises StateError."""
+    from arcbridge.client.credentials import proof_keys
+
+    proof_keys.remove(tokens.with_suffix(".key"))
+    return proof_keys.remove(tokens)
 
 
 def _read(document: Mapping[str, Any]) -> TokenSet:

@@ -165,11 +165,7 @@ def _kubernetes(environment: Mapping[str, str], setting: str, directory: Path) -
         server = f"https://{f'[{host}]' if ':' in host else host}:{port}"
         path = f"namespaces/{quote(namespace, safe='')}/serviceaccounts/{quote(account, safe='')}/token"
         status, answer = await _request(
-            "POST",
-            f"{server}/api/v1/{path}",
-            f"Bearer {own}",
-            body=body,
-            ca_pem=read_cas(directory / "ca.crt", setting),
+            "POST", f"{server}/api/v1/{path}", f"Bearer {own}", body=body, ca_file=directory / "ca.crt"
         )
         if status in (401, 403):
             raise Unauthenticated(
@@ -242,23 +238,27 @@ async def _request(
     authorization: str,
     *,
     body: Mapping[str, Any] | None = None,
-    ca_pem: str | None = None,
+    ca_file: Path | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> tuple[int, dict[str, Any]]:
     """Send one request; return the status and the JSON object of the answer, empty where it is none.
 
-    `ca_pem`: the CA of the service; None: the system's. Raises Unreachable, without a word of what was sent.
+    `ca_file`: the CA of the service; None: the system's. Raises Unreachable, without a word of what was sent, and what
+    `read_cas` raises.
     """
     from arcbridge.net.fetch import HttpFetcher  # aiohttp: a quarter of a second, for those who ask
 
+    ca_pem = None if ca_file is None else read_cas(ca_file, "the CA of the token service")
     fetcher = HttpFetcher(deadline=_DEADLINE, limit=_LIMIT)
     sent = {"Authorization": authorization, "Accept": "application/json", "Content-Type": "application/json"}
     try:
         data = b"" if body is None else json.dumps(body).encode()
         reply = await fetcher.ask(method, url, ca_pem, headers={**sent, **(headers or {})}, body=data)
     except Unreachable as error:
-        unknown = ca_pem is None and isinstance(error, UntrustedCertificate)
-        advice = "; have this system trust the right CA (SSL_CERT_FILE names a file of CAs)" if unknown else ""
+        advice = ""
+        if isinstance(error, UntrustedCertificate):
+            advice = "; have this system trust the right CA (SSL_CERT_FILE names a file of CAs)"
+            advice = advice if ca_file is None else f"; that CA is in {ca_file}"
         raise Unreachable(f"a token cannot be asked for: {error.message}{advice}") from error
     finally:
         await fetcher.close()

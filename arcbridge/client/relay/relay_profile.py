@@ -68,10 +68,13 @@ class LoginOffer:
         check_origins("issuer_origins", found["issuer_origins"])
         if found["cluster_audience_by"] not in AUDIENCE_BY:
             raise ConfigError(f"cluster_audience_by: must be one of {', '.join(AUDIENCE_BY)}")
+        wrong = "issuer: must be an https:// URL of a host, without an @, a query, a fragment or an empty port"
+        if "@" in found["issuer"]:
+            raise ConfigError(wrong)
         try:
             issuer_origin(found["issuer"], "issuer")
         except ConfigError:
-            raise ConfigError("issuer: must be an https:// URL of a host, without an @ or an empty port") from None
+            raise ConfigError(wrong) from None
         grants = document.get("grant_types", [])
         if not isinstance(grants, list):
             raise ConfigError("grant_types: must be a list")
@@ -442,8 +445,8 @@ def organisation(config: ClientConfig, state: StateDirectory) -> str:
         )
     if config.relay_ca_file is not None:
         # A file of several CAs has no pin; one that cannot be read is reported when the relay is dialled.
-        with suppress(ConfigError, OSError, UnicodeDecodeError):
-            return pin_of(config.relay_ca_file.read_text("ascii"))
+        with suppress(ConfigError, OSError):
+            return pin_of(config.relay_ca_file.read_text("ascii", "ignore"))
     address = parse_address(urls[0])
     profile = RelayProfiles(state.path).get(address)
     return (address if profile is None else profile.address).url

@@ -26,7 +26,7 @@ from aiohttp import web
 from arcbridge.loop_shares import LoopTime
 from arcbridge.net.sockets import reset
 from arcbridge.net.tls import ALPN_HTTP, accept_charged_tls
-from arcbridge.net.tlspipe import CLOSE_DEADLINE, HANDSHAKE_DEADLINE
+from arcbridge.net.tlspipe import HANDSHAKE_DEADLINE
 from arcbridge.relay.admission import Ticket
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.http.answers import ApiRefusal, Handler, answer_of, error_answer, internal_answer, refuse_page
@@ -52,7 +52,8 @@ ANONYMOUS_REQUESTS = 100
 """Requests that such a connection may send."""
 
 ANSWER_DEADLINE = 15.0
-"""Seconds beyond its life that a connection has to end the request that is under way: a body has `BODY_DEADLINE`."""
+"""Seconds beyond its life that a connection has to end the request that is under way: a body has `BODY_DEADLINE`. An
+answer that the relay closes behind has as many to reach a peer with a slow link."""
 
 log = structlog.get_logger("arcbridge.relay")
 
@@ -365,7 +366,7 @@ class HttpHandler:
                 self._context(),
                 ticket.loop_time,
                 handshake_deadline=HANDSHAKE_DEADLINE,
-                shutdown_deadline=CLOSE_DEADLINE,
+                shutdown_deadline=ANSWER_DEADLINE,
             )
         except (OSError, TimeoutError) as error:
             self._counters.rejected["handshake"] += 1

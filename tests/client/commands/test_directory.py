@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from arcbridge.client.commands import directory
 from arcbridge.client.commands.directory import list_clusters
 from arcbridge.client.credentials.tokens import Tokens
 from arcbridge.client.relay.relay_access import RelayAccess
@@ -19,8 +20,16 @@ from tests.client.far_side import OTHER_CA, RELAY_CA
 from tests.client.session.test_session_manager import login
 
 
+class Cut(web.Response):
+    """An answer whose connection ends before it."""
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        assert request.transport is not None
+        request.transport.abort()
+
+
 @contextlib.asynccontextmanager
-async def relay(answer: web.Response, seen: list[str], directory: Path) -> AsyncIterator[tuple[Relays, Tokens]]:
+async def relay(answer: web.Response, seen: list[str], place: Path) -> AsyncIterator[tuple[Relays, Tokens]]:
     async def clusters(request: web.Request) -> web.Response:
         seen.append(request.headers["Authorization"])
         return answer
@@ -33,10 +42,10 @@ async def relay(answer: web.Response, seen: list[str], directory: Path) -> Async
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)
     await site.start()
-    (directory / "ca").write_text(RELAY_CA.certificate_pem)
+    (place / "ca").write_text(RELAY_CA.certificate_pem)
     try:
-        access = RelayAccess(f"127.0.0.1:{runner.addresses[0][1]}", ca_file=directory / "ca")
-        yield Relays([access]), Tokens(login(directory), None)
+        access = RelayAccess(f"127.0.0.1:{runner.addresses[0][1]}", ca_file=place / "ca")
+        yield Relays([access]), Tokens(login(place), None)
     finally:
         await runner.cleanup()
 
@@ -69,6 +78,20 @@ async def test_failures(tmp_path: Path, answer: dict[str, object], kind: type[Ex
     async with relay(web.Response(**answer), [], tmp_path) as (access, tokens):
         with pytest.raises(kind):
             await list_clusters(access, tokens)
+
+
+async def test_an_answer_that_is_too_long_or_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directory, "_LIMIT", 1000)
+    for answer, words in (
+        (web.Response(text=" " * 1001), r"answered more than 1000 bytes: is this an arcbridge relay\?"),
+        (
+            Cut(),
+            r"the relay https:.* cannot be reached \(it ended the connection .*\); check its address and this machine",
+        ),
+    ):
+        async with relay(answer, [], tmp_path) as (access, tokens):
+            with pytest.raises(Unreachable, match=words):
+                await list_clusters(access, tokens)
 
 
 async def test_no_token_for_an_unknown_relay(tmp_path: Path) -> None:

@@ -72,6 +72,14 @@ def test_the_key(state: StateDirectory) -> None:
         assert summary_of(CONFIG, state, now=NOW).key == ""
 
 
+def test_a_key_that_cannot_be_used_is_not_the_lack_of_one(state: StateDirectory) -> None:
+    file = cache_of(CONFIG, state).key_path
+    keep(state, access_token=token(nonce=proof_keys.load_or_make(file).nonce()), expires_at=NOW + 600)
+    file.chmod(0o644)
+    with pytest.raises(StateError, match="other users may read the key"):
+        summary_of(CONFIG, state, now=NOW)
+
+
 def test_other_sources(state: StateDirectory, tmp_path: Path) -> None:
     file = tmp_path / "access"
     config = ClientConfig(login=LoginConfig(access_token_file=file))

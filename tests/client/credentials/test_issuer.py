@@ -86,7 +86,7 @@ async def test_down(real: RealIssuer) -> None:
 
 async def test_no_listener() -> None:
     async with at("https://127.0.0.1:1") as issuer:
-        with pytest.raises(Unreachable, match=r"127\.0\.0\.1:1 cannot be reached \(connection refused\)"):
+        with pytest.raises(Unreachable, match=r"127\.0\.0\.1:1 cannot be reached \(connection refused\); check its"):
             await issuer.endpoints()
 
 

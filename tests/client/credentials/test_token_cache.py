@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def test_from_an_answer() -> None:
     assert tokens.refresh_token == "old"
     assert abs(tokens.expires_at - now - 100) < 2
     assert token_set({"access_token": 3, "expires_in": True}, now) == TokenSet(obtained_at=now)
-    for long in (1e300, 10**400, float("inf"), 1e12):
+    for long in (1e300, 10**400, float("inf"), 1e12, 1e12 - now):
         assert token_set({"expires_in": long}, now).expires_at == 0.0
 
 
@@ -77,6 +78,23 @@ def test_b42_files_are_private_and_apart(tmp_path: Path) -> None:
     assert "SECRET" not in repr(tokens)
     assert one.clear()
     assert not one.clear()
+
+
+def test_b42_the_file_of_a_version_without_relays_is_not_used(tmp_path: Path) -> None:
+    """It may be another relay's; a login, or the end of one, takes it away."""
+    one = cache(tmp_path)
+    # `[issuer, client id, scopes, audience]`, as those versions had it.
+    name = hashlib.sha256(b'["https://i", "c", ["openid"], ""]').hexdigest()[:32]
+    former = one.path.with_name(f"{name}.json")
+    one.path.parent.mkdir()
+    for end in (one.clear, lambda: one.save(TokenSet("new"))):
+        former.write_text('{"access_token": "of another relay", "id_token": "", "refresh_token": "r"}')
+        former.with_suffix(".key").write_text("{}")
+        assert one.load() == TokenSet()
+        assert end() in (True, None)
+        assert not former.exists()
+        assert not former.with_suffix(".key").exists()
+    assert one.load() == TokenSet("new")
 
 
 @pytest.mark.parametrize(

@@ -216,9 +216,13 @@ async def test_a_token_that_is_no_service_account_s(api: FakeApi, subject: str) 
 
 
 async def test_another_ca_than_the_pod_s(api: FakeApi, issuer: Issuer) -> None:
-    for text, error in ((issuer.ca_file.read_text(), Unreachable), ("", ConfigError)):
-        (api.directory / "ca.crt").write_text(text)
-        with pytest.raises(error, match=r"certificate"):
+    file = api.directory / "ca.crt"
+    for text, error, words in (
+        (issuer.ca_file.read_text(), Unreachable, rf"not of the CA that is expected .*; that CA is in {file}$"),
+        ("", ConfigError, f"{file} holds no PEM certificate"),
+    ):
+        file.write_text(text)
+        with pytest.raises(error, match=words):
             await api.pod().tokens(interactive=False)
     assert api.asked == []
 

@@ -74,6 +74,8 @@ class TestOffer:
             {"issuer": ""},
             {"issuer": "http://login.example.org"},
             {"issuer": "https://user@login.example.org"},
+            {"issuer": "https://login.example.org/@user"},
+            {"issuer": "https://login.example.org/?x=y"},
             {"issuer": "https://l\u043egin.example.org"},
             {"issuer": "https://login.example.org\n"},
             {"issuer": 70000},
@@ -174,7 +176,8 @@ class TestKept:
         settings = {**OFFER.settings, "issuer": "http://login.example.org"}
         with pytest.raises(ConfigError) as caught:
             profiles.save(replace(PROFILE, login=replace(OFFER, settings=settings)))
-        assert caught.value.message == "login.issuer: must be an https:// URL of a host, without an @ or an empty port"
+        words = "must be an https:// URL of a host, without an @, a query, a fragment or an empty port"
+        assert caught.value.message == f"login.issuer: {words}"
 
     def test_what_the_user_gave_is_read_as_it_was_saved(self, profiles: RelayProfiles) -> None:
         own = {"scopes": ("openid", "groups"), "redirect_port": 0, "proof_key_file": Path("/k"), "audience": ""}
@@ -317,7 +320,7 @@ def test_b42_which_relays_are_one_organisation(tmp_path: Path) -> None:
         return organisation(ClientConfig(**relay), state)
 
     ca, both = tmp_path / "ca.pem", tmp_path / "both.pem"
-    ca.write_text(RELAY_CA.certificate_pem)
+    ca.write_text(f"# Müller\n{RELAY_CA.certificate_pem}")
     both.write_text(RELAY_CA.certificate_pem + OTHER_CA.certificate_pem)
     a, b = "https://a.example", "https://b.example"
     assert of(relays=(a,)) != of(relays=(b,))

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from arcbridge.net.sockets import receive
 from arcbridge.net.tls import ALPN_HTTP, ALPN_JOIN
-from arcbridge.net.tlspipe import TlsPipe
+from arcbridge.net.tlspipe import CLOSE_DEADLINE, TlsPipe
 from arcbridge.relay.admission import Ticket
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.http.server import HttpHandler
 from tests.net.ends import RELAY, client_context, completed_work, server_contexts, tcp_pair
 from tests.relay.api_station import Relay
 from tests.relay.station import EchoUpper, echoes, places, station
+
+LONG = 1 << 20
 
 
 async def test_a_silent_connection_is_closed(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,6 +68,34 @@ async def test_a_connection_counts_until_it_is_over(tmp_path: Path) -> None:
             await echoes(sock)
             assert relay.admission.waiting == 1
         await relay.settled()
+
+
+class Burst(asyncio.Protocol):
+    """Sends more than the buffers of a connection hold, and closes, as the API does behind an answer in HTTP/1.0."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast(asyncio.Transport, transport).write(bytes(LONG))
+        transport.close()
+
+
+async def test_an_answer_reaches_a_peer_with_a_slow_link() -> None:
+    near, far = await tcp_pair()
+    near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+    far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+    ticket = places(1, 1).enter("127.0.0.1")
+    assert isinstance(ticket, Ticket)
+    handler = HttpHandler(lambda: server_contexts()[ALPN_HTTP], lambda ticket: Burst(), Counters())
+    with near:
+        serving = asyncio.create_task(handler.serve(far, ticket))
+        pipe = TlsPipe(near, client_context(ALPN_HTTP), server_hostname=RELAY)
+        await pipe.handshake()
+        await pipe.write(b"GET")  # the handshake's last step goes with it
+        await asyncio.sleep(CLOSE_DEADLINE + 0.5)
+        arrived = 0
+        while chunk := await pipe.read():
+            arrived += len(chunk)
+        assert arrived == LONG
+    await asyncio.wait_for(serving, 5)
 
 
 async def test_another_protocol_than_the_peeked_one_reaches_nothing() -> None:
