@@ -15,7 +15,6 @@ import aiohttp
 from arcbridge.errors import EnrolmentRefused, Unreachable, UntrustedCertificate
 from arcbridge.net.address import Address
 from arcbridge.net.fetch import HttpFetcher
-from arcbridge.net.http_connector import NotConnected
 from arcbridge.net.tls import ALPN_HTTP, RelayTrust, outer_client_context
 from arcbridge.untrusted_json import read_json
 
@@ -42,9 +41,9 @@ async def post(
     try:
         body = json.dumps(document).encode()
         reply = await fetcher.ask("POST", f"{relay.url}{path}", context, headers=headers, body=body)
-    except NotConnected:
-        raise  # the dialer's sentence names the relay
     except Unreachable as error:
+        if error.detail:
+            raise  # the dialer's sentence names the relay
         raise Unreachable(f"{relay.url} {_failure(error)}") from error
     finally:
         await fetcher.close()
