@@ -79,7 +79,8 @@ class Cluster:
 
     `images` makes it run workloads as a cluster does: kube-controller-manager makes pods of DaemonSets, Deployments and
     ServiceAccounts, and the node isolates them (namespaces, hence root), each image being the command of this machine
-    that `images` has for its repository. Raises `Unavailable` where that cannot be.
+    that `images` has for its repository. Raises `Unavailable` where that cannot be. With several `nodes`, `node-1` and
+    on, kube-scheduler chooses among them.
     """
 
     def __init__(
@@ -88,13 +89,17 @@ class Cluster:
         directory: Path | None = None,
         extra_args: Sequence[str] = (),
         images: Mapping[str, Sequence[str]] | None = None,
+        nodes: int = 1,
     ) -> None:
         self.binaries = binaries()
         self._images = images
+        self._nodes = nodes
         if images is not None:
             require_isolation()
             if self.binaries.kube_controller_manager is None:
                 raise Unavailable("KUBEBUILDER_ASSETS has no kube-controller-manager; unset it to have one built")
+        if nodes > 1 and self.binaries.kube_scheduler is None:
+            raise Unavailable("KUBEBUILDER_ASSETS has no kube-scheduler; unset it to have one built")
         self.directory = Path(tempfile.mkdtemp(prefix="arcbridge-cluster-")) if directory is None else directory
         self._temporary = directory is None
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -347,7 +352,7 @@ class Cluster:
     def stop(self) -> None:
         """End all programs and remove the directory, if it was made here. May be called twice."""
         for process in reversed(self.processes):
-            if process.name == "node":
+            if process.name.startswith("node"):
                 process.stop()  # it ends its containers
             else:
                 process.kill()  # the data is thrown away, so there is nothing to end in order
@@ -434,28 +439,36 @@ class Cluster:
         except ProcessFailed as error:
             raise ProcessFailed(f"{error}\n{etcd.tail()}") from None
         self.write_kubeconfig(self.kubeconfig, user="admin", groups=["system:masters"])
+        for number in range(1, self._nodes + 1):
+            self._start_node(f"node-{number}")
+        self.ensure_namespace("default")  # which a controller of the API server makes, sooner or later
+        self._aggregate_roles()
+        if self._images is not None:
+            self._start_controllers()
+        if self._nodes > 1:
+            self._start_scheduler()
+
+    def _start_node(self, name: str) -> None:
+        where = self.directory
         node = ManagedProcess(
             [
                 self.binaries.node,
                 f"--kubeconfig={self.kubeconfig}",
-                f"--name={NODE}",
-                f"--root={where}/pods",
+                f"--name={name}",
+                f"--root={where}/pods/{name}",
+                f"--bind={'true' if self._nodes == 1 else 'false'}",
                 f"--tls-cert-file={where}/node.crt",
                 f"--tls-private-key-file={where}/node.key",
                 f"--client-ca-file={where}/client-ca.crt",
                 *self._isolation(),
             ],
             log_dir=self.logs,
-            name="node",
+            name="node" if name == NODE else name,
             cwd=where,
             death_signal=signal.SIGTERM,  # so that it ends its containers
         )
         self.processes.append(node)
         node.wait_for_line(r"^ready \d+$", stream="stdout", timeout=30)
-        self.ensure_namespace("default")  # which a controller of the API server makes, sooner or later
-        self._aggregate_roles()
-        if self._images is not None:
-            self._start_controllers()
 
     def _isolation(self) -> list[str]:
         if self._images is None:
@@ -471,6 +484,7 @@ class Cluster:
             "replicaset-controller",
             "serviceaccount-controller",
             "root-ca-certificate-publisher-controller",
+            "disruption-controller",
             "garbage-collector-controller",
         )
         manager = ManagedProcess(
@@ -492,6 +506,21 @@ class Cluster:
         )
         self.processes.append(manager)
         manager.wait_for_line("Proceeding to collect garbage", timeout=60)  # the last of all to begin
+
+    def _start_scheduler(self) -> None:
+        scheduler = ManagedProcess(
+            [
+                self.binaries.kube_scheduler or "",
+                f"--kubeconfig={self.kubeconfig}",
+                "--bind-address=127.0.0.1",
+                "--secure-port=0",
+                "--leader-elect=false",
+            ],
+            log_dir=self.logs,
+            name="kube-scheduler",
+            cwd=self.directory,
+        )
+        self.processes.append(scheduler)
 
     def _aggregate_roles(self) -> None:
         """Fill in `view`, `edit` and `admin`, which are empty where no controller manager runs."""

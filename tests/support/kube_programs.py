@@ -73,6 +73,8 @@ class Binaries:
     node: Path
     kube_controller_manager: Path | None = None
     """None with KUBEBUILDER_ASSETS, where it is not there."""
+    kube_scheduler: Path | None = None
+    """None with KUBEBUILDER_ASSETS, where it is not there."""
 
 
 def cache_directory() -> Path:
@@ -89,7 +91,7 @@ def binaries(*, build: bool = True) -> Binaries:
     """
     assets = os.environ.get("KUBEBUILDER_ASSETS")
     if not assets:
-        names = ("kube-apiserver", "server", "kubectl", "node", "kube-controller-manager")
+        names = ("kube-apiserver", "server", "kubectl", "node", "kube-controller-manager", "kube-scheduler")
         directory = built(_TESTS / "cluster", ("tool", "./node"), names, build=build)
         return Binaries(*(directory / name for name in names))
     directory = Path(assets)
@@ -103,10 +105,9 @@ def binaries(*, build: bool = True) -> Binaries:
     node = directory / "node"
     if not node.exists():
         node = built(_TESTS / "cluster", ("./node",), ("node",), build=build) / "node"
-    manager = directory / "kube-controller-manager"
-    return Binaries(
-        directory / "kube-apiserver", etcd, directory / "kubectl", node, manager if manager.exists() else None
-    )
+    workloads = (directory / name for name in ("kube-controller-manager", "kube-scheduler"))
+    found = (program if program.exists() else None for program in workloads)
+    return Binaries(directory / "kube-apiserver", etcd, directory / "kubectl", node, *found)
 
 
 @functools.cache

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	core "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
@@ -114,6 +115,11 @@ func (n *node) register(ctx context.Context, port int32) error {
 	object.Status.Addresses = []core.NodeAddress{{Type: core.NodeInternalIP, Address: "127.0.0.1"}}
 	object.Status.DaemonEndpoints.KubeletEndpoint.Port = port
 	object.Status.NodeInfo.KubeletVersion = "v1.36.3"
+	object.Status.Allocatable = core.ResourceList{ // a scheduler gives nothing to a node that has nothing
+		core.ResourceCPU: resource.MustParse("64"), core.ResourceMemory: resource.MustParse("64Gi"),
+		core.ResourcePods: resource.MustParse("110"),
+	}
+	object.Status.Capacity = object.Status.Allocatable
 	object.Status.Conditions = []core.NodeCondition{{
 		Type: core.NodeReady, Status: core.ConditionTrue, Reason: "KubeletReady",
 		LastHeartbeatTime: meta.Now(), LastTransitionTime: meta.Now(),
