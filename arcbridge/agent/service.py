@@ -7,6 +7,7 @@ The end is a drain in named steps: *leaving* (GOAWAY to relays and clients: no m
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
@@ -34,6 +35,7 @@ from arcbridge.agent.self_checks import checks_of
 from arcbridge.agent.sessions import Sessions
 from arcbridge.agent.settings import Checked, required
 from arcbridge.agent.targets import TcpTargets
+from arcbridge.agent.workload import POD_NAME, PodOfWorkload
 from arcbridge.checks.self_checks import SelfChecks
 from arcbridge.errors import ConfigError
 from arcbridge.identity.groups import GroupSources
@@ -78,6 +80,7 @@ async def serve(
     async with AsyncExitStack() as stack:
         parts = _compose(config, checked, instance, stack)
         keeper, control = parts.keeper, parts.control
+        pod = _own_pod(config, parts.api)
         reload = await _observe(checked, parts, reread, stack)
         if not await _run_unless(stopping, keeper.start()):
             return
@@ -88,7 +91,7 @@ async def serve(
         if await _run_unless(stopping, control.connected.wait()):
             ready()
         await stopping.wait()
-        await _drain(control, parts.sessions, hurry, reload.config.session.drain)
+        await _drain(control, parts.sessions, hurry, reload.config.session.drain, pod)
     log.info("agent stopped", step="gone")
 
 
@@ -241,6 +244,12 @@ def credential_store(config: AgentConfig, api: ApiServer | None) -> CredentialSt
     return SecretStore(api, secret)
 
 
+def _own_pod(config: AgentConfig, api: ApiServer) -> PodOfWorkload | None:
+    """Return this agent's pod, where it leaves its workload when it drains."""
+    label = config.kubernetes.drain_label
+    return PodOfWorkload(api, own_namespace(), os.environ[POD_NAME], label) if label else None
+
+
 def own_namespace(service_account: Path = SERVICE_ACCOUNT) -> str:
     """Return the namespace of this pod."""
     try:
@@ -264,17 +273,22 @@ async def _run_unless(stopping: asyncio.Event, work: Coroutine[Any, Any, object]
         await cancel_and_wait(task, stop)
 
 
-async def _drain(control: ControlConnections, sessions: Sessions, hurry: asyncio.Event, seconds: float) -> None:
+async def _drain(
+    control: ControlConnections, sessions: Sessions, hurry: asyncio.Event, seconds: float, pod: PodOfWorkload | None
+) -> None:
     log.info("agent stopping", step="leaving", sessions=len(sessions), detached=sessions.detached, seconds=seconds)
     control.drain()
     sessions.drain()
     if len(sessions):
         log.info("agent stopping", step="waiting", sessions=len(sessions))
+        leaving = [] if pod is None else [asyncio.create_task(pod.leave(), name="leave")]
         try:
             async with asyncio.timeout(seconds):
                 await _run_unless(hurry, sessions.wait_empty())
         except TimeoutError:
             log.warning("sessions cut off", sessions=len(sessions), reason="the drain took too long")
+        finally:
+            await cancel_and_wait(*leaving)
 
 
 def _watch_requests(api: ApiServer, self_checks: SelfChecks) -> None:

@@ -226,6 +226,8 @@ class KubernetesConfig:
     client_key_file: Path | None = None
     impersonate_groups: tuple[str, ...] = ("*",)
     """Groups that the agent's identity may impersonate: a user's other groups are left out. `*` alone: all."""
+    drain_label: str = ""
+    """`key=value` that the agent's pod takes on as a label while it drains; empty: none."""
 
 
 @dataclass(frozen=True, slots=True)

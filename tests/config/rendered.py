@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,8 +63,11 @@ class Rendered:
         return found
 
 
-def expected_rules(mode: str, secret: str, users: list[str], groups: list[str]) -> list[Object]:
-    """Return the rules that the agent may have, and no more (Kubernetes, "User impersonation"; KEP-5284)."""
+def expected_rules(mode: str, secret: str, users: list[str], groups: list[str], *, leaves: bool) -> list[Object]:
+    """Return the rules that the agent may have, and no more (Kubernetes, "User impersonation"; KEP-5284).
+
+    `leaves`: pods leave their workload when they drain.
+    """
     core, verb = ("", "impersonate") if mode == "legacy" else ("authentication.k8s.io", "impersonate:user-info")
     rules = [
         {"scope": "namespace", "apiGroups": [""], "resources": ["secrets"], "resourceNames": [secret],
@@ -74,6 +79,8 @@ def expected_rules(mode: str, secret: str, users: list[str], groups: list[str]) 
         {"scope": "cluster", "apiGroups": ["authentication.k8s.io"], "resources": ["uids", ORIGINAL_USER],
          "verbs": [verb]},
     ]  # fmt: skip
+    if leaves:
+        rules += [{"scope": "namespace", "apiGroups": [""], "resources": ["pods"], "verbs": ["patch"]}]
     if mode == "constrained":
         rules += [
             {"scope": "cluster", "apiGroups": ["*"], "resources": ["*"],
@@ -89,7 +96,9 @@ def check_rules(rendered: Rendered, mode: str, users: list[str], groups: list[st
     Users and groups are named, none of them a part of Kubernetes (docs/threats.md#H3).
     """
     rules = rendered.rules()
-    expected = expected_rules(mode, rendered.one("Secret")["metadata"]["name"], users, groups)
+    leaves = "drain_label" in next(iter(rendered.of("ConfigMap")))["data"]["agent.toml"]
+    assert len(rendered.of("ValidatingAdmissionPolicyBinding")) == leaves, "the right has what narrows it"
+    expected = expected_rules(mode, rendered.one("Secret")["metadata"]["name"], users, groups, leaves=leaves)
     assert not [name for name in (*users, *groups) if name.startswith("system:") or "*" in name]
 
     def ordered(found: list[Object]) -> list[str]:
@@ -179,7 +188,37 @@ def check_network_policy(rendered: Rendered) -> None:
     policy = rendered.one("NetworkPolicy")["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     assert [rule["ports"] for rule in policy["ingress"]] == [[{"protocol": "TCP", "port": "observe"}]]
-    assert policy["podSelector"]["matchLabels"] == rendered.workload()["spec"]["selector"]["matchLabels"]
+    selected = {key: [value] for key, value in policy["podSelector"]["matchLabels"].items()}
+    selected |= {one["key"]: one["values"] for one in policy["podSelector"].get("matchExpressions", ())}
+    settings = tomllib.loads(next(iter(rendered.of("ConfigMap")))["data"]["agent.toml"])
+    labels = {key: [value] for key, value in rendered.workload()["spec"]["selector"]["matchLabels"].items()}
+    if label := settings["kubernetes"].get("drain_label"):
+        # A pod that drains is out of its workload, and not of the network policy.
+        key, _, value = label.partition("=")
+        labels[key].append(value)
+        check_leaving(rendered, key, value)
+    assert selected == labels
+
+
+def check_leaving(rendered: Rendered, key: str, value: str) -> None:
+    """The policy is about this account, this namespace and this label, and pods know their names."""
+    account = rendered.one("ServiceAccount")["metadata"]
+    policy, binding = (rendered.one(f"ValidatingAdmissionPolicy{suffix}") for suffix in ("", "Binding"))
+    assert binding["spec"] == {"policyName": policy["metadata"]["name"], "validationActions": ["Deny"]}
+    spec = policy["spec"]
+    assert spec["failurePolicy"] == "Fail"
+    (resources,) = spec["matchConstraints"]["resourceRules"]
+    assert (resources["resources"], resources["operations"]) == (["pods"], ["UPDATE"])
+    assert spec["matchConstraints"]["namespaceSelector"] == {
+        "matchLabels": {"kubernetes.io/metadata.name": account["namespace"]}
+    }
+    (condition,) = spec["matchConditions"]
+    who = f"system:serviceaccount:{account['namespace']}:{account['name']}"
+    assert condition["expression"] == f"request.userInfo.username == '{who}'"
+    assert any(f"object.metadata.labels['{key}'] == '{value}'" in one["expression"] for one in spec["validations"])
+    pod = rendered.workload()["spec"]["template"]["spec"]
+    for container in (*pod["containers"], *pod["initContainers"]):
+        assert {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}} in container["env"]
 
 
 def check_settings(rendered: Rendered, directory: Path) -> config.AgentConfig:
@@ -203,7 +242,7 @@ def check_settings(rendered: Rendered, directory: Path) -> config.AgentConfig:
     named = [name for rule in rendered.rules() if rule.get("resources") == ["groups"] for name in rule["resourceNames"]]
     assert list(settings.kubernetes.impersonate_groups) == named, "requests carry the groups that the role has"
     assert re.fullmatch(r"sha256:[0-9a-f]{64}", settings.relay_ca_pin)
-    assert settings.session.drain == pod["terminationGracePeriodSeconds"] - 15
+    assert math.ceil(settings.session.drain) == pod["terminationGracePeriodSeconds"] - 15
     reached = {parse_address(relay).port for relay in settings.relays}
     reached |= {urlsplit(issuer.url).port or 443 for issuer in authentication.load(settings.authentication).issuers}
     reached |= {parse_address(target.address).port for target in settings.targets.values()}

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import ssl
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +23,7 @@ from arcbridge.errors import ConfigError
 from tests.support.cluster import Cluster, Unavailable
 from tests.support.cluster import helm as helm_binary
 from tests.support.processes import require_or_skip
+from tests.support.reports import until
 
 from .rendered import (
     Rendered,
@@ -54,9 +58,9 @@ class Helm:
                     "HELM_CACHE_HOME": str(home / "cache"), "HELM_CONFIG_HOME": str(home / "config"),
                     "HELM_DATA_HOME": str(home / "data")}  # fmt: skip
 
-    def run(self, *args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def run(self, *args: str, check: bool = True, timeout: float = 90) -> subprocess.CompletedProcess[str]:
         command = [self.binary, *args]
-        done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=90, check=False)
+        done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=timeout, check=False)
         if check:
             assert done.returncode == 0, done.stdout + done.stderr
         return done
@@ -139,6 +143,24 @@ def test_the_chart_has_the_manifests_objects(helm: Helm, mode: str, kind: str, t
 )  # fmt: skip
 def test_constrained_impersonation_is_the_choice_where_it_is_there(helm: Helm, version: str, mode: str) -> None:
     check_rules(helm.template("--kube-version", version), mode, USERS, GROUPS)
+
+
+@pytest.mark.parametrize(
+    ("settings", "leaves"),
+    [
+        (("--kube-version", "1.30.0"), True),
+        (("--kube-version", "1.29.9"), False),
+        (("--set", "workload.kind=Deployment"), False),
+        (("--set", "workload.leaveWhileDraining=false"), False),
+    ],
+)
+def test_where_a_pod_that_drains_leaves(helm: Helm, settings: tuple[str, ...], leaves: bool) -> None:
+    """Only with the policy that narrows the right, and only of a DaemonSet: a Deployment waits for no old pod."""
+    rendered = helm.template(*settings)
+    assert bool(rendered.of("ValidatingAdmissionPolicy")) == leaves
+    assert (["pods"] in [rule.get("resources") for rule in rendered.rules()]) == leaves
+    assert ("drain_label" in rendered.one("ConfigMap")["data"]["agent.toml"]) == leaves
+    check_network_policy(rendered)
 
 
 def test_nodes_of_their_own(helm: Helm, tmp_path: Path) -> None:
@@ -245,7 +267,7 @@ def test_token_mode_alone_impersonates_no_user(helm: Helm) -> None:
     for mode in MODES:
         verbs = {verb for rule in helm.template(*alone, "--set", f"impersonation.mode={mode}").rules()
                  for verb in rule["verbs"]}  # fmt: skip
-        assert verbs == {"get", "update", "watch", "create"}
+        assert verbs == {"get", "update", "watch", "create", "patch"}
 
 
 @pytest.mark.parametrize(
@@ -254,6 +276,10 @@ def test_token_mode_alone_impersonates_no_user(helm: Helm) -> None:
         ("impersonation.users=null", "impersonation.users: empty"),
         ("authentication=null", "tokenMode is off"),
         ("nodeSelector=null", "nodeSelector: names no nodes"),
+        (
+            "terminationGracePeriodSeconds=599",
+            "terminationGracePeriodSeconds: 599 is too short for session.drain (585s)",
+        ),
         (
             "impersonation.mode=constrained,impersonation.serviceAccounts={shop/deployer}",
             "impersonation.serviceAccounts",
@@ -278,7 +304,7 @@ def test_what_helm_cannot_see_the_init_container_finds(helm: Helm, tmp_path: Pat
     (check,) = rendered.workload()["spec"]["template"]["spec"]["initContainers"]
     arguments = [word.replace("/etc/arcbridge", str(tmp_path)) for word in check["args"]]
     command = [sys.executable, "-m", "arcbridge", *arguments]
-    environment = {**os.environ, "KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+    environment = {**os.environ, "KUBERNETES_SERVICE_HOST": "10.0.0.1", "POD_NAME": "arcbridge-agent-x"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     file = tmp_path / "authentication.yaml"
@@ -311,7 +337,7 @@ def test_every_value_in_use(helm: Helm, tmp_path: Path) -> None:
                    "users": {"oidc:anna@example.org": {"sessions": 2}}},
         "impersonation": {"mode": "constrained", "verbs": ["get", "list", "watch"], "userExtras": ["scopes"],
                           "users": ["a"], "groups": ["b"]},
-        "workload": {"kind": "Deployment", "replicas": 3}, "session": {"maxAge": "90m"},
+        "workload": {"kind": "Deployment", "replicas": 3}, "session": {"maxAge": "90m", "drain": "1m14.5s"},
         "denylist": {"existingConfigMap": "denied"},
         "forbiddenAudiences": ["arcbridge-relay", 'o"dd'], "maxTokenLifetime": "2h",
         "claimSources": ["https://claims.example.org"], "graph": {"existingSecret": "groups"},
@@ -320,7 +346,7 @@ def test_every_value_in_use(helm: Helm, tmp_path: Path) -> None:
         "image": {"digest": "sha256:" + "0" * 64}, "imagePullSecrets": [{"name": "pull"}],
         "env": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}], "priorityClassName": "high",
         "networkPolicy": {"enabled": False}, "podLabels": {"team": "x"}, "podAnnotations": {"note": "yes"},
-        "tolerations": [{"operator": "Exists"}], "affinity": {"nodeAffinity": {}}, "terminationGracePeriodSeconds": 90,
+        "tolerations": [{"operator": "Exists"}], "affinity": {"nodeAffinity": {}},
     }  # fmt: skip
     (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
     rendered = helm.template("-f", str(tmp_path / "values.yaml"))
@@ -384,7 +410,8 @@ def test_a_changed_setting_rolls_the_pods(helm: Helm) -> None:
     [
         ("relays=null", "relays"), ("relays={http://relay}", "relays"), ("relayCAPin=sha256:12", "relayCAPin"),
         ("relay=x", "relay"), ("joinToken.value=secret", "value"), ("impersonation.mode=both", "mode"),
-        ("terminationGracePeriodSeconds=30", "terminationGracePeriodSeconds"), ("targets.x.address=a:1", "targets"),
+        ("terminationGracePeriodSeconds=15", "terminationGracePeriodSeconds"), ("session.drain=", "drain"),
+        ("terminationGracePeriodSeconds=x", "terminationGracePeriodSeconds"), ("targets.x.address=a:1", "targets"),
         ("impersonation.verbs={*}", "verbs"), ("limits.streams=-1", "streams"), ("limits.streams=x", "streams"),
         ("logLevel=loud", "logLevel"), ("workload.kind=StatefulSet", "kind"),
         ("impersonation.users={system:kube-controller-manager}", "users"), ("impersonation.users={a,*}", "users"),
@@ -475,6 +502,87 @@ def test_the_account_impersonates_and_has_no_rights_of_its_own(installer: Helm, 
         for command in (*(("get", *other) for other in others), ("delete", *own), ("delete", "pod", "x")):
             alone = cluster.kubectl(*command, *agent, check=False)
             assert f'User "{ACCOUNT}" cannot' in alone.stderr, command
+
+
+LEAVES = {"metadata": {"labels": {"app.kubernetes.io/instance": "arcbridge-agent-draining"}}}
+# What else a patch of the agent's own pod could be, and what the policy says of it.
+NOTHING_BUT = "an agent may change nothing of its pod but a label"
+NO_LABEL_BUT = "an agent may set no label of its pod but the one"
+PATCHES: list[tuple[dict[str, Any], str]] = [
+    ({"spec": {"containers": [{"name": "main", "image": "theirs"}]}}, NOTHING_BUT),
+    ({"spec": {"activeDeadlineSeconds": 9}}, NOTHING_BUT),
+    ({"metadata": {"annotations": {"a": "b"}}}, NOTHING_BUT),
+    ({"metadata": {"finalizers": ["example.org/stays"]}}, "no new finalizers can be added"),
+    ({"metadata": {"ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": "n", "uid": "u"}]}}, NOTHING_BUT),
+    ({"metadata": {"labels": {"app.kubernetes.io/name": "other"}}}, NO_LABEL_BUT),
+    ({"metadata": {"labels": {"further": "label"}}}, NO_LABEL_BUT),
+    ({"metadata": {"labels": {"app.kubernetes.io/name": None}}}, NO_LABEL_BUT),
+    ({"metadata": {"labels": {"app.kubernetes.io/instance": "other"}}}, NO_LABEL_BUT),
+]
+
+
+def test_h42_a_pod_may_patch_one_label_of_itself_while_it_is_ended(installer: Helm, cluster: Cluster) -> None:
+    """Asked with the tokens that the pods have (docs/threats.md#H42)."""
+    with installer.installed():
+        tokens = {name: pod_of_the_account(cluster, name) for name in ("own", "other")}
+        cluster.settle_rbac()
+        unbound = cluster.service_account_token(NAMESPACE, "arcbridge-agent")
+        here = f"/api/v1/namespaces/{NAMESPACE}/pods"
+
+        def patch(token: str, pod: str, document: object, query: str = "") -> tuple[int, str]:
+            merge = "application/strategic-merge-patch+json"
+            headers = {"Authorization": f"Bearer {token}", "Content-Type": merge}
+            return answer(cluster, "PATCH", f"{here}/{pod}{query}", document, headers)
+
+        # The API server takes a policy over a moment after it was made.
+        early = until(
+            lambda: [found for found in [patch(tokens["own"], "own", LEAVES, "?dryRun=All")] if found[0] != 200],
+            "the policy is in force",
+            timeout=30,
+        )
+        assert "an agent's pod stays in its DaemonSet until it is being ended" in early[0][1]
+        for pod in tokens:
+            cluster.request("DELETE", f"{here}/{pod}", {"gracePeriodSeconds": 300})
+        for document, words in PATCHES:
+            status, text = patch(tokens["own"], "own", document)
+            assert (status, words in text) == (422, True), f"{document}: {status} {text}"
+        status, text = patch(tokens["other"], "own", LEAVES)
+        assert (status, "an agent may patch its own pod alone" in text) == (422, True), text
+        assert patch(unbound, "own", LEAVES)[0] == 422
+        assert answer(cluster, "DELETE", f"{here}/own", None, {"Authorization": f"Bearer {tokens['own']}"})[0] == 403
+        assert patch(tokens["own"], "own", LEAVES)[0] == 200
+        for pod in tokens:
+            cluster.delete_pod(pod, NAMESPACE)
+
+
+def pod_of_the_account(cluster: Cluster, name: str) -> str:
+    """Start a pod of the agent's account that takes its time to end, and return the token that it has."""
+    labels = {"app.kubernetes.io/name": "arcbridge-agent", "app.kubernetes.io/instance": "arcbridge-agent"}
+    command = ["sh", "-c", "trap '' TERM; while :; do sleep 1; done"]
+    spec = {"nodeName": "node-1", "serviceAccountName": "arcbridge-agent", "terminationGracePeriodSeconds": 300}
+    containers = [{"name": "main", "image": "local", "command": command}]
+    body = {"metadata": {"name": name, "labels": labels}, "spec": {**spec, "containers": containers}}
+    pod = cluster.request("POST", f"/api/v1/namespaces/{NAMESPACE}/pods", body)["metadata"]
+    until(
+        lambda: cluster.request("GET", f"/api/v1/namespaces/{NAMESPACE}/pods/{name}")["status"]["phase"] == "Running",
+        f"{name} runs",
+    )
+    bound = {"kind": "Pod", "apiVersion": "v1", "name": name, "uid": pod["uid"]}
+    path = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/arcbridge-agent/token"
+    return str(cluster.request("POST", path, {"spec": {"boundObjectRef": bound}})["status"]["token"])
+
+
+def answer(cluster: Cluster, method: str, path: str, document: object, headers: dict[str, str]) -> tuple[int, str]:
+    """Ask the API server without the administrator's certificate."""
+    body = None if document is None else json.dumps(document).encode()
+    request = urllib.request.Request(cluster.api_url + path, method=method, data=body, headers=headers)
+    context = ssl.create_default_context(cafile=cluster.ca_file)
+    try:
+        with urllib.request.urlopen(request, context=context, timeout=30) as done:
+            return done.status, done.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
 
 
 REVIEW = json.dumps({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"})

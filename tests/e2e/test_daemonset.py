@@ -34,6 +34,8 @@ class Place:
         self.world = world
         self.helm = helm
         self.mode = mode
+        self.values: dict[str, object] = {"workload": {"everyNode": True}}
+        """What each install and upgrade has besides."""
         self._values = world.directory / "values.json"
 
     def helm_does(self, verb: str, *words: str, **changes: object) -> None:
@@ -44,13 +46,13 @@ class Place:
             "relayCAPin": self.world.relay_pin,
             "authentication": json.loads(self.world.authentication(CLUSTER_AUDIENCE)),
             "impersonation": {"mode": self.mode, "users": [ALICE.email], "groups": list(ALICE.groups)},
-            "workload": {"everyNode": True},
             "podAnnotations": {"node.test/host-ports": f"{self.world.relay_port},{issuer_port}"},
+            **self.values,
             **changes,
         }
         self._values.write_text(json.dumps(values))
         place = ("--namespace", NAMESPACE, "-f", str(self._values), "--wait", MINUTES)
-        self.helm.run(verb, RELEASE, str(CHART), *place, *words)
+        self.helm.run(verb, RELEASE, str(CHART), *place, *words, timeout=200)
 
     def kubectl(self, *words: str) -> str:
         """Run kubectl as the administrator, straight to the API server."""
@@ -74,7 +76,7 @@ class Place:
 
 
 @contextmanager
-def place(directory: Path, mode: str) -> Iterator[Place]:
+def place(directory: Path, mode: str, nodes: int = 1) -> Iterator[Place]:
     """Start everything but the agent."""
     try:
         require_isolation()
@@ -87,7 +89,8 @@ def place(directory: Path, mode: str) -> Iterator[Place]:
     except Unavailable as error:
         require_or_skip("helm", str(error))
     try:
-        cluster = Cluster(directory=directory / "cluster", images={IMAGE: (sys.executable, "-m", "arcbridge")})
+        images = {IMAGE: (sys.executable, "-m", "arcbridge")}
+        cluster = Cluster(directory=directory / "cluster", images=images, nodes=nodes)
     except Unavailable as error:
         require_or_skip("apiserver", str(error))
     with cluster, World(ApiServer(cluster.api_url), directory=directory / "world") as world:

@@ -98,18 +98,18 @@ class Everything:
         self._stack = ExitStack()
         self._directory = directory
         self._stop_file = directory / "stop"
-        self._pod = "pod-" + os.urandom(4).hex()
+        self.pod = "pod-" + os.urandom(4).hex()
         self._server = self._stack.enter_context(TalkServer())
         port = int(self._server.address.rpartition(":")[2])
         cluster.add_pod(
-            self._pod, NAMESPACE, command=("sh", "-c", Ticks.SCRIPT), env={"STOP": str(self._stop_file)}, ports=[port]
+            self.pod, NAMESPACE, command=("sh", "-c", Ticks.SCRIPT), env={"STOP": str(self._stop_file)}, ports=[port]
         )
-        self._stack.callback(cluster.delete_pod, self._pod, NAMESPACE)
-        self.logs = Ticks(self._start("logs", "-f", "-n", NAMESPACE, self._pod))
-        self.shell = Ticks(self._start("exec", "-it", "-n", NAMESPACE, self._pod, "--", "sh", terminal=(24, 80)))
+        self._stack.callback(cluster.delete_pod, self.pod, NAMESPACE)
+        self.logs = Ticks(self._start("logs", "-f", "-n", NAMESPACE, self.pod))
+        self.shell = Ticks(self._start("exec", "-it", "-n", NAMESPACE, self.pod, "--", "sh", terminal=(24, 80)))
         self.shell.process.send(f"stty -echo; STOP={self._stop_file}; {Ticks.SCRIPT}\n")
         self.watch = self._start("get", "configmaps", "-n", NAMESPACE, "-w", "-o", "name")
-        forward = self._start("port-forward", "-n", NAMESPACE, f"pod/{self._pod}", f":{port}")
+        forward = self._start("port-forward", "-n", NAMESPACE, f"pod/{self.pod}", f":{port}")
         local = int(forward.wait_for_line(r"Forwarding from 127\.0\.0\.1:(\d+)", timeout=30)[1])
         self.talk = Talk(local, 1)
         self._source = directory / "source"
@@ -127,7 +127,7 @@ class Everything:
     def copy(self) -> ManagedProcess:
         """Begin to copy into the pod; returns when bytes arrive there."""
         remote = self._directory / f"copy-{len(self._copies)}"
-        process = self._start("cp", "-n", NAMESPACE, str(self._source), f"{self._pod}:{remote}")
+        process = self._start("cp", "-n", NAMESPACE, str(self._source), f"{self.pod}:{remote}")
         self._copies.append(process)
         until(lambda: remote.exists() and remote.stat().st_size > 0, "the copy begins", timeout=60)
         return process
@@ -138,7 +138,7 @@ class Everything:
         self.shell.wait_moves()
         self.talk.wait_moves(50_000)
         self._changes += 1
-        name = f"{self._pod}-{self._changes}"
+        name = f"{self.pod}-{self._changes}"
         self._kubectl.run("create", "configmap", name, "-n", NAMESPACE)
         self.watch.wait_for_line(f"configmap/{name}$", timeout=60)
 
@@ -151,17 +151,15 @@ class Everything:
         # The first copy is copied back out of the pod.
         if self._copies:
             back = self._directory / "back"
-            self._kubectl.run(
-                "cp", "-n", NAMESPACE, f"{self._pod}:{self._directory / 'copy-0'}", str(back), timeout=100
-            )
+            self._kubectl.run("cp", "-n", NAMESPACE, f"{self.pod}:{self._directory / 'copy-0'}", str(back), timeout=100)
             assert digest(back) == wanted
         self._stop_file.touch()
         self.logs.check()
         self.shell.check()
         self._server.check(self.talk)
         assert self.watch.running
-        names = [line for line in self.watch.output("stdout").splitlines() if self._pod in line]
-        assert names == [f"configmap/{self._pod}-{n + 1}" for n in range(self._changes)]
+        names = [line for line in self.watch.output("stdout").splitlines() if self.pod in line]
+        assert names == [f"configmap/{self.pod}-{n + 1}" for n in range(self._changes)]
 
     def close(self) -> None:
         self.talk.close()

@@ -80,7 +80,7 @@ class Cluster:
     `images` makes it run workloads as a cluster does: kube-controller-manager makes pods of DaemonSets, Deployments and
     ServiceAccounts, and the node isolates them (namespaces, hence root), each image being the command of this machine
     that `images` has for its repository. Raises `Unavailable` where that cannot be. With several `nodes`, `node-1` and
-    on, kube-scheduler chooses among them.
+    on, kube-scheduler chooses among them, and node-1 isolates nothing.
     """
 
     def __init__(
@@ -460,7 +460,7 @@ class Cluster:
                 f"--tls-cert-file={where}/node.crt",
                 f"--tls-private-key-file={where}/node.key",
                 f"--client-ca-file={where}/client-ca.crt",
-                *self._isolation(),
+                *([] if self._nodes > 1 and name == NODE else self._isolation()),
             ],
             log_dir=self.logs,
             name="node" if name == NODE else name,

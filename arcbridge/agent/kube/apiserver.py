@@ -171,14 +171,21 @@ class ApiServer:
         self._looked_at = -math.inf
 
     async def ask(
-        self, method: str, target: str, document: object = None, *, token: str = "", most: int = MAX_ANSWER
+        self,
+        method: str,
+        target: str,
+        document: object = None,
+        *,
+        token: str = "",
+        most: int = MAX_ANSWER,
+        content_type: str = "application/json",
     ) -> tuple[int, Any]:
         """Make one small call of the agent's own, on a connection of its own; return the code and the answer's JSON,
         None for an answer that is none.
 
-        `document`: what is sent, as JSON; None for no body. `token`: a caller's, with which the call is made in place
-        of the agent's own credential. Raises AnswerFailed where there is no answer of at most `most` bytes. Cancelled,
-        it leaves nothing.
+        `document`: what is sent, as JSON of this `content_type`; None for no body. `token`: a caller's, with which the
+        call is made in place of the agent's own credential. Raises AnswerFailed where there is no answer of at most
+        `most` bytes. Cancelled, it leaves nothing.
         """
         tls, authorization = self.credentials(own=not token)
         lines = [f"{method} {target} HTTP/1.1", f"Host: {self.authority}", "Connection: close"]
@@ -187,7 +194,7 @@ class ApiServer:
             lines.append(f"Authorization: {f'Bearer {token}' if token else authorization}")
         body = b"" if document is None else json.dumps(document).encode()
         if document is not None:
-            lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
+            lines += [f"Content-Type: {content_type}", f"Content-Length: {len(body)}"]
         if any("\r" in line or "\n" in line or "\x00" in line for line in lines):
             raise AnswerFailed("a header is malformed")
         try:

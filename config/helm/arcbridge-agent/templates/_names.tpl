@@ -34,6 +34,34 @@ app.kubernetes.io/name: {{ include "agent.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
+{{- /* The instance label of a pod of a DaemonSet that drains: its own selector does not match it. Empty: pods keep theirs. Only
+where the API server has the policy that narrows the right to do so. */ -}}
+{{- define "agent.drainingInstance" -}}
+{{- if and .Values.workload.leaveWhileDraining (eq .Values.workload.kind "DaemonSet") .Values.rbac.create (semverCompare ">=1.30.0-0" .Capabilities.KubeVersion.Version) }}
+{{- printf "%s-draining" .Release.Name }}
+{{- end }}
+{{- end }}
+
+{{- /* A duration of agent.toml ("9m45s") in whole seconds, rounded up. */ -}}
+{{- define "agent.seconds" -}}
+{{- $units := dict "ms" 0.001 "s" 1 "m" 60 "h" 3600 "d" 86400 "w" 604800 }}
+{{- $seconds := 0.0 }}
+{{- range regexFindAll "[0-9.]+(ms|s|m|h|d|w)" . -1 }}
+{{- $seconds = addf $seconds (mulf (regexFind "[0-9.]+" . | float64) (get $units (regexFind "[a-z]+" .))) }}
+{{- end }}
+{{- ceil $seconds }}
+{{- end }}
+
+{{- /* What the kubelet gives a pod to end: the longest drain, and 15 s for the last answers and the log. */ -}}
+{{- define "agent.gracePeriod" -}}
+{{- $needed := add 15 (include "agent.seconds" .Values.session.drain | int64) }}
+{{- $given := int64 (default $needed .Values.terminationGracePeriodSeconds) }}
+{{- if lt $given $needed }}
+{{- fail (printf "terminationGracePeriodSeconds: %d is too short for session.drain (%s) and 15 s for the last answers. Remove it: it follows from session.drain" $given .Values.session.drain) }}
+{{- end }}
+{{- $given }}
+{{- end }}
+
 {{- define "agent.labels" -}}
 {{ include "agent.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}

@@ -1,0 +1,199 @@
+"""Rollouts, drains and evictions of the agent's pods under people at work, for a DaemonSet and a Deployment: Helm and
+Kubernetes' own controllers and scheduler decide, and a node runs the agents as its kubelet would."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.test_daemonset import MINUTES, NAMESPACE, RELEASE, Loop, Place, kubectl_of, place
+from tests.e2e.test_survival_kubectl import NAMESPACE as PEOPLE
+from tests.e2e.test_survival_kubectl import Everything, Ticks
+from tests.support.reports import until
+from tests.support.world import ALICE
+
+MIB = 1 << 20
+KINDS = ["DaemonSet", "Deployment"]
+LABEL = "arcbridge.node-restriction.kubernetes.io/agent"
+AGENT_NODES = ("node-2", "node-3", "node-4")
+INSTANCE = "app.kubernetes.io/instance"
+
+
+class People:
+    """A session at each of the release's agents, and in one of them all that people do."""
+
+    def __init__(self, here: Place, directory: Path) -> None:
+        self._here = here
+        self._stack = ExitStack()
+        directory.mkdir()
+        # A relay asks the agents in turn, so that as many clients as agents are one for each.
+        clients = [here.world.start_client(ALICE) for _ in here.pods()]
+        self.first = kubectl_of(here, clients[0])
+        self._hurry = directory.parent / "hurry"
+        self.everything = Everything(self.first, here.cluster, directory, 512 * MIB)
+        self._stack.callback(self.everything.close)
+        self.followers: list[Ticks] = []
+        for client in clients[1:]:
+            follower = kubectl_of(here, client).start("logs", "-f", "-n", PEOPLE, self.everything.pod)
+            self._stack.callback(follower.stop)
+            self.followers.append(Ticks(follower))
+        self.copy = self.everything.copy()
+        self.wait_moves()
+
+    def wait_moves(self) -> None:
+        """Require that all of it goes on."""
+        assert self.copy.running
+        self.everything.wait_moves()
+        for follower in self.followers:
+            follower.wait_moves()
+
+    def check(self) -> None:
+        """Require that all of it ends in order, with nothing missing."""
+        self._hurry.touch()
+        self.everything.check()
+        for follower in self.followers:
+            follower.check()
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+@pytest.fixture(autouse=True)
+def _slow_tar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have pods use a `tar` that takes a mebibyte a second until the file `hurry` is there, so that a copy runs for as
+    long as a test wants."""
+    pace = (
+        "import os, sys, time\n"
+        "while chunk := sys.stdin.buffer.read(65536):\n"
+        "    sys.stdout.buffer.write(chunk)\n"
+        "    time.sleep(0 if os.path.exists(sys.argv[1]) else 1 / 16)\n"
+    )
+    (tmp_path / "pace.py").write_text(pace)
+    tar = tmp_path / "bin" / "tar"
+    tar.parent.mkdir()
+    pacing = f"{sys.executable} {tmp_path}/pace.py {tmp_path}/hurry"
+    tar.write_text(f'#!/bin/sh\n{pacing} | exec {shutil.which("tar")} "$@"\n')
+    tar.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tar.parent}:{os.environ['PATH']}")
+
+
+@contextmanager
+def people(here: Place, directory: Path) -> Iterator[People]:
+    found = People(here, directory)
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+@contextmanager
+def cluster_of_four(directory: Path, kind: str) -> Iterator[Place]:
+    """node-1 runs what people work with, the other ones the agents."""
+    with place(directory, "constrained", nodes=4) as here:
+        here.cluster.grant("edit", group=ALICE.groups[0])
+        here.cluster.kubectl("label", "node", *AGENT_NODES, f"{LABEL}=true")
+        here.values = {"workload": {"kind": kind}, "nodeSelector": {LABEL: "true"}}
+        here.helm_does("install")
+        yield here
+
+
+def ending(here: Place) -> dict[str, Any]:
+    """The agent's pods that are being ended and are not gone, by name."""
+    found = json.loads(here.kubectl("get", "pods", "-o", "json"))["items"]
+    return {pod["metadata"]["name"]: pod for pod in found if "deletionTimestamp" in pod["metadata"]}
+
+
+def ready(here: Place) -> set[str]:
+    """The names of the agent's pods that are ready and are not being ended."""
+    found = here.pods()
+    states = {pod["metadata"]["name"]: pod["status"].get("conditions", ()) for pod in found}
+    return {
+        name for name, of in states.items() if {"Ready": "True"}.items() <= {c["type"]: c["status"] for c in of}.items()
+    }
+
+
+def evict(here: Place, pod: str) -> None:
+    """Evict a pod as a drain does. Raises `ApiError` where the disruption budget forbids it."""
+    body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": NAMESPACE}}
+    here.cluster.request("POST", f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}/eviction", body)
+
+
+def names(here: Place) -> set[str]:
+    return {pod["metadata"]["name"] for pod in here.pods()}
+
+
+def took(began: float, what: str) -> None:
+    """Say how long it took; nothing is decided by it."""
+    print(f"{what}: {time.monotonic() - began:.1f} s")
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_upgrade_and_a_rollback_wait_for_no_session(tmp_path: Path, kind: str) -> None:
+    with cluster_of_four(tmp_path, kind) as here:
+        began = time.monotonic()
+        here.helm_does("upgrade", logLevel="warning")
+        took(began, f"{kind}: upgrade without sessions")
+        old = names(here)
+        with people(here, tmp_path / "first") as first, Loop(first.first) as loop:
+            began = time.monotonic()
+            here.helm_does("upgrade", logLevel="info")
+            took(began, f"{kind}: upgrade with sessions")
+            here.kubectl("rollout", "status", f"{kind.lower()}/{RELEASE}", "--timeout=1s")
+            # Helm was through while every old pod served on.
+            assert set(ending(here)) == old
+            new = names(here)
+            assert len(new) == len(old)
+            first.wait_moves()
+            loop.go_on()
+            with people(here, tmp_path / "second") as second:
+                began = time.monotonic()
+                here.helm.run("rollback", RELEASE, "--namespace", NAMESPACE, "--wait", MINUTES, timeout=240)
+                took(began, f"{kind}: rollback with sessions")
+                assert set(ending(here)) == old | new
+                first.wait_moves()
+                second.wait_moves()
+                loop.go_on()
+                second.check()
+            assert loop.failures == []
+            first.check()
+        until(lambda: not ending(here), "the old pods end with their sessions", timeout=60)
+        released = [line for line in here.helm.run("history", RELEASE, "--namespace", NAMESPACE).stdout.splitlines()]
+        assert not [line for line in released if "failed" in line]
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_drain_of_a_node_and_evictions_end_no_session(tmp_path: Path, kind: str) -> None:
+    with cluster_of_four(tmp_path, kind) as here:
+        pods = {pod["metadata"]["name"]: pod["spec"]["nodeName"] for pod in here.pods()}
+        first, node = next(iter(pods.items()))
+        with people(here, tmp_path / "people") as found, Loop(found.first) as loop:
+            began = time.monotonic()
+            drain = here.cluster.kubectl_for().start("drain", node, "--ignore-daemonsets", "--delete-emptydir-data")
+            if kind == "DaemonSet":
+                assert drain.wait(60) == 0
+                took(began, f"{kind}: drain with sessions")
+                evict(here, first)
+            until(lambda: len(ready(here) - set(pods)) == 1, "another pod is ready", timeout=60)
+            took(began, f"{kind}: replacement with sessions")
+            loop.go_on()
+            for count, pod in enumerate(list(pods)[1:], 2):
+                # Within the budget: the one before has been replaced, and counts no more although it serves on.
+                evict(here, pod)
+                until(lambda wanted=count: len(ready(here) - set(pods)) == wanted, "one more is ready", timeout=60)
+            assert set(ending(here)) == set(pods)
+            found.wait_moves()
+            loop.go_on()
+            found.check()
+            assert loop.failures == []
+        assert drain.wait(60) == 0
