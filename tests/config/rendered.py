@@ -115,7 +115,7 @@ def check_workload(rendered: Rendered) -> None:
     """Pods use nothing of the node, write no files and never run as root; a rollout leaves no gap and drains them."""
     workload = rendered.workload()
     spec = workload["spec"]
-    rollout = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    rollout = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": 0}}
     if workload["kind"] == "Deployment":
         assert spec["strategy"] == rollout
         assert "updateStrategy" not in spec
