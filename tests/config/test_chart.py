@@ -451,7 +451,7 @@ def test_versions_agree() -> None:
 
 def left_over(cluster: Cluster) -> set[str]:
     kinds = "serviceaccounts,secrets,configmaps,daemonsets,networkpolicies,roles,rolebindings,clusterroles"
-    kinds += ",clusterrolebindings"
+    kinds += ",clusterrolebindings,validatingadmissionpolicies,validatingadmissionpolicybindings"
     done = cluster.kubectl("get", kinds, "-n", NAMESPACE, "-l", "app.kubernetes.io/part-of=arcbridge", "-o", "name")
     return set(done.stdout.split())
 
@@ -463,7 +463,7 @@ def test_install_upgrade_uninstall(installer: Helm, cluster: Cluster, mode: str)
         assert "https://relay.example.org:443" in notes
         assert "kubectl -n remote create secret generic arcbridge-join-token" in notes
         assert ("would void the constraint" in notes) == (mode == "constrained")
-        assert len(left_over(cluster)) == 9
+        assert len(left_over(cluster)) == 11
 
         # What the agent wrote into its Secret survives an upgrade, and the settings change.
         write_secret(cluster, NAMESPACE)

@@ -23,7 +23,7 @@ from tests.support.world import ALICE, CLUSTER_AUDIENCE, ApiServer, Client, Worl
 NAMESPACE = "arcbridge"
 RELEASE = "arcbridge-agent"
 IMAGE = "registry.example.org/arcbridge"
-MINUTES = "--timeout=3m"
+MINUTES = "--timeout=5m"  # Helm's own
 
 
 class Place:
@@ -52,11 +52,11 @@ class Place:
         }
         self._values.write_text(json.dumps(values))
         place = ("--namespace", NAMESPACE, "-f", str(self._values), "--wait", MINUTES)
-        self.helm.run(verb, RELEASE, str(CHART), *place, *words, timeout=200)
+        self.helm.run(verb, RELEASE, str(CHART), *place, *words, timeout=320)
 
     def kubectl(self, *words: str) -> str:
         """Run kubectl as the administrator, straight to the API server."""
-        return self.cluster.kubectl("--namespace", NAMESPACE, *words, timeout=240).stdout
+        return self.cluster.kubectl("--namespace", NAMESPACE, *words, timeout=320).stdout
 
     def pods(self) -> list[dict[str, Any]]:
         """The agent's pods that do not end."""
@@ -144,7 +144,7 @@ def kubectl_of(place: Place, client: Client) -> Kubectl:
     return place.cluster.kubectl_for(kubeconfig=client.kubeconfig)
 
 
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("mode", ["legacy", "constrained"])
 def test_the_chart_is_installed_rolled_upgraded_and_removed(tmp_path: Path, mode: str) -> None:
     with place(tmp_path, mode) as here:

@@ -24,8 +24,6 @@ from tests.support.world import ALICE
 MIB = 1 << 20
 KINDS = ["DaemonSet", "Deployment"]
 LABEL = "arcbridge.node-restriction.kubernetes.io/agent"
-AGENT_NODES = ("node-2", "node-3", "node-4")
-INSTANCE = "app.kubernetes.io/instance"
 
 
 class People:
@@ -96,11 +94,11 @@ def people(here: Place, directory: Path) -> Iterator[People]:
 
 
 @contextmanager
-def cluster_of_four(directory: Path, kind: str) -> Iterator[Place]:
-    """node-1 runs what people work with, the other ones the agents."""
-    with place(directory, "constrained", nodes=4) as here:
+def cluster(directory: Path, kind: str, agents: int) -> Iterator[Place]:
+    """Start a cluster: node-1 runs what people work with, `agents` further ones the agents."""
+    with place(directory, "constrained", nodes=1 + agents) as here:
         here.cluster.grant("edit", group=ALICE.groups[0])
-        here.cluster.kubectl("label", "node", *AGENT_NODES, f"{LABEL}=true")
+        here.cluster.kubectl("label", "node", *(f"node-{2 + n}" for n in range(agents)), f"{LABEL}=true")
         here.values = {"workload": {"kind": kind}, "nodeSelector": {LABEL: "true"}}
         here.helm_does("install")
         yield here
@@ -136,10 +134,10 @@ def took(began: float, what: str) -> None:
     print(f"{what}: {time.monotonic() - began:.1f} s")
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_upgrade_and_a_rollback_wait_for_no_session(tmp_path: Path, kind: str) -> None:
-    with cluster_of_four(tmp_path, kind) as here:
+    with cluster(tmp_path, kind, 2) as here:
         began = time.monotonic()
         here.helm_does("upgrade", logLevel="warning")
         took(began, f"{kind}: upgrade without sessions")
@@ -157,7 +155,7 @@ def test_an_upgrade_and_a_rollback_wait_for_no_session(tmp_path: Path, kind: str
             loop.go_on()
             with people(here, tmp_path / "second") as second:
                 began = time.monotonic()
-                here.helm.run("rollback", RELEASE, "--namespace", NAMESPACE, "--wait", MINUTES, timeout=240)
+                here.helm.run("rollback", RELEASE, "--namespace", NAMESPACE, "--wait", MINUTES, timeout=320)
                 took(began, f"{kind}: rollback with sessions")
                 assert set(ending(here)) == old | new
                 first.wait_moves()
@@ -171,10 +169,10 @@ def test_an_upgrade_and_a_rollback_wait_for_no_session(tmp_path: Path, kind: str
         assert not [line for line in released if "failed" in line]
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_drain_of_a_node_and_evictions_end_no_session(tmp_path: Path, kind: str) -> None:
-    with cluster_of_four(tmp_path, kind) as here:
+    with cluster(tmp_path, kind, 3) as here:
         pods = {pod["metadata"]["name"]: pod["spec"]["nodeName"] for pod in here.pods()}
         first, node = next(iter(pods.items()))
         with people(here, tmp_path / "people") as found, Loop(found.first) as loop:
