@@ -322,6 +322,7 @@ def test_the_environment_is_read_in_the_command_line_alone() -> None:
     allowed = {
         "arcbridge.net.dialer",  # HTTPS_PROXY and NO_PROXY
         "arcbridge.agent.kube.apiserver",  # KUBERNETES_SERVICE_HOST, set by the kubelet
+        "arcbridge.agent.workload",  # POD_NAME, set by the kubelet
         "arcbridge.client.service",  # the default of an argument: KUBECONFIG, XDG_*
         "arcbridge.single_file",  # what the loader of that file leaves in it
         "arcbridge.client.credentials.login",  # handed on to the user's own token command

@@ -7,7 +7,6 @@ The end is a drain in named steps: *leaving* (GOAWAY to relays and clients: no m
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
@@ -35,7 +34,7 @@ from arcbridge.agent.self_checks import checks_of
 from arcbridge.agent.sessions import Sessions
 from arcbridge.agent.settings import Checked, required
 from arcbridge.agent.targets import TcpTargets
-from arcbridge.agent.workload import POD_NAME, PodOfWorkload
+from arcbridge.agent.workload import PodOfWorkload, pod_name
 from arcbridge.checks.self_checks import SelfChecks
 from arcbridge.errors import ConfigError
 from arcbridge.identity.groups import GroupSources
@@ -247,7 +246,7 @@ def credential_store(config: AgentConfig, api: ApiServer | None) -> CredentialSt
 def _own_pod(config: AgentConfig, api: ApiServer) -> PodOfWorkload | None:
     """Return this agent's pod, where it leaves its workload when it drains."""
     label = config.kubernetes.drain_label
-    return PodOfWorkload(api, own_namespace(), os.environ[POD_NAME], label) if label else None
+    return PodOfWorkload(api, own_namespace(), pod_name(), label) if label else None
 
 
 def own_namespace(service_account: Path = SERVICE_ACCOUNT) -> str:

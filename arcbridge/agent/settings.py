@@ -6,7 +6,6 @@ was checked. It makes no file and asks no peer.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from arcbridge.agent.denylist import parse_denylist
 from arcbridge.agent.kube.apiserver import SERVICE_ACCOUNT, endpoint_of
 from arcbridge.agent.revocations import Revocation
 from arcbridge.agent.targets import Target, read_targets
-from arcbridge.agent.workload import POD_NAME, parse_label
+from arcbridge.agent.workload import parse_label, pod_name
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.identity import token_settings
 from arcbridge.identity.authentication import AuthenticationConfig
@@ -177,11 +176,7 @@ def _kubernetes(
     if settings.drain_label:
         with problems.collect("kubernetes.drain_label"):
             parse_label(settings.drain_label)
-            if not (os.environ if environment is None else environment).get(POD_NAME):
-                raise ConfigError(
-                    f"kubernetes.drain_label: needs the pod's name in the environment variable {POD_NAME} "
-                    "(fieldRef: metadata.name); remove it where the agent is no pod"
-                )
+            pod_name(environment)
     try:
         if environment is None:
             end = endpoint_of(settings, service_account=service_account)

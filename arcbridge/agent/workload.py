@@ -8,7 +8,9 @@ Invariant: one label of this pod is all that is ever written, and a refusal chan
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+from collections.abc import Mapping
 from typing import Any, Final
 
 import structlog
@@ -18,8 +20,6 @@ from arcbridge.errors import ConfigError
 from arcbridge.net.backoff import Backoff
 from arcbridge.observe.untrusted_text import clean
 
-POD_NAME: Final = "POD_NAME"
-"""Environment variable with the pod's name (`fieldRef: metadata.name`)."""
 DEADLINE: Final = 15.0
 """Seconds for one answer of the API server."""
 SLOWEST: Final = 10.0
@@ -41,6 +41,17 @@ def parse_label(text: str) -> tuple[str, str]:
         )
     key, _, value = text.partition("=")
     return key, value
+
+
+def pod_name(environ: Mapping[str, str] | None = None) -> str:
+    """Return the name of this pod, which the kubelet puts into the environment. Raises ConfigError."""
+    name = (os.environ if environ is None else environ).get("POD_NAME")
+    if not name:
+        raise ConfigError(
+            "kubernetes.drain_label: needs the pod's name in the environment variable POD_NAME "
+            "(fieldRef: metadata.name); remove it where the agent is no pod"
+        )
+    return name
 
 
 class PodOfWorkload:

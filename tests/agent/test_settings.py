@@ -95,8 +95,14 @@ ERRORS: list[tuple[Callable[[Path], dict[str, Any]], str]] = [
         },
         "kubernetes.client_certificate_file: ",
     ),
-    (lambda at: {"kubernetes": KubernetesConfig(drain_label="a")}, "kubernetes.drain_label: write key=value"),
-    (lambda at: {"kubernetes": KubernetesConfig(drain_label="a=b")}, "kubernetes.drain_label: needs the pod's name"),
+    (
+        lambda at: {"kubernetes": KubernetesConfig("https://x", token_file=at / "token", drain_label="a")},
+        "kubernetes.drain_label: write key=value",
+    ),
+    (
+        lambda at: {"kubernetes": KubernetesConfig("https://x", token_file=at / "token", drain_label="a=b")},
+        "kubernetes.drain_label: needs the pod's name",
+    ),
     (lambda at: {"session": SessionConfig(max_age=9.0)}, "session.max_age: must be at least 10 s"),
     (lambda at: {"session": SessionConfig(drain=0.0)}, "session.drain: must be above 0 s"),
     (lambda at: {"session": SessionConfig(drain=1e6)}, "session.drain: must be above 0 s, and at most 24 h"),

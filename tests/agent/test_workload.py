@@ -9,7 +9,7 @@ import pytest
 import structlog
 
 from arcbridge.agent.kube.apiserver import ApiServer
-from arcbridge.agent.workload import PodOfWorkload, parse_label
+from arcbridge.agent.workload import PodOfWorkload, parse_label, pod_name
 from arcbridge.errors import ConfigError
 from tests.support.eventually import until
 from tests.support.fake_apiserver import Exchange, FakeApiServer, Unanswered, closing, dying, reply
@@ -99,3 +99,11 @@ def test_what_is_no_label(text: str) -> None:
         parse_label(text)
     with pytest.raises(ConfigError):
         parse_label("a=" + "b" * 64)
+
+
+def test_the_pods_name_is_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POD_NAME", "agent-x")
+    assert pod_name() == "agent-x"
+    assert pod_name({"POD_NAME": "agent-y"}) == "agent-y"
+    with pytest.raises(ConfigError, match=r"kubernetes\.drain_label: needs the pod's name"):
+        pod_name({})
