@@ -67,8 +67,8 @@ class People:
 
 @pytest.fixture(autouse=True)
 def _slow_tar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have pods use a `tar` that takes half a mebibyte a second until the file `hurry` is there, so that a copy runs for as
-    long as a test wants."""
+    """Have pods use a `tar` that takes half a mebibyte a second until the file `hurry` is there, so that a copy runs
+    for as long as a test wants."""
     pace = (
         "import os, sys, time\n"
         "while chunk := sys.stdin.buffer.read(65536):\n"
