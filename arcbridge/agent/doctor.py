@@ -61,7 +61,7 @@ async def diagnose(config: AgentConfig, place: Callable[[str], Place | None] = l
     except ConfigError as error:
         found.append(failed(API_SERVER, error.message, "correct the file that the setting names", "kubernetes"))
     try:
-        about_api = [] if api is None else api_checks(api, impersonates=config.authentication is not None)
+        about_api = [] if api is None else api_checks(api, lambda: checked.issuers)
         from_api = await _all(about_api)
         from_relays = await _relays(config, relays, api)
         # What is kept in a Secret needs the API server first.

@@ -17,13 +17,13 @@ from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
 from arcbridge.agent.self_checks import checks_of
 from arcbridge.checks.diagnosis import Finding, FindingState
 from arcbridge.checks.self_checks import AGENT_CHECKS
-from arcbridge.identity.authentication import parse
+from arcbridge.identity.authentication import AuthenticationConfig, parse
 from arcbridge.identity.groups import GroupSources
 from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.net.fetch import HttpFetcher
 from arcbridge.settings.config import AgentConfig, GraphConfig
 from tests.identity import issuer as issuing
-from tests.support.fake_apiserver import FakeApiServer, reply
+from tests.support.fake_apiserver import Exchange, FakeApiServer, reply
 
 AGENT = "system:serviceaccount:arcbridge:arcbridge-agent"
 
@@ -42,7 +42,7 @@ async def test_another_port(config: AgentConfig) -> None:
     api = ApiServer(endpoint_of(replace(config.kubernetes, server="https://127.0.0.1:1"), {}))
     assert one(await looks.look_at_api_server(api)) == (FindingState.FAILED, "api_unreachable")
     assert one(await looks.look_at_credential(api)) == (FindingState.SKIPPED, "")
-    assert one(await looks.look_at_impersonation(api)) == (FindingState.SKIPPED, "")
+    assert one(await looks.look_at_impersonation(api, NO_ISSUER)) == (FindingState.SKIPPED, "")
     await api.close()
 
 
@@ -72,16 +72,28 @@ async def test_the_agents_own_credential(
     assert api.upstream.own_refusals.user == (AGENT if expected[0] is FindingState.OK else "")
 
 
-def rule(verb: str, *resources: str) -> dict[str, list[str]]:
-    return {"verbs": [verb], "resources": list(resources), "apiGroups": [""], "resourceNames": ["alice"]}
+NO_ISSUER = AuthenticationConfig(())
+AUTHENTICATION = "authentication.k8s.io"
+
+
+def rule(verb: str, *resources: str, group: str = "") -> dict[str, list[str]]:
+    return {"verbs": [verb], "resources": list(resources), "apiGroups": [group], "resourceNames": ["alice"]}
+
+
+CONSTRAINED = [
+    rule("impersonate:user-info", "users", "groups", group=AUTHENTICATION),
+    rule("impersonate-on:user-info:get", "*", group="*"),
+]
 
 
 @pytest.mark.parametrize(
     ("rules", "incomplete", "expected"),
     [
         pytest.param([rule("impersonate", "users", "groups")], False, (FindingState.OK, ""), id="legacy"),
+        pytest.param(CONSTRAINED, False, (FindingState.OK, ""), id="constrained"),
+        pytest.param(CONSTRAINED[:1], False, (FindingState.FAILED, "impersonation_verbs"), id="for nothing"),
         pytest.param(
-            [rule("impersonate:user-info", "users", "groups")], False, (FindingState.OK, ""), id="constrained"
+            [rule("impersonate:user-info", "users", "groups")], False, (FindingState.FAILED, "impersonation"), id="name"
         ),
         pytest.param([rule("*", "*")], False, (FindingState.OK, ""), id="everything"),
         pytest.param(
@@ -98,16 +110,83 @@ def rule(verb: str, *resources: str) -> dict[str, list[str]]:
 async def test_the_right_to_impersonate(
     fake: FakeApiServer, api: ApiServer, rules: object, incomplete: bool, expected: tuple[FindingState, str]
 ) -> None:
-    fake.routes[looks.RULES] = reply(
-        201, json.dumps({"status": {"resourceRules": rules, "incomplete": incomplete}}).encode()
-    )
-    assert one(await looks.look_at_impersonation(api)) == expected
+    has_rules(fake, rules, incomplete=incomplete)
+    assert one(await looks.look_at_impersonation(api, NO_ISSUER)) == expected
+
+
+def has_rules(fake: FakeApiServer, rules: object, *, incomplete: bool = False) -> None:
+    status = {"resourceRules": rules, "incomplete": incomplete}
+    fake.routes[looks.RULES] = reply(201, json.dumps({"status": status}).encode())
+
+
+MAPPED = """\
+kind: AuthenticationConfiguration
+apiVersion: apiserver.config.k8s.io/v1
+jwt:
+- issuer: {url: https://one.example.org, audiences: [a]}
+  claimMappings:
+    username: {claim: sub, prefix: ""}
+    uid: {claim: sub}
+    extra: [{key: example.org/tenant, valueExpression: claims.tenant}]
+"""
+OTHER = """\
+- issuer: {url: https://two.example.org, audiences: [a]}
+  claimMappings: {username: {claim: sub, prefix: ""}}
+"""
+BOTH = ("uids", "userextras/example.org/tenant")
+
+
+@pytest.mark.parametrize("verb", ["impersonate", "impersonate:user-info"])
+@pytest.mark.parametrize(
+    ("given", "granted", "issuers", "state", "missing"),
+    [
+        pytest.param(BOTH, (), MAPPED, FindingState.OK, "", id="all"),
+        pytest.param((), BOTH, MAPPED, FindingState.OK, "", id="all by another authorizer"),
+        pytest.param(BOTH[1:], (), MAPPED, FindingState.FAILED, "uids", id="no uid"),
+        pytest.param(BOTH[:1], (), MAPPED, FindingState.FAILED, "userextras/example.org/tenant", id="no extra"),
+        pytest.param(BOTH[1:], (), MAPPED + OTHER, FindingState.WARNING, "uids", id="of one issuer"),
+    ],
+)
+async def test_the_rights_that_the_mappings_need(
+    fake: FakeApiServer,
+    api: ApiServer,
+    verb: str,
+    given: tuple[str, ...],
+    granted: tuple[str, ...],
+    issuers: str,
+    state: FindingState,
+    missing: str,
+) -> None:
+    """What is missing is said as the API server says it, with the field that sends it and the verb of this mode."""
+    api.upstream.own_refusals.user = AGENT
+    group = AUTHENTICATION if verb != "impersonate" else ""
+    has_rules(fake, [rule(verb, "users", "groups", group=group), rule(verb, *given, group=AUTHENTICATION),
+                     CONSTRAINED[1]])  # fmt: skip
+
+    async def review(exchange: Exchange) -> None:
+        asked = json.loads(exchange.request.body)["spec"]["resourceAttributes"]
+        assert (asked["group"], asked["verb"]) == (AUTHENTICATION, verb)
+        name = "/".join(filter(None, (asked["resource"], asked.get("subresource"))))
+        await exchange.send(reply(201, json.dumps({"status": {"allowed": name in granted}}).encode()))
+
+    fake.routes[looks.ACCESS] = review
+    found = await looks.look_at_impersonation(api, parse(issuers))
+    assert one(found) == (state, "impersonation_attributes" if missing else "")
+    if missing:
+        where = f'in API group "{AUTHENTICATION}" at the cluster scope'
+        words = f'User "{AGENT}" cannot {verb} resource "{missing}" {where}'
+        assert words in found.detail
+        assert "jwt[0].claimMappings." in found.detail
+        assert api.upstream.own_refusals.lacking == {missing: words}
 
 
 async def test_users_whom_no_rule_names(fake: FakeApiServer, api: ApiServer) -> None:
     rules = [rule("impersonate", "users", "groups")]
     fake.routes[looks.RULES] = reply(201, json.dumps({"status": {"resourceRules": rules}}).encode())
-    assert one(await looks.look_at_impersonation(api, lambda: 3)) == (FindingState.WARNING, "impersonation_users")
+    api.upstream.own_refusals.sentence = "the API server's words"
+    found = await looks.look_at_impersonation(api, NO_ISSUER, lambda: 3)
+    assert one(found) == (FindingState.WARNING, "impersonation_users")
+    assert found.detail.endswith(": the API server's words")
 
 
 async def test_files_that_cannot_be_read_again(fake: FakeApiServer, api: ApiServer) -> None:
