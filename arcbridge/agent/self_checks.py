@@ -50,10 +50,9 @@ _REMEDIES: Final = {
     "exists and that the token is of this cluster and not expired",
     "review": "Kubernetes has this review from 1.28 on; elsewhere the agent cannot check its credential",
     "impersonation": _MAY_ACT,
-    "impersonation_attributes": "give the agent's account this right (for an extra key `impersonation.userExtras` of the "
-    "chart, else the rules of config/kubernetes), or take the mapping out of the authentication file",
-    "impersonation_verbs": "give the agent's account the verbs (`impersonation.verbs` of the chart, or "
-    "config/kubernetes/overlays/impersonation-constrained)",
+    "impersonation_attributes": "give the agent's account this right (userExtras of the chart, for extra keys, or "
+    "config/kubernetes), or take the mapping out of the authentication file",
+    "impersonation_verbs": "give the agent's account the verbs, as the chart and config/kubernetes have them",
     "impersonation_unknown": _MAY_ACT,
     "impersonation_groups": _MAY_ACT,
     "impersonation_users": _MAY_ACT,
