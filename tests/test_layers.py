@@ -24,6 +24,7 @@ ROLES = ("client", "relay", "agent")
 # The packages of arcbridge that each package may import, besides itself and the leaves.
 LEAVES = frozenset(
     {
+        "build",
         "errors",
         "legacy_refusals",
         "limiters",
@@ -50,6 +51,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "checks": frozenset({"observe", "settings"}),
     "observe": frozenset({"settings"}),
     "settings": frozenset({"pki"}),
+    "build": frozenset(),
     "errors": frozenset(),
     "legacy_refusals": frozenset(),
     "refusals": frozenset(),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import arcbridge
+from arcbridge.build import build
 from tests.client.far_side import CLUSTER, CLUSTER_CA, RELAY_CA, FarSide
 from tests.client.session.test_session_manager import login
 
@@ -67,7 +68,8 @@ def test_whoami_imports_no_event_loop_and_no_tls(tmp_path: Path, monkeypatch: py
 def test_version() -> None:
     for arguments in (("--version",), ("version",), ("-V",), ("--role", "agent", "version")):
         done = arc(*arguments)
-        assert (done.returncode, done.stdout) == (0, f"arcbridge {arcbridge.__version__}\n")
+        version = build() if "--role" in arguments else arcbridge.__version__
+        assert (done.returncode, done.stdout) == (0, f"arcbridge {version}\n")
 
 
 def test_version_imports_nothing_at_all() -> None:

@@ -23,11 +23,11 @@ from dataclasses import dataclass
 
 import structlog
 
-from arcbridge import __version__
 from arcbridge.agent.dials import CONNECT_DEADLINE, HANDSHAKE_DEADLINE, Dials, DialStatus
 from arcbridge.agent.enrol import CredentialKeeper, outer_context
 from arcbridge.agent.relay_choice import RelayChoice
 from arcbridge.agent.sessions import Sessions
+from arcbridge.build import build
 from arcbridge.errors import ArcbridgeError, ConnectionLost, SessionEnded
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.net.address import Address
@@ -295,7 +295,7 @@ class ControlConnections:
             link,
             label=str(relay),
             agent=self.instance,
-            software=__version__,
+            software=build(),
             cluster_ca=self._keeper.current.cluster_ca_certificate_pem,
         )
         link.session = session

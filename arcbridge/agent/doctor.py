@@ -28,7 +28,7 @@ from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, PinM
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import connect
 from arcbridge.net.tls import ALPN_HTTP, RelayTrust, fetch_relay_ca, outer_client_context
-from arcbridge.pki.credentials import AgentCredential
+from arcbridge.pki.credentials import CLUSTER_CA_CERTIFICATE, AgentCredential
 from arcbridge.pki.pins import pin_of, same_pin
 from arcbridge.settings.config import AgentConfig
 from arcbridge.settings.named_files import is_directory, is_there
@@ -40,7 +40,7 @@ _LOOKED_AT = ("audit.", "authentication", "join_token_file", "kubernetes", "rela
 CONNECT_DEADLINE = 10.0
 """Seconds for one relay, TCP and TLS together."""
 _PIN = (
-    "compare relay_ca_pin with what `token create` or the relay's log (`ca_pin`) says; a new relay CA needs a new pin"
+    "compare relay_ca_pin with `token create`, or with the relay's log (`relay_ca_pin`); a new relay CA has a new pin"
 )
 
 
@@ -61,7 +61,7 @@ async def diagnose(config: AgentConfig, place: Callable[[str], Place | None] = l
     except ConfigError as error:
         found.append(failed(API_SERVER, error.message, "correct the file that the setting names", "kubernetes"))
     try:
-        about_api = [] if api is None else api_checks(api, impersonates=config.authentication is not None)
+        about_api = [] if api is None else api_checks(api, lambda: checked.issuers)
         from_api = await _all(about_api)
         from_relays = await _relays(config, relays, api)
         # What is kept in a Secret needs the API server first.
@@ -90,8 +90,12 @@ async def _relays(config: AgentConfig, relays: Sequence[Address], api: ApiServer
     except ArcbridgeError as error:
         return [failed(CREDENTIAL, error.message, "restore the agent's state, or let the agent enrol again", "state")]
     trust, found = await _trust(config, credential)
-    token = None if credential is not None else _join_token(config)
-    looks = await asyncio.gather(*(_relay(config, relay, trust, token) for relay in relays))
+    question = None
+    if credential is None:
+        question = {"join_token": _join_token(config)}
+        if snapshot is not None and (ca_pem := snapshot.get(CLUSTER_CA_CERTIFICATE)):
+            question["cluster_ca_pin"] = pin_of(ca_pem.decode("ascii", "replace"))
+    looks = await asyncio.gather(*(_relay(config, relay, trust, question) for relay in relays))
     return found + [one for look in looks for one in look]
 
 
@@ -124,8 +128,11 @@ async def _trust(config: AgentConfig, credential: AgentCredential | None) -> tup
     return (None if pem is None else RelayTrust(pem)), found
 
 
-async def _relay(config: AgentConfig, relay: Address, trust: RelayTrust | None, token: str | None) -> list[Finding]:
-    """Look at one relay: whether it answers and is the one that the pin names; and for a new agent, its join token."""
+async def _relay(
+    config: AgentConfig, relay: Address, trust: RelayTrust | None, question: dict[str, str] | None
+) -> list[Finding]:
+    """Look at one relay: whether it answers and is the one that the pin names; and for a new agent, whether it could
+    enrol (`question`: its join token, and the pin of the cluster's CA where it has made one)."""
     hop = f"relay {relay}"
     try:
         async with asyncio.timeout(CONNECT_DEADLINE):
@@ -152,8 +159,8 @@ async def _relay(config: AgentConfig, relay: Address, trust: RelayTrust | None, 
         )
         return [failed(hop, words, remedy, "relay_unreachable")]
     found = [ok(hop, "answers, and is the one that is trusted")]
-    if token is not None:
-        found.append(await _check_token(relay, trust, token))
+    if question is not None:
+        found.append(await _check_token(relay, trust, question))
     return found
 
 
@@ -166,13 +173,13 @@ def _join_token(config: AgentConfig) -> str:
         return ""
 
 
-async def _check_token(relay: Address, trust: RelayTrust, token: str) -> Finding:
+async def _check_token(relay: Address, trust: RelayTrust, question: dict[str, str]) -> Finding:
     """Ask the relay whether the join token could enrol this agent; that uses nothing up."""
     remedy = "make a new one at the relay (`token create --cluster NAME`) and put it into join_token_file"
-    if not token:
+    if not question["join_token"]:
         return failed(JOIN_TOKEN, "the agent has not enrolled, and join_token_file has none", remedy, "join_token")
     try:
-        answer = await post(relay, "/v1/join-token", {"join_token": token}, trust)
+        answer = await post(relay, "/v1/join-token", dict(question), trust)
     except EnrolmentRefused as error:
         return failed(JOIN_TOKEN, error.message, remedy, "join_token")
     except ArcbridgeError as error:

@@ -212,7 +212,7 @@ class CredentialKeeper:
             except VersionConflict:
                 continue  # a sibling was faster: adopt what it made
             if entries.CLUSTER_CA_KEY in made:
-                log.info("cluster CA made", pin=pin_of(made[entries.CLUSTER_CA_CERTIFICATE].decode()))
+                log.info("cluster CA made", cluster_ca_pin=pin_of(made[entries.CLUSTER_CA_CERTIFICATE].decode()))
             return Snapshot({**found, **made}, version)
         raise StateError(_TOO_MANY_WRITERS)
 

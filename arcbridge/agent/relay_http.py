@@ -21,6 +21,9 @@ from arcbridge.untrusted_json import read_json
 DEADLINE = 20.0
 MAX_ANSWER = 256 * 1024
 
+MAX_WORDS = 600
+"""Characters of a relay's refusal that are repeated: more than the longest that a relay has, with two pins in it."""
+
 
 async def post(
     relay: Address,
@@ -57,7 +60,7 @@ async def post(
         return answer
     failure = answer.get("error")
     message = failure.get("message") if isinstance(failure, dict) else None
-    words = message[:300] if isinstance(message, str) and message.isprintable() else f"code {reply.status}"
+    words = message[:MAX_WORDS] if isinstance(message, str) and message.isprintable() else f"code {reply.status}"
     if reply.status == 429 or reply.status >= 500:
         # A relay's hint is obeyed between 1 s and 10 min (docs/threats.md#B8).
         hinted = None if reply.retry_after is None else int(min(max(reply.retry_after, 1), 600))

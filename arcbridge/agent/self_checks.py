@@ -6,8 +6,8 @@ the running process (`checks_of`) and `doctor`. They change nothing: the API ser
 
 Unready makes a rollout stop and nothing else: no liveness depends on it (docs/decisions/0022-self-checks.md).
 
-Source: Kubernetes, SelfSubjectReview (authentication.k8s.io/v1), SelfSubjectRulesReview (authorization.k8s.io/v1), both
-open to every authenticated user by the default role `system:basic-user`; "Constrained impersonation" for the verbs.
+Source: Kubernetes, SelfSubjectReview (authentication.k8s.io/v1), SelfSubjectRulesReview and SelfSubjectAccessReview
+(authorization.k8s.io/v1), open to every authenticated user by the default role `system:basic-user`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ from arcbridge.agent.control import ControlConnections
 from arcbridge.agent.enrol import CredentialKeeper
 from arcbridge.agent.kube.apiserver import AnswerFailed, ApiServer
 from arcbridge.agent.parts import AgentParts
+from arcbridge.agent.rights import CONSTRAINED, GROUPS, LEGACY, USERS, VERBS, Right, Rules, attributes_of
 from arcbridge.checks.diagnosis import Finding, directory_finding, failed, key_finding, ok, skipped, warning
 from arcbridge.checks.self_checks import SelfCheck
+from arcbridge.identity.authentication import AuthenticationConfig
 from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.refusals import RefusalRule
 
 RULES: Final = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
+ACCESS: Final = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 CERTIFICATE_SOON: Final = 86400.0
 """Seconds before its end at which a certificate should have been renewed long ago; of a life of less than ten days it
 is a tenth."""
@@ -35,7 +38,6 @@ is a tenth."""
 API_SERVER, CREDENTIAL, IMPERSONATION = "API server", "agent's credential at the API server", "right to impersonate"
 RELOAD, AUDIT, RELAYS, CERTIFICATE = "files of the API server", "audit log", "control connections", "certificate"
 
-_VERBS: Final = frozenset({"*", "impersonate", "impersonate:user-info"})
 _CONNECTS: Final = "check `relays`, their pin, and that this cluster may connect to them"
 _MAY_ACT: Final = (
     "install the chart, or the rules of config/kubernetes, and bind them to the agent's account; "
@@ -48,6 +50,9 @@ _REMEDIES: Final = {
     "exists and that the token is of this cluster and not expired",
     "review": "Kubernetes has this review from 1.28 on; elsewhere the agent cannot check its credential",
     "impersonation": _MAY_ACT,
+    "impersonation_attributes": "give the agent's account this right (userExtras of the chart, for extra keys, or "
+    "config/kubernetes), or take the mapping out of the authentication file",
+    "impersonation_verbs": "give the agent's account the verbs, as the chart and config/kubernetes have them",
     "impersonation_unknown": _MAY_ACT,
     "impersonation_groups": _MAY_ACT,
     "impersonation_users": _MAY_ACT,
@@ -101,34 +106,74 @@ async def look_at_credential(api: ApiServer) -> Finding:
     return _bad(CREDENTIAL, "review", f"the API server answered code {code} to a review of the agent itself", warning)
 
 
-async def look_at_impersonation(api: ApiServer, refused: Callable[[], int] = lambda: 0) -> Finding:
-    """Look whether any rule lets the agent impersonate users and groups. `refused`: how many requests the API server
-    has refused lately because a rule does not name their user."""
+async def look_at_impersonation(
+    api: ApiServer, issuers: AuthenticationConfig, refused: Callable[[], int] = lambda: 0
+) -> Finding:
+    """Look whether the agent may impersonate users and groups, and what the mappings of `issuers` give besides.
+
+    `refused`: how many requests the API server has refused lately because a rule does not name their user.
+    """
+    own = api.upstream.own_refusals
     spec = {"namespace": "default"}
     kind = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview", "spec": spec}
     code, answer = await _review(api, RULES, kind)
     status = _at(answer, "status")
-    rules = _at(status, "resourceRules")
-    if code not in (200, 201) or rules is None:
+    listed = _at(status, "resourceRules")
+    if code not in (200, 201) or listed is None:
         words = "the API server does not say which rights the agent has"
         if code in (0, 401):
             return skipped(IMPERSONATION, words)
         remedy = "let the agent's account ask for reviews of itself (the default role system:basic-user)"
         return warning(IMPERSONATION, f"{words} (code {code})", remedy, "review")
-    listed = rules if isinstance(rules, list) else []
-    may = {resource for rule in listed if isinstance(rule, dict) for resource in _impersonable(rule)}
-    if "users" not in may and _at(status, "incomplete") is True:
+    rules = Rules(listed if isinstance(listed, list) else ())
+    # With both, the API server falls back on the older right, and what it allows counts.
+    verb = next((one for one in (LEGACY, CONSTRAINED) if rules.gives(USERS, one)), "")
+    for one in (LEGACY, CONSTRAINED):
+        verb = verb or (one if await _may(api, USERS, one) else "")
+    complete = _at(status, "incomplete") is not True
+    if not verb and not complete:
+        own.legacy, own.lacking = False, {}
         detail = "no rule of RBAC lets the agent impersonate users; another authorizer may"
         return _bad(IMPERSONATION, "impersonation_unknown", detail, warning)
-    if "users" not in may:
-        return _bad(IMPERSONATION, "impersonation", "the agent may not impersonate users")
-    if "groups" not in may and (api.impersonable is None or api.impersonable):
-        detail = "the agent may impersonate users, but no group; users with groups are refused"
-        return _bad(IMPERSONATION, "impersonation_groups", detail, warning)
+    has_groups = api.impersonable is None or bool(api.impersonable)
+    wanted = [USERS, *attributes_of(issuers), *[GROUPS] * has_groups]
+    verb = verb or LEGACY
+    lacking = [one for one in wanted if not rules.gives(one, verb) and not await _may(api, one, verb)]
+    own.legacy, own.lacking = verb == LEGACY, {one.resource: one.sentence(own.user, verb) for one in lacking}
+    if finding := _lacking(lacking, lambda one: one.sentence(own.user, verb), certain=complete):
+        return finding
+    if verb == CONSTRAINED and complete and not rules.has_verbs:
+        detail = f"no rule says what for (`{VERBS}get` and the like), so that the API server refuses every request"
+        return _bad(IMPERSONATION, "impersonation_verbs", detail)
     if count := refused():
         detail = f"the API server has refused {count} requests because no rule names their user or a group of theirs"
-        return _bad(IMPERSONATION, "impersonation_users", detail, warning)
-    return ok(IMPERSONATION, "the agent may impersonate users and groups")
+        return _bad(IMPERSONATION, "impersonation_users", f"{detail}; the last one: {own.sentence}", warning)
+    return ok(IMPERSONATION, f"the agent may impersonate {', '.join(one.resource for one in wanted)}")
+
+
+def _lacking(lacking: Sequence[Right], sentence: Callable[[Right], str], *, certain: bool) -> Finding | None:
+    """Return what it means that the agent lacks rights; None where it lacks none. `certain`: no other authorizer may
+    grant them by name."""
+    if USERS in lacking:
+        return _bad(IMPERSONATION, "impersonation", f"the agent may not impersonate users: {sentence(USERS)}")
+    if attributes := [one for one in lacking if one.sources]:
+        worst = next((one for one in attributes if one.always), attributes[0])
+        others = ", ".join(one.resource for one in attributes if one is not worst)
+        detail = (
+            f"{sentence(worst)}, and {' and '.join(worst.sources)} of the authentication file gives it, so that the "
+            f"API server refuses the user{f'; also {others}' if others else ''}"
+        )
+        make = failed if worst.always and certain else warning
+        return _bad(IMPERSONATION, "impersonation_attributes", detail, make)
+    if lacking:
+        detail = "the agent may impersonate users, but no group; users with groups are refused"
+        return _bad(IMPERSONATION, "impersonation_groups", f"{detail}: {sentence(GROUPS)}", warning)
+    return None
+
+
+async def _may(api: ApiServer, right: Right, verb: str) -> bool:
+    _, answer = await _review(api, ACCESS, right.question(verb))
+    return _at(answer, "status", "allowed") is True
 
 
 async def look_at_reload(api: ApiServer) -> Finding:
@@ -193,13 +238,16 @@ def certificate_finding(not_before: float, not_after: float, now: float) -> Find
 # --- together -------------------------------------------------------------------------------------------------------
 
 
-def api_checks(api: ApiServer, *, impersonates: bool, refused: Callable[[], int] = lambda: 0) -> list[SelfCheck]:
-    """Return the checks of the API server, which need no other part of the agent."""
+def api_checks(
+    api: ApiServer, issuers: Callable[[], AuthenticationConfig | None], refused: Callable[[], int] = lambda: 0
+) -> list[SelfCheck]:
+    """Return the checks of the API server, which need no other part of the agent. `issuers`: whose tokens count now."""
 
     async def impersonation() -> Finding:
-        if not impersonates:
+        current = issuers()
+        if current is None:
             return skipped(IMPERSONATION, "token mode alone: the agent impersonates no user")
-        return await look_at_impersonation(api, refused)
+        return await look_at_impersonation(api, current, refused)
 
     return [
         _check("api_server", partial(look_at_api_server, api), gates=True),
@@ -244,7 +292,7 @@ def groups_checks(verifier: TokenVerifier | None) -> list[SelfCheck]:
 
 def checks_of(parts: AgentParts) -> list[SelfCheck]:
     """Return all checks of a running agent. Audit and relays gate readiness by themselves (`agent.service`)."""
-    sessions = parts.sessions
+    sessions, verifier = parts.sessions, parts.verifier
     counts = parts.api.upstream.own_refusals.counts
     seen = counts["impersonation"]
 
@@ -254,21 +302,13 @@ def checks_of(parts: AgentParts) -> list[SelfCheck]:
         return fresh
 
     return [
-        *api_checks(parts.api, impersonates=parts.verifier is not None, refused=refused),
-        issuers_check(parts.verifier, token_mode=lambda: sessions.authenticator.token_mode),
-        *groups_checks(parts.verifier),
+        *api_checks(parts.api, lambda: None if verifier is None else verifier.config, refused),
+        issuers_check(verifier, token_mode=lambda: sessions.authenticator.token_mode),
+        *groups_checks(verifier),
         _check("audit", partial(look_at_audit, sessions.audit)),
         _check("relays", partial(look_at_relays, parts.control, parts.keeper)),
         _check("certificate", partial(look_at_certificate, parts.keeper)),
     ]
-
-
-def _impersonable(rule: dict[str, Any]) -> set[str]:
-    """Return the resources that a rule of the review lets the agent impersonate."""
-    verbs, resources = rule.get("verbs"), rule.get("resources")
-    if not isinstance(verbs, list) or not isinstance(resources, list) or not _VERBS & set(map(str, verbs)):
-        return set()
-    return {"users", "groups"} if "*" in resources else set(map(str, resources))
 
 
 async def _review(api: ApiServer, path: str, document: dict[str, Any]) -> tuple[int, Any]:

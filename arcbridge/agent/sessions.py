@@ -213,7 +213,7 @@ class Sessions:
         """End the session that has this join id now, or had it when it began: a relay's operator wants it to end."""
         for handler in list(self._open):
             if join_id in handler.join_ids:
-                handler.end(f"access was revoked: {clean(reason, MAX_REASON)}")
+                handler.end(f"the relay's operator has ended this session: {clean(reason, MAX_REASON)}")
                 self.counters.revoked += 1
 
     async def wait_empty(self) -> None:

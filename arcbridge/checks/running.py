@@ -39,6 +39,11 @@ _EXPLAINED: Final[Mapping[str, tuple[str, str, str]]] = {
         "are signed with a key that their issuer does not publish",
         "see whether the issuer's keys are those of this issuer",
     ),
+    "token.nbf": (
+        "token_clock",
+        "are not valid yet, by this machine's clock",
+        "compare the clocks of this machine and of the issuer (NTP)",
+    ),
     "claims.rule": (
         "token_claim",
         "lack a claim that claimValidationRules require",

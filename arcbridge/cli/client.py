@@ -27,7 +27,12 @@ _TOKEN_WAS_SHOWN = "ARCBRIDGE_TOKEN_WAS_SHOWN"
 _writing = threading.Lock()
 """Held while output of commands is written, so that lines of two clusters do not mix."""
 _COLUMNS = (("name", "NAME"), ("state", "STATE"), ("agents", "AGENTS"), ("last_seen", "LAST SEEN"))
-_WIDE = (*_COLUMNS, ("version", "VERSION"), ("certificate_expires", "CERTIFICATE UNTIL"), ("ca_pin", "CA PIN"))
+_WIDE = (
+    *_COLUMNS,
+    ("version", "VERSION"),
+    ("certificate_expires", "CERTIFICATE UNTIL"),
+    ("cluster_ca_pin", "CLUSTER CA PIN"),
+)
 
 
 def _start(invocation: Invocation, *, repair: bool = False) -> tuple[ClientConfig, str]:
@@ -231,7 +236,8 @@ async def clusters(invocation: Invocation, context: ClientContext) -> int:
     trust = context.trust()
     for one in found:
         # Scripts read the pins from here, and would trust what the relay says.
-        if wrong := trust.contradiction(str(one["name"]), str(one.get("ca_pin", ""))):
+        one["cluster_ca_pin"] = one.pop("ca_pin", "")
+        if wrong := trust.contradiction(str(one["name"]), str(one["cluster_ca_pin"])):
             print_warning(wrong)
     if output in ("", "table", "wide"):
         found = [_as_row(one) for one in found]

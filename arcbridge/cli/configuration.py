@@ -14,10 +14,11 @@ from arcbridge.cli.output import print_document, print_error, print_warning
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.settings import load_settings, place_of, read_settings, settings_file
 from arcbridge.errors import ExitCode
-from arcbridge.settings.flags import RELAY
+from arcbridge.settings.flags import CLIENT, RELAY
+from arcbridge.settings.role_settings import find_file
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from arcbridge.settings.problems import Problem
 
@@ -33,8 +34,11 @@ def show(invocation: Invocation) -> int:
     return ExitCode.DONE
 
 
-def find_problems(invocation: Invocation, environment: Mapping[str, str]) -> list[Problem]:
-    """Return everything that is wrong with the settings of the invocation's role, each with its place."""
+def find_problems(invocation: Invocation, environment: Mapping[str, str], *, around: bool = False) -> list[Problem]:
+    """Return everything that is wrong with the settings of the invocation's role, each with its place.
+
+    `around`: also what a start of these settings would meet on this machine now.
+    """
     from arcbridge.settings.problems import located
 
     config, wrong = read_settings(invocation, environment)
@@ -44,9 +48,28 @@ def find_problems(invocation: Invocation, environment: Mapping[str, str]) -> lis
     if all(problem.setting for problem in found):
         role = importlib.import_module(f"arcbridge.{invocation.role}.settings")
         surroundings = () if invocation.role == RELAY else (environment,)
-        problems: list[Problem] = list(role.check(config, *surroundings).problems)
+        checked = role.check(config, *surroundings)
+        problems: list[Problem] = list(checked.problems)
+        if around and invocation.role != CLIENT:
+            look = importlib.import_module(f"arcbridge.{invocation.role}.surroundings").look_around
+            wrong_settings = {problem.setting for problem in checked.problems.errors} | unread
+            found_around: list[Problem] = list(look(checked, _runs_these(invocation, environment)))
+            problems += [problem for problem in found_around if problem.setting not in wrong_settings]
         found += [problem for problem in problems if problem.setting not in unread]
     return located(found, place_of(invocation, environment))
+
+
+def _runs_these(invocation: Invocation, environment: Mapping[str, str]) -> Callable[[int], bool]:
+    """Return a function that says whether a process has the settings file of this invocation."""
+    from arcbridge.settings.surroundings import settings_of
+
+    file, default = settings_file(invocation, environment), find_file(invocation.role, environment)
+
+    def runs_these(process: int) -> bool:
+        given = settings_of(process) or default
+        return file is not None and given is not None and given.absolute() == file.absolute()
+
+    return runs_these
 
 
 def check(invocation: Invocation) -> int:
@@ -54,7 +77,7 @@ def check(invocation: Invocation) -> int:
     from arcbridge.settings.problems import Place, Severity
 
     output = invocation.text("output", "text")
-    found = find_problems(invocation, os.environ)
+    found = find_problems(invocation, os.environ, around=True)
     errors = [problem for problem in found if problem.severity is Severity.ERROR]
     warnings = [problem for problem in found if problem.severity is Severity.WARNING]
     if output in DOCUMENTS:

@@ -91,6 +91,7 @@ def initial_files(invocation: Invocation, *, root: bool) -> dict[str, str]:
     values: dict[str, Any] = {path: operator.attrgetter(path)(config) for path in given}
     if role == AGENT and issuer:
         values.setdefault("authentication", "agent-authentication.yaml")
+        values.setdefault("token_mode", False)  # as in the chart; without an issuer it is the only way in
     if role == RELAY:
         _fit_machine(values, root)
     elif role == AGENT and not root and "state.directory" not in values:

@@ -11,7 +11,7 @@ import sys
 
 from arcbridge.cli.commands import COMMANDS, DEFAULT_COMMAND, GONE, GROUP_HELP, Command, commands_of
 from arcbridge.errors import ExitCode
-from arcbridge.settings.flags import LIST, ROLES, Flag, flags_of
+from arcbridge.settings.flags import CLIENT, LIST, RELAY, ROLES, Flag, flags_of
 from arcbridge.settings.suggest import listed, nearest, unknown
 
 TYPE_CHECKING = False
@@ -224,7 +224,17 @@ def _refuse_unknown_flags(parser: Parser, arguments: Sequence[str], role: str) -
         name = argument.partition("=")[0]
         if name.startswith("--") and name not in known:
             near = nearest(name, sorted(known))
-            parser.error(f"unknown flag {name}" + (f"; did you mean {near}?" if near else ""))
+            hint = _of_others(name, role) or (f"; did you mean {near}?" if near else "")
+            parser.error(f"unknown flag {name}{hint}")
+
+
+def _of_others(name: str, role: str) -> str:
+    """Return what to do with a flag that is another role's; empty where it is none's."""
+    others = [other for other in ROLES if other != role and any(name in flag.names for flag in flags_of(other))]
+    if not others:
+        return ""
+    users = "; `arcbridge clusters` lists those that a user may reach" if role == RELAY and CLIENT in others else ""
+    return f": it is one of --role {listed(others)}{users}"
 
 
 def _commands_needed(arguments: Sequence[str], role: str) -> Sequence[Command]:

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 _TOKEN_COLUMNS = ("id", "cluster", "state", "used", "uses", "created", "expires_at")
-_CLUSTER_COLUMNS = ("name", "state", "agents", "last_seen", "certificate_expires", "version", "ca_pin")
+_CLUSTER_COLUMNS = ("name", "state", "agents", "last_seen", "certificate_expires", "version", "cluster_ca_pin")
 _BYTES = ("bytes_to_agent", "bytes_to_client")
 _WIDE_COLUMNS = ("name", "state", "agents", "ready", "failing", "sessions", "round_trip", "last_seen",
-                 "certificate_expires", "version", "ca_pin")  # fmt: skip
+                 "certificate_expires", "version", "cluster_ca_pin")  # fmt: skip
 _SESSION_COLUMNS = ("session", "user", "cluster", "since", *_BYTES, "agent", "relay", "worker")
 _USER_COLUMNS = ("user", "before", "revoked_at", "reason")
 _TIMES = frozenset(
@@ -40,7 +40,8 @@ def _printing(answer: Callable[[Invocation, RelayConfig], Coroutine[Any, Any, st
 
     def command(invocation: Invocation) -> int:
         config: RelayConfig = load_settings(invocation, os.environ)
-        logging.configure("relay", "warning", config.observe.log_format)
+        # What is wrong is the command's error; a line of the log before it would say half of it.
+        logging.configure("relay", "critical", config.observe.log_format)
         sys.stdout.write(asyncio.run(answer(invocation, config)))
         return ExitCode.DONE
 
@@ -177,6 +178,9 @@ def _format_token(made: admin.NewToken, output: str) -> str:
         else "On the agent's machine:",
         "",
         *(f"  {line}" for line in made.command.splitlines()),
+        "",
+        "The first line holds the token. The spaces before it keep it out of the history of a shell that is set so "
+        "(bash: HISTCONTROL=ignorespace); `-o name` prints the token alone, for `> FILE`.",
         "",
     ]
     if made.in_cluster:

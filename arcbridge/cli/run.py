@@ -109,7 +109,9 @@ def _with_places(error: ConfigError, invocation: Invocation) -> ConfigError:
 
 
 def version(invocation: Invocation) -> int:
-    print(f"arcbridge {__version__}")
+    from arcbridge.build import build
+
+    print(f"arcbridge {build()}")
     return ExitCode.DONE
 
 

@@ -202,6 +202,11 @@ class TokenVerifier:
         self.verified += 1
         return identity
 
+    @property
+    def config(self) -> AuthenticationConfig:
+        """The issuers in force."""
+        return self._config
+
     def replace(self, config: AuthenticationConfig, accept: Acceptance) -> None:
         """Judge tokens by `config` and `accept` from now on; keys of issuers that stay as they were are kept.
 

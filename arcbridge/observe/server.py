@@ -17,6 +17,7 @@ import asyncio
 import errno
 import ipaddress
 import signal
+import socket
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -24,6 +25,7 @@ from typing import Final
 from aiohttp import web
 
 from arcbridge.errors import ConfigError
+from arcbridge.settings.surroundings import listeners, named
 
 from . import logging as logs
 from .health import Checks
@@ -214,6 +216,31 @@ def parse_observe_listen(listen: str) -> None:
         _split(listen)
 
 
+def check_observe_port(listen: str) -> None:
+    """Raise ConfigError where a start could not listen there: bound for an instant, and nothing is accepted."""
+    host, port = _split(listen)
+    try:
+        for family, kind, _, _, address in socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            try:
+                sock = socket.socket(family, kind)
+            except OSError:
+                continue  # a family that this machine has not; asyncio passes over it, too
+            with sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                sock.bind(address)
+    except OSError as error:
+        raise ConfigError(_bind_message(listen, error)) from error
+
+
+def port_of(listen: str) -> int:
+    """Return the port of `observe.listen`. Raises ConfigError."""
+    return _split(listen)[1]
+
+
 def _split(listen: str) -> tuple[str | None, int]:
     host, colon, port = listen.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
@@ -229,7 +256,8 @@ def _bind_message(listen: str, error: Exception) -> str:
     where = f"observe.listen {clean(listen, 100)!r}"
     code = error.errno if isinstance(error, OSError) else None
     if code == errno.EADDRINUSE:
-        return f"{where}: another process listens there; choose another port, or 0 to have one picked"
+        by = named(listeners(port_of(listen)))
+        return f"{where}: the port is in use{by}; choose another port, or 0 to have one picked"
     if code == errno.EACCES:
         return f"{where}: this user may not bind that port; choose one above 1023"
     # From Python 3.13 on, asyncio passes over addresses that this machine does not have; where none is left, its error

@@ -122,24 +122,32 @@ class Authority:
         a certificate without its key is an error, never a reason to make another CA that no client has pinned.
         """
         ensure_private_directory(directory)
-        certificate_path, key_path = directory / CERTIFICATE_FILE, directory / KEY_FILE
         with locked(directory / ".ca.lock"):
-            certificate_pem, key_pem = read_file(certificate_path), read_file(key_path)
+            certificate_pem, key_pem = kept_files(directory)
             if key_pem is None:
-                if certificate_pem is not None:
-                    raise StateError(
-                        f"{key_path} is missing beside {certificate_path}: restore it from a backup, or copy both from "
-                        "the relay that this one shares its CA with; without it every agent and client would have to "
-                        "be told a new pin"
-                    )
                 key_pem = make_key().encode()
-                write_private(key_path, key_pem)
-            else:
-                _require_private(key_path)
+                write_private(directory / KEY_FILE, key_pem)
             if certificate_pem is None:
                 authority = cls._self_signed(common_name, _text(key_pem), CA_LIFE, clock)
-                write_private(certificate_path, authority.certificate_pem.encode())
+                write_private(directory / CERTIFICATE_FILE, authority.certificate_pem.encode())
                 return authority
+        return cls._load_kept(directory, certificate_pem, key_pem, clock)
+
+    @classmethod
+    def read(cls, directory: Path, *, clock: Callable[[], float] = time.time) -> Authority | None:
+        """Return the CA kept in `directory`, without making one; None where that is still to be done.
+
+        Raises `StateError` as `load_or_create` does.
+        """
+        certificate_pem, key_pem = kept_files(directory)
+        if certificate_pem is None or key_pem is None:
+            return None
+        return cls._load_kept(directory, certificate_pem, key_pem, clock)
+
+    @classmethod
+    def _load_kept(
+        cls, directory: Path, certificate_pem: bytes, key_pem: bytes, clock: Callable[[], float]
+    ) -> Authority:
         try:
             return cls.load(_text(certificate_pem), _text(key_pem), clock=clock)
         except StateError as error:
@@ -392,6 +400,23 @@ def _load_key(key_pem: str) -> ec.EllipticCurvePrivateKey:
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise StateError("the CA's private key is not an ECDSA key: restore the one that arcbridge made")
     return key
+
+
+def kept_files(directory: Path) -> tuple[bytes | None, bytes | None]:
+    """Return certificate and key (PEM) of the CA that is kept in `directory`, as far as they are there.
+
+    Raises `StateError` where they cannot be used: a certificate without its key, a key that every user may read.
+    """
+    certificate_path, key_path = directory / CERTIFICATE_FILE, directory / KEY_FILE
+    certificate_pem, key_pem = read_file(certificate_path), read_file(key_path)
+    if key_pem is not None:
+        _require_private(key_path)
+    elif certificate_pem is not None:
+        raise StateError(
+            f"{key_path} is missing beside {certificate_path}: restore it from a backup, or copy both from the relay "
+            "that this one shares its CA with; without it every agent and client would have to be told a new pin"
+        )
+    return certificate_pem, key_pem
 
 
 def _require_private(path: Path) -> None:

@@ -27,7 +27,7 @@ from arcbridge.net.join import JOIN_ID
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.relay.admin_socket import ask
 from arcbridge.relay.backend import registry_of
-from arcbridge.relay.data_dir import open_authority
+from arcbridge.relay.data_dir import is_locked, open_authority
 from arcbridge.relay.registry.base import ClusterRecord, UserRevocation, cluster_state
 from arcbridge.settings.config import RelayConfig
 from arcbridge.settings.config_loader import parse_duration
@@ -250,6 +250,11 @@ async def delete_cluster(config: RelayConfig, name: str, *, clock: Callable[[], 
 
 
 def _not_running(config: RelayConfig) -> StateError:
+    if is_locked(config.data_dir):
+        return StateError(
+            f"the relay that runs on {config.data_dir} answers no commands: it is of an older version, or its log says "
+            "`admin socket not opened`; restart it with this version"
+        )
     return StateError(
         f"no relay runs on {config.data_dir} that could be asked: give the relay's own --config, on its machine"
     )
@@ -376,6 +381,7 @@ def _cluster_row(record: ClusterRecord, now: float, reports: Mapping[str, list[R
         agents = 1
     row = asdict(record)
     del row["ca_pem"], row["keys"]
+    row["cluster_ca_pin"] = row.pop("ca_pin")
     row["revoked"] = bool(record.revoked)
     row["revoked_at"] = record.revoked
     row["agents"] = None if reports is None else agents

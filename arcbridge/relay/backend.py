@@ -68,9 +68,13 @@ async def registry_of(
         if config.fleet.servers:
             connection = NatsConnection(config.fleet)
             stack.push_async_callback(connection.close)
-            if not await connection.start(NATS_PATIENCE):
+            # An operator tries again; a relay does so by itself.
+            if not await connection.start(NATS_PATIENCE, once=True):
+                why = f" ({connection.failure})" if connection.failure else ""
                 servers = ", ".join(config.fleet.servers)
-                raise RegistryUnavailable(f"the fleet's registry does not answer: NATS cannot be reached at {servers}")
+                raise RegistryUnavailable(
+                    f"the fleet's registry does not answer: NATS cannot be reached at {servers}{why}"
+                )
             registry = _nats_registry(connection, config, clock)
         else:
             registry = await open_registry(config.data_dir, must_exist=must_exist, clock=clock)

@@ -26,12 +26,16 @@ LEAST_AGENTS: Final = 4
 log = structlog.get_logger("arcbridge.relay")
 
 
+def needed(limits: RelayLimitsConfig) -> int:
+    """Return how many descriptors all that the limits allow takes."""
+    return 2 * limits.sessions + limits.agents + limits.unauthenticated + 2 * POOL + RESERVED
+
+
 def fitted(limits: RelayLimitsConfig, available: int) -> RelayLimitsConfig:
     """Return the limits with as many sessions and agents as fit into so many descriptors: the settings' own numbers
     where all of them do. Logs what does not fit, and what to do."""
     wanted = 2 * limits.sessions + limits.agents
-    needed = wanted + limits.unauthenticated + 2 * POOL + RESERVED
-    if needed <= available:
+    if needed(limits) <= available:
         return limits
     others = min(limits.unauthenticated, available // 4) + min(2 * POOL, available // 8) + RESERVED
     share = max(available - others, 0) / wanted
@@ -39,10 +43,10 @@ def fitted(limits: RelayLimitsConfig, available: int) -> RelayLimitsConfig:
     agents = min(limits.agents, max(int(limits.agents * share), LEAST_AGENTS))
     log.warning(
         "too few file descriptors for what the settings allow",
-        needed=needed,
+        needed=needed(limits),
         available=available,
         sessions=f"{sessions} instead of {limits.sessions}",
         agents=f"{agents} instead of {limits.agents}",
-        advice=f"{advice(needed)}; or lower limits.sessions and limits.agents",
+        advice=f"{advice(needed(limits))}; or lower limits.sessions and limits.agents",
     )
     return replace(limits, sessions=sessions, agents=agents)

@@ -464,7 +464,7 @@ class ControlServer:
         if await self._registry.adopt(cluster, ca_pem, time.time()):
             self._counters.clusters_adopted += 1
             await self._registry.certificate_issued(cluster, agent_expiry(certificate))
-            log.info("cluster adopted", cluster=cluster, ca_pin=pin, source=ticket.address)
+            log.info("cluster adopted", cluster=cluster, cluster_ca_pin=pin, source=ticket.address)
         # Another relay may have adopted it meanwhile, with another CA; or the operator has revoked the name.
         record = await self._registry.cluster(cluster)
         if record is None:

@@ -22,9 +22,10 @@ from pathlib import Path
 
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.pki.authority import CERTIFICATE_FILE, KEY_FILE, Authority
-from arcbridge.pki.private_files import ensure_private_directory, read_file
+from arcbridge.pki.private_files import ensure_private_directory
 from arcbridge.relay.registry.sqlite import DATABASE_FILE, SqliteRegistry
 from arcbridge.settings.named_files import is_there
+from arcbridge.settings.surroundings import holders, is_full, named
 
 LOCK_FILE = "relay.lock"
 CA_NAME = "arcbridge relay CA"
@@ -37,13 +38,9 @@ def open_authority(data_dir: Path, *, clock: Callable[[], float] = time.time) ->
 
 def read_authority(data_dir: Path) -> Authority | None:
     """Return the relay's CA as it is kept, without making one; None where there is none. Raises `StateError`."""
-    certificate_pem, key_pem = read_file(data_dir / CERTIFICATE_FILE), read_file(data_dir / KEY_FILE)
-    if certificate_pem is None and key_pem is None:
-        return None
-    if certificate_pem is None or key_pem is None:
-        missing = CERTIFICATE_FILE if certificate_pem is None else KEY_FILE
-        raise StateError(f"{data_dir / missing} is missing: restore it from a backup")
-    return Authority.load(certificate_pem.decode("ascii", "replace"), key_pem.decode("ascii", "replace"))
+    if is_there(data_dir / KEY_FILE) and not is_there(data_dir / CERTIFICATE_FILE):
+        raise StateError(f"{data_dir / CERTIFICATE_FILE} is missing: restore it from a backup")
+    return Authority.read(data_dir)
 
 
 def count_clusters(data_dir: Path) -> int:
@@ -70,6 +67,29 @@ async def open_registry(
     return await SqliteRegistry.open(data_dir, clock=clock)
 
 
+def is_locked(data_dir: Path) -> bool:
+    """Return whether a relay runs on a data directory, as far as this user may see that; nothing is made."""
+    from filelock import lock_descriptor
+
+    try:
+        descriptor = os.open(data_dir / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return not lock_descriptor(descriptor, blocking=False)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def another_relay(data_dir: Path) -> ConfigError:
+    """Return the error of a start on a data directory on which a relay runs."""
+    by = named(holders(data_dir / LOCK_FILE))
+    return ConfigError(f"data_dir: another relay is running on {data_dir}{by.replace(' by', ',')}; stop it, or use "
+                       "another one")  # fmt: skip
+
+
 @contextlib.contextmanager
 def instance_lock(data_dir: Path) -> Iterator[int]:
     """Hold the data directory's lock: two relays on one registry and one CA would each know half of the agents.
@@ -78,6 +98,8 @@ def instance_lock(data_dir: Path) -> Iterator[int]:
     """
     from filelock import lock_descriptor
 
+    if why := is_full(data_dir):
+        raise StateError(f"data_dir: {why}")
     ensure_private_directory(data_dir)
     try:
         descriptor = os.open(data_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -89,7 +111,7 @@ def instance_lock(data_dir: Path) -> Iterator[int]:
         except OSError as error:
             raise StateError(f"data_dir: {data_dir} cannot be locked: {error.strerror}") from error
         if not alone:
-            raise ConfigError(f"data_dir: another relay is running on {data_dir}; stop it, or use another one")
+            raise another_relay(data_dir)
         yield descriptor
     finally:
         os.close(descriptor)

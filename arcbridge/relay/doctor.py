@@ -23,13 +23,14 @@ from arcbridge.checks.diagnosis import (
     ok,
     settings_findings,
     skipped,
+    warning,
 )
-from arcbridge.checks.running import look_at_refusals
+from arcbridge.checks.running import look_at_process, look_at_refusals
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.pki.authority import Authority, certificate_validity
 from arcbridge.relay.admin_socket import ask
 from arcbridge.relay.certificate import read_text
-from arcbridge.relay.data_dir import count_clusters, read_authority
+from arcbridge.relay.data_dir import count_clusters, is_locked, read_authority
 from arcbridge.relay.self_checks import (
     CERTIFICATE,
     POLICY,
@@ -128,6 +129,13 @@ async def _running(config: RelayConfig) -> list[Finding]:
         rows = await ask(config.data_dir, {"ask": "checks"})
     except ArcbridgeError as error:
         return [failed(RUNNING, error.message, "look into the relay's log", "relay_silent")]
+    if not rows and (rows is not None or await asyncio.to_thread(is_locked, config.data_dir)):
+        how = "answers no commands" if rows is None else "does not send what it finds"
+        words = f"a relay runs on {config.data_dir} and {how}: it is of an older version"
+        words += "" if rows is not None else ", or its log says `admin socket not opened`"
+        remedy = "restart it with this version; until then its own log and metrics say how it is"
+        found = [warning(RUNNING, words, remedy, "relay_older"), *await look_at_process(config.observe.listen)]
+        return found + await look_at_refusals("arcbridge_relay_", config.observe.listen, "access tokens")
     if rows is None:
         words = f"no relay runs on {config.data_dir}"
         return [failed(RUNNING, words, "start it (`systemctl start arcbridge-relay`); its log says why it ended",

@@ -38,6 +38,7 @@ from arcbridge.relay.admission import Admission, Purpose, Ticket
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.proxy_protocol import Networks, ProxyIncomplete, ProxyRefusal, is_among
 from arcbridge.relay.tcp_state import has_ended
+from arcbridge.settings.surroundings import listeners, named
 from arcbridge.tasks import cancel_and_wait
 
 PEEK_DEADLINE: Final = 5.0
@@ -474,7 +475,7 @@ def _bind(listen: Address, shared: bool, accept: bool) -> socket.socket:
 def _bind_message(listen: Address, error: OSError) -> str:
     where = f"listen {str(listen)!r}"
     if error.errno == errno.EADDRINUSE:
-        return f"{where}: the port is in use; stop what uses it, or choose another one"
+        return f"{where}: the port is in use{named(listeners(listen.port))}; stop what uses it, or choose another one"
     if error.errno == errno.EACCES:
         return f"{where}: ports below 1024 need CAP_NET_BIND_SERVICE; grant it, or choose a higher port"
     if error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):

@@ -96,6 +96,10 @@ class NatsConnection:
         self._silent = False
         self._asking = False
         self._told = ""
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when NATS answers again, and when it does no more."""
+        self._tried = asyncio.Event()
+        """Set once a connection stands, or an attempt has failed."""
         self.connections = 0
         """How many connections were made."""
         self.slow_consumers = 0
@@ -115,17 +119,22 @@ class NatsConnection:
             raise NatsUnavailable("NATS does not answer", retry_after=5)
         return client
 
-    async def start(self, wait: float = 0.0) -> bool:
-        """Begin to connect; return whether a connection stood within `wait` seconds."""
+    @property
+    def failure(self) -> str:
+        """Why there is no connection, in the library's words; empty where there is one, or none was tried."""
+        return self._told
+
+    async def start(self, wait: float = 0.0, *, once: bool = False) -> bool:
+        """Begin to connect; return whether a connection stood within `wait` seconds, or after the first attempt."""
         require_library()
         self._task = asyncio.get_running_loop().create_task(self._keep())
-        return await self.wait(wait)
+        return await self.wait(wait, once=once)
 
-    async def wait(self, timeout: float) -> bool:
-        """Return whether a connection stands, at the latest in `timeout` seconds."""
+    async def wait(self, timeout: float, *, once: bool = False) -> bool:
+        """Return whether a connection stands, at the latest in `timeout` seconds; `once`: after one attempt, too."""
         try:
             async with asyncio.timeout(timeout):
-                await self._up.wait()
+                await (self._tried if once else self._up).wait()
         except TimeoutError:
             pass
         return self._up.is_set()
@@ -239,8 +248,10 @@ class NatsConnection:
                 await self._settle(client, _CONNECT_ONE)
             self._silent = False
             self._up.set()
+            self._tried.set()
             self.connections += 1
             self._told = ""
+            self.on_change()
             log.info("connected to NATS", server=_shown(client), name=self.name)
             while not lost.is_set() and not client.is_closed:
                 # Also by the clock: the library closes a connection before it says so, and may hang in between.
@@ -341,21 +352,25 @@ class NatsConnection:
             done, _ = await asyncio.wait({answer}, timeout=_DOUBT)
             if not done:
                 self._silent = client is self._client
+                self.on_change()
                 self._tell("it does not answer")
             if await answer and client is self._client:
                 if self._silent:
                     log.info("NATS answers again")
                 self._silent = False
                 self._told = ""
+                self.on_change()
             elif client is self._client:
                 _abort(client)
         finally:
             self._asking = False
 
     def _tell(self, reason: str) -> None:
+        self._tried.set()
         if reason != self._told:
             self._told = reason
             log.warning("NATS unavailable", reason=reason)
+            self.on_change()
 
     def _spawn(self, work: Any) -> None:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)

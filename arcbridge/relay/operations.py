@@ -32,8 +32,8 @@ GRACE: Final = 1.0
 PART: Final = 64 * 1024
 """Bytes of rows in one message: half of what a channel between two processes takes."""
 MAX_REASON: Final = 200
-ENDED: Final = "the relay's operator has ended this session"
-"""What a user is told whose session was ended, unless the operator gives a reason."""
+ENDED: Final = "no reason is given"
+"""The reason that a user is told whose session was ended, unless the operator gives one."""
 
 log = structlog.get_logger("arcbridge.relay")
 

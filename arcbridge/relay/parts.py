@@ -34,6 +34,8 @@ class Basis:
     checked: CheckedRelay
     limits: RelayLimitsConfig
     """Those that count: as many sessions and agents as there are descriptors for."""
+    wanted: RelayLimitsConfig
+    """Those of the settings, for this process."""
     descriptors: int
     counters: Counters
     policy: PolicyFile

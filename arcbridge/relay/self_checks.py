@@ -25,13 +25,16 @@ from arcbridge.net.address import Address
 from arcbridge.net.descriptors import UNLIMITED, advice, limit
 from arcbridge.net.dialer import DIRECT, SockAddr, connect, resolve
 from arcbridge.net.tls import ALPN_HTTP, RelayTrust, outer_client_context
+from arcbridge.relay.capacity import needed
 from arcbridge.relay.parts import Basis
+from arcbridge.settings.config import RelayLimitsConfig
+from arcbridge.settings.named_files import DAY_LEFT, SOON
 
 REGISTRY, FLEET, CERTIFICATE = "registry", "fleet (NATS)", "relay's certificate"
 DESCRIPTORS, POLICY, PUBLIC_ADDRESS = "file descriptors", "policy", "public address"
-CERTIFICATE_WARNS: Final = 14 * 86400.0
+CERTIFICATE_WARNS: Final = SOON
 """Seconds before its end at which a certificate should have been replaced: an own one is renewed 30 days before."""
-CERTIFICATE_FAILS: Final = 86400.0
+CERTIFICATE_FAILS: Final = DAY_LEFT
 FEW: Final = 0.1
 """Share of the descriptors that is left when it is told."""
 CONNECT_DEADLINE: Final = 10.0
@@ -56,12 +59,16 @@ def certificate_finding(expires: float, now: float, *, own: bool) -> Finding:
     return ok(CERTIFICATE, f"valid for {left / 86400:.0f} days")
 
 
-def descriptors_finding(used: int | None, most: int) -> Finding:
-    """`used` None: the system does not say."""
+def descriptors_finding(used: int | None, most: int, limits: RelayLimitsConfig, wanted: RelayLimitsConfig) -> Finding:
+    """`used` None: the system does not say. `limits`: those that count, of those that the settings want."""
     if used is None or most == UNLIMITED:
         return skipped(DESCRIPTORS, "the system does not say, or sets no limit")
     if used >= most * (1 - FEW):
         return warning(DESCRIPTORS, f"{used} of {most} are in use", advice(2 * most), "descriptors")
+    if limits.sessions < wanted.sessions:
+        words = f"{most} are too few: {limits.sessions} sessions instead of {wanted.sessions}"
+        words += f", {limits.agents} agents instead of {wanted.agents}"
+        return warning(DESCRIPTORS, words, f"{advice(needed(wanted))}; or lower the limits", "descriptors")
     return ok(DESCRIPTORS, f"{used} of {most} are in use")
 
 
@@ -213,7 +220,9 @@ def checks_of(
             "certificate",
             now(lambda: certificate_finding(certificate.loaded.expires, clock(), own=certificate.ca_pem is not None)),
         ),
-        SelfCheck("descriptors", now(lambda: descriptors_finding(descriptors_used(), limit()))),
+        SelfCheck(
+            "descriptors", now(lambda: descriptors_finding(descriptors_used(), limit(), basis.limits, basis.wanted))
+        ),
         SelfCheck("policy", now(lambda: policy_finding(basis.policy.error, basis.policy.held))),
         SelfCheck("public_address", public_address),
     ]

@@ -82,7 +82,7 @@ class RelayInfo:
     address: str
     """`host:port` that is bound."""
     public_address: str
-    ca_pin: str
+    relay_ca_pin: str
     observe: str
     """`host:port` of metrics and health, empty if there is none."""
 
@@ -164,9 +164,11 @@ async def _lay_basis(checked: CheckedRelay, membership: Membership, stack: Async
     authority = open_authority(config.data_dir)
     registry, fleet = await open_backend(config, membership.fleet, stack)
     verifier = make_verifier(checked, stack)
+    wanted = membership.share(config.limits)
     return Basis(
         checked=checked,
-        limits=fitted(membership.share(config.limits), descriptors),
+        limits=fitted(wanted, descriptors),
+        wanted=wanted,
         descriptors=descriptors,
         counters=Counters(),
         policy=policy,
@@ -277,6 +279,8 @@ async def _observe(
     self_checks.register(metrics, checks)
     basis.verifier.on_directory_failure(lambda: self_checks.look_soon("groups"))
     maintenance.policy_watch.on_news = lambda: self_checks.look_soon("policy")
+    maintenance.on_registry = lambda: self_checks.look_soon("registry")
+    basis.fleet.on_engine = lambda: self_checks.look_soon("fleet")
     operations.findings = self_checks.findings
     reload = RelayReload(basis, entrances, membership.share)
     maintenance.policy_watch.checked = lambda: reload.checked
@@ -305,6 +309,8 @@ class _Maintenance:
         self._learn_at = 0.0
         self.registry_error: str | None = None
         """Why the registry did not answer the last time; None: it did."""
+        self.on_registry: Callable[[], None] = lambda: None
+        """Called when that has changed."""
 
     async def run(self) -> None:
         """Do all of it until cancelled; what waits for the registry holds up nothing else."""
@@ -357,12 +363,18 @@ class _Maintenance:
             # Also a damaged file: the policy below must go on to count.
             if self.registry_error is None:
                 log.error("registry unavailable", reason=error.message)
-            self.registry_error = error.message
+            self._note_registry(error.message)
         else:
-            self.registry_error = None
+            self._note_registry(None)
         # Also when the registry did not answer: the policy counts, and what is known to be revoked.
         self._control.tell_users(self._access.users)
         await self._enforcement.enforce()
+
+    def _note_registry(self, error: str | None) -> None:
+        changed = (error is None) != (self.registry_error is None)
+        self.registry_error = error
+        if changed:
+            self.on_registry()
 
     async def _note(self) -> None:
         """Note which clusters are connected. A relay that cannot write these dates is as ready as before."""

@@ -217,19 +217,14 @@ def _check_client_directory(directory: Path) -> None:
 
 def _check_data_dir(config: RelayConfig, problems: Problems) -> None:
     named_files.check_directory(problems, "data_dir", config.data_dir)
-    certificate, key = config.data_dir / CERTIFICATE_FILE, config.data_dir / KEY_FILE
-    if named_files.closed_to_this_user(certificate) or not named_files.is_there(certificate):
-        return
-    if not named_files.is_there(key):
-        problems.error("data_dir", f"data_dir: {key} is missing beside {certificate}: restore it from a backup")
-        return
-    data, key_data = (named_files.read(problems, "data_dir", path) for path in (certificate, key))
-    if data is None or key_data is None:
+    if named_files.closed_to_this_user(config.data_dir / CERTIFICATE_FILE) or not named_files.is_directory(
+        config.data_dir
+    ):
         return
     try:
-        Authority.load(data.decode("ascii", "replace"), key_data.decode("ascii", "replace"))
+        Authority.read(config.data_dir)
     except StateError as error:
-        problems.error("data_dir", f"data_dir: {config.data_dir}: {error.message}")
+        problems.error("data_dir", f"data_dir: {error.message}")
 
 
 def _check_fleet(config: RelayConfig, problems: Problems) -> None:

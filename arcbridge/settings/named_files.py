@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 MOST = 1 << 20
 """Bytes of a file that is read."""
 SOON = 14 * 86400.0
-"""Seconds before a certificate's end from which a warning names it."""
+"""Seconds before a certificate's end from which a warning names it, as a running relay's self-check does."""
+DAY_LEFT = 86400.0
+"""Seconds before a certificate's end from which a relay's self-check fails."""
 _DOCUMENTATION = ("example.org", "example.com", "example.net")
 """Names under which there is no service (RFC 2606 §3), which the annotated files use."""
 _JOIN_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,128}\.[A-Za-z0-9_-]{1,256}")
@@ -214,7 +216,10 @@ def check_pair(
     except ValueError:
         return  # a form that OpenSSL takes and `cryptography` does not read
     begin, end = found.not_valid_before_utc.timestamp(), found.not_valid_after_utc.timestamp()
-    _warn_of_end(problems, setting, path, begin, end)
+    if host and time.time() >= end:
+        problems.error(setting, f"the certificate in {path} has expired: peers refuse it; replace it and its key")
+    else:
+        _warn_of_end(problems, setting, path, begin, end, always=bool(host))
     if host and not _is_for(found, host):
         problems.warn(setting, f"the certificate in {path} is not for {host}, by which peers know this relay")
 
@@ -293,13 +298,18 @@ def _is_kernels(directory: Path) -> bool:
         return False
 
 
-def _warn_of_end(problems: Problems, setting: str, path: Path, begin: float, end: float) -> None:
+def _warn_of_end(
+    problems: Problems, setting: str, path: Path, begin: float, end: float, *, always: bool = False
+) -> None:
+    """Warn of a certificate's end; `always`: also of one that never lives for long, and is soon at its end."""
     now = time.time()
     if now >= end:
         problems.warn(setting, f"the certificate in {path} has expired")
     elif now < begin:
         problems.warn(setting, f"the certificate in {path} is not valid yet; compare the clocks")
-    elif now >= end - SOON and end - begin > 2 * SOON:
+    elif now >= end - DAY_LEFT and (always or end - begin > 2 * SOON):
+        problems.warn(setting, f"the certificate in {path} expires in {(end - now) / 3600:.1f} h: replace it now")
+    elif now >= end - SOON and (always or end - begin > 2 * SOON):
         problems.warn(setting, f"the certificate in {path} expires in {(end - now) / 86400:.0f} days")
 
 

@@ -17,7 +17,7 @@ from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
 from arcbridge.agent.self_checks import checks_of
 from arcbridge.checks.diagnosis import Finding, FindingState
 from arcbridge.checks.self_checks import AGENT_CHECKS
-from arcbridge.identity.authentication import parse
+from arcbridge.identity.authentication import AuthenticationConfig, parse
 from arcbridge.identity.groups import GroupSources
 from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.net.fetch import HttpFetcher
@@ -42,7 +42,7 @@ async def test_another_port(config: AgentConfig) -> None:
     api = ApiServer(endpoint_of(replace(config.kubernetes, server="https://127.0.0.1:1"), {}))
     assert one(await looks.look_at_api_server(api)) == (FindingState.FAILED, "api_unreachable")
     assert one(await looks.look_at_credential(api)) == (FindingState.SKIPPED, "")
-    assert one(await looks.look_at_impersonation(api)) == (FindingState.SKIPPED, "")
+    assert one(await looks.look_at_impersonation(api, NO_ISSUER)) == (FindingState.SKIPPED, "")
     await api.close()
 
 
@@ -72,16 +72,28 @@ async def test_the_agents_own_credential(
     assert api.upstream.own_refusals.user == (AGENT if expected[0] is FindingState.OK else "")
 
 
-def rule(verb: str, *resources: str) -> dict[str, list[str]]:
-    return {"verbs": [verb], "resources": list(resources), "apiGroups": [""], "resourceNames": ["alice"]}
+NO_ISSUER = AuthenticationConfig(())
+AUTHENTICATION = "authentication.k8s.io"
+
+
+def rule(verb: str, *resources: str, group: str = "") -> dict[str, list[str]]:
+    return {"verbs": [verb], "resources": list(resources), "apiGroups": [group], "resourceNames": ["alice"]}
+
+
+CONSTRAINED = [
+    rule("impersonate:user-info", "users", "groups", group=AUTHENTICATION),
+    rule("impersonate-on:user-info:get", "*", group="*"),
+]
 
 
 @pytest.mark.parametrize(
     ("rules", "incomplete", "expected"),
     [
         pytest.param([rule("impersonate", "users", "groups")], False, (FindingState.OK, ""), id="legacy"),
+        pytest.param(CONSTRAINED, False, (FindingState.OK, ""), id="constrained"),
+        pytest.param(CONSTRAINED[:1], False, (FindingState.FAILED, "impersonation_verbs"), id="for nothing"),
         pytest.param(
-            [rule("impersonate:user-info", "users", "groups")], False, (FindingState.OK, ""), id="constrained"
+            [rule("impersonate:user-info", "users", "groups")], False, (FindingState.FAILED, "impersonation"), id="name"
         ),
         pytest.param([rule("*", "*")], False, (FindingState.OK, ""), id="everything"),
         pytest.param(
@@ -98,16 +110,22 @@ def rule(verb: str, *resources: str) -> dict[str, list[str]]:
 async def test_the_right_to_impersonate(
     fake: FakeApiServer, api: ApiServer, rules: object, incomplete: bool, expected: tuple[FindingState, str]
 ) -> None:
-    fake.routes[looks.RULES] = reply(
-        201, json.dumps({"status": {"resourceRules": rules, "incomplete": incomplete}}).encode()
-    )
-    assert one(await looks.look_at_impersonation(api)) == expected
+    has_rules(fake, rules, incomplete=incomplete)
+    assert one(await looks.look_at_impersonation(api, NO_ISSUER)) == expected
+
+
+def has_rules(fake: FakeApiServer, rules: object, *, incomplete: bool = False) -> None:
+    status = {"resourceRules": rules, "incomplete": incomplete}
+    fake.routes[looks.RULES] = reply(201, json.dumps({"status": status}).encode())
 
 
 async def test_users_whom_no_rule_names(fake: FakeApiServer, api: ApiServer) -> None:
     rules = [rule("impersonate", "users", "groups")]
     fake.routes[looks.RULES] = reply(201, json.dumps({"status": {"resourceRules": rules}}).encode())
-    assert one(await looks.look_at_impersonation(api, lambda: 3)) == (FindingState.WARNING, "impersonation_users")
+    api.upstream.own_refusals.sentence = "the API server's words"
+    found = await looks.look_at_impersonation(api, NO_ISSUER, lambda: 3)
+    assert one(found) == (FindingState.WARNING, "impersonation_users")
+    assert found.detail.endswith(": the API server's words")
 
 
 async def test_files_that_cannot_be_read_again(fake: FakeApiServer, api: ApiServer) -> None:

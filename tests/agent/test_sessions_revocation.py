@@ -95,7 +95,10 @@ async def test_one_session_ends_by_either_of_its_join_ids(given: str) -> None:
             assert len(held.sessions) == 1
             return
         ended = await end_of(held.client)
-        assert (ended.code, ended.message) == (GoawayCode.REVOKED, "access was revoked: maintenance")
+        assert (ended.code, ended.message) == (
+            GoawayCode.REVOKED,
+            "the relay's operator has ended this session: maintenance",
+        )
         assert len(held.sessions.revocations) == 0, "nothing is revoked"
     assert [(one["verb"], one["outcome"], one["session"]) for one in audit.lines()] == [("session", "cut", first)]
 

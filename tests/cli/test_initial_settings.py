@@ -63,7 +63,7 @@ def test_an_agent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert init("agent", tmp_path, *flags, "--state-secret", "arc/agent", "--no-token-mode") == ExitCode.USAGE
     assert "flag --audience: required with --issuer; give the audience of the tokens" in capsys.readouterr().err
     flags = (*flags, "--audience", "arcbridge-berlin")
-    assert init("agent", tmp_path, *flags, "--state-secret", "arc/agent", "--no-token-mode") == 0
+    assert init("agent", tmp_path, *flags, "--state-secret", "arc/agent") == 0
     config = load(AgentConfig, tmp_path / "agent.toml")
     assert (config.relays, config.relay_ca_pin) == (("https://relay.test",), PIN)
     assert (config.state.secret, config.state.directory, config.token_mode) == ("arc/agent", None, False)

@@ -93,6 +93,11 @@ def test_positionals_and_groups() -> None:
         ("relay", "user", "a sub-command is needed: one of revoke, restore, list"),
         ("agent", "--relays https://relay.example.com", "unknown flag --relays; did you mean --relay?"),
         ("agent", "--relays=x", "unknown flag --relays; did you mean --relay?"),
+        (
+            "relay",
+            "cluster list --relay x",
+            "unknown flag --relay: it is one of --role agent or client; `arcbridge clusters` lists",
+        ),
         ("agent", "--zzzzzzzzzz run", "unknown flag --zzzzzzzzzz"),
     ],
 )

@@ -88,7 +88,7 @@ def world(api: ApiServer, cluster: Cluster, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="module")
 def cluster_pin(world: Organisation) -> str:
     listed = json.loads(world.run_client(ALICE, "clusters", "-o", "json", check=True).stdout)
-    return str(listed[0]["ca_pin"])
+    return str(listed[0]["cluster_ca_pin"])
 
 
 class Runner:

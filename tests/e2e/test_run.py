@@ -31,7 +31,7 @@ def world(api: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         world.start()
         world.agents[2].stop()
         listed = world.run_client(ALICE, "clusters", "-o", "json", check=True).stdout
-        rows = "".join(f'{json.dumps(row["name"])} = "{row["ca_pin"]}"\n' for row in json.loads(listed))
+        rows = "".join(f'{json.dumps(row["name"])} = "{row["cluster_ca_pin"]}"\n' for row in json.loads(listed))
         (world.directory / "pins.toml").write_text(f"[clusters]\n{rows}")  # as an organisation ships it
         yield world
 

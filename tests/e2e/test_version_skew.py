@@ -5,6 +5,7 @@ The earlier version is the newest release that git knows, and before there is on
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from tests.support.cluster import Cluster, Kubectl
 from tests.support.processes import require_or_skip, run
 from tests.support.reports import until
 from tests.support.targets import EchoServer
-from tests.support.world import ALICE, ApiServer, World
+from tests.support.world import ALICE, ApiServer, World, arcbridge
 
 ROOT = Path(__file__).resolve().parents[2]
 BEFORE_ANY_RELEASE = "0e86ebf"
@@ -79,6 +80,12 @@ def test_roles_of_two_versions(
         world.agent_prefixes = [before if "agent" in roles else ()]
         world.targets["echo"] = (echo.address, ALICE.groups)
         world.start()
+        if "relay" in roles:
+            # An operator's commands are of this version as soon as it is installed.
+            line = arcbridge("--role", "relay", "--config", str(world.relay_config), "doctor", "-o", "json")
+            found = {row["code"] for row in json.loads(run(line, check=False).stdout)["hops"]}
+            assert "relay_not_running" not in found
+            assert "relay_older" in found or earlier() != BEFORE_ANY_RELEASE
         people = []
         for version in versions:
             world.client_prefix = version

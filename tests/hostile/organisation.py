@@ -329,7 +329,7 @@ class Organisation:
         self.relays.append(address)
         if len(self.relays) > 1:
             return
-        self.relay_pin = info.result().ca_pin
+        self.relay_pin = info.result().relay_ca_pin
         self.relay_ca = (directory / "data" / "ca.crt").read_text()
         self.registry = await SqliteRegistry.open(directory / "data")
         self._stack.push_async_callback(self.registry.close)

@@ -158,7 +158,7 @@ async def test_a_taken_port_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
         server = ObserveServer(listen, Metrics("relay"), Checks())
-        with pytest.raises(ConfigError, match=f"observe.listen '{listen}': another process listens there"):
+        with pytest.raises(ConfigError, match=f"observe.listen '{listen}': the port is in use"):
             await server.start()
         await server.stop()
 

@@ -204,7 +204,7 @@ class TestClusters:
             text = await asyncio.to_thread(run, config, "cluster", "list", output="json")
             (row,) = json.loads(text)
             assert (row["name"], row["state"], row["version"]) == ("prod", "Connected", "0.1.0")
-            assert row["ca_pin"] == record.ca_pin
+            assert row["cluster_ca_pin"] == record.ca_pin
             assert "ca_pem" not in row
             text = await asyncio.to_thread(run, config, "cluster", "revoke", cluster="prod")
             assert "prod is revoked" in text
@@ -241,7 +241,7 @@ class TestClusters:
             text = await asyncio.to_thread(run, config, "cluster", "revoke", cluster="prod")
             assert "was not known here" in text
             (row,) = json.loads(await asyncio.to_thread(run, config, "cluster", "list", output="json"))
-            assert (row["name"], row["state"], row["ca_pin"]) == ("prod", "Revoked", "")
+            assert (row["name"], row["state"], row["cluster_ca_pin"]) == ("prod", "Revoked", "")
             assert not await registry.adopt("prod", Authority.create("cluster CA").certificate_pem, time.time())
             with pytest.raises(ConfigError, match="cluster restore prod"):
                 await create_token(config, cluster="prod")

@@ -9,7 +9,7 @@ import pytest
 
 from arcbridge.checks.diagnosis import Finding, FindingState
 from arcbridge.relay import doctor
-from arcbridge.relay.data_dir import open_authority, open_registry
+from arcbridge.relay.data_dir import instance_lock, open_authority, open_registry
 from arcbridge.relay.doctor import diagnose
 from arcbridge.relay.settings import CheckedRelay, check
 from arcbridge.settings.config import RelayConfig, RelayLimitsConfig, RelayTlsConfig
@@ -45,6 +45,15 @@ async def test_before_the_first_start_nothing_is_made(config: RelayConfig) -> No
     assert set(found) == {"relay_ca", "registry", "issuer_unreachable", "relay_not_running"}
     assert all(one.remedy for one in found.values())
     assert not config.data_dir.exists()
+
+
+async def test_a_relay_that_has_no_admin_socket_runs_all_the_same(config: RelayConfig) -> None:
+    """As one of a version before it: its lock says that it runs."""
+    with instance_lock(config.data_dir):
+        found = {one.code: one for one in await diagnose(config)}
+    assert "relay_not_running" not in found
+    assert "it is of an older version" in found["relay_older"].detail
+    assert "relay_not_running" in {one.code for one in await diagnose(config)}
 
 
 async def test_what_is_there_is_left_as_it_is(config: RelayConfig) -> None:

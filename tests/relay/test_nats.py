@@ -97,11 +97,14 @@ class TestConnection:
         echo = Echo(two)
         await two.subscribe("here", echo)
         await two.flush(10)
+        changes: list[bool] = []
+        one.on_change = lambda: changes.append(one.connected)
         getattr(own_server, how)()
         began = time.monotonic()
         with pytest.raises((NoReply, NatsUnavailable)):
             await one.request("here", b"old", 1.0)
         await until(lambda: not one.connected)
+        await until(lambda: changes and not changes[-1])
         assert time.monotonic() - began < 10
         began = time.monotonic()
         for _ in range(50):

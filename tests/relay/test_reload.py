@@ -115,7 +115,7 @@ async def test_an_issuer_that_is_taken_out_counts_no_more(config: RelayConfig, r
 
     await relay.start()
     try:
-        relay.ca = await fetch_relay_ca(parse_address(relay.info.address), relay.info.ca_pin, proxy=DIRECT)
+        relay.ca = await fetch_relay_ca(parse_address(relay.info.address), relay.info.relay_ca_pin, proxy=DIRECT)
         with pytest.raises(JoinRefused) as refused:
             await relay.join()
         assert refused.value.code == JoinCode.FORBIDDEN, "the token is good, and there is no such cluster"

@@ -16,6 +16,7 @@ from arcbridge.net.descriptors import UNLIMITED
 from arcbridge.net.tls import ALPN_HTTP, outer_server_contexts
 from arcbridge.pki.authority import Authority, Issued
 from arcbridge.relay import self_checks as looks
+from arcbridge.settings.config import RelayLimitsConfig
 
 DAY = 86400.0
 
@@ -47,7 +48,11 @@ def test_the_certificates_end(days: float, state: FindingState, own: bool) -> No
     ],
 )
 def test_descriptors(used: int | None, most: int, state: FindingState) -> None:
-    assert looks.descriptors_finding(used, most).state is state
+    limits = RelayLimitsConfig(sessions=10)
+    assert looks.descriptors_finding(used, most, limits, limits).state is state
+    fewer = looks.descriptors_finding(used, most, limits, RelayLimitsConfig(sessions=20))
+    assert fewer.state is (FindingState.SKIPPED if state is FindingState.SKIPPED else FindingState.WARNING)
+    assert state is not FindingState.OK or "10 sessions instead of 20" in fewer.detail
 
 
 def test_registry_and_policy() -> None:

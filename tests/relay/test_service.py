@@ -79,7 +79,7 @@ class Running:
         if self.task.done():
             self.task.result()
         self.info = ready.result()
-        self.ca = await fetch_relay_ca(parse_address(self.info.address), self.info.ca_pin, proxy=DIRECT)
+        self.ca = await fetch_relay_ca(parse_address(self.info.address), self.info.relay_ca_pin, proxy=DIRECT)
 
     async def stop(self) -> None:
         self.stopping.set()

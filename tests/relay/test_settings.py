@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import arcbridge.relay.settings as module
-from arcbridge.errors import ConfigError
+from arcbridge.errors import ConfigError, StateError
 from arcbridge.pki.authority import Authority
 from arcbridge.relay.data_dir import open_authority
 from arcbridge.relay.settings import check, has_authority, require_complete, required, worker_count
@@ -208,6 +208,13 @@ def test_a_ca_without_its_key(good: RelayConfig, ca: Authority) -> None:
     (found,) = check(good).problems.errors
     assert "ca.key is missing" in found.message
     (good.data_dir / "ca.key").write_text(ca.issue_server(["x"]).key_pem)
+    (good.data_dir / "ca.key").chmod(0o644)
+    (found,) = check(good).problems.errors
+    assert "ca.key is open to every user" in found.message
+    with pytest.raises(StateError) as caught:
+        open_authority(good.data_dir)
+    assert found.message == f"data_dir: {caught.value.message}"
+    (good.data_dir / "ca.key").chmod(0o600)
     (found,) = check(good).problems.errors
     assert "do not belong together" in found.message
 

@@ -138,6 +138,7 @@ _SELF_CHECKS = frozenset(
     (
         "/version",
         "/apis/authentication.k8s.io/v1/selfsubjectreviews",
+        "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
         "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews",
     )
 )

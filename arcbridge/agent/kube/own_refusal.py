@@ -8,18 +8,19 @@ nothing. Invariant: what a caller chose, a name or a resource of any form, turns
 agent (docs/threats.md#H41).
 
 Source: `forbiddenMessage` of k8s.io/apiserver, endpoints/handlers/responsewriters/errors.go, and the verbs of
-endpoints/filters/impersonation/mode.go. From 1.36 on an API server that finds no right at all names the first of the
+endpoints/filters/impersonation/mode.go. From 1.36 on an API server that finds no right names the first of the
 constrained verbs that it looked for (`impersonate-on:user-info:list`), as it does for a verb that an operator has left
-out on purpose; the two are distinguished by the agent's own rules (`agent.self_checks`).
+out on purpose; the two are distinguished by the agent's own rules (`agent.self_checks`), which say what is missing.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from arcbridge.agent.kube.status import RequestRefusal
+from arcbridge.observe.untrusted_text import clean
 from arcbridge.refusals import Refusal, RefusalRule
 from arcbridge.untrusted_json import read_json
 
@@ -40,20 +41,29 @@ group stand there as they came, and could hold the whole sentence; the API serve
 _API_SERVERS: Final = b"is forbidden: "
 _CHUNK: Final = re.compile(rb"\r\n[0-9A-Fa-f]{1,16}\r\n")
 """What stands before and between the chunks of a body."""
-_PROTOBUF: Final = re.compile(rb"\x12\x07Failure\x1a[\x80-\xff]{0,2}[\x00-\x7f]")
-"""What stands before the message of a Status in protobuf: nothing before it is chosen by a caller."""
+_PROTOBUF: Final = re.compile(rb"\x12\x07Failure\x1a([\x80-\xff]{0,2}[\x00-\x7f])")
+"""What stands before the message of a Status in protobuf, with the message's length: nothing before it is chosen by a
+caller."""
+SENTENCE: Final = 400
+"""Bytes of the API server's sentence that are repeated."""
 
 
 class OwnRefusals:
     """Counts what the API server refuses of the agent. `noticed` is called at each of them, with the
     name of the self-check that it is about."""
 
-    __slots__ = ("counts", "noticed", "user")
+    __slots__ = ("counts", "lacking", "legacy", "noticed", "sentence", "user")
 
     def __init__(self) -> None:
         self.counts = dict.fromkeys(KINDS, 0)
         self.user = ""
         """The agent's own user name, as the API server has sent it; empty until it is known."""
+        self.legacy = False
+        """Whether the agent's rules have no right of constrained impersonation, as far as that is known."""
+        self.lacking: Mapping[str, str] = {}
+        """The rights that the agent lacks, as far as that is known: the API server's sentence by resource."""
+        self.sentence = ""
+        """What the API server said the last time, of the agent's right to impersonate."""
         self.noticed: Callable[[str], None] = lambda kind: None
 
     def credential(self) -> RequestRefusal:
@@ -76,12 +86,19 @@ class OwnRefusals:
         user, verb, on, resource = ((part or b"").decode("ascii", "replace") for part in found.groups())
         if self.user and user != self.user:
             return None
+        said = clean(message[: SENTENCE * 4].decode("utf-8", "replace"), SENTENCE)
+        if self.legacy and ":" in verb:
+            # It names the first right that it looked for, one of the mode that the agent's rules do not use.
+            on, verb = "", "impersonate"
+            resource, said = next(iter(self.lacking.items()), ("users", ""))
+            said = said or f'User "{user}" cannot impersonate you: no rule names your user, or a group of yours'
+        self.sentence = said
         self._count("verb" if on else "impersonation")
         return RequestRefusal(
             502,
             f'the agent of this cluster may not act as you: its account {user} lacks the right "{verb}" for '
             f"{resource or 'this path'}; this is not about your own rights: tell the cluster's operator (of the agent, "
-            f"{DOCTOR})",
+            f"{DOCTOR}). The API server: {said}",
             refusal=Refusal(RefusalRule.AGENT_IMPERSONATION),
         )
 
@@ -94,7 +111,8 @@ def _message(answer: bytes | bytearray) -> bytes:
     """Return the message of the Status that an answer has, in JSON or protobuf; empty where it has none."""
     body = _CHUNK.sub(b"", b"\r\n" + answer.partition(b"\r\n\r\n")[2])
     if found := _PROTOBUF.search(body):
-        return body[found.end() :]
+        size = sum((byte & 0x7F) << 7 * place for place, byte in enumerate(found[1]))
+        return body[found.end() : found.end() + size]
     try:
         status = read_json(body)
     except ValueError:

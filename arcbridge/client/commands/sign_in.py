@@ -228,7 +228,7 @@ class _ContactWithRelay:
         if config.trust_first_use:
             # The one hole of trust on first use: a hostile relay or path at this very moment (docs/threats.md#B23).
             values = {name: shown(value) for name, value in new.items()}
-            log.warning("trusting a relay at first use", relay=relay, ca_pin=contact.ca_pin, **values)
+            log.warning("trusting a relay at first use", relay=relay, relay_ca_pin=contact.ca_pin, **values)
             return
         if ask is None:
             raise PinMismatch(_untold(relay, contact.ca_pin if new_ca else "", new))

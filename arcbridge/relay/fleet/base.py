@@ -124,6 +124,8 @@ class Fleet:
     def __init__(self) -> None:
         self.on_lost: Callable[[Lost], None] = lambda lost: None
         """Called with what another process of the fleet has told."""
+        self.on_engine: Callable[[], None] = lambda: None
+        """Called when what connects the relays answers again, and when it does no more."""
         self.on_question: Callable[[Mapping[str, Any]], list[dict[str, Any]]] = lambda question: []
         """Answers an operator's question for this relay (`relay.operations`), where another relay of the fleet asks."""
         self._links: dict[str, dict[str, AgentLink]] = {}

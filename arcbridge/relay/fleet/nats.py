@@ -138,6 +138,7 @@ class NatsFleet(Fleet):
     def __init__(self, connection: NatsConnection, *, internal_address: str = "") -> None:
         super().__init__()
         self._nats = connection
+        connection.on_change = lambda: self.on_engine()
         self._internal_address = internal_address
         self.relay_id = secrets.token_hex(8)
         """This process, for the tokens that other relays may see; another one after a restart."""

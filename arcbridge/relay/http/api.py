@@ -46,11 +46,12 @@ from arcbridge.pki.authority import (
 )
 from arcbridge.pki.enrolment import JoinToken, key_hash, request_hash
 from arcbridge.pki.names import check_cluster_name
+from arcbridge.pki.pins import check_pin, same_pin
 from arcbridge.relay.access import CallerChecks
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.http.answers import ApiRefusal, set_headers
 from arcbridge.relay.http.server import BODY_LIMIT, address_of, note_proved, read_body, take_turn
-from arcbridge.relay.registry.base import ClusterRecord, Registry, admit, cluster_state
+from arcbridge.relay.registry.base import ClusterRecord, Registry, admit, cluster_state, foreign_ca
 from arcbridge.relay.registry.generations import OLDER_AGENT, RenewedTwice, ShownCertificate
 from arcbridge.settings.config import RelayLimitsConfig
 
@@ -195,15 +196,22 @@ class Api:
         # A relay of the fleet that counts nothing may have written the record since.
         state = record.keys.get(key)
         answer = await self._sign(csr, record, 1 if state is None else state.generation)
-        log.info("agent enrolled", cluster=record.name, join_token=token_id, source=source, ca_pin=record.ca_pin)
+        log.info(
+            "agent enrolled", cluster=record.name, join_token=token_id, source=source, cluster_ca_pin=record.ca_pin
+        )
         return web.json_response(answer)
 
     async def check_join_token(self, request: web.Request) -> web.Response:
         """Return whether a join token could enrol an agent now, for the agent's `doctor`; nothing is used up by it."""
         source = address_of(request)
-        (join_token,) = await read_body(request, "join_token")
+        join_token, pin = await read_body(request, "join_token", optional=("cluster_ca_pin",))
         try:
             cluster = await self.registry.check_join_token(join_token)
+            record = await self.registry.cluster(cluster)
+            if pin and record is not None and not same_pin(_checked_pin(pin), record.ca_pin):
+                tokens = await self.registry.list_join_tokens()
+                if not any(one.rebind for one in tokens if one.id == join_token.partition(".")[0]):
+                    raise EnrolmentRefused(foreign_ca(record.ca_pin, pin))
         except EnrolmentRefused as error:
             # It is as good as an enrolment for guessing, and has the same bound.
             self._count_failure(source, error)
@@ -378,6 +386,13 @@ def build_app(api: Api, install: Callable[[web.Application], None] = lambda app:
         app.router.add_route(method, path, handler)
     install(app)
     return app
+
+
+def _checked_pin(pin: str) -> str:
+    try:
+        return check_pin(pin)
+    except ConfigError as error:
+        raise ApiRefusal(HTTPStatus.BAD_REQUEST, "cluster_ca_pin is no pin") from error
 
 
 def _shown(record: ClusterRecord, agents: int, now: float) -> dict[str, object]:

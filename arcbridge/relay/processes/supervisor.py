@@ -121,7 +121,7 @@ async def supervise(
         )
         observing = await open_to_operator(config, observe, metrics, supervisor.ask, supervisor.reload, reread, stack)
         first = supervisor.info
-        info = RelayInfo(str(first["address"]), str(first["public_address"]), str(first["ca_pin"]), observing)
+        info = RelayInfo(str(first["address"]), str(first["public_address"]), str(first["relay_ca_pin"]), observing)
         log.info("relay serving", **asdict(info), workers=count)
         ready(info)
         await stopping.wait()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from arcbridge.agent.kube.own_refusal import MOST, OwnRefusals
+from arcbridge.agent.kube.own_refusal import MOST, SENTENCE, OwnRefusals
 from tests.support.fake_apiserver import chunked, closing, reply
 
 from .bench import Bench
@@ -138,6 +138,40 @@ def test_a_verb_that_the_agent_may_not_act_with(what: str) -> None:
     assert found is not None
     assert '"impersonate-on:user-info:list"' in found.message
     assert refusals.counts == {"credential": 0, "impersonation": 0, "verb": 1}
+
+
+@pytest.mark.parametrize(
+    ("lacking", "words"),
+    [
+        ({"uids": f'User "{AGENT}" cannot impersonate resource "uids"'}, 'right "impersonate" for uids;'),
+        ({}, "no rule names your user, or a group of yours"),
+    ],
+)
+def test_an_agent_of_the_older_mode_is_not_said_to_lack_a_right_of_the_other(
+    lacking: dict[str, str], words: str
+) -> None:
+    """An API server of 1.36 names the constrained verb, although the agent's rules are those of the older mode."""
+    refusals = OwnRefusals()
+    refusals.user, refusals.legacy, refusals.lacking = AGENT, True, lacking
+    message = f'forbidden: User "{AGENT}" cannot impersonate-on:user-info:create resource "pods" in API group ""'
+    found = refusals.forbidden(answer(status(message)))
+    assert found is not None
+    assert words in found.message
+    assert "user-info" not in found.message
+    assert all(sentence in found.message and sentence == refusals.sentence for sentence in lacking.values())
+    assert refusals.counts == {"credential": 0, "impersonation": 1, "verb": 0}
+
+
+@pytest.mark.parametrize("form", [status, protobuf])
+def test_the_api_servers_own_sentence_is_repeated_within_a_bound(form: Callable[[str], bytes]) -> None:
+    refusals = OwnRefusals()
+    refusals.user = AGENT
+    found = refusals.forbidden(answer(form(about(AGENT))))
+    assert found is not None
+    assert found.message.endswith(f"The API server: {about(AGENT)}")
+    assert refusals.sentence == about(AGENT)
+    refusals.forbidden(answer(form(about(AGENT).replace('"alice"', quoted("x" * 6000)))))
+    assert len(refusals.sentence.encode()) <= SENTENCE
 
 
 def test_before_the_agent_knows_its_own_name_the_words_alone_decide() -> None:

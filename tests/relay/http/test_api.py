@@ -54,6 +54,22 @@ class TestEnrol:
         assert token.partition(".")[0] in line
         assert token.partition(".")[2] not in line
 
+    async def test_a_token_for_a_name_of_another_cluster_is_found_before_it_is_used(self, relay: Relay) -> None:
+        """As an agent's doctor asks, which has made its CA and no certificate yet."""
+        await relay.granted("/v1/enrol", relay.enrolment(await relay.token(), make_key()))
+        other = Authority.create("another").pin
+        for pin, rebind, code, words in (
+            (relay.cluster_ca.pin, False, 200, "prod"),
+            (other, False, 403, f"expected {relay.cluster_ca.pin}, found {other}"),
+            (other, True, 200, "prod"),
+            ("nonsense", False, 400, "cluster_ca_pin is no pin"),
+        ):
+            token = await relay.registry.create_join_token("prod", expires_at=relay.clock.now + 60, rebind=rebind)
+            status, answer, _ = await relay.call("POST", "/v1/join-token", {"join_token": token, "cluster_ca_pin": pin})
+            assert status == code
+            assert words in str(answer)
+            assert "nonsense" not in str(answer)
+
     @pytest.mark.parametrize(
         ("change", "status", "words"),
         [

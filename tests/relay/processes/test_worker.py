@@ -62,7 +62,7 @@ def assign(supervisor: Supervisor, config: RelayConfig) -> None:
 async def test_from_the_assignment_to_the_common_end(config: RelayConfig) -> None:
     supervisor = Supervisor()
     assign(supervisor, config)
-    assert (await supervisor.hears("serving")).head["ca_pin"].startswith("sha256:")
+    assert (await supervisor.hears("serving")).head["relay_ca_pin"].startswith("sha256:")
     assert (await supervisor.hears("beat")).head["failures"] == {}
     supervisor.channel.send({"t": "metrics", "n": 3})
     answer = await supervisor.hears("metrics")

@@ -1,0 +1,29 @@
+"""Looks at what a start of the agent would meet on this machine besides its settings: the port of metrics, its disks.
+
+`config check` runs it behind the check of the settings. An agent that runs on these very settings is in nobody's way.
+A full disk under the audit log is a warning, because a start goes on then as `audit.on_failure` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from arcbridge.agent.settings import Checked
+from arcbridge.observe.server import check_observe_port, port_of
+from arcbridge.settings.problems import Problems
+from arcbridge.settings.surroundings import is_full, listeners
+
+
+def look_around(checked: Checked, runs_these: Callable[[int], bool]) -> Problems:
+    """Return what would be in the way of a start. `runs_these`: whether a process was given these settings."""
+    config, problems = checked.config, Problems()
+    listen, state, audit = config.observe.listen, config.state.directory, config.audit.file
+    if listen and port_of(listen) and not any(map(runs_these, listeners(port_of(listen)))):
+        with problems.collect("observe.listen"):
+            check_observe_port(listen)
+    if state is not None and (why := is_full(state)):
+        problems.error("state.directory", why)
+    if audit not in ("", "-") and (why := is_full(Path(audit))):
+        problems.warn("audit.file", why)
+    return problems

@@ -1,0 +1,70 @@
+"""Looks at what a start of the relay would meet on this machine besides its settings: ports, the disk, another relay.
+
+`config check` runs it behind the check of the settings, and says what a start says: the sentences come from the code
+that a start runs. A relay that runs on these very settings is in nobody's way, so that a check before a reload is as
+good as one before a start. Ports are bound for an instant, and nothing is accepted; no file is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from arcbridge.errors import ConfigError
+from arcbridge.observe.server import check_observe_port, port_of
+from arcbridge.relay.data_dir import LOCK_FILE, another_relay, is_locked
+from arcbridge.relay.listener import bind
+from arcbridge.relay.settings import CheckedRelay
+from arcbridge.settings.problems import Problems
+from arcbridge.settings.surroundings import holders, is_full, listeners
+
+
+def look_around(checked: CheckedRelay, runs_these: Callable[[int], bool]) -> Problems:
+    """Return what would be in the way of a start. `runs_these`: whether a process was given these settings."""
+    config, problems = checked.config, Problems()
+    if why := is_full(config.data_dir):
+        problems.error("data_dir", f"data_dir: {why}")
+    relay = _Relay(config.data_dir, runs_these)
+
+    def observe() -> None:
+        check_observe_port(config.observe.listen)
+
+    def listen() -> None:
+        bind(checked.listen, accept=False).close()
+
+    free = _try(problems, "listen", checked.listen.port, listen, relay)
+    if config.observe.listen:
+        _try(problems, "observe.listen", port_of(config.observe.listen), observe, relay)
+    if relay.runs and not relay.is_this and (relay.processes or free):
+        problems.error("data_dir", another_relay(config.data_dir).message)
+    return problems
+
+
+class _Relay:
+    """The relay that runs on a data directory."""
+
+    def __init__(self, data_dir: Path, runs_these: Callable[[int], bool]) -> None:
+        self.runs = is_locked(data_dir)
+        self.processes = holders(data_dir / LOCK_FILE) if self.runs else frozenset()
+        """The relay's processes; empty where they are another user's, whose files this user may not see."""
+        self.is_this = any(map(runs_these, self.processes))
+
+    def has(self, port: int) -> bool:
+        """Return whether the relay of these settings has a port; where the system does not say who has it, one that
+        runs on their data directory is taken to be theirs."""
+        by = listeners(port)
+        return bool(by & self.processes) if by and self.processes else self.runs
+
+
+def _try(problems: Problems, setting: str, port: int, bound: Callable[[], None], relay: _Relay) -> bool:
+    """Bind a port by `bound`, and return whether that was possible."""
+    try:
+        if port:
+            bound()
+    except ConfigError as error:
+        if isinstance(error.__cause__, PermissionError):
+            problems.warn(setting, error.message)  # the user that the relay runs as may have the capability
+        elif not relay.has(port):
+            problems.error(setting, error.message)
+        return False
+    return True
