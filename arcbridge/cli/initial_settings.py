@@ -171,7 +171,8 @@ def _policy(groups: tuple[str, ...]) -> str:
     if not groups:
         return head + "".join(f"#{line}\n" if line else "\n" for line in (rule + examples).splitlines())
     named = [group if group.startswith(_PREFIX) else _PREFIX + group for group in groups]
-    return f'{head}[[allow]]\ngroups = {toml_value(named)}\nclusters = ["*"]\n'
+    test = f'#[[test]]\n#groups = {toml_value(named)}\n#accept = ["CLUSTER"]\n'
+    return f'{head}[[allow]]\ngroups = {toml_value(named)}\nclusters = ["*"]\n\n{test}'
 
 
 def _yaml(text: str) -> str:

@@ -5,10 +5,18 @@
     groups = ["platform"]
     clusters = ["prod-*", "staging"]
 
+    [[test]]
+    groups = ["platform"]
+    accept = ["prod-1"]
+    deny = ["lab"]
+
 A rule allows when its clusters match *and* the caller is one of its users or in one of its groups. Users and groups
 are compared exactly, after claim mapping (so with their prefix); `"*"` alone means everyone who is authenticated.
 `*` in a cluster pattern stands for any run of characters; nothing else is special. A caller who is allowed nowhere
 gets the same answer as for a cluster that does not exist.
+
+A test says what the rules have to decide (the model: tests of Tailscale's access rules). A file with a test that fails
+is a file with a mistake: no version of it is taken over.
 """
 
 from __future__ import annotations
@@ -21,38 +29,51 @@ import re
 import time
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from arcbridge.errors import ConfigError
 from arcbridge.identity.claims import Identity
+from arcbridge.identity.policy_rules import Rule, explain, named, who
 from arcbridge.settings.problems import Place, Problem
-from arcbridge.settings.toml_lines import line_of, parts, syntax_place
+from arcbridge.settings.toml_lines import locator, parts, syntax_place
 
+_KEYS = {"allow": ("users", "groups", "clusters"), "test": ("user", "groups", "accept", "deny")}
+_CLUSTER = re.compile(r"[a-z0-9.-]{1,63}")
 _PATTERN = re.compile(r"[a-z0-9.*-]{1,63}")
 CHECK_INTERVAL = 1.0
 """Seconds between two checks of the file's date: a revocation by an edited policy counts after at most this."""
+
+MAX_TESTS = 500
+MAX_COMPARISONS = 200_000
+"""Comparisons of a cluster with a pattern that the tests of a file may ask for, a quarter of a second at most: a relay
+reads a changed file between two turns of its loop."""
+
+MOST_FAILURES = 20
+"""Clusters of failing tests that are explained, which takes longer than to find them."""
 
 ACCEPTED_FOR = 600.0
 """Seconds for which a version counts as accepted where it has not come yet."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
-    """One `[[allow]]` table."""
+class PolicyTest:
+    """One `[[test]]` table: which of these clusters a user has to reach, and which not."""
 
-    users: frozenset[str]
-    groups: frozenset[str]
-    clusters: tuple[re.Pattern[str], ...]
+    identity: Identity
+    accept: tuple[str, ...]
+    deny: tuple[str, ...]
+    path: str
+    line: int
 
-    def matches(self, identity: Identity, cluster: str) -> bool:
-        """Return whether this rule lets `identity` reach `cluster`."""
-        if not any(pattern.fullmatch(cluster) for pattern in self.clusters):
-            return False
-        if "*" in self.users or identity.username in self.users:
-            return True
-        return not self.groups.isdisjoint(identity.groups)
+
+class KnownGroups(NamedTuple):
+    """The groups of a user as they may be logged and sent: those that the policy names, and how many there are
+    more."""
+
+    names: tuple[str, ...]
+    more: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +82,28 @@ class Policy:
 
     rules: tuple[Rule, ...]
     hash: str = ""
-    """What names this version for people: 12 digits, of its rules alone. Another comment is no other version."""
+    """What names this version for people: 12 digits, of its rules alone. Another comment is no other version. Empty
+    where a rule or a test cannot be read."""
+    tests: tuple[PolicyTest, ...] = field(default=(), compare=False)
+    groups: frozenset[str] = field(init=False, compare=False, repr=False)
+    """The groups that any rule names."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "groups", frozenset().union(*(rule.groups for rule in self.rules)))
+
+    @classmethod
+    def of(cls, rules: tuple[Rule, ...], tests: tuple[PolicyTest, ...] = ()) -> Policy:
+        """Return the policy of these rules, with its hash."""
+        words = json.dumps([[sorted(one.users), sorted(one.groups), one.clusters] for one in rules])
+        return cls(rules, hashlib.sha256(words.encode()).hexdigest()[:12], tests)
 
     @classmethod
     def load(cls, toml_text: str, *, source: str = "policy") -> Policy:
-        """Parse a policy. Raises ConfigError `source: path: what is wrong`, also for unknown keys."""
+        """Parse a policy. Raises ConfigError `source, line N: path: what is wrong`, also for unknown keys and for
+        tests that fail."""
         policy, problems = cls.inspect(toml_text, source=source)
         if problems:
-            raise ConfigError(f"{source}: {problems[0].message}")
+            raise ConfigError(str(problems[0]))
         return policy
 
     @classmethod
@@ -76,51 +111,116 @@ class Policy:
         """Parse a policy, and return every mistake in it: the very ones of which `load` raises the first."""
         try:
             document = tomllib.loads(toml_text)
-        except (ValueError, RecursionError) as error:  # also a number too long for Python, or nesting
+        except (ValueError, RecursionError) as error:
             _, line, column = syntax_place(str(error), toml_text)
             return cls(()), [Problem("policy", f"not valid TOML: {error}", place=Place(source, line, column))]
-        errors: list[str] = [f"{key}: unknown key (the only one is allow)" for key in document if key != "allow"]
-        entries = document.get("allow", [])
-        if not isinstance(entries, list):
-            errors.append("allow: write [[allow]], with two brackets")
-            entries = []
-        rules = tuple(_rule(entry, f"allow[{n}]", errors) for n, entry in enumerate(entries))
+        line_at = locator(toml_text)
+        errors = [f"{key}: unknown key (known: allow, test)" for key in document if key not in _KEYS]
+        entries: dict[str, list[Any]] = {}
+        for kind in _KEYS:
+            entries[kind] = document.get(kind, [])
+            if not isinstance(entries[kind], list):
+                errors.append(f"{kind}: write [[{kind}]], with two brackets")
+                entries[kind] = []
+        rules = tuple(
+            _rule(entry, f"allow[{n}]", line_at(("allow", n)), errors) for n, entry in enumerate(entries["allow"])
+        )
+        if len(entries["test"]) > MAX_TESTS:
+            errors.append(f"test: {len(entries['test'])} are too many; at most {MAX_TESTS}")
+        tests = tuple(
+            _test(entry, f"test[{n}]", line_at(("test", n)), errors)
+            for n, entry in enumerate(entries["test"][:MAX_TESTS])
+        )
+        policy = cls.of(rules, tests)
+        if errors:
+            policy = replace(policy, hash="")
+        else:
+            errors = _failures(policy)
         found = []
         for message in errors:
-            line = line_of(parts(message.partition(":")[0]), toml_text)
-            found.append(Problem("policy", message, place=Place(source, line)))
-        words = json.dumps(
-            [[sorted(one.users), sorted(one.groups), [pattern.pattern for pattern in one.clusters]] for one in rules]
-        )
-        return cls(rules, hashlib.sha256(words.encode()).hexdigest()[:12]), found
+            found.append(Problem("policy", message, place=Place(source, line_at(parts(message.partition(":")[0])))))
+        return policy, found
 
     def allows(self, identity: Identity, cluster: str) -> bool:
         """Return whether any rule lets `identity` reach `cluster` (a canonical name)."""
         return any(rule.matches(identity, cluster) for rule in self.rules)
 
+    def known_groups(self, identity: Identity) -> KnownGroups:
+        """Return which of the groups of `identity` a rule names, and how many none does."""
+        known = tuple(group for group in identity.groups if group in self.groups)
+        return KnownGroups(known, len(identity.groups) - len(known))
 
-def _rule(entry: Any, path: str, errors: list[str]) -> Rule:
-    """Read one `[[allow]]`; adds what is wrong with it to `errors`, each as `path: what is wrong`."""
+
+def _entry(entry: Any, path: str, errors: list[str]) -> dict[str, Any]:
+    """Return a table's keys and values; none, with a mistake more, where it is no table."""
     if not isinstance(entry, dict):
         errors.append(f"{path}: must be a table")
-        return Rule(frozenset(), frozenset(), ())
-    for key in entry:
-        if key not in ("users", "groups", "clusters"):
-            errors.append(f"{path}.{key}: unknown key (known: users, groups, clusters)")
-    users, groups = _strings(entry, "users", path, errors), _strings(entry, "groups", path, errors)
-    clusters = _strings(entry, "clusters", path, errors)
-    if not entry.get("users") and not entry.get("groups"):
+        return {}
+    known = _KEYS[path.partition("[")[0]]
+    errors += [f"{path}.{key}: unknown key (known: {', '.join(known)})" for key in entry if key not in known]
+    return entry
+
+
+def _rule(entry: Any, path: str, line: int, errors: list[str]) -> Rule:
+    """Read one `[[allow]]`; adds what is wrong with it to `errors`, each as `path: what is wrong`."""
+    table = _entry(entry, path, errors)
+    users, groups = _strings(table, "users", path, errors), _strings(table, "groups", path, errors)
+    clusters = _strings(table, "clusters", path, errors)
+    if not table.get("users") and not table.get("groups"):
         errors.append(f"{path}: needs users or groups, else it allows no user")
-    if not entry.get("clusters"):
+    if not table.get("clusters"):
         errors.append(f"{path}.clusters: needs at least one name or pattern")
     if "*" in groups:
         errors.append(f'{path}.groups: "*" means nothing here; for everyone write users = ["*"]')
-    patterns = []
     for n, cluster in enumerate(clusters):
         if not _PATTERN.fullmatch(cluster):
             errors.append(f"{path}.clusters[{n}]: only lower-case letters, digits, '-', '.' and '*'")
-        patterns.append(re.compile(".*".join(re.escape(part) for part in re.split(r"\*+", cluster))))
-    return Rule(frozenset(users), frozenset(groups), tuple(patterns))
+    return Rule(frozenset(users), frozenset(groups), tuple(clusters), path, line)
+
+
+def _test(entry: Any, path: str, line: int, errors: list[str]) -> PolicyTest:
+    """Read one `[[test]]` as `_rule` does."""
+    table = _entry(entry, path, errors)
+    user, groups = table.get("user", ""), _strings(table, "groups", path, errors)
+    if not isinstance(user, str):
+        errors.append(f"{path}.user: must be a string")
+        user = ""
+    accept, deny = _strings(table, "accept", path, errors), _strings(table, "deny", path, errors)
+    if not user and not table.get("groups"):
+        errors.append(f"{path}: needs user or groups: whom it is about")
+    if not table.get("accept") and not table.get("deny"):
+        errors.append(f"{path}: needs accept or deny: the clusters that it is about")
+    for key, clusters in (("accept", accept), ("deny", deny)):
+        for n, cluster in enumerate(clusters):
+            if not _CLUSTER.fullmatch(cluster):
+                errors.append(f"{path}.{key}[{n}]: the name of one cluster; a test has no patterns")
+    return PolicyTest(named(user, groups), tuple(accept), tuple(deny), path, line)
+
+
+def _failures(policy: Policy) -> list[str]:
+    """Run the tests; return those that fail, each as `path: what was expected, and which rule decided`."""
+    asked = sum(len(one.accept) + len(one.deny) for one in policy.tests)
+    comparisons = asked * sum(len(rule.patterns) for rule in policy.rules)
+    if comparisons > MAX_COMPARISONS:
+        return [
+            f"test: {asked} clusters in tests are {comparisons} comparisons with the patterns of all rules, and at "
+            f"most {MAX_COMPARISONS} are made; take some tests out"
+        ]
+    failed = [
+        (test, cluster, accepted)
+        for test in policy.tests
+        for accepted, clusters in ((True, test.accept), (False, test.deny))
+        for cluster in clusters
+        if policy.allows(test.identity, cluster) is not accepted
+    ]
+    failures = []
+    for test, cluster, accepted in failed[:MOST_FAILURES]:
+        word = "has to reach" if accepted else "must not reach"
+        verdict = explain(policy.rules, test.identity, cluster).sentence()
+        failures.append(f'{test.path}: {who(test.identity)} {word} "{cluster}": {verdict}')
+    if more := len(failed) - len(failures):
+        failures.append(f"test: {more} more clusters in tests are decided otherwise than they say")
+    return failures
 
 
 def _strings(entry: dict[str, Any], key: str, path: str, errors: list[str]) -> list[str]:
@@ -249,8 +349,8 @@ class PolicyFile:
         """Take a version over, or leave it to be judged; one that is held already waits on."""
         self.error = ""
         if policy.hash == self._policy.hash:
-            # Another comment or date, or what was held back is undone.
-            self.held = self.pending = None
+            # Another comment or date, or what was held back is undone; its rules may stand on other lines.
+            self._policy, self.held, self.pending = policy, None, None
         elif not self.judged:
             self._policy = policy
         elif self.held is None or self.held[0].hash != policy.hash:

@@ -43,16 +43,19 @@ def read_authority(data_dir: Path) -> Authority | None:
     return Authority.read(data_dir)
 
 
-def count_clusters(data_dir: Path) -> int:
-    """Return how many clusters the registry of a data directory has, and change nothing. Raises `StateError`."""
+def cluster_names(data_dir: Path) -> list[str]:
+    """Return the clusters that the registry of a data directory has, and change nothing. Raises `StateError`."""
     import sqlite3
 
     path = data_dir / DATABASE_FILE
     if not is_there(path):
         raise StateError(f"there is no registry in {data_dir}: is data_dir right, and has the relay ever run?")
     try:
-        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
-            return int(database.execute("SELECT count(*) FROM clusters").fetchone()[0])
+        # A reader that is alone would leave a -wal and a -shm of its own, which a relay of another user cannot open.
+        alone = "" if is_there(data_dir / f"{DATABASE_FILE}-wal") else "&immutable=1"
+        uri = f"{path.absolute().as_uri()}?mode=ro{alone}"
+        with contextlib.closing(sqlite3.connect(uri, uri=True)) as database:
+            return [str(name) for (name,) in database.execute("SELECT name FROM clusters ORDER BY name")]
     except sqlite3.Error as error:
         raise StateError(f"{path} cannot be read: {error}") from error
 

@@ -30,7 +30,7 @@ from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.pki.authority import Authority, certificate_validity
 from arcbridge.relay.admin_socket import ask
 from arcbridge.relay.certificate import read_text
-from arcbridge.relay.data_dir import count_clusters, is_locked, read_authority
+from arcbridge.relay.data_dir import cluster_names, is_locked, read_authority
 from arcbridge.relay.self_checks import (
     CERTIFICATE,
     POLICY,
@@ -95,8 +95,8 @@ async def _registry(config: RelayConfig) -> Finding:
     one."""
     if config.fleet.servers:
         return skipped(REGISTRY, "in NATS: the running relay says whether it answers")
-    clusters = await asyncio.to_thread(count_clusters, config.data_dir)
-    return ok(REGISTRY, f"{clusters} clusters")
+    clusters = await asyncio.to_thread(cluster_names, config.data_dir)
+    return ok(REGISTRY, f"{len(clusters)} clusters")
 
 
 async def _certificate(path: Path) -> Finding:

@@ -119,7 +119,7 @@ class PolicyWatch:
                     seconds=file.hold if file.hold < math.inf else 0,
                     **effect.fields(),
                 )
-            elif file.current() is policy:
+            elif file.current().hash == policy.hash:
                 log.info(
                     "policy taken over",
                     hash=policy.hash,
@@ -128,10 +128,10 @@ class PolicyWatch:
                     reason=_WAITED if waited else _ACCEPTED if accepted else _CHANGED,
                     **effect.fields(),
                 )
-                self._warn()
+                self.warn()
         held = "" if file.held is None else file.held[0].hash
         if held != self._held:
-            if self._held and not held and file.current() is former:
+            if self._held and not held and file.current().hash == former.hash:
                 log.info("policy held back no more", hash=self._held, effect=f"version {former.hash} counts on")
             self._held = held
             self.on_news()
@@ -144,16 +144,15 @@ class PolicyWatch:
         if not policy.rules:
             return "it has no rule, so no user could reach any cluster"
         clusters = list(self._clusters())
-        patterns = [pattern for rule in policy.rules for pattern in rule.clusters]
-        if clusters and not any(pattern.fullmatch(name) for pattern in patterns for name in clusters):
+        if clusters and not any(rule.covers(name) for rule in policy.rules for name in clusters):
             return "none of its rules is for a cluster that is enrolled"
         if lost >= LEAST_USERS and lost * 100 > effect.connected * share:
             return f"{lost} of {effect.connected} users who are connected would lose the cluster that they use"
         return ""
 
-    def _warn(self) -> None:
+    def warn(self) -> None:
         """Log what may not be meant, as `config check` says it."""
         checked, problems = self.checked(), Problems()
-        check_policy(replace(checked.config, policy=self._file.path), problems, checked.issuers)
+        check_policy(replace(checked.config, policy=self._file.path), problems, checked.issuers, self._clusters())
         for problem in problems.warnings[:MOST_WARNINGS]:
             log.warning("settings", setting=problem.setting, reason=str(problem))

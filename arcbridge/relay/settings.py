@@ -6,8 +6,10 @@ was checked. It makes no file, opens no port and asks no peer.
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final
@@ -16,6 +18,7 @@ from arcbridge.errors import ConfigError, StateError
 from arcbridge.identity import token_settings
 from arcbridge.identity.authentication import AuthenticationConfig, IssuerConfig
 from arcbridge.identity.policy import Policy
+from arcbridge.identity.policy_rules import Rule
 from arcbridge.identity.proof import ProofPolicy
 from arcbridge.identity.verifier import Acceptance
 from arcbridge.net.address import Address, parse_address, parse_listen
@@ -27,7 +30,10 @@ from arcbridge.relay.proxy_protocol import parse_networks
 from arcbridge.settings import named_files
 from arcbridge.settings.config import RelayConfig
 from arcbridge.settings.problems import Place, Problems, SettingsRefused
+from arcbridge.settings.suggest import nearest
 
+MOST_UNMATCHED: Final = 10
+"""Names and patterns without a cluster that are warned of."""
 SHORT_LIFE = 600.0
 """Seconds: agents whose certificates live for less renew all the time."""
 
@@ -84,7 +90,7 @@ def check(config: RelayConfig) -> CheckedRelay:
         claim_sources=config.claim_sources,
     )
     issuers = tokens.issuers or AuthenticationConfig(())
-    policy = check_policy(config, problems, issuers)
+    policy = check_policy(config, problems, issuers, known_clusters(config))
     named_files.check_pair(
         problems, ("tls.certificate", config.tls.certificate), ("tls.key", config.tls.key), host=public.host
     )
@@ -144,8 +150,23 @@ def _check_limits(config: RelayConfig, problems: Problems) -> None:
         )
 
 
-def check_policy(config: RelayConfig, problems: Problems, issuers: AuthenticationConfig) -> Policy:
-    """Return the policy of the file, and add what is wrong with it, or may not be meant, to `problems`."""
+def known_clusters(config: RelayConfig) -> Sequence[str]:
+    """Return the clusters that the registry in `data_dir` has; none where there is none that can be read now."""
+    if config.fleet.servers:
+        return ()
+    from arcbridge.relay.data_dir import cluster_names
+
+    try:
+        return cluster_names(config.data_dir)
+    except StateError:
+        return ()
+
+
+def check_policy(
+    config: RelayConfig, problems: Problems, issuers: AuthenticationConfig, clusters: Iterable[str] = ()
+) -> Policy:
+    """Return the policy of the file, and add what is wrong with it, or may not be meant, to `problems`. `clusters`:
+    those that are enrolled, as far as that is known."""
     if config.policy is None:
         problems.error(
             "policy",
@@ -167,7 +188,26 @@ def check_policy(config: RelayConfig, problems: Problems, issuers: Authenticatio
         problems.warn("policy", "policy: it has no [[allow]], so no user may reach any cluster", Place(source))
     if issuers.issuers and all(issuer.url for issuer in issuers.issuers):
         _warn_of_names(policy, issuers, problems, source, data.decode())
+    _warn_of_clusters(policy, frozenset(clusters), problems, source)
     return policy
+
+
+def _warn_of_clusters(policy: Policy, known: frozenset[str], problems: Problems, source: str) -> None:
+    """Warn of names and patterns for which there is no cluster; before the first one is enrolled, of none."""
+    if not known:
+        return
+    unmatched: dict[str, Rule] = {}
+    for rule in policy.rules:
+        for text, pattern in zip(rule.clusters, rule.patterns, strict=True):
+            if text not in unmatched and not ("*" in text and any(map(pattern.fullmatch, known))) and text not in known:
+                unmatched[text] = rule
+    for text, rule in itertools.islice(unmatched.items(), MOST_UNMATCHED):
+        near = "" if "*" in text else nearest(text, known)
+        meant = f'; did you mean "{near}"?' if near else ""
+        why = f'{rule.path}.clusters: no cluster that is enrolled is "{text}"{meant}'
+        problems.warn("policy", why, Place(source, rule.line))
+    if (more := len(unmatched) - MOST_UNMATCHED) > 0:
+        problems.warn("policy", f"policy: {more} more names and patterns are no cluster's", Place(source))
 
 
 def _warn_of_names(policy: Policy, issuers: AuthenticationConfig, problems: Problems, source: str, text: str) -> None:

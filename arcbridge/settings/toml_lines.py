@@ -7,7 +7,7 @@ not followed, and a path that is not found has the line of the nearest one aroun
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 Path = tuple[str | int, ...]
 """Keys, and the numbers of the elements of arrays."""
@@ -20,11 +20,20 @@ _AT = re.compile(r" ?\(at (?:line (\d+), column (\d+)|end of document)\)")
 
 def line_of(path: Sequence[str | int], text: str) -> int:
     """Return the line on which `text` sets `path`, or what is around it; from 1, and 0 where nothing of it is there."""
+    return locator(text)(path)
+
+
+def locator(text: str) -> Callable[[Sequence[str | int]], int]:
+    """Return what does `line_of` for many paths of one text, which is read once."""
     lines = _lines(text)
-    wanted = tuple(path)
-    while wanted and wanted not in lines:
-        wanted = wanted[:-1]
-    return lines.get(wanted, 0)
+
+    def line(path: Sequence[str | int]) -> int:
+        wanted = tuple(path)
+        while wanted and wanted not in lines:
+            wanted = wanted[:-1]
+        return lines.get(wanted, 0)
+
+    return line
 
 
 def parts(dotted: str) -> Path:

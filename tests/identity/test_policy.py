@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from arcbridge.errors import ConfigError
 from arcbridge.identity.claims import Identity
-from arcbridge.identity.policy import Policy, PolicyFile
+from arcbridge.identity.policy import MAX_COMPARISONS, MAX_TESTS, MOST_FAILURES, Policy, PolicyFile
+from arcbridge.identity.policy_rules import Rule
 from tests.support.clock import Clock
 
 TEXT = """
@@ -67,7 +71,7 @@ def test_nothing_is_allowed_by_default() -> None:
         ("[[allow]]\nusers=['a']\nclusters=['Prod']", r"allow\[0\]\.clusters\[0\]"),
         ("[[allow]]\nusers=['a']\nclusters=['[ab]']", r"allow\[0\]\.clusters\[0\]"),
         ("[[allow]]\ngroups=['*']\nclusters=['a']", "for everyone write"),
-        ("[[allow]", "policy: "),
+        ("[[allow]", "policy, line 1, column 8: "),
         pytest.param("allow = " + "1" * 5000, "policy: not valid TOML", id="digits"),
         pytest.param("allow = " + "[" * 5000, "policy: not valid TOML", id="nested"),
     ],
@@ -105,3 +109,120 @@ def test_a_number_that_python_does_not_write_is_a_mistake_like_any_other(tmp_pat
     """TOML's hexadecimal numbers have no bound, and Python writes none of more than 4300 digits."""
     with pytest.raises(ConfigError, match="unknown key"):
         Policy.load(f"x = 0x{'f' * 5000}")
+
+
+TESTED = """
+[[allow]]
+groups = ["oidc:dev"]
+clusters = ["prod-*"]
+
+"""
+DEV = '[[test]]\ngroups = ["oidc:dev"]\n'
+
+
+def test_tests_that_hold_change_nothing() -> None:
+    policy = Policy.load(
+        f'{TESTED}{DEV}accept = ["prod-1", "prod-2"]\ndeny = ["lab"]\n[[test]]\nuser = "a"\ndeny = ["prod-1"]'
+    )
+    assert len(policy.tests) == 2
+    assert policy == Policy.load(TESTED)
+    assert policy.hash == Policy.load(TESTED).hash, "another test is no other version of the rules"
+
+
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [
+        (
+            f'{DEV}accept = ["prod-1", "lab"]',
+            'policy, line 6: test[0]: a user in the groups "oidc:dev" has to reach "lab": no rule allows it, and the '
+            'nearest, allow[0] (line 2), is for the clusters "prod-*"',
+        ),
+        (
+            '[[test]]\nuser = "anna"\ngroups = ["dev"]\naccept = ["prod-1"]',
+            'policy, line 6: test[0]: user "anna" in the groups "dev" has to reach "prod-1": no rule allows it, and '
+            'the nearest, allow[0] (line 2), is for the groups "oidc:dev"; did you mean "oidc:dev"?',
+        ),
+        (
+            f'{DEV}deny = ["lab"]\n{DEV}deny = ["prod-1"]',
+            'policy, line 9: test[1]: a user in the groups "oidc:dev" must not reach "prod-1": allow[0] (line 2) '
+            'allows it, by the group "oidc:dev"',
+        ),
+    ],
+)
+def test_a_test_that_fails_is_a_mistake_of_the_file(test: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Policy.load(TESTED + test)
+    assert caught.value.message == message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[[test]]\naccept=['a']", "needs user or groups"),
+        ("[[test]]\nuser='a'", "needs accept or deny"),
+        ("[[test]]\nuser=['a']\ndeny=['a']", r"test\[0\]\.user: must be a string"),
+        ("[[test]]\nuser='a'\ndeny=['a-*']", r"test\[0\]\.deny\[0\]: the name of one cluster"),
+        ("[[test]]\nusers=['a']\nuser='a'\ndeny=['a']", r"users: unknown key \(known: user, groups, accept, deny\)"),
+        ("test = 1", r"write \[\[test\]\]"),
+        ("test = [1]", r"test\[0\]: must be a table"),
+        ("[[test]]\nuser='a'\ndeny=['a']\n" * (MAX_TESTS + 1), f"test: {MAX_TESTS + 1} are too many"),
+    ],
+)
+def test_tests_that_cannot_be_read(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Policy.load(text)
+
+
+def test_what_tests_may_ask_for_is_bounded_whatever_their_number() -> None:
+    """docs/threats.md#V23. Beyond the bound none is run; below it those that fail are found, and a few explained."""
+    rule = "[[allow]]\ngroups = ['g']\nclusters = ['*a*', '*b*']\n"
+    clusters = [f"c{n}" for n in range(100)]
+    test = f"[[test]]\nuser = 'u'\naccept = {clusters}\n"
+    policy, found = Policy.inspect(rule * 100 + test)
+    assert len(found) == MOST_FAILURES + 1
+    assert "test: 80 more clusters" in found[-1].message
+    assert len(policy.rules) == 100
+    rules = MAX_COMPARISONS // 200 + 1
+    with pytest.raises(ConfigError, match=f"100 clusters in tests are {200 * rules} comparisons"):
+        Policy.load(rule * rules + test)
+
+
+@given(st.text("ab*", min_size=1, max_size=8), st.text("ab", min_size=1, max_size=10))
+def test_patterns_are_those_of_the_shell(pattern: str, cluster: str) -> None:
+    rule = Rule(frozenset(), frozenset(), (pattern,))
+    assert rule.covers(cluster) == fnmatchcase(cluster, pattern)
+
+
+def test_a_pattern_of_many_stars_takes_no_longer_than_it_has_to() -> None:
+    """docs/threats.md#V23. Without atomic groups this one takes longer than the test has time."""
+    rule = Rule(frozenset(), frozenset(), ("*a" * 31,))
+    assert not rule.covers("a" * 62 + "b")
+    assert rule.covers("a" * 63)
+
+
+def test_which_groups_a_policy_knows() -> None:
+    policy = Policy.load(TEXT)
+    assert policy.known_groups(who("alice", "other", "platform", "alice")) == (("platform",), 2)
+    assert policy.known_groups(who("alice")) == ((), 0)
+
+
+def test_the_lines_of_rules_are_those_of_the_file(tmp_path: Path) -> None:
+    """Another comment is no other version, and moves the rules."""
+    path, clock = tmp_path / "policy.toml", Clock()
+    path.write_text(TEXT)
+    file = PolicyFile(path, clock=clock)
+    before = file.current()
+    path.write_text(f"# comment\n{TEXT}")
+    clock.now += 1
+    assert [rule.line for rule in file.current().rules] == [rule.line + 1 for rule in before.rules]
+    assert file.current() == before
+
+
+def test_a_version_whose_tests_fail_leaves_the_former_one_in_force(tmp_path: Path) -> None:
+    path, clock = tmp_path / "policy.toml", Clock()
+    path.write_text(TEXT)
+    file = PolicyFile(path, clock=clock)
+    path.write_text(f'{TESTED}{DEV}deny = ["prod-1"]')
+    clock.now += 1
+    assert file.current() == Policy.load(TEXT)
+    assert "line 6: test[0]" in file.error

@@ -12,8 +12,8 @@ import pytest
 import arcbridge.relay.settings as module
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.pki.authority import Authority
-from arcbridge.relay.data_dir import open_authority
-from arcbridge.relay.settings import check, has_authority, require_complete, required, worker_count
+from arcbridge.relay.data_dir import open_authority, open_registry
+from arcbridge.relay.settings import MOST_UNMATCHED, check, has_authority, require_complete, required, worker_count
 from arcbridge.settings.config import (
     GraphConfig,
     ObserveConfig,
@@ -253,3 +253,28 @@ def test_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.sys, "platform", "darwin")
     with pytest.raises(ConfigError, match="needs Linux"):
         worker_count(RelayConfig(workers=2))
+
+
+async def test_a_name_or_pattern_without_a_cluster_is_a_warning(good: RelayConfig, tmp_path: Path) -> None:
+    """Once a cluster is enrolled. It is read in the registry, which is left as it was."""
+    rule = '[[allow]]\nusers = ["*"]\nclusters = ["berlni", "berlin", "b*", "munich-*"]\n'
+    (tmp_path / "policy.toml").write_text(rule)
+    registry = await open_registry(good.data_dir)
+    assert list(required(good).problems) == []
+    token = await registry.create_join_token("berlin", uses=1, expires_at=4e9)
+    await registry.redeem_join_token(token, "k" * 32, Authority.create("cluster CA").certificate_pem)
+    assert len(required(good).problems.warnings) == 2, "also while a relay has it open"
+    await registry.close()
+    before = sorted(file.name for file in good.data_dir.iterdir())
+    found = required(good).problems.warnings
+    assert [str(one).partition(": ")[2] for one in found] == [
+        'allow[0].clusters: no cluster that is enrolled is "berlni"; did you mean "berlin"?',
+        'allow[0].clusters: no cluster that is enrolled is "munich-*"',
+    ]
+    assert found[0].place is not None
+    assert found[0].place.line == 1
+    assert sorted(file.name for file in good.data_dir.iterdir()) == before
+    (tmp_path / "policy.toml").write_text(rule.replace('"b*"', ", ".join(f'"x{n}"' for n in range(500))))
+    found = required(good).problems.warnings
+    assert len(found) == MOST_UNMATCHED + 1
+    assert "policy: 492 more names and patterns" in found[-1].message

@@ -1,0 +1,152 @@
+"""One rule of a policy, and which of several lets a user reach a cluster, or is nearest to that and what it lacks.
+
+Nearest is a rule for the cluster, before one for the user, before any other; of several the one with a name that
+differs from one of the user's by its prefix or by upper and lower case alone, which is the commonest mistake.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from arcbridge.identity.claims import Identity
+from arcbridge.settings.suggest import nearest
+
+MOST_NAMES: Final = 5
+"""Names that a sentence has of each kind."""
+MOST_COMPARED: Final = 1000
+"""Names of a rule among which a cluster's is looked for that was mistyped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One `[[allow]]` table. Where it stands does not count where two are compared."""
+
+    users: frozenset[str]
+    groups: frozenset[str]
+    clusters: tuple[str, ...]
+    """Names and patterns, as they are written."""
+    path: str = field(default="", compare=False)
+    """Its name for people: `allow[0]` is the first one."""
+    line: int = field(default=0, compare=False)
+    patterns: tuple[re.Pattern[str], ...] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "patterns", tuple(_compiled(cluster) for cluster in self.clusters))
+
+    def covers(self, cluster: str) -> bool:
+        """Return whether this rule is for `cluster`."""
+        return any(pattern.fullmatch(cluster) for pattern in self.patterns)
+
+    def names(self, identity: Identity) -> bool:
+        """Return whether this rule is for `identity`."""
+        return identity.username in self.users or "*" in self.users or not self.groups.isdisjoint(identity.groups)
+
+    @property
+    def callers(self) -> tuple[frozenset[str], frozenset[str]]:
+        """The users and groups together."""
+        return self.users, self.groups
+
+    def matches(self, identity: Identity, cluster: str) -> bool:
+        """Return whether this rule lets `identity` reach `cluster`."""
+        return self.covers(cluster) and self.names(identity)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the rules decide, and by which of them."""
+
+    allowed: bool
+    rule: Rule | None = None
+    """The rule that allows it, else the nearest; None where there is no rule."""
+    by: str = ""
+    """How the rule names the user: `user "…"`, `user "*"` or `group "…"`; empty where it is not allowed."""
+    lacks: tuple[str, ...] = ()
+    """What the nearest rule lacks, of `group`, `user` and `cluster`."""
+    near: str = ""
+    """The name in that rule which may have been meant, or was mistyped."""
+
+    def sentence(self) -> str:
+        """Return it for people."""
+        rule = self.rule
+        if rule is None:
+            return "the policy has no rule"
+        at = f"{rule.path} (line {rule.line})" if rule.line else rule.path
+        if self.allowed:
+            return f"{at} allows it, by the {self.by}"
+        words = []
+        if "cluster" in self.lacks:
+            words.append(f"is for the clusters {quoted(rule.clusters)}")
+        kinds = [("group", rule.groups), ("user", rule.users)]
+        if whom := [f"the {kind}s {quoted(names)}" for kind, names in kinds if kind in self.lacks]:
+            words.append(f"is for {' and '.join(whom)}")
+        meant = f'; did you mean "{self.near}"?' if self.near else ""
+        return f"no rule allows it, and the nearest, {at}, {' and '.join(words)}{meant}"
+
+
+def explain(rules: Sequence[Rule], identity: Identity, cluster: str) -> Verdict:
+    """Return what `rules` decide about `identity` and `cluster`."""
+    for rule in rules:
+        if rule.matches(identity, cluster):
+            return Verdict(True, rule, _by(rule, identity))
+    if not rules:
+        return Verdict(False)
+    own = {_bare(name) for name in (identity.username, *identity.groups)} - {""}
+
+    def nearness(rule: Rule) -> tuple[bool, bool, bool]:
+        return rule.covers(cluster), rule.names(identity), bool(_resembling(rule, own))
+
+    rule = max(rules, key=nearness)  # the first one of equals
+    covers, names = rule.covers(cluster), rule.names(identity)
+    kinds = () if names else (*(["group"] if rule.groups else ()), *(["user"] if rule.users else ()))
+    near = "" if names else _resembling(rule, own)
+    if not covers:
+        near = near or nearest(cluster, rule.clusters[:MOST_COMPARED])
+    return Verdict(False, rule, "", (*kinds, *(() if covers else ("cluster",))), near)
+
+
+def named(user: str = "", groups: Iterable[str] = ()) -> Identity:
+    """Return an identity of which no more than the name and the groups are known."""
+    return Identity(user, "", tuple(groups), "", "", 0.0)
+
+
+def who(identity: Identity) -> str:
+    """Return a user and the groups in few words: `user "anna" in the groups "a", "b"`."""
+    groups = f"the groups {quoted(identity.groups)}" if identity.groups else ""
+    user = f'user "{identity.username}"' if identity.username else "a user"
+    return f"{user} in {groups}" if groups else user
+
+
+def quoted(names: Iterable[str]) -> str:
+    """Return names in quotes, the first few of them by the alphabet."""
+    ordered = sorted(names)
+    more = len(ordered) - MOST_NAMES
+    return ", ".join(f'"{name}"' for name in ordered[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _compiled(cluster: str) -> re.Pattern[str]:
+    """Return the expression of a name or pattern. Between two `*` the first place that fits is taken and never another
+    one (an atomic group): where the rest fits behind a later one, it does so behind this one."""
+    first, *others = (re.escape(part) for part in re.split(r"\*+", cluster))
+    if not others:
+        return re.compile(first)
+    middle = "".join(f"(?>.*?{part})" for part in others[:-1])
+    return re.compile(f"{first}{middle}.*{others[-1]}")
+
+
+def _by(rule: Rule, identity: Identity) -> str:
+    if identity.username in rule.users:
+        return f'user "{identity.username}"'
+    group = next((group for group in identity.groups if group in rule.groups), "")
+    return f'group "{group}"' if group else 'user "*"'
+
+
+def _resembling(rule: Rule, own: set[str]) -> str:
+    """Return a name of the rule that is one of a user's but for its prefix and case; empty: there is none."""
+    return min((name for name in (*rule.groups, *rule.users) if _bare(name) in own), default="")
+
+
+def _bare(name: str) -> str:
+    return name.rpartition(":")[2].rpartition("/")[2].casefold()
