@@ -11,6 +11,7 @@ from enum import StrEnum
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # each `arcbridge credential` imports this module, and kubectl waits for it
+    from collections.abc import Sequence
     from typing import Any, Final
 
 
@@ -62,6 +63,8 @@ class RefusalRule(StrEnum):
     CLAIMS_EXPRESSION = "claims.expression"
     CLAIMS_COST = "claims.cost"
     USER_RULE = "user.rule"
+    POLICY_RULE = "policy.rule"
+    """No rule of the relay's policy lets the user reach the cluster, or there is no such cluster: one answer."""
     PROOF_UNBOUND = "proof.unbound"
     PROOF_OFF = "proof.off"
     PROOF_CNF = "proof.cnf"
@@ -98,27 +101,37 @@ class RefusalRule(StrEnum):
 
 
 MAX_WANTED: Final = 200
-"""Characters of an audience or a claim's name that are sent."""
+"""Characters of an audience, a claim's name or a group that are sent."""
+MAX_GROUPS: Final = 10
+"""Names of groups that are sent."""
 
 
 class Refusal:
     """The fields of a refusal: two with the same fields are equal."""
 
-    __slots__ = ("rule", "wanted")
+    __slots__ = ("groups", "more_groups", "rule", "wanted")
 
-    def __init__(self, rule: RefusalRule = RefusalRule.NONE, wanted: str = "") -> None:
-        """`wanted`: the audience, or the claim's name, that the refusing end wants; empty where it does not say."""
+    def __init__(
+        self, rule: RefusalRule = RefusalRule.NONE, wanted: str = "", groups: tuple[str, ...] = (), more_groups: int = 0
+    ) -> None:
+        """`wanted`: the audience, or the claim's name, that the refusing end wants; empty where it does not say.
+        `groups`: those of the user that the policy names, of a `policy.rule`; `more_groups`: how many others came."""
         self.rule = rule
         self.wanted = wanted
+        self.groups = groups
+        self.more_groups = more_groups
+
+    def _key(self) -> tuple[object, ...]:
+        return self.rule, self.wanted, self.groups, self.more_groups
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Refusal) and (self.rule, self.wanted) == (other.rule, other.wanted)
+        return isinstance(other, Refusal) and self._key() == other._key()
 
     def __hash__(self) -> int:
-        return hash((self.rule, self.wanted))
+        return hash(self._key())
 
     def __repr__(self) -> str:
-        return f"Refusal({self.rule!r}, {self.wanted!r})"
+        return f"Refusal{self._key()!r}"
 
     def fields(self) -> dict[str, str]:
         """Return the fields that are not empty, by name."""
@@ -126,15 +139,25 @@ class Refusal:
 
 
 NO_REFUSAL: Final = Refusal()
+_MOST_COUNTED: Final = 9999
+"""Groups of which a number from outside is believed; a token has 1000 at most."""
 
 
-def read_refusal(rule: Any, wanted: object = "") -> Refusal:
-    """Return the refusal that fields from outside name; a rule that is not known here is none."""
+def read_refusal(rule: Any, wanted: object = "", groups: str = "", more_groups: int = 0) -> Refusal:
+    """Return the refusal that fields from outside name; a rule that is not known here is none. `groups`: one a line."""
     try:
         known = RefusalRule(rule)
     except ValueError:
         return NO_REFUSAL
-    return Refusal(known, wanted if isinstance(wanted, str) and _is_quotable(wanted) else "")
+    names = groups.split("\n", MAX_GROUPS) if groups else []
+    quotable = tuple(name for name in names[:MAX_GROUPS] if name and _is_quotable(name))
+    more = min(more_groups, _MOST_COUNTED) + len(names) - len(quotable)
+    return Refusal(known, wanted if isinstance(wanted, str) and _is_quotable(wanted) else "", quotable, more)
+
+
+def sendable_groups(groups: Sequence[str]) -> tuple[str, ...]:
+    """Return the first groups that a peer takes."""
+    return tuple(name for name in groups if _is_quotable(name))[:MAX_GROUPS]
 
 
 def _is_quotable(text: str) -> bool:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcbridge.refusals import MAX_WANTED, NO_REFUSAL, Refusal, RefusalRule, read_refusal
+from arcbridge.refusals import MAX_GROUPS, MAX_WANTED, NO_REFUSAL, Refusal, RefusalRule, read_refusal, sendable_groups
 
 
 @pytest.mark.parametrize("wanted", ["arcbridge-relay", "https://relay.example.com/ a", "a, b", "x" * MAX_WANTED])
@@ -36,3 +36,26 @@ def test_whatever_comes_can_be_quoted(rule: str, wanted: str) -> None:
 
 def test_a_rule_has_a_family() -> None:
     assert (RefusalRule.TOKEN_AUD_FORBIDDEN.family, RefusalRule.TOKEN_AUD_FORBIDDEN.check) == ("token", "aud.forbidden")
+
+
+@pytest.mark.parametrize(
+    ("groups", "more", "expected", "count"),
+    [
+        ("a\nb c", 3, ("a", "b c"), 3),
+        ("", 0, (), 0),
+        # What could end a quotation, or is too long, is no more than one of the others.
+        ('a\n"b\né\n' + "x" * (MAX_WANTED + 1), 1, ("a",), 4),
+        ("\n".join("x" * 50_000), 1 << 60, ("x",) * MAX_GROUPS, 10_000),
+        ("\n\n\n", 0, (), 4),
+    ],
+)
+def test_groups_come_in_bounds(groups: str, more: int, expected: tuple[str, ...], count: int) -> None:
+    """docs/threats.md#J22."""
+    found = read_refusal("policy.rule", "", groups, more)
+    assert (found.groups, found.more_groups) == (expected, count)
+
+
+def test_what_is_sent_is_what_is_read() -> None:
+    sent = sendable_groups([f"g{n}" for n in range(50)] + ["é"])
+    assert sent == tuple(f"g{n}" for n in range(MAX_GROUPS))
+    assert read_refusal("policy.rule", "", "\n".join(sent), 41).groups == sent

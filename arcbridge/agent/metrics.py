@@ -177,6 +177,8 @@ def _register_tokens(metrics: Metrics, parts: AgentParts) -> None:
     counter("tokens_refused_total", "OIDC tokens refused.", None, lambda: verifier.refused)
     counter("token_refusals_total", "OIDC tokens refused, by rule; the log line has what it was about.",
             {"rule": RULES}, lambda: verifier.refusals)  # fmt: skip
+    counter("tokens_without_groups_total", "OIDC tokens accepted without the claim that the groups are taken from.",
+            None, lambda: verifier.without_groups)  # fmt: skip
     counter("group_lookups_total", "Look-ups of groups that a token did not hold.",
             {"result": ("answered", "failed")}, verifier.group_lookups)  # fmt: skip
     counter("graph_tokens_total", "Requests for the own token of Microsoft Graph.",

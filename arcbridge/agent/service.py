@@ -35,6 +35,7 @@ from arcbridge.agent.sessions import Sessions
 from arcbridge.agent.settings import Checked, required
 from arcbridge.agent.targets import TcpTargets
 from arcbridge.agent.workload import PodOfWorkload, pod_name
+from arcbridge.checks.groups_claim import missing_groups_logger
 from arcbridge.checks.self_checks import SelfChecks
 from arcbridge.errors import ConfigError
 from arcbridge.identity.groups import GroupSources
@@ -161,6 +162,7 @@ async def _observe(
     _watch_requests(parts.api, self_checks)
     if parts.verifier is not None:
         parts.verifier.on_directory_failure(lambda: self_checks.look_soon("groups"))
+        parts.verifier.on_missing_groups = missing_groups_logger(log)
     reports = AgentReports(parts.control.instance, self_checks, checks, lambda: len(parts.sessions))
     parts.control.report = reports.status
     _keep_running(reports.run(parts.control.send_reports), "reports", stack)

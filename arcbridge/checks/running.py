@@ -19,6 +19,8 @@ from .diagnosis import Finding, failed, ok, skipped, warning
 
 DEADLINE: Final = 5.0
 """Seconds for one page; metrics of several workers are gathered first."""
+MOST_WITHOUT: Final = 0.9
+"""Share of the accepted tokens without groups from which on that is told: some users may be in none."""
 MAX_PAGE: Final = 4 * 1024 * 1024
 
 _SAMPLE: Final = re.compile(r"([a-z0-9_]+(?:\{[^}]*\})?) ([0-9.eE+-]+|NaN)$")
@@ -112,6 +114,12 @@ async def look_at_refusals(prefix: str, listen: str, what: str) -> list[Finding]
         count = samples.get(f'{prefix}token_refusals_total{{rule="{rule}"}}', 0.0)
         if count:
             found.append(warning(hop, f"{count:.0f} since its start {words} ({rule})", remedy, code))
+    without = samples.get(f"{prefix}tokens_without_groups_total", 0.0)
+    accepted = samples.get(f"{prefix}tokens_verified_total", samples.get(f'{prefix}tokens_total{{result="verified"}}'))
+    if without and without >= MOST_WITHOUT * (accepted or 0.0):
+        words = f"{without:.0f} of {accepted or without:.0f} that were accepted lack the claim that gives the groups"
+        remedy = "correct claimMappings.groups, or what the issuer puts into tokens; the log names the claim"
+        found.append(warning(f"groups in {what}", words, remedy, "token_groups"))
     return found or [ok(hop, "none that settings could be the cause of")]
 
 

@@ -71,6 +71,9 @@ class Identity:
     extra: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     issued_at: float = 0.0
     binding: Binding = UNBOUND
+    missing_groups_claim: str = ""
+    """The claim from which the settings take the groups, where the token does not have it: an issuer may leave it out
+    for a user without a group, and every token lacks it where the settings name a wrong one."""
 
     def supersedes(self, other: Identity) -> bool:
         """Return whether this identity, of a renewal, takes the place of `other`, of the same subject.
@@ -139,6 +142,7 @@ def map_claims(issuer: IssuerConfig, claims: Mapping[str, Any], budget: CostBudg
         raise TokenRefused(RefusalRule.CLAIMS_SUB, "the token has no usable subject")
 
     username, groups, uid, extra = _mapped(issuer, claims, budget)
+    of_groups = "" if issuer.groups is None else issuer.groups.claim
     return Identity(
         username=username,
         uid=uid,
@@ -149,6 +153,7 @@ def map_claims(issuer: IssuerConfig, claims: Mapping[str, Any], budget: CostBudg
         extra=extra,
         issued_at=float(claims.get("iat", 0.0)),
         binding=binding(claims),
+        missing_groups_claim=of_groups if claims.get(of_groups) is None else "",
     )
 
 

@@ -134,6 +134,12 @@ class TokenVerifier:
         self.refused = 0
         self.refusals: Counter[str] = Counter()
         """Refused tokens by the rule that refused them."""
+        self.without_groups = 0
+        """Accepted tokens without the claim from which the settings take groups."""
+        self.on_missing_groups: Callable[[str, str, str, bool], None] = lambda user, claim, issuer, usual: None
+        """Called for each of them; `usual`: a token of this issuer has had the claim, so its name is right."""
+        self._groups_claimed: set[str] = set()
+        """Issuers one of whose tokens has had the claim."""
 
     def oldest_keys(self) -> float:
         """Return the seconds since the oldest key set was fetched; 0 before any was."""
@@ -200,6 +206,12 @@ class TokenVerifier:
             self.refusals[error.rule] += 1
             raise
         self.verified += 1
+        if identity.missing_groups_claim:
+            self.without_groups += 1
+            usual = identity.issuer in self._groups_claimed
+            self.on_missing_groups(identity.username, identity.missing_groups_claim, identity.issuer, usual)
+        else:
+            self._groups_claimed.add(identity.issuer)
         return identity
 
     @property
@@ -227,6 +239,7 @@ class TokenVerifier:
                 task.add_done_callback(self._left.discard)
         self._config, self._accept, self._keys = config, accept, keys
         self._results.clear()
+        self._groups_claimed.clear()
         if self.groups is not None:
             self.groups.forget()
 

@@ -125,7 +125,7 @@ async def _client_join(
             reply.message or "the relay refused",
             retry_after=reply.retry_after or None,
             session=reply.join_id if JOIN_ID.fullmatch(reply.join_id) else "",
-            refusal=read_refusal(reply.rule, reply.wanted),
+            refusal=read_refusal(reply.rule, reply.wanted, reply.groups, reply.more_groups),
         )
     if reply.join_id and not JOIN_ID.fullmatch(reply.join_id):
         raise RemoteProtocolError("the relay gave the join an id that no relay makes")

@@ -10,14 +10,15 @@ use anything (`RegistryUnavailable`), and what runs runs on.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
 from arcbridge.identity.claims import Identity
-from arcbridge.identity.policy import PolicyFile
+from arcbridge.identity.policy import KnownGroups, PolicyFile
 from arcbridge.identity.proof import ProofChecker
 from arcbridge.identity.verifier import LEEWAY, TokenVerifier
+from arcbridge.relay.recent_users import RecentUsers
 from arcbridge.relay.registry.base import RegistryUnavailable, UserRevocation
 
 FORBIDDEN: Final = "there is no such cluster, or you may not reach it: check its name, and ask the relay's operator"
@@ -102,6 +103,10 @@ class Access:
             return Loss("cluster", FORBIDDEN, "the cluster is revoked")
         return None
 
+    def known_groups(self, identity: Identity) -> KnownGroups:
+        """Return which of the user's groups the policy names, and how many others there are."""
+        return self._policy.current().known_groups(identity)
+
     def allows(self, identity: Identity, cluster: str) -> bool:
         """Return whether the policy lets `identity` reach `cluster`, revoked or not, and its login still counts."""
         return self._refusal(identity) is None and self._policy.allows(identity, cluster)
@@ -115,3 +120,4 @@ class CallerChecks:
     verifier: TokenVerifier
     proofs: ProofChecker
     access: Access
+    recent: RecentUsers = field(default_factory=RecentUsers)

@@ -38,7 +38,7 @@ from arcbridge.identity.proof import Peer, ProofRefused
 from arcbridge.identity.refusal import GroupsUnavailable
 from arcbridge.net.join import JOIN_ID, JoinCode, ServerJoin
 from arcbridge.pki.names import check_cluster_name
-from arcbridge.refusals import Refusal, RefusalRule
+from arcbridge.refusals import NO_REFUSAL, Refusal, RefusalRule, sendable_groups
 from arcbridge.relay.access import FORBIDDEN, CallerChecks, Loss
 from arcbridge.relay.admission import Ticket
 from arcbridge.relay.counters import Counters
@@ -53,6 +53,8 @@ from arcbridge.wire.records import Dial, JoinReply, JoinRequest
 
 DIAL_DEADLINE: Final = 10.0
 """Seconds from DIAL to the agent's JOIN."""
+MOST_GROUPS: Final = 20
+"""Groups of a refused user that go into the log."""
 MAX_SHOWN: Final = 253
 """Characters of a cluster's name as a client gives it that go into the log; names are no longer."""
 _RETRY_AFTER: Final = 5
@@ -70,6 +72,8 @@ class _JoinAttempt:
     id: str = field(default_factory=lambda: secrets.token_hex(8))
     fields: dict[str, Any] = field(default_factory=dict)
     """Of the line in the log; more of them the further the join has come."""
+    identity: Identity | None = None
+    """Who it is, once that is known."""
     cluster: str = ""
     """The cluster, once it is known that the user may reach it."""
 
@@ -130,7 +134,7 @@ class ClientJoins:
 
         def lost(dial: PendingDial) -> JoinRefused | None:
             loss = self._checks.access.loss(dial.identity, dial.cluster)
-            return None if loss is None else _refused(loss)
+            return None if loss is None else self._refused(loss, dial.identity)
 
         self._dials.refuse(lost)
 
@@ -187,6 +191,8 @@ class ClientJoins:
                 join_id=attempt.id,
                 rule=failure.refusal.rule,
                 wanted=failure.refusal.wanted,
+                groups="\n".join(failure.refusal.groups),
+                more_groups=failure.refusal.more_groups,
             )
             await attempt.join.refuse(reply)
         return False
@@ -200,6 +206,12 @@ class ClientJoins:
         attempt.fields |= failure.log_fields()  # the relay's own rule, where the cause has none
         if isinstance(cause, ArcbridgeError):
             attempt.fields |= cause.log_fields()
+        if failure.refusal.rule is RefusalRule.POLICY_RULE and attempt.identity is not None:
+            groups = self._checks.access.known_groups(attempt.identity)
+            left_out = max(len(groups.names) - MOST_GROUPS, 0)
+            attempt.fields |= {"groups": groups.names[:MOST_GROUPS], "more_groups": groups.more + left_out}
+            if claim := attempt.identity.missing_groups_claim:
+                attempt.fields["detail"] = f"the token has no claim {claim!r}, from which its groups are taken"
         reason = getattr(cause, "message", "") or type(cause).__name__
         log.warning("join failed", **attempt.fields, code=code, reason=reason)
 
@@ -209,10 +221,12 @@ class ClientJoins:
         request, fields = attempt.request, attempt.fields
         fields["cluster"] = request.cluster[:MAX_SHOWN]
         identity = await self._identify(request)
+        attempt.identity = identity
         fields["user"], fields["bound"] = identity.username, identity.binding.kind.value
         if attempt.resumes and JOIN_ID.fullmatch(request.first_session):
             fields["first_session"] = request.first_session
         self._require_proof(attempt.join, request, identity)
+        self._checks.recent.note(identity, self._checks.access.known_groups(identity))
         attempt.ticket.leave()
         # The address paid until here, the user does from here on.
         payer = self._pumps.payer_of(identity)
@@ -263,7 +277,7 @@ class ClientJoins:
         rest there is one refusal for every reason, and every question is asked each time (docs/threats.md#J22)."""
         try:
             if (refused := self._checks.access.refusal(identity)) is not None:
-                raise _refused(refused)
+                raise self._refused(refused, identity)
             name = check_cluster_name(request.cluster)
             record = await self._registry.cluster(name)
         except RegistryUnavailable as error:
@@ -273,20 +287,36 @@ class ClientJoins:
                 retry_after=error.retry_after or _RETRY_AFTER,
             ) from error
         except ConfigError as error:
-            raise JoinRefused(JoinCode.FORBIDDEN, FORBIDDEN) from error
+            raise self._refused(Loss("cluster", FORBIDDEN, error.message), identity) from error
         loss = self._checks.access.loss(identity, name)
         if record is None:
-            raise _refused(Loss("cluster", FORBIDDEN, "the cluster is unknown"))
+            raise self._refused(Loss("cluster", FORBIDDEN, "the cluster is unknown"), identity)
         if loss is not None:
-            raise _refused(loss)
+            raise self._refused(loss, identity)
         if record.revoked:
-            raise _refused(Loss("cluster", FORBIDDEN, "the cluster is revoked"))
+            raise self._refused(Loss("cluster", FORBIDDEN, "the cluster is revoked"), identity)
         return record.ca_pem
 
     def _require_right(self, identity: Identity, cluster: str) -> None:
         """Raise `JoinRefused` where the right was lost since it was asked for."""
         if (loss := self._checks.access.loss(identity, cluster)) is not None:
-            raise _refused(loss)
+            raise self._refused(loss, identity)
+
+    def _refused(self, loss: Loss, identity: Identity) -> JoinRefused:
+        """Return the refusal of a user who may not use the cluster, with the groups that came. Of an unknown cluster
+        and one that is not allowed all fields are the same."""
+        groups = self._checks.access.known_groups(identity)
+        sent = sendable_groups(groups.names)
+        more = groups.more + len(groups.names) - len(sent)
+        refusal = JoinRefused(
+            JoinCode.FORBIDDEN,
+            loss.message,
+            refusal=Refusal(RefusalRule.POLICY_RULE, identity.missing_groups_claim, sent, more)
+            if loss.kind != "user"
+            else NO_REFUSAL,
+        )
+        refusal.__cause__ = ConfigError(loss.cause)
+        return refusal
 
     # -- its agent -------------------------------------------------------------------------------------------------
 
@@ -390,12 +420,6 @@ class ClientJoins:
 def _not_accepted(error: Unauthenticated, more: str = "") -> JoinRefused:
     message = f"the relay does not accept the access token: {error.message}{more}"
     return JoinRefused(JoinCode.UNAUTHENTICATED, message, refusal=error.refusal)
-
-
-def _refused(loss: Loss) -> JoinRefused:
-    refusal = JoinRefused(JoinCode.FORBIDDEN, loss.message)
-    refusal.__cause__ = ConfigError(loss.cause)
-    return refusal
 
 
 def _going_away() -> JoinRefused:

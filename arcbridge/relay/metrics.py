@@ -107,6 +107,8 @@ def _register_tokens(metrics: Metrics, verifier: TokenVerifier, proofs: ProofChe
             {"bound": tuple(kind.value for kind in BindingKind)}, lambda: proofs.taken)  # fmt: skip
     counter("proofs_refused_total", "Good access tokens that were refused for want of a good proof of their key.",
             {"reason": PROOF_REFUSALS}, lambda: proofs.refused)  # fmt: skip
+    counter("tokens_without_groups_total", "Access tokens accepted without the claim that the groups are taken from.",
+            None, lambda: verifier.without_groups)  # fmt: skip
     counter("group_lookups_total", "Look-ups of groups that an access token did not hold.",
             {"result": ("answered", "failed")}, verifier.group_lookups)  # fmt: skip
     counter("graph_tokens_total", "Requests for the own token of Microsoft Graph.",

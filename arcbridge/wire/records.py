@@ -268,7 +268,7 @@ class JoinRequest(Record):
 class JoinReply(Record):
     """The relay's answer: `code` is a `net.join.JoinCode`; `cluster_ca` (PEM) is to be checked against a pin.
 
-    `rule` and `wanted` are those of a `Refusal`, as in `Goaway`.
+    `rule` and `wanted` are those of a `Refusal`, as in `Goaway`; so are `groups`, one a line, and `more_groups`.
     """
 
     code: int = 0
@@ -279,3 +279,5 @@ class JoinReply(Record):
     subject: str = ""
     rule: str = ""
     wanted: str = ""
+    groups: str = ""
+    more_groups: int = 0

@@ -23,9 +23,12 @@ class Process:
     def __init__(self) -> None:
         self.reason: str | None = None
         self.refusals: dict[str, int] = {}
+        self.without = 0
         metrics, checks = Metrics("agent"), Checks()
         checks.add("control", lambda: self.reason)
         metrics.counter("token_refusals_total", "Refused.", {"rule": RULES}, lambda: self.refusals)
+        metrics.counter("tokens_verified_total", "Accepted.", None, lambda: 20)
+        metrics.counter("tokens_without_groups_total", "Without.", None, lambda: self.without)
         self.server = ObserveServer("127.0.0.1:0", metrics, checks)
         self.listen = ""
 
@@ -89,3 +92,13 @@ async def test_another_server_at_that_port(answer: bytes, status: int | None) ->
 def test_samples() -> None:
     text = '# HELP a b\na_total{x="1"} 2.0\nb 3e2\nnonsense\n'
     assert samples_of(text) == {'a_total{x="1"}': 2.0, "b": 300.0}
+
+
+async def test_tokens_without_groups_are_told_where_nearly_all_lack_them(process: Process) -> None:
+    process.without = 17
+    (found,) = await look_at_refusals("arcbridge_agent_", process.listen, "tokens")
+    assert found.state is FindingState.OK, "some users may be in no group"
+    process.without = 18
+    (found,) = await look_at_refusals("arcbridge_agent_", process.listen, "tokens")
+    assert (found.state, found.code) == (FindingState.WARNING, "token_groups")
+    assert found.detail == "18 of 20 that were accepted lack the claim that gives the groups"

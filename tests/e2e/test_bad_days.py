@@ -140,7 +140,8 @@ def test_a_cluster_that_is_unknown(world: World, monkeypatch: pytest.MonkeyPatch
     done = start(world)
     assert done.returncode == ExitCode.LOGIN
     assert error_of(done) == (
-        'cluster "no-such-cluster" does not exist or you may not reach it; ask the relay\'s operator for access'
+        'cluster "no-such-cluster" does not exist or you may not reach it; ask the relay\'s operator for access '
+        '(known groups: "platform")'
     )
     record = only(world.relay, "join failed", after=mark)
     assert record["reason"] == "the cluster is unknown"

@@ -445,3 +445,26 @@ async def test_the_refusal_names_no_claim() -> None:
         await verifier().verify(token(claims(aud="secret-audience", sub="mallory")))
     assert "secret-audience" not in str(caught.value)
     assert "mallory" not in str(caught.value)
+
+
+async def test_a_token_without_the_claim_of_the_groups_counts_and_is_told() -> None:
+    """Whether others of the issuer have the claim says whether its name may be wrong."""
+    subject = verifier()
+    told: list[tuple[str, bool]] = []
+    subject.on_missing_groups = lambda user, claim, issuer, usual: told.append((claim, usual))
+    without = token({name: value for name, value in claims().items() if name != "groups"})
+    assert (await subject.verify(without)).groups == ()
+    await subject.verify(token(claims()))
+    await subject.verify(without)
+    assert told == [("groups", False), ("groups", True)]
+    assert (subject.without_groups, subject.verified) == (2, 3)
+    config = parse(CONFIG)
+    subject.replace(config, Acceptance())
+    await subject.verify(without)
+    assert told[-1] == ("groups", False), "other settings, other names"
+
+
+async def test_who_takes_no_groups_misses_none() -> None:
+    subject = verifier(config=CONFIG[: CONFIG.index("    groups")])
+    assert (await subject.verify(token(claims()))).missing_groups_claim == ""
+    assert subject.without_groups == 0

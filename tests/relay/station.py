@@ -19,7 +19,7 @@ import pytest
 
 from arcbridge.errors import ArcbridgeError, JoinRefused, Unauthenticated
 from arcbridge.identity.claims import Identity
-from arcbridge.identity.policy import PolicyFile
+from arcbridge.identity.policy import KnownGroups, PolicyFile
 from arcbridge.identity.proof import UNBOUND, Binding, ProofChecker, ProofPolicy
 from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.loop_shares import LoopTimes
@@ -57,23 +57,26 @@ from tests.support.eventually import until
 class StubVerifier(TokenVerifier):
     """The token *is* the user name; `bad` is none."""
 
-    def __init__(self, bindings: Mapping[str, Binding] | None = None) -> None:
-        self.bindings = {} if bindings is None else bindings
+    def __init__(self, bindings: Mapping[str, Binding], groups: Mapping[str, tuple[str, ...]]) -> None:
+        self.bindings = bindings
         """How tokens are bound; the others are not."""
+        self.groups = groups
+        """The groups of users; the others' tokens have no such claim."""
 
     async def verify(self, token: str) -> Identity:
         if token == "bad":
             raise Unauthenticated("the token has expired")
-        now = time.time()
+        now, groups = time.time(), self.groups.get(token, ())
         return Identity(
             token,
             "",
-            (),
+            groups,
             f"https://issuer.test#{token}",
             "https://issuer.test",
             now + 600,
             issued_at=now,
             binding=self.bindings.get(token, UNBOUND),
+            missing_groups_claim="" if groups else "groups",
         )
 
 
@@ -85,7 +88,15 @@ class StubPolicy(PolicyFile):
         return (identity.username, cluster) in self.allowed
 
     def current(self) -> Any:
-        return frozenset(self.allowed)
+        return _Policy(self.allowed)
+
+
+class _Policy(frozenset[tuple[str, str]]):
+    """What `StubPolicy` has in force; it names the groups `platform` and `developers`."""
+
+    def known_groups(self, identity: Identity) -> KnownGroups:
+        known = tuple(group for group in identity.groups if group in ("platform", "developers"))
+        return KnownGroups(known, len(identity.groups) - len(known))
 
 
 class EchoUpper(asyncio.Protocol):
@@ -121,6 +132,8 @@ class Station:
         """Set before `open`: where connections begin with a PROXY protocol header."""
         self.bindings: dict[str, Binding] = {}
         """How the tokens of users are bound to keys."""
+        self.groups: dict[str, tuple[str, ...]] = {}
+        """The groups of users."""
         self.ended: list[Pump] = []
         self.on_pump_ended: Callable[[Pump], None] = lambda pump: None
         self.address = Address("127.0.0.1", 0)
@@ -138,7 +151,7 @@ class Station:
         )
         dials = PendingDials(self.counters, self.detour)
         self.checks = CallerChecks(
-            StubVerifier(self.bindings), ProofChecker(ProofPolicy.IF_BOUND, "the relay"), self.access
+            StubVerifier(self.bindings, self.groups), ProofChecker(ProofPolicy.IF_BOUND, "the relay"), self.access
         )
         self.clients = ClientJoins(
             dials,

@@ -23,6 +23,7 @@ async def test_every_metric_reads_and_the_series_are_fixed(tmp_path: Path) -> No
             refusals={"token.aud": 1},
             group_lookups=lambda: lookups,
             graph_tokens=lambda: {"granted": 1, "failed": 8},
+            without_groups=2,
         )
         proofs = ProofChecker(ProofPolicy.IF_BOUND, "the relay")
         proofs.taken["cnf.jkt"], proofs.refused["missing"] = 2, 4

@@ -23,9 +23,11 @@ from arcbridge.net import join as join_module
 from arcbridge.net.join import JoinCode, client_join
 from arcbridge.net.sockets import receive, reset, send_all
 from arcbridge.net.tls import ALPN_JOIN
+from arcbridge.refusals import NO_REFUSAL, Refusal, RefusalRule
 from arcbridge.relay import rendezvous
 from arcbridge.relay.access import Loss
 from arcbridge.relay.admission import Ticket
+from arcbridge.relay.registry.base import UserRevocation
 from arcbridge.relay.session_slots import SessionSlots
 from arcbridge.settings.config import RelayLimitsConfig
 from arcbridge.wire.records import Dial, JoinReply, JoinRequest, Status
@@ -550,3 +552,31 @@ async def test_t31_required_takes_no_bearer_tokens(tmp_path: Path) -> None:
         error = await refused(relay.join())
         assert error.refusal.rule == "proof.unbound"
         assert "docs/security.md" in error.message
+
+
+async def test_the_groups_that_came_are_told_to_the_log_and_to_their_user(tmp_path: Path) -> None:
+    """docs/threats.md#J22. Of the log those that the policy names, and of the user's no more than they have; of an
+    unknown cluster the same."""
+    async with station(tmp_path, "prod") as relay:
+        relay.policy.allowed.clear()
+        relay.groups["alice"] = ("platform", "secret-1", "secret-2")
+        error, failed = await refused_and_logged(relay)
+        assert error.refusal == Refusal(RefusalRule.POLICY_RULE, "", ("platform",), 2)
+        assert (failed["groups"], failed["more_groups"], failed["rule"]) == (("platform",), 2, "policy.rule")
+        assert "secret" not in repr(failed)
+        unknown, _ = await refused_and_logged(relay, "munich")
+        assert (unknown.refusal, unknown.message) == (error.refusal, error.message)
+        relay.groups.clear()
+        error, failed = await refused_and_logged(relay)
+        assert error.refusal == Refusal(RefusalRule.POLICY_RULE, "groups")
+        assert failed["detail"] == "the token has no claim 'groups', from which its groups are taken"
+        (seen,) = relay.checks.recent.rows("alice")
+        assert (seen["missing_claim"], seen["more"]) == ("groups", 0)
+
+
+async def test_a_revoked_user_is_told_of_no_groups(tmp_path: Path) -> None:
+    async with station(tmp_path, "prod") as relay:
+        relay.access.learn_users({"alice": UserRevocation("alice", 4_000_000_000, 0, "")})
+        error, failed = await refused_and_logged(relay)
+        assert error.refusal == NO_REFUSAL
+        assert "groups" not in failed

@@ -128,7 +128,9 @@ def of_join(error: JoinRefused, cluster: str, shown: Shown = NOTHING_SHOWN) -> A
     if error.code == JoinCode.UNAUTHENTICATED:
         return of_token("the relay does not accept the access token", refusal, "the relay", shown)
     if error.code == JoinCode.FORBIDDEN:
-        return PermissionRefused(f"{name} does not exist or you may not reach it; ask the relay's operator for access")
+        return PermissionRefused(
+            f"{name} does not exist or you may not reach it; ask the relay's operator for access{groups_of(refusal)}"
+        )
     if error.code == JoinCode.INTERNAL and refusal.rule is RefusalRule.GROUPS_UNAVAILABLE:
         return Unreachable(
             "the relay cannot look up which groups you are in, because the place that has them does not answer; "
@@ -158,6 +160,17 @@ def of_join(error: JoinRefused, cluster: str, shown: Shown = NOTHING_SHOWN) -> A
     other = (f"the relay could not reach {name}; its log says why", asked)
     sentence, retry_after = sentences.get(error.code, other)
     return Unreachable(sentence, retry_after=retry_after)
+
+
+def groups_of(refusal: Refusal) -> str:
+    """Return the user's own groups as the relay got them, in brackets; empty where it does not say."""
+    if refusal.rule is not RefusalRule.POLICY_RULE:
+        return ""
+    if refusal.wanted:
+        return f' (the relay takes your groups from the claim "{refusal.wanted}", which your token does not have)'
+    known = ", ".join(f'"{name}"' for name in refusal.groups) or "none"
+    more = f"; {refusal.more_groups} more came" if refusal.more_groups else ""
+    return f" (known groups: {known}{more})"
 
 
 def of_token(what: str, refusal: Refusal, place: str, shown: Shown = NOTHING_SHOWN) -> Unauthenticated:

@@ -32,6 +32,7 @@ from arcbridge.errors import (
 from arcbridge.net.join import JoinCode
 from arcbridge.refusals import read_refusal
 from arcbridge.wire.frames import GoawayCode
+from arcbridge.wire.records import JoinReply
 
 
 def test_the_object() -> None:
@@ -229,3 +230,24 @@ def test_a_session_that_was_too_old_is_no_login_that_failed() -> None:
 def test_whether_any_relay_has_answered(error: Unreachable, cause: Exception | None, unanswered: bool) -> None:
     error.__cause__ = cause
     assert is_unanswered(error) is unanswered
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        (JoinReply(rule="policy.rule", groups="a\nb", more_groups=2), '(known groups: "a", "b"; 2 more came)'),
+        (JoinReply(rule="policy.rule"), "(known groups: none)"),
+        (
+            JoinReply(rule="policy.rule", wanted="roles"),
+            '(the relay takes your groups from the claim "roles", which your token does not have)',
+        ),
+        (JoinReply(rule="policy.rule", wanted='r"\x1b', groups="\x1b"), "(known groups: none; 1 more came)"),
+        # An older relay says nothing of it.
+        (JoinReply(), "ask the relay's operator for access"),
+    ],
+)
+def test_whom_the_policy_refuses_reads_which_groups_came(reply: JoinReply, expected: str) -> None:
+    refusal = read_refusal(reply.rule, reply.wanted, reply.groups, reply.more_groups)
+    found = of_join(JoinRefused(JoinCode.FORBIDDEN, "FOREIGN", refusal=refusal), "prod")
+    assert found.message.startswith('cluster "prod" does not exist or you may not reach it; ask the relay')
+    assert found.message.endswith(expected)

@@ -1,0 +1,31 @@
+"""What is remembered of users who joined, and how much."""
+
+from __future__ import annotations
+
+from arcbridge.identity.claims import Identity
+from arcbridge.identity.policy import KnownGroups
+from arcbridge.relay.recent_users import MOST_GROUPS, MOST_USERS, RecentUsers
+
+
+def identity(name: str, missing: str = "") -> Identity:
+    return Identity(name, "", (), f"i#{name}", "i", 0.0, missing_groups_claim=missing)
+
+
+def test_the_last_token_counts() -> None:
+    recent = RecentUsers(clock=lambda: 7.0)
+    recent.note(identity("anna"), KnownGroups(("a",), 1))
+    recent.note(identity("anna", "roles"), KnownGroups((), 2))
+    assert recent.rows("anna") == [{"from": "join", "at": 7.0, "groups": (), "more": 2, "missing_claim": "roles"}]
+    assert recent.rows("bob") == []
+
+
+def test_neither_users_nor_groups_make_it_grow() -> None:
+    """docs/threats.md#V23."""
+    recent = RecentUsers()
+    for n in range(2 * MOST_USERS):
+        recent.note(identity(f"user-{n}"), KnownGroups(("g",) * (MOST_GROUPS + n), n))
+        recent.note(identity("user-0"), KnownGroups((), 0))
+    known = [n for n in range(2 * MOST_USERS) if recent.rows(f"user-{n}")]
+    assert known == [0, *range(MOST_USERS + 1, 2 * MOST_USERS)], "the one who came last stays"
+    (newest,) = recent.rows(f"user-{known[-1]}")
+    assert (len(newest["groups"]), newest["more"]) == (MOST_GROUPS, 2 * known[-1])
