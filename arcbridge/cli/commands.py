@@ -171,6 +171,19 @@ COMMANDS = (
         ),
         Command("policy list = relay:policy_list", "show the policy in force, and what is held back", OUTPUT),
         Command(
+            "policy explain = policy:explain",
+            "say which rule lets a user reach a cluster, or which is nearest; exit code 1 where none does",
+            Flag("--groups GROUP…", "groups of the user, separated by commas (default: those of the last token)"),
+            TEXT_OUTPUT,
+            Argument("name", "name of the user as the policy has it, unless --groups is given; then the cluster", "+"),
+        ),
+        Command(
+            "policy diff = policy:diff",
+            "say what another policy file would change; exit code 1 with differences, 2 with errors",
+            TEXT_OUTPUT,
+            Argument("file", "the policy file"),
+        ),
+        Command(
             "policy accept = relay:policy_accept",
             "put a changed policy in force that is held back",
             Argument("hash", "hash of the version, as `policy list` shows it"),

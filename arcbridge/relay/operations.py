@@ -21,6 +21,7 @@ from arcbridge.identity.policy import PolicyFile
 from arcbridge.observe.untrusted_text import clean
 from arcbridge.relay.fleet.base import Fleet, Lost
 from arcbridge.relay.pump import Pump, Pumps
+from arcbridge.relay.recent_users import RecentUsers, token_row
 from arcbridge.tasks import cancel_and_wait
 from arcbridge.untrusted_json import read_json
 
@@ -47,6 +48,7 @@ class Operations:
         fleet: Fleet,
         tell: Callable[[Lost], None],
         policy: PolicyFile,
+        recent: RecentUsers,
         *,
         relay: str,
         worker: int | None = None,
@@ -58,6 +60,7 @@ class Operations:
         self._fleet = fleet
         self._tell = tell
         self._policy = policy
+        self._recent = recent
         self.findings: Callable[[], list[Finding]] = list
         """What the self-checks found last; set once they are made."""
         self._origin: Row = {"relay": relay, "worker": worker}
@@ -89,6 +92,14 @@ class Operations:
                 ]  # fmt: skip
             case "policy":
                 return [self._policy_row()]
+            case "policy_rules":
+                asked = {"relay": question.get("relay"), "worker": question.get("worker")}
+                return self._policy_rules() if asked == self._origin else []
+            case "user":
+                return self._user(str(question.get("user", "")))
+            case "connected":
+                names = question.get("groups")
+                return self._connected(frozenset(names) if isinstance(names, list) else frozenset())
             case "accept_policy":
                 hash = clean(str(question.get("hash", "")), MAX_REASON)
                 held = self._policy.accept(hash)
@@ -133,6 +144,31 @@ class Operations:
             "reason": "" if held is None else held[1],
             **self._origin,
         }
+
+    def _policy_rules(self) -> list[Row]:
+        """Return the rules in force, a name in each row: a rule of many may be larger than a message."""
+        return [
+            {"rule": n, "line": rule.line, "kind": kind, "name": name}
+            for n, rule in enumerate(self._policy.current().rules)
+            for kind, names in (("users", rule.users), ("groups", rule.groups), ("clusters", rule.clusters))
+            for name in names
+        ]
+
+    def _user(self, name: str) -> list[Row]:
+        """Return the groups of the user's last token that the policy names, of a session or of a join."""
+        found = (pump.identity for pump in self._pumps if pump.identity and pump.identity.username == name)
+        newest = max(found, key=lambda one: one.issued_at, default=None)
+        if newest is None:
+            return self._recent.rows(name)
+        return [token_row(newest, self._policy.current().known_groups(newest), "session", newest.issued_at)]
+
+    def _connected(self, groups: frozenset[str]) -> list[Row]:
+        """Return the sessions, each with those of these groups that its user has."""
+        return [
+            {"session": pump.join_id, "user": pump.identity.username, "cluster": pump.cluster,
+             "groups": [group for group in pump.identity.groups if group in groups], **self._origin}
+            for pump in self._pumps if pump.identity is not None
+        ]  # fmt: skip
 
     def _end(self, session: str, reason: str) -> list[Row]:
         found = [one for one in self._held() if session and session in (one.join_id, one.first_session)]

@@ -16,6 +16,7 @@ from typing import Final
 
 import structlog
 
+from arcbridge.checks.groups_claim import missing_groups_logger
 from arcbridge.checks.self_checks import SelfChecks
 from arcbridge.errors import StateError
 from arcbridge.identity.groups import GroupSources
@@ -129,7 +130,13 @@ async def _start(config: RelayConfig, stack: AsyncExitStack, membership: Members
     reports = ClusterReports(control.reports, basis.counters, basis.limits.clusters_with_metrics)
     maintenance = _Maintenance(basis, control, enforcement, reports)
     operations = Operations(
-        entrances.pumps, fleet, end_sessions, basis.policy, relay=str(checked.public), worker=membership.index
+        entrances.pumps,
+        fleet,
+        end_sessions,
+        basis.policy,
+        basis.checks.recent,
+        relay=str(checked.public),
+        worker=membership.index,
     )
     stack.push_async_callback(operations.close)
     fleet.on_question = operations.answer
@@ -278,6 +285,7 @@ async def _observe(
     self_checks = SelfChecks(checks_of(lambda: maintenance.registry_error, basis), log)
     self_checks.register(metrics, checks)
     basis.verifier.on_directory_failure(lambda: self_checks.look_soon("groups"))
+    basis.verifier.on_missing_groups = missing_groups_logger(log)
     maintenance.policy_watch.on_news = lambda: self_checks.look_soon("policy")
     maintenance.on_registry = lambda: self_checks.look_soon("registry")
     basis.fleet.on_engine = lambda: self_checks.look_soon("fleet")
@@ -342,7 +350,11 @@ class _Maintenance:
         if now < self._learn_at and not self.reports.misses_cluster():
             return
         try:
+            first = not self._learn_at
             self.reports.learn(await self._basis.registry.clusters())
+            if first and self._basis.checked.config.fleet.servers:
+                # The start's check asks no peer, so it did not know them.
+                self.policy_watch.warn()
             self._learn_at = now + _SEEN
         except (RegistryUnavailable, StateError) as error:
             log.debug("clusters not learnt", reason=error.message)

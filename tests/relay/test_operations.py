@@ -12,12 +12,15 @@ import pytest
 
 from arcbridge.checks.diagnosis import failed
 from arcbridge.identity.claims import Identity
+from arcbridge.identity.policy import KnownGroups, Policy
 from arcbridge.relay import operations as module
 from arcbridge.relay.fleet.base import AgentReport, Lost
 from arcbridge.relay.operations import PART, Operations, parts, rows_of
+from arcbridge.relay.recent_users import RecentUsers
 from tests.support.eventually import until
 
 ALICE = Identity("alice", "", (), "https://issuer#alice", "https://issuer", 4e9)
+POLICY = Policy.load('[[allow]]\nusers = ["zoe"]\ngroups = ["dev", "ops"]\nclusters = ["berlin", "test-*"]\n')
 
 
 class Pump(SimpleNamespace):
@@ -33,10 +36,14 @@ def pump(join_id: str, first: str = "", identity: Identity | None = ALICE, **mor
     return Pump(join_id=join_id, first_session=first, identity=identity, **{**fields, **more})
 
 
-def operations(*pumps: Pump, tell: Callable[[Lost], None] = lambda lost: None, links: Any = ()) -> Operations:
+def operations(
+    *pumps: Pump, tell: Callable[[Lost], None] = lambda lost: None, links: Any = (), recent: RecentUsers | None = None
+) -> Operations:
     fleet: Any = SimpleNamespace(links=lambda cluster=None: [link for link in links if cluster in (None, link.cluster)])
-    policy: Any = SimpleNamespace()
-    made = Operations(list(pumps), fleet, tell, policy, relay="relay:443", worker=1, clock=lambda: 1000.0)
+    policy: Any = SimpleNamespace(current=lambda: POLICY)
+    made = Operations(
+        list(pumps), fleet, tell, policy, recent or RecentUsers(), relay="relay:443", worker=1, clock=lambda: 1000.0
+    )
     made.findings = lambda: [failed("thing", "down", "start it", "down")]
     return made
 
@@ -114,3 +121,40 @@ def test_rows_are_cut_into_parts_that_fit() -> None:
 @pytest.mark.parametrize("data", [b"", b"{}", b"nonsense", json.dumps([1, "x"]).encode()])
 def test_what_is_no_part_has_no_rows(data: bytes) -> None:
     assert rows_of(data) == []
+
+
+def person(name: str, *groups: str, issued_at: float = 0.0) -> Identity:
+    return Identity(name, "", groups, f"i#{name}", "i", 4e9, issued_at=issued_at)
+
+
+async def test_the_rules_in_force_of_the_process_that_is_asked() -> None:
+    asked = {"ask": "policy_rules", "relay": "relay:443", "worker": 1}
+    found = operations().answer(asked)
+    assert {(row["rule"], row["line"], row["kind"], row["name"]) for row in found} == {
+        (0, 1, "users", "zoe"), (0, 1, "groups", "dev"), (0, 1, "groups", "ops"),
+        (0, 1, "clusters", "berlin"), (0, 1, "clusters", "test-*"),
+    }  # fmt: skip
+    assert operations().answer({**asked, "worker": 2}) == []
+    assert operations().answer({"ask": "policy_rules"}) == []
+
+
+async def test_what_came_with_a_users_token() -> None:
+    recent = RecentUsers(clock=lambda: 500.0)
+    recent.note(person("bob"), KnownGroups(("dev",), 3))
+    made = operations(
+        pump("b" * 16, identity=person("anna", "ops", issued_at=1.0)),
+        pump("c" * 16, identity=person("anna", "dev", "x", "y", issued_at=2.0)),
+        recent=recent,
+    )
+    (row,) = made.answer({"ask": "user", "user": "anna"})
+    assert (row["from"], row["groups"], row["more"]) == ("session", ("dev",), 2), "the newest token's"
+    (row,) = made.answer({"ask": "user", "user": "bob"})
+    assert (row["from"], row["groups"], row["more"], row["at"]) == ("join", ("dev",), 3, 500.0)
+    assert made.answer({"ask": "user", "user": "carl"}) == []
+
+
+async def test_which_groups_of_those_asked_for_connected_users_have() -> None:
+    made = operations(pump("b" * 16, identity=person("anna", "a", "b")), pump("c" * 16, identity=None))
+    (row,) = made.answer({"ask": "connected", "groups": ["b", "c"]})
+    assert (row["user"], row["cluster"], row["groups"], row["session"]) == ("anna", "berlin", ["b"], "b" * 16)
+    assert made.answer({"ask": "connected"})[0]["groups"] == []

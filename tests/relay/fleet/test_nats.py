@@ -15,6 +15,7 @@ from arcbridge.relay.fleet.nats import Accept, DialAnswer, DialAsk, NatsFleet, O
 from arcbridge.relay.nats import NatsConnection, NoReply
 from arcbridge.relay.operations import Operations
 from arcbridge.relay.pump import Pumps
+from arcbridge.relay.recent_users import RecentUsers
 from arcbridge.settings.config import RelayFleetConfig
 from arcbridge.wire.records import Dial, Status
 from tests.relay.conftest import Connect, Connections, settings
@@ -43,7 +44,9 @@ async def started(connections: Connections) -> NatsFleet:
 def answers_for(fleet: NatsFleet) -> None:
     """Have the fleet answer the questions of others as a relay does."""
     policy: Any = None  # no question here is about it
-    fleet.on_question = Operations(Pumps(lambda pump: None), fleet, fleet.tell_lost, policy, relay="relay:443").answer
+    fleet.on_question = Operations(
+        Pumps(lambda pump: None), fleet, fleet.tell_lost, policy, RecentUsers(), relay="relay:443"
+    ).answer
 
 
 async def settled(*fleets: NatsFleet) -> None:
