@@ -515,8 +515,8 @@ class ControlServer:
         self._instances[key] += 1
         self._open.add(link)
         if self._users is not None:
-            known = link.intake is None or link.intake.done.done()
-            link.tell(_all_users(self._users, first=known or not self.recovering))
+            complete = link.intake is None or link.intake.complete
+            link.tell(_all_users(self._users, first=complete or not self.recovering))
         if self.book is not None:
             link.keep(self.book)
         try:

@@ -110,6 +110,11 @@ class Intake:
         self.done: asyncio.Future[list[AccessChange]] = asyncio.get_running_loop().create_future()
         """What the registry lacks, once the agent has given back all."""
 
+    @property
+    def complete(self) -> bool:
+        """Whether the agent has given back all that it keeps."""
+        return self.done.done() and not self.done.cancelled() and bool(self.digest) and not self.forged
+
     def receive(self, ledger: Ledger) -> Ledger | None:
         """Take a frame; return the one to send. What comes behind the end is not read."""
         if self.done.done():

@@ -64,6 +64,8 @@ class RevocationRecovery:
         """Whether it was looked, at the start, whether the registry may have been lost."""
         self.recovery: Recovery | None = None
         """What was lost, as the registry said last."""
+        self._logged: Recovery | None = None
+        """What the log says of it."""
         self.refresh: Callable[[], Awaitable[None]]
         """Takes over at once what the registry says is revoked; set by the relay."""
         control.book = self.book
@@ -117,11 +119,13 @@ class RevocationRecovery:
         revoked = [one for one in news if one.before]
         if revoked:
             await self._came_back(cluster, revoked)
-        if not intake.forged and intake.digest and (revoked or self._awaits(cluster)):
-            await self._registry.change_recovery(
+        heard = False
+        if intake.complete and (revoked or self._awaits(cluster)):
+            self.recovery = await self._registry.change_recovery(
                 lambda known: known and replace(known, awaited=tuple(one for one in known.awaited if one != cluster))
             )
-        if news:
+            heard = self.recovery is None or not self.recovery.awaited
+        if news or heard:
             await self.refresh()
         if ("cluster", cluster) in {(one.kind, one.name) for one in revoked}:
             raise EnrolmentRefused(REVOKED)
@@ -148,10 +152,11 @@ class RevocationRecovery:
     def _tell(self, found: Recovery | None) -> None:
         """Log what has changed."""
         if found is None:
-            if self.recovery is not None:
-                log.info("revocations are complete", returned=self.recovery.returned)
-        elif self.recovery is None or (found.cause, found.awaited) != (self.recovery.cause, self.recovery.awaited):
+            if self._logged is not None:
+                log.info("revocations are complete", returned=self._logged.returned)
+        elif self._logged is None or (found.cause, found.awaited) != (self._logged.cause, self._logged.awaited):
             log.error("revocations may be missing", reason=recovery_words(found), clusters=list(found.awaited[:20]))
+        self._logged = found
 
     def finding(self) -> Finding:
         """Return what `doctor` shows of it."""

@@ -236,13 +236,14 @@ class Session:
     def send(self, record: Dial | Status | Revoke | Ledger) -> None:
         """Control connection: send a relay's DIAL or REVOKE, an agent's STATUS, or LEDGER.
 
-        REVOKE and LEDGER wait behind the frames that are finished and not among the bounded control frames: a whole
-        list leaves at once, and the list bounds it.
+        REVOKE and a LEDGER with entries wait behind the frames that are finished and not among the bounded control
+        frames: a whole list leaves at once, and the list bounds it. The question for a ledger goes before a STATUS.
         """
         kind = _CONTROL_RECORDS[type(record)]
         sender = FRAMES[kind].sender
         self._require((self.kind, self.side) in MAY_SEND[sender], f"{kind.name} is sent by the {sender.value}")
-        queue = self.sender.queue_control if kind in (FrameType.DIAL, FrameType.STATUS) else self.sender.queue
+        asks = isinstance(record, Ledger) and (record.wanted or record.digest)
+        queue = self.sender.queue if isinstance(record, Revoke | Ledger) and not asks else self.sender.queue_control
         queue(record_frame(kind, record))
 
     def goaway(self, code: GoawayCode, message: str = "", retry_after: int = 0) -> None:

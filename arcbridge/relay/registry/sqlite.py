@@ -442,7 +442,7 @@ class SqliteRegistry(Registry):
                 try:
                     memory.deserialize(data)
                     (state,) = memory.execute("PRAGMA quick_check(1)").fetchone()
-                except sqlite3.DatabaseError as error:
+                except (sqlite3.DatabaseError, MemoryError) as error:  # the latter where there is nothing
                     raise StateError("the registry in the backup is damaged, or none") from error
                 version = self._check_file(memory, "the registry in the backup")
                 if state != "ok" or not version:
