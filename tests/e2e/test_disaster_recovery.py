@@ -70,7 +70,7 @@ class Drill:
 
     def change(self) -> None:
         """Use the token, and change who may do what."""
-        self.world.join_token = lambda cluster=None: (self.token, self.world.relay_pin)  # type: ignore[method-assign]
+        self.world.join_token = lambda cluster=None: (self.token, self.world.relay_pin)
         self.world.start_agent(3)
         self.command("user", "revoke", CAROL.email, "--before", "2099-01-01")
         self.command("user", "restore", DAVE.email)
