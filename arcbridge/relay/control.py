@@ -423,11 +423,8 @@ class ControlServer:
             if adoptable:
                 ticket.works()
                 await self._adopt(link.cluster, certificate, session.peer_hello, ticket)
-            if link.intake is not None and self.on_returned is not None:
-                ticket.waits()
-                await asyncio.wait([link.intake.done], timeout=RETURN_DEADLINE)
-                if link.intake.done.done() and not link.intake.done.cancelled():
-                    await self.on_returned(link.cluster, link.intake)
+            ticket.waits()
+            await self._take_what_returns(link)
         except EnrolmentRefused as error:
             self._failed(ticket)
             self._refused(ticket, link.cluster, error.message)
@@ -479,6 +476,14 @@ class ControlServer:
         link.instance = hello.agent
         link.version = printable(hello.software, 64)
         return True
+
+    async def _take_what_returns(self, link: ControlConnection) -> None:
+        """Wait for what the agent gives back of the ledger; raises `EnrolmentRefused` where that revokes it."""
+        if link.intake is None or self.on_returned is None:
+            return
+        await asyncio.wait([link.intake.done], timeout=RETURN_DEADLINE)
+        if link.intake.done.done() and not link.intake.done.cancelled():
+            await self.on_returned(link.cluster, link.intake)
 
     async def _adopt(self, cluster: str, certificate: bytes, hello: Hello | None, ticket: Ticket) -> None:
         """Take in a cluster that enrolled at another relay of the same CA; raises `EnrolmentRefused`.

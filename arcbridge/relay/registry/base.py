@@ -169,7 +169,7 @@ class Recovery:
     """Revocations that came back from agents."""
 
 
-class Snapshot(NamedTuple):
+class RegistrySnapshot(NamedTuple):
     """All that a registry holds at one moment, for a backup."""
 
     kind: str
@@ -310,7 +310,7 @@ class Registry(ABC):
         """Keep what `change` makes of the recovery that is under way, None for none; return it; atomic."""
 
     @abstractmethod
-    async def snapshot(self) -> Snapshot:
+    async def snapshot(self) -> RegistrySnapshot:
         """Return all of it, as it was at one moment, while others change it."""
 
     @abstractmethod

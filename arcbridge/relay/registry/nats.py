@@ -66,8 +66,8 @@ from arcbridge.relay.registry.base import (
     JoinTokenRecord,
     Recovery,
     Registry,
+    RegistrySnapshot,
     RegistryUnavailable,
-    Snapshot,
     UserRevocation,
     added,
     check_join_token,
@@ -152,17 +152,8 @@ class NatsRegistry(Registry):
             await self._bucket.write(f"token.{token.id}", data, 0)
 
         await self._changing(create)
-        await self._drop_expired(now)
+        await _drop_expired(self._bucket, now)
         return token.text
-
-    async def _drop_expired(self, now: float) -> None:
-        """Housekeeping of who makes tokens; the new one stands, whatever comes of it."""
-        try:
-            for key, value in (await self._bucket.read_all("token.>")).items():
-                if value.data is not None and value.data["expires_at"] < now - KEEP_EXPIRED:
-                    await self._bucket.remove(key)
-        except RegistryUnavailable as error:
-            log.warning("long expired join tokens not removed", reason=error.message)
 
     async def list_join_tokens(self) -> list[JoinTokenRecord]:
         found = [
@@ -331,7 +322,7 @@ class NatsRegistry(Registry):
             found, revision = await self._bucket.read(f"cluster.{token}.revoked")
             # The time of the first revocation stays.
             if found is None:
-                data = {"at": await self._after_taking_back("cluster", name)}
+                data = {"at": await _after_taking_back(self._bucket, "cluster", name, self._clock())}
                 self._revoked[token] = Value(data, await self._bucket.write(f"cluster.{token}.revoked", data, revision))
             return known
 
@@ -344,7 +335,7 @@ class NatsRegistry(Registry):
             bound, held = await self._is_bound(token), await self._revocation(token)
             if not bound and not held:
                 return False
-            await self._note_taken_back("cluster", name, held)
+            await _note_taken_back(self._bucket, "cluster", name, held, self._clock())
             # Also when there is nothing to delete: the mark of the deletion is what other relays believe.
             await self._bucket.remove(f"cluster.{token}.revoked")
             await self._revocation(token)
@@ -357,7 +348,7 @@ class NatsRegistry(Registry):
 
         async def delete() -> bool:
             bound, held = await self._is_bound(token), await self._revocation(token)
-            await self._note_taken_back("cluster", name, held)
+            await _note_taken_back(self._bucket, "cluster", name, held, self._clock())
             # Also what is not there: the mark of the deletion is what other relays believe.
             for key in (f"cluster.{token}.binding", f"seen.{token}", f"cluster.{token}.revoked"):
                 await self._bucket.remove(key)
@@ -390,7 +381,7 @@ class NatsRegistry(Registry):
 
         async def revoke() -> UserRevocation:
             found, revision = await self._bucket.read(f"user.{digest}")
-            at = await self._after_taking_back("user", user)
+            at = await _after_taking_back(self._bucket, "user", user, self._clock())
             record = added(None if found is None else _user(found), UserRevocation(user, before, reason, at))
             data = asdict(record)
             self._users[digest] = Value(data, await self._bucket.write(f"user.{digest}", data, revision))
@@ -415,7 +406,7 @@ class NatsRegistry(Registry):
     async def restore_user(self, user: str) -> bool:
         digest = _digest(check_user(user))
         known = (await self._bucket.read(f"user.{digest}")).data or self._users.get(digest, NOTHING).data
-        await self._note_taken_back("user", user, 0.0 if known is None else known["revoked"])
+        await _note_taken_back(self._bucket, "user", user, 0.0 if known is None else known["revoked"], self._clock())
         # Also when there is nothing to delete: the mark of the deletion is what other relays believe.
         await self._bucket.remove(f"user.{digest}")
         _take(self._users, digest, await self._bucket.read(f"user.{digest}"))
@@ -437,9 +428,6 @@ class NatsRegistry(Registry):
 
     async def access_changes(self) -> list[AccessChange]:
         await asyncio.gather(self.revocations(), self.user_revocations())
-        return list((await self._access_changes()).values())
-
-    async def _access_changes(self) -> dict[tuple[str, str], AccessChange]:
         found: list[AccessChange] = [
             AccessChange(data["kind"], data["name"], data["at"])
             for data, _ in (await self._bucket.read_all("back.>")).values()
@@ -451,11 +439,11 @@ class NatsRegistry(Registry):
         for data, _ in self._users.values():
             if data is not None:
                 found.append(AccessChange("user", data["user"], data["revoked"], data["before"], data["reason"]))
-        return {(one.kind, one.name): one for one in sorted(found, key=lambda one: one.at)}
+        return list({(one.kind, one.name): one for one in sorted(found, key=lambda one: one.at)}.values())
 
     async def merge(self, changes: Iterable[AccessChange]) -> list[AccessChange]:
-        await asyncio.gather(self.revocations(), self.user_revocations())
-        known, now, news = await self._access_changes(), self._clock(), []
+        known = {(one.kind, one.name): one for one in await self.access_changes()}
+        now, news = self._clock(), []
         for change in changes:
             found = merged(known.get((change.kind, change.name)), change, now)
             if found is not None:
@@ -464,10 +452,10 @@ class NatsRegistry(Registry):
                 news.append(found)
         return news
 
-    async def snapshot(self) -> Snapshot:
+    async def snapshot(self) -> RegistrySnapshot:
         found = {key: [value.revision, value.data] for key, value in (await self._bucket.read_all(">")).items()
                  if value.data is not None}  # fmt: skip
-        return Snapshot("nats", 1, json.dumps(found).encode())
+        return RegistrySnapshot("nats", 1, json.dumps(found).encode())
 
     async def replace(self, data: bytes, recovery: Recovery) -> None:
         try:
@@ -494,7 +482,7 @@ class NatsRegistry(Registry):
         """Put a change in force. What two relays merge at once is the same, or the next look merges it again."""
         kind, name, at, before, reason = change
         if not before:
-            await self._note_taken_back(kind, name, at, at=at)
+            await _note_taken_back(self._bucket, kind, name, at - 0.001, at)
         if kind == "user":
             copy, token, key = self._users, _digest(name), f"user.{_digest(name)}"
             data: dict[str, Any] = {"user": name, "before": before, "reason": reason, "revoked": at}
@@ -503,29 +491,10 @@ class NatsRegistry(Registry):
             data = {"at": at}
         if before:
             copy[token] = Value(data, await self._bucket.write(key, data, (await self._bucket.read(key)).revision))
-            await self._after_taking_back(kind, name)
+            await _after_taking_back(self._bucket, kind, name, self._clock())
         else:
             await self._bucket.remove(key)
             _take(copy, token, await self._bucket.read(key))
-
-    async def _after_taking_back(self, kind: str, name: str) -> float:
-        """Forget that a revocation was taken back, for there is another one; return the time of that."""
-        key = f"back.{_digest(f'{kind}.{name}')}"
-        known = (await self._bucket.read(key)).data
-        if known is not None:
-            await self._bucket.remove(key)
-        return later(self._clock(), None if known is None else known["at"])
-
-    async def _note_taken_back(self, kind: str, name: str, revoked: float, *, at: float = 0.0) -> None:
-        """Remember that a revocation of this time, 0 for none, is taken back."""
-        if not revoked:
-            return
-        key = f"back.{_digest(f'{kind}.{name}')}"
-        data = {"kind": kind, "name": name, "at": at or later(self._clock(), revoked)}
-        await self._bucket.write(key, data, (await self._bucket.read(key)).revision)
-        known = [(one.data["at"], key) for key, one in (await self._bucket.read_all("back.>")).items() if one.data]
-        for _, key in sorted(known)[:-MAX_TAKEN_BACK]:
-            await self._bucket.remove(key)
 
     async def recovery(self) -> Recovery | None:
         found = (await self._bucket.read("recovery")).data
@@ -639,6 +608,37 @@ class NatsRegistry(Registry):
                     raise RegistryUnavailable("too many changes at once in the registry: try again") from None
                 await asyncio.sleep(random.uniform(0, pause))
                 pause = min(2 * pause, PAUSES[1])
+
+
+async def _drop_expired(bucket: Bucket, now: float) -> None:
+    """Housekeeping of who makes tokens; the new one stands, whatever comes of it."""
+    try:
+        for key, value in (await bucket.read_all("token.>")).items():
+            if value.data is not None and value.data["expires_at"] < now - KEEP_EXPIRED:
+                await bucket.remove(key)
+    except RegistryUnavailable as error:
+        log.warning("long expired join tokens not removed", reason=error.message)
+
+
+async def _after_taking_back(bucket: Bucket, kind: str, name: str, now: float) -> float:
+    """Forget that a revocation was taken back, for there is another one; return the time of that."""
+    key = f"back.{_digest(f'{kind}.{name}')}"
+    known = (await bucket.read(key)).data
+    if known is not None:
+        await bucket.remove(key)
+    return later(now, None if known is None else known["at"])
+
+
+async def _note_taken_back(bucket: Bucket, kind: str, name: str, revoked: float, at: float) -> None:
+    """Remember that a revocation of this time, 0 for none, is taken back."""
+    if not revoked:
+        return
+    key = f"back.{_digest(f'{kind}.{name}')}"
+    data = {"kind": kind, "name": name, "at": later(at, revoked)}
+    await bucket.write(key, data, (await bucket.read(key)).revision)
+    known = [(one.data["at"], key) for key, one in (await bucket.read_all("back.>")).items() if one.data]
+    for _, key in sorted(known)[:-MAX_TAKEN_BACK]:
+        await bucket.remove(key)
 
 
 def _take(copy: dict[str, Value], token: str, found: Value) -> Value:

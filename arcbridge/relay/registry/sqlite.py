@@ -45,8 +45,8 @@ from arcbridge.relay.registry.base import (
     JoinTokenRecord,
     Recovery,
     Registry,
+    RegistrySnapshot,
     RegistryUnavailable,
-    Snapshot,
     UserRevocation,
     added,
     check_join_token,
@@ -306,7 +306,7 @@ class SqliteRegistry(Registry):
                 renewal = generations.renewed(_keys(database, name), shown, request, now)
                 _keep_keys(database, name, renewal.keys)
                 if not renewal.generation:
-                    at = self._after_taking_back(database, "cluster", name)
+                    at = _after_taking_back(database, "cluster", name, self._clock())
                     database.execute("UPDATE clusters SET revoked = ? WHERE name = ?", (at, name))
                 return renewal.generation
 
@@ -321,7 +321,7 @@ class SqliteRegistry(Registry):
         def revoke() -> bool:
             # The time of the first revocation stays.
             with self._transaction(self._durable) as database:
-                at = self._after_taking_back(database, "cluster", name)
+                at = _after_taking_back(database, "cluster", name, self._clock())
                 known = database.execute(
                     "UPDATE clusters SET revoked = CASE WHEN revoked > 0 THEN revoked ELSE ? END WHERE name = ?",
                     (at, name),
@@ -344,7 +344,7 @@ class SqliteRegistry(Registry):
 
         def change() -> bool:
             with self._transaction(self._durable) as database:
-                back = self._take_revocation_back(database, "cluster", name)
+                back = _take_revocation_back(database, "cluster", name, self._clock())
                 return database.execute(statement, (name,)).rowcount > 0 or back
 
         return await self._run(change)
@@ -361,7 +361,7 @@ class SqliteRegistry(Registry):
         def revoke() -> UserRevocation:
             with self._transaction(self._durable) as database:
                 now = self._clock()
-                at = self._after_taking_back(database, "user", user)
+                at = _after_taking_back(database, "user", user, self._clock())
                 known = _users(database)
                 record = added(known.pop(user, None), UserRevocation(user, before, reason, at))
                 if len(known) >= MAX_REVOKED_USERS:
@@ -382,7 +382,7 @@ class SqliteRegistry(Registry):
 
         def restore() -> bool:
             with self._transaction(self._durable) as database:
-                return self._take_revocation_back(database, "user", user)
+                return _take_revocation_back(database, "user", user, self._clock())
 
         return await self._run(restore)
 
@@ -424,15 +424,15 @@ class SqliteRegistry(Registry):
 
         return await self._run(keep)
 
-    async def snapshot(self) -> Snapshot:
-        def copy() -> Snapshot:
+    async def snapshot(self) -> RegistrySnapshot:
+        def copy() -> RegistrySnapshot:
             with closing(sqlite3.connect(":memory:")) as memory:
                 self._durable.backup(memory)
                 data = bytearray(memory.serialize())
             # Not in WAL mode, which a database in memory cannot have: the versions of the file's format, as SQLite
             # documents them (https://www.sqlite.org/fileformat.html, 1.3.3).
             data[18:20] = b"\x01\x01"
-            return Snapshot("sqlite", SCHEMA_VERSION, bytes(data))
+            return RegistrySnapshot("sqlite", SCHEMA_VERSION, bytes(data))
 
         return await self._run(copy)
 
@@ -444,7 +444,7 @@ class SqliteRegistry(Registry):
                     (state,) = memory.execute("PRAGMA quick_check(1)").fetchone()
                 except (sqlite3.DatabaseError, MemoryError) as error:  # the latter where there is nothing
                     raise StateError("the registry in the backup is damaged, or none") from error
-                version = self._check_file(memory, "the registry in the backup")
+                version = _check_file(memory, "the registry in the backup")
                 if state != "ok" or not version:
                     raise StateError("the registry in the backup is damaged, or none")
                 self._bring_up_to_date(memory, version)
@@ -458,20 +458,6 @@ class SqliteRegistry(Registry):
                 memory.backup(self._durable)
 
         await self._run(replace)
-
-    def _after_taking_back(self, database: sqlite3.Connection, kind: str, name: str) -> float:
-        """Forget that a revocation was taken back, for there is another one; return the time of that."""
-        row = database.execute("SELECT at FROM taken_back WHERE kind = ? AND name = ?", (kind, name)).fetchone()
-        database.execute("DELETE FROM taken_back WHERE kind = ? AND name = ?", (kind, name))
-        return later(self._clock(), None if row is None else row[0])
-
-    def _take_revocation_back(self, database: sqlite3.Connection, kind: str, name: str) -> bool:
-        """Take the revocation that is in force back, and remember it; return whether there was one."""
-        known = _access_changes(database).get((kind, name))
-        if known is None or not known.before:
-            return False
-        _put(database, AccessChange(known.kind, name, later(self._clock(), known.at)))
-        return True
 
     # The thread.
 
@@ -529,11 +515,11 @@ class SqliteRegistry(Registry):
             make_private(self.path)
             self._durable = self._connect()
             try:
-                version = self._check_file(self._durable, str(self.path))
-                self._set_up(self._durable, "FULL")
+                version = _check_file(self._durable, str(self.path))
+                _set_up(self._durable, "FULL")
                 self._bring_up_to_date(self._durable, version)
                 self._quick = self._connect()
-                self._set_up(self._quick, "NORMAL")
+                _set_up(self._quick, "NORMAL")
             except BaseException:
                 self._durable.close()
                 raise
@@ -541,27 +527,6 @@ class SqliteRegistry(Registry):
     def _connect(self) -> sqlite3.Connection:
         # isolation_level None: the sqlite3 module begins no transactions of its own.
         return sqlite3.connect(self.path, timeout=self._busy_timeout, isolation_level=None)
-
-    def _check_file(self, database: sqlite3.Connection, name: str) -> int:
-        """Return the schema's version, 0 for an empty file; a foreign file raises `StateError` before anything is
-        written."""
-        (version,) = database.execute("PRAGMA user_version").fetchone()
-        (application,) = database.execute("PRAGMA application_id").fetchone()
-        (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if application != _APPLICATION_ID and (application or version or tables):
-            raise StateError(f"{name} is not a registry of arcbridge: move it away or set another data_dir")
-        if version > SCHEMA_VERSION:
-            raise StateError(
-                f"{name} was made by a newer arcbridge (schema {version}, this one knows {SCHEMA_VERSION}): "
-                "install that version again, or restore a backup from before the upgrade"
-            )
-        return int(version)
-
-    def _set_up(self, database: sqlite3.Connection, synchronous: str) -> None:
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute(f"PRAGMA synchronous = {synchronous}")
-        database.execute("PRAGMA foreign_keys = ON")
-        database.execute("PRAGMA trusted_schema = OFF")
 
     def _bring_up_to_date(self, database: sqlite3.Connection, version: int) -> None:
         """Take the steps that a file of this version lacks: all of them or none."""
@@ -616,6 +581,45 @@ def _fields(columns: str, row: tuple[Any, ...]) -> dict[str, Any]:
 def _users(database: sqlite3.Connection) -> dict[str, UserRevocation]:
     rows = database.execute(f"SELECT {_USER_COLUMNS} FROM revoked_users ORDER BY user").fetchall()
     return {row[0]: UserRevocation(*row) for row in rows}
+
+
+def _check_file(database: sqlite3.Connection, name: str) -> int:
+    """Return the schema's version, 0 for an empty file; a foreign file raises `StateError` before anything is
+    written."""
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    (application,) = database.execute("PRAGMA application_id").fetchone()
+    (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if application != _APPLICATION_ID and (application or version or tables):
+        raise StateError(f"{name} is not a registry of arcbridge: move it away or set another data_dir")
+    if version > SCHEMA_VERSION:
+        raise StateError(
+            f"{name} was made by a newer arcbridge (schema {version}, this one knows {SCHEMA_VERSION}): "
+            "install that version again, or restore a backup from before the upgrade"
+        )
+    return int(version)
+
+
+def _set_up(database: sqlite3.Connection, synchronous: str) -> None:
+    database.execute("PRAGMA journal_mode = WAL")
+    database.execute(f"PRAGMA synchronous = {synchronous}")
+    database.execute("PRAGMA foreign_keys = ON")
+    database.execute("PRAGMA trusted_schema = OFF")
+
+
+def _after_taking_back(database: sqlite3.Connection, kind: str, name: str, now: float) -> float:
+    """Forget that a revocation was taken back, for there is another one; return the time of that."""
+    row = database.execute("SELECT at FROM taken_back WHERE kind = ? AND name = ?", (kind, name)).fetchone()
+    database.execute("DELETE FROM taken_back WHERE kind = ? AND name = ?", (kind, name))
+    return later(now, None if row is None else row[0])
+
+
+def _take_revocation_back(database: sqlite3.Connection, kind: str, name: str, now: float) -> bool:
+    """Take the revocation that is in force back, and remember it; return whether there was one."""
+    known = _access_changes(database).get((kind, name))
+    if known is None or not known.before:
+        return False
+    _put(database, AccessChange(known.kind, name, later(now, known.at)))
+    return True
 
 
 def _access_changes(database: sqlite3.Connection) -> dict[tuple[str, str], AccessChange]:
