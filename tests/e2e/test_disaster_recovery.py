@@ -21,7 +21,7 @@ from tests.e2e.test_cluster_alerts import Prometheus
 from tests.support.nats_server import NatsServer
 from tests.support.processes import ManagedProcess, run
 from tests.support.reports import metrics, records, until, wait_for_record
-from tests.support.world import ALICE, ApiServer, User, World, arcbridge
+from tests.support.world import ALICE, ApiServer, User, World, arcbridge, fixed_port
 
 pytestmark = pytest.mark.timeout(400)
 BERLIN, OSLO, MUNICH, VIENNA = "berlin", "oslo", "munich", "vienna"
@@ -126,6 +126,14 @@ class Drill:
     def clusters(self, *words: str) -> str:
         argv = arcbridge("--role", "relay", "cluster", "list", *words, "--config", str(self.world.relay_config))
         return run(argv).stdout.decode()
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> ApiServer:
+    """No API server listens: what is drilled ends where a session begins."""
+    token = tmp_path / "kube-token"
+    token.write_text("token")
+    return ApiServer(f"https://127.0.0.1:{fixed_port()}", None, token)
 
 
 @pytest.fixture(params=["alone", "nats"])
