@@ -20,6 +20,7 @@ WITHOUT_TEST: dict[str, str] = {
     "relay/client_join": "with `rendezvous`, in whose tests both ends meet",
     "relay/membership": "with `service`; that of a worker in tests of its own",
     "relay/parts": "declarations",
+    "relay/recovery_words": "with `recovery`",
     "relay/pending_dials": "with `rendezvous`, in whose tests both ends meet",
     "errors": "declarations; each is tested where it is raised",
     "wire/context": "declarations; the parts that share it are tested with it",

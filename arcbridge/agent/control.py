@@ -28,7 +28,7 @@ from arcbridge.agent.enrol import CredentialKeeper, outer_context
 from arcbridge.agent.relay_choice import RelayChoice
 from arcbridge.agent.sessions import Sessions
 from arcbridge.build import build
-from arcbridge.errors import ArcbridgeError, ConnectionLost, SessionEnded
+from arcbridge.errors import ArcbridgeError, ConnectionLost, RemoteProtocolError, SessionEnded
 from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.net.address import Address
 from arcbridge.net.dialer import connect
@@ -36,7 +36,8 @@ from arcbridge.net.tls import ALPN_CONTROL
 from arcbridge.observe.untrusted_text import clean
 from arcbridge.tasks import cancel_and_wait
 from arcbridge.wire.frames import GoawayCode
-from arcbridge.wire.records import Dial, Goaway, Revoke, Status
+from arcbridge.wire.ledger import LedgerEntries, entries_of, frames
+from arcbridge.wire.records import Dial, Goaway, Ledger, Revoke, Status
 from arcbridge.wire.session import Kind, Side
 
 CONTROL_CONNECTIONS = 2
@@ -117,6 +118,8 @@ class ControlConnections:
         self._departures: list[_Departure] = []
         self._start_after = 0.0
         self._balance_at = 0.0
+        self.ledgers = {relay: LedgerEntries() for relay in relays}
+        """What each relay has given this agent to keep of its revocations, for the case that it loses its own."""
         self.connected = asyncio.Event()
         """Set while at least one control connection is up, to a relay that does not drain."""
         self.draining = False
@@ -326,6 +329,9 @@ class ControlConnections:
         self._note_connected()
         self._changed.set()
         _log.info("control connection up", connection=str(link.relay), up=self.up, wanted=self.wanted)
+        if link.session is not None and not link.session.closed:
+            # Before the report, by which a relay knows an agent that keeps no ledger.
+            link.session.send(Ledger(digest=self.ledgers[link.relay].digest()))
         self._send_report(link)
 
     def send_reports(self) -> None:
@@ -428,6 +434,22 @@ class ControlConnections:
                 "is not revoked: take back revocations that are no longer needed",
             )
 
+    def keep(self, link: ControlLink, ledger: Ledger) -> None:
+        """Keep what the relay sends of its ledger, or give all of it back."""
+        held = self.ledgers[link.relay]
+        if ledger.wanted:
+            # Once: a relay that asks again and again would have this agent gather all of it each time.
+            asked, link.gave_back = link.gave_back, True
+            if asked or link.session is None:
+                return
+            for one in frames(held, last=True):
+                link.session.send(one)
+            return
+        if ledger.first:
+            held.clear()
+        for entry in entries_of(ledger):
+            held.put(entry)
+
     # -- dials ------------------------------------------------------------------------------------------------
 
     def dial(self, link: ControlLink, dial: Dial) -> None:
@@ -470,6 +492,8 @@ class ControlLink(BaseHandler):
         """It was the relay that sent GOAWAY."""
         self.goodbye_sent = False
         """The agent has sent GOAWAY."""
+        self.gave_back = False
+        """The relay has asked for its ledger."""
         self.dials = 0
         """Joins under way that this relay asked for."""
         self.code = -1
@@ -486,6 +510,12 @@ class ControlLink(BaseHandler):
 
     def revoke_received(self, session: MuxSession, revoke: Revoke) -> None:
         self._control.revoked(self, revoke)
+
+    def ledger_received(self, session: MuxSession, ledger: Ledger) -> None:
+        try:
+            self._control.keep(self, ledger)
+        except RemoteProtocolError as error:
+            session.close(GoawayCode.PROTOCOL, error.message)
 
     def goaway_received(self, session: MuxSession, goaway: Goaway) -> None:
         self._control.relay_sent_goaway(self, goaway)

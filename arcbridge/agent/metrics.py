@@ -38,6 +38,8 @@ def _register_control(metrics: Metrics, parts: AgentParts) -> None:
     counter, gauge = metrics.counter, metrics.gauge
     control, dials, keeper, denylist = parts.control, parts.control.dials, parts.keeper, parts.denylist
     gauge("control_connections_wanted", "Control connections to keep.", None, lambda: control.wanted)
+    gauge("ledger_entries", "Sealed entries that this agent keeps for its relays.", None,
+          lambda: sum(map(len, control.ledgers.values())))  # fmt: skip
     gauge("control_connections", "Those that are up, to relays that stay.", None, lambda: control.up)
     counter("control_connect_failures_total", "Attempts to connect that failed.", None, lambda: control.connects_failed)
     counter("joins_total", "Joins that relays asked for, by result.", {"result": RESULTS},

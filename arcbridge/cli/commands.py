@@ -207,6 +207,24 @@ COMMANDS = (
             _USER,
         ),
         Command("user restore = relay:user_restore", "take a revocation back", _USER),
+        Command(
+            "backup = backup:backup",
+            "write what this relay cannot be without into one file, while it runs",
+            Flag("--recipient KEY…", "encrypt it to a public key of age or OpenSSH; may be repeated"),
+            Flag("--overwrite", "replace the file"),
+            Argument("file", "where to"),
+        ),
+        Command(
+            "restore = backup:restore",
+            "bring back what a backup contains; the relay must be stopped",
+            Flag("--identity FILE", "private key of age or OpenSSH, for an encrypted backup"),
+            Flag("--overwrite", "replace the registry or CA that is there; its revocations stay"),
+            Flag("--settings DIR", "write the settings files in it to this directory, too"),
+            Flag("--show", "say what it contains, and change nothing"),
+            Argument("file", "a file that `backup` has written"),
+        ),
+        Command("recovery list = relay:recovery_list", "list clusters from which revocations may come back", OUTPUT),
+        Command("recovery end = relay:recovery_end", "wait for no more revocations"),
         Command("user list = relay:user_list", "list the users who are revoked", OUTPUT),
     ),
     *_commands(
@@ -253,6 +271,7 @@ GROUP_HELP = {
     "session": "sessions that run now",
     "policy": "who may reach which cluster",
     "user": "users whose logins are revoked",
+    "recovery": "revocations that a registry has lost",
     "config": "settings",
 }
 

@@ -70,6 +70,8 @@ async def cluster_list(invocation: Invocation, config: RelayConfig) -> str:
             f"no relay runs on {config.data_dir} that could be asked who is connected; states follow from when agents "
             "were seen last"
         )
+    if found.missing:
+        print_warning(f"{found.missing}; 'recovery list' shows from which clusters")
     wide = invocation.text("output", "table") == "wide"
     return _format_list(found.rows, _WIDE_COLUMNS if wide else _CLUSTER_COLUMNS, invocation)
 
@@ -105,6 +107,11 @@ async def user_revoke(invocation: Invocation, config: RelayConfig) -> str:
     )
 
 
+@_printing
+async def recovery_end(invocation: Invocation, config: RelayConfig) -> str:
+    return f"no more revocations are awaited; as it stood: {await admin.end_recovery(config)}\n"
+
+
 # --- what only lists, or says that it is done -----------------------------------------------------------------------
 
 
@@ -134,6 +141,7 @@ token_list = _listing(admin.list_tokens, _TOKEN_COLUMNS)
 session_list = _listing(admin.list_sessions, _SESSION_COLUMNS)
 policy_list = _listing(admin.list_policies, ("hash", "rules", "held", "reason", "relay", "worker"))
 policy_accept = _saying(admin.accept_policy, "hash", "version {} of the policy counts from now on")
+recovery_list = _listing(admin.list_recovery, ("cluster", "last_seen"))
 user_list = _listing(admin.list_users, _USER_COLUMNS)
 token_delete = _saying(admin.delete_token, "id", "join token {} is deleted: it enrols no more agents")
 cluster_delete = _saying(

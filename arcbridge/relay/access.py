@@ -23,6 +23,12 @@ from arcbridge.relay.registry.base import RegistryUnavailable, UserRevocation
 
 FORBIDDEN: Final = "there is no such cluster, or you may not reach it: check its name, and ask the relay's operator"
 """The one answer for an unknown cluster, a revoked one and one that the policy does not allow (docs/threats.md#J22)."""
+RETRY_AFTER: Final = 5
+"""Seconds after which a user may try again while revocations are awaited."""
+
+
+class RevocationsAwaited(RegistryUnavailable):
+    """Revocations may be missing, and the relay waits for those that agents know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,8 @@ class Access:
         self._policy = policy
         self.clusters: frozenset[str] = frozenset()
         """Clusters that are revoked, as the registry said last."""
+        self.held = ""
+        """Why no user may begin anything now (`relay.recovery`); empty: users may."""
         self.users: Mapping[str, UserRevocation] | None = None
         """Users who are revoked, by user, as the registry said last; None before it has said anything. Replaced as a
         whole and never changed."""
@@ -79,6 +87,8 @@ class Access:
 
         Asked of a user who joins or calls the API; raises `RegistryUnavailable` before it is known who is revoked.
         """
+        if self.held:
+            raise RevocationsAwaited(self.held, retry_after=RETRY_AFTER)
         if self.users is None:
             raise RegistryUnavailable("the relay does not know yet whose logins are revoked")
         return self._refusal(identity)

@@ -28,6 +28,7 @@ from arcbridge.pki.names import check_cluster_name
 from arcbridge.relay.admin_socket import ask
 from arcbridge.relay.backend import registry_of
 from arcbridge.relay.data_dir import is_locked, open_authority
+from arcbridge.relay.recovery_words import recovery_words
 from arcbridge.relay.registry.base import ClusterRecord, UserRevocation, cluster_state
 from arcbridge.settings.config import RelayConfig
 from arcbridge.settings.config_loader import parse_duration
@@ -164,6 +165,8 @@ class ClusterList:
 
     rows: list[Row]
     """Those of the registry, with `agents` and, from their reports, `ready`, `failing`, `sessions`, `round_trip`."""
+    missing: str
+    """What is the matter where revocations may be missing; else empty."""
     asked: bool
     """False where no relay runs on this data directory: `agents` is unknown, and states follow from dates."""
 
@@ -172,6 +175,8 @@ async def list_clusters(config: RelayConfig, *, clock: Callable[[], float] = tim
     """Return all clusters, by name; times in unix seconds, 0 for never."""
     async with registry_of(config, must_exist=True, clock=clock) as registry:
         records, revoked = await registry.clusters(), await registry.revocations()
+        recovery = await registry.recovery()
+    missing = "" if recovery is None else recovery_words(recovery)
     agents = await ask(config.data_dir, {"ask": "agents"})
     reports = None if agents is None else _reports(agents)
     known = {record.name for record in records}
@@ -181,7 +186,7 @@ async def list_clusters(config: RelayConfig, *, clock: Callable[[], float] = tim
         for name in revoked - known
     ]
     rows = [_cluster_row(record, clock(), reports) for record in records]
-    return ClusterList(sorted((*rows, *unknown), key=lambda row: str(row["name"])), reports is not None)
+    return ClusterList(sorted((*rows, *unknown), key=lambda row: str(row["name"])), missing, reports is not None)
 
 
 async def list_sessions(config: RelayConfig) -> list[Row]:
@@ -222,6 +227,24 @@ async def accept_policy(config: RelayConfig, hash: str) -> str:
     if not rows:
         raise StateError(f"no version {hash} of the policy is held back: 'policy list' shows what is in force")
     return hash
+
+
+async def list_recovery(config: RelayConfig) -> list[Row]:
+    """Return the clusters from which lost revocations may come back; empty also where none is known to be lost."""
+    async with registry_of(config, must_exist=True) as registry:
+        found, records = await registry.recovery(), await registry.clusters()
+    seen = {record.name: record.last_seen for record in records}
+    return [] if found is None else [{"cluster": one, "last_seen": seen.get(one, 0.0)} for one in found.awaited]
+
+
+async def end_recovery(config: RelayConfig) -> str:
+    """Wait for no more revocations; return what was known. Raises `StateError` where none is awaited."""
+    async with registry_of(config, must_exist=True) as registry:
+        found = await registry.recovery()
+        if found is None:
+            raise StateError("no revocation is known to be missing")
+        await registry.change_recovery(lambda known: None)
+    return recovery_words(found)
 
 
 async def delete_cluster(config: RelayConfig, name: str, *, clock: Callable[[], float] = time.time) -> str:

@@ -39,7 +39,7 @@ from arcbridge.identity.refusal import GroupsUnavailable
 from arcbridge.net.join import JOIN_ID, JoinCode, ServerJoin
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.refusals import NO_REFUSAL, Refusal, RefusalRule, sendable_groups
-from arcbridge.relay.access import FORBIDDEN, CallerChecks, Loss
+from arcbridge.relay.access import FORBIDDEN, CallerChecks, Loss, RevocationsAwaited
 from arcbridge.relay.admission import Ticket
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.fleet.base import Fleet
@@ -281,10 +281,9 @@ class ClientJoins:
             name = check_cluster_name(request.cluster)
             record = await self._registry.cluster(name)
         except RegistryUnavailable as error:
+            words = error.message if isinstance(error, RevocationsAwaited) else "the relay's registry does not answer"
             raise JoinRefused(
-                JoinCode.INTERNAL,
-                "the relay's registry does not answer; try again",
-                retry_after=error.retry_after or _RETRY_AFTER,
+                JoinCode.INTERNAL, f"{words}; try again", retry_after=error.retry_after or _RETRY_AFTER
             ) from error
         except ConfigError as error:
             raise self._refused(Loss("cluster", FORBIDDEN, error.message), identity) from error

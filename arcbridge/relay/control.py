@@ -33,7 +33,7 @@ import socket
 import ssl
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import structlog
@@ -54,14 +54,18 @@ from arcbridge.relay.agent_slots import AgentSlots
 from arcbridge.relay.cluster_reports import read_report
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.fleet.base import AgentReport, Fleet, Lost, lost_agent
+from arcbridge.relay.ledger import Intake, LedgerBook
 from arcbridge.relay.registry.base import REVOKED, Registry, RegistryUnavailable, UserRevocation, admit
 from arcbridge.relay.tcp_state import has_ended
 from arcbridge.settings.config import RelayLimitsConfig
 from arcbridge.wire.frames import GoawayCode
-from arcbridge.wire.records import Dial, Goaway, Hello, Revoke, Status
+from arcbridge.wire.ledger import frames
+from arcbridge.wire.records import Dial, Goaway, Hello, Ledger, Revoke, Status
 from arcbridge.wire.session import Kind, Side
 
 HELLO_DEADLINE: Final = 10.0
+RETURN_DEADLINE: Final = 10.0
+"""Seconds for an agent to give back what it keeps of the ledger."""
 MAX_DIALS: Final = 64
 """Dials that wait for one agent's status: it would refuse more."""
 FULL: Final = "this relay holds all the agents it may"
@@ -97,8 +101,10 @@ log = structlog.get_logger("arcbridge.relay")
 class ControlConnection(BaseHandler):
     """One registered agent; a `fleet.base.AgentLink`."""
 
-    def __init__(self, cluster: str) -> None:
+    def __init__(self, cluster: str, intake: Intake | None = None) -> None:
         self.cluster = cluster
+        self.intake = intake
+        """What the agent gives back of the ledger; None: this process has none."""
         self.instance = ""
         self.version = ""
         self.since = time.time()
@@ -136,11 +142,17 @@ class ControlConnection(BaseHandler):
             )
         return status
 
-    def tell(self, revokes: Iterable[Revoke]) -> None:
-        """Tell the agent of users; one that is older than this frame does not know it, and skips it."""
+    def tell(self, records: Iterable[Revoke | Ledger]) -> None:
+        """Tell the agent of users; one that is older than these frames does not know them, and skips them."""
         if self.session is not None and not self.session.closed:
-            for revoke in revokes:
-                self.session.send(revoke)
+            for record in records:
+                self.session.send(record)
+
+    def keep(self, book: LedgerBook, fresh: Iterable[bytes] | None = None) -> None:
+        """Have the agent keep these entries of the ledger, or all of it where it holds something else."""
+        if self.intake is not None and self.intake.digest and self.intake.digest != book.digest:
+            self.tell(book.frames() if fresh is None else frames(fresh))
+            self.intake.digest = book.digest
 
     def replaced(self) -> None:
         self.leave(GoawayCode.REPLACED, "another agent with the same instance id has connected", int(SETTLE))
@@ -156,17 +168,25 @@ class ControlConnection(BaseHandler):
     def status_received(self, session: MuxSession, status: Status) -> None:
         if not status.token:
             self.report = read_report(status)
+            if self.intake is not None and not self.intake.digest:
+                self.intake.end()  # an older agent keeps no ledger
             return
         answer = self._dials.get(status.token)
         # A status that comes late, twice, or for a token that was never sent changes nothing.
         if answer is not None and not answer.done():
             answer.set_result(status)
 
+    def ledger_received(self, session: MuxSession, ledger: Ledger) -> None:
+        if self.intake is not None and (question := self.intake.receive(ledger)) is not None:
+            session.send(question)
+
     def goaway_received(self, session: MuxSession, goaway: Goaway) -> None:
         self.draining = True
 
     def session_ended(self, session: MuxSession, error: ArcbridgeError) -> None:
         self.draining = True
+        if self.intake is not None:
+            self.intake.done.cancel()
         for answer in self._dials.values():
             if not answer.done():
                 answer.set_exception(lost_agent(self.cluster))
@@ -207,6 +227,12 @@ class ControlServer:
         self._leaving = ""
         self._users: Mapping[str, UserRevocation] | None = None
         """Users whose logins are revoked, as the agents were told; None: they were told nothing yet."""
+        self.book: LedgerBook | None = None
+        """What agents keep for the case that the registry is lost."""
+        self.on_returned: Callable[[str, Intake], Awaitable[None]] | None = None
+        """Takes what an agent of this cluster has given back, and refuses it where that revokes it; set with `book`."""
+        self.recovering = False
+        """Whether revocations may be missing: what an agent has been told is not voided before it was given back."""
 
     def __len__(self) -> int:
         return len(self._open)
@@ -220,7 +246,7 @@ class ControlServer:
         in_turn = await self._turn(sock, ticket)
         if in_turn is None:
             return
-        link = ControlConnection("")
+        link = ControlConnection("", None if self.book is None else Intake(self.book, time.time))
         session = MuxSession(Side.ACCEPTOR, Kind.CONTROL, link)
         link.session = session
         try:
@@ -299,6 +325,12 @@ class ControlServer:
         self._users = users
         for link in self._open:
             link.tell(changes)
+
+    def share_ledger(self, fresh: Sequence[bytes]) -> None:
+        """Have the agents keep the entries that are new."""
+        if self.book is not None:
+            for link in self._open:
+                link.keep(self.book, fresh or None)
 
     def end_sessions(self, lost: Lost) -> None:
         """Have the agents of a cluster end the sessions of a user who has lost the right to it.
@@ -391,6 +423,8 @@ class ControlServer:
             if adoptable:
                 ticket.works()
                 await self._adopt(link.cluster, certificate, session.peer_hello, ticket)
+            ticket.waits()
+            await self._take_what_returns(link)
         except EnrolmentRefused as error:
             self._failed(ticket)
             self._refused(ticket, link.cluster, error.message)
@@ -443,6 +477,14 @@ class ControlServer:
         link.version = printable(hello.software, 64)
         return True
 
+    async def _take_what_returns(self, link: ControlConnection) -> None:
+        """Wait for what the agent gives back of the ledger; raises `EnrolmentRefused` where that revokes it."""
+        if link.intake is None or self.on_returned is None:
+            return
+        await asyncio.wait([link.intake.done], timeout=RETURN_DEADLINE)
+        if link.intake.done.done() and not link.intake.done.cancelled():
+            await self.on_returned(link.cluster, link.intake)
+
     async def _adopt(self, cluster: str, certificate: bytes, hello: Hello | None, ticket: Ticket) -> None:
         """Take in a cluster that enrolled at another relay of the same CA; raises `EnrolmentRefused`.
 
@@ -478,7 +520,10 @@ class ControlServer:
         self._instances[key] += 1
         self._open.add(link)
         if self._users is not None:
-            link.tell(_all_users(self._users))
+            complete = link.intake is None or link.intake.complete
+            link.tell(_all_users(self._users, first=complete or not self.recovering))
+        if self.book is not None:
+            link.keep(self.book)
         try:
             await self._fleet.register(link)
             self._counters.agents_total += 1
@@ -516,9 +561,8 @@ class ControlServer:
         log.warning("agent refused", source=ticket.address, cluster=cluster, reason=reason)
 
 
-def _all_users(users: Mapping[str, UserRevocation]) -> Iterator[Revoke]:
-    """Say the whole list, for a connection that begins."""
-    first = True
+def _all_users(users: Mapping[str, UserRevocation], *, first: bool = True) -> Iterator[Revoke]:
+    """Say the whole list, for a connection that begins; without `first` it voids nothing that was said before."""
     for entry in users.values():
         yield Revoke(entry.user, entry.before, first, entry.reason)
         first = False

@@ -54,6 +54,10 @@ class Counters:
         """Control connections turned away because too many came at once."""
         self.certificates_renewed_twice = 0
         """Renewals that showed a copy of an agent's credential (docs/threats.md#E11)."""
+        self.revocations_returned = 0
+        """Revocations that the registry had lost, and that agents gave back."""
+        self.ledgers_forged = 0
+        """Times that an agent gave back what no relay over this CA has sealed."""
         self.clusters_adopted = 0
         """Clusters that enrolled at another relay of the same CA and are known here since."""
         self.joins = {code.name.lower(): 0 for code in JoinCode}

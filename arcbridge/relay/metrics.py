@@ -26,6 +26,8 @@ _COUNTERS: Final = (
     ("agents_flapping_total", "agents_flapping", "Control connections refused because one instance id is used twice."),
     ("agents_paced_total", "agents_paced", "Control connections turned away because too many came at once."),
     ("certificates_renewed_twice_total", "certificates_renewed_twice", "Certificates renewed twice: one is a copy."),
+    ("revocations_returned_total", "revocations_returned", "Lost revocations that agents gave back."),
+    ("ledgers_forged_total", "ledgers_forged", "Times that an agent gave back what no relay has sealed."),
     ("clusters_adopted_total", "clusters_adopted", "Clusters taken over from another relay of the same CA."),
     ("agent_joins_refused_total", "agent_joins_refused", "Joins of agents that were refused."),
     ("dial_tokens_refused_total", "tokens_refused", "Dial tokens that were void, of another cluster, or guessed."),

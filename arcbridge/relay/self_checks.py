@@ -191,7 +191,10 @@ def _is_of_this_machine(family: int, sockaddr: SockAddr) -> bool:
 
 
 def checks_of(
-    registry_error: Callable[[], str | None], basis: Basis, clock: Callable[[], float] = time.time
+    registry_error: Callable[[], str | None],
+    basis: Basis,
+    revocations: Callable[[], Finding],
+    clock: Callable[[], float] = time.time,
 ) -> list[SelfCheck]:
     """Return all checks of a relay that serves. The registry gates readiness by itself."""
     verifier, certificate = basis.verifier, basis.certificate
@@ -213,6 +216,7 @@ def checks_of(
 
     return [
         SelfCheck("registry", now(lambda: registry_finding(registry_error()))),
+        SelfCheck("revocations", now(revocations)),
         SelfCheck("issuers", issuers),
         *([SelfCheck("groups", groups)] if verifier.has_directories else ()),
         SelfCheck("fleet", now(lambda: fleet_finding(basis.fleet.engine_connected))),

@@ -58,6 +58,7 @@ from arcbridge.relay.pending_dials import PendingDials
 from arcbridge.relay.policy_guard import PolicyWatch
 from arcbridge.relay.proxy_protocol import parse_networks
 from arcbridge.relay.pump import PAYERS, Pump, Pumps
+from arcbridge.relay.recovery import RevocationRecovery
 from arcbridge.relay.registry.base import RegistryUnavailable
 from arcbridge.relay.reload import RelayReload
 from arcbridge.relay.rendezvous import AgentJoins, Rendezvous
@@ -128,7 +129,8 @@ async def _start(config: RelayConfig, stack: AsyncExitStack, membership: Members
     enforcement = Enforcement(basis.checks.access, entrances.pumps, entrances.clients, basis.counters, end_sessions)
     entrances.pumps.on_done.append(enforcement.ended)
     reports = ClusterReports(control.reports, basis.counters, basis.limits.clusters_with_metrics)
-    maintenance = _Maintenance(basis, control, enforcement, reports)
+    recovery = RevocationRecovery(basis, control, checked.config.recovery_wait)
+    maintenance = _Maintenance(basis, control, enforcement, reports, recovery)
     operations = Operations(
         entrances.pumps,
         fleet,
@@ -277,12 +279,13 @@ async def _observe(
     metrics, checks = Metrics("relay"), Checks()
     register(metrics, basis, entrances)
     maintenance.reports.register(metrics)
+    maintenance.recovery.register(metrics)
     basis.fleet.add_metrics(metrics)
     if entrances.detour is not None:
         entrances.detour.add_metrics(metrics)
     checks.add("registry", lambda: maintenance.registry_error)
     checks.add("draining", drain.unready)
-    self_checks = SelfChecks(checks_of(lambda: maintenance.registry_error, basis), log)
+    self_checks = SelfChecks(checks_of(lambda: maintenance.registry_error, basis, maintenance.recovery.finding), log)
     self_checks.register(metrics, checks)
     basis.verifier.on_directory_failure(lambda: self_checks.look_soon("groups"))
     basis.verifier.on_missing_groups = missing_groups_logger(log)
@@ -306,13 +309,22 @@ async def _observe(
 class _Maintenance:
     """The relay's periodic work: take back what is revoked, note connected agents, renew. Each error is logged once."""
 
-    def __init__(self, basis: Basis, control: ControlServer, enforcement: Enforcement, reports: ClusterReports) -> None:
+    def __init__(
+        self,
+        basis: Basis,
+        control: ControlServer,
+        enforcement: Enforcement,
+        reports: ClusterReports,
+        recovery: RevocationRecovery,
+    ) -> None:
         self._basis = basis
         self._control = control
         self._access = basis.checks.access
         self._enforcement = enforcement
         self.policy_watch = PolicyWatch(basis, enforcement.held_sessions, lambda: reports.known)
         self.reports = reports
+        self.recovery = recovery
+        recovery.refresh = self.take_over
         self._noted = time.monotonic()
         self._learn_at = 0.0
         self.registry_error: str | None = None
@@ -363,10 +375,7 @@ class _Maintenance:
         await self.policy_watch.look()
         self._control.expire(time.time())
         try:
-            self._access.clusters = await self._basis.registry.revocations()
-            if self._access.learn_users(await self._basis.registry.user_revocations()):
-                log.info("revoked users taken over", users=len(self._access.users or ()))
-            self._control.revoke(self._access.clusters)
+            await self.take_over()
             if time.monotonic() - self._noted >= _SEEN:
                 self._noted = time.monotonic()
                 self._basis.certificate.refresh()
@@ -387,6 +396,16 @@ class _Maintenance:
         self.registry_error = error
         if changed:
             self.on_registry()
+
+    async def take_over(self) -> None:
+        """Take over what the registry says is revoked. Raises `RegistryUnavailable` and `StateError`."""
+        await self.recovery.look()
+        self._access.clusters = await self._basis.registry.revocations()
+        if self._access.learn_users(await self._basis.registry.user_revocations()):
+            log.info("revoked users taken over", users=len(self._access.users or ()))
+        self._control.revoke(self._access.clusters)
+        self._control.tell_users(self._access.users)
+        await self.recovery.share()
 
     async def _note(self) -> None:
         """Note which clusters are connected. A relay that cannot write these dates is as ready as before."""

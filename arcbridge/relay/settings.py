@@ -132,6 +132,8 @@ def _check_limits(config: RelayConfig, problems: Problems) -> None:
         problems.error("policy_share", "policy_share: must be from 0, for none, to 100 (per cent)")
     if config.policy_hold < 0:
         problems.error("policy_hold", "policy_hold: must be 0 s, for no end, or above")
+    if not 0 <= config.recovery_wait <= 600:
+        problems.error("recovery_wait", "recovery_wait: must be between 0 s, for no wait, and 10m")
     if limits.join_deadline <= 0:
         problems.error("limits.join_deadline", "limits.join_deadline: must be above 0 s")
     for kind, tables in (("groups", limits.groups), ("users", limits.users)):

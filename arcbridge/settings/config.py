@@ -190,6 +190,9 @@ class RelayConfig:
     more, and from three at least, is held back until it is accepted. So is one without any rule. 0: none is."""
     policy_hold: float = 600.0
     """Seconds after which a change that is held back counts all the same, where the file stays as it is; 0: never."""
+    recovery_wait: float = 30.0
+    """Seconds for which users begin nothing after a restore or a loss of the registry, while agents give back the
+    revocations that they know; less where all known clusters have. 0: users are let in at once."""
     proof: str = "if-bound"
     """Proofs of possession: `required`, `if-bound` (for tokens that are bound to a key), or `off` (none is looked at,
     and bound tokens are refused)."""

@@ -8,7 +8,7 @@ RESET, and confirm with ACK (and with every PING and PONG) how much of the other
 GOAWAY says that nothing new is accepted, and why. MOVE asks for another connection under the same session, before the
 present one goes away. QUIET asks to let the queues run empty for a moment, so that both ends see the round trip. A
 control connection has no AUTH (its TLS is mutual) and no
-streams: it carries DIAL and REVOKE from the relay and STATUS from the agent.
+streams: it carries DIAL and REVOKE from the relay, STATUS from the agent, and LEDGER both ways.
 
 Header, 8 bytes, big endian::
 
@@ -65,6 +65,7 @@ class FrameType(IntEnum):
     MOVE = 128
     QUIET = 129
     REVOKE = 130
+    LEDGER = 131
 
 
 class ResetCode(IntEnum):
@@ -129,6 +130,7 @@ class From(Enum):
     SESSION_BOTH = "both, on a session"
     SESSION_INITIATOR = "initiator of a session"
     SESSION_ACCEPTOR = "acceptor of a session"
+    CONTROL_BOTH = "both, on a control connection"
     CONTROL_ACCEPTOR = "relay, on a control connection"
     CONTROL_INITIATOR = "agent, on a control connection"
 
@@ -138,6 +140,7 @@ MAY_SEND: dict[From, frozenset[tuple[Kind, Side]]] = {
     From.SESSION_BOTH: frozenset((Kind.SESSION, side) for side in Side),
     From.SESSION_INITIATOR: frozenset({(Kind.SESSION, Side.INITIATOR)}),
     From.SESSION_ACCEPTOR: frozenset({(Kind.SESSION, Side.ACCEPTOR)}),
+    From.CONTROL_BOTH: frozenset((Kind.CONTROL, side) for side in Side),
     From.CONTROL_ACCEPTOR: frozenset({(Kind.CONTROL, Side.ACCEPTOR)}),
     From.CONTROL_INITIATOR: frozenset({(Kind.CONTROL, Side.INITIATOR)}),
 }
@@ -175,6 +178,7 @@ FRAMES: dict[int, Layout] = {
     FrameType.MOVE: Layout("record Move", 0, 4096, StreamId.ZERO, From.SESSION_ACCEPTOR),
     FrameType.QUIET: Layout("empty", 0, 0, StreamId.ZERO, From.SESSION_BOTH),
     FrameType.REVOKE: Layout("record Revoke", 0, 4096, StreamId.ZERO, From.CONTROL_ACCEPTOR),
+    FrameType.LEDGER: Layout("record Ledger", 0, MAX_IGNORABLE, StreamId.ZERO, From.CONTROL_BOTH),
 }
 """Every type that this end knows."""
 

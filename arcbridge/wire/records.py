@@ -247,6 +247,21 @@ class Revoke(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class Ledger(Record):
+    """Sealed entries of a relay's ledger of revocations, which an agent keeps and gives back (`wire.ledger`).
+
+    An agent begins with the `digest` of what it holds of this relay. With `wanted` the relay asks for all of it; the
+    agent's frame with `last` ends it. The relay's `entries` replace those of the same id, and with `first` all others.
+    """
+
+    entries: bytes = field(default=b"", repr=False)
+    digest: bytes = b""
+    wanted: bool = False
+    first: bool = False
+    last: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class JoinRequest(Record):
     """JOIN of either end: `role` is `client` (token: access token) or `agent` (token: the dial request's).
 

@@ -29,7 +29,7 @@ from arcbridge.wire.frames import FRAMES, MAY_SEND, VERSION, FrameType, GoawayCo
 from arcbridge.wire.lifecycle import Deadline, Lifecycle, Violation
 from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.receiver import Receiver
-from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Hello, Revoke, Status
+from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Hello, Ledger, Revoke, Status
 from arcbridge.wire.replay import Budget, Replay
 from arcbridge.wire.resumption import Resumption
 from arcbridge.wire.sender import Sender
@@ -41,7 +41,7 @@ from arcbridge.wire.stream_table import StreamTable
 MAX_MESSAGE = 900
 """Characters of a GOAWAY's sentence."""
 
-_CONTROL_RECORDS = {Dial: FrameType.DIAL, Status: FrameType.STATUS, Revoke: FrameType.REVOKE}
+_CONTROL_RECORDS = {Dial: FrameType.DIAL, Status: FrameType.STATUS, Revoke: FrameType.REVOKE, Ledger: FrameType.LEDGER}
 
 
 class Session:
@@ -233,16 +233,17 @@ class Session:
         peer = self.receiver.peer_hello
         return self.stream_table.open(target, peer.max_streams if peer is not None else None)
 
-    def send(self, record: Dial | Status | Revoke) -> None:
-        """Control connection: send a relay's DIAL or REVOKE, or an agent's STATUS.
+    def send(self, record: Dial | Status | Revoke | Ledger) -> None:
+        """Control connection: send a relay's DIAL or REVOKE, an agent's STATUS, or LEDGER.
 
-        REVOKE waits behind the frames that are finished and not among the bounded control frames: a relay's whole list
-        leaves at once, and the list bounds it.
+        REVOKE and a LEDGER with entries wait behind the frames that are finished and not among the bounded control
+        frames: a whole list leaves at once, and the list bounds it. The question for a ledger goes before a STATUS.
         """
         kind = _CONTROL_RECORDS[type(record)]
         sender = FRAMES[kind].sender
         self._require((self.kind, self.side) in MAY_SEND[sender], f"{kind.name} is sent by the {sender.value}")
-        queue = self.sender.queue if kind is FrameType.REVOKE else self.sender.queue_control
+        asks = isinstance(record, Ledger) and (record.wanted or record.digest)
+        queue = self.sender.queue if isinstance(record, Revoke | Ledger) and not asks else self.sender.queue_control
         queue(record_frame(kind, record))
 
     def goaway(self, code: GoawayCode, message: str = "", retry_after: int = 0) -> None:

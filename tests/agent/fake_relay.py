@@ -21,7 +21,7 @@ from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN, outer_server_c
 from arcbridge.pki.authority import Authority, certificate_validity
 from arcbridge.pki.enrolment import key_hash
 from arcbridge.wire.frames import GoawayCode
-from arcbridge.wire.records import Dial, Goaway, JoinReply, JoinRequest, Status
+from arcbridge.wire.records import Dial, Goaway, JoinReply, JoinRequest, Ledger, Status
 from arcbridge.wire.session import Kind, Side
 
 CLUSTER = "one"
@@ -51,6 +51,9 @@ class Link(BaseHandler):
         self.relay.links.append(self)
         self.relay.connected.set()
 
+    def ledger_received(self, session: MuxSession, ledger: Ledger) -> None:
+        self.relay.ledgers.append(ledger)
+
     def status_received(self, session: MuxSession, status: Status) -> None:
         self.relay.statuses.append(status)
         self.relay.status_arrived.set()
@@ -62,6 +65,7 @@ class FakeRelay:
     authority: Authority = field(default_factory=lambda: Authority.create("relay"))
     links: list[Link] = field(default_factory=list)
     statuses: list[Status] = field(default_factory=list)
+    ledgers: list[Ledger] = field(default_factory=list)
     connected: asyncio.Event = field(default_factory=asyncio.Event)
     status_arrived: asyncio.Event = field(default_factory=asyncio.Event)
     joins: asyncio.Queue[tuple[JoinRequest, socket.socket]] = field(default_factory=asyncio.Queue)

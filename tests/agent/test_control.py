@@ -17,7 +17,8 @@ from arcbridge.identity.claims import Identity
 from arcbridge.mux.session import MuxSession
 from arcbridge.net.backoff import Backoff
 from arcbridge.wire.frames import GoawayCode
-from arcbridge.wire.records import Revoke
+from arcbridge.wire.ledger import LedgerEntries, entries_of, frames
+from arcbridge.wire.records import Ledger, Revoke
 
 from .control_world import World, agent_of
 
@@ -327,3 +328,34 @@ async def test_v14_a_list_that_is_too_long_is_an_error_in_the_log(
     (error,) = [entry for entry in logs if entry["log_level"] == "error"]
     assert error["event"] == "a relay's list of revocations is too long"
     assert world.connected == [0], "the connection is kept: the agent is needed"
+
+
+def ledger_of(world: World) -> LedgerEntries:
+    return world.control.ledgers[world.control.relays[0]]
+
+
+async def test_what_a_relay_gives_to_keep_outlives_the_connection_and_is_given_back_once(world: World) -> None:
+    entries = [bytes([number]) * 30 for number in range(3)]
+    for one in frames(entries, first=True):
+        link_of(world).send(one)
+    await world.until(lambda: len(ledger_of(world)) == 3, "it is kept")
+    await world.relay.stop()
+    world.relay.ledgers.clear()
+    world.relay.start()
+    await world.until(lambda: world.relay.ledgers and world.relay.agents, "the agent is back")
+    assert world.relay.ledgers == [Ledger(digest=ledger_of(world).digest())]
+    for _ in range(2):
+        link_of(world).send(Ledger(wanted=True))
+    link_of(world).send(Revoke("last", 5))
+    await world.until(lambda: len(world.sessions.revocations) == 1, "the agent has read all")
+    await world.until(lambda: len(world.relay.ledgers) == 2, "it has answered, once")
+    assert list(entries_of(world.relay.ledgers[1])) == entries
+    assert world.relay.ledgers[1].last
+    for one in frames([b"other" * 8], first=True):
+        link_of(world).send(one)
+    await world.until(lambda: len(ledger_of(world)) == 1, "the former ones are void")
+
+
+async def test_a_ledger_that_cannot_be_read_ends_the_connection(world: World) -> None:
+    link_of(world).send(Ledger(b"\0\1"))
+    await world.until(lambda: "impossible size" in world.control.last_failure, "the reason is known")

@@ -57,7 +57,7 @@ Target = Callable[[bytes], None]
 
 _RECORDS = (
     records.Hello, records.Auth, records.AuthOk, records.Open, records.Goaway, records.Move, records.Dial,
-    records.Status, records.Revoke, records.JoinRequest, records.JoinReply,
+    records.Status, records.Revoke, records.Ledger, records.JoinRequest, records.JoinReply,
 )  # fmt: skip
 _LOOP = asyncio.new_event_loop()
 PIECE = 16 * 1024

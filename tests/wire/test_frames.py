@@ -48,7 +48,12 @@ def size(text: str) -> int:
 def test_every_type_has_its_row() -> None:
     assert set(FRAMES) == set(FrameType)
     assert set(MAY_SEND) == set(From)
-    assert {kind for kind in FrameType if kind >= IGNORABLE_FROM} == {FrameType.MOVE, FrameType.QUIET, FrameType.REVOKE}
+    assert {kind for kind in FrameType if kind >= IGNORABLE_FROM} == {
+        FrameType.MOVE,
+        FrameType.QUIET,
+        FrameType.REVOKE,
+        FrameType.LEDGER,
+    }
     assert {FrameType.HELLO, FrameType.AUTH, FrameType.AUTH_OK, FrameType.GOAWAY} == HANDSHAKE
 
 

@@ -15,7 +15,7 @@ import arcbridge
 from arcbridge.errors import ConnectionLost, LocalProtocolError, RemoteProtocolError, SessionEnded
 from arcbridge.wire import events as ev
 from arcbridge.wire.frames import FIRST_CREDIT, PING_BODY, FrameType, GoawayCode, ResetCode, frame
-from arcbridge.wire.records import Auth, Dial, Move, Revoke, Status
+from arcbridge.wire.records import Auth, Dial, Ledger, Move, Revoke, Status
 from arcbridge.wire.session import Kind, Session, Side, State
 from tests.wire.scripted import OK, Scripted, ack, agent, client, data, goaway, hello, opening, reset, window
 from tests.wire.session_states import (
@@ -94,15 +94,23 @@ STATES: dict[str, tuple[Callable[[], Scripted], State, set[str]]] = {
     "acceptor OPEN": (acceptor_open, State.OPEN, {"AUTH"} | STREAMS),
     "acceptor DRAINING": (acceptor_draining, State.DRAINING, {"AUTH"} | STREAMS),
     "agent control HELLO": (lambda: control(Side.INITIATOR, State.HELLO), State.HELLO, {"HELLO"} | HANDSHAKING),
-    "agent control OPEN": (lambda: control(Side.INITIATOR, State.OPEN), State.OPEN, {"DIAL", "REVOKE"} | BASIC),
+    "agent control OPEN": (
+        lambda: control(Side.INITIATOR, State.OPEN),
+        State.OPEN,
+        {"DIAL", "REVOKE", "LEDGER"} | BASIC,
+    ),
     "agent control DRAINING": (
         lambda: control(Side.INITIATOR, State.DRAINING),
         State.DRAINING,
-        {"DIAL", "REVOKE"} | BASIC,
+        {"DIAL", "REVOKE", "LEDGER"} | BASIC,
     ),
     "relay control HELLO": (lambda: control(Side.ACCEPTOR, State.HELLO), State.HELLO, {"HELLO"} | HANDSHAKING),
-    "relay control OPEN": (lambda: control(Side.ACCEPTOR, State.OPEN), State.OPEN, {"STATUS"} | BASIC),
-    "relay control DRAINING": (lambda: control(Side.ACCEPTOR, State.DRAINING), State.DRAINING, {"STATUS"} | BASIC),
+    "relay control OPEN": (lambda: control(Side.ACCEPTOR, State.OPEN), State.OPEN, {"STATUS", "LEDGER"} | BASIC),
+    "relay control DRAINING": (
+        lambda: control(Side.ACCEPTOR, State.DRAINING),
+        State.DRAINING,
+        {"STATUS", "LEDGER"} | BASIC,
+    ),
     "closed": (closed, State.CLOSED, set()),
 }
 
@@ -127,6 +135,7 @@ INPUTS: dict[str, Callable[[int], bytes]] = {
     "MOVE": lambda _: frame(FrameType.MOVE, 0, Move("join").encode()),
     "QUIET": lambda _: frame(FrameType.QUIET, 0),
     "REVOKE": lambda _: frame(FrameType.REVOKE, 0, Revoke("jane", 1_700_000_000).encode()),
+    "LEDGER": lambda _: frame(FrameType.LEDGER, 0, Ledger(b"\0\x14" + b"e" * 20).encode()),
     "ignorable": lambda _: frame(UNKNOWN[0], 9, b"later"),
     # Never lawful.
     "unknown type": lambda _: frame(99, 0),

@@ -71,6 +71,8 @@ _PREFIX: Final = "arcbridge_relay_"
 _RULES: Final[dict[str, Callable[..., float]]] = {
     f"{_PREFIX}draining": max,
     f"{_PREFIX}check_ok": min,
+    f"{_PREFIX}revocations_missing": max,
+    f"{_PREFIX}clusters_awaited": max,
     f"{_PREFIX}certificate_expires_timestamp_seconds": min,
     f"{_PREFIX}cluster_check_ok": min,
     f"{_PREFIX}cluster_certificate_expires_timestamp_seconds": max,

@@ -30,8 +30,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal, NamedTuple
 
 from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, StateError
 from arcbridge.identity.claims import is_plain
@@ -131,6 +132,50 @@ class UserRevocation:
     """Shown to the user; may be empty."""
     revoked: float = 0.0
     """When the operator said so, unix seconds."""
+
+
+class AccessChange(NamedTuple):
+    """What was said last of a user's or a cluster's access. Of two about one name the later one holds."""
+
+    kind: Literal["user", "cluster"]
+    name: str
+    at: float
+    """When it was said, unix seconds; each later one of a name has a later time, also where the clock was set back."""
+    before: int = 0
+    """Tokens of the user that were issued before count no more; of a cluster that is revoked 1; 0: it was taken back.
+    """
+    reason: str = ""
+
+
+MAX_TAKEN_BACK: Final = 10_000
+"""Revocations that were taken back and are remembered; the oldest go first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """A registry that may lack revocations which were made before."""
+
+    cause: str
+    """`restored` from a backup, `lost`, or `older`: agents have brought later revocations than it has."""
+    began: float
+    """When that was found, unix seconds."""
+    backup: float = 0.0
+    """When the backup was made; 0: it is not known."""
+    serving: float = 0.0
+    """When a relay began to serve with it; 0: none has yet."""
+    awaited: tuple[str, ...] = ()
+    """Clusters whose agents have not said yet which revocations they know."""
+    returned: int = 0
+    """Revocations that came back from agents."""
+
+
+class RegistrySnapshot(NamedTuple):
+    """All that a registry holds at one moment, for a backup."""
+
+    kind: str
+    """`sqlite` or `nats`."""
+    schema: int
+    data: bytes
 
 
 class Registry(ABC):
@@ -246,6 +291,35 @@ class Registry(ABC):
     async def user_revocations(self) -> Mapping[str, UserRevocation]:
         """Return all of them, by user; cheap enough to ask every few seconds."""
 
+    # What outlives the registry.
+
+    @abstractmethod
+    async def access_changes(self) -> list[AccessChange]:
+        """Return what was said last of each user's and cluster's access, what was taken back included."""
+
+    @abstractmethod
+    async def merge(self, changes: Iterable[AccessChange]) -> list[AccessChange]:
+        """Take over what another copy of this registry knows, where `merged` says that it is news; return that."""
+
+    @abstractmethod
+    async def recovery(self) -> Recovery | None:
+        """Return the recovery that is under way; None: there is none."""
+
+    @abstractmethod
+    async def change_recovery(self, change: Callable[[Recovery | None], Recovery | None]) -> Recovery | None:
+        """Keep what `change` makes of the recovery that is under way, None for none; return it; atomic."""
+
+    @abstractmethod
+    async def snapshot(self) -> RegistrySnapshot:
+        """Return all of it, as it was at one moment, while others change it."""
+
+    @abstractmethod
+    async def replace(self, data: bytes, recovery: Recovery) -> None:
+        """Put the data of a snapshot in the place of all that is there, without its join tokens: one of them may have
+        been used since. All clusters of the snapshot are awaited then. Raises `StateError` for what is no snapshot, or
+        of a newer arcbridge; then nothing is changed.
+        """
+
     @abstractmethod
     async def close(self) -> None:
         """Finish what was asked and let go; a call after that raises `RegistryUnavailable`."""
@@ -286,6 +360,34 @@ def added(known: UserRevocation | None, new: UserRevocation) -> UserRevocation:
     if known is None:
         return new
     return replace(new, before=max(known.before, new.before), reason=new.reason or known.reason)
+
+
+def merged(known: AccessChange | None, new: AccessChange, now: float) -> AccessChange | None:
+    """Return what holds from now on where another copy of the registry knows `new`; None: what is known holds.
+
+    Of two revocations the one that refuses more tokens holds. What refuses no valid token any more is no news.
+    """
+    if known is None:
+        return None if new.kind == "user" and may_go(_user_of(new), now) else new
+    if known.before and new.before:
+        before = max(known.before, new.before)
+        latest = max(known, new, key=lambda one: one.at)
+        return latest._replace(before=before) if (before, latest.at) != (known.before, known.at) else None
+    return new if new.at > known.at else None
+
+
+def later(now: float, former: float | None) -> float:
+    """Return the time of what is said now of a name of which something was said at `former`: a later one, always."""
+    return now if former is None else max(now, former + 0.001)
+
+
+def recovery_of(stored: Mapping[str, Any]) -> Recovery:
+    """Read what a relay has stored of a recovery as JSON."""
+    return Recovery(**{**stored, "awaited": tuple(stored["awaited"])})
+
+
+def _user_of(change: AccessChange) -> UserRevocation:
+    return UserRevocation(change.name, change.before or math.ceil(change.at), change.reason, change.at)
 
 
 def may_go(entry: UserRevocation, now: float) -> bool:

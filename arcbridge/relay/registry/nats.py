@@ -7,6 +7,8 @@ Keys (a cluster's name has its dots replaced by `_`, which is in no name):
     cluster.NAME.revoked  when it was revoked, also where it has no binding; deleted when it is restored
     seen.NAME             what is noted of its agents; the only key that changes every minute
     user.HASH             a user whose logins are revoked (a user may have any name); deleted when the user is restored
+    back.HASH             a revocation of a user or a cluster that was taken back, and when
+    recovery              which revocations the registry may lack; deleted once it lacks none
 
 Several keys and no transaction, so the order of writes decides. A redemption reads the token, the binding and the
 revocation, refuses where it must, then writes the token (the use), then the binding. Each write names the revision that
@@ -32,16 +34,18 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import asdict, replace
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import structlog
 
-from arcbridge.errors import EnrolmentRefused
+from arcbridge.errors import EnrolmentRefused, StateError
 from arcbridge.observe.untrusted_text import printable
 from arcbridge.pki.enrolment import JoinToken
 from arcbridge.pki.names import check_cluster_name
@@ -51,14 +55,18 @@ from arcbridge.relay.registry import generations
 from arcbridge.relay.registry.base import (
     KEEP_EXPIRED,
     MAX_REVOKED_USERS,
+    MAX_TAKEN_BACK,
     MAX_VERSION,
     NOT_ENROLLED,
     REDEEM_AGAIN,
     REVOKED,
     UNKNOWN_TOKEN,
+    AccessChange,
     ClusterRecord,
     JoinTokenRecord,
+    Recovery,
     Registry,
+    RegistrySnapshot,
     RegistryUnavailable,
     UserRevocation,
     added,
@@ -67,11 +75,14 @@ from arcbridge.relay.registry.base import (
     check_user,
     foreign_ca,
     full,
+    later,
     may_go,
+    merged,
+    recovery_of,
     spent,
 )
 from arcbridge.relay.registry.generations import RenewedTwice, ShownCertificate
-from arcbridge.relay.registry.nats_bucket import CALL, CHANGE, NOTHING, Bucket, Faster, Malformed, Value
+from arcbridge.relay.registry.nats_bucket import CALL, CHANGE, NOTHING, Bucket, Faster, Malformed, Value, is_entry
 
 T = TypeVar("T")
 
@@ -141,17 +152,8 @@ class NatsRegistry(Registry):
             await self._bucket.write(f"token.{token.id}", data, 0)
 
         await self._changing(create)
-        await self._drop_expired(now)
+        await _drop_expired(self._bucket, now)
         return token.text
-
-    async def _drop_expired(self, now: float) -> None:
-        """Housekeeping of who makes tokens; the new one stands, whatever comes of it."""
-        try:
-            for key, value in (await self._bucket.read_all("token.>")).items():
-                if value.data is not None and value.data["expires_at"] < now - KEEP_EXPIRED:
-                    await self._bucket.remove(key)
-        except RegistryUnavailable as error:
-            log.warning("long expired join tokens not removed", reason=error.message)
 
     async def list_join_tokens(self) -> list[JoinTokenRecord]:
         found = [
@@ -320,7 +322,7 @@ class NatsRegistry(Registry):
             found, revision = await self._bucket.read(f"cluster.{token}.revoked")
             # The time of the first revocation stays.
             if found is None:
-                data = {"at": self._clock()}
+                data = {"at": await _after_taking_back(self._bucket, "cluster", name, self._clock())}
                 self._revoked[token] = Value(data, await self._bucket.write(f"cluster.{token}.revoked", data, revision))
             return known
 
@@ -333,6 +335,7 @@ class NatsRegistry(Registry):
             bound, held = await self._is_bound(token), await self._revocation(token)
             if not bound and not held:
                 return False
+            await _note_taken_back(self._bucket, "cluster", name, held, self._clock())
             # Also when there is nothing to delete: the mark of the deletion is what other relays believe.
             await self._bucket.remove(f"cluster.{token}.revoked")
             await self._revocation(token)
@@ -345,6 +348,7 @@ class NatsRegistry(Registry):
 
         async def delete() -> bool:
             bound, held = await self._is_bound(token), await self._revocation(token)
+            await _note_taken_back(self._bucket, "cluster", name, held, self._clock())
             # Also what is not there: the mark of the deletion is what other relays believe.
             for key in (f"cluster.{token}.binding", f"seen.{token}", f"cluster.{token}.revoked"):
                 await self._bucket.remove(key)
@@ -377,7 +381,8 @@ class NatsRegistry(Registry):
 
         async def revoke() -> UserRevocation:
             found, revision = await self._bucket.read(f"user.{digest}")
-            record = added(None if found is None else _user(found), UserRevocation(user, before, reason, self._clock()))
+            at = await _after_taking_back(self._bucket, "user", user, self._clock())
+            record = added(None if found is None else _user(found), UserRevocation(user, before, reason, at))
             data = asdict(record)
             self._users[digest] = Value(data, await self._bucket.write(f"user.{digest}", data, revision))
             return record
@@ -401,6 +406,7 @@ class NatsRegistry(Registry):
     async def restore_user(self, user: str) -> bool:
         digest = _digest(check_user(user))
         known = (await self._bucket.read(f"user.{digest}")).data or self._users.get(digest, NOTHING).data
+        await _note_taken_back(self._bucket, "user", user, 0.0 if known is None else known["revoked"], self._clock())
         # Also when there is nothing to delete: the mark of the deletion is what other relays believe.
         await self._bucket.remove(f"user.{digest}")
         _take(self._users, digest, await self._bucket.read(f"user.{digest}"))
@@ -417,6 +423,95 @@ class NatsRegistry(Registry):
                 raise
         records = [_user(data) for data, _ in self._users.values() if data is not None]
         return {record.user: record for record in sorted(records, key=lambda record: record.user)}
+
+    # What outlives the registry.
+
+    async def access_changes(self) -> list[AccessChange]:
+        await asyncio.gather(self.revocations(), self.user_revocations())
+        found: list[AccessChange] = [
+            AccessChange(data["kind"], data["name"], data["at"])
+            for data, _ in (await self._bucket.read_all("back.>")).values()
+            if data is not None
+        ]
+        for token, (data, _) in self._revoked.items():
+            if data is not None:
+                found.append(AccessChange("cluster", token.replace("_", "."), data["at"], 1))
+        for data, _ in self._users.values():
+            if data is not None:
+                found.append(AccessChange("user", data["user"], data["revoked"], data["before"], data["reason"]))
+        return list({(one.kind, one.name): one for one in sorted(found, key=lambda one: one.at)}.values())
+
+    async def merge(self, changes: Iterable[AccessChange]) -> list[AccessChange]:
+        known = {(one.kind, one.name): one for one in await self.access_changes()}
+        now, news = self._clock(), []
+        for change in changes:
+            found = merged(known.get((change.kind, change.name)), change, now)
+            if found is not None:
+                await self._changing(partial(self._put, found))
+                known[found.kind, found.name] = found
+                news.append(found)
+        return news
+
+    async def snapshot(self) -> RegistrySnapshot:
+        found = {key: [value.revision, value.data] for key, value in (await self._bucket.read_all(">")).items()
+                 if value.data is not None}  # fmt: skip
+        return RegistrySnapshot("nats", 1, json.dumps(found).encode())
+
+    async def replace(self, data: bytes, recovery: Recovery) -> None:
+        try:
+            stored = {key: data for key, (_, data) in json.loads(data).items() if not key.startswith("token.")}
+            if not all(isinstance(data, dict) and is_entry(key, data) for key, data in stored.items()):
+                raise ValueError("an entry of another form")
+        except (ValueError, TypeError, AttributeError) as error:
+            raise StateError("the registry in the backup is damaged, or none") from error
+        present = await self._bucket.read_all(">")
+        # What takes rights away comes first, and nothing that is there goes before all is written: a restore that was
+        # interrupted can be made again.
+        order = ("recovery", "user", "back", "cluster", "seen")
+        names = tuple(data["name"] for key, data in stored.items() if key.endswith(".binding"))
+        stored["recovery"] = asdict(replace(recovery, awaited=names))
+        for key in sorted(stored, key=lambda key: (*[key.partition(".")[0] != one for one in order], "binding" in key)):
+            await self._bucket.write(key, stored[key], present.get(key, NOTHING).revision)
+        for key, value in present.items():
+            if key not in stored and value.data is not None:
+                await self._bucket.remove(key)
+        for copy in (self._bindings, self._revoked, self._users):
+            copy.clear()
+
+    async def _put(self, change: AccessChange) -> None:
+        """Put a change in force. What two relays merge at once is the same, or the next look merges it again."""
+        kind, name, at, before, reason = change
+        if not before:
+            await _note_taken_back(self._bucket, kind, name, at - 0.001, at)
+        if kind == "user":
+            copy, token, key = self._users, _digest(name), f"user.{_digest(name)}"
+            data: dict[str, Any] = {"user": name, "before": before, "reason": reason, "revoked": at}
+        else:
+            copy, token, key = self._revoked, subject_token(name), f"cluster.{subject_token(name)}.revoked"
+            data = {"at": at}
+        if before:
+            copy[token] = Value(data, await self._bucket.write(key, data, (await self._bucket.read(key)).revision))
+            await _after_taking_back(self._bucket, kind, name, self._clock())
+        else:
+            await self._bucket.remove(key)
+            _take(copy, token, await self._bucket.read(key))
+
+    async def recovery(self) -> Recovery | None:
+        found = (await self._bucket.read("recovery")).data
+        return None if found is None else recovery_of(found)
+
+    async def change_recovery(self, change: Callable[[Recovery | None], Recovery | None]) -> Recovery | None:
+        async def keep() -> Recovery | None:
+            found, revision = await self._bucket.read("recovery")
+            was = None if found is None else recovery_of(found)
+            now = change(was)
+            if now is not None and now != was:
+                await self._bucket.write("recovery", asdict(now), revision)
+            elif now is None and was is not None:
+                await self._bucket.remove("recovery")
+            return now
+
+        return await self._changing(keep)
 
     # The copy.
 
@@ -513,6 +608,37 @@ class NatsRegistry(Registry):
                     raise RegistryUnavailable("too many changes at once in the registry: try again") from None
                 await asyncio.sleep(random.uniform(0, pause))
                 pause = min(2 * pause, PAUSES[1])
+
+
+async def _drop_expired(bucket: Bucket, now: float) -> None:
+    """Housekeeping of who makes tokens; the new one stands, whatever comes of it."""
+    try:
+        for key, value in (await bucket.read_all("token.>")).items():
+            if value.data is not None and value.data["expires_at"] < now - KEEP_EXPIRED:
+                await bucket.remove(key)
+    except RegistryUnavailable as error:
+        log.warning("long expired join tokens not removed", reason=error.message)
+
+
+async def _after_taking_back(bucket: Bucket, kind: str, name: str, now: float) -> float:
+    """Forget that a revocation was taken back, for there is another one; return the time of that."""
+    key = f"back.{_digest(f'{kind}.{name}')}"
+    known = (await bucket.read(key)).data
+    if known is not None:
+        await bucket.remove(key)
+    return later(now, None if known is None else known["at"])
+
+
+async def _note_taken_back(bucket: Bucket, kind: str, name: str, revoked: float, at: float) -> None:
+    """Remember that a revocation of this time, 0 for none, is taken back."""
+    if not revoked:
+        return
+    key = f"back.{_digest(f'{kind}.{name}')}"
+    data = {"kind": kind, "name": name, "at": later(at, revoked)}
+    await bucket.write(key, data, (await bucket.read(key)).revision)
+    known = [(one.data["at"], key) for key, one in (await bucket.read_all("back.>")).items() if one.data]
+    for _, key in sorted(known)[:-MAX_TAKEN_BACK]:
+        await bucket.remove(key)
 
 
 def _take(copy: dict[str, Value], token: str, found: Value) -> Value:

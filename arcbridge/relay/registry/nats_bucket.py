@@ -348,6 +348,15 @@ _MEMBERS: Final[Mapping[str, Mapping[str, Callable[[object], bool]]]] = {
         "rebind": lambda value: isinstance(value, bool),
         "redemptions": _times,
     },
+    "back": {"kind": lambda value: value in ("user", "cluster"), "name": _text, "at": _number},
+    "recovery": {
+        "cause": _text,
+        "began": _number,
+        "backup": _number,
+        "serving": _number,
+        "awaited": lambda value: isinstance(value, list) and all(map(_text, value)),
+        "returned": _whole,
+    },
     "user": {"user": _text, "before": _number, "reason": _text, "revoked": _number},
 }
 """By kind of key: its members, and what each has to be."""

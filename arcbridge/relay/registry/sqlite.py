@@ -13,12 +13,14 @@ times a minute and whose loss costs nothing.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,14 +34,18 @@ from arcbridge.relay.registry import generations
 from arcbridge.relay.registry.base import (
     KEEP_EXPIRED,
     MAX_REVOKED_USERS,
+    MAX_TAKEN_BACK,
     MAX_VERSION,
     NOT_ENROLLED,
     REDEEM_AGAIN,
     REVOKED,
     UNKNOWN_TOKEN,
+    AccessChange,
     ClusterRecord,
     JoinTokenRecord,
+    Recovery,
     Registry,
+    RegistrySnapshot,
     RegistryUnavailable,
     UserRevocation,
     added,
@@ -48,7 +54,10 @@ from arcbridge.relay.registry.base import (
     check_user,
     foreign_ca,
     full,
+    later,
     may_go,
+    merged,
+    recovery_of,
     spent,
 )
 from arcbridge.relay.registry.generations import RenewedTwice, ShownCertificate
@@ -93,7 +102,11 @@ _GENERATIONS_AND_UNKNOWN_CLUSTERS = (
     "ALTER TABLE clusters ADD COLUMN keys TEXT NOT NULL DEFAULT '{}'",
     "CREATE TABLE revoked_names (name TEXT PRIMARY KEY, revoked REAL NOT NULL)",
 )
-_STEPS = (_CLUSTERS_AND_TOKENS, _REVOKED_USERS, _GENERATIONS_AND_UNKNOWN_CLUSTERS)
+_RECOVERY = (
+    "CREATE TABLE taken_back (kind TEXT NOT NULL, name TEXT NOT NULL, at REAL NOT NULL, PRIMARY KEY (kind, name))",
+    "CREATE TABLE recovery (state TEXT NOT NULL)",
+)
+_STEPS = (_CLUSTERS_AND_TOKENS, _REVOKED_USERS, _GENERATIONS_AND_UNKNOWN_CLUSTERS, _RECOVERY)
 """The steps from an empty file to the schema: number n leads from version n - 1 to version n. Each is final."""
 
 SCHEMA_VERSION = len(_STEPS)
@@ -293,7 +306,8 @@ class SqliteRegistry(Registry):
                 renewal = generations.renewed(_keys(database, name), shown, request, now)
                 _keep_keys(database, name, renewal.keys)
                 if not renewal.generation:
-                    database.execute("UPDATE clusters SET revoked = ? WHERE name = ?", (now, name))
+                    at = _after_taking_back(database, "cluster", name, self._clock())
+                    database.execute("UPDATE clusters SET revoked = ? WHERE name = ?", (at, name))
                 return renewal.generation
 
         generation = await self._run(renew)
@@ -307,12 +321,13 @@ class SqliteRegistry(Registry):
         def revoke() -> bool:
             # The time of the first revocation stays.
             with self._transaction(self._durable) as database:
+                at = _after_taking_back(database, "cluster", name, self._clock())
                 known = database.execute(
                     "UPDATE clusters SET revoked = CASE WHEN revoked > 0 THEN revoked ELSE ? END WHERE name = ?",
-                    (self._clock(), name),
+                    (at, name),
                 ).rowcount
                 if not known:
-                    database.execute("INSERT OR IGNORE INTO revoked_names VALUES (?, ?)", (name, self._clock()))
+                    database.execute("INSERT OR IGNORE INTO revoked_names VALUES (?, ?)", (name, at))
                 return known > 0
 
         return await self._run(revoke)
@@ -329,9 +344,8 @@ class SqliteRegistry(Registry):
 
         def change() -> bool:
             with self._transaction(self._durable) as database:
-                known = database.execute(statement, (name,)).rowcount
-                kept = database.execute("DELETE FROM revoked_names WHERE name = ?", (name,)).rowcount
-                return known + kept > 0
+                back = _take_revocation_back(database, "cluster", name, self._clock())
+                return database.execute(statement, (name,)).rowcount > 0 or back
 
         return await self._run(change)
 
@@ -347,8 +361,9 @@ class SqliteRegistry(Registry):
         def revoke() -> UserRevocation:
             with self._transaction(self._durable) as database:
                 now = self._clock()
+                at = _after_taking_back(database, "user", user, self._clock())
                 known = _users(database)
-                record = added(known.pop(user, None), UserRevocation(user, before, reason, now))
+                record = added(known.pop(user, None), UserRevocation(user, before, reason, at))
                 if len(known) >= MAX_REVOKED_USERS:
                     old = [entry.user for entry in known.values() if may_go(entry, now)]
                     if not old:
@@ -364,10 +379,85 @@ class SqliteRegistry(Registry):
 
     async def restore_user(self, user: str) -> bool:
         check_user(user)
-        return await self._change("DELETE FROM revoked_users WHERE user = ?", (user,))
+
+        def restore() -> bool:
+            with self._transaction(self._durable) as database:
+                return _take_revocation_back(database, "user", user, self._clock())
+
+        return await self._run(restore)
 
     async def user_revocations(self) -> Mapping[str, UserRevocation]:
         return await self._run(lambda: _users(self._durable))
+
+    # What outlives the registry.
+
+    async def access_changes(self) -> list[AccessChange]:
+        return await self._run(lambda: list(_access_changes(self._durable).values()))
+
+    async def merge(self, changes: Iterable[AccessChange]) -> list[AccessChange]:
+        def merge() -> list[AccessChange]:
+            with self._transaction(self._durable) as database:
+                known, now, news = _access_changes(database), self._clock(), []
+                for change in changes:
+                    found = merged(known.get((change.kind, change.name)), change, now)
+                    if found is not None:
+                        known[found.kind, found.name] = found
+                        _put(database, found)
+                        news.append(found)
+                return news
+
+        return await self._run(merge)
+
+    async def recovery(self) -> Recovery | None:
+        return await self._run(lambda: _recovery(self._durable))
+
+    async def change_recovery(self, change: Callable[[Recovery | None], Recovery | None]) -> Recovery | None:
+        def keep() -> Recovery | None:
+            with self._transaction(self._durable) as database:
+                was = _recovery(database)
+                now = change(was)
+                if now != was:
+                    database.execute("DELETE FROM recovery")
+                    if now is not None:
+                        database.execute("INSERT INTO recovery VALUES (?)", (json.dumps(asdict(now)),))
+                return now
+
+        return await self._run(keep)
+
+    async def snapshot(self) -> RegistrySnapshot:
+        def copy() -> RegistrySnapshot:
+            with closing(sqlite3.connect(":memory:")) as memory:
+                self._durable.backup(memory)
+                data = bytearray(memory.serialize())
+            # Not in WAL mode, which a database in memory cannot have: the versions of the file's format, as SQLite
+            # documents them (https://www.sqlite.org/fileformat.html, 1.3.3).
+            data[18:20] = b"\x01\x01"
+            return RegistrySnapshot("sqlite", SCHEMA_VERSION, bytes(data))
+
+        return await self._run(copy)
+
+    async def replace(self, data: bytes, recovery: Recovery) -> None:
+        def replace() -> None:
+            with closing(sqlite3.connect(":memory:", isolation_level=None)) as memory:
+                try:
+                    memory.deserialize(data)
+                    (state,) = memory.execute("PRAGMA quick_check(1)").fetchone()
+                except (sqlite3.DatabaseError, MemoryError) as error:  # the latter where there is nothing
+                    raise StateError("the registry in the backup is damaged, or none") from error
+                version = _check_file(memory, "the registry in the backup")
+                if state != "ok" or not version:
+                    raise StateError("the registry in the backup is damaged, or none")
+                self._bring_up_to_date(memory, version)
+                memory.execute("DELETE FROM join_tokens")
+                memory.execute("DELETE FROM redemptions")
+                memory.execute("DELETE FROM recovery")
+                names = tuple(name for (name,) in memory.execute("SELECT name FROM clusters WHERE revoked = 0"))
+                state = json.dumps(asdict(dataclasses.replace(recovery, awaited=names)))
+                memory.execute("INSERT INTO recovery VALUES (?)", (state,))
+                # One transaction of the registry's file.
+                memory.backup(self._durable)
+
+        await self._run(replace)
 
     # The thread.
 
@@ -425,11 +515,11 @@ class SqliteRegistry(Registry):
             make_private(self.path)
             self._durable = self._connect()
             try:
-                version = self._check_file()
-                self._set_up(self._durable, "FULL")
-                self._bring_up_to_date(version)
+                version = _check_file(self._durable, str(self.path))
+                _set_up(self._durable, "FULL")
+                self._bring_up_to_date(self._durable, version)
                 self._quick = self._connect()
-                self._set_up(self._quick, "NORMAL")
+                _set_up(self._quick, "NORMAL")
             except BaseException:
                 self._durable.close()
                 raise
@@ -438,32 +528,11 @@ class SqliteRegistry(Registry):
         # isolation_level None: the sqlite3 module begins no transactions of its own.
         return sqlite3.connect(self.path, timeout=self._busy_timeout, isolation_level=None)
 
-    def _check_file(self) -> int:
-        """Return the schema's version, 0 for an empty file; a foreign file raises `StateError` before anything is
-        written."""
-        (version,) = self._durable.execute("PRAGMA user_version").fetchone()
-        (application,) = self._durable.execute("PRAGMA application_id").fetchone()
-        (tables,) = self._durable.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if application != _APPLICATION_ID and (application or version or tables):
-            raise StateError(f"{self.path} is not a registry of arcbridge: move it away or set another data_dir")
-        if version > SCHEMA_VERSION:
-            raise StateError(
-                f"{self.path} was made by a newer arcbridge (schema {version}, this one knows {SCHEMA_VERSION}): "
-                "install that version again, or restore a backup from before the upgrade"
-            )
-        return int(version)
-
-    def _set_up(self, database: sqlite3.Connection, synchronous: str) -> None:
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute(f"PRAGMA synchronous = {synchronous}")
-        database.execute("PRAGMA foreign_keys = ON")
-        database.execute("PRAGMA trusted_schema = OFF")
-
-    def _bring_up_to_date(self, version: int) -> None:
+    def _bring_up_to_date(self, database: sqlite3.Connection, version: int) -> None:
         """Take the steps that a file of this version lacks: all of them or none."""
         if version == SCHEMA_VERSION:
             return
-        with self._transaction(self._durable) as database:
+        with self._transaction(database):
             for step in _STEPS[version:]:
                 for statement in step:
                     database.execute(statement)
@@ -512,6 +581,80 @@ def _fields(columns: str, row: tuple[Any, ...]) -> dict[str, Any]:
 def _users(database: sqlite3.Connection) -> dict[str, UserRevocation]:
     rows = database.execute(f"SELECT {_USER_COLUMNS} FROM revoked_users ORDER BY user").fetchall()
     return {row[0]: UserRevocation(*row) for row in rows}
+
+
+def _check_file(database: sqlite3.Connection, name: str) -> int:
+    """Return the schema's version, 0 for an empty file; a foreign file raises `StateError` before anything is
+    written."""
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    (application,) = database.execute("PRAGMA application_id").fetchone()
+    (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if application != _APPLICATION_ID and (application or version or tables):
+        raise StateError(f"{name} is not a registry of arcbridge: move it away or set another data_dir")
+    if version > SCHEMA_VERSION:
+        raise StateError(
+            f"{name} was made by a newer arcbridge (schema {version}, this one knows {SCHEMA_VERSION}): "
+            "install that version again, or restore a backup from before the upgrade"
+        )
+    return int(version)
+
+
+def _set_up(database: sqlite3.Connection, synchronous: str) -> None:
+    database.execute("PRAGMA journal_mode = WAL")
+    database.execute(f"PRAGMA synchronous = {synchronous}")
+    database.execute("PRAGMA foreign_keys = ON")
+    database.execute("PRAGMA trusted_schema = OFF")
+
+
+def _after_taking_back(database: sqlite3.Connection, kind: str, name: str, now: float) -> float:
+    """Forget that a revocation was taken back, for there is another one; return the time of that."""
+    row = database.execute("SELECT at FROM taken_back WHERE kind = ? AND name = ?", (kind, name)).fetchone()
+    database.execute("DELETE FROM taken_back WHERE kind = ? AND name = ?", (kind, name))
+    return later(now, None if row is None else row[0])
+
+
+def _take_revocation_back(database: sqlite3.Connection, kind: str, name: str, now: float) -> bool:
+    """Take the revocation that is in force back, and remember it; return whether there was one."""
+    known = _access_changes(database).get((kind, name))
+    if known is None or not known.before:
+        return False
+    _put(database, AccessChange(known.kind, name, later(now, known.at)))
+    return True
+
+
+def _access_changes(database: sqlite3.Connection) -> dict[tuple[str, str], AccessChange]:
+    rows = database.execute(
+        "SELECT 'user', user, revoked, before, reason FROM revoked_users"
+        " UNION ALL SELECT 'cluster', name, revoked, 1, '' FROM clusters WHERE revoked > 0"
+        " UNION ALL SELECT 'cluster', name, revoked, 1, '' FROM revoked_names"
+        " UNION ALL SELECT kind, name, at, 0, '' FROM taken_back"
+    )
+    return {(row[0], row[1]): AccessChange(*row) for row in rows}
+
+
+def _recovery(database: sqlite3.Connection) -> Recovery | None:
+    row = database.execute("SELECT state FROM recovery").fetchone()
+    return None if row is None else recovery_of(json.loads(row[0]))
+
+
+def _put(database: sqlite3.Connection, change: AccessChange) -> None:
+    """Put a change in force, in the caller's transaction."""
+    kind, name, at, before, reason = change
+    if kind == "user":
+        database.execute("DELETE FROM revoked_users WHERE user = ?", (name,))
+        if before:
+            database.execute(f"INSERT INTO revoked_users ({_USER_COLUMNS}) VALUES (?, ?, ?, ?)",
+                             (name, before, reason, at))  # fmt: skip
+    else:
+        database.execute("DELETE FROM revoked_names WHERE name = ?", (name,))
+        known = database.execute("UPDATE clusters SET revoked = ? WHERE name = ?", (at if before else 0, name)).rowcount
+        if before and not known:
+            database.execute("INSERT INTO revoked_names VALUES (?, ?)", (name, at))
+    database.execute("DELETE FROM taken_back WHERE kind = ? AND name = ?", (kind, name))
+    if not before:
+        database.execute("INSERT INTO taken_back VALUES (?, ?, ?)", (kind, name, at))
+        database.execute("DELETE FROM taken_back WHERE rowid IN (SELECT rowid FROM taken_back ORDER BY at DESC"
+                         " LIMIT -1 OFFSET ?)", (MAX_TAKEN_BACK,))  # fmt: skip
 
 
 def _translated(error: sqlite3.Error, path: Path) -> RegistryUnavailable | StateError:

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import cache
+from itertools import permutations
 
 import pytest
 
@@ -23,7 +24,9 @@ from arcbridge.relay.registry.base import (
     MAX_REASON,
     MAX_USER,
     MAX_USES,
+    AccessChange,
     ClusterRecord,
+    Recovery,
     Registry,
     RegistryUnavailable,
     UserRevocation,
@@ -645,3 +648,98 @@ class RegistryConformance:
                 await task
         await self.enrolled(registry)
         assert await registry.cluster("prod") is not None
+
+    # What outlives the registry.
+
+    async def test_what_was_said_last_of_each_name_is_known(self, open_registry: Opener, clock: Clock) -> None:
+        registry, other = await open_registry(), await open_registry()
+        now = int(clock.now)
+        await registry.revoke_user("alice", now, "left")
+        await registry.revoke_cluster("gone")
+        assert set(await other.access_changes()) == {
+            AccessChange("user", "alice", clock.now, now, "left"),
+            AccessChange("cluster", "gone", clock.now, 1),
+        }
+        # The clock is set back: what is said later has a later time all the same.
+        clock.now -= 60
+        await other.restore_user("alice")
+        await other.unrevoke_cluster("gone")
+        changes = {one.name: one for one in await registry.access_changes()}
+        assert all(one.at > clock.now + 59 and not one.before for one in changes.values())
+        await registry.revoke_user("alice", now)
+        (again,) = [one for one in await registry.access_changes() if one.name == "alice"]
+        assert again.at > changes["alice"].at
+        assert again.before == now
+
+    @pytest.mark.parametrize("order", list(permutations(range(3))))
+    async def test_of_what_comes_back_the_later_holds_in_any_order(
+        self, open_registry: Opener, clock: Clock, order: tuple[int, ...]
+    ) -> None:
+        registry, at = await open_registry(), clock.now - 100
+        said = [
+            [AccessChange("user", "bob", at, int(at)), AccessChange("cluster", "prod", at, 1)],
+            [AccessChange("user", "bob", at + 1)],
+            [AccessChange("user", "bob", at + 2, int(at) + 9, "again"), AccessChange("cluster", "prod", at + 2)],
+        ]
+        for number in order:
+            await registry.merge(said[number])
+            assert not await registry.merge(said[number]), "no news the second time"
+        assert (await registry.user_revocations())["bob"].before == int(at) + 9
+        assert await registry.revocations() == frozenset()
+        # An operator's word is later than all that may come back.
+        assert await registry.restore_user("bob")
+        assert not await registry.merge(one for part in said for one in part)
+        assert await registry.user_revocations() == {}
+
+    async def test_a_cluster_that_comes_back_as_revoked_is_refused(self, open_registry: Opener, clock: Clock) -> None:
+        registry = await open_registry()
+        token = await registry.create_join_token("prod", expires_at=clock.now + HOUR)
+        await registry.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
+        names = [AccessChange("cluster", name, clock.now - 5, 1) for name in ("prod", "other.one")]
+        assert await registry.merge(names) == names
+        assert (await known(registry)).revoked == clock.now - 5
+        assert await registry.revocations() == {"prod", "other.one"}
+        assert not await registry.adopt("other.one", cluster_ca().certificate_pem, clock.now)
+
+    async def test_a_recovery_is_changed_by_one_at_a_time(self, open_registry: Opener) -> None:
+        registry, other = await open_registry(), await open_registry()
+        names = tuple(f"c{number}" for number in range(8))
+        assert await registry.recovery() is None
+        await registry.change_recovery(lambda known: Recovery("restored", 5.0, awaited=names))
+
+        def heard(name: str) -> Callable[[Recovery | None], Recovery | None]:
+            return lambda known: known and replace(known, awaited=tuple(one for one in known.awaited if one != name))
+
+        await asyncio.gather(*((registry, other)[n % 2].change_recovery(heard(f"c{n}")) for n in range(7)))
+        assert await registry.recovery() == Recovery("restored", 5.0, awaited=("c7",))
+        await other.change_recovery(lambda known: None)
+        assert await registry.recovery() is None
+
+    async def test_a_snapshot_replaces_all_but_join_tokens(self, open_registry: Opener, clock: Clock) -> None:
+        registry = await open_registry()
+        tokens = [await registry.create_join_token(name, expires_at=clock.now + HOUR) for name in ("prod", "spare")]
+        await registry.redeem_join_token(tokens[0], KEY_A, cluster_ca().certificate_pem)
+        await registry.revoke_user("alice", 5)
+        await registry.revoke_cluster("bad")
+        before = (await registry.clusters(), await registry.access_changes())
+        snapshot = await registry.snapshot()
+        await registry.restore_user("alice")
+        await registry.delete_cluster("prod")
+        await registry.revoke_cluster("later")
+        await registry.replace(snapshot.data, Recovery("restored", clock.now, backup=1.0))
+        other = await open_registry()
+        for one in (registry, other):
+            assert (await one.clusters(), await one.access_changes()) == before
+            assert await one.recovery() == Recovery("restored", clock.now, backup=1.0, awaited=("prod",))
+            assert await one.list_join_tokens() == []
+            with pytest.raises(EnrolmentRefused, match="not known"):
+                await one.redeem_join_token(tokens[1], KEY_B, cluster_ca().certificate_pem)
+
+    @pytest.mark.parametrize("data", [b"", b"not a registry", b"[]", b'{"user.x": [1, {}]}', b"\0" * 8192])
+    async def test_what_is_no_snapshot_changes_nothing(self, open_registry: Opener, data: bytes) -> None:
+        registry = await open_registry()
+        await registry.revoke_user("alice", 5)
+        with pytest.raises(StateError, match="backup is damaged, or none"):
+            await registry.replace(data, Recovery("restored", 5.0))
+        assert set(await registry.user_revocations()) == {"alice"}
+        assert await registry.recovery() is None

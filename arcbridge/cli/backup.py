@@ -1,0 +1,85 @@
+"""The relay's `backup` and `restore`: what they print."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+from arcbridge.cli.output import rfc3339
+from arcbridge.cli.parser import Invocation
+from arcbridge.cli.settings import load_settings, settings_file
+from arcbridge.errors import ExitCode
+from arcbridge.observe import logging
+from arcbridge.relay.backup import Manifest, make_backup, read_backup, restore_backup
+from arcbridge.settings.config import RelayConfig
+
+
+def backup(invocation: Invocation) -> int:
+    config = _settings(invocation)
+    path = Path(invocation.text("file"))
+    made = asyncio.run(
+        make_backup(
+            config,
+            path,
+            settings_file=settings_file(invocation, os.environ),
+            recipients=invocation.texts("recipient"),
+            overwrite=invocation.switch("overwrite"),
+        )
+    )
+    how = "encrypted" if invocation.texts("recipient") else "NOT encrypted, and with the relay's CA key in it"
+    sys.stdout.write(f"{path} is written, {how}:\n{_contents(made)}")
+    return ExitCode.DONE
+
+
+def restore(invocation: Invocation) -> int:
+    config = _settings(invocation)
+    path, identity = Path(invocation.text("file")), invocation.text("identity")
+    key = Path(identity) if identity else None
+    if invocation.switch("show"):
+        manifest, _ = asyncio.run(read_backup(path, key))
+        sys.stdout.write(_contents(manifest))
+        return ExitCode.DONE
+    directory = invocation.text("settings")
+    done = asyncio.run(
+        restore_backup(
+            config,
+            path,
+            identity=key,
+            overwrite=invocation.switch("overwrite"),
+            settings=Path(directory) if directory else None,
+        )
+    )
+    since = rfc3339(done.manifest.made)
+    lines = [f"restored from {path}:\n{_contents(done.manifest).rstrip()}"]
+    if done.kept:
+        lines.append(f"{done.kept} revocations of the registry that was there are kept.")
+    lines += [
+        f"Revocations made after {since} are missing until agents give them back: {done.awaited} clusters are awaited,",
+        "and no user begins anything before they were heard, or recovery_wait is over. Revoke again what you know of",
+        "('user revoke', 'cluster revoke'), a cluster above all: its own agents will not tell. Join tokens",
+        "of the backup are void: make new ones. Then start the relay; 'cluster list' says what is still missing.",
+    ]
+    sys.stdout.write("\n".join(lines) + "\n")
+    return ExitCode.DONE
+
+
+def _settings(invocation: Invocation) -> RelayConfig:
+    config: RelayConfig = load_settings(invocation, os.environ)
+    logging.configure("relay", "warning", config.observe.log_format)
+    return config
+
+
+def _contents(manifest: Manifest) -> str:
+    revoked = f" ({', '.join(manifest.clusters_revoked)})" if manifest.clusters_revoked else ""
+    lines = {
+        "made": f"{rfc3339(manifest.made)} by arcbridge {manifest.version}",
+        "registry": f"{manifest.kind}, schema {manifest.schema}",
+        "relay_ca_pin": manifest.relay_ca_pin,
+        "clusters": f"{manifest.clusters}, {len(manifest.clusters_revoked)} names revoked{revoked}",
+        "users": f"{manifest.users_revoked} revoked",
+        "join tokens": f"{manifest.tokens_open} open",
+        "files": ", ".join(manifest.files),
+    }
+    return "".join(f"  {name + ':':14}{value}\n" for name, value in lines.items())

@@ -1,0 +1,271 @@
+"""Backs up what a relay cannot be without, into one file, and brings it back.
+
+The file is a tar archive: `manifest.json` (what it is, when it was made, the SHA-256 of the rest), the relay's CA,
+the registry as it was at one moment, and the settings file with files that it names, for a machine that lost them too.
+With recipients it is encrypted in the format of age (https://age-encryption.org/v1), by pyrage; `age -d` and
+`tar` read it where arcbridge is gone. The relay goes on while a backup is made. At a restore it must not run.
+
+Invariants: a restore is whole or absent as far as the registry goes; nothing is replaced without `overwrite`; a
+revocation that the replaced registry had stays; and a restored registry says of itself that revocations may be missing
+(`relay.recovery`) and lets no join token of the backup be used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import json
+import tarfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from arcbridge import __version__
+from arcbridge.errors import ConfigError, StateError
+from arcbridge.pki.authority import CERTIFICATE_FILE, KEY_FILE, Authority
+from arcbridge.pki.private_files import ensure_private_directory, read_file, write_private
+from arcbridge.relay.backend import registry_of
+from arcbridge.relay.data_dir import instance_lock, read_authority
+from arcbridge.relay.registry.base import Recovery
+from arcbridge.settings.config import RelayConfig
+from arcbridge.settings.named_files import is_there
+
+FORMAT: Final = 1
+MOST: Final = 1024 * 1024 * 1024
+"""Bytes of a backup that is read; 10 000 clusters with 10 000 revoked users take some 30 MB."""
+MANIFEST, REGISTRY, SETTINGS = "manifest.json", "registry", "settings/"
+_AGE: Final = b"age-encryption.org/v1"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a backup contains."""
+
+    format: int
+    made: float
+    """Unix seconds."""
+    version: str
+    """Of the arcbridge that made it."""
+    kind: str
+    """What the registry is kept in: `sqlite`, or `nats`."""
+    schema: int
+    relay_ca_pin: str
+    clusters: int
+    clusters_revoked: list[str]
+    users_revoked: int
+    tokens_open: int
+    files: dict[str, str]
+    """SHA-256 (hex) by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What came of a restore."""
+
+    manifest: Manifest
+    awaited: int = 0
+    """Clusters from which later revocations may come back."""
+    kept: int = 0
+    """Revocations that only the replaced registry had."""
+
+
+async def make_backup(
+    config: RelayConfig,
+    path: Path,
+    *,
+    settings_file: Path | None = None,
+    recipients: Sequence[str] = (),
+    overwrite: bool = False,
+    clock: Callable[[], float] = time.time,
+) -> Manifest:
+    """Write a backup to `path`, 0600. Raises `ConfigError`, `StateError`, `RegistryUnavailable`."""
+    if is_there(path) and not overwrite:
+        raise StateError(f"{path} is there already: choose another name, or give --overwrite")
+    keys = [_recipient(text) for text in recipients]
+    authority = await asyncio.to_thread(read_authority, config.data_dir)
+    if authority is None:
+        raise StateError(f"there is no CA in {config.data_dir}: is data_dir right, and has the relay ever run?")
+    async with registry_of(config, must_exist=True, clock=clock) as registry:
+        now = clock()
+        # The numbers first: what changes meanwhile is in the registry, and only a number is behind.
+        clusters, users = await registry.clusters(), await registry.user_revocations()
+        revoked, tokens = await registry.revocations(), await registry.list_join_tokens()
+        snapshot = await registry.snapshot()
+    files = {
+        CERTIFICATE_FILE: authority.certificate_pem.encode(),
+        KEY_FILE: authority.key_pem.encode(),
+        REGISTRY: snapshot.data,
+        **_settings(config, settings_file),
+    }
+    manifest = Manifest(
+        format=FORMAT,
+        made=now,
+        version=__version__,
+        kind=snapshot.kind,
+        schema=snapshot.schema,
+        relay_ca_pin=authority.pin,
+        clusters=len(clusters),
+        clusters_revoked=sorted(revoked),
+        users_revoked=len(users),
+        tokens_open=sum(one.used < one.uses and one.expires_at > now for one in tokens),
+        files={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+    )
+    packed = _pack({MANIFEST: json.dumps(asdict(manifest), indent=2).encode(), **files}, now)
+    if keys:
+        packed = await asyncio.to_thread(_age().encrypt, packed, keys)
+    await asyncio.to_thread(write_private, path, packed)
+    return manifest
+
+
+async def read_backup(path: Path, identity: Path | None) -> tuple[Manifest, Mapping[str, bytes]]:
+    """Return what a backup contains, checked. Raises `StateError`, and `ConfigError` where a key is missing."""
+    data = await asyncio.to_thread(read_file, path, limit=MOST)
+    if data is None:
+        raise StateError(f"{path} does not exist")
+    if data.startswith(_AGE):
+        if identity is None:
+            raise ConfigError(f"{path} is encrypted: give the key of one of its recipients, with --identity FILE")
+        data = await asyncio.to_thread(_decrypt, path, data, identity)
+    files = _unpack(path, data)
+    try:
+        found: dict[str, Any] = json.loads(files.pop(MANIFEST))
+        if found["format"] > FORMAT:
+            raise StateError(f"{path} was made by a newer arcbridge ({found['version']}): restore it with that")
+        manifest = Manifest(**found)
+        Authority.load(files[CERTIFICATE_FILE].decode(), files[KEY_FILE].decode())
+        whole = {name: hashlib.sha256(one).hexdigest() for name, one in files.items()} == manifest.files
+    except (KeyError, TypeError, ValueError) as error:
+        raise StateError(f"{path} is no backup of a relay") from error
+    if not whole or REGISTRY not in files:
+        raise StateError(f"{path} is damaged: what it holds is not what was put into it")
+    return manifest, files
+
+
+async def restore_backup(
+    config: RelayConfig,
+    path: Path,
+    *,
+    identity: Path | None = None,
+    overwrite: bool = False,
+    settings: Path | None = None,
+    clock: Callable[[], float] = time.time,
+) -> Restored:
+    """Put what a backup contains where the settings say. Raises `ConfigError`, `StateError`, `RegistryUnavailable`."""
+    manifest, files = await read_backup(path, identity)
+    kind = "nats" if config.fleet.servers else "sqlite"
+    if manifest.kind != kind:
+        raise ConfigError(f"{path} has a registry in {manifest.kind}, and by its settings this relay has one in {kind}")
+    with instance_lock(config.data_dir):
+        present = await asyncio.to_thread(read_authority, config.data_dir)
+        foreign = present is not None and present.pin != manifest.relay_ca_pin
+        if foreign and not overwrite:
+            raise StateError(f"{config.data_dir} has another CA, which agents and clients may know: give --overwrite "
+                             "to replace it")  # fmt: skip
+        async with registry_of(config, clock=clock) as registry:
+            if not overwrite and (await registry.clusters() or await registry.access_changes()):
+                raise StateError("there is a registry with clusters or revocations: give --overwrite to replace it; "
+                                 "its revocations are kept, and the rest is written to registry.replaced")  # fmt: skip
+            former = await registry.access_changes()
+            if former or await registry.clusters():
+                replaced = await registry.snapshot()
+                await asyncio.to_thread(write_private, config.data_dir / "registry.replaced", replaced.data)
+            if present is None or foreign:
+                write_private(config.data_dir / KEY_FILE, files[KEY_FILE])
+                write_private(config.data_dir / CERTIFICATE_FILE, files[CERTIFICATE_FILE])
+            now = clock()
+            await registry.replace(files[REGISTRY], Recovery("restored", now, backup=manifest.made))
+            kept = await registry.merge(former)
+            awaited = [one for one in await registry.clusters() if not one.revoked]
+    if settings is not None:
+        _write_settings(files, settings)
+    return Restored(manifest, len(awaited), sum(one.before > 0 for one in kept))
+
+
+def _settings(config: RelayConfig, settings_file: Path | None) -> dict[str, bytes]:
+    """Return the settings file and the files that it names, by their names in a backup."""
+    named = (settings_file, config.policy, config.authentication, config.tls.certificate, config.tls.key)
+    found = {}
+    for path in named:
+        data = None if path is None else read_file(path)
+        if path is not None and data is not None:
+            found[f"{SETTINGS}{path.name}"] = data
+    return found
+
+
+def _write_settings(files: Mapping[str, bytes], directory: Path) -> None:
+    found = {directory / Path(name).name: data for name, data in files.items() if name.startswith(SETTINGS)}
+    ensure_private_directory(directory)
+    for path, data in found.items():
+        if is_there(path):
+            raise StateError(f"{path} is there already: give another directory with --settings; the rest is restored")
+        write_private(path, data)
+
+
+def _pack(files: Mapping[str, bytes], now: float) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode, entry.mtime = len(data), 0o600, int(now)
+            archive.addfile(entry, io.BytesIO(data))
+    return out.getvalue()
+
+
+def _unpack(path: Path, data: bytes) -> dict[str, bytes]:
+    found = {}
+    try:
+        # "r:": a compressed archive is none of ours, and might be larger than its file.
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
+            for entry in archive:
+                file = archive.extractfile(entry) if entry.isreg() else None
+                if file is not None:
+                    found[entry.name] = file.read()
+    except (tarfile.TarError, OverflowError, ValueError, EOFError) as error:
+        raise StateError(f"{path} is no backup of a relay, or damaged") from error
+    return found
+
+
+# --- encryption -----------------------------------------------------------------------------------------------------
+
+
+def _age() -> Any:
+    try:
+        import pyrage
+    except ImportError as error:
+        raise ConfigError("encrypted backups need the package pyrage: pip install 'arcbridge[backup]'") from error
+    return pyrage
+
+
+def _recipient(text: str) -> object:
+    age = _age()
+    try:
+        return age.ssh.Recipient.from_str(text) if text.startswith("ssh-") else age.x25519.Recipient.from_str(text)
+    except age.RecipientError as error:
+        raise ConfigError(
+            "--recipient is a public key of age (age1…, as `age-keygen` prints it) or of OpenSSH "
+            "(ssh-ed25519 …, ssh-rsa …)"
+        ) from error
+
+
+def _decrypt(path: Path, data: bytes, identity: Path) -> bytes:
+    age = _age()
+    text = read_file(identity)
+    if text is None:
+        raise ConfigError(f"--identity: {identity} does not exist")
+    try:
+        if text.startswith(b"-----BEGIN"):
+            keys = [age.ssh.Identity.from_buffer(text)]
+        else:
+            lines = text.decode().split()
+            keys = [age.x25519.Identity.from_str(one) for one in lines if one.startswith("AGE-SECRET-KEY-1")]
+    except (age.IdentityError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--identity: {identity} is no key of age or OpenSSH that can be read") from error
+    if not keys:
+        raise ConfigError(f"--identity: {identity} holds no key of age (AGE-SECRET-KEY-1…) or OpenSSH")
+    try:
+        return bytes(age.decrypt(data, keys))
+    except age.DecryptError as error:
+        raise StateError(f"{path} is not encrypted to the key in {identity}, or damaged") from error

@@ -1,0 +1,155 @@
+"""Seals what operators have said of access, for agents to keep, and reads what an agent gives back.
+
+A registry can be lost, and a backup is older than what it replaces. So each revocation, and each that was taken back,
+goes to the agents as an entry that this relay's CA key has sealed (AES-SIV, RFC 5297, by a key that HKDF derives from
+it): an agent can neither read nor make one, nor change the one that it has. The same change has the same bytes at every
+relay over one CA, so a digest says whether an agent holds just that. Invariant: only what opens is believed, and it is
+merged by its own time, so an older entry undoes nothing (docs/decisions/0035-backup-and-revocations.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, Literal
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.ciphers.aead import AESSIV
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from arcbridge.errors import RemoteProtocolError
+from arcbridge.relay.registry.base import AccessChange, merged
+from arcbridge.wire.ledger import ID_SIZE, MOST_ENTRY, MOST_HELD, LedgerEntries, entries_of, frames
+from arcbridge.wire.records import Ledger
+
+_INFO: Final = b"arcbridge ledger of revocations 1"
+
+
+class Seal:
+    """Seals and opens entries with a key that only holders of the CA's key have."""
+
+    def __init__(self, ca_key_pem: str) -> None:
+        key = load_pem_private_key(ca_key_pem.encode(), None)
+        assert isinstance(key, EllipticCurvePrivateKey), "a CA's key"
+        secret = key.private_numbers().private_value.to_bytes((key.key_size + 7) // 8, "big")
+        derived = HKDF(SHA256(), 96, None, _INFO).derive(secret)
+        self._cipher, self._names = AESSIV(derived[:64]), derived[64:]
+
+    def seal(self, change: AccessChange) -> bytes:
+        """Return the entry: its id, which is the same for all changes of one name, and what was said."""
+        about = hmac.digest(self._names, f"{change.kind}\0{change.name}".encode(), "sha256")[:ID_SIZE]
+        said = json.dumps(change, ensure_ascii=False, separators=(",", ":")).encode()
+        return about + self._cipher.encrypt(said, [about])
+
+    def open(self, entry: bytes) -> AccessChange | None:
+        """Return what an entry says; None where a relay over this CA has not sealed it."""
+        try:
+            said = self._cipher.decrypt(entry[ID_SIZE:], [entry[:ID_SIZE]])
+        except (InvalidTag, ValueError):
+            return None
+        return AccessChange(*json.loads(said))
+
+
+class LedgerBook:
+    """What this process knows of the registry's changes, open and sealed."""
+
+    def __init__(self, seal: Seal) -> None:
+        self.seal = seal
+        self._changes: dict[tuple[Literal["user", "cluster"], str], tuple[AccessChange, bytes]] = {}
+        """What is known of each name, and its entry."""
+        self._sealed = LedgerEntries()
+        self.digest = self._sealed.digest()
+
+    def learn(self, changes: Iterable[AccessChange]) -> list[bytes]:
+        """Take over what the registry says now; return the entries that agents do not have yet."""
+        former, self._changes, fresh = self._changes, {}, []
+        for change in changes:
+            key = change.kind, change.name
+            known = former.get(key)
+            if known is None or known[0] != change:
+                known = change, self.seal.seal(change)
+                fresh.append(known[1])
+            self._changes[key] = known
+        if fresh or len(former) != len(self._changes):
+            self._sealed.clear()
+            for _, entry in self._changes.values():
+                if len(entry) <= MOST_ENTRY:
+                    self._sealed.put(entry)
+            self.digest = self._sealed.digest()
+        return [entry for entry in fresh if entry in self._sealed]
+
+    def frames(self) -> Iterator[Ledger]:
+        """Yield all of it, for an agent that begins."""
+        return frames(self._sealed, first=True)
+
+    def holds(self, entry: bytes) -> bool:
+        return entry in self._sealed
+
+    def news(self, change: AccessChange, now: float) -> bool:
+        known = self._changes.get((change.kind, change.name))
+        return merged(None if known is None else known[0], change, now) is not None
+
+
+class Intake:
+    """What one agent gives back when its connection begins: once, within bounds, and only what is sealed."""
+
+    def __init__(self, book: LedgerBook, now: Callable[[], float]) -> None:
+        self._book = book
+        self._now = now
+        self._size = 0
+        self._ids: set[bytes] = set()
+        self._asked = False
+        self._found: list[AccessChange] = []
+        self.forged = False
+        """The agent has sent an entry that no relay over this CA has sealed; nothing behind it was read."""
+        self.digest = b""
+        """Of what the agent holds, as far as it is known here; empty: it keeps no ledger."""
+        self.done: asyncio.Future[list[AccessChange]] = asyncio.get_running_loop().create_future()
+        """What the registry lacks, once the agent has given back all."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the agent has given back all that it keeps."""
+        return self.done.done() and not self.done.cancelled() and bool(self.digest) and not self.forged
+
+    def receive(self, ledger: Ledger) -> Ledger | None:
+        """Take a frame; return the one to send. What comes behind the end is not read."""
+        if self.done.done():
+            return None
+        if not self._asked:
+            self._asked, self.digest = True, ledger.digest or hashlib.sha256().digest()
+            if self.digest != self._book.digest:
+                return Ledger(wanted=True)
+            self.end()
+            return None
+        try:
+            for entry in entries_of(ledger):
+                self._take(entry)
+        except RemoteProtocolError:
+            self.forged = True
+        if ledger.last or self.forged:
+            self.end()
+        return None
+
+    def end(self) -> None:
+        """The agent has given back all, or keeps no ledger."""
+        if not self.done.done():
+            self.done.set_result(self._found)
+
+    def _take(self, entry: bytes) -> None:
+        self._size += len(entry)
+        if self.forged or self._size > MOST_HELD or self._book.holds(entry):
+            return
+        # Each name once: to open an entry takes a tenth of a millisecond, and an agent has one of each.
+        change = None if entry[:ID_SIZE] in self._ids else self._book.seal.open(entry)
+        self._ids.add(entry[:ID_SIZE])
+        if change is None:
+            self.forged = True
+        elif self._book.news(change, self._now()):
+            self._found.append(change)

@@ -1,0 +1,170 @@
+"""Takes back revocations that the registry has lost: from what agents were given to keep (`relay.ledger`).
+
+A registry that was restored from a backup, or made anew, lacks what was revoked since. Every agent that connects gives
+back what it was told, and what the registry lacks is merged, whether a loss was known or not. Where one was
+(`Recovery`), users begin nothing until each known cluster was heard, or `recovery_wait` has passed since a relay first
+served with it; after that the relay serves with what it knows, and goes on to say what is missing.
+
+Invariant: only what an operator of this CA's relays has said counts, the later of two sayings of one name, whichever of
+them comes first. Nothing here reads a session.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Final
+
+import structlog
+
+from arcbridge.checks.diagnosis import Finding
+from arcbridge.errors import EnrolmentRefused
+from arcbridge.observe.metrics import Metrics
+from arcbridge.pki.authority import BACKDATE, certificate_validity
+from arcbridge.relay.control import ControlServer
+from arcbridge.relay.ledger import Intake, LedgerBook, Seal
+from arcbridge.relay.parts import Basis
+from arcbridge.relay.recovery_words import recovery_finding, recovery_words
+from arcbridge.relay.registry.base import REVOKED, AccessChange, Recovery, Registry
+
+FRESH: Final = 3600.0
+"""Seconds for which a CA counts as new: a registry without clusters beside an older one may be a lost one."""
+MOST_LOGGED: Final = 100
+"""Revocations of one agent that have a line each."""
+
+log = structlog.get_logger("arcbridge.relay")
+
+
+async def void_join_tokens(registry: Registry, now: float) -> int:
+    """Delete the join tokens that could be used: one of them may have been used since the backup. Return how
+    many they were."""
+    found = [one for one in await registry.list_join_tokens() if one.used < one.uses and one.expires_at > now]
+    for one in found:
+        await registry.delete_join_token(one.id)
+    return len(found)
+
+
+class RevocationRecovery:
+    """That of one relay process."""
+
+    def __init__(
+        self, basis: Basis, control: ControlServer, wait: float, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        """`wait`: seconds for which users are kept waiting at most."""
+        self._registry = basis.registry
+        self._access = basis.checks.access
+        self._counters = basis.counters
+        self._control = control
+        self._wait = wait
+        self._clock = clock
+        self._ca_made = certificate_validity(basis.authority.certificate_pem)[0] + BACKDATE
+        self.book = LedgerBook(Seal(basis.authority.key_pem))
+        self._looked = False
+        """Whether it was looked, at the start, whether the registry may have been lost."""
+        self.recovery: Recovery | None = None
+        """What was lost, as the registry said last."""
+        self._logged: Recovery | None = None
+        """What the log says of it."""
+        self.refresh: Callable[[], Awaitable[None]]
+        """Takes over at once what the registry says is revoked; set by the relay."""
+        control.book = self.book
+        control.on_returned = self.returned
+
+    async def look(self) -> None:
+        """Read how the recovery stands: before what is revoked is read, so that its end never comes first."""
+        now = self._clock()
+        found = await self._registry.recovery()
+        if not self._looked and found is None and now - self._ca_made > FRESH and not await self._registry.clusters():
+            lost = Recovery("lost", now)
+            found = await self._registry.change_recovery(lambda known: known or lost)
+        self._looked = True
+        if found is not None:
+            left = {one.name for one in await self._registry.clusters() if not one.revoked}
+            found = await self._registry.change_recovery(lambda known: self._proceed(known, left, now))
+        self._tell(found)
+        self.recovery = found
+        self._control.recovering = found is not None
+        held = found is not None and now < (found.serving or now) + self._wait
+        self._access.held = (
+            "the relay's registry was restored or lost, and the relay waits for the revocations that agents know"
+            if held
+            else ""
+        )
+
+    def _proceed(self, known: Recovery | None, clusters: set[str], now: float) -> Recovery | None:
+        """Return the recovery without clusters that are no more; None at its end."""
+        if known is None:
+            return None
+        known = replace(
+            known, serving=known.serving or now, awaited=tuple(one for one in known.awaited if one in clusters)
+        )
+        if known.cause == "lost":
+            # Which clusters there were is lost, too. Where one came back without a revocation, there was none to lose.
+            over = bool(clusters) and not known.returned and now >= known.serving + self._wait
+        else:
+            over = not known.awaited
+        return None if over else known
+
+    async def share(self) -> None:
+        """Have the agents keep what has changed."""
+        self._control.share_ledger(self.book.learn(await self._registry.access_changes()))
+
+    async def returned(self, cluster: str, intake: Intake) -> None:
+        """Take what an agent of `cluster` has given back. Raises `EnrolmentRefused` where that revokes it."""
+        if intake.forged:
+            self._counters.ledgers_forged += 1
+            log.warning("ledger not believed", cluster=cluster, reason="an entry was not sealed by a relay of this CA")
+        news = await self._registry.merge(intake.done.result()) if intake.done.result() else []
+        revoked = [one for one in news if one.before]
+        if revoked:
+            await self._came_back(cluster, revoked)
+        heard = False
+        if intake.complete and (revoked or self._awaits(cluster)):
+            self.recovery = await self._registry.change_recovery(
+                lambda known: known and replace(known, awaited=tuple(one for one in known.awaited if one != cluster))
+            )
+            heard = self.recovery is None or not self.recovery.awaited
+        if news or heard:
+            await self.refresh()
+        if ("cluster", cluster) in {(one.kind, one.name) for one in revoked}:
+            raise EnrolmentRefused(REVOKED)
+
+    def _awaits(self, cluster: str) -> bool:
+        return self.recovery is not None and cluster in self.recovery.awaited
+
+    async def _came_back(self, cluster: str, revoked: list[AccessChange]) -> None:
+        """Say which revocations came back, and that the registry is an older one, where that was not known."""
+        self._counters.revocations_returned += len(revoked)
+        for one in revoked[:MOST_LOGGED]:
+            log.warning("revocation came back", kind=one.kind, name=one.name, cluster=cluster, reason=one.reason)
+        if await self._registry.recovery() is None:
+            now = self._clock()
+            awaited = tuple(one.name for one in await self._registry.clusters() if not one.revoked)
+            await self._registry.change_recovery(
+                lambda known: known or Recovery("older", now, serving=now, awaited=awaited)
+            )
+            await void_join_tokens(self._registry, now)
+        await self._registry.change_recovery(
+            lambda known: known and replace(known, returned=known.returned + len(revoked))
+        )
+
+    def _tell(self, found: Recovery | None) -> None:
+        """Log what has changed."""
+        if found is None:
+            if self._logged is not None:
+                log.info("revocations are complete", returned=self._logged.returned)
+        elif self._logged is None or (found.cause, found.awaited) != (self._logged.cause, self._logged.awaited):
+            log.error("revocations may be missing", reason=recovery_words(found), clusters=list(found.awaited[:20]))
+        self._logged = found
+
+    def finding(self) -> Finding:
+        """Return what `doctor` shows of it."""
+        return recovery_finding(self.recovery)
+
+    def register(self, metrics: Metrics) -> None:
+        """Tell `metrics` where to read."""
+        metrics.gauge("revocations_missing", "1 while the registry may lack revocations that were made before.", None,
+                      lambda: int(self.recovery is not None))  # fmt: skip
+        metrics.gauge("clusters_awaited", "Clusters whose agents have not given back the revocations they know.", None,
+                      lambda: 0 if self.recovery is None else len(self.recovery.awaited))  # fmt: skip

@@ -1,0 +1,32 @@
+"""Says in words that a registry may lack revocations, and what to do; for the log, `doctor` and operators' commands."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from arcbridge.checks.diagnosis import Finding, failed, ok
+from arcbridge.relay.registry.base import Recovery
+
+REVOCATIONS: Final = "revocations"
+
+
+def recovery_words(recovery: Recovery) -> str:
+    """Return what is the matter, for people."""
+    since = ""
+    if recovery.backup:
+        since = f" made after {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(recovery.backup))}"
+    what = {"restored": "was restored from a backup", "lost": "is new and its CA is not, so it may have been lost"}
+    words = f"the registry {what.get(recovery.cause, 'is older than what agents were told')}"
+    left = f"{len(recovery.awaited)} clusters were not heard yet" if recovery.awaited else "not all clusters are known"
+    return f"{words}: revocations{since} may be missing; {left}; {recovery.returned} came back"
+
+
+def recovery_finding(recovery: Recovery | None) -> Finding:
+    """Return what `doctor` shows."""
+    if recovery is None:
+        return ok(REVOCATIONS, "none is known to be missing")
+    names = ", ".join(recovery.awaited[:5]) + (", …" if len(recovery.awaited) > 5 else "")
+    remedy = f"connect the agents of {names}, or delete clusters that are no more; " if names else ""
+    remedy += "revoke again what you know of, then `arcbridge --role relay recovery end`"
+    return failed(REVOCATIONS, recovery_words(recovery), remedy, "revocations_missing")

@@ -1,0 +1,151 @@
+"""A backup holds what a relay cannot be without, and a restore loses no revocation and replaces nothing by itself."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pyrage
+import pytest
+
+from arcbridge.errors import ArcbridgeError, ConfigError, StateError
+from arcbridge.pki.authority import Authority
+from arcbridge.relay import backup
+from arcbridge.relay.backup import make_backup, read_backup, restore_backup
+from arcbridge.relay.data_dir import instance_lock, open_authority, open_registry
+from arcbridge.settings.config import RelayConfig
+from tests.relay.conftest import relay_config
+
+
+@pytest.fixture
+async def config(tmp_path: Path) -> RelayConfig:
+    """A relay with a cluster, a revoked user and a revoked cluster."""
+    config = relay_config(tmp_path, "", public_address="relay.test:8443")
+    open_authority(config.data_dir)
+    registry = await open_registry(config.data_dir)
+    token = await registry.create_join_token("prod", expires_at=time.time() + 60)
+    await registry.redeem_join_token(token, "key", Authority.create("prod").certificate_pem)
+    await registry.create_join_token("spare", expires_at=time.time() + 60)
+    await registry.revoke_user("alice", int(time.time()))
+    await registry.revoke_cluster("bad")
+    await registry.close()
+    return config
+
+
+def elsewhere(config: RelayConfig, tmp_path: Path) -> RelayConfig:
+    return replace(config, data_dir=tmp_path / "elsewhere")
+
+
+async def test_a_backup_brings_all_back_elsewhere(config: RelayConfig, tmp_path: Path) -> None:
+    made = await make_backup(config, tmp_path / "file")
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600
+    assert (made.clusters, made.clusters_revoked, made.users_revoked, made.tokens_open) == (1, ["bad"], 1, 1)
+    new = elsewhere(config, tmp_path)
+    done = await restore_backup(new, tmp_path / "file", settings=tmp_path / "settings")
+    assert (done.manifest, done.awaited, done.kept) == (made, 1, 0)
+    assert open_authority(new.data_dir).pin == open_authority(config.data_dir).pin == made.relay_ca_pin
+    for name in ("ca.key", "ca.crt", "registry.db"):
+        assert (new.data_dir / name).stat().st_mode & 0o777 == 0o600
+    registry = await open_registry(new.data_dir)
+    assert {one.name for one in await registry.access_changes()} == {"alice", "bad"}
+    assert [one.name for one in await registry.clusters()] == ["prod"]
+    assert await registry.list_join_tokens() == []
+    known = await registry.recovery()
+    assert known is not None
+    assert (known.backup, known.awaited) == (made.made, ("prod",))
+    await registry.close()
+    assert config.policy is not None
+    assert (tmp_path / "settings" / config.policy.name).read_bytes() == config.policy.read_bytes()
+    with pytest.raises(StateError, match="is there already"):
+        await restore_backup(new, tmp_path / "file", overwrite=True, settings=tmp_path / "settings")
+
+
+async def test_it_is_encrypted_to_each_recipient_and_read_by_no_other(config: RelayConfig, tmp_path: Path) -> None:
+    keys = [pyrage.x25519.Identity.generate() for _ in range(3)]
+    for number, key in enumerate(keys):
+        (tmp_path / f"key{number}").write_text(f"# created: today\n{key}\n")
+    file = tmp_path / "file"
+    made = await make_backup(config, file, recipients=[str(key.to_public()) for key in keys[:2]])
+    assert b"ca.key" not in file.read_bytes()
+    for number in (0, 1):
+        assert (await read_backup(file, tmp_path / f"key{number}"))[0] == made
+    with pytest.raises(StateError, match="not encrypted to the key"):
+        await read_backup(file, tmp_path / "key2")
+    with pytest.raises(ConfigError, match="--identity FILE"):
+        await read_backup(file, None)
+    (tmp_path / "no-key").write_text("nothing\n")
+    with pytest.raises(ConfigError, match="holds no key"):
+        await read_backup(file, tmp_path / "no-key")
+    with pytest.raises(ConfigError, match="public key of age"):
+        await make_backup(config, tmp_path / "other", recipients=["age1wrong"])
+
+
+async def test_nothing_is_replaced_by_itself_and_revocations_of_what_is_replaced_stay(
+    config: RelayConfig, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    await make_backup(config, file)
+    with pytest.raises(StateError, match="--overwrite"):
+        await make_backup(config, file)
+    registry = await open_registry(config.data_dir)
+    await registry.revoke_user("carol", int(time.time()))
+    await registry.restore_user("alice")
+    await registry.close()
+    with pytest.raises(StateError, match="--overwrite to replace it"):
+        await restore_backup(config, file)
+    with instance_lock(config.data_dir), pytest.raises(ConfigError, match="another relay is running"):
+        await restore_backup(config, file, overwrite=True)
+    assert (await restore_backup(config, file, overwrite=True)).kept == 1
+    registry = await open_registry(config.data_dir)
+    assert set(await registry.user_revocations()) == {"carol"}
+    await registry.close()
+    assert (config.data_dir / "registry.replaced").stat().st_mode & 0o777 == 0o600
+    # Another CA: agents and clients may know it.
+    other = elsewhere(config, tmp_path)
+    pin = open_authority(other.data_dir).pin
+    with pytest.raises(StateError, match="has another CA"):
+        await restore_backup(other, file)
+    assert open_authority(other.data_dir).pin == pin
+    await restore_backup(other, file, overwrite=True)
+    assert open_authority(other.data_dir).pin == open_authority(config.data_dir).pin
+
+
+@pytest.mark.parametrize("cut", [0, 100, None, -20_000])
+async def test_a_damaged_file_changes_nothing(config: RelayConfig, tmp_path: Path, cut: int | None) -> None:
+    file = tmp_path / "file"
+    await make_backup(config, file)
+    data = file.read_bytes()
+    file.write_bytes(data.replace(b"prod", b"Prod") if cut is None else data[:cut])
+    new = elsewhere(config, tmp_path)
+    with pytest.raises(StateError, match=r"no backup|damaged"):
+        await restore_backup(new, file)
+    assert not new.data_dir.exists()
+
+
+async def test_a_newer_file_and_one_of_another_engine_are_refused_with_what_to_do(
+    config: RelayConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    with monkeypatch.context() as newer:
+        newer.setattr(backup, "FORMAT", 2)
+        await make_backup(config, file)
+    with pytest.raises(StateError, match="newer arcbridge"):
+        await restore_backup(config, file)
+    with tarfile.open(file) as archive:
+        manifest = archive.extractfile("manifest.json")
+        assert manifest is not None
+        assert json.load(manifest)["kind"] == "sqlite"
+    await make_backup(config, file, overwrite=True)
+    fleet = replace(config, fleet=replace(config.fleet, servers=("nats://127.0.0.1:9",)))
+    with pytest.raises(ConfigError, match="registry in sqlite"):
+        await restore_backup(fleet, file)
+
+
+async def test_a_disk_that_is_full_leaves_no_half_of_a_file(config: RelayConfig) -> None:
+    full = Path("/dev/full-of-nothing/backup")
+    with pytest.raises(ArcbridgeError, match="cannot write"):
+        await make_backup(config, full)
+    assert not full.exists()

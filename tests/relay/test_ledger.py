@@ -1,0 +1,108 @@
+"""What a relay seals, and what it believes of what comes back (docs/threats.md#E13)."""
+
+from __future__ import annotations
+
+import pytest
+
+from arcbridge.pki.authority import Authority
+from arcbridge.relay.ledger import Intake, LedgerBook, Seal
+from arcbridge.relay.registry.base import KEEP_REVOKED, AccessChange
+from arcbridge.wire.ledger import MOST_HELD, LedgerEntries, frames
+from arcbridge.wire.records import Ledger
+
+CA = Authority.create("relay")
+BOB = AccessChange("user", "https://issuer.example#bób", 1000.5, 2000, "left the company")
+BACK = AccessChange("user", "carol", 1100.0)
+PROD = AccessChange("cluster", "prod", 1200.0, 1)
+
+
+def test_every_relay_of_a_ca_seals_alike_and_no_other_opens_it() -> None:
+    one, other, foreign = Seal(CA.key_pem), Seal(CA.key_pem), Seal(Authority.create("other").key_pem)
+    for change in (BOB, BACK, PROD):
+        assert other.open(one.seal(change)) == change
+        assert one.seal(change) == other.seal(change)
+        assert foreign.open(one.seal(change)) is None
+    entry = one.seal(BOB)
+    assert b"company" not in entry
+    assert entry[:16] == one.seal(BOB._replace(at=5.0))[:16] != one.seal(PROD)[:16]
+    for at in range(len(entry)):
+        assert one.open(entry[:at] + bytes([entry[at] ^ 1]) + entry[at + 1 :]) is None
+
+
+def test_the_book_says_what_is_new_and_forgets_what_is_gone() -> None:
+    book = LedgerBook(Seal(CA.key_pem))
+    empty = book.digest
+    assert len(book.learn([BOB, PROD])) == 2
+    assert book.learn([BOB, PROD]) == []
+    (entry,) = book.learn([BOB._replace(at=3000.0), PROD])
+    held = LedgerEntries()
+    for frame in book.frames():
+        assert frame.first
+    for one in (entry, book.seal.seal(PROD)):
+        held.put(one)
+    assert held.digest() == book.digest
+    assert book.learn([]) == []
+    assert book.digest == empty
+
+
+async def given_back(book: LedgerBook, *sent: Ledger, now: float = 2000.0) -> tuple[Intake, list[Ledger | None]]:
+    intake = Intake(book, lambda: now)
+    return intake, [intake.receive(one) for one in sent]
+
+
+async def test_an_agent_that_holds_just_that_is_asked_nothing() -> None:
+    book = LedgerBook(Seal(CA.key_pem))
+    book.learn([BOB])
+    intake, answers = await given_back(book, Ledger(digest=book.digest))
+    assert (answers, intake.done.result()) == ([None], [])
+
+
+async def test_what_the_registry_lacks_is_found_and_nothing_else() -> None:
+    book = LedgerBook(Seal(CA.key_pem))
+    taken_back_later = PROD._replace(at=PROD.at + 1, before=0)
+    book.learn([BOB, taken_back_later])
+    lapsed = AccessChange("user", "old", 1.0, 1)
+    entries = [book.seal.seal(one) for one in (BOB, PROD, BACK, lapsed)]
+    intake, answers = await given_back(book, Ledger(digest=b"?"), *frames(entries, last=True), now=KEEP_REVOKED + 5)
+    assert answers[0] == Ledger(wanted=True)
+    assert intake.done.result() == [BACK]
+    assert intake.receive(Ledger(digest=b"again")) is None, "once a connection"
+
+
+@pytest.mark.parametrize("forged", [Seal(Authority.create("other").key_pem).seal(PROD), b"x" * 40, b"short"])
+async def test_e13_what_no_relay_has_sealed_is_not_believed_and_ends_the_reading(forged: bytes) -> None:
+    book = LedgerBook(Seal(CA.key_pem))
+    sent = frames([book.seal.seal(BOB), forged, book.seal.seal(PROD)])
+    intake, _ = await given_back(book, Ledger(digest=b"?"), *sent)
+    assert intake.forged
+    assert intake.done.result() in ([BOB], []), "what stood before it is genuine"
+
+
+async def test_e13_no_more_is_read_than_an_agent_may_keep() -> None:
+    book = LedgerBook(Seal(CA.key_pem))
+    intake = Intake(book, lambda: 2000.0)
+    intake.receive(Ledger(digest=b"?"))
+    opened = 0
+    seal = book.seal.open
+
+    def counted(entry: bytes) -> AccessChange | None:
+        nonlocal opened
+        opened += len(entry)
+        return seal(entry)
+
+    book.seal.open = counted
+    size = len(book.seal.seal(BOB._replace(reason="x" * 3000)))
+    for number in range(MOST_HELD // size * 2):
+        for frame in frames([book.seal.seal(BOB._replace(name=f"user {number:06}", reason="x" * 3000))]):
+            intake.receive(frame)
+    assert MOST_HELD - 2 * size < opened <= MOST_HELD
+    assert not intake.done.done()
+    intake.end()
+    assert len(intake.done.result()) * 2000 < MOST_HELD
+    again = Intake(book, lambda: 2000.0)
+    again.receive(Ledger(digest=b"?"))
+    opened = 0
+    for frame in frames([book.seal.seal(BOB)] * 1000):
+        again.receive(frame)
+    assert again.forged, "an agent keeps one entry of each name"
+    assert opened < 200

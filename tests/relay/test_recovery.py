@@ -1,0 +1,228 @@
+"""A registry that lacks revocations: what agents give back counts before they are told anything else, users wait
+meanwhile, and the relay says what is missing (docs/threats.md#E13).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from structlog.testing import capture_logs
+
+from arcbridge.checks.diagnosis import FindingState
+from arcbridge.errors import JoinRefused
+from arcbridge.mux.session import MuxSession
+from arcbridge.pki.authority import Authority
+from arcbridge.relay import control, recovery
+from arcbridge.relay.ledger import Seal
+from arcbridge.relay.parts import Basis
+from arcbridge.relay.recovery import RevocationRecovery
+from arcbridge.relay.recovery_words import recovery_finding
+from arcbridge.relay.registry.base import AccessChange, Recovery
+from arcbridge.wire.frames import GoawayCode
+from arcbridge.wire.ledger import LedgerEntries, entries_of, frames
+from arcbridge.wire.records import Goaway, Ledger, Revoke, Status
+from tests.relay.station import Agent, Station, station
+from tests.support.clock import Clock
+from tests.support.eventually import until
+
+DAY = 86400.0
+NOW = time.time()
+CA = Authority.create("relay", clock=lambda: NOW - DAY)
+BOB = AccessChange("user", "bob", NOW - 60, int(NOW + DAY), "left the company")
+PROD = AccessChange("cluster", "prod", NOW - 60, 1)
+
+
+class Keeping(Agent):
+    """An agent that keeps a ledger, or (None) is older than that."""
+
+    def __init__(self, relay: Station, cluster: str, *held: AccessChange | bytes, keeps: bool = True) -> None:
+        super().__init__(relay, cluster, f"of {cluster}")
+        self.ledger = LedgerEntries()
+        for one in held:
+            self.ledger.put(one if isinstance(one, bytes) else Seal(CA.key_pem).seal(one))
+        self.keeps = keeps
+        self.told: list[Revoke] = []
+        self.over: Goaway | None = None
+
+    def established(self, session: MuxSession) -> None:
+        if self.keeps:
+            session.send(Ledger(digest=self.ledger.digest()))
+        session.send(Status(instance=self.instance, ready=True))
+
+    def ledger_received(self, session: MuxSession, ledger: Ledger) -> None:
+        if ledger.wanted:
+            for one in frames(self.ledger, last=True):
+                session.send(one)
+            return
+        if ledger.first:
+            self.ledger.clear()
+        for entry in entries_of(ledger):
+            self.ledger.put(entry)
+
+    def revoke_received(self, session: MuxSession, revoke: Revoke) -> None:
+        self.told.append(revoke)
+
+    def goaway_received(self, session: MuxSession, goaway: Goaway) -> None:
+        self.over = goaway
+
+
+class Place:
+    """A station with a registry of two clusters, whose relay looks when the test says."""
+
+    def __init__(self, relay: Station, clock: Clock) -> None:
+        self.relay, self.clock = relay, clock
+        basis = SimpleNamespace(registry=relay.registry, checks=relay.checks, counters=relay.counters, authority=CA)
+        self.recovery = RevocationRecovery(cast(Basis, basis), relay.control, 30.0, clock=clock)
+        self.recovery.refresh = self.look
+
+    async def look(self) -> None:
+        registry, access = self.relay.registry, self.relay.access
+        await self.recovery.look()
+        access.clusters = await registry.revocations()
+        access.learn_users(await registry.user_revocations())
+        self.relay.control.revoke(access.clusters)
+        self.relay.control.tell_users(access.users)
+        await self.recovery.share()
+
+    async def joins(self) -> str:
+        """Why alice cannot join; empty once it is for want of an agent that answers."""
+        try:
+            await self.relay.join("alice", "prod")
+        except JoinRefused as error:
+            return error.message
+        return ""
+
+    async def restored(self, *awaited: str) -> None:
+        made = Recovery("restored", self.clock.now, backup=self.clock.now - 60, awaited=awaited)
+        await self.relay.registry.change_recovery(lambda known: made)
+        await self.look()
+
+
+@asynccontextmanager
+async def place(tmp_path: Path, *clusters: str) -> AsyncIterator[Place]:
+    async with station(tmp_path, *clusters, dial_deadline=0.2) as relay:
+        made = Place(relay, Clock(NOW))
+        await made.look()
+        yield made
+
+
+async def test_a_change_is_kept_by_every_agent_and_given_back_to_nobody_else(tmp_path: Path) -> None:
+    async with place(tmp_path, "prod", "other") as made, Keeping(made.relay, "prod") as agent:
+        await until(lambda: len(made.relay.control))
+        await made.relay.registry.revoke_user("bob", BOB.before)
+        await made.look()
+        await until(lambda: len(agent.ledger) == 1)
+        await made.relay.registry.restore_user("bob")
+        await made.look()
+        await until(lambda: agent.ledger.digest() == made.recovery.book.digest)
+        async with Keeping(made.relay, "other") as late:
+            await until(lambda: late.ledger.digest() == made.recovery.book.digest)
+        assert (len(late.ledger), made.recovery.recovery) == (1, None)
+
+
+async def test_e13_a_lost_revocation_counts_before_the_agent_is_told_of_any(tmp_path: Path) -> None:
+    async with place(tmp_path, "prod", "other") as made:
+        token = await made.relay.registry.create_join_token("prod", expires_at=NOW + 3600)
+        with capture_logs() as logs:
+            async with Keeping(made.relay, "prod", BOB) as agent:
+                await until(lambda: agent.told)
+        assert agent.told == [Revoke("bob", BOB.before, True, BOB.reason)], "and never of an empty list"
+        (line,) = [one for one in logs if one["event"] == "revocation came back"]
+        assert (line["name"], line["cluster"]) == ("bob", "prod")
+        # Nobody had said that something is lost: a copy of an older file.
+        assert made.relay.access.held
+        known = await made.relay.registry.recovery()
+        assert known is not None
+        assert (known.cause, known.awaited, known.returned) == ("older", ("other",), 1)
+        assert await made.relay.registry.list_join_tokens() == [] or token, "used since, perhaps"
+        assert made.relay.counters.revocations_returned == 1
+
+
+async def test_e13_a_cluster_that_another_one_knows_as_revoked_is_cut_off_and_refused(tmp_path: Path) -> None:
+    async with place(tmp_path, "prod", "other") as made:
+        await made.restored("prod", "other")
+        async with Keeping(made.relay, "prod") as revoked:
+            await until(lambda: len(made.relay.control))
+            assert "waits for the revocations" in await made.joins(), "no user reaches it before"
+            async with Keeping(made.relay, "other", PROD):
+                await until(lambda: revoked.over)
+        assert revoked.over is not None
+        assert revoked.over.code == GoawayCode.REVOKED
+        await made.look()
+        assert made.recovery.recovery is None, "all are heard, or revoked"
+        assert made.relay.access.held == ""
+        assert "no such cluster" in await made.joins()
+
+
+async def test_users_wait_for_all_known_clusters_or_for_the_time_that_is_set(tmp_path: Path) -> None:
+    async with place(tmp_path, "prod", "other") as made, Keeping(made.relay, "prod"):
+        await until(lambda: len(made.relay.control))
+        await made.restored("prod", "other", "deleted since")
+        assert "waits for the revocations" in await made.joins()
+        made.clock.now += 31
+        await made.look()
+        assert "waits" not in await made.joins()
+        known = made.recovery.recovery
+        assert known is not None
+        assert known.awaited == ("prod", "other"), "connected before: it comes again, or the operator ends it"
+        finding = recovery_finding(known)
+        assert finding.state is FindingState.FAILED
+        assert "prod, other" in finding.remedy
+        async with Keeping(made.relay, "other"):
+            await until(lambda: made.recovery.recovery == replace(known, awaited=("prod",)))
+
+
+async def test_an_older_agent_is_told_nothing_that_voids_what_it_knows(tmp_path: Path) -> None:
+    async with place(tmp_path, "prod") as made:
+        await made.restored("prod")
+        await made.relay.registry.revoke_user("carol", 7)
+        await made.look()
+        async with Keeping(made.relay, "prod", keeps=False) as agent:
+            await until(lambda: agent.told)
+        assert agent.told == [Revoke("carol", 7)]
+        known = await made.relay.registry.recovery()
+        assert known is not None
+        assert known.awaited == ("prod",), "it was not heard"
+
+
+async def test_e13_an_agent_that_invents_revocations_is_not_believed(tmp_path: Path) -> None:
+    forged = Seal(Authority.create("its own").key_pem).seal(BOB)
+    async with place(tmp_path, "prod", "other") as made:
+        await made.restored("prod", "other")
+        async with Keeping(made.relay, "prod", forged):
+            await until(lambda: made.relay.counters.ledgers_forged)
+        known = await made.relay.registry.recovery()
+        assert known is not None
+        assert "prod" in known.awaited
+        assert await made.relay.registry.access_changes() == []
+
+
+async def test_an_agent_that_says_nothing_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "RETURN_DEADLINE", 0.05)
+    monkeypatch.setattr(Keeping, "established", lambda self, session: None)
+    async with place(tmp_path, "prod") as made, Keeping(made.relay, "prod"):
+        await until(lambda: len(made.relay.control))
+
+
+@pytest.mark.parametrize(("age", "returned"), [(0.0, 0), (recovery.FRESH * 2, 0), (recovery.FRESH * 2, 1)])
+async def test_an_empty_registry_beside_an_old_ca_may_be_a_lost_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, age: float, returned: int
+) -> None:
+    ca: Any = Authority.create("relay", clock=lambda: NOW - age)
+    monkeypatch.setattr("tests.relay.test_recovery.CA", ca)
+    async with place(tmp_path) as made:
+        assert bool(made.relay.access.held) == bool(age)
+        await made.relay.enrol("prod")
+        made.clock.now += 31
+        if returned:
+            await made.relay.registry.change_recovery(lambda known: known and replace(known, returned=returned))
+        await made.look()
+        assert made.relay.access.held == ""
+        assert (made.recovery.recovery is not None) == bool(returned), "until the operator ends it"
