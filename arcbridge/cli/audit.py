@@ -15,12 +15,12 @@ from arcbridge.errors import ExitCode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from arcbridge.agent.audit.verify import Report
+    from arcbridge.audit.verify import Report
 
 
 def verify_logs(invocation: Invocation) -> int:
     """Print what is wrong with audit logs, wherever they are: it needs no agent's settings."""
-    from arcbridge.agent.audit.verify import read_anchors, verify
+    from arcbridge.audit.verify import read_anchors, verify
 
     anchors = [head for name in invocation.texts("anchors") for head in read_anchors(Path(name))]
     report = verify([Path(name) for name in invocation.texts("file")], anchors)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.agent.audit.chain import Chain
+from arcbridge.audit.chain import Chain
 from arcbridge.cli.run import run
 from arcbridge.errors import ExitCode
 

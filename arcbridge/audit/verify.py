@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
-from arcbridge.agent.audit.chain import Head, SealedLine, find_sealed, read_line
+from arcbridge.audit.chain import Head, SealedLine, find_sealed, read_line
 from arcbridge.errors import ConfigError
 from arcbridge.observe.untrusted_text import clean
 from arcbridge.untrusted_json import read_json
