@@ -257,8 +257,11 @@ class _Worker:
                 answer.add_done_callback(self._answers.discard)
             case "reload":
                 self._reload(int(head["n"]), pickle.loads(self._whole(message.body)))
-            case "audit" if isinstance(self.membership.audit, WorkerAudit):
-                self.membership.audit.supervisors_failure = str(head["failure"])
+            case "audit":
+                # One that does not serve yet is told once it does.
+                audit = self.membership.audit if hasattr(self, "membership") else None
+                if isinstance(audit, WorkerAudit):
+                    audit.supervisors_failure = str(head["failure"])
             case "toggle":
                 logs.toggle_debug()
             case "stop":
