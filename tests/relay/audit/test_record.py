@@ -18,7 +18,7 @@ VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), TEXTS, 
 
 
 def made(arguments: Mapping[str, object], actor: Actor = RELAY, **more: object) -> dict[str, object]:
-    line = act_line("complete", "user revoke", actor, arguments, **more)  # type: ignore[arg-type]
+    line = act_line("complete", "user revoke", actor, arguments, **more)
     found = json.loads(line)
     assert isinstance(found, dict)
     return found
