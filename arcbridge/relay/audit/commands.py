@@ -89,8 +89,8 @@ def _open(config: RelayConfig) -> RelayAudit:
 
 @contextlib.contextmanager
 def _as_owner_of(directory: Path) -> Iterator[None]:
-    """Where root runs the command, open the file as the relay's own user: the relay has to go on with it, and what that
-    user may not write root does not write in its place."""
+    """Act as the relay's own user where root runs the command: the relay has to go on with the file, and what that user
+    may not write root does not write in its place."""
     if os.name != "posix" or os.geteuid() != 0 or not directory.is_dir():
         yield
         return

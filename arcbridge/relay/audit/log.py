@@ -1,4 +1,4 @@
-"""What a process of a relay records: acts of administrators before and after, and what changed who may come in.
+"""Records acts of administrators before and after, and what changed who may come in, in each process of a relay.
 
 One process writes one file: of several workers each gives its lines to the supervisor (`WorkerAudit`), and each relay
 of a fleet records what it was asked. What strangers cause is bounded, and what is left out for that is counted in the
@@ -239,12 +239,6 @@ def open_audit(config: RelayConfig, instance: str, *, output: str = "-") -> Rela
     return RelayAudit(
         output if file == "-" else file, on_failure=settings.on_failure, fsync=settings.fsync, instance=instance
     )
-
-
-def refuse_unrecorded(audit: RelayAudit) -> None:
-    """Raise StateError where nothing may be done unrecorded, and nothing can be recorded."""
-    if words := audit.refusal():
-        raise StateError(words)
 
 
 def _result_of(rows: list[Row]) -> dict[str, object]:
