@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ import pytest
 
 from arcbridge.audit.verify import verify
 from arcbridge.errors import StateError
-from arcbridge.relay.audit.log import STRANGERS, RelayAudit, WorkerAudit, audit_file, open_audit
+from arcbridge.relay.audit.log import KNOWN_QUESTIONS, STRANGERS, RelayAudit, WorkerAudit, audit_file, open_audit
 from arcbridge.relay.audit.record import Actor
+from arcbridge.relay.operations import Operations
 from arcbridge.settings.config import RelayAuditConfig, RelayConfig
 from tests.support.eventually import until
 
@@ -70,6 +73,12 @@ async def test_questions_that_are_acts_are_recorded_and_others_are_not(path: Pat
     assert ended["result"] == {"found": 1, "user": "bob", "cluster": "prod"}
     assert (odd["act"], odd["outcome"], odd["arguments"]) == ("admin question", "refused", {"question": "nonsense"})
     assert (fleet["by"], fleet["act"], fleet["arguments"]) == ("fleet", "policy accept", {"hash": "abc"})
+
+
+def test_every_question_is_known() -> None:
+    """One that is added to `operations` and not here would be recorded as refused."""
+    answered = set(re.findall(r'^            case "([a-z_]+)":$', inspect.getsource(Operations.answer), re.MULTILINE))
+    assert answered == KNOWN_QUESTIONS
 
 
 async def test_what_a_command_does_itself(path: Path) -> None:
