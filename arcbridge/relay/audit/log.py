@@ -29,7 +29,9 @@ COMMAND_ACTS: Final = frozenset(
 """What commands do to the registry themselves; they have it recorded by the relay that runs."""
 ASKED_ACTS: Final = {"end": "session end", "accept_policy": "policy accept"}
 """Questions to a relay that are acts."""
-KNOWN_QUESTIONS: Final = frozenset({"sessions", "agents", "checks", "policy", *ASKED_ACTS})
+KNOWN_QUESTIONS: Final = frozenset(
+    {"sessions", "agents", "checks", "policy", "policy_rules", "user", "connected", *ASKED_ACTS}
+)
 STRANGERS: Final = 128
 """Records that strangers may cause at once: refused enrolments, refused callers of the admin socket."""
 STRANGERS_RATE: Final = 0.1
