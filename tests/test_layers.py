@@ -41,8 +41,9 @@ LEAVES = frozenset(
 FOUNDATION = frozenset({"identity", "pki", "net", "mux", "wire", "socket_options"})
 ALLOWED: dict[str, frozenset[str]] = {
     "__main__": frozenset({"cli"}),
-    "cli": frozenset({*ROLES, *FOUNDATION, "checks", "observe", "settings"}),
-    **{role: frozenset({*FOUNDATION, "checks", "observe", "settings"}) for role in ROLES},
+    "cli": frozenset({*ROLES, *FOUNDATION, "audit", "checks", "observe", "settings"}),
+    **{role: frozenset({*FOUNDATION, "audit", "checks", "observe", "settings"}) for role in ROLES},
+    "audit": frozenset({"observe"}),
     "identity": frozenset({"net", "mux", "settings", "wire"}),
     "pki": frozenset({"net", "mux", "wire"}),
     "net": frozenset({"identity", "pki", "mux", "wire", "socket_options"}),

@@ -15,6 +15,8 @@ WITHOUT_TEST: dict[str, str] = {
     "agent/agent_session": "with `sessions`, in whose tests sessions are opened, resumed and ended",
     "settings/config": "declarations; the tests of `config_loader` load them",
     "agent/parts": "declarations",
+    "audit/log": "with `agent/audit/log`, which is one",
+    "audit/metrics": "with the metrics of each role",
     "identity/fetch": "declarations",
     "relay/counters": "declarations",
     "relay/client_join": "with `rendezvous`, in whose tests both ends meet",

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from arcbridge.agent.audit.chain import read_line
+from arcbridge.audit.chain import read_line
 from arcbridge.identity.strict_json import parse_object
 from arcbridge.relay.fleet.nats_questions import NatsQuestions
 from arcbridge.relay.operations import rows_of

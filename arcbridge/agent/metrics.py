@@ -10,6 +10,7 @@ from arcbridge.agent.kube.own_refusal import KINDS
 from arcbridge.agent.parts import AgentParts
 from arcbridge.agent.resume import REFUSALS
 from arcbridge.agent.sessions import Sessions
+from arcbridge.audit.metrics import register as register_audit
 from arcbridge.identity.proof import REFUSALS as PROOF_REFUSALS
 from arcbridge.identity.proof import BindingKind
 from arcbridge.identity.refusal import RULES
@@ -151,18 +152,10 @@ def _register_requests(metrics: Metrics, sessions: Sessions) -> None:
 
 def _register_audit(metrics: Metrics, sessions: Sessions) -> None:
     """Register the audit log."""
-    counter, gauge = metrics.counter, metrics.gauge
     audit = sessions.audit
-    counter("audit_records_total", "Audit records made.", None, lambda: audit.records)
-    counter("audit_dropped_total", "Audit records that were lost.", None, lambda: audit.dropped)
-    counter("audit_left_out_total", "Audit records left out because their user is over a bound.", None,
-            lambda: audit.left_out)  # fmt: skip
-    gauge("audit_failing", "1 while audit records cannot be written.", None, lambda: float(bool(audit.failure)))
-    counter("audit_failures_total", "Times that the audit log began to fail.", None, lambda: audit.failures)
-    counter("audit_refused_total", "Requests refused for want of a record.", None, lambda: audit.refused)
-    counter("audit_unrecorded_total", "Requests that went on before their record was written.", None,
-            lambda: audit.unrecorded)  # fmt: skip
-    gauge("audit_chain_records", "Number of the newest record in its chain.", None, lambda: audit.chain_records)
+    register_audit(metrics, audit)
+    metrics.counter("audit_left_out_total", "Audit records left out because their user is over a bound.", None,
+                    lambda: audit.left_out)  # fmt: skip
 
 
 def _register_tokens(metrics: Metrics, parts: AgentParts) -> None:

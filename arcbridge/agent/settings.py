@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from arcbridge.agent.accounts import check_limits
-from arcbridge.agent.audit.log import check_policy
 from arcbridge.agent.denylist import parse_denylist
 from arcbridge.agent.kube.apiserver import SERVICE_ACCOUNT, endpoint_of
 from arcbridge.agent.revocations import Revocation
 from arcbridge.agent.targets import Target, read_targets
 from arcbridge.agent.workload import parse_label, pod_name
+from arcbridge.audit.log import check_policy
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.identity import token_settings
 from arcbridge.identity.authentication import AuthenticationConfig

@@ -1,7 +1,7 @@
 """Looks at what a start of the agent would meet on this machine besides its settings: the port of metrics, its disks.
 
 `config check` runs it behind the check of the settings. An agent that runs on these very settings is in nobody's way.
-A full disk under the audit log is a warning, because a start goes on then as `audit.on_failure` says.
+A full disk under the audit log is a warning, because a start goes on then as `on_failure` of `[audit]` says.
 """
 
 from __future__ import annotations

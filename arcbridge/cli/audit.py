@@ -1,26 +1,114 @@
-"""`audit verify`: checks the chains of audit logs, and says what is wrong and where.
+"""`audit show` prints records of audit logs; `audit verify` checks their chains, and says what is wrong and where.
 
-It reads no settings and no network. Exit code 0: nothing is wrong; 1: something is; 2: a file cannot be read.
+With files they read no settings, and in any case no network. Exit code 0: nothing is wrong; 1: something is; 2: a file
+cannot be read.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import sys
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 from arcbridge.cli.commands import DOCUMENTS
 from arcbridge.cli.output import plain, print_document
 from arcbridge.cli.parser import Invocation
-from arcbridge.errors import ExitCode
+from arcbridge.cli.settings import load_settings
+from arcbridge.errors import ConfigError, ExitCode
+from arcbridge.settings.config_loader import parse_duration
+from arcbridge.settings.flags import RELAY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from arcbridge.agent.audit.verify import Report
+    from collections.abc import Mapping
+
+    from arcbridge.audit.verify import Report
+
+
+def show(invocation: Invocation) -> int:
+    """Print records, each as soon as it is read: a log may be longer than the memory."""
+    from arcbridge.audit.query import Wanted, find_records
+
+    since = invocation.text("since")
+    wanted = Wanted(
+        invocation.text("user"), invocation.text("cluster"), parse_since(since, time.time()) if since else ""
+    )
+    files = [Path(name) for name in invocation.texts("file")] or _own_files(invocation)
+    output, before = invocation.text("output", "text"), "[\n"
+    for fields in find_records(files, wanted):
+        if output == "text":
+            sys.stdout.write(f"{plain(_line(fields))}\n")
+        elif output == "yaml":
+            sys.stdout.write(f"- {json.dumps(fields)}\n")
+        else:
+            sys.stdout.write(before + json.dumps(fields))
+            before = ",\n"
+    if output == "json":
+        sys.stdout.write("[]\n" if before == "[\n" else "\n]\n")
+    return ExitCode.DONE
+
+
+def parse_since(text: str, now: float) -> str:
+    """Return a time as records have it, from a time, a day (its beginning, UTC), or how long ago it is. Raises
+    ConfigError."""
+    try:
+        return _rfc3339(now - parse_duration(text))
+    except (ValueError, OverflowError, OSError):
+        pass
+    try:
+        when = datetime.fromisoformat(text.strip())
+        if len(text.strip()) <= len("2026-11-25"):
+            when = when.replace(tzinfo=UTC)
+        if when.tzinfo is None:
+            raise ValueError
+        return _rfc3339(when.timestamp())
+    except (ValueError, OverflowError, OSError) as error:
+        raise ConfigError(
+            "--since is a time ago, as 2h or 7d, a time with its zone, as 2026-11-25T12:00:00Z, or a day, as 2026-11-25"
+        ) from error
+
+
+def _rfc3339(when: float) -> str:
+    return datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+
+
+def _own_files(invocation: Invocation) -> list[Path]:
+    from arcbridge.audit.query import with_rotated
+
+    config = load_settings(invocation, os.environ)
+    if invocation.role == RELAY:
+        from arcbridge.relay.audit.log import audit_file
+
+        file = audit_file(config)
+    else:
+        file = config.audit.file
+    if file in ("", "-"):
+        other = "" if invocation.role == RELAY else ", or --role relay for a relay's log"
+        raise ConfigError(f'which audit log? audit.file is "{file}": name the files{other}')
+    return with_rotated(Path(file))
+
+
+def _line(fields: Mapping[str, object]) -> str:
+    """Return one record for a person: when, who, what, how it ended, and all else by name."""
+    first = ("ts", "actor", "by", "user", "act", "verb", "event", "stage", "outcome")
+    who = fields.get("actor") or (fields.get("by") if "act" in fields else fields.get("user"))
+    what = fields.get("act") or fields.get("verb") or fields.get("event")
+    words = [fields.get("ts"), who or "-", what, fields.get("outcome") or fields.get("stage") or ""]
+    rest = {name: value for name, value in fields.items() if name not in (*first, "chain", "seq", "prev")}
+    for part in ("arguments", "result"):
+        inner = rest.pop(part, None)
+        if isinstance(inner, dict):
+            rest |= {(name if name not in rest else f"{part}.{name}"): value for name, value in inner.items()}
+    words += [f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in rest.items()]
+    return " ".join(str(word) for word in words if word != "")
 
 
 def verify_logs(invocation: Invocation) -> int:
-    """Print what is wrong with audit logs, wherever they are: it needs no agent's settings."""
-    from arcbridge.agent.audit.verify import read_anchors, verify
+    """Print what is wrong with audit logs, wherever they are: it needs no role's settings."""
+    from arcbridge.audit.verify import read_anchors, verify
 
     anchors = [head for name in invocation.texts("anchors") for head in read_anchors(Path(name))]
     report = verify([Path(name) for name in invocation.texts("file")], anchors)

@@ -135,18 +135,24 @@ COMMANDS = (
         Command(
             "doctor = serve:doctor", "check this role and all that it depends on, and say what to do", DIAGNOSIS_OUTPUT
         ),
-    ),
-    *_commands(
-        (AGENT,),
-        Command("enroll = serve:enroll", "trade the join token for a certificate, then end"),
+        Command(
+            "audit show = audit:show",
+            "print the records of audit logs",
+            Flag("--user NAME", "only what this user did, or what was done to this user"),
+            Flag("--cluster NAME", "only what a relay has recorded of this cluster"),
+            Flag("--since TIME", "only later ones: 2h, 7d, 2026-11-25, or 2026-11-25T12:00:00Z"),
+            TEXT_OUTPUT,
+            Argument("file", "audit logs; .gz too (default: the role's own, with what logrotate made of it)", "*"),
+        ),
         Command(
             "audit verify = audit:verify_logs",
             "check audit logs for records that are missing or were changed",
-            Flag("--anchors FILE…", "an agent's log (JSON) with the heads of the chains; may be repeated"),
+            Flag("--anchors FILE…", "the role's own log (JSON) with the heads of the chains; may be repeated"),
             TEXT_OUTPUT,
             Argument("file", "an audit log, as it was written; .gz too", "+"),
         ),
     ),
+    *_commands((AGENT,), Command("enroll = serve:enroll", "trade the join token for a certificate, then end")),
     *_commands(
         (RELAY,),
         Command(
@@ -277,6 +283,10 @@ GROUP_HELP = {
 
 GONE = {"speedtest": "`arcbridge doctor NAME --throughput` says how long round trips take, and how fast bytes come"}
 """Sub-commands of former releases, and what to use instead."""
+
+
+WITHOUT_ROLE = {"audit": AGENT}
+"""Groups that read files of whichever role, so that none has to be named, and the one that is taken then."""
 
 
 def commands_of(role: str) -> tuple[Command, ...]:

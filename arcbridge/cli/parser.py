@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from arcbridge.cli.commands import COMMANDS, DEFAULT_COMMAND, GONE, GROUP_HELP, Command, commands_of
+from arcbridge.cli.commands import COMMANDS, DEFAULT_COMMAND, GONE, GROUP_HELP, WITHOUT_ROLE, Command, commands_of
 from arcbridge.errors import ExitCode
 from arcbridge.settings.flags import CLIENT, LIST, RELAY, ROLES, Flag, flags_of
 from arcbridge.settings.suggest import listed, nearest, unknown
@@ -118,7 +118,7 @@ def role_of(arguments: Sequence[str], *, program: str = "", environment: str = "
         owners = {role for roles in named for role in roles}
         if "client" in owners and ROLES not in named:
             return "client"
-        return owners.pop() if len(owners) == 1 else ""
+        return owners.pop() if len(owners) == 1 else WITHOUT_ROLE.get(word, "")
     owners = set(ROLES)
     for name in flags:
         owners &= {role for role in ROLES for flag in flags_of(role) if name in flag.names} or owners

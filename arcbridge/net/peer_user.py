@@ -1,4 +1,4 @@
-"""Finds out whose process is at the other end of a connection over loopback: this user's, or another one's.
+"""Finds out whose process is at the other end of a connection within this machine: this user's, or another one's.
 
 The kernel knows the user of each socket and tells every process (sock_diag(7), /proc/net/tcp). Where it cannot be
 asked, as on other systems, no peer counts as another user: this is a further wall behind what a caller has to show. A
@@ -15,6 +15,7 @@ import struct
 import sys
 from enum import StrEnum
 from pathlib import Path
+from typing import NamedTuple
 
 _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST = 20, 1  # linux/sock_diag.h, linux/netlink.h
 _NETLINK_SOCK_DIAG = 4
@@ -36,6 +37,22 @@ class PeerUser(StrEnum):
     OTHER = "other"
     GONE = "gone"
     """Its process has closed the socket, so whose it was cannot be told."""
+
+
+class UnixPeer(NamedTuple):
+    """The process that connected to a Unix socket, as it was then."""
+
+    pid: int
+    uid: int
+
+
+def unix_peer(sock: socket.socket) -> UnixPeer | None:
+    """Return whose process is the peer of a Unix socket; None where the system does not say."""
+    option = getattr(socket, "SO_PEERCRED", None)
+    if option is None:
+        return None
+    pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, option, struct.calcsize("3i")))
+    return UnixPeer(pid, uid)
 
 
 def peer_user(sock: socket.socket) -> PeerUser:

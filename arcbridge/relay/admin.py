@@ -26,6 +26,7 @@ from arcbridge.net.address import parse_address
 from arcbridge.net.join import JOIN_ID
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.relay.admin_socket import ask
+from arcbridge.relay.audit.commands import acting
 from arcbridge.relay.backend import registry_of
 from arcbridge.relay.data_dir import is_locked, open_authority
 from arcbridge.relay.recovery_words import recovery_words
@@ -118,7 +119,10 @@ async def create_token(
         if (record is not None and record.revoked) or cluster in await registry.revocations():
             raise ConfigError(f"cluster {cluster} is revoked: restore it first, with 'cluster restore {cluster}'")
         expires_at = clock() + ttl
-        token = await registry.create_join_token(cluster, uses=uses, expires_at=expires_at, rebind=rebind)
+        until = _rfc3339(expires_at)
+        async with acting(config, "token create", cluster=cluster, uses=uses, until=until, rebind=rebind) as result:
+            token = await registry.create_join_token(cluster, uses=uses, expires_at=expires_at, rebind=rebind)
+            result["token_id"] = token.partition(".")[0]
     pin = "" if config.tls.certificate is not None else authority.pin
     return NewToken(
         id=token.partition(".")[0],
@@ -153,7 +157,7 @@ async def delete_token(config: RelayConfig, token_id: str) -> str:
     """Void a join token and return its id; a whole token in its place is taken too. `StateError`: there is none."""
     # What was pasted may hold the secret, so it is never quoted.
     token_id = token_id.strip().partition(".")[0]
-    async with registry_of(config, must_exist=True) as registry:
+    async with registry_of(config, must_exist=True) as registry, acting(config, "token delete", token_id=token_id):
         if not await registry.delete_join_token(token_id):
             raise StateError("there is no join token with this id: 'token list' shows those that are")
     return token_id
@@ -259,10 +263,13 @@ async def delete_cluster(config: RelayConfig, name: str, *, clock: Callable[[], 
         raise StateError(
             f"cluster {name} has a connected agent: stop its agents first, or shut it out with 'cluster revoke {name}'"
         )
-    async with registry_of(config, must_exist=True, clock=clock) as registry:
+    async with (
+        registry_of(config, must_exist=True, clock=clock) as registry,
+        acting(config, "cluster delete", cluster=name),
+    ):
         record = await registry.cluster(name)
         if record is not None and record.revoked and record.certificate_expires > clock():
-            until = datetime.fromtimestamp(record.certificate_expires, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            until = _rfc3339(record.certificate_expires)
             raise StateError(
                 f"cluster {name} is revoked, and its certificates are valid until {until}: forgotten before that, its "
                 "agents would be let in again"
@@ -290,13 +297,16 @@ async def revoke_cluster(config: RelayConfig, name: str) -> tuple[str, bool]:
     """
     check_cluster_name(name)
     async with registry_of(config, must_exist=True) as registry:
-        return name, await registry.revoke_cluster(name)
+        async with acting(config, "cluster revoke", cluster=name) as result:
+            known = await registry.revoke_cluster(name)
+            result["known"] = known
+        return name, known
 
 
 async def restore_cluster(config: RelayConfig, name: str) -> str:
     """Take `revoke_cluster` back; raises `StateError` when nothing of this name is revoked or known."""
     check_cluster_name(name)
-    async with registry_of(config, must_exist=True) as registry:
+    async with registry_of(config, must_exist=True) as registry, acting(config, "cluster restore", cluster=name):
         if not await registry.unrevoke_cluster(name):
             raise StateError(f"there is no cluster {name}: 'cluster list' shows those that are")
     return name
@@ -310,12 +320,15 @@ async def revoke_user(
         raise ConfigError("which user? give the name as the policy has it, or ISSUER#SUBJECT")
     when = parse_before(before, clock())
     async with registry_of(config, must_exist=True, clock=clock) as registry:
-        return await registry.revoke_user(user, when, reason)
+        async with acting(config, "user revoke", user=user, before=_rfc3339(when), reason=reason) as result:
+            made = await registry.revoke_user(user, when, reason)
+            result["before"] = _rfc3339(made.before)
+        return made
 
 
 async def restore_user(config: RelayConfig, user: str) -> str:
     """Take `revoke_user` back; raises `StateError` when the user is not revoked."""
-    async with registry_of(config, must_exist=True) as registry:
+    async with registry_of(config, must_exist=True) as registry, acting(config, "user restore", user=user):
         if not await registry.restore_user(user):
             raise StateError("this user is not revoked: 'user list' shows those who are")
     return user
@@ -326,6 +339,10 @@ async def list_users(config: RelayConfig) -> list[Row]:
     async with registry_of(config, must_exist=True) as registry:
         entries = [asdict(entry) for entry in (await registry.user_revocations()).values()]
     return [{**entry, "revoked_at": entry.pop("revoked")} for entry in entries]
+
+
+def _rfc3339(when: float) -> str:
+    return datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def parse_before(text: object, now: float) -> int:

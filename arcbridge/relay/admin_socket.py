@@ -17,7 +17,6 @@ import contextlib
 import json
 import os
 import socket
-import struct
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -25,6 +24,9 @@ from typing import Final
 import structlog
 
 from arcbridge.errors import StateError
+from arcbridge.net.peer_user import unix_peer
+from arcbridge.relay.audit.log import RelayAudit
+from arcbridge.relay.audit.record import Actor, os_actor
 from arcbridge.relay.operations import Question, Row, parts
 from arcbridge.tasks import cancel_and_wait
 from arcbridge.untrusted_json import read_json
@@ -53,10 +55,11 @@ Handle = Callable[[Question], Awaitable[list[Row]]]
 class AdminSocket:
     """The server's side. `start` once, `close` in any case."""
 
-    def __init__(self, data_dir: Path, handle: Handle) -> None:
+    def __init__(self, data_dir: Path, handle: Handle, audit: RelayAudit) -> None:
         """The caller holds the lock of `data_dir`. `handle` answers a question for the whole relay."""
         self._data_dir = data_dir
         self._handle = handle
+        self._audit = audit
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Semaphore(ANSWERING)
@@ -101,31 +104,40 @@ class AdminSocket:
         self._open.add(task)
         try:
             sock: socket.socket = writer.get_extra_info("socket")
-            if _is_operator(sock):
-                async with asyncio.timeout(DEADLINE):
-                    await self._serve(reader, writer)
-        except (OSError, ValueError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            # The command was ended, or it is none of ours.
+            async with asyncio.timeout(DEADLINE):
+                actor = await _actor(sock)
+                if not _is_operator(sock):
+                    self._audit.note_stranger("admin question", {}, actor, "another user than the relay's, or root")
+                    return
+                await self._serve(reader, writer, actor)
+        except (ValueError, asyncio.LimitOverrunError) as error:
+            self._audit.note_stranger("admin question", {}, actor, f"no question ({type(error).__name__})")
+        except (OSError, TimeoutError, asyncio.IncompleteReadError):
+            # The command was ended.
             pass
         finally:
             self._open.discard(task)
             writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, actor: Actor) -> None:
         if len(self._open) > CONNECTIONS:
-            await self._refuse(reader, writer)
+            await self._refuse(reader, writer, BUSY)
             return
         question = read_json(await reader.readuntil(b"\n"))
         if not isinstance(question, dict):
-            return
+            raise ValueError
         try:
             async with asyncio.timeout(TURN):
                 await self._turn.acquire()
         except TimeoutError:
-            await self._refuse(reader, writer)
+            await self._refuse(reader, writer, BUSY)
             return
         try:
-            rows = await self._handle(question)
+            try:
+                rows = await self._audit.answering(question, actor, self._handle)
+            except StateError as error:
+                await self._refuse(reader, writer, error.message)
+                return
             writer.write(b'{"rows":[')
             before = b""
             for part, _ in parts(rows):
@@ -140,8 +152,8 @@ class AdminSocket:
         finally:
             self._turn.release()
 
-    async def _refuse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(json.dumps({"error": BUSY}).encode() + b"\n")
+    async def _refuse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, words: str) -> None:
+        writer.write(json.dumps({"error": words}).encode() + b"\n")
         await self._end(reader, writer)
 
     async def _end(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -183,11 +195,13 @@ async def ask(data_dir: Path, question: Question) -> list[Row] | None:
 def _is_operator(sock: socket.socket) -> bool:
     """Return whether the peer is a process of this user or of root. Where the system does not say, the modes of file
     and directory have to do."""
-    option = getattr(socket, "SO_PEERCRED", None)
-    if option is None:
-        return True
-    _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, option, struct.calcsize("3i")))
-    return uid in (0, os.geteuid())
+    peer = unix_peer(sock)
+    return peer is None or peer.uid in (0, os.geteuid())
+
+
+async def _actor(sock: socket.socket) -> Actor:
+    peer = unix_peer(sock)
+    return Actor("os") if peer is None else await asyncio.to_thread(os_actor, peer.uid, peer.pid)
 
 
 @contextlib.contextmanager

@@ -51,6 +51,8 @@ from arcbridge.pki.authority import agent_ca_pin, agent_cluster, agent_expiry, c
 from arcbridge.pki.pins import pin_of, same_pin
 from arcbridge.relay.admission import Purpose, Ticket
 from arcbridge.relay.agent_slots import AgentSlots
+from arcbridge.relay.audit.log import RelayAudit
+from arcbridge.relay.audit.record import Actor
 from arcbridge.relay.cluster_reports import read_report
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.fleet.base import AgentReport, Fleet, Lost, lost_agent
@@ -203,9 +205,11 @@ class ControlServer:
         counters: Counters,
         limits: RelayLimitsConfig,
         *,
+        audit: RelayAudit | None = None,
         random: Callable[[], float] = random.random,
     ) -> None:
-        """`random` returns floats in [0, 1)."""
+        """`audit`: where adoptions are recorded. `random` returns floats in [0, 1)."""
+        self._audit = audit or RelayAudit("")
         self._context = context
         self._fleet = fleet
         self._registry = registry
@@ -507,6 +511,8 @@ class ControlServer:
             self._counters.clusters_adopted += 1
             await self._registry.certificate_issued(cluster, agent_expiry(certificate))
             log.info("cluster adopted", cluster=cluster, cluster_ca_pin=pin, source=ticket.address)
+            agent = Actor("agent", hello.agent, {"source": ticket.address})
+            self._audit.note("cluster adopt", {"cluster": cluster, "cluster_ca_pin": pin}, agent)
         # Another relay may have adopted it meanwhile, with another CA; or the operator has revoked the name.
         record = await self._registry.cluster(cluster)
         if record is None:

@@ -3,6 +3,7 @@
     ca.crt, ca.key    the relay's own CA (`pki.authority`)
     registry.db       clusters, join tokens, revocations (`registry.sqlite`); with -wal and -shm while it is open
     relay.lock        held by the relay that runs on this directory
+    audit.jsonl       what administrators did, and more (`relay.audit`), unless audit.file names another place
     admin.sock        where that relay answers its operator's commands (`admin_socket`)
 
 Back up all of it together. The first process that needs the CA makes it, so a join token, which is of no use without

@@ -8,18 +8,24 @@ service asks its membership and never how many processes there are.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import structlog
 
+from arcbridge import __version__
+from arcbridge.audit.metrics import register as register_audit
+from arcbridge.errors import ArcbridgeError
 from arcbridge.net.address import Address
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
 from arcbridge.observe.reloads import Outcome, Reloads
 from arcbridge.observe.server import ObserveServer
 from arcbridge.relay.admin_socket import AdminSocket
+from arcbridge.relay.audit.log import RelayAudit, open_audit
 from arcbridge.relay.data_dir import instance_lock
 from arcbridge.relay.fleet.base import Fleet
 from arcbridge.relay.operations import Operations, Question, Row
@@ -60,12 +66,16 @@ class Membership:
         """`reread`: reads the settings again, for a reload at SIGHUP; raises `ConfigError`."""
         self.fleet = Fleet()
         """Of a relay without NATS."""
+        self.audit = RelayAudit("")
+        """Where this process records; opened by `enter`."""
         self._reread = reread
 
     def enter(self, checked: CheckedRelay, stack: AsyncExitStack) -> None:
-        """Log what the settings warn of, and take the data directory's lock. Raises `ConfigError`, `StateError`."""
+        """Log what the settings warn of, take the data directory's lock, and open the audit log. Raises `ConfigError`,
+        `StateError`."""
         log_warnings(checked.problems)
         stack.enter_context(instance_lock(checked.config.data_dir))
+        self.audit = enter_audit(checked, stack)
 
     def share(self, limits: RelayLimitsConfig) -> RelayLimitsConfig:
         """Return this process' part of what the whole relay may hold."""
@@ -99,13 +109,20 @@ class Membership:
             return service.apply(checked)
 
         observe = ObserveServer(service.config.observe.listen, service.metrics, service.checks)
-        return await open_to_operator(service.config, observe, service.metrics, answer, reload, self._reread, stack)
+        return await open_to_operator(
+            service.config, observe, service.metrics, self.audit, answer, reload, self._reread, stack
+        )
+
+    def serving(self, checked: CheckedRelay, address: str) -> None:
+        """Record that the relay serves at `address`."""
+        record_start(self.audit, checked, address, 1)
 
 
 async def open_to_operator(
     config: RelayConfig,
     observe: ObserveServer,
     metrics: Metrics,
+    audit: RelayAudit,
     answer: Callable[[Question], Awaitable[list[Row]]],
     reload: Callable[[Callable[[], RelayConfig]], Awaitable[Outcome]],
     reread: Callable[[], RelayConfig] | None,
@@ -115,17 +132,46 @@ async def open_to_operator(
 
     Returns the address of metrics and health, empty where there is none. Raises `ConfigError`.
     """
+    register_audit(metrics, audit)
+
+    async def recorded(reread: Callable[[], RelayConfig]) -> Outcome:
+        audit.reopen()
+        try:
+            outcome = await reload(reread)
+        except ArcbridgeError as error:
+            audit.note("settings reload", outcome="refused", reason=error.message)
+            raise
+        result = {"taken": outcome.taken, "needs_restart": outcome.needs_restart}
+        audit.note("settings reload", result=result)
+        return outcome
+
     if reread is not None:
-        reloads = Reloads("relay", lambda: reload(reread))
+        reloads = Reloads("relay", lambda: recorded(reread))
         reloads.register(metrics)
         reloads.start()
         stack.push_async_callback(reloads.stop)
-    admin = AdminSocket(config.data_dir, answer)
+    admin = AdminSocket(config.data_dir, answer, audit)
     await admin.start()
     stack.push_async_callback(admin.close)
     address = await observe.start()
     stack.push_async_callback(observe.stop)
     return address
+
+
+def enter_audit(checked: CheckedRelay, stack: AsyncExitStack) -> RelayAudit:
+    """Open the audit log of the process that holds the lock; the last that `stack` does but for that lock is to record
+    the stop and close it. Raises `ConfigError`."""
+    audit = open_audit(checked.config, f"relay-{secrets.token_hex(8)}")
+    stack.push_async_callback(asyncio.to_thread, audit.close)
+    stack.callback(audit.stop)
+    return audit
+
+
+def record_start(audit: RelayAudit, checked: CheckedRelay, address: str, workers: int) -> None:
+    """Record that a relay serves, with what version and by which settings and policy."""
+    settings = hashlib.sha256(repr(checked.config).encode()).hexdigest()[:16]
+    policy = {"policy": checked.policy.hash, "rules": len(checked.policy.rules)}
+    audit.start({"version": __version__, "address": address, "workers": workers, "settings": settings, **policy})
 
 
 def log_warnings(problems: Problems) -> None:

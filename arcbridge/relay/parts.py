@@ -12,6 +12,7 @@ from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.pki.authority import Authority
 from arcbridge.relay.access import CallerChecks
 from arcbridge.relay.admission import Admission
+from arcbridge.relay.audit.log import RelayAudit
 from arcbridge.relay.certificate import ServerCertificate
 from arcbridge.relay.client_join import ClientJoins
 from arcbridge.relay.control import ControlServer
@@ -45,6 +46,7 @@ class Basis:
     registry: Registry
     fleet: Fleet
     certificate: ServerCertificate
+    audit: RelayAudit
 
 
 @dataclass(frozen=True, slots=True)

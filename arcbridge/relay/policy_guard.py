@@ -56,6 +56,10 @@ class PolicyEffect:
         shown = {"users": f"{named} and {more} more" if more > 0 else named} if self.users else {}
         return {"users_lost": len(self.users), "sessions_lost": self.sessions, **shown}
 
+    def facts(self) -> dict[str, object]:
+        """Return the same for a record."""
+        return {"users_lost": len(self.users), "sessions_lost": self.sessions, "users": self.users}
+
 
 async def effect_of(policy: Policy, sessions: Iterable[Session]) -> PolicyEffect:
     """Return what `policy` takes from these sessions, which the policy in force allows; the loop has its turns."""
@@ -91,6 +95,8 @@ class PolicyWatch:
         """The settings in force, whose issuers say which names there can be."""
         self.on_news: Callable[[], None] = lambda: None
         """Called when a version is held back or is so no more, and when one cannot be read or can again."""
+        self.record: Callable[..., None] = lambda *_, **__: None
+        """Records what becomes of a version, as `relay.audit.log.RelayAudit.note` does."""
 
     async def look(self) -> None:
         """Read the file if it has changed, decide about a new version, and log what has changed."""
@@ -101,6 +107,7 @@ class PolicyWatch:
             self.on_news()
             if self._error:
                 log.error("policy not taken over", reason=self._error, effect="the last good one stays")
+                self.record("policy change", {"former": former.hash}, outcome="refused", reason=self._error)
             else:
                 log.info("policy can be read again", hash=former.hash)
         waited = file.waited()
@@ -109,6 +116,7 @@ class PolicyWatch:
             accepted = file.is_accepted(policy)
             reason = "" if accepted else self._objection(policy, effect)
             file.decide(policy, reason)
+            version = {"hash": policy.hash, "former": former.hash, "rules": len(policy.rules)}
             if reason:
                 log.error(
                     "policy held back",
@@ -119,20 +127,17 @@ class PolicyWatch:
                     seconds=file.hold if file.hold < math.inf else 0,
                     **effect.fields(),
                 )
+                self.record("policy change", version, outcome="held", reason=reason, result=effect.facts())
             elif file.current().hash == policy.hash:
-                log.info(
-                    "policy taken over",
-                    hash=policy.hash,
-                    former=former.hash,
-                    rules=len(policy.rules),
-                    reason=_WAITED if waited else _ACCEPTED if accepted else _CHANGED,
-                    **effect.fields(),
-                )
+                why = _WAITED if waited else _ACCEPTED if accepted else _CHANGED
+                log.info("policy taken over", **version, reason=why, **effect.fields())
+                self.record("policy change", version, reason=why, result=effect.facts())
                 self.warn()
         held = "" if file.held is None else file.held[0].hash
         if held != self._held:
             if self._held and not held and file.current().hash == former.hash:
                 log.info("policy held back no more", hash=self._held, effect=f"version {former.hash} counts on")
+                self.record("policy change", {"hash": self._held, "former": former.hash}, outcome="withdrawn")
             self._held = held
             self.on_news()
 

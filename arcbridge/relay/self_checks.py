@@ -1,8 +1,8 @@
 """The relay's self-checks: what of the things that it depends on works, and which of them make it unready.
 
-Registry, issuers' keys, NATS of a fleet, the certificate's end, file descriptors, the policy file, and whether the
-public address leads to this relay. They change nothing. None of them makes a relay unready by itself: that is for a
-registry that does not answer, and for a relay that goes away (docs/decisions/0022-self-checks.md).
+Registry, issuers' keys, NATS of a fleet, the certificate's end, file descriptors, the policy file, the audit log, and
+whether the public address leads to this relay. They change nothing. None of them makes a relay unready by itself: that
+is for a registry that does not answer, and for a relay that goes away (docs/decisions/0022-self-checks.md).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from arcbridge.relay.parts import Basis
 from arcbridge.settings.config import RelayLimitsConfig
 from arcbridge.settings.named_files import DAY_LEFT, SOON
 
-REGISTRY, FLEET, CERTIFICATE = "registry", "fleet (NATS)", "relay's certificate"
+AUDIT, REGISTRY, FLEET, CERTIFICATE = "audit log", "registry", "fleet (NATS)", "relay's certificate"
 DESCRIPTORS, POLICY, PUBLIC_ADDRESS = "file descriptors", "policy", "public address"
 CERTIFICATE_WARNS: Final = SOON
 """Seconds before its end at which a certificate should have been replaced: an own one is renewed 30 days before."""
@@ -99,6 +99,15 @@ def policy_finding(error: str, held: tuple[Policy, str] | None = None) -> Findin
     if error:
         return failed(POLICY, f"{error}; the last good version counts", "correct the policy file", "policy")
     return ok(POLICY, "as it was read")
+
+
+def audit_finding(failure: str, *, refuses: bool) -> Finding:
+    """`failure`: why records cannot be written now; empty where they can. `refuses`: what is not recorded is not
+    done."""
+    if failure:
+        then = "commands and enrolments are refused" if refuses else "what is done meanwhile may be lost"
+        return failed(AUDIT, f"it cannot be written ({failure}); {then}", "make room, or correct audit.file", "audit")
+    return ok(AUDIT, "records are written")
 
 
 async def look_at_public_address(public: Address, ca_pem: str | None, chain_pem: str = "") -> Finding:
@@ -228,5 +237,6 @@ def checks_of(
             "descriptors", now(lambda: descriptors_finding(descriptors_used(), limit(), basis.limits, basis.wanted))
         ),
         SelfCheck("policy", now(lambda: policy_finding(basis.policy.error, basis.policy.held))),
+        SelfCheck("audit", now(lambda: audit_finding(basis.audit.failure, refuses=basis.audit.refuses))),
         SelfCheck("public_address", public_address),
     ]

@@ -141,7 +141,7 @@ async def _start(config: RelayConfig, stack: AsyncExitStack, membership: Members
         worker=membership.index,
     )
     stack.push_async_callback(operations.close)
-    fleet.on_question = operations.answer
+    fleet.on_question = lambda question: basis.audit.asked_by_fleet(question, operations.answer)
     observing, self_checks = await _observe(basis, entrances, drain, maintenance, operations, membership, stack)
 
     # Before the port is open, so that a cluster revoked while the relay was down is refused from the first moment.
@@ -153,6 +153,7 @@ async def _start(config: RelayConfig, stack: AsyncExitStack, membership: Members
     for work in (maintenance.run(), self_checks.run()):
         stack.push_async_callback(cancel_and_wait, asyncio.get_running_loop().create_task(work))
     info = RelayInfo(str(bound), str(checked.public), basis.authority.pin, observing)
+    membership.serving(checked, info.address)
     log.info(
         membership.serves,
         **asdict(info),
@@ -187,6 +188,7 @@ async def _lay_basis(checked: CheckedRelay, membership: Membership, stack: Async
         registry=registry,
         fleet=fleet,
         certificate=ServerCertificate(config.tls, authority, checked.public.host),
+        audit=membership.audit,
     )
 
 
@@ -201,7 +203,9 @@ async def _make_entrances(basis: Basis, membership: Membership, stack: AsyncExit
     pumps = Pumps(_log_end, payers=LoopTimes(limits.loop_share_per_user / 100, size=PAYERS, shares=shares))
     stack.callback(pumps.close)
     api, http = await _serve_api(basis, pumps, stack)
-    control = ControlServer(lambda: certificate.loaded.contexts[ALPN_CONTROL], fleet, basis.registry, counters, limits)
+    control = ControlServer(
+        lambda: certificate.loaded.contexts[ALPN_CONTROL], fleet, basis.registry, counters, limits, audit=basis.audit
+    )
     fleet.on_lost = control.end_sessions
     hops = None if fleet.peers is None else Hops(fleet.peers, authority=basis.authority, pumps=pumps)
     detour = hops or membership.detour
@@ -245,6 +249,7 @@ async def _serve_api(basis: Basis, pumps: Pumps, stack: AsyncExitStack) -> tuple
         limits=basis.limits,
         login=login_document(config.login),
         payer_of=pumps.payer_of,
+        audit=basis.audit,
     )
     http = HttpApiServer(build_app(api, ClientFiles(config.client.directory, api.spend_of_stranger).install))
     await http.start()
@@ -295,6 +300,7 @@ async def _observe(
     operations.findings = self_checks.findings
     reload = RelayReload(basis, entrances, membership.share)
     maintenance.policy_watch.checked = lambda: reload.checked
+    maintenance.policy_watch.record = basis.audit.note
 
     def apply(checked: CheckedRelay) -> Outcome:
         outcome = reload.apply(checked)

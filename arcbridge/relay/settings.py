@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final
 
+from arcbridge.audit.log import check_policy as check_on_failure
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.identity import token_settings
 from arcbridge.identity.authentication import AuthenticationConfig, IssuerConfig
@@ -25,6 +26,7 @@ from arcbridge.net.address import Address, parse_address, parse_listen
 from arcbridge.observe.server import parse_observe_listen
 from arcbridge.pki.authority import CERTIFICATE_FILE, KEY_FILE, Authority
 from arcbridge.pki.private_files import refuse_foreign_directory
+from arcbridge.relay.audit.log import audit_file
 from arcbridge.relay.http.login_settings import login_document
 from arcbridge.relay.proxy_protocol import parse_networks
 from arcbridge.settings import named_files
@@ -100,6 +102,7 @@ def check(config: RelayConfig) -> CheckedRelay:
         with problems.collect("client.directory"):
             _check_client_directory(config.client.directory)
     _check_data_dir(config, problems)
+    _check_audit(config, problems)
     _check_fleet(config, problems)
     return CheckedRelay(config, problems, public, listen, issuers, policy, tokens.acceptance, tokens.proof)
 
@@ -267,6 +270,17 @@ def _check_data_dir(config: RelayConfig, problems: Problems) -> None:
         Authority.read(config.data_dir)
     except StateError as error:
         problems.error("data_dir", f"data_dir: {error.message}")
+
+
+def _check_audit(config: RelayConfig, problems: Problems) -> None:
+    with problems.collect("audit.on_failure"):
+        check_on_failure(config.audit.on_failure)
+    file = audit_file(config)
+    if not file:
+        problems.warn("audit.file", "empty, so that no record tells later which administrator did what")
+    elif file != "-" and (Path(file).parent != config.data_dir or named_files.is_directory(config.data_dir)):
+        # A data directory that is not there yet is made at the start.
+        named_files.check_appendable(problems, "audit.file", Path(file))
 
 
 def _check_fleet(config: RelayConfig, problems: Problems) -> None:

@@ -174,6 +174,19 @@ class GraphConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class RelayAuditConfig:
+    """What is recorded of administrators' acts, enrolments, policies and settings."""
+
+    file: str = "audit.jsonl"
+    """Path of the audit log (JSON lines), a relative one within `data_dir`; `-` is standard output; empty switches it
+    off."""
+    on_failure: str = "continue"
+    """While the log cannot be written: `continue` (what is missing is counted), or `refuse` acts and enrolments."""
+    fsync: bool = True
+    """Whether records reach the disk before what they record is done. There are few."""
+
+
+@dataclass(frozen=True, slots=True)
 class RelayConfig:
     """`config/relay.toml`."""
 
@@ -209,6 +222,7 @@ class RelayConfig:
     tls: RelayTlsConfig = field(default_factory=RelayTlsConfig)
     login: RelayLoginConfig = field(default_factory=RelayLoginConfig)
     client: RelayClientConfig = field(default_factory=RelayClientConfig)
+    audit: RelayAuditConfig = field(default_factory=RelayAuditConfig)
     fleet: RelayFleetConfig = field(default_factory=RelayFleetConfig)
     limits: RelayLimitsConfig = field(default_factory=RelayLimitsConfig)
     graph: dict[str, GraphConfig] = field(default_factory=dict)

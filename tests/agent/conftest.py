@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.agent.audit import writer
 from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
+from arcbridge.audit import writer
 from arcbridge.settings.config import AgentConfig, AgentStateConfig, AuditConfig, KubernetesConfig
 from tests.support.fake_apiserver import FakeApiServer
 

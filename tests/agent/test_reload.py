@@ -15,10 +15,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from arcbridge.agent.accounts import Accounts
-from arcbridge.agent.audit.verify import verify
 from arcbridge.agent.denylist import Denylist
 from arcbridge.agent.service import serve
 from arcbridge.agent.targets import TcpTargets
+from arcbridge.audit.verify import verify
 from arcbridge.checks.self_checks import SelfChecks
 from arcbridge.mux import memory
 from arcbridge.settings.config import AgentConfig, AgentLimitsConfig, ObserveConfig, SessionConfig, TargetConfig

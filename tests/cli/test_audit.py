@@ -1,4 +1,4 @@
-"""`audit verify` at the command line: no role, no settings, exit codes for scripts."""
+"""`audit verify` and `audit show` at the command line: no role, no settings, exit codes for scripts."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
-from arcbridge.agent.audit.chain import Chain
+from arcbridge.audit.chain import Chain
+from arcbridge.cli.audit import parse_since
 from arcbridge.cli.run import run
-from arcbridge.errors import ExitCode
+from arcbridge.errors import ConfigError, ExitCode
 
 
 @pytest.fixture
@@ -55,3 +57,66 @@ def test_mistakes(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "error: /nowhere/audit.jsonl: cannot be read: No such file or directory\n"
     assert run(["audit", "verify"]) == ExitCode.USAGE
     assert run(["audit", "verify", str(path), "--anchors", str(path)]) == ExitCode.USAGE
+
+
+@pytest.fixture
+def acts(tmp_path: Path) -> Path:
+    chain = Chain()
+    records = [
+        {"ts": "2026-11-28T00:00:00.000Z", "event": "audit", "stage": "ended", "act": "user revoke", "by": "os",
+         "actor": "root", "uid": 0, "arguments": {"user": "bob\x1b[31m"}, "outcome": "done", "result": {"before": "x"}},
+        {"ts": "2026-11-29T00:00:00.000Z", "event": "audit", "stage": "complete", "user": "eve", "verb": "get",
+         "resource": "pods", "outcome": "answered"},
+    ]  # fmt: skip
+    lines = [chain.begin("started", "relay-1", None), *(chain.seal(json.dumps(one)) for one in records)]
+    path = tmp_path / "acts.jsonl"
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    return path
+
+
+def test_show(acts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["audit", "show", str(acts)]) == ExitCode.DONE
+    assert capsys.readouterr().out == (
+        "2026-11-28T00:00:00.000Z root user revoke done uid=0 user=bob\\x1b[31m before=x\n"
+        "2026-11-29T00:00:00.000Z eve get answered resource=pods\n"
+    )
+    for role in ("relay", "agent"):
+        assert run(["--role", role, "audit", "show", str(acts), "--user", "eve", "-o", "json"]) == ExitCode.DONE
+        (one,) = json.loads(capsys.readouterr().out)
+        assert one["verb"] == "get"
+    assert run(["audit", "show", str(acts), "--since", "2026-11-29", "-o", "yaml"]) == ExitCode.DONE
+    assert [one["user"] for one in yaml.safe_load(capsys.readouterr().out)] == ["eve"]
+    assert run(["audit", "show", str(acts), "--cluster", "none", "-o", "json"]) == ExitCode.DONE
+    assert json.loads(capsys.readouterr().out) == []
+
+
+def test_show_of_the_roles_own_log(acts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    acts.rename(tmp_path / "audit.jsonl-20261129")
+    (tmp_path / "audit.jsonl").touch()
+    assert run(["--role", "relay", "--data-dir", str(tmp_path), "audit", "show", "--user", "root"]) == ExitCode.DONE
+    assert "user revoke" in capsys.readouterr().out
+    (tmp_path / "agent.toml").write_text('[audit]\nfile = "audit.jsonl"\n')
+    config = str(tmp_path / "agent.toml")
+    assert run(["--role", "agent", "--config", config, "audit", "show", "--user", "eve"]) == ExitCode.DONE
+    assert "pods" in capsys.readouterr().out
+    (tmp_path / "agent.toml").write_text('[audit]\nfile = "-"\n')
+    assert run(["--config", config, "audit", "show"]) == ExitCode.USAGE
+    assert 'which audit log? audit.file is "-": name the files, or --role relay' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2h", "2026-11-28T22:00:00.000Z"),
+        ("2026-11-25", "2026-11-25T00:00:00.000Z"),
+        ("2026-11-25T13:00:00+01:00", "2026-11-25T12:00:00.000Z"),
+        *((text, None) for text in ("yesterday", "2026-11-25T13:00:00", "", "9" * 30)),
+    ],
+)
+def test_since(text: str, expected: str | None) -> None:
+    now = 1795910400.0  # 2026-11-29T00:00:00Z
+    if expected is None:
+        with pytest.raises(ConfigError, match="--since is a time ago"):
+            parse_since(text, now)
+    else:
+        assert parse_since(text, now) == expected

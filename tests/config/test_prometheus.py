@@ -38,6 +38,7 @@ def defined_metrics(role: str) -> set[str]:
     files = [
         *(ROOT / "arcbridge/observe").rglob("*.py"),
         *(ROOT / "arcbridge/checks").rglob("*.py"),
+        *(ROOT / "arcbridge/audit").rglob("*.py"),
         *(ROOT / "arcbridge" / role).rglob("*.py"),
     ]
     return {

@@ -54,6 +54,7 @@ WRITTEN: dict[str, tuple[str, ...]] = {
     r"relay/data/ca\.key": ("key",),
     r"relay/data/(ca\.crt|server\.crt|\.?lock|.*\.lock|[a-z]+\.lock)": (),
     r"relay/data/(server\.key|tls\.key)": ("key",),
+    r"relay/data/audit\.jsonl": (),
     r"relay/data/registry\.(db|sqlite)(-wal|-shm)?": (),
     # The agent: its certificate's key, the cluster's CA key; all that it records.
     r"agent/state/[a-z.-]+\.json": ("key",),

@@ -34,6 +34,7 @@ from arcbridge.relay.admin import (
     revoke_cluster,
 )
 from arcbridge.relay.admin_socket import AdminSocket
+from arcbridge.relay.audit.log import RelayAudit
 from arcbridge.relay.data_dir import open_authority, open_registry
 from arcbridge.settings.config import RelayConfig, RelayTlsConfig
 from tests.relay.conftest import relay_config
@@ -257,7 +258,7 @@ class TestClusters:
         async def answer(question: Mapping[str, Any]) -> list[dict[str, Any]]:
             return [dict(row) for row in agents] if question["ask"] == "agents" else []
 
-        socket = AdminSocket(config.data_dir, answer)
+        socket = AdminSocket(config.data_dir, answer, RelayAudit(""))
         await socket.start()
         try:
             for name in ("prod", "test"):

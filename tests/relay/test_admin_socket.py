@@ -16,6 +16,7 @@ import pytest
 from arcbridge.errors import StateError
 from arcbridge.relay import admin_socket as module
 from arcbridge.relay.admin_socket import SOCKET, AdminSocket, ask
+from arcbridge.relay.audit.log import RelayAudit
 from tests.support.eventually import until
 
 
@@ -34,7 +35,7 @@ class Relay:
 @pytest.fixture
 async def relay(tmp_path: Path) -> AsyncIterator[Relay]:
     made = Relay()
-    server = AdminSocket(tmp_path, made.handle)
+    server = AdminSocket(tmp_path, made.handle, RelayAudit(""))
     await server.start()
     yield made
     await server.close()
@@ -58,7 +59,7 @@ async def test_what_a_killed_relay_left_is_no_relay_and_in_no_relays_way(tmp_pat
     left.close()
     assert await ask(tmp_path, {"ask": "sessions"}) is None
     made = Relay()
-    server = AdminSocket(tmp_path, made.handle)
+    server = AdminSocket(tmp_path, made.handle, RelayAudit(""))
     await server.start()
     assert await ask(tmp_path, {"ask": "sessions"}) == made.rows
     await server.close()
@@ -68,7 +69,7 @@ async def test_a_directory_whose_path_is_too_long_for_an_address(tmp_path: Path)
     deep = tmp_path / ("d" * 60) / ("e" * 60)
     deep.mkdir(parents=True)
     made = Relay()
-    server = AdminSocket(deep, made.handle)
+    server = AdminSocket(deep, made.handle, RelayAudit(""))
     await server.start()
     assert await ask(deep, {"ask": "sessions"}) == made.rows
     await server.close()
@@ -134,7 +135,7 @@ async def test_sixteen_long_answers_come_whole_and_few_at_a_time(
         answering -= 1
         return await real(question)
 
-    server = AdminSocket(tmp_path, handle)
+    server = AdminSocket(tmp_path, handle, RelayAudit(""))
     await server.start()
     answers = await asyncio.gather(*(ask(tmp_path, {"ask": "sessions"}) for _ in range(module.CONNECTIONS)))
     assert answers == [relay.rows] * module.CONNECTIONS
@@ -149,7 +150,7 @@ async def test_one_whose_turn_does_not_come_is_told_so(tmp_path: Path, monkeypat
         await gate.wait()
         return []
 
-    server = AdminSocket(tmp_path, handle)
+    server = AdminSocket(tmp_path, handle, RelayAudit(""))
     await server.start()
     held = [asyncio.create_task(ask(tmp_path, {"ask": "sessions"})) for _ in range(module.ANSWERING)]
     await until(lambda: server._turn.locked())

@@ -59,6 +59,21 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "policy.toml"
 
 
+async def test_who_loses_what_is_a_record(file: Path) -> None:
+    relay, found = Relay(file, users=5), []
+    relay.watch.record = lambda act, arguments, **more: found.append((arguments.get("rules"), more))
+    await relay.write("")
+    await relay.write(ALL)
+    await relay.write("nonsense")
+    await relay.write(only("user-0", "user-1", "user-2"))
+    held, withdrawn, refused, taken = found
+    assert held[1]["outcome"] == "held"
+    assert held[1]["result"]["users_lost"] == 5
+    assert withdrawn == (None, {"outcome": "withdrawn"})
+    assert refused[1]["outcome"] == "refused"
+    assert (taken[0], taken[1]["result"]["users"]) == (1, ("user-3", "user-4"))
+
+
 async def test_who_loses_what_is_a_line(file: Path) -> None:
     relay = Relay(file, users=5)
     former = relay.file.current().hash

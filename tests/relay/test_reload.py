@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from arcbridge.audit.verify import verify
 from arcbridge.errors import JoinRefused
 from arcbridge.net.join import JoinCode
 from arcbridge.observe import logging as logs
@@ -25,6 +26,7 @@ from arcbridge.relay.reload import RELOADABLE, RelayReload, merged
 from arcbridge.relay.service import RelayInfo, serve
 from arcbridge.settings.config import RelayConfig, RelayLimitsConfig, RelayTlsConfig, RelayUserLimitsConfig
 from tests.identity.issuer import CONFIG
+from tests.relay.audit.test_log import records
 from tests.relay.test_service import POLICY, Running, config  # noqa: F401  the fixture
 from tests.support.world import fixed_port
 
@@ -87,6 +89,26 @@ async def test_what_changes_is_told_and_what_needs_a_restart_too(relay: Reloadin
         assert (again["taken"], again["needs_restart"]) == ([], ["listen", "workers"])
     finally:
         await relay.stop()
+
+
+async def test_a_reload_is_recorded_in_the_file_of_that_name(relay: Reloading) -> None:
+    await relay.start()
+    path = relay.config.data_dir / "audit.jsonl"
+    rotated = path.with_name("audit.jsonl.1")
+    try:
+        path.rename(rotated)
+        relay.config = replace(relay.config, limits=RelayLimitsConfig(sessions=7), listen="127.0.0.1:1")
+        await relay.reload("ok")
+        relay.config = replace(relay.config, limits=RelayLimitsConfig(sessions=0))
+        await relay.reload("failed")
+    finally:
+        await relay.stop()
+    taken, refused, stop = records(path)
+    assert taken["act"] == refused["act"] == "settings reload"
+    assert taken["result"] == {"taken": ["limits.sessions"], "needs_restart": ["listen"]}
+    assert (refused["outcome"], stop["act"]) == ("refused", "relay stop")
+    assert "limits.sessions: must be at least 1" in refused["reason"]
+    assert verify([rotated, path]).ok
 
 
 async def test_a_mistake_changes_nothing(relay: Reloading) -> None:

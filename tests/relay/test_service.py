@@ -16,6 +16,7 @@ from typing import cast
 import aiohttp
 import pytest
 
+from arcbridge.audit.verify import verify
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.mux.session import MuxSession
 from arcbridge.net.address import parse_address
@@ -33,6 +34,7 @@ from arcbridge.relay.service import RelayInfo, serve
 from arcbridge.settings.config import ObserveConfig, RelayConfig
 from arcbridge.wire.records import JoinReply, JoinRequest, Revoke
 from tests.identity.issuer import URL, Issuer, claims, token
+from tests.relay.audit.test_log import records
 from tests.relay.conftest import relay_config
 from tests.relay.station import Agent, Station, is_cut, refused
 from tests.support.eventually import until
@@ -194,6 +196,37 @@ async def test_from_enrolment_to_a_joined_session(config: RelayConfig) -> None:
                 assert line in text, line
         assert (await refused(relay.join("mallory"))).code == JoinCode.FORBIDDEN
     await until(lambda: len(os.listdir("/proc/self/fd")) <= len(before) + 2)
+
+
+async def test_what_is_done_to_a_relay_is_in_its_audit(config: RelayConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "POLICY_INTERVAL", 0.02)
+    monkeypatch.setattr("arcbridge.identity.policy.CHECK_INTERVAL", 0.0)
+    assert config.policy is not None
+    path = config.data_dir / "audit.jsonl"
+    async with running(config) as relay, EnrolledAgent(relay) as agent:
+        near, _ = await relay.join()
+        await exchange(near, agent)
+        status, _ = await relay.post("/v1/enrol", {"join_token": "x", "csr": make_csr(make_key()), "cluster_ca": "x"})
+        assert status == 403
+        config.policy.write_text(POLICY.replace("oidc:alice", "oidc:bob"))
+        await until(lambda: "policy change" in path.read_text())
+        await admin.revoke_user(config, "oidc:alice", reason="left")
+        near.close()
+    found = {(one["act"], one["stage"]): one for one in records(path)}
+    assert list(found) == [
+        ("relay start", "complete"), ("token create", "begun"), ("token create", "ended"), ("agent enrol", "complete"),
+        ("policy change", "complete"), ("user revoke", "begun"), ("user revoke", "ended"), ("relay stop", "complete"),
+    ]  # fmt: skip
+    enrolled, refused = [one for one in records(path) if one["act"] == "agent enrol"]
+    token_id = found["token create", "ended"]["result"]["token_id"]
+    assert (enrolled["arguments"]["cluster"], enrolled["arguments"]["token_id"]) == ("prod", token_id)
+    assert (refused["outcome"], refused["source"]) == ("refused", enrolled["source"])
+    changed = found["policy change", "complete"]
+    assert changed["result"] == {"users_lost": 1, "sessions_lost": 1, "users": ["oidc:alice"]}
+    assert changed["arguments"]["former"] == found["relay start", "complete"]["arguments"]["policy"]
+    assert found["user revoke", "ended"]["uid"] == os.getuid()
+    assert verify([path]).ok
+    assert len(verify([path]).chains) == 1
 
 
 async def test_the_policy_counts_whatever_has_become_of_the_registry(

@@ -1,8 +1,7 @@
-"""The audit log: what it records (`record`), how records are chained (`chain`), written (`writer`, `log`) and checked
-(`verify`).
+"""The agent's records, of requests and sessions (`record`), within what one user may take of the log (`budget`, `log`).
 
 It knows nothing of HTTP and decides about no request but one thing: whether a request may go on while its record
-cannot be written. Invariant: each line that leaves is one JSON object, sealed into the chain of its file.
+cannot be written. How records become a log is `arcbridge.audit`'s.
 """
 
 from arcbridge.agent.audit.log import AuditLog

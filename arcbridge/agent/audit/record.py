@@ -21,6 +21,7 @@ from functools import lru_cache
 from json.encoder import encode_basestring as _quote
 
 from arcbridge.agent.audit.budget import AuditBudget
+from arcbridge.audit.chain import timestamp
 from arcbridge.observe.untrusted_text import clean, escape
 
 FIELD_LIMIT = 1024
@@ -308,22 +309,6 @@ def path_fields(verb: str, group: str, resource: str, subresource: str, namespac
     """Return what a path asks for, as the part of a line: each field with the comma before it, empty ones left out."""
     values = zip(_PATH_FIELDS, (verb, group, resource, subresource, namespace, name, path), strict=True)
     return "".join([f',"{key}":{_quoted_name(value)}' for key, value in values if value])
-
-
-def timestamp() -> str:
-    """Return the time as RFC 3339 with milliseconds; the part that changes once a second is cached."""
-    global _stamp
-    now = time.time()
-    second, text = _stamp
-    if int(now) != second:
-        # One assignment of both: the writer's thread asks for the time, too.
-        second = int(now)
-        text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        _stamp = second, text
-    return f"{text}.{int((now - second) * 1000):03d}Z"
-
-
-_stamp = (-1, "")
 
 
 def left_out_line(user: str, records: int, size: int) -> str:

@@ -20,7 +20,6 @@ import structlog
 
 from arcbridge.agent.accounts import Limit
 from arcbridge.agent.audit import AuditLog, AuditRecord
-from arcbridge.agent.audit.log import Recorded
 from arcbridge.agent.audit.record import RequestOutcome, Value
 from arcbridge.agent.kube.apiserver import ApiServer
 from arcbridge.agent.kube.authorize import Plan, ReviewNeeded, TokenUnknown, authorize
@@ -31,6 +30,7 @@ from arcbridge.agent.kube.request_facts import RequestFacts
 from arcbridge.agent.kube.request_target import RequestTarget, query_details, request_target
 from arcbridge.agent.kube.review import Approval, Reviewer
 from arcbridge.agent.kube.status import RequestRefusal
+from arcbridge.audit.log import Recorded
 
 MAX_IN_FLIGHT = 5000
 """Requests of all sessions together that are under way: more are refused (429) before they leave."""

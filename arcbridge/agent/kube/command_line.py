@@ -71,8 +71,8 @@ def recorded_command(words: Sequence[str]) -> dict[str, Value]:
 
 
 def left_out(words: Sequence[str]) -> dict[str, Value]:
-    """Return the fields for a command line that `audit.commands` keeps out of records. It has no hash either: that of a
-    short command lets the command be guessed."""
+    """Return the fields for a command line that the setting `commands` keeps out of records. It has no hash either:
+    that of a short command lets the command be guessed."""
     return {"more": {"command": f"{total_of(words)} left out by audit.commands"}}
 
 

@@ -29,7 +29,7 @@ from http import HTTPStatus
 import structlog
 from aiohttp import web
 
-from arcbridge.errors import ConfigError, EnrolmentRefused, PermissionRefused, Unauthenticated
+from arcbridge.errors import ConfigError, EnrolmentRefused, PermissionRefused, StateError, Unauthenticated
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.proof import HEADER, Peer, ProofRefused
 from arcbridge.limiters import Bursts, KeyedTokenBucket
@@ -48,6 +48,8 @@ from arcbridge.pki.enrolment import JoinToken, key_hash, request_hash
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.pki.pins import check_pin, same_pin
 from arcbridge.relay.access import CallerChecks
+from arcbridge.relay.audit.log import RelayAudit
+from arcbridge.relay.audit.record import Actor
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.http.answers import ApiRefusal, set_headers
 from arcbridge.relay.http.server import BODY_LIMIT, address_of, note_proved, read_body, take_turn
@@ -88,6 +90,8 @@ SUBJECTS = 16_384
 
 LIMITS = ("address", "enrolments", "user", "renewals", "proofs")
 """What refuses a request, for the metrics."""
+
+UNRECORDED = "the relay cannot record this enrolment now: try again later, or tell its operator"
 
 LOG_INTERVAL = 10.0
 """Seconds between two lines in the log about requests that one limit refuses."""
@@ -130,9 +134,11 @@ class Api:
         limits: RelayLimitsConfig,
         login: Mapping[str, object] | None,
         payer_of: Callable[[Identity], LoopTime],
+        audit: RelayAudit | None = None,
     ) -> None:
         """`certificate_life`: seconds of an agent's certificate. `login`: what `/v1/login` answers (`login_settings`).
-        `payer_of`: who pays for the loop's time once the token is verified."""
+        `payer_of`: who pays for the loop's time once the token is verified. `audit`: where enrolments are recorded."""
+        self.audit = audit or RelayAudit("")
         self.authority = authority
         self.registry = registry
         self.count_agents = count_agents
@@ -180,24 +186,34 @@ class Api:
         return web.json_response(self.login_document)
 
     async def enrol(self, request: web.Request) -> web.Response:
-        source = address_of(request)
+        source, token_id = address_of(request), ""
+        agent = Actor("agent", facts={"source": source})
         join_token, csr, cluster_ca = await read_body(request, "join_token", "csr", "cluster_ca")
         try:
             # The request is judged before the token is consumed, so that a mistake in it costs no use.
             key = key_hash(csr)
             cluster_ca = check_ca_certificate(cluster_ca)
             token_id = JoinToken.parse(join_token).id
+            if self.audit.refusal():
+                raise ApiRefusal(HTTPStatus.SERVICE_UNAVAILABLE, UNRECORDED, retry_after=5)
             record = await self.registry.redeem_join_token(join_token, key, cluster_ca)
         except EnrolmentRefused as error:
             log.warning("enrolment refused", source=source, reason=error.message)
+            self.audit.note_stranger("agent enrol", {"token_id": token_id}, agent, error.message)
             self._count_failure(source, error)
             raise
         note_proved(request)
+        # Before the certificate leaves. The agent asks again where this fails, which takes no further use of its token.
+        try:
+            facts = {"cluster": record.name, "token_id": token_id, "cluster_ca_pin": record.ca_pin, "agent_key": key}
+            await self.audit.noted("agent enrol", facts, agent)
+        except StateError as error:
+            raise ApiRefusal(HTTPStatus.SERVICE_UNAVAILABLE, UNRECORDED, retry_after=5) from error
         # A relay of the fleet that counts nothing may have written the record since.
         state = record.keys.get(key)
         answer = await self._sign(csr, record, 1 if state is None else state.generation)
         log.info(
-            "agent enrolled", cluster=record.name, join_token=token_id, source=source, cluster_ca_pin=record.ca_pin
+            "agent enrolled", cluster=record.name, join_token_id=token_id, source=source, cluster_ca_pin=record.ca_pin
         )
         return web.json_response(answer)
 
@@ -254,6 +270,8 @@ class Api:
                 generation=shown.generation,
                 reason=error.message,
             )
+            agent = Actor("agent", facts={"source": address_of(request)})
+            self.audit.note_stranger("certificate renew", {"cluster": cluster}, agent, error.message)
             raise
         except EnrolmentRefused as error:
             log.warning("renewal refused", source=address_of(request), reason=error.message)

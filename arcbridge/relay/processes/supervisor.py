@@ -38,9 +38,10 @@ from arcbridge.observe.aggregated_metrics import AggregatedMetrics, Snapshot
 from arcbridge.observe.health import Checks
 from arcbridge.observe.reloads import Outcome
 from arcbridge.observe.server import ObserveServer
+from arcbridge.relay.audit.log import RelayAudit
 from arcbridge.relay.data_dir import instance_lock
 from arcbridge.relay.listener import bind
-from arcbridge.relay.membership import log_warnings, open_to_operator
+from arcbridge.relay.membership import enter_audit, log_warnings, open_to_operator, record_start
 from arcbridge.relay.operations import Question, Row, rows_of
 from arcbridge.relay.processes.worker import Assignment
 from arcbridge.relay.reload import merged
@@ -110,7 +111,8 @@ async def supervise(
         lock = stack.enter_context(instance_lock(config.data_dir))
         held = _hold(checked.listen)
         stack.callback(held.close)
-        supervisor = Supervisor(config, count, held.getsockname()[1], lock)
+        audit = enter_audit(checked, stack)
+        supervisor = Supervisor(config, count, held.getsockname()[1], lock, audit)
         stack.push_async_callback(supervisor.kill)
         await supervisor.start()
         metrics = supervisor.metrics
@@ -121,10 +123,13 @@ async def supervise(
             gather=supervisor.gather,
             toggled=lambda: supervisor.tell_all({"t": "toggle"}),
         )
-        observing = await open_to_operator(config, observe, metrics, supervisor.ask, supervisor.reload, reread, stack)
+        observing = await open_to_operator(
+            config, observe, metrics, audit, supervisor.ask, supervisor.reload, reread, stack
+        )
         first = supervisor.info
         info = RelayInfo(str(first["address"]), str(first["public_address"]), str(first["relay_ca_pin"]), observing)
         log.info("relay serving", **asdict(info), workers=count)
+        record_start(audit, checked, info.address, count)
         ready(info)
         await stopping.wait()
         await supervisor.stop(hurry)
@@ -176,8 +181,12 @@ class _WorkerAnswer:
 class Supervisor:
     """`start`, then `stop`; `kill` in any case."""
 
-    def __init__(self, config: RelayConfig, count: int, port: int, lock: int) -> None:
-        """`port`: the one to listen on, which the caller holds. `lock`: a descriptor for the workers to inherit."""
+    def __init__(self, config: RelayConfig, count: int, port: int, lock: int, audit: RelayAudit | None = None) -> None:
+        """`port`: the one to listen on, which the caller holds. `lock`: a descriptor for the workers to inherit.
+        `audit`: the log that workers' records are for."""
+        self._audit = audit or RelayAudit("")
+        self._audit_failure = ""
+        """Why it cannot be written, as workers were told last."""
         self._config = config
         self._count = count
         self._listen = Address(parse_listen(config.listen).host, port)
@@ -362,6 +371,9 @@ class Supervisor:
         """Kill workers that are silent, or do not come to serve."""
         while True:
             await asyncio.sleep(_LOOK)
+            if (failure := self._audit.failure) != self._audit_failure:
+                self._audit_failure = failure
+                self.tell_all({"t": "audit", "failure": failure})
             now = time.monotonic()
             for worker in self._alive():
                 if worker.state is WorkerState.SERVING and now - worker.heard > SILENT:
@@ -381,6 +393,8 @@ class Supervisor:
                 worker.info = head
                 worker.state = WorkerState.SERVING
                 worker.served_since = worker.heard
+                if self._audit_failure:
+                    worker.channel.tell({"t": "audit", "failure": self._audit_failure})
                 if worker.settings is not self._config:
                     # A reload came while it started, and does not wait for its answer.
                     self._asked += 1
@@ -391,6 +405,8 @@ class Supervisor:
             case "failed":
                 kind = ConfigError if head["usage"] else StateError
                 worker.error = kind(str(head["message"]))
+            case "audit":
+                self._audit.put(message.body.decode("utf-8", "replace"))
             case "beat":
                 worker.failures = dict(head["failures"])
             case "metrics":

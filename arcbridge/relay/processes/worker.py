@@ -17,6 +17,7 @@ the answer repeats:
     serving    to supervisor the port is open, at this address
     failed     to supervisor it cannot serve, and why
     beat       to supervisor it lives, and which checks fail
+    audit      both          a line for the audit log; why that cannot be written, empty where it can
     lost       to supervisor the channel to a sibling broke
     idle       to supervisor ready to close the port
 
@@ -46,6 +47,7 @@ from arcbridge.net.address import Address
 from arcbridge.observe import logging as logs
 from arcbridge.observe.aggregated_metrics import snapshot
 from arcbridge.observe.server import ObserveServer
+from arcbridge.relay.audit.log import WorkerAudit
 from arcbridge.relay.fleet.workers import WorkersFleet
 from arcbridge.relay.membership import Membership, Service
 from arcbridge.relay.operations import Question, parts
@@ -91,9 +93,11 @@ class WorkerMembership(Membership):
         listen: Address,
         siblings: Siblings,
         wait_to_close: Callable[[asyncio.Event], Awaitable[None]],
+        record: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """`wait_to_close`: see `Membership.wait_to_close`."""
+        """`wait_to_close`: see `Membership.wait_to_close`. `record`: gives the supervisor a line for the audit log."""
         super().__init__()
+        self._record = record
         self.index = index
         self.count = count
         self.siblings = siblings
@@ -107,7 +111,14 @@ class WorkerMembership(Membership):
         self._wait_to_close = wait_to_close
 
     def enter(self, checked: CheckedRelay, stack: AsyncExitStack) -> None:
-        """Do nothing: the supervisor has logged the warnings, and holds the lock."""
+        """Record through the supervisor, which has logged the warnings, and holds the lock."""
+        assert self.index is not None
+        self.audit: WorkerAudit = WorkerAudit(
+            self._record, on_failure=checked.config.audit.on_failure, worker=self.index
+        )
+
+    def serving(self, checked: CheckedRelay, address: str) -> None:
+        """Do nothing: the supervisor records that the relay serves."""
 
     def address(self, configured: Address) -> Address:
         return self._listen
@@ -202,6 +213,10 @@ class _Worker:
             for task in waiting:
                 task.cancel()
 
+    def record(self, line: str) -> None:
+        """Give the supervisor a line for the audit log."""
+        self.channel.tell({"t": "audit"}, line.encode("utf-8", "replace"))
+
     async def beat(self) -> None:
         """Tell the supervisor each second that this process lives."""
         while True:
@@ -225,7 +240,7 @@ class _Worker:
                 assigned: Assignment = pickle.loads(self._whole(message.body))
                 listen = Address(assigned.host, assigned.port)
                 self.membership = WorkerMembership(
-                    assigned.index, assigned.count, listen, self._siblings, self.wait_for_all
+                    assigned.index, assigned.count, listen, self._siblings, self.wait_for_all, self.record
                 )
                 self.assigned.set_result(assigned)
             case "peer" if message.sock is not None:
@@ -242,6 +257,11 @@ class _Worker:
                 answer.add_done_callback(self._answers.discard)
             case "reload":
                 self._reload(int(head["n"]), pickle.loads(self._whole(message.body)))
+            case "audit":
+                # One that does not serve yet is told once it does.
+                audit = self.membership.audit if hasattr(self, "membership") else None
+                if isinstance(audit, WorkerAudit):
+                    audit.supervisors_failure = str(head["failure"])
             case "toggle":
                 logs.toggle_debug()
             case "stop":

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from arcbridge.agent.audit import AuditLog, AuditRecord, writer
+from arcbridge.agent.audit import AuditLog, AuditRecord
 from arcbridge.agent.audit import log as module
 from arcbridge.agent.audit.budget import AuditBudget
 from arcbridge.agent.audit.record import AuditSubject
-from arcbridge.agent.audit.verify import verify
+from arcbridge.audit import log as base
+from arcbridge.audit import writer
+from arcbridge.audit.verify import verify
 from arcbridge.errors import ConfigError
 from tests.support.eventually import until
 
@@ -93,7 +95,7 @@ async def test_continue() -> None:
 @pytest.mark.parametrize("policy", ["refuse", "continue"])
 async def test_a_disk_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str) -> None:
     """The event loop does not wait for it, and a request only for a while."""
-    monkeypatch.setattr(module, "STALL", 0.05)
+    monkeypatch.setattr(base, "STALL", 0.05)
     path = tmp_path / "pipe"
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -102,7 +104,7 @@ async def test_a_disk_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for _ in range(200):
         log.write(fill)
     told = await asyncio.wait_for(log.written(log.begin, record()), 9)
-    assert told == ("" if policy == "continue" else module.refusal_text("it takes no data"))
+    assert told == ("" if policy == "continue" else AuditLog.refused_words.format("it takes no data"))
     await until(lambda: log.failure)
     assert log.failure == "it takes no data"
     assert (log.unready() is None) == (policy == "continue")
@@ -116,7 +118,7 @@ async def test_a_queue_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     log = AuditLog(str(tmp_path / "audit.jsonl"), on_failure=policy)
     monkeypatch.setattr(writer.AuditWriter, "put", lambda *_: False)
     told = await log.written(log.begin, record())
-    assert told == (module.refusal_text("its queue is full") if log.refuses else "")
+    assert told == (AuditLog.refused_words.format("its queue is full") if log.refuses else "")
     assert (log.refused, log.unrecorded) == ((1, 0) if log.refuses else (0, 1))
     monkeypatch.undo()
     log.close()
@@ -124,7 +126,7 @@ async def test_a_queue_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 async def test_a_loop_that_has_ended_is_not_called(tmp_path: Path) -> None:
     told: list[str] = []
-    waiting = module._Waiting(AuditLog(""), told.append)
+    waiting = base._Waiting(AuditLog(""), told.append)
     waiting._loop = asyncio.new_event_loop()
     waiting._loop.close()
     waiting("")

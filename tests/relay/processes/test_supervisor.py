@@ -16,10 +16,13 @@ import aiohttp
 import pytest
 from structlog.testing import capture_logs
 
+from arcbridge.audit.verify import verify
 from arcbridge.errors import ConfigError
 from arcbridge.net.address import Address, parse_address
 from arcbridge.observe.reloads import Outcome
 from arcbridge.pki.authority import Authority
+from arcbridge.relay import admin
+from arcbridge.relay.audit.log import RelayAudit
 from arcbridge.relay.backend import registry_of
 from arcbridge.relay.listener import bind
 from arcbridge.relay.processes import supervisor as supervisor_module
@@ -27,6 +30,8 @@ from arcbridge.relay.processes.supervisor import Supervisor, supervise
 from arcbridge.relay.service import RelayInfo, serve
 from arcbridge.relay.siblings.channel import MAX_MESSAGE, Channel, Received, pair
 from arcbridge.settings.config import ObserveConfig, RelayConfig, RelayLimitsConfig, RelayUserLimitsConfig
+from arcbridge.tasks import cancel_and_wait
+from tests.relay.audit.test_log import records
 from tests.relay.conftest import relay_config
 from tests.support.eventually import until
 from tests.support.world import fixed_port
@@ -108,6 +113,29 @@ async def test_a_worker_that_dies_is_started_again(config: RelayConfig) -> None:
     assert time.monotonic() - began < 8, "without sessions a drain takes a moment"
     assert children() == []
     bind(address).close()
+
+
+async def test_one_process_writes_what_all_record(config: RelayConfig) -> None:
+    assert config.policy is not None
+    running = Running(config)
+    await running.serving()
+    config.policy.write_text('[[allow]]\nusers = ["alice"]\nclusters = ["*"]\n')
+    path = config.data_dir / "audit.jsonl"
+    await until(lambda: path.read_text().count("policy change") >= 2)
+    await admin.revoke_user(config, "bob")
+    assert await running.metric("audit_records_total") >= 5
+    assert await running.metric("audit_failing") == 0
+    running.stopping.set()
+    await asyncio.wait_for(running.task, 20)
+    found = records(path)
+    assert sorted(one["worker"] for one in found if one["act"] == "policy change") == [0, 1]
+    others = [(one["act"], one["stage"]) for one in found if one["act"] != "policy change"]
+    assert others == [
+        ("relay start", "complete"), ("user revoke", "begun"), ("user revoke", "ended"), ("relay stop", "complete")
+    ]  # fmt: skip
+    report = verify([path])
+    assert report.ok
+    assert len(report.chains) == 1
 
 
 async def test_an_error_at_the_start_is_the_relays_own(config: RelayConfig) -> None:
@@ -193,6 +221,25 @@ async def test_a_worker_that_started_during_a_reload_is_told_the_new_settings(co
     supervisor._received(worker, serving)
     assert json.loads(theirs.recv(MAX_MESSAGE).partition(b"\n")[0])["t"] == "reload"
     assert worker.settings is supervisor._config
+    worker.channel.close()
+    theirs.close()
+
+
+async def test_a_log_that_fails_is_told_to_the_workers(config: RelayConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also to one that serves later: with `refuse` each of them refuses enrolments."""
+    monkeypatch.setattr(supervisor_module, "_LOOK", 0.01)
+    audit = RelayAudit("/dev/full", on_failure="refuse")
+    _, worker, theirs = started(config)
+    supervisor = Supervisor(config, 1, 1, -1, audit)
+    supervisor._workers[0] = worker
+    audit.note("policy change")
+    looking = asyncio.create_task(supervisor._look())
+    await until(lambda: supervisor._audit_failure)
+    supervisor._received(worker, Received({"t": "serving"}, b"", None))
+    told = [json.loads(theirs.recv(MAX_MESSAGE).partition(b"\n")[0]) for _ in range(2)]
+    assert told == [{"t": "audit", "failure": "No space left on device"}] * 2
+    await cancel_and_wait(looking)
+    audit.close()
     worker.channel.close()
     theirs.close()
 

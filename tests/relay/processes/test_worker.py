@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -19,9 +20,10 @@ from arcbridge.observe import logging as logs
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
 from arcbridge.observe.reloads import Outcome
+from arcbridge.relay.audit.log import WorkerAudit
 from arcbridge.relay.membership import Service
 from arcbridge.relay.operations import Operations, rows_of
-from arcbridge.relay.processes.worker import Assignment, WorkerMembership, work
+from arcbridge.relay.processes.worker import Assignment, WorkerMembership, _Worker, work
 from arcbridge.relay.siblings.channel import QUEUE, Channel, Received, in_parts, pair
 from arcbridge.relay.siblings.group import Siblings
 from arcbridge.settings.config import RelayConfig, RelayLimitsConfig, RelayUserLimitsConfig
@@ -219,3 +221,13 @@ async def test_what_the_supervisor_asks_for() -> None:
         assert await membership.publish(service, stack) == ""
     assert ["arcbridge_relay_held", [[[], 7]]] in [[e["name"], e["series"]] for e in json.loads(membership.snapshot())]
     assert membership.failures() == {"registry": "it is gone"}
+
+
+def test_what_the_supervisor_says_of_the_audit_log_reaches_it() -> None:
+    """A worker that does not serve yet has none, and is told once it does."""
+    told = Received({"t": "audit", "failure": "No space left on device"}, b"", None)
+    audit = WorkerAudit(lambda line: None, on_failure="refuse", worker=0)
+    workers: list[Any] = [SimpleNamespace(), SimpleNamespace(membership=SimpleNamespace(audit=audit))]
+    for worker in workers:
+        _Worker._received(worker, told)
+    assert audit.failure == "No space left on device"

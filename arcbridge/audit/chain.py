@@ -1,7 +1,7 @@
 """The chain of a file's records: each line holds the SHA-256 of the line before it.
 
 `Chain` seals lines, `read_line` takes a sealed line apart. A chain begins with a record `chain` that has a random id;
-where the agent has written before it, that record names the last line of then, so that chains form one. It reads and
+where the role has written before it, that record names the last line of then, so that chains form one. It reads and
 writes no file. Invariant: the hash is over the bytes of a line as they stand in the file, without the line end.
 
 A chain has no key. It shows every change but that of the newest records; who may write the file can make the whole
@@ -14,9 +14,9 @@ import hashlib
 import json
 import re
 import secrets
+import time
 from dataclasses import dataclass
 
-from arcbridge.agent.audit.record import timestamp
 from arcbridge.untrusted_json import read_json
 
 NONE = "0" * 64
@@ -51,9 +51,9 @@ class Chain:
     def begin(self, cause: str, instance: str, before: Head | None, torn: int = 0) -> bytes:
         """Seal the record that begins the chain.
 
-        `cause`: `started`, `rotated`, or `cut` (the file became shorter while the agent wrote it). `before` is the last
-        line that the agent knows of: of this file, or of the one that was rotated away. `torn`: bytes of a line without
-        an end that stood at the end of the file.
+        `cause`: `started`, `rotated`, or `cut` (the file became shorter while it was written). `before` is the last
+        line that the writer knows of: of this file, or of the one that was rotated away. `torn`: bytes of a line
+        without an end that stood at the end of the file.
         """
         fields: dict[str, str | int] = {"ts": timestamp(), "event": "chain", "cause": cause, "instance": instance}
         if before is not None:
@@ -106,3 +106,19 @@ def read_line(text: bytes) -> SealedLine | None:
         return None
     head = Head(found[1].decode(), int(found[2]), hashlib.sha256(text).hexdigest())
     return SealedLine(head, found[3].decode(), fields)
+
+
+def timestamp() -> str:
+    """Return the time as RFC 3339 with milliseconds; the part that changes once a second is cached."""
+    global _stamp
+    now = time.time()
+    second, text = _stamp
+    if int(now) != second:
+        # One assignment of both: the writer's thread asks for the time, too.
+        second = int(now)
+        text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        _stamp = second, text
+    return f"{text}.{int((now - second) * 1000):03d}Z"
+
+
+_stamp = (-1, "")

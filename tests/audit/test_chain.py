@@ -8,7 +8,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcbridge.agent.audit.chain import NONE, Chain, Head, find_sealed, read_line
+from arcbridge.audit.chain import NONE, Chain, Head, find_sealed, read_line
 
 
 def test_each_line_names_the_one_before() -> None:

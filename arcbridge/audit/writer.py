@@ -20,8 +20,7 @@ from typing import Protocol
 
 import structlog
 
-from arcbridge.agent.audit.chain import Chain, Head, read_line
-from arcbridge.agent.audit.record import timestamp
+from arcbridge.audit.chain import Chain, Head, read_line, timestamp
 from arcbridge.observe.queued_writer import CLOSE_WAIT, GATHER, QUEUE, RETRY, QueuedWriter
 
 HEAD_INTERVAL = 60.0
@@ -30,7 +29,7 @@ _TAIL = 64 * 1024
 """Bytes at the end of a file in which its last line is looked for; a line has less than half of that."""
 _STDOUT = 1
 
-log = structlog.get_logger("arcbridge.agent")
+log = structlog.get_logger("arcbridge.audit")
 
 
 class Waiter(Protocol):
@@ -94,7 +93,7 @@ class AuditWriter(QueuedWriter[tuple[str, Waiter | None]]):
             super()._run()
             self._finish()
         except BaseException as error:
-            # A defect: without this, requests would go on and nothing would tell that they are not recorded.
+            # A defect: without this, what is to be recorded would go on, and nothing would tell that it is not.
             self.failure = f"the writer failed ({type(error).__name__})"
             raise
 

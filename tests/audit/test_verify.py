@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arcbridge.agent.audit.chain import Chain, Head
-from arcbridge.agent.audit.verify import Anchor, Report, read_anchors, verify
+from arcbridge.audit.chain import Chain, Head
+from arcbridge.audit.verify import Anchor, Report, read_anchors, verify
 from arcbridge.errors import ConfigError
 
 COUNT = 12

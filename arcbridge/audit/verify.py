@@ -18,13 +18,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
-from arcbridge.agent.audit.chain import Head, SealedLine, find_sealed, read_line
+from arcbridge.audit.chain import Head, SealedLine, find_sealed, read_line
 from arcbridge.errors import ConfigError
 from arcbridge.observe.untrusted_text import clean
 from arcbridge.untrusted_json import read_json
 
 MAX_LINE = 1 << 20
-"""Bytes of a line that is looked at; the agent's own have some kilobytes."""
+"""Bytes of a line that is looked at; those of a role have some kilobytes."""
 MAX_USERS = 1000
 """Users whose records that were left out are counted one by one; those of all others are counted together."""
 RECENT = 4096
@@ -35,7 +35,7 @@ MISSING, CHANGED, MOVED, DUPLICATE, TRUNCATED, FOREIGN = (
 )  # fmt: skip
 _NO_HEAD = Head("", -1, "")
 LOST = "lost"
-"""A record of the agent's own says that records could not be written."""
+"""A record of the role's own says that records could not be written."""
 
 
 class LogPlace(NamedTuple):
@@ -129,9 +129,8 @@ class Anchor:
 
 def verify(files: Iterable[Path], anchors: Iterable[Anchor] = ()) -> Report:
     """Check the files together. Raises ConfigError for one that cannot be read."""
-    times = {path: _first_time(path) for path in files}
-    ordered = sorted(times, key=lambda path: (times[path], str(path)))
-    check = _Check(anchors, min(filter(None, times.values()), default=""))
+    ordered = in_order(files)
+    check = _Check(anchors, min(filter(None, map(_first_time, ordered)), default=""))
     for path in ordered:
         check.read(path)
     check.finish()
@@ -139,10 +138,16 @@ def verify(files: Iterable[Path], anchors: Iterable[Anchor] = ()) -> Report:
     return check.report
 
 
+def in_order(files: Iterable[Path]) -> list[Path]:
+    """Return files in the order in which they were begun. Raises ConfigError for one that cannot be read."""
+    times = {path: _first_time(path) for path in files}
+    return sorted(times, key=lambda path: (times[path], str(path)))
+
+
 def read_anchors(path: Path) -> list[Anchor]:
-    """Read the heads in an agent's log (JSON lines): events `audit head`. Raises ConfigError where there is none."""
+    """Read the heads in a role's own log (JSON lines): events `audit head`. Raises ConfigError where there is none."""
     found = []
-    for text in _lines(path):
+    for text in lines_of(path):
         start = text.find(b"{")
         try:
             event = read_json(text[start:]) if start >= 0 and b"audit head" in text else {}
@@ -152,7 +157,7 @@ def read_anchors(path: Path) -> list[Anchor]:
         if event.get("event") == "audit head" and isinstance(chain, str) and isinstance(record, int):
             found.append(Anchor(Head(chain, record, str(digest)), str(event.get("timestamp", ""))))
     if not found:
-        raise ConfigError(f'--anchors: {path} has no event "audit head"; it must be the log of an agent, as JSON lines')
+        raise ConfigError(f'--anchors: {path} has no event "audit head"; it must be the log of a role, as JSON lines')
     return found
 
 
@@ -167,13 +172,13 @@ class _Check:
         """The time of the first record in all files."""
         self._last_file = ""
         self._left_out: dict[str, tuple[int, int]] = {}
-        """Records that the agent left out on purpose, and their bytes, by user."""
+        """Records that an agent left out on purpose, and their bytes, by user."""
 
     def read(self, path: Path) -> None:
         """Take in one file."""
         name = self._last_file = str(path)
         rest: tuple[LogPlace, bytes] | None = None
-        for number, text in enumerate(_lines(path), 1):
+        for number, text in enumerate(lines_of(path), 1):
             place = LogPlace(name, number)
             whole = text.endswith(b"\n")
             text = text.rstrip(b"\r\n")
@@ -225,7 +230,7 @@ class _Check:
         head, fields = sealed.head, sealed.fields
         state = self._chains.get(head.chain)
         if fields.get("event") == "audit-lost":
-            text = f"the agent could not write {fields.get('records')} records before this one"
+            text = f"the role could not write {fields.get('records')} records before this one"
             self._add(LOST, place, head, text)
         elif fields.get("event") == "audit-left-out":
             self._count_left_out(fields)
@@ -248,7 +253,7 @@ class _Check:
             state.ended = str(fields.get("cause"))
         anchor = self._anchors.get((head.chain, head.sequence))
         if anchor is not None and anchor.head.hash != head.hash:
-            text = "the agent's log has another hash for this record: the chain was made anew from here or before"
+            text = "the role's own log has another hash for this record: the chain was made anew from here or before"
             self._add(CHANGED, place, head, text)
         state.recent[head.sequence] = (head.hash, place)
         if len(state.recent) > RECENT:
@@ -269,7 +274,7 @@ class _Check:
             state.after = (chain, int(number))
         if fields.get("torn"):
             self.report.notes.append(
-                f"{state.start}: the agent found {fields['torn']} bytes of an unfinished line when it opened the file: "
+                f"{state.start}: the role found {fields['torn']} bytes of an unfinished line when it opened the file: "
                 "it was killed, or the machine stopped, while it wrote"
             )
 
@@ -322,7 +327,7 @@ class _Check:
             )
             return
         if state.cause == "cut":
-            self.report.notes.append(f"{state.start}: the file was cut by another program while the agent wrote it")
+            self.report.notes.append(f"{state.start}: the file was cut by another program while it was written")
         if state.after is None:
             return
         chain, number = state.after
@@ -363,7 +368,7 @@ class _Check:
     def _broken(self, place: LogPlace, text: bytes, following: SealedLine | None) -> None:
         """A line that is no whole record."""
         if following is not None and following.fields.get("torn") == len(text):
-            return  # the agent itself found it so, and says it in a note
+            return  # the role itself found it so, and says it in a note
         if find_sealed(text) >= 0 or text.startswith(b'{"chain":'):
             self._add(TRUNCATED, place, _NO_HEAD, "the record is not whole: a part of its line was cut or changed")
         else:
@@ -383,7 +388,7 @@ def _of_another_stream(text: bytes) -> bool:
     return b" stderr F " in text[:80] or b" stderr P " in text[:80]
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+def lines_of(path: Path) -> Iterator[bytes]:
     """Yield the lines of a file, with their ends; a longer one than MAX_LINE in pieces. Raises ConfigError."""
     try:
         with _opened(path) as file:
@@ -400,7 +405,7 @@ def _opened(path: Path) -> IO[bytes]:
 
 def _first_time(path: Path) -> str:
     """Return the time of the first record of a file, empty where it has none."""
-    for text in _lines(path):
+    for text in lines_of(path):
         start = find_sealed(text)
         sealed = read_line(text[start:].rstrip(b"\r\n")) if start >= 0 else None
         if sealed is not None:

@@ -21,9 +21,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arcbridge.agent.audit import writer as module
-from arcbridge.agent.audit.verify import verify
-from arcbridge.agent.audit.writer import AuditWriter
+from arcbridge.audit import writer as module
+from arcbridge.audit.verify import verify
+from arcbridge.audit.writer import AuditWriter
 from arcbridge.observe import queued_writer
 from tests.support.descriptors import held
 from tests.support.reports import until
@@ -354,7 +354,7 @@ def test_a_directory_that_is_gone(tmp_path: Path, quick: None) -> None:
 
 def test_standard_output(tmp_path: Path) -> None:
     program = """
-        from arcbridge.agent.audit.writer import AuditWriter
+        from arcbridge.audit.writer import AuditWriter
         writer = AuditWriter("-")
         for value in range(100):
             writer.put('{"n":%d}' % value)

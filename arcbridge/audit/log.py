@@ -1,0 +1,169 @@
+"""The audit log as a role sees it: `put_before` for what waits for its record, `put` for what has happened.
+
+It decides what a log that cannot be written means: with `on_failure="refuse"` nothing that waits goes on, with
+`"continue"` all goes on and what is missing is counted. It is used from one event loop. Invariant: with `"refuse"`,
+what waited for its record and goes on has it in the file (handed to the kernel, and on the disk with `fsync`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import ClassVar
+
+from arcbridge.audit.writer import AuditWriter, Waiter
+from arcbridge.errors import ConfigError
+
+STALL = 5.0
+"""Seconds that a write may take, and that a request waits for its record: longer means that the disk hangs."""
+CONTINUE, REFUSE = "continue", "refuse"
+
+Recorded = Callable[[str], None]
+"""Called once, in the event loop: what waits may go on (empty), or is refused for this reason."""
+
+
+class ChainedLog:
+    """Takes lines for a file (appended, mode 0600), for standard output (`-`), or for nothing (empty)."""
+
+    refused_words: ClassVar[str]
+    """The sentence for a caller whose request does not go on; `{}` is why the log cannot be written."""
+
+    def __init__(self, file: str, *, on_failure: str = CONTINUE, fsync: bool = False, instance: str = "") -> None:
+        """Open the file at once. Raises ConfigError."""
+        check_policy(on_failure)
+        self.refuses = on_failure == REFUSE
+        """Whether what waits is refused while records cannot be written."""
+        self.records = 0
+        """Records made, of every stage."""
+        self.unrecorded = 0
+        """What went on before its record was written; always 0 where `refuses` is set."""
+        self.refused = 0
+        """What was refused because its record could not be written."""
+        self._writer: AuditWriter | None = None
+        if not file:
+            return
+        try:
+            self._writer = AuditWriter(file, instance=instance, fsync=fsync)
+        except OSError as error:
+            raise ConfigError(f"audit.file: {file} cannot be opened: {error.strerror}") from error
+
+    # -- state ----------------------------------------------------------------------------------------------------
+
+    @property
+    def dropped(self) -> int:
+        """Records that are missing from the log since the start."""
+        return self._writer.dropped if self._writer is not None else 0
+
+    @property
+    def failures(self) -> int:
+        """Times that writing began to fail."""
+        return self._writer.failures if self._writer is not None else 0
+
+    @property
+    def failure(self) -> str:
+        """Why records cannot be written now; empty while all is well."""
+        writer = self._writer
+        if writer is None:
+            return ""
+        if writer.failure:
+            return writer.failure
+        since = writer.writing_since
+        return "it takes no data" if since and time.monotonic() - since > STALL else ""
+
+    @property
+    def chain_records(self) -> int:
+        """The number of the present file's newest record."""
+        return max(0, self._writer.head.sequence) if self._writer is not None else 0
+
+    def refusal(self) -> str:
+        """Return the sentence for what must not go on now; empty where all goes on."""
+        if not self.refuses or not (failure := self.failure):
+            return ""
+        self.refused += 1
+        return self.refused_words.format(failure)
+
+    def unready(self) -> str | None:
+        """Return a reason, for the readiness check, only where requests are refused."""
+        failure = self.failure if self.refuses else ""
+        return f"the audit log cannot be written: {failure}" if failure else None
+
+    # -- lines ----------------------------------------------------------------------------------------------------
+
+    def put(self, line: str) -> bool:
+        """Queue a line; never waits. False where there was no room: it is counted."""
+        self.records += 1
+        return self._writer is None or self._writer.put(line)
+
+    def put_before(self, line: Callable[[], str], recorded: Recorded, begun: Callable[[bool], None]) -> None:
+        """Write a line before what it is about: `begun` says at once whether it was queued, `recorded` says later how
+        that goes on, perhaps at once."""
+        if self._writer is None:
+            self.records += 1
+            begun(True)
+            recorded("")
+            return
+        waiting, failure, written = _Waiting(self, recorded), self.failure, False
+        if not (failure and self.refuses):
+            text = line()
+            self.records += 1
+            written = self._writer.put(text, None if failure else waiting)
+            begun(written)
+        if written and not failure:
+            waiting.start()
+        else:
+            waiting.decide(failure or "its queue is full")
+
+    def reopen(self) -> None:
+        """Leave a file that was renamed for a new one of its name, at once."""
+        if self._writer is not None:
+            self._writer.reopen()
+
+    def close(self) -> None:
+        """Write what is queued (2 s at most: call it at the very end) and close the file."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+class _Waiting(Waiter):
+    """What waits for its record."""
+
+    __slots__ = ("_log", "_loop", "_recorded", "_timer")
+
+    def __init__(self, log: ChainedLog, recorded: Recorded) -> None:
+        self._log = log
+        self._recorded: Recorded | None = recorded
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Wait for the writer, STALL seconds at most."""
+        self._timer = self._loop.call_later(STALL, self.decide, "it takes no data")
+
+    def __call__(self, failure: str) -> None:
+        """Called in the writer's thread."""
+        try:
+            self._loop.call_soon_threadsafe(self.decide, failure)
+        except RuntimeError:  # the loop has ended, and what waits with it
+            return
+
+    def decide(self, failure: str) -> None:
+        """Let it go on, or refuse it; once."""
+        recorded, self._recorded = self._recorded, None
+        if self._timer is not None:
+            self._timer.cancel()
+        if recorded is None:
+            return
+        if failure and self._log.refuses:
+            self._log.refused += 1
+            recorded(self._log.refused_words.format(failure))
+            return
+        if failure:
+            self._log.unrecorded += 1
+        recorded("")
+
+
+def check_policy(on_failure: str) -> None:
+    """Raise ConfigError unless this is a policy for records that cannot be written."""
+    if on_failure not in (CONTINUE, REFUSE):
+        raise ConfigError(f'audit.on_failure: "{CONTINUE}" or "{REFUSE}" is needed')
