@@ -1,6 +1,8 @@
-"""Writes durations and sizes for people, alike in every role; a leaf that all may import."""
+"""Writes durations, sizes and times for people, alike in every role; a leaf that all may import."""
 
 from __future__ import annotations
+
+import time
 
 
 def duration(seconds: float) -> str:
@@ -9,6 +11,11 @@ def duration(seconds: float) -> str:
         if seconds >= length:
             return f"{_short(seconds / length)} {unit}"
     return f"{_short(max(0.0, seconds))} s"
+
+
+def rfc3339(when: float) -> str:
+    """Write unix seconds as a time in UTC (RFC 3339)."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(when))
 
 
 def size(count: float) -> str:

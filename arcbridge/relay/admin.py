@@ -33,6 +33,7 @@ from arcbridge.relay.recovery_words import recovery_words
 from arcbridge.relay.registry.base import ClusterRecord, UserRevocation, cluster_state
 from arcbridge.settings.config import RelayConfig
 from arcbridge.settings.config_loader import parse_duration
+from arcbridge.units import rfc3339
 
 Row = dict[str, Any]
 
@@ -119,7 +120,7 @@ async def create_token(
         if (record is not None and record.revoked) or cluster in await registry.revocations():
             raise ConfigError(f"cluster {cluster} is revoked: restore it first, with 'cluster restore {cluster}'")
         expires_at = clock() + ttl
-        until = _rfc3339(expires_at)
+        until = rfc3339(expires_at)
         async with acting(config, "token create", cluster=cluster, uses=uses, until=until, rebind=rebind) as result:
             token = await registry.create_join_token(cluster, uses=uses, expires_at=expires_at, rebind=rebind)
             result["token_id"] = token.partition(".")[0]
@@ -243,11 +244,12 @@ async def list_recovery(config: RelayConfig) -> list[Row]:
 
 async def end_recovery(config: RelayConfig) -> str:
     """Wait for no more revocations; return what was known. Raises `StateError` where none is awaited."""
-    async with registry_of(config, must_exist=True) as registry:
+    async with registry_of(config, must_exist=True) as registry, acting(config, "recovery end") as result:
         found = await registry.recovery()
         if found is None:
             raise StateError("no revocation is known to be missing")
         await registry.change_recovery(lambda known: None)
+        result["missing"] = recovery_words(found)
     return recovery_words(found)
 
 
@@ -269,7 +271,7 @@ async def delete_cluster(config: RelayConfig, name: str, *, clock: Callable[[], 
     ):
         record = await registry.cluster(name)
         if record is not None and record.revoked and record.certificate_expires > clock():
-            until = _rfc3339(record.certificate_expires)
+            until = rfc3339(record.certificate_expires)
             raise StateError(
                 f"cluster {name} is revoked, and its certificates are valid until {until}: forgotten before that, its "
                 "agents would be let in again"
@@ -320,9 +322,9 @@ async def revoke_user(
         raise ConfigError("which user? give the name as the policy has it, or ISSUER#SUBJECT")
     when = parse_before(before, clock())
     async with registry_of(config, must_exist=True, clock=clock) as registry:
-        async with acting(config, "user revoke", user=user, before=_rfc3339(when), reason=reason) as result:
+        async with acting(config, "user revoke", user=user, before=rfc3339(when), reason=reason) as result:
             made = await registry.revoke_user(user, when, reason)
-            result["before"] = _rfc3339(made.before)
+            result["before"] = rfc3339(made.before)
         return made
 
 
@@ -339,10 +341,6 @@ async def list_users(config: RelayConfig) -> list[Row]:
     async with registry_of(config, must_exist=True) as registry:
         entries = [asdict(entry) for entry in (await registry.user_revocations()).values()]
     return [{**entry, "revoked_at": entry.pop("revoked")} for entry in entries]
-
-
-def _rfc3339(when: float) -> str:
-    return datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def parse_before(text: object, now: float) -> int:

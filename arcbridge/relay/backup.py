@@ -27,11 +27,13 @@ from arcbridge import __version__
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.pki.authority import CERTIFICATE_FILE, KEY_FILE, Authority
 from arcbridge.pki.private_files import ensure_private_directory, read_file, write_private
+from arcbridge.relay.audit.commands import acting
 from arcbridge.relay.backend import registry_of
 from arcbridge.relay.data_dir import instance_lock, read_authority
 from arcbridge.relay.registry.base import Recovery
 from arcbridge.settings.config import RelayConfig
 from arcbridge.settings.named_files import is_there
+from arcbridge.units import rfc3339
 
 FORMAT: Final = 1
 MOST: Final = 1024 * 1024 * 1024
@@ -114,9 +116,11 @@ async def make_backup(
         files={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     )
     packed = _pack({MANIFEST: json.dumps(asdict(manifest), indent=2).encode(), **files}, now)
-    if keys:
-        packed = await asyncio.to_thread(_age().encrypt, packed, keys)
-    await asyncio.to_thread(write_private, path, packed)
+    # The file has the CA's key: who made it, and for whom it can be read, is worth a record.
+    async with acting(config, "backup", file=str(path), recipients=list(recipients)):
+        if keys:
+            packed = await asyncio.to_thread(_age().encrypt, packed, keys)
+        await asyncio.to_thread(write_private, path, packed)
     return manifest
 
 
@@ -159,29 +163,40 @@ async def restore_backup(
     if manifest.kind != kind:
         raise ConfigError(f"{path} has a registry in {manifest.kind}, and by its settings this relay has one in {kind}")
     with instance_lock(config.data_dir):
-        present = await asyncio.to_thread(read_authority, config.data_dir)
-        foreign = present is not None and present.pin != manifest.relay_ca_pin
-        if foreign and not overwrite:
-            raise StateError(f"{config.data_dir} has another CA, which agents and clients may know: give --overwrite "
-                             "to replace it")  # fmt: skip
-        async with registry_of(config, clock=clock) as registry:
-            if not overwrite and (await registry.clusters() or await registry.access_changes()):
-                raise StateError("there is a registry with clusters or revocations: give --overwrite to replace it; "
-                                 "its revocations are kept, and the rest is written to registry.replaced")  # fmt: skip
-            former = await registry.access_changes()
-            if former or await registry.clusters():
-                replaced = await registry.snapshot()
-                await asyncio.to_thread(write_private, config.data_dir / "registry.replaced", replaced.data)
-            if present is None or foreign:
-                write_private(config.data_dir / KEY_FILE, files[KEY_FILE])
-                write_private(config.data_dir / CERTIFICATE_FILE, files[CERTIFICATE_FILE])
-            now = clock()
-            await registry.replace(files[REGISTRY], Recovery("restored", now, backup=manifest.made))
-            kept = await registry.merge(former)
-            awaited = [one for one in await registry.clusters() if not one.revoked]
+        made = rfc3339(manifest.made)
+        async with acting(config, "restore", file=str(path), made=made, overwrite=overwrite) as result:
+            restored = await _replace(config, manifest, files, overwrite, clock)
+            result.update(awaited=restored.awaited, kept=restored.kept)
     if settings is not None:
         _write_settings(files, settings)
-    return Restored(manifest, len(awaited), sum(one.before > 0 for one in kept))
+    return restored
+
+
+async def _replace(
+    config: RelayConfig, manifest: Manifest, files: Mapping[str, bytes], overwrite: bool, clock: Callable[[], float]
+) -> Restored:
+    """Replace CA and registry by those of a backup."""
+    present = await asyncio.to_thread(read_authority, config.data_dir)
+    foreign = present is not None and present.pin != manifest.relay_ca_pin
+    if foreign and not overwrite:
+        raise StateError(f"{config.data_dir} has another CA, which agents and clients may know: give --overwrite "
+                         "to replace it")  # fmt: skip
+    async with registry_of(config, clock=clock) as registry:
+        if not overwrite and (await registry.clusters() or await registry.access_changes()):
+            raise StateError("there is a registry with clusters or revocations: give --overwrite to replace it; "
+                             "its revocations are kept, and the rest is written to registry.replaced")  # fmt: skip
+        former = await registry.access_changes()
+        if former or await registry.clusters():
+            replaced = await registry.snapshot()
+            await asyncio.to_thread(write_private, config.data_dir / "registry.replaced", replaced.data)
+        if present is None or foreign:
+            write_private(config.data_dir / KEY_FILE, files[KEY_FILE])
+            write_private(config.data_dir / CERTIFICATE_FILE, files[CERTIFICATE_FILE])
+        now = clock()
+        await registry.replace(files[REGISTRY], Recovery("restored", now, backup=manifest.made))
+        kept = await registry.merge(former)
+        awaited = [one for one in await registry.clusters() if not one.revoked]
+        return Restored(manifest, len(awaited), sum(one.before > 0 for one in kept))
 
 
 def _settings(config: RelayConfig, settings_file: Path | None) -> dict[str, bytes]:

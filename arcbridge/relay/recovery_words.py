@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import Final
 
 from arcbridge.checks.diagnosis import Finding, failed, ok
 from arcbridge.relay.registry.base import Recovery
+from arcbridge.units import rfc3339
 
 REVOCATIONS: Final = "revocations"
 
@@ -15,7 +15,7 @@ def recovery_words(recovery: Recovery) -> str:
     """Return what is the matter, for people."""
     since = ""
     if recovery.backup:
-        since = f" made after {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(recovery.backup))}"
+        since = f" made after {rfc3339(recovery.backup)}"
     what = {"restored": "was restored from a backup", "lost": "is new and its CA is not, so it may have been lost"}
     words = f"the registry {what.get(recovery.cause, 'is older than what agents were told')}"
     left = f"{len(recovery.awaited)} clusters were not heard yet" if recovery.awaited else "not all clusters are known"

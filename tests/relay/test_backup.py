@@ -14,9 +14,11 @@ import pytest
 from arcbridge.errors import ArcbridgeError, ConfigError, StateError
 from arcbridge.pki.authority import Authority
 from arcbridge.relay import backup
+from arcbridge.relay.admin import end_recovery
 from arcbridge.relay.backup import make_backup, read_backup, restore_backup
 from arcbridge.relay.data_dir import instance_lock, open_authority, open_registry
 from arcbridge.settings.config import RelayConfig
+from tests.relay.audit.test_log import records
 from tests.relay.conftest import relay_config
 
 
@@ -61,6 +63,24 @@ async def test_a_backup_brings_all_back_elsewhere(config: RelayConfig, tmp_path:
     assert (tmp_path / "settings" / config.policy.name).read_bytes() == config.policy.read_bytes()
     with pytest.raises(StateError, match="is there already"):
         await restore_backup(new, tmp_path / "file", overwrite=True, settings=tmp_path / "settings")
+
+
+async def test_what_is_backed_up_and_restored_is_recorded(config: RelayConfig, tmp_path: Path) -> None:
+    await make_backup(config, tmp_path / "file")
+    new = elsewhere(config, tmp_path)
+    await restore_backup(new, tmp_path / "file")
+    with pytest.raises(StateError):
+        await restore_backup(new, tmp_path / "file")
+    await end_recovery(new)
+    (made,) = [one for one in records(config.data_dir / "audit.jsonl") if one["stage"] == "ended"]
+    assert (made["act"], made["arguments"]) == ("backup", {"file": str(tmp_path / "file"), "recipients": []})
+    ends = [one for one in records(new.data_dir / "audit.jsonl") if one["stage"] == "ended"]
+    assert [(one["act"], one["outcome"]) for one in ends] == [
+        ("restore", "done"),
+        ("restore", "refused"),
+        ("recovery end", "done"),
+    ]
+    assert ends[0]["result"] == {"awaited": 1, "kept": 0}
 
 
 async def test_it_is_encrypted_to_each_recipient_and_read_by_no_other(config: RelayConfig, tmp_path: Path) -> None:

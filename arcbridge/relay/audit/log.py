@@ -24,7 +24,7 @@ from arcbridge.settings.config import RelayConfig
 
 COMMAND_ACTS: Final = frozenset(
     {"token create", "token delete", "cluster revoke", "cluster restore", "cluster delete", "user revoke",
-     "user restore"}
+     "user restore", "backup", "restore", "recovery end"}
 )  # fmt: skip
 """What commands do to the registry themselves; they have it recorded by the relay that runs."""
 ASKED_ACTS: Final = {"end": "session end", "accept_policy": "policy accept"}
