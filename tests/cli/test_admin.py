@@ -48,7 +48,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Asked:
 
 
 def test_every_command_of_the_relay_but_those_that_change_the_policy() -> None:
-    """docs/threats.md#K5."""
+    """docs/threats.md#K6."""
     afar = {" ".join(command.path[1:]): command for command in COMMANDS if command.path[0] == "admin"}
     near = {" ".join(command.path): command for command in COMMANDS if command.roles == (RELAY,)}
     assert set(afar) == set(KNOWN) == {word for word in near if word.split()[0] in ADMINISTRATION} | {"policy list"}

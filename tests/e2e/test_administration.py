@@ -57,7 +57,7 @@ def refused(world: World, user: User, *words: str, why: str = REFUSED) -> bool:
 
 @pytest.mark.timeout(300)
 def test_each_team_runs_its_own_clusters_and_no_other(world: World, tmp_path: Path) -> None:
-    """docs/threats.md#K4 and #K6."""
+    """docs/threats.md#K5 and #K7."""
     sockets = {}
     for cluster in ("shop-1", "bank-1"):
         _, port = world.start_forward("echo", ALICE, "--cluster", cluster)

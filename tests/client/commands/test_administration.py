@@ -159,7 +159,7 @@ def test_the_lines_beside_a_token_are_made_here() -> None:
     ],
 )
 def test_a_token_that_is_none(change: dict[str, object]) -> None:
-    """docs/threats.md#K8."""
+    """docs/threats.md#K9."""
     with pytest.raises(Unreachable, match="no such thing"):
         new_token(made(**change), "a", [])
     with pytest.raises(Unreachable, match="no such thing"):

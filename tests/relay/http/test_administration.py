@@ -138,7 +138,7 @@ async def test_a_team_runs_its_own_clusters(relay: Relay, everything_logged: lis
 async def test_what_is_anothers_is_refused_in_one_way(
     relay: Relay, who: str, command: str, given: dict[str, str], everything_logged: list[str]
 ) -> None:
-    """docs/threats.md#K4."""
+    """docs/threats.md#K5."""
     await enrol(relay, "shop-1", "bank")
     assert await ask(relay, who, command, **given) == (403, REFUSED)
     assert not await relay.registry.revocations()
@@ -181,14 +181,14 @@ async def test_the_whole_relay_is_for_who_has_every_cluster(relay: Relay) -> Non
 
 
 async def test_no_command_changes_the_policy() -> None:
-    """docs/threats.md#K5: an administrator gives no right to anybody, himself included."""
+    """docs/threats.md#K6: an administrator gives no right to anybody, himself included."""
     assert {command for command in COMMANDS if command.startswith("policy")} == {"policy list"}
 
 
 async def test_a_right_that_is_lost_while_the_request_comes_is_lost(
     relay: Relay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """docs/threats.md#K6: by the policy, and by a revocation of the login."""
+    """docs/threats.md#K7: by the policy, and by a revocation of the login."""
     lose: list[Callable[[], object]] = [
         lambda: write(tmp_path, POLICY),
         lambda: relay.access.learn_users({"chief": UserRevocation("chief", 1 << 32)}),
@@ -250,7 +250,7 @@ async def test_mistakes(relay: Relay, command: str, given: dict[str, str], statu
     [b"", b"[]", b'{"command": 1}', b'{"command": "token create", "cluster": ["a"]}', b"[" * 60_000, CANARY.encode()],
 )
 async def test_hostile_bodies(relay: Relay, data: bytes, everything_logged: list[str]) -> None:
-    """docs/threats.md#K7."""
+    """docs/threats.md#K8."""
     headers = {"Authorization": "Bearer token-of-chief", "Content-Type": "application/json"}
     status, answer, _ = await relay.call("POST", "/v1/admin", data=data, headers=headers)
     assert (status, error(answer)[0]) == (400, "bad_request")
@@ -278,7 +278,7 @@ async def test_w5_a_page_administers_nothing(relay: Relay, headers: dict[str, st
 
 
 async def test_commands_and_refusals_have_a_rate(relay: Relay, everything_logged: list[str]) -> None:
-    """docs/threats.md#K7: of one person, and refusals of one address, which lock no administrator out."""
+    """docs/threats.md#K8: of one person, and refusals of one address, which lock no administrator out."""
     relay.api.change_limits(RelayLimitsConfig(requests_per_minute_per_user=10_000))
     for _ in range(REFUSALS):
         assert (await ask(relay, "ann", "cluster list"))[0] == 403
