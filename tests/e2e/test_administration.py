@@ -60,7 +60,8 @@ def test_each_team_runs_its_own_clusters_and_no_other(world: World, tmp_path: Pa
     """docs/threats.md#K5 and #K7."""
     sockets = {}
     for cluster in ("shop-1", "bank-1"):
-        _, port = world.start_forward("echo", ALICE, "--cluster", cluster)
+        world.cluster = cluster
+        _, port = world.start_forward("echo")
         sockets[cluster] = socket.create_connection(("127.0.0.1", port), timeout=60)
         sockets[cluster].sendall(b"x")
         assert sockets[cluster].recv(1) == b"x"

@@ -7,8 +7,8 @@ It needs an access token with its proof, as `/v1/clusters` does, and gives each 
 that there are more rows than were sent. The policy, and whose login is revoked, are asked again when the whole request
 is there.
 
-Invariants: who administers nothing gets one answer, whether the relay has administrators or not; nobody can change the
-policy here, nor accept one, so that no administrator gives a right to another one or more to itself; each act leaves a
+Invariants: a caller who administers nothing gets one answer, whether the relay has administrators or not; no command
+changes the policy or accepts a version of it, so that no administrator gives a right to any user; each act leaves a
 line in the log with the person, and a join token is in its answer and nowhere else.
 """
 
@@ -67,7 +67,7 @@ REFUSED: Final = (
     "you may not do this, or there is no such thing: [[admin]] in the relay's policy says who administers which "
     "clusters, and what of them; users and the policy are for those who administer every cluster"
 )
-"""The one answer to who administers nothing, and about what is not the caller's."""
+"""The one answer to a caller who administers nothing, and about what is not the caller's."""
 
 log = structlog.get_logger("arcbridge.relay")
 
@@ -228,7 +228,7 @@ class AdminApi:
     async def _answer(self, request: web.Request, identity: Identity) -> web.Response:
         source = address_of(request)
         if not self._access.administered(identity, *WHAT):
-            # Before the body is read: who administers nothing costs no more than a request for the clusters.
+            # Before the body is read: such a caller costs no more than a request for the clusters.
             raise self._refusal(identity, source, "no [[admin]] is for this user")
         self._api.spend("administration", self._people, identity.subject, "you give this relay too many commands")
         if request.content_type != "application/json":
