@@ -128,10 +128,12 @@ class Operations:
         """
         found = self._held()
         if isinstance(clusters := question.get("clusters"), list):
-            found = [pump for pump in found if covers(clusters, pump.cluster)]
+            named = [one for one in clusters if isinstance(one, str)]
+            found = [pump for pump in found if covers(named, pump.cluster)]
         if session := question.get("session"):
             found = [pump for pump in found if session in (pump.join_id, pump.first_session)]
-        return found[: question.get("most")]
+        most = question.get("most")
+        return found[:most] if isinstance(most, int) else found
 
     def _session(self, pump: Pump) -> Row:
         lasted = asyncio.get_running_loop().time() - pump.started_at
