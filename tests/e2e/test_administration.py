@@ -55,7 +55,7 @@ def refused(world: World, user: User, *words: str, why: str = REFUSED) -> bool:
     return done.returncode == ExitCode.LOGIN and why in done.stderr and not done.stdout
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_each_team_runs_its_own_clusters_and_no_other(world: World, tmp_path: Path) -> None:
     """docs/threats.md#K5 and #K7."""
     sockets = {}
