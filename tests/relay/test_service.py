@@ -210,7 +210,7 @@ async def test_what_is_done_to_a_relay_is_in_its_audit(config: RelayConfig, monk
         assert status == 403
         config.policy.write_text(POLICY.replace("oidc:alice", "oidc:bob"))
         await until(lambda: "policy change" in path.read_text())
-        await admin.revoke_user(config, "oidc:alice", reason="left")
+        await admin.revoke_user(admin.at(config), "oidc:alice", reason="left")
         near.close()
     found = {(one["act"], one["stage"]): one for one in records(path)}
     assert list(found) == [

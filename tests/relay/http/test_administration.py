@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from arcbridge.audit.log import Recorded
 from arcbridge.errors import StateError
 from arcbridge.identity import policy
 from arcbridge.identity.proof import HEADER
 from arcbridge.pki.authority import Authority
+from arcbridge.relay.audit.log import RelayAudit
 from arcbridge.relay.http import administration
 from arcbridge.relay.http.administration import COMMANDS, COMMANDS_AT_ONCE, MAX_TTL, MOST_ROWS, REFUSALS, REFUSED
 from arcbridge.relay.http.server import BODY_LIMIT, read_body
@@ -111,6 +113,43 @@ async def test_a_team_runs_its_own_clusters(relay: Relay, everything_logged: lis
     assert all("'user': 'shop'" in line or "'user': 'bank'" in line for line in acts)
     assert made["token"].partition(".")[2] not in "".join(everything_logged)
     assert made["id"] in "".join(acts)
+
+
+class Book(RelayAudit):
+    """An audit that keeps its lines."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+        self.lines: list[dict[str, Any]] = []
+
+    def put(self, line: str) -> bool:
+        self.lines.append(json.loads(line))
+        return super().put(line)
+
+    def put_before(self, line: Callable[[], str], recorded: Recorded, begun: Callable[[bool], None]) -> None:
+        self.lines.append(json.loads(line()))
+        super().put_before(line, recorded, begun)
+
+
+async def test_the_audit_names_the_person(relay: Relay) -> None:
+    """docs/threats.md#K7. Acts before and after, whichever function does them, and refusals; never a secret."""
+    book = relay.api.audit = Book()
+    _, (made,) = await ask(relay, "shop", "token create", cluster="shop-1")
+    relay.rows["end"] = SESSIONS[:1]
+    await ask(relay, "shop", "session end", session="a" * 16)
+    await ask(relay, "bank", "cluster revoke", cluster="shop-1")
+    await ask(relay, "shop", "session list")
+    found = [(line["act"], line["stage"], line["actor"], line.get("outcome", "")) for line in book.lines]
+    assert found == [
+        ("token create", "begun", "shop", ""),
+        ("token create", "ended", "shop", "done"),
+        ("session end", "begun", "shop", ""),
+        ("session end", "ended", "shop", "done"),
+        ("administration", "complete", "bank", "refused"),
+    ]
+    assert all((line["by"], line["source"]) == ("person", "127.0.0.1") for line in book.lines)
+    assert book.lines[1]["result"] == {"token_id": made["id"]}
+    assert made["token"].partition(".")[2] not in json.dumps(book.lines)
 
 
 @pytest.mark.parametrize(
