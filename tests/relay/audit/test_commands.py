@@ -100,7 +100,7 @@ async def test_nothing_is_done_unrecorded_where_the_settings_say_so(config: Rela
         return RelayConfig(public_address=config.public_address, data_dir=config.data_dir, audit=audit)
 
     with pytest.raises(StateError, match="No space left"):
-        await admin.revoke_user(full("refuse"), "bob")
+        await admin.revoke_user(admin.at(full("refuse")), "bob")
     socket = AdminSocket(config.data_dir, answer, RelayAudit("/dev/full", on_failure="refuse"))
     await socket.start()
     with pytest.raises(StateError, match="No space left"):
@@ -109,7 +109,7 @@ async def test_nothing_is_done_unrecorded_where_the_settings_say_so(config: Rela
         await admin.end_session(admin.at(config), "a" * 16)
     await socket.close()
     assert await admin.list_users(admin.at(config)) == []
-    await admin.revoke_user(full("continue"), "bob")
+    await admin.revoke_user(admin.at(full("continue")), "bob")
     assert [row["user"] for row in await admin.list_users(admin.at(config))] == ["bob"]
 
 
