@@ -197,7 +197,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
 # --- commands that answer and end -----------------------------------------------------------------------------------
 
 
-def _answering(answer: Callable[[Invocation, ClientContext], Coroutine[Any, Any, int]]) -> Callable[[Invocation], int]:
+def answering(answer: Callable[[Invocation, ClientContext], Coroutine[Any, Any, int]]) -> Callable[[Invocation], int]:
     """Return a command that answers and ends. It logs only what is wrong, unless asked for more."""
 
     def command(invocation: Invocation) -> int:
@@ -226,7 +226,7 @@ def _tell_of_update(context: ClientContext) -> None:
         tell(relay.offered_client, relay.address.url, context.state.cache, sys.stderr, os.environ)
 
 
-@_answering
+@answering
 async def clusters(invocation: Invocation, context: ClientContext) -> int:
     output = invocation.text("output", "table")
     from arcbridge.client.commands.directory import list_clusters

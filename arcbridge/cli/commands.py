@@ -268,9 +268,29 @@ COMMANDS = (
     ),
 )
 
+ADMINISTRATION = ("token", "cluster", "session", "user")
+"""Groups of the relay's commands that administrators have over HTTPS, too, as `admin GROUP WORD`."""
+
+
+def _over_https(command: Command) -> Command:
+    """Return the client's command that does what this one does on the relay's machine (`cli.admin`)."""
+    parts = command.flags if command.argument is None else [*command.flags, command.argument]
+    made = Command(f"admin {' '.join(command.path)} = admin:{'_'.join(command.path)}", command.help, *parts)
+    made.roles = (CLIENT,)
+    return made
+
+
+# The policy is shown and no more: an administrator who could accept a version could give rights to himself.
+COMMANDS += tuple(
+    _over_https(command)
+    for command in COMMANDS
+    if command.roles == (RELAY,) and (command.path[0] in ADMINISTRATION or command.path == ("policy", "list"))
+)
+
 DEFAULT_COMMAND = {RELAY: ("run",), AGENT: ("run",), CLIENT: ("proxy",)}
 
 GROUP_HELP = {
+    "admin": "administer clusters over HTTPS, by your own login, as far as the relay's policy lets you",
     "audit": "audit logs",
     "token": "join tokens",
     "cluster": "enrolled clusters",

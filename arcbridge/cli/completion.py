@@ -29,8 +29,9 @@ def script(shell: str) -> str:
 
 
 def _all_flags(role: str) -> list[Flag]:
+    """Return the flags of the role's commands, then its own, which have short names too."""
     own = [flag for command in commands_of(role) for flag in command.flags]
-    return [*flags_of(role), *own]
+    return [*own, *flags_of(role)]
 
 
 def _value_flags() -> list[str]:
@@ -172,10 +173,9 @@ def _fish() -> str:
         for path in _paths(role):
             for command in commands_of(role):
                 if command.path[: len(path)] == path != command.path and len(command.path) == len(path) + 1:
-                    seen = f"__fish_seen_subcommand_from {path[-1]}" if path else "__fish_use_subcommand"
-                    lines.append(_fish_line(seen, f"-a {command.path[-1]}", command.help))
-        for word in dict.fromkeys(c.path[0] for c in commands_of(role) if len(c.path) > 1):
-            lines.append(_fish_line("__fish_use_subcommand", f"-a {word}", ""))
+                    lines.append(_fish_line(_fish_behind(path), f"-a {command.path[-1]}", command.help))
+        for group in dict.fromkeys(c.path[:n] for c in commands_of(role) for n in range(1, len(c.path))):
+            lines.append(_fish_line(_fish_behind(group[:-1]), f"-a {group[-1]}", ""))
     for flag in {flag.long: flag for role in ROLES for flag in _all_flags(role)}.values():
         names = " ".join(f"-l {name[2:]}" if name.startswith("--") else f"-s {name[1:]}" for name in flag.names)
         value = ""
@@ -191,6 +191,10 @@ def _fish() -> str:
             seen = f"__fish_seen_subcommand_from {command.path[-1]}"
             lines.append(_fish_line(seen, f"-a '{' '.join(command.argument.choices)}'", ""))
     return "\n".join(dict.fromkeys(lines)) + "\n"
+
+
+def _fish_behind(path: tuple[str, ...]) -> str:
+    return f"__fish_seen_subcommand_from {path[-1]}" if path else "__fish_use_subcommand"
 
 
 def _fish_line(condition: str, what: str, text: str) -> str:

@@ -168,18 +168,19 @@ def build(role: str, commands: Sequence[Command]) -> Parser:
     if not commands:
         return parser
     leaves = parser.add_subparsers(title="sub-commands", metavar="", dest="command_0", parser_class=Parser)
-    groups: dict[str, argparse._SubParsersAction[Parser]] = {}
+    groups: dict[tuple[str, ...], argparse._SubParsersAction[Parser]] = {(): leaves}
     for command in commands:
-        if len(command.path) == 1:
-            leaf = leaves.add_parser(command.path[0], **_texts(name, command))
-        else:
-            head, tail = command.path
-            if head not in groups:
-                group = leaves.add_parser(head, help=GROUP_HELP[head], prog=f"{name} {head}", add_help=True)
-                groups[head] = group.add_subparsers(
-                    title="sub-commands", metavar="", dest="command_1", required=True, parser_class=Parser
+        for level in range(1, len(command.path)):
+            words = command.path[:level]
+            if words not in groups:
+                head = words[-1]
+                group = groups[words[:-1]].add_parser(
+                    head, help=GROUP_HELP[head], prog=f"{name} {' '.join(words)}", add_help=True
                 )
-            leaf = groups[head].add_parser(tail, **_texts(name, command))
+                groups[words] = group.add_subparsers(
+                    title="sub-commands", metavar="", dest=f"command_{level}", required=True, parser_class=Parser
+                )
+        leaf = groups[command.path[:-1]].add_parser(command.path[-1], **_texts(name, command))
         _add_flags(leaf, role, command.flags)
         if (one := command.argument) is not None:
             leaf.add_argument(one.name, help=one.help, choices=one.choices or None, nargs=one.count or None)
@@ -272,6 +273,6 @@ def parse(arguments: Sequence[str], role: str) -> Invocation:
     given = vars(parser.parse_args(arguments))
     if behind:
         given["command_line"] = behind
-    path = tuple(str(given.pop(f"command_{level}")) for level in (0, 1) if given.get(f"command_{level}"))
+    path = tuple(str(given.pop(f"command_{level}")) for level in (0, 1, 2) if given.get(f"command_{level}"))
     given.pop("command_0", None)
     return Invocation(role, path or DEFAULT_COMMAND[role], given)

@@ -10,6 +10,11 @@
     accept = ["prod-1"]
     deny = ["lab"]
 
+    [[admin]]
+    groups = ["shop-operators"]
+    clusters = ["shop-*"]
+    what = ["tokens", "sessions", "revocations"]
+
 A rule allows when its clusters match *and* the caller is one of its users or in one of its groups. Users and groups
 are compared exactly, after claim mapping (so with their prefix); `"*"` alone means everyone who is authenticated.
 `*` in a cluster pattern stands for any run of characters; nothing else is special. A caller who is allowed nowhere
@@ -17,6 +22,9 @@ gets the same answer as for a cluster that does not exist.
 
 A test says what the rules have to decide (the model: tests of Tailscale's access rules). A file with a test that fails
 is a file with a mistake: no version of it is taken over.
+
+An `[[admin]]` says who administers which clusters through the relay's HTTP API, and what of them (`WHAT`); it lets no
+user reach a cluster, and none administers without one. `clusters = ["*"]` is the whole relay, which `"*-*"` is not.
 """
 
 from __future__ import annotations
@@ -37,9 +45,19 @@ from arcbridge.errors import ConfigError
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.policy_rules import Rule, explain, named, who
 from arcbridge.settings.problems import Place, Problem
+from arcbridge.settings.suggest import unknown
 from arcbridge.settings.toml_lines import locator, parts, syntax_place
 
-_KEYS = {"allow": ("users", "groups", "clusters"), "test": ("user", "groups", "accept", "deny")}
+WHAT = ("tokens", "sessions", "revocations", "read")
+"""What an `[[admin]]` may give: join tokens; sessions; clusters and users that are shut out, restored and forgotten; to
+see all of that. Each of the first three lets its own be seen."""
+EVERY_CLUSTER = "*"
+
+_KEYS = {
+    "allow": ("users", "groups", "clusters"),
+    "test": ("user", "groups", "accept", "deny"),
+    "admin": ("users", "groups", "clusters", "what"),
+}
 _CLUSTER = re.compile(r"[a-z0-9.-]{1,63}")
 _PATTERN = re.compile(r"[a-z0-9.*-]{1,63}")
 CHECK_INTERVAL = 1.0
@@ -77,6 +95,16 @@ class KnownGroups(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class AdminRule:
+    """One `[[admin]]` table."""
+
+    rule: Rule
+    """For whom it is, and for which clusters."""
+    what: frozenset[str]
+    """Some of `WHAT`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """All rules of a file; no rule, no access."""
 
@@ -85,6 +113,7 @@ class Policy:
     """What names this version for people: 12 digits, of its rules alone. Another comment is no other version. Empty
     where a rule or a test cannot be read."""
     tests: tuple[PolicyTest, ...] = field(default=(), compare=False)
+    admins: tuple[AdminRule, ...] = ()
     groups: frozenset[str] = field(init=False, compare=False, repr=False)
     """The groups that any rule names."""
 
@@ -92,10 +121,14 @@ class Policy:
         object.__setattr__(self, "groups", frozenset().union(*(rule.groups for rule in self.rules)))
 
     @classmethod
-    def of(cls, rules: tuple[Rule, ...], tests: tuple[PolicyTest, ...] = ()) -> Policy:
+    def of(
+        cls, rules: tuple[Rule, ...], tests: tuple[PolicyTest, ...] = (), admins: tuple[AdminRule, ...] = ()
+    ) -> Policy:
         """Return the policy of these rules, with its hash."""
         words = json.dumps([[sorted(one.users), sorted(one.groups), one.clusters] for one in rules])
-        return cls(rules, hashlib.sha256(words.encode()).hexdigest()[:12], tests)
+        for one in admins:
+            words += json.dumps([sorted(one.rule.users), sorted(one.rule.groups), one.rule.clusters, sorted(one.what)])
+        return cls(rules, hashlib.sha256(words.encode()).hexdigest()[:12], tests, admins)
 
     @classmethod
     def load(cls, toml_text: str, *, source: str = "policy") -> Policy:
@@ -115,7 +148,7 @@ class Policy:
             _, line, column = syntax_place(str(error), toml_text)
             return cls(()), [Problem("policy", f"not valid TOML: {error}", place=Place(source, line, column))]
         line_at = locator(toml_text)
-        errors = [f"{key}: unknown key (known: allow, test)" for key in document if key not in _KEYS]
+        errors = [f"{key}: unknown key (known: allow, test, admin)" for key in document if key not in _KEYS]
         entries: dict[str, list[Any]] = {}
         for kind in _KEYS:
             entries[kind] = document.get(kind, [])
@@ -131,7 +164,10 @@ class Policy:
             _test(entry, f"test[{n}]", line_at(("test", n)), errors)
             for n, entry in enumerate(entries["test"][:MAX_TESTS])
         )
-        policy = cls.of(rules, tests)
+        admins = tuple(
+            _admin(entry, f"admin[{n}]", line_at(("admin", n)), errors) for n, entry in enumerate(entries["admin"])
+        )
+        policy = cls.of(rules, tests, admins)
         if errors:
             policy = replace(policy, hash="")
         else:
@@ -144,6 +180,11 @@ class Policy:
     def allows(self, identity: Identity, cluster: str) -> bool:
         """Return whether any rule lets `identity` reach `cluster` (a canonical name)."""
         return any(rule.matches(identity, cluster) for rule in self.rules)
+
+    def administered(self, identity: Identity, *what: str) -> tuple[str, ...]:
+        """Return the names and patterns of the clusters of which `identity` administers any of `what`."""
+        rules = [one.rule for one in self.admins if one.rule.names(identity) and not one.what.isdisjoint(what)]
+        return tuple(dict.fromkeys(cluster for rule in rules for cluster in rule.clusters))
 
     def known_groups(self, identity: Identity) -> KnownGroups:
         """Return which of the groups of `identity` a rule names, and how many none does."""
@@ -176,6 +217,19 @@ def _rule(entry: Any, path: str, line: int, errors: list[str]) -> Rule:
         if not _PATTERN.fullmatch(cluster):
             errors.append(f"{path}.clusters[{n}]: only lower-case letters, digits, '-', '.' and '*'")
     return Rule(frozenset(users), frozenset(groups), tuple(clusters), path, line)
+
+
+def _admin(entry: Any, path: str, line: int, errors: list[str]) -> AdminRule:
+    """Read one `[[admin]]` as `_rule` does."""
+    rule = _rule(entry, path, line, errors)
+    if "*" in rule.users:
+        errors.append(f'{path}.users: "*" would make an administrator of everyone; name users or groups')
+    table = entry if isinstance(entry, dict) else {}
+    what = _strings(table, "what", path, errors)
+    if not table.get("what"):
+        errors.append(f"{path}.what: needs at least one of {', '.join(WHAT)}")
+    errors += [unknown(f"{path}.what", word, WHAT) for word in what if word not in WHAT]
+    return AdminRule(rule, frozenset(what))
 
 
 def _test(entry: Any, path: str, line: int, errors: list[str]) -> PolicyTest:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 from arcbridge.identity.claims import Identity
@@ -126,6 +127,12 @@ def quoted(names: Iterable[str]) -> str:
     return ", ".join(f'"{name}"' for name in ordered[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
+def covers(clusters: Iterable[str], name: str) -> bool:
+    """Return whether the cluster `name` is one of these names and patterns."""
+    return any(_compiled(cluster).fullmatch(name) for cluster in clusters)
+
+
+@lru_cache(maxsize=1024)
 def _compiled(cluster: str) -> re.Pattern[str]:
     """Return the expression of a name or pattern. Between two `*` the first place that fits is taken and never another
     one (an atomic group): where the rest fits behind a later one, it does so behind this one."""

@@ -199,8 +199,10 @@ async def get_once(
     proxy: Proxy | str | None = None,
     limit: int = _MAX_ANSWER,
     fields: Callable[[bytes], str] = lambda certificate: "",
+    document: bytes | None = None,
 ) -> tuple[int, bytes, bytes]:
-    """Return status, head and body of one GET over a connection of its own; `context`: whom to trust.
+    """Return status, head and body of one GET over a connection of its own, or of one POST of a JSON `document`;
+    `context`: whom to trust.
 
     `fields` makes further header lines, each with its end, once the relay has shown this certificate (DER). Raises
     `ssl.SSLCertVerificationError` where the context does not trust the relay, `Unreachable`, `ConnectionLost`.
@@ -215,7 +217,10 @@ async def get_once(
                 await pipe.handshake()
                 # HTTP/1.0: the answer is neither chunked nor kept alive, so its end is the end of the connection.
                 more = fields(pipe.peer_certificate or b"")
-                await pipe.write(f"GET {path} HTTP/1.0\r\nHost: {address}\r\nAccept: */*\r\n{more}\r\n".encode())
+                if document is not None:
+                    more += f"Content-Type: application/json\r\nContent-Length: {len(document)}\r\n"
+                first = f"{'GET' if document is None else 'POST'} {path} HTTP/1.0\r\nHost: {address}\r\n"
+                await pipe.write(f"{first}Accept: */*\r\n{more}\r\n".encode() + (document or b""))
                 answer = bytearray()
                 while chunk := await pipe.read():
                     answer += chunk

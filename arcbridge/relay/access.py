@@ -121,6 +121,11 @@ class Access:
         """Return whether the policy lets `identity` reach `cluster`, revoked or not, and its login still counts."""
         return self._refusal(identity) is None and self._policy.allows(identity, cluster)
 
+    def administered(self, identity: Identity, *what: str) -> tuple[str, ...]:
+        """Return the names and patterns of the clusters of which `identity` administers any of `what`
+        (`identity.policy`); none once its login counts no more."""
+        return () if self._refusal(identity) is not None else self._policy.current().administered(identity, *what)
+
 
 @dataclass(slots=True)
 class CallerChecks:

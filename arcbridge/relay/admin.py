@@ -1,10 +1,10 @@
-"""Does what an operator wants on the relay's machine: join tokens, clusters and users' logins, while the relay runs or
-before it does.
+"""Does what an operator wants of a relay: join tokens, clusters and users' logins, while the relay runs or before it
+does.
 
-The commands work on the registry in the data directory, or on the fleet's in NATS. The relay sees a new token at once
-and a revocation within seconds; nothing has to be restarted and no port of the relay is involved. A user who can write
-that directory, or that bucket, is the operator. What only the relay that runs can know (sessions, connected agents) is
-asked through its `admin_socket`.
+Commands on the relay's machine work on the registry in the data directory, or on the fleet's in NATS (`at`). The relay
+sees a new token at once and a revocation within seconds; nothing has to be restarted and no port of the relay is
+involved. A user who can write that directory, or that bucket, is the operator. What only the relay that runs can know
+(sessions, connected agents) is asked through its `admin_socket`.
 
 Every function returns plain data, with times in unix seconds; the command line (`arcbridge.cli.relay`) prints it.
 """
@@ -14,28 +14,29 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-import shlex
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
+from functools import partial
 
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.net.address import parse_address
 from arcbridge.net.join import JOIN_ID
+from arcbridge.pki.authority import Authority
 from arcbridge.pki.names import check_cluster_name
+from arcbridge.pki.new_token import NewToken, api_server_arguments
 from arcbridge.relay.admin_socket import ask
 from arcbridge.relay.audit.commands import acting
 from arcbridge.relay.backend import registry_of
 from arcbridge.relay.data_dir import is_locked, open_authority
+from arcbridge.relay.operations import Question, Row
 from arcbridge.relay.recovery_words import recovery_words
-from arcbridge.relay.registry.base import ClusterRecord, UserRevocation, cluster_state
+from arcbridge.relay.registry.base import ClusterRecord, Registry, UserRevocation, cluster_state
 from arcbridge.settings.config import RelayConfig
 from arcbridge.settings.config_loader import parse_duration
 from arcbridge.units import rfc3339
-
-Row = dict[str, Any]
 
 DEFAULT_TTL = 3600.0
 """Seconds: long enough to walk over to the cluster, short enough that a forgotten token does not matter."""
@@ -47,60 +48,40 @@ SEEN_RECENTLY = 150.0
 
 
 @dataclass(frozen=True, slots=True)
-class NewToken:
-    """A join token as it is shown once, with what an agent needs besides."""
+class Administered:
+    """A relay, as those who administer it reach it."""
 
-    id: str
-    token: str = field(repr=False)
-    cluster: str
-    uses: int
-    expires_at: float
-    relay: str
-    """`https://host:port`."""
-    relay_ca_pin: str
-    """Empty when the relay's certificate comes from elsewhere (`[tls]`): the pin of our CA says nothing about it."""
-    command: str = field(repr=False)
-    """Shell lines to paste: on the agent's machine where it was said how that reaches the API server, else where
-    kubectl reaches the cluster, for the Helm chart. The token goes into a file and not into an argument list, which
-    every user of that machine could read."""
-    in_cluster: bool = False
-    """Whether `command` is for the Helm chart."""
+    config: RelayConfig
+    registry: Callable[[bool], AbstractAsyncContextManager[Registry]]
+    """Opens the registry; True: it has to exist."""
+    authority: Callable[[], Awaitable[Authority]]
+    ask: Callable[[Question], Awaitable[list[Row] | None]]
+    """Asks the relay that runs, with all its processes and its fleet; None: none runs."""
+    acting: Callable[..., AbstractAsyncContextManager[dict[str, object]]]
+    """Records an act before it is done and when it is over, as `relay.audit.commands.acting` does."""
+    clock: Callable[[], float] = time.time
 
 
-API_SERVER_FLAGS = (
-    "kube_server",
-    "kube_ca_file",
-    "kube_token_file",
-    "kube_client_certificate_file",
-    "kube_client_key_file",
-)
-"""How an agent on a machine that is no pod reaches its API server: flags of the command, which are also the agent's."""
-
-
-def api_server_arguments(given: Mapping[str, str]) -> list[str]:
-    """Return the agent's flags for values of `API_SERVER_FLAGS`; empty where none was given. Raises `ConfigError` that
-    says which one is missing."""
-    if not any(given.values()):
-        return []
-    if not given["kube_server"]:
-        raise ConfigError("--kube-server is missing: https://host:port of the cluster's API server, for the agent")
-    if not given["kube_token_file"] and not (given["kube_client_certificate_file"] and given["kube_client_key_file"]):
-        raise ConfigError(
-            "the agent needs a credential at the API server: give --kube-token-file, or "
-            "--kube-client-certificate-file with --kube-client-key-file, as they are on its machine"
-        )
-    return [word for name, value in given.items() if value for word in (f"--{name.replace('_', '-')}", value)]
+def at(config: RelayConfig, *, clock: Callable[[], float] = time.time) -> Administered:
+    """Return the relay of these settings, whether it runs or not, for a command on its machine."""
+    return Administered(
+        config,
+        lambda must_exist: registry_of(config, must_exist=must_exist, clock=clock),
+        lambda: asyncio.to_thread(open_authority, config.data_dir, clock=clock),
+        lambda question: ask(config.data_dir, question),
+        partial(acting, config),
+        clock,
+    )
 
 
 async def create_token(
-    config: RelayConfig,
+    relay: Administered,
     *,
     cluster: str,
     uses: int = 1,
     ttl: float = DEFAULT_TTL,
     rebind: bool = False,
     api_server: Mapping[str, str] | None = None,
-    clock: Callable[[], float] = time.time,
 ) -> NewToken:
     """Make a join token for `cluster`; `ttl` in seconds. `api_server`: values of `API_SERVER_FLAGS`, for an agent
     on a machine that is no pod.
@@ -111,40 +92,42 @@ async def create_token(
         raise ConfigError("which cluster? give --cluster NAME")
     check_cluster_name(cluster)
     kubernetes = api_server_arguments(api_server or {})
+    config = relay.config
     if not config.public_address:
         raise ConfigError("public_address is not set: it is the host:port that agents dial")
-    relay = parse_address(config.public_address).url
-    authority = await asyncio.to_thread(open_authority, config.data_dir, clock=clock)
-    async with registry_of(config, clock=clock) as registry:
+    url = parse_address(config.public_address).url
+    authority = await relay.authority()
+    async with relay.registry(False) as registry:
         record = await registry.cluster(cluster)
         if (record is not None and record.revoked) or cluster in await registry.revocations():
             raise ConfigError(f"cluster {cluster} is revoked: restore it first, with 'cluster restore {cluster}'")
+<<<<<<< HEAD
         expires_at = clock() + ttl
         until = rfc3339(expires_at)
         async with acting(config, "token create", cluster=cluster, uses=uses, until=until, rebind=rebind) as result:
+=======
+        expires_at = relay.clock() + ttl
+        until = _rfc3339(expires_at)
+        async with relay.acting("token create", cluster=cluster, uses=uses, until=until, rebind=rebind) as result:
+>>>>>>> p4
             token = await registry.create_join_token(cluster, uses=uses, expires_at=expires_at, rebind=rebind)
             result["token_id"] = token.partition(".")[0]
-    pin = "" if config.tls.certificate is not None else authority.pin
-    return NewToken(
-        id=token.partition(".")[0],
-        token=token,
+    return NewToken.of(
+        token,
         cluster=cluster,
         uses=uses,
         expires_at=expires_at,
-        relay=relay,
-        relay_ca_pin=pin,
-        command=_agent_command(token, cluster, relay, pin, kubernetes)
-        if kubernetes
-        else _chart_command(token, cluster, relay, pin),
-        in_cluster=not kubernetes,
+        relay=url,
+        pin="" if config.tls.certificate is not None else authority.pin,
+        kubernetes=kubernetes,
     )
 
 
-async def list_tokens(config: RelayConfig, *, clock: Callable[[], float] = time.time) -> list[Row]:
+async def list_tokens(relay: Administered) -> list[Row]:
     """Return all join tokens, without their secrets; times in unix seconds."""
-    async with registry_of(config, must_exist=True, clock=clock) as registry:
+    async with relay.registry(True) as registry:
         tokens = await registry.list_join_tokens()
-    now = clock()
+    now = relay.clock()
 
     def state(used: int, uses: int, expires_at: float) -> str:
         if used >= uses:
@@ -154,11 +137,11 @@ async def list_tokens(config: RelayConfig, *, clock: Callable[[], float] = time.
     return [{**asdict(token), "state": state(token.used, token.uses, token.expires_at)} for token in tokens]
 
 
-async def delete_token(config: RelayConfig, token_id: str) -> str:
+async def delete_token(relay: Administered, token_id: str) -> str:
     """Void a join token and return its id; a whole token in its place is taken too. `StateError`: there is none."""
     # What was pasted may hold the secret, so it is never quoted.
     token_id = token_id.strip().partition(".")[0]
-    async with registry_of(config, must_exist=True) as registry, acting(config, "token delete", token_id=token_id):
+    async with relay.registry(True) as registry, relay.acting("token delete", token_id=token_id):
         if not await registry.delete_join_token(token_id):
             raise StateError("there is no join token with this id: 'token list' shows those that are")
     return token_id
@@ -176,75 +159,79 @@ class ClusterList:
     """False where no relay runs on this data directory: `agents` is unknown, and states follow from dates."""
 
 
-async def list_clusters(config: RelayConfig, *, clock: Callable[[], float] = time.time) -> ClusterList:
+async def list_clusters(relay: Administered) -> ClusterList:
     """Return all clusters, by name; times in unix seconds, 0 for never."""
-    async with registry_of(config, must_exist=True, clock=clock) as registry:
+    async with relay.registry(True) as registry:
         records, revoked = await registry.clusters(), await registry.revocations()
         recovery = await registry.recovery()
     missing = "" if recovery is None else recovery_words(recovery)
-    agents = await ask(config.data_dir, {"ask": "agents"})
+    agents = await relay.ask({"ask": "agents"})
     reports = None if agents is None else _reports(agents)
     known = {record.name for record in records}
     # Names that were revoked before this relay knew the cluster; there is nothing else to say of them.
     unknown = [
-        _cluster_row(ClusterRecord(name, "", "", 0.0), clock(), reports) | {"state": "Revoked"}
+        _cluster_row(ClusterRecord(name, "", "", 0.0), relay.clock(), reports) | {"state": "Revoked"}
         for name in revoked - known
     ]
-    rows = [_cluster_row(record, clock(), reports) for record in records]
+    rows = [_cluster_row(record, relay.clock(), reports) for record in records]
     return ClusterList(sorted((*rows, *unknown), key=lambda row: str(row["name"])), missing, reports is not None)
 
 
-async def list_sessions(config: RelayConfig) -> list[Row]:
+async def list_sessions(relay: Administered) -> list[Row]:
     """Return the sessions that run through this relay, its workers, or its fleet, oldest first; times in unix seconds.
     Raises `StateError` where no relay runs here."""
-    rows = await ask(config.data_dir, {"ask": "sessions"})
+    rows = await relay.ask({"ask": "sessions"})
     if rows is None:
-        raise _not_running(config)
+        raise _not_running(relay)
     return sorted(rows, key=lambda row: float(row.get("since", 0.0)))
 
 
-async def end_session(config: RelayConfig, session: str, reason: str = "") -> list[Row]:
+async def end_session(relay: Administered, session: str, reason: str = "") -> list[Row]:
     """End the session with this id, its present or its first one; return what was ended. Raises `StateError`."""
     if JOIN_ID.fullmatch(session) is None:
         raise ConfigError("which session? give its id: 'session list' shows those that run")
-    rows = await ask(config.data_dir, {"ask": "end", "session": session, "reason": reason})
+    rows = await relay.ask({"ask": "end", "session": session, "reason": reason})
     if rows is None:
-        raise _not_running(config)
+        raise _not_running(relay)
     if not rows:
         raise StateError(f"there is no session {session} here: 'session list' shows those that run")
     return rows
 
 
-async def list_policies(config: RelayConfig) -> list[Row]:
+async def list_policies(relay: Administered) -> list[Row]:
     """Return the policy that each process of this relay, or its fleet, has in force, and the version that it holds
     back. Raises `StateError` where no relay runs here."""
-    rows = await ask(config.data_dir, {"ask": "policy"})
+    rows = await relay.ask({"ask": "policy"})
     if rows is None:
-        raise _not_running(config)
+        raise _not_running(relay)
     return rows
 
 
-async def accept_policy(config: RelayConfig, hash: str) -> str:
+async def accept_policy(relay: Administered, hash: str) -> str:
     """Put the version of the policy in force that is held back under this hash; return it. Raises `StateError`."""
-    rows = await ask(config.data_dir, {"ask": "accept_policy", "hash": hash})
+    rows = await relay.ask({"ask": "accept_policy", "hash": hash})
     if rows is None:
-        raise _not_running(config)
+        raise _not_running(relay)
     if not rows:
         raise StateError(f"no version {hash} of the policy is held back: 'policy list' shows what is in force")
     return hash
 
 
-async def list_recovery(config: RelayConfig) -> list[Row]:
+async def list_recovery(relay: Administered) -> list[Row]:
     """Return the clusters from which lost revocations may come back; empty also where none is known to be lost."""
-    async with registry_of(config, must_exist=True) as registry:
+    async with relay.registry(True) as registry:
         found, records = await registry.recovery(), await registry.clusters()
     seen = {record.name: record.last_seen for record in records}
     return [] if found is None else [{"cluster": one, "last_seen": seen.get(one, 0.0)} for one in found.awaited]
 
 
-async def end_recovery(config: RelayConfig) -> str:
+async def end_recovery(relay: Administered) -> str:
     """Wait for no more revocations; return what was known. Raises `StateError` where none is awaited."""
+<<<<<<< HEAD
     async with registry_of(config, must_exist=True) as registry, acting(config, "recovery end") as result:
+=======
+    async with relay.registry(True) as registry:
+>>>>>>> p4
         found = await registry.recovery()
         if found is None:
             raise StateError("no revocation is known to be missing")
@@ -253,25 +240,27 @@ async def end_recovery(config: RelayConfig) -> str:
     return recovery_words(found)
 
 
-async def delete_cluster(config: RelayConfig, name: str, *, clock: Callable[[], float] = time.time) -> str:
+async def delete_cluster(relay: Administered, name: str) -> str:
     """Forget a cluster that is no more. Raises `StateError` for one that is there, or that would come back.
 
     An agent with a valid certificate is adopted again at its next connection, so a cluster that is revoked can only be
     forgotten when its last certificate has lapsed.
     """
     check_cluster_name(name)
-    agents = await ask(config.data_dir, {"ask": "agents"})
+    agents = await relay.ask({"ask": "agents"})
     if any(row.get("cluster") == name for row in agents or ()):
         raise StateError(
             f"cluster {name} has a connected agent: stop its agents first, or shut it out with 'cluster revoke {name}'"
         )
-    async with (
-        registry_of(config, must_exist=True, clock=clock) as registry,
-        acting(config, "cluster delete", cluster=name),
-    ):
+    async with relay.registry(True) as registry, relay.acting("cluster delete", cluster=name):
         record = await registry.cluster(name)
+<<<<<<< HEAD
         if record is not None and record.revoked and record.certificate_expires > clock():
             until = rfc3339(record.certificate_expires)
+=======
+        if record is not None and record.revoked and record.certificate_expires > relay.clock():
+            until = _rfc3339(record.certificate_expires)
+>>>>>>> p4
             raise StateError(
                 f"cluster {name} is revoked, and its certificates are valid until {until}: forgotten before that, its "
                 "agents would be let in again"
@@ -281,64 +270,68 @@ async def delete_cluster(config: RelayConfig, name: str, *, clock: Callable[[], 
     return name
 
 
-def _not_running(config: RelayConfig) -> StateError:
-    if is_locked(config.data_dir):
+def _not_running(relay: Administered) -> StateError:
+    if is_locked(relay.config.data_dir):
         return StateError(
-            f"the relay that runs on {config.data_dir} answers no commands: it is of an older version, or its log says "
-            "`admin socket not opened`; restart it with this version"
+            f"the relay that runs on {relay.config.data_dir} answers no commands: it is of an older version, or its "
+            "log says `admin socket not opened`; restart it with this version"
         )
     return StateError(
-        f"no relay runs on {config.data_dir} that could be asked: give the relay's own --config, on its machine"
+        f"no relay runs on {relay.config.data_dir} that could be asked: give the relay's own --config, on its machine"
     )
 
 
-async def revoke_cluster(config: RelayConfig, name: str) -> tuple[str, bool]:
+async def revoke_cluster(relay: Administered, name: str) -> tuple[str, bool]:
     """Cut a cluster off and refuse it from now on; return its name, and whether it was known here.
 
     Where it was not, its name is kept, so that the relay does not adopt it later.
     """
     check_cluster_name(name)
-    async with registry_of(config, must_exist=True) as registry:
-        async with acting(config, "cluster revoke", cluster=name) as result:
+    async with relay.registry(True) as registry:
+        async with relay.acting("cluster revoke", cluster=name) as result:
             known = await registry.revoke_cluster(name)
             result["known"] = known
         return name, known
 
 
-async def restore_cluster(config: RelayConfig, name: str) -> str:
+async def restore_cluster(relay: Administered, name: str) -> str:
     """Take `revoke_cluster` back; raises `StateError` when nothing of this name is revoked or known."""
     check_cluster_name(name)
-    async with registry_of(config, must_exist=True) as registry, acting(config, "cluster restore", cluster=name):
+    async with relay.registry(True) as registry, relay.acting("cluster restore", cluster=name):
         if not await registry.unrevoke_cluster(name):
             raise StateError(f"there is no cluster {name}: 'cluster list' shows those that are")
     return name
 
 
-async def revoke_user(
-    config: RelayConfig, user: str, before: object = None, reason: str = "", *, clock: Callable[[], float] = time.time
-) -> UserRevocation:
+async def revoke_user(relay: Administered, user: str, before: object = None, reason: str = "") -> UserRevocation:
     """Refuse the user's tokens from before a time (`parse_before`) and end what runs under them; return what holds."""
     if not user:
         raise ConfigError("which user? give the name as the policy has it, or ISSUER#SUBJECT")
+<<<<<<< HEAD
     when = parse_before(before, clock())
     async with registry_of(config, must_exist=True, clock=clock) as registry:
         async with acting(config, "user revoke", user=user, before=rfc3339(when), reason=reason) as result:
+=======
+    when = parse_before(before, relay.clock())
+    async with relay.registry(True) as registry:
+        async with relay.acting("user revoke", user=user, before=_rfc3339(when), reason=reason) as result:
+>>>>>>> p4
             made = await registry.revoke_user(user, when, reason)
             result["before"] = rfc3339(made.before)
         return made
 
 
-async def restore_user(config: RelayConfig, user: str) -> str:
+async def restore_user(relay: Administered, user: str) -> str:
     """Take `revoke_user` back; raises `StateError` when the user is not revoked."""
-    async with registry_of(config, must_exist=True) as registry, acting(config, "user restore", user=user):
+    async with relay.registry(True) as registry, relay.acting("user restore", user=user):
         if not await registry.restore_user(user):
             raise StateError("this user is not revoked: 'user list' shows those who are")
     return user
 
 
-async def list_users(config: RelayConfig) -> list[Row]:
+async def list_users(relay: Administered) -> list[Row]:
     """Return all users whose logins are revoked, by user; times in unix seconds."""
-    async with registry_of(config, must_exist=True) as registry:
+    async with relay.registry(True) as registry:
         entries = [asdict(entry) for entry in (await registry.user_revocations()).values()]
     return [{**entry, "revoked_at": entry.pop("revoked")} for entry in entries]
 
@@ -430,35 +423,3 @@ def _cluster_row(record: ClusterRecord, now: float, reports: Mapping[str, list[R
     row["round_trip"] = round(min(trips), 4) if trips else None
     row["state"] = "Revoked" if record.revoked else cluster_state(record, agents, now)
     return row
-
-
-def _agent_command(token: str, cluster: str, relay: str, pin: str, kubernetes: list[str]) -> str:
-    """Return what starts an agent on a machine that is no pod."""
-    file, state = f"arcbridge-{cluster}.token", f"./arcbridge-{cluster}"
-    arguments = ["arcbridge", "--role", "agent", "--relay", relay]
-    if pin:
-        arguments += ["--relay-ca-pin", pin]
-    arguments += ["--join-token-file", file, "--state-dir", state, *kubernetes]
-    return f"{_token_file(token, file)}\n{shlex.join(arguments)}"
-
-
-def _chart_command(token: str, cluster: str, relay: str, pin: str) -> str:
-    """Return what gives the token, the relay and its pin to the Helm chart; whose tokens count is left to a values
-    file."""
-    file = f"arcbridge-{cluster}.token"
-    secret = [*_KUBECTL, "create", "secret", "generic", "arcbridge-join-token", f"--from-file=token={file}"]
-    helm = ["helm", "install", "arcbridge-agent", "config/helm/arcbridge-agent", "--namespace", "arcbridge"]
-    helm += ["--create-namespace", "--set", f"relays={{{relay}}}"]
-    if pin:
-        helm += ["--set", f"relayCAPin={pin}"]
-    helm += ["-f", "values.yaml"]
-    return "\n".join(
-        (_token_file(token, file), "kubectl create namespace arcbridge", shlex.join(secret), shlex.join(helm))
-    )
-
-
-_KUBECTL = ("kubectl", "--namespace", "arcbridge")
-
-
-def _token_file(token: str, file: str) -> str:
-    return f"(umask 077; printf '%s\\n' {shlex.quote(token)} > {shlex.quote(file)})"

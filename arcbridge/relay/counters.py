@@ -33,6 +33,8 @@ FAULTS: Final = frozenset(
 """Ends of a join that are no fault of the user's."""
 LOSSES = ("policy", "user", "cluster")
 """Why a right was lost: the policy gives it no more, the user's login was revoked, or the cluster was."""
+COMMANDS_ENDS = ("done", "refused", "failed")
+"""How a command of an administrator ends."""
 
 
 class Counters:
@@ -71,6 +73,8 @@ class Counters:
         """Sessions that had not left by themselves when the relay went away."""
         self.sessions_cut = dict.fromkeys(LOSSES, 0)
         """Sessions that ran when their right was lost, by why."""
+        self.administration = dict.fromkeys(COMMANDS_ENDS, 0)
+        """Commands of administrators over HTTPS, by how they ended."""
         self.agent_joins_refused = 0
         self.tokens_refused = 0
         """Dial tokens that were void, foreign or guessed."""

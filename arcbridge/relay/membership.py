@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
@@ -91,16 +92,17 @@ class Membership:
     async def wait_to_close(self, hurry: asyncio.Event) -> None:
         """Wait until this process may close its port, or a moment longer than until `hurry`."""
 
+    async def ask(self, service: Service, question: Question) -> list[Row]:
+        """Answer a question for this relay with all its processes, and for its fleet. Raises `StateError`."""
+        own = service.operations.answer(question)
+        # Each relay sends its own checks alone: an operator asks about this machine.
+        return own if question.get("ask") == "checks" else own + await service.fleet.ask_others(question)
+
     async def publish(self, service: Service, stack: AsyncExitStack) -> str:
         """Show the operator what this process counts and finds, and take the operator's questions and settings.
 
         Returns the address of metrics and health, empty where there is none.
         """
-
-        async def answer(question: Question) -> list[Row]:
-            own = service.operations.answer(question)
-            # Each relay sends its own checks alone: an operator asks about this machine.
-            return own if question.get("ask") == "checks" else own + await service.fleet.ask_others(question)
 
         async def reload(reread: Callable[[], RelayConfig]) -> Outcome:
             # One check, so that what is logged, what is put in force and what the result names are of the same files.
@@ -109,6 +111,7 @@ class Membership:
             return service.apply(checked)
 
         observe = ObserveServer(service.config.observe.listen, service.metrics, service.checks)
+        answer = partial(self.ask, service)
         return await open_to_operator(
             service.config, observe, service.metrics, self.audit, answer, reload, self._reread, stack
         )

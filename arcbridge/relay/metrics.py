@@ -12,7 +12,7 @@ from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.net.join import JoinCode
 from arcbridge.observe.metrics import Metrics
 from arcbridge.relay.admission import Admission, Purpose
-from arcbridge.relay.counters import LOSSES, REJECTIONS, Counters
+from arcbridge.relay.counters import COMMANDS_ENDS, LOSSES, REJECTIONS, Counters
 from arcbridge.relay.http.api import LIMITS as API_LIMITS
 from arcbridge.relay.parts import Basis, Entrances
 from arcbridge.relay.session_slots import LIMITS as JOIN_LIMITS
@@ -52,6 +52,8 @@ def register(metrics: Metrics, basis: Basis, entrances: Entrances) -> None:
     _register_tokens(metrics, basis.verifier, basis.checks.proofs)
     metrics.counter("api_requests_limited_total", "Requests to the HTTP API refused by a limit.",
                     {"limit": API_LIMITS}, lambda: entrances.api.limited)  # fmt: skip
+    metrics.counter("administration_total", "Commands of administrators over HTTPS, by how they ended.",
+                    {"outcome": COMMANDS_ENDS}, lambda: basis.counters.administration)  # fmt: skip
     metrics.gauge("certificate_expires_timestamp_seconds", "When the relay's certificate lapses, unix time.", None,
                   lambda: basis.certificate.loaded.expires)  # fmt: skip
 

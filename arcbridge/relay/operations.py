@@ -18,6 +18,7 @@ import structlog
 
 from arcbridge.checks.diagnosis import Finding
 from arcbridge.identity.policy import PolicyFile
+from arcbridge.identity.policy_rules import covers
 from arcbridge.observe.untrusted_text import clean
 from arcbridge.relay.fleet.base import Fleet, Lost
 from arcbridge.relay.pump import Pump, Pumps
@@ -71,7 +72,7 @@ class Operations:
         """Answer a question; one that is not known has no rows, because an older process may be asked."""
         match question.get("ask"):
             case "sessions":
-                return [self._session(pump) for pump in self._held()]
+                return [self._session(pump) for pump in self._asked_for(question)]
             case "agents":
                 if isinstance(wanted := question.get("clusters"), list):
                     # Another relay counts the agents of these clusters.
@@ -119,6 +120,20 @@ class Operations:
     def _held(self) -> list[Pump]:
         """Return the sessions whose client is connected here. Where a join was passed on, another relay lists it."""
         return sorted((pump for pump in self._pumps if pump.identity is not None), key=lambda pump: pump.started_at)
+
+    def _asked_for(self, question: Question) -> list[Pump]:
+        """Return the sessions of these `clusters` (names and patterns), with this id, the oldest `most` of them.
+
+        A relay of an earlier version answers with all: the caller looks once more.
+        """
+        found = self._held()
+        if isinstance(clusters := question.get("clusters"), list):
+            named = [one for one in clusters if isinstance(one, str)]
+            found = [pump for pump in found if covers(named, pump.cluster)]
+        if session := question.get("session"):
+            found = [pump for pump in found if session in (pump.join_id, pump.first_session)]
+        most = question.get("most")
+        return found[:most] if isinstance(most, int) else found
 
     def _session(self, pump: Pump) -> Row:
         lasted = asyncio.get_running_loop().time() - pump.started_at

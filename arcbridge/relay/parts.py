@@ -18,6 +18,7 @@ from arcbridge.relay.client_join import ClientJoins
 from arcbridge.relay.control import ControlServer
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.fleet.base import Fleet
+from arcbridge.relay.http.administration import AdminApi
 from arcbridge.relay.http.api import Api
 from arcbridge.relay.http.server import HttpApiServer
 from arcbridge.relay.listener import Listener
@@ -60,4 +61,5 @@ class Entrances:
     clients: ClientJoins
     detour: Detour | None
     api: Api
+    administration: AdminApi
     http: HttpApiServer

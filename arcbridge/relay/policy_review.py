@@ -19,7 +19,7 @@ from arcbridge.identity.authentication import AuthenticationConfig
 from arcbridge.identity.policy import Policy
 from arcbridge.identity.policy_rules import Rule, explain, named
 from arcbridge.pki.names import check_cluster_name
-from arcbridge.relay.admin import list_clusters, list_users
+from arcbridge.relay import admin
 from arcbridge.relay.admin_socket import ask
 from arcbridge.relay.backend import registry_of
 from arcbridge.relay.settings import check, check_policy, known_clusters
@@ -78,11 +78,13 @@ async def explain_access(config: RelayConfig, user: str, groups: tuple[str, ...]
            "agents": None, "did_you_mean": "", "revoked": None}  # fmt: skip
     with contextlib.suppress(ArcbridgeError):  # a registry that does not answer takes nothing from the answer
         if running:
-            clusters = {one["name"]: one for one in (await list_clusters(config)).rows}
+            clusters = {one["name"]: one for one in (await admin.list_clusters(admin.at(config))).rows}
             state = clusters.get(cluster, {"state": "not enrolled", "agents": 0})
             row |= {"cluster_state": state["state"], "agents": state["agents"]}
             row["did_you_mean"] = "" if cluster in clusters else nearest(cluster, clusters)
-            row["revoked"] = next((one for one in await list_users(config) if one["user"] == user), None)
+            row["revoked"] = next(
+                (one for one in await admin.list_users(admin.at(config)) if one["user"] == user), None
+            )
     return row
 
 

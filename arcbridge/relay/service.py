@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass
+from contextlib import AsyncExitStack, nullcontext
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Final
 
@@ -31,7 +31,9 @@ from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN
 from arcbridge.observe.health import Checks
 from arcbridge.observe.metrics import Metrics
 from arcbridge.observe.reloads import Outcome
+from arcbridge.pki.authority import Authority
 from arcbridge.relay.access import Access, CallerChecks
+from arcbridge.relay.admin import Administered
 from arcbridge.relay.admission import Admission
 from arcbridge.relay.backend import open_backend
 from arcbridge.relay.capacity import fitted
@@ -45,6 +47,7 @@ from arcbridge.relay.drain import Drain
 from arcbridge.relay.enforcement import Enforcement
 from arcbridge.relay.fleet.base import Lost
 from arcbridge.relay.hop import Hops
+from arcbridge.relay.http.administration import AdminApi
 from arcbridge.relay.http.api import Api, build_app
 from arcbridge.relay.http.client_files import ClientFiles
 from arcbridge.relay.http.login_settings import login_document
@@ -52,7 +55,7 @@ from arcbridge.relay.http.server import HttpApiServer, HttpHandler
 from arcbridge.relay.listener import ConnectionHandler, Listener
 from arcbridge.relay.membership import Membership, Service
 from arcbridge.relay.metrics import register
-from arcbridge.relay.operations import Operations
+from arcbridge.relay.operations import Operations, Question, Row
 from arcbridge.relay.parts import Basis, Entrances
 from arcbridge.relay.pending_dials import PendingDials
 from arcbridge.relay.policy_guard import PolicyWatch
@@ -202,7 +205,7 @@ async def _make_entrances(basis: Basis, membership: Membership, stack: AsyncExit
     shares = admission.loop_times.shares
     pumps = Pumps(_log_end, payers=LoopTimes(limits.loop_share_per_user / 100, size=PAYERS, shares=shares))
     stack.callback(pumps.close)
-    api, http = await _serve_api(basis, pumps, stack)
+    api, administration, http = await _serve_api(basis, pumps, stack)
     control = ControlServer(
         lambda: certificate.loaded.contexts[ALPN_CONTROL], fleet, basis.registry, counters, limits, audit=basis.audit
     )
@@ -232,11 +235,12 @@ async def _make_entrances(basis: Basis, membership: Membership, stack: AsyncExit
         clients=clients,
         detour=detour,
         api=api,
+        administration=administration,
         http=http,
     )
 
 
-async def _serve_api(basis: Basis, pumps: Pumps, stack: AsyncExitStack) -> tuple[Api, HttpApiServer]:
+async def _serve_api(basis: Basis, pumps: Pumps, stack: AsyncExitStack) -> tuple[Api, AdminApi, HttpApiServer]:
     """Make the HTTP API, and what serves it to connections."""
     config = basis.checked.config
     api = Api(
@@ -251,10 +255,12 @@ async def _serve_api(basis: Basis, pumps: Pumps, stack: AsyncExitStack) -> tuple
         payer_of=pumps.payer_of,
         audit=basis.audit,
     )
-    http = HttpApiServer(build_app(api, ClientFiles(config.client.directory, api.spend_of_stranger).install))
+    administration = AdminApi(api)
+    files = ClientFiles(config.client.directory, api.spend_of_stranger)
+    http = HttpApiServer(build_app(api, files.install, administration.install))
     await http.start()
     stack.push_async_callback(http.close, _API_CLOSE)
-    return api, http
+    return api, administration, http
 
 
 def make_verifier(checked: CheckedRelay, stack: AsyncExitStack) -> TokenVerifier:
@@ -302,12 +308,25 @@ async def _observe(
     maintenance.policy_watch.checked = lambda: reload.checked
     maintenance.policy_watch.record = basis.audit.note
 
+    async def authority() -> Authority:
+        return basis.authority
+
+    async def ask(question: Question) -> list[Row]:
+        return await membership.ask(service, question)
+
+    def administer(config: RelayConfig) -> None:
+        entrances.administration.relay = Administered(
+            config, lambda _: nullcontext(basis.registry), authority, ask, lambda act, **_: nullcontext({})
+        )
+
     def apply(checked: CheckedRelay) -> Outcome:
         outcome = reload.apply(checked)
+        administer(replace(basis.checked.config, tls=checked.config.tls))
         maintenance.reports.change(checked.config.limits.clusters_with_metrics)
         self_checks.look_soon()
         return outcome
 
+    administer(basis.checked.config)
     service = Service(basis.checked.config, metrics, checks, operations, basis.fleet, apply)
     return await membership.publish(service, stack), self_checks
 

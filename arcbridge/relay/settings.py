@@ -33,6 +33,7 @@ from arcbridge.settings import named_files
 from arcbridge.settings.config import RelayConfig
 from arcbridge.settings.problems import Place, Problems, SettingsRefused
 from arcbridge.settings.suggest import nearest
+from arcbridge.settings.toml_lines import line_of, parts
 
 MOST_UNMATCHED: Final = 10
 """Names and patterns without a cluster that are warned of."""
@@ -194,7 +195,21 @@ def check_policy(
     if issuers.issuers and all(issuer.url for issuer in issuers.issuers):
         _warn_of_names(policy, issuers, problems, source, data.decode())
     _warn_of_clusters(policy, frozenset(clusters), problems, source)
+    audiences = sorted({audience for issuer in issuers.issuers for audience in issuer.audiences})
+    if policy.admins and len(audiences) > 1 and config.proof != ProofPolicy.REQUIRED:
+        problems.warn(
+            "policy",
+            f"admin: the relay takes tokens for {len(audiences)} audiences ({', '.join(audiences)}): where one of them "
+            "is a cluster's too, its agents could administer with their users' tokens; give the relay an audience of "
+            'its own, or set proof = "required"',
+            Place(source, policy.admins[0].rule.line),
+        )
     return policy
+
+
+def _all_rules(policy: Policy) -> tuple[Rule, ...]:
+    """Return those of `[[allow]]` and those of `[[admin]]`."""
+    return (*policy.rules, *(one.rule for one in policy.admins))
 
 
 def _warn_of_clusters(policy: Policy, known: frozenset[str], problems: Problems, source: str) -> None:
@@ -202,7 +217,7 @@ def _warn_of_clusters(policy: Policy, known: frozenset[str], problems: Problems,
     if not known:
         return
     unmatched: dict[str, Rule] = {}
-    for rule in policy.rules:
+    for rule in _all_rules(policy):
         for text, pattern in zip(rule.clusters, rule.patterns, strict=True):
             if text not in unmatched and not ("*" in text and any(map(pattern.fullmatch, known))) and text not in known:
                 unmatched[text] = rule
@@ -217,10 +232,8 @@ def _warn_of_clusters(policy: Policy, known: frozenset[str], problems: Problems,
 
 def _warn_of_names(policy: Policy, issuers: AuthenticationConfig, problems: Problems, source: str, text: str) -> None:
     """Warn of rules for users and groups that no token can give, because every issuer puts another prefix before."""
-    from arcbridge.settings.toml_lines import line_of
-
     users, groups = _prefixes(issuers.issuers, "username"), _prefixes(issuers.issuers, "groups")
-    for n, rule in enumerate(policy.rules):
+    for rule in _all_rules(policy):
         for kind, names, prefixes in (("users", rule.users, users), ("groups", rule.groups, groups)):
             if prefixes is None:
                 continue
@@ -231,8 +244,8 @@ def _warn_of_names(policy: Policy, issuers: AuthenticationConfig, problems: Prob
                 why = f"names begin with {how} there" if prefixes else "no issuer there says what groups a user has"
                 problems.warn(
                     "policy",
-                    f'allow[{n}].{kind}: no token can give "{name}" by the authentication file: {why}',
-                    Place(source, line_of(("allow", n, kind), text)),
+                    f'{rule.path}.{kind}: no token can give "{name}" by the authentication file: {why}',
+                    Place(source, line_of((*parts(rule.path), kind), text)),
                 )
 
 

@@ -14,7 +14,7 @@ from arcbridge.settings.flags import ROLES
 @pytest.mark.parametrize("role", ROLES)
 def test_defaults_and_groups_exist(role: str) -> None:
     assert find_command(role, DEFAULT_COMMAND[role]) in commands_of(role)
-    assert {command.path[0] for command in COMMANDS if len(command.path) == 2} == set(GROUP_HELP)
+    assert {word for command in COMMANDS for word in command.path[:-1]} == set(GROUP_HELP)
 
 
 def test_each_sub_command_has_a_function_of_its_own() -> None:

@@ -17,7 +17,7 @@ import pytest
 from arcbridge.errors import ExitCode
 from tests.support.nats_server import NatsServer
 from tests.support.processes import run
-from tests.support.reports import metrics, until
+from tests.support.reports import metrics, rewrite, until
 from tests.support.targets import EchoServer
 from tests.support.world import ALICE, BOB, ApiServer, User, World, arcbridge, fixed_port
 
@@ -141,6 +141,11 @@ def registered(world: World, index: int) -> bool:
     return of(world, index, "agents") == 1 and of(world, index, "agent_connections_total") >= 1
 
 
+def seen_by_administrator(world: World) -> list[str]:
+    """Return the sessions that an administrator sees over HTTPS; none while the policy names no administrator."""
+    return world.run_client(ALICE, "admin", "session", "list", "-o", "name").stdout.split()
+
+
 def talk(port: int, words: bytes) -> bytes:
     """Echo once through a forward; return b"" when it was refused."""
     with socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
@@ -174,6 +179,13 @@ def test_an_agent_of_another_relay(tmp_path: Path, echo: EchoServer) -> None:
             assert len(listed(world, asked, "cluster", "agents", 1)) == 1
             (found,) = listed(world, asked, "session", "user", ALICE.email)
             assert found["relay"] == world.agent_routes[0]
+        # So do they for an administrator, who is connected to another one than the client and the agent.
+        for index in range(3):
+            file = world.config_of("relay", index).parent / "policy.toml"
+            rewrite(file, f'{world.policy}[[admin]]\ngroups = ["platform"]\nclusters = ["*"]\nwhat = ["read"]\n')
+        world.client_routes = [world.relay_listens[2]]
+        until(lambda: seen_by_administrator(world) == [found["session"]], "relay 2 lists the session at relay 0")
+        world.client_routes = [world.relay_listens[0]]
         # NATS is gone: the relay serves its own agents and refuses what needs NATS.
         nats.stop()
         until(lambda: not any(of(world, n, "fleet_connected") for n in range(3)), "the relays have noticed")

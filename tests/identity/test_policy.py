@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from arcbridge.errors import ConfigError
 from arcbridge.identity.claims import Identity
 from arcbridge.identity.policy import MAX_COMPARISONS, MAX_TESTS, MOST_FAILURES, Policy, PolicyFile
-from arcbridge.identity.policy_rules import Rule
+from arcbridge.identity.policy_rules import Rule, covers
 from tests.support.clock import Clock
 
 TEXT = """
@@ -72,6 +72,14 @@ def test_nothing_is_allowed_by_default() -> None:
         ("[[allow]]\nusers=['a']\nclusters=['[ab]']", r"allow\[0\]\.clusters\[0\]"),
         ("[[allow]]\ngroups=['*']\nclusters=['a']", "for everyone write"),
         ("[[allow]", "policy, line 1, column 8: "),
+        ("[admin]\nusers=['a']", r"write \[\[admin\]\]"),
+        ("admin = [1]", r"admin\[0\]: must be a table"),
+        ("[[admin]]\nusers=['a']\nclusters=['*']", r"admin\[0\]\.what: needs at least one of tokens"),
+        ("[[admin]]\nusers=['a']\nclusters=['*']\nwhat='read'", r"admin\[0\]\.what: must be a list"),
+        ("[[admin]]\nusers=['a']\nclusters=['*']\nwhat=['token']", "'token' is unknown; did you mean tokens"),
+        ("[[admin]]\nusers=['*']\nclusters=['*']\nwhat=['read']", "an administrator of everyone"),
+        ("[[admin]]\nclusters=['*']\nwhat=['read']", r"admin\[0\]: needs users or groups"),
+        ("[[admin]]\nusers=['a']\nwhat=['read']\nname='x'", r"admin\[0\]\.name: unknown key"),
         pytest.param("allow = " + "1" * 5000, "policy: not valid TOML", id="digits"),
         pytest.param("allow = " + "[" * 5000, "policy: not valid TOML", id="nested"),
     ],
@@ -79,6 +87,49 @@ def test_nothing_is_allowed_by_default() -> None:
 def test_refused_by_path(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Policy.load(text)
+
+
+ADMINS = (
+    TEXT
+    + """
+[[admin]]
+users = ["alice"]
+groups = ["shop-operators"]
+clusters = ["shop-*", "shop"]
+what = ["tokens", "read"]
+
+[[admin]]
+groups = ["shop-operators", "chiefs"]
+clusters = ["*"]
+what = ["read"]
+"""
+)
+
+
+def test_who_administers_what() -> None:
+    policy = Policy.load(ADMINS)
+    assert policy.administered(who("alice"), "tokens") == ("shop-*", "shop")
+    assert policy.administered(who("bob", "shop-operators"), "read") == ("shop-*", "shop", "*")
+    assert policy.administered(who("bob", "shop-operators"), "tokens", "sessions") == ("shop-*", "shop")
+    assert policy.administered(who("alice"), "revocations") == ()
+    assert policy.administered(who("alice", "platform"), "sessions") == ()
+    assert policy.administered(who("shop-operators", "alice"), "tokens") == ()
+    assert not policy.allows(who("bob", "chiefs"), "shop-1"), "an administrator reaches no cluster by that"
+    assert [covers(("shop-*", "bank"), name) for name in ("shop-1", "shop", "bank", "bank-1", "xshop-1")] == [
+        True, False, True, False, False
+    ]  # fmt: skip
+
+
+def test_administrators_alone_make_another_version(tmp_path: Path) -> None:
+    """The relay takes over what has another hash."""
+    path, clock = tmp_path / "policy.toml", Clock()
+    path.write_text(ADMINS)
+    policy = PolicyFile(path, clock=clock)
+    texts = (TEXT, ADMINS, ADMINS.replace('"tokens", "read"', '"read"'), ADMINS.replace('["*"]\nwhat', '["a"]\nwhat'))
+    assert len({Policy.load(text).hash for text in texts}) == len(texts)
+    path.write_text(TEXT)
+    clock.now += 1
+    assert policy.current().administered(who("alice"), "tokens") == ()
 
 
 def test_a_changed_file_counts_and_a_broken_one_does_not(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import ssl
 import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,15 @@ from arcbridge.net.tls import ALPN_HTTP, outer_server_contexts
 from arcbridge.pki.authority import Authority, Issued
 from arcbridge.pki.enrolment import make_csr, make_key
 from arcbridge.relay.access import Access, CallerChecks
+from arcbridge.relay.admin import Administered
 from arcbridge.relay.admission import Admission, Ticket
 from arcbridge.relay.counters import Counters
+from arcbridge.relay.http.administration import AdminApi
 from arcbridge.relay.http.api import Api, build_app
 from arcbridge.relay.http.server import HttpApiServer
+from arcbridge.relay.operations import Question, Row
 from arcbridge.relay.registry.sqlite import SqliteRegistry
-from arcbridge.settings.config import RelayLimitsConfig
+from arcbridge.settings.config import RelayConfig, RelayLimitsConfig
 from tests.relay.station import places
 from tests.support.clock import Clock
 
@@ -77,6 +80,7 @@ class Relay:
     limited: dict[str, int]
     agents: dict[str, int]
     access: Access
+    api: Api
     spki: bytes
     """What the relay shows."""
     counters: Counters
@@ -87,6 +91,10 @@ class Relay:
     """Of all connections, as the listener gives them."""
     payers: LoopTimes[str] = field(default_factory=lambda: LoopTimes(0.0, size=100))
     """Users' times of the loop."""
+    questions: list[Question] = field(default_factory=list)
+    """What administrators have asked the relay that runs."""
+    rows: dict[str, list[Row]] = field(default_factory=dict)
+    """What it answers, by what is asked."""
     cluster_ca: Authority = field(default_factory=lambda: Authority.create("cluster CA"))
 
     def connection(self) -> asyncio.Protocol:
@@ -206,13 +214,26 @@ async def serving(
         payer_of=lambda identity: made.payers.of(identity.username, 0.0),
     )
     api.clock = api.monotonic = clock
-    server = HttpApiServer(build_app(api))
+
+    async def same() -> Authority:
+        return authority
+
+    async def ask(question: Question) -> list[Row]:
+        made.questions.append(question)
+        return [dict(row) for row in made.rows.get(question["ask"], [])]
+
+    administration = AdminApi(api)
+    config = RelayConfig(public_address="relay.test:8443", data_dir=tmp_path)
+    administration.relay = Administered(
+        config, lambda _: nullcontext(registry), same, ask, lambda act, **_: nullcontext({}), clock
+    )
+    server = HttpApiServer(build_app(api, administration.install))
     await server.start()
     issued = authority.issue_server(["127.0.0.1"])
     context = outer_server_contexts(issued.certificate_pem, issued.key_pem, authority.certificate_pem)[ALPN_HTTP]
     listener = await asyncio.get_running_loop().create_server(lambda: made.connection(), "127.0.0.1", port, ssl=context)
     port = listener.sockets[0].getsockname()[1]
-    made = Relay(authority, registry, clock, server, port, api.limited, agents, access, context.spki, counters)
+    made = Relay(authority, registry, clock, server, port, api.limited, agents, access, api, context.spki, counters)
     try:
         yield made
     finally:

@@ -22,6 +22,7 @@ from arcbridge.pki.authority import Authority
 from arcbridge.pki.enrolment import JoinToken
 from arcbridge.relay.admin import (
     DEFAULT_TTL,
+    at,
     create_token,
     delete_cluster,
     end_session,
@@ -152,8 +153,8 @@ class TestTokens:
             enrol(config, tokens[1], Authority.create("cluster CA"))
 
     async def test_expired_ones_are_told(self, config: RelayConfig) -> None:
-        made = await create_token(config, cluster="prod", ttl=60)
-        (row,) = await list_tokens(config, clock=lambda: made.expires_at + 1)
+        made = await create_token(at(config), cluster="prod", ttl=60)
+        (row,) = await list_tokens(at(config, clock=lambda: made.expires_at + 1))
         assert row["state"] == "expired"
         assert made.token not in repr(made)
 
@@ -197,10 +198,10 @@ class TestClusters:
         """The commands use another connection to the registry's file than the relay that runs."""
         relay = await open_registry(config.data_dir)
         try:
-            made = await create_token(config, cluster="prod")
+            made = await create_token(at(config), cluster="prod")
             record = await relay.redeem_join_token(made.token, KEY, Authority.create("cluster CA").certificate_pem)
             await relay.certificate_issued("prod", time.time() + 3600)
-            assert (await list_clusters(config)).rows[0]["state"] == "Connecting"
+            assert (await list_clusters(at(config))).rows[0]["state"] == "Connecting"
             await relay.seen("prod", time.time(), version="0.1.0")
             text = await asyncio.to_thread(run, config, "cluster", "list", output="json")
             (row,) = json.loads(text)
@@ -213,19 +214,19 @@ class TestClusters:
             table = await asyncio.to_thread(run, config, "cluster", "list")
             assert [line.split()[:2] for line in table.splitlines()] == [["NAME", "STATE"], ["prod", "Revoked"]]
             with pytest.raises(ConfigError, match="cluster restore prod"):
-                await create_token(config, cluster="prod")
+                await create_token(at(config), cluster="prod")
             await asyncio.to_thread(run, config, "cluster", "restore", cluster="prod")
             assert await relay.revocations() == frozenset()
             later = time.time() + 400
-            assert (await list_clusters(config, clock=lambda: later)).rows[0]["state"] == "Offline"
-            assert (await list_clusters(config, clock=lambda: later + 3600)).rows[0]["state"] == "Expired"
+            assert (await list_clusters(at(config, clock=lambda: later))).rows[0]["state"] == "Offline"
+            assert (await list_clusters(at(config, clock=lambda: later + 3600))).rows[0]["state"] == "Expired"
         finally:
             await relay.close()
 
     @pytest.mark.parametrize("verb", ["revoke", "restore"])
     async def test_unknown_and_malformed_names(self, config: RelayConfig, verb: str) -> None:
         with pytest.raises(StateError, match="data_dir"):
-            await revoke_cluster(config, "prod")
+            await revoke_cluster(at(config), "prod")
         await (await open_registry(config.data_dir)).close()
         if verb == "restore":
             with pytest.raises(StateError, match="no cluster prod"):
@@ -245,9 +246,9 @@ class TestClusters:
             assert (row["name"], row["state"], row["cluster_ca_pin"]) == ("prod", "Revoked", "")
             assert not await registry.adopt("prod", Authority.create("cluster CA").certificate_pem, time.time())
             with pytest.raises(ConfigError, match="cluster restore prod"):
-                await create_token(config, cluster="prod")
+                await create_token(at(config), cluster="prod")
             assert "is restored" in await asyncio.to_thread(run, config, "cluster", "restore", cluster="prod")
-            assert (await list_clusters(config)).rows == []
+            assert (await list_clusters(at(config))).rows == []
         finally:
             await registry.close()
 
@@ -268,10 +269,10 @@ class TestClusters:
             seen = {row["name"]: (row["state"], row["agents"], row["revoked"]) for row in json.loads(text)}
             assert seen == {"prod": ("Connected", 1, False), "test": ("Offline", 0, False)}
             with pytest.raises(StateError, match="has a connected agent"):
-                await delete_cluster(config, "prod")
+                await delete_cluster(at(config), "prod")
             assert "is forgotten" in await asyncio.to_thread(run, config, "cluster", "delete", cluster="test")
             with pytest.raises(StateError, match="no session"):
-                await end_session(config, "a" * 16)
+                await end_session(at(config), "a" * 16)
             assert await asyncio.to_thread(run, config, "session", "list", output="json") == "[]\n"
         finally:
             await socket.close()
@@ -282,15 +283,15 @@ class TestClusters:
         try:
             await registry.adopt("prod", Authority.create("prod").certificate_pem, time.time())
             await registry.seen("prod", time.time())
-            (row,) = (await list_clusters(config)).rows
+            (row,) = (await list_clusters(at(config))).rows
             assert (row["state"], row["agents"]) == ("Connected", None)
             await asyncio.to_thread(run, config, "cluster", "list")
             assert "no relay runs on" in capsys.readouterr().err
-            for asking in (list_sessions(config), end_session(config, "a" * 16)):
+            for asking in (list_sessions(at(config)), end_session(at(config), "a" * 16)):
                 with pytest.raises(StateError, match="no relay runs on"):
                     await asking
             with pytest.raises(ConfigError, match="which session"):
-                await end_session(config, "a session")
+                await end_session(at(config), "a session")
         finally:
             await registry.close()
 
@@ -301,10 +302,10 @@ class TestClusters:
             await registry.certificate_issued("prod", time.time() + 3600)
             await registry.revoke_cluster("prod")
             with pytest.raises(StateError, match="would be let in again"):
-                await delete_cluster(config, "prod")
-            assert await delete_cluster(config, "prod", clock=lambda: time.time() + 3601) == "prod"
+                await delete_cluster(at(config), "prod")
+            assert await delete_cluster(at(config, clock=lambda: time.time() + 3601), "prod") == "prod"
             with pytest.raises(StateError, match="no cluster prod"):
-                await delete_cluster(config, "prod")
+                await delete_cluster(at(config), "prod")
         finally:
             await registry.close()
 

@@ -67,6 +67,25 @@ async def test_sessions() -> None:
     ], "a join that was passed on is the other relay's to tell"
 
 
+@pytest.mark.parametrize(
+    ("question", "found"),
+    [
+        ({"clusters": ["ber*"]}, "bd"),
+        ({"clusters": ["munich"]}, "c"),
+        ({"clusters": []}, ""),
+        ({"clusters": [["munich"], 1, "munich"]}, "c"),
+        ({"clusters": ["*"], "most": 2}, "bc"),
+        ({"clusters": ["berlin"], "session": "d" * 16}, "d"),
+        ({"clusters": ["munich"], "session": "d" * 16}, ""),
+        ({"session": "a" * 16}, "b"),
+        ({"clusters": "munich", "most": "2", "session": ""}, "bcd"),
+    ],
+)
+async def test_the_sessions_of_some_clusters(question: dict[str, Any], found: str) -> None:
+    made = operations(pump("b" * 16, "a" * 16), pump("c" * 16, cluster="munich"), pump("d" * 16))
+    assert "".join(row["session"][0] for row in made.answer({"ask": "sessions", **question})) == found
+
+
 async def test_agents_that_stay() -> None:
     links = [
         SimpleNamespace(

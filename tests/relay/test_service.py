@@ -146,7 +146,7 @@ class EnrolledAgent(Agent):
         return outer_client_context(RelayTrust(self.running.ca), alpn, client_certificate=self.certificate)
 
     async def __aenter__(self) -> EnrolledAgent:
-        made = await admin.create_token(self.running.config, cluster="prod")
+        made = await admin.create_token(admin.at(self.running.config), cluster="prod")
         key = make_key()
         body = {"join_token": made.token, "csr": make_csr(key), "cluster_ca": self.cluster_ca}
         status, answer = await self.running.post("/v1/enrol", body)
@@ -210,7 +210,7 @@ async def test_what_is_done_to_a_relay_is_in_its_audit(config: RelayConfig, monk
         assert status == 403
         config.policy.write_text(POLICY.replace("oidc:alice", "oidc:bob"))
         await until(lambda: "policy change" in path.read_text())
-        await admin.revoke_user(config, "oidc:alice", reason="left")
+        await admin.revoke_user(admin.at(config), "oidc:alice", reason="left")
         near.close()
     found = {(one["act"], one["stage"]): one for one in records(path)}
     assert list(found) == [
@@ -310,7 +310,7 @@ async def test_a_revoked_user_is_cut_everywhere_and_the_agents_are_told(
         far = await exchange(near, agent)
         kept, _ = await relay.join("bob")
         kept_far = await exchange(kept, agent)
-        made = await admin.revoke_user(config, "oidc:alice", reason="left the company")
+        made = await admin.revoke_user(admin.at(config), "oidc:alice", reason="left the company")
         await agent.hears(Revoke("oidc:alice", made.before, reason="left the company"))
         # An agent may call the user by another name; the subject is the issuer's.
         await agent.hears(Revoke(f"{URL}#alice", made.before, reason="left the company"))
@@ -325,7 +325,7 @@ async def test_a_revoked_user_is_cut_everywhere_and_the_agents_are_told(
             assert (await refused(relay.join(), "left the company")).code == JoinCode.FORBIDDEN
         await send_all(kept, b"still here")
         assert await receive(kept_far, 20) == b"still here"
-        await admin.restore_user(config, "oidc:alice")
+        await admin.restore_user(admin.at(config), "oidc:alice")
         await agent.hears(Revoke("oidc:alice"))
         (await relay.join())[0].close()
         assert 'sessions_cut_total{reason="user"} 1.0' in await relay.metrics()

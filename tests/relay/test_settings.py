@@ -38,6 +38,7 @@ jwt:
     groups: {claim: groups, prefix: "oidc:"}
 """
 POLICY = '[[allow]]\nusers = ["*"]\ngroups = ["oidc:platform"]\nclusters = ["prod-*"]\n'
+ADMIN = '[[admin]]\nusers = ["anna"]\ngroups = ["oidc:platform"]\nclusters = ["prod-*"]\nwhat = ["tokens"]\n'
 
 
 @pytest.fixture(scope="module")
@@ -151,16 +152,32 @@ def test_a_mistake_is_named(
         ("", "policy: it has no [[allow]]"),
         (POLICY.replace("oidc:platform", "platform"), 'allow[0].groups: no token can give "platform"'),
         (POLICY.replace('"*"', '"anna"'), 'allow[0].users: no token can give "anna"'),
+        (f"{POLICY}{ADMIN}", 'admin[0].users: no token can give "anna"'),
     ],
 )
-def test_a_policy_that_allows_no_user_is_a_warning(
-    good: RelayConfig, tmp_path: Path, policy: str, message: str
-) -> None:
+def test_a_policy_that_is_not_meant_is_a_warning(good: RelayConfig, tmp_path: Path, policy: str, message: str) -> None:
     (tmp_path / "policy.toml").write_text(policy)
     (found,) = required(good).problems.warnings
     assert found.message.startswith(message)
     assert found.place is not None
     assert found.place.source == str(tmp_path / "policy.toml")
+
+
+def test_administrators_at_a_relay_that_takes_tokens_of_several_audiences(good: RelayConfig, tmp_path: Path) -> None:
+    """One of them may be a cluster's, whose agents have seen such tokens."""
+    (tmp_path / "policy.toml").write_text(POLICY + ADMIN.replace('"anna"', '"oidc:anna"'))
+    assert not required(good).problems.warnings
+    several = AUTHENTICATION.replace(
+        "audiences: [relay]", "audiences: [relay, prod-1]\n    audienceMatchPolicy: MatchAny"
+    )
+    (tmp_path / "authentication.yaml").write_text(several)
+    (found,) = required(good).problems.warnings
+    assert "takes tokens for 2 audiences (prod-1, relay)" in found.message
+    assert found.place is not None
+    assert found.place.line == len(POLICY.splitlines()) + 1
+    assert not required(replace(good, proof="required")).problems.warnings
+    (tmp_path / "policy.toml").write_text(POLICY)
+    assert not required(good).problems.warnings
 
 
 def test_groups_that_no_issuer_gives(good: RelayConfig, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import ssl
+from collections.abc import Callable
 from typing import Any
 
 from arcbridge import __version__, legacy_refusals
@@ -66,11 +67,24 @@ async def _list_at(relay: RelayAccess, token: str, tokens: Tokens) -> list[dict[
     return sorted(document, key=lambda one: str(one["name"]))
 
 
-async def _get(relay: RelayAccess, token: str, tokens: Tokens) -> Any:
+async def request(
+    relay: RelayAccess,
+    token: str,
+    tokens: Tokens,
+    path: str,
+    document: bytes | None = None,
+    sending: Callable[[], None] = lambda: None,
+) -> tuple[int, bytes]:
+    """Return status and body of a GET, or of a POST of a JSON `document`, with the access token and its proof.
+
+    `sending` is called before anything of the request leaves. Raises Unauthenticated for a token that the relay does
+    not take, and Unreachable.
+    """
     url = relay.address.url
     check_token(token.encode(), "the relay's token")
 
     def fields(certificate: bytes) -> str:
+        sending()
         proof = tokens.prove(token, certificate)
         known = f"User-Agent: arcbridge/{__version__}\r\nAuthorization: Bearer {token}\r\n"
         return f"{known}{HEADER}: {proof}\r\n" if proof else known
@@ -78,7 +92,7 @@ async def _get(relay: RelayAccess, token: str, tokens: Tokens) -> Any:
     try:
         context = await relay.context(ALPN_HTTP)
         status, head, body = await get_once(
-            relay.address, "/v1/clusters", context, deadline=DEADLINE, limit=_LIMIT, fields=fields
+            relay.address, path, context, deadline=DEADLINE, limit=_LIMIT, fields=fields, document=document
         )
     except ssl.SSLCertVerificationError as error:
         relay.forget()
@@ -101,6 +115,12 @@ async def _get(relay: RelayAccess, token: str, tokens: Tokens) -> Any:
             "the relay",
             Shown(token, tokens.access_source),
         )
+    return status, body
+
+
+async def _get(relay: RelayAccess, token: str, tokens: Tokens) -> Any:
+    url = relay.address.url
+    status, body = await request(relay, token, tokens, "/v1/clusters")
     if status == 403:
         raise PermissionRefused("the relay does not let you list clusters; ask its operator for access")
     if status != 200:

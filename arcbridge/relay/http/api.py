@@ -9,8 +9,9 @@
                                else, and the key too. `stored`: "yes", the same request will be sent again if need be
     GET  /v1/clusters          [{name, state, agents, last_seen, ca_pin, certificate_expires, version, revoked}]
     GET  /v1/clusters/{name}   one of these; unknown and not allowed get one answer
+    POST /v1/admin             a command of an administrator (`relay.http.administration`)
 
-The last two need an access token, and the header `Arcbridge-Proof` where that is bound to a key (`identity.proof`).
+The last three need an access token, and the header `Arcbridge-Proof` where that is bound to a key (`identity.proof`).
 Times are unix seconds, 0 for never. An error is `{"error": {"code": "…", "message": "…"}}`, its message a sentence for
 a person. Connections and bodies are `relay.http.server`'s, the words of errors `relay.http.answers`'.
 
@@ -88,7 +89,7 @@ SOURCES = 4096
 SUBJECTS = 16_384
 """Subjects whose requests are counted."""
 
-LIMITS = ("address", "enrolments", "user", "renewals", "proofs")
+LIMITS = ("address", "enrolments", "user", "renewals", "proofs", "administration")
 """What refuses a request, for the metrics."""
 
 UNRECORDED = "the relay cannot record this enrolment now: try again later, or tell its operator"
@@ -239,7 +240,7 @@ class Api:
         # The limit comes after the credential: an agent with a good token is let in, whatever its neighbours behind
         # one address do. What a failure costs is bounded by the connection that it takes (`is_last`).
         words = f"too many failed enrolments from this address, and this one failed, too ({error.message})"
-        self._spend("enrolments", self._failures, source_of(source), words)
+        self.spend("enrolments", self._failures, source_of(source), words)
 
     async def renew(self, request: web.Request) -> web.Response:
         certificate = tls_peer_certificate(request)
@@ -252,7 +253,7 @@ class Api:
             cluster = self.authority.authenticate_agent(certificate)
             record = admit(await self.registry.cluster(cluster), certificate)
             note_proved(request)
-            self._spend("renewals", self._renewals, cluster, "this cluster's agents renew too often")
+            self.spend("renewals", self._renewals, cluster, "this cluster's agents renew too often")
             csr, stored = await read_body(request, "csr", optional=("stored",))
             shown = ShownCertificate(
                 agent_key_hash(certificate), agent_generation(certificate), agent_issued_at(certificate)
@@ -280,12 +281,12 @@ class Api:
         return web.json_response(answer)
 
     async def clusters(self, request: web.Request) -> web.Response:
-        return await self._for_caller(request, self._clusters)
+        return await self.for_caller(request, self._clusters)
 
     async def cluster(self, request: web.Request) -> web.Response:
-        return await self._for_caller(request, self._cluster)
+        return await self.for_caller(request, self._cluster)
 
-    async def _for_caller(
+    async def for_caller(
         self, request: web.Request, answer: Callable[[web.Request, Identity], Coroutine[object, object, web.Response]]
     ) -> web.Response:
         """Answer a request with a token, at the cost of its user from the verification on."""
@@ -348,7 +349,7 @@ class Api:
         if (refused := self.checks.access.refusal(identity)) is not None:
             raise PermissionRefused(refused.message)
         note_proved(request)
-        self._spend("user", self._callers, identity.subject, "you ask this relay too often")
+        self.spend("user", self._callers, identity.subject, "you ask this relay too often")
         return identity
 
     def _refuse_unproved(self, identity: Identity, error: ProofRefused, source: str) -> None:
@@ -365,13 +366,13 @@ class Api:
             )
         # As with enrolments the limit comes after the credential, and locks out no neighbour with a good proof.
         words = f"too many tokens without a good proof came from this address, and this is one ({error.message})"
-        self._spend("proofs", self._unproved, source_of(source), words)
+        self.spend("proofs", self._unproved, source_of(source), words)
 
     def spend_of_stranger(self, request: web.Request) -> None:
         """Count a request that needs no credential."""
-        self._spend("address", self._strangers, source_of(address_of(request)), "too many requests from this address")
+        self.spend("address", self._strangers, source_of(address_of(request)), "too many requests from this address")
 
-    def _spend(self, limit: str, bucket: KeyedTokenBucket[str], key: str, words: str) -> None:
+    def spend(self, limit: str, bucket: KeyedTokenBucket[str], key: str, words: str) -> None:
         """Take one request of what `key` has; raises `ApiRefusal` that says when to come back."""
         now = self.monotonic()
         if bucket.reserve(key, now) is not None:
@@ -383,11 +384,11 @@ class Api:
         raise ApiRefusal(HTTPStatus.TOO_MANY_REQUESTS, f"{words}: wait {wait} s and try again", retry_after=wait)
 
 
-def build_app(api: Api, install: Callable[[web.Application], None] = lambda app: None) -> web.Application:
+def build_app(api: Api, *install: Callable[[web.Application], None]) -> web.Application:
     """Return the application; serve it with `HttpApiServer`, which bounds its requests and keeps aiohttp's words
     out of answers and logs.
 
-    `install` adds routes (`relay.http.client_files`).
+    Each of `install` adds routes (`relay.http.client_files`, `relay.http.administration`).
     """
     app = web.Application(client_max_size=BODY_LIMIT)
     app.on_response_prepare.append(set_headers)
@@ -402,7 +403,8 @@ def build_app(api: Api, install: Callable[[web.Application], None] = lambda app:
     ]
     for method, path, handler in routes:
         app.router.add_route(method, path, handler)
-    install(app)
+    for further in install:
+        further(app)
     return app
 
 

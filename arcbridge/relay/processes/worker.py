@@ -20,6 +20,7 @@ the answer repeats:
     audit      both          a line for the audit log; why that cannot be written, empty where it can
     lost       to supervisor the channel to a sibling broke
     idle       to supervisor ready to close the port
+    question   to supervisor a question of an administrator, for all workers; `reply` to worker: its rows
 
 A supervisor that is gone ends its workers at once: they would not be started again, counted or ended any more, and
 their port and lock are needed by the next one. Their sessions resume there.
@@ -31,6 +32,7 @@ keeps what the supervisor asks for.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import math
 import pickle
@@ -50,7 +52,7 @@ from arcbridge.observe.server import ObserveServer
 from arcbridge.relay.audit.log import WorkerAudit
 from arcbridge.relay.fleet.workers import WorkersFleet
 from arcbridge.relay.membership import Membership, Service
-from arcbridge.relay.operations import Question, parts
+from arcbridge.relay.operations import Question, Row, parts, rows_of
 from arcbridge.relay.service import RelayInfo, serve
 from arcbridge.relay.settings import CheckedRelay, required
 from arcbridge.relay.siblings.channel import Channel, ChannelClosed, Received, in_parts
@@ -60,6 +62,8 @@ from arcbridge.settings.config import RelayConfig, RelayLimitsConfig, RelayUserL
 
 BEAT: Final = 1.0
 """Seconds between two `beat`s."""
+DEADLINE: Final = 8.0
+"""Seconds for an answer of all workers; the supervisor waits five for each of them."""
 ANSWERS: Final = 1024 * 1024
 """Bytes of answers to operators' questions that wait for the supervisor, above which no more are added."""
 
@@ -107,6 +111,8 @@ class WorkerMembership(Membership):
         """Siblings that lived when this one was started."""
         self.service: Service | None = None
         """What the supervisor asks for; None until this process serves."""
+        self.ask_supervisor: Callable[[Question], Awaitable[list[Row]]]
+        """Asks all workers."""
         self._listen = listen
         self._wait_to_close = wait_to_close
 
@@ -167,6 +173,9 @@ class WorkerMembership(Membership):
         if not await self.siblings.synced(self.expected, self.siblings_deadline):
             log.warning("not all other workers have answered yet", expected=self.expected, found=len(self.siblings))
 
+    async def ask(self, service: Service, question: Question) -> list[Row]:
+        return await self.ask_supervisor(question)
+
     async def publish(self, service: Service, stack: AsyncExitStack) -> str:
         """Keep what the supervisor asks for: it answers the operator for all processes."""
         observe = ObserveServer("", service.metrics, service.checks)
@@ -200,6 +209,9 @@ class _Worker:
         """What has come of settings whose last part has not."""
         self._answering = asyncio.Lock()
         self._answers: set[asyncio.Task[None]] = set()
+        self._asked: dict[int, tuple[list[Row], asyncio.Future[None]]] = {}
+        """Questions to all workers, by number: the rows that have come, and whether that is all."""
+        self._numbers = itertools.count()
         self.channel = Channel(parent, self._received, self._orphaned)
         self.channel.start()
 
@@ -216,6 +228,21 @@ class _Worker:
     def record(self, line: str) -> None:
         """Give the supervisor a line for the audit log."""
         self.channel.tell({"t": "audit"}, line.encode("utf-8", "replace"))
+
+    async def ask(self, question: Question) -> list[Row]:
+        """Put a question to all workers, through the supervisor; return the rows of all. Raises `StateError`."""
+        number, rows = next(self._numbers), list[Row]()
+        complete: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._asked[number] = rows, complete
+        try:
+            self.channel.tell({"t": "question", "n": number, "question": dict(question)})
+            async with asyncio.timeout(DEADLINE):
+                await complete
+        except TimeoutError:
+            raise StateError("the other processes of the relay do not answer: try again in some seconds") from None
+        finally:
+            del self._asked[number]
+        return rows
 
     async def beat(self) -> None:
         """Tell the supervisor each second that this process lives."""
@@ -242,6 +269,7 @@ class _Worker:
                 self.membership = WorkerMembership(
                     assigned.index, assigned.count, listen, self._siblings, self.wait_for_all, self.record
                 )
+                self.membership.ask_supervisor = self.ask
                 self.assigned.set_result(assigned)
             case "peer" if message.sock is not None:
                 self._siblings.connect(int(head["worker"]), int(head["pair"]), message.sock)
@@ -255,6 +283,10 @@ class _Worker:
                 answer = asyncio.get_running_loop().create_task(self._answer(int(head["n"]), head["question"]))
                 self._answers.add(answer)
                 answer.add_done_callback(self._answers.discard)
+            case "reply" if (asked := self._asked.get(int(head["n"]))) is not None:
+                asked[0].extend(rows_of(message.body))
+                if head["last"] and not asked[1].done():
+                    asked[1].set_result(None)
             case "reload":
                 self._reload(int(head["n"]), pickle.loads(self._whole(message.body)))
             case "audit":

@@ -28,14 +28,14 @@ async def config(tmp_path: Path) -> RelayConfig:
 
 
 async def test_without_a_relay_the_command_writes_itself(config: RelayConfig) -> None:
-    token = await admin.create_token(config, cluster="prod", uses=2)
-    await admin.delete_token(config, token.token)
+    token = await admin.create_token(admin.at(config), cluster="prod", uses=2)
+    await admin.delete_token(admin.at(config), token.token)
     with pytest.raises(StateError):
-        await admin.delete_token(config, token.id)
-    await admin.revoke_user(config, "bob", "2026-11-25", "lost a laptop")
-    await admin.restore_user(config, "bob")
-    await admin.revoke_cluster(config, "prod")
-    await admin.restore_cluster(config, "prod")
+        await admin.delete_token(admin.at(config), token.id)
+    await admin.revoke_user(admin.at(config), "bob", "2026-11-25", "lost a laptop")
+    await admin.restore_user(admin.at(config), "bob")
+    await admin.revoke_cluster(admin.at(config), "prod")
+    await admin.restore_cluster(admin.at(config), "prod")
     path = config.data_dir / "audit.jsonl"
     ends = [one for one in records(path) if one["stage"] == "ended"]
     assert [(one["act"], one["outcome"]) for one in ends] == [
@@ -60,8 +60,8 @@ async def test_the_relay_that_runs_writes_it(config: RelayConfig) -> None:
     audit = open_audit(config, "relay-1")
     socket = AdminSocket(config.data_dir, answer, audit)
     await socket.start()
-    token = await admin.create_token(config, cluster="prod")
-    await admin.end_session(config, "a" * 16, "why")
+    token = await admin.create_token(admin.at(config), cluster="prod")
+    await admin.end_session(admin.at(config), "a" * 16, "why")
     reader, writer = await asyncio.open_unix_connection(str(config.data_dir / "admin.sock"))
     writer.write(b"nonsense\n")
     await reader.read()
@@ -87,7 +87,7 @@ async def test_k1_another_os_user_is_recorded(config: RelayConfig, monkeypatch: 
     await socket.start()
     monkeypatch.setattr("arcbridge.relay.admin_socket._is_operator", lambda sock: False)
     with pytest.raises(StateError):
-        await admin.end_session(config, "a" * 16)
+        await admin.end_session(admin.at(config), "a" * 16)
     await socket.close()
     audit.close()
     (one,) = records(config.data_dir / "audit.jsonl")
@@ -100,17 +100,17 @@ async def test_nothing_is_done_unrecorded_where_the_settings_say_so(config: Rela
         return RelayConfig(public_address=config.public_address, data_dir=config.data_dir, audit=audit)
 
     with pytest.raises(StateError, match="No space left"):
-        await admin.revoke_user(full("refuse"), "bob")
+        await admin.revoke_user(admin.at(full("refuse")), "bob")
     socket = AdminSocket(config.data_dir, answer, RelayAudit("/dev/full", on_failure="refuse"))
     await socket.start()
     with pytest.raises(StateError, match="No space left"):
-        await admin.revoke_user(config, "bob")
+        await admin.revoke_user(admin.at(config), "bob")
     with pytest.raises(StateError, match="No space left"):
-        await admin.end_session(config, "a" * 16)
+        await admin.end_session(admin.at(config), "a" * 16)
     await socket.close()
-    assert await admin.list_users(config) == []
-    await admin.revoke_user(full("continue"), "bob")
-    assert [row["user"] for row in await admin.list_users(config)] == ["bob"]
+    assert await admin.list_users(admin.at(config)) == []
+    await admin.revoke_user(admin.at(full("continue")), "bob")
+    assert [row["user"] for row in await admin.list_users(admin.at(config))] == ["bob"]
 
 
 async def test_a_log_that_cannot_be_opened(config: RelayConfig, tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ async def test_one_process_writes_what_all_record(config: RelayConfig) -> None:
     config.policy.write_text('[[allow]]\nusers = ["alice"]\nclusters = ["*"]\n')
     path = config.data_dir / "audit.jsonl"
     await until(lambda: path.read_text().count("policy change") >= 2)
-    await admin.revoke_user(config, "bob")
+    await admin.revoke_user(admin.at(config), "bob")
     assert await running.metric("audit_records_total") >= 5
     assert await running.metric("audit_failing") == 0
     running.stopping.set()

@@ -1,0 +1,68 @@
+"""`arcbridge admin …`: the relay's own commands over HTTPS, by the user's login, printed as on the relay's machine."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from arcbridge.cli.administration import format_done, format_list, format_token
+from arcbridge.cli.client import answering
+from arcbridge.cli.commands import find_command
+from arcbridge.cli.output import print_warning
+from arcbridge.cli.parser import Invocation
+from arcbridge.errors import ExitCode
+from arcbridge.pki.new_token import API_SERVER_FLAGS, api_server_arguments
+from arcbridge.settings.flags import CLIENT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from arcbridge.client.service import ClientContext
+
+
+def _over_https(command: str) -> Callable[[Invocation], int]:
+    """Return the command that has a relay do `command`."""
+
+    @answering
+    async def run(invocation: Invocation, context: ClientContext) -> int:
+        from arcbridge.client.commands.administration import administer, new_token
+
+        kubernetes = api_server_arguments({name: invocation.text(name) for name in API_SERVER_FLAGS})
+        answer = await administer(context.relays, context.tokens, command, _given(invocation))
+        output = invocation.text("output", "table")
+        if command == "token create":
+            row = answer.rows[0] if answer.rows else {}
+            text = format_token(new_token(row, invocation.text("cluster"), kubernetes), output)
+        elif command.endswith(" list"):
+            text = format_list(command, answer.rows, output)
+        else:
+            text = format_done(command, answer.rows)
+        sys.stdout.write(text)
+        if answer.more:
+            print_warning(f"the relay has more than these {len(answer.rows)} rows, and sends no more of them")
+        return ExitCode.DONE
+
+    return run
+
+
+def _given(invocation: Invocation) -> dict[str, str]:
+    """Return what the relay is to be given of a command line: all but how to print, and what the agent is given."""
+    command = find_command(CLIENT, invocation.command)
+    names = [flag.dest for flag in command.flags] + ([command.argument.name] if command.argument is not None else [])
+    given = {name: "yes" if invocation.switch(name) else invocation.text(name).strip() for name in names}
+    return {name: value for name, value in given.items() if value and name not in ("output", *API_SERVER_FLAGS)}
+
+
+token_create = _over_https("token create")
+token_list = _over_https("token list")
+token_delete = _over_https("token delete")
+policy_list = _over_https("policy list")
+cluster_list = _over_https("cluster list")
+cluster_revoke = _over_https("cluster revoke")
+cluster_restore = _over_https("cluster restore")
+cluster_delete = _over_https("cluster delete")
+session_list = _over_https("session list")
+session_end = _over_https("session end")
+user_list = _over_https("user list")
+user_revoke = _over_https("user revoke")
+user_restore = _over_https("user restore")

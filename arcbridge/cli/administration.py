@@ -1,0 +1,114 @@
+"""Formats what administrators' commands answer, on the relay's machine (`cli.relay`) and from afar (`cli.admin`).
+
+It asks no relay. Invariant: what comes from a relay reaches a terminal escaped, as all rows do (`cli.output`).
+"""
+
+from __future__ import annotations
+
+from arcbridge.cli.commands import DOCUMENTS
+from arcbridge.cli.output import format_document, format_rows, plain, rfc3339
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    from arcbridge.pki.new_token import NewToken
+
+    Row = Mapping[str, Any]
+
+_BYTES = ("bytes_to_agent", "bytes_to_client")
+_LISTS = {
+    "token list": ("id", "cluster", "state", "used", "uses", "created", "expires_at"),
+    "cluster list": ("name", "state", "agents", "last_seen", "certificate_expires", "version", "cluster_ca_pin"),
+    "session list": ("session", "user", "cluster", "since", *_BYTES, "agent", "relay", "worker"),
+    "user list": ("user", "before", "revoked_at", "reason"),
+    "recovery list": ("cluster", "last_seen"),
+    "policy list": ("hash", "rules", "held", "reason", "relay", "worker"),
+}
+"""The columns of each list; the first one names a row."""
+_WIDE = {
+    "cluster list": ("name", "state", "agents", "ready", "failing", "sessions", "round_trip", "last_seen",
+                     "certificate_expires", "version", "cluster_ca_pin")
+}  # fmt: skip
+_DONE = {
+    "token delete": "join token {id} is deleted: it enrols no more agents",
+    "cluster revoke": "cluster {cluster} is revoked: its agents are cut off within seconds and refused",
+    "cluster revoke, unknown": "cluster {cluster} is revoked, and was not known here (was the name meant?): its agents "
+    "are refused when they come, at this relay and at those that share its registry",
+    "cluster restore": "cluster {cluster} is restored: its agents come back by themselves while their certificate is "
+    "valid",
+    "cluster delete": "cluster {cluster} is forgotten: the name is free, also for another cluster CA",
+    "session end": "session {session} of {user} with cluster {cluster} ends within seconds",
+    "user revoke": "user {user} is revoked: tokens issued before {before} are refused, and what runs under them ends "
+    "within seconds",
+    "user restore": "user {user} is restored: tokens count again until they lapse",
+    "policy accept": "version {hash} of the policy counts from now on",
+}
+"""What each act says of each row of its answer."""
+_TIMES = frozenset(
+    ("created", "expires_at", "last_seen", "certificate_expires", "before", "revoked_at", "since", "valid_since")
+)
+"""Keys whose values are unix seconds, 0 for never; people and scripts get them as RFC 3339."""
+
+
+def format_list(command: str, rows: Sequence[Row], output: str) -> str:
+    """Return the rows of a list; `output` as in `--output`."""
+    columns = _WIDE[command] if output == "wide" and command in _WIDE else _LISTS[command]
+    heads = [(column, column.replace("_", " ").upper()) for column in columns]
+    return format_rows([_dated(row) for row in rows], heads, output.replace("wide", "table"), name=columns[0])
+
+
+def format_done(command: str, rows: Sequence[Row]) -> str:
+    """Return a sentence for each row of an act's answer."""
+    return "".join(
+        _DONE[command if row.get("known", True) else f"{command}, unknown"].format_map(
+            {key: plain(str(value)) for key, value in _dated(row).items()}
+        )
+        + "\n"
+        for row in rows
+    )
+
+
+def format_token(made: NewToken, output: str) -> str:
+    """Return a new join token with what is to be done with it."""
+    from dataclasses import asdict
+
+    if output in DOCUMENTS:
+        return format_document(_dated(asdict(made)), output)
+    if output not in ("", "table"):
+        return format_rows([asdict(made)], (), output, name="token")
+    uses, until = "once" if made.uses == 1 else f"{made.uses} times", rfc3339(made.expires_at) or "-"
+    lines = [
+        f"Join token for cluster {made.cluster}, usable {uses} until {until}; shown only now:",
+        "",
+        f"  {made.token}",
+        "",
+        "Where kubectl reaches the cluster, with the Helm chart (values.yaml says whose tokens count):"
+        if made.in_cluster
+        else "On the agent's machine:",
+        "",
+        *(f"  {line}" for line in made.command.splitlines()),
+        "",
+        "The first line holds the token. The spaces before it keep it out of the history of a shell that is set so "
+        "(bash: HISTCONTROL=ignorespace); `-o name` prints the token alone, for `> FILE`.",
+        "",
+    ]
+    if made.in_cluster:
+        lines += [
+            "For an agent on a machine that is no pod give this command --kube-server https://HOST:PORT and "
+            "--kube-token-file FILE (and --kube-ca-file FILE) too: it prints what starts that agent.",
+            "",
+        ]
+    if not made.relay_ca_pin:
+        lines += [
+            "The relay's certificate comes from another CA: agents check it against their system's CAs, or against "
+            "--relay-ca-file.",
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _dated(row: Row) -> dict[str, Any]:
+    """Return the row with its times as text; None, which tables show as `-`, for never."""
+    return {key: rfc3339(value or 0.0) if key in _TIMES else value for key, value in row.items()}
