@@ -101,15 +101,9 @@ async def create_token(
         record = await registry.cluster(cluster)
         if (record is not None and record.revoked) or cluster in await registry.revocations():
             raise ConfigError(f"cluster {cluster} is revoked: restore it first, with 'cluster restore {cluster}'")
-<<<<<<< HEAD
-        expires_at = clock() + ttl
-        until = rfc3339(expires_at)
-        async with acting(config, "token create", cluster=cluster, uses=uses, until=until, rebind=rebind) as result:
-=======
         expires_at = relay.clock() + ttl
-        until = _rfc3339(expires_at)
+        until = rfc3339(expires_at)
         async with relay.acting("token create", cluster=cluster, uses=uses, until=until, rebind=rebind) as result:
->>>>>>> p4
             token = await registry.create_join_token(cluster, uses=uses, expires_at=expires_at, rebind=rebind)
             result["token_id"] = token.partition(".")[0]
     return NewToken.of(
@@ -227,11 +221,7 @@ async def list_recovery(relay: Administered) -> list[Row]:
 
 async def end_recovery(relay: Administered) -> str:
     """Wait for no more revocations; return what was known. Raises `StateError` where none is awaited."""
-<<<<<<< HEAD
-    async with registry_of(config, must_exist=True) as registry, acting(config, "recovery end") as result:
-=======
-    async with relay.registry(True) as registry:
->>>>>>> p4
+    async with relay.registry(True) as registry, relay.acting("recovery end") as result:
         found = await registry.recovery()
         if found is None:
             raise StateError("no revocation is known to be missing")
@@ -254,13 +244,8 @@ async def delete_cluster(relay: Administered, name: str) -> str:
         )
     async with relay.registry(True) as registry, relay.acting("cluster delete", cluster=name):
         record = await registry.cluster(name)
-<<<<<<< HEAD
-        if record is not None and record.revoked and record.certificate_expires > clock():
-            until = rfc3339(record.certificate_expires)
-=======
         if record is not None and record.revoked and record.certificate_expires > relay.clock():
-            until = _rfc3339(record.certificate_expires)
->>>>>>> p4
+            until = rfc3339(record.certificate_expires)
             raise StateError(
                 f"cluster {name} is revoked, and its certificates are valid until {until}: forgotten before that, its "
                 "agents would be let in again"
@@ -307,15 +292,9 @@ async def revoke_user(relay: Administered, user: str, before: object = None, rea
     """Refuse the user's tokens from before a time (`parse_before`) and end what runs under them; return what holds."""
     if not user:
         raise ConfigError("which user? give the name as the policy has it, or ISSUER#SUBJECT")
-<<<<<<< HEAD
-    when = parse_before(before, clock())
-    async with registry_of(config, must_exist=True, clock=clock) as registry:
-        async with acting(config, "user revoke", user=user, before=rfc3339(when), reason=reason) as result:
-=======
     when = parse_before(before, relay.clock())
     async with relay.registry(True) as registry:
-        async with relay.acting("user revoke", user=user, before=_rfc3339(when), reason=reason) as result:
->>>>>>> p4
+        async with relay.acting("user revoke", user=user, before=rfc3339(when), reason=reason) as result:
             made = await registry.revoke_user(user, when, reason)
             result["before"] = rfc3339(made.before)
         return made
