@@ -14,7 +14,7 @@ import pytest
 from arcbridge.errors import ArcbridgeError, ConfigError, StateError
 from arcbridge.pki.authority import Authority
 from arcbridge.relay import backup
-from arcbridge.relay.admin import end_recovery
+from arcbridge.relay.admin import at, end_recovery
 from arcbridge.relay.backup import make_backup, read_backup, restore_backup
 from arcbridge.relay.data_dir import instance_lock, open_authority, open_registry
 from arcbridge.settings.config import RelayConfig
@@ -71,7 +71,7 @@ async def test_what_is_backed_up_and_restored_is_recorded(config: RelayConfig, t
     await restore_backup(new, tmp_path / "file")
     with pytest.raises(StateError):
         await restore_backup(new, tmp_path / "file")
-    await end_recovery(new)
+    await end_recovery(at(new))
     (made,) = [one for one in records(config.data_dir / "audit.jsonl") if one["stage"] == "ended"]
     assert (made["act"], made["arguments"]) == ("backup", {"file": str(tmp_path / "file"), "recipients": []})
     ends = [one for one in records(new.data_dir / "audit.jsonl") if one["stage"] == "ended"]

@@ -69,7 +69,11 @@ async def test_what_the_registry_lacks_is_found_and_nothing_else() -> None:
     assert intake.receive(Ledger(digest=b"again")) is None, "once a connection"
 
 
-@pytest.mark.parametrize("forged", [Seal(Authority.create("other").key_pem).seal(PROD), b"x" * 40, b"short"])
+@pytest.mark.parametrize(
+    "forged",
+    [Seal(Authority.create("other").key_pem).seal(PROD), b"x" * 40, b"short"],
+    ids=["of another CA", "of nothing", "short"],
+)
 async def test_e13_what_no_relay_has_sealed_is_not_believed_and_ends_the_reading(forged: bytes) -> None:
     book = LedgerBook(Seal(CA.key_pem))
     sent = frames([book.seal.seal(BOB), forged, book.seal.seal(PROD)])
