@@ -39,7 +39,6 @@ const (
 	// A stream may be silent as long as a person is: the kubelet's own default.
 	idleTimeout     = 4 * time.Hour
 	creationTimeout = 30 * time.Second
-	lingerTimeout   = 2 * time.Second
 )
 
 func main() {
@@ -309,14 +308,16 @@ func (c *watchedConn) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// Close says goodbye and then reads on until the peer has closed as well, within bounds. Closed at once, with something
-// of the client's unread (the end of its input, a ping), the kernel would answer by a reset, and the peer would throw away
-// output that it had not read yet: the last line of every hundredth command.
+// Close says goodbye and then reads on until the peer has closed as well, however slowly it reads. Closed before that,
+// with something of the client's unread or yet to come (the end of its input, a ping), the kernel would answer by a reset,
+// and what is still in its send buffer would be lost: the last line of every hundredth command, or the end of a copy.
 func (c *watchedConn) Close() error {
 	c.gone()
-	err := c.Conn.(*tls.Conn).CloseWrite()
+	conn := c.Conn.(*tls.Conn)
+	err := conn.CloseWrite()
+	_ = conn.NetConn().(*net.TCPConn).CloseWrite() // also where the goodbye found no room in the send buffer
 	go func() {
-		_ = c.SetReadDeadline(time.Now().Add(lingerTimeout))
+		_ = c.SetReadDeadline(time.Now().Add(idleTimeout))
 		_, _ = io.Copy(io.Discard, c.Conn)
 		c.Conn.Close()
 	}()
