@@ -34,6 +34,7 @@ from arcbridge.relay.registry.base import Recovery
 from arcbridge.settings.config import RelayConfig
 from arcbridge.settings.named_files import is_there
 from arcbridge.units import rfc3339
+from arcbridge.untrusted_json import read_json
 
 FORMAT: Final = 1
 MOST: Final = 1024 * 1024 * 1024
@@ -135,7 +136,7 @@ async def read_backup(path: Path, identity: Path | None) -> tuple[Manifest, Mapp
         data = await asyncio.to_thread(_decrypt, path, data, identity)
     files = _unpack(path, data)
     try:
-        found: dict[str, Any] = json.loads(files.pop(MANIFEST))
+        found: dict[str, Any] = read_json(files.pop(MANIFEST))
         if found["format"] > FORMAT:
             raise StateError(f"{path} was made by a newer arcbridge ({found['version']}): restore it with that")
         manifest = Manifest(**found)

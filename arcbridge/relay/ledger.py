@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from arcbridge.errors import RemoteProtocolError
 from arcbridge.relay.registry.base import AccessChange, merged
+from arcbridge.untrusted_json import read_json
 from arcbridge.wire.ledger import ID_SIZE, MOST_ENTRY, MOST_HELD, LedgerEntries, entries_of, frames
 from arcbridge.wire.records import Ledger
 
@@ -53,7 +54,7 @@ class Seal:
             said = self._cipher.decrypt(entry[ID_SIZE:], [entry[:ID_SIZE]])
         except (InvalidTag, ValueError):
             return None
-        return AccessChange(*json.loads(said))
+        return AccessChange(*read_json(said))
 
 
 class LedgerBook:

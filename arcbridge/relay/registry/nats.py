@@ -83,6 +83,7 @@ from arcbridge.relay.registry.base import (
 )
 from arcbridge.relay.registry.generations import RenewedTwice, ShownCertificate
 from arcbridge.relay.registry.nats_bucket import CALL, CHANGE, NOTHING, Bucket, Faster, Malformed, Value, is_entry
+from arcbridge.untrusted_json import read_json
 
 T = TypeVar("T")
 
@@ -459,7 +460,9 @@ class NatsRegistry(Registry):
 
     async def replace(self, data: bytes, recovery: Recovery) -> None:
         try:
-            stored = {key: data for key, (_, data) in json.loads(data).items() if not key.startswith("token.")}
+            stored = {
+                key: data for key, (_, data) in read_json(data, len(data)).items() if not key.startswith("token.")
+            }
             if not all(isinstance(data, dict) and is_entry(key, data) for key, data in stored.items()):
                 raise ValueError("an entry of another form")
         except (ValueError, TypeError, AttributeError) as error:
