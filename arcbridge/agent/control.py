@@ -37,7 +37,7 @@ from arcbridge.observe.untrusted_text import clean
 from arcbridge.tasks import cancel_and_wait
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.ledger import LedgerEntries, entries_of, frames
-from arcbridge.wire.records import Dial, Goaway, Ledger, Revoke, Status
+from arcbridge.wire.records import CaSuccession, Dial, Goaway, Ledger, Revoke, Status
 from arcbridge.wire.session import Kind, Side
 
 CONTROL_CONNECTIONS = 2
@@ -61,6 +61,8 @@ REPLACEMENT_WAIT = 5.0
 other connections have to do."""
 DEPARTURE_MEMORY = 60.0
 """Seconds after which a relay's GOAWAY is forgotten: it has cut what came through it long before."""
+FOLLOW_PAUSE = 30.0
+"""Seconds for which announcements of a relay are passed over behind one that was refused, which costs signatures."""
 FAILURE_LIMIT = 200
 """Bytes of a failure's reason that are kept: a relay may have written it."""
 RETRY_DELAY_LIMIT = 5.0
@@ -105,6 +107,7 @@ class ControlConnections:
     ) -> None:
         self.relays = tuple(relays)
         self._keeper = keeper
+        keeper.changed = self.send_reports
         self._sessions = sessions
         self.instance = instance
         self._clock = clock
@@ -299,7 +302,7 @@ class ControlConnections:
             label=str(relay),
             agent=self.instance,
             software=build(),
-            cluster_ca=self._keeper.current.cluster_ca_certificate_pem,
+            cluster_ca=self._keeper.stated_ca_pem,
         )
         link.session = session
         try:
@@ -340,8 +343,28 @@ class ControlConnections:
             self._send_report(link)
 
     def _send_report(self, link: ControlLink) -> None:
-        if link.session is not None and not link.session.closed:
-            link.session.send(self.report(link.session.round_trip))
+        if link.session is None or link.session.closed or not link.up:
+            return
+        link.session.send(self.report(link.session.round_trip))
+        announcement = self._keeper.announcement
+        if announcement is not None and announcement != link.announced:
+            link.announced = announcement
+            link.session.send(announcement)
+
+    def succession_received(self, link: ControlLink, succession: CaSuccession) -> None:
+        """A relay announces its CAs: take that over, one announcement at a time."""
+        if link.following is not None and not link.following.done():
+            return  # a relay announces one step of a rotation, days apart
+        link.following = asyncio.get_running_loop().create_task(self._follow(link, succession.cas))
+        self._tasks.add(link.following)
+        link.following.add_done_callback(self._tasks.discard)
+
+    async def _follow(self, link: ControlLink, cas: str) -> None:
+        try:
+            await self._keeper.follow_relay(cas)
+        except ArcbridgeError as error:
+            _log.error("relay CA not followed", connection=str(link.relay), reason=error.message)
+            await asyncio.sleep(FOLLOW_PAUSE)
 
     def _note_connected(self) -> None:
         if self._staying():
@@ -496,6 +519,10 @@ class ControlLink(BaseHandler):
         """The relay has asked for its ledger."""
         self.dials = 0
         """Joins under way that this relay asked for."""
+        self.announced: CaSuccession | None = None
+        """What the relay was told last of the cluster's CAs."""
+        self.following: asyncio.Task[None] | None = None
+        """Takes over what the relay announces of its own."""
         self.code = -1
         """The code of the relay's GOAWAY; -1: none came."""
         self.retry_after = 0
@@ -516,6 +543,9 @@ class ControlLink(BaseHandler):
             self._control.keep(self, ledger)
         except RemoteProtocolError as error:
             session.close(GoawayCode.PROTOCOL, error.message)
+
+    def succession_received(self, session: MuxSession, succession: CaSuccession) -> None:
+        self._control.succession_received(self, succession)
 
     def goaway_received(self, session: MuxSession, goaway: Goaway) -> None:
         self._control.relay_sent_goaway(self, goaway)

@@ -193,4 +193,6 @@ class Dials:
         task = asyncio.current_task()
         if task is not None:
             self._dialling.pop(task, None)
-        await self._sessions.serve(sock, inner.context, dial.join_id, via=str(address), peer=inner.peer)
+        await self._sessions.serve(
+            sock, inner.context, dial.join_id, via=str(address), peer=inner.peer, oldest_ca_pem=inner.oldest_ca_pem
+        )

@@ -110,6 +110,7 @@ async def _trust(config: AgentConfig, credential: AgentCredential | None) -> tup
         words = f"cluster {credential.cluster}, {one.detail}" if one.state is FindingState.OK else one.detail
         found.append(Finding(CREDENTIAL, one.state, words, one.remedy, one.code))
     pem: str | None = None
+    followed = False
     if config.relay_ca_file is not None:
         try:
             pem = config.relay_ca_file.read_text("ascii", "ignore")
@@ -119,8 +120,9 @@ async def _trust(config: AgentConfig, credential: AgentCredential | None) -> tup
             )
             return None, found
     elif credential is not None:
-        pem = credential.relay_ca_pem or None
-    if pem and config.relay_ca_pin and not same_pin(pin_of(pem), config.relay_ca_pin):
+        pem = credential.relay_trust_pem or None
+        followed = bool(credential.relay_cas) and config.relay_ca_pin in credential.relay_succession.pins
+    if pem and config.relay_ca_pin and not followed and not same_pin(pin_of(pem), config.relay_ca_pin):
         words = f"relay_ca_pin is {config.relay_ca_pin}, and the CA that the agent has is {pin_of(pem)}"
         found.append(failed("relay's CA", words, _PIN, "relay_pin"))
     if pem is None and (credential is not None or not config.relay_ca_pin):

@@ -18,7 +18,9 @@ client's pin, stays.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import math
 import random
 import ssl
 import time
@@ -32,20 +34,35 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from arcbridge.agent.relay_http import post
-from arcbridge.errors import ArcbridgeError, ConfigError, ConnectionLost, EnrolmentRefused, StateError, Unreachable
+from arcbridge.errors import (
+    ArcbridgeError,
+    ConfigError,
+    ConnectionLost,
+    EnrolmentRefused,
+    PinMismatch,
+    StateError,
+    Unreachable,
+)
 from arcbridge.net.address import Address
 from arcbridge.net.backoff import Backoff
 from arcbridge.net.tls import RelayTrust, fetch_relay_ca, outer_client_context
 from arcbridge.pki import credentials as entries
-from arcbridge.pki.authority import Authority, certificate_validity
+from arcbridge.pki.authority import Authority, agent_ca_pin, certificate_validity, is_issued_by
 from arcbridge.pki.credentials import AgentCredential, CredentialStore, Snapshot, VersionConflict, renew_at
 from arcbridge.pki.enrolment import make_csr, make_key
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.pki.pins import pin_of, same_pin
+from arcbridge.pki.rotation import Rotation
+from arcbridge.pki.succession import Succession
 from arcbridge.settings.named_files import is_there
+from arcbridge.wire.records import CaSuccession
 
 LOOK_AGAIN = 300.0
 """Seconds between two reads of the store, for a certificate that a sibling has renewed."""
+SUPERSEDED_SPREAD = 30.0
+"""Seconds within which agents renew a certificate of the relay's former CA, each at a time of its own."""
+RENEW_AGAIN = 60.0
+"""Seconds until such a renewal is tried again: another relay of the list may not have taken that step yet."""
 REFUSED_WAIT = 60.0
 """Seconds after a refusal: a revoked cluster may be restored, which frequent requests do not hasten."""
 REFUSED_AMONG = 15
@@ -82,8 +99,15 @@ class CredentialKeeper:
         self._clock = clock
         self._jitter = jitter
         self._credential: AgentCredential | None = None
+        self._stored: AgentCredential | None = None
+        """What the store held when it was read last, where that was adopted."""
         self.renewals = 0
         self.failures = 0
+        self.changed: Callable[[], None] = lambda: None
+        """Called when what relays are told of this agent's CAs has changed."""
+        self._wake = asyncio.Event()
+        self._asked_again = -math.inf
+        """When a certificate of the relay's present CA was asked for, unix seconds."""
         self.last_failure = ""
         """Why the agent could not enrol the last time; empty once it has, and before it has tried."""
 
@@ -107,7 +131,68 @@ class CredentialKeeper:
     @property
     def trust(self) -> RelayTrust:
         """How the relay is verified."""
-        return RelayTrust(self.current.relay_ca_pem)
+        return RelayTrust(self.current.relay_trust_pem)
+
+    @property
+    def known_relay_ca(self) -> str:
+        """Pin of the newest of the relay's CAs that is known; empty where a file names several CAs."""
+        pins = _relay_pins(self.current) if self.enrolled else ()
+        return pins[-1] if pins else ""
+
+    @property
+    def certificate_ca(self) -> str:
+        """Pin of the relay's CA that has issued the certificate; empty where that is not known."""
+        return _issuer_pin(self.current) if self.enrolled else ""
+
+    @property
+    def announcement(self) -> CaSuccession | None:
+        """What relays are told of the cluster's CAs; None while there was no rotation."""
+        rotation = self.current.rotation if self.enrolled else None
+        if rotation is None or not rotation.succession:
+            return None
+        return CaSuccession(rotation.succession, rotation.oldest)
+
+    @property
+    def stated_ca_pem(self) -> str:
+        """The CA of the cluster that the certificate states, for relays that do not know the cluster yet."""
+        credential = self.current
+        if not credential.cluster_rotation:
+            return credential.cluster_ca_certificate_pem
+        stated = agent_ca_pin(ssl.PEM_cert_to_DER_cert(credential.certificate_pem))
+        known = credential.rotation.list
+        oldest = credential.rotation.oldest
+        return known.cas[known.pins.index(stated)] if stated in known.pins and stated != pin_of(oldest) else oldest
+
+    def look_soon(self) -> None:
+        """Read the store now: another process has changed it."""
+        self._wake.set()
+
+    async def follow_relay(self, announced: str) -> None:
+        """Take over what a relay announces of its CAs, over a connection that it was verified on, and keep it.
+
+        Raises `ConfigError` or `PinMismatch` for what the CA that is known has not signed; nothing is changed then.
+        """
+        found, what = Succession.read(announced), "the relay's CA"
+        for _ in range(CONFLICTS):
+            current = self.current
+            followed = current.relay_succession.follow(found, what, retire=True)
+            if followed == current.relay_succession:
+                return
+            snapshot = await self._store.load()
+            stored = None if snapshot is None else AgentCredential.from_entries(snapshot)
+            if stored is not None and snapshot is not None:
+                with contextlib.suppress(ConfigError, PinMismatch):  # a sibling may know more; the settings, another CA
+                    followed = followed.follow(stored.relay_succession, what, retire=True)
+                try:
+                    await self._store.save({entries.RELAY_CAS: followed.text.encode()}, expect_version=snapshot.version)
+                except VersionConflict:
+                    continue
+            self._credential = replace(self.current, relay_cas=followed.text)
+            log.info("relay CA followed", pin=followed.pins[-1], present=followed.pins[followed.present])
+            self.changed()
+            self._wake.set()
+            return
+        raise StateError(_TOO_MANY_WRITERS)
 
     @property
     def seconds_left(self) -> float:
@@ -124,9 +209,11 @@ class CredentialKeeper:
             try:
                 snapshot = await self._prepared()
                 found = self._usable(snapshot)
-                if found is None:
-                    found = await self._enrol(snapshot)
-                self._credential = await self._with_relay_ca(found)
+                if found is not None:
+                    found = await self._with_relay_ca(found)
+                if found is None or self._is_void(found):
+                    found = await self._with_relay_ca(await self._enrol(snapshot))
+                self._credential = found
                 self.last_failure = ""
                 return self._credential
             except Unreachable as error:
@@ -140,7 +227,10 @@ class CredentialKeeper:
         """Renew in time, until cancelled. Failures are logged and tried again."""
         backoff = Backoff(first=5.0, cap=600.0)
         while True:
-            await asyncio.sleep(min(max(self._renewal_due() - self._clock(), 0.0), LOOK_AGAIN))
+            self._wake.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(max(self._renewal_due() - self._clock(), 0.0), LOOK_AGAIN)):
+                    await self._wake.wait()
             try:
                 await self._check_store()
                 backoff.reset()
@@ -161,6 +251,8 @@ class CredentialKeeper:
     def _renewal_due(self) -> float:
         """Return when to renew: two thirds of the life, later by up to a tenth of it so that sibling pods do not renew
         all at once."""
+        if self._superseded(self.current):
+            return max(self._clock() + SUPERSEDED_SPREAD * self._jitter(), self._asked_again + RENEW_AGAIN)
         not_before, not_after = self.current.validity()
         spread = (not_after - not_before) / 10 * self._jitter()
         return renew_at(not_before, not_after) + spread
@@ -170,6 +262,10 @@ class CredentialKeeper:
         await self._adopt(snapshot)
         if self._fresh(self.current):
             return
+        if self._superseded(self.current):
+            if self._clock() < self._asked_again + RENEW_AGAIN:
+                return
+            self._asked_again = self._clock()
         if self.seconds_left <= 0:
             # Only a new join token helps now; the operator may provide one at any time.
             self._credential = await self._with_relay_ca(await self._enrol(await self._prepared()))
@@ -179,9 +275,14 @@ class CredentialKeeper:
     async def _adopt(self, snapshot: Snapshot | None) -> bool:
         """Adopt the certificate that a sibling has stored; answers whether there was another one than ours."""
         stored = self._usable(snapshot)
-        if stored is None or stored.certificate_pem == self.current.certificate_pem:
+        if stored is None or stored == self._stored:
             return False
+        before = self.current
         self._credential = await self._with_relay_ca(stored)
+        self._stored = stored
+        self.changed()
+        if stored.certificate_pem == before.certificate_pem:
+            return False
         log.info("certificate adopted", cluster=stored.cluster)
         return True
 
@@ -219,11 +320,7 @@ class CredentialKeeper:
     async def _enrol(self, snapshot: Snapshot) -> AgentCredential:
         token = self._join_token(snapshot)
         key_pem = snapshot[entries.KEY].decode()
-        request = {
-            "join_token": token,
-            "csr": make_csr(key_pem),
-            "cluster_ca": snapshot[entries.CLUSTER_CA_CERTIFICATE].decode(),
-        }
+        request = {"join_token": token, "csr": make_csr(key_pem), "cluster_ca": _oldest_cluster_ca(snapshot)}
 
         async def ask(relay: Address) -> tuple[dict[str, Any], str]:
             ca_pem = await self._first_trust(relay)
@@ -241,6 +338,7 @@ class CredentialKeeper:
             entries.CLUSTER: cluster.encode(),
             entries.CERTIFICATE: certificate.encode(),
             entries.RELAY_CA: ca_pem.encode(),
+            entries.RELAY_CAS: b"",  # the relay tells what followed
         }
         credential = await self._store_certificate(snapshot, update)
         log.info("enrolled", cluster=credential.cluster, cluster_ca_pin=pin_of(credential.cluster_ca_certificate_pem))
@@ -311,7 +409,17 @@ class CredentialKeeper:
 
     def _fresh(self, credential: AgentCredential) -> bool:
         not_before, not_after = credential.validity()
-        return self._clock() < renew_at(not_before, not_after)
+        return self._clock() < renew_at(not_before, not_after) and not self._superseded(credential)
+
+    def _superseded(self, credential: AgentCredential) -> bool:
+        """Return whether the certificate is of a former CA of the relay."""
+        known = credential.relay_succession if credential.relay_cas else None
+        return known is not None and _issuer_pin(credential) != known.pins[known.present]
+
+    def _is_void(self, credential: AgentCredential) -> bool:
+        """Return whether the settings name, by its pin, a CA of the relay that has not issued the certificate: the
+        former one was replaced, and another join token is needed."""
+        return bool(self._pin) and self._ca_file is None and not _issuer_pin(credential)
 
     async def _any_relay(self, ask: Callable[[Address], Any]) -> Any:
         """Ask the relays in turn; the first that accepts counts.
@@ -349,9 +457,14 @@ class CredentialKeeper:
         ca_pem = credential.relay_ca_pem
         if self._ca_file is not None:
             ca_pem = self._pinned(_read(self._ca_file, "relay_ca_file", "ignore"))
-        elif self._pin and not same_pin(self._pin, pin_of(ca_pem)):
+        elif self._pin and self._pin not in _relay_pins(credential):
             ca_pem = await self._any_relay(lambda relay: fetch_relay_ca(relay, self._pin))
-        return credential if ca_pem == credential.relay_ca_pem else replace(credential, relay_ca_pem=ca_pem)
+        if ca_pem == credential.relay_ca_pem:
+            return credential
+        named = replace(credential, relay_ca_pem=ca_pem, relay_cas="")
+        # The settings may still name a CA that was followed since.
+        followed = bool(set(_relay_pins(named)) & set(_relay_pins(credential)))
+        return replace(named, relay_cas=credential.relay_cas) if followed else named
 
     def _pinned(self, ca_pem: str) -> str:
         if self._pin and not same_pin(self._pin, pin_of(ca_pem)):
@@ -395,7 +508,33 @@ class CredentialKeeper:
 def outer_context(credential: AgentCredential, alpn: str) -> ssl.SSLContext:
     """Return the TLS context towards relays for one protocol; kept, because to make one takes some milliseconds."""
     pair = (credential.certificate_pem, credential.key_pem)
-    return outer_client_context(RelayTrust(credential.relay_ca_pem), alpn, client_certificate=pair)
+    return outer_client_context(RelayTrust(credential.relay_trust_pem), alpn, client_certificate=pair)
+
+
+def _relay_pins(credential: AgentCredential) -> tuple[str, ...]:
+    """Return the pins of the relay's CAs that are known; none where a file names several CAs."""
+    try:
+        return credential.relay_succession.pins
+    except ConfigError:
+        return ()
+
+
+@functools.lru_cache(maxsize=4)
+def _issuer_pin(credential: AgentCredential) -> str:
+    """Return the pin of the relay's known CA that has issued the certificate; empty: none of them."""
+    try:
+        known = credential.relay_succession
+    except ConfigError:
+        return ""
+    pairs = zip(known.pins, known.cas, strict=True)
+    return next((pin for pin, pem in pairs if is_issued_by(credential.certificate_pem, pem)), "")
+
+
+def _oldest_cluster_ca(snapshot: Snapshot) -> str:
+    """Return the oldest CA of the cluster that counts: the one that the relay knows."""
+    certificate = snapshot[entries.CLUSTER_CA_CERTIFICATE].decode()
+    rotation = snapshot.get(entries.CLUSTER_ROTATION)
+    return Rotation.decode(rotation, certificate).oldest if rotation else certificate
 
 
 def _is_over(request: bytes, key_pem: str) -> bool:

@@ -64,6 +64,7 @@ class Reload:
         """
         self._parts.sessions.audit.reopen()
         self._parts.api.reread()
+        self._parts.keeper.look_soon()
         return self.apply(reread())
 
     def apply(self, config: AgentConfig) -> Outcome:

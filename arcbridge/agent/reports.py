@@ -27,8 +27,17 @@ LOOK: Final = 1.0
 class AgentReports:
     """What this agent reports now; `run` is a task of the agent's."""
 
-    def __init__(self, instance: str, self_checks: SelfChecks, checks: Checks, sessions: Callable[[], int]) -> None:
-        """`checks`: those of readiness. `sessions`: how many the agent serves."""
+    def __init__(
+        self,
+        instance: str,
+        self_checks: SelfChecks,
+        checks: Checks,
+        sessions: Callable[[], int],
+        cas: Callable[[], tuple[str, str]] = lambda: ("", ""),
+    ) -> None:
+        """`checks`: those of readiness. `sessions`: how many the agent serves. `cas`: pins of the relay's newest CA
+        that is known, and of the one that has issued the certificate."""
+        self._cas = cas
         self._instance = instance
         self._self_checks = self_checks
         self._checks = checks
@@ -41,6 +50,7 @@ class AgentReports:
         for name in self._self_checks.names:
             finding = self._self_checks.failed(name)
             words.append(name if finding is None else f"{name}:{finding.code or 'failed'}")
+        known, issuer = self._cas()
         return Status(
             instance=self._instance,
             ready=not failures,
@@ -48,6 +58,8 @@ class AgentReports:
             checks=" ".join(words),
             sessions=self._sessions(),
             round_trip=round(round_trip * 1e6),
+            relay_ca=known,
+            certificate_ca=issuer,
         )
 
     async def run(self, send: Callable[[], None], *, draw: Callable[[], float] = random.random) -> None:

@@ -163,7 +163,14 @@ async def _observe(
     if parts.verifier is not None:
         parts.verifier.on_directory_failure(lambda: self_checks.look_soon("groups"))
         parts.verifier.on_missing_groups = missing_groups_logger(log)
-    reports = AgentReports(parts.control.instance, self_checks, checks, lambda: len(parts.sessions))
+    keeper = parts.keeper
+    reports = AgentReports(
+        parts.control.instance,
+        self_checks,
+        checks,
+        lambda: len(parts.sessions),
+        lambda: (keeper.known_relay_ca, keeper.certificate_ca),
+    )
     parts.control.report = reports.status
     _keep_running(reports.run(parts.control.send_reports), "reports", stack)
     observe = ObserveServer(checked.config.observe.listen, metrics, checks)

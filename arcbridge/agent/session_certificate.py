@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from arcbridge.identity.proof import Peer
 from arcbridge.net.tls import ServerContext, inner_server_context
-from arcbridge.pki.authority import Authority, certificate_validity
+from arcbridge.pki.authority import certificate_validity
 from arcbridge.pki.credentials import AgentCredential, renew_at
 from arcbridge.pki.names import cluster_server_name
 
@@ -26,6 +26,8 @@ class SessionTls(NamedTuple):
     context: ServerContext
     peer: Peer
     """What a client has to name in the proof that a token is its own."""
+    oldest_ca_pem: str = ""
+    """The oldest CA of the cluster that counts; empty while its CA was never rotated."""
 
 
 class SessionCertificate:
@@ -42,12 +44,14 @@ class SessionCertificate:
     def tls(self, credential: AgentCredential) -> SessionTls:
         """Return the context for `credential`, and its key; a few milliseconds when they are made anew. Raises
         StateError."""
-        wanted = (credential.cluster, credential.cluster_ca_certificate_pem)
+        wanted = (credential.cluster, credential.cluster_ca_certificate_pem + credential.cluster_rotation)
         if self._tls is None or self._for != wanted or self._clock() >= self._renew_at:
-            authority = Authority.load(credential.cluster_ca_certificate_pem, credential.cluster_ca_key_pem)
+            rotation = credential.rotation
+            authority = rotation.authority()
             leaf = authority.issue_server([cluster_server_name(credential.cluster)], life=LIFE)
-            context = inner_server_context(leaf.certificate_pem, leaf.key_pem)
-            self._tls = SessionTls(context, Peer(context.spki, authority.pin))
+            context = inner_server_context(leaf.certificate_pem + authority.links_pem, leaf.key_pem)
+            known, oldest = (rotation.list.pins, rotation.oldest) if rotation.succession else ((), "")
+            self._tls = SessionTls(context, Peer(context.spki, authority.pin, known), oldest)
             self._renew_at = renew_at(*certificate_validity(leaf.certificate_pem))
             self._for = wanted
         return self._tls

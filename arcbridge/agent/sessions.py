@@ -145,11 +145,19 @@ class Sessions:
         return may_come_back or not self._full(len(self._open) + len(self._unauthenticated))
 
     async def serve(
-        self, sock: socket.socket, context: ssl.SSLContext, join_id: str, *, via: str = "", peer: Peer = NO_PEER
+        self,
+        sock: socket.socket,
+        context: ssl.SSLContext,
+        join_id: str,
+        *,
+        via: str = "",
+        peer: Peer = NO_PEER,
+        oldest_ca_pem: str = "",
     ) -> None:
         """Take over a socket joined at the relay `via`; returns when the end-to-end TLS handshake is complete.
 
-        `peer`: what `context` shows, as proofs name it. Raises ConnectionLost when the handshake fails; the socket is
+        `peer`: what `context` shows, as proofs name it. `oldest_ca_pem`: the oldest CA of the cluster that counts, for
+        the client; empty where there was only one. Raises ConnectionLost when the handshake fails; the socket is
         closed then.
         """
         handler = AgentSession(self, join_id, via, peer)
@@ -161,6 +169,7 @@ class Sessions:
             label=join_id,
             agent=self._instance,
             software=__version__,
+            cluster_ca=oldest_ca_pem,
         )
         handler.session = session
         if len(self._unauthenticated) >= MAX_UNAUTHENTICATED and (leaves := self._giving_way(via)) is not None:

@@ -29,7 +29,7 @@ _LISTS = {
 """The columns of each list; the first one names a row."""
 _WIDE = {
     "cluster list": ("name", "state", "agents", "ready", "failing", "sessions", "round_trip", "last_seen",
-                     "certificate_expires", "version", "cluster_ca_pin")
+                     "certificate_expires", "version", "cluster_ca_pin", "relay_ca")
 }  # fmt: skip
 _DONE = {
     "token delete": "join token {id} is deleted: it enrols no more agents",

@@ -61,6 +61,7 @@ DIAGNOSIS_OUTPUT = _output(*DIAGNOSIS_OUTPUTS)
 TEXT_OUTPUT = _output("text", *DOCUMENTS)
 SETTINGS_OUTPUT = _output("toml", *DOCUMENTS)
 
+_FORCE = Flag("--force", "also where not all have followed the step before")
 _CLUSTER = Argument("cluster", "name of the cluster")
 _USER = Argument("user", "name of the user as the policy has it, or ISSUER#SUBJECT")
 
@@ -151,6 +152,12 @@ COMMANDS = (
             TEXT_OUTPUT,
             Argument("file", "an audit log, as it was written; .gz too", "+"),
         ),
+        Command(
+            "ca status = ca:status", "show the CA of this relay or cluster, and who has followed a rotation", OUTPUT
+        ),
+        Command("ca next = ca:make_next", "make the next CA, and announce it", _FORCE),
+        Command("ca activate = ca:activate", "have the next CA sign, once all know it", _FORCE),
+        Command("ca retire = ca:retire", "have the former CA count no more, once no end needs it", _FORCE),
     ),
     *_commands((AGENT,), Command("enroll = serve:enroll", "trade the join token for a certificate, then end")),
     *_commands(
@@ -293,6 +300,7 @@ GROUP_HELP = {
     "admin": "administer clusters over HTTPS, by your own login, as far as the relay's policy lets you",
     "audit": "audit logs",
     "token": "join tokens",
+    "ca": "rotation of the CA",
     "cluster": "enrolled clusters",
     "session": "sessions that run now",
     "policy": "who may reach which cluster",

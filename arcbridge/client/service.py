@@ -132,7 +132,7 @@ class ClientContext:
     @cached_property
     def relays(self) -> Relays:
         """The relays of the settings; raises ConfigError where there are none."""
-        return Relays.of(self.config)
+        return Relays.of(self.config, self.state.successions)
 
     def clusters(self) -> list[str]:
         """Return the clusters that were named, canonical, each once; raises ConfigError when there is none."""
@@ -163,6 +163,7 @@ class ClientContext:
             first_use=config.trust_first_use and first_use,
             ask=self.terminal.ask_trust,
             relays=self.relays.names,
+            successions=self.state.successions,
         )
 
 

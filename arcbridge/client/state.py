@@ -25,6 +25,7 @@ from arcbridge.pki.private_files import (
     refuse_foreign_directory,
     write_private,
 )
+from arcbridge.pki.succession import SuccessionStore
 from arcbridge.settings.user_directories import user_directory
 
 if TYPE_CHECKING:
@@ -74,6 +75,11 @@ class StateDirectory:
     @property
     def pins_file(self) -> Path:
         return self.path / "pins.toml"
+
+    @property
+    def successions(self) -> SuccessionStore:
+        """What is known of the CAs that followed those whose pins this user has."""
+        return SuccessionStore(self.path / "successions")
 
     @property
     def token_directory(self) -> Path:

@@ -315,6 +315,8 @@ class Peer(NamedTuple):
     """DER of the SubjectPublicKeyInfo of the certificate that this end showed in the connection."""
     pin: str = ""
     """The cluster's pin at an agent; empty at a relay."""
+    other_pins: tuple[str, ...] = ()
+    """Pins of that cluster's former CAs, or of its next one: ends learn of a rotation one after the other."""
 
 
 NO_PEER: Final = Peer(b"")
@@ -346,7 +348,13 @@ class ProofChecker:
                 self._refuse(RefusalRule.PROOF_MISSING)
             try:
                 proved = check_proof(
-                    proof, token=token, peer_spki=peer.spki, pin=peer.pin, now=self._clock(), place=self._place
+                    proof,
+                    token=token,
+                    peer_spki=peer.spki,
+                    pin=peer.pin,
+                    other_pins=peer.other_pins,
+                    now=self._clock(),
+                    place=self._place,
                 )
             except ProofRefused as error:
                 self._refuse(error.rule)
@@ -378,7 +386,16 @@ class ProofChecker:
         raise ProofRefused(rule, self._place)
 
 
-def check_proof(proof: str, *, token: str, peer_spki: bytes, pin: str, now: float, place: str = "this end") -> str:
+def check_proof(
+    proof: str,
+    *,
+    token: str,
+    peer_spki: bytes,
+    pin: str,
+    now: float,
+    place: str = "this end",
+    other_pins: tuple[str, ...] = (),
+) -> str:
     """Check a proof in full and return the thumbprint of the key that made it. Raises ProofRefused.
 
     `place` names the end that checks, for the sentence about clocks.
@@ -402,7 +419,8 @@ def check_proof(proof: str, *, token: str, peer_spki: bytes, pin: str, now: floa
         raise ProofRefused(RefusalRule.PROOF_SHAPE, place) from None
     if not _same(claims.get("ath"), token_hash(token)):
         raise ProofRefused(RefusalRule.PROOF_ATH, place)
-    if not (_same(claims.get("peer"), peer_hash(peer_spki)) and _same(claims.get("pin"), pin)):
+    named = any(_same(claims.get("pin"), one) for one in (pin, *other_pins))
+    if not (_same(claims.get("peer"), peer_hash(peer_spki)) and named):
         raise ProofRefused(RefusalRule.PROOF_PEER, place)
     if abs(now - issued) > IAT_WINDOW:
         raise ProofRefused(RefusalRule.PROOF_IAT, place)

@@ -19,7 +19,7 @@ from arcbridge.refusals import NO_REFUSAL, Refusal
 from arcbridge.wire import events as ev
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.limits import DEFAULT, Limits
-from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Hello, Ledger, Move, Revoke, Status
+from arcbridge.wire.records import Auth, AuthOk, CaSuccession, Dial, Goaway, Hello, Ledger, Move, Revoke, Status
 from arcbridge.wire.sender import gathered
 from arcbridge.wire.session import Kind, Session, Side, State
 
@@ -59,6 +59,9 @@ class BaseHandler:
 
     def ledger_received(self, session: MuxSession, ledger: Ledger) -> None:
         """Entries of a relay's ledger came on a control connection, or a question about them."""
+
+    def succession_received(self, session: MuxSession, succession: CaSuccession) -> None:
+        """The CAs of the peer came on a control connection."""
 
     def goaway_received(self, session: MuxSession, goaway: Goaway) -> None:
         """The peer accepts nothing new. `session_ended` follows when the session is over."""
@@ -211,8 +214,8 @@ class MuxSession:
         stream.attach(protocol)
         return stream
 
-    def send(self, record: Dial | Status | Revoke | Ledger) -> None:
-        """Control connection: send a relay's DIAL or REVOKE, an agent's STATUS, or LEDGER."""
+    def send(self, record: Dial | Status | Revoke | Ledger | CaSuccession) -> None:
+        """Control connection: send a relay's DIAL or REVOKE, an agent's STATUS, LEDGER, or SUCCESSION."""
         self._machine.send(record)
         self.wake()
 
@@ -375,6 +378,8 @@ class MuxSession:
             self._call(handler.revoke_received, self, event)
         elif isinstance(event, Ledger):
             self._call(handler.ledger_received, self, event)
+        elif isinstance(event, CaSuccession):
+            self._call(handler.succession_received, self, event)
         elif isinstance(event, Hello):
             if self._machine.kind is Kind.CONTROL and not self._established.done():
                 self._established.set_result(None)

@@ -145,7 +145,8 @@ def _raise_client(server_name: str, error: OSError | EOFError) -> NoReturn:
     if isinstance(error, ssl.SSLCertVerificationError):
         raise Unreachable(
             f"the relay's certificate is not trusted for {server_name}: {error.verify_message}; "
-            "check the relay's address and CA (relay_ca_file, relay_ca_pin)"
+            "check the relay's address and CA (relay_ca_file, relay_ca_pin); where it was replaced, its operator has "
+            "the new pin"
         ) from error
     if isinstance(error, ssl.SSLError):
         raise ConnectionLost(f"TLS with the relay {server_name} failed ({error.reason or 'unknown'})") from error

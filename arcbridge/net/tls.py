@@ -36,6 +36,8 @@ ALPN_HTTP: Final = "http/1.1"
 _CIPHERS: Final = "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
 _CERTIFICATE: Final = re.compile(r"-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----")
 _MAX_ANSWER: Final = 64 * 1024
+_MAX_CAS: Final = 10
+"""Certificates of an answer that are looked at: a relay gives its CA, and then the nine of a succession."""
 
 ClientCertificate = tuple[Path, Path] | tuple[str, str]
 """Certificate chain and key: both paths, or both PEM texts."""
@@ -163,12 +165,14 @@ async def fetch_relay_ca(
 ) -> str:
     """Fetch the PEM of the CA whose key has this pin, as the relay at `address` gives it; for the first contact only.
 
-    Raises `PinMismatch` which names both pins, and what `fetch_unverified_ca` raises.
+    It may be a former one, under which the relay's certificate is verified by those that come with it. Raises
+    `PinMismatch` which names both pins, and what `fetch_unverified_ca` raises.
     """
-    from arcbridge.pki.pins import check_pin, require_pin
+    from arcbridge.pki.pins import check_pin, pin_of, require_pin
 
-    check_pin(pin)
-    pem = await fetch_unverified_ca(address, deadline=deadline, proxy=proxy)
+    pin = check_pin(pin)
+    found = await _fetch_cas(address, deadline=deadline, proxy=proxy)
+    pem = next((one for one in found if pin_of(one) == pin), found[0])
     return require_pin(f"the CA of {address.url}", pin, pem)
 
 
@@ -179,15 +183,21 @@ async def fetch_unverified_ca(address: Address, *, deadline: float = 10.0, proxy
     The certificate of the connection is not verified (that is what the answer is for) and nothing secret is sent.
     Raises `Unreachable` or `ConnectionLost`.
     """
+    return (await _fetch_cas(address, deadline=deadline, proxy=proxy))[0]
+
+
+async def _fetch_cas(address: Address, *, deadline: float, proxy: Proxy | str | None) -> list[str]:
+    """Return the CA that signs now, and those before and after it; none is verified."""
     context = _client(ALPN_HTTP)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     status, _, body = await get_once(address, "/v1/ca", context, deadline=deadline, proxy=proxy)
     # JSON writes a line's end as two characters.
-    found = _CERTIFICATE.search(body.decode("ascii", "replace").replace("\\n", "\n")) if status == 200 else None
-    if found is None:
+    text = body.decode("ascii", "replace").replace("\\n", "\n")
+    found = _CERTIFICATE.findall(text)[:_MAX_CAS] if status == 200 else []
+    if not found:
         raise Unreachable(f"{address.url} has no CA to give: is this an arcbridge relay?")
-    return found.group() + "\n"
+    return [f"{one}\n" for one in found]
 
 
 async def get_once(
@@ -287,5 +297,7 @@ def _harden(context: ssl.SSLContext, alpn: str) -> None:
 def _trust(context: ssl.SSLContext, ca_pem: str) -> None:
     try:
         context.load_verify_locations(cadata=ca_pem)
+        # A CA may be known by the certificate that the one before it has issued (`pki.succession`).
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     except (ssl.SSLError, ValueError) as error:
         raise ConfigError("not a PEM certificate: a CA certificate is needed here") from error

@@ -1,10 +1,10 @@
 """A small certificate authority: the relay's for agents and itself, the cluster's for end-to-end TLS, the user's
 for the local endpoint.
 
-The CA signs nothing but end-entity certificates (pathlen 0, `keyCertSign` alone). Every certificate passes
-OpenSSL's strict checks (X509_V_FLAG_X509_STRICT, on by default in Python 3.13 and later, that is RFC 5280 §4.2 as
-written): subject and authority key identifiers, critical basic constraints and key usage, serial numbers of 159
-random bits. A leaf has exactly one purpose: server or client.
+The CA signs end-entity certificates (pathlen 0, `keyCertSign` alone) and its successor's key (`pki.succession`). Every
+certificate passes OpenSSL's strict checks (X509_V_FLAG_X509_STRICT, on by default in Python 3.13 and later, that is
+RFC 5280 §4.2 as written): subject and authority key identifiers, critical basic constraints and key usage, serial
+numbers of 159 random bits. A leaf has exactly one purpose: server or client.
 
 A relay's certificate towards another relay says `arcbridge://relay`, which is no cluster's.
 
@@ -16,6 +16,7 @@ enrolled it. It is no second name in the SAN, because a relay from before it exi
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import ipaddress
@@ -38,6 +39,7 @@ from arcbridge.pki.enrolment import AgentPublicKey, make_key, read_csr
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.pki.pins import check_pin, pin_of, require_pin
 from arcbridge.pki.private_files import ensure_private_directory, locked, read_file, write_private
+from arcbridge.pki.succession import Succession
 
 BACKDATE = 3600.0
 """Seconds by which `notBefore` lies in the past: peers whose clock is up to an hour slow still accept a fresh
@@ -88,6 +90,13 @@ class Authority:
         self.key_pem = key_pem
         self.certificate_pem = certificate.public_bytes(Encoding.PEM).decode()
         self.pin = pin_of(self.certificate_pem)
+        self.trusted_pem = self.certificate_pem
+        """The CAs whose certificates count: this one and, while it is rotated, the next or the former one
+        (`pki.rotation`)."""
+        self.step_at = 0.0
+        """When the last step of a rotation that is under way was taken, unix seconds; 0: none is."""
+        self.succession = Succession.of_ca(self.certificate_pem)
+        """This CA, those before it, and the next one where there is one."""
 
     def __repr__(self) -> str:
         return f"Authority({self.pin})"
@@ -97,7 +106,7 @@ class Authority:
     @classmethod
     def create(cls, common_name: str, *, life: float = CA_LIFE, clock: Callable[[], float] = time.time) -> Authority:
         """Return a new CA; `life` in seconds."""
-        return cls._self_signed(common_name, make_key(), life, clock)
+        return cls._self_signed(_common_name(common_name[:64]), make_key(), life, clock)
 
     @classmethod
     def load(cls, certificate_pem: str, key_pem: str, *, clock: Callable[[], float] = time.time) -> Authority:
@@ -128,7 +137,7 @@ class Authority:
                 key_pem = make_key().encode()
                 write_private(directory / KEY_FILE, key_pem)
             if certificate_pem is None:
-                authority = cls._self_signed(common_name, _text(key_pem), CA_LIFE, clock)
+                authority = cls._self_signed(_common_name(common_name[:64]), _text(key_pem), CA_LIFE, clock)
                 write_private(directory / CERTIFICATE_FILE, authority.certificate_pem.encode())
                 return authority
         return cls._load_kept(directory, certificate_pem, key_pem, clock)
@@ -153,7 +162,34 @@ class Authority:
         except StateError as error:
             raise StateError(f"{directory}: {error.message}") from error
 
+    @property
+    def expires(self) -> float:
+        """When this CA ends, unix seconds."""
+        return self._certificate.not_valid_after_utc.timestamp()
+
+    def become(self, other: Authority) -> bool:
+        """Be another CA from now on, as a rotation goes on; return whether anything is another."""
+        changed = (other.succession, other.trusted_pem) != (self.succession, self.trusted_pem)
+        self.__dict__.update(other.__dict__)
+        return changed
+
+    @property
+    def links_pem(self) -> str:
+        """The certificates that lead from this CA back to the first of its succession, in TLS's order; mostly empty."""
+        return "".join(self.succession.cas[self.succession.present : 0 : -1])
+
     # What an authority signs.
+
+    def make_successor(self) -> tuple[Authority, str]:
+        """Return a new CA of the same name, and the certificate over its key (PEM) that this one issues."""
+        subject = self._certificate.subject
+        successor = self._self_signed(subject, make_key(), CA_LIFE, self._clock)
+        key = successor._key.public_key()
+        own_identifier = self._certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+        # As long as the successor's own: an end that knows it by this certificate must not lose it before.
+        validity = successor._certificate.not_valid_before_utc, successor._certificate.not_valid_after_utc
+        builder = _builder(subject, subject, key, validity, own_identifier, is_ca=True)
+        return successor, builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM).decode()
 
     def issue_server(self, names: list[str], *, life: float = LEAF_LIFE) -> Issued:
         """Issue a server certificate for DNS names and IP addresses, with a fresh key; a bad name raises
@@ -201,7 +237,7 @@ class Authority:
         certificate = _load_certificate(certificate_der)
         now = datetime.fromtimestamp(self._clock(), UTC)
         try:
-            certificate.verify_directly_issued_by(self._certificate)
+            _require_issuer(certificate, self.trusted_pem)
             purposes = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
             if ExtendedKeyUsageOID.CLIENT_AUTH not in purposes:
                 raise ValueError("no client's")
@@ -214,10 +250,9 @@ class Authority:
     # How.
 
     @classmethod
-    def _self_signed(cls, common_name: str, key_pem: str, life: float, clock: Callable[[], float]) -> Authority:
+    def _self_signed(cls, name: x509.Name, key_pem: str, life: float, clock: Callable[[], float]) -> Authority:
         key = _load_key(key_pem)
         identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name[:64])])
         builder = _builder(name, name, key.public_key(), _validity(clock(), life), identifier, is_ca=True)
         return cls(builder.sign(key, hashes.SHA256()), key, key_pem, clock)
 
@@ -354,6 +389,25 @@ def check_ca_certificate(certificate_pem: str) -> str:
     except (ConfigError, ValueError, *_X509_ERRORS) as error:
         raise EnrolmentRefused("the cluster's CA is not exactly one CA certificate in PEM") from error
     return certificate_pem
+
+
+def is_issued_by(certificate_pem: str, ca_pem: str) -> bool:
+    """Return whether a certificate is of one of these CAs (PEM); raises `StateError` when it is unreadable."""
+    try:
+        _require_issuer(x509.load_pem_x509_certificate(certificate_pem.encode()), ca_pem)
+    except (TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    except (ValueError, x509.InvalidVersion) as error:
+        raise StateError("the certificate is not a readable PEM") from error
+    return True
+
+
+def _require_issuer(certificate: x509.Certificate, ca_pem: str) -> None:
+    """Raise `InvalidSignature` unless one of these CAs has issued the certificate."""
+    for one in x509.load_pem_x509_certificates(ca_pem.encode()):
+        with contextlib.suppress(InvalidSignature, ValueError):
+            return certificate.verify_directly_issued_by(one)
+    raise InvalidSignature
 
 
 def certificate_validity(certificate_pem: str) -> tuple[float, float]:

@@ -21,6 +21,8 @@ from arcbridge.errors import ConfigError, StateError
 from arcbridge.pki.authority import certificate_validity
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.pki.private_files import ensure_private_directory, locked, read_file, write_private
+from arcbridge.pki.rotation import Rotation
+from arcbridge.pki.succession import Succession
 
 # The names of the entries, fit for a Secret's `data`.
 CLUSTER = "cluster"
@@ -29,6 +31,8 @@ KEY = "tls.key"
 RELAY_CA = "relay-ca.crt"
 CLUSTER_CA_CERTIFICATE = "cluster-ca.crt"
 CLUSTER_CA_KEY = "cluster-ca.key"
+RELAY_CAS = "relay-cas.pem"
+CLUSTER_ROTATION = "cluster-ca-rotation.json"
 RENEWAL_REQUEST = "renewal.csr"
 """The request of a renewal that is under way; empty otherwise. No part of a credential."""
 
@@ -73,10 +77,31 @@ class AgentCredential:
     relay_ca_pem: str
     cluster_ca_certificate_pem: str
     cluster_ca_key_pem: str = field(repr=False)
+    relay_cas: str = ""
+    """The CAs that followed the relay's (`pki.succession`); empty: none did."""
+    cluster_rotation: str = field(default="", repr=False)
+    """How far the rotation of the cluster's CA is (`pki.rotation`); empty: there was none."""
+
+    @property
+    def relay_succession(self) -> Succession:
+        """The relay's CAs as far as they are known; raises `ConfigError` where the CA is a file of several."""
+        return Succession.read(self.relay_cas, own=True) if self.relay_cas else Succession.of_ca(self.relay_ca_pem)
+
+    @property
+    def relay_trust_pem(self) -> str:
+        """The CAs by which relays are verified, as one PEM text."""
+        return self.relay_succession.trusted if self.relay_cas else self.relay_ca_pem
+
+    @property
+    def rotation(self) -> Rotation:
+        """The cluster's CA, and how far its rotation is. Raises `StateError`."""
+        if not self.cluster_rotation:
+            return Rotation(self.cluster_ca_certificate_pem, self.cluster_ca_key_pem)
+        return Rotation.decode(self.cluster_rotation.encode(), self.cluster_ca_certificate_pem)
 
     def to_entries(self) -> dict[str, bytes]:
         """Return the table that a store keeps."""
-        return {name: value.encode() for name, value in zip(_ENTRIES, astuple(self), strict=True)}
+        return {name: value.encode() for name, value in zip(_ENTRIES, astuple(self), strict=True) if value}
 
     @classmethod
     def from_entries(cls, entries: Mapping[str, bytes]) -> AgentCredential | None:
@@ -84,10 +109,10 @@ class AgentCredential:
 
         Unknown entries are left alone. Raises `StateError` for one that is not text, or a malformed cluster name.
         """
-        if any(not entries.get(name) for name in _ENTRIES):
+        if any(not entries.get(name) for name in _ENTRIES[:_REQUIRED]):
             return None
         try:
-            values = [entries[name].decode("ascii") for name in _ENTRIES]
+            values = [entries.get(name, b"").decode("ascii") for name in _ENTRIES]
             check_cluster_name(values[0])
         except (UnicodeDecodeError, ConfigError) as error:
             raise StateError("the stored credential is damaged: remove it and enrol with a new join token") from error
@@ -99,7 +124,9 @@ class AgentCredential:
 
 
 # In the order of the fields of AgentCredential.
-_ENTRIES = (CLUSTER, CERTIFICATE, KEY, RELAY_CA, CLUSTER_CA_CERTIFICATE, CLUSTER_CA_KEY)
+_ENTRIES = (CLUSTER, CERTIFICATE, KEY, RELAY_CA, CLUSTER_CA_CERTIFICATE, CLUSTER_CA_KEY, RELAY_CAS, CLUSTER_ROTATION)
+_REQUIRED = 6
+"""The first so many of them make a credential."""
 
 
 def renew_at(not_before: float, not_after: float) -> float:

@@ -68,6 +68,11 @@ def check_pin(pin: str) -> str:
     return normal
 
 
+def is_pin(pin: str) -> bool:
+    """Return whether `pin` is one in its one spelling."""
+    return _PIN.fullmatch(pin) is not None
+
+
 def same_pin(a: str, b: str) -> bool:
     """Return whether two pins are the same, in constant time; raises `ConfigError` when one is malformed."""
     return hmac.compare_digest(check_pin(a), check_pin(b))

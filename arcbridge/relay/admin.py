@@ -43,6 +43,9 @@ DEFAULT_TTL = 3600.0
 
 MAX_TTL = 366 * 86400.0
 
+PIN_SHOWN = len("sha256:") + 12
+"""Characters of the pin of a relay's CA that are shown in a table."""
+
 SEEN_RECENTLY = 150.0
 """Seconds. Where no relay runs here that can be asked who is connected, what relays note every minute has to do."""
 
@@ -390,7 +393,7 @@ def _cluster_row(record: ClusterRecord, now: float, reports: Mapping[str, list[R
     elif not record.revoked and 0 <= now - record.last_seen <= SEEN_RECENTLY:
         agents = 1
     row = asdict(record)
-    del row["ca_pem"], row["keys"]
+    del row["ca_pem"], row["keys"], row["cas"]
     row["cluster_ca_pin"] = row.pop("ca_pin")
     row["revoked"] = bool(record.revoked)
     row["revoked_at"] = record.revoked
@@ -398,6 +401,7 @@ def _cluster_row(record: ClusterRecord, now: float, reports: Mapping[str, list[R
     row["ready"] = None if reports is None else sum(bool(one.get("ready", True)) for one in found)
     row["failing"] = " ".join(sorted({word for one in found for word in str(one.get("failing", "")).split()}))
     row["sessions"] = sum(int(one.get("sessions", 0)) for one in found)
+    row["relay_ca"] = " ".join(sorted({str(one.get("relay_ca", ""))[:PIN_SHOWN] or "-" for one in found}))
     trips = [float(one["round_trip"]) for one in found if one["round_trip"] < math.inf]
     row["round_trip"] = round(min(trips), 4) if trips else None
     row["state"] = "Revoked" if record.revoked else cluster_state(record, agents, now)

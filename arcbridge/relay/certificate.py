@@ -74,13 +74,16 @@ class ServerCertificate:
     @property
     def ca_pem(self) -> str | None:
         """The relay's own CA where it has issued the certificate; None where the certificate came as a file."""
-        return self._authority.certificate_pem if self.loaded.config.certificate is None else None
+        return self._authority.trusted_pem if self.loaded.config.certificate is None else None
 
-    def refresh(self) -> None:
-        """Take over changed files; issue a new certificate at two thirds of the life of an own one."""
+    def refresh(self, *, rotated: bool = False) -> None:
+        """Take over changed files; issue a new certificate at two thirds of the life of an own one, or where the CA was
+        `rotated`."""
         config = self.loaded.config
         try:
-            if config.certificate is not None:
+            if rotated:
+                pass
+            elif config.certificate is not None:
                 if _stamp(config) == self.loaded.stamp:
                     return
             elif self._clock() < self.loaded.renew_at:
@@ -99,9 +102,10 @@ class ServerCertificate:
             key_pem = read_text("tls.key", config.key)
         else:
             issued = self._authority.issue_server([self._host])
-            certificate_pem, key_pem = issued.certificate_pem, issued.key_pem
+            # With the way back to the CAs that ends know who have not heard of this one.
+            certificate_pem, key_pem = issued.certificate_pem + self._authority.links_pem, issued.key_pem
         not_before, not_after = certificate_validity(certificate_pem)
-        contexts = outer_server_contexts(certificate_pem, key_pem, self._authority.certificate_pem)
+        contexts = outer_server_contexts(certificate_pem, key_pem, self._authority.trusted_pem)
         return Loaded(config, stamp, certificate_pem, contexts, not_after, renew_at(not_before, not_after))
 
 

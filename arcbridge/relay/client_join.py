@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -45,7 +46,7 @@ from arcbridge.relay.counters import Counters
 from arcbridge.relay.fleet.base import Fleet
 from arcbridge.relay.pending_dials import VOID, ClaimedAgent, PendingDial, PendingDials
 from arcbridge.relay.pump import Pump, Pumps
-from arcbridge.relay.registry.base import Registry, RegistryUnavailable
+from arcbridge.relay.registry.base import ClusterRecord, Registry, RegistryUnavailable
 from arcbridge.relay.session_slots import JoinLimited, SessionSlot, SessionSlots
 from arcbridge.settings.config import RelayLimitsConfig
 from arcbridge.tasks import cancel_and_wait
@@ -97,8 +98,11 @@ class ClientJoins:
         address: str,
         limits: RelayLimitsConfig,
         dial_deadline: float = DIAL_DEADLINE,
+        relay_cas: Callable[[], str] = lambda: "",
     ) -> None:
-        """`address` is this relay's `host:port` as agents reach it."""
+        """`address` is this relay's `host:port` as agents reach it. `relay_cas`: its CAs, for clients to follow; empty
+        where there was no rotation."""
+        self._relay_cas = relay_cas
         self._dials = dials
         self._fleet = fleet
         self._registry = registry
@@ -237,13 +241,13 @@ class ClientJoins:
         return await payer.steps(self._admit(attempt, identity), inner=True)
 
     async def _admit(self, attempt: _JoinAttempt, identity: Identity) -> Pump:
-        cluster_ca = await self._authorise(identity, attempt.request)
+        record = await self._authorise(identity, attempt.request)
         attempt.cluster = attempt.request.cluster
         if self.draining:
             raise _going_away()
         slot = self.slots.enter(identity, resumes=attempt.resumes, pending=len(self._dials), sessions=len(self._pumps))
         try:
-            return await self._pair(attempt, identity, cluster_ca, slot)
+            return await self._pair(attempt, identity, record, slot)
         except BaseException:
             slot.leave()
             raise
@@ -272,8 +276,8 @@ class ClientJoins:
         except ProofRefused as error:
             raise _not_accepted(error) from error
 
-    async def _authorise(self, identity: Identity, request: JoinRequest) -> str:
-        """Return the PEM of the cluster's CA. A user whose login was revoked is told so, whatever the cluster. For the
+    async def _authorise(self, identity: Identity, request: JoinRequest) -> ClusterRecord:
+        """Return the cluster's record. A user whose login was revoked is told so, whatever the cluster. For the
         rest there is one refusal for every reason, and every question is asked each time (docs/threats.md#J22)."""
         try:
             if (refused := self._checks.access.refusal(identity)) is not None:
@@ -294,7 +298,7 @@ class ClientJoins:
             raise self._refused(loss, identity)
         if record.revoked:
             raise self._refused(Loss("cluster", FORBIDDEN, "the cluster is revoked"), identity)
-        return record.ca_pem
+        return record
 
     def _require_right(self, identity: Identity, cluster: str) -> None:
         """Raise `JoinRefused` where the right was lost since it was asked for."""
@@ -319,7 +323,7 @@ class ClientJoins:
 
     # -- its agent -------------------------------------------------------------------------------------------------
 
-    async def _pair(self, attempt: _JoinAttempt, identity: Identity, cluster_ca: str, slot: SessionSlot) -> Pump:
+    async def _pair(self, attempt: _JoinAttempt, identity: Identity, record: ClusterRecord, slot: SessionSlot) -> Pump:
         """Bring client and agent together, and both their sockets into a pump."""
         join, request = attempt.join, attempt.request
         dial = self._dials.open(attempt.id, identity, request.cluster)
@@ -335,7 +339,13 @@ class ClientJoins:
             attempt.fields["agent"] = agent.instance
             to_client = await self._end_agents_tls(agent, attempt.id)
             self._require_right(identity, request.cluster)
-            reply = JoinReply(join_id=attempt.id, cluster_ca=cluster_ca, subject=identity.username)
+            reply = JoinReply(
+                join_id=attempt.id,
+                cluster_ca=record.ca_pem,
+                subject=identity.username,
+                relay_cas=self._relay_cas(),
+                cluster_cas=record.cas,
+            )
             try:
                 await join.reply(reply)
                 to_agent = await join.finish()

@@ -15,6 +15,7 @@ from typing import Final
 
 from arcbridge.checks.self_checks import AGENT_CHECKS
 from arcbridge.observe.metrics import Metrics
+from arcbridge.pki.pins import is_pin
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.fleet.base import AgentReport
 from arcbridge.relay.registry.base import ClusterRecord
@@ -36,6 +37,8 @@ def read_report(status: Status) -> AgentReport:
         checks={one[1]: one[2] or "" for one in found} if status.checks else None,
         sessions=status.sessions,
         round_trip=status.round_trip / 1e6,
+        relay_ca=status.relay_ca if is_pin(status.relay_ca) else "",
+        certificate_ca=status.certificate_ca if is_pin(status.certificate_ca) else "",
     )
 
 

@@ -27,6 +27,7 @@ the other for ever; so an instance that has just replaced a connection cannot be
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import random
 import socket
@@ -57,12 +58,19 @@ from arcbridge.relay.cluster_reports import read_report
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.fleet.base import AgentReport, Fleet, Lost, lost_agent
 from arcbridge.relay.ledger import Intake, LedgerBook
-from arcbridge.relay.registry.base import REVOKED, Registry, RegistryUnavailable, UserRevocation, admit
+from arcbridge.relay.registry.base import (
+    REVOKED,
+    Registry,
+    RegistryUnavailable,
+    UserRevocation,
+    admit,
+    follow_cluster_ca,
+)
 from arcbridge.relay.tcp_state import has_ended
 from arcbridge.settings.config import RelayLimitsConfig
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.ledger import frames
-from arcbridge.wire.records import Dial, Goaway, Hello, Ledger, Revoke, Status
+from arcbridge.wire.records import CaSuccession, Dial, Goaway, Hello, Ledger, Revoke, Status
 from arcbridge.wire.session import Kind, Side
 
 HELLO_DEADLINE: Final = 10.0
@@ -93,6 +101,10 @@ LAPSED_MARGIN: Final = 30.0
 agents of one cluster share a certificate and should not come back all at once."""
 RETRY_AFTER: Final = 1
 """Seconds after which an agent may try a relay again that is going away: an idle one is back within that."""
+ANNOUNCEMENTS: Final = 4
+"""Announcements of one agent that wait; each has at most 16 KiB."""
+FOLLOW_PAUSE: Final = 2.0
+"""Seconds between two of them that are judged: each may cost a millisecond of signatures."""
 _MAX_INSTANCE: Final = 128
 _UNREGISTER_DEADLINE: Final = 0.5
 """Of the engine, at the beginning of a drain; one that does not answer must not hold it up."""
@@ -115,6 +127,8 @@ class ControlConnection(BaseHandler):
         """What the agent has reported last."""
         self.lapses = math.inf
         """When this connection is to be made again with a newer certificate, unix seconds."""
+        self.announced: asyncio.Queue[CaSuccession] = asyncio.Queue(ANNOUNCEMENTS)
+        """What the agent has announced of its cluster's CAs and is not judged yet."""
         self.session: MuxSession | None = None
         self._dials: dict[str, asyncio.Future[Status]] = {}
 
@@ -144,8 +158,9 @@ class ControlConnection(BaseHandler):
             )
         return status
 
-    def tell(self, records: Iterable[Revoke | Ledger]) -> None:
-        """Tell the agent of users; one that is older than these frames does not know them, and skips them."""
+    def tell(self, records: Iterable[Revoke | Ledger | CaSuccession]) -> None:
+        """Tell the agent of users, or of the relay's CAs; one that is older than a frame does not know it, and skips
+        it."""
         if self.session is not None and not self.session.closed:
             for record in records:
                 self.session.send(record)
@@ -182,6 +197,10 @@ class ControlConnection(BaseHandler):
         if self.intake is not None and (question := self.intake.receive(ledger)) is not None:
             session.send(question)
 
+    def succession_received(self, session: MuxSession, succession: CaSuccession) -> None:
+        with contextlib.suppress(asyncio.QueueFull):  # an agent announces one step of a rotation, days apart
+            self.announced.put_nowait(succession)
+
     def goaway_received(self, session: MuxSession, goaway: Goaway) -> None:
         self.draining = True
 
@@ -206,10 +225,13 @@ class ControlServer:
         limits: RelayLimitsConfig,
         *,
         audit: RelayAudit | None = None,
+        cas: Callable[[], CaSuccession | None] = lambda: None,
         random: Callable[[], float] = random.random,
     ) -> None:
-        """`audit`: where adoptions are recorded. `random` returns floats in [0, 1)."""
+        """`audit`: where adoptions are recorded. `cas`: the relay's CAs as agents are told of them; None: there was no
+        rotation. `random` returns floats in [0, 1)."""
         self._audit = audit or RelayAudit("")
+        self._cas = cas
         self._context = context
         self._fleet = fleet
         self._registry = registry
@@ -335,6 +357,12 @@ class ControlServer:
         if self.book is not None:
             for link in self._open:
                 link.keep(self.book, fresh or None)
+
+    def announce(self) -> None:
+        """Tell every agent of the relay's CAs, which were rotated."""
+        if (cas := self._cas()) is not None:
+            for link in self._open:
+                link.tell([cas])
 
     def end_sessions(self, lost: Lost) -> None:
         """Have the agents of a cluster end the sessions of a user who has lost the right to it.
@@ -530,6 +558,9 @@ class ControlServer:
             link.tell(_all_users(self._users, first=complete or not self.recovering))
         if self.book is not None:
             link.keep(self.book)
+        if (cas := self._cas()) is not None:
+            link.tell([cas])
+        following = asyncio.get_running_loop().create_task(self._follow(link))
         try:
             await self._fleet.register(link)
             self._counters.agents_total += 1
@@ -542,6 +573,7 @@ class ControlServer:
             error = await session.wait_ended()
             bound.info("agent disconnected", reason=error.message, seconds=round(time.time() - link.since))
         finally:
+            following.cancel()
             self._open.discard(link)
             self._instances[key] -= 1
             if not self._instances[key]:
@@ -550,6 +582,22 @@ class ControlServer:
         if not self._leaving:
             # At the end of a drain all of them would be noted at once, for a date that is a minute old at most.
             await self._seen(link)
+
+    async def _follow(self, link: ControlConnection) -> None:
+        """Take over what an agent announces of its cluster's CAs, at most one announcement in `FOLLOW_PAUSE`."""
+        bound = log.bind(cluster=link.cluster, connection=link.instance)
+        while True:
+            announced = await link.announced.get()
+            try:
+                if await follow_cluster_ca(self._registry, link.cluster, announced):
+                    bound.info("cluster CA followed")
+            except RegistryUnavailable as error:
+                bound.warning("cluster CA not followed yet", reason=error.message)
+                with contextlib.suppress(asyncio.QueueFull):
+                    link.announced.put_nowait(announced)
+            except ArcbridgeError as error:
+                bound.error("cluster CA not followed", reason=error.message)
+            await asyncio.sleep(FOLLOW_PAUSE)
 
     async def _seen(self, link: ControlConnection) -> None:
         try:

@@ -1,6 +1,7 @@
 """Opens what a relay keeps in its data directory, for the relay, its workers and an operator.
 
     ca.crt, ca.key    the relay's own CA (`pki.authority`)
+    ca-rotation.json  that CA too, with the next or the former one, once it was rotated (`pki.rotation`)
     registry.db       clusters, join tokens, revocations (`registry.sqlite`); with -wal and -shm while it is open
     relay.lock        held by the relay that runs on this directory
     audit.jsonl       what administrators did, and more (`relay.audit`), unless audit.file names another place
@@ -9,8 +10,8 @@
 Back up all of it together. The first process that needs the CA makes it, so a join token, which is of no use without
 the CA's pin, can be made before the relay's first start.
 
-A relay of a fleet has its registry in NATS instead (`relay.backend`), and no `registry.db`; the CA's two files are the
-same at all of them.
+A relay of a fleet has its registry in NATS instead (`relay.backend`), and no `registry.db`; the CA's files are the same
+at all of them.
 """
 
 from __future__ import annotations
@@ -23,25 +24,51 @@ from pathlib import Path
 
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.pki.authority import CERTIFICATE_FILE, KEY_FILE, Authority
-from arcbridge.pki.private_files import ensure_private_directory
+from arcbridge.pki.private_files import ensure_private_directory, locked, read_file, write_private
+from arcbridge.pki.rotation import Rotation
 from arcbridge.relay.registry.sqlite import DATABASE_FILE, SqliteRegistry
 from arcbridge.settings.named_files import is_there
 from arcbridge.settings.surroundings import holders, is_full, named
 
 LOCK_FILE = "relay.lock"
+ROTATION_FILE = "ca-rotation.json"
 CA_NAME = "arcbridge relay CA"
 
 
 def open_authority(data_dir: Path, *, clock: Callable[[], float] = time.time) -> Authority:
     """Return the relay's CA, made at first use; raises `StateError`. Takes milliseconds and may wait for a lock."""
-    return Authority.load_or_create(data_dir, CA_NAME, clock=clock)
+    made = Authority.load_or_create(data_dir, CA_NAME, clock=clock)
+    kept = read_file(data_dir / ROTATION_FILE)
+    return made if kept is None else Rotation.decode(kept, made.certificate_pem).authority(clock)
+
+
+def change_authority(data_dir: Path, step: Callable[[Rotation], Rotation]) -> Rotation:
+    """Take a step of the CA's rotation and keep it; return what is in force then. Raises `StateError`.
+
+    The one document is written first, because it is what every process reads; the other two files follow it.
+    """
+    open_authority(data_dir)
+    with locked(data_dir / ".ca.lock"):
+        changed = step(read_rotation(data_dir))
+        write_private(data_dir / ROTATION_FILE, changed.encode())
+        write_private(data_dir / KEY_FILE, changed.key.encode())
+        write_private(data_dir / CERTIFICATE_FILE, changed.certificate.encode())
+    return changed
+
+
+def read_rotation(data_dir: Path) -> Rotation:
+    """Return how far the rotation of the CA is, which has to be there. Raises `StateError`."""
+    texts = [(read_file(data_dir / name) or b"").decode("ascii", "replace") for name in (CERTIFICATE_FILE, KEY_FILE)]
+    kept = read_file(data_dir / ROTATION_FILE)
+    return Rotation(*texts) if kept is None else Rotation.decode(kept, texts[0])
 
 
 def read_authority(data_dir: Path) -> Authority | None:
     """Return the relay's CA as it is kept, without making one; None where there is none. Raises `StateError`."""
     if is_there(data_dir / KEY_FILE) and not is_there(data_dir / CERTIFICATE_FILE):
         raise StateError(f"{data_dir / CERTIFICATE_FILE} is missing: restore it from a backup")
-    return Authority.read(data_dir)
+    found = Authority.read(data_dir)
+    return found if found is None or not is_there(data_dir / ROTATION_FILE) else read_rotation(data_dir).authority()
 
 
 def cluster_names(data_dir: Path) -> list[str]:

@@ -28,10 +28,13 @@ from arcbridge.checks.diagnosis import (
 from arcbridge.checks.running import look_at_process, look_at_refusals
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.pki.authority import Authority, certificate_validity
+from arcbridge.pki.rotation import NAMED
+from arcbridge.relay import ca_rotation
 from arcbridge.relay.admin_socket import ask
 from arcbridge.relay.certificate import read_text
 from arcbridge.relay.data_dir import cluster_names, is_locked, read_authority
 from arcbridge.relay.self_checks import (
+    CA,
     CERTIFICATE,
     POLICY,
     PUBLIC_ADDRESS,
@@ -44,7 +47,12 @@ from arcbridge.relay.settings import CheckedRelay, check
 from arcbridge.settings.config import RelayConfig
 from arcbridge.settings.problems import Place, located
 
-SETTINGS, RUNNING, AUTHENTICATION, CA = "settings", "running relay", "authentication", "relay's CA"
+SETTINGS, RUNNING, AUTHENTICATION, ROTATION = (
+    "settings",
+    "running relay",
+    "authentication",
+    "rotation of the relay's CA",
+)
 
 
 async def diagnose(config: RelayConfig, place: Callable[[str], Place | None] = lambda _: None) -> list[Finding]:
@@ -70,6 +78,8 @@ async def diagnose(config: RelayConfig, place: Callable[[str], Place | None] = l
         found.append(skipped(PUBLIC_ADDRESS, "the files of [tls] do not say by which certificate to know the relay"))
     elif checked.public.host:
         found.append(await _guarded(PUBLIC_ADDRESS, "public_address", lambda: _public_address(checked, authority)))
+    if authority is not None and authority.trusted_pem != authority.certificate_pem:
+        found.append(await _guarded(ROTATION, "relay_ca_rotation", lambda: _rotation(config)))
     return found + await _running(config)
 
 
@@ -88,6 +98,16 @@ def _authority(config: RelayConfig) -> tuple[Authority | None, Finding]:
         words = f"there is none in {config.data_dir}: the relay makes it at its first start"
         return None, failed(CA, words, "start the relay, or correct data_dir", "relay_ca")
     return authority, ok(CA, authority.pin)
+
+
+async def _rotation(config: RelayConfig) -> Finding:
+    """Return how far the rotation of the CA is, of which one step is left."""
+    found = await ca_rotation.status(config)
+    step = found.rotation.step
+    if not found.missing:
+        return ok(ROTATION, f"{found.followed} have followed: it is safe to run `ca {step}` now")
+    words = f"{found.followed} have followed, so wait with `ca {step}`: {'; '.join(found.missing[:NAMED])}"
+    return warning(ROTATION, words, "`arcbridge --role relay ca status` shows them", "relay_ca_rotation")
 
 
 async def _registry(config: RelayConfig) -> Finding:
@@ -120,7 +140,7 @@ async def _public_address(checked: CheckedRelay, authority: Authority | None) ->
         return await look_at_public_address(checked.public, None, read_text("tls.certificate", certificate))
     if authority is None:
         return skipped(PUBLIC_ADDRESS, "there is no CA yet to know the relay by")
-    return await look_at_public_address(checked.public, authority.certificate_pem)
+    return await look_at_public_address(checked.public, authority.trusted_pem)
 
 
 async def _running(config: RelayConfig) -> list[Finding]:

@@ -59,7 +59,7 @@ class Hops:
         self._authority = authority
         self._pumps = pumps
         self._clock = clock
-        self._made = 0.0
+        self._made, self._ca = 0.0, ""
         self._contexts: tuple[ServerContext, ssl.SSLContext] | None = None
         self._count_void: Callable[[], None] = lambda: None
         self.outcomes = dict.fromkeys(OUTCOMES, 0)
@@ -146,16 +146,15 @@ class Hops:
 
     def _fresh(self) -> tuple[ServerContext, ssl.SSLContext]:
         """Return contexts as server and as client, with certificates that are not old."""
-        now = self._clock()
-        if self._contexts is None or now - self._made > RENEW:
-            ca = self._authority.certificate_pem
+        now, ca = self._clock(), self._authority.trusted_pem
+        if self._contexts is None or now - self._made > RENEW or ca != self._ca:
             server, client = self._authority.issue_server([HOP_NAME]), self._authority.issue_relay()
             certificate = (client.certificate_pem, client.key_pem)
             self._contexts = (
                 hop_server_context(server.certificate_pem, server.key_pem, ca),
                 outer_client_context(RelayTrust(ca), ALPN_HOP, client_certificate=certificate),
             )
-            self._made = now
+            self._made, self._ca = now, ca
         return self._contexts
 
 

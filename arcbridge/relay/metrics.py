@@ -12,6 +12,7 @@ from arcbridge.identity.verifier import TokenVerifier
 from arcbridge.net.join import JoinCode
 from arcbridge.observe.metrics import Metrics
 from arcbridge.relay.admission import Admission, Purpose
+from arcbridge.relay.ca_rotation import is_behind
 from arcbridge.relay.counters import COMMANDS_ENDS, LOSSES, REJECTIONS, Counters
 from arcbridge.relay.http.api import LIMITS as API_LIMITS
 from arcbridge.relay.parts import Basis, Entrances
@@ -79,6 +80,11 @@ def _register_sessions(metrics: Metrics, basis: Basis, entrances: Entrances) -> 
     counter, gauge = metrics.counter, metrics.gauge
     counters, control, clients, pumps = basis.counters, entrances.control, entrances.clients, entrances.pumps
     gauge("agents", "Control connections of agents.", None, lambda: len(control))
+    authority = basis.authority
+    gauge("ca_rotation_step_timestamp_seconds", "When the last step of a rotation of the relay's CA was taken, 0: none "
+          "is under way.", None, lambda: authority.step_at)  # fmt: skip
+    gauge("ca_rotation_agents_behind", "Agents that have not followed that step.", None,
+          lambda: sum(is_behind(report, authority) for _, report in control.reports()))  # fmt: skip
     gauge("agents_waiting", "Control connections that wait for their turn to shake hands.", None,
           lambda: control.waiting)  # fmt: skip
     counter("joins_total", "Joins of clients, by how they ended.",

@@ -20,6 +20,7 @@ from arcbridge.checks.diagnosis import Finding
 from arcbridge.identity.policy import PolicyFile
 from arcbridge.identity.policy_rules import covers
 from arcbridge.observe.untrusted_text import clean
+from arcbridge.pki.authority import Authority
 from arcbridge.relay.fleet.base import Fleet, Lost
 from arcbridge.relay.pump import Pump, Pumps
 from arcbridge.relay.recent_users import RecentUsers, token_row
@@ -53,6 +54,7 @@ class Operations:
         *,
         relay: str,
         worker: int | None = None,
+        authority: Authority | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`relay`: this relay's public address; `worker`: which of its processes this is. `tell`: have the agents of a
@@ -62,6 +64,7 @@ class Operations:
         self._tell = tell
         self._policy = policy
         self._recent = recent
+        self._authority = authority
         self.findings: Callable[[], list[Finding]] = list
         """What the self-checks found last; set once they are made."""
         self._origin: Row = {"relay": relay, "worker": worker}
@@ -82,7 +85,8 @@ class Operations:
                 return [
                     {"cluster": link.cluster, "agent": link.instance, "version": link.version, "since": link.since,
                      "ready": link.report.ready, "failing": link.report.failing,
-                     "sessions": link.report.sessions, "round_trip": link.report.round_trip, **self._origin}
+                     "sessions": link.report.sessions, "round_trip": link.report.round_trip,
+                     "relay_ca": link.report.relay_ca, "certificate_ca": link.report.certificate_ca, **self._origin}
                     for link in self._fleet.links() if not link.draining
                 ]  # fmt: skip
             case "checks":
@@ -91,6 +95,11 @@ class Operations:
                      "code": one.code, **self._origin}
                     for one in self.findings()
                 ]  # fmt: skip
+            case "ca":
+                if self._authority is None:
+                    return []
+                known = self._authority.succession
+                return [{"pins": list(known.pins), "present": known.present, "since": known.since, **self._origin}]
             case "policy":
                 return [self._policy_row()]
             case "policy_rules":

@@ -31,7 +31,9 @@ from arcbridge.settings.config import RelayLimitsConfig
 from arcbridge.settings.named_files import DAY_LEFT, SOON
 
 AUDIT, REGISTRY, FLEET, CERTIFICATE = "audit log", "registry", "fleet (NATS)", "relay's certificate"
-DESCRIPTORS, POLICY, PUBLIC_ADDRESS = "file descriptors", "policy", "public address"
+DESCRIPTORS, POLICY, PUBLIC_ADDRESS, CA = "file descriptors", "policy", "public address", "relay's CA"
+CA_WARNS: Final = 180
+"""Days before its end at which the relay's CA should have been rotated."""
 CERTIFICATE_WARNS: Final = SOON
 """Seconds before its end at which a certificate should have been replaced: an own one is renewed 30 days before."""
 CERTIFICATE_FAILS: Final = DAY_LEFT
@@ -78,6 +80,17 @@ def descriptors_used() -> int | None:
         return len(os.listdir("/proc/self/fd")) - 1
     except OSError:
         return None
+
+
+def ca_finding(error: str, expires: float, now: float) -> Finding:
+    """`error`: why a step of the rotation was not taken over; empty where it was. `expires`: of the relay's own CA,
+    unix seconds."""
+    if error:
+        return failed(CA, error, "correct data_dir; this process goes on with the CA that it has", "relay_ca")
+    if (days := int((expires - now) // 86400)) < CA_WARNS:
+        words = f"it ends in {days} days, and every certificate of it then"
+        return warning(CA, words, "rotate it: docs/how-to/rotate-a-ca.md", "relay_ca_ends")
+    return ok(CA, f"ends in {days} days")
 
 
 def fleet_finding(connected: bool | None) -> Finding:
@@ -204,6 +217,7 @@ def checks_of(
     basis: Basis,
     revocations: Callable[[], Finding],
     clock: Callable[[], float] = time.time,
+    ca_error: Callable[[], str] = str,
 ) -> list[SelfCheck]:
     """Return all checks of a relay that serves. The registry gates readiness by itself."""
     verifier, certificate = basis.verifier, basis.certificate
@@ -233,6 +247,7 @@ def checks_of(
             "certificate",
             now(lambda: certificate_finding(certificate.loaded.expires, clock(), own=certificate.ca_pem is not None)),
         ),
+        SelfCheck("ca", now(lambda: ca_finding(ca_error(), basis.authority.expires, clock()))),
         SelfCheck(
             "descriptors", now(lambda: descriptors_finding(descriptors_used(), limit(), basis.limits, basis.wanted))
         ),

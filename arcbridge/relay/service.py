@@ -36,6 +36,7 @@ from arcbridge.relay.access import Access, CallerChecks
 from arcbridge.relay.admin import Administered
 from arcbridge.relay.admission import Admission
 from arcbridge.relay.backend import open_backend
+from arcbridge.relay.ca_rotation import RotatedCa, RotationWatch
 from arcbridge.relay.capacity import fitted
 from arcbridge.relay.certificate import ServerCertificate
 from arcbridge.relay.client_join import ClientJoins
@@ -142,6 +143,7 @@ async def _start(config: RelayConfig, stack: AsyncExitStack, membership: Members
         basis.checks.recent,
         relay=str(checked.public),
         worker=membership.index,
+        authority=basis.authority,
     )
     stack.push_async_callback(operations.close)
     fleet.on_question = lambda question: basis.audit.asked_by_fleet(question, operations.answer)
@@ -206,15 +208,30 @@ async def _make_entrances(basis: Basis, membership: Membership, stack: AsyncExit
     pumps = Pumps(_log_end, payers=LoopTimes(limits.loop_share_per_user / 100, size=PAYERS, shares=shares))
     stack.callback(pumps.close)
     api, administration, http = await _serve_api(basis, pumps, stack)
+    ca = RotatedCa(basis.authority)
     control = ControlServer(
-        lambda: certificate.loaded.contexts[ALPN_CONTROL], fleet, basis.registry, counters, limits, audit=basis.audit
+        lambda: certificate.loaded.contexts[ALPN_CONTROL],
+        fleet,
+        basis.registry,
+        counters,
+        limits,
+        audit=basis.audit,
+        cas=ca.announcement,
     )
     fleet.on_lost = control.end_sessions
     hops = None if fleet.peers is None else Hops(fleet.peers, authority=basis.authority, pumps=pumps)
     detour = hops or membership.detour
     dials = PendingDials(counters, detour)
     clients = ClientJoins(
-        dials, fleet, basis.registry, checks, pumps, counters, address=str(basis.checked.public), limits=limits
+        dials,
+        fleet,
+        basis.registry,
+        checks,
+        pumps,
+        counters,
+        address=str(basis.checked.public),
+        limits=limits,
+        relay_cas=lambda: ca.text,
     )
     agents = AgentJoins(dials, basis.registry, counters, detour, clients.require_room)
     rendezvous = Rendezvous(lambda: certificate.loaded.contexts[ALPN_JOIN], clients, agents, counters)
@@ -296,7 +313,15 @@ async def _observe(
         entrances.detour.add_metrics(metrics)
     checks.add("registry", lambda: maintenance.registry_error)
     checks.add("draining", drain.unready)
-    self_checks = SelfChecks(checks_of(lambda: maintenance.registry_error, basis, maintenance.recovery.finding), log)
+    self_checks = SelfChecks(
+        checks_of(
+            lambda: maintenance.registry_error,
+            basis,
+            maintenance.recovery.finding,
+            ca_error=lambda: maintenance.ca_error,
+        ),
+        log,
+    )
     self_checks.register(metrics, checks)
     basis.verifier.on_directory_failure(lambda: self_checks.look_soon("groups"))
     basis.verifier.on_missing_groups = missing_groups_logger(log)
@@ -352,6 +377,9 @@ class _Maintenance:
         recovery.refresh = self.take_over
         self._noted = time.monotonic()
         self._learn_at = 0.0
+        self._rotation = RotationWatch(basis.checked.config.data_dir)
+        self.ca_error = ""
+        """Why the last step of the CA's rotation was not taken over; empty: it was."""
         self.registry_error: str | None = None
         """Why the registry did not answer the last time; None: it did."""
         self.on_registry: Callable[[], None] = lambda: None
@@ -399,6 +427,7 @@ class _Maintenance:
     async def look(self) -> None:
         await self.policy_watch.look()
         self._control.expire(time.time())
+        self._look_at_ca()
         try:
             await self.take_over()
             if time.monotonic() - self._noted >= _SEEN:
@@ -431,6 +460,17 @@ class _Maintenance:
         self._control.revoke(self._access.clusters)
         self._control.tell_users(self._access.users)
         await self.recovery.share()
+
+    def _look_at_ca(self) -> None:
+        """Take over a step of the CA's rotation that an operator took, in this process or at another relay."""
+        try:
+            self.ca_error = ""
+            if self._rotation.look(self._basis.authority):
+                self._basis.certificate.refresh(rotated=True)
+                self._control.announce()
+        except StateError as error:
+            self.ca_error = error.message
+            log.error("CA rotation not taken over", reason=error.message)
 
     async def _note(self) -> None:
         """Note which clusters are connected. A relay that cannot write these dates is as ready as before."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from arcbridge.errors import ArcbridgeError
-from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Hello, Ledger, Move, Revoke, Status
+from arcbridge.wire.records import Auth, AuthOk, CaSuccession, Dial, Goaway, Hello, Ledger, Move, Revoke, Status
 
 if TYPE_CHECKING:
     from arcbridge.wire.stream import Stream
@@ -64,7 +64,7 @@ class Ended:
     error: ArcbridgeError
 
 
-Reported = Hello | Auth | AuthOk | Goaway | Dial | Status | Revoke | Ledger | Move
+Reported = Hello | Auth | AuthOk | Goaway | Dial | Status | Revoke | Ledger | Move | CaSuccession
 """HELLO that was accepted; a token to verify, at first and at each renewal, and the acceptor's consent; GOAWAY; what
 goes over control connections; and the acceptor's wish for another connection."""
 

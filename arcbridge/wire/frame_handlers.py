@@ -25,7 +25,7 @@ from arcbridge.wire.frames import (
 )
 from arcbridge.wire.lifecycle import DRAIN_CODES, Change, Lifecycle, Violation, ended_by
 from arcbridge.wire.receiver import FrameHandler, Receiver
-from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Hello, Ledger, Move, Open, Revoke, Status
+from arcbridge.wire.records import Auth, AuthOk, CaSuccession, Dial, Goaway, Hello, Ledger, Move, Open, Revoke, Status
 from arcbridge.wire.resumption import Resumption
 from arcbridge.wire.sender import Sender
 from arcbridge.wire.state import Kind, Side
@@ -81,6 +81,7 @@ class FrameHandlers:
             FrameType.QUIET: self._on_quiet,
             FrameType.REVOKE: partial(self._report, Revoke),
             FrameType.LEDGER: partial(self._report, Ledger),
+            FrameType.SUCCESSION: partial(self._report, CaSuccession),
         }
         peer = context.kind, Side.ACCEPTOR if context.side is Side.INITIATOR else Side.INITIATOR
         self.table: dict[int, FrameHandler] = {
@@ -217,6 +218,8 @@ class FrameHandlers:
 
     # -- control connections, and other connections -----------------------------------------------------------------
 
-    def _report(self, kind: type[Dial | Status | Revoke | Ledger | Move], _stream_id: int, body: bytes) -> None:
+    def _report(
+        self, kind: type[Dial | Status | Revoke | Ledger | Move | CaSuccession], _stream_id: int, body: bytes
+    ) -> None:
         """Take a frame whose record is the shell's matter alone."""
         self._context.events.append(kind.decode(body))

@@ -66,6 +66,7 @@ class FrameType(IntEnum):
     QUIET = 129
     REVOKE = 130
     LEDGER = 131
+    SUCCESSION = 132
 
 
 class ResetCode(IntEnum):
@@ -179,6 +180,7 @@ FRAMES: dict[int, Layout] = {
     FrameType.QUIET: Layout("empty", 0, 0, StreamId.ZERO, From.SESSION_BOTH),
     FrameType.REVOKE: Layout("record Revoke", 0, 4096, StreamId.ZERO, From.CONTROL_ACCEPTOR),
     FrameType.LEDGER: Layout("record Ledger", 0, MAX_IGNORABLE, StreamId.ZERO, From.CONTROL_BOTH),
+    FrameType.SUCCESSION: Layout("record CaSuccession", 0, 16384, StreamId.ZERO, From.CONTROL_BOTH),
 }
 """Every type that this end knows."""
 

@@ -111,7 +111,8 @@ class Hello(Record):
     With `session_id` the connection resumes a session: the initiator proves by `resume_secret` that it is its own,
     `received` and `sent` say how much of the session's byte sequences this end has and has sent, and `epoch` is higher
     than that of every connection before. The acceptor's answer has the same but for the secret. `cluster_ca` is the
-    PEM of an agent's cluster CA, on a control connection. `join_id` is a client's: the join that it was told of; the
+    PEM of an agent's cluster CA: on a control connection the one of its certificate, on a session, where the CA was
+    ever rotated, the oldest one that counts. `join_id` is a client's: the join that it was told of; the
     agent refuses another one than its own, because the relay has then crossed two joins (docs/threats.md#B2).
     """
 
@@ -212,8 +213,9 @@ class Status(Record):
 
     `unready` has the names of the readiness checks that fail, separated by spaces. `checks` are its self-checks,
     separated by spaces: the name alone of one that passes, `name:code` of one that fails. `sessions` are those that it
-    serves, `round_trip` is that of this connection in microseconds, 0 while none was measured. An older agent reports
-    `ready` alone.
+    serves, `round_trip` is that of this connection in microseconds, 0 while none was measured. `relay_ca` is the pin of
+    the newest of the relay's CAs that the agent knows, `certificate_ca` that of the one by which its certificate is. An
+    older agent reports `ready` alone.
     """
 
     token: str = field(default="", repr=False)
@@ -225,6 +227,8 @@ class Status(Record):
     checks: str = ""
     sessions: int = 0
     round_trip: int = 0
+    relay_ca: str = ""
+    certificate_ca: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +266,17 @@ class Ledger(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class CaSuccession(Record):
+    """The CAs of the sender, a relay's own or those of an agent's cluster, as `pki.succession` writes them.
+
+    `oldest` is the certificate (PEM), over its own key, of the oldest one that counts.
+    """
+
+    cas: str = field(default="", repr=False)
+    oldest: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class JoinRequest(Record):
     """JOIN of either end: `role` is `client` (token: access token) or `agent` (token: the dial request's).
 
@@ -284,6 +299,8 @@ class JoinReply(Record):
     """The relay's answer: `code` is a `net.join.JoinCode`; `cluster_ca` (PEM) is to be checked against a pin.
 
     `rule` and `wanted` are those of a `Refusal`, as in `Goaway`; so are `groups`, one a line, and `more_groups`.
+    `relay_cas` and `cluster_cas` are the relay's own CAs and the cluster's (`pki.succession`), where they were ever
+    rotated.
     """
 
     code: int = 0
@@ -296,3 +313,5 @@ class JoinReply(Record):
     wanted: str = ""
     groups: str = ""
     more_groups: int = 0
+    relay_cas: str = field(default="", repr=False)
+    cluster_cas: str = field(default="", repr=False)

@@ -29,7 +29,7 @@ from arcbridge.wire.frames import FRAMES, MAY_SEND, VERSION, FrameType, GoawayCo
 from arcbridge.wire.lifecycle import Deadline, Lifecycle, Violation
 from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.receiver import Receiver
-from arcbridge.wire.records import Auth, AuthOk, Dial, Goaway, Hello, Ledger, Revoke, Status
+from arcbridge.wire.records import Auth, AuthOk, CaSuccession, Dial, Goaway, Hello, Ledger, Revoke, Status
 from arcbridge.wire.replay import Budget, Replay
 from arcbridge.wire.resumption import Resumption
 from arcbridge.wire.sender import Sender
@@ -41,7 +41,13 @@ from arcbridge.wire.stream_table import StreamTable
 MAX_MESSAGE = 900
 """Characters of a GOAWAY's sentence."""
 
-_CONTROL_RECORDS = {Dial: FrameType.DIAL, Status: FrameType.STATUS, Revoke: FrameType.REVOKE, Ledger: FrameType.LEDGER}
+_CONTROL_RECORDS = {
+    Dial: FrameType.DIAL,
+    Status: FrameType.STATUS,
+    Revoke: FrameType.REVOKE,
+    Ledger: FrameType.LEDGER,
+    CaSuccession: FrameType.SUCCESSION,
+}
 
 
 class Session:
@@ -233,8 +239,8 @@ class Session:
         peer = self.receiver.peer_hello
         return self.stream_table.open(target, peer.max_streams if peer is not None else None)
 
-    def send(self, record: Dial | Status | Revoke | Ledger) -> None:
-        """Control connection: send a relay's DIAL or REVOKE, an agent's STATUS, or LEDGER.
+    def send(self, record: Dial | Status | Revoke | Ledger | CaSuccession) -> None:
+        """Control connection: send a relay's DIAL or REVOKE, an agent's STATUS, LEDGER, or the CAs of either.
 
         REVOKE and a LEDGER with entries wait behind the frames that are finished and not among the bounded control
         frames: a whole list leaves at once, and the list bounds it. The question for a ledger goes before a STATUS.

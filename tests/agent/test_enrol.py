@@ -23,6 +23,7 @@ from arcbridge.pki.authority import Authority
 from arcbridge.pki.credentials import DirectoryStore
 from arcbridge.pki.enrolment import key_hash, make_csr, make_key
 from arcbridge.pki.pins import pin_of
+from arcbridge.pki.rotation import Rotation
 from tests.support.eventually import until
 
 from .fake_relay import FakeRelay
@@ -366,3 +367,69 @@ async def test_renewal_at_any_relay(relay: FakeRelay, second: FakeRelay, tmp_pat
     await one._check_store()
     assert second.calls[-1][0] == "/v1/renew"
     assert one.current.certificate_pem != before.certificate_pem
+
+
+def rotation_of(authority: Authority, *steps: str) -> Rotation:
+    state = Rotation(authority.certificate_pem, authority.key_pem)
+    for step in steps:
+        state = state.take(step, time.time())
+    return state
+
+
+class TestRotation:
+    """The relay's CA is rotated, or replaced (docs/threats.md#E13)."""
+
+    async def test_an_agent_follows_and_renews_and_keeps_what_it_knows(self, relay: FakeRelay, tmp_path: Path) -> None:
+        one, told = keeper(relay, tmp_path), []
+        one.changed = lambda: told.append(one.known_relay_ca)
+        await one.start()
+        first = relay.pin
+        state = rotation_of(relay.authority, "next")
+        await one.follow_relay(state.list.text)
+        await one.follow_relay(state.list.text)
+        assert told == [state.list.pins[1]]
+        assert one.certificate_ca == first
+        state = state.take("activate", time.time())
+        relay.authority.become(state.authority())
+        running = asyncio.ensure_future(one.run())
+        await one.follow_relay(state.list.text)
+        await until(lambda: one.certificate_ca == state.list.pins[1])
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await one.follow_relay(state.take("retire", time.time()).list.text)
+        # With the settings of the first day, and with those of today.
+        for pin in (first, state.list.pins[1]):
+            again = keeper(relay, tmp_path, relay_ca_pin=pin)
+            await again.start()
+            assert again.known_relay_ca == state.list.pins[1]
+            assert again.trust.ca_pem == state.list.cas[1]
+        assert [call[0] for call in relay.calls] == ["/v1/enrol", "/v1/renew"]
+
+    async def test_a_hostile_relay_announces_nothing(self, relay: FakeRelay, tmp_path: Path) -> None:
+        one = keeper(relay, tmp_path)
+        await one.start()
+        right, hostile = rotation_of(relay.authority, "next"), rotation_of(Authority.create("x"), "next")
+        await one.follow_relay(right.list.text)
+        stored = await DirectoryStore(tmp_path / "state").load()
+        unsigned = right.list.text.replace(right.list.cas[1], hostile.list.cas[1])
+        second = rotation_of(relay.authority, "next").list.text
+        for text in (unsigned, hostile.list.text, second, right.list.text + " " * 65_536, ""):
+            with pytest.raises((ConfigError, PinMismatch)):
+                await one.follow_relay(text)
+        await one.follow_relay(rotation_of(relay.authority).list.text)  # an older one says nothing
+        assert one.known_relay_ca == right.list.pins[1]
+        assert await DirectoryStore(tmp_path / "state").load() == stored
+
+    async def test_a_ca_that_was_replaced_needs_its_pin_and_a_join_token(
+        self, relay: FakeRelay, tmp_path: Path
+    ) -> None:
+        before = await keeper(relay, tmp_path).start()
+        async with FakeRelay.serving() as replaced:
+            replaced.tokens["new.secret"] = "one"
+            with pytest.raises(ConfigError, match="needs a join token"):
+                await keeper(replaced, tmp_path, join_token_file=None).start()
+            after = await keeper(replaced, tmp_path, token="new.secret").start()
+            assert after.cluster_ca_certificate_pem == before.cluster_ca_certificate_pem
+            assert after.key_pem == before.key_pem
+            assert after.certificate_pem != before.certificate_pem
+            assert replaced.calls[-1][1]["cluster_ca"] == before.cluster_ca_certificate_pem

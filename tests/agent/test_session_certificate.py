@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from arcbridge.agent.session_certificate import LIFE, SessionCertificate
 from arcbridge.identity.proof import Peer, spki_of
@@ -10,6 +11,7 @@ from arcbridge.net.tls import inner_client_context
 from arcbridge.pki.authority import Authority
 from arcbridge.pki.credentials import AgentCredential
 from arcbridge.pki.names import cluster_server_name
+from arcbridge.pki.rotation import Rotation
 from tests.pki.handshake import handshake
 
 
@@ -19,10 +21,22 @@ def credential(ca: Authority, cluster: str = "one") -> AgentCredential:
 
 def test_clients_that_pin_the_ca_see_what_proofs_name() -> None:
     ca, certificate = Authority.create("test"), SessionCertificate()
-    context, peer = certificate.tls(credential(ca))
+    context, peer, oldest = certificate.tls(credential(ca))
+    assert not oldest
     shown, _ = handshake(inner_client_context(ca.certificate_pem), context, cluster_server_name("one"))
     assert peer == Peer(spki_of(shown), ca.pin)
     assert certificate.tls(credential(ca, "two")).peer.spki != peer.spki, "a key of its own for each certificate"
+
+
+def test_a_ca_that_is_rotated_is_shown_with_the_way_back_to_the_former_one() -> None:
+    ca, certificate = Authority.create("test"), SessionCertificate()
+    state = Rotation(ca.certificate_pem, ca.key_pem).take("next", time.time()).take("activate", time.time())
+    rotated = replace(credential(state.authority()), cluster_rotation=state.encode().decode())
+    context, peer, oldest = certificate.tls(rotated)
+    assert (oldest, peer.pin, peer.other_pins) == (ca.certificate_pem, state.list.pins[1], state.list.pins)
+    for known in (ca.certificate_pem, state.certificate, state.list.cas[1]):
+        handshake(inner_client_context(known), context, cluster_server_name("one"))
+    assert certificate.tls(rotated).peer is peer
 
 
 def test_it_is_kept_and_issued_again_in_time() -> None:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from arcbridge.identity.proof import ProofChecker, ProofPolicy
 from arcbridge.net.join import JoinCode
 from arcbridge.observe.metrics import Metrics
+from arcbridge.pki.authority import Authority
 from arcbridge.relay.counters import REJECTIONS
 from arcbridge.relay.http.api import LIMITS as API_LIMITS
 from arcbridge.relay.metrics import register
@@ -29,6 +30,7 @@ async def test_every_metric_reads_and_the_series_are_fixed(tmp_path: Path) -> No
         proofs.taken["cnf.jkt"], proofs.refused["missing"] = 2, 4
         basis = SimpleNamespace(
             counters=relay.counters,
+            authority=Authority.create("relay"),
             verifier=verifier,
             checks=SimpleNamespace(proofs=proofs, access=relay.access),
             certificate=SimpleNamespace(loaded=SimpleNamespace(expires=5.0)),

@@ -53,6 +53,7 @@ def test_every_type_has_its_row() -> None:
         FrameType.QUIET,
         FrameType.REVOKE,
         FrameType.LEDGER,
+        FrameType.SUCCESSION,
     }
     assert {FrameType.HELLO, FrameType.AUTH, FrameType.AUTH_OK, FrameType.GOAWAY} == HANDSHAKE
 

@@ -15,7 +15,7 @@ import arcbridge
 from arcbridge.errors import ConnectionLost, LocalProtocolError, RemoteProtocolError, SessionEnded
 from arcbridge.wire import events as ev
 from arcbridge.wire.frames import FIRST_CREDIT, PING_BODY, FrameType, GoawayCode, ResetCode, frame
-from arcbridge.wire.records import Auth, Dial, Ledger, Move, Revoke, Status
+from arcbridge.wire.records import Auth, CaSuccession, Dial, Ledger, Move, Revoke, Status
 from arcbridge.wire.session import Kind, Session, Side, State
 from tests.wire.scripted import OK, Scripted, ack, agent, client, data, goaway, hello, opening, reset, window
 from tests.wire.session_states import (
@@ -97,19 +97,23 @@ STATES: dict[str, tuple[Callable[[], Scripted], State, set[str]]] = {
     "agent control OPEN": (
         lambda: control(Side.INITIATOR, State.OPEN),
         State.OPEN,
-        {"DIAL", "REVOKE", "LEDGER"} | BASIC,
+        {"DIAL", "REVOKE", "LEDGER", "SUCCESSION"} | BASIC,
     ),
     "agent control DRAINING": (
         lambda: control(Side.INITIATOR, State.DRAINING),
         State.DRAINING,
-        {"DIAL", "REVOKE", "LEDGER"} | BASIC,
+        {"DIAL", "REVOKE", "LEDGER", "SUCCESSION"} | BASIC,
     ),
     "relay control HELLO": (lambda: control(Side.ACCEPTOR, State.HELLO), State.HELLO, {"HELLO"} | HANDSHAKING),
-    "relay control OPEN": (lambda: control(Side.ACCEPTOR, State.OPEN), State.OPEN, {"STATUS", "LEDGER"} | BASIC),
+    "relay control OPEN": (
+        lambda: control(Side.ACCEPTOR, State.OPEN),
+        State.OPEN,
+        {"STATUS", "LEDGER", "SUCCESSION"} | BASIC,
+    ),
     "relay control DRAINING": (
         lambda: control(Side.ACCEPTOR, State.DRAINING),
         State.DRAINING,
-        {"STATUS", "LEDGER"} | BASIC,
+        {"STATUS", "LEDGER", "SUCCESSION"} | BASIC,
     ),
     "closed": (closed, State.CLOSED, set()),
 }
@@ -136,6 +140,7 @@ INPUTS: dict[str, Callable[[int], bytes]] = {
     "QUIET": lambda _: frame(FrameType.QUIET, 0),
     "REVOKE": lambda _: frame(FrameType.REVOKE, 0, Revoke("jane", 1_700_000_000).encode()),
     "LEDGER": lambda _: frame(FrameType.LEDGER, 0, Ledger(b"\0\x14" + b"e" * 20).encode()),
+    "SUCCESSION": lambda _: frame(FrameType.SUCCESSION, 0, CaSuccession("canary").encode()),
     "ignorable": lambda _: frame(UNKNOWN[0], 9, b"later"),
     # Never lawful.
     "unknown type": lambda _: frame(99, 0),
@@ -219,6 +224,7 @@ COMMANDS: dict[str, Callable[[Session], object]] = {
     "send_dial": lambda m: m.send(Dial("canary")),
     "send_status": lambda m: m.send(Status("canary")),
     "send_revoke": lambda m: m.send(Revoke("jane", 1)),
+    "send_succession": lambda m: m.send(CaSuccession("canary")),
     "goaway": lambda m: m.goaway(GoawayCode.DRAINING),
     "close": lambda m: m.close(GoawayCode.DONE, ""),
     "timer": lambda m: m.handle_timer(m._context.now + 1.0),

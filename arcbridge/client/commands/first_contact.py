@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ssl
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 
 from arcbridge.client.credentials.login_question import shown
@@ -19,6 +19,7 @@ from arcbridge.errors import ConfigError, ConnectionLost, PinMismatch, Unreachab
 from arcbridge.net.address import Address, parse_address
 from arcbridge.net.tls import ALPN_HTTP, RelayTrust, fetch_unverified_ca, get_once, outer_client_context
 from arcbridge.pki.pins import pin_of, require_pin, same_pin
+from arcbridge.pki.succession import SuccessionStore
 from arcbridge.settings.choices import DEVICE, PROGRAM
 from arcbridge.untrusted_json import read_json
 
@@ -70,12 +71,15 @@ async def ask_relay(access: RelayAccess, *, given: bool) -> Contact:
         ) from error
 
 
-async def ask_known(profile: RelayProfile) -> Contact:
-    """Ask the relays of a profile, of which any serves, by the CA that was trusted; see `check_known`.
+async def ask_known(profile: RelayProfile, successions: SuccessionStore | None = None) -> Contact:
+    """Ask the relays of a profile, of which any serves, by the CA that was trusted, or by one that is kept in
+    `successions` as its successor; see `check_known`.
 
     Raises PinMismatch, which names both pins, where a relay has another CA; Unreachable or ConnectionLost where none
     answers.
     """
+    if profile.ca_pin and successions is not None and len((known := successions.known(profile.ca_pin)).pins) > 1:
+        profile = replace(profile, ca_pem=known.trusted)
     *others, last = [parse_address(relay) for relay in profile.relays]
     for address in others:
         with contextlib.suppress(Unreachable, ConnectionLost):

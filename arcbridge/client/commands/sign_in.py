@@ -44,7 +44,7 @@ from arcbridge.client.state import StateDirectory
 from arcbridge.errors import ArcbridgeError, ConfigError, ConnectionLost, PinMismatch, Unreachable
 from arcbridge.net.address import parse_address
 from arcbridge.net.system_trust import read_cas
-from arcbridge.pki.pins import check_pin, pin_of, same_pin
+from arcbridge.pki.pins import check_pin, pin_of
 from arcbridge.settings.choices import PROGRAM
 from arcbridge.settings.config import ClientConfig, LoginConfig
 
@@ -114,7 +114,7 @@ class _ContactWithRelay:
         """
         config, login, former = self.config, self.config.login, profile
         for flag, pin in _given_pins(config):
-            if profile.ca_pin and not same_pin(pin, profile.ca_pin):
+            if profile.ca_pin and pin not in self.profiles.successions.known(profile.ca_pin).pins:
                 raise PinMismatch(
                     f"flag {flag}: {pin} is not the pin that was trusted for {profile.url} ({profile.ca_pin}); run "
                     f"`arcbridge login --renew-trust {profile.url}` with it when the new one is right"
@@ -126,7 +126,7 @@ class _ContactWithRelay:
                 contact = await _any_contact(config, profile.relays, given=True)
                 profile = replace(profile, ca_pin=contact.ca_pin)
             else:
-                contact = await ask_known(profile)
+                contact = await ask_known(profile, self.profiles.successions)
         except (Unreachable, ConnectionLost) as error:
             if newly_pinned:
                 raise

@@ -9,23 +9,36 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 
-from arcbridge.errors import ConfigError
+import structlog
+
+from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.net.address import parse_address
 from arcbridge.net.system_trust import read_cas
 from arcbridge.net.tls import RelayTrust, fetch_relay_ca, outer_client_context
-from arcbridge.pki.pins import check_pin, require_pin
+from arcbridge.pki.pins import check_pin, pin_of, require_pin
+from arcbridge.pki.succession import Succession, SuccessionStore
+
+log = structlog.get_logger("arcbridge.client")
 
 
 class RelayAccess:
     """One relay. TLS contexts are made once; a pinned CA is fetched at first use."""
 
-    def __init__(self, relay: str, *, ca_file: Path | None = None, ca_pin: str = "") -> None:
+    def __init__(
+        self, relay: str, *, ca_file: Path | None = None, ca_pin: str = "", successions: SuccessionStore | None = None
+    ) -> None:
+        """`successions`: where it is kept which CAs followed that one; None: nowhere."""
         self.address = parse_address(relay)
         self._ca_file = ca_file
         try:
             self._pin = check_pin(ca_pin) if ca_pin else ""
         except ConfigError as error:
             raise ConfigError(f"relay_ca_pin: {error.message}") from error
+        self._successions = successions
+        self._root = ""
+        """Pin of the CA that was given."""
+        self._cas: Succession | None = None
+        """The relay's CAs as far as they are known; None where another CA vouches for it."""
         self._trust: RelayTrust | None = None
         self._contexts: dict[str, ssl.SSLContext] = {}
         self.offered_client = ""
@@ -54,12 +67,38 @@ class RelayAccess:
         self._trust = None
         self._contexts.clear()
 
+    def follow(self, announced: str) -> None:
+        """Take over what the relay announces of its CAs, on a connection that was verified; `announced`: as
+        `Succession.text`, empty for nothing. What they have not signed changes nothing."""
+        if not announced or self._cas is None:
+            return
+        try:
+            found = Succession.read(announced, own=announced == self._cas.text)
+            followed = self._cas.follow(found, f"the CA of {self.address.url}", retire=True)
+            if followed != self._cas:
+                self._cas, self._trust = followed, RelayTrust(followed.trusted)
+                self._contexts.clear()
+                if self._successions is not None:
+                    self._successions.keep(self._root, followed)
+        except ArcbridgeError as error:
+            log.warning("relay CA not followed", relay=str(self.address), reason=error.message)
+
     async def _find_trust(self) -> RelayTrust:
+        ca_pem = ""
         if self._ca_file is not None:
             ca_pem = read_cas(self._ca_file, "relay_ca_file")
             if self._pin:
                 require_pin(f"the CA in {self._ca_file}", self._pin, ca_pem)
-            return RelayTrust(ca_pem)
-        if self._pin:
-            return RelayTrust(await fetch_relay_ca(self.address, self._pin))
-        return RelayTrust()
+            try:
+                self._root = pin_of(ca_pem)
+            except ConfigError:
+                return RelayTrust(ca_pem)  # a file of several CAs has no pin, and no successor
+        elif self._pin:
+            self._root = self._pin
+        else:
+            return RelayTrust()
+        known = Succession.of_pin(self._root) if self._successions is None else self._successions.known(self._root)
+        if len(known.pins) == 1:
+            known = Succession.of_ca(ca_pem or await fetch_relay_ca(self.address, self._root))
+        self._cas = known
+        return RelayTrust(known.trusted)

@@ -189,6 +189,7 @@ class RelayProfiles:
 
     def __init__(self, state: Path) -> None:
         self.path = state / "relays"
+        self.successions = StateDirectory(state, state).successions
 
     def all(self) -> list[RelayProfile]:
         """Return all profiles, the one logged in at last first."""

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unauthenticated
+from arcbridge.pki.succession import SuccessionStore
 from arcbridge.settings.config import ClientConfig
 
 HEAD_START = 2.0
@@ -82,11 +83,10 @@ class Relays:
         """The one that worked last."""
 
     @classmethod
-    def of(cls, config: ClientConfig) -> Relays:
-        """Return the relays of the settings; raises ConfigError."""
-        return cls(
-            [RelayAccess(url, ca_file=config.relay_ca_file, ca_pin=config.relay_ca_pin) for url in config.relay_urls()]
-        )
+    def of(cls, config: ClientConfig, successions: SuccessionStore | None = None) -> Relays:
+        """Return the relays of the settings; `successions`: as in `RelayAccess`. Raises ConfigError."""
+        trust = {"ca_file": config.relay_ca_file, "ca_pin": config.relay_ca_pin, "successions": successions}
+        return cls([RelayAccess(url, **trust) for url in config.relay_urls()])  # type: ignore[arg-type]
 
     def with_own_record(self) -> Relays:
         """Return the same relays with a record of their own of which failed and which worked."""

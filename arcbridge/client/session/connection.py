@@ -17,6 +17,7 @@ from arcbridge.client.credentials.tokens import Tokens
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.relay.relays import Relays, RelaysFailed
 from arcbridge.client.session.refusal import RETRY_SOON, Shown, raise_user_error
+from arcbridge.client.session.trust import stated_cas
 from arcbridge.errors import (
     ArcbridgeError,
     ConfigError,
@@ -35,6 +36,7 @@ from arcbridge.net.session_tls import connect_session
 from arcbridge.net.tls import ALPN_JOIN, inner_client_context
 from arcbridge.pki.names import cluster_server_name
 from arcbridge.pki.pins import pin_of
+from arcbridge.pki.succession import Succession
 from arcbridge.wire.records import JoinReply, JoinRequest
 
 CONNECT_DEADLINE = 10.0
@@ -57,6 +59,8 @@ class Joined(NamedTuple):
     relay: RelayAccess
     sock: socket.socket
     reply: JoinReply
+    cas: Succession
+    """The CAs by one of which the agent is to be certified: those that the relay states, until they were checked."""
 
 
 async def join(
@@ -88,7 +92,7 @@ async def join(
     except RelaysFailed as failed:
         error = failed.summed_up(_usefulness)
         raise error from error.__cause__
-    return Joined(relay, sock, reply)
+    return Joined(relay, sock, reply, stated_cas(reply))
 
 
 async def _join_through(
@@ -104,6 +108,7 @@ async def _join_through(
         raise
     try:
         pin_of(reply.cluster_ca)
+        relay.follow(reply.relay_cas)
     except ConfigError as error:
         sock.close()
         stated = "states as the cluster's CA what is not one certificate" if reply.cluster_ca else "did not say its CA"
@@ -138,7 +143,7 @@ async def shake_hands(
     """
     transport: asyncio.Transport | None = None
     try:
-        context = inner_client_context(joined.reply.cluster_ca)
+        context = inner_client_context(joined.cas.trusted)
         async with asyncio.timeout(HANDSHAKE_DEADLINE):
             transport = await connect_session(
                 joined.sock, context, protocol(), cluster_server_name(cluster), handshake_deadline=HANDSHAKE_DEADLINE

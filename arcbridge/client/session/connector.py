@@ -33,6 +33,7 @@ from arcbridge.errors import (
     Unreachable,
 )
 from arcbridge.mux.session import BaseHandler, MuxSession
+from arcbridge.pki.succession import Succession
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.session import Kind, Side
@@ -120,10 +121,11 @@ class Connector:
                 if self.revoked.error is not None:
                     raise self.revoked.error from error  # the agent gave the reason, and the relay's refusal has none
                 raise
-            if not await self._is_trusted(joined):
+            cas = await self._trusted(joined)
+            if cas is None:
                 continue
             try:
-                resumable = await self._shake_hands(joined, handler)
+                resumable = await self._shake_hands(joined._replace(cas=cas), handler)
                 if resumable.session.usable or resumable.detached:
                     return resumable
                 raise await self._end_behind_auth_ok(resumable)
@@ -150,23 +152,21 @@ class Connector:
             self.tokens.refused()
             self.revoked.begin(of_session(error, self.cluster), token, asyncio.get_running_loop().time())
 
-    async def _is_trusted(self, joined: Joined) -> bool:
-        """Return whether to go on with this join; False when it was given up to ask the user, who has accepted the
+    async def _trusted(self, joined: Joined) -> Succession | None:
+        """Return the CAs to go on with this join with; None when it was given up to ask the user, who has accepted the
         CA."""
-        ca = joined.reply.cluster_ca
         try:
-            if self._trust.check(self.cluster, ca):
-                return True
+            if (cas := self._trust.check(self.cluster, joined.cas)) is not None:
+                return cas
             if not self._trust.asks:
-                await self._trust.first_time(self.cluster, ca)
-                return True
+                return await self._trust.first_time(self.cluster, joined.cas)
         except BaseException:
             joined.sock.close()
             raise
         # The user takes longer to answer than the agent waits: this join is given up, the next one succeeds.
         joined.sock.close()
-        await self._trust.first_time(self.cluster, ca)
-        return False
+        await self._trust.first_time(self.cluster, joined.cas)
+        return None
 
     async def _shake_hands(self, joined: Joined, handler: BaseHandler) -> ResumableSession:
         """Establish a session over a joined socket whose cluster CA is trusted; owns the socket from here on."""
@@ -189,7 +189,12 @@ class Connector:
                 software=f"arcbridge {__version__}",
             )
             resumable = self.sessions[session] = ResumableSession(
-                session, self.access, joined, self.counters, self._clock
+                session,
+                self.access,
+                joined,
+                self.counters,
+                self._clock,
+                lambda cas: self._trust.keep(self.cluster, cas),
             )
             sent = token
             await shake_hands(

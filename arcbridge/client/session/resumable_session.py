@@ -16,6 +16,7 @@ one at a time, and establishes new sessions.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Callable
@@ -29,11 +30,12 @@ from arcbridge.client.session.connection import ClusterAccess, Joined, join, sha
 from arcbridge.client.session.detachment import Detachment
 from arcbridge.client.session.refusal import Shown, is_unanswered, raise_user_error
 from arcbridge.client.session.renewal import NOT_SCHEDULED, TokenRenewal
-from arcbridge.errors import ArcbridgeError, ConnectionLost, DishonestPath, SessionEnded, Unreachable
+from arcbridge.errors import ArcbridgeError, ConfigError, ConnectionLost, DishonestPath, SessionEnded, Unreachable
 from arcbridge.mux.session import MuxSession
 from arcbridge.net.backoff import Backoff
 from arcbridge.observe.metrics import Buckets
-from arcbridge.pki.pins import pin_of, require_pin
+from arcbridge.pki.pins import pin_of
+from arcbridge.pki.succession import Succession
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.state import State
 
@@ -82,16 +84,20 @@ class ResumableSession:
         joined: Joined,
         counters: SessionCounters,
         clock: Callable[[], float] = time.time,
+        keep_cas: Callable[[Succession], None] = lambda cas: None,
     ) -> None:
+        """`keep_cas`: keeps what is known of the cluster's CAs."""
+        self._keep_cas = keep_cas
         self.session = session
         self.relay = joined.relay
         """The relay of the present connection; while detached, of the last one."""
         self._access = access
         self._relays, self._cluster, self._tokens = access
-        self._ca_pin = pin_of(joined.reply.cluster_ca)
+        self.cas = joined.cas
+        """The CAs of the cluster that count, as far as they are known."""
         self._counters = counters
         self._loop = asyncio.get_running_loop()
-        self.renewal = TokenRenewal(self._cluster, self._tokens, self._ca_pin, clock)
+        self.renewal = TokenRenewal(self._cluster, self._tokens, self.cas.pins[self.cas.since], clock)
         self.detachment = Detachment()
         self._backoff = Backoff(cap=RETRY_DELAY_LIMIT)
         self._attached_at = self._loop.time()
@@ -113,7 +119,16 @@ class ResumableSession:
     def begin(self, sent: ClusterToken) -> None:
         """Note that the agent has accepted `sent`; the owner takes the session over in this turn of the loop."""
         self.renewal.begin(sent)
+        self._learn_cas()
         self._begun.set()
+
+    def _learn_cas(self) -> None:
+        """Trust no CA any more that the agent, which was verified, says counts no more; keep what is known."""
+        hello = self.session.peer_hello
+        if hello is not None and hello.cluster_ca:
+            with contextlib.suppress(ConfigError):
+                self.cas = self.cas.from_pin(pin_of(hello.cluster_ca))
+        self._keep_cas(self.cas)
 
     @property
     def detached(self) -> bool:
@@ -243,7 +258,8 @@ class ResumableSession:
             self.detachment.outage |= self.detached and is_unanswered(error)
             raise
         try:
-            require_pin(f"the CA of cluster {self._cluster!r}", self._ca_pin, joined.reply.cluster_ca)
+            self.cas = self.cas.follow(joined.cas, f"the CA of cluster {self._cluster!r}")
+            joined = joined._replace(cas=self.cas)
             if session.closed:
                 raise Unreachable(f'the session with cluster "{self._cluster}" ended')
         except BaseException:
@@ -274,6 +290,7 @@ class ResumableSession:
         finally:
             self._resume_pending = session.closed  # a session that ended here was refused by the agent
         self.relay = joined.relay
+        self._learn_cas()
         renewal.begin(token)
 
     def failed(self, error: ArcbridgeError) -> None:

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import structlog
 
-from arcbridge.errors import ConfigError, PinMismatch, StateError
-from arcbridge.pki.pins import PinStore, check_pin, mismatch_message, pin_of, same_pin
+from arcbridge.errors import ArcbridgeError, ConfigError, PinMismatch, StateError
+from arcbridge.pki.pins import PinStore, check_pin, mismatch_message
+from arcbridge.pki.succession import Succession, SuccessionStore
+from arcbridge.wire.records import JoinReply
 
 log = structlog.get_logger("arcbridge.client")
 
@@ -32,7 +34,10 @@ class ClusterTrust:
         first_use: bool = False,
         ask: Ask | None = None,
         relays: tuple[str, ...] = (),
+        successions: SuccessionStore | None = None,
     ) -> None:
+        """`successions`: where it is kept which CAs followed a cluster's; None: nowhere."""
+        self._successions = successions
         try:
             self._pin = check_pin(pin) if pin else ""
         except ConfigError as error:
@@ -55,15 +60,30 @@ class ClusterTrust:
             return self._pin
         return next((pin for store in self._stores if (pin := store.get(cluster))), "")
 
-    def check(self, cluster: str, ca_pem: str) -> bool:
-        """Return True when the CA is the known one, False when nothing is known; raises PinMismatch for another one."""
-        known = self.known(cluster)
-        if not known:
-            return False
-        found = pin_of(ca_pem)
-        if not same_pin(known, found):
-            raise PinMismatch(mismatch_message(f"the CA of cluster {cluster!r}", known, found))
-        return True
+    def check(self, cluster: str, found: Succession) -> Succession | None:
+        """Return the CAs of the cluster that are trusted, of what a relay says; None when no pin is known.
+
+        `found`: the CA that the relay states, with those that followed it. Raises PinMismatch for another CA than the
+        known one, or than one that followed it.
+        """
+        if not (pin := self.known(cluster)):
+            return None
+        followed = self._known_succession(pin).follow(found, f"the CA of cluster {cluster!r}")
+        self.keep(cluster, followed)
+        return followed
+
+    def keep(self, cluster: str, followed: Succession) -> None:
+        """Keep which CAs followed the known one; where that is not possible, the relay says it at the next join."""
+        if self._successions is None or not (pin := self.known(cluster)):
+            return
+        try:
+            if followed != self._known_succession(pin):
+                self._successions.keep(pin, followed)
+        except ArcbridgeError as error:
+            log.warning("cluster CA not kept", cluster=cluster, reason=error.message)
+
+    def _known_succession(self, pin: str) -> Succession:
+        return Succession.of_pin(pin) if self._successions is None else self._successions.known(pin)
 
     def contradiction(self, cluster: str, pin: str) -> str:
         """Say what is wrong with a pin that a relay states for a cluster; empty where no other one is kept here.
@@ -72,7 +92,7 @@ class ClusterTrust:
         """
         kept = next((known for store in self._stores if (known := store.get(cluster))), "")
         try:
-            if not kept or same_pin(kept, check_pin(pin)):
+            if not kept or check_pin(pin) in self._known_succession(kept).pins:
                 return ""
         except ConfigError:
             return f"the relay states a pin of cluster {cluster!r} that is none; do not use it"
@@ -83,9 +103,10 @@ class ClusterTrust:
         """Whether the user decides at first contact, which takes longer than an agent waits."""
         return self._ask is not None and not self._first_use
 
-    async def first_time(self, cluster: str, ca_pem: str) -> None:
-        """Decide about a cluster without a known pin, and remember it; raises PinMismatch when refused."""
-        pin = pin_of(ca_pem)
+    async def first_time(self, cluster: str, found: Succession) -> Succession:
+        """Decide about a cluster without a known pin, by the oldest CA that counts, and remember it; return the CAs
+        that are trusted. Raises PinMismatch when refused."""
+        pin = found.pins[found.since]
         if self.asks and self._ask is not None:
             if not await self._ask(cluster, pin):
                 raise PinMismatch(f"cluster {cluster!r} was not trusted (pin {pin}); ask its owner for the pin")
@@ -99,3 +120,21 @@ class ClusterTrust:
             )
         if self._remembered is not None:
             self._remembered.remember(cluster, pin)
+        return Succession.of_pin(pin).follow(found, f"the CA of cluster {cluster!r}")
+
+
+def stated_cas(reply: JoinReply) -> Succession:
+    """Return the cluster's CA as a relay states it, and those that followed it; none where they are no succession.
+
+    Raises ConfigError where the CA is not one certificate.
+    """
+    stated = Succession.of_ca(reply.cluster_ca)
+    if not reply.cluster_cas:
+        return stated
+    try:
+        found = Succession.read(reply.cluster_cas)
+    except ConfigError as error:
+        log.warning("cluster CA not followed", reason=error.message)
+        return stated
+    # The relay does not vouch for when a CA stops to count: the agent says that itself, where it is known.
+    return found.from_pin(stated.pins[0]) if stated.pins[0] in found.pins else stated

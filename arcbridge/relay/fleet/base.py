@@ -49,6 +49,10 @@ class AgentReport:
     sessions: int = 0
     round_trip: float = 0.0
     """Seconds between relay and agent; 0: not measured."""
+    relay_ca: str = ""
+    """Pin of the newest of the relay's CAs that the agent knows; empty: it does not say."""
+    certificate_ca: str = ""
+    """Pin of the CA by which the agent's certificate is; empty: it does not say."""
 
     @property
     def failing(self) -> str:

@@ -1,6 +1,7 @@
 """The relay's HTTP API: how agents enrol and renew, and how people see which clusters they may reach.
 
-    GET  /v1/ca                the CA (PEM) under which this relay's own certificate is verified; checked by its pin
+    GET  /v1/ca                the CA (PEM) under which this relay's own certificate is verified; checked by its pin.
+                               Behind it the CAs that it followed, where the CA was rotated
     GET  /v1/login             where clients log in: issuer, client id, scopes, audiences (`login_settings`); 404 where
                                the settings name no issuer
     POST /v1/enrol             {join_token, csr, cluster_ca} -> {certificate, ca, cluster, not_after}
@@ -174,7 +175,9 @@ class Api:
 
     async def ca(self, request: web.Request) -> web.Response:
         self.spend_of_stranger(request)
-        return web.Response(text=self.authority.certificate_pem, content_type="application/x-pem-file")
+        former = self.authority.succession.cas if self.authority.links_pem else ()
+        cas = "".join((self.authority.certificate_pem, *former))
+        return web.Response(text=cas, content_type="application/x-pem-file")
 
     async def login(self, request: web.Request) -> web.Response:
         self.spend_of_stranger(request)

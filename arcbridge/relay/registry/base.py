@@ -10,8 +10,9 @@ One interface, engines side by side (SQLite for one relay), one suite that all o
    that used it may use it again for ten minutes, because its answer may have been lost on the way
    (docs/threats.md#E2).
 3. The first enrolment binds a cluster's name to the key of that cluster's CA (docs/threats.md#E5). Later enrolments
-   need the same key, so a lapsed cluster comes back as itself with a new join token, and no other can take its name. A
-   name that is not bound may be *adopted* instead; one that is bound, or revoked, never is.
+   need the same key, or one that succeeded it (`succeed`), so a lapsed cluster comes back as itself with a new join
+   token, and no other can take its name. A name that is not bound may be *adopted* instead; one that is bound, or
+   revoked, never is.
 4. Of a join token only the SHA-256 of its secret is kept; comparing takes the same time whatever matches
    (docs/threats.md#E9).
 5. When it cannot answer it says so with `RegistryUnavailable`. Nothing fails open.
@@ -36,10 +37,18 @@ from typing import Any, Final, Literal, NamedTuple
 
 from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, StateError
 from arcbridge.identity.claims import is_plain
-from arcbridge.pki.authority import agent_ca_pin, agent_generation, agent_issued_at, agent_key_hash
+from arcbridge.pki.authority import (
+    agent_ca_pin,
+    agent_generation,
+    agent_issued_at,
+    agent_key_hash,
+    check_ca_certificate,
+)
 from arcbridge.pki.names import check_cluster_name
-from arcbridge.pki.pins import same_pin
+from arcbridge.pki.pins import pin_of, same_pin
+from arcbridge.pki.succession import Succession
 from arcbridge.relay.registry.generations import Keys, ShownCertificate, check_generation
+from arcbridge.wire.records import CaSuccession
 
 REDEEM_AGAIN = 600.0
 """Seconds in which the same key may redeem its token again: long enough for an agent to restart and retry, short
@@ -104,6 +113,12 @@ class ClusterRecord:
     """Agents' certificates from before this do not count: the name has gone over to another cluster CA since."""
     keys: Keys = field(default_factory=dict)
     """What is held of the agents' keys: how often each one's certificate was renewed."""
+    cas: str = ""
+    """The CAs that followed each other there (`pki.succession`), `ca_pem` among them; empty: it was never rotated."""
+
+    @property
+    def succession(self) -> Succession:
+        return Succession.read(self.cas, own=True) if self.cas else Succession.of_ca(self.ca_pem)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +243,14 @@ class Registry(ABC):
         For a cluster that enrolled at another relay of the same CA: the caller has found the pin of `ca_pem`, one
         checked certificate, in a certificate that this CA signed for `name`. Only when no record is there: False when
         there is one, revoked or not, of this CA or another; that one stays as it is, so read it and judge it.
+        """
+
+    @abstractmethod
+    async def succeed(self, known: ClusterRecord, ca_pem: str, cas: str) -> bool:
+        """Bind the name of `known` to this CA and these that followed each other; atomic.
+
+        The caller has found in the signatures of `cas` that they follow those of `known`. False, and nothing is
+        changed, where the cluster is bound in another way by now.
         """
 
     @abstractmethod
@@ -438,13 +461,39 @@ def admit(record: ClusterRecord | None, certificate_der: bytes) -> ClusterRecord
         raise EnrolmentRefused("this cluster's name belongs to another cluster CA now: enrol with a new join token")
     # Two relays over one CA may have bound one name to two clusters, each with a join token of its own.
     pin = agent_ca_pin(certificate_der)
-    if pin and not same_pin(pin, record.ca_pin):
+    if pin and not is_bound_to(record.ca_pin, record.cas, pin):
         raise EnrolmentRefused(
             f"this cluster's name belongs to another cluster CA at this relay: expected {record.ca_pin}, the agent's "
             f"certificate states {pin}. Enrol under another name, or have the operator make a join token with --rebind "
             "at this relay"
         )
     return record
+
+
+async def follow_cluster_ca(registry: Registry, name: str, announced: CaSuccession) -> bool:
+    """Take over what an agent of a cluster announces of the cluster's CAs; return whether anything is another now.
+
+    Raises `ConfigError`, `EnrolmentRefused` or `PinMismatch` for what the cluster's present CA has not signed, and
+    `RegistryUnavailable`.
+    """
+    known = await registry.cluster(name)
+    if known is None or known.cas == announced.cas:
+        return False
+    found = Succession.read(announced.cas)
+    followed = known.succession.follow(found, f"the CA of cluster {name}", retire=True)
+    oldest = check_ca_certificate(announced.oldest)
+    if followed.pins[followed.since] != pin_of(oldest):
+        oldest = known.ca_pem  # an agent that has not yet read the last step
+    if followed == known.succession or followed.pins[followed.since] != pin_of(oldest):
+        return False
+    if not await registry.succeed(known, oldest, followed.text):
+        raise RegistryUnavailable("the cluster was bound in another way meanwhile")
+    return True
+
+
+def is_bound_to(ca_pin: str, cas: str, pin: str) -> bool:
+    """Return whether a name that is bound to `ca_pin`, and to those in `cas`, is bound to `pin`."""
+    return same_pin(ca_pin, pin) or (cas != "" and pin in Succession.read(cas, own=True).pins)
 
 
 def cluster_state(record: ClusterRecord, agents: int, now: float) -> str:

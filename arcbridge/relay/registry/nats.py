@@ -49,7 +49,7 @@ from arcbridge.errors import EnrolmentRefused, StateError
 from arcbridge.observe.untrusted_text import printable
 from arcbridge.pki.enrolment import JoinToken
 from arcbridge.pki.names import check_cluster_name
-from arcbridge.pki.pins import pin_of, same_pin
+from arcbridge.pki.pins import pin_of
 from arcbridge.relay.nats import NatsConnection, end, subject_token
 from arcbridge.relay.registry import generations
 from arcbridge.relay.registry.base import (
@@ -75,6 +75,7 @@ from arcbridge.relay.registry.base import (
     check_user,
     foreign_ca,
     full,
+    is_bound_to,
     later,
     may_go,
     merged,
@@ -196,7 +197,8 @@ class NatsRegistry(Registry):
             if revoked:
                 raise EnrolmentRefused(REVOKED)
             known = binding.data
-            same = known is None or same_pin(known["ca_pin"], pin)
+            cas = "" if known is None else known.get("cas", "")
+            same = known is None or is_bound_to(known["ca_pin"], cas, pin)
             if known is not None and not same and not found["rebind"]:
                 raise EnrolmentRefused(foreign_ca(known["ca_pin"], pin))
             if not repeated:
@@ -210,6 +212,7 @@ class NatsRegistry(Registry):
                 "created": now if known is None else known["created"],
                 "valid_since": (0.0 if known is None else known["valid_since"]) if same else now,
                 "keys": generations.to_json(generations.enrolled(_keys(known), key_hash, now, repeated=repeated)),
+                **({"cas": cas} if same and cas else {}),
             }
             if bound != known:
                 await self._bucket.write(f"{place}.binding", bound, binding.revision)
@@ -253,6 +256,18 @@ class NatsRegistry(Registry):
             return True
 
         return await self._changing(adopt)
+
+    async def succeed(self, known: ClusterRecord, ca_pem: str, cas: str) -> bool:
+        key = f"cluster.{subject_token(known.name)}.binding"
+
+        async def succeed() -> bool:
+            found, revision = await self._bucket.read(key)
+            if found is None or (found["ca_pin"], found.get("cas", "")) != (known.ca_pin, known.cas):
+                return False
+            await self._bucket.write(key, {**found, "ca_pem": ca_pem, "ca_pin": pin_of(ca_pem), "cas": cas}, revision)
+            return True
+
+        return await self._changing(succeed)
 
     async def clusters(self) -> list[ClusterRecord]:
         bound, seen = await asyncio.gather(self._bucket.read_all("cluster.>"), self._bucket.read_all("seen.>"))
@@ -678,6 +693,7 @@ def _record(binding: Mapping[str, Any], seen: Mapping[str, Any] | None, revoked:
         revoked=revoked,
         valid_since=binding["valid_since"],
         keys=_keys(binding),
+        cas=binding.get("cas") or "",
     )
 
 

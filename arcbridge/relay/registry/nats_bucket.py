@@ -331,6 +331,7 @@ _MEMBERS: Final[Mapping[str, Mapping[str, Callable[[object], bool]]]] = {
         "created": _number,
         "valid_since": _number,
         "keys": _keys,
+        "cas": _absent_or(_text),
     },
     "revoked": {"at": lambda value: _number(value) and value != 0},
     "seen": {

@@ -28,7 +28,7 @@ from arcbridge.errors import EnrolmentRefused, StateError
 from arcbridge.observe.untrusted_text import printable
 from arcbridge.pki.enrolment import JoinToken
 from arcbridge.pki.names import check_cluster_name
-from arcbridge.pki.pins import pin_of, same_pin
+from arcbridge.pki.pins import pin_of
 from arcbridge.pki.private_files import ensure_private_directory, locked, make_private
 from arcbridge.relay.registry import generations
 from arcbridge.relay.registry.base import (
@@ -54,6 +54,7 @@ from arcbridge.relay.registry.base import (
     check_user,
     foreign_ca,
     full,
+    is_bound_to,
     later,
     may_go,
     merged,
@@ -106,12 +107,15 @@ _RECOVERY = (
     "CREATE TABLE taken_back (kind TEXT NOT NULL, name TEXT NOT NULL, at REAL NOT NULL, PRIMARY KEY (kind, name))",
     "CREATE TABLE recovery (state TEXT NOT NULL)",
 )
-_STEPS = (_CLUSTERS_AND_TOKENS, _REVOKED_USERS, _GENERATIONS_AND_UNKNOWN_CLUSTERS, _RECOVERY)
+_SUCCESSIONS = ("ALTER TABLE clusters ADD COLUMN cas TEXT NOT NULL DEFAULT ''",)
+_STEPS = (_CLUSTERS_AND_TOKENS, _REVOKED_USERS, _GENERATIONS_AND_UNKNOWN_CLUSTERS, _RECOVERY, _SUCCESSIONS)
 """The steps from an empty file to the schema: number n leads from version n - 1 to version n. Each is final."""
 
 SCHEMA_VERSION = len(_STEPS)
 
-_CLUSTER_COLUMNS = "name, ca_pem, ca_pin, created, last_seen, certificate_expires, version, revoked, valid_since, keys"
+_CLUSTER_COLUMNS = (
+    "name, ca_pem, ca_pin, created, last_seen, certificate_expires, version, revoked, valid_since, keys, cas"
+)
 _TOKEN_COLUMNS = "id, cluster, uses, used, created, expires_at, rebind"
 _USER_COLUMNS = "user, before, reason, revoked"
 
@@ -236,7 +240,7 @@ class SqliteRegistry(Registry):
         self, database: sqlite3.Connection, cluster: str, ca_pem: str, pin: str, now: float, *, rebind: bool
     ) -> None:
         """Bind the cluster's name to its CA, or check that it is bound to this one; in the caller's transaction."""
-        row = database.execute("SELECT ca_pin, revoked FROM clusters WHERE name = ?", (cluster,)).fetchone()
+        row = database.execute("SELECT ca_pin, cas, revoked FROM clusters WHERE name = ?", (cluster,)).fetchone()
         if row is None:
             if database.execute("SELECT 1 FROM revoked_names WHERE name = ?", (cluster,)).fetchone():
                 raise EnrolmentRefused(REVOKED)
@@ -244,15 +248,16 @@ class SqliteRegistry(Registry):
                 "INSERT INTO clusters (name, ca_pem, ca_pin, created) VALUES (?, ?, ?, ?)", (cluster, ca_pem, pin, now)
             )
             return
-        known_pin, revoked = row
+        known_pin, cas, revoked = row
+        same = is_bound_to(known_pin, cas, pin)
         if revoked:
             raise EnrolmentRefused(REVOKED)
-        if not rebind and not same_pin(known_pin, pin):
+        if not rebind and not same:
             raise EnrolmentRefused(foreign_ca(known_pin, pin))
         # Also when the pin is the same: the CA's certificate may have been made again over its key.
         database.execute("UPDATE clusters SET ca_pem = ?, ca_pin = ? WHERE name = ?", (ca_pem, pin, cluster))
-        if not same_pin(known_pin, pin):
-            database.execute("UPDATE clusters SET valid_since = ? WHERE name = ?", (now, cluster))
+        if not same:
+            database.execute("UPDATE clusters SET valid_since = ?, cas = '' WHERE name = ?", (now, cluster))
 
     # Clusters.
 
@@ -268,6 +273,12 @@ class SqliteRegistry(Registry):
             "INSERT INTO clusters (name, ca_pem, ca_pin, created) SELECT ?, ?, ?, ?"
             " WHERE NOT EXISTS (SELECT 1 FROM revoked_names WHERE name = ?) ON CONFLICT (name) DO NOTHING",
             (name, ca_pem, pin_of(ca_pem), when, name),
+        )
+
+    async def succeed(self, known: ClusterRecord, ca_pem: str, cas: str) -> bool:
+        return await self._change(
+            "UPDATE clusters SET ca_pem = ?, ca_pin = ?, cas = ? WHERE name = ? AND ca_pin = ? AND cas = ?",
+            (ca_pem, pin_of(ca_pem), cas, known.name, known.ca_pin, known.cas),
         )
 
     async def clusters(self) -> list[ClusterRecord]:

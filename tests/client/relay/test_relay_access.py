@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.errors import ConfigError, PinMismatch, StateError, Unreachable
 from arcbridge.net.tls import ALPN_HTTP, ALPN_JOIN, outer_server_contexts
+from arcbridge.pki.rotation import Rotation
+from arcbridge.pki.succession import SuccessionStore
 from tests.client.far_side import OTHER_CA, RELAY_CA
 
 
@@ -67,6 +70,31 @@ async def test_a_pin_is_fetched_once_and_checked() -> None:
         await server.wait_closed()
     with pytest.raises(Unreachable):
         await RelayAccess(address, ca_pin=RELAY_CA.pin).context(ALPN_JOIN)
+
+
+async def test_a_relay_s_cas_are_followed_and_kept(tmp_path: Path) -> None:
+    """docs/threats.md#E13: as far as the CA that is known has signed them."""
+    (tmp_path / "ca").write_text(RELAY_CA.certificate_pem)
+    store, steps = SuccessionStore(tmp_path / "successions"), []
+    state = Rotation(RELAY_CA.certificate_pem, RELAY_CA.key_pem)
+    for step in ("next", "activate", "retire"):
+        steps.append(state := state.take(step, time.time()))
+    relay = RelayAccess("r", ca_file=tmp_path / "ca", successions=store)
+    before = await relay.context(ALPN_JOIN)
+    hostile = Rotation(OTHER_CA.certificate_pem, OTHER_CA.key_pem).take("next", time.time()).list.text
+    for text in ("", hostile, steps[0].list.text.replace(steps[0].list.cas[1], OTHER_CA.certificate_pem), "x" * 99_999):
+        relay.follow(text)
+        assert await relay.context(ALPN_JOIN) is before
+        assert store.known(RELAY_CA.pin).pins == (RELAY_CA.pin,)
+    for one in steps:
+        relay.follow(one.list.text)
+    after = await relay.context(ALPN_JOIN)
+    assert after is not before
+    relay.follow(steps[0].list.text)  # a replay
+    assert await relay.context(ALPN_JOIN) is after
+    # Another process of this user, with the pin alone, asks no relay.
+    trust = await RelayAccess("127.0.0.1:1", ca_pin=RELAY_CA.pin, successions=store).trust()
+    assert trust.ca_pem == state.list.cas[1]
 
 
 def test_settings() -> None:

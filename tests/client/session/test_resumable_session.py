@@ -224,7 +224,7 @@ class TestTheEnd:
         told: list[dict[str, Any]] = []
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
         async with streaming(far, tmp_path) as (session, stream):
-            monkeypatch.setattr(resumable_session, "require_pin", broken)
+            monkeypatch.setattr(resumable_session, "join", broken)
             far.cut()
             assert await stream.end() is not None
             assert [type(context["exception"]) for context in told] == [ZeroDivisionError]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
-from arcbridge.client.session.trust import ClusterTrust
+from arcbridge.client.session.trust import ClusterTrust, stated_cas
 from arcbridge.errors import ConfigError, PinMismatch, StateError
 from arcbridge.pki.pins import PinStore
+from arcbridge.pki.rotation import Rotation
+from arcbridge.pki.succession import Succession, SuccessionStore
+from arcbridge.wire.records import JoinReply
 from tests.client.far_side import CLUSTER_CA, OTHER_CA
 
 
@@ -42,10 +46,42 @@ def test_a_shipped_pin_may_be_of_any_relay(tmp_path: Path) -> None:
 
 def test_check(tmp_path: Path) -> None:
     trust = ClusterTrust(pins_file=pins(tmp_path / "org.toml", CLUSTER_CA.pin))
-    assert trust.check("prod", CLUSTER_CA.certificate_pem)
-    assert not trust.check("unknown", CLUSTER_CA.certificate_pem)
+    known, other = Succession.of_ca(CLUSTER_CA.certificate_pem), Succession.of_ca(OTHER_CA.certificate_pem)
+    assert trust.check("prod", known) == known
+    assert trust.check("unknown", known) is None
     with pytest.raises(PinMismatch):
-        trust.check("prod", OTHER_CA.certificate_pem)
+        trust.check("prod", other)
+
+
+def test_a_pin_that_was_given_is_followed_and_never_changed(tmp_path: Path) -> None:
+    """docs/threats.md#E13: what a relay passes on of a cluster's CAs counts as far as they have signed it."""
+    shipped, store = pins(tmp_path / "org.toml", CLUSTER_CA.pin), SuccessionStore(tmp_path / "successions")
+    trust = ClusterTrust(pins_file=shipped, successions=store)
+    state = Rotation(CLUSTER_CA.certificate_pem, CLUSTER_CA.key_pem).take("next", time.time())
+    announced = JoinReply(cluster_ca=CLUSTER_CA.certificate_pem, cluster_cas=state.list.text)
+    followed = trust.check("prod", stated_cas(announced))
+    assert followed is not None
+    assert followed.pins == state.list.pins
+    assert trust.contradiction("prod", state.list.pins[1]) == ""
+    # The former CA counts until the agent says that it does not; then no relay brings it back.
+    state = state.take("activate", time.time()).take("retire", time.time())
+    hostile = JoinReply(cluster_ca=state.certificate, cluster_cas=state.list.text)
+    followed = trust.check("prod", stated_cas(hostile))
+    assert followed is not None
+    assert followed.since == 0
+    trust.keep("prod", followed.from_pin(state.list.pins[1]))
+    for later in (
+        ClusterTrust(pins_file=shipped, successions=store),
+        ClusterTrust(pin=CLUSTER_CA.pin, successions=store),
+    ):
+        kept = later.check("prod", stated_cas(announced))
+        assert kept is not None
+        assert kept.trusted == state.list.cas[1]
+        with pytest.raises(PinMismatch):
+            later.check("prod", Succession.of_ca(OTHER_CA.certificate_pem))
+    # What is no succession is passed over, and the join goes on with what is known.
+    for text in ("x" * 70_000, state.list.text.replace(state.list.cas[1], OTHER_CA.certificate_pem)):
+        assert stated_cas(JoinReply(cluster_ca=CLUSTER_CA.certificate_pem, cluster_cas=text)).pins == (CLUSTER_CA.pin,)
 
 
 def test_mistakes_are_not_taken_for_no_pin(tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ from itertools import permutations
 
 import pytest
 
-from arcbridge.errors import ConfigError, EnrolmentRefused, StateError
+from arcbridge.errors import ConfigError, EnrolmentRefused, PinMismatch, StateError
 from arcbridge.pki.authority import Authority
 from arcbridge.pki.enrolment import JoinToken
+from arcbridge.pki.rotation import Rotation
 from arcbridge.relay.registry.base import (
     KEEP_EXPIRED,
     KEEP_REVOKED,
@@ -30,8 +31,10 @@ from arcbridge.relay.registry.base import (
     Registry,
     RegistryUnavailable,
     UserRevocation,
+    follow_cluster_ca,
 )
 from arcbridge.relay.registry.generations import RenewedTwice, ShownCertificate
+from arcbridge.wire.records import CaSuccession
 from tests.support.clock import Clock
 
 HOUR = 3600.0
@@ -253,7 +256,7 @@ class RegistryConformance:
     ) -> None:
         await self.enrolled(registry)
         old = cluster_ca()
-        again = Authority._self_signed("again", old.key_pem, 86400.0, clock)
+        again = Authority._self_signed(old._certificate.subject, old.key_pem, 86400.0, clock)
         token = await registry.create_join_token("prod", expires_at=clock.now + HOUR)
         record = await registry.redeem_join_token(token, KEY_A, again.certificate_pem)
         assert record.ca_pem == again.certificate_pem != old.certificate_pem
@@ -476,6 +479,41 @@ class RegistryConformance:
         assert await other.adopt("prod", cluster_ca().certificate_pem, clock.now)
         await other.redeem_join_token(token, KEY_A, cluster_ca().certificate_pem)
         assert await again.revoke_cluster("prod"), "now it is"
+
+    # A cluster's CA that is rotated.
+
+    async def test_a_cluster_follows_its_ca_and_no_other(self, open_registry: Opener, clock: Clock) -> None:
+        """docs/threats.md#E13: an agent announces the next CA of its cluster, and a hostile one something else."""
+        registry, other = await open_registry(), await open_registry()
+        first = cluster_ca()
+        token = await registry.create_join_token("prod", uses=9, expires_at=clock.now + HOUR)
+        await registry.redeem_join_token(token, KEY_A, first.certificate_pem)
+        state = Rotation(first.certificate_pem, first.key_pem)
+        steps = [state := state.take(step, clock.now) for step in ("next", "activate", "retire")]
+        hostile = Rotation(cluster_ca("two").certificate_pem, cluster_ca("two").key_pem).take("next", clock.now)
+        for announced in (
+            CaSuccession(hostile.list.text, hostile.oldest),
+            CaSuccession(steps[0].list.text.replace(steps[0].list.cas[1], hostile.list.cas[1]), steps[0].oldest),
+            CaSuccession("x" * 16_000, "x"),
+        ):
+            with pytest.raises((ConfigError, PinMismatch)):
+                await follow_cluster_ca(registry, "prod", announced)
+        assert (await known(other)).cas == ""
+        for one in (*steps, steps[0]):  # the last one comes late, and says nothing
+            await follow_cluster_ca(registry, "prod", CaSuccession(one.list.text, one.oldest))
+        record = await known(other)
+        assert (record.ca_pem, record.ca_pin) == (state.certificate, state.list.pins[1])
+        assert record.succession == state.list
+        assert not await registry.succeed(replace(record, cas="another"), first.certificate_pem, "")
+        # Enrolments, and certificates that state either, go on; a foreign CA does not.
+        await registry.redeem_join_token(token, KEY_B, first.certificate_pem)
+        await registry.redeem_join_token(token, KEY_B, state.certificate)
+        assert (await known(other)).valid_since == 0
+        with pytest.raises(EnrolmentRefused, match="another cluster CA"):
+            await registry.redeem_join_token(token, KEY_A, hostile.certificate)
+        again = await registry.create_join_token("prod", expires_at=clock.now + HOUR, rebind=True)
+        await registry.redeem_join_token(again, KEY_A, hostile.certificate)
+        assert (await known(other)).cas == ""
 
     # Renewals.
 

@@ -1,0 +1,56 @@
+"""The sub-commands that rotate a CA, the relay's own or that of the agent's cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from importlib import import_module
+
+from arcbridge.cli.output import format_rows, print_warning, rfc3339
+from arcbridge.cli.parser import Invocation
+from arcbridge.cli.settings import load_settings
+from arcbridge.errors import ExitCode
+from arcbridge.observe import logging
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+_COLUMNS = (("ca", "CA"), ("pin", "PIN"), ("certificate_expires", "CERTIFICATE UNTIL"), ("followed", "FOLLOWED"))
+_DONE = {
+    "next": "the next CA is {pin}; it is announced within minutes",
+    "activate": "CA {pin} signs within minutes",
+    "retire": "CA {pin} alone counts within minutes",
+}
+
+
+def status(invocation: Invocation) -> int:
+    """Print the CAs that count, and who has not followed the last step."""
+    rotation, config = _rotation(invocation)
+    found = asyncio.run(rotation.status(config))
+    for one in found.missing:
+        print_warning(one)
+    rows = [{**row, "certificate_expires": rfc3339(row["certificate_expires"])} for row in found.rows]
+    sys.stdout.write(format_rows(rows, _COLUMNS, invocation.text("output", "table"), name="ca"))
+    return ExitCode.DONE
+
+
+def _step(step: str) -> Callable[[Invocation], int]:
+    def command(invocation: Invocation) -> int:
+        rotation, config = _rotation(invocation)
+        found = asyncio.run(rotation.take_step(config, step, force=invocation.switch("force")))
+        sys.stdout.write(_DONE[step].format(pin=found.list.pins[-1]) + "\n")
+        return ExitCode.DONE
+
+    return command
+
+
+def _rotation(invocation: Invocation) -> tuple[Any, Any]:
+    config = load_settings(invocation, os.environ)
+    logging.configure(invocation.role, "warning", config.observe.log_format)
+    return import_module(f"arcbridge.{invocation.role}.ca_rotation"), config
+
+
+make_next, activate, retire = map(_step, _DONE)

@@ -1,0 +1,170 @@
+"""The succession of a CA: how an end that knows one CA comes to know those that follow it, without being asked.
+
+Each CA certifies the key of the next one (the certificate "NewWithOld" of RFC 4210 §4.4). A succession is a list of CA
+certificates, each signed with the key of the one before; an end that trusts one of them can trust those behind it. Its
+text begins with two lines that say which one signs now and which is the oldest that still counts. It may come from a
+party that is not trusted: `read` verifies every signature, and `follow` never gives up a successor that is known, so
+that an older list changes nothing and a second successor of one CA is refused.
+
+The CAs of a succession have one name. A certificate of one of them over another's key is self-issued (RFC 5280 §3.2),
+does not count for the path length, and so an end of any version, which trusts a former CA, verifies a certificate of
+the present one where it comes with the certificates between.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from arcbridge.errors import ConfigError, PinMismatch
+from arcbridge.pki.pins import check_pin, mismatch_message, pin_of
+from arcbridge.pki.private_files import ensure_private_directory, read_file, write_private
+
+LONGEST = 9
+"""CAs of one succession, so eight rotations: an end that was away for longer needs the new pin from a person."""
+TEXT_LIMIT = 15 * 1024
+"""Bytes of a succession's text; nine CAs that arcbridge makes take 7 KiB."""
+
+_HEAD = re.compile(r"# present: (\S+)\n# since: (\S+)\n")
+_CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\n]+-----END CERTIFICATE-----\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Succession:
+    """CAs in the order in which they follow each other; never empty."""
+
+    cas: tuple[str, ...]
+    """PEM of each; empty for one of which the pin alone is known."""
+    pins: tuple[str, ...]
+    since: int = 0
+    """Index of the oldest one that still counts."""
+    present: int = 0
+    """Index of the one that signs now."""
+
+    @classmethod
+    def of_pin(cls, pin: str) -> Succession:
+        """Return the succession of an end that knows one pin."""
+        return cls(("",), (check_pin(pin),))
+
+    @classmethod
+    def of_ca(cls, certificate_pem: str) -> Succession:
+        """Return the succession of one CA certificate. Raises ConfigError."""
+        return cls((certificate_pem,), (pin_of(certificate_pem),))
+
+    @classmethod
+    def read(cls, text: str, *, own: bool = False) -> Succession:
+        """Read what `text` writes, and verify each signature; `own`: a text that this end has verified before.
+
+        Raises ConfigError, which quotes nothing of it.
+        """
+        if len(text) > TEXT_LIMIT:
+            raise ConfigError(f"a succession of CAs has at most {TEXT_LIMIT // 1024} KiB")
+        head = _HEAD.match(text)
+        cas = tuple(_CERTIFICATE.findall(text, head.end())) if head else ()
+        if head is None or not 1 <= len(cas) <= LONGEST or "".join((head[0], *cas)) != text:
+            raise ConfigError(f"not a succession of CAs: two lines, and one to {LONGEST} certificates")
+        pins = tuple(pin_of(one) for one in cas)
+        if len(set(pins)) != len(pins) or head[1] not in pins or head[2] not in pins:
+            raise ConfigError("a succession of CAs has one CA twice, or names one that is not in it")
+        found = cls(cas, pins, pins.index(head[2]), pins.index(head[1]))
+        if found.since > found.present:
+            raise ConfigError("a succession of CAs in which the present one does not count")
+        if not own:
+            _check_signatures(cas)
+        return found
+
+    @property
+    def text(self) -> str:
+        """The succession for `read`; every CA's certificate has to be known."""
+        return f"# present: {self.pins[self.present]}\n# since: {self.pins[self.since]}\n" + "".join(self.cas)
+
+    @property
+    def trusted(self) -> str:
+        """The certificates of the CAs that count, as one PEM text."""
+        return "".join(self.cas[self.since :])
+
+    def follow(self, found: Succession, what: str, *, retire: bool = False) -> Succession:
+        """Return this succession with what `found` adds to it. `what` as in "the relay's CA".
+
+        `retire`: `found` comes from the owner of the CA, over a connection that it vouches for, so that former CAs
+        stop to count. Raises PinMismatch unless both agree from the last CA on that both know.
+        """
+        last = self.pins[-1]
+        if last in found.pins:
+            at = found.pins.index(last)
+            cas, pins = (*self.cas[:-1], *found.cas[at:]), (*self.pins[:-1], *found.pins[at:])
+        elif found.pins[-1] in self.pins:
+            cas, pins = self.cas, self.pins
+        else:
+            raise PinMismatch(
+                f"{mismatch_message(what, last, found.pins[-1])}. No CA that is known here has announced the other "
+                "one: it was replaced without an announcement, or this end was away for too many rotations"
+            )
+
+        def index(mine: int, pin: str) -> int:
+            return max(mine, pins.index(pin)) if pin in pins else mine
+
+        merged = replace(
+            self,
+            cas=cas,
+            pins=pins,
+            present=index(self.present, found.pins[found.present]),
+            since=index(self.since, found.pins[found.since]) if retire else self.since,
+        )
+        return merged._cut()
+
+    def extended(self, link_pem: str) -> Succession:
+        """Return the succession with one more CA, which the last one has certified."""
+        return replace(self, cas=(*self.cas, link_pem), pins=(*self.pins, pin_of(link_pem)))._cut()
+
+    def from_pin(self, pin: str) -> Succession:
+        """Return the succession in which no CA before that of `pin` counts; one that is not known changes nothing."""
+        return replace(self, since=max(self.since, self.pins.index(pin))) if pin in self.pins else self
+
+    def _cut(self) -> Succession:
+        """Return at most `LONGEST` CAs, the last ones."""
+        more = max(len(self.pins) - LONGEST, 0)
+        return Succession(
+            self.cas[more:], self.pins[more:], max(self.since - more, 0), max(self.present - more, 0)
+        )  # fmt: skip
+
+
+def _check_signatures(cas: tuple[str, ...]) -> None:
+    """Raise ConfigError unless each of these is a CA, and signed with the key of the one before it."""
+    from cryptography import x509
+    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+
+    try:
+        loaded = [x509.load_pem_x509_certificate(one.encode()) for one in cas]
+        if not all(one.extensions.get_extension_for_class(x509.BasicConstraints).value.ca for one in loaded):
+            raise ValueError("no CA")
+        for former, link in itertools.pairwise(loaded):
+            link.verify_directly_issued_by(former)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, x509.ExtensionNotFound) as error:
+        raise ConfigError("a succession of CAs in which one is not signed by the one before it") from error
+
+
+class SuccessionStore:
+    """What is known of the CAs that followed each pin that this user was given: one file for each pin in a directory.
+
+    The pin itself, wherever it was given, is never changed.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def known(self, pin: str) -> Succession:
+        """Return the succession that is kept for a pin, else the pin's own. Raises StateError, ConfigError."""
+        kept = read_file(self._file(pin))
+        return Succession.of_pin(pin) if kept is None else Succession.read(kept.decode("ascii", "replace"), own=True)
+
+    def keep(self, pin: str, succession: Succession) -> None:
+        """Keep what is known of a pin's successors; nothing is written where there is none. Raises StateError."""
+        if len(succession.pins) > 1 or succession.pins[0] != pin:
+            ensure_private_directory(self._directory)
+            write_private(self._file(pin), succession.text.encode())
+
+    def _file(self, pin: str) -> Path:
+        return self._directory / f"{check_pin(pin).removeprefix('sha256:')}.pem"

@@ -1,0 +1,104 @@
+"""The rotation of the relay's CA: its steps as an operator takes them, and how running processes take them over.
+
+A step is refused while an agent, or a relay of the fleet, has not followed the one before; `force` takes it all the
+same. Who has followed is what agents report over their control connections. Clients are not waited for: they follow
+at their next join, also much later, by the certificates that lead from CA to CA (`pki.succession`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from arcbridge.pki.authority import Authority
+from arcbridge.pki.private_files import read_file
+from arcbridge.pki.rotation import Rotation, RotationStatus
+from arcbridge.relay.admin_socket import ask
+from arcbridge.relay.backend import registry_of
+from arcbridge.relay.data_dir import ROTATION_FILE, change_authority, open_authority, read_rotation
+from arcbridge.relay.fleet.base import AgentReport
+from arcbridge.settings.config import RelayConfig
+from arcbridge.wire.records import CaSuccession
+
+
+class RotatedCa:
+    """What the ends are told of this relay's CAs."""
+
+    def __init__(self, authority: Authority) -> None:
+        self._authority = authority
+
+    @property
+    def text(self) -> str:
+        """For clients; empty while the CA was never rotated."""
+        known = self._authority.succession
+        return known.text if len(known.pins) > 1 else ""
+
+    def announcement(self) -> CaSuccession | None:
+        """For agents; None while the CA was never rotated."""
+        return CaSuccession(cas=self.text) if self.text else None
+
+
+def is_behind(report: AgentReport, authority: Authority) -> bool:
+    """Return whether an agent has not followed the last step of a rotation that is under way."""
+    known = authority.succession
+    knows = report.relay_ca == known.pins[-1]
+    renewed = known.present < len(known.pins) - 1 or report.certificate_ca == known.pins[known.present]
+    return bool(authority.step_at) and not (knows and renewed)
+
+
+class RotationWatch:
+    """Looks whether the rotation's document has changed."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._data_dir = data_dir
+        self._seen = self._read()
+
+    def look(self, authority: Authority) -> bool:
+        """Have `authority` be what the document says; return whether it is another. Raises StateError."""
+        if (data := self._read()) == self._seen:
+            return False
+        changed = authority.become(open_authority(self._data_dir))
+        self._seen = data  # not before: one that cannot be read is looked at again
+        return changed
+
+    def _read(self) -> bytes | None:
+        return read_file(self._data_dir / ROTATION_FILE)
+
+
+async def status(config: RelayConfig, clock: Callable[[], float] = time.time) -> RotationStatus:
+    """Return how far the rotation is, as the relay that runs says. Raises StateError."""
+    await asyncio.to_thread(open_authority, config.data_dir)
+    rotation = await asyncio.to_thread(read_rotation, config.data_dir)
+    known = rotation.list
+    wanted = known.pins[-1]
+    async with registry_of(config, clock=clock) as registry:
+        records = [one for one in await registry.clusters() if not one.revoked and one.certificate_expires > clock()]
+    agents = await ask(config.data_dir, {"ask": "agents"})
+    processes = await ask(config.data_dir, {"ask": "ca"})
+    if agents is None or processes is None:
+        return RotationStatus(rotation, "", ("no relay runs here that could say who has followed",))
+    others, missing = [], []
+    for one in processes:
+        if one.get("pins") != list(known.pins) or one.get("present") != known.present:
+            worker = "" if one.get("worker") is None else f" (worker {one['worker']})"
+            others.append(f"relay {one.get('relay')}{worker} has another {ROTATION_FILE}")
+    for record in records:
+        rows = [one for one in agents if one.get("cluster") == record.name]
+        if not rows:
+            missing.append(f"cluster {record.name} is not connected")
+        elif any(one.get("relay_ca") != wanted for one in rows):
+            missing.append(f"cluster {record.name} has an agent that does not know {wanted}")
+        elif rotation.former_certificate and any(one.get("certificate_ca") != wanted for one in rows):
+            missing.append(f"cluster {record.name} has an agent with a certificate of the former CA")
+    followed = f"{len(records) - len(missing)} of {len(records)} clusters"
+    return RotationStatus(rotation, followed, (*others, *missing))
+
+
+async def take_step(config: RelayConfig, step: str, *, force: bool, clock: Callable[[], float] = time.time) -> Rotation:
+    """Take a step as `Rotation.take` does; return what is in force then. Raises StateError, which names who has not
+    followed the step before."""
+    if not force:
+        (await status(config, clock)).require(step)
+    return await asyncio.to_thread(change_authority, config.data_dir, lambda state: state.take(step, clock()))

@@ -1,0 +1,154 @@
+"""The rotation of the relay's CA: who is waited for, and how processes take a step over."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arcbridge.errors import StateError
+from arcbridge.pki.authority import Authority, agent_cluster
+from arcbridge.pki.enrolment import make_csr, make_key
+from arcbridge.relay import ca_rotation
+from arcbridge.relay.ca_rotation import RotatedCa, RotationWatch, is_behind, status, take_step
+from arcbridge.relay.data_dir import open_authority, open_registry, read_authority
+from arcbridge.relay.fleet.base import AgentReport
+from arcbridge.relay.hop import Hops
+from arcbridge.settings.config import RelayConfig
+from tests.relay.conftest import relay_config
+
+
+class Running:
+    """What the relay that runs answers."""
+
+    def __init__(self, config: RelayConfig) -> None:
+        self.authority = open_authority(config.data_dir)
+        self.watch = RotationWatch(config.data_dir)
+        self.agents: list[dict[str, Any]] = []
+
+    async def ask(self, data_dir: Path, question: dict[str, Any]) -> list[dict[str, Any]]:
+        known = self.authority.succession
+        own = {"pins": list(known.pins), "present": known.present, "relay": "relay.test:8443", "worker": 1}
+        return self.agents if question["ask"] == "agents" else [own]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RelayConfig:
+    return relay_config(tmp_path, "")
+
+
+@pytest.fixture
+def running(config: RelayConfig, monkeypatch: pytest.MonkeyPatch) -> Running:
+    found = Running(config)
+    monkeypatch.setattr(ca_rotation, "ask", found.ask)
+    return found
+
+
+async def enrol(config: RelayConfig, *names: str) -> None:
+    registry = await open_registry(config.data_dir)
+    for name in names:
+        await registry.adopt(name, Authority.create(name).certificate_pem, time.time())
+        await registry.certificate_issued(name, time.time() + 3600)
+    await registry.close()
+
+
+async def test_a_step_waits_for_all_and_names_those_it_waits_for(config: RelayConfig, running: Running) -> None:
+    await enrol(config, "near", "far")
+    first = running.authority.pin
+    await take_step(config, "next", force=False)
+    with pytest.raises(
+        StateError, match=r"relay relay.test:8443 \(worker 1\) has another ca-rotation.json; cluster far is"
+    ):
+        await take_step(config, "activate", force=False)
+    assert running.watch.look(running.authority)
+    assert not running.watch.look(running.authority)
+    second = running.authority.succession.pins[1]
+    running.agents = [{"cluster": name, "relay_ca": pin} for name, pin in (("near", second), ("far", first))]
+    found = await status(config)
+    assert found.followed == "1 of 2 clusters"
+    assert found.missing == (f"cluster far has an agent that does not know {second}",)
+    running.agents[1]["relay_ca"] = second
+    await take_step(config, "activate", force=False)
+    assert running.watch.look(running.authority)
+    assert running.authority.pin == second
+    with pytest.raises(StateError, match="cluster near has an agent with a certificate of the former CA"):
+        await take_step(config, "retire", force=False)
+    await take_step(config, "retire", force=True)
+    assert running.watch.look(running.authority)
+    assert running.authority.trusted_pem == running.authority.certificate_pem
+    assert (read_authority(config.data_dir) or running.authority).pin == second
+
+
+async def test_agents_of_the_former_ca_are_taken_until_it_is_retired(config: RelayConfig, running: Running) -> None:
+    former = copy_of(running.authority)
+    told = RotatedCa(running.authority)
+    assert told.announcement() is None
+    csr = make_csr(make_key())
+    certificates = [former.sign_agent(csr, "one", life=3600)]
+    for step in ("next", "activate"):
+        await take_step(config, step, force=True)
+        running.watch.look(running.authority)
+    announced = told.announcement()
+    assert announced is not None
+    assert announced.cas == told.text == running.authority.succession.text
+    certificates.append(running.authority.sign_agent(csr, "one", life=3600))
+    for pem in certificates:
+        assert running.authority.authenticate_agent(der(pem)) == agent_cluster(der(pem)) == "one"
+    await take_step(config, "retire", force=True)
+    running.watch.look(running.authority)
+    with pytest.raises(Exception, match="not issued to an agent by this relay"):
+        running.authority.authenticate_agent(der(certificates[0]))
+    assert running.authority.authenticate_agent(der(certificates[1])) == "one"
+
+
+async def test_a_document_that_cannot_be_read_leaves_the_ca_as_it_is(config: RelayConfig, running: Running) -> None:
+    pin, file = running.authority.pin, config.data_dir / "ca-rotation.json"
+    file.write_text("{")
+    for _ in range(2):
+        with pytest.raises(StateError, match="damaged"):
+            running.watch.look(running.authority)
+    assert running.authority.pin == pin
+    file.unlink()
+    assert not running.watch.look(running.authority)
+
+
+async def test_who_is_behind(config: RelayConfig, running: Running) -> None:
+    def behind(**report: str) -> bool:
+        return is_behind(replace(AgentReport(), **report), running.authority)
+
+    first = running.authority.pin
+    assert not behind(), "no rotation is under way"
+    await take_step(config, "next", force=True)
+    running.watch.look(running.authority)
+    second = running.authority.succession.pins[1]
+    assert behind(relay_ca=first, certificate_ca=first)
+    assert not behind(relay_ca=second, certificate_ca=first)
+    await take_step(config, "activate", force=True)
+    running.watch.look(running.authority)
+    assert behind(relay_ca=second, certificate_ca=first)
+    assert not behind(relay_ca=second, certificate_ca=second)
+
+
+async def test_relays_that_are_a_step_apart_reach_each_other(config: RelayConfig, running: Running) -> None:
+    hops = Hops(Peers(), authority=running.authority, pumps=None)
+    before = hops.server_context()
+    await take_step(config, "next", force=True)
+    running.watch.look(running.authority)
+    assert hops.server_context() is not before
+
+
+class Peers:
+    relay_id = "1"
+
+
+def copy_of(authority: Authority) -> Authority:
+    return Authority.load(authority.certificate_pem, authority.key_pem)
+
+
+def der(pem: str) -> bytes:
+    import ssl
+
+    return ssl.PEM_cert_to_DER_cert(pem)
