@@ -95,6 +95,8 @@ class Authority:
         (`pki.rotation`)."""
         self.step_at = 0.0
         """When the last step of a rotation that is under way was taken, unix seconds; 0: none is."""
+        self.next_key_pem, self.former_secret = "", b""
+        """Of a rotation that is under way (`pki.rotation.Rotation`)."""
         self.succession = Succession.of_ca(self.certificate_pem)
         """This CA, those before it, and the next one where there is one."""
 

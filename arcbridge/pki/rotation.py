@@ -37,6 +37,8 @@ class Rotation:
     former_certificate: str = ""
     began: str = ""
     """Unix seconds of the last step, in decimal digits."""
+    former_secret: str = ""
+    """A relay's, hex: what entries of its ledger under the former CA open with; it signs nothing."""
 
     def __repr__(self) -> str:
         # The members are keys.
@@ -62,6 +64,7 @@ class Rotation:
         found.succession = self.list
         found.step_at = self.seconds if self.next_certificate or self.former_certificate else 0.0
         found.trusted_pem = self.certificate + self.next_certificate + self.former_certificate
+        found.next_key_pem, found.former_secret = self.next_key, bytes.fromhex(self.former_secret)
         return found
 
     def take(self, step: str, now: float) -> Rotation:
@@ -81,7 +84,7 @@ class Rotation:
             former = self.certificate
             return Rotation(self.next_certificate, self.next_key, known.text, former_certificate=former, began=began)
         known = replace(known, since=known.present)
-        return replace(self, former_certificate="", succession=known.text, began=began)
+        return replace(self, former_certificate="", former_secret="", succession=known.text, began=began)
 
     @property
     def step(self) -> str:
@@ -98,7 +101,7 @@ class Rotation:
         try:
             document = json.loads(data)
             found = cls(**{one.name: str(document[one.name]) for one in fields(cls)})
-            pins = found.list.pins
+            pins, _ = found.list.pins, bytes.fromhex(found.former_secret)
         except (ValueError, TypeError, KeyError, ConfigError) as error:
             raise StateError("what is kept of the CA's rotation is damaged: restore it from a backup") from error
         if Succession.of_ca(certificate_pem).pins[0] not in pins:

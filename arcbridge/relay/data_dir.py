@@ -19,19 +19,23 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.pki.authority import CERTIFICATE_FILE, KEY_FILE, Authority
 from arcbridge.pki.private_files import ensure_private_directory, locked, read_file, write_private
 from arcbridge.pki.rotation import Rotation
+from arcbridge.relay.ledger import ledger_secret
 from arcbridge.relay.registry.sqlite import DATABASE_FILE, SqliteRegistry
 from arcbridge.settings.named_files import is_there
 from arcbridge.settings.surroundings import holders, is_full, named
 
 LOCK_FILE = "relay.lock"
 ROTATION_FILE = "ca-rotation.json"
+_CA_FILES = (ROTATION_FILE, KEY_FILE, CERTIFICATE_FILE)
+"""In the order in which they are replaced."""
 CA_NAME = "arcbridge relay CA"
 
 
@@ -49,11 +53,29 @@ def change_authority(data_dir: Path, step: Callable[[Rotation], Rotation]) -> Ro
     """
     open_authority(data_dir)
     with locked(data_dir / ".ca.lock"):
-        changed = step(read_rotation(data_dir))
-        write_private(data_dir / ROTATION_FILE, changed.encode())
-        write_private(data_dir / KEY_FILE, changed.key.encode())
-        write_private(data_dir / CERTIFICATE_FILE, changed.certificate.encode())
+        known = read_rotation(data_dir)
+        changed = step(known)
+        if changed.key != known.key:
+            changed = replace(changed, former_secret=ledger_secret(known.key).hex())
+        parts = (changed.encode(), changed.key.encode(), changed.certificate.encode())
+        write_ca(data_dir, dict(zip(_CA_FILES, parts, strict=True)))
     return changed
+
+
+def read_ca(data_dir: Path) -> dict[str, bytes]:
+    """Return the files of the CA as they are at one moment, by name. Raises `StateError`."""
+    with locked(data_dir / ".ca.lock"):
+        found = {name: read_file(data_dir / name) for name in _CA_FILES}
+    return {name: data for name, data in found.items() if data is not None}
+
+
+def write_ca(data_dir: Path, files: Mapping[str, bytes]) -> None:
+    """Replace the files of the CA. Raises `StateError`."""
+    for name in _CA_FILES:
+        if name in files:
+            write_private(data_dir / name, files[name])
+        else:
+            (data_dir / name).unlink(missing_ok=True)
 
 
 def read_rotation(data_dir: Path) -> Rotation:

@@ -4,12 +4,14 @@ A registry can be lost, and a backup is older than what it replaces. So each rev
 goes to the agents as an entry that this relay's CA key has sealed (AES-SIV, RFC 5297, by a key that HKDF derives from
 it): an agent can neither read nor make one, nor change the one that it has. The same change has the same bytes at every
 relay over one CA, so a digest says whether an agent holds just that. Invariant: only what opens is believed, and it is
-merged by its own time, so an older entry undoes nothing (docs/decisions/0035-backup-and-revocations.md).
+merged by its own time, so an older entry undoes nothing; while the CA is rotated, entries of both CAs open
+(docs/decisions/0035-backup-and-revocations.md).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import json
@@ -24,6 +26,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from arcbridge.errors import RemoteProtocolError
+from arcbridge.pki.authority import Authority
 from arcbridge.relay.registry.base import AccessChange, merged
 from arcbridge.untrusted_json import read_json
 from arcbridge.wire.ledger import ID_SIZE, MOST_ENTRY, MOST_HELD, LedgerEntries, entries_of, frames
@@ -32,15 +35,28 @@ from arcbridge.wire.records import Ledger
 _INFO: Final = b"arcbridge ledger of revocations 1"
 
 
-class Seal:
-    """Seals and opens entries with a key that only holders of the CA's key have."""
+def ledger_secret(ca_key_pem: str) -> bytes:
+    """Return what the holders of a CA's key seal with; it signs nothing."""
+    key = load_pem_private_key(ca_key_pem.encode(), None)
+    assert isinstance(key, EllipticCurvePrivateKey), "a CA's key"
+    secret = key.private_numbers().private_value.to_bytes((key.key_size + 7) // 8, "big")
+    return HKDF(SHA256(), 96, None, _INFO).derive(secret)
 
-    def __init__(self, ca_key_pem: str) -> None:
-        key = load_pem_private_key(ca_key_pem.encode(), None)
-        assert isinstance(key, EllipticCurvePrivateKey), "a CA's key"
-        secret = key.private_numbers().private_value.to_bytes((key.key_size + 7) // 8, "big")
-        derived = HKDF(SHA256(), 96, None, _INFO).derive(secret)
-        self._cipher, self._names = AESSIV(derived[:64]), derived[64:]
+
+class Seal:
+    """Seals entries with a key that only holders of the CA's key have, and opens those of the CA beside it in a
+    rotation too: of the former one, and of the next one, by which another relay may seal already."""
+
+    def __init__(self, ca_key_pem: str, *others: bytes) -> None:
+        self.secret = ledger_secret(ca_key_pem)
+        self._ciphers = [AESSIV(one[:64]) for one in (self.secret, *others)]
+        self._cipher, self._names = self._ciphers[0], self.secret[64:]
+
+    @classmethod
+    def of(cls, authority: Authority) -> Seal:
+        """Return the one of a relay with this CA."""
+        following = [ledger_secret(authority.next_key_pem)] if authority.next_key_pem else []
+        return cls(authority.key_pem, *following, *filter(None, [authority.former_secret]))
 
     def seal(self, change: AccessChange) -> bytes:
         """Return the entry: its id, which is the same for all changes of one name, and what was said."""
@@ -50,11 +66,10 @@ class Seal:
 
     def open(self, entry: bytes) -> AccessChange | None:
         """Return what an entry says; None where a relay over this CA has not sealed it."""
-        try:
-            said = self._cipher.decrypt(entry[ID_SIZE:], [entry[:ID_SIZE]])
-        except (InvalidTag, ValueError):
-            return None
-        return AccessChange(*read_json(said))
+        for cipher in self._ciphers:
+            with contextlib.suppress(InvalidTag, ValueError):
+                return AccessChange(*read_json(cipher.decrypt(entry[ID_SIZE:], [entry[:ID_SIZE]])))
+        return None
 
 
 class LedgerBook:
@@ -84,6 +99,15 @@ class LedgerBook:
                     self._sealed.put(entry)
             self.digest = self._sealed.digest()
         return [entry for entry in fresh if entry in self._sealed]
+
+    def use(self, seal: Seal) -> bool:
+        """Seal with the CA that a rotation has come to; return whether agents have to be given all of it anew."""
+        former, self.seal = self.seal, seal
+        if seal.secret == former.secret:
+            return False
+        changes, self._changes = [change for change, _ in self._changes.values()], {}
+        self.learn(changes)
+        return True
 
     def frames(self) -> Iterator[Ledger]:
         """Yield all of it, for an agent that begins."""

@@ -21,7 +21,7 @@ import structlog
 from arcbridge.checks.diagnosis import Finding
 from arcbridge.errors import EnrolmentRefused
 from arcbridge.observe.metrics import Metrics
-from arcbridge.pki.authority import BACKDATE, certificate_validity
+from arcbridge.pki.authority import BACKDATE, Authority, certificate_validity
 from arcbridge.relay.control import ControlServer
 from arcbridge.relay.ledger import Intake, LedgerBook, Seal
 from arcbridge.relay.parts import Basis
@@ -58,8 +58,9 @@ class RevocationRecovery:
         self._control = control
         self._wait = wait
         self._clock = clock
-        self._ca_made = certificate_validity(basis.authority.certificate_pem)[0] + BACKDATE
-        self.book = LedgerBook(Seal(basis.authority.key_pem))
+        # The oldest that is known: one that a rotation has brought is younger than the registry.
+        self._ca_made = certificate_validity(basis.authority.succession.cas[0])[0] + BACKDATE
+        self.book = LedgerBook(Seal.of(basis.authority))
         self._looked = False
         """Whether it was looked, at the start, whether the registry may have been lost."""
         self.recovery: Recovery | None = None
@@ -109,6 +110,11 @@ class RevocationRecovery:
     async def share(self) -> None:
         """Have the agents keep what has changed."""
         self._control.share_ledger(self.book.learn(await self._registry.access_changes()))
+
+    def rotated(self, authority: Authority) -> None:
+        """The relay's CA is another: agents keep all of it as this one seals it, before the former one is retired."""
+        if self.book.use(Seal.of(authority)):
+            self._control.share_ledger(())
 
     async def returned(self, cluster: str, intake: Intake) -> None:
         """Take what an agent of `cluster` has given back. Raises `EnrolmentRefused` where that revokes it."""

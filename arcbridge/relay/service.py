@@ -467,6 +467,7 @@ class _Maintenance:
             self.ca_error = ""
             if self._rotation.look(self._basis.authority):
                 self._basis.certificate.refresh(rotated=True)
+                self.recovery.rotated(self._basis.authority)
                 self._control.announce()
         except StateError as error:
             self.ca_error = error.message

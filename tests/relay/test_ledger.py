@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
+
 import pytest
 
 from arcbridge.pki.authority import Authority
-from arcbridge.relay.ledger import Intake, LedgerBook, Seal
+from arcbridge.pki.rotation import Rotation
+from arcbridge.relay.ledger import Intake, LedgerBook, Seal, ledger_secret
 from arcbridge.relay.registry.base import KEEP_REVOKED, AccessChange
 from arcbridge.wire.ledger import MOST_HELD, LedgerEntries, frames
 from arcbridge.wire.records import Ledger
@@ -110,3 +114,17 @@ async def test_e13_no_more_is_read_than_an_agent_may_keep() -> None:
         again.receive(frame)
     assert again.forged, "an agent keeps one entry of each name"
     assert opened < 200
+
+
+def test_entries_of_both_cas_of_a_rotation_open_until_the_former_one_is_retired() -> None:
+    state = Rotation(CA.certificate_pem, CA.key_pem).take("next", time.time())
+    announced = state.authority()
+    known, state = state, state.take("activate", time.time())
+    state = replace(state, former_secret=ledger_secret(known.key).hex())
+    active, retired = state.authority(), state.take("retire", time.time()).authority()
+    former, present = Seal.of(announced).seal(BOB), Seal.of(active).seal(BOB)
+    assert former == Seal(CA.key_pem).seal(BOB) != present == Seal.of(retired).seal(BOB)
+    for authority in (announced, active):
+        assert Seal.of(authority).open(former) == Seal.of(authority).open(present) == BOB, "relays a step apart"
+    assert Seal.of(retired).open(present) == BOB
+    assert Seal.of(retired).open(former) is None

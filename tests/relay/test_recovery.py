@@ -19,8 +19,9 @@ from arcbridge.checks.diagnosis import FindingState
 from arcbridge.errors import JoinRefused
 from arcbridge.mux.session import MuxSession
 from arcbridge.pki.authority import Authority
+from arcbridge.pki.rotation import Rotation
 from arcbridge.relay import control, recovery
-from arcbridge.relay.ledger import Seal
+from arcbridge.relay.ledger import Seal, ledger_secret
 from arcbridge.relay.parts import Basis
 from arcbridge.relay.recovery import RevocationRecovery
 from arcbridge.relay.recovery_words import recovery_finding
@@ -226,3 +227,42 @@ async def test_an_empty_registry_beside_an_old_ca_may_be_a_lost_one(
         await made.look()
         assert made.relay.access.held == ""
         assert (made.recovery.recovery is not None) == bool(returned), "until the operator ends it"
+
+
+async def test_a_revocation_outlives_the_registry_also_where_the_ca_was_rotated_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = Rotation(CA.certificate_pem, CA.key_pem).take("next", NOW)
+    former = state.authority()
+    active = replace(state.take("activate", NOW), former_secret=ledger_secret(state.key).hex())
+    async with place(tmp_path / "before", "prod", "other") as here:
+        near, far = Keeping(here.relay, "prod"), Keeping(here.relay, "other")
+        await here.relay.registry.revoke_user("bob", int(NOW), reason="left the company")
+        await here.look()
+        await near.connect()
+        await far.connect()
+        await until(lambda: near.ledger.digest() == far.ledger.digest() == here.recovery.book.digest)
+        under_former = LedgerEntries()
+        for frame in frames(far.ledger):
+            for entry in entries_of(frame):
+                under_former.put(entry)
+        # `ca activate`: an agent that is connected is given all of it anew, at once.
+        here.recovery.rotated(former)
+        assert near.ledger.digest() == under_former.digest(), "the next CA does not seal yet"
+        here.recovery.rotated(active.authority())
+        await until(lambda: near.ledger.digest() == here.recovery.book.digest != under_former.digest())
+    # The registry is lost; of the agents one was away since before the step, and the other was not.
+    monkeypatch.setitem(globals(), "CA", active.authority())
+    for held in (under_former, near.ledger):
+        assert await gives_back(tmp_path / str(held is near.ledger), held)
+
+
+async def gives_back(directory: Path, held: LedgerEntries) -> bool:
+    """Whether a relay without a registry learns of bob from an agent, and has it keep what this relay seals."""
+    async with place(directory, "prod") as made:
+        agent = Keeping(made.relay, "prod")
+        agent.ledger = held
+        async with agent:
+            await until(lambda: "bob" in (made.relay.access.users or {}))
+            await until(lambda: agent.ledger.digest() == made.recovery.book.digest)
+        return not made.relay.counters.ledgers_forged
