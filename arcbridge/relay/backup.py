@@ -1,7 +1,8 @@
 """Backs up what a relay cannot be without, into one file, and brings it back.
 
-The file is a tar archive: `manifest.json` (what it is, when it was made, the SHA-256 of the rest), the relay's CA,
-the registry as it was at one moment, and the settings file with files that it names, for a machine that lost them too.
+The file is a tar archive: `manifest.json` (what it is, when it was made, the SHA-256 of the rest), the relay's CA with
+what is kept of its rotation, the registry as it was at one moment, and the settings file with files that it names, for
+a machine that lost them too.
 With recipients it is encrypted in the format of age (https://age-encryption.org/v1), by pyrage; `age -d` and
 `tar` read it where arcbridge is gone. The relay goes on while a backup is made. At a restore it must not run.
 
@@ -27,9 +28,10 @@ from arcbridge import __version__
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.pki.authority import CERTIFICATE_FILE, KEY_FILE, Authority
 from arcbridge.pki.private_files import ensure_private_directory, read_file, write_private
+from arcbridge.pki.rotation import Rotation
 from arcbridge.relay.audit.commands import acting
 from arcbridge.relay.backend import registry_of
-from arcbridge.relay.data_dir import instance_lock, read_authority
+from arcbridge.relay.data_dir import ROTATION_FILE, instance_lock, read_authority, read_ca, write_ca
 from arcbridge.relay.registry.base import Recovery
 from arcbridge.settings.config import RelayConfig
 from arcbridge.settings.named_files import is_there
@@ -88,28 +90,23 @@ async def make_backup(
     if is_there(path) and not overwrite:
         raise StateError(f"{path} is there already: choose another name, or give --overwrite")
     keys = [_recipient(text) for text in recipients]
-    authority = await asyncio.to_thread(read_authority, config.data_dir)
-    if authority is None:
+    if await asyncio.to_thread(read_authority, config.data_dir) is None:
         raise StateError(f"there is no CA in {config.data_dir}: is data_dir right, and has the relay ever run?")
+    ca = await asyncio.to_thread(read_ca, config.data_dir)
     async with registry_of(config, must_exist=True, clock=clock) as registry:
         now = clock()
         # The numbers first: what changes meanwhile is in the registry, and only a number is behind.
         clusters, users = await registry.clusters(), await registry.user_revocations()
         revoked, tokens = await registry.revocations(), await registry.list_join_tokens()
         snapshot = await registry.snapshot()
-    files = {
-        CERTIFICATE_FILE: authority.certificate_pem.encode(),
-        KEY_FILE: authority.key_pem.encode(),
-        REGISTRY: snapshot.data,
-        **_settings(config, settings_file),
-    }
+    files = {**ca, REGISTRY: snapshot.data, **_settings(config, settings_file)}
     manifest = Manifest(
         format=FORMAT,
         made=now,
         version=__version__,
         kind=snapshot.kind,
         schema=snapshot.schema,
-        relay_ca_pin=authority.pin,
+        relay_ca_pin=authority_of(ca).pin,
         clusters=len(clusters),
         clusters_revoked=sorted(revoked),
         users_revoked=len(users),
@@ -140,7 +137,7 @@ async def read_backup(path: Path, identity: Path | None) -> tuple[Manifest, Mapp
         if found["format"] > FORMAT:
             raise StateError(f"{path} was made by a newer arcbridge ({found['version']}): restore it with that")
         manifest = Manifest(**found)
-        Authority.load(files[CERTIFICATE_FILE].decode(), files[KEY_FILE].decode())
+        authority_of(files)
         whole = {name: hashlib.sha256(one).hexdigest() for name, one in files.items()} == manifest.files
     except (KeyError, TypeError, ValueError) as error:
         raise StateError(f"{path} is no backup of a relay") from error
@@ -178,7 +175,10 @@ async def _replace(
 ) -> Restored:
     """Replace CA and registry by those of a backup."""
     present = await asyncio.to_thread(read_authority, config.data_dir)
-    foreign = present is not None and present.pin != manifest.relay_ca_pin
+    backed = authority_of(files).succession.pins
+    known = backed if present is None else present.succession.pins
+    # One CA of a rotation that both know: what is here stays, unless the backup knows a later one.
+    foreign = not set(known) & set(backed)
     if foreign and not overwrite:
         raise StateError(f"{config.data_dir} has another CA, which agents and clients may know: give --overwrite "
                          "to replace it")  # fmt: skip
@@ -190,14 +190,21 @@ async def _replace(
         if former or await registry.clusters():
             replaced = await registry.snapshot()
             await asyncio.to_thread(write_private, config.data_dir / "registry.replaced", replaced.data)
-        if present is None or foreign:
-            write_private(config.data_dir / KEY_FILE, files[KEY_FILE])
-            write_private(config.data_dir / CERTIFICATE_FILE, files[CERTIFICATE_FILE])
+        if present is None or foreign or not set(backed) <= set(known):
+            write_ca(config.data_dir, files)
         now = clock()
         await registry.replace(files[REGISTRY], Recovery("restored", now, backup=manifest.made))
         kept = await registry.merge(former)
         awaited = [one for one in await registry.clusters() if not one.revoked]
         return Restored(manifest, len(awaited), sum(one.before > 0 for one in kept))
+
+
+def authority_of(files: Mapping[str, bytes]) -> Authority:
+    """Return the CA of a backup. Raises `StateError`, `KeyError` and `ValueError`."""
+    certificate, key = files[CERTIFICATE_FILE].decode(), files[KEY_FILE].decode()
+    if ROTATION_FILE not in files:
+        return Authority.load(certificate, key)
+    return Rotation.decode(files[ROTATION_FILE], certificate).authority()
 
 
 def _settings(config: RelayConfig, settings_file: Path | None) -> dict[str, bytes]:

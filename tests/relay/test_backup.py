@@ -16,7 +16,14 @@ from arcbridge.pki.authority import Authority
 from arcbridge.relay import backup
 from arcbridge.relay.admin import at, end_recovery
 from arcbridge.relay.backup import make_backup, read_backup, restore_backup
-from arcbridge.relay.data_dir import instance_lock, open_authority, open_registry
+from arcbridge.relay.data_dir import (
+    change_authority,
+    instance_lock,
+    open_authority,
+    open_registry,
+    read_ca,
+    read_rotation,
+)
 from arcbridge.settings.config import RelayConfig
 from tests.relay.audit.test_log import records
 from tests.relay.conftest import relay_config
@@ -169,3 +176,44 @@ async def test_a_disk_that_is_full_leaves_no_half_of_a_file(config: RelayConfig)
     with pytest.raises(ArcbridgeError, match="cannot write"):
         await make_backup(config, full)
     assert not full.exists()
+
+
+def take(config: RelayConfig, step: str) -> None:
+    change_authority(config.data_dir, lambda state: state.take(step, time.time()))
+
+
+async def test_a_rotation_goes_on_where_a_restore_has_brought_it_back(config: RelayConfig, tmp_path: Path) -> None:
+    files = [tmp_path / "before", tmp_path / "next", tmp_path / "activate"]
+    await make_backup(config, files[0])
+    for file in files[1:]:
+        take(config, file.name)
+        await make_backup(config, file)
+    here = open_authority(config.data_dir)
+    for file in files[1:]:
+        new = replace(config, data_dir=tmp_path / f"as of {file.name}")
+        done = await restore_backup(new, file)
+        found = open_authority(new.data_dir)
+        assert found.pin == done.manifest.relay_ca_pin
+        assert (found.succession.pins, found.trusted_pem == here.trusted_pem) == (
+            here.succession.pins,
+            file == files[2],
+        )
+        while (state := read_rotation(new.data_dir)).step != "next":
+            take(new, state.step)
+        assert open_authority(new.data_dir).pin == here.pin, "the next CA is the one that was announced"
+    # An older backup takes no CA away that ends have followed to, and a later one brings it.
+    kept = read_ca(config.data_dir)
+    await restore_backup(config, files[0], overwrite=True)
+    assert read_ca(config.data_dir) == kept
+    older = replace(config, data_dir=tmp_path / "older")
+    await restore_backup(older, files[0])
+    await restore_backup(older, files[2], overwrite=True)
+    assert read_ca(older.data_dir) == kept
+    # Another CA replaces all of it.
+    other = replace(config, data_dir=tmp_path / "other")
+    open_authority(other.data_dir)
+    await (await open_registry(other.data_dir)).close()
+    await make_backup(other, tmp_path / "foreign")
+    await restore_backup(config, tmp_path / "foreign", overwrite=True)
+    assert open_authority(config.data_dir).pin == open_authority(other.data_dir).pin
+    assert not (config.data_dir / "ca-rotation.json").exists()
