@@ -61,8 +61,9 @@ REPLACEMENT_WAIT = 5.0
 other connections have to do."""
 DEPARTURE_MEMORY = 60.0
 """Seconds after which a relay's GOAWAY is forgotten: it has cut what came through it long before."""
-FOLLOW_PAUSE = 30.0
-"""Seconds for which announcements of a relay are passed over behind one that was refused, which costs signatures."""
+FOLLOW_PAUSE, REFUSED_PAUSE = 2.0, 30.0
+"""Seconds behind an announcement of a relay's CAs, which costs signatures, until its next one is looked at: behind one
+that was taken, and behind one that was refused."""
 FAILURE_LIMIT = 200
 """Bytes of a failure's reason that are kept: a relay may have written it."""
 RETRY_DELAY_LIMIT = 5.0
@@ -352,19 +353,23 @@ class ControlConnections:
             link.session.send(announcement)
 
     def succession_received(self, link: ControlLink, succession: CaSuccession) -> None:
-        """A relay announces its CAs: take that over, one announcement at a time."""
-        if link.following is not None and not link.following.done():
-            return  # a relay announces one step of a rotation, days apart
-        link.following = asyncio.get_running_loop().create_task(self._follow(link, succession.cas))
-        self._tasks.add(link.following)
-        link.following.add_done_callback(self._tasks.discard)
+        """A relay announces its CAs: take that over; of those that come meanwhile, the last one."""
+        link.told = succession.cas
+        if link.following is None or link.following.done():
+            link.following = asyncio.get_running_loop().create_task(self._follow(link))
+            self._tasks.add(link.following)
+            link.following.add_done_callback(self._tasks.discard)
 
-    async def _follow(self, link: ControlLink, cas: str) -> None:
-        try:
-            await self._keeper.follow_relay(cas)
-        except ArcbridgeError as error:
-            _log.error("relay CA not followed", connection=str(link.relay), reason=error.message)
-            await asyncio.sleep(FOLLOW_PAUSE)
+    async def _follow(self, link: ControlLink) -> None:
+        while link.told:
+            cas, link.told = link.told, ""
+            try:
+                await self._keeper.follow_relay(cas)
+                pause = FOLLOW_PAUSE
+            except ArcbridgeError as error:
+                _log.error("relay CA not followed", connection=str(link.relay), reason=error.message)
+                pause = REFUSED_PAUSE
+            await asyncio.sleep(pause)
 
     def _note_connected(self) -> None:
         if self._staying():
@@ -523,6 +528,8 @@ class ControlLink(BaseHandler):
         """What the relay was told last of the cluster's CAs."""
         self.following: asyncio.Task[None] | None = None
         """Takes over what the relay announces of its own."""
+        self.told = ""
+        """What the relay has announced since."""
         self.code = -1
         """The code of the relay's GOAWAY; -1: none came."""
         self.retry_after = 0

@@ -13,12 +13,13 @@ from structlog.testing import capture_logs
 from arcbridge.agent import control as module
 from arcbridge.agent import revocations
 from arcbridge.agent.sessions import Sessions
+from arcbridge.errors import ConfigError
 from arcbridge.identity.claims import Identity
 from arcbridge.mux.session import MuxSession
 from arcbridge.net.backoff import Backoff
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.ledger import LedgerEntries, entries_of, frames
-from arcbridge.wire.records import Ledger, Revoke
+from arcbridge.wire.records import CaSuccession, Ledger, Revoke
 
 from .control_world import World, agent_of
 
@@ -359,3 +360,28 @@ async def test_what_a_relay_gives_to_keep_outlives_the_connection_and_is_given_b
 async def test_a_ledger_that_cannot_be_read_ends_the_connection(world: World) -> None:
     link_of(world).send(Ledger(b"\0\1"))
     await world.until(lambda: "impossible size" in world.control.last_failure, "the reason is known")
+
+
+@pytest.mark.parametrize(("pause", "wrong"), [("FOLLOW_PAUSE", ""), ("REFUSED_PAUSE", "not a succession")])
+async def test_e14_a_flood_of_announcements_costs_an_agent_the_last_one_and_one_judgement_in_a_pause(
+    world: World, monkeypatch: pytest.MonkeyPatch, pause: str, wrong: str
+) -> None:
+    assert (module.FOLLOW_PAUSE, module.REFUSED_PAUSE) == (2.0, 30.0)
+    monkeypatch.setattr(module, pause, 3600.0)
+    judged: list[str] = []
+
+    async def follow(cas: str) -> None:
+        judged.append(cas)
+        if wrong:
+            raise ConfigError(wrong)
+
+    monkeypatch.setattr(world.control._keeper, "follow_relay", follow)
+    for sent in (1, 10, 1000):
+        for number in range(sent):
+            link_of(world).send(CaSuccession(f"{number} of {sent} " + "x" * 100))
+        link_of(world).send(Ledger(bytes([0, 30]) + f"{sent:030}".encode()))
+        await world.until(lambda sent=sent: f"{sent:030}".encode() in ledger_of(world), "the agent has read all")  # type: ignore[misc]
+        assert [one.split(" x")[0] for one in judged] == ["0 of 1"]
+    (link,) = world.control._links
+    assert link.told.startswith("999 of 1000"), "nothing but the last is kept"
+    assert world.connected == [0]

@@ -377,7 +377,7 @@ def rotation_of(authority: Authority, *steps: str) -> Rotation:
 
 
 class TestRotation:
-    """The relay's CA is rotated, or replaced (docs/threats.md#E13)."""
+    """The relay's CA is rotated, or replaced (docs/threats.md#E14)."""
 
     async def test_an_agent_follows_and_renews_and_keeps_what_it_knows(self, relay: FakeRelay, tmp_path: Path) -> None:
         one, told = keeper(relay, tmp_path), []

@@ -73,7 +73,7 @@ async def test_a_pin_is_fetched_once_and_checked() -> None:
 
 
 async def test_a_relay_s_cas_are_followed_and_kept(tmp_path: Path) -> None:
-    """docs/threats.md#E13: as far as the CA that is known has signed them."""
+    """docs/threats.md#E14: as far as the CA that is known has signed them."""
     (tmp_path / "ca").write_text(RELAY_CA.certificate_pem)
     store, steps = SuccessionStore(tmp_path / "successions"), []
     state = Rotation(RELAY_CA.certificate_pem, RELAY_CA.key_pem)

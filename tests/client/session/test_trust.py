@@ -54,7 +54,7 @@ def test_check(tmp_path: Path) -> None:
 
 
 def test_a_pin_that_was_given_is_followed_and_never_changed(tmp_path: Path) -> None:
-    """docs/threats.md#E13: what a relay passes on of a cluster's CAs counts as far as they have signed it."""
+    """docs/threats.md#E14: what a relay passes on of a cluster's CAs counts as far as they have signed it."""
     shipped, store = pins(tmp_path / "org.toml", CLUSTER_CA.pin), SuccessionStore(tmp_path / "successions")
     trust = ClusterTrust(pins_file=shipped, successions=store)
     state = Rotation(CLUSTER_CA.certificate_pem, CLUSTER_CA.key_pem).take("next", time.time())

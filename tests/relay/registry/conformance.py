@@ -483,7 +483,7 @@ class RegistryConformance:
     # A cluster's CA that is rotated.
 
     async def test_a_cluster_follows_its_ca_and_no_other(self, open_registry: Opener, clock: Clock) -> None:
-        """docs/threats.md#E13: an agent announces the next CA of its cluster, and a hostile one something else."""
+        """docs/threats.md#E14: an agent announces the next CA of its cluster, and a hostile one something else."""
         registry, other = await open_registry(), await open_registry()
         first = cluster_ca()
         token = await registry.create_join_token("prod", uses=9, expires_at=clock.now + HOUR)
