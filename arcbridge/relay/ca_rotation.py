@@ -16,6 +16,7 @@ from arcbridge.pki.authority import Authority
 from arcbridge.pki.private_files import read_file
 from arcbridge.pki.rotation import Rotation, RotationStatus
 from arcbridge.relay.admin_socket import ask
+from arcbridge.relay.audit.commands import acting
 from arcbridge.relay.backend import registry_of
 from arcbridge.relay.data_dir import ROTATION_FILE, change_authority, open_authority, read_rotation
 from arcbridge.relay.fleet.base import AgentReport
@@ -99,6 +100,9 @@ async def status(config: RelayConfig, clock: Callable[[], float] = time.time) ->
 async def take_step(config: RelayConfig, step: str, *, force: bool, clock: Callable[[], float] = time.time) -> Rotation:
     """Take a step as `Rotation.take` does; return what is in force then. Raises StateError, which names who has not
     followed the step before."""
-    if not force:
-        (await status(config, clock)).require(step)
-    return await asyncio.to_thread(change_authority, config.data_dir, lambda state: state.take(step, clock()))
+    async with acting(config, f"ca {step}", force=force) as result:
+        if not force:
+            (await status(config, clock)).require(step)
+        found = await asyncio.to_thread(change_authority, config.data_dir, lambda state: state.take(step, clock()))
+        result["relay_ca_pin"] = found.list.pins[-1]
+    return found

@@ -585,18 +585,20 @@ class ControlServer:
 
     async def _follow(self, link: ControlConnection) -> None:
         """Take over what an agent announces of its cluster's CAs, at most one announcement in `FOLLOW_PAUSE`."""
-        bound = log.bind(cluster=link.cluster, connection=link.instance)
+        bound, agent = log.bind(cluster=link.cluster, connection=link.instance), Actor("agent", link.instance)
         while True:
             announced = await link.announced.get()
             try:
-                if await follow_cluster_ca(self._registry, link.cluster, announced):
-                    bound.info("cluster CA followed")
+                if pin := await follow_cluster_ca(self._registry, link.cluster, announced):
+                    bound.info("cluster CA followed", cluster_ca_pin=pin)
+                    self._audit.note("cluster ca follow", {"cluster": link.cluster, "cluster_ca_pin": pin}, agent)
             except RegistryUnavailable as error:
                 bound.warning("cluster CA not followed yet", reason=error.message)
                 with contextlib.suppress(asyncio.QueueFull):
                     link.announced.put_nowait(announced)
             except ArcbridgeError as error:
                 bound.error("cluster CA not followed", reason=error.message)
+                self._audit.note_stranger("cluster ca follow", {"cluster": link.cluster}, agent, error.message)
             await asyncio.sleep(FOLLOW_PAUSE)
 
     async def _seen(self, link: ControlConnection) -> None:

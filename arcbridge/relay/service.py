@@ -463,15 +463,19 @@ class _Maintenance:
 
     def _look_at_ca(self) -> None:
         """Take over a step of the CA's rotation that an operator took, in this process or at another relay."""
+        audit, authority = self._basis.audit, self._basis.authority
         try:
-            self.ca_error = ""
-            if self._rotation.look(self._basis.authority):
+            if self._rotation.look(authority):
                 self._basis.certificate.refresh(rotated=True)
-                self.recovery.rotated(self._basis.authority)
+                self.recovery.rotated(authority)
                 self._control.announce()
+                audit.note("ca follow", {"present": authority.pin, "newest": authority.succession.pins[-1]})
+            self.ca_error = ""
         except StateError as error:
+            if error.message != self.ca_error:
+                log.error("CA rotation not taken over", reason=error.message)
+                audit.note("ca follow", outcome="refused", reason=error.message)
             self.ca_error = error.message
-            log.error("CA rotation not taken over", reason=error.message)
 
     async def _note(self) -> None:
         """Note which clusters are connected. A relay that cannot write these dates is as ready as before."""

@@ -137,6 +137,12 @@ def test_both_cas_rotate_under_load(
         everything.wait_moves()
     finally:
         loop.stop()
+    acts = [json.loads(line) for line in (data / "audit.jsonl").read_text().splitlines()]
+    done = [(one["act"], one.get("worker")) for one in acts if one.get("outcome") == "done"]
+    for act in ("ca next", "ca activate", "ca retire"):
+        assert [one for one, _ in done].count(act) == 1, act
+    assert [done.count(("ca follow", worker)) for worker in (0, 1)] == [3, 3], "each worker, each step"
+    assert [one for one, _ in done].count("cluster ca follow") >= 3
     assert not loop.failures
     assert loop.runs > 3
     # Each connection is made anew.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +13,22 @@ import pytest
 from arcbridge.errors import StateError
 from arcbridge.pki.authority import Authority, agent_cluster
 from arcbridge.pki.enrolment import make_csr, make_key
-from arcbridge.relay import ca_rotation
+from arcbridge.pki.rotation import Rotation
+from arcbridge.pki.succession import Succession
+from arcbridge.relay import ca_rotation, control
+from arcbridge.relay.audit.log import RelayAudit
 from arcbridge.relay.ca_rotation import RotatedCa, RotationWatch, is_behind, status, take_step
+from arcbridge.relay.control import ANNOUNCEMENTS, ControlConnection
 from arcbridge.relay.data_dir import open_authority, open_registry, read_authority
 from arcbridge.relay.fleet.base import AgentReport
 from arcbridge.relay.hop import Hops
 from arcbridge.settings.config import RelayConfig
+from arcbridge.wire.records import CaSuccession, Status
+from tests.net.ends import authority
+from tests.relay.audit.test_log import records
 from tests.relay.conftest import relay_config
+from tests.relay.station import Agent, station
+from tests.support.eventually import until
 
 
 class Running:
@@ -152,3 +162,72 @@ def der(pem: str) -> bytes:
     import ssl
 
     return ssl.PEM_cert_to_DER_cert(pem)
+
+
+async def test_e14_a_flood_of_announcements_costs_the_relay_four_and_one_judgement_in_two_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (control.FOLLOW_PAUSE, ANNOUNCEMENTS) == (2.0, 4)
+    monkeypatch.setattr(control, "FOLLOW_PAUSE", 3600.0)
+    judged: list[str] = []
+    read = Succession.read
+
+    def counted(text: str, *, own: bool = False) -> Succession:
+        judged.append(text)
+        return read(text, own=own)
+
+    monkeypatch.setattr(Succession, "read", counted)
+    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
+        (link,) = relay.fleet.links()
+        assert isinstance(link, ControlConnection)
+        for sent in (1, 10, 1000):
+            for number in range(sent):
+                agent.session.send(CaSuccession(f"# {number} of {sent}\n" + "x" * 100))
+            await reported(agent, link, sent)
+            await until(lambda: judged)
+            assert len(judged) == 1
+            assert link.announced.qsize() == (0 if sent == 1 else ANNOUNCEMENTS)
+        assert link in relay.fleet.links()
+
+
+async def reported(agent: Agent, link: ControlConnection, sessions: int) -> None:
+    """Have the relay read all that was sent before."""
+    agent.session.send(Status(instance=agent.instance, ready=True, sessions=sessions))
+    await until(lambda: link.report.sessions == sessions)
+
+
+async def test_steps_are_acts_and_their_refusals_say_who_has_not_followed(
+    config: RelayConfig, running: Running
+) -> None:
+    await enrol(config, "far")
+    await take_step(config, "next", force=False)
+    with pytest.raises(StateError):
+        await take_step(config, "activate", force=False)
+    await take_step(config, "activate", force=True)
+    ends = [one for one in records(config.data_dir / "audit.jsonl") if one["stage"] == "ended"]
+    assert [(one["act"], one["outcome"], one["arguments"]["force"]) for one in ends] == [
+        ("ca next", "done", False),
+        ("ca activate", "refused", False),
+        ("ca activate", "done", True),
+    ]
+    assert {(one["by"], one["uid"]) for one in ends} == {("os", os.getuid())}
+    assert "cluster far is not connected" in ends[1]["reason"]
+    assert ends[0]["result"] == ends[2]["result"] == {"relay_ca_pin": open_authority(config.data_dir).pin}
+    assert "PRIVATE" not in (config.data_dir / "audit.jsonl").read_text()
+
+
+async def test_what_an_agent_announces_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "FOLLOW_PAUSE", 0.0)
+    file, cluster_ca = tmp_path / "audit.jsonl", authority()
+    made = Rotation(cluster_ca.certificate_pem, cluster_ca.key_pem).take("next", time.time())
+    async with station(tmp_path, "prod") as relay, Agent(relay) as agent:
+        relay.control._audit = audit = RelayAudit(str(file))
+        agent.session.send(CaSuccession("# nothing"))
+        agent.session.send(CaSuccession(made.succession, made.oldest))
+        await until(lambda: audit.records == 2)
+        audit.close()
+    refused, done = records(file)
+    assert (refused["act"], refused["outcome"]) == (done["act"], "refused") == ("cluster ca follow", "refused")
+    assert "not a succession" in refused["reason"]
+    assert (done["outcome"], done["by"], done["actor"]) == ("done", "agent", agent.instance)
+    assert done["arguments"] == {"cluster": "prod", "cluster_ca_pin": made.list.pins[1]}

@@ -24,13 +24,13 @@ from arcbridge.settings.config import RelayConfig
 
 COMMAND_ACTS: Final = frozenset(
     {"token create", "token delete", "cluster revoke", "cluster restore", "cluster delete", "user revoke",
-     "user restore", "backup", "restore", "recovery end"}
+     "user restore", "backup", "restore", "recovery end", "ca next", "ca activate", "ca retire"}
 )  # fmt: skip
 """What commands do to the registry themselves; they have it recorded by the relay that runs."""
 ASKED_ACTS: Final = {"end": "session end", "accept_policy": "policy accept"}
 """Questions to a relay that are acts."""
 KNOWN_QUESTIONS: Final = frozenset(
-    {"sessions", "agents", "checks", "policy", "policy_rules", "user", "connected", *ASKED_ACTS}
+    {"sessions", "agents", "checks", "ca", "policy", "policy_rules", "user", "connected", *ASKED_ACTS}
 )
 STRANGERS: Final = 128
 """Records that strangers may cause at once: refused enrolments, refused callers of the admin socket."""

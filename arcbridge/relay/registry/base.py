@@ -470,25 +470,26 @@ def admit(record: ClusterRecord | None, certificate_der: bytes) -> ClusterRecord
     return record
 
 
-async def follow_cluster_ca(registry: Registry, name: str, announced: CaSuccession) -> bool:
-    """Take over what an agent of a cluster announces of the cluster's CAs; return whether anything is another now.
+async def follow_cluster_ca(registry: Registry, name: str, announced: CaSuccession) -> str:
+    """Take over what an agent of a cluster announces of the cluster's CAs; return the pin of the newest one where
+    anything is another now, else an empty text.
 
     Raises `ConfigError`, `EnrolmentRefused` or `PinMismatch` for what the cluster's present CA has not signed, and
     `RegistryUnavailable`.
     """
     known = await registry.cluster(name)
     if known is None or known.cas == announced.cas:
-        return False
+        return ""
     found = Succession.read(announced.cas)
     followed = known.succession.follow(found, f"the CA of cluster {name}", retire=True)
     oldest = check_ca_certificate(announced.oldest)
     if followed.pins[followed.since] != pin_of(oldest):
         oldest = known.ca_pem  # an agent that has not yet read the last step
     if followed == known.succession or followed.pins[followed.since] != pin_of(oldest):
-        return False
+        return ""
     if not await registry.succeed(known, oldest, followed.text):
         raise RegistryUnavailable("the cluster was bound in another way meanwhile")
-    return True
+    return followed.pins[-1]
 
 
 def is_bound_to(ca_pin: str, cas: str, pin: str) -> bool:
