@@ -19,6 +19,7 @@ from typing import Any, Final
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.pki.authority import Authority, certificate_validity
 from arcbridge.pki.succession import Succession
+from arcbridge.untrusted_json import read_json
 
 NAMED: Final = 20
 """Clusters and relays that a refusal names."""
@@ -99,7 +100,7 @@ class Rotation:
     def decode(cls, data: bytes, certificate_pem: str) -> Rotation:
         """Read a document; `certificate_pem` is the CA that is kept beside it. Raises StateError."""
         try:
-            document = json.loads(data)
+            document = read_json(data)
             found = cls(**{one.name: str(document[one.name]) for one in fields(cls)})
             pins, _ = found.list.pins, bytes.fromhex(found.former_secret)
         except (ValueError, TypeError, KeyError, ConfigError) as error:

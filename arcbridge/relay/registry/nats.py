@@ -334,7 +334,7 @@ class NatsRegistry(Registry):
         token = subject_token(name)
 
         async def revoke() -> bool:
-            known = await self._is_bound(token)
+            known = await _is_bound(self._bucket, token)
             found, revision = await self._bucket.read(f"cluster.{token}.revoked")
             # The time of the first revocation stays.
             if found is None:
@@ -348,7 +348,7 @@ class NatsRegistry(Registry):
         token = subject_token(name)
 
         async def restore() -> bool:
-            bound, held = await self._is_bound(token), await self._revocation(token)
+            bound, held = await _is_bound(self._bucket, token), await self._revocation(token)
             if not bound and not held:
                 return False
             await _note_taken_back(self._bucket, "cluster", name, held, self._clock())
@@ -363,7 +363,7 @@ class NatsRegistry(Registry):
         token = subject_token(name)
 
         async def delete() -> bool:
-            bound, held = await self._is_bound(token), await self._revocation(token)
+            bound, held = await _is_bound(self._bucket, token), await self._revocation(token)
             await _note_taken_back(self._bucket, "cluster", name, held, self._clock())
             # Also what is not there: the mark of the deletion is what other relays believe.
             for key in (f"cluster.{token}.binding", f"seen.{token}", f"cluster.{token}.revoked"):
@@ -372,13 +372,6 @@ class NatsRegistry(Registry):
             return bound or bool(held)
 
         return await self._changing(delete)
-
-    async def _is_bound(self, token: str) -> bool:
-        """Return whether the cluster has a binding, be it a malformed one: who revokes or deletes must not need it."""
-        try:
-            return (await self._bucket.read(f"cluster.{token}.binding")).data is not None
-        except Malformed:
-            return True
 
     async def revocations(self) -> frozenset[str]:
         try:
@@ -657,6 +650,14 @@ async def _note_taken_back(bucket: Bucket, kind: str, name: str, revoked: float,
     known = [(one.data["at"], key) for key, one in (await bucket.read_all("back.>")).items() if one.data]
     for _, key in sorted(known)[:-MAX_TAKEN_BACK]:
         await bucket.remove(key)
+
+
+async def _is_bound(bucket: Bucket, token: str) -> bool:
+    """Return whether the cluster has a binding, be it a malformed one: who revokes or deletes must not need it."""
+    try:
+        return (await bucket.read(f"cluster.{token}.binding")).data is not None
+    except Malformed:
+        return True
 
 
 def _take(copy: dict[str, Value], token: str, found: Value) -> Value:

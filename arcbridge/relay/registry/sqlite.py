@@ -524,20 +524,16 @@ class SqliteRegistry(Registry):
         with locked(self.path.with_name(f".{self.path.name}.lock")):
             # SQLite would make it with the umask's mode; its -wal and -shm take mode and owner of this file.
             make_private(self.path)
-            self._durable = self._connect()
+            self._durable = _connect(self.path, self._busy_timeout)
             try:
                 version = _check_file(self._durable, str(self.path))
                 _set_up(self._durable, "FULL")
                 self._bring_up_to_date(self._durable, version)
-                self._quick = self._connect()
+                self._quick = _connect(self.path, self._busy_timeout)
                 _set_up(self._quick, "NORMAL")
             except BaseException:
                 self._durable.close()
                 raise
-
-    def _connect(self) -> sqlite3.Connection:
-        # isolation_level None: the sqlite3 module begins no transactions of its own.
-        return sqlite3.connect(self.path, timeout=self._busy_timeout, isolation_level=None)
 
     def _bring_up_to_date(self, database: sqlite3.Connection, version: int) -> None:
         """Take the steps that a file of this version lacks: all of them or none."""
@@ -553,6 +549,11 @@ class SqliteRegistry(Registry):
     def _close(self) -> None:
         self._quick.close()
         self._durable.close()
+
+
+def _connect(path: Path, busy_timeout: float) -> sqlite3.Connection:
+    # isolation_level None: the sqlite3 module begins no transactions of its own.
+    return sqlite3.connect(path, timeout=busy_timeout, isolation_level=None)
 
 
 def _known_token(database: sqlite3.Connection, token: JoinToken, now: float) -> tuple[str, bool, str]:
