@@ -218,7 +218,7 @@ class TestTheEnd:
         assert events(lines, WAITS, BACK, OVER, "session lost") == ["session lost"]
 
     async def test_a_bug_ends_it(self, far: FarSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def broken(*arguments: object) -> None:
+        def broken(*arguments: object, **named: object) -> None:
             raise ZeroDivisionError
 
         told: list[dict[str, Any]] = []
