@@ -61,7 +61,7 @@ from arcbridge.relay.registry.base import REVOKED, Registry, RegistryUnavailable
 from arcbridge.relay.tcp_state import has_ended
 from arcbridge.settings.config import RelayLimitsConfig
 from arcbridge.wire.frames import GoawayCode
-from arcbridge.wire.ledger import frames
+from arcbridge.wire.ledger import FEATURE, frames
 from arcbridge.wire.records import Dial, Goaway, Hello, Ledger, Revoke, Status
 from arcbridge.wire.session import Kind, Side
 
@@ -170,8 +170,6 @@ class ControlConnection(BaseHandler):
     def status_received(self, session: MuxSession, status: Status) -> None:
         if not status.token:
             self.report = read_report(status)
-            if self.intake is not None and not self.intake.digest:
-                self.intake.end()  # an older agent keeps no ledger
             return
         answer = self._dials.get(status.token)
         # A status that comes late, twice, or for a token that was never sent changes nothing.
@@ -479,6 +477,8 @@ class ControlServer:
             return False
         link.instance = hello.agent
         link.version = printable(hello.software, 64)
+        if link.intake is not None and FEATURE not in hello.features.split():
+            link.intake.end()  # an older agent keeps no ledger, so there is none to wait for
         return True
 
     async def _take_what_returns(self, link: ControlConnection) -> None:

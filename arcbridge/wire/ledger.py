@@ -15,6 +15,8 @@ from typing import Final
 from arcbridge.errors import RemoteProtocolError
 from arcbridge.wire.records import Ledger
 
+FEATURE: Final = "ledger"
+"""In the HELLO of an agent: it keeps a ledger, and says next what it holds."""
 ID_SIZE: Final = 16
 """Bytes at the beginning of an entry that say what it is about."""
 MOST_ENTRY: Final = 8000

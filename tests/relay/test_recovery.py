@@ -26,8 +26,8 @@ from arcbridge.relay.recovery import RevocationRecovery
 from arcbridge.relay.recovery_words import recovery_finding
 from arcbridge.relay.registry.base import AccessChange, Recovery
 from arcbridge.wire.frames import GoawayCode
-from arcbridge.wire.ledger import LedgerEntries, entries_of, frames
-from arcbridge.wire.records import Goaway, Ledger, Revoke, Status
+from arcbridge.wire.ledger import FEATURE, LedgerEntries, entries_of, frames
+from arcbridge.wire.records import Goaway, Ledger, Revoke
 from tests.relay.station import Agent, Station, station
 from tests.support.clock import Clock
 from tests.support.eventually import until
@@ -43,6 +43,7 @@ class Keeping(Agent):
     """An agent that keeps a ledger, or (None) is older than that."""
 
     def __init__(self, relay: Station, cluster: str, *held: AccessChange | bytes, keeps: bool = True) -> None:
+        self.features = FEATURE if keeps else ""
         super().__init__(relay, cluster, f"of {cluster}")
         self.ledger = LedgerEntries()
         for one in held:
@@ -54,7 +55,6 @@ class Keeping(Agent):
     def established(self, session: MuxSession) -> None:
         if self.keeps:
             session.send(Ledger(digest=self.ledger.digest()))
-        session.send(Status(instance=self.instance, ready=True))
 
     def ledger_received(self, session: MuxSession, ledger: Ledger) -> None:
         if ledger.wanted:
@@ -179,11 +179,15 @@ async def test_users_wait_for_all_known_clusters_or_for_the_time_that_is_set(tmp
             await until(lambda: made.recovery.recovery == replace(known, awaited=("prod",)))
 
 
-async def test_an_older_agent_is_told_nothing_that_voids_what_it_knows(tmp_path: Path) -> None:
+async def test_an_older_agent_is_told_nothing_that_voids_what_it_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with place(tmp_path, "prod") as made:
         await made.restored("prod")
         await made.relay.registry.revoke_user("carol", 7)
         await made.look()
+        # It sends nothing behind its HELLO, and is told at once: else each new connection would be late.
+        monkeypatch.setattr(control, "RETURN_DEADLINE", 1e9)
         async with Keeping(made.relay, "prod", keeps=False) as agent:
             await until(lambda: agent.told)
         assert agent.told == [Revoke("carol", 7)]
