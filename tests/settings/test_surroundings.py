@@ -54,15 +54,22 @@ def test_the_process_that_is_in_the_way_is_named(tmp_path: Path) -> None:
         (("--config", "a.toml"), {}, "a.toml"),
         (("--config=/etc/a.toml",), {}, "/etc/a.toml"),
         ((), {"ARCBRIDGE_CONFIG": "b.toml"}, "b.toml"),
+        (("arcbridge", "--role", "agent"), {}, "default.toml"),
+        (("/opt/bin/arcbridge", "--role=agent"), {}, "default.toml"),
+        (("arcbridge",), {"ARCBRIDGE_ROLE": "agent"}, "default.toml"),
+        (("arcbridge", "--role", "relay"), {"ARCBRIDGE_ROLE": "agent"}, None),
+        (("nginx", "--role", "agent"), {}, None),
         ((), {}, None),
     ],
 )
 def test_the_settings_of_a_process(
     tmp_path: Path, words: tuple[str, ...], environment: dict[str, str], found: str | None
 ) -> None:
+    """The default file is that of arcbridge in its role, and of no program else that has a port."""
     (tmp_path / "file").write_text("")
     with holder(tmp_path / "file", *words, **environment) as (process, _):
-        assert settings_of(process) == (None if found is None else tmp_path / found)
+        settings = settings_of(process, "agent", tmp_path / "default.toml")
+        assert settings == (None if found is None else tmp_path / found)
 
 
 @pytest.mark.parametrize(
