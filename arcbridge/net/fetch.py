@@ -25,8 +25,9 @@ DEADLINE = 10.0
 
 _ACCEPT = "application/json, application/jwk-set+json"
 """Kubernetes' API server answers 406 for its key set to a request that does not name the second (RFC 7517 §8.5.1)."""
-_UNTRUSTED_CA = (18, 19, 20, 21)
-"""Of x509_vfy.h: a certificate that vouches for itself, such a CA, one that is not here, and no CA at all."""
+_UNTRUSTED_CA = (2, 7, 18, 19, 20, 21, 24, 79)
+"""Of x509_vfy.h: the CA of an intermediate is not here (2), the CA was made anew with its name (7), a certificate that
+vouches for itself (18), such a CA (19), one that is not here (20, 21), and one here that is no CA (24, 79)."""
 _OPENSSL_CODES = 1000
 """Above all codes of x509_vfy.h; what truststore raises has codes of the system, which say nothing here, or none."""
 _MAX_AGE = re.compile(r"(?:^|[,\s])max-age\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
