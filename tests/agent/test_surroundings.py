@@ -6,16 +6,20 @@ import json
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from arcbridge.agent import surroundings as module
+from arcbridge.agent.service import enroll
 from arcbridge.agent.settings import check
 from arcbridge.agent.surroundings import look_around
 from arcbridge.settings.config import AgentConfig, ObserveConfig
 from tests.support.second_user import OWNER, as_user, require_users
+
+from .fake_relay import FakeRelay
 
 HIDDEN = """
 import socket, sys
@@ -50,6 +54,12 @@ async def test_ports_and_disks(config: AgentConfig, monkeypatch: pytest.MonkeyPa
     assert found(at) == found(config) == []
     monkeypatch.setattr(module, "is_full", lambda path: f"the disk of {path} is full")
     assert found(config) == [("state.directory", "error"), ("audit.file", "warning")]
+    async with FakeRelay.serving() as relay:
+        relay.tokens["id.secret"] = "one"
+        await enroll(replace(config, relays=(relay.address,), relay_ca_pin=relay.pin))
+    assert found(config) == [("state.directory", "warning"), ("audit.file", "warning")], "a start only reads it"
+    monkeypatch.setattr(time, "time", lambda: 1e11)
+    assert found(config)[0] == ("state.directory", "error"), "a lapsed certificate: it would enrol again"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="LEFT OUT: reads /proc")
