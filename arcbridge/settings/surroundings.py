@@ -40,7 +40,9 @@ def holders(file: Path) -> frozenset[int]:
         wanted = file.stat()
     except OSError:
         return frozenset()
-    return frozenset(_having(lambda path: os.path.samestat(os.stat(path), wanted)))
+    end = f"/{os.path.basename(os.path.realpath(file))}"
+    # The name first: a descriptor of a dead network disk is asked for nothing, and a path may differ by its mount.
+    return frozenset(_having(lambda at: os.readlink(at).endswith(end) and os.path.samestat(os.stat(at), wanted)))
 
 
 def _having(is_it: Callable[[str], bool]) -> Iterator[int]:
@@ -67,7 +69,8 @@ def named(processes: frozenset[int]) -> str:
     """Return ` by NAME (process ID)` for the first of some processes; empty where none is known."""
     for process in sorted(processes):
         with contextlib.suppress(OSError):
-            return f" by {(_PROC / str(process) / 'comm').read_text().strip()} (process {process})"
+            name = (_PROC / str(process) / "comm").read_text(errors="replace").strip()  # a process chooses it itself
+            return f" by {''.join(one if one.isprintable() else '?' for one in name)} (process {process})"
     return ""
 
 
