@@ -20,6 +20,10 @@ from arcbridge.net.http_connector import DialingConnector
 from arcbridge.net.system_trust import trusting_context
 
 MAX_DOCUMENT = 1 << 20
+KEPT = 2.0
+"""Seconds for which a connection is kept for the next request: less than any server does (5 s are the shortest in use).
+A POST on a connection that the server has just closed is lost, and is not sent again; the polls of a login are 5 s
+apart (RFC 8628 §3.2)."""
 DEADLINE = 10.0
 """Seconds for one document. A login waits for it when no keys are in memory yet."""
 
@@ -110,7 +114,9 @@ class HttpFetcher:
             self._session = aiohttp.ClientSession(
                 # No bound of its own: callers bound what they ask of one server (a key set once at a time, groups eight
                 # times), and a bound for all would let a server that stalls hold up those that answer.
-                connector=DialingConnector(limit=0, force_close=not self._keep),
+                connector=DialingConnector(
+                    limit=0, **({"keepalive_timeout": KEPT} if self._keep else {"force_close": True})
+                ),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(total=self._deadline),
                 # Not True: that would also send credentials from ~/.netrc. Proxies are the connector's.
