@@ -66,7 +66,7 @@ def _runs_these(invocation: Invocation, environment: Mapping[str, str]) -> Calla
     file, default = settings_file(invocation, environment), find_file(invocation.role, environment)
 
     def runs_these(process: int) -> bool:
-        given = settings_of(process) or default
+        given = settings_of(process, invocation.role, default)
         return file is not None and given is not None and given.absolute() == file.absolute()
 
     return runs_these

@@ -40,7 +40,9 @@ def holders(file: Path) -> frozenset[int]:
         wanted = file.stat()
     except OSError:
         return frozenset()
-    return frozenset(_having(lambda path: os.path.samestat(os.stat(path), wanted)))
+    end = f"/{os.path.basename(os.path.realpath(file))}"
+    # The name first: a descriptor of a dead network disk is asked for nothing, and a path may differ by its mount.
+    return frozenset(_having(lambda at: os.readlink(at).endswith(end) and os.path.samestat(os.stat(at), wanted)))
 
 
 def _having(is_it: Callable[[str], bool]) -> Iterator[int]:
@@ -67,22 +69,34 @@ def named(processes: frozenset[int]) -> str:
     """Return ` by NAME (process ID)` for the first of some processes; empty where none is known."""
     for process in sorted(processes):
         with contextlib.suppress(OSError):
-            return f" by {(_PROC / str(process) / 'comm').read_text().strip()} (process {process})"
+            name = (_PROC / str(process) / "comm").read_text(errors="replace").strip()  # a process chooses it itself
+            return f" by {''.join(one if one.isprintable() else '?' for one in name)} (process {process})"
     return ""
 
 
-def settings_of(process: int) -> Path | None:
-    """Return the settings file that a role's process was given; None where it was given none, or that is not known."""
+def settings_of(process: int, role: str, default: Path | None) -> Path | None:
+    """Return the settings file that a process was given; `default` where it is arcbridge in `role` and was given none.
+
+    None: it is another program, or that is not known.
+    """
     try:
         words = os.fsdecode((_PROC / str(process) / "cmdline").read_bytes()).split("\0")
         variables = os.fsdecode((_PROC / str(process) / "environ").read_bytes()).split("\0")
         directory = Path(os.readlink(_PROC / str(process) / "cwd"))
     except OSError:
         return None
-    found = [after for word, after in pairwise(words) if word == "--config"]
-    found += [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
-    found += [one.removeprefix("ARCBRIDGE_CONFIG=") for one in variables if one.startswith("ARCBRIDGE_CONFIG=")]
-    return directory / found[0] if found else None
+    if file := _given("config", words, variables):
+        return directory / file
+    is_arcbridge = any(Path(word).name == "arcbridge" for word in words)
+    return default if is_arcbridge and _given("role", words, variables) == role else None
+
+
+def _given(name: str, words: list[str], variables: list[str]) -> str:
+    """Return the value of a flag in a command line, else that of its variable; empty where neither is given."""
+    found = [after for word, after in pairwise(words) if word == f"--{name}"]
+    for prefix, given in ((f"--{name}=", words), (f"ARCBRIDGE_{name.upper()}=", variables)):
+        found += [one.removeprefix(prefix) for one in given if one.startswith(prefix)]
+    return found[0] if found else ""
 
 
 def is_full(path: Path) -> str:

@@ -158,6 +158,7 @@ def test_an_agent_of_the_older_mode_is_not_said_to_lack_a_right_of_the_other(
     assert found is not None
     assert words in found.message
     assert "user-info" not in found.message
+    assert ("The API server:" in found.message, "By the agent's rules:" in found.message) == (False, True)
     assert all(sentence in found.message and sentence == refusals.sentence for sentence in lacking.values())
     assert refusals.counts == {"credential": 0, "impersonation": 1, "verb": 0}
 
