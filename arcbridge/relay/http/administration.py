@@ -78,6 +78,8 @@ class Scope(NamedTuple):
     relay: Administered
     clusters: tuple[str, ...]
     """Names and patterns."""
+    revocable: tuple[str, ...]
+    """Those that the caller may revoke."""
 
     def own(self, name: str) -> str:
         """Return the name of a cluster of the caller's. Raises `ConfigError`, `PermissionRefused`."""
@@ -113,12 +115,16 @@ class AdminCommand:
 
 async def _token_create(scope: Scope, given: Given) -> list[Row]:
     cluster, ttl = scope.own(given["cluster"]), admin.parse_ttl(given["ttl"])
+    rebind = given["rebind"] == "yes"
+    if rebind and not covers(scope.revocable, cluster):
+        # An enrolment under another CA has all present agents of the cluster refused, as a revocation has.
+        raise PermissionRefused(REFUSED)
     if ttl > MAX_TTL:
         raise ConfigError("a join token that is made over HTTPS lives for 7d at most")
     if len(await admin.list_tokens(scope.relay)) >= MOST_TOKENS:
         raise StateError(f"the relay has {MOST_TOKENS} join tokens: delete some of them first")
     made = await admin.create_token(
-        scope.relay, cluster=cluster, uses=admin.parse_uses(given["uses"]), ttl=ttl, rebind=given["rebind"] == "yes"
+        scope.relay, cluster=cluster, uses=admin.parse_uses(given["uses"]), ttl=ttl, rebind=rebind
     )
     return [{key: value for key, value in asdict(made).items() if key not in ("command", "in_cluster")}]
 
@@ -260,7 +266,8 @@ class AdminApi:
             ask=lambda question: audit.answering(question, actor, answer),
             acting=lambda act, **arguments: audit.acting(act, arguments, actor),
         )
-        return await command.run(Scope(recorded, clusters), given)
+        revocable = self._access.administered(identity, "revocations")
+        return await command.run(Scope(recorded, clusters, revocable), given)
 
     def _refusal(self, identity: Identity, source: str, reason: str, **more: object) -> ArcbridgeError:
         """Log and count a refusal; return what is answered: of too many from one address, that there are too many."""

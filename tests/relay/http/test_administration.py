@@ -37,6 +37,16 @@ clusters = ["bank"]
 what = ["tokens", "sessions", "revocations"]
 
 [[admin]]
+users = ["joiner"]
+clusters = ["shop-*"]
+what = ["tokens"]
+
+[[admin]]
+users = ["joiner"]
+clusters = ["shop-9"]
+what = ["revocations"]
+
+[[admin]]
 users = ["reader"]
 clusters = ["*"]
 what = ["read"]
@@ -170,6 +180,7 @@ async def test_the_audit_names_the_person(relay: Relay) -> None:
         ("reader", "token create", {"cluster": "shop-1"}),
         ("reader", "user revoke", {"user": "bob"}),
         ("reader", "session end", {"session": "a" * 16}),
+        ("joiner", "token create", {"cluster": "shop-1", "rebind": "yes"}),
         ("ann", "cluster list", {}),
         ("ann", "no such command", {}),
     ],
@@ -187,6 +198,14 @@ async def test_what_is_anothers_is_refused_in_one_way(
     assert "end" not in [one["ask"] for one in relay.questions]
     (line,) = [line for line in everything_logged if "administrator refused" in line]
     assert f"'user': '{who}'" in line
+
+
+async def test_a_token_for_another_ca_needs_the_right_to_revoke(relay: Relay) -> None:
+    """It cuts the cluster's agents off: both rights have to be for the same cluster."""
+    assert (await ask(relay, "joiner", "token create", cluster="shop-1"))[0] == 200
+    assert (await ask(relay, "joiner", "token create", cluster="shop-9", rebind="yes"))[0] == 200
+    assert (await ask(relay, "shop", "token create", cluster="shop-1", rebind="yes"))[0] == 200
+    assert sorted(token.rebind for token in await relay.registry.list_join_tokens()) == [False, True, True]
 
 
 async def test_a_session_that_names_a_foreign_one_its_first_leads_to_no_other(relay: Relay) -> None:
