@@ -41,6 +41,7 @@ from arcbridge.relay.http.answers import ApiRefusal
 from arcbridge.relay.http.api import SOURCES, SUBJECTS, Api
 from arcbridge.relay.http.server import address_of, read_body
 from arcbridge.relay.operations import Question, Row
+from arcbridge.tasks import cancel_and_wait
 
 COMMANDS_AT_ONCE: Final = 60
 """Commands that one person has at once."""
@@ -60,6 +61,8 @@ AT_ONCE: Final = 2
 """Commands that are worked on at a time; each takes memory for its rows."""
 TURN: Final = 5.0
 """Seconds that a command waits for its turn."""
+ENDING: Final = 2.0
+"""Seconds that the relay waits at its stop for commands that are under way."""
 MOST_CHARACTERS: Final = 2048
 """Of each argument: as the longest name of a user."""
 ARGUMENTS: Final = ("cluster", "uses", "ttl", "rebind", "id", "session", "user", "before", "reason")
@@ -226,10 +229,13 @@ class AdminApi:
         self._people = KeyedTokenBucket[str](COMMANDS_AT_ONCE, COMMANDS_RATE, size=SUBJECTS)
         self._refusals = KeyedTokenBucket[str](REFUSALS, REFUSALS_RATE, size=SOURCES)
         self._turn = asyncio.Semaphore(AT_ONCE)
+        self._working: set[asyncio.Task[list[Row]]] = set()
+        """The commands that have their turn, each with its request or without."""
 
     def install(self, app: web.Application) -> None:
-        """Add the route."""
+        """Add the route, and what ends with the application."""
         app.router.add_route("POST", "/v1/admin", partial(self._api.for_caller, answer=self._answer))
+        app.on_cleanup.append(self._end)
 
     async def _answer(self, request: web.Request, identity: Identity) -> web.Response:
         source = address_of(request)
@@ -247,10 +253,32 @@ class AdminApi:
         if any(len(value) > MOST_CHARACTERS for value in values):
             raise ApiRefusal(HTTPStatus.BAD_REQUEST, f"an argument has more than {MOST_CHARACTERS} characters")
         given = {key: value.strip() for key, value in zip(ARGUMENTS, values, strict=True)}
-        async with self._in_turn(), self._recorded(name, given, identity, source):
-            # Only now: a right that was lost while the request came is lost.
-            rows = await self._run(COMMANDS[name], given, identity, source)
+        await self._take_turn()
+        # A task of its own, which goes on when the client goes (`handler_cancellation`): what it does to the registry
+        # cannot be called back, so that it keeps its turn and its record has its true end.
+        task = asyncio.create_task(self._api.payer_of(identity).steps(self._work(name, given, identity, source)))
+        self._working.add(task)
+        task.add_done_callback(self._worked)
+        await asyncio.wait({task})
+        rows = task.result()
         return web.json_response({"rows": rows[:MOST_ROWS], "more": len(rows) > MOST_ROWS})
+
+    async def _work(self, name: str, given: Given, identity: Identity, source: str) -> list[Row]:
+        async with self._recorded(name, given, identity, source):
+            # Only now: a right that was lost while the request came is lost.
+            return await self._run(COMMANDS[name], given, identity, source)
+
+    def _worked(self, task: asyncio.Task[list[Row]]) -> None:
+        self._turn.release()
+        self._working.discard(task)
+        if not task.cancelled():
+            task.exception()  # it is logged; where the client is gone no one else asks for it
+
+    async def _end(self, app: web.Application) -> None:
+        """Let the commands end whose clients are gone."""
+        if self._working:
+            await asyncio.wait(self._working, timeout=ENDING)
+        await cancel_and_wait(*self._working)
 
     async def _run(self, command: AdminCommand, given: Given, identity: Identity, source: str) -> list[Row]:
         clusters = self._access.administered(identity, *command.what)
@@ -280,25 +308,20 @@ class AdminApi:
         self._api.audit.note_stranger("administration", more, _actor(identity, source), reason)
         return PermissionRefused(REFUSED)
 
-    @contextlib.asynccontextmanager
-    async def _in_turn(self) -> AsyncIterator[None]:
+    async def _take_turn(self) -> None:
         try:
             async with asyncio.timeout(TURN):
                 await self._turn.acquire()
         except TimeoutError:
             busy = "the relay answers other administrators: try again in some seconds"
             raise ApiRefusal(HTTPStatus.SERVICE_UNAVAILABLE, busy, retry_after=5) from None
-        try:
-            yield
-        finally:
-            self._turn.release()
 
     @contextlib.asynccontextmanager
     async def _recorded(self, name: str, given: Given, identity: Identity, source: str) -> AsyncIterator[None]:
         """Log and count what becomes of a command, and answer its errors in their words. Acts are in the audit besides
         (`_run`)."""
         facts = {"command": name, "arguments": _loggable(given)}
-        outcome, reason = "failed", "the connection ended; it may have been done"
+        outcome, reason = "failed", "the relay stopped; it may have been done"
         try:
             yield
             outcome, reason = "done", ""

@@ -23,7 +23,9 @@ from arcbridge.relay.http.administration import COMMANDS, COMMANDS_AT_ONCE, MAX_
 from arcbridge.relay.http.server import BODY_LIMIT, read_body
 from arcbridge.relay.registry.base import RegistryUnavailable, UserRevocation
 from arcbridge.settings.config import RelayLimitsConfig
+from arcbridge.tasks import cancel_and_wait
 from tests.relay.api_station import CANARY, KEY, POLICY, Relay, error
+from tests.support.eventually import until
 
 ADMINS = """
 [[admin]]
@@ -393,3 +395,28 @@ async def test_two_commands_at_a_time(relay: Relay, monkeypatch: pytest.MonkeyPa
     assert (await ask(relay, "reader", "token list"))[0] == 503
     hold.set()
     assert [status for status, _ in await asyncio.gather(*running)] == [200, 200]
+
+
+async def test_a_command_goes_on_without_its_client(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The registry does not call back what it has begun: the turn is kept, and the record has the true end."""
+    book = relay.api.audit = Book()
+    begun, hold, revoke = asyncio.Event(), asyncio.Event(), relay.registry.revoke_cluster
+
+    async def slow(name: str) -> bool:
+        begun.set()
+        await hold.wait()
+        return await revoke(name)
+
+    monkeypatch.setattr(relay.registry, "revoke_cluster", slow)
+    await enrol(relay, "shop-1")
+    asked = asyncio.create_task(ask(relay, "shop", "cluster revoke", cluster="shop-1"))
+    await begun.wait()
+    await cancel_and_wait(asked)
+    await until(lambda: not relay.server._runner.server.connections)
+    await asyncio.sleep(0.02)
+    assert [line["stage"] for line in book.lines] == ["begun"]
+    hold.set()
+    await until(lambda: len(book.lines) == 2)
+    assert book.lines[1]["outcome"] == "done"
+    await until(lambda: relay.counters.administration["done"] == 1)
+    assert await relay.registry.revocations() == {"shop-1"}
