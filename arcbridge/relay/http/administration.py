@@ -36,6 +36,7 @@ from arcbridge.observe.untrusted_text import clean
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.relay import admin
 from arcbridge.relay.admin import Administered
+from arcbridge.relay.audit.log import NOTHING
 from arcbridge.relay.audit.record import Actor
 from arcbridge.relay.http.answers import ApiRefusal
 from arcbridge.relay.http.api import SOURCES, SUBJECTS, Api
@@ -297,15 +298,19 @@ class AdminApi:
         revocable = self._access.administered(identity, "revocations")
         return await command.run(Scope(recorded, clusters, revocable), given)
 
-    def _refusal(self, identity: Identity, source: str, reason: str, **more: object) -> ArcbridgeError:
+    def _refusal(
+        self, identity: Identity, source: str, reason: str, command: str = "", arguments: Mapping[str, object] = NOTHING
+    ) -> ArcbridgeError:
         """Log and count a refusal; return what is answered: of too many from one address, that there are too many."""
         self._api.counters.administration["refused"] += 1
         try:
             self._api.spend("administration", self._refusals, source_of(source), "too many refusals of this address")
         except ApiRefusal as error:
             return error
-        log.warning("administrator refused", user=identity.username, source=source, reason=reason, **more)
-        self._api.audit.note_stranger("administration", more, _actor(identity, source), reason)
+        facts = {"command": command, "arguments": arguments} if command else {}
+        log.warning("administrator refused", user=identity.username, source=source, reason=reason, **facts)
+        shown = {"command": command, **arguments}
+        self._api.audit.note_stranger("administration", shown, _actor(identity, source), reason)
         return PermissionRefused(REFUSED)
 
     async def _take_turn(self) -> None:
@@ -320,14 +325,14 @@ class AdminApi:
     async def _recorded(self, name: str, given: Given, identity: Identity, source: str) -> AsyncIterator[None]:
         """Log and count what becomes of a command, and answer its errors in their words. Acts are in the audit besides
         (`_run`)."""
-        facts = {"command": name, "arguments": _loggable(given)}
+        arguments = _loggable(given)
         outcome, reason = "failed", "the relay stopped; it may have been done"
         try:
             yield
             outcome, reason = "done", ""
         except PermissionRefused:
             outcome = "refused"
-            raise self._refusal(identity, source, "no [[admin]] gives this user so much", **facts) from None
+            raise self._refusal(identity, source, "no [[admin]] gives this user so much", name, arguments) from None
         except ArcbridgeError as error:
             reason = error.message
             if isinstance(error, ConfigError):
@@ -343,7 +348,7 @@ class AdminApi:
                 self._api.counters.administration[outcome] += 1
             if outcome != "refused" and COMMANDS[name].acts:
                 log.info("administrator's command", user=identity.username, subject=identity.subject, source=source,
-                         **facts, outcome=outcome, reason=reason)  # fmt: skip
+                         command=name, arguments=arguments, outcome=outcome, reason=reason)  # fmt: skip
 
 
 def _actor(identity: Identity, source: str) -> Actor:

@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 
 from arcbridge.audit.log import Recorded
+from arcbridge.audit.query import Wanted
 from arcbridge.errors import StateError
 from arcbridge.identity import policy
 from arcbridge.identity.proof import HEADER
@@ -162,6 +163,9 @@ async def test_the_audit_names_the_person(relay: Relay) -> None:
     assert all((line["by"], line["source"]) == ("person", "127.0.0.1") for line in book.lines)
     assert book.lines[1]["result"] == {"token_id": made["id"]}
     assert made["token"].partition(".")[2] not in json.dumps(book.lines)
+    # What was refused about a cluster is found by it.
+    assert book.lines[-1]["arguments"] == {"command": "cluster revoke", "cluster": "shop-1"}
+    assert [Wanted(cluster="shop-1").takes(line) for line in book.lines][-1]
 
 
 @pytest.mark.parametrize(
