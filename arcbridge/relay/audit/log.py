@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from arcbridge.audit.log import CONTINUE, ChainedLog
 from arcbridge.errors import ArcbridgeError, StateError
-from arcbridge.limiters import TokenBucket
+from arcbridge.limiters import KeyedTokenBucket
 from arcbridge.relay.audit.record import FLEET, RELAY, Actor, act_line
 from arcbridge.settings.config import RelayConfig
 
@@ -33,9 +33,13 @@ KNOWN_QUESTIONS: Final = frozenset(
     {"sessions", "agents", "checks", "policy", "policy_rules", "user", "connected", *ASKED_ACTS}
 )
 STRANGERS: Final = 128
-"""Records that strangers may cause at once: refused enrolments, refused callers of the admin socket."""
+"""Records that strangers may cause at once of each act (refused enrolments, refused administrators, refused callers of
+the admin socket, certificates that were renewed twice), so that noise of one kind leaves out no record of another."""
 STRANGERS_RATE: Final = 0.1
-"""Such records a second that grow back: with 400 bytes each some 3 MiB a day."""
+"""Such records a second and act that grow back: with 400 bytes each some 3 MiB a day, and 4 KiB at most, of a refused
+administrator's long names, 35 MiB."""
+STRANGERS_ACTS: Final = 16
+"""Acts that are counted each by itself: more than there are."""
 _ID: Final = re.compile(r"[0-9a-f]{16}")
 
 Row = dict[str, Any]
@@ -64,7 +68,7 @@ class RelayAudit(ChainedLog):
         super().__init__(file, on_failure=on_failure, fsync=fsync, instance=instance)
         self._worker = worker
         self._clock = clock
-        self._strangers = TokenBucket(STRANGERS, STRANGERS_RATE)
+        self._strangers = KeyedTokenBucket[str](STRANGERS, STRANGERS_RATE, size=STRANGERS_ACTS)
         self._omitted = 0
         """Records of strangers that were left out and that no record counts yet."""
         self._started = False
@@ -86,7 +90,7 @@ class RelayAudit(ChainedLog):
 
     def note_stranger(self, act: str, arguments: Mapping[str, object], actor: Actor, reason: str) -> None:
         """Record what was refused to a peer that can come as often as it likes; some are left out, and counted."""
-        if self._strangers.reserve(self._clock()) is None:
+        if self._strangers.reserve(act, self._clock()) is None:
             self._omitted += 1
             return
         self.note(act, arguments, actor, outcome="refused", reason=reason)

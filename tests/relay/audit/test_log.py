@@ -110,6 +110,16 @@ async def test_l3_what_strangers_cause_is_bounded_and_counted(path: Path) -> Non
     assert [one.get("omitted") for one in found[-2:]] == [49 * STRANGERS, 1]
 
 
+async def test_noise_of_one_kind_leaves_out_no_record_of_another(path: Path) -> None:
+    audit = RelayAudit(str(path), clock=lambda: 0.0)
+    for _ in range(STRANGERS + 5):
+        audit.note_stranger("agent enrol", {}, Actor("agent"), "not known here")
+    audit.note_stranger("certificate renew", {"cluster": "prod"}, Actor("agent"), "renewed twice")
+    audit.close()
+    last = records(path)[-1]
+    assert (last["act"], last["omitted"]) == ("certificate renew", 5)
+
+
 async def test_a_full_disk_refuses_or_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     refusing, going_on = (RelayAudit("/dev/full", on_failure=policy) for policy in ("refuse", "continue"))
     refused = None
