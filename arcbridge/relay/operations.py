@@ -155,19 +155,26 @@ class Operations:
         return {
             "hash": policy.hash,
             "rules": len(policy.rules),
+            "admins": len(policy.admins),
             "held": "" if held is None else held[0].hash,
             "reason": "" if held is None else held[1],
             **self._origin,
         }
 
     def _policy_rules(self) -> list[Row]:
-        """Return the rules in force, a name in each row: a rule of many may be larger than a message."""
+        """Return the rules in force, then each `[[admin]]`, a name in each row: a rule of many may be larger than a
+        message."""
+        policy = self._policy.current()
+        rules = [("rule", n, rule, frozenset[str]()) for n, rule in enumerate(policy.rules)]
+        rules += [("admin", n, one.rule, one.what) for n, one in enumerate(policy.admins)]
         return [
-            {"rule": n, "line": rule.line, "kind": kind, "name": name}
-            for n, rule in enumerate(self._policy.current().rules)
-            for kind, names in (("users", rule.users), ("groups", rule.groups), ("clusters", rule.clusters))
+            {key: n, "line": rule.line, "kind": kind, "name": name}
+            for key, n, rule, what in rules
+            for kind, names in (
+                ("users", rule.users), ("groups", rule.groups), ("clusters", rule.clusters), ("what", what)
+            )
             for name in names
-        ]
+        ]  # fmt: skip
 
     def _user(self, name: str) -> list[Row]:
         """Return the groups of the user's last token that the policy names, of a session or of a join."""
