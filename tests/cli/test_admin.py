@@ -88,6 +88,38 @@ def test_what_is_printed(asked: Asked, capsys: pytest.CaptureFixture[str]) -> No
     assert "helm install" in printed("token", "create", "--cluster", "a")
 
 
+@pytest.mark.parametrize(
+    ("command", "rows"),
+    [
+        ("session end", [{}]),
+        ("session end", []),
+        ("cluster revoke", [{"cluster": "a", "known": []}, {"known": "x"}]),
+        ("user revoke", [{"user": "bob", "before": "today"}]),
+        ("user list", [{"user": "bob", "before": "today"}]),
+        ("token list", [{"expires_at": [1]}]),
+    ],
+)
+def test_rows_of_another_form(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, rows: list[Any]
+) -> None:
+    """docs/threats.md#K9. A sentence, and never as if all were well."""
+
+    async def administer(*_: object) -> Answered:
+        return Answered(rows, False)
+
+    monkeypatch.setattr(administration, "administer", administer)
+    argument = [] if command.endswith("list") else ["a"]
+    assert run(["admin", *command.split(), *argument, "--relay", "https://relay.test"]) != ExitCode.DONE
+    caught = capsys.readouterr()
+    assert "in another form than this version reads" in caught.err
+    assert ("may have been done" in caught.err, caught.out) == (not command.endswith("list"), "")
+
+
+def test_white_space_around_a_name_is_none_of_it(asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["admin", "token", "create", "--relay", "https://relay.test", "--cluster", " a "]) == ExitCode.DONE
+    assert TOKEN["token"] in capsys.readouterr().out
+
+
 def test_more_rows_than_are_sent(asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:
     run(["admin", "session", "list", "--relay", "https://relay.test"])
     assert "warning: the relay has more than these 1 rows" in capsys.readouterr().err
