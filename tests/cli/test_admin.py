@@ -15,6 +15,7 @@ from arcbridge.client.commands import administration
 from arcbridge.client.commands.administration import Answered
 from arcbridge.errors import ExitCode
 from arcbridge.pki.enrolment import JoinToken
+from arcbridge.pki.new_token import API_SERVER_FLAGS
 from arcbridge.relay.http.administration import ARGUMENTS
 from arcbridge.relay.http.administration import COMMANDS as KNOWN
 from arcbridge.settings.flags import CLIENT, RELAY
@@ -54,8 +55,9 @@ def test_every_command_of_the_relay_but_those_that_change_the_policy() -> None:
     assert set(afar) == set(KNOWN) == {word for word in near if word.split()[0] in ADMINISTRATION} | {"policy list"}
     for name, command in afar.items():
         assert (command.roles, command.help) == ((CLIENT,), near[name].help)
-        if command.argument is not None:
-            assert command.argument.name in ARGUMENTS
+        sent = {flag.dest for flag in command.flags} - {"output", *API_SERVER_FLAGS}
+        sent |= {command.argument.name} if command.argument is not None else set()
+        assert sent == set(KNOWN[name].takes) <= set(ARGUMENTS)
 
 
 def test_what_the_relay_is_given(asked: Asked) -> None:

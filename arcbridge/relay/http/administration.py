@@ -1,6 +1,7 @@
 """Administration over the HTTP API: what an operator's commands do, for people whom an `[[admin]]` of the policy names.
 
-    POST /v1/admin   {command, …} -> {rows, more}     `command` is one of `COMMANDS`; its other members are strings
+    POST /v1/admin   {command, …} -> {rows, more}     `command` is one of `COMMANDS`; its other members are its
+                                                      arguments, strings
 
 It needs an access token with its proof, as `/v1/clusters` does, and gives each caller the clusters of its own
 `[[admin]]` alone; what is not about one cluster (users, the policy) is for callers who have all of them. `more` says
@@ -108,6 +109,8 @@ class AdminCommand:
     what: tuple[str, ...]
     """An `[[admin]]` that gives any of these gives it."""
     run: Run
+    takes: tuple[str, ...] = ()
+    """Its arguments. Another one is refused, because what it was meant to do would not be done."""
     whole: bool = False
     """Whether it is about the whole relay."""
 
@@ -202,18 +205,18 @@ async def _policy_list(scope: Scope, given: Given) -> list[Row]:
 
 
 COMMANDS: Final = {
-    "token create": AdminCommand(("tokens",), _token_create),
+    "token create": AdminCommand(("tokens",), _token_create, ("cluster", "uses", "ttl", "rebind")),
     "token list": AdminCommand(("tokens", "read"), _token_list),
-    "token delete": AdminCommand(("tokens",), _token_delete),
+    "token delete": AdminCommand(("tokens",), _token_delete, ("id",)),
     "cluster list": AdminCommand(WHAT, _cluster_list),
-    "cluster revoke": AdminCommand(("revocations",), _cluster_revoke),
-    "cluster restore": AdminCommand(("revocations",), _cluster_restore),
-    "cluster delete": AdminCommand(("revocations",), _cluster_delete),
+    "cluster revoke": AdminCommand(("revocations",), _cluster_revoke, ("cluster",)),
+    "cluster restore": AdminCommand(("revocations",), _cluster_restore, ("cluster",)),
+    "cluster delete": AdminCommand(("revocations",), _cluster_delete, ("cluster",)),
     "session list": AdminCommand(("sessions", "read"), _session_list),
-    "session end": AdminCommand(("sessions",), _session_end),
+    "session end": AdminCommand(("sessions",), _session_end, ("session", "reason")),
     "user list": AdminCommand(("revocations", "read"), _user_list, whole=True),
-    "user revoke": AdminCommand(("revocations",), _user_revoke, whole=True),
-    "user restore": AdminCommand(("revocations",), _user_restore, whole=True),
+    "user revoke": AdminCommand(("revocations",), _user_revoke, ("user", "before", "reason"), whole=True),
+    "user restore": AdminCommand(("revocations",), _user_restore, ("user",), whole=True),
     "policy list": AdminCommand(("read",), _policy_list, whole=True),
 }
 
@@ -246,11 +249,13 @@ class AdminApi:
         self._api.spend("administration", self._people, identity.subject, "you give this relay too many commands")
         if request.content_type != "application/json":
             raise ApiRefusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "send the command as application/json")
-        name, *values = await read_body(request, "command", optional=ARGUMENTS)
-        if name not in COMMANDS:
+        name, *values = await read_body(request, "command", optional=ARGUMENTS, strict=True)
+        if (known := COMMANDS.get(name)) is None:
             raise ApiRefusal(
                 HTTPStatus.BAD_REQUEST, "this relay does not know the command; it may be of another version"
             )
+        if surplus := [key for key, value in zip(ARGUMENTS, values, strict=True) if value and key not in known.takes]:
+            raise ApiRefusal(HTTPStatus.BAD_REQUEST, f"{name} has no argument {surplus[0]} at this relay")
         if any(len(value) > MOST_CHARACTERS for value in values):
             raise ApiRefusal(HTTPStatus.BAD_REQUEST, f"an argument has more than {MOST_CHARACTERS} characters")
         given = {key: value.strip() for key, value in zip(ARGUMENTS, values, strict=True)}

@@ -285,7 +285,8 @@ async def test_a_revoked_user_and_a_token_without_its_proof(relay: Relay, tmp_pa
 @pytest.mark.parametrize(
     ("command", "given", "status", "words"),
     [
-        ("policy accept", {"hash": "0" * 12}, 400, "does not know the command"),
+        ("policy accept", {}, 400, "does not know the command"),
+        ("policy accept", {"hash": "0" * 12}, 400, "a member that this relay does not know"),
         ("token create", {"cluster": "Shop"}, 400, "cluster name"),
         ("token create", {"cluster": "../x"}, 400, "cluster name"),
         ("token create", {}, 400, "cluster name"),
@@ -299,6 +300,8 @@ async def test_a_revoked_user_and_a_token_without_its_proof(relay: Relay, tmp_pa
         ("user revoke", {"user": ""}, 400, "which user"),
         ("user revoke", {"user": "a\nb"}, 400, "ISSUER#SUBJECT"),
         ("user revoke", {"user": "a", "before": "9" * 2000}, 400, "--before"),
+        ("cluster revoke", {"cluster": "prod", "until": "tomorrow"}, 400, "a member that this relay does not know"),
+        ("token create", {"cluster": "prod", "reason": "x"}, 400, "token create has no argument reason"),
         ("user restore", {"user": "nobody"}, 409, "is not revoked"),
     ],
 )
