@@ -57,6 +57,8 @@ MOST_ROWS: Final = 5000
 """Rows of an answer: 2 MiB of sessions."""
 MOST_TOKENS: Final = 10_000
 """Join tokens in the registry, used up and expired ones too, above which none is made here."""
+OWN_TOKENS: Final = 1000
+"""Of them those of one caller's clusters, so that no team takes the room of all."""
 MAX_TTL: Final = 7 * 86400.0
 """Seconds of a join token that is made here: it outlives the right of its maker by no more."""
 AT_ONCE: Final = 2
@@ -128,7 +130,10 @@ async def _token_create(scope: Scope, given: Given) -> list[Row]:
         raise PermissionRefused(REFUSED)
     if ttl > MAX_TTL:
         raise ConfigError("a join token that is made over HTTPS lives for 7d at most")
-    if len(await admin.list_tokens(scope.relay)) >= MOST_TOKENS:
+    tokens = await admin.list_tokens(scope.relay)
+    if EVERY_CLUSTER not in scope.clusters and len(scope.among(tokens)) >= OWN_TOKENS:
+        raise StateError(f"your clusters have {OWN_TOKENS} join tokens: delete some of them first")
+    if len(tokens) >= MOST_TOKENS:
         raise StateError(f"the relay has {MOST_TOKENS} join tokens: delete some of them first")
     made = await admin.create_token(
         scope.relay, cluster=cluster, uses=admin.parse_uses(given["uses"]), ttl=ttl, rebind=rebind
@@ -233,8 +238,8 @@ class AdminApi:
         self._people = KeyedTokenBucket[str](COMMANDS_AT_ONCE, COMMANDS_RATE, size=SUBJECTS)
         self._refusals = KeyedTokenBucket[str](REFUSALS, REFUSALS_RATE, size=SOURCES)
         self._turn = asyncio.Semaphore(AT_ONCE)
-        self._working: set[asyncio.Task[list[Row]]] = set()
-        """The commands that have their turn, each with its request or without."""
+        self._working: dict[str, asyncio.Task[list[Row]]] = {}
+        """The commands that have their turn, each with its request or without, by subject: one person has one turn."""
 
     def install(self, app: web.Application) -> None:
         """Add the route, and what ends with the application."""
@@ -259,12 +264,12 @@ class AdminApi:
         if any(len(value) > MOST_CHARACTERS for value in values):
             raise ApiRefusal(HTTPStatus.BAD_REQUEST, f"an argument has more than {MOST_CHARACTERS} characters")
         given = {key: value.strip() for key, value in zip(ARGUMENTS, values, strict=True)}
-        await self._take_turn()
+        await self._take_turn(identity.subject)
         # A task of its own, which goes on when the client goes (`handler_cancellation`): what it does to the registry
         # cannot be called back, so that it keeps its turn and its record has its true end.
         task = asyncio.create_task(self._api.payer_of(identity).steps(self._work(name, given, identity, source)))
-        self._working.add(task)
-        task.add_done_callback(self._worked)
+        self._working[identity.subject] = task
+        task.add_done_callback(partial(self._worked, identity.subject))
         await asyncio.wait({task})
         rows = task.result()
         return web.json_response({"rows": rows[:MOST_ROWS], "more": len(rows) > MOST_ROWS})
@@ -274,17 +279,17 @@ class AdminApi:
             # Only now: a right that was lost while the request came is lost.
             return await self._run(COMMANDS[name], given, identity, source)
 
-    def _worked(self, task: asyncio.Task[list[Row]]) -> None:
+    def _worked(self, subject: str, task: asyncio.Task[list[Row]]) -> None:
         self._turn.release()
-        self._working.discard(task)
+        del self._working[subject]
         if not task.cancelled():
             task.exception()  # it is logged; where the client is gone no one else asks for it
 
     async def _end(self, app: web.Application) -> None:
         """Let the commands end whose clients are gone."""
         if self._working:
-            await asyncio.wait(self._working, timeout=ENDING)
-        await cancel_and_wait(*self._working)
+            await asyncio.wait(self._working.values(), timeout=ENDING)
+        await cancel_and_wait(*self._working.values())
 
     async def _run(self, command: AdminCommand, given: Given, identity: Identity, source: str) -> list[Row]:
         clusters = self._access.administered(identity, *command.what)
@@ -318,12 +323,18 @@ class AdminApi:
         self._api.audit.note_stranger("administration", shown, _actor(identity, source), reason)
         return PermissionRefused(REFUSED)
 
-    async def _take_turn(self) -> None:
+    async def _take_turn(self, subject: str) -> None:
         try:
             async with asyncio.timeout(TURN):
-                await self._turn.acquire()
+                while True:
+                    while (own := self._working.get(subject)) is not None:
+                        await asyncio.wait({own})
+                    await self._turn.acquire()
+                    if subject not in self._working:
+                        return
+                    self._turn.release()
         except TimeoutError:
-            busy = "the relay answers other administrators: try again in some seconds"
+            busy = "the relay works on other commands, of yours or of other administrators: try again in some seconds"
             raise ApiRefusal(HTTPStatus.SERVICE_UNAVAILABLE, busy, retry_after=5) from None
 
     @contextlib.asynccontextmanager

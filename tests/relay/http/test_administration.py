@@ -368,6 +368,15 @@ async def test_an_answer_has_an_end_and_says_so(relay: Relay) -> None:
     assert relay.questions[-1]["most"] == MOST_ROWS + 1
 
 
+async def test_a_team_does_not_take_the_room_of_all(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(administration, "OWN_TOKENS", 1)
+    assert (await ask(relay, "shop", "token create", cluster="shop-1"))[0] == 200
+    status, words = await ask(relay, "shop", "token create", cluster="shop-2")
+    assert (status, "your clusters have 1 join tokens" in words) == (409, True)
+    for who in ("bank", "chief"):
+        assert (await ask(relay, who, "token create", cluster="bank"))[0] == 200
+
+
 async def test_a_full_registry_and_one_that_does_not_answer(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(administration, "MOST_TOKENS", 1)
     assert (await ask(relay, "shop", "token create", cluster="shop-1", ttl=f"{MAX_TTL:.0f}s"))[0] == 200
@@ -396,12 +405,18 @@ async def test_two_commands_at_a_time(relay: Relay, monkeypatch: pytest.MonkeyPa
         return []
 
     monkeypatch.setattr(relay.registry, "list_join_tokens", slow)
-    running = [asyncio.create_task(ask(relay, "chief", "token list")) for _ in range(2)]
-    for _ in running:
-        await begun.acquire()
-    assert (await ask(relay, "reader", "token list"))[0] == 503
+    running = [asyncio.create_task(ask(relay, "chief", "token list"))]
+    await begun.acquire()
+    # One person has one turn, and leaves the other to the others.
+    assert (await ask(relay, "chief", "token list"))[0] == 503
+    running.append(asyncio.create_task(ask(relay, "reader", "token list")))
+    await begun.acquire()
+    assert (await ask(relay, "shop", "token list"))[0] == 503
     hold.set()
     assert [status for status, _ in await asyncio.gather(*running)] == [200, 200]
+    monkeypatch.setattr(administration, "TURN", 5.0)
+    several = await asyncio.gather(*(ask(relay, "chief", "token list") for _ in range(4)))
+    assert [status for status, _ in several] == [200] * 4, "one after the other"
 
 
 async def test_a_command_goes_on_without_its_client(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
