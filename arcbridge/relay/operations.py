@@ -79,11 +79,15 @@ class Operations:
                     named = {name for name in wanted if isinstance(name, str)}
                     counted = [link for name in named for link in self._fleet.links(name)]
                     return [{"cluster": one.cluster, "agent": one.instance} for one in counted if not one.draining]
+                # A relay of an earlier version answers with all.
+                asked = question.get("patterns")
+                patterns = [one for one in asked if isinstance(one, str)] if isinstance(asked, list) else ["*"]
                 return [
                     {"cluster": link.cluster, "agent": link.instance, "version": link.version, "since": link.since,
                      "ready": link.report.ready, "failing": link.report.failing,
                      "sessions": link.report.sessions, "round_trip": link.report.round_trip, **self._origin}
-                    for link in self._fleet.links() if not link.draining
+                    for link in self._fleet.links()
+                    if not link.draining and covers(patterns, link.cluster)
                 ]  # fmt: skip
             case "checks":
                 return [

@@ -153,7 +153,7 @@ async def _token_delete(scope: Scope, given: Given) -> list[Row]:
 
 
 async def _cluster_list(scope: Scope, given: Given) -> list[Row]:
-    return scope.among((await admin.list_clusters(scope.relay)).rows, "name")
+    return scope.among((await admin.list_clusters(scope.relay, scope.clusters)).rows, "name")
 
 
 async def _cluster_revoke(scope: Scope, given: Given) -> list[Row]:

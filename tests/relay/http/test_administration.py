@@ -110,6 +110,7 @@ async def test_a_team_runs_its_own_clusters(relay: Relay, everything_logged: lis
     assert await ask(relay, "shop", "token delete", id=made["token"]) == (200, [{"id": made["id"]}])
     await enrol(relay, "shop-1", "bank")
     assert [row["name"] for row in (await ask(relay, "shop", "cluster list"))[1]] == ["shop-1"]
+    assert relay.questions[-1] == {"ask": "agents", "patterns": ["shop-*"]}
     assert await ask(relay, "shop", "cluster revoke", cluster="shop-1") == (200, [{"cluster": "shop-1"}])
     assert await relay.registry.revocations() == {"shop-1"}
     assert await ask(relay, "shop", "cluster restore", cluster="shop-1") == (200, [{"cluster": "shop-1"}])
@@ -121,6 +122,7 @@ async def test_a_team_runs_its_own_clusters(relay: Relay, everything_logged: lis
         {"ask": "end", "session": "a" * 16, "reason": "now"}
     ]
     assert await ask(relay, "shop", "cluster delete", cluster="shop-1") == (200, [{"cluster": "shop-1"}])
+    assert relay.questions[-1] == {"ask": "agents", "clusters": ["shop-1"]}
     acts = [line for line in everything_logged if "administrator's command" in line]
     assert len(acts) == 7
     assert all("'user': 'shop'" in line or "'user': 'bank'" in line for line in acts)
