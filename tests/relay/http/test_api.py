@@ -126,7 +126,7 @@ class TestEnrol:
         """docs/threats.md#L5: the neighbours behind one address fail without end, and an honest agent enrols. What the
         limit refuses spends no record, of which all addresses have so many together."""
         recorded: list[str] = []
-        relay.api.audit.note_stranger = lambda act, *_: recorded.append(act)  # type: ignore[method-assign]
+        relay.api.audit.note_stranger = lambda act, *_: recorded.append(act)
         for _ in range(FAILURES):
             body = relay.enrolment(JoinToken.create().text, make_key())
             assert (await relay.call("POST", "/v1/enrol", body))[0] == 403
