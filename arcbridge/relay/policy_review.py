@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from arcbridge.errors import ArcbridgeError, ConfigError, StateError
 from arcbridge.identity.authentication import AuthenticationConfig
-from arcbridge.identity.policy import Policy
+from arcbridge.identity.policy import AdminRule, Policy, admin_changes
 from arcbridge.identity.policy_rules import Rule, explain, named
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.relay import admin
@@ -45,19 +45,23 @@ async def policy_in_force(config: RelayConfig) -> tuple[Policy, bool]:
         policy = check_policy(config, problems, AuthenticationConfig(()))
         problems.refuse()
         return policy, False
-    first, found = processes[0], dict[int, Row]()
+    first, found, admins = processes[0], dict[int, Row](), dict[int, Row]()
     asked = {"ask": "policy_rules", "relay": first.get("relay"), "worker": first.get("worker")}
     with contextlib.suppress(KeyError, TypeError, AttributeError):  # a relay of another version
         for row in await ask(config.data_dir, asked) or ():
-            rule = found.setdefault(row["rule"], {"line": row["line"], **{kind: [] for kind in KINDS}})
+            entries, key = (admins, "admin") if "admin" in row else (found, "rule")
+            rule = entries.setdefault(row[key], {"line": row["line"], **{kind: [] for kind in (*KINDS, "what")}})
             rule[row["kind"]].append(str(row["name"]))
-    if len(found) != first.get("rules"):
+    # Relays of earlier versions have no `[[admin]]`.
+    if len(found) != first.get("rules") or len(admins) != first.get("admins", 0):
         raise StateError(f"the relay that runs on {config.data_dir} does not send its rules: is it of this version?")
-    rules = tuple(
-        Rule(frozenset(one["users"]), frozenset(one["groups"]), tuple(one["clusters"]), f"allow[{n}]", one["line"])
-        for n, one in sorted(found.items())
-    )
-    return Policy(rules, ", ".join(sorted({str(row.get("hash")) for row in processes}))), True
+    rules = tuple(_rule_of(one, f"allow[{n}]") for n, one in sorted(found.items()))
+    rights = tuple(AdminRule(_rule_of(one, f"admin[{n}]"), frozenset(one["what"])) for n, one in sorted(admins.items()))
+    return Policy(rules, ", ".join(sorted({str(row.get("hash")) for row in processes})), admins=rights), True
+
+
+def _rule_of(row: Row, path: str) -> Rule:
+    return Rule(frozenset(row["users"]), frozenset(row["groups"]), tuple(row["clusters"]), path, row["line"])
 
 
 async def explain_access(config: RelayConfig, user: str, groups: tuple[str, ...], cluster: str) -> Row:
@@ -89,7 +93,8 @@ async def explain_access(config: RelayConfig, user: str, groups: tuple[str, ...]
 
 
 async def compare_policy(config: RelayConfig, file: Path) -> Row:
-    """Return what `file` changes: rules, who may reach which cluster, and which connected users lose or gain what."""
+    """Return what `file` changes: rules, administrators, who may reach which cluster, and which connected users lose or
+    gain what."""
     (former, running), problems = await policy_in_force(config), Problems()
     clusters = set(await _clusters(config))
     policy = check_policy(replace(config, policy=file), problems, check(config).issuers, clusters)
@@ -104,6 +109,7 @@ async def compare_policy(config: RelayConfig, file: Path) -> Row:
         "hash": policy.hash,
         "running": running,
         "rules": rules,
+        "admins": [change._asdict() for change in admin_changes(former, policy)],
         "clusters": [
             {"cluster": name, "gains": sorted(new[name] - old[name]), "loses": sorted(old[name] - new[name])}
             for name in changed

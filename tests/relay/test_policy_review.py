@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from arcbridge.errors import StateError
-from arcbridge.identity.policy import Policy
+from arcbridge.identity.policy import Policy, admin_changes
 from arcbridge.relay import policy_review as module
 from arcbridge.relay.admin_socket import MAX_QUESTION
 from arcbridge.relay.policy_review import (
@@ -103,5 +103,25 @@ async def test_a_relay_of_another_version_is_told_apart(
         return [{"hash": "x", "rules": 2}] if question["ask"] == "policy" else rows
 
     monkeypatch.setattr(module, "ask", ask)
+    with pytest.raises(StateError, match="does not send its rules"):
+        await policy_in_force(RelayConfig(data_dir=tmp_path))
+
+
+async def test_the_administrators_of_the_relay_that_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rule = [("users", "anna"), ("clusters", "lab")]
+    admin = [("groups", "ops"), ("clusters", "shop-*"), ("what", "tokens")]
+    rows = [{"rule": 0, "line": 1, "kind": kind, "name": name} for kind, name in rule]
+    rows += [{"admin": 0, "line": 4, "kind": kind, "name": name} for kind, name in admin]
+
+    async def ask(data_dir: Path, question: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+        return [{"hash": "x", "rules": 1, "admins": 1}] if question["ask"] == "policy" else rows
+
+    monkeypatch.setattr(module, "ask", ask)
+    former, _ = await policy_in_force(RelayConfig(data_dir=tmp_path))
+    text = '[[admin]]\ngroups = ["ops"]\nclusters = ["shop-*"]\nwhat = ["tokens"]\n'
+    assert admin_changes(former, Policy.load(text)) == []
+    changes = admin_changes(former, Policy.load(text.replace('"tokens"', '"tokens", "read"')))
+    assert changes == [("group ops", ["read of shop-*"], [])]
+    rows[2:] = []
     with pytest.raises(StateError, match="does not send its rules"):
         await policy_in_force(RelayConfig(data_dir=tmp_path))

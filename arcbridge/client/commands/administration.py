@@ -1,8 +1,9 @@
 """Gives a relay an administrator's command over HTTPS, by the user's own login.
 
-A command goes to one relay: to the next one only where the first was not reached, because a command that has left may
-have been done. Invariants: the access token is sent only after the relay's certificate is verified; a name that is
-returned can be one of a cluster; the shell lines beside a new join token are made here, of parts that were checked.
+A command goes to one relay: to the next one only where the first was not reached, or is of a version that knows no
+commands, because a command that has left may have been done. Invariants: the access token is sent only after the
+relay's certificate is verified; a name that is returned can be one of a cluster; the shell lines beside a new join
+token are made here, of parts that were checked.
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ _KINDS: Final[dict[int, type[ArcbridgeError]]] = {
 Row = dict[str, Any]
 
 
+class OlderRelay(Unreachable):
+    """The relay is of a version without administration over HTTPS: it has done nothing."""
+
+
 class Answered(NamedTuple):
     """What a relay answers to a command."""
 
@@ -65,9 +70,15 @@ async def administer(relays: Relays, tokens: Tokens, command: str, given: Mappin
                 relays.failed(relay)
                 failures.append((relay, error))
                 continue
-            relays.works(relay)
-            return _read(relay, status, body)
-        failed = RelaysFailed(failures).summed_up(lambda error: 0)
+            try:
+                answered = _read(relay, status, body)
+            except OlderRelay as error:
+                failures.append((relay, error))
+                continue
+            finally:
+                relays.works(relay)
+            return answered
+        failed = RelaysFailed(failures).summed_up(lambda error: isinstance(error, OlderRelay))
         raise failed from failed.__cause__
 
     return await tokens.retry_once(once)
@@ -107,7 +118,7 @@ def _read(relay: RelayAccess, status: int, body: bytes) -> Answered:
         _check_names(url, rows)
         return Answered(rows, document.get("more") is True)
     if status == 404:
-        raise Unreachable(f"the relay {url} knows no administration over HTTPS: its version is an earlier one")
+        raise OlderRelay(f"the relay {url} knows no administration over HTTPS: its version is an earlier one")
     refusal = document.get("error")
     words = clean(str(refusal.get("message", "")), MOST_WORDS) if isinstance(refusal, dict) else ""
     if status in _KINDS and words:

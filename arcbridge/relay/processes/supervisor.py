@@ -406,7 +406,7 @@ class Supervisor:
                 kind = ConfigError if head["usage"] else StateError
                 worker.error = kind(str(head["message"]))
             case "audit":
-                self._audit.put(message.body.decode("utf-8", "replace"))
+                self._record(worker, int(head["n"]), message.body.decode("utf-8", "replace"))
             case "beat":
                 worker.failures = dict(head["failures"])
             case "metrics":
@@ -447,6 +447,17 @@ class Supervisor:
                 await worker.process.wait()
         except TimeoutError:
             _kill(worker.process)
+
+    def _record(self, worker: _WorkerHandle, number: int, line: str) -> None:
+        """Write a worker's line, and answer where it waits for that."""
+        if not number:
+            self._audit.put(line)
+            return
+        self._audit.put_before(
+            lambda: line,
+            lambda refusal: worker.channel.tell({"t": "recorded", "n": number, "refusal": refusal}),
+            lambda _: None,
+        )
 
     def _reconnect(self, worker: _WorkerHandle, index: int, number: int) -> None:
         """Give two workers another channel when theirs broke, if both live."""

@@ -17,7 +17,9 @@ the answer repeats:
     serving    to supervisor the port is open, at this address
     failed     to supervisor it cannot serve, and why
     beat       to supervisor it lives, and which checks fail
-    audit      both          a line for the audit log; why that cannot be written, empty where it can
+    audit      both          a line for the audit log, whose `n` is 0 where no answer is awaited; why that log cannot be
+                             written, empty where it can
+    recorded   to worker     the line is written, or why what waits for it must not go on
     lost       to supervisor the channel to a sibling broke
     idle       to supervisor ready to close the port
     question   to supervisor a question of an administrator, for all workers; `reply` to worker: its rows
@@ -97,7 +99,7 @@ class WorkerMembership(Membership):
         listen: Address,
         siblings: Siblings,
         wait_to_close: Callable[[asyncio.Event], Awaitable[None]],
-        record: Callable[[str], None] = lambda line: None,
+        record: Callable[[str, int], None] = lambda line, number: None,
     ) -> None:
         """`wait_to_close`: see `Membership.wait_to_close`. `record`: gives the supervisor a line for the audit log."""
         super().__init__()
@@ -225,9 +227,9 @@ class _Worker:
             for task in waiting:
                 task.cancel()
 
-    def record(self, line: str) -> None:
-        """Give the supervisor a line for the audit log."""
-        self.channel.tell({"t": "audit"}, line.encode("utf-8", "replace"))
+    def record(self, line: str, number: int) -> None:
+        """Give the supervisor a line for the audit log; with a number it answers once that is written."""
+        self.channel.tell({"t": "audit", "n": number}, line.encode("utf-8", "replace"))
 
     async def ask(self, question: Question) -> list[Row]:
         """Put a question to all workers, through the supervisor; return the rows of all. Raises `StateError`."""
@@ -294,6 +296,8 @@ class _Worker:
                 audit = self.membership.audit if hasattr(self, "membership") else None
                 if isinstance(audit, WorkerAudit):
                     audit.supervisors_failure = str(head["failure"])
+            case "recorded":
+                self.membership.audit.recorded(int(head["n"]), str(head["refusal"]))
             case "toggle":
                 logs.toggle_debug()
             case "stop":

@@ -123,6 +123,19 @@ async def test_another_relay_gets_a_command_only_where_it_did_not_leave(tmp_path
             )
 
 
+async def test_a_relay_of_an_earlier_version_leaves_the_command_to_another(tmp_path: Path) -> None:
+    seen: list[Any] = []
+    older = refusal(404, "there is nothing here")
+    async with relay(older, seen, tmp_path) as (first, tokens), relay(rows(), seen, tmp_path) as (second, _):
+        relays = Relays([first, second], shuffle=lambda found: None)
+        assert (await administer(relays, tokens, "token list", {})).rows == []
+        assert (len(seen), relays.in_use) == (2, second)
+    async with relay(refusal(404, "there is nothing here"), seen, tmp_path) as (first, tokens):
+        dead = RelayAccess("127.0.0.1:1", ca_file=tmp_path / "ca")
+        with pytest.raises(Unreachable, match=r"its version is an earlier one \(2 relays were tried\)"):
+            await administer(Relays([dead, first], shuffle=lambda found: None), tokens, "token list", {})
+
+
 async def test_no_token_for_an_unknown_relay(tmp_path: Path) -> None:
     seen: list[Any] = []
     async with relay(rows(), seen, tmp_path) as (access, tokens):
