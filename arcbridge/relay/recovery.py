@@ -26,7 +26,7 @@ from arcbridge.relay.control import ControlServer
 from arcbridge.relay.ledger import Intake, LedgerBook, Seal
 from arcbridge.relay.parts import Basis
 from arcbridge.relay.recovery_words import recovery_finding, recovery_words
-from arcbridge.relay.registry.base import REVOKED, AccessChange, Recovery, Registry
+from arcbridge.relay.registry.base import REVOKED, AccessChange, Recovery, Registry, RegistryUnavailable
 
 FRESH: Final = 3600.0
 """Seconds for which a CA counts as new: a registry without clusters beside an older one may be a lost one."""
@@ -80,8 +80,12 @@ class RevocationRecovery:
             found = await self._registry.change_recovery(lambda known: known or lost)
         self._looked = True
         if found is not None:
-            left = {one.name for one in await self._registry.clusters() if not one.revoked}
-            found = await self._registry.change_recovery(lambda known: self._proceed(known, left, now))
+            try:
+                left = {one.name for one in await self._registry.clusters() if not one.revoked}
+                found = await self._registry.change_recovery(lambda known: self._proceed(known, left, now))
+            except RegistryUnavailable as error:
+                # A copy answers for the registry: the recovery waits, and what is revoked is read all the same.
+                log.debug("recovery not continued", reason=error.message)
         self._tell(found)
         self.recovery = found
         self._control.recovering = found is not None

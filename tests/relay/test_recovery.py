@@ -24,7 +24,7 @@ from arcbridge.relay.ledger import Seal
 from arcbridge.relay.parts import Basis
 from arcbridge.relay.recovery import RevocationRecovery
 from arcbridge.relay.recovery_words import recovery_finding
-from arcbridge.relay.registry.base import AccessChange, Recovery
+from arcbridge.relay.registry.base import AccessChange, Recovery, RegistryUnavailable
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.ledger import LedgerEntries, entries_of, frames
 from arcbridge.wire.records import Goaway, Ledger, Revoke, Status
@@ -226,3 +226,22 @@ async def test_an_empty_registry_beside_an_old_ca_may_be_a_lost_one(
         await made.look()
         assert made.relay.access.held == ""
         assert (made.recovery.recovery is not None) == bool(returned), "until the operator ends it"
+
+
+async def test_x14_a_recovery_that_cannot_be_written_keeps_no_relay_from_reading_revocations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While NATS is down a fleet's registry reads from its copy; each look that raised would end readiness."""
+    async with place(tmp_path, "prod", "other") as made:
+        await made.restored("prod", "other")
+        await made.relay.registry.revoke_cluster("other")
+
+        async def down(*_: object) -> None:
+            raise RegistryUnavailable("NATS is down")
+
+        for name in ("clusters", "change_recovery"):
+            monkeypatch.setattr(made.relay.registry, name, down)
+        made.clock.now += 31
+        await made.look()
+        assert made.relay.access.clusters == {"other"}
+        assert made.recovery.recovery is not None, "it does not end unwritten"

@@ -124,6 +124,10 @@ class NatsRegistry(Registry):
         self._users: dict[str, Value] = {}
         self._users_read = False
         """Whether the users of the bucket were ever read whole."""
+        self._taken_back: dict[str, Value] | None = None
+        """What was taken back, as it was read last; None: it was not read yet."""
+        self._recovery: Value | None = None
+        """The recovery as it was read last; None: it was not read yet."""
         self._complete = False
         self._made: object = None
 
@@ -427,10 +431,23 @@ class NatsRegistry(Registry):
     # What outlives the registry.
 
     async def access_changes(self) -> list[AccessChange]:
+        try:
+            await self._read_taken_back()
+        except RegistryUnavailable:
+            self._require_copy()
+            if self._taken_back is None:
+                raise
+        return await self._changes()
+
+    async def _read_taken_back(self) -> None:
+        self._taken_back = await self._bucket.read_all("back.>", CALL)
+
+    async def _changes(self) -> list[AccessChange]:
+        """Return `access_changes`, of what was taken back as it was read last."""
         await asyncio.gather(self.revocations(), self.user_revocations())
         found: list[AccessChange] = [
             AccessChange(data["kind"], data["name"], data["at"])
-            for data, _ in (await self._bucket.read_all("back.>")).values()
+            for data, _ in (self._taken_back or {}).values()
             if data is not None
         ]
         for token, (data, _) in self._revoked.items():
@@ -442,7 +459,8 @@ class NatsRegistry(Registry):
         return list({(one.kind, one.name): one for one in sorted(found, key=lambda one: one.at)}.values())
 
     async def merge(self, changes: Iterable[AccessChange]) -> list[AccessChange]:
-        known = {(one.kind, one.name): one for one in await self.access_changes()}
+        await self._read_taken_back()  # no copy of it decides a change
+        known = {(one.kind, one.name): one for one in await self._changes()}
         now, news = self._clock(), []
         for change in changes:
             found = merged(known.get((change.kind, change.name)), change, now)
@@ -497,7 +515,13 @@ class NatsRegistry(Registry):
             _take(copy, token, await self._bucket.read(key))
 
     async def recovery(self) -> Recovery | None:
-        found = (await self._bucket.read("recovery")).data
+        try:
+            self._recovery = await self._bucket.read("recovery", READ)
+        except RegistryUnavailable:
+            self._require_copy()
+            if self._recovery is None:
+                raise
+        found = self._recovery.data
         return None if found is None else recovery_of(found)
 
     async def change_recovery(self, change: Callable[[Recovery | None], Recovery | None]) -> Recovery | None:

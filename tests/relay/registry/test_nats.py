@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from arcbridge.errors import EnrolmentRefused
-from arcbridge.relay.registry.base import Registry, RegistryUnavailable
+from arcbridge.relay.registry.base import Recovery, Registry, RegistryUnavailable
 from arcbridge.relay.registry.nats import NatsRegistry
 from tests.relay.conftest import Connect, Connections
 from tests.relay.registry.conformance import HOUR, KEY_A, KEY_B, Opener, RegistryConformance, cluster_ca, known
@@ -81,6 +81,12 @@ class TestNatsFaults:
         await until(lambda: {"prod", "bad"} <= set(registry._bindings))
         assert set(await registry.user_revocations()) == {"alice"}, "a relay reads them before it serves"
         open_token = await registry.create_join_token("other", expires_at=clock.now + HOUR)
+        await registry.revoke_user("carol", int(clock.now))
+        await registry.restore_user("carol")
+        changes, recovery = await registry.access_changes(), Recovery("restored", clock.now, awaited=("prod",))
+        assert {(one.name, one.before > 0) for one in changes} == {("alice", True), ("bad", True), ("carol", False)}
+        await registry.change_recovery(lambda known: recovery)
+        assert await registry.recovery() == recovery
         getattr(own_server, how)()
         record, bad = await registry.cluster("prod"), await registry.cluster("bad")
         assert record is not None
@@ -89,7 +95,11 @@ class TestNatsFaults:
         assert await registry.cluster("unknown") is None
         assert await registry.revocations() == {"bad"}
         assert set(await registry.user_revocations()) == {"alice"}
+        assert await registry.access_changes() == changes
+        assert await registry.recovery() == recovery
         for change in (
+            registry.merge(changes),
+            registry.change_recovery(lambda known: None),
             registry.redeem_join_token(open_token, KEY_A, cluster_ca().certificate_pem),
             registry.create_join_token("new", expires_at=clock.now + HOUR),
             registry.adopt("new", cluster_ca().certificate_pem, clock.now),
