@@ -67,7 +67,12 @@ from arcbridge.wire.session import Kind, Side
 
 HELLO_DEADLINE: Final = 10.0
 RETURN_DEADLINE: Final = 10.0
-"""Seconds for an agent to give back what it keeps of the ledger."""
+"""Seconds for an agent to begin to give back what it keeps of the ledger, and for each further `RETURN_LEAST` of it."""
+RETURN_RETRY: Final = 5
+"""Seconds after which an agent may try again whose ledger did not arrive."""
+RETURN_LEAST: Final = 16 * 1024
+"""Bytes that are progress: 13 kbit/s, so an agent on a slow line gives back a whole ledger, and one that sends nothing
+more is known by its silence."""
 MAX_DIALS: Final = 64
 """Dials that wait for one agent's status: it would refuse more."""
 FULL: Final = "this relay holds all the agents it may"
@@ -428,7 +433,11 @@ class ControlServer:
                 ticket.works()
                 await self._adopt(link.cluster, certificate, session.peer_hello, ticket)
             ticket.waits()
-            await self._take_what_returns(link)
+            if not await self._take_what_returns(link):
+                # To go on would replace the agent's ledger, and it may be the only one that has these revocations.
+                self._refused(ticket, link.cluster, "it did not give back the revocations that it keeps")
+                session.close(GoawayCode.UNAVAILABLE, "the ledger did not arrive in time: try again", RETURN_RETRY)
+                return False
         except EnrolmentRefused as error:
             self._failed(ticket)
             self._refused(ticket, link.cluster, error.message)
@@ -481,13 +490,21 @@ class ControlServer:
         link.version = printable(hello.software, 64)
         return True
 
-    async def _take_what_returns(self, link: ControlConnection) -> None:
-        """Wait for what the agent gives back of the ledger; raises `EnrolmentRefused` where that revokes it."""
-        if link.intake is None or self.on_returned is None:
-            return
-        await asyncio.wait([link.intake.done], timeout=RETURN_DEADLINE)
-        if link.intake.done.done() and not link.intake.done.cancelled():
-            await self.on_returned(link.cluster, link.intake)
+    async def _take_what_returns(self, link: ControlConnection) -> bool:
+        """Wait for what the agent gives back of the ledger; raises `EnrolmentRefused` where that revokes it. Return
+        false where the agent keeps one and did not give back all of it."""
+        intake = link.intake
+        if intake is None or self.on_returned is None:
+            return True
+        received = -RETURN_LEAST
+        while not intake.done.done() and intake.received - received >= RETURN_LEAST:
+            received = intake.received
+            await asyncio.wait([intake.done], timeout=RETURN_DEADLINE)
+        if not intake.done.done():
+            intake.cut_off()
+        if not intake.done.cancelled():
+            await self.on_returned(link.cluster, intake)
+        return not intake.was_cut_off or not intake.digest
 
     async def _adopt(self, cluster: str, certificate: bytes, hello: Hello | None, ticket: Ticket) -> None:
         """Take in a cluster that enrolled at another relay of the same CA; raises `EnrolmentRefused`.

@@ -65,6 +65,9 @@ class LedgerBook:
         """What is known of each name, and its entry."""
         self._sealed = LedgerEntries()
         self.digest = self._sealed.digest()
+        self._opened: dict[bytes, AccessChange] = {}
+        """Entries that an agent has given back, for the next agent that gives back the same."""
+        self._opened_size = 0
 
     def learn(self, changes: Iterable[AccessChange]) -> list[bytes]:
         """Take over what the registry says now; return the entries that agents do not have yet."""
@@ -91,6 +94,16 @@ class LedgerBook:
     def holds(self, entry: bytes) -> bool:
         return entry in self._sealed
 
+    def open(self, entry: bytes) -> AccessChange | None:
+        """Return what an entry says, as `Seal.open` does: after a loss all agents give back the same entries."""
+        change = self._opened.get(entry)
+        if change is None and (change := self.seal.open(entry)) is not None:
+            if self._opened_size + len(entry) > MOST_HELD:
+                self._opened, self._opened_size = {}, 0
+            self._opened[entry] = change
+            self._opened_size += len(entry)
+        return change
+
     def news(self, change: AccessChange, now: float) -> bool:
         known = self._changes.get((change.kind, change.name))
         return merged(None if known is None else known[0], change, now) is not None
@@ -106,6 +119,8 @@ class Intake:
         self._ids: set[bytes] = set()
         self._asked = False
         self._found: list[AccessChange] = []
+        self.was_cut_off = False
+        """Reading has ended before the agent had given back all."""
         self.forged = False
         """The agent has sent an entry that no relay over this CA has sealed; nothing behind it was read."""
         self.digest = b""
@@ -116,7 +131,13 @@ class Intake:
     @property
     def complete(self) -> bool:
         """Whether the agent has given back all that it keeps."""
-        return self.done.done() and not self.done.cancelled() and bool(self.digest) and not self.forged
+        whole = self.done.done() and not self.done.cancelled() and not self.was_cut_off
+        return whole and bool(self.digest) and not self.forged
+
+    @property
+    def received(self) -> int:
+        """Bytes of entries that were taken so far."""
+        return min(self._size, MOST_HELD)
 
     def receive(self, ledger: Ledger) -> Ledger | None:
         """Take a frame; return the one to send. What comes behind the end is not read."""
@@ -142,12 +163,17 @@ class Intake:
         if not self.done.done():
             self.done.set_result(self._found)
 
+    def cut_off(self) -> None:
+        """Read no more: what has come counts, and it is not all."""
+        self.was_cut_off = True
+        self.end()
+
     def _take(self, entry: bytes) -> None:
         self._size += len(entry)
         if self.forged or self._size > MOST_HELD or self._book.holds(entry):
             return
         # Each name once: to open an entry takes a tenth of a millisecond, and an agent has one of each.
-        change = None if entry[:ID_SIZE] in self._ids else self._book.seal.open(entry)
+        change = None if entry[:ID_SIZE] in self._ids else self._book.open(entry)
         self._ids.add(entry[:ID_SIZE])
         if change is None:
             self.forged = True

@@ -110,3 +110,19 @@ async def test_e13_no_more_is_read_than_an_agent_may_keep() -> None:
         again.receive(frame)
     assert again.forged, "an agent keeps one entry of each name"
     assert opened < 200
+
+
+async def test_an_entry_that_many_agents_give_back_is_opened_once() -> None:
+    book, opened = LedgerBook(Seal(CA.key_pem)), []
+    seal = book.seal.open
+
+    def counted(entry: bytes) -> AccessChange | None:
+        opened.append(entry)
+        return seal(entry)
+
+    book.seal.open = counted
+    sent = list(frames([book.seal.seal(one) for one in (BOB, BACK, PROD)], last=True))
+    for _ in range(50):
+        intake, _ = await given_back(book, Ledger(digest=b"?"), *sent)
+        assert intake.done.result() == [BOB, BACK, PROD]
+    assert len(opened) == 3

@@ -4,6 +4,7 @@ meanwhile, and the relay says what is missing (docs/threats.md#E13).
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -209,6 +210,58 @@ async def test_an_agent_that_says_nothing_holds_nothing_up(tmp_path: Path, monke
     monkeypatch.setattr(Keeping, "established", lambda self, session: None)
     async with place(tmp_path, "prod") as made, Keeping(made.relay, "prod"):
         await until(lambda: len(made.relay.control))
+
+
+async def test_e13_the_ledger_of_an_agent_that_did_not_give_back_all_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "RETURN_DEADLINE", 0.05)
+    sent = Keeping.ledger_received
+
+    def halves(self: Keeping, session: MuxSession, ledger: Ledger) -> None:
+        if not ledger.wanted:
+            sent(self, session, ledger)
+            return
+        for one in frames([next(iter(self.ledger))]):  # the other entry, and the mark of the end, do not arrive
+            session.send(one)
+
+    monkeypatch.setattr(Keeping, "ledger_received", halves)
+    async with place(tmp_path, "prod", "other") as made:
+        await made.relay.registry.revoke_user("carol", 7)
+        await made.look()
+        async with Keeping(made.relay, "prod", BOB, BOB._replace(name="dave")) as agent:
+            await until(lambda: agent.over)
+            await made.look()
+        assert agent.over is not None
+        assert agent.over.code == GoawayCode.UNAVAILABLE
+        assert len(agent.ledger) == 2, "nothing was voided"
+        assert agent.told == []
+        assert set(await made.relay.registry.user_revocations()) == {"bob", "carol"}, "what came counts"
+        known = await made.relay.registry.recovery()
+        assert known is not None
+        assert "prod" in known.awaited
+
+
+async def test_a_slow_agent_gives_back_all_while_it_makes_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "RETURN_DEADLINE", 0.2)
+    monkeypatch.setattr(control, "RETURN_LEAST", 1)
+    sent = Keeping.ledger_received
+
+    def slowly(self: Keeping, session: MuxSession, ledger: Ledger) -> None:
+        if not ledger.wanted:
+            sent(self, session, ledger)
+            return
+        for number, entry in enumerate(list(self.ledger)):
+            for one in frames([entry], last=number == 3):
+                asyncio.get_running_loop().call_later(0.1 * number, session.send, one)
+
+    monkeypatch.setattr(Keeping, "ledger_received", slowly)
+    users = [BOB._replace(name=f"user {number}") for number in range(4)]
+    async with place(tmp_path, "prod") as made, Keeping(made.relay, "prod", *users):
+        await until(lambda: len(made.relay.control))
+        assert len(await made.relay.registry.user_revocations()) == 4
 
 
 @pytest.mark.parametrize(("age", "returned"), [(0.0, 0), (recovery.FRESH * 2, 0), (recovery.FRESH * 2, 1)])
