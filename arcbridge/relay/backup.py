@@ -176,27 +176,52 @@ async def _replace(
     config: RelayConfig, manifest: Manifest, files: Mapping[str, bytes], overwrite: bool, clock: Callable[[], float]
 ) -> Restored:
     """Replace CA and registry by those of a backup."""
-    present = await asyncio.to_thread(read_authority, config.data_dir)
-    foreign = present is not None and present.pin != manifest.relay_ca_pin
+    mended, foreign = await asyncio.to_thread(_compare_ca, config.data_dir, manifest, files)
     if foreign and not overwrite:
-        raise StateError(f"{config.data_dir} has another CA, which agents and clients may know: give --overwrite "
-                         "to replace it")  # fmt: skip
+        raise StateError(f"{config.data_dir} has another CA, which agents and clients may know, or one that cannot be "
+                         "read: give --overwrite to replace it")  # fmt: skip
     async with registry_of(config, clock=clock) as registry:
         if not overwrite and (await registry.clusters() or await registry.access_changes()):
             raise StateError("there is a registry with clusters or revocations: give --overwrite to replace it; "
-                             "its revocations are kept, and the rest is written to registry.replaced")  # fmt: skip
-        former = await registry.access_changes()
+                             "its revocations are kept, and the rest is written to registry.replaced-TIME")  # fmt: skip
+        former, now = await registry.access_changes(), clock()
         if former or await registry.clusters():
             replaced = await registry.snapshot()
-            await asyncio.to_thread(write_private, config.data_dir / "registry.replaced", replaced.data)
-        if present is None or foreign:
+            await asyncio.to_thread(_set_aside, config.data_dir, "registry", replaced.data, now)
+        for name in (KEY_FILE, CERTIFICATE_FILE):
+            if foreign and (data := read_file(config.data_dir / name)) is not None:
+                _set_aside(config.data_dir, name, data, now)
+        if mended or foreign:
             write_private(config.data_dir / KEY_FILE, files[KEY_FILE])
             write_private(config.data_dir / CERTIFICATE_FILE, files[CERTIFICATE_FILE])
-        now = clock()
-        await registry.replace(files[REGISTRY], Recovery("restored", now, backup=manifest.made))
-        kept = await registry.merge(former)
+        kept = await registry.replace(files[REGISTRY], Recovery("restored", now, backup=manifest.made), former)
         awaited = [one for one in await registry.clusters() if not one.revoked]
         return Restored(manifest, len(awaited), sum(one.before > 0 for one in kept))
+
+
+def _compare_ca(directory: Path, manifest: Manifest, files: Mapping[str, bytes]) -> tuple[bool, bool]:
+    """Return whether the CA of a backup has to be written, and whether a foreign one is in its place.
+
+    What a restore has left that was killed between the two files is the backup's own, and completed.
+    """
+    found = {name: read_file(directory / name) for name in (KEY_FILE, CERTIFICATE_FILE)}
+    try:
+        present = read_authority(directory)
+    except StateError:
+        present = None
+    if present is not None:
+        return False, present.pin != manifest.relay_ca_pin
+    return True, not all(data in (None, files[name]) for name, data in found.items())
+
+
+def _set_aside(directory: Path, name: str, data: bytes, now: float) -> None:
+    """Write what is to be replaced beside it, and over no former one: that may hold the only copy."""
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
+    path, number = directory / f"{name}.replaced-{stamp}", 1
+    while is_there(path):
+        number += 1
+        path = directory / f"{name}.replaced-{stamp}-{number}"
+    write_private(path, data)
 
 
 def _settings(config: RelayConfig, settings_file: Path | None) -> dict[str, bytes]:

@@ -122,7 +122,10 @@ async def test_nothing_is_replaced_by_itself_and_revocations_of_what_is_replaced
     registry = await open_registry(config.data_dir)
     assert set(await registry.user_revocations()) == {"carol"}
     await registry.close()
-    assert (config.data_dir / "registry.replaced").stat().st_mode & 0o777 == 0o600
+    (replaced,) = config.data_dir.glob("registry.replaced-*")
+    assert replaced.stat().st_mode & 0o777 == 0o600
+    assert (await restore_backup(config, file, overwrite=True)).kept == 1
+    assert len(list(config.data_dir.glob("registry.replaced-*"))) == 2, "no copy is replaced by another"
     # Another CA: agents and clients may know it.
     other = elsewhere(config, tmp_path)
     pin = open_authority(other.data_dir).pin
@@ -131,6 +134,46 @@ async def test_nothing_is_replaced_by_itself_and_revocations_of_what_is_replaced
     assert open_authority(other.data_dir).pin == pin
     await restore_backup(other, file, overwrite=True)
     assert open_authority(other.data_dir).pin == open_authority(config.data_dir).pin
+    aside = {path.name.partition(".replaced-")[0]: path for path in other.data_dir.glob("ca.*.replaced-*")}
+    former = Authority.load(aside["ca.crt"].read_text(), aside["ca.key"].read_text())
+    assert former.pin == pin, "a foreign CA is not destroyed"
+
+
+async def test_a_restore_that_was_killed_between_the_files_of_the_ca_can_be_repeated(
+    config: RelayConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, new = tmp_path / "file", elsewhere(config, tmp_path)
+    await make_backup(config, file)
+    write = backup.write_private
+
+    def full(path: Path, data: bytes) -> None:
+        if path.name == "ca.crt":
+            raise StateError("the disk is full")
+        write(path, data)
+
+    with monkeypatch.context() as killed:
+        killed.setattr(backup, "write_private", full)
+        with pytest.raises(StateError, match="full"):
+            await restore_backup(new, file)
+    assert (new.data_dir / "ca.key").exists()
+    assert not (new.data_dir / "ca.crt").exists()
+    await restore_backup(new, file)
+    assert open_authority(new.data_dir).pin == open_authority(config.data_dir).pin
+
+
+@pytest.mark.parametrize("broken", ["ca.key", "ca.crt"])
+async def test_a_ca_that_cannot_be_read_is_replaced_with_overwrite_only(
+    config: RelayConfig, tmp_path: Path, broken: str
+) -> None:
+    file, new = tmp_path / "file", elsewhere(config, tmp_path)
+    await make_backup(config, file)
+    open_authority(new.data_dir)
+    (new.data_dir / broken).write_bytes(b"half")
+    with pytest.raises(StateError, match=r"another CA.*--overwrite"):
+        await restore_backup(new, file)
+    await restore_backup(new, file, overwrite=True)
+    assert open_authority(new.data_dir).pin == open_authority(config.data_dir).pin
+    assert [path.read_bytes() for path in new.data_dir.glob(f"{broken}.replaced-*")] == [b"half"]
 
 
 @pytest.mark.parametrize("cut", [0, 100, None, -20_000])

@@ -314,10 +314,11 @@ class Registry(ABC):
         """Return all of it, as it was at one moment, while others change it."""
 
     @abstractmethod
-    async def replace(self, data: bytes, recovery: Recovery) -> None:
+    async def replace(self, data: bytes, recovery: Recovery, former: Iterable[AccessChange] = ()) -> list[AccessChange]:
         """Put the data of a snapshot in the place of all that is there, without its join tokens: one of them may have
-        been used since. All clusters of the snapshot are awaited then. Raises `StateError` for what is no snapshot, or
-        of a newer arcbridge; then nothing is changed.
+        been used since. All clusters of the snapshot are awaited then. What the snapshot lacks of `former` is merged
+        with it before anything is replaced; return that. Raises `StateError` for what is no snapshot, or of a newer
+        arcbridge; then nothing is changed.
         """
 
     @abstractmethod

@@ -445,18 +445,10 @@ class NatsRegistry(Registry):
     async def _changes(self) -> list[AccessChange]:
         """Return `access_changes`, of what was taken back as it was read last."""
         await asyncio.gather(self.revocations(), self.user_revocations())
-        found: list[AccessChange] = [
-            AccessChange(data["kind"], data["name"], data["at"])
-            for data, _ in (self._taken_back or {}).values()
-            if data is not None
-        ]
-        for token, (data, _) in self._revoked.items():
-            if data is not None:
-                found.append(AccessChange("cluster", token.replace("_", "."), data["at"], 1))
-        for data, _ in self._users.values():
-            if data is not None:
-                found.append(AccessChange("user", data["user"], data["revoked"], data["before"], data["reason"]))
-        return list({(one.kind, one.name): one for one in sorted(found, key=lambda one: one.at)}.values())
+        entries = {key: data for key, (data, _) in (self._taken_back or {}).items()}
+        entries |= {f"cluster.{token}.revoked": data for token, (data, _) in self._revoked.items()}
+        entries |= {f"user.{digest}": data for digest, (data, _) in self._users.items()}
+        return list(_changes_in(entries).values())
 
     async def merge(self, changes: Iterable[AccessChange]) -> list[AccessChange]:
         await self._read_taken_back()  # no copy of it decides a change
@@ -475,13 +467,19 @@ class NatsRegistry(Registry):
                  if value.data is not None}  # fmt: skip
         return RegistrySnapshot("nats", 1, json.dumps(found).encode())
 
-    async def replace(self, data: bytes, recovery: Recovery) -> None:
+    async def replace(self, data: bytes, recovery: Recovery, former: Iterable[AccessChange] = ()) -> list[AccessChange]:
         try:
             stored = {key: data for key, (_, data) in json.loads(data).items() if not key.startswith("token.")}
             if not all(isinstance(data, dict) and is_entry(key, data) for key, data in stored.items()):
                 raise ValueError("an entry of another form")
         except (ValueError, TypeError, AttributeError) as error:
             raise StateError("the registry in the backup is damaged, or none") from error
+        known, now, news = _changes_in(stored), self._clock(), []
+        for change in former:
+            found = merged(known.get((change.kind, change.name)), change, now)
+            if found is not None:
+                _put_into(stored, found)
+                news.append(found)
         present = await self._bucket.read_all(">")
         # What takes rights away comes first, and nothing that is there goes before all is written: a restore that was
         # interrupted can be made again.
@@ -495,18 +493,18 @@ class NatsRegistry(Registry):
                 await self._bucket.remove(key)
         for copy in (self._bindings, self._revoked, self._users):
             copy.clear()
+        return news
 
     async def _put(self, change: AccessChange) -> None:
         """Put a change in force. What two relays merge at once is the same, or the next look merges it again."""
-        kind, name, at, before, reason = change
+        kind, name, at, before, _ = change
         if not before:
             await _note_taken_back(self._bucket, kind, name, at - 0.001, at)
         if kind == "user":
-            copy, token, key = self._users, _digest(name), f"user.{_digest(name)}"
-            data: dict[str, Any] = {"user": name, "before": before, "reason": reason, "revoked": at}
+            copy, token = self._users, _digest(name)
         else:
-            copy, token, key = self._revoked, subject_token(name), f"cluster.{subject_token(name)}.revoked"
-            data = {"at": at}
+            copy, token = self._revoked, subject_token(name)
+        key, data = _entry(change)
         if before:
             copy[token] = Value(data, await self._bucket.write(key, data, (await self._bucket.read(key)).revision))
             await _after_taking_back(self._bucket, kind, name, self._clock())
@@ -632,6 +630,42 @@ class NatsRegistry(Registry):
                     raise RegistryUnavailable("too many changes at once in the registry: try again") from None
                 await asyncio.sleep(random.uniform(0, pause))
                 pause = min(2 * pause, PAUSES[1])
+
+
+def _changes_in(entries: Mapping[str, Mapping[str, Any] | None]) -> dict[tuple[str, str], AccessChange]:
+    """Return what was said last of each name, by the keys of the bucket and what they hold."""
+    found: list[AccessChange] = []
+    for key, data in entries.items():
+        kind, _, rest = key.partition(".")
+        if data is None:
+            continue
+        if kind == "back":
+            found.append(AccessChange(data["kind"], data["name"], data["at"]))
+        elif kind == "user":
+            found.append(AccessChange("user", data["user"], data["revoked"], data["before"], data["reason"]))
+        elif kind == "cluster" and rest.endswith(".revoked"):
+            name = rest.removesuffix(".revoked").replace("_", ".")
+            found.append(AccessChange("cluster", name, data["at"], 1))
+    return {(one.kind, one.name): one for one in sorted(found, key=lambda one: one.at)}
+
+
+def _put_into(entries: dict[str, dict[str, Any]], change: AccessChange) -> None:
+    """Put a change in force in entries that are not written yet."""
+    back, (key, data) = f"back.{_digest(f'{change.kind}.{change.name}')}", _entry(change)
+    for one in (back, key):
+        entries.pop(one, None)
+    if change.before:
+        entries[key] = data
+    else:
+        entries[back] = {"kind": change.kind, "name": change.name, "at": change.at}
+
+
+def _entry(change: AccessChange) -> tuple[str, dict[str, Any]]:
+    """Return the key of a revocation, and what it holds."""
+    if change.kind == "user":
+        data = {"user": change.name, "before": change.before, "reason": change.reason, "revoked": change.at}
+        return f"user.{_digest(change.name)}", data
+    return f"cluster.{subject_token(change.name)}.revoked", {"at": change.at}
 
 
 async def _drop_expired(bucket: Bucket, now: float) -> None:
