@@ -2,9 +2,10 @@
 
 A registry can be lost, and a backup is older than what it replaces. So each revocation, and each that was taken back,
 goes to the agents as an entry that this relay's CA key has sealed (AES-SIV, RFC 5297, by a key that HKDF derives from
-it): an agent can neither read nor make one, nor change the one that it has. The same change has the same bytes at every
-relay over one CA, so a digest says whether an agent holds just that. Invariant: only what opens is believed, and it is
-merged by its own time, so an older entry undoes nothing (docs/decisions/0035-backup-and-revocations.md).
+it and the name of the registry): an agent can neither read nor make one, nor change the one that it has, nor carry it
+to a relay with another registry. The same change has the same bytes at every relay of one registry, so a digest says
+whether an agent holds just that. Invariant: only what opens is believed, and it is merged by its own time, so an older
+entry undoes nothing (docs/decisions/0035-backup-and-revocations.md).
 """
 
 from __future__ import annotations
@@ -24,21 +25,30 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from arcbridge.errors import RemoteProtocolError
+from arcbridge.net.address import Address
 from arcbridge.relay.registry.base import AccessChange, merged
+from arcbridge.settings.config import RelayConfig
 from arcbridge.wire.ledger import ID_SIZE, MOST_ENTRY, MOST_HELD, LedgerEntries, entries_of, frames
 from arcbridge.wire.records import Ledger
 
-_INFO: Final = b"arcbridge ledger of revocations 1"
+_INFO: Final = b"arcbridge ledger of revocations 1\0"
+
+
+def registry_name(config: RelayConfig, public: Address) -> str:
+    """Return what tells a relay's registry from others over one CA, and is the same for one that was lost and made
+    anew: a fleet's bucket, or the address of a relay that stands alone, by which agents keep its ledger, too."""
+    return f"bucket {config.fleet.bucket}" if config.fleet.servers else str(public)
 
 
 class Seal:
     """Seals and opens entries with a key that only holders of the CA's key have."""
 
-    def __init__(self, ca_key_pem: str) -> None:
+    def __init__(self, ca_key_pem: str, registry: str) -> None:
+        """`registry`: its name (`registry_name`), for relays over one CA may have several."""
         key = load_pem_private_key(ca_key_pem.encode(), None)
         assert isinstance(key, EllipticCurvePrivateKey), "a CA's key"
         secret = key.private_numbers().private_value.to_bytes((key.key_size + 7) // 8, "big")
-        derived = HKDF(SHA256(), 96, None, _INFO).derive(secret)
+        derived = HKDF(SHA256(), 96, None, _INFO + registry.encode()).derive(secret)
         self._cipher, self._names = AESSIV(derived[:64]), derived[64:]
 
     def seal(self, change: AccessChange) -> bytes:
@@ -48,7 +58,7 @@ class Seal:
         return about + self._cipher.encrypt(said, [about])
 
     def open(self, entry: bytes) -> AccessChange | None:
-        """Return what an entry says; None where a relay over this CA has not sealed it."""
+        """Return what an entry says; None where no relay of this registry has sealed it."""
         try:
             said = self._cipher.decrypt(entry[ID_SIZE:], [entry[:ID_SIZE]])
         except (InvalidTag, ValueError):

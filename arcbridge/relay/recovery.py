@@ -23,7 +23,7 @@ from arcbridge.errors import EnrolmentRefused
 from arcbridge.observe.metrics import Metrics
 from arcbridge.pki.authority import BACKDATE, certificate_validity
 from arcbridge.relay.control import ControlServer
-from arcbridge.relay.ledger import Intake, LedgerBook, Seal
+from arcbridge.relay.ledger import Intake, LedgerBook, Seal, registry_name
 from arcbridge.relay.parts import Basis
 from arcbridge.relay.recovery_words import recovery_finding, recovery_words
 from arcbridge.relay.registry.base import REVOKED, AccessChange, Recovery, Registry, RegistryUnavailable
@@ -59,7 +59,7 @@ class RevocationRecovery:
         self._wait = wait
         self._clock = clock
         self._ca_made = certificate_validity(basis.authority.certificate_pem)[0] + BACKDATE
-        self.book = LedgerBook(Seal(basis.authority.key_pem))
+        self.book = LedgerBook(Seal(basis.authority.key_pem, registry_name(basis.checked.config, basis.checked.public)))
         self._looked = False
         """Whether it was looked, at the start, whether the registry may have been lost."""
         self.recovery: Recovery | None = None
@@ -118,7 +118,11 @@ class RevocationRecovery:
         """Take what an agent of `cluster` has given back. Raises `EnrolmentRefused` where that revokes it."""
         if intake.forged:
             self._counters.ledgers_forged += 1
-            log.warning("ledger not believed", cluster=cluster, reason="an entry was not sealed by a relay of this CA")
+            log.warning(
+                "ledger not believed",
+                cluster=cluster,
+                reason="an entry was not sealed by a relay of this CA and registry",
+            )
         news = await self._registry.merge(intake.done.result()) if intake.done.result() else []
         revoked = [one for one in news if one.before]
         if revoked:

@@ -26,6 +26,7 @@ from arcbridge.relay.parts import Basis
 from arcbridge.relay.recovery import RevocationRecovery
 from arcbridge.relay.recovery_words import recovery_finding
 from arcbridge.relay.registry.base import AccessChange, Recovery, RegistryUnavailable
+from arcbridge.settings.config import RelayConfig
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.ledger import LedgerEntries, entries_of, frames
 from arcbridge.wire.records import Goaway, Ledger, Revoke, Status
@@ -33,6 +34,7 @@ from tests.relay.station import Agent, Station, station
 from tests.support.clock import Clock
 from tests.support.eventually import until
 
+ADDRESS = "relay.test:8443"
 DAY = 86400.0
 NOW = time.time()
 CA = Authority.create("relay", clock=lambda: NOW - DAY)
@@ -47,7 +49,7 @@ class Keeping(Agent):
         super().__init__(relay, cluster, f"of {cluster}")
         self.ledger = LedgerEntries()
         for one in held:
-            self.ledger.put(one if isinstance(one, bytes) else Seal(CA.key_pem).seal(one))
+            self.ledger.put(one if isinstance(one, bytes) else Seal(CA.key_pem, ADDRESS).seal(one))
         self.keeps = keeps
         self.told: list[Revoke] = []
         self.over: Goaway | None = None
@@ -79,7 +81,10 @@ class Place:
 
     def __init__(self, relay: Station, clock: Clock) -> None:
         self.relay, self.clock = relay, clock
-        basis = SimpleNamespace(registry=relay.registry, checks=relay.checks, counters=relay.counters, authority=CA)
+        checked = SimpleNamespace(config=RelayConfig(), public=ADDRESS)
+        basis = SimpleNamespace(
+            registry=relay.registry, checks=relay.checks, counters=relay.counters, authority=CA, checked=checked
+        )
         self.recovery = RevocationRecovery(cast(Basis, basis), relay.control, 30.0, clock=clock)
         self.recovery.refresh = self.look
 
@@ -194,7 +199,7 @@ async def test_an_older_agent_is_told_nothing_that_voids_what_it_knows(tmp_path:
 
 
 async def test_e13_an_agent_that_invents_revocations_is_not_believed(tmp_path: Path) -> None:
-    forged = Seal(Authority.create("its own").key_pem).seal(BOB)
+    forged = Seal(Authority.create("its own").key_pem, ADDRESS).seal(BOB)
     async with place(tmp_path, "prod", "other") as made:
         await made.restored("prod", "other")
         async with Keeping(made.relay, "prod", forged):
