@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from arcbridge.errors import RemoteProtocolError
 from arcbridge.net.address import Address
-from arcbridge.relay.registry.base import AccessChange, merged
+from arcbridge.relay.registry.base import AccessChange, change_of, merged
 from arcbridge.settings.config import RelayConfig
 from arcbridge.wire.ledger import ID_SIZE, MOST_ENTRY, MOST_HELD, LedgerEntries, entries_of, frames
 from arcbridge.wire.records import Ledger
@@ -58,12 +58,13 @@ class Seal:
         return about + self._cipher.encrypt(said, [about])
 
     def open(self, entry: bytes) -> AccessChange | None:
-        """Return what an entry says; None where no relay of this registry has sealed it."""
+        """Return what an entry says; None for what a newer relay says and this one does not know. Raises `ValueError`
+        where no relay of this registry has sealed it."""
         try:
             said = self._cipher.decrypt(entry[ID_SIZE:], [entry[:ID_SIZE]])
-        except (InvalidTag, ValueError):
-            return None
-        return AccessChange(*json.loads(said))
+        except InvalidTag as error:
+            raise ValueError("sealed by no relay of this registry") from error
+        return change_of(json.loads(said))
 
 
 class LedgerBook:
@@ -75,7 +76,7 @@ class LedgerBook:
         """What is known of each name, and its entry."""
         self._sealed = LedgerEntries()
         self.digest = self._sealed.digest()
-        self._opened: dict[bytes, AccessChange] = {}
+        self._opened: dict[bytes, AccessChange | None] = {}
         """Entries that an agent has given back, for the next agent that gives back the same."""
         self._opened_size = 0
 
@@ -106,13 +107,13 @@ class LedgerBook:
 
     def open(self, entry: bytes) -> AccessChange | None:
         """Return what an entry says, as `Seal.open` does: after a loss all agents give back the same entries."""
-        change = self._opened.get(entry)
-        if change is None and (change := self.seal.open(entry)) is not None:
+        if entry not in self._opened:
+            change = self.seal.open(entry)
             if self._opened_size + len(entry) > MOST_HELD:
                 self._opened, self._opened_size = {}, 0
             self._opened[entry] = change
             self._opened_size += len(entry)
-        return change
+        return self._opened[entry]
 
     def news(self, change: AccessChange, now: float) -> bool:
         known = self._changes.get((change.kind, change.name))
@@ -183,9 +184,14 @@ class Intake:
         if self.forged or self._size > MOST_HELD or self._book.holds(entry):
             return
         # Each name once: to open an entry takes a tenth of a millisecond, and an agent has one of each.
-        change = None if entry[:ID_SIZE] in self._ids else self._book.open(entry)
-        self._ids.add(entry[:ID_SIZE])
-        if change is None:
+        if entry[:ID_SIZE] in self._ids:
             self.forged = True
-        elif self._book.news(change, self._now()):
+            return
+        self._ids.add(entry[:ID_SIZE])
+        try:
+            change = self._book.open(entry)
+        except ValueError:
+            self.forged = True
+            return
+        if change is not None and self._book.news(change, self._now()):
             self._found.append(change)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from typing import Literal, cast
 
 import pytest
 
@@ -25,19 +27,22 @@ def test_every_relay_of_a_ca_seals_alike_and_no_other_opens_it() -> None:
     for change in (BOB, BACK, PROD):
         assert other.open(one.seal(change)) == change
         assert one.seal(change) == other.seal(change)
-        assert foreign.open(one.seal(change)) is None
+        with pytest.raises(ValueError, match="sealed by no relay"):
+            foreign.open(one.seal(change))
     entry = one.seal(BOB)
     assert b"company" not in entry
     assert entry[:16] == one.seal(BOB._replace(at=5.0))[:16] != one.seal(PROD)[:16]
     for at in range(len(entry)):
-        assert one.open(entry[:at] + bytes([entry[at] ^ 1]) + entry[at + 1 :]) is None
+        with pytest.raises(ValueError, match="sealed by no relay"):
+            one.open(entry[:at] + bytes([entry[at] ^ 1]) + entry[at + 1 :])
 
 
 def test_e13_an_entry_of_one_registry_means_nothing_to_another_one_over_the_same_ca() -> None:
     """An agent of relays with a registry each could undo at one what was done at the other."""
     one, other = Seal(CA.key_pem, "relay-a.test:8443"), Seal(CA.key_pem, "relay-b.test:8443")
     for change in (BOB, BACK, PROD):
-        assert other.open(one.seal(change)) is None
+        with pytest.raises(ValueError, match="sealed by no relay"):
+            other.open(one.seal(change))
         assert one.seal(change)[:16] != other.seal(change)[:16]
     alone = RelayConfig()
     fleet = replace(alone, fleet=replace(alone.fleet, servers=("nats://nats.test",)))
@@ -143,3 +148,15 @@ async def test_an_entry_that_many_agents_give_back_is_opened_once() -> None:
         intake, _ = await given_back(book, Ledger(digest=b"?"), *sent)
         assert intake.done.result() == [BOB, BACK, PROD]
     assert len(opened) == 3
+
+
+async def test_what_a_newer_relay_has_sealed_is_no_forgery() -> None:
+    """Relays of a fleet are upgraded one after the other."""
+    book = LedgerBook(Seal(CA.key_pem, "a"))
+    seal = book.seal
+    about = seal.seal(BOB)[:16]
+    more = about + seal._cipher.encrypt(json.dumps([*BOB, "more"]).encode(), [about])
+    other = seal.seal(BOB._replace(kind=cast(Literal["user"], "group")))
+    intake, _ = await given_back(book, Ledger(digest=b"?"), *frames([more, other], last=True))
+    assert not intake.forged
+    assert intake.done.result() == [BOB]
