@@ -250,6 +250,10 @@ class ControlServer:
         """Yield the cluster and the report of each agent that is connected here and stays."""
         return ((link.cluster, link.report) for link in self._open if not link.draining)
 
+    def heard(self) -> set[str]:
+        """Return the clusters of which a connected agent has given back all that it keeps of the ledger."""
+        return {link.cluster for link in self._open if link.intake is not None and link.intake.complete}
+
     async def serve(self, sock: socket.socket, ticket: Ticket) -> None:
         """Serve one connection: its turn, the handshake, admission, registration, and then its life."""
         in_turn = await self._turn(sock, ticket)

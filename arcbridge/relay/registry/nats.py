@@ -386,7 +386,9 @@ class NatsRegistry(Registry):
         async def revoke() -> UserRevocation:
             found, revision = await self._bucket.read(f"user.{digest}")
             at = await _after_taking_back(self._bucket, "user", user, self._clock())
-            record = added(None if found is None else _user(found), UserRevocation(user, before, reason, at))
+            former = None if found is None else _user(found)
+            at = later(at, None if former is None else former.revoked)
+            record = added(former, UserRevocation(user, before, reason, at))
             data = asdict(record)
             self._users[digest] = Value(data, await self._bucket.write(f"user.{digest}", data, revision))
             return record

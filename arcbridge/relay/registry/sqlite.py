@@ -363,7 +363,9 @@ class SqliteRegistry(Registry):
                 now = self._clock()
                 at = _after_taking_back(database, "user", user, self._clock())
                 known = _users(database)
-                record = added(known.pop(user, None), UserRevocation(user, before, reason, at))
+                former = known.pop(user, None)
+                at = later(at, None if former is None else former.revoked)
+                record = added(former, UserRevocation(user, before, reason, at))
                 if len(known) >= MAX_REVOKED_USERS:
                     old = [entry.user for entry in known.values() if may_go(entry, now)]
                     if not old:

@@ -671,6 +671,16 @@ class RegistryConformance:
         assert again.at > changes["alice"].at
         assert again.before == now
 
+    async def test_a_user_who_is_revoked_again_has_a_later_time_where_the_clock_was_set_back(
+        self, registry: Registry, clock: Clock
+    ) -> None:
+        first = await registry.revoke_user("alice", int(clock.now))
+        clock.now -= 60
+        second = await registry.revoke_user("alice", int(clock.now) + 90, "again")
+        assert second.revoked > first.revoked
+        (entry,) = await registry.access_changes()
+        assert await registry.merge([entry._replace(at=first.revoked, before=first.before, reason="")]) == []
+
     @pytest.mark.parametrize("order", list(permutations(range(3))))
     async def test_of_what_comes_back_the_later_holds_in_any_order(
         self, open_registry: Opener, clock: Clock, order: tuple[int, ...]
