@@ -25,6 +25,7 @@ from typing import Any, Final
 
 from arcbridge import __version__
 from arcbridge.errors import ConfigError, StateError
+from arcbridge.observe.untrusted_text import printable
 from arcbridge.pki.authority import CERTIFICATE_FILE, KEY_FILE, Authority
 from arcbridge.pki.private_files import ensure_private_directory, read_file, write_private
 from arcbridge.relay.audit.commands import acting
@@ -34,10 +35,15 @@ from arcbridge.relay.registry.base import Recovery
 from arcbridge.settings.config import RelayConfig
 from arcbridge.settings.named_files import is_there
 from arcbridge.units import rfc3339
+from arcbridge.untrusted_json import read_json
 
 FORMAT: Final = 1
 MOST: Final = 1024 * 1024 * 1024
 """Bytes of a backup that is read; 10 000 clusters with 10 000 revoked users take some 30 MB."""
+MOST_MANIFEST: Final = 64 * 1024 * 1024
+"""Bytes of its manifest, which names the clusters that are revoked."""
+LATEST: Final = 253402300800.0
+"""Unix seconds behind every date that can be printed."""
 MANIFEST, REGISTRY, SETTINGS = "manifest.json", "registry", "settings/"
 _AGE: Final = b"age-encryption.org/v1"
 
@@ -135,17 +141,38 @@ async def read_backup(path: Path, identity: Path | None) -> tuple[Manifest, Mapp
         data = await asyncio.to_thread(_decrypt, path, data, identity)
     files = _unpack(path, data)
     try:
-        found: dict[str, Any] = json.loads(files.pop(MANIFEST))
-        if found["format"] > FORMAT:
-            raise StateError(f"{path} was made by a newer arcbridge ({found['version']}): restore it with that")
-        manifest = Manifest(**found)
-        Authority.load(files[CERTIFICATE_FILE].decode(), files[KEY_FILE].decode())
+        manifest = _manifest(path, read_json(files.pop(MANIFEST), MOST_MANIFEST))
+        authority = Authority.load(files[CERTIFICATE_FILE].decode(), files[KEY_FILE].decode())
         whole = {name: hashlib.sha256(one).hexdigest() for name, one in files.items()} == manifest.files
+        whole = whole and authority.pin == manifest.relay_ca_pin
     except (KeyError, TypeError, ValueError) as error:
         raise StateError(f"{path} is no backup of a relay") from error
     if not whole or REGISTRY not in files:
         raise StateError(f"{path} is damaged: what it holds is not what was put into it")
     return manifest, files
+
+
+def _manifest(path: Path, found: Any) -> Manifest:
+    """Return a manifest of which every field has its type, for a stranger may have written it. Raises ValueError, and
+    `StateError` for one of a newer arcbridge."""
+    match found:
+        case {"format": int(number), "version": str(version)} if number > FORMAT:
+            raise StateError(f"{path} was made by a newer arcbridge ({printable(version, 64)}): restore it with that")
+        case {
+            "format": int(),
+            "made": int() | float() as made,
+            "version": str(),
+            "kind": str(),
+            "schema": int(),
+            "relay_ca_pin": str(),
+            "clusters": int(),
+            "clusters_revoked": list(revoked),
+            "users_revoked": int(),
+            "tokens_open": int(),
+            "files": dict(files),
+        } if 0 <= made < LATEST and all(isinstance(one, str) for one in (*revoked, *files.values())):
+            return Manifest(**found)
+    raise ValueError("no manifest")
 
 
 async def restore_backup(
@@ -255,11 +282,15 @@ def _pack(files: Mapping[str, bytes], now: float) -> bytes:
 
 
 def _unpack(path: Path, data: bytes) -> dict[str, bytes]:
-    found = {}
+    found, left = {}, len(data)
     try:
         # "r:": a compressed archive is none of ours, and might be larger than its file.
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
             for entry in archive:
+                # A sparse one expands, and may be larger than its file, too.
+                left -= entry.size
+                if entry.issparse() or left < 0:
+                    raise ValueError("larger than its file")
                 file = archive.extractfile(entry) if entry.isreg() else None
                 if file is not None:
                     found[entry.name] = file.read()

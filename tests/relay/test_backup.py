@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tarfile
 import time
@@ -212,3 +213,41 @@ async def test_a_disk_that_is_full_leaves_no_half_of_a_file(config: RelayConfig)
     with pytest.raises(ArcbridgeError, match="cannot write"):
         await make_backup(config, full)
     assert not full.exists()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"clusters": "1"},
+        {"clusters_revoked": [1]},
+        {"clusters_revoked": "prod"},
+        {"files": []},
+        {"made": 1e300},
+        {"relay_ca_pin": "another"},
+        {"more": 1},
+        {"format": "1"},
+    ],
+    ids=str,
+)
+async def test_a_manifest_that_a_stranger_wrote_is_refused(
+    config: RelayConfig, tmp_path: Path, changed: dict[str, object]
+) -> None:
+    file = tmp_path / "file"
+    await make_backup(config, file)
+    files = backup._unpack(file, file.read_bytes())
+    files["manifest.json"] = json.dumps(json.loads(files["manifest.json"]) | changed).encode()
+    file.write_bytes(backup._pack(files, 0))
+    with pytest.raises(StateError, match=r"no backup|damaged"):
+        await read_backup(file, None)
+
+
+async def test_a_file_in_a_backup_is_not_larger_than_the_backup(tmp_path: Path) -> None:
+    """GNU's sparse files expand to what their header says: 1 TiB from 2 KiB."""
+    sparse = tarfile.TarInfo("registry")
+    sparse.size = 512
+    said = {"major": "1", "minor": "0", "name": "registry", "realsize": str(1 << 40)}
+    sparse.pax_headers = {f"GNU.sparse.{name}": value for name, value in said.items()}
+    with tarfile.open(tmp_path / "file", "w", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(sparse, io.BytesIO(b"1\n1099511627775\n1\n".ljust(512, b"\0")))
+    with pytest.raises(StateError, match="no backup"):
+        await read_backup(tmp_path / "file", None)

@@ -411,12 +411,17 @@ class NatsRegistry(Registry):
 
     async def restore_user(self, user: str) -> bool:
         digest = _digest(check_user(user))
-        known = (await self._bucket.read(f"user.{digest}")).data or self._users.get(digest, NOTHING).data
-        await _note_taken_back(self._bucket, "user", user, 0.0 if known is None else known["revoked"], self._clock())
-        # Also when there is nothing to delete: the mark of the deletion is what other relays believe.
-        await self._bucket.remove(f"user.{digest}")
-        _take(self._users, digest, await self._bucket.read(f"user.{digest}"))
-        return known is not None
+
+        async def restore() -> bool:
+            known = (await self._bucket.read(f"user.{digest}")).data or self._users.get(digest, NOTHING).data
+            revoked = 0.0 if known is None else known["revoked"]
+            await _note_taken_back(self._bucket, "user", user, revoked, self._clock())
+            # Also when there is nothing to delete: the mark of the deletion is what other relays believe.
+            await self._bucket.remove(f"user.{digest}")
+            _take(self._users, digest, await self._bucket.read(f"user.{digest}"))
+            return known is not None
+
+        return await self._changing(restore)
 
     async def user_revocations(self) -> Mapping[str, UserRevocation]:
         try:
@@ -489,7 +494,13 @@ class NatsRegistry(Registry):
         names = tuple(data["name"] for key, data in stored.items() if key.endswith(".binding"))
         stored["recovery"] = asdict(replace(recovery, awaited=names))
         for key in sorted(stored, key=lambda key: (*[key.partition(".")[0] != one for one in order], "binding" in key)):
-            await self._bucket.write(key, stored[key], present.get(key, NOTHING).revision)
+            try:
+                await self._bucket.write(key, stored[key], present.get(key, NOTHING).revision)
+            except Faster as error:
+                raise RegistryUnavailable(
+                    "a relay of the fleet writes to the registry: stop every relay of it, and restore again",
+                    retry_after=None,
+                ) from error
         for key, value in present.items():
             if key not in stored and value.data is not None:
                 await self._bucket.remove(key)

@@ -9,6 +9,7 @@ import pytest
 from arcbridge.errors import EnrolmentRefused
 from arcbridge.relay.registry.base import Recovery, Registry, RegistryUnavailable
 from arcbridge.relay.registry.nats import NatsRegistry
+from arcbridge.relay.registry.nats_bucket import Faster
 from tests.relay.conftest import Connect, Connections
 from tests.relay.registry.conformance import HOUR, KEY_A, KEY_B, Opener, RegistryConformance, cluster_ca, known
 from tests.support.clock import Clock
@@ -149,6 +150,30 @@ class TestNatsFaults:
         assert set(await registry.user_revocations()) == {"alice"}
         monkeypatch.setattr(registry._bucket, "read_all", without_users)
         assert set(await registry.user_revocations()) == {"alice"}, "what is known stays in force"
+
+    async def test_a_write_of_another_relay_at_the_same_moment(
+        self, connections: Connections, clock: Clock, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Restoring a user begins anew; restoring a backup says that no relay may run meanwhile."""
+        registry = await opened(connections, clock, stack)
+        await registry.revoke_user("alice", int(clock.now))
+        snapshot, write = await registry.snapshot(), registry._bucket.write
+        faster = [True]
+
+        async def late(*arguments: Any) -> int:
+            if faster:
+                faster.pop()
+                raise Faster
+            return await write(*arguments)
+
+        monkeypatch.setattr(registry._bucket, "write", late)
+        assert await registry.restore_user("alice")
+        assert await registry.user_revocations() == {}
+        faster.append(True)
+        with pytest.raises(RegistryUnavailable, match="stop every relay"):
+            await registry.replace(snapshot.data, Recovery("restored", clock.now))
+        await registry.replace(snapshot.data, Recovery("restored", clock.now))
+        assert set(await registry.user_revocations()) == {"alice"}
 
     async def test_the_copy_is_not_believed_for_ever(
         self, own_server: NatsServer, connect: Connect, clock: Clock, stack: AsyncExitStack
