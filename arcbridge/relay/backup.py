@@ -18,8 +18,8 @@ import io
 import json
 import tarfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,7 +33,7 @@ from arcbridge.relay.backend import registry_of
 from arcbridge.relay.data_dir import instance_lock, read_authority
 from arcbridge.relay.registry.base import Recovery
 from arcbridge.settings.config import RelayConfig
-from arcbridge.settings.named_files import is_there
+from arcbridge.settings.named_files import is_directory, is_there
 from arcbridge.units import rfc3339
 from arcbridge.untrusted_json import read_json
 
@@ -253,13 +253,30 @@ def _set_aside(directory: Path, name: str, data: bytes, now: float) -> None:
 
 def _settings(config: RelayConfig, settings_file: Path | None) -> dict[str, bytes]:
     """Return the settings file and the files that it names, by their names in a backup."""
-    named = (settings_file, config.policy, config.authentication, config.tls.certificate, config.tls.key)
-    found = {}
-    for path in named:
-        data = None if path is None else read_file(path)
-        if path is not None and data is not None:
-            found[f"{SETTINGS}{path.name}"] = data
+    named = [] if settings_file is None else [("settings", settings_file)]
+    found: dict[str, bytes] = {}
+    taken: dict[str, Path] = {}
+    for setting, path in (*named, *_paths(config)):
+        if is_directory(path) or path in taken.values() or (data := read_file(path)) is None:
+            continue
+        # Two settings may name files of one name in two directories.
+        name = f"{SETTINGS}{setting}-{path.name}" if f"{SETTINGS}{path.name}" in found else f"{SETTINGS}{path.name}"
+        found[name], taken[name] = data, path
     return found
+
+
+def _paths(settings: Any, prefix: str = "") -> Iterator[tuple[str, Path]]:
+    """Yield each setting that is a path, by its name."""
+    for field in fields(settings):
+        value, name = getattr(settings, field.name), f"{prefix}{field.name}"
+        if isinstance(value, Path):
+            yield name, value
+        elif is_dataclass(value):
+            yield from _paths(value, f"{name}.")
+        elif isinstance(value, dict):
+            for key, each in value.items():
+                if is_dataclass(each):
+                    yield from _paths(each, f"{name}.{key}.")
 
 
 def _write_settings(files: Mapping[str, bytes], directory: Path) -> None:
@@ -273,7 +290,7 @@ def _write_settings(files: Mapping[str, bytes], directory: Path) -> None:
 
 def _pack(files: Mapping[str, bytes], now: float) -> bytes:
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name, data in files.items():
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode, entry.mtime = len(data), 0o600, int(now)

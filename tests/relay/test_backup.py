@@ -18,7 +18,7 @@ from arcbridge.relay import backup
 from arcbridge.relay.admin import at, end_recovery
 from arcbridge.relay.backup import make_backup, read_backup, restore_backup
 from arcbridge.relay.data_dir import instance_lock, open_authority, open_registry
-from arcbridge.settings.config import RelayConfig
+from arcbridge.settings.config import GraphConfig, RelayConfig
 from tests.relay.audit.test_log import records
 from tests.relay.conftest import relay_config
 
@@ -251,3 +251,33 @@ async def test_a_file_in_a_backup_is_not_larger_than_the_backup(tmp_path: Path) 
         archive.addfile(sparse, io.BytesIO(b"1\n1099511627775\n1\n".ljust(512, b"\0")))
     with pytest.raises(StateError, match="no backup"):
         await read_backup(tmp_path / "file", None)
+
+
+async def test_every_file_that_the_settings_name_is_in_it_under_a_name_of_its_own(
+    config: RelayConfig, tmp_path: Path
+) -> None:
+    paths = {}
+    for name in ("tls.key", "fleet.key", "graph.a.key_file", "graph.b.client_secret_file"):
+        directory = tmp_path / name
+        directory.mkdir()
+        paths[name] = directory / ("x" * 120 if name.startswith("graph.b") else "key.pem")
+        paths[name].write_text(name)
+        paths[name].chmod(0o600)
+    config = replace(
+        config,
+        tls=replace(config.tls, key=paths["tls.key"]),
+        fleet=replace(config.fleet, key=paths["fleet.key"]),
+        graph={
+            "a": GraphConfig(key_file=paths["graph.a.key_file"], ca_file=paths["fleet.key"]),
+            "b": GraphConfig(client_secret_file=paths["graph.b.client_secret_file"]),
+        },
+    )
+    await make_backup(config, tmp_path / "file")
+    await restore_backup(elsewhere(config, tmp_path), tmp_path / "file", settings=tmp_path / "settings")
+    restored = {path.name: path.read_text() for path in (tmp_path / "settings").iterdir() if len(path.suffix) != 5}
+    assert restored == {
+        "key.pem": "tls.key",
+        "fleet.key-key.pem": "fleet.key",
+        "graph.a.key_file-key.pem": "graph.a.key_file",
+        "x" * 120: "graph.b.client_secret_file",
+    }
