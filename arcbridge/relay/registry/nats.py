@@ -467,6 +467,8 @@ class NatsRegistry(Registry):
                 await self._changing(partial(self._put, found))
                 known[found.kind, found.name] = found
                 news.append(found)
+        if any(not one.before for one in news):
+            await _prune_taken_back(self._bucket)
         return news
 
     async def snapshot(self) -> RegistrySnapshot:
@@ -512,7 +514,7 @@ class NatsRegistry(Registry):
         """Put a change in force. What two relays merge at once is the same, or the next look merges it again."""
         kind, name, at, before, _ = change
         if not before:
-            await _note_taken_back(self._bucket, kind, name, at - 0.001, at)
+            await _write_taken_back(self._bucket, kind, name, at)
         if kind == "user":
             copy, token = self._users, _digest(name)
         else:
@@ -702,11 +704,18 @@ async def _after_taking_back(bucket: Bucket, kind: str, name: str, now: float) -
 
 async def _note_taken_back(bucket: Bucket, kind: str, name: str, revoked: float, at: float) -> None:
     """Remember that a revocation of this time, 0 for none, is taken back."""
-    if not revoked:
-        return
+    if revoked:
+        await _write_taken_back(bucket, kind, name, later(at, revoked))
+        await _prune_taken_back(bucket)
+
+
+async def _write_taken_back(bucket: Bucket, kind: str, name: str, at: float) -> None:
     key = f"back.{_digest(f'{kind}.{name}')}"
-    data = {"kind": kind, "name": name, "at": later(at, revoked)}
-    await bucket.write(key, data, (await bucket.read(key)).revision)
+    await bucket.write(key, {"kind": kind, "name": name, "at": at}, (await bucket.read(key)).revision)
+
+
+async def _prune_taken_back(bucket: Bucket) -> None:
+    """Forget the oldest of what was taken back, where there is too much: it reads all of it."""
     known = [(one.data["at"], key) for key, one in (await bucket.read_all("back.>")).items() if one.data]
     for _, key in sorted(known)[:-MAX_TAKEN_BACK]:
         await bucket.remove(key)

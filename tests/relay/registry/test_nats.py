@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from arcbridge.errors import EnrolmentRefused
-from arcbridge.relay.registry.base import Recovery, Registry, RegistryUnavailable
+from arcbridge.relay.registry.base import AccessChange, Recovery, Registry, RegistryUnavailable
 from arcbridge.relay.registry.nats import NatsRegistry
 from arcbridge.relay.registry.nats_bucket import Faster
 from tests.relay.conftest import Connect, Connections
@@ -174,6 +174,21 @@ class TestNatsFaults:
             await registry.replace(snapshot.data, Recovery("restored", clock.now))
         await registry.replace(snapshot.data, Recovery("restored", clock.now))
         assert set(await registry.user_revocations()) == {"alice"}
+
+    async def test_a_merge_reads_what_was_taken_back_a_few_times_however_much_there_is(
+        self, connections: Connections, clock: Clock, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        registry, reads = await opened(connections, clock, stack), []
+        whole = registry._bucket.read_all
+
+        async def counted(keys: str, *rest: float) -> Any:
+            reads.append(keys)
+            return await whole(keys, *rest)
+
+        monkeypatch.setattr(registry._bucket, "read_all", counted)
+        await registry.merge([AccessChange("user", f"user {number}", clock.now) for number in range(20)])
+        assert reads.count("back.>") == 2
+        assert len(await registry.access_changes()) == 20
 
     async def test_the_copy_is_not_believed_for_ever(
         self, own_server: NatsServer, connect: Connect, clock: Clock, stack: AsyncExitStack
