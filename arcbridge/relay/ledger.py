@@ -76,6 +76,8 @@ class LedgerBook:
         """What is known of each name, and its entry."""
         self._sealed = LedgerEntries()
         self.digest = self._sealed.digest()
+        self.left_out = 0
+        """Changes for which a ledger has no room: no agent keeps them."""
         self._opened: dict[bytes, AccessChange | None] = {}
         """Entries that an agent has given back, for the next agent that gives back the same."""
         self._opened_size = 0
@@ -92,9 +94,11 @@ class LedgerBook:
             self._changes[key] = known
         if fresh or len(former) != len(self._changes):
             self._sealed.clear()
-            for _, entry in self._changes.values():
+            # Where there is no room for all: revocations first, the newest first.
+            for _, entry in sorted(self._changes.values(), key=lambda one: (not one[0].before, -one[0].at)):
                 if len(entry) <= MOST_ENTRY:
                     self._sealed.put(entry)
+            self.left_out = len(self._changes) - len(self._sealed)
             self.digest = self._sealed.digest()
         return [entry for entry in fresh if entry in self._sealed]
 

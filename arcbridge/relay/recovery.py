@@ -195,11 +195,13 @@ class RevocationRecovery:
 
     def finding(self) -> Finding:
         """Return what `doctor` shows of it."""
-        return recovery_finding(self.recovery)
+        return recovery_finding(self.recovery, self.book.left_out)
 
     def register(self, metrics: Metrics) -> None:
         """Tell `metrics` where to read."""
         metrics.gauge("revocations_missing", "1 while the registry may lack revocations that were made before.", None,
                       lambda: int(self.recovery is not None))  # fmt: skip
+        metrics.gauge("ledger_left_out", "Changes of access that no agent keeps, for want of room in the ledger.", None,
+                      lambda: self.book.left_out)  # fmt: skip
         metrics.gauge("clusters_awaited", "Clusters whose agents have not given back the revocations they know.", None,
                       lambda: 0 if self.recovery is None else len(self.recovery.awaited))  # fmt: skip

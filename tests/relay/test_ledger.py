@@ -11,8 +11,10 @@ import pytest
 from arcbridge.net.address import Address
 from arcbridge.pki.authority import Authority
 from arcbridge.relay.ledger import Intake, LedgerBook, Seal, registry_name
+from arcbridge.relay.recovery_words import recovery_finding
 from arcbridge.relay.registry.base import KEEP_REVOKED, AccessChange
 from arcbridge.settings.config import RelayConfig
+from arcbridge.wire import ledger as wire_ledger
 from arcbridge.wire.ledger import MOST_HELD, LedgerEntries, frames
 from arcbridge.wire.records import Ledger
 
@@ -160,3 +162,15 @@ async def test_what_a_newer_relay_has_sealed_is_no_forgery() -> None:
     intake, _ = await given_back(book, Ledger(digest=b"?"), *frames([more, other], last=True))
     assert not intake.forged
     assert intake.done.result() == [BOB]
+
+
+def test_where_there_is_no_room_for_all_the_newest_revocations_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    book = LedgerBook(Seal(CA.key_pem, "a"))
+    old, new = BOB._replace(name="older", at=1.0), BOB._replace(name="newer", at=5000.0)
+    monkeypatch.setattr(wire_ledger, "MOST_HELD", len(book.seal.seal(BOB)) + len(book.seal.seal(new)) + 50)
+    book.learn([BACK._replace(at=9000.0), old, BOB, new])
+    assert [book.holds(book.seal.seal(one)) for one in (old, BOB, new)] == [False, True, True]
+    assert book.left_out == 2
+    assert recovery_finding(None, book.left_out).code == "ledger_full"
+    book.learn([new])
+    assert (book.left_out, recovery_finding(None, book.left_out).code) == (0, "")
