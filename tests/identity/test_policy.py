@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -236,6 +237,24 @@ def test_what_tests_may_ask_for_is_bounded_whatever_their_number() -> None:
     rules = MAX_COMPARISONS // 200 + 1
     with pytest.raises(ConfigError, match=f"100 clusters in tests are {200 * rules} comparisons"):
         Policy.load(rule * rules + test)
+
+
+def test_the_groups_of_a_test_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/threats.md#V23. Of a test with 100 clusters and 20 000 groups each rule looked at 2 000 000 of them."""
+    looked = []
+    names_any = Rule.names_any
+
+    def counted(self: Rule, user: str, groups: Iterable[str]) -> bool:
+        looked.append(groups)
+        return names_any(self, user, groups)
+
+    monkeypatch.setattr(Rule, "names_any", counted)
+    rules = "".join(f"[[allow]]\ngroups = ['g{n}']\nclusters = ['none{n}']\n" for n in range(50))
+    clusters, groups = [f"c{n}" for n in range(100)], [f"x{n}" for n in range(20_000)]
+    policy, found = Policy.inspect(f"{rules}[[test]]\ngroups = {groups}\ndeny = {clusters}\n")
+    assert (len(policy.tests), found) == (1, [])
+    assert len(looked) == 50
+    assert all(isinstance(one, frozenset) for one in looked)
 
 
 @given(st.text("ab*", min_size=1, max_size=8), st.text("ab", min_size=1, max_size=10))
