@@ -92,6 +92,8 @@ class KnownGroups(NamedTuple):
 
     names: tuple[str, ...]
     more: int
+    policy: str = ""
+    """Hash of that policy: one that was mended since may name others of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +191,7 @@ class Policy:
     def known_groups(self, identity: Identity) -> KnownGroups:
         """Return which of the groups of `identity` a rule names, and how many none does."""
         known = tuple(group for group in identity.groups if group in self.groups)
-        return KnownGroups(known, len(identity.groups) - len(known))
+        return KnownGroups(known, len(identity.groups) - len(known), self.hash)
 
 
 def _entry(entry: Any, path: str, errors: list[str]) -> dict[str, Any]:
