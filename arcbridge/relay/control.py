@@ -437,10 +437,7 @@ class ControlServer:
                 ticket.works()
                 await self._adopt(link.cluster, certificate, session.peer_hello, ticket)
             ticket.waits()
-            if not await self._take_what_returns(link):
-                # To go on would replace the agent's ledger, and it may be the only one that has these revocations.
-                self._refused(ticket, link.cluster, "it did not give back the revocations that it keeps")
-                session.close(GoawayCode.UNAVAILABLE, "the ledger did not arrive in time: try again", RETURN_RETRY)
+            if not await self._take_what_returns(link, session, ticket):
                 return False
         except EnrolmentRefused as error:
             self._failed(ticket)
@@ -494,9 +491,9 @@ class ControlServer:
         link.version = printable(hello.software, 64)
         return True
 
-    async def _take_what_returns(self, link: ControlConnection) -> bool:
+    async def _take_what_returns(self, link: ControlConnection, session: MuxSession, ticket: Ticket) -> bool:
         """Wait for what the agent gives back of the ledger; raises `EnrolmentRefused` where that revokes it. Return
-        false where the agent keeps one and did not give back all of it."""
+        false where the agent keeps one, did not give back all of it, and was told."""
         intake = link.intake
         if intake is None or self.on_returned is None:
             return True
@@ -508,7 +505,12 @@ class ControlServer:
             intake.cut_off()
         if not intake.done.cancelled():
             await self.on_returned(link.cluster, intake)
-        return not intake.was_cut_off or not intake.digest
+        if not intake.was_cut_off or not intake.digest:
+            return True
+        # To go on would replace the agent's ledger, and it may be the only one that has these revocations.
+        self._refused(ticket, link.cluster, "it did not give back the revocations that it keeps")
+        session.close(GoawayCode.UNAVAILABLE, "the ledger did not arrive in time: try again", RETURN_RETRY)
+        return False
 
     async def _adopt(self, cluster: str, certificate: bytes, hello: Hello | None, ticket: Ticket) -> None:
         """Take in a cluster that enrolled at another relay of the same CA; raises `EnrolmentRefused`.

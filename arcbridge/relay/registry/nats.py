@@ -439,27 +439,18 @@ class NatsRegistry(Registry):
 
     async def access_changes(self) -> list[AccessChange]:
         try:
-            await self._read_taken_back()
+            self._taken_back = await self._bucket.read_all("back.>", CALL)
         except RegistryUnavailable:
             self._require_copy()
             if self._taken_back is None:
                 raise
-        return await self._changes()
-
-    async def _read_taken_back(self) -> None:
-        self._taken_back = await self._bucket.read_all("back.>", CALL)
-
-    async def _changes(self) -> list[AccessChange]:
-        """Return `access_changes`, of what was taken back as it was read last."""
         await asyncio.gather(self.revocations(), self.user_revocations())
-        entries = {key: data for key, (data, _) in (self._taken_back or {}).items()}
-        entries |= {f"cluster.{token}.revoked": data for token, (data, _) in self._revoked.items()}
-        entries |= {f"user.{digest}": data for digest, (data, _) in self._users.items()}
-        return list(_changes_in(entries).values())
+        return list(_changes_of(self._taken_back, self._revoked, self._users).values())
 
     async def merge(self, changes: Iterable[AccessChange]) -> list[AccessChange]:
-        await self._read_taken_back()  # no copy of it decides a change
-        known = {(one.kind, one.name): one for one in await self._changes()}
+        self._taken_back = await self._bucket.read_all("back.>", CALL)  # no copy of it decides a change
+        await asyncio.gather(self.revocations(), self.user_revocations())
+        known = _changes_of(self._taken_back, self._revoked, self._users)
         now, news = self._clock(), []
         for change in changes:
             found = merged(known.get((change.kind, change.name)), change, now)
@@ -645,6 +636,16 @@ class NatsRegistry(Registry):
                     raise RegistryUnavailable("too many changes at once in the registry: try again") from None
                 await asyncio.sleep(random.uniform(0, pause))
                 pause = min(2 * pause, PAUSES[1])
+
+
+def _changes_of(
+    taken_back: Mapping[str, Value], revoked: Mapping[str, Value], users: Mapping[str, Value]
+) -> dict[tuple[str, str], AccessChange]:
+    """Return what was said last of each name, by the copies: of clusters by subject token, of users by hash."""
+    entries = {key: data for key, (data, _) in taken_back.items()}
+    entries |= {f"cluster.{token}.revoked": data for token, (data, _) in revoked.items()}
+    entries |= {f"user.{digest}": data for digest, (data, _) in users.items()}
+    return _changes_in(entries)
 
 
 def _changes_in(entries: Mapping[str, Mapping[str, Any] | None]) -> dict[tuple[str, str], AccessChange]:
