@@ -47,7 +47,7 @@ _RUNNING, _FILE = "of the relay that runs", "of the settings' file, because no r
 
 def _explained(row: policy_review.Row) -> str:
     token, revoked = row["token"], row["revoked"]
-    may = "may reach" if row["allowed"] else "may not reach"
+    may = "may reach" if row["allowed"] else "may not reach" if row["known"] else "may or may not reach"
     came = "not known here, so the name alone was looked for; give --groups"
     if token:
         claim = f'; the token has no claim "{token["missing_claim"]}"' if token["missing_claim"] else ""

@@ -75,9 +75,12 @@ async def explain_access(config: RelayConfig, user: str, groups: tuple[str, ...]
     token = max(rows, key=lambda row: (row.get("from") == "session", row.get("at", 0.0)), default=None)
     groups = groups or tuple((token or {}).get("groups", ()))
     verdict = explain(policy.rules, named(user, groups), cluster)
+    reason, known = verdict.sentence(), verdict.allowed or _all_known(token, policy)
+    if not known:
+        reason = "not all groups of that token which the policy names are known, as it has changed since: give --groups"
     path, line = ("", 0) if verdict.rule is None else (verdict.rule.path, verdict.rule.line)
     row = {"user": user, "groups": list(groups), "cluster": cluster, "allowed": verdict.allowed,
-           "reason": verdict.sentence(), "rule": path, "line": line, "by": verdict.by, "lacks": list(verdict.lacks),
+           "known": known, "reason": reason, "rule": path, "line": line, "by": verdict.by, "lacks": list(verdict.lacks),
            "near": verdict.near, "token": token, "policy": policy.hash, "running": running, "cluster_state": "",
            "agents": None, "did_you_mean": "", "revoked": None}  # fmt: skip
     with contextlib.suppress(ArcbridgeError):  # a registry that does not answer takes nothing from the answer
@@ -90,6 +93,14 @@ async def explain_access(config: RelayConfig, user: str, groups: tuple[str, ...]
                 (one for one in await admin.list_users(admin.at(config)) if one["user"] == user), None
             )
     return row
+
+
+def _all_known(token: Row | None, policy: Policy) -> bool:
+    """Return whether a user's row has all groups of the token that a rule in force names. One of an older relay does
+    not say by which policy they were chosen."""
+    if token is None or not token.get("more"):
+        return True
+    return not token.get("cut") and token.get("policy", policy.hash) == policy.hash
 
 
 async def compare_policy(config: RelayConfig, file: Path) -> Row:

@@ -125,3 +125,33 @@ async def test_the_administrators_of_the_relay_that_runs(monkeypatch: pytest.Mon
     rows[2:] = []
     with pytest.raises(StateError, match="does not send its rules"):
         await policy_in_force(RelayConfig(data_dir=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("said", "known"),
+    [
+        ({}, True),
+        ({"policy": "former"}, False),
+        ({"policy": "former", "more": 0}, True),
+        ({"cut": 1}, False),
+        ({"policy": "former", "groups": ["dev"]}, True),
+    ],
+    ids=["of this policy", "of the former", "it named all", "too many", "allowed all the same"],
+)
+async def test_groups_that_a_former_policy_did_not_name_are_not_taken_for_absent(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: dict[str, Any], known: bool
+) -> None:
+    """Right after a policy was mended, the user whom it was mended for has not joined again."""
+    policy = Policy.load(OLD)
+
+    async def in_force(config: RelayConfig) -> tuple[Policy, bool]:
+        return policy, True
+
+    async def ask(data_dir: Path, question: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return [{"from": "join", "at": 5.0, "groups": [], "more": 2, "policy": policy.hash, "cut": 0} | said]
+
+    monkeypatch.setattr(module, "policy_in_force", in_force)
+    monkeypatch.setattr(module, "ask", ask)
+    row = await module.explain_access(RelayConfig(data_dir=tmp_path), "bob", (), "shop-1")
+    assert row["known"] == known
+    assert ("give --groups" in row["reason"]) != known

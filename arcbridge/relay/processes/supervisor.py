@@ -73,6 +73,7 @@ _RULES: Final[dict[str, Callable[..., float]]] = {
     f"{_PREFIX}draining": max,
     f"{_PREFIX}check_ok": min,
     f"{_PREFIX}revocations_missing": max,
+    f"{_PREFIX}ledger_left_out": max,
     f"{_PREFIX}clusters_awaited": max,
     f"{_PREFIX}certificate_expires_timestamp_seconds": min,
     f"{_PREFIX}cluster_check_ok": min,
