@@ -554,6 +554,7 @@ class RegistryConformance:
         clock.now += 5
         assert (await other.revoke_user("alice", now - 60)).before == now
         assert (await registry.user_revocations())["alice"] == UserRevocation("alice", now, "first", clock.now)
+        clock.now += 1
         await other.revoke_user("alice", now + 3600, "second")
         assert (await registry.user_revocations())["alice"] == UserRevocation("alice", now + 3600, "second", clock.now)
         # Restored, and revoked from an earlier time: nothing of the former one is left.
