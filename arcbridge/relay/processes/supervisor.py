@@ -42,12 +42,12 @@ from arcbridge.relay.audit.log import RelayAudit
 from arcbridge.relay.data_dir import instance_lock
 from arcbridge.relay.listener import bind
 from arcbridge.relay.membership import enter_audit, log_warnings, open_to_operator, record_start
-from arcbridge.relay.operations import Question, Row, parts, rows_of
-from arcbridge.relay.processes.worker import ANSWERS, Assignment
+from arcbridge.relay.operations import Question, Row, rows_of
+from arcbridge.relay.processes.worker import Assignment, send_rows
 from arcbridge.relay.reload import merged
 from arcbridge.relay.service import RelayInfo
 from arcbridge.relay.settings import required, worker_count
-from arcbridge.relay.siblings.channel import Channel, ChannelClosed, Head, Received, in_parts, pair
+from arcbridge.relay.siblings.channel import Channel, Head, Received, in_parts, pair
 from arcbridge.settings.config import RelayConfig
 from arcbridge.tasks import cancel_and_wait
 
@@ -490,14 +490,8 @@ class Supervisor:
         return [row for answer in answers for row in answer.rows]
 
     async def _reply(self, worker: _WorkerHandle, number: int, question: Question) -> None:
-        """Answer a worker, which asks for an administrator, as fast as it reads."""
-        for part, last in parts(await self.ask(question)):
-            try:
-                await worker.channel.room(ANSWERS)
-            except ChannelClosed:
-                return
-            worker.channel.tell({"t": "reply", "n": number, "last": last}, part)
-            await asyncio.sleep(0)
+        """Answer a worker, which asks for an administrator."""
+        await send_rows(worker.channel, {"t": "reply", "n": number}, await self.ask(question))
 
     async def reload(self, reread: Callable[[], RelayConfig]) -> Outcome:
         """Read the settings again and have every worker put them in force; those that start later begin with them.

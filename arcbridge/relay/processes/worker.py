@@ -39,7 +39,7 @@ import json
 import math
 import pickle
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Final
@@ -57,7 +57,7 @@ from arcbridge.relay.membership import Membership, Service
 from arcbridge.relay.operations import Question, Row, parts, rows_of
 from arcbridge.relay.service import RelayInfo, serve
 from arcbridge.relay.settings import CheckedRelay, required
-from arcbridge.relay.siblings.channel import Channel, ChannelClosed, Received, in_parts
+from arcbridge.relay.siblings.channel import Channel, ChannelClosed, Head, Received, in_parts
 from arcbridge.relay.siblings.group import Siblings
 from arcbridge.relay.siblings.handover import Handovers
 from arcbridge.settings.config import RelayConfig, RelayLimitsConfig, RelayUserLimitsConfig
@@ -325,14 +325,7 @@ class _Worker:
         async with self._answering:
             service = self.membership.service if hasattr(self, "membership") else None
             rows = [] if service is None else service.operations.answer(question)
-            for part, last in parts(rows):
-                try:
-                    await self.channel.room(ANSWERS)
-                except ChannelClosed:
-                    return
-                self.channel.tell({"t": "answered", "n": number, "last": last}, part)
-                # What this worker is for goes on in between.
-                await asyncio.sleep(0)
+            await send_rows(self.channel, {"t": "answered", "n": number}, rows)
 
     def _reload(self, number: int, config: RelayConfig) -> None:
         """Put other settings in force, and send the result. One that does not serve yet reports that it failed."""
@@ -390,3 +383,14 @@ async def work(parent: socket.socket, stopping: asyncio.Event, hurry: asyncio.Ev
         worker.channel.tell({"t": "failed", "message": error.message, "usage": isinstance(error, ConfigError)})
     finally:
         worker.close()
+
+
+async def send_rows(channel: Channel, head: Head, rows: Sequence[Row]) -> None:
+    """Send the rows of an answer, as fast as the other process reads; what this one is for goes on in between."""
+    for part, last in parts(rows):
+        try:
+            await channel.room(ANSWERS)
+        except ChannelClosed:
+            return
+        channel.tell({**head, "last": last}, part)
+        await asyncio.sleep(0)
