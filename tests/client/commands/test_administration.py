@@ -106,6 +106,14 @@ async def test_what_a_relay_refuses_and_what_is_no_answer(
     assert len(str(caught.value)) < 700
 
 
+async def test_an_answer_that_is_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/threats.md#K9."""
+    monkeypatch.setattr("arcbridge.client.commands.directory._LIMIT", 1000)
+    async with relay(web.Response(text=" " * 1001), [], tmp_path) as (access, tokens):
+        with pytest.raises(Unreachable, match="answered more than 1000 bytes"):
+            await administer(Relays([access]), tokens, "cluster list", {})
+
+
 async def test_another_relay_gets_a_command_only_where_it_did_not_leave(tmp_path: Path) -> None:
     seen: list[Any] = []
     async with relay(rows(), seen, tmp_path) as (working, tokens), relay(None, seen, tmp_path) as (cutting, _):

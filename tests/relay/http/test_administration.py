@@ -326,6 +326,10 @@ async def test_hostile_bodies(relay: Relay, data: bytes, everything_logged: list
     assert CANARY[:12] not in json.dumps(answer) + "".join(everything_logged)
     too_large = b" " * (BODY_LIMIT + 1)
     assert (await relay.call("POST", "/v1/admin", data=too_large, headers=headers))[0] == 413
+    headers["Authorization"] = "Bearer token-of-ann"
+    for body in (data, too_large):
+        status, answer, _ = await relay.call("POST", "/v1/admin", data=body, headers=headers)
+        assert (status, error(answer)[1]) == (403, REFUSED), "who is no administrator is refused before the body"
 
 
 @pytest.mark.parametrize(
