@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import tarfile
 import time
 from dataclasses import replace
@@ -12,7 +14,7 @@ from pathlib import Path
 import pyrage
 import pytest
 
-from arcbridge.errors import ArcbridgeError, ConfigError, StateError
+from arcbridge.errors import ConfigError, StateError
 from arcbridge.pki.authority import Authority
 from arcbridge.relay import backup
 from arcbridge.relay.admin import at, end_recovery
@@ -208,11 +210,22 @@ async def test_a_newer_file_and_one_of_another_engine_are_refused_with_what_to_d
         await restore_backup(fleet, file)
 
 
-async def test_a_disk_that_is_full_leaves_no_half_of_a_file(config: RelayConfig) -> None:
-    full = Path("/dev/full-of-nothing/backup")
-    with pytest.raises(ArcbridgeError, match="cannot write"):
-        await make_backup(config, full)
-    assert not full.exists()
+async def test_a_disk_that_is_full_leaves_the_former_file_and_no_half_of_another(
+    config: RelayConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(StateError, match=r"cannot write .*No such file"):
+        await make_backup(config, tmp_path / "none" / "file")
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / "file").write_bytes(b"former")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(StateError, match=r"cannot write .*No space left"):
+        await make_backup(config, place / "file", overwrite=True)
+    assert [(one.name, one.read_bytes()) for one in place.iterdir()] == [("file", b"former")]
 
 
 @pytest.mark.parametrize(
