@@ -15,7 +15,7 @@ import pytest
 from arcbridge.settings import surroundings as module
 from arcbridge.settings.surroundings import LEAST, holders, is_full, listeners, named, settings_of
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux'")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="LEFT OUT: reads /proc")
 
 HOLDER = """
 import socket, sys
