@@ -505,7 +505,7 @@ class ControlServer:
             intake.cut_off()
         if not intake.done.cancelled():
             await self.on_returned(link.cluster, intake)
-        if not intake.was_cut_off or not intake.digest:
+        if not intake.was_cut_off:
             return True
         # To go on would replace the agent's ledger, and it may be the only one that has these revocations.
         self._refused(ticket, link.cluster, "it did not give back the revocations that it keeps")

@@ -216,11 +216,21 @@ async def test_e13_an_agent_that_invents_revocations_is_not_believed(tmp_path: P
         assert await made.relay.registry.access_changes() == []
 
 
-async def test_an_agent_that_says_nothing_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_e13_the_ledger_of_an_agent_that_does_not_say_what_it_holds_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its HELLO says that it keeps one, so that it is late, and not older."""
     monkeypatch.setattr(control, "RETURN_DEADLINE", 0.05)
     monkeypatch.setattr(Keeping, "established", lambda self, session: None)
-    async with place(tmp_path, "prod") as made, Keeping(made.relay, "prod"):
-        await until(lambda: len(made.relay.control))
+    async with place(tmp_path, "prod") as made:
+        await made.relay.registry.revoke_user("carol", 7)
+        await made.look()
+        async with Keeping(made.relay, "prod", BOB) as agent:
+            await until(lambda: agent.over)
+        assert agent.over is not None
+        assert agent.over.code == GoawayCode.UNAVAILABLE
+        assert len(agent.ledger) == 1
+        assert agent.told == [], "nor anything that voids what it knows"
 
 
 async def test_e13_the_ledger_of_an_agent_that_did_not_give_back_all_is_not_replaced(
