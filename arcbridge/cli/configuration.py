@@ -52,7 +52,7 @@ def find_problems(invocation: Invocation, environment: Mapping[str, str], *, aro
         problems: list[Problem] = list(checked.problems)
         if around and invocation.role != CLIENT:
             look = importlib.import_module(f"arcbridge.{invocation.role}.surroundings").look_around
-            wrong_settings = {problem.setting for problem in checked.problems.errors} | unread
+            wrong_settings = {problem.setting for problem in checked.problems.errors}
             found_around: list[Problem] = list(look(checked, _runs_these(invocation, environment)))
             problems += [problem for problem in found_around if problem.setting not in wrong_settings]
         found += [problem for problem in problems if problem.setting not in unread]

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
-from arcbridge.settings.named_files import is_there
+from arcbridge.settings.named_files import nearest
 
 _PROC: Final = Path("/proc")
 LEAST: Final = 256 * 1024
@@ -65,12 +65,12 @@ def _has(process: str, is_it: Callable[[str], bool]) -> bool:
     return False
 
 
-def named(processes: frozenset[int]) -> str:
+def named(processes: frozenset[int], *, join: str = " by ") -> str:
     """Return ` by NAME (process ID)` for the first of some processes; empty where none is known."""
     for process in sorted(processes):
         with contextlib.suppress(OSError):
             name = (_PROC / str(process) / "comm").read_text(errors="replace").strip()  # a process chooses it itself
-            return f" by {''.join(one if one.isprintable() else '?' for one in name)} (process {process})"
+            return f"{join}{''.join(one if one.isprintable() else '?' for one in name)} (process {process})"
     return ""
 
 
@@ -101,11 +101,8 @@ def _given(name: str, words: list[str], variables: list[str]) -> str:
 
 def is_full(path: Path) -> str:
     """Return why nothing more can be written where `path` is, or will be made; empty where it can, or none knows."""
-    place = path.absolute()
-    while not is_there(place) and place != place.parent:
-        place = place.parent
     try:
-        disk = os.statvfs(place)
+        disk = os.statvfs(nearest(path))
     except (OSError, AttributeError):
         return ""
     if disk.f_flag & os.ST_RDONLY:
