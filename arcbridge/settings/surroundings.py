@@ -74,21 +74,22 @@ def named(processes: frozenset[int], *, join: str = " by ") -> str:
     return ""
 
 
-def settings_of(process: int, role: str, default: Path | None) -> Path | None:
-    """Return the settings file that a process was given; `default` where it is arcbridge in `role` and was given none.
-
-    None: it is another program, or that is not known.
-    """
+def runs_with(process: int, role: str, file: Path | None, default: Path | None) -> bool:
+    """Return whether a process was given this settings file; `default` is the one of arcbridge in `role` that was given
+    none. None: flags and environment alone."""
     try:
         words = os.fsdecode((_PROC / str(process) / "cmdline").read_bytes()).split("\0")
         variables = os.fsdecode((_PROC / str(process) / "environ").read_bytes()).split("\0")
         directory = Path(os.readlink(_PROC / str(process) / "cwd"))
     except OSError:
-        return None
-    if file := _given("config", words, variables):
-        return directory / file
-    is_arcbridge = any(Path(word).name == "arcbridge" for word in words)
-    return default if is_arcbridge and _given("role", words, variables) == role else None
+        return False
+    if given := _given("config", words, variables):
+        found: Path | None = directory / given
+    elif any(Path(word).name == "arcbridge" for word in words) and _given("role", words, variables) == role:
+        found = default
+    else:
+        return False
+    return (found and found.absolute()) == (file and file.absolute())
 
 
 def _given(name: str, words: list[str], variables: list[str]) -> str:
