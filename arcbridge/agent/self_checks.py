@@ -133,7 +133,7 @@ async def look_at_impersonation(
         verb = verb or (one if await _may(api, USERS, one) else "")
     complete = _at(status, "incomplete") is not True
     if not verb and not complete:
-        own.legacy, own.lacking = False, {}
+        own.legacy, own.lacking = False, None
         detail = "no rule of RBAC lets the agent impersonate users; another authorizer may"
         return _bad(IMPERSONATION, "impersonation_unknown", detail, warning)
     has_groups = api.impersonable is None or bool(api.impersonable)
@@ -141,7 +141,7 @@ async def look_at_impersonation(
     verb = verb or LEGACY
     lacking = [one for one in wanted if not rules.gives(one, verb) and not await _may(api, one, verb)]
     own.legacy = verb == LEGACY
-    own.lacking = {one.resource: one.sentence(own.user, verb) for one in lacking if one.always}
+    own.lacking = next(((one.resource, one.sentence(own.user, verb)) for one in lacking if one.always), None)
     if finding := _lacking(lacking, lambda one: one.sentence(own.user, verb), certain=complete):
         return finding
     if verb == CONSTRAINED and complete and not rules.has_verbs:

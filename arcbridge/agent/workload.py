@@ -80,16 +80,15 @@ class PodOfWorkload:
             status, answer = await self._ask()
             if status == 200:
                 log.info("pod left its workload", label=self._label)
-            elif status in (400, 403, 404, 422):
+                return
+            if status in (400, 403, 404, 422):
                 log.warning("pod stays in its workload", status=status, reason=_reason(answer), label=self._label)
-            else:
-                if not warned:
-                    # Once: each further failure would be the same line, for as long as the drain.
-                    log.warning("pod cannot leave yet", status=status, reason=_reason(answer), label=self._label)
-                    warned = True
-                await asyncio.sleep(backoff.next_delay())
-                continue
-            return
+                return
+            if not warned:
+                # Once: each further failure would be the same line, for as long as the drain.
+                log.warning("pod cannot leave yet", status=status, reason=_reason(answer), label=self._label)
+                warned = True
+            await asyncio.sleep(backoff.next_delay())
 
     async def _ask(self) -> tuple[int, Any]:
         """Return the status and what was answered; status 0 with a reason where there was no answer."""

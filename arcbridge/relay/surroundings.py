@@ -25,16 +25,10 @@ def look_around(checked: CheckedRelay, runs_these: Callable[[int], bool]) -> Pro
     if why := is_full(config.data_dir):
         problems.error("data_dir", f"data_dir: {why}")
     relay = _Relay(config.data_dir, runs_these)
-
-    def observe() -> None:
-        check_observe_port(config.observe.listen)
-
-    def listen() -> None:
-        bind(checked.listen, accept=False).close()
-
-    free = _try(problems, "listen", checked.listen.port, listen, relay)
-    if config.observe.listen:
-        _try(problems, "observe.listen", port_of(config.observe.listen), observe, relay)
+    listen, observe = checked.listen, config.observe.listen
+    free = _try(problems, "listen", listen.port, lambda: bind(listen, accept=False).close(), relay)
+    if observe:
+        _try(problems, "observe.listen", port_of(observe), lambda: check_observe_port(observe), relay)
     if relay.processes and not relay.is_this:
         problems.error("data_dir", another_relay(config.data_dir).message)
     elif relay.runs and not relay.processes and free:

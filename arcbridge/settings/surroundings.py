@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
-from arcbridge.settings.named_files import is_there
+from arcbridge.settings.named_files import nearest
 
 _PROC: Final = Path("/proc")
 LEAST: Final = 256 * 1024
@@ -65,30 +65,31 @@ def _has(process: str, is_it: Callable[[str], bool]) -> bool:
     return False
 
 
-def named(processes: frozenset[int]) -> str:
+def named(processes: frozenset[int], *, join: str = " by ") -> str:
     """Return ` by NAME (process ID)` for the first of some processes; empty where none is known."""
     for process in sorted(processes):
         with contextlib.suppress(OSError):
             name = (_PROC / str(process) / "comm").read_text(errors="replace").strip()  # a process chooses it itself
-            return f" by {''.join(one if one.isprintable() else '?' for one in name)} (process {process})"
+            return f"{join}{''.join(one if one.isprintable() else '?' for one in name)} (process {process})"
     return ""
 
 
-def settings_of(process: int, role: str, default: Path | None) -> Path | None:
-    """Return the settings file that a process was given; `default` where it is arcbridge in `role` and was given none.
-
-    None: it is another program, or that is not known.
-    """
+def runs_with(process: int, role: str, file: Path | None, default: Path | None) -> bool:
+    """Return whether a process was given this settings file; `default` is the one of arcbridge in `role` that was given
+    none. None: flags and environment alone."""
     try:
         words = os.fsdecode((_PROC / str(process) / "cmdline").read_bytes()).split("\0")
         variables = os.fsdecode((_PROC / str(process) / "environ").read_bytes()).split("\0")
         directory = Path(os.readlink(_PROC / str(process) / "cwd"))
     except OSError:
-        return None
-    if file := _given("config", words, variables):
-        return directory / file
-    is_arcbridge = any(Path(word).name == "arcbridge" for word in words)
-    return default if is_arcbridge and _given("role", words, variables) == role else None
+        return False
+    if given := _given("config", words, variables):
+        found: Path | None = directory / given
+    elif any(Path(word).name == "arcbridge" for word in words) and _given("role", words, variables) == role:
+        found = default
+    else:
+        return False
+    return (found and found.absolute()) == (file and file.absolute())
 
 
 def _given(name: str, words: list[str], variables: list[str]) -> str:
@@ -101,11 +102,8 @@ def _given(name: str, words: list[str], variables: list[str]) -> str:
 
 def is_full(path: Path) -> str:
     """Return why nothing more can be written where `path` is, or will be made; empty where it can, or none knows."""
-    place = path.absolute()
-    while not is_there(place) and place != place.parent:
-        place = place.parent
     try:
-        disk = os.statvfs(place)
+        disk = os.statvfs(nearest(path))
     except (OSError, AttributeError):
         return ""
     if disk.f_flag & os.ST_RDONLY:

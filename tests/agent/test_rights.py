@@ -73,4 +73,4 @@ async def test_the_rights_that_the_mappings_need(
         assert words in found.detail
         assert "jwt[0].claimMappings." in found.detail
         # A user of the other issuer may be refused for something else.
-        assert api.upstream.own_refusals.lacking == ({missing: words} if state is FindingState.FAILED else {})
+        assert api.upstream.own_refusals.lacking == ((missing, words) if state is FindingState.FAILED else None)

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from arcbridge.settings import surroundings as module
-from arcbridge.settings.surroundings import LEAST, holders, is_full, listeners, named, settings_of
+from arcbridge.settings.surroundings import LEAST, holders, is_full, listeners, named, runs_with
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="LEFT OUT: reads /proc")
 
@@ -90,11 +90,17 @@ def test_other_descriptors_are_not_looked_at(tmp_path: Path, monkeypatch: pytest
 def test_the_settings_of_a_process(
     tmp_path: Path, words: tuple[str, ...], environment: dict[str, str], found: str | None
 ) -> None:
-    """The default file is that of arcbridge in its role, and of no program else that has a port."""
+    """The default file is that of arcbridge in its role, and of no program else that has a port. So are flags alone,
+    where there is no such file."""
     (tmp_path / "file").write_text("")
+    default = tmp_path / "default.toml"
     with holder(tmp_path / "file", *words, **environment) as (process, _):
-        settings = settings_of(process, "agent", tmp_path / "default.toml")
-        assert settings == (None if found is None else tmp_path / found)
+        files = ("a.toml", "/etc/a.toml", "b.toml", "default.toml")
+        fit = [file for file in files if runs_with(process, "agent", tmp_path / file, default)]
+        assert fit == ([] if found is None else [found])
+        assert runs_with(process, "agent", None, None) == (found == "default.toml")
+        assert not runs_with(process, "agent", None, default)
+        assert not runs_with(process, "agent", default, None)
 
 
 @pytest.mark.parametrize(

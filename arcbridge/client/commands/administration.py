@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from arcbridge.client.commands.directory import request
+from arcbridge.client.commands.directory import check_names, read_answer, request
 from arcbridge.client.credentials.tokens import Tokens
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.relay.relays import Relays, RelaysFailed, concerns_all
@@ -24,7 +24,6 @@ from arcbridge.pki.enrolment import JoinToken
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.pki.new_token import NewToken
 from arcbridge.pki.pins import check_pin
-from arcbridge.untrusted_json import read_json
 
 PATH: Final = "/v1/admin"
 MOST_WORDS: Final = 500
@@ -105,17 +104,14 @@ def new_token(row: Row, cluster: str, kubernetes: list[str]) -> NewToken:
 
 def _read(relay: RelayAccess, status: int, body: bytes) -> Answered:
     url = relay.address.url
-    try:
-        document = read_json(body)
-    except ValueError as error:
-        raise Unreachable(f"{url} did not answer with JSON: is this an arcbridge relay?") from error
+    document = read_answer(url, body)
     if not isinstance(document, dict):
         document = {}
     if status == 200:
         rows = document.get("rows")
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise Unreachable(f"{url} did not answer with rows: is this an arcbridge relay?")
-        _check_names(url, rows)
+        check_names(url, (row[key] for row in rows for key in ("cluster", "name") if key in row))
         return Answered(rows, document.get("more") is True)
     if status == 404:
         raise OlderRelay(f"the relay {url} knows no administration over HTTPS: its version is an earlier one")
@@ -124,14 +120,3 @@ def _read(relay: RelayAccess, status: int, body: bytes) -> Answered:
     if status in _KINDS and words:
         raise _KINDS[status](f"the relay {url} refuses: {words}")
     raise Unreachable(f"the relay {url} answered with status {status}; its log says why")
-
-
-def _check_names(url: str, rows: list[Row]) -> None:
-    """Raise Unreachable for a name that no cluster has: it goes to terminals and into scripts (docs/threats.md#B3)."""
-    try:
-        for row in rows:
-            for key in ("cluster", "name"):
-                if key in row:
-                    check_cluster_name(str(row[key]))
-    except ConfigError as error:
-        raise Unreachable(f"{url} named a cluster as none is named; tell the relay's operator") from error

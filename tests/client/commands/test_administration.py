@@ -93,8 +93,8 @@ def refusal(status: int, message: object) -> web.Response:
         (web.Response(text="[" * 100_000), Unreachable, "JSON"),
         (web.Response(text="[]"), Unreachable, "rows"),
         (web.Response(text='{"rows": [3]}'), Unreachable, "rows"),
-        (rows({"cluster": "$(touch ran)"}), Unreachable, "as none is named"),
-        (rows({"name": ["a"]}), Unreachable, "as none is named"),
+        (rows({"cluster": "$(touch ran)"}), Unreachable, "a name that no cluster has"),
+        (rows({"name": ["a"]}), Unreachable, "a name that no cluster has"),
     ],
 )
 async def test_what_a_relay_refuses_and_what_is_no_answer(
