@@ -1,10 +1,10 @@
-"""How durations and sizes are written for people."""
+"""How durations, sizes and times are written for people."""
 
 from __future__ import annotations
 
 import pytest
 
-from arcbridge.units import duration, size
+from arcbridge.units import duration, rfc3339, size
 
 
 @pytest.mark.parametrize(
@@ -21,3 +21,7 @@ def test_durations(seconds: float, written: str) -> None:
 )
 def test_sizes(count: int, written: str) -> None:
     assert size(count) == written
+
+
+def test_times() -> None:
+    assert rfc3339(1800000000.9) == "2027-01-15T08:00:00Z"

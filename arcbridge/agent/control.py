@@ -36,9 +36,9 @@ from arcbridge.net.tls import ALPN_CONTROL
 from arcbridge.observe.untrusted_text import clean
 from arcbridge.tasks import cancel_and_wait
 from arcbridge.wire.frames import GoawayCode
-from arcbridge.wire.ledger import LedgerEntries, entries_of, frames
+from arcbridge.wire.ledger import FEATURE, LedgerEntries, entries_of, frames
 from arcbridge.wire.records import CaSuccession, Dial, Goaway, Ledger, Revoke, Status
-from arcbridge.wire.session import Kind, Side
+from arcbridge.wire.session import Introduction, Kind, Side
 
 CONTROL_CONNECTIONS = 2
 """Control connections to keep: with two, one relay may die or be upgraded and the cluster stays reachable."""
@@ -301,9 +301,7 @@ class ControlConnections:
             Kind.CONTROL,
             link,
             label=str(relay),
-            agent=self.instance,
-            software=build(),
-            cluster_ca=self._keeper.stated_ca_pem,
+            introduction=Introduction(self.instance, build(), self._keeper.stated_ca_pem, FEATURE),
         )
         link.session = session
         try:
@@ -334,7 +332,6 @@ class ControlConnections:
         self._changed.set()
         _log.info("control connection up", connection=str(link.relay), up=self.up, wanted=self.wanted)
         if link.session is not None and not link.session.closed:
-            # Before the report, by which a relay knows an agent that keeps no ledger.
             link.session.send(Ledger(digest=self.ledgers[link.relay].digest()))
         self._send_report(link)
 

@@ -181,7 +181,7 @@ async def _check_token(relay: Address, trust: RelayTrust, question: dict[str, st
     if not question["join_token"]:
         return failed(JOIN_TOKEN, "the agent has not enrolled, and join_token_file has none", remedy, "join_token")
     try:
-        answer = await post(relay, "/v1/join-token", dict(question), trust)
+        answer = await post(relay, "/v1/join-token", question, trust)
     except EnrolmentRefused as error:
         return failed(JOIN_TOKEN, error.message, remedy, "join_token")
     except ArcbridgeError as error:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from arcbridge.errors import PermissionRefused
 from arcbridge.identity.claims import Identity
 from arcbridge.observe.untrusted_text import clean
+from arcbridge.units import rfc3339
 from arcbridge.wire.records import Revoke
 
 CLOCK_SKEW = 10.0
@@ -57,8 +58,7 @@ class Revocation:
         said = f"access was revoked: {said}"
         if self.before > now + CLOCK_SKEW:
             return f"{said}ask the {self.by}'s operator for access"
-        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.before))
-        return f"{said}logins from before {moment} count no more: log in again"
+        return f"{said}logins from before {rfc3339(self.before)} count no more: log in again"
 
 
 class AccessRevoked(PermissionRefused):

@@ -125,6 +125,7 @@ async def look_at_impersonation(
             return skipped(IMPERSONATION, words)
         remedy = "let the agent's account ask for reviews of itself (the default role system:basic-user)"
         return warning(IMPERSONATION, f"{words} (code {code})", remedy, "review")
+    count = refused()  # also where a right is missing: once it is given, what was refused until then is over
     rules = Rules(listed if isinstance(listed, list) else ())
     # With both, the API server falls back on the older right, and what it allows counts.
     verb = next((one for one in (LEGACY, CONSTRAINED) if rules.gives(USERS, one)), "")
@@ -132,20 +133,21 @@ async def look_at_impersonation(
         verb = verb or (one if await _may(api, USERS, one) else "")
     complete = _at(status, "incomplete") is not True
     if not verb and not complete:
-        own.legacy, own.lacking = False, {}
+        own.legacy, own.lacking = False, None
         detail = "no rule of RBAC lets the agent impersonate users; another authorizer may"
         return _bad(IMPERSONATION, "impersonation_unknown", detail, warning)
     has_groups = api.impersonable is None or bool(api.impersonable)
     wanted = [USERS, *attributes_of(issuers), *[GROUPS] * has_groups]
     verb = verb or LEGACY
     lacking = [one for one in wanted if not rules.gives(one, verb) and not await _may(api, one, verb)]
-    own.legacy, own.lacking = verb == LEGACY, {one.resource: one.sentence(own.user, verb) for one in lacking}
+    own.legacy = verb == LEGACY
+    own.lacking = next(((one.resource, one.sentence(own.user, verb)) for one in lacking if one.always), None)
     if finding := _lacking(lacking, lambda one: one.sentence(own.user, verb), certain=complete):
         return finding
     if verb == CONSTRAINED and complete and not rules.has_verbs:
         detail = f"no rule says what for (`{VERBS}get` and the like), so that the API server refuses every request"
         return _bad(IMPERSONATION, "impersonation_verbs", detail)
-    if count := refused():
+    if count:
         detail = f"the API server has refused {count} requests because no rule names their user or a group of theirs"
         return _bad(IMPERSONATION, "impersonation_users", f"{detail}; the last one: {own.sentence}", warning)
     return ok(IMPERSONATION, f"the agent may impersonate {', '.join(one.resource for one in wanted)}")

@@ -255,15 +255,20 @@ def credential_store(config: AgentConfig, api: ApiServer | None) -> CredentialSt
 def _own_pod(config: AgentConfig, api: ApiServer) -> PodOfWorkload | None:
     """Return this agent's pod, where it leaves its workload when it drains."""
     label = config.kubernetes.drain_label
-    return PodOfWorkload(api, own_namespace(), pod_name(), label) if label else None
+    if not label:
+        return None
+    namespace = own_namespace(wanted_by="kubernetes.drain_label: needs the pod's namespace")
+    return PodOfWorkload(api, namespace, pod_name(), label)
 
 
-def own_namespace(service_account: Path = SERVICE_ACCOUNT) -> str:
-    """Return the namespace of this pod."""
+def own_namespace(
+    service_account: Path = SERVICE_ACCOUNT, *, wanted_by: str = "state.secret: write namespace/name"
+) -> str:
+    """Return the namespace of this pod. Raises ConfigError, which begins with `wanted_by`: a setting and its want."""
     try:
         return (service_account / "namespace").read_text().strip()
     except OSError as error:
-        raise ConfigError("state.secret: write namespace/name (this is not a pod)") from error
+        raise ConfigError(f"{wanted_by} (this is not a pod)") from error
 
 
 async def _run_unless(stopping: asyncio.Event, work: Coroutine[Any, Any, object]) -> bool:

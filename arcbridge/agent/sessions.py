@@ -44,7 +44,7 @@ from arcbridge.observe.untrusted_text import clean
 from arcbridge.settings.config import SessionConfig
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.limits import DEFAULT, Limits
-from arcbridge.wire.session import Kind, Side, State
+from arcbridge.wire.session import Introduction, Kind, Side, State
 
 HANDSHAKE_DEADLINE = 5.0
 MAX_SESSIONS = 1000
@@ -167,9 +167,7 @@ class Sessions:
             handler,
             limits=self._limits,
             label=join_id,
-            agent=self._instance,
-            software=__version__,
-            cluster_ca=oldest_ca_pem,
+            introduction=Introduction(self._instance, __version__, oldest_ca_pem),
         )
         handler.session = session
         if len(self._unauthenticated) >= MAX_UNAUTHENTICATED and (leaves := self._giving_way(via)) is not None:

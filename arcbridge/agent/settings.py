@@ -177,6 +177,11 @@ def _kubernetes(
         with problems.collect("kubernetes.drain_label"):
             parse_label(settings.drain_label)
             pod_name(environment)
+            if not named_files.is_there(service_account / "namespace"):
+                raise ConfigError(
+                    f"kubernetes.drain_label: needs the pod's namespace, which is not in {service_account}; mount the "
+                    "token of the pod's ServiceAccount, or remove it where the agent is no pod"
+                )
     try:
         if environment is None:
             end = endpoint_of(settings, service_account=service_account)

@@ -67,26 +67,40 @@ class PodOfWorkload:
 
     async def leave(self) -> None:
         """Label the pod, so that its workload counts it no more; return when the API server has done or refused it."""
+        try:
+            await self._leave()
+        except Exception as error:
+            # Nobody else looks at the end of this: the drain goes on without it.
+            log.exception("pod stays in its workload", status=0, reason=type(error).__name__, label=self._label)
+
+    async def _leave(self) -> None:
         backoff = Backoff(cap=SLOWEST)
+        warned = False
         while True:
             status, answer = await self._ask()
             if status == 200:
                 log.info("pod left its workload", label=self._label)
-            elif status in (400, 403, 404, 422):
+                return
+            if status in (400, 403, 404, 422):
                 log.warning("pod stays in its workload", status=status, reason=_reason(answer), label=self._label)
-            else:
-                await asyncio.sleep(backoff.next_delay())
-                continue
-            return
+                return
+            if not warned:
+                # Once: each further failure would be the same line, for as long as the drain.
+                log.warning("pod cannot leave yet", status=status, reason=_reason(answer), label=self._label)
+                warned = True
+            await asyncio.sleep(backoff.next_delay())
 
     async def _ask(self) -> tuple[int, Any]:
+        """Return the status and what was answered; status 0 with a reason where there was no answer."""
         try:
             async with asyncio.timeout(DEADLINE):
                 return await self._api.ask(
                     "PATCH", self._path, self._patch, content_type="application/merge-patch+json"
                 )
-        except (AnswerFailed, TimeoutError):
-            return 0, None
+        except AnswerFailed as error:
+            return 0, {"message": error.message.removeprefix("arcbridge: ")}
+        except TimeoutError:
+            return 0, {"message": f"the API server does not answer within {DEADLINE:g} seconds"}
 
 
 def _reason(answer: Any) -> str:

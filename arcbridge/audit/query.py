@@ -34,7 +34,8 @@ class Wanted:
         """Return whether a record is one of them."""
         if self.since and str(fields.get("ts", "")) < self.since:
             return False
-        if fields.get("event") == "audit-lost":
+        if fields.get("event") == "audit-lost" or ("omitted" in fields and "act" in fields):
+            # An agent's `omitted` has no act, and counts refusals of the same user alone.
             return True
         return (not self.user or self.user in _named(fields, *_USERS, "users")) and (
             not self.cluster or self.cluster in _named(fields, "cluster")
@@ -64,5 +65,7 @@ def _named(fields: Mapping[str, object], *names: str) -> set[object]:
         if isinstance(part, Mapping):
             for name in names:
                 value = part.get(name)
+                if value is None:
+                    continue
                 found.update(map(str, value) if isinstance(value, list) else [str(value)])
     return found

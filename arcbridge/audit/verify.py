@@ -12,6 +12,7 @@ elsewhere (`anchors`) show both, up to the newest of them.
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -394,7 +395,7 @@ def lines_of(path: Path) -> Iterator[bytes]:
         with _opened(path) as file:
             while text := file.readline(MAX_LINE):
                 yield text
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         words = error.strerror if isinstance(error, OSError) and error.strerror else "it is no whole gzip file"
         raise ConfigError(f"{path}: cannot be read: {words}") from error
 

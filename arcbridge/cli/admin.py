@@ -10,12 +10,13 @@ from arcbridge.cli.client import answering
 from arcbridge.cli.commands import find_command
 from arcbridge.cli.output import print_warning
 from arcbridge.cli.parser import Invocation
-from arcbridge.errors import ExitCode
+from arcbridge.errors import ExitCode, Unreachable
 from arcbridge.pki.new_token import API_SERVER_FLAGS, api_server_arguments
 from arcbridge.settings.flags import CLIENT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+    from typing import Any
 
     from arcbridge.client.service import ClientContext
 
@@ -25,24 +26,40 @@ def _over_https(command: str) -> Callable[[Invocation], int]:
 
     @answering
     async def run(invocation: Invocation, context: ClientContext) -> int:
-        from arcbridge.client.commands.administration import administer, new_token
+        from arcbridge.client.commands.administration import administer
 
         kubernetes = api_server_arguments({name: invocation.text(name) for name in API_SERVER_FLAGS})
-        answer = await administer(context.relays, context.tokens, command, _given(invocation))
-        output = invocation.text("output", "table")
-        if command == "token create":
-            row = answer.rows[0] if answer.rows else {}
-            text = format_token(new_token(row, invocation.text("cluster"), kubernetes), output)
-        elif command.endswith(" list"):
-            text = format_list(command, answer.rows, output)
-        else:
-            text = format_done(command, answer.rows)
+        given = _given(invocation)
+        answer = await administer(context.relays, context.tokens, command, given)
+        try:
+            text = _text(command, answer.rows, given, kubernetes, invocation.text("output", "table"))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise Unreachable(
+                "the relay answered in another form than this version reads: is it of another version?"
+                + ("" if command.endswith(" list") else " The command may have been done: look with a list")
+            ) from error
         sys.stdout.write(text)
         if answer.more:
             print_warning(f"the relay has more than these {len(answer.rows)} rows, and sends no more of them")
         return ExitCode.DONE
 
     return run
+
+
+def _text(
+    command: str, rows: list[dict[str, Any]], given: Mapping[str, str], kubernetes: list[str], output: str
+) -> str:
+    """Return what is printed of an answer. Raises KeyError, TypeError, ValueError or OverflowError for rows of another
+    form than the relay's commands give."""
+    if command.endswith(" list"):
+        return format_list(command, rows, output)
+    if not rows:
+        raise ValueError("an act without a row")
+    if command == "token create":
+        from arcbridge.client.commands.administration import new_token
+
+        return format_token(new_token(rows[0], given["cluster"], kubernetes), output)
+    return format_done(command, rows)
 
 
 def _given(invocation: Invocation) -> dict[str, str]:

@@ -92,9 +92,14 @@ def _own_files(invocation: Invocation) -> list[Path]:
 
 
 def _line(fields: Mapping[str, object]) -> str:
-    """Return one record for a person: when, who, what, how it ended, and all else by name."""
+    """Return one record for a person: when, who, what, how it ended, and all else by name.
+
+    Of a relay's record the kind stands before the name (`os:root`), because a person's name may be that of a user of
+    the machine.
+    """
     first = ("ts", "actor", "by", "user", "act", "verb", "event", "stage", "outcome")
-    who = fields.get("actor") or (fields.get("by") if "act" in fields else fields.get("user"))
+    names = (fields.get("by"), fields.get("actor")) if "act" in fields else (fields.get("user"),)
+    who = ":".join(str(name) for name in names if name)
     what = fields.get("act") or fields.get("verb") or fields.get("event")
     words = [fields.get("ts"), who or "-", what, fields.get("outcome") or fields.get("stage") or ""]
     rest = {name: value for name, value in fields.items() if name not in (*first, "chain", "seq", "prev")}

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from arcbridge.cli.output import rfc3339
+from arcbridge.cli.output import plain, rfc3339
 from arcbridge.cli.parser import Invocation
 from arcbridge.cli.settings import load_settings, settings_file
 from arcbridge.errors import ExitCode
@@ -82,4 +82,4 @@ def _contents(manifest: Manifest) -> str:
         "join tokens": f"{manifest.tokens_open} open",
         "files": ", ".join(manifest.files),
     }
-    return "".join(f"  {name + ':':14}{value}\n" for name, value in lines.items())
+    return "".join(f"  {name + ':':14}{plain(value)}\n" for name, value in lines.items())

@@ -52,7 +52,7 @@ def find_problems(invocation: Invocation, environment: Mapping[str, str], *, aro
         problems: list[Problem] = list(checked.problems)
         if around and invocation.role != CLIENT:
             look = importlib.import_module(f"arcbridge.{invocation.role}.surroundings").look_around
-            wrong_settings = {problem.setting for problem in checked.problems.errors} | unread
+            wrong_settings = {problem.setting for problem in checked.problems.errors}
             found_around: list[Problem] = list(look(checked, _runs_these(invocation, environment)))
             problems += [problem for problem in found_around if problem.setting not in wrong_settings]
         found += [problem for problem in problems if problem.setting not in unread]
@@ -60,16 +60,12 @@ def find_problems(invocation: Invocation, environment: Mapping[str, str], *, aro
 
 
 def _runs_these(invocation: Invocation, environment: Mapping[str, str]) -> Callable[[int], bool]:
-    """Return a function that says whether a process has the settings file of this invocation."""
-    from arcbridge.settings.surroundings import settings_of
+    """Return a function that says whether a process has the settings of this invocation, as far as its file tells."""
+    from arcbridge.settings.surroundings import runs_with
 
-    file, default = settings_file(invocation, environment), find_file(invocation.role, environment)
-
-    def runs_these(process: int) -> bool:
-        given = settings_of(process) or default
-        return file is not None and given is not None and given.absolute() == file.absolute()
-
-    return runs_these
+    role, file = invocation.role, settings_file(invocation, environment)
+    default = find_file(role, environment)
+    return lambda process: runs_with(process, role, file, default)
 
 
 def check(invocation: Invocation) -> int:

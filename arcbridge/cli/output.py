@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-import time
 
+from arcbridge import units
 from arcbridge.cli.commands import DIAGNOSIS_OUTPUTS, DOCUMENTS, LIST_OUTPUTS
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.settings.suggest import unknown
@@ -71,9 +71,7 @@ def format_rows(rows: Sequence[Row], columns: Sequence[tuple[str, str]], output:
 
 def rfc3339(seconds: float) -> str | None:
     """Return a time of documents, in UTC (RFC 3339); None for 0, which stands for never, and for what is no date."""
-    if not 0 < seconds < 1e11:
-        return None
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+    return units.rfc3339(seconds) if 0 < seconds < 1e11 else None
 
 
 def print_document(document: Any, output: str) -> None:

@@ -47,7 +47,7 @@ _RUNNING, _FILE = "of the relay that runs", "of the settings' file, because no r
 
 def _explained(row: policy_review.Row) -> str:
     token, revoked = row["token"], row["revoked"]
-    may = "may reach" if row["allowed"] else "may not reach"
+    may = "may reach" if row["allowed"] else "may not reach" if row["known"] else "may or may not reach"
     came = "not known here, so the name alone was looked for; give --groups"
     if token:
         claim = f'; the token has no claim "{token["missing_claim"]}"' if token["missing_claim"] else ""
@@ -71,14 +71,16 @@ def diff(invocation: Invocation) -> int:
         for text in texts:
             tell(text)
     _print(row, invocation, _compared)
-    return ExitCode.USAGE if row["errors"] else ExitCode.FAILURE if row["rules"] else ExitCode.DONE
+    return ExitCode.USAGE if row["errors"] else ExitCode.FAILURE if row["rules"] or row["admins"] else ExitCode.DONE
 
 
 def _compared(row: policy_review.Row) -> str:
     where = _RUNNING if row["running"] else _FILE
     tests = f"{row['tests']} tests {'do not all pass' if row['errors'] else 'pass'}"
-    text = f"version {row['former']} ({where}), to {row['hash']}: {len(row['rules'])} rules differ; {tests}\n"
-    for kind, first in (("rules", "change rule line"), ("clusters", "cluster"), ("users", "user sessions_lost")):
+    admins = f", and what {len(row['admins'])} may administer" if row["admins"] else ""
+    text = f"version {row['former']} ({where}), to {row['hash']}: {len(row['rules'])} rules differ{admins}; {tests}\n"
+    heads = {"rules": "change rule line", "admins": "who", "clusters": "cluster", "users": "user sessions_lost"}
+    for kind, first in heads.items():
         columns = [(name, name.replace("_", " ").upper()) for name in (*first.split(), "gains", "loses")]
         rows = [row | {key: _first(row[key]) for key in ("gains", "loses")} for row in row[kind]]
         if rows:

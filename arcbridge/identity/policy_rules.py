@@ -43,7 +43,12 @@ class Rule:
 
     def names(self, identity: Identity) -> bool:
         """Return whether this rule is for `identity`."""
-        return identity.username in self.users or "*" in self.users or not self.groups.isdisjoint(identity.groups)
+        return self.names_any(identity.username, identity.groups)
+
+    def names_any(self, user: str, groups: Iterable[str]) -> bool:
+        """Return whether this rule is for a user, or for one of these groups. Of a set that is larger than the rule's
+        groups none is looked at but those."""
+        return user in self.users or "*" in self.users or not self.groups.isdisjoint(groups)
 
     @property
     def callers(self) -> tuple[frozenset[str], frozenset[str]]:

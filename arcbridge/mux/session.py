@@ -21,7 +21,7 @@ from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.records import Auth, AuthOk, CaSuccession, Dial, Goaway, Hello, Ledger, Move, Revoke, Status
 from arcbridge.wire.sender import gathered
-from arcbridge.wire.session import Kind, Session, Side, State
+from arcbridge.wire.session import UNNAMED, Introduction, Kind, Session, Side, State
 
 FLUSH_LIMIT = 512 * 1024
 """Bytes asked of the machine at a time; between two portions the socket says whether it takes more."""
@@ -93,9 +93,7 @@ class MuxSession:
         *,
         limits: Limits = DEFAULT,
         label: str = "",
-        agent: str = "",
-        software: str = "",
-        cluster_ca: str = "",
+        introduction: Introduction = UNNAMED,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._machine = Session(
@@ -103,9 +101,7 @@ class MuxSession:
             kind,
             monotonic(),
             limits=limits,
-            agent=agent,
-            software=software,
-            cluster_ca=cluster_ca,
+            introduction=introduction,
             join_id=label if kind is Kind.SESSION and side is Side.INITIATOR else "",
             budget=memory.budget,
             backlog=memory.backlog,

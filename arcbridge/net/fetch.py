@@ -20,13 +20,18 @@ from arcbridge.net.http_connector import DialingConnector
 from arcbridge.net.system_trust import trusting_context
 
 MAX_DOCUMENT = 1 << 20
+KEPT = 2.0
+"""Seconds for which a connection is kept for the next request: less than any server does (5 s are the shortest in use).
+A POST on a connection that the server has just closed is lost, and is not sent again; the polls of a login are 5 s
+apart (RFC 8628 §3.2)."""
 DEADLINE = 10.0
 """Seconds for one document. A login waits for it when no keys are in memory yet."""
 
 _ACCEPT = "application/json, application/jwk-set+json"
 """Kubernetes' API server answers 406 for its key set to a request that does not name the second (RFC 7517 §8.5.1)."""
-_UNTRUSTED_CA = (18, 19, 20, 21)
-"""Of x509_vfy.h: a certificate that vouches for itself, such a CA, one that is not here, and no CA at all."""
+_UNTRUSTED_CA = (2, 7, 18, 19, 20, 21, 24, 79)
+"""Of x509_vfy.h: the CA of an intermediate is not here (2), the CA was made anew with its name (7), a certificate that
+vouches for itself (18), such a CA (19), one that is not here (20, 21), and one here that is no CA (24, 79)."""
 _OPENSSL_CODES = 1000
 """Above all codes of x509_vfy.h; what truststore raises has codes of the system, which say nothing here, or none."""
 _MAX_AGE = re.compile(r"(?:^|[,\s])max-age\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
@@ -109,7 +114,9 @@ class HttpFetcher:
             self._session = aiohttp.ClientSession(
                 # No bound of its own: callers bound what they ask of one server (a key set once at a time, groups eight
                 # times), and a bound for all would let a server that stalls hold up those that answer.
-                connector=DialingConnector(limit=0, force_close=not self._keep),
+                connector=DialingConnector(
+                    limit=0, **({"keepalive_timeout": KEPT} if self._keep else {"force_close": True})
+                ),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(total=self._deadline),
                 # Not True: that would also send credentials from ~/.netrc. Proxies are the connector's.

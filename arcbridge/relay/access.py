@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Final
 
 from arcbridge.identity.claims import Identity
@@ -20,6 +19,7 @@ from arcbridge.identity.proof import ProofChecker
 from arcbridge.identity.verifier import LEEWAY, TokenVerifier
 from arcbridge.relay.recent_users import RecentUsers
 from arcbridge.relay.registry.base import RegistryUnavailable, UserRevocation
+from arcbridge.units import rfc3339
 
 FORBIDDEN: Final = "there is no such cluster, or you may not reach it: check its name, and ask the relay's operator"
 """The one answer for an unknown cluster, a revoked one and one that the policy does not allow (docs/threats.md#J22)."""
@@ -97,9 +97,11 @@ class Access:
         found = self.revocation(identity)
         if found is None:
             return None
-        before = datetime.fromtimestamp(found.before, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         reason = f" ({found.reason})" if found.reason else ""
-        message = f"your logins from before {before} were revoked{reason}: log in again, or ask the relay's operator"
+        message = (
+            f"your logins from before {rfc3339(found.before)} were revoked{reason}: log in again, or ask the relay's "
+            "operator"
+        )
         return Loss("user", message, "the user's login was revoked", found)
 
     def loss(self, identity: Identity | None, cluster: str) -> Loss | None:

@@ -15,13 +15,14 @@ import asyncio
 import math
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 
 from arcbridge.errors import ConfigError, StateError
+from arcbridge.identity.policy import EVERY_CLUSTER
 from arcbridge.net.address import parse_address
 from arcbridge.net.join import JOIN_ID
 from arcbridge.pki.authority import Authority
@@ -156,13 +157,15 @@ class ClusterList:
     """False where no relay runs on this data directory: `agents` is unknown, and states follow from dates."""
 
 
-async def list_clusters(relay: Administered) -> ClusterList:
-    """Return all clusters, by name; times in unix seconds, 0 for never."""
+async def list_clusters(relay: Administered, patterns: Sequence[str] = (EVERY_CLUSTER,)) -> ClusterList:
+    """Return all clusters, by name; times in unix seconds, 0 for never. Agents are asked for of those that `patterns`
+    name; the caller leaves out the other clusters."""
     async with relay.registry(True) as registry:
         records, revoked = await registry.clusters(), await registry.revocations()
         recovery = await registry.recovery()
     missing = "" if recovery is None else recovery_words(recovery)
-    agents = await relay.ask({"ask": "agents"})
+    asked = {} if EVERY_CLUSTER in patterns else {"patterns": list(patterns)}
+    agents = await relay.ask({"ask": "agents", **asked})
     reports = None if agents is None else _reports(agents)
     known = {record.name for record in records}
     # Names that were revoked before this relay knew the cluster; there is nothing else to say of them.
@@ -240,7 +243,7 @@ async def delete_cluster(relay: Administered, name: str) -> str:
     forgotten when its last certificate has lapsed.
     """
     check_cluster_name(name)
-    agents = await relay.ask({"ask": "agents"})
+    agents = await relay.ask({"ask": "agents", "clusters": [name]})
     if any(row.get("cluster") == name for row in agents or ()):
         raise StateError(
             f"cluster {name} has a connected agent: stop its agents first, or shut it out with 'cluster revoke {name}'"

@@ -19,13 +19,14 @@ import io
 import json
 import tarfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from arcbridge import __version__
-from arcbridge.errors import ConfigError, StateError
+from arcbridge.errors import ConfigError, PinMismatch, StateError
+from arcbridge.observe.untrusted_text import printable
 from arcbridge.pki.authority import CERTIFICATE_FILE, KEY_FILE, Authority
 from arcbridge.pki.private_files import ensure_private_directory, read_file, write_private
 from arcbridge.pki.rotation import Rotation
@@ -34,13 +35,17 @@ from arcbridge.relay.backend import registry_of
 from arcbridge.relay.data_dir import ROTATION_FILE, instance_lock, read_authority, read_ca, write_ca
 from arcbridge.relay.registry.base import Recovery
 from arcbridge.settings.config import RelayConfig
-from arcbridge.settings.named_files import is_there
+from arcbridge.settings.named_files import is_directory, is_there
 from arcbridge.units import rfc3339
 from arcbridge.untrusted_json import read_json
 
 FORMAT: Final = 1
 MOST: Final = 1024 * 1024 * 1024
 """Bytes of a backup that is read; 10 000 clusters with 10 000 revoked users take some 30 MB."""
+MOST_MANIFEST: Final = 64 * 1024 * 1024
+"""Bytes of its manifest, which names the clusters that are revoked."""
+LATEST: Final = 253402300800.0
+"""Unix seconds behind every date that can be printed."""
 MANIFEST, REGISTRY, SETTINGS = "manifest.json", "registry", "settings/"
 _AGE: Final = b"age-encryption.org/v1"
 
@@ -133,17 +138,38 @@ async def read_backup(path: Path, identity: Path | None) -> tuple[Manifest, Mapp
         data = await asyncio.to_thread(_decrypt, path, data, identity)
     files = _unpack(path, data)
     try:
-        found: dict[str, Any] = read_json(files.pop(MANIFEST))
-        if found["format"] > FORMAT:
-            raise StateError(f"{path} was made by a newer arcbridge ({found['version']}): restore it with that")
-        manifest = Manifest(**found)
-        authority_of(files)
+        manifest = _manifest(path, read_json(files.pop(MANIFEST), MOST_MANIFEST))
+        authority = authority_of(files)
         whole = {name: hashlib.sha256(one).hexdigest() for name, one in files.items()} == manifest.files
+        whole = whole and authority.pin == manifest.relay_ca_pin
     except (KeyError, TypeError, ValueError) as error:
         raise StateError(f"{path} is no backup of a relay") from error
     if not whole or REGISTRY not in files:
         raise StateError(f"{path} is damaged: what it holds is not what was put into it")
     return manifest, files
+
+
+def _manifest(path: Path, found: Any) -> Manifest:
+    """Return a manifest of which every field has its type, for a stranger may have written it. Raises ValueError, and
+    `StateError` for one of a newer arcbridge."""
+    match found:
+        case {"format": int(number), "version": str(version)} if number > FORMAT:
+            raise StateError(f"{path} was made by a newer arcbridge ({printable(version, 64)}): restore it with that")
+        case {
+            "format": int(),
+            "made": int() | float() as made,
+            "version": str(),
+            "kind": str(),
+            "schema": int(),
+            "relay_ca_pin": str(),
+            "clusters": int(),
+            "clusters_revoked": list(revoked),
+            "users_revoked": int(),
+            "tokens_open": int(),
+            "files": dict(files),
+        } if 0 <= made < LATEST and all(isinstance(one, str) for one in (*revoked, *files.values())):
+            return Manifest(**found)
+    raise ValueError("no manifest")
 
 
 async def restore_backup(
@@ -174,27 +200,23 @@ async def _replace(
     config: RelayConfig, manifest: Manifest, files: Mapping[str, bytes], overwrite: bool, clock: Callable[[], float]
 ) -> Restored:
     """Replace CA and registry by those of a backup."""
-    present = await asyncio.to_thread(read_authority, config.data_dir)
-    backed = authority_of(files).succession.pins
-    known = backed if present is None else present.succession.pins
-    # One CA of a rotation that both know: what is here stays, unless the backup knows a later one.
-    foreign = not set(known) & set(backed)
+    mended, foreign = await asyncio.to_thread(_compare_ca, config.data_dir, files)
     if foreign and not overwrite:
-        raise StateError(f"{config.data_dir} has another CA, which agents and clients may know: give --overwrite "
-                         "to replace it")  # fmt: skip
+        raise StateError(f"{config.data_dir} has another CA, which agents and clients may know, or one that cannot be "
+                         "read: give --overwrite to replace it")  # fmt: skip
     async with registry_of(config, clock=clock) as registry:
         if not overwrite and (await registry.clusters() or await registry.access_changes()):
             raise StateError("there is a registry with clusters or revocations: give --overwrite to replace it; "
-                             "its revocations are kept, and the rest is written to registry.replaced")  # fmt: skip
-        former = await registry.access_changes()
+                             "its revocations are kept, and the rest is written to registry.replaced-TIME")  # fmt: skip
+        former, now = await registry.access_changes(), clock()
         if former or await registry.clusters():
             replaced = await registry.snapshot()
-            await asyncio.to_thread(write_private, config.data_dir / "registry.replaced", replaced.data)
-        if present is None or foreign or not set(backed) <= set(known):
+            await asyncio.to_thread(_set_aside, config.data_dir, "registry", replaced.data, now)
+        for name, data in read_ca(config.data_dir).items() if foreign else ():
+            _set_aside(config.data_dir, name, data, now)
+        if mended or foreign:
             write_ca(config.data_dir, files)
-        now = clock()
-        await registry.replace(files[REGISTRY], Recovery("restored", now, backup=manifest.made))
-        kept = await registry.merge(former)
+        kept = await registry.replace(files[REGISTRY], Recovery("restored", now, backup=manifest.made), former)
         awaited = [one for one in await registry.clusters() if not one.revoked]
         return Restored(manifest, len(awaited), sum(one.before > 0 for one in kept))
 
@@ -207,15 +229,62 @@ def authority_of(files: Mapping[str, bytes]) -> Authority:
     return Rotation.decode(files[ROTATION_FILE], certificate).authority()
 
 
+def _compare_ca(directory: Path, files: Mapping[str, bytes]) -> tuple[bool, bool]:
+    """Return whether the CA of a backup has to be written, and whether a foreign one is in its place.
+
+    Of two states of one rotation the later one stays, or is written. What a restore has left that was killed between
+    its files is the backup's own, and completed.
+    """
+    found, backed = read_ca(directory), authority_of(files).succession
+    try:
+        present = read_authority(directory)
+    except StateError:
+        present = None
+    if present is None:
+        return True, not all(data == files.get(name) for name, data in found.items())
+    try:
+        followed = present.succession.follow(backed, "the relay's CA", retire=True)
+    except (PinMismatch, ConfigError):
+        return False, True
+    return followed != present.succession, False
+
+
+def _set_aside(directory: Path, name: str, data: bytes, now: float) -> None:
+    """Write what is to be replaced beside it, and over no former one: that may hold the only copy."""
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
+    path, number = directory / f"{name}.replaced-{stamp}", 1
+    while is_there(path):
+        number += 1
+        path = directory / f"{name}.replaced-{stamp}-{number}"
+    write_private(path, data)
+
+
 def _settings(config: RelayConfig, settings_file: Path | None) -> dict[str, bytes]:
     """Return the settings file and the files that it names, by their names in a backup."""
-    named = (settings_file, config.policy, config.authentication, config.tls.certificate, config.tls.key)
-    found = {}
-    for path in named:
-        data = None if path is None else read_file(path)
-        if path is not None and data is not None:
-            found[f"{SETTINGS}{path.name}"] = data
+    named = [] if settings_file is None else [("settings", settings_file)]
+    found: dict[str, bytes] = {}
+    taken: dict[str, Path] = {}
+    for setting, path in (*named, *_paths(config)):
+        if is_directory(path) or path in taken.values() or (data := read_file(path)) is None:
+            continue
+        # Two settings may name files of one name in two directories.
+        name = f"{SETTINGS}{setting}-{path.name}" if f"{SETTINGS}{path.name}" in found else f"{SETTINGS}{path.name}"
+        found[name], taken[name] = data, path
     return found
+
+
+def _paths(settings: Any, prefix: str = "") -> Iterator[tuple[str, Path]]:
+    """Yield each setting that is a path, by its name."""
+    for field in fields(settings):
+        value, name = getattr(settings, field.name), f"{prefix}{field.name}"
+        if isinstance(value, Path):
+            yield name, value
+        elif is_dataclass(value):
+            yield from _paths(value, f"{name}.")
+        elif isinstance(value, dict):
+            for key, each in value.items():
+                if is_dataclass(each):
+                    yield from _paths(each, f"{name}.{key}.")
 
 
 def _write_settings(files: Mapping[str, bytes], directory: Path) -> None:
@@ -229,7 +298,7 @@ def _write_settings(files: Mapping[str, bytes], directory: Path) -> None:
 
 def _pack(files: Mapping[str, bytes], now: float) -> bytes:
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name, data in files.items():
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode, entry.mtime = len(data), 0o600, int(now)
@@ -238,11 +307,15 @@ def _pack(files: Mapping[str, bytes], now: float) -> bytes:
 
 
 def _unpack(path: Path, data: bytes) -> dict[str, bytes]:
-    found = {}
+    found, left = {}, len(data)
     try:
         # "r:": a compressed archive is none of ours, and might be larger than its file.
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
             for entry in archive:
+                # A sparse one expands, and may be larger than its file, too.
+                left -= entry.size
+                if entry.issparse() or left < 0:
+                    raise ValueError("larger than its file")
                 file = archive.extractfile(entry) if entry.isreg() else None
                 if file is not None:
                     found[entry.name] = file.read()

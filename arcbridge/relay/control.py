@@ -69,13 +69,18 @@ from arcbridge.relay.registry.base import (
 from arcbridge.relay.tcp_state import has_ended
 from arcbridge.settings.config import RelayLimitsConfig
 from arcbridge.wire.frames import GoawayCode
-from arcbridge.wire.ledger import frames
+from arcbridge.wire.ledger import FEATURE, frames
 from arcbridge.wire.records import CaSuccession, Dial, Goaway, Hello, Ledger, Revoke, Status
 from arcbridge.wire.session import Kind, Side
 
 HELLO_DEADLINE: Final = 10.0
 RETURN_DEADLINE: Final = 10.0
-"""Seconds for an agent to give back what it keeps of the ledger."""
+"""Seconds for an agent to begin to give back what it keeps of the ledger, and for each further `RETURN_LEAST` of it."""
+RETURN_RETRY: Final = 5
+"""Seconds after which an agent may try again whose ledger did not arrive."""
+RETURN_LEAST: Final = 16 * 1024
+"""Bytes that are progress: 13 kbit/s, so an agent on a slow line gives back a whole ledger, and one that sends nothing
+more is known by its silence."""
 MAX_DIALS: Final = 64
 """Dials that wait for one agent's status: it would refuse more."""
 FULL: Final = "this relay holds all the agents it may"
@@ -185,8 +190,6 @@ class ControlConnection(BaseHandler):
     def status_received(self, session: MuxSession, status: Status) -> None:
         if not status.token:
             self.report = read_report(status)
-            if self.intake is not None and not self.intake.digest:
-                self.intake.end()  # an older agent keeps no ledger
             return
         answer = self._dials.get(status.token)
         # A status that comes late, twice, or for a token that was never sent changes nothing.
@@ -266,6 +269,10 @@ class ControlServer:
     def reports(self) -> Iterator[tuple[str, AgentReport]]:
         """Yield the cluster and the report of each agent that is connected here and stays."""
         return ((link.cluster, link.report) for link in self._open if not link.draining)
+
+    def heard(self) -> set[str]:
+        """Return the clusters of which a connected agent has given back all that it keeps of the ledger."""
+        return {link.cluster for link in self._open if link.intake is not None and link.intake.complete}
 
     async def serve(self, sock: socket.socket, ticket: Ticket) -> None:
         """Serve one connection: its turn, the handshake, admission, registration, and then its life."""
@@ -456,7 +463,8 @@ class ControlServer:
                 ticket.works()
                 await self._adopt(link.cluster, certificate, session.peer_hello, ticket)
             ticket.waits()
-            await self._take_what_returns(link)
+            if not await self._take_what_returns(link, session, ticket):
+                return False
         except EnrolmentRefused as error:
             self._failed(ticket)
             self._refused(ticket, link.cluster, error.message)
@@ -507,15 +515,30 @@ class ControlServer:
             return False
         link.instance = hello.agent
         link.version = printable(hello.software, 64)
+        if link.intake is not None and FEATURE not in hello.features.split():
+            link.intake.end()  # an older agent keeps no ledger, so there is none to wait for
         return True
 
-    async def _take_what_returns(self, link: ControlConnection) -> None:
-        """Wait for what the agent gives back of the ledger; raises `EnrolmentRefused` where that revokes it."""
-        if link.intake is None or self.on_returned is None:
-            return
-        await asyncio.wait([link.intake.done], timeout=RETURN_DEADLINE)
-        if link.intake.done.done() and not link.intake.done.cancelled():
-            await self.on_returned(link.cluster, link.intake)
+    async def _take_what_returns(self, link: ControlConnection, session: MuxSession, ticket: Ticket) -> bool:
+        """Wait for what the agent gives back of the ledger; raises `EnrolmentRefused` where that revokes it. Return
+        false where the agent keeps one, did not give back all of it, and was told."""
+        intake = link.intake
+        if intake is None or self.on_returned is None:
+            return True
+        received = -RETURN_LEAST
+        while not intake.done.done() and intake.received - received >= RETURN_LEAST:
+            received = intake.received
+            await asyncio.wait([intake.done], timeout=RETURN_DEADLINE)
+        if not intake.done.done():
+            intake.cut_off()
+        if not intake.done.cancelled():
+            await self.on_returned(link.cluster, intake)
+        if not intake.was_cut_off:
+            return True
+        # To go on would replace the agent's ledger, and it may be the only one that has these revocations.
+        self._refused(ticket, link.cluster, "it did not give back the revocations that it keeps")
+        session.close(GoawayCode.UNAVAILABLE, "the ledger did not arrive in time: try again", RETURN_RETRY)
+        return False
 
     async def _adopt(self, cluster: str, certificate: bytes, hello: Hello | None, ticket: Ticket) -> None:
         """Take in a cluster that enrolled at another relay of the same CA; raises `EnrolmentRefused`.

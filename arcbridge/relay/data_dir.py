@@ -138,9 +138,8 @@ def is_locked(data_dir: Path) -> bool:
 
 def another_relay(data_dir: Path) -> ConfigError:
     """Return the error of a start on a data directory on which a relay runs."""
-    by = named(holders(data_dir / LOCK_FILE))
-    return ConfigError(f"data_dir: another relay is running on {data_dir}{by.replace(' by', ',')}; stop it, or use "
-                       "another one")  # fmt: skip
+    which = named(holders(data_dir / LOCK_FILE), join=", ")
+    return ConfigError(f"data_dir: another relay is running on {data_dir}{which}; stop it, or use another one")
 
 
 @contextlib.contextmanager

@@ -152,8 +152,10 @@ async def _running(config: RelayConfig) -> list[Finding]:
     if not rows and (rows is not None or await asyncio.to_thread(is_locked, config.data_dir)):
         how = "answers no commands" if rows is None else "does not send what it finds"
         words = f"a relay runs on {config.data_dir} and {how}: it is of an older version"
-        words += "" if rows is not None else ", or its log says `admin socket not opened`"
         remedy = "restart it with this version; until then its own log and metrics say how it is"
+        if rows is None:
+            words += ", or is still starting, or its log says `admin socket not opened`"
+            remedy = f"ask again; if it stays so, {remedy}"
         found = [warning(RUNNING, words, remedy, "relay_older"), *await look_at_process(config.observe.listen)]
         return found + await look_at_refusals("arcbridge_relay_", config.observe.listen, "access tokens")
     if rows is None:

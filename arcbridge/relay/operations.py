@@ -82,12 +82,16 @@ class Operations:
                     named = {name for name in wanted if isinstance(name, str)}
                     counted = [link for name in named for link in self._fleet.links(name)]
                     return [{"cluster": one.cluster, "agent": one.instance} for one in counted if not one.draining]
+                # A relay of an earlier version answers with all.
+                asked = question.get("patterns")
+                patterns = [one for one in asked if isinstance(one, str)] if isinstance(asked, list) else ["*"]
                 return [
                     {"cluster": link.cluster, "agent": link.instance, "version": link.version, "since": link.since,
                      "ready": link.report.ready, "failing": link.report.failing,
                      "sessions": link.report.sessions, "round_trip": link.report.round_trip,
                      "relay_ca": link.report.relay_ca, "certificate_ca": link.report.certificate_ca, **self._origin}
-                    for link in self._fleet.links() if not link.draining
+                    for link in self._fleet.links()
+                    if not link.draining and covers(patterns, link.cluster)
                 ]  # fmt: skip
             case "checks":
                 return [
@@ -164,19 +168,26 @@ class Operations:
         return {
             "hash": policy.hash,
             "rules": len(policy.rules),
+            "admins": len(policy.admins),
             "held": "" if held is None else held[0].hash,
             "reason": "" if held is None else held[1],
             **self._origin,
         }
 
     def _policy_rules(self) -> list[Row]:
-        """Return the rules in force, a name in each row: a rule of many may be larger than a message."""
+        """Return the rules in force, then each `[[admin]]`, a name in each row: a rule of many may be larger than a
+        message."""
+        policy = self._policy.current()
+        rules = [("rule", n, rule, frozenset[str]()) for n, rule in enumerate(policy.rules)]
+        rules += [("admin", n, one.rule, one.what) for n, one in enumerate(policy.admins)]
         return [
-            {"rule": n, "line": rule.line, "kind": kind, "name": name}
-            for n, rule in enumerate(self._policy.current().rules)
-            for kind, names in (("users", rule.users), ("groups", rule.groups), ("clusters", rule.clusters))
+            {key: n, "line": rule.line, "kind": kind, "name": name}
+            for key, n, rule, what in rules
+            for kind, names in (
+                ("users", rule.users), ("groups", rule.groups), ("clusters", rule.clusters), ("what", what)
+            )
             for name in names
-        ]
+        ]  # fmt: skip
 
     def _user(self, name: str) -> list[Row]:
         """Return the groups of the user's last token that the policy names, of a session or of a join."""

@@ -16,7 +16,8 @@ from typing import Final
 import structlog
 
 from arcbridge.identity.claims import Identity
-from arcbridge.identity.policy import Policy
+from arcbridge.identity.policy import Policy, admin_changes
+from arcbridge.observe.untrusted_text import clean
 from arcbridge.relay.parts import Basis
 from arcbridge.relay.settings import CheckedRelay, check_policy
 from arcbridge.settings.problems import Problems
@@ -24,7 +25,9 @@ from arcbridge.settings.problems import Problems
 LEAST_USERS: Final = 3
 """Users who lose a right, below which a change is taken to be meant: it takes persons out."""
 MOST_NAMED: Final = 20
-"""Users who are named in a line of the log."""
+"""Users, and administrators, who are named in a line of the log."""
+MOST_OF_ADMIN: Final = 250
+"""Bytes of what one administrator gains or loses, as a record has them of each text of a list."""
 
 MOST_WARNINGS: Final = 10
 SLICE: Final = 32
@@ -59,6 +62,21 @@ class PolicyEffect:
     def facts(self) -> dict[str, object]:
         """Return the same for a record."""
         return {"users_lost": len(self.users), "sessions_lost": self.sessions, "users": self.users}
+
+
+def admin_facts(former: Policy, policy: Policy) -> dict[str, object]:
+    """Return for a line and for a record who gains and who loses rights to administer, bounded; empty where none do."""
+    changes = admin_changes(former, policy)
+    sides = {
+        "admins_gain": [f"{one.who}: {', '.join(one.gains)}" for one in changes if one.gains],
+        "admins_lose": [f"{one.who}: {', '.join(one.loses)}" for one in changes if one.loses],
+    }
+    return {
+        side: [clean(text, MOST_OF_ADMIN) for text in texts[:MOST_NAMED]]
+        + [f"{len(texts) - MOST_NAMED} more"] * (len(texts) > MOST_NAMED)
+        for side, texts in sides.items()
+        if texts
+    }
 
 
 async def effect_of(policy: Policy, sessions: Iterable[Session]) -> PolicyEffect:
@@ -116,7 +134,9 @@ class PolicyWatch:
             accepted = file.is_accepted(policy)
             reason = "" if accepted else self._objection(policy, effect)
             file.decide(policy, reason)
-            version = {"hash": policy.hash, "former": former.hash, "rules": len(policy.rules)}
+            version = {"hash": policy.hash, "former": former.hash, "rules": len(policy.rules),
+                       "admins": len(policy.admins)}  # fmt: skip
+            admins = admin_facts(former, policy)
             if reason:
                 log.error(
                     "policy held back",
@@ -126,12 +146,13 @@ class PolicyWatch:
                     advice=f"correct the file, or accept it: arcbridge --role relay policy accept {policy.hash}",
                     seconds=file.hold if file.hold < math.inf else 0,
                     **effect.fields(),
+                    **admins,
                 )
-                self.record("policy change", version, outcome="held", reason=reason, result=effect.facts())
+                self.record("policy change", version, outcome="held", reason=reason, result=effect.facts() | admins)
             elif file.current().hash == policy.hash:
                 why = _WAITED if waited else _ACCEPTED if accepted else _CHANGED
-                log.info("policy taken over", **version, reason=why, **effect.fields())
-                self.record("policy change", version, reason=why, result=effect.facts())
+                log.info("policy taken over", **version, reason=why, **effect.fields(), **admins)
+                self.record("policy change", version, reason=why, result=effect.facts() | admins)
                 self.warn()
         held = "" if file.held is None else file.held[0].hash
         if held != self._held:

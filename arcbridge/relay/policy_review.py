@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from arcbridge.errors import ArcbridgeError, ConfigError, StateError
 from arcbridge.identity.authentication import AuthenticationConfig
-from arcbridge.identity.policy import Policy
+from arcbridge.identity.policy import AdminRule, Policy, admin_changes
 from arcbridge.identity.policy_rules import Rule, explain, named
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.relay import admin
@@ -45,19 +45,23 @@ async def policy_in_force(config: RelayConfig) -> tuple[Policy, bool]:
         policy = check_policy(config, problems, AuthenticationConfig(()))
         problems.refuse()
         return policy, False
-    first, found = processes[0], dict[int, Row]()
+    first, found, admins = processes[0], dict[int, Row](), dict[int, Row]()
     asked = {"ask": "policy_rules", "relay": first.get("relay"), "worker": first.get("worker")}
     with contextlib.suppress(KeyError, TypeError, AttributeError):  # a relay of another version
         for row in await ask(config.data_dir, asked) or ():
-            rule = found.setdefault(row["rule"], {"line": row["line"], **{kind: [] for kind in KINDS}})
+            entries, key = (admins, "admin") if "admin" in row else (found, "rule")
+            rule = entries.setdefault(row[key], {"line": row["line"], **{kind: [] for kind in (*KINDS, "what")}})
             rule[row["kind"]].append(str(row["name"]))
-    if len(found) != first.get("rules"):
+    # Relays of earlier versions have no `[[admin]]`.
+    if len(found) != first.get("rules") or len(admins) != first.get("admins", 0):
         raise StateError(f"the relay that runs on {config.data_dir} does not send its rules: is it of this version?")
-    rules = tuple(
-        Rule(frozenset(one["users"]), frozenset(one["groups"]), tuple(one["clusters"]), f"allow[{n}]", one["line"])
-        for n, one in sorted(found.items())
-    )
-    return Policy(rules, ", ".join(sorted({str(row.get("hash")) for row in processes}))), True
+    rules = tuple(_rule_of(one, f"allow[{n}]") for n, one in sorted(found.items()))
+    rights = tuple(AdminRule(_rule_of(one, f"admin[{n}]"), frozenset(one["what"])) for n, one in sorted(admins.items()))
+    return Policy(rules, ", ".join(sorted({str(row.get("hash")) for row in processes})), admins=rights), True
+
+
+def _rule_of(row: Row, path: str) -> Rule:
+    return Rule(frozenset(row["users"]), frozenset(row["groups"]), tuple(row["clusters"]), path, row["line"])
 
 
 async def explain_access(config: RelayConfig, user: str, groups: tuple[str, ...], cluster: str) -> Row:
@@ -71,9 +75,12 @@ async def explain_access(config: RelayConfig, user: str, groups: tuple[str, ...]
     token = max(rows, key=lambda row: (row.get("from") == "session", row.get("at", 0.0)), default=None)
     groups = groups or tuple((token or {}).get("groups", ()))
     verdict = explain(policy.rules, named(user, groups), cluster)
+    reason, known = verdict.sentence(), verdict.allowed or _all_known(token, policy)
+    if not known:
+        reason = "not all groups of that token which the policy names are known, as it has changed since: give --groups"
     path, line = ("", 0) if verdict.rule is None else (verdict.rule.path, verdict.rule.line)
     row = {"user": user, "groups": list(groups), "cluster": cluster, "allowed": verdict.allowed,
-           "reason": verdict.sentence(), "rule": path, "line": line, "by": verdict.by, "lacks": list(verdict.lacks),
+           "known": known, "reason": reason, "rule": path, "line": line, "by": verdict.by, "lacks": list(verdict.lacks),
            "near": verdict.near, "token": token, "policy": policy.hash, "running": running, "cluster_state": "",
            "agents": None, "did_you_mean": "", "revoked": None}  # fmt: skip
     with contextlib.suppress(ArcbridgeError):  # a registry that does not answer takes nothing from the answer
@@ -88,8 +95,17 @@ async def explain_access(config: RelayConfig, user: str, groups: tuple[str, ...]
     return row
 
 
+def _all_known(token: Row | None, policy: Policy) -> bool:
+    """Return whether a user's row has all groups of the token that a rule in force names. One of an older relay does
+    not say by which policy they were chosen."""
+    if token is None or not token.get("more"):
+        return True
+    return not token.get("cut") and token.get("policy", policy.hash) == policy.hash
+
+
 async def compare_policy(config: RelayConfig, file: Path) -> Row:
-    """Return what `file` changes: rules, who may reach which cluster, and which connected users lose or gain what."""
+    """Return what `file` changes: rules, administrators, who may reach which cluster, and which connected users lose or
+    gain what."""
     (former, running), problems = await policy_in_force(config), Problems()
     clusters = set(await _clusters(config))
     policy = check_policy(replace(config, policy=file), problems, check(config).issuers, clusters)
@@ -104,6 +120,7 @@ async def compare_policy(config: RelayConfig, file: Path) -> Row:
         "hash": policy.hash,
         "running": running,
         "rules": rules,
+        "admins": [change._asdict() for change in admin_changes(former, policy)],
         "clusters": [
             {"cluster": name, "gains": sorted(new[name] - old[name]), "loses": sorted(old[name] - new[name])}
             for name in changed

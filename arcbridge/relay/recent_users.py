@@ -23,10 +23,12 @@ MOST_GROUPS: Final = 100
 
 def token_row(identity: Identity, groups: KnownGroups, source: str, at: float) -> Row:
     """Return what came with a user's token, as operators read it: the first of the groups by name, and the others by
-    their number. `source`: `session` or `join`; `at`: unix seconds."""
+    their number. `source`: `session` or `join`; `at`: unix seconds. `cut`: groups that the policy of that hash names
+    and the row does not."""
     names = groups.names[:MOST_GROUPS]
     more = groups.more + len(groups.names) - len(names)
-    return {"from": source, "at": at, "groups": names, "more": more, "missing_claim": identity.missing_groups_claim}
+    return {"from": source, "at": at, "groups": names, "more": more, "missing_claim": identity.missing_groups_claim,
+            "policy": groups.policy, "cut": len(groups.names) - len(names)}  # fmt: skip
 
 
 class RecentUsers:

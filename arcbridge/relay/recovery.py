@@ -11,6 +11,7 @@ them comes first. Nothing here reads a session.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -23,10 +24,10 @@ from arcbridge.errors import EnrolmentRefused
 from arcbridge.observe.metrics import Metrics
 from arcbridge.pki.authority import BACKDATE, Authority, certificate_validity
 from arcbridge.relay.control import ControlServer
-from arcbridge.relay.ledger import Intake, LedgerBook, Seal
+from arcbridge.relay.ledger import Intake, LedgerBook, Seal, registry_name
 from arcbridge.relay.parts import Basis
 from arcbridge.relay.recovery_words import recovery_finding, recovery_words
-from arcbridge.relay.registry.base import REVOKED, AccessChange, Recovery, Registry
+from arcbridge.relay.registry.base import REVOKED, AccessChange, Recovery, Registry, RegistryUnavailable
 
 FRESH: Final = 3600.0
 """Seconds for which a CA counts as new: a registry without clusters beside an older one may be a lost one."""
@@ -60,11 +61,16 @@ class RevocationRecovery:
         self._clock = clock
         # The oldest that is known: one that a rotation has brought is younger than the registry.
         self._ca_made = certificate_validity(basis.authority.succession.cas[0])[0] + BACKDATE
-        self.book = LedgerBook(Seal.of(basis.authority))
+        self._name = registry_name(basis.checked.config, basis.checked.public)
+        self.book = LedgerBook(Seal.of(basis.authority, self._name))
         self._looked = False
         """Whether it was looked, at the start, whether the registry may have been lost."""
         self.recovery: Recovery | None = None
         """What was lost, as the registry said last."""
+        self._heard = False
+        """Whether an agent has given back all that it keeps to this process."""
+        self._returning = asyncio.Lock()
+        """Held while what one agent gave back is merged: all agents give back the same after a loss."""
         self._logged: Recovery | None = None
         """What the log says of it."""
         self.refresh: Callable[[], Awaitable[None]]
@@ -81,12 +87,17 @@ class RevocationRecovery:
             found = await self._registry.change_recovery(lambda known: known or lost)
         self._looked = True
         if found is not None:
-            left = {one.name for one in await self._registry.clusters() if not one.revoked}
-            found = await self._registry.change_recovery(lambda known: self._proceed(known, left, now))
+            try:
+                left = {one.name for one in await self._registry.clusters() if not one.revoked}
+                found = await self._registry.change_recovery(lambda known: self._proceed(known, left, now))
+            except RegistryUnavailable as error:
+                # A copy answers for the registry: the recovery waits, and what is revoked is read all the same.
+                log.debug("recovery not continued", reason=error.message)
         self._tell(found)
         self.recovery = found
         self._control.recovering = found is not None
-        held = found is not None and now < (found.serving or now) + self._wait
+        # A clock that was set back far is no reason to hold users until it has caught up.
+        held = found is not None and 0 <= now - (found.serving or now) < self._wait
         self._access.held = (
             "the relay's registry was restored or lost, and the relay waits for the revocations that agents know"
             if held
@@ -97,12 +108,13 @@ class RevocationRecovery:
         """Return the recovery without clusters that are no more; None at its end."""
         if known is None:
             return None
-        known = replace(
-            known, serving=known.serving or now, awaited=tuple(one for one in known.awaited if one in clusters)
-        )
+        # Who was heard before that was found to be an older registry has given back all to just this one.
+        left = clusters - self._control.heard() if known.cause == "older" else clusters
+        known = replace(known, serving=known.serving or now, awaited=tuple(one for one in known.awaited if one in left))
         if known.cause == "lost":
-            # Which clusters there were is lost, too. Where one came back without a revocation, there was none to lose.
-            over = bool(clusters) and not known.returned and now >= known.serving + self._wait
+            # Which clusters there were is lost, too. Where one has given back its ledger, and no revocation, there was
+            # none to lose.
+            over = self._heard and not known.returned and now >= known.serving + self._wait
         else:
             over = not known.awaited
         return None if over else known
@@ -113,18 +125,39 @@ class RevocationRecovery:
 
     def rotated(self, authority: Authority) -> None:
         """The relay's CA is another: agents keep all of it as this one seals it, before the former one is retired."""
-        if self.book.use(Seal.of(authority)):
+        if self.book.use(Seal.of(authority, self._name)):
             self._control.share_ledger(())
 
     async def returned(self, cluster: str, intake: Intake) -> None:
         """Take what an agent of `cluster` has given back. Raises `EnrolmentRefused` where that revokes it."""
+        async with self._returning:
+            await self._take(cluster, intake)
+
+    async def _take(self, cluster: str, intake: Intake) -> None:
         if intake.forged:
             self._counters.ledgers_forged += 1
-            log.warning("ledger not believed", cluster=cluster, reason="an entry was not sealed by a relay of this CA")
-        news = await self._registry.merge(intake.done.result()) if intake.done.result() else []
-        revoked = [one for one in news if one.before]
+            log.warning(
+                "ledger not believed",
+                cluster=cluster,
+                reason="an entry was not sealed by a relay of this CA and registry",
+            )
+        now = self._clock()
+        # Once more, for another agent may have given back the same meanwhile.
+        given = [one for one in intake.done.result() if self.book.news(one, now)]
+        known = {(one.kind, one.name): one for one in await self._registry.access_changes()} if given else {}
+
+        def refuses_more(one: AccessChange) -> bool:
+            before = known.get((one.kind, one.name))
+            return one.before > (0 if before is None else before.before)
+
+        if any(map(refuses_more, given)):
+            # Before the merge: where this process dies in between, the agent gives back the same again.
+            await self._begin(now)
+        news = await self._registry.merge(given) if given else []
+        revoked = list(filter(refuses_more, news))
         if revoked:
             await self._came_back(cluster, revoked)
+        self._heard = self._heard or intake.complete
         heard = False
         if intake.complete and (revoked or self._awaits(cluster)):
             self.recovery = await self._registry.change_recovery(
@@ -140,20 +173,23 @@ class RevocationRecovery:
         return self.recovery is not None and cluster in self.recovery.awaited
 
     async def _came_back(self, cluster: str, revoked: list[AccessChange]) -> None:
-        """Say which revocations came back, and that the registry is an older one, where that was not known."""
+        """Say which revocations came back."""
         self._counters.revocations_returned += len(revoked)
         for one in revoked[:MOST_LOGGED]:
             log.warning("revocation came back", kind=one.kind, name=one.name, cluster=cluster, reason=one.reason)
+        await self._registry.change_recovery(
+            lambda known: known and replace(known, returned=known.returned + len(revoked))
+        )
+
+    async def _begin(self, now: float) -> None:
+        """Say that the registry is an older one, where no loss was known. Its join tokens go first: the recovery says
+        that they are gone."""
         if await self._registry.recovery() is None:
-            now = self._clock()
+            await void_join_tokens(self._registry, now)
             awaited = tuple(one.name for one in await self._registry.clusters() if not one.revoked)
             await self._registry.change_recovery(
                 lambda known: known or Recovery("older", now, serving=now, awaited=awaited)
             )
-            await void_join_tokens(self._registry, now)
-        await self._registry.change_recovery(
-            lambda known: known and replace(known, returned=known.returned + len(revoked))
-        )
 
     def _tell(self, found: Recovery | None) -> None:
         """Log what has changed."""
@@ -166,11 +202,13 @@ class RevocationRecovery:
 
     def finding(self) -> Finding:
         """Return what `doctor` shows of it."""
-        return recovery_finding(self.recovery)
+        return recovery_finding(self.recovery, self.book.left_out)
 
     def register(self, metrics: Metrics) -> None:
         """Tell `metrics` where to read."""
         metrics.gauge("revocations_missing", "1 while the registry may lack revocations that were made before.", None,
                       lambda: int(self.recovery is not None))  # fmt: skip
+        metrics.gauge("ledger_left_out", "Changes of access that no agent keeps, for want of room in the ledger.", None,
+                      lambda: self.book.left_out)  # fmt: skip
         metrics.gauge("clusters_awaited", "Clusters whose agents have not given back the revocations they know.", None,
                       lambda: 0 if self.recovery is None else len(self.recovery.awaited))  # fmt: skip

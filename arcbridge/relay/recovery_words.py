@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from arcbridge.checks.diagnosis import Finding, failed, ok
+from arcbridge.checks.diagnosis import Finding, failed, ok, warning
 from arcbridge.relay.registry.base import Recovery
 from arcbridge.units import rfc3339
 
@@ -22,8 +22,16 @@ def recovery_words(recovery: Recovery) -> str:
     return f"{words}: revocations{since} may be missing; {left}; {recovery.returned} came back"
 
 
-def recovery_finding(recovery: Recovery | None) -> Finding:
-    """Return what `doctor` shows."""
+def recovery_finding(recovery: Recovery | None, left_out: int = 0) -> Finding:
+    """Return what `doctor` shows. `left_out`: changes of access that no agent keeps."""
+    if recovery is None and left_out:
+        return warning(
+            REVOCATIONS,
+            f"none is known to be missing, and {left_out} are more than agents keep: lost with the registry, they do "
+            "not come back",
+            "back up the registry after each change, or restore users who have no valid token left",
+            "ledger_full",
+        )
     if recovery is None:
         return ok(REVOCATIONS, "none is known to be missing")
     names = ", ".join(recovery.awaited[:5]) + (", …" if len(recovery.awaited) > 5 else "")

@@ -25,18 +25,18 @@ def look_around(checked: CheckedRelay, runs_these: Callable[[int], bool]) -> Pro
     if why := is_full(config.data_dir):
         problems.error("data_dir", f"data_dir: {why}")
     relay = _Relay(config.data_dir, runs_these)
-
-    def observe() -> None:
-        check_observe_port(config.observe.listen)
-
-    def listen() -> None:
-        bind(checked.listen, accept=False).close()
-
-    free = _try(problems, "listen", checked.listen.port, listen, relay)
-    if config.observe.listen:
-        _try(problems, "observe.listen", port_of(config.observe.listen), observe, relay)
-    if relay.runs and not relay.is_this and (relay.processes or free):
+    listen, observe = checked.listen, config.observe.listen
+    free = _try(problems, "listen", listen.port, lambda: bind(listen, accept=False).close(), relay)
+    if observe:
+        _try(problems, "observe.listen", port_of(observe), lambda: check_observe_port(observe), relay)
+    if relay.processes and not relay.is_this:
         problems.error("data_dir", another_relay(config.data_dir).message)
+    elif relay.runs and not relay.processes and free:
+        problems.warn(
+            "data_dir",
+            f"data_dir: a relay is running on {config.data_dir}, and this user may not look into it; where that is not "
+            "the relay of these settings, stop it, or use another one",
+        )
     return problems
 
 
@@ -46,7 +46,7 @@ class _Relay:
     def __init__(self, data_dir: Path, runs_these: Callable[[int], bool]) -> None:
         self.runs = is_locked(data_dir)
         self.processes = holders(data_dir / LOCK_FILE) if self.runs else frozenset()
-        """The relay's processes; empty where they are another user's, whose files this user may not see."""
+        """The relay's processes; empty where this user may not see their files, as only root may (cli.core_dumps)."""
         self.is_this = any(map(runs_these, self.processes))
 
     def has(self, port: int) -> bool:

@@ -48,6 +48,13 @@ def is_there(path: Path) -> bool:
     return True
 
 
+def nearest(path: Path) -> Path:
+    """Return `path`, or the first directory around it that is there."""
+    while not is_there(path) and path != path.parent:
+        path = path.parent
+    return path
+
+
 def is_directory(path: Path) -> bool:
     """Return whether there is a directory of this name that this user may look at."""
     try:
@@ -230,9 +237,7 @@ def check_directory(problems: Problems, setting: str, directory: Path) -> None:
     if why := closed_to_this_user(directory):
         problems.error(setting, f"{what} cannot be used by this user: {why}")
         return
-    place = directory
-    while not is_there(place) and place != place.parent:
-        place = place.parent
+    place = nearest(directory)
     if not is_directory(place):
         problems.error(setting, f"{what} cannot be a directory, because {place} is a file")
     elif _is_kernels(place):
@@ -303,14 +308,14 @@ def _warn_of_end(
 ) -> None:
     """Warn of a certificate's end; `always`: also of one that never lives for long, and is soon at its end."""
     now = time.time()
-    if now >= end:
+    left = end - now
+    if left <= 0:
         problems.warn(setting, f"the certificate in {path} has expired")
     elif now < begin:
         problems.warn(setting, f"the certificate in {path} is not valid yet; compare the clocks")
-    elif now >= end - DAY_LEFT and (always or end - begin > 2 * SOON):
-        problems.warn(setting, f"the certificate in {path} expires in {(end - now) / 3600:.1f} h: replace it now")
-    elif now >= end - SOON and (always or end - begin > 2 * SOON):
-        problems.warn(setting, f"the certificate in {path} expires in {(end - now) / 86400:.0f} days")
+    elif left <= SOON and (always or end - begin > 2 * SOON):
+        when = f"{left / 3600:.1f} h: replace it now" if left <= DAY_LEFT else f"{left / 86400:.0f} days"
+        problems.warn(setting, f"the certificate in {path} expires in {when}")
 
 
 def _is_for(certificate: x509.Certificate, host: str) -> bool:

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
-from arcbridge.settings.named_files import is_there
+from arcbridge.settings.named_files import nearest
 
 _PROC: Final = Path("/proc")
 LEAST: Final = 256 * 1024
@@ -40,7 +40,9 @@ def holders(file: Path) -> frozenset[int]:
         wanted = file.stat()
     except OSError:
         return frozenset()
-    return frozenset(_having(lambda path: os.path.samestat(os.stat(path), wanted)))
+    end = f"/{os.path.basename(os.path.realpath(file))}"
+    # The name first: a descriptor of a dead network disk is asked for nothing, and a path may differ by its mount.
+    return frozenset(_having(lambda at: os.readlink(at).endswith(end) and os.path.samestat(os.stat(at), wanted)))
 
 
 def _having(is_it: Callable[[str], bool]) -> Iterator[int]:
@@ -63,35 +65,45 @@ def _has(process: str, is_it: Callable[[str], bool]) -> bool:
     return False
 
 
-def named(processes: frozenset[int]) -> str:
+def named(processes: frozenset[int], *, join: str = " by ") -> str:
     """Return ` by NAME (process ID)` for the first of some processes; empty where none is known."""
     for process in sorted(processes):
         with contextlib.suppress(OSError):
-            return f" by {(_PROC / str(process) / 'comm').read_text().strip()} (process {process})"
+            name = (_PROC / str(process) / "comm").read_text(errors="replace").strip()  # a process chooses it itself
+            return f"{join}{''.join(one if one.isprintable() else '?' for one in name)} (process {process})"
     return ""
 
 
-def settings_of(process: int) -> Path | None:
-    """Return the settings file that a role's process was given; None where it was given none, or that is not known."""
+def runs_with(process: int, role: str, file: Path | None, default: Path | None) -> bool:
+    """Return whether a process was given this settings file; `default` is the one of arcbridge in `role` that was given
+    none. None: flags and environment alone."""
     try:
         words = os.fsdecode((_PROC / str(process) / "cmdline").read_bytes()).split("\0")
         variables = os.fsdecode((_PROC / str(process) / "environ").read_bytes()).split("\0")
         directory = Path(os.readlink(_PROC / str(process) / "cwd"))
     except OSError:
-        return None
-    found = [after for word, after in pairwise(words) if word == "--config"]
-    found += [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
-    found += [one.removeprefix("ARCBRIDGE_CONFIG=") for one in variables if one.startswith("ARCBRIDGE_CONFIG=")]
-    return directory / found[0] if found else None
+        return False
+    if given := _given("config", words, variables):
+        found: Path | None = directory / given
+    elif any(Path(word).name == "arcbridge" for word in words) and _given("role", words, variables) == role:
+        found = default
+    else:
+        return False
+    return (found and found.absolute()) == (file and file.absolute())
+
+
+def _given(name: str, words: list[str], variables: list[str]) -> str:
+    """Return the value of a flag in a command line, else that of its variable; empty where neither is given."""
+    found = [after for word, after in pairwise(words) if word == f"--{name}"]
+    for prefix, given in ((f"--{name}=", words), (f"ARCBRIDGE_{name.upper()}=", variables)):
+        found += [one.removeprefix(prefix) for one in given if one.startswith(prefix)]
+    return found[0] if found else ""
 
 
 def is_full(path: Path) -> str:
     """Return why nothing more can be written where `path` is, or will be made; empty where it can, or none knows."""
-    place = path.absolute()
-    while not is_there(place) and place != place.parent:
-        place = place.parent
     try:
-        disk = os.statvfs(place)
+        disk = os.statvfs(nearest(path))
     except (OSError, AttributeError):
         return ""
     if disk.f_flag & os.ST_RDONLY:

@@ -2,7 +2,8 @@
 
 A relay seals what its operators have said of a user's or a cluster's access, one entry for each; an agent keeps the
 entries as they are, and gives them back when it connects again, for the relay may have lost its registry meanwhile.
-This module knows no seal: an entry is its id and bytes behind it. Invariant: what is kept stays below `most` bytes.
+This module knows no seal: an entry is its id and bytes behind it. Invariant: what is kept has `MOST_HELD` bytes at
+most.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Final
 from arcbridge.errors import RemoteProtocolError
 from arcbridge.wire.records import Ledger
 
+FEATURE: Final = "ledger"
+"""In the HELLO of an agent: it keeps a ledger, and says next what it holds."""
 ID_SIZE: Final = 16
 """Bytes at the beginning of an entry that say what it is about."""
 MOST_ENTRY: Final = 8000
@@ -32,8 +35,6 @@ class LedgerEntries:
     def __init__(self) -> None:
         self._entries: dict[bytes, bytes] = {}
         self._size = 0
-        self.left_out = 0
-        """Entries for which there was no room."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -49,7 +50,6 @@ class LedgerEntries:
         former = self._entries.pop(entry[:ID_SIZE], b"")
         self._size -= len(former)
         if self._size + len(entry) > MOST_HELD:
-            self.left_out += 1
             return
         self._entries[entry[:ID_SIZE]] = entry
         self._size += len(entry)

@@ -17,6 +17,9 @@ from 0: `sent` and `received` are those counts, told to the peer by ACK, PING an
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Final
+
 from arcbridge.errors import ArcbridgeError, ConnectionLost, LocalProtocolError, RemoteProtocolError, SessionEnded
 from arcbridge.refusals import NO_REFUSAL, Refusal
 from arcbridge.wire import events as ev
@@ -50,6 +53,20 @@ _CONTROL_RECORDS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Introduction:
+    """What an end says of itself in its HELLO; `records.Hello` has what the fields mean."""
+
+    agent: str = ""
+    software: str = ""
+    cluster_ca: str = ""
+    features: str = ""
+    """Words besides those that the session has by itself."""
+
+
+UNNAMED: Final = Introduction()
+
+
 class Session:
     """One side of a session or control connection. See the module's docstring for the order of calls."""
 
@@ -60,9 +77,7 @@ class Session:
         now: float,
         *,
         limits: Limits = DEFAULT,
-        agent: str = "",
-        software: str = "",
-        cluster_ca: str = "",
+        introduction: Introduction = UNNAMED,
         join_id: str = "",
         budget: Budget | None = None,
         backlog: Backlog | None = None,
@@ -101,12 +116,12 @@ class Session:
         hello = Hello(
             VERSION,
             VERSION,
-            "resume" if resumable else "",
+            "resume" if resumable else introduction.features,
             limits.stream_window,
             limits.max_streams,
-            agent,
-            software,
-            cluster_ca=cluster_ca,
+            introduction.agent,
+            introduction.software,
+            cluster_ca=introduction.cluster_ca,
             join_id=join_id,
         )
         self.resumption = Resumption(context, self.lifecycle, self.sender, self.receiver, hello)

@@ -27,7 +27,7 @@ from arcbridge.net.backoff import HEALTHY, Backoff
 from arcbridge.net.tls import ALPN_CONTROL, RelayTrust, outer_client_context
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import Goaway
-from arcbridge.wire.session import Kind, Side
+from arcbridge.wire.session import Introduction, Kind, Side
 
 MAX_AGENTS = 5_000
 CONNECT_DEADLINE, HANDSHAKE_DEADLINE = 10.0, 5.0
@@ -122,9 +122,7 @@ class Agent(BaseHandler):
                 Side.INITIATOR,
                 Kind.CONTROL,
                 self,
-                agent=f"herd-{self.number}",
-                software="herd",
-                cluster_ca=orders.cluster_ca,
+                introduction=Introduction(f"herd-{self.number}", "herd", orders.cluster_ca),
             )
             try:
                 await loop.create_connection(

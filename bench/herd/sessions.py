@@ -31,7 +31,7 @@ from arcbridge.net.tls import ALPN_CONTROL, ALPN_JOIN, RelayTrust, outer_client_
 from arcbridge.wire.frames import HEADER_SIZE, PING_BODY
 from arcbridge.wire.limits import DEFAULT
 from arcbridge.wire.records import Dial, JoinRequest, Status
-from arcbridge.wire.session import Kind, Side
+from arcbridge.wire.session import Introduction, Kind, Side
 
 MAX_SESSIONS = 9_500
 """In one process: both ends of each are here."""
@@ -112,7 +112,7 @@ class Ends(BaseHandler):
         """Return the control connection once it is established."""
         orders = self.orders
         session = MuxSession(
-            Side.INITIATOR, Kind.CONTROL, self, agent=self._instance, software="scale", cluster_ca=orders.cluster_ca
+            Side.INITIATOR, Kind.CONTROL, self, introduction=Introduction(self._instance, "scale", orders.cluster_ca)
         )
         await self._loop.create_connection(
             session.protocol, orders.host, orders.port, ssl=self._control, server_hostname=orders.host

@@ -34,7 +34,7 @@ from arcbridge.net.address import Address
 from arcbridge.net.tls import ALPN_CONTROL, RelayTrust, outer_client_context
 from arcbridge.pki.enrolment import make_csr, make_key
 from arcbridge.wire.records import Auth
-from arcbridge.wire.session import Kind, Side
+from arcbridge.wire.session import Introduction, Kind, Side
 from bench.hostile.place import OBJECT, TARGET, Answer, Place, get, request, word
 
 EVERY = {"get": 0.012, "session": 0.25, "resume": 0.5, "https": 0.5, "control": 1.0, "enrol": 1.0}
@@ -194,9 +194,7 @@ class Honest:
             Side.INITIATOR,
             Kind.CONTROL,
             BaseHandler(),
-            agent=f"spare-{time.monotonic_ns()}",
-            software="arcbridge bench",
-            cluster_ca=self._place.agent_ca,
+            introduction=Introduction(f"spare-{time.monotonic_ns()}", "arcbridge bench", self._place.agent_ca),
         )
         sock = await self._place.connect(self._place.relay_port)
         try:

@@ -27,7 +27,7 @@ from arcbridge.pki.names import cluster_server_name
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.records import Auth, JoinReply, JoinRequest
-from arcbridge.wire.session import Kind, Side
+from arcbridge.wire.session import Introduction, Kind, Side
 
 TARGET = "kubernetes"
 OBJECT = "/api/v1/namespaces/default"
@@ -135,7 +135,7 @@ class Place:
             handler or BaseHandler(),
             limits=limits,
             label=reply.join_id,
-            software="arcbridge bench",
+            introduction=Introduction(software="arcbridge bench"),
         )
         if authenticate:
             session.authenticate(Auth(token=person.cluster))

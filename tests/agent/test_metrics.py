@@ -59,7 +59,7 @@ def test_every_metric_can_be_read() -> None:
     proofs.taken["nonce"], proofs.refused["peer"] = 8, 9
     sessions.authenticator = Counters(proofs=proofs)
     sessions.targets, sessions.audit, keeper = Counters(), Counters(), Counters()
-    control, denylist = Counters(up=1, dials=Counters(joins=2)), Counters(error="broken")
+    control, denylist = Counters(up=1, dials=Counters(joins=2), ledgers={}), Counters(error="broken")
     register(metrics, AgentParts(api, Verifier(), keeper, denylist, sessions, control))
     text = metrics.render()[0].decode()
     assert metrics.read_failures == 0

@@ -72,4 +72,5 @@ async def test_the_rights_that_the_mappings_need(
         words = f'User "{AGENT}" cannot {verb} resource "{missing}" {where}'
         assert words in found.detail
         assert "jwt[0].claimMappings." in found.detail
-        assert api.upstream.own_refusals.lacking == {missing: words}
+        # A user of the other issuer may be refused for something else.
+        assert api.upstream.own_refusals.lacking == ((missing, words) if state is FindingState.FAILED else None)

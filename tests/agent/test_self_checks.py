@@ -128,6 +128,18 @@ async def test_users_whom_no_rule_names(fake: FakeApiServer, api: ApiServer) -> 
     assert found.detail.endswith(": the API server's words")
 
 
+async def test_refusals_while_a_right_was_missing_are_over_once_it_is_given(
+    fake: FakeApiServer, api: ApiServer
+) -> None:
+    backlog = [4, 0]
+    has_rules(fake, [rule("impersonate", "users")])
+    found = await looks.look_at_impersonation(api, NO_ISSUER, lambda: backlog.pop(0))
+    assert one(found) == (FindingState.WARNING, "impersonation_groups")
+    has_rules(fake, [rule("impersonate", "users", "groups")])
+    found = await looks.look_at_impersonation(api, NO_ISSUER, lambda: backlog.pop(0))
+    assert one(found) == (FindingState.OK, "")
+
+
 async def test_files_that_cannot_be_read_again(fake: FakeApiServer, api: ApiServer) -> None:
     assert one(await looks.look_at_reload(api)) == (FindingState.OK, "")
     fake.token_file.write_text("two words")

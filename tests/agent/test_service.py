@@ -23,6 +23,8 @@ GOOD = AgentConfig(relays=("https://relay:443",), state=AgentStateConfig(directo
 def test_a_secret_without_a_namespace_outside_of_a_pod(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"state\.secret"):
         own_namespace(tmp_path)
+    with pytest.raises(ConfigError, match=r"^kubernetes\.drain_label: needs it \(this is not a pod\)$"):
+        own_namespace(tmp_path, wanted_by="kubernetes.drain_label: needs it")
     (tmp_path / "namespace").write_text("arc\n")
     assert own_namespace(tmp_path) == "arc"
     with pytest.raises(ConfigError, match=r"state\.secret"):

@@ -114,6 +114,16 @@ ERRORS: list[tuple[Callable[[Path], dict[str, Any]], str]] = [
 ]
 
 
+def test_a_pod_that_leaves_needs_its_namespace(good: AgentConfig, tmp_path: Path) -> None:
+    """Which the agent reads beside the token of its ServiceAccount."""
+    config = replace(good, kubernetes=replace(good.kubernetes, drain_label="a=b"))
+    (error,) = check(config, {"POD_NAME": "agent-x"}, tmp_path).problems.errors
+    assert error.setting == "kubernetes.drain_label"
+    assert error.message.startswith("kubernetes.drain_label: needs the pod's namespace, which is not in ")
+    (tmp_path / "namespace").write_text("arc")
+    assert check(config, {"POD_NAME": "agent-x"}, tmp_path).problems.errors == []
+
+
 @pytest.mark.parametrize(("changes", "message"), ERRORS, ids=[f"{n}-{row[1]}" for n, row in enumerate(ERRORS)])
 def test_a_mistake_is_named(
     good: AgentConfig, tmp_path: Path, changes: Callable[[Path], dict[str, Any]], message: str

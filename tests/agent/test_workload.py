@@ -12,7 +12,7 @@ from arcbridge.agent.kube.apiserver import ApiServer
 from arcbridge.agent.workload import PodOfWorkload, parse_label, pod_name
 from arcbridge.errors import ConfigError
 from tests.support.eventually import until
-from tests.support.fake_apiserver import Exchange, FakeApiServer, Unanswered, closing, dying, reply
+from tests.support.fake_apiserver import Exchange, FakeApiServer, Route, Unanswered, closing, dying, reply
 
 POD = "/api/v1/namespaces/arc/pods/agent-x"
 LABEL = "app.kubernetes.io/instance=arc-draining"
@@ -67,8 +67,42 @@ async def test_it_is_tried_again_while_the_api_server_is_away(
         await faults.pop(0)(exchange)
 
     fake.routes[POD] = route
-    await asyncio.wait_for(pod.leave(), 30)
+    with structlog.testing.capture_logs() as lines:
+        await asyncio.wait_for(pod.leave(), 30)
     assert faults == []
+    assert [line["event"] for line in lines] == ["pod cannot leave yet", "pod left its workload"], "once"
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "reason"),
+    [
+        (closing(reply(401, b'{"message": "Unauthorized"}')), 401, "Unauthorized"),
+        (closing(reply(429, b"")), 429, "the API server gives no reason"),
+        (dying, 0, "the connection was closed without a usable answer"),
+        (Unanswered(), 0, "the API server does not answer within 0.1 seconds"),
+    ],
+)
+async def test_the_first_failure_is_logged_while_the_drain_goes_on(
+    fake: FakeApiServer, pod: PodOfWorkload, monkeypatch: pytest.MonkeyPatch, fault: Route, status: int, reason: str
+) -> None:
+    monkeypatch.setattr("arcbridge.agent.workload.DEADLINE", 0.1 if reason.endswith("seconds") else 15.0)
+    fake.routes[POD] = fault
+    with structlog.testing.capture_logs() as lines:
+        leaving = asyncio.create_task(pod.leave())
+        await until(lambda: bool(lines))
+        leaving.cancel()
+    (line,) = lines
+    assert (line["event"], line["log_level"], line["status"]) == ("pod cannot leave yet", "warning", status)
+    assert line["reason"].startswith(reason)
+
+
+async def test_an_error_of_its_own_is_logged(
+    api: ApiServer, pod: PodOfWorkload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(api), "ask", lambda *_, **__: 1 / 0)
+    with structlog.testing.capture_logs() as lines:
+        await pod.leave()
+    assert [(line["event"], line["reason"]) for line in lines] == [("pod stays in its workload", "ZeroDivisionError")]
 
 
 async def test_it_ends_with_the_drain(fake: FakeApiServer, pod: PodOfWorkload) -> None:

@@ -36,6 +36,7 @@ def path(tmp_path: Path) -> Path:
         {"act": "policy change", "result": {"users": ["bob", "dora"]}},
         {"stage": "complete", "user": "eve", "as": "bob"},
         {"event": "audit-lost", "records": 3},
+        {"act": "agent enrol", "by": "agent", "omitted": 7},
     ]
     records = [{"ts": f"2026-11-29T0{n}:00:00.000Z", "event": "audit", **one, "n": n} for n, one in enumerate(acts)]
     return write(tmp_path / "audit.jsonl", *records)
@@ -44,14 +45,15 @@ def path(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("wanted", "expected"),
     [
-        (Wanted(), [0, 1, 2, 3, 4, 5]),
-        (Wanted(user="bob"), [0, 2, 3, 4, 5]),
-        (Wanted(user="alice"), [0, 5]),
-        (Wanted(user="dora"), [3, 5]),
-        (Wanted(user="bo"), [5]),
-        (Wanted(cluster="prod"), [1, 2, 5]),
-        (Wanted(cluster="test", user="root"), [2, 5]),
-        (Wanted(since="2026-11-29T03:00:00.000Z"), [3, 4, 5]),
+        (Wanted(), [0, 1, 2, 3, 4, 5, 6]),
+        (Wanted(user="bob"), [0, 2, 3, 4, 5, 6]),
+        (Wanted(user="alice"), [0, 5, 6]),
+        (Wanted(user="dora"), [3, 5, 6]),
+        (Wanted(user="bo"), [5, 6]),
+        (Wanted(cluster="prod"), [1, 2, 5, 6]),
+        (Wanted(cluster="None"), [5, 6]),
+        (Wanted(cluster="test", user="root"), [2, 5, 6]),
+        (Wanted(since="2026-11-29T03:00:00.000Z"), [3, 4, 5, 6]),
     ],
 )
 def test_which_records(path: Path, wanted: Wanted, expected: list[int]) -> None:

@@ -196,6 +196,11 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     bad.write_bytes(gzip.compress(b"x" * 1000)[:-5])
     with pytest.raises(ConfigError, match="no whole gzip"):
         verify([bad])
+    damaged = bytearray(gzip.compress(bytes(range(256)) * 4))
+    damaged[10:40] = b"\xff" * 30
+    bad.write_bytes(damaged)
+    with pytest.raises(ConfigError, match="no whole gzip"):
+        verify([bad])
     with pytest.raises(ConfigError, match="audit head"):
         read_anchors(tmp_path / "nothing-in-it" if (tmp_path / "nothing-in-it").write_text("{}\n") else bad)
 

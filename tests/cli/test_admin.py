@@ -15,6 +15,7 @@ from arcbridge.client.commands import administration
 from arcbridge.client.commands.administration import Answered
 from arcbridge.errors import ExitCode
 from arcbridge.pki.enrolment import JoinToken
+from arcbridge.pki.new_token import API_SERVER_FLAGS
 from arcbridge.relay.http.administration import ARGUMENTS
 from arcbridge.relay.http.administration import COMMANDS as KNOWN
 from arcbridge.settings.flags import CLIENT, RELAY
@@ -54,8 +55,9 @@ def test_every_command_of_the_relay_but_those_that_change_the_policy() -> None:
     assert set(afar) == set(KNOWN) == {word for word in near if word.split()[0] in ADMINISTRATION} | {"policy list"}
     for name, command in afar.items():
         assert (command.roles, command.help) == ((CLIENT,), near[name].help)
-        if command.argument is not None:
-            assert command.argument.name in ARGUMENTS
+        sent = {flag.dest for flag in command.flags} - {"output", *API_SERVER_FLAGS}
+        sent |= {command.argument.name} if command.argument is not None else set()
+        assert sent == set(KNOWN[name].takes) <= set(ARGUMENTS)
 
 
 def test_what_the_relay_is_given(asked: Asked) -> None:
@@ -86,6 +88,38 @@ def test_what_is_printed(asked: Asked, capsys: pytest.CaptureFixture[str]) -> No
     assert "before 2027-01-15T08:00:00Z are refused" in printed("user", "revoke", "bob")
     assert printed("token", "create", "--cluster", "a", "-o", "name") == f"{TOKEN['token']}\n"
     assert "helm install" in printed("token", "create", "--cluster", "a")
+
+
+@pytest.mark.parametrize(
+    ("command", "rows"),
+    [
+        ("session end", [{}]),
+        ("session end", []),
+        ("cluster revoke", [{"cluster": "a", "known": []}, {"known": "x"}]),
+        ("user revoke", [{"user": "bob", "before": "today"}]),
+        ("user list", [{"user": "bob", "before": "today"}]),
+        ("token list", [{"expires_at": [1]}]),
+    ],
+)
+def test_rows_of_another_form(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, rows: list[Any]
+) -> None:
+    """docs/threats.md#K9. A sentence, and never as if all were well."""
+
+    async def administer(*_: object) -> Answered:
+        return Answered(rows, False)
+
+    monkeypatch.setattr(administration, "administer", administer)
+    argument = [] if command.endswith("list") else ["a"]
+    assert run(["admin", *command.split(), *argument, "--relay", "https://relay.test"]) != ExitCode.DONE
+    caught = capsys.readouterr()
+    assert "in another form than this version reads" in caught.err
+    assert ("may have been done" in caught.err, caught.out) == (not command.endswith("list"), "")
+
+
+def test_white_space_around_a_name_is_none_of_it(asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["admin", "token", "create", "--relay", "https://relay.test", "--cluster", " a "]) == ExitCode.DONE
+    assert TOKEN["token"] in capsys.readouterr().out
 
 
 def test_more_rows_than_are_sent(asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,6 +65,9 @@ def acts(tmp_path: Path) -> Path:
     records = [
         {"ts": "2026-11-28T00:00:00.000Z", "event": "audit", "stage": "ended", "act": "user revoke", "by": "os",
          "actor": "root", "uid": 0, "arguments": {"user": "bob\x1b[31m"}, "outcome": "done", "result": {"before": "x"}},
+        {"ts": "2026-11-28T01:00:00.000Z", "event": "audit", "stage": "begun", "act": "backup", "by": "person",
+         "actor": "root"},
+        {"ts": "2026-11-28T02:00:00.000Z", "event": "audit", "stage": "complete", "act": "relay stop", "by": "relay"},
         {"ts": "2026-11-29T00:00:00.000Z", "event": "audit", "stage": "complete", "user": "eve", "verb": "get",
          "resource": "pods", "outcome": "answered"},
     ]  # fmt: skip
@@ -77,7 +80,9 @@ def acts(tmp_path: Path) -> Path:
 def test_show(acts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["audit", "show", str(acts)]) == ExitCode.DONE
     assert capsys.readouterr().out == (
-        "2026-11-28T00:00:00.000Z root user revoke done uid=0 user=bob\\x1b[31m before=x\n"
+        "2026-11-28T00:00:00.000Z os:root user revoke done uid=0 user=bob\\x1b[31m before=x\n"
+        "2026-11-28T01:00:00.000Z person:root backup begun\n"
+        "2026-11-28T02:00:00.000Z relay relay stop complete\n"
         "2026-11-29T00:00:00.000Z eve get answered resource=pods\n"
     )
     for role in ("relay", "agent"):

@@ -14,6 +14,7 @@ import pytest
 from arcbridge.cli import backup, relay
 from arcbridge.cli.parser import Invocation
 from arcbridge.errors import StateError
+from arcbridge.pki.authority import Authority
 from arcbridge.relay.data_dir import open_authority, open_registry
 from arcbridge.settings.config import RelayConfig
 from tests.relay.conftest import relay_config
@@ -33,6 +34,7 @@ def test_each_says_what_is_there_and_what_to_do(tmp_path: Path) -> None:
 
     async def enrol() -> None:
         registry = await open_registry(config.data_dir)
+        await registry.adopt("prod", Authority.create("prod").certificate_pem, 5.0)
         await registry.revoke_cluster("bad")
         await registry.close()
 
@@ -47,7 +49,9 @@ def test_each_says_what_is_there_and_what_to_do(tmp_path: Path) -> None:
     assert "make new ones" in done
     listed = printed(config, relay.cluster_list, "cluster", "list")
     assert "was restored from a backup: revocations made after" in listed
-    assert "prod" not in printed(config, relay.recovery_list, "recovery", "list")
+    awaited = printed(config, relay.recovery_list, "recovery", "list")
+    assert ("prod" in awaited, "bad" in awaited) == (True, False)
     assert "as it stood: the registry was restored" in printed(config, relay.recovery_end, "recovery", "end")
     with pytest.raises(StateError, match="no revocation is known to be missing"):
         printed(config, relay.recovery_end, "recovery", "end")
+    assert "prod" not in printed(config, relay.recovery_list, "recovery", "list")

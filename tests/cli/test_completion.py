@@ -133,12 +133,13 @@ def test_zsh_completes_files_as_it_does_for_others(typed: str, expected: str, ho
     terminal, end = pty.openpty()
     with os.fdopen(terminal, "r+b", buffering=0) as screen, os.fdopen(end, "wb") as own:
         zsh = subprocess.Popen(["zsh", "-d", "-i"], stdin=own, stdout=own, stderr=own, env=environment, cwd=home)
-        said = b""
-        while b"READY>" not in said:
-            said += screen.read(1024)
-        screen.write(f"arcbridge --config {typed}\t\t\r".encode())
         try:
+            said = b""
+            while b"READY>" not in said:
+                said += screen.read(1024)
+            screen.write(f"arcbridge --config {typed}\t\t\r".encode())
             zsh.wait(60)
         finally:
             zsh.kill()
+            zsh.wait()
     assert (home / "given").read_text() == expected.format(home=home)

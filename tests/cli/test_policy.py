@@ -66,6 +66,12 @@ def test_diff(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[-1] == "and 11 more rules"
     assert run([*arguments, "-o", "json"]) == ExitCode.FAILURE
     assert len(json.loads(capsys.readouterr().out)["rules"]) == 31
+    admin = '[[admin]]\nusers = ["eve"]\nclusters = ["*"]\nwhat = ["tokens"]\n'
+    other.write_text(RULES + admin)
+    assert run(arguments) == ExitCode.FAILURE
+    lines = capsys.readouterr().out.splitlines()
+    assert "0 rules differ, and what 1 may administer" in lines[0]
+    assert re.split("  +", lines[3]) == ["user eve", "tokens of *", "-"]
     other.write_text("[[allow]]\nusers = 1\n")
     assert run(arguments) == ExitCode.USAGE
     assert "allow[0].users: must be a list" in capsys.readouterr().err

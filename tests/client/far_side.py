@@ -23,7 +23,7 @@ from arcbridge.pki.authority import Authority
 from arcbridge.pki.names import cluster_server_name
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.records import Auth, AuthOk, JoinReply, JoinRequest
-from arcbridge.wire.session import Kind, Side
+from arcbridge.wire.session import Introduction, Kind, Side
 
 CLUSTER = "prod"
 
@@ -186,7 +186,7 @@ class FarSide(BaseHandler):
 
     async def _agent(self, sock: socket.socket, join_id: str) -> None:
         issued = self.shows_ca.issue_server([cluster_server_name(CLUSTER)])
-        session = MuxSession(Side.ACCEPTOR, Kind.SESSION, self, label=join_id, agent="pod-1")
+        session = MuxSession(Side.ACCEPTOR, Kind.SESSION, self, label=join_id, introduction=Introduction("pod-1"))
         self.sessions.append(session)
         context = inner_server_context(issued.certificate_pem, issued.key_pem)
         self.agent_keys.append(context.spki)

@@ -209,12 +209,13 @@ def check_leaving(rendered: Rendered, key: str, value: str) -> None:
     assert spec["failurePolicy"] == "Fail"
     (resources,) = spec["matchConstraints"]["resourceRules"]
     assert (resources["resources"], resources["operations"]) == (["pods"], ["UPDATE"])
-    assert spec["matchConstraints"]["namespaceSelector"] == {
-        "matchLabels": {"kubernetes.io/metadata.name": account["namespace"]}
-    }
     (condition,) = spec["matchConditions"]
-    who = f"system:serviceaccount:{account['namespace']}:{account['name']}"
-    assert condition["expression"] == f"request.userInfo.username == '{who}'"
+    if selector := spec["matchConstraints"].get("namespaceSelector"):
+        assert selector == {"matchLabels": {"kubernetes.io/metadata.name": account["namespace"]}}
+        who = f"'system:serviceaccount:{account['namespace']}:{account['name']}'"
+    else:
+        who = f"'system:serviceaccount:' + request.namespace + ':{account['name']}'"
+    assert condition["expression"] == f"request.userInfo.username == {who}"
     assert any(f"object.metadata.labels['{key}'] == '{value}'" in one["expression"] for one in spec["validations"])
     pod = rendered.workload()["spec"]["template"]["spec"]
     for container in (*pod["containers"], *pod["initContainers"]):
@@ -236,7 +237,7 @@ def check_settings(rendered: Rendered, directory: Path) -> config.AgentConfig:
     assert settings.authentication is not None
     authentication.load(settings.authentication)
     secret = rendered.one("Secret")["metadata"]
-    assert settings.state.secret == f"{secret['namespace']}/{secret['name']}"
+    assert settings.state.secret in (secret["name"], f"{secret['namespace']}/{secret['name']}")
     (port,) = container["ports"]
     assert settings.observe.listen == f":{port['containerPort']}"
     named = [name for rule in rendered.rules() if rule.get("resources") == ["groups"] for name in rule["resourceNames"]]

@@ -163,6 +163,16 @@ def test_where_a_pod_that_drains_leaves(helm: Helm, settings: tuple[str, ...], l
     check_network_policy(rendered)
 
 
+@pytest.mark.parametrize(("name", "leaves"), [("", False), ("default", False), ("agents", True)])
+def test_updates_of_pods_by_others_are_not_refused(helm: Helm, name: str, leaves: bool) -> None:
+    """The policy is about the agent's account, and `default` is that of other pods besides."""
+    rendered = helm.template("--set", f"serviceAccount.create=false,serviceAccount.name={name}")
+    pods = [role for role in rendered.of("Role") if any(rule["resources"] == ["pods"] for rule in role["rules"])]
+    found = (pods, rendered.of("ValidatingAdmissionPolicy"), rendered.of("ValidatingAdmissionPolicyBinding"))
+    assert [bool(one) for one in found] == [leaves] * 3
+    assert ("drain_label" in rendered.one("ConfigMap")["data"]["agent.toml"]) == leaves
+
+
 def test_nodes_of_their_own(helm: Helm, tmp_path: Path) -> None:
     rendered = helm.template("-f", str(CHART / "examples/dedicated-nodes.yaml"))
     check_workload(rendered)

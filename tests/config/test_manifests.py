@@ -74,6 +74,20 @@ def test_v22_pods_run_on_nodes_that_are_named(tmp_path: Path) -> None:
     assert pod["nodeSelector"] == {"kubernetes.io/os": "linux"}
 
 
+def test_another_namespace_keeps_what_narrows_the_right_to_patch_pods(tmp_path: Path) -> None:
+    place = os.path.relpath(ROOT / "config/kubernetes/overlays/impersonation-legacy", tmp_path.resolve())
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump({"namespace": "other", "resources": [place]}))
+    objects = built(tmp_path)
+    (role,) = [one for one in objects.of("Role") if any("pods" in rule["resources"] for rule in one["rules"])]
+    assert role["metadata"]["namespace"] == objects.one("ServiceAccount")["metadata"]["namespace"] == "other"
+    check_rules(objects, "legacy", ["oidc:anna@example.org"], ["oidc:developers"])
+    check_network_policy(objects)
+    check_settings(objects, tmp_path)
+    policy = yaml.safe_dump(objects.one("ValidatingAdmissionPolicy")["spec"])
+    assert "namespaceSelector" not in policy
+    assert "arcbridge:" not in policy
+
+
 def test_nodes_of_their_own() -> None:
     """The overlay and the chart's example ask for the same nodes, and differ from the DaemonSet in nothing else."""
     objects = overlay("dedicated-nodes")

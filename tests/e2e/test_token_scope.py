@@ -56,6 +56,7 @@ OPENS: dict[str, frozenset[str]] = {
     "POST /v1/renew": frozenset({"agent", "another cluster's agent"}),  # each its own certificate
     "GET /v1/clusters": frozenset({"access token"}),
     "GET /v1/clusters/{name}": frozenset({"access token"}),
+    "POST /v1/admin": frozenset({"access token"}),  # of a person whom [[admin]] names
     f"{ALPN_JOIN} as client": frozenset({"access token"}),
     f"{ALPN_JOIN} as agent": NO_CALLER,  # it takes a certificate and the dial token of that very moment
     ALPN_CONTROL: frozenset({"agent", "another cluster's agent"}),
@@ -75,6 +76,7 @@ class Credentials:
 def world(api: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """An organisation of this module's own: one of its clusters is revoked."""
     with World(api, directory=tmp_path_factory.mktemp("scope")) as world:
+        world.policy += '[[admin]]\ngroups = ["platform"]\nclusters = ["*"]\nwhat = ["read"]\n'
         world.start_issuer()
         world.start_relay(extra=f'[login]\nissuer = "{world.issuer.url}"\nclient_id = "cli"\n')
         world.start_agent()
@@ -143,6 +145,8 @@ async def test_paths(world: World, credentials: Credentials, door: str) -> None:
             "csr": make_csr(make_key() if pair is None or method != "POST" else pair[1]),
             "cluster_ca": credentials.cluster_ca,
         }
+        if path == "/v1/admin":
+            body = {"command": "policy list"}
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
             async with (

@@ -22,7 +22,7 @@ from arcbridge.relay.control import ControlConnection, ControlServer
 from arcbridge.relay.http.api import build_app
 from arcbridge.relay.pump import Pump, Pumps
 from arcbridge.wire.records import Auth, AuthOk, Dial, JoinReply, JoinRequest
-from arcbridge.wire.session import Kind, Side
+from arcbridge.wire.session import Introduction, Kind, Side
 from tests.hostile.by_hand import say
 from tests.hostile.wire_lies import tcp_pair
 
@@ -204,7 +204,7 @@ class Impostor(Pumps, BaseHandler):
 
     async def _impersonate(self, sock: socket.socket, cluster: str) -> None:
         issued = OwnCa.ca.issue_server([cluster_server_name(cluster)])
-        session = MuxSession(Side.ACCEPTOR, Kind.SESSION, self, agent="agent-1")
+        session = MuxSession(Side.ACCEPTOR, Kind.SESSION, self, introduction=Introduction("agent-1"))
         self._sessions.append(session)
         context = inner_server_context(issued.certificate_pem, issued.key_pem)
         try:

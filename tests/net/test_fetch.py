@@ -12,13 +12,19 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from arcbridge.errors import Unreachable, UntrustedCertificate
-from arcbridge.net.fetch import HttpFetcher, _refused_certificate
+from arcbridge.net.fetch import KEPT, HttpFetcher, _refused_certificate
+from arcbridge.net.system_trust import trusting_context
 
 CA = trustme.CA()
 OTHER_CA = trustme.CA()
 CA_PEM = CA.cert_pem.bytes().decode()
+PEM_KEY = (Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 def answer(head: str, body: bytes = b"") -> bytes:
@@ -96,8 +102,10 @@ async def test_cache_control(fetch: HttpFetcher, control: str, age: float | None
 )
 async def test_anything_but_a_good_answer(fetch: HttpFetcher, data: bytes) -> None:
     async with serving(data) as (url, seen):
-        with pytest.raises(Unreachable, match="localhost" if data else "localhost: it ended the connection without an"):
+        words = "localhost" if data else "localhost: it ended the connection without an"
+        with pytest.raises(Unreachable, match=words) as caught:
             await fetch(url, CA_PEM)
+    assert "SSH" not in caught.value.message, "a library's sentence quotes what came"
     # aiohttp asks again, once, where a server closed without a word.
     assert len(seen) == (1 if data else 2), "neither repeated nor followed"
 
@@ -125,6 +133,60 @@ async def test_a_ca_is_blamed_only_where_it_is_the_ca(fetch: HttpFetcher) -> Non
         assert caught.value.message.startswith(f"localhost: its certificate {words}")
 
 
+async def test_an_intermediate_alone_is_another_ca(fetch: HttpFetcher) -> None:
+    """Before Python 3.13, which takes an intermediate for a CA unless it is told not to."""
+    intermediate = CA.create_child_ca()
+    context = trusting_context(intermediate.cert_pem.bytes().decode())
+    context.verify_flags &= ~ssl.VERIFY_X509_PARTIAL_CHAIN
+    async with serving(answer("200 OK", b"{}"), certificate=intermediate.issue_cert("localhost")) as (url, seen):
+        with pytest.raises(UntrustedCertificate, match="is not of the CA that is expected"):
+            await fetch.ask("GET", url, context, headers={})
+    assert seen == []
+
+
+async def test_a_ca_made_anew_with_its_name_is_another_ca(fetch: HttpFetcher) -> None:
+    """As `openssl req -x509` makes it again, with a server's certificate that names no key of its CA."""
+    (former, key), (anew, _) = (signed("CA", ca=True) for _ in range(2))
+    leaf, leaf_key = signed("localhost", by=(former, key))
+    certificate = trustme.LeafCert(leaf_key.private_bytes(*PEM_KEY), leaf.public_bytes(Encoding.PEM), [])
+    async with serving(answer("200 OK", b"{}"), certificate=certificate) as (url, seen):
+        with pytest.raises(UntrustedCertificate) as caught:
+            await fetch(url, trusting(anew))
+        assert seen == []
+        assert "(certificate signature failure)" in caught.value.message
+        assert (await fetch(url, trusting(former))).body == b"{}"
+
+
+def trusting(ca: x509.Certificate) -> ssl.SSLContext:
+    """A context as before Python 3.13, which refuses such a certificate before it asks whose it is."""
+    context = ssl.create_default_context(cadata=ca.public_bytes(Encoding.PEM).decode())
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    return context
+
+
+@pytest.mark.parametrize("code", [2, 7, 18, 19, 20, 21, 24, 79])
+def test_what_another_ca_would_mend(code: int) -> None:
+    error = ssl.SSLCertVerificationError()
+    error.verify_code, error.verify_message = code, "words"
+    assert isinstance(_refused_certificate("localhost", error), UntrustedCertificate)
+
+
+def signed(
+    name: str, *, by: tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | None = None, ca: bool = False
+) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    """A certificate without identifiers of keys, of a CA or of itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder(
+        by[0].subject if by else subject, subject, key.public_key(), x509.random_serial_number()
+    )
+    builder = builder.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
+    builder = builder.add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+    builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+    return builder.sign(by[1] if by else key, hashes.SHA256()), key
+
+
 def test_the_system_s_own_verifier_has_no_codes_of_openssl() -> None:
     error = ssl.SSLCertVerificationError("Peer sent no certificates to verify")
     assert isinstance(_refused_certificate("localhost", error), UntrustedCertificate)
@@ -132,7 +194,13 @@ def test_the_system_s_own_verifier_has_no_codes_of_openssl() -> None:
     assert isinstance(_refused_certificate("localhost", error), UntrustedCertificate)
 
 
-async def test_several_requests_may_share_one_connection() -> None:
+@pytest.mark.parametrize(("kept", "wanted"), [(KEPT, 1), (-1.0, 3)], ids=["at once", "later"])
+async def test_several_requests_may_share_one_connection(
+    monkeypatch: pytest.MonkeyPatch, kept: float, wanted: int
+) -> None:
+    """Only within seconds: a server may close it at any later time, and a request on it would be lost."""
+    assert KEPT < 5, "the pause between two polls of a login"
+    monkeypatch.setattr("arcbridge.net.fetch.KEPT", kept)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     CA.issue_cert("localhost").configure_cert(context)
     connections = 0
@@ -151,7 +219,7 @@ async def test_several_requests_may_share_one_connection() -> None:
         for _ in range(3):
             assert (await fetch(f"https://localhost:{server.sockets[0].getsockname()[1]}/", CA_PEM)).body == b"{}"
         await fetch.close()
-    assert connections == 1
+    assert connections == wanted
 
 
 async def test_a_silent_server_is_a_server_that_is_down() -> None:

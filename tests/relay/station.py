@@ -49,7 +49,7 @@ from arcbridge.relay.siblings.group import Siblings
 from arcbridge.relay.siblings.handover import Handovers
 from arcbridge.settings.config import RelayLimitsConfig
 from arcbridge.wire.records import Dial, Goaway, JoinReply, JoinRequest, Status
-from arcbridge.wire.session import Kind, Side
+from arcbridge.wire.session import Introduction, Kind, Side
 from tests.net.ends import RELAY, authority, client_context, server_contexts
 from tests.support.eventually import until
 
@@ -304,6 +304,7 @@ class Agent(BaseHandler):
     """A control connection, registered or refused; each dial request runs `on_dial` in a task of this object."""
 
     server_name = RELAY
+    features = ""
 
     def __init__(
         self, relay: Station, cluster: str = "prod", instance: str = "i1", on_dial: OnDial | None = None
@@ -317,7 +318,8 @@ class Agent(BaseHandler):
         self.goaway: Goaway | None = None
         self.ended: ArcbridgeError | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self.session = MuxSession(Side.INITIATOR, Kind.CONTROL, self, agent=instance, software="test 1")
+        introduction = Introduction(instance, "test 1", features=self.features)
+        self.session = MuxSession(Side.INITIATOR, Kind.CONTROL, self, introduction=introduction)
 
     def context(self, alpn: str, cluster: str = "") -> ssl.SSLContext:
         """Return the TLS of a connection, with the certificate of `cluster` (default: its own)."""

@@ -50,7 +50,7 @@ def test_a_user_is_revoked_by_name_or_by_subject(user: str) -> None:
     assert loss is not None
     assert loss.kind == "user"
     assert loss.message == (
-        "your logins from before 2027-01-15 08:00:00 UTC were revoked (left the company): log in again, or ask the "
+        "your logins from before 2027-01-15T08:00:00Z were revoked (left the company): log in again, or ask the "
         "relay's operator"
     )
     assert not made.allows(alice(), "prod")

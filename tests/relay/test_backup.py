@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import tarfile
 import time
 from dataclasses import replace
@@ -11,9 +14,9 @@ from pathlib import Path
 import pyrage
 import pytest
 
-from arcbridge.errors import ArcbridgeError, ConfigError, StateError
+from arcbridge.errors import ConfigError, StateError
 from arcbridge.pki.authority import Authority
-from arcbridge.relay import backup
+from arcbridge.relay import backup, data_dir
 from arcbridge.relay.admin import at, end_recovery
 from arcbridge.relay.backup import make_backup, read_backup, restore_backup
 from arcbridge.relay.data_dir import (
@@ -24,7 +27,7 @@ from arcbridge.relay.data_dir import (
     read_ca,
     read_rotation,
 )
-from arcbridge.settings.config import RelayConfig
+from arcbridge.settings.config import GraphConfig, RelayConfig
 from tests.relay.audit.test_log import records
 from tests.relay.conftest import relay_config
 
@@ -129,7 +132,10 @@ async def test_nothing_is_replaced_by_itself_and_revocations_of_what_is_replaced
     registry = await open_registry(config.data_dir)
     assert set(await registry.user_revocations()) == {"carol"}
     await registry.close()
-    assert (config.data_dir / "registry.replaced").stat().st_mode & 0o777 == 0o600
+    (replaced,) = config.data_dir.glob("registry.replaced-*")
+    assert replaced.stat().st_mode & 0o777 == 0o600
+    assert (await restore_backup(config, file, overwrite=True)).kept == 1
+    assert len(list(config.data_dir.glob("registry.replaced-*"))) == 2, "no copy is replaced by another"
     # Another CA: agents and clients may know it.
     other = elsewhere(config, tmp_path)
     pin = open_authority(other.data_dir).pin
@@ -138,6 +144,46 @@ async def test_nothing_is_replaced_by_itself_and_revocations_of_what_is_replaced
     assert open_authority(other.data_dir).pin == pin
     await restore_backup(other, file, overwrite=True)
     assert open_authority(other.data_dir).pin == open_authority(config.data_dir).pin
+    aside = {path.name.partition(".replaced-")[0]: path for path in other.data_dir.glob("ca.*.replaced-*")}
+    former = Authority.load(aside["ca.crt"].read_text(), aside["ca.key"].read_text())
+    assert former.pin == pin, "a foreign CA is not destroyed"
+
+
+async def test_a_restore_that_was_killed_between_the_files_of_the_ca_can_be_repeated(
+    config: RelayConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, new = tmp_path / "file", elsewhere(config, tmp_path)
+    await make_backup(config, file)
+    write = data_dir.write_private
+
+    def full(path: Path, data: bytes) -> None:
+        if path.name == "ca.crt":
+            raise StateError("the disk is full")
+        write(path, data)
+
+    with monkeypatch.context() as killed:
+        killed.setattr(data_dir, "write_private", full)
+        with pytest.raises(StateError, match="full"):
+            await restore_backup(new, file)
+    assert (new.data_dir / "ca.key").exists()
+    assert not (new.data_dir / "ca.crt").exists()
+    await restore_backup(new, file)
+    assert open_authority(new.data_dir).pin == open_authority(config.data_dir).pin
+
+
+@pytest.mark.parametrize("broken", ["ca.key", "ca.crt"])
+async def test_a_ca_that_cannot_be_read_is_replaced_with_overwrite_only(
+    config: RelayConfig, tmp_path: Path, broken: str
+) -> None:
+    file, new = tmp_path / "file", elsewhere(config, tmp_path)
+    await make_backup(config, file)
+    open_authority(new.data_dir)
+    (new.data_dir / broken).write_bytes(b"half")
+    with pytest.raises(StateError, match=r"another CA.*--overwrite"):
+        await restore_backup(new, file)
+    await restore_backup(new, file, overwrite=True)
+    assert open_authority(new.data_dir).pin == open_authority(config.data_dir).pin
+    assert [path.read_bytes() for path in new.data_dir.glob(f"{broken}.replaced-*")] == [b"half"]
 
 
 @pytest.mark.parametrize("cut", [0, 100, None, -20_000])
@@ -171,11 +217,91 @@ async def test_a_newer_file_and_one_of_another_engine_are_refused_with_what_to_d
         await restore_backup(fleet, file)
 
 
-async def test_a_disk_that_is_full_leaves_no_half_of_a_file(config: RelayConfig) -> None:
-    full = Path("/dev/full-of-nothing/backup")
-    with pytest.raises(ArcbridgeError, match="cannot write"):
-        await make_backup(config, full)
-    assert not full.exists()
+async def test_a_disk_that_is_full_leaves_the_former_file_and_no_half_of_another(
+    config: RelayConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(StateError, match=r"cannot write .*No such file"):
+        await make_backup(config, tmp_path / "none" / "file")
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / "file").write_bytes(b"former")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(StateError, match=r"cannot write .*No space left"):
+        await make_backup(config, place / "file", overwrite=True)
+    assert [(one.name, one.read_bytes()) for one in place.iterdir()] == [("file", b"former")]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"clusters": "1"},
+        {"clusters_revoked": [1]},
+        {"clusters_revoked": "prod"},
+        {"files": []},
+        {"made": 1e300},
+        {"relay_ca_pin": "another"},
+        {"more": 1},
+        {"format": "1"},
+    ],
+    ids=str,
+)
+async def test_a_manifest_that_a_stranger_wrote_is_refused(
+    config: RelayConfig, tmp_path: Path, changed: dict[str, object]
+) -> None:
+    file = tmp_path / "file"
+    await make_backup(config, file)
+    files = backup._unpack(file, file.read_bytes())
+    files["manifest.json"] = json.dumps(json.loads(files["manifest.json"]) | changed).encode()
+    file.write_bytes(backup._pack(files, 0))
+    with pytest.raises(StateError, match=r"no backup|damaged"):
+        await read_backup(file, None)
+
+
+async def test_a_file_in_a_backup_is_not_larger_than_the_backup(tmp_path: Path) -> None:
+    """GNU's sparse files expand to what their header says: 1 TiB from 2 KiB."""
+    sparse = tarfile.TarInfo("registry")
+    sparse.size = 512
+    said = {"major": "1", "minor": "0", "name": "registry", "realsize": str(1 << 40)}
+    sparse.pax_headers = {f"GNU.sparse.{name}": value for name, value in said.items()}
+    with tarfile.open(tmp_path / "file", "w", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(sparse, io.BytesIO(b"1\n1099511627775\n1\n".ljust(512, b"\0")))
+    with pytest.raises(StateError, match="no backup"):
+        await read_backup(tmp_path / "file", None)
+
+
+async def test_every_file_that_the_settings_name_is_in_it_under_a_name_of_its_own(
+    config: RelayConfig, tmp_path: Path
+) -> None:
+    paths = {}
+    for name in ("tls.key", "fleet.key", "graph.a.key_file", "graph.b.client_secret_file"):
+        directory = tmp_path / name
+        directory.mkdir()
+        paths[name] = directory / ("x" * 120 if name.startswith("graph.b") else "key.pem")
+        paths[name].write_text(name)
+        paths[name].chmod(0o600)
+    config = replace(
+        config,
+        tls=replace(config.tls, key=paths["tls.key"]),
+        fleet=replace(config.fleet, key=paths["fleet.key"]),
+        graph={
+            "a": GraphConfig(key_file=paths["graph.a.key_file"], ca_file=paths["fleet.key"]),
+            "b": GraphConfig(client_secret_file=paths["graph.b.client_secret_file"]),
+        },
+    )
+    await make_backup(config, tmp_path / "file")
+    await restore_backup(elsewhere(config, tmp_path), tmp_path / "file", settings=tmp_path / "settings")
+    found = {path.name: path.read_text() for path in (tmp_path / "settings").iterdir()}
+    restored = {name: text for name, text in found.items() if not name.endswith((".toml", ".yaml"))}
+    assert restored == {
+        "key.pem": "tls.key",
+        "fleet.key-key.pem": "fleet.key",
+        "graph.a.key_file-key.pem": "graph.a.key_file",
+        "x" * 120: "graph.b.client_secret_file",
+    }
 
 
 def take(config: RelayConfig, step: str) -> None:

@@ -27,7 +27,7 @@ from arcbridge.relay.registry.base import UserRevocation
 from arcbridge.settings.config import RelayLimitsConfig
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import Dial, Goaway, Revoke, Status
-from arcbridge.wire.session import Kind, Side
+from arcbridge.wire.session import Introduction, Kind, Side
 from tests.net.ends import RELAY, agent_certificate, client_context, completed_work, tcp_pair
 from tests.net.test_client_hello import client_hello
 from tests.relay.registry.conformance import known
@@ -86,7 +86,7 @@ async def agent_comes(
 ) -> tuple[MuxSession, Told]:
     """A control connection whose certificate states `pin` and whose HELLO carries `cluster_ca`."""
     told = Told()
-    session = MuxSession(Side.INITIATOR, Kind.CONTROL, told, agent=instance, cluster_ca=cluster_ca)
+    session = MuxSession(Side.INITIATOR, Kind.CONTROL, told, introduction=Introduction(instance, cluster_ca=cluster_ca))
     sock = await relay.dial()
     await asyncio.get_running_loop().create_connection(
         session.protocol, sock=sock, ssl=client_context(ALPN_CONTROL, cluster, pin), server_hostname=RELAY

@@ -101,6 +101,9 @@ async def test_agents_that_stay() -> None:
     (named,) = operations(links=links).answer({"ask": "agents", "clusters": [["munich"], 1, "munich"]})
     assert named == {"cluster": "munich", "agent": "agent-1"}, "another relay counts, and needs no more"
     assert operations(links=links).answer({"ask": "agents", "clusters": "munich"}) == found
+    matching = operations(links=links).answer({"ask": "agents", "patterns": ["mun*", 1]})
+    assert matching == [row for row in found if row["cluster"] == "munich"]
+    assert operations(links=links).answer({"ask": "agents", "patterns": "munich"}) == found
 
 
 def test_checks() -> None:

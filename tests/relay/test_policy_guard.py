@@ -74,6 +74,19 @@ async def test_who_loses_what_is_a_record(file: Path) -> None:
     assert (taken[0], taken[1]["result"]["users"]) == (1, ("user-3", "user-4"))
 
 
+async def test_a_new_administrator_is_in_the_record_and_in_the_log(file: Path) -> None:
+    relay, found = Relay(file, users=1), []
+    relay.watch.record = lambda act, arguments, **more: found.append((arguments, more["result"]))
+    admin = '[[admin]]\nusers = [{}]\nclusters = ["shop-*"]\nwhat = ["tokens"]\n'
+    line, *_ = await relay.write(ALL + admin.format('"eve"'))
+    assert (line["admins"], line["admins_gain"]) == (1, ["user eve: tokens of shop-*"])
+    assert (found[0][0]["admins"], found[0][1]["admins_gain"]) == (1, ["user eve: tokens of shop-*"])
+    assert "admins_lose" not in found[0][1]
+    await relay.write(ALL + admin.format(", ".join(f'"u{n:02}"' for n in range(30))))
+    assert found[1][1]["admins_lose"] == ["user eve: tokens of shop-*"]
+    assert found[1][1]["admins_gain"][19:] == ["user u19: tokens of shop-*", "10 more"]
+
+
 async def test_who_loses_what_is_a_line(file: Path) -> None:
     relay = Relay(file, users=5)
     former = relay.file.current().hash

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from arcbridge.errors import StateError
-from arcbridge.identity.policy import Policy
+from arcbridge.identity.policy import Policy, admin_changes
 from arcbridge.relay import policy_review as module
 from arcbridge.relay.admin_socket import MAX_QUESTION
 from arcbridge.relay.policy_review import (
@@ -105,3 +105,53 @@ async def test_a_relay_of_another_version_is_told_apart(
     monkeypatch.setattr(module, "ask", ask)
     with pytest.raises(StateError, match="does not send its rules"):
         await policy_in_force(RelayConfig(data_dir=tmp_path))
+
+
+async def test_the_administrators_of_the_relay_that_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rule = [("users", "anna"), ("clusters", "lab")]
+    admin = [("groups", "ops"), ("clusters", "shop-*"), ("what", "tokens")]
+    rows = [{"rule": 0, "line": 1, "kind": kind, "name": name} for kind, name in rule]
+    rows += [{"admin": 0, "line": 4, "kind": kind, "name": name} for kind, name in admin]
+
+    async def ask(data_dir: Path, question: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+        return [{"hash": "x", "rules": 1, "admins": 1}] if question["ask"] == "policy" else rows
+
+    monkeypatch.setattr(module, "ask", ask)
+    former, _ = await policy_in_force(RelayConfig(data_dir=tmp_path))
+    text = '[[admin]]\ngroups = ["ops"]\nclusters = ["shop-*"]\nwhat = ["tokens"]\n'
+    assert admin_changes(former, Policy.load(text)) == []
+    changes = admin_changes(former, Policy.load(text.replace('"tokens"', '"tokens", "read"')))
+    assert changes == [("group ops", ["read of shop-*"], [])]
+    rows[2:] = []
+    with pytest.raises(StateError, match="does not send its rules"):
+        await policy_in_force(RelayConfig(data_dir=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("said", "known"),
+    [
+        ({}, True),
+        ({"policy": "former"}, False),
+        ({"policy": "former", "more": 0}, True),
+        ({"cut": 1}, False),
+        ({"policy": "former", "groups": ["dev"]}, True),
+    ],
+    ids=["of this policy", "of the former", "it named all", "too many", "allowed all the same"],
+)
+async def test_groups_that_a_former_policy_did_not_name_are_not_taken_for_absent(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: dict[str, Any], known: bool
+) -> None:
+    """Right after a policy was mended, the user whom it was mended for has not joined again."""
+    policy = Policy.load(OLD)
+
+    async def in_force(config: RelayConfig) -> tuple[Policy, bool]:
+        return policy, True
+
+    async def ask(data_dir: Path, question: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return [{"from": "join", "at": 5.0, "groups": [], "more": 2, "policy": policy.hash, "cut": 0} | said]
+
+    monkeypatch.setattr(module, "policy_in_force", in_force)
+    monkeypatch.setattr(module, "ask", ask)
+    row = await module.explain_access(RelayConfig(data_dir=tmp_path), "bob", (), "shop-1")
+    assert row["known"] == known
+    assert ("give --groups" in row["reason"]) != known

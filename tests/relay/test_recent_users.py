@@ -14,8 +14,10 @@ def identity(name: str, missing: str = "") -> Identity:
 def test_the_last_token_counts() -> None:
     recent = RecentUsers(clock=lambda: 7.0)
     recent.note(identity("anna"), KnownGroups(("a",), 1))
-    recent.note(identity("anna", "roles"), KnownGroups((), 2))
-    assert recent.rows("anna") == [{"from": "join", "at": 7.0, "groups": (), "more": 2, "missing_claim": "roles"}]
+    recent.note(identity("anna", "roles"), KnownGroups((), 2, "abc"))
+    assert recent.rows("anna") == [
+        {"from": "join", "at": 7.0, "groups": (), "more": 2, "missing_claim": "roles", "policy": "abc", "cut": 0}
+    ]
     assert recent.rows("bob") == []
 
 

@@ -174,6 +174,19 @@ async def exchange(near: socket.socket, agent: EnrolledAgent) -> socket.socket:
     return far
 
 
+@contextlib.asynccontextmanager
+async def session_under_policy(
+    config: RelayConfig, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[Running, socket.socket, socket.socket]]:
+    """A session of alice's, near and far end, at a relay that looks at its policy many times a second."""
+    monkeypatch.setattr(service, "POLICY_INTERVAL", 0.02)
+    monkeypatch.setattr("arcbridge.identity.policy.CHECK_INTERVAL", 0.0)
+    async with running(config) as relay, EnrolledAgent(relay) as agent:
+        near, _ = await relay.join()
+        with near:
+            yield relay, near, await exchange(near, agent)
+
+
 async def test_from_enrolment_to_a_joined_session(config: RelayConfig) -> None:
     before = set(os.listdir("/proc/self/fd"))
     async with running(config) as relay, EnrolledAgent(relay) as agent:
@@ -199,19 +212,14 @@ async def test_from_enrolment_to_a_joined_session(config: RelayConfig) -> None:
 
 
 async def test_what_is_done_to_a_relay_is_in_its_audit(config: RelayConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "POLICY_INTERVAL", 0.02)
-    monkeypatch.setattr("arcbridge.identity.policy.CHECK_INTERVAL", 0.0)
     assert config.policy is not None
     path = config.data_dir / "audit.jsonl"
-    async with running(config) as relay, EnrolledAgent(relay) as agent:
-        near, _ = await relay.join()
-        await exchange(near, agent)
+    async with session_under_policy(config, monkeypatch) as (relay, _, _):
         status, _ = await relay.post("/v1/enrol", {"join_token": "x", "csr": make_csr(make_key()), "cluster_ca": "x"})
         assert status == 403
         config.policy.write_text(POLICY.replace("oidc:alice", "oidc:bob"))
         await until(lambda: "policy change" in path.read_text())
         await admin.revoke_user(admin.at(config), "oidc:alice", reason="left")
-        near.close()
     found = {(one["act"], one["stage"]): one for one in records(path)}
     assert list(found) == [
         ("relay start", "complete"), ("token create", "begun"), ("token create", "ended"), ("agent enrol", "complete"),
@@ -233,12 +241,8 @@ async def test_the_policy_counts_whatever_has_become_of_the_registry(
     config: RelayConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """docs/threats.md#V1: the policy is asked for the sessions that run, too; a broken one cuts no session."""
-    monkeypatch.setattr(service, "POLICY_INTERVAL", 0.02)
-    monkeypatch.setattr("arcbridge.identity.policy.CHECK_INTERVAL", 0.0)
     assert config.policy is not None
-    async with running(config) as relay, EnrolledAgent(relay) as agent:
-        near, _ = await relay.join()
-        far = await exchange(near, agent)
+    async with session_under_policy(config, monkeypatch) as (relay, near, far):
         config.policy.write_text("[[allow]]\nnonsense = 1\n")
 
         async def fails(self: SqliteRegistry) -> object:
@@ -252,18 +256,13 @@ async def test_the_policy_counts_whatever_has_become_of_the_registry(
         await is_cut(near, far)
         assert (await refused(relay.join())).code == JoinCode.FORBIDDEN
         assert 'sessions_cut_total{reason="policy"} 1.0' in await relay.metrics()
-        near.close()
 
 
 async def test_the_policy_counts_while_the_registry_hangs(config: RelayConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/threats.md#V1: who is taken out is refused at the door, too, whatever else waits."""
-    monkeypatch.setattr(service, "POLICY_INTERVAL", 0.02)
     monkeypatch.setattr(service, "MAINTENANCE_INTERVAL", 0.05)
-    monkeypatch.setattr("arcbridge.identity.policy.CHECK_INTERVAL", 0.0)
     assert config.policy is not None
-    async with running(config) as relay, EnrolledAgent(relay) as agent:
-        near, _ = await relay.join()
-        far = await exchange(near, agent)
+    async with session_under_policy(config, monkeypatch) as (relay, near, far):
         hangs = asyncio.Event()
 
         async def hang(self: SqliteRegistry) -> object:
@@ -276,7 +275,6 @@ async def test_the_policy_counts_while_the_registry_hangs(config: RelayConfig, m
         config.policy.write_text(POLICY.replace("alice", "bob"))
         await is_cut(near, far)
         assert (await refused(relay.join())).code == JoinCode.FORBIDDEN
-        near.close()
 
 
 async def test_a_relay_that_cannot_list_its_clusters_is_as_ready_as_before(

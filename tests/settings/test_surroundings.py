@@ -12,9 +12,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from arcbridge.settings.surroundings import LEAST, holders, is_full, listeners, named, settings_of
+from arcbridge.settings import surroundings as module
+from arcbridge.settings.surroundings import LEAST, holders, is_full, listeners, named, runs_with
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux'")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="LEFT OUT: reads /proc")
 
 HOLDER = """
 import socket, sys
@@ -48,21 +49,58 @@ def test_the_process_that_is_in_the_way_is_named(tmp_path: Path) -> None:
     assert holders(tmp_path / "none") == frozenset()
 
 
+def test_a_name_that_is_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "comm").write_bytes(b"a\xff\x1b[31m\n")
+    monkeypatch.setattr(module, "_PROC", tmp_path)
+    assert named(frozenset({7})) == " by a\ufffd?[31m (process 7)"
+
+
+def test_other_descriptors_are_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One on a network disk whose server is gone would never answer."""
+    (tmp_path / "lock").write_text("")
+    (tmp_path / "link").symlink_to("lock")
+    looked_at, stat = [], os.stat
+
+    def asked(path: str, **words: bool) -> os.stat_result:
+        if str(path).startswith("/proc/"):
+            looked_at.append(os.readlink(path))
+        return stat(path, **words)
+
+    with holder(tmp_path / "lock") as (process, _):
+        monkeypatch.setattr(os, "stat", asked)
+        assert holders(tmp_path / "link") == {process}
+    assert {os.path.basename(path) for path in looked_at} == {"lock"}
+
+
 @pytest.mark.parametrize(
     ("words", "environment", "found"),
     [
         (("--config", "a.toml"), {}, "a.toml"),
         (("--config=/etc/a.toml",), {}, "/etc/a.toml"),
         ((), {"ARCBRIDGE_CONFIG": "b.toml"}, "b.toml"),
+        (("arcbridge", "--role", "agent"), {}, "default.toml"),
+        (("/opt/bin/arcbridge", "--role=agent"), {}, "default.toml"),
+        (("arcbridge",), {"ARCBRIDGE_ROLE": "agent"}, "default.toml"),
+        (("arcbridge", "--role", "relay"), {"ARCBRIDGE_ROLE": "agent"}, None),
+        (("nginx", "--role", "agent"), {}, None),
         ((), {}, None),
     ],
 )
 def test_the_settings_of_a_process(
     tmp_path: Path, words: tuple[str, ...], environment: dict[str, str], found: str | None
 ) -> None:
+    """The default file is that of arcbridge in its role, and of no program else that has a port. So are flags alone,
+    where there is no such file."""
     (tmp_path / "file").write_text("")
+    default = tmp_path / "default.toml"
     with holder(tmp_path / "file", *words, **environment) as (process, _):
-        assert settings_of(process) == (None if found is None else tmp_path / found)
+        files = ("a.toml", "/etc/a.toml", "b.toml", "default.toml")
+        fit = [file for file in files if runs_with(process, "agent", tmp_path / file, default)]
+        assert fit == ([] if found is None else [found])
+        assert runs_with(process, "agent", None, None) == (found == "default.toml")
+        assert not runs_with(process, "agent", None, default)
+        assert not runs_with(process, "agent", default, None)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from arcbridge.wire import events as ev
 from arcbridge.wire.frames import GoawayCode, ResetCode
 from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.records import Auth, AuthOk
-from arcbridge.wire.session import Kind, Session, Side, State
+from arcbridge.wire.session import Introduction, Kind, Session, Side, State
 from arcbridge.wire.stream import ReceiveState, SendState, Stream
 from tests.support.books import check_session
 
@@ -43,7 +43,7 @@ class End:
     """One machine and the application above it."""
 
     def __init__(self, side: Side, kind: Kind, now: float, limits: Limits, *, eager: bool, accept: bool) -> None:
-        self.machine = Session(side, kind, now, limits=limits, agent="instance-1", software="test")
+        self.machine = Session(side, kind, now, limits=limits, introduction=Introduction("instance-1", "test"))
         self.eager = eager
         """Consume at once; otherwise `take` decides."""
         self.accept = accept

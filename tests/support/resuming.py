@@ -6,7 +6,7 @@ from arcbridge.errors import ConnectionLost
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.limits import DEFAULT, Limits
 from arcbridge.wire.records import Auth, AuthOk
-from arcbridge.wire.session import Kind, Session, Side, State
+from arcbridge.wire.session import Introduction, Kind, Session, Side, State
 from tests.support.pair import SECRET, TOKEN, End, Pair
 
 
@@ -41,7 +41,7 @@ class ResumingPair(Pair):
             end.arrivals.clear()
         self._drop_newcomer()
         self.client.machine.resumption.begin(Auth("oidc", TOKEN), self.now)
-        self.newcomer = Session(Side.ACCEPTOR, Kind.SESSION, self.now, agent="instance-1")
+        self.newcomer = Session(Side.ACCEPTOR, Kind.SESSION, self.now, introduction=Introduction("instance-1"))
         self.flush()
 
     def deliver(self, end: End, most: int | None = None) -> bool:

@@ -16,7 +16,7 @@ out on purpose; the two are distinguished by the agent's own rules (`agent.self_
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final
 
 from arcbridge.agent.kube.status import RequestRefusal
@@ -60,10 +60,12 @@ class OwnRefusals:
         """The agent's own user name, as the API server has sent it; empty until it is known."""
         self.legacy = False
         """Whether the agent's rules have no right of constrained impersonation, as far as that is known."""
-        self.lacking: Mapping[str, str] = {}
-        """The rights that the agent lacks, as far as that is known: the API server's sentence by resource."""
+        self.lacking: tuple[str, str] | None = None
+        """The first right that the agent lacks and needs for every caller, as far as is known: its resource, and what
+        the API server says of it."""
         self.sentence = ""
-        """What the API server said the last time, of the agent's right to impersonate."""
+        """What the API server said the last time, of the agent's right to impersonate; of an agent of the older mode
+        what its own rules say."""
         self.noticed: Callable[[str], None] = lambda kind: None
 
     def credential(self) -> RequestRefusal:
@@ -86,19 +88,22 @@ class OwnRefusals:
         user, verb, on, resource = ((part or b"").decode("ascii", "replace") for part in found.groups())
         if self.user and user != self.user:
             return None
-        said = clean(message[: SENTENCE * 4].decode("utf-8", "replace"), SENTENCE)
+        source, said = "The API server", clean(message[: SENTENCE * 4].decode("utf-8", "replace"), SENTENCE)
         if self.legacy and ":" in verb:
             # It names the first right that it looked for, one of the mode that the agent's rules do not use.
-            on, verb = "", "impersonate"
-            resource, said = next(iter(self.lacking.items()), ("users", ""))
-            said = said or f'User "{user}" cannot impersonate you: no rule names your user, or a group of yours'
+            on, verb, source = "", "impersonate", "By the agent's rules"
+            resource, said = self.lacking or (
+                "users",
+                f'User "{user}" cannot impersonate you: no rule names your user, or a group of yours, or gives your '
+                "uid or an extra key of yours",
+            )
         self.sentence = said
         self._count("verb" if on else "impersonation")
         return RequestRefusal(
             502,
             f'the agent of this cluster may not act as you: its account {user} lacks the right "{verb}" for '
             f"{resource or 'this path'}; this is not about your own rights: tell the cluster's operator (of the agent, "
-            f"{DOCTOR}). The API server: {said}",
+            f"{DOCTOR}). {source}: {said}",
             refusal=Refusal(RefusalRule.AGENT_IMPERSONATION),
         )
 

@@ -13,7 +13,6 @@ import asyncio
 import socket
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from arcbridge.client.service import ClientContext, Terminal
 from arcbridge.client.serving.served_cluster import ServedCluster
 from arcbridge.errors import ArcbridgeError, ConfigError, StateError, Unreachable
 from arcbridge.tasks import cancel_and_wait
+from arcbridge.units import rfc3339
 
 SESSION_WAIT = 25.0
 """Seconds that a caller waits for a session: kubectl's user sees nothing meanwhile."""
@@ -86,7 +86,7 @@ class Served(ServedCluster):
         if (file := self.config.token_file) is not None:
             status["token"] = read_token(file)
             ends_at = min(ends_at, read_unverified(status["token"]).expires_at or ends_at)
-        status["expirationTimestamp"] = datetime.fromtimestamp(ends_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        status["expirationTimestamp"] = rfc3339(ends_at)
         # The kind comes first: the plugin looks for it, and hands the line on as it is.
         return {
             "kind": "ExecCredential",

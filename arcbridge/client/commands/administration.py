@@ -1,8 +1,9 @@
 """Gives a relay an administrator's command over HTTPS, by the user's own login.
 
-A command goes to one relay: to the next one only where the first was not reached, because a command that has left may
-have been done. Invariants: the access token is sent only after the relay's certificate is verified; a name that is
-returned can be one of a cluster; the shell lines beside a new join token are made here, of parts that were checked.
+A command goes to one relay: to the next one only where the first was not reached, or is of a version that knows no
+commands, because a command that has left may have been done. Invariants: the access token is sent only after the
+relay's certificate is verified; a name that is returned can be one of a cluster; the shell lines beside a new join
+token are made here, of parts that were checked.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from arcbridge.client.commands.directory import request
+from arcbridge.client.commands.directory import check_names, read_answer, request
 from arcbridge.client.credentials.tokens import Tokens
 from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.relay.relays import Relays, RelaysFailed, concerns_all
@@ -23,7 +24,6 @@ from arcbridge.pki.enrolment import JoinToken
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.pki.new_token import NewToken
 from arcbridge.pki.pins import check_pin
-from arcbridge.untrusted_json import read_json
 
 PATH: Final = "/v1/admin"
 MOST_WORDS: Final = 500
@@ -33,6 +33,10 @@ _KINDS: Final[dict[int, type[ArcbridgeError]]] = {
 }  # fmt: skip
 
 Row = dict[str, Any]
+
+
+class OlderRelay(Unreachable):
+    """The relay is of a version without administration over HTTPS: it has done nothing."""
 
 
 class Answered(NamedTuple):
@@ -65,9 +69,15 @@ async def administer(relays: Relays, tokens: Tokens, command: str, given: Mappin
                 relays.failed(relay)
                 failures.append((relay, error))
                 continue
-            relays.works(relay)
-            return _read(relay, status, body)
-        failed = RelaysFailed(failures).summed_up(lambda error: 0)
+            try:
+                answered = _read(relay, status, body)
+            except OlderRelay as error:
+                failures.append((relay, error))
+                continue
+            finally:
+                relays.works(relay)
+            return answered
+        failed = RelaysFailed(failures).summed_up(lambda error: isinstance(error, OlderRelay))
         raise failed from failed.__cause__
 
     return await tokens.retry_once(once)
@@ -94,33 +104,19 @@ def new_token(row: Row, cluster: str, kubernetes: list[str]) -> NewToken:
 
 def _read(relay: RelayAccess, status: int, body: bytes) -> Answered:
     url = relay.address.url
-    try:
-        document = read_json(body)
-    except ValueError as error:
-        raise Unreachable(f"{url} did not answer with JSON: is this an arcbridge relay?") from error
+    document = read_answer(url, body)
     if not isinstance(document, dict):
         document = {}
     if status == 200:
         rows = document.get("rows")
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise Unreachable(f"{url} did not answer with rows: is this an arcbridge relay?")
-        _check_names(url, rows)
+        check_names(url, (row[key] for row in rows for key in ("cluster", "name") if key in row))
         return Answered(rows, document.get("more") is True)
     if status == 404:
-        raise Unreachable(f"the relay {url} knows no administration over HTTPS: its version is an earlier one")
+        raise OlderRelay(f"the relay {url} knows no administration over HTTPS: its version is an earlier one")
     refusal = document.get("error")
     words = clean(str(refusal.get("message", "")), MOST_WORDS) if isinstance(refusal, dict) else ""
     if status in _KINDS and words:
         raise _KINDS[status](f"the relay {url} refuses: {words}")
     raise Unreachable(f"the relay {url} answered with status {status}; its log says why")
-
-
-def _check_names(url: str, rows: list[Row]) -> None:
-    """Raise Unreachable for a name that no cluster has: it goes to terminals and into scripts (docs/threats.md#B3)."""
-    try:
-        for row in rows:
-            for key in ("cluster", "name"):
-                if key in row:
-                    check_cluster_name(str(row[key]))
-    except ConfigError as error:
-        raise Unreachable(f"{url} named a cluster as none is named; tell the relay's operator") from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from arcbridge import __version__, legacy_refusals
@@ -56,14 +56,7 @@ async def _list_at(relay: RelayAccess, token: str, tokens: Tokens) -> list[dict[
         document = document.get("clusters")
     if not isinstance(document, list) or not all(isinstance(one, dict) and "name" in one for one in document):
         raise Unreachable(f"{relay.address.url} did not answer with clusters: is this an arcbridge relay?")
-    for one in document:
-        try:
-            # A name goes into files that shells read, and to terminals (docs/threats.md#B3).
-            check_cluster_name(str(one["name"]))
-        except ConfigError as error:
-            raise Unreachable(
-                f"{relay.address.url} listed a cluster under a name that no cluster has; tell the relay's operator"
-            ) from error
+    check_names(relay.address.url, (one["name"] for one in document))
     return sorted(document, key=lambda one: str(one["name"]))
 
 
@@ -125,10 +118,27 @@ async def _get(relay: RelayAccess, token: str, tokens: Tokens) -> Any:
         raise PermissionRefused("the relay does not let you list clusters; ask its operator for access")
     if status != 200:
         raise Unreachable(f"the relay {url} answered with status {status}; its log says why")
+    return read_answer(url, body)
+
+
+def read_answer(url: str, body: bytes) -> Any:
+    """Return the JSON of a relay's answer. Raises Unreachable."""
     try:
         return read_json(body)
     except ValueError as error:
         raise Unreachable(f"{url} did not answer with JSON: is this an arcbridge relay?") from error
+
+
+def check_names(url: str, names: Iterable[object]) -> None:
+    """Raise Unreachable for a name that no cluster has: it goes to terminals and into files that shells read
+    (docs/threats.md#B3)."""
+    try:
+        for name in names:
+            check_cluster_name(str(name))
+    except ConfigError as error:
+        raise Unreachable(
+            f"{url} listed a cluster under a name that no cluster has; tell the relay's operator"
+        ) from error
 
 
 def _refusal(body: bytes) -> Refusal:

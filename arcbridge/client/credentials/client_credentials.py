@@ -21,6 +21,9 @@ from arcbridge.errors import ConfigError, Unauthenticated, Unreachable
 from arcbridge.identity.proof import ProofKey
 from arcbridge.settings.config import LoginConfig
 
+WRONG_KEPT = 60.0
+"""Seconds for which a token with another audience is kept at most: the issuer may be set up for the right one."""
+
 
 class ClientCredentials(MemoryTokens):
     """The tokens of one configured client. Raises ConfigError for settings that cannot work."""
@@ -63,6 +66,9 @@ class ClientCredentials(MemoryTokens):
         tokens = token_set(answer, self._clock())
         if not tokens.access_token:
             raise Unreachable(f"the issuer {config.issuer} answered without an access token")
+        if audience and audience not in read_unverified(tokens.access_token).audiences:
+            ends = tokens.obtained_at + WRONG_KEPT
+            tokens = replace(tokens, expires_at=min(tokens.expires_at or ends, ends))
         return replace(tokens, id_token="") if audience else tokens
 
     async def for_audience(self, audience: str, *, interactive: bool, force: bool = False) -> TokenSet:

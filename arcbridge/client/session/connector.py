@@ -36,7 +36,7 @@ from arcbridge.mux.session import BaseHandler, MuxSession
 from arcbridge.pki.succession import Succession
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.limits import DEFAULT, Limits
-from arcbridge.wire.session import Kind, Side
+from arcbridge.wire.session import Introduction, Kind, Side
 
 HOLD_FIRST = 5.0
 """Seconds until the first attempt with the same token: an operator who made a mistake takes it back at once."""
@@ -186,7 +186,7 @@ class Connector:
                 handler,
                 limits=self.limits,
                 label=joined.reply.join_id,
-                software=f"arcbridge {__version__}",
+                introduction=Introduction(software=f"arcbridge {__version__}"),
             )
             resumable = self.sessions[session] = ResumableSession(
                 session,

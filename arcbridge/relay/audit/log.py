@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final
 
-from arcbridge.audit.log import CONTINUE, ChainedLog
+from arcbridge.audit.log import CONTINUE, STALL, ChainedLog
 from arcbridge.errors import ArcbridgeError, StateError
-from arcbridge.limiters import TokenBucket
+from arcbridge.limiters import KeyedTokenBucket
 from arcbridge.relay.audit.record import FLEET, RELAY, Actor, act_line
 from arcbridge.settings.config import RelayConfig
 
@@ -33,9 +34,15 @@ KNOWN_QUESTIONS: Final = frozenset(
     {"sessions", "agents", "checks", "ca", "policy", "policy_rules", "user", "connected", *ASKED_ACTS}
 )
 STRANGERS: Final = 128
-"""Records that strangers may cause at once: refused enrolments, refused callers of the admin socket."""
+"""Records that strangers may cause at once of each act (refused enrolments, refused administrators, refused callers of
+the admin socket, certificates that were renewed twice), so that noise of one kind leaves out no record of another."""
 STRANGERS_RATE: Final = 0.1
-"""Such records a second that grow back: with 400 bytes each some 3 MiB a day."""
+"""Such records a second and act that grow back: with 400 bytes each some 3 MiB a day, and 4 KiB at most, of a refused
+administrator's long names, 35 MiB."""
+STRANGERS_ACTS: Final = 16
+"""Acts that are counted each by itself: more than there are."""
+ANSWERED: Final = STALL + 2.0
+"""Seconds within which a supervisor says that a line is written, or that it cannot be."""
 _ID: Final = re.compile(r"[0-9a-f]{16}")
 
 Row = dict[str, Any]
@@ -64,7 +71,7 @@ class RelayAudit(ChainedLog):
         super().__init__(file, on_failure=on_failure, fsync=fsync, instance=instance)
         self._worker = worker
         self._clock = clock
-        self._strangers = TokenBucket(STRANGERS, STRANGERS_RATE)
+        self._strangers = KeyedTokenBucket[str](STRANGERS, STRANGERS_RATE, size=STRANGERS_ACTS)
         self._omitted = 0
         """Records of strangers that were left out and that no record counts yet."""
         self._started = False
@@ -86,7 +93,7 @@ class RelayAudit(ChainedLog):
 
     def note_stranger(self, act: str, arguments: Mapping[str, object], actor: Actor, reason: str) -> None:
         """Record what was refused to a peer that can come as often as it likes; some are left out, and counted."""
-        if self._strangers.reserve(self._clock()) is None:
+        if self._strangers.reserve(act, self._clock()) is None:
             self._omitted += 1
             return
         self.note(act, arguments, actor, outcome="refused", reason=reason)
@@ -207,9 +214,13 @@ class RelayAudit(ChainedLog):
 class WorkerAudit(RelayAudit):
     """One worker's: its lines go to the supervisor, whose file they are for."""
 
-    def __init__(self, send: Callable[[str], None], *, on_failure: str, worker: int) -> None:
+    def __init__(self, send: Callable[[str, int], None], *, on_failure: str, worker: int) -> None:
+        """`send`: gives the supervisor a line, and a number where it is to answer once that is written; else 0."""
         super().__init__("", on_failure=on_failure, worker=worker)
         self._send = send
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[str]] = {}
+        """What waits for its line, by number."""
         self.supervisors_failure = ""
         """Why the supervisor cannot write them now, as it has said last."""
 
@@ -220,13 +231,30 @@ class WorkerAudit(RelayAudit):
 
     def put(self, line: str) -> bool:
         self.records += 1
-        self._send(line)
+        self._send(line, 0)
         return True
+
+    def recorded(self, number: int, refusal: str) -> None:
+        """Note the supervisor's answer for a line: that it is written, or why what waits for it must not go on."""
+        if (waiting := self._waiting.get(number)) is not None and not waiting.done():
+            waiting.set_result(refusal)
 
     async def _written(self, line: Callable[[], str]) -> None:
         if refusal := self.refusal():
             raise StateError(refusal)
-        self.put(line())
+        number, done = next(self._numbers), asyncio.get_running_loop().create_future()
+        self._waiting[number] = done
+        self.records += 1
+        self._send(line(), number)
+        try:
+            async with asyncio.timeout(ANSWERED):
+                refusal = await done
+        except TimeoutError:
+            refusal = self.refused_words.format("the supervisor does not answer") if self.refuses else ""
+        finally:
+            del self._waiting[number]
+        if refusal:
+            raise StateError(refusal)
 
 
 def audit_file(config: RelayConfig) -> str:

@@ -1,6 +1,6 @@
 """Makes the lines of the relay's records: an act, on whose behalf, its arguments, how it ended.
 
-Arguments and results come from commands and from peers. Invariants: a line is one JSON object of 32 KiB at most,
+Arguments and results come from commands and from peers. Invariants: a line is one JSON object of 16 KiB at most,
 whatever is in them; control characters are escaped, so that nothing begins another line; a value whose name is that of
 a secret is left out. Names of users and clusters are never taken for secrets, because a name could hide behind that.
 """

@@ -1,6 +1,7 @@
 """Administration over the HTTP API: what an operator's commands do, for people whom an `[[admin]]` of the policy names.
 
-    POST /v1/admin   {command, …} -> {rows, more}     `command` is one of `COMMANDS`; its other members are strings
+    POST /v1/admin   {command, …} -> {rows, more}     `command` is one of `COMMANDS`; its other members are its
+                                                      arguments, strings
 
 It needs an access token with its proof, as `/v1/clusters` does, and gives each caller the clusters of its own
 `[[admin]]` alone; what is not about one cluster (users, the policy) is for callers who have all of them. `more` says
@@ -36,11 +37,13 @@ from arcbridge.observe.untrusted_text import clean
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.relay import admin
 from arcbridge.relay.admin import Administered
+from arcbridge.relay.audit.log import NOTHING
 from arcbridge.relay.audit.record import Actor
 from arcbridge.relay.http.answers import ApiRefusal
 from arcbridge.relay.http.api import SOURCES, SUBJECTS, Api
 from arcbridge.relay.http.server import address_of, read_body
 from arcbridge.relay.operations import Question, Row
+from arcbridge.tasks import cancel_and_wait
 
 COMMANDS_AT_ONCE: Final = 60
 """Commands that one person has at once."""
@@ -54,12 +57,16 @@ MOST_ROWS: Final = 5000
 """Rows of an answer: 2 MiB of sessions."""
 MOST_TOKENS: Final = 10_000
 """Join tokens in the registry, used up and expired ones too, above which none is made here."""
+OWN_TOKENS: Final = 1000
+"""Of them those of one caller's clusters, so that no team takes the room of all."""
 MAX_TTL: Final = 7 * 86400.0
 """Seconds of a join token that is made here: it outlives the right of its maker by no more."""
 AT_ONCE: Final = 2
 """Commands that are worked on at a time; each takes memory for its rows."""
 TURN: Final = 5.0
 """Seconds that a command waits for its turn."""
+ENDING: Final = 2.0
+"""Seconds that the relay waits at its stop for commands that are under way."""
 MOST_CHARACTERS: Final = 2048
 """Of each argument: as the longest name of a user."""
 ARGUMENTS: Final = ("cluster", "uses", "ttl", "rebind", "id", "session", "user", "before", "reason")
@@ -78,6 +85,8 @@ class Scope(NamedTuple):
     relay: Administered
     clusters: tuple[str, ...]
     """Names and patterns."""
+    revocable: tuple[str, ...]
+    """Those that the caller may revoke."""
 
     def own(self, name: str) -> str:
         """Return the name of a cluster of the caller's. Raises `ConfigError`, `PermissionRefused`."""
@@ -102,6 +111,8 @@ class AdminCommand:
     what: tuple[str, ...]
     """An `[[admin]]` that gives any of these gives it."""
     run: Run
+    takes: tuple[str, ...] = ()
+    """Its arguments. Another one is refused, because what it was meant to do would not be done."""
     whole: bool = False
     """Whether it is about the whole relay."""
 
@@ -113,12 +124,19 @@ class AdminCommand:
 
 async def _token_create(scope: Scope, given: Given) -> list[Row]:
     cluster, ttl = scope.own(given["cluster"]), admin.parse_ttl(given["ttl"])
+    rebind = given["rebind"] == "yes"
+    if rebind and not covers(scope.revocable, cluster):
+        # An enrolment under another CA has all present agents of the cluster refused, as a revocation has.
+        raise PermissionRefused(REFUSED)
     if ttl > MAX_TTL:
         raise ConfigError("a join token that is made over HTTPS lives for 7d at most")
-    if len(await admin.list_tokens(scope.relay)) >= MOST_TOKENS:
+    tokens = await admin.list_tokens(scope.relay)
+    if EVERY_CLUSTER not in scope.clusters and len(scope.among(tokens)) >= OWN_TOKENS:
+        raise StateError(f"your clusters have {OWN_TOKENS} join tokens: delete some of them first")
+    if len(tokens) >= MOST_TOKENS:
         raise StateError(f"the relay has {MOST_TOKENS} join tokens: delete some of them first")
     made = await admin.create_token(
-        scope.relay, cluster=cluster, uses=admin.parse_uses(given["uses"]), ttl=ttl, rebind=given["rebind"] == "yes"
+        scope.relay, cluster=cluster, uses=admin.parse_uses(given["uses"]), ttl=ttl, rebind=rebind
     )
     return [{key: value for key, value in asdict(made).items() if key not in ("command", "in_cluster")}]
 
@@ -135,7 +153,7 @@ async def _token_delete(scope: Scope, given: Given) -> list[Row]:
 
 
 async def _cluster_list(scope: Scope, given: Given) -> list[Row]:
-    return scope.among((await admin.list_clusters(scope.relay)).rows, "name")
+    return scope.among((await admin.list_clusters(scope.relay, scope.clusters)).rows, "name")
 
 
 async def _cluster_revoke(scope: Scope, given: Given) -> list[Row]:
@@ -192,18 +210,18 @@ async def _policy_list(scope: Scope, given: Given) -> list[Row]:
 
 
 COMMANDS: Final = {
-    "token create": AdminCommand(("tokens",), _token_create),
+    "token create": AdminCommand(("tokens",), _token_create, ("cluster", "uses", "ttl", "rebind")),
     "token list": AdminCommand(("tokens", "read"), _token_list),
-    "token delete": AdminCommand(("tokens",), _token_delete),
+    "token delete": AdminCommand(("tokens",), _token_delete, ("id",)),
     "cluster list": AdminCommand(WHAT, _cluster_list),
-    "cluster revoke": AdminCommand(("revocations",), _cluster_revoke),
-    "cluster restore": AdminCommand(("revocations",), _cluster_restore),
-    "cluster delete": AdminCommand(("revocations",), _cluster_delete),
+    "cluster revoke": AdminCommand(("revocations",), _cluster_revoke, ("cluster",)),
+    "cluster restore": AdminCommand(("revocations",), _cluster_restore, ("cluster",)),
+    "cluster delete": AdminCommand(("revocations",), _cluster_delete, ("cluster",)),
     "session list": AdminCommand(("sessions", "read"), _session_list),
-    "session end": AdminCommand(("sessions",), _session_end),
+    "session end": AdminCommand(("sessions",), _session_end, ("session", "reason")),
     "user list": AdminCommand(("revocations", "read"), _user_list, whole=True),
-    "user revoke": AdminCommand(("revocations",), _user_revoke, whole=True),
-    "user restore": AdminCommand(("revocations",), _user_restore, whole=True),
+    "user revoke": AdminCommand(("revocations",), _user_revoke, ("user", "before", "reason"), whole=True),
+    "user restore": AdminCommand(("revocations",), _user_restore, ("user",), whole=True),
     "policy list": AdminCommand(("read",), _policy_list, whole=True),
 }
 
@@ -220,10 +238,13 @@ class AdminApi:
         self._people = KeyedTokenBucket[str](COMMANDS_AT_ONCE, COMMANDS_RATE, size=SUBJECTS)
         self._refusals = KeyedTokenBucket[str](REFUSALS, REFUSALS_RATE, size=SOURCES)
         self._turn = asyncio.Semaphore(AT_ONCE)
+        self._working: dict[str, asyncio.Task[list[Row]]] = {}
+        """The commands that have their turn, each with its request or without, by subject: one person has one turn."""
 
     def install(self, app: web.Application) -> None:
-        """Add the route."""
+        """Add the route, and what ends with the application."""
         app.router.add_route("POST", "/v1/admin", partial(self._api.for_caller, answer=self._answer))
+        app.on_cleanup.append(self._end)
 
     async def _answer(self, request: web.Request, identity: Identity) -> web.Response:
         source = address_of(request)
@@ -233,18 +254,42 @@ class AdminApi:
         self._api.spend("administration", self._people, identity.subject, "you give this relay too many commands")
         if request.content_type != "application/json":
             raise ApiRefusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "send the command as application/json")
-        name, *values = await read_body(request, "command", optional=ARGUMENTS)
-        if name not in COMMANDS:
+        name, *values = await read_body(request, "command", optional=ARGUMENTS, strict=True)
+        if (known := COMMANDS.get(name)) is None:
             raise ApiRefusal(
                 HTTPStatus.BAD_REQUEST, "this relay does not know the command; it may be of another version"
             )
+        if surplus := [key for key, value in zip(ARGUMENTS, values, strict=True) if value and key not in known.takes]:
+            raise ApiRefusal(HTTPStatus.BAD_REQUEST, f"{name} has no argument {surplus[0]} at this relay")
         if any(len(value) > MOST_CHARACTERS for value in values):
             raise ApiRefusal(HTTPStatus.BAD_REQUEST, f"an argument has more than {MOST_CHARACTERS} characters")
         given = {key: value.strip() for key, value in zip(ARGUMENTS, values, strict=True)}
-        async with self._in_turn(), self._recorded(name, given, identity, source):
-            # Only now: a right that was lost while the request came is lost.
-            rows = await self._run(COMMANDS[name], given, identity, source)
+        await self._take_turn(identity.subject)
+        # A task of its own, which goes on when the client goes (`handler_cancellation`): what it does to the registry
+        # cannot be called back, so that it keeps its turn and its record has its true end.
+        task = asyncio.create_task(self._api.payer_of(identity).steps(self._work(name, given, identity, source)))
+        self._working[identity.subject] = task
+        task.add_done_callback(partial(self._worked, identity.subject))
+        await asyncio.wait({task})
+        rows = task.result()
         return web.json_response({"rows": rows[:MOST_ROWS], "more": len(rows) > MOST_ROWS})
+
+    async def _work(self, name: str, given: Given, identity: Identity, source: str) -> list[Row]:
+        async with self._recorded(name, given, identity, source):
+            # Only now: a right that was lost while the request came is lost.
+            return await self._run(COMMANDS[name], given, identity, source)
+
+    def _worked(self, subject: str, task: asyncio.Task[list[Row]]) -> None:
+        self._turn.release()
+        del self._working[subject]
+        if not task.cancelled():
+            task.exception()  # it is logged; where the client is gone no one else asks for it
+
+    async def _end(self, app: web.Application) -> None:
+        """Let the commands end whose clients are gone."""
+        if self._working:
+            await asyncio.wait(self._working.values(), timeout=ENDING)
+        await cancel_and_wait(*self._working.values())
 
     async def _run(self, command: AdminCommand, given: Given, identity: Identity, source: str) -> list[Row]:
         clusters = self._access.administered(identity, *command.what)
@@ -260,44 +305,50 @@ class AdminApi:
             ask=lambda question: audit.answering(question, actor, answer),
             acting=lambda act, **arguments: audit.acting(act, arguments, actor),
         )
-        return await command.run(Scope(recorded, clusters), given)
+        revocable = self._access.administered(identity, "revocations")
+        return await command.run(Scope(recorded, clusters, revocable), given)
 
-    def _refusal(self, identity: Identity, source: str, reason: str, **more: object) -> ArcbridgeError:
+    def _refusal(
+        self, identity: Identity, source: str, reason: str, command: str = "", arguments: Mapping[str, object] = NOTHING
+    ) -> ArcbridgeError:
         """Log and count a refusal; return what is answered: of too many from one address, that there are too many."""
         self._api.counters.administration["refused"] += 1
         try:
             self._api.spend("administration", self._refusals, source_of(source), "too many refusals of this address")
         except ApiRefusal as error:
             return error
-        log.warning("administrator refused", user=identity.username, source=source, reason=reason, **more)
-        self._api.audit.note_stranger("administration", more, _actor(identity, source), reason)
+        facts = {"command": command, "arguments": arguments} if command else {}
+        log.warning("administrator refused", user=identity.username, source=source, reason=reason, **facts)
+        shown = {"command": command, **arguments}
+        self._api.audit.note_stranger("administration", shown, _actor(identity, source), reason)
         return PermissionRefused(REFUSED)
 
-    @contextlib.asynccontextmanager
-    async def _in_turn(self) -> AsyncIterator[None]:
+    async def _take_turn(self, subject: str) -> None:
         try:
             async with asyncio.timeout(TURN):
-                await self._turn.acquire()
+                while True:
+                    while (own := self._working.get(subject)) is not None:
+                        await asyncio.wait({own})
+                    await self._turn.acquire()
+                    if subject not in self._working:
+                        return
+                    self._turn.release()
         except TimeoutError:
-            busy = "the relay answers other administrators: try again in some seconds"
+            busy = "the relay works on other commands, of yours or of other administrators: try again in some seconds"
             raise ApiRefusal(HTTPStatus.SERVICE_UNAVAILABLE, busy, retry_after=5) from None
-        try:
-            yield
-        finally:
-            self._turn.release()
 
     @contextlib.asynccontextmanager
     async def _recorded(self, name: str, given: Given, identity: Identity, source: str) -> AsyncIterator[None]:
         """Log and count what becomes of a command, and answer its errors in their words. Acts are in the audit besides
         (`_run`)."""
-        facts = {"command": name, "arguments": _loggable(given)}
-        outcome, reason = "failed", "the connection ended; it may have been done"
+        arguments = _loggable(given)
+        outcome, reason = "failed", "the relay stopped; it may have been done"
         try:
             yield
             outcome, reason = "done", ""
         except PermissionRefused:
             outcome = "refused"
-            raise self._refusal(identity, source, "no [[admin]] gives this user so much", **facts) from None
+            raise self._refusal(identity, source, "no [[admin]] gives this user so much", name, arguments) from None
         except ArcbridgeError as error:
             reason = error.message
             if isinstance(error, ConfigError):
@@ -313,7 +364,7 @@ class AdminApi:
                 self._api.counters.administration[outcome] += 1
             if outcome != "refused" and COMMANDS[name].acts:
                 log.info("administrator's command", user=identity.username, subject=identity.subject, source=source,
-                         **facts, outcome=outcome, reason=reason)  # fmt: skip
+                         command=name, arguments=arguments, outcome=outcome, reason=reason)  # fmt: skip
 
 
 def _actor(identity: Identity, source: str) -> Actor:

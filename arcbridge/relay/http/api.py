@@ -203,8 +203,9 @@ class Api:
             record = await self.registry.redeem_join_token(join_token, key, cluster_ca)
         except EnrolmentRefused as error:
             log.warning("enrolment refused", source=source, reason=error.message)
-            self.audit.note_stranger("agent enrol", {"token_id": token_id}, agent, error.message)
+            # First: one address shall not spend the records that all addresses have together.
             self._count_failure(source, error)
+            self.audit.note_stranger("agent enrol", {"token_id": token_id}, agent, error.message)
             raise
         note_proved(request)
         # Before the certificate leaves. The agent asks again where this fails, which takes no further use of its token.

@@ -287,10 +287,12 @@ async def take_turn(payer: LoopTime, what: str) -> None:
         await asyncio.sleep(payer.held_until - now)
 
 
-async def read_body(request: web.Request, *names: str, optional: tuple[str, ...] = ()) -> list[str]:
+async def read_body(
+    request: web.Request, *names: str, optional: tuple[str, ...] = (), strict: bool = False
+) -> list[str]:
     """Return the named strings of a JSON body, optional ones empty where they are missing.
 
-    Other members are ignored, so that newer agents may send more.
+    Other members are ignored, so that newer agents may send more; with `strict` they are refused.
     """
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise ApiRefusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "send the body without compression")
@@ -320,6 +322,10 @@ async def read_body(request: web.Request, *names: str, optional: tuple[str, ...]
     values += [document.get(name, "") for name in optional] if values else []
     if not values or not all(isinstance(value, str) for value in values):
         raise ApiRefusal(HTTPStatus.BAD_REQUEST, f"the body must be a JSON object with the strings {', '.join(names)}")
+    if strict and not document.keys() <= {*names, *optional}:
+        raise ApiRefusal(
+            HTTPStatus.BAD_REQUEST, "the body has a member that this relay does not know; it may be of another version"
+        )
     return [str(value) for value in values]
 
 

@@ -42,12 +42,12 @@ from arcbridge.relay.audit.log import RelayAudit
 from arcbridge.relay.data_dir import instance_lock
 from arcbridge.relay.listener import bind
 from arcbridge.relay.membership import enter_audit, log_warnings, open_to_operator, record_start
-from arcbridge.relay.operations import Question, Row, parts, rows_of
-from arcbridge.relay.processes.worker import ANSWERS, Assignment
+from arcbridge.relay.operations import Question, Row, rows_of
+from arcbridge.relay.processes.worker import Assignment, send_rows
 from arcbridge.relay.reload import merged
 from arcbridge.relay.service import RelayInfo
 from arcbridge.relay.settings import required, worker_count
-from arcbridge.relay.siblings.channel import Channel, ChannelClosed, Head, Received, in_parts, pair
+from arcbridge.relay.siblings.channel import Channel, Head, Received, in_parts, pair
 from arcbridge.settings.config import RelayConfig
 from arcbridge.tasks import cancel_and_wait
 
@@ -73,6 +73,7 @@ _RULES: Final[dict[str, Callable[..., float]]] = {
     f"{_PREFIX}draining": max,
     f"{_PREFIX}check_ok": min,
     f"{_PREFIX}revocations_missing": max,
+    f"{_PREFIX}ledger_left_out": max,
     f"{_PREFIX}clusters_awaited": max,
     f"{_PREFIX}certificate_expires_timestamp_seconds": min,
     f"{_PREFIX}cluster_check_ok": min,
@@ -406,7 +407,7 @@ class Supervisor:
                 kind = ConfigError if head["usage"] else StateError
                 worker.error = kind(str(head["message"]))
             case "audit":
-                self._audit.put(message.body.decode("utf-8", "replace"))
+                self._record(worker, int(head["n"]), message.body.decode("utf-8", "replace"))
             case "beat":
                 worker.failures = dict(head["failures"])
             case "metrics":
@@ -448,6 +449,17 @@ class Supervisor:
         except TimeoutError:
             _kill(worker.process)
 
+    def _record(self, worker: _WorkerHandle, number: int, line: str) -> None:
+        """Write a worker's line, and answer where it waits for that."""
+        if not number:
+            self._audit.put(line)
+            return
+        self._audit.put_before(
+            lambda: line,
+            lambda refusal: worker.channel.tell({"t": "recorded", "n": number, "refusal": refusal}),
+            lambda _: None,
+        )
+
     def _reconnect(self, worker: _WorkerHandle, index: int, number: int) -> None:
         """Give two workers another channel when theirs broke, if both live."""
         other = self._workers.get(index)
@@ -478,14 +490,8 @@ class Supervisor:
         return [row for answer in answers for row in answer.rows]
 
     async def _reply(self, worker: _WorkerHandle, number: int, question: Question) -> None:
-        """Answer a worker, which asks for an administrator, as fast as it reads."""
-        for part, last in parts(await self.ask(question)):
-            try:
-                await worker.channel.room(ANSWERS)
-            except ChannelClosed:
-                return
-            worker.channel.tell({"t": "reply", "n": number, "last": last}, part)
-            await asyncio.sleep(0)
+        """Answer a worker, which asks for an administrator."""
+        await send_rows(worker.channel, {"t": "reply", "n": number}, await self.ask(question))
 
     async def reload(self, reread: Callable[[], RelayConfig]) -> Outcome:
         """Read the settings again and have every worker put them in force; those that start later begin with them.

@@ -17,7 +17,9 @@ the answer repeats:
     serving    to supervisor the port is open, at this address
     failed     to supervisor it cannot serve, and why
     beat       to supervisor it lives, and which checks fail
-    audit      both          a line for the audit log; why that cannot be written, empty where it can
+    audit      both          a line for the audit log, whose `n` is 0 where no answer is awaited; why that log cannot be
+                             written, empty where it can
+    recorded   to worker     the line is written, or why what waits for it must not go on
     lost       to supervisor the channel to a sibling broke
     idle       to supervisor ready to close the port
     question   to supervisor a question of an administrator, for all workers; `reply` to worker: its rows
@@ -37,7 +39,7 @@ import json
 import math
 import pickle
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Final
@@ -55,7 +57,7 @@ from arcbridge.relay.membership import Membership, Service
 from arcbridge.relay.operations import Question, Row, parts, rows_of
 from arcbridge.relay.service import RelayInfo, serve
 from arcbridge.relay.settings import CheckedRelay, required
-from arcbridge.relay.siblings.channel import Channel, ChannelClosed, Received, in_parts
+from arcbridge.relay.siblings.channel import Channel, ChannelClosed, Head, Received, in_parts
 from arcbridge.relay.siblings.group import Siblings
 from arcbridge.relay.siblings.handover import Handovers
 from arcbridge.settings.config import RelayConfig, RelayLimitsConfig, RelayUserLimitsConfig
@@ -97,7 +99,7 @@ class WorkerMembership(Membership):
         listen: Address,
         siblings: Siblings,
         wait_to_close: Callable[[asyncio.Event], Awaitable[None]],
-        record: Callable[[str], None] = lambda line: None,
+        record: Callable[[str, int], None] = lambda line, number: None,
     ) -> None:
         """`wait_to_close`: see `Membership.wait_to_close`. `record`: gives the supervisor a line for the audit log."""
         super().__init__()
@@ -225,9 +227,9 @@ class _Worker:
             for task in waiting:
                 task.cancel()
 
-    def record(self, line: str) -> None:
-        """Give the supervisor a line for the audit log."""
-        self.channel.tell({"t": "audit"}, line.encode("utf-8", "replace"))
+    def record(self, line: str, number: int) -> None:
+        """Give the supervisor a line for the audit log; with a number it answers once that is written."""
+        self.channel.tell({"t": "audit", "n": number}, line.encode("utf-8", "replace"))
 
     async def ask(self, question: Question) -> list[Row]:
         """Put a question to all workers, through the supervisor; return the rows of all. Raises `StateError`."""
@@ -294,6 +296,8 @@ class _Worker:
                 audit = self.membership.audit if hasattr(self, "membership") else None
                 if isinstance(audit, WorkerAudit):
                     audit.supervisors_failure = str(head["failure"])
+            case "recorded":
+                self.membership.audit.recorded(int(head["n"]), str(head["refusal"]))
             case "toggle":
                 logs.toggle_debug()
             case "stop":
@@ -321,14 +325,7 @@ class _Worker:
         async with self._answering:
             service = self.membership.service if hasattr(self, "membership") else None
             rows = [] if service is None else service.operations.answer(question)
-            for part, last in parts(rows):
-                try:
-                    await self.channel.room(ANSWERS)
-                except ChannelClosed:
-                    return
-                self.channel.tell({"t": "answered", "n": number, "last": last}, part)
-                # What this worker is for goes on in between.
-                await asyncio.sleep(0)
+            await send_rows(self.channel, {"t": "answered", "n": number}, rows)
 
     def _reload(self, number: int, config: RelayConfig) -> None:
         """Put other settings in force, and send the result. One that does not serve yet reports that it failed."""
@@ -386,3 +383,14 @@ async def work(parent: socket.socket, stopping: asyncio.Event, hurry: asyncio.Ev
         worker.channel.tell({"t": "failed", "message": error.message, "usage": isinstance(error, ConfigError)})
     finally:
         worker.close()
+
+
+async def send_rows(channel: Channel, head: Head, rows: Sequence[Row]) -> None:
+    """Send the rows of an answer, as fast as the other process reads; what this one is for goes on in between."""
+    for part, last in parts(rows):
+        try:
+            await channel.room(ANSWERS)
+        except ChannelClosed:
+            return
+        channel.tell({**head, "last": last}, part)
+        await asyncio.sleep(0)

@@ -32,7 +32,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Literal, NamedTuple
 
 from arcbridge.errors import ArcbridgeError, ConfigError, EnrolmentRefused, StateError
@@ -337,10 +337,11 @@ class Registry(ABC):
         """Return all of it, as it was at one moment, while others change it."""
 
     @abstractmethod
-    async def replace(self, data: bytes, recovery: Recovery) -> None:
+    async def replace(self, data: bytes, recovery: Recovery, former: Iterable[AccessChange] = ()) -> list[AccessChange]:
         """Put the data of a snapshot in the place of all that is there, without its join tokens: one of them may have
-        been used since. All clusters of the snapshot are awaited then. Raises `StateError` for what is no snapshot, or
-        of a newer arcbridge; then nothing is changed.
+        been used since. All clusters of the snapshot are awaited then. What the snapshot lacks of `former` is merged
+        with it before anything is replaced; return that. Raises `StateError` for what is no snapshot, or of a newer
+        arcbridge; then nothing is changed.
         """
 
     @abstractmethod
@@ -404,9 +405,19 @@ def later(now: float, former: float | None) -> float:
     return now if former is None else max(now, former + 0.001)
 
 
+def change_of(stored: object) -> AccessChange | None:
+    """Read a change of which a relay has made JSON; None for one that this version does not know. A newer one may
+    have more behind it."""
+    match stored:
+        case [("user" | "cluster") as kind, str(name), int() | float() as at, int(before), str(reason), *_]:
+            return AccessChange(kind, name, at, before, reason)
+    return None
+
+
 def recovery_of(stored: Mapping[str, Any]) -> Recovery:
-    """Read what a relay has stored of a recovery as JSON."""
-    return Recovery(**{**stored, "awaited": tuple(stored["awaited"])})
+    """Read what a relay has stored of a recovery as JSON; a newer one may have stored more."""
+    known = {one.name: stored[one.name] for one in fields(Recovery) if one.name in stored}
+    return Recovery(**{**known, "awaited": tuple(stored["awaited"])})
 
 
 def _user_of(change: AccessChange) -> UserRevocation:

@@ -126,6 +126,10 @@ class NatsRegistry(Registry):
         self._users: dict[str, Value] = {}
         self._users_read = False
         """Whether the users of the bucket were ever read whole."""
+        self._taken_back: dict[str, Value] | None = None
+        """What was taken back, as it was read last; None: it was not read yet."""
+        self._recovery: Value | None = None
+        """The recovery as it was read last; None: it was not read yet."""
         self._complete = False
         self._made: object = None
 
@@ -391,7 +395,9 @@ class NatsRegistry(Registry):
         async def revoke() -> UserRevocation:
             found, revision = await self._bucket.read(f"user.{digest}")
             at = await _after_taking_back(self._bucket, "user", user, self._clock())
-            record = added(None if found is None else _user(found), UserRevocation(user, before, reason, at))
+            former = None if found is None else _user(found)
+            at = later(at, None if former is None else former.revoked)
+            record = added(former, UserRevocation(user, before, reason, at))
             data = asdict(record)
             self._users[digest] = Value(data, await self._bucket.write(f"user.{digest}", data, revision))
             return record
@@ -414,12 +420,17 @@ class NatsRegistry(Registry):
 
     async def restore_user(self, user: str) -> bool:
         digest = _digest(check_user(user))
-        known = (await self._bucket.read(f"user.{digest}")).data or self._users.get(digest, NOTHING).data
-        await _note_taken_back(self._bucket, "user", user, 0.0 if known is None else known["revoked"], self._clock())
-        # Also when there is nothing to delete: the mark of the deletion is what other relays believe.
-        await self._bucket.remove(f"user.{digest}")
-        _take(self._users, digest, await self._bucket.read(f"user.{digest}"))
-        return known is not None
+
+        async def restore() -> bool:
+            known = (await self._bucket.read(f"user.{digest}")).data or self._users.get(digest, NOTHING).data
+            revoked = 0.0 if known is None else known["revoked"]
+            await _note_taken_back(self._bucket, "user", user, revoked, self._clock())
+            # Also when there is nothing to delete: the mark of the deletion is what other relays believe.
+            await self._bucket.remove(f"user.{digest}")
+            _take(self._users, digest, await self._bucket.read(f"user.{digest}"))
+            return known is not None
+
+        return await self._changing(restore)
 
     async def user_revocations(self) -> Mapping[str, UserRevocation]:
         try:
@@ -436,22 +447,19 @@ class NatsRegistry(Registry):
     # What outlives the registry.
 
     async def access_changes(self) -> list[AccessChange]:
+        try:
+            self._taken_back = await self._bucket.read_all("back.>", CALL)
+        except RegistryUnavailable:
+            self._require_copy()
+            if self._taken_back is None:
+                raise
         await asyncio.gather(self.revocations(), self.user_revocations())
-        found: list[AccessChange] = [
-            AccessChange(data["kind"], data["name"], data["at"])
-            for data, _ in (await self._bucket.read_all("back.>")).values()
-            if data is not None
-        ]
-        for token, (data, _) in self._revoked.items():
-            if data is not None:
-                found.append(AccessChange("cluster", token.replace("_", "."), data["at"], 1))
-        for data, _ in self._users.values():
-            if data is not None:
-                found.append(AccessChange("user", data["user"], data["revoked"], data["before"], data["reason"]))
-        return list({(one.kind, one.name): one for one in sorted(found, key=lambda one: one.at)}.values())
+        return list(_changes_of(self._taken_back, self._revoked, self._users).values())
 
     async def merge(self, changes: Iterable[AccessChange]) -> list[AccessChange]:
-        known = {(one.kind, one.name): one for one in await self.access_changes()}
+        self._taken_back = await self._bucket.read_all("back.>", CALL)  # no copy of it decides a change
+        await asyncio.gather(self.revocations(), self.user_revocations())
+        known = _changes_of(self._taken_back, self._revoked, self._users)
         now, news = self._clock(), []
         for change in changes:
             found = merged(known.get((change.kind, change.name)), change, now)
@@ -459,6 +467,8 @@ class NatsRegistry(Registry):
                 await self._changing(partial(self._put, found))
                 known[found.kind, found.name] = found
                 news.append(found)
+        if any(not one.before for one in news):
+            await _prune_taken_back(self._bucket)
         return news
 
     async def snapshot(self) -> RegistrySnapshot:
@@ -466,7 +476,7 @@ class NatsRegistry(Registry):
                  if value.data is not None}  # fmt: skip
         return RegistrySnapshot("nats", 1, json.dumps(found).encode())
 
-    async def replace(self, data: bytes, recovery: Recovery) -> None:
+    async def replace(self, data: bytes, recovery: Recovery, former: Iterable[AccessChange] = ()) -> list[AccessChange]:
         try:
             stored = {
                 key: data for key, (_, data) in read_json(data, len(data)).items() if not key.startswith("token.")
@@ -475,6 +485,12 @@ class NatsRegistry(Registry):
                 raise ValueError("an entry of another form")
         except (ValueError, TypeError, AttributeError) as error:
             raise StateError("the registry in the backup is damaged, or none") from error
+        known, now, news = _changes_in(stored), self._clock(), []
+        for change in former:
+            found = merged(known.get((change.kind, change.name)), change, now)
+            if found is not None:
+                _put_into(stored, found)
+                news.append(found)
         present = await self._bucket.read_all(">")
         # What takes rights away comes first, and nothing that is there goes before all is written: a restore that was
         # interrupted can be made again.
@@ -482,24 +498,30 @@ class NatsRegistry(Registry):
         names = tuple(data["name"] for key, data in stored.items() if key.endswith(".binding"))
         stored["recovery"] = asdict(replace(recovery, awaited=names))
         for key in sorted(stored, key=lambda key: (*[key.partition(".")[0] != one for one in order], "binding" in key)):
-            await self._bucket.write(key, stored[key], present.get(key, NOTHING).revision)
+            try:
+                await self._bucket.write(key, stored[key], present.get(key, NOTHING).revision)
+            except Faster as error:
+                raise RegistryUnavailable(
+                    "a relay of the fleet writes to the registry: stop every relay of it, and restore again",
+                    retry_after=None,
+                ) from error
         for key, value in present.items():
             if key not in stored and value.data is not None:
                 await self._bucket.remove(key)
         for copy in (self._bindings, self._revoked, self._users):
             copy.clear()
+        return news
 
     async def _put(self, change: AccessChange) -> None:
         """Put a change in force. What two relays merge at once is the same, or the next look merges it again."""
-        kind, name, at, before, reason = change
+        kind, name, at, before, _ = change
         if not before:
-            await _note_taken_back(self._bucket, kind, name, at - 0.001, at)
+            await _write_taken_back(self._bucket, kind, name, at)
         if kind == "user":
-            copy, token, key = self._users, _digest(name), f"user.{_digest(name)}"
-            data: dict[str, Any] = {"user": name, "before": before, "reason": reason, "revoked": at}
+            copy, token = self._users, _digest(name)
         else:
-            copy, token, key = self._revoked, subject_token(name), f"cluster.{subject_token(name)}.revoked"
-            data = {"at": at}
+            copy, token = self._revoked, subject_token(name)
+        key, data = _entry(change)
         if before:
             copy[token] = Value(data, await self._bucket.write(key, data, (await self._bucket.read(key)).revision))
             await _after_taking_back(self._bucket, kind, name, self._clock())
@@ -508,7 +530,13 @@ class NatsRegistry(Registry):
             _take(copy, token, await self._bucket.read(key))
 
     async def recovery(self) -> Recovery | None:
-        found = (await self._bucket.read("recovery")).data
+        try:
+            self._recovery = await self._bucket.read("recovery", READ)
+        except RegistryUnavailable:
+            self._require_copy()
+            if self._recovery is None:
+                raise
+        found = self._recovery.data
         return None if found is None else recovery_of(found)
 
     async def change_recovery(self, change: Callable[[Recovery | None], Recovery | None]) -> Recovery | None:
@@ -621,6 +649,52 @@ class NatsRegistry(Registry):
                 pause = min(2 * pause, PAUSES[1])
 
 
+def _changes_of(
+    taken_back: Mapping[str, Value], revoked: Mapping[str, Value], users: Mapping[str, Value]
+) -> dict[tuple[str, str], AccessChange]:
+    """Return what was said last of each name, by the copies: of clusters by subject token, of users by hash."""
+    entries = {key: data for key, (data, _) in taken_back.items()}
+    entries |= {f"cluster.{token}.revoked": data for token, (data, _) in revoked.items()}
+    entries |= {f"user.{digest}": data for digest, (data, _) in users.items()}
+    return _changes_in(entries)
+
+
+def _changes_in(entries: Mapping[str, Mapping[str, Any] | None]) -> dict[tuple[str, str], AccessChange]:
+    """Return what was said last of each name, by the keys of the bucket and what they hold."""
+    found: list[AccessChange] = []
+    for key, data in entries.items():
+        kind, _, rest = key.partition(".")
+        if data is None:
+            continue
+        if kind == "back":
+            found.append(AccessChange(data["kind"], data["name"], data["at"]))
+        elif kind == "user":
+            found.append(AccessChange("user", data["user"], data["revoked"], data["before"], data["reason"]))
+        elif kind == "cluster" and rest.endswith(".revoked"):
+            name = rest.removesuffix(".revoked").replace("_", ".")
+            found.append(AccessChange("cluster", name, data["at"], 1))
+    return {(one.kind, one.name): one for one in sorted(found, key=lambda one: one.at)}
+
+
+def _put_into(entries: dict[str, dict[str, Any]], change: AccessChange) -> None:
+    """Put a change in force in entries that are not written yet."""
+    back, (key, data) = f"back.{_digest(f'{change.kind}.{change.name}')}", _entry(change)
+    for one in (back, key):
+        entries.pop(one, None)
+    if change.before:
+        entries[key] = data
+    else:
+        entries[back] = {"kind": change.kind, "name": change.name, "at": change.at}
+
+
+def _entry(change: AccessChange) -> tuple[str, dict[str, Any]]:
+    """Return the key of a revocation, and what it holds."""
+    if change.kind == "user":
+        data = {"user": change.name, "before": change.before, "reason": change.reason, "revoked": change.at}
+        return f"user.{_digest(change.name)}", data
+    return f"cluster.{subject_token(change.name)}.revoked", {"at": change.at}
+
+
 async def _drop_expired(bucket: Bucket, now: float) -> None:
     """Housekeeping of who makes tokens; the new one stands, whatever comes of it."""
     try:
@@ -642,11 +716,18 @@ async def _after_taking_back(bucket: Bucket, kind: str, name: str, now: float) -
 
 async def _note_taken_back(bucket: Bucket, kind: str, name: str, revoked: float, at: float) -> None:
     """Remember that a revocation of this time, 0 for none, is taken back."""
-    if not revoked:
-        return
+    if revoked:
+        await _write_taken_back(bucket, kind, name, later(at, revoked))
+        await _prune_taken_back(bucket)
+
+
+async def _write_taken_back(bucket: Bucket, kind: str, name: str, at: float) -> None:
     key = f"back.{_digest(f'{kind}.{name}')}"
-    data = {"kind": kind, "name": name, "at": later(at, revoked)}
-    await bucket.write(key, data, (await bucket.read(key)).revision)
+    await bucket.write(key, {"kind": kind, "name": name, "at": at}, (await bucket.read(key)).revision)
+
+
+async def _prune_taken_back(bucket: Bucket) -> None:
+    """Forget the oldest of what was taken back, where there is too much: it reads all of it."""
     known = [(one.data["at"], key) for key, one in (await bucket.read_all("back.>")).items() if one.data]
     for _, key in sorted(known)[:-MAX_TAKEN_BACK]:
         await bucket.remove(key)

@@ -374,7 +374,9 @@ class SqliteRegistry(Registry):
                 now = self._clock()
                 at = _after_taking_back(database, "user", user, self._clock())
                 known = _users(database)
-                record = added(known.pop(user, None), UserRevocation(user, before, reason, at))
+                former = known.pop(user, None)
+                at = later(at, None if former is None else former.revoked)
+                record = added(former, UserRevocation(user, before, reason, at))
                 if len(known) >= MAX_REVOKED_USERS:
                     old = [entry.user for entry in known.values() if may_go(entry, now)]
                     if not old:
@@ -408,14 +410,7 @@ class SqliteRegistry(Registry):
     async def merge(self, changes: Iterable[AccessChange]) -> list[AccessChange]:
         def merge() -> list[AccessChange]:
             with self._transaction(self._durable) as database:
-                known, now, news = _access_changes(database), self._clock(), []
-                for change in changes:
-                    found = merged(known.get((change.kind, change.name)), change, now)
-                    if found is not None:
-                        known[found.kind, found.name] = found
-                        _put(database, found)
-                        news.append(found)
-                return news
+                return _merge(database, changes, self._clock())
 
         return await self._run(merge)
 
@@ -447,8 +442,8 @@ class SqliteRegistry(Registry):
 
         return await self._run(copy)
 
-    async def replace(self, data: bytes, recovery: Recovery) -> None:
-        def replace() -> None:
+    async def replace(self, data: bytes, recovery: Recovery, former: Iterable[AccessChange] = ()) -> list[AccessChange]:
+        def replace() -> list[AccessChange]:
             with closing(sqlite3.connect(":memory:", isolation_level=None)) as memory:
                 try:
                     memory.deserialize(data)
@@ -462,13 +457,16 @@ class SqliteRegistry(Registry):
                 memory.execute("DELETE FROM join_tokens")
                 memory.execute("DELETE FROM redemptions")
                 memory.execute("DELETE FROM recovery")
+                with self._transaction(memory):
+                    news = _merge(memory, former, self._clock())
                 names = tuple(name for (name,) in memory.execute("SELECT name FROM clusters WHERE revoked = 0"))
                 state = json.dumps(asdict(dataclasses.replace(recovery, awaited=names)))
                 memory.execute("INSERT INTO recovery VALUES (?)", (state,))
                 # One transaction of the registry's file.
                 memory.backup(self._durable)
+                return news
 
-        await self._run(replace)
+        return await self._run(replace)
 
     # The thread.
 
@@ -642,6 +640,18 @@ def _access_changes(database: sqlite3.Connection) -> dict[tuple[str, str], Acces
         " UNION ALL SELECT kind, name, at, 0, '' FROM taken_back"
     )
     return {(row[0], row[1]): AccessChange(*row) for row in rows}
+
+
+def _merge(database: sqlite3.Connection, changes: Iterable[AccessChange], now: float) -> list[AccessChange]:
+    """Put what is news of these changes in force, in the caller's transaction, and return it."""
+    known, news = _access_changes(database), []
+    for change in changes:
+        found = merged(known.get((change.kind, change.name)), change, now)
+        if found is not None:
+            known[found.kind, found.name] = found
+            _put(database, found)
+            news.append(found)
+    return news
 
 
 def _recovery(database: sqlite3.Connection) -> Recovery | None:

@@ -93,8 +93,8 @@ def refusal(status: int, message: object) -> web.Response:
         (web.Response(text="[" * 100_000), Unreachable, "JSON"),
         (web.Response(text="[]"), Unreachable, "rows"),
         (web.Response(text='{"rows": [3]}'), Unreachable, "rows"),
-        (rows({"cluster": "$(touch ran)"}), Unreachable, "as none is named"),
-        (rows({"name": ["a"]}), Unreachable, "as none is named"),
+        (rows({"cluster": "$(touch ran)"}), Unreachable, "a name that no cluster has"),
+        (rows({"name": ["a"]}), Unreachable, "a name that no cluster has"),
     ],
 )
 async def test_what_a_relay_refuses_and_what_is_no_answer(
@@ -104,6 +104,14 @@ async def test_what_a_relay_refuses_and_what_is_no_answer(
         with pytest.raises(kind, match=words) as caught:
             await administer(Relays([access]), tokens, "cluster list", {})
     assert len(str(caught.value)) < 700
+
+
+async def test_an_answer_that_is_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/threats.md#K9."""
+    monkeypatch.setattr("arcbridge.client.commands.directory._LIMIT", 1000)
+    async with relay(web.Response(text=" " * 1001), [], tmp_path) as (access, tokens):
+        with pytest.raises(Unreachable, match="answered more than 1000 bytes"):
+            await administer(Relays([access]), tokens, "cluster list", {})
 
 
 async def test_another_relay_gets_a_command_only_where_it_did_not_leave(tmp_path: Path) -> None:
@@ -121,6 +129,19 @@ async def test_another_relay_gets_a_command_only_where_it_did_not_leave(tmp_path
             await administer(
                 Relays([dead, RelayAccess("127.0.0.1:2", ca_file=tmp_path / "ca")]), tokens, "user list", {}
             )
+
+
+async def test_a_relay_of_an_earlier_version_leaves_the_command_to_another(tmp_path: Path) -> None:
+    seen: list[Any] = []
+    older = refusal(404, "there is nothing here")
+    async with relay(older, seen, tmp_path) as (first, tokens), relay(rows(), seen, tmp_path) as (second, _):
+        relays = Relays([first, second], shuffle=lambda found: None)
+        assert (await administer(relays, tokens, "token list", {})).rows == []
+        assert (len(seen), relays.in_use) == (2, second)
+    async with relay(refusal(404, "there is nothing here"), seen, tmp_path) as (first, tokens):
+        dead = RelayAccess("127.0.0.1:1", ca_file=tmp_path / "ca")
+        with pytest.raises(Unreachable, match=r"its version is an earlier one \(2 relays were tried\)"):
+            await administer(Relays([dead, first], shuffle=lambda found: None), tokens, "token list", {})
 
 
 async def test_no_token_for_an_unknown_relay(tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from arcbridge.client.credentials.client_credentials import ClientCredentials
+from arcbridge.client.credentials.client_credentials import WRONG_KEPT, ClientCredentials
 from arcbridge.client.credentials.jwt_unverified import claims_unverified, read_unverified
 from arcbridge.errors import ConfigError, Unauthenticated
 from arcbridge.identity.proof import binding
@@ -22,7 +23,14 @@ def issuer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Issuer]:
         yield issuer
 
 
-def make(issuer: Issuer, directory: Path, *, secret: str = "ci-secret", **settings: Any) -> ClientCredentials:
+def make(
+    issuer: Issuer,
+    directory: Path,
+    *,
+    secret: str = "ci-secret",
+    clock: Callable[[], float] = time.time,
+    **settings: Any,
+) -> ClientCredentials:
     file = directory / "secret"
     file.write_text(secret)
     given: dict[str, Any] = {
@@ -33,7 +41,7 @@ def make(issuer: Issuer, directory: Path, *, secret: str = "ci-secret", **settin
         **settings,
     }
     config = LoginConfig(issuer=issuer.url, ca_file=issuer.ca_file, grant_type="client-credentials", **given)
-    return ClientCredentials(config)
+    return ClientCredentials(config, clock=clock)
 
 
 BY_SCOPE: dict[str, Any] = {
@@ -66,6 +74,20 @@ async def test_an_audience_that_was_not_asked_for_is_not_handed_out(issuer: Issu
         with pytest.raises(ConfigError, match="arcbridge-a has another audience"):
             await pair.for_audience("arcbridge-a", interactive=False)
     assert issuer.requests("/token") == asked + 1, "the same answer would come again"
+
+
+async def test_an_issuer_that_was_set_up_for_the_audience_is_asked_within_a_minute(
+    issuer: Issuer, tmp_path: Path
+) -> None:
+    wrong = {**BY_SCOPE, "cluster_scopes": ("audience:arcbridge-relay",), "dpop": False}
+    now = time.time()
+    pair = make(issuer, tmp_path, clock=lambda: now, **wrong)
+    asked = issuer.requests("/token")
+    for later in (0, 0, WRONG_KEPT):
+        now += later
+        with pytest.raises(ConfigError, match="arcbridge-a has another audience"):
+            await pair.for_audience("arcbridge-a", interactive=False)
+    assert issuer.requests("/token") == asked + 2
 
 
 async def test_without_dpop_there_is_no_key(issuer: Issuer, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from arcbridge.audit.verify import verify
 from arcbridge.errors import ConfigError, StateError
 from arcbridge.relay import admin
 from arcbridge.relay.admin_socket import AdminSocket
+from arcbridge.relay.audit import commands
 from arcbridge.relay.audit.commands import acting
 from arcbridge.relay.audit.log import RelayAudit, open_audit
 from arcbridge.relay.data_dir import open_registry
@@ -54,6 +56,22 @@ async def test_without_a_relay_the_command_writes_itself(config: RelayConfig) ->
     assert ends[5]["result"] == {"known": False}
     assert token.token.partition(".")[2] not in path.read_text(), "never the secret"
     assert verify([path]).ok, "each command's chain follows on the one before"
+
+
+async def test_a_directory_of_users_that_hangs_holds_up_no_command(
+    config: RelayConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold = threading.Event()
+    monkeypatch.setattr(commands, "own_actor", hold.wait)
+    monkeypatch.setattr(commands, "DIRECTORY_DEADLINE", 0.01)
+    async with acting(config, "user revoke", user="bob"):
+        pass
+    hold.set()
+    found = records(config.data_dir / "audit.jsonl")
+    assert [(one["stage"], one["uid"], "actor" in one) for one in found] == [
+        ("begun", os.getuid(), False),
+        ("ended", os.getuid(), False),
+    ]
 
 
 async def test_the_relay_that_runs_writes_it(config: RelayConfig) -> None:

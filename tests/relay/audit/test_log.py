@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
 import re
@@ -13,6 +14,7 @@ import pytest
 
 from arcbridge.audit.verify import verify
 from arcbridge.errors import StateError
+from arcbridge.relay.audit import log as module
 from arcbridge.relay.audit.log import KNOWN_QUESTIONS, STRANGERS, RelayAudit, WorkerAudit, audit_file, open_audit
 from arcbridge.relay.audit.record import Actor
 from arcbridge.relay.operations import Operations
@@ -110,6 +112,16 @@ async def test_l3_what_strangers_cause_is_bounded_and_counted(path: Path) -> Non
     assert [one.get("omitted") for one in found[-2:]] == [49 * STRANGERS, 1]
 
 
+async def test_noise_of_one_kind_leaves_out_no_record_of_another(path: Path) -> None:
+    audit = RelayAudit(str(path), clock=lambda: 0.0)
+    for _ in range(STRANGERS + 5):
+        audit.note_stranger("agent enrol", {}, Actor("agent"), "not known here")
+    audit.note_stranger("certificate renew", {"cluster": "prod"}, Actor("agent"), "renewed twice")
+    audit.close()
+    last = records(path)[-1]
+    assert (last["act"], last["omitted"]) == ("certificate renew", 5)
+
+
 async def test_a_full_disk_refuses_or_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     refusing, going_on = (RelayAudit("/dev/full", on_failure=policy) for policy in ("refuse", "continue"))
     refused = None
@@ -126,12 +138,26 @@ async def test_a_full_disk_refuses_or_counts(monkeypatch: pytest.MonkeyPatch) ->
         one.close()
 
 
-async def test_a_worker_gives_its_lines_to_the_supervisor() -> None:
-    lines: list[str] = []
-    audit = WorkerAudit(lines.append, on_failure="refuse", worker=1)
+async def test_a_worker_gives_its_lines_to_the_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[tuple[str, int]] = []
+    audit = WorkerAudit(lambda line, number: lines.append((line, number)), on_failure="refuse", worker=1)
     audit.note("policy change", {"hash": "abc"})
-    await audit.noted("agent enrol", {"cluster": "prod"}, Actor("agent"))
-    assert [json.loads(line)["worker"] for line in lines] == [1, 1]
+    noted = asyncio.create_task(audit.noted("agent enrol", {"cluster": "prod"}, Actor("agent")))
+    await until(lambda: len(lines) == 2)
+    assert [(json.loads(line)["worker"], number) for line, number in lines] == [(1, 0), (1, 1)]
+    assert not noted.done(), "until the line is written"
+    audit.recorded(1, "")
+    await noted
+    noted = asyncio.create_task(audit.noted("agent enrol", {"cluster": "prod"}, Actor("agent")))
+    await until(lambda: len(lines) == 3)
+    audit.recorded(2, "no room")
+    with pytest.raises(StateError, match="no room"):
+        await noted
+    monkeypatch.setattr(module, "ANSWERED", 0.01)
+    with pytest.raises(StateError, match="the supervisor does not answer"):
+        await audit.noted("agent enrol", {"cluster": "prod"}, Actor("agent"))
+    going_on = WorkerAudit(lambda line, number: None, on_failure="continue", worker=1)
+    await going_on.noted("agent enrol", {"cluster": "prod"}, Actor("agent"))
     audit.supervisors_failure = "No space left on device"
     with pytest.raises(StateError, match="No space left"):
         await audit.noted("agent enrol", {"cluster": "prod"}, Actor("agent"))

@@ -39,7 +39,7 @@ def test_an_act() -> None:
 def test_l1_whatever_comes_is_one_line_of_bounded_length(arguments: dict[str, object], name: str, reason: str) -> None:
     line = act_line("ended", "x", Actor("os", name, arguments), arguments, reason=reason, result=arguments)
     assert isinstance(json.loads(line), dict)
-    assert line.isprintable() or not any(character in line for character in "\n\r\x1b\u2028\x85")
+    assert not any(character in line for character in "\n\r\x1b\u2028\x85")
     assert len(line.encode()) <= 2 * MAX_LINE
 
 

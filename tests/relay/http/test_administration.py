@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 
 from arcbridge.audit.log import Recorded
+from arcbridge.audit.query import Wanted
 from arcbridge.errors import StateError
 from arcbridge.identity import policy
 from arcbridge.identity.proof import HEADER
@@ -23,7 +24,9 @@ from arcbridge.relay.http.administration import COMMANDS, COMMANDS_AT_ONCE, MAX_
 from arcbridge.relay.http.server import BODY_LIMIT, read_body
 from arcbridge.relay.registry.base import RegistryUnavailable, UserRevocation
 from arcbridge.settings.config import RelayLimitsConfig
+from arcbridge.tasks import cancel_and_wait
 from tests.relay.api_station import CANARY, KEY, POLICY, Relay, error
+from tests.support.eventually import until
 
 ADMINS = """
 [[admin]]
@@ -35,6 +38,16 @@ what = ["tokens", "sessions", "revocations"]
 users = ["bank"]
 clusters = ["bank"]
 what = ["tokens", "sessions", "revocations"]
+
+[[admin]]
+users = ["joiner"]
+clusters = ["shop-*"]
+what = ["tokens"]
+
+[[admin]]
+users = ["joiner"]
+clusters = ["shop-9"]
+what = ["revocations"]
 
 [[admin]]
 users = ["reader"]
@@ -97,6 +110,7 @@ async def test_a_team_runs_its_own_clusters(relay: Relay, everything_logged: lis
     assert await ask(relay, "shop", "token delete", id=made["token"]) == (200, [{"id": made["id"]}])
     await enrol(relay, "shop-1", "bank")
     assert [row["name"] for row in (await ask(relay, "shop", "cluster list"))[1]] == ["shop-1"]
+    assert relay.questions[-1] == {"ask": "agents", "patterns": ["shop-*"]}
     assert await ask(relay, "shop", "cluster revoke", cluster="shop-1") == (200, [{"cluster": "shop-1"}])
     assert await relay.registry.revocations() == {"shop-1"}
     assert await ask(relay, "shop", "cluster restore", cluster="shop-1") == (200, [{"cluster": "shop-1"}])
@@ -108,6 +122,7 @@ async def test_a_team_runs_its_own_clusters(relay: Relay, everything_logged: lis
         {"ask": "end", "session": "a" * 16, "reason": "now"}
     ]
     assert await ask(relay, "shop", "cluster delete", cluster="shop-1") == (200, [{"cluster": "shop-1"}])
+    assert relay.questions[-1] == {"ask": "agents", "clusters": ["shop-1"]}
     acts = [line for line in everything_logged if "administrator's command" in line]
     assert len(acts) == 7
     assert all("'user': 'shop'" in line or "'user': 'bank'" in line for line in acts)
@@ -150,6 +165,9 @@ async def test_the_audit_names_the_person(relay: Relay) -> None:
     assert all((line["by"], line["source"]) == ("person", "127.0.0.1") for line in book.lines)
     assert book.lines[1]["result"] == {"token_id": made["id"]}
     assert made["token"].partition(".")[2] not in json.dumps(book.lines)
+    # What was refused about a cluster is found by it.
+    assert book.lines[-1]["arguments"] == {"command": "cluster revoke", "cluster": "shop-1"}
+    assert [Wanted(cluster="shop-1").takes(line) for line in book.lines][-1]
 
 
 @pytest.mark.parametrize(
@@ -170,6 +188,7 @@ async def test_the_audit_names_the_person(relay: Relay) -> None:
         ("reader", "token create", {"cluster": "shop-1"}),
         ("reader", "user revoke", {"user": "bob"}),
         ("reader", "session end", {"session": "a" * 16}),
+        ("joiner", "token create", {"cluster": "shop-1", "rebind": "yes"}),
         ("ann", "cluster list", {}),
         ("ann", "no such command", {}),
     ],
@@ -187,6 +206,14 @@ async def test_what_is_anothers_is_refused_in_one_way(
     assert "end" not in [one["ask"] for one in relay.questions]
     (line,) = [line for line in everything_logged if "administrator refused" in line]
     assert f"'user': '{who}'" in line
+
+
+async def test_a_token_for_another_ca_needs_the_right_to_revoke(relay: Relay) -> None:
+    """It cuts the cluster's agents off: both rights have to be for the same cluster."""
+    assert (await ask(relay, "joiner", "token create", cluster="shop-1"))[0] == 200
+    assert (await ask(relay, "joiner", "token create", cluster="shop-9", rebind="yes"))[0] == 200
+    assert (await ask(relay, "shop", "token create", cluster="shop-1", rebind="yes"))[0] == 200
+    assert sorted(token.rebind for token in await relay.registry.list_join_tokens()) == [False, True, True]
 
 
 async def test_a_session_that_names_a_foreign_one_its_first_leads_to_no_other(relay: Relay) -> None:
@@ -260,7 +287,8 @@ async def test_a_revoked_user_and_a_token_without_its_proof(relay: Relay, tmp_pa
 @pytest.mark.parametrize(
     ("command", "given", "status", "words"),
     [
-        ("policy accept", {"hash": "0" * 12}, 400, "does not know the command"),
+        ("policy accept", {}, 400, "does not know the command"),
+        ("policy accept", {"hash": "0" * 12}, 400, "a member that this relay does not know"),
         ("token create", {"cluster": "Shop"}, 400, "cluster name"),
         ("token create", {"cluster": "../x"}, 400, "cluster name"),
         ("token create", {}, 400, "cluster name"),
@@ -274,6 +302,8 @@ async def test_a_revoked_user_and_a_token_without_its_proof(relay: Relay, tmp_pa
         ("user revoke", {"user": ""}, 400, "which user"),
         ("user revoke", {"user": "a\nb"}, 400, "ISSUER#SUBJECT"),
         ("user revoke", {"user": "a", "before": "9" * 2000}, 400, "--before"),
+        ("cluster revoke", {"cluster": "prod", "until": "tomorrow"}, 400, "a member that this relay does not know"),
+        ("token create", {"cluster": "prod", "reason": "x"}, 400, "token create has no argument reason"),
         ("user restore", {"user": "nobody"}, 409, "is not revoked"),
     ],
 )
@@ -296,6 +326,10 @@ async def test_hostile_bodies(relay: Relay, data: bytes, everything_logged: list
     assert CANARY[:12] not in json.dumps(answer) + "".join(everything_logged)
     too_large = b" " * (BODY_LIMIT + 1)
     assert (await relay.call("POST", "/v1/admin", data=too_large, headers=headers))[0] == 413
+    headers["Authorization"] = "Bearer token-of-ann"
+    for body in (data, too_large):
+        status, answer, _ = await relay.call("POST", "/v1/admin", data=body, headers=headers)
+        assert (status, error(answer)[1]) == (403, REFUSED), "who is no administrator is refused before the body"
 
 
 @pytest.mark.parametrize(
@@ -340,6 +374,15 @@ async def test_an_answer_has_an_end_and_says_so(relay: Relay) -> None:
     assert relay.questions[-1]["most"] == MOST_ROWS + 1
 
 
+async def test_a_team_does_not_take_the_room_of_all(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(administration, "OWN_TOKENS", 1)
+    assert (await ask(relay, "shop", "token create", cluster="shop-1"))[0] == 200
+    status, words = await ask(relay, "shop", "token create", cluster="shop-2")
+    assert (status, "your clusters have 1 join tokens" in words) == (409, True)
+    for who in ("bank", "chief"):
+        assert (await ask(relay, who, "token create", cluster="bank"))[0] == 200
+
+
 async def test_a_full_registry_and_one_that_does_not_answer(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(administration, "MOST_TOKENS", 1)
     assert (await ask(relay, "shop", "token create", cluster="shop-1", ttl=f"{MAX_TTL:.0f}s"))[0] == 200
@@ -368,9 +411,40 @@ async def test_two_commands_at_a_time(relay: Relay, monkeypatch: pytest.MonkeyPa
         return []
 
     monkeypatch.setattr(relay.registry, "list_join_tokens", slow)
-    running = [asyncio.create_task(ask(relay, "chief", "token list")) for _ in range(2)]
-    for _ in running:
-        await begun.acquire()
-    assert (await ask(relay, "reader", "token list"))[0] == 503
+    running = [asyncio.create_task(ask(relay, "chief", "token list"))]
+    await begun.acquire()
+    # One person has one turn, and leaves the other to the others.
+    assert (await ask(relay, "chief", "token list"))[0] == 503
+    running.append(asyncio.create_task(ask(relay, "reader", "token list")))
+    await begun.acquire()
+    assert (await ask(relay, "shop", "token list"))[0] == 503
     hold.set()
     assert [status for status, _ in await asyncio.gather(*running)] == [200, 200]
+    monkeypatch.setattr(administration, "TURN", 5.0)
+    several = await asyncio.gather(*(ask(relay, "chief", "token list") for _ in range(4)))
+    assert [status for status, _ in several] == [200] * 4, "one after the other"
+
+
+async def test_a_command_goes_on_without_its_client(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The registry does not call back what it has begun: the turn is kept, and the record has the true end."""
+    book = relay.api.audit = Book()
+    begun, hold, revoke = asyncio.Event(), asyncio.Event(), relay.registry.revoke_cluster
+
+    async def slow(name: str) -> bool:
+        begun.set()
+        await hold.wait()
+        return await revoke(name)
+
+    monkeypatch.setattr(relay.registry, "revoke_cluster", slow)
+    await enrol(relay, "shop-1")
+    asked = asyncio.create_task(ask(relay, "shop", "cluster revoke", cluster="shop-1"))
+    await begun.wait()
+    await cancel_and_wait(asked)
+    await until(lambda: not relay.server._runner.server.connections)
+    await asyncio.sleep(0.02)
+    assert [line["stage"] for line in book.lines] == ["begun"]
+    hold.set()
+    await until(lambda: len(book.lines) == 2)
+    assert book.lines[1]["outcome"] == "done"
+    await until(lambda: relay.counters.administration["done"] == 1)
+    assert await relay.registry.revocations() == {"shop-1"}

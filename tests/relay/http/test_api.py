@@ -123,7 +123,10 @@ class TestEnrol:
         assert (status, error(answer)[0]) == (415, "unsupported_encoding")
 
     async def test_failures_slow_down_the_address_and_lock_out_no_neighbour(self, relay: Relay) -> None:
-        """docs/threats.md#L5: the neighbours behind one address fail without end, and an honest agent enrols."""
+        """docs/threats.md#L5: the neighbours behind one address fail without end, and an honest agent enrols. What the
+        limit refuses spends no record, of which all addresses have so many together."""
+        recorded: list[str] = []
+        relay.api.audit.note_stranger = lambda act, *_: recorded.append(act)
         for _ in range(FAILURES):
             body = relay.enrolment(JoinToken.create().text, make_key())
             assert (await relay.call("POST", "/v1/enrol", body))[0] == 403
@@ -138,6 +141,7 @@ class TestEnrol:
         body = relay.enrolment(JoinToken.create().text, make_key())
         assert (await relay.call("POST", "/v1/enrol", body))[0] == 403
         assert relay.limited["enrolments"] == 1
+        assert recorded == ["agent enrol"] * (FAILURES + 1)
 
     async def test_the_registry_is_out(self, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
         """docs/threats.md#E8: a time to retry, and that is no failure of the agent's."""

@@ -225,6 +225,24 @@ async def test_a_worker_that_started_during_a_reload_is_told_the_new_settings(co
     theirs.close()
 
 
+async def test_a_worker_hears_that_its_line_is_written(config: RelayConfig, tmp_path: Path) -> None:
+    """So that an act on its socket begins only then (docs/decisions/0033)."""
+    path = tmp_path / "audit.jsonl"
+    audit = RelayAudit(str(path))
+    _, worker, theirs = started(config)
+    supervisor = Supervisor(config, 1, 1, -1, audit)
+    for number in (0, 7):
+        line = json.dumps({"event": "audit", "number": number}).encode()
+        supervisor._received(worker, Received({"t": "audit", "n": number}, line, None))
+    theirs.setblocking(True)
+    told = json.loads((await asyncio.to_thread(theirs.recv, MAX_MESSAGE)).partition(b"\n")[0])
+    assert told == {"t": "recorded", "n": 7, "refusal": ""}
+    assert [one["number"] for one in records(path)] == [0, 7]
+    audit.close()
+    worker.channel.close()
+    theirs.close()
+
+
 async def test_a_log_that_fails_is_told_to_the_workers(config: RelayConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also to one that serves later: with `refuse` each of them refuses enrolments."""
     monkeypatch.setattr(supervisor_module, "_LOOK", 0.01)

@@ -226,7 +226,7 @@ async def test_what_the_supervisor_asks_for() -> None:
 def test_what_the_supervisor_says_of_the_audit_log_reaches_it() -> None:
     """A worker that does not serve yet has none, and is told once it does."""
     told = Received({"t": "audit", "failure": "No space left on device"}, b"", None)
-    audit = WorkerAudit(lambda line: None, on_failure="refuse", worker=0)
+    audit = WorkerAudit(lambda line, number: None, on_failure="refuse", worker=0)
     workers: list[Any] = [SimpleNamespace(), SimpleNamespace(membership=SimpleNamespace(audit=audit))]
     for worker in workers:
         _Worker._received(worker, told)

@@ -6,7 +6,16 @@ from arcbridge.errors import EnrolmentRefused
 from arcbridge.identity.verifier import LEEWAY, MAX_LIFETIME
 from arcbridge.pki.authority import Authority
 from arcbridge.pki.enrolment import make_csr, make_key
-from arcbridge.relay.registry.base import KEEP_REVOKED, MAX_REASON, MAX_USER, ClusterRecord, admit, cluster_state
+from arcbridge.relay.registry.base import (
+    KEEP_REVOKED,
+    MAX_REASON,
+    MAX_USER,
+    ClusterRecord,
+    Recovery,
+    admit,
+    cluster_state,
+    recovery_of,
+)
 from arcbridge.wire.frames import FRAMES, FrameType
 from arcbridge.wire.records import Revoke
 
@@ -72,3 +81,9 @@ def test_which_certificates_may_act_for_a_cluster() -> None:
 def test_states(agents: int, seen: float, expires: float, revoked: float, state: str) -> None:
     record = ClusterRecord("c", "", "", 1.0, last_seen=seen, certificate_expires=expires, revoked=revoked)
     assert cluster_state(record, agents, 100.0) == state
+
+
+def test_a_recovery_that_a_newer_relay_has_stored_is_read() -> None:
+    assert recovery_of({"cause": "lost", "began": 5.0, "awaited": ["prod"], "more": 1}) == Recovery(
+        "lost", 5.0, awaited=("prod",)
+    )

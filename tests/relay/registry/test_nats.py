@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from arcbridge.errors import EnrolmentRefused
-from arcbridge.relay.registry.base import Registry, RegistryUnavailable
+from arcbridge.relay.registry.base import AccessChange, Recovery, Registry, RegistryUnavailable
 from arcbridge.relay.registry.nats import NatsRegistry
+from arcbridge.relay.registry.nats_bucket import Faster
 from tests.relay.conftest import Connect, Connections
 from tests.relay.registry.conformance import HOUR, KEY_A, KEY_B, Opener, RegistryConformance, cluster_ca, known
 from tests.support.clock import Clock
@@ -81,6 +82,12 @@ class TestNatsFaults:
         await until(lambda: {"prod", "bad"} <= set(registry._bindings))
         assert set(await registry.user_revocations()) == {"alice"}, "a relay reads them before it serves"
         open_token = await registry.create_join_token("other", expires_at=clock.now + HOUR)
+        await registry.revoke_user("carol", int(clock.now))
+        await registry.restore_user("carol")
+        changes, recovery = await registry.access_changes(), Recovery("restored", clock.now, awaited=("prod",))
+        assert {(one.name, one.before > 0) for one in changes} == {("alice", True), ("bad", True), ("carol", False)}
+        await registry.change_recovery(lambda known: recovery)
+        assert await registry.recovery() == recovery
         getattr(own_server, how)()
         record, bad = await registry.cluster("prod"), await registry.cluster("bad")
         assert record is not None
@@ -89,7 +96,11 @@ class TestNatsFaults:
         assert await registry.cluster("unknown") is None
         assert await registry.revocations() == {"bad"}
         assert set(await registry.user_revocations()) == {"alice"}
+        assert await registry.access_changes() == changes
+        assert await registry.recovery() == recovery
         for change in (
+            registry.merge(changes),
+            registry.change_recovery(lambda known: None),
             registry.redeem_join_token(open_token, KEY_A, cluster_ca().certificate_pem),
             registry.create_join_token("new", expires_at=clock.now + HOUR),
             registry.adopt("new", cluster_ca().certificate_pem, clock.now),
@@ -139,6 +150,45 @@ class TestNatsFaults:
         assert set(await registry.user_revocations()) == {"alice"}
         monkeypatch.setattr(registry._bucket, "read_all", without_users)
         assert set(await registry.user_revocations()) == {"alice"}, "what is known stays in force"
+
+    async def test_a_write_of_another_relay_at_the_same_moment(
+        self, connections: Connections, clock: Clock, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Restoring a user begins anew; restoring a backup says that no relay may run meanwhile."""
+        registry = await opened(connections, clock, stack)
+        await registry.revoke_user("alice", int(clock.now))
+        snapshot, write = await registry.snapshot(), registry._bucket.write
+        faster = [True]
+
+        async def late(*arguments: Any) -> int:
+            if faster:
+                faster.pop()
+                raise Faster
+            return await write(*arguments)
+
+        monkeypatch.setattr(registry._bucket, "write", late)
+        assert await registry.restore_user("alice")
+        assert await registry.user_revocations() == {}
+        faster.append(True)
+        with pytest.raises(RegistryUnavailable, match="stop every relay"):
+            await registry.replace(snapshot.data, Recovery("restored", clock.now))
+        await registry.replace(snapshot.data, Recovery("restored", clock.now))
+        assert set(await registry.user_revocations()) == {"alice"}
+
+    async def test_a_merge_reads_what_was_taken_back_a_few_times_however_much_there_is(
+        self, connections: Connections, clock: Clock, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        registry, reads = await opened(connections, clock, stack), []
+        whole = registry._bucket.read_all
+
+        async def counted(keys: str, *rest: float) -> Any:
+            reads.append(keys)
+            return await whole(keys, *rest)
+
+        monkeypatch.setattr(registry._bucket, "read_all", counted)
+        await registry.merge([AccessChange("user", f"user {number}", clock.now) for number in range(20)])
+        assert reads.count("back.>") == 2
+        assert len(await registry.access_changes()) == 20
 
     async def test_the_copy_is_not_believed_for_ever(
         self, own_server: NatsServer, connect: Connect, clock: Clock, stack: AsyncExitStack

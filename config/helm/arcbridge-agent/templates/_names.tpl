@@ -35,9 +35,10 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
 {{- /* The instance label of a pod of a DaemonSet that drains: its own selector does not match it. Empty: pods keep theirs. Only
-where the API server has the policy that narrows the right to do so. */ -}}
+where the API server has the policy that narrows the right to do so, and not as the account `default`: that policy is about each pod
+update by the agent's account, which other pods have too then. */ -}}
 {{- define "agent.drainingInstance" -}}
-{{- if and .Values.workload.leaveWhileDraining (eq .Values.workload.kind "DaemonSet") .Values.rbac.create (semverCompare ">=1.30.0-0" .Capabilities.KubeVersion.Version) }}
+{{- if and .Values.workload.leaveWhileDraining (eq .Values.workload.kind "DaemonSet") .Values.rbac.create (ne (include "agent.serviceAccount" .) "default") (semverCompare ">=1.30.0-0" .Capabilities.KubeVersion.Version) }}
 {{- printf "%s-draining" .Release.Name }}
 {{- end }}
 {{- end }}
