@@ -81,11 +81,16 @@ def same_pin(a: str, b: str) -> bool:
 def require_pin(what: str, expected: str, certificate_pem: str) -> str:
     """Raise `PinMismatch` unless the certificate's key is the expected one. `what` as in "the relay's CA".
 
-    Returns the certificate alone, encoded by us: trust this text and not the one that came over the network.
+    Returns the certificate as `encoded` does: trust this text and not the one that came over the network.
     """
     found = pin_of(certificate_pem)
     if not same_pin(expected, found):
         raise PinMismatch(mismatch_message(what, expected, found))
+    return encoded(certificate_pem)
+
+
+def encoded(certificate_pem: str) -> str:
+    """Return the one certificate alone, encoded by us; raises `ConfigError` when it is not exactly one."""
     if _p256_key(certificate_pem) is not None:
         return certificate_pem
     from cryptography.hazmat.primitives.serialization import Encoding

@@ -63,8 +63,10 @@ class Rotation:
         """Return the CA that signs now. Raises StateError."""
         found = Authority.load(self.certificate, self.key, clock=clock)
         found.succession = self.list
+        if found.pin != found.succession.pins[found.succession.present]:
+            raise StateError("what is kept of the CA's rotation is damaged: restore it from a backup")
         found.step_at = self.seconds if self.next_certificate or self.former_certificate else 0.0
-        found.trusted_pem = self.certificate + self.next_certificate + self.former_certificate
+        found.trusted_pem = self.former_certificate + self.certificate + self.next_certificate
         found.next_key_pem, found.former_secret = self.next_key, bytes.fromhex(self.former_secret)
         return found
 
@@ -102,10 +104,11 @@ class Rotation:
         try:
             document = read_json(data)
             found = cls(**{one.name: str(document[one.name]) for one in fields(cls)})
-            pins, _ = found.list.pins, bytes.fromhex(found.former_secret)
+            pins = found.authority().succession.pins
+            beside = Succession.of_ca(certificate_pem).pins[0]
         except (ValueError, TypeError, KeyError, ConfigError) as error:
             raise StateError("what is kept of the CA's rotation is damaged: restore it from a backup") from error
-        if Succession.of_ca(certificate_pem).pins[0] not in pins:
+        if beside not in pins:
             raise StateError(
                 "what is kept of the CA's rotation is of another CA than the certificate beside it: where the CA was "
                 "replaced, remove the rotation too; else restore both from one backup"

@@ -3,8 +3,9 @@
 Each CA certifies the key of the next one (the certificate "NewWithOld" of RFC 4210 §4.4). A succession is a list of CA
 certificates, each signed with the key of the one before; an end that trusts one of them can trust those behind it. Its
 text begins with two lines that say which one signs now and which is the oldest that still counts. It may come from a
-party that is not trusted: `read` verifies every signature, and `follow` never gives up a successor that is known, so
-that an older list changes nothing and a second successor of one CA is refused.
+party that is not trusted: `read` verifies every signature, and `follow` never gives up a successor or a certificate
+that is known, so that an older list changes nothing and a second successor of one CA is refused. Two successions with
+the same pins, of which the same ones sign and count, are equal.
 
 The CAs of a succession have one name. A certificate of one of them over another's key is self-issued (RFC 5280 §3.2),
 does not count for the path length, and so an end of any version, which trusts a former CA, verifies a certificate of
@@ -15,27 +16,35 @@ from __future__ import annotations
 
 import itertools
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import structlog
+
 from arcbridge.errors import ConfigError, PinMismatch
-from arcbridge.pki.pins import check_pin, mismatch_message, pin_of
-from arcbridge.pki.private_files import ensure_private_directory, read_file, write_private
+from arcbridge.pki.pins import check_pin, encoded, mismatch_message, pin_of
+from arcbridge.pki.private_files import ensure_private_directory, locked, read_file, write_private
 
 LONGEST = 9
 """CAs of one succession, so eight rotations: an end that was away for longer needs the new pin from a person."""
 TEXT_LIMIT = 15 * 1024
 """Bytes of a succession's text; nine CAs that arcbridge makes take 7 KiB."""
+_TOO_LONG = f"a succession of CAs has at most {TEXT_LIMIT // 1024} KiB"
 
 _HEAD = re.compile(r"# present: (\S+)\n# since: (\S+)\n")
-_CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\n]+-----END CERTIFICATE-----\n")
+_CERTIFICATE = re.compile(
+    r"-----BEGIN CERTIFICATE-----\n(?:[A-Za-z0-9+/]{64}\n)*[A-Za-z0-9+/]{1,64}={0,2}\n-----END CERTIFICATE-----\n"
+)
+"""The one spelling in which `encoded` writes it: a longer one would make what is kept too long to be read."""
+
+log = structlog.get_logger("arcbridge.pki")
 
 
 @dataclass(frozen=True, slots=True)
 class Succession:
     """CAs in the order in which they follow each other; never empty."""
 
-    cas: tuple[str, ...]
+    cas: tuple[str, ...] = field(compare=False)
     """PEM of each; empty for one of which the pin alone is known."""
     pins: tuple[str, ...]
     since: int = 0
@@ -51,7 +60,7 @@ class Succession:
     @classmethod
     def of_ca(cls, certificate_pem: str) -> Succession:
         """Return the succession of one CA certificate. Raises ConfigError."""
-        return cls((certificate_pem,), (pin_of(certificate_pem),))
+        return cls((encoded(certificate_pem),), (pin_of(certificate_pem),))
 
     @classmethod
     def read(cls, text: str, *, own: bool = False) -> Succession:
@@ -60,7 +69,7 @@ class Succession:
         Raises ConfigError, which quotes nothing of it.
         """
         if len(text) > TEXT_LIMIT:
-            raise ConfigError(f"a succession of CAs has at most {TEXT_LIMIT // 1024} KiB")
+            raise ConfigError(_TOO_LONG)
         head = _HEAD.match(text)
         cas = tuple(_CERTIFICATE.findall(text, head.end())) if head else ()
         if head is None or not 1 <= len(cas) <= LONGEST or "".join((head[0], *cas)) != text:
@@ -89,12 +98,14 @@ class Succession:
         """Return this succession with what `found` adds to it. `what` as in "the relay's CA".
 
         `retire`: `found` comes from the owner of the CA, over a connection that it vouches for, so that former CAs
-        stop to count. Raises PinMismatch unless both agree from the last CA on that both know.
+        stop to count. Raises PinMismatch unless both agree from the last CA on that both know, and ConfigError for
+        more than can be kept.
         """
         last = self.pins[-1]
         if last in found.pins:
             at = found.pins.index(last)
-            cas, pins = (*self.cas[:-1], *found.cas[at:]), (*self.pins[:-1], *found.pins[at:])
+            cas = (*self.cas[:-1], self.cas[-1] or found.cas[at], *found.cas[at + 1 :])
+            pins = (*self.pins, *found.pins[at + 1 :])
         elif found.pins[-1] in self.pins:
             cas, pins = self.cas, self.pins
         else:
@@ -112,8 +123,10 @@ class Succession:
             pins=pins,
             present=index(self.present, found.pins[found.present]),
             since=index(self.since, found.pins[found.since]) if retire else self.since,
-        )
-        return merged._cut()
+        )._cut()
+        if len(merged.text) > TEXT_LIMIT:
+            raise ConfigError(_TOO_LONG)
+        return merged
 
     def extended(self, link_pem: str) -> Succession:
         """Return the succession with one more CA, which the last one has certified."""
@@ -132,7 +145,11 @@ class Succession:
 
 
 def _check_signatures(cas: tuple[str, ...]) -> None:
-    """Raise ConfigError unless each of these is a CA, and signed with the key of the one before it."""
+    """Raise ConfigError unless each of these is a CA, and signed with the key of the one before it.
+
+    The first one is signed with its own: else any party could make a certificate over its key that no end accepts, and
+    that an end would keep. A list that was cut begins with one of which the issuer is no more in it.
+    """
     from cryptography import x509
     from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
@@ -140,6 +157,8 @@ def _check_signatures(cas: tuple[str, ...]) -> None:
         loaded = [x509.load_pem_x509_certificate(one.encode()) for one in cas]
         if not all(one.extensions.get_extension_for_class(x509.BasicConstraints).value.ca for one in loaded):
             raise ValueError("no CA")
+        if len(loaded) < LONGEST:
+            loaded[0].verify_directly_issued_by(loaded[0])
         for former, link in itertools.pairwise(loaded):
             link.verify_directly_issued_by(former)
     except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, x509.ExtensionNotFound) as error:
@@ -156,15 +175,26 @@ class SuccessionStore:
         self._directory = directory
 
     def known(self, pin: str) -> Succession:
-        """Return the succession that is kept for a pin, else the pin's own. Raises StateError, ConfigError."""
+        """Return the succession that is kept for a pin, else the pin's own, also where what is kept is damaged: relays
+        and agents announce it again. Raises StateError, and ConfigError where the pin is none."""
         kept = read_file(self._file(pin))
-        return Succession.of_pin(pin) if kept is None else Succession.read(kept.decode("ascii", "replace"), own=True)
+        try:
+            return (
+                Succession.of_pin(pin) if kept is None else Succession.read(kept.decode("ascii", "replace"), own=True)
+            )
+        except ConfigError as error:
+            log.warning("CAs that followed are not readable", path=str(self._file(pin)), reason=error.message)
+            return Succession.of_pin(pin)
 
     def keep(self, pin: str, succession: Succession) -> None:
-        """Keep what is known of a pin's successors; nothing is written where there is none. Raises StateError."""
-        if len(succession.pins) > 1 or succession.pins[0] != pin:
-            ensure_private_directory(self._directory)
-            write_private(self._file(pin), succession.text.encode())
+        """Keep what is known of a pin's successors, beside what another process has kept meanwhile; nothing is written
+        where there is none. Raises StateError, and what `Succession.follow` raises."""
+        if len(succession.pins) == 1 and succession.pins[0] == pin:
+            return
+        ensure_private_directory(self._directory)
+        with locked(self._directory / ".lock"):
+            merged = self.known(pin).follow(succession, "the CA that is kept", retire=True)
+            write_private(self._file(pin), merged.text.encode())
 
     def _file(self, pin: str) -> Path:
         return self._directory / f"{check_pin(pin).removeprefix('sha256:')}.pem"

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from arcbridge.errors import StateError
 from arcbridge.pki.authority import Authority
 from arcbridge.pki.private_files import read_file
 from arcbridge.pki.rotation import Rotation, RotationStatus
@@ -50,22 +51,22 @@ def is_behind(report: AgentReport, authority: Authority) -> bool:
 
 
 class RotationWatch:
-    """Looks whether the rotation's document has changed."""
+    """Looks whether the rotation's document has changed. It waits for no lock, and makes nothing."""
 
     def __init__(self, data_dir: Path) -> None:
-        self._data_dir = data_dir
-        self._seen = self._read()
+        self._file = data_dir / ROTATION_FILE
+        self._seen: bytes | None = None
+        """The document that was taken over last; None: none was there yet."""
 
-    def look(self, authority: Authority) -> bool:
+    async def look(self, authority: Authority) -> bool:
         """Have `authority` be what the document says; return whether it is another. Raises StateError."""
-        if (data := self._read()) == self._seen:
+        if (data := await asyncio.to_thread(read_file, self._file)) == self._seen:
             return False
-        changed = authority.become(open_authority(self._data_dir))
+        if data is None:
+            raise StateError(f"{self._file} has disappeared; is its volume still mounted?")
+        changed = authority.become(Rotation.decode(data, authority.certificate_pem).authority())
         self._seen = data  # not before: one that cannot be read is looked at again
         return changed
-
-    def _read(self) -> bytes | None:
-        return read_file(self._data_dir / ROTATION_FILE)
 
 
 async def status(config: RelayConfig, clock: Callable[[], float] = time.time) -> RotationStatus:

@@ -1,7 +1,8 @@
 """Opens what a relay keeps in its data directory, for the relay, its workers and an operator.
 
     ca.crt, ca.key    the relay's own CA (`pki.authority`)
-    ca-rotation.json  that CA too, with the next or the former one, once it was rotated (`pki.rotation`)
+    ca-rotation.json  that CA with the next or the former one, once it was rotated (`pki.rotation`); then it alone
+                      counts, and the two files follow it
     registry.db       clusters, join tokens, revocations (`registry.sqlite`); with -wal and -shm while it is open
     relay.lock        held by the relay that runs on this directory
     audit.jsonl       what administrators did, and more (`relay.audit`), unless audit.file names another place
@@ -34,37 +35,41 @@ from arcbridge.settings.surroundings import holders, is_full, named
 
 LOCK_FILE = "relay.lock"
 ROTATION_FILE = "ca-rotation.json"
+_LOCK = ".ca.lock"
 _CA_FILES = (ROTATION_FILE, KEY_FILE, CERTIFICATE_FILE)
 """In the order in which they are replaced."""
 CA_NAME = "arcbridge relay CA"
 
 
 def open_authority(data_dir: Path, *, clock: Callable[[], float] = time.time) -> Authority:
-    """Return the relay's CA, made at first use; raises `StateError`. Takes milliseconds and may wait for a lock."""
-    made = Authority.load_or_create(data_dir, CA_NAME, clock=clock)
-    kept = read_file(data_dir / ROTATION_FILE)
-    return made if kept is None else Rotation.decode(kept, made.certificate_pem).authority(clock)
+    """Return the relay's CA, made at first use; raises `StateError`. Takes milliseconds and may wait for a lock.
+
+    What a step, or a restore, has left that was killed between its files is completed.
+    """
+    if _document(data_dir) is None:
+        return Authority.load_or_create(data_dir, CA_NAME, clock=clock)
+    with locked(data_dir / _LOCK):
+        found = read_rotation(data_dir)
+        _write_pair(data_dir, found)
+    return found.authority(clock)
 
 
 def change_authority(data_dir: Path, step: Callable[[Rotation], Rotation]) -> Rotation:
-    """Take a step of the CA's rotation and keep it; return what is in force then. Raises `StateError`.
-
-    The one document is written first, because it is what every process reads; the other two files follow it.
-    """
+    """Take a step of the CA's rotation and keep it; return what is in force then. Raises `StateError`."""
     open_authority(data_dir)
-    with locked(data_dir / ".ca.lock"):
+    with locked(data_dir / _LOCK):
         known = read_rotation(data_dir)
         changed = step(known)
         if changed.key != known.key:
             changed = replace(changed, former_secret=ledger_secret(known.key).hex())
-        parts = (changed.encode(), changed.key.encode(), changed.certificate.encode())
-        write_ca(data_dir, dict(zip(_CA_FILES, parts, strict=True)))
+        write_private(data_dir / ROTATION_FILE, changed.encode())
+        _write_pair(data_dir, changed)
     return changed
 
 
 def read_ca(data_dir: Path) -> dict[str, bytes]:
     """Return the files of the CA as they are at one moment, by name. Raises `StateError`."""
-    with locked(data_dir / ".ca.lock"):
+    with locked(data_dir / _LOCK):
         found = {name: read_file(data_dir / name) for name in _CA_FILES}
     return {name: data for name, data in found.items() if data is not None}
 
@@ -80,17 +85,39 @@ def write_ca(data_dir: Path, files: Mapping[str, bytes]) -> None:
 
 def read_rotation(data_dir: Path) -> Rotation:
     """Return how far the rotation of the CA is, which has to be there. Raises `StateError`."""
-    texts = [(read_file(data_dir / name) or b"").decode("ascii", "replace") for name in (CERTIFICATE_FILE, KEY_FILE)]
+    found = _document(data_dir) or Authority.read(data_dir)
+    if found is None:
+        raise StateError(f"there is no CA in {data_dir}")
+    return found if isinstance(found, Rotation) else Rotation(found.certificate_pem, found.key_pem)
+
+
+def _document(data_dir: Path) -> Rotation | None:
+    """Return what the document says; None where the CA was never rotated. Raises `StateError`, also where it cannot be
+    of the CA beside it: that one may have been made because the key of the other was stolen."""
     kept = read_file(data_dir / ROTATION_FILE)
-    return Rotation(*texts) if kept is None else Rotation.decode(kept, texts[0])
+    if kept is None:
+        return None
+    beside = read_file(data_dir / CERTIFICATE_FILE)
+    if beside is None:
+        raise StateError(f"{data_dir / CERTIFICATE_FILE} is missing beside {ROTATION_FILE}: restore both from one "
+                         "backup; where the CA is to be replaced, move the other one away too")  # fmt: skip
+    return Rotation.decode(kept, beside.decode("ascii", "replace"))
+
+
+def _write_pair(data_dir: Path, rotation: Rotation) -> None:
+    """Have the two files follow the document; the caller holds the lock."""
+    for name, text in ((KEY_FILE, rotation.key), (CERTIFICATE_FILE, rotation.certificate)):
+        if read_file(data_dir / name) != text.encode():
+            write_private(data_dir / name, text.encode())
 
 
 def read_authority(data_dir: Path) -> Authority | None:
     """Return the relay's CA as it is kept, without making one; None where there is none. Raises `StateError`."""
+    if (rotated := _document(data_dir)) is not None:
+        return rotated.authority()
     if is_there(data_dir / KEY_FILE) and not is_there(data_dir / CERTIFICATE_FILE):
         raise StateError(f"{data_dir / CERTIFICATE_FILE} is missing: restore it from a backup")
-    found = Authority.read(data_dir)
-    return found if found is None or not is_there(data_dir / ROTATION_FILE) else read_rotation(data_dir).authority()
+    return Authority.read(data_dir)
 
 
 def cluster_names(data_dir: Path) -> list[str]:

@@ -427,7 +427,7 @@ class _Maintenance:
     async def look(self) -> None:
         await self.policy_watch.look()
         self._control.expire(time.time())
-        self._look_at_ca()
+        await self._look_at_ca()
         try:
             await self.take_over()
             if time.monotonic() - self._noted >= _SEEN:
@@ -461,11 +461,11 @@ class _Maintenance:
         self._control.tell_users(self._access.users)
         await self.recovery.share()
 
-    def _look_at_ca(self) -> None:
+    async def _look_at_ca(self) -> None:
         """Take over a step of the CA's rotation that an operator took, in this process or at another relay."""
         audit, authority = self._basis.audit, self._basis.authority
         try:
-            if self._rotation.look(authority):
+            if await self._rotation.look(authority):
                 self._basis.certificate.refresh(rotated=True)
                 self.recovery.rotated(authority)
                 self._control.announce()

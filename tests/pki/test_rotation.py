@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -36,8 +37,16 @@ def test_a_document_is_read_again_and_one_of_another_ca_is_not() -> None:
     assert Rotation.decode(ACTIVE.encode(), FIRST.certificate) == ACTIVE  # the two files are written last
     with pytest.raises(StateError, match="where the CA was replaced, remove the rotation"):
         Rotation.decode(ACTIVE.encode(), HOSTILE.certificate_pem)
+    strange = replace(ACTIVE, began="x"), replace(ACTIVE, former_secret="x"), replace(ACTIVE, key=FIRST.key)
+    for data in (
+        b"{}",
+        *(one.encode() for one in strange),
+        replace(ANNOUNCED, certificate=ACTIVE.certificate).encode(),
+    ):
+        with pytest.raises(StateError, match=r"damaged|belong together"):
+            Rotation.decode(data, FIRST.certificate)
     with pytest.raises(StateError, match="damaged"):
-        Rotation.decode(b"{}", FIRST.certificate)
+        Rotation.decode(ACTIVE.encode(), "none")
 
 
 def test_a_refused_step_names_who_has_not_followed() -> None:

@@ -7,10 +7,14 @@ import time
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+from structlog.testing import capture_logs
 
 from arcbridge.errors import ConfigError, PinMismatch
 from arcbridge.net.tls import ALPN_HTTP, RelayTrust, outer_client_context, outer_server_contexts
 from arcbridge.pki.authority import Authority
+from arcbridge.pki.enrolment import make_key
 from arcbridge.pki.rotation import Rotation
 from arcbridge.pki.succession import LONGEST, TEXT_LIMIT, Succession, SuccessionStore
 from tests.pki.handshake import handshake
@@ -85,6 +89,10 @@ _, FOREIGN_LINK = HOSTILE.authority().make_successor()
         "too many": ANNOUNCED.list.text + FIRST.certificate * LONGEST,
         "oversized": ANNOUNCED.list.text + " " * TEXT_LIMIT,
         "empty": "",
+        "padded": ANNOUNCED.list.text.replace("-----END", "\n-----END", 1),
+        "a first one that another key has signed": ANNOUNCED.list.text.replace(
+            FIRST.certificate, HOSTILE.authority().make_successor()[1]
+        ),
     }.values(),
 )  # fmt: skip
 def test_what_the_ca_has_not_signed_is_no_succession(text: str) -> None:
@@ -132,8 +140,66 @@ def test_what_is_known_is_kept_under_the_pin_that_was_given(tmp_path: Path) -> N
         store.keep(pin, followed)
         assert store.known(pin) == followed
         assert store.known(pin).pins[-1] == followed.pins[-1]
-    (file,) = (tmp_path / "successions").iterdir()
+    (file,) = (tmp_path / "successions").glob("*.pem")
     assert file.stat().st_mode & 0o077 == 0
+
+
+def test_a_process_of_long_ago_takes_back_nothing_that_another_one_has_kept(tmp_path: Path) -> None:
+    store, pin = SuccessionStore(tmp_path / "successions"), KNOWN.pins[0]
+    store.keep(pin, KNOWN.follow(RETIRED.list, RELAY, retire=True))
+    store.keep(pin, KNOWN.follow(ANNOUNCED.list, RELAY, retire=True))
+    assert store.known(pin) == RETIRED.list, "the retired one counts no more"
+    with pytest.raises(PinMismatch):
+        store.keep(pin, KNOWN.follow(FIRST.take("next", NOW).list, RELAY))
+    assert store.known(pin) == RETIRED.list
+
+
+def test_what_is_kept_and_damaged_is_as_unknown(tmp_path: Path) -> None:
+    store, pin = SuccessionStore(tmp_path), KNOWN.pins[0]
+    store.keep(pin, ACTIVE.list)
+    (file,) = tmp_path.glob("*.pem")
+    file.write_text(file.read_text() + "\n" * TEXT_LIMIT)
+    with capture_logs() as logs:
+        assert store.known(pin) == KNOWN
+    assert logs[0]["path"] == str(file)
+    store.keep(pin, ACTIVE.list)
+    assert store.known(pin) == ACTIVE.list
+
+
+def again(life: float) -> str:
+    """Another certificate over the first CA's key, as its owner alone can make it."""
+    authority = FIRST.authority()
+    return authority._self_signed(authority._certificate.subject, FIRST.key, life, lambda: NOW).certificate_pem
+
+
+def test_a_certificate_that_is_known_stays_as_it_is() -> None:
+    """Another one over the same key is no news, and one of less use is not taken in its place."""
+    other = ANNOUNCED.list.text.replace(FIRST.certificate, again(60.0))
+    followed = ANNOUNCED.list.follow(Succession.read(other), RELAY)
+    assert followed.cas == ANNOUNCED.list.cas
+    assert Succession.read(other) == ANNOUNCED.list
+    assert KNOWN.follow(Succession.read(other), RELAY).cas[0] == FIRST.certificate
+
+
+def test_a_succession_that_grows_with_each_announcement_is_refused() -> None:
+    """What is kept can be read again."""
+    name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, "x" * 64) for _ in range(15)])
+    authority = Authority._self_signed(name, make_key(), 1e6, time.time)
+    known = authority.succession
+    for _ in range(3):
+        following, link = authority.make_successor()
+        found = Succession.read(authority.succession.extended(link).text)
+        known, authority = known.follow(found, RELAY), following
+        assert Succession.read(known.text, own=True) == known
+    found = Succession.read(authority.succession.extended(authority.make_successor()[1]).text)
+    with pytest.raises(ConfigError, match="at most 15 KiB"):
+        known.follow(found, RELAY)
+
+
+def test_a_file_with_words_around_the_certificate_can_be_followed_and_kept(tmp_path: Path) -> None:
+    words = f"subject=CN = relay\r\n{FIRST.certificate}"
+    followed = Succession.of_ca(words).follow(ANNOUNCED.list, RELAY)
+    assert Succession.read(followed.text, own=True) == followed
 
 
 @pytest.mark.parametrize("strict", [0, ssl.VERIFY_X509_STRICT])

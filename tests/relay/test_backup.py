@@ -320,10 +320,8 @@ async def test_a_rotation_goes_on_where_a_restore_has_brought_it_back(config: Re
         done = await restore_backup(new, file)
         found = open_authority(new.data_dir)
         assert found.pin == done.manifest.relay_ca_pin
-        assert (found.succession.pins, found.trusted_pem == here.trusted_pem) == (
-            here.succession.pins,
-            file == files[2],
-        )
+        assert found.trusted_pem == here.trusted_pem
+        assert (found.succession.pins, found.pin == here.pin) == (here.succession.pins, file == files[2])
         while (state := read_rotation(new.data_dir)).step != "next":
             take(new, state.step)
         assert open_authority(new.data_dir).pin == here.pin, "the next CA is the one that was announced"
@@ -343,3 +341,32 @@ async def test_a_rotation_goes_on_where_a_restore_has_brought_it_back(config: Re
     await restore_backup(config, tmp_path / "foreign", overwrite=True)
     assert open_authority(config.data_dir).pin == open_authority(other.data_dir).pin
     assert not (config.data_dir / "ca-rotation.json").exists()
+
+
+async def test_of_two_states_of_one_rotation_the_later_one_comes(config: RelayConfig, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    await make_backup(config, file)
+    for step in ("next", "activate", "retire"):
+        new = replace(config, data_dir=tmp_path / f"before {step}")
+        await restore_backup(new, file)
+        take(config, step)
+        await make_backup(config, file, overwrite=True)
+        await restore_backup(new, file, overwrite=True)
+        assert open_authority(new.data_dir).succession == open_authority(config.data_dir).succession
+
+
+async def test_a_fork_of_the_same_ca_is_another_one(config: RelayConfig, tmp_path: Path) -> None:
+    """Two relays that share a CA, at each of which an operator has made the next one."""
+    other, file = elsewhere(config, tmp_path), tmp_path / "file"
+    await make_backup(config, file)
+    await restore_backup(other, file)
+    for one in (config, other):
+        take(one, "next")
+    await make_backup(config, file, overwrite=True)
+    kept = read_ca(other.data_dir)
+    with pytest.raises(StateError, match=r"another CA.*--overwrite"):
+        await restore_backup(other, file)
+    await restore_backup(other, file, overwrite=True)
+    assert open_authority(other.data_dir).succession == open_authority(config.data_dir).succession
+    aside = {path.name.partition(".replaced")[0]: path.read_bytes() for path in other.data_dir.glob("ca*.replaced-*")}
+    assert aside == kept

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import time
 from dataclasses import replace
@@ -13,13 +15,14 @@ import pytest
 from arcbridge.errors import StateError
 from arcbridge.pki.authority import Authority, agent_cluster
 from arcbridge.pki.enrolment import make_csr, make_key
+from arcbridge.pki.private_files import locked
 from arcbridge.pki.rotation import Rotation
 from arcbridge.pki.succession import Succession
-from arcbridge.relay import ca_rotation, control
+from arcbridge.relay import ca_rotation, control, data_dir
 from arcbridge.relay.audit.log import RelayAudit
 from arcbridge.relay.ca_rotation import RotatedCa, RotationWatch, is_behind, status, take_step
 from arcbridge.relay.control import ANNOUNCEMENTS, ControlConnection
-from arcbridge.relay.data_dir import open_authority, open_registry, read_authority
+from arcbridge.relay.data_dir import change_authority, open_authority, open_registry, read_authority, read_rotation
 from arcbridge.relay.fleet.base import AgentReport
 from arcbridge.relay.hop import Hops
 from arcbridge.settings.config import RelayConfig
@@ -73,8 +76,8 @@ async def test_a_step_waits_for_all_and_names_those_it_waits_for(config: RelayCo
         StateError, match=r"relay relay.test:8443 \(worker 1\) has another ca-rotation.json; cluster far is"
     ):
         await take_step(config, "activate", force=False)
-    assert running.watch.look(running.authority)
-    assert not running.watch.look(running.authority)
+    assert await running.watch.look(running.authority)
+    assert not await running.watch.look(running.authority)
     second = running.authority.succession.pins[1]
     running.agents = [{"cluster": name, "relay_ca": pin} for name, pin in (("near", second), ("far", first))]
     found = await status(config)
@@ -82,12 +85,12 @@ async def test_a_step_waits_for_all_and_names_those_it_waits_for(config: RelayCo
     assert found.missing == (f"cluster far has an agent that does not know {second}",)
     running.agents[1]["relay_ca"] = second
     await take_step(config, "activate", force=False)
-    assert running.watch.look(running.authority)
+    assert await running.watch.look(running.authority)
     assert running.authority.pin == second
     with pytest.raises(StateError, match="cluster near has an agent with a certificate of the former CA"):
         await take_step(config, "retire", force=False)
     await take_step(config, "retire", force=True)
-    assert running.watch.look(running.authority)
+    assert await running.watch.look(running.authority)
     assert running.authority.trusted_pem == running.authority.certificate_pem
     assert (read_authority(config.data_dir) or running.authority).pin == second
 
@@ -100,7 +103,7 @@ async def test_agents_of_the_former_ca_are_taken_until_it_is_retired(config: Rel
     certificates = [former.sign_agent(csr, "one", life=3600)]
     for step in ("next", "activate"):
         await take_step(config, step, force=True)
-        running.watch.look(running.authority)
+        await running.watch.look(running.authority)
     announced = told.announcement()
     assert announced is not None
     assert announced.cas == told.text == running.authority.succession.text
@@ -108,7 +111,7 @@ async def test_agents_of_the_former_ca_are_taken_until_it_is_retired(config: Rel
     for pem in certificates:
         assert running.authority.authenticate_agent(der(pem)) == agent_cluster(der(pem)) == "one"
     await take_step(config, "retire", force=True)
-    running.watch.look(running.authority)
+    await running.watch.look(running.authority)
     with pytest.raises(Exception, match="not issued to an agent by this relay"):
         running.authority.authenticate_agent(der(certificates[0]))
     assert running.authority.authenticate_agent(der(certificates[1])) == "one"
@@ -119,10 +122,68 @@ async def test_a_document_that_cannot_be_read_leaves_the_ca_as_it_is(config: Rel
     file.write_text("{")
     for _ in range(2):
         with pytest.raises(StateError, match="damaged"):
-            running.watch.look(running.authority)
+            await running.watch.look(running.authority)
     assert running.authority.pin == pin
     file.unlink()
-    assert not running.watch.look(running.authority)
+    assert not await running.watch.look(running.authority)
+
+
+async def test_a_step_before_the_first_look_is_taken_over(config: RelayConfig) -> None:
+    authority = open_authority(config.data_dir)
+    await take_step(config, "next", force=True)
+    watch = RotationWatch(config.data_dir)
+    assert await watch.look(authority)
+    assert len(authority.succession.pins) == 2
+
+
+async def test_a_directory_that_vanishes_under_a_relay_makes_no_other_ca(config: RelayConfig, running: Running) -> None:
+    await take_step(config, "next", force=True)
+    assert await running.watch.look(running.authority)
+    known = running.authority.pin
+    for file in config.data_dir.iterdir():
+        file.unlink()
+    with pytest.raises(StateError, match="still mounted"):
+        await running.watch.look(running.authority)
+    assert running.authority.pin == known
+    assert list(config.data_dir.iterdir()) == []
+
+
+async def test_a_command_that_hangs_holds_no_relay_up(config: RelayConfig, running: Running) -> None:
+    await take_step(config, "next", force=True)
+    with locked(config.data_dir / ".ca.lock"):
+        async with asyncio.timeout(5):
+            assert await running.watch.look(running.authority)
+
+
+@pytest.mark.parametrize("step", ["next", "activate", "retire"])
+@pytest.mark.parametrize("written", [0, 1, 2])
+def test_a_step_that_was_killed_between_its_files_is_completed(
+    config: RelayConfig, monkeypatch: pytest.MonkeyPatch, step: str, written: int
+) -> None:
+    open_authority(config.data_dir)
+    while read_rotation(config.data_dir).step != step:
+        change_authority(config.data_dir, lambda state: state.take(state.step, time.time()))
+    write, done = data_dir.write_private, 0
+
+    def killed(path: Path, data: bytes) -> None:
+        nonlocal done
+        if done == written:
+            raise SystemExit
+        done += 1
+        write(path, data)
+
+    monkeypatch.setattr(data_dir, "write_private", killed)
+    with contextlib.suppress(SystemExit):
+        change_authority(config.data_dir, lambda state: state.take(step, time.time()))
+    monkeypatch.undo()
+    for found in (read_authority(config.data_dir), open_authority(config.data_dir)):
+        assert found is not None
+        assert found.pin == read_rotation(config.data_dir).authority().pin
+    assert (read_rotation(config.data_dir).step != step) == bool(written)
+    pair = Authority.read(config.data_dir)
+    assert pair is not None
+    assert pair.pin == open_authority(config.data_dir).pin, "for an arcbridge that knows no rotation"
+    change_authority(config.data_dir, lambda state: state.take(state.step, time.time()))
 
 
 async def test_who_is_behind(config: RelayConfig, running: Running) -> None:
@@ -132,12 +193,12 @@ async def test_who_is_behind(config: RelayConfig, running: Running) -> None:
     first = running.authority.pin
     assert not behind(), "no rotation is under way"
     await take_step(config, "next", force=True)
-    running.watch.look(running.authority)
+    await running.watch.look(running.authority)
     second = running.authority.succession.pins[1]
     assert behind(relay_ca=first, certificate_ca=first)
     assert not behind(relay_ca=second, certificate_ca=first)
     await take_step(config, "activate", force=True)
-    running.watch.look(running.authority)
+    await running.watch.look(running.authority)
     assert behind(relay_ca=second, certificate_ca=first)
     assert not behind(relay_ca=second, certificate_ca=second)
 
@@ -146,7 +207,7 @@ async def test_relays_that_are_a_step_apart_reach_each_other(config: RelayConfig
     hops = Hops(Peers(), authority=running.authority, pumps=None)
     before = hops.server_context()
     await take_step(config, "next", force=True)
-    running.watch.look(running.authority)
+    await running.watch.look(running.authority)
     assert hops.server_context() is not before
 
 
