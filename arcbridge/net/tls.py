@@ -9,6 +9,7 @@ context trusts one thing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import socket
 import ssl
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from arcbridge.errors import ConfigError, ConnectionLost, Unreachable
 from arcbridge.loop_shares import LoopTime
@@ -27,6 +28,9 @@ from arcbridge.net.system_trust import system_context
 from arcbridge.net.tlspipe import TlsPipe
 from arcbridge.pki.chain import joined, load_chain
 
+if TYPE_CHECKING:
+    from arcbridge.pki.succession import Succession
+
 ALPN_CONTROL: Final = "arcbridge-control/1"
 ALPN_JOIN: Final = "arcbridge-join/1"
 ALPN_HOP: Final = "arcbridge-hop/1"
@@ -36,8 +40,8 @@ ALPN_HTTP: Final = "http/1.1"
 _CIPHERS: Final = "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
 _CERTIFICATE: Final = re.compile(r"-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----")
 _MAX_ANSWER: Final = 64 * 1024
-_MAX_CAS: Final = 10
-"""Certificates of an answer that are looked at: a relay gives its CA, and then the nine of a succession."""
+_MAX_CAS: Final = 12
+"""Certificates of an answer that are looked at: a relay gives three CAs at most, and then the nine of a succession."""
 
 ClientCertificate = tuple[Path, Path] | tuple[str, str]
 """Certificate chain and key: both paths, or both PEM texts."""
@@ -163,31 +167,47 @@ async def accept_charged_tls(
 async def fetch_relay_ca(
     address: Address, pin: str, *, deadline: float = 10.0, proxy: Proxy | str | None = None
 ) -> str:
-    """Fetch the PEM of the CA whose key has this pin, as the relay at `address` gives it; for the first contact only.
+    """Fetch the PEM of the CA whose key has this pin, and of those that followed it, as `fetch_relay_cas` does."""
+    return (await fetch_relay_cas(address, pin, deadline=deadline, proxy=proxy)).trusted
 
-    It may be a former one, under which the relay's certificate is verified by those that come with it. Raises
+
+async def fetch_relay_cas(
+    address: Address, pin: str, *, deadline: float = 10.0, proxy: Proxy | str | None = None
+) -> Succession:
+    """Fetch the CA whose key has this pin, as the relay at `address` gives it; for the first contact only.
+
+    It may be a former one, and have ended: those that followed it come with it, each signed by the one before. Raises
     `PinMismatch` which names both pins, and what `fetch_unverified_ca` raises.
     """
     from arcbridge.pki.pins import check_pin, pin_of, require_pin
+    from arcbridge.pki.succession import Succession
 
-    pin = check_pin(pin)
-    found = await _fetch_cas(address, deadline=deadline, proxy=proxy)
+    pin, what = check_pin(pin), f"the CA of {address.url}"
+    found, listed = await _fetch_cas(address, deadline=deadline, proxy=proxy)
     pem = next((one for one in found if pin_of(one) == pin), found[0])
-    return require_pin(f"the CA of {address.url}", pin, pem)
+    known = Succession.of_ca(require_pin(what, pin, pem))
+    return known if listed is None or pin not in listed.pins else known.follow(listed, what)
 
 
 async def fetch_unverified_ca(address: Address, *, deadline: float = 10.0, proxy: Proxy | str | None = None) -> str:
-    """Fetch the PEM of the CA that the relay at `address` gives. Nothing vouches for it: compare its pin before it is
-    used.
+    """Fetch the PEM of the CA by which the relay at `address` says that it signs. Nothing vouches for it: compare its
+    pin before it is used.
 
     The certificate of the connection is not verified (that is what the answer is for) and nothing secret is sent.
     Raises `Unreachable` or `ConnectionLost`.
     """
-    return (await _fetch_cas(address, deadline=deadline, proxy=proxy))[0]
+    from arcbridge.pki.pins import pin_of
+
+    found, listed = await _fetch_cas(address, deadline=deadline, proxy=proxy)
+    return next((one for one in found if listed and pin_of(one) == listed.pins[listed.present]), found[0])
 
 
-async def _fetch_cas(address: Address, *, deadline: float, proxy: Proxy | str | None) -> list[str]:
-    """Return the CA that signs now, and those before and after it; none is verified."""
+async def _fetch_cas(
+    address: Address, *, deadline: float, proxy: Proxy | str | None
+) -> tuple[list[str], Succession | None]:
+    """Return the CAs of a relay, of which none is verified, and how they followed each other where they did."""
+    from arcbridge.pki.succession import Succession
+
     context = _client(ALPN_HTTP)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -197,7 +217,10 @@ async def _fetch_cas(address: Address, *, deadline: float, proxy: Proxy | str | 
     found = _CERTIFICATE.findall(text)[:_MAX_CAS] if status == 200 else []
     if not found:
         raise Unreachable(f"{address.url} has no CA to give: is this an arcbridge relay?")
-    return [f"{one}\n" for one in found]
+    listed: Succession | None = None
+    with contextlib.suppress(ConfigError, ValueError):
+        listed = Succession.read(text[text.index("# present: ") :])
+    return [f"{one}\n" for one in found], listed
 
 
 async def get_once(

@@ -176,6 +176,11 @@ class Authority:
         return changed
 
     @property
+    def announced(self) -> str:
+        """How this CA follows others, for ends that know one of them (`Succession.text`); empty where it never did."""
+        return self.succession.text if len(self.succession.pins) > 1 else ""
+
+    @property
     def links_pem(self) -> str:
         """The certificates that lead from this CA back to the first of its succession, in TLS's order; mostly empty."""
         return "".join(self.succession.cas[self.succession.present : 0 : -1])

@@ -22,24 +22,6 @@ from arcbridge.relay.backend import registry_of
 from arcbridge.relay.data_dir import ROTATION_FILE, change_authority, open_authority, read_rotation
 from arcbridge.relay.fleet.base import AgentReport
 from arcbridge.settings.config import RelayConfig
-from arcbridge.wire.records import CaSuccession
-
-
-class RotatedCa:
-    """What the ends are told of this relay's CAs."""
-
-    def __init__(self, authority: Authority) -> None:
-        self._authority = authority
-
-    @property
-    def text(self) -> str:
-        """For clients; empty while the CA was never rotated."""
-        known = self._authority.succession
-        return known.text if len(known.pins) > 1 else ""
-
-    def announcement(self) -> CaSuccession | None:
-        """For agents; None while the CA was never rotated."""
-        return CaSuccession(cas=self.text) if self.text else None
 
 
 def is_behind(report: AgentReport, authority: Authority) -> bool:

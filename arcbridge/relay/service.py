@@ -36,7 +36,7 @@ from arcbridge.relay.access import Access, CallerChecks
 from arcbridge.relay.admin import Administered
 from arcbridge.relay.admission import Admission
 from arcbridge.relay.backend import open_backend
-from arcbridge.relay.ca_rotation import RotatedCa, RotationWatch
+from arcbridge.relay.ca_rotation import RotationWatch
 from arcbridge.relay.capacity import fitted
 from arcbridge.relay.certificate import ServerCertificate
 from arcbridge.relay.client_join import ClientJoins
@@ -70,6 +70,7 @@ from arcbridge.relay.self_checks import checks_of
 from arcbridge.relay.settings import CheckedRelay, required
 from arcbridge.settings.config import RelayConfig
 from arcbridge.tasks import cancel_and_wait
+from arcbridge.wire.records import CaSuccession
 
 MAINTENANCE_INTERVAL: Final = 5.0
 """Seconds between two looks at revocations: a user or a cluster that was revoked is cut within 10 s."""
@@ -208,7 +209,7 @@ async def _make_entrances(basis: Basis, membership: Membership, stack: AsyncExit
     pumps = Pumps(_log_end, payers=LoopTimes(limits.loop_share_per_user / 100, size=PAYERS, shares=shares))
     stack.callback(pumps.close)
     api, administration, http = await _serve_api(basis, pumps, stack)
-    ca = RotatedCa(basis.authority)
+    authority = basis.authority
     control = ControlServer(
         lambda: certificate.loaded.contexts[ALPN_CONTROL],
         fleet,
@@ -216,7 +217,7 @@ async def _make_entrances(basis: Basis, membership: Membership, stack: AsyncExit
         counters,
         limits,
         audit=basis.audit,
-        cas=ca.announcement,
+        cas=lambda: CaSuccession(authority.announced) if authority.announced else None,
     )
     fleet.on_lost = control.end_sessions
     hops = None if fleet.peers is None else Hops(fleet.peers, authority=basis.authority, pumps=pumps)
@@ -231,7 +232,8 @@ async def _make_entrances(basis: Basis, membership: Membership, stack: AsyncExit
         counters,
         address=str(basis.checked.public),
         limits=limits,
-        relay_cas=lambda: ca.text,
+        # Where another CA vouches for this relay its clients do not know this one.
+        relay_cas=lambda: authority.announced if certificate.ca_pem else "",
     )
     agents = AgentJoins(dials, basis.registry, counters, detour, clients.require_room)
     rendezvous = Rendezvous(lambda: certificate.loaded.contexts[ALPN_JOIN], clients, agents, counters)

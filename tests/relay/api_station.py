@@ -230,7 +230,8 @@ async def serving(
     server = HttpApiServer(build_app(api, administration.install))
     await server.start()
     issued = authority.issue_server(["127.0.0.1"])
-    context = outer_server_contexts(issued.certificate_pem, issued.key_pem, authority.certificate_pem)[ALPN_HTTP]
+    chain = issued.certificate_pem + authority.links_pem
+    context = outer_server_contexts(chain, issued.key_pem, authority.trusted_pem)[ALPN_HTTP]
     listener = await asyncio.get_running_loop().create_server(lambda: made.connection(), "127.0.0.1", port, ssl=context)
     port = listener.sockets[0].getsockname()[1]
     made = Relay(authority, registry, clock, server, port, api.limited, agents, access, api, context.spki, counters)

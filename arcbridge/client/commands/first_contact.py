@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ssl
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from http import HTTPStatus
 
 from arcbridge.client.credentials.login_question import shown
@@ -17,9 +17,16 @@ from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.relay.relay_profile import LoginOffer, RelayProfile, short_url
 from arcbridge.errors import ConfigError, ConnectionLost, PinMismatch, Unreachable
 from arcbridge.net.address import Address, parse_address
-from arcbridge.net.tls import ALPN_HTTP, RelayTrust, fetch_unverified_ca, get_once, outer_client_context
-from arcbridge.pki.pins import pin_of, require_pin, same_pin
-from arcbridge.pki.succession import SuccessionStore
+from arcbridge.net.tls import (
+    ALPN_HTTP,
+    RelayTrust,
+    fetch_relay_cas,
+    fetch_unverified_ca,
+    get_once,
+    outer_client_context,
+)
+from arcbridge.pki.pins import pin_of, require_pin
+from arcbridge.pki.succession import Succession, SuccessionStore
 from arcbridge.settings.choices import DEVICE, PROGRAM
 from arcbridge.untrusted_json import read_json
 
@@ -32,9 +39,12 @@ class Contact:
     vouched_for: bool
     """Whether the CA is the system's, or one that the user has given; False: only the relay itself says so."""
     ca_pem: str = field(default="", repr=False)
-    """The CA under which its certificate was verified; empty: the system's."""
+    """The CA under which its certificate was verified, or the one that it followed and that the user knows; empty: the
+    system's."""
     offer: LoginOffer | None = None
     """Where the relay says that one logs in; None: it does not say."""
+    cas: Succession | None = None
+    """That CA and those that followed it, as far as it was asked for; to be kept once the user has agreed."""
 
     @property
     def ca_pin(self) -> str:
@@ -50,7 +60,9 @@ async def ask_relay(access: RelayAccess, *, given: bool) -> Contact:
     if given:
         trust = await access.trust()
         try:
-            return Contact(address, True, trust.ca_pem or "", await _offer(address, trust))
+            offer = await _offer(address, trust)
+            given_pem = access.cas.cas[0] if access.cas is not None else trust.ca_pem or ""
+            return Contact(address, True, given_pem, offer, access.cas)
         except ssl.SSLCertVerificationError as error:
             raise PinMismatch(
                 f"the certificate of {short_url(address)} is not of the CA that was given "
@@ -75,38 +87,36 @@ async def ask_known(profile: RelayProfile, successions: SuccessionStore | None =
     """Ask the relays of a profile, of which any serves, by the CA that was trusted, or by one that is kept in
     `successions` as its successor; see `check_known`.
 
-    Raises PinMismatch, which names both pins, where a relay has another CA; Unreachable or ConnectionLost where none
-    answers.
+    The CA of the contact has the pin that was trusted, whichever of its successors vouches for the relay today. Raises
+    PinMismatch, which names both pins, where a relay has another CA; Unreachable or ConnectionLost where none answers.
     """
+    trust = profile.ca_pem
     if profile.ca_pin and successions is not None and len((known := successions.known(profile.ca_pin)).pins) > 1:
-        profile = replace(profile, ca_pem=known.trusted)
+        trust = known.trusted
     *others, last = [parse_address(relay) for relay in profile.relays]
     for address in others:
         with contextlib.suppress(Unreachable, ConnectionLost):
-            return await _ask_known(address, profile)
-    return await _ask_known(last, profile)
+            return await _ask_known(address, profile, trust)
+    return await _ask_known(last, profile, trust)
 
 
-async def _ask_known(address: Address, profile: RelayProfile) -> Contact:
+async def _ask_known(address: Address, profile: RelayProfile, ca_pem: str) -> Contact:
     renew = f"ask its operator, and run `arcbridge login --renew-trust {profile.url}` when that is right"
     try:
-        return Contact(address, True, profile.ca_pem, await _offer(address, RelayTrust(profile.ca_pem or None)))
+        return Contact(address, True, profile.ca_pem, await _offer(address, RelayTrust(ca_pem or None)))
     except ssl.SSLCertVerificationError as error:
         if not profile.ca_pin:
             raise PinMismatch(
                 f"the certificate of {short_url(address)} is not of a public CA any more ({error.verify_message}): "
                 f"another party may be in between; {renew}"
             ) from error
-        pem = await fetch_unverified_ca(address)
-        found = pin_of(pem)
-        if not same_pin(found, profile.ca_pin):
-            raise PinMismatch(
-                f"the CA of {short_url(address)} is not the one that was trusted: expected {profile.ca_pin}, found "
-                f"{found}. Another party may be in between; {renew}"
-            ) from error
-    # The CA has the key that was trusted, in a new certificate.
+        try:
+            found = await fetch_relay_cas(address, profile.ca_pin)
+        except PinMismatch as mismatch:
+            raise PinMismatch(f"{mismatch.message}; {renew}") from error
+    # The CA has the key that was trusted, in a new certificate; or it has ended, and others followed it.
     try:
-        return Contact(address, True, pem, await _offer(address, RelayTrust(pem)))
+        return Contact(address, True, found.cas[0], await _offer(address, RelayTrust(found.trusted)), found)
     except ssl.SSLCertVerificationError as error:
         raise PinMismatch(
             f"the certificate of {short_url(address)} is not of its CA ({error.verify_message}): another party may be "

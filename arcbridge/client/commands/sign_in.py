@@ -45,6 +45,7 @@ from arcbridge.errors import ArcbridgeError, ConfigError, ConnectionLost, PinMis
 from arcbridge.net.address import parse_address
 from arcbridge.net.system_trust import read_cas
 from arcbridge.pki.pins import check_pin, pin_of
+from arcbridge.pki.succession import Succession
 from arcbridge.settings.choices import PROGRAM
 from arcbridge.settings.config import ClientConfig, LoginConfig
 
@@ -112,7 +113,7 @@ class _ContactWithRelay:
 
         Where the user takes back what went before the relay's word, that word is agreed to as at the first contact.
         """
-        config, login, former = self.config, self.config.login, profile
+        config, login, former, cas = self.config, self.config.login, profile, None
         for flag, pin in _given_pins(config):
             if profile.ca_pin and pin not in self.profiles.successions.known(profile.ca_pin).pins:
                 raise PinMismatch(
@@ -133,7 +134,7 @@ class _ContactWithRelay:
             self.say(f"{profile.url} cannot be asked now ({error.message}); logging in as it said before")
         else:
             check_known(profile, contact)
-            profile = replace(profile, ca_pem=contact.ca_pem)
+            profile, cas = replace(profile, ca_pem=contact.ca_pem), contact.cas
         urls = tuple(parse_address(relay).url for relay in self.relays)
         if not set(urls) <= set(profile.relays):
             profile = replace(profile, relays=tuple(dict.fromkeys((*profile.relays, *urls))))
@@ -149,10 +150,10 @@ class _ContactWithRelay:
         if not profile.from_relay:
             if warning:
                 self.say(warning)
-            return self.profiles.save(profile)
+            return self._save(profile, cas)
         known = Contact(profile.address, vouched_for=True, ca_pem=profile.ca_pem)
         await self._agree(known, profile, former, warning)
-        return self.profiles.save(profile)
+        return self._save(profile, cas)
 
     async def first(self, former: RelayProfile | None) -> RelayProfile:
         """Have the user agree to what the relay says, and keep it; `former`: what was trusted before."""
@@ -188,6 +189,12 @@ class _ContactWithRelay:
         if former is not None:
             kept = former.issuer_ca_pem if former.login.issuer == offer.issuer else ""
             profile = replace(profile, directory=former.directory, issuer_ca_pem=profile.issuer_ca_pem or kept)
+        return self._save(profile, contact.cas)
+
+    def _save(self, profile: RelayProfile, cas: Succession | None) -> RelayProfile:
+        """Keep what was agreed to, and which CAs followed the relay's."""
+        if cas is not None:
+            self.profiles.successions.keep(profile.ca_pin, cas)
         return self.profiles.save(profile)
 
     async def _pass_over(self, relay: str, offer: LoginOffer) -> None:

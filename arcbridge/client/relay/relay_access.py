@@ -14,7 +14,7 @@ import structlog
 from arcbridge.errors import ArcbridgeError, ConfigError
 from arcbridge.net.address import parse_address
 from arcbridge.net.system_trust import read_cas
-from arcbridge.net.tls import RelayTrust, fetch_relay_ca, outer_client_context
+from arcbridge.net.tls import RelayTrust, fetch_relay_cas, outer_client_context
 from arcbridge.pki.pins import check_pin, pin_of, require_pin
 from arcbridge.pki.succession import Succession, SuccessionStore
 
@@ -37,7 +37,7 @@ class RelayAccess:
         self._successions = successions
         self._root = ""
         """Pin of the CA that was given."""
-        self._cas: Succession | None = None
+        self.cas: Succession | None = None
         """The relay's CAs as far as they are known; None where another CA vouches for it."""
         self._trust: RelayTrust | None = None
         self._contexts: dict[str, ssl.SSLContext] = {}
@@ -70,18 +70,21 @@ class RelayAccess:
     def follow(self, announced: str) -> None:
         """Take over what the relay announces of its CAs, on a connection that was verified; `announced`: as
         `Succession.text`, empty for nothing. What they have not signed changes nothing."""
-        if not announced or self._cas is None:
+        if not announced or self.cas is None:
             return
         try:
-            found = Succession.read(announced, own=announced == self._cas.text)
-            followed = self._cas.follow(found, f"the CA of {self.address.url}", retire=True)
-            if followed != self._cas:
-                self._cas, self._trust = followed, RelayTrust(followed.trusted)
+            found = Succession.read(announced, own=announced == self.cas.text)
+            followed = self.cas.follow(found, f"the CA of {self.address.url}", retire=True)
+            if followed != self.cas:
+                self.cas, self._trust = followed, RelayTrust(followed.trusted)
                 self._contexts.clear()
-                if self._successions is not None:
-                    self._successions.keep(self._root, followed)
+                self._keep(followed)
         except ArcbridgeError as error:
             log.warning("relay CA not followed", relay=str(self.address), reason=error.message)
+
+    def _keep(self, known: Succession) -> None:
+        if self._successions is not None:
+            self._successions.keep(self._root, known)
 
     async def _find_trust(self) -> RelayTrust:
         ca_pem = ""
@@ -99,6 +102,7 @@ class RelayAccess:
             return RelayTrust()
         known = Succession.of_pin(self._root) if self._successions is None else self._successions.known(self._root)
         if len(known.pins) == 1:
-            known = Succession.of_ca(ca_pem or await fetch_relay_ca(self.address, self._root))
-        self._cas = known
+            known = Succession.of_ca(ca_pem) if ca_pem else await fetch_relay_cas(self.address, self._root)
+            self._keep(known)
+        self.cas = known
         return RelayTrust(known.trusted)

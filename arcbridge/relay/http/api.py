@@ -1,7 +1,7 @@
 """The relay's HTTP API: how agents enrol and renew, and how people see which clusters they may reach.
 
     GET  /v1/ca                the CA (PEM) under which this relay's own certificate is verified; checked by its pin.
-                               Behind it the CAs that it followed, where the CA was rotated
+                               Where the CA was rotated, all those that count, and how they followed each other
     GET  /v1/login             where clients log in: issuer, client id, scopes, audiences (`login_settings`); 404 where
                                the settings name no issuer
     POST /v1/enrol             {join_token, csr, cluster_ca} -> {certificate, ca, cluster, not_after}
@@ -175,9 +175,9 @@ class Api:
 
     async def ca(self, request: web.Request) -> web.Response:
         self.spend_of_stranger(request)
-        former = self.authority.succession.cas if self.authority.links_pem else ()
-        cas = "".join((self.authority.certificate_pem, *former))
-        return web.Response(text=cas, content_type="application/x-pem-file")
+        # The oldest that counts first: an end of an earlier version takes that one, and knows its pin.
+        text = self.authority.trusted_pem + self.authority.announced
+        return web.Response(text=text, content_type="application/x-pem-file")
 
     async def login(self, request: web.Request) -> web.Response:
         self.spend_of_stranger(request)

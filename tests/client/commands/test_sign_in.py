@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Collection
 from dataclasses import replace
 from pathlib import Path
@@ -9,14 +10,18 @@ from typing import Any
 
 import pytest
 
+from arcbridge.client.commands.first_contact import ask_relay
 from arcbridge.client.commands.sign_in import revoke, trusted, with_profile
 from arcbridge.client.credentials.token_cache import TokenSet
+from arcbridge.client.relay.relay_access import RelayAccess
 from arcbridge.client.relay.relay_profile import RelayProfiles
 from arcbridge.errors import ConfigError, PinMismatch, StateError, Unreachable
 from arcbridge.pki.authority import Authority
+from arcbridge.pki.rotation import Rotation
 from arcbridge.settings.config import ClientConfig, LoginConfig
 from tests.relay.api_station import Relay, serving
 from tests.support.issuer import Issuer
+from tests.support.world import fixed_port
 
 ISSUER = "https://login.example.org"
 DOCUMENT: dict[str, Any] = {"issuer": ISSUER, "client_id": "arcbridge"}
@@ -365,3 +370,39 @@ async def test_why_a_login_is_not_revoked(tmp_path: Path) -> None:
     with Issuer(tmp_path / "other", metadata={"revocation_endpoint": None}) as issuer:
         login = replace(login, issuer=issuer.url, ca_file=issuer.ca_file)
         assert await revoke(login, TokenSet(refresh_token="r"), {}) == "the issuer has no revocation endpoint"
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["valid", "ended"])
+async def test_e14_a_login_while_the_ca_is_rotated_and_after_changes_no_pin(
+    person: Person, tmp_path: Path, ended: bool
+) -> None:
+    """The profile goes on to name the CA that the user has trusted, and each later command finds the relay by it: also
+    one that has ended since."""
+    began = time.time() - (86400.0 * 30 if ended else 60.0)
+    first = Authority.create("relay CA", life=86400.0 * 20, clock=lambda: began)
+    state = Rotation(first.certificate_pem, first.key_pem)
+    given, port = LoginConfig(issuer=ISSUER, client_id="arcbridge"), fixed_port()
+    for step in ("", "next", "activate", "retire"):
+        if step:
+            state = state.take(step, began)
+        if ended and state.authority().pin == first.pin:
+            continue
+        (tmp_path / f"relay {step}").mkdir()
+        now = state.authority()
+        async with serving(tmp_path / f"relay {step}", dict(DOCUMENT), authority=now, port=port) as relay:
+            for someone in (person, Person(tmp_path / f"new at {step}")):
+                settings = {} if someone is person and someone.profiles.all() else {"relay_ca_pin": first.pin}
+                for _ in range(2):
+                    profile = await someone.trust(relay, login=given, **settings)
+                    assert (profile.ca_pin, profile.ca_pem) == (first.pin, first.certificate_pem)
+                file = tmp_path / "ca.pem"
+                file.write_text(profile.ca_pem)
+                access = RelayAccess(
+                    f"127.0.0.1:{relay.port}",
+                    ca_file=file,
+                    ca_pin=profile.ca_pin,
+                    successions=someone.profiles.successions,
+                )
+                assert (await ask_relay(access, given=True)).ca_pin == first.pin
+                access.follow(now.announced)  # as it joins
+    assert "relay's CA" not in "".join(person.questions)

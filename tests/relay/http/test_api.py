@@ -4,6 +4,7 @@ import json
 import ssl
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -11,13 +12,15 @@ import pytest
 from arcbridge.errors import PinMismatch
 from arcbridge.identity.proof import ProofKey
 from arcbridge.net.address import Address
-from arcbridge.net.tls import fetch_relay_ca
+from arcbridge.net.tls import fetch_relay_ca, fetch_relay_cas, fetch_unverified_ca
 from arcbridge.pki.authority import Authority, Issued, agent_ca_pin, agent_cluster, agent_generation
 from arcbridge.pki.enrolment import JoinToken, make_csr, make_key
+from arcbridge.pki.pins import pin_of
+from arcbridge.pki.rotation import Rotation
 from arcbridge.relay.http.api import FAILURES, FAILURES_RATE, LOG_INTERVAL, UNPROVED, tls_peer_certificate
 from arcbridge.relay.http.server import BODY_LIMIT
 from arcbridge.relay.registry.base import RegistryUnavailable, UserRevocation
-from tests.relay.api_station import CANARY, KEY, Relay, error
+from tests.relay.api_station import CANARY, KEY, Relay, error, serving
 from tests.relay.registry.conformance import known
 
 
@@ -37,6 +40,27 @@ async def test_the_first_contact_of_an_agent_that_has_only_a_pin(relay: Relay) -
         await fetch_relay_ca(address, wrong)
     assert wrong in caught.value.message
     assert relay.authority.pin in caught.value.message
+
+
+async def test_a_ca_that_was_rotated(tmp_path: Path) -> None:
+    """An end of an earlier version takes the first certificate, and this one any whose pin it has."""
+    now = time.time()
+    first = Authority.create("relay CA")
+    state = Rotation(first.certificate_pem, first.key_pem)
+    for step, begins_with in (("next", 0), ("activate", 0), ("retire", 1)):
+        state = state.take(step, now)
+        present, pins = state.authority(), state.list.pins
+        (tmp_path / step).mkdir()
+        async with serving(tmp_path / step, None, authority=present) as relay:
+            address = Address("127.0.0.1", relay.port)
+            _, answer, _ = await relay.call("GET", "/v1/ca")
+            assert (
+                pin_of(f"{str(answer).partition('-----END CERT')[0]}-----END CERTIFICATE-----\n") == pins[begins_with]
+            )
+            assert pin_of(await fetch_unverified_ca(address)) == present.pin
+            for pin in pins:
+                found = await fetch_relay_cas(address, pin)
+                assert (found.pins[0], found.pins[-1]) == (pin, pins[-1])
 
 
 class TestEnrol:
