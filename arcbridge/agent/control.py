@@ -343,11 +343,12 @@ class ControlConnections:
     def _send_report(self, link: ControlLink) -> None:
         if link.session is None or link.session.closed or not link.up:
             return
-        link.session.send(self.report(link.session.round_trip))
         announcement = self._keeper.announcement
         if announcement is not None and announcement != link.announced:
             link.announced = announcement
             link.session.send(announcement)
+        # Behind it: a relay that has missed a rotation waits for no longer.
+        link.session.send(self.report(link.session.round_trip))
 
     def succession_received(self, link: ControlLink, succession: CaSuccession) -> None:
         """A relay announces its CAs: take that over; of those that come meanwhile, the last one."""

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+from arcbridge.agent.enrol import oldest_cluster_ca
 from arcbridge.agent.kube.apiserver import ApiServer, endpoint_of
 from arcbridge.agent.relay_http import post
 from arcbridge.agent.self_checks import API_SERVER, AUDIT, api_checks, certificate_finding, groups_checks, issuers_check
@@ -93,8 +94,8 @@ async def _relays(config: AgentConfig, relays: Sequence[Address], api: ApiServer
     question = None
     if credential is None:
         question = {"join_token": _join_token(config)}
-        if snapshot is not None and (ca_pem := snapshot.get(CLUSTER_CA_CERTIFICATE)):
-            question["cluster_ca_pin"] = pin_of(ca_pem.decode("ascii", "replace"))
+        if snapshot is not None and snapshot.get(CLUSTER_CA_CERTIFICATE):
+            question["cluster_ca_pin"] = pin_of(oldest_cluster_ca(snapshot))
     looks = await asyncio.gather(*(_relay(config, relay, trust, question) for relay in relays))
     return found + [one for look in looks for one in look]
 
@@ -110,7 +111,7 @@ async def _trust(config: AgentConfig, credential: AgentCredential | None) -> tup
         words = f"cluster {credential.cluster}, {one.detail}" if one.state is FindingState.OK else one.detail
         found.append(Finding(CREDENTIAL, one.state, words, one.remedy, one.code))
     pem: str | None = None
-    followed = False
+    followed: tuple[str, ...] = ()
     if config.relay_ca_file is not None:
         try:
             pem = config.relay_ca_file.read_text("ascii", "ignore")
@@ -121,9 +122,10 @@ async def _trust(config: AgentConfig, credential: AgentCredential | None) -> tup
             return None, found
     elif credential is not None:
         pem = credential.relay_trust_pem or None
-        followed = bool(credential.relay_cas) and config.relay_ca_pin in credential.relay_succession.pins
-    if pem and config.relay_ca_pin and not followed and not same_pin(pin_of(pem), config.relay_ca_pin):
-        words = f"relay_ca_pin is {config.relay_ca_pin}, and the CA that the agent has is {pin_of(pem)}"
+        followed = credential.relay_succession.pins if credential.relay_cas else ()
+    known = followed or ((pin_of(pem),) if pem and config.relay_ca_pin else ())
+    if known and config.relay_ca_pin and not any(same_pin(one, config.relay_ca_pin) for one in known):
+        words = f"relay_ca_pin is {config.relay_ca_pin}, and the CA that the agent has is {known[-1]}"
         found.append(failed("relay's CA", words, _PIN, "relay_pin"))
     if pem is None and (credential is not None or not config.relay_ca_pin):
         return RelayTrust(), found

@@ -45,13 +45,13 @@ from arcbridge.errors import (
 )
 from arcbridge.net.address import Address
 from arcbridge.net.backoff import Backoff
-from arcbridge.net.tls import RelayTrust, fetch_relay_ca, outer_client_context
+from arcbridge.net.tls import RelayTrust, fetch_relay_cas, outer_client_context
 from arcbridge.pki import credentials as entries
 from arcbridge.pki.authority import Authority, agent_ca_pin, certificate_validity, is_issued_by
 from arcbridge.pki.credentials import AgentCredential, CredentialStore, Snapshot, VersionConflict, renew_at
 from arcbridge.pki.enrolment import make_csr, make_key
 from arcbridge.pki.names import check_cluster_name
-from arcbridge.pki.pins import pin_of, same_pin
+from arcbridge.pki.pins import check_pin, pin_of, same_pin
 from arcbridge.pki.rotation import Rotation
 from arcbridge.pki.succession import Succession
 from arcbridge.settings.named_files import is_there
@@ -93,7 +93,7 @@ class CredentialKeeper:
     ) -> None:
         self._store = store
         self._relays = tuple(relays)
-        self._pin = relay_ca_pin
+        self._pin = check_pin(relay_ca_pin) if relay_ca_pin else ""
         self._ca_file = relay_ca_file
         self._token_file = join_token_file
         self._clock = clock
@@ -135,9 +135,10 @@ class CredentialKeeper:
 
     @property
     def known_relay_ca(self) -> str:
-        """Pin of the newest of the relay's CAs that is known; empty where a file names several CAs."""
-        pins = _relay_pins(self.current) if self.enrolled else ()
-        return pins[-1] if pins else ""
+        """Pin of the newest of the relay's CAs that is known; empty where a file names several CAs, and the relay has
+        announced none."""
+        known = self.current.issuers if self.enrolled else None
+        return known.pins[-1] if known is not None else ""
 
     @property
     def certificate_ca(self) -> str:
@@ -174,20 +175,21 @@ class CredentialKeeper:
         """
         found, what = Succession.read(announced), "the relay's CA"
         for _ in range(CONFLICTS):
-            current = self.current
-            followed = current.relay_succession.follow(found, what, retire=True)
-            if followed == current.relay_succession:
+            entry, known = _continued(self.current, found)
+            followed = known.follow(found, what, retire=True)
+            if followed == known:
                 return
             snapshot = await self._store.load()
             stored = None if snapshot is None else AgentCredential.from_entries(snapshot)
             if stored is not None and snapshot is not None:
                 with contextlib.suppress(ConfigError, PinMismatch):  # a sibling may know more; the settings, another CA
-                    followed = followed.follow(stored.relay_succession, what, retire=True)
+                    followed = followed.follow(_continued(stored, followed)[1], what, retire=True)
                 try:
-                    await self._store.save({entries.RELAY_CAS: followed.text.encode()}, expect_version=snapshot.version)
+                    await self._store.save(_update(entry, followed.text), expect_version=snapshot.version)
                 except VersionConflict:
                     continue
-            self._credential = replace(self.current, relay_cas=followed.text)
+            cas = {"relay_cas": followed.text} if entry == entries.RELAY_CAS else {"issuer_cas": followed.text}
+            self._credential = replace(self.current, **{"issuer_cas": "", **cas})
             log.info("relay CA followed", pin=followed.pins[-1], present=followed.pins[followed.present])
             self.changed()
             self._wake.set()
@@ -208,10 +210,9 @@ class CredentialKeeper:
         while True:
             try:
                 snapshot = await self._prepared()
-                found = self._usable(snapshot)
-                if found is not None:
-                    found = await self._with_relay_ca(found)
-                if found is None or self._is_void(found):
+                stored = self._usable(snapshot)
+                found = None if stored is None else await self._with_relay_ca(stored)
+                if stored is None or found is None or self._is_void(stored, found):
                     found = await self._with_relay_ca(await self._enrol(snapshot))
                 self._credential = found
                 self.last_failure = ""
@@ -320,13 +321,13 @@ class CredentialKeeper:
     async def _enrol(self, snapshot: Snapshot) -> AgentCredential:
         token = self._join_token(snapshot)
         key_pem = snapshot[entries.KEY].decode()
-        request = {"join_token": token, "csr": make_csr(key_pem), "cluster_ca": _oldest_cluster_ca(snapshot)}
+        request = {"join_token": token, "csr": make_csr(key_pem), "cluster_ca": oldest_cluster_ca(snapshot)}
 
-        async def ask(relay: Address) -> tuple[dict[str, Any], str]:
-            ca_pem = await self._first_trust(relay)
-            return await post(relay, "/v1/enrol", request, RelayTrust(ca_pem)), ca_pem
+        async def ask(relay: Address) -> tuple[dict[str, Any], str, str]:
+            ca_pem, cas, trusted = await self._first_trust(relay)
+            return await post(relay, "/v1/enrol", request, RelayTrust(trusted)), ca_pem, cas
 
-        answer, ca_pem = await self._any_relay(ask)
+        answer, ca_pem, cas = await self._any_relay(ask)
         cluster, certificate = self._checked(answer, key_pem)
         known = snapshot.get(entries.CLUSTER, b"").decode("ascii", "replace")
         if known and known != cluster:
@@ -338,7 +339,7 @@ class CredentialKeeper:
             entries.CLUSTER: cluster.encode(),
             entries.CERTIFICATE: certificate.encode(),
             entries.RELAY_CA: ca_pem.encode(),
-            entries.RELAY_CAS: b"",  # the relay tells what followed
+            **_update(entries.RELAY_CAS, cas),
         }
         credential = await self._store_certificate(snapshot, update)
         log.info("enrolled", cluster=credential.cluster, cluster_ca_pin=pin_of(credential.cluster_ca_certificate_pem))
@@ -413,13 +414,14 @@ class CredentialKeeper:
 
     def _superseded(self, credential: AgentCredential) -> bool:
         """Return whether the certificate is of a former CA of the relay."""
-        known = credential.relay_succession if credential.relay_cas else None
+        known = credential.issuers if credential.relay_cas or credential.issuer_cas else None
         return known is not None and _issuer_pin(credential) != known.pins[known.present]
 
-    def _is_void(self, credential: AgentCredential) -> bool:
-        """Return whether the settings name, by its pin, a CA of the relay that has not issued the certificate: the
-        former one was replaced, and another join token is needed."""
-        return bool(self._pin) and self._ca_file is None and not _issuer_pin(credential)
+    def _is_void(self, stored: AgentCredential, named: AgentCredential) -> bool:
+        """Return whether the settings name, by its pin, a CA to which no known one has led, and that has not issued the
+        certificate: the former CA was replaced, and another join token is needed."""
+        unknown = bool(self._pin) and self._ca_file is None and self._pin not in _relay_pins(stored)
+        return unknown and not _issuer_pin(named)
 
     async def _any_relay(self, ask: Callable[[Address], Any]) -> Any:
         """Ask the relays in turn; the first that accepts counts.
@@ -444,12 +446,15 @@ class CredentialKeeper:
             hints.append(REFUSED_AMONG)
         raise Unreachable(message, retry_after=max(hints, default=None))
 
-    async def _first_trust(self, relay: Address) -> str:
+    async def _first_trust(self, relay: Address) -> tuple[str, str, str]:
+        """Return the CA that the settings name, those that followed it, and by which of them to verify the relay."""
         if self._ca_file is not None:
-            return self._pinned(_read(self._ca_file, "relay_ca_file", "ignore"))
+            ca_pem = self._pinned(_read(self._ca_file, "relay_ca_file", "ignore"))
+            return ca_pem, "", ca_pem
         if not self._pin:
             raise ConfigError("relay_ca_pin or relay_ca_file: one is needed to enrol; `token create` prints the pin")
-        return await fetch_relay_ca(relay, self._pin)
+        found = await fetch_relay_cas(relay, self._pin)
+        return found.cas[0], _kept(found), found.trusted
 
     async def _with_relay_ca(self, credential: AgentCredential) -> AgentCredential:
         """Return the credential with the relay CA that the settings ask for, if they ask for another than the stored
@@ -458,13 +463,25 @@ class CredentialKeeper:
         if self._ca_file is not None:
             ca_pem = self._pinned(_read(self._ca_file, "relay_ca_file", "ignore"))
         elif self._pin and self._pin not in _relay_pins(credential):
-            ca_pem = await self._any_relay(lambda relay: fetch_relay_ca(relay, self._pin))
+            found: AgentCredential = await self._any_relay(lambda relay: self._named(relay, credential))
+            return found
         if ca_pem == credential.relay_ca_pem:
             return credential
         named = replace(credential, relay_ca_pem=ca_pem, relay_cas="")
         # The settings may still name a CA that was followed since.
         followed = bool(set(_relay_pins(named)) & set(_relay_pins(credential)))
         return replace(named, relay_cas=credential.relay_cas) if followed else named
+
+    async def _named(self, relay: Address, credential: AgentCredential) -> AgentCredential:
+        """Return the credential with the CA that the settings name, and those that followed it. Where the known one has
+        led to it, its certificates count as before; no relay is verified by it any more."""
+        with contextlib.suppress(ConfigError, PinMismatch):
+            known = credential.relay_succession
+            found = known.follow(await fetch_relay_cas(relay, known.pins[-1]), "the relay's CA")
+            if self._pin in found.pins:
+                return replace(credential, relay_cas=found.from_pin(self._pin).text)
+        found = await fetch_relay_cas(relay, self._pin)
+        return replace(credential, relay_ca_pem=found.cas[0], relay_cas=_kept(found))
 
     def _pinned(self, ca_pem: str) -> str:
         if self._pin and not same_pin(self._pin, pin_of(ca_pem)):
@@ -519,18 +536,42 @@ def _relay_pins(credential: AgentCredential) -> tuple[str, ...]:
         return ()
 
 
-@functools.lru_cache(maxsize=4)
-def _issuer_pin(credential: AgentCredential) -> str:
-    """Return the pin of the relay's known CA that has issued the certificate; empty: none of them."""
+def _continued(credential: AgentCredential, found: Succession) -> tuple[str, Succession]:
+    """Return which entry an announcement of a relay continues, and what is known there: the CAs by which relays are
+    verified; or, where another CA vouches for them, those that issue certificates, from the agent's own on."""
     try:
         known = credential.relay_succession
     except ConfigError:
-        return ""
-    pairs = zip(known.pins, known.cas, strict=True)
+        known = None
+    if known is None or not set(known.pins) & set(found.pins):
+        if credential.issuer_cas:
+            return entries.ISSUER_CAS, Succession.read(credential.issuer_cas, own=True)
+        for pin, pem in zip(found.pins, found.cas, strict=True):
+            if is_issued_by(credential.certificate_pem, pem):
+                return entries.ISSUER_CAS, Succession.of_pin(pin)
+    if known is None:
+        raise ConfigError("the relay announces CAs of which none has issued this agent's certificate")
+    return entries.RELAY_CAS, known
+
+
+def _update(entry: str, cas: str) -> dict[str, bytes]:
+    """Return the entries that say how the relay's CAs followed each other; one of them counts."""
+    return {entries.RELAY_CAS: b"", entries.ISSUER_CAS: b"", entry: cas.encode()}
+
+
+def _kept(cas: Succession) -> str:
+    return cas.text if len(cas.pins) > 1 else ""
+
+
+@functools.lru_cache(maxsize=4)
+def _issuer_pin(credential: AgentCredential) -> str:
+    """Return the pin of the relay's known CA that has issued the certificate; empty: none of them."""
+    known = credential.issuers
+    pairs = () if known is None else zip(known.pins, known.cas, strict=True)
     return next((pin for pin, pem in pairs if is_issued_by(credential.certificate_pem, pem)), "")
 
 
-def _oldest_cluster_ca(snapshot: Snapshot) -> str:
+def oldest_cluster_ca(snapshot: Snapshot) -> str:
     """Return the oldest CA of the cluster that counts: the one that the relay knows."""
     certificate = snapshot[entries.CLUSTER_CA_CERTIFICATE].decode()
     rotation = snapshot.get(entries.CLUSTER_ROTATION)

@@ -33,6 +33,7 @@ CLUSTER_CA_CERTIFICATE = "cluster-ca.crt"
 CLUSTER_CA_KEY = "cluster-ca.key"
 RELAY_CAS = "relay-cas.pem"
 CLUSTER_ROTATION = "cluster-ca-rotation.json"
+ISSUER_CAS = "issuer-cas.pem"
 RENEWAL_REQUEST = "renewal.csr"
 """The request of a renewal that is under way; empty otherwise. No part of a credential."""
 
@@ -81,6 +82,19 @@ class AgentCredential:
     """The CAs that followed the relay's (`pki.succession`); empty: none did."""
     cluster_rotation: str = field(default="", repr=False)
     """How far the rotation of the cluster's CA is (`pki.rotation`); empty: there was none."""
+    issuer_cas: str = ""
+    """The CAs by which a relay issues certificates that is itself verified by another one; empty: it is by these."""
+
+    @property
+    def issuers(self) -> Succession | None:
+        """The CAs by which the relay issues certificates, as far as they are known; None where a file of several CAs
+        says how it is verified, and it has announced none."""
+        if self.issuer_cas:
+            return Succession.read(self.issuer_cas, own=True)
+        try:
+            return self.relay_succession
+        except ConfigError:
+            return None
 
     @property
     def relay_succession(self) -> Succession:
@@ -124,7 +138,17 @@ class AgentCredential:
 
 
 # In the order of the fields of AgentCredential.
-_ENTRIES = (CLUSTER, CERTIFICATE, KEY, RELAY_CA, CLUSTER_CA_CERTIFICATE, CLUSTER_CA_KEY, RELAY_CAS, CLUSTER_ROTATION)
+_ENTRIES = (
+    CLUSTER,
+    CERTIFICATE,
+    KEY,
+    RELAY_CA,
+    CLUSTER_CA_CERTIFICATE,
+    CLUSTER_CA_KEY,
+    RELAY_CAS,
+    CLUSTER_ROTATION,
+    ISSUER_CAS,
+)
 _REQUIRED = 6
 """The first so many of them make a credential."""
 

@@ -134,7 +134,10 @@ class Succession:
 
     def from_pin(self, pin: str) -> Succession:
         """Return the succession in which no CA before that of `pin` counts; one that is not known changes nothing."""
-        return replace(self, since=max(self.since, self.pins.index(pin))) if pin in self.pins else self
+        if pin not in self.pins:
+            return self
+        since = max(self.since, self.pins.index(pin))
+        return replace(self, since=since, present=max(self.present, since))
 
     def _cut(self) -> Succession:
         """Return at most `LONGEST` CAs, the last ones."""

@@ -60,6 +60,7 @@ from arcbridge.relay.fleet.base import AgentReport, Fleet, Lost, lost_agent
 from arcbridge.relay.ledger import Intake, LedgerBook
 from arcbridge.relay.registry.base import (
     REVOKED,
+    ForeignCa,
     Registry,
     RegistryUnavailable,
     UserRevocation,
@@ -110,6 +111,9 @@ ANNOUNCEMENTS: Final = 4
 """Announcements of one agent that wait; each has at most 16 KiB."""
 FOLLOW_PAUSE: Final = 2.0
 """Seconds between two of them that are judged: each may cost a millisecond of signatures."""
+LONGEST_PAUSE: Final = 300.0
+"""Seconds between two that change something, of an agent that announces one after the other: each is a durable write
+and a record."""
 _MAX_INSTANCE: Final = 128
 _UNREGISTER_DEADLINE: Final = 0.5
 """Of the engine, at the beginning of a drain; one that does not answer must not hold it up."""
@@ -134,6 +138,8 @@ class ControlConnection(BaseHandler):
         """When this connection is to be made again with a newer certificate, unix seconds."""
         self.announced: asyncio.Queue[CaSuccession] = asyncio.Queue(ANNOUNCEMENTS)
         """What the agent has announced of its cluster's CAs and is not judged yet."""
+        self.introduced = asyncio.Event()
+        """Set once the agent has announced these, or has begun to report: an agent announces first."""
         self.session: MuxSession | None = None
         self._dials: dict[str, asyncio.Future[Status]] = {}
 
@@ -190,6 +196,7 @@ class ControlConnection(BaseHandler):
     def status_received(self, session: MuxSession, status: Status) -> None:
         if not status.token:
             self.report = read_report(status)
+            self.introduced.set()
             return
         answer = self._dials.get(status.token)
         # A status that comes late, twice, or for a token that was never sent changes nothing.
@@ -203,12 +210,14 @@ class ControlConnection(BaseHandler):
     def succession_received(self, session: MuxSession, succession: CaSuccession) -> None:
         with contextlib.suppress(asyncio.QueueFull):  # an agent announces one step of a rotation, days apart
             self.announced.put_nowait(succession)
+        self.introduced.set()
 
     def goaway_received(self, session: MuxSession, goaway: Goaway) -> None:
         self.draining = True
 
     def session_ended(self, session: MuxSession, error: ArcbridgeError) -> None:
         self.draining = True
+        self.introduced.set()
         if self.intake is not None:
             self.intake.done.cancel()
         for answer in self._dials.values():
@@ -454,11 +463,17 @@ class ControlServer:
             ticket.works()
             record = await self._registry.cluster(link.cluster)
             adoptable = record is None and agent_ca_pin(certificate) != ""
+            foreign = False
             if not adoptable:
-                admit(record, certificate)
+                try:
+                    admit(record, certificate)
+                except ForeignCa:
+                    foreign = True
             ticket.waits()
             if not await self._introduced(link, session, ticket):
                 return False
+            if foreign:
+                await self._admit_follower(link, certificate)
             if adoptable:
                 ticket.works()
                 await self._adopt(link.cluster, certificate, session.peer_hello, ticket)
@@ -540,6 +555,16 @@ class ControlServer:
         session.close(GoawayCode.UNAVAILABLE, "the ledger did not arrive in time: try again", RETURN_RETRY)
         return False
 
+    async def _admit_follower(self, link: ControlConnection, certificate: bytes) -> None:
+        """Admit an agent whose cluster's CA was rotated while this relay was away, by what it announces before its
+        first report; raises `EnrolmentRefused` where the known CA has not led to the one of its certificate."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(HELLO_DEADLINE):
+                await link.introduced.wait()
+        if not link.announced.empty():
+            await self._take_succession(link, link.announced.get_nowait())
+        admit(await self._registry.cluster(link.cluster), certificate)
+
     async def _adopt(self, cluster: str, certificate: bytes, hello: Hello | None, ticket: Ticket) -> None:
         """Take in a cluster that enrolled at another relay of the same CA; raises `EnrolmentRefused`.
 
@@ -607,22 +632,31 @@ class ControlServer:
             await self._seen(link)
 
     async def _follow(self, link: ControlConnection) -> None:
-        """Take over what an agent announces of its cluster's CAs, at most one announcement in `FOLLOW_PAUSE`."""
-        bound, agent = log.bind(cluster=link.cluster, connection=link.instance), Actor("agent", link.instance)
+        """Take over what an agent announces of its cluster's CAs, at most one announcement in `FOLLOW_PAUSE`, and one
+        that changes something ever more seldom."""
+        pause = FOLLOW_PAUSE
         while True:
             announced = await link.announced.get()
-            try:
-                if pin := await follow_cluster_ca(self._registry, link.cluster, announced):
-                    bound.info("cluster CA followed", cluster_ca_pin=pin)
-                    self._audit.note("cluster ca follow", {"cluster": link.cluster, "cluster_ca_pin": pin}, agent)
-            except RegistryUnavailable as error:
-                bound.warning("cluster CA not followed yet", reason=error.message)
-                with contextlib.suppress(asyncio.QueueFull):
-                    link.announced.put_nowait(announced)
-            except ArcbridgeError as error:
-                bound.error("cluster CA not followed", reason=error.message)
-                self._audit.note_stranger("cluster ca follow", {"cluster": link.cluster}, agent, error.message)
-            await asyncio.sleep(FOLLOW_PAUSE)
+            if await self._take_succession(link, announced):
+                pause = min(2 * pause, LONGEST_PAUSE)
+            await asyncio.sleep(pause)
+
+    async def _take_succession(self, link: ControlConnection, announced: CaSuccession) -> bool:
+        """Take over one announcement; return whether it has changed what the registry holds."""
+        bound, agent = log.bind(cluster=link.cluster, connection=link.instance), Actor("agent", link.instance)
+        try:
+            if pin := await follow_cluster_ca(self._registry, link.cluster, announced):
+                bound.info("cluster CA followed", cluster_ca_pin=pin)
+                self._audit.note("cluster ca follow", {"cluster": link.cluster, "cluster_ca_pin": pin}, agent)
+                return True
+        except RegistryUnavailable as error:
+            bound.warning("cluster CA not followed yet", reason=error.message)
+            with contextlib.suppress(asyncio.QueueFull):
+                link.announced.put_nowait(announced)
+        except ArcbridgeError as error:
+            bound.error("cluster CA not followed", reason=error.message)
+            self._audit.note_stranger("cluster ca follow", {"cluster": link.cluster}, agent, error.message)
+        return False
 
     async def _seen(self, link: ControlConnection) -> None:
         try:

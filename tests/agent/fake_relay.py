@@ -20,6 +20,7 @@ from arcbridge.net.join import ServerJoin
 from arcbridge.net.tls import ALPN_CONTROL, ALPN_HTTP, ALPN_JOIN, outer_server_contexts
 from arcbridge.pki.authority import Authority, certificate_validity
 from arcbridge.pki.enrolment import key_hash
+from arcbridge.pki.rotation import Rotation
 from arcbridge.wire.frames import GoawayCode
 from arcbridge.wire.records import Dial, Goaway, JoinReply, JoinRequest, Ledger, Status
 from arcbridge.wire.session import Kind, Side
@@ -63,6 +64,8 @@ class Link(BaseHandler):
 class FakeRelay:
     life: float = 3600.0
     authority: Authority = field(default_factory=lambda: Authority.create("relay"))
+    vouching: Authority | None = None
+    """The CA of the relay's own certificate, where that is another one."""
     links: list[Link] = field(default_factory=list)
     statuses: list[Status] = field(default_factory=list)
     ledgers: list[Ledger] = field(default_factory=list)
@@ -101,8 +104,7 @@ class FakeRelay:
     @asynccontextmanager
     async def serving(cls, **settings: Any) -> AsyncIterator[FakeRelay]:
         relay = cls(**settings)
-        leaf = relay.authority.issue_server(["127.0.0.1"])
-        relay.contexts = outer_server_contexts(leaf.certificate_pem, leaf.key_pem, relay.authority.certificate_pem)
+        relay.show()
         relay.start()
         try:
             yield relay
@@ -113,6 +115,18 @@ class FakeRelay:
             while not relay.joins.empty():
                 relay.joins.get_nowait()[1].close()
             await asyncio.sleep(0.01)
+
+    def show(self) -> None:
+        """Make the certificate that the relay shows."""
+        authority = self.vouching or self.authority
+        leaf = authority.issue_server(["127.0.0.1"])
+        chain = leaf.certificate_pem + authority.links_pem
+        self.contexts = outer_server_contexts(chain, leaf.key_pem, self.authority.trusted_pem)
+
+    def rotate(self, state: Rotation) -> None:
+        """Take a step of the CA's rotation over."""
+        self.authority.become(state.authority())
+        self.show()
 
     def start(self) -> None:
         """Listen; after `stop`, on the same port again."""
@@ -223,7 +237,7 @@ class FakeRelay:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         path = head.split(" ")[1]
         if path == "/v1/ca":
-            body = self.authority.certificate_pem.encode()
+            body = (self.authority.trusted_pem + self.authority.announced).encode()
             status = 200
         else:
             length = next(

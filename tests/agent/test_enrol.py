@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from arcbridge.agent import enrol
 from arcbridge.agent.enrol import CredentialKeeper, outer_context
@@ -19,7 +22,7 @@ from arcbridge.errors import ConfigError, EnrolmentRefused, PinMismatch, StateEr
 from arcbridge.net.address import parse_address
 from arcbridge.net.tls import ALPN_CONTROL, ALPN_JOIN
 from arcbridge.pki import credentials as entries
-from arcbridge.pki.authority import Authority
+from arcbridge.pki.authority import Authority, _builder
 from arcbridge.pki.credentials import DirectoryStore
 from arcbridge.pki.enrolment import key_hash, make_csr, make_key
 from arcbridge.pki.pins import pin_of
@@ -433,3 +436,89 @@ class TestRotation:
             assert after.key_pem == before.key_pem
             assert after.certificate_pem != before.certificate_pem
             assert replaced.calls[-1][1]["cluster_ca"] == before.cluster_ca_certificate_pem
+
+    async def test_an_agent_that_has_not_been_told_yet_needs_no_join_token(
+        self, relay: FakeRelay, tmp_path: Path
+    ) -> None:
+        """It enrolled, or renewed, behind `activate` with the pin of the first day, and stops before the relay has
+        announced anything; so does an agent of an earlier version that is upgraded."""
+        first, state = relay.pin, rotation_of(relay.authority, "next", "activate")
+        relay.rotate(state)
+        await keeper(relay, tmp_path, relay_ca_pin=first).start()
+        store = DirectoryStore(tmp_path / "state")
+        for known in (None, b""):
+            snapshot = await store.load()
+            if known is not None and snapshot is not None:
+                await store.save({entries.RELAY_CAS: known}, expect_version=snapshot.version)
+            again = keeper(relay, tmp_path, relay_ca_pin=first, join_token_file=None)
+            await again.start()
+            await again.follow_relay(state.list.text)
+            assert (again.known_relay_ca, again.certificate_ca) == (state.list.pins[1], state.list.pins[1])
+        assert [call[0] for call in relay.calls] == ["/v1/enrol"]
+
+    async def test_an_agent_that_was_away_takes_the_pin_of_today(self, relay: FakeRelay, tmp_path: Path) -> None:
+        first = relay.pin
+        await keeper(relay, tmp_path).start()
+        state = rotation_of(relay.authority, "next", "activate")
+        relay.rotate(state)
+        one = keeper(relay, tmp_path, relay_ca_pin=state.list.pins[1], join_token_file=None)
+        await one.start()
+        assert one.certificate_ca == first
+        assert one.trust.ca_pem == state.list.cas[1], "the settings name no former one"
+        assert [call[0] for call in relay.calls] == ["/v1/enrol"]
+
+    async def test_a_ca_that_has_ended_can_still_be_named_by_its_pin(self, tmp_path: Path) -> None:
+        began = time.time() - 86400.0 * 30
+        first = Authority.create("relay", life=86400.0 * 20, clock=lambda: began)
+        state = Rotation(first.certificate_pem, first.key_pem).take("next", began).take("activate", began)
+        async with FakeRelay.serving(authority=state.authority()) as relay:
+            relay.tokens["id.secret"] = "one"
+            one = keeper(relay, tmp_path, relay_ca_pin=first.pin)
+            await one.start()
+            assert one.certificate_ca == state.list.pins[1]
+
+    async def test_a_replaced_ca_is_trusted_no_more_whatever_its_key_has_signed(
+        self, relay: FakeRelay, tmp_path: Path
+    ) -> None:
+        """A thief of the former key certifies the new one, which it has not, so that agents keep the former."""
+        await keeper(relay, tmp_path).start()
+        stolen = relay.authority
+        async with FakeRelay.serving() as replaced:
+            right = replaced.authority
+            subject, key = stolen._certificate.subject, right._key.public_key()
+            identifier = x509.SubjectKeyIdentifier.from_public_key(stolen._key.public_key())
+            life = stolen._certificate.not_valid_before_utc, stolen._certificate.not_valid_after_utc
+            builder = _builder(subject, subject, key, life, identifier, is_ca=True)
+            link = builder.sign(stolen._key, hashes.SHA256()).public_bytes(Encoding.PEM).decode()
+            right.succession = stolen.succession.extended(link)
+            one = keeper(replaced, tmp_path, relay_ca_pin=right.pin, join_token_file=None)
+            await one.start()
+            assert "".join((one.trust.ca_pem or "").split()) == "".join(link.split()), "the right key alone"
+
+    @pytest.mark.parametrize("cas", [1, 2], ids=["one CA", "a file of two"])
+    async def test_beside_a_relay_certificate_of_another_ca(self, tmp_path: Path, cas: int) -> None:
+        """The file says how the relay is verified, and the announcement by whom certificates are."""
+        company = [Authority.create("company") for _ in range(cas)]
+        (tmp_path / "ca.pem").write_text("".join(one.certificate_pem for one in company))
+        async with FakeRelay.serving(vouching=company[0]) as relay:
+            relay.tokens["id.secret"] = "one"
+            first, state = relay.pin, rotation_of(relay.authority, "next")
+            settings: dict[str, Any] = {"relay_ca_pin": "", "relay_ca_file": tmp_path / "ca.pem"}
+            one = keeper(relay, tmp_path, **settings)
+            await one.start()
+            await one.follow_relay(state.list.text)
+            assert (one.known_relay_ca, one.certificate_ca) == (state.list.pins[1], first)
+            state = state.take("activate", time.time())
+            relay.rotate(state)
+            running = asyncio.ensure_future(one.run())
+            await one.follow_relay(state.list.text)
+            await until(lambda: one.certificate_ca == state.list.pins[1])
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            await one.follow_relay(state.take("retire", time.time()).list.text)
+            again = keeper(relay, tmp_path, **settings)
+            await again.start()
+            assert (again.known_relay_ca, again.certificate_ca) == (state.list.pins[1], state.list.pins[1])
+            assert one.trust.ca_pem == again.trust.ca_pem == (tmp_path / "ca.pem").read_text()
+            with pytest.raises((ConfigError, PinMismatch)):
+                await again.follow_relay(rotation_of(Authority.create("x"), "next").list.text)

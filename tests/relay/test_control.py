@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import socket
 import ssl
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,7 @@ from arcbridge.net.sockets import send_all
 from arcbridge.net.tls import ALPN_CONTROL
 from arcbridge.net.tlspipe import TlsPipe
 from arcbridge.pki.authority import Authority, agent_expiry
+from arcbridge.pki.rotation import Rotation
 from arcbridge.relay import control as control_module
 from arcbridge.relay.admission import Ticket
 from arcbridge.relay.control import FULL_RETRY, LAPSED_MARGIN, SETTLE
@@ -26,7 +29,7 @@ from arcbridge.relay.fleet.base import Lost
 from arcbridge.relay.registry.base import UserRevocation
 from arcbridge.settings.config import RelayLimitsConfig
 from arcbridge.wire.frames import GoawayCode
-from arcbridge.wire.records import Dial, Goaway, Revoke, Status
+from arcbridge.wire.records import CaSuccession, Dial, Goaway, Revoke, Status
 from arcbridge.wire.session import Introduction, Kind, Side
 from tests.net.ends import RELAY, agent_certificate, client_context, completed_work, tcp_pair
 from tests.net.test_client_hello import client_hello
@@ -82,19 +85,30 @@ class Told(BaseHandler):
 
 
 async def agent_comes(
-    relay: Station, cluster: str, instance: str = "i1", *, pin: str = "", cluster_ca: str = ""
+    relay: Station,
+    cluster: str,
+    instance: str = "i1",
+    *,
+    pin: str = "",
+    cluster_ca: str = "",
+    announced: CaSuccession | None = None,
 ) -> tuple[MuxSession, Told]:
-    """A control connection whose certificate states `pin` and whose HELLO carries `cluster_ca`."""
+    """A control connection whose certificate states `pin` and whose HELLO carries `cluster_ca`; it announces these CAs
+    and reports, as an agent does."""
     told = Told()
     session = MuxSession(Side.INITIATOR, Kind.CONTROL, told, introduction=Introduction(instance, cluster_ca=cluster_ca))
     sock = await relay.dial()
     await asyncio.get_running_loop().create_connection(
         session.protocol, sock=sock, ssl=client_context(ALPN_CONTROL, cluster, pin), server_hostname=RELAY
     )
+    with contextlib.suppress(ArcbridgeError):
+        await session.wait_established()
+        for record in filter(None, (announced, Status(instance=instance, ready=True))):
+            session.send(record)
     return session, told
 
 
-async def sent_away(relay: Station, cluster: str, instance: str = "i1", **brought: str) -> Goaway:
+async def sent_away(relay: Station, cluster: str, instance: str = "i1", **brought: Any) -> Goaway:
     """Connect such an agent and return what it was told when its connection has ended."""
     session, told = await agent_comes(relay, cluster, instance, **brought)
     await asyncio.wait_for(session.wait_ended(), 5)
@@ -370,6 +384,59 @@ async def test_of_two_clusters_with_one_name_the_first_is_adopted(tmp_path: Path
         assert one.pin in told.message
         assert two.pin in told.message
         session.abort()
+
+
+@pytest.mark.parametrize("missed", ["activate", "retire"])
+async def test_a_relay_that_was_away_follows_a_cluster_s_ca_before_it_judges_the_certificate(
+    tmp_path: Path, missed: str
+) -> None:
+    """Another relay over the same CA has renewed the certificate; docs/threats.md#E14: what the known CA has not signed
+    opens nothing, and a successor that is known does not give the name back to the one before."""
+    ca = cluster_ca()
+    states = [Rotation(ca.certificate_pem, ca.key_pem)]
+    for step in ("next", "activate", "retire"):
+        states.append(states[-1].take(step, time.time()))
+    state = states[3]
+    other = Rotation(cluster_ca("other").certificate_pem, cluster_ca("other").key_pem).take("next", time.time())
+    forged = state.list.text.replace(state.list.cas[0], other.list.cas[0])
+    async with station(tmp_path) as relay:
+        await relay.registry.adopt("prod", ca.certificate_pem, time.time())
+        if missed == "retire":
+            session, _ = await agent_comes(
+                relay, "prod", pin=ca.pin, announced=CaSuccession(states[2].succession, states[2].oldest)
+            )
+            await until_bound(relay, states[2].list.pins, ca.pin)
+            session.abort()
+            await connected(relay, 0)
+        else:
+            for text in ("", other.list.text, forged, "x"):
+                told = await sent_away(
+                    relay, "prod", pin=state.list.pins[1], announced=CaSuccession(text, state.certificate)
+                )
+                assert "another cluster CA at this relay" in told.message
+            assert (await known(relay.registry)).ca_pin == ca.pin
+        session, _ = await agent_comes(
+            relay, "prod", pin=state.list.pins[1], announced=CaSuccession(state.succession, state.oldest)
+        )
+        await connected(relay, 1)
+        await until_bound(relay, state.list.pins, state.list.pins[1])
+        session.abort()
+
+
+async def test_e14_a_name_that_is_bound_to_a_successor_is_not_given_back(tmp_path: Path) -> None:
+    """A former CA can certify any key, also one that has not agreed."""
+    ca = cluster_ca()
+    state = Rotation(ca.certificate_pem, ca.key_pem).take("next", time.time()).take("activate", time.time())
+    async with station(tmp_path) as relay:
+        await relay.registry.adopt("prod", state.certificate, time.time())
+        told = await sent_away(relay, "prod", pin=ca.pin, announced=CaSuccession(state.succession, state.oldest))
+        assert "another cluster CA at this relay" in told.message
+
+
+async def until_bound(relay: Station, pins: tuple[str, ...], pin: str) -> None:
+    async with asyncio.timeout(10):
+        while (record := await known(relay.registry)).succession.pins != pins or record.ca_pin != pin:
+            await asyncio.sleep(0.02)
 
 
 # Certificates, instances, pace.

@@ -48,14 +48,14 @@ from arcbridge.pki.authority import (
 )
 from arcbridge.pki.enrolment import JoinToken, key_hash, request_hash
 from arcbridge.pki.names import check_cluster_name
-from arcbridge.pki.pins import check_pin, same_pin
+from arcbridge.pki.pins import check_pin
 from arcbridge.relay.access import CallerChecks
 from arcbridge.relay.audit.log import RelayAudit
 from arcbridge.relay.audit.record import Actor
 from arcbridge.relay.counters import Counters
 from arcbridge.relay.http.answers import ApiRefusal, set_headers
 from arcbridge.relay.http.server import BODY_LIMIT, address_of, note_proved, read_body, take_turn
-from arcbridge.relay.registry.base import ClusterRecord, Registry, admit, cluster_state, foreign_ca
+from arcbridge.relay.registry.base import ClusterRecord, Registry, admit, cluster_state, foreign_ca, is_bound_to
 from arcbridge.relay.registry.generations import OLDER_AGENT, RenewedTwice, ShownCertificate
 from arcbridge.settings.config import RelayLimitsConfig
 
@@ -229,7 +229,7 @@ class Api:
         try:
             cluster = await self.registry.check_join_token(join_token)
             record = await self.registry.cluster(cluster)
-            if pin and record is not None and not same_pin(_checked_pin(pin), record.ca_pin):
+            if pin and record is not None and not is_bound_to(record.ca_pin, record.cas, _checked_pin(pin)):
                 tokens = await self.registry.list_join_tokens()
                 if not any(one.rebind for one in tokens if one.id == join_token.partition(".")[0]):
                     raise EnrolmentRefused(foreign_ca(record.ca_pin, pin))

@@ -29,6 +29,7 @@ Times are unix seconds. Cluster names are canonical (`pki.names`); any other rai
 
 from __future__ import annotations
 
+import contextlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -118,7 +119,10 @@ class ClusterRecord:
 
     @property
     def succession(self) -> Succession:
-        return Succession.read(self.cas, own=True) if self.cas else Succession.of_ca(self.ca_pem)
+        with contextlib.suppress(ConfigError):  # one that cannot be read: agents announce it again
+            if self.cas:
+                return Succession.read(self.cas, own=True)
+        return Succession.of_ca(self.ca_pem)
 
 
 @dataclass(frozen=True, slots=True)
@@ -448,6 +452,10 @@ def spent(used: int, uses: int, expires_at: float, now: float) -> str:
     return "the join token is used up: ask the relay's operator for a new one" if used >= uses else ""
 
 
+class ForeignCa(EnrolmentRefused):
+    """A certificate states another CA of its cluster than the registry knows."""
+
+
 def foreign_ca(known_pin: str, pin: str) -> str:
     """Return what an agent hears whose cluster's name is bound to another CA."""
     return (
@@ -460,7 +468,8 @@ def admit(record: ClusterRecord | None, certificate_der: bytes) -> ClusterRecord
     """Return `record` if an agent with this certificate may act for it, else raise `EnrolmentRefused`.
 
     `record` is what the registry has for the cluster that the certificate names; TLS has verified the certificate.
-    Asked at each control connection, each join of an agent and each renewal.
+    Asked at each control connection, each join of an agent and each renewal. It is `ForeignCa` where all is right but
+    the cluster's CA, which may have been rotated while this relay was away.
     """
     if record is None:
         raise EnrolmentRefused(NOT_ENROLLED)
@@ -473,7 +482,7 @@ def admit(record: ClusterRecord | None, certificate_der: bytes) -> ClusterRecord
     # Two relays over one CA may have bound one name to two clusters, each with a join token of its own.
     pin = agent_ca_pin(certificate_der)
     if pin and not is_bound_to(record.ca_pin, record.cas, pin):
-        raise EnrolmentRefused(
+        raise ForeignCa(
             f"this cluster's name belongs to another cluster CA at this relay: expected {record.ca_pin}, the agent's "
             f"certificate states {pin}. Enrol under another name, or have the operator make a join token with --rebind "
             "at this relay"
@@ -505,7 +514,9 @@ async def follow_cluster_ca(registry: Registry, name: str, announced: CaSuccessi
 
 def is_bound_to(ca_pin: str, cas: str, pin: str) -> bool:
     """Return whether a name that is bound to `ca_pin`, and to those in `cas`, is bound to `pin`."""
-    return same_pin(ca_pin, pin) or (cas != "" and pin in Succession.read(cas, own=True).pins)
+    with contextlib.suppress(ConfigError):  # as in `ClusterRecord.succession`
+        return same_pin(ca_pin, pin) or (cas != "" and pin in Succession.read(cas, own=True).pins)
+    return False
 
 
 def cluster_state(record: ClusterRecord, agents: int, now: float) -> str:
