@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-_COLUMNS = (("ca", "CA"), ("pin", "PIN"), ("certificate_expires", "CERTIFICATE UNTIL"), ("followed", "FOLLOWED"))
+_COLUMNS = (("ca", "CA"), ("pin", "PIN"), ("certificate_expires", "UNTIL"))
 _DONE = {
     "next": "the next CA is {pin}; it is announced within minutes",
     "activate": "CA {pin} signs within minutes",
@@ -32,8 +32,11 @@ def status(invocation: Invocation) -> int:
     found = asyncio.run(rotation.status(config))
     for one in found.missing:
         print_warning(one)
+    form = invocation.text("output", "table")
     rows = [{**row, "certificate_expires": rfc3339(row["certificate_expires"])} for row in found.rows]
-    sys.stdout.write(format_rows(rows, _COLUMNS, invocation.text("output", "table"), name="ca"))
+    sys.stdout.write(format_rows(rows, _COLUMNS, form, name="ca"))
+    if form == "table" and found.followed:
+        sys.stdout.write(f"followed by {found.followed}; relays that answered: {', '.join(found.relays)}\n")
     return ExitCode.DONE
 
 

@@ -125,6 +125,8 @@ class RotationStatus:
     """How many have followed the last step, in words."""
     missing: tuple[str, ...]
     """Why the next step has to wait: who has not followed."""
+    relays: tuple[str, ...] = ()
+    """Relays that have answered: one of a fleet that is frozen is missing, and no other knows of it."""
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -138,6 +140,7 @@ class RotationStatus:
                 "pin": pins[at + index],
                 "certificate_expires": certificate_validity(pem)[1],
                 "followed": self.followed if name == newest else "",
+                "relays": list(self.relays) if name == newest else [],
             }
             for index, (name, pem) in enumerate(cas.items(), -1)
             if pem

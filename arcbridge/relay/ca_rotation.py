@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from arcbridge.errors import StateError
+from arcbridge.net.address import parse_address
 from arcbridge.pki.authority import Authority
 from arcbridge.pki.private_files import read_file
 from arcbridge.pki.rotation import Rotation, RotationStatus
@@ -21,6 +22,7 @@ from arcbridge.relay.audit.commands import acting
 from arcbridge.relay.backend import registry_of
 from arcbridge.relay.data_dir import ROTATION_FILE, change_authority, open_authority, read_rotation
 from arcbridge.relay.fleet.base import AgentReport
+from arcbridge.relay.operations import Row
 from arcbridge.settings.config import RelayConfig
 
 
@@ -59,15 +61,19 @@ async def status(config: RelayConfig, clock: Callable[[], float] = time.time) ->
     wanted = known.pins[-1]
     async with registry_of(config, clock=clock) as registry:
         records = [one for one in await registry.clusters() if not one.revoked and one.certificate_expires > clock()]
-    agents = await ask(config.data_dir, {"ask": "agents"})
-    processes = await ask(config.data_dir, {"ask": "ca"})
-    if agents is None or processes is None:
+    agents, processes, checks = [await ask(config.data_dir, {"ask": one}) for one in ("agents", "ca", "checks")]
+    if agents is None or processes is None or checks is None:
         return RotationStatus(rotation, "", ("no relay runs here that could say who has followed",))
-    others, missing = [], []
-    for one in processes:
-        if one.get("pins") != list(known.pins) or one.get("present") != known.present:
-            worker = "" if one.get("worker") is None else f" (worker {one['worker']})"
-            others.append(f"relay {one.get('relay')}{worker} has another {ROTATION_FILE}")
+    state = {"pins": list(known.pins), "present": known.present, "since": known.since}
+    has = {_origin(one): all(one.get(key) == value for key, value in state.items()) for one in processes}
+    others = [f"{who} has another {ROTATION_FILE}" for who, same in has.items() if not same]
+    # Also of an earlier version, or in the middle of its start.
+    silent = dict.fromkeys(who for one in (*agents, *checks) if (who := _origin(one)) not in has)
+    others += [f"{who} does not say which CA it has" for who in silent]
+    here = sum(one.get("relay") == str(parse_address(config.public_address)) for one in processes)
+    if here < config.workers:
+        others.append(f"{config.workers - here} of {config.workers} processes of this relay do not answer")
+    missing = []
     for record in records:
         rows = [one for one in agents if one.get("cluster") == record.name]
         if not rows:
@@ -76,8 +82,14 @@ async def status(config: RelayConfig, clock: Callable[[], float] = time.time) ->
             missing.append(f"cluster {record.name} has an agent that does not know {wanted}")
         elif rotation.former_certificate and any(one.get("certificate_ca") != wanted for one in rows):
             missing.append(f"cluster {record.name} has an agent with a certificate of the former CA")
+    relays = sorted({str(one.get("relay")) for one in processes})
     followed = f"{len(records) - len(missing)} of {len(records)} clusters"
-    return RotationStatus(rotation, followed, (*others, *missing))
+    return RotationStatus(rotation, followed, (*others, *missing), tuple(relays))
+
+
+def _origin(row: Row) -> str:
+    worker = "" if row.get("worker") is None else f" (worker {row['worker']})"
+    return f"relay {row.get('relay')}{worker}"
 
 
 async def take_step(config: RelayConfig, step: str, *, force: bool, clock: Callable[[], float] = time.time) -> Rotation:

@@ -24,6 +24,7 @@ def test_steps_and_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         return capsys.readouterr().out
 
     assert "is announced within minutes" in run("make_next")
+    assert max(map(len, run("status").splitlines())) <= 104
     (present, following) = json.loads(run("status", output="json"))
     assert (present["ca"], following["ca"]) == ("present", "next")
     with pytest.raises(StateError, match="no relay runs here"):

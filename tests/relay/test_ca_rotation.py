@@ -41,11 +41,18 @@ class Running:
         self.authority = open_authority(config.data_dir)
         self.watch = RotationWatch(config.data_dir)
         self.agents: list[dict[str, Any]] = []
+        self.others: list[dict[str, Any]] = []
+        """What other relays of the fleet find out about themselves; they do not say which CA they have."""
 
     async def ask(self, data_dir: Path, question: dict[str, Any]) -> list[dict[str, Any]]:
         known = self.authority.succession
-        own = {"pins": list(known.pins), "present": known.present, "relay": "relay.test:8443", "worker": 1}
-        return self.agents if question["ask"] == "agents" else [own]
+        origin = {"relay": "127.0.0.1:443", "worker": 1}
+        state = {"pins": list(known.pins), "present": known.present, "since": known.since}
+        return {
+            "agents": [{**origin, **one} for one in self.agents],
+            "checks": [*self.others, origin],
+            "ca": [{**state, **origin}],
+        }[question["ask"]]
 
 
 @pytest.fixture
@@ -73,7 +80,7 @@ async def test_a_step_waits_for_all_and_names_those_it_waits_for(config: RelayCo
     first = running.authority.pin
     await take_step(config, "next", force=False)
     with pytest.raises(
-        StateError, match=r"relay relay.test:8443 \(worker 1\) has another ca-rotation.json; cluster far is"
+        StateError, match=r"relay 127.0.0.1:443 \(worker 1\) has another ca-rotation.json; cluster far is"
     ):
         await take_step(config, "activate", force=False)
     assert await running.watch.look(running.authority)
@@ -93,6 +100,21 @@ async def test_a_step_waits_for_all_and_names_those_it_waits_for(config: RelayCo
     assert await running.watch.look(running.authority)
     assert running.authority.trusted_pem == running.authority.certificate_pem
     assert (read_authority(config.data_dir) or running.authority).pin == second
+
+
+async def test_a_relay_that_does_not_say_which_ca_it_has_has_not_followed(
+    config: RelayConfig, running: Running
+) -> None:
+    await take_step(config, "next", force=False)
+    assert await running.watch.look(running.authority)
+    running.others = [{"relay": "older.test:8443", "worker": None}]
+    with pytest.raises(StateError, match=r"relay older.test:8443 does not say which CA it has\. Wait"):
+        await take_step(config, "activate", force=False)
+    running.others = []
+    with pytest.raises(StateError, match="2 of 3 processes of this relay do not answer"):
+        await take_step(replace(config, workers=3), "activate", force=False)
+    assert (await status(config)).relays == ("127.0.0.1:443",)
+    await take_step(config, "activate", force=False)
 
 
 async def test_agents_of_the_former_ca_are_taken_until_it_is_retired(config: RelayConfig, running: Running) -> None:
