@@ -114,6 +114,11 @@ FOLLOW_PAUSE: Final = 2.0
 LONGEST_PAUSE: Final = 300.0
 """Seconds between two that change something, of an agent that announces one after the other: each is a durable write
 and a record."""
+ANNOUNCED: Final = 3
+"""An agent is told of a step of the relay's rotation each time so many might come anew (`limits.agents_per_second`): it
+renews within half a minute, which costs the relay a connection, two signatures and a durable write."""
+LEDGER_RATE: Final = 16 * 1024 * 1024
+"""Bytes per second of ledgers that are given anew then: all of them wait in memory for agents that read slowly."""
 _MAX_INSTANCE: Final = 128
 _UNREGISTER_DEADLINE: Final = 0.5
 """Of the engine, at the beginning of a drain; one that does not answer must not hold it up."""
@@ -176,11 +181,15 @@ class ControlConnection(BaseHandler):
             for record in records:
                 self.session.send(record)
 
-    def keep(self, book: LedgerBook, fresh: Iterable[bytes] | None = None) -> None:
-        """Have the agent keep these entries of the ledger, or all of it where it holds something else."""
-        if self.intake is not None and self.intake.digest and self.intake.digest != book.digest:
-            self.tell(book.frames() if fresh is None else frames(fresh))
-            self.intake.digest = book.digest
+    def keep(self, book: LedgerBook, fresh: Iterable[bytes] | None = None) -> int:
+        """Have the agent keep these entries of the ledger, or all of it where it holds something else; return how many
+        bytes of them were sent."""
+        if self.intake is None or not self.intake.digest or self.intake.digest == book.digest:
+            return 0
+        sent = list(book.frames() if fresh is None else frames(fresh))
+        self.tell(sent)
+        self.intake.digest = book.digest
+        return sum(len(one.entries) for one in sent)
 
     def replaced(self) -> None:
         self.leave(GoawayCode.REPLACED, "another agent with the same instance id has connected", int(SETTLE))
@@ -271,6 +280,9 @@ class ControlServer:
         """Takes what an agent of this cluster has given back, and refuses it where that revokes it; set with `book`."""
         self.recovering = False
         """Whether revocations may be missing: what an agent has been told is not voided before it was given back."""
+        self._uninformed: dict[ControlConnection, None] = {}
+        """Agents that have not been told of the last step of a rotation."""
+        self._announcing: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
         return len(self._open)
@@ -331,6 +343,7 @@ class ControlServer:
         """Take so many agents from now on; none that is connected is cut."""
         now = time.monotonic()
         self._most = limits.agents
+        self._pause = ANNOUNCED / limits.agents_per_second
         self._handshakes.change(now, BURST, limits.agents_per_second)
         self._refusals.change(now, 1, max(limits.agents_per_second / 10, 1.0))
 
@@ -350,6 +363,8 @@ class ControlServer:
 
     def close(self) -> None:
         """End the drain: close the connections that are left."""
+        if self._announcing is not None:
+            self._announcing.cancel()
         for link in self._open:
             link.leave(GoawayCode.DRAINING, self._leaving or "this relay has stopped", RETRY_AFTER)
 
@@ -372,13 +387,24 @@ class ControlServer:
         """Have the agents keep the entries that are new."""
         if self.book is not None:
             for link in self._open:
-                link.keep(self.book, fresh or None)
+                if link not in self._uninformed:
+                    link.keep(self.book, fresh or None)
 
     def announce(self) -> None:
-        """Tell every agent of the relay's CAs, which were rotated."""
-        if (cas := self._cas()) is not None:
-            for link in self._open:
+        """Tell every agent of the relay's CAs, which were rotated, and have it keep the ledger as it is sealed now: one
+        after the other, for each of them then renews its certificate."""
+        self._uninformed = dict.fromkeys(self._open)
+        if self._announcing is None or self._announcing.done():
+            self._announcing = asyncio.get_running_loop().create_task(self._announce(), name="announce-cas")
+
+    async def _announce(self) -> None:
+        while self._uninformed:
+            link = next(iter(self._uninformed))
+            del self._uninformed[link]
+            if (cas := self._cas()) is not None:
                 link.tell([cas])
+            size = 0 if self.book is None else link.keep(self.book)
+            await asyncio.sleep(max(self._pause, size / LEDGER_RATE))
 
     def end_sessions(self, lost: Lost) -> None:
         """Have the agents of a cluster end the sessions of a user who has lost the right to it.
@@ -623,6 +649,7 @@ class ControlServer:
         finally:
             following.cancel()
             self._open.discard(link)
+            self._uninformed.pop(link, None)
             self._instances[key] -= 1
             if not self._instances[key]:
                 del self._instances[key]

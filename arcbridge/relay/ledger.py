@@ -121,14 +121,15 @@ class LedgerBook:
             self.digest = self._sealed.digest()
         return [entry for entry in fresh if entry in self._sealed]
 
-    def use(self, seal: Seal) -> bool:
+    async def use(self, seal: Seal) -> bool:
         """Seal with the CA that a rotation has come to; return whether agents have to be given all of it anew."""
-        former, self.seal = self.seal, seal
-        self._opened, self._opened_size = {}, 0
-        if seal.secret == former.secret:
+        if seal.secret == self.seal.secret:
+            self.seal, self._opened, self._opened_size = seal, {}, 0
             return False
-        changes, self._changes = [change for change, _ in self._changes.values()], {}
-        self.learn(changes)
+        made = LedgerBook(seal)
+        # A second for 30 000 changes. What changes meanwhile is learnt with the next look.
+        await asyncio.to_thread(made.learn, [change for change, _ in self._changes.values()])
+        self.__dict__.update(made.__dict__)
         return True
 
     def frames(self) -> Iterator[Ledger]:

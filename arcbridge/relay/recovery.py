@@ -123,10 +123,11 @@ class RevocationRecovery:
         """Have the agents keep what has changed."""
         self._control.share_ledger(self.book.learn(await self._registry.access_changes()))
 
-    def rotated(self, authority: Authority) -> None:
-        """The relay's CA is another: agents keep all of it as this one seals it, before the former one is retired."""
-        if self.book.use(Seal.of(authority, self._name)):
-            self._control.share_ledger(())
+    async def rotated(self, authority: Authority) -> None:
+        """Have the agents follow the relay's CA, and keep all of the ledger as it is sealed now, before the former one
+        is retired."""
+        await self.book.use(Seal.of(authority, self._name))
+        self._control.announce()
 
     async def returned(self, cluster: str, intake: Intake) -> None:
         """Take what an agent of `cluster` has given back. Raises `EnrolmentRefused` where that revokes it."""

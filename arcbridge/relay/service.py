@@ -469,8 +469,7 @@ class _Maintenance:
         try:
             if await self._rotation.look(authority):
                 self._basis.certificate.refresh(rotated=True)
-                self.recovery.rotated(authority)
-                self._control.announce()
+                await self.recovery.rotated(authority)
                 audit.note("ca follow", {"present": authority.pin, "newest": authority.succession.pins[-1]})
             self.ca_error = ""
         except StateError as error:

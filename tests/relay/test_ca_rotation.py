@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from arcbridge.errors import StateError
+from arcbridge.mux.session import MuxSession
 from arcbridge.pki.authority import Authority, agent_cluster
 from arcbridge.pki.enrolment import make_csr, make_key
 from arcbridge.pki.private_files import locked
@@ -25,7 +26,7 @@ from arcbridge.relay.control import ANNOUNCEMENTS, ControlConnection
 from arcbridge.relay.data_dir import change_authority, open_authority, open_registry, read_authority, read_rotation
 from arcbridge.relay.fleet.base import AgentReport
 from arcbridge.relay.hop import Hops
-from arcbridge.settings.config import RelayConfig
+from arcbridge.settings.config import RelayConfig, RelayLimitsConfig
 from arcbridge.wire.records import CaSuccession, Status
 from tests.net.ends import authority
 from tests.relay.audit.test_log import records
@@ -268,6 +269,34 @@ async def test_e14_a_flood_of_announcements_costs_the_relay_four_and_one_judgeme
             assert len(judged) == 1
             assert link.announced.qsize() == (0 if sent == 1 else ANNOUNCEMENTS)
         assert link in relay.fleet.links()
+
+
+class Told(Agent):
+    """An agent that keeps what it is told of the relay's CAs."""
+
+    cas = ""
+
+    def succession_received(self, session: MuxSession, succession: CaSuccession) -> None:
+        self.cas = succession.cas
+
+
+async def test_agents_are_told_of_a_step_one_after_the_other(tmp_path: Path) -> None:
+    """Each renews then: all at once they would take the relay's loop, and wait for each other's durable writes."""
+    async with station(tmp_path, "prod") as relay, contextlib.AsyncExitStack() as stack:
+        agents = [await stack.enter_async_context(Told(relay, instance=f"i{n}")) for n in range(4)]
+        assert relay.control._pause == pytest.approx(3 / RelayLimitsConfig().agents_per_second)
+        for step, pause in (("one", 3600.0), ("two", 0.0)):
+            relay.control._cas = lambda step=step: CaSuccession(step)
+            relay.control._pause = pause
+            relay.control.announce()
+            if pause:
+                await until(lambda: any(one.cas for one in agents))
+                assert sum(one.cas == step for one in agents) == 1
+                assert relay.control._announcing is not None
+                relay.control._announcing.cancel()
+                await asyncio.sleep(0)
+            else:
+                await until(lambda: all(one.cas == "two" for one in agents))
 
 
 async def reported(agent: Agent, link: ControlConnection, sessions: int) -> None:

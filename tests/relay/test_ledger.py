@@ -169,7 +169,7 @@ async def test_a_step_of_a_rotation_ends_what_an_agent_is_giving_back_and_forget
     assert (intake.forged, intake.done.result()) == (False, [BOB]), "of a newer relay, under the former CA"
     intake = Intake(book, time.time)
     intake.receive(Ledger(digest=b"?"))
-    book.use(Seal.of(active.take("retire", time.time()).authority(), "a"))
+    await book.use(Seal.of(active.take("retire", time.time()).authority(), "a"))
     for frame in frames([former.seal(BOB)], last=True):
         intake.receive(frame)
     assert intake.was_cut_off

@@ -406,9 +406,9 @@ async def test_a_revocation_outlives_the_registry_also_where_the_ca_was_rotated_
             for entry in entries_of(frame):
                 under_former.put(entry)
         # `ca activate`: an agent that is connected is given all of it anew, at once.
-        here.recovery.rotated(former)
+        await here.recovery.rotated(former)
         assert near.ledger.digest() == under_former.digest(), "the next CA does not seal yet"
-        here.recovery.rotated(active.authority())
+        await here.recovery.rotated(active.authority())
         await until(lambda: near.ledger.digest() == here.recovery.book.digest != under_former.digest())
     # The registry is lost; of the agents one was away since before the step, and the other was not.
     monkeypatch.setitem(globals(), "CA", active.authority())
