@@ -19,8 +19,6 @@ import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import structlog
-
 from arcbridge.errors import ConfigError, PinMismatch
 from arcbridge.pki.pins import check_pin, encoded, mismatch_message, pin_of
 from arcbridge.pki.private_files import ensure_private_directory, locked, read_file, write_private
@@ -36,8 +34,6 @@ _CERTIFICATE = re.compile(
     r"-----BEGIN CERTIFICATE-----\n(?:[A-Za-z0-9+/]{64}\n)*[A-Za-z0-9+/]{1,64}={0,2}\n-----END CERTIFICATE-----\n"
 )
 """The one spelling in which `encoded` writes it: a longer one would make what is kept too long to be read."""
-
-log = structlog.get_logger("arcbridge.pki")
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +182,9 @@ class SuccessionStore:
                 Succession.of_pin(pin) if kept is None else Succession.read(kept.decode("ascii", "replace"), own=True)
             )
         except ConfigError as error:
+            import structlog  # a client that only shows what is kept does without
+
+            log = structlog.get_logger("arcbridge.pki")
             log.warning("CAs that followed are not readable", path=str(self._file(pin)), reason=error.message)
             return Succession.of_pin(pin)
 

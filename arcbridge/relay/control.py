@@ -60,6 +60,7 @@ from arcbridge.relay.fleet.base import AgentReport, Fleet, Lost, lost_agent
 from arcbridge.relay.ledger import Intake, LedgerBook
 from arcbridge.relay.registry.base import (
     REVOKED,
+    ClusterRecord,
     ForeignCa,
     Registry,
     RegistryUnavailable,
@@ -489,18 +490,13 @@ class ControlServer:
             ticket.works()
             record = await self._registry.cluster(link.cluster)
             adoptable = record is None and agent_ca_pin(certificate) != ""
-            foreign = False
-            if not adoptable:
-                try:
-                    admit(record, certificate)
-                except ForeignCa:
-                    foreign = True
+            foreign = not adoptable and _is_foreign(record, certificate)
             ticket.waits()
             if not await self._introduced(link, session, ticket):
                 return False
             if foreign:
                 await self._admit_follower(link, certificate)
-            if adoptable:
+            elif adoptable:
                 ticket.works()
                 await self._adopt(link.cluster, certificate, session.peer_hello, ticket)
             ticket.waits()
@@ -522,8 +518,7 @@ class ControlServer:
         if len(self._open) >= self._most and not known:  # one that replaces its older connection is none more
             leaves = self._open.giving_way(link.cluster)
             if leaves is None:
-                # Who comes again and again to be refused has its turns after all others.
-                self._failed(ticket)
+                self._failed(ticket)  # one that comes again and again to be refused has its turns after all others
                 self._refused(ticket, link.cluster, "this relay holds all the agents it may: see limits.agents")
                 session.close(GoawayCode.LIMIT, FULL, FULL_RETRY)
                 return False
@@ -699,6 +694,15 @@ class ControlServer:
     def _refused(self, ticket: Ticket, cluster: str, reason: str) -> None:
         self._counters.agents_refused += 1
         log.warning("agent refused", source=ticket.address, cluster=cluster, reason=reason)
+
+
+def _is_foreign(record: ClusterRecord | None, certificate: bytes) -> bool:
+    """Return whether an agent is to be refused for its cluster's CA alone; raises `EnrolmentRefused` where for more."""
+    try:
+        admit(record, certificate)
+    except ForeignCa:
+        return True
+    return False
 
 
 def _all_users(users: Mapping[str, UserRevocation], *, first: bool = True) -> Iterator[Revoke]:

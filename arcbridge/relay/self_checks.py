@@ -86,7 +86,7 @@ def ca_finding(error: str, expires: float, now: float) -> Finding:
     """`error`: why a step of the rotation was not taken over; empty where it was. `expires`: of the relay's own CA,
     unix seconds."""
     if error:
-        return failed(CA, error, "correct data_dir; this process goes on with the CA that it has", "relay_ca")
+        return failed(CA, error, "correct data_dir; this process goes on with the CA that it has", "relay_ca_step")
     if (days := int((expires - now) // 86400)) < CA_WARNS:
         words = f"it ends in {days} days, and every certificate of it then"
         return warning(CA, words, "rotate it: docs/how-to/rotate-a-ca.md", "relay_ca_ends")

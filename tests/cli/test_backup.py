@@ -16,6 +16,7 @@ from arcbridge.cli.parser import Invocation
 from arcbridge.errors import StateError
 from arcbridge.pki.authority import Authority
 from arcbridge.relay.data_dir import open_authority, open_registry
+from arcbridge.relay.registry.sqlite import SCHEMA_VERSION
 from arcbridge.settings.config import RelayConfig
 from tests.relay.conftest import relay_config
 
@@ -43,7 +44,7 @@ def test_each_says_what_is_there_and_what_to_do(tmp_path: Path) -> None:
     made = printed(config, backup.backup, "backup", file=file)
     assert "NOT encrypted" in made
     assert "1 names revoked (bad)" in made
-    assert "schema 4" in printed(config, backup.restore, "restore", file=file, show=True)
+    assert f"schema {SCHEMA_VERSION}" in printed(config, backup.restore, "restore", file=file, show=True)
     done = printed(config, backup.restore, "restore", file=file, overwrite=True)
     assert "Revocations made after 20" in done
     assert "make new ones" in done
