@@ -163,16 +163,15 @@ class SqliteRegistry(Registry):
         check_join_token(cluster, uses, expires_at, now, rebind=rebind)
         token = JoinToken.create()
 
-        def insert() -> None:
-            with self._transaction(self._durable) as database:
-                database.execute("DELETE FROM join_tokens WHERE expires_at < ?", (now - KEEP_EXPIRED,))
-                database.execute(
-                    "INSERT INTO join_tokens (id, secret_hash, cluster, uses, created, expires_at, rebind)"
-                    " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    (token.id, token.secret_hash, cluster, uses, now, expires_at, int(rebind)),
-                )
+        def insert(database: sqlite3.Connection) -> None:
+            database.execute("DELETE FROM join_tokens WHERE expires_at < ?", (now - KEEP_EXPIRED,))
+            database.execute(
+                "INSERT INTO join_tokens (id, secret_hash, cluster, uses, created, expires_at, rebind)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (token.id, token.secret_hash, cluster, uses, now, expires_at, int(rebind)),
+            )
 
-        await self._run(insert)
+        await self._write(insert)
         return token.text
 
     async def list_join_tokens(self) -> list[JoinTokenRecord]:
@@ -186,18 +185,17 @@ class SqliteRegistry(Registry):
         token = JoinToken.parse(text)
         pin = pin_of(cluster_ca_pem)
 
-        def redeem() -> ClusterRecord:
-            with self._transaction(self._durable) as database:
-                now = self._clock()
-                cluster, rebind, repeated = self._consume(database, token, key_hash, now)
-                self._bind(database, cluster, cluster_ca_pem, pin, now, rebind=rebind)
-                keys = generations.enrolled(_keys(database, cluster), key_hash, now, repeated=repeated)
-                _keep_keys(database, cluster, keys)
-                return _cluster(
-                    database.execute(f"SELECT {_CLUSTER_COLUMNS} FROM clusters WHERE name = ?", (cluster,)).fetchone()
-                )
+        def redeem(database: sqlite3.Connection) -> ClusterRecord:
+            now = self._clock()
+            cluster, rebind, repeated = self._consume(database, token, key_hash, now)
+            self._bind(database, cluster, cluster_ca_pem, pin, now, rebind=rebind)
+            keys = generations.enrolled(_keys(database, cluster), key_hash, now, repeated=repeated)
+            _keep_keys(database, cluster, keys)
+            return _cluster(
+                database.execute(f"SELECT {_CLUSTER_COLUMNS} FROM clusters WHERE name = ?", (cluster,)).fetchone()
+            )
 
-        return await self._run(redeem)
+        return await self._write(redeem)
 
     async def check_join_token(self, text: str) -> str:
         token = JoinToken.parse(text)
@@ -283,34 +281,32 @@ class SqliteRegistry(Registry):
         check_cluster_name(name)
         version = None if version is None else printable(version, MAX_VERSION)
 
-        def update() -> None:
-            with self._transaction(self._quick) as database:
-                database.execute(
-                    "UPDATE clusters SET last_seen = max(last_seen, ?), version = coalesce(?, version) WHERE name = ?",
-                    (when, version, name),
-                )
+        def update(database: sqlite3.Connection) -> None:
+            database.execute(
+                "UPDATE clusters SET last_seen = max(last_seen, ?), version = coalesce(?, version) WHERE name = ?",
+                (when, version, name),
+            )
 
-        await self._run(update)
+        await self._write(update, quick=True)
 
     async def renew(self, name: str, shown: ShownCertificate, request: str) -> int:
         check_cluster_name(name)
 
-        def renew() -> int:
-            with self._transaction(self._durable) as database:
-                now = self._clock()
-                row = database.execute("SELECT revoked FROM clusters WHERE name = ?", (name,)).fetchone()
-                if row is None:
-                    raise EnrolmentRefused(NOT_ENROLLED)
-                if row[0]:
-                    raise EnrolmentRefused(REVOKED)
-                renewal = generations.renewed(_keys(database, name), shown, request, now)
-                _keep_keys(database, name, renewal.keys)
-                if not renewal.generation:
-                    at = _after_taking_back(database, "cluster", name, self._clock())
-                    database.execute("UPDATE clusters SET revoked = ? WHERE name = ?", (at, name))
-                return renewal.generation
+        def renew(database: sqlite3.Connection) -> int:
+            now = self._clock()
+            row = database.execute("SELECT revoked FROM clusters WHERE name = ?", (name,)).fetchone()
+            if row is None:
+                raise EnrolmentRefused(NOT_ENROLLED)
+            if row[0]:
+                raise EnrolmentRefused(REVOKED)
+            renewal = generations.renewed(_keys(database, name), shown, request, now)
+            _keep_keys(database, name, renewal.keys)
+            if not renewal.generation:
+                at = _after_taking_back(database, "cluster", name, self._clock())
+                database.execute("UPDATE clusters SET revoked = ? WHERE name = ?", (at, name))
+            return renewal.generation
 
-        generation = await self._run(renew)
+        generation = await self._write(renew)
         if not generation:
             raise RenewedTwice
         return generation
@@ -318,19 +314,17 @@ class SqliteRegistry(Registry):
     async def revoke_cluster(self, name: str) -> bool:
         check_cluster_name(name)
 
-        def revoke() -> bool:
+        def revoke(database: sqlite3.Connection) -> bool:
             # The time of the first revocation stays.
-            with self._transaction(self._durable) as database:
-                at = _after_taking_back(database, "cluster", name, self._clock())
-                known = database.execute(
-                    "UPDATE clusters SET revoked = CASE WHEN revoked > 0 THEN revoked ELSE ? END WHERE name = ?",
-                    (at, name),
-                ).rowcount
-                if not known:
-                    database.execute("INSERT OR IGNORE INTO revoked_names VALUES (?, ?)", (name, at))
-                return known > 0
+            at = _after_taking_back(database, "cluster", name, self._clock())
+            known = database.execute(
+                "UPDATE clusters SET revoked = CASE WHEN revoked > 0 THEN revoked ELSE ? END WHERE name = ?", (at, name)
+            ).rowcount
+            if not known:
+                database.execute("INSERT OR IGNORE INTO revoked_names VALUES (?, ?)", (name, at))
+            return known > 0
 
-        return await self._run(revoke)
+        return await self._write(revoke)
 
     async def unrevoke_cluster(self, name: str) -> bool:
         return await self._take_back("UPDATE clusters SET revoked = 0 WHERE name = ?", name)
@@ -342,12 +336,11 @@ class SqliteRegistry(Registry):
         """Run a statement on a cluster, and forget that its name was revoked; return whether either was known."""
         check_cluster_name(name)
 
-        def change() -> bool:
-            with self._transaction(self._durable) as database:
-                back = _take_revocation_back(database, "cluster", name, self._clock())
-                return database.execute(statement, (name,)).rowcount > 0 or back
+        def change(database: sqlite3.Connection) -> bool:
+            back = _take_revocation_back(database, "cluster", name, self._clock())
+            return database.execute(statement, (name,)).rowcount > 0 or back
 
-        return await self._run(change)
+        return await self._write(change)
 
     async def revocations(self) -> frozenset[str]:
         rows = await self._select("SELECT name FROM clusters WHERE revoked > 0 UNION SELECT name FROM revoked_names")
@@ -358,35 +351,29 @@ class SqliteRegistry(Registry):
     async def revoke_user(self, user: str, before: int, reason: str = "") -> UserRevocation:
         check_revocation(user, before, reason)
 
-        def revoke() -> UserRevocation:
-            with self._transaction(self._durable) as database:
-                now = self._clock()
-                at = _after_taking_back(database, "user", user, self._clock())
-                known = _users(database)
-                former = known.pop(user, None)
-                at = later(at, None if former is None else former.revoked)
-                record = added(former, UserRevocation(user, before, reason, at))
-                if len(known) >= MAX_REVOKED_USERS:
-                    old = [entry.user for entry in known.values() if may_go(entry, now)]
-                    if not old:
-                        raise full()
-                    database.executemany("DELETE FROM revoked_users WHERE user = ?", [(one,) for one in old])
-                database.execute(
-                    f"INSERT OR REPLACE INTO revoked_users ({_USER_COLUMNS}) VALUES (?, ?, ?, ?)",
-                    (record.user, record.before, record.reason, record.revoked),
-                )
-                return record
+        def revoke(database: sqlite3.Connection) -> UserRevocation:
+            now = self._clock()
+            at = _after_taking_back(database, "user", user, self._clock())
+            known = _users(database)
+            former = known.pop(user, None)
+            at = later(at, None if former is None else former.revoked)
+            record = added(former, UserRevocation(user, before, reason, at))
+            if len(known) >= MAX_REVOKED_USERS:
+                old = [entry.user for entry in known.values() if may_go(entry, now)]
+                if not old:
+                    raise full()
+                database.executemany("DELETE FROM revoked_users WHERE user = ?", [(one,) for one in old])
+            database.execute(
+                f"INSERT OR REPLACE INTO revoked_users ({_USER_COLUMNS}) VALUES (?, ?, ?, ?)",
+                (record.user, record.before, record.reason, record.revoked),
+            )
+            return record
 
-        return await self._run(revoke)
+        return await self._write(revoke)
 
     async def restore_user(self, user: str) -> bool:
         check_user(user)
-
-        def restore() -> bool:
-            with self._transaction(self._durable) as database:
-                return _take_revocation_back(database, "user", user, self._clock())
-
-        return await self._run(restore)
+        return await self._write(lambda database: _take_revocation_back(database, "user", user, self._clock()))
 
     async def user_revocations(self) -> Mapping[str, UserRevocation]:
         return await self._run(lambda: _users(self._durable))
@@ -397,27 +384,22 @@ class SqliteRegistry(Registry):
         return await self._run(lambda: list(_access_changes(self._durable).values()))
 
     async def merge(self, changes: Iterable[AccessChange]) -> list[AccessChange]:
-        def merge() -> list[AccessChange]:
-            with self._transaction(self._durable) as database:
-                return _merge(database, changes, self._clock())
-
-        return await self._run(merge)
+        return await self._write(lambda database: _merge(database, changes, self._clock()))
 
     async def recovery(self) -> Recovery | None:
         return await self._run(lambda: _recovery(self._durable))
 
     async def change_recovery(self, change: Callable[[Recovery | None], Recovery | None]) -> Recovery | None:
-        def keep() -> Recovery | None:
-            with self._transaction(self._durable) as database:
-                was = _recovery(database)
-                now = change(was)
-                if now != was:
-                    database.execute("DELETE FROM recovery")
-                    if now is not None:
-                        database.execute("INSERT INTO recovery VALUES (?)", (json.dumps(asdict(now)),))
-                return now
+        def keep(database: sqlite3.Connection) -> Recovery | None:
+            was = _recovery(database)
+            now = change(was)
+            if now != was:
+                database.execute("DELETE FROM recovery")
+                if now is not None:
+                    database.execute("INSERT INTO recovery VALUES (?)", (json.dumps(asdict(now)),))
+            return now
 
-        return await self._run(keep)
+        return await self._write(keep)
 
     async def snapshot(self) -> RegistrySnapshot:
         def copy() -> RegistrySnapshot:
@@ -483,14 +465,18 @@ class SqliteRegistry(Registry):
         """Return the rows that a statement finds."""
         return await self._run(lambda: self._durable.execute(statement, values).fetchall())
 
+    async def _write(self, change: Callable[[sqlite3.Connection], T], *, quick: bool = False) -> T:
+        """Run `change` in a transaction in the thread; one that is quick may be lost with the machine's power."""
+
+        def write() -> T:
+            with self._transaction(self._quick if quick else self._durable) as database:
+                return change(database)
+
+        return await self._run(write)
+
     async def _change(self, statement: str, values: tuple[object, ...]) -> bool:
         """Run one statement in a durable transaction; whether it met a row."""
-
-        def change() -> bool:
-            with self._transaction(self._durable) as database:
-                return database.execute(statement, values).rowcount > 0
-
-        return await self._run(change)
+        return await self._write(lambda database: database.execute(statement, values).rowcount > 0)
 
     @contextmanager
     def _transaction(self, database: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
