@@ -377,6 +377,19 @@ def merged(known: AccessChange | None, new: AccessChange, now: float) -> AccessC
     return new if new.at > known.at else None
 
 
+def news_of(
+    known: dict[tuple[str, str], AccessChange], changes: Iterable[AccessChange], now: float
+) -> list[AccessChange]:
+    """Return what of the changes holds from now on besides what is known, by kind and name, and add it to that."""
+    news = []
+    for change in changes:
+        found = merged(known.get((change.kind, change.name)), change, now)
+        if found is not None:
+            known[found.kind, found.name] = found
+            news.append(found)
+    return news
+
+
 def later(now: float, former: float | None) -> float:
     """Return the time of what is said now of a name of which something was said at `former`: a later one, always."""
     return now if former is None else max(now, former + 0.001)

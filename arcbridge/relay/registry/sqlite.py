@@ -30,16 +30,8 @@ from arcbridge.pki.enrolment import JoinToken
 from arcbridge.pki.names import check_cluster_name
 from arcbridge.pki.pins import pin_of, same_pin
 from arcbridge.pki.private_files import ensure_private_directory, locked, make_private
-from arcbridge.relay.registry import generations
+from arcbridge.relay.registry import base, generations
 from arcbridge.relay.registry.base import (
-    KEEP_EXPIRED,
-    MAX_REVOKED_USERS,
-    MAX_TAKEN_BACK,
-    MAX_VERSION,
-    NOT_ENROLLED,
-    REDEEM_AGAIN,
-    REVOKED,
-    UNKNOWN_TOKEN,
     AccessChange,
     ClusterRecord,
     JoinTokenRecord,
@@ -48,17 +40,6 @@ from arcbridge.relay.registry.base import (
     RegistrySnapshot,
     RegistryUnavailable,
     UserRevocation,
-    added,
-    check_join_token,
-    check_revocation,
-    check_user,
-    foreign_ca,
-    full,
-    later,
-    may_go,
-    merged,
-    recovery_of,
-    spent,
 )
 from arcbridge.relay.registry.generations import RenewedTwice, ShownCertificate
 
@@ -160,11 +141,11 @@ class SqliteRegistry(Registry):
 
     async def create_join_token(self, cluster: str, *, uses: int = 1, expires_at: float, rebind: bool = False) -> str:
         now = self._clock()
-        check_join_token(cluster, uses, expires_at, now, rebind=rebind)
+        base.check_join_token(cluster, uses, expires_at, now, rebind=rebind)
         token = JoinToken.create()
 
         def insert(database: sqlite3.Connection) -> None:
-            database.execute("DELETE FROM join_tokens WHERE expires_at < ?", (now - KEEP_EXPIRED,))
+            database.execute("DELETE FROM join_tokens WHERE expires_at < ?", (now - base.KEEP_EXPIRED,))
             database.execute(
                 "INSERT INTO join_tokens (id, secret_hash, cluster, uses, created, expires_at, rebind)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -218,7 +199,7 @@ class SqliteRegistry(Registry):
             "SELECT at FROM redemptions WHERE token_id = ? AND key_hash = ?", (token.id, key_hash)
         ).fetchone()
         # `abs`: after the wall clock was set back, "earlier" is no longer a reason to trust a redemption for ever.
-        if again is not None and abs(now - again[0]) <= REDEEM_AGAIN:
+        if again is not None and abs(now - again[0]) <= base.REDEEM_AGAIN:
             return cluster, rebind, True
         if reason:
             raise EnrolmentRefused(reason)
@@ -237,16 +218,16 @@ class SqliteRegistry(Registry):
         row = database.execute("SELECT ca_pin, revoked FROM clusters WHERE name = ?", (cluster,)).fetchone()
         if row is None:
             if database.execute("SELECT 1 FROM revoked_names WHERE name = ?", (cluster,)).fetchone():
-                raise EnrolmentRefused(REVOKED)
+                raise EnrolmentRefused(base.REVOKED)
             database.execute(
                 "INSERT INTO clusters (name, ca_pem, ca_pin, created) VALUES (?, ?, ?, ?)", (cluster, ca_pem, pin, now)
             )
             return
         known_pin, revoked = row
         if revoked:
-            raise EnrolmentRefused(REVOKED)
+            raise EnrolmentRefused(base.REVOKED)
         if not rebind and not same_pin(known_pin, pin):
-            raise EnrolmentRefused(foreign_ca(known_pin, pin))
+            raise EnrolmentRefused(base.foreign_ca(known_pin, pin))
         # Also when the pin is the same: the CA's certificate may have been made again over its key.
         database.execute("UPDATE clusters SET ca_pem = ?, ca_pin = ? WHERE name = ?", (ca_pem, pin, cluster))
         if not same_pin(known_pin, pin):
@@ -279,7 +260,7 @@ class SqliteRegistry(Registry):
 
     async def seen(self, name: str, when: float, *, version: str | None = None) -> None:
         check_cluster_name(name)
-        version = None if version is None else printable(version, MAX_VERSION)
+        version = None if version is None else printable(version, base.MAX_VERSION)
 
         def update(database: sqlite3.Connection) -> None:
             database.execute(
@@ -296,9 +277,9 @@ class SqliteRegistry(Registry):
             now = self._clock()
             row = database.execute("SELECT revoked FROM clusters WHERE name = ?", (name,)).fetchone()
             if row is None:
-                raise EnrolmentRefused(NOT_ENROLLED)
+                raise EnrolmentRefused(base.NOT_ENROLLED)
             if row[0]:
-                raise EnrolmentRefused(REVOKED)
+                raise EnrolmentRefused(base.REVOKED)
             renewal = generations.renewed(_keys(database, name), shown, request, now)
             _keep_keys(database, name, renewal.keys)
             if not renewal.generation:
@@ -349,19 +330,19 @@ class SqliteRegistry(Registry):
     # Users.
 
     async def revoke_user(self, user: str, before: int, reason: str = "") -> UserRevocation:
-        check_revocation(user, before, reason)
+        base.check_revocation(user, before, reason)
 
         def revoke(database: sqlite3.Connection) -> UserRevocation:
             now = self._clock()
             at = _after_taking_back(database, "user", user, self._clock())
             known = _users(database)
             former = known.pop(user, None)
-            at = later(at, None if former is None else former.revoked)
-            record = added(former, UserRevocation(user, before, reason, at))
-            if len(known) >= MAX_REVOKED_USERS:
-                old = [entry.user for entry in known.values() if may_go(entry, now)]
+            at = base.later(at, None if former is None else former.revoked)
+            record = base.added(former, UserRevocation(user, before, reason, at))
+            if len(known) >= base.MAX_REVOKED_USERS:
+                old = [entry.user for entry in known.values() if base.may_go(entry, now)]
                 if not old:
-                    raise full()
+                    raise base.full()
                 database.executemany("DELETE FROM revoked_users WHERE user = ?", [(one,) for one in old])
             database.execute(
                 f"INSERT OR REPLACE INTO revoked_users ({_USER_COLUMNS}) VALUES (?, ?, ?, ?)",
@@ -372,7 +353,7 @@ class SqliteRegistry(Registry):
         return await self._write(revoke)
 
     async def restore_user(self, user: str) -> bool:
-        check_user(user)
+        base.check_user(user)
         return await self._write(lambda database: _take_revocation_back(database, "user", user, self._clock()))
 
     async def user_revocations(self) -> Mapping[str, UserRevocation]:
@@ -538,8 +519,8 @@ def _known_token(database: sqlite3.Connection, token: JoinToken, now: float) -> 
     ).fetchone()
     secret_hash, cluster, uses, used, expires_at, rebind = row if row is not None else ("0" * 64, "", 0, 0, 0.0, 0)
     if not token.matches(secret_hash) or row is None:
-        raise EnrolmentRefused(UNKNOWN_TOKEN)
-    return str(cluster), bool(rebind), spent(used, uses, expires_at, now)
+        raise EnrolmentRefused(base.UNKNOWN_TOKEN)
+    return str(cluster), bool(rebind), base.spent(used, uses, expires_at, now)
 
 
 def _keys(database: sqlite3.Connection, cluster: str) -> generations.Keys:
@@ -594,7 +575,7 @@ def _after_taking_back(database: sqlite3.Connection, kind: str, name: str, now: 
     """Forget that a revocation was taken back, for there is another one; return the time of that."""
     row = database.execute("SELECT at FROM taken_back WHERE kind = ? AND name = ?", (kind, name)).fetchone()
     database.execute("DELETE FROM taken_back WHERE kind = ? AND name = ?", (kind, name))
-    return later(now, None if row is None else row[0])
+    return base.later(now, None if row is None else row[0])
 
 
 def _take_revocation_back(database: sqlite3.Connection, kind: str, name: str, now: float) -> bool:
@@ -602,7 +583,7 @@ def _take_revocation_back(database: sqlite3.Connection, kind: str, name: str, no
     known = _access_changes(database).get((kind, name))
     if known is None or not known.before:
         return False
-    _put(database, AccessChange(known.kind, name, later(now, known.at)))
+    _put(database, AccessChange(known.kind, name, base.later(now, known.at)))
     return True
 
 
@@ -618,19 +599,15 @@ def _access_changes(database: sqlite3.Connection) -> dict[tuple[str, str], Acces
 
 def _merge(database: sqlite3.Connection, changes: Iterable[AccessChange], now: float) -> list[AccessChange]:
     """Put what is news of these changes in force, in the caller's transaction, and return it."""
-    known, news = _access_changes(database), []
-    for change in changes:
-        found = merged(known.get((change.kind, change.name)), change, now)
-        if found is not None:
-            known[found.kind, found.name] = found
-            _put(database, found)
-            news.append(found)
+    news = base.news_of(_access_changes(database), changes, now)
+    for change in news:
+        _put(database, change)
     return news
 
 
 def _recovery(database: sqlite3.Connection) -> Recovery | None:
     row = database.execute("SELECT state FROM recovery").fetchone()
-    return None if row is None else recovery_of(json.loads(row[0]))
+    return None if row is None else base.recovery_of(json.loads(row[0]))
 
 
 def _put(database: sqlite3.Connection, change: AccessChange) -> None:
@@ -650,7 +627,7 @@ def _put(database: sqlite3.Connection, change: AccessChange) -> None:
     if not before:
         database.execute("INSERT INTO taken_back VALUES (?, ?, ?)", (kind, name, at))
         database.execute("DELETE FROM taken_back WHERE rowid IN (SELECT rowid FROM taken_back ORDER BY at DESC"
-                         " LIMIT -1 OFFSET ?)", (MAX_TAKEN_BACK,))  # fmt: skip
+                         " LIMIT -1 OFFSET ?)", (base.MAX_TAKEN_BACK,))  # fmt: skip
 
 
 def _translated(error: sqlite3.Error, path: Path) -> RegistryUnavailable | StateError:
