@@ -36,7 +36,7 @@ from arcbridge.net.address import Address, parse_listen
 from arcbridge.observe import logging as logs
 from arcbridge.observe.aggregated_metrics import AggregatedMetrics, Snapshot
 from arcbridge.observe.health import Checks
-from arcbridge.observe.reloads import Outcome
+from arcbridge.observe.reloads import Outcome, merged
 from arcbridge.observe.server import ObserveServer
 from arcbridge.relay.audit.log import RelayAudit
 from arcbridge.relay.data_dir import instance_lock
@@ -44,7 +44,7 @@ from arcbridge.relay.listener import bind
 from arcbridge.relay.membership import enter_audit, log_warnings, open_to_operator, record_start
 from arcbridge.relay.operations import Question, Row, rows_of
 from arcbridge.relay.processes.worker import Assignment, send_rows
-from arcbridge.relay.reload import merged
+from arcbridge.relay.reload import RELOADABLE
 from arcbridge.relay.service import RelayInfo
 from arcbridge.relay.settings import required, worker_count
 from arcbridge.relay.siblings.channel import Channel, Head, Received, in_parts, pair
@@ -500,7 +500,7 @@ class Supervisor:
         """
         config = reread()
         log_warnings(required(config).problems)
-        self._config = merged(self._config, config)
+        self._config = merged(self._config, config, RELOADABLE)
         for worker in self._serving():
             worker.settings = self._config
         logs.reconfigure_level(config.observe.log_level)
