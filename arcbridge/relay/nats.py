@@ -21,6 +21,7 @@ import re
 import secrets
 import ssl
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -65,18 +66,16 @@ class NoReply(ArcbridgeError):
     """A subscriber did not answer in time."""
 
 
+@dataclass(slots=True, eq=False)
 class Subscription:
     """A subject that is listened to through every connection; made by `NatsConnection.subscribe`."""
 
-    __slots__ = ("client", "handler", "live", "queue", "subject")
-
-    def __init__(self, subject: str, queue: str, handler: Callable[[Msg], None]) -> None:
-        self.subject = subject
-        self.queue = queue
-        self.handler = handler
-        self.client: Client | None = None
-        """The connection that `live` belongs to."""
-        self.live: Any = None
+    subject: str
+    queue: str
+    handler: Callable[[Msg], None]
+    client: Client | None = None
+    """The connection that `live` belongs to."""
+    live: Any = None
 
 
 class NatsConnection:
